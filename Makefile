@@ -1,0 +1,48 @@
+# Everything runs in .venv, which `make env` builds: with uv where it is installed, else with venv and pip.
+.POSIX:
+.PHONY: env demo test check lint docs bench clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_ARGS ?=
+DEMO_DIR ?= demo
+TEST_ARGS ?=
+
+env: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	@if command -v uv >/dev/null 2>&1; then \
+	    uv venv --quiet --allow-existing --python ">=3.11" $(VENV) && \
+	    uv pip install --quiet --python $(BIN)/python -e ".[demo,postgres,pandas]" --group test --group check; \
+	else \
+	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "everloop needs Python 3.11 or newer; set PYTHON=")' && \
+	    $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" && \
+	    $(BIN)/python -m pip install --quiet -e ".[demo,postgres,pandas]" --group test --group check; \
+	fi
+	@touch $@
+
+# The whole life cycle on real flights; DEMO_ARGS="--exit" ends it after the final table.
+demo: env
+	$(BIN)/everloop demo $(DEMO_DIR) $(DEMO_ARGS)
+
+test: env
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(TEST_ARGS)
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+check: lint test
+
+# Rewrites the command reference from the commands themselves.
+docs: env
+	$(BIN)/python docs/generate.py
+
+bench: env
+	$(BIN)/python benchmarks/pipeline.py
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

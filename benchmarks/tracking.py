@@ -1,0 +1,298 @@
+"""What tracking costs: everloop beside MLflow, Weights & Biases (offline) and Trackio.
+
+    python benchmarks/tracking.py [--tools everloop mlflow …] [--runs 1000] [--points 1000000]
+
+Four pieces of work: log one metric inside a run (the mean over many calls), a whole run with ten parameters and ten
+metrics (the median), the first page of a search by a metric with a filter, ordered by another, among many runs, and
+2,000 points of a metric that has many. Every tool writes to this machine only. Each peer lives in a virtual
+environment of its own under `.bench/<tool>`, which this script makes, with its newest release. What a tool cannot do
+without a server of its vendor, or only by reading everything, it does not do here, and the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCH = ROOT / ".bench"
+WORK = {
+    "log": "Log one metric",
+    "run": "A run with 10 parameters and 10 metrics",
+    "search": "First page of 50 by a metric, with a filter, among {runs:,} runs",
+    "history": "2,000 points of {points:,}, read again",
+    "history_first": "2,000 points of {points:,}, read for the first time",
+}
+
+EVERLOOP = """
+    import json, random, statistics, sys, time
+    import everloop as el
+    from everloop.records import Point, Run
+    from everloop.stores import open_store
+    from everloop.tracking.history import read_history
+    from everloop.tracking.search import search_runs
+
+    runs, points, calls, repeat = map(int, sys.argv[1:])
+    random.seed(0)
+    found = {}
+    store = open_store("home")
+    with el.start_run("warm", store=store) as run:
+        run.log(loss=1.0)
+        began = time.perf_counter()
+        for step in range(calls):
+            run.log(loss=0.5, step=step)
+        found["log"] = (time.perf_counter() - began) / calls
+    seconds = []
+    for number in range(repeat):
+        began = time.perf_counter()
+        with el.start_run("r", store=store, params={f"p{k}": k for k in range(10)}) as run:
+            run.log({f"m{k}": random.random() for k in range(10)})
+        seconds.append(time.perf_counter() - began)
+    found["run"] = statistics.median(seconds)
+    for start in range(0, runs, 1000):
+        store.records.put(*(
+            store.new(Run, name="r", state="finished", started_at=store.now(),
+                      params={f"p{k}": random.choice("abc") for k in range(20)},
+                      metrics={f"m{k}": random.random() for k in range(50)})
+            for _ in range(min(1000, runs - start))
+        ))
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        page = search_runs(store, "metrics.m1 > 0.5 and params.p3 = 'a'", order_by=["-metrics.m0"], limit=50)
+        seconds.append(time.perf_counter() - began)
+    found["search"] = statistics.median(seconds)
+    run = store.new(Run, name="long", started_at=store.now())
+    store.records.put(run)
+    now = store.now()
+    for start in range(0, points, 50_000):
+        store.records.append_points(f"run:{run.id}", [
+            Point(key="loss", value=random.random(), step=step, at=now)
+            for step in range(start, min(start + 50_000, points))
+        ])
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        assert len(read_history(store, run, "loss", 2000)) <= 2000
+        seconds.append(time.perf_counter() - began)
+    found["history_first"], found["history"] = seconds[0], statistics.median(seconds[1:])
+    print(json.dumps(found))
+"""
+
+MLFLOW = """
+    import json, random, statistics, sys, time
+    import mlflow
+    from mlflow.entities import Metric, Param
+    from mlflow.tracking import MlflowClient
+
+    runs, points, calls, repeat = map(int, sys.argv[1:])
+    random.seed(0)
+    found = {}
+    mlflow.set_tracking_uri("sqlite:///mlflow.db")
+    client = MlflowClient()
+    with mlflow.start_run():
+        mlflow.log_metric("loss", 1.0)
+        few = min(calls, 100)
+        began = time.perf_counter()
+        for step in range(few):
+            mlflow.log_metric("loss", 0.5, step=step)
+        found["log"] = (time.perf_counter() - began) / few
+    seconds = []
+    for number in range(min(repeat, 10)):
+        began = time.perf_counter()
+        with mlflow.start_run():
+            mlflow.log_params({f"p{k}": k for k in range(10)})
+            mlflow.log_metrics({f"m{k}": random.random() for k in range(10)})
+        seconds.append(time.perf_counter() - began)
+    found["run"] = statistics.median(seconds)
+    for _ in range(runs):
+        run = client.create_run("0")
+        client.log_batch(run.info.run_id,
+                         metrics=[Metric(f"m{k}", random.random(), 0, 0) for k in range(50)],
+                         params=[Param(f"p{k}", random.choice("abc")) for k in range(20)])
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        client.search_runs(["0"], "metrics.m1 > 0.5 and params.p3 = 'a'", order_by=["metrics.m0 DESC"], max_results=50)
+        seconds.append(time.perf_counter() - began)
+    found["search"] = statistics.median(seconds)
+    run = client.create_run("0")
+    for start in range(0, points, 1000):
+        client.log_batch(run.info.run_id, metrics=[
+            Metric("loss", random.random(), 0, step) for step in range(start, min(start + 1000, points))
+        ])
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        everything = client.get_metric_history(run.info.run_id, "loss")
+        shown = everything[:: max(len(everything) // 2000, 1)]
+        seconds.append(time.perf_counter() - began)
+    found["history_first"], found["history"] = seconds[0], statistics.median(seconds[1:])
+    print(json.dumps(found))
+"""
+
+WANDB = """
+    import json, os, random, statistics, sys, time
+    os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true", WANDB_DIR=".")
+    import wandb
+
+    runs, points, calls, repeat = map(int, sys.argv[1:])
+    found = {}
+    with wandb.init(project="bench") as run:
+        run.log({"loss": 1.0})
+        began = time.perf_counter()
+        for step in range(calls):
+            run.log({"loss": 0.5})
+        found["log"] = (time.perf_counter() - began) / calls
+    seconds = []
+    for number in range(min(repeat, 5)):
+        began = time.perf_counter()
+        with wandb.init(project="bench", config={f"p{k}": k for k in range(10)}) as run:
+            run.log({f"m{k}": random.random() for k in range(10)})
+        seconds.append(time.perf_counter() - began)
+    found["run"] = statistics.median(seconds)
+    print(json.dumps(found))
+"""
+
+TRACKIO = """
+    import contextlib, io, json, os, random, statistics, sys, time
+    os.environ["TRACKIO_DIR"] = os.path.abspath("trackio")
+    import trackio
+
+    runs, points, calls, repeat = map(int, sys.argv[1:])
+    found = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        trackio.init(project="bench", embed=False)
+        trackio.log({"loss": 1.0})
+        began = time.perf_counter()
+        for step in range(calls):
+            trackio.log({"loss": 0.5})
+        found["log"] = (time.perf_counter() - began) / calls
+        trackio.finish()
+        seconds = []
+        for number in range(min(repeat, 5)):
+            began = time.perf_counter()
+            trackio.init(project="bench", name=f"r{number}", config={f"p{k}": k for k in range(10)}, embed=False)
+            trackio.log({f"m{k}": random.random() for k in range(10)})
+            trackio.finish()
+            seconds.append(time.perf_counter() - began)
+    found["run"] = statistics.median(seconds)
+    print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One contestant: the program that prints its seconds per piece of work, and what it needs."""
+
+    name: str
+    program: str
+    requirements: tuple[str, ...] = ()
+    remarks: dict[str, str] = field(default_factory=dict)
+    """Why a piece of work is not done, or how."""
+
+
+_NO_READING = dict.fromkeys(("search", "history", "history_first"), "searches and reads on its server only")
+TOOLS = [
+    Tool("everloop", EVERLOOP),
+    Tool("mlflow", MLFLOW, ("mlflow",), {"history": "every n-th point of all", "history_first": "likewise"}),
+    Tool("wandb", WANDB, ("wandb",), _NO_READING),
+    Tool("trackio", TRACKIO, ("trackio",), dict.fromkeys(_NO_READING, "has no search; its page reads everything")),
+]
+
+
+class UnmeasuredError(Exception):
+    """A tool could not be installed or run; the text says why."""
+
+
+def python_of(tool: Tool) -> str:
+    """The interpreter that has the tool; makes its environment when there is none."""
+    if not tool.requirements:
+        return sys.executable
+    folder = BENCH / tool.name
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        print(f"making {folder.relative_to(ROOT)} …", file=sys.stderr, flush=True)
+        run([sys.executable, "-m", "venv", "--clear", str(folder)], timeout_s=300)
+        run([str(python), "-m", "pip", "install", "--quiet", "--upgrade", *tool.requirements], timeout_s=1800)
+        (folder / "ready").touch()
+    return str(python)
+
+
+def version_of(tool: Tool, python: str) -> str:
+    return run([python, "-c", f"import importlib.metadata as m; print(m.version('{tool.name}'))"], timeout_s=60).strip()
+
+
+def measure(tool: Tool, python: str, sizes: list[int]) -> dict[str, float]:
+    """Seconds of each piece of work that the tool does."""
+    with tempfile.TemporaryDirectory(prefix="everloop-bench-") as folder:
+        program = Path(folder) / "program.py"
+        program.write_text(textwrap.dedent(tool.program))
+        out = run([python, str(program), *map(str, sizes)], timeout_s=7200, folder=folder)
+    found: dict[str, float] = json.loads(out.strip().splitlines()[-1])
+    return found
+
+
+def run(command: list[str], *, timeout_s: float, folder: str | None = None) -> str:
+    environment = {**os.environ, **({"EVERLOOP_KEYS": f"{folder}/keys", "HOME": folder} if folder else {})}
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UnmeasuredError(f"took longer than {timeout_s:.0f} s") from error
+    if done.returncode:
+        lines = [line for line in done.stderr.strip().splitlines() if line.strip()] or ["no message"]
+        raise UnmeasuredError(f"{Path(command[0]).name} ended with {done.returncode}: {lines[-1][:200]}")
+    return done.stdout
+
+
+def show(title: str, rows: list[tuple[str, str, float | None, str]]) -> None:
+    """One line per tool: name, version, time, how many times everloop's, and a remark."""
+    ours = next((seconds for name, _, seconds, _ in rows if name == "everloop" and seconds), None)
+    print(f"\n{title}\n")
+    print(f"| {'tool':10} | {'version':10} | {'time':>12} | {'ratio':>9} | remark")
+    print(f"|{'-' * 12}|{'-' * 12}|{'-' * 14}|{'-' * 11}|{'-' * 30}")
+    for name, version, seconds, remark in rows:
+        shown = "-" if seconds is None else f"{seconds * 1e6:9.1f} µs" if seconds < 1e-3 else f"{seconds * 1e3:9.1f} ms"
+        ratio = f"{seconds / ours:7.1f}×" if seconds is not None and ours else "-"
+        print(f"| {name:10} | {version:10} | {shown:>12} | {ratio:>9} | {remark}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--tools", nargs="+", default=[tool.name for tool in TOOLS], choices=[t.name for t in TOOLS])
+    parser.add_argument("--runs", type=int, default=1000, help="runs among which the search looks")
+    parser.add_argument("--points", type=int, default=1_000_000, help="points of the long metric")
+    parser.add_argument("--calls", type=int, default=10_000, help="calls that log one metric")
+    parser.add_argument("--repeat", type=int, default=30, help="whole runs, of which the median counts")
+    options = parser.parse_args()
+    began = time.perf_counter()
+    sizes = [options.runs, options.points, options.calls, options.repeat]
+    rows: dict[str, list[tuple[str, str, float | None, str]]] = {name: [] for name in WORK}
+    for tool in (tool for tool in TOOLS if tool.name in options.tools):
+        version, why = "?", ""
+        found: dict[str, float] = {}
+        try:
+            python = python_of(tool)
+            version = version_of(tool, python)
+            found = measure(tool, python, sizes)
+        except UnmeasuredError as error:
+            why = f"not measured: {error}"
+        for name, lines in rows.items():
+            lines.append((tool.name, version, found.get(name), why or tool.remarks.get(name, "")))
+    for name, title in WORK.items():
+        show(title.format(runs=options.runs, points=options.points), rows[name])
+    print(f"\n{os.cpu_count()} cores, Python {sys.version.split()[0]}, {time.perf_counter() - began:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""`everloop init`, `run` and `up`: a project, one turn of its loop, and keeping it turning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from everloop.cli.output import AsJson, Home, console, emit, messages, table
+
+if TYPE_CHECKING:
+    from everloop.loop import Loop, Turn
+    from everloop.pipeline import Planned
+    from everloop.records import Step
+    from everloop.stores import Store
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Made if it is not there.")] = Path(),
+    json: AsJson = False,
+) -> None:
+    """Make a new project: loop.py with a small data set, a test, and a CI workflow. Overwrites nothing."""
+    from importlib.resources import files
+
+    from everloop.errors import AlreadyExistsError
+
+    template = files("everloop.cli") / "template"
+    names = {
+        "loop.py": "loop.py",
+        "everloop.toml": "everloop.toml",
+        "data.csv": "data/wine.csv",
+        "test_loop.py": "tests/test_loop.py",
+        "workflow.yml": ".github/workflows/loop.yml",
+        "gitignore": ".gitignore",
+    }
+    folder = folder.absolute()
+    taken = [name for name in names.values() if (folder / name).exists()]
+    if "loop.py" in taken:
+        raise AlreadyExistsError(f"{folder} has a loop.py already.", help="Run it with: everloop run")
+    written = []
+    for source, name in names.items():
+        if name in taken:
+            continue
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = (template / source).read_text(encoding="utf-8")
+        path.write_text(text.replace("{{name}}", _project_name(folder)), encoding="utf-8")
+        written.append(name)
+
+    def draw() -> None:
+        for name in written:
+            console().print(f"  {name}")
+        where = "" if folder == Path.cwd() else f"cd {folder} && "
+        console().print(f"A new project is in {folder}. Turn its loop: {where}everloop run")
+
+    emit({"folder": folder, "written": written}, json, draw)
+
+
+def run(
+    target: Annotated[
+        str | None, typer.Argument(help="A step to run up to, a loop, or LOOP.STEP. Default: all.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A step's parameter: NAME=VALUE or STEP.NAME=VALUE.")
+    ] = None,
+    on: Annotated[
+        str, typer.Option("--on", help="Where steps run: local (this process) or pool (warm processes).")
+    ] = "local",
+    force: Annotated[
+        list[str] | None, typer.Option("--force", help="Run this step even if cached; repeatable.")
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what would run and why; run nothing.")] = False,
+    project: Annotated[Path | None, typer.Option("--dir", help="The project's folder.")] = None,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Take one turn: data → train → judge → register → release. Does only what is not done yet."""
+    from everloop.errors import UsageError
+    from everloop.loop import explain_turn, load_project, take_turn
+
+    executors = {"local": "inline", "pool": "pool"}
+    if on not in executors:
+        raise UsageError(f"Nothing called '{on}' to run on.", help=f"There is: {', '.join(executors)}")
+    loaded = load_project(project)
+    loop, step = _aim(loaded.loops, target)
+    with _store_of(loaded.folder, home) as store:
+        params = _params(set_ or [])
+        if explain:
+            planned = explain_turn(loop, store, target=step, params=params, force=force or ())
+            shown = {"loop": loop.name, "steps": [_planned_json(one) for one in planned]}
+            emit(shown, json, lambda: _draw_plan(planned))
+            return
+        listener = None
+        if not json:
+            from everloop.cli.progress import StepLines
+
+            listener = StepLines()
+            messages().print(f"[bold]{loop.name}[/bold] → {store.home}")
+        turn = take_turn(
+            loop,
+            store,
+            trigger="manual",
+            target=step,
+            params=params,
+            executor=executors[on],
+            force=force or (),
+            listener=listener,
+        )
+        emit(_turn_json(turn), json, lambda: _draw_turn(turn, store))
+
+
+def up(
+    project: Annotated[Path | None, typer.Option("--dir", help="The project's folder.")] = None,
+    port: Annotated[int, typer.Option(help="Of the API and the status page; 0 takes a free one.")] = 8100,
+    every: Annotated[float, typer.Option(help="Seconds between two looks at logs and triggers.")] = 10.0,
+    home: Home = None,
+) -> None:
+    """Keep the loop turning until Ctrl-C: endpoints, watching, triggers, API and status page."""
+    from everloop.loop.project import find_folder
+
+    folder = find_folder(project)
+    with _store_of(folder, home) as store:
+        keep_up(store, folder, port=port, every=every)
+
+
+def keep_up(store: Store, folder: Path, *, port: int = 8100, every: float = 10.0) -> None:
+    """Supervise in the foreground and say where things are."""
+    import threading
+
+    from everloop.server import Supervisor
+
+    supervisor = Supervisor(store, folder, port=port, every_s=every)
+
+    def tell() -> None:
+        messages().print(
+            f"Status page and API: [bold]{supervisor.url}[/bold]  (Ctrl-C stops everything)", soft_wrap=True
+        )
+        for name, url in supervisor.wait_for_endpoints().items():
+            messages().print(f"Endpoint '{name}':     [bold]{url}[/bold]  (POST {url}/predict)", soft_wrap=True)
+
+    threading.Thread(target=tell, daemon=True).start()
+    supervisor.serve()
+    messages().print("Stopped. Nothing is lost: go on with everloop up")
+
+
+def _store_of(folder: Path, home: Path | None) -> Store:
+    """The store of a project's folder, wherever the command was called from."""
+    import os
+
+    from everloop.stores import open_store
+
+    if home is None and "EVERLOOP_STORE" not in os.environ:
+        os.chdir(folder)
+    return open_store(home)
+
+
+def _project_name(folder: Path) -> str:
+    name = "".join(character if character.isalnum() or character in "-_" else "-" for character in folder.name)
+    return name.strip("-_") or "my-loop"
+
+
+def _aim(loops: dict[str, Loop], target: str | None) -> tuple[Loop, str | None]:
+    """Which loop, and up to which step."""
+    from everloop.errors import NotFoundError, UsageError
+    from everloop.loop.stages import graph_of
+
+    if target is None or target in loops:
+        if target is None and len(loops) > 1:
+            raise UsageError(f"loop.py declares {len(loops)} loops.", help=f"Name one of: {', '.join(loops)}")
+        return (loops[target] if target else next(iter(loops.values()))), None
+    name, dot, step = target.partition(".")
+    if dot and name in loops:
+        return loops[name], step
+    for loop in loops.values():
+        if target in graph_of(loop).nodes:
+            return loop, target
+    steps = [step for loop in loops.values() for step in graph_of(loop).nodes]
+    raise NotFoundError(f"No loop or step is called '{target}'.", help=f"There are: {', '.join([*loops, *steps])}")
+
+
+def _params(pairs: list[str]) -> dict[str, Any]:
+    """`NAME=VALUE`, the value as JSON where it is JSON, else as text."""
+    import msgspec
+
+    from everloop.errors import UsageError
+
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--set {pair} is no NAME=VALUE.", help="For example: --set train.budget_s=10")
+        try:
+            found[name] = msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            found[name] = text
+    return found
+
+
+def _planned_json(planned: Planned) -> dict[str, Any]:
+    return {"name": planned.name, "status": planned.status, "reason": planned.reason}
+
+
+def _step_json(step: Step) -> dict[str, Any]:
+    return {
+        "name": step.name,
+        "status": step.status,
+        "seconds": step.seconds,
+        "reason": step.reason,
+        "error": step.error,
+        "code": step.code,
+    }
+
+
+def _turn_json(turn: Turn) -> dict[str, Any]:
+    return {
+        "run": turn.run,
+        "steps": [_step_json(step) for step in turn.steps],
+        "version": turn.version,
+        "gates": turn.gates,
+        "release": turn.release,
+    }
+
+
+def _draw_plan(planned: list[Planned]) -> None:
+    rows = [(one.name, one.status, one.reason) for one in planned]
+    table("What a run would do", ("step", "status", "why"), rows, empty="The graph has no steps.")
+
+
+def _draw_turn(turn: Turn, store: Store) -> None:
+    from everloop.cli.output import cell
+
+    if turn.version is None:
+        console().print(f"{turn.ran} of {len(turn.steps)} steps ran.")
+        return
+    if turn.ran == 0:
+        console().print(f"Nothing to do: nothing has changed since {turn.version.key} was made.")
+    colours = {"pass": "green", "fail": "red", "undecided": "yellow"}
+    console().print(f"[bold]{turn.version.key}[/bold]  {cell(turn.version.metrics)}", soft_wrap=True)
+    for gate in turn.gates:
+        colour = colours[gate.outcome]
+        console().print(f"  [{colour}]{gate.outcome:<9}[/{colour}] {gate.gate}: {cell(gate.message)}", soft_wrap=True)
+    if turn.release is not None:
+        release = turn.release
+        last = release.decisions[-1].reason if release.decisions else ""
+        what = release.state.replace("_", " ")
+        console().print(
+            f"  release to '{release.endpoint}': {what}, {release.percent:g}% of the traffic ({cell(last)})"
+        )
+        if release.state == "completed":
+            console().print("Serve it and keep the loop turning with: everloop up")
+        elif release.state == "rolling_out":
+            console().print("Its live evidence decides while this runs: everloop up")

@@ -1,0 +1,181 @@
+"""How commands speak: one result, as a table for people or as JSON for machines, and errors that help.
+
+Results go to standard output, everything else to standard error, so that a pipe gets results only.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, is_dataclass
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from everloop.errors import EverloopError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from everloop.stores import Store
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value for machines.")]
+Home = Annotated[Path | None, typer.Option("--home", help="The store's folder. Default: as everloop.toml says.")]
+
+
+PROSE = ("why", "what", "evidence", "metrics", "routes", "trigger", "answered by", "by")
+"""Columns whose text may wrap."""
+
+
+PIPE_COLUMNS = 180
+PROSE_COLUMNS = 24
+
+
+@lru_cache(maxsize=1)
+def console() -> Console:
+    """Standard output."""
+    return _console(stderr=False)
+
+
+@lru_cache(maxsize=1)
+def messages() -> Console:
+    """Standard error: progress and remarks."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    import os
+
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    # In a pipe nobody's lines end at column 80: prose is not broken, and tables get room.
+    if stream.isatty() or "COLUMNS" in os.environ:
+        return Console(stderr=stderr, highlight=False)
+    return Console(stderr=stderr, highlight=False, soft_wrap=True, width=PIPE_COLUMNS)
+
+
+def emit(value: Any, as_json: bool, draw: Callable[[], None]) -> None:
+    """Print `value` as JSON, or call `draw`."""
+    if as_json:
+        sys.stdout.write(to_json(value) + "\n")
+    else:
+        draw()
+
+
+def to_json(value: Any) -> str:
+    """Records, times and paths included; NaN and infinities become null."""
+    import msgspec
+
+    return msgspec.json.format(msgspec.json.encode(_plain(value)), indent=2).decode()
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        plain = {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        key = getattr(value, "key", None)
+        return plain if key is None or key == plain.get("id") else {"key": key, **plain}
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
+    """Draw a table; `empty` says what to do when there is nothing to show."""
+    from rich import box
+    from rich.table import Table
+
+    rows = [[cell(item) for item in row] for row in rows]
+    if not rows:
+        console().print(empty)
+        return
+    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, header_style="bold")
+    for index, column in enumerate(columns):
+        numeric = all(_is_number(row[index]) for row in rows)
+        # Prose may wrap; names, numbers and moments stay in one piece.
+        whole = column not in PROSE
+        least = None if whole else min(PROSE_COLUMNS, max(len(row[index]) for row in rows))
+        drawn.add_column(
+            column, justify="right" if numeric else "left", overflow="fold", no_wrap=whole, min_width=least
+        )
+    for row in rows:
+        drawn.add_row(*row)
+    console().print(drawn)
+
+
+def facts(title: str, pairs: Iterable[tuple[str, Any]]) -> None:
+    """Draw one thing: its name, then a line a fact."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    console().print(f"[bold]{escape(title)}[/bold]")
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column(overflow="fold")
+    for name, value in pairs:
+        if value not in (None, "", {}, [], ()):
+            grid.add_row(f"  {name}", cell(value))
+    console().print(grid)
+
+
+def cell(value: Any) -> str:
+    """One value as people read it."""
+    from rich.markup import escape
+
+    if value is None:
+        return "-"
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, dict):
+        return escape("  ".join(f"{name}={cell(item)}" for name, item in value.items()))
+    if isinstance(value, list | tuple):
+        return escape(", ".join(cell(item) for item in value))
+    return escape(str(value))
+
+
+def short(id: str) -> str:
+    """As much of an id as people need: commands take any beginning of it that is unique."""
+    return id[:18] if len(id) == 36 else id
+
+
+def main_metrics(metrics: dict[str, float]) -> str:
+    """The first few of a version's or run's quality metrics."""
+    shown = {name: value for name, value in metrics.items() if not name.endswith(("_rows", "trials"))}
+    return "  ".join(f"{name} {value:.3f}" for name, value in list(shown.items())[:2])
+
+
+def _is_number(text: str) -> bool:
+    return text == "-" or text.replace(",", "").replace(".", "").replace("-", "").replace("%", "").strip().isdigit()
+
+
+def report(error: EverloopError, as_json: bool) -> None:
+    """Print an error and the way out."""
+    if as_json:
+        content = {"error": {"type": type(error).__name__, "message": error.message, "help": error.help}}
+        sys.stdout.write(to_json(content) + "\n")
+        return
+    from rich.markup import escape
+
+    messages().print(f"[bold red]Error:[/bold red] {escape(error.message)}")
+    if error.help:
+        messages().print(f"  {escape(error.help)}")
+
+
+def opened(home: Path | None, *, create: bool = False) -> Store:
+    """The store that a command speaks about."""
+    from everloop.stores import open_store
+
+    return open_store(home, create=create)

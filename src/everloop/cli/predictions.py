@@ -1,0 +1,122 @@
+"""`everloop predictions` and `everloop labels`: what endpoints answered, and the truth that comes back."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from everloop.cli.output import AsJson, Home, emit, facts, opened, table
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What endpoints answered, each with its inputs.")
+labels_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The truth that comes back later.")
+
+Hours = Annotated[float | None, typer.Option(help="Only what happened in the last so many hours.")]
+
+
+@app.command()
+def ls(
+    endpoint: str,
+    hours: Hours = None,
+    version: Annotated[str | None, typer.Option(help="MODEL@VERSION")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 20,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """List an endpoint's newest predictions."""
+    from everloop.serving import fold_predictions, read_predictions
+
+    with opened(home) as store:
+        fold_predictions(store, endpoint)
+        since = None if hours is None else store.now() - timedelta(hours=hours)
+        frame = read_predictions(store, endpoint, since, version=version).sort("event_at", descending=True)
+        rows = frame.head(limit).collect().to_dicts()
+    columns = ("id", "event_at", "version", "role", "entity", "score", "label")
+    emit(
+        rows,
+        json,
+        lambda: table(
+            f"Predictions of {endpoint}",
+            columns,
+            [tuple(row[name] for name in columns) for row in rows],
+            empty="No predictions.",
+        ),
+    )
+
+
+@app.command()
+def show(id: str, home: Home = None, json: AsJson = False) -> None:
+    """Show one prediction with its inputs, by the id that its answer bore."""
+    from everloop.errors import NotFoundError
+    from everloop.serving import find_prediction
+
+    with opened(home) as store:
+        found = find_prediction(store, id)
+    if found is None:
+        raise NotFoundError(f"No prediction '{id}'.", help="See: everloop predictions ls ENDPOINT")
+    pairs = [
+        ("endpoint", found.endpoint),
+        ("version", found.version),
+        ("role", found.role),
+        ("event at", found.event_at),
+        ("entity", found.entity),
+        *((f"input {name}", value) for name, value in found.inputs.items()),
+        *found.outputs.items(),
+    ]
+    emit(found, json, lambda: facts(found.id, pairs))
+
+
+@app.command()
+def export(
+    endpoint: str,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet, csv or json lines, by its ending.")],
+    hours: Hours = None,
+    labelled: Annotated[bool, typer.Option(help="Only those whose labels have arrived, with the label.")] = False,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Write an endpoint's predictions to a file, as a stream: they need not fit into memory."""
+    from everloop.errors import UsageError
+    from everloop.serving import fold_predictions, read_labelled, read_predictions
+
+    sinks = {".parquet": "sink_parquet", ".csv": "sink_csv", ".jsonl": "sink_ndjson", ".ndjson": "sink_ndjson"}
+    if output.suffix not in sinks:
+        raise UsageError(f"Cannot write '{output.suffix}' files.", help=f"Use one of: {', '.join(sinks)}")
+    part = output.with_name(f".{output.name}.part")
+    with opened(home) as store:
+        fold_predictions(store, endpoint)
+        since = None if hours is None else store.now() - timedelta(hours=hours)
+        frame = (read_labelled if labelled else read_predictions)(store, endpoint, since)
+        if output.suffix == ".csv":
+            import polars as pl
+            import polars.selectors as cs
+
+            # Comma-separated text has no lists; the probabilities of several classes go as one text.
+            frame = frame.with_columns(cs.list().cast(pl.List(pl.String)).list.join(";"))
+        getattr(frame, sinks[output.suffix])(part)
+    part.replace(output)
+    emit({"endpoint": endpoint, "output": output}, json, lambda: typer.echo(f"Predictions of {endpoint} → {output}"))
+
+
+@labels_app.command("add")
+def add(
+    endpoint: str,
+    file: Annotated[Path, typer.Argument(help="Columns entity, value and event_at.")],
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Add labels from a csv, parquet, json lines or arrow file."""
+    from everloop.data import read
+    from everloop.serving import add_labels
+
+    frame = read(file.absolute()).collect()
+    if str(frame.schema.get("event_at")) == "String":
+        import polars as pl
+
+        frame = frame.with_columns(pl.col("event_at").str.to_datetime("%+", time_zone="UTC", strict=True))
+    with opened(home) as store:
+        add_labels(store, endpoint, frame)
+    told = {"endpoint": endpoint, "labels": frame.height}
+    emit(told, json, lambda: typer.echo(f"{frame.height:,} labels for {endpoint}"))

@@ -1,0 +1,121 @@
+"""`everloop release`: rollouts and their decisions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from everloop.cli.output import AsJson, Home, emit, facts, opened, short, table
+
+if TYPE_CHECKING:
+    from everloop.records import Release
+    from everloop.stores import Store
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="How versions reach their traffic, or do not.")
+
+Reason = Annotated[str, typer.Option(help="Why; kept with the decision.")]
+Which = Annotated[str, typer.Argument(help="An endpoint (its release under way), or a release's id.")]
+
+
+@app.command()
+def ls(
+    endpoint: Annotated[str | None, typer.Argument(help="Only this endpoint.")] = None,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """List releases, newest first."""
+    from everloop.records import Release
+
+    with opened(home) as store:
+        asked = [("endpoint", "=", endpoint)] if endpoint else []
+        releases = store.records.find(Release, *asked, order="-created_at")  # type: ignore[arg-type]
+    rows = [
+        (short(r.id), r.candidate, r.previous, r.state, f"{r.percent:g}%", r.trigger, r.created_at, _last(r))
+        for r in releases
+    ]
+    columns = ("id", "candidate", "before", "state", "traffic", "trigger", "began", "why")
+    emit(releases, json, lambda: table("Releases", columns, rows, empty="No releases yet. Try: everloop run"))
+
+
+@app.command()
+def show(release: Which, home: Home = None, json: AsJson = False) -> None:
+    """Show one release: its gates, and every decision with its evidence."""
+    from everloop.records import GateResult
+
+    with opened(home) as store:
+        record = _find(store, release, rolling=False)
+        gates = [store.records.get(GateResult, gate) for gate in record.gates]
+
+    def draw() -> None:
+        pairs = [
+            ("endpoint", record.endpoint),
+            ("before", record.previous),
+            ("state", record.state),
+            ("traffic", f"{record.percent:g}%"),
+            ("trigger", record.trigger),
+            ("run", record.run),
+        ]
+        facts(f"{record.candidate} ({record.id})", pairs)
+        table("Gates", ("gate", "outcome", "evidence"), [(g.gate, g.outcome, g.message) for g in gates], empty="")
+        decisions = [(d.at, d.action, f"{d.percent:g}%", d.reason) for d in record.decisions]
+        table("Decisions", ("at", "decision", "traffic", "why"), decisions, empty="")
+
+    emit({"release": record, "gates": gates}, json, draw)
+
+
+@app.command()
+def advance(release: Which, reason: Reason = "by hand", home: Home = None, json: AsJson = False) -> None:
+    """Take the rollout's next step now."""
+    from everloop.loop import advance_release
+
+    with opened(home) as store:
+        moved = advance_release(store, _find(store, release), reason)
+    emit(moved, json, lambda: typer.echo(f"{moved.candidate}: {moved.state}, {moved.percent:g}% of the traffic."))
+
+
+@app.command()
+def abort(release: Which, reason: Reason = "by hand", home: Home = None, json: AsJson = False) -> None:
+    """Stop the rollout and give all traffic to the champion."""
+    from everloop.loop import abort_release
+
+    with opened(home) as store:
+        ended = abort_release(store, _find(store, release), reason)
+    emit(ended, json, lambda: typer.echo(f"{ended.candidate}: {ended.state}; {ended.previous} takes all traffic."))
+
+
+@app.command()
+def rollback(endpoint: str, reason: Reason = "by hand", home: Home = None, json: AsJson = False) -> None:
+    """Undo the newest release of an endpoint, finished or not."""
+    take_back(endpoint, reason, home, json)
+
+
+def take_back(endpoint: str, reason: str, home: Path | None, json: bool) -> None:
+    """Roll back an endpoint, named by itself or by its model."""
+    from everloop.loop import roll_back
+    from everloop.records import Endpoint
+
+    with opened(home) as store:
+        serving = store.records.find(Endpoint, ("model", "=", endpoint), limit=1)
+        place = serving[0] if serving else store.records.get(Endpoint, endpoint)
+        ended = roll_back(store, place.name, reason)
+    emit(ended, json, lambda: typer.echo(f"{ended.candidate} is rolled back; {ended.previous} takes all traffic."))
+
+
+def _find(store: Store, which: str, *, rolling: bool = True) -> Release:
+    from everloop.errors import NotFoundError
+    from everloop.records import Endpoint, Release
+
+    if not store.records.find(Endpoint, ("name", "=", which), limit=1):
+        named = store.records.find(Release, ("id", "prefix", which), limit=2) if which else []
+        return named[0] if len(named) == 1 else store.records.get(Release, which)
+    state = [("state", "=", "rolling_out")] if rolling else []
+    found = store.records.find(Release, ("endpoint", "=", which), *state, order="-created_at", limit=1)  # type: ignore[arg-type]
+    if not found:
+        raise NotFoundError(f"Nothing is rolling out to '{which}'.", help=f"See: everloop release ls {which}")
+    return found[0]
+
+
+def _last(release: Release) -> str:
+    return release.decisions[-1].reason if release.decisions else ""

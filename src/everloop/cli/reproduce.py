@@ -1,0 +1,140 @@
+"""`everloop reproduce`: do a run again, and prove that it comes to the same."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from everloop.cli.output import AsJson, Home, console, emit, messages, opened, short
+
+if TYPE_CHECKING:
+    from everloop.records import Run
+    from everloop.stores import Store
+    from everloop.tracking.likeness import Reproduction
+
+DIFFERENT = 1
+
+
+def reproduce(
+    run: Annotated[str, typer.Argument(help="Id of the run, or its beginning.")],
+    reuse_environment: Annotated[
+        bool, typer.Option("--reuse-environment", help="Use the packages that are here, even if others ran.")
+    ] = False,
+    repository: Annotated[
+        Path | None, typer.Option(help="Where the run's git repository is now, if not where it was.")
+    ] = None,
+    project: Annotated[
+        Path | None, typer.Option("--dir", help="The folder with loop.py, for a turn of a loop.")
+    ] = None,
+    link: Annotated[
+        list[str] | None, typer.Option("--link", help="A file or folder that git does not keep; repeatable.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(min=0, help="Relative, for metrics; 0 wants the same bits.")] = 0.0,
+    timeout: Annotated[float | None, typer.Option(help="Seconds that the command may take.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep code, environment and new store in this new folder.")] = None,
+    home: Home = None,
+    json: AsJson = False,
+) -> int:
+    """Do a run again in a scratch folder and compare: ends with 'identical', or names what differs (exit code 1)."""
+    from everloop.errors import AlreadyExistsError
+
+    with ExitStack() as stack:
+        if keep is None:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="everloop-reproduce-")))
+        else:
+            scratch = keep.absolute()
+            if scratch.exists():
+                raise AlreadyExistsError(f"'{scratch}' is there already.", help="Name a folder that is not.")
+            scratch.mkdir(parents=True)
+        # Before any chdir: a home may be given relative to where the command was called.
+        store = stack.enter_context(opened(home))
+        record = _find(store, run)
+        done = _do(
+            store,
+            record,
+            scratch,
+            reuse_environment=reuse_environment,
+            repository=repository.absolute() if repository else None,
+            folder=project.absolute() if project else None,
+            links=link or [],
+            tolerance=tolerance,
+            timeout_s=timeout,
+            quiet=json,
+        )
+    shown = {
+        "run": done.run,
+        "identical": done.identical,
+        "compared": done.compared,
+        "differences": done.differences,
+        "remarks": done.remarks,
+    }
+    emit(shown, json, lambda: _draw(done))
+    return 0 if done.identical else DIFFERENT
+
+
+def _do(
+    store: Store,
+    record: Run,
+    scratch: Path,
+    *,
+    reuse_environment: bool,
+    repository: Path | None,
+    folder: Path | None,
+    links: list[str],
+    tolerance: float,
+    timeout_s: float | None,
+    quiet: bool,
+) -> Reproduction:
+    if record.loop is not None:
+        from everloop.loop.reproduction import reproduce_turn
+
+        listener = None
+        if not quiet:
+            from everloop.cli.progress import StepLines
+
+            listener = StepLines()
+            messages().print(f"Taking the turn {short(record.id)} of '{record.loop}' again")
+        return reproduce_turn(store, record, scratch, folder=folder, tolerance=tolerance, listener=listener)
+    from everloop.tracking.reproduction import reproduce_script
+
+    if not quiet:
+        messages().print(f"Doing '{record.name}' again: {' '.join(record.source.command)}", markup=False)
+    return reproduce_script(
+        store,
+        record,
+        scratch,
+        reuse_environment=reuse_environment,
+        repository=repository,
+        links=links,
+        tolerance=tolerance,
+        timeout_s=timeout_s,
+    )
+
+
+def _find(store: Store, run: str) -> Run:
+    from everloop.errors import UsageError
+    from everloop.records import Run
+
+    if len(run) >= 36:
+        return store.records.get(Run, run)
+    found = store.records.find(Run, ("id", "prefix", run), limit=2)
+    if len(found) > 1:
+        raise UsageError(f"Several runs begin with '{run}'.", help="Give more of the id: everloop runs ls")
+    return found[0] if found else store.records.get(Run, run)
+
+
+def _draw(done: Reproduction) -> None:
+    from rich.markup import escape
+
+    for remark in done.remarks:
+        console().print(f"  [dim]{escape(remark)}[/dim]", soft_wrap=True)
+    for difference in done.differences:
+        console().print(f"  [red]differs[/red]  {escape(str(difference))}", soft_wrap=True)
+    if done.identical:
+        console().print(f"[green]identical[/green]: {done.compared} metrics, artifacts and steps compared")
+    else:
+        console().print(f"[red]not identical[/red]: {len(done.differences)} of {done.compared} things differ")

@@ -1,0 +1,328 @@
+"""`everloop runs`: what happened, found, compared, drawn, put away and carried elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from everloop.cli.output import (
+    AsJson,
+    Home,
+    cell,
+    console,
+    emit,
+    facts,
+    main_metrics,
+    messages,
+    opened,
+    short,
+    table,
+)
+from everloop.errors import UsageError
+
+if TYPE_CHECKING:
+    from everloop.records import Run
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What ran, and what became of it.")
+
+RunRef = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run, or its beginning.")]
+RunRefs = Annotated[list[str], typer.Argument(metavar="RUN…", help="Ids of runs, or their beginnings.")]
+_PLOT_HEIGHT = 12
+_PLOT_WIDTH = 100
+_CURVES = 6
+
+
+@app.command()
+def ls(
+    where: Annotated[
+        str | None, typer.Option("--where", "-w", help="A filter: 'metrics.auc > 0.9 and not tags.team = \"b\"'.")
+    ] = None,
+    order_by: Annotated[
+        list[str] | None, typer.Option("--order-by", "-o", help="A field, '-' in front for the greatest first.")
+    ] = None,
+    columns: Annotated[str | None, typer.Option(help="Fields to show: name,metrics.auc,params.lr")] = None,
+    loop: Annotated[str | None, typer.Option(help="Only turns of this loop.")] = None,
+    state: Annotated[str | None, typer.Option(help="running, finished, failed, interrupted or lost.")] = None,
+    archived: Annotated[bool, typer.Option("--archived", help="Show the archived, too.")] = False,
+    deleted: Annotated[bool, typer.Option("--deleted", help="Show what `runs restore` can bring back.")] = False,
+    limit: Annotated[int, typer.Option(min=1)] = 20,
+    after: Annotated[str | None, typer.Option(help="Go on behind a page, as its end says.")] = None,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """List runs, newest first."""
+    from everloop.tracking.filters import And, Compare, Expression, parse_filter
+    from everloop.tracking.lifecycle import deleted_runs
+    from everloop.tracking.search import search_runs
+
+    with opened(home) as store:
+        if deleted:
+            gone = deleted_runs(store)[:limit]
+            emit(gone, json, lambda: _draw_runs("Deleted runs", gone, "No deleted runs."))
+            return
+        asked: list[Expression] = [parse_filter(where, now=store.now())] if where else []
+        asked += [Compare((name,), "=", value) for name, value in (("loop", loop), ("state", state)) if value]
+        page = search_runs(
+            store,
+            And(tuple(asked)),
+            order_by=order_by or ["-started_at"],
+            limit=limit,
+            after=after,
+            columns=_split(columns) if columns else None,
+            include_archived=archived,
+        )
+
+    def draw() -> None:
+        if columns:
+            names = ["id", *(name for name in _split(columns) if name != "id")]
+            rows = [[short(row["id"]), *(row[name] for name in names[1:])] for row in page.rows]  # type: ignore[index]
+            table("Runs", names, rows, empty="No such runs.")
+        else:
+            found: list[Run] = page.rows  # type: ignore[assignment]
+            _draw_runs("Runs", found, "No such runs." if asked else "No runs yet. Start one with: everloop run")
+
+    emit(page.rows, json, draw)
+    if page.next:
+        messages().print(f"More: --after {page.next}", soft_wrap=True)
+
+
+@app.command()
+def show(run: RunRef, home: Home = None, json: AsJson = False) -> None:
+    """Show one run: where it came from, its steps and why each ran or not."""
+    from everloop.records import Artifact, Step
+    from everloop.tracking.lifecycle import find_run
+
+    with opened(home) as store:
+        record = find_run(store, run)
+        steps = store.records.find(Step, ("run", "=", record.id), order="id")
+        artifacts = store.records.find(Artifact, ("run", "=", record.id), ("step", "is", None), order="id")
+
+    def draw() -> None:
+        source = record.source
+        facts(
+            f"{record.name} {record.id}",
+            [
+                ("state", record.state),
+                ("trigger", record.trigger),
+                ("parent", record.parent),
+                ("started", record.started_at),
+                ("seconds", record.seconds),
+                ("archived", record.archived_at),
+                ("error", record.error),
+                ("params", record.params),
+                ("metrics", record.metrics),
+                ("tags", record.tags),
+                ("command", " ".join(source.command)),
+                ("code", source.code),
+                ("commit", source.git_commit and source.git_commit + (" (with changes)" if source.git_dirty else "")),
+                ("python", source.python),
+                ("host", source.host),
+            ],
+        )
+        rows = [(step.name, step.status, f"{step.seconds:.2f}", step.reason) for step in steps]
+        table("Steps", ("step", "status", "seconds", "why"), rows, empty="  no steps")
+        if artifacts:
+            kept = [(one.name, one.type, one.size_bytes, one.digest) for one in artifacts]
+            table("Artifacts", ("name", "type", "bytes", "digest"), kept, empty="")
+
+    emit({"run": record, "steps": steps, "artifacts": artifacts}, json, draw)
+
+
+@app.command()
+def diff(runs: RunRefs, home: Home = None, json: AsJson = False) -> None:
+    """Show in what runs differ: parameters, tags, metrics, code, commit, packages."""
+    from everloop.tracking.compare import compare_runs
+    from everloop.tracking.lifecycle import find_run
+
+    with opened(home) as store:
+        compared = compare_runs(store, [find_run(store, ref) for ref in runs])
+    groups = {name: getattr(compared, name) for name in ("about", "params", "tags", "metrics", "source")}
+
+    def draw() -> None:
+        names = [short(run.id) for run in compared.runs]
+        for group, values in groups.items():
+            rows = [(name, *row) for name, row in values.items()]
+            same = compared.same[group]
+            if rows:
+                table(f"{group} ({same} the same)" if same else group, (group, *names), rows, empty="")
+        if not any(groups.values()):
+            console().print("The runs do not differ.")
+
+    emit({"runs": [run.id for run in compared.runs], **groups, "same": compared.same}, json, draw)
+
+
+@app.command()
+def log(
+    runs: RunRefs,
+    metric: Annotated[list[str] | None, typer.Option("--metric", "-m", help="Only this metric.")] = None,
+    points: Annotated[int, typer.Option(min=6, help="At most so many points of each curve; peaks are kept.")] = 400,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Draw how metrics went: one plot a metric, one colour a run."""
+    from everloop.tracking.folding import read_metrics
+    from everloop.tracking.history import read_history
+    from everloop.tracking.lifecycle import find_run
+
+    with opened(home) as store:
+        found = [find_run(store, ref) for ref in runs[:_CURVES]]
+        names = metric or list(
+            dict.fromkeys(
+                name
+                for run in found
+                for name in (run.metrics or {point.key: 0 for point in read_metrics(store, run.id)})
+            )
+        )
+        courses = {name: [read_history(store, run, name, points) for run in found] for name in names}
+    plain = [
+        {"run": run.id, "metric": name, "total": course.total, "step": course.steps.tolist(),
+         "value": course.values.tolist()}
+        for name, row in courses.items()
+        for run, course in zip(found, row, strict=True)
+    ]  # fmt: skip
+    emit(plain, json, lambda: _draw_courses(found, courses))
+
+
+@app.command()
+def export(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN…]", help="Default: every run of the project.")
+    ] = None,
+    to: Annotated[Path, typer.Option("--to", help="The file, which ends in .zip.")] = Path("runs.zip"),
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Write runs with their steps, points and artifacts into one file."""
+    from everloop.tracking.lifecycle import find_run
+    from everloop.tracking.transfer import export_runs
+
+    with opened(home) as store:
+        done = export_runs(store, [find_run(store, ref) for ref in runs] if runs else None, to)
+    emit(done, json, lambda: console().print(f"{done.runs} runs and {done.objects} objects are in {done.path}"))
+
+
+@app.command(name="import")
+def import_(
+    source: Annotated[str, typer.Argument(help="A file of `runs export`, MLflow's SQLite file or its server's URL.")],
+    artifacts: Annotated[
+        Path | None, typer.Option(help="MLflow's folder of artifacts. Default: what lies beside its file.")
+    ] = None,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Bring in runs from a file of `runs export`, or from MLflow. Doing it twice brings nothing twice."""
+    from everloop.tracking.mlflow_import import import_mlflow
+    from everloop.tracking.transfer import import_runs
+
+    with opened(home, create=True) as store:
+        if source.endswith(".zip"):
+            done = import_runs(store, source)
+        else:
+            done = import_mlflow(store, source, artifacts=artifacts)
+
+    def draw() -> None:
+        console().print(f"{len(done.added)} runs added, {len(done.updated)} updated, {len(done.known)} known already.")
+        for note in done.notes:
+            messages().print(note, markup=False)
+
+    emit(done, json, draw)
+
+
+@app.command()
+def rm(
+    runs: RunRefs,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Delete runs with their child runs, steps and artifacts. `runs restore` undoes it until `gc`."""
+    from everloop.tracking.lifecycle import delete_run, family_of, find_run
+
+    with opened(home) as store:
+        found = [find_run(store, ref) for ref in dict.fromkeys(runs)]
+        if not yes:
+            if json or not sys.stdin.isatty():
+                raise UsageError("There is nobody to ask whether to delete.", help="Add --yes.")
+            children = sum(len(family_of(store, run.id).children) for run in found)
+            with_them = f" with {children} child runs" if children else ""
+            typer.confirm(f"Delete {', '.join(run.name for run in found)}{with_them}?", abort=True, err=True)
+        gone = [delete_run(store, run.id) for run in found]
+    ids = [run.id for family in gone for run in family.runs]
+    emit(
+        {"deleted": ids},
+        json,
+        lambda: console().print(f"{len(ids)} runs deleted. Back: everloop runs restore {found[0].id}", soft_wrap=True),
+    )
+
+
+@app.command()
+def restore(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="See: everloop runs ls --deleted")],
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Bring back deleted runs, with all that was deleted along with them."""
+    from everloop.tracking.lifecycle import deleted_runs, restore_run
+
+    with opened(home) as store:
+        gone = [run.id for run in deleted_runs(store)]
+        ids = [next((identity for identity in gone if identity.startswith(ref)), ref) for ref in runs]
+        back = [restore_run(store, identity) for identity in ids]
+    emit(back, json, lambda: _draw_runs("Restored", back, ""))
+
+
+@app.command()
+def archive(
+    runs: RunRefs,
+    undo: Annotated[bool, typer.Option("--undo", help="Show them again.")] = False,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Put runs away: lists and searches leave them out, nothing is lost."""
+    from everloop.tracking.lifecycle import archive_run, find_run, unarchive_run
+
+    with opened(home) as store:
+        change = unarchive_run if undo else archive_run
+        done = [change(store, find_run(store, ref).id) for ref in runs]
+    emit(done, json, lambda: _draw_runs("Shown again" if undo else "Archived", done, ""))
+
+
+def _split(columns: str) -> list[str]:
+    return [name.strip() for name in columns.split(",") if name.strip()]
+
+
+def _draw_runs(title: str, runs: list[Run], empty: str) -> None:
+    rows = [
+        (
+            short(run.id),
+            run.name,
+            run.state,
+            run.trigger,
+            run.started_at,
+            run.seconds,
+            main_metrics(run.metrics),
+        )
+        for run in runs
+    ]
+    table(title, ("id", "name", "state", "trigger", "started", "seconds", "metrics"), rows, empty=empty)
+
+
+def _draw_courses(runs: list[Run], courses: dict[str, list[Any]]) -> None:
+    from rich.markup import escape
+
+    from everloop.cli.plot import COLOURS, draw_curves
+
+    if not courses:
+        console().print("No metrics were logged.")
+    width = min(console().width, _PLOT_WIDTH)
+    for name, row in courses.items():
+        console().print(f"[bold]{escape(name)}[/bold]")
+        for line in draw_curves([(one.steps.tolist(), one.values.tolist()) for one in row], width, _PLOT_HEIGHT):
+            console().print(line)
+        for number, (run, one) in enumerate(zip(runs, row, strict=True)):
+            last = cell(float(one.values[-1])) if len(one) else "-"
+            colour = COLOURS[number % len(COLOURS)]
+            console().print(f"  [{colour}]●[/] {escape(run.name)} {short(run.id)}  {one.total:,} points, last {last}")

@@ -1,0 +1,120 @@
+"""The demo as it is seen in a terminal: a bar for the year, and a line for everything that happens in it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from everloop.cli.output import messages
+from everloop.cli.progress import MARKS
+from everloop.demo import Telling
+from everloop.pipeline import Listener
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from everloop.loop import Tick, Turn
+    from everloop.records import Finding, Step
+
+
+class Timeline(Telling):
+    """Draws on standard error; where that is no terminal, the bar is left out and the lines remain."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("weeks · {task.fields[questions]:,} questions answered"),
+            TimeElapsedColumn(),
+            console=messages(),
+            transient=True,
+            disable=not messages().is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._questions = 0
+
+    def chapter(self, title: str) -> None:
+        if self._task is not None:
+            self._bar.stop()
+            self._task = None
+        messages().print(f"[bold]{title}[/bold]")
+
+    def listener(self) -> Listener:
+        return _Steps(self)
+
+    def week(self, number: int, weeks: int, monday: datetime) -> None:
+        if self._task is None:
+            self._task = self._bar.add_task("2013", total=weeks, questions=0)
+            self._bar.start()
+        self._bar.update(self._task, completed=number - 1, description=f"{monday:%d %b}")
+
+    def answered(self, questions: int) -> None:
+        self._questions += questions
+        if self._task is not None:
+            self._bar.update(self._task, questions=self._questions)
+
+    def doing(self, what: str) -> None:
+        """What a turn is at."""
+        if self._task is not None:
+            self._bar.update(self._task, description=what)
+
+    def ticked(self, now: datetime, seen: Tick) -> None:
+        for finding in seen.findings:
+            if finding.kind == "performance" and finding.severity == "info" and finding.value is not None:
+                who = f"[dim]{escape(finding.version or '')}[/dim]"
+                value = f"AUC [bold]{finding.value:.3f}[/bold] {_bar(finding.value)}"
+                self._line(finding.window_from, f"week      {who} {value}")
+        alarms = [finding for finding in seen.findings if finding.severity == "alarm"]
+        for kind in ("drift", "performance"):
+            of_kind = sorted((alarm for alarm in alarms if alarm.kind == kind), key=_excess, reverse=True)
+            if of_kind:
+                more = f" [dim](and {len(of_kind) - 1} more)[/dim]" if len(of_kind) > 1 else ""
+                self._line(now, f"[red]alarm[/red]     {kind}: {escape(of_kind[0].message)}{more}")
+        if seen.release is not None and seen.release.decisions:
+            release, last = seen.release, seen.release.decisions[-1]
+            colour = {"roll_back": "red", "complete": "green", "advance": "green"}.get(last.action, "yellow")
+            what = {"roll_back": "rolled back", "complete": "promoted", "advance": "advanced", "hold": "held"}
+            said = f"[{colour}]{what.get(last.action, last.action):<9}[/{colour}]"
+            self._line(now, f"{said} {release.candidate} at {release.percent:g}%: {escape(last.reason)}")
+        if seen.due is not None:
+            self._line(now, f"[yellow]retrain[/yellow]   {seen.due.trigger}: {escape(seen.due.reason)}")
+
+    def turned(self, now: datetime, turn: Turn) -> None:
+        if turn.version is None:
+            return
+        colours = {"pass": "green", "fail": "red", "undecided": "yellow"}
+        gates = "  ".join(f"[{colours[gate.outcome]}]{escape(gate.gate)}: {gate.outcome}[/]" for gate in turn.gates)
+        state = turn.release.state.replace("_", " ") if turn.release else turn.version.state
+        self._line(
+            now, f"[cyan]candidate[/cyan] {turn.version.key} {state} [dim]{turn.run.seconds or 0:.1f} s[/dim]  {gates}"
+        )
+
+    def _line(self, at: datetime, text: str) -> None:
+        messages().print(f"  {at:%d %b}  {text}", soft_wrap=not messages().is_terminal)
+
+
+def _excess(alarm: Finding) -> float:
+    """How many times its limit an alarm's value is."""
+    return abs(alarm.value / alarm.threshold) if alarm.value and alarm.threshold else 0.0
+
+
+def _bar(value: float) -> str:
+    """AUC between 0.5 and 0.85 as a bar of up to 20 cells."""
+    cells = round(max(0.0, min(1.0, (value - 0.5) / 0.35)) * 20)
+    return f"[blue]{'█' * cells}[/blue]"
+
+
+class _Steps(Listener):
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+
+    def on_start(self, name: str, reason: str) -> None:
+        self._timeline.doing(name)
+
+    def on_finish(self, step: Step) -> None:
+        if self._timeline._task is None:
+            messages().print(f"  {MARKS[step.status]} {step.name:<10} [dim]{step.seconds:6.2f} s[/dim]")

@@ -1,0 +1,76 @@
+"""Sources to snapshots: reading, contracts and their checks, splits.
+
+Importing this package loads only the standard library; each name brings its own module when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from everloop.data.checks import ContractReport, Violation, check_contract, quarantine
+    from everloop.data.contract_toml import contract_from_toml, contract_to_toml
+    from everloop.data.contracts import find_contract, infer_contract, save_contract
+    from everloop.data.dataset import Dataset
+    from everloop.data.features import FeatureView, Window, join_features
+    from everloop.data.horizon import as_of, find_horizon
+    from everloop.data.snapshot_diff import SnapshotDiff, diff_snapshots
+    from everloop.data.snapshots import get_snapshot, load_snapshot, take_snapshot
+    from everloop.data.sources import files_change, files_state, read, sql_change, sql_state
+    from everloop.data.splits import Split, split
+
+_MODULES = {
+    "checks": ("ContractReport", "Violation", "check_contract", "quarantine"),
+    "contract_toml": ("contract_from_toml", "contract_to_toml"),
+    "contracts": ("find_contract", "infer_contract", "save_contract"),
+    "dataset": ("Dataset",),
+    "features": ("FeatureView", "Window", "join_features"),
+    "horizon": ("as_of", "find_horizon"),
+    "snapshot_diff": ("SnapshotDiff", "diff_snapshots"),
+    "snapshots": ("get_snapshot", "load_snapshot", "take_snapshot"),
+    "sources": ("files_change", "files_state", "read", "sql_change", "sql_state"),
+    "splits": ("Split", "split"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "ContractReport",
+    "Dataset",
+    "FeatureView",
+    "SnapshotDiff",
+    "Split",
+    "Violation",
+    "Window",
+    "as_of",
+    "check_contract",
+    "contract_from_toml",
+    "contract_to_toml",
+    "diff_snapshots",
+    "files_change",
+    "files_state",
+    "find_contract",
+    "find_horizon",
+    "get_snapshot",
+    "infer_contract",
+    "join_features",
+    "load_snapshot",
+    "quarantine",
+    "read",
+    "save_contract",
+    "split",
+    "sql_change",
+    "sql_state",
+    "take_snapshot",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{module}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,29 @@
+"""Feature views: point-in-time joins, windows, tables that grow and the store that serving asks."""
+
+from __future__ import annotations
+
+from everloop.data.features.joining import join_features
+from everloop.data.features.lookup import Freshness, OnlineLookup, Skew, check_freshness, check_skew
+from everloop.data.features.materializing import Materialized, find_version, load_view, materialize
+from everloop.data.features.online import OnlineRow, OnlineStore, open_online
+from everloop.data.features.timelines import timeline
+from everloop.data.features.views import FeatureView, Window
+
+__all__ = [
+    "FeatureView",
+    "Freshness",
+    "Materialized",
+    "OnlineLookup",
+    "OnlineRow",
+    "OnlineStore",
+    "Skew",
+    "Window",
+    "check_freshness",
+    "check_skew",
+    "find_version",
+    "join_features",
+    "load_view",
+    "materialize",
+    "open_online",
+    "timeline",
+]

@@ -1,0 +1,170 @@
+"""What files hold, as a short text that changes when and only when their paths or contents do.
+
+    files 1 <digest over paths and contents>
+    <size> <mtime ns> <ctime ns> <sha256, 32 hex> <path as JSON text>
+    …
+
+One line per file, sorted by path. The stat numbers let a later look skip hashing what the file system says is
+unchanged, and a later look that finds the same contents under new stat numbers (a touched file, a fresh checkout)
+returns the earlier text, so texts can be compared as they are.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from everloop.errors import SourceError
+from everloop.stores.clock import SystemClock, micros
+
+if TYPE_CHECKING:
+    from everloop.records import Json
+
+_HEADER = "files 1 "
+_CHUNK = 1 << 20
+_MAGIC = "*?["
+
+# The stamps of a file that was written a moment ago do not prove anything yet: a second write within the same tick
+# of the file system's clock leaves the same stamps. Ticks last up to 10 ms, and whole seconds on old file systems.
+_SETTLED_NS = 50_000_000
+_SETTLED_COARSE_NS = 2_000_000_000
+
+
+class _Stamp(NamedTuple):
+    """How a file looks without being read. The change time catches a replacement that kept size and mtime."""
+
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+
+_UNPROVED = _Stamp(-1, 0, 0)
+_hashed: dict[tuple[str, _Stamp], str] = {}
+
+
+def project_folder() -> Path:
+    """Where relative paths start: the folder of `loop.py`, else the current one."""
+    return Path(os.environ.get("EVERLOOP_PROJECT") or Path.cwd())
+
+
+def match_files(pattern: str) -> list[str]:
+    """The files that a path or glob means, sorted; relative ones stay relative to the project's folder."""
+    folder = project_folder()
+    if (folder / pattern).is_file():
+        return [pattern]
+    if not any(character in pattern for character in _MAGIC):
+        return []
+    found = glob.glob(pattern, root_dir=folder, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+    return sorted(path for path in found if (folder / path).is_file())
+
+
+def files_state(spec: dict[str, Json], since: str | None = None) -> str:
+    """What the files of `spec["patterns"]` hold now.
+
+    Args:
+        spec: `patterns`: paths and globs, relative ones from the project's folder.
+        since: an earlier state of the same files, whose hashes are taken over where nothing was written.
+    """
+    known = _parse(since) if since is not None else {}
+    folder = project_folder()
+    paths = sorted({path for pattern in spec["patterns"] for path in match_files(pattern)})
+    with ThreadPoolExecutor(max_workers=min(4, max(1, len(paths)))) as pool:
+        looked = list(pool.map(lambda path: _look(folder / path, known.get(path)), paths))
+    seen = {path: found for path, found in zip(paths, looked, strict=True) if found is not None}
+    if since is not None and {path: content for path, (_, content) in seen.items()} == {
+        path: content for path, (_, content) in known.items()
+    }:
+        return since
+    lines = [
+        f"{stamp.size} {stamp.modified_ns} {stamp.changed_ns} {content} {json.dumps(path)}"
+        for path, (stamp, content) in seen.items()
+    ]
+    digest = hashlib.sha256("\n".join(f"{content} {json.dumps(path)}" for path, (_, content) in seen.items()).encode())
+    return "\n".join([_HEADER + digest.hexdigest(), *lines])
+
+
+def files_change(before: str, after: str) -> str:
+    """What happened between two states, in words: `1 new file`, `2 files changed, 1 file gone`, or nothing: ``."""
+    old, new = _parse(before), _parse(after)
+    said = []
+    for count, word in (
+        (len(new.keys() - old.keys()), "new"),
+        (sum(old[path][1] != new[path][1] for path in old.keys() & new.keys()), "changed"),
+        (len(old.keys() - new.keys()), "gone"),
+    ):
+        if count:
+            noun = f"{count} file{'s' if count > 1 else ''}"
+            said.append(f"{count} new file{'s' if count > 1 else ''}" if word == "new" else f"{noun} {word}")
+    return ", ".join(said)
+
+
+def literal(path: Path) -> str:
+    """The path for a reader that would take its brackets and stars for a glob."""
+    return glob.escape(str(path))
+
+
+def write_stamp(path: Path) -> str:
+    """Size and write time of one file as text: `gone` without the file, `-` while they prove nothing yet."""
+    now_ns = micros(SystemClock().now()) * 1000
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return "gone"
+    return f"{found.st_size}:{found.st_mtime_ns}" if _is_settled(found.st_mtime_ns, now_ns) else "-"
+
+
+def _look(path: Path, known: tuple[_Stamp, str] | None) -> tuple[_Stamp, str] | None:
+    """Stamp and content hash of one file, None if it has gone; not read where its stamp is as it was."""
+    try:
+        return _look_at(path, known)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SourceError(f"'{path}' cannot be read: {error.strerror}.") from error
+
+
+def _look_at(path: Path, known: tuple[_Stamp, str] | None) -> tuple[_Stamp, str]:
+    stamp = _stamp(path)
+    if stamp is None:
+        return _UNPROVED, _hash(path)
+    if known is not None and known[0] == stamp:
+        return known
+    key = (str(path), stamp)
+    if (content := _hashed.get(key)) is None:
+        content = _hashed[key] = _hash(path)
+    return stamp, content
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    """The stamp of a file, or None where it was written so lately that the stamp proves nothing."""
+    now_ns = micros(SystemClock().now()) * 1000
+    found = path.stat()
+    last_ns = max(found.st_mtime_ns, found.st_ctime_ns)
+    if not _is_settled(last_ns, now_ns):
+        return None
+    return _Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _is_settled(last_ns: int, now_ns: int) -> bool:
+    return now_ns - last_ns >= (_SETTLED_COARSE_NS if last_ns % 1_000_000_000 == 0 else _SETTLED_NS)
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()[:32]
+
+
+def _parse(state: str) -> dict[str, tuple[_Stamp, str]]:
+    seen = {}
+    for line in state.split("\n")[1:]:
+        size, modified, changed, content, path = line.split(" ", 4)
+        seen[json.loads(path)] = (_Stamp(int(size), int(modified), int(changed)), content)
+    return seen

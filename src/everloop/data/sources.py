@@ -1,0 +1,240 @@
+"""`read`: files, queries and Python rows as a lazy Polars frame.
+
+What is read from outside is also observed (`everloop.stores.observe`), so that whoever runs a step can tell later
+whether it would read the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from everloop.data.csv_files import scan_csv
+from everloop.data.file_states import files_change, files_state, match_files, project_folder
+from everloop.data.frames import Frame, as_lazy, as_utc, is_moment, nearest
+from everloop.data.horizon import find_horizon, horizon_state
+from everloop.data.remote import SCHEMES, fetch, is_remote, remote_state
+from everloop.data.sql_sources import is_sql, mixed_types, query_with_state, redacted, sql_change, sql_state
+from everloop.data.table_files import scan_arrow, scan_delta, scan_json, scan_parquet
+from everloop.errors import DataError, SourceError, UsageError
+from everloop.stores import observe
+
+__all__ = ["Format", "files_change", "files_state", "read", "sql_change", "sql_state"]
+
+Format = Literal["csv", "parquet", "json", "arrow", "delta"]
+Source = str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]] | Frame
+
+_SCANS: dict[str, Callable[[list[Path], Mapping[str, Any]], pl.LazyFrame]] = {
+    "csv": scan_csv,
+    "parquet": scan_parquet,
+    "json": scan_json,
+    "arrow": scan_arrow,
+    "delta": scan_delta,
+}
+_FORMATS: dict[str, str] = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".arrow": "arrow",
+    ".ipc": "arrow",
+    ".feather": "arrow",
+}
+
+
+def read(
+    source: Source,
+    *,
+    format: Format | None = None,
+    query: str | None = None,
+    columns: Sequence[str] | None = None,
+    event_time: str | None = None,
+    arrival_time: str | None = None,
+    **options: Any,
+) -> pl.LazyFrame:
+    """Return the rows of a source, lazily.
+
+    Args:
+        source: a path, glob or list of them, relative to the project's folder; addresses of files (`https://`,
+            `s3://`, `gs://`, `az://`; in buckets also globs), fetched once, and again when changed; a database with
+            `query` (`sqlite:///file.db`, `postgresql://user@host/name`); rows as dicts from any iterable; or a table
+            that speaks Arrow (pandas, pyarrow, Polars, DuckDB).
+        format: of files whose names do not say it: `csv`, `parquet`, `json` (lines or an array), `arrow`, `delta`.
+        query: one SELECT, for a database.
+        columns: only these.
+        event_time: the column that says when a row's event happened; returned as UTC, text in ISO 8601 included.
+        arrival_time: likewise, when the row became known.
+        options: `sha256` of the one file behind an address; and those of the Polars reader for the format:
+            `separator`, `null_values`, `schema_overrides`, …
+
+    During a replay, rows whose `arrival_time`, or else `event_time`, lies behind the replay's clock do not exist yet.
+
+    Raises:
+        SourceError: nothing matches, or a file cannot be read; names the file, the row and the column.
+        UsageError: the arguments do not fit the source.
+    """
+    frame = _open(source, format, query, options)
+    schema = frame.collect_schema()
+    for name in (*(columns or ()), *(name for name in (event_time, arrival_time) if name is not None)):
+        if name not in schema:
+            raise SourceError(f"{_called(source)} has no column '{name}'.", help=nearest(name, schema))
+    for name in dict.fromkeys(filter(None, (event_time, arrival_time))):
+        frame = frame.with_columns(_moments(frame, name, schema[name]))
+    known_at = arrival_time or event_time
+    if known_at is not None:
+        observe("horizon", {}, horizon_state({}))
+        horizon = find_horizon()
+        if horizon is not None:
+            frame = frame.filter(pl.col(known_at) <= horizon)
+    return frame if columns is None else frame.select(columns)
+
+
+def _open(source: Source, format: Format | None, query: str | None, options: Mapping[str, Any]) -> pl.LazyFrame:
+    if isinstance(source, str) and is_sql(source):
+        if query is None or format is not None or options:
+            raise UsageError(f"{_called(source)} is read with query='SELECT …' and nothing else.")
+        rows, state = query_with_state(source, query)
+        observe("sql", {"url": redacted(source), "query": query}, state)
+        return rows.lazy()
+    if query is not None:
+        raise UsageError(f"query= needs a database, not {_called(source)}.", help="Write sqlite:///file.db")
+    if isinstance(source, str | os.PathLike):
+        return _open_files([os.fspath(source)], format, options)
+    if isinstance(source, pl.LazyFrame) or hasattr(source, "__arrow_c_stream__"):
+        return as_lazy(source)
+    if not isinstance(source, Iterable) or isinstance(source, bytes | Mapping):
+        raise UsageError(
+            f"{_called(source)} is no source.", help="Give a path, a glob, a database address, rows or a table."
+        )
+    items = list(source)
+    if items and all(isinstance(item, str | os.PathLike) for item in items):
+        return _open_files([os.fspath(item) for item in items], format, options)
+    return _rows(items)
+
+
+def _open_files(patterns: list[str], format: Format | None, options: Mapping[str, Any]) -> pl.LazyFrame:
+    folder = project_folder()
+    if any("://" in pattern for pattern in patterns):
+        return _open_remote(patterns, format, dict(options))
+    tables = [pattern for pattern in patterns if (folder / pattern / "_delta_log").is_dir()]
+    if tables and len(tables) == len(patterns) and format in (None, "delta"):
+        # The log alone decides what the table's files are.
+        logs = [str(Path(table) / "_delta_log" / "*") for table in tables]
+        observe("files", {"patterns": logs}, files_state({"patterns": logs}))
+        return scan_delta([folder / table for table in tables], options)
+    patterns = [_of_folder(folder, pattern, format) for pattern in patterns]
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        matched = match_files(pattern)
+        if not matched:
+            raise _no_match(folder, pattern)
+        found.update(dict.fromkeys(matched))
+    chosen = format or _format_of(list(found))
+    # Before the rows are read: what changes in between is then seen as a change.
+    observe("files", {"patterns": patterns}, files_state({"patterns": patterns}))
+    if chosen not in _SCANS:
+        raise UsageError(f"There is no format '{chosen}'.", help=f"There are: {', '.join(_SCANS)}.")
+    if chosen == "csv" and all(path.endswith(".tsv") for path in found):
+        options = {"separator": "\t", **options}
+    return _SCANS[chosen]([folder / path for path in found], options)
+
+
+def _open_remote(urls: list[str], format: Format | None, options: dict[str, Any]) -> pl.LazyFrame:
+    for url in urls:
+        if not is_remote(url):
+            raise SourceError(
+                f"'{url}' is no address that can be read.",
+                help=f"There are: {', '.join(SCHEMES)}; and paths by themselves.",
+            )
+    # Before the rows are read: what changes in between is then seen as a change.
+    observe("remote", {"urls": urls}, remote_state({"urls": urls}))
+    paths = fetch(urls, sha256=options.pop("sha256", None))
+    chosen = format or _format_of([str(path) for path in paths])
+    if chosen == "csv" and all(path.suffix == ".tsv" for path in paths):
+        options = {"separator": "\t", **options}
+    if chosen not in _SCANS or chosen == "delta":
+        raise UsageError(f"'{chosen}' cannot be read from an address.", help="Give csv, parquet, json or arrow files.")
+    return _SCANS[chosen](paths, options)
+
+
+def _of_folder(folder: Path, pattern: str, format: Format | None) -> str:
+    """A folder means all its files of one format, whatever their depth."""
+    if not (folder / pattern).is_dir():
+        return pattern
+    inside = [item for item in sorted((folder / pattern).rglob("*")) if item.is_file()]
+    suffixes = sorted({item.suffix.lower() for item in inside if item.suffix.lower() in _FORMATS})
+    if len({_FORMATS[suffix] for suffix in suffixes}) == 1 and len(suffixes) == 1:
+        return str(Path(pattern) / "**" / f"*{suffixes[0]}")
+    held = f"files of several formats ({', '.join(suffixes)})" if suffixes else "no files that can be read"
+    raise SourceError(f"The folder '{pattern}' holds {held}.", help=f"Write a glob, such as '{pattern}/*.parquet'.")
+
+
+def _format_of(paths: list[str]) -> str:
+    formats = {_FORMATS.get(Path(path).suffix.lower()) for path in paths}
+    if len(formats) > 1:
+        raise SourceError(f"Files of several formats cannot be read as one: {', '.join(paths[:3])}, ….")
+    chosen = formats.pop()
+    if chosen is None:
+        raise SourceError(
+            f"The name of '{paths[0]}' does not say its format.", help=f"Pass format=: {', '.join(_SCANS)}."
+        )
+    return chosen
+
+
+def _no_match(folder: Path, pattern: str) -> SourceError:
+    place = (folder / pattern).parent
+    while not place.is_dir():
+        place = place.parent
+    near = [str(Path(os.path.relpath(item, folder))) for item in sorted(place.iterdir())]
+    what = "No file matches" if any(character in pattern for character in "*?[") else "There is no file"
+    return SourceError(f"{what} '{pattern}' in '{folder}'.", help=nearest(pattern, near))
+
+
+def _rows(items: list[Any]) -> pl.LazyFrame:
+    if not items:
+        raise SourceError("The source gave no rows, so its columns are unknown.", help="Give at least one row.")
+    for number, item in enumerate(items, 1):
+        if not isinstance(item, Mapping):
+            raise SourceError(f"Row {number} is {item!r}, no dict of column names to values.")
+    names = list(dict.fromkeys(name for item in items for name in item))
+    rows = [[item.get(name) for name in names] for item in items]
+    mixed = mixed_types(names, rows)
+    if mixed is not None:
+        raise SourceError(mixed, help="Convert the values before they are read.")
+    try:
+        return pl.DataFrame(rows, schema=names, orient="row", infer_schema_length=None).lazy()
+    except (pl.exceptions.PolarsError, TypeError, OverflowError) as error:
+        raise SourceError(f"The rows are no table: {error}.") from error
+
+
+def _moments(frame: pl.LazyFrame, name: str, dtype: pl.DataType) -> pl.Expr:
+    if isinstance(dtype, pl.String):
+        parsed = pl.col(name).str.to_datetime(time_unit="us", time_zone="UTC", strict=False)
+        bad = frame.select(pl.col(name)).with_row_index("__row").filter(pl.col(name).is_not_null() & parsed.is_null())
+        first = bad.head(1).collect()
+        if len(first):
+            row, value = first.row(0)
+            raise SourceError(
+                f"Row {row + 1} of time column '{name}' says '{value}', no ISO 8601 time.",
+                help=f"Parse it: pl.col('{name}').str.to_datetime(format)",
+            )
+        return parsed
+    if not is_moment(dtype):
+        raise SourceError(f"The time column '{name}' holds {dtype}, no times.", help="Convert it first.")
+    try:
+        return as_utc(name, dtype)
+    except DataError as error:
+        raise SourceError(error.message, help=error.help) from error
+
+
+def _called(source: object) -> str:
+    if isinstance(source, str | os.PathLike):
+        return f"'{redacted(str(source)) if is_sql(str(source)) else source}'"
+    return f"A {type(source).__name__}"

@@ -1,0 +1,182 @@
+"""Queries: SQLite by the standard library, PostgreSQL by psycopg.
+
+The state of a query is a digest over its rows. For SQLite the stamps of the database's files stand beside it, so
+that a database that nobody has written to is not queried again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import polars as pl
+
+from everloop.data.file_states import project_folder, write_stamp
+from everloop.data.frames import nearest, type_name
+from everloop.errors import MissingExtraError, SourceError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from everloop.records import Json
+
+SCHEMES = ("sqlite://", "postgresql://", "postgres://")
+
+# Records hold addresses without passwords; this process may look again with those that it was given.
+_passwords: dict[str, str] = {}
+
+
+def is_sql(source: str) -> bool:
+    return source.startswith(SCHEMES)
+
+
+def redacted(url: str) -> str:
+    """The address without its password, which is remembered for this process only."""
+    parts = urlsplit(url)
+    if not parts.password:
+        return url
+    user = f"{parts.username}@" if parts.username else ""
+    place = f"{user}{parts.netloc.rpartition('@')[2]}"
+    clean = urlunsplit(parts._replace(netloc=place))
+    _passwords[clean] = url
+    return clean
+
+
+def query_frame(url: str, query: str) -> pl.DataFrame:
+    """Run one query and return its rows.
+
+    Raises:
+        SourceError: the database or a table is missing, the query fails, or a column mixes types.
+        MissingExtraError: PostgreSQL without psycopg.
+    """
+    names, rows = _sqlite(url, query) if url.startswith("sqlite://") else _postgres(url, query)
+    doubled = {name for name in names if names.count(name) > 1}
+    if doubled:
+        raise SourceError(f"The query gives two columns '{min(doubled)}'.", help="Name one with AS.")
+    mixed = mixed_types(names, rows)
+    if mixed is not None:
+        raise SourceError(mixed, help="CAST the column in the query.")
+    try:
+        return pl.DataFrame(rows, schema=names, orient="row", infer_schema_length=None)
+    except (pl.exceptions.PolarsError, TypeError, OverflowError) as error:
+        raise SourceError(f"The rows of the query are no table: {error}.") from error
+
+
+def query_with_state(url: str, query: str) -> tuple[pl.DataFrame, str]:
+    """The rows of one query and their state, which is as `sql_state` would see it."""
+    # Before the query: what is written in between is then seen as a change.
+    stamps = _stamps(url)
+    frame = query_frame(url, query)
+    return frame, f"rows {_digest(frame)} at {stamps}"
+
+
+def sql_state(spec: dict[str, Json], since: str | None = None) -> str:
+    """What the query of `spec` gives now.
+
+    Args:
+        spec: `url`, without password, and `query`.
+        since: an earlier state; returned as it is where the rows are the same.
+    """
+    url: str = spec["url"]
+    if since is not None:
+        stamps = _stamps(url)
+        if stamps != "-" and since.partition(" at ")[2] == stamps:
+            return since
+    _, state = query_with_state(_passwords.get(url, url), spec["query"])
+    return state if since is None or sql_change(since, state) else since
+
+
+def sql_change(before: str, after: str) -> str:
+    """What happened between two states, in words."""
+    return "" if before.partition(" at ")[0] == after.partition(" at ")[0] else "other rows"
+
+
+def _digest(frame: pl.DataFrame) -> str:
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer, compression="uncompressed")
+    return hashlib.sha256(buffer.getbuffer()).hexdigest()
+
+
+def _sqlite(url: str, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    path = _sqlite_path(url)
+    if not path.is_file():
+        found = sorted(item.name for item in path.parent.glob("*")) if path.parent.is_dir() else []
+        raise SourceError(f"There is no database '{path}'.", help=nearest(path.name, found))
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            try:
+                cursor = connection.execute(query)
+            except sqlite3.OperationalError as error:
+                missing = re.search(r"no such table: (?:\w+\.)?(.+)", str(error))
+                tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type != 'index'")]
+                raise SourceError(
+                    f"The query fails on '{path}': {error}.", help=nearest(missing[1], tables) if missing else None
+                ) from error
+            if cursor.description is None:
+                raise SourceError("The query gives no rows.", help="Write a SELECT.")
+            return [column[0] for column in cursor.description], cursor.fetchall()
+    except sqlite3.Error as error:
+        raise SourceError(f"'{path}' cannot be queried: {error}.") from error
+
+
+def _sqlite_path(url: str) -> Path:
+    # As SQLAlchemy has it: three slashes and a relative path, four and an absolute one.
+    if not url.startswith("sqlite:///"):
+        raise UsageError(f"'{url}' names no database file.", help="Write sqlite:///folder/file.db")
+    return project_folder() / unquote(url.removeprefix("sqlite:///"))
+
+
+def _stamps(url: str) -> str:
+    """Stamps of the database and of its write-ahead log, `-` where they prove nothing."""
+    if not url.startswith("sqlite://"):
+        return "-"
+    path = _sqlite_path(url)
+    # Not the change time: whoever opens a database for reading sets the owner of its write-ahead log anew.
+    texts = [write_stamp(path), write_stamp(path.with_name(f"{path.name}-wal"))]
+    return "-" if "-" in texts else " ".join(texts)
+
+
+def _postgres(url: str, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    try:
+        import psycopg
+    except ImportError as error:
+        raise MissingExtraError.of("Reading PostgreSQL", "psycopg", "postgres") from error
+    try:
+        with psycopg.connect(url, connect_timeout=10) as connection, connection.cursor() as cursor:
+            connection.read_only = True
+            cursor.execute(query.encode())
+            if cursor.description is None:
+                raise SourceError("The query gives no rows.", help="Write a SELECT.")
+            return [column.name for column in cursor.description], cursor.fetchall()
+    except psycopg.Error as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SourceError(f"The query fails on '{redacted(url)}': {first}.") from error
+
+
+def mixed_types(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str | None:
+    """Which row, from 1, and column first hold a value of another type than the rows before; None if none does.
+
+    Polars would make text of both. Whole numbers and fractions go together.
+    """
+    for name, values in zip(names, zip(*rows, strict=True), strict=True) if rows else ():
+        if len(set(map(type, values)) - {type(None)}) < 2:
+            continue
+        first = next(value for value in values if value is not None)
+        for number, value in enumerate(values, 1):
+            both = {type(first), type(value)} - {type(None)}
+            if len(both) > 1 and not both <= {int, float}:
+                return f"Column '{name}' holds {_kind(first)}, but row {number} says {value!r}, {_kind(value)}."
+    return None
+
+
+def _kind(value: Any) -> str:
+    try:
+        return type_name(pl.Series([value]).dtype)
+    except (TypeError, pl.exceptions.PolarsError):
+        return type(value).__name__

@@ -1,0 +1,190 @@
+"""Gates: what a candidate must show before it meets a customer.
+
+Each gate answers pass, fail or undecided, with the evidence. A candidate with a failed gate is rejected; an
+undecided one may only enter a canary, where live evidence decides.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import TYPE_CHECKING, Any
+
+from everloop.errors import UsageError
+from everloop.loop.parts import AtLeast, Gate, Latency, NotWorseThan, Slices
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import polars as pl
+
+    from everloop.records import Json, Outcome
+
+
+_LATENCY_PASSES = 3
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a gate said."""
+
+    outcome: Outcome
+    message: str
+    evidence: dict[str, Json]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the gates may look at.
+
+    `truth` and `scores` have one entry per row of `rows`: the candidate's held-out rows. `champions` maps an
+    alias to its holder's key and its scores on the same rows; an alias without a holder is absent.
+    """
+
+    rows: pl.DataFrame
+    truth: np.ndarray[Any, Any]
+    scores: np.ndarray[Any, Any]
+    champions: dict[str, tuple[str, np.ndarray[Any, Any]]]
+    metric: str
+    task: str
+    predict: Any
+    """The packaged model's `predict(frame)`."""
+    features: Sequence[str]
+
+
+@singledispatch
+def judge(gate: Gate, trial: Trial) -> Answer:
+    """Put one gate's question to a candidate."""
+    raise UsageError(f"No way to judge {gate!r}.")
+
+
+@judge.register(AtLeast)
+def _(gate: AtLeast, trial: Trial) -> Answer:
+    from everloop.training.intervals import interval
+    from everloop.training.metrics import get_metric
+
+    found = interval(trial.truth, trial.scores, gate.metric)
+    upward = get_metric(gate.metric).greater_is_better
+    value, low, _high = (found.value, found.low, found.high) if upward else (-found.value, -found.high, -found.low)
+    bar = gate.value if upward else -gate.value
+    outcome: Outcome = "pass" if low >= bar else "undecided" if value >= bar else "fail"
+    message = f"{gate.metric} {found.value:.3f} [{found.low:.3f}, {found.high:.3f}], asked {gate.value:g}"
+    evidence = {
+        "value": found.value,
+        "low": found.low,
+        "high": found.high,
+        "bar": gate.value,
+        "rows": trial.rows.height,
+    }
+    return Answer(outcome, message, evidence)
+
+
+@judge.register(NotWorseThan)
+def _(gate: NotWorseThan, trial: Trial) -> Answer:
+    holder = trial.champions.get(gate.alias)
+    if holder is None:
+        return Answer("pass", f"no {gate.alias} yet", {"champion": None})
+    champion, scores = holder
+    return compare(trial.truth, trial.scores, scores, gate.metric or trial.metric, gate.margin, champion)
+
+
+def compare(
+    truth: np.ndarray[Any, Any],
+    candidate: np.ndarray[Any, Any],
+    champion: np.ndarray[Any, Any],
+    metric: str,
+    margin: float,
+    name: str,
+) -> Answer:
+    """Compare two models on the same rows by paired bootstrap; gates and rollouts both decide by it.
+
+    Passes when the 95 % interval of the gain lies above `-margin`, fails when it lies below it, else undecided.
+    """
+    from everloop.training.intervals import paired_bootstrap
+    from everloop.training.metrics import get_metric, score
+
+    difference = paired_bootstrap(truth, candidate, champion, metric)
+    sign = 1.0 if get_metric(metric).greater_is_better else -1.0
+    gain, (low, high) = sign * difference.value, sorted((sign * difference.low, sign * difference.high))
+    outcome: Outcome = "pass" if low >= -margin else "fail" if high < -margin else "undecided"
+    own, other = score(metric, truth, candidate), score(metric, truth, champion)
+    message = (
+        f"{metric} {own:.3f} against {other:.3f} of {name} on {len(truth):,} rows: "
+        f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]"
+    )
+    evidence = {
+        "champion": name,
+        "metric": metric,
+        "candidate_value": own,
+        "champion_value": other,
+        "gain": gain,
+        "low": low,
+        "high": high,
+        "margin": margin,
+        "rows": len(truth),
+    }
+    return Answer(outcome, message, evidence)
+
+
+@judge.register(Slices)
+def _(gate: Slices, trial: Trial) -> Answer:
+    import numpy as np
+
+    from everloop.training.intervals import interval
+    from everloop.training.metrics import get_metric, score
+
+    if gate.column not in trial.rows.columns:
+        columns = ", ".join(trial.rows.columns)
+        raise UsageError(f"Slices('{gate.column}'): no such column in the dataset.", help=f"There are: {columns}")
+    metric = gate.metric or trial.metric
+    sign = 1.0 if get_metric(metric).greater_is_better else -1.0
+    whole = score(metric, trial.truth, trial.scores)
+    values = trial.rows[gate.column].cast(str).fill_null("null").to_numpy()
+    judged: dict[str, Json] = {}
+    worst: tuple[float, str] | None = None
+    failed: list[str] = []
+    wide: list[str] = []
+    for value in np.unique(values):
+        mask = values == value
+        if mask.sum() < gate.least_rows or (trial.task == "binary" and len(np.unique(trial.truth[mask])) < 2):
+            continue
+        found = interval(trial.truth[mask], trial.scores[mask], metric)
+        gap = sign * (whole - found.value)
+        # The best that the slice may still be, given its rows.
+        least_gap = min(sign * (whole - found.low), sign * (whole - found.high))
+        judged[str(value)] = {"value": found.value, "low": found.low, "high": found.high, "rows": int(mask.sum())}
+        if worst is None or gap > worst[0]:
+            worst = (gap, str(value))
+        if least_gap > gate.worst_gap:
+            failed.append(str(value))
+        elif gap > gate.worst_gap:
+            wide.append(str(value))
+    evidence = {"whole": whole, "slices": judged, "worst_gap": worst[0] if worst else None, "allowed": gate.worst_gap}
+    if worst is None:
+        message = f"no slice of {gate.column} has {gate.least_rows} rows of both classes"
+        return Answer("undecided", message, evidence)
+    message = f"worst: {worst[1]}, {worst[0]:.3f} below the whole ({whole:.3f}); allowed {gate.worst_gap:g}"
+    return Answer("fail" if failed else "undecided" if wide else "pass", message, evidence)
+
+
+@judge.register(Latency)
+def _(gate: Latency, trial: Trial) -> Answer:
+    import numpy as np
+
+    rows = [[row] for row in trial.rows.select(trial.features).head(gate.rows).to_dicts()]
+    trial.predict(rows[0])  # the first call pays for what is made once
+    passes = []
+    for _ in range(_LATENCY_PASSES):
+        taken = []
+        for row in rows:
+            started = time.perf_counter()
+            trial.predict(row)
+            taken.append((time.perf_counter() - started) * 1000)
+        passes.append(np.percentile(taken, [50, 99]))
+    # What else the machine does only ever adds, so the quietest pass tells most of the model.
+    p50, p99 = (float(value) for value in min(passes, key=lambda pair: pair[1]))
+    outcome: Outcome = "pass" if p99 <= gate.p99_ms else "fail"
+    message = f"p99 {p99:.1f} ms over {len(rows)} single rows, allowed {gate.p99_ms:g} ms"
+    return Answer(outcome, message, {"p50_ms": p50, "p99_ms": p99, "allowed_ms": gate.p99_ms, "rows": len(rows)})

@@ -1,0 +1,111 @@
+"""Where a thing came from: prediction → version → package → run → steps, snapshot, code, sources."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from everloop.errors import NotFoundError
+from everloop.records import Artifact, Json, ModelVersion, Prediction, Release, Run, Snapshot, Step
+
+if TYPE_CHECKING:
+    from everloop.stores import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Everything that one thing came from; what does not apply is None or empty."""
+
+    thing: str
+    prediction: Prediction | None = None
+    version: ModelVersion | None = None
+    release: Release | None = None
+    run: Run | None = None
+    snapshot: Snapshot | None = None
+    code: str | None = None
+    """Digest over the code of the run's steps."""
+    steps: dict[str, str] = field(default_factory=dict)
+    """Step name to the digest of its code."""
+    sources: list[dict[str, Json]] = field(default_factory=list)
+    """What the steps read from outside, with the state that they saw."""
+
+
+def trace_lineage(store: Store, thing: str) -> Lineage:
+    """Follow a prediction's id, a version, a snapshot, a run or an artifact's digest back to code and data.
+
+    Raises:
+        NotFoundError: nothing in the store is called so.
+    """
+    if "@" in thing:
+        snapshots = store.records.find(Snapshot, ("key", "=", thing), limit=1)
+        versions = store.records.find(ModelVersion, ("key", "=", thing), limit=1)
+        if snapshots and not versions:
+            return _of_run(store, Lineage(thing, snapshot=snapshots[0]), snapshots[0].run)
+        return _of_version(store, thing, thing)
+    if thing.startswith("sha256:"):
+        artifacts = store.records.find(Artifact, ("digest", "=", thing), order="id", limit=1)
+        if artifacts:
+            return _of_run(store, Lineage(thing), artifacts[0].run)
+    else:
+        if store.records.find(Run, ("id", "=", thing), limit=1):
+            return _of_run(store, Lineage(thing), thing)
+        versions = store.records.find(ModelVersion, ("id", "=", thing), limit=1)
+        if versions:
+            return _of_version(store, thing, versions[0].key)
+        from everloop.serving import find_prediction
+
+        prediction = find_prediction(store, thing)
+        if prediction is not None:
+            return _of_version(store, thing, prediction.version, prediction)
+        if store.records.find(ModelVersion, ("model", "=", thing), limit=1):
+            return _of_version(store, thing, thing)
+    raise NotFoundError(
+        f"Nothing is called '{thing}'.",
+        help="Give a prediction's id, MODEL@VERSION, DATASET@VERSION, a run's id or an artifact's digest.",
+    )
+
+
+def _of_version(store: Store, thing: str, ref: str, prediction: Prediction | None = None) -> Lineage:
+    from everloop.models import get_version
+
+    version = get_version(store, ref)
+    releases = store.records.find(Release, ("candidate", "=", version.key), order="-created_at", limit=1)
+    snapshot = store.records.get(Snapshot, version.snapshot) if version.snapshot else None
+    start = Lineage(
+        thing,
+        prediction=prediction,
+        version=version,
+        release=releases[0] if releases else None,
+        snapshot=snapshot,
+        code=version.code,
+    )
+    return _of_run(store, start, version.run)
+
+
+def _of_run(store: Store, start: Lineage, run_id: str | None) -> Lineage:
+    if run_id is None:
+        return start
+    run = store.records.get(Run, run_id)
+    steps = store.records.find(Step, ("run", "=", run_id), order="id")
+    sources: list[dict[str, Json]] = []
+    for step in steps:
+        for seen in step.observed:
+            if seen not in sources:
+                sources.append({"step": step.name, **seen})
+    snapshot = start.snapshot or _snapshot_of(store, run_id)
+    return Lineage(
+        start.thing,
+        prediction=start.prediction,
+        version=start.version,
+        release=start.release,
+        run=run,
+        snapshot=snapshot,
+        code=start.code or run.source.code,
+        steps={step.name: step.code for step in steps},
+        sources=sources,
+    )
+
+
+def _snapshot_of(store: Store, run_id: str) -> Snapshot | None:
+    found = store.records.find(Snapshot, ("run", "=", run_id), limit=1)
+    return found[0] if found else None

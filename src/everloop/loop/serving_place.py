@@ -1,0 +1,32 @@
+"""Finding the endpoint that a name means, and making one for a version that nothing routes to yet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from everloop.records import Endpoint, Route
+
+if TYPE_CHECKING:
+    from everloop.stores import Store
+
+
+def find_place(store: Store, name: str) -> str:
+    """The endpoint called `name`; for a version or an alias, one that gives it all the traffic.
+
+    Raises:
+        NotFoundError: no endpoint, version or alias is called so.
+    """
+    if store.records.find(Endpoint, ("name", "=", name), limit=1):
+        return name
+    from everloop.models import get_version
+
+    version = get_version(store, name)
+    own = name.replace("@", "-").replace(".", "-")
+    routes = (Route(version=version.key, percent=100.0),)
+    found = store.records.find(Endpoint, ("name", "=", own), limit=1)
+    if not found:
+        store.records.put(store.new(Endpoint, name=own, model=version.model, routes=routes))
+    elif found[0].routes != routes:
+        store.records.update(replace(found[0], routes=routes), verb="routed")
+    return own

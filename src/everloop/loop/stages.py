@@ -1,0 +1,382 @@
+"""The built-in steps of a life cycle, from a prepared table to a release, and how a loop wires them.
+
+Each is an ordinary pipeline step: cached by its inputs, resumable, explained. Those that register or release
+return the key of what they made, and make nothing twice. None of them depends on who is champion, so a turn that
+finds nothing new does nothing.
+
+    user's steps → snapshot → split → train → evaluate → package → register → judge → release
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from everloop.errors import DataError, UsageError
+from everloop.pipeline import Graph, current_step, step
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import polars as pl
+
+    from everloop.loop.declaration import Loop
+    from everloop.pipeline import Step, StepContext
+    from everloop.training import AutoTrain, Trained
+
+STAGES = ("snapshot", "split", "train", "evaluate", "package", "register", "judge", "release")
+
+
+def graph_of(loop: Loop) -> Graph:
+    """The whole life cycle as one graph.
+
+    Raises:
+        GraphError: a step of the user's is called like a stage, or needs what nothing provides.
+        UsageError: `data` or `train` is not what it should be.
+    """
+    from everloop.pipeline import Step
+    from everloop.training import AutoTrain
+
+    dataset = loop.data
+    if not isinstance(dataset.source, Step):
+        raise UsageError(
+            f"The dataset of loop '{loop.name}' comes from {dataset.source!r}, which is no step.",
+            help="Put @el.step above the function and name it: el.Dataset(prepare, target=…)",
+        )
+    graph = Graph.wire([dataset.source], name=loop.name)
+    table = dataset.name or loop.name
+    roles = {"target": dataset.target, "time": dataset.time, "key": dataset.key}
+    features = {"features": dataset.features, "exclude": dataset.exclude}
+    taken = graph.add(
+        snapshot,
+        inputs={
+            "table": dataset.source,
+            "dataset": table,
+            **roles,
+            **features,
+            "contract": _contract_of(dataset.contract),
+        },
+    )
+    parts = graph.add(
+        split,
+        inputs={"snapshot": taken, **roles, "holdout": dataset.holdout, "gap": dataset.labels_after},
+    )
+    if isinstance(loop.train, AutoTrain):
+        options = {field.name: getattr(loop.train, field.name) for field in fields(loop.train)}
+        search = {"train": parts["train"], "valid": parts["valid"], **roles, **features, **options}
+        trained = graph.add(train, inputs=search)
+    elif isinstance(loop.train, Step):
+        fitted = _add_user_step(graph, loop.train, parts)
+        inputs = {"fitted": fitted, "train": parts["train"], **roles, **features}
+        trained = graph.add(adopt, name="train", inputs=inputs)
+    else:
+        raise UsageError(
+            f"Loop '{loop.name}' trains with {loop.train!r}.",
+            help="Give el.AutoTrain(...) or a step that fits a model.",
+        )
+    from everloop.loop.ticking import training_metric
+
+    metric = training_metric(loop)
+    judged = graph.add(
+        evaluate,
+        inputs={"trained": trained, "test": parts["test"], "target": dataset.target, "metric": metric,
+                "slices": _slices_of(loop)},
+    )  # fmt: skip
+    packed = graph.add(
+        package,
+        inputs={"trained": trained, "train": parts["train"], "snapshot": taken, "evaluation": judged},
+    )
+    version = graph.add(
+        register,
+        inputs={"package": packed, "model": loop.model, "snapshot": taken, "evaluation": judged, "trained": trained,
+                "train": parts["train"], "valid": parts["valid"], "test": parts["test"], "target": dataset.target,
+                "time": dataset.time, "metric": metric},
+    )  # fmt: skip
+    answers = graph.add(
+        judge,
+        inputs={"version": version, "test": parts["test"], "target": dataset.target, "metric": metric,
+                "gates": tuple(loop.gates)},
+    )  # fmt: skip
+    if loop.serve is not None:
+        steps = loop.serve.rollout.percents if loop.serve.rollout else (100.0,)
+        graph.add(
+            release, inputs={"version": version, "judged": answers, "endpoint": loop.serve.name, "percents": steps}
+        )
+    return graph
+
+
+@step
+def snapshot(
+    table: pl.DataFrame,
+    dataset: str,
+    target: str,
+    time: str | None,
+    key: str | None,
+    features: Sequence[str] | None,
+    exclude: Sequence[str],
+    contract: str | None,
+) -> str:
+    """Check the table against its contract and keep it; returns the snapshot's key."""
+    import polars as pl
+
+    from everloop.data import take_snapshot
+    from everloop.loop.contracts import passing_rows
+
+    here = _here()
+    if target not in table.columns:
+        raise DataError(
+            f"The table of '{dataset}' has no target '{target}'.", help=f"It has: {', '.join(table.columns)}"
+        )
+    wanted = [*(features or ()), *(name for name in (time, key) if name is not None)]
+    missing = [name for name in (*wanted, *exclude) if name not in table.columns]
+    if missing:
+        raise DataError(
+            f"The table of '{dataset}' has no column '{missing[0]}'.", help=f"It has: {', '.join(table.columns)}"
+        )
+    known = table.filter(pl.col(target).is_not_null())
+    if known.height == 0:
+        what = "has no rows" if table.height == 0 else f"has {table.height:,} rows, but no label in '{target}'"
+        raise DataError(f"The table of '{dataset}' {what}.", help="See what the step before it returned.")
+    rows, checked = passing_rows(here.store, known, dataset, target=target, time=time, key=key, declared=contract)
+    taken = take_snapshot(
+        rows, dataset, here.store, target=target, time=time, key=key, run=here.run, contract=checked.key
+    )
+    return taken.key
+
+
+@step(outputs=("train", "valid", "test"))
+def split(
+    snapshot: str, target: str, time: str | None, key: str | None, holdout: float | str, gap: str | None
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Divide the snapshot: the model learns from the first part, is chosen on the second, judged on the last."""
+    from everloop.data import load_snapshot
+    from everloop.data import split as divide
+
+    rows = load_snapshot(snapshot, _here().store).collect()
+    parts = divide(rows, time=time, holdout=holdout, gap=gap, key=key, target=target)
+    return parts.train, parts.valid, parts.test
+
+
+@step
+def train(
+    train: pl.DataFrame,
+    valid: pl.DataFrame,
+    target: str,
+    time: str | None,
+    key: str | None,
+    features: Sequence[str] | None,
+    exclude: Sequence[str],
+    **options: Any,
+) -> Trained:
+    """Search for the best model within the budget."""
+    from everloop.training import AutoTrain
+
+    auto: AutoTrain = AutoTrain(**options)
+    names = _feature_names(train, target, time, key, features, exclude)
+    found = auto.fit(train.select(*names, target), valid.select(*names, target), target=target, features=names)
+    _here().log({"train_rows": train.height, "valid_rows": valid.height, "trials": len(found.leaderboard)})
+    return found
+
+
+@step
+def adopt(
+    fitted: Any,
+    train: pl.DataFrame,
+    target: str,
+    time: str | None,
+    key: str | None,
+    features: Sequence[str] | None,
+    exclude: Sequence[str],
+) -> Trained:
+    """Take in what the user's own step has fitted."""
+    from everloop.training import Trained
+    from everloop.training import adopt as take_in
+
+    if isinstance(fitted, Trained):
+        return fitted
+    names = _feature_names(train, target, time, key, features, exclude)
+    return take_in(fitted, train.select(*names, target), target)
+
+
+@step
+def evaluate(trained: Trained, test: pl.DataFrame, target: str, metric: str, slices: Sequence[str]) -> dict[str, Any]:
+    """Measure the model on rows that it has never seen."""
+    from everloop.training import evaluate as measure
+
+    found = measure(trained, test, target, task=trained.task, metric=metric, slices=slices).to_dict()
+    numbers = {name: value["value"] for name, value in found["metrics"].items() if value["value"] is not None}
+    _here().log(numbers)
+    return found
+
+
+@step
+def package(trained: Trained, train: pl.DataFrame, snapshot: str, evaluation: dict[str, Any]) -> str:
+    """Pack the model and prove the packed form equal; returns the package's digest."""
+    from everloop.models import build_package
+
+    here = _here()
+    built = build_package(trained, store=here.store, sample=train, snapshot=snapshot, evaluation=evaluation)
+    return built.digest
+
+
+@step
+def register(
+    package: str,
+    model: str,
+    snapshot: str,
+    evaluation: dict[str, Any],
+    trained: Trained,
+    train: pl.DataFrame,
+    valid: pl.DataFrame,
+    test: pl.DataFrame,
+    target: str,
+    time: str | None,
+    metric: str,
+) -> str:
+    """Give the package its version number, and keep what its life will be compared with; returns the key."""
+    import polars as pl
+
+    from everloop.models import register as enter
+    from everloop.monitoring import build_baseline, keep_baseline
+    from everloop.records import Run
+    from everloop.training import encode_target
+
+    here = _here()
+    run = here.store.records.get(Run, here.run)
+    version = enter(
+        here.store,
+        model,
+        package,
+        run=here.run,
+        snapshot=snapshot,
+        evaluation=evaluation,
+        code=run.source.code,
+    )
+    scores = trained.predict_scores(test)
+    if trained.task == "multiclass":
+        answered = [pl.Series("score", scores.max(axis=1)), pl.Series("scores", scores.tolist())]
+    else:
+        answered = [pl.Series("score", scores)]
+    truth = pl.Series("actual", encode_target(test[target], trained.task, trained.classes))
+    when = [time] if time is not None else []
+    scored = test.select(when).with_columns(*answered, truth) if when else pl.DataFrame([*answered, truth])
+    inputs = list(trained.features)
+    known = pl.concat([train, valid]).select(*inputs, *when)
+    baseline = build_baseline(known, inputs, time=time, scored=scored, metric=metric)
+    keep_baseline(here.store, version.key, baseline)
+    return version.key
+
+
+@step
+def judge(version: str, test: pl.DataFrame, target: str, metric: str, gates: tuple[Any, ...]) -> list[str]:
+    """Put every gate's question; returns the ids of the answers."""
+    from everloop.loop.gates import Trial
+    from everloop.loop.gates import judge as ask
+    from everloop.loop.parts import NotWorseThan
+    from everloop.models import find_alias, get_version, load_model
+    from everloop.records import GateResult
+    from everloop.training import encode_target
+
+    here = _here()
+    candidate = get_version(here.store, version)
+    predictor = load_model(here.store, version)
+    champions = {}
+    for alias in dict.fromkeys(gate.alias for gate in gates if isinstance(gate, NotWorseThan)):
+        holder = find_alias(here.store, candidate.model, alias)
+        if holder is not None and holder.version != version:
+            champions[alias] = (holder.version, load_model(here.store, holder.version).predict(test))
+    trial = Trial(
+        rows=test,
+        truth=encode_target(test[target], predictor.task, list(predictor.classes)),
+        scores=predictor.predict(test),
+        champions=champions,
+        metric=metric,
+        task=predictor.task,
+        predict=predictor.predict,
+        features=predictor.input_names,
+    )
+    results = []
+    for gate in gates:
+        answer = ask(gate, trial)
+        results.append(
+            here.store.new(
+                GateResult,
+                gate=gate.name,
+                outcome=answer.outcome,
+                candidate=version,
+                champion=answer.evidence.get("champion"),
+                message=answer.message,
+                evidence=answer.evidence,
+                run=here.run,
+            )
+        )
+    if results:
+        here.store.records.put(*results, verb="judged")
+    return [result.id for result in results]
+
+
+@step
+def release(version: str, judged: list[str], endpoint: str, percents: tuple[float, ...]) -> dict[str, Any]:
+    """Reject the candidate, or start it on its way to the endpoint's traffic."""
+    from everloop.loop.rollout import start_release
+    from everloop.models import get_version
+    from everloop.records import GateResult, Release, Run
+
+    here = _here()
+    begun = here.store.records.find(Release, ("candidate", "=", version), order="-created_at", limit=1)
+    if begun and begun[0].state in ("rolling_out", "completed"):
+        return {"release": begun[0].id, "state": begun[0].state}
+    run = here.store.records.get(Run, here.run)
+    gates = [here.store.records.get(GateResult, answer) for answer in judged]
+    candidate = get_version(here.store, version)
+    made = start_release(
+        here.store, endpoint, candidate, steps=percents, gates=gates, trigger=run.trigger, run=here.run
+    )
+    return {"release": made.id, "state": made.state}
+
+
+def _here() -> StepContext:
+    here = current_step()
+    if here is None:
+        raise UsageError("This step works only inside a run.", help="Run it with: everloop run")
+    return here
+
+
+def _feature_names(
+    table: pl.DataFrame,
+    target: str,
+    time: str | None,
+    key: str | None,
+    features: Sequence[str] | None,
+    exclude: Sequence[str],
+) -> list[str]:
+    if features is not None:
+        return list(features)
+    others = {target, time, key, *exclude}
+    return [name for name in table.columns if name not in others]
+
+
+def _slices_of(loop: Loop) -> tuple[str, ...]:
+    from everloop.loop.parts import Slices
+
+    return tuple(dict.fromkeys(gate.column for gate in loop.gates if isinstance(gate, Slices)))
+
+
+def _contract_of(contract: Any) -> str | None:
+    from everloop.records import Contract
+
+    if contract is None or isinstance(contract, str):
+        return contract
+    return contract.key if isinstance(contract, Contract) else str(contract)
+
+
+def _add_user_step(graph: Graph, training: Step[..., Any], parts: Any) -> Any:
+    """The user's training step with what it asks for: parts of the split, and steps beside it."""
+    upstream = Graph.wire([training], given=dict.fromkeys(("train", "valid", "test")))
+    for name, node in upstream.nodes.items():
+        if name == training.name or name in graph.nodes:
+            continue
+        graph.add(node.step, name=name, inputs=node.inputs)
+    given = {name: parts[name] for name in ("train", "valid", "test") if name in training.signature.parameters}
+    others = {name: value for name, value in upstream.nodes[training.name].inputs.items() if name not in given}
+    return graph.add(training, inputs={**others, **given})

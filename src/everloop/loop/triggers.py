@@ -1,0 +1,117 @@
+"""Triggers: when a loop should take another turn.
+
+A trigger looks at records only: findings since the last turn, the time, and whether what the source steps read
+has changed. While a candidate is rolling out nothing is due: its evidence is still coming in.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import singledispatch
+from typing import TYPE_CHECKING
+
+from everloop.errors import UsageError
+from everloop.loop.parts import Due, Every, OnDrift, OnNewData, OnPerformance, Trigger
+from everloop.loop.rollout import champion_of, find_rolling
+from everloop.records import Finding, Run
+from everloop.stores.durations import format_duration, parse_duration
+
+if TYPE_CHECKING:
+    from everloop.loop.declaration import Loop
+    from everloop.stores import Store
+
+
+def find_due(loop: Loop, store: Store) -> Due | None:
+    """The first trigger of the loop that asks for a turn now."""
+    if loop.serve is not None and find_rolling(store, loop.serve.name) is not None:
+        return None
+    last = last_turn(loop, store)
+    if last is None:
+        return Due("first", "the loop has not turned yet")
+    for trigger in loop.retrain:
+        due = ask(trigger, loop, store, last)
+        if due is not None:
+            return due
+    return None
+
+
+def last_turn(loop: Loop, store: Store) -> Run | None:
+    """The newest turn of the loop, whatever became of it."""
+    runs = store.records.find(Run, ("loop", "=", loop.name), order="-started_at", limit=1)
+    return runs[0] if runs else None
+
+
+@singledispatch
+def ask(trigger: Trigger, loop: Loop, store: Store, last: Run) -> Due | None:
+    """Whether one trigger fires, given the last turn."""
+    raise UsageError(f"No way to ask {trigger!r}.")
+
+
+@ask.register(OnDrift)
+def _(trigger: OnDrift, loop: Loop, store: Store, last: Run) -> Due | None:
+    return _on_alarm("OnDrift", "drift", trigger.cooldown, loop, store, last)
+
+
+@ask.register(OnPerformance)
+def _(trigger: OnPerformance, loop: Loop, store: Store, last: Run) -> Due | None:
+    return _on_alarm("OnPerformance", "performance", trigger.cooldown, loop, store, last)
+
+
+@ask.register(Every)
+def _(trigger: Every, loop: Loop, store: Store, last: Run) -> Due | None:
+    now = store.now()
+    if trigger.is_cron:
+        from croniter import croniter
+
+        when = croniter(trigger.interval, last.started_at).get_next(datetime)
+    else:
+        when = last.started_at + parse_duration(trigger.interval)
+    if now < when:
+        return None
+    return Due("Every", f"{trigger.interval}: the last turn began {last.started_at:%Y-%m-%d %H:%M}")
+
+
+@ask.register(OnNewData)
+def _(trigger: OnNewData, loop: Loop, store: Store, last: Run) -> Due | None:
+    if store.now() - last.started_at < parse_duration(trigger.cooldown):
+        return None
+    from everloop.loop.turn import explain_turn
+
+    changed = [step for step in explain_turn(loop, store) if step.reason.startswith("source changed")]
+    if not changed:
+        return None
+    return Due("OnNewData", "; ".join(step.reason for step in changed), {"steps": [step.name for step in changed]})
+
+
+def _on_alarm(name: str, kind: str, cooldown: str, loop: Loop, store: Store, last: Run) -> Due | None:
+    if loop.serve is None or store.now() - last.started_at < parse_duration(cooldown):
+        return None
+    alarms = store.records.find(
+        Finding,
+        ("endpoint", "=", loop.serve.name),
+        ("kind", "=", kind),
+        ("severity", "=", "alarm"),
+        ("created_at", ">", last.started_at),
+        order="-created_at",
+    )
+    # An alarm about a version that no longer answers has had its cure.
+    champion = champion_of(store, loop.model)
+    alarms = [alarm for alarm in alarms if alarm.version in (None, champion)]
+    if not alarms:
+        return None
+    newest = max(alarms, key=lambda alarm: (alarm.window_to, _loudness(alarm)))
+    subjects = list(dict.fromkeys(alarm.subject for alarm in alarms))
+    waited = format_duration(store.now() - newest.created_at)
+    others = f" (and {len(subjects) - 1} more)" if len(subjects) > 1 else ""
+    return Due(
+        name,
+        f"{newest.message.rstrip('.')}{others}",
+        {"findings": [alarm.id for alarm in alarms], "subjects": subjects, "waited": waited},
+    )
+
+
+def _loudness(alarm: Finding) -> float:
+    """How far beyond its limit an alarm's value lies."""
+    if alarm.value is None or not alarm.threshold:
+        return 0.0
+    return abs(alarm.value - alarm.threshold) / abs(alarm.threshold)

@@ -1,0 +1,111 @@
+"""One turn of a loop: data → train → judge → register → release, doing only what is not done yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from everloop.errors import GraphError
+from everloop.loop.stages import graph_of
+from everloop.pipeline import plan, run_graph
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from everloop.loop.declaration import Loop
+    from everloop.pipeline import Executor, GraphRun, Listener, Planned
+    from everloop.records import GateResult, ModelVersion, Release, Run, Step
+    from everloop.stores import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a turn did. `version`, `gates` and `release` are of the candidate, new or found again."""
+
+    run: Run
+    steps: list[Step]
+    version: ModelVersion | None
+    gates: list[GateResult]
+    release: Release | None
+
+    @property
+    def ran(self) -> int:
+        """How many steps really ran."""
+        return sum(step.status == "ran" for step in self.steps)
+
+
+def take_turn(
+    loop: Loop,
+    store: Store,
+    *,
+    trigger: str = "manual",
+    target: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    executor: str | Executor = "inline",
+    force: Iterable[str] | bool = (),
+    listener: Listener | None = None,
+) -> Turn:
+    """Take one turn, or the part of it that leads to the step `target`.
+
+    Two turns at once are safe: the second waits for the first's steps and finds them done. A turn that was killed
+    is gone on with by the next.
+
+    Raises:
+        EverloopError: a step failed; what was finished before is kept.
+    """
+    from everloop.records import Run
+    from everloop.stores.check import mark_lost
+    from everloop.tracking import start_run
+
+    mark_lost(store)
+    graph = graph_of(loop)
+    if target is not None:
+        graph.get(target)
+    with start_run(loop.name, store=store, params=dict(params or {}), loop=loop.name, trigger=trigger) as run:
+        done = run_graph(
+            graph,
+            store,
+            run=run,
+            targets=None if target is None else [target],
+            executor=executor,
+            params=params,
+            force=force,
+            listener=listener,
+        )
+    return _told(store, store.records.get(Run, run.id), done)
+
+
+def explain_turn(
+    loop: Loop,
+    store: Store,
+    *,
+    target: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    force: Iterable[str] | bool = (),
+) -> list[Planned]:
+    """What a turn would do now, and why, without doing it."""
+    return plan(graph_of(loop), store, targets=None if target is None else [target], params=params, force=force)
+
+
+def _told(store: Store, run: Run, done: GraphRun) -> Turn:
+    from everloop.models import get_version
+    from everloop.records import GateResult, Release
+
+    version = _value(done, "register")
+    gates = _value(done, "judge") or []
+    release = _value(done, "release")
+    return Turn(
+        run=run,
+        steps=done.steps,
+        version=get_version(store, version) if version else None,
+        gates=[store.records.get(GateResult, gate) for gate in gates],
+        release=store.records.get(Release, release["release"]) if release else None,
+    )
+
+
+def _value(done: GraphRun, step: str) -> Any:
+    try:
+        return done.value(step)
+    except GraphError:
+        # The turn was asked for a part that does not contain it.
+        return None

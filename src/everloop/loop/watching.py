@@ -1,0 +1,124 @@
+"""Watching: every window of an endpoint's log is looked at once, when it has closed.
+
+Windows follow each other from the endpoint's first moment. What was looked at is known from the findings
+themselves, so that a process that was down for a month looks at that month when it comes back.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from functools import singledispatch
+from typing import TYPE_CHECKING
+
+from everloop.errors import EmptySampleError, UsageError
+from everloop.loop.parts import Drift, Performance, Watch
+from everloop.loop.rollout import champion_of
+from everloop.records import Endpoint, Finding
+from everloop.stores.durations import parse_duration
+
+if TYPE_CHECKING:
+    from everloop.loop.declaration import Loop
+    from everloop.records import FindingKind
+    from everloop.stores import Store
+
+MOST_WINDOWS = 60
+"""After a long absence only the newest so many windows of each watch are looked at."""
+EMPTY = "window"
+
+
+def watch(loop: Loop, store: Store) -> list[Finding]:
+    """Look at every closed window that has not been looked at; returns the new findings, oldest window first."""
+    if loop.serve is None:
+        return []
+    found: list[Finding] = []
+    for part in loop.watch:
+        found += look(part, loop.model, loop.serve.name, store)
+    return found
+
+
+@singledispatch
+def look(part: Watch, model: str, endpoint: str, store: Store) -> list[Finding]:
+    """Look at the windows that are due for one watch."""
+    raise UsageError(f"No way to watch {part!r}.")
+
+
+@look.register(Drift)
+def _(part: Drift, model: str, endpoint: str, store: Store) -> list[Finding]:
+    from everloop.monitoring import check_drift
+
+    champion = champion_of(store, model)
+    if champion is None:
+        return []
+    found: list[Finding] = []
+    for since, until in due_windows(store, endpoint, "drift", parse_duration(part.window), timedelta(0)):
+        try:
+            found += check_drift(store, endpoint, champion, since, until, alarms_per_month=part.alarms_per_month)
+        except EmptySampleError as error:
+            found.append(_nothing_seen(store, endpoint, champion, "drift", since, until, error))
+    return found
+
+
+@look.register(Performance)
+def _(part: Performance, model: str, endpoint: str, store: Store) -> list[Finding]:
+    from everloop.monitoring import check_performance
+
+    champion = champion_of(store, model)
+    if champion is None:
+        return []
+    found: list[Finding] = []
+    windows = due_windows(
+        store, endpoint, "performance", parse_duration(part.window), parse_duration(part.labels_after)
+    )
+    for since, until in windows:
+        try:
+            found += check_performance(
+                store,
+                endpoint,
+                part.metric,
+                since,
+                until,
+                version=champion,
+                labels_after=part.labels_after,
+                alarms_per_month=part.alarms_per_month,
+            )
+        except EmptySampleError as error:
+            found.append(_nothing_seen(store, endpoint, champion, "performance", since, until, error))
+    return found
+
+
+def due_windows(
+    store: Store, endpoint: str, kind: FindingKind, span: timedelta, delay: timedelta
+) -> list[tuple[datetime, datetime]]:
+    """The closed windows that no finding of this kind speaks about yet, oldest first.
+
+    A window is closed when its end is `delay` ago.
+    """
+    last = store.records.find(Finding, ("endpoint", "=", endpoint), ("kind", "=", kind), order="-window_to", limit=1)
+    start = last[0].window_to if last else store.records.get(Endpoint, endpoint).created_at
+    closed = int((store.now() - delay - start) / span)
+    first = max(0, closed - MOST_WINDOWS)
+    return [(start + index * span, start + (index + 1) * span) for index in range(first, closed)]
+
+
+def _nothing_seen(
+    store: Store,
+    endpoint: str,
+    version: str,
+    kind: FindingKind,
+    since: datetime,
+    until: datetime,
+    error: EmptySampleError,
+) -> Finding:
+    finding = store.new(
+        Finding,
+        endpoint=endpoint,
+        version=version,
+        kind=kind,
+        severity="info",
+        subject=EMPTY,
+        window_from=since,
+        window_to=until,
+        message=error.message,
+    )
+    store.records.put(finding)
+    return finding

@@ -1,0 +1,199 @@
+"""Four eyes: an alias that a policy guards moves only when others than the one who asks agree.
+
+    request_alias -> open -> approved -> applied
+                          -> rejected    one "no" is enough
+                          -> withdrawn   by the one who asked
+
+A request is about one version and the holder of that moment: when another takes the alias meanwhile, the request is
+void and must be made anew. `set_alias` looks here before it moves a guarded alias. One way needs no new agreement:
+straight back to the version that held the alias before, as that one was agreed upon and a rollback must not wait for
+an office to open; it can be taken once, not to and fro.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from everloop.errors import ConflictError, TrustError, UsageError
+from everloop.models.history import last_move
+from everloop.records import Alias, AliasPolicy, AliasRequest, Json, ModelVersion, Vote
+
+if TYPE_CHECKING:
+    from everloop.stores import Store
+
+MOST_APPROVALS = 10
+
+
+class ApprovalError(ConflictError):
+    """An alias is guarded, and not enough others have agreed."""
+
+
+def find_policy(store: Store, model: str, alias: str) -> AliasPolicy | None:
+    """The policy that guards `model@alias`, or None."""
+    found = store.records.find(AliasPolicy, ("key", "=", f"{model}@{alias}"), limit=1)
+    return found[0] if found else None
+
+
+def set_policy(store: Store, model: str, alias: str, approvals: int) -> AliasPolicy | None:
+    """Say how many others must agree before the alias moves; 0 lifts the guard.
+
+    Raises:
+        UsageError: a number below 0 or above 10, or names that make no key.
+    """
+    from everloop.models.registry import check_names
+
+    check_names(model, alias)
+    if not 0 <= approvals <= MOST_APPROVALS:
+        raise UsageError(
+            f"{approvals} approvals cannot be asked for.", help=f"Give a number from 0 to {MOST_APPROVALS}."
+        )
+    with store.records.transaction():
+        known = find_policy(store, model, alias)
+        if approvals == 0:
+            if known is not None:
+                store.records.delete(AliasPolicy, known.id, verb="policy_lifted")
+            return None
+        if known is None:
+            made = store.new(AliasPolicy, model=model, alias=alias, approvals=approvals)
+            store.records.put(made, verb="policy_set", data={"approvals": approvals})
+            return made
+        changed = replace(known, approvals=approvals)
+        return store.records.update(changed, verb="policy_set", data={"approvals": approvals})[0]
+
+
+def request_alias(store: Store, model: str, alias: str, version_key: str, reason: str = "") -> AliasRequest:
+    """Ask the others to let an alias move to a version. The store's actor is who asks.
+
+    Asking again for what is open already gives the open request.
+
+    Raises:
+        NotFoundError: no such version.
+        UsageError: a version of another model, or one that holds the alias.
+    """
+    from everloop.models.registry import check_names, find_alias, get_version
+
+    check_names(model, alias)
+    with store.records.transaction():
+        version = get_version(store, version_key)
+        held = find_alias(store, model, alias)
+        holder = held.version if held else None
+        if version.model != model or version.key == holder:
+            problem = f"is no version of '{model}'" if version.model != model else f"is '{model}@{alias}' already"
+            raise UsageError(f"'{version.key}' {problem}.", help=f"See: everloop models ls {model}")
+        for known in list_requests(store, model, alias, state="open"):
+            if known.version == version.key and known.holder == holder and known.asked_by == store.actor:
+                return known
+        made = store.new(
+            AliasRequest,
+            model=model,
+            alias=alias,
+            version=version.key,
+            holder=holder,
+            asked_by=store.actor,
+            reason=reason,
+        )
+        store.records.put(made, verb="requested", data={"alias": f"{model}@{alias}", "version": version.key})
+        return made
+
+
+def list_requests(
+    store: Store, model: str | None = None, alias: str | None = None, *, state: str | None = None
+) -> list[AliasRequest]:
+    """Requests, newest first."""
+    asked = [(name, "=", value) for name, value in (("model", model), ("alias", alias), ("state", state)) if value]
+    return store.records.find(AliasRequest, *asked, order="-id")  # type: ignore[arg-type]
+
+
+def approve(store: Store, request_id: str, reason: str = "") -> AliasRequest:
+    """Agree, in the name of the store's actor. With the last voice that is needed the request is `approved`.
+
+    Raises:
+        ConflictError: it is not open, the alias has moved meanwhile, or the actor has voted already.
+        TrustError: the actor is the one who asked.
+    """
+    return _vote(store, request_id, approve=True, reason=reason)
+
+
+def reject(store: Store, request_id: str, reason: str = "") -> AliasRequest:
+    """Disagree, which ends the request."""
+    return _vote(store, request_id, approve=False, reason=reason)
+
+
+def withdraw(store: Store, request_id: str, reason: str = "") -> AliasRequest:
+    """Take one's own request back.
+
+    Raises:
+        ConflictError: it is over.
+        TrustError: somebody else made it.
+    """
+    with store.records.transaction():
+        request = store.records.get(AliasRequest, request_id)
+        if request.asked_by != store.actor:
+            raise TrustError(f"{request.asked_by} asked, not {store.actor}.", help="Reject it instead.")
+        if request.state not in ("open", "approved"):
+            raise ConflictError(f"The request is over: {request.state}.")
+        ended = replace(request, state="withdrawn")
+        return store.records.update(ended, verb="withdrawn", data={"reason": reason})[0]
+
+
+def clear_move(store: Store, model: str, alias: str, version: ModelVersion, held: Alias | None) -> dict[str, Json]:
+    """Let a guarded alias move, using up the agreement, or refuse; nothing to do where no policy stands.
+
+    Called by `set_alias` inside its transaction.
+
+    Returns:
+        What the event of the move shall say: the request and who agreed, or that it is a way back.
+
+    Raises:
+        ApprovalError: not enough others have agreed.
+    """
+    policy = find_policy(store, model, alias)
+    if policy is None:
+        return {}
+    holder = held.version if held else None
+    for request in list_requests(store, model, alias, state="approved"):
+        agreed = _voices(request)
+        if request.version == version.key and request.holder == holder and len(agreed) >= policy.approvals:
+            store.records.update(replace(request, state="applied"), verb="applied")
+            return {"request": request.id, "asked_by": request.asked_by, "approved_by": list(agreed)}
+    move = last_move(store, model, alias)
+    if move is not None and not move.data.get("way_back"):
+        came_from, led_to = move.data.get("previous"), move.data.get("version")
+        if came_from == version.key and led_to == holder:
+            return {"way_back": True}
+    raise ApprovalError(
+        f"'{model}@{alias}' moves only when {policy.approvals} other than who asks agree.",
+        help=f"Ask for it: everloop models promote {version.key} --alias {alias}; others: everloop models approve ID",
+    )
+
+
+def _vote(store: Store, request_id: str, *, approve: bool, reason: str) -> AliasRequest:
+    with store.records.transaction():
+        request = store.records.get(AliasRequest, request_id)
+        if request.state != "open":
+            raise ConflictError(
+                f"The request is not open any more: {request.state}.", help="See: everloop models requests"
+            )
+        if approve and request.asked_by == store.actor:
+            raise TrustError(f"{store.actor} asked for this and cannot agree to it.", help="Somebody else must.")
+        if approve and any(vote.by == store.actor and vote.approve for vote in request.votes):
+            raise ConflictError(f"{store.actor} has agreed already.", help="Somebody else must agree, too.")
+        policy = find_policy(store, request.model, request.alias)
+        held = store.records.find(Alias, ("key", "=", f"{request.model}@{request.alias}"), limit=1)
+        if approve and (held[0].version if held else None) != request.holder:
+            raise ConflictError(
+                f"'{request.model}@{request.alias}' has moved since this was asked.", help="Ask anew, or reject it."
+            )
+        vote = Vote(by=store.actor, at=store.now(), approve=approve, reason=reason)
+        voted = replace(request, votes=(*request.votes, vote))
+        if not approve:
+            voted = replace(voted, state="rejected")
+        elif len(_voices(voted)) >= (policy.approvals if policy else 1):
+            voted = replace(voted, state="approved")
+        verb = {"open": "agreed", "approved": "approved", "rejected": "rejected"}[voted.state]
+        return store.records.update(voted, verb=verb, data={"reason": reason, "version": request.version})[0]
+
+
+def _voices(request: AliasRequest) -> tuple[str, ...]:
+    return tuple(sorted({vote.by for vote in request.votes if vote.approve and vote.by != request.asked_by}))

@@ -1,0 +1,124 @@
+"""A version's card: what it is, where it comes from, how good it is and what was decided, as readable markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from everloop.errors import NotFoundError
+from everloop.models.history import alias_history
+from everloop.models.registry import get_package, get_version
+from everloop.records import Alias, GateResult, Json, ModelVersion, Package, Run, Snapshot
+
+if TYPE_CHECKING:
+    from everloop.stores import Store
+
+
+def version_card(store: Store, ref: str) -> str:
+    """The card of a version, named as `get_version` takes it; markdown, ending with a line break.
+
+    Raises:
+        NotFoundError: there is no such version.
+    """
+    version = get_version(store, ref)
+    parts = [
+        f"# {_text(version.key)}",
+        version.description.strip(),
+        _facts(store, version),
+        _metrics(version),
+        _gates(store, version),
+        _signature(version.signature),
+        _lineage(store, version),
+        _aliases(store, version),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _facts(store: Store, version: ModelVersion) -> str:
+    package = _package(store, version)
+    rows: list[tuple[str, Json]] = [
+        ("State", version.state),
+        ("Registered", f"{version.created_at:%Y-%m-%d %H:%M} UTC"),
+        ("Task", version.signature.get("task")),
+    ]
+    if package is not None:
+        rows += [
+            ("Format", package.format + (", compiled" if package.compiled else "")),
+            ("Size", f"{package.size_bytes:,} bytes"),
+            ("Package", version.package),
+        ]
+    rows += [(f"Tag `{name}`", value) for name, value in sorted(version.tags.items())]
+    return _table(("", ""), [row for row in rows if row[1] not in (None, "")])
+
+
+def _metrics(version: ModelVersion) -> str:
+    intervals = version.evaluation.get("metrics")
+    rows = []
+    for name, value in sorted(version.metrics.items()):
+        known = intervals.get(name) if isinstance(intervals, Mapping) else None
+        low, high = (known.get("low"), known.get("high")) if isinstance(known, Mapping) else (None, None)
+        between = f"{low:.4g} to {high:.4g}" if isinstance(low, float) and isinstance(high, float) else ""
+        rows.append((f"`{name}`", f"{value:.6g}", between))
+    return "## Metrics\n\n" + _table(("metric", "value", "interval"), rows) if rows else ""
+
+
+def _gates(store: Store, version: ModelVersion) -> str:
+    gates = store.records.find(GateResult, ("candidate", "=", version.key), order="id")
+    rows = [(gate.gate, gate.outcome, gate.champion or "", gate.message) for gate in gates]
+    return "## Gates\n\n" + _table(("gate", "outcome", "against", "evidence"), rows) if rows else ""
+
+
+def _signature(signature: Mapping[str, Json]) -> str:
+    rows = []
+    for side in ("inputs", "outputs"):
+        for one in signature.get(side) or ():
+            if isinstance(one, Mapping):
+                categories = one.get("categories")
+                known = f"{len(categories)} categories" if isinstance(categories, Sequence) and categories else ""
+                nullable = "may be null" if one.get("nullable") else ""
+                rows.append((side[:-1], f"`{one.get('name', '')}`", one.get("type", ""), nullable or known))
+    return "## Signature\n\n" + _table(("", "name", "type", ""), rows) if rows else ""
+
+
+def _lineage(store: Store, version: ModelVersion) -> str:
+    runs = store.records.find(Run, ("id", "=", version.run), limit=1) if version.run else []
+    snapshots = store.records.find(Snapshot, ("key", "=", version.snapshot), limit=1) if version.snapshot else []
+    rows: list[tuple[str, Json]] = [("Run", version.run), ("Code", version.code), ("Snapshot", version.snapshot)]
+    for data in snapshots:
+        rows += [("Rows", f"{data.rows:,}"), ("Data digest", data.digest)]
+        if data.starts_at and data.ends_at:
+            rows.append(("Data from", f"{data.starts_at:%Y-%m-%d} to {data.ends_at:%Y-%m-%d}"))
+    for run in runs:
+        rows += [("Trigger", run.trigger), ("Git commit", run.source.git_commit), ("Python", run.source.python)]
+    rows = [row for row in rows if row[1]]
+    return "## Lineage\n\n" + _table(("", ""), rows) if rows else ""
+
+
+def _aliases(store: Store, version: ModelVersion) -> str:
+    rows = []
+    for alias in store.records.find(Alias, ("model", "=", version.model), order="name"):
+        for tenure in alias_history(store, version.model, alias.name):
+            if tenure.version == version.key:
+                until = f"{tenure.until:%Y-%m-%d %H:%M}" if tenure.until else "now"
+                agreed = f", agreed by {', '.join(tenure.approved_by)}" if tenure.approved_by else ""
+                who = f"{tenure.actor}{agreed}"
+                rows.append((alias.name, f"{tenure.since:%Y-%m-%d %H:%M}", until, who, tenure.reason))
+    return "## Aliases held\n\n" + _table(("alias", "from", "until", "by", "why"), rows) if rows else ""
+
+
+def _package(store: Store, version: ModelVersion) -> Package | None:
+    try:
+        return get_package(store, version.package)
+    except NotFoundError:
+        return None
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[Json]]) -> str:
+    lines = [columns, ["---"] * len(columns), *([_text(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _text(value: Json) -> str:
+    """One table cell: no line break, no column, no markup that a renderer would run."""
+    text = " ".join(str(value).split())
+    return text.replace("|", "\\|").replace("<", "&lt;").replace(">", "&gt;")

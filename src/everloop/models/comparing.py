@@ -1,0 +1,123 @@
+"""Two versions side by side: what differs, and by how much."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from everloop.errors import NotFoundError
+from everloop.models.registry import get_package, get_version
+from everloop.records import Json, ModelVersion, Run, Step
+
+if TYPE_CHECKING:
+    from everloop.stores import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricChange:
+    """A metric of two versions; None where one has none. `change` is b minus a."""
+
+    a: float | None
+    b: float | None
+    change: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A value of two versions; None where one has none."""
+
+    a: Json
+    b: Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionDiff:
+    """What differs between two versions. `metrics` has all, the rest only what differs."""
+
+    a: str
+    b: str
+    metrics: dict[str, MetricChange] = field(default_factory=dict)
+    params: dict[str, Change] = field(default_factory=dict)
+    signature: dict[str, Change] = field(default_factory=dict)
+    """By input or output name, and `task` and `classes`."""
+    packages: dict[str, Change] = field(default_factory=dict)
+    """Distributions of the environments in which the runs took place."""
+    code: dict[str, Change] = field(default_factory=dict)
+    """By step: digests of its code; and the git commits."""
+    tags: dict[str, Change] = field(default_factory=dict)
+    facts: dict[str, Change] = field(default_factory=dict)
+    """Snapshot, package, format, size, state and the like."""
+
+    @property
+    def same_package(self) -> bool:
+        return "package" not in self.facts
+
+
+def diff_versions(store: Store, a: str, b: str) -> VersionDiff:
+    """Compare two versions, named as `get_version` takes them.
+
+    Raises:
+        NotFoundError: one of them is none.
+    """
+    left, right = get_version(store, a), get_version(store, b)
+    runs = _run(store, left), _run(store, right)
+    sources = [run.source if run else None for run in runs]
+    return VersionDiff(
+        a=left.key,
+        b=right.key,
+        metrics={
+            name: _metric(left.metrics.get(name), right.metrics.get(name))
+            for name in sorted({*left.metrics, *right.metrics})
+        },
+        params=_changes(*(run.params if run else {} for run in runs)),
+        signature=_changes(_signature(left.signature), _signature(right.signature)),
+        packages=_changes(*(source.packages if source else {} for source in sources)),
+        code=_changes(_code(store, left, runs[0]), _code(store, right, runs[1])),
+        tags=_changes(left.tags, right.tags),
+        facts=_changes(_facts(store, left), _facts(store, right)),
+    )
+
+
+def _metric(a: float | None, b: float | None) -> MetricChange:
+    return MetricChange(a=a, b=b, change=None if a is None or b is None else b - a)
+
+
+def _changes(a: Mapping[str, Json], b: Mapping[str, Json]) -> dict[str, Change]:
+    return {name: Change(a=a.get(name), b=b.get(name)) for name in sorted({*a, *b}) if a.get(name) != b.get(name)}
+
+
+def _signature(signature: Mapping[str, Json]) -> dict[str, Json]:
+    flat: dict[str, Any] = {name: signature.get(name) for name in ("task", "classes")}
+    for side in ("inputs", "outputs"):
+        for place, one in enumerate(signature.get(side) or ()):
+            if isinstance(one, Mapping):
+                flat[f"{side}.{one.get('name', place)}"] = {key: value for key, value in one.items() if key != "name"}
+    return flat
+
+
+def _facts(store: Store, version: ModelVersion) -> dict[str, Json]:
+    facts: dict[str, Json] = {
+        "state": version.state,
+        "snapshot": version.snapshot,
+        "package": version.package,
+        "code": version.code,
+        "run": version.run,
+    }
+    try:
+        package = get_package(store, version.package)
+    except NotFoundError:
+        return facts
+    return {**facts, "format": package.format, "size_bytes": package.size_bytes, "compiled": package.compiled}
+
+
+def _run(store: Store, version: ModelVersion) -> Run | None:
+    found = store.records.find(Run, ("id", "=", version.run), limit=1) if version.run else []
+    return found[0] if found else None
+
+
+def _code(store: Store, version: ModelVersion, run: Run | None) -> dict[str, Json]:
+    if run is None:
+        return {}
+    steps: dict[str, Json] = {step.name: step.code for step in store.records.find(Step, ("run", "=", run.id))}
+    return {**steps, "git commit": run.source.git_commit} if run.source.git_commit else steps

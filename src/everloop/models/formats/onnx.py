@@ -1,0 +1,106 @@
+"""An ONNX model that somebody gives as it is: kept byte for byte, answered by onnxruntime."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from everloop.errors import CorruptionError, TrainingError, UsageError
+from everloop.models.compilation.graphs import GraphForm, open_session
+from everloop.models.formats.tables import TableKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import polars as pl
+    from numpy.typing import NDArray
+
+    from everloop.records import Json
+    from everloop.training.trained import Files, Task
+
+    Array = NDArray[np.float64]
+
+
+class OnnxModel:
+    """A graph with its columns. See `Model` for what it answers."""
+
+    format = "onnx"
+
+    def __init__(self, form: GraphForm, table: TableKind) -> None:
+        self.form = form
+        self.table = table
+        self.task: Task = form.task
+        self.inputs = table.names
+
+    def predict_scores(self, frame: pl.DataFrame) -> Array:
+        return self.form.frame(self.table.cast(frame))
+
+    def predict_rows(self, rows: Sequence[Mapping[str, object]]) -> Array:
+        return self.form.frame(self.table.from_rows(rows))
+
+    def to_files(self) -> Files:
+        files = self.form.to_files()
+        state = {**json.loads(files["compiled.json"]), "table": self.table.to_json()}
+        return {"model.onnx": files["model.onnx"], "onnx.json": json.dumps(state, sort_keys=True).encode()}
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Self:
+        try:
+            state = json.loads(files["onnx.json"])
+            return cls(GraphForm.from_state(state, files["model.onnx"]), TableKind.from_json(state["table"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptionError(f"These files are no ONNX model: {error!r}.", help="Build it again.") from error
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _reread, (self.to_files(),)
+
+
+def _reread(files: Files) -> OnnxModel:
+    return OnnxModel.from_files(files)
+
+
+def adopt_onnx(
+    graph: bytes, table: TableKind, frame: pl.DataFrame, task: Task | None, truth: pl.Series | None
+) -> tuple[OnnxModel, list[Json]]:
+    """Take an ONNX model as it is: inputs by name or, where it takes one tensor, by place.
+
+    Raises:
+        UsageError: the example's columns do not fit its inputs, or the task cannot be told from its outputs.
+        TrainingError: it cannot answer the example.
+    """
+    from everloop.training.targets import find_classes
+
+    session = open_session(graph)
+    asked = [item.name for item in session.get_inputs()]
+    joined = len(asked) == 1 and table.names != tuple(asked)
+    if not joined:
+        absent = [name for name in asked if name not in table.names]
+        if absent:
+            raise UsageError(
+                f"The example lacks the columns {', '.join(map(repr, absent[:8]))}, which the ONNX model takes.",
+                help=f"It has: {', '.join(table.names[:30])}",
+            )
+        by_name = {column.name: column for column in table.columns}
+        table = TableKind(container=table.container, columns=tuple(by_name[name] for name in asked))
+    output = next(
+        (item.name for item in session.get_outputs() if "prob" in item.name.lower()), session.get_outputs()[-1].name
+    )
+    few = table.cast(frame.head(5))
+    try:
+        form = GraphForm(graph, names=table.names, task="multiclass", output=output, joined=joined)
+        answer = np.asarray(form.frame(few))
+    except Exception as error:  # onnxruntime has a class for every cause and no common root
+        raise TrainingError(f"The ONNX model cannot answer its example: {error}") from error
+    width = answer.shape[1] if answer.ndim == 2 else 1
+    found: Task = task or ("regression" if width == 1 else "binary" if width == 2 else "multiclass")
+    if (width > 2) != (found == "multiclass"):
+        raise UsageError(
+            f"The ONNX model gives {width} numbers a row, which is no {found}.", help="Say the right task."
+        )
+    made = OnnxModel(GraphForm(graph, names=table.names, task=found, output=output, joined=joined), table)
+    if found == "regression":
+        return made, []
+    classes: list[Any] = list(find_classes(truth, found)) if truth is not None else list(range(max(width, 2)))
+    return made, classes

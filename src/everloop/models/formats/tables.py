@@ -1,0 +1,302 @@
+"""The table that an estimator was fitted on, and how to make the same kind of table again from decoded rows.
+
+An estimator answers as it was fitted only if it gets the same kind of table: pandas with its category columns, a
+plain array in single precision, Polars. What is known of it is JSON-able and travels in the package.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from everloop.errors import CorruptionError, MissingExtraError, RequestError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import polars as pl
+
+    from everloop.records import Json
+
+Container = Literal["polars", "pandas", "numpy"]
+_SCALARS = {"Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64", "Float32", "Float64"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableColumn:
+    """One column: its Polars type for us, its pandas type for the estimator."""
+
+    name: str
+    type: str
+    """Polars type, as text: `Float64`, `Int64`, `String`, `Boolean`, `Date`, `Datetime` (microseconds, UTC)."""
+    pandas: str = ""
+    """pandas' name of the type: `float32`, `category`, `str`, …; empty where the example was no pandas frame."""
+    categories: tuple[Any, ...] | None = None
+    """Of a pandas category, in its order, which decides the codes."""
+    ordered: bool = False
+    none: bool = False
+    """A missing text is None rather than NaN, which some encoders tell apart."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableKind:
+    """Columns in order, and the container that the estimator takes."""
+
+    container: Container
+    columns: tuple[TableColumn, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns)
+
+    def cast(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The columns of `frame` that the estimator reads, in their types.
+
+        Raises:
+            RequestError: a column is missing or cannot be read as the known type.
+        """
+        import polars as pl
+
+        absent = [name for name in self.names if name not in frame.columns]
+        if absent:
+            raise RequestError(f"Column '{absent[0]}' is missing.", help=f"Given: {', '.join(frame.columns[:30])}")
+        try:
+            return frame.select(_cast(frame[column.name], polars_type(column.type)) for column in self.columns)
+        except pl.exceptions.PolarsError as error:
+            raise RequestError(f"The rows do not have the types that the model knows: {error}") from error
+
+    def fill(self, frame: pl.DataFrame) -> Any:
+        """A cast frame as the table that the estimator takes."""
+        if self.container == "polars":
+            return frame
+        if self.container == "numpy":
+            return frame.to_numpy()
+        try:
+            import pandas as pd
+        except ImportError:
+            raise MissingExtraError.of("This estimator", "pandas", "pandas") from None
+        return pd.DataFrame({column.name: _to_pandas(frame[column.name], column) for column in self.columns})
+
+    def from_rows(self, rows: Sequence[Mapping[str, object]]) -> pl.DataFrame:
+        """Decoded rows as a cast frame.
+
+        Raises:
+            RequestError: a column is missing, or a value does not fit its column.
+        """
+        import polars as pl
+
+        try:
+            columns = [
+                pl.Series(column.name, [row[column.name] for row in rows], dtype=_wide(column.type))
+                for column in self.columns
+            ]
+        except KeyError as error:
+            raise RequestError(f"Column {error} is missing.") from error
+        except (TypeError, OverflowError, pl.exceptions.PolarsError) as error:
+            raise RequestError(f"The rows do not have the types that the model knows: {error}") from error
+        return self.cast(pl.DataFrame(columns))
+
+    def to_json(self) -> dict[str, Json]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TableKind:
+        try:
+            columns = [
+                TableColumn(**{**item, "categories": None if item["categories"] is None else tuple(item["categories"])})
+                for item in data["columns"]
+            ]
+            return cls(container=data["container"], columns=tuple(columns))
+        except (KeyError, TypeError) as error:
+            raise CorruptionError(f"This describes no table: {error!r}.", help="Build the package again.") from error
+
+
+def read_example(example: Any) -> tuple[pl.DataFrame, TableKind]:
+    """An example table of any kind as a Polars frame, and what its columns are.
+
+    Args:
+        example: a pandas or Polars frame, an array of shape (n, columns), or anything that speaks Arrow.
+
+    Raises:
+        UsageError: it is none of these, has no rows or no columns, or holds a column that no model input can be.
+    """
+    import numpy as np
+    import polars as pl
+
+    if isinstance(example, pl.LazyFrame):
+        example = example.collect()
+    if type(example).__module__.partition(".")[0] == "pandas" and hasattr(example, "columns"):
+        frame, columns = _read_pandas(example)
+        container: Container = "pandas"
+    elif isinstance(example, np.ndarray):
+        if example.ndim != 2:
+            raise UsageError(
+                f"The example is an array of {example.ndim} dimensions.",
+                help="Pass shape (rows, columns), as in fit.",
+            )
+        names = [f"x{place}" for place in range(example.shape[1])]
+        frame = pl.DataFrame([_array_column(name, example[:, place]) for place, name in enumerate(names)])
+        columns, container = {}, "numpy"
+    elif isinstance(example, pl.DataFrame) or hasattr(example, "__arrow_c_stream__"):
+        frame, columns, container = pl.DataFrame(example), {}, "polars"
+    else:
+        raise UsageError(
+            f"The example is a {type(example).__name__}.", help="Pass the table that the model was fitted on (its X)."
+        )
+    if not frame.height or not frame.width:
+        raise UsageError(
+            f"The example has {frame.height} rows and {frame.width} columns.",
+            help="Pass rows that the model was fitted on: they tell columns, types and categories.",
+        )
+    frame = frame.select(_plain(series) for series in frame.get_columns())
+    known = tuple(
+        replace(columns.get(name, TableColumn(name=name, type="")), type=_type_name(dtype))
+        for name, dtype in frame.schema.items()
+    )
+    return frame, TableKind(container=container, columns=known)
+
+
+def polars_type(name: str) -> pl.DataType:
+    """The Polars type of a `TableColumn.type`."""
+    import polars as pl
+
+    if name == "Datetime":
+        return pl.Datetime("us", "UTC")
+    if name == "NaiveDatetime":
+        return pl.Datetime("us")
+    if name == "Duration":
+        return pl.Duration("us")
+    return cast("pl.DataType", getattr(pl, name)())
+
+
+def _wide(name: str) -> pl.DataType:
+    """The type in which decoded values come, before they are cut to the column's own."""
+    return polars_type({"Float32": "Float64", "NaiveDatetime": "Datetime"}.get(name, name))
+
+
+def _type_name(dtype: pl.DataType) -> str:
+    import polars as pl
+
+    if isinstance(dtype, pl.Datetime):
+        return "Datetime" if dtype.time_zone else "NaiveDatetime"
+    if isinstance(dtype, pl.Duration):
+        return "Duration"
+    return str(dtype)
+
+
+def _plain(series: pl.Series) -> pl.Series:
+    """The column in one of the types that are told apart here."""
+    import polars as pl
+
+    dtype = series.dtype
+    if dtype.is_float():
+        return series.fill_nan(None)
+    if isinstance(dtype, pl.Decimal):
+        return series.cast(pl.Float64)
+    if isinstance(dtype, pl.Categorical | pl.Enum | pl.Null):
+        return series.cast(pl.String)
+    if isinstance(dtype, pl.Datetime):
+        cut = series.dt.cast_time_unit("us")
+        return cut.dt.convert_time_zone("UTC") if dtype.time_zone else cut
+    if isinstance(dtype, pl.Duration):
+        return series.dt.cast_time_unit("us")
+    if dtype.is_integer():
+        return series.cast(pl.Int64)
+    if isinstance(dtype, pl.String | pl.Boolean | pl.Date | pl.Time):
+        return series
+    raise UsageError(
+        f"The example's column '{series.name}' is of type {dtype}, which no model input can be.",
+        help="Inputs are numbers, texts, flags, dates and times.",
+    )
+
+
+def _cast(series: pl.Series, dtype: pl.DataType) -> pl.Series:
+    import polars as pl
+
+    if isinstance(dtype, pl.Datetime) and isinstance(series.dtype, pl.Datetime):
+        cut = series.dt.cast_time_unit("us")
+        if dtype.time_zone is None and series.dtype.time_zone is not None:
+            return cut.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+        if dtype.time_zone is not None and series.dtype.time_zone is None:
+            return cut.dt.replace_time_zone("UTC")
+        return cut.dt.convert_time_zone("UTC") if dtype.time_zone else cut
+    return series if series.dtype == dtype else series.cast(dtype, strict=not dtype.is_float())
+
+
+def _read_pandas(example: Any) -> tuple[pl.DataFrame, dict[str, TableColumn]]:
+    import pandas as pd
+    import polars as pl
+
+    columns: dict[str, TableColumn] = {}
+    series = []
+    for label in example.columns:
+        if not isinstance(label, str):
+            raise UsageError(
+                f"The example's column {label!r} has a name that is no text.",
+                help="Name the columns before fitting: X.columns = [...], or fit on X.to_numpy().",
+            )
+        values, kind = example[label], str(example[label].dtype)
+        categories: tuple[Any, ...] | None = None
+        if kind == "category":
+            categories = tuple(
+                value.item() if hasattr(value, "item") else value for value in values.cat.categories.tolist()
+            )
+        none = kind == "object" and any(value is None for value in values)
+        columns[label] = TableColumn(
+            name=label,
+            type="",
+            pandas=kind,
+            categories=categories,
+            ordered=bool(categories is not None and values.cat.ordered),
+            none=none,
+        )
+        try:
+            if kind in ("object", "category", "str", "string", "bool", "boolean") or kind in _SCALARS:
+                missing = pd.isna(values).to_numpy()
+                plain = [None if gone else value for gone, value in zip(missing, values.tolist(), strict=True)]
+                series.append(pl.Series(label, plain, strict=True))
+            elif "datetime" in kind and getattr(values.dtype, "tz", None) is not None:
+                naive = values.dt.tz_convert("UTC").dt.tz_localize(None)
+                series.append(pl.Series(label, naive.to_numpy()).dt.replace_time_zone("UTC"))
+            else:
+                series.append(pl.Series(label, values.to_numpy(), nan_to_null=True))
+        except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+            raise UsageError(
+                f"The example's column '{label}' cannot be read: {error}.", help="A column holds values of one type."
+            ) from error
+    return pl.DataFrame(series), columns
+
+
+def _array_column(name: str, values: Any) -> pl.Series:
+    import polars as pl
+
+    if values.dtype != object:
+        return pl.Series(name, values, nan_to_null=True)
+    try:
+        return pl.Series(name, [None if value != value else value for value in values.tolist()])
+    except (TypeError, pl.exceptions.PolarsError) as error:
+        raise UsageError(
+            f"The example's column '{name}' cannot be read: {error}.", help="A column holds values of one type."
+        ) from error
+
+
+def _to_pandas(series: pl.Series, column: TableColumn) -> Any:
+    import numpy as np
+    import pandas as pd
+
+    kind = column.pandas
+    if kind == "category":
+        return pd.Categorical(series.to_list(), categories=list(column.categories or ()), ordered=column.ordered)
+    if kind == "object" or (not kind and column.type == "String"):
+        missing = None if column.none else np.nan
+        return pd.Series([missing if value is None else value for value in series.to_list()], dtype=object)
+    if kind in ("str", "string", "boolean") or kind in _SCALARS:
+        return pd.Series(series.to_list(), dtype=kind)
+    if column.type == "Datetime":
+        moments = pd.Series(series.dt.replace_time_zone(None).to_numpy()).dt.tz_localize("UTC")
+        return moments.astype(kind) if kind else moments
+    if column.type == "Boolean" and series.null_count():
+        return pd.Series(series.to_list(), dtype=object)
+    values = series.to_numpy()
+    # Whole numbers with a null among them come as floats, as pandas has them, and none is cut to a narrower width.
+    return values.astype(kind) if kind.startswith("float") and values.dtype.kind == "f" else values

@@ -1,0 +1,94 @@
+"""Who held an alias when, and by whose decision; read from the events, so that nothing can be left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+from everloop.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    from everloop.records import Event, Json
+    from everloop.stores import Store
+
+ALIAS_SET = "alias_set"
+_ENDS = frozenset({"deleted", "alias_removed"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenure:
+    """One version's time under an alias. `until` is None for the one that holds it now."""
+
+    version: str
+    since: datetime
+    until: datetime | None
+    reason: str
+    evidence: dict[str, Json]
+    actor: str
+    approved_by: tuple[str, ...] = ()
+    """Who agreed, where a policy guards the alias."""
+
+
+def alias_history(store: Store, model: str, alias: str) -> list[Tenure]:
+    """Who held an alias when and why, oldest first; empty where it was never set.
+
+    A time without a holder, after an alias was removed, shows as a gap between two tenures.
+    """
+    moves = [event for event in _events_of(store, f"{model}@{alias}") if _changes_holder(event)]
+    tenures = []
+    for event, later in zip_longest(moves, moves[1:]):
+        if event.verb in _ENDS:
+            continue
+        tenures.append(
+            Tenure(
+                version=str(event.data["version"]),
+                since=event.at,
+                until=later.at if later else None,
+                reason=str(event.data.get("reason", "")),
+                evidence=dict(event.data.get("evidence") or {}),
+                actor=event.actor,
+                approved_by=tuple(event.data.get("approved_by") or ()),
+            )
+        )
+    return tenures
+
+
+def alias_at(store: Store, model: str, alias: str, moment: datetime) -> Tenure | None:
+    """Who held an alias at a moment, with who made it so; None where nobody did.
+
+    Raises:
+        UsageError: the moment has no timezone.
+    """
+    if moment.tzinfo is None:
+        raise UsageError(
+            f"The time {moment.isoformat()} has no timezone.", help="Write it with one: 2026-05-03T12:00Z."
+        )
+    for tenure in reversed(alias_history(store, model, alias)):
+        if tenure.since <= moment:
+            return tenure if tenure.until is None or moment < tenure.until else None
+    return None
+
+
+def last_move(store: Store, model: str, alias: str) -> Event | None:
+    """The event by which the alias came to where it is."""
+    last = None
+    for event in _events_of(store, f"{model}@{alias}"):
+        if event.verb == ALIAS_SET:
+            last = event
+    return last
+
+
+def _changes_holder(event: Event) -> bool:
+    return event.verb in _ENDS or (event.verb == ALIAS_SET and "version" in event.data)
+
+
+def _events_of(store: Store, key: str) -> Iterator[Event]:
+    """Every event of the aliases that bore this key, oldest first; a removed one and its successor are two records."""
+    seq = 0
+    while events := store.records.events_since(seq, kinds=("alias",), limit=10_000):
+        seq = events[-1].seq
+        yield from (event for event in events if event.key == key)

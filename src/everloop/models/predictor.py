@@ -1,0 +1,229 @@
+"""A model that is ready to answer: loaded from a package, with its signature and where it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from everloop.errors import CorruptionError, EverloopError, RequestError, UsageError
+from everloop.models.manifest import COMPILED_FOLDER, MODEL_FOLDER, Manifest
+from everloop.models.package import read_folder, read_package, refuse_unsigned
+from everloop.models.registry import get_version
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    import polars as pl
+    from numpy.typing import NDArray
+
+    from everloop.models.rows import RowFunction
+    from everloop.models.signature import Signature
+    from everloop.records import Json
+    from everloop.stores import Store
+    from everloop.training.trained import Model
+
+    Scores = NDArray[np.float64]
+
+
+class Predictor:
+    """Answers rows. Safe to use from several threads at once.
+
+    `digest` is None where it was loaded from a folder, `version` where it was not loaded by a version's name.
+    Scores are as training gives them: binary (n,) the probability of `classes[1]`; multiclass (n, k) in the order
+    of `classes`; regression (n,) in the target's unit.
+    """
+
+    def __init__(
+        self, manifest: Manifest, model: Model, *, version: str | None = None, digest: str | None = None
+    ) -> None:
+        self.manifest = manifest
+        self.model = model
+        self.version = version
+        self.digest = digest
+        self.signature: Signature = manifest.read_signature()
+        self.input_names: tuple[str, ...] = self.signature.names
+        self.task = self.signature.task
+        self.classes: tuple[Json, ...] = self.signature.classes
+        self.compiled = manifest.compiled
+        self._example: dict[str, Any] | None = None
+
+    @property
+    def form(self) -> str:
+        """What answers: `lightgbm`, `linear`, `compiled trees`, `compiled linear`, `onnx`, or a format's name."""
+        return str(getattr(getattr(self.model, "form", None), "name", self.model.format))
+
+    @property
+    def cheap(self) -> bool:
+        """Whether one row costs microseconds, so that nothing is won by collecting rows before asking."""
+        return self.compiled or self.model.format in ("lightgbm", "linear")
+
+    def row_function(self) -> RowFunction:
+        """One decoded row in, its answer out, by the shortest way that this model has.
+
+        The row is a tuple in the order of the signature's inputs, as `signature.values_of` gives it. The answer is
+        `(label, probability of classes[1])` for two classes, `(label, probability of each class…)` for several, and
+        `(value,)` for a regression. The function may be called from several threads at once; it raises RequestError
+        for a row that the model does not take.
+        """
+        from everloop.models.rows import row_function
+
+        return row_function(self)
+
+    def explain(self, rows: pl.DataFrame | Sequence[Mapping[str, object]]) -> list[dict[str, Json]]:
+        """What each input adds to the answer of each row; see `explaining`.
+
+        Raises:
+            UsageError: this model's form tells no contributions.
+            RequestError: the rows break the signature.
+        """
+        from everloop.models.explaining import explain
+
+        return explain(self, rows)
+
+    def validate(self, rows: Sequence[Mapping[str, object]]) -> list[dict[str, Any]]:
+        """Rows as the model takes them: every input there, of its type, and nothing else.
+
+        Raises:
+            RequestError: a row breaks the signature; the message names the row and the field.
+        """
+        names = self.input_names
+        return [dict(zip(names, values, strict=True)) for values in self.signature.rows_of(rows)]
+
+    def predict(self, rows: pl.DataFrame | Sequence[Mapping[str, object]] | object) -> Scores:
+        """Score a frame (anything with the Arrow C stream interface) or a list of dicts.
+
+        A frame may have further columns; a dict may not.
+
+        Raises:
+            RequestError: the rows break the signature.
+        """
+        if isinstance(rows, list | tuple):
+            return self.score_rows(self.validate(rows))
+        return self.score_frame(_frame(rows))
+
+    def score_frame(self, frame: pl.DataFrame) -> Scores:
+        """Score a Polars frame with at least the inputs' columns.
+
+        Raises:
+            RequestError: a column is missing, or the model cannot score the rows.
+        """
+        import numpy as np
+
+        missing = [name for name in self.input_names if name not in frame.columns]
+        if missing:
+            raise RequestError(
+                f"The frame lacks the inputs {', '.join(map(repr, missing))}.",
+                help=f"It has: {', '.join(frame.columns)}",
+            )
+        if not frame.height:
+            shape = (0, len(self.classes)) if self.task == "multiclass" else (0,)
+            return np.empty(shape, dtype=np.float64)
+        try:
+            return self.model.predict_scores(frame)
+        except EverloopError:
+            raise
+        except Exception as error:
+            # An adopted estimator raises whatever it likes about rows that it does not take.
+            raise RequestError(
+                f"The model {self.version or self.digest or ''} cannot score these rows: {error}"
+            ) from error
+
+    def score_rows(self, rows: Sequence[Mapping[str, Any]]) -> Scores:
+        """Score rows that `validate` or the signature's own decoder has passed.
+
+        Raises:
+            RequestError: the model cannot score them.
+        """
+        try:
+            return self.model.predict_rows(rows)
+        except EverloopError:
+            raise
+        except Exception as error:
+            raise RequestError(
+                f"The model {self.version or self.digest or ''} cannot score these rows: {error}"
+            ) from error
+
+    def labels(self, scores: Scores) -> list[Json] | None:
+        """The predicted class of each row (binary: from a probability of one half on); None for regression."""
+        if self.task == "regression":
+            return None
+        if self.task == "binary":
+            low, high = self.classes
+            return [high if score >= 0.5 else low for score in scores.tolist()]
+        return [self.classes[place] for place in scores.argmax(axis=1).tolist()]
+
+    def warm(self) -> None:
+        """Answer the package's own example, so that the first request does not pay for what is set up lazily."""
+        if self._example is not None:
+            self.score_rows([self._example])
+
+    def __repr__(self) -> str:
+        return f"Predictor({self.version or self.digest or self.manifest.format!r})"
+
+
+def load_model(source: Store | Path | str, ref: str | None = None) -> Predictor:
+    """Load a model for answering, without the library that trained it where its format allows.
+
+    Args:
+        source: a store, or the folder of a package (then without `ref`).
+        ref: `delays@3`, `delays@champion`, `delays` (champion or newest), or a package's digest.
+
+    Raises:
+        NotFoundError: no such version, package or folder.
+        CorruptionError: a byte of the package is not as it was.
+        TrustError: the package bears code and nobody whom this machine trusts vouches for it.
+    """
+    if isinstance(source, str | Path):
+        if ref is not None:
+            raise UsageError("A package's folder is loaded without a version.", help="Pass an open store to name one.")
+        manifest, files = read_folder(Path(source))
+        refuse_unsigned(manifest, f"in '{source}'")
+        return predictor_from(manifest, files)
+    if ref is None:
+        raise UsageError("Which model?", help="Name it: load_model(store, 'delays@champion')")
+    if ref.startswith("sha256:"):
+        return load_package(source, ref)
+    version = get_version(source, ref)
+    return load_package(source, version.package, version=version.key)
+
+
+def load_package(store: Store, digest: str, *, version: str | None = None) -> Predictor:
+    """Load a package by digest; errors as `load_model`."""
+    manifest, files = read_package(store, digest)
+    return predictor_from(manifest, files, version=version, digest=digest)
+
+
+def predictor_from(
+    manifest: Manifest, files: Mapping[str, bytes], *, version: str | None = None, digest: str | None = None
+) -> Predictor:
+    """A predictor out of checked files.
+
+    Raises:
+        CorruptionError: the example in the package is no request.
+    """
+    import msgspec
+
+    from everloop.training.trained import model_from_files
+
+    folder, kept = (COMPILED_FOLDER, "compiled") if manifest.compiled else (MODEL_FOLDER, manifest.format)
+    inner = {name.removeprefix(folder): data for name, data in files.items() if name.startswith(folder)}
+    predictor = Predictor(manifest, model_from_files(kept, inner), version=version, digest=digest)
+    if "example.json" in files:
+        try:
+            predictor._example = predictor.validate(msgspec.json.decode(files["example.json"])["rows"])[0]
+        except (msgspec.MsgspecError, KeyError, IndexError, RequestError) as error:
+            raise CorruptionError(f"The package's example is no request: {error}") from error
+    return predictor
+
+
+def _frame(rows: object) -> pl.DataFrame:
+    import polars as pl
+
+    if isinstance(rows, pl.DataFrame):
+        return rows
+    if isinstance(rows, pl.LazyFrame):
+        return rows.collect()
+    if hasattr(rows, "__arrow_c_stream__"):
+        return pl.DataFrame(rows)
+    raise UsageError(f"Cannot score a {type(rows).__name__}.", help="Pass a frame or a list of dicts.")

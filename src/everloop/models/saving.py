@@ -1,0 +1,295 @@
+"""A fitted model of any library becomes a registered version in one call."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+from everloop.errors import EverloopError, TrainingError, UsageError
+from everloop.models.formats.tables import TableKind, read_example
+from everloop.models.signature import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import polars as pl
+
+    from everloop.records import Json, ModelVersion
+    from everloop.stores import Store
+    from everloop.training.trained import Model, Trained
+
+PROBE_ROWS = 20
+MOST_CATEGORIES = 1000
+"""A text column with more distinct values is kept without a list of them."""
+
+
+def save_model(
+    model: Any,
+    name: str,
+    example: Any,
+    *,
+    y: Any = None,
+    task: Task | None = None,
+    tags: Mapping[str, str] | None = None,
+    description: str = "",
+    store: Store | None = None,
+    compile: bool = True,
+) -> ModelVersion:
+    """Package a fitted model and register it as the next version of `name`.
+
+        version = el.save_model(pipeline, "churn", example=X_train)      # churn@1
+        # everloop serve churn@1
+
+    Args:
+        model: a fitted estimator or scikit-learn `Pipeline`, an XGBoost, LightGBM or CatBoost model, the bytes of an
+            ONNX model, or a plain function from the table to predictions: shape (n,) numbers, or (n, classes)
+            probabilities.
+        example: the table that it was fitted on, or some of its rows: pandas, Polars, NumPy or Arrow. Names, types,
+            nulls, categories and ranges of the inputs are read off it, and the packaged model is proved on it.
+        y: the target of the same rows; needed only where the model does not tell its classes.
+        task: `binary`, `multiclass` or `regression`; None asks the model.
+        store: default: the one that `open_store()` finds.
+        compile: try a faster form, which answers only if it is proved equal to the model.
+
+    Raises:
+        UsageError: the model is not fitted, or the example is empty or lacks columns that the model was fitted on.
+        TrainingError: the model cannot answer the example.
+        ParityError: the packaged form does not answer as the model does.
+    """
+    from everloop.models.package import build_package
+    from everloop.models.registry import register
+    from everloop.stores import open_store
+
+    trained, frame = describe(model, example, y=y, task=task)
+    with ExitStack() as closing:
+        opened = store if store is not None else closing.enter_context(open_store())
+        package = build_package(trained, store=opened, sample=frame, compile=compile)
+        return register(opened, name, package, tags=tags, description=description)
+
+
+def describe(model: Any, example: Any, *, y: Any = None, task: Task | None = None) -> tuple[Trained, pl.DataFrame]:
+    """The model with everything that a package needs to know of it, and the example as a Polars frame.
+
+    Raises:
+        UsageError: as `save_model`.
+        TrainingError: as `save_model`.
+    """
+    from everloop.training.encoding import arrow_type
+    from everloop.training.metrics import metrics_of
+    from everloop.training.trained import Trained
+
+    if task is not None and task not in get_args(Task):
+        raise UsageError(f"There is no task '{task}'.", help=f"Tasks: {', '.join(get_args(Task))}")
+    frame, table = read_example(example)
+    made: Model
+    if isinstance(model, bytes | bytearray):
+        from everloop.models.formats.onnx import adopt_onnx
+
+        made, classes = adopt_onnx(bytes(model), table, frame, task, _target_values(y))
+        what = "ONNX model"
+    else:
+        made, classes = _adopt(model, table, frame, task, _target_values(y))
+        what = f"{type(model).__module__}.{type(model).__qualname__}"
+    frame = frame.select(made.inputs)
+    categories = {
+        column.name: sorted(column.drop_nulls().unique().to_list())
+        for column in frame.get_columns()
+        if arrow_type(column.dtype) == "string" and column.n_unique() <= MOST_CATEGORIES
+    }
+    trained = Trained(
+        model=made,
+        task=made.task,
+        target=str(getattr(y, "name", None) or "target"),
+        features={column: arrow_type(dtype) for column, dtype in frame.schema.items()},
+        nullable={column.name: column.null_count() > 0 for column in frame.get_columns()},
+        categories=categories,
+        classes=classes,
+        metric=metrics_of(made.task)[0],
+        notes=[f"saved {what}, kept as {made.format}"],
+        rows={"example": frame.height},
+    )
+    return trained, frame
+
+
+def _adopt(
+    model: Any, table: TableKind, frame: pl.DataFrame, task: Task | None, truth: pl.Series | None
+) -> tuple[Model, list[Json]]:
+    from everloop.models.formats.estimator import EstimatorModel, dump_estimator
+    from everloop.models.formats.function import Function
+
+    if isinstance(model, type):
+        raise UsageError(f"{model.__name__} is a class, not a fitted model.", help="Pass an instance after fit().")
+    if not hasattr(model, "predict") and not hasattr(model, "predict_proba"):
+        if not callable(model):
+            raise UsageError(
+                f"A {type(model).__name__} is no model.",
+                help="Pass a fitted estimator (with predict), ONNX bytes, or a function from a table to predictions.",
+            )
+        model = Function(model)
+    if task == "regression" and hasattr(model, "classes_"):
+        raise UsageError(f"The {type(model).__name__} is a classifier.", help="Leave `task` out.")
+    _check_fitted(model)
+    table = _columns_of(model, table)
+    chosen = frame.select(table.names)
+    asked = task or _task_of(model, table, chosen, truth)
+    classes, order = _classes_of(model, asked, truth)
+    container = _fitting(model, table, chosen, asked, order, classes)
+    table = TableKind(container=container, columns=table.columns)
+    kept, blob = dump_estimator(model)
+    made = EstimatorModel(model, format=kept, blob=blob, task=asked, table=table, order=order)
+    if asked == "multiclass" and not classes:
+        width = made.predict_scores(chosen.head(1)).shape[1]
+        classes = list(range(width))
+    return cast("Model", made), classes
+
+
+def _check_fitted(model: Any) -> None:
+    name = type(model).__name__
+    fix = "Call fit() first, and save the fitted object."
+    inner = getattr(model, "is_fitted", None)
+    if callable(inner) and type(model).__module__.startswith("catboost") and not inner():
+        raise UsageError(f"The {name} is not fitted.", help=fix)
+    if not hasattr(model, "fit") or not hasattr(model, "get_params"):
+        return
+    if type(model).__module__.startswith("catboost"):
+        return
+    try:
+        from sklearn.exceptions import NotFittedError
+        from sklearn.utils.validation import check_is_fitted
+    except ImportError:
+        return
+    try:
+        check_is_fitted(model[-1] if hasattr(model, "steps") else model)
+    except NotFittedError as error:
+        raise UsageError(f"The {name} is not fitted.", help=fix) from error
+    except (TypeError, ValueError):
+        # Some estimators cannot be asked; they will say so when they answer the example.
+        return
+
+
+def _columns_of(model: Any, table: TableKind) -> TableKind:
+    """The columns that the model reads, in its order."""
+    told = getattr(model, "feature_names_in_", None)
+    if told is None and type(model).__module__.startswith(("catboost", "lightgbm")):
+        told = getattr(model, "feature_names_", None) or getattr(model, "feature_name_", None)
+    width = getattr(model, "n_features_in_", None)
+    names = table.names
+    if told is not None and table.container != "numpy":
+        asked = [str(name) for name in told]
+        absent = [name for name in asked if name not in names]
+        if absent and getattr(model, "feature_names_in_", None) is not None:
+            raise UsageError(
+                f"The example lacks the columns {', '.join(map(repr, absent[:8]))}, which the model was fitted on.",
+                help=f"It has: {', '.join(names[:30])}. Pass the table that was given to fit().",
+            )
+        if not absent:
+            by_name = {column.name: column for column in table.columns}
+            return TableKind(container=table.container, columns=tuple(by_name[name] for name in asked))
+    if width is not None and int(width) != len(names):
+        raise UsageError(
+            f"The model was fitted on {width} columns, the example has {len(names)}.",
+            help="Pass the table that was given to fit(), without the target.",
+        )
+    return table
+
+
+def _task_of(model: Any, table: TableKind, frame: pl.DataFrame, truth: pl.Series | None) -> Task:
+    known = getattr(model, "classes_", None)
+    if known is not None and len(known):
+        return "binary" if len(known) == 2 else "multiclass"
+    kind = getattr(model, "_estimator_type", None)
+    if kind == "regressor" or hasattr(model, "fit"):
+        return "regression"
+    answer = _raw(model, table, frame.head(PROBE_ROWS))
+    if answer.ndim == 2 and answer.shape[1] > 1:
+        return "binary" if answer.shape[1] == 2 else "multiclass"
+    if truth is not None:
+        from everloop.training.targets import infer_task
+
+        return infer_task(truth)
+    return "regression"
+
+
+def _raw(model: Any, table: TableKind, frame: pl.DataFrame) -> Any:
+    import numpy as np
+
+    try:
+        return np.asarray(model.predict(table.fill(table.cast(frame))))
+    except EverloopError:
+        raise
+    except Exception as error:
+        raise TrainingError(
+            f"The model cannot answer its example: {type(error).__name__}: {error}",
+            help="Pass the table that the model takes.",
+        ) from error
+
+
+def _classes_of(model: Any, task: Task, truth: pl.Series | None) -> tuple[list[Json], list[int]]:
+    """Classes in everloop's order, and where the model has each."""
+    import numpy as np
+
+    from everloop.training.targets import find_classes
+
+    if task == "regression":
+        return [], []
+    known = getattr(model, "classes_", None)
+    if known is None or not len(known):
+        if truth is not None:
+            return list(find_classes(truth, task)), []
+        return ([False, True] if task == "binary" else []), []
+    plain = [value.item() if isinstance(value, np.generic) else value for value in known]
+    if not hasattr(model, "predict_proba"):
+        raise UsageError(
+            f"The {type(model).__name__} gives classes but no probabilities.",
+            help="Wrap it before fitting: sklearn.calibration.CalibratedClassifierCV(model).",
+        )
+    order = sorted(range(len(plain)), key=lambda place: plain[place])
+    return [plain[place] for place in order], [] if order == list(range(len(plain))) else order
+
+
+def _fitting(
+    model: Any, table: TableKind, frame: pl.DataFrame, task: Task, order: Sequence[int], classes: Sequence[Json]
+) -> Any:
+    """The container that the model takes: the example's own kind first."""
+    import warnings
+
+    import numpy as np
+
+    from everloop.training.adopted import ask
+
+    few = table.cast(frame.head(PROBE_ROWS))
+    wanted = (few.height,) if task != "multiclass" else (few.height, len(classes) or None)
+    failures = []
+    told: Exception | None = None
+    for container in dict.fromkeys((table.container, "pandas", "polars", "numpy")):
+        kind = TableKind(container=cast("Any", container), columns=table.columns)
+        try:
+            with warnings.catch_warnings():
+                # A model that misses its column names says so by a warning; another container has them.
+                warnings.simplefilter("error" if container != table.container else "ignore")
+                scores = ask(model, kind.fill(few), task, order)
+        except Exception as error:  # whatever a stranger's model raises
+            failures.append(f"as {container}: {type(error).__name__}: {error}")
+            told = told or error
+            continue
+        if len(scores) != few.height or scores.ndim != len(wanted) or wanted[-1] not in (None, scores.shape[-1]):
+            failures.append(f"as {container}: answers of shape {scores.shape} for {few.height} rows")
+        elif not np.isfinite(scores).all():
+            failures.append(f"as {container}: an answer is no finite number")
+        else:
+            return container
+    name = getattr(model, "name", type(model).__name__)
+    raise TrainingError(
+        f"The {name} cannot answer its example ({'; '.join(failures)}).",
+        help="Pass the table that was given to fit(), before any preparation that the model does not do itself.",
+    ) from told
+
+
+def _target_values(y: Any) -> pl.Series | None:
+    import numpy as np
+    import polars as pl
+
+    if y is None or isinstance(y, pl.Series):
+        return y
+    values = y.to_list() if hasattr(y, "to_list") else np.asarray(y).reshape(-1).tolist()
+    return pl.Series("target", values)

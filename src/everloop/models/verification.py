@@ -1,0 +1,108 @@
+"""Checking a package: every byte, who vouches for it, whether this machine trusts them, and whether it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from everloop.errors import CorruptionError, EverloopError, NotFoundError, StoreError, StoreVersionError, TrustError
+from everloop.models import manifest as manifests
+from everloop.models.manifest import Manifest
+from everloop.models.package import digest_of
+from everloop.models.registry import get_package, get_version
+
+if TYPE_CHECKING:
+    from everloop.stores import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What was found. `ok`: the bytes are whole, a key that is trusted here vouches for them, and they answer."""
+
+    ok: bool
+    package: str
+    version: str | None
+    format: str
+    compiled: bool
+    files: int
+    size_bytes: int
+    signed_by: str | None
+    trusted: bool
+    answers: bool
+    problems: tuple[str, ...] = ()
+
+
+def verify_package(store: Store, ref: str) -> Verification:
+    """Check the package of a version, or one by its digest.
+
+    Nothing that bears code is run unless it is trusted.
+
+    Raises:
+        NotFoundError: there is no such version or package. What is wrong with one that exists is in the result.
+    """
+    version = None if ref.startswith("sha256:") else get_version(store, ref)
+    digest = version.package if version is not None else ref
+    record = get_package(store, digest)
+    problems: list[str] = []
+    manifest, files = _manifest(store, digest, problems)
+    trusted = _trusted(digest, record.trust, problems)
+    answers = False
+    if manifest is not None and not problems:
+        answers = _answers(store, digest, problems)
+    return Verification(
+        ok=not problems,
+        package=digest,
+        version=version.key if version is not None else None,
+        format=record.format,
+        compiled=record.compiled,
+        files=files,
+        size_bytes=record.size_bytes,
+        signed_by=(record.trust or {}).get("key"),
+        trusted=trusted,
+        answers=answers,
+        problems=tuple(problems),
+    )
+
+
+def _manifest(store: Store, digest: str, problems: list[str]) -> tuple[Manifest | None, int]:
+    try:
+        entries = {entry.path: entry for entry in store.objects.tree(digest)}
+        if manifests.FILE not in entries:
+            raise NotFoundError(f"It has no {manifests.FILE}.")
+        manifest = Manifest.from_bytes(store.objects.read_entry(entries[manifests.FILE]))
+    except (NotFoundError, CorruptionError, StoreVersionError, StoreError) as error:
+        problems.append(error.message)
+        return None, 0
+    for name, expected in manifest.files.items():
+        try:
+            if name not in entries:
+                problems.append(f"The file {name} is missing.")
+            elif digest_of(store.objects.read_entry(entries[name])) != expected:
+                problems.append(f"The file {name} differs from its digest.")
+        except EverloopError as error:
+            problems.append(f"The file {name}: {error.message}")
+    strangers = sorted(set(entries) - set(manifest.files) - {manifests.FILE})
+    problems.extend(f"The file {name} is not named in the manifest." for name in strangers)
+    return manifest, len(entries)
+
+
+def _trusted(digest: str, trust: dict[str, str] | None, problems: list[str]) -> bool:
+    from everloop.stores.trust import check
+
+    try:
+        check(digest, trust)
+    except TrustError as error:
+        problems.append(error.message)
+        return False
+    return True
+
+
+def _answers(store: Store, digest: str, problems: list[str]) -> bool:
+    from everloop.models.predictor import load_package
+
+    try:
+        load_package(store, digest).warm()
+    except EverloopError as error:
+        problems.append(f"It does not answer its own example: {error.message}")
+        return False
+    return True

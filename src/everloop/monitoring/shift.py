@@ -1,0 +1,178 @@
+"""Shift: how far one subject of a window lies from its baseline, and whether that is more than noise.
+
+Sketches in, shifts out: nothing here reads or writes a store.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from everloop.monitoring.baseline import PREDICTION, Baseline, Reference
+from everloop.monitoring.bins import NumericBins
+from everloop.monitoring.budget import AlarmBudget, Verdict, adjusted
+from everloop.monitoring.distances import (
+    DistanceName,
+    distance_between,
+    distance_function,
+    live_shares,
+    smoothed_shares,
+)
+from everloop.monitoring.noise import DRAWS, NoiseFloor, noise_floor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Set
+    from datetime import timedelta
+
+    from everloop.monitoring.sketch import Sketch
+    from everloop.records import Json
+
+LEAST_PSI = 0.01
+"""A smaller PSI is no finding, however many rows prove it. A normal feature whose mean moves by a tenth of its
+standard deviation has a PSI of 0.01."""
+
+MOVED_CELLS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """One subject in one window.
+
+    Attributes:
+        psi: population stability index against the baseline, in nats.
+        expected_psi: what windows of this size have on average when nothing changes.
+        p_value: chance of so large a PSI when nothing changes.
+        adjusted_p_value: the same after Benjamini-Hochberg over all subjects of the window.
+        limit: the PSI from which on this subject would not have been quiet.
+    """
+
+    subject: str
+    psi: float
+    expected_psi: float
+    p_value: float
+    adjusted_p_value: float
+    limit: float
+    verdict: Verdict
+    reference: Sketch
+    live: Sketch
+
+    def evidence(self) -> dict[str, Json]:
+        """What a reader of the finding wants to see, as JSON."""
+        data: dict[str, Json] = {
+            "psi": self.psi,
+            "expected_psi": self.expected_psi,
+            "p_value": self.p_value,
+            "adjusted_p_value": self.adjusted_p_value,
+            "rows": self.live.rows,
+            "missing": [_share(self.reference, 0), _share(self.live, 0)],
+            "cells": self.moved_cells(),
+        }
+        others: tuple[DistanceName, ...] = ("jensen_shannon",)
+        # What is missing has no place in an order.
+        if isinstance(self.reference.bins, NumericBins) and self.live.rows > self.live.counts[0]:
+            others = ("jensen_shannon", "ks", "wasserstein")
+        data |= {name: distance_between(name, self.reference, self.live) for name in others}
+        if self.reference.moments and self.live.moments:
+            data["mean"] = [self.reference.moments.mean, self.live.moments.mean]
+            data["deviation"] = [self.reference.moments.deviation, self.live.moments.deviation]
+        if self.live.unseen:
+            data["unseen"] = dict(self.live.unseen)
+        return data
+
+    def moved_cells(self) -> list[dict[str, Json]]:
+        """The cells that make up most of the PSI, largest part first: label, share before and share now."""
+        reference = smoothed_shares(self.reference.array())
+        live = live_shares(self.live.array(), reference)
+        parts = (live - reference) * np.log(live / reference)
+        largest = np.argsort(-parts, kind="stable")[:MOVED_CELLS]
+        labels = self.reference.bins.labels
+        return [
+            {"cell": labels[cell], "before": _share(self.reference, cell), "now": _share(self.live, cell)}
+            for cell in map(int, largest)
+            if parts[cell] > 0
+        ]
+
+    def message(self) -> str:
+        """One sentence for people: what moved, by how much, and against which limit."""
+        what = [f"PSI {self.psi:.3g}, limit {self.limit:.3g}"]
+        if self.reference.moments and self.live.moments:
+            what.append(f"mean {self.reference.moments.mean:.4g} → {self.live.moments.mean:.4g}")
+        before, now = _share(self.reference, 0), _share(self.live, 0)
+        if abs(now - before) >= 0.01:
+            what.append(f"missing {before:.1%} → {now:.1%}")
+        if self.live.unseen:
+            what.append("new: " + ", ".join(repr(value) for value in self.live.unseen))
+        elif not isinstance(self.reference.bins, NumericBins) and (moved := self.moved_cells()):
+            what.append(f"{moved[0]['cell']!r} {moved[0]['before']:.1%} → {moved[0]['now']:.1%}")
+        return "; ".join(what)
+
+
+def measure_shifts(
+    baseline: Baseline,
+    features: Mapping[str, Sketch],
+    score: Sketch | None = None,
+    *,
+    span: timedelta,
+    budget: AlarmBudget,
+    suspects: Set[str] = frozenset(),
+    least_psi: float = LEAST_PSI,
+    draws: int = DRAWS,
+) -> list[Shift]:
+    """Compare one window with the baseline, all its subjects together.
+
+    Args:
+        features: the window's sketches, cut as the baseline's.
+        score: the sketch of the window's scores; its subject is `prediction`.
+        span: how long the window is: sets which stretches of the reference it is likened to.
+        budget: how many false alarms are tolerated.
+        suspects: subjects that were a warning or an alarm in one of the two windows before.
+        least_psi: a smaller PSI stays quiet whatever its p-value.
+        draws: simulated windows a subject.
+
+    Returns:
+        One shift a subject that both sides have, the strongest evidence first.
+
+    Raises:
+        EmptySampleError: the window has no rows.
+    """
+    pairs = [(baseline.features, name, live) for name, live in features.items() if name in baseline.features.sketches]
+    if baseline.score is not None and score is not None:
+        pairs.append((baseline.score, PREDICTION, score))
+    found: dict[str, tuple[Sketch, Sketch, float, NoiseFloor]] = {}
+    for reference, name, live in pairs:
+        known = reference.sketches[name]
+        distance = distance_between("psi", known, live)
+        # A feature may be called like the score.
+        subject = f"input_{name}" if name == PREDICTION and reference is baseline.features else name
+        found[subject] = known, live, distance, floor_of(reference, name, live.rows, span, draws)
+    p_values = {name: floor.p_value(distance) for name, (_, _, distance, floor) in found.items()}
+    verdicts = budget.judge(p_values, suspects)
+    corrected = adjusted(p_values)
+    shifts = []
+    for name, (known, live, distance, floor) in found.items():
+        limit = max(least_psi, floor.limit(budget.limit_of(p_values, name, suspects)))
+        verdict: Verdict = verdicts[name] if distance >= least_psi else "quiet"
+        shifts.append(Shift(name, distance, floor.mean, p_values[name], corrected[name], limit, verdict, known, live))
+    return sorted(shifts, key=lambda shift: (shift.p_value, -shift.psi, shift.subject))
+
+
+def floor_of(reference: Reference, subject: str, rows: int, span: timedelta, draws: int = DRAWS) -> NoiseFloor:
+    """The noise floor of the PSI of one subject for windows of `rows` rows that last `span`."""
+    sketch = reference.sketches[subject]
+    blocks = reference.blocks.counts_over(subject, span) if reference.blocks is not None else None
+    return noise_floor(
+        distance_function("psi", sketch, sketch),
+        sketch.array(),
+        rows,
+        blocks=blocks,
+        draws=draws,
+        # Its own stream for each subject, and the same floor each time.
+        seed=zlib.crc32(subject.encode()),
+    )
+
+
+def _share(sketch: Sketch, cell: int) -> float:
+    return sketch.counts[cell] / sketch.rows if sketch.rows else 0.0

@@ -1,0 +1,100 @@
+"""Files and folders that a step has made, kept by their bytes and given back as a path to read from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from everloop.errors import EverloopError
+from everloop.pipeline.artifacts.formats import Stored, UnkeepableError
+
+if TYPE_CHECKING:
+    from everloop.stores import ContentStore
+
+
+class PathFormat:
+    """`meta`: `name`, the last part of the path. Who gets the path back must not write to it."""
+
+    name = "file"
+
+    def accepts(self, value: object) -> bool:
+        return isinstance(value, Path)
+
+    def keep(self, value: Path, objects: ContentStore) -> Stored:
+        path = value.absolute()
+        meta = {"name": PurePath(path).name}
+        if path.is_dir():
+            try:
+                digest = objects.add_tree(path)
+            except EverloopError as error:
+                raise UnkeepableError(str(error), final=True) from error
+            size = sum(entry.size_bytes for entry in objects.tree(digest))
+            return Stored("tree", digest, size, meta)
+        if path.is_file():
+            return Stored("file", objects.add_file(path), path.stat().st_size, meta)
+        raise UnkeepableError(f"there is no file or folder '{path}'", final=True)
+
+    def load(self, stored: Stored, objects: ContentStore, wanted: Any = None) -> Path:
+        # The object has no name of its own, and readers go by suffixes.
+        target = _shelf(objects) / stored.digest.removeprefix("sha256:") / str(stored.meta.get("name", "file"))
+        if target.is_file() and _is_whole(target, objects.path(stored.digest)):
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source = objects.path(stored.digest)
+        draft = target.with_name(f".{target.name[:100]}.{os.getpid()}.{id(stored):x}")
+        try:
+            shutil.copyfile(source, draft)
+            draft.chmod(0o444)
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
+        return target
+
+
+class TreeFormat:
+    """A folder; `PathFormat` keeps them both, for both are given as a `Path`."""
+
+    name = "tree"
+
+    def accepts(self, value: object) -> bool:
+        return False
+
+    def keep(self, value: Path, objects: ContentStore) -> Stored:
+        return PathFormat().keep(value, objects)
+
+    def load(self, stored: Stored, objects: ContentStore, wanted: Any = None) -> Path:
+        parent = _shelf(objects) / stored.digest.removeprefix("sha256:")
+        target = parent / str(stored.meta.get("name", "folder"))
+        if target.is_dir():
+            return target
+        parent.mkdir(parents=True, exist_ok=True)
+        # Written beside and moved: two steps may ask for it at once, and the first to finish wins.
+        draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=parent))
+        try:
+            objects.restore_tree(stored.digest, draft / "tree")
+            for path in (draft / "tree").rglob("*"):
+                if path.is_file():
+                    path.chmod(path.stat().st_mode & 0o555)
+            try:
+                (draft / "tree").rename(target)
+            except OSError:
+                if not target.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return target
+
+
+def _shelf(objects: ContentStore) -> Path:
+    """Where paths are put: beside the objects of a local store, else in the user's cache."""
+    near = getattr(objects.bytes_store, "folder", None)
+    if near is not None:
+        return Path(near).parent / "cache" / "paths"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "everloop" / "paths"
+
+
+def _is_whole(path: Path, source: Path) -> bool:
+    return path.stat().st_size == source.stat().st_size

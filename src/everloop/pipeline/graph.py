@@ -1,0 +1,357 @@
+"""Steps wired into a graph: by tracing calls, by the names of parameters, or one by one.
+
+    with trace() as graph:                      graph = Graph.wire([flights, weather, prepare])
+        table = prepare(flights(), weather())
+
+A graph is data: nodes, and edges from outputs to inputs. Nothing runs here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from everloop.errors import GraphError
+from everloop.pipeline.steps import Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+_EMPTY = inspect.Parameter.empty
+_SPREAD = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One named output of a step that has several: `split.train`, before the step is in a graph."""
+
+    step: Step[..., Any]
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Each:
+    """An input over whose elements a node fans out: a list of values, or what a step will return."""
+
+    values: Any
+
+
+@dataclass(frozen=True)
+class Ref:
+    """What a node will return, to be handed to other steps. `ref["train"]` is one of several outputs."""
+
+    node: str
+    output: str | None = None
+    graph: Graph | None = field(default=None, repr=False, compare=False)
+
+    def __getitem__(self, output: str) -> Ref:
+        declared = self._declared()
+        if output not in declared:
+            raise GraphError(
+                f"Step '{self.node}' has no output '{output}'.",
+                help=f"It has: {', '.join(declared)}" if declared else 'Declare them with @step(outputs=("a", "b")).',
+            )
+        return Ref(self.node, output, self.graph)
+
+    def __iter__(self) -> Iterator[Ref]:
+        declared = self._declared()
+        if not declared:
+            raise GraphError(
+                f"The output of step '{self.node}' is not known before it has run, so it cannot be iterated.",
+                help=f"Use other_step.map({self.node}(…)), or @step(outputs=(…)) to unpack several outputs.",
+            )
+        return iter([Ref(self.node, name, self.graph) for name in declared])
+
+    def __bool__(self) -> bool:
+        raise GraphError(
+            f"The output of step '{self.node}' is not known before it has run, so a graph cannot branch on it.",
+            help="Decide inside a step.",
+        )
+
+    def map(self, step: Step[..., Any], /, **fixed: Any) -> Ref:
+        """Run `step` once per element of this output."""
+        if self.graph is None:
+            raise GraphError(f"The output of '{self.node}' belongs to no graph.", help="Use Graph.add with Each(…).")
+        return self.graph.call_map(step, self, fixed)
+
+    def _declared(self) -> tuple[str, ...]:
+        if self.graph is None or self.output is not None:
+            return ()
+        node = self.graph.nodes[self.node]
+        return () if node.mapped else node.step.outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A step in its place: its inputs are references to other nodes, or values (which may hold references)."""
+
+    name: str
+    step: Step[..., Any]
+    inputs: dict[str, Any]
+    mapped: str | None = None
+    """The input over whose elements it fans out."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the nodes that its inputs come from, each once, in order."""
+        return tuple(dict.fromkeys(ref.node for value in self.inputs.values() for ref in find_refs(value)))
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The inputs that are plain values: what can be set from outside."""
+        return {name: value for name, value in self.inputs.items() if not any(True for _ in find_refs(value))}
+
+
+class Graph:
+    """Nodes by name, in the order in which they were added."""
+
+    def __init__(self, name: str = "graph") -> None:
+        self.name = name
+        self.nodes: dict[str, Node] = {}
+
+    @classmethod
+    def from_function(cls, function: Callable[..., object], /, *args: Any, **kwargs: Any) -> Graph:
+        """Trace one call of a function that calls steps."""
+        with trace(getattr(function, "__name__", "graph")) as graph:
+            function(*args, **kwargs)
+        return graph
+
+    @classmethod
+    def wire(
+        cls,
+        steps: Iterable[Step[..., Any]],
+        *,
+        given: Mapping[str, object] | None = None,
+        name: str = "graph",
+    ) -> Graph:
+        """Wire steps by the names of their parameters.
+
+        A parameter takes, in this order: what `given` has under its name (a value, a step, `step.output`); the
+        output of the step of that name; the one named output of that name; its default. Steps that are not
+        listed are found by name in the module of the step that asks for them.
+
+        Raises:
+            GraphError: an input that nothing provides (with the nearest names), a cycle (with its path), two
+                steps of one name.
+        """
+        from everloop.pipeline.wiring import Wiring
+
+        wiring = Wiring(cls(name), dict(given or {}))
+        for one in steps:
+            wiring.accept(one)
+        for one in list(wiring.steps.values()):
+            wiring.place(one)
+        return wiring.graph
+
+    def add(self, step: Step[..., Any], *, name: str | None = None, inputs: Mapping[str, object] | None = None) -> Ref:
+        """Add one node. Inputs are values, `Ref`s, steps that are in the graph, `step.output`, or `Each(…)`.
+
+        Raises:
+            GraphError: the name is taken, an input is not a parameter of the step or is missing, a reference
+                leads nowhere, or two inputs are `Each`.
+        """
+        name = name or step.name
+        if name in self.nodes:
+            raise GraphError(f"The graph has two steps called '{name}'.", help="Name one of them: @step(name='…').")
+        accepted, spread = parameters_of(step)
+        bound: dict[str, Any] = {}
+        mapped = None
+        for key, value in (inputs or {}).items():
+            if key not in accepted and not spread:
+                raise GraphError(f"Step '{name}' has no parameter '{key}'.", help=nearest_names(key, accepted))
+            if isinstance(value, Each):
+                if mapped is not None:
+                    raise GraphError(f"Step '{name}' fans out over '{mapped}' and '{key}'.", help="Choose one of them.")
+                mapped, value = key, value.values
+            bound[key] = self._resolve(value, name)
+        for key, default in accepted.items():
+            if key not in bound:
+                if default is _EMPTY:
+                    raise GraphError(
+                        f"Step '{name}' is not given its input '{key}'.", help=nearest_names(key, self.nodes)
+                    )
+                bound[key] = default
+        order = {key: number for number, key in enumerate(accepted)}
+        bound = dict(sorted(bound.items(), key=lambda item: order.get(item[0], len(order))))
+        self.nodes[name] = Node(name, step, bound, mapped)
+        return Ref(name, None, self)
+
+    def call(self, step: Step[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Ref:
+        """Add the node that a call stands for; called again, a step gets a number behind its name."""
+        try:
+            bound = step.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise GraphError(f"Step '{step.name}' cannot be called so: {error}.") from error
+        inputs: dict[str, Any] = {}
+        for key, value in bound.arguments.items():
+            kind = step.signature.parameters[key].kind
+            if kind is inspect.Parameter.VAR_KEYWORD:
+                inputs.update(value)
+            elif kind is inspect.Parameter.VAR_POSITIONAL:
+                raise GraphError(f"Step '{step.name}' takes *{key}; inputs need names.", help="Take a list instead.")
+            else:
+                inputs[key] = value
+        return self.add(step, name=self._free(step.name), inputs=inputs)
+
+    def call_map(self, step: Step[..., Any], values: Any, fixed: Mapping[str, Any]) -> Ref:
+        accepted, _ = parameters_of(step)
+        free = [key for key in accepted if key not in fixed]
+        if not free:
+            raise GraphError(f"Step '{step.name}' has no parameter left to map over.")
+        return self.add(step, name=self._free(step.name), inputs={free[0]: Each(values), **fixed})
+
+    def order(self, targets: Iterable[str] | None = None) -> list[str]:
+        """Names of the nodes, each behind what it needs; with targets, only those and what they need.
+
+        Raises:
+            GraphError: an unknown target.
+        """
+        waiting = list(self.nodes) if targets is None else [self.get(name).name for name in targets]
+        wanted: set[str] = set()
+        while waiting:
+            name = waiting.pop()
+            if name not in wanted:
+                wanted.add(name)
+                waiting.extend(self.nodes[name].needs)
+        # Nodes are added behind what they refer to, so the order of adding is an order of running.
+        return [name for name in self.nodes if name in wanted]
+
+    def get(self, name: str) -> Node:
+        """The node of that name.
+
+        Raises:
+            GraphError: there is none.
+        """
+        if name not in self.nodes:
+            raise GraphError(f"No step '{name}' in the graph.", help=nearest_names(name, self.nodes))
+        return self.nodes[name]
+
+    def edges(self) -> list[tuple[str, str, str]]:
+        """`(from node, to node, input)` for every reference."""
+        return list(
+            dict.fromkeys(
+                (ref.node, node.name, key)
+                for node in self.nodes.values()
+                for key, value in node.inputs.items()
+                for ref in find_refs(value)
+            )
+        )
+
+    def describe(self) -> dict[str, list[dict[str, Any]]]:
+        """The graph as JSON, for drawing."""
+        nodes = [
+            {
+                "name": node.name,
+                "description": (inspect.getdoc(node.step.function) or "").partition("\n")[0],
+                "params": {key: repr(value) for key, value in node.params.items()},
+                "outputs": list(node.step.outputs),
+                "mapped": node.mapped,
+            }
+            for node in self.nodes.values()
+        ]
+        return {"nodes": nodes, "edges": [{"from": a, "to": b, "input": key} for a, b, key in self.edges()]}
+
+    def _free(self, name: str) -> str:
+        number, free = 2, name
+        while free in self.nodes:
+            free, number = f"{name}_{number}", number + 1
+        return free
+
+    def _resolve(self, value: Any, name: str) -> Any:
+        """Turn steps and outputs into references, and see that references lead somewhere."""
+        if isinstance(value, Step):
+            value = Ref(value.name, None, self)
+        elif isinstance(value, Output):
+            value = Ref(value.step.name, value.name, self)
+        elif type(value) in (list, tuple):
+            return type(value)(self._resolve(item, name) for item in value)
+        elif type(value) is dict:
+            return {key: self._resolve(item, name) for key, item in value.items()}
+        if isinstance(value, Ref):
+            if value.node not in self.nodes:
+                raise GraphError(
+                    f"Step '{name}' takes the output of '{value.node}', which is not in the graph.",
+                    help=nearest_names(value.node, self.nodes),
+                )
+            if value.output is not None:
+                return Ref(value.node, None, self)[value.output]
+        return value
+
+    def __repr__(self) -> str:
+        return f"<graph {self.name}: {', '.join(self.nodes)}>"
+
+
+def find_refs(value: Any) -> Iterator[Ref]:
+    """Every reference in an input; lists, tuples and dicts may hold some."""
+    if isinstance(value, Ref):
+        yield value
+    elif type(value) in (list, tuple):
+        for item in value:
+            yield from find_refs(item)
+    elif type(value) is dict:
+        for item in value.values():
+            yield from find_refs(item)
+
+
+def replace_refs(value: Any, replace: Callable[[Ref], Any]) -> Any:
+    """The same input with every reference replaced."""
+    if isinstance(value, Ref):
+        return replace(value)
+    if type(value) in (list, tuple):
+        return type(value)(replace_refs(item, replace) for item in value)
+    if type(value) is dict:
+        return {key: replace_refs(item, replace) for key, item in value.items()}
+    return value
+
+
+_tracing: ContextVar[Graph | None] = ContextVar("everloop_tracing", default=None)
+
+
+def find_tracing() -> Graph | None:
+    """The graph that is being traced here, if any."""
+    return _tracing.get()
+
+
+@contextmanager
+def trace(name: str = "graph") -> Iterator[Graph]:
+    """Inside, calling a step adds it to the graph instead of running it."""
+    graph = Graph(name)
+    token = _tracing.set(graph)
+    try:
+        yield graph
+    finally:
+        _tracing.reset(token)
+
+
+@contextmanager
+def no_tracing() -> Iterator[None]:
+    """Inside, steps are plain functions again: a step may call others."""
+    token = _tracing.set(None)
+    try:
+        yield
+    finally:
+        _tracing.reset(token)
+
+
+def parameters_of(step: Step[..., Any]) -> tuple[dict[str, Any], bool]:
+    """Parameter name to default, and whether any other name is taken as well."""
+    parameters = step.signature.parameters.values()
+    named = {one.name: one.default for one in parameters if one.kind not in _SPREAD}
+    return named, any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)
+
+
+def nearest_names(name: str, known: Iterable[str], *, one: str = "") -> str:
+    """The help of an error about an unknown name: those that look like it, else some that there are."""
+    names = list(dict.fromkeys(known))
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        return f"Did you mean {' or '.join(repr(item) for item in near)}?"
+    if not names:
+        return "There is none."
+    subject = f"No {one} is called so. " if one else ""
+    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+    return f"{subject}There are: {shown}"

@@ -1,0 +1,74 @@
+"""Running a graph."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from everloop import plugins
+from everloop.pipeline.binding import set_params, targets_of
+from everloop.pipeline.listener import Listener
+from everloop.pipeline.planning import forced_steps
+from everloop.pipeline.turn import Turn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from everloop.pipeline.executors import Executor
+    from everloop.pipeline.graph import Graph
+    from everloop.pipeline.result import GraphRun
+    from everloop.stores import Store
+    from everloop.tracking import ActiveRun
+
+
+def run_graph(
+    graph: Graph,
+    store: Store,
+    *,
+    run: ActiveRun | None = None,
+    targets: Iterable[str] | None = None,
+    executor: str | Executor = "inline",
+    force: Iterable[str] | bool = (),
+    params: Mapping[str, Any] | None = None,
+    listener: Listener | None = None,
+    check: bool = True,
+) -> GraphRun:
+    """Run a graph, or the part of it that `targets` need.
+
+    Args:
+        run: to whom the steps belong; without one a run is started, named like the graph.
+        executor: a name of the plugin table (`inline`, `pool`), or one made before.
+        force: names of steps that run whatever the cache has, or True for all.
+        params: parameters to set: `name` in every step that has it, `step.name` in one.
+        check: raise what made a step fail. Without, it is in the result's `error`, as for `subprocess.run`.
+
+    Raises:
+        GraphError: an unknown target or forced step, or a fan-out over what is no list.
+        UsageError: an unknown parameter, or resources that the executor does not have.
+        StepError: a step failed; its own exception is the cause. Errors of everloop are raised as they are.
+        KeyboardInterrupt: the run was interrupted; its steps say so.
+    """
+    order = targets_of(graph, targets)
+    nodes = set_params(graph, params or {})
+    forced = forced_steps(graph, force)
+    with ExitStack() as stack:
+        if isinstance(executor, str):
+            chosen: Executor = plugins.load("executor", executor)()
+            stack.callback(chosen.close)
+        else:
+            chosen = executor
+        turn: Turn | None = None
+        try:
+            with ExitStack() as tracked:
+                if run is None:
+                    from everloop.tracking import start_run
+
+                    run = tracked.enter_context(start_run(graph.name, store=store, params=dict(params or {})))
+                turn = Turn(store, run, nodes, order, chosen, forced, listener or Listener())
+                turn.go()
+                if turn.result.error is not None:
+                    raise turn.result.error
+        except Exception as error:
+            if check or turn is None or error is not turn.result.error:
+                raise
+    return turn.result

@@ -1,0 +1,185 @@
+"""A step: a plain function with a name and with rules for running it."""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import inspect
+import re
+import sys
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
+
+from everloop.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+RESULT = "result"
+"""The name of the only output of a step that declares none."""
+
+by_value: ContextVar[frozenset[str]] = ContextVar("everloop_by_value", default=frozenset())
+"""Modules whose steps are pickled whole, because the process that reads them has other code under that name."""
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]*")
+
+
+class Step(Generic[P, R]):
+    """A function that a graph can run. Called outside of a graph it is that function.
+
+    Attributes:
+        function: what runs.
+        name: unique in a graph.
+        retries: how often to try again after an error, a timeout or a lost worker.
+        backoff_s: wait before the first retry; it doubles with each, give or take a half.
+        timeout_s: an attempt that takes longer is killed. A step with a timeout always runs in a process of
+            its own, for nothing else can stop native code for certain.
+        cache: whether a former result may stand for a new run.
+        version: changing it makes the step run again.
+        resources: what one run of it needs, such as `{"cpu": 2, "memory": "4GB"}`.
+        outputs: names of several outputs, when it returns a tuple (in that order) or a dict (with those keys).
+    """
+
+    # Set by functools.update_wrapper.
+    __name__: str
+    __qualname__: str
+
+    def __init__(
+        self,
+        function: Callable[P, R],
+        *,
+        name: str | None = None,
+        retries: int = 0,
+        backoff_s: float = 1.0,
+        timeout_s: float | None = None,
+        cache: bool = True,
+        version: str | int | None = None,
+        resources: Mapping[str, float | str] | None = None,
+        outputs: Iterable[str] | None = None,
+    ) -> None:
+        if not callable(function):
+            raise UsageError(
+                f"@step stands before a function, not {function!r}.",
+                help="Write @step, or @step(name='…') with its arguments named.",
+            )
+        own: str = name or getattr(function, "__name__", None) or type(function).__name__
+        self.function = function
+        self.name: str = "step" if own == "<lambda>" else own
+        self.retries = retries
+        self.backoff_s = backoff_s
+        self.timeout_s = timeout_s
+        self.cache = cache
+        self.version = None if version is None else str(version)
+        self.resources = dict(resources or {})
+        self.outputs = tuple(outputs) if outputs is not None else ()
+        self._check(outputs)
+        functools.update_wrapper(self, function)
+
+    def _check(self, outputs: Iterable[str] | None) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise UsageError(f"'{self.name}' cannot name a step.", help="Use letters, digits, '_' and '-'.")
+        if isinstance(outputs, str) or len(set(self.outputs)) != len(self.outputs):
+            raise UsageError(
+                f"Step '{self.name}' declares outputs={outputs!r}.",
+                help='Give distinct names, such as outputs=("train", "test").',
+            )
+        if self.retries < 0 or self.backoff_s < 0 or (self.timeout_s is not None and self.timeout_s <= 0):
+            raise UsageError(
+                f"Step '{self.name}' has retries={self.retries}, backoff_s={self.backoff_s}, "
+                f"timeout_s={self.timeout_s}.",
+                help="None of them can be negative, and a timeout is above 0.",
+            )
+        if inspect.isgeneratorfunction(self.function) or inspect.iscoroutinefunction(self.function):
+            raise UsageError(
+                f"Step '{self.name}' is a generator or a coroutine; a step returns its result.",
+                help="Return a list or a frame.",
+            )
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        tracing = _tracing_graph()
+        if tracing is None:
+            return self.function(*args, **kwargs)
+        # Inside a trace the call is a node, and what it returns stands for the result to come.
+        return cast("R", tracing.call(self, args, kwargs))
+
+    def map(self, values: Any, /, **fixed: Any) -> Any:
+        """Run the step once per value, given to its first parameter; each result is cached on its own.
+
+        Outside of a graph: a list of results. Inside a trace: the output of one node that fans out, whether
+        `values` is a list or the output of another step.
+        """
+        tracing = _tracing_graph()
+        if tracing is None:
+            return [cast("Any", self.function)(value, **fixed) for value in values]
+        return tracing.call_map(self, values, fixed)
+
+    @property
+    def signature(self) -> inspect.Signature:
+        return inspect.signature(self.function)
+
+    def __getattr__(self, name: str) -> Any:
+        # Only called for what is not there: one of several outputs, as in `split.train`.
+        if name in self.__dict__.get("outputs", ()):
+            from everloop.pipeline.graph import Output
+
+            return Output(self, name)
+        raise AttributeError(f"{type(self).__name__} {self.__dict__.get('name', '')!r} has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        return f"<step {self.name}>"
+
+    def __reduce__(self) -> Any:
+        # By reference where another process can find it by its name, as functions are; else by value.
+        module, name = self.__dict__.get("__module__", ""), self.__dict__.get("__qualname__", "")
+        if module not in ("__main__", *by_value.get()) and _find_by_name(module, name) is self:
+            return _load_by_name, (module, name)
+        return copyreg.__newobj__, (Step,), self.__dict__  # type: ignore[attr-defined]
+
+
+def _find_by_name(module: str, qualified: str) -> Any:
+    value: Any = sys.modules.get(module)
+    for part in qualified.split("."):
+        value = getattr(value, part, None) if part != "<locals>" else None
+    return value
+
+
+def _load_by_name(module: str, qualified: str) -> Any:
+    __import__(module)
+    found = _find_by_name(module, qualified)
+    if not isinstance(found, Step):
+        raise AttributeError(f"module {module} has no step {qualified}")
+    return found
+
+
+def _tracing_graph() -> Any:
+    from everloop.pipeline.graph import find_tracing
+
+    return find_tracing()
+
+
+@overload
+def step(function: Callable[P, R], /) -> Step[P, R]: ...
+
+
+@overload
+def step(
+    *,
+    name: str | None = None,
+    retries: int = 0,
+    backoff_s: float = 1.0,
+    timeout_s: float | None = None,
+    cache: bool = True,
+    version: str | int | None = None,
+    resources: Mapping[str, float | str] | None = None,
+    outputs: Iterable[str] | None = None,
+) -> Callable[[Callable[P, R]], Step[P, R]]: ...
+
+
+def step(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Make a function a step: `@step`, or `@step(retries=2, timeout_s=60)`. See `Step` for what can be said."""
+    if function is None:
+        return lambda function: Step(function, **options)
+    return Step(function, **options)

@@ -1,0 +1,109 @@
+"""One table of everything exchangeable: kind -> name -> "module:attribute".
+
+Nothing is imported until it is asked for. Other people's packages add rows through the entry-point group
+`everloop.plugins`, with names of the form `kind.name`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+from everloop.errors import NotFoundError
+
+TABLE: dict[str, dict[str, str]] = {
+    # How to look again at outside state that a step has read: (spec) -> state.
+    "observation": {
+        "files": "everloop.data.sources:files_state",
+        "sql": "everloop.data.sources:sql_state",
+        "remote": "everloop.data.remote:remote_state",
+        "horizon": "everloop.data.horizon:horizon_state",
+    },
+    # What happened to it, in words: (state before, state after) -> "1 new file".
+    "observation_change": {
+        "files": "everloop.data.sources:files_change",
+        "sql": "everloop.data.sources:sql_change",
+        "remote": "everloop.data.remote:remote_change",
+    },
+    # How a value is kept as an artifact, tried in this order.
+    "artifact": {
+        "frame": "everloop.pipeline.artifacts.frame:FrameFormat",
+        "array": "everloop.pipeline.artifacts.array:ArrayFormat",
+        "file": "everloop.pipeline.artifacts.paths:PathFormat",
+        "tree": "everloop.pipeline.artifacts.paths:TreeFormat",
+        "bytes": "everloop.pipeline.artifacts.raw:BytesFormat",
+        "json": "everloop.pipeline.artifacts.json:JsonFormat",
+        "list": "everloop.pipeline.artifacts.listed:ListFormat",
+        "pickle": "everloop.pipeline.artifacts.pickled:PickleFormat",
+    },
+    # Where steps run.
+    "executor": {
+        "inline": "everloop.pipeline.executors.inline:InlineExecutor",
+        "pool": "everloop.pipeline.executors.pool:PoolExecutor",
+    },
+    # What AutoTrain can try.
+    "algorithm": {
+        "lightgbm": "everloop.training.algorithms.lightgbm:LightGBM",
+        "linear": "everloop.training.algorithms.linear:Linear",
+    },
+    # How a fitted model is written to files and read back.
+    "model": {
+        "lightgbm": "everloop.training.algorithms.lightgbm:LightGBMModel",
+        "linear": "everloop.training.algorithms.linear:LinearModel",
+        "skops": "everloop.training.adopted:AdoptedModel",
+        "pickle": "everloop.training.adopted:AdoptedModel",
+        "sklearn": "everloop.models.formats.estimator:EstimatorModel",
+        "xgboost": "everloop.models.formats.estimator:EstimatorModel",
+        "catboost": "everloop.models.formats.estimator:EstimatorModel",
+        "python": "everloop.models.formats.estimator:EstimatorModel",
+        "onnx": "everloop.models.formats.onnx:OnnxModel",
+        "compiled": "everloop.models.compilation.compiled:CompiledModel",
+    },
+    # What an endpoint speaks: tables of paths, see everloop.serving.exchange.
+    "protocol": {
+        "native": "everloop.serving.protocol_native:ROUTES",
+        "inference_v2": "everloop.serving.protocol_inference_v2:ROUTES",
+        "kserve_v1": "everloop.serving.protocol_kserve_v1:ROUTES",
+        "invocations": "everloop.serving.protocol_invocations:ROUTES",
+        "openapi": "everloop.serving.protocol_openapi:ROUTES",
+    },
+    "records": {
+        "sqlite": "everloop.stores.sqlite:SqliteRecords",
+        "postgresql": "everloop.stores.postgres:PostgresRecords",
+    },
+}
+
+
+def names(kind: str) -> list[str]:
+    """Every name of one kind, our own first."""
+    return [*TABLE.get(kind, {}), *(name for name in _entry_points(kind) if name not in TABLE.get(kind, {}))]
+
+
+def load(kind: str, name: str) -> Any:
+    """Import and return one plugin.
+
+    Raises:
+        NotFoundError: there is no such kind or name.
+    """
+    target = TABLE.get(kind, {}).get(name)
+    if target is not None:
+        module, _, attribute = target.partition(":")
+        return getattr(import_module(module), attribute)
+    entry = _entry_points(kind).get(name)
+    if entry is None:
+        known = ", ".join(names(kind)) or "none"
+        raise NotFoundError(f"No {kind} called '{name}'.", help=f"There are: {known}")
+    return entry.load()
+
+
+@lru_cache(maxsize=32)
+def _entry_points(kind: str) -> dict[str, Any]:
+    from importlib.metadata import entry_points
+
+    prefix = f"{kind}."
+    return {
+        point.name.removeprefix(prefix): point
+        for point in entry_points(group="everloop.plugins")
+        if point.name.startswith(prefix)
+    }

@@ -1,0 +1,73 @@
+"""Password hashes and random secrets.
+
+Hashes are scrypt's (RFC 7914) with N = 2^14, r = 8, p = 5: 16 MiB and about a quarter of a second each, what OWASP's
+password storage cheat sheet gives as the least for this size of memory. A stored hash names its parameters, so
+that they can rise later.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+
+from everloop.errors import UsageError
+
+LEAST_CHARACTERS = 10
+MOST_BYTES = 1024
+TOKEN_MARK = "evl_"  # noqa: S105 - how a token begins, so that people and scanners recognise one
+
+_N, _R, _P = 2**14, 8, 5
+_MOST_MEMORY = 64 * 2**20
+
+
+def hash_password(password: str) -> str:
+    """`scrypt$N$r$p$salt$hash` of a new password.
+
+    Raises:
+        UsageError: too short to be worth hashing, or longer than a kilobyte.
+    """
+    data = password.encode("utf-8", "surrogatepass")
+    if len(password) < LEAST_CHARACTERS or len(data) > MOST_BYTES:
+        raise UsageError(
+            f"A password of {len(password)} characters is not taken.",
+            help=f"Use {LEAST_CHARACTERS} to {MOST_BYTES} characters; without --password one is made.",
+        )
+    salt = secrets.token_bytes(16)
+    return f"scrypt${_N}${_R}${_P}${_text(salt)}${_text(_derive(data, salt, _N, _R, _P))}"
+
+
+def verify_password(password: bytes, stored: str | None) -> bool:
+    """Whether it is the password. Costs the same where there is none to compare with."""
+    if len(password) > MOST_BYTES:
+        return False
+    _, n, r, p, salt, digest = (stored or _NOBODY).split("$")
+    derived = _derive(password, base64.b64decode(salt), int(n), int(r), int(p))
+    return hmac.compare_digest(derived, base64.b64decode(digest)) and stored is not None
+
+
+def new_password() -> str:
+    """A random password of 120 bits."""
+    return secrets.token_urlsafe(15)
+
+
+def new_token() -> str:
+    """A random secret of 256 bits."""
+    return TOKEN_MARK + secrets.token_urlsafe(32)
+
+
+def token_digest(token: str) -> str:
+    """What is kept of a token. It is random, so one round of a fast hash is enough."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _derive(password: bytes, salt: bytes, n: int, r: int, p: int) -> bytes:
+    return hashlib.scrypt(password, salt=salt, n=n, r=r, p=p, maxmem=_MOST_MEMORY, dklen=32)
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+_NOBODY = f"scrypt${_N}${_R}${_P}${_text(bytes(16))}${_text(bytes(32))}"

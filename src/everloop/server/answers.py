@@ -1,0 +1,70 @@
+"""How the door and the routes refuse: one JSON shape, and MLflow's own on MLflow's routes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from litestar.types import Send
+
+SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+        b"font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
+"""Given with each answer, unless the route gives one of these names itself."""
+
+_MLFLOW_ROOTS = ("/api/2.0/", "/api/3.0/", "/ajax-api/", "/v1/traces", "/graphql", "/get-artifact", "/model-versions/")
+_MLFLOW_CODES = {
+    400: "BAD_REQUEST",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "ENDPOINT_NOT_FOUND",
+    408: "DEADLINE_EXCEEDED",
+    409: "RESOURCE_CONFLICT",
+    413: "INVALID_PARAMETER_VALUE",
+    421: "PERMISSION_DENIED",
+    429: "REQUEST_LIMIT_EXCEEDED",
+}
+
+
+def error_content(path: str, status: int, name: str, message: str, help: str | None = None) -> dict[str, Any]:
+    """The body of a refusal, in the shape that the clients of this path understand."""
+    if path.startswith(_MLFLOW_ROOTS):
+        code = _MLFLOW_CODES.get(status, "INTERNAL_ERROR" if status >= 500 else "BAD_REQUEST")
+        return {"error_code": code, "message": f"{message} {help}" if help else message}
+    return {"error": {"type": name, "message": message, "help": help}}
+
+
+async def send_refusal(
+    send: Send,
+    path: str,
+    status: int,
+    message: str,
+    *,
+    name: str = "Refused",
+    help: str | None = None,
+    headers: Iterable[tuple[bytes, bytes]] = (),
+) -> None:
+    """Answer without having read the body; the connection closes, so that nobody has to swallow the rest."""
+    import msgspec
+
+    body = msgspec.json.encode(error_content(path, status, name, message, help))
+    sent = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+        *headers,
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": sent})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,71 @@
+"""Webhooks over HTTP, an admin's affair.
+
+GET    /api/v1/webhooks            POST: add one {name, url, verbs?, secret?}
+POST   /api/v1/webhooks/NAME/test  send a message now
+DELETE /api/v1/webhooks/NAME
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from litestar import Request, delete, get, post
+
+from everloop.records import Webhook
+from everloop.server.asking import NEEDS, Sent, store_of
+from everloop.server.notifying import Webhooks
+from everloop.server.options import ServerOptions
+
+Asked = Request[Any, Any, Any]
+
+_ADMIN = {NEEDS: "admin"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownWebhook:
+    name: str
+    url: str
+    verbs: tuple[str, ...]
+    failures: int
+    secret: str | None = None
+    """Only in the answer to the request that made it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewWebhook:
+    name: str
+    url: str
+    verbs: tuple[str, ...] = ()
+    secret: str | None = None
+
+
+def routes(options: ServerOptions) -> list[Any]:
+    """The routes of a server with these options."""
+
+    @get("/api/v1/webhooks", sync_to_thread=True, opt=_ADMIN)
+    def webhooks(request: Asked) -> list[ShownWebhook]:
+        """Every webhook of the project, without its secret."""
+        return [_shown(hook) for hook in Webhooks(store_of(request), options).list()]
+
+    @post("/api/v1/webhooks", sync_to_thread=True, opt=_ADMIN)
+    def add_webhook(request: Asked, data: Sent[NewWebhook]) -> ShownWebhook:
+        """Add a webhook; its secret is given back this once."""
+        hook = Webhooks(store_of(request), options).add(data.name, data.url, data.verbs, data.secret)
+        return _shown(hook, hook.secret)
+
+    @post("/api/v1/webhooks/{name:str}/test", sync_to_thread=True, opt=_ADMIN)
+    def test_webhook(request: Asked) -> dict[str, int]:
+        """Send a message now and say what came back."""
+        return {"status": Webhooks(store_of(request), options).test(request.path_params["name"])}
+
+    @delete("/api/v1/webhooks/{name:str}", sync_to_thread=True, opt=_ADMIN)
+    def remove_webhook(request: Asked) -> None:
+        """Remove a webhook."""
+        Webhooks(store_of(request), options).remove(request.path_params["name"])
+
+    return [webhooks, add_webhook, test_webhook, remove_webhook]
+
+
+def _shown(hook: Webhook, secret: str | None = None) -> ShownWebhook:
+    return ShownWebhook(name=hook.name, url=hook.url, verbs=hook.verbs, failures=hook.failures, secret=secret)

@@ -1,0 +1,86 @@
+"""Who asks, and for what: what routes use of the door's findings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+
+from litestar.exceptions import HTTPException
+from litestar.params import Body
+
+from everloop.server.access.roles import ANYONE, Principal, is_enough
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, MutableMapping
+
+    from litestar.connection import ASGIConnection
+    from litestar.handlers import BaseRouteHandler
+
+    from everloop.server.body_watch import BodyWatch
+    from everloop.stores import Store
+
+T = TypeVar("T")
+Sent = Annotated[T, Body()]
+"""A route's `data`: what the client sent, as JSON, checked against a record."""
+
+PRINCIPAL = "everloop.principal"
+STORE = "everloop_store"
+"""In the scope's `state`: the store, bound to whoever asks."""
+BODY = "everloop.body"
+AUTH = "everloop.auth"
+
+NEEDS = "role"
+"""The name in a route's `opt` of the role that it needs; of a mounted app the least that any of its routes needs,
+which asks for more by `demand`."""
+BODY_KIND = "body"
+"""`upload` in a route's `opt`: its body is streamed."""
+
+
+class Forbidden(HTTPException):
+    """Somebody who is known has too little rights."""
+
+    status_code = 403
+
+
+def store_of(asked: Any) -> Store:
+    """The store, written to in the name of whoever asks. Takes a request or its ASGI scope."""
+    scope: Mapping[str, Any] = getattr(asked, "scope", asked)
+    return cast("Store", scope["state"][STORE])
+
+
+def principal_of(asked: Any) -> Principal | None:
+    """Who asks; None where the server needs no login."""
+    scope: Mapping[str, Any] = getattr(asked, "scope", asked)
+    return cast("Principal | None", scope.get(PRINCIPAL))
+
+
+def demand(asked: Any, role: str) -> None:
+    """Refuse whoever has less than `role` in the server's project.
+
+    Raises:
+        Forbidden: they have.
+    """
+    scope: Mapping[str, Any] = getattr(asked, "scope", asked)
+    if role == ANYONE or not scope.get(AUTH, True):
+        return
+    principal = principal_of(scope)
+    if principal is None:
+        # The door lets nobody through without credentials but to open paths: this is one that should not be open.
+        raise HTTPException(
+            status_code=401, detail="This needs a login.", headers={"www-authenticate": 'Basic realm="everloop"'}
+        )
+    project = store_of(scope).project
+    has = principal.role_in(project)
+    if not is_enough(has, role):
+        raise Forbidden(detail=f"{principal.actor} is {has or 'nobody'} in '{project}'; this needs the role '{role}'.")
+
+
+def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Let a request through to its route if it may. Every route passes here."""
+    needed = handler.opt.get(NEEDS)
+    if needed is None:
+        # What Litestar adds by itself: the answer to OPTIONS.
+        needed = "viewer"
+    scope = cast("MutableMapping[str, Any]", connection.scope)
+    demand(scope, str(needed))
+    if handler.opt.get(BODY_KIND) == "upload":
+        cast("BodyWatch", scope[BODY]).allow_upload()

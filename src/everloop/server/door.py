@@ -1,0 +1,147 @@
+"""The one way in: every request passes here before any route sees it.
+
+In this order: is it addressed to this server (421), is it another site's page that asks for a change (403), who is
+it (401, 429), and how long may its body be (413, 408). Every answer gets the security headers and a line in the
+access log (logger `everloop.access`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, MutableMapping
+from functools import lru_cache
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, cast
+
+from everloop.server.access.checking import Authenticator, CredentialsError
+from everloop.server.answers import SECURITY_HEADERS, send_refusal
+from everloop.server.asking import AUTH, BODY, PRINCIPAL, STORE
+from everloop.server.body_watch import BodyWatch
+from everloop.server.hosts import HostRule, is_cross_origin
+
+if TYPE_CHECKING:
+    from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+    from everloop.server.options import ServerOptions
+    from everloop.stores import Store
+
+_access = logging.getLogger("everloop.access")
+_LOGIN = ((b"www-authenticate", b'Basic realm="everloop", charset="UTF-8"'),)
+
+
+class Door:
+    """ASGI middleware around the whole app."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        store: Store,
+        options: ServerOptions,
+        authenticator: Authenticator | None,
+        open_paths: Collection[str],
+    ) -> None:
+        self.app = app
+        self.store = store
+        self.options = options
+        self.authenticator = authenticator
+        self.open_paths = open_paths
+        self._hosts = HostRule(options.allowed_hosts)
+        self._store_of_actor = lru_cache(maxsize=1024)(store.as_actor)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if str(scope["type"]) != "http":
+            if str(scope["type"]) == "lifespan":
+                await self.app(scope, receive, send)
+            # There are no web sockets here; the server answers a handshake that nobody accepts with 403.
+            return
+        seen = cast("MutableMapping[str, Any]", scope)
+        answer = _Answer(send)
+        began = perf_counter()
+        try:
+            if await self._may_enter(seen, answer.send):
+                watch = BodyWatch(receive, self.options, _declared(seen["headers"]))
+                seen[BODY] = watch
+                await self.app(scope, watch.receive, answer.send)
+        finally:
+            if _access.isEnabledFor(logging.INFO):
+                _log(seen, answer, perf_counter() - began)
+
+    async def _may_enter(self, scope: MutableMapping[str, Any], send: Send) -> bool:
+        headers, path, server = scope["headers"], scope["path"], scope.get("server")
+        if not self._hosts.allows(headers, server[0] if server else None):
+            await send_refusal(
+                send, path, 421, "This server is not called so.", help="The operator may add names with --allowed-host."
+            )
+            return False
+        if is_cross_origin(scope["method"], headers):
+            await send_refusal(send, path, 403, "A page of another origin may change nothing here.")
+            return False
+        scope[AUTH] = self.authenticator is not None
+        scope.setdefault("state", {})[STORE] = self.store
+        if self.authenticator is None:
+            return True
+        client = scope.get("client")
+        given = [value for name, value in headers if name == b"authorization"]
+        try:
+            if len(given) > 1:
+                raise CredentialsError(401, "There are two sets of credentials.")
+            principal = await self.authenticator.identify(given[0] if given else None, client[0] if client else "")
+            if principal is None and path not in self.open_paths:
+                raise CredentialsError(401, "This needs a login.")
+        except CredentialsError as error:
+            more = _LOGIN if error.status == 401 else ((b"retry-after", str(error.wait_s).encode()),)
+            await send_refusal(send, path, error.status, error.message, headers=more)
+            return False
+        if principal is not None:
+            scope[PRINCIPAL] = principal
+            scope["state"][STORE] = self._store_of_actor(principal.actor)
+        return True
+
+
+class _Answer:
+    """What is sent, with the security headers, counted for the log."""
+
+    __slots__ = ("_send", "size_bytes", "status")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status = 0
+        self.size_bytes = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = list(message.get("headers", ()))
+            named = {name.lower() for name, _ in headers}
+            headers += [pair for pair in SECURITY_HEADERS if pair[0] not in named]
+            message["headers"] = headers
+        elif message["type"] == "http.response.body":
+            self.size_bytes += len(message.get("body", b""))
+        await self._send(message)
+
+
+def _declared(headers: list[tuple[bytes, bytes]]) -> int | None:
+    for name, value in headers:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else None
+    return None
+
+
+def _log(scope: MutableMapping[str, Any], answer: _Answer, seconds: float) -> None:
+    principal, client = scope.get(PRINCIPAL), scope.get("client")
+    # The raw path is as it came, still encoded, and repr leaves no line break: a path cannot forge a line.
+    path = repr(scope.get("raw_path", b"")[:500])[2:-1]
+    facts = {
+        "client": client[0] if client else "-",
+        "actor": principal.actor if principal else "-",
+        "method": scope["method"],
+        "path": path,
+        "status": answer.status,
+        "size_bytes": answer.size_bytes,
+        "milliseconds": round(seconds * 1000, 2),
+    }
+    _access.info(
+        "%(client)s %(actor)s %(method)s %(path)s %(status)d %(size_bytes)d B %(milliseconds).1f ms",
+        facts,
+        extra={"request": facts},
+    )

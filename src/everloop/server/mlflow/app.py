@@ -1,0 +1,221 @@
+"""The whole protocol as one ASGI application: finds the route, reads the request, answers or says what is wrong.
+
+It is bare ASGI because a client logs one metric per request: what stands between the socket and the handler is a
+table look-up and one JSON decoding. Short handlers run in the event loop, whose store answers in fractions of a
+millisecond; those that may read much run in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+from urllib.parse import unquote_to_bytes
+
+from everloop.errors import EverloopError
+from everloop.server.asking import AUTH, STORE, demand
+from everloop.server.mlflow import (
+    artifacts,
+    experiments,
+    logged_models,
+    metrics,
+    models,
+    run_log,
+    run_search,
+    runs,
+    server_info,
+    versions,
+)
+from everloop.server.mlflow.artifact_root import ArtifactRoot, safe_parts
+from everloop.server.mlflow.asking import Ask, Route
+from everloop.server.mlflow.pending import PendingMetrics
+from everloop.server.mlflow.proxy import Receive, Scope, Send, answer, answer_json, download, upload
+from everloop.server.mlflow.wire import Fields, MlflowError, error_body, translated
+
+if TYPE_CHECKING:
+    from everloop.stores import Store
+
+ROUTES: tuple[Route, ...] = (
+    *experiments.ROUTES,
+    *runs.ROUTES,
+    *run_log.ROUTES,
+    *run_search.ROUTES,
+    *metrics.ROUTES,
+    *artifacts.ROUTES,
+    *logged_models.ROUTES,
+    *models.ROUTES,
+    *versions.ROUTES,
+    *server_info.ROUTES,
+)
+MOUNTS = ("/api/2.0/mlflow", "/api/2.0/mlflow-artifacts", "/api/3.0/mlflow")
+FILES = {"/get-artifact": artifacts.run_file, "/model-versions/get-artifact": artifacts.version_file}
+LARGEST_BODY = 32 << 20
+_PREFIXES = ("/ajax-api/", "/api/")
+_log = logging.getLogger("everloop.server")
+
+_ROLES = {"read": "viewer", "write": "editor", "delete": "editor"}
+
+
+class Table:
+    """Finds the route of a request."""
+
+    def __init__(self, routes: tuple[Route, ...]) -> None:
+        self._plain = {(route.method, route.path): route for route in routes if "{" not in route.path}
+        self._others = [(re.compile(_pattern(route.path)), route) for route in routes if "{" in route.path]
+        self._paths = {route.path for route in routes}
+
+    def find(self, method: str, path: str) -> tuple[Route, Mapping[str, str]] | None:
+        """The route and the parts of the path that its template names; they are still as HTTP spells them."""
+        if route := self._plain.get((method, path)):
+            return route, {}
+        for pattern, route in self._others:
+            if route.method == method and (found := pattern.fullmatch(path)):
+                return route, found.groupdict()
+        return None
+
+
+def access_of(method: str, path: str) -> str | None:
+    """What a request's path needs: `read`, `write` or `delete`; None where there is no such route."""
+    if path in (*FILES, *(f"/ajax-api{name}" for name in FILES)) and method == "GET":
+        return "read"
+    inner = _inner(path)
+    found = _TABLE.find(method, inner) if inner is not None else None
+    return found[0].access if found else None
+
+
+class MlflowApp:
+    """MLflow's protocol over one store.
+
+    Behind the control plane's door it writes in the name of whoever asks, and asks for the role that each route
+    needs by the route that it has found itself.
+    """
+
+    def __init__(self, store: Store, artifact_root: ArtifactRoot) -> None:
+        self.store = store
+        self.artifacts = artifact_root
+        self.pending = PendingMetrics()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._serve(scope, receive, send)
+        except EverloopError as error:
+            said = translated(error)
+            if said.status >= 500:
+                _log.error("%s %s: %s", scope["method"], _raw_path(scope), said.message)
+            await answer(send, said.status, error_body(said))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            # The last line: what went wrong here is for the log, not for whoever asked.
+            _log.exception("%s %s failed", scope["method"], _raw_path(scope))
+            await answer(send, 500, error_body(MlflowError("The server could not answer.", "INTERNAL_ERROR")))
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raw, method = _raw_path(scope), scope["method"]
+        head = method == "HEAD"
+        if file := FILES.get(raw.removeprefix("/ajax-api")):
+            if method != "GET":
+                raise MlflowError(f"{method} is not allowed here.", "BAD_REQUEST")
+            ask = self._ask(scope, "read", Fields.of_query(scope["query_string"]))
+            await download(self.artifacts, await asyncio.to_thread(file, ask), scope, send)
+            return
+        inner = _inner(raw)
+        found = _TABLE.find("GET" if head else method, inner) if inner is not None else None
+        if found is None:
+            raise MlflowError(f"There is no {method} {raw[:200]} here.", "ENDPOINT_NOT_FOUND")
+        route, spelled = found
+        path = {name: _decoded(part) for name, part in spelled.items()}
+        if route.handler is None:
+            self._ask(scope, route.access, Fields({}))
+            await self._proxy(method, path["path"], scope, receive, send)
+            return
+        if method == "GET":
+            fields, size = Fields.of_query(scope["query_string"]), 0
+        else:
+            body = await _body(receive)
+            _check_content_type(scope, body)
+            fields, size = Fields.of_body(body), len(body)
+        ask = self._ask(scope, route.access, fields, path, size)
+        if route.slow:
+            self.pending.fold_all()
+            answered = await asyncio.to_thread(route.handler, ask)
+        else:
+            answered = route.handler(ask)
+        await answer_json(send, answered)
+
+    def _ask(
+        self, scope: Scope, access: str, fields: Fields, path: Mapping[str, str] | None = None, size: int = 0
+    ) -> Ask:
+        if AUTH in scope:
+            demand(scope, _ROLES[access])
+        store = (scope.get("state") or {}).get(STORE, self.store)
+        return Ask(store, fields, self.artifacts, self.pending, path or {}, size)
+
+    async def _proxy(self, method: str, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        if not safe_parts(path):
+            raise MlflowError("Invalid path")
+        if method == "PUT":
+            await upload(self.artifacts, path, receive)
+            await answer_json(send, {})
+        else:
+            await download(self.artifacts, path, scope, send)
+
+
+def _pattern(template: str) -> str:
+    parts = re.split(r"\{(\w+)\}", template)
+    return "".join(
+        re.escape(part) if index % 2 == 0 else f"(?P<{part}>{'.+' if part == 'path' else '[^/]+'})"
+        for index, part in enumerate(parts)
+    )
+
+
+_TABLE = Table(ROUTES)
+
+
+def _raw_path(scope: Scope) -> str:
+    """The path as it was sent, not decoded: what is decoded twice is where attacks hide."""
+    raw: bytes | None = scope.get("raw_path")
+    return raw.partition(b"?")[0].decode("latin-1") if raw else str(scope["path"])
+
+
+def _inner(raw: str) -> str | None:
+    """The path below `/api/` or `/ajax-api/`."""
+    for prefix in _PREFIXES:
+        if raw.startswith(prefix):
+            return raw.removeprefix(prefix)
+    return None
+
+
+def _decoded(part: str) -> str:
+    try:
+        return unquote_to_bytes(part).decode("utf-8")
+    except UnicodeDecodeError:
+        raise MlflowError("Invalid path") from None
+
+
+async def _body(receive: Receive) -> bytes:
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body", False):
+        first: bytes = message.get("body", b"")
+        return first
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        if message["type"] == "http.disconnect":
+            raise MlflowError("The request broke off.", "BAD_REQUEST")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > LARGEST_BODY:
+            raise MlflowError(f"A request has at most {LARGEST_BODY} bytes.", "BAD_REQUEST")
+        if not message.get("more_body", False):
+            return b"".join(parts)
+        message = await receive()
+
+
+def _check_content_type(scope: Scope, body: bytes) -> None:
+    # A page of another origin can send a form or a text without asking first, but no JSON.
+    if not body:
+        return
+    kind = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise MlflowError("Bad Request. Content-Type must be one of ['application/json'].", "BAD_REQUEST")

@@ -1,0 +1,49 @@
+"""What a handler is given: the request's fields, the store in its asker's name, and where artifacts are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from everloop.server.mlflow.wire import Fields
+
+if TYPE_CHECKING:
+    from everloop.server.mlflow.artifact_root import ArtifactRoot
+    from everloop.server.mlflow.pending import PendingMetrics
+    from everloop.stores import Store
+
+Access = Literal["read", "write", "delete"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request."""
+
+    store: Store
+    fields: Fields
+    artifacts: ArtifactRoot
+    pending: PendingMetrics
+    path: Mapping[str, str] = field(default_factory=dict)
+    """Parts of the address, by name; not decoded further than HTTP asks for."""
+    size_bytes: int = 0
+
+
+Handler = Callable[[Ask], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One address of MLflow's protocol: `2.0/mlflow/runs/get`, below `/api` and `/ajax-api`."""
+
+    method: str
+    path: str
+    handler: Handler | None
+    """None: the artifact proxy, which streams."""
+    access: Access
+    slow: bool = False
+    """Runs in a thread of its own, since it may read much."""
+
+    @property
+    def name(self) -> str:
+        return self.handler.__name__ if self.handler is not None else "proxy"

@@ -1,0 +1,40 @@
+"""The protocol as handlers of the control plane."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from litestar import MediaType, get
+from litestar.handlers import asgi
+from litestar.types import Receive, Scope, Send
+
+from everloop.server.mlflow.app import FILES, MOUNTS, MlflowApp
+from everloop.server.mlflow.server_info import PROTOCOL
+
+if TYPE_CHECKING:
+    from everloop.server.mlflow.artifact_root import ArtifactRoot
+    from everloop.stores import Store
+
+
+def make_routes(store: Store, artifacts: ArtifactRoot) -> list[Any]:
+    """Handlers at every address of the protocol, for `Litestar(route_handlers=[…])`.
+
+    Args:
+        store: what requests read and write where no door has bound a store to who asks.
+    """
+    app = MlflowApp(store, artifacts)
+    mounts = [path for mount in MOUNTS for path in (mount, mount.replace("/api/", "/ajax-api/"))]
+
+    @asgi(mounts, is_mount=True, copy_scope=True, opt={"role": "viewer", "body": "upload"})
+    async def mlflow_protocol(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope, receive, send)  # type: ignore[arg-type]
+
+    @asgi(list(FILES), copy_scope=True, opt={"role": "viewer"})
+    async def mlflow_files(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope, receive, send)  # type: ignore[arg-type]
+
+    @get("/version", opt={"role": "anyone"}, media_type=MediaType.TEXT, sync_to_thread=False, include_in_schema=False)
+    def version() -> str:
+        return PROTOCOL
+
+    return [mlflow_protocol, mlflow_files, version]

@@ -1,0 +1,169 @@
+"""The latest value of each metric, on its way into the run's record.
+
+A logged point is in the store when its request is answered. The record, which says each metric's latest value,
+follows within a second and before every answer that shows it, so that a thousand points do not rewrite it a
+thousand times. If the process dies in between, the points say what the record does not: the next process that
+hears of a running run looks there first.
+
+Not thread-safe: everything here runs in the server's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from everloop.errors import ConflictError, EverloopError, NotFoundError
+from everloop.records import Point, Run
+from everloop.server.mlflow.wire import ms_of
+from everloop.stores.clock import moment_of
+from everloop.tracking import series_of
+
+if TYPE_CHECKING:
+    from everloop.stores import Store
+
+FOLD_AFTER_S = 1.0
+_REMEMBERED = 20_000
+_RUNS = 10_000
+_ATTEMPTS = 5
+_log = logging.getLogger("everloop.server")
+
+Latest = dict[str, Point]
+"""The point of each metric that is the latest: by step, then time, then value."""
+Mark = tuple[str, str, int, datetime, float | str]
+
+
+class PendingMetrics:
+    """What has been logged through this process and is not yet in the runs' records."""
+
+    def __init__(self) -> None:
+        self._latest: dict[tuple[str, str], tuple[Store, Latest]] = {}
+        self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._seen: OrderedDict[Mark, None] = OrderedDict()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def fresh(self, run: str, points: Iterable[Point]) -> list[Point]:
+        """The points that have not just been logged: a client that got no answer sends its request again."""
+        found, seen = [], self._seen
+        for point in points:
+            mark = _mark(run, point)
+            if mark not in seen:
+                seen[mark] = None
+                found.append(point)
+        while len(seen) > _REMEMBERED:
+            seen.popitem(last=False)
+        return found
+
+    def forget(self, run: str, points: Iterable[Point]) -> None:
+        """Undo `fresh`: the points were not kept after all."""
+        for point in points:
+            self._seen.pop(_mark(run, point), None)
+
+    def note(self, store: Store, run: Run, points: Iterable[Point]) -> None:
+        """Remember what has been appended to a run's series."""
+        at = (store.project, run.id)
+        _, latest = self._latest.setdefault(at, (store, {}))
+        merge(latest, points)
+        if self._timer is None:
+            try:
+                self._timer = asyncio.get_running_loop().call_later(FOLD_AFTER_S, self._fold_timed)
+            except RuntimeError:
+                self.fold_all()
+
+    def started(self, store: Store, run: str) -> None:
+        """This process has seen the run's beginning, so it knows all of its points."""
+        self._known[(store.project, run)] = None
+        while len(self._known) > _RUNS:
+            self._known.popitem(last=False)
+
+    def merged(self, store: Store, run: Run) -> Run:
+        """The run with its latest metrics, not yet written; what waited for it is taken."""
+        at = (store.project, run.id)
+        _, latest = self._latest.get(at, (store, {}))
+        if at not in self._known:
+            self.started(store, run.id)
+            if run.state == "running" and run.artifacts_at is not None:
+                merge(latest, store.records.read_points(series_of(run.id)))
+        self._latest.pop(at, None)
+        return with_latest(run, latest)
+
+    def current(self, store: Store, run_id: str) -> Run:
+        """The run's record, with its latest metrics brought in.
+
+        Raises:
+            NotFoundError: there is no such run.
+        """
+        run = store.records.get(Run, run_id)
+        at = (store.project, run.id)
+        if at in self._known and at not in self._latest:
+            return run
+        for _ in range(_ATTEMPTS):
+            held = self._latest.get(at)
+            merged = self.merged(store, run)
+            if merged is run:
+                return run
+            try:
+                return store.records.update(merged, verb="logged")[0]
+            except ConflictError:
+                self._hold(at, held)
+                run = store.records.get(Run, run_id)
+        return run
+
+    def fold_all(self) -> None:
+        """Bring everything into the records. A run that is gone by now is left out."""
+        for (_, run), (store, latest) in list(self._latest.items()):
+            try:
+                self.current(store, run)
+            except NotFoundError:
+                self._latest.pop((store.project, run), None)
+            except EverloopError as error:
+                self._hold((store.project, run), (store, latest))
+                _log.warning("The latest metrics of the run %s wait for the store: %s", run, error)
+
+    def _hold(self, at: tuple[str, str], held: tuple[Store, Latest] | None) -> None:
+        if held is not None and at not in self._latest:
+            self._latest[at] = held
+
+    def _fold_timed(self) -> None:
+        self._timer = None
+        self.fold_all()
+
+
+def merge(latest: Latest, points: Iterable[Point]) -> None:
+    for point in points:
+        held = latest.get(point.key)
+        if held is None or point.step > held.step or (point.step == held.step and not _before(point, held)):
+            latest[point.key] = point
+
+
+def with_latest(run: Run, latest: Latest) -> Run:
+    """The run with every metric of `latest` that is not older than its own; the same object if there is none."""
+    metrics, metric_at = dict(run.metrics), dict(run.metric_at)
+    for key, point in latest.items():
+        if key in metric_at:
+            step, at_ms = metric_at[key]
+            if _before(point, Point(key=key, value=metrics[key], step=step, at=moment_of(at_ms * 1000))):
+                continue
+        metrics[key], metric_at[key] = point.value, (point.step, ms_of(point.at))
+    if metric_at == run.metric_at and repr(metrics) == repr(run.metrics):
+        return run
+    return replace(run, metrics=metrics, metric_at=metric_at)
+
+
+def _before(one: Point, other: Point) -> bool:
+    """Whether the first is the older of the two. NaN counts as 0, as in MLflow."""
+    return _rank(one) < _rank(other)
+
+
+def _rank(point: Point) -> tuple[int, datetime, float]:
+    return point.step, point.at, 0.0 if point.value != point.value else point.value
+
+
+def _mark(run: str, point: Point) -> Mark:
+    value = point.value
+    return run, point.key, point.step, point.at, value if value == value else "NaN"

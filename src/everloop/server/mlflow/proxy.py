@@ -1,0 +1,162 @@
+"""The artifact proxy: clients' files go to disk and come back in pieces, so memory stays flat at any size.
+
+An upload is written beside the files that clients see and gets its name when all of it has come. Everything is
+served as a download of unknown type, so that no browser runs what a client has uploaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import quote
+
+import msgspec
+
+from everloop.server.mlflow.wire import MlflowError
+
+if TYPE_CHECKING:
+    from everloop.server.mlflow.artifact_root import ArtifactRoot
+
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+Scope = MutableMapping[str, Any]
+
+PIECE = 1 << 20
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+GUARDS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; sandbox"),
+    (b"cache-control", b"no-store"),
+]
+
+
+async def upload(root: ArtifactRoot, path: str, receive: Receive) -> None:
+    """Keep a request's body as a file; of an upload that breaks off nothing is left."""
+    root.place(path)
+    place = root.upload_place()
+    held: list[bytes] = []
+    size = 0
+    file: BinaryIO | None = None
+    try:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise MlflowError("The upload broke off.", "BAD_REQUEST")
+            if body := message.get("body", b""):
+                held.append(body)
+                size += len(body)
+            more = message.get("more_body", False)
+            if not more and file is None:
+                # Small files take one hop to another thread instead of three.
+                await asyncio.to_thread(_keep_small, root, place, path, held)
+                return
+            if size >= PIECE or not more:
+                file = await asyncio.to_thread(_write, file, place, held)
+                held, size = [], 0
+            if not more and file is not None:
+                await asyncio.to_thread(_close, root, file, place, path)
+                file = None
+                return
+    finally:
+        if file is not None:
+            file.close()
+        place.unlink(missing_ok=True)
+
+
+async def download(root: ArtifactRoot, path: str, scope: Scope, send: Send) -> None:
+    """Answer with a file, or with the part of it that a `Range` header asks for."""
+    descriptor, size = await asyncio.to_thread(root.open, path)
+    try:
+        wanted = dict(scope["headers"]).get(b"range", b"").decode("latin-1")
+        start, stop, status = _range(wanted, size)
+        headers = [
+            (b"content-type", b"application/octet-stream"),
+            (b"content-disposition", _disposition(path.rsplit("/", 1)[-1])),
+            (b"accept-ranges", b"bytes"),
+            *GUARDS,
+        ]
+        if status == 416:
+            headers += [(b"content-range", f"bytes */{size}".encode()), (b"content-length", b"0")]
+            await send({"type": "http.response.start", "status": 416, "headers": headers})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        headers.append((b"content-length", str(stop - start).encode()))
+        if status == 206:
+            headers.append((b"content-range", f"bytes {start}-{stop - 1}/{size}".encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        at = start
+        while at < stop:
+            piece = await asyncio.to_thread(os.pread, descriptor, min(PIECE, stop - at), at)
+            if not piece:
+                # The file has become shorter; the client sees that the length does not fit.
+                break
+            at += len(piece)
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        os.close(descriptor)
+
+
+def listing(root: ArtifactRoot, path: str, *, below: str = "") -> dict[str, Any]:
+    """What is in a folder, each name with `below` in front."""
+    files = []
+    for entry in root.list(path):
+        name = f"{below}/{entry.name}" if below else entry.name
+        shown: dict[str, Any] = {"path": name, "is_dir": entry.is_dir}
+        if not entry.is_dir:
+            shown["file_size"] = entry.size_bytes
+        files.append(shown)
+    return {"files": files} if files else {}
+
+
+async def answer(send: Send, status: int, body: bytes, content_type: bytes = b"application/json") -> None:
+    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *GUARDS]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def answer_json(send: Send, value: Any) -> None:
+    await answer(send, 200, msgspec.json.encode(value))
+
+
+def _keep_small(root: ArtifactRoot, place: Path, path: str, held: list[bytes]) -> None:
+    with place.open("xb") as file:
+        file.writelines(held)
+    root.keep(place, path)
+
+
+def _write(file: BinaryIO | None, place: Path, held: list[bytes]) -> BinaryIO:
+    file = file if file is not None else place.open("xb")
+    file.writelines(held)
+    return file
+
+
+def _close(root: ArtifactRoot, file: BinaryIO, place: Path, path: str) -> None:
+    file.close()
+    root.keep(place, path)
+
+
+def _range(wanted: str, size: int) -> tuple[int, int, int]:
+    """Start, stop and status for a `Range` header; one that is not understood asks for everything."""
+    found = _RANGE.fullmatch(wanted.strip())
+    if found is None or not (found[1] or found[2]) or len(wanted) > 60:
+        return 0, size, 200
+    if not found[1]:
+        length = int(found[2])
+        return (max(size - length, 0), size, 206) if length and size else (0, 0, 416)
+    start = int(found[1])
+    stop = min(int(found[2]) + 1, size) if found[2] else size
+    if start >= size or stop <= start:
+        return 0, 0, 416
+    return start, stop, 206
+
+
+def _disposition(name: str) -> bytes:
+    plain = re.sub(r"[^A-Za-z0-9._ -]", "_", name)
+    if plain == name:
+        return f'attachment; filename="{plain}"'.encode()
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}".encode()

@@ -1,0 +1,33 @@
+"""What an operator decides about a server when it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MEGABYTE = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """Limits and permissions of one control plane. Sizes in bytes, times in seconds."""
+
+    auth: bool = False
+    """Whether every request but those to open routes needs a login."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names under which this server may be addressed, beside this machine's own; `*.example.com` for all below."""
+    default_artifact_root: str | None = None
+    """Where the artifacts of new experiments go. None: into the store."""
+    allowed_artifact_roots: tuple[str, ...] = ()
+    """Places outside the store that clients may name."""
+    json_bytes: int = 16 * MEGABYTE
+    """The longest body that is read as a whole."""
+    upload_bytes: int = 10 * 1024 * MEGABYTE
+    """The longest body that is streamed into the store."""
+    stall_s: float = 30.0
+    """The longest silence in the middle of a body."""
+    body_s: float = 60.0
+    """The longest time that a body of at most `json_bytes` may take."""
+    least_upload_bytes_per_s: int = 1024
+    """The slowest upload that is waited for, on average after the first `body_s`."""
+    webhook_networks: tuple[str, ...] = ()
+    """Private networks that webhooks may reach all the same, such as `10.1.0.0/16`."""

@@ -1,0 +1,55 @@
+"""What the status page shows, gathered from the records in a few reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from everloop.records import Alias, Endpoint, Event, Finding, ModelVersion, Release, Run
+
+if TYPE_CHECKING:
+    from everloop.stores import Store
+
+_TOLD = ("alias", "release", "run", "snapshot", "model_version")
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One project at a glance. Lists are newest first, but `performance`, which is a series in time."""
+
+    project: str
+    now: datetime
+    simulated: bool
+    endpoints: list[Endpoint]
+    aliases: list[Alias]
+    releases: list[Release]
+    versions: list[ModelVersion]
+    alarms: list[Finding]
+    performance: list[Finding]
+    performance_alarms: list[Finding]
+    runs: list[Run]
+    events: list[Event]
+
+
+def read_status(store: Store) -> Status:
+    """Read it. A few indexed queries: some milliseconds, whatever the store's size."""
+    records = store.records
+    performance = records.find(Finding, ("kind", "=", "performance"), ("severity", "=", "info"), order="-id", limit=60)
+    last = records.last_event()
+    return Status(
+        project=store.project,
+        now=store.now(),
+        simulated=store.clock.simulated,
+        endpoints=records.find(Endpoint, order="name"),
+        aliases=records.find(Alias, order="-id", limit=50),
+        releases=records.find(Release, order="-id", limit=20),
+        versions=records.find(ModelVersion, order="-id", limit=20),
+        alarms=records.find(Finding, ("severity", "=", "alarm"), order="-id", limit=20),
+        performance=performance[::-1],
+        performance_alarms=records.find(
+            Finding, ("kind", "=", "performance"), ("severity", "=", "alarm"), order="-id", limit=60
+        ),
+        runs=records.find(Run, order="-id", limit=10),
+        events=records.events_since(max(0, last - 2000), kinds=_TOLD, limit=2000)[-20:][::-1],
+    )

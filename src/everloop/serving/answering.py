@@ -1,0 +1,307 @@
+"""From checked rows to logged answers: pick a version per row, score, append to the log, and only then answer.
+
+No protocol is known here: a protocol turns bytes into an `Ask` and an `Answer` into bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from everloop.errors import EverloopError, RequestError
+from everloop.models.signature import Signature, utc
+from everloop.serving.prediction_log import Group, PredictionLog
+from everloop.stores.clock import EPOCH, micros, new_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from everloop.records import Json
+    from everloop.serving.live import Live, Scorer
+    from everloop.serving.metrics import Metrics
+    from everloop.stores.clock import Clock
+
+logger = logging.getLogger("everloop.serving")
+
+MAX_ROWS = 20_000
+"""Rows of one request; more belong into batch scoring (`everloop predict`)."""
+
+Values = tuple[Any, ...]
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(slots=True)
+class Ask:
+    """The rows of one request. `values`: in the order of the champion's signature, where all routes share it;
+    else `rows`: plain dicts. `keys` and `event_at` have one item per row, or are None."""
+
+    values: Sequence[Values] | None
+    rows: Sequence[Mapping[str, Any]] | None
+    keys: Sequence[str | int | None] | None = None
+    event_at: Sequence[datetime | None] | None = None
+    began: float = 0.0
+    """`perf_counter()` when the request was whole."""
+
+
+@dataclass(slots=True)
+class Part:
+    """The rows that one version answered."""
+
+    scorer: Scorer
+    places: list[int] | None
+    """Where they stand in the request; None: they are the request."""
+    scores: list[Any]
+    labels: list[Json] | None
+    fallbacks: int = 0
+
+
+@dataclass(slots=True)
+class Answer:
+    """What is sent, and what is left to do once it is on its way."""
+
+    request: str
+    rows: int
+    parts: list[Part]
+    shadow: Callable[[], ShadowOutcome] | None
+    seconds: float
+    flags: list[dict[str, Json]] | None = None
+    """What the rows hold that the champion did not see in training; None: nobody asked, see `checks`."""
+
+
+@dataclass(slots=True)
+class ShadowOutcome:
+    """What the shadows scored: (version, rows) each, and how many of them failed."""
+
+    scored: list[tuple[str, int]]
+    failures: int = 0
+
+
+def answer(live: Live, ask: Ask, log: PredictionLog, clock: Clock) -> Answer:
+    """Score and log a request. Thread-safe.
+
+    Raises:
+        RequestError: the rows, keys or times cannot be used; nothing was logged.
+        StoreFullError: the answer could not be logged, so there is none.
+    """
+    size = len(ask.values if ask.values is not None else ask.rows or ())
+    if size == 0:
+        raise RequestError("rows: there is no row to score.")
+    if size > MAX_ROWS:
+        raise RequestError(f"rows: {size} rows are too many for one request.", help=f"Send at most {MAX_ROWS}.")
+    entities = _entities(ask.keys, size)
+    events = _events(ask.event_at, size)
+    flags = None
+    if live.checks is not None:
+        flags = live.checks.find(_in_order(ask, live.signature))
+    now = clock.now()
+    request = new_id(now)
+    arrived = micros(now)
+    if ask.values is not None and live.table.single:
+        shares = [_Share(live.champion, None, ask.values)]
+    else:
+        shares = _shares(live, ask, entities, request, size)
+    parts, groups = [], []
+    for share in shares:
+        scores, labels, texts = share.scorer.score(share.values)
+        part = Part(share.scorer, share.places, scores, labels, share.fallbacks)
+        parts.append(part)
+        groups.append(_group(part, texts, share.values, request, arrived, perf_counter() - ask.began, entities, events))
+    log.append(groups)
+    shadow = None
+    if live.shadows:
+        shadow = _Shadow(live, ask, log, request, arrived, entities, events).run
+    return Answer(request, size, parts, shadow, perf_counter() - ask.began, flags)
+
+
+def count(metrics: Metrics, given: Answer) -> None:
+    """Add an answer to the counters. In the event loop's thread."""
+    metrics.time_request(given.seconds)
+    for part in given.parts:
+        rows = given.rows if part.places is None else len(part.places)
+        metrics.count_predictions(part.scorer.version, part.scorer.role, rows)
+        metrics.fallbacks += part.fallbacks
+
+
+def count_shadows(metrics: Metrics, outcome: ShadowOutcome) -> None:
+    """Add what the shadows did to the counters. In the event loop's thread."""
+    metrics.shadow_failures += outcome.failures
+    for version, rows in outcome.scored:
+        metrics.count_predictions(version, "shadow", rows)
+
+
+def plain_rows(ask: Ask, signature: Signature) -> list[dict[str, Any]]:
+    """The rows as dicts, whichever way they came."""
+    if ask.values is not None:
+        return [dict(zip(signature.names, row, strict=True)) for row in ask.values]
+    return [dict(row) for row in ask.rows or ()]
+
+
+def _in_order(ask: Ask, signature: Signature) -> Sequence[Values]:
+    """The rows' values in the order of the signature; where routes differ, of rows that fit it."""
+    if ask.values is not None:
+        return ask.values
+    own = [{name: row[name] for name in signature.names if name in row} for row in ask.rows or ()]
+    return signature.rows_of(own)
+
+
+@dataclass(slots=True)
+class _Share:
+    scorer: Scorer
+    places: list[int] | None
+    values: Sequence[Values]
+    fallbacks: int = 0
+
+
+def _shares(live: Live, ask: Ask, entities: list[str | None] | None, request: str, size: int) -> list[_Share]:
+    """The rows by the version that answers them."""
+    picked: dict[int, list[int]] = {}
+    pick = live.table.pick
+    for place in range(size):
+        key = entities[place] if entities else None
+        picked.setdefault(pick(f"{request}-{place}" if key is None else key), []).append(place)
+    if ask.values is not None:
+        values = ask.values
+        if len(picked) == 1:
+            return [_Share(live.scorers[next(iter(picked))], None, values)]
+        return [
+            _Share(live.scorers[route], places, [values[place] for place in places]) for route, places in picked.items()
+        ]
+    return _mixed_shares(live, ask.rows or (), picked)
+
+
+def _mixed_shares(live: Live, rows: Sequence[Mapping[str, Any]], picked: Mapping[int, list[int]]) -> list[_Share]:
+    """The same where the routes differ in their inputs: each row is held against its own version's signature.
+
+    A client speaks the champion's signature. A canary that wants more would fail it, so a row that a canary does
+    not take goes to the champion, and only the champion's complaint is the client's.
+    """
+    for number, row in enumerate(rows):
+        for name in row:
+            if name not in live.known_names:
+                raise live.signature.explain(
+                    ValueError(f"Object contains unknown field `{name}` - at `$.rows[{number}]`")
+                )
+    shares: dict[int, _Share] = {}
+    champion = live.table.champion
+
+    def add(route: int, place: int, values: Values) -> None:
+        share = shares.setdefault(route, _Share(live.scorers[route], [], []))
+        share.places.append(place)  # type: ignore[union-attr]
+        share.values.append(values)  # type: ignore[attr-defined]
+
+    for route, places in picked.items():
+        for place in places:
+            values = None
+            if route != champion:
+                values = _fitting(live.scorers[route].signature, rows[place], place, strict=False)
+            if values is not None:
+                add(route, place, values)
+                continue
+            own = _fitting(live.signature, rows[place], place, strict=True)
+            assert own is not None  # noqa: S101 - strict raises instead
+            add(champion, place, own)
+            if route != champion:
+                shares[champion].fallbacks += 1
+    return list(shares.values())
+
+
+def _fitting(signature: Signature, row: Mapping[str, Any], place: int, *, strict: bool) -> Values | None:
+    """The row's values for a signature, or None where it does not fit and need not."""
+    own = {name: row[name] for name in signature.names if name in row}
+    try:
+        return signature.rows_of([own])[0]
+    except RequestError as error:
+        if not strict:
+            return None
+        raise RequestError(error.message.replace("rows[0]", f"rows[{place}]", 1), help=error.help) from None
+
+
+def _group(
+    part: Part,
+    texts: list[str] | None,
+    values: Sequence[Values],
+    request: str,
+    arrived: int,
+    seconds: float,
+    entities: list[str | None] | None,
+    events: list[int | None] | None,
+) -> Group:
+    places = part.places
+    if places is not None:
+        entities = [entities[place] for place in places] if entities else None
+        events = [events[place] for place in places] if events else None
+    return Group(
+        request=request,
+        arrived=arrived,
+        seconds=seconds,
+        version=part.scorer.version,
+        role=part.scorer.role,
+        inputs=part.scorer.logged_inputs,
+        places=places,
+        entities=entities,
+        events=events,
+        scores=part.scores,
+        labels=texts,
+        rows=values,  # type: ignore[arg-type]
+    )
+
+
+@dataclass(slots=True)
+class _Shadow:
+    """Scores a request with every shadow, unheard, after its answer has gone."""
+
+    live: Live
+    ask: Ask
+    log: PredictionLog
+    request: str
+    arrived: int
+    entities: list[str | None] | None
+    events: list[int | None] | None
+
+    def run(self) -> ShadowOutcome:
+        outcome = ShadowOutcome([])
+        groups = []
+        rows = plain_rows(self.ask, self.live.signature)
+        for scorer in self.live.shadows:
+            began = perf_counter()
+            try:
+                own = [{name: row[name] for name in scorer.names if name in row} for row in rows]
+                values = scorer.signature.rows_of(own)
+                scores, labels, texts = scorer.score(values)
+            except EverloopError as error:
+                outcome.failures += 1
+                logger.warning("The shadow %s did not score request %s: %s", scorer.version, self.request, error)
+                continue
+            part = Part(scorer, None, scores, labels)
+            seconds = perf_counter() - began
+            groups.append(_group(part, texts, values, self.request, self.arrived, seconds, self.entities, self.events))
+            outcome.scored.append((scorer.version, len(values)))
+        if groups:
+            try:
+                self.log.append(groups)
+            except EverloopError as error:
+                logger.warning("The shadows' scores of request %s are lost: %s", self.request, error)
+                return ShadowOutcome([], len(self.live.shadows))
+        return outcome
+
+
+def _entities(keys: Sequence[str | int | None] | None, size: int) -> list[str | None] | None:
+    if keys is None:
+        return None
+    if len(keys) != size:
+        raise RequestError(f"keys: there are {len(keys)} keys for {size} rows.")
+    return [key if key is None or type(key) is str else str(key) for key in keys]
+
+
+def _events(moments: Sequence[datetime | None] | None, size: int) -> list[int | None] | None:
+    if moments is None:
+        return None
+    if len(moments) != size:
+        raise RequestError(f"event_at: there are {len(moments)} times for {size} rows.")
+    return [
+        None if moment is None else (utc(moment, f"event_at[{place}]") - EPOCH) // _MICROSECOND
+        for place, moment in enumerate(moments)
+    ]

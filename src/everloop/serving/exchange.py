@@ -1,0 +1,81 @@
+"""What a protocol is written against: a request, a response, and the service behind them.
+
+A protocol is one module with a table `ROUTES`: (method, path) to a function `(service, request) -> Response`. A
+path may have parts in braces, `/v2/models/{model}/infer`; what stood there is in `request.params`. The functions
+are plain, they compute and do not wait; what they raise becomes the status of its class. Each protocol has one line
+in the plugin table, kind `protocol`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from everloop.serving.answering import Answer, Ask
+    from everloop.serving.label_log import GivenLabel
+    from everloop.serving.live import Live
+    from everloop.serving.metrics import Metrics
+
+JSON = b"application/json"
+
+
+@dataclass(slots=True)
+class Request:
+    """One whole request. `began`: `perf_counter()` when its body had come in."""
+
+    method: str
+    path: str
+    body: bytes
+    began: float
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    """Names in lower case."""
+    query: bytes = b""
+    params: Mapping[str, str] = field(default_factory=dict)
+
+    def header(self, name: bytes) -> bytes | None:
+        return next((value for key, value in self.headers if key == name), None)
+
+
+@dataclass(slots=True)
+class Response:
+    """What is sent. `answer`: set where rows were scored, so that they are counted and shadows asked."""
+
+    status: int = 200
+    body: bytes = b""
+    content_type: bytes = JSON
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    answer: Answer | None = None
+
+
+class Service(Protocol):
+    """The endpoint as a protocol sees it. Its functions may be called from any thread."""
+
+    endpoint: str
+    metrics: Metrics
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests for predictions are answered."""
+        ...
+
+    def live(self) -> Live:
+        """The versions in use. Ask once per request: the next call may give others.
+
+        Raises:
+            UnavailableError: there are none yet.
+        """
+        ...
+
+    def answer(self, live: Live, ask: Ask) -> Answer:
+        """Score and log rows; see `answering.answer`."""
+        ...
+
+    def label(self, labels: Sequence[GivenLabel]) -> None:
+        """Log labels; see `LabelLog.append`."""
+        ...
+
+
+Handle = Callable[[Service, Request], Response]
+Routes = Mapping[tuple[str, str], Handle]

@@ -1,0 +1,146 @@
+"""The versions that an endpoint has in use at one moment: loaded, warmed and immutable.
+
+A change of the endpoint's record makes a new `Live` beside the old one; requests that began on the old one end on
+it. That is all there is to a hot swap.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from everloop.errors import RequestError, UnavailableError
+from everloop.models.predictor import Predictor, load_package
+from everloop.models.registry import get_version
+from everloop.serving.checks import checks_for
+from everloop.serving.prediction_log import label_text
+from everloop.serving.routing import RoutingTable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from everloop.records import Endpoint, Json, Route
+    from everloop.stores import Store
+
+T = TypeVar("T")
+
+
+class Scorer:
+    """One route with its loaded model, and how its answers are written down."""
+
+    def __init__(self, route: Route, predictor: Predictor) -> None:
+        self.route = route
+        self.version = route.version
+        self.role = route.role
+        self.predictor = predictor
+        self.signature = predictor.signature
+        self.names = predictor.input_names
+        self.logged_inputs = msgspec.Raw(
+            msgspec.msgpack.encode({item.name: item.type for item in predictor.signature.inputs})
+        )
+        self.task = predictor.task
+        self._labels = predictor.classes
+        self._texts = tuple(label_text(value) for value in predictor.classes)
+        self._row = predictor.row_function() if predictor.cheap else None
+
+    def score(self, rows: Sequence[tuple[Any, ...]]) -> tuple[list[Any], list[Json] | None, list[str] | None]:
+        """Scores, labels and the labels' texts of rows whose values stand in the order of the signature.
+
+        Raises:
+            RequestError: the model cannot score them, or a score is not a finite number.
+        """
+        if len(rows) == 1 and self._row is not None:
+            return self._score_one(rows[0])
+        names = self.names
+        answer = self.predictor.score_rows([dict(zip(names, row, strict=True)) for row in rows])
+        scores: list[Any] = answer.tolist()
+        if not (all(map(math.isfinite, scores)) if answer.ndim == 1 else math.isfinite(answer.sum())):
+            raise RequestError(f"The model {self.version} gives no finite score for these inputs.")
+        if self.task == "binary":
+            places = [int(score >= 0.5) for score in scores]
+        elif self.task == "multiclass":
+            places = answer.argmax(axis=1).tolist()
+        else:
+            return scores, None, None
+        return scores, [self._labels[place] for place in places], [self._texts[place] for place in places]
+
+    def _score_one(self, row: tuple[Any, ...]) -> tuple[list[Any], list[Json] | None, list[str] | None]:
+        """A row alone, through the model's own function for it: no frame, no array."""
+        assert self._row is not None  # noqa: S101 - the caller has looked
+        found = self._row(row)
+        numbers = found if self.task == "regression" else found[1:]
+        if not all(map(math.isfinite, numbers)):
+            raise RequestError(f"The model {self.version} gives no finite score for these inputs.")
+        if self.task == "regression":
+            return [found[0]], None, None
+        if self.task == "binary":
+            place = int(found[1] >= 0.5)
+            return [found[1]], [self._labels[place]], [self._texts[place]]
+        scores = list(numbers)
+        place = scores.index(max(scores))
+        return [scores], [self._labels[place]], [self._texts[place]]
+
+
+class Live:
+    """Everything that answering needs, of one revision of the endpoint's record.
+
+    Attributes:
+        uniform: whether all answering routes have the same inputs, so that one decoder serves them all.
+        scorers: one per answering route, in the order of `table.answering`.
+    """
+
+    def __init__(self, endpoint: Endpoint, scorers: Mapping[str, Scorer]) -> None:
+        self.endpoint = endpoint
+        self.name = endpoint.name
+        self.revision = endpoint.revision
+        self.table = RoutingTable(endpoint.name, endpoint.routes)
+        self.scorers = tuple(scorers[_route_key(route)] for route in self.table.answering)
+        self.shadows = tuple(scorers[_route_key(route)] for route in self.table.shadows)
+        self.champion = self.scorers[self.table.champion]
+        self.signature = self.champion.signature
+        self.checks = checks_for(self.signature, endpoint.options)
+        self.uniform = all(scorer.signature.shape == self.signature.shape for scorer in self.scorers)
+        self.known_names = frozenset(
+            name for scorer in self.scorers for name in (*scorer.names, *scorer.signature.ignored)
+        )
+        self._made: dict[str, Any] = {}
+
+    def made(self, key: str, make: Callable[[Live], T]) -> T:
+        """What a protocol makes once per `Live`, such as its decoder."""
+        try:
+            return self._made[key]  # type: ignore[no-any-return]
+        except KeyError:
+            return self._made.setdefault(key, make(self))  # type: ignore[no-any-return]
+
+
+def load_live(store: Store, endpoint: Endpoint, old: Live | None = None) -> Live:
+    """Load and warm the versions that the endpoint's routes name; those that `old` has already are taken over.
+
+    Raises:
+        UnavailableError: the endpoint has no routes yet.
+        UsageError: its routes make no table.
+        NotFoundError: a version or package is missing.
+        CorruptionError, TrustError: a package may not be used.
+    """
+    if not endpoint.routes:
+        raise UnavailableError(
+            f"The endpoint '{endpoint.name}' has no version to answer with.", help="Release one: everloop release"
+        )
+    RoutingTable(endpoint.name, endpoint.routes)
+    loaded = {} if old is None else {scorer.version: scorer.predictor for scorer in (*old.scorers, *old.shadows)}
+    scorers: dict[str, Scorer] = {}
+    for route in endpoint.routes:
+        predictor = loaded.get(route.version)
+        if predictor is None:
+            version = get_version(store, route.version)
+            predictor = load_package(store, version.package, version=version.key)
+            predictor.warm()
+            loaded[route.version] = predictor
+        scorers[_route_key(route)] = Scorer(route, predictor)
+    return Live(endpoint, scorers)
+
+
+def _route_key(route: Route) -> str:
+    return f"{route.role} {route.version}"

@@ -1,0 +1,254 @@
+"""The prediction log: every answer, on disk before it leaves, and later a row of a table.
+
+An endpoint appends one journal frame per request, with all its rows, and only then answers. What it appended
+survives the process. `fold_predictions` moves frames into the table `predictions/<endpoint>`, whose columns are
+
+    id, request       the prediction's id, `<request>-<place in the request>` (a shadow's: `…~<version>`), and the
+                      request's, a UUIDv7
+    event_at          when the thing predicted about happened: as the client says, else the arrival
+    arrived_at        when the request arrived
+    version, role     who answered: a model version's key; champion, canary or shadow
+    entity            the key that the client gave, or null
+    score, label      binary: probability of the positive class; multiclass: of the label; regression: the value
+    scores            multiclass only: a probability per class, in the version's order
+    seconds           from the whole request to its score
+    input_<name>      what was asked, typed by the signature; a time as µs of the day, a duration as µs
+
+An input whose type changes between versions gets a column of its own, `input_<name>@<type>`, because a table's
+column keeps its type.
+"""
+
+from __future__ import annotations
+
+from datetime import date, time, timedelta
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from everloop.errors import CorruptionError
+from everloop.models.signature import polars_type
+from everloop.serving.journal_folding import Fold
+from everloop.stores.journals import Journal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import polars as pl
+
+    from everloop.records import Json
+    from everloop.stores import Store
+
+ROTATE_BYTES = 64 << 20
+"""A journal of this size is closed, so that folding can remove it while the endpoint lives on."""
+
+PREDICTIONS = "predictions"
+LABELS = "labels"
+
+_VERSION = 1
+_PLAIN: dict[str, Any] = {"date": date, "time": time, "duration": timedelta}
+
+
+class Group(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The rows of one request that one version answered. Times are µs since 1970; lists have one item per row."""
+
+    request: str
+    arrived: int
+    seconds: float
+    version: str
+    role: str
+    inputs: msgspec.Raw
+    """Input name to type, encoded: the same bytes in every frame of a version."""
+    places: list[int] | None
+    """Where the rows stand in the request; None: they are the request."""
+    entities: list[str | None] | None
+    events: list[int | None] | None
+    scores: list[Any]
+    """A number per row, or for multiclass a list per row."""
+    labels: list[str] | None
+    rows: list[Any]
+    """The inputs' values per row, in the order of `inputs`."""
+
+
+class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One journal frame."""
+
+    version: int
+    groups: list[Group]
+
+
+class PredictionLog:
+    """The writing end of an endpoint's log. Safe to use from several threads."""
+
+    def __init__(self, store: Store, endpoint: str) -> None:
+        self._guard = Lock()
+        self._folder = store.journals
+        self._stream = stream_name(store, PREDICTIONS, endpoint)
+        self._journal = Journal.create(self._folder, self._stream)
+        self._encode = msgspec.msgpack.encode
+
+    def append(self, groups: Sequence[Group]) -> None:
+        """Write the answers to one request. With the operating system on return.
+
+        Raises:
+            StoreFullError: no space is left; nothing was written.
+        """
+        payload = self._encode((_VERSION, groups))
+        # Held also while rotating: nobody may append to a journal that another thread has just closed.
+        with self._guard:
+            if self._journal.append(payload) > ROTATE_BYTES:
+                full = self._journal
+                self._journal = Journal.create(self._folder, self._stream)
+                full.close()
+
+    def close(self) -> None:
+        self._journal.close()
+
+
+def fold_predictions(store: Store, endpoint: str) -> int:
+    """Move what the endpoint has appended into its table, once, and return how many rows moved.
+
+    Raises:
+        CorruptionError: a journal is damaged in its middle; everything else has been moved.
+    """
+    fold = Fold(
+        stream_name(store, PREDICTIONS, endpoint), table_name(store, PREDICTIONS, endpoint), decode_entry, _frame
+    )
+    return fold.run(store)
+
+
+def stream_name(store: Store, what: str, endpoint: str) -> str:
+    """The journal stream of an endpoint; the projects of one home keep apart."""
+    return f"{what}@{store.project}@{endpoint}"
+
+
+def table_name(store: Store, what: str, endpoint: str) -> str:
+    """The table of an endpoint: `predictions/delays`, in another project than the default one
+    `predictions@<project>/delays`, because the projects of one home share its tables."""
+    return f"{what}/{endpoint}" if store.project == "default" else f"{what}@{store.project}/{endpoint}"
+
+
+def label_text(value: Json) -> str:
+    """A class as the logs keep it: true, false, 3, late."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def input_column(name: str) -> str:
+    """The column of the prediction log that holds an input."""
+    return f"input_{name}"
+
+
+def answer_id(group: Group, place: int) -> str:
+    """The id of the prediction at a place of the request. A shadow's names its version, the answer's has the client."""
+    return f"{group.request}-{place}~{group.version}" if group.role == "shadow" else f"{group.request}-{place}"
+
+
+def decode_entry(payload: bytes) -> Entry:
+    """Read a frame.
+
+    Raises:
+        CorruptionError: it is none, or a newer everloop wrote it.
+    """
+    try:
+        entry = _DECODER.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise CorruptionError(f"A frame of the prediction log cannot be read: {error}.") from error
+    if entry.version != _VERSION:
+        raise CorruptionError(f"A frame of the prediction log has format {entry.version}.", help="Upgrade everloop.")
+    return entry
+
+
+_DECODER = msgspec.msgpack.Decoder(Entry)
+
+
+def _frame(store: Store, table: str, entries: list[Entry]) -> pl.DataFrame:
+    """The rows of many entries. Groups of one signature are laid out together, column by column."""
+    import polars as pl
+
+    shapes: dict[tuple[bytes, bool], list[Group]] = {}
+    for entry in entries:
+        for group in entry.groups:
+            many = bool(group.scores) and isinstance(group.scores[0], list)
+            shapes.setdefault((bytes(group.inputs), many), []).append(group)
+    known: dict[str, pl.DataType] = {}
+    if store.tables.exists(table):
+        known = dict(store.tables.scan(table).collect_schema())
+    frames = []
+    for (inputs, many), groups in shapes.items():
+        frame = _columns(groups, msgspec.msgpack.decode(inputs, type=dict[str, str]), many, known)
+        known.update(frame.schema)
+        frames.append(frame)
+    return pl.concat(frames, how="diagonal")
+
+
+def _columns(groups: list[Group], inputs: dict[str, str], many: bool, known: dict[str, pl.DataType]) -> pl.DataFrame:
+    import polars as pl
+
+    ids: list[str] = []
+    of_request: dict[str, list[Any]] = {name: [] for name in ("request", "arrived_at", "version", "role", "seconds")}
+    events: list[int | None] = []
+    entities: list[str | None] = []
+    labels: list[str | None] = []
+    scores: list[Any] = []
+    rows: list[Any] = []
+    for group in groups:
+        size = len(group.rows)
+        ids += [answer_id(group, place) for place in (range(size) if group.places is None else group.places)]
+        for name, value in (
+            ("request", group.request),
+            ("arrived_at", group.arrived),
+            ("version", group.version),
+            ("role", group.role),
+            ("seconds", group.seconds),
+        ):
+            of_request[name] += [value] * size
+        events += (
+            [group.arrived if at is None else at for at in group.events] if group.events else [group.arrived] * size
+        )
+        entities += group.entities or [None] * size
+        labels += group.labels or [None] * size
+        scores += group.scores
+        rows += group.rows
+    moment = pl.Datetime("us", "UTC")
+    columns = [
+        pl.Series("id", ids, dtype=pl.String),
+        pl.Series("request", of_request["request"], dtype=pl.String),
+        pl.Series("event_at", events, dtype=pl.Int64).cast(moment),
+        pl.Series("arrived_at", of_request["arrived_at"], dtype=pl.Int64).cast(moment),
+        pl.Series("version", of_request["version"], dtype=pl.String),
+        pl.Series("role", of_request["role"], dtype=pl.String),
+        pl.Series("entity", entities, dtype=pl.String),
+        pl.Series("score", [max(row) for row in scores] if many else scores, dtype=pl.Float64),
+        pl.Series("label", labels, dtype=pl.String),
+        pl.Series("seconds", of_request["seconds"], dtype=pl.Float64),
+    ]
+    if many:
+        columns.insert(9, pl.Series("scores", scores, dtype=pl.List(pl.Float64)))
+    for place, (name, kind) in enumerate(inputs.items()):
+        columns.append(_input_series(name, kind, [row[place] for row in rows], known))
+    return pl.DataFrame(columns)
+
+
+def _input_series(name: str, kind: str, values: list[Any], known: dict[str, pl.DataType]) -> pl.Series:
+    import polars as pl
+
+    plain = _PLAIN.get(kind)
+    if plain is not None:
+        # msgpack has no such types; they travel as text.
+        values = msgspec.convert(values, list[plain | None])  # type: ignore[valid-type]
+    column = input_column(name)
+    series = pl.Series(column, values, dtype=polars_type(kind))
+    if kind == "time":
+        series = series.cast(pl.Int64) // 1000
+    elif kind == "duration":
+        series = series.cast(pl.Int64)
+    kept = known.get(column)
+    if kept is None or kept == series.dtype:
+        return series
+    if kept == pl.Float64 and kind == "int":
+        return series.cast(pl.Float64)
+    return series.rename(f"{column}@{kind}")

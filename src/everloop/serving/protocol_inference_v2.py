@@ -1,0 +1,185 @@
+"""The Open Inference Protocol, version 2, over REST, with Triton's binary tensors.
+
+    GET  /v2, /v2/health/live, /v2/health/ready, /v2/models
+    GET  /v2/models/{model}[/versions/{version}][/ready]
+    POST /v2/models/{model}[/versions/{version}]/infer
+    POST /v2/repository/index
+
+A body is JSON whatever its content type says; with `Inference-Header-Content-Length` the JSON is followed by binary
+tensors. Outputs are `predictions` and, where the model has classes, `probabilities`. Errors are {"error": text}.
+Source: kserve/open-inference-protocol, open_inference_rest.yaml; Triton's extension_binary_data.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from everloop.errors import EverloopError, RequestError
+from everloop.serving import foreign
+from everloop.serving.exchange import Request, Response, Service
+from everloop.serving.tensors import DATATYPES, Tensor, flat, pack, rows_of, take_binary
+from everloop.version import VERSION
+
+if TYPE_CHECKING:
+    from everloop.serving.live import Live
+
+_BINARY = b"inference-header-content-length"
+
+
+class _Wanted(msgspec.Struct):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class _Body(msgspec.Struct):
+    inputs: list[Tensor]
+    id: str | None = None
+    outputs: list[_Wanted] | None = None
+    parameters: dict[str, Any] = {}
+
+
+_decoder = msgspec.json.Decoder(_Body)
+
+
+def _problem(status: int, error: EverloopError) -> bytes:
+    return foreign.encode({"error": str(error)})
+
+
+_speaking = foreign.speaking(_problem)
+
+
+def server(service: Service, request: Request) -> Response:
+    return Response(body=foreign.encode({"name": "everloop", "version": VERSION, "extensions": ["binary_tensor_data"]}))
+
+
+def live(service: Service, request: Request) -> Response:
+    return Response(body=b'{"live":true}')
+
+
+def ready(service: Service, request: Request) -> Response:
+    return Response(status=200 if service.ready else 503, body=foreign.encode({"ready": service.ready}))
+
+
+@_speaking
+def models(service: Service, request: Request) -> Response:
+    return Response(body=foreign.encode({"models": [service.live().name]}))
+
+
+@_speaking
+def index(service: Service, request: Request) -> Response:
+    found = service.live()
+    entries = [
+        {"name": found.name, "version": foreign.short(scorer.version), "state": "READY", "reason": ""}
+        for scorer in found.scorers
+    ]
+    return Response(body=foreign.encode(entries))
+
+
+@_speaking
+def model_ready(service: Service, request: Request) -> Response:
+    found = foreign.named(service, request)
+    return Response(
+        status=200 if service.ready else 503, body=foreign.encode({"name": found.name, "ready": service.ready})
+    )
+
+
+@_speaking
+def metadata(service: Service, request: Request) -> Response:
+    found = foreign.named(service, request)
+    outputs = [{"name": "predictions", "datatype": _label_type(found), "shape": [-1]}]
+    if found.champion.task != "regression":
+        shape = [-1] if found.champion.task == "binary" else [-1, len(found.signature.classes)]
+        outputs.append({"name": "probabilities", "datatype": "FP64", "shape": shape})
+    body = {
+        "name": found.name,
+        "versions": [foreign.short(scorer.version) for scorer in found.scorers],
+        "platform": "everloop",
+        "inputs": [
+            {"name": item.name, "datatype": DATATYPES.get(item.type, "BYTES"), "shape": [-1]}
+            for item in found.signature.inputs
+        ],
+        "outputs": outputs,
+    }
+    return Response(body=foreign.encode(body))
+
+
+@_speaking
+def infer(service: Service, request: Request) -> Response:
+    found = foreign.named(service, request)
+    head, tail = request.body, b""
+    given = request.header(_BINARY)
+    if given is not None:
+        if not given.isdigit() or len(given) > 12 or int(given) > len(request.body):
+            raise RequestError("Inference-Header-Content-Length: expected the length of the JSON part, in bytes.")
+        head, tail = request.body[: int(given)], request.body[int(given) :]
+    body = _decoder.decode(head)
+    take_binary(body.inputs, tail)
+    columns = foreign.score(service, found, rows_of(body.inputs, found), request)
+    outputs, binary = _outputs(columns, found, body)
+    used = dict.fromkeys(foreign.short(version) for version in columns.versions)
+    answer = {
+        "model_name": request.params["model"],
+        "model_version": ",".join(used),
+        "id": body.id or columns.answer.request,
+        "outputs": outputs,
+    }
+    response = foreign.respond(columns, answer)
+    if binary:
+        length = len(response.body)
+        response.headers = [*response.headers, (_BINARY, b"%d" % length)]
+        response.content_type = b"application/octet-stream"
+        response.body += b"".join(binary)
+    return response
+
+
+def _outputs(columns: foreign.Columns, found: Live, body: _Body) -> tuple[list[dict[str, Any]], list[bytes]]:
+    ready: dict[str, tuple[str, list[Any]]] = {"predictions": (_label_type(found), columns.predictions)}
+    if columns.probabilities is not None:
+        ready["probabilities"] = ("FP64", columns.probabilities)
+    everything = body.parameters.get("binary_data_output") is True
+    wanted = [_Wanted(name) for name in ready] if body.outputs is None else body.outputs
+    outputs, binary = [], []
+    for one in wanted:
+        if one.name not in ready:
+            raise RequestError(f"There is no output '{one.name[:100]}'.", help=f"There are: {', '.join(ready)}")
+        datatype, values = ready[one.name]
+        shape = [len(values), len(values[0])] if isinstance(values[0], list) else [len(values)]
+        output: dict[str, Any] = {"name": one.name, "shape": shape, "datatype": datatype}
+        if one.parameters.get("binary_data", everything) is True:
+            binary.append(pack(flat(values), datatype))
+            output["parameters"] = {"binary_data_size": len(binary[-1])}
+        else:
+            output["data"] = [str(value) for value in values] if datatype == "BYTES" else flat(values)
+        outputs.append(output)
+    return outputs, binary
+
+
+def _label_type(found: Live) -> str:
+    classes = found.signature.classes
+    if found.champion.task == "regression":
+        return "FP64"
+    if all(isinstance(value, bool) for value in classes):
+        return "BOOL"
+    if all(isinstance(value, int) for value in classes):
+        return "INT64"
+    return "FP64" if all(isinstance(value, int | float) for value in classes) else "BYTES"
+
+
+_MODEL = "/v2/models/{model}"
+_VERSION = "/v2/models/{model}/versions/{version}"
+
+ROUTES = {
+    ("GET", "/v2"): server,
+    ("GET", "/v2/health/live"): live,
+    ("GET", "/v2/health/ready"): ready,
+    ("GET", "/v2/models"): models,
+    ("POST", "/v2/repository/index"): index,
+    ("GET", _MODEL): metadata,
+    ("GET", f"{_MODEL}/ready"): model_ready,
+    ("POST", f"{_MODEL}/infer"): infer,
+    ("GET", _VERSION): metadata,
+    ("GET", f"{_VERSION}/ready"): model_ready,
+    ("POST", f"{_VERSION}/infer"): infer,
+}

@@ -1,0 +1,75 @@
+"""KServe's first protocol, and Vertex AI's and Azure's, which take the same body.
+
+    GET  /v1/models                    → {"models": [name]}
+    GET  /v1/models/{model}            → {"name", "ready"}
+    POST /v1/models/{model}:predict    {"instances": [{…} or […], …]} → {"predictions": […], "probabilities"?: […]}
+    POST /score                        the same: Azure's scoring route; `GET /` is its health check
+    $AIP_PREDICT_ROUTE, $AIP_HEALTH_ROUTE   the same where Vertex AI says, as its environment variables say
+
+Source: KServe's V1 protocol; Vertex AI, custom container requirements for prediction.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from everloop.errors import EverloopError, RequestError
+from everloop.serving import foreign
+from everloop.serving.exchange import Handle, Request, Response, Service
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def _problem(status: int, error: EverloopError) -> bytes:
+    return foreign.encode({"error": str(error)})
+
+
+_speaking = foreign.speaking(_problem)
+
+
+@_speaking
+def models(service: Service, request: Request) -> Response:
+    return Response(body=foreign.encode({"models": [service.live().name]}))
+
+
+@_speaking
+def model(service: Service, request: Request) -> Response:
+    live = foreign.named(service, request)
+    return Response(status=200 if service.ready else 503, body=foreign.encode({"name": live.name, "ready": True}))
+
+
+@_speaking
+def predict(service: Service, request: Request) -> Response:
+    live = foreign.named(service, request)
+    body: Any = msgspec.json.decode(request.body)
+    if not isinstance(body, dict) or "instances" not in body:
+        raise RequestError('Send {"instances": [{…}, …]}, one object for each row.')
+    columns = foreign.score(service, live, foreign.instances(body["instances"], live), request)
+    return foreign.respond(columns, columns.body())
+
+
+def healthy(service: Service, request: Request) -> Response:
+    return Response(status=200 if service.ready else 503, body=foreign.encode({"ready": service.ready}))
+
+
+def routes(environment: Mapping[str, str]) -> dict[tuple[str, str], Handle]:
+    """The paths, with those that Vertex AI asks for in the environment."""
+    found: dict[tuple[str, str], Handle] = {
+        ("GET", "/v1/models"): models,
+        ("GET", "/v1/models/{model}"): model,
+        ("POST", "/v1/models/{model}:predict"): predict,
+        ("POST", "/score"): predict,
+    }
+    for name, method, handle in (("AIP_PREDICT_ROUTE", "POST", predict), ("AIP_HEALTH_ROUTE", "GET", healthy)):
+        path = environment.get(name, "")
+        # A route of our own, such as /health, stays ours; braces would be taken for a pattern.
+        if path.startswith("/") and "{" not in path and path not in ("/health", "/ready", "/metrics", "/predict"):
+            found[method, path] = handle
+    return found
+
+
+ROUTES = routes(os.environ)

@@ -1,0 +1,156 @@
+"""everloop's own way to ask an endpoint.
+
+    POST /predict   {"rows": [{…}, …], "keys": [...]?, "event_at": [...]?}   or   {"inputs": {…}, "key"?, "event_at"?}
+                    → {"model", "version", "ids": […], "predictions": […], "probabilities"?: […], "versions"?: […]}
+    POST /labels    {"labels": [{"key", "value", "event_at"?}, …]}   → {"endpoint", "accepted"}
+    GET  /          what the endpoint is and which inputs it takes
+
+A prediction is the likeliest class, or the value of a regression. A probability is that of the second class where
+there are two, else a list of one per class; a regression has none. `version` is a number; where a canary has answered
+some of the rows, `versions` has one per row. `key` is the entity's name: it keeps an entity on one version and lets
+labels find the prediction. Unknown fields are refused, since they are misspelled.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from everloop.errors import RequestError
+from everloop.serving.answering import Answer, Ask
+from everloop.serving.exchange import Request, Response, Service
+from everloop.serving.label_log import GivenLabel  # noqa: TC001 - msgspec reads the annotations
+
+if TYPE_CHECKING:
+    from everloop.serving.live import Live
+
+Key = str | int | None
+
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+def predict(service: Service, request: Request) -> Response:
+    live = service.live()
+    ask = _ask(live, request)
+    answer = service.answer(live, ask)
+    body = answered(live, answer)
+    if answer.flags:
+        body["flags"] = answer.flags
+    return Response(body=_encode(body), answer=answer)
+
+
+def label(service: Service, request: Request) -> Response:
+    try:
+        given = _LABELS.decode(request.body)
+    except msgspec.ValidationError as error:
+        raise RequestError(f"{error}.".replace(" - at `$", " at `").replace("`.", "`")) from None
+    service.label(given.labels)
+    return Response(body=_encode({"endpoint": service.endpoint, "accepted": len(given.labels)}))
+
+
+def describe(service: Service, request: Request) -> Response:
+    live = service.live()
+    routes = [
+        {"version": scorer.version, "role": scorer.role, "percent": scorer.route.percent}
+        for scorer in (*live.scorers, *live.shadows)
+    ]
+    body = {
+        "endpoint": live.name,
+        "model": live.endpoint.model,
+        "revision": live.revision,
+        "routes": routes,
+        "signature": live.signature.to_json(),
+    }
+    return Response(body=_encode(body))
+
+
+ROUTES = {
+    ("POST", "/predict"): predict,
+    ("POST", "/labels"): label,
+    ("GET", "/"): describe,
+}
+
+
+def answered(live: Live, answer: Answer) -> dict[str, Any]:
+    """The answer by columns, in the order of the request."""
+    first = answer.parts[0]
+    request = answer.request
+    body: dict[str, Any] = {"model": live.endpoint.model, "version": _number(first.scorer.version)}
+    if len(answer.parts) == 1 and first.places is None:
+        body["ids"] = [f"{request}-{place}" for place in range(answer.rows)]
+        body["predictions"] = first.scores if first.labels is None else first.labels
+        if first.labels is not None:
+            body["probabilities"] = first.scores
+        return body
+    size = answer.rows
+    predictions: list[Any] = [None] * size
+    probabilities: list[Any] = [None] * size
+    versions = [0] * size
+    for part in answer.parts:
+        number = _number(part.scorer.version)
+        for at, place in enumerate(part.places if part.places is not None else range(size)):
+            predictions[place] = part.scores[at] if part.labels is None else part.labels[at]
+            probabilities[place] = part.scores[at]
+            versions[place] = number
+    body |= {"version": versions[0], "ids": [f"{request}-{place}" for place in range(size)], "predictions": predictions}
+    if first.labels is not None:
+        body["probabilities"] = probabilities
+    if len(set(versions)) > 1:
+        body["versions"] = versions
+    return body
+
+
+def _number(version: str) -> int:
+    return int(version.rpartition("@")[2])
+
+
+def _ask(live: Live, request: Request) -> Ask:
+    decoder = live.made("native", _body_decoder)
+    try:
+        body: Any = decoder.decode(request.body)
+    except msgspec.ValidationError as error:
+        raise live.signature.explain(error) from None
+    if body.inputs is not msgspec.UNSET:
+        if body.rows is not msgspec.UNSET:
+            raise RequestError("Send either 'rows' or 'inputs', not both.")
+        rows = [body.inputs]
+        one_key = body.key is not msgspec.UNSET
+        keys = [body.key] if one_key else body.keys
+        event_at = body.event_at if isinstance(body.event_at, list) or body.event_at is None else [body.event_at]
+    elif body.rows is not msgspec.UNSET:
+        if body.key is not msgspec.UNSET:
+            raise RequestError("'key' goes with 'inputs'; with 'rows' send 'keys', one per row.")
+        rows, keys, event_at = body.rows, body.keys, body.event_at
+        if event_at is not None and not isinstance(event_at, list):
+            event_at = [event_at] * len(rows)
+    else:
+        raise RequestError('The input \'rows\' is missing: send {"rows": [{…}]} or {"inputs": {…}}.')
+    if live.uniform:
+        return Ask(live.signature.values_of(rows), None, keys, event_at, request.began)
+    return Ask(None, rows, keys, event_at, request.began)
+
+
+def _body_decoder(live: Live) -> msgspec.json.Decoder[Any]:
+    row: Any = live.signature.row_type if live.uniform else dict[str, Any]
+    body = msgspec.defstruct(
+        "Body",
+        [
+            ("rows", list[row] | msgspec.UnsetType, msgspec.UNSET),
+            ("inputs", row | msgspec.UnsetType, msgspec.UNSET),
+            ("keys", list[Key] | None, None),
+            ("key", Key | msgspec.UnsetType, msgspec.UNSET),
+            ("event_at", list[datetime | None] | datetime | None, None),
+        ],
+        forbid_unknown_fields=True,
+        gc=False,
+    )
+    return msgspec.json.Decoder(body)
+
+
+class _Labels(msgspec.Struct, forbid_unknown_fields=True):
+    labels: list[GivenLabel]
+
+
+_LABELS = msgspec.json.Decoder(_Labels)

@@ -1,0 +1,214 @@
+"""One file with everything that a home holds, and a home from such a file.
+
+The file is a tar, compressed where its name ends in `.zst`. Its first member, `everloop-backup.json`, says its
+format, and its last, `everloop-backup.end`, how many files lie between, so that a cut is noticed. What is copied
+first can be behind what is copied later and never before it: journals, then records, then the objects and tables
+that the records name. So the copy is whole although others go on writing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from everloop.errors import AlreadyExistsError, CorruptionError, NotFoundError, StoreVersionError, UsageError
+from everloop.stores.home import open_store, prepare_home
+from everloop.stores.objects import TEMPORARY, LocalBytes
+from everloop.stores.sql_records import SqlRecords
+from everloop.stores.sqlite import SqliteDatabase
+from everloop.stores.sweep import LOCK
+from everloop.stores.trees import safe_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from everloop.stores.home import Store
+
+FORMAT = 1
+_HEAD = "everloop-backup.json"
+_END = "everloop-backup.end"
+_RECORDS = "everloop.db"
+_TOPS = ("journals/", "objects/", "tables/")
+# A hint at which entry of a table's log to begin with. It may have moved on since the log was copied.
+_LEFT_OUT = "_last_checkpoint"
+
+
+def backup(store: Store, path: Path | str) -> Path:
+    """Write everything that the home holds, of all projects, into one file, which appears whole or not at all.
+
+    Args:
+        path: ends in `.tar` or `.tar.zst`. The file is for its owner's eyes only.
+
+    Raises:
+        UsageError: another ending, or a part of the store that lies outside of the home's machine.
+        AlreadyExistsError: there is such a file.
+    """
+    target = Path(path)
+    database = _local(store)
+    if not target.name.endswith((".tar", ".tar.zst")):
+        raise UsageError(f"'{target.name}' says no format.", help="End the name in .tar or .tar.zst.")
+    if target.exists():
+        raise AlreadyExistsError(f"There is a file '{target}' already.", help="Name another.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".everloop-backup-", dir=target.parent) as scratch, store.lock(LOCK):
+        draft = Path(scratch) / "backup"
+        with _tar_writer(draft, compressed=target.name.endswith(".zst")) as tar:
+            head = {"format": FORMAT, "created_at": store.now().isoformat(), "project": store.project}
+            _add_bytes(tar, _HEAD, json.dumps(head).encode())
+            _add_folder(tar, store.journals, "journals")
+            copy = Path(scratch) / _RECORDS
+            database.copy_to(copy)
+            _add_file(tar, copy, _RECORDS)
+            copy.unlink()
+            _add_folder(tar, Path(store.places.objects), "objects")
+            _add_folder(tar, Path(store.places.tables), "tables")
+            if (store.home / "clock").exists():
+                _add_file(tar, store.home / "clock", "clock")
+            _add_bytes(tar, _END, json.dumps({"files": len(tar.getmembers()) - 1}).encode())
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        draft.chmod(0o600)
+        draft.rename(target)
+    return target
+
+
+def restore(path: Path | str, home: Path | str) -> Path:
+    """Make a home of a backup. It appears whole or not at all; the backup's names cannot lead out of it.
+
+    Args:
+        home: absent or empty.
+
+    Raises:
+        NotFoundError: there is no such file.
+        UsageError: the home holds something.
+        CorruptionError: the file is no backup, or damaged.
+        StoreVersionError: a newer everloop wrote it.
+    """
+    source, target = Path(path), Path(home).absolute()
+    if not source.is_file():
+        raise NotFoundError(f"There is no backup '{source}'.")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"'{target}' is not empty.", help="Name a new folder.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".everloop-restore-", dir=target.parent) as scratch:
+        draft = Path(scratch) / "home"
+        draft.mkdir()
+        try:
+            with _tar_reader(source) as tar:
+                _unpack(tar, source, draft)
+        except (tarfile.TarError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            raise CorruptionError(f"'{source}' is no whole backup: {error}.") from error
+        prepare_home(draft)
+        # Opening proves that this everloop can read the records, before anything shows.
+        open_store(draft, create=False).close()
+        if target.exists():
+            target.rmdir()
+        draft.rename(target)
+    return target
+
+
+def _local(store: Store) -> SqliteDatabase:
+    """The database of a home all of whose parts are on this machine."""
+    records = store.records
+    if not isinstance(records, SqlRecords) or not isinstance(records.database, SqliteDatabase):
+        raise UsageError("A backup holds no records from a server.", help="Use the server's own tool, such as pg_dump.")
+    if not isinstance(store.objects.bytes_store, LocalBytes) or "://" in store.places.tables:
+        raise UsageError("A backup holds nothing from a bucket.", help="Use the bucket's own versions or copies.")
+    return records.database
+
+
+@contextmanager
+def _tar_writer(path: Path, *, compressed: bool) -> Iterator[tarfile.TarFile]:
+    with path.open("wb") as file:
+        if not compressed:
+            with tarfile.open(fileobj=file, mode="w|") as tar:
+                yield tar
+            return
+        # Zstandard comes with pyarrow; the standard library has it from Python 3.14 on.
+        import pyarrow as pa
+
+        with pa.CompressedOutputStream(file, "zstd") as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
+            yield tar
+
+
+@contextmanager
+def _tar_reader(path: Path) -> Iterator[tarfile.TarFile]:
+    with path.open("rb") as file:
+        compressed = file.read(4) == b"\x28\xb5\x2f\xfd"
+        file.seek(0)
+        if not compressed:
+            with tarfile.open(fileobj=file, mode="r|") as tar:
+                yield tar
+            return
+        import pyarrow as pa
+
+        with pa.CompressedInputStream(file, "zstd") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+            yield tar
+
+
+def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    info.mode = 0o644
+    tar.addfile(info, io.BytesIO(data))
+
+
+def _add_file(tar: tarfile.TarFile, path: Path, name: str) -> None:
+    with path.open("rb") as file:
+        stat = os.fstat(file.fileno())
+        info = tarfile.TarInfo(name)
+        # A journal may grow under our hands: exactly so much is copied, and a torn tail is its readers' daily bread.
+        info.size, info.mtime, info.mode = stat.st_size, stat.st_mtime, stat.st_mode & 0o777
+        tar.addfile(info, file)
+
+
+def _add_folder(tar: tarfile.TarFile, folder: Path, top: str) -> None:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
+    # A table's log before its files: what the log names has been written by then, and is not removed for days.
+    for path in sorted(files, key=lambda path: "_delta_log" not in path.parts):
+        below = path.relative_to(folder)
+        if TEMPORARY in below.parts or below.name.startswith(".") or below.name == _LEFT_OUT:
+            continue
+        try:
+            _add_file(tar, path, f"{top}/{below.as_posix()}")
+        except FileNotFoundError:
+            # A journal that has just been folded: its points are in the records, which are copied after it.
+            continue
+
+
+def _unpack(tar: tarfile.TarFile, source: Path, home: Path) -> None:
+    first = tar.next()
+    if first is None or first.name != _HEAD:
+        raise CorruptionError(f"'{source}' is no everloop backup.")
+    version = json.loads(_content(tar, first).read())["format"]
+    if version > FORMAT:
+        raise StoreVersionError(
+            f"The backup '{source}' has format {version}; this everloop knows {FORMAT}.", help="Upgrade everloop."
+        )
+    names: set[str] = set()
+    while (member := tar.next()) is not None and member.name != _END:
+        known = member.name in (_RECORDS, "clock") or member.name.startswith(_TOPS)
+        if not (member.isreg() and known and safe_path(member.name)) or member.name in names:
+            raise CorruptionError(f"'{source}' holds '{member.name}', which no backup does.")
+        names.add(member.name)
+        path = home / member.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as file:
+            shutil.copyfileobj(_content(tar, member), file, 1 << 20)
+        path.chmod(0o444 if member.name.startswith("objects/") else 0o644)
+    if member is None or json.loads(_content(tar, member).read())["files"] != len(names) or _RECORDS not in names:
+        raise CorruptionError(f"'{source}' is a backup without its end.")
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    content = tar.extractfile(member)
+    if content is None:
+        raise CorruptionError(f"The backup holds '{member.name}', which is no file.")
+    return content

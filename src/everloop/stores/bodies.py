@@ -1,0 +1,188 @@
+"""Records as JSON and back.
+
+JSON has no NaN and no infinities, which metrics do reach; they are kept as `{"$float": "nan"}`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+from datetime import UTC, datetime
+from functools import cache
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from everloop.errors import CorruptionError, UsageError
+from everloop.records import KINDS, Json, Record
+
+R = TypeVar("R", bound=Record)
+
+_KIND_NAMES = {record: kind for kind, record in KINDS.items()}
+_ODD = "$float"
+_PLAIN = frozenset({str, int, bool, datetime, type(None)})
+
+
+def kind_of(record: type[Record]) -> str:
+    """The name under which records of this class are kept.
+
+    Raises:
+        UsageError: the class is no kind of record.
+    """
+    kind = _KIND_NAMES.get(record)
+    if kind is None:
+        raise UsageError(f"{record.__name__} is no kind of record.", help=f"Kinds: {', '.join(KINDS)}")
+    return kind
+
+
+@cache
+def field_names(kind: str) -> frozenset[str]:
+    """The fields by which records of a kind can be found."""
+    return frozenset(field.name for field in fields(KINDS[kind])) | {"key"}
+
+
+@cache
+def time_fields(kind: str) -> frozenset[str]:
+    """The fields of a kind that hold a time."""
+    hints = get_type_hints(KINDS[kind])
+    return frozenset(name for name, hint in hints.items() if hint is datetime or datetime in get_args(hint))
+
+
+@cache
+def families(kind: str, path: tuple[str, ...]) -> frozenset[str]:
+    """What may lie at a path of a record: `number`, `text`, both or neither, as far as the record declares it."""
+    hint: Any = get_type_hints(KINDS[kind]).get(path[0], str)
+    for _ in path[1:]:
+        inner = [get_args(part)[1] for part in _alternatives(hint) if get_origin(part) is dict]
+        hint = inner[0] if inner else Any
+    found: set[str] = set()
+    for part in _alternatives(hint):
+        if part in (str, datetime) or get_origin(part) is Literal:
+            found.add("text")
+        elif part in (int, float):
+            found.add("number")
+        elif part is Any:
+            found |= {"number", "text"}
+    return frozenset(found)
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def encode(record: Record) -> str:
+    """The JSON of a record, its times in UTC.
+
+    Raises:
+        UsageError: a time without a timezone, or a value that JSON, and every database's text, cannot hold.
+    """
+    changed: dict[str, Any] = {}
+    for name in time_fields(kind_of(type(record))):
+        moment = getattr(record, name)
+        if moment is not None and moment.tzinfo is not UTC:
+            if moment.tzinfo is None:
+                raise UsageError(f"'{name}' of {_name(record)} has no timezone.", help="Use times in UTC: tzinfo=UTC.")
+            changed[name] = moment.astimezone(UTC)
+    return encode_value(replace(record, **changed) if changed else record, _name(record))
+
+
+def encode_value(value: Any, name: str) -> str:
+    """The JSON of any value; `name` is what an error calls it."""
+    try:
+        odd = _has_odd(value)
+        text = _ENCODER.encode(_spell_odd(msgspec.to_builtins(value, enc_hook=_unwrapped)) if odd else value).decode()
+        if f'"{_ODD}":' in text and not odd:
+            raise ValueError(f"the name '{_ODD}' is reserved")
+    except (TypeError, OverflowError, UnicodeEncodeError, RecursionError, ValueError) as error:
+        raise UsageError(f"{name} cannot be kept: {error}.", help="Use values that JSON can hold.") from error
+    # PostgreSQL's text takes no NUL, and a store must be able to move there. An escaped backslash before `u0000`
+    # is a harmless text, so pairs of backslashes do not count.
+    if "\\u0000" in text and "\\u0000" in text.replace("\\\\", ""):
+        raise UsageError(f"{name} cannot be kept: a text has a NUL character.", help="Remove it.")
+    return text
+
+
+@cache
+def _decoder(kind: str) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(KINDS[kind])
+
+
+def decode(record: type[R], body: str) -> R:
+    """The inverse of `encode`. Fields that this version does not know are left out.
+
+    Raises:
+        CorruptionError: the body does not hold such a record.
+    """
+    try:
+        if _ODD in body:
+            return msgspec.convert(_read_odd(msgspec.json.decode(body)), record)
+        decoded: R = _decoder(kind_of(record)).decode(body)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise CorruptionError(
+            f"A stored {kind_of(record)} cannot be read: {error}.", help="See: everloop verify"
+        ) from (error)
+    return decoded
+
+
+def decode_value(body: str) -> Any:
+    """The inverse of `encode_value` for values of plain JSON types."""
+    value = msgspec.json.decode(body)
+    return _read_odd(value) if _ODD in body else value
+
+
+def _name(record: Record) -> str:
+    return f"{kind_of(type(record))} '{record.key}'"
+
+
+def _has_odd(value: Any) -> bool:
+    """Whether a NaN or an infinity is anywhere in a value. Runs on every write, so plain types are skipped first."""
+    if type(value) is dict:
+        value = value.values()
+    elif isinstance(value, float):
+        return not math.isfinite(value)
+    elif type(value) is not list and type(value) is not tuple:
+        names = getattr(type(value), "__dataclass_fields__", None)
+        if names is None:
+            return _has_odd(value.item()) if _is_scalar(value) else False
+        value = [getattr(value, name) for name in names]
+    return any(_has_odd(item) for item in value if type(item) not in _PLAIN)
+
+
+def _is_scalar(value: Any) -> bool:
+    """Whether it is a number of an array library, as computed metrics are: `numpy.float32`, a tensor of one element."""
+    return hasattr(value, "item") and getattr(value, "shape", None) == ()
+
+
+def _unwrapped(value: Any) -> Any:
+    """What msgspec makes of the values that it does not know."""
+    if _is_scalar(value):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+def _spell_odd(value: Any) -> Json:
+    match value:
+        case float() if not math.isfinite(value):
+            return {_ODD: repr(value)}
+        case dict():
+            if _ODD in value:
+                raise ValueError(f"the name '{_ODD}' is reserved")
+            return {key: _spell_odd(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_spell_odd(item) for item in value]
+    return value
+
+
+def _read_odd(value: Json) -> Json:
+    match value:
+        case {"$float": str() as spelled} if len(value) == 1:
+            return float(spelled)
+        case dict():
+            return {key: _read_odd(item) for key, item in value.items()}
+        case list():
+            return [_read_odd(item) for item in value]
+    return value
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_unwrapped)

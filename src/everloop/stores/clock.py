@@ -1,0 +1,274 @@
+"""The one clock of everloop, and the ids that sort by it.
+
+Every room asks its store for the time, and this module is the only place that asks the operating system for
+the date. That is what lets a replay move through history: it hands the rooms a clock that it moves itself.
+Times are timezone-aware UTC with microseconds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+import threading
+import time
+import zlib
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from everloop.errors import ConflictError, CorruptionError, NotFoundError, StoreVersionError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def micros(moment: datetime) -> int:
+    """Microseconds since 1970, exact.
+
+    Raises:
+        UsageError: `moment` has no timezone, so it names no instant.
+    """
+    if moment.tzinfo is None:
+        raise UsageError(f"The time {moment.isoformat()} has no timezone.", help="Use times in UTC: tzinfo=UTC.")
+    return (moment - EPOCH) // _MICROSECOND
+
+
+def moment_of(microseconds: int) -> datetime:
+    """The inverse of `micros`."""
+    return EPOCH + timedelta(microseconds=microseconds)
+
+
+class Clock(Protocol):
+    """What time it is, and whether that is the world's time or a story's.
+
+    `now` is safe to call from any thread and process and returns aware UTC.
+    """
+
+    @property
+    def simulated(self) -> bool: ...
+
+    def now(self) -> datetime: ...
+
+
+class SystemClock:
+    """The world's time."""
+
+    simulated = False
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def __repr__(self) -> str:
+        return "SystemClock()"
+
+
+class FixedClock:
+    """A clock that shows one moment for ever: a view of the past, or a test."""
+
+    simulated = True
+
+    def __init__(self, moment: datetime) -> None:
+        micros(moment)
+        self.moment = moment.astimezone(UTC)
+
+    def now(self) -> datetime:
+        return self.moment
+
+    def __repr__(self) -> str:
+        return f"FixedClock({self.moment.isoformat()})"
+
+
+class SharedClock:
+    """A simulated clock that every process of one home reads from a small file.
+
+    The file holds 24 bytes, little-endian: `EVCK`, format version (u16), check (u16), base (i64, µs since 1970)
+    and anchor (i64, µs). With anchor 0 the clock stands still at its base and moves only by `set`; otherwise it
+    ticks in real time: base plus what the system's clock has gained over the anchor.
+
+    The file is mapped into memory, so that a look costs no system call, and is written in place, never replaced.
+    """
+
+    simulated = True
+
+    _MAGIC = b"EVCK"
+    _VERSION = 1
+    _LAYOUT = struct.Struct("<4sHHqq")
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        try:
+            with self.path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), self._LAYOUT.size, access=mmap.ACCESS_READ)
+        except FileNotFoundError:
+            raise NotFoundError(f"There is no clock at '{self.path}'.") from None
+        except ValueError:
+            raise self._damaged() from None
+        self._seen = b""
+        self._shown = EPOCH
+        self._read()
+
+    @classmethod
+    def create(cls, path: Path | str, moment: datetime) -> SharedClock:
+        """Open the clock at `path` and set it to `moment`; make it first where there is none."""
+        target = Path(path)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            draft = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
+            draft.write_bytes(cls._pack(micros(moment), 0))
+            # A link fails where a rename would replace: of several creators, one wins and the others follow.
+            with suppress(FileExistsError):
+                target.hardlink_to(draft)
+            draft.unlink()
+        clock = cls(target)
+        clock.set(moment)
+        return clock
+
+    def now(self) -> datetime:
+        if self._map[:] == self._seen:
+            return self._shown
+        base, anchor = self._read()
+        return moment_of(base if anchor == 0 else base + system_micros() - anchor)
+
+    @property
+    def ticking(self) -> bool:
+        return self._read()[1] != 0
+
+    def set(self, moment: datetime) -> None:
+        """Move the clock to `moment`, for every process.
+
+        Raises:
+            ConflictError: `moment` lies behind what the clock shows; it never goes backwards.
+        """
+        target = micros(moment)
+        with self._turn() as (now, anchor):
+            if target < now:
+                raise ConflictError(
+                    f"The clock shows {moment_of(now).isoformat()} and does not go back to {moment.isoformat()}.",
+                    help="Open another store to tell the story again.",
+                )
+            self._write(target, 0 if anchor == 0 else system_micros())
+
+    def tick(self) -> None:
+        """Let the clock run in real time from what it shows."""
+        with self._turn() as (now, anchor):
+            if anchor == 0:
+                self._write(now, system_micros())
+
+    def stop(self) -> None:
+        """Let the clock stand still at what it shows."""
+        with self._turn() as (now, anchor):
+            if anchor != 0:
+                self._write(now, 0)
+
+    def __repr__(self) -> str:
+        return f"SharedClock({str(self.path)!r})"
+
+    def _read(self) -> tuple[int, int]:
+        for _ in range(1000):
+            packed = self._map[:]
+            magic, version, check, base, anchor = self._LAYOUT.unpack(packed)
+            if magic == self._MAGIC and version > self._VERSION:
+                raise StoreVersionError(
+                    f"The clock '{self.path}' has format {version}; this everloop knows {self._VERSION}.",
+                    help="Upgrade everloop.",
+                )
+            if magic == self._MAGIC and check == _check(packed[8:]):
+                if anchor == 0:
+                    # In this order: another thread that finds the bytes must find their moment.
+                    self._seen, self._shown = b"", moment_of(base)
+                    self._seen = packed
+                return base, anchor
+            # A reader may meet a writer half way; the check notices and the next look finds it whole.
+            time.sleep(0.0001)
+        raise self._damaged()
+
+    @contextmanager
+    def _turn(self) -> Iterator[tuple[int, int]]:
+        """Keep other writers out and yield what the clock shows (µs) and its anchor."""
+        # A descriptor of its own: the lock belongs to it, so threads of one process exclude each other as well.
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            base, anchor = self._read()
+            yield (base if anchor == 0 else base + system_micros() - anchor), anchor
+        finally:
+            os.close(descriptor)
+
+    def _write(self, base: int, anchor: int) -> None:
+        with self.path.open("rb+", buffering=0) as file:
+            file.write(self._pack(base, anchor))
+
+    def _damaged(self) -> CorruptionError:
+        return CorruptionError(f"The clock '{self.path}' is damaged.", help="Remove it to return to the system's time.")
+
+    @classmethod
+    def _pack(cls, base: int, anchor: int) -> bytes:
+        body = struct.pack("<qq", base, anchor)
+        return struct.pack("<4sHH", cls._MAGIC, cls._VERSION, _check(body)) + body
+
+
+def system_micros() -> int:
+    """What the operating system's clock shows, for what has its time from there, such as files. µs since 1970."""
+    return time.time_ns() // 1000
+
+
+def _check(body: bytes) -> int:
+    return zlib.crc32(body) & 0xFFFF
+
+
+class _Ids:
+    """The state behind `new_id`: the last time stamp given out and the number that followed it."""
+
+    def __init__(self) -> None:
+        self.guard = threading.Lock()
+        self.stamp = -1
+        self.tail = 0
+        self._pool = b""
+        self._used = 0
+
+    def random(self, count: int) -> int:
+        """So many random bytes as a number. Asking the system for a few costs as much as for a few thousand."""
+        if self._used + count > len(self._pool):
+            self._pool, self._used = os.urandom(4096), 0
+        found = self._pool[self._used : self._used + count]
+        self._used += count
+        return int.from_bytes(found, "big")
+
+
+_ids = _Ids()
+
+
+def _forget_ids() -> None:
+    # A forked child starts from fresh random numbers, or parent and child would count on in step.
+    global _ids
+    _ids = _Ids()
+
+
+os.register_at_fork(after_in_child=_forget_ids)
+
+
+def new_id(moment: datetime) -> str:
+    """A UUIDv7 for `moment`, in the usual 36 characters (RFC 9562, section 5.7; method 3 for its 12 bits).
+
+    Ids of one process increase strictly for moments that do not go back, also when the clock stands still.
+    """
+    since = micros(moment)
+    milliseconds, rest = divmod(since, 1000)
+    stamp = (milliseconds << 12) | (rest * 4096 // 1000)
+    ids = _ids
+    with ids.guard:
+        if stamp == ids.stamp:
+            ids.tail += 1 + ids.random(4)
+        else:
+            # The top bit stays free: room for 2**29 further ids of the same stamp, at the least.
+            ids.stamp, ids.tail = stamp, ids.random(8) >> 3
+        tail = ids.tail
+    number = ((stamp >> 12) << 80) | (0x7 << 76) | ((stamp & 0xFFF) << 64) | (0b10 << 62) | tail
+    text = f"{number:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -1,0 +1,40 @@
+"""Spans of time as people write them: `90s`, `15m`, `12h`, `14d`, `1w`, and `2d12h` for their sums."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+from everloop.errors import UsageError
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+_PART = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
+
+
+def parse_duration(text: str) -> timedelta:
+    """Return the span that `text` names.
+
+    Raises:
+        UsageError: it is not a sum of numbers with a unit.
+    """
+    compact = text.replace(" ", "").lower()
+    parts = _PART.findall(compact)
+    if not parts or "".join(number + unit for number, unit in parts) != compact:
+        raise UsageError(
+            f"'{text}' is no duration.", help="Write a number with s, m, h, d or w, such as '90s', '14d' or '1w'."
+        )
+    return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
+
+
+def format_duration(span: timedelta) -> str:
+    """The shortest exact way to write `span`, largest unit first."""
+    seconds = span.total_seconds()
+    if seconds == 0:
+        return "0s"
+    text = ""
+    for unit, size in sorted(_UNITS.items(), key=lambda item: -item[1]):
+        count = int(seconds // size)
+        if count and unit != "s":
+            text += f"{count}{unit}"
+            seconds -= count * size
+    return text + (f"{seconds:g}s" if seconds else "")

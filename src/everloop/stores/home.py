@@ -1,0 +1,298 @@
+"""One home of everything kept: where it is, and its parts bound to one project, one actor and one clock."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from everloop import plugins
+from everloop.errors import NotFoundError, ProjectError, ReadOnlyError, UsageError
+from everloop.records import Record
+from everloop.stores.clock import Clock, FixedClock, SharedClock, SystemClock, new_id
+from everloop.stores.locks import file_lock, is_locked
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from datetime import datetime
+
+    from everloop.stores.content import ContentStore
+    from everloop.stores.record_store import RecordStore
+    from everloop.stores.tables import Tables
+
+FOLDER = ".everloop"
+CONFIG = "everloop.toml"
+_LOCK = re.compile(r"[A-Za-z0-9_@=+-][A-Za-z0-9_.@=+-]{0,199}")
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where the parts of a store are. Each of the last three is a URL, or a path below the home."""
+
+    home: Path
+    records: str
+    objects: str
+    tables: str
+
+
+class Store:
+    """One home, seen from one project. Opened by `open_store`; safe from any thread, and after a fork."""
+
+    def __init__(
+        self,
+        places: Places,
+        *,
+        project: str,
+        actor: str,
+        clock: Clock,
+        records: RecordStore,
+        moment: datetime | None = None,
+        origin: Store | None = None,
+    ) -> None:
+        self.places = places
+        self.home = places.home
+        self.project = project
+        self.actor = actor
+        self.clock = clock
+        self.records = records
+        self._moment = moment
+        self._origin = origin
+
+    @cached_property
+    def objects(self) -> ContentStore:
+        if self._origin is not None:
+            # One for all views: it remembers what it has proved, and a bucket's client is dear to make.
+            return self._origin.objects if self._moment is None else self._origin.objects.read_only()
+        from everloop.stores.content import ContentStore
+
+        return ContentStore(self.places.objects, cache=self.home / "cache")
+
+    @cached_property
+    def tables(self) -> Tables:
+        from everloop.stores.tables import Tables
+
+        return Tables(self.places.tables, self.clock, as_of=self._moment)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether this is a view of the past."""
+        return self._moment is not None
+
+    @property
+    def journals(self) -> Path:
+        return self.home / "journals"
+
+    def now(self) -> datetime:
+        return self.clock.now()
+
+    def new(self, kind: type[R], /, **fields: Any) -> R:
+        """A record of this project that is not yet put, with a new id and the clock's time."""
+        now = self.clock.now()
+        return kind(**{"id": new_id(now), "project": self.project, "created_at": now, **fields})
+
+    def lock(self, name: str, *, block: bool = True) -> AbstractContextManager[bool]:
+        """A lock among all processes of this home on this machine; yields whether it is held.
+
+        Not re-entrant. The operating system gives it back when its holder dies.
+        """
+        return file_lock(self._lock_path(name), block=block)
+
+    def locked(self, name: str) -> bool:
+        """Whether somebody alive holds the lock."""
+        return is_locked(self._lock_path(name))
+
+    def for_project(self, project: str) -> Store:
+        """The same home, seen from another project."""
+        return self._with(project=_checked_project(project), records=self.records.for_project(project))
+
+    def as_actor(self, actor: str) -> Store:
+        """The same home, written to in another name."""
+        return self._with(actor=actor, records=self.records.as_actor(actor))
+
+    def as_of(self, moment: datetime) -> Store:
+        """A read-only view of what had been written, and had arrived, by a moment; its clock stands there."""
+        if self._moment is not None:
+            moment = min(moment, self._moment)
+        return self._with(clock=FixedClock(moment), records=self.records.as_of(moment), moment=moment)
+
+    def simulate(self, moment: datetime) -> SharedClock:
+        """Give the home a simulated clock, for this store and all that are opened from now on, and set it.
+
+        Raises:
+            ConflictError: the home's clock is simulated already and shows a later time.
+        """
+        if self._moment is not None:
+            raise ReadOnlyError("A view of the past keeps its time.")
+        clock = SharedClock.create(self.home / "clock", moment)
+        self.clock = clock
+        self.records = self.records.with_clock(clock)
+        self.__dict__.pop("tables", None)
+        return clock
+
+    def close(self) -> None:
+        """Close the store and all views of it."""
+        self.records.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.home)!r}, project={self.project!r})"
+
+    def _lock_path(self, name: str) -> Path:
+        if not _LOCK.fullmatch(name):
+            raise UsageError(f"'{name}' is no name for a lock.", help="Use letters, digits and -_.@=+ only.")
+        return self.home / "locks" / f"{name}.lock"
+
+    def _with(self, **changes: Any) -> Store:
+        parts = {
+            "project": self.project,
+            "actor": self.actor,
+            "clock": self.clock,
+            "records": self.records,
+            "moment": self._moment,
+            "origin": self._origin or self,
+        }
+        return Store(self.places, **{**parts, **changes})
+
+
+def open_store(
+    home: Path | str | None = None,
+    *,
+    project: str | None = None,
+    actor: str | None = None,
+    clock: Clock | None = None,
+    create: bool = True,
+) -> Store:
+    """Open the store of `home`, or of `EVERLOOP_STORE`, or of the nearest `everloop.toml` upwards, or `./.everloop`.
+
+    A home that another process is just making is waited for.
+
+    Args:
+        project: default: what `everloop.toml` says, else `default`.
+        actor: in whose name events are written; default: the user at this machine.
+        clock: default: the home's simulated clock where it has one, else the system's.
+        create: make a home that is not there yet.
+
+    Raises:
+        NotFoundError: there is no home, and `create` is off.
+        ProjectError: `everloop.toml` cannot be read.
+        StoreVersionError: a newer everloop wrote it.
+    """
+    places, configured = find_places(home)
+    if not (places.home / "locks").is_dir():
+        if not create:
+            raise NotFoundError(
+                f"There is no everloop store at '{places.home}'.", help="Make one: everloop init, or everloop demo"
+            )
+        prepare_home(places.home)
+    if clock is None:
+        clock = SharedClock(places.home / "clock") if (places.home / "clock").exists() else SystemClock()
+    chosen = _checked_project(project or configured or "default")
+    who = actor or default_actor()
+    records = _open_records(places, chosen, who, clock)
+    return Store(places, project=chosen, actor=who, clock=clock, records=records)
+
+
+def find_places(home: Path | str | None = None) -> tuple[Places, str | None]:
+    """Where the parts of a store are, without opening it, and the project that `everloop.toml` names."""
+    named = home if home is not None else os.environ.get("EVERLOOP_STORE")
+    config = _nearest_config(Path.cwd())
+    settings, project = _settings(config) if config is not None else ({}, None)
+    base = Path.cwd() if config is None else config.parent
+    configured = (base / Path(settings.get("home", FOLDER)).expanduser()).absolute()
+    chosen = configured if named is None else Path(named).expanduser().absolute()
+    # Another home than the configured one has its parts in itself.
+    return _places(chosen, settings if chosen == configured else {}), project
+
+
+def prepare_home(home: Path) -> None:
+    """Make what every home has. Safe in parallel; what is there stays."""
+    home.mkdir(parents=True, exist_ok=True)
+    ignored = home / ".gitignore"
+    if not ignored.exists():
+        # A home lies in the user's repository, and nothing in it is source.
+        ignored.write_text("*\n", encoding="utf-8")
+    for folder in ("journals", "locks"):
+        (home / folder).mkdir(exist_ok=True)
+
+
+def default_actor() -> str:
+    """`user:<name>@<host>` of this process."""
+    import pwd
+
+    name = os.environ.get("LOGNAME") or os.environ.get("USER")
+    if not name:
+        try:
+            name = pwd.getpwuid(os.getuid()).pw_name
+        except KeyError:
+            name = str(os.getuid())
+    return f"user:{name}@{os.uname().nodename}"
+
+
+def _places(home: Path, settings: dict[str, str]) -> Places:
+    def place(part: str, default: str) -> str:
+        chosen = settings.get(part, default)
+        return chosen if "://" in chosen else str(home / Path(chosen).expanduser())
+
+    return Places(
+        home=home,
+        records=place("records", "everloop.db"),
+        objects=place("objects", "objects"),
+        tables=place("tables", "tables"),
+    )
+
+
+def _nearest_config(start: Path) -> Path | None:
+    for folder in (start, *start.parents):
+        if (folder / CONFIG).is_file():
+            return folder / CONFIG
+    return None
+
+
+def _settings(config: Path) -> tuple[dict[str, str], str | None]:
+    try:
+        content = tomllib.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ProjectError(f"'{config}' cannot be read: {error}.") from error
+    settings, named = content.get("store", {}), content.get("project", {})
+    if not isinstance(named, dict):
+        raise ProjectError(f"[project] in '{config}' takes a name.")
+    project = named.get("name")
+    if not isinstance(settings, dict) or not all(isinstance(value, str) for value in settings.values()):
+        raise ProjectError(f"[store] in '{config}' takes texts: home, records, objects, tables.")
+    unknown = set(settings) - {"home", "records", "objects", "tables"}
+    if unknown:
+        raise ProjectError(
+            f"[store] in '{config}' has no '{min(unknown)}'.", help="It takes home, records, objects, tables."
+        )
+    if project is not None and not isinstance(project, str):
+        raise ProjectError(f"[project] name in '{config}' is no text.")
+    return settings, project
+
+
+def _open_records(places: Places, project: str, actor: str, clock: Clock) -> RecordStore:
+    scheme, found, rest = places.records.partition("://")
+    if not found:
+        scheme, rest = "sqlite", places.records
+    where = rest if scheme == "sqlite" else places.records
+    name = "postgresql" if scheme == "postgres" else scheme
+    opened = plugins.load("records", name)(where, project=project, actor=actor, clock=clock)
+    return cast("RecordStore", opened)
+
+
+def _checked_project(project: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", project):
+        raise UsageError(
+            f"'{project}' is no name for a project.", help="Use letters, digits, '-', '_' and '.'; a letter first."
+        )
+    return project

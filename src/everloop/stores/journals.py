@@ -1,0 +1,265 @@
+"""Append-only files that survive the death of their writer.
+
+A journal is one file of one writing process: a header of 8 bytes (`EVJL`, format version as u16, two bytes of
+zero), then frames. A frame is the payload's length (u32), a CRC-32 over that length and the payload (u32), and
+the payload; all little-endian. Each append is one `write`, so what a killed process leaves is whole frames and at
+most one torn tail. The length is under the checksum so that a tail of zero bytes, which some file systems leave
+after a power cut, is no frame.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import secrets
+import struct
+import threading
+import weakref
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from everloop.errors import CorruptionError, NotFoundError, StoreFullError, StoreVersionError, UsageError
+from everloop.stores.locks import is_locked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SUFFIX = ".journal"
+VERSION = 1
+HEADER = struct.pack("<4sHH", b"EVJL", VERSION, 0)
+_FRAME = struct.Struct("<II")
+_LENGTH = struct.Struct("<I")
+_STREAM = re.compile(r"[A-Za-z0-9_@=+,-][A-Za-z0-9_@=+,.-]{0,127}")
+_CHUNK = 1 << 20
+
+_open: weakref.WeakSet[Journal] = weakref.WeakSet()
+
+
+class Journal:
+    """The writing end. Safe to use from several threads; a forked child continues in a file of its own.
+
+    The file is locked while its writer lives, so that others can tell an orphan (`writer_alive`).
+    """
+
+    def __init__(self, folder: Path, stream: str) -> None:
+        self.folder = folder
+        self.stream = stream
+        self._guard = threading.Lock()
+        self._descriptor: int | None = None
+        self._size = 0
+        self._closed = False
+        self.path = folder
+        self._begin()
+        _open.add(self)
+
+    @classmethod
+    def create(cls, folder: Path | str, stream: str) -> Journal:
+        """Start the file `<stream>.<random id>.journal` in `folder`, which is made where needed.
+
+        Raises:
+            UsageError: the stream's name does not make a file name.
+        """
+        if not _STREAM.fullmatch(stream):
+            raise UsageError(f"'{stream}' is no name for a journal.", help="Use letters, digits and -_@=+,. only.")
+        return cls(Path(folder), stream)
+
+    def append(self, payload: bytes) -> int:
+        """Write one frame and return the offset behind it. The bytes are with the operating system on return.
+
+        Raises:
+            StoreFullError: the device is full; nothing of the frame stays in the file.
+        """
+        length = len(payload)
+        frame = _FRAME.pack(length, zlib.crc32(payload, zlib.crc32(_LENGTH.pack(length)))) + payload
+        with self._guard:
+            descriptor = self._begin() if self._descriptor is None else self._descriptor
+            try:
+                written = os.write(descriptor, frame)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                written = 0
+            if written != len(frame):
+                os.ftruncate(descriptor, self._size)
+                raise StoreFullError(f"No space left to append to '{self.path}'.", help="Free some space.")
+            self._size += written
+            return self._size
+
+    def sync(self) -> None:
+        """Return when everything appended is on the device itself, safe against a power cut."""
+        with self._guard:
+            if self._descriptor is not None:
+                os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Give the file up. Appending afterwards is an error; closing twice is not."""
+        with self._guard:
+            self._closed = True
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", None) is not None:
+            self.close()
+
+    def _begin(self) -> int:
+        if self._closed:
+            raise UsageError(f"The journal '{self.path.name}' is closed.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Locked under a name that no reader looks for: a journal is never seen without its writer's lock.
+        draft = self.folder / f".{self.stream}.{secrets.token_hex(8)}"
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                whole = os.write(descriptor, HEADER) == len(HEADER)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                whole = False
+            if not whole:
+                raise StoreFullError(f"No space left to begin a journal in '{self.folder}'.", help="Free some space.")
+            path = self.folder / f"{draft.name[1:]}{SUFFIX}"
+            draft.rename(path)
+        except BaseException:
+            os.close(descriptor)
+            draft.unlink(missing_ok=True)
+            raise
+        self.path = path
+        self._descriptor = descriptor
+        self._size = len(HEADER)
+        return descriptor
+
+    def _forked(self) -> None:
+        # The lock belongs to the open file, which the child shares: unless the child lets go of its copy,
+        # the parent would seem to live for as long as the child does.
+        self._guard = threading.Lock()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _leave_to_parent() -> None:
+    for journal in list(_open):
+        journal._forked()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def stream_of(path: Path) -> str:
+    """The stream whose frames the file holds."""
+    return path.name.removesuffix(SUFFIX).rpartition(".")[0]
+
+
+def list_journals(folder: Path, stream: str | None = None) -> list[Path]:
+    """The journals of a folder, of one stream or of all, oldest first by the file's name and stream."""
+    if not folder.is_dir():
+        return []
+    found = (path for path in folder.iterdir() if path.name.endswith(SUFFIX) and not path.name.startswith("."))
+    return sorted(path for path in found if stream is None or stream_of(path) == stream)
+
+
+def writer_alive(path: Path | str) -> bool:
+    """Whether the process that writes the journal still lives; False also for a file that is gone."""
+    return is_locked(Path(path))
+
+
+def read_journal(path: Path | str, offset: int = 0) -> Iterator[tuple[bytes, int]]:
+    """Yield each whole frame's payload and the offset behind it, which a later call can start from.
+
+    Stops quietly at a torn tail, so the file of a living or a killed writer reads alike.
+
+    Raises:
+        NotFoundError: there is no such file.
+        CorruptionError: a damaged frame with whole frames behind it, or no journal at all.
+        StoreVersionError: a newer everloop wrote the file.
+    """
+    source = Path(path)
+    try:
+        with source.open("rb") as file:
+            if offset < len(HEADER):
+                if not _check_header(source, file.read(len(HEADER))):
+                    return
+                offset = len(HEADER)
+            yield from _frames(source, file, offset)
+    except FileNotFoundError:
+        raise NotFoundError(f"There is no journal '{path}'.") from None
+
+
+def split_frames(data: bytes) -> list[tuple[bytes, int]]:
+    """Each frame's payload and the offset behind it, of bytes cut out of a journal between two frames.
+
+    Raises:
+        CorruptionError: they are not whole and sound frames to the last byte.
+    """
+    found: list[tuple[bytes, int]] = []
+    at = 0
+    while at < len(data):
+        payload = _frame(data, at)
+        if payload is None:
+            raise CorruptionError(f"There is no whole frame at byte {at} of {len(data)}.")
+        at += _FRAME.size + len(payload)
+        found.append((payload, at))
+    return found
+
+
+def _frames(path: Path, file: BinaryIO, offset: int) -> Iterator[tuple[bytes, int]]:
+    # What looks damaged is looked at twice: a writer who finds the device full takes half a frame back, and a reader
+    # may have seen that half.
+    for last_look in (False, True):
+        file.seek(offset)
+        buffer, at = b"", 0
+        while True:
+            while (frame := _frame(buffer, at)) is not None:
+                at += _FRAME.size + len(frame)
+                offset += _FRAME.size + len(frame)
+                yield frame, offset
+            more = file.read(max(_CHUNK, len(buffer) - at))
+            if not more:
+                break
+            buffer, at = buffer[at:] + more, 0
+        # A whole frame further on is the difference between damage and a torn tail.
+        if all(_frame(buffer, start) is None for start in range(at + 1, len(buffer) - _FRAME.size + 1)):
+            return
+        if last_look:
+            raise CorruptionError(
+                f"The journal '{path}' is damaged at byte {offset}; frames behind it are whole.",
+                help="See: everloop verify",
+            )
+
+
+def _frame(buffer: bytes, at: int) -> bytes | None:
+    """The payload of the whole and sound frame at a position; None where there is none."""
+    start = at + _FRAME.size
+    if start > len(buffer):
+        return None
+    length, check = _FRAME.unpack_from(buffer, at)
+    end = start + length
+    if end > len(buffer) or zlib.crc32(buffer[start:end], zlib.crc32(buffer[at : at + 4])) != check:
+        return None
+    return buffer[start:end]
+
+
+def _check_header(path: Path, header: bytes) -> bool:
+    """Whether frames may follow. A header that is not whole yet is an empty journal."""
+    if len(header) < len(HEADER) and HEADER.startswith(header):
+        return False
+    magic, version, _ = struct.unpack("<4sHH", header.ljust(8, b"\0"))
+    if magic != HEADER[:4]:
+        raise CorruptionError(f"'{path}' is no journal.", help="See: everloop verify")
+    if version > VERSION:
+        raise StoreVersionError(
+            f"The journal '{path}' has format {version}; this everloop knows {VERSION}.", help="Upgrade everloop."
+        )
+    return True

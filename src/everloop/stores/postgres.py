@@ -1,0 +1,221 @@
+"""Records in a PostgreSQL database, by `psycopg`.
+
+Writers take turns by one advisory lock per database schema, as they do in SQLite. That keeps the promise about
+events: their numbers are given out in the order in which they become visible.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+from everloop.errors import MissingExtraError, StoreError, StoreFullError, UnavailableError, UsageError
+from everloop.stores.conditions import LITERAL, Sql
+from everloop.stores.connections import Connections, Slot
+from everloop.stores.migrations import check_version, migrations
+from everloop.stores.sql_records import SqlRecords
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import psycopg
+
+    from everloop.stores.clock import Clock
+
+INDEX_PREFIX = "search_"
+MOST_INDEXES = 16
+"""Each costs every write a little."""
+
+# Two statements in one message. The lock's key is "ever" together with the number of the schema.
+_BEGIN = b"BEGIN; SELECT pg_advisory_xact_lock(1702258034, current_schema()::regnamespace::oid::bigint::int)"
+
+
+class PostgresRecords(SqlRecords):
+    """A `RecordStore` in the database at `postgresql://user:password@host/name`.
+
+    Tables come to be in the first schema of the connection's search path. Safe to open in parallel, also at first.
+    """
+
+    def __init__(self, url: str, *, project: str, actor: str, clock: Clock) -> None:
+        super().__init__(PostgresDatabase(url), project=project, actor=actor, clock=clock)
+
+
+class PostgresDatabase:
+    """A `Database`."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            import psycopg
+        except ImportError as error:
+            raise MissingExtraError.of("PostgreSQL", "psycopg", "postgres") from error
+        self._psycopg = psycopg
+        self._url = url
+        self.paths = PostgresPaths()
+        self.patterns = PostgresPatterns()
+        self._connections: Connections[psycopg.Connection[Any]] = Connections(self._connect)
+        try:
+            self._migrate()
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
+        slot = self._connections.slot()
+        try:
+            return slot.connection.execute(_marked(statement), values).fetchall()
+        except self._psycopg.OperationalError as error:
+            if slot.depth or not slot.connection.closed:
+                raise self._told(error) from error
+        except (self._psycopg.Error, UnicodeEncodeError) as error:
+            raise self._told(error) from error
+        # The server has hung up, as it does when it restarts. Outside of a transaction nothing is lost by
+        # asking again on a new connection.
+        self._connections.drop()
+        try:
+            return self._connections.slot().connection.execute(_marked(statement), values).fetchall()
+        except self._psycopg.Error as error:
+            raise self._told(error) from error
+
+    def write(self, statement: str, values: Sequence[object] = ()) -> int:
+        try:
+            return self._connections.slot().connection.execute(_marked(statement), values).rowcount
+        except (self._psycopg.Error, UnicodeEncodeError) as error:
+            raise self._told(error) from error
+
+    def write_many(self, statement: str, rows: Sequence[Sequence[object]]) -> None:
+        try:
+            with self._connections.slot().connection.cursor() as cursor:
+                cursor.executemany(_marked(statement), rows)
+        except (self._psycopg.Error, UnicodeEncodeError) as error:
+            raise self._told(error) from error
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        slot = self._connections.slot()
+        if not slot.depth and slot.connection.closed:
+            self._connections.drop()
+            slot = self._connections.slot()
+        try:
+            with slot.transaction(lambda: self._begin(slot)):
+                yield
+                if slot.connection.info.transaction_status == self._psycopg.pq.TransactionStatus.INERROR:
+                    # PostgreSQL would answer COMMIT with a rollback, and not call that an error.
+                    raise StoreError("A statement of this transaction failed, so nothing of it is kept.")
+        except self._psycopg.Error as error:
+            raise self._told(error) from error
+
+    def index(self, value: Sql) -> None:
+        if value.values or self._connections.slot().depth:
+            return
+        name = f"{INDEX_PREFIX}{sha256(value.text.encode()).hexdigest()[:16]}"
+        ours = self.read(
+            "SELECT indexname FROM pg_indexes WHERE schemaname = current_schema() AND starts_with(indexname, ?)",
+            (INDEX_PREFIX,),
+        )
+        if len(ours) >= MOST_INDEXES or (name,) in ours:
+            return
+        with suppress(StoreError, UnavailableError), self.transaction():
+            # A quicker search is no reason to fail one that has succeeded.
+            self.write(
+                f"CREATE INDEX IF NOT EXISTS {name} ON records (project, kind, ({value.text}), id)"
+                " WHERE deleted_at IS NULL"
+            )
+
+    def problems(self) -> list[str]:
+        """None: a server checks its own files, and tells nobody without the rights of its owner."""
+        return []
+
+    def close(self) -> None:
+        self._connections.close()
+
+    def _begin(self, slot: Slot[psycopg.Connection[Any]]) -> None:
+        try:
+            slot.connection.execute(_BEGIN)
+        except self._psycopg.OperationalError:
+            if not slot.connection.closed:
+                raise
+            # The server has hung up, as it does when it restarts. Nothing has begun yet, so nothing is lost.
+            slot.connection = self._connect()
+            slot.connection.execute(_BEGIN)
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        try:
+            return self._psycopg.connect(self._url, autocommit=True, application_name="everloop")
+        except self._psycopg.Error as error:
+            raise self._told(error) from error
+
+    def _migrate(self) -> None:
+        steps = migrations("postgres")
+        if check_version(self._version(), steps, self._shown()) == steps[-1].number:
+            return
+        with self.transaction():
+            connection = self._connections.slot().connection
+            connection.execute("CREATE TABLE IF NOT EXISTS everloop_version (number INTEGER NOT NULL)")
+            for step in steps[check_version(self._version(), steps, self._shown()) :]:
+                connection.execute(step.script.encode())
+                connection.execute("DELETE FROM everloop_version")
+                connection.execute("INSERT INTO everloop_version VALUES (%s)", (step.number,))
+
+    def _version(self) -> int:
+        if self.read("SELECT to_regclass('everloop_version')")[0][0] is None:
+            return 0
+        rows = self.read("SELECT number FROM everloop_version")
+        return int(rows[0][0]) if rows else 0
+
+    def _shown(self) -> str:
+        """The URL without what may be secret in it."""
+        from urllib.parse import urlsplit
+
+        parts = urlsplit(self._url)
+        return f"postgresql://{parts.hostname or ''}{parts.path}"
+
+    def _told(self, error: Exception) -> Exception:
+        """What a caller can do something about."""
+        where = self._shown()
+        if isinstance(error, self._psycopg.errors.DiskFull):
+            return StoreFullError(f"No space left for the store '{where}'.", help="Free some space on its server.")
+        if isinstance(error, (self._psycopg.DataError, UnicodeEncodeError)):
+            return UsageError(f"PostgreSQL cannot hold that value: {error}", help="Use texts without NUL characters.")
+        if isinstance(error, self._psycopg.OperationalError):
+            return UnavailableError(f"The store '{where}' does not answer: {error}", help="Is its server running?")
+        return StoreError(f"The store '{where}' failed: {error}")
+
+
+class PostgresPaths:
+    """A `Paths` over JSONB."""
+
+    column = "doc"
+
+    def number(self, path: Sequence[str]) -> Sql:
+        return self._where(path, "number", "(doc #>> ?::text[])::numeric")
+
+    def text(self, path: Sequence[str]) -> Sql:
+        return self._where(path, "string", '(doc #>> ?::text[]) COLLATE "C"')
+
+    def boolean(self, path: Sequence[str]) -> Sql:
+        return self._where(path, "boolean", "(doc #>> ?::text[])::boolean::int")
+
+    def absent(self, path: Sequence[str]) -> Sql:
+        return Sql("coalesce(jsonb_typeof(doc #> ?::text[]), 'null') = 'null'", (list(path),))
+
+    def _where(self, path: Sequence[str], kind: str, value: str) -> Sql:
+        test = f"(CASE WHEN jsonb_typeof(doc #> ?::text[]) = '{kind}' THEN {value} END)"
+        if LITERAL.fullmatch("".join(path)) and all(path):
+            # Spelled out, because an index over an expression serves only the very same expression.
+            names = ", ".join(f"'{name}'" for name in path)
+            return Sql(test.replace("?", f"ARRAY[{names}]"))
+        return Sql(test, (list(path), list(path)))
+
+
+class PostgresPatterns:
+    """A `Patterns`. The columns have the collation "C", so that ILIKE knows the letters of ASCII only."""
+
+    def like(self, column: str, pattern: str, *, any_case: bool) -> Sql:
+        # An empty escape leaves the backslash a sign like any other.
+        return Sql(f"{column} {'ILIKE' if any_case else 'LIKE'} ? ESCAPE ''", (pattern,))
+
+
+def _marked(statement: str) -> bytes:
+    """The statement with psycopg's marks. No statement of this room has a question mark or percent sign of its own."""
+    return statement.replace("?", "%s").encode()

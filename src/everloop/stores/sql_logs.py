@@ -1,0 +1,238 @@
+"""Points and events over any SQL database: the lists that only grow.
+
+A `Database` runs statements and transactions and knows its dialect's way into JSON; everything that `RecordStore`
+promises is here and in `sql_records`, once. Times are kept as µs since 1970.
+"""
+
+# ruff: noqa: S608 - only names that stand in this room are ever put into SQL; every value is a parameter.
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from everloop.errors import ReadOnlyError
+from everloop.records import Event, Json, Point
+from everloop.stores.bodies import decode_value, encode_value
+from everloop.stores.clock import Clock, micros, moment_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
+    from datetime import datetime
+
+    from everloop.stores.conditions import Paths, Sql
+    from everloop.stores.expression_sql import Patterns
+
+
+class Database(Protocol):
+    """What a dialect brings. Statements mark their parameters by `?`."""
+
+    @property
+    def paths(self) -> Paths: ...
+
+    @property
+    def patterns(self) -> Patterns: ...
+
+    def read(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
+        """All rows, each a tuple."""
+
+    def write(self, statement: str, values: Sequence[object] = ()) -> int:
+        """Run one statement inside a transaction; returns how many rows it touched."""
+
+    def write_many(self, statement: str, rows: Sequence[Sequence[object]]) -> None: ...
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """As `RecordStore.transaction`; on entering the outermost, no other process is inside one."""
+
+    def index(self, value: Sql) -> None:
+        """Let later orders by this value be quick, if the dialect can. Does nothing inside a transaction."""
+
+    def problems(self) -> list[str]:
+        """As `RecordStore.problems`."""
+
+    def close(self) -> None: ...
+
+
+class SqlLogs:
+    """One project's points and events, the clock that dates them and the actor that they name."""
+
+    def __init__(self, database: Database, *, project: str, actor: str, clock: Clock) -> None:
+        self.database = database
+        self.project = project
+        self.actor = actor
+        self.clock = clock
+        self._moment: int | None = None
+        # Shared by all views of one store: what they have found in the tables for searching.
+        self._named: set[int] = set()
+        self._caught_up = [False]
+
+    def for_project(self, project: str) -> Self:
+        other = copy.copy(self)
+        other.project = project
+        return other
+
+    def as_actor(self, actor: str) -> Self:
+        other = copy.copy(self)
+        other.actor = actor
+        return other
+
+    def with_clock(self, clock: Clock) -> Self:
+        other = copy.copy(self)
+        other.clock = clock
+        return other
+
+    def as_of(self, moment: datetime) -> Self:
+        other = copy.copy(self)
+        other._moment = micros(moment) if self._moment is None else min(micros(moment), self._moment)
+        return other
+
+    def close(self) -> None:
+        self.database.close()
+
+    def transaction(self) -> AbstractContextManager[None]:
+        if self._moment is not None:
+            raise ReadOnlyError(
+                f"This store is open as of {moment_of(self._moment).isoformat()} and takes no writes.",
+                help="Open it without as_of.",
+            )
+        return self.database.transaction()
+
+    def append_points(self, series: str, points: Sequence[Point]) -> None:
+        with self.transaction():
+            now = self._now()
+            metrics: dict[str, int] = {}
+            for key in {point.key for point in points}:
+                self.database.write(
+                    "INSERT INTO metrics (project, series, key) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+                    (self.project, series, key),
+                )
+                metrics[key] = self.database.read(
+                    "SELECT id FROM metrics WHERE project = ? AND series = ? AND key = ?", (self.project, series, key)
+                )[0][0]
+            self.database.write_many(
+                "INSERT INTO points (metric, step, at, written_at, value) VALUES (?, ?, ?, ?, ?)",
+                # SQL has no NaN that every database keeps; a point always has a value, so NULL is free to mean it.
+                [
+                    (metrics[p.key], p.step, micros(p.at), now, None if p.value != p.value else float(p.value))
+                    for p in points
+                ],
+            )
+
+    def read_points(
+        self, series: str, key: str | None = None, *, since_step: int | None = None, limit: int | None = None
+    ) -> list[Point]:
+        where = ["m.project = ?", "m.series = ?", "p.written_at <= ?"]
+        values: list[object] = [self.project, series, self._limit()]
+        if key is not None:
+            where.append("m.key = ?")
+            values.append(key)
+        if since_step is not None:
+            where.append("p.step >= ?")
+            values.append(since_step)
+        tail = ""
+        if limit is not None:
+            tail = " LIMIT ?"
+            values.append(max(limit, 0))
+        rows = self.database.read(
+            "SELECT m.key, p.value, p.step, p.at FROM metrics m JOIN points p ON p.metric = m.id"
+            f" WHERE {' AND '.join(where)} ORDER BY m.key, p.step, p.seq{tail}",
+            values,
+        )
+        nan = float("nan")
+        return [
+            Point(key=name, value=nan if value is None else value, step=step, at=moment_of(at))
+            for name, value, step, at in rows
+        ]
+
+    def read_columns(self, series: str, key: str, *, after: int = 0) -> list[tuple[int, int, int, float]]:
+        # The rows after a number are the table's last ones. Without the sign SQLite would walk all of the metric's.
+        rows = self.database.read(
+            f"SELECT p.seq, p.step, p.at, p.value FROM points p WHERE {'+' if after else ''}p.metric ="
+            " (SELECT id FROM metrics WHERE project = ? AND series = ? AND key = ?)"
+            " AND p.seq > ? AND p.written_at <= ? ORDER BY p.seq",
+            (self.project, series, key, after, self._limit()),
+        )
+        nan = float("nan")
+        return [row if row[3] is not None else (*row[:3], nan) for row in rows]
+
+    def append_event(
+        self, verb: str, kind: str, subject: str, key: str = "", data: Mapping[str, Json] | None = None
+    ) -> Event:
+        with self.transaction():
+            now = self._now()
+            self._say(now, verb, kind, subject, key, data)
+            seq = self.last_event()
+        return Event(
+            seq=seq,
+            at=moment_of(now),
+            actor=self.actor,
+            verb=verb,
+            kind=kind,
+            subject=subject,
+            key=key,
+            data=dict(data or {}),
+        )
+
+    def events_since(
+        self, seq: int, *, kinds: Sequence[str] = (), subject: str | None = None, limit: int = 1000
+    ) -> list[Event]:
+        where = ["project = ?", "seq > ?"]
+        values: list[object] = [self.project, seq]
+        if kinds:
+            where.append(f"kind IN ({', '.join('?' * len(kinds))})")
+            values.extend(kinds)
+        if subject is not None:
+            where.append("subject = ?")
+            values.append(subject)
+        if self._moment is not None:
+            where.append("at <= ?")
+            values.append(self._moment)
+        rows = self.database.read(
+            "SELECT seq, at, actor, verb, kind, subject, key, data FROM events"
+            f" WHERE {' AND '.join(where)} ORDER BY seq LIMIT ?",
+            (*values, max(limit, 0)),
+        )
+        return [
+            Event(
+                seq=number,
+                at=moment_of(at),
+                actor=actor,
+                verb=verb,
+                kind=kind,
+                subject=about,
+                key=key,
+                data=decode_value(data) if data else {},
+            )
+            for number, at, actor, verb, kind, about, key, data in rows
+        ]
+
+    def last_event(self) -> int:
+        if self._moment is None:
+            rows = self.database.read("SELECT max(seq) FROM events WHERE project = ?", (self.project,))
+        else:
+            rows = self.database.read(
+                "SELECT max(seq) FROM events WHERE project = ? AND at <= ?", (self.project, self._moment)
+            )
+        return rows[0][0] or 0
+
+    def _now(self) -> int:
+        return micros(self.clock.now())
+
+    def _limit(self) -> int:
+        return 2**63 - 1 if self._moment is None else self._moment
+
+    def _say(self, now: int, verb: str, kind: str, subject: str, key: str, data: Mapping[str, Json] | None) -> None:
+        self.database.write(
+            "INSERT INTO events (project, at, actor, verb, kind, subject, key, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                self.project,
+                now,
+                self.actor,
+                verb,
+                kind,
+                subject,
+                key,
+                encode_value(dict(data), f"An event about '{key or subject}'") if data else None,
+            ),
+        )

@@ -1,0 +1,360 @@
+"""Records over any SQL database; what `sql_logs` says of the database and of times holds here as well."""
+
+# ruff: noqa: S608 - only names that stand in this room are ever put into SQL; every value is a parameter.
+
+from __future__ import annotations
+
+from dataclasses import replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from everloop.errors import AlreadyExistsError, ConflictError, NotFoundError, UsageError
+from everloop.stores.bodies import R, decode, encode, kind_of
+from everloop.stores.clock import micros, moment_of
+from everloop.stores.conditions import Part, Sql, parse_conditions, parse_order
+from everloop.stores.record_store import StoredRecord
+from everloop.stores.sql_search import SqlSearch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
+
+    from everloop.records import Json, Record
+    from everloop.stores.record_store import Condition
+
+_COLUMNS = "id, project, kind, key, state, created_at, revision, written_at, body"
+_PORTION = 1000
+_ALL = Sql("1 = 1")
+_AND = Sql("AND")
+_LIST_COMMANDS = {
+    "run": "runs ls",
+    "step": "runs ls",
+    "artifact": "runs ls",
+    "contract": "data ls",
+    "snapshot": "data ls",
+    "feature_view": "data ls",
+    "endpoint": "endpoints ls",
+    "finding": "monitor ls",
+    "gate_result": "release ls",
+    "release": "release ls",
+}
+
+
+SLOW_S = 0.05
+"""A page that took longer than this to find gets an index for the next time. Whoever searches by a metric among a
+hundred thousand runs waits once; whoever never does pays for no index at each write."""
+
+
+class SqlRecords(SqlSearch):
+    """A `RecordStore`; see there for what the verbs promise."""
+
+    def put(self, *records: Record, verb: str = "created", data: Mapping[str, Json] | None = None) -> None:
+        rows = [self._row(record) for record in records]
+        with self.transaction():
+            now = self._now()
+            for record, row in zip(records, rows, strict=True):
+                added = self.database.write(
+                    f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                    (*row[:7], now, row[7]),
+                )
+                if not added:
+                    raise self._taken(record)
+                self._list(record)
+                self._say(now, verb, row[2], record.id, record.key, data)
+
+    def get(self, kind: type[R], ref: str) -> R:
+        name = kind_of(kind)
+        view = self._view(name)
+        for column in ("id", "key"):
+            rows = self.database.read(f"SELECT body FROM {view.text} WHERE {column} = ?", (*view.values, ref))
+            if rows:
+                return decode(kind, rows[0][0])
+        raise self._missing(kind, ref)
+
+    def find(
+        self, kind: type[R], *where: Condition, order: str = "id", limit: int | None = None, after: str | None = None
+    ) -> list[R]:
+        name = kind_of(kind)
+        paths = self.database.paths
+        chosen = parse_conditions(where, name, paths)
+        parts = parse_order(order, name, paths)
+        behind = _ALL
+        if after is not None:
+            parts, behind = self._behind(name, parts, after)
+        view = self._view(name)
+        bodies: list[str] = []
+        for part in parts:
+            left = None if limit is None else max(limit, 0) - len(bodies)
+            if left == 0:
+                break
+            query = [Sql(f"SELECT body FROM {view.text} WHERE", view.values), chosen, _AND, part.where, _AND, behind]
+            query += [Sql("ORDER BY"), part.by, *([] if left is None else [Sql("LIMIT ?", (left,))])]
+            begun = perf_counter()
+            bodies += [body for (body,) in self._read(query)]
+            if left is not None and part.value is not None and perf_counter() - begun > SLOW_S:
+                self.database.index(part.value)
+            behind = _ALL
+        return [decode(kind, body) for body in bodies]
+
+    def _behind(self, kind: str, parts: list[Part], after: str) -> tuple[list[Part], Sql]:
+        """What is left of an order behind a record, and the condition that holds behind it in the first part left."""
+        view = self._view(kind)
+        values = [part.value or Sql("NULL") for part in parts]
+        columns = Sql(", ".join(value.text for value in values), tuple(one for value in values for one in value.values))
+        rows = self._read([Sql("SELECT"), columns, Sql(f"FROM {view.text} WHERE id = ?", (*view.values, after))])
+        if not rows:
+            raise NotFoundError(f"No {_spoken(kind)} '{after}' to go on behind.", help="Begin with the first page.")
+        # The last part has the records without a value.
+        number = next((at for at, value in enumerate(rows[0]) if value is not None), len(parts) - 1)
+        return parts[number:], parts[number].behind(rows[0][number], after)
+
+    def _read(self, query: Sequence[Sql]) -> list[Any]:
+        return self.database.read(
+            " ".join(part.text for part in query), [value for part in query for value in part.values]
+        )
+
+    def update(self, *records: R, verb: str = "updated", data: Mapping[str, Json] | None = None) -> tuple[R, ...]:
+        written = tuple(replace(record, revision=record.revision + 1) for record in records)
+        rows = [self._row(record) for record in written]
+        with self.transaction():
+            now = self._now()
+            for before, record, row in zip(records, written, rows, strict=True):
+                kept = self.database.write(
+                    f"INSERT INTO revisions ({_COLUMNS}, until) SELECT {_COLUMNS}, ? FROM records"
+                    " WHERE id = ? AND project = ? AND kind = ? AND revision = ? AND deleted_at IS NULL",
+                    (now, record.id, self.project, row[2], before.revision),
+                )
+                if not kept:
+                    raise self._stale(before)
+                if record.key != record.id and self._holder(row[2], record.key) not in (None, record.id):
+                    raise self._taken(record)
+                self.database.write(
+                    "UPDATE records SET key = ?, state = ?, created_at = ?, revision = ?, written_at = ?, body = ?"
+                    " WHERE id = ?",
+                    (*row[3:7], now, row[7], record.id),
+                )
+                self._list(record)
+                self._say(now, verb, row[2], record.id, record.key, data)
+        return written
+
+    def delete(
+        self, kind: type[Record], ref: str, verb: str = "deleted", data: Mapping[str, Json] | None = None
+    ) -> None:
+        with self.transaction():
+            record = self.get(kind, ref)
+            now = self._now()
+            self.database.write("UPDATE records SET deleted_at = ? WHERE id = ?", (now, record.id))
+            self._unlist(record.id)
+            self._say(now, verb, kind_of(kind), record.id, record.key, data)
+
+    def restore(
+        self, kind: type[Record], ref: str, verb: str = "restored", data: Mapping[str, Json] | None = None
+    ) -> None:
+        name = kind_of(kind)
+        with self.transaction():
+            found = self.database.read(
+                "SELECT id, key FROM records WHERE project = ? AND kind = ? AND deleted_at IS NOT NULL"
+                " AND (id = ? OR key = ?)"
+                " ORDER BY CASE WHEN id = ? THEN 0 ELSE 1 END, deleted_at DESC, id DESC LIMIT 1",
+                (self.project, name, ref, ref, ref),
+            )
+            if not found:
+                raise NotFoundError(f"No deleted {_spoken(name)} '{ref}'.", help="What `gc` has purged is gone.")
+            identity, key = found[0]
+            if self._holder(name, key) is not None:
+                raise AlreadyExistsError(
+                    f"The {_spoken(name)} '{ref}' cannot come back: another has taken the key '{key}'.",
+                    help="Delete that one first.",
+                )
+            now = self._now()
+            # The time until the deletion becomes history, so that a view of the past still shows the gap.
+            self.database.write(
+                f"INSERT INTO revisions ({_COLUMNS}, until) SELECT {_COLUMNS}, deleted_at FROM records WHERE id = ?",
+                (identity,),
+            )
+            self.database.write(
+                "UPDATE records SET deleted_at = NULL, written_at = ? WHERE id = ?",
+                (now, identity),
+            )
+            self._list(self.get(kind, identity))
+            self._say(now, verb, name, identity, key, data)
+
+    def move(self, kind: type[Record], ref: str, project: str, data: Mapping[str, Json] | None = None) -> None:
+        name = kind_of(kind)
+        there = self.for_project(project)
+        with self.transaction():
+            record = self.get(kind, ref)
+            if there._holder(name, record.key) is not None:
+                raise AlreadyExistsError(
+                    f"The project '{project}' has a {_spoken(name)} '{record.key}' already.", help=_list_command(name)
+                )
+            if project == self.project:
+                return
+            self._unlist(record.id)
+            # What the body says of its project is the body of another revision.
+            (moved,) = self.update(record, verb="moved", data={**(data or {}), "to": project})
+            moved = replace(moved, project=project)
+            row = there._row(moved)
+            self.database.write("UPDATE records SET project = ?, body = ? WHERE id = ?", (project, row[7], record.id))
+            self.database.write("UPDATE revisions SET project = ? WHERE id = ?", (project, record.id))
+            for series in (record.id, f"{name}:{record.id}"):
+                self.database.write(
+                    "UPDATE metrics SET project = ? WHERE project = ? AND series = ?", (project, self.project, series)
+                )
+            self._unlist(record.id)
+            there._list(moved)
+            there._say(self._now(), "moved", name, record.id, record.key, {**(data or {}), "from": self.project})
+
+    def history(self, kind: type[R], ref: str) -> list[tuple[datetime, R]]:
+        name = kind_of(kind)
+        identity = self._holder(name, ref) or ref
+        limit = self._limit()
+        rows = self.database.read(
+            "SELECT revision, min(written_at), min(body) FROM ("
+            "SELECT revision, written_at, body FROM revisions WHERE id = ? AND project = ? AND kind = ?"
+            " UNION ALL SELECT revision, written_at, body FROM records WHERE id = ? AND project = ? AND kind = ?"
+            ") AS written WHERE written_at <= ? GROUP BY revision ORDER BY revision",
+            (*(identity, self.project, name) * 2, limit),
+        )
+        if not rows:
+            raise self._missing(kind, ref)
+        return [(moment_of(written_at), decode(kind, body)) for _, written_at, body in rows]
+
+    def purge(self, before: datetime) -> int:
+        with self.transaction():
+            doomed = self.database.read(
+                "SELECT id, kind FROM records WHERE project = ? AND deleted_at <= ?", (self.project, micros(before))
+            )
+            for identity, kind in doomed:
+                for series in (identity, f"{kind}:{identity}"):
+                    for statement in (
+                        "DELETE FROM points WHERE metric IN (SELECT id FROM metrics WHERE project = ? AND series = ?)",
+                        "DELETE FROM metrics WHERE project = ? AND series = ?",
+                    ):
+                        self.database.write(statement, (self.project, series))
+                for statement in (
+                    "DELETE FROM revisions WHERE project = ? AND id = ?",
+                    "DELETE FROM records WHERE project = ? AND id = ?",
+                ):
+                    self.database.write(statement, (self.project, identity))
+        return len(doomed)
+
+    def stored(self) -> Iterator[StoredRecord]:
+        for source, at, last, current in (
+            ("records r", "r.id", "", True),
+            ("revisions v JOIN records r ON r.id = v.id", "v.number", 0, False),
+        ):
+            body = "r.body" if current else "v.body"
+            while rows := self.database.read(
+                f"SELECT {at}, r.project, r.kind, r.id, {body}, r.deleted_at FROM {source} WHERE {at} > ?"
+                f" ORDER BY {at} LIMIT ?",
+                (last, _PORTION),
+            ):
+                for _, project, kind, identity, text, deleted in rows:
+                    yield StoredRecord(
+                        project=project,
+                        kind=kind,
+                        id=identity,
+                        body=text,
+                        current=current,
+                        deleted_at=None if deleted is None else moment_of(deleted),
+                    )
+                last = rows[-1][0]
+
+    def problems(self) -> list[str]:
+        return self.database.problems()
+
+    def _view(self, kind: str) -> Sql:
+        """What `SELECT … FROM` reads: the live records of one kind, now or as of the view's moment."""
+        own = self.database.paths.column
+        columns = f"id, project, key, state, created_at, revision, body{'' if own == 'body' else f', {own}'}"
+        if self._moment is None:
+            return Sql(
+                f"(SELECT {columns} FROM records WHERE project = ? AND kind = ? AND deleted_at IS NULL) AS shown",
+                (self.project, kind),
+            )
+        moment = self._moment
+        return Sql(
+            f"(SELECT {columns} FROM records WHERE project = ? AND kind = ?"
+            " AND written_at <= ? AND (deleted_at IS NULL OR deleted_at > ?)"
+            f" UNION ALL SELECT {columns} FROM revisions"
+            " WHERE project = ? AND kind = ? AND written_at <= ? AND until > ?) AS shown",
+            (self.project, kind, moment, moment, self.project, kind, moment, moment),
+        )
+
+    def _row(self, record: Record) -> tuple[str, str, str, str, str | None, int, int, str]:
+        kind = kind_of(type(record))
+        if record.project != self.project:
+            raise UsageError(
+                f"The {_spoken(kind)} '{record.key}' belongs to the project '{record.project}',"
+                f" and this store is open for '{self.project}'.",
+                help=f"Use store.for_project('{record.project}').",
+            )
+        body = encode(record)
+        state = getattr(record, "state", None)
+        return (
+            record.id,
+            record.project,
+            kind,
+            record.key,
+            state,
+            micros(record.created_at),
+            record.revision,
+            body,
+        )
+
+    def _holder(self, kind: str, key: str) -> str | None:
+        """The id of the live record that has this key, or this id."""
+        rows = self.database.read(
+            "SELECT id FROM records WHERE project = ? AND kind = ? AND key = ? AND deleted_at IS NULL",
+            (self.project, kind, key),
+        )
+        return rows[0][0] if rows else None
+
+    def _taken(self, record: Record) -> AlreadyExistsError:
+        kind = kind_of(type(record))
+        deleted = self.database.read(
+            "SELECT deleted_at IS NOT NULL FROM records WHERE id = ? AND project = ? AND kind = ?",
+            (record.id, self.project, kind),
+        )
+        name = f"{_spoken(kind)} '{record.key}'"
+        if deleted and deleted[0][0]:
+            return AlreadyExistsError(f"There was a {name} of the same id, which is deleted.", help="Restore it.")
+        return AlreadyExistsError(f"There is a {name} already.", help=_list_command(kind))
+
+    def _stale(self, record: Record) -> ConflictError | NotFoundError:
+        kind = type(record)
+        rows = self.database.read(
+            "SELECT revision FROM records WHERE id = ? AND project = ? AND kind = ? AND deleted_at IS NULL",
+            (record.id, self.project, kind_of(kind)),
+        )
+        if not rows:
+            return self._missing(kind, record.id)
+        return ConflictError(
+            f"The {_spoken(kind_of(kind))} '{record.key}' was changed meanwhile:"
+            f" revision {rows[0][0]}, not {record.revision}.",
+            help="Read it again and repeat the change.",
+        )
+
+    def _missing(self, kind: type[Record], ref: str) -> NotFoundError:
+        from difflib import get_close_matches
+
+        name = kind_of(kind)
+        view = self._view(name)
+        rows = self.database.read(
+            f"SELECT key FROM {view.text} ORDER BY created_at DESC, id DESC LIMIT 500", view.values
+        )
+        keys = [row[0] for row in rows]
+        near = get_close_matches(ref, keys, n=5, cutoff=0.5) or keys[:5]
+        known = f" Nearest: {', '.join(near)}." if near else " There are none yet."
+        return NotFoundError(
+            f"No {_spoken(name)} '{ref}' in the project '{self.project}'.{known}", help=_list_command(name)
+        )
+
+
+def _spoken(kind: str) -> str:
+    return kind.replace("_", " ")
+
+
+def _list_command(kind: str) -> str:
+    return f"See: everloop {_LIST_COMMANDS.get(kind, 'models ls')}"

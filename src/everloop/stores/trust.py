@@ -1,0 +1,168 @@
+"""Who vouches for bytes: Ed25519 signatures over digests, and the keys that this machine trusts.
+
+Trust lives outside of what is trusted: in a folder of keys, `$EVERLOOP_KEYS` or `~/.config/everloop/keys`, with
+`machine.key`, made on first use and known to nobody else, and `trusted/*.pub`, the public keys of others. What a
+machine signs it trusts itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from everloop.errors import StoreError, TrustError, UsageError
+from everloop.stores.trees import DIGEST
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+_CONTEXT = b"everloop:trust:1:"
+
+
+def keys_folder() -> Path:
+    named = os.environ.get("EVERLOOP_KEYS")
+    return Path(named) if named else Path.home() / ".config" / "everloop" / "keys"
+
+
+def sign(digest: str) -> dict[str, str]:
+    """Vouch for a digest with the machine's key; returns `{"key": key id, "signature": base64}`."""
+    return Keyring().sign(digest)
+
+
+def check(digest: str, signature: dict[str, str] | None) -> None:
+    """Return if a trusted key vouches for the digest.
+
+    Raises:
+        TrustError: there is no signature, its key is not trusted, or it is for other bytes.
+    """
+    Keyring().check(digest, signature)
+
+
+class Keyring:
+    """One folder of keys."""
+
+    def __init__(self, folder: Path | str | None = None) -> None:
+        self.folder = keys_folder() if folder is None else Path(folder)
+
+    def sign(self, digest: str) -> dict[str, str]:
+        key = self._machine_key()
+        signature = key.sign(_message(digest))
+        return {"key": key_id(key.public_key()), "signature": base64.b64encode(signature).decode()}
+
+    def check(self, digest: str, signature: dict[str, str] | None) -> None:
+        from cryptography.exceptions import InvalidSignature
+
+        if not signature or not signature.get("key") or not signature.get("signature"):
+            raise TrustError(
+                f"Nobody vouches for {digest}, and it holds code.",
+                help="Sign it where it was made. See: everloop trust",
+            )
+        name = signature["key"]
+        key = self.trusted().get(name)
+        if key is None:
+            raise TrustError(
+                f"The key '{name}', which vouches for {digest}, is not trusted here.",
+                help="If you trust its owner: everloop trust add <file.pub>",
+            )
+        try:
+            key.verify(base64.b64decode(signature["signature"], validate=True), _message(digest))
+        except (InvalidSignature, ValueError):
+            raise TrustError(
+                f"The signature by the key '{name}' is not one of {digest}: the bytes or the signature were changed.",
+                help="See: everloop trust",
+            ) from None
+
+    def trusted(self) -> dict[str, Ed25519PublicKey]:
+        """Every trusted public key by its id: the machine's own, where it has been made, and those of others."""
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+        keys = []
+        if (self.folder / "machine.key").exists():
+            keys.append(self._machine_key().public_key())
+        for path in sorted((self.folder / "trusted").glob("*.pub")):
+            try:
+                keys.append(Ed25519PublicKey.from_public_bytes(base64.b64decode(path.read_text().split()[0])))
+            except (ValueError, IndexError) as error:
+                raise TrustError(f"'{path}' holds no public key: {error}.", help="Remove it.") from error
+        return {key_id(key): key for key in keys}
+
+    def public_key(self) -> str:
+        """The machine's public key as one line of base64, for others to trust."""
+        return base64.b64encode(self._machine_key().public_key().public_bytes_raw()).decode()
+
+    def trust(self, public: str, name: str) -> str:
+        """Trust a key that somebody else has published, and return its id.
+
+        Args:
+            public: what `public_key` returned there.
+            name: of the file that keeps it: letters, digits, `-` and `_`.
+        """
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+        if not name.replace("-", "").replace("_", "").isalnum():
+            raise UsageError(f"'{name}' is no name for a key.", help="Use letters, digits, '-' and '_'.")
+        try:
+            key = Ed25519PublicKey.from_public_bytes(base64.b64decode(public.split()[0], validate=True))
+        except (ValueError, IndexError) as error:
+            raise UsageError(
+                f"That is no public key: {error}.", help="Use the line that `everloop trust show` prints."
+            ) from error
+        folder = self.folder / "trusted"
+        _private_folder(self.folder)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        _write_whole(folder / f"{name}.pub", (public.split()[0] + "\n").encode(), 0o644, replace=True)
+        return key_id(key)
+
+    def _machine_key(self) -> Ed25519PrivateKey:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+        path = self.folder / "machine.key"
+        if not path.exists():
+            _private_folder(self.folder)
+            # Whoever comes first makes the key; the others read it.
+            _write_whole(path, base64.b64encode(Ed25519PrivateKey.generate().private_bytes_raw()) + b"\n", 0o600)
+        try:
+            return Ed25519PrivateKey.from_private_bytes(base64.b64decode(path.read_bytes(), validate=False))
+        except ValueError as error:
+            raise StoreError(
+                f"The machine's key '{path}' is damaged: {error}.", help="Remove it; a new one is made."
+            ) from error
+
+
+def key_id(key: Ed25519PublicKey) -> str:
+    """A short name of a public key: 16 hexadecimal digits of its SHA-256."""
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
+
+
+def _message(digest: str) -> bytes:
+    if not DIGEST.fullmatch(digest):
+        raise UsageError(f"'{digest}' is no digest.", help="A digest reads sha256:<64 hexadecimal digits>.")
+    # The words in front keep a signature from meaning something elsewhere.
+    return _CONTEXT + digest.encode()
+
+
+def _private_folder(folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def _write_whole(path: Path, data: bytes, mode: int, *, replace: bool = False) -> None:
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            draft.replace(path)
+        else:
+            with suppress(FileExistsError):
+                path.hardlink_to(draft)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,90 @@
+"""Doing something when a module is imported, without importing it."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from everloop.tracking.autologging.sessions import said_once
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
+    from everloop.tracking.autologging.patches import Patches
+
+
+def when_imported(name: str, patcher: str, patches: Patches) -> None:
+    """Call `patch(module, patches)` of the module `patcher` when `name` is imported; now, if it is already."""
+    module = sys.modules.get(name)
+    if module is not None and not _still_loading(module):
+        _apply(module, patcher, patches)
+        return
+    _finder.waiting[name] = (patcher, patches)
+    if _finder not in sys.meta_path:
+        sys.meta_path.insert(0, _finder)
+
+
+def forget() -> None:
+    """Wait for no module any more."""
+    _finder.waiting.clear()
+    if _finder in sys.meta_path:
+        sys.meta_path.remove(_finder)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds nothing itself: it lets the others find, and stays beside while the module is executed."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[str, tuple[str, Patches]] = {}
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in self.waiting:
+            return None
+        for finder in sys.meta_path:
+            found = None if finder is self else getattr(finder, "find_spec", lambda *_: None)(fullname, path, target)
+            if found is None:
+                continue
+            if found.loader is not None and hasattr(found.loader, "exec_module"):
+                _stay_beside(found.loader, fullname)
+            spec: ModuleSpec = found
+            return spec
+        return None
+
+    def loaded(self, module: ModuleType) -> None:
+        waiting = self.waiting.pop(module.__name__, None)
+        if waiting is not None:
+            _apply(module, *waiting)
+
+
+_finder = _Finder()
+
+
+def _stay_beside(loader: Any, name: str) -> None:
+    # On the loader itself, not in its place: other tools look at a module's loader.
+    execute = loader.exec_module
+
+    def exec_module(module: ModuleType) -> None:
+        loader.exec_module = execute
+        execute(module)
+        _finder.loaded(module)
+
+    loader.exec_module = exec_module
+
+
+def _still_loading(module: ModuleType) -> bool:
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
+
+
+def _apply(module: ModuleType, patcher: str, patches: Patches) -> None:
+    try:
+        import_module(patcher).patch(module, patches)
+    except Exception as error:
+        # A version of the library that is built otherwise: it works on as if nobody had asked.
+        said_once(f"{module.__name__} cannot log itself: {error!r}")

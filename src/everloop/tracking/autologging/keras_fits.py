@@ -1,0 +1,45 @@
+"""Keras: `Model.fit` with a callback that hears of each epoch."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from everloop.tracking.autologging.sessions import Session, guarded, logged
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from everloop.tracking.autologging.patches import Patches
+
+
+def patch(module: ModuleType, patches: Patches) -> None:
+    model_class = module.Model
+    original = model_class.fit
+    signature = inspect.signature(original)
+
+    class Heard(module.callbacks.Callback):  # type: ignore[name-defined,misc]
+        def __init__(self, session: Session) -> None:
+            super().__init__()
+            self.session = session
+
+        def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+            with guarded():
+                self.session.metrics(logs or {}, step=epoch)
+
+    def before(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = signature.bind_partial(*args, **kwargs)
+        call.apply_defaults()
+        given = {name: call.arguments.get(name) for name in ("batch_size", "epochs", "validation_split")}
+        optimizer = getattr(args[0], "optimizer", None)
+        session.params({**given, "optimizer": type(optimizer).__name__, "loss": getattr(args[0], "loss", None)})
+        session.tags(estimator=type(args[0]).__name__, estimator_module="keras")
+        if len(args) <= list(signature.parameters).index("callbacks"):
+            callbacks = kwargs.get("callbacks") or ()
+            several = callbacks if isinstance(callbacks, list | tuple) else [callbacks]
+            kwargs["callbacks"] = [*several, Heard(session)]
+
+    def after(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        session.metrics({"parameters": args[0].count_params()})
+
+    patches.replace(model_class, "fit", logged(original, lambda model: getattr(model, "name", "keras"), before, after))

@@ -1,0 +1,46 @@
+"""PyTorch Lightning, under either of its names: `Trainer.fit` with a callback that hears of each epoch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from everloop.tracking.autologging.sessions import Session, guarded, logged
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from everloop.tracking.autologging.patches import Patches
+
+
+def patch(module: ModuleType, patches: Patches) -> None:
+    trainer = module.Trainer
+
+    class Heard(module.Callback):  # type: ignore[name-defined,misc]
+        def __init__(self, session: Session) -> None:
+            super().__init__()
+            self.session = session
+
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            self._tell(trainer)
+
+        def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
+            if not getattr(trainer, "sanity_checking", False):
+                self._tell(trainer)
+
+        def _tell(self, trainer: Any) -> None:
+            # Several processes train as one; the first speaks for all.
+            if getattr(trainer, "is_global_zero", True):
+                with guarded():
+                    self.session.metrics(dict(trainer.callback_metrics), step=int(trainer.current_epoch))
+
+    def before(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        model = args[1] if len(args) > 1 else kwargs.get("model")
+        session.params({"max_epochs": args[0].max_epochs, **dict(getattr(model, "hparams", None) or {})})
+        session.tags(estimator=type(model).__name__, estimator_module="lightning")
+        args[0].callbacks.append(Heard(session))
+
+    def after(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        args[0].callbacks[:] = [one for one in args[0].callbacks if not isinstance(one, Heard)]
+
+    new = logged(trainer.fit, lambda _: "lightning", before, after)
+    patches.replace(trainer, "fit", new)

@@ -1,0 +1,79 @@
+"""scikit-learn: `fit` of everything that can predict, also of estimators that other libraries or users define."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from everloop.tracking.autologging.sessions import Session, logged
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+    from everloop.tracking.autologging.patches import Patches
+
+_MOST_ROWS = 100_000
+_ENDED = {"loss_": "loss", "n_iter_": "iterations", "inertia_": "inertia", "oob_score_": "oob_score"}
+
+
+def patch(module: ModuleType, patches: Patches) -> None:
+    base = module.BaseEstimator
+    for known in _below(base):
+        _patch_class(known, patches)
+    inherited = base.__init_subclass__.__func__
+
+    def __init_subclass__(cls: Any, /, **options: Any) -> None:  # noqa: N807 - it stands for the class's own
+        inherited(cls, **options)
+        _patch_class(cls, patches)
+
+    patches.replace(base, "__init_subclass__", classmethod(__init_subclass__))
+
+
+def _below(base: type) -> Iterator[type]:
+    seen: set[type] = set()
+    waiting: list[type] = base.__subclasses__()
+    while waiting:
+        found = waiting.pop()
+        if found not in seen:
+            seen.add(found)
+            waiting.extend(found.__subclasses__())
+            yield found
+
+
+def _patch_class(cls: type, patches: Patches) -> None:
+    fit = vars(cls).get("fit")
+    if callable(fit):
+        patches.replace(cls, "fit", logged(fit, _name, _before, _after))
+
+
+def _name(estimator: Any) -> str | None:
+    return type(estimator).__name__ if hasattr(estimator, "predict") else None
+
+
+def _before(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    estimator = args[0]
+    session.params(estimator.get_params(deep=True))
+    session.tags(estimator=type(estimator).__name__, estimator_module=type(estimator).__module__.partition(".")[0])
+
+
+def _after(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    estimator = args[0]
+    found: dict[str, Any] = {}
+    for attribute, name in _ENDED.items():
+        value = getattr(estimator, attribute, None)
+        if getattr(value, "size", 1) == 1 and value is not None:
+            found[name] = value[0] if isinstance(value, list) else value
+    if hasattr(estimator, "best_params_"):
+        session.params({f"best_{name}": value for name, value in estimator.best_params_.items()})
+        found["best_cv_score"] = getattr(estimator, "best_score_", None)
+    session.metrics(found)
+    rows = args[1] if len(args) > 1 else kwargs.get("X")
+    truth = args[2] if len(args) > 2 else kwargs.get("y")
+    if rows is not None and truth is not None and hasattr(estimator, "score") and _count(rows) <= _MOST_ROWS:
+        session.metrics({"training_score": estimator.score(rows, truth)})
+    session.model(estimator)
+
+
+def _count(rows: Any) -> int:
+    shape = getattr(rows, "shape", None)
+    return int(shape[0]) if shape else len(rows)

@@ -1,0 +1,100 @@
+"""Several runs beside each other: in what they differ, and how their metrics went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from everloop.errors import UsageError
+from everloop.records import Run
+from everloop.stores.searchable import entries, value_of
+from everloop.tracking.history import read_history
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import polars as pl
+
+    from everloop.records import Json
+    from everloop.stores import Store
+
+MOST_RUNS = 200
+_SOURCE = ("command", "code", "git_commit", "git_dirty", "python", "platform", "host")
+_ABOUT = ("name", "state", "loop", "trigger", "seconds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What differs among runs. Each dict names a value, and lists it per run; None where a run has none."""
+
+    runs: tuple[Run, ...]
+    about: dict[str, tuple[Json, ...]]
+    """Name, state, loop, trigger, seconds."""
+    params: dict[str, tuple[Json, ...]]
+    tags: dict[str, tuple[Json, ...]]
+    metrics: dict[str, tuple[Json, ...]]
+    source: dict[str, tuple[Json, ...]]
+    """Command, code, commit, machine; packages as `packages.<name>`."""
+    same: dict[str, int]
+    """How many values of each group are the same in all runs, and not shown."""
+
+    @property
+    def differs(self) -> bool:
+        """Whether params or source, which say what was run, differ anywhere."""
+        return bool(self.params or self.source)
+
+
+def compare_runs(store: Store, runs: Sequence[Run | str]) -> Comparison:
+    """In what runs differ.
+
+    Raises:
+        UsageError: fewer than two runs, or more than 200.
+        NotFoundError: there is no such run.
+    """
+    if not 2 <= len(runs) <= MOST_RUNS:
+        raise UsageError(f"{len(runs)} runs cannot be compared.", help=f"Name 2 to {MOST_RUNS}.")
+    found = tuple(run if isinstance(run, Run) else store.records.get(Run, run) for run in runs)
+    values = [_values(run) for run in found]
+    groups: dict[str, dict[str, tuple[Json, ...]]] = {}
+    same: dict[str, int] = {}
+    for group in ("about", "params", "tags", "metrics", "source"):
+        names = dict.fromkeys(name for one in values for name in one[group])
+        beside = {name: tuple(one[group].get(name) for one in values) for name in names}
+        groups[group] = {name: row for name, row in beside.items() if not _equal(row)}
+        same[group] = len(beside) - len(groups[group])
+    return Comparison(runs=found, same=same, **groups)
+
+
+def read_curves(store: Store, runs: Sequence[Run | str], key: str, max_points: int | None = 500) -> pl.DataFrame:
+    """One metric of several runs as one frame of `run`, `step`, `at` and `value`; runs without it have no rows.
+
+    Args:
+        max_points: of each run; see `read_history`.
+    """
+    import polars as pl
+
+    frames = []
+    for run in runs:
+        identity = run.id if isinstance(run, Run) else run
+        points = read_history(store, identity, key, max_points).frame()
+        frames.append(points.select(pl.lit(identity, pl.String).alias("run"), pl.all()))
+    empty: dict[str, Any] = {"run": pl.String, "step": pl.Int64, "at": pl.Datetime("us", "UTC"), "value": pl.Float64}
+    return pl.concat([pl.DataFrame(schema=empty), *frames])
+
+
+def _values(run: Run) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {"params": {}, "tags": {}, "metrics": {}}
+    for path, entry in entries(run).items():
+        if len(path) == 2:
+            found[path[0]][path[1]] = value_of(*entry)
+    source = {name: getattr(run.source, name) for name in _SOURCE}
+    source["command"] = " ".join(run.source.command) or None
+    source.update((f"packages.{name}", version) for name, version in run.source.packages.items())
+    found["source"] = {name: value for name, value in source.items() if value is not None}
+    found["about"] = {name: getattr(run, name) for name in _ABOUT if getattr(run, name) is not None}
+    return found
+
+
+def _equal(row: tuple[Json, ...]) -> bool:
+    # One NaN is like another here, as 1 is not like True.
+    return all(type(value) is type(row[0]) and (value == row[0] or value != value != row[0] != row[0]) for value in row)

@@ -1,0 +1,390 @@
+"""Runs out of MLflow: from the SQLite file that it keeps, or from a tracking server.
+
+Importing again brings only what is new: a run's id here is made from its id there. Artifacts come along where they
+lie in a folder of this machine. MLflow keeps an infinity as the greatest number there is; here it is one again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import sys
+import uuid
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+from everloop.errors import NotFoundError, SourceError, UnavailableError, UsageError
+from everloop.records import Artifact, Experiment, Point, Run, RunState, Source
+from everloop.stores.clock import moment_of
+from everloop.tracking.folding import series_of
+from everloop.tracking.frames import text as keepable
+from everloop.tracking.transfer import Imported
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from everloop.stores import Store
+
+_STATES: dict[str, RunState] = {
+    "RUNNING": "running",
+    "SCHEDULED": "scheduled",
+    "FINISHED": "finished",
+    "FAILED": "failed",
+    "KILLED": "interrupted",
+}
+_TABLES = {"experiments", "runs", "metrics", "params", "tags"}
+_LARGEST = sys.float_info.max
+_PAGE = 1000
+_TIMEOUT_S = 30.0
+ID_TAG = "mlflow.run_id"
+
+
+@dataclass(slots=True)
+class _Known:
+    """One run as MLflow tells it; times in ms since 1970."""
+
+    id: str
+    name: str
+    status: str
+    start: int | None
+    end: int | None
+    user: str
+    deleted: bool
+    experiment: str
+    artifacts: str
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    points: list[tuple[str, float, int, int]] = field(default_factory=list)
+    """Metric, value, step, time."""
+
+
+class _Place(Protocol):
+    """Where MLflow keeps its runs."""
+
+    def experiments(self) -> dict[str, tuple[str, str]]:
+        """Id to name and place of artifacts."""
+
+    def runs(self) -> Iterator[_Known]: ...
+
+
+def import_mlflow(store: Store, source: Path | str, *, artifacts: Path | str | None = None) -> Imported:
+    """Bring in every run of an MLflow SQLite file or tracking server, with its experiment.
+
+    Args:
+        source: path of the file (`mlflow.db`), `sqlite:///mlflow.db`, or the `http(s)` URL of a server.
+        artifacts: copy the files of runs whose folders lie below this one; default: below the SQLite file's own
+            folder. A source may name any folder of this machine, and others are none of its business. From a server
+            no files are taken.
+
+    Raises:
+        NotFoundError: there is no such file.
+        SourceError: it is no file of MLflow's, or the server answers something else.
+        UnavailableError: the server does not answer.
+    """
+    added: list[str] = []
+    known: list[str] = []
+    updated: list[str] = []
+    notes: list[str] = []
+    ids: dict[str, str] = {}
+    below = _root(str(source), artifacts)
+    with _place(str(source)) as place:
+        numbers = {key: _experiment(store, *about) for key, about in place.experiments().items()}
+        for there in place.runs():
+            run = _run(store, there, numbers.get(there.experiment), ids)
+            ids[there.id] = run.id
+            files = _folder(there.artifacts, below) if below is not None else None
+            found = store.records.get_many(Run, [run.id])
+            if found and found[0].state not in ("running", "scheduled"):
+                known.append(run.id)
+                continue
+            if not found and there.deleted:
+                run = replace(run, archived_at=run.ended_at or run.started_at)
+            with store.records.transaction():
+                if not found:
+                    store.records.put(run, verb="imported", data={"from": "mlflow"})
+                    fresh = _points(there)
+                    added.append(run.id)
+                else:
+                    before = {
+                        (p.key, p.step, p.at, repr(p.value)) for p in store.records.read_points(series_of(run.id))
+                    }
+                    fresh = [p for p in _points(there) if (p.key, p.step, p.at, repr(p.value)) not in before]
+                    run = replace(run, revision=found[0].revision, archived_at=found[0].archived_at)
+                    if run != found[0]:
+                        store.records.update(run, data={"from": "mlflow"})
+                    (updated if fresh or run != found[0] else known).append(run.id)
+                if fresh:
+                    store.records.append_points(series_of(run.id), fresh)
+            if files is not None:
+                notes += _keep_files(store, run, files)
+    return Imported(added=tuple(added), known=tuple(known), updated=tuple(updated), notes=tuple(notes))
+
+
+@contextmanager
+def _place(source: str) -> Iterator[_Place]:
+    if source.startswith(("http://", "https://")):
+        import httpx
+
+        with httpx.Client(base_url=source.rstrip("/"), timeout=_TIMEOUT_S) as client:
+            yield _Server(client)
+        return
+    path = _file_path(source)
+    if not path.is_file():
+        raise NotFoundError(f"There is no file '{path}'.", help="Name MLflow's SQLite file, such as mlflow.db")
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    try:
+        with closing(sqlite3.connect(uri, uri=True, timeout=_TIMEOUT_S)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if not tables >= _TABLES:
+                missing = ", ".join(sorted(_TABLES - tables))
+                raise SourceError(f"'{path}' is no file of MLflow's: it has no table {missing}.")
+            yield _File(connection)
+    except sqlite3.Error as error:
+        raise SourceError(f"'{path}' cannot be read as a file of MLflow's: {error}.") from error
+
+
+def _file_path(source: str) -> Path:
+    return Path(source.removeprefix("sqlite:///").removeprefix("sqlite://")).expanduser().absolute()
+
+
+class _File:
+    """A `_Place`: MLflow's SQLite file."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._read = connection.execute
+
+    def experiments(self) -> dict[str, tuple[str, str]]:
+        rows = self._read("SELECT experiment_id, name, artifact_location FROM experiments")
+        return {str(key): (name, place or "") for key, name, place in rows}
+
+    def runs(self) -> Iterator[_Known]:
+        rows = self._read(
+            # Parents begin before their children.
+            "SELECT run_uuid, name, status, start_time, end_time, user_id, lifecycle_stage, experiment_id, artifact_uri"
+            " FROM runs ORDER BY start_time, run_uuid"
+        ).fetchall()
+        for key, name, status, start, end, user, stage, experiment, place in rows:
+            run = _Known(
+                id=key,
+                name=name or "",
+                status=status or "",
+                start=start,
+                end=end,
+                user=user or "",
+                deleted=stage == "deleted",
+                experiment=str(experiment),
+                artifacts=place or "",
+            )
+            run.params = dict(self._read("SELECT key, value FROM params WHERE run_uuid = ?", (key,)))
+            run.tags = dict(self._read("SELECT key, value FROM tags WHERE run_uuid = ?", (key,)))
+            run.points = [
+                (metric, float("nan") if is_nan else value, step or 0, at or 0)
+                for metric, value, step, at, is_nan in self._read(
+                    "SELECT key, value, step, timestamp, is_nan FROM metrics WHERE run_uuid = ?"
+                    " ORDER BY key, step, timestamp",
+                    (key,),
+                )
+            ]
+            yield run
+
+
+class _Server:
+    """A `_Place`: a tracking server, asked in MLflow's protocol."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def experiments(self) -> dict[str, tuple[str, str]]:
+        self._known = {
+            str(one["experiment_id"]): (one["name"], one.get("artifact_location", ""))
+            for one in self._pages(
+                "experiments", "POST", "experiments/search", {"max_results": _PAGE, "view_type": "ALL"}
+            )
+        }
+        return self._known
+
+    def runs(self) -> Iterator[_Known]:
+        for experiment in self._known:
+            asked = {
+                "experiment_ids": [experiment],
+                "max_results": _PAGE,
+                "run_view_type": "ALL",
+                "order_by": ["attributes.start_time ASC"],
+            }
+            for one in self._pages("runs", "POST", "runs/search", asked):
+                about, data = one["info"], one.get("data", {})
+                run = _Known(
+                    id=about["run_id"],
+                    name=about.get("run_name", ""),
+                    status=about.get("status", ""),
+                    start=_whole(about.get("start_time")),
+                    end=_whole(about.get("end_time")),
+                    user=about.get("user_id", ""),
+                    deleted=about.get("lifecycle_stage") == "deleted",
+                    experiment=experiment,
+                    artifacts=about.get("artifact_uri", ""),
+                    params=_pairs(data.get("params", ())),
+                    tags=_pairs(data.get("tags", ())),
+                )
+                for metric in data.get("metrics", ()):
+                    history = {"run_id": run.id, "metric_key": metric["key"], "max_results": 25_000}
+                    for point in self._pages("metrics", "GET", "metrics/get-history", history):
+                        value, at = float(point["value"]), int(point.get("timestamp", 0))
+                        run.points.append((metric["key"], value, int(point.get("step", 0)), at))
+                yield run
+
+    def _pages(self, name: str, method: str, route: str, asked: Mapping[str, Any]) -> Iterator[Any]:
+        import httpx
+
+        token = ""
+        while True:
+            content = {**asked, **({"page_token": token} if token else {})}
+            given = {"params": content} if method == "GET" else {"json": content}
+            try:
+                answer = self._client.request(method, f"/api/2.0/mlflow/{route}", **given)
+                answer.raise_for_status()
+                body = answer.json()
+            except httpx.HTTPStatusError as error:
+                raise SourceError(f"The MLflow server answers {error.response.status_code} to {route}.") from error
+            except httpx.HTTPError as error:
+                raise UnavailableError(
+                    f"The MLflow server does not answer: {error}.", help="Is its URL right?"
+                ) from error
+            except ValueError as error:
+                raise SourceError(f"What answers {route} is no MLflow server.") from error
+            yield from body.get(name, ())
+            token = body.get("next_page_token", "")
+            if not token:
+                return
+
+
+def _whole(value: object) -> int | None:
+    return None if value in (None, "") else int(str(value))
+
+
+def _pairs(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    return {row["key"]: row.get("value", "") for row in rows}
+
+
+def _experiment(store: Store, name: str, place: str) -> str | None:
+    """The number of the experiment of this name here, which is made where needed; None for MLflow's Default."""
+    name = keepable(name)
+    if name == "Default":
+        return None
+    with store.records.transaction():
+        found = store.records.find(Experiment, ("key", "=", name), limit=1)
+        if not found:
+            last = store.records.find(Experiment, order="-number", limit=1)
+            number = max(last[0].number if last else 0, 0) + 1
+            found = [
+                store.new(Experiment, number=number, name=name, artifacts_at=keepable(place), updated_at=store.now())
+            ]
+            store.records.put(*found, verb="imported")
+    return str(found[0].number)
+
+
+def _run(store: Store, there: _Known, experiment: str | None, ids: Mapping[str, str]) -> Run:
+    tags = {keepable(name): keepable(value or "") for name, value in there.tags.items()}
+    start = _moment(there.start or 0)
+    end = None if there.end is None else _moment(there.end)
+    latest: dict[str, tuple[int, int, float]] = {}
+    for key, value, step, at in there.points:
+        # As MLflow chooses the latest: the greatest step, then time, then value.
+        if key not in latest or (step, at, value) >= latest[key]:
+            latest[key] = (step, at, value)
+    command = tags.get("mlflow.source.name")
+    return Run(
+        id=_id(store.project, there),
+        project=store.project,
+        created_at=start,
+        name=keepable(there.name or tags.get("mlflow.runName") or "mlflow") or "mlflow",
+        state=_STATES.get(there.status, "finished"),
+        parent=ids.get(tags.get("mlflow.parentRunId", "")),
+        started_at=start,
+        ended_at=end,
+        seconds=None if end is None else (end - start).total_seconds(),
+        params={keepable(name): keepable(value) for name, value in there.params.items()},
+        tags={**tags, ID_TAG: there.id},
+        metrics={keepable(key): _value(value) for key, (_, _, value) in latest.items()},
+        metric_at={keepable(key): (step, at) for key, (step, at, _) in latest.items()},
+        source=Source(command=(command,) if command else (), git_commit=tags.get("mlflow.source.git.commit")),
+        experiment=experiment,
+        user=keepable(there.user),
+    )
+
+
+def _id(project: str, there: _Known) -> str:
+    """A UUIDv7 by the run's start and a digest of its id there, so that it is the same every time."""
+    digest = hashlib.sha256(f"{project}\0{there.id}".encode()).digest()
+    bits = ((there.start or 0) & (1 << 48) - 1) << 80 | int.from_bytes(digest[:10], "big")
+    bits = bits & ~(0xF << 76) | 7 << 76
+    bits = bits & ~(3 << 62) | 2 << 62
+    return str(uuid.UUID(int=bits))
+
+
+def _points(there: _Known) -> list[Point]:
+    return [
+        Point(key=keepable(key), value=_value(value), step=step, at=_moment(at))
+        for key, value, step, at in there.points
+    ]
+
+
+def _value(value: float) -> float:
+    return float("inf") * (1 if value > 0 else -1) if abs(value) >= _LARGEST else float(value)
+
+
+def _moment(ms: int) -> datetime:
+    try:
+        return moment_of(ms * 1000)
+    except (OverflowError, ValueError):
+        return datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _root(source: str, artifacts: Path | str | None) -> Path | None:
+    if source.startswith(("http://", "https://")):
+        return None
+    return _file_path(source).parent.resolve() if artifacts is None else Path(artifacts).expanduser().resolve()
+
+
+def _folder(place: str, below: Path) -> Path | None:
+    """The folder that a URI names, if it is one of this machine and lies below the other."""
+    parts = urlsplit(place)
+    if parts.scheme not in ("", "file") or not parts.path or parts.netloc not in ("", "localhost"):
+        return None
+    path = below / (unquote(parts.path) if parts.scheme else place)
+    return path if path.resolve().is_relative_to(below) and path.is_dir() else None
+
+
+def _keep_files(store: Store, run: Run, folder: Path) -> list[str]:
+    """Keep each file or folder that lies directly in a run's folder as an artifact; what is kept already stays."""
+    known = {artifact.name: artifact.digest for artifact in store.records.find(Artifact, ("run", "=", run.id))}
+    notes = []
+    for entry in sorted(folder.iterdir()):
+        try:
+            if entry.is_symlink():
+                raise UsageError("it is a link")
+            if entry.is_dir():
+                form, digest = "tree", store.objects.add_tree(entry)
+                size = sum(one.stat().st_size for one in entry.rglob("*") if one.is_file())
+            else:
+                form, digest, size = "file", store.objects.add_file(entry), entry.stat().st_size
+        except (UsageError, OSError) as error:
+            notes.append(f"'{entry}' of the run {run.id} is left out: {error}")
+            continue
+        if known.get(keepable(entry.name)) == digest:
+            continue
+        artifact = store.new(
+            Artifact,
+            run=run.id,
+            name=keepable(entry.name),
+            type=form,
+            digest=digest,
+            size_bytes=size,
+            meta={"file": keepable(entry.name)},
+        )
+        store.records.put(artifact, verb="imported")
+    return notes

@@ -1,0 +1,321 @@
+"""A run that is going on, and how to start one.
+
+    with start_run("train", params={"lr": 0.1}) as run:
+        for epoch in range(10):
+            run.log(loss=…, step=epoch)
+
+What a run logs goes to its journal with one `write` and nowhere else, so it costs microseconds, survives the death
+of the process and needs no store that answers; `folding` brings it into the store.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from contextlib import ExitStack
+from contextvars import ContextVar, Token
+from dataclasses import replace
+from pathlib import Path
+from traceback import extract_tb
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
+
+from everloop.errors import EverloopError, UnavailableError, UsageError
+from everloop.records import Run
+from everloop.stores import Store, open_store
+from everloop.tracking import frames
+from everloop.tracking.artifacts import ArtifactLog
+from everloop.tracking.folding import STREAM_PREFIX, fold_journal
+from everloop.tracking.origin import imported_packages, kept_source
+from everloop.tracking.params import Params
+from everloop.tracking.showing import html_of, panel_of
+from everloop.tracking.writing import RunWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from everloop.tracking.system import SystemWatch
+
+_log = logging.getLogger("everloop.tracking")
+
+_current: ContextVar[ActiveRun | None] = ContextVar("everloop_run", default=None)
+
+Ended = Literal["finished", "failed", "interrupted"]
+
+
+def current_run() -> ActiveRun | None:
+    """The run whose `with` block this code is in, if any. Threads started inside do not inherit it."""
+    return _current.get()
+
+
+def start_run(
+    name: str | None = None,
+    *,
+    store: Store | None = None,
+    params: Mapping[str, object] | None = None,
+    tags: Mapping[str, object] | None = None,
+    parent: ActiveRun | Run | str | None = None,
+    loop: str | None = None,
+    trigger: str | None = None,
+    resume: str | None = None,
+) -> ActiveRun:
+    """Start a run now, or go on with one. Use it in a `with` block, or call its `finish`.
+
+    Args:
+        store: where; without it the nearest store is opened, and closed at the end.
+        parent: the run that this one is a part of; without it the current run, if there is one.
+        loop: name of the loop whose turn this is.
+        trigger: what caused the run: `manual`, `schedule`, a finding's id, …
+        resume: id of a run to go on with, whatever became of it. Metrics without a step count on from where they
+            stood. Several processes may go on with one run at once: each has a journal of its own and nothing of
+            any is lost; the state is that of the last to end.
+
+    Raises:
+        UsageError: the name is empty, or a parameter takes more than a megabyte.
+        NotFoundError: there is no run to resume.
+    """
+    with ExitStack() as cleanup:
+        if store is None:
+            store = cleanup.enter_context(open_store())
+        if resume is not None:
+            from everloop.tracking.resuming import reopen
+
+            run, steps = reopen(store, resume)
+        else:
+            if not isinstance(name, str) or not name.strip():
+                raise UsageError(f"A run cannot be called {name!r}.", help="Give it a short name, such as 'train'.")
+            around = current_run()
+            if parent is None and around is not None:
+                parent = around.id
+            run, steps = (
+                store.new(
+                    Run,
+                    name=name,
+                    started_at=store.now(),
+                    params=frames.checked_params(params or {}),
+                    tags=_texts(tags or {}),
+                    parent=parent if parent is None or isinstance(parent, str) else parent.id,
+                    loop=loop,
+                    trigger=trigger,
+                    source=kept_source(store),
+                ),
+                {},
+            )
+        # Held for as long as this process lives: how others see that the run is not lost. Of several who resume
+        # one run, the first has it.
+        cleanup.enter_context(store.lock(f"run-{run.id}", block=resume is None))
+        if resume is None:
+            try:
+                store.records.put(run, verb="started")
+            except UnavailableError as error:
+                _log.warning("The run '%s' goes on in its journal only; its store does not answer: %s", name, error)
+        active = ActiveRun(run, store, cleanup.pop_all(), steps=steps)
+        active._begin()
+        if resume is not None:
+            active.log_params(params or {})
+            active.set_tags(tags or {})
+        return active
+
+
+def join_run(store: Store, run: str) -> ActiveRun:
+    """A run that another process has started, to be logged to from this one. Use it in a `with` block.
+
+    Inside, `current_run` is this run. What is logged goes to a journal of this process, which is made when first
+    needed; leaving the block does not end the run.
+
+    Raises:
+        NotFoundError: there is no such run.
+    """
+    return ActiveRun(store.records.get(Run, run), store, ExitStack(), joined=True)
+
+
+def _texts(tags: Mapping[str, object]) -> dict[str, str]:
+    return {frames.text(tag): frames.text(value) for tag, value in tags.items()}
+
+
+class ActiveRun(ArtifactLog):
+    """A run of this process. Safe to use from several threads; a forked child may log to it, but not end it."""
+
+    def __init__(
+        self,
+        run: Run,
+        store: Store,
+        resources: ExitStack,
+        *,
+        steps: Mapping[str, int] | None = None,
+        joined: bool = False,
+    ) -> None:
+        self.store = store
+        self.params = Params(run.params, lambda changed: self._write(frames.encode_params(changed)))
+        self._run = run
+        self._start = replace(run, metrics={})
+        self._writer = RunWriter(
+            store.journals, STREAM_PREFIX + run.id, run.name, lambda: frames.encode_start(self._start)
+        )
+        self._resources = resources
+        self._joined = joined
+        self._began = time.perf_counter() - (run.seconds or 0.0)
+        self._process = os.getpid()
+        self._next_step: dict[str, int] = dict(steps or {})
+        self._guard = threading.Lock()
+        self._ended = False
+        self._token: Token[ActiveRun | None] | None = None
+        self._watch: SystemWatch | None = None
+
+    @property
+    def id(self) -> str:
+        return self._run.id
+
+    @property
+    def name(self) -> str:
+        return self._run.name
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
+    @property
+    def lost(self) -> int:
+        """How many log calls could not be written so far, because the disk is full or gone."""
+        return self._writer.lost
+
+    @property
+    def record(self) -> Run:
+        """The run as the store has it now; metrics and what was set since the start are there when it has ended."""
+        return self.store.records.get(Run, self.id)
+
+    def log(
+        self, metrics: Mapping[str, Any] | None = None, /, *, step: SupportsIndex | None = None, **more: Any
+    ) -> None:
+        """Log numbers: `log(loss=0.3, step=7)`, or nested as `log({"val": {"auc": 0.9}}, step=7)` for `val/auc`.
+
+        A point that was logged survives the process. No trouble with the disk or the store is raised: frames are
+        held in memory until they can be written, the first time with a warning, and `lost` counts them.
+
+        Args:
+            step: any whole number; without it each metric counts its own steps, from 0.
+
+        Raises:
+            UsageError: a value is no number, or the run has ended.
+        """
+        values = dict(frames.flatten({**metrics, **more} if metrics is not None else more))
+        at = self.store.now()
+        if step is not None:
+            self._write(frames.encode_metrics(at, frames.step_number(step), values))
+            return
+        by_step: dict[int, dict[str, float]] = {}
+        with self._guard:
+            for key, value in values.items():
+                count = self._next_step.get(key, 0)
+                self._next_step[key] = count + 1
+                by_step.setdefault(count, {})[key] = value
+        for count, group in by_step.items():
+            self._write(frames.encode_metrics(at, count, group))
+
+    def log_params(self, params: Mapping[str, object] | None = None, /, **more: object) -> None:
+        """Set parameters; a later value of a name replaces the earlier. Nested ones stay nested.
+
+        Raises:
+            UsageError: one takes more than a megabyte.
+        """
+        self.params.update(params, **more)
+
+    def set_tag(self, name: str, value: object) -> None:
+        self._write(frames.encode_tags({frames.text(name): frames.text(value)}))
+
+    def set_tags(self, tags: Mapping[str, object] | None = None, /, **more: object) -> None:
+        changed = _texts({**(tags or {}), **more})
+        if changed:
+            self._write(frames.encode_tags(changed))
+
+    def set_code(self, digest: str) -> None:
+        """Say which code the run executed: the digest over the code of its steps."""
+        self._write(frames.encode_origin({}, digest))
+
+    def watch_system(self, every_s: float = 10.0) -> SystemWatch:
+        """Log what the machine does as metrics `system/…` until the run ends; see `system` for the names.
+
+        Raises:
+            MissingExtraError: psutil is not installed.
+        """
+        from everloop.tracking.system import SystemWatch
+
+        if self._watch is None:
+            self._watch = SystemWatch(self, every_s)
+        return self._watch
+
+    def finish(self, state: Ended = "finished", error: str | None = None) -> None:
+        """End the run. Ending it twice changes nothing.
+
+        No trouble with the store is raised: the journal holds the end, and the next `fold` brings it in.
+        """
+        if os.getpid() != self._process:
+            return
+        if self._watch is not None:
+            self._watch.stop()
+        with self._guard:
+            if self._ended:
+                return
+            self._ended = True
+        if not self._joined:
+            seconds = time.perf_counter() - self._began
+            packages = {n: v for n, v in imported_packages().items() if self._run.source.packages.get(n) != v}
+            if packages:
+                self._writer.append(frames.encode_origin(packages, None))
+            self._writer.append(frames.encode_end(state, self.store.now(), seconds, error), last=True)
+        self._writer.close()
+        try:
+            if self._writer.path is not None:
+                fold_journal(self.store, self._writer.path)
+        except (EverloopError, OSError) as trouble:
+            _log.warning("The run '%s' has ended, but stays in its journal for now: %s", self.name, trouble)
+        finally:
+            # Last: a running run without its lock would look lost.
+            self._resources.close()
+
+    def __enter__(self) -> ActiveRun:
+        self._token = _current.set(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._token is not None:
+            _current.reset(self._token)
+            self._token = None
+        match error:
+            case None:
+                self.finish()
+            case SystemExit(code=None | 0):
+                self.finish()
+            case KeyboardInterrupt():
+                self.finish("interrupted")
+            case _:
+                self.finish("failed", _describe(error, trace))
+
+    def __repr__(self) -> str:
+        return f"ActiveRun({self.name!r}, id={self.id!r})"
+
+    def _repr_html_(self) -> str:
+        return html_of(self._run, dict(self.params), ended=self._ended)
+
+    def __rich__(self) -> object:
+        return panel_of(self._run, dict(self.params), ended=self._ended)
+
+    def _begin(self) -> None:
+        """Say at once, in the journal, that the run is there."""
+        self._writer.begin()
+
+    def _write(self, payload: bytes) -> None:
+        if self._ended:
+            raise UsageError(f"The run '{self.name}' has ended.", help="Log inside its with block, or start another.")
+        self._writer.append(payload)
+
+
+def _describe(error: BaseException, trace: TracebackType | None) -> str:
+    """Kind, message and place of an error in one line; the place is where the user's stack ends."""
+    frames_ = extract_tb(trace)
+    place = f" ({Path(frames_[-1].filename).name}:{frames_[-1].lineno} in {frames_[-1].name})" if frames_ else ""
+    return frames.text(f"{type(error).__name__}: {error}{place}")

@@ -1,0 +1,284 @@
+"""Runs as one file, to be carried to another home.
+
+The file is a zip. `manifest.json` says its format and the digest of every other member; `runs/<n>.json` holds one run
+with its steps, its artifacts and the points of its metrics; `objects/<sha256>` are the bytes that artifacts name, each
+once. Reading it trusts nothing: members are read by their names in the manifest and never unpacked to a path, and
+every one is checked against its digest before anything is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import tempfile
+import zipfile
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import msgspec
+
+from everloop.errors import AlreadyExistsError, CorruptionError, NotFoundError, StoreVersionError, UsageError
+from everloop.records import Artifact, Point, Record, Run, Step
+from everloop.stores.bodies import decode, encode
+from everloop.stores.clock import micros, moment_of
+from everloop.stores.expressions import And
+from everloop.tracking.folding import read_metrics, series_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from everloop.stores import Store
+
+FORMAT = 1
+_MANIFEST = "manifest.json"
+_MEMBER = re.compile(r"runs/\d{1,9}\.json|objects/[0-9a-f]{64}")
+_CHUNK = 1 << 20
+_MOST_RECORDS = 512 << 20
+"""Bytes of the manifest or of one run, unpacked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What was written."""
+
+    path: Path
+    runs: int
+    objects: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """What became of the runs of a file or of another tool: their ids."""
+
+    added: tuple[str, ...]
+    known: tuple[str, ...]
+    """Already here, and left as they are."""
+    updated: tuple[str, ...] = ()
+    """Already here, and brought to what the source says now."""
+    notes: tuple[str, ...] = ()
+    """What could not be taken over, in words."""
+
+
+class _Body(msgspec.Struct):
+    """One run as it stands in the file. Records are texts, so that they stay as the store had them."""
+
+    run: str
+    steps: list[str]
+    artifacts: list[str]
+    points: dict[str, list[tuple[int, int, float | str | None]]]
+    """Metric to `[step, µs since 1970, value]`; NaN and the infinities are texts."""
+
+
+class _Manifest(msgspec.Struct):
+    format: int
+    created_at: str
+    project: str
+    members: dict[str, str]
+    """Name to sha256 in hexadecimal."""
+
+
+def export_runs(store: Store, runs: Sequence[Run | str] | None, path: Path | str) -> Exported:
+    """Write runs, with their steps, artifacts, points and objects, into one file, which appears whole or not at all.
+
+    Args:
+        runs: ids or records; None: every run of the store's project, the archived too.
+        path: ends in `.zip`.
+
+    Raises:
+        UsageError: another ending.
+        AlreadyExistsError: there is such a file.
+        NotFoundError: there is no such run.
+    """
+    target = Path(path)
+    if target.suffix != ".zip":
+        raise UsageError(f"'{target.name}' is no name for the file.", help="End it in .zip.")
+    if target.exists():
+        raise AlreadyExistsError(f"There is a file '{target}' already.", help="Name another.")
+    if runs is None:
+        runs = [hit.id for hit in store.records.search(Run, And(()))]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    members: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix=".everloop-export-", dir=target.parent) as scratch:
+        draft = Path(scratch) / "export"
+        digests: set[str] = set()
+        with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as file:
+            for number, ref in enumerate(runs):
+                body, named = _body(store, ref.id if isinstance(ref, Run) else ref)
+                _write(file, members, f"runs/{number}.json", msgspec.json.encode(body))
+                digests |= named
+            for digest in sorted(_reachable(store, digests)):
+                _write(file, members, f"objects/{digest.removeprefix('sha256:')}", store.objects.path(digest))
+            manifest = _Manifest(FORMAT, store.now().isoformat(), store.project, members)
+            file.writestr(_MANIFEST, msgspec.json.encode(manifest))
+        draft.chmod(0o600)
+        draft.rename(target)
+    objects = sum(name.startswith("objects/") for name in members)
+    return Exported(path=target, runs=len(members) - objects, objects=objects)
+
+
+def import_runs(store: Store, path: Path | str) -> Imported:
+    """Bring in the runs of a file, as runs of the store's project. Those that are here already stay as they are.
+
+    Raises:
+        NotFoundError: there is no such file.
+        CorruptionError: the file is no export, or not as it was written; nothing has been brought in.
+        StoreVersionError: a newer everloop wrote it.
+        AlreadyExistsError: a run of it is in another project of this home, or deleted.
+    """
+    with _opened(Path(path)) as file:
+        manifest = _manifest(file)
+        _check(file, manifest)
+        with tempfile.TemporaryDirectory(prefix="everloop-import-") as scratch:
+            for name in manifest.members:
+                if name.startswith("objects/"):
+                    # Also what is here already: adding it again keeps a sweep away meanwhile.
+                    taken = Path(scratch) / "object"
+                    with file.open(name) as source, taken.open("wb") as copy:
+                        shutil.copyfileobj(source, copy, _CHUNK)
+                    store.objects.add_file(taken)
+        added: list[str] = []
+        known: list[str] = []
+        for name in manifest.members:
+            if name.startswith("runs/"):
+                body = _decoded(_read(file, name), name)
+                run = replace(decode(Run, body.run), project=store.project, revision=0)
+                (added if _put(store, run, body) else known).append(run.id)
+    return Imported(added=tuple(added), known=tuple(known))
+
+
+def _body(store: Store, ref: str) -> tuple[_Body, set[str]]:
+    run = store.records.get(Run, ref)
+    points: dict[str, list[Any]] = {}
+    for point in read_metrics(store, run.id) if not store.read_only else store.records.read_points(series_of(run.id)):
+        value = point.value if abs(point.value) < float("inf") else repr(point.value)
+        points.setdefault(point.key, []).append((point.step, micros(point.at), value))
+    run = store.records.get(Run, ref)  # folding may have brought it further
+    steps = store.records.find(Step, ("run", "=", run.id))
+    artifacts = store.records.find(Artifact, ("run", "=", run.id))
+    digests = {artifact.digest for artifact in artifacts}
+    if run.source.changes:
+        digests.add(run.source.changes)
+    body = _Body(encode(run), [encode(step) for step in steps], [encode(one) for one in artifacts], points)
+    return body, digests
+
+
+def _reachable(store: Store, digests: set[str]) -> set[str]:
+    """The objects that are there, with those that they refer to. What is named without being there is left out."""
+    found: set[str] = set()
+    waiting = list(digests)
+    while waiting:
+        digest = waiting.pop()
+        if digest in found or not re.fullmatch(r"sha256:[0-9a-f]{64}", digest) or not store.objects.has(digest):
+            continue
+        found.add(digest)
+        waiting += store.objects.references(digest)
+    return found
+
+
+def _write(file: zipfile.ZipFile, members: dict[str, str], name: str, content: bytes | Path) -> None:
+    digest = hashlib.sha256()
+    with file.open(name, "w", force_zip64=True) as member:
+        for chunk in [content] if isinstance(content, bytes) else _chunks_of(content):
+            digest.update(chunk)
+            member.write(chunk)
+    members[name] = digest.hexdigest()
+
+
+def _chunks_of(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        yield from _chunks(file)
+
+
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    while chunk := file.read(_CHUNK):
+        yield chunk
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    if not path.is_file():
+        raise NotFoundError(f"There is no file '{path}'.")
+    try:
+        with zipfile.ZipFile(path) as file:
+            yield file
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise CorruptionError(f"'{path}' is no whole export of runs: {error}.", help="Export it again.") from error
+
+
+def _manifest(file: zipfile.ZipFile) -> _Manifest:
+    content = msgspec.json.decode(_read(file, _MANIFEST))
+    number = content.get("format") if isinstance(content, dict) else None
+    if isinstance(number, int) and number > FORMAT:
+        raise StoreVersionError(
+            f"The export has format {number}; this everloop knows formats up to {FORMAT}.",
+            help="Upgrade everloop: pip install --upgrade everloop",
+        )
+    try:
+        manifest = msgspec.convert(content, _Manifest)
+    except msgspec.ValidationError as error:
+        raise _broken(f"its manifest is wrong: {error}") from error
+    for name, digest in manifest.members.items():
+        if not _MEMBER.fullmatch(name) or (name.startswith("objects/") and name != f"objects/{digest}"):
+            raise _broken(f"its manifest names '{name}'")
+    return manifest
+
+
+def _check(file: zipfile.ZipFile, manifest: _Manifest) -> None:
+    """Read everything once, so that a damaged file changes nothing."""
+    there = set(file.namelist())
+    for name, expected in manifest.members.items():
+        if name not in there:
+            raise _broken(f"'{name}' is missing")
+        digest = hashlib.sha256()
+        with file.open(name) as member:
+            for chunk in _chunks(member):
+                digest.update(chunk)
+        if digest.hexdigest() != expected:
+            raise _broken(f"'{name}' differs from its digest")
+
+
+def _read(file: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        if file.getinfo(name).file_size > _MOST_RECORDS:
+            raise _broken(f"'{name}' is too large")
+        return file.read(name)
+    except KeyError as error:
+        raise _broken(f"'{name}' is missing") from error
+
+
+def _decoded(content: bytes, name: str) -> _Body:
+    try:
+        return msgspec.json.decode(content, type=_Body)
+    except msgspec.MsgspecError as error:
+        raise _broken(f"'{name}' holds no run: {error}") from error
+
+
+def _broken(why: str) -> CorruptionError:
+    return CorruptionError(f"The file is no whole export of runs: {why}.", help="Export it again.")
+
+
+def _put(store: Store, run: Run, body: _Body) -> bool:
+    """Write one run and what belongs to it, all or nothing; False where it is here already."""
+    along: list[Record] = [
+        *(replace(decode(Step, text), project=store.project, revision=0) for text in body.steps),
+        *(replace(decode(Artifact, text), project=store.project, revision=0) for text in body.artifacts),
+    ]
+    if any(getattr(record, "run", None) != run.id for record in along):
+        raise _broken(f"the run {run.id} has parts of another")
+    with store.records.transaction():
+        if store.records.get_many(Run, [run.id]):
+            return False
+        store.records.put(run, *along, verb="imported")
+        points = list(_points(body))
+        if points:
+            store.records.append_points(series_of(run.id), points)
+    return True
+
+
+def _points(body: _Body) -> Iterable[Point]:
+    for key, rows in body.points.items():
+        for step, at, value in rows:
+            yield Point(key=key, value=float("nan" if value is None else value), step=step, at=moment_of(at))

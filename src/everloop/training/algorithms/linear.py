@@ -1,0 +1,381 @@
+"""Logistic, softmax and ridge regression over binned columns.
+
+Each number contributes a straight line and a step function over its quantile bins, each category a weight of its own,
+each null too: an additive model that trees must beat to be worth their weight. It answers with NumPy alone.
+
+Fitted by L-BFGS (Byrd, Lu, Nocedal and Zhu 1995) on the mean loss with an L2 penalty.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from everloop.errors import CorruptionError, MissingExtraError
+from everloop.training.algorithms.lightgbm import share
+from everloop.training.algorithms.protocol import Attempt
+from everloop.training.encoding import Encoder
+from everloop.training.metrics import dot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import polars as pl
+    from numpy.typing import NDArray
+
+    from everloop.training.algorithms.protocol import Problem
+    from everloop.training.trained import Files, Json, Task
+
+    Array = NDArray[np.float64]
+
+MOST_BINS = 32
+MOST_STEPS = 300
+MOST_ROWS = 60_000
+"""Of more rows, so many are taken at even distances: a few hundred weights do not need more to be told apart from
+noise, and what is saved goes to trees, which do."""
+_FEW_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """How one matrix column is cut: codes as they are, numbers into bins and a line."""
+
+    codes: int
+    """Codes of a category, 0 for a number."""
+    edges: tuple[float, ...] = ()
+    """A number belongs to as many bins up as edges that it reaches; nulls have a bin of their own behind the last."""
+    mean: float = 0.0
+    scale: float = 1.0
+    low: float = 0.0
+    """Smallest and largest value in training, standardised: beyond them the line goes on level."""
+    high: float = 0.0
+
+    @property
+    def bins(self) -> int:
+        return self.codes or len(self.edges) + 2
+
+    def cut(self, values: Array) -> tuple[NDArray[np.intp], Array]:
+        """Bin and standardised value of each row, both shape (n,)."""
+        if self.codes:
+            return values.astype(np.intp), np.zeros(len(values))
+        missing = np.isnan(values)
+        bins = np.searchsorted(np.array(self.edges), values, side="right")
+        bins[missing] = self.bins - 1
+        with np.errstate(over="ignore"):
+            line = np.clip((values - self.mean) / self.scale, self.low, self.high)
+        line[missing] = 0.0
+        return bins, line
+
+    def cut_one(self, value: float) -> tuple[int, float]:
+        """The same for one value, in plain Python."""
+        if self.codes:
+            return int(value), 0.0
+        if value != value:
+            return self.bins - 1, 0.0
+        line = (value - self.mean) / self.scale
+        return bisect_right(self.edges, value), min(max(line, self.low), self.high)
+
+
+class LinearModel:
+    """Weights with their encoding. See `Model` for what it answers."""
+
+    format = "linear"
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        columns: Sequence[Column],
+        tables: Sequence[Array],
+        slopes: Array,
+        bias: Array,
+        task: Task,
+    ) -> None:
+        self.encoder = encoder
+        self.columns = tuple(columns)
+        self.tables = tuple(np.ascontiguousarray(table, dtype=np.float64) for table in tables)
+        """For each matrix column, shape (bins, outputs)."""
+        self.slopes = np.ascontiguousarray(slopes, dtype=np.float64)
+        """Shape (width, outputs)."""
+        self.bias = np.ascontiguousarray(bias, dtype=np.float64)
+        """Shape (outputs,)."""
+        self.task: Task = task
+        self.inputs = encoder.inputs
+        outputs = len(self.bias)
+        shapes = [table.shape for table in self.tables]
+        if shapes != [(column.bins, outputs) for column in self.columns] or self.slopes.shape != (
+            encoder.width,
+            outputs,
+        ):
+            raise CorruptionError("The weights do not fit the columns.", help="Build the package again.")
+        self._plain = [
+            (column.cut_one, table.tolist(), slope)
+            for column, table, slope in zip(self.columns, self.tables, self.slopes.tolist(), strict=True)
+        ]
+
+    def predict_scores(self, frame: pl.DataFrame) -> Array:
+        return self.scores(self.encoder.encode(frame))
+
+    def predict_rows(self, rows: Sequence[Mapping[str, object]]) -> Array:
+        if len(rows) > _FEW_ROWS:
+            return self.scores(self.encoder.encode_rows(rows))
+        sums = [self._sum_one(self.encoder.encode_row(row)) for row in rows]
+        return link(np.array(sums, dtype=np.float64).reshape(len(rows), len(self.bias)), self.task)
+
+    def scores(self, matrix: Array) -> Array:
+        """Answers for an encoded matrix."""
+        return link(self.sums(matrix), self.task)
+
+    def sums(self, matrix: Array) -> Array:
+        """Shape (n, outputs), before the link. Added column by column, so that a row's sum knows no other row."""
+        total = np.tile(self.bias, (len(matrix), 1))
+        for at, column in enumerate(self.columns):
+            bins, line = column.cut(matrix[:, at])
+            total += self.tables[at][bins]
+            total += line[:, None] * self.slopes[at]
+        return total
+
+    def _sum_one(self, values: list[float]) -> list[float]:
+        total: list[float] = self.bias.tolist()
+        for value, (cut, table, slope) in zip(values, self._plain, strict=True):
+            bin_, line = cut(value)
+            weights = table[bin_]
+            for k in range(len(total)):
+                total[k] = total[k] + weights[k] + line * slope[k]
+        return total
+
+    def contributions(self, matrix: Array) -> Array:
+        """What each column adds to the sums: shape (n, outputs, width + 1), the bias last."""
+        found = np.empty((len(matrix), len(self.bias), len(self.columns) + 1))
+        found[:, :, -1] = self.bias
+        for at, column in enumerate(self.columns):
+            bins, line = column.cut(matrix[:, at])
+            found[:, :, at] = self.tables[at][bins] + line[:, None] * self.slopes[at]
+        return found
+
+    def importance(self, matrix: Array) -> dict[str, float]:
+        """Share of each input in the spread of the sums over the rows of `matrix`; sums to one."""
+        spread = np.empty(len(self.columns))
+        for at, column in enumerate(self.columns):
+            bins, line = column.cut(matrix[:, at])
+            spread[at] = (self.tables[at][bins] + line[:, None] * self.slopes[at]).var(axis=0).sum()
+        return share(self.encoder, spread)
+
+    def to_files(self) -> Files:
+        state = {
+            "version": 1,
+            "task": self.task,
+            "bias": self.bias.tolist(),
+            "slopes": self.slopes.tolist(),
+            "tables": [table.tolist() for table in self.tables],
+            "columns": [
+                {
+                    "codes": c.codes,
+                    "edges": list(c.edges),
+                    "mean": c.mean,
+                    "scale": c.scale,
+                    "low": c.low,
+                    "high": c.high,
+                }
+                for c in self.columns
+            ],
+        }
+        encoder = self.encoder.to_dict()
+        return {"linear.json": _json(state), "encoder.json": _json(encoder)}
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Self:
+        try:
+            state = json.loads(files["linear.json"])
+            return cls(
+                Encoder.from_dict(json.loads(files["encoder.json"])),
+                [Column(**{**column, "edges": tuple(column["edges"])}) for column in state["columns"]],
+                [np.array(table) for table in state["tables"]],
+                np.array(state["slopes"]),
+                np.array(state["bias"]),
+                state["task"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptionError(f"These files are no linear model: {error!r}.", help="Build it again.") from error
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.encoder, self.columns, self.tables, self.slopes, self.bias, self.task)
+
+
+class Linear:
+    """Fits linear models of several penalties."""
+
+    name: ClassVar[str] = "linear"
+    complexity: ClassVar[int] = 1
+
+    @staticmethod
+    def load_libraries() -> None:
+        try:
+            from scipy import optimize, sparse  # noqa: F401
+        except ImportError:
+            raise MissingExtraError.of("The candidate 'linear'", "scipy", "ml") from None
+
+    def __init__(self, problem: Problem) -> None:
+        self.load_libraries()
+        from scipy import optimize, sparse
+
+        began = perf_counter()
+        self._optimize = optimize.minimize
+        self._problem = problem
+        matrix, self._truth = problem.matrix, problem.y
+        if len(matrix) > MOST_ROWS:
+            kept = np.linspace(0, len(matrix) - 1, MOST_ROWS).astype(np.intp)
+            matrix, self._truth = matrix[kept], problem.y[kept]
+        self.columns = [_learn(matrix[:, at], codes) for at, codes in enumerate(problem.encoder.codes)]
+        self._offsets = np.concatenate(([0], np.cumsum([column.bins for column in self.columns]))).astype(np.intp)
+        self._design = self._design_of(matrix, sparse.csr_matrix)
+        self._across = self._design.T.tocsr()
+        self.setup_s = perf_counter() - began
+
+    def params(self) -> Iterator[dict[str, Any]]:
+        for penalty in (10.0, 1.0, 100.0, 1000.0):
+            yield {"l2": penalty}
+
+    def fit(
+        self, params: dict[str, Any], *, rounds: int | None = None, deadline: Callable[[float], float] | None = None
+    ) -> Attempt:
+        started = perf_counter()
+        problem = self._problem
+        rows, width = self._design.shape
+        outputs = problem.outputs
+        centre, unit = (0.0, 1.0)
+        truth = self._truth
+        if problem.task == "regression":
+            centre, unit = float(truth.mean()), float(truth.std()) or 1.0
+            truth = (truth - centre) / unit
+        penalty = params["l2"] / rows
+        latest = np.zeros((width + 1) * outputs)
+        if problem.task != "regression":
+            latest[width * outputs :] = _prior(truth, problem.task, outputs)
+
+        def loss(flat: Array) -> tuple[float, Array]:
+            nonlocal latest
+            latest = flat.copy()
+            if deadline is not None and perf_counter() >= deadline(perf_counter() - started):
+                raise _TimeIsUpError
+            weights, bias = flat[: width * outputs].reshape(width, outputs), flat[width * outputs :]
+            value, residual = _loss(self._design @ weights + bias, truth, problem.task)
+            slope = self._across @ residual / rows + penalty * weights
+            value = value / rows + 0.5 * penalty * float((weights * weights).sum())
+            return value, np.concatenate((slope.ravel(), residual.sum(axis=0) / rows))
+
+        finished = True
+        try:
+            found = self._optimize(
+                loss, latest, jac=True, method="L-BFGS-B", options={"maxiter": MOST_STEPS, "maxcor": 20, "ftol": 1e-8}
+            )
+            latest = found.x
+        except _TimeIsUpError:
+            finished = False
+        weights = latest[: width * outputs].reshape(width, outputs) * unit
+        bias = latest[width * outputs :] * unit + centre
+        lines = int(self._offsets[-1])
+        tables = [weights[low:high] for low, high in zip(self._offsets[:-1], self._offsets[1:], strict=True)]
+        model = LinearModel(problem.encoder, self.columns, tables, weights[lines:], bias, problem.task)
+        scores = None if problem.valid_matrix is None else model.scores(problem.valid_matrix)
+        return Attempt(
+            params=params,
+            rounds=None,
+            seconds=perf_counter() - started,
+            finished=finished,
+            scores=scores,
+            build=lambda: model,
+        )
+
+    def _design_of(self, matrix: Array, sparse_matrix: Any) -> Any:
+        """Rows as a sparse matrix: one 1 a column for the bin, then the lines."""
+        rows, width = matrix.shape
+        places = np.empty((rows, 2 * width), dtype=np.int32)
+        values = np.ones((rows, 2 * width))
+        for at, column in enumerate(self.columns):
+            bins, line = column.cut(matrix[:, at])
+            places[:, at] = self._offsets[at] + bins
+            places[:, width + at] = self._offsets[-1] + at
+            values[:, width + at] = line
+        starts = np.arange(0, 2 * width * rows + 1, 2 * width)
+        design = sparse_matrix((values.ravel(), places.ravel(), starts), shape=(rows, int(self._offsets[-1]) + width))
+        design.eliminate_zeros()
+        return design
+
+
+class _TimeIsUpError(Exception):
+    """Leaves the optimiser; `latest` holds what it had reached."""
+
+
+def link(sums: Array, task: Task) -> Array:
+    """From sums, shape (n, outputs), to answers: sigmoid, softmax, or the sum itself."""
+    if task == "regression":
+        return sums[:, 0].copy()
+    if task == "binary":
+        # Only exponentials of what is not positive, so none overflows.
+        small = np.exp(-np.abs(sums[:, 0]))
+        return np.where(sums[:, 0] >= 0, 1.0, small) / (1.0 + small)
+    raised = np.exp(sums - sums.max(axis=1, keepdims=True))
+    total = raised[:, 0].copy()
+    for k in range(1, raised.shape[1]):
+        total += raised[:, k]
+    answers: Array = raised / total[:, None]
+    return answers
+
+
+def _loss(sums: Array, truth: Array, task: Task) -> tuple[float, Array]:
+    """Summed loss and its derivative by the sums."""
+    if task == "regression":
+        apart = sums[:, 0] - truth
+        return 0.5 * dot(apart, apart), apart[:, None]
+    if task == "binary":
+        return float((np.logaddexp(0.0, sums[:, 0]) - truth * sums[:, 0]).sum()), (link(sums, task) - truth)[:, None]
+    rows, own = np.arange(len(truth)), truth.astype(np.intp)
+    chances = link(sums, task)
+    value = -float(np.log(np.maximum(chances[rows, own], 1e-300)).sum())
+    chances[rows, own] -= 1.0
+    return value, chances
+
+
+def _prior(truth: Array, task: Task, outputs: int) -> Array:
+    """The bias of a model without columns: a start from which few steps are left."""
+    if task == "binary":
+        rate = float(np.clip(truth.mean(), 1e-6, 1 - 1e-6))
+        return np.array([np.log(rate / (1 - rate))])
+    shares: Array = np.log(np.bincount(truth.astype(np.intp), minlength=outputs) / len(truth) + 1e-6)
+    return shares
+
+
+def _learn(values: Array, codes: int) -> Column:
+    if codes:
+        return Column(codes=codes)
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return Column(codes=0)
+    most = int(np.clip(len(known) // 100, 4, MOST_BINS))
+    distinct = np.unique(known)
+    if len(distinct) <= most:
+        edges = (distinct[1:] + distinct[:-1]) / 2
+    else:
+        edges = np.unique(np.quantile(known, np.linspace(0, 1, most + 1)[1:-1]))
+    mean, scale = float(known.mean()), float(known.std())
+    # Values at the end of a double's range have a spread that is none.
+    if not np.isfinite(scale) or not np.isfinite(mean):
+        mean, scale = 0.0, float(np.abs(known).max())
+    scale = scale or 1.0
+    return Column(
+        codes=0,
+        edges=tuple(edges.tolist()),
+        mean=mean,
+        scale=scale,
+        low=float((known.min() - mean) / scale),
+        high=float((known.max() - mean) / scale),
+    )
+
+
+def _json(state: Json) -> bytes:
+    return json.dumps(state, sort_keys=True).encode()

@@ -1,0 +1,88 @@
+"""Tables as training takes them: labelled rows, feature columns, rows set aside."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from everloop.errors import TrainingError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import polars as pl
+    from numpy.typing import NDArray
+
+    from everloop.training.trained import Task
+
+VALID_SHARE = 0.2
+
+
+def table(given: Any) -> pl.DataFrame:
+    """Anything tabular as a frame: Polars, or what has an Arrow C stream.
+
+    Raises:
+        UsageError: it is no table.
+    """
+    import polars as pl
+
+    if isinstance(given, pl.DataFrame):
+        return given
+    if isinstance(given, pl.LazyFrame):
+        return given.collect()
+    if hasattr(given, "__arrow_c_stream__"):
+        return pl.DataFrame(given)
+    raise UsageError(f"A {type(given).__name__} is no table.", help="Give a Polars frame or an Arrow table.")
+
+
+def labelled(frame: pl.DataFrame, target: str, what: str, notes: list[str]) -> pl.DataFrame:
+    """The rows whose target is known; what was left out is noted.
+
+    Raises:
+        TrainingError: no such column, or no such row.
+    """
+    if target not in frame.columns:
+        near = get_close_matches(target, frame.columns, n=3) or frame.columns[:10]
+        raise TrainingError(f"The {what} rows have no column '{target}'.", help=f"Did you mean: {', '.join(near)}?")
+    column = frame[target]
+    known = column.is_not_null() & (column.is_not_nan() if column.dtype.is_float() else True)
+    without = frame.height - int(known.sum())
+    if without == frame.height:
+        raise TrainingError(
+            f"Target '{target}' is null in all {frame.height} {what} rows.", help="Wait for labels, or check the join."
+        )
+    if without:
+        notes.append(f"{without} of {frame.height} {what} rows have no '{target}' and were left out")
+    return frame.filter(known) if without else frame
+
+
+def feature_columns(frame: pl.DataFrame, target: str, features: Sequence[str] | None) -> list[str]:
+    """The columns to learn from: those asked for, or all but the target.
+
+    Raises:
+        TrainingError: one asked for is missing or is the target itself, or none is left.
+    """
+    names = [name for name in frame.columns if name != target] if features is None else list(dict.fromkeys(features))
+    for name in names:
+        if name == target:
+            raise TrainingError(f"The target '{target}' cannot be a feature.", help="Take it out of `features`.")
+        if name not in frame.columns:
+            near = get_close_matches(name, frame.columns, n=3) or frame.columns[:10]
+            raise TrainingError(f"There is no feature column '{name}'.", help=f"Did you mean: {', '.join(near)}?")
+    if not names:
+        raise TrainingError(f"Besides the target '{target}' there is no column to learn from.", help="Add features.")
+    return names
+
+
+def set_aside(frame: pl.DataFrame, y: NDArray[np.float64], task: Task, seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Training and validation rows, drawn by seed, classes in proportion; both keep the order of `frame`."""
+    rng = np.random.default_rng(seed)
+    aside = np.zeros(frame.height, dtype=bool)
+    groups = [np.arange(frame.height)] if task == "regression" else [np.flatnonzero(y == k) for k in np.unique(y)]
+    for rows in groups:
+        count = round(VALID_SHARE * len(rows))
+        # A class of two rows or more is on both sides.
+        aside[rng.permutation(rows)[: max(count, 1) if len(rows) > 1 else 0]] = True
+    return frame.filter(~aside), frame.filter(aside)

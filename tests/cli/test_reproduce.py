@@ -1,0 +1,145 @@
+"""`everloop reproduce` over the turns of a loop and the run of a script."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from everloop.records import Run
+from everloop.stores import open_store
+
+LOOP = """
+import everloop as el
+from rules import keep
+
+@el.step
+def orders():
+    return el.read("data/orders.csv")
+
+@el.step
+def prepare(orders):
+    return keep(orders)
+
+loop = el.Loop(
+    "shop",
+    data=el.Dataset(prepare, target="returned"),
+    train=el.AutoTrain(metric="roc_auc", budget_s=20, trials=1, candidates=("linear",), threads=1),
+    gates=[el.AtLeast("roc_auc", 0.5), el.NotWorseThan("champion")],
+    serve=el.Endpoint("returns"),
+)
+"""
+
+
+@pytest.fixture
+def shop(everloop, tmp_path):
+    """A project whose loop has turned once; the id of the run."""
+    folder = tmp_path / "work"
+    (folder / "loop.py").write_text(LOOP)
+    (folder / "rules.py").write_text("def keep(orders):\n    return orders.collect()\n")
+    (folder / "data").mkdir()
+    lines = [f"{i},{i % 7},{(i * 37) % 11},{int((i % 7) > 3)}" for i in range(400)]
+    (folder / "data" / "orders.csv").write_text("\n".join(["order,price,weight,returned", *lines]) + "\n")
+    assert everloop("run").code == 0
+    yield folder, last_run(folder)
+    for name in ("loop", "rules"):
+        sys.modules.pop(name, None)
+
+
+def last_run(folder):
+    with open_store(folder / ".everloop") as store:
+        return store.records.find(Run, order="-id", limit=1)[0].id
+
+
+def test_a_turn_is_identical(everloop, shop):
+    _, run = shop
+    said = everloop("reproduce", run)
+    assert said.code == 0, said.out + said.err
+    assert "identical:" in said.out
+    assert "same as then" in said.out
+
+
+def test_a_turn_that_found_all_done_is_followed_to_the_one_that_did_it(everloop, shop):
+    folder, run = shop
+    assert everloop("run").code == 0
+    again = last_run(folder)
+    said = everloop("reproduce", again, "--json")
+    assert said.code == 0
+    assert said.json["identical"]
+    assert said.json["run"] == run != again
+
+
+def test_data_that_changed_since_are_taken_as_they_were(everloop, shop):
+    folder, run = shop
+    with (folder / "data" / "orders.csv").open("a") as file:
+        file.write("1000,3,3,1\n")
+    said = everloop("reproduce", run)
+    assert said.code == 0, said.out
+    assert "has changed since" in said.out
+
+
+def test_code_that_changed_since_is_not_taken_for_the_same(everloop, shop):
+    folder, run = shop
+    (folder / "rules.py").write_text("def keep(orders):\n    return orders.collect().head(300)\n")
+    sys.modules.pop("rules")
+    said = everloop("reproduce", run)
+    assert said.code == 2
+    assert "prepare has changed since, and it was not in git" in said.err
+
+
+def test_a_difference_is_named_and_ends_with_1(everloop, shop):
+    from dataclasses import replace
+
+    folder, run = shop
+    with open_store(folder / ".everloop") as store:
+        record = store.records.get(Run, run)
+        step = next(one for one in steps_of(store, run) if one.name == "evaluate")
+        other = store.objects.add(b'{"other": 1}')
+        from everloop.records import Artifact
+
+        artifact = store.records.get(Artifact, step.outputs["result"])
+        store.records.update(replace(artifact, digest=other))
+        assert record.state == "finished"
+    said = everloop("reproduce", run, "--json")
+    assert said.code == 1
+    assert [one["subject"] for one in said.json["differences"]] == ["step evaluate"]
+
+
+def steps_of(store, run):
+    from everloop.records import Step
+
+    return store.records.find(Step, ("run", "=", run))
+
+
+def test_the_scratch_home_can_be_kept_and_is_never_overwritten(everloop, shop, tmp_path):
+    _, run = shop
+    assert everloop("reproduce", run[:30], "--keep", str(tmp_path / "kept")).code == 0
+    with open_store(tmp_path / "kept" / "home") as store:
+        assert len(store.records.find(Run)) == 1
+    assert everloop("reproduce", run, "--keep", str(tmp_path / "kept")).code == 4
+    assert everloop("reproduce", "nobody").code == 3
+
+
+def test_code_that_changed_since_is_taken_out_of_git(everloop, tmp_path, monkeypatch):
+    import subprocess
+
+    folder = tmp_path / "work"
+    (folder / "loop.py").write_text(LOOP)
+    (folder / "rules.py").write_text("def keep(orders):\n    return orders.collect()\n")
+    (folder / ".gitignore").write_text("data/\n")
+    (folder / "data").mkdir()
+    lines = [f"{i},{i % 7},{(i * 37) % 11},{int((i % 7) > 3)}" for i in range(400)]
+    (folder / "data" / "orders.csv").write_text("\n".join(["order,price,weight,returned", *lines]) + "\n")
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    assert everloop("run").code == 0
+    run = last_run(folder)
+    (folder / "rules.py").write_text("def keep(orders):\n    return orders.collect().head(300)\n")
+    for name in ("loop", "rules"):
+        sys.modules.pop(name, None)
+    said = everloop("reproduce", run)
+    for name in ("loop", "rules"):
+        sys.modules.pop(name, None)
+    assert said.code == 0, said.out + said.err
+    assert "The code was taken from the commit" in said.out

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from everloop.cli.plot import draw_curves
+from everloop.stores import open_store
+from everloop.tracking import start_run
+
+
+@pytest.fixture
+def ids(everloop):
+    """Three runs in the home of the folder."""
+    found = []
+    with open_store(".everloop") as store:
+        for number in range(3):
+            with start_run(
+                f"run-{number}", store=store, params={"lr": 10.0**-number}, tags={"team": "ab"[number % 2]}
+            ) as run:
+                for step in range(50):
+                    run.log(loss=1 / (step + 1 + number), step=step)
+                run.log_artifact("notes", f"{number}".encode())
+            found.append(run.id)
+    return found
+
+
+def test_runs_are_found_by_filter_order_and_page(everloop, ids):
+    rows = everloop("runs", "ls", "--where", "params.lr < 0.5", "-o", "params.lr", "--json").json
+    assert [row["name"] for row in rows] == ["run-2", "run-1"]
+    rows = everloop("runs", "ls", "--columns", "name,metrics.loss", "-o", "-metrics.loss", "--json").json
+    assert list(rows[0]) == ["id", "name", "metrics.loss"]
+    assert [row["name"] for row in rows] == ["run-0", "run-1", "run-2"]
+    first = everloop("runs", "ls", "--limit", "2", "-o", "name")
+    assert "run-1" in first.out
+    token = first.err.split("--after ")[1].strip()
+    second = everloop("runs", "ls", "--limit", "2", "-o", "name", "--after", token)
+    assert "run-2" in second.out
+    assert "run-1" not in second.out
+    assert second.err == ""
+    wrong = everloop("runs", "ls", "--where", "metrcs.loss > 1")
+    assert wrong.code == 2
+    assert "Nearest: metrics" in wrong.err
+    assert "team" in everloop("runs", "ls", "--columns", "tags.team").out
+
+
+def test_runs_differ_and_are_drawn(everloop, ids):
+    shown = everloop("runs", "diff", ids[0], ids[1])
+    assert "lr" in shown.out
+    assert everloop("runs", "diff", *ids, "--json").json["params"] == {"lr": [1.0, 0.1, 0.01]}
+    assert everloop("runs", "diff", ids[0]).code == 2
+    drawn = everloop("runs", "log", ids[0], ids[1])
+    assert "loss" in drawn.out
+    assert any(0x2800 < ord(sign) < 0x2900 for sign in drawn.out)
+    course = everloop("runs", "log", ids[0], "--points", "10", "--json").json
+    assert course[0]["total"] == 50
+    assert len(course[0]["step"]) <= 10
+    assert "Artifacts" in everloop("runs", "show", ids[0]).out
+
+
+def test_runs_are_put_away_deleted_and_brought_back(everloop, ids):
+    assert everloop("runs", "archive", ids[0]).code == 0
+    assert len(everloop("runs", "ls", "--json").json) == 2
+    assert len(everloop("runs", "ls", "--archived", "--json").json) == 3
+    everloop("runs", "archive", "--undo", ids[0])
+    unasked = everloop("runs", "rm", ids[0])
+    assert unasked.code == 2
+    assert "--yes" in unasked.err
+    assert len(everloop("runs", "ls", "--json").json) == 3
+    assert everloop("runs", "rm", "--yes", ids[0], ids[1]).code == 0
+    assert [row["name"] for row in everloop("runs", "ls", "--json").json] == ["run-2"]
+    assert {row["id"] for row in everloop("runs", "ls", "--deleted", "--json").json} == set(ids[:2])
+    assert everloop("runs", "restore", ids[0], ids[1]).code == 0
+    assert len(everloop("runs", "ls", "--json").json) == 3
+    assert everloop("runs", "restore", ids[0]).code == 3
+
+
+def test_runs_travel_in_a_file(everloop, ids):
+    assert "3 runs and 3 objects" in everloop("runs", "export", "--to", "all.zip").out
+    assert everloop("runs", "export", ids[0], "--to", "all.zip").code == 4
+    done = everloop("runs", "import", "all.zip", "--home", "other", "--json").json
+    assert set(done["added"]) == set(ids)
+    assert "3 known already" in everloop("runs", "import", "all.zip", "--home", "other").out
+    assert everloop("runs", "import", "none.db").code == 3
+
+
+def test_a_plot_has_its_edges_and_survives_odd_numbers():
+    lines = draw_curves([([0, 1, 2, 3], [0.0, 10.0, math.nan, 5.0]), ([0, 3], [math.inf, 2.0])], 60, 6)
+    assert len(lines) == 7
+    assert lines[0].startswith("10 ┤")
+    assert lines[5].startswith(" 0 ┤")
+    assert lines[6].split() == ["0", "3"]
+    assert draw_curves([([], [])], 60, 6) == ["no finite values"]
+    assert len(draw_curves([([1], [5.0])], 60, 4)) == 5
+    assert len(draw_curves([([0, 1], [-1.7e308, 1.7e308])], 60, 4)) == 5

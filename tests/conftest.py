@@ -1,0 +1,139 @@
+"""Real servers, started once for a test session and listening on a socket in their own folder only."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def _no_project_left_behind() -> Iterator[None]:
+    """Loading a project says in the environment where it is, also to whatever that process starts later."""
+    before = os.environ.pop("EVERLOOP_PROJECT", None)
+    yield
+    os.environ.pop("EVERLOOP_PROJECT", None)
+    if before is not None:
+        os.environ["EVERLOOP_PROJECT"] = before
+
+
+def need(program: str, what: str, way_out: str) -> None:
+    """Skip, or fail where this program is required."""
+    if program in os.environ.get("EVERLOOP_REQUIRE", "").split(","):
+        pytest.fail(f"{what} is required and not installed")
+    pytest.skip(f"{what} is not installed; {way_out}")
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """URL of a throw-away Redis."""
+    given = os.environ.get("EVERLOOP_TEST_REDIS")
+    if given:
+        yield given
+        return
+    program = shutil.which("redis-server")
+    if program is None:
+        need("redis", "Redis", "set EVERLOOP_TEST_REDIS to the URL of a server")
+    folder = Path(tempfile.mkdtemp(prefix="everloop-redis-"))
+    socket = folder / "socket"
+    command = [str(program), "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            for _ in range(200):
+                if socket.exists():
+                    break
+                time.sleep(0.05)
+            yield f"unix://{socket}"
+        finally:
+            server.terminate()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """URL of a throw-away server's database `postgres`, which listens on a socket in its own folder only."""
+    given = os.environ.get("EVERLOOP_TEST_POSTGRES")
+    if given:
+        yield given
+        return
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    found = programs[-1] if programs else shutil.which("initdb")
+    if found is None:
+        need("postgres", "PostgreSQL", "set EVERLOOP_TEST_POSTGRES to the URL of a server")
+    # Not below pytest's own folder, which each session closes to all other users, and whose names are too long for
+    # a socket.
+    folder = Path(tempfile.mkdtemp(prefix="everloop-postgres-"))
+    as_user = _other_user(folder)
+    binaries = Path(found).parent
+    options = "-c listen_addresses='' -c fsync=off -c synchronous_commit=off -c max_connections=200"
+    data = folder / "data"
+    user = pwd.getpwuid(os.getuid()).pw_name
+    _call(as_user, [str(binaries / "initdb"), "-D", str(data), "-U", user, "-A", "trust", "-E", "UTF8", "--no-sync"])
+    control = [str(binaries / "pg_ctl"), "-D", str(data), "-w"]
+    _call(as_user, [*control, "-l", str(folder / "log"), "-o", f"-k {folder} {options}", "start"])
+    yield f"postgresql://{user}@/postgres?host={folder}"
+    _call(as_user, [*control, "-m", "immediate", "stop"])
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> Iterator[str]:
+    """URL of a schema of its own, in which nothing has been made yet."""
+    with _schema(postgres_server) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def _postgres_tables(postgres_server: str) -> Iterator[str]:
+    with _schema(postgres_server) as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_shared(_postgres_tables: str) -> Iterator[str]:
+    """URL of a schema that others use as well, one after the other; emptied afterwards."""
+    import psycopg
+
+    yield _postgres_tables
+    with psycopg.connect(_postgres_tables, autocommit=True) as connection:
+        connection.execute(
+            "TRUNCATE records, revisions, metrics, points, events, searched_records, searched_values, searched_paths"
+            " RESTART IDENTITY"
+        )
+
+
+@contextmanager
+def _schema(server: str) -> Iterator[str]:
+    import psycopg
+
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {name}".encode())
+    yield f"{server}{'&' if '?' in server else '?'}options=-csearch_path%3D{name}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"DROP SCHEMA {name} CASCADE".encode())
+
+
+def _other_user(folder: Path) -> list[str]:
+    """PostgreSQL refuses to run as root, so root lends the folder to its user."""
+    if os.getuid() != 0:
+        return []
+    shutil.chown(folder, "postgres")
+    return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+
+
+def _call(as_user: list[str], command: list[str]) -> None:
+    done = subprocess.run([*as_user, *command], capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,170 @@
+"""Rollouts: every way from a candidate to the traffic, and back."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from everloop.errors import ConflictError, NotFoundError
+from everloop.loop import abort_release, advance_release, promote, roll_back
+from everloop.loop.gates import Answer
+from everloop.loop.rollout import apply_answer, champion_of, find_rolling, start_release
+from everloop.models import alias_history, approve, list_requests, set_policy
+from everloop.records import Endpoint, GateResult, ModelVersion, Release
+from everloop.stores import open_store
+from everloop.stores.clock import FixedClock
+
+
+@pytest.fixture
+def store(tmp_path):
+    with open_store(tmp_path / "home", project="p") as opened:
+        yield opened
+
+
+def version(store, number):
+    made = store.new(ModelVersion, model="m", version=number, package=f"sha256:{number:064d}")
+    store.records.put(made)
+    return made
+
+
+def gate(store, candidate, outcome):
+    made = store.new(GateResult, gate="g", outcome=outcome, candidate=candidate.key, message=f"says {outcome}")
+    store.records.put(made)
+    return made
+
+
+def routes(store):
+    return {route.version: (route.percent, route.role) for route in store.records.get(Endpoint, "e").routes}
+
+
+def test_first_champion_takes_all_traffic_at_once(store):
+    release = start_release(store, "e", version(store, 1), steps=(10, 50, 100))
+    assert release.state == "completed"
+    assert champion_of(store, "m") == "m@1"
+    assert routes(store) == {"m@1": (100.0, "champion")}
+
+
+def test_steps_lead_to_the_crown(store):
+    start_release(store, "e", version(store, 1))
+    release = start_release(store, "e", version(store, 2), steps=(10, 50, 100))
+    assert (release.state, release.percent) == ("rolling_out", 10)
+    assert routes(store) == {"m@1": (90.0, "champion"), "m@2": (10.0, "canary")}
+    release = advance_release(store, release, "good")
+    assert routes(store) == {"m@1": (50.0, "champion"), "m@2": (50.0, "canary")}
+    assert champion_of(store, "m") == "m@1"
+    release = advance_release(store, release, "better")
+    assert release.state == "completed"
+    assert routes(store) == {"m@2": (100.0, "champion")}
+    assert [tenure.version for tenure in alias_history(store, "m", "champion")] == ["m@1", "m@2"]
+    assert [decision.action for decision in release.decisions] == ["start", "advance", "complete"]
+
+
+def test_failed_gate_rejects(store):
+    start_release(store, "e", version(store, 1))
+    second = version(store, 2)
+    release = start_release(store, "e", second, gates=[gate(store, second, "pass"), gate(store, second, "fail")])
+    assert release.state == "rejected"
+    assert "says fail" in release.decisions[0].reason
+    assert routes(store) == {"m@1": (100.0, "champion")}
+    assert store.records.get(ModelVersion, "m@2").state == "rejected"
+
+
+def test_undecided_gate_may_enter_a_canary_but_not_all_traffic(store):
+    start_release(store, "e", version(store, 1))
+    second, third = version(store, 2), version(store, 3)
+    held = start_release(store, "e", second, gates=[gate(store, second, "undecided")])
+    assert (held.state, held.percent, held.decisions[-1].action) == ("rolling_out", 0.0, "hold")
+    assert routes(store) == {"m@1": (100.0, "champion")}
+    canary = start_release(store, "e", third, steps=(10, 100), gates=[gate(store, third, "undecided")])
+    assert canary.percent == 10
+    assert store.records.get(Release, held.id).state == "superseded"
+
+
+def test_evidence_decides(store):
+    start_release(store, "e", version(store, 1))
+    release = start_release(store, "e", version(store, 2), steps=(10, 50, 100))
+    held = apply_answer(store, release, Answer("undecided", "too few", {"gain": -0.1}), impatient=False)
+    assert (held.state, held.decisions[-1].action) == ("rolling_out", "hold")
+    again = apply_answer(store, held, Answer("undecided", "still too few", {"gain": -0.1}), impatient=False)
+    assert len(again.decisions) == len(held.decisions)  # once a day is enough
+    moved = apply_answer(store, again, Answer("pass", "good", {"gain": 0.1}), impatient=False)
+    assert moved.percent == 50
+    ended = apply_answer(store, moved, Answer("fail", "worse", {"gain": -0.2}), impatient=False)
+    assert ended.state == "rolled_back"
+    assert ended.decisions[-1].evidence == {"gain": -0.2}
+    assert routes(store) == {"m@1": (100.0, "champion")}
+    assert store.records.get(ModelVersion, "m@2").state == "rolled_back"
+
+
+@pytest.mark.parametrize(("gain", "state"), [(0.01, "rolling_out"), (-0.01, "rolled_back")])
+def test_when_patience_is_over_the_better_estimate_wins(store, gain, state):
+    start_release(store, "e", version(store, 1))
+    release = start_release(store, "e", version(store, 2), steps=(10, 50, 100))
+    moved = apply_answer(store, release, Answer("undecided", "?", {"gain": gain}), impatient=True)
+    assert moved.state == state
+    assert moved.percent == (50 if gain > 0 else 0)
+
+
+def test_two_who_decide_at_once_cannot_both(store):
+    start_release(store, "e", version(store, 1))
+    release = start_release(store, "e", version(store, 2), steps=(10, 50, 100))
+    advance_release(store, release, "first")
+    with pytest.raises(ConflictError):
+        abort_release(store, release, "second, with what it read before")
+    assert find_rolling(store, "e").percent == 50
+
+
+def test_a_failure_in_the_middle_leaves_nothing_half_done(store, monkeypatch):
+    start_release(store, "e", version(store, 1))
+    release = start_release(store, "e", version(store, 2), steps=(50, 100))
+    monkeypatch.setattr("everloop.loop.rollout._set_state", lambda *_: (_ for _ in ()).throw(OSError("gone")))
+    with pytest.raises(OSError, match="gone"):
+        advance_release(store, release, "last step")
+    assert champion_of(store, "m") == "m@1"
+    assert find_rolling(store, "e") == release
+    assert routes(store) == {"m@1": (50.0, "champion"), "m@2": (50.0, "canary")}
+
+
+def test_rollback_after_completion_restores_the_champion_before(store):
+    start_release(store, "e", version(store, 1))
+    promote(store, "e", version(store, 2), "I say so")
+    assert champion_of(store, "m") == "m@2"
+    ended = roll_back(store, "e", "customers complain")
+    assert (ended.candidate, ended.state) == ("m@2", "rolled_back")
+    assert champion_of(store, "m") == "m@1"
+    assert routes(store) == {"m@1": (100.0, "champion")}
+    with pytest.raises(NotFoundError, match="first champion"):
+        roll_back(store, "e", "again")
+
+
+def test_a_finished_release_takes_no_decisions(store):
+    done = start_release(store, "e", version(store, 1))
+    with pytest.raises(ConflictError, match="completed"):
+        advance_release(store, done, "more")
+
+
+def test_who_was_champion_then(store):
+    start_release(store, "e", version(store, 1))
+    between = store.now()
+    promote(store, "e", version(store, 2), "newer")
+    assert champion_of(store.as_of(between), "m") == "m@1"
+    assert champion_of(store.as_of(between - timedelta(days=1)), "m") is None
+    assert isinstance(store.as_of(between).clock, FixedClock)
+
+
+def test_a_guarded_champion_waits_for_others_to_agree(store):
+    start_release(store, "e", version(store, 1))
+    set_policy(store, "m", "champion", 1)
+    release = start_release(store, "e", version(store, 2), steps=(50, 100))
+    waiting = advance_release(store, release, "better")
+    assert (waiting.state, waiting.percent) == ("rolling_out", 50)
+    assert "waits for agreement" in waiting.decisions[-1].reason
+    assert routes(store) == {"m@1": (50.0, "champion"), "m@2": (50.0, "canary")}
+    (asked,) = list_requests(store, "m", "champion", state="open")
+    advance_release(store, waiting, "better")
+    assert len(list_requests(store, "m", "champion")) == 1, "asked once, however often the loop looks"
+    approve(store.as_actor("user:bob"), asked.id)
+    done = advance_release(store, store.records.get(Release, release.id), "better")
+    assert done.state == "completed"
+    assert routes(store) == {"m@2": (100.0, "champion")}

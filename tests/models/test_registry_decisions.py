@@ -1,0 +1,211 @@
+"""What people decide about versions: agreement of others, history, archiving, comparison and the card."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from everloop.errors import ConflictError, NotFoundError, TrustError, UsageError
+from everloop.loop import promote
+from everloop.models import (
+    ApprovalError,
+    alias_at,
+    alias_history,
+    approve,
+    archive,
+    describe,
+    diff_versions,
+    find_alias,
+    get_version,
+    list_requests,
+    register,
+    reject,
+    remove_alias,
+    request_alias,
+    set_alias,
+    set_policy,
+    tag,
+    unarchive,
+    version_card,
+    withdraw,
+)
+from everloop.records import Endpoint, GateResult, ModelVersion, Package, Run, Source
+from everloop.stores import open_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from everloop.stores import Store
+
+
+def version(store: Store, number: int, **fields: Any) -> ModelVersion:
+    signature = {"task": "regression", "inputs": [{"name": "a|b<i>", "type": "int" if number < 3 else "float"}]}
+    package = store.new(
+        Package, digest=f"sha256:{number:064x}", format="linear", signature=signature, size_bytes=number
+    )
+    store.records.put(package)
+    return register(store, "delays", package, **fields)
+
+
+@pytest.fixture
+def three(store: Store) -> list[str]:
+    return [version(store, number).key for number in (1, 2, 3)]
+
+
+def test_a_guarded_alias_needs_other_eyes(store: Store, three: list[str]) -> None:
+    ann, bob, eve = (store.as_actor(f"user:{name}") for name in ("ann", "bob", "eve"))
+    set_alias(ann, "delays", "champion", three[0])
+    set_policy(store, "delays", "champion", 2)
+    with pytest.raises(ApprovalError, match="2 other"):
+        set_alias(ann, "delays", "champion", three[1])
+    request = request_alias(ann, "delays", "champion", three[1], "better")
+    assert request_alias(ann, "delays", "champion", three[1]).id == request.id
+    with pytest.raises(TrustError, match="user:ann asked"):
+        approve(ann, request.id)
+    assert approve(bob, request.id, "looks good").state == "open"
+    with pytest.raises(ConflictError, match="agreed already"):
+        approve(bob, request.id)
+    with pytest.raises(ApprovalError):
+        set_alias(ann, "delays", "champion", three[1])
+    assert approve(eve, request.id).state == "approved"
+    with pytest.raises(ApprovalError):
+        set_alias(ann, "delays", "champion", three[2])  # another version than agreed
+    set_alias(ann, "delays", "champion", three[1], reason="better")
+    (used,) = list_requests(store, "delays")
+    assert used.state == "applied"
+    tenure = alias_history(store, "delays", "champion")[-1]
+    assert (tenure.version, tenure.actor, tenure.approved_by) == (three[1], "user:ann", ("user:bob", "user:eve"))
+    # Straight back without asking, but not to and fro.
+    set_alias(bob, "delays", "champion", three[0], reason="rolled back")
+    with pytest.raises(ApprovalError):
+        set_alias(bob, "delays", "champion", three[1])
+    with pytest.raises(ApprovalError, match="guarded"):
+        remove_alias(ann, "delays", "champion")
+    set_policy(store, "delays", "champion", 0)
+    set_alias(ann, "delays", "champion", three[2])
+
+
+def test_requests_end(store: Store, three: list[str]) -> None:
+    ann, bob = store.as_actor("user:ann"), store.as_actor("user:bob")
+    set_policy(store, "delays", "champion", 1)
+    first = request_alias(ann, "delays", "champion", three[0])
+    assert reject(bob, first.id, "no").state == "rejected"
+    with pytest.raises(ConflictError, match="not open"):
+        approve(bob, first.id)
+    second = request_alias(ann, "delays", "champion", three[0])
+    with pytest.raises(TrustError):
+        withdraw(bob, second.id)
+    assert withdraw(ann, second.id).state == "withdrawn"
+    third, fourth = (request_alias(ann, "delays", "champion", key) for key in three[:2])
+    approve(bob, third.id)
+    set_alias(ann, "delays", "champion", three[0])
+    with pytest.raises(ConflictError, match="has moved"):
+        approve(bob, fourth.id)
+    with pytest.raises(UsageError, match="already"):
+        request_alias(ann, "delays", "champion", three[0])
+    with pytest.raises(UsageError):
+        set_policy(store, "delays", "champion", 99)
+    with pytest.raises(NotFoundError):
+        approve(bob, "nothing")
+
+
+def test_release_code_is_held_to_the_policy_as_well(store: Store, three: list[str]) -> None:
+    ann, bob = store.as_actor("user:ann"), store.as_actor("user:bob")
+    promote(ann, "delays", get_version(store, three[0]), "first")
+    set_policy(store, "delays", "champion", 1)
+    with pytest.raises(ApprovalError):
+        promote(ann, "delays", get_version(store, three[1]), "now")
+    place = store.records.get(Endpoint, "delays")
+    assert [route.version for route in place.routes] == [three[0]]  # nothing of it is left
+    approve(bob, request_alias(ann, "delays", "champion", three[1]).id)
+    promote(ann, "delays", get_version(store, three[1]), "now")
+    assert store.records.get(Endpoint, "delays").routes[0].version == three[1]
+
+
+def test_who_was_champion_then(tmp_path: Path) -> None:
+    start = datetime(2026, 5, 1, tzinfo=UTC)
+    with open_store(tmp_path / "then", actor="user:ann") as store:
+        clock = store.simulate(start)
+        keys = [version(store, number).key for number in (1, 2)]
+        clock.set(start + timedelta(days=1))
+        set_alias(store, "delays", "champion", keys[0], reason="first")
+        clock.set(start + timedelta(days=5))
+        set_alias(store.as_actor("user:bob"), "delays", "champion", keys[1])
+        clock.set(start + timedelta(days=9))
+        remove_alias(store, "delays", "champion")
+        clock.set(start + timedelta(days=12))
+        set_alias(store, "delays", "champion", keys[0])
+        noon = datetime(2026, 5, 3, 12, tzinfo=UTC)
+        held = alias_at(store, "delays", "champion", noon)
+        assert held is not None
+        assert (held.version, held.actor, held.reason) == (keys[0], "user:ann", "first")
+        told = [alias_at(store, "delays", "champion", start + timedelta(days=day)) for day in (0, 1, 5, 9, 11, 12, 40)]
+        assert [one.version if one else None for one in told] == [None, keys[0], keys[1], None, None, keys[0], keys[0]]
+        with pytest.raises(UsageError, match="timezone"):
+            alias_at(store, "delays", "champion", datetime(2026, 5, 3))
+        assert alias_history(store, "delays", "nobody") == []
+
+
+def test_archived_versions_hold_nothing(store: Store, three: list[str]) -> None:
+    set_alias(store, "delays", "champion", three[0])
+    with pytest.raises(ConflictError, match="delays@champion"):
+        archive(store, three[0])
+    assert archive(store, three[1], "stale").state == "archived"
+    assert archive(store, three[1]).state == "archived"
+    with pytest.raises(ConflictError, match="unarchive"):
+        set_alias(store, "delays", "champion", three[1])
+    assert unarchive(store, three[1]).state == "registered"
+    set_alias(store, "delays", "champion", three[1])
+    assert find_alias(store, "delays", "champion").version == three[1]  # type: ignore[union-attr]
+
+
+def test_descriptions_and_tags(store: Store, three: list[str]) -> None:
+    assert describe(store, three[0], "for **winter**").description == "for **winter**"
+    assert tag(store, three[0], {"team": "ops", "x": "1"}).tags == {"team": "ops", "x": "1"}
+    before = store.records.last_event()
+    assert tag(store, three[0], {"x": "1"}).tags == {"team": "ops", "x": "1"}
+    assert store.records.last_event() == before
+    assert tag(store, three[0], {"x": None, "absent": None}).tags == {"team": "ops"}
+    for bad in ({"": "x"}, {"n" * 251: "x"}, {"n": "v" * 8001}):
+        with pytest.raises(UsageError):
+            tag(store, three[0], bad)
+
+
+def test_difference_and_card(store: Store) -> None:
+    runs = []
+    for number in (1, 2):
+        source = Source(packages={"numpy": f"{number}.0", "same": "1"}, git_commit=f"c{number}")
+        run = store.new(Run, name="r", started_at=store.now(), params={"depth": number, "same": 1}, source=source)
+        store.records.put(run)
+        runs.append(run.id)
+    a = version(store, 1, run=runs[0], metrics={"auc": 0.7, "only_a": 1.0}, description="About it.")
+    evaluation = {"metrics": {"auc": {"value": 0.75, "low": 0.7, "high": 0.8}}}
+    b = version(store, 3, run=runs[1], evaluation=evaluation, tags={"team": "ops"})
+    diff = diff_versions(store, a.key, b.key)
+    assert diff.metrics["auc"].change == pytest.approx(0.05)
+    assert (diff.metrics["only_a"].b, diff.metrics["only_a"].change) == (None, None)
+    assert {name: (one.a, one.b) for name, one in diff.params.items()} == {"depth": (1, 2)}
+    assert list(diff.packages) == ["numpy"]
+    assert list(diff.signature) == ["inputs.a|b<i>"]
+    assert diff.code["git commit"].b == "c2"
+    assert not diff.same_package
+    same = diff_versions(store, a.key, a.key)
+    assert (same.params, same.facts, same.metrics["auc"].change) == ({}, {}, 0.0)
+    gate = store.new(GateResult, gate="AtLeast", outcome="pass", candidate=b.key, message="0.75 >= 0.6\n# heading")
+    store.records.put(gate)
+    set_alias(store, "delays", "champion", b.key, reason="better")
+    card = version_card(store, b.key)
+    for part in (
+        "# delays@2",
+        "| `auc` | 0.75 | 0.7 to 0.8 |",
+        "AtLeast | pass",
+        "a\\|b&lt;i&gt;",
+        runs[1],
+        "champion",
+        "better",
+    ):
+        assert part in card
+    assert "\n# heading" not in card
+    assert "About it." in version_card(store, a.key)

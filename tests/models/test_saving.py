@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+
+import everloop as el
+from everloop.errors import EverloopError, NotFoundError, RequestError, TrainingError, UsageError
+from everloop.models import load_model, save_model, verify_package
+from everloop.models.registry import get_package
+
+if TYPE_CHECKING:
+    from everloop.stores import Store
+
+ROWS = 400
+
+
+@pytest.fixture(scope="module")
+def people() -> pd.DataFrame:
+    rng = np.random.default_rng(3)
+    table = pd.DataFrame(
+        {
+            "age": rng.normal(40, 12, ROWS),
+            "visits": rng.integers(0, 30, ROWS),
+            "city": rng.choice(["Oslo", "Rome", "Kyiv"], ROWS),
+            "plan": rng.choice(["free", "paid"], ROWS),
+        }
+    )
+    table.loc[rng.random(ROWS) < 0.1, "age"] = np.nan
+    return table
+
+
+@pytest.fixture(scope="module")
+def churned(people: pd.DataFrame) -> pd.Series:
+    rng = np.random.default_rng(4)
+    chance = people["age"].fillna(40) / 10 + (people["city"] == "Rome") * 3 + rng.normal(size=ROWS)
+    return (chance > 5).map({True: "yes", False: "no"})
+
+
+def pipeline(last: Any, encoder: Any = None) -> Any:
+    encoder = encoder or OneHotEncoder(handle_unknown="ignore")
+    numbers = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
+    prepare = ColumnTransformer([("texts", encoder, ["city", "plan"]), ("numbers", numbers, ["age", "visits"])])
+    return make_pipeline(prepare, last)
+
+
+def test_pipeline_becomes_a_version(store: Store, people: pd.DataFrame, churned: pd.Series) -> None:
+    model = pipeline(LogisticRegression()).fit(people, churned)
+    version = el.save_model(model, "churn", people, tags={"team": "growth"}, description="the first", store=store)
+    assert version.key == "churn@1"
+    assert version.tags == {"team": "growth"}
+    assert version.description == "the first"
+    package = get_package(store, version.package)
+    assert package.format == "sklearn"
+    assert package.compiled
+    assert package.parity["form"] == "compiled linear"
+    predictor = el.load_model(store, "churn@1")
+    assert predictor.classes == ("no", "yes")
+    np.testing.assert_allclose(predictor.predict(pl.DataFrame(people)), model.predict_proba(people)[:, 1], atol=1e-12)
+    inputs = predictor.signature.fields
+    assert [item.type for item in predictor.signature.inputs] == ["float", "int", "string", "string"]
+    assert inputs["city"].categories == ("Kyiv", "Oslo", "Rome")
+    assert inputs["age"].low == pytest.approx(people["age"].min())
+    assert inputs["visits"].high == people["visits"].max()
+    assert verify_package(store, "churn@1").ok
+    assert el.save_model(model, "churn", people, store=store).key == "churn@1"
+    other = pipeline(LogisticRegression(C=0.01)).fit(people, churned)
+    assert el.save_model(other, "churn", people, store=store).key == "churn@2"
+
+
+def test_rows_by_the_quick_way(store: Store, people: pd.DataFrame, churned: pd.Series) -> None:
+    encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
+    model = pipeline(HistGradientBoostingClassifier(max_iter=10), encoder).fit(people, churned)
+    save_model(model, "churn", people, store=store)
+    predictor = load_model(store, "churn")
+    assert predictor.compiled
+    assert predictor.cheap
+    assert predictor.form == "compiled trees"
+    row = predictor.row_function()
+    expected = model.predict_proba(people)[:, 1]
+    for place in range(50):
+        values = [None if value != value else value for value in people.iloc[place].tolist()]
+        label, chance = row(tuple(values))
+        assert chance == pytest.approx(expected[place], abs=1e-12)
+        assert label == ("yes" if expected[place] >= 0.5 else "no")
+    unseen = pd.DataFrame({"age": [np.nan], "visits": [3], "city": ["Lima"], "plan": ["free"]})
+    assert row((None, 3, "Lima", "free"))[1] == pytest.approx(model.predict_proba(unseen)[0, 1], abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["polars", "arrow", "numpy", "numpy32"])
+def test_examples_of_every_kind(store: Store, people: pd.DataFrame, churned: pd.Series, kind: str) -> None:
+    numbers = people[["age", "visits"]]
+    given: Any = {
+        "polars": lambda: pl.DataFrame(numbers),
+        "arrow": lambda: pl.DataFrame(numbers).to_arrow(),
+        "numpy": lambda: numbers.to_numpy(),
+        "numpy32": lambda: numbers.to_numpy(dtype=np.float32),
+    }[kind]()
+    fitted_on = pl.DataFrame(numbers) if kind == "arrow" else given
+    model = make_pipeline(SimpleImputer(), RandomForestClassifier(5, max_depth=4, random_state=0))
+    model.fit(fitted_on, churned)
+    save_model(model, "forest", given, store=store)
+    predictor = load_model(store, "forest")
+    assert predictor.compiled
+    names = ("x0", "x1") if kind.startswith("numpy") else ("age", "visits")
+    assert predictor.input_names == names
+    frame = pl.DataFrame(given, schema=list(names)) if kind.startswith("numpy") else pl.DataFrame(numbers)
+    np.testing.assert_allclose(predictor.predict(frame), model.predict_proba(fitted_on)[:, 1], atol=1e-12)
+
+
+def test_pandas_categories_keep_their_codes(store: Store, people: pd.DataFrame, churned: pd.Series) -> None:
+    import lightgbm
+
+    table = people.assign(city=people["city"].astype("category"), plan=people["plan"].astype("category"))
+    for name, model in {
+        "hist": HistGradientBoostingClassifier(categorical_features="from_dtype", max_iter=10),
+        "light": lightgbm.LGBMClassifier(n_estimators=10, verbose=-1),
+    }.items():
+        model.fit(table, churned)
+        save_model(model, name, table, store=store)
+        predictor = load_model(store, name)
+        assert predictor.compiled, get_package(store, str(predictor.digest)).parity
+        plain = pl.DataFrame(people)
+        np.testing.assert_allclose(predictor.predict(plain), model.predict_proba(table)[:, 1], atol=1e-12)
+
+
+def test_function_is_kept_as_signed_code(store: Store, people: pd.DataFrame) -> None:
+    version = save_model(lambda table: table["age"].fillna(0.0) * 2 + table["visits"], "double", people, store=store)
+    assert get_package(store, version.package).format == "python"
+    predictor = load_model(store, "double")
+    assert predictor.task == "regression"
+    assert not predictor.cheap
+    row = {"age": 2.5, "visits": 4, "city": "Oslo", "plan": "free"}
+    assert predictor.predict([row]).tolist() == [9.0]
+    assert predictor.row_function()((2.5, 4, "Oslo", "free")) == (9.0,)
+
+
+def test_function_that_gives_probabilities(store: Store, people: pd.DataFrame, churned: pd.Series) -> None:
+    def thirds(table: Any) -> Any:
+        return np.tile([0.25, 0.75], (len(table), 1))
+
+    save_model(thirds, "fixed", people, y=churned, store=store)
+    predictor = load_model(store, "fixed")
+    assert predictor.classes == ("no", "yes")
+    assert predictor.row_function()((None, 1, "Oslo", "free")) == ("yes", 0.75)
+
+
+def test_boosters_in_their_own_formats(store: Store, people: pd.DataFrame) -> None:
+    xgboost, catboost = pytest.importorskip("xgboost"), pytest.importorskip("catboost")
+    numbers, truth = people[["age", "visits"]], (people["visits"] > 12).astype(int)
+    save_model(xgboost.XGBClassifier(n_estimators=5).fit(numbers, truth), "x", numbers, store=store)
+    assert get_package(store, str(load_model(store, "x").digest)).format == "xgboost"
+    assert load_model(store, "x").compiled
+    model = catboost.CatBoostClassifier(iterations=5, verbose=0, cat_features=["city"], allow_writing_files=False)
+    table = people[["visits", "city"]]
+    save_model(model.fit(table, truth), "c", table, store=store)
+    predictor = load_model(store, "c")
+    assert predictor.manifest.format == "catboost"
+    np.testing.assert_allclose(predictor.predict(pl.DataFrame(table)), model.predict_proba(table)[:, 1])
+
+
+def test_onnx_model_as_it_is(store: Store, people: pd.DataFrame) -> None:
+    skl2onnx = pytest.importorskip("skl2onnx")
+    from skl2onnx.common.data_types import DoubleTensorType
+
+    numbers = people[["age", "visits"]].fillna(0.0).to_numpy()
+    model = Ridge().fit(numbers, numbers[:, 0] * 3)
+    graph = skl2onnx.convert_sklearn(
+        model, initial_types=[("X", DoubleTensorType([None, 2]))], target_opset={"": 18, "ai.onnx.ml": 3}
+    ).SerializeToString()
+    save_model(graph, "graph", numbers, store=store)
+    predictor = load_model(store, "graph")
+    assert predictor.form == "onnx"
+    frame = pl.DataFrame(numbers, schema=["x0", "x1"])
+    np.testing.assert_allclose(predictor.predict(frame), model.predict(numbers), rtol=1e-5)
+
+
+def test_several_classes_out_of_order(store: Store, people: pd.DataFrame) -> None:
+    numbers = people[["visits"]]
+    truth = np.array(["c", "a", "b"])[np.digitize(numbers["visits"], [10, 20])]
+    model = LogisticRegression().fit(numbers, truth)
+    save_model(model, "three", numbers, store=store)
+    predictor = load_model(store, "three")
+    assert predictor.classes == ("a", "b", "c")
+    label, *chances = predictor.row_function()((15,))
+    assert chances == pytest.approx(model.predict_proba(pd.DataFrame({"visits": [15]}))[0].tolist())
+    assert label == model.predict(pd.DataFrame({"visits": [15]}))[0]
+
+
+def test_compiled_package_answers_without_scikit_learn(store: Store, people: pd.DataFrame, churned: pd.Series) -> None:
+    version = save_model(pipeline(RandomForestClassifier(5)).fit(people, churned), "churn", people, store=store)
+    code = """
+import sys
+from everloop.models import load_model
+from everloop.stores import open_store
+with open_store(sys.argv[1]) as store:
+    load_model(store, sys.argv[2]).row_function()((30.0, 2, "Oslo", "free"))
+heavy = [name for name in ("sklearn", "pandas", "polars", "pyarrow", "scipy", "lightgbm.basic") if name in sys.modules]
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code, str(store.home), version.key], check=True, timeout=60)
+
+
+class Broken:
+    """Answers fewer rows than it is asked."""
+
+    def predict(self, table: Any) -> Any:
+        return np.zeros(max(0, len(table) - 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda m, x: (LogisticRegression(), x), "is not fitted"),
+        (lambda m, x: (pipeline(LogisticRegression()), x), "is not fitted"),
+        (lambda m, x: (m, x.drop(columns="city")), "lacks the columns 'city'"),
+        (lambda m, x: (m, x.head(0)), "0 rows"),
+        (lambda m, x: (m, x.to_dict("records")), "The example is a list"),
+        (lambda m, x: (m, x.assign(age="old")), "cannot answer its example"),
+        (lambda m, x: (Broken(), x), "cannot answer its example"),
+        (lambda m, x: (LogisticRegression, x), "is a class"),
+        (lambda m, x: (42, x), "is no model"),
+        (lambda m, x: (RidgeClassifier().fit(x[["visits"]], x["plan"]), x[["visits"]]), "no probabilities"),
+        (lambda m, x: (b"no graph", x), "no ONNX model"),
+    ],
+)
+def test_what_cannot_be_saved_says_why(
+    store: Store, people: pd.DataFrame, churned: pd.Series, change: Any, told: str
+) -> None:
+    fitted = pipeline(LogisticRegression()).fit(people, churned)
+    model, example = change(fitted, people)
+    with pytest.raises(EverloopError, match=told) as caught:
+        save_model(model, "churn", example, store=store)
+    assert isinstance(caught.value, UsageError | TrainingError) or told == "no ONNX model"
+    assert caught.value.help or told == "no ONNX model"
+    with pytest.raises(NotFoundError):
+        load_model(store, "churn")
+
+
+def test_refused_values_are_the_clients_fault(store: Store, people: pd.DataFrame, churned: pd.Series) -> None:
+    model = pipeline(LogisticRegression(), OneHotEncoder(handle_unknown="error")).fit(people, churned)
+    save_model(model, "churn", people, store=store)
+    predictor = load_model(store, "churn")
+    assert predictor.compiled
+    with pytest.raises(RequestError, match="'Lima'"):
+        predictor.row_function()((30.0, 2, "Lima", "free"))
+    with pytest.raises(RequestError, match="city"):
+        predictor.predict([{"age": 30.0, "visits": 2, "city": "Lima", "plan": "free"}])
+
+
+def test_what_a_training_step_returns_is_compiled_too(store: Store, people: pd.DataFrame, churned: pd.Series) -> None:
+    from everloop.models import build_package
+    from everloop.training import adopt
+
+    model = pipeline(RandomForestClassifier(5, max_depth=5)).fit(people, churned)
+    rows = pl.DataFrame(people.assign(churned=churned))
+    package = build_package(adopt(model, rows, "churned"), store=store, sample=rows)
+    assert package.compiled, package.parity
+    predictor = load_model(store, package.digest)
+    np.testing.assert_allclose(predictor.predict(rows), model.predict_proba(people)[:, 1], atol=1e-12)

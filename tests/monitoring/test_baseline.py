@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import pytest
+
+from everloop.errors import CorruptionError, EmptySampleError, NotFoundError, StoreVersionError, UsageError
+from everloop.monitoring import Baseline, build_baseline, find_baseline, keep_baseline, load_baseline, sketch_frame
+from everloop.monitoring.baseline import cut_by_time, spread_beyond_chance
+from everloop.records import Artifact
+from everloop.training.intervals import delong
+
+if TYPE_CHECKING:
+    from conftest import Airport
+    from everloop.stores import Store
+
+START = datetime(2024, 3, 4, tzinfo=UTC)
+FEATURES = ("distance", "carrier", "wind")
+
+
+def scored(airport: Airport, rows: int, seed: int, **shift: float) -> pl.DataFrame:
+    return airport.flights(rows, seed, span=timedelta(days=30), **shift).with_columns(
+        actual=pl.col("late").cast(pl.Int8)
+    )
+
+
+def test_a_baseline_sketches_features_and_score_and_measures(airport: Airport) -> None:
+    frame, held_out = airport.flights(5000, 1, span=timedelta(days=90)), scored(airport, 2000, 2)
+    baseline = build_baseline(frame, FEATURES, time="event_at", scored=held_out, metric="roc_auc")
+    assert baseline.rows == 5000
+    assert list(baseline.features.sketches) == list(FEATURES)
+    assert baseline.features.sketches == sketch_of(frame, baseline)
+    assert baseline.score is not None
+    assert baseline.score.sketches["prediction"].rows == 2000
+    assert baseline.metric is not None
+    exact = delong(held_out["actual"].to_numpy(), held_out["score"].to_numpy())
+    assert (baseline.metric.value, baseline.metric.low, baseline.metric.high) == (exact.value, exact.low, exact.high)
+    assert baseline.metric.rows == 2000
+    assert baseline.metric.restlessness < 0.05
+
+
+def sketch_of(frame: pl.DataFrame, baseline: Baseline) -> dict[str, object]:
+    whole = sketch_frame(frame, baseline.bins)
+    # Moments come from adding blocks, and floating-point sums know their order.
+    for name, sketch in baseline.features.sketches.items():
+        assert sketch.counts == whole[name].counts
+        if sketch.moments is not None and whole[name].moments is not None:
+            assert sketch.moments.mean == pytest.approx(whole[name].moments.mean)  # type: ignore[union-attr]
+    return dict(baseline.features.sketches)
+
+
+def test_json_brings_a_baseline_back(airport: Airport) -> None:
+    frame = airport.flights(800, 1, span=timedelta(days=90)).with_columns(when=pl.col("event_at"))
+    baseline = build_baseline(
+        frame, [*FEATURES, "when"], time="event_at", scored=scored(airport, 500, 2), metric="log_loss", blocks=12
+    )
+    assert "when" in baseline.skipped
+    content = baseline.to_json()
+    assert Baseline.from_json(content) == baseline
+    assert Baseline.from_json(content).to_json() == content
+    plain = build_baseline(frame, FEATURES)
+    assert plain.features.blocks is None
+    assert Baseline.from_json(plain.to_json()) == plain
+
+
+def test_what_is_no_baseline_is_refused(airport: Airport) -> None:
+    with pytest.raises(CorruptionError, match="no baseline"):
+        Baseline.from_json(b"{}")
+    with pytest.raises(CorruptionError, match="no baseline"):
+        Baseline.from_json(b"\xff")
+    newer = json.loads(build_baseline(airport.flights(50, 1), FEATURES).to_json()) | {"format": 2}
+    with pytest.raises(StoreVersionError, match="format 2"):
+        Baseline.from_json(json.dumps(newer).encode())
+
+
+def test_a_version_keeps_its_newest_baseline(store: Store, airport: Airport) -> None:
+    assert find_baseline(store, "delays@1") is None
+    with pytest.raises(NotFoundError, match="'delays@1' has no baseline"):
+        load_baseline(store, "delays@1")
+    first, second = (build_baseline(airport.flights(rows, 1), FEATURES) for rows in (100, 200))
+    kept = keep_baseline(store, "delays@1", first)
+    assert keep_baseline(store, "delays@1", first) == kept
+    assert len(store.records.find(Artifact)) == 1
+    assert load_baseline(store, "delays@1") == first
+    keep_baseline(store, "delays@1", second)
+    assert load_baseline(store, "delays@1") == second
+    with pytest.raises(NotFoundError, match="Versions with one: delays@1"):
+        load_baseline(store, "delays@2")
+
+
+def test_blocks_are_equal_stretches_of_time() -> None:
+    frame = pl.DataFrame({"t": [START + timedelta(hours=h) for h in (0, 30, 1, 2, 99, 100)] + [None], "x": range(7)})
+    cut = cut_by_time(frame, "t", 4)
+    assert cut is not None
+    span, parts, undated = cut
+    assert span == pytest.approx(timedelta(hours=25), abs=timedelta(seconds=1))
+    assert [part["x"].to_list() for part in parts] == [[0, 2, 3], [1], [], [4, 5]]
+    assert undated["x"].to_list() == [6]
+    assert cut_by_time(frame.head(1), "t", 4) is None
+    assert cut_by_time(frame.clear(), "t", 4) is None
+
+
+def test_blocks_count_every_row_once(airport: Airport) -> None:
+    frame = airport.flights(1000, 3, span=timedelta(days=64))
+    baseline = build_baseline(frame, FEATURES, time="event_at", blocks=64)
+    blocks = baseline.features.blocks
+    assert blocks is not None
+    for name in FEATURES:
+        assert tuple(np.sum(blocks.counts[name], axis=0)) == baseline.features.sketches[name].counts
+        assert blocks.counts_over(name, timedelta(days=1)).shape[0] == 64
+        assert blocks.counts_over(name, timedelta(days=8)).shape[0] == 8
+        # No fewer than six stretches, however long the window.
+        assert blocks.counts_over(name, timedelta(days=64)).shape[0] == 6
+        assert blocks.counts_over(name, timedelta(minutes=1)).shape[0] == 64
+        assert blocks.counts_over(name, timedelta(days=8)).sum() == 1000
+
+
+def test_a_restless_metric_says_so(airport: Airport) -> None:
+    steady = pl.concat([scored(airport, 400, seed) for seed in range(12)]).with_columns(
+        event_at=pl.Series([START + timedelta(minutes=place) for place in range(4800)])
+    )
+    restless = pl.concat([scored(airport, 400, seed, fog=0.9 * (seed % 2)) for seed in range(12)]).with_columns(
+        steady["event_at"]
+    )
+    values = []
+    for held_out in (steady, restless):
+        metric = build_baseline(
+            airport.flights(100, 1), FEATURES, time="event_at", scored=held_out, metric="roc_auc"
+        ).metric
+        assert metric is not None
+        values.append(metric.restlessness)
+    assert values[0] < 0.02
+    assert values[1] > 0.05
+
+
+def test_spread_beyond_chance_recovers_a_known_spread() -> None:
+    generator = np.random.default_rng(0)
+    truths = generator.normal(0.7, 0.05, 400)
+    pieces = [(float(value), 0.03) for value in truths + generator.normal(0, 0.03, 400)]
+    assert spread_beyond_chance(pieces) == pytest.approx(0.05, rel=0.15)
+    assert spread_beyond_chance([(0.7, 0.03)] * 20) == 0
+    assert spread_beyond_chance(pieces[:5]) == 0
+
+
+def test_wrong_references_are_refused(airport: Airport) -> None:
+    frame = airport.flights(50, 1)
+    with pytest.raises(EmptySampleError, match="reference has none"):
+        build_baseline(frame.clear(), FEATURES)
+    with pytest.raises(UsageError, match="no column 'day'"):
+        build_baseline(frame, FEATURES, time="day")
+    with pytest.raises(UsageError, match="'wind' is Float64, not a date"):
+        build_baseline(frame, ["distance"], time="wind")
+    with pytest.raises(UsageError, match="need a column 'score'"):
+        build_baseline(frame, FEATURES, scored=frame.drop("score"))
+    with pytest.raises(UsageError, match="needs scored rows"):
+        build_baseline(frame, FEATURES, metric="roc_auc")
+    with pytest.raises(UsageError, match="needs the truth"):
+        build_baseline(frame, FEATURES, scored=frame, metric="roc_auc")
+    with pytest.raises(UsageError, match="one class only"):
+        build_baseline(frame, FEATURES, scored=frame.with_columns(actual=pl.lit(1.0)), metric="roc_auc")
+    with pytest.raises(EmptySampleError, match="without any truth"):
+        build_baseline(frame, FEATURES, scored=frame.with_columns(actual=pl.lit(None, pl.Float64)), metric="roc_auc")

@@ -1,0 +1,137 @@
+"""A server of MLflow's protocol on a free port, and the Python that has MLflow's own client."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from everloop.stores import open_store
+
+API = "/api/2.0/mlflow/"
+PROXY = "/api/2.0/mlflow-artifacts/artifacts"
+
+
+@dataclass
+class Answer:
+    status: int
+    body: bytes
+    headers: dict[str, str]
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Caller:
+    """One connection to a server, without MLflow's client."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+
+    def send(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+        self.connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        with self.connection.getresponse() as got:
+            return Answer(got.status, got.read(), {k.lower(): v for k, v in got.getheaders()})
+
+    def call(self, method: str, path: str, fields: Any = None) -> Answer:
+        """One call of the protocol: fields in the query of a GET, as JSON otherwise."""
+        address = path if path.startswith("/") else API + path
+        if method == "GET":
+            return self.send("GET", f"{address}?{urlencode(fields, doseq=True)}" if fields else address)
+        return self.send(method, address, json.dumps(fields or {}).encode(), content_type="application/json")
+
+    def post(self, path: str, /, **fields: Any) -> Any:
+        got = self.call("POST", path, fields)
+        assert got.status == 200, got.body
+        return got.json
+
+    def get(self, path: str, /, **fields: Any) -> Any:
+        got = self.call("GET", path, fields)
+        assert got.status == 200, got.body
+        return got.json
+
+    def run(self, experiment: str = "0", **fields: Any) -> str:
+        made = self.post("runs/create", experiment_id=experiment, start_time=1000, **fields)
+        return made["run"]["info"]["run_id"]
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+@dataclass
+class Served:
+    store: Any
+    root: Path
+    port: int
+    caller: Caller
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    import uvicorn
+    from litestar import Litestar, get
+
+    from everloop.server.mlflow import ArtifactRoot, make_routes
+
+    @get("/health", sync_to_thread=False)
+    def health() -> str:
+        return "OK"
+
+    home = tmp_path_factory.mktemp("mlflow")
+    with open_store(home / ".everloop", project="p") as store:
+        handlers = [health, *make_routes(store, ArtifactRoot(home / "artifacts", allowed=("s3://allowed/",)))]
+        app = Litestar(route_handlers=handlers, openapi_config=None, logging_config=None)
+        bound = socket.socket()
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        caller = Caller(port)
+        yield Served(store, home / "artifacts", port, caller)
+        caller.close()
+        server.should_exit = True
+        thread.join(timeout=10)
+        bound.close()
+
+
+@pytest.fixture
+def api(served):
+    return served.caller
+
+
+@pytest.fixture(scope="session")
+def mlflow_python() -> str:
+    """The Python of an environment that has MLflow, which everloop's own does not need."""
+    named = os.environ.get("EVERLOOP_MLFLOW_PYTHON")
+    here = Path(__file__).parents[3] / ".bench" / "mlflow" / "bin" / "python"
+    python = named or (str(here) if here.exists() else "")
+    missing = not python
+    if python:
+        looked = subprocess.run([python, "-c", "import mlflow.version"], capture_output=True, check=False)
+        missing = looked.returncode != 0
+    if missing:
+        reason = "MLflow's client is not there: make an environment with `pip install mlflow lightgbm` and name its"
+        reason += " Python in EVERLOOP_MLFLOW_PYTHON, or put it at .bench/mlflow"
+        if "mlflow" in os.environ.get("EVERLOOP_REQUIRE", "").split(","):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return python

@@ -1,0 +1,119 @@
+"""Nothing that a client names leads out of the operator's folder, or makes a browser run what it uploaded."""
+
+from __future__ import annotations
+
+import pytest
+
+from everloop.server.mlflow.artifact_root import ArtifactRoot, safe_parts
+from everloop.server.mlflow.wire import MlflowError
+
+PROXY = "/api/2.0/mlflow-artifacts/artifacts"
+ESCAPES = [
+    "../x", "a/../../x", "..", "%2e%2e/x", "a/%2e%2e/%2e%2e/x", "%252e%252e%252fx", "%25252e%25252e/x", "..%2fx",
+    "..%5cx", "a%5c..%5cx", "a\\..\\x", "/etc/passwd", "%2fetc/passwd", "//etc/passwd", "C:/x", "c:x", "C%3a/x",
+    "file:///etc/passwd", "file:x", "a%00b", "a%2500b", "a#b", "a%23b", "a%253fb", "a%3fb", "a;b", "a%3bb",
+    ".uploads/x", "./.uploads/x", "%2euploads/x", "a%0ab", "x" * 300, "a/" * 3000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ESCAPES)
+def test_no_path_leads_out(api, served, tmp_path, path):
+    spelled = path.replace("\\", "%5c").replace("#", "%23")
+    before = sorted(p for p in served.root.parent.rglob("*") if p.is_file() and ".everloop" not in p.parts)
+    for method, body in (("PUT", b"evil"), ("GET", None), ("DELETE", b"")):
+        got = api.send(method, f"{PROXY}/{spelled}", body)
+        assert got.status in (400, 404), (method, got.status, got.body)
+        assert b"root:" not in got.body
+    after = sorted(p for p in served.root.parent.rglob("*") if p.is_file() and ".everloop" not in p.parts)
+    assert before == after
+
+
+@pytest.mark.parametrize("path", ["../x", "%2e%2e/x", "/etc", "C:/", "a\\b", "..%2f.."])
+def test_no_listing_or_download_leads_out(api, path):
+    run = api.run()
+    for address, fields in (
+        (PROXY, {"path": path}),
+        ("artifacts/list", {"run_id": run, "path": path}),
+        ("/get-artifact", {"run_id": run, "path": path}),
+    ):
+        got = api.call("GET", address, fields)
+        assert (got.status, got.json["error_code"]) == (400, "INVALID_PARAMETER_VALUE"), (address, got.body)
+
+
+def test_symbolic_links_are_neither_followed_nor_listed(api, served, tmp_path):
+    (tmp_path / "secret").write_text("s")
+    folder = served.root / "links"
+    folder.mkdir()
+    (folder / "file").symlink_to(tmp_path / "secret")
+    (folder / "folder").symlink_to(tmp_path)
+    assert api.send("GET", f"{PROXY}/links/file").status == 400
+    assert api.send("GET", f"{PROXY}/links/folder/secret").status == 400
+    assert api.send("PUT", f"{PROXY}/links/folder/new", b"x").status == 400
+    assert api.send("PUT", f"{PROXY}/links/file", b"x").status == 400
+    assert api.get(PROXY, path="links") == {}
+    assert (tmp_path / "secret").read_text() == "s"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "/etc", "file:///etc", "../x", "mlflow-artifacts:/../x", "mlflow-artifacts:/%2e%2e/x", "s3://other/x",
+        "mlflow-artifacts://host/x", "s3://allowed/../x", "s3://allowed/%2e%2e/x", "mlflow-artifacts:/a?b", "a#b",
+        "http://127.0.0.1/x", "gs://x",
+    ],
+)  # fmt: skip
+def test_an_experiment_is_kept_only_where_the_operator_allows(api, place):
+    got = api.call("POST", "experiments/create", {"name": f"placed {place}", "artifact_location": place})
+    assert (got.status, got.json["error_code"]) == (400, "INVALID_PARAMETER_VALUE"), got.body
+
+
+def test_places_that_the_operator_allows(api):
+    for name, place in (("bucket", "s3://allowed/team"), ("own", "mlflow-artifacts:/team")):
+        made = api.post("experiments/create", name=name, artifact_location=place)["experiment_id"]
+        assert api.get("experiments/get", experiment_id=made)["experiment"]["artifact_location"] == place
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "/etc/passwd", "file:///etc/passwd", "file:/etc/passwd", "FILE:///etc", "etc/passwd", "C:/x",
+        "s3://b/../x", "s3://b/%2e%2e/x", "s3://b/%252e%252e/x", "mlflow-artifacts:/0/other", "s3://b/a\x00",
+        "http://h/api/2.0/mlflow-artifacts/artifacts/0/x", "models:/nothing/1", "models:/x", "models://h/x/1",
+        "runs:/other/m", "mlflow-artifacts://h/0", "models:/m-" + "0" * 32,
+    ],
+)  # fmt: skip
+def test_a_version_has_no_source_elsewhere(api, source):
+    api.call("POST", "registered-models/create", {"name": "sourced"})
+    got = api.call("POST", "model-versions/create", {"name": "sourced", "source": source})
+    assert got.status in (400, 404), got.body
+    run = api.run()
+    got = api.call("POST", "model-versions/create", {"name": "sourced", "source": source, "run_id": run})
+    assert got.status in (400, 404), got.body
+
+
+def test_uploads_are_never_shown_as_pages(api):
+    run = api.run()
+    experiment = "0"
+    api.send("PUT", f"{PROXY}/{experiment}/{run}/artifacts/page.html", b"<script>alert(1)</script>")
+    for address in (f"{PROXY}/{experiment}/{run}/artifacts/page.html", f"/get-artifact?run_id={run}&path=page.html"):
+        got = api.send("GET", address)
+        assert got.status == 200
+        assert got.headers["content-type"] == "application/octet-stream"
+        assert got.headers["x-content-type-options"] == "nosniff"
+        assert got.headers["content-disposition"].startswith("attachment")
+        assert "sandbox" in got.headers["content-security-policy"]
+
+
+def test_a_folder_is_not_replaced_nor_a_file_entered(api):
+    assert api.send("PUT", f"{PROXY}/kept/a", b"1").status == 200
+    assert api.send("PUT", f"{PROXY}/kept", b"2").status == 400
+    assert api.send("PUT", f"{PROXY}/kept/a/b", b"3").status == 400
+    assert api.send("GET", f"{PROXY}/kept/a").body == b"1"
+
+
+def test_names_with_signs_stay_names(tmp_path):
+    root = ArtifactRoot(tmp_path / "a")
+    assert safe_parts("a b/ü/100%.png") == ("a b", "ü", "100%.png")
+    assert root.place("a/./b") == root.root / "a" / "b"
+    with pytest.raises(MlflowError):
+        root.place("%" + "25" * 30 + "2e")

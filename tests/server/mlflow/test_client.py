@@ -1,0 +1,80 @@
+"""MLflow's own client against our server, and what everloop then knows of what it did."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from everloop.models.history import alias_history
+from everloop.models.registry import get_version
+from everloop.records import ModelVersion, Run
+from everloop.server.mlflow.reply import record_id
+from everloop.tracking import read_metrics
+
+
+@pytest.fixture(scope="module")
+def said(served, mlflow_python):
+    script = Path(__file__).parent / "client_script.py"
+    done = subprocess.run(
+        [mlflow_python, str(script), served.url],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "MLFLOW_ENABLE_ASYNC_LOGGING": "false", "PYTHONWARNINGS": "ignore"},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_a_run_comes_back_as_it_was_logged(said):
+    assert said["status"] == "FINISHED"
+    assert said["params"] == {"lr": "0.1", "depth": "3"}
+    assert said["loss"] == 0.2
+    assert said["nan"] == "nan"
+    assert said["dataset"] == "random"
+    assert said["history"] == [[step, 1 / (step + 1)] for step in range(5)]
+    assert said["changed"] == ["INVALID_PARAMETER_VALUE", True]
+    assert said["missing"] == "RESOURCE_DOES_NOT_EXIST"
+
+
+def test_artifacts_come_back(said):
+    assert said["files"] == ["files", "notes"]
+    assert (said["text"], said["big"]) == ("hello", 3_000_000)
+
+
+def test_runs_are_found(said):
+    assert said["found"] == [said["outer"]]
+    assert said["children"] == [said["inner"]]
+    assert (said["after_delete"], said["after_restore"]) == (0, 1)
+
+
+def test_models_are_logged_registered_loaded_and_renamed(said):
+    assert said["predicted"] is True
+    assert said["models"] == [["clf", {"champion": "1"}]]
+    assert said["version"] == [True, True]
+    assert said["copied"] is True
+    assert said["latest"] == ["1"]
+    assert said["renamed"] == "1"
+    assert said["autologged"] == [True, True]
+    assert said["logged_models"] == 2
+
+
+def test_everloop_knows_the_same_run_with_its_metrics(said, served):
+    run = served.store.records.get(Run, record_id(said["outer"]))
+    assert (run.name, run.state, run.params["lr"], run.metrics["loss"]) == ("outer", "finished", "0.1", 0.2)
+    points = read_metrics(served.store, run.id, "loss")
+    assert [(point.step, point.value) for point in points] == [(step, 1 / (step + 1)) for step in range(5)]
+    assert served.store.records.get(Run, record_id(said["inner"])).parent == run.id
+
+
+def test_everloop_knows_the_same_version_and_its_alias(said, served):
+    version = get_version(served.store, "renamed@champion")
+    assert isinstance(version, ModelVersion)
+    assert version.version == 1
+    assert version.source.startswith("models:/m-")
+    assert [tenure.until for tenure in alias_history(served.store, "renamed", "champion")] == [None]

@@ -1,0 +1,257 @@
+"""Who may enter, and what each may do: over real HTTP, on every route that there is."""
+
+from __future__ import annotations
+
+import base64
+import re
+from datetime import timedelta
+
+import pytest
+
+from everloop.errors import ConflictError, UsageError
+from everloop.server.access import AccessBook, Principal
+from everloop.server.access.limiting import FailureLimit
+from everloop.server.access.passwords import hash_password, verify_password
+from everloop.server.access.roles import ROLES, is_enough
+from everloop.server.app import make_app
+from everloop.server.asking import NEEDS
+from everloop.server.control import ControlPlane
+from everloop.server.options import ServerOptions
+
+PASSWORD = "correct horse battery"
+
+
+def basic(name, password=PASSWORD):
+    return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    # The same function with less work: a quarter of a second for each user adds up.
+    monkeypatch.setattr("everloop.server.access.passwords._N", 16)
+
+
+@pytest.fixture
+def book(store):
+    return AccessBook(store)
+
+
+@pytest.fixture
+def guarded(store, book, serve):
+    """A server that asks for a login, and a token for each role."""
+    tokens = {}
+    for role in ROLES:
+        book.add_user(role, {"*": role}, PASSWORD)
+        tokens[role] = "Bearer " + book.create_token(f"of-{role}", role)[1]
+    book.add_user("elsewhere", {"other": "admin"}, PASSWORD)
+    tokens["elsewhere"] = "Bearer " + book.create_token("of-elsewhere", "elsewhere")[1]
+    with serve(store) as place:
+        yield place, tokens
+
+
+def routes_of(store):
+    """Every method and path of the app, with the role that it needs."""
+    for route in make_app(store, ServerOptions(auth=True)).app.routes:
+        for handler in getattr(route, "route_handlers", None) or [route.route_handler]:
+            path = re.sub(r"\{number:int\}", "1", route.path)
+            path = re.sub(r"\{[^}]*\}", "x", path)
+            for method in getattr(handler, "http_methods", {"GET", "POST"}):
+                yield method, path, handler.opt.get(NEEDS, "viewer")
+
+
+def test_every_route_needs_a_login_and_its_role(store, guarded):
+    place, tokens = guarded
+    seen = set()
+    for method, path, needed in routes_of(store):
+        if needed == "anyone":
+            assert place.ask(method, path).status == 200
+            continue
+        assert place.ask(method, path, {}).status == 401, (method, path)
+        assert place.ask(method, path, {}, authorization=tokens["elsewhere"]).status == 403, (method, path)
+        for role in ROLES:
+            answer = place.ask(method, path, {}, authorization=tokens[role])
+            if not is_enough(role, needed):
+                assert answer.status == 403, (method, path, role)
+            else:
+                assert answer.status not in (401, 403, 421, 429), (method, path, role, answer.body)
+                assert answer.status < 500, (method, path, answer.body)
+                break
+        seen.add(needed)
+    assert seen == set(ROLES)
+
+
+def test_unknown_paths_and_path_variants_need_a_login_too(guarded):
+    place, tokens = guarded
+    for path in (
+        "/nothing", "/health/", "//health", "/health/../api/v1/runs", "/health%2f..%2fapi/v1/runs", "/HEALTH",
+        "/api/v1/../../health", "/health;x", "/health%00", "/./health", "/static/../health", "/version/x",
+    ):  # fmt: skip
+        assert place.ask("GET", path).status == 401, path
+        assert place.ask("GET", path, authorization=tokens["admin"]).status < 500, path
+
+
+def test_events_name_who_did_it(guarded):
+    place, tokens = guarded
+    made = place.ask(
+        "POST", "/api/v1/access/users", {"name": "ada", "roles": {"*": "editor"}}, authorization=tokens["admin"]
+    )
+    assert made.status == 201
+    password = made.json["password"]
+    me = place.ask("GET", "/api/v1/access/me", authorization=basic("ada", password)).json
+    assert (me["actor"], me["role"], me["login"]) == ("user:ada", "editor", True)
+    last = AccessBook(place.store).records.events_since(0)
+    assert [event.actor for event in last if event.key == "ada"] == ["token:of-admin"]
+    shown = place.ask("GET", "/api/v1/access/users", authorization=tokens["admin"])
+    assert b"scrypt" not in shown.body
+    assert password.encode() not in shown.body
+
+
+def test_revoked_expired_and_removed_open_nothing(guarded, monkeypatch):
+    monkeypatch.setattr("everloop.server.access.checking.LOOK_EVERY_S", 0.0)
+    place, tokens = guarded
+    book = AccessBook(place.store)
+    assert place.ask("GET", "/api/v1/runs", authorization=tokens["viewer"]).status == 200
+    book.revoke_token("of-viewer")
+    assert place.ask("GET", "/api/v1/runs", authorization=tokens["viewer"]).status == 401
+    _, short = book.create_token("short", "viewer", lifetime=timedelta(microseconds=1))
+    assert place.ask("GET", "/api/v1/runs", authorization=f"Bearer {short}").status == 401
+    _, secret = book.create_token("of-editor-2", "editor")
+    assert place.ask("GET", "/api/v1/runs", authorization=f"Bearer {secret}").status == 200
+    book.remove_user("editor")
+    assert place.ask("GET", "/api/v1/runs", authorization=f"Bearer {secret}").status == 401
+    # Whoever gets the name later does not get the token.
+    book.add_user("editor", {"*": "admin"}, PASSWORD)
+    assert place.ask("GET", "/api/v1/runs", authorization=f"Bearer {secret}").status == 401
+
+
+def test_tokens_are_capped_and_their_owners(guarded):
+    place, tokens = guarded
+    made = place.ask(
+        "POST", "/api/v1/access/tokens", {"name": "small", "roles": {"p": "viewer"}}, authorization=tokens["admin"]
+    )
+    small = f"Bearer {made.json['secret']}"
+    assert place.ask("GET", "/api/v1/access/me", authorization=small).json["role"] == "viewer"
+    assert place.ask("GET", "/api/v1/access/users", authorization=small).status == 403
+    grown = place.ask("POST", "/api/v1/access/tokens", {"name": "grown"}, authorization=small)
+    assert grown.status == 400, grown.body
+    seen = place.ask("GET", "/api/v1/access/tokens", authorization=tokens["viewer"]).json
+    assert [token["name"] for token in seen] == ["of-viewer"]
+    assert place.ask("DELETE", "/api/v1/access/tokens/of-admin", authorization=tokens["viewer"]).status == 404
+    # A token works as the password of its owner, and of nobody else.
+    secret = tokens["viewer"].partition(" ")[2]
+    assert place.ask("GET", "/api/v1/runs", authorization=basic("viewer", secret)).status == 200
+    assert place.ask("GET", "/api/v1/runs", authorization=basic("admin", secret)).status == 401
+
+
+def test_an_admin_of_one_project_is_not_one_of_all(store, book, serve):
+    book.add_user("root", {"*": "admin"}, PASSWORD)
+    book.add_user("local", {"p": "admin"}, PASSWORD)
+    secret = "Bearer " + book.create_token("t", "local")[1]
+    with serve(store) as place:
+        assert place.ask("GET", "/api/v1/webhooks", authorization=secret).status == 200
+        assert place.ask("GET", "/api/v1/access/users", authorization=secret).status == 403
+        body = {"roles": {"*": "admin"}}
+        assert place.ask("PUT", "/api/v1/access/users/local/roles", body, authorization=secret).status == 403
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Basic",
+        "Basic %%%",
+        "Basic Zm9v",
+        "Bearer",
+        "Bearer evl_",
+        "Digest x",
+        "\xff",
+        "Basic /////w==",
+        "Bearer " + "evl_" * 500,
+    ],
+)
+def test_broken_credentials_are_401(guarded, header):
+    place, _ = guarded
+    answer = place.ask("GET", "/api/v1/runs", authorization=header)
+    assert answer.status == 401
+    assert answer.headers["www-authenticate"].startswith("Basic")
+
+
+def test_too_many_failures_are_429_and_those_inside_stay(guarded):
+    place, tokens = guarded
+    assert place.ask("GET", "/api/v1/runs", authorization=tokens["viewer"]).status == 200
+    codes = [place.ask("GET", "/api/v1/runs", authorization=f"Bearer evl_{n}").status for n in range(12)]
+    assert codes == [401] * 10 + [429] * 2
+    refused = place.ask("GET", "/api/v1/runs", authorization=tokens["admin"])
+    assert (refused.status, int(refused.headers["retry-after"]) > 0) == (429, True)
+    assert place.ask("GET", "/api/v1/runs", authorization=tokens["viewer"]).status == 200
+
+
+def test_mlflow_clients_are_refused_in_their_own_words(guarded):
+    place, tokens = guarded
+    answer = place.ask("POST", "/api/2.0/mlflow/runs/create", {})
+    assert (answer.status, answer.json["error_code"]) == (401, "UNAUTHENTICATED")
+    answer = place.ask("POST", "/api/2.0/mlflow/runs/create", {}, authorization=tokens["viewer"])
+    assert (answer.status, answer.json["error_code"]) == (403, "PERMISSION_DENIED")
+    for method, path, least in (
+        ("POST", "2.0/mlflow/runs/create", "editor"),
+        ("POST", "2.0/mlflow/runs/search", "viewer"),
+        ("PUT", "2.0/mlflow-artifacts/artifacts/0/x", "editor"),
+    ):
+        for root in ("api", "ajax-api"):
+            for role in ROLES:
+                answer = place.ask(method, f"/{root}/{path}", {}, authorization=tokens[role])
+                assert (answer.status == 403) is (not is_enough(role, least)), (path, role, answer.body)
+
+
+def test_without_a_login_nothing_but_loopback(store, book):
+    with pytest.raises(UsageError, match="no admin"):
+        ControlPlane(store, host="0.0.0.0", port=0)
+    with pytest.raises(UsageError, match="no admin"):
+        ControlPlane(store, port=0, auth=True)
+    with pytest.raises(UsageError, match="nothing but loopback"):
+        ControlPlane(store, host="0.0.0.0", port=0, auth=False)
+    plain = ControlPlane(store, port=0)
+    plain.close()
+    assert not plain.options.auth
+    book.add_user("root", {"*": "admin"})
+    for host in ("127.0.0.1", "0.0.0.0"):
+        control = ControlPlane(store, host=host, port=0)
+        control.close()
+        assert control.options.auth
+
+
+def test_the_last_admin_stays(book):
+    book.add_user("root", {"*": "admin"})
+    with pytest.raises(ConflictError, match="only admin"):
+        book.remove_user("root")
+    with pytest.raises(ConflictError, match="only admin"):
+        book.set_roles("root", {"*": "viewer"})
+    book.add_user("second", {"*": "admin"})
+    book.remove_user("root")
+
+
+def test_passwords():
+    stored = hash_password(PASSWORD)
+    assert PASSWORD not in stored
+    assert verify_password(PASSWORD.encode(), stored)
+    assert not verify_password(b"wrong horse battery", stored)
+    assert not verify_password(PASSWORD.encode(), None)
+    assert hash_password(PASSWORD) != stored
+    for bad in ("short", "x" * 2000):
+        with pytest.raises(UsageError):
+            hash_password(bad)
+
+
+def test_roles():
+    both = Principal("user:a", "a", {"*": "viewer", "p": "approver"}, {"*": "editor"})
+    assert (both.role_in("p"), both.role_in("q")) == ("editor", "viewer")
+    assert Principal("user:a", "a", {"p": "admin"}, {"q": "admin"}).role_in("p") is None
+    assert not is_enough("admin", "nonsense")
+    assert not is_enough(None, "viewer")
+
+
+def test_one_ipv6_network_is_one_address():
+    limit = FailureLimit(failures=2)
+    limit.failed("2001:db8::1")
+    limit.failed("2001:db8::2")
+    assert limit.wait_s("2001:db8::3") > 0
+    assert limit.wait_s("2001:db8:1::3") == 0

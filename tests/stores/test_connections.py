@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from everloop.errors import StoreError, UsageError
+from everloop.stores import Store
+from everloop.stores.connections import Connections
+from everloop.stores.sqlite import SqliteDatabase
+
+
+class Wire:
+    """A connection that remembers what was said to it."""
+
+    def __init__(self, log: list[str], *, fails: str = "") -> None:
+        self.log = log
+        self.fails = fails
+
+    def execute(self, statement: str, /) -> None:
+        self._say(statement)
+
+    def commit(self) -> None:
+        self._say("COMMIT")
+
+    def rollback(self) -> None:
+        self._say("ROLLBACK")
+
+    def close(self) -> None:
+        self._say("close")
+
+    def _say(self, word: str) -> None:
+        self.log.append(word)
+        if self.fails and word.startswith(self.fails):
+            raise OSError(word)
+
+
+def test_each_thread_has_its_own_and_leaves_none_behind() -> None:
+    log: list[str] = []
+    pool = Connections(lambda: Wire(log))
+    mine = pool.slot()
+    assert pool.slot() is mine
+    others: list[int] = []
+    thread = threading.Thread(target=lambda: others.append(id(pool.slot())))
+    thread.start()
+    thread.join()
+    gc.collect()
+    assert others != [id(mine)]
+    assert log == ["close"]
+    pool.close()
+    assert log == ["close", "close"]
+    with pytest.raises(UsageError, match="closed"):
+        pool.slot()
+
+
+def test_transactions_nest_as_savepoints() -> None:
+    log: list[str] = []
+    slot = Connections(lambda: Wire(log)).slot()
+    begin = lambda: log.append("BEGIN")  # noqa: E731
+    with slot.transaction(begin), slot.transaction(begin):
+        log.append("work")
+
+    def fail() -> None:
+        with slot.transaction(begin):
+            raise ZeroDivisionError
+
+    with slot.transaction(begin), pytest.raises(ZeroDivisionError):
+        fail()
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert log == [
+        *("BEGIN", "SAVEPOINT inner_1", "work", "RELEASE inner_1", "COMMIT"),
+        *("BEGIN", "SAVEPOINT inner_1", "ROLLBACK TO inner_1", "COMMIT"),
+        *("BEGIN", "ROLLBACK"),
+    ]
+    assert slot.depth == 0
+
+
+def test_a_connection_that_cannot_undo_is_given_up() -> None:
+    log: list[str] = []
+    pool = Connections(lambda: Wire(log, fails="ROLLBACK"))
+    slot = pool.slot()
+
+    def fail() -> None:
+        with slot.transaction(lambda: None):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert slot.broken
+    assert pool.slot() is not slot
+    pool.close()
+
+
+def test_a_child_touches_nothing_of_its_parents() -> None:
+    log: list[str] = []
+    pool = Connections(lambda: Wire(log))
+    mine = pool.slot()
+    child = os.fork()
+    if child == 0:
+        alike = pool.slot() is mine
+        pool.close()
+        # Its own one is closed, and the parent's is not.
+        os._exit(1 if alike or log != ["close"] else 0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert log == []
+    pool.close()
+
+
+def test_an_old_sqlite_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sqlite3.sqlite_version_info", (3, 36, 0))
+    with pytest.raises(StoreError, match=r"3\.37"):
+        SqliteDatabase(tmp_path / "r.db")
+
+
+def test_a_place_that_cannot_be_a_database(tmp_path: Path) -> None:
+    (tmp_path / "r.db").mkdir()
+    with pytest.raises(StoreError, match="cannot be opened"):
+        SqliteDatabase(tmp_path / "r.db")
+
+
+def test_threads_share_a_store(store: Store) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: store.records.append_event("x", "y", str(number)), range(80)))
+    assert len(store.records.events_since(0)) == 80

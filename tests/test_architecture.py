@@ -1,0 +1,102 @@
+"""The map of the house is true: docs name every room, and imports cost what is promised."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "everloop"
+
+
+def test_architecture_names_every_room_and_no_other():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `([a-z_]+(?:\.py|/))` \|", text, flags=re.MULTILINE)
+    rooms = {f"{path.name}/" for path in SOURCE.iterdir() if (path / "__init__.py").is_file()}
+    modules = {path.name for path in SOURCE.glob("*.py")} - {"__init__.py"}
+    assert set(named) == rooms | modules
+    assert len(named) == len(set(named))
+
+
+def test_every_room_stands_in_the_import_contract():
+    contract = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    rooms = {path.name for path in SOURCE.iterdir() if (path / "__init__.py").is_file()} - {"testing"}
+    assert {room for room in rooms if f"everloop.{room}" not in contract} == set()
+
+
+def run_python(code: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    return done.stderr
+
+
+def imported(code: str) -> set[str]:
+    return {line.rsplit("|", 1)[1].strip() for line in run_python(code).splitlines() if line.count("|") == 2}
+
+
+ROOMS = [
+    "stores",
+    "tracking",
+    "data",
+    "pipeline",
+    "training",
+    "models",
+    "serving",
+    "monitoring",
+    "loop",
+    "server",
+    "demo",
+]
+
+
+@pytest.mark.parametrize("what", ["everloop", *(f"everloop.{room}" for room in ROOMS)])
+def test_import_loads_only_the_standard_library(what):
+    foreign = {
+        name.partition(".")[0]
+        for name in imported(f"import {what}")
+        if name.partition(".")[0] not in sys.stdlib_module_names
+    }
+    # What a virtual environment itself loads at start-up is not ours.
+    foreign -= {name.partition(".")[0] for name in imported("pass")}
+    assert foreign == {"everloop"}
+
+
+def test_help_loads_no_room_and_no_heavy_library():
+    heavy = {"polars", "pyarrow", "numpy", "sklearn", "lightgbm", "deltalake", "litestar", "uvicorn", "httpx", "rich"}
+    loaded = imported("from everloop.cli.app import run; run(['--help'])")
+    assert not heavy & {name.partition(".")[0] for name in loaded}
+
+
+def test_every_public_name_can_be_reached_and_says_what_it_is():
+    import everloop
+
+    for name in everloop.__all__:
+        value = getattr(everloop, name)
+        assert name == "__version__" or (value.__doc__ or "").strip(), f"el.{name} has no docstring"
+
+
+def test_only_the_clock_reads_the_systems_time():
+    for path in SOURCE.rglob("*.py"):
+        if path.name == "clock.py" or "template" in path.parts or "project" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                asked = f"{node.value.id}.{node.attr}"
+                assert asked not in {"datetime.now", "datetime.utcnow", "time.time", "time.time_ns", "date.today"}, path
+
+
+def test_core_never_prints():
+    for path in SOURCE.rglob("*.py"):
+        if "cli" in path.relative_to(SOURCE).parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id != "print", f"{path}:{node.lineno}"
