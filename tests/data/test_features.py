@@ -108,6 +108,16 @@ def test_what_arrives_later_changes_nothing(
     assert_frame_equal(joined(seen), joined(pl.concat([seen, later])), abs_tol=1e-6)
 
 
+def test_of_rows_that_arrive_at_once_the_last_counts() -> None:
+    # One that arrives later stands between them: enough for a sort that is not stable to mix them.
+    rows: list[tuple[str, int, int, float | None]] = [*[("a", 0, 0, float(n)) for n in range(10)], ("a", 0, 1, 99.0)]
+    rows.append(("a", 0, 0, 10.0))
+    table = question_frame([("a", 0), ("a", 1)])
+    for facts in (fact_frame(rows), fact_frame([*rows, *[("a", 0, 2, 1e9)] * len(rows)])):
+        view = FeatureView("v", facts, entity="who", time="event", arrival="arrived")
+        assert join_features(table, [view], time="at")["x"].to_list() == [10.0, 99.0]
+
+
 def test_several_keys_and_views_and_a_delay() -> None:
     table = pl.DataFrame({"a": [1, 1, 2], "b": ["x", "y", "x"], "at": [hours(5)] * 3})
     pairs = pl.DataFrame({"a": [1, 1, 1], "b": ["x", "y", "x"], "t": [hours(1), hours(2), hours(5)], "p": [1, 2, 3]})

@@ -51,7 +51,8 @@ def timeline(view: FeatureView, rows: Frame) -> pl.DataFrame:
 
 def _latest(view: FeatureView, table: pl.DataFrame) -> pl.DataFrame:
     """Without the rows that never were the latest: those that arrived after a later event was already known."""
-    ordered = table.sort(KNOWN_AT, EVENT_AT, "__arrived")
+    # Of rows of one event that arrived at once, the one that stands last counts.
+    ordered = table.sort(KNOWN_AT, EVENT_AT, "__arrived", maintain_order=True)
     newest = pl.col(EVENT_AT).cum_max().over(*view.keys)
     kept = ordered.filter(pl.col(EVENT_AT) == newest)
     return kept.unique([*view.keys, KNOWN_AT], keep="last", maintain_order=True)
