@@ -143,6 +143,7 @@ def unpacked() -> None:
             lambda: Graph.wire([flights, Step(lambda fligths: 1, name="x")]),
             "'fligths' of step 'x'. Did you mean 'flights'",
         ),
+        (lambda: Graph.wire([Step(lambda wether: 1, name="x")]), "'wether' of step 'x'. Did you mean 'weather'"),
         (lambda: Graph.wire([Step(lambda q: 1, name="x")]), "Nothing provides the input 'q' of step 'x'"),
         (lambda: Graph.wire([flights, Step(lambda: 1, name="flights")]), "two steps called 'flights'"),
         (

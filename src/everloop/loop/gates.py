@@ -186,5 +186,5 @@ def _(gate: Latency, trial: Trial) -> Answer:
     # What else the machine does only ever adds, so the quietest pass tells most of the model.
     p50, p99 = (float(value) for value in min(passes, key=lambda pair: pair[1]))
     outcome: Outcome = "pass" if p99 <= gate.p99_ms else "fail"
-    message = f"p99 {p99:.1f} ms over {len(rows)} single rows, allowed {gate.p99_ms:g} ms"
+    message = f"p99 {p99:.2g} ms over {len(rows)} single rows, allowed {gate.p99_ms:g} ms"
     return Answer(outcome, message, {"p50_ms": p50, "p99_ms": p99, "allowed_ms": gate.p99_ms, "rows": len(rows)})

@@ -70,7 +70,8 @@ class Wiring:
             self.place(owners[0])
             return Output(owners[0], key)
         if default is _EMPTY:
-            known = [*self.steps, *(name for one in self.steps.values() for name in one.outputs), *self.given]
+            steps = {**_steps_beside(step), **self.steps}
+            known = [*steps, *(name for one in self.steps.values() for name in one.outputs), *self.given]
             raise GraphError(
                 f"Nothing provides the input '{key}' of step '{step.name}'.", help=nearest_names(key, known, one="step")
             )
@@ -78,8 +79,13 @@ class Wiring:
 
     def _near(self, step: Step[..., Any], key: str) -> Step[..., Any] | None:
         """A step of that name beside the one that asks for it."""
-        found = getattr(inspect.unwrap(step.function), "__globals__", {}).get(key)
-        if isinstance(found, Step) and found.name == key and found is not step:
+        found = _steps_beside(step).get(key)
+        if found is not None and found is not step:
             self.accept(found)
-            return found
-        return None
+        return found if found is not step else None
+
+
+def _steps_beside(step: Step[..., Any]) -> dict[str, Step[..., Any]]:
+    """The steps that stand under their own name in the module of this one."""
+    names = getattr(inspect.unwrap(step.function), "__globals__", {})
+    return {key: value for key, value in names.items() if isinstance(value, Step) and value.name == key}
