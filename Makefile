@@ -1,6 +1,6 @@
 # Everything runs in .venv, which `make env` builds: with uv where it is installed, else with venv and pip.
 .POSIX:
-.PHONY: env demo test check lint docs bench clean
+.PHONY: env demo test test-lowest check lint docs bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -29,6 +29,14 @@ demo: env
 test: env
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(TEST_ARGS)
 
+# The same tests with the oldest versions that pyproject.toml allows; uv resolves them.
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet uv
+	.venv-lowest/bin/python -m uv pip install --quiet --resolution lowest-direct \
+	    -e ".[demo,postgres,pandas]" --group test
+	.venv-lowest/bin/python -m pytest -q -n 2 --dist worksteal $(TEST_ARGS)
+
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,4 +53,4 @@ bench: env
 	$(BIN)/python benchmarks/pipeline.py
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-lowest build dist .mypy_cache .ruff_cache .pytest_cache
