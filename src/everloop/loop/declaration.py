@@ -78,6 +78,21 @@ class Loop:
         self._needs(OnDrift, Drift)
         self._needs(OnPerformance, Performance)
 
+    @property
+    def training_metric(self) -> str:
+        """The metric that the training step optimises, or the first that a gate names."""
+        metric = getattr(self.train, "metric", None)
+        if isinstance(metric, str):
+            return metric
+        named = (getattr(gate, "metric", None) for gate in self.gates)
+        return next((metric for metric in named if isinstance(metric, str)), "roc_auc")
+
+    @property
+    def live_metric(self) -> str:
+        """The metric by which live models are compared: the watched one, else the trained one."""
+        watched = (part.metric for part in self.watch if isinstance(part, Performance))
+        return next(watched, self.training_metric)
+
     def _needs(self, trigger: type, watch: type) -> None:
         has_trigger = any(isinstance(part, trigger) for part in self.retrain)
         if has_trigger and not any(isinstance(part, watch) for part in self.watch):

@@ -74,9 +74,7 @@ def graph_of(loop: Loop) -> Graph:
             f"Loop '{loop.name}' trains with {loop.train!r}.",
             help="Give el.AutoTrain(...) or a step that fits a model.",
         )
-    from everloop.loop.ticking import training_metric
-
-    metric = training_metric(loop)
+    metric = loop.training_metric
     judged = graph.add(
         evaluate,
         inputs={"trained": trained, "test": parts["test"], "target": dataset.target, "metric": metric,

@@ -61,7 +61,7 @@ def _move_rollout(loop: Loop, place: Endpoint, store: Store) -> Release | None:
         return None
     decisions = len(release.decisions)
     started = next(decision.at for decision in reversed(release.decisions) if decision.action in ("start", "advance"))
-    answer = _live_evidence(store, release, release.previous, canary, metric_of(loop))
+    answer = _live_evidence(store, release, release.previous, canary, loop.live_metric)
     impatient = store.now() - started >= parse_duration(canary.patience)
     if answer is None:
         moved = hold_release(store, release, f"waiting for {canary.least_labels} labelled answers")
@@ -105,25 +105,3 @@ def _live_evidence(store: Store, release: Release, previous: str, canary: Canary
     answer.evidence["answered_by_canary"] = int(answered.sum())
     answer.evidence["since_step"] = fresh.height
     return answer
-
-
-def metric_of(loop: Loop) -> str:
-    """The metric by which live models are compared: the watched one, else the trained one."""
-    from everloop.loop.parts import Performance
-
-    for part in loop.watch:
-        if isinstance(part, Performance):
-            return part.metric
-    return training_metric(loop)
-
-
-def training_metric(loop: Loop) -> str:
-    """The metric that the training step optimises, or the first that a gate names."""
-    metric = getattr(loop.train, "metric", None)
-    if isinstance(metric, str):
-        return metric
-    for gate in loop.gates:
-        named = getattr(gate, "metric", None)
-        if isinstance(named, str):
-            return named
-    return "roc_auc"

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import GraphError, UsageError
 from everloop.pipeline.artifacts.listed import ListFormat, load_elements
-from everloop.pipeline.graph import Graph, Node, Ref, find_refs, nearest_names, replace_refs
+from everloop.pipeline.graph import Graph, Node, Ref, find_refs, replace_refs
 from everloop.pipeline.job import Bundle, Kept
+from everloop.pipeline.naming import nearest_names
 from everloop.pipeline.steps import RESULT
 
 if TYPE_CHECKING:

@@ -8,29 +8,20 @@ A graph is data: nodes, and edges from outputs to inputs. Nothing runs here.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import GraphError
-from everloop.pipeline.steps import Step
+from everloop.pipeline.naming import nearest_names
+from everloop.pipeline.steps import Output, Step, tracing
+from everloop.pipeline.wiring import Wiring
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
 _EMPTY = inspect.Parameter.empty
-_SPREAD = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """One named output of a step that has several: `split.train`, before the step is in a graph."""
-
-    step: Step[..., Any]
-    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +129,10 @@ class Graph:
             GraphError: an input that nothing provides (with the nearest names), a cycle (with its path), two
                 steps of one name.
         """
-        from everloop.pipeline.wiring import Wiring
-
-        wiring = Wiring(cls(name), dict(given or {}))
-        for one in steps:
-            wiring.accept(one)
-        for one in list(wiring.steps.values()):
-            wiring.place(one)
-        return wiring.graph
+        graph = cls(name)
+        for one, inputs in Wiring(steps, dict(given or {})).placed.values():
+            graph.add(one, inputs=inputs)
+        return graph
 
     def add(self, step: Step[..., Any], *, name: str | None = None, inputs: Mapping[str, object] | None = None) -> Ref:
         """Add one node. Inputs are values, `Ref`s, steps that are in the graph, `step.output`, or `Each(…)`.
@@ -157,7 +144,7 @@ class Graph:
         name = name or step.name
         if name in self.nodes:
             raise GraphError(f"The graph has two steps called '{name}'.", help="Name one of them: @step(name='…').")
-        accepted, spread = parameters_of(step)
+        accepted, spread = step.parameters, step.takes_any
         bound: dict[str, Any] = {}
         mapped = None
         for key, value in (inputs or {}).items():
@@ -198,8 +185,7 @@ class Graph:
         return self.add(step, name=self._free(step.name), inputs=inputs)
 
     def call_map(self, step: Step[..., Any], values: Any, fixed: Mapping[str, Any]) -> Ref:
-        accepted, _ = parameters_of(step)
-        free = [key for key in accepted if key not in fixed]
+        free = [key for key in step.parameters if key not in fixed]
         if not free:
             raise GraphError(f"Step '{step.name}' has no parameter left to map over.")
         return self.add(step, name=self._free(step.name), inputs={free[0]: Each(values), **fixed})
@@ -308,50 +294,12 @@ def replace_refs(value: Any, replace: Callable[[Ref], Any]) -> Any:
     return value
 
 
-_tracing: ContextVar[Graph | None] = ContextVar("everloop_tracing", default=None)
-
-
-def find_tracing() -> Graph | None:
-    """The graph that is being traced here, if any."""
-    return _tracing.get()
-
-
 @contextmanager
 def trace(name: str = "graph") -> Iterator[Graph]:
     """Inside, calling a step adds it to the graph instead of running it."""
     graph = Graph(name)
-    token = _tracing.set(graph)
+    token = tracing.set(graph)
     try:
         yield graph
     finally:
-        _tracing.reset(token)
-
-
-@contextmanager
-def no_tracing() -> Iterator[None]:
-    """Inside, steps are plain functions again: a step may call others."""
-    token = _tracing.set(None)
-    try:
-        yield
-    finally:
-        _tracing.reset(token)
-
-
-def parameters_of(step: Step[..., Any]) -> tuple[dict[str, Any], bool]:
-    """Parameter name to default, and whether any other name is taken as well."""
-    parameters = step.signature.parameters.values()
-    named = {one.name: one.default for one in parameters if one.kind not in _SPREAD}
-    return named, any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)
-
-
-def nearest_names(name: str, known: Iterable[str], *, one: str = "") -> str:
-    """The help of an error about an unknown name: those that look like it, else some that there are."""
-    names = list(dict.fromkeys(known))
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if near:
-        return f"Did you mean {' or '.join(repr(item) for item in near)}?"
-    if not names:
-        return "There is none."
-    subject = f"No {one} is called so. " if one else ""
-    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-    return f"{subject}There are: {shown}"
+        tracing.reset(token)

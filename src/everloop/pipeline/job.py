@@ -11,8 +11,7 @@ from everloop.errors import StepOutputError
 from everloop.pipeline.annotations import check_result, declared_types, wanted_class
 from everloop.pipeline.artifacts import Stored, UnkeepableError, keep_value, load_value
 from everloop.pipeline.context import LogCall, StepContext, running_step
-from everloop.pipeline.graph import no_tracing
-from everloop.pipeline.steps import RESULT, Step
+from everloop.pipeline.steps import RESULT, Step, no_tracing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping

@@ -7,13 +7,15 @@ import functools
 import inspect
 import re
 import sys
+from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from everloop.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,6 +27,7 @@ by_value: ContextVar[frozenset[str]] = ContextVar("everloop_by_value", default=f
 """Modules whose steps are pickled whole, because the process that reads them has other code under that name."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]*")
+_SPREAD = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class Step(Generic[P, R]):
@@ -99,11 +102,11 @@ class Step(Generic[P, R]):
             )
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        tracing = _tracing_graph()
-        if tracing is None:
+        tracer = tracing.get()
+        if tracer is None:
             return self.function(*args, **kwargs)
         # Inside a trace the call is a node, and what it returns stands for the result to come.
-        return cast("R", tracing.call(self, args, kwargs))
+        return cast("R", tracer.call(self, args, kwargs))
 
     def map(self, values: Any, /, **fixed: Any) -> Any:
         """Run the step once per value, given to its first parameter; each result is cached on its own.
@@ -111,20 +114,28 @@ class Step(Generic[P, R]):
         Outside of a graph: a list of results. Inside a trace: the output of one node that fans out, whether
         `values` is a list or the output of another step.
         """
-        tracing = _tracing_graph()
-        if tracing is None:
+        tracer = tracing.get()
+        if tracer is None:
             return [cast("Any", self.function)(value, **fixed) for value in values]
-        return tracing.call_map(self, values, fixed)
+        return tracer.call_map(self, values, fixed)
 
     @property
     def signature(self) -> inspect.Signature:
         return inspect.signature(self.function)
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Parameter name to default, without those that take any number of values."""
+        return {one.name: one.default for one in self.signature.parameters.values() if one.kind not in _SPREAD}
+
+    @property
+    def takes_any(self) -> bool:
+        """Whether it takes named values beside its parameters."""
+        return any(one.kind is inspect.Parameter.VAR_KEYWORD for one in self.signature.parameters.values())
+
     def __getattr__(self, name: str) -> Any:
         # Only called for what is not there: one of several outputs, as in `split.train`.
         if name in self.__dict__.get("outputs", ()):
-            from everloop.pipeline.graph import Output
-
             return Output(self, name)
         raise AttributeError(f"{type(self).__name__} {self.__dict__.get('name', '')!r} has no attribute {name!r}")
 
@@ -154,10 +165,34 @@ def _load_by_name(module: str, qualified: str) -> Any:
     return found
 
 
-def _tracing_graph() -> Any:
-    from everloop.pipeline.graph import find_tracing
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One named output of a step that has several: `split.train`, before the step is in a graph."""
 
-    return find_tracing()
+    step: Step[..., Any]
+    name: str
+
+
+class Tracer(Protocol):
+    """Takes the calls of steps instead of running them."""
+
+    def call(self, step: Step[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any: ...
+
+    def call_map(self, step: Step[..., Any], values: Any, fixed: Mapping[str, Any]) -> Any: ...
+
+
+tracing: ContextVar[Tracer | None] = ContextVar("everloop_tracing", default=None)
+"""Who takes the calls of steps here, if anybody."""
+
+
+@contextmanager
+def no_tracing() -> Iterator[None]:
+    """Inside, steps are plain functions again: a step may call others."""
+    token = tracing.set(None)
+    try:
+        yield
+    finally:
+        tracing.reset(token)
 
 
 @overload

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from everloop.errors import GraphError
-from everloop.pipeline.graph import Graph, Output, nearest_names, parameters_of
-from everloop.pipeline.steps import Step
+from everloop.pipeline.naming import nearest_names
+from everloop.pipeline.steps import Output, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _EMPTY = inspect.Parameter.empty
 
 
 class Wiring:
-    """Places steps behind what they need, depth first, and remembers the path to tell a cycle."""
+    """Places steps behind what they need, depth first, and remembers the path to tell a cycle.
 
-    def __init__(self, graph: Graph, given: dict[str, object]) -> None:
-        self.graph = graph
+    `placed` has each step by its name, with its inputs, in an order in which they can run.
+    """
+
+    def __init__(self, steps: Iterable[Step[..., Any]], given: dict[str, object]) -> None:
+        self.placed: dict[str, tuple[Step[..., Any], dict[str, Any]]] = {}
         self.given = given
         self.steps: dict[str, Step[..., Any]] = {}
         self.path: list[str] = []
@@ -25,6 +31,10 @@ class Wiring:
                 self.accept(value)
             elif isinstance(value, Output):
                 self.accept(value.step)
+        for one in steps:
+            self.accept(one)
+        for one in list(self.steps.values()):
+            self.place(one)
 
     def accept(self, step: Step[..., Any]) -> None:
         known = self.steps.setdefault(step.name, step)
@@ -39,15 +49,15 @@ class Wiring:
             raise GraphError(
                 f"The steps need each other in a circle: {' → '.join(cycle)}.", help="Rename one of these parameters."
             )
-        if step.name in self.graph.nodes:
+        if step.name in self.placed:
             return
         self.path.append(step.name)
         inputs: dict[str, Any] = {}
-        for key, default in parameters_of(step)[0].items():
+        for key, default in step.parameters.items():
             source = self._source(step, key, default)
             if source is not _EMPTY:
                 inputs[key] = source
-        self.graph.add(step, inputs=inputs)
+        self.placed[step.name] = step, inputs
         self.path.pop()
 
     def _source(self, step: Step[..., Any], key: str, default: Any) -> Any:
