@@ -152,6 +152,29 @@ def test_every_fires_by_age_and_by_cron(shop, load):
         assert find_due(loop, store).trigger == "Every"
 
 
+def test_a_turn_that_was_cut_off_is_asked_for_again(shop, load):
+    with shop.open() as store:
+        clock = store.simulate(shop.opens)
+        loop = load()
+
+        def turn(state):
+            clock.set(store.now() + timedelta(hours=1))
+            store.records.put(store.new(Run, name="shop", loop="shop", state=state, started_at=store.now()))
+
+        turn("interrupted")
+        assert find_due(loop, store).trigger == "first"
+        turn("finished")
+        clock.set(shop.opens + timedelta(weeks=9))
+        assert find_due(loop, store).trigger == "Every"
+        turn("interrupted")
+        turn("running")  # and its process is gone
+        assert find_due(loop, store).trigger == "Every"
+        turn("lost")
+        assert find_due(loop, store).trigger == "Every"
+        turn("lost")  # three in a row: what kills it would kill it again
+        assert find_due(loop, store) is None
+
+
 KILLED = """
 import sys
 from pathlib import Path

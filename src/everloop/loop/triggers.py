@@ -14,17 +14,22 @@ from everloop.errors import UsageError
 from everloop.loop.parts import Due, Every, OnDrift, OnNewData, OnPerformance, Trigger
 from everloop.loop.rollout import champion_of, find_rolling
 from everloop.records import Finding, Run
+from everloop.stores.check import mark_lost
 from everloop.stores.durations import format_duration, parse_duration
 
 if TYPE_CHECKING:
     from everloop.loop.declaration import Loop
     from everloop.stores import Store
 
+MOST_LOST = 3
+"""After so many turns in a row whose process died, the loop waits as it does after any other."""
+
 
 def find_due(loop: Loop, store: Store) -> Due | None:
     """The first trigger of the loop that asks for a turn now."""
     if loop.serve is not None and find_rolling(store, loop.serve.name) is not None:
         return None
+    mark_lost(store)
     last = last_turn(loop, store)
     if last is None:
         return Due("first", "the loop has not turned yet")
@@ -36,9 +41,16 @@ def find_due(loop: Loop, store: Store) -> Due | None:
 
 
 def last_turn(loop: Loop, store: Store) -> Run | None:
-    """The newest turn of the loop, whatever became of it."""
-    runs = store.records.find(Run, ("loop", "=", loop.name), order="-started_at", limit=1)
-    return runs[0] if runs else None
+    """The newest turn that came to an end of its own.
+
+    One that was interrupted, or whose process died, left its work undone: what asked for it asks again, and the next
+    goes on from the steps that were finished. But what has killed several in a row would kill the next, too.
+    """
+    runs = store.records.find(
+        Run, ("loop", "=", loop.name), ("state", "!=", "interrupted"), order="-started_at", limit=MOST_LOST
+    )
+    ended = next((run for run in runs if run.state != "lost"), None)
+    return runs[0] if ended is None and len(runs) == MOST_LOST else ended
 
 
 @singledispatch
