@@ -58,8 +58,8 @@ class Outcome:
 
     @property
     def retrainings(self) -> list[Turned]:
-        """The turns after the first."""
-        return self.turns[1:]
+        """The turns after the first, but those that were cut off and taken again."""
+        return [turn for turn in self.turns[1:] if turn.state not in ("interrupted", "lost")]
 
     @property
     def promotions(self) -> list[Release]:
