@@ -7,13 +7,14 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from everloop.errors import CorruptionError
-from everloop.records import Point, Run
+from everloop.records import Run
 from everloop.stores import Journal, Store, open_store
 from everloop.tracking import fold, fold_journal, frames, read_metrics, series_of, start_run
 
@@ -55,18 +56,18 @@ def test_a_journal_of_many_batches(store: Store, monkeypatch: pytest.MonkeyPatch
 def test_a_folder_that_dies_half_way_leaves_nothing_twice(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("everloop.tracking.folding._BATCH", 10)
     run, path = orphan(store, 35)
-    append = type(store.records).append_points
+    append = type(store.records).append_rows
     calls = 0
 
-    def dies(records: object, series: str, points: list[Point]) -> None:
+    def dies(records: object, series: str, rows: list[Any]) -> None:
         nonlocal calls
         calls += 1
         if calls == 6:  # the mark of the third batch: its points stand already in the same transaction
             raise MemoryError("killed")
-        append(records, series, points)  # type: ignore[arg-type]
+        append(records, series, rows)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(store.records), "append_points", dies)
+        patch.setattr(type(store.records), "append_rows", dies)
         with pytest.raises(MemoryError):
             fold(store)
     assert len(store.records.read_points(series_of(run.id))) == 19  # the first frame is the start

@@ -257,7 +257,7 @@ def test_a_store_that_does_not_answer_delays_nothing(
         raise UnavailableError("The store does not answer.")
 
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "everloop.tracking"):
-        for verb in ("put", "append_points", "read_points", "get", "update"):
+        for verb in ("put", "append_points", "append_rows", "read_points", "get", "update"):
             patch.setattr(type(store.records), verb, down)
         with start_run("train", store=store, params={"lr": 0.1}) as run:
             run.log(loss=1.0)

@@ -203,14 +203,10 @@ def split_frames(data: bytes) -> list[tuple[bytes, int]]:
     Raises:
         CorruptionError: they are not whole and sound frames to the last byte.
     """
-    found: list[tuple[bytes, int]] = []
-    at = 0
-    while at < len(data):
-        payload = _frame(data, at)
-        if payload is None:
-            raise CorruptionError(f"There is no whole frame at byte {at} of {len(data)}.")
-        at += _FRAME.size + len(payload)
-        found.append((payload, at))
+    found = _whole(data, 0)
+    at = found[-1][1] if found else 0
+    if at < len(data):
+        raise CorruptionError(f"There is no whole frame at byte {at} of {len(data)}.")
     return found
 
 
@@ -221,16 +217,16 @@ def _frames(path: Path, file: BinaryIO, offset: int) -> Iterator[tuple[bytes, in
         file.seek(offset)
         buffer, at = b"", 0
         while True:
-            while (frame := _frame(buffer, at)) is not None:
-                at += _FRAME.size + len(frame)
-                offset += _FRAME.size + len(frame)
-                yield frame, offset
+            base = offset - at
+            for payload, end in _whole(buffer, at):
+                offset, at = base + end, end
+                yield payload, offset
             more = file.read(max(_CHUNK, len(buffer) - at))
             if not more:
                 break
             buffer, at = buffer[at:] + more, 0
         # A whole frame further on is the difference between damage and a torn tail.
-        if all(_frame(buffer, start) is None for start in range(at + 1, len(buffer) - _FRAME.size + 1)):
+        if not any(_whole(buffer, start, 1) for start in range(at + 1, len(buffer) - _FRAME.size + 1)):
             return
         if last_look:
             raise CorruptionError(
@@ -239,16 +235,21 @@ def _frames(path: Path, file: BinaryIO, offset: int) -> Iterator[tuple[bytes, in
             )
 
 
-def _frame(buffer: bytes, at: int) -> bytes | None:
-    """The payload of the whole and sound frame at a position; None where there is none."""
-    start = at + _FRAME.size
-    if start > len(buffer):
-        return None
-    length, check = _FRAME.unpack_from(buffer, at)
-    end = start + length
-    if end > len(buffer) or zlib.crc32(buffer[start:end], zlib.crc32(buffer[at : at + 4])) != check:
-        return None
-    return buffer[start:end]
+def _whole(buffer: bytes, at: int, most: int | None = None) -> list[tuple[bytes, int]]:
+    """The payloads of the whole and sound frames that follow each other from a position, each with its end."""
+    found: list[tuple[bytes, int]] = []
+    # A journal can have millions: what the loop needs is at hand, and nothing is called that need not be.
+    unpack, crc, head, last = _FRAME.unpack_from, zlib.crc32, _FRAME.size, len(buffer) - _FRAME.size
+    while at <= last and len(found) != most:
+        length, check = unpack(buffer, at)
+        start = at + head
+        end = start + length
+        payload = buffer[start:end]
+        if len(payload) != length or crc(payload, crc(buffer[at : at + 4])) != check:
+            break
+        found.append((payload, end))
+        at = end
+    return found
 
 
 def _check_header(path: Path, header: bytes) -> bool:

@@ -177,6 +177,9 @@ class RecordStore(Protocol):
     def append_points(self, series: str, points: Sequence[Point]) -> None:
         """Add points to a series, usually a run's id. Points are never replaced: equal steps stand side by side."""
 
+    def append_rows(self, series: str, rows: Sequence[tuple[str, int, int, float]]) -> None:
+        """As `append_points`, each point as key, step, µs since 1970 and value: for those who bring many."""
+
     def read_points(
         self, series: str, key: str | None = None, *, since_step: int | None = None, limit: int | None = None
     ) -> list[Point]:

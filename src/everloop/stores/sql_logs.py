@@ -99,10 +99,13 @@ class SqlLogs:
         return self.database.transaction()
 
     def append_points(self, series: str, points: Sequence[Point]) -> None:
+        self.append_rows(series, [(p.key, p.step, micros(p.at), float(p.value)) for p in points])
+
+    def append_rows(self, series: str, rows: Sequence[tuple[str, int, int, float]]) -> None:
         with self.transaction():
             now = self._now()
             metrics: dict[str, int] = {}
-            for key in {point.key for point in points}:
+            for key in {row[0] for row in rows}:
                 self.database.write(
                     "INSERT INTO metrics (project, series, key) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
                     (self.project, series, key),
@@ -113,10 +116,7 @@ class SqlLogs:
             self.database.write_many(
                 "INSERT INTO points (metric, step, at, written_at, value) VALUES (?, ?, ?, ?, ?)",
                 # SQL has no NaN that every database keeps; a point always has a value, so NULL is free to mean it.
-                [
-                    (metrics[p.key], p.step, micros(p.at), now, None if p.value != p.value else float(p.value))
-                    for p in points
-                ],
+                [(metrics[key], step, at, now, None if value != value else value) for key, step, at, value in rows],
             )
 
     def read_points(

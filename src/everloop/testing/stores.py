@@ -35,6 +35,7 @@ from everloop.records import (
     Source,
 )
 from everloop.stores import ByteStore, Clock, RecordStore, new_id
+from everloop.stores.clock import micros
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -553,6 +554,17 @@ class RecordStoreSuite:
         assert store.read_points("s", "none") == []
         assert store.for_project("trains").read_points("s") == []
 
+    def test_rows_are_points(self, store: RecordStore) -> None:
+        point = _point("loss", 0.5, 3)
+        store.append_points("s", [point])
+        store.append_rows("s", [("loss", 4, micros(point.at), 1.5), ("auc", -1, 0, math.nan)])
+        auc, *loss = store.read_points("s")
+        assert loss == [point, replace(point, step=4, value=1.5)]
+        assert (auc.step, auc.at, math.isnan(auc.value)) == (-1, datetime(1970, 1, 1, tzinfo=UTC), True)
+        with pytest.raises(UsageError):
+            store.append_rows("s", [("loss", 1, 0, 1.0), ("loss", 2**63, 0, 1.0)])
+        assert len(store.read_points("s", "loss")) == 2
+
     # events
 
     def test_every_write_is_an_event(self, store: RecordStore, clock: ManualClock) -> None:
@@ -728,6 +740,7 @@ class RecordStoreSuite:
             lambda: past.delete(Run, run.id),
             lambda: past.restore(Run, run.id),
             lambda: past.append_points("s", []),
+            lambda: past.append_rows("s", []),
             lambda: past.append_event("x", "y", "z"),
             lambda: past.purge(clock.now()),
             lambda: past.as_of(clock.now() + timedelta(days=1)).put(_run("t")),

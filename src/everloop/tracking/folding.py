@@ -27,7 +27,7 @@ from everloop.stores.journals import list_journals, read_journal, stream_of, wri
 from everloop.tracking import frames
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from pathlib import Path
 
     from everloop.stores import Store
@@ -98,29 +98,30 @@ def _fold(store: Store, path: Path, finished: bool) -> int:
     mark = f"journal:{path.stem}"
     offset = max((point.step for point in store.records.read_points(mark)), default=0)
     reader = read_journal(path, offset)
+    told: list[frames.Frame | None] = []
     total = 0
-    first = more = True
+    more = True
     while more:
         batch = list(islice(reader, _BATCH))
         more = len(batch) == _BATCH
-        said = [frames.decode(payload) for payload, _ in batch]
-        points = [point for frame in said for point in _points(frame)]
+        said = frames.decode_all([payload for payload, _ in batch])
+        rows = frames.rows_of(said)
+        told += frames.condense(said)
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 with store.records.transaction():
-                    if points:
-                        store.records.append_points(series_of(start.id), points)
+                    if rows:
+                        store.records.append_rows(series_of(start.id), rows)
                     if batch:
                         store.records.append_points(mark, [_mark(store, batch[-1][1])])
                     if finished and not more:
-                        _settle(store, start, said if first and offset == 0 else _frames_of(path))
+                        _settle(store, start, [*_told_before(path, offset), *told])
                 break
             except (ConflictError, AlreadyExistsError):
                 # Somebody else wrote the run's record meanwhile, on a store whose transactions do not exclude that.
                 if attempt == _ATTEMPTS:
                     raise
-        total += len(points)
-        first = False
+        total += len(rows)
     if finished:
         _give_up(path)
     return total
@@ -145,14 +146,15 @@ def _started(path: Path) -> Run | None:
     return frame
 
 
-def _points(frame: frames.Frame | None) -> list[Point]:
-    if not isinstance(frame, frames.Logged):
-        return []
-    return [Point(key=key, value=value, step=frame.step, at=frame.at) for key, value in frame.values.items()]
-
-
-def _frames_of(path: Path) -> Iterator[frames.Frame | None]:
-    return (frames.decode(payload) for payload, _ in read_journal(path))
+def _told_before(path: Path, offset: int) -> list[frames.Frame | None]:
+    """What the journal says before an offset, condensed."""
+    told: list[frames.Frame | None] = []
+    reader = read_journal(path)
+    done = 0
+    while done < offset and (batch := list(islice(reader, _BATCH))):
+        told += frames.condense(frames.decode_all([payload for payload, end in batch if end <= offset]))
+        done = batch[-1][1]
+    return told
 
 
 def _mark(store: Store, offset: int) -> Point:

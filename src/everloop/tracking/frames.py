@@ -18,7 +18,7 @@ paths of searches they part a field from what is in it.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, cast
 
@@ -26,6 +26,7 @@ import msgspec
 
 from everloop.errors import CorruptionError, UsageError
 from everloop.records import Json, Run, RunState
+from everloop.stores.clock import micros
 
 START, METRICS, PARAMS, TAGS, ORIGIN, END = range(6)
 
@@ -113,6 +114,39 @@ def decode(payload: bytes) -> Frame | None:
             f"A journal holds a frame that is no part of a run: {error}.", help="See: everloop verify"
         ) from error
     return frame.run if isinstance(frame, Started) else frame
+
+
+def decode_all(payloads: Sequence[bytes]) -> list[Frame | None]:
+    """As `decode`, of many."""
+    try:
+        found = [*map(_known.decode, payloads)]
+    except msgspec.MsgspecError:
+        return [decode(payload) for payload in payloads]
+    return [frame.run if isinstance(frame, Started) else frame for frame in found]
+
+
+def rows_of(said: Iterable[Frame | None]) -> list[tuple[str, int, int, float]]:
+    """The points that frames tell: metric, step, µs since 1970, value."""
+    rows: list[tuple[str, int, int, float]] = []
+    for frame in said:
+        if type(frame) is Logged:
+            at, step = micros(frame.at), frame.step
+            rows += [(key, step, at, value) for key, value in frame.values.items()]
+    return rows
+
+
+def condense(said: Iterable[Frame | None]) -> list[Frame]:
+    """Frames that bring a run's record to the same as these do: of the metrics their latest values only."""
+    others: list[Frame] = []
+    last: Logged | None = None
+    latest: dict[str, float] = {}
+    for frame in said:
+        if type(frame) is Logged:
+            latest.update(frame.values)
+            last = frame
+        elif frame is not None:
+            others.append(frame)
+    return others if last is None else [*others, Logged(last.at, last.step, latest)]
 
 
 def _is_of_later_kind(payload: bytes) -> bool:
