@@ -17,7 +17,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 # What continuous integration refuses must fail again where it is looked at: there, examples follow from the test.
 settings.register_profile("ci", derandomize=True, deadline=None)
@@ -40,6 +40,12 @@ def need(program: str, what: str, way_out: str) -> None:
     if program in os.environ.get("EVERLOOP_REQUIRE", "").split(","):
         pytest.fail(f"{what} is required and not installed")
     pytest.skip(f"{what} is not installed; {way_out}")
+
+
+@pytest.fixture(name="need")
+def _need() -> Callable[[str, str, str], None]:
+    """`need`, for tests that find out for themselves."""
+    return need
 
 
 @pytest.fixture(scope="session")

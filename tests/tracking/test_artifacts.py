@@ -107,6 +107,19 @@ def test_figures_of_matplotlib(store: Store) -> None:
     assert whole.meta["file"] == "curve.png"
 
 
+def test_figures_that_draw_themselves_again(store: Store) -> None:
+    graph_objects = pytest.importorskip("plotly.graph_objects")
+    altair = pytest.importorskip("altair")
+    line = graph_objects.Figure(graph_objects.Scatter(x=[1, 2], y=[3, 4]))
+    chart = altair.Chart(altair.Data(values=[{"x": 1, "y": 3}])).mark_point().encode(x="x:Q", y="y:Q")
+    with start_run("train", store=store) as run:
+        kept = {"plotly": run.log_figure("line", line), "altair": run.log_figure("chart", chart)}
+    again = graph_objects.Figure(json.loads(read(store, kept["plotly"])))
+    assert list(again.data[0].y) == [3, 4]
+    assert altair.Chart.from_json(read(store, kept["altair"]).decode()).to_dict()["mark"] == {"type": "point"}
+    assert [artifact.meta["file"] for artifact in kept.values()] == ["line.plotly.json", "chart.vl.json"]
+
+
 def test_a_histogram_counts_what_numpy_counts(store: Store) -> None:
     values = np.random.default_rng(0).normal(size=1000)
     with start_run("train", store=store) as run:

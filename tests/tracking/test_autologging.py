@@ -291,7 +291,7 @@ def test_every_library_has_its_module() -> None:
 
 _KERAS = """
 import os, sys
-os.environ["KERAS_BACKEND"] = "jax"
+os.environ["KERAS_BACKEND"] = sys.argv[1]
 import everloop as el
 el.autolog()
 import keras, numpy as np
@@ -305,10 +305,12 @@ assert keras.Model.fit is not fit
 """
 
 
-def test_keras_logs_each_epoch(store: Store) -> None:
-    if find_spec("keras") is None or find_spec("jax") is None:
-        pytest.skip("Keras needs itself and jax")  # importing it here would choose its backend
-    done = subprocess.run([sys.executable, "-c", _KERAS], capture_output=True, text=True, check=False)
+def test_keras_logs_each_epoch(store: Store, need: Any) -> None:
+    backend = next((name for name in ("torch", "jax", "tensorflow") if find_spec(name)), None)
+    if find_spec("keras") is None or backend is None:
+        need("keras", "Keras", "install keras and torch")
+    # Importing it here would choose its backend for every test.
+    done = subprocess.run([sys.executable, "-c", _KERAS, str(backend)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     run = only_run(store)
     assert (run.name, run.params["epochs"], run.params["optimizer"], run.metrics["parameters"]) == (
@@ -319,3 +321,41 @@ def test_keras_logs_each_epoch(store: Store) -> None:
     )
     for name in ("loss", "val_loss"):
         assert [point.step for point in read_metrics(store, run.id, name)] == [0, 1, 2]
+
+
+_LIGHTNING = """
+import everloop as el
+el.autolog()
+import lightning, torch
+from torch.utils.data import DataLoader, TensorDataset
+
+class Line(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 1)
+        self.save_hyperparameters({"width": 3})
+    def training_step(self, batch, number):
+        loss = ((self.layer(batch[0]) - batch[1]) ** 2).mean()
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+    def validation_step(self, batch, number):
+        self.log("val_loss", ((self.layer(batch[0]) - batch[1]) ** 2).mean())
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+rows = DataLoader(TensorDataset(torch.ones(8, 3), torch.ones(8, 1)), batch_size=4)
+quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+lightning.Trainer(max_epochs=4, check_val_every_n_epoch=2, accelerator="cpu", **quiet).fit(Line(), rows, rows)
+"""
+
+
+def test_lightning_logs_each_epoch(store: Store, need: Any) -> None:
+    if find_spec("lightning") is None:
+        need("lightning", "PyTorch Lightning", "install lightning and torch")
+    done = subprocess.run([sys.executable, "-c", _LIGHTNING], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    run = only_run(store)
+    assert (run.name, run.state, run.tags["estimator"]) == ("lightning", "finished", "Line")
+    assert (run.params["max_epochs"], run.params["width"]) == (4, 3)
+    steps = {name: [point.step for point in read_metrics(store, run.id, name)] for name in ("train_loss", "val_loss")}
+    assert steps == {"train_loss": [0, 1, 2, 3], "val_loss": [1, 3]}

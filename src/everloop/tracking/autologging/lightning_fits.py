@@ -19,19 +19,23 @@ def patch(module: ModuleType, patches: Patches) -> None:
         def __init__(self, session: Session) -> None:
             super().__init__()
             self.session = session
-
-        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-            self._tell(trainer)
+            self.last: dict[str, Any] = {}
+            self.validated = False
 
         def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
-            if not getattr(trainer, "sanity_checking", False):
-                self._tell(trainer)
+            self.validated = not getattr(trainer, "sanity_checking", False)
 
-        def _tell(self, trainer: Any) -> None:
-            # Several processes train as one; the first speaks for all.
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            # The epoch's validation is over by now. Several processes train as one; the first speaks for all.
             if getattr(trainer, "is_global_zero", True):
                 with guarded():
-                    self.session.metrics(dict(trainer.callback_metrics), step=int(trainer.current_epoch))
+                    seen = {name: float(value) for name, value in trainer.callback_metrics.items()}
+                    # Between validations the results of the last stay in sight: they are no news.
+                    new = {
+                        name: value for name, value in seen.items() if self.validated or value != self.last.get(name)
+                    }
+                    self.session.metrics(new, step=int(trainer.current_epoch))
+                    self.last, self.validated = seen, False
 
     def before(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         model = args[1] if len(args) > 1 else kwargs.get("model")
