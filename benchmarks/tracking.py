@@ -1,12 +1,14 @@
 """What tracking costs: everloop beside MLflow, Weights & Biases (offline) and Trackio.
 
-    python benchmarks/tracking.py [--tools everloop mlflow …] [--runs 1000] [--points 1000000]
+    python benchmarks/tracking.py [--tools everloop mlflow …] [--runs 1000] [--points 1000000] [--soak-s 60]
 
-Four pieces of work: log one metric inside a run (the mean over many calls), a whole run with ten parameters and ten
-metrics (the median), the first page of a search by a metric with a filter, ordered by another, among many runs, and
-2,000 points of a metric that has many. Every tool writes to this machine only. Each peer lives in a virtual
-environment of its own under `.bench/<tool>`, which this script makes, with its newest release. What a tool cannot do
-without a server of its vendor, or only by reading everything, it does not do here, and the table says so.
+The pieces of work: log one metric inside a run (the median of many batches of calls), a whole run with ten parameters
+and ten metrics (the median), bringing logged points into the store, the first page of a search by a metric with a
+filter, ordered by another, among many runs of 50 metrics and 20 parameters, a page deep in it, 2,000 points of a metric
+that has many, how much memory the client adds to a process, and 64 processes that log at once: how long a call takes
+then, and whether anything is lost. Every tool writes to this machine only. Each peer lives in a virtual environment of
+its own under `.bench/<tool>`, which this script makes, with its newest release. What a tool cannot do without a server
+of its vendor, or only by reading everything, it does not do here, and the table says so.
 """
 
 from __future__ import annotations
@@ -27,29 +29,82 @@ BENCH = ROOT / ".bench"
 WORK = {
     "log": "Log one metric",
     "run": "A run with 10 parameters and 10 metrics",
+    "fold": "1,000,000 logged points into the store",
     "search": "First page of 50 by a metric, with a filter, among {runs:,} runs",
+    "deep": "A page of 50 behind a fifth of all runs",
     "history": "2,000 points of {points:,}, read again",
     "history_first": "2,000 points of {points:,}, read for the first time",
+    "memory": "Memory that the client adds to a process (MB)",
+    "soak": "A call, while 64 processes log for {soak} s",
+    "lost": "Of their points, lost (and errors)",
 }
+COUNTED = {"memory": "MB", "lost": ""}
+"""What is no time, and its unit."""
+
+MEMORY = """
+    def resident():
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
+    before = resident()
+"""
+
+SOAK = """
+    import os, threading
+    def soak(processes, seconds, begin):
+        # `begin` gives a process its function that logs a step; each says how many it logged, and how long that took.
+        reads = []
+        for number in range(processes):
+            read, write = os.pipe()
+            if os.fork() == 0:
+                errors, count, began = 0, 0, time.perf_counter()
+                try:
+                    with begin(number) as (log, _):
+                        began = time.perf_counter()
+                        while time.perf_counter() - began < seconds:
+                            for _ in range(50):
+                                try:
+                                    log(count)
+                                    count += 1
+                                except Exception:
+                                    errors += 1
+                            if count % 5000 == 0:
+                                time.sleep(0.01)
+                        took = time.perf_counter() - began
+                except Exception:
+                    errors, took = errors + 1, time.perf_counter() - began
+                os.write(write, json.dumps([count, took, errors]).encode())
+                os._exit(0)
+            os.close(write)
+            reads.append(read)
+        said = [json.loads(os.read(read, 1000)) for read in reads]
+        for _ in range(processes):
+            os.wait()
+        return said
+"""
 
 EVERLOOP = """
-    import json, random, statistics, sys, time
+    import contextlib, json, random, statistics, sys, time
     import everloop as el
     from everloop.records import Point, Run
     from everloop.stores import open_store
+    from everloop.tracking import fold, read_metrics
     from everloop.tracking.history import read_history
     from everloop.tracking.search import search_runs
 
-    runs, points, calls, repeat = map(int, sys.argv[1:])
+    runs, points, calls, repeat, soak_s = map(int, sys.argv[1:])
     random.seed(0)
     found = {}
     store = open_store("home")
     with el.start_run("warm", store=store) as run:
         run.log(loss=1.0)
-        began = time.perf_counter()
-        for step in range(calls):
-            run.log(loss=0.5, step=step)
-        found["log"] = (time.perf_counter() - began) / calls
+        found["memory"] = resident() - before
+        batches = []
+        for _ in range(20):
+            began = time.perf_counter()
+            for step in range(calls // 20):
+                run.log(loss=0.5, step=step)
+            batches.append((time.perf_counter() - began) / (calls // 20))
+        found["log"] = statistics.median(batches)
     seconds = []
     for number in range(repeat):
         began = time.perf_counter()
@@ -57,6 +112,12 @@ EVERLOOP = """
             run.log({f"m{k}": random.random() for k in range(10)})
         seconds.append(time.perf_counter() - began)
     found["run"] = statistics.median(seconds)
+    with el.start_run("much", store=store) as run:
+        for step in range(100_000):
+            run.log({f"m{k}": step * 0.5 for k in range(10)}, step=step)
+        began = time.perf_counter()
+        assert fold(store) == 1_000_000
+        found["fold"] = time.perf_counter() - began
     for start in range(0, runs, 1000):
         store.records.put(*(
             store.new(Run, name="r", state="finished", started_at=store.now(),
@@ -70,6 +131,16 @@ EVERLOOP = """
         page = search_runs(store, "metrics.m1 > 0.5 and params.p3 = 'a'", order_by=["-metrics.m0"], limit=50)
         seconds.append(time.perf_counter() - began)
     found["search"] = statistics.median(seconds)
+    order, page, behind = ["-metrics.m0"], None, 0
+    while behind < runs // 5:
+        page = search_runs(store, order_by=order, limit=1000, columns=["id"], after=page.next if page else None)
+        behind += 1000
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        search_runs(store, order_by=order, limit=50, after=page.next)
+        seconds.append(time.perf_counter() - began)
+    found["deep"] = statistics.median(seconds)
     run = store.new(Run, name="long", started_at=store.now())
     store.records.put(run)
     now = store.now()
@@ -84,22 +155,37 @@ EVERLOOP = """
         assert len(read_history(store, run, "loss", 2000)) <= 2000
         seconds.append(time.perf_counter() - began)
     found["history_first"], found["history"] = seconds[0], statistics.median(seconds[1:])
+    store.close()
+
+    @contextlib.contextmanager
+    def begin(number):
+        with open_store("soak") as own, el.start_run(f"{number}", store=own) as run:
+            yield lambda step: run.log(loss=0.5, step=step), None
+
+    open_store("soak").close()
+    said = soak(64, soak_s, begin)
+    with open_store("soak") as store:
+        there = sum(len(read_metrics(store, run.id)) for run in store.records.find(Run))
+    logged = sum(count for count, _, _ in said)
+    found["soak"] = sum(took for _, took, _ in said) / logged
+    found["lost"] = logged - there + sum(errors for _, _, errors in said)
     print(json.dumps(found))
 """
 
 MLFLOW = """
-    import json, random, statistics, sys, time
+    import contextlib, json, logging, random, statistics, sys, time
     import mlflow
     from mlflow.entities import Metric, Param
     from mlflow.tracking import MlflowClient
 
-    runs, points, calls, repeat = map(int, sys.argv[1:])
+    runs, points, calls, repeat, soak_s = map(int, sys.argv[1:])
     random.seed(0)
     found = {}
     mlflow.set_tracking_uri("sqlite:///mlflow.db")
     client = MlflowClient()
     with mlflow.start_run():
         mlflow.log_metric("loss", 1.0)
+        found["memory"] = resident() - before
         few = min(calls, 100)
         began = time.perf_counter()
         for step in range(few):
@@ -113,6 +199,11 @@ MLFLOW = """
             mlflow.log_metrics({f"m{k}": random.random() for k in range(10)})
         seconds.append(time.perf_counter() - began)
     found["run"] = statistics.median(seconds)
+    run = client.create_run("0")
+    began = time.perf_counter()
+    for start in range(0, 20_000, 1000):
+        client.log_batch(run.info.run_id, metrics=[Metric("m", 0.5, 0, step) for step in range(start, start + 1000)])
+    found["fold"] = (time.perf_counter() - began) * 50
     for _ in range(runs):
         run = client.create_run("0")
         client.log_batch(run.info.run_id,
@@ -124,6 +215,18 @@ MLFLOW = """
         client.search_runs(["0"], "metrics.m1 > 0.5 and params.p3 = 'a'", order_by=["metrics.m0 DESC"], max_results=50)
         seconds.append(time.perf_counter() - began)
     found["search"] = statistics.median(seconds)
+    page, behind = None, 0
+    while behind < runs // 5:
+        page = client.search_runs(["0"], "", order_by=["metrics.m0 DESC"], max_results=1000,
+                                  page_token=page.token if page else None)
+        behind += 1000
+    if page is not None and page.token:
+        seconds = []
+        for _ in range(3):
+            began = time.perf_counter()
+            client.search_runs(["0"], "", order_by=["metrics.m0 DESC"], max_results=50, page_token=page.token)
+            seconds.append(time.perf_counter() - began)
+        found["deep"] = statistics.median(seconds)
     run = client.create_run("0")
     for start in range(0, points, 1000):
         client.log_batch(run.info.run_id, metrics=[
@@ -136,6 +239,23 @@ MLFLOW = """
         shown = everything[:: max(len(everything) // 2000, 1)]
         seconds.append(time.perf_counter() - began)
     found["history_first"], found["history"] = seconds[0], statistics.median(seconds[1:])
+
+    @contextlib.contextmanager
+    def begin(number):
+        mlflow.set_tracking_uri("sqlite:///soak.db")
+        with mlflow.start_run():
+            yield lambda step: mlflow.log_metric("loss", 0.5, step=step), None
+
+    # Under another address than the children's, which must not share its connections.
+    mlflow.set_tracking_uri(f"sqlite:///{os.path.abspath('soak.db')}")
+    MlflowClient().search_experiments()
+    logging.disable(logging.CRITICAL)
+    said = soak(64, soak_s, begin)
+    client = MlflowClient()
+    there = sum(len(client.get_metric_history(run.info.run_id, "loss")) for run in client.search_runs(["0"]))
+    logged = sum(count for count, _, _ in said)
+    found["soak"] = sum(took for _, took, _ in said) / max(logged, 1)
+    found["lost"] = logged - there + sum(errors for _, _, errors in said)
     print(json.dumps(found))
 """
 
@@ -144,10 +264,11 @@ WANDB = """
     os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true", WANDB_DIR=".")
     import wandb
 
-    runs, points, calls, repeat = map(int, sys.argv[1:])
+    runs, points, calls, repeat, soak_s = map(int, sys.argv[1:])
     found = {}
     with wandb.init(project="bench") as run:
         run.log({"loss": 1.0})
+        found["memory"] = resident() - before
         began = time.perf_counter()
         for step in range(calls):
             run.log({"loss": 0.5})
@@ -167,11 +288,12 @@ TRACKIO = """
     os.environ["TRACKIO_DIR"] = os.path.abspath("trackio")
     import trackio
 
-    runs, points, calls, repeat = map(int, sys.argv[1:])
+    runs, points, calls, repeat, soak_s = map(int, sys.argv[1:])
     found = {}
     with contextlib.redirect_stdout(io.StringIO()):
         trackio.init(project="bench", embed=False)
         trackio.log({"loss": 1.0})
+        found["memory"] = resident() - before
         began = time.perf_counter()
         for step in range(calls):
             trackio.log({"loss": 0.5})
@@ -200,12 +322,33 @@ class Tool:
     """Why a piece of work is not done, or how."""
 
 
-_NO_READING = dict.fromkeys(("search", "history", "history_first"), "searches and reads on its server only")
+_NO_READING = {
+    **dict.fromkeys(("search", "deep", "history", "history_first"), "searches and reads on its server only"),
+    "fold": "its server's work",
+    **dict.fromkeys(("soak", "lost"), "not asked of it"),
+}
 TOOLS = [
     Tool("everloop", EVERLOOP),
-    Tool("mlflow", MLFLOW, ("mlflow",), {"history": "every n-th point of all", "history_first": "likewise"}),
+    Tool(
+        "mlflow",
+        MLFLOW,
+        ("mlflow",),
+        {
+            "history": "every n-th point of all",
+            "history_first": "likewise",
+            "fold": "from 20,000 in batches of 1,000",
+        },
+    ),
     Tool("wandb", WANDB, ("wandb",), _NO_READING),
-    Tool("trackio", TRACKIO, ("trackio",), dict.fromkeys(_NO_READING, "has no search; its page reads everything")),
+    Tool(
+        "trackio",
+        TRACKIO,
+        ("trackio",),
+        {
+            **_NO_READING,
+            **dict.fromkeys(("search", "deep", "history", "history_first"), "has none; its page reads all"),
+        },
+    ),
 ]
 
 
@@ -235,7 +378,19 @@ def measure(tool: Tool, python: str, sizes: list[int]) -> dict[str, float]:
     """Seconds of each piece of work that the tool does."""
     with tempfile.TemporaryDirectory(prefix="everloop-bench-") as folder:
         program = Path(folder) / "program.py"
-        program.write_text(textwrap.dedent(tool.program))
+        program.write_text(
+            "\n".join(
+                map(
+                    textwrap.dedent,
+                    (
+                        "import contextlib, json, logging, os, random, statistics, sys, threading, time",
+                        MEMORY,
+                        SOAK,
+                        tool.program,
+                    ),
+                )
+            )
+        )
         out = run([python, str(program), *map(str, sizes)], timeout_s=7200, folder=folder)
     found: dict[str, float] = json.loads(out.strip().splitlines()[-1])
     return found
@@ -255,14 +410,19 @@ def run(command: list[str], *, timeout_s: float, folder: str | None = None) -> s
     return done.stdout
 
 
-def show(title: str, rows: list[tuple[str, str, float | None, str]]) -> None:
-    """One line per tool: name, version, time, how many times everloop's, and a remark."""
+def show(title: str, rows: list[tuple[str, str, float | None, str]], unit: str | None = None) -> None:
+    """One line per tool: name, version, time (or count, in its unit), how many times everloop's, and a remark."""
     ours = next((seconds for name, _, seconds, _ in rows if name == "everloop" and seconds), None)
     print(f"\n{title}\n")
     print(f"| {'tool':10} | {'version':10} | {'time':>12} | {'ratio':>9} | remark")
     print(f"|{'-' * 12}|{'-' * 12}|{'-' * 14}|{'-' * 11}|{'-' * 30}")
     for name, version, seconds, remark in rows:
-        shown = "-" if seconds is None else f"{seconds * 1e6:9.1f} µs" if seconds < 1e-3 else f"{seconds * 1e3:9.1f} ms"
+        if seconds is None:
+            shown = "-"
+        elif unit is not None:
+            shown = f"{seconds:,.0f} {unit}"
+        else:
+            shown = f"{seconds * 1e6:9.1f} µs" if seconds < 1e-3 else f"{seconds * 1e3:9.1f} ms"
         ratio = f"{seconds / ours:7.1f}×" if seconds is not None and ours else "-"
         print(f"| {name:10} | {version:10} | {shown:>12} | {ratio:>9} | {remark}")
 
@@ -274,9 +434,10 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=1_000_000, help="points of the long metric")
     parser.add_argument("--calls", type=int, default=10_000, help="calls that log one metric")
     parser.add_argument("--repeat", type=int, default=30, help="whole runs, of which the median counts")
+    parser.add_argument("--soak-s", type=int, default=60, help="how long 64 processes log at once")
     options = parser.parse_args()
     began = time.perf_counter()
-    sizes = [options.runs, options.points, options.calls, options.repeat]
+    sizes = [options.runs, options.points, options.calls, options.repeat, options.soak_s]
     rows: dict[str, list[tuple[str, str, float | None, str]]] = {name: [] for name in WORK}
     for tool in (tool for tool in TOOLS if tool.name in options.tools):
         version, why = "?", ""
@@ -290,7 +451,8 @@ def main() -> None:
         for name, lines in rows.items():
             lines.append((tool.name, version, found.get(name), why or tool.remarks.get(name, "")))
     for name, title in WORK.items():
-        show(title.format(runs=options.runs, points=options.points), rows[name])
+        titled = title.format(runs=options.runs, points=options.points, soak=options.soak_s)
+        show(titled, rows[name], COUNTED.get(name))
     print(f"\n{os.cpu_count()} cores, Python {sys.version.split()[0]}, {time.perf_counter() - began:.0f} s in all")
 
 
