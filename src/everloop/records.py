@@ -329,6 +329,39 @@ class LoggedModel(Record):
     archived_at: datetime | None = None
 
 
+TraceState = Literal["unspecified", "in_progress", "ok", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace(Record):
+    """One request through somebody's program, as a tree of spans, told by MLflow's or OpenTelemetry's clients."""
+
+    trace_id: str
+    """As the client names it: `tr-` and 32 hexadecimal digits."""
+    experiment: str
+    """Number of the experiment."""
+    requested_at: datetime
+    seconds: float | None = None
+    state: TraceState = "unspecified"
+    told: bool = False
+    """Whether the client has said what the trace is, or so far only spans have come."""
+    client_request: str | None = None
+    request_preview: str | None = None
+    response_preview: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    assessments: tuple[dict[str, Json], ...] = ()
+    """What people and programs think of it, in the form of MLflow's protocol."""
+    runs: tuple[str, ...] = ()
+    """Ids of the runs that it was linked to, beside the one in which it was made."""
+    spans: tuple[str, ...] = ()
+    """Digests of the batches in which its spans came, each a JSON list in OpenTelemetry's form."""
+
+    @property
+    def key(self) -> str:
+        return self.trace_id
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alias(Record):
     """A name that moves between versions, such as `champion`. Its history says who held it when."""
@@ -606,6 +639,7 @@ KINDS: dict[str, type[Record]] = {
     "registered_model": RegisteredModel,
     "experiment": Experiment,
     "logged_model": LoggedModel,
+    "trace": Trace,
     "alias": Alias,
     "endpoint": Endpoint,
     "finding": Finding,

@@ -18,14 +18,17 @@ from everloop.errors import EverloopError
 from everloop.server.asking import AUTH, STORE, demand
 from everloop.server.mlflow import (
     artifacts,
+    assessments,
     experiments,
     logged_models,
     metrics,
     models,
+    otlp,
     run_log,
     run_search,
     runs,
     server_info,
+    traces,
     versions,
 )
 from everloop.server.mlflow.artifact_root import ArtifactRoot, safe_parts
@@ -47,6 +50,8 @@ ROUTES: tuple[Route, ...] = (
     *logged_models.ROUTES,
     *models.ROUTES,
     *versions.ROUTES,
+    *traces.ROUTES,
+    *assessments.ROUTES,
     *server_info.ROUTES,
 )
 MOUNTS = ("/api/2.0/mlflow", "/api/2.0/mlflow-artifacts", "/api/3.0/mlflow")
@@ -80,6 +85,8 @@ def access_of(method: str, path: str) -> str | None:
     """What a request's path needs: `read`, `write` or `delete`; None where there is no such route."""
     if path in (*FILES, *(f"/ajax-api{name}" for name in FILES)) and method == "GET":
         return "read"
+    if path == otlp.PATH:
+        return "write" if method == "POST" else None
     inner = _inner(path)
     found = _TABLE.find(method, inner) if inner is not None else None
     return found[0].access if found else None
@@ -119,6 +126,9 @@ class MlflowApp:
             ask = self._ask(scope, "read", Fields.of_query(scope["query_string"]))
             await download(self.artifacts, await asyncio.to_thread(file, ask), scope, send)
             return
+        if raw == otlp.PATH:
+            await self._spans(scope, receive, send)
+            return
         inner = _inner(raw)
         found = _TABLE.find("GET" if head else method, inner) if inner is not None else None
         if found is None:
@@ -150,6 +160,16 @@ class MlflowApp:
             demand(scope, _ROLES[access])
         store = (scope.get("state") or {}).get(STORE, self.store)
         return Ask(store, fields, self.artifacts, self.pending, path or {}, size)
+
+    async def _spans(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            raise MlflowError(f"{scope['method']} is not allowed here.", "BAD_REQUEST")
+        body = await _body(receive)
+        ask = self._ask(scope, "write", Fields({}), size=len(body))
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        await asyncio.to_thread(otlp.take_spans, ask.store, headers, body)
+        # An empty message is an answer of its own kind: everything was taken.
+        await answer(send, 200, b"", otlp.PROTOBUF.encode())
 
     async def _proxy(self, method: str, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         if not safe_parts(path):

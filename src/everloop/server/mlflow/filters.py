@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from everloop.server.mlflow.wire import MlflowError
 
-Entity = Literal["attribute", "metric", "param", "tag", "dataset"]
+Entity = Literal["attribute", "metric", "param", "tag", "dataset", "metadata"]
 Value = str | float | int | tuple[str, ...] | None
 
 LONGEST_FILTER = 100_000
@@ -48,6 +48,8 @@ class Grammar:
     listed: frozenset[str] = frozenset()
     """Attributes that take IN."""
     aliases: tuple[tuple[str, str], ...] = ()
+    heads: tuple[tuple[str, Entity], ...] = ()
+    """Words before the dot that only this grammar knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +233,8 @@ def _check_op(op: str, known: frozenset[str]) -> None:
 def parse_key(token: str, grammar: Grammar) -> tuple[Entity, str]:
     """What an identifier speaks of: `metrics.auc`, `tags."a b"`, `start_time`."""
     head, dot, rest = token.partition(".")
-    entity = _ENTITIES.get(head.lower()) if dot and head[:1] not in "`\"'" else None
+    known = {**_ENTITIES, **dict(grammar.heads)}
+    entity = known.get(head.lower()) if dot and head[:1] not in "`\"'" else None
     if entity is None and dot and head[:1] not in "`\"'":
         raise MlflowError(f"Invalid entity type '{head}'. Valid values are {_shown(grammar)}")
     if entity is None:
@@ -242,9 +245,9 @@ def parse_key(token: str, grammar: Grammar) -> tuple[Entity, str]:
     if entity != "attribute":
         return entity, key
     key = dict(grammar.aliases).get(key, key)
-    known = grammar.texts | grammar.numbers
-    if key not in known:
-        raise MlflowError(f"Invalid attribute key '{key}' specified. Valid keys are '{sorted(known)}'")
+    keys = grammar.texts | grammar.numbers
+    if key not in keys:
+        raise MlflowError(f"Invalid attribute key '{key}' specified. Valid keys are '{sorted(keys)}'")
     return entity, key
 
 

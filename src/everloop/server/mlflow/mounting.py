@@ -9,6 +9,7 @@ from litestar.handlers import asgi
 from litestar.types import Receive, Scope, Send
 
 from everloop.server.mlflow.app import FILES, MOUNTS, MlflowApp
+from everloop.server.mlflow.otlp import PATH
 from everloop.server.mlflow.server_info import PROTOCOL
 
 if TYPE_CHECKING:
@@ -33,8 +34,12 @@ def make_routes(store: Store, artifacts: ArtifactRoot) -> list[Any]:
     async def mlflow_files(scope: Scope, receive: Receive, send: Send) -> None:
         await app(scope, receive, send)  # type: ignore[arg-type]
 
+    @asgi(PATH, copy_scope=True, opt={"role": "editor"})
+    async def opentelemetry_traces(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope, receive, send)  # type: ignore[arg-type]
+
     @get("/version", opt={"role": "anyone"}, media_type=MediaType.TEXT, sync_to_thread=False, include_in_schema=False)
     def version() -> str:
         return PROTOCOL
 
-    return [mlflow_protocol, mlflow_files, version]
+    return [mlflow_protocol, mlflow_files, opentelemetry_traces, version]

@@ -1,0 +1,420 @@
+"""Traces: what their clients say of them, search, tags, links, and the spans that came.
+
+Source: MLflow 3's trace API (`/api/3.0/mlflow/traces…`). A trace is told twice: by its spans, over OpenTelemetry's
+protocol, while it goes on, and as a whole when it has ended. Either may come first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from everloop.errors import AlreadyExistsError
+from everloop.records import Run, Trace, TraceState
+from everloop.server.mlflow.asking import Ask, Route
+from everloop.server.mlflow.experiments import active_experiment, checked_most
+from everloop.server.mlflow.filters import Grammar, Term, meets, parse_filter, parse_order
+from everloop.server.mlflow.names import check_tag
+from everloop.server.mlflow.paging import Page, paged
+from everloop.server.mlflow.reply import record_id, wire_id
+from everloop.server.mlflow.wire import Fields, MlflowError, invalid, missing, ms_of, not_found
+from everloop.stores.clock import new_id
+
+if TYPE_CHECKING:
+    from everloop.records import Json
+    from everloop.stores import Store
+
+USUAL, MOST = 100, 500
+NAME, SPANS_AT, ARTIFACTS_AT = "mlflow.traceName", "mlflow.trace.spansLocation", "mlflow.artifactLocation"
+PROMPTS, SOURCE_RUN = "mlflow.linkedPrompts", "mlflow.sourceRun"
+LONGEST_ID = 50
+LONGEST_PREVIEW = 10_000
+MOST_LINKED = 100
+STATES: dict[str, TraceState] = {
+    "STATE_UNSPECIFIED": "unspecified",
+    "IN_PROGRESS": "in_progress",
+    "OK": "ok",
+    "ERROR": "error",
+}
+_SAID = {state: said for said, state in STATES.items()}
+_ID = re.compile(r"[A-Za-z0-9_:.\-]+")
+_GRAMMAR = Grammar(
+    texts=frozenset({"name", "status", "request_id", "run_id", "client_request_id"}),
+    numbers=frozenset({"timestamp_ms", "execution_time_ms", "end_time_ms"}),
+    entities=frozenset({"attribute", "tag", "metadata"}),
+    listed=frozenset({"name", "status", "request_id", "run_id", "client_request_id"}),
+    aliases=(
+        ("timestamp", "timestamp_ms"),
+        ("execution_time", "execution_time_ms"),
+        ("end_time", "end_time_ms"),
+        ("trace_id", "request_id"),
+        ("state", "status"),
+    ),
+    heads=(("trace", "attribute"), ("metadata", "metadata"), ("request_metadata", "metadata")),
+)
+_ORDERS = replace(_GRAMMAR, texts=_GRAMMAR.texts | {"experiment_id"}, entities=frozenset({"attribute"}))
+
+
+def start_trace(ask: Ask) -> Mapping[str, Any]:
+    """Take in what a client says of a whole trace; said twice, the later word counts."""
+    info = _object(_object(ask.fields, "trace"), "trace_info")
+    name = checked_id(info.text("trace_id"))
+    place = _object(info, "trace_location")
+    number = _object(place, "mlflow_experiment").text("experiment_id")
+    took = info.text("execution_duration", required=False)
+    said = info.text("state", required=False) or "STATE_UNSPECIFIED"
+    if said not in STATES:
+        raise invalid("state", said)
+    told = {
+        "requested_at": _moment(info.text("request_time")),
+        "seconds": _seconds(took) if took else None,
+        "state": STATES[said],
+        "told": True,
+        "client_request": info.text("client_request_id", required=False) or None,
+        "request_preview": _preview(info, "request_preview"),
+        "response_preview": _preview(info, "response_preview"),
+    }
+    tags = {key: check_tag(key, value) for key, value in _texts(info, "tags").items()}
+    metadata = _texts(info, "trace_metadata")
+    assessments = tuple(new_assessment(ask.store, name, one) for one in info.rows("assessments"))
+    trace = change(
+        ask.store,
+        name,
+        number,
+        lambda known: replace(
+            known,
+            **told,
+            tags={**known.tags, **tags},
+            metadata={**known.metadata, **metadata},
+            assessments=(*known.assessments, *assessments),
+        ),
+    )
+    return {"trace": {"trace_info": trace_out(trace)}}
+
+
+def change(store: Store, name: str, experiment: str, how: Any) -> Trace:
+    """Make a trace, or change the one that is there, in one write.
+
+    Raises:
+        MlflowError: there is no such experiment, or it is put away.
+    """
+    with store.records.transaction():
+        found = store.records.find(Trace, ("key", "=", name), limit=1)
+        if found:
+            changed: Trace = how(found[0])
+            return changed if changed == found[0] else store.records.update(changed)[0]
+        place = active_experiment(store, experiment)
+        tags = {ARTIFACTS_AT: f"{place.artifacts_at}/traces/{name}/artifacts"}
+        made: Trace = how(
+            store.new(Trace, trace_id=name, experiment=str(place.number), requested_at=store.now(), tags=tags)
+        )
+        try:
+            store.records.put(made, verb="traced")
+        except AlreadyExistsError:
+            raise MlflowError(f"The trace '{name}' is being written by another.", "RESOURCE_CONFLICT") from None
+        return made
+
+
+def get_trace_info(ask: Ask) -> Mapping[str, Any]:
+    return {"trace": {"trace_info": trace_out(trace_of(ask.store, ask.path["trace_id"]))}}
+
+
+def get_trace(ask: Ask) -> Mapping[str, Any]:
+    return {"trace": _whole(ask, trace_of(ask.store, ask.fields.text("trace_id")))}
+
+
+def batch_get_traces(ask: Ask) -> Mapping[str, Any]:
+    found = _several(ask)
+    return {"traces": [_whole(ask, trace) for trace in found]} if found else {}
+
+
+def batch_get_trace_infos(ask: Ask) -> Mapping[str, Any]:
+    found = _several(ask)
+    return {"trace_infos": [trace_out(trace) for trace in found]} if found else {}
+
+
+def search_traces(ask: Ask) -> Mapping[str, Any]:
+    fields, store = ask.fields, ask.store
+    numbers = [
+        _object(place, "mlflow_experiment").text("experiment_id")
+        for place in fields.objects("locations", required=True)
+        if place.has("mlflow_experiment")
+    ]
+    if not numbers:
+        raise MlflowError("At least one location must be specified.")
+    most = checked_most(fields, USUAL, MOST, lowest=1)
+    terms = parse_filter(fields.text("filter", required=False), _GRAMMAR)
+    orders = [parse_order(text, _ORDERS) for text in fields.texts("order_by")]
+    page = Page.of(fields.text("page_token", required=False))
+    found = store.records.find(Trace, ("experiment", "in", numbers))
+    rows = [trace for trace in found if meets(terms, lambda term, t=trace: _value(t, term))]  # type: ignore[misc]
+    rows.sort(key=lambda trace: trace.trace_id)
+    for _, key, ascending in reversed(orders or [("attribute", "timestamp_ms", False)]):
+        there = [trace for trace in rows if _attribute(trace, key) is not None]
+        there.sort(key=lambda trace, k=key: _attribute(trace, k), reverse=not ascending)  # type: ignore[misc]
+        rows = [*there, *(trace for trace in rows if _attribute(trace, key) is None)]
+    return paged(rows, page, most, trace_out, "traces")
+
+
+def delete_traces(ask: Ask) -> Mapping[str, Any]:
+    fields, store = ask.fields, ask.store
+    number, names = fields.text("experiment_id"), fields.texts("request_ids")
+    before, most = fields.integer("max_timestamp_millis"), fields.integer("max_traces")
+    if bool(names) == fields.has("max_timestamp_millis"):
+        raise MlflowError("Either `max_timestamp_millis` or `trace_ids` must be specified, but not both.")
+    if names and fields.has("max_traces"):
+        raise MlflowError("`max_traces` can't be specified if `trace_ids` is specified.")
+    if fields.has("max_traces") and most <= 0:
+        raise MlflowError(f"`max_traces` must be a positive integer, received {most}.")
+    found = store.records.find(Trace, ("experiment", "=", number))
+    chosen = [t for t in found if t.trace_id in set(names) or (not names and ms_of(t.requested_at) <= before)]
+    chosen.sort(key=lambda trace: trace.requested_at)
+    chosen = chosen[:most] if most else chosen
+    with store.records.transaction():
+        for trace in chosen:
+            store.records.delete(Trace, trace.id)
+    return {"traces_deleted": len(chosen)}
+
+
+def set_trace_tag(ask: Ask) -> Mapping[str, Any]:
+    key, value = ask.fields.text("key"), ask.fields.text("value", required=False)
+    value = check_tag(key, value)
+    return _changed(ask, lambda trace: replace(trace, tags={**trace.tags, key: value}))
+
+
+def delete_trace_tag(ask: Ask) -> Mapping[str, Any]:
+    name, key = ask.path["trace_id"], ask.fields.text("key")
+
+    def without(trace: Trace) -> Trace:
+        if key not in trace.tags:
+            raise not_found(f"No trace tag with key '{key}' for trace with ID '{name}'")
+        return replace(trace, tags={tag: value for tag, value in trace.tags.items() if tag != key})
+
+    return _changed(ask, without)
+
+
+def link_to_run(ask: Ask) -> Mapping[str, Any]:
+    names, run = ask.fields.texts("trace_ids", required=True), record_id(ask.fields.text("run_id"))
+    if len(names) > MOST_LINKED:
+        raise MlflowError(f"Cannot link more than {MOST_LINKED} traces to a run in a single request. ")
+    link_traces(ask.store, names, run)
+    return {}
+
+
+def link_traces(store: Store, names: Sequence[str], run: str) -> None:
+    """Say that traces belong to a run.
+
+    Raises:
+        NotFoundError: there is no such run.
+        MlflowError: there is no such trace.
+    """
+    store.records.get(Run, run)
+    with store.records.transaction():
+        for name in dict.fromkeys(names):
+            trace = trace_of(store, name)
+            if run not in trace.runs:
+                store.records.update(replace(trace, runs=(*trace.runs, run)))
+
+
+def link_prompts(ask: Ask) -> Mapping[str, Any]:
+    asked = [
+        {"name": one.text("name"), "version": one.text("version")}
+        for one in ask.fields.objects("prompt_versions", required=True)
+    ]
+    name = ask.fields.text("trace_id")
+
+    def linked(trace: Trace) -> Trace:
+        known = msgspec.json.decode(trace.tags.get(PROMPTS, "[]"))
+        both = [*known, *(one for one in asked if one not in known)]
+        return replace(trace, tags={**trace.tags, PROMPTS: msgspec.json.encode(both).decode()})
+
+    with ask.store.records.transaction():
+        ask.store.records.update(linked(trace_of(ask.store, name)))
+    return {}
+
+
+def trace_of(store: Store, name: str) -> Trace:
+    """The trace that a client names.
+
+    Raises:
+        MlflowError: there is none.
+    """
+    found = store.records.find(Trace, ("key", "=", name), limit=1) if _ID.fullmatch(name) else []
+    if not found:
+        raise not_found(f"Trace with ID '{name[:200]}' not found.")
+    return found[0]
+
+
+def checked_id(name: str) -> str:
+    if len(name) > LONGEST_ID or not _ID.fullmatch(name):
+        raise invalid("trace_id", name[:200], f"It has at most {LONGEST_ID} letters, digits and `_:.-`.")
+    return name
+
+
+def trace_out(trace: Trace) -> dict[str, Any]:
+    answer: dict[str, Any] = {
+        "trace_id": trace.trace_id,
+        "trace_location": {
+            "type": "MLFLOW_EXPERIMENT",
+            "mlflow_experiment": {"experiment_id": trace.experiment},
+        },
+        "request_time": time_text(trace.requested_at),
+        "state": _SAID[trace.state],
+    }
+    for name, value in (
+        ("client_request_id", trace.client_request),
+        ("request_preview", trace.request_preview),
+        ("response_preview", trace.response_preview),
+    ):
+        if value is not None:
+            answer[name] = value
+    if trace.seconds is not None:
+        answer["execution_duration"] = f"{trace.seconds:.9f}".rstrip("0").rstrip(".") + "s"
+    if trace.metadata:
+        answer["trace_metadata"] = trace.metadata
+    if trace.assessments:
+        answer["assessments"] = list(trace.assessments)
+    answer["tags"] = trace.tags
+    return answer
+
+
+def time_text(moment: datetime) -> str:
+    """A time as protobuf's JSON spells it."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%f").rstrip("0").rstrip(".") + "Z"
+
+
+def new_assessment(store: Store, trace: str, said: Any) -> dict[str, Json]:
+    """An assessment with the id and the times that it has not brought along.
+
+    Raises:
+        MlflowError: it has no name, or says nothing.
+    """
+    if not isinstance(said, dict):
+        raise invalid("assessment", said)
+    fields = Fields(said)
+    fields.text("assessment_name")
+    if not any(fields.has(kind) for kind in ("feedback", "expectation", "issue")):
+        raise missing("feedback")
+    now = time_text(store.now())
+    made = {"create_time": now, "last_update_time": now, "valid": True, **said, "trace_id": trace}
+    made["assessment_id"] = fields.text("assessment_id", required=False) or f"a-{wire_id(new_id(store.now()))}"
+    return made
+
+
+def _whole(ask: Ask, trace: Trace) -> dict[str, Any]:
+    spans: dict[str, Any] = {}
+    for digest in trace.spans:
+        for span in msgspec.json.decode(ask.store.objects.read(digest)):
+            # Told again, a span takes the place of what was said of it before.
+            spans[span.get("span_id", "")] = span
+    answer: dict[str, Any] = {"trace_info": trace_out(trace)}
+    if spans:
+        answer["spans"] = sorted(spans.values(), key=lambda span: int(span.get("start_time_unix_nano", 0)))
+    return answer
+
+
+def _several(ask: Ask) -> list[Trace]:
+    names = ask.fields.texts("trace_ids", required=True)
+    known = {trace.trace_id: trace for trace in ask.store.records.find(Trace, ("trace_id", "in", names))}
+    return [known[name] for name in dict.fromkeys(names) if name in known]
+
+
+def _changed(ask: Ask, how: Any) -> Mapping[str, Any]:
+    with ask.store.records.transaction():
+        ask.store.records.update(how(trace_of(ask.store, ask.path["trace_id"])))
+    return {}
+
+
+def _object(fields: Fields, name: str) -> Fields:
+    value = fields.raw(name)
+    if value is None:
+        raise missing(name)
+    if not isinstance(value, dict):
+        raise invalid(name, value)
+    return Fields(value)
+
+
+def _texts(fields: Fields, name: str) -> dict[str, str]:
+    value = fields.raw(name) or {}
+    if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
+        raise invalid(name, value)
+    return dict(value)
+
+
+def _preview(fields: Fields, name: str) -> str | None:
+    return fields.text(name, required=False)[:LONGEST_PREVIEW] or None
+
+
+def _moment(text: str) -> datetime:
+    try:
+        # Protobuf writes up to nine digits of a second; six are kept.
+        moment = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text).replace("Z", "+00:00"))
+    except ValueError:
+        raise invalid("request_time", text) from None
+    if moment.tzinfo is None or not 1970 <= moment.year < 9999:
+        raise invalid("request_time", text)
+    return moment
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,9})?)s", text)
+    if found is None:
+        raise invalid("execution_duration", text)
+    return float(found[1])
+
+
+def _value(trace: Trace, term: Term) -> Any:
+    if term.entity == "tag":
+        return trace.tags.get(term.key)
+    if term.entity == "metadata":
+        return trace.metadata.get(term.key)
+    if term.key == "run_id":
+        runs = [run for run in (trace.metadata.get(SOURCE_RUN), *map(wire_id, trace.runs)) if run]
+        wanted = term.value if isinstance(term.value, tuple) else (term.value,)
+        return next((run for run in runs if run in wanted), runs[0] if runs else None)
+    return _attribute(trace, term.key)
+
+
+def _attribute(trace: Trace, key: str) -> Any:
+    took = None if trace.seconds is None else round(trace.seconds * 1000)
+    match key:
+        case "name":
+            return trace.tags.get(NAME)
+        case "status":
+            return _SAID[trace.state]
+        case "request_id":
+            return trace.trace_id
+        case "client_request_id":
+            return trace.client_request
+        case "run_id":
+            return trace.metadata.get(SOURCE_RUN)
+        case "experiment_id":
+            return trace.experiment
+        case "execution_time_ms":
+            return took
+        case "end_time_ms":
+            return None if took is None else ms_of(trace.requested_at) + took
+    return ms_of(trace.requested_at)
+
+
+ROUTES = (
+    Route("POST", "3.0/mlflow/traces", start_trace, "write"),
+    Route("POST", "3.0/mlflow/traces/search", search_traces, "read", slow=True),
+    Route("GET", "3.0/mlflow/traces/get", get_trace, "read", slow=True),
+    Route("GET", "3.0/mlflow/traces/batchGet", batch_get_traces, "read", slow=True),
+    Route("POST", "3.0/mlflow/traces/batchGetInfos", batch_get_trace_infos, "read", slow=True),
+    Route("POST", "3.0/mlflow/traces/delete-traces", delete_traces, "delete", slow=True),
+    Route("POST", "2.0/mlflow/traces/delete-traces", delete_traces, "delete", slow=True),
+    Route("POST", "2.0/mlflow/traces/link-to-run", link_to_run, "write"),
+    Route("POST", "2.0/mlflow/traces/link-prompts", link_prompts, "write"),
+    Route("GET", "3.0/mlflow/traces/{trace_id}", get_trace_info, "read"),
+    Route("PATCH", "3.0/mlflow/traces/{trace_id}/tags", set_trace_tag, "write"),
+    Route("DELETE", "3.0/mlflow/traces/{trace_id}/tags", delete_trace_tag, "write"),
+    Route("PATCH", "2.0/mlflow/traces/{trace_id}/tags", set_trace_tag, "write"),
+    Route("DELETE", "2.0/mlflow/traces/{trace_id}/tags", delete_trace_tag, "write"),
+)
