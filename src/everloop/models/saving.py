@@ -114,7 +114,7 @@ def describe(model: Any, example: Any, *, y: Any = None, task: Task | None = Non
 def _adopt(
     model: Any, table: TableKind, frame: pl.DataFrame, task: Task | None, truth: pl.Series | None
 ) -> tuple[Model, list[Json]]:
-    from everloop.models.formats.estimator import EstimatorModel, dump_estimator
+    from everloop.models.formats.estimator import EstimatorModel, PickledEstimator, dump_estimator
     from everloop.models.formats.function import Function
 
     if isinstance(model, type):
@@ -136,7 +136,8 @@ def _adopt(
     container = _fitting(model, table, chosen, asked, order, classes)
     table = TableKind(container=container, columns=table.columns)
     kept, blob = dump_estimator(model)
-    made = EstimatorModel(model, format=kept, blob=blob, task=asked, table=table, order=order)
+    kind = PickledEstimator if kept == "python" else EstimatorModel
+    made = kind(model, format=kept, blob=blob, task=asked, table=table, order=order)
     if asked == "multiclass" and not classes:
         width = made.predict_scores(chosen.head(1)).shape[1]
         classes = list(range(width))

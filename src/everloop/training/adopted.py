@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 
@@ -41,6 +41,9 @@ class AdoptedModel:
 
     Whether one row's answer depends on the rows asked with it is up to the estimator.
     """
+
+    reads: ClassVar[str] = "skops"
+    """The format that `from_files` reads. What the files say of themselves is no reason to run code out of them."""
 
     def __init__(
         self,
@@ -102,7 +105,7 @@ class AdoptedModel:
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
-        kept = "skops" if "model.skops" in files else "pickle"
+        kept = cls.reads
         try:
             state, blob = json.loads(files["adopted.json"]), files[f"model.{kept}"]
             known = {name: state[name] for name in ("task", "inputs", "types", "container", "order")}
@@ -111,7 +114,13 @@ class AdoptedModel:
         return cls(_load(blob, kept), format=kept, blob=blob, **known)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _reread, (self.to_files(),)
+        return _reread, (type(self), self.to_files())
+
+
+class PickledModel(AdoptedModel):
+    """An estimator that skops cannot hold: reading it runs code, so somebody trusted must have signed it."""
+
+    reads = "pickle"
 
 
 def adopt(
@@ -149,9 +158,8 @@ def adopt(
     fits = _fitting_container(estimator, probe, asked, order, container)
     kept, blob = _dump(estimator)
     types = {name: arrow_type(dtype) for name, dtype in rows.select(names).schema.items()}
-    model = AdoptedModel(
-        estimator, format=kept, blob=blob, task=asked, inputs=names, types=types, container=fits, order=order
-    )
+    kind = PickledModel if kept == "pickle" else AdoptedModel
+    model = kind(estimator, format=kept, blob=blob, task=asked, inputs=names, types=types, container=fits, order=order)
     categories = {}
     for name in names:
         if types[name] == "string" and rows[name].n_unique() <= 100:
@@ -334,5 +342,5 @@ def _load(blob: bytes, format: str) -> Any:
         raise TrustError(f"The model holds types that are not known to be harmless: {error}") from error
 
 
-def _reread(files: Files) -> AdoptedModel:
-    return AdoptedModel.from_files(files)
+def _reread(kind: type[AdoptedModel], files: Files) -> AdoptedModel:
+    return kind.from_files(files)

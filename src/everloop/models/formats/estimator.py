@@ -15,7 +15,7 @@ import re
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from everloop.errors import CorruptionError, MissingExtraError, TrustError
 from everloop.models.formats.tables import TableKind
@@ -67,6 +67,9 @@ class EstimatorModel:
     Whether one row's answer depends on the rows asked with it is up to the estimator.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("sklearn", "xgboost", "catboost")
+    """The formats that `from_files` reads. What a package says of itself is no reason to run code out of it."""
+
     def __init__(
         self, estimator: Any, *, format: str, blob: bytes, task: Task, table: TableKind, order: Sequence[int] = ()
     ) -> None:
@@ -101,7 +104,7 @@ class EstimatorModel:
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
-        kept = next((name for name, file in _FILES.items() if file in files), "")
+        kept = next((name for name in cls.reads if _FILES[name] in files), "")
         try:
             state, blob = json.loads(files[_STATE]), files[_FILES[kept]]
             task, table, order = state["task"], TableKind.from_json(state["table"]), state["order"]
@@ -111,7 +114,13 @@ class EstimatorModel:
         return cls(load_estimator(blob, kept, name), format=kept, blob=blob, task=task, table=table, order=order)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _reread, (self.to_files(),)
+        return _reread, (type(self), self.to_files())
+
+
+class PickledEstimator(EstimatorModel):
+    """An estimator that no safe format holds: reading it runs code, so somebody trusted must have signed it."""
+
+    reads = ("python",)
 
 
 def dump_estimator(estimator: Any) -> tuple[str, bytes]:
@@ -213,5 +222,5 @@ def _load_skops(blob: bytes) -> Any:
         raise TrustError(f"The model holds types that are not known to be harmless: {error}") from error
 
 
-def _reread(files: Files) -> EstimatorModel:
-    return EstimatorModel.from_files(files)
+def _reread(kind: type[EstimatorModel], files: Files) -> EstimatorModel:
+    return kind.from_files(files)
