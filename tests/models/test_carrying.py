@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import zipfile
+import tarfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestRegressor
 from sklearn.linear_model import LogisticRegression
 
@@ -27,6 +31,7 @@ from everloop.models import (
     verify_package,
 )
 from everloop.stores import Store, open_store
+from everloop.stores.trust import Keyring
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,10 +125,16 @@ def test_bill_of_materials(store: Store, table: pl.DataFrame, lightgbm: Trained)
     package = build_package(lightgbm, store=store, sample=table)
     manifest, _ = read_package(store, package.digest)
     bill = environment_sbom(manifest, name="delays", version="1", digest=package.digest)
+    broken = JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps({**bill, "specVersion": "1.6", "x": 1}))
+    assert broken is not None
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(bill)) is None
     assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
     libraries = {item["name"]: item for item in bill["components"] if item["type"] == "library"}
     assert libraries["numpy"]["purl"] == f"pkg:pypi/numpy@{np.__version__}"
-    assert {"lightgbm", "msgspec"} <= set(libraries)
+    # Also what the libraries themselves need.
+    assert {"lightgbm", "msgspec", "scipy", "polars-runtime-32"} <= set(libraries)
+    needed = {item["ref"]: item["dependsOn"] for item in bill["dependencies"]}
+    assert libraries["scipy"]["bom-ref"] in needed[libraries["lightgbm"]["bom-ref"]]
     references = [item["bom-ref"] for item in bill["components"]]
     assert len(references) == len(set(references))
     assert set(bill["dependencies"][0]["dependsOn"]) == set(references)
@@ -131,14 +142,38 @@ def test_bill_of_materials(store: Store, table: pl.DataFrame, lightgbm: Trained)
     assert bill["metadata"]["component"]["hashes"][0]["content"] == package.digest.removeprefix("sha256:")
 
 
-def test_one_file_goes_to_another_store(
-    tmp_path: Path, store: Store, table: pl.DataFrame, lightgbm: Trained, monkeypatch: pytest.MonkeyPatch
+def packed(path: Path, members: dict[str, bytes | tarfile.TarInfo]) -> Path:
+    """An archive as somebody else may write it."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, data in members.items():
+            member = data if isinstance(data, tarfile.TarInfo) else tarfile.TarInfo(name)
+            held = b"" if isinstance(data, tarfile.TarInfo) else data
+            member.size = len(held)
+            archive.addfile(member, io.BytesIO(held))
+    path.write_bytes(pa.compress(out.getvalue(), codec="zstd", asbytes=True))
+    return path
+
+
+def unpacked(path: Path) -> dict[str, bytes | tarfile.TarInfo]:
+    with pa.CompressedInputStream(pa.OSFile(str(path)), "zstd") as stream:
+        archive = tarfile.open(fileobj=io.BytesIO(stream.read()))  # noqa: SIM115
+        return {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["delays.tar.zst", "delays"])
+def test_one_file_or_folder_goes_to_another_store(
+    tmp_path: Path, store: Store, table: pl.DataFrame, lightgbm: Trained, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     package = build_package(lightgbm, store=store, sample=table)
-    path = export_package(store, package.digest, tmp_path / "delays.zip")
-    assert export_package(store, package.digest, tmp_path / "again.zip").read_bytes() == path.read_bytes()
+    path = export_package(store, package.digest, tmp_path / name)
+    again = export_package(store, package.digest, tmp_path / f"again-{name}")
+    if path.is_file():
+        assert again.read_bytes() == path.read_bytes()
+        assert path.stat().st_size < package.size_bytes
     with pytest.raises(UsageError, match="exists already"):
         export_package(store, package.digest, path)
+    np.testing.assert_array_equal(load_model(path).predict(table), lightgbm.predict_scores(table))
     monkeypatch.setenv("EVERLOOP_KEYS", str(tmp_path / "elsewhere"))
     with open_store(tmp_path / "other") as other:
         arrived = import_package(other, path)
@@ -150,32 +185,68 @@ def test_one_file_goes_to_another_store(
         assert verify_package(other, "delays@1").ok
 
 
+def test_other_archives_are_not_written(tmp_path: Path, store: Store, table: pl.DataFrame, linear: Trained) -> None:
+    package = build_package(linear, store=store, sample=table)
+    with pytest.raises(UsageError, match=r"'\.zip'"):
+        export_package(store, package.digest, tmp_path / "delays.zip")
+
+
 def test_code_does_not_come_in_unsigned(
     tmp_path: Path, store: Store, numbers: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = save_model(lambda table: table["a"], "plain", numbers, store=store)
-    path = export_package(store, version.package, tmp_path / "plain.zip")
+    paths = [export_package(store, version.package, tmp_path / name) for name in ("plain.tar.zst", "plain")]
     with open_store(tmp_path / "own") as own:
-        assert import_package(own, path).digest == version.package
+        assert import_package(own, paths[0]).digest == version.package
+    for path in paths:
+        assert load_model(path).predict([{"a": 1.0, "b": 0.0, "c": 0.0}]).tolist() == [1.0]
     monkeypatch.setenv("EVERLOOP_KEYS", str(tmp_path / "elsewhere"))
-    with open_store(tmp_path / "other") as other, pytest.raises(TrustError):
-        import_package(other, path)
+    for path in paths:
+        with open_store(tmp_path / "other") as other, pytest.raises(TrustError):
+            import_package(other, path)
+        with pytest.raises(TrustError):
+            load_model(path)
+    Keyring().trust_digest(version.package, "looked at by me")
+    with open_store(tmp_path / "other") as other:
+        assert import_package(other, paths[1]).digest == version.package
+    assert load_model(paths[0]).digest == version.package
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/secret", "a/../../secret", "model\\x", "c:/x", "model/", "./x"])
 def test_file_names_that_lead_outside(tmp_path: Path, store: Store, name: str) -> None:
-    path = tmp_path / "bad.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("everloop.json", "{}")
-        archive.writestr(name, "x")
+    path = packed(tmp_path / "bad.tar.zst", {"everloop.json": b"{}", name: b"x"})
     with pytest.raises(CorruptionError):
         import_package(store, path)
     assert not (tmp_path / "secret").exists()
 
 
+def test_links_and_devices_are_refused(tmp_path: Path, store: Store) -> None:
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE):
+        member = tarfile.TarInfo("model")
+        member.type, member.linkname = kind, "/etc/passwd"
+        path = packed(tmp_path / "bad.tar.zst", {"everloop.json": b"{}", "model": member})
+        with pytest.raises(CorruptionError, match="no plain file"):
+            import_package(store, path)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "everloop.json").symlink_to("/etc/passwd")
+    with pytest.raises(CorruptionError, match="symbolic link"):
+        import_package(store, folder)
+
+
+def test_a_small_file_that_unpacks_to_anything_is_refused(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("everloop.models.bundle.MOST_BYTES", 2**20)
+    path = packed(tmp_path / "bomb.tar.zst", {"everloop.json": bytes(2**24)})
+    assert path.stat().st_size < 2**16
+    with pytest.raises(CorruptionError, match="more than 1048576 bytes"):
+        import_package(store, path)
+
+
 def test_damaged_files_are_refused(tmp_path: Path, store: Store, table: pl.DataFrame, linear: Trained) -> None:
     package = build_package(linear, store=store, sample=table)
-    path = export_package(store, package.digest, tmp_path / "delays.zip")
+    path = export_package(store, package.digest, tmp_path / "delays.tar.zst")
     whole = path.read_bytes()
     with open_store(tmp_path / "other") as other:
         for at in range(0, len(whole), max(1, len(whole) // 60)):
@@ -184,35 +255,25 @@ def test_damaged_files_are_refused(tmp_path: Path, store: Store, table: pl.DataF
                 arrived = import_package(other, path)
             except CorruptionError:
                 continue
-            # Dates and such in the zip's own headers say nothing of the package.
+            # What lies between the files of an archive says nothing of the package.
             assert arrived.digest == package.digest
         path.write_bytes(whole[: len(whole) // 2])
         with pytest.raises(CorruptionError):
             import_package(other, path)
         with pytest.raises(NotFoundError):
-            import_package(other, tmp_path / "nothing.zip")
-        with zipfile.ZipFile(tmp_path / "more.zip", "w") as more, zipfile.ZipFile(_written(path, whole)) as first:
-            for member in first.namelist():
-                more.writestr(member, first.read(member))
-            more.writestr("stranger.py", "print()")
+            import_package(other, tmp_path / "nothing.tar.zst")
+        path.write_bytes(whole)
+        more = packed(tmp_path / "more.tar.zst", {**unpacked(path), "stranger.py": b"print()"})
         with pytest.raises(CorruptionError, match=r"stranger\.py"):
-            import_package(other, tmp_path / "more.zip")
-
-
-def _written(path: Path, data: bytes) -> Path:
-    path.write_bytes(data)
-    return path
+            import_package(other, more)
 
 
 def test_what_a_file_says_of_itself_is_checked(
     tmp_path: Path, store: Store, table: pl.DataFrame, linear: Trained
 ) -> None:
-    path = export_package(store, build_package(linear, store=store, sample=table).digest, tmp_path / "a.zip")
-    with zipfile.ZipFile(path) as first, zipfile.ZipFile(tmp_path / "b.zip", "w") as second:
-        for member in first.namelist():
-            data = first.read(member)
-            if member == "signature.json":
-                data = json.dumps({**json.loads(data), "package": "sha256:" + "0" * 64}).encode()
-            second.writestr(member, data)
+    path = export_package(store, build_package(linear, store=store, sample=table).digest, tmp_path / "a.tar.zst")
+    members = unpacked(path)
+    told = {**json.loads(members["signature.json"]), "package": "sha256:" + "0" * 64}  # type: ignore[arg-type]
+    packed(tmp_path / "b.tar.zst", {**members, "signature.json": json.dumps(told).encode()})
     with pytest.raises(CorruptionError, match="says that it is"):
-        import_package(store, tmp_path / "b.zip")
+        import_package(store, tmp_path / "b.tar.zst")

@@ -86,6 +86,7 @@ def test_files_of_a_package(tmp_path: Path, store: Store, linear: Trained, table
         "everloop.json",
         "model",
         "example.json",
+        "answers.json",
         "requirements.txt",
         "evaluation.json",
         "contract.toml",

@@ -16,8 +16,8 @@ from everloop.cli import (
     endpoints,
     features,
     loop,
-    models,
     monitor,
+    packages,
     predictions,
     release,
     reproduce,
@@ -25,6 +25,7 @@ from everloop.cli import (
     server,
     serving,
     store,
+    trust,
 )
 from everloop.cli.output import messages, report
 from everloop.errors import EverloopError
@@ -82,12 +83,13 @@ app.command()(store.restore)
 app.add_typer(runs.app, name="runs")
 app.add_typer(data.app, name="data")
 app.add_typer(features.app, name="features")
-app.add_typer(models.app, name="models")
+app.add_typer(packages.app, name="models")
 app.add_typer(endpoints.app, name="endpoints")
 app.add_typer(monitor.app, name="monitor")
 app.add_typer(release.app, name="release")
 app.add_typer(predictions.app, name="predictions")
 app.add_typer(predictions.labels_app, name="labels")
+app.add_typer(trust.app, name="trust")
 app.add_typer(server.users, name="users")
 app.add_typer(server.tokens, name="tokens")
 

@@ -1,59 +1,83 @@
-"""A package as one file, to carry to another machine: a zip of its files and the signature that vouches for it.
+"""A package to carry to another machine: one file, `churn.tar.zst`, or a folder, with the signature that vouches for
+it.
 
-Reading trusts nothing in it: names that lead outside are refused, sizes are bounded, every file is checked against
-the manifest, and what bears code comes in only with a signature by a key that is trusted here.
+Reading trusts nothing in it: names that lead outside and anything that is no plain file are refused, sizes are bounded,
+every file is checked against the manifest, and what bears code comes in only with a signature by a key, or with a
+digest, that is trusted here.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 import tempfile
-import zipfile
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from everloop.errors import CorruptionError, NotFoundError, TrustError, UsageError
 from everloop.models import manifest as manifests
 from everloop.models.manifest import Manifest
-from everloop.models.package import digest_of, read_package
+from everloop.models.package import digest_of, digest_of_files, read_package, write_files
 from everloop.models.registry import get_package, get_version
 from everloop.records import Package
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from everloop.stores import Store
 
 SIGNATURE = "signature.json"
-"""Beside the package's own files in the zip; a package has no file of this name."""
+"""Beside the package's own files; a package has no file of this name."""
+ENDING = ".tar.zst"
 MOST_BYTES = 4 * 2**30
 MOST_FILES = 10_000
-_EARLY = (1980, 1, 1, 0, 0, 0)
+_LEVEL = 9
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".zst", ".bz2", ".xz", ".whl")
 
 
 def export_package(store: Store, ref: str, path: Path | str) -> Path:
-    """Write the package of a version, or one by its digest, as one zip file.
+    """Write the package of a version, or one by its digest: as one file where `path` ends in `.tar.zst`, else a folder.
 
     The same package gives the same bytes.
 
     Raises:
         NotFoundError: there is no such version or package.
-        UsageError: the path exists already.
+        UsageError: the path exists already, or ends as another kind of archive does.
     """
     target = Path(path)
     if target.exists():
         raise UsageError(f"'{target}' exists already.", help="Choose another name, or remove it.")
+    packed = target.name.endswith(ENDING)
+    if not packed and target.suffix in _ARCHIVES:
+        raise UsageError(
+            f"A package is not written as '{target.suffix}'.", help=f"End the name in {ENDING}, or name a folder."
+        )
+    files = signed_files(store, ref)
+    draft = target.with_name(f".{target.name}.part")
+    if packed:
+        draft.write_bytes(_pack(files))
+    else:
+        write_files(draft, files)
+    draft.replace(target)
+    return target
+
+
+def signed_files(store: Store, ref: str) -> dict[str, bytes]:
+    """Every file of a version's package, the manifest and the signature among them.
+
+    Raises:
+        NotFoundError: there is no such version or package.
+    """
     digest = ref if ref.startswith("sha256:") else get_version(store, ref).package
     record = get_package(store, digest)
     manifest, files = read_package(store, digest)
-    whole = {**files, manifests.FILE: manifest.to_bytes()}
     trust = {"package": digest, "trust": record.trust, "parity": record.parity}
-    draft = target.with_name(f".{target.name}.part")
-    with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in sorted(whole):
-            archive.writestr(zipfile.ZipInfo(name, _EARLY), whole[name], zipfile.ZIP_DEFLATED)
-        told = json.dumps(trust, sort_keys=True).encode()
-        archive.writestr(zipfile.ZipInfo(SIGNATURE, _EARLY), told, zipfile.ZIP_DEFLATED)
-    draft.replace(target)
-    return target
+    return {
+        **files,
+        manifests.FILE: manifest.to_bytes(),
+        SIGNATURE: json.dumps(trust, sort_keys=True).encode(),
+    }
 
 
 def import_package(store: Store, path: Path | str) -> Package:
@@ -66,26 +90,8 @@ def import_package(store: Store, path: Path | str) -> Package:
     """
     from everloop.stores.trust import check, sign
 
-    files, told = _read(Path(path))
-    manifest = Manifest.from_bytes(files[manifests.FILE])
-    for name, expected in manifest.files.items():
-        if name not in files:
-            raise CorruptionError(f"'{path}' lacks its file {name}.")
-        if digest_of(files[name]) != expected:
-            raise CorruptionError(f"The file {name} in '{path}' differs from its digest.")
-    strangers = sorted(set(files) - set(manifest.files) - {manifests.FILE})
-    if strangers:
-        raise CorruptionError(f"'{path}' holds a file that its manifest does not name: {strangers[0]}.")
-    with tempfile.TemporaryDirectory(prefix="everloop-import-") as folder:
-        for name, data in files.items():
-            place = Path(folder, name)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(data)
-        digest = store.objects.add_tree(Path(folder))
-    if told.get("package") not in (None, digest):
-        raise CorruptionError(f"'{path}' says that it is {told['package']}, its files are {digest}.")
-    trust = told.get("trust")
-    trust = {str(key): str(value) for key, value in trust.items()} if isinstance(trust, dict) else None
+    manifest, files, told, digest = open_bundle(Path(path))
+    trust = _trust(told)
     try:
         check(digest, trust)
     except TrustError:
@@ -93,6 +99,8 @@ def import_package(store: Store, path: Path | str) -> Package:
             raise
         # Nothing in it can run; from here on this machine vouches for the bytes that it read.
         trust = sign(digest)
+    with tempfile.TemporaryDirectory(prefix="everloop-import-") as folder:
+        store.objects.add_tree(write_files(Path(folder, "package"), files))
     with store.records.transaction():
         found = store.records.find(Package, ("digest", "=", digest), limit=1)
         if found:
@@ -112,41 +120,131 @@ def import_package(store: Store, path: Path | str) -> Package:
     return package
 
 
-def _read(path: Path) -> tuple[dict[str, bytes], dict[str, object]]:
-    """The files in a zip by name, and what stands beside them. Bounded in number and size."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if len(members) > MOST_FILES:
-                raise CorruptionError(f"'{path}' holds {len(members)} files.", help=f"At most {MOST_FILES} are read.")
-            if sum(member.file_size for member in members) > MOST_BYTES:
-                raise CorruptionError(f"'{path}' holds more than {MOST_BYTES} bytes.")
-            files: dict[str, bytes] = {}
-            for member in members:
-                name = _checked(member.filename, path)
-                if name in files:
-                    raise CorruptionError(f"'{path}' holds {name} twice.")
-                with archive.open(member) as file:
-                    # The header's size is a claim; no more than it is read, and less is a damage.
-                    data = file.read(member.file_size + 1)
-                if len(data) != member.file_size:
-                    raise CorruptionError(f"The file {name} in '{path}' is not as long as it says.")
-                files[name] = data
-    except FileNotFoundError:
-        raise NotFoundError(f"There is no file '{path}'.") from None
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, OSError, ValueError) as error:
-        raise CorruptionError(f"'{path}' is no package: {error}.") from error
-    except Exception as error:
-        if isinstance(error, CorruptionError):
-            raise
-        raise CorruptionError(f"'{path}' is no package: {error}.") from error
+def open_bundle(path: Path) -> tuple[Manifest, dict[str, bytes], dict[str, Any], str]:
+    """The manifest, the files (the manifest among them), what stands in `signature.json`, and the digest.
+
+    Nothing is run, and who vouches for it is not looked at.
+
+    Raises:
+        NotFoundError: there is no such file.
+        CorruptionError: it is no package, or not as it was written.
+    """
+    files = _read_folder(path) if path.is_dir() else _read_file(path)
     if manifests.FILE not in files:
         raise CorruptionError(f"'{path}' is no package: it has no {manifests.FILE}.")
     try:
         told = json.loads(files.pop(SIGNATURE, b"{}"))
     except ValueError as error:
         raise CorruptionError(f"The {SIGNATURE} in '{path}' is damaged: {error}.") from error
-    return files, told if isinstance(told, dict) else {}
+    told = told if isinstance(told, dict) else {}
+    manifest = Manifest.from_bytes(files[manifests.FILE])
+    for name, expected in manifest.files.items():
+        if name not in files:
+            raise CorruptionError(f"'{path}' lacks its file {name}.")
+        if digest_of(files[name]) != expected:
+            raise CorruptionError(f"The file {name} in '{path}' differs from its digest.")
+    strangers = sorted(set(files) - set(manifest.files) - {manifests.FILE})
+    if strangers:
+        raise CorruptionError(f"'{path}' holds a file that its manifest does not name: {strangers[0]}.")
+    digest = digest_of_files(files)
+    if told.get("package") not in (None, digest):
+        raise CorruptionError(f"'{path}' says that it is {told['package']}, its files are {digest}.")
+    return manifest, files, told, digest
+
+
+def check_bundle(manifest: Manifest, told: Mapping[str, Any], digest: str) -> None:
+    """Refuse a package that bears code, unless somebody trusted vouches for it.
+
+    Raises:
+        TrustError: nobody does.
+    """
+    if manifest.code_bearing:
+        from everloop.stores.trust import check
+
+        check(digest, _trust(told))
+        manifest.check_python()
+
+
+def _trust(told: Mapping[str, Any]) -> dict[str, str] | None:
+    trust = told.get("trust")
+    return {str(key): str(value) for key, value in trust.items()} if isinstance(trust, dict) else None
+
+
+def _pack(files: Mapping[str, bytes]) -> bytes:
+    import pyarrow as pa
+
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name in sorted(files):
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(files[name]), 0o644
+            try:
+                archive.addfile(member, io.BytesIO(files[name]))
+            except ValueError as error:
+                raise UsageError(f"The file '{name}' has a name that no archive holds: {error}.") from error
+    packed = pa.Codec("zstd", compression_level=_LEVEL).compress(out.getvalue(), asbytes=True)
+    return cast("bytes", packed)
+
+
+def _read_folder(path: Path) -> dict[str, bytes]:
+    from everloop.stores.trees import walk_files
+
+    try:
+        names = [name for name, _ in walk_files(path, ())]
+    except UsageError as error:
+        raise CorruptionError(f"'{path}' is no package: {error.message}") from error
+    if len(names) > MOST_FILES:
+        raise CorruptionError(f"'{path}' holds {len(names)} files.", help=f"At most {MOST_FILES} are read.")
+    return {name: (path / name).read_bytes() for name in names}
+
+
+def _read_file(path: Path) -> dict[str, bytes]:
+    """The files in an archive by name. Bounded in number and size."""
+    import pyarrow as pa
+
+    if not path.exists():
+        raise NotFoundError(f"There is no file '{path}'.")
+    files: dict[str, bytes] = {}
+    try:
+        with (
+            pa.OSFile(str(path)) as packed,
+            pa.CompressedInputStream(packed, "zstd") as stream,
+            tarfile.open(fileobj=_Bounded(stream, path), mode="r|") as archive,
+        ):
+            for member in archive:
+                name = _checked(member.name, path)
+                if not member.isreg():
+                    raise CorruptionError(f"'{path}' holds something that is no plain file: {name}.")
+                if name in files:
+                    raise CorruptionError(f"'{path}' holds {name} twice.")
+                if len(files) >= MOST_FILES:
+                    raise CorruptionError(f"'{path}' holds too many files.", help=f"At most {MOST_FILES} are read.")
+                file = archive.extractfile(member)
+                data = b"" if file is None else file.read()
+                if len(data) != member.size:
+                    raise CorruptionError(f"The file {name} in '{path}' is not as long as it says.")
+                files[name] = data
+    except CorruptionError:
+        raise
+    except Exception as error:  # a damaged archive makes its readers raise whatever they like
+        raise CorruptionError(
+            f"'{path}' is no package: {str(error).rstrip('.')}.", help=f"A package in one file ends in {ENDING}."
+        ) from error
+    return files
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that raises once more has been read than any package is: a small file may unpack to anything."""
+
+    def __init__(self, stream: Any, path: Path) -> None:
+        self._stream, self._path, self._left = stream, path, MOST_BYTES
+
+    def read(self, size: int = -1) -> bytes:
+        data = cast("bytes", self._stream.read(min(size, self._left + 1) if size >= 0 else self._left + 1))
+        self._left -= len(data)
+        if self._left < 0:
+            raise CorruptionError(f"'{self._path}' holds more than {MOST_BYTES} bytes.")
+        return data
 
 
 def _checked(name: str, path: Path) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from everloop.errors import CorruptionError, StoreVersionError
+from everloop.errors import CorruptionError, StoreVersionError, UsageError
+from everloop.models.lock import Locked, lock
 from everloop.records import Json  # noqa: TC001 - msgspec reads the annotations
 
 if TYPE_CHECKING:
@@ -51,11 +51,16 @@ class Lineage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """What the model was built with; `packages` maps distributions to versions."""
+    """What the model was built with: `packages` maps distributions to versions, `locked` says more of each."""
 
     python: str
     platform: str
     packages: dict[str, str] = field(default_factory=dict)
+    locked: dict[str, Locked] = field(default_factory=dict)
+
+
+class OtherPythonError(UsageError):
+    """The package's code was made by a Python whose bytecode this one does not run as it should."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +82,20 @@ class Manifest:
     @property
     def code_bearing(self) -> bool:
         return self.format not in SAFE
+
+    def check_python(self) -> None:
+        """Refuse code that another Python wrote: it is kept as bytecode, which each minor version reads otherwise.
+
+        Raises:
+            OtherPythonError: this Python is of another minor version, and the package bears code.
+        """
+        made, here = self.environment.python, platform.python_version()
+        if self.code_bearing and made.split(".")[:2] != here.split(".")[:2]:
+            short = ".".join(made.split(".")[:2])
+            raise OtherPythonError(
+                f"The package holds code of Python {made} (format '{self.format}'), and this is Python {here}.",
+                help=f"Load it with Python {short}, or package the model again here; safe formats load in any Python.",
+            )
 
     def read_signature(self) -> Signature:
         from everloop.models.signature import Signature
@@ -114,33 +133,22 @@ class Manifest:
 
 
 def environment(format: str, also: Iterable[str] = ()) -> Environment:
-    """The environment of this process, with the packages that a model of this format needs.
+    """The environment of this process, with the distributions that a model of this format needs.
 
     Args:
         also: further distributions that the model needs; those that are not installed are passed over.
     """
+    locked = lock((*_needs(format), *also))
+    # An everloop run from its source tree has no distribution. Its own requirements are not the model's.
+    own = {name: replace(one, requires=()) for name, one in lock(("everloop",)).items() if name == "everloop"}
+    locked = dict(sorted({**locked, **own}.items()))
     return Environment(
         python=platform.python_version(),
         platform=sys.platform,
-        packages=_versions(("everloop", *_needs(format), *also)),
+        packages={name: one.version for name, one in locked.items()},
+        locked=locked,
     )
-
-
-def requirements(env: Environment) -> bytes:
-    """`requirements.txt` of a package: what answering needs, pinned."""
-    return "".join(f"{name}=={number}\n" for name, number in sorted(env.packages.items())).encode()
 
 
 def _needs(format: str) -> tuple[str, ...]:
     return (*_NEEDS.get(format, ("numpy",)), "msgspec", "polars")
-
-
-def _versions(names: tuple[str, ...]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            # An everloop run from its source tree has no distribution; the requirement is then left to the reader.
-            continue
-    return dict(sorted(found.items()))

@@ -4,6 +4,7 @@
     model/…           the model in its own format
     compiled/…        a faster form of it, proved equal, where there is one
     example.json      a request that the model answers
+    answers.json      rows and what the trained model said to them, to hold any machine against
     requirements.txt  what answering needs, pinned
     evaluation.json   how good the model was found to be
     contract.toml     what its data must look like, where a contract is given
@@ -20,8 +21,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everloop.errors import CorruptionError, NotFoundError, ParityError, TrustError, UsageError
+from everloop.errors import CorruptionError, NotFoundError, ParityError, UsageError
 from everloop.models import manifest as manifests
+from everloop.models.answers import FILE as ANSWERS
+from everloop.models.answers import record_answers
+from everloop.models.lock import requirements
 from everloop.models.manifest import COMPILED_FOLDER, MODEL_FOLDER, Lineage, Manifest
 from everloop.models.parity import plain_rows, probe, prove, sample_of
 from everloop.models.registry import plain_evaluation
@@ -119,8 +123,9 @@ def build_package(
         if compilation.model is not None:
             files |= {f"{COMPILED_FOLDER}{name}": data for name, data in compilation.model.to_files().items()}
     files["example.json"] = _example(signature, sample)
+    files[ANSWERS] = record_answers(model, signature, sample)
     environment = manifests.environment(model.format, _libraries(model))
-    files["requirements.txt"] = manifests.requirements(environment)
+    files["requirements.txt"] = requirements(environment.locked)
     if evaluation is not None:
         files["evaluation.json"] = _json(plain_evaluation(evaluation))
     if contract is not None:
@@ -157,6 +162,7 @@ def read_package(
     manifest = Manifest.from_bytes(store.objects.read_entry(entries[manifests.FILE]))
     if manifest.code_bearing:
         _check_trust(store, digest, trust)
+        manifest.check_python()
     missing = sorted(set(manifest.files) - set(entries))
     if missing:
         raise NotFoundError(f"The package {digest} lacks its file {missing[0]}.")
@@ -195,12 +201,8 @@ def read_folder(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
 
 def _keep(store: Store, manifest: Manifest, files: Mapping[str, bytes], parity: dict[str, Json]) -> Package:
     with tempfile.TemporaryDirectory(prefix="everloop-package-") as folder:
-        root = Path(folder)
-        for name, data in {**files, manifests.FILE: manifest.to_bytes()}.items():
-            place = root / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(data)
-        digest = store.objects.add_tree(root)
+        whole = {**files, manifests.FILE: manifest.to_bytes()}
+        digest = store.objects.add_tree(write_files(Path(folder, "package"), whole))
     from everloop.stores.trust import sign
 
     with store.records.transaction():
@@ -230,18 +232,23 @@ def _check_trust(store: Store, digest: str, trust: Mapping[str, str] | None) -> 
     check(digest, dict(trust) if trust else None)
 
 
-def refuse_unsigned(manifest: Manifest, where: str) -> None:
-    """Raise unless the package's format is safe to read without a signature.
+def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """Write files by name into a folder that is made for them."""
+    for name, data in files.items():
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(data)
+        # Whatever the umask says: the digest of a tree minds who may run a file.
+        place.chmod(0o644)
+    return folder
 
-    Raises:
-        TrustError: reading it would run code that nobody vouches for.
-    """
-    if manifest.code_bearing:
-        raise TrustError(
-            f"The package {where} is of the format '{manifest.format}', which runs code when it is read, "
-            "and no signature comes with a bare folder.",
-            help="Load it from a store that holds its signature, or package the model in a safe format.",
-        )
+
+def digest_of_files(files: Mapping[str, bytes]) -> str:
+    """The digest that a package of these files, the manifest among them, has in any store."""
+    from everloop.stores.content import ContentStore
+
+    with tempfile.TemporaryDirectory(prefix="everloop-digest-") as folder:
+        return ContentStore(Path(folder, "objects")).add_tree(write_files(Path(folder, "package"), files))
 
 
 def _ranged(signature: Signature, sample: pl.DataFrame) -> Signature:

@@ -126,7 +126,7 @@ def prove(original: Model, packaged: Model, signature: Signature, sample: pl.Dat
     worst = max(worst, _compare(_ask(original, few, "the training sample"), plain, few, "dicts", tolerance))
     edges = edge_rows(signature, sample)
     together = frame_of(edges, signature)
-    wanted, got = _try(original, together), _try(packaged, together)
+    wanted, got = try_scores(original, together), try_scores(packaged, together)
     as_dicts = _try_rows(packaged, edges)
     if not isinstance(wanted, Exception) and not isinstance(got, Exception) and not isinstance(as_dicts, Exception):
         worst = max(worst, _compare(wanted, got, together, "edge rows as frame", tolerance))
@@ -152,7 +152,7 @@ def _prove_each(
     refused, worst = 0, 0.0
     for row in edges:
         frame = frame_of([row], signature)
-        wanted, got, as_dict = _try(original, frame), _try(packaged, frame), _try_rows(packaged, [row])
+        wanted, got, as_dict = try_scores(original, frame), try_scores(packaged, frame), _try_rows(packaged, [row])
         if isinstance(wanted, Exception):
             refused += 1
             if not isinstance(got, Exception):
@@ -213,11 +213,11 @@ def _turn(values: tuple[object, ...], turn: int) -> object:
 
 
 def _answers(model: Model, signature: Signature, row: Row) -> bool:
-    return not isinstance(_try(model, frame_of([row], signature)), Exception)
+    return not isinstance(try_scores(model, frame_of([row], signature)), Exception)
 
 
 def _ask(model: Model, frame: pl.DataFrame, what: str) -> NDArray[np.float64]:
-    answer = _try(model, frame)
+    answer = try_scores(model, frame)
     if isinstance(answer, EverloopError):
         raise answer
     if isinstance(answer, Exception):
@@ -232,8 +232,8 @@ def _ask_rows(model: Model, rows: list[Row], what: str) -> NDArray[np.float64]:
         raise ParityError(f"The packaged model cannot score {what}: {error}.") from error
 
 
-def _try(model: Model, frame: pl.DataFrame) -> NDArray[np.float64] | Exception:
-    # Any estimator may stand behind a model, so any exception may mean "I do not take this row".
+def try_scores(model: Model, frame: pl.DataFrame) -> NDArray[np.float64] | Exception:
+    """The scores, or why there are none: any estimator may stand behind a model, and it raises whatever it likes."""
     import numpy as np
 
     try:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import CorruptionError, EverloopError, RequestError, UsageError
-from everloop.models.manifest import COMPILED_FOLDER, MODEL_FOLDER, Manifest
-from everloop.models.package import read_folder, read_package, refuse_unsigned
+from everloop.models.answers import FILE as ANSWERS
+from everloop.models.manifest import COMPILED_FOLDER, FILE, MODEL_FOLDER, Manifest
+from everloop.models.package import digest_of_files, read_folder, read_package
 from everloop.models.registry import get_version
 
 if TYPE_CHECKING:
@@ -47,6 +48,12 @@ class Predictor:
         self.classes: tuple[Json, ...] = self.signature.classes
         self.compiled = manifest.compiled
         self._example: dict[str, Any] | None = None
+        self._answers: bytes | None = None
+
+    @property
+    def told(self) -> str:
+        """What to call it in a message."""
+        return self.version or self.digest or ""
 
     @property
     def form(self) -> str:
@@ -125,9 +132,7 @@ class Predictor:
             raise
         except Exception as error:
             # An adopted estimator raises whatever it likes about rows that it does not take.
-            raise RequestError(
-                f"The model {self.version or self.digest or ''} cannot score these rows: {error}"
-            ) from error
+            raise RequestError(f"The model {self.told} cannot score these rows: {error}") from error
 
     def score_rows(self, rows: Sequence[Mapping[str, Any]]) -> Scores:
         """Score rows that `validate` or the signature's own decoder has passed.
@@ -140,9 +145,7 @@ class Predictor:
         except EverloopError:
             raise
         except Exception as error:
-            raise RequestError(
-                f"The model {self.version or self.digest or ''} cannot score these rows: {error}"
-            ) from error
+            raise RequestError(f"The model {self.told} cannot score these rows: {error}") from error
 
     def labels(self, scores: Scores) -> list[Json] | None:
         """The predicted class of each row (binary: from a probability of one half on); None for regression."""
@@ -154,9 +157,28 @@ class Predictor:
         return [self.classes[place] for place in scores.argmax(axis=1).tolist()]
 
     def warm(self) -> None:
-        """Answer the package's own example, so that the first request does not pay for what is set up lazily."""
+        """Answer the package's own example, so that the first request does not pay for what is set up lazily.
+
+        A model of a safe format must also answer as it did when it was packaged. One of code may ask the world
+        outside, which moves on; `everloop models verify` asks that as well.
+
+        Raises:
+            ParityError: it answers otherwise here, because a library is of another version, say.
+        """
         if self._example is not None:
             self.score_rows([self._example])
+        if not self.manifest.code_bearing:
+            self.check_answers()
+
+    def check_answers(self) -> tuple[int, float]:
+        """Ask the rows again whose answers came with the package: how many, and the largest difference.
+
+        Raises:
+            ParityError: it answers otherwise here.
+        """
+        from everloop.models.answers import check_answers
+
+        return (0, 0.0) if self._answers is None else check_answers(self, self._answers)
 
     def __repr__(self) -> str:
         return f"Predictor({self.version or self.digest or self.manifest.format!r})"
@@ -166,7 +188,7 @@ def load_model(source: Store | Path | str, ref: str | None = None) -> Predictor:
     """Load a model for answering, without the library that trained it where its format allows.
 
     Args:
-        source: a store, or the folder of a package (then without `ref`).
+        source: a store, or the folder or file of a package, as `export_package` writes it (then without `ref`).
         ref: `delays@3`, `delays@champion`, `delays` (champion or newest), or a package's digest.
 
     Raises:
@@ -177,15 +199,30 @@ def load_model(source: Store | Path | str, ref: str | None = None) -> Predictor:
     if isinstance(source, str | Path):
         if ref is not None:
             raise UsageError("A package's folder is loaded without a version.", help="Pass an open store to name one.")
-        manifest, files = read_folder(Path(source))
-        refuse_unsigned(manifest, f"in '{source}'")
-        return predictor_from(manifest, files)
+        return _load_path(Path(source))
     if ref is None:
         raise UsageError("Which model?", help="Name it: load_model(store, 'delays@champion')")
     if ref.startswith("sha256:"):
         return load_package(source, ref)
     version = get_version(source, ref)
     return load_package(source, version.package, version=version.key)
+
+
+def _load_path(path: Path) -> Predictor:
+    from everloop.models.bundle import SIGNATURE, check_bundle, open_bundle
+
+    if path.is_dir() and not (path / SIGNATURE).exists():
+        # A bare folder may lie among other files, and has nobody's word for it.
+        manifest, files = read_folder(path)
+        if not manifest.code_bearing:
+            return predictor_from(manifest, files)
+        whole = {**files, FILE: (path / FILE).read_bytes()}
+        told: dict[str, Any] = {}
+        digest = digest_of_files(whole)
+    else:
+        manifest, whole, told, digest = open_bundle(path)
+    check_bundle(manifest, told, digest)
+    return predictor_from(manifest, whole, digest=digest)
 
 
 def load_package(store: Store, digest: str, *, version: str | None = None) -> Predictor:
@@ -209,6 +246,7 @@ def predictor_from(
     folder, kept = (COMPILED_FOLDER, "compiled") if manifest.compiled else (MODEL_FOLDER, manifest.format)
     inner = {name.removeprefix(folder): data for name, data in files.items() if name.startswith(folder)}
     predictor = Predictor(manifest, model_from_files(kept, inner), version=version, digest=digest)
+    predictor._answers = files.get(ANSWERS)
     if "example.json" in files:
         try:
             predictor._example = predictor.validate(msgspec.json.decode(files["example.json"])["rows"])[0]

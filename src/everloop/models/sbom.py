@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.version import VERSION
 
 if TYPE_CHECKING:
+    from everloop.models.lock import Locked
     from everloop.models.manifest import Manifest
     from everloop.records import Json
 
@@ -31,14 +32,19 @@ def environment_sbom(manifest: Manifest, *, name: str, version: str = "", digest
         model["version"] = version
     if bare:
         model["hashes"] = [{"alg": "SHA-256", "content": bare}]
-    components = [_component(package, number) for package, number in sorted(manifest.environment.packages.items())]
+    environment = manifest.environment
+    components = [
+        _component(package, number, environment.locked.get(package))
+        for package, number in sorted(environment.packages.items())
+    ]
+    places = {item["name"]: item["bom-ref"] for item in components}
     components.append(
         {
             "type": "platform",
             "bom-ref": "python",
             "name": "python",
-            "version": manifest.environment.python,
-            "properties": [{"name": "everloop:platform", "value": manifest.environment.platform}],
+            "version": environment.python,
+            "properties": [{"name": "everloop:platform", "value": environment.platform}],
         }
     )
     files = [
@@ -61,11 +67,18 @@ def environment_sbom(manifest: Manifest, *, name: str, version: str = "", digest
             "component": model,
         },
         "components": [*components, *files],
-        "dependencies": [{"ref": root, "dependsOn": [item["bom-ref"] for item in (*components, *files)]}],
+        "dependencies": [
+            {"ref": root, "dependsOn": [item["bom-ref"] for item in (*components, *files)]},
+            *(
+                {"ref": places[name], "dependsOn": [places[other] for other in one.requires]}
+                for name, one in sorted(environment.locked.items())
+                if one.requires
+            ),
+        ],
     }
 
 
-def _component(name: str, number: str) -> dict[str, Json]:
+def _component(name: str, number: str, locked: Locked | None) -> dict[str, Json]:
     place = f"pkg:pypi/{re.sub(r'[-_.]+', '-', name).lower()}@{number}"
     component: dict[str, Any] = {
         "type": "library",
@@ -74,13 +87,17 @@ def _component(name: str, number: str) -> dict[str, Json]:
         "version": number,
         "purl": place,
     }
+    if locked is not None and locked.archive:
+        component["hashes"] = [{"alg": "SHA-256", "content": locked.archive.removeprefix("sha256:")}]
+    if locked is not None and locked.content:
+        component["properties"] = [{"name": "everloop:content", "value": locked.content}]
     try:
         told = metadata(name)
     except PackageNotFoundError:
         return component
     if told["Version"] == number:
-        (expression,) = told.get_all("License-Expression") or [""]
-        (short,) = told.get_all("License") or [""]
+        expression = (told.get_all("License-Expression") or [""])[0]
+        short = (told.get_all("License") or [""])[0]
         if expression:
             component["licenses"] = [{"expression": expression}]
         elif short and "\n" not in short and len(short) < 80:

@@ -1,4 +1,5 @@
-"""Checking a package: every byte, who vouches for it, whether this machine trusts them, and whether it answers."""
+"""Checking a package: every byte, who vouches for it, whether this machine trusts them, and whether it answers as
+it did when it was packaged."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from everloop.errors import CorruptionError, EverloopError, NotFoundError, StoreError, StoreVersionError, TrustError
 from everloop.models import manifest as manifests
+from everloop.models.lock import differences
 from everloop.models.manifest import Manifest
 from everloop.models.package import digest_of
 from everloop.models.registry import get_package, get_version
@@ -29,6 +31,12 @@ class Verification:
     signed_by: str | None
     trusted: bool
     answers: bool
+    """It answers here, and as the trained model did."""
+    answered_rows: int = 0
+    """Rows that were asked again, whose answers came with the package."""
+    largest_difference: float = 0.0
+    environment: tuple[str, ...] = ()
+    """What is installed here otherwise than where the package was made. No problem while the answers are the same."""
     problems: tuple[str, ...] = ()
 
 
@@ -46,9 +54,9 @@ def verify_package(store: Store, ref: str) -> Verification:
     problems: list[str] = []
     manifest, files = _manifest(store, digest, problems)
     trusted = _trusted(digest, record.trust, problems)
-    answers = False
+    asked = None
     if manifest is not None and not problems:
-        answers = _answers(store, digest, problems)
+        asked = _answers(store, digest, problems)
     return Verification(
         ok=not problems,
         package=digest,
@@ -59,7 +67,10 @@ def verify_package(store: Store, ref: str) -> Verification:
         size_bytes=record.size_bytes,
         signed_by=(record.trust or {}).get("key"),
         trusted=trusted,
-        answers=answers,
+        answers=asked is not None,
+        answered_rows=asked[0] if asked else 0,
+        largest_difference=asked[1] if asked else 0.0,
+        environment=() if manifest is None else tuple(differences(manifest.environment.locked)),
         problems=tuple(problems),
     )
 
@@ -97,12 +108,13 @@ def _trusted(digest: str, trust: dict[str, str] | None, problems: list[str]) -> 
     return True
 
 
-def _answers(store: Store, digest: str, problems: list[str]) -> bool:
+def _answers(store: Store, digest: str, problems: list[str]) -> tuple[int, float] | None:
     from everloop.models.predictor import load_package
 
     try:
-        load_package(store, digest).warm()
+        predictor = load_package(store, digest)
+        predictor.warm()
+        return predictor.check_answers()
     except EverloopError as error:
-        problems.append(f"It does not answer its own example: {error.message}")
-        return False
-    return True
+        problems.append(f"It does not answer as it should: {error.message}")
+        return None

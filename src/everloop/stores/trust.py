@@ -1,8 +1,8 @@
 """Who vouches for bytes: Ed25519 signatures over digests, and the keys that this machine trusts.
 
 Trust lives outside of what is trusted: in a folder of keys, `$EVERLOOP_KEYS` or `~/.config/everloop/keys`, with
-`machine.key`, made on first use and known to nobody else, and `trusted/*.pub`, the public keys of others. What a
-machine signs it trusts itself.
+`machine.key`, made on first use and known to nobody else; `trusted/*.pub`, the public keys of others; and `digests/`,
+one file for each package that is trusted by its bytes alone, whoever signed it. What a machine signs it trusts itself.
 """
 
 from __future__ import annotations
@@ -12,21 +12,37 @@ import hashlib
 import os
 import secrets
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from everloop.errors import StoreError, TrustError, UsageError
+from everloop.errors import AlreadyExistsError, NotFoundError, StoreError, TrustError, UsageError
 from everloop.stores.trees import DIGEST
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 _CONTEXT = b"everloop:trust:1:"
+MACHINE = "machine"
+"""The name of the machine's own key."""
 
 
 def keys_folder() -> Path:
     named = os.environ.get("EVERLOOP_KEYS")
     return Path(named) if named else Path.home() / ".config" / "everloop" / "keys"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trusted:
+    """One entry of what this machine trusts: a key, or a package by its digest."""
+
+    kind: Literal["key", "digest"]
+    name: str
+    """A key's name, `machine` for the machine's own; of a digest, why it is trusted."""
+    id: str
+    """The key's id, or the digest."""
+    public: str | None = None
+    """The public key as one line, for others to trust."""
 
 
 def sign(digest: str) -> dict[str, str]:
@@ -35,7 +51,7 @@ def sign(digest: str) -> dict[str, str]:
 
 
 def check(digest: str, signature: dict[str, str] | None) -> None:
-    """Return if a trusted key vouches for the digest.
+    """Return if a trusted key vouches for the digest, or the digest itself is on the list of what is trusted.
 
     Raises:
         TrustError: there is no signature, its key is not trusted, or it is for other bytes.
@@ -57,43 +73,38 @@ class Keyring:
     def check(self, digest: str, signature: dict[str, str] | None) -> None:
         from cryptography.exceptions import InvalidSignature
 
+        if DIGEST.fullmatch(digest) and self._digest_file(digest).exists():
+            return
         if not signature or not signature.get("key") or not signature.get("signature"):
             raise TrustError(
                 f"Nobody vouches for {digest}, and it holds code.",
-                help="Sign it where it was made. See: everloop trust",
+                help=f"If you have looked at it yourself and trust these very bytes: everloop trust add {digest}",
             )
         name = signature["key"]
         key = self.trusted().get(name)
         if key is None:
             raise TrustError(
                 f"The key '{name}', which vouches for {digest}, is not trusted here.",
-                help="If you trust its owner: everloop trust add <file.pub>",
+                help="If you trust its owner: everloop trust add KEY --name WHO, with what 'trust show' prints there.",
             )
         try:
             key.verify(base64.b64decode(signature["signature"], validate=True), _message(digest))
         except (InvalidSignature, ValueError):
             raise TrustError(
                 f"The signature by the key '{name}' is not one of {digest}: the bytes or the signature were changed.",
-                help="See: everloop trust",
+                help="Get it again from where it was made. What is trusted here: everloop trust ls",
             ) from None
 
     def trusted(self) -> dict[str, Ed25519PublicKey]:
         """Every trusted public key by its id: the machine's own, where it has been made, and those of others."""
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-        keys = []
+        keys = [key for _, key in self._others()]
         if (self.folder / "machine.key").exists():
-            keys.append(self._machine_key().public_key())
-        for path in sorted((self.folder / "trusted").glob("*.pub")):
-            try:
-                keys.append(Ed25519PublicKey.from_public_bytes(base64.b64decode(path.read_text().split()[0])))
-            except (ValueError, IndexError) as error:
-                raise TrustError(f"'{path}' holds no public key: {error}.", help="Remove it.") from error
+            keys.insert(0, self._machine_key().public_key())
         return {key_id(key): key for key in keys}
 
     def public_key(self) -> str:
         """The machine's public key as one line of base64, for others to trust."""
-        return base64.b64encode(self._machine_key().public_key().public_bytes_raw()).decode()
+        return _line(self._machine_key().public_key())
 
     def trust(self, public: str, name: str) -> str:
         """Trust a key that somebody else has published, and return its id.
@@ -104,7 +115,7 @@ class Keyring:
         """
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-        if not name.replace("-", "").replace("_", "").isalnum():
+        if not name.replace("-", "").replace("_", "").isalnum() or name == MACHINE:
             raise UsageError(f"'{name}' is no name for a key.", help="Use letters, digits, '-' and '_'.")
         try:
             key = Ed25519PublicKey.from_public_bytes(base64.b64decode(public.split()[0], validate=True))
@@ -112,11 +123,81 @@ class Keyring:
             raise UsageError(
                 f"That is no public key: {error}.", help="Use the line that `everloop trust show` prints."
             ) from error
-        folder = self.folder / "trusted"
+        held = self.folder / "trusted" / f"{name}.pub"
+        if held.exists() and held.read_text().split() != public.split()[:1]:
+            raise AlreadyExistsError(
+                f"Another key is trusted as '{name}' already.", help=f"Take that back first: everloop trust rm {name}"
+            )
         _private_folder(self.folder)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        _write_whole(folder / f"{name}.pub", (public.split()[0] + "\n").encode(), 0o644, replace=True)
+        held.parent.mkdir(mode=0o700, exist_ok=True)
+        _write_whole(held, (public.split()[0] + "\n").encode(), 0o644, replace=True)
         return key_id(key)
+
+    def trust_digest(self, digest: str, why: str = "") -> None:
+        """Trust a package by its bytes, whoever signed it or nobody.
+
+        Args:
+            why: for people, one line.
+        """
+        _message(digest)
+        place = self._digest_file(digest)
+        _private_folder(self.folder)
+        place.parent.mkdir(mode=0o700, exist_ok=True)
+        _write_whole(place, (" ".join(why.split()) + "\n").encode(), 0o644, replace=True)
+
+    def distrust(self, what: str) -> Trusted:
+        """Take trust back from a key, by name or id, or from a digest. Returns what was trusted.
+
+        Raises:
+            NotFoundError: nothing of that name is trusted.
+            UsageError: it is the machine's own key.
+        """
+        entries = self.listing()
+        found = next((entry for entry in entries if what in (entry.id, entry.name) and entry.kind == "key"), None)
+        found = found or next((entry for entry in entries if what == entry.id), None)
+        if found is None:
+            known = ", ".join(entry.name if entry.kind == "key" else entry.id for entry in entries)
+            raise NotFoundError(f"'{what}' is not trusted here.", help=f"Trusted: {known or 'nothing'}")
+        if found.name == MACHINE and found.kind == "key":
+            raise UsageError(
+                "The machine's own key signs what is made here and stays.",
+                help=f"To start anew, remove '{self.folder / 'machine.key'}'; what it signed is then trusted no more.",
+            )
+        if found.kind == "digest":
+            self._digest_file(found.id).unlink(missing_ok=True)
+        else:
+            (self.folder / "trusted" / f"{found.name}.pub").unlink(missing_ok=True)
+        return found
+
+    def listing(self) -> list[Trusted]:
+        """Everything that is trusted: the machine's own key, those of others, and digests."""
+        found = []
+        if (self.folder / "machine.key").exists():
+            own = self._machine_key().public_key()
+            found.append(Trusted(kind="key", name=MACHINE, id=key_id(own), public=_line(own)))
+        found += [
+            Trusted(kind="key", name=path.stem, id=key_id(key), public=_line(key)) for path, key in self._others()
+        ]
+        found += [
+            Trusted(kind="digest", name=path.read_text().strip(), id=f"sha256:{path.name}")
+            for path in sorted((self.folder / "digests").glob("[0-9a-f]" * 64))
+        ]
+        return found
+
+    def _others(self) -> list[tuple[Path, Ed25519PublicKey]]:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+        keys = []
+        for path in sorted((self.folder / "trusted").glob("*.pub")):
+            try:
+                key = Ed25519PublicKey.from_public_bytes(base64.b64decode(path.read_text().split()[0]))
+            except (ValueError, IndexError) as error:
+                raise TrustError(f"'{path}' holds no public key: {error}.", help="Remove it.") from error
+            keys.append((path, key))
+        return keys
+
+    def _digest_file(self, digest: str) -> Path:
+        return self.folder / "digests" / digest.removeprefix("sha256:")
 
     def _machine_key(self) -> Ed25519PrivateKey:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -132,6 +213,10 @@ class Keyring:
             raise StoreError(
                 f"The machine's key '{path}' is damaged: {error}.", help="Remove it; a new one is made."
             ) from error
+
+
+def _line(key: Ed25519PublicKey) -> str:
+    return base64.b64encode(key.public_bytes_raw()).decode()
 
 
 def key_id(key: Ed25519PublicKey) -> str:

@@ -1,0 +1,78 @@
+"""Answers that travel with a package: rows, and what the trained model said to each.
+
+With them any machine can show that the package answers there as the model that was evaluated, whatever versions of
+libraries stand between the two.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from everloop.errors import CorruptionError, EverloopError, ParityError
+from everloop.models.parity import edge_rows, frame_of, plain_rows, try_scores
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from everloop.models.predictor import Predictor
+    from everloop.models.signature import Signature
+    from everloop.training.trained import Model
+
+FILE = "answers.json"
+ROWS = 20
+"""So many rows of the training sample, and as many edge rows."""
+TOLERANCE = 1e-5
+"""Absolute below one, relative above. Nothing but another arithmetic is as near."""
+
+
+def record_answers(model: Model, signature: Signature, sample: pl.DataFrame) -> bytes:
+    """What `model` answers to some rows of the sample and to edge rows that it takes, as JSON."""
+    import msgspec
+
+    some = sample.gather_every(max(1, sample.height // ROWS)).head(ROWS)
+    edges = edge_rows(signature, sample)
+    rows = [*plain_rows(some, signature), *edges[:: max(1, len(edges) // ROWS)][:ROWS]]
+    kept: list[dict[str, Any]] = []
+    for row in rows:
+        scores = try_scores(model, frame_of([row], signature))
+        if not isinstance(scores, Exception):
+            kept.append({"row": row, "scores": scores[0].tolist()})
+    return msgspec.json.format(msgspec.json.encode(kept, order="deterministic"), indent=1) + b"\n"
+
+
+def check_answers(predictor: Predictor, recorded: bytes) -> tuple[int, float]:
+    """Ask the same again: how many rows, and the largest difference.
+
+    Raises:
+        ParityError: an answer is another, or a row is refused.
+        CorruptionError: the file holds no answers.
+    """
+    import msgspec
+    import numpy as np
+
+    try:
+        kept = msgspec.json.decode(recorded)
+        values = predictor.signature.rows_of([entry["row"] for entry in kept])
+        rows = [dict(zip(predictor.signature.names, row, strict=True)) for row in values]
+        wanted = np.array([entry["scores"] for entry in kept], dtype=np.float64)
+    except (msgspec.MsgspecError, KeyError, TypeError, ValueError, EverloopError) as error:
+        raise CorruptionError(f"The package's {FILE} cannot be read: {error}") from error
+    if not kept:
+        return 0, 0.0
+    try:
+        found = np.asarray(predictor.model.predict_rows(rows), dtype=np.float64)
+    except Exception as error:  # any estimator may stand behind it
+        raise ParityError(
+            f"The model {predictor.told} refuses a row that it answered when it was packaged: {error}"
+        ) from error
+    if found.shape != wanted.shape:
+        raise ParityError(f"The model {predictor.told} gives scores of shape {found.shape}, not {wanted.shape}.")
+    apart = np.nan_to_num(np.abs(found - wanted) / np.maximum(1.0, np.abs(wanted)), nan=np.inf)
+    if apart.max() > TOLERANCE:
+        at = int(np.argmax(apart.reshape(len(kept), -1).max(axis=1)))
+        raise ParityError(
+            f"The model {predictor.told} answers {found[at].tolist()} where it answered {wanted[at].tolist()} "
+            "when it was packaged.",
+            help="A library here may be of another version: everloop models verify tells which.",
+        )
+    return len(kept), float(apart.max())

@@ -1,0 +1,87 @@
+"""`everloop models verify|sbom|export|import` and `everloop trust`, as a person types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from everloop.models import save_model
+from everloop.stores import open_store
+from everloop.stores.trust import Keyring
+
+TABLE = pl.DataFrame({"a": [1.0, 2.0, 3.0]})
+
+
+@pytest.fixture
+def made(everloop):
+    """A store with a model of code, `double@1`."""
+    with open_store(create=True) as store:
+        save_model(lambda table: table["a"] * 2.0, "double", TABLE, store=store)
+    return everloop
+
+
+def test_a_package_is_verified_listed_and_carried(made, monkeypatch, tmp_path):
+    everloop = made
+    found = everloop("models", "verify", "double@1", "--json")
+    assert found.code == 0
+    assert found.json["ok"]
+    assert found.json["answered_rows"] > 5
+    assert found.json["largest_difference"] == 0.0
+    assert "double@1 is whole" in everloop("models", "verify", "double").out
+    bill = everloop("models", "sbom", "double@1").out
+    assert json.loads(bill)["metadata"]["component"]["name"] == "double"
+    assert everloop("models", "sbom", "double@1", "-o", "bill.json").code == 0
+    assert Path("bill.json").read_text() == bill
+    sent = everloop("models", "export", "double@1", "-o", "double.tar.zst", "--json").json
+    assert everloop("models", "export", "double@1", "-o", "double.tar.zst").code == 2
+    public = everloop("trust", "show").out.strip()
+
+    # Another machine, which knows nobody.
+    monkeypatch.setenv("EVERLOOP_KEYS", str(tmp_path / "elsewhere"))
+    refused = everloop("models", "import", "double.tar.zst", "--home", "other", "--json")
+    assert refused.code == 5
+    assert "everloop trust add KEY" in refused.json["error"]["help"]
+    stranger = everloop("models", "verify", "double@1", "--json")
+    assert stranger.code == 10
+    assert not stranger.json["answers"]
+    assert everloop("trust", "add", public).code == 2  # whose is it?
+    assert everloop("trust", "add", public, "--name", "alice").code == 0
+    arrived = everloop("models", "import", "double.tar.zst", "--as", "double", "--home", "other", "--json")
+    assert arrived.json["version"]["key"] == "double@1"
+    assert arrived.json["package"]["digest"] == sent["package"]
+    assert everloop("models", "verify", "double@1", "--home", "other", "--json").json["ok"]
+
+
+def test_trust_is_given_and_taken_back(made, monkeypatch, tmp_path):
+    everloop = made
+    digest = everloop("models", "show", "double@1", "--json").json["package"]["digest"]
+    own = everloop("trust", "show", "--json").json
+    assert own["name"] == "machine"
+    Path("own.pub").write_text(own["public"] + "\n")
+    assert everloop("trust", "rm", "machine").code == 2
+
+    monkeypatch.setenv("EVERLOOP_KEYS", str(tmp_path / "elsewhere"))
+    assert "Nothing is trusted yet" in everloop("trust", "ls").out
+    assert everloop("models", "verify", "double@1").code == 10
+    assert everloop("trust", "add", "own.pub", "--json").json["name"] == "own"
+    assert everloop("models", "verify", "double@1").code == 0
+    other = Keyring(tmp_path / "third").public_key()
+    assert everloop("trust", "add", other, "--name", "own").code == 4  # the name is taken by another key
+    assert everloop("trust", "rm", own["id"], "--json").json["name"] == "own"
+    assert everloop("models", "verify", "double@1").code == 10
+
+    # One package, whoever signed it.
+    assert everloop("trust", "add", digest, "--name", "read by me").code == 0
+    assert everloop("trust", "ls", "--json").json == [
+        {"kind": "digest", "name": "read by me", "id": digest, "public": None}
+    ]
+    assert everloop("models", "verify", "double@1").code == 0
+    assert "read by me" in everloop("trust", "show", digest).out
+    assert everloop("trust", "rm", digest).code == 0
+    assert everloop("models", "verify", "double@1").code == 10
+    assert everloop("trust", "rm", digest).code == 3
+    assert everloop("trust", "add", "sha256:nonsense").code == 2
+    assert everloop("trust", "add", "not a key", "--name", "x").code == 2
