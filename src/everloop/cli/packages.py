@@ -1,4 +1,4 @@
-"""`everloop models verify|sbom|export|import`: a version's package, checked, listed and carried."""
+"""`everloop models verify|sbom|export|import|context|dockerfile|azure`: packages checked, carried, put into images."""
 
 from __future__ import annotations
 
@@ -100,3 +100,67 @@ def import_(
         typer.echo(f"{told}: {package.format}, {package.size_bytes:,} bytes.")
 
     emit({"package": package, "version": version}, json, draw)
+
+
+Base = Annotated[str | None, typer.Option(help="Image to build on; default: python:<the package's>-slim.")]
+WithTraining = Annotated[bool, typer.Option("--train", help="With what training needs, so that `train` works too.")]
+Folder = Annotated[Path, typer.Option("--output", "-o", help="A folder that is new or empty.")]
+
+
+@app.command()
+def context(
+    version: Annotated[str, typer.Argument(help="MODEL@VERSION, MODEL@ALIAS or MODEL.")],
+    output: Folder,
+    base: Base = None,
+    train: WithTraining = False,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Write a build context for an image that serves a version on SageMaker, Vertex AI, Azure ML and KServe."""
+    from everloop.models.containers import write_context
+
+    with opened(home) as store:
+        made = write_context(store, version, output, base=base, train=train)
+
+    def draw() -> None:
+        typer.echo(f"{made.version}: {made.files} files, {made.size_bytes:,} bytes in {made.folder}")
+        typer.echo(f"Build it: docker build -t {made.version.replace('@', ':')} {made.folder}")
+
+    emit(made, json, draw)
+
+
+@app.command()
+def dockerfile(
+    version: Annotated[str, typer.Argument(help="MODEL@VERSION, MODEL@ALIAS or MODEL.")],
+    base: Base = None,
+    train: WithTraining = False,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Print the Dockerfile that `everloop models context` writes."""
+    from everloop.models import get_version, read_package
+    from everloop.models.containers import dockerfile as text_of
+    from everloop.models.containers import needed
+
+    with opened(home) as store:
+        record = get_version(store, version)
+        manifest, files = read_package(store, record.package)
+    text = text_of(manifest, record.model, needed(manifest, files, train=train), base=base)
+    emit({"version": record.key, "dockerfile": text}, json, lambda: typer.echo(text, nl=False))
+
+
+@app.command()
+def azure(
+    version: Annotated[str, typer.Argument(help="MODEL@VERSION, MODEL@ALIAS or MODEL.")],
+    output: Folder,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Write Azure ML's scoring script for a version: a folder with score.py and everything that it needs."""
+    from everloop.models import get_version
+    from everloop.models.azure import export_script
+
+    with opened(home) as store:
+        key = get_version(store, version).key
+        folder = export_script(store, version, output)
+    emit({"version": key, "folder": folder}, json, lambda: typer.echo(f"{key} → {folder / 'score.py'}"))

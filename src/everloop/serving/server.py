@@ -40,6 +40,7 @@ def serve_endpoint(
     port_file: Path | str | None = None,
     with_parent: bool = False,
     workers: int = 1,
+    exposed: bool = False,
 ) -> None:
     """Serve an endpoint until SIGTERM or SIGINT; then finish the requests on their way and return.
 
@@ -51,6 +52,7 @@ def serve_endpoint(
         port_file: gets `{"port", "pid", "url"}` once the endpoint answers.
         with_parent: stop when the process that started this one is gone.
         workers: processes that answer, this one included; each counts its own `/metrics`.
+        exposed: listen on any `host` without a token: what stands in front, a platform, checks who asks.
 
     Raises:
         NotFoundError: there is no such endpoint, or a version of it is missing.
@@ -62,7 +64,7 @@ def serve_endpoint(
         raise UsageError(f"{workers} workers cannot serve.", help=f"Give 1 to {MOST_WORKERS}, about one a core.")
     with open_store(home, project=project, create=False) as store:
         record = store.records.get(Endpoint, name)
-        if host not in LOOPBACK and not token_digests(record.options):
+        if host not in LOOPBACK and not exposed and not token_digests(record.options):
             raise UsageError(
                 f"The endpoint '{name}' has no login, so it does not listen on '{host}'.",
                 help=f"Make a token first: everloop endpoints token {name}. Or use one of {', '.join(LOOPBACK)}.",

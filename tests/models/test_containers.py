@@ -1,0 +1,106 @@
+"""Build contexts and Azure's scoring script: what is in them, and that the same version gives the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+import pytest
+
+from everloop.errors import NotFoundError, TrustError, UsageError
+from everloop.models import build_package, load_model, register, save_model
+from everloop.models.azure import Scoring, export_script, find_package
+from everloop.models.containers import write_context
+
+if TYPE_CHECKING:
+    from everloop.stores import Store
+    from everloop.training.trained import Trained
+
+
+def state(folder: Path) -> dict[str, tuple[int, float, str]]:
+    """Mode, time and bytes of everything in a folder."""
+    return {
+        path.relative_to(folder).as_posix(): (
+            path.stat().st_mode,
+            path.stat().st_mtime,
+            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "",
+        )
+        for path in folder.rglob("*")
+    }
+
+
+def test_a_context_is_whole_small_and_the_same_twice(
+    tmp_path: Path, store: Store, table: pl.DataFrame, lightgbm: Trained
+) -> None:
+    register(store, "delays", build_package(lightgbm, store=store, sample=table))
+    made = write_context(store, "delays", tmp_path / "one")
+    write_context(store, "delays@1", tmp_path / "two")
+    assert state(tmp_path / "one") == state(tmp_path / "two")
+    assert made.version == "delays@1"
+    text = (tmp_path / "one" / "Dockerfile").read_text()
+    assert re.search(r"^FROM python:3\.\d+\.\d+-slim$", text, re.MULTILINE)
+    assert re.search(r"^USER (\d+):", text, re.MULTILINE)[1] != "0"  # type: ignore[index]
+    assert 'ENTRYPOINT ["python", "-m", "everloop.cli.container"]' in text
+    names = {line.partition("==")[0] for line in (tmp_path / "one" / "requirements.txt").read_text().splitlines()}
+    assert {"numpy", "uvicorn", "lightgbm", "click"} <= names
+    # Trees need LightGBM's shared library, and nothing that it trains with.
+    assert not {"scipy", "scikit-learn", "pandas", "everloop"} & names
+    assert load_model(tmp_path / "one" / "package").digest == made.package
+    assert not (tmp_path / "one" / "keys").exists()
+    assert not list((tmp_path / "one").rglob("*.pyc"))
+    with_training = write_context(store, "delays@1", tmp_path / "three", base="scratch-python", train=True)
+    assert any(one.startswith("scipy==") for one in with_training.distributions)
+    assert "FROM scratch-python" in (tmp_path / "three" / "Dockerfile").read_text()
+    with pytest.raises(UsageError, match="exists already"):
+        write_context(store, "delays@1", tmp_path / "one")
+    with pytest.raises(NotFoundError):
+        write_context(store, "delays@2", tmp_path / "four")
+
+
+def test_an_image_trusts_who_signed_its_code(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pl.DataFrame({"a": [1.0, 2.0]})
+    save_model(lambda rows: rows["a"], "plain", table, store=store)
+    write_context(store, "plain@1", tmp_path / "context")
+    export_script(store, "plain@1", tmp_path / "azure")
+    for made in ("context", "azure"):
+        monkeypatch.setenv("EVERLOOP_KEYS", str(tmp_path / made / "keys"))
+        assert load_model(tmp_path / made / "package").predict([{"a": 3.0}]).tolist() == [3.0]
+    monkeypatch.setenv("EVERLOOP_KEYS", str(tmp_path / "stranger"))
+    with pytest.raises(TrustError):
+        load_model(tmp_path / "context" / "package")
+    with pytest.raises(TrustError):
+        write_context(store, "plain@1", tmp_path / "more")
+
+
+def test_the_scoring_script_answers_and_refuses(
+    tmp_path: Path, store: Store, table: pl.DataFrame, linear: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import msgspec
+
+    from everloop.errors import RequestError
+    from everloop.testing.models import sample_rows
+
+    register(store, "delays", build_package(linear, store=store, sample=table))
+    folder = export_script(store, "delays@1", tmp_path / "azure")
+    scoring = Scoring.start(folder)
+    rows = sample_rows(2)
+    answer = scoring.answer(msgspec.json.encode({"instances": rows}))
+    assert answer["probabilities"] == linear.predict_scores(table.head(2)).tolist()
+    by_order = [[row[name] for name in scoring.predictor.signature.names] for row in rows]
+    assert scoring.answer(msgspec.json.encode({"instances": by_order})) == answer
+    for body in (b"{", b"[]", b"{}", b'{"instances": []}', b'{"instances": 3}', b'{"instances": [{"a": 1}]}'):
+        with pytest.raises(RequestError):
+            scoring.answer(body)
+    # The deployment's own model goes first; Azure mounts it one folder below.
+    monkeypatch.setenv("AZUREML_MODEL_DIR", str(tmp_path / "mounted"))
+    assert Scoring.start(folder).predictor.digest == scoring.predictor.digest
+    (tmp_path / "mounted").mkdir()
+    (folder / "package").rename(tmp_path / "mounted" / "delays")
+    assert Scoring.start(folder).predictor.digest == scoring.predictor.digest
+    monkeypatch.delenv("AZUREML_MODEL_DIR")
+    with pytest.raises(NotFoundError, match="no package"):
+        Scoring.start(folder)
+    assert find_package(tmp_path / "nothing") is None
