@@ -27,6 +27,7 @@ def version_card(store: Store, ref: str) -> str:
         _facts(store, version),
         _metrics(version),
         _gates(store, version),
+        _answering(store, version),
         _signature(version.signature),
         _lineage(store, version),
         _aliases(store, version),
@@ -66,6 +67,33 @@ def _gates(store: Store, version: ModelVersion) -> str:
     gates = store.records.find(GateResult, ("candidate", "=", version.key), order="id")
     rows = [(gate.gate, gate.outcome, gate.champion or "", gate.message) for gate in gates]
     return "## Gates\n\n" + _table(("gate", "outcome", "against", "evidence"), rows) if rows else ""
+
+
+def _answering(store: Store, version: ModelVersion) -> str:
+    """What answers, how long a row takes, and on what it was proved; where another form does not answer, why."""
+    package = _package(store, version)
+    if package is None or not package.parity:
+        return ""
+    found = package.parity
+    times = found.get("row_us")
+    times = times if isinstance(times, Mapping) else {}
+    form = str(found.get("form") or "original")
+    rows: list[tuple[str, Json]] = [
+        ("Answered by", "the original" if form == "original" else form),
+        ("One row", " / ".join(f"{name} {micro:,.1f} µs" for name, micro in times.items())),
+        ("Proved on", _proof(found, "compiled_" if found.get("compiled") else "")),
+    ]
+    reasons = found.get("reasons")
+    if isinstance(reasons, Mapping):
+        rows += [(f"Not as {name}", reason) for name, reason in reasons.items()]
+    return "## Answering\n\n" + _table(("", ""), [row for row in rows if row[1]])
+
+
+def _proof(found: Mapping[str, Json], prefix: str) -> str:
+    kinds = {"sample_rows": "training rows", "edge_rows": "edge rows", "threshold_rows": "rows beside splits"}
+    told = [f"{found[prefix + name]:,} {kind}" for name, kind in kinds.items() if found.get(prefix + name)]
+    worst = found.get(f"{prefix}largest_difference")
+    return ", ".join(told) + (f"; apart by {worst:.2g} at most" if isinstance(worst, float) else "")
 
 
 def _signature(signature: Mapping[str, Json]) -> str:

@@ -1,4 +1,7 @@
-"""Compiling a model: every form that can be made is proved, and the quickest of those that pass is taken."""
+"""Compiling a model: forms that can be made are measured beside the original, and the quickest that is proved answers.
+
+A form that is slower than one that has been proved already is not proved any more: it could not win.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger("everloop.models")
 
 _TURNS = 300
+_MOST_S = 0.1
+"""Measuring one form takes no longer."""
+_MOST_TEXT = 4_000_000
+"""Bytes of trees above which no graph is made just to be compared: converting takes minutes then."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compilation:
-    """What came of it. `model` is None where the original answers; `evidence` says why, form by form."""
+    """What came of it. `model` is None where the original answers; `evidence` says why, form by form.
+
+    `evidence`: `compiled`, `form` (what answers), `row_us` (the median microseconds of one row by form, here and now),
+    `reasons` (why a form does not answer), and what the proof looked at.
+    """
 
     model: CompiledModel | None
     evidence: dict[str, Json] = field(default_factory=dict)
@@ -48,38 +59,45 @@ def compile_model(original: Model, signature: Signature, sample: pl.DataFrame) -
     Args:
         sample: rows of the training data with the signature's columns, at most as many as `parity.sample_of` gives.
     """
+    row = plain_rows(sample.head(1), signature)[0]
+    times = {"original": seconds_a_row(lambda: original.predict_rows([row]))}
     seen = _subject(original, sample)
     if seen is None:
-        return Compilation(model=None)
+        return Compilation(model=None, evidence={"row_us": _told(times)})
     told: dict[str, Json] = {}
-    passed: list[tuple[float, CompiledModel, dict[str, Json]]] = []
+    best: tuple[CompiledModel, dict[str, Json]] | None = None
+    quickest = times["original"]
+    values = tuple(row.values())
     for name, make in _MAKERS.items():
-        if name == "onnx" and passed:
-            # A graph is slower by far than what has been proved already.
-            continue
         try:
+            if best is not None and best[0].size_bytes > _MOST_TEXT:
+                raise NotCompilableError(f"{best[0].form.name} are proved, and too many to convert for a comparison")
             made = make(seen, signature, sample)
-            parity = prove_compiled(original, made, signature, sample)
+            ask = made.form.row
+            taken = seconds_a_row(lambda ask=ask: ask(values))  # type: ignore[misc]
+            times[made.form.name] = taken
+            if taken >= quickest:
+                told[name] = f"slower: {taken * 1e6:.3g} µs a row, {quickest * 1e6:.3g} µs without it"
+                continue
+            best, quickest = (made, prove_compiled(original, made, signature, sample)), taken
         except NotCompilableError as error:
             told[name] = f"not compiled: {error.message}"
-            continue
         except ParityError as error:
             told[name] = f"refused: {error.message}"
-            continue
         except EverloopError as error:
             told[name] = f"not compiled: {error.message}"
-            continue
         except Exception as error:  # a foreign converter raises whatever it likes; the original then answers
             logger.debug("compiling as %s failed", name, exc_info=True)
             told[name] = f"not compiled: {type(error).__name__}: {str(error)[:300]}"
-            continue
-        passed.append((_seconds_a_row(made, signature, sample), made, parity))
-    if not passed:
-        return Compilation(model=None, evidence={"compiled": False, "reasons": told})
-    seconds, chosen, parity = min(passed, key=lambda entry: entry[0])
-    logger.debug("compiled as %s, %.1f µs a row", chosen.form.name, seconds * 1e6)
-    # The measured time differs from build to build, so it is told to the log and not kept.
-    return Compilation(model=chosen, evidence={"compiled": True, "form": chosen.form.name, **parity})
+    evidence = {"row_us": _told(times), **({"reasons": told} if told else {})}
+    if best is None:
+        return Compilation(model=None, evidence={"compiled": False, **evidence})
+    chosen, parity = best
+    return Compilation(model=chosen, evidence={"compiled": True, "form": chosen.form.name, **evidence, **parity})
+
+
+def _told(times: dict[str, float]) -> dict[str, Json]:
+    return {name: round(seconds * 1e6, 2) for name, seconds in times.items()}
 
 
 def _subject(original: Model, sample: pl.DataFrame) -> Subject | None:
@@ -130,13 +148,15 @@ def _graph(original: Subject, signature: Signature, sample: pl.DataFrame) -> Com
 _MAKERS: dict[str, Callable[[Any, Any, Any], CompiledModel]] = {"native": _native, "onnx": _graph}
 
 
-def _seconds_a_row(model: CompiledModel, signature: Signature, sample: pl.DataFrame) -> float:
-    """The median time of one row, in seconds."""
-    row = tuple(plain_rows(sample.head(1), signature)[0].values())
-    ask = model.form.row
-    times = []
-    for _ in range(_TURNS):
+def seconds_a_row(ask: Callable[[], object]) -> float:
+    """The median time of asking one row, in seconds; infinite where it is refused."""
+    times: list[float] = []
+    until = perf_counter() + _MOST_S
+    while len(times) < _TURNS and (len(times) < 3 or perf_counter() < until):
         began = perf_counter()
-        ask(row)
+        try:
+            ask()
+        except EverloopError:
+            return float("inf")
         times.append(perf_counter() - began)
-    return sorted(times)[_TURNS // 2]
+    return sorted(times)[len(times) // 2]

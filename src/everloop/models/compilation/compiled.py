@@ -190,6 +190,11 @@ class CompiledModel:
         self.task: Task = task
         self.inputs = tuple(inputs)
 
+    @property
+    def size_bytes(self) -> int:
+        """Of its files."""
+        return sum(map(len, self.form.to_files().values()))
+
     def predict_scores(self, frame: pl.DataFrame) -> Array:
         return self.form.frame(frame)
 

@@ -249,9 +249,11 @@ class _plain_attributes:  # noqa: N801 - reads as a context
 
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
-        return value.item()
+        return _plain(value.item())
+    if isinstance(value, bool):
+        return int(value)
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-        return value.tolist()
+        return _plain(value.tolist())
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value

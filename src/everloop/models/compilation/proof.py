@@ -1,6 +1,6 @@
 """The proof that a compiled form answers as its original: on training rows, edge rows, and beside split thresholds.
 
-Numbers may differ by a hundred-thousandth: absolute for probabilities, relative for a regression. Classes must be
+Numbers may differ by a little, see `TOLERANCES`: absolute for probabilities, relative for a regression. Classes must be
 the same, and what one of the two refuses the other must refuse. Where a form goes wrong it goes wrong silently, so
 nothing is taken on trust, whatever converter made it.
 """
@@ -15,7 +15,7 @@ from everloop.errors import ParityError
 from everloop.models.parity import edge_rows, frame_of, plain_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
     import polars as pl
@@ -28,13 +28,16 @@ if TYPE_CHECKING:
 
     Scores = NDArray[np.float64]
 
-TOLERANCE = 1e-5
+TOLERANCES = {"binary": 1e-5, "multiclass": 1e-5, "regression": 1e-5}
+"""By task: of a probability; of a regression's answer relative to what is above one."""
 TIE = 1e-12
 """Two classes whose probabilities are this near have no order to keep."""
 PLAIN_ROWS = 500
 """Rows that are also asked one by one, the way in which an endpoint asks."""
 BESIDE_ROWS = 1500
-"""Rows beside split thresholds."""
+"""Rows beside split thresholds that are asked one by one."""
+BESIDE_MOST = 200_000
+"""Rows beside split thresholds that are asked as frames: of all thresholds, unless there are more than this holds."""
 
 Row = dict[str, Any]
 
@@ -59,13 +62,17 @@ def prove_compiled(
         prover.rows(edges, "edge row")
         prover.rows(infinite, "row with an infinity")
         prover.rows(beside, "row beside a split")
+        frames = 0
+        for frame in frames_beside_thresholds(compiled, signature, sample):
+            prover.frame(frame, "row beside a split")
+            frames += frame.height
     return {
         "compiled_sample_rows": sample.height,
         "compiled_edge_rows": len(edges) + len(infinite),
-        "compiled_threshold_rows": len(beside),
+        "compiled_threshold_rows": len(beside) + frames,
         "compiled_refused": prover.refused,
         "compiled_largest_difference": prover.worst,
-        "compiled_tolerance": TOLERANCE,
+        "compiled_tolerance": TOLERANCES[signature.task],
     }
 
 
@@ -92,6 +99,37 @@ def rows_beside_thresholds(compiled: CompiledModel, signature: Signature, sample
             for near in _beside(value, item):
                 rows.append({**base[len(rows) % len(base)], item.name: near})
     return rows
+
+
+def frames_beside_thresholds(
+    compiled: CompiledModel, signature: Signature, sample: pl.DataFrame
+) -> Iterator[pl.DataFrame]:
+    """The same for every split threshold, one frame for each input, as far as `BESIDE_MOST` goes."""
+    import numpy as np
+    import polars as pl
+
+    thresholds = _thresholds(compiled)
+    numbers = {place: values for place, values in thresholds.items() if signature.inputs[place].type == "float"}
+    if not numbers:
+        return
+    share = max(1, BESIDE_MOST // (5 * len(numbers)))
+    for place, values in numbers.items():
+        some = values[np.linspace(0, len(values) - 1, min(share, len(values))).astype(int)]
+        narrow = some[np.abs(some) < 3e38].astype(np.float32)
+        near = np.concatenate(
+            [
+                some,
+                np.nextafter(some, -np.inf),
+                np.nextafter(some, np.inf),
+                np.nextafter(narrow, np.float32(-np.inf)).astype(np.float64),
+                np.nextafter(narrow, np.float32(np.inf)).astype(np.float64),
+            ]
+        )
+        near = near[np.isfinite(near)]
+        base = sample.head(50)
+        rows = base[np.arange(len(near)) % base.height]
+        name = signature.inputs[place].name
+        yield rows.with_columns(pl.Series(name, near).cast(rows.schema[name]))
 
 
 def _beside(value: float, item: Input) -> list[float | int]:
@@ -215,7 +253,7 @@ class _Prover:
         apart = np.nan_to_num(apart, nan=np.inf).reshape(len(wanted), -1).max(axis=1)
         apart[self._other_class(wanted, got)] = np.inf
         worst = int(np.argmax(apart))
-        if apart[worst] > TOLERANCE:
+        if apart[worst] > TOLERANCES[self.signature.task]:
             raise ParityError(
                 f"The compiled form answers {got[worst].tolist()} where the original answers "
                 f"{wanted[worst].tolist()} ({what} {_short(frame.row(worst, named=True))})."
