@@ -59,6 +59,8 @@ def read_estimator(estimator: Any, outputs: list[Output], task: Task, ground: Gr
         return _lightgbm(estimator, outputs, ground)
     if room == "xgboost" and name in ("XGBClassifier", "XGBRegressor"):
         return _xgboost(estimator, outputs, task)
+    if room == "catboost" and name in ("CatBoostClassifier", "CatBoostRegressor"):
+        return _catboost(estimator, outputs, task)
     if room == "sklearn":
         if name.startswith("HistGradientBoosting"):
             return _hist_boosting(estimator, outputs, task, ground)
@@ -267,6 +269,15 @@ def _sklearn_node(tree: Any, values: Any) -> Any:
         )
 
     return node
+
+
+def _catboost(estimator: Any, outputs: list[Output], task: Task) -> Trees:
+    from everloop.models.compilation.catboost import catboost_trees
+
+    trees, width = catboost_trees(estimator, task)
+    objective = {"binary": "binary sigmoid:1", "multiclass": f"multiclass num_class:{width}", "regression": ""}[task]
+    text = model_text(trees, width=len(outputs), outputs=width, objective=objective)
+    return Trees(text=text, outputs=append_op(outputs, ("single",)))
 
 
 def _xgboost(estimator: Any, outputs: list[Output], task: Task) -> Trees:

@@ -8,11 +8,13 @@ so a converted graph means nothing until it has been proved.
 from __future__ import annotations
 
 import json
+import warnings
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from everloop.errors import CorruptionError, MissingExtraError, RequestError
+from everloop.models.compilation.deadline import OutOfTimeError, deadline
 from everloop.models.compilation.reading import NotCompilableError
 
 if TYPE_CHECKING:
@@ -116,6 +118,8 @@ class GraphForm:
 
 
 _NAN = float("nan")
+CONVERSION_S = 10.0
+"""No converter may take longer."""
 _OPSET = {"": 18, "ai.onnx.ml": 3}
 """The newest that skl2onnx and onnxmltools write alike."""
 
@@ -154,6 +158,10 @@ def convert(original: Subject, signature: Signature, sample: pl.DataFrame) -> Gr
         raise NotCompilableError("skl2onnx is not installed: pip install 'everloop[onnx]'") from None
     if original.order:
         raise NotCompilableError("its classes are not in order")
+    members = np.ravel(getattr(last_step(original.estimator), "estimators_", [last_step(original.estimator)]))
+    if any(np.isinf(member.tree_.threshold).any() for member in members if hasattr(member, "tree_")):
+        # Halving an interval that is infinite, skl2onnx would never end.
+        raise NotCompilableError("a tree of it splits nulls from all else")
     _register_boosters()
     kinds: dict[str, Json] = {
         "string": data_types.StringTensorType,
@@ -169,12 +177,16 @@ def convert(original: Subject, signature: Signature, sample: pl.DataFrame) -> Gr
         initial = [("X", data_types.DoubleTensorType([None, len(signature.inputs)]))]
     else:
         initial = [(item.name, kinds[item.type]([None, 1])) for item in signature.inputs]
-    last = original.estimator.steps[-1][1] if hasattr(original.estimator, "steps") else original.estimator
+    last = last_step(original.estimator)
     options = {id(last): {"zipmap": False}} if original.task != "regression" else None
-    with _plain_attributes():
-        graph = skl2onnx.convert_sklearn(
-            original.estimator, initial_types=initial, options=options, target_opset=_OPSET
-        )
+    try:
+        with _plain_attributes(), warnings.catch_warnings(), deadline(CONVERSION_S):
+            warnings.simplefilter("ignore")
+            graph = skl2onnx.convert_sklearn(
+                original.estimator, initial_types=initial, options=options, target_opset=_OPSET
+            )
+    except OutOfTimeError:
+        raise NotCompilableError(f"skl2onnx had not converted it after {CONVERSION_S:g} s") from None
     output = graph.graph.output[-1].name
     return GraphForm(
         graph.SerializeToString(),
@@ -184,6 +196,11 @@ def convert(original: Subject, signature: Signature, sample: pl.DataFrame) -> Gr
         joined=joined,
         finite=_refuses_infinities(original, signature, sample),
     )
+
+
+def last_step(estimator: Any) -> Any:
+    """The estimator at the end of a pipeline."""
+    return last_step(estimator.steps[-1][1]) if hasattr(estimator, "steps") else estimator
 
 
 def _refuses_infinities(original: Subject, signature: Signature, sample: pl.DataFrame) -> bool:
