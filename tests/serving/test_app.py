@@ -12,6 +12,7 @@ from everloop.serving import EndpointApp
 from everloop.serving.exchange import Response
 from everloop.serving.following import Follower
 from everloop.serving.metrics import Metrics
+from everloop.serving.settings import Settings
 from everloop.testing.models import sample_rows
 from everloop.testing.serving import by_row
 
@@ -84,8 +85,9 @@ def test_a_client_that_leaves_half_way(app: EndpointApp) -> None:
 
 def test_body_that_is_too_large(store: Store, release: Any, route: Any) -> None:
     route(release().key)
-    app = EndpointApp(store, "delays", max_body_bytes=100)
+    app = EndpointApp(store, "delays")
     Follower(store, app).load()
+    app.configure(Settings(max_body_bytes=100))
     assert over_asgi(app, "POST", "/predict", b"x" * 60, b"x" * 60, b"x" * 60)[0] == 413
     assert over_asgi(app, "POST", "/predict", b"x" * 100)[0] == 400
     app.close()

@@ -11,6 +11,7 @@ from everloop.errors import UsageError
 from everloop.models.signature import Input, Signature
 from everloop.records import Endpoint
 from everloop.serving.checks import Checks, checks_for
+from everloop.serving.settings import settings_of
 from everloop.testing.models import sample_rows
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ def test_what_is_found() -> None:
         {"row": 1, "input": "age", "flag": "out_of_range", "seen": [1.0, 9.0]},
         {"row": 1, "input": "shop", "flag": "unseen_category"},
     ]
-    assert checks_for(SIGNATURE, {}) is None
+    assert checks_for(SIGNATURE, None) is None
     with pytest.raises(UsageError, match="'maybe'"):
-        checks_for(SIGNATURE, {"unseen": "maybe"})
+        settings_of({"unseen": "maybe"})
 
 
 @pytest.mark.parametrize("policy", ["flag", "refuse"])

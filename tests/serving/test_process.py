@@ -11,8 +11,6 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
-from http.client import HTTPConnection
-from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
@@ -341,46 +339,3 @@ def wait_for(look: Callable[[], Any], seconds: float = 30.0) -> Any:
         assert monotonic() < until, "it did not come"
         sleep(0.01)
     return found
-
-
-def test_workers_share_a_port_and_are_started_again(
-    store: Store, release: Callable[..., Any], route: Any, tmp_path: Path
-) -> None:
-    route(release().key)
-    found = tmp_path / "port.json"
-    command = [sys.executable, "-m", "everloop.serving", "delays", "--home", str(store.home), "--workers", "2"]
-    command += ["--port-file", str(found), "--project", store.project]
-    with subprocess.Popen(command, env=os.environ) as parent:
-        try:
-            wait_for(found.exists)
-            port = json.loads(found.read_text())["port"]
-
-            def children() -> set[int]:
-                listed = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
-                threads = listed.parent.parent.glob("*/children")
-                return {int(child) for path in threads for child in path.read_text().split()}
-
-            (worker,) = wait_for(children)
-            ids: set[str] = set()
-
-            def answered() -> int:
-                connection = HTTPConnection("127.0.0.1", port, timeout=10)
-                try:
-                    status, body = ask(connection, "/predict", {"rows": [ROW]})
-                finally:
-                    connection.close()
-                assert status == 200
-                ids.update(body["ids"])
-                return len(ids)
-
-            wait_for(lambda: answered() >= 200)
-            os.kill(worker, signal.SIGKILL)
-            wait_for(lambda: children() - {worker})
-            before = len(ids)
-            wait_for(lambda: answered() >= before + 50)
-        finally:
-            parent.terminate()
-        assert parent.wait(20) == 0
-    fold_predictions(store, "delays")
-    # What the killed worker had answered is in its journal.
-    assert ids <= set(read_predictions(store, "delays").collect()["id"])

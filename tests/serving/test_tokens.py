@@ -14,7 +14,8 @@ from everloop.records import Endpoint
 from everloop.serving import EndpointProcess
 from everloop.serving.exchange import Request
 from everloop.serving.server import serve_endpoint
-from everloop.serving.tokens import OPEN_PATHS, add_token, admits, digest_of, remove_token
+from everloop.serving.settings import Settings
+from everloop.serving.tokens import OPEN_PATHS, add_token, admitted, digest_of, remove_token
 from everloop.stores import Store
 from everloop.testing.models import sample_rows
 
@@ -33,7 +34,7 @@ def test_every_route_but_the_health_checks(store: Store, release: Any, route: An
     assert ask(app, "/predict", "POST") == 200
     token = add_token(store, "delays", "team")
     app.follower.look()
-    routes = [*app.app._exact, *((method, path) for method, _, path, _ in app.app._patterns)]
+    routes = [*app.app.exact, *((method, path) for method, _, path, _ in app.app._patterns)]
     for method, path in routes:
         status = ask(app, path.replace("{model}", "delays").replace("{version}", "1"), method)
         assert (status == 401) is (path not in OPEN_PATHS), path
@@ -51,13 +52,13 @@ def test_every_route_but_the_health_checks(store: Store, release: Any, route: An
 
 
 def test_the_scheme_counts() -> None:
-    digests = (digest_of("a"), digest_of("b"))
-    assert admits(digests, b"Bearer b")
-    assert admits(digests, b"bearer a")
-    assert not admits(digests, b"Basic a")
-    assert not admits(digests, b"a")
-    assert not admits(digests, None)
-    assert not admits((), b"Bearer a")
+    digests = {"one": digest_of("a"), "two": digest_of("b")}
+    assert admitted(digests, b"Bearer b") == "two"
+    assert admitted(digests, b"bearer a") == "one"
+    assert admitted(digests, b"Basic a") is None
+    assert admitted(digests, b"a") is None
+    assert admitted(digests, None) is None
+    assert admitted({}, b"Bearer a") is None
 
 
 def test_other_machines_only_with_a_token(store: Store, release: Any, route: Any) -> None:
@@ -83,8 +84,9 @@ def test_too_many_at_once_are_told_to_come_back(store: Store, release: Any, rout
     from everloop.serving.following import Follower
 
     route(release().key)
-    app = EndpointApp(store, "delays", max_in_flight=1, request_timeout_s=0.2)
+    app = EndpointApp(store, "delays")
     Follower(store, app).load()
+    app.configure(Settings(max_in_flight=1, request_timeout_s=0.2))
 
     async def both() -> list[list[Any]]:
         sent: list[list[Any]] = [[], []]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,16 +17,25 @@ def serve(
     ] = 8080,
     host: Annotated[str, typer.Option(help="Other than loopback only with a token.")] = "127.0.0.1",
     workers: Annotated[int, typer.Option(help="Processes that answer, on one port.")] = 1,
+    grpc_port: Annotated[
+        int | None, typer.Option(help="Speak the Open Inference Protocol over gRPC here, too; 0 takes a free port.")
+    ] = None,
+    log_requests: Annotated[
+        Literal["json", "text"] | None, typer.Option(help="Write a line for each request to the error stream.")
+    ] = None,
     home: Home = None,
 ) -> None:
     """Answer requests until Ctrl-C. A version that no endpoint routes to gets an endpoint of its own."""
     from everloop.loop.serving_place import find_place
     from everloop.serving import serve_endpoint
+    from everloop.serving.observing import write_requests
 
     with opened(home) as store:
         name = find_place(store, endpoint)
         folder, project = store.home, store.project
-    serve_endpoint(name, folder, host, port, project=project, workers=workers)
+    if log_requests is not None:
+        write_requests(log_requests)
+    serve_endpoint(name, folder, host, port, project=project, workers=workers, grpc_port=grpc_port)
 
 
 def predict(

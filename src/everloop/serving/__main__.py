@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from everloop.errors import EverloopError
 
@@ -19,13 +20,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port-file", help="gets port, process id and URL as JSON once the endpoint answers")
     parser.add_argument("--with-parent", action="store_true", help="stop when the parent process is gone")
     parser.add_argument("--workers", type=int, default=1, help="processes that answer, on one port")
+    parser.add_argument("--grpc-port", type=int, help="the Open Inference Protocol over gRPC; 0 takes a free one")
+    parser.add_argument("--log-requests", choices=("json", "text"), help="write a line for each request to stderr")
     parser.add_argument("--listener", type=int, help="file number of a socket to share, given by the parent process")
     given = parser.parse_args(arguments)
+    from everloop.serving.observing import write_requests
     from everloop.serving.server import serve_endpoint, serve_listener
+    from everloop.serving.workers import Place
 
+    if given.log_requests is not None:
+        write_requests(given.log_requests)
     try:
         if given.listener is not None:
-            serve_listener(given.name, given.home, given.listener, project=given.project)
+            place = Place(given.host, given.grpc_port, given.workers)
+            said = Path(given.port_file)
+            serve_listener(given.name, given.home, given.listener, place, project=given.project, port_file=said)
             return 0
         serve_endpoint(
             given.name,
@@ -36,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
             port_file=given.port_file,
             with_parent=given.with_parent,
             workers=given.workers,
+            grpc_port=given.grpc_port,
         )
     except EverloopError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")

@@ -11,9 +11,10 @@ from datetime import datetime, timedelta
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from everloop.errors import EverloopError, RequestError
+from everloop.errors import EverloopError, RequestError, StoreFullError, UsageError
 from everloop.models.signature import Signature, utc
 from everloop.serving.prediction_log import Group, PredictionLog
+from everloop.serving.routing import place_of
 from everloop.stores.clock import EPOCH, micros, new_id
 
 if TYPE_CHECKING:
@@ -22,12 +23,16 @@ if TYPE_CHECKING:
     from everloop.records import Json
     from everloop.serving.live import Live, Scorer
     from everloop.serving.metrics import Metrics
+    from everloop.serving.settings import Settings
     from everloop.stores.clock import Clock
 
 logger = logging.getLogger("everloop.serving")
 
 MAX_ROWS = 20_000
 """Rows of one request; more belong into batch scoring (`everloop predict`)."""
+
+MAX_EXPLAINED = 1_000
+"""Rows of one request that are explained; that costs many times what scoring costs."""
 
 Values = tuple[Any, ...]
 _MICROSECOND = timedelta(microseconds=1)
@@ -44,6 +49,9 @@ class Ask:
     event_at: Sequence[datetime | None] | None = None
     began: float = 0.0
     """`perf_counter()` when the request was whole."""
+    explain: bool = False
+    flags: Sequence[dict[str, Json]] = ()
+    """What was mended before the rows fitted; see `mending`."""
 
 
 @dataclass(slots=True)
@@ -56,6 +64,7 @@ class Part:
     scores: list[Any]
     labels: list[Json] | None
     fallbacks: int = 0
+    explanations: list[dict[str, Json]] | None = None
 
 
 @dataclass(slots=True)
@@ -68,7 +77,26 @@ class Answer:
     shadow: Callable[[], ShadowOutcome] | None
     seconds: float
     flags: list[dict[str, Json]] | None = None
-    """What the rows hold that the champion did not see in training; None: nobody asked, see `checks`."""
+    """What the rows hold that the champion did not see in training, and what was mended; None: nobody asked."""
+    logged: bool = True
+    """Whether it is in the log, or was not to be; False: there was no space, and the endpoint answers all the same."""
+
+    def explanations(self) -> list[dict[str, Json]] | None:
+        """Why, for each row in the order of the request; None: nobody asked."""
+        if self.parts[0].explanations is None:
+            return None
+        told: list[dict[str, Json]] = [{}] * self.rows
+        for part in self.parts:
+            for place, one in zip(part.places or range(self.rows), part.explanations or (), strict=True):
+                told[place] = one
+        return told
+
+    def version(self) -> str:
+        """The key of the version that answered; of several, with commas between, in the order of the rows."""
+        if len(self.parts) == 1:
+            return self.parts[0].scorer.version
+        first = sorted(self.parts, key=lambda part: (part.places or [0])[0])
+        return ", ".join(dict.fromkeys(part.scorer.version for part in first))
 
 
 @dataclass(slots=True)
@@ -93,9 +121,11 @@ def answer(live: Live, ask: Ask, log: PredictionLog, clock: Clock) -> Answer:
         raise RequestError(f"rows: {size} rows are too many for one request.", help=f"Send at most {MAX_ROWS}.")
     entities = _entities(ask.keys, size)
     events = _events(ask.event_at, size)
-    flags = None
+    if ask.explain and size > MAX_EXPLAINED:
+        raise RequestError(f"{size} rows are too many to explain.", help=f"Explain at most {MAX_EXPLAINED} at once.")
+    flags: list[dict[str, Json]] | None = list(ask.flags) or None
     if live.checks is not None:
-        flags = live.checks.find(_in_order(ask, live.signature))
+        flags = [*ask.flags, *live.checks.find(_in_order(ask, live.signature))]
     now = clock.now()
     request = new_id(now)
     arrived = micros(now)
@@ -107,18 +137,22 @@ def answer(live: Live, ask: Ask, log: PredictionLog, clock: Clock) -> Answer:
     for share in shares:
         scores, labels, texts = share.scorer.score(share.values)
         part = Part(share.scorer, share.places, scores, labels, share.fallbacks)
+        if ask.explain:
+            part.explanations = _explained(share)
         parts.append(part)
         groups.append(_group(part, texts, share.values, request, arrived, perf_counter() - ask.began, entities, events))
-    log.append(groups)
+    logged = _log(live.settings, log, groups, request)
     shadow = None
     if live.shadows:
         shadow = _Shadow(live, ask, log, request, arrived, entities, events).run
-    return Answer(request, size, parts, shadow, perf_counter() - ask.began, flags)
+    return Answer(request, size, parts, shadow, perf_counter() - ask.began, flags, logged)
 
 
 def count(metrics: Metrics, given: Answer) -> None:
     """Add an answer to the counters. In the event loop's thread."""
     metrics.time_request(given.seconds)
+    if not given.logged:
+        metrics.unlogged += given.rows
     for part in given.parts:
         rows = given.rows if part.places is None else len(part.places)
         metrics.count_predictions(part.scorer.version, part.scorer.role, rows)
@@ -230,6 +264,8 @@ def _group(
     events: list[int | None] | None,
 ) -> Group:
     places = part.places
+    if part.scorer.redaction is not None:
+        values = part.scorer.redaction.rows(values)
     if places is not None:
         entities = [entities[place] for place in places] if entities else None
         events = [events[place] for place in places] if events else None
@@ -267,25 +303,60 @@ class _Shadow:
         rows = plain_rows(self.ask, self.live.signature)
         for scorer in self.live.shadows:
             began = perf_counter()
+            places = self._mirrored(scorer, len(rows))
+            if places is not None and not places:
+                continue
             try:
-                own = [{name: row[name] for name in scorer.names if name in row} for row in rows]
+                mirrored = rows if places is None else [rows[place] for place in places]
+                own = [{name: row[name] for name in scorer.names if name in row} for row in mirrored]
                 values = scorer.signature.rows_of(own)
                 scores, labels, texts = scorer.score(values)
             except EverloopError as error:
                 outcome.failures += 1
                 logger.warning("The shadow %s did not score request %s: %s", scorer.version, self.request, error)
                 continue
-            part = Part(scorer, None, scores, labels)
+            part = Part(scorer, places, scores, labels)
             seconds = perf_counter() - began
             groups.append(_group(part, texts, values, self.request, self.arrived, seconds, self.entities, self.events))
             outcome.scored.append((scorer.version, len(values)))
         if groups:
             try:
-                self.log.append(groups)
-            except EverloopError as error:
+                _log(self.live.settings, self.log, groups, self.request)
+            except (EverloopError, OSError) as error:
                 logger.warning("The shadows' scores of request %s are lost: %s", self.request, error)
                 return ShadowOutcome([], len(self.live.shadows))
         return outcome
+
+    def _mirrored(self, scorer: Scorer, size: int) -> list[int] | None:
+        """The rows that a shadow sees: its share of the keys; None: all, as with a share of 0 or 100."""
+        percent = scorer.route.percent
+        if percent in (0, 100):
+            return None
+        keys = [(self.entities or [None] * size)[place] or f"{self.request}-{place}" for place in range(size)]
+        return [place for place, key in enumerate(keys) if place_of(f"{self.live.name}~shadow", key) < percent]
+
+
+def _log(settings: Settings, log: PredictionLog, groups: Sequence[Group], request: str) -> bool:
+    """Write what was answered, as the settings say; False: there is no space, and it is answered all the same."""
+    if settings.log_sample < 1.0 and int(request[-8:], 16) >= settings.log_sample * 2**32:
+        # The last digits of an id are random.
+        return True
+    try:
+        log.append(groups)
+    except (StoreFullError, OSError) as error:
+        if settings.log_full != "answer":
+            raise
+        logger.warning("The answer to request %s is not in the log: %s", request, error)
+        return False
+    return True
+
+
+def _explained(share: _Share) -> list[dict[str, Json]]:
+    names = share.scorer.names
+    try:
+        return share.scorer.predictor.explain([dict(zip(names, row, strict=True)) for row in share.values])
+    except UsageError as error:
+        raise RequestError(f"explain: {error.message}", help=error.help) from None
 
 
 def _entities(keys: Sequence[str | int | None] | None, size: int) -> list[str | None] | None:

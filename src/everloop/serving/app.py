@@ -1,7 +1,8 @@
 """The ASGI application of one endpoint: reads bodies, finds the protocol's function, sends what it returns.
 
 Small requests are answered in the event loop's own thread, because handing them to another costs more than scoring
-them; large bodies go to a few worker threads, so that a health check never waits for a big batch.
+them; large bodies go to a few worker threads, so that a health check never waits for a big batch, and so do shadows,
+so that no answer waits for them.
 """
 
 from __future__ import annotations
@@ -10,36 +11,40 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from everloop import plugins
-from everloop.errors import EverloopError, UnavailableError
+from everloop.errors import EverloopError, NotFoundError, RequestError, TrustError, UnavailableError
 from everloop.serving import answering
+from everloop.serving.admission import Admission
 from everloop.serving.exchange import JSON, Handle, Request, Response
 from everloop.serving.label_log import GivenLabel, LabelLog
+from everloop.serving.live import pinned
 from everloop.serving.metrics import CONTENT_TYPE, Metrics
 from everloop.serving.patience import limit
 from everloop.serving.prediction_log import PredictionLog
-from everloop.serving.tokens import OPEN_PATHS, admits
+from everloop.serving.settings import Settings
 
 if TYPE_CHECKING:
-    from everloop.serving.answering import Answer, Ask
+    from collections.abc import Mapping
+
+    from everloop.serving.answering import Answer, Ask, ShadowOutcome
+    from everloop.serving.gathering import Gathering
     from everloop.serving.live import Live
     from everloop.stores import Store
 
 logger = logging.getLogger("everloop.serving")
 
-MAX_BODY_BYTES = 8 << 20
 LARGE_BODY_BYTES = 64 << 10
 """Bodies above this are decoded and scored in a worker thread."""
 WORKERS = 2
-MAX_IN_FLIGHT = 256
-REQUEST_TIMEOUT_S = 60.0
-"""Requests whose bodies are coming in or that wait for a worker; more are told to come back."""
+MOST_WAITING_SHADOWS = 1_000
+"""Requests that wait for their shadows; of more the shadows see nothing, and `/metrics` says so."""
+MOST_WAIT_MS = 24 * 3600 * 1000
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -50,31 +55,36 @@ Send = Callable[[Message], Awaitable[None]]
 class EndpointApp:
     """Serves one endpoint over ASGI, and is the `Service` behind its protocols."""
 
-    def __init__(
-        self,
-        store: Store,
-        endpoint: str,
-        *,
-        max_body_bytes: int = MAX_BODY_BYTES,
-        max_in_flight: int = MAX_IN_FLIGHT,
-        request_timeout_s: float = REQUEST_TIMEOUT_S,
-    ) -> None:
+    large = LARGE_BODY_BYTES
+
+    def __init__(self, store: Store, endpoint: str, *, settings: Settings | None = None, workers: int = 1) -> None:
+        """Open the logs.
+
+        Args:
+            workers: the processes that share the endpoint's traffic, this one included.
+        """
         self.endpoint = endpoint
-        self.max_in_flight = max_in_flight
-        self.request_timeout_s = request_timeout_s
-        self._tokens: tuple[str, ...] | None = None
+        self.settings = settings or Settings()
+        self.processes = workers
         self.metrics = Metrics(endpoint)
-        self.max_body_bytes = max_body_bytes
+        self.gathering: Gathering | None = None
+        """Where the counts of the other processes are; None: there are none."""
+        self.observers: list[Callable[[Request, Response], None]] = []
+        """What is told of every request once its answer is on its way."""
         self.draining = False
         self.refused: dict[str, Any] | None = None
         """The newest revision that could not be taken over, and why."""
+        self._admission = Admission(self.settings)
         self._clock = store.clock
         self._live: Live | None = None
         self._revision = 0
         self._log = PredictionLog(store, endpoint)
         self._labels = LabelLog(store, endpoint)
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="everloop-scoring")
-        self._exact: dict[tuple[str, str], Handle] = {
+        self._shadows = ThreadPoolExecutor(1, thread_name_prefix="everloop-shadow")
+        self._queued = 0
+        self._waiting_shadows = 0
+        self.exact: dict[tuple[str, str], Handle] = {
             ("GET", "/health"): _health,
             ("GET", "/ready"): _ready,
             ("GET", "/metrics"): _metrics,
@@ -83,7 +93,7 @@ class EndpointApp:
         for name in plugins.names("protocol"):
             for (method, path), handle in plugins.load("protocol", name).items():
                 self._add(method, path, handle)
-        self._paths = {path for _, path in self._exact} | {path for _, _, path, _ in self._patterns}
+        self.paths = {path for _, path in self.exact} | {path for _, _, path, _ in self._patterns}
 
     # -- what the endpoint has in use; called by the thread that follows its record
 
@@ -96,9 +106,12 @@ class EndpointApp:
         self.metrics.ready = live is not None
         self.metrics.reloads["done"] += 1
 
-    def protect(self, digests: tuple[str, ...] | None) -> None:
-        """Ask for one of these tokens from now on; None: for none."""
-        self._tokens = digests
+    def configure(
+        self, settings: Settings, digests: Mapping[str, str] | None = None, testers: frozenset[str] = frozenset()
+    ) -> None:
+        """Hold new requests against these settings, and ask for one of these tokens; None: for none."""
+        self.settings = settings
+        self._admission = Admission(settings, digests, testers, self.processes)
 
     def refuse(self, revision: int, error: EverloopError) -> None:
         """Stay with what is in use: `revision` cannot be taken over."""
@@ -107,6 +120,7 @@ class EndpointApp:
 
     def close(self) -> None:
         self._workers.shutdown(wait=True)
+        self._shadows.shutdown(wait=True)
         self._log.close()
         self._labels.close()
 
@@ -117,16 +131,43 @@ class EndpointApp:
         return self._live is not None and not self.draining
 
     @property
+    def most(self) -> int:
+        """How many requests may be on their way."""
+        return self.settings.max_in_flight
+
+    @property
+    def scoring(self) -> ThreadPoolExecutor:
+        """The threads in which large requests are scored."""
+        return self._workers
+
+    def admit(self, request: Request) -> tuple[int, str | None]:
+        """200, 401 (no such token) or 429 (too often), and the name of the token."""
+        return self._admission.look(request.path, request.header(b"authorization"))
+
+    @property
     def revision(self) -> int:
         return self._revision
 
-    def live(self) -> Live:
+    def live(self, request: Request | None = None) -> Live:
         live = self._live
         if live is None:
             raise UnavailableError(
                 f"The endpoint '{self.endpoint}' has no version to answer with.", help="Release one: everloop release"
             )
-        return live
+        wanted = None if request is None else request.header(b"x-everloop-version")
+        return live if wanted is None else self._chosen(live, wanted.decode("latin-1").strip(), request)
+
+    def _chosen(self, live: Live, wanted: str, request: Request | None) -> Live:
+        if not self._admission.may_choose(None if request is None else request.client):
+            raise TrustError(
+                "This client may not choose a version.",
+                help=f"Make a token for it: everloop endpoints token {self.endpoint} --tester",
+            )
+        found = pinned(live, wanted, role="tester")
+        if found is None:
+            in_use = ", ".join(one.version for one in (*live.scorers, *live.shadows))
+            raise NotFoundError(f"No version '{wanted[:100]}' is in use here.", help=f"In use: {in_use}")
+        return found
 
     def answer(self, live: Live, ask: Ask) -> Answer:
         return answering.answer(live, ask, self._log, self._clock)
@@ -140,21 +181,20 @@ class EndpointApp:
         if scope["type"] != "http":
             raise RuntimeError(f"An endpoint speaks HTTP only, not {scope['type']}.")
         metrics = self.metrics
-        if metrics.in_flight >= self.max_in_flight:
-            metrics.refused += 1
-            metrics.count_response("other", 503)
-            await _send(send, _problem(503, "UnavailableError", "The endpoint is busy.", "Ask again in a second."))
+        if metrics.in_flight >= self.settings.max_in_flight:
+            await _send(send, self.busy())
             return
         metrics.in_flight += 1
+        timeout_s = self.settings.request_timeout_s
         try:
             # Only the body may be late: what was scored is logged, so its answer is always sent.
-            body = await limit(self._body(receive), self.request_timeout_s)
+            body = await limit(self._body(receive), timeout_s)
             if body is not None:
                 await self._serve(scope, body, send)
         except TimeoutError:
             metrics.count_response("other", 408)
-            message = f"The body did not come within {self.request_timeout_s:g} s."
-            await _send(send, _problem(408, "RequestError", message))
+            message = f"The body did not come within {timeout_s:g} s."
+            await _send(send, problem(408, "RequestError", message))
         finally:
             metrics.in_flight -= 1
 
@@ -169,7 +209,7 @@ class EndpointApp:
             chunk: bytes = message.get("body", b"")
             chunks.append(chunk)
             size += len(chunk)
-            if not message.get("more_body", False) or size > self.max_body_bytes:
+            if not message.get("more_body", False) or size > self.settings.max_body_bytes:
                 return chunk if len(chunks) == 1 else b"".join(chunks)
 
     async def _serve(self, scope: Scope, body: bytes, send: Send) -> None:
@@ -182,59 +222,130 @@ class EndpointApp:
             query=scope["query_string"],
         )
         large = len(body) > LARGE_BODY_BYTES
-        if large:
-            loop = asyncio.get_running_loop()
-            response = await loop.run_in_executor(self._workers, self.respond, request)
-        else:
-            response = self.respond(request)
+        response = await self._beside(request) if large else self.respond(request)
         await _send(send, response)
-        path = request.path if request.path in self._paths else "other"
-        self.metrics.count_response(path, response.status)
+        shadow = self.sent(request, response)
+        if shadow is not None:
+            await asyncio.wrap_future(shadow)
+
+    async def _beside(self, request: Request) -> Response:
+        """The response to a large request, out of a worker thread, unless too many wait or its time runs out first."""
+        if self._queued >= self.settings.max_queued:
+            return self.busy()
+        try:
+            wait_s = self._wait_s(request)
+        except RequestError as error:
+            return problem(400, "RequestError", error.message, error.help)
+        self._queued += 1
+        try:
+            working = self._workers.submit(self.respond, request)
+            answered = asyncio.wrap_future(working)
+            done, _ = await asyncio.wait((answered,), timeout=wait_s)
+            if not done and working.cancel():
+                return problem(408, "RequestError", "The time of this request ran out before it was scored.")
+            return await answered
+        finally:
+            self._queued -= 1
+
+    def _wait_s(self, request: Request) -> float:
+        """How long a request may wait for its turn: as its client says, and no longer than the settings allow.
+
+        Raises:
+            RequestError: the client says nonsense.
+        """
+        given = request.header(b"x-request-timeout-ms")
+        if given is None:
+            return self.settings.request_timeout_s
+        if not given.isdigit() or not 0 < int(given[:10]) <= MOST_WAIT_MS or len(given) > 10:
+            raise RequestError(
+                f"X-Request-Timeout-Ms: '{given[:50].decode('latin-1')}' is no time to wait.",
+                help=f"Send milliseconds, 1 to {MOST_WAIT_MS}.",
+            )
+        request.deadline = request.began + int(given) / 1000
+        return min(self.settings.request_timeout_s, int(given) / 1000)
+
+    def busy(self) -> Response:
+        self.metrics.refused += 1
+        self.metrics.count_response("other", 503)
+        return problem(503, "UnavailableError", "The endpoint is busy.", "Ask again in a second.")
+
+    def sent(self, request: Request, response: Response) -> Future[None] | None:
+        """Count a request whose answer is on its way, and let its shadows score it. In the event loop's thread.
+
+        Returns:
+            What is done when the shadows are; None where there are none.
+        """
+        metrics = self.metrics
+        path = request.path if request.path in self.paths else "other"
+        metrics.count_response(path, response.status)
+        for observe in self.observers:
+            observe(request, response)
         answer = response.answer
         if answer is None:
-            return
-        answering.count(self.metrics, answer)
-        if answer.shadow is not None:
-            # The answer is on its way; what the shadows cost is not the client's.
-            if large:
-                outcome = await asyncio.get_running_loop().run_in_executor(self._workers, answer.shadow)
-            else:
-                outcome = answer.shadow()
-            answering.count_shadows(self.metrics, outcome)
+            return None
+        answering.count(metrics, answer)
+        if answer.shadow is None:
+            return None
+        if self._waiting_shadows >= MOST_WAITING_SHADOWS:
+            metrics.shadow_skipped += 1
+            return None
+        self._waiting_shadows += 1
+        return self._shadows.submit(self._score_shadow, answer.shadow)
+
+    def _score_shadow(self, shadow: Callable[[], ShadowOutcome]) -> None:
+        # This is the only thread that writes these counters.
+        try:
+            answering.count_shadows(self.metrics, shadow())
+        except Exception:
+            logger.exception("The shadows of the endpoint '%s' failed", self.endpoint)
+        finally:
+            self._waiting_shadows -= 1
 
     def respond(self, request: Request) -> Response:
         """The response to a request; never raises."""
         try:
-            if len(request.body) > self.max_body_bytes:
-                return _problem(413, "RequestError", f"The body is larger than {self.max_body_bytes} bytes.")
-            tokens = self._tokens
-            if (
-                tokens is not None
-                and request.path not in OPEN_PATHS
-                and not admits(tokens, request.header(b"authorization"))
-            ):
-                denied = _problem(401, "TrustError", "This endpoint asks for a token.", "Authorization: Bearer …")
-                denied.headers = [(b"www-authenticate", b"Bearer")]
-                return denied
-            handle = self._exact.get((request.method, request.path))
+            if len(request.body) > self.settings.max_body_bytes:
+                return problem(413, "RequestError", f"The body is larger than {self.settings.max_body_bytes} bytes.")
+            if not self._admission.open:
+                status, request.client = self._admission.look(request.path, request.header(b"authorization"))
+                if status != 200:
+                    return self._not_let_in(status)
+            if request.header(b"x-request-timeout-ms") is not None:
+                self._wait_s(request)
+                if request.deadline is not None and perf_counter() > request.deadline:
+                    return problem(408, "RequestError", "The time of this request ran out before it was scored.")
+            handle = self.exact.get((request.method, request.path))
             if handle is None:
                 handle = self._find(request)
                 if handle is None:
                     return self._unknown(request)
-            return handle(self, request)
+            response = handle(self, request)
+            if response.answer is not None:
+                response.version = response.answer.version()
+            return response
         except EverloopError as error:
             if error.http_status >= 500:
                 logger.warning("%s %s: %s", request.method, request.path, error)
-            return _problem(error.http_status, type(error).__name__, error.message, error.help)
+            return problem(error.http_status, type(error).__name__, error.message, error.help)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            return _problem(400, "RequestError", f"The body is no JSON that can be read: {error}")
+            return problem(400, "RequestError", f"The body is no JSON that can be read: {error}")
         except Exception as error:
             logger.exception("%s %s failed", request.method, request.path)
-            return _problem(500, type(error).__name__, "The endpoint failed; its log says why.")
+            return problem(500, type(error).__name__, "The endpoint failed; its log says why.")
+
+    def _not_let_in(self, status: int) -> Response:
+        if status == 401:
+            denied = problem(401, "TrustError", "This endpoint asks for a token.", "Authorization: Bearer …")
+            denied.headers = [(b"www-authenticate", b"Bearer")]
+            return denied
+        self.metrics.limited += 1
+        limited = problem(429, "UnavailableError", "This client asks too often.", "Ask again later.")
+        limited.headers = [(b"retry-after", b"%d" % self._admission.wait_s())]
+        return limited
 
     def _add(self, method: str, path: str, handle: Handle) -> None:
         if "{" not in path:
-            self._exact[method, path] = handle
+            self.exact[method, path] = handle
             return
         pattern = "".join(
             f"(?P<{part[1:-1]}>[^/]+)" if part.startswith("{") else re.escape(part)
@@ -244,7 +355,7 @@ class EndpointApp:
 
     def _find(self, request: Request) -> Handle | None:
         method = "GET" if request.method == "HEAD" else request.method
-        handle = self._exact.get((method, request.path))
+        handle = self.exact.get((method, request.path))
         if handle is not None:
             return handle
         for wanted, pattern, path, candidate in self._patterns:
@@ -255,15 +366,15 @@ class EndpointApp:
         return None
 
     def _unknown(self, request: Request) -> Response:
-        methods = {method for method, path in self._exact if path == request.path}
+        methods = {method for method, path in self.exact if path == request.path}
         methods |= {method for method, pattern, _, _ in self._patterns if pattern.fullmatch(request.path)}
         if methods:
             allowed = ", ".join(sorted(methods))
-            response = _problem(405, "UsageError", f"{request.path} takes {allowed}, not {request.method}.")
+            response = problem(405, "UsageError", f"{request.path} takes {allowed}, not {request.method}.")
             response.headers = [(b"allow", allowed.encode())]
             return response
-        known = ", ".join(sorted({path for _, path in self._exact}))
-        return _problem(404, "NotFoundError", f"There is no {request.path[:200]} here.", f"There are: {known}")
+        known = ", ".join(sorted({path for _, path in self.exact}))
+        return problem(404, "NotFoundError", f"There is no {request.path[:200]} here.", f"There are: {known}")
 
 
 def _health(service: Any, request: Request) -> Response:
@@ -283,24 +394,31 @@ def _ready(service: Any, request: Request) -> Response:
 
 
 def _metrics(service: Any, request: Request) -> Response:
-    return Response(body=service.metrics.text(), content_type=CONTENT_TYPE)
+    app: EndpointApp = service
+    text = app.metrics.text() if app.gathering is None else app.gathering.text(app.metrics)
+    return Response(body=text, content_type=CONTENT_TYPE)
 
 
-def _problem(status: int, kind: str, message: str, help: str | None = None) -> Response:
+def problem(status: int, kind: str, message: str, help: str | None = None) -> Response:
     error = {"type": kind, "message": message, "help": help}
     return Response(status=status, body=msgspec.json.encode({"error": error}))
 
 
-async def _send(send: Send, response: Response) -> None:
+def head_of(response: Response) -> list[tuple[bytes, bytes]]:
+    """The headers of a response, its own and those that every response has."""
+    headers = [(b"content-type", response.content_type), (b"content-length", b"%d" % len(response.body))]
+    if response.version is not None and response.answer is not None:
+        headers.append((b"x-everloop-version", response.version.encode("ascii", "replace")))
+        headers.append((b"x-everloop-request", response.answer.request.encode()))
     if response.status == 503:
-        response.headers = [*response.headers, (b"retry-after", b"1")]
-    headers = [
-        (b"content-type", response.content_type),
-        (b"content-length", b"%d" % len(response.body)),
-        *response.headers,
-    ]
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        headers.append((b"retry-after", b"1"))
+    headers.extend(response.headers)
+    return headers
+
+
+async def _send(send: Send, response: Response) -> None:
+    await send({"type": "http.response.start", "status": response.status, "headers": head_of(response)})
     await send({"type": "http.response.body", "body": response.body})
 
 
-__all__ = ["JSON", "LARGE_BODY_BYTES", "MAX_BODY_BYTES", "EndpointApp"]
+__all__ = ["JSON", "LARGE_BODY_BYTES", "EndpointApp"]

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from everloop.errors import RequestError, UsageError
+from everloop.errors import RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from everloop.models.signature import Signature
     from everloop.records import Json
-
-POLICIES = ("refuse", "flag")
 
 
 class Checks:
@@ -62,15 +60,6 @@ class Checks:
         return found
 
 
-def checks_for(signature: Signature, options: Mapping[str, Json]) -> Checks | None:
-    """The checks that an endpoint's options ask for.
-
-    Raises:
-        UsageError: the option `unseen` is none of the policies.
-    """
-    policy = options.get("unseen")
-    if policy is None:
-        return None
-    if policy not in POLICIES:
-        raise UsageError(f"An endpoint's option 'unseen' cannot be {policy!r}.", help=f"It is {' or '.join(POLICIES)}.")
-    return Checks(signature, refuse=policy == "refuse")
+def checks_for(signature: Signature, policy: str | None) -> Checks | None:
+    """The checks that an endpoint's setting `unseen` asks for."""
+    return None if policy is None else Checks(signature, refuse=policy == "refuse")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from everloop.errors import ConflictError, NotFoundError, UsageError
 from everloop.records import Endpoint, EndpointState
+from everloop.serving.settings import NAMES, read_setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,34 +53,19 @@ def set_state(store: Store, name: str, state: EndpointState, url: str | None) ->
         return
 
 
-OPTIONS: dict[str, type] = {"max_body_bytes": int, "max_in_flight": int, "request_timeout_s": float, "unseen": str}
-"""What can be set: limits hold from the next start of the process, `unseen` (refuse, flag) at once; see `checks`."""
-
-
 def set_options(store: Store, name: str, changes: Mapping[str, str | None]) -> dict[str, Json]:
-    """Change an endpoint's options, given as text; None removes one. Returns what can be set and is.
+    """Change an endpoint's options, given as text; None removes one. Returns what can be set and is; see `Settings`.
 
     Raises:
         NotFoundError: there is no such endpoint.
         UsageError: no such option, or not a value of its.
     """
-    from everloop.serving.checks import POLICIES
-
     values: dict[str, Json] = {}
     for option, text in changes.items():
-        if option not in OPTIONS:
-            raise UsageError(f"An endpoint has no option '{option}'.", help=f"Options: {', '.join(OPTIONS)}")
-        if text is None:
-            values[option] = None
-            continue
-        try:
-            value = OPTIONS[option](text)
-        except ValueError:
-            value = None
-        if value is None or (value not in POLICIES if option == "unseen" else not 0 < value < 2**40):
-            wanted = " or ".join(POLICIES) if option == "unseen" else "a number above 0"
-            raise UsageError(f"{option}: '{text}' cannot be set.", help=f"It is {wanted}.")
-        values[option] = value
+        # Looked at first, so that removing a misspelled option does not seem to have worked.
+        if option not in NAMES:
+            raise UsageError(f"An endpoint has no option '{option}'.", help=f"Options: {', '.join(NAMES)}")
+        values[option] = None if text is None else read_setting(option, text)
     while True:
         endpoint = store.records.get(Endpoint, name)
         options = {key: value for key, value in {**endpoint.options, **values}.items() if value is not None}
@@ -88,4 +74,4 @@ def set_options(store: Store, name: str, changes: Mapping[str, str | None]) -> d
                 store.records.update(replace(endpoint, options=options), verb="options")
         except ConflictError:
             continue
-        return {option: options[option] for option in OPTIONS if option in options}
+        return {option: options[option] for option in NAMES if option in options}

@@ -33,6 +33,10 @@ class Request:
     """Names in lower case."""
     query: bytes = b""
     params: Mapping[str, str] = field(default_factory=dict)
+    client: str | None = None
+    """The name of the token with which it came; None where the endpoint asks for none."""
+    deadline: float | None = None
+    """`perf_counter()` until which the client waits."""
 
     def header(self, name: bytes) -> bytes | None:
         return next((value for key, value in self.headers if key == name), None)
@@ -47,6 +51,8 @@ class Response:
     content_type: bytes = JSON
     headers: Sequence[tuple[bytes, bytes]] = ()
     answer: Answer | None = None
+    version: str | None = None
+    """The key of the version that answered; of several, with commas between. Sent as `X-Everloop-Version`."""
 
 
 class Service(Protocol):
@@ -60,11 +66,15 @@ class Service(Protocol):
         """Whether requests for predictions are answered."""
         ...
 
-    def live(self) -> Live:
-        """The versions in use. Ask once per request: the next call may give others.
+    def live(self, request: Request | None = None) -> Live:
+        """The versions in use for this request. Ask once per request: the next call may give others.
+
+        A request with `X-Everloop-Version` is answered by that version, if its client may choose.
 
         Raises:
             UnavailableError: there are none yet.
+            TrustError: the request chooses a version, and its client may not.
+            NotFoundError: it chooses one that is not in use.
         """
         ...
 

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 from everloop.errors import EverloopError, NotFoundError
 from everloop.records import Endpoint
 from everloop.serving.live import Live, load_live
-from everloop.serving.tokens import token_digests
+from everloop.serving.settings import settings_of
+from everloop.serving.tokens import testers, token_digests
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from everloop.models.predictor import Predictor
     from everloop.serving.app import EndpointApp
     from everloop.stores import Store
 
@@ -30,6 +32,10 @@ logger = logging.getLogger("everloop.serving")
 POLL_S = 0.1
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 30.0
+TELL_S = 0.5
+"""How often a process that shares its port writes its counts down."""
+KEPT_VERSIONS = 2
+"""Versions that have left the routes and stay loaded, so that going back to one takes no time."""
 
 
 class Follower:
@@ -49,10 +55,12 @@ class Follower:
         self._poll_s = poll_s
         self._parent = os.getppid()
         self._live: Live | None = None
+        self._kept: dict[str, Predictor] = {}
         self._seen = -1
         self._retry_at: float | None = None
         self._retry_s = FIRST_RETRY_S
         self._refused = -1
+        self._tell_at = 0.0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="everloop-follower", daemon=True)
 
@@ -73,12 +81,17 @@ class Follower:
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
+        if self._app.gathering is not None:
+            self._app.gathering.leave(self._app.metrics)
 
     def _run(self) -> None:
         while not self._stopped.wait(self._poll_s):
             if self._orphaned is not None and os.getppid() != self._parent:
                 self._orphaned()
                 self._orphaned = None
+            if self._app.gathering is not None and monotonic() >= self._tell_at:
+                self._app.gathering.leave(self._app.metrics)
+                self._tell_at = monotonic() + TELL_S
             try:
                 self.look()
             except EverloopError as error:
@@ -126,10 +139,24 @@ class Follower:
             self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)
 
     def _take(self, endpoint: Endpoint) -> None:
-        live = load_live(self._store, endpoint, self._live) if endpoint.routes else None
+        settings = settings_of(endpoint.options)
+        live = load_live(self._store, endpoint, self._live, self._kept) if endpoint.routes else None
+        self._keep(live)
         self._live = live
         # Before the routes: a revision that asks for a token never answers without one.
-        self._app.protect(token_digests(endpoint.options))
+        self._app.configure(settings, token_digests(endpoint.options), testers(endpoint.options))
         self._app.switch(live, endpoint.revision)
         self._retry_at = None
         self._refused = -1
+
+    def _keep(self, live: Live | None) -> None:
+        """Keep what leaves the routes with this change, and let go of what left them long ago."""
+        if self._live is None:
+            return
+        used = set() if live is None else {scorer.version for scorer in (*live.scorers, *live.shadows)}
+        for scorer in (*self._live.scorers, *self._live.shadows):
+            self._kept.pop(scorer.version, None)
+            self._kept[scorer.version] = scorer.predictor
+        left = [version for version in self._kept if version not in used]
+        for version in left[:-KEPT_VERSIONS]:
+            del self._kept[version]

@@ -7,17 +7,17 @@ where there are two classes, else one per class in the version's order.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from everloop.errors import EverloopError, NotFoundError, RequestError
-from everloop.records import Route
 from everloop.serving.answering import Answer, Ask
 from everloop.serving.exchange import Handle, Request, Response, Service
-from everloop.serving.live import Live, Scorer
+from everloop.serving.live import Live, pinned
+from everloop.serving.mending import mend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -44,20 +44,38 @@ class Columns:
             found["probabilities"] = self.probabilities
         if self.answer.flags:
             found["flags"] = self.answer.flags
+        explanations = self.answer.explanations()
+        if explanations is not None:
+            found["explanations"] = explanations
         return found
 
 
-def score(service: Service, live: Live, rows: Sequence[Mapping[str, Any]], request: Request) -> Columns:
+def asked(live: Live, rows: Sequence[Mapping[str, Any]], request: Request, *, explain: bool = False) -> Ask:
+    """Plain rows, checked, as what is asked; mended where the endpoint's settings say so.
+
+    Raises:
+        RequestError: a row breaks the signature; the message names row and field.
+    """
+    if not live.uniform:
+        return Ask(None, rows, began=request.began, explain=explain)
+    try:
+        return Ask(live.signature.rows_of(rows), None, began=request.began, explain=explain)
+    except RequestError:
+        if live.settings.unfit != "flag":
+            raise
+    mended, flags = mend(rows, live.signature)
+    return Ask(live.signature.rows_of(mended), None, began=request.began, explain=explain, flags=flags)
+
+
+def score(
+    service: Service, live: Live, rows: Sequence[Mapping[str, Any]], request: Request, *, explain: bool = False
+) -> Columns:
     """Check, score and log plain rows.
 
     Raises:
         RequestError: a row breaks the signature; the message names row and field.
     """
-    if live.uniform:
-        ask = Ask(live.signature.rows_of(rows), None, began=request.began)
-    else:
-        ask = Ask(None, rows, began=request.began)
-    answer = service.answer(live, ask)
+    answer = service.answer(live, asked(live, rows, request, explain=explain))
     size = answer.rows
     predictions: list[Any] = [None] * size
     probabilities: list[Any] = [None] * size
@@ -72,16 +90,8 @@ def score(service: Service, live: Live, rows: Sequence[Mapping[str, Any]], reque
 
 
 def respond(columns: Columns, body: Any) -> Response:
-    """A JSON response that says in its headers which version answered and under which id it was logged."""
-    return Response(body=encode(body), answer=columns.answer, headers=told(columns))
-
-
-def told(columns: Columns) -> list[tuple[bytes, bytes]]:
-    versions = ", ".join(dict.fromkeys(columns.versions))
-    return [
-        (b"x-everloop-version", versions.encode("ascii", "replace")),
-        (b"x-everloop-request", columns.answer.request.encode()),
-    ]
+    """A JSON response, of which the headers will say which version answered and under which id it was logged."""
+    return Response(body=encode(body), answer=columns.answer)
 
 
 def named(service: Service, request: Request) -> Live:
@@ -90,16 +100,17 @@ def named(service: Service, request: Request) -> Live:
     Raises:
         NotFoundError: it names another model, or a version that the endpoint does not use.
     """
-    live = service.live()
+    live = service.live(request)
     name = request.params.get("model", live.name)
     if name not in (live.name, live.endpoint.model):
         raise NotFoundError(f"Model with name {name[:100]} does not exist.", help=f"This endpoint serves: {live.name}")
     wanted = request.params.get("version")
     if wanted is None:
         return live
-    chosen = next((scorer for scorer in live.scorers if short(scorer.version) == wanted), None)
-    if chosen is not None:
-        return live.made(f"pinned {wanted}", lambda whole: _pinned(whole, chosen))
+    if wanted in {short(scorer.version) for scorer in live.scorers}:
+        chosen = pinned(live, wanted)
+        assert chosen is not None  # noqa: S101 - it is among them
+        return chosen
     raise NotFoundError(
         f"Model {name[:100]} has no version {wanted[:50]} here.",
         help=f"In use: {', '.join(short(scorer.version) for scorer in live.scorers)}",
@@ -109,12 +120,6 @@ def named(service: Service, request: Request) -> Live:
 def short(version: str) -> str:
     """The number in a version's key: `1` of `delays@1`."""
     return version.rpartition("@")[2]
-
-
-def _pinned(live: Live, scorer: Scorer) -> Live:
-    route = Route(version=scorer.version, percent=100.0)
-    endpoint = replace(live.endpoint, routes=(route,))
-    return Live(endpoint, {f"{route.role} {route.version}": Scorer(route, scorer.predictor)})
 
 
 def speaking(problem: Callable[[int, EverloopError], bytes], *, status: int = 400) -> Callable[[Handle], Handle]:

@@ -7,6 +7,7 @@ it. That is all there is to a hot swap.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -14,14 +15,18 @@ import msgspec
 from everloop.errors import RequestError, UnavailableError
 from everloop.models.predictor import Predictor, load_package
 from everloop.models.registry import get_version
+from everloop.records import Route
 from everloop.serving.checks import checks_for
 from everloop.serving.prediction_log import label_text
+from everloop.serving.redaction import check_hidden, redaction_for
 from everloop.serving.routing import RoutingTable
+from everloop.serving.settings import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from everloop.records import Endpoint, Json, Route
+    from everloop.records import Endpoint, Json
+    from everloop.serving.settings import Settings
     from everloop.stores import Store
 
 T = TypeVar("T")
@@ -30,16 +35,26 @@ T = TypeVar("T")
 class Scorer:
     """One route with its loaded model, and how its answers are written down."""
 
-    def __init__(self, route: Route, predictor: Predictor) -> None:
+    def __init__(
+        self, route: Route, predictor: Predictor, settings: Settings | None = None, *, role: str | None = None
+    ) -> None:
+        """Prepare.
+
+        Args:
+            role: what the log calls it, where that is not the route's role.
+        """
         self.route = route
         self.version = route.version
-        self.role = route.role
+        self.number = int(route.version.rpartition("@")[2])
+        self.role = role or route.role
         self.predictor = predictor
         self.signature = predictor.signature
         self.names = predictor.input_names
-        self.logged_inputs = msgspec.Raw(
-            msgspec.msgpack.encode({item.name: item.type for item in predictor.signature.inputs})
-        )
+        kept: dict[str, str] = {item.name: item.type for item in predictor.signature.inputs}
+        self.redaction = None if settings is None else redaction_for(self.signature, settings)
+        if self.redaction is not None:
+            kept = self.redaction.inputs
+        self.logged_inputs = msgspec.Raw(msgspec.msgpack.encode(kept))
         self.task = predictor.task
         self._labels = predictor.classes
         self._texts = tuple(label_text(value) for value in predictor.classes)
@@ -100,11 +115,11 @@ class Live:
         self.shadows = tuple(scorers[_route_key(route)] for route in self.table.shadows)
         self.champion = self.scorers[self.table.champion]
         self.signature = self.champion.signature
-        self.checks = checks_for(self.signature, endpoint.options)
+        self.settings = settings_of(endpoint.options)
+        self.checks = checks_for(self.signature, self.settings.unseen)
         self.uniform = all(scorer.signature.shape == self.signature.shape for scorer in self.scorers)
-        self.known_names = frozenset(
-            name for scorer in self.scorers for name in (*scorer.names, *scorer.signature.ignored)
-        )
+        self.known_names = frozenset(name for scorer in self.scorers for name in _names(scorer))
+        check_hidden(self.settings, {name for one in (*self.scorers, *self.shadows) for name in _names(one)})
         self._made: dict[str, Any] = {}
 
     def made(self, key: str, make: Callable[[Live], T]) -> T:
@@ -115,8 +130,32 @@ class Live:
             return self._made.setdefault(key, make(self))  # type: ignore[no-any-return]
 
 
-def load_live(store: Store, endpoint: Endpoint, old: Live | None = None) -> Live:
+def pinned(live: Live, wanted: str, role: str = "champion") -> Live | None:
+    """The same endpoint with one of its versions, shadows too, answering everything; None where it has no such.
+
+    Args:
+        wanted: a version's number or its key.
+        role: what the log calls it.
+    """
+    chosen = next((one for one in (*live.scorers, *live.shadows) if wanted in (str(one.number), one.version)), None)
+    if chosen is None:
+        return None
+
+    def make(whole: Live) -> Live:
+        route = Route(version=chosen.version, percent=100.0)
+        scorer = Scorer(route, chosen.predictor, whole.settings, role=role)
+        return Live(replace(whole.endpoint, routes=(route,)), {_route_key(route): scorer})
+
+    return live.made(f"pinned {role} {chosen.version}", make)
+
+
+def load_live(
+    store: Store, endpoint: Endpoint, old: Live | None = None, kept: Mapping[str, Predictor] | None = None
+) -> Live:
     """Load and warm the versions that the endpoint's routes name; those that `old` has already are taken over.
+
+    Args:
+        kept: further predictors by version, of routes that were in use before: going back to one loads nothing.
 
     Raises:
         UnavailableError: the endpoint has no routes yet.
@@ -129,7 +168,10 @@ def load_live(store: Store, endpoint: Endpoint, old: Live | None = None) -> Live
             f"The endpoint '{endpoint.name}' has no version to answer with.", help="Release one: everloop release"
         )
     RoutingTable(endpoint.name, endpoint.routes)
-    loaded = {} if old is None else {scorer.version: scorer.predictor for scorer in (*old.scorers, *old.shadows)}
+    settings = settings_of(endpoint.options)
+    loaded = dict(kept or {})
+    if old is not None:
+        loaded |= {scorer.version: scorer.predictor for scorer in (*old.scorers, *old.shadows)}
     scorers: dict[str, Scorer] = {}
     for route in endpoint.routes:
         predictor = loaded.get(route.version)
@@ -138,8 +180,12 @@ def load_live(store: Store, endpoint: Endpoint, old: Live | None = None) -> Live
             predictor = load_package(store, version.package, version=version.key)
             predictor.warm()
             loaded[route.version] = predictor
-        scorers[_route_key(route)] = Scorer(route, predictor)
+        scorers[_route_key(route)] = Scorer(route, predictor, settings)
     return Live(endpoint, scorers)
+
+
+def _names(scorer: Scorer) -> tuple[str, ...]:
+    return (*scorer.names, *scorer.signature.ignored)
 
 
 def _route_key(route: Route) -> str:

@@ -1,21 +1,31 @@
 """What an endpoint counts, as Prometheus text (exposition format 0.0.4).
 
 Plain integers behind names, because the way of a request has no room for a client library: a count is one addition
-and everything else happens when `/metrics` is asked for. Written by the event loop's thread only; worker threads
-hand their results to it.
+and everything else happens when `/metrics` is asked for. Written by the event loop's thread only, the shadows' counts
+by theirs; worker threads hand their results over. Where several processes share a port, each leaves its counts in a
+file (`gathering`), and whichever is asked tells the sum.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+BUCKETS_S = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+
+_COUNTERS = {
+    "fallbacks": ("everloop_route_fallbacks_total", "Rows that the champion answered because a canary does not."),
+    "shadow_failures": ("everloop_shadow_failures_total", "Requests that a shadow could not score."),
+    "shadow_skipped": ("everloop_shadow_skipped_total", "Requests that no shadow saw, because too many waited."),
+    "refused": ("everloop_refused_total", "Requests told to come back, because too many were on their way."),
+    "limited": ("everloop_limited_total", "Requests of clients that asked too often."),
+    "unlogged": ("everloop_unlogged_total", "Rows answered that are not in the log, because the disk was full."),
+}
 
 
 class Metrics:
@@ -27,8 +37,11 @@ class Metrics:
         self.predictions: dict[tuple[str, str], int] = {}
         self.fallbacks = 0
         self.shadow_failures = 0
-        self.in_flight = 0
+        self.shadow_skipped = 0
         self.refused = 0
+        self.limited = 0
+        self.unlogged = 0
+        self.in_flight = 0
         self.reloads = {"done": 0, "failed": 0}
         self.revision = 0
         self.ready = False
@@ -47,9 +60,44 @@ class Metrics:
         self._latency[bisect_left(BUCKETS_S, seconds)] += 1
         self._latency_sum += seconds
 
-    def text(self) -> bytes:
+    def totals(self) -> dict[str, Any]:
+        """Everything as plain JSON, for another process to add; see `add`."""
+        return {
+            "responses": [[*key, count] for key, count in list(self.responses.items())],
+            "predictions": [[*key, count] for key, count in list(self.predictions.items())],
+            "counters": {name: getattr(self, name) for name in _COUNTERS},
+            "reloads": dict(self.reloads),
+            "latency": list(self._latency),
+            "latency_sum": self._latency_sum,
+            "gauges": {"in_flight": self.in_flight, "revision": self.revision, "ready": int(self.ready)},
+        }
+
+    def sum_with(self, others: Sequence[dict[str, Any]]) -> Metrics:
+        """The counts of this process and of others; those of a process that is gone have no `gauges`."""
+        whole = Metrics(self.endpoint)
+        whole.revision = self.revision
+        whole.ready = self.ready
+        for one in (self.totals(), *others):
+            for path, status, count in one["responses"]:
+                whole.responses[path, status] = whole.responses.get((path, status), 0) + count
+            for version, role, count in one["predictions"]:
+                whole.count_predictions(version, role, count)
+            for name, count in one["counters"].items():
+                setattr(whole, name, getattr(whole, name) + count)
+            for outcome, count in one["reloads"].items():
+                whole.reloads[outcome] += count
+            whole._latency = [mine + its for mine, its in zip(whole._latency, one["latency"], strict=True)]
+            whole._latency_sum += one["latency_sum"]
+            gauges = one["gauges"]
+            if gauges:
+                whole.in_flight += gauges["in_flight"]
+                whole.revision = min(whole.revision, gauges["revision"])
+        return whole
+
+    def text(self, workers: int = 1) -> bytes:
         """Every counter, in the format that Prometheus reads."""
         name = _escape(self.endpoint)
+        own = f'endpoint="{name}"'
         lines: list[str] = []
         _family(
             lines,
@@ -57,7 +105,7 @@ class Metrics:
             "counter",
             "Responses by path and status.",
             (
-                (f'endpoint="{name}",path="{_escape(path)}",status="{status}"', count)
+                (f'{own},path="{_escape(path)}",status="{status}"', count)
                 for (path, status), count in sorted(self.responses.items())
             ),
         )
@@ -67,7 +115,7 @@ class Metrics:
             "counter",
             "Rows scored, by version and role.",
             (
-                (f'endpoint="{name}",version="{_escape(version)}",role="{role}"', count)
+                (f'{own},version="{_escape(version)}",role="{role}"', count)
                 for (version, role), count in sorted(self.predictions.items())
             ),
         )
@@ -78,24 +126,11 @@ class Metrics:
         running = 0
         for edge, count in zip((*map(repr, BUCKETS_S), "+Inf"), self._latency, strict=True):
             running += count
-            lines.append(f'everloop_request_seconds_bucket{{endpoint="{name}",le="{edge}"}} {running}')
-        lines.append(f'everloop_request_seconds_sum{{endpoint="{name}"}} {self._latency_sum!r}')
-        lines.append(f'everloop_request_seconds_count{{endpoint="{name}"}} {running}')
-        own = f'endpoint="{name}"'
-        _family(
-            lines,
-            "everloop_route_fallbacks_total",
-            "counter",
-            "Rows that the champion answered because a canary does not take them.",
-            [(own, self.fallbacks)],
-        )
-        _family(
-            lines,
-            "everloop_shadow_failures_total",
-            "counter",
-            "Requests that a shadow could not score.",
-            [(own, self.shadow_failures)],
-        )
+            lines.append(f'everloop_request_seconds_bucket{{{own},le="{edge}"}} {running}')
+        lines.append(f"everloop_request_seconds_sum{{{own}}} {self._latency_sum!r}")
+        lines.append(f"everloop_request_seconds_count{{{own}}} {running}")
+        for counter, (metric, meaning) in _COUNTERS.items():
+            _family(lines, metric, "counter", meaning, [(own, getattr(self, counter))])
         _family(
             lines,
             "everloop_reloads_total",
@@ -104,15 +139,9 @@ class Metrics:
             ((f'{own},outcome="{outcome}"', count) for outcome, count in self.reloads.items()),
         )
         _family(lines, "everloop_in_flight", "gauge", "Requests on their way.", [(own, self.in_flight)])
-        _family(
-            lines,
-            "everloop_refused_total",
-            "counter",
-            "Requests told to come back, because too many were on their way.",
-            [(own, self.refused)],
-        )
         _family(lines, "everloop_revision", "gauge", "Revision of the routes in use.", [(own, self.revision)])
         _family(lines, "everloop_ready", "gauge", "1 while the endpoint answers.", [(own, int(self.ready))])
+        _family(lines, "everloop_workers", "gauge", "Processes that answer.", [(own, workers)])
         return ("\n".join(lines) + "\n").encode()
 
 

@@ -32,12 +32,15 @@ class EndpointProcess:
     A context manager: started on entry, stopped on exit. The process also stops when this one is gone.
     """
 
-    def __init__(self, store: Store, name: str, *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self, store: Store, name: str, *, host: str = "127.0.0.1", port: int = 0, grpc_port: int | None = None
+    ) -> None:
         check_endpoint_name(name)
         self._store = store
         self.name = name
         self.host = host
         self.port = port
+        self.grpc_port = grpc_port
         self.url: str | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -81,7 +84,9 @@ class EndpointProcess:
                     f"The endpoint '{self.name}' did not answer within {timeout_s:g} s.", help=f"See: {self.log}"
                 )
             sleep(0.01)
-        self.url = str(json.loads(port_file.read_text(encoding="utf-8"))["url"])
+        said = json.loads(port_file.read_text(encoding="utf-8"))
+        self.url = str(said["url"])
+        self.grpc_port = said["grpc_port"]
         return self.url
 
     def wait_for(self, revision: int, timeout_s: float = START_S) -> None:
@@ -145,6 +150,8 @@ class EndpointProcess:
             command += ["--home", str(places.home)]
         # Else the home's parts are elsewhere, as an everloop.toml says, which the process finds as this one did.
         command += ["--host", self.host, "--port", str(self.port), "--port-file", str(port_file), "--with-parent"]
+        if self.grpc_port is not None:
+            command += ["--grpc-port", str(self.grpc_port)]
         return command
 
     def _ready(self) -> dict[str, Any] | None:

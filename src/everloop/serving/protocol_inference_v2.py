@@ -87,12 +87,16 @@ def model_ready(service: Service, request: Request) -> Response:
 
 @_speaking
 def metadata(service: Service, request: Request) -> Response:
-    found = foreign.named(service, request)
+    return Response(body=foreign.encode(described(foreign.named(service, request))))
+
+
+def described(found: Live) -> dict[str, Any]:
+    """A model's metadata: its versions, inputs and outputs."""
     outputs = [{"name": "predictions", "datatype": _label_type(found), "shape": [-1]}]
     if found.champion.task != "regression":
         shape = [-1] if found.champion.task == "binary" else [-1, len(found.signature.classes)]
         outputs.append({"name": "probabilities", "datatype": "FP64", "shape": shape})
-    body = {
+    return {
         "name": found.name,
         "versions": [foreign.short(scorer.version) for scorer in found.scorers],
         "platform": "everloop",
@@ -102,7 +106,6 @@ def metadata(service: Service, request: Request) -> Response:
         ],
         "outputs": outputs,
     }
-    return Response(body=foreign.encode(body))
 
 
 @_speaking
@@ -118,10 +121,9 @@ def infer(service: Service, request: Request) -> Response:
     take_binary(body.inputs, tail)
     columns = foreign.score(service, found, rows_of(body.inputs, found), request)
     outputs, binary = _outputs(columns, found, body)
-    used = dict.fromkeys(foreign.short(version) for version in columns.versions)
     answer = {
         "model_name": request.params["model"],
-        "model_version": ",".join(used),
+        "model_version": versions_of(columns),
         "id": body.id or columns.answer.request,
         "outputs": outputs,
     }
@@ -134,20 +136,40 @@ def infer(service: Service, request: Request) -> Response:
     return response
 
 
-def _outputs(columns: foreign.Columns, found: Live, body: _Body) -> tuple[list[dict[str, Any]], list[bytes]]:
+def versions_of(columns: foreign.Columns) -> str:
+    """The numbers of the versions that answered, with commas between."""
+    return ",".join(dict.fromkeys(foreign.short(version) for version in columns.versions))
+
+
+def outputs_of(
+    columns: foreign.Columns, found: Live, wanted: list[str] | None
+) -> list[tuple[str, str, list[int], list[Any]]]:
+    """Name, datatype, shape and values of the outputs that are wanted; None: of all.
+
+    Raises:
+        RequestError: there is no such output.
+    """
     ready: dict[str, tuple[str, list[Any]]] = {"predictions": (_label_type(found), columns.predictions)}
     if columns.probabilities is not None:
         ready["probabilities"] = ("FP64", columns.probabilities)
-    everything = body.parameters.get("binary_data_output") is True
-    wanted = [_Wanted(name) for name in ready] if body.outputs is None else body.outputs
-    outputs, binary = [], []
-    for one in wanted:
-        if one.name not in ready:
-            raise RequestError(f"There is no output '{one.name[:100]}'.", help=f"There are: {', '.join(ready)}")
-        datatype, values = ready[one.name]
+    outputs = []
+    for name in ready if wanted is None else wanted:
+        if name not in ready:
+            raise RequestError(f"There is no output '{name[:100]}'.", help=f"There are: {', '.join(ready)}")
+        datatype, values = ready[name]
         shape = [len(values), len(values[0])] if isinstance(values[0], list) else [len(values)]
-        output: dict[str, Any] = {"name": one.name, "shape": shape, "datatype": datatype}
-        if one.parameters.get("binary_data", everything) is True:
+        outputs.append((name, datatype, shape, values))
+    return outputs
+
+
+def _outputs(columns: foreign.Columns, found: Live, body: _Body) -> tuple[list[dict[str, Any]], list[bytes]]:
+    everything = body.parameters.get("binary_data_output") is True
+    asked = None if body.outputs is None else [one.name for one in body.outputs]
+    binary_wanted = {one.name: one.parameters.get("binary_data", everything) for one in body.outputs or ()}
+    outputs, binary = [], []
+    for name, datatype, shape, values in outputs_of(columns, found, asked):
+        output: dict[str, Any] = {"name": name, "shape": shape, "datatype": datatype}
+        if binary_wanted.get(name, everything) is True:
             binary.append(pack(flat(values), datatype))
             output["parameters"] = {"binary_data_size": len(binary[-1])}
         else:

@@ -2,6 +2,8 @@
 
     POST /predict   {"rows": [{…}, …], "keys": [...]?, "event_at": [...]?}   or   {"inputs": {…}, "key"?, "event_at"?}
                     → {"model", "version", "ids": […], "predictions": […], "probabilities"?: […], "versions"?: […]}
+                    with `"explain": true` also {"explanations": [{"bias", "contributions": {input: …}}, …]}
+                    an Arrow IPC stream (application/vnd.apache.arrow.stream) is answered with one; see `arrow`
     POST /labels    {"labels": [{"key", "value", "event_at"?}, …]}   → {"endpoint", "accepted"}
     GET  /          what the endpoint is and which inputs it takes
 
@@ -21,6 +23,7 @@ import msgspec
 from everloop.errors import RequestError
 from everloop.serving.answering import Answer, Ask
 from everloop.serving.exchange import Request, Response, Service
+from everloop.serving.foreign import asked
 from everloop.serving.label_log import GivenLabel  # noqa: TC001 - msgspec reads the annotations
 
 if TYPE_CHECKING:
@@ -32,12 +35,14 @@ _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
 def predict(service: Service, request: Request) -> Response:
-    live = service.live()
+    live = service.live(request)
     ask = _ask(live, request)
     answer = service.answer(live, ask)
     body = answered(live, answer)
     if answer.flags:
         body["flags"] = answer.flags
+    if ask.explain:
+        body["explanations"] = answer.explanations()
     return Response(body=_encode(body), answer=answer)
 
 
@@ -77,7 +82,7 @@ def answered(live: Live, answer: Answer) -> dict[str, Any]:
     """The answer by columns, in the order of the request."""
     first = answer.parts[0]
     request = answer.request
-    body: dict[str, Any] = {"model": live.endpoint.model, "version": _number(first.scorer.version)}
+    body: dict[str, Any] = {"model": live.endpoint.model, "version": first.scorer.number}
     if len(answer.parts) == 1 and first.places is None:
         body["ids"] = [f"{request}-{place}" for place in range(answer.rows)]
         body["predictions"] = first.scores if first.labels is None else first.labels
@@ -89,7 +94,7 @@ def answered(live: Live, answer: Answer) -> dict[str, Any]:
     probabilities: list[Any] = [None] * size
     versions = [0] * size
     for part in answer.parts:
-        number = _number(part.scorer.version)
+        number = part.scorer.number
         for at, place in enumerate(part.places if part.places is not None else range(size)):
             predictions[place] = part.scores[at] if part.labels is None else part.labels[at]
             probabilities[place] = part.scores[at]
@@ -102,16 +107,18 @@ def answered(live: Live, answer: Answer) -> dict[str, Any]:
     return body
 
 
-def _number(version: str) -> int:
-    return int(version.rpartition("@")[2])
-
-
 def _ask(live: Live, request: Request) -> Ask:
     decoder = live.made("native", _body_decoder)
     try:
         body: Any = decoder.decode(request.body)
     except msgspec.ValidationError as error:
-        raise live.signature.explain(error) from None
+        if live.settings.unfit != "flag" or not live.uniform:
+            raise live.signature.explain(error) from None
+        try:
+            body = live.made("native plain", _plain_decoder).decode(request.body)
+        except msgspec.ValidationError:
+            raise live.signature.explain(error) from None
+    explain = body.explain
     if body.inputs is not msgspec.UNSET:
         if body.rows is not msgspec.UNSET:
             raise RequestError("Send either 'rows' or 'inputs', not both.")
@@ -127,13 +134,24 @@ def _ask(live: Live, request: Request) -> Ask:
             event_at = [event_at] * len(rows)
     else:
         raise RequestError('The input \'rows\' is missing: send {"rows": [{…}]} or {"inputs": {…}}.')
-    if live.uniform:
-        return Ask(live.signature.values_of(rows), None, keys, event_at, request.began)
-    return Ask(None, rows, keys, event_at, request.began)
+    if not live.uniform:
+        return Ask(None, rows, keys, event_at, request.began, explain)
+    if rows and type(rows[0]) is dict:
+        ask = asked(live, rows, request, explain=explain)
+        ask.keys, ask.event_at = keys, event_at
+        return ask
+    return Ask(live.signature.values_of(rows), None, keys, event_at, request.began, explain)
+
+
+def _plain_decoder(live: Live) -> msgspec.json.Decoder[Any]:
+    return _decoder(dict[str, Any])
 
 
 def _body_decoder(live: Live) -> msgspec.json.Decoder[Any]:
-    row: Any = live.signature.row_type if live.uniform else dict[str, Any]
+    return _decoder(live.signature.row_type if live.uniform else dict[str, Any])
+
+
+def _decoder(row: Any) -> msgspec.json.Decoder[Any]:
     body = msgspec.defstruct(
         "Body",
         [
@@ -142,6 +160,7 @@ def _body_decoder(live: Live) -> msgspec.json.Decoder[Any]:
             ("keys", list[Key] | None, None),
             ("key", Key | msgspec.UnsetType, msgspec.UNSET),
             ("event_at", list[datetime | None] | datetime | None, None),
+            ("explain", bool, False),
         ],
         forbid_unknown_fields=True,
         gc=False,

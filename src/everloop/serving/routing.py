@@ -32,7 +32,7 @@ class RoutingTable:
 
     Attributes:
         answering: the routes that answer, canaries first, the champion last.
-        shadows: the routes that score every row without being heard.
+        shadows: the routes that score rows without being heard; each its share of the keys, where it has one.
     """
 
     def __init__(self, endpoint: str, routes: Sequence[Route]) -> None:

@@ -5,27 +5,37 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
+import threading
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import uvicorn
 
-from everloop.errors import ConflictError, UsageError
+from everloop.errors import ConflictError, EverloopError, UsageError
 from everloop.records import Endpoint
 from everloop.serving.app import EndpointApp
 from everloop.serving.endpoints import check_endpoint_name, lock_name, set_state
 from everloop.serving.following import Follower
+from everloop.serving.gathering import Gathering
+from everloop.serving.observing import observers
+from everloop.serving.quick import QuickProtocol
 from everloop.serving.tokens import token_digests
-from everloop.serving.workers import Workers
+from everloop.serving.workers import Place, Workers
 from everloop.stores import Store, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from everloop.serving.protocol_grpc import InferencePort
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_WORKERS = 64
+BACKLOG = 2048
+LOOK_S = 0.1
 GRACE_S = 9
 """How long a stopping server waits for requests on their way."""
 
@@ -41,6 +51,7 @@ def serve_endpoint(
     with_parent: bool = False,
     workers: int = 1,
     exposed: bool = False,
+    grpc_port: int | None = None,
 ) -> None:
     """Serve an endpoint until SIGTERM or SIGINT; then finish the requests on their way and return.
 
@@ -49,14 +60,15 @@ def serve_endpoint(
     Args:
         name: of an `Endpoint` record; one without routes answers 503 until its first version is released.
         port: 0 takes a free one.
-        port_file: gets `{"port", "pid", "url"}` once the endpoint answers.
+        port_file: gets `{"port", "pid", "url", "grpc_port"}` once the endpoint answers.
         with_parent: stop when the process that started this one is gone.
-        workers: processes that answer, this one included; each counts its own `/metrics`.
         exposed: listen on any `host` without a token: what stands in front, a platform, checks who asks.
+        workers: processes that answer. With one, it is this process; with more, this one starts them and watches.
+        grpc_port: where the Open Inference Protocol is spoken over gRPC; 0 takes a free one, None: nowhere.
 
     Raises:
         NotFoundError: there is no such endpoint, or a version of it is missing.
-        ConflictError: it is being served already, or the port is taken.
+        ConflictError: it is being served already, or a port is taken.
         UsageError: `host` is an address that other machines can reach, and the endpoint has no token.
     """
     check_endpoint_name(name)
@@ -77,32 +89,96 @@ def serve_endpoint(
                     help="Stop that process first.",
                 )
             listener = bind(host, port)
-            others = Workers(workers - 1, name, store.home, store.project, listener)
+            grpc = None if grpc_port is None else bind(host, grpc_port, shared=workers > 1)
+            place = Place(host, None if grpc is None else grpc.getsockname()[1], workers)
 
             def tell(url: str) -> None:
-                others.start()
                 if port_file is not None:
                     found = {"port": listener.getsockname()[1], "pid": os.getpid(), "url": url}
-                    _write_whole(Path(port_file), found)
+                    _write_whole(Path(port_file), {**found, "grpc_port": place.grpc_port})
 
             try:
-                _serve(store, name, listener, with_parent, lambda url: set_state(store, name, "ready", url), tell)
+                if workers > 1:
+                    _watch(store, name, listener, place, with_parent, tell)
+                else:
+                    if grpc is not None:
+                        grpc.close()
+                    ready = partial(set_state, store, name, "ready")
+                    _serve(store, name, listener, place, with_parent, ready, tell)
             finally:
-                others.stop()
                 listener.close()
+                if grpc is not None:
+                    grpc.close()
                 if port_file is not None:
                     Path(port_file).unlink(missing_ok=True)
                 set_state(store, name, "stopped", None)
 
 
-def serve_listener(name: str, home: Path | str | None, number: int, *, project: str | None = None) -> None:
-    """Answer at a socket that the parent process holds, until it ends or says so."""
-    with open_store(home, project=project, create=False) as store, socket.socket(fileno=number) as listener:
-        _serve(store, name, listener, with_parent=True)
+def serve_listener(
+    name: str, home: Path | str | None, number: int, place: Place, *, project: str | None = None, port_file: Path
+) -> None:
+    """Answer at a socket that the parent process holds, until it ends or says so.
+
+    Args:
+        port_file: gets `{"pid"}` once this process answers, or `{"type", "message"}` of what kept it from that.
+    """
+    try:
+        with open_store(home, project=project, create=False) as store, socket.socket(fileno=number) as listener:
+            _serve(
+                store,
+                name,
+                listener,
+                place,
+                with_parent=True,
+                tell=lambda url: _write_whole(port_file, {"pid": os.getpid()}),
+            )
+    except EverloopError as error:
+        _write_whole(port_file, {"type": type(error).__name__, "message": str(error)})
+        raise
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A bound socket.
+def _watch(
+    store: Store,
+    name: str,
+    listener: socket.socket,
+    place: Place,
+    with_parent: bool,
+    tell: Callable[[str], None],
+) -> None:
+    """Start the workers, tell once all answer, and start again whichever dies, until a signal."""
+    stopping = threading.Event()
+
+    def on_signal(number: int, frame: object) -> None:
+        stopping.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    listener.listen(BACKLOG)
+    listener.setblocking(False)
+    counts = _counts_folder(store, name)
+    shutil.rmtree(counts, ignore_errors=True)
+    counts.mkdir(parents=True)
+    parent = os.getppid()
+    others = Workers(name, store, listener, place, counts)
+    try:
+        if others.start(stopping):
+            set_state(store, name, "ready", _url(listener))
+            tell(_url(listener))
+        while not stopping.wait(LOOK_S):
+            if with_parent and os.getppid() != parent:
+                return
+            others.look()
+    finally:
+        others.stop()
+        shutil.rmtree(counts, ignore_errors=True)
+
+
+def _counts_folder(store: Store, name: str) -> Path:
+    return store.home / "run" / f"counts-{store.project}-{name}"
+
+
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A bound socket; `shared`: other processes that say so may bind the same port.
 
     Raises:
         ConflictError: the port is taken.
@@ -118,6 +194,13 @@ def bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
+        if shared:
+            # Only now, so that a port which somebody else shares is found taken.
+            taken = listener.getsockname()
+            listener.close()
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind(taken)
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
@@ -130,21 +213,19 @@ def _serve(
     store: Store,
     name: str,
     listener: socket.socket,
+    place: Place,
     with_parent: bool,
     ready: Callable[[str], object] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> None:
-    options = store.records.get(Endpoint, name).options
-    limits: dict[str, Any] = {
-        limit: kind(options[limit])
-        for limit, kind in (("max_body_bytes", int), ("max_in_flight", int), ("request_timeout_s", float))
-        if limit in options
-    }
-    app = EndpointApp(store, name, **limits)
+    app = EndpointApp(store, name, workers=place.workers)
+    app.observers += observers(name)
+    if place.workers > 1:
+        app.gathering = Gathering(_counts_folder(store, name))
     url = _url(listener)
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=QuickProtocol,
         loop="uvloop",
         ws="none",
         lifespan="off",
@@ -166,7 +247,7 @@ def _serve(
         if tell is not None:
             tell(url)
 
-    server = _AnnouncingServer(config, app, announce)
+    server = _AnnouncingServer(config, app, announce, place)
 
     def stop() -> None:
         server.should_exit = True
@@ -189,19 +270,28 @@ def _serve(
 
 
 class _AnnouncingServer(uvicorn.Server):
-    """Tells when it listens, and lets the app know when it stops listening."""
+    """Tells when it listens, and lets the app know when it stops listening. Its gRPC port opens and closes with it."""
 
-    def __init__(self, config: uvicorn.Config, app: EndpointApp, announce: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, app: EndpointApp, announce: Callable[[], None], place: Place) -> None:
         super().__init__(config)
         self._app = app
         self._announce = announce
+        self._place = place
+        self._inference: InferencePort | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
+        if self._place.grpc_port is not None:
+            from everloop.serving.protocol_grpc import InferencePort
+
+            self._inference = InferencePort(self._app, self._place.host, self._place.grpc_port)
+            await self._inference.start()
         self._announce()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._app.draining = True
+        if self._inference is not None:
+            await self._inference.stop()
         await super().shutdown(sockets=sockets)
 
 

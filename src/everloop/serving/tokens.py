@@ -28,8 +28,8 @@ def digest_of(token: str | bytes) -> str:
     return hashlib.sha256(token.encode() if isinstance(token, str) else token).hexdigest()
 
 
-def token_digests(options: Mapping[str, Json]) -> tuple[str, ...] | None:
-    """The digests of an endpoint's tokens; None: it asks for none.
+def token_digests(options: Mapping[str, Json]) -> dict[str, str] | None:
+    """The names of an endpoint's tokens and their digests; None: it asks for none.
 
     Raises:
         UsageError: the options hold something else.
@@ -39,25 +39,34 @@ def token_digests(options: Mapping[str, Json]) -> tuple[str, ...] | None:
         return None
     if not isinstance(tokens, dict) or not all(isinstance(value, str) for value in tokens.values()):
         raise UsageError("An endpoint's option 'tokens' is an object of names and digests.")
-    return tuple(tokens.values())
+    return dict(tokens)
 
 
-def admits(digests: tuple[str, ...], header: bytes | None) -> bool:
-    """Whether an Authorization header holds one of the tokens. Takes as long for a wrong one as for a right one."""
+def testers(options: Mapping[str, Json]) -> frozenset[str]:
+    """The names of the tokens whose holders may choose the version that answers them."""
+    return frozenset(options.get("testers", ()))
+
+
+def admitted(digests: Mapping[str, str], header: bytes | None) -> str | None:
+    """The name of the token that an Authorization header holds; None: of none. Takes equally long for all."""
     scheme, _, token = (header or b"").partition(b" ")
     given = digest_of(token.strip())
     # Every digest is compared, so that the time tells nothing.
-    return sum(hmac.compare_digest(given, digest) for digest in digests) > 0 and scheme.lower() == b"bearer"
+    found = [name for name, digest in digests.items() if hmac.compare_digest(given, digest)]
+    return found[0] if found and scheme.lower() == b"bearer" else None
 
 
-def add_token(store: Store, endpoint: str, name: str) -> str:
+def add_token(store: Store, endpoint: str, name: str, *, tester: bool = False) -> str:
     """Make a token and return it; it cannot be seen again. A token of this name is replaced.
+
+    Args:
+        tester: its holder may choose the version that answers, by `X-Everloop-Version`.
 
     Raises:
         NotFoundError: there is no such endpoint.
     """
     token = f"evl_{secrets.token_urlsafe(32)}"
-    _change(store, endpoint, name, digest_of(token))
+    _change(store, endpoint, name, digest_of(token), tester)
     return token
 
 
@@ -70,7 +79,7 @@ def remove_token(store: Store, endpoint: str, name: str) -> None:
     _change(store, endpoint, name, None)
 
 
-def _change(store: Store, endpoint: str, name: str, digest: str | None) -> None:
+def _change(store: Store, endpoint: str, name: str, digest: str | None, tester: bool = False) -> None:
     while True:
         record = store.records.get(Endpoint, endpoint)
         tokens = dict(record.options.get("tokens", {}))
@@ -81,8 +90,10 @@ def _change(store: Store, endpoint: str, name: str, digest: str | None) -> None:
                 f"The endpoint '{endpoint}' has no token '{name}'.", help=f"Tokens: {', '.join(tokens) or 'none'}"
             )
         # An empty object is kept: an endpoint that had tokens does not fall open when the last is taken back.
+        chosen = sorted((testers(record.options) - {name}) | ({name} if tester else set()))
+        options = {**record.options, "tokens": tokens, "testers": chosen}
         try:
-            store.records.update(replace(record, options={**record.options, "tokens": tokens}), verb="tokens")
+            store.records.update(replace(record, options=options), verb="tokens")
         except ConflictError:
             continue
         return

@@ -1,0 +1,78 @@
+"""Rows that break the signature and are answered all the same, where an endpoint's setting `unfit` says `flag`.
+
+What can be mended: an input that is missing and may be null becomes null; a field that is no input is left out; a
+text that reads as the number, truth value or time that is wanted becomes it, and a value of a wrong type becomes
+null where the input may be null. Every mend is a flag in the answer: `row`, `input`, and `missing`, `extra`,
+`converted` or `wrong_type`. What cannot be mended is refused as ever.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from everloop.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from everloop.models.signature import Input, Signature
+    from everloop.records import Json
+
+_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def mend(rows: Sequence[Mapping[str, Any]], signature: Signature) -> tuple[list[dict[str, Any]], list[dict[str, Json]]]:
+    """The rows as the signature wants them where that can be, and what was done."""
+    mended, flags = [], []
+    known = set(signature.names) | set(signature.ignored)
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise RequestError(f"rows[{number}]: expected an object with the inputs by name.")
+        fixed: dict[str, Any] = {}
+        for name in row:
+            if name not in known:
+                flags.append({"row": number, "input": str(name)[:200], "flag": "extra"})
+        for item in signature.inputs:
+            if item.name not in row:
+                if item.nullable:
+                    fixed[item.name] = None
+                    flags.append({"row": number, "input": item.name, "flag": "missing"})
+                continue
+            value = row[item.name]
+            if _fits(signature, item, value):
+                fixed[item.name] = value
+                continue
+            fixed[item.name], flag = _converted(signature, item, value)
+            flags.append({"row": number, "input": item.name, "flag": flag})
+        mended.append(fixed)
+    return mended, flags
+
+
+def _fits(signature: Signature, item: Input, value: Any) -> bool:
+    field = next(field for field in msgspec.structs.fields(signature.row_type) if field.encode_name == item.name)
+    try:
+        msgspec.convert(value, field.type)
+    except msgspec.ValidationError:
+        return False
+    return not (item.type == "int" and type(value) is float and not value.is_integer())
+
+
+def _converted(signature: Signature, item: Input, value: Any) -> tuple[Any, str]:
+    found: Any = None
+    if item.type == "string" and type(value) in (int, float, bool):
+        found = str(value).lower() if type(value) is bool else str(value)
+    elif item.type == "bool":
+        found = _BOOLEANS.get(str(value).strip().lower())
+    elif type(value) is str and item.type in ("float", "int"):
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        found = None if number != number or abs(number) == float("inf") else number
+        if item.type == "int" and found is not None:
+            found = int(found) if found.is_integer() and abs(found) < 2**63 else None
+    if found is not None and _fits(signature, item, found):
+        return found, "converted"
+    return (None, "wrong_type") if item.nullable else (value, "wrong_type")

@@ -1,0 +1,259 @@
+"""The Open Inference Protocol, version 2, over gRPC: the six calls of `GRPCInferenceService` on a port of its own.
+
+The same versions, checks, settings and prediction log as over REST: a call becomes the tensors that the REST protocol
+reads, and its answer the outputs that REST writes. Contents come typed or raw, and the answer goes as the question
+came. A token is the metadata `authorization: Bearer …`; the client's deadline is held; the version that answered is in
+the initial metadata `x-everloop-version`.
+Source: kserve/open-inference-protocol, open_inference_grpc.proto.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from everloop.errors import (
+    ConflictError,
+    EverloopError,
+    MissingExtraError,
+    NotFoundError,
+    RequestError,
+    StoreFullError,
+    TrustError,
+    UnavailableError,
+    UsageError,
+)
+from everloop.serving import foreign, protocol_inference_v2
+from everloop.serving.exchange import Request, Response
+from everloop.serving.grpc_messages import SERVICE, messages
+from everloop.serving.tensors import FORMATS, Tensor, flat, pack, rows_of, take_binary
+from everloop.version import VERSION
+
+if TYPE_CHECKING:
+    from everloop.serving.app import EndpointApp
+
+logger = logging.getLogger("everloop.serving")
+
+GRACE_S = 9
+OPEN_CALLS = ("ServerLive", "ServerReady")
+"""What whoever watches the process may ask without a token."""
+CONTENTS = {
+    "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
+    "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
+    "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
+}  # fmt: skip
+
+
+class InferencePort:
+    """A gRPC server in front of an endpoint's app, in the app's event loop. `start` and `stop` once each."""
+
+    def __init__(self, app: EndpointApp, host: str, port: int) -> None:
+        """Bind the port; 0 takes a free one, see `port`.
+
+        Raises:
+            MissingExtraError: grpcio is not installed.
+            ConflictError: the port cannot be had.
+        """
+        try:
+            import grpc
+        except ImportError:
+            raise MissingExtraError.of("The Open Inference Protocol over gRPC", "grpcio", "grpc") from None
+        self._app = app
+        self._grpc = grpc
+        limit = app.settings.max_body_bytes
+        options = [("grpc.max_receive_message_length", limit), ("grpc.max_send_message_length", -1)]
+        self._server = grpc.aio.server(options=[*options, ("grpc.so_reuseport", int(app.processes > 1))])
+        kinds = messages()
+        calls = {
+            name: grpc.unary_unary_rpc_method_handler(
+                self._guarded(name, call),
+                request_deserializer=kinds[f"{name}Request"].FromString,
+                response_serializer=kinds[f"{name}Response"].SerializeToString,
+            )
+            for name, call in _CALLS.items()
+        }
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, calls),))
+        app.paths |= {f"/{SERVICE}/{name}" for name in _CALLS}
+        try:
+            self.port: int = self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        except RuntimeError as error:
+            raise ConflictError(f"Cannot serve gRPC at {host}:{port}.", help="Use another port.") from error
+
+    async def start(self) -> None:
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Take no new calls and let those on their way end."""
+        await self._server.stop(GRACE_S)
+
+    def _guarded(self, name: str, call: Any) -> Any:
+        app, codes = self._app, self._grpc.StatusCode
+
+        async def answer(message: Any, context: Any) -> Any:
+            if app.metrics.in_flight >= app.most:
+                app.busy()
+                context.set_trailing_metadata((("retry-after", "1"),))
+                await context.abort(codes.UNAVAILABLE, "The endpoint is busy. Ask again in a second.")
+            began = perf_counter()
+            headers = [(key.encode(), _bytes(value)) for key, value in context.invocation_metadata() or ()]
+            request = Request("POST", f"/{SERVICE}/{name}", b"", began, headers)
+            remaining = context.time_remaining()
+            if remaining is not None:
+                request.deadline = began + remaining
+            app.metrics.in_flight += 1
+            try:
+                code, told, response = await self._answered(name, call, message, request)
+            finally:
+                app.metrics.in_flight -= 1
+            app.sent(request, response)
+            if code is not None:
+                await context.abort(code, told)
+            if response.version is not None and response.answer is not None:
+                versions = response.version.encode("ascii", "replace").decode()
+                await context.send_initial_metadata(
+                    (("x-everloop-version", versions), ("x-everloop-request", response.answer.request))
+                )
+            return told
+
+        return answer
+
+    async def _answered(self, name: str, call: Any, message: Any, request: Request) -> tuple[Any, Any, Response]:
+        """A status and a text, or None and the message to send; and what is counted."""
+        app, codes = self._app, self._grpc.StatusCode
+        if name not in OPEN_CALLS:
+            status, request.client = app.admit(request)
+            if status == 401:
+                return codes.UNAUTHENTICATED, "This endpoint asks for a token.", Response(status=401)
+            if status == 429:
+                return codes.RESOURCE_EXHAUSTED, "This client asks too often.", Response(status=429)
+        try:
+            if name == "ModelInfer" and message.ByteSize() > app.large:
+                working = asyncio.get_running_loop().run_in_executor(app.scoring, call, app, message, request)
+                told, response = await working
+            else:
+                told, response = call(app, message, request)
+        except EverloopError as error:
+            code = next((code for kind, code in _codes(codes) if isinstance(error, kind)), codes.INTERNAL)
+            return code, str(error), Response(status=error.http_status)
+        except TimeoutError as error:
+            return codes.DEADLINE_EXCEEDED, str(error), Response(status=408)
+        except Exception:
+            logger.exception("%s failed", request.path)
+            return codes.INTERNAL, "The endpoint failed; its log says why.", Response(status=500)
+        if response.answer is not None:
+            response.version = response.answer.version()
+        return None, told, response
+
+
+def _server_live(app: EndpointApp, message: Any, request: Request) -> tuple[Any, Response]:
+    return messages()["ServerLiveResponse"](live=True), Response()
+
+
+def _server_ready(app: EndpointApp, message: Any, request: Request) -> tuple[Any, Response]:
+    return messages()["ServerReadyResponse"](ready=app.ready), Response()
+
+
+def _server_metadata(app: EndpointApp, message: Any, request: Request) -> tuple[Any, Response]:
+    return messages()["ServerMetadataResponse"](name="everloop", version=VERSION, extensions=[]), Response()
+
+
+def _model_ready(app: EndpointApp, message: Any, request: Request) -> tuple[Any, Response]:
+    _name(request, message.name, message.version)
+    foreign.named(app, request)
+    return messages()["ModelReadyResponse"](ready=app.ready), Response()
+
+
+def _model_metadata(app: EndpointApp, message: Any, request: Request) -> tuple[Any, Response]:
+    _name(request, message.name, message.version)
+    told = protocol_inference_v2.described(foreign.named(app, request))
+    return messages()["ModelMetadataResponse"](**told), Response()
+
+
+def infer(app: EndpointApp, message: Any, request: Request) -> tuple[Any, Response]:
+    """Score a `ModelInferRequest`.
+
+    Raises:
+        TimeoutError: its client does not wait any more; nothing was scored.
+    """
+    if request.deadline is not None and perf_counter() > request.deadline:
+        raise TimeoutError("The time of this call ran out before it was scored.")
+    _name(request, message.model_name, message.model_version)
+    live = foreign.named(app, request)
+    raw = list(message.raw_input_contents)
+    tensors = _tensors(message, raw)
+    columns = foreign.score(app, live, rows_of(tensors, live), request)
+    wanted = [one.name for one in message.outputs] or None
+    answer = messages()["ModelInferResponse"](
+        model_name=message.model_name,
+        model_version=protocol_inference_v2.versions_of(columns),
+        id=message.id or columns.answer.request,
+    )
+    for name, datatype, shape, values in protocol_inference_v2.outputs_of(columns, live, wanted):
+        output = answer.outputs.add(name=name, datatype=datatype, shape=shape)
+        cells = flat(values)
+        if raw:
+            answer.raw_output_contents.append(pack(cells, datatype))
+        elif datatype == "BYTES":
+            output.contents.bytes_contents.extend(str(cell).encode() for cell in cells)
+        else:
+            getattr(output.contents, CONTENTS[datatype]).extend(cells)
+    return answer, Response(answer=columns.answer)
+
+
+_CALLS = {
+    "ServerLive": _server_live,
+    "ServerReady": _server_ready,
+    "ServerMetadata": _server_metadata,
+    "ModelReady": _model_ready,
+    "ModelMetadata": _model_metadata,
+    "ModelInfer": infer,
+}
+
+
+def _tensors(message: Any, raw: list[bytes]) -> list[Tensor]:
+    tensors = [Tensor(one.name, list(one.shape), one.datatype) for one in message.inputs]
+    if raw:
+        if len(raw) != len(tensors):
+            raise RequestError(f"There are {len(raw)} raw contents for {len(tensors)} tensors.")
+        for tensor, part in zip(tensors, raw, strict=True):
+            tensor.parameters["binary_data_size"] = len(part)
+        take_binary(tensors, b"".join(raw))
+        return tensors
+    for tensor, one in zip(tensors, message.inputs, strict=True):
+        field = CONTENTS.get(tensor.datatype)
+        if field is None:
+            raise RequestError(
+                f"{tensor.name}: '{tensor.datatype[:50]}' has no typed contents.", help=", ".join(("BYTES", *FORMATS))
+            )
+        values: list[Any] = list(getattr(one.contents, field))
+        if tensor.datatype == "BYTES":
+            try:
+                values = [value.decode() for value in values]
+            except UnicodeDecodeError:
+                raise RequestError(f"{tensor.name}: an element is no UTF-8 text.") from None
+        tensor.data = values
+    return tensors
+
+
+def _name(request: Request, name: str, version: str) -> None:
+    request.params = {"model": name, "version": version} if version else {"model": name}
+
+
+def _bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode("latin-1", "replace")
+
+
+def _codes(codes: Any) -> tuple[tuple[type[EverloopError], Any], ...]:
+    return (
+        (RequestError, codes.INVALID_ARGUMENT),
+        (UsageError, codes.INVALID_ARGUMENT),
+        (NotFoundError, codes.NOT_FOUND),
+        (TrustError, codes.PERMISSION_DENIED),
+        (UnavailableError, codes.UNAVAILABLE),
+        (StoreFullError, codes.RESOURCE_EXHAUSTED),
+    )
+
+
+__all__ = ["InferencePort"]

@@ -1,0 +1,162 @@
+"""The short way of a request: whole in one piece, small, to a path that is known; answered where its bytes arrived.
+
+uvicorn makes a scope, a task and two coroutine calls of every request, which costs more than scoring a row does. What
+this protocol finds whole and plain it answers at once; everything else (a body that is still coming, a large one, a
+path with parts, another HTTP version, an upgrade, a pipelined request behind an unfinished one) takes uvicorn's way
+from its first byte. Both ways end in `EndpointApp.respond` and `sent`, so they answer alike.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from everloop.serving.app import LARGE_BODY_BYTES, EndpointApp, head_of
+from everloop.serving.exchange import JSON, Request
+
+if TYPE_CHECKING:
+    from asyncio import Transport
+
+_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+_PLAIN = re.compile(rb"/[A-Za-z0-9_.:/-]*")
+
+
+class QuickProtocol(HttpToolsProtocol):
+    """One connection. In the event loop's thread."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        app: Any = self.config.app
+        self._endpoint: EndpointApp = app
+        self._body: list[bytes] | None = None
+        """The pieces of a body that may take the short way; None: the request takes uvicorn's."""
+        self._served = 0.0
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._body is not None and self.parser is not None:
+            # The rest is still to come.
+            self._take_long_way()
+
+    def _unset_keepalive_if_required(self) -> None:
+        # One timer looks at the connection now and then; setting and unsetting one for each request costs too much.
+        return
+
+    def on_response_complete(self) -> None:
+        self._served = monotonic()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+
+    def _watch(self) -> None:
+        self._served = monotonic()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        if self.transport.is_closing():
+            return
+        busy = self.cycle is not None and not self.cycle.response_complete
+        left = self._served + self.timeout_keep_alive - monotonic()
+        if busy or left > 0:
+            later = self.timeout_keep_alive if busy else left + 0.01
+            self.timeout_keep_alive_task = self.loop.call_later(later, self.timeout_keep_alive_handler)
+            return
+        self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
+        super().connection_lost(exc)
+
+    # -- what the parser finds
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self._body = None
+
+    def on_headers_complete(self) -> None:
+        self._body = []
+        if (
+            self.expect_100_continue
+            or (self.cycle is not None and not self.cycle.response_complete)
+            or self.parser.get_http_version() != "1.1"
+            or self.parser.should_upgrade()
+            or not _PLAIN.fullmatch(self.url)
+            or (self.parser.get_method().decode("ascii"), self.url.decode("ascii")) not in self._endpoint.exact
+        ):
+            self._take_long_way()
+
+    def on_body(self, body: bytes) -> None:
+        if self._body is None:
+            super().on_body(body)
+            return
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        pieces = self._body
+        if pieces is None:
+            super().on_message_complete()
+            return
+        endpoint = self._endpoint
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if len(body) > LARGE_BODY_BYTES or self.flow.write_paused or endpoint.metrics.in_flight >= endpoint.most:
+            self._take_long_way()
+            super().on_message_complete()
+            return
+        self._body = None
+        self._answer(body)
+
+    def _answer(self, body: bytes) -> None:
+        endpoint = self._endpoint
+        request = Request(
+            self.parser.get_method().decode("ascii"), self.url.decode("ascii"), body, perf_counter(), self.headers
+        )
+        response = endpoint.respond(request)
+        stays = self.parser.should_keep_alive()
+        content = response.body
+        if response.content_type is JSON and not response.headers and response.status == 200:
+            told = b""
+            if response.version is not None and response.answer is not None:
+                names = (response.version.encode("ascii", "replace"), response.answer.request.encode())
+                told = b"x-everloop-version: %b\r\nx-everloop-request: %b\r\n" % names
+            head = b"%bcontent-type: application/json\r\ncontent-length: %d\r\n%b" % (_LINES[200], len(content), told)
+        else:
+            lines = b"".join([b"%b: %b\r\n" % header for header in head_of(response)])
+            head = _LINES[response.status] + lines
+        if request.method == "HEAD":
+            content = b""
+        self.transport.write(b"".join((head, b"\r\n" if stays else b"connection: close\r\n\r\n", content)))
+        self._served = monotonic()
+        self.server_state.total_requests += 1
+        endpoint.sent(request, response)
+        if not stays:
+            self.transport.close()
+
+    def _take_long_way(self) -> None:
+        """Hand the request over to uvicorn, with what has come of its body."""
+        pieces, self._body = self._body, None
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = url, headers, expects
+        self.scope["headers"] = headers
+        super().on_headers_complete()
+        for piece in pieces or ():
+            super().on_body(piece)
+
+
+__all__ = ["QuickProtocol"]
