@@ -1,53 +1,182 @@
-"""Batch scoring: in pieces, the answers are those of the whole."""
+"""Batch scoring: in parts, the answers are those of the whole; what was cut off goes on; each answer is logged once."""
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from time import sleep
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
 
-from everloop.errors import RequestError, UsageError
+from everloop.errors import ConflictError, NotFoundError, RequestError, UsageError
 from everloop.models import load_model
-from everloop.serving.batch import score_piece, score_table
+from everloop.records import Endpoint, Run
+from everloop.serving import batch, find_prediction, read_predictions
+from everloop.serving.batch import Part, Scored, describe, score_files, score_part, score_piece
+from everloop.serving.batch_runs import score_as_run
 from everloop.testing.models import sample_table
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from everloop.stores import Store
 
 READERS: dict[str, Any] = {".parquet": pl.read_parquet, ".csv": pl.read_csv, ".jsonl": pl.read_ndjson}
 
 
+def scored(
+    store: Store, version: str, table: pl.DataFrame, output: Path, inputs: list[Path] | None = None, **options: Any
+) -> Scored:
+    return score_files(store, version, table.lazy(), inputs or [], output, **options)
+
+
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 @pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl"])
-def test_pieces_make_the_whole(store: Store, release: Any, tmp_path: Path, task: str, ending: str) -> None:
-    predictor = load_model(store, release(task=task).key)
+def test_parts_make_the_whole(store: Store, release: Any, tmp_path: Path, task: str, ending: str) -> None:
+    version = release(task=task).key
+    predictor = load_model(store, version)
     table = sample_table(250, seed=3)
     output = tmp_path / f"scored{ending}"
-    assert score_table(predictor, table.lazy(), output, piece_rows=40) == 250
+    told = scored(store, version, table, output, piece_rows=40)
+    assert (told.rows, told.parts, told.resumed) == (250, 7, 0)
     found, expected = READERS[ending](output), score_piece(predictor, table)
     assert found.columns == expected.columns
     assert found["flight_id"].to_list() == table["flight_id"].to_list()
     assert found["score"].to_list() == pytest.approx(expected["score"].to_list(), rel=1e-12)
     if task != "regression":
         assert found["label"].to_list() == expected["label"].to_list()
+        assert expected["label"].to_list() == predictor.labels(predictor.predict(table))
     assert list(tmp_path.glob(".scored*")) == []
 
 
 def test_an_empty_table_keeps_its_columns(store: Store, release: Any, tmp_path: Path) -> None:
-    predictor = load_model(store, release(task="multiclass").key)
     output = tmp_path / "scored.parquet"
-    assert score_table(predictor, sample_table(5).clear().lazy(), output) == 0
+    assert scored(store, release(task="multiclass").key, sample_table(5).clear(), output).rows == 0
     assert pl.read_parquet(output).columns[-5:] == ["score", "score_long", "score_none", "score_short", "label"]
 
 
-def test_what_fails_leaves_no_file(store: Store, release: Any, tmp_path: Path) -> None:
-    predictor = load_model(store, release().key)
+def test_what_fails_leaves_no_output(store: Store, release: Any, tmp_path: Path) -> None:
+    version = release().key
     output = tmp_path / "scored.parquet"
     with pytest.raises(RequestError, match="distance"):
-        score_table(predictor, sample_table(5).drop("distance").lazy(), output)
+        scored(store, version, sample_table(5).drop("distance"), output)
     with pytest.raises(UsageError, match="xls"):
-        score_table(predictor, sample_table(5).lazy(), tmp_path / "scored.xls")
-    assert list(tmp_path.glob("*scored*")) == []
+        scored(store, version, sample_table(5), tmp_path / "scored.xls")
+    assert not output.exists()
+    with store.lock(f"batch-{batch._digest(str(output.resolve()))}"), pytest.raises(ConflictError, match="Another"):
+        scored(store, version, sample_table(5), output)
+
+
+def test_what_was_cut_off_goes_on(store: Store, release: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = release().key
+    store.records.put(store.new(Endpoint, name="nightly", model="delays"))
+    path, output = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    table = sample_table(100, seed=5)
+    table.write_parquet(path)
+    real, taken = batch.score_part, []
+
+    def dies_at_the_fourth(part: Part) -> int:
+        if len(taken) == 3:
+            raise KeyboardInterrupt
+        taken.append(part.number)
+        return real(part)
+
+    monkeypatch.setattr(batch, "score_part", dies_at_the_fourth)
+    options: dict[str, Any] = {"piece_rows": 10, "log": "nightly"}
+    with pytest.raises(KeyboardInterrupt):
+        scored(store, version, table, output, [path], **options)
+    assert not output.exists()
+    monkeypatch.setattr(batch, "score_part", real)
+    told = scored(store, version, table, output, [path], **options)
+    assert (told.rows, told.parts, told.resumed) == (100, 10, 3)
+    answers = pl.read_parquet(output)
+    assert answers["score"].to_list() == load_model(store, version).predict(table).tolist()
+    logged = read_predictions(store, "nightly").collect()
+    assert logged["id"].n_unique() == logged.height == 100
+    assert set(logged["role"]) == {"batch"}
+    assert sorted(logged["score"]) == sorted(answers["score"])
+    one = find_prediction(store, logged["id"][0])
+    assert one is not None
+    assert one.version == version
+    # Another version or other files are another job.
+    sample_table(100, seed=6).write_parquet(path)
+    assert scored(store, version, table, output, [path], **options).resumed == 0
+
+
+def test_a_part_may_be_scored_anywhere_and_again(store: Store, release: Any, tmp_path: Path) -> None:
+    version = release().key
+    store.records.put(store.new(Endpoint, name="nightly", model="delays"))
+    table = sample_table(50, seed=5)
+    table.write_parquet(tmp_path / "in.parquet")
+    part = Part(
+        number=0,
+        path=str(tmp_path / "in.parquet"),
+        offset=10,
+        rows=20,
+        output=str(tmp_path / "part.arrow"),
+        home=str(store.home),
+        project=store.project,
+        version=version,
+        request="0190a000-0000-7000-8000-000000000000",
+        log="nightly",
+    )
+    sent = json.loads(json.dumps(describe(part)))
+    code = "import json, sys; from everloop.serving.batch import *; print(score_part(Part(**json.loads(sys.argv[1]))))"
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(sent)], capture_output=True, text=True, check=False)
+    assert done.stdout == "20\n", done.stderr
+    assert score_part(replace(part)) == 20
+    found = pl.read_ipc(part.output)
+    assert found["flight_id"].to_list() == table["flight_id"].to_list()[10:30]
+    assert read_predictions(store, "nightly").collect().height == 20
+
+
+def test_a_killed_job_is_resumed_by_the_same_command(store: Store, release: Any, tmp_path: Path) -> None:
+    version = release().key
+    path, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    table = sample_table(400, seed=5)
+    table.write_csv(path)
+    command = [
+        sys.executable,
+        "-c",
+        "from everloop.cli import main; main()",
+        "predict",
+        version,
+        "--home",
+        str(store.home),
+    ]
+    command += ["--input", str(path), "--output", str(output), "--piece-rows", "20", "--workers", "2", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
+        folder = tmp_path / ".out.csv.everloop"
+        for _ in range(3000):
+            if len(list(folder.glob("part-*"))) >= 3 or job.poll() is not None:
+                break
+            sleep(0.005)
+        job.send_signal(signal.SIGKILL)
+    assert not output.exists()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["rows"], told["parts"], told["log"]) == (400, 20, "batch-delays")
+    assert told["resumed"] >= 3
+    assert pl.read_csv(output)["flight_id"].to_list() == table["flight_id"].to_list()
+    logged = read_predictions(store, "batch-delays").collect()
+    assert logged["id"].n_unique() == logged.height == 400
+    run = store.records.get(Run, told["run"])
+    assert (run.state, run.params["version"], run.metrics["rows"]) == ("finished", version, 400.0)
+
+
+def test_a_job_is_a_run_also_when_it_fails(store: Store, release: Any, tmp_path: Path) -> None:
+    release()
+    path = tmp_path / "in.csv"
+    sample_table(20).drop("distance").write_csv(path)
+    with pytest.raises(RequestError, match="distance"):
+        score_as_run(store, "delays@1", pl.scan_csv(path), str(path), tmp_path / "out.csv")
+    (run,) = store.records.find(Run)
+    assert run.state == "failed"
+    assert "distance" in str(run.error)
+    with pytest.raises(NotFoundError):
+        score_as_run(store, "delays@1", pl.scan_csv(path), str(path), tmp_path / "out.csv", log="nowhere")

@@ -219,7 +219,7 @@ def test_errors_in_the_protocols_own_form(
 def test_content_types_of_invocations(release: Any, route: Any, local: Any) -> None:
     route(release().key)
     app = local()
-    assert send(app, "/invocations", b"x", content_type="application/x-parquet").status == 415
+    assert send(app, "/invocations", b"x", content_type="application/x-avro").status == 415
     # Without a header: the order of the signature, which leaves out what training ignored.
     names = app.app.live().signature.names
     line = ",".join("" if ROWS[0][name] is None else str(ROWS[0][name]) for name in names).encode()

@@ -51,12 +51,12 @@ def set_(
     endpoint: str,
     options: Annotated[
         list[str],
-        typer.Argument(help="NAME=VALUE: unseen=refuse or flag, max_body_bytes, max_in_flight, …; NAME= removes."),
+        typer.Argument(help="NAME=VALUE; NAME= removes. See docs/serving.md for all."),
     ],
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Change an endpoint's limits, and what is done about values that training has not seen."""
+    """Change an endpoint's settings: limits, rates, what is done about strange rows, what the log keeps."""
     from everloop.serving.endpoints import set_options
 
     changes = {name: value or None for name, _, value in (option.partition("=") for option in options)}
@@ -66,10 +66,31 @@ def set_(
 
 
 @app.command()
+def route(
+    endpoint: str,
+    routes: Annotated[
+        list[str],
+        typer.Argument(help="MODEL@VERSION=PERCENT, the champion first; MODEL@VERSION=shadow or shadow:PERCENT."),
+    ],
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Share an endpoint's traffic anew: weights, canaries, shadows. A running endpoint follows at once."""
+    from everloop.serving.endpoints import routes_of, set_routes
+
+    with opened(home) as store:
+        record = set_routes(store, endpoint, routes_of(routes))
+    emit(record, json, lambda: typer.echo(f"{record.name}: {_routes(record.routes)}"))
+
+
+@app.command()
 def token(
     endpoint: str,
     name: Annotated[str, typer.Option(help="What to call it, to take it back later.")] = "default",
     remove: Annotated[bool, typer.Option(help="Take the token of this name back.")] = False,
+    tester: Annotated[
+        bool, typer.Option(help="Its holder may choose the version, by the header X-Everloop-Version.")
+    ] = False,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
@@ -81,7 +102,7 @@ def token(
             remove_token(store, endpoint, name)
             made = None
         else:
-            made = add_token(store, endpoint, name)
+            made = add_token(store, endpoint, name, tester=tester)
     told = {"endpoint": endpoint, "name": name, "token": made}
     emit(told, json, lambda: typer.echo(made or f"The token '{name}' of '{endpoint}' is not taken any more."))
 

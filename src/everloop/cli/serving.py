@@ -11,7 +11,7 @@ from everloop.cli.output import AsJson, Home, emit, opened
 
 
 def serve(
-    endpoint: Annotated[str, typer.Argument(help="An endpoint's name, or MODEL@VERSION or MODEL@ALIAS.")],
+    endpoint: Annotated[str | None, typer.Argument(help="An endpoint's name, or MODEL@VERSION or MODEL@ALIAS.")] = None,
     port: Annotated[
         int, typer.Option(help="0 takes a free one.", envvar=["AIP_HTTP_PORT", "SAGEMAKER_BIND_TO_PORT", "PORT"])
     ] = 8080,
@@ -23,13 +23,30 @@ def serve(
     log_requests: Annotated[
         Literal["json", "text"] | None, typer.Option(help="Write a line for each request to the error stream.")
     ] = None,
+    all: Annotated[
+        bool, typer.Option("--all", help="Every endpoint, each loaded when it is first asked, at /endpoints/NAME/….")
+    ] = False,
+    memory_mb: Annotated[
+        int | None, typer.Option(min=1, help="With --all: what loaded models may take; the longest unused leave.")
+    ] = None,
     home: Home = None,
 ) -> None:
     """Answer requests until Ctrl-C. A version that no endpoint routes to gets an endpoint of its own."""
+    from everloop.errors import UsageError
     from everloop.loop.serving_place import find_place
-    from everloop.serving import serve_endpoint
+    from everloop.serving import serve_endpoint, serve_house
     from everloop.serving.observing import write_requests
 
+    if all == (endpoint is not None):
+        raise UsageError("Serve what?", help="Name an endpoint, a version or an alias; or give --all.")
+    if all or endpoint is None:
+        if workers != 1 or grpc_port is not None:
+            raise UsageError("--all serves with one process over HTTP.", help="Leave out --workers and --grpc-port.")
+        with opened(home) as store:
+            folder, project = store.home, store.project
+        memory = None if memory_mb is None else memory_mb << 20
+        serve_house(folder, host, port, project=project, memory_bytes=memory)
+        return
     with opened(home) as store:
         name = find_place(store, endpoint)
         folder, project = store.home, store.project
@@ -40,19 +57,32 @@ def serve(
 
 def predict(
     model: Annotated[str, typer.Argument(help="MODEL, MODEL@VERSION or MODEL@ALIAS.")],
-    input: Annotated[Path, typer.Option("--input", "-i", help="csv, parquet, json lines or arrow.")],
+    input: Annotated[str, typer.Option("--input", "-i", help="csv, parquet, json lines or arrow; a file or a glob.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Parquet, csv or json lines, by its ending.")],
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that score.")] = 1,
+    piece_rows: Annotated[int, typer.Option(min=1, help="Rows of a part; what a crash loses at most.")] = 250_000,
+    log: Annotated[
+        str | None, typer.Option(help="The endpoint in whose log the answers are; default: batch-MODEL.")
+    ] = None,
+    no_log: Annotated[bool, typer.Option("--no-log", help="Do not log the answers.")] = False,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Score a file: its rows with `score` behind (of several classes: the best, and one column each), and `label`."""
+    """Score files: their rows with `score` behind (of several classes: the best, and one column each), and `label`.
+
+    What was cut off is resumed by the same command. The job is a run, with the version, the files and the rows.
+    """
     from everloop.data import read
-    from everloop.models import load_model
-    from everloop.serving.batch import check_output, score_table
+    from everloop.serving.batch import check_output
+    from everloop.serving.batch_runs import score_as_run
 
     check_output(output)
+    pattern = str(Path(input).absolute())
     with opened(home) as store:
-        predictor = load_model(store, model)
-    rows = score_table(predictor, read(input.absolute()), output)
-    result = {"model": predictor.version, "rows": rows, "output": output}
-    emit(result, json, lambda: typer.echo(f"{rows:,} rows scored by {predictor.version} → {output}"))
+        scored, run = score_as_run(
+            store, model, read(pattern), pattern, output, workers=workers, piece_rows=piece_rows, log=log, no_log=no_log
+        )
+    told = {"model": scored.version, "rows": scored.rows, "output": output, "log": scored.log, "run": run.id}
+    told |= {"parts": scored.parts, "resumed": scored.resumed}
+    again = f" ({scored.resumed} of {scored.parts} parts were there)" if scored.resumed else ""
+    emit(told, json, lambda: typer.echo(f"{scored.rows:,} rows scored by {scored.version} → {output}{again}"))

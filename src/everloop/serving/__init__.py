@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from everloop.serving.prediction_log import fold_predictions
     from everloop.serving.process import EndpointProcess, serving_url
     from everloop.serving.routing import RoutingTable
-    from everloop.serving.server import serve_endpoint
+    from everloop.serving.server import serve_endpoint, serve_house
 
 _WHERE = {
     "EndpointApp": "app",
@@ -40,6 +40,7 @@ _WHERE = {
     "read_labels": "log_reading",
     "read_predictions": "log_reading",
     "serve_endpoint": "server",
+    "serve_house": "server",
     "serving_url": "process",
     "set_state": "endpoints",
 }
@@ -62,6 +63,7 @@ __all__ = [
     "read_labels",
     "read_predictions",
     "serve_endpoint",
+    "serve_house",
     "serving_url",
     "set_state",
 ]

@@ -182,7 +182,7 @@ class EndpointApp:
             raise RuntimeError(f"An endpoint speaks HTTP only, not {scope['type']}.")
         metrics = self.metrics
         if metrics.in_flight >= self.settings.max_in_flight:
-            await _send(send, self.busy())
+            await send_response(send, self.busy())
             return
         metrics.in_flight += 1
         timeout_s = self.settings.request_timeout_s
@@ -194,7 +194,7 @@ class EndpointApp:
         except TimeoutError:
             metrics.count_response("other", 408)
             message = f"The body did not come within {timeout_s:g} s."
-            await _send(send, problem(408, "RequestError", message))
+            await send_response(send, problem(408, "RequestError", message))
         finally:
             metrics.in_flight -= 1
 
@@ -223,7 +223,7 @@ class EndpointApp:
         )
         large = len(body) > LARGE_BODY_BYTES
         response = await self._beside(request) if large else self.respond(request)
-        await _send(send, response)
+        await send_response(send, response)
         shadow = self.sent(request, response)
         if shadow is not None:
             await asyncio.wrap_future(shadow)
@@ -235,7 +235,7 @@ class EndpointApp:
         try:
             wait_s = self._wait_s(request)
         except RequestError as error:
-            return problem(400, "RequestError", error.message, error.help)
+            return problem(422, "RequestError", error.message, error.help)
         self._queued += 1
         try:
             working = self._workers.submit(self.respond, request)
@@ -416,7 +416,7 @@ def head_of(response: Response) -> list[tuple[bytes, bytes]]:
     return headers
 
 
-async def _send(send: Send, response: Response) -> None:
+async def send_response(send: Send, response: Response) -> None:
     await send({"type": "http.response.start", "status": response.status, "headers": head_of(response)})
     await send({"type": "http.response.body", "body": response.body})
 

@@ -1,22 +1,70 @@
-"""Scoring a whole table, piece by piece, so that neither it nor its answers need to fit into memory."""
+"""Scoring a whole table: in parts that are values, by several processes, resumed where it was cut off.
+
+A table becomes parts of a fixed number of rows. A part is plain data (`Part`), scoring it is one function of it
+(`score_part`), and its result a file that appears whole or not at all; so parts can be scored anywhere that sees the
+files and the store, in any order, and again. What was done before a crash is found by the job's digest, which covers
+the version, the input files as they are, and the size of a part. At last the parts become the output, in order.
+
+Neither the table nor its answers need to fit into memory. With `log`, every answer is also a row of the prediction
+log, once, whatever is repeated: a part's rows are one batch of the table, under an id that the part has from the start.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from typing import TYPE_CHECKING, BinaryIO
+import shutil
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from everloop.errors import UsageError
+from everloop.errors import ConflictError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     import polars as pl
 
     from everloop.models.predictor import Predictor
+    from everloop.stores import Store
 
-PIECE_ROWS = 100_000
+PIECE_ROWS = 250_000
 ENDINGS = (".parquet", ".csv", ".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Rows to be scored, and where the answers go. Plain values: any process that sees the files can take it."""
+
+    number: int
+    path: str
+    offset: int | None
+    """Of the rows in a Parquet file; None: the whole of an Arrow file, made for this part."""
+    rows: int
+    output: str
+    home: str
+    project: str
+    version: str
+    request: str
+    """The id under which its answers are logged."""
+    log: str | None
+    """The endpoint in whose log they are; None: in none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What became of a table."""
+
+    version: str
+    rows: int
+    parts: int
+    resumed: int
+    """Parts that an earlier try had left."""
+    output: str
+    log: str | None
 
 
 def check_output(output: Path) -> None:
@@ -25,38 +73,96 @@ def check_output(output: Path) -> None:
         raise UsageError(f"Cannot write '{output.suffix}' files.", help=f"Use one of: {', '.join(ENDINGS)}")
 
 
-def score_table(predictor: Predictor, table: pl.LazyFrame, output: Path, *, piece_rows: int = PIECE_ROWS) -> int:
-    """Write the table's rows with their answers behind, in order, and return their number.
+def score_files(
+    store: Store,
+    version: str,
+    table: pl.LazyFrame,
+    inputs: list[Path],
+    output: Path,
+    *,
+    piece_rows: int = PIECE_ROWS,
+    workers: int = 1,
+    log: str | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Scored:
+    """Score a table with a version, by its key, and write its rows with their answers behind, in order.
 
-    The columns that are added: `score` (of several classes the best), `score_<class>` for each of several classes,
-    and `label` where there are classes. The file appears whole or not at all.
+    Args:
+        table: what the input files hold. Where all are Parquet, they are read part by part instead.
+        inputs: the files; that they are as they were decides whether an earlier try is resumed.
+        workers: processes; 1: this one.
+        log: an endpoint's name; every answer becomes a row of its log, with the role `batch`.
+        progress: told the rows that are done, after each part.
 
     Raises:
         UsageError: the output's ending names no form that is written.
+        ConflictError: another process writes the same output.
         RequestError: an input's column is missing, or the model cannot score a row.
     """
     check_output(output)
-    part = output.with_name(f".{output.name}.{os.getpid()}.part")
-    rows = 0
-    try:
-        with part.open("wb") as file:
-            write, finish = _writer(output.suffix, file)
-            for piece in table.collect_batches(chunk_size=piece_rows, maintain_order=True):
-                if piece.height:
-                    write(score_piece(predictor, piece))
-                    rows += piece.height
-            if not rows:
-                # An empty table gets its columns all the same.
-                write(score_piece(predictor, table.head(0).collect()))
-            finish()
-        part.replace(output)
-    finally:
-        part.unlink(missing_ok=True)
-    return rows
+    folder = output.with_name(f".{output.name}.everloop")
+    with store.lock(f"batch-{_digest(str(output.resolve()))}", block=False) as held:
+        if not held:
+            raise ConflictError(f"Another process is writing '{output}'.", help="Wait for it, or choose another name.")
+        _claim(folder, _digest([version, log, piece_rows, [_state(path) for path in inputs]]), store)
+        job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+
+        def part(number: int, path: Path, offset: int | None, rows: int) -> Part:
+            return Part(
+                number=number,
+                path=str(path),
+                offset=offset,
+                rows=rows,
+                output=str(folder / f"part-{number:06}.arrow"),
+                home=str(store.home),
+                project=store.project,
+                version=version,
+                request=_request(job["request"], number),
+                log=log,
+            )
+
+        done = resumed = rows = 0
+        for found, new in _scored(_parts(table, inputs, folder, piece_rows, part), workers):
+            done, resumed, rows = done + 1, resumed + (not new), rows + found.rows
+            if progress is not None:
+                progress(rows)
+        _join(store, version, table, sorted(folder.glob("part-*.arrow")), output)
+        shutil.rmtree(folder)
+    return Scored(version=version, rows=rows, parts=done, resumed=resumed, output=str(output), log=log)
+
+
+def score_part(part: Part) -> int:
+    """Score a part, log its answers and write them down; returns its rows. May be repeated, here or elsewhere."""
+    import polars as pl
+
+    from everloop.stores import open_store
+
+    path = Path(part.path)
+    if part.offset is None:
+        piece = pl.read_ipc(path)
+    else:
+        piece = pl.scan_parquet(path, glob=False).slice(part.offset, part.rows).collect()
+    with open_store(part.home, project=part.project, create=False) as store:
+        predictor = _predictor(store, part.version)
+        scored = score_piece(predictor, piece)
+        if part.log is not None:
+            _log(store, predictor, part, piece, scored)
+    output = Path(part.output)
+    draft = output.with_name(f".{output.name}.{os.getpid()}")
+    scored.write_ipc(draft, compat_level=pl.CompatLevel.oldest())
+    draft.replace(output)
+    if part.offset is None:
+        path.unlink(missing_ok=True)
+    return scored.height
 
 
 def score_piece(predictor: Predictor, piece: pl.DataFrame) -> pl.DataFrame:
-    """The rows with their answers behind."""
+    """The rows with their answers behind.
+
+    The columns that are added: `score` (of several classes the best), `score_<class>` for each of several classes,
+    and `label` where there are classes.
+    """
+    import numpy as np
     import polars as pl
 
     scores = predictor.predict(piece)
@@ -65,33 +171,208 @@ def score_piece(predictor: Predictor, piece: pl.DataFrame) -> pl.DataFrame:
     columns = [pl.Series("score", best)]
     if many:
         columns += [pl.Series(f"score_{name}", scores[:, place]) for place, name in enumerate(predictor.classes)]
-    labels = predictor.labels(scores)
-    if labels is not None:
-        columns.append(pl.Series("label", labels, dtype=pl.Series(list(predictor.classes)).dtype))
+    if predictor.task != "regression":
+        places = scores.argmax(axis=1) if many else (scores >= 0.5)
+        classes = pl.Series(list(predictor.classes))
+        columns.append(classes.gather(pl.Series(places.astype(np.uint32))).alias("label"))
     return piece.with_columns(columns)
 
 
-def _writer(ending: str, file: BinaryIO) -> tuple[Callable[[pl.DataFrame], None], Callable[[], None]]:
-    if ending == ".parquet":
-        return _parquet_writer(file)
-    if ending == ".csv":
-        return lambda piece: piece.write_csv(file, include_header=file.tell() == 0), lambda: None
-    return lambda piece: piece.write_ndjson(file), lambda: None
+def _parts(
+    table: pl.LazyFrame, inputs: list[Path], folder: Path, piece_rows: int, part: Callable[..., Part]
+) -> Iterator[Part]:
+    """The parts in order. Of Parquet files they are places; of others they are files that this makes on the way."""
+    if inputs and all(path.suffix == ".parquet" for path in inputs):
+        import pyarrow.parquet as pq
+
+        number = 0
+        for path in inputs:
+            rows = pq.ParquetFile(path).metadata.num_rows
+            for offset in range(0, rows, piece_rows):
+                yield part(number, path, offset, min(piece_rows, rows - offset))
+                number += 1
+        return
+    for number, piece in enumerate(_pieces(table, piece_rows)):
+        wanted = part(number, folder / f"input-{number:06}.arrow", None, piece.height)
+        if not Path(wanted.output).exists():
+            import polars as pl
+
+            piece.write_ipc(wanted.path, compat_level=pl.CompatLevel.oldest())
+        yield wanted
 
 
-def _parquet_writer(file: BinaryIO) -> tuple[Callable[[pl.DataFrame], None], Callable[[], None]]:
-    import pyarrow.parquet as pq
+def _pieces(table: pl.LazyFrame, piece_rows: int) -> Iterator[pl.DataFrame]:
+    """A table in pieces of exactly so many rows, so that it falls into the same ones again."""
+    import polars as pl
 
-    writers: list[pq.ParquetWriter] = []
+    waiting: list[pl.DataFrame] = []
+    for found in table.collect_batches(chunk_size=piece_rows, maintain_order=True):
+        waiting.append(found)
+        while sum(piece.height for piece in waiting) >= piece_rows:
+            whole = pl.concat(waiting, rechunk=True)
+            yield whole.head(piece_rows)
+            waiting = [whole.slice(piece_rows)]
+    rest = pl.concat(waiting, rechunk=True) if waiting else None
+    if rest is not None and rest.height:
+        yield rest
 
-    def write(piece: pl.DataFrame) -> None:
-        table = piece.to_arrow()
-        if not writers:
-            writers.append(pq.ParquetWriter(file, table.schema, compression="zstd"))
-        writers[0].write_table(table)
 
-    def finish() -> None:
-        for writer in writers:
-            writer.close()
+def _scored(parts: Iterator[Part], workers: int) -> Iterator[tuple[Part, bool]]:
+    """Each part once it is scored, and whether that was done now. At most a few parts more than workers wait."""
+    if workers == 1:
+        for part in parts:
+            new = not Path(part.output).exists()
+            if new:
+                score_part(part)
+            yield part, new
+        return
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=_share_cores, initargs=(workers,)
+    ) as pool:
+        running: dict[Future[int], Part] = {}
+        try:
+            for part in parts:
+                if Path(part.output).exists():
+                    yield part, False
+                    continue
+                running[pool.submit(score_part, part)] = part
+                if len(running) > workers:
+                    yield from _finished(running)
+            while running:
+                yield from _finished(running)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
-    return write, finish
+
+def _finished(running: dict[Future[int], Part]) -> Iterator[tuple[Part, bool]]:
+    done, _ = wait(running, return_when=FIRST_COMPLETED)
+    for future in done:
+        part = running.pop(future)
+        future.result()
+        yield part, True
+
+
+def _share_cores(workers: int) -> None:
+    """In a process of the pool, before it loads anything that starts threads."""
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    for name in ("POLARS_MAX_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, threads)
+
+
+_loaded: dict[tuple[str, str, str], Predictor] = {}
+
+
+def _predictor(store: Store, version: str) -> Predictor:
+    """The version, loaded once in a process."""
+    from everloop.models.predictor import load_model
+
+    key = (str(store.home), store.project, version)
+    if key not in _loaded:
+        _loaded.clear()
+        _loaded[key] = load_model(store, version)
+    return _loaded[key]
+
+
+def _log(store: Store, predictor: Predictor, part: Part, piece: pl.DataFrame, scored: pl.DataFrame) -> None:
+    """The part's answers as rows of the prediction log, once."""
+    import polars as pl
+
+    from everloop.models.signature import polars_type
+    from everloop.serving.prediction_log import PREDICTIONS, input_column, table_name
+
+    assert part.log is not None  # noqa: S101 - the caller has looked
+    table = table_name(store, PREDICTIONS, part.log)
+    now = store.now()
+    many = predictor.task == "multiclass"
+    numbers = pl.int_range(piece.height, dtype=pl.Int64).cast(pl.String)
+    columns = [
+        (pl.lit(f"{part.request}-") + numbers).alias("id"),
+        pl.lit(part.request).alias("request"),
+        pl.lit(now).cast(pl.Datetime("us", "UTC")).alias("event_at"),
+        pl.lit(now).cast(pl.Datetime("us", "UTC")).alias("arrived_at"),
+        pl.lit(part.version).alias("version"),
+        pl.lit("batch").alias("role"),
+        pl.lit(None, dtype=pl.String).alias("entity"),
+        pl.lit(scored["score"]).cast(pl.Float64).alias("score"),
+        pl.lit(None, dtype=pl.Float64).alias("seconds"),
+    ]
+    if predictor.task != "regression":
+        columns.insert(8, pl.lit(scored["label"]).cast(pl.String).alias("label"))
+    else:
+        columns.insert(8, pl.lit(None, dtype=pl.String).alias("label"))
+    if many:
+        each = [pl.lit(scored[f"score_{name}"]).cast(pl.Float64) for name in predictor.classes]
+        columns.insert(9, pl.concat_list(each).alias("scores"))
+    for item in predictor.signature.inputs:
+        value = pl.col(item.name).cast(polars_type(item.type), strict=False)
+        if item.type == "time":
+            value = value.cast(pl.Int64) // 1000
+        elif item.type == "duration":
+            value = value.cast(pl.Int64)
+        columns.append(value.alias(input_column(item.name)))
+    store.tables.append(table, piece.select(columns), batch=(f"batch-{part.request}", 1))
+
+
+def _claim(folder: Path, digest: str, store: Store) -> None:
+    """Make the folder this job's: what an equal one has left in it stays, anything else goes."""
+    from everloop.stores.clock import new_id
+
+    told = folder / "job.json"
+    try:
+        if json.loads(told.read_text(encoding="utf-8"))["digest"] == digest:
+            for path in (*folder.glob(".*"), *folder.glob("input-*")):
+                path.unlink()
+            return
+    except (OSError, ValueError, KeyError):
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    draft = folder / "job.draft"
+    draft.write_text(json.dumps({"digest": digest, "request": new_id(store.now())}), encoding="utf-8")
+    draft.replace(told)
+
+
+def _request(first: str, number: int) -> str:
+    """A part's id: that of the job with the part's number in its last digits, so that it is the same again."""
+    last = (int(first[-12:], 16) + number) % 16**12
+    return f"{first[:-12]}{last:012x}"
+
+
+def _state(path: Path) -> list[Any]:
+    found = path.stat()
+    return [str(path.resolve()), found.st_size, found.st_mtime_ns]
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:32]
+
+
+def _join(store: Store, version: str, table: pl.LazyFrame, parts: list[Path], output: Path) -> None:
+    """The parts as one file, which appears whole."""
+    import polars as pl
+
+    if parts:
+        frame = pl.scan_ipc(parts)
+    else:
+        # An empty table gets its columns all the same.
+        frame = score_piece(_predictor(store, version), table.head(0).collect()).lazy()
+    draft = output.with_name(f".{output.name}.{os.getpid()}.part")
+    try:
+        if output.suffix == ".parquet":
+            frame.sink_parquet(draft, compression="zstd", compression_level=1)
+        elif output.suffix == ".csv":
+            frame.sink_csv(draft)
+        else:
+            frame.sink_ndjson(draft)
+        draft.replace(output)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def describe(part: Part) -> dict[str, Any]:
+    """A part as JSON, to be sent to whoever scores it: `Part(**described)`."""
+    return asdict(part)
+
+
+__all__ = ["Part", "Scored", "check_output", "describe", "score_files", "score_part", "score_piece"]

@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from everloop.errors import ConflictError, NotFoundError, UsageError
-from everloop.records import Endpoint, EndpointState
+from everloop.records import Endpoint, EndpointState, Route
+from everloop.serving.routing import RoutingTable
 from everloop.serving.settings import NAMES, read_setting
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from everloop.records import Json
     from everloop.stores import Store
@@ -75,3 +76,54 @@ def set_options(store: Store, name: str, changes: Mapping[str, str | None]) -> d
         except ConflictError:
             continue
         return {option: options[option] for option in NAMES if option in options}
+
+
+def set_routes(store: Store, name: str, routes: Sequence[Route]) -> Endpoint:
+    """Share an endpoint's traffic anew, at once and whatever a release under way wants.
+
+    Raises:
+        NotFoundError: there is no such endpoint or version.
+        UsageError: the routes make no table, or lead to versions of different models.
+    """
+    from everloop.models.registry import get_version
+
+    versions = [get_version(store, route.version) for route in routes]
+    routes = tuple(replace(route, version=version.key) for route, version in zip(routes, versions, strict=True))
+    RoutingTable(name, routes)
+    while True:
+        endpoint = store.records.get(Endpoint, name)
+        strange = [version.key for version in versions if version.model != endpoint.model]
+        if strange:
+            raise UsageError(f"The endpoint '{name}' answers with versions of '{endpoint.model}', not {strange[0]}.")
+        told = {"routes": {f"{route.role} {route.version}": route.percent for route in routes}}
+        try:
+            return store.records.update(replace(endpoint, routes=routes), verb="routed", data=told)[0]
+        except ConflictError:
+            continue
+
+
+def read_route(text: str) -> Route:
+    """A route as people write it: `delays@3=90`, `delays@4=10`, `delays@5=shadow`, `delays@5=shadow:20`.
+
+    Canaries are those with a percentage that are not the first; see `routes_of`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    version, _, share = text.partition("=")
+    word, _, part = share.partition(":")
+    shadow = word == "shadow"
+    try:
+        percent = float(part or 0) if shadow else float(share)
+    except ValueError:
+        percent = -1.0
+    if not version or not 0 <= percent <= 100:
+        raise UsageError(f"'{text}' is no route.", help="Write delays@3=90, or delays@4=shadow, or delays@4=shadow:20.")
+    return Route(version=version, percent=percent, role="shadow" if shadow else "champion")
+
+
+def routes_of(texts: Sequence[str]) -> list[Route]:
+    """Routes as people write them; the first that answers is the champion, the others canaries."""
+    routes = [read_route(text) for text in texts]
+    answering = [place for place, route in enumerate(routes) if route.role != "shadow"]
+    return [replace(route, role="canary") if place in answering[1:] else route for place, route in enumerate(routes)]

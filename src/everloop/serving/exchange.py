@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from everloop.serving.label_log import GivenLabel
     from everloop.serving.live import Live
     from everloop.serving.metrics import Metrics
+    from everloop.serving.settings import Settings
 
 JSON = b"application/json"
 
@@ -60,6 +61,7 @@ class Service(Protocol):
 
     endpoint: str
     metrics: Metrics
+    settings: Settings
 
     @property
     def ready(self) -> bool:

@@ -20,15 +20,17 @@ column keeps its type.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import date, time, timedelta
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from everloop.errors import CorruptionError
+from everloop.errors import CorruptionError, StoreFullError
 from everloop.models.signature import polars_type
 from everloop.serving.journal_folding import Fold
+from everloop.serving.retention import forget_old
 from everloop.stores.journals import Journal
 
 if TYPE_CHECKING:
@@ -98,8 +100,10 @@ class PredictionLog:
         with self._guard:
             if self._journal.append(payload) > ROTATE_BYTES:
                 full = self._journal
-                self._journal = Journal.create(self._folder, self._stream)
-                full.close()
+                # What was appended is kept, so a disk that is full by now fails the next append and not this one.
+                with suppress(StoreFullError):
+                    self._journal = Journal.create(self._folder, self._stream)
+                    full.close()
 
     def close(self) -> None:
         self._journal.close()
@@ -111,10 +115,10 @@ def fold_predictions(store: Store, endpoint: str) -> int:
     Raises:
         CorruptionError: a journal is damaged in its middle; everything else has been moved.
     """
-    fold = Fold(
-        stream_name(store, PREDICTIONS, endpoint), table_name(store, PREDICTIONS, endpoint), decode_entry, _frame
-    )
-    return fold.run(store)
+    table = table_name(store, PREDICTIONS, endpoint)
+    rows = Fold(stream_name(store, PREDICTIONS, endpoint), table, decode_entry, _frame).run(store)
+    forget_old(store, endpoint, table)
+    return rows
 
 
 def stream_name(store: Store, what: str, endpoint: str) -> str:

@@ -2,7 +2,11 @@
 
     POST /invocations   application/json: exactly one of `dataframe_split`, `dataframe_records`, `instances`, `inputs`
                         text/csv: with a header of input names, or without one in the order of the signature
+                        application/vnd.apache.parquet, application/vnd.apache.arrow.stream
                         → {"predictions": […], "probabilities"?: […]}
+                        with `Accept: application/vnd.apache.arrow.stream` as an Arrow table
+    POST /endpoints/{endpoint}/invocations   the same, where SageMaker's runtime client asks
+    GET  /execution-parameters               what a batch transform may ask for at once
     GET  /ping          200 while the endpoint answers
     GET  /version       everloop's version
 
@@ -19,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from everloop.errors import EverloopError, RequestError
-from everloop.serving import foreign
+from everloop.serving import arrow, foreign
 from everloop.serving.exchange import Request, Response, Service
 from everloop.version import VERSION
 
@@ -37,24 +41,43 @@ def _problem(status: int, error: EverloopError) -> bytes:
 
 @foreign.speaking(_problem)
 def invoke(service: Service, request: Request) -> Response:
-    live = service.live()
+    live = service.live(request)
+    if "model" in request.params:
+        live = foreign.named(service, request)
     kind = (request.header(b"content-type") or b"application/json").partition(b";")[0].strip().lower()
     if kind == b"application/json":
         rows = _json_rows(msgspec.json.decode(request.body), live)
     elif kind == b"text/csv":
         rows = _csv_rows(request.body.decode(), live)
+    elif kind in (arrow.STREAM, arrow.FILE, *arrow.PARQUET):
+        rows = arrow.read_frame(request.body, kind).to_dicts()
     else:
         told = RequestError(
             f"The content type '{kind[:100].decode('latin-1')}' is not taken.",
-            help="Send application/json or text/csv.",
+            help="Send application/json, text/csv, application/vnd.apache.parquet or …arrow.stream.",
         )
         return Response(status=415, body=_problem(400, told))
     columns = foreign.score(service, live, rows, request)
+    if (request.header(b"accept") or b"").partition(b";")[0].strip().lower() == arrow.STREAM:
+        return Response(
+            body=arrow.answer_table(columns.answer, columns.ids), content_type=arrow.STREAM, answer=columns.answer
+        )
     return foreign.respond(columns, columns.body())
 
 
 def ping(service: Service, request: Request) -> Response:
     return Response(status=200 if service.ready else 503, body=b"\n")
+
+
+def execution_parameters(service: Service, request: Request) -> Response:
+    """How a batch transform may ask: SageMaker reads it where a container has it."""
+    settings = service.settings
+    body = {
+        "MaxConcurrentTransforms": min(8, settings.max_in_flight),
+        "BatchStrategy": "MULTI_RECORD",
+        "MaxPayloadInMB": max(1, settings.max_body_bytes >> 20),
+    }
+    return Response(body=foreign.encode(body))
 
 
 def version(service: Service, request: Request) -> Response:
@@ -63,6 +86,8 @@ def version(service: Service, request: Request) -> Response:
 
 ROUTES = {
     ("POST", "/invocations"): invoke,
+    ("POST", "/endpoints/{model}/invocations"): invoke,
+    ("GET", "/execution-parameters"): execution_parameters,
     ("GET", "/ping"): ping,
     ("GET", "/version"): version,
 }

@@ -3,6 +3,7 @@
     GET  /v1/models                    → {"models": [name]}
     GET  /v1/models/{model}            → {"name", "ready"}
     POST /v1/models/{model}:predict    {"instances": [{…} or […], …]} → {"predictions": […], "probabilities"?: […]}
+    POST /v1/models/{model}:explain    the same → also {"explanations": [{"bias", "contributions": {input: …}}, …]}
     POST /score                        the same: Azure's scoring route; `GET /` is its health check
     $AIP_PREDICT_ROUTE, $AIP_HEALTH_ROUTE   the same where Vertex AI says, as its environment variables say
 
@@ -48,7 +49,8 @@ def predict(service: Service, request: Request) -> Response:
     body: Any = msgspec.json.decode(request.body)
     if not isinstance(body, dict) or "instances" not in body:
         raise RequestError('Send {"instances": [{…}, …]}, one object for each row.')
-    columns = foreign.score(service, live, foreign.instances(body["instances"], live), request)
+    given = foreign.instances(body["instances"], live)
+    columns = foreign.score(service, live, given, request, explain=request.path.endswith(":explain"))
     return foreign.respond(columns, columns.body())
 
 
@@ -62,6 +64,7 @@ def routes(environment: Mapping[str, str]) -> dict[tuple[str, str], Handle]:
         ("GET", "/v1/models"): models,
         ("GET", "/v1/models/{model}"): model,
         ("POST", "/v1/models/{model}:predict"): predict,
+        ("POST", "/v1/models/{model}:explain"): predict,
         ("POST", "/score"): predict,
     }
     for name, method, handle in (("AIP_PREDICT_ROUTE", "POST", predict), ("AIP_HEALTH_ROUTE", "GET", healthy)):

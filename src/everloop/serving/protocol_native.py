@@ -22,6 +22,7 @@ import msgspec
 
 from everloop.errors import RequestError
 from everloop.serving.answering import Answer, Ask
+from everloop.serving.arrow import STREAM, answer_table, ask_of, looks_like_arrow, read_frame
 from everloop.serving.exchange import Request, Response, Service
 from everloop.serving.foreign import asked
 from everloop.serving.label_log import GivenLabel  # noqa: TC001 - msgspec reads the annotations
@@ -36,6 +37,8 @@ _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 def predict(service: Service, request: Request) -> Response:
     live = service.live(request)
+    if looks_like_arrow(request.body):
+        return _predict_table(service, live, request)
     ask = _ask(live, request)
     answer = service.answer(live, ask)
     body = answered(live, answer)
@@ -44,6 +47,12 @@ def predict(service: Service, request: Request) -> Response:
     if ask.explain:
         body["explanations"] = answer.explanations()
     return Response(body=_encode(body), answer=answer)
+
+
+def _predict_table(service: Service, live: Live, request: Request) -> Response:
+    answer = service.answer(live, ask_of(live, request, read_frame(request.body)))
+    ids = [f"{answer.request}-{place}" for place in range(answer.rows)]
+    return Response(body=answer_table(answer, ids), content_type=STREAM, answer=answer)
 
 
 def label(service: Service, request: Request) -> Response:

@@ -11,7 +11,7 @@ import socket
 import threading
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -21,6 +21,7 @@ from everloop.serving.app import EndpointApp
 from everloop.serving.endpoints import check_endpoint_name, lock_name, set_state
 from everloop.serving.following import Follower
 from everloop.serving.gathering import Gathering
+from everloop.serving.house import House
 from everloop.serving.observing import observers
 from everloop.serving.quick import QuickProtocol
 from everloop.serving.tokens import token_digests
@@ -112,6 +113,38 @@ def serve_endpoint(
                 if port_file is not None:
                     Path(port_file).unlink(missing_ok=True)
                 set_state(store, name, "stopped", None)
+
+
+def serve_house(
+    home: Path | str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    project: str | None = None,
+    memory_bytes: int | None = None,
+    port_file: Path | str | None = None,
+) -> None:
+    """Serve every endpoint of a project at one port until SIGTERM or SIGINT; see `House`.
+
+    Raises:
+        ConflictError: the port is taken.
+    """
+    with open_store(home, project=project, create=False) as store, bind(host, port) as listener:
+        house = House(store, memory_bytes=memory_bytes, open_to_all=host in LOOPBACK)
+        house.start()
+
+        def announce() -> None:
+            if port_file is not None:
+                told = {"port": listener.getsockname()[1], "pid": os.getpid(), "url": _url(listener)}
+                _write_whole(Path(port_file), told)
+
+        config = _config(house, "httptools")
+        server = _AnnouncingServer(config, house, announce)
+        _stop_on_signals(server)
+        try:
+            server.run(sockets=[listener])
+        finally:
+            house.close()
 
 
 def serve_listener(
@@ -223,20 +256,7 @@ def _serve(
     if place.workers > 1:
         app.gathering = Gathering(_counts_folder(store, name))
     url = _url(listener)
-    config = uvicorn.Config(
-        app,
-        http=QuickProtocol,
-        loop="uvloop",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=GRACE_S,
-    )
+    config = _config(app, QuickProtocol)
 
     def announce() -> None:
         if ready is not None:
@@ -252,13 +272,8 @@ def _serve(
     def stop() -> None:
         server.should_exit = True
 
-    def on_signal(number: int, frame: object) -> None:
-        stop()
-
     follower = Follower(store, app, orphaned=stop if with_parent else None)
-    # uvicorn takes these signals while it serves and raises them again when it is done; then they have been obeyed.
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+    _stop_on_signals(server)
     try:
         # A version that cannot be loaded shall fail before anything says that the endpoint is up.
         follower.load()
@@ -269,10 +284,38 @@ def _serve(
         app.close()
 
 
+def _config(app: EndpointApp | House, http: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=http,
+        loop="uvloop",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+
+
+def _stop_on_signals(server: uvicorn.Server) -> None:
+    def on_signal(number: int, frame: object) -> None:
+        server.should_exit = True
+
+    # uvicorn takes these signals while it serves and raises them again when it is done; then they have been obeyed.
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+
+
 class _AnnouncingServer(uvicorn.Server):
     """Tells when it listens, and lets the app know when it stops listening. Its gRPC port opens and closes with it."""
 
-    def __init__(self, config: uvicorn.Config, app: EndpointApp, announce: Callable[[], None], place: Place) -> None:
+    def __init__(
+        self, config: uvicorn.Config, app: EndpointApp | House, announce: Callable[[], None], place: Place | None = None
+    ) -> None:
         super().__init__(config)
         self._app = app
         self._announce = announce
@@ -281,7 +324,7 @@ class _AnnouncingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
-        if self._place.grpc_port is not None:
+        if self._place is not None and self._place.grpc_port is not None and isinstance(self._app, EndpointApp):
             from everloop.serving.protocol_grpc import InferencePort
 
             self._inference = InferencePort(self._app, self._place.host, self._place.grpc_port)

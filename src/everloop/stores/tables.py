@@ -7,6 +7,7 @@ import re
 import shutil
 import threading
 import time
+from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,6 +171,22 @@ class Tables:
             return False
         self.compact(name)
         return True
+
+    def forget(self, name: str, before: datetime) -> int:
+        """Remove the rows that arrived before a moment, and return how many went. Older versions keep them: `vacuum`.
+
+        Raises:
+            StoreError: somebody else wrote to the same files meanwhile.
+        """
+        self._writable()
+        table = self._open(name)
+        try:
+            moment = f"'{before.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}'"
+            told = table.delete(f"{ARRIVED_AT} < arrow_cast({moment}, 'Timestamp(Microsecond, Some(\"UTC\"))')")
+        except Exception as error:
+            self._forget(name)
+            raise _told(error, name) from error
+        return int(told.get("num_deleted_rows") or 0)
 
     def vacuum(self, name: str, *, keep_hours: int = 168) -> list[str]:
         """Remove files that no version of the last `keep_hours` refers to, and return their names."""
