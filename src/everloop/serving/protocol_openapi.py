@@ -23,6 +23,21 @@ _TYPES: dict[str, dict[str, str]] = {
     "duration": {"type": "string", "format": "duration"},
 }
 
+_ARROW = "application/vnd.apache.arrow.stream"
+_PARQUET = "application/vnd.apache.parquet"
+_FLAGS = {"type": "array", "items": {"type": "object"}}
+_EXPLANATIONS = {"type": "array", "items": {"type": "object"}}
+_TENSOR = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer"}},
+        "datatype": {"type": "string"},
+        "data": {"type": "array"},
+    },
+    "required": ["name", "shape", "datatype"],
+}
+
 
 def openapi(service: Service, request: Request) -> Response:
     live = service.live()
@@ -47,24 +62,73 @@ def document(live: Live) -> dict[str, Any]:
             "items": number if task == "regression" else {"enum": list(live.signature.classes)},
         },
     }
+    probability = {"type": "array", "items": number} if task == "multiclass" else number
     if task != "regression":
-        probability = {"type": "array", "items": number} if task == "multiclass" else number
         answer["probabilities"] = {"type": "array", "items": probability}
+    optional = {"flags": _FLAGS, "explanations": _EXPLANATIONS, "versions": {"type": "array"}}
+    times = {"type": "array", "items": {"type": ["string", "null"], "format": "date-time"}}
+    native = _object({"rows": rows, "keys": keys, "event_at": times, "explain": {"type": "boolean"}}, ["rows"])
+    native_answer = _object({**answer, **optional}, list(answer))
     values = {"type": "array", "items": {}}
-    native = _object({"rows": rows, "keys": keys}, ["rows"])
-    native_answer = _object(answer, list(answer))
-    columns = _object({"predictions": values, "probabilities": values}, ["predictions"])
+    columns = _object({"predictions": values, "probabilities": values, **optional}, ["predictions"])
     instances = _object({"instances": rows}, ["instances"])
+    explained = _object({**columns["properties"]}, ["predictions", "explanations"])
+    split = _object(
+        {"columns": {"const": list(live.signature.names)}, "data": {"type": "array", "items": _row_list(live)}},
+        ["columns", "data"],
+    )
+    forms = {
+        "oneOf": [
+            _object({"dataframe_records": rows}, ["dataframe_records"]),
+            _object({"dataframe_split": split}, ["dataframe_split"]),
+            instances,
+            _object({"inputs": rows}, ["inputs"]),
+        ]
+    }
+    tensors = _object({"id": {"type": "string"}, "inputs": {"type": "array", "items": _TENSOR}}, ["inputs"])
+    outputs = _object(
+        {"model_name": {"type": "string"}, "model_version": {"type": "string"}, "id": {"type": "string"}}
+        | {"outputs": {"type": "array", "items": _TENSOR}},
+        ["model_name", "outputs"],
+    )
+    label = _object(
+        {
+            "key": {"type": ["string", "integer"]},
+            "value": {"type": ["boolean", "integer", "number", "string"]},
+            "event_at": {"type": ["string", "null"], "format": "date-time"},
+        },
+        ["key", "value"],
+    )
+    table = {_ARROW: {}}
     return {
         "openapi": "3.1.0",
         "info": {"title": live.name, "version": live.champion.version, "description": f"Served by everloop {VERSION}."},
         "paths": {
-            "/predict": {"post": _operation("predict", native, native_answer)},
+            "/predict": {"post": _operation("predict", native, native_answer, more=table, more_answers=table)},
+            "/labels": {
+                "post": _operation(
+                    "labels", _object({"labels": {"type": "array", "items": label}}, ["labels"]), {"type": "object"}
+                )
+            },
             "/invocations": {
-                "post": _operation("invocations", _object({"dataframe_records": rows}, ["dataframe_records"]), columns)
+                "post": _operation(
+                    "invocations", forms, columns, more={"text/csv": {}, _PARQUET: {}, **table}, more_answers=table
+                )
             },
             f"/v1/models/{live.name}:predict": {"post": _operation("kserve_v1", instances, columns)},
+            f"/v1/models/{live.name}:explain": {"post": _operation("kserve_v1_explain", instances, explained)},
+            f"/v1/models/{live.name}": {"get": _look("kserve_v1_model")},
+            f"/v2/models/{live.name}/infer": {"post": _operation("inference_v2", tensors, outputs)},
+            f"/v2/models/{live.name}": {"get": _look("inference_v2_model")},
+            f"/v2/models/{live.name}/ready": {"get": _look("inference_v2_ready")},
+            "/v2": {"get": _look("inference_v2_server")},
             "/score": {"post": _operation("score", instances, columns)},
+            "/": {"get": _look("describe")},
+            "/health": {"get": _look("health")},
+            "/ready": {"get": _look("ready")},
+            "/ping": {"get": _look("ping")},
+            "/execution-parameters": {"get": _look("execution_parameters")},
+            "/metrics": {"get": _look("metrics", "text/plain")},
         },
         "components": {
             "schemas": {
@@ -76,9 +140,16 @@ def document(live: Live) -> dict[str, Any]:
                     # What training was offered and left out may be sent; anything else is a misspelled name.
                     "additionalProperties": bool(live.signature.ignored),
                 }
-            }
+            },
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
+        "security": [{}, {"token": []}],
     }
+
+
+def _row_list(live: Live) -> dict[str, Any]:
+    items = [_schema(item) for item in live.signature.inputs]
+    return {"type": "array", "prefixItems": items, "minItems": len(items), "maxItems": len(items)}
 
 
 def _schema(item: Input) -> dict[str, Any]:
@@ -96,16 +167,42 @@ def _object(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": required}
 
 
-def _operation(name: str, body: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-    def content(schema: dict[str, Any]) -> dict[str, Any]:
-        return {"application/json": {"schema": schema}}
+def _operation(
+    name: str,
+    body: dict[str, Any],
+    answer: dict[str, Any],
+    *,
+    more: dict[str, Any] | None = None,
+    more_answers: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A route that takes JSON and gives JSON, and `more` of other content types."""
 
+    def content(schema: dict[str, Any], others: dict[str, Any] | None) -> dict[str, Any]:
+        return {"application/json": {"schema": schema}, **(others or {})}
+
+    headers = [
+        {"name": "X-Request-Timeout-Ms", "in": "header", "schema": {"type": "integer", "minimum": 1}},
+        {"name": "X-Everloop-Version", "in": "header", "schema": {"type": "string"}},
+    ]
     return {
         "operationId": name,
-        "requestBody": {"required": True, "content": content(body)},
+        "parameters": headers,
+        "requestBody": {"required": True, "content": content(body, more)},
         "responses": {
-            "200": {"description": "One answer for each row, in order.", "content": content(answer)},
+            "200": {"description": "One answer for each row, in order.", "content": content(answer, more_answers)},
             "4XX": {"description": "The request cannot be used; the message names row and input."},
             "503": {"description": "No version is in use, or too many requests are on their way."},
+        },
+    }
+
+
+def _look(name: str, kind: str = "application/json") -> dict[str, Any]:
+    """A route that takes nothing."""
+    return {
+        "operationId": name,
+        "responses": {
+            "200": {"description": "As it stands now.", "content": {kind: {}}},
+            "4XX": {"description": "It is not there, or asks for a token."},
+            "503": {"description": "No version is in use."},
         },
     }
