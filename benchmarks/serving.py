@@ -1,11 +1,15 @@
-"""One tabular row over HTTP, validated, scored and on disk before its answer leaves, beside a bare echo.
+"""One tabular row over HTTP, validated, scored and on disk before its answer leaves, beside a bare echo and its peers.
 
-    python benchmarks/serving.py [--seconds 3] [--repeat 3] [--peers mlflow]
+    python benchmarks/serving.py [--seconds 3] [--repeat 3] [--peers mlflow bentoml litserve] [--rows 1000000]
 
 The echo is the least that an ASGI application can do on the same server (uvicorn, uvloop, httptools), and the limit
 to be near: it is measured in the same run, in turns with everloop, because a machine's speed changes. One worker
-each; the load comes from `benchmarks/load.py` in a process of its own. MLflow, where asked for, gets an environment
-under `.bench/mlflow` and serves a scikit-learn model with as many inputs through its own command.
+each; the load comes from `benchmarks/load.py` in a process of its own. The model is a pipeline of twenty columns,
+numbers and categories, and a hundred boosted trees; every server gets the one that the same lines train. The peers
+have environments of their own under `.bench/`, made where they are missing, and serve it as their manuals say.
+
+Printed besides: processor time a request, so that a busy machine does not blur the comparison; how long until the first
+answer; memory; and how many rows a second a batch job scores, with and without its log.
 """
 
 from __future__ import annotations
@@ -22,14 +26,65 @@ import time
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / ".bench"
-PEERS = {"mlflow": ("mlflow", "scikit-learn", "pandas")}
+MODEL_NEEDS = ("scikit-learn", "pandas", "lightgbm")
+PEERS = {"mlflow": "mlflow", "bentoml": "bentoml", "litserve": "litserve"}
+
+# Run by each environment, so that each has the same model made by its own libraries: gives `model` and `frame`.
+MODEL = """
+import numpy as np, pandas as pd
+from lightgbm import LGBMClassifier
+from sklearn.compose import make_column_transformer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OrdinalEncoder
+
+chance, size = np.random.default_rng(0), 4000
+numbers = {f"n{place}": chance.normal(size=size).round(3) for place in range(14)}
+letters = {f"c{place}": chance.choice(list("abcdefgh"), size) for place in range(6)}
+frame = pd.DataFrame({**numbers, **letters})
+late = frame["n0"] + frame["n1"] * (frame["c0"] == "a") + chance.normal(size=size) > 0
+encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
+columns = make_column_transformer((encoder, list(letters)), remainder="passthrough", verbose_feature_names_out=False)
+model = make_pipeline(columns.set_output(transform="pandas"), LGBMClassifier(n_estimators=100, verbose=-1))
+model.fit(frame, late)
+"""
+SERVE = {
+    "mlflow": """
+import sys, mlflow
+signature = mlflow.models.infer_signature(frame, model.predict(frame))
+mlflow.sklearn.save_model(model, sys.argv[1], signature=signature, serialization_format="cloudpickle")
+""",
+    "bentoml": """
+import bentoml
+@bentoml.service(workers=1)
+class Churn:
+    @bentoml.api
+    def predict(self, rows: list[dict]) -> list[float]:
+        return model.predict_proba(pd.DataFrame(rows))[:, 1].tolist()
+""",
+    "litserve": """
+import sys
+import litserve
+class Churn(litserve.LitAPI):
+    def setup(self, device):
+        self.model = model
+    def decode_request(self, request):
+        return pd.DataFrame(request["rows"])
+    def predict(self, rows):
+        return self.model.predict_proba(rows)[:, 1].tolist()
+    def encode_response(self, answer):
+        return {"predictions": answer}
+if __name__ == "__main__":
+    server = litserve.LitServer(Churn(), accelerator="cpu", workers_per_device=1)
+    server.run(port=int(sys.argv[1]), generate_client_file=False)
+""",
+}
 
 ECHO = """
 async def app(scope, receive, send):
@@ -44,15 +99,6 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 """
 
-MLFLOW_MODEL = """
-import sys, mlflow, numpy as np, pandas as pd
-from sklearn.linear_model import LogisticRegression
-frame = pd.DataFrame(np.random.default_rng(0).normal(size=(400, 8)), columns=[f"x{n}" for n in range(8)])
-model = LogisticRegression().fit(frame, frame["x0"] > 0)
-signature = mlflow.models.infer_signature(frame, model.predict(frame))
-mlflow.sklearn.save_model(model, sys.argv[1], signature=signature, serialization_format="cloudpickle")
-"""
-
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -61,10 +107,19 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(command: list[str], folder: Path, ready: str, timeout_s: float) -> Iterator[None]:
+def running(command: list[str], folder: Path, ready: str, timeout_s: float) -> Iterator[subprocess.Popen[bytes]]:
     """The command, from when `ready` (a URL) answers until the end of the block."""
     with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            # Some peers start programs of their environment by name.
+            env={**outside(), "PATH": f"{Path(command[0]).parent}{os.pathsep}{os.environ.get('PATH', '')}"},
+            start_new_session=True,
+        )
     try:
         deadline = time.monotonic() + timeout_s
         while True:
@@ -76,87 +131,202 @@ def running(command: list[str], folder: Path, ready: str, timeout_s: float) -> I
                     raise RuntimeError(
                         f"{command[0]} did not start: {(folder / 'server.log').read_text()[-500:]}"
                     ) from None
-                time.sleep(0.05)
-        yield
+                time.sleep(0.02)
+        yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        # Peers start processes of their own, which end with their group.
+        for number in (15, 9):
+            try:
+                os.killpg(process.pid, number)
+            except ProcessLookupError:
+                break
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                continue
+            time.sleep(0.5)
 
 
-def asked(port: int, path: str, body: Path, connections: int, seconds: float) -> dict[str, float]:
+def outside() -> dict[str, str]:
+    """The environment without this project's own paths; a peer's environment does not see them."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def group_of(process: int) -> list[int]:
+    """A process and everything that it has started."""
+    found = [process]
+    for path in Path(f"/proc/{process}/task").glob("*/children"):
+        for child in path.read_text().split():
+            found += group_of(int(child))
+    return found
+
+
+def seconds_used(processes: list[int]) -> float:
+    total = 0.0
+    for process in processes:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def megabytes(processes: list[int]) -> float:
+    """Memory that is theirs alone, and their share of what they hold together."""
+    total = 0
+    for process in processes:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 1024
+
+
+def asked(
+    port: int, path: str, body: Path, connections: int, seconds: float, process: int | None = None
+) -> dict[str, float]:
     command = [sys.executable, str(ROOT / "benchmarks" / "load.py"), "127.0.0.1", str(port), path, str(body)]
+    group = [] if process is None else group_of(process)
+    before = seconds_used(group)
     done = subprocess.run(
         [*command, str(connections), str(seconds)], capture_output=True, text=True, timeout=seconds + 30, check=False
     )
     if done.returncode:
         raise RuntimeError(done.stderr[-1000:])
     figures: dict[str, float] = json.loads(done.stdout)
+    figures["cpu_us"] = (seconds_used(group) - before) / (figures["per_s"] * seconds) * 1e6
     return figures
 
 
-def show(name: str, connections: int, all: list[dict[str, float]]) -> float:
-    per_s = statistics.median(one["per_s"] for one in all)
-    p50, p99 = (statistics.median(one[key] for one in all) for key in ("p50_ms", "p99_ms"))
-    print(f"| {name:22} | {connections:3} | {per_s:9,.0f} | {p50:8.3f} | {p99:8.3f} |", flush=True)
-    return per_s
+def show(name: str, connections: int, all: list[dict[str, float]]) -> dict[str, float]:
+    middle = {key: statistics.median(one[key] for one in all) for key in ("per_s", "p50_ms", "p99_ms", "cpu_us")}
+    print(
+        f"| {name:20} | {connections:3} | {middle['per_s']:9,.0f} | {middle['p50_ms']:8.3f} | {middle['p99_ms']:8.3f} |"
+        f" {middle['cpu_us']:8,.0f} |",
+        flush=True,
+    )
+    return middle
 
 
-def own(folder: Path, seconds: float, repeat: int) -> None:
-    """everloop with each algorithm, in turns with the echo."""
-    os.environ["EVERLOOP_KEYS"] = str(folder / "keys")
-    from everloop.models import build_package, register
+def trained() -> tuple[Any, Any]:
+    made: dict[str, Any] = {}
+    exec(MODEL, made)  # noqa: S102 - the lines above
+    return made["model"], made["frame"]
+
+
+def own(folder: Path, seconds: float, repeat: int) -> float:
+    """everloop in turns with the echo; returns its requests a second at sixteen connections."""
+    from everloop.models import build_package, register, save_model
     from everloop.records import Endpoint, Route
     from everloop.serving import EndpointProcess
     from everloop.stores import open_store
     from everloop.testing.models import sample_rows, sample_table, train_sample
 
     (folder / "echo.py").write_text(ECHO)
-    body = folder / "body.json"
-    body.write_text(json.dumps({"rows": sample_rows()}))
+    bodies = {name: folder / f"{name}.json" for name in ("pipeline", "linear", "lightgbm")}
+    for name in ("linear", "lightgbm"):
+        bodies[name].write_text(json.dumps({"rows": sample_rows()}))
     port = free_port()
     echo = [sys.executable, "-m", "uvicorn", "echo:app", "--port", str(port), "--http", "httptools", "--loop", "uvloop"]
     echo += ["--no-access-log", "--log-level", "error", "--lifespan", "off", "--ws", "none"]
-    with open_store(folder / "home") as store, running(echo, folder, f"http://127.0.0.1:{port}/", 20):
-        for algorithm in ("linear", "lightgbm"):
-            package = build_package(train_sample(algorithm), store=store, sample=sample_table(100))
-            version = register(store, algorithm, package)
-            routes = (Route(version=version.key, percent=100.0),)
-            store.records.put(store.new(Endpoint, name=algorithm, model=algorithm, routes=routes))
+    best = 0.0
+    with open_store(folder / "home") as store, running(echo, folder, f"http://127.0.0.1:{port}/", 20) as bare:
+        model, frame = trained()
+        saved = save_model(model, "pipeline", example=frame, store=store)
+        bodies["pipeline"].write_text('{"rows":' + frame.head(1).to_json(orient="records") + "}")
+        for name in bodies:
+            if name != "pipeline":
+                saved = register(store, name, build_package(train_sample(name), store=store, sample=sample_table(100)))
+            routes = (Route(version=saved.key, percent=100.0),)
+            store.records.put(store.new(Endpoint, name=name, model=name, routes=routes))
             began = time.perf_counter()
-            with EndpointProcess(store, algorithm) as process:
+            with EndpointProcess(store, name) as process:
                 ready = time.perf_counter() - began
                 place = int(str(process.url).rpartition(":")[2])
                 for connections in (16, 1):
                     echoes, answers = [], []
                     for _ in range(repeat):
-                        echoes.append(asked(port, "/", body, connections, seconds))
-                        answers.append(asked(place, "/predict", body, connections, seconds))
+                        echoes.append(asked(port, "/", bodies[name], connections, seconds, bare.pid))
+                        answers.append(asked(place, "/predict", bodies[name], connections, seconds, process.pid))
                     limit = show("echo", connections, echoes)
-                    got = show(f"everloop {algorithm}", connections, answers)
-                    print(f"  {got / limit:.2f} of the echo; ready after {ready:.2f} s", flush=True)
+                    got = show(f"everloop {name}", connections, answers)
+                    best = got["per_s"] if (name, connections) == ("pipeline", 16) else best
+                    print(
+                        f"  {got['per_s'] / limit['per_s']:.2f} of the echo's requests, at"
+                        f" {got['cpu_us'] / limit['cpu_us']:.2f} times its processor time",
+                        flush=True,
+                    )
+                print(f"  ready after {ready:.2f} s, {megabytes(group_of(process.pid or 0)):.0f} MB", flush=True)
+    return best
 
 
-def mlflow(folder: Path, seconds: float) -> None:
-    environment = BENCH / "mlflow"
+def peer(name: str, folder: Path, seconds: float, ours: float) -> None:
+    """A peer with the same model, in an environment of its own."""
+    environment = BENCH / name
     python = environment / "bin" / "python"
-    if not (environment / "ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)], check=True, timeout=300)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *PEERS["mlflow"]], check=True, timeout=1800)
-        (environment / "ready").touch()
-    model = folder / "model"
-    subprocess.run([str(python), "-c", MLFLOW_MODEL, str(model)], check=True, timeout=300)
-    body = folder / "mlflow.json"
-    body.write_text(json.dumps({"dataframe_records": [{f"x{n}": 0.1 * n for n in range(8)}]}))
-    port = free_port()
-    command = [str(python), "-m", "mlflow", "models", "serve", "-m", str(model), "-p", str(port)]
-    command += ["--env-manager", "local", "--workers", "1"]
-    with running(command, folder, f"http://127.0.0.1:{port}/ping", 120):
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True, timeout=300)
+    probe = [str(python), "-c", f"import {PEERS[name]}, sklearn, pandas, lightgbm"]
+    if subprocess.run(probe, capture_output=True, check=False, env=outside()).returncode:
+        subprocess.run([str(python), "-m", "pip", "install", "-q", PEERS[name], *MODEL_NEEDS], check=True, timeout=1800)
+    port, model, path = free_port(), folder / f"{name}-model", "/predict"
+    body = folder / "pipeline.json"
+    (folder / f"{name}_peer.py").write_text(MODEL + SERVE[name])
+    if name == "mlflow":
+        command = [str(python), f"{name}_peer.py", str(model)]
+        subprocess.run(command, check=True, timeout=300, cwd=folder, env=outside(), capture_output=True)
+        body = folder / "mlflow.json"
+        rows = json.loads((folder / "pipeline.json").read_text())["rows"]
+        body.write_text(json.dumps({"dataframe_records": rows}))
+        command = [str(python), "-m", "mlflow", "models", "serve", "-m", str(model), "-p", str(port)]
+        command += ["--env-manager", "local", "--workers", "1"]
+        path, ready = "/invocations", "/ping"
+    elif name == "bentoml":
+        command = [str(python), "-m", "bentoml", "serve", "bentoml_peer:Churn", "--port", str(port)]
+        ready = "/readyz"
+    else:
+        command = [str(python), f"{name}_peer.py", str(port)]
+        ready = "/health"
+    began = time.perf_counter()
+    with running(command, folder, f"http://127.0.0.1:{port}{ready}", 120) as process:
+        took = time.perf_counter() - began
         for connections in (16, 1):
-            show("mlflow", connections, [asked(port, "/invocations", body, connections, seconds)])
+            got = show(name, connections, [asked(port, path, body, connections, seconds, process.pid)])
+            if connections == 16:
+                print(f"  everloop answers {ours / got['per_s']:,.0f} times as many", flush=True)
+        print(f"  ready after {took:.2f} s, {megabytes(group_of(process.pid)):.0f} MB", flush=True)
+
+
+def batch(folder: Path, rows: int) -> None:
+    """Rows a second of a batch job, from Parquet to Parquet: weights on the numbers alone, and the hundred trees."""
+    import polars as pl
+    from sklearn.linear_model import LogisticRegression
+
+    from everloop.models import load_model, save_model
+    from everloop.records import Endpoint
+    from everloop.serving.batch import score_files, score_piece
+    from everloop.stores import open_store
+
+    model, frame = trained()
+    numbers = frame[[name for name in frame.columns if name.startswith("n")]]
+    linear = LogisticRegression().fit(numbers, frame["n0"] > 0)
+    table = pl.concat([pl.from_pandas(frame)] * max(1, rows // len(frame)), rechunk=True)
+    path, workers = folder / "rows.parquet", os.cpu_count() or 1
+    with open_store(folder / "batch") as store:
+        store.records.put(store.new(Endpoint, name="nightly", model="linear"))
+        for name, fitted, example in (("linear", linear, numbers), ("100 trees", model, frame)):
+            version = save_model(fitted, name.replace(" ", "-"), example=example, store=store)
+            given = table.select(list(example.columns))
+            given.write_parquet(path)
+            predictor = load_model(store, version.key)
+            began = time.perf_counter()
+            score_piece(predictor, given)
+            print(f"batch, {name}: {given.height / (time.perf_counter() - began):,.0f} rows a second in memory")
+            for log in (None, "nightly"):
+                began = time.perf_counter()
+                out = folder / "scored.parquet"
+                score_files(store, version.key, given.lazy(), [path], out, workers=workers, log=log)
+                took = time.perf_counter() - began
+                told = "and log" if log else "without a log"
+                print(
+                    f"batch, {name}: {given.height / took:,.0f} a second from file to file {told}, {workers} processes"
+                )
 
 
 def main() -> None:
@@ -164,13 +334,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--repeat", type=int, default=3, help="turns, of which the median counts")
     parser.add_argument("--peers", nargs="*", default=[], choices=list(PEERS))
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of the batch job; 0: none")
     options = parser.parse_args()
-    print("| what                   |  at |     per s |   p50 ms |   p99 ms |")
-    print("|------------------------|-----|-----------|----------|----------|")
     with tempfile.TemporaryDirectory(prefix="everloop-bench-") as name:
-        own(Path(name), options.seconds, options.repeat)
-        if "mlflow" in options.peers:
-            mlflow(Path(name), options.seconds)
+        os.environ["EVERLOOP_KEYS"] = str(Path(name) / "keys")
+        print("| what                 |  at |     per s |   p50 ms |   p99 ms |   cpu us |")
+        print("|----------------------|-----|-----------|----------|----------|----------|")
+        ours = own(Path(name), options.seconds, options.repeat)
+        for one in options.peers:
+            peer(one, Path(name), options.seconds, ours)
+        if options.rows:
+            batch(Path(name), options.rows)
 
 
 if __name__ == "__main__":

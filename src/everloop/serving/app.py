@@ -67,6 +67,8 @@ class EndpointApp:
         self.settings = settings or Settings()
         self.processes = workers
         self.metrics = Metrics(endpoint)
+        self.leaving: list[Any] = []
+        """Answers of this turn of the event loop, see `quick`."""
         self.gathering: Gathering | None = None
         """Where the counts of the other processes are; None: there are none."""
         self.observers: list[Callable[[Request, Response], None]] = []

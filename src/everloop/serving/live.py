@@ -72,7 +72,7 @@ class Scorer:
         answer = self.predictor.score_rows([dict(zip(names, row, strict=True)) for row in rows])
         scores: list[Any] = answer.tolist()
         if not (all(map(math.isfinite, scores)) if answer.ndim == 1 else math.isfinite(answer.sum())):
-            raise RequestError(f"The model {self.version} gives no finite score for these inputs.")
+            raise self._not_finite()
         if self.task == "binary":
             places = [int(score >= 0.5) for score in scores]
         elif self.task == "multiclass":
@@ -81,18 +81,25 @@ class Scorer:
             return scores, None, None
         return scores, [self._labels[place] for place in places], [self._texts[place] for place in places]
 
+    def _not_finite(self) -> RequestError:
+        return RequestError(f"The model {self.version} gives no finite score for these inputs.")
+
     def _score_one(self, row: tuple[Any, ...]) -> tuple[list[Any], list[Json] | None, list[str] | None]:
         """A row alone, through the model's own function for it: no frame, no array."""
         assert self._row is not None  # noqa: S101 - the caller has looked
         found = self._row(row)
+        if self.task == "binary":
+            score = found[1]
+            if score - score != 0.0:
+                # An infinity or no number at all.
+                raise self._not_finite()
+            place = int(score >= 0.5)
+            return [score], [self._labels[place]], [self._texts[place]]
         numbers = found if self.task == "regression" else found[1:]
         if not all(map(math.isfinite, numbers)):
-            raise RequestError(f"The model {self.version} gives no finite score for these inputs.")
+            raise self._not_finite()
         if self.task == "regression":
             return [found[0]], None, None
-        if self.task == "binary":
-            place = int(found[1] >= 0.5)
-            return [found[1]], [self._labels[place]], [self._texts[place]]
         scores = list(numbers)
         place = scores.index(max(scores))
         return [scores], [self._labels[place]], [self._texts[place]]

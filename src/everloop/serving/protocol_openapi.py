@@ -99,7 +99,7 @@ def document(live: Live) -> dict[str, Any]:
         },
         ["key", "value"],
     )
-    table = {_ARROW: {}}
+    table: dict[str, Any] = {_ARROW: {}}
     return {
         "openapi": "3.1.0",
         "info": {"title": live.name, "version": live.champion.version, "description": f"Served by everloop {VERSION}."},

@@ -4,6 +4,9 @@ uvicorn makes a scope, a task and two coroutine calls of every request, which co
 this protocol finds whole and plain it answers at once; everything else (a body that is still coming, a large one, a
 path with parts, another HTTP version, an upgrade, a pipelined request behind an unfinished one) takes uvicorn's way
 from its first byte. Both ways end in `EndpointApp.respond` and `sent`, so they answer alike.
+
+Answers of one turn of the event loop leave together at its end: what arrived at once is answered at once, and a client
+with many connections is woken for all of them, not for each.
 """
 
 from __future__ import annotations
@@ -140,12 +143,14 @@ class QuickProtocol(HttpToolsProtocol):
             head = _LINES[response.status] + lines
         if request.method == "HEAD":
             content = b""
-        self.transport.write(b"".join((head, b"\r\n" if stays else b"connection: close\r\n\r\n", content)))
+        waiting = endpoint.leaving
+        if not waiting:
+            self.loop.call_soon(_send_all, waiting)
+        end = b"\r\n" if stays else b"connection: close\r\n\r\n"
+        waiting.append((self.transport, b"".join((head, end, content)), stays))
         self._served = monotonic()
         self.server_state.total_requests += 1
         endpoint.sent(request, response)
-        if not stays:
-            self.transport.close()
 
     def _take_long_way(self) -> None:
         """Hand the request over to uvicorn, with what has come of its body."""
@@ -157,6 +162,16 @@ class QuickProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         for piece in pieces or ():
             super().on_body(piece)
+
+
+def _send_all(waiting: list[tuple[Any, bytes, bool]]) -> None:
+    for transport, data, stays in waiting:
+        if transport.is_closing():
+            continue
+        transport.write(data)
+        if not stays:
+            transport.close()
+    waiting.clear()
 
 
 __all__ = ["QuickProtocol"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import shutil
@@ -264,6 +265,10 @@ def _serve(
         # The write has made a revision of its own; it is served before anybody hears of it.
         follower.look()
         follower.start()
+        # What is loaded stays; looking through it for garbage again and again would cost each request its part.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(10_000, 20, 20)
         if tell is not None:
             tell(url)
 
