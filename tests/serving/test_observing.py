@@ -1,0 +1,154 @@
+"""What others see of requests: lines as JSON, spans at a real collector, counts of all workers together."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from time import sleep
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from everloop.errors import MissingExtraError
+from everloop.serving import EndpointProcess
+from everloop.serving.gathering import Gathering
+from everloop.serving.metrics import Metrics
+from everloop.serving.observing import FORM_VARIABLE
+from everloop.testing.models import sample_rows
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from everloop.stores import Store
+
+BODY = json.dumps({"rows": sample_rows(2)})
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def post(url: str, path: str, body: str, **headers: str) -> int:
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=20)
+    try:
+        connection.request("POST", path, body, headers)
+        response = connection.getresponse()
+        response.read()
+        return response.status
+    finally:
+        connection.close()
+
+
+def test_a_line_for_each_request(store: Store, release: Any, route: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FORM_VARIABLE, "json")
+    route(release().key)
+    with EndpointProcess(store, "delays") as process:
+        assert post(str(process.url), "/predict", BODY) == 200
+        assert post(str(process.url), "/predict", "{") == 400
+    lines = [json.loads(line) for line in process.log.read_text().splitlines() if line.startswith("{")]
+    good, bad = [line for line in lines if line["path"] == "/predict"]
+    assert (good["status"], good["version"], good["rows"], good["endpoint"]) == (200, "delays@1", 2, "delays")
+    assert good["request"]
+    assert 0 < good["seconds"] < 20
+    assert (bad["status"], bad["version"], bad["rows"]) == (400, None, None)
+
+
+def test_spans_reach_a_collector(store: Store, release: Any, route: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    collected = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    bodies: list[bytes] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            data = self.rfile.read(int(self.headers["content-length"]))
+            if self.headers.get("content-encoding") == "gzip":
+                import gzip
+
+                data = gzip.decompress(data)
+            bodies.append(data)
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        thread = threading.Thread(target=collector.serve_forever)
+        thread.start()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
+        route(release().key)
+        try:
+            with EndpointProcess(store, "delays") as process:
+                assert post(str(process.url), "/predict", BODY, traceparent=PARENT) == 200
+                assert post(str(process.url), "/score", "{}") == 400
+            for _ in range(100):
+                if bodies:
+                    break
+                sleep(0.05)
+        finally:
+            collector.shutdown()
+            thread.join()
+    spans = []
+    for body in bodies:
+        message = collected.ExportTraceServiceRequest.FromString(body)
+        for resource in message.resource_spans:
+            for scope in resource.scope_spans:
+                spans += list(scope.spans)
+    found = {span.name: span for span in spans}
+    span = found["POST /predict"]
+    assert span.trace_id.hex() == PARENT.split("-")[1]
+    assert span.parent_span_id.hex() == PARENT.split("-")[2]
+    told = {item.key: item.value for item in span.attributes}
+    assert told["everloop.version"].string_value == "delays@1"
+    assert told["everloop.rows"].int_value == 2
+    assert told["http.response.status_code"].int_value == 200
+    assert span.end_time_unix_nano > span.start_time_unix_nano
+    assert found["POST /score"].trace_id != span.trace_id
+
+
+def test_traces_without_the_extra_say_so() -> None:
+    code = """
+import os, sys
+sys.modules["opentelemetry.sdk.trace"] = None
+from everloop.errors import MissingExtraError
+from everloop.serving.observing import observers
+assert observers("delays") == []
+os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:1"
+try:
+    observers("delays")
+except MissingExtraError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "everloop[otel]" in done.stdout, done.stderr
+    assert MissingExtraError.of("x", "y", "otel").help == "Install it with: pip install 'everloop[otel]'"
+
+
+def test_counts_of_all_workers_together(tmp_path: Path) -> None:
+    mine, its, gone = (Metrics("delays") for _ in range(3))
+    for metrics, rows in ((mine, 1), (its, 10), (gone, 100)):
+        metrics.count_predictions("delays@1", "champion", rows)
+        metrics.count_response("/predict", 200)
+        metrics.time_request(0.001)
+        metrics.in_flight = rows
+        metrics.revision = rows
+        metrics.unlogged = rows
+    here = Gathering(tmp_path)
+    here.leave(mine)
+    (tmp_path / "1.json").write_bytes(json.dumps(its.totals()).encode())
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    (tmp_path / f"{dead.pid}.json").write_bytes(json.dumps(gone.totals()).encode())
+    (tmp_path / "2.json").write_bytes(b"{half")
+    values = dict(line.rsplit(" ", 1) for line in here.text(mine).decode().splitlines() if not line.startswith("#"))
+    own = '{endpoint="delays"}'
+    assert values['everloop_predictions_total{endpoint="delays",version="delays@1",role="champion"}'] == "111"
+    assert values[f"everloop_request_seconds_count{own}"] == "3"
+    assert values[f"everloop_unlogged_total{own}"] == "111"
+    # What was on its way in a process that is gone is not on its way any more.
+    assert values[f"everloop_in_flight{own}"] == "11"
+    assert values[f"everloop_workers{own}"] == "2"
+    assert values[f"everloop_revision{own}"] == "1"
