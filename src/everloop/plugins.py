@@ -19,12 +19,14 @@ TABLE: dict[str, dict[str, str]] = {
         "sql": "everloop.data.sources:sql_state",
         "remote": "everloop.data.remote:remote_state",
         "horizon": "everloop.data.horizon:horizon_state",
+        "version": "everloop.data.versions:version_state",
     },
     # What happened to it, in words: (state before, state after) -> "1 new file".
     "observation_change": {
         "files": "everloop.data.sources:files_change",
         "sql": "everloop.data.sources:sql_change",
         "remote": "everloop.data.remote:remote_change",
+        "version": "everloop.data.versions:version_change",
     },
     # How a value is kept as an artifact, tried in this order.
     "artifact": {

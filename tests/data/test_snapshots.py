@@ -126,10 +126,11 @@ def test_another_machine_that_takes_the_number_first(store: Store, monkeypatch: 
 
 
 def test_large_tables_are_kept_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("everloop.data.snapshots._FILE_ROWS", 30)
+    monkeypatch.setattr("everloop.data.parts._FILE_ROWS", 30)
     snapshot = take_snapshot(flights(), "delays", store)
     assert [file["rows"] for file in snapshot.files] == [30, 30, 30, 10]
     assert load_snapshot(snapshot, store).collect().equals(flights())
+    assert take_snapshot(flights().lazy(), "delays", store) == snapshot
     grown = take_snapshot(flights(110), "delays", store)
     assert grown.files[:3] == snapshot.files[:3]
 
@@ -143,6 +144,7 @@ def test_what_comes_out_is_what_went_in(tmp_path: Path, frame: pl.DataFrame) -> 
         assert found.schema == frame.schema
         assert_frame_equal(found, frame, check_exact=True)
         assert take_snapshot(found, "any", store) == snapshot
+        assert take_snapshot(frame.lazy(), "any", store) == snapshot  # streamed, the same files
 
 
 def test_types_of_every_kind(store: Store) -> None:

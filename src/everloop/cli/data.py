@@ -1,12 +1,23 @@
-"""`everloop data`: snapshots."""
+"""`everloop data`: dataset versions, by hand and to look at."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from everloop.cli.output import AsJson, Home, emit, facts, opened, table
+from everloop.cli.output import AsJson, Home, console, emit, facts, messages, opened, table
+from everloop.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from everloop.data import Progress
+    from everloop.records import Snapshot
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Dataset versions: what a model learned from.")
 
@@ -25,22 +36,24 @@ def ls(
         snapshots = store.records.find(Snapshot, *asked, order="-created_at")  # type: ignore[arg-type]
     rows = [(s.key, s.rows, len(s.columns), s.starts_at, s.ends_at, s.digest[:19]) for s in snapshots]
     columns = ("snapshot", "rows", "columns", "from", "to", "digest")
-    emit(snapshots, json, lambda: table("Snapshots", columns, rows, empty="No snapshots yet. Try: everloop run"))
+    emit(snapshots, json, lambda: table("Snapshots", columns, rows, empty="No snapshots yet. Try: everloop data add"))
 
 
 @app.command()
 def show(snapshot: str, home: Home = None, json: AsJson = False) -> None:
-    """Show one snapshot: DATASET@VERSION."""
-    from everloop.records import Snapshot
+    """Show one snapshot: DATASET@VERSION, DATASET, or DATASET@TIME for what was the newest then."""
+    from everloop.data.folders import is_folder
+    from everloop.data.versions import find_version
 
     with opened(home) as store:
-        record = store.records.get(Snapshot, snapshot)
+        record = find_version(snapshot, store)
 
     def draw() -> None:
         facts(
             record.key,
             [
                 ("digest", record.digest),
+                ("kind", "folder of files" if is_folder(record) else "table"),
                 ("rows", record.rows),
                 ("target", record.target),
                 ("time", record.time),
@@ -49,27 +62,150 @@ def show(snapshot: str, home: Home = None, json: AsJson = False) -> None:
                 ("to", record.ends_at),
                 ("contract", record.contract),
                 ("run", record.run),
+                ("sources", [_source(source) for source in record.sources]),
             ],
         )
         rows = [(name, kind, *_summary(record.stats.get(name, {}))) for name, kind in record.columns.items()]
-        table("Columns", ("column", "type", "nulls", "min", "max"), rows, empty="  no columns")
+        table("Columns", ("column", "type", "nulls", "distinct", "min", "max"), rows, empty="  no columns")
 
     emit(record, json, draw)
 
 
 @app.command()
 def diff(before: str, after: str, home: Home = None, json: AsJson = False) -> None:
-    """Compare two snapshots: rows added, removed and changed, and the schema."""
+    """Compare two snapshots: rows added, removed and changed by key, the schema, and distributions that moved."""
     from everloop.data import diff_snapshots
-    from everloop.records import Snapshot
+    from everloop.data.versions import find_version
 
     with opened(home) as store:
-        first, second = (store.records.get(Snapshot, ref) for ref in (before, after))
+        first, second = (find_version(ref, store) for ref in (before, after))
         found = diff_snapshots(first, second, store)
-    from dataclasses import asdict
 
-    emit(found, json, lambda: facts(f"{first.key} → {second.key}", asdict(found).items()))
+    def draw() -> None:
+        told = {name: value for name, value in asdict(found).items() if name != "shifts"}
+        facts(f"{first.key} → {second.key}", told.items())
+        rows = [
+            (name, shift.kind, shift.distance, *shift.nulls, shift.before, shift.after)
+            for name, shift in sorted(found.shifts.items(), key=lambda pair: -pair[1].distance)
+        ]
+        columns = ("column", "measure", "distance", "nulls before", "nulls after", "before", "after")
+        table("Distributions that moved", columns, rows, empty="  No distribution moved.")
+
+    emit(found, json, draw)
 
 
-def _summary(stats: dict[str, object]) -> tuple[object, object, object]:
-    return stats.get("nulls"), stats.get("min"), stats.get("max")
+@app.command()
+def add(
+    source: Annotated[str, typer.Argument(help="A file, a glob, an address, a database with --query, or a folder.")],
+    dataset: Annotated[str, typer.Argument(help="The name of the dataset.")],
+    target: Annotated[str | None, typer.Option(help="The column to predict.")] = None,
+    time: Annotated[str | None, typer.Option(help="The column that says when a row happened.")] = None,
+    key: Annotated[str | None, typer.Option(help="The column that names a row; must not repeat.")] = None,
+    query: Annotated[str | None, typer.Option(help="One SELECT, where the source is a database.")] = None,
+    files: Annotated[bool, typer.Option("--files", help="Keep the files of a folder as they are.")] = False,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Keep a table, or a folder of files, as the next version of a dataset. The same content makes no new version."""
+    from everloop.data import add_folder, add_table
+
+    place = str(Path(source).absolute()) if "://" not in source and not source.startswith("everloop:") else source
+    with opened(home, create=True) as store, _drawn():
+        if files:
+            if target or time or key or query:
+                raise UsageError("--files keeps files as they are and takes no columns.", help="Leave the others out.")
+            kept = add_folder(place, dataset, store)
+        else:
+            kept = add_table(place, dataset, store, target=target, time=time, key=key, query=query)
+    emit(kept, json, lambda: console().print(f"{kept.key}: {kept.rows:,} {_noun(kept)}", soft_wrap=True))
+
+
+@app.command()
+def export(
+    snapshot: str,
+    path: Annotated[Path, typer.Argument(help="A new .parquet, .csv, .jsonl or .arrow file, or a folder for files.")],
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Write a snapshot's rows into a file, or its files into a folder."""
+    from everloop.data import export_folder, export_table
+    from everloop.data.folders import is_folder
+    from everloop.data.versions import find_version
+
+    with opened(home) as store:
+        record = find_version(snapshot, store)
+        (export_folder if is_folder(record) else export_table)(record, store, path)
+    said = {"snapshot": record.key, "rows": record.rows, "path": path}
+    emit(said, json, lambda: console().print(f"{record.key}: {record.rows:,} {_noun(record)} → {path}", soft_wrap=True))
+
+
+@app.command()
+def rm(
+    snapshots: Annotated[list[str], typer.Argument(metavar="SNAPSHOT…", help="DATASET@VERSION, or a whole DATASET.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also those that a model learned from.")] = False,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Delete snapshots. `data restore` undoes it until `gc`."""
+    from everloop.data import delete_snapshots
+
+    with opened(home) as store:
+        if not yes:
+            if json or not sys.stdin.isatty():
+                raise UsageError("There is nobody to ask whether to delete.", help="Add --yes.")
+            typer.confirm(f"Delete {', '.join(snapshots)}?", abort=True, err=True)
+        gone = delete_snapshots(store, snapshots, force=force)
+    keys = [snapshot.key for snapshot in gone]
+    said = f"Deleted: {', '.join(keys)}. Back: everloop data restore {keys[0]}"
+    emit({"deleted": keys}, json, lambda: console().print(said, soft_wrap=True))
+
+
+@app.command()
+def restore(snapshot: str, home: Home = None, json: AsJson = False) -> None:
+    """Bring back a deleted snapshot."""
+    from everloop.data import restore_snapshot
+
+    with opened(home) as store:
+        record = restore_snapshot(store, snapshot)
+    emit(record, json, lambda: console().print(f"{record.key} is back."))
+
+
+@contextmanager
+def _drawn() -> Iterator[None]:
+    """A bar on standard error for what takes long, where somebody looks."""
+    if not messages().is_terminal:
+        yield
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    from everloop.data import watch_progress
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=messages(), transient=True) as bars:
+        tasks: dict[tuple[str, str], Any] = {}
+
+        def draw(news: Progress) -> None:
+            name = (news.what, news.name)
+            if name not in tasks:
+                tasks[name] = bars.add_task(f"{news.what} {news.name} ({news.unit})", total=news.total)
+            bars.update(tasks[name], completed=news.done, total=news.total)
+
+        with watch_progress(draw):
+            yield
+
+
+def _noun(snapshot: Snapshot) -> str:
+    from everloop.data.folders import is_folder
+
+    return "files" if is_folder(snapshot) else "rows"
+
+
+def _source(source: dict[str, Any]) -> str:
+    spec = source.get("spec", {})
+    return f"{source.get('kind')} {', '.join(str(value) for value in spec.values())}"
+
+
+def _summary(stats: dict[str, object]) -> tuple[object, object, object, object]:
+    return stats.get("nulls"), stats.get("distinct"), stats.get("min"), stats.get("max")

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from everloop.data.contracts import find_contract, infer_contract, save_contract
     from everloop.data.dataset import Dataset
     from everloop.data.features import FeatureView, Window, join_features
+    from everloop.data.folders import add_folder, export_folder, read_files
     from everloop.data.horizon import as_of, find_horizon
+    from everloop.data.keeping import add_table, delete_snapshots, export_table, restore_snapshot
+    from everloop.data.progress import Progress, watch_progress
     from everloop.data.snapshot_diff import SnapshotDiff, diff_snapshots
     from everloop.data.snapshots import get_snapshot, load_snapshot, take_snapshot
     from everloop.data.sources import files_change, files_state, read, sql_change, sql_state
@@ -26,7 +29,10 @@ _MODULES = {
     "contracts": ("find_contract", "infer_contract", "save_contract"),
     "dataset": ("Dataset",),
     "features": ("FeatureView", "Window", "join_features"),
+    "folders": ("add_folder", "export_folder", "read_files"),
     "horizon": ("as_of", "find_horizon"),
+    "keeping": ("add_table", "delete_snapshots", "export_table", "restore_snapshot"),
+    "progress": ("Progress", "watch_progress"),
     "snapshot_diff": ("SnapshotDiff", "diff_snapshots"),
     "snapshots": ("get_snapshot", "load_snapshot", "take_snapshot"),
     "sources": ("files_change", "files_state", "read", "sql_change", "sql_state"),
@@ -38,15 +44,21 @@ __all__ = [
     "ContractReport",
     "Dataset",
     "FeatureView",
+    "Progress",
     "SnapshotDiff",
     "Split",
     "Violation",
     "Window",
+    "add_folder",
+    "add_table",
     "as_of",
     "check_contract",
     "contract_from_toml",
     "contract_to_toml",
+    "delete_snapshots",
     "diff_snapshots",
+    "export_folder",
+    "export_table",
     "files_change",
     "files_state",
     "find_contract",
@@ -57,11 +69,14 @@ __all__ = [
     "load_snapshot",
     "quarantine",
     "read",
+    "read_files",
+    "restore_snapshot",
     "save_contract",
     "split",
     "sql_change",
     "sql_state",
     "take_snapshot",
+    "watch_progress",
 ]
 
 

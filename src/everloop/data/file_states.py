@@ -103,6 +103,15 @@ def files_change(before: str, after: str) -> str:
     return ", ".join(said)
 
 
+def torn_files(spec: dict[str, Json], before: str) -> list[str]:
+    """The files of an earlier state that are no longer what they were; new ones do not count."""
+    after = files_state(spec, since=before)
+    if after == before:
+        return []
+    old, new = _parse(before), _parse(after)
+    return sorted(path for path, (_, content) in old.items() if path not in new or new[path][1] != content)
+
+
 def literal(path: Path) -> str:
     """The path for a reader that would take its brackets and stars for a glob."""
     return glob.escape(str(path))
@@ -116,6 +125,14 @@ def write_stamp(path: Path) -> str:
     except FileNotFoundError:
         return "gone"
     return f"{found.st_size}:{found.st_mtime_ns}" if _is_settled(found.st_mtime_ns, now_ns) else "-"
+
+
+def settled_stamp(path: Path) -> tuple[int, int, int] | None:
+    """Size, write time and change time of a file; None while they do not prove that nobody writes to it."""
+    try:
+        return _stamp(path)
+    except OSError as error:
+        raise SourceError(f"'{path}' cannot be read: {error.strerror}.") from error
 
 
 def _look(path: Path, known: tuple[_Stamp, str] | None) -> tuple[_Stamp, str] | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from everloop.data.arrow_types import readable
 from everloop.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -38,8 +39,13 @@ def as_eager(frame: Frame) -> pl.DataFrame:
     if isinstance(frame, pl.LazyFrame):
         collected = frame.collect(engine="streaming")
         return collected if isinstance(collected, pl.DataFrame) else collected.fetch_blocking()
+    if type(frame).__module__.partition(".")[0] == "pyarrow":
+        frame = readable(frame)
     if hasattr(frame, "__arrow_c_stream__"):
-        return pl.DataFrame(frame)
+        try:
+            return pl.DataFrame(frame)
+        except pl.exceptions.PolarsError as error:
+            raise DataError(f"The {type(frame).__name__} is no table that can be kept: {error}.") from error
     raise UsageError(
         f"A table was expected, not {_described(frame)}.",
         help="Give a Polars frame, or what speaks Arrow: pandas, pyarrow, DuckDB, …",

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from everloop.data.progress import tell
 from everloop.errors import SourceError
 from everloop.stores.home import find_places
 
@@ -185,9 +186,12 @@ def _go_on(file: RemoteFile, part: Path) -> None:
     if file.size is not None and start == file.size:
         return
     pieces = _pieces_http if urlsplit(file.url).scheme in ("http", "https") else _pieces_object
+    done = start
     for fresh, piece in pieces(file, start):
         with part.open("wb" if fresh else "ab") as out:
             out.write(piece)
+        done = len(piece) if fresh else done + len(piece)
+        tell("download", done, file.size, "bytes", file.url)
     got = part.stat().st_size if part.exists() else 0
     if file.size is not None and got != file.size:
         raise _CutShortError(f"{got} of {file.size} bytes came")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from everloop.data.shifts import Shift, find_shifts
 from everloop.data.snapshots import get_snapshot, load_snapshot
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class SnapshotDiff:
     """Type before and after, by column."""
     values_changed: dict[str, int] = field(default_factory=dict)
     """By column, the rows in which it changed; empty where rows are not paired."""
+    shifts: dict[str, Shift] = field(default_factory=dict)
+    """By column, how far its distribution has moved, where chance does not explain it."""
 
     @property
     def same(self) -> bool:
@@ -67,6 +70,7 @@ def diff_snapshots(before: Snapshot | str, after: Snapshot | str, store: Store) 
     if one.files == two.files:
         return diff
     left, right = (load_snapshot(each, store, columns=common) for each in (one, two))
+    diff = replace(diff, shifts=find_shifts(left, right, (one.rows, two.rows)))
     if one.entity is not None and one.entity == two.entity and one.entity in common:
         return _by_key(diff, left, right, one.entity, [name for name in common if name != one.entity])
     return _by_rows(diff, left, right, common)

@@ -20,6 +20,7 @@ from everloop.data.horizon import find_horizon, horizon_state
 from everloop.data.remote import SCHEMES, fetch, is_remote, remote_state
 from everloop.data.sql_sources import is_sql, mixed_types, query_with_state, redacted, sql_change, sql_state
 from everloop.data.table_files import scan_arrow, scan_delta, scan_json, scan_parquet
+from everloop.data.versions import SCHEME, is_version, scan_version
 from everloop.errors import DataError, SourceError, UsageError
 from everloop.stores import observe
 
@@ -97,6 +98,12 @@ def read(
 
 
 def _open(source: Source, format: Format | None, query: str | None, options: Mapping[str, Any]) -> pl.LazyFrame:
+    if isinstance(source, str) and is_version(source):
+        if query is not None or format is not None or options:
+            raise UsageError(f"'{source}' is a version of a dataset and takes no options.", help="Leave them out.")
+        frame, state = scan_version(source)
+        observe("version", {"ref": source.removeprefix(SCHEME)}, state)
+        return frame
     if isinstance(source, str) and is_sql(source):
         if query is None or format is not None or options:
             raise UsageError(f"{_called(source)} is read with query='SELECT …' and nothing else.")

@@ -11,22 +11,33 @@ import polars as pl
 if TYPE_CHECKING:
     from everloop.records import Json
 
+COUNTED_ROWS = 5_000_000
+"""Distinct values are counted up to so many rows: beyond, the count alone would need all of memory."""
 _COUNTABLE = (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Date, pl.Datetime, pl.Time, pl.Duration)
 
 
-def column_statistics(frame: pl.DataFrame) -> dict[str, dict[str, Json]]:
+def column_statistics(frame: pl.DataFrame | pl.LazyFrame, rows: int) -> dict[str, dict[str, Json]]:
     """By column: `nulls`, and where the type has them `distinct`, `min`, `max`, `mean` and `std`.
 
-    NaN counts as no value. Times are ISO 8601, durations seconds, decimals text.
+    NaN counts as no value. Times are ISO 8601, durations seconds, decimals text. A query is run column by column, so
+    that one column's values at most are in memory.
     """
-    schema = frame.schema
+    if isinstance(frame, pl.DataFrame):
+        return _figures(frame.lazy(), frame.schema, rows)
+    found: dict[str, dict[str, Json]] = {}
+    for name, dtype in frame.collect_schema().items():
+        found |= _figures(frame.select(name), pl.Schema({name: dtype}), rows)
+    return found
+
+
+def _figures(frame: pl.LazyFrame, schema: pl.Schema, rows: int) -> dict[str, dict[str, Json]]:
     asked: list[pl.Expr] = []
     for index, (name, dtype) in enumerate(schema.items()):
         column = pl.col(name)
         asked.append(column.null_count().alias(f"{index} nulls"))
         if dtype.is_float():
             column = column.fill_nan(None)
-        if dtype.is_numeric() or isinstance(dtype, _COUNTABLE):
+        if (dtype.is_numeric() or isinstance(dtype, _COUNTABLE)) and rows <= COUNTED_ROWS:
             asked.append(column.drop_nulls().n_unique().alias(f"{index} distinct"))
         if dtype.is_numeric() or dtype.is_temporal():
             asked += [column.min().alias(f"{index} min"), column.max().alias(f"{index} max")]
@@ -35,7 +46,7 @@ def column_statistics(frame: pl.DataFrame) -> dict[str, dict[str, Json]]:
             value = column.cast(pl.Float64)
             value = value.filter(value.is_finite())
             asked += [value.mean().alias(f"{index} mean"), value.std().alias(f"{index} std")]
-    row = frame.lazy().select(asked).collect().row(0, named=True)
+    row = frame.select(asked).collect(engine="streaming").row(0, named=True)
     found: dict[str, dict[str, Json]] = {name: {} for name in schema}
     names = list(schema)
     for label, value in row.items():

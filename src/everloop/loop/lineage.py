@@ -40,7 +40,8 @@ def trace_lineage(store: Store, thing: str) -> Lineage:
         snapshots = store.records.find(Snapshot, ("key", "=", thing), limit=1)
         versions = store.records.find(ModelVersion, ("key", "=", thing), limit=1)
         if snapshots and not versions:
-            return _of_run(store, Lineage(thing, snapshot=snapshots[0]), snapshots[0].run)
+            start = Lineage(thing, snapshot=snapshots[0], sources=[dict(source) for source in snapshots[0].sources])
+            return _of_run(store, start, snapshots[0].run)
         return _of_version(store, thing, thing)
     if thing.startswith("sha256:"):
         artifacts = store.records.find(Artifact, ("digest", "=", thing), order="id", limit=1)

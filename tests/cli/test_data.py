@@ -1,0 +1,62 @@
+"""`everloop data` as a person types it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+
+@pytest.fixture
+def table(everloop):
+    pl.DataFrame({"id": range(100), "x": [float(n) for n in range(100)]}).write_csv("one.csv")
+    pl.DataFrame({"id": range(50, 150), "x": [float(n) + (n == 60) for n in range(50, 150)]}).write_csv("two.csv")
+    return everloop
+
+
+def test_a_version_from_a_file_to_a_file(table):
+    everloop = table
+    assert everloop("data", "add", "one.csv", "numbers", "--key", "id", "--json").json["key"] == "numbers@1"
+    assert "numbers@1: 100 rows" in everloop("data", "add", "one.csv", "numbers", "--key", "id").out
+    assert everloop("data", "add", "two.csv", "numbers", "--key", "id", "--json").json["key"] == "numbers@2"
+    assert [one["key"] for one in everloop("data", "ls", "--json").json] == ["numbers@2", "numbers@1"]
+    shown = everloop("data", "show", "numbers").out
+    assert "numbers@2" in shown
+    assert "two.csv" in shown
+    assert "two.csv" in str(everloop("lineage", "numbers@2", "--json").json["sources"])
+    diff = everloop("data", "diff", "numbers@1", "numbers@2", "--json").json
+    assert (diff["rows_added"], diff["rows_removed"], diff["rows_changed"]) == (50, 50, 1)
+    assert diff["shifts"]["x"]["kind"] == "ks"
+    assert "Distributions that moved" in everloop("data", "diff", "numbers@1", "numbers@2").out
+    assert everloop("data", "export", "numbers@1", "out.parquet", "--json").json["rows"] == 100
+    assert pl.read_parquet("out.parquet").height == 100
+    assert everloop("data", "export", "numbers@1", "out.parquet").code == 4
+    assert everloop("data", "rm", "numbers@1").code == 2  # nobody to ask
+    assert everloop("data", "rm", "numbers@1", "--yes", "--json").json == {"deleted": ["numbers@1"]}
+    assert everloop("data", "show", "numbers@1").code == 3
+    assert everloop("data", "restore", "numbers@1", "--json").json["rows"] == 100
+
+
+def test_a_folder_of_files(everloop):
+    Path("texts").mkdir()
+    for name in "abc":
+        Path("texts", f"{name}.txt").write_text(name)
+    assert "texts@1: 3 files" in everloop("data", "add", "texts", "texts", "--files").out
+    assert everloop("data", "export", "texts", "copy").code == 0
+    assert Path("copy/b.txt").read_text() == "b"
+    assert everloop("data", "add", "texts", "texts", "--files", "--key", "path").code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["add", "none.csv", "numbers"], 6, "none.csv"),
+        (["add", "one.csv", "numbers", "--key", "idd"], 6, "Did you mean 'id'"),
+        (["show", "nothing"], 3, "nothing"),
+    ],
+)
+def test_errors_say_what_helps(table, arguments, code, says):
+    assert table("data", "add", "one.csv", "numbers").code == 0
+    said = table("data", *arguments)
+    assert (said.code, says in said.err) == (code, True), said.err
