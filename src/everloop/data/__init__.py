@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from everloop.data.contracts import find_contract, infer_contract, save_contract
     from everloop.data.dataset import Dataset
     from everloop.data.features import FeatureView, Window, join_features
+    from everloop.data.findings import record_findings
     from everloop.data.folders import add_folder, export_folder, read_files
     from everloop.data.horizon import as_of, find_horizon
     from everloop.data.keeping import add_table, delete_snapshots, export_table, restore_snapshot
+    from everloop.data.pandera_schemas import contract_from_pandera
     from everloop.data.progress import Progress, watch_progress
     from everloop.data.snapshot_diff import SnapshotDiff, diff_snapshots
     from everloop.data.snapshots import get_snapshot, load_snapshot, take_snapshot
@@ -29,9 +31,11 @@ _MODULES = {
     "contracts": ("find_contract", "infer_contract", "save_contract"),
     "dataset": ("Dataset",),
     "features": ("FeatureView", "Window", "join_features"),
+    "findings": ("record_findings",),
     "folders": ("add_folder", "export_folder", "read_files"),
     "horizon": ("as_of", "find_horizon"),
     "keeping": ("add_table", "delete_snapshots", "export_table", "restore_snapshot"),
+    "pandera_schemas": ("contract_from_pandera",),
     "progress": ("Progress", "watch_progress"),
     "snapshot_diff": ("SnapshotDiff", "diff_snapshots"),
     "snapshots": ("get_snapshot", "load_snapshot", "take_snapshot"),
@@ -53,6 +57,7 @@ __all__ = [
     "add_table",
     "as_of",
     "check_contract",
+    "contract_from_pandera",
     "contract_from_toml",
     "contract_to_toml",
     "delete_snapshots",
@@ -70,6 +75,7 @@ __all__ = [
     "quarantine",
     "read",
     "read_files",
+    "record_findings",
     "restore_snapshot",
     "save_contract",
     "split",

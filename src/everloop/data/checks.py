@@ -11,12 +11,13 @@ import polars as pl
 from everloop.data.contracts import amount, category
 from everloop.data.frames import Frame, as_lazy, as_utc, is_moment, nearest, type_name
 from everloop.data.snapshots import take_snapshot
+from everloop.data.sources import read
 from everloop.data.statistics import as_json
 from everloop.errors import ContractError, UsageError
 from everloop.stores.durations import parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from datetime import datetime
 
     from everloop.records import Contract, Json, Run, Snapshot
@@ -40,6 +41,8 @@ class Violation:
     """How many rows; 0 where the rule is about the table."""
     message: str
     samples: tuple[Json, ...] = ()
+    first_rows: tuple[int, ...] = ()
+    """The numbers of the first of these rows, from 1."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,14 @@ class _Rule:
     says: str
 
 
-def check_contract(frame: Frame, contract: Contract, *, now: datetime | None = None) -> ContractReport:
+def check_contract(
+    frame: Frame, contract: Contract, *, now: datetime | None = None, tables: Mapping[str, Frame] | None = None
+) -> ContractReport:
     """Check every row of a table.
 
     Args:
-        now: for `fresh` rules: the store's time.
+        now: for `fresh` rules, and times that lie ahead: the store's time.
+        tables: what `relation` rules refer to, by name; what is not here is read from where the name leads.
 
     Raises:
         ContractError: the table lacks a column, or one has another type: then no row can be judged.
@@ -88,7 +94,8 @@ def check_contract(frame: Frame, contract: Contract, *, now: datetime | None = N
     rows = as_lazy(frame)
     schema = rows.collect_schema()
     _refuse_schema(schema, contract)
-    rules = [*_column_rules(schema, contract), *_where_rules(schema, contract)]
+    rules = [*_column_rules(schema, contract, now), *_where_rules(schema, contract)]
+    rules += _relation_rules(schema, contract, tables or {})
     rules += _unique_rules(schema, contract, _any_error(rules))
     asked = [rule.broken.fill_null(value=False).sum().alias(str(index)) for index, rule in enumerate(rules)]
     bad = _any_error(rules)
@@ -159,23 +166,31 @@ def _refuse_schema(schema: pl.Schema, contract: Contract) -> None:
         raise ContractError(f"The table breaks '{contract.key}': {'; '.join(problems)}.", help=way_out)
 
 
-def _column_rules(schema: pl.Schema, contract: Contract) -> Iterator[_Rule]:
+def _column_rules(schema: pl.Schema, contract: Contract, now: datetime | None) -> Iterator[_Rule]:
     for column in contract.columns:
         name = column["name"]
         if name not in schema:
             continue
         value, dtype = pl.col(name), schema[name]
         if not column.get("nullable", True):
-            yield _Rule(name, "nullable", "error", value.is_null(), "are null")
+            yield _Rule(name, "nullable", _severity(column, "nullable", "error"), value.is_null(), "are null")
         if "categories" in column and not isinstance(dtype, pl.Null):
-            severity: CheckSeverity = "error" if column.get("role") == "target" else "warning"
+            severity = _severity(column, "categories", "error" if column.get("role") == "target" else "warning")
             known = pl.Series(list(column["categories"]), dtype=pl.String)
             yield _Rule(name, "categories", severity, ~category(name).is_in(known.implode()), "were never seen")
+        if "pattern" in column and not isinstance(dtype, pl.Null):
+            alike = category(name).str.contains(column["pattern"])
+            severity = _severity(column, "pattern", "warning")
+            yield _Rule(name, "pattern", severity, ~alike, f"do not look like {column['pattern']}")
+        if column.get("role") == "time" and now is not None and not column.get("future") and is_moment(dtype):
+            ahead = as_utc(name, dtype) > now
+            yield _Rule(name, "future", _severity(column, "future", "warning"), ahead, f"lie after {now.isoformat()}")
         number = amount(name, dtype)
         if number is None:
             continue
         if dtype.is_float() and not column.get("infinite"):
-            yield _Rule(name, "infinite", "error", number.is_infinite(), "are infinite")
+            severity = _severity(column, "infinite", "error")
+            yield _Rule(name, "infinite", severity, number.is_infinite(), "are infinite")
         # Infinities are judged above, NaN is no amount.
         finite = number.is_finite()
         bounds: tuple[tuple[str, CheckSeverity], ...] = (
@@ -184,11 +199,12 @@ def _column_rules(schema: pl.Schema, contract: Contract) -> Iterator[_Rule]:
             ("min", "warning"),
             ("max", "warning"),
         )
-        for bound, severity in bounds:
+        for bound, usual in bounds:
             if isinstance(column.get(bound), int | float):
                 limit = float(column[bound])
                 below = bound in ("least", "min")
                 broken = finite & ((number < limit) if below else (number > limit))
+                severity = _severity(column, bound, usual)
                 yield _Rule(name, bound, severity, broken, f"are {'below' if below else 'above'} {column[bound]}")
 
 
@@ -198,7 +214,45 @@ def _unique_rules(schema: pl.Schema, contract: Contract, bad: pl.Expr) -> Iterat
         name = column["name"]
         if column.get("unique") and name in schema:
             first = pl.struct(pl.col(name), bad.alias(BROKEN)).is_first_distinct()
-            yield _Rule(name, "unique", "error", ~first & ~bad & pl.col(name).is_not_null(), "repeat")
+            broken = ~first & ~bad & pl.col(name).is_not_null()
+            yield _Rule(name, "unique", _severity(column, "unique", "error"), broken, "repeat")
+    for rule in contract.rules:
+        if rule["rule"] == "unique":
+            names = list(rule["columns"])
+            _require(rule, names, schema)
+            first = pl.struct(*names, bad.alias(BROKEN)).is_first_distinct()
+            said = f"repeat in {', '.join(names)}"
+            yield _Rule(None, said, rule.get("severity", "error"), ~first & ~bad, said)
+
+
+def _relation_rules(schema: pl.Schema, contract: Contract, tables: Mapping[str, Frame]) -> Iterator[_Rule]:
+    for rule in contract.rules:
+        if rule["rule"] != "relation":
+            continue
+        name, table, key = rule["column"], rule["table"], rule["key"]
+        _require(rule, [name], schema)
+        other = as_lazy(tables[table]) if table in tables else read(table)
+        known = other.collect_schema()
+        if key not in known:
+            raise UsageError(f"'{table}' has no column '{key}' to relate '{name}' to.", help=nearest(key, known))
+        if not isinstance(schema[name], pl.Null) and not fits(schema[name], type_name(known[key])):
+            kinds = f"{type_name(schema[name])} and {type_name(known[key])}"
+            raise UsageError(f"'{name}' cannot be related to '{key}' of '{table}': they hold {kinds}.")
+        keys = other.select(pl.col(key).cast(pl.String)).unique().collect().to_series()
+        lonely = ~category(name).is_in(keys.implode()) & pl.col(name).is_not_null()
+        severity: CheckSeverity = rule.get("severity", "error")
+        yield _Rule(name, f"relation to {table}", severity, lonely, f"are no '{key}' of {table}")
+
+
+def _require(rule: dict[str, Json], names: list[str], schema: pl.Schema) -> None:
+    for name in names:
+        if name not in schema:
+            raise ContractError(f"The table has no '{name}', which a rule '{rule['rule']}' is about.")
+
+
+def _severity(column: dict[str, Json], rule: str, usual: CheckSeverity) -> CheckSeverity:
+    said: CheckSeverity = column.get("severities", {}).get(rule, usual)
+    return said
 
 
 def _where_rules(schema: pl.Schema, contract: Contract) -> Iterator[_Rule]:
@@ -212,7 +266,7 @@ def _where_rules(schema: pl.Schema, contract: Contract) -> Iterator[_Rule]:
             raise UsageError(f'The rule "{rule["sql"]}" cannot be used: {str(error).splitlines()[0]}.') from error
         if not isinstance(kind, pl.Boolean):
             raise UsageError(f'The rule "{rule["sql"]}" gives {type_name(kind)}, not true or false.')
-        yield _Rule(None, rule["sql"], "error", ~holds, f"do not have {rule['sql']}")
+        yield _Rule(None, rule["sql"], rule.get("severity", "error"), ~holds, f"do not have {rule['sql']}")
 
 
 def _any_error(rules: list[_Rule]) -> pl.Expr:
@@ -226,9 +280,11 @@ def _violation(rule: _Rule, count: int, rows: pl.LazyFrame, schema: pl.Schema) -
     if rule.column is not None and rule.name != "nullable":
         broken = rows.filter(rule.broken).select(rule.column).unique(maintain_order=True).head(_SAMPLES).collect()
         samples = tuple(_sample(value) for value in broken.to_series())
+    numbers = rows.select(pl.arg_where(rule.broken.fill_null(value=False)).head(_SAMPLES) + 1).collect().to_series()
     subject = f"values of '{rule.column}'" if rule.column is not None else "rows"
     shown = f": {', '.join(map(str, samples))}" if samples else ""
-    return Violation(rule.column, rule.name, rule.severity, count, f"{count} {subject} {rule.says}{shown}", samples)
+    message = f"{count} {subject} {rule.says}{shown} (first in row {numbers[0]})"
+    return Violation(rule.column, rule.name, rule.severity, count, message, samples, tuple(numbers.to_list()))
 
 
 def _sample(value: object) -> Json:
@@ -254,13 +310,15 @@ def _table_violations(
         # A small sample may exceed it by chance: four standard errors.
         if share > most and (share == 1 or share - most > 4 * math.sqrt(most * (1 - most) / total)):
             message = f"{share:.1%} of '{name}' are null, more than {most:.1%}"
-            yield Violation(name, "max_nulls", "warning", counted[f"null {name}"], message)
+            severity = _severity(column, "max_nulls", "warning")
+            yield Violation(name, "max_nulls", severity, counted[f"null {name}"], message)
         if column.get("ordered") and not rows.select(pl.col(name).drop_nulls()).collect().to_series().is_sorted():
-            yield Violation(name, "ordered", "warning", 0, f"The rows are not in the order of '{name}'")
+            severity = _severity(column, "ordered", "warning")
+            yield Violation(name, "ordered", severity, 0, f"The rows are not in the order of '{name}'")
     for rule in contract.rules:
         if rule["rule"] == "rows" and total < rule["least"]:
             message = f"The table has {total} rows, fewer than {rule['least']}"
-            yield Violation(None, "rows", "error", 0, message)
+            yield Violation(None, "rows", rule.get("severity", "error"), 0, message)
         if rule["rule"] == "fresh":
             yield from _stale(rows, schema, rule, now)
 
@@ -278,4 +336,4 @@ def _stale(rows: pl.LazyFrame, schema: pl.Schema, rule: dict[str, Json], now: da
     if newest is None or now - newest > parse_duration(rule["within"]):
         seen = "there is no time at all" if newest is None else f"the newest is of {newest.isoformat()}"
         message = f"'{name}' should lie within {rule['within']} of {now.isoformat()}, but {seen}"
-        yield Violation(name, "fresh", "error", 0, message)
+        yield Violation(name, "fresh", rule.get("severity", "error"), 0, message)

@@ -8,6 +8,8 @@ import tomllib
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
 from everloop.data.frames import nearest
 from everloop.errors import UsageError
 from everloop.records import Contract, Json
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 _HEAD = """\
 # What a table looks like. Edit it: new data is checked against it.
 # Breaks the contract: another type, nullable = false, unique, least and most, infinities, every rule.
-# Warns only: max_nulls, min and max, ordered, categories (in the target they bind).
+# Warns only: max_nulls, min and max, ordered, pattern, future, categories (in the target they bind).
+# Otherwise than that: severities = { unique = "warning", pattern = "error" }, and in a rule severity = "warning".
 """
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -33,6 +36,7 @@ COLUMN_KEYS: dict[str, tuple[type, ...]] = {
     "nullable": (bool,),
     "nulls": _NUMBER,
     "max_nulls": _NUMBER,
+    "distinct": (int,),
     "unique": (bool,),
     "ordered": (bool,),
     "min": (*_NUMBER, str),
@@ -41,14 +45,26 @@ COLUMN_KEYS: dict[str, tuple[type, ...]] = {
     "most": _NUMBER,
     "infinite": (bool,),
     "quantiles": (list,),
+    "pattern": (str,),
+    "future": (bool,),
+    "severities": (dict,),
     "categories": (dict,),
 }
+COLUMN_RULES = (
+    "nullable", "unique", "ordered", "min", "max", "least", "most", "infinite", "categories", "pattern", "future",
+    "max_nulls",
+)  # fmt: skip
+SEVERITIES = ("error", "warning")
 RULES: dict[str, dict[str, tuple[type, ...]]] = {
     "rows": {"least": (int,)},
     "fresh": {"column": (str,), "within": (str,)},
     "where": {"sql": (str,)},
+    "unique": {"columns": (list,)},
+    "relation": {"column": (str,), "table": (str,), "key": (str,)},
 }
-"""`rows`: at least so many. `fresh`: the newest time lies within a duration. `where`: SQL that holds for each row."""
+"""`rows`: at least so many. `fresh`: the newest time lies within a duration. `where`: SQL that holds for each row.
+`unique`: columns that together name a row. `relation`: each value of a column stands in the key of another table, which
+is a path, an address or a dataset version, or what a check is given under that name. Each may have a `severity`."""
 
 
 def contract_to_toml(contract: Contract) -> str:
@@ -127,6 +143,15 @@ def _check_column(column: Any) -> None:
     if "type" not in column:
         raise UsageError(f"{where} has no type.", help='Such as type = "int64".')
     _check_values(where, column, COLUMN_KEYS)
+    for rule, severity in column.get("severities", {}).items():
+        if rule not in COLUMN_RULES:
+            raise UsageError(f"{where} has no rule '{rule}' to be severe about.", help=nearest(rule, COLUMN_RULES))
+        _check_severity(where, severity)
+    if "pattern" in column:
+        try:
+            pl.Series([""]).str.contains(column["pattern"])
+        except pl.exceptions.PolarsError as error:
+            raise UsageError(f"{where} has a pattern that is none: {str(error).splitlines()[0]}.") from error
 
 
 def _check_rule(rule: Any, columns: list[str]) -> None:
@@ -136,9 +161,18 @@ def _check_rule(rule: Any, columns: list[str]) -> None:
     where = f"Rule '{name}' of the contract"
     if missing := RULES[name].keys() - rule.keys():
         raise UsageError(f"{where} needs '{min(missing)}'.")
-    _check_values(where, rule, {"rule": (str,), **RULES[name]})
+    _check_values(where, rule, {"rule": (str,), "severity": (str,), **RULES[name]})
+    _check_severity(where, rule.get("severity", "error"))
+    for each in rule.get("columns", []):
+        if each not in columns:
+            raise UsageError(f"{where} names the column {each!r}.", help=nearest(str(each), columns))
     if "column" in rule and rule["column"] not in columns:
         raise UsageError(f"{where} names the column '{rule['column']}'.", help=nearest(rule["column"], columns))
+
+
+def _check_severity(where: str, severity: Json) -> None:
+    if severity not in SEVERITIES:
+        raise UsageError(f"{where} has the severity {severity!r}.", help=f"There are: {', '.join(SEVERITIES)}.")
 
 
 def _check_values(where: str, table: Mapping[str, Json], allowed: Mapping[str, tuple[type, ...]]) -> None:

@@ -7,13 +7,20 @@ A column of a contract is a dict with `name` and `type`, and of these what appli
     nullable      false: a null breaks the contract
     nulls         share of nulls that was seen
     max_nulls     more nulls than this share, and than chance explains, is a warning
+    distinct      how many values were seen
     unique        true: a repeated value breaks the contract (its first row is good)
     ordered       true: rows out of order are a warning
     min, max      what was seen; a number outside is a warning (times move on: for them it is for the reader)
     least, most   a number outside breaks the contract
     infinite      true: infinities were seen; else they break the contract
     quantiles     of the numbers that were seen, at `QUANTILES`
+    pattern       a regular expression that each text has; one without it is a warning
+    future        true: times behind the present are welcome; else, in the time column, a warning
+    severities    by rule `error` or `warning`, where it should not be as said here
     categories    text of each value that was seen, with its count; another is a warning, in the target a breach
+
+Rules about rows and tables: `rows` (at least so many), `fresh` (the newest time), `where` (SQL that holds for a row),
+`unique` (columns that together name a row), `relation` (each value stands in a column of another table).
 
 Numbers are floats or ints, durations seconds. Inference is lenient on purpose: what breaks a contract is taken out of
 the data, so only what cannot be right does, such as -9999 among temperatures.
@@ -28,17 +35,23 @@ from zlib import crc32
 
 import polars as pl
 
-from everloop.data.frames import Frame, as_eager, require_column, type_name
+from everloop.data.frames import Frame, as_eager, as_utc, is_moment, require_column, type_name
+from everloop.data.patterns import infer_pattern
 from everloop.data.statistics import as_json
 from everloop.errors import AlreadyExistsError, ConflictError, DataError
 from everloop.records import Contract, Json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from datetime import datetime
+
     from everloop.stores import Store
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 MAX_CATEGORIES = 100
 _MAX_TARGET_CLASSES = 20
+_UNIQUE_ROWS = 100
+"""A column without a role is expected never to repeat where none of so many values has."""
 _SPANS = 10
 """How many times the seen range a number may lie outside of it before it cannot be right."""
 _NULLS_SLACK = 0.05
@@ -54,8 +67,15 @@ def infer_contract(
     target: str | None = None,
     time: str | None = None,
     key: str | None = None,
+    now: datetime | None = None,
+    tables: Mapping[str, Frame] | None = None,
 ) -> Contract:
     """What `frame` looks like, as a contract that it keeps. It is not stored yet: see `save_contract`.
+
+    Args:
+        now: the store's time: then also how fresh the rows are, and whether times may lie ahead.
+        tables: others that this one may refer to, by the name, path or address under which checks will find them: each
+            column whose every value stands in a column of theirs that never repeats becomes a relation.
 
     Raises:
         DataError: the table has no rows, or lacks a named column.
@@ -66,9 +86,13 @@ def infer_contract(
     roles = {name: role for role, name in (("target", target), ("time", time), ("key", key)) if name is not None}
     for name, role in roles.items():
         require_column(name, rows.columns, role)
-    columns = tuple(_column(rows[name], roles.get(name)) for name in rows.columns)
+    columns = tuple(_column(rows[name], roles.get(name), now) for name in rows.columns)
+    rules = [*_relations(rows, tables or {})]
+    if time is not None and now is not None and (fresh := _freshness(rows, time, now)) is not None:
+        rules.append(fresh)
     newest = find_contract(dataset, store)
-    return store.new(Contract, dataset=dataset, version=newest.version + 1 if newest else 1, columns=columns)
+    version = newest.version + 1 if newest else 1
+    return store.new(Contract, dataset=dataset, version=version, columns=columns, rules=tuple(rules))
 
 
 def find_contract(dataset: str, store: Store) -> Contract | None:
@@ -123,7 +147,7 @@ def category(name: str) -> pl.Expr:
     return pl.col(name).cast(pl.String)
 
 
-def _column(values: pl.Series, role: str | None) -> dict[str, Json]:
+def _column(values: pl.Series, role: str | None, now: datetime | None) -> dict[str, Json]:
     name, dtype, rows = values.name, values.dtype, len(values)
     nulls = values.null_count() / rows
     found: dict[str, Json] = {"name": name, "type": type_name(dtype)}
@@ -133,10 +157,24 @@ def _column(values: pl.Series, role: str | None) -> dict[str, Json]:
         found["nullable"] = nulls > 0
     found["nulls"] = round(nulls, 6)
     found["max_nulls"] = _most_nulls(nulls, rows)
-    if role == "key" and values.drop_nulls().is_unique().all():
+    if isinstance(dtype, pl.String) or dtype.is_integer():
+        found["distinct"] = values.drop_nulls().n_unique()
+        whole = found["distinct"] == rows - values.null_count()
+        if whole and (role == "key" or (role is None and rows >= _UNIQUE_ROWS)):
+            found["unique"] = True
+            if role is None:
+                found["severities"] = {"unique": "warning"}
+    elif role == "key" and values.drop_nulls().is_unique().all():
         found["unique"] = True
-    if role == "time" and values.drop_nulls().is_sorted():
-        found["ordered"] = True
+    if role == "time" and is_moment(dtype):
+        if values.drop_nulls().is_sorted():
+            found["ordered"] = True
+        if now is not None and nulls < 1 and values.to_frame().select(as_utc(name, dtype).max()).item() > now:
+            found["future"] = True
+    if isinstance(dtype, pl.String) and not _has_categories(values, role):
+        pattern = infer_pattern(values)
+        if pattern is not None:
+            found["pattern"] = pattern
     if role == "key":
         return found  # new rows bring new keys
     if _has_categories(values, role):
@@ -146,6 +184,35 @@ def _column(values: pl.Series, role: str | None) -> dict[str, Json]:
     elif dtype.is_temporal() and nulls < 1:
         found["min"], found["max"] = as_json(values.min()), as_json(values.max())
     return found
+
+
+def _freshness(rows: pl.DataFrame, time: str, now: datetime) -> dict[str, Json] | None:
+    """Twice what is seen now, or ten times what usually lies between two rows: older than that is worth a word."""
+    if not is_moment(rows.schema[time]):
+        return None
+    moments = rows.select(as_utc(time, rows.schema[time])).to_series().drop_nulls().unique().sort()
+    if not len(moments):
+        return None
+    age = max((now - moments[-1]).total_seconds(), 0.0)
+    steps = moments.diff().drop_nulls().dt.total_seconds()
+    usual = steps.median() if len(steps) else 0
+    hours = math.ceil(max(2 * age, 10 * float(usual if isinstance(usual, int | float) else 0), 3600) / 3600)
+    return {"rule": "fresh", "column": time, "within": f"{hours}h", "severity": "warning"}
+
+
+def _relations(rows: pl.DataFrame, tables: Mapping[str, Frame]) -> Iterator[dict[str, Json]]:
+    for table, frame in tables.items():
+        other = as_eager(frame)
+        for key in other.columns:
+            if key not in rows.columns or other.schema[key] != rows.schema[key] or not _names_things(other[key]):
+                continue
+            if rows[key].drop_nulls().is_in(other[key].implode()).all():
+                yield {"rule": "relation", "column": key, "table": table, "key": key, "severity": "warning"}
+
+
+def _names_things(values: pl.Series) -> bool:
+    named = isinstance(values.dtype, pl.String) or values.dtype.is_integer()
+    return named and len(values) > 0 and not values.null_count() and bool(values.is_unique().all())
 
 
 def _most_nulls(share: float, rows: int) -> float:

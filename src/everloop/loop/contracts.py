@@ -41,7 +41,7 @@ def passing_rows(
         ContractError: the table's columns do not fit, or no row keeps the contract.
         NotFoundError: a declared contract is not there.
     """
-    from everloop.data import check_contract, quarantine
+    from everloop.data import check_contract, quarantine, record_findings
 
     contract = _contract(store, table, dataset, target=target, time=time, key=key, declared=declared)
     try:
@@ -51,6 +51,7 @@ def passing_rows(
         raise ContractError(error.message, help=f"{error.help} {way}" if error.help else way) from error
     if report.violations:
         _tell(store, dataset, contract, report)
+        record_findings(report, dataset, store)
     if report.errors and not report.bad_rows:
         raise ContractError(f"The table breaks '{contract.key}': {report.errors[0].message}.")
     if not report.bad_rows:
