@@ -60,3 +60,26 @@ def test_errors_say_what_helps(table, arguments, code, says):
     assert table("data", "add", "one.csv", "numbers").code == 0
     said = table("data", *arguments)
     assert (said.code, says in said.err) == (code, True), said.err
+
+
+def test_profile_contract_and_check(table):
+    everloop = table
+    everloop("data", "add", "one.csv", "numbers", "--key", "id")
+    profile = everloop("data", "profile", "numbers@1", "--output", "pages/page.html", "--json").json
+    assert {column["name"] for column in profile["columns"]} == {"id", "x"}
+    assert Path("pages/page.html").read_text().startswith("<!doctype html>")
+    assert "numbers@1" in everloop("data", "profile", "numbers").out
+    assert everloop("data", "contract", "numbers@1", "--output", "numbers.toml").code == 0
+    assert everloop("data", "contract", "numbers@1", "--output", "numbers.toml").code == 4
+    assert everloop("data", "check", "one.csv", "numbers.toml").code == 0
+    edited = Path("numbers.toml").read_text().replace('name = "x"\n', 'name = "x"\nnullable = false\n')
+    Path("numbers.toml").write_text(edited)
+    Path("three.csv").write_text("id,x\n1,2.0\n2,\n1,3.0\n")
+    said = everloop("data", "check", "three.csv", "numbers.toml", "--bad", "bad.parquet", "--json")
+    assert (said.code, said.json["bad_rows"]) == (1, 2)
+    assert {(one["column"], one["rule"], tuple(one["first_rows"])) for one in said.json["violations"]} >= {
+        ("x", "nullable", (2,)),
+        ("id", "unique", (3,)),
+    }
+    assert pl.read_parquet("bad.parquet")["_broken"].to_list() == [["x: nullable"], ["id: unique"]]
+    assert everloop("data", "check", "one.csv", "none.toml").code == 3

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from everloop.cli.output import AsJson, Home, console, emit, facts, messages, opened, table
-from everloop.errors import UsageError
+from everloop.errors import AlreadyExistsError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -169,6 +169,103 @@ def restore(snapshot: str, home: Home = None, json: AsJson = False) -> None:
     with opened(home) as store:
         record = restore_snapshot(store, snapshot)
     emit(record, json, lambda: console().print(f"{record.key} is back."))
+
+
+@app.command()
+def profile(
+    snapshot: str,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The HTML file to write.")] = None,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Look at a snapshot from all sides: distributions, correlations, gaps, and what could mislead a model."""
+    from everloop.data import profile_page, profile_snapshot
+    from everloop.data.versions import find_version
+
+    with opened(home) as store:
+        found = profile_snapshot(find_version(snapshot, store), store)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(profile_page(found), encoding="utf-8")
+    key = found.snapshot.key
+
+    def draw() -> None:
+        rows = [(suspect.kind, suspect.column, suspect.message) for suspect in found.suspects]
+        table(f"{key}: what could mislead a model", ("kind", "column", "what"), rows, empty=f"{key}: nothing suspect.")
+        console().print(f"Written: {output}" if output else "Add --output page.html for the whole page.")
+
+    emit({"snapshot": key, "suspects": found.suspects, "columns": found.columns, "output": output}, json, draw)
+
+
+@app.command()
+def contract(
+    snapshot: str,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The TOML file to write.")] = None,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Infer what a snapshot's rows look like, as a TOML to edit and to check with."""
+    from everloop.data import contract_to_toml, infer_contract, load_snapshot
+    from everloop.data.versions import find_version
+
+    with opened(home) as store:
+        record = find_version(snapshot, store)
+        found = infer_contract(
+            load_snapshot(record, store),
+            record.dataset,
+            store,
+            target=record.target,
+            time=record.time,
+            key=record.entity,
+            now=store.now(),
+        )
+    text = contract_to_toml(found)
+    if output is not None:
+        if output.exists():
+            raise AlreadyExistsError(f"'{output}' is there already.", help="People edit contracts: name a new file.")
+        output.write_text(text, encoding="utf-8")
+    emit(found, json, lambda: console().print(text if output is None else f"Written: {output}", markup=False))
+
+
+@app.command()
+def check(
+    source: Annotated[str, typer.Argument(help="A file, a glob, an address, or everloop:DATASET@VERSION.")],
+    contract: Annotated[str, typer.Argument(help="The contract: a TOML file, or DATASET@VERSION.")],
+    bad: Annotated[Path | None, typer.Option("--bad", help="Write the bad rows, with what each broke.")] = None,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Check a table against a contract; exit code 1 where it breaks it."""
+    from everloop.data import check_contract, contract_from_toml, read
+    from everloop.records import Contract
+
+    place = str(Path(source).absolute()) if "://" not in source and not source.startswith("everloop:") else source
+    with opened(home, create=True) as store:
+        named = Path(contract)
+        if named.suffix == ".toml":
+            if not named.is_file():
+                raise NotFoundError(f"There is no contract '{contract}'.", help="Write one: everloop data contract")
+            held = contract_from_toml(named.read_text(encoding="utf-8"), store)
+        else:
+            held = store.records.get(Contract, contract)
+        report = check_contract(read(place), held, now=store.now())
+        if bad is not None and report.bad_rows:
+            report.bad.collect().write_parquet(bad)
+    said = {
+        "contract": held.key,
+        "source": source,
+        "rows": report.rows,
+        "bad_rows": report.bad_rows,
+        "violations": report.violations,
+    }
+
+    def draw() -> None:
+        rows = [(one.severity, one.column, one.rule, one.rows, one.message) for one in report.violations]
+        table(source, ("severity", "column", "rule", "rows", "what"), rows, empty=f"{source} keeps {held.key}.")
+
+    emit(said, json, draw)
+    if not report.passed:
+        raise typer.Exit(1)
 
 
 @contextmanager

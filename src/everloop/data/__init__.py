@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from everloop.data.horizon import as_of, find_horizon
     from everloop.data.keeping import add_table, delete_snapshots, export_table, restore_snapshot
     from everloop.data.pandera_schemas import contract_from_pandera
+    from everloop.data.profile_html import profile_page
+    from everloop.data.profiles import Profile, profile_snapshot
     from everloop.data.progress import Progress, watch_progress
     from everloop.data.snapshot_diff import SnapshotDiff, diff_snapshots
     from everloop.data.snapshots import get_snapshot, load_snapshot, take_snapshot
@@ -36,6 +38,8 @@ _MODULES = {
     "horizon": ("as_of", "find_horizon"),
     "keeping": ("add_table", "delete_snapshots", "export_table", "restore_snapshot"),
     "pandera_schemas": ("contract_from_pandera",),
+    "profile_html": ("profile_page",),
+    "profiles": ("Profile", "profile_snapshot"),
     "progress": ("Progress", "watch_progress"),
     "snapshot_diff": ("SnapshotDiff", "diff_snapshots"),
     "snapshots": ("get_snapshot", "load_snapshot", "take_snapshot"),
@@ -48,6 +52,7 @@ __all__ = [
     "ContractReport",
     "Dataset",
     "FeatureView",
+    "Profile",
     "Progress",
     "SnapshotDiff",
     "Split",
@@ -72,6 +77,8 @@ __all__ = [
     "infer_contract",
     "join_features",
     "load_snapshot",
+    "profile_page",
+    "profile_snapshot",
     "quarantine",
     "read",
     "read_files",
