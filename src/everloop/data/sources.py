@@ -58,6 +58,7 @@ def read(
     columns: Sequence[str] | None = None,
     event_time: str | None = None,
     arrival_time: str | None = None,
+    time_zone: str | None = None,
     **options: Any,
 ) -> pl.LazyFrame:
     """Return the rows of a source, lazily.
@@ -72,6 +73,8 @@ def read(
         columns: only these.
         event_time: the column that says when a row's event happened; returned as UTC, text in ISO 8601 included.
         arrival_time: likewise, when the row became known.
+        time_zone: of both where they name none, such as `America/New_York`; without it, that is UTC. A time that the
+            clocks there skip or show twice is an error.
         options: `sha256` of the one file behind an address; and those of the Polars reader for the format:
             `separator`, `null_values`, `schema_overrides`, …
 
@@ -87,7 +90,7 @@ def read(
         if name not in schema:
             raise SourceError(f"{_called(source)} has no column '{name}'.", help=nearest(name, schema))
     for name in dict.fromkeys(filter(None, (event_time, arrival_time))):
-        frame = frame.with_columns(_moments(frame, name, schema[name]))
+        frame = frame.with_columns(_moments(frame, name, schema[name], time_zone))
     known_at = arrival_time or event_time
     if known_at is not None:
         observe("horizon", {}, horizon_state({}))
@@ -221,8 +224,15 @@ def _rows(items: list[Any]) -> pl.LazyFrame:
         raise SourceError(f"The rows are no table: {error}.") from error
 
 
-def _moments(frame: pl.LazyFrame, name: str, dtype: pl.DataType) -> pl.Expr:
+def _moments(frame: pl.LazyFrame, name: str, dtype: pl.DataType, zone: str | None) -> pl.Expr:
+    if zone is not None and dtype in (pl.Datetime("ms"), pl.Datetime("us"), pl.Datetime("ns")):
+        return _local(frame, name, zone)
     if isinstance(dtype, pl.String):
+        if zone is not None:
+            raise SourceError(
+                f"The time column '{name}' holds texts, and time_zone= needs times.",
+                help=f"Parse it before: pl.col('{name}').str.to_datetime(format)",
+            )
         parsed = pl.col(name).str.to_datetime(time_unit="us", time_zone="UTC", strict=False)
         bad = frame.select(pl.col(name)).with_row_index("__row").filter(pl.col(name).is_not_null() & parsed.is_null())
         first = bad.head(1).collect()
@@ -239,6 +249,27 @@ def _moments(frame: pl.LazyFrame, name: str, dtype: pl.DataType) -> pl.Expr:
         return as_utc(name, dtype)
     except DataError as error:
         raise SourceError(error.message, help=error.help) from error
+
+
+def _local(frame: pl.LazyFrame, name: str, zone: str) -> pl.Expr:
+    local = pl.col(name).cast(pl.Datetime("us"))
+    try:
+        moment = local.dt.replace_time_zone(zone, ambiguous="null", non_existent="null")
+        lost = frame.select(name).with_row_index("__row").filter(pl.col(name).is_not_null() & moment.is_null())
+        first = lost.head(1).collect()
+    except pl.exceptions.PolarsError as error:
+        raise UsageError(f"There is no time zone '{zone}'.", help="Such as Europe/Berlin.") from error
+    if len(first):
+        row, value = first.row(0)
+        exists = pl.select(
+            pl.lit(value).dt.replace_time_zone(zone, ambiguous="earliest", non_existent="null").is_not_null()
+        ).item()
+        what = "stands twice on the clocks" if exists else "never stood on the clocks"
+        raise SourceError(
+            f"Row {row + 1} of time column '{name}' says {value}, which {what} of {zone}.",
+            help=f"Decide: pl.col('{name}').dt.replace_time_zone('{zone}', ambiguous=…, non_existent=…)",
+        )
+    return moment.dt.convert_time_zone("UTC")
 
 
 def _called(source: object) -> str:
