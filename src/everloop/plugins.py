@@ -20,6 +20,7 @@ TABLE: dict[str, dict[str, str]] = {
         "remote": "everloop.data.remote:remote_state",
         "horizon": "everloop.data.horizon:horizon_state",
         "version": "everloop.data.versions:version_state",
+        "cursor": "everloop.data.cursors:cursor_state",
     },
     # What happened to it, in words: (state before, state after) -> "1 new file".
     "observation_change": {
@@ -27,6 +28,7 @@ TABLE: dict[str, dict[str, str]] = {
         "sql": "everloop.data.sources:sql_change",
         "remote": "everloop.data.remote:remote_change",
         "version": "everloop.data.versions:version_change",
+        "cursor": "everloop.data.cursors:cursor_change",
     },
     # How a value is kept as an artifact, tried in this order.
     "artifact": {

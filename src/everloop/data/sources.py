@@ -14,6 +14,8 @@ from typing import Any, Literal
 import polars as pl
 
 from everloop.data.csv_files import scan_csv
+from everloop.data.cursors import gathered, read_new
+from everloop.data.dlt_sources import is_dlt, open_dlt
 from everloop.data.file_states import files_change, files_state, match_files, project_folder
 from everloop.data.frames import Frame, as_lazy, as_utc, is_moment, nearest
 from everloop.data.horizon import find_horizon, horizon_state
@@ -59,6 +61,7 @@ def read(
     event_time: str | None = None,
     arrival_time: str | None = None,
     time_zone: str | None = None,
+    cursor: str | None = None,
     **options: Any,
 ) -> pl.LazyFrame:
     """Return the rows of a source, lazily.
@@ -66,8 +69,9 @@ def read(
     Args:
         source: a path, glob or list of them, relative to the project's folder; addresses of files (`https://`,
             `s3://`, `gs://`, `az://`; in buckets also globs), fetched once, and again when changed; a database with
-            `query` (`sqlite:///file.db`, `postgresql://user@host/name`); rows as dicts from any iterable; or a table
-            that speaks Arrow (pandas, pyarrow, Polars, DuckDB).
+            `query` (`sqlite:///file.db`, `postgresql://user@host/name`, `mysql+pymysql://…` and what else SQLAlchemy
+            knows); a version of a dataset (`everloop:flights@3`); a function with `cursor`; a source of dlt; rows as
+            dicts from any iterable; or a table that speaks Arrow (pandas, pyarrow, Polars, DuckDB).
         format: of files whose names do not say it: `csv`, `parquet`, `json` (lines or an array), `arrow`, `delta`.
         query: one SELECT, for a database.
         columns: only these.
@@ -75,8 +79,11 @@ def read(
         arrival_time: likewise, when the row became known.
         time_zone: of both where they name none, such as `America/New_York`; without it, that is UTC. A time that the
             clocks there skip or show twice is an error.
-        options: `sha256` of the one file behind an address; and those of the Polars reader for the format:
-            `separator`, `null_values`, `schema_overrides`, …
+        cursor: the column by which a function is asked for what is new, see `everloop.data.cursors`: it is called with
+            the greatest value that has come, None at first, and what it gives is kept and added to what came before.
+        options: `engine` of a database (`sqlalchemy`, `adbc`, `connectorx`); `resource` of a dlt source; `sha256` of
+            the one file behind an address; and those of the Polars reader for the format: `encoding`, `separator`,
+            `null_values`, `schema_overrides`, …
 
     During a replay, rows whose `arrival_time`, or else `event_time`, lies behind the replay's clock do not exist yet.
 
@@ -84,7 +91,12 @@ def read(
         SourceError: nothing matches, or a file cannot be read; names the file, the row and the column.
         UsageError: the arguments do not fit the source.
     """
-    frame = _open(source, format, query, options)
+    if cursor is not None:
+        if not callable(source):
+            raise UsageError(f"cursor= needs a function, not {_called(source)}.", help="def source(since): yield …")
+        frame = read_new(source, cursor)
+    else:
+        frame = _open(source, format, query, options)
     schema = frame.collect_schema()
     for name in (*(columns or ()), *(name for name in (event_time, arrival_time) if name is not None)):
         if name not in schema:
@@ -108,15 +120,20 @@ def _open(source: Source, format: Format | None, query: str | None, options: Map
         observe("version", {"ref": source.removeprefix(SCHEME)}, state)
         return frame
     if isinstance(source, str) and is_sql(source):
-        if query is None or format is not None or options:
-            raise UsageError(f"{_called(source)} is read with query='SELECT …' and nothing else.")
-        rows, state = query_with_state(source, query)
-        observe("sql", {"url": redacted(source), "query": query}, state)
+        engine = options.get("engine")
+        if query is None or format is not None or options.keys() - {"engine"}:
+            raise UsageError(f"{_called(source)} is read with query='SELECT …' and nothing else than engine=.")
+        rows, state = query_with_state(source, query, engine)
+        spec = {"url": redacted(source), "query": query} | ({} if engine is None else {"engine": engine})
+        observe("sql", spec, state)
         return rows.lazy()
     if query is not None:
         raise UsageError(f"query= needs a database, not {_called(source)}.", help="Write sqlite:///file.db")
     if isinstance(source, str | os.PathLike):
         return _open_files([os.fspath(source)], format, options)
+    if is_dlt(source):
+        name, given = open_dlt(source, options.get("resource"))
+        return gathered(name, given).lazy()
     if isinstance(source, pl.LazyFrame) or hasattr(source, "__arrow_c_stream__"):
         return as_lazy(source)
     if not isinstance(source, Iterable) or isinstance(source, bytes | Mapping):

@@ -1,4 +1,6 @@
-"""Queries: SQLite by the standard library, PostgreSQL by psycopg.
+"""Queries: SQLite by the standard library, PostgreSQL by psycopg, and everything else by SQLAlchemy.
+
+`engine=` chooses another way: `sqlalchemy`, `adbc` or `connectorx`, each of which is imported only then.
 
 The state of a query is a digest over its rows. For SQLite the stamps of the database's files stand beside it, so
 that a database that nobody has written to is not queried again.
@@ -27,13 +29,17 @@ if TYPE_CHECKING:
     from everloop.records import Json
 
 SCHEMES = ("sqlite://", "postgresql://", "postgres://")
+ENGINES = ("sqlalchemy", "adbc", "connectorx")
+_OTHERS = re.compile(
+    r"(mysql|mariadb|mssql|oracle|duckdb|snowflake|redshift|bigquery|clickhouse|trino|cockroachdb)://|[a-z0-9]+\+[a-z0-9_]+://"
+)
 
 # Records hold addresses without passwords; this process may look again with those that it was given.
 _passwords: dict[str, str] = {}
 
 
 def is_sql(source: str) -> bool:
-    return source.startswith(SCHEMES)
+    return source.startswith(SCHEMES) or _OTHERS.match(source) is not None
 
 
 def redacted(url: str) -> str:
@@ -48,14 +54,25 @@ def redacted(url: str) -> str:
     return clean
 
 
-def query_frame(url: str, query: str) -> pl.DataFrame:
+def query_frame(url: str, query: str, engine: str | None = None) -> pl.DataFrame:
     """Run one query and return its rows.
+
+    Args:
+        engine: of `ENGINES`; without it, what suits the address.
 
     Raises:
         SourceError: the database or a table is missing, the query fails, or a column mixes types.
-        MissingExtraError: PostgreSQL without psycopg.
+        MissingExtraError: the library behind it is not installed.
+        UsageError: there is no such engine.
     """
-    names, rows = _sqlite(url, query) if url.startswith("sqlite://") else _postgres(url, query)
+    if engine is not None and engine not in ENGINES:
+        raise UsageError(f"There is no engine '{engine}'.", help=f"There are: {', '.join(ENGINES)}.")
+    if engine in ("adbc", "connectorx"):
+        return _by_uri(url, query, engine)
+    if engine == "sqlalchemy" or not url.startswith(SCHEMES):
+        names, rows = _sqlalchemy(url, query)
+    else:
+        names, rows = _sqlite(url, query) if url.startswith("sqlite://") else _postgres(url, query)
     doubled = {name for name in names if names.count(name) > 1}
     if doubled:
         raise SourceError(f"The query gives two columns '{min(doubled)}'.", help="Name one with AS.")
@@ -68,11 +85,11 @@ def query_frame(url: str, query: str) -> pl.DataFrame:
         raise SourceError(f"The rows of the query are no table: {error}.") from error
 
 
-def query_with_state(url: str, query: str) -> tuple[pl.DataFrame, str]:
+def query_with_state(url: str, query: str, engine: str | None = None) -> tuple[pl.DataFrame, str]:
     """The rows of one query and their state, which is as `sql_state` would see it."""
     # Before the query: what is written in between is then seen as a change.
     stamps = _stamps(url)
-    frame = query_frame(url, query)
+    frame = query_frame(url, query, engine)
     return frame, f"rows {_digest(frame)} at {stamps}"
 
 
@@ -80,7 +97,7 @@ def sql_state(spec: dict[str, Json], since: str | None = None) -> str:
     """What the query of `spec` gives now.
 
     Args:
-        spec: `url`, without password, and `query`.
+        spec: `url`, without password, `query`, and `engine` where one was named.
         since: an earlier state; returned as it is where the rows are the same.
     """
     url: str = spec["url"]
@@ -88,7 +105,7 @@ def sql_state(spec: dict[str, Json], since: str | None = None) -> str:
         stamps = _stamps(url)
         if stamps != "-" and since.partition(" at ")[2] == stamps:
             return since
-    _, state = query_with_state(_passwords.get(url, url), spec["query"])
+    _, state = query_with_state(_passwords.get(url, url), spec["query"], spec.get("engine"))
     return state if since is None or sql_change(since, state) else since
 
 
@@ -157,6 +174,59 @@ def _postgres(url: str, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
     except psycopg.Error as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise SourceError(f"The query fails on '{redacted(url)}': {first}.") from error
+
+
+def _sqlalchemy(url: str, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    try:
+        import sqlalchemy
+    except ImportError as error:
+        raise MissingExtraError.of(f"Reading '{redacted(url)}'", "SQLAlchemy", "sql") from error
+    address = _absolute(url)
+    try:
+        engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
+        with engine.connect() as connection:
+            result = connection.exec_driver_sql(query)
+            if not result.returns_rows:
+                raise SourceError("The query gives no rows.", help="Write a SELECT.")
+            return list(result.keys()), [tuple(row) for row in result.fetchall()]
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"Reading '{redacted(url)}' needs {error.name}.", help=f"Install it with: pip install {error.name}"
+        ) from error
+    except sqlalchemy.exc.NoSuchModuleError as error:
+        raise MissingExtraError(
+            f"SQLAlchemy cannot read '{redacted(url)}': {_first(error)}.",
+            help="Install the dialect: pip install NAME, see the list in SQLAlchemy's documentation.",
+        ) from error
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        cause = getattr(error, "orig", None) or error
+        raise SourceError(f"The query fails on '{redacted(url)}': {_first(cause)}.") from error
+
+
+def _by_uri(url: str, query: str, engine: str) -> pl.DataFrame:
+    try:
+        if engine == "adbc":
+            return pl.read_database_uri(query, _absolute(url), engine="adbc")
+        return pl.read_database_uri(query, _absolute(url), engine="connectorx")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"Reading '{redacted(url)}' by {engine} needs a driver: {_first(error)}.",
+            help="Install it with: pip install 'everloop[sql]', and for ADBC the driver of the database.",
+        ) from error
+    except Exception as error:  # each driver raises classes of its own
+        raise SourceError(f"The query fails on '{redacted(url)}': {_first(error)}.") from error
+
+
+def _absolute(url: str) -> str:
+    """SQLite's relative paths start in the project's folder."""
+    scheme, found, path = url.partition(":///")
+    if not found or not scheme.startswith("sqlite") or path.startswith("/"):
+        return url
+    return f"{scheme}:///{_sqlite_path(f'sqlite:///{path}').absolute()}"
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def mixed_types(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str | None:
