@@ -13,7 +13,7 @@ from everloop.errors import EverloopError
 from everloop.version import VERSION
 
 if TYPE_CHECKING:
-    from everloop.data import Dataset, FeatureView, Window, join_features, read
+    from everloop.data import Dataset, FeatureView, Window, join_features, read, transformer
     from everloop.loop import (
         AtLeast,
         Canary,
@@ -70,6 +70,7 @@ _ROOM = {
     "start_run": "tracking",
     "step": "pipeline",
     "trace": "pipeline",
+    "transformer": "data",
 }
 
 __all__ = [
@@ -107,6 +108,7 @@ __all__ = [
     "start_run",
     "step",
     "trace",
+    "transformer",
 ]
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from everloop.data.features import FeatureView, Window, join_features
     from everloop.data.findings import record_findings
     from everloop.data.folders import add_folder, export_folder, read_files
+    from everloop.data.folds import Fold, split_folds
     from everloop.data.horizon import as_of, find_horizon
     from everloop.data.keeping import add_table, delete_snapshots, export_table, restore_snapshot
     from everloop.data.pandera_schemas import contract_from_pandera
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from everloop.data.snapshots import get_snapshot, load_snapshot, take_snapshot
     from everloop.data.sources import files_change, files_state, read, sql_change, sql_state
     from everloop.data.splits import Split, split
+    from everloop.data.transformers import Transformer, transformer
 
 _MODULES = {
     "checks": ("ContractReport", "Violation", "check_contract", "quarantine"),
@@ -35,6 +37,7 @@ _MODULES = {
     "features": ("FeatureView", "Window", "join_features"),
     "findings": ("record_findings",),
     "folders": ("add_folder", "export_folder", "read_files"),
+    "folds": ("Fold", "split_folds"),
     "horizon": ("as_of", "find_horizon"),
     "keeping": ("add_table", "delete_snapshots", "export_table", "restore_snapshot"),
     "pandera_schemas": ("contract_from_pandera",),
@@ -45,6 +48,7 @@ _MODULES = {
     "snapshots": ("get_snapshot", "load_snapshot", "take_snapshot"),
     "sources": ("files_change", "files_state", "read", "sql_change", "sql_state"),
     "splits": ("Split", "split"),
+    "transformers": ("Transformer", "transformer"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -52,10 +56,12 @@ __all__ = [
     "ContractReport",
     "Dataset",
     "FeatureView",
+    "Fold",
     "Profile",
     "Progress",
     "SnapshotDiff",
     "Split",
+    "Transformer",
     "Violation",
     "Window",
     "add_folder",
@@ -86,9 +92,11 @@ __all__ = [
     "restore_snapshot",
     "save_contract",
     "split",
+    "split_folds",
     "sql_change",
     "sql_state",
     "take_snapshot",
+    "transformer",
     "watch_progress",
 ]
 

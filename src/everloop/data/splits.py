@@ -134,7 +134,7 @@ def _by_hash(rows: pl.DataFrame, holdout: float, key: str | None, target: str | 
     classes = rows[target].cast(pl.String) if target is not None and has_classes(rows[target]) else pl.lit("")
     table = pl.DataFrame({"name": names}).with_columns(class_=classes)
     groups = table.group_by("name", maintain_order=True).first()
-    groups = groups.with_columns(hash=_hashes(groups["name"], seed))
+    groups = groups.with_columns(hash=hashes(groups["name"], seed))
     place = pl.col("hash").rank("ordinal").over("class_").cast(pl.Int64)
     # At least one of each class for each side, where there are three.
     count = pl.len().over("class_").cast(pl.Int64)
@@ -145,7 +145,7 @@ def _by_hash(rows: pl.DataFrame, holdout: float, key: str | None, target: str | 
     return table.join(sided, on="name", how="left", maintain_order="left", nulls_equal=True)["side"]
 
 
-def _hashes(names: pl.Series, seed: int) -> pl.Series:
+def hashes(names: pl.Series, seed: int) -> pl.Series:
     """64 bits per name, the same on every machine and in every version of Polars."""
     salt = seed.to_bytes(8, "little", signed=True)
     texts = names.cast(pl.String).cast(pl.Binary).fill_null(b"").to_list()

@@ -1,0 +1,115 @@
+"""Transformers are ordinary scikit-learn and Polars functions, and travel with the model that they prepare for."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+from everloop.models import load_model, save_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from everloop.stores import Store
+
+MODULE = """
+import polars as pl
+import everloop as el
+from own_helpers import safe
+
+SCALE = 1.5
+
+@el.transformer
+def ratio(table):
+    return table.assign(ratio=table["a"] * SCALE / safe(table["b"]))
+
+@el.transformer
+def prepared(table):
+    frame = pl.DataFrame(table)
+    return frame.with_columns(ratio=pl.col("a") * SCALE / safe(pl.col("b"))).to_numpy()
+"""
+HELPERS = """
+def safe(values):
+    return values.abs() + 1
+"""
+
+ELSEWHERE = """
+import sys
+import polars as pl
+from everloop.models import load_model
+from everloop.stores import open_store
+assert "own_features" not in sys.modules
+with open_store(sys.argv[1]) as store:
+    rows = pl.DataFrame({"a": [0.5, -1.0, 2.0], "b": [1.0, 3.0, -2.0]})
+    print([round(value, 9) for value in load_model(store, sys.argv[2]).predict(rows).tolist()])
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module of the user's project, which the place that serves does not have."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "own_features.py").write_text(MODULE)
+    (folder / "own_helpers.py").write_text(HELPERS)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("EVERLOOP_KEYS", str(tmp_path / "keys"))
+    import own_features  # type: ignore[import-not-found]
+
+    yield own_features
+    for name in ("own_features", "own_helpers"):
+        sys.modules.pop(name, None)
+
+
+def example() -> tuple[pd.DataFrame, pd.Series]:
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(300, 2)), columns=["a", "b"])
+    return table, table["a"] > table["b"].abs()
+
+
+def answered_elsewhere(store: Store, name: str, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(store.home), name],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env=os.environ,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("which", ["ratio", "prepared"])
+def test_a_pipeline_with_a_users_own_function(store: Store, own: Any, tmp_path: Path, which: str) -> None:
+    """One of pandas and one of Polars: both answer alike where the project's files are not."""
+    table, truth = example()
+    step = FunctionTransformer(getattr(own, which))
+    pipeline = make_pipeline(step, StandardScaler(), LogisticRegression()).fit(table, truth)
+    save_model(pipeline, which, table, store=store)
+    rows = pd.DataFrame({"a": [0.5, -1.0, 2.0], "b": [1.0, 3.0, -2.0]})
+    expected = [round(value, 9) for value in pipeline.predict_proba(rows)[:, 1].tolist()]
+    assert [round(value, 9) for value in load_model(store, which).predict(pl.DataFrame(rows)).tolist()] == expected
+    assert answered_elsewhere(store, which, tmp_path) == str(expected)
+
+
+def test_a_transformer_is_the_function(own: Any) -> None:
+    table, _ = example()
+    assert own.ratio(table).columns.tolist() == ["a", "b", "ratio"]
+    assert own.ratio.__name__ == "ratio"
+    assert clone(FunctionTransformer(own.ratio)).func is own.ratio
+    again = pickle.loads(pickle.dumps(own.ratio))  # noqa: S301 - our own bytes
+    own.SCALE = 0.0  # what was packed does not follow
+    assert (own.ratio(table)["ratio"] == 0).all()
+    assert (again(table)["ratio"] != 0).all()
