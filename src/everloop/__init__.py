@@ -13,7 +13,7 @@ from everloop.errors import EverloopError
 from everloop.version import VERSION
 
 if TYPE_CHECKING:
-    from everloop.data import Dataset, FeatureView, Window, join_features, read, transformer
+    from everloop.data import Dataset, FeatureView, OnDemand, Window, join_features, read, transformer
     from everloop.loop import (
         AtLeast,
         Canary,
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         OnPerformance,
         Performance,
         Slices,
+        backfill,
+        materialize,
     )
     from everloop.models import load_model, save_model
     from everloop.pipeline import Graph, run_graph, step, trace
@@ -50,6 +52,7 @@ _ROOM = {
     "Latency": "loop",
     "Loop": "loop",
     "NotWorseThan": "loop",
+    "OnDemand": "data",
     "OnDrift": "loop",
     "OnNewData": "loop",
     "OnPerformance": "loop",
@@ -57,10 +60,12 @@ _ROOM = {
     "Slices": "loop",
     "Window": "data",
     "autolog": "tracking",
+    "backfill": "loop",
     "compare_runs": "tracking",
     "current_run": "tracking",
     "join_features": "data",
     "load_model": "models",
+    "materialize": "loop",
     "open_store": "stores",
     "read": "data",
     "run_graph": "pipeline",
@@ -87,6 +92,7 @@ __all__ = [
     "Latency",
     "Loop",
     "NotWorseThan",
+    "OnDemand",
     "OnDrift",
     "OnNewData",
     "OnPerformance",
@@ -95,10 +101,12 @@ __all__ = [
     "Window",
     "__version__",
     "autolog",
+    "backfill",
     "compare_runs",
     "current_run",
     "join_features",
     "load_model",
+    "materialize",
     "open_store",
     "read",
     "read_history",

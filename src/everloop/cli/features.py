@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,11 @@ import typer
 from everloop.cli.output import AsJson, Home, emit, facts, opened, table
 
 if TYPE_CHECKING:
+    from everloop.data import FeatureView as Declared
+    from everloop.data.features import Materialized
     from everloop.stores import Store
+
+_FRESHNESS = ("rows", "event_at", "arrived_at", "age_s", "stale")
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Feature views: point in time for training, latest for serving."
@@ -84,30 +89,43 @@ def materialize(
     json: AsJson = False,
 ) -> None:
     """Keep the rows that are new, and publish the latest of each entity for serving."""
-    from everloop.data.features import materialize as keep
     from everloop.data.features import open_online
-    from everloop.errors import NotFoundError
-    from everloop.loop import load_project
-    from everloop.pipeline.code import code_of
+    from everloop.loop import materialize as keep
 
-    loaded = load_project(project)
-    if view is not None and view not in loaded.views:
-        known = ", ".join(loaded.views) or "none"
-        raise NotFoundError(f"No feature view '{view}' in {loaded.folder / 'loop.py'}.", help=f"There is: {known}")
-    chosen = [loaded.views[view]] if view is not None else list(loaded.views.values())
+    chosen = _chosen(view, project)
     done = []
     with opened(home, create=True) as store:
         kept = open_online(online or _default(store))
         try:
-            for declared in chosen:
-                function: Any = getattr(declared.source, "function", declared.source)
-                code = code_of(function).digest if callable(function) else None
-                done.append(keep(store, declared, online=kept, code=code))
+            done = [keep(declared, store=store, online=kept) for declared in chosen]
         finally:
             kept.close()
-    rows = [(made.view.key, made.added, made.online) for made in done]
-    empty = "The project declares no feature view. Add: el.FeatureView(…) to loop.py"
-    emit(done, json, lambda: table("Materialized", ("view", "new rows", "published"), rows, empty=empty))
+    _told(done, json)
+
+
+@app.command()
+def backfill(
+    view: Annotated[str, typer.Argument(help="A view of the project.")],
+    since: Annotated[datetime | None, typer.Option("--from", help="The first event's time, in UTC.")] = None,
+    until: Annotated[datetime | None, typer.Option("--to", help="The first time that is left out.")] = None,
+    online: Online = None,
+    project: Folder = None,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Add rows of the past that are known only now: joins at earlier moments do not see them."""
+    from everloop.data.features import open_online
+    from everloop.loop import backfill as fill
+
+    (declared,) = _chosen(view, project)
+    start, end = (None if moment is None else moment.replace(tzinfo=UTC) for moment in (since, until))
+    with opened(home, create=True) as store:
+        kept = open_online(online or _default(store))
+        try:
+            done = [fill(declared, start=start, end=end, store=store, online=kept)]
+        finally:
+            kept.close()
+    _told(done, json)
 
 
 @app.command()
@@ -134,16 +152,24 @@ def get(
 @app.command()
 def check(
     view: str,
-    logged: Annotated[Path, typer.Argument(help="A parquet, csv or json file: entity, time, features as answered.")],
+    logged: Annotated[
+        Path | None, typer.Argument(help="A parquet, csv or json file: entity, time, features as answered.")
+    ] = None,
     time: Annotated[str, typer.Option(help="The column that says when it was answered.")] = "at",
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Replay logged answers against the view's table at the same moments; exit code 1 where they differ."""
+    """Check how fresh a view is, or replay logged answers against its table; exit code 1 if stale or different."""
     from everloop.data import read
-    from everloop.data.features import check_skew
+    from everloop.data.features import check_freshness, check_skew
 
     with opened(home) as store:
+        if logged is None:
+            fresh = check_freshness(store, view)
+            emit(fresh, json, lambda: facts(fresh.view, [(name, getattr(fresh, name)) for name in _FRESHNESS]))
+            if fresh.stale:
+                raise typer.Exit(1)
+            return
         skew = check_skew(store, view, read(logged.absolute(), event_time=time), time=time)
 
     def draw() -> None:
@@ -154,6 +180,24 @@ def check(
     emit(skew, json, draw)
     if not skew.ok:
         raise typer.Exit(1)
+
+
+def _chosen(view: str | None, project: Path | None) -> list[Declared]:
+    from everloop.errors import NotFoundError
+    from everloop.loop import load_project
+
+    loaded = load_project(project)
+    if view is not None and view not in loaded.views:
+        known = ", ".join(loaded.views) or "none"
+        raise NotFoundError(f"No feature view '{view}' in {loaded.folder / 'loop.py'}.", help=f"There is: {known}")
+    return [loaded.views[view]] if view is not None else list(loaded.views.values())
+
+
+def _told(done: list[Materialized], json: bool) -> None:
+    rows = [(made.view.key, made.added, made.rows, made.online) for made in done]
+    empty = "The project declares no feature view. Add: el.FeatureView(…) to loop.py"
+    columns = ("view", "new rows", "rows", "published")
+    emit(done, json, lambda: table("Materialized", columns, rows, empty=empty))
 
 
 def _default(store: Store) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from everloop.data.contract_toml import contract_from_toml, contract_to_toml
     from everloop.data.contracts import find_contract, infer_contract, save_contract
     from everloop.data.dataset import Dataset
-    from everloop.data.features import FeatureView, Window, join_features
+    from everloop.data.features import FeatureView, OnDemand, Window, join_features
     from everloop.data.findings import record_findings
     from everloop.data.folders import add_folder, export_folder, read_files
     from everloop.data.folds import Fold, split_folds
@@ -34,7 +34,7 @@ _MODULES = {
     "contract_toml": ("contract_from_toml", "contract_to_toml"),
     "contracts": ("find_contract", "infer_contract", "save_contract"),
     "dataset": ("Dataset",),
-    "features": ("FeatureView", "Window", "join_features"),
+    "features": ("FeatureView", "OnDemand", "Window", "join_features"),
     "findings": ("record_findings",),
     "folders": ("add_folder", "export_folder", "read_files"),
     "folds": ("Fold", "split_folds"),
@@ -57,6 +57,7 @@ __all__ = [
     "Dataset",
     "FeatureView",
     "Fold",
+    "OnDemand",
     "Profile",
     "Progress",
     "SnapshotDiff",

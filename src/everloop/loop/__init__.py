@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from everloop.loop.rollout import abort_release, advance_release, promote, roll_back
     from everloop.loop.ticking import Tick, tick
     from everloop.loop.turn import Turn, explain_turn, take_turn
+    from everloop.loop.views import backfill, materialize
 
 _HOME = {
     "Loop": "declaration",
@@ -52,6 +53,8 @@ _HOME = {
     "Turn": "turn",
     "explain_turn": "turn",
     "take_turn": "turn",
+    "backfill": "views",
+    "materialize": "views",
 }
 
 __all__ = [
@@ -74,8 +77,10 @@ __all__ = [
     "Turn",
     "abort_release",
     "advance_release",
+    "backfill",
     "explain_turn",
     "load_project",
+    "materialize",
     "promote",
     "roll_back",
     "take_turn",

@@ -41,6 +41,7 @@ def tick(loop: Loop, store: Store) -> Tick:
     """Take one heartbeat. Two processes may tick at once: the second finds the work done."""
     if loop.serve is None:
         return Tick(0, [], None, find_due(loop, store))
+    from everloop.data.features import watch_freshness
     from everloop.serving import fold_labels, fold_predictions
     from everloop.serving.prediction_log import LABELS, PREDICTIONS, table_name
 
@@ -49,7 +50,7 @@ def tick(loop: Loop, store: Store) -> Tick:
         if folded + fold_labels(store, loop.serve.name):
             for log in (PREDICTIONS, LABELS):
                 store.tables.tidy(table_name(store, log, loop.serve.name))
-        findings = watch(loop, store)
+        findings = [*watch(loop, store), *watch_freshness(store)]
         release = _move_rollout(loop, loop.serve, store)
         return Tick(folded, findings, release, find_due(loop, store))
 

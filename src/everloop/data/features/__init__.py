@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from everloop.data.features.joining import join_features
-from everloop.data.features.lookup import Freshness, OnlineLookup, Skew, check_freshness, check_skew
-from everloop.data.features.materializing import Materialized, find_version, load_view, materialize
+from everloop.data.features.lookup import Freshness, OnlineLookup, Skew, check_freshness, check_skew, watch_freshness
+from everloop.data.features.materializing import Materialized, backfill, find_version, load_view, materialize
 from everloop.data.features.online import OnlineRow, OnlineStore, open_online
+from everloop.data.features.requests import OnDemand
 from everloop.data.features.timelines import timeline
 from everloop.data.features.views import FeatureView, Window
 
@@ -13,11 +14,13 @@ __all__ = [
     "FeatureView",
     "Freshness",
     "Materialized",
+    "OnDemand",
     "OnlineLookup",
     "OnlineRow",
     "OnlineStore",
     "Skew",
     "Window",
+    "backfill",
     "check_freshness",
     "check_skew",
     "find_version",
@@ -26,4 +29,5 @@ __all__ = [
     "materialize",
     "open_online",
     "timeline",
+    "watch_freshness",
 ]

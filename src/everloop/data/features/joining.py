@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from everloop.data.features.requests import OnDemand, split_views
 from everloop.data.features.timelines import KNOWN_AT, timeline
 from everloop.data.frames import Frame, as_eager, as_utc, nearest, require_column
 from everloop.errors import DataError, UsageError
@@ -27,7 +28,7 @@ _AT, _ROW = "__at", "__row"
 
 def join_features(
     rows: Frame,
-    views: Sequence[FeatureView],
+    views: Sequence[FeatureView | OnDemand],
     *,
     time: str,
     sources: Mapping[str, Frame] | None = None,
@@ -37,6 +38,7 @@ def join_features(
 
     Args:
         rows: has the entity columns of each view.
+        views: `OnDemand` ones are computed after all others, from the rows and from the features.
         time: the column that says at which moment each row asks; what has no timezone is UTC.
         sources: the rows of a view, by its name, where they are at hand; the others' sources are called.
         delay: ask this much earlier, such as `1h`: features must have been known so long before `time`.
@@ -54,7 +56,8 @@ def join_features(
     at = as_utc(time, table.schema[time])
     asked = table.select((at - parse_duration(delay)) if delay is not None else at).to_series().rename(_AT)
     made = table
-    for view in views:
+    stored, computed = split_views(views)
+    for view in stored:
         given = (sources or {}).get(view.name)
         features = look_up(table, asked, view, timeline(view, view.rows() if given is None else given))
         for name in features.columns:
@@ -64,6 +67,12 @@ def join_features(
                     help="Rename one, or choose with features=.",
                 )
         made = made.hstack(features)
+    for group in computed:
+        fresh = group.compute(made)
+        for name in fresh.columns:
+            if name in made.columns:
+                raise DataError(f"The rows have a column '{name}' already, and '{group.name}' computes one.")
+        made = made.hstack(fresh)
     return made
 
 

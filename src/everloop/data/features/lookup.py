@@ -9,15 +9,18 @@ import polars as pl
 
 from everloop.data.features.joining import look_up
 from everloop.data.features.materializing import find_version, load_view, stored_rows, table_name, view_features
+from everloop.data.features.requests import OnDemand, split_views
 from everloop.data.features.timelines import timeline
 from everloop.data.frames import Frame, as_eager, as_utc, require_column
 from everloop.errors import UsageError
+from everloop.records import FeatureView as FeatureViewRecord
+from everloop.records import Finding
 from everloop.stores.durations import parse_duration
 from everloop.stores.tables import ARRIVED_AT, EVENT_AT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from everloop.data.features.online import OnlineStore
     from everloop.stores import Store
@@ -26,18 +29,26 @@ _SAMPLES = 5
 
 
 class OnlineLookup:
-    """The features of some views for one entity at a time; the views are looked up once, when it is made."""
+    """The features of some views for one entity at a time; the views are looked up once, when it is made.
 
-    def __init__(self, store: Store, online: OnlineStore, names: Sequence[str]) -> None:
+    Args:
+        names: of views, `weather` or `weather@2`, and `OnDemand` features, which are computed after all others.
+    """
+
+    def __init__(self, store: Store, online: OnlineStore, names: Sequence[str | OnDemand]) -> None:
         self._store = store
         self._online = online
-        self._views = [find_version(store, name) for name in names]
+        wanted, self._computed = split_views(names)
+        self._views = [_Wanted.of(find_version(store, name)) for name in wanted]
 
-    def get(self, entity: Mapping[str, Any]) -> dict[str, Any]:
+    def get(self, entity: Mapping[str, Any], request: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Every feature by name; null where nothing was published or the row is older than the view's ttl.
 
+        Args:
+            request: what on-demand features need besides the entity and the other features.
+
         Raises:
-            UsageError: `entity` lacks a column that a view needs.
+            UsageError: `entity` or `request` lacks what a view needs.
         """
         made: dict[str, Any] = {}
         now = self._store.now()
@@ -46,9 +57,31 @@ class OnlineLookup:
             if missing:
                 raise UsageError(f"The feature view '{view.name}' needs '{missing[0]}' to name an entity.")
             row = self._online.get(view.key, {name: entity[name] for name in view.entity})
-            fresh = row is not None and (view.ttl is None or row.event_at >= now - parse_duration(view.ttl))
-            made |= {name: row.values.get(name) if row is not None and fresh else None for name in view_features(view)}
+            if row is None or (view.ttl is not None and row.event_at < now - view.ttl):
+                made |= view.nothing
+            else:
+                made |= {name: row.values.get(name) for name in view.nothing}
+        if self._computed:
+            known = {**entity, **(request or {}), **made}
+            for group in self._computed:
+                made |= group.compute_row(known)
         return made
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What of a view one look-up needs."""
+
+    name: str
+    key: str
+    entity: tuple[str, ...]
+    ttl: timedelta | None
+    nothing: dict[str, None]
+
+    @classmethod
+    def of(cls, record: FeatureViewRecord) -> _Wanted:
+        ttl = None if record.ttl is None else parse_duration(record.ttl)
+        return cls(record.name, record.key, record.entity, ttl, dict.fromkeys(view_features(record)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +158,42 @@ def check_freshness(store: Store, name: str) -> Freshness:
     limit = None if record.ttl is None else parse_duration(record.ttl).total_seconds()
     stale = age is None or (limit is not None and age > limit)
     return Freshness(record.key, count, event_at, arrived_at, age, stale)
+
+
+def watch_freshness(store: Store) -> list[Finding]:
+    """Keep a finding for each view whose newest version has gone stale: one a newest row, however often asked."""
+    newest: dict[str, FeatureViewRecord] = {}
+    for record in store.records.find(FeatureViewRecord, order="version"):
+        newest[record.name] = record
+    found = []
+    for record in newest.values():
+        fresh = check_freshness(store, record.key)
+        if not fresh.stale or fresh.event_at is None or record.ttl is None:
+            continue
+        place = f"features:{record.name}"
+        told = store.records.find(Finding, ("endpoint", "=", place), ("window_from", "=", fresh.event_at), limit=1)
+        if told:
+            continue
+        now = store.now()
+        found.append(
+            store.new(
+                Finding,
+                endpoint=place,
+                kind="freshness",
+                severity="alarm",
+                subject=record.key,
+                window_from=fresh.event_at,
+                window_to=now,
+                value=fresh.age_s,
+                threshold=parse_duration(record.ttl).total_seconds(),
+                message=f"The newest row of '{record.key}' is of {fresh.event_at.isoformat()}, older than its ttl of "
+                f"{record.ttl}: no feature of it counts any more",
+                evidence={"rows": fresh.rows},
+            )
+        )
+    if found:
+        store.records.put(*found, verb="found")
+    return found
 
 
 def _differs(online: pl.Series, offline: pl.Series, tolerance: float) -> pl.Series:

@@ -21,6 +21,8 @@ from everloop.records import FeatureView as FeatureViewRecord
 from everloop.stores.tables import ARRIVED_AT, EVENT_AT
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from everloop.data.features.online import OnlineStore
     from everloop.stores import Store
 
@@ -34,6 +36,13 @@ class Materialized:
     """Rows that the table did not have."""
     online: int
     """Entities whose row in the online store is now another."""
+    rows: int = 0
+    """Rows that the table has now."""
+
+    @property
+    def state(self) -> str:
+        """Changes with every row that comes: what a step that materializes returns, so that those after it run."""
+        return f"{self.view.key} with {self.rows} rows"
 
 
 def materialize(
@@ -61,7 +70,60 @@ def materialize(
         if fresh.height:
             store.tables.append(table_name(record), fresh)
         changed = 0 if online is None else publish(store, record, online)
-    return Materialized(record, fresh.height, changed)
+        return Materialized(record, fresh.height, changed, _count(store, record))
+
+
+def backfill(
+    store: Store,
+    view: FeatureView,
+    *,
+    rows: Frame | None = None,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    online: OnlineStore | None = None,
+    code: str | None = None,
+) -> Materialized:
+    """Add rows of the past that are known only now, of events with `start <= event < end`.
+
+    A view that says when its rows arrived keeps those times. One that does not would pretend that each row had been
+    known when it happened: here it arrives now, so a join at an earlier moment does not see it. A row that the table
+    has already, as far as its newest version of that event goes, is not added again.
+
+    Args:
+        rows: what the view's source gives; without them it is called.
+        code: fingerprint of the code behind the source.
+    """
+    given = as_lazy(view.rows() if rows is None else rows)
+    with store.lock(f"features@{view.name}"):
+        table = _prepared(view, given, arrives=store.now() if view.arrival is None else None)
+        record = _version(store, view, table, code)
+        if start is not None:
+            table = table.filter(pl.col(EVENT_AT) >= start)
+        if end is not None:
+            table = table.filter(pl.col(EVENT_AT) < end)
+        fresh = _unknown(store, record, table) if view.arrival is not None else _unsaid(store, record, table)
+        if fresh.height:
+            store.tables.append(table_name(record), fresh)
+        changed = 0 if online is None else publish(store, record, online)
+        return Materialized(record, fresh.height, changed, _count(store, record))
+
+
+def _count(store: Store, record: FeatureViewRecord) -> int:
+    if not store.tables.exists(table_name(record)):
+        return 0
+    return int(stored_rows(store, record).select(pl.len()).collect().item())
+
+
+def _unsaid(store: Store, record: FeatureViewRecord, table: pl.DataFrame) -> pl.DataFrame:
+    """The rows whose event the table does not have, or has with other values."""
+    names = [name for name in table.columns if name != ARRIVED_AT]
+    table = table.unique([*record.entity, EVENT_AT], keep="last", maintain_order=True)
+    if not table.height or not store.tables.exists(table_name(record)):
+        return table
+    event = [*record.entity, EVENT_AT]
+    held = stored_rows(store, record).filter(pl.col(EVENT_AT) >= table[EVENT_AT].min()).collect()
+    newest = held.sort(ARRIVED_AT).unique(event, keep="last").select(names)
+    return table.join(newest, on=names, how="anti", nulls_equal=True, maintain_order="left")
 
 
 def publish(store: Store, record: FeatureViewRecord, online: OnlineStore) -> int:
@@ -122,12 +184,14 @@ def view_features(record: FeatureViewRecord) -> tuple[str, ...]:
     return tuple(name for window in record.windows for name in _window(window).aggregates)
 
 
-def _prepared(view: FeatureView, given: pl.LazyFrame) -> pl.DataFrame:
+def _prepared(view: FeatureView, given: pl.LazyFrame, arrives: datetime | None = None) -> pl.DataFrame:
     schema = given.collect_schema()
     names = view.feature_names(schema.names())
     used = names if not view.windows else view.window_columns()
     event = as_utc(view.time, schema[view.time])
     arrived = as_utc(view.arrival, schema[view.arrival]) if view.arrival is not None else event
+    if arrives is not None:
+        arrived = pl.lit(arrives)
     return given.select(*view.keys, *used, event.alias(EVENT_AT), arrived.alias(ARRIVED_AT)).collect()
 
 
