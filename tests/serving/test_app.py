@@ -185,3 +185,45 @@ def test_no_space_for_the_log_means_no_answer(app: EndpointApp, monkeypatch: pyt
     status, _, body = over_asgi(app, "POST", "/predict", json.dumps({"rows": [ROW]}).encode())
     assert status == 507
     assert b"predictions" not in body
+
+
+def test_large_requests_queue_up_to_a_limit_and_no_longer_than_their_clients_wait(app: EndpointApp) -> None:
+    import threading
+
+    from everloop.serving.app import WORKERS
+
+    app.configure(Settings(max_queued=WORKERS + 1))
+    body = json.dumps({"rows": [ROW] * 500}).encode()
+    held = threading.Event()
+    for _ in range(WORKERS):
+        app.scoring.submit(held.wait)
+
+    async def ask(wait_ms: str | None) -> tuple[int, dict[bytes, bytes]]:
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": body}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = [] if wait_ms is None else [(b"x-request-timeout-ms", wait_ms.encode())]
+        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers, "query_string": b""}
+        await app(scope, receive, send)
+        return sent[0]["status"], dict(sent[0]["headers"])
+
+    async def all_of_them() -> list[tuple[int, dict[bytes, bytes]]]:
+        patient = [asyncio.create_task(ask(None)) for _ in range(WORKERS)]
+        hasty = asyncio.create_task(ask("50"))
+        await asyncio.sleep(0.01)
+        busy = await ask(None)
+        late = await hasty
+        held.set()
+        return [busy, late, *await asyncio.gather(*patient)]
+
+    busy, late, *answered = asyncio.run(all_of_them())
+    assert (busy[0], busy[1][b"retry-after"]) == (503, b"1")
+    assert late[0] == 408
+    assert [status for status, _ in answered] == [200] * WORKERS
+    # What came too late was not scored.
+    assert app.metrics.predictions["delays@1", "champion"] == 500 * WORKERS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,7 +17,7 @@ def serve(
         int, typer.Option(help="0 takes a free one.", envvar=["AIP_HTTP_PORT", "SAGEMAKER_BIND_TO_PORT", "PORT"])
     ] = 8080,
     host: Annotated[str, typer.Option(help="Other than loopback only with a token.")] = "127.0.0.1",
-    workers: Annotated[int, typer.Option(help="Processes that answer, on one port.")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that answer, on one port; 0: one a core.")] = 1,
     grpc_port: Annotated[
         int | None, typer.Option(help="Speak the Open Inference Protocol over gRPC here, too; 0 takes a free port.")
     ] = None,
@@ -40,7 +41,7 @@ def serve(
     if all == (endpoint is not None):
         raise UsageError("Serve what?", help="Name an endpoint, a version or an alias; or give --all.")
     if all or endpoint is None:
-        if workers != 1 or grpc_port is not None:
+        if workers > 1 or grpc_port is not None:
             raise UsageError("--all serves with one process over HTTP.", help="Leave out --workers and --grpc-port.")
         with opened(home) as store:
             folder, project = store.home, store.project
@@ -50,6 +51,7 @@ def serve(
     with opened(home) as store:
         name = find_place(store, endpoint)
         folder, project = store.home, store.project
+    workers = workers or os.cpu_count() or 1
     if log_requests is not None:
         write_requests(log_requests)
     serve_endpoint(name, folder, host, port, project=project, workers=workers, grpc_port=grpc_port)
