@@ -11,13 +11,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from everloop.errors import MissingExtraError
+from everloop.stores.clock import system_micros
 from everloop.version import VERSION
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _trace_request(endpoint: str, tracer: Any) -> Observe:
 
     def observe(request: Request, response: Response) -> None:
         told = _told(endpoint, request, response)
-        now = time.time_ns()
+        now = system_micros() * 1000
         carrier = {
             key.decode("latin-1"): value.decode("latin-1")
             for key, value in request.headers
