@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 ROW = sample_rows()[0]
 BODY = json.dumps({"rows": [ROW]})
-CHANGES = 200 if "EVERLOOP_KILLS" in os.environ else 25
+CHANGES = 200 if "EVERLOOP_KILLS" in os.environ else 12
 KILLS = min(20, int(os.environ.get("EVERLOOP_KILLS", "3")))
 
 
@@ -134,6 +134,31 @@ def test_a_worker_killed_under_load(store: Store, release: Any, route: Any, tmp_
     assert set(ids_of(clients)) <= set(kept)
     assert kept.n_unique() == len(kept)
     assert store.records.get(Endpoint, "delays").state == "stopped"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+def test_more_and_fewer_workers_without_a_restart(store: Store, release: Any, route: Any, tmp_path: Path) -> None:
+    route(release().key)
+    set_options(store, "delays", {"workers": "2"})
+    stop = threading.Event()
+    with served(store, tmp_path) as (parent, said):
+        client = Client(said["port"], stop)
+        client.start()
+        try:
+            assert len(children(parent.pid)) == 2
+            for count in (3, 1):
+                set_options(store, "delays", {"workers": str(count)})
+                wait_for(lambda count=count: len(children(parent.pid)) == count)
+                before = len(client.answers)
+                wait_for(lambda before=before: len(client.answers) > before + 50)
+        finally:
+            stop.set()
+            client.join()
+    assert client.failures == []
+    # A worker that goes answers what it has taken; its idle connections are closed.
+    assert client.broken <= 2
+    fold_predictions(store, "delays")
+    assert read_predictions(store, "delays").collect().height == len(client.answers)
 
 
 def metric(connection: http.client.HTTPConnection, name: str) -> float:

@@ -43,6 +43,7 @@ def ask(app: Any, path: str = "/predict", body: bytes = BODY, query: bytes = b""
         ("log_sample", "nan"),
         ("request_timeout_s", "nan"),
         ("log_full", ""),
+        ("workers", "65"),
     ],
 )
 def test_what_cannot_be_set(name: str, text: str) -> None:

@@ -113,7 +113,7 @@ class EndpointApp:
     ) -> None:
         """Hold new requests against these settings, and ask for one of these tokens; None: for none."""
         self.settings = settings
-        self._admission = Admission(settings, digests, testers, self.processes)
+        self._admission = Admission(settings, digests, testers, settings.workers or self.processes)
 
     def refuse(self, revision: int, error: EverloopError) -> None:
         """Stay with what is in use: `revision` cannot be taken over."""

@@ -78,6 +78,11 @@ class QuickProtocol(HttpToolsProtocol):
             return
         self.transport.close()
 
+    def shutdown(self) -> None:
+        # What was scored is logged, so it is sent, also where the server stops in the same turn.
+        _send_all(self._endpoint.leaving)
+        super().shutdown()
+
     def connection_lost(self, exc: Exception | None) -> None:
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import json
+import logging
 import os
 import shutil
 import signal
@@ -25,6 +26,7 @@ from everloop.serving.gathering import Gathering
 from everloop.serving.house import House
 from everloop.serving.observing import observers
 from everloop.serving.quick import QuickProtocol
+from everloop.serving.settings import MOST_WORKERS, settings_of
 from everloop.serving.tokens import token_digests
 from everloop.serving.workers import Place, Workers
 from everloop.stores import Store, open_store
@@ -34,8 +36,9 @@ if TYPE_CHECKING:
 
     from everloop.serving.protocol_grpc import InferencePort
 
+logger = logging.getLogger("everloop.serving")
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-MOST_WORKERS = 64
 BACKLOG = 2048
 LOOK_S = 0.1
 GRACE_S = 9
@@ -91,6 +94,7 @@ def serve_endpoint(
                     help="Stop that process first.",
                 )
             listener = bind(host, port)
+            workers = settings_of(record.options).workers or workers
             grpc = None if grpc_port is None else bind(host, grpc_port, shared=workers > 1)
             place = Place(host, None if grpc is None else grpc.getsockname()[1], workers)
 
@@ -198,9 +202,19 @@ def _watch(
         if others.start(stopping):
             set_state(store, name, "ready", _url(listener))
             tell(_url(listener))
+        seen = -1
         while not stopping.wait(LOOK_S):
             if with_parent and os.getppid() != parent:
                 return
+            try:
+                last = store.records.last_event()
+                if last != seen:
+                    options = store.records.get(Endpoint, name).options
+                    others.scale(settings_of(options).workers or place.workers)
+                    seen = last
+            except EverloopError as error:
+                # A store that does not answer now, or a setting that cannot be: as many go on as there are.
+                logger.warning("The endpoint '%s' cannot look at its record: %s", name, error)
             others.look()
     finally:
         others.stop()

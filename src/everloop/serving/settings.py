@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES = 8 << 20
 MAX_IN_FLIGHT = 256
+MOST_WORKERS = 64
 MAX_QUEUED = 32
 REQUEST_TIMEOUT_S = 60.0
 
@@ -26,6 +27,8 @@ REQUEST_TIMEOUT_S = 60.0
 class Settings:
     """The options of an endpoint, each with what holds where it is not set.
 
+    workers: processes that answer, whatever the endpoint was started with, if it was started with several or this was
+        set by then. 0: as it was started.
     max_body_bytes: a larger body gets 413.
     max_in_flight: requests on their way at once, in each worker; one more gets 503 and `Retry-After`.
     max_queued: large requests that wait for a scoring thread, in each worker; likewise.
@@ -43,6 +46,7 @@ class Settings:
         all the same and count them in `/metrics`.
     """
 
+    workers: int = 0
     max_body_bytes: int = MAX_BODY_BYTES
     max_in_flight: int = MAX_IN_FLIGHT
     max_queued: int = MAX_QUEUED
@@ -88,7 +92,7 @@ def read_setting(name: str, text: str) -> Json:
         return [part.strip() for part in text.split(",") if part.strip()]
     if name in WORDS:
         return cast("Json", _checked(name, text))
-    kind: Callable[[str], Any] = int if name.startswith("max_") else float
+    kind: Callable[[str], Any] = int if name.startswith("max_") or name == "workers" else float
     try:
         value = kind(text)
     except ValueError:
@@ -106,6 +110,8 @@ def _checked(name: str, value: Any) -> Any:
         good = False
     elif name == "log_sample":
         good = 0 <= value <= 1
+    elif name == "workers":
+        good = 1 <= value <= MOST_WORKERS
     elif name in ("rate_limit", "log_retention_days"):
         good = 0 <= value < 2**31
     else:
@@ -120,6 +126,8 @@ def _refused(name: str, value: object) -> UsageError:
         wanted = " or ".join(WORDS[name])
     elif name == "log_sample":
         wanted = "a share from 0 to 1"
+    elif name == "workers":
+        wanted = f"a number from 1 to {MOST_WORKERS}"
     elif name in ("log_drop", "log_hash"):
         wanted = "names of inputs with commas between"
     else:

@@ -62,6 +62,7 @@ class Workers:
         if place.grpc_port is not None:
             self._command += ["--grpc-port", str(place.grpc_port)]
         self._running: list[subprocess.Popen[bytes]] = []
+        self._leaving: list[subprocess.Popen[bytes]] = []
         self._born: list[float] = []
 
     def start(self, stopping: threading.Event) -> bool:
@@ -85,8 +86,18 @@ class Workers:
                 raise _error(told["type"], told["message"])
         return True
 
+    def scale(self, count: int) -> None:
+        """Come to so many; those that are too many finish what is on its way."""
+        while len(self._running) < count:
+            self._spawn()
+        for worker in self._running[count:]:
+            worker.terminate()
+            self._leaving.append(worker)
+        del self._running[count:], self._born[count:]
+
     def look(self) -> None:
         """Start again whichever has died."""
+        self._leaving = [worker for worker in self._leaving if worker.poll() is None]
         for place, worker in enumerate(self._running):
             if worker.poll() is None or monotonic() < self._born[place] + _PAUSE_S:
                 continue
@@ -97,7 +108,7 @@ class Workers:
         """Ask all to finish what is on its way, and wait for them."""
         for worker in self._running:
             worker.terminate()
-        for worker in self._running:
+        for worker in (*self._running, *self._leaving):
             try:
                 worker.wait(_STOP_S)
             except subprocess.TimeoutExpired:
