@@ -72,6 +72,10 @@ TABLE: dict[str, dict[str, str]] = {
         "invocations": "everloop.serving.protocol_invocations:ROUTES",
         "openapi": "everloop.serving.protocol_openapi:ROUTES",
     },
+    # Folders in which other systems keep a model: read, write and adopt.
+    "model_folder": {
+        "mlflow": "everloop.integrations.mlflow:FORMAT",
+    },
     "records": {
         "sqlite": "everloop.stores.sqlite:SqliteRecords",
         "postgresql": "everloop.stores.postgres:PostgresRecords",

@@ -1,4 +1,4 @@
-"""`everloop models verify|sbom|export|import|context|dockerfile|azure`: packages checked, carried, put into images."""
+"""`everloop models verify|sbom|export|import|adopt|context|…`: packages checked, carried, put into images."""
 
 from __future__ import annotations
 
@@ -65,41 +65,112 @@ def sbom(
         output.write_text(text, encoding="utf-8")
 
 
+FolderFormat = Annotated[
+    str | None, typer.Option("--format", help="Another system's form of a model folder: mlflow. Default: our own.")
+]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Read pickles and Python models, too: their code runs here.")
+]
+Example = Annotated[
+    Path | None, typer.Option("--example", help="A table of rows to prove the package on, such as rows.parquet.")
+]
+
+
 @app.command()
 def export(
     version: Version,
     output: Annotated[Path, typer.Option("--output", "-o", help="A file that ends in .tar.zst, or a new folder.")],
+    format: FolderFormat = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
     """Write a package with its signature as one file or as a folder; the same package gives the same bytes."""
+    from everloop import plugins
     from everloop.models import export_package, get_version
 
     with opened(home) as store:
         digest = version if version.startswith("sha256:") else get_version(store, version).package
-        path = export_package(store, digest, output)
+        if format is None:
+            path = export_package(store, digest, output)
+        else:
+            path = plugins.load("model_folder", format).write(store, version, output)
     emit({"package": digest, "path": path}, json, lambda: typer.echo(f"{digest} → {path}"))
 
 
 @app.command("import")
 def import_(
-    path: Annotated[Path, typer.Argument(help="What `everloop models export` wrote.")],
+    path: Annotated[Path, typer.Argument(help="What `everloop models export` wrote, or with --format a model folder.")],
     model: Annotated[str | None, typer.Option("--as", help="Register it as the next version of this model.")] = None,
+    format: FolderFormat = None,
+    example: Example = None,
+    allow_code: AllowCode = False,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Read a package from a file or a folder. One that brings code needs a signature that is trusted here."""
-    from everloop.models import import_package, register
+    """Read a package from a file or a folder. One that brings code needs a signature that is trusted here.
+
+    With --format mlflow it reads a folder that mlflow.*.save_model wrote, and proves the package equal on the example
+    that lies in it.
+    """
+    from everloop import plugins
+    from everloop.errors import UsageError
+    from everloop.models import get_package, import_package, register
 
     with opened(home, create=True) as store:
-        package = import_package(store, path)
-        version = None if model is None else register(store, model, package)
+        if format is None:
+            package = import_package(store, path)
+            version = None if model is None else register(store, model, package)
+        elif model is None:
+            raise UsageError("A model folder becomes a version of a model.", help="Say of which: --as churn")
+        else:
+            reader = plugins.load("model_folder", format)
+            version = reader.read(store, path, model, allow_code=allow_code, example=_rows(example))
+            package = get_package(store, version.package)
 
     def draw() -> None:
         told = package.digest if version is None else f"{version.key} ({package.digest})"
         typer.echo(f"{told}: {package.format}, {package.size_bytes:,} bytes.")
 
     emit({"package": package, "version": version}, json, draw)
+
+
+@app.command()
+def adopt(
+    version: Annotated[str, typer.Argument(help="MODEL@VERSION or MODEL@ALIAS that came over MLflow's protocol.")],
+    example: Example = None,
+    allow_code: AllowCode = False,
+    artifacts: Annotated[
+        Path | None, typer.Option(help="The folder of the server's artifacts. Default: artifacts in the home.")
+    ] = None,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Make a package of a model that MLflow's client has logged and registered, so that it is served like any other."""
+    from everloop import plugins
+    from everloop.models import get_package, get_version
+    from everloop.server.mlflow.artifact_root import ArtifactRoot
+    from everloop.server.mlflow.versions import files_of
+
+    with opened(home) as store:
+        known = get_version(store, version)
+        folder = files_of(store, known, ArtifactRoot(artifacts or store.home / "artifacts"))
+        reader = plugins.load("model_folder", "mlflow")
+        made = reader.adopt(store, known, folder, allow_code=allow_code, example=_rows(example))
+        package = get_package(store, made.package)
+
+    def draw() -> None:
+        typer.echo(f"{made.key} has its package now: {package.digest}, {package.format}, {package.size_bytes:,} bytes.")
+        typer.echo(f"Serve it: everloop serve {made.key}")
+
+    emit({"package": package, "version": made}, json, draw)
+
+
+def _rows(example: Path | None) -> object:
+    if example is None:
+        return None
+    from everloop.data import read
+
+    return read(str(example))
 
 
 Base = Annotated[str | None, typer.Option(help="Image to build on; default: python:<the package's>-slim.")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everloop.errors import CorruptionError, EverloopError, RequestError, UsageError
+from everloop.errors import CorruptionError, EverloopError, NotFoundError, RequestError, UsageError
 from everloop.models.answers import FILE as ANSWERS
 from everloop.models.manifest import COMPILED_FOLDER, FILE, MODEL_FOLDER, Manifest
 from everloop.models.package import digest_of_files, read_folder, read_package
@@ -205,6 +205,11 @@ def load_model(source: Store | Path | str, ref: str | None = None) -> Predictor:
     if ref.startswith("sha256:"):
         return load_package(source, ref)
     version = get_version(source, ref)
+    if not version.package:
+        raise NotFoundError(
+            f"'{version.key}' came over MLflow's protocol and has no package yet.",
+            help=f"Make one: everloop models adopt {version.key}",
+        )
     return load_package(source, version.package, version=version.key)
 
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from everloop import plugins
 from everloop.models.history import alias_history
 from everloop.models.registry import get_version
-from everloop.records import ModelVersion, Run
+from everloop.records import Endpoint, ModelVersion, Route, Run
+from everloop.server.mlflow import ArtifactRoot
 from everloop.server.mlflow.reply import record_id
+from everloop.server.mlflow.versions import files_of
+from everloop.serving import EndpointProcess
 from everloop.tracking import read_metrics
 
 
@@ -78,3 +84,20 @@ def test_everloop_knows_the_same_version_and_its_alias(said, served):
     assert version.version == 1
     assert version.source.startswith("models:/m-")
     assert [tenure.until for tenure in alias_history(served.store, "renamed", "champion")] == [None]
+
+
+def test_a_logged_model_is_adopted_and_served_and_answers_alike(said, served):
+    """Logged, registered and named champion by MLflow's client; answered by everloop's endpoint."""
+    store = served.store
+    version = get_version(store, "renamed@champion")
+    folder = files_of(store, version, ArtifactRoot(served.root))
+    adopted = plugins.load("model_folder", "mlflow").adopt(store, version, folder)
+    assert (adopted.key, adopted.run, adopted.source) == (version.key, version.run, version.source)
+    routes = (Route(version=adopted.key, percent=100.0),)
+    store.records.put(store.new(Endpoint, name="clf", model="renamed", routes=routes))
+    features = np.random.default_rng(0).random((50, 3))
+    with EndpointProcess(store, "clf") as endpoint:
+        body = json.dumps({"instances": features.tolist()}).encode()
+        asked = urllib.request.Request(f"{endpoint.url}/invocations", body, {"content-type": "application/json"})
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            assert json.loads(answer.read())["predictions"] == said["answers"]

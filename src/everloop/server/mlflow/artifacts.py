@@ -90,7 +90,7 @@ def version_file(ask: Ask) -> str:
     path = ask.fields.text("path")
     safe_parts(path)
     version = get_model_version(ask.store, ask.fields.text("name"), ask.fields.text("version"))
-    return below(storage_of(ask, version), path)
+    return below(storage_of(ask.store, version), path)
 
 
 def below(uri: str, path: str) -> str:

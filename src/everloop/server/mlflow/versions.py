@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from everloop.models.registry import list_versions, next_number, remove_alias
 from everloop.records import Alias, ModelVersion, Run
+from everloop.server.mlflow.artifact_root import relative_path
 from everloop.server.mlflow.asking import Ask, Route
 from everloop.server.mlflow.experiments import checked_most
 from everloop.server.mlflow.filters import Grammar, Term, meets, parse_filter, parse_order
@@ -29,7 +30,13 @@ from everloop.server.mlflow.registry import (
 )
 from everloop.server.mlflow.reply import record_id, source_of, version_out, wire_id
 from everloop.server.mlflow.sources import Origin, check_source
-from everloop.server.mlflow.wire import MlflowError, ms_of
+from everloop.server.mlflow.wire import MlflowError, ms_of, not_found
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from everloop.server.mlflow.artifact_root import ArtifactRoot
+    from everloop.stores import Store
 
 USUAL, MOST = 10_000, 200_000
 _GRAMMAR = Grammar(
@@ -77,7 +84,7 @@ def get_version(ask: Ask) -> Mapping[str, Any]:
 
 def get_download_uri(ask: Ask) -> Mapping[str, Any]:
     version = _asked(ask)
-    return {"artifact_uri": storage_of(ask, version)}
+    return {"artifact_uri": storage_of(ask.store, version)}
 
 
 def update_model_version(ask: Ask) -> Mapping[str, Any]:
@@ -158,7 +165,7 @@ def search_model_versions(ask: Ask) -> Mapping[str, Any]:
     return paged(rows, page, most, lambda v: version_out(v, held.get(v.key, ())), "model_versions")
 
 
-def storage_of(ask: Ask, version: ModelVersion) -> str:
+def storage_of(store: Store, version: ModelVersion) -> str:
     """Where a client finds a version's files: what its source leads to in the end."""
     source = source_of(version)
     for _ in range(100):
@@ -166,10 +173,26 @@ def storage_of(ask: Ask, version: ModelVersion) -> str:
             return source
         named = source.removeprefix("models:/")
         if named.startswith("m-") and "/" not in named:
-            return find_logged_model(ask.store, named, deleted=True).artifacts_at
+            return find_logged_model(store, named, deleted=True).artifacts_at
         name, _, number = named.rpartition("/")
-        source = source_of(get_model_version(ask.store, name, number))
+        source = source_of(get_model_version(store, name, number))
     raise MlflowError(f"The source of '{version.key}' leads in a circle.")
+
+
+def files_of(store: Store, version: ModelVersion, artifacts: ArtifactRoot) -> Path:
+    """The folder of a version's files, where they are kept on this machine.
+
+    Raises:
+        MlflowError: they are elsewhere, or not there.
+    """
+    source = storage_of(store, version)
+    within = relative_path(source)
+    if within is None:
+        raise MlflowError(f"The files of '{version.key}' are at {source}, which is not kept here.")
+    place = artifacts.place(within)
+    if not place.is_dir():
+        raise not_found(f"The files of '{version.key}' are not at {source}.")
+    return place
 
 
 def _asked(ask: Ask) -> ModelVersion:

@@ -1,0 +1,43 @@
+"""MLflow's model folders, read and written without MLflow.
+
+`FORMAT` is what `everloop.plugins` knows as the model folder format `mlflow`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from everloop.records import ModelVersion
+    from everloop.stores import Store
+
+
+class MlflowFormat:
+    """Reads and writes folders with an `MLmodel` file."""
+
+    name = "mlflow"
+
+    def write(self, store: Store, ref: str, folder: Path) -> Path:
+        from everloop.integrations.mlflow.writing import write_folder
+
+        return write_folder(store, ref, folder)
+
+    def read(
+        self, store: Store, folder: Path, model: str, *, allow_code: bool = False, example: Any = None
+    ) -> ModelVersion:
+        from everloop.integrations.mlflow.adopting import import_folder
+
+        return import_folder(store, folder, model, allow_code=allow_code, example=example)
+
+    def adopt(
+        self, store: Store, version: ModelVersion, folder: Path, *, allow_code: bool = False, example: Any = None
+    ) -> ModelVersion:
+        from everloop.integrations.mlflow.adopting import adopt_version
+
+        return adopt_version(store, version, folder, allow_code=allow_code, example=example)
+
+
+FORMAT = MlflowFormat()
+"""What the table of plugins names."""

@@ -1,0 +1,94 @@
+"""A model folder becomes a package, by the way that every model takes: described, packed, proved equal, compiled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from everloop.errors import ConflictError, DataError
+from everloop.integrations.mlflow.description import Description, read_description
+from everloop.integrations.mlflow.flavors import OWN_LOADER, Fitted, load_fitted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from everloop.records import ModelVersion, Package
+    from everloop.stores import Store
+
+FLAVOR, ROWS = "mlflow.flavor", "mlflow.proved_on"
+
+
+def import_folder(
+    store: Store, folder: Path, model: str, *, allow_code: bool = False, example: Any = None
+) -> ModelVersion:
+    """Register a model folder as the next version of a model.
+
+    Args:
+        allow_code: read pickles and Python models, too. Their code runs, here and wherever they answer.
+        example: rows to prove the package on; default: the example that was logged, else rows made up by the
+            signature.
+
+    Raises:
+        TrustError: the folder holds code, and that is not allowed.
+        DataError: it is no model folder, leads out of itself, or says nothing of its columns.
+        ParityError: the package does not answer as the model does.
+    """
+    from everloop.models.registry import register
+
+    package, tags = _package(store, read_description(folder), allow_code, example)
+    return register(store, model, package, tags=tags)
+
+
+def adopt_version(
+    store: Store, version: ModelVersion, folder: Path, *, allow_code: bool = False, example: Any = None
+) -> ModelVersion:
+    """Give a version that came over MLflow's protocol its package; number, lineage, tags and aliases stay.
+
+    Raises:
+        ConflictError: it has one.
+        TrustError, DataError, ParityError: as `import_folder`.
+    """
+    if version.package:
+        raise ConflictError(
+            f"'{version.key}' has its package already.", help=f"See: everloop models show {version.key}"
+        )
+    package, tags = _package(store, read_description(folder), allow_code, example)
+    changed = replace(version, package=package.digest, signature=package.signature, tags={**tags, **version.tags})
+    return store.records.update(changed, verb="adopted", data={"package": package.digest})[0]
+
+
+def _package(store: Store, found: Description, allow_code: bool, example: Any) -> tuple[Package, dict[str, str]]:
+    flavor = found.flavors.get("python_function", {})
+    if flavor.get("loader_module") == OWN_LOADER:
+        from everloop.models.bundle import import_package
+
+        return import_package(store, found.file(flavor.get("data", "everloop"))), {FLAVOR: "everloop"}
+    from everloop.models.package import build_package
+    from everloop.models.saving import describe
+
+    fitted = load_fitted(found, allow_code=allow_code)
+    rows, proved_on = _rows(found, fitted, example)
+    classes = list(range(fitted.classes)) or None
+    trained, frame = describe(fitted.model, rows, y=classes, task=fitted.task)
+    package = build_package(trained, store=store, sample=frame)
+    return package, {FLAVOR: fitted.flavor, ROWS: proved_on}
+
+
+def _rows(found: Description, fitted: Fitted, example: Any) -> tuple[Any, str]:
+    if example is not None:
+        return example, "given rows"
+    logged = found.example()
+    if logged is not None:
+        return logged, "the logged example"
+    model = fitted.model
+    names = getattr(model, "feature_names_in_", None)
+    if names is None and callable(getattr(model, "feature_name", None)):
+        names = model.feature_name()
+    width = getattr(model, "n_features_in_", None)
+    made = found.made_up([] if names is None else [str(name) for name in names], None if width is None else int(width))
+    if made is None:
+        raise DataError(
+            f"The model in '{found.folder}' came without an example and without a signature that tells its columns.",
+            help="Give some of its rows: --example rows.parquet, or log it with input_example=.",
+        )
+    return made, "made-up rows"

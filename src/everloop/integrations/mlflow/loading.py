@@ -1,0 +1,41 @@
+"""What MLflow asks to load a folder that everloop wrote: `mlflow.pyfunc.load_model(folder)`.
+
+MLflow finds this module by the name that stands in `MLmodel`, and calls `_load_pyfunc` with the package's folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from everloop.models import Predictor
+
+
+class Answers:
+    """A package as MLflow asks its models."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+
+    def predict(self, rows: Any, params: Mapping[str, Any] | None = None) -> Any:
+        """The class of each row, or its value for a regression; arrays are taken column by column."""
+        import numpy as np
+        import polars as pl
+
+        names = self.predictor.input_names
+        if isinstance(rows, np.ndarray):
+            frame = pl.DataFrame({name: rows[:, place] for place, name in enumerate(names)})
+        else:
+            frame = pl.DataFrame({name: pl.Series(name, list(rows[name])) for name in names if name in rows})
+        scores = self.predictor.predict(frame)
+        labels = self.predictor.labels(scores)
+        return scores if labels is None else np.asarray(labels)
+
+
+def _load_pyfunc(path: str) -> Answers:
+    from everloop.models import load_model
+
+    return Answers(load_model(Path(path)))
