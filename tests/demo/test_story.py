@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import timedelta
 
+import polars as pl
 import pytest
 
 from everloop.cli.demo import _as_json
@@ -13,6 +15,7 @@ from everloop.demo import Story, Telling, load_world, read_outcome
 from everloop.demo.landing import MARK, make_project
 from everloop.demo.world import OPENS, WEEK
 from everloop.errors import UsageError
+from everloop.loop import load_project
 from everloop.loop.lineage import trace_lineage
 from everloop.monitoring import performance_by
 from everloop.stores.check import verify
@@ -87,6 +90,28 @@ def test_story_is_told_stopped_and_gone_on_with(tmp_path, monkeypatch, forget):
         assert found.snapshot.digest.startswith("sha256:")
         assert {"flights", "weather", "prepare", "train"} <= found.steps.keys()
         assert any("flights" in str(source["spec"]) for source in found.sources)
+
+
+def test_the_weather_is_a_view_with_real_arrival_times(tmp_path, forget):
+    """What a flight learns of the weather is the newest report that was out an hour before, and no later one."""
+    folder = tmp_path / "flights"
+    make_project(folder)
+    project = load_project(folder)
+    assert list(project.views) == ["weather"]
+    view = project.views["weather"]
+    assert (view.time, view.arrival, view.ttl) == ("observed_at", "published_at", "6h")
+    world = load_world()
+    flights = world.flights.sample(150, seed=7)
+    features = sys.modules["features"].features(flights, world.weather, world.planes, world.airports)
+    late = 0
+    for row in features.iter_rows(named=True):
+        asked = row["departs_at"] - timedelta(hours=1)
+        here = world.weather.filter(pl.col("origin") == row["origin"], pl.col("observed_at") <= asked)
+        out = here.filter(pl.col("published_at") <= asked).sort("observed_at")
+        fresh = out.filter(pl.col("observed_at") >= asked - timedelta(hours=6))
+        assert row["temp"] == (fresh["temp"][-1] if fresh.height else None)
+        late += here.height > out.height
+    assert late > 100  # most of the time a newer report had been taken and was not out yet
 
 
 def test_a_folder_that_is_not_the_demos_is_left_alone(tmp_path):

@@ -15,6 +15,24 @@ WEATHER = ["temp", "dewp", "humid", "wind_speed", "precip", "pressure", "visib"]
 CATEGORIES = ["carrier", "origin", "dest"]
 
 
+def read_reports() -> pl.LazyFrame:
+    """Every report that is out; an hour's report is published about an hour after it was observed."""
+    return el.read("data/weather/*.parquet")
+
+
+# What is known of an airport's weather, and since when. Training joins it to each flight as of an hour before
+# departure; `everloop features materialize` keeps it for whoever asks about an airport now.
+reports = el.FeatureView(
+    "weather",
+    read_reports,
+    entity="origin",
+    time="observed_at",
+    arrival="published_at",
+    ttl="6h",
+    features=WEATHER,
+)
+
+
 def features(
     flights: pl.DataFrame, weather: pl.DataFrame, planes: pl.DataFrame, airports: pl.DataFrame
 ) -> pl.DataFrame:
@@ -33,15 +51,6 @@ def features(
         (local.dt.hour() + local.dt.minute() / 60).alias("departs_hour"),
         local.dt.weekday().cast(pl.Float64).alias("weekday"),
     )
-    reports = el.FeatureView(
-        "weather",
-        weather,
-        entity="origin",
-        time="observed_at",
-        arrival="published_at",
-        ttl="6h",
-        features=WEATHER,
-    )
     plane = planes.select(
         "tailnum",
         pl.col("year").cast(pl.Float64).alias("plane_built"),
@@ -53,7 +62,7 @@ def features(
         pl.col("lon").alias("dest_lon"),
     )
     return (
-        el.join_features(schedule, [reports], time="departs_at", delay=ASKED_BEFORE)
+        el.join_features(schedule, [reports], time="departs_at", delay=ASKED_BEFORE, sources={"weather": weather})
         .join(plane, on="tailnum", how="left")
         .join(place, on="dest", how="left")
         .drop("tailnum")

@@ -4,7 +4,7 @@ Run it with `everloop run`; keep it turning with `everloop up`.
 """
 
 import polars as pl
-from features import LATE_MINUTES, features
+from features import LATE_MINUTES, features, read_reports, reports
 
 import everloop as el
 
@@ -17,7 +17,7 @@ def flights() -> pl.LazyFrame:
 
 @el.step
 def weather() -> pl.LazyFrame:
-    return el.read("data/weather/*.parquet")
+    return read_reports()
 
 
 @el.step
@@ -37,6 +37,9 @@ def prepare(flights: pl.DataFrame, weather: pl.DataFrame, planes: pl.DataFrame, 
     late = landed.select("flight_id", (pl.col("arr_delay") >= LATE_MINUTES).alias("late"))
     return features(landed, weather, planes, airports).join(late, on="flight_id", maintain_order="left")
 
+
+# Named here, so that `everloop features` knows it too.
+views = [reports]
 
 loop = el.Loop(
     "flight-delays",
