@@ -1,12 +1,13 @@
-"""What data costs: point-in-time joins beside Feast, contract checks, states of unchanged files, online look-ups.
+"""What data costs: joins beside Feast, folders beside DVC, contract checks, look-ups, and a source larger than memory.
 
-    python benchmarks/data.py [--peer] [--rows 1000000] [--repeat 3]
+    python benchmarks/data.py [--peers] [--scale 1.0] [--repeat 3]
 
 The join: questions of 10,000 entities over a year, against three views of 100,000, 500,000 and 1,000,000 rows, each of
-which arrives three hours after its event. With --peer, Feast's local (file) store answers the same questions in an
-environment of its own under `.bench/feast`, which this script makes; it knows no arrival times, so its join is the
-easier one. Times are the median of the repeats after one that is thrown away (Feast runs once); memory is the peak
-of the process.
+which arrives three hours after its event. With --peers, Feast's local (file) store answers the same questions, and DVC
+adds the same folders, each in an environment of its own under `.bench/feast` and `.bench/dvc`, which this script makes;
+Feast knows no arrival times, so its join is the easier one. Folders are added for the first time, then again with
+nothing changed. Times are the median of the repeats after one that is thrown away (first additions and peers run
+once); memory is the peak of the process.
 """
 
 from __future__ import annotations
@@ -93,9 +94,10 @@ CONTRACT = """
     from everloop.data import check_contract, infer_contract
     from everloop.stores import open_store
 
+    rows = int(sys.argv[2])
     rng = np.random.default_rng(0)
-    columns = {f"n{i}": rng.normal(size=5_000_000) for i in range(14)}
-    columns |= {f"c{i}": pl.Series(rng.integers(0, 20, 5_000_000)).cast(pl.String) for i in range(6)}
+    columns = {f"n{i}": rng.normal(size=rows) for i in range(14)}
+    columns |= {f"c{i}": pl.Series(rng.integers(0, 20, rows)).cast(pl.String) for i in range(6)}
     frame = pl.DataFrame(columns)
     with open_store("contracts") as store:
         contract = infer_contract(frame, "bench", store)
@@ -104,25 +106,85 @@ CONTRACT = """
         began = time.perf_counter()
         report = check_contract(frame, contract)
         seconds.append(time.perf_counter() - began)
+    assert report.rows == rows and report.passed
     print(json.dumps({"seconds": seconds[1:]}))
 """
 
-FILES = """
-    import json, os, sys, time
-    from everloop.data import files_state
+FOLDERS = """
+    import os, sys
 
+    big, small = int(sys.argv[1]), int(sys.argv[2])
     os.makedirs("big")
     for number in range(10):
         with open(f"big/{number}.bin", "wb") as file:
-            file.write(os.urandom(100_000_000))
+            file.write(os.urandom(big // 10))
+    for number in range(small):
+        if number % 1000 == 0:
+            os.makedirs(f"small/{number // 1000}", exist_ok=True)
+        with open(f"small/{number // 1000}/{number}.txt", "w") as file:
+            file.write(f"file {number} " * 40)
+"""
+
+ADD = """
+    import json, resource, sys, time
+    from everloop.data import add_folder
+    from everloop.stores import open_store
+
     time.sleep(0.2)
-    state = files_state({"patterns": ["big/*"]})
-    seconds = []
-    for _ in range(int(sys.argv[1]) + 1):
+    with open_store("folders") as store:
         began = time.perf_counter()
-        assert files_state({"patterns": ["big/*"]}, since=state) == state
-        seconds.append(time.perf_counter() - began)
-    print(json.dumps({"seconds": seconds[1:]}))
+        first = add_folder(sys.argv[1], sys.argv[1], store)
+        once = time.perf_counter() - began
+        seconds = []
+        for _ in range(int(sys.argv[2]) + 1):
+            began = time.perf_counter()
+            assert add_folder(sys.argv[1], sys.argv[1], store) == first
+            seconds.append(time.perf_counter() - began)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"once": once, "seconds": seconds[1:], "mb": peak}))
+"""
+
+DVC = """
+    import json, os, subprocess, sys, time
+
+    program = os.path.join(os.path.dirname(sys.executable), "dvc")
+    if not os.path.isdir(".dvc"):
+        subprocess.run([program, "init", "--no-scm", "-q"], check=True)
+    def add():
+        began = time.perf_counter()
+        subprocess.run([program, "add", "-q", sys.argv[1]], check=True)
+        return time.perf_counter() - began
+    print(json.dumps({"once": add(), "seconds": [add()]}))
+"""
+
+LARGE = """
+    import numpy as np, pyarrow as pa, pyarrow.parquet as pq, sys
+
+    groups, rows = int(sys.argv[1]), 250_000
+    rng = np.random.default_rng(0)
+    writer = None
+    for group in range(groups):
+        table = pa.table({"id": np.arange(group * rows, (group + 1) * rows),
+                          **{f"x{i}": rng.normal(size=rows) for i in range(13)}})
+        writer = writer or pq.ParquetWriter("large.parquet", table.schema, compression="zstd")
+        writer.write_table(table)
+    writer.close()
+"""
+
+PREPARE = """
+    import json, os, resource, time
+    import polars as pl
+    import everloop as el
+    from everloop.data import take_snapshot
+
+    began = time.perf_counter()
+    with el.open_store("large") as store:
+        rows = el.read(os.path.abspath("large.parquet")).filter(pl.col("x0") > -4)
+        rows = rows.with_columns((pl.col("x0") * pl.col("x1")).alias("product"))
+        snapshot = take_snapshot(rows, "large", store, key="id")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    size = os.path.getsize("large.parquet")
+    print(json.dumps({"seconds": [time.perf_counter() - began], "mb": peak, "rows": snapshot.rows, "size": size}))
 """
 
 ONLINE = """
@@ -157,11 +219,12 @@ def run(python: Path, script: str, folder: Path, *arguments: object) -> dict[str
     return dict(json.loads(done.stdout.strip().splitlines()[-1])) if done.stdout.strip() else {}
 
 
-def feast() -> Path:
-    folder = BENCH / "feast"
+def peer(name: str) -> Path:
+    """The Python of an environment that holds one peer."""
+    folder = BENCH / name
     if not (folder / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(folder / "bin" / "pip"), "install", "--quiet", "--quiet", "feast"], check=True)
+        subprocess.run([str(folder / "bin" / "pip"), "install", "--quiet", "--quiet", name], check=True)
         (folder / "ready").touch()
     return folder / "bin" / "python"
 
@@ -172,30 +235,54 @@ def median(found: dict[str, object]) -> float:
     return statistics.median(seconds)
 
 
+def number(found: dict[str, object], name: str) -> float:
+    return float(str(found[name]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", action="store_true", help="run Feast beside it, once: it takes minutes")
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--peers", action="store_true", help="run Feast and DVC beside it: that takes minutes")
+    parser.add_argument("--scale", type=float, default=1.0, help="of all sizes but the views'; 0.01 for a quick look")
     parser.add_argument("--repeat", type=int, default=3)
     asked = parser.parse_args()
     own = Path(sys.executable)
 
+    def scaled(size: int) -> int:
+        return max(1, round(size * asked.scale))
+
     def show(what: str, seconds: float, more: str = "") -> None:
-        print(f"{what:48} {seconds * 1e3:12,.3f} ms  {more}", flush=True)
+        print(f"{what:58} {seconds * 1e3:12,.3f} ms  {more}", flush=True)
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        run(own, MAKE, folder, asked.rows)
+        rows = scaled(1_000_000)
+        run(own, MAKE, folder, rows)
         join = run(own, JOIN, folder, asked.repeat)
-        show(f"point-in-time join, {asked.rows:,} rows, 3 views", median(join), f"{join['mb']:.0f} MB peak")
-        if asked.peer:
-            peer = run(feast(), FEAST, folder, 0)
-            ratio = median(peer) / median(join)
-            show("  Feast, local store", median(peer), f"{peer['mb']:.0f} MB peak, {ratio:.1f}×")
+        show(f"point-in-time join, {rows:,} rows, 3 views", median(join), f"{join['mb']:.0f} MB peak")
+        if asked.peers:
+            other = run(peer("feast"), FEAST, folder, 0)
+            ratio = median(other) / median(join)
+            show("  Feast, local store", median(other), f"{other['mb']:.0f} MB peak, {ratio:.1f}×")
         online = run(own, ONLINE, folder)
-        show("online look-up, in process", median(online), f"p99 {float(str(online['p99'])) * 1e3:.3f} ms")
-        show("contract check, 5,000,000 rows × 20 columns", median(run(own, CONTRACT, folder, asked.repeat)))
-        show("state of an unchanged folder of 1 GB", median(run(own, FILES, folder, asked.repeat)))
+        show("online look-up, in process", median(online), f"p99 {number(online, 'p99') * 1e3:.3f} ms")
+        rows = scaled(5_000_000)
+        show(f"contract check, {rows:,} rows × 20 columns", median(run(own, CONTRACT, folder, asked.repeat, rows)))
+
+        size, files = scaled(1_000_000_000), scaled(100_000)
+        run(own, FOLDERS, folder, size, files)
+        for name, what in (("small", f"{files:,} small files"), ("big", f"10 files of {size / 1e6:,.0f} MB together")):
+            added = run(own, ADD, folder, name, asked.repeat)
+            show(f"folder of {what}: added", number(added, "once"), f"{added['mb']:.0f} MB peak")
+            show(f"folder of {what}: unchanged", median(added))
+            if asked.peers:
+                other = run(peer("dvc"), DVC, folder, name)
+                once, again = number(other, "once"), median(other)
+                show("  DVC: added", once, f"{once / number(added, 'once'):.1f}×")
+                show("  DVC: unchanged", again, f"{again / median(added):.1f}×")
+        run(own, LARGE, folder, scaled(40))
+        large = run(own, PREPARE, folder)
+        what = f"Parquet of {number(large, 'size') / 1e6:,.0f} MB: read, prepared and kept"
+        show(what, median(large), f"{large['mb']:.0f} MB peak, {number(large, 'rows'):,.0f} rows")
 
 
 if __name__ == "__main__":

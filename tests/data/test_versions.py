@@ -184,17 +184,25 @@ def test_an_unchanged_file_is_not_read_again(store: Store, pictures: Path, monke
 
 
 def test_a_file_that_keeps_changing(store: Store, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read_bytes = Path.read_bytes
+    from everloop.data import folders
+
+    whole = folders._read
 
     def grows(path: Path) -> bytes:
-        data = read_bytes(path)
+        data = whole(path)
         if path.name == "3.txt":
             with path.open("ab") as file:
                 file.write(b"more")
         return data
 
-    monkeypatch.setattr(Path, "read_bytes", grows)
+    monkeypatch.setattr(folders, "_read", grows)
     with pytest.raises(SourceError, match=r"3\.txt' keeps changing while it is read"):
+        add_folder(pictures, "pictures", store)
+
+
+def test_a_link_is_refused_by_name(store: Store, pictures: Path) -> None:
+    (pictures / "cats" / "link").symlink_to(pictures / "large.bin")
+    with pytest.raises(UsageError, match="'cats/link' in .* is a symbolic link"):
         add_folder(pictures, "pictures", store)
 
 

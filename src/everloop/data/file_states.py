@@ -124,15 +124,7 @@ def write_stamp(path: Path) -> str:
         found = path.stat()
     except FileNotFoundError:
         return "gone"
-    return f"{found.st_size}:{found.st_mtime_ns}" if _is_settled(found.st_mtime_ns, now_ns) else "-"
-
-
-def settled_stamp(path: Path) -> tuple[int, int, int] | None:
-    """Size, write time and change time of a file; None while they do not prove that nobody writes to it."""
-    try:
-        return _stamp(path)
-    except OSError as error:
-        raise SourceError(f"'{path}' cannot be read: {error.strerror}.") from error
+    return f"{found.st_size}:{found.st_mtime_ns}" if is_settled(found.st_mtime_ns, now_ns) else "-"
 
 
 def _look(path: Path, known: tuple[_Stamp, str] | None) -> tuple[_Stamp, str] | None:
@@ -162,12 +154,13 @@ def _stamp(path: Path) -> _Stamp | None:
     now_ns = micros(SystemClock().now()) * 1000
     found = path.stat()
     last_ns = max(found.st_mtime_ns, found.st_ctime_ns)
-    if not _is_settled(last_ns, now_ns):
+    if not is_settled(last_ns, now_ns):
         return None
     return _Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
-def _is_settled(last_ns: int, now_ns: int) -> bool:
+def is_settled(last_ns: int, now_ns: int) -> bool:
+    """Whether a stamp of `last_ns` proves at `now_ns` that nobody has written since."""
     return now_ns - last_ns >= (_SETTLED_COARSE_NS if last_ns % 1_000_000_000 == 0 else _SETTLED_NS)
 
 

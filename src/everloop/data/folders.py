@@ -7,7 +7,11 @@ last time is remembered with the stamps of its files: those that the file system
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
+import os
+import re
+import stat
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,22 +19,32 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import polars as pl
 
-from everloop.data.file_states import settled_stamp
+from everloop.data.file_states import is_settled
 from everloop.data.progress import tell
 from everloop.data.snapshots import get_snapshot, take_snapshot
 from everloop.errors import DataError, SourceError
+from everloop.records import Snapshot
+from everloop.stores.clock import SystemClock, micros
 from everloop.stores.trees import PACK_BYTES, SMALL_BYTES, TreeEntry, encode_tree, walk_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from everloop.records import Run, Snapshot
+    from everloop.records import Run
     from everloop.stores import Store
 
 _MEMORY = "folders"
 _TOLD_EVERY = 1_000
 _Stamp = tuple[int, int, int]
-_Known = tuple[_Stamp, dict[str, Any]]
+_Row = tuple[str, _Stamp, int, int, str, str | None, int]
+"""Path, stamp, mode, size, digest, pack and offset of one file."""
+
+
+class _Memory(msgspec.Struct):
+    """What a folder held last time, and which snapshot of each dataset lists it."""
+
+    rows: list[_Row]
+    snapshots: dict[str, str]
 
 
 def add_folder(
@@ -51,28 +65,21 @@ def add_folder(
         SourceError: there is no such folder, or a file kept changing while it was read.
         UsageError: a link, or a name that no tree can hold.
     """
-    top = Path(folder).absolute()
+    top, patterns = Path(folder).absolute(), tuple(ignore)
     if not top.is_dir():
         raise SourceError(f"There is no folder '{folder}'.", help="Give a folder; tables are read with el.read.")
-    memory = store.home / "cache" / _MEMORY / f"{hashlib.sha256(str(top).encode()).hexdigest()[:32]}.msgpack"
-    known = _remembered(memory, store)
-    packer = _Packer(store)
-    stamps: dict[str, _Stamp | None] = {}
-    found = sorted(walk_files(top, tuple(ignore)))
+    place = hashlib.sha256(f"{top} {store.project}".encode()).hexdigest()[:32]
+    path = store.home / "cache" / _MEMORY / f"{place}.msgpack"
+    memory = _remembered(path)
+    found = sorted(_walk(top, patterns))
     if not found:
-        raise DataError(f"The folder '{folder}' holds no files.", help=f"These were left out: {', '.join(ignore)}")
-    for number, (path, mode) in enumerate(found):
-        stamp = settled_stamp(top / path)
-        stamps[path] = stamp
-        before = known.get(path)
-        if before is not None and stamp is not None and before[0] == stamp:
-            packer.take(replace(TreeEntry(**before[1]), mode=mode))
-        else:
-            packer.read(top / path, path, mode)
-        if number % _TOLD_EVERY == 0:
-            tell("files", number, len(found), "files", str(folder))
-    entries = packer.finish()
-    tell("files", len(found), len(found), "files", str(folder))
+        raise DataError(f"The folder '{folder}' holds no files.", help=f"These were left out: {', '.join(patterns)}")
+    if [(row[0], row[1]) for row in memory.rows] == [(each, stamp) for each, stamp, _ in found]:
+        same = store.records.find(Snapshot, ("id", "=", memory.snapshots.get(dataset, "")), limit=1)
+        if same and store.objects.has(_tree(same[0], store)):
+            tell("files", len(found), len(found), "files", str(folder))
+            return same[0]
+    entries = _kept(top, found, memory, store)
     listing = pl.DataFrame(
         {
             "path": [entry.path for entry in entries],
@@ -84,7 +91,7 @@ def add_folder(
     tree = store.objects.add(encode_tree(entries))
     sources = [{"kind": "folder", "spec": {"folder": str(top)}, "state": tree}]
     snapshot = take_snapshot(listing, dataset, store, key="path", run=run, tree=tree, sources=sources)
-    _remember(memory, entries, stamps)
+    _remember(path, entries, {each: stamp for each, stamp, _ in found}, {**memory.snapshots, dataset: snapshot.id})
     return snapshot
 
 
@@ -124,6 +131,59 @@ def _tree(snapshot: Snapshot | str, store: Store) -> str:
     if tree is None:
         raise DataError(f"'{found.key}' is a table and holds no files.", help=f"See: everloop data show {found.key}")
     return str(tree)
+
+
+def _walk(top: Path, ignore: tuple[str, ...]) -> Iterator[tuple[str, _Stamp | None, int]]:
+    """Path, stamp and mode of every file; no stamp while one proves nothing.
+
+    Raises:
+        UsageError: what no tree can hold, told as `walk_files` does.
+    """
+    left_out = re.compile("|".join(fnmatch.translate(pattern) for pattern in ignore) or r"(?!)")
+    # Taken before the files are looked at, so that what is written from now on counts as unsettled.
+    now_ns = micros(SystemClock().now()) * 1000
+
+    def below(folder: str, prefix: str) -> Iterator[tuple[str, _Stamp | None, int]]:
+        with os.scandir(folder) as scanned:
+            entries = list(scanned)
+        for entry in entries:
+            path = f"{prefix}{entry.name}"
+            if left_out.fullmatch(entry.name) or (prefix and left_out.fullmatch(path)):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from below(entry.path, f"{path}/")
+                continue
+            if not entry.is_file(follow_symlinks=False) or not path.isprintable() or "\\" in entry.name:
+                list(walk_files(top, ignore))  # says what is wrong with it, if anything is
+            seen = entry.stat(follow_symlinks=False)
+            last_ns = max(seen.st_mtime_ns, seen.st_ctime_ns)
+            stamp = (seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns) if is_settled(last_ns, now_ns) else None
+            yield path, stamp, 0o755 if seen.st_mode & stat.S_IXUSR else 0o644
+
+    return below(str(top), "")
+
+
+def _kept(top: Path, found: list[tuple[str, _Stamp | None, int]], memory: _Memory, store: Store) -> list[TreeEntry]:
+    """Every file in the store: those with the stamps of last time as they are there, the others read."""
+    known = {row[0]: row for row in memory.rows}
+    there: dict[str, bool] = {}
+    packer = _Packer(store)
+    for number, (path, stamp, mode) in enumerate(found):
+        row = known.get(path)
+        if row is not None and stamp is not None and row[1] == stamp:
+            holder = row[5] or row[4]
+            if holder not in there:
+                there[holder] = store.objects.has(holder)
+            if there[holder]:
+                packer.take(
+                    TreeEntry(path=path, mode=mode, size_bytes=row[3], digest=row[4], pack=row[5], offset=row[6])
+                )
+                continue
+        packer.read(top / path, path, mode)
+        if number % _TOLD_EVERY == 0:
+            tell("files", number, len(found), "files", str(top))
+    tell("files", len(found), len(found), "files", str(top))
+    return packer.finish()
 
 
 class _Packer:
@@ -169,14 +229,14 @@ def _steady(source: Path, objects: Any) -> tuple[int, str, bytes | None]:
     """Size, digest and, where it is small, the bytes of a file that did not change meanwhile."""
     for _ in range(3):
         try:
-            before = source.stat()
+            before = os.stat(source)  # noqa: PTH116 - there may be a hundred thousand
             if before.st_size < SMALL_BYTES:
-                data = source.read_bytes()
+                data = _read(source)
                 size, digest = len(data), f"sha256:{hashlib.sha256(data).hexdigest()}"
             else:
                 data, digest = None, objects.add_file(source)
                 size = objects.size(digest) or 0
-            after = source.stat()
+            after = os.stat(source)  # noqa: PTH116
         except OSError as error:
             raise SourceError(f"'{source}' cannot be read: {error.strerror}.") from error
         if (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns) and size == after.st_size:
@@ -184,31 +244,28 @@ def _steady(source: Path, objects: Any) -> tuple[int, str, bytes | None]:
     raise SourceError(f"'{source}' keeps changing while it is read.", help="Try again when its writer is done.")
 
 
-def _remembered(memory: Path, store: Store) -> dict[str, _Known]:
-    """What the folder held last time, as far as the store still has it."""
+def _read(source: Path) -> bytes:
+    with open(source, "rb", buffering=0) as file:  # noqa: PTH123
+        return file.read()
+
+
+def _remembered(path: Path) -> _Memory:
     try:
-        rows = msgspec.msgpack.decode(memory.read_bytes())
-    except (FileNotFoundError, msgspec.DecodeError):
-        return {}
-    there: dict[str, bool] = {}
-    known: dict[str, _Known] = {}
-    for path, stamp, size, digest, pack, offset in rows:
-        holder = pack or digest
-        if holder not in there:
-            there[holder] = store.objects.has(holder)
-        if there[holder]:
-            entry = {"path": path, "mode": 0o644, "size_bytes": size, "digest": digest, "pack": pack, "offset": offset}
-            known[path] = (tuple(stamp), entry)
-    return known
+        return msgspec.msgpack.decode(path.read_bytes(), type=_Memory)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return _Memory([], {})
 
 
-def _remember(memory: Path, entries: list[TreeEntry], stamps: dict[str, _Stamp | None]) -> None:
-    rows = [
-        (entry.path, stamps[entry.path], entry.size_bytes, entry.digest, entry.pack, entry.offset)
-        for entry in entries
-        if stamps[entry.path] is not None
-    ]
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    part = memory.with_suffix(".part")
-    part.write_bytes(msgspec.msgpack.encode(rows))
-    part.replace(memory)
+def _remember(
+    path: Path, entries: list[TreeEntry], stamps: dict[str, _Stamp | None], snapshots: dict[str, str]
+) -> None:
+    rows: list[_Row] = []
+    for entry in entries:
+        stamp = stamps[entry.path]
+        if stamp is not None:
+            row = (entry.path, stamp, entry.mode, entry.size_bytes, entry.digest, entry.pack, entry.offset)
+            rows.append(row)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_bytes(msgspec.msgpack.encode(_Memory(rows, snapshots)))
+    part.replace(path)
