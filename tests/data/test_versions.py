@@ -202,7 +202,7 @@ def test_a_file_that_keeps_changing(store: Store, pictures: Path, monkeypatch: p
 
 def test_a_link_is_refused_by_name(store: Store, pictures: Path) -> None:
     (pictures / "cats" / "link").symlink_to(pictures / "large.bin")
-    with pytest.raises(UsageError, match="'cats/link' in .* is a symbolic link"):
+    with pytest.raises(UsageError, match=r"'cats/link' in .* is a symbolic link"):
         add_folder(pictures, "pictures", store)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from everloop.data.progress import tell
+from everloop.stores.objects import TEMPORARY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,13 +57,14 @@ def file_rows(width: int) -> int:
 @contextmanager
 def scratch(store: Store) -> Iterator[Path]:
     """A folder on the store's own disk; should the process be killed, `gc` clears it away."""
-    near = getattr(store.objects.bytes_store, "folder", None) or store.home
-    Path(near).mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".everloop-", dir=near))
+    folder = getattr(store.objects.bytes_store, "folder", None)
+    near = store.home if folder is None else Path(folder) / TEMPORARY
+    near.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=".everloop-", dir=near))
     try:
-        yield folder
+        yield made
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def _sliced(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from everloop.errors import CorruptionError, NotFoundError, ReadOnlyError, StoreError, StoreFullError, UsageError
-from everloop.stores.objects import ByteStore, LocalBytes, open_bytes
+from everloop.stores.objects import TEMPORARY, ByteStore, LocalBytes, open_bytes
 from everloop.stores.trees import (
     DIGEST,
     MAGIC,
@@ -326,8 +326,8 @@ class ContentStore:
             yield self.bytes_store.get(key, start, 8 * _CHUNK)
 
     def _near(self) -> Path | None:
-        """A folder on the store's own device, where a draft is a rename away from its place."""
-        return self.bytes_store.folder if isinstance(self.bytes_store, LocalBytes) else None
+        """A folder on the store's own device, where a draft is a rename away from its place and swept if left."""
+        return self.bytes_store.folder / TEMPORARY if isinstance(self.bytes_store, LocalBytes) else None
 
     def _writable(self) -> None:
         if self._read_only:

@@ -55,7 +55,9 @@ def _latest(view: FeatureView, table: pl.DataFrame) -> pl.DataFrame:
     ordered = table.sort(KNOWN_AT, EVENT_AT, "__arrived", maintain_order=True)
     newest = pl.col(EVENT_AT).cum_max().over(*view.keys)
     kept = ordered.filter(pl.col(EVENT_AT) == newest)
-    return kept.unique([*view.keys, KNOWN_AT], keep="last", maintain_order=True)
+    # Rows of an entity stand by the time at which they were known: one that the next replaces at once never counted.
+    replaced = pl.col(KNOWN_AT) == pl.col(KNOWN_AT).shift(-1).over(*view.keys)
+    return kept.filter(~replaced.fill_null(value=False))
 
 
 def _windows(view: FeatureView, table: pl.DataFrame) -> pl.DataFrame:
