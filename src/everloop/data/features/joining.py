@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from everloop.data.features.views import FeatureView
 
-_AT, _ROW = "__at", "__row"
+_AT, _ENTITY = "__at", "__entity"
 
 
 def join_features(
@@ -57,9 +57,10 @@ def join_features(
     asked = table.select((at - parse_duration(delay)) if delay is not None else at).to_series().rename(_AT)
     made = table
     stored, computed = split_views(views)
+    questions = _Questions(table, asked)
     for view in stored:
         given = (sources or {}).get(view.name)
-        features = look_up(table, asked, view, timeline(view, view.rows() if given is None else given))
+        features = questions.answer(view, timeline(view, view.rows() if given is None else given))
         for name in features.columns:
             if name in made.columns:
                 raise DataError(
@@ -78,34 +79,54 @@ def join_features(
 
 def look_up(table: pl.DataFrame, asked: pl.Series, view: FeatureView, known: pl.DataFrame) -> pl.DataFrame:
     """The features of a timeline for each row, in the table's order, without the entity's columns."""
-    for name in view.keys:
-        if name not in table.columns:
-            raise DataError(
-                f"The rows have no column '{name}', the entity of '{view.name}'.", help=nearest(name, table.columns)
-            )
-    features = [name for name in known.columns if name not in (*view.keys, KNOWN_AT, EVENT_AT)]
-    left = table.select(*view.keys).with_columns(asked).with_row_index(_ROW)
-    left, right = _numbered(view, left, known)
-    joined = left.sort(_AT).join_asof(
-        right, left_on=_AT, right_on=KNOWN_AT, by="__entity", strategy="backward", check_sortedness=False
-    )
-    if view.ttl is not None:
-        fresh = pl.col(EVENT_AT) >= pl.col(_AT) - parse_duration(view.ttl)
-        joined = joined.with_columns(pl.when(fresh).then(pl.col(name)).alias(name) for name in features)
-    return joined.sort(_ROW).select(features)
+    return _Questions(table, asked).answer(view, known)
 
 
-def _numbered(view: FeatureView, left: pl.DataFrame, known: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Both sides with the entity as one number: searching by several columns, or by text, takes far longer."""
-    keys = list(view.keys)
-    for name in keys:
-        if left.schema[name] != known.schema[name] and known.height:
-            raise DataError(
-                f"The entity '{name}' is {left.schema[name]} in the rows and {known.schema[name]} in '{view.name}'.",
-                help="Cast one of them.",
-            )
-    if known.schema[keys[0]] == pl.Null:
-        known = known.cast({name: left.schema[name] for name in keys})
-    numbers = known.select(keys).unique().with_row_index("__entity")
-    right = known.join(numbers, on=keys, how="left", maintain_order="left").drop(keys)
-    return left.join(numbers, on=keys, how="left").drop(keys), right
+class _Questions:
+    """Rows that ask, each at its moment: put in the order of the moments once, however many views are asked."""
+
+    def __init__(self, table: pl.DataFrame, asked: pl.Series) -> None:
+        order = asked.arg_sort()
+        self._places = order.arg_sort()
+        self._table = table
+        self._order = order
+        self._moments = asked.gather(order).rename(_AT)
+        self._numbered: dict[tuple[str, ...], tuple[pl.DataFrame, pl.Series]] = {}
+
+    def answer(self, view: FeatureView, known: pl.DataFrame) -> pl.DataFrame:
+        """The features of a timeline, in the order of the table."""
+        entities, numbers = self._entities(view, known)
+        features = [name for name in known.columns if name not in (*view.keys, KNOWN_AT, EVENT_AT)]
+        if known.schema[view.keys[0]] == pl.Null:
+            known = known.cast({name: entities.schema[name] for name in view.keys})
+        # As a number: searching by several columns, or by text, takes far longer. Whom nobody asks about is left out.
+        right = known.join(entities, on=list(view.keys), how="inner", maintain_order="left").drop(*view.keys)
+        left = pl.DataFrame([self._moments, numbers])
+        joined = left.join_asof(
+            right, left_on=_AT, right_on=KNOWN_AT, by=_ENTITY, strategy="backward", check_sortedness=False
+        )
+        if view.ttl is not None:
+            fresh = pl.col(EVENT_AT) >= pl.col(_AT) - parse_duration(view.ttl)
+            joined = joined.with_columns(pl.when(fresh).then(pl.col(name)).alias(name) for name in features)
+        return joined.select(pl.col(features).gather(self._places))
+
+    def _entities(self, view: FeatureView, known: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
+        """Each entity that is asked about with its number, and the numbers of the rows."""
+        for name in view.keys:
+            if name not in self._table.columns:
+                raise DataError(
+                    f"The rows have no column '{name}', the entity of '{view.name}'.",
+                    help=nearest(name, self._table.columns),
+                )
+            kind = self._table.schema[name]
+            if kind != known.schema[name] and known.height:
+                raise DataError(
+                    f"The entity '{name}' is {kind} in the rows and {known.schema[name]} in '{view.name}'.",
+                    help="Cast one of them.",
+                )
+        if view.keys not in self._numbered:
+            keys = self._table.select(*view.keys)
+            entities = keys.unique().with_row_index(_ENTITY)
+            numbered = keys.join(entities, on=list(view.keys), how="left", maintain_order="left", nulls_equal=True)
+            self._numbered[view.keys] = entities, numbered[_ENTITY].gather(self._order)
+        return self._numbered[view.keys]
