@@ -5,7 +5,8 @@
 The join: questions of 10,000 entities over a year, against three views of 100,000, 500,000 and 1,000,000 rows, each of
 which arrives three hours after its event. With --peers, Feast's local (file) store answers the same questions, and DVC
 adds the same folders, each in an environment of its own under `.bench/feast` and `.bench/dvc`, which this script makes;
-Feast knows no arrival times, so its join is the easier one. Folders are added for the first time, then again with
+Feast knows no arrival times, so its join is the easier one, and it drops questions that some view's ttl leaves without
+an answer, where ours come back with nulls. Folders are added for the first time, then again with
 nothing changed. Times are the median of the repeats after one that is thrown away (first additions and peers run
 once); memory is the peak of the process.
 """
@@ -83,9 +84,8 @@ FEAST = """
         wanted = [f"{name}:{name}{end}" for name in "abc" for end in ("", "2")]
         joined = store.get_historical_features(entity_df=questions, features=wanted).to_df()
         seconds.append(time.perf_counter() - began)
-    assert len(joined) == len(questions)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds[1:] or seconds, "mb": peak}))
+    print(json.dumps({"seconds": seconds[1:] or seconds, "mb": peak, "rows": len(joined)}))
 """
 
 CONTRACT = """
@@ -262,7 +262,8 @@ def main() -> None:
         if asked.peers:
             other = run(peer("feast"), FEAST, folder, 0)
             ratio = median(other) / median(join)
-            show("  Feast, local store", median(other), f"{other['mb']:.0f} MB peak, {ratio:.1f}×")
+            answered = f"{number(other, 'rows'):,.0f} rows came back"
+            show("  Feast, local store", median(other), f"{other['mb']:.0f} MB peak, {ratio:.1f}×, {answered}")
         online = run(own, ONLINE, folder)
         show("online look-up, in process", median(online), f"p99 {number(online, 'p99') * 1e3:.3f} ms")
         rows = scaled(5_000_000)

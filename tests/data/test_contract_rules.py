@@ -63,7 +63,7 @@ def edited(by: Contract, name: str, **changes: Any) -> Contract:
 def test_what_is_inferred(store: Store) -> None:
     found = contract(store, tables={"planes": planes()})
     by_name = {column["name"]: column for column in found.columns}
-    assert by_name["flight"]["pattern"] == "^[A-Z]{2}\\-[0-9]+$"
+    assert by_name["flight"]["pattern"] == "^[A-Z]{2}-[0-9]+$"
     assert by_name["flight"]["distinct"] == 200
     assert by_name["flight"]["unique"] is True
     assert by_name["flight"]["severities"] == {"unique": "warning"}

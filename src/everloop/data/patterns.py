@@ -6,13 +6,12 @@ for itself. Texts of more than `MAX_SHAPES` such shapes have no pattern worth te
 
 from __future__ import annotations
 
-import re
-
 import polars as pl
 
 LEAST_TEXTS = 50
 MAX_SHAPES = 3
 _MAX_RUNS = 15
+_SPECIAL = frozenset(r"\.^$*+?()[]{}|")
 _CLASSES = {"A": "[A-Z]", "a": "[a-z]", "0": "[0-9]"}
 
 
@@ -31,7 +30,7 @@ def infer_pattern(values: pl.Series) -> str | None:
 
 
 def _of_shape(shape: str, texts: pl.Series) -> str:
-    runs = "".join(f"({_CLASSES[each]}+)" if each in _CLASSES else re.escape(each) for each in shape)
+    runs = "".join(f"({_CLASSES[each]}+)" if each in _CLASSES else _literal(each) for each in shape)
     lengths = [
         texts.str.extract(f"(?s)^{runs}$", group).str.len_chars()
         for group in range(1, sum(each in _CLASSES for each in shape) + 1)
@@ -39,8 +38,14 @@ def _of_shape(shape: str, texts: pl.Series) -> str:
     parts = []
     for each in shape:
         if each not in _CLASSES:
-            parts.append(re.escape(each))
+            parts.append(_literal(each))
             continue
         length = lengths.pop(0)
-        parts.append(_CLASSES[each] + (f"{{{length[0]}}}" if length.n_unique() == 1 else "+"))
+        fixed = "" if length[0] == 1 else f"{{{length[0]}}}"
+        parts.append(_CLASSES[each] + (fixed if length.n_unique() == 1 else "+"))
     return "".join(parts)
+
+
+def _literal(letter: str) -> str:
+    # Only what means something: people read this.
+    return f"\\{letter}" if letter in _SPECIAL else letter
