@@ -62,6 +62,13 @@ TABLE: dict[str, dict[str, str]] = {
         "catboost": "everloop.models.formats.estimator:EstimatorModel",
         "python": "everloop.models.formats.estimator:PickledEstimator",
         "onnx": "everloop.models.formats.onnx:OnnxModel",
+        "mojo": "everloop.models.formats.mojo:MojoModel",
+        "keras": "everloop.models.formats.keras:KerasModel",
+        "torch": "everloop.models.formats.pytorch:TorchModel",
+        "pyfunc": "everloop.models.formats.pyfunc:PyfuncModel",
+        "average": "everloop.models.formats.parts:AverageModel",
+        "average_code": "everloop.models.formats.parts:CodeAverageModel",
+        "processed": "everloop.models.formats.parts:ProcessedModel",
         "compiled": "everloop.models.compilation.compiled:CompiledModel",
     },
     # What an endpoint speaks: tables of paths, see everloop.serving.exchange.

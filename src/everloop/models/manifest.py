@@ -23,9 +23,9 @@ MODEL_FOLDER = "model/"
 COMPILED_FOLDER = "compiled/"
 FORMAT_VERSION = 1
 
-CODE_BEARING = frozenset({"pickle", "python"})
+CODE_BEARING = frozenset({"pickle", "python", "pyfunc", "torch", "processed", "average_code"})
 """Formats whose reading runs code that the bytes bring along. Formats of other people's plugins count as such."""
-SAFE = frozenset({"lightgbm", "linear", "skops", "sklearn", "xgboost", "catboost", "onnx"})
+SAFE = frozenset({"lightgbm", "linear", "skops", "sklearn", "xgboost", "catboost", "onnx", "mojo", "keras", "average"})
 
 _NEEDS = {
     "lightgbm": ("numpy", "lightgbm"),
@@ -37,6 +37,11 @@ _NEEDS = {
     "catboost": ("numpy", "catboost"),
     "python": ("numpy", "cloudpickle"),
     "onnx": ("numpy", "onnxruntime"),
+    "mojo": ("numpy", "lightgbm"),
+    "keras": ("numpy", "keras", "tensorflow", "jax", "torch"),
+    "torch": ("numpy", "torch", "safetensors", "cloudpickle"),
+    "pyfunc": ("numpy", "cloudpickle"),
+    "processed": ("numpy", "cloudpickle"),
 }
 
 
@@ -138,7 +143,7 @@ def environment(format: str, also: Iterable[str] = ()) -> Environment:
     Args:
         also: further distributions that the model needs; those that are not installed are passed over.
     """
-    locked = lock((*_needs(format), *also))
+    locked = lock((*needs(format), *also))
     # An everloop run from its source tree has no distribution. Its own requirements are not the model's.
     own = {name: replace(one, requires=()) for name, one in lock(("everloop",)).items() if name == "everloop"}
     locked = dict(sorted({**locked, **own}.items()))
@@ -150,5 +155,6 @@ def environment(format: str, also: Iterable[str] = ()) -> Environment:
     )
 
 
-def _needs(format: str) -> tuple[str, ...]:
+def needs(format: str) -> tuple[str, ...]:
+    """The distributions that a format's loader imports."""
     return (*_NEEDS.get(format, ("numpy",)), "msgspec", "polars")

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from everloop.training.evaluation import Evaluation
     from everloop.training.trained import Trained
 
-_TOLERANCE = {"lightgbm": 0.0, "linear": 0.0}
-"""The built-in formats keep every bit; a foreign one may add in another order."""
+_TOLERANCE = {"lightgbm": 0.0, "linear": 0.0, "torch": 1e-6, "keras": 1e-6}
+"""The built-in formats keep every bit; a foreign one may add in another order, or in single precision."""
 
 
 def signature_of(trained: Trained) -> Signature:
@@ -265,7 +265,11 @@ def _ranged(signature: Signature, sample: pl.DataFrame) -> Signature:
 
 
 def _libraries(model: object) -> tuple[str, ...]:
-    """Distributions that the classes of an estimator come from, where it is one."""
+    """Distributions that the classes of an estimator come from, where it is one; of all members, where it has some."""
+    members = getattr(model, "parts", ())
+    if members:
+        found = {name for part in members for name in (*_libraries(part), *manifests.needs(part.format))}
+        return tuple(sorted(found))
     estimator = getattr(model, "estimator", None)
     if estimator is None:
         return ()

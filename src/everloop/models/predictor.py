@@ -63,7 +63,7 @@ class Predictor:
     @property
     def cheap(self) -> bool:
         """Whether one row costs microseconds, so that nothing is won by collecting rows before asking."""
-        return self.compiled or self.model.format in ("lightgbm", "linear")
+        return self.compiled or self.model.format in ("lightgbm", "linear", "mojo")
 
     def row_function(self) -> RowFunction:
         """One decoded row in, its answer out, by the shortest way that this model has.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from everloop.errors import EverloopError, TrainingError, UsageError
+from everloop.errors import EverloopError, NotFoundError, TrainingError, UsageError
 from everloop.models.formats.tables import TableKind, read_example
 from everloop.models.signature import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import polars as pl
 
@@ -34,6 +35,10 @@ def save_model(
     description: str = "",
     store: Store | None = None,
     compile: bool = True,
+    before: Callable[[Any], Any] | None = None,
+    after: Callable[[Any], Any] | None = None,
+    weights: Sequence[float] | None = None,
+    artifacts: Mapping[str, Path | str] | None = None,
 ) -> ModelVersion:
     """Package a fitted model and register it as the next version of `name`.
 
@@ -41,15 +46,21 @@ def save_model(
         # everloop serve churn@1
 
     Args:
-        model: a fitted estimator or scikit-learn `Pipeline`, an XGBoost, LightGBM or CatBoost model, the bytes of an
-            ONNX model, or a plain function from the table to predictions: shape (n,) numbers, or (n, classes)
-            probabilities.
+        model: a fitted estimator or scikit-learn `Pipeline`; an XGBoost, LightGBM or CatBoost model; a PyTorch module
+            or exported program; a Keras model; an ONNX model or an H2O MOJO, as bytes or as the path of its file; an
+            object with `predict(context, table)`, as MLflow's `PythonModel` is; a plain function from the table to
+            predictions: shape (n,) numbers, or (n, classes) probabilities; or a list of such models, to be averaged.
         example: the table that it was fitted on, or some of its rows: pandas, Polars, NumPy or Arrow. Names, types,
             nulls, categories and ranges of the inputs are read off it, and the packaged model is proved on it.
         y: the target of the same rows; needed only where the model does not tell its classes.
         task: `binary`, `multiclass` or `regression`; None asks the model.
         store: default: the one that `open_store()` finds.
         compile: try a faster form, which answers only if it is proved equal to the model.
+        before: a function from the example's table to the one that the model takes.
+        after: a function from scores to scores of the same shape.
+        weights: of the models of a list; None weighs them alike.
+        artifacts: files and folders by name, which an object that predicts with a context finds in
+            `context.artifacts`; they travel in the package.
 
     Raises:
         UsageError: the model is not fitted, or the example is empty or lacks columns that the model was fitted on.
@@ -60,15 +71,21 @@ def save_model(
     from everloop.models.registry import register
     from everloop.stores import open_store
 
-    trained, frame = describe(model, example, y=y, task=task)
+    parts = {"before": before, "after": after, "weights": weights, "artifacts": artifacts}
+    trained, frame = describe(model, example, y=y, task=task, **parts)
     with ExitStack() as closing:
         opened = store if store is not None else closing.enter_context(open_store())
         package = build_package(trained, store=opened, sample=frame, compile=compile)
         return register(opened, name, package, tags=tags, description=description)
 
 
-def describe(model: Any, example: Any, *, y: Any = None, task: Task | None = None) -> tuple[Trained, pl.DataFrame]:
+def describe(
+    model: Any, example: Any, *, y: Any = None, task: Task | None = None, **parts: Any
+) -> tuple[Trained, pl.DataFrame]:
     """The model with everything that a package needs to know of it, and the example as a Polars frame.
+
+    Args:
+        parts: `before`, `after`, `weights` and `artifacts` of `save_model`.
 
     Raises:
         UsageError: as `save_model`.
@@ -81,15 +98,7 @@ def describe(model: Any, example: Any, *, y: Any = None, task: Task | None = Non
     if task is not None and task not in get_args(Task):
         raise UsageError(f"There is no task '{task}'.", help=f"Tasks: {', '.join(get_args(Task))}")
     frame, table = read_example(example)
-    made: Model
-    if isinstance(model, bytes | bytearray):
-        from everloop.models.formats.onnx import adopt_onnx
-
-        made, classes = adopt_onnx(bytes(model), table, frame, task, _target_values(y))
-        what = "ONNX model"
-    else:
-        made, classes = _adopt(model, table, frame, task, _target_values(y))
-        what = f"{type(model).__module__}.{type(model).__qualname__}"
+    made, classes, what = _read(model, table, frame, task, _target_values(y), parts)
     frame = frame.select(made.inputs)
     categories = {
         column.name: sorted(column.drop_nulls().unique().to_list())
@@ -109,6 +118,95 @@ def describe(model: Any, example: Any, *, y: Any = None, task: Task | None = Non
         rows={"example": frame.height},
     )
     return trained, frame
+
+
+def _read(
+    model: Any,
+    table: TableKind,
+    frame: pl.DataFrame,
+    task: Task | None,
+    truth: pl.Series | None,
+    parts: Mapping[str, Any],
+) -> tuple[Model, list[Json], str]:
+    """A model of any kind as ours, its classes, and what it was."""
+    from everloop.models.formats import parts as composed
+
+    before, after = parts.get("before"), parts.get("after")
+    if before is not None or after is not None:
+        given: Any = table.fill(table.cast(frame)) if before is None else composed.prepared(before, table, frame)
+        inner_frame, inner_table = read_example(given)
+        inner = {**parts, "before": None, "after": None}
+        made, classes, what = _read(model, inner_table, inner_frame, task, truth, inner)
+        return (
+            cast("Model", composed.processed(made, table, before, after)),
+            classes,
+            f"{what} with functions around it",
+        )
+    if isinstance(model, list | tuple):
+        members = [_read(one, table, frame, task, truth, {}) for one in model]
+        if any(one[1] != members[0][1] for one in members):
+            raise UsageError("These models have different classes.", help="Average models of the same question.")
+        made = cast("Model", composed.average([one[0] for one in members], parts.get("weights")))
+        return made, members[0][1] if members else [], " + ".join(one[2] for one in members)
+    if parts.get("weights") is not None:
+        raise UsageError("Weights are for a list of models.", help="Pass the models as a list.")
+    if isinstance(model, str | Path):
+        model = _file(Path(model))
+    if isinstance(model, bytes | bytearray):
+        return _of_bytes(bytes(model), table, frame, task, truth)
+    made, classes = _of_object(model, table, frame, task, truth, parts)
+    return made, classes, f"{type(model).__module__}.{type(model).__qualname__}"
+
+
+def _file(path: Path) -> bytes:
+    if not path.is_file():
+        raise NotFoundError(f"There is no file '{path}'.", help="Pass a model, or the file of an ONNX model or a MOJO.")
+    return path.read_bytes()
+
+
+def _of_bytes(
+    blob: bytes, table: TableKind, frame: pl.DataFrame, task: Task | None, truth: pl.Series | None
+) -> tuple[Model, list[Json], str]:
+    from everloop.models.formats.mojo import adopt_mojo, is_mojo
+    from everloop.models.formats.onnx import adopt_onnx
+
+    if is_mojo(blob):
+        mojo, classes = adopt_mojo(blob, table)
+        return cast("Model", mojo), classes, f"H2O MOJO ({mojo.mojo.info['algo']})"
+    graph, classes = adopt_onnx(blob, table, frame, task, truth)
+    return cast("Model", graph), classes, "ONNX model"
+
+
+def _of_object(
+    model: Any,
+    table: TableKind,
+    frame: pl.DataFrame,
+    task: Task | None,
+    truth: pl.Series | None,
+    parts: Mapping[str, Any],
+) -> tuple[Model, list[Json]]:
+    from everloop.models.formats.keras import adopt_keras, is_keras
+    from everloop.models.formats.networks import describe_network
+    from everloop.models.formats.pyfunc import adopt_pyfunc, is_pyfunc
+    from everloop.models.formats.pytorch import adopt_torch, is_torch
+
+    if is_torch(model) or is_keras(model):
+        # Where PyTorch computes for Keras, a Keras model is a PyTorch module as well.
+        network = (adopt_keras if is_keras(model) else adopt_torch)(model, table, task or "regression")
+        return cast("Model", network), describe_network(network, frame, task, truth)
+    if is_pyfunc(model):
+        made = adopt_pyfunc(model, table, task or "regression", parts.get("artifacts") or {})
+        asked = task or _task_of(made.asked, table, frame, truth)
+        classes, _ = _classes_of(made.asked, asked, truth)
+        made.task = asked
+        container = _fitting(made.asked, table, frame, asked, (), classes)
+        made.table = TableKind(container=container, columns=table.columns)
+        if asked == "multiclass" and not classes:
+            classes = list(range(made.predict_scores(frame.head(1)).shape[1]))
+        return cast("Model", made), classes
+    if parts.get("artifacts"):
+        raise UsageError("Artifacts are for an object with predict(context, table).", help="Leave them out.")
+    return _adopt(model, table, frame, task, truth)
 
 
 def _adopt(
