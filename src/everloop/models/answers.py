@@ -52,15 +52,18 @@ def check_answers(predictor: Predictor, recorded: bytes) -> tuple[int, float]:
 
     try:
         kept = msgspec.json.decode(recorded)
-        values = predictor.signature.rows_of([entry["row"] for entry in kept])
-        rows = [dict(zip(predictor.signature.names, row, strict=True)) for row in values]
+        # Where features are looked up, the model behind the look-ups is held to its word: they change, it does not.
+        model: Any = getattr(predictor.model, "inner", predictor.model)
+        signature = getattr(predictor.model, "signature", predictor.signature)
+        values = signature.rows_of([entry["row"] for entry in kept])
+        rows = [dict(zip(signature.names, row, strict=True)) for row in values]
         wanted = np.array([entry["scores"] for entry in kept], dtype=np.float64)
     except (msgspec.MsgspecError, KeyError, TypeError, ValueError, EverloopError) as error:
         raise CorruptionError(f"The package's {FILE} cannot be read: {error}") from error
     if not kept:
         return 0, 0.0
     try:
-        found = np.asarray(predictor.model.predict_rows(rows), dtype=np.float64)
+        found = np.asarray(model.predict_rows(rows), dtype=np.float64)
     except Exception as error:  # any estimator may stand behind it
         raise ParityError(
             f"The model {predictor.told} refuses a row that it answered when it was packaged: {error}"

@@ -81,6 +81,8 @@ class Manifest:
     environment: Environment
     training: dict[str, Json] = field(default_factory=dict)
     """How it was made: recipe, rows, importance, dropped columns."""
+    lookups: dict[str, Json] = field(default_factory=dict)
+    """Feature views that complete a request, and what the model itself takes then; see `lookups`."""
     compiled: bool = False
     """A proved second form, under `compiled/`, answers in place of the model."""
 

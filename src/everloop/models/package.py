@@ -33,7 +33,7 @@ from everloop.models.signature import Input, Signature, input_type
 from everloop.records import Json, Package, Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import polars as pl
 
@@ -69,6 +69,7 @@ def build_package(
     code: str | None = None,
     run: str | None = None,
     compile: bool = True,
+    lookups: Sequence[str] = (),
 ) -> Package:
     """Package a trained model, prove it, compile it where that can be proved as well, sign it, and keep it.
 
@@ -79,6 +80,7 @@ def build_package(
         code: digest of the code that made it.
         run: id of the run; leave it out where two runs of the same training shall give the same package.
         compile: look for a faster form; see `compilation`.
+        lookups: feature views out of which a request is completed; the sample then has their entity's columns too.
 
     Returns:
         The record, in the store already; the one that was there if the same package was built before.
@@ -93,7 +95,7 @@ def build_package(
     if missing or not sample.height:
         problem = f"lacks the inputs {', '.join(missing)}" if missing else "has no rows"
         raise UsageError(f"The sample for the package {problem}.", help="Pass rows of the training data.")
-    sample = sample_of(sample, signature)
+    whole, sample = sample, sample_of(sample, signature)
     signature = probe(model, _ranged(signature, sample), sample)
     model_files = model.to_files()
 
@@ -122,7 +124,12 @@ def build_package(
         proof |= compilation.evidence
         if compilation.model is not None:
             files |= {f"{COMPILED_FOLDER}{name}": data for name, data in compilation.model.to_files().items()}
-    files["example.json"] = _example(signature, sample)
+    request, looked_up = signature, dict[str, Json]()
+    if lookups:
+        from everloop.models.lookups import plan_lookups
+
+        request, looked_up = plan_lookups(store, lookups, signature, whole)
+    files["example.json"] = _example(request, whole.select(request.names))
     files[ANSWERS] = record_answers(model, signature, sample)
     environment = manifests.environment(model.format, _libraries(model))
     files["requirements.txt"] = requirements(environment.locked)
@@ -133,7 +140,8 @@ def build_package(
     manifest = Manifest(
         format=model.format,
         target=trained.target,
-        signature=signature.to_json(),
+        signature=request.to_json(),
+        lookups=looked_up,
         files={name: digest_of(data) for name, data in files.items()},
         lineage=Lineage(run=run, snapshot=snapshot.key if isinstance(snapshot, Snapshot) else snapshot, code=code),
         environment=environment,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from everloop.errors import CorruptionError, EverloopError, NotFoundError, RequestError, UsageError
 from everloop.models.answers import FILE as ANSWERS
@@ -233,15 +233,21 @@ def _load_path(path: Path) -> Predictor:
 def load_package(store: Store, digest: str, *, version: str | None = None) -> Predictor:
     """Load a package by digest; errors as `load_model`."""
     manifest, files = read_package(store, digest)
-    return predictor_from(manifest, files, version=version, digest=digest)
+    return predictor_from(manifest, files, version=version, digest=digest, store=store)
 
 
 def predictor_from(
-    manifest: Manifest, files: Mapping[str, bytes], *, version: str | None = None, digest: str | None = None
+    manifest: Manifest,
+    files: Mapping[str, bytes],
+    *,
+    version: str | None = None,
+    digest: str | None = None,
+    store: Store | None = None,
 ) -> Predictor:
     """A predictor out of checked files.
 
     Raises:
+        UsageError: the model looks features up, and there is no store.
         CorruptionError: the example in the package is no request.
     """
     import msgspec
@@ -250,7 +256,12 @@ def predictor_from(
 
     folder, kept = (COMPILED_FOLDER, "compiled") if manifest.compiled else (MODEL_FOLDER, manifest.format)
     inner = {name.removeprefix(folder): data for name, data in files.items() if name.startswith(folder)}
-    predictor = Predictor(manifest, model_from_files(kept, inner), version=version, digest=digest)
+    model = model_from_files(kept, inner)
+    if manifest.lookups:
+        from everloop.models.lookups import look_up_for
+
+        model = cast("Model", look_up_for(model, manifest.lookups, store))
+    predictor = Predictor(manifest, model, version=version, digest=digest)
     predictor._answers = files.get(ANSWERS)
     if "example.json" in files:
         try:

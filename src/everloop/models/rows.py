@@ -57,7 +57,7 @@ def row_function(predictor: Predictor) -> RowFunction:
 
 def _ask(predictor: Predictor) -> Ask:
     model: Any = predictor.model
-    if predictor.compiled or model.format == "mojo":
+    if not predictor.manifest.lookups and (predictor.compiled or model.format == "mojo"):
         ask: Ask = model.form.row
         return ask
     names = predictor.input_names

@@ -39,6 +39,7 @@ def save_model(
     after: Callable[[Any], Any] | None = None,
     weights: Sequence[float] | None = None,
     artifacts: Mapping[str, Path | str] | None = None,
+    lookups: Sequence[str] = (),
 ) -> ModelVersion:
     """Package a fitted model and register it as the next version of `name`.
 
@@ -61,6 +62,8 @@ def save_model(
         weights: of the models of a list; None weighs them alike.
         artifacts: files and folders by name, which an object that predicts with a context finds in
             `context.artifacts`; they travel in the package.
+        lookups: feature views by name: a request gives their entity, and their features are looked up online. The
+            example then has the entity's columns beside the features.
 
     Raises:
         UsageError: the model is not fitted, or the example is empty or lacks columns that the model was fitted on.
@@ -75,7 +78,8 @@ def save_model(
     trained, frame = describe(model, example, y=y, task=task, **parts)
     with ExitStack() as closing:
         opened = store if store is not None else closing.enter_context(open_store())
-        package = build_package(trained, store=opened, sample=frame, compile=compile)
+        sample = read_example(example)[0] if lookups else frame
+        package = build_package(trained, store=opened, sample=sample, compile=compile, lookups=lookups)
         return register(opened, name, package, tags=tags, description=description)
 
 

@@ -1,6 +1,6 @@
 """Compiling a model: forms that can be made are measured beside the original, and the quickest that is proved answers.
 
-A form that is slower than one that has been proved already is not proved any more: it could not win.
+A form that is not clearly quicker than one that has been proved already is not proved any more: it could not win.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("everloop.models")
 
+CLEARLY = 0.5
+"""The share of a proved form's time below which another takes its place: noise shall not decide what a package holds."""
 _TURNS = 300
 _MOST_S = 0.1
 """Measuring one form takes no longer."""
@@ -45,7 +47,7 @@ _MOST_TEXT = 4_000_000
 class Compilation:
     """What came of it. `model` is None where the original answers; `evidence` says why, form by form.
 
-    `evidence`: `compiled`, `form` (what answers), `row_us` (the median microseconds of one row by form, here and now),
+    `evidence`: `compiled`, `form` (what answers), `row_us` (microseconds of one row by form, here and then),
     `reasons` (why a form does not answer), and what the proof looked at.
     """
 
@@ -76,8 +78,8 @@ def compile_model(original: Model, signature: Signature, sample: pl.DataFrame) -
             ask = made.form.row
             taken = seconds_a_row(lambda ask=ask: ask(values))  # type: ignore[misc]
             times[made.form.name] = taken
-            if taken >= quickest:
-                told[name] = f"slower: {taken * 1e6:.3g} µs a row, {quickest * 1e6:.3g} µs without it"
+            if taken >= quickest * (1.0 if best is None else CLEARLY):
+                told[name] = f"not clearly quicker: {taken * 1e6:.3g} µs a row, {quickest * 1e6:.3g} µs without it"
                 continue
             best, quickest = (made, prove_compiled(original, made, signature, sample)), taken
         except NotCompilableError as error:
@@ -149,7 +151,7 @@ _MAKERS: dict[str, Callable[[Any, Any, Any], CompiledModel]] = {"native": _nativ
 
 
 def seconds_a_row(ask: Callable[[], object]) -> float:
-    """The median time of asking one row, in seconds; infinite where it is refused."""
+    """What asking one row takes when nothing else is in its way, in seconds; infinite where it is refused."""
     times: list[float] = []
     until = perf_counter() + _MOST_S
     while len(times) < _TURNS and (len(times) < 3 or perf_counter() < until):
@@ -159,4 +161,4 @@ def seconds_a_row(ask: Callable[[], object]) -> float:
         except EverloopError:
             return float("inf")
         times.append(perf_counter() - began)
-    return sorted(times)[len(times) // 2]
+    return sorted(times)[len(times) // 10]
