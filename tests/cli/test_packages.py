@@ -32,6 +32,9 @@ def test_a_package_is_verified_listed_and_carried(made, monkeypatch, tmp_path):
     assert found.json["largest_difference"] == 0.0
     assert "double@1 is whole" in everloop("models", "verify", "double").out
     bill = everloop("models", "sbom", "double@1").out
+    TABLE.write_csv("rows.csv")
+    assert everloop("predict", "double@1", "-i", "rows.csv", "-o", "scored.csv").code == 0
+    assert pl.read_csv("scored.csv")["score"].to_list() == [2.0, 4.0, 6.0]
     assert json.loads(bill)["metadata"]["component"]["name"] == "double"
     assert everloop("models", "sbom", "double@1", "-o", "bill.json").code == 0
     assert Path("bill.json").read_text() == bill

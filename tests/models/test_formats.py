@@ -25,6 +25,8 @@ from everloop.models import load_model, save_model, verify_package
 from everloop.models.formats.mojo import MojoModel, adopt_mojo, read_mojo
 from everloop.models.formats.tables import read_example
 from everloop.models.registry import get_package
+from everloop.records import Route
+from everloop.serving.live import Scorer
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -44,6 +46,11 @@ def check(store: Store, name: str, wanted: Any, *, format: str, rtol: float = 1e
     np.testing.assert_allclose(predictor.predict(rows), wanted[:3], rtol=1e-5, atol=1e-6)
     answer = predictor.row_function()(tuple(rows[0].values()))
     assert answer[-1] == pytest.approx(np.asarray(wanted[0]).reshape(-1)[-1], rel=1e-5)
+    # As an endpoint asks: one row, and several.
+    scorer = Scorer(Route(version=name, percent=100.0), predictor)
+    for few in (1, 3):
+        scores, _, _ = scorer.score([tuple(row.values()) for row in rows[:few]])
+        np.testing.assert_allclose(scores, wanted[:few], rtol=1e-5, atol=1e-6)
     predictor.warm()
     assert verify_package(store, name).ok
     return predictor

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("everloop.models")
 
 CLEARLY = 0.5
-"""The share of a proved form's time below which another takes its place: noise shall not decide what a package holds."""
+"""The share of a proved form's time below which another takes its place: noise shall not decide what is packaged."""
 _TURNS = 300
 _MOST_S = 0.1
 """Measuring one form takes no longer."""
