@@ -72,8 +72,8 @@ def compile_model(original: Model, signature: Signature, sample: pl.DataFrame) -
     values = tuple(row.values())
     for name, make in _MAKERS.items():
         try:
-            if best is not None and best[0].size_bytes > _MOST_TEXT:
-                raise NotCompilableError(f"{best[0].form.name} are proved, and too many to convert for a comparison")
+            if best is not None and (best[0].size_bytes > _MOST_TEXT or name not in ("native", "onnx")):
+                raise NotCompilableError(f"{best[0].form.name} is proved already")
             made = make(seen, signature, sample)
             ask = made.form.row
             taken = seconds_a_row(lambda ask=ask: ask(values))  # type: ignore[misc]
@@ -147,7 +147,17 @@ def _graph(original: Subject, signature: Signature, sample: pl.DataFrame) -> Com
     return CompiledModel(convert(original, signature, sample), original.task, signature.names)
 
 
-_MAKERS: dict[str, Callable[[Any, Any, Any], CompiledModel]] = {"native": _native, "onnx": _graph}
+def _single_graph(original: Subject, signature: Signature, sample: pl.DataFrame) -> CompiledModel:
+    from everloop.models.compilation.graphs import convert
+
+    return CompiledModel(convert(original, signature, sample, single=True), original.task, signature.names)
+
+
+_MAKERS: dict[str, Callable[[Any, Any, Any], CompiledModel]] = {
+    "native": _native,
+    "onnx": _graph,
+    "onnx in single precision": _single_graph,
+}
 
 
 def seconds_a_row(ask: Callable[[], object]) -> float:

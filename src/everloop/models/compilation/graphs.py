@@ -7,6 +7,7 @@ so a converted graph means nothing until it has been proved.
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from typing import TYPE_CHECKING, Any, Self
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from everloop.errors import CorruptionError, MissingExtraError, RequestError
+from everloop.models.compilation.columns import SINGLE_MAX
 from everloop.models.compilation.deadline import OutOfTimeError, deadline
-from everloop.models.compilation.reading import NotCompilableError
+from everloop.models.compilation.reading import UNSEEN, NotCompilableError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,16 +49,29 @@ class GraphForm:
         names: inputs of the signature, in order. joined: all of them go into one tensor.
         output: name of the output that holds the scores.
         finite: infinities are refused, as the original does.
+        narrow: so is what single precision cannot hold.
+        unseen: a null text counts as one that training never saw; else it is refused.
+        bound: it is cut to a number that leaves room for arithmetic, where every model has settled long before.
     """
 
     name = "onnx"
 
     def __init__(
-        self, graph: bytes, *, names: Sequence[str], task: Task, output: str, joined: bool, finite: bool = False
+        self,
+        graph: bytes,
+        *,
+        names: Sequence[str],
+        task: Task,
+        output: str,
+        joined: bool,
+        finite: bool = False,
+        narrow: bool = False,
+        bound: bool = False,
+        unseen: bool = False,
     ) -> None:
         self._graph = graph
         self.names, self.task, self.output, self.joined = tuple(names), task, output, joined
-        self.finite = finite
+        self.finite, self.narrow, self.bound, self.unseen = finite, narrow, bound, unseen
         self.session = open_session(graph)
         self._inputs = [(item.name, _dtype(item.type)) for item in self.session.get_inputs()]
         if len(self._inputs) != (1 if joined else len(self.names)):
@@ -66,15 +81,16 @@ class GraphForm:
     @classmethod
     def from_state(cls, state: Mapping[str, Any], graph: bytes) -> Self:
         known = {name: state[name] for name in ("names", "task", "output", "joined", "finite")}
-        return cls(graph, **known)
+        flags: dict[str, Any] = {name: bool(state.get(name)) for name in ("narrow", "bound", "unseen")}
+        return cls(graph, **known, **flags)
 
     def row(self, values: Sequence[Any]) -> Sequence[float]:
         if self.joined:
             name, dtype = self._inputs[0]
-            feed = {name: np.array([[_NAN if value is None else value for value in values]], dtype=dtype)}
+            feed = {name: self._cut([[_NAN if value is None else value for value in values]], dtype)}
         else:
             feed = {
-                name: np.array([[_missing(dtype, column) if value is None else value]], dtype=dtype)
+                name: self._cut([[self._missing(dtype, column) if value is None else value]], dtype)
                 for (name, dtype), column, value in zip(self._inputs, self.names, values, strict=True)
             }
         scores: list[float] = self._scores(feed).reshape(-1).tolist()
@@ -86,14 +102,14 @@ class GraphForm:
             raise RequestError(f"Column '{absent[0]}' is missing.", help=f"Given: {', '.join(frame.columns[:30])}")
         if self.joined:
             name, dtype = self._inputs[0]
-            matrix = np.column_stack([_column(frame[column], np.float64, column) for column in self.names])
-            return self._scores({name: matrix.astype(dtype)})
-        return self._scores(
-            {
-                name: _column(frame[column], dtype, column)[:, None]
-                for (name, dtype), column in zip(self._inputs, self.names, strict=True)
-            }
-        )
+            matrix = np.column_stack([self._column(frame[column], np.float64) for column in self.names])
+            return self._scores({name: self._cut(matrix, dtype)})
+        feed = {}
+        for (name, dtype), column in zip(self._inputs, self.names, strict=True):
+            # Numbers come whole, so that what single precision cannot hold is seen before it is cut.
+            values = self._column(frame[column], np.float64 if dtype is np.float32 else dtype)
+            feed[name] = self._cut(values, dtype)[:, None]
+        return self._scores(feed)
 
     def to_files(self) -> Files:
         state = {
@@ -103,8 +119,40 @@ class GraphForm:
             "output": self.output,
             "joined": self.joined,
             "finite": self.finite,
+            "narrow": self.narrow,
+            "bound": self.bound,
+            "unseen": self.unseen,
         }
         return {"model.onnx": self._graph, "compiled.json": json.dumps(state, sort_keys=True).encode()}
+
+    def _missing(self, dtype: Any, name: str) -> Any:
+        if dtype in (np.float32, np.float64):
+            return _NAN
+        if dtype is np.object_ and self.unseen:
+            # Encoders that take nulls mostly take them as something never seen; the proof finds those that do not.
+            return UNSEEN
+        raise RequestError(f"'{name}' is null, which the graph does not take.")
+
+    def _column(self, series: pl.Series, dtype: Any) -> NDArray[Any]:
+        if dtype in (np.float32, np.float64):
+            return series.cast(_float()).fill_null(_NAN).to_numpy().astype(dtype)
+        if series.null_count():
+            missing = self._missing(dtype, series.name)
+            return np.array([missing if value is None else value for value in series.to_list()], dtype=np.object_)
+        if dtype is np.object_:
+            return np.array(series.to_list(), dtype=np.object_)
+        return series.to_numpy().astype(dtype)
+
+    def _cut(self, values: Any, dtype: Any) -> NDArray[Any]:
+        """An array of the graph's type."""
+        if dtype is not np.float32:
+            return np.asarray(values, dtype=dtype)
+        wide = np.asarray(values, dtype=np.float64)
+        if self.finite and np.isinf(wide).any():
+            raise RequestError("A value is infinite, which the model does not take.")
+        if self.narrow and (np.abs(wide) > SINGLE_MAX).any():
+            raise RequestError("A value is too large for the model.")
+        return np.clip(wide, -_BOUND, _BOUND).astype(dtype) if self.bound else wide.astype(dtype)
 
     def _scores(self, feed: dict[str, Any]) -> Array:
         if self.finite and any(values.dtype.kind == "f" and np.isinf(values).any() for values in feed.values()):
@@ -118,6 +166,7 @@ class GraphForm:
 
 
 _NAN = float("nan")
+_BOUND = 1e30
 CONVERSION_S = 10.0
 """No converter may take longer."""
 _OPSET = {"": 18, "ai.onnx.ml": 3}
@@ -145,8 +194,11 @@ def open_session(graph: bytes) -> Any:
         raise CorruptionError(f"The bytes are no ONNX model that can be run: {error}") from error
 
 
-def convert(original: Subject, signature: Signature, sample: pl.DataFrame) -> GraphForm:
+def convert(original: Subject, signature: Signature, sample: pl.DataFrame, *, single: bool = False) -> GraphForm:
     """A scikit-learn estimator or pipeline through skl2onnx; LightGBM's and XGBoost's through onnxmltools.
+
+    Args:
+        single: with numbers in single precision, in which more converters work; the proof finds out what it costs.
 
     Raises:
         NotCompilableError: a converter is not installed, or does not know the model.
@@ -158,8 +210,8 @@ def convert(original: Subject, signature: Signature, sample: pl.DataFrame) -> Gr
         raise NotCompilableError("skl2onnx is not installed: pip install 'everloop[onnx]'") from None
     if original.order:
         raise NotCompilableError("its classes are not in order")
-    members = np.ravel(getattr(last_step(original.estimator), "estimators_", [last_step(original.estimator)]))
-    if any(np.isinf(member.tree_.threshold).any() for member in members if hasattr(member, "tree_")):
+    last = last_step(original.estimator)
+    if any(np.isinf(thresholds).any() for thresholds in _thresholds(last)):
         # Halving an interval that is infinite, skl2onnx would never end.
         raise NotCompilableError("a tree of it splits nulls from all else")
     _register_boosters()
@@ -167,24 +219,22 @@ def convert(original: Subject, signature: Signature, sample: pl.DataFrame) -> Gr
         "string": data_types.StringTensorType,
         "int": data_types.Int64TensorType,
         "bool": data_types.BooleanTensorType,
-        "float": data_types.DoubleTensorType,
+        "float": data_types.FloatTensorType if single else data_types.DoubleTensorType,
     }
     joined = original.table.container == "numpy"
     strange = [item.name for item in signature.inputs if item.type not in kinds]
     if strange:
         raise NotCompilableError(f"'{strange[0]}' is of a type that no graph takes")
     if joined:
-        initial = [("X", data_types.DoubleTensorType([None, len(signature.inputs)]))]
+        initial = [("X", kinds["float"]([None, len(signature.inputs)]))]
     else:
         initial = [(item.name, kinds[item.type]([None, 1])) for item in signature.inputs]
-    last = last_step(original.estimator)
-    options = {id(last): {"zipmap": False}} if original.task != "regression" else None
+    subject = _convertible(original.estimator)
+    options = {id(last_step(subject)): {"zipmap": False}} if original.task != "regression" else None
     try:
         with _plain_attributes(), warnings.catch_warnings(), deadline(CONVERSION_S):
             warnings.simplefilter("ignore")
-            graph = skl2onnx.convert_sklearn(
-                original.estimator, initial_types=initial, options=options, target_opset=_OPSET
-            )
+            graph = skl2onnx.convert_sklearn(subject, initial_types=initial, options=options, target_opset=_OPSET)
     except OutOfTimeError:
         raise NotCompilableError(f"skl2onnx had not converted it after {CONVERSION_S:g} s") from None
     output = graph.graph.output[-1].name
@@ -194,8 +244,24 @@ def convert(original: Subject, signature: Signature, sample: pl.DataFrame) -> Gr
         task=original.task,
         output=output,
         joined=joined,
-        finite=_refuses_infinities(original, signature, sample),
+        finite=_refuses(original, signature, sample, float("inf")),
+        narrow=_refuses(original, signature, sample, 1e300),
+        bound=single,
+        unseen=True,
     )
+
+
+def _convertible(estimator: Any) -> Any:
+    """The same without a setting that converters do not know and that no prediction minds."""
+    if hasattr(estimator, "steps"):
+        (*before, (name, last)), made = estimator.steps, copy.copy(estimator)
+        made.steps = [*before, (name, _convertible(last))]
+        return made
+    if not getattr(estimator, "flatten_transform", False):
+        return estimator
+    made = copy.copy(estimator)
+    made.flatten_transform = False
+    return made
 
 
 def last_step(estimator: Any) -> Any:
@@ -203,12 +269,22 @@ def last_step(estimator: Any) -> Any:
     return last_step(estimator.steps[-1][1]) if hasattr(estimator, "steps") else estimator
 
 
-def _refuses_infinities(original: Subject, signature: Signature, sample: pl.DataFrame) -> bool:
+def _thresholds(estimator: Any) -> list[NDArray[np.float64]]:
+    """The split thresholds of scikit-learn's trees, as far as it has some."""
+    held = getattr(estimator, "estimators_", [estimator])
+    members = held.ravel().tolist() if isinstance(held, np.ndarray) else list(held)
+    found = [member.tree_.threshold for member in members if hasattr(member, "tree_")]
+    rounds = getattr(estimator, "_predictors", ())
+    return found + [predictor.nodes["num_threshold"] for turn in rounds for predictor in turn]
+
+
+def _refuses(original: Subject, signature: Signature, sample: pl.DataFrame, value: float) -> bool:
+    """Whether the original takes no row whose numbers are all this value."""
     import polars as pl
 
     names = [item.name for item in signature.inputs if item.type == "float"]
     try:
-        original.model.predict_scores(sample.head(1).with_columns(pl.lit(float("inf")).alias(name) for name in names))
+        original.model.predict_scores(sample.head(1).with_columns(pl.lit(value).alias(name) for name in names))
     except Exception:  # whatever the estimator raises: it refuses the row
         return True
     return False
@@ -281,22 +357,6 @@ def _dtype(kind: str) -> Any:
         return _DTYPES[kind]
     except KeyError:
         raise CorruptionError(f"The graph takes a {kind}, which no model input can be.") from None
-
-
-def _missing(dtype: Any, name: str) -> Any:
-    if dtype in (np.float32, np.float64):
-        return _NAN
-    raise RequestError(f"'{name}' is null, which the graph does not take.")
-
-
-def _column(series: pl.Series, dtype: Any, name: str) -> NDArray[Any]:
-    if dtype in (np.float32, np.float64):
-        return series.cast(_float()).fill_null(_NAN).to_numpy().astype(dtype)
-    if series.null_count():
-        raise RequestError(f"'{name}' is null, which the graph does not take.")
-    if dtype is np.object_:
-        return np.array(series.to_list(), dtype=np.object_)
-    return series.to_numpy().astype(dtype)
 
 
 def _float() -> Any:
