@@ -20,6 +20,7 @@ from everloop.records import Endpoint, Run
 from everloop.serving import batch, find_prediction, read_predictions
 from everloop.serving.batch import Part, Scored, describe, score_files, score_part, score_piece
 from everloop.serving.batch_runs import score_as_run
+from everloop.serving.endpoints import set_options
 from everloop.testing.models import sample_table
 
 if TYPE_CHECKING:
@@ -105,6 +106,19 @@ def test_what_was_cut_off_goes_on(store: Store, release: Any, tmp_path: Path, mo
     # Another version or other files are another job.
     sample_table(100, seed=6).write_parquet(path)
     assert scored(store, version, table, output, [path], **options).resumed == 0
+
+
+def test_a_jobs_log_hides_what_an_endpoints_does(store: Store, release: Any, tmp_path: Path) -> None:
+    version = release().key
+    store.records.put(store.new(Endpoint, name="nightly", model="delays"))
+    set_options(store, "nightly", {"log_drop": "distance", "log_hash": "carrier,seats"})
+    table = sample_table(30, seed=5)
+    scored(store, version, table, tmp_path / "out.csv", log="nightly")
+    kept = read_predictions(store, "nightly").collect()
+    assert "input_distance" not in kept.columns
+    assert kept["input_carrier"].n_unique() == table["carrier"].n_unique()
+    assert not set(kept["input_carrier"].drop_nulls()) & set(table["carrier"].drop_nulls())
+    assert kept.schema["input_seats"] == pl.String
 
 
 def test_a_part_may_be_scored_anywhere_and_again(store: Store, release: Any, tmp_path: Path) -> None:

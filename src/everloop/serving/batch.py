@@ -279,7 +279,10 @@ def _log(store: Store, predictor: Predictor, part: Part, piece: pl.DataFrame, sc
     import polars as pl
 
     from everloop.models.signature import polars_type
+    from everloop.records import Endpoint
     from everloop.serving.prediction_log import PREDICTIONS, input_column, table_name
+    from everloop.serving.redaction import redaction_for
+    from everloop.serving.settings import settings_of
 
     assert part.log is not None  # noqa: S101 - the caller has looked
     table = table_name(store, PREDICTIONS, part.log)
@@ -304,7 +307,15 @@ def _log(store: Store, predictor: Predictor, part: Part, piece: pl.DataFrame, sc
     if many:
         each = [pl.lit(scored[f"score_{name}"]).cast(pl.Float64) for name in predictor.classes]
         columns.insert(9, pl.concat_list(each).alias("scores"))
+    settings = settings_of(store.records.get(Endpoint, part.log).options)
+    redaction = redaction_for(predictor.signature, settings)
     for item in predictor.signature.inputs:
+        if redaction is not None and item.name not in redaction.inputs:
+            continue
+        if redaction is not None and item.name in settings.log_hash:
+            hidden = [redaction.digest(value) for value in piece[item.name].to_list()]
+            columns.append(pl.lit(pl.Series(hidden, dtype=pl.String)).alias(input_column(item.name)))
+            continue
         value = pl.col(item.name).cast(polars_type(item.type), strict=False)
         if item.type == "time":
             value = value.cast(pl.Int64) // 1000

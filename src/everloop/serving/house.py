@@ -31,6 +31,7 @@ from everloop.serving.exchange import Response
 from everloop.serving.following import POLL_S, Follower
 from everloop.serving.foreign import encode
 from everloop.serving.metrics import CONTENT_TYPE
+from everloop.serving.observing import observers
 from everloop.serving.settings import settings_of
 from everloop.serving.tokens import OPEN_PATHS, testers, token_digests
 
@@ -199,6 +200,7 @@ class House:
         if room is not None:
             return room
         app = EndpointApp(self._store, name)
+        app.observers += observers(name)
         try:
             follower = Follower(self._store, app)
             before = _resident_bytes()

@@ -44,10 +44,11 @@ class Redaction:
         self._key = _hash_key() if any(hidden for _, hidden in self._plan) else b""
 
     def rows(self, values: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
-        plan, digest = self._plan, self._digest
+        plan, digest = self._plan, self.digest
         return [tuple(digest(row[place]) if hidden else row[place] for place, hidden in plan) for row in values]
 
-    def _digest(self, value: Any) -> str | None:
+    def digest(self, value: Any) -> str | None:
+        """What is kept of a value that is hashed; the same for the same value, on one machine."""
         if value is None:
             return None
         return hmac.new(self._key, repr(value).encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:32]
