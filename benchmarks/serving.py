@@ -320,7 +320,7 @@ def batch(folder: Path, rows: int) -> None:
             print(f"batch, {name}: {given.height / (time.perf_counter() - began):,.0f} rows a second in memory")
             for log in (None, "nightly"):
                 began = time.perf_counter()
-                out = folder / "scored.parquet"
+                out = folder / f"scored-{name.replace(' ', '-')}-{log}"
                 score_files(store, version.key, given.lazy(), [path], out, workers=workers, log=log)
                 took = time.perf_counter() - began
                 told = "and log" if log else "without a log"

@@ -108,6 +108,21 @@ def test_what_was_cut_off_goes_on(store: Store, release: Any, tmp_path: Path, mo
     assert scored(store, version, table, output, [path], **options).resumed == 0
 
 
+def test_a_folder_of_parts(store: Store, release: Any, tmp_path: Path) -> None:
+    version = release().key
+    path, output = tmp_path / "in.parquet", tmp_path / "scored"
+    table = sample_table(100, seed=5)
+    table.write_parquet(path)
+    assert scored(store, version, table, output, [path], piece_rows=30, workers=2).rows == 100
+    assert [file.name for file in sorted(output.iterdir())] == [f"part-00000{number}.parquet" for number in range(4)]
+    found = pl.read_parquet(output / "*.parquet")
+    assert found["score"].to_list() == load_model(store, version).predict(table).tolist()
+    with pytest.raises(UsageError, match="there already"):
+        scored(store, version, table, output, [path])
+    assert scored(store, version, table.clear(), tmp_path / "none", []).rows == 0
+    assert pl.read_parquet(tmp_path / "none" / "*.parquet").columns[-1] == "label"
+
+
 def test_a_jobs_log_hides_what_an_endpoints_does(store: Store, release: Any, tmp_path: Path) -> None:
     version = release().key
     store.records.put(store.new(Endpoint, name="nightly", model="delays"))

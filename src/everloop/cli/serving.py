@@ -60,7 +60,12 @@ def serve(
 def predict(
     model: Annotated[str, typer.Argument(help="MODEL, MODEL@VERSION or MODEL@ALIAS.")],
     input: Annotated[str, typer.Option("--input", "-i", help="csv, parquet, json lines or arrow; a file or a glob.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet, csv or json lines, by its ending.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="Parquet, csv or json lines, by its ending; without one a folder of Parquet files."
+        ),
+    ],
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that score.")] = 1,
     piece_rows: Annotated[int, typer.Option(min=1, help="Rows of a part; what a crash loses at most.")] = 250_000,
     log: Annotated[

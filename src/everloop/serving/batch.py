@@ -68,7 +68,11 @@ class Scored:
 
 
 def check_output(output: Path) -> None:
-    """Raise UsageError unless answers can be written in the form that the file's ending names."""
+    """Raise UsageError unless answers can be written so: by the file's ending, or as a folder that is not there yet."""
+    if not output.suffix:
+        if output.exists():
+            raise UsageError(f"'{output}' is there already.", help="Name a folder that is to be made.")
+        return
     if output.suffix not in ENDINGS:
         raise UsageError(f"Cannot write '{output.suffix}' files.", help=f"Use one of: {', '.join(ENDINGS)}")
 
@@ -88,6 +92,7 @@ def score_files(
     """Score a table with a version, by its key, and write its rows with their answers behind, in order.
 
     Args:
+        output: a file, by its ending; a name without one becomes a folder of Parquet files, a part each.
         table: what the input files hold. Where all are Parquet, they are read part by part instead.
         inputs: the files; that they are as they were decides whether an earlier try is resumed.
         workers: processes; 1: this one.
@@ -113,7 +118,7 @@ def score_files(
                 path=str(path),
                 offset=offset,
                 rows=rows,
-                output=str(folder / f"part-{number:06}.arrow"),
+                output=str(folder / f"part-{number:06}{'.arrow' if output.suffix else '.parquet'}"),
                 home=str(store.home),
                 project=store.project,
                 version=version,
@@ -126,8 +131,16 @@ def score_files(
             done, resumed, rows = done + 1, resumed + (not new), rows + found.rows
             if progress is not None:
                 progress(rows)
-        _join(store, version, table, sorted(folder.glob("part-*.arrow")), output)
-        shutil.rmtree(folder)
+        if output.suffix:
+            _join(store, version, table, sorted(folder.glob("part-*.arrow")), output)
+            shutil.rmtree(folder)
+        else:
+            if not done:
+                score_piece(_predictor(store, version), table.head(0).collect()).write_parquet(
+                    folder / "part-000000.parquet"
+                )
+            (folder / "job.json").unlink()
+            folder.rename(output)
     return Scored(version=version, rows=rows, parts=done, resumed=resumed, output=str(output), log=log)
 
 
@@ -149,7 +162,10 @@ def score_part(part: Part) -> int:
             _log(store, predictor, part, piece, scored)
     output = Path(part.output)
     draft = output.with_name(f".{output.name}.{os.getpid()}")
-    scored.write_ipc(draft, compat_level=pl.CompatLevel.oldest())
+    if output.suffix == ".parquet":
+        scored.write_parquet(draft, compression="zstd", compression_level=1)
+    else:
+        scored.write_ipc(draft, compat_level=pl.CompatLevel.oldest())
     draft.replace(output)
     if part.offset is None:
         path.unlink(missing_ok=True)
