@@ -54,14 +54,14 @@ class QuickProtocol(HttpToolsProtocol):
         return
 
     def on_response_complete(self) -> None:
+        if self.timeout_keep_alive_task is not None:
+            # uvicorn sets one of its own, which does as well.
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
         self._served = monotonic()
-        self.server_state.total_requests += 1
-        if self.transport.is_closing():
-            return
-        self.flow.resume_reading()
-        if self.pipeline:
-            cycle, app = self.pipeline.pop()
-            self._start_asgi_task(cycle, app)
+        super().on_response_complete()
+        if self.timeout_keep_alive_task is None and not self.transport.is_closing():
+            self._watch()
 
     def _watch(self) -> None:
         self._served = monotonic()
