@@ -546,7 +546,14 @@ class Webhook(Record):
     name: str
     url: str
     verbs: tuple[str, ...] = ()
-    """`kind.verb`, such as `alias.alias_set`; empty: every one that concerns models."""
+    """`kind.verb`, such as `alias.alias_set`; empty: every one that concerns models. In MLflow's form its own names,
+    such as `model_version_alias.created`."""
+    form: Literal["everloop", "mlflow"] = "everloop"
+    """Whose words the messages are in."""
+    description: str = ""
+    active: bool = True
+    """Whether messages are sent; what happens meanwhile is not sent later."""
+    updated_at: datetime | None = None
     for_project: str
     secret: str
     """Key of the signature (HMAC-SHA256) over each message."""
@@ -557,7 +564,7 @@ class Webhook(Record):
 
     @property
     def key(self) -> str:
-        return self.name
+        return self.name if self.form == "everloop" else self.id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import threading
+import time
 
 import pytest
 
@@ -12,7 +13,8 @@ from everloop.errors import AlreadyExistsError, NotFoundError, UnavailableError,
 from everloop.models import set_alias
 from everloop.records import ModelVersion
 from everloop.server import outbound
-from everloop.server.notifying import Notifier, Webhooks, sign
+from everloop.server.messages import PROMPT_TAG, PROMPT_TEXT, sign, sign_as_mlflow
+from everloop.server.notifying import Notifier, Webhooks
 from everloop.server.options import ServerOptions
 
 LOCAL = ServerOptions(webhook_networks=("127.0.0.0/8",))
@@ -184,3 +186,130 @@ def test_names_secrets_and_verbs_are_checked(store):
             hooks.add(**{"url": "http://127.0.0.1/", **more})
     with pytest.raises(NotFoundError):
         hooks.remove("b")
+
+
+MODEL_VERSION = {"entity": "MODEL_VERSION", "action": "CREATED"}
+HOOKS = "/api/2.0/mlflow/webhooks"
+
+
+def test_mlflows_webhooks_are_told_in_mlflows_words(store, serve, listener):
+    verbs = ["model_version.created", "model_version_tag.set", "model_version_tag.deleted"]
+    verbs += ["model_version_alias.created", "model_version_alias.deleted", "registered_model.created"]
+    verbs += ["prompt.created", "prompt_version.created", "prompt_tag.set", "prompt_alias.created"]
+    events = [dict(zip(("entity", "action"), verb.upper().split("."), strict=True)) for verb in verbs]
+    url = f"http://127.0.0.1:{listener.server_port}/m"
+    with serve(store, LOCAL) as place:
+        made = place.ask("POST", HOOKS, {"name": "ci", "url": url, "events": events, "secret": "s3cret"}).json[
+            "webhook"
+        ]
+        assert (made["status"], made["events"]) == ("ACTIVE", events)
+        assert "secret" not in made
+        api = "/api/2.0/mlflow/"
+        listener.answers = [500]
+        steps = [
+            ("POST", "registered-models/create", {"name": "m", "tags": [{"key": "a", "value": "b"}]}),
+            ("POST", "model-versions/create", {"name": "m", "source": "s3://b/x", "description": "d"}),
+            ("POST", "model-versions/set-tag", {"name": "m", "version": "1", "key": "k", "value": "v"}),
+            ("DELETE", "model-versions/delete-tag", {"name": "m", "version": "1", "key": "k"}),
+            ("POST", "registered-models/alias", {"name": "m", "alias": "champion", "version": "1"}),
+            ("DELETE", "registered-models/alias", {"name": "m", "alias": "champion"}),
+            ("POST", "registered-models/set-tag", {"name": "m", "key": "k", "value": "v"}),
+            ("POST", "registered-models/create", {"name": "p", "tags": [{"key": PROMPT_TAG, "value": "true"}]}),
+            ("POST", "model-versions/create", {"name": "p", "source": "dummy", "tags": [
+                {"key": PROMPT_TAG, "value": "true"}, {"key": PROMPT_TEXT, "value": "Hi"}]}),
+            ("POST", "registered-models/set-tag", {"name": "p", "key": "k", "value": "v"}),
+            ("POST", "registered-models/alias", {"name": "p", "alias": "live", "version": "1"}),
+        ]  # fmt: skip
+        for method, path, body in steps:
+            answer = place.ask(method, api + path, body)
+            assert answer.status == 200, answer.body
+        until = time.monotonic() + 30
+        while len(listener.got) < 11 and time.monotonic() < until:
+            time.sleep(0.05)
+    told = [json.loads(body) for _, _, body in listener.got]
+    assert told[0] == told[1]
+    assert listener.got[0][1]["X-MLflow-Delivery-Id"] == listener.got[1][1]["X-MLflow-Delivery-Id"]
+    said = [(f"{one['entity']}.{one['action']}", one["data"]) for one in told[1:]]
+    assert said == [
+        ("registered_model.created", {"name": "m", "tags": {"a": "b"}, "description": ""}),
+        (
+            "model_version.created",
+            {"name": "m", "version": "1", "source": "s3://b/x", "run_id": None, "tags": {}, "description": "d"},
+        ),
+        ("model_version_tag.set", {"name": "m", "version": "1", "key": "k", "value": "v"}),
+        ("model_version_tag.deleted", {"name": "m", "version": "1", "key": "k"}),
+        ("model_version_alias.created", {"name": "m", "alias": "champion", "version": "1"}),
+        ("model_version_alias.deleted", {"name": "m", "alias": "champion"}),
+        ("prompt.created", {"name": "p", "tags": {}, "description": ""}),
+        (
+            "prompt_version.created",
+            {"name": "p", "version": "1", "template": "Hi", "tags": {}, "description": None},
+        ),
+        ("prompt_tag.set", {"name": "p", "key": "k", "value": "v"}),
+        ("prompt_alias.created", {"name": "p", "alias": "live", "version": "1"}),
+    ]
+    _, headers, body = listener.got[-1]
+    signed = sign_as_mlflow("s3cret", headers["X-MLflow-Delivery-Id"], headers["X-MLflow-Timestamp"], body)
+    assert headers["X-MLflow-Signature"] == signed
+
+
+def test_mlflows_webhooks_are_changed_tried_and_removed(store, serve, listener):
+    url = f"http://127.0.0.1:{listener.server_port}/m"
+    with serve(store, LOCAL) as place:
+        body = {"name": "ci", "url": url, "events": [MODEL_VERSION]}
+        first, second = (place.ask("POST", HOOKS, body).json["webhook"] for _ in range(2))
+        page = place.ask("GET", f"{HOOKS}?max_results=1").json
+        assert [hook["webhook_id"] for hook in page["webhooks"]] == [second["webhook_id"]]
+        page = place.ask("GET", f"{HOOKS}?page_token={page['next_page_token']}").json
+        assert [hook["webhook_id"] for hook in page["webhooks"]] == [first["webhook_id"]]
+        one = f"{HOOKS}/{first['webhook_id']}"
+        changed = place.ask("PATCH", one, {"name": "cd", "status": "DISABLED", "description": "off"}).json["webhook"]
+        assert (changed["name"], changed["status"], changed["description"]) == ("cd", "DISABLED", "off")
+        assert place.ask("GET", one).json["webhook"] == changed
+        assert place.ask("POST", f"{one}/test", {}).json["result"] == {"success": True, "response_status": 204}
+        event = {"event": {"entity": "PROMPT_ALIAS", "action": "DELETED"}}
+        listener.answers = [500]
+        answer = place.ask("POST", f"{one}/test", event).json["result"]
+        assert answer == {"success": False, "response_status": 500}
+        assert json.loads(listener.got[-1][2])["entity"] == "prompt_alias"
+        shown = place.ask("GET", "/api/v1/webhooks").json
+        assert [(hook["name"], hook["form"], hook["active"]) for hook in shown] == [
+            ("cd", "mlflow", False),
+            ("ci", "mlflow", True),
+        ]
+        assert place.ask("DELETE", one).status == 200
+        gone = place.ask("GET", one)
+        assert (gone.status, gone.json["error_code"]) == (404, "RESOURCE_DOES_NOT_EXIST")
+
+
+def test_what_happens_while_a_webhook_is_off_is_not_sent_later(store, listener):
+    hooks = Webhooks(store, LOCAL)
+    store.records.put(store.new(ModelVersion, model="m", version=1, package="sha256:0"))
+    url = f"http://127.0.0.1:{listener.server_port}/m"
+    more = {"description": "", "secret": "", "active": True}
+    hook = hooks.add_for_mlflow("a", url, ["model_version_alias.created"], **more)
+    notifier = Notifier(store, LOCAL)
+    for active, alias in ((False, "missed"), (True, "heard")):
+        hooks.change(hook.id, active=active)
+        set_alias(store, "m", alias, "m@1")
+        notifier.look()
+    assert [json.loads(body)["data"]["alias"] for _, _, body in listener.got] == ["heard"]
+    assert "X-MLflow-Signature" not in listener.got[0][1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": ""}, {"name": "a b"}, {"name": "-a"}, {"name": "x" * 64}, {"name": 5}, {"events": []}, {"events": {}},
+        {"events": [{"entity": "MODEL_VERSION", "action": "DELETED"}]}, {"events": [{"entity": "NOTHING"}]},
+        {"events": ["MODEL_VERSION.CREATED"]}, {"status": "ON"}, {"url": " "}, {"url": "ftp://a/"}, {"url": 5},
+        {"url": "http://10.0.0.1/"}, {"url": "http://169.254.169.254/latest"}, {"url": "http://[::ffff:10.0.0.1]/"},
+        {"url": "http://nothing.invalid/"}, {"url": "file:///etc/passwd"}, {"url": "http://u:p@8.8.8.8/"},
+    ],
+)  # fmt: skip
+def test_what_is_no_webhook_is_refused(store, serve, changes):
+    with serve(store) as place:
+        body = {"name": "a", "url": "http://8.8.8.8/", "events": [MODEL_VERSION], **changes}
+        refused = place.ask("POST", HOOKS, body)
+        assert (refused.status, refused.json["error_code"]) == (400, "INVALID_PARAMETER_VALUE"), refused.body
+        assert place.ask("GET", HOOKS).json == {}

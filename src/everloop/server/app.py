@@ -110,7 +110,7 @@ def _mlflow(store: Store, options: ServerOptions) -> list[Any]:
 
     chosen = options.default_artifact_root
     root = mlflow.ArtifactRoot(Path(chosen) if chosen else store.home / "artifacts", options.allowed_artifact_roots)
-    return list(mlflow.make_routes(store, root))
+    return list(mlflow.make_routes(store, root, options))
 
 
 def _intake(store: Store, options: ServerOptions) -> list[Any]:

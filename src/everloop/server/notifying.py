@@ -1,19 +1,11 @@
 """Telling outside addresses of events: webhooks.
 
-A message is one event as JSON, with these headers, of which the signature proves the rest:
-
-    X-Everloop-Event      kind.verb, such as alias.alias_set
-    X-Everloop-Delivery   project and number of the event; a message that comes twice has the same
-    X-Everloop-Timestamp  seconds since 1970 of the sending
-    X-Everloop-Signature  sha256= and the HMAC-SHA256, keyed with the webhook's secret, over timestamp, a dot, and body
-
-Whatever answers 2xx has got it. Otherwise it is sent again after 1, 5, 30 and 120 seconds, then given up.
+What is sent stands in `messages.py`. Whatever answers 2xx has got it. Otherwise it is sent again after 1, 5, 30 and
+120 seconds, then given up.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import re
 import secrets
@@ -21,9 +13,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
-from typing import TYPE_CHECKING
-
-import msgspec
+from typing import TYPE_CHECKING, Any
 
 from everloop.errors import (
     AlreadyExistsError,
@@ -35,9 +25,9 @@ from everloop.errors import (
 )
 from everloop.records import Event, Webhook
 from everloop.server.access.book import PROJECT
+from everloop.server.messages import EXAMPLES, MLFLOW_KINDS, Message, messages_of, test_message
 from everloop.server.outbound import post, resolve
 from everloop.stores.clock import new_id
-from everloop.version import VERSION
 
 if TYPE_CHECKING:
     from everloop.server.options import ServerOptions
@@ -45,7 +35,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("everloop.server")
 
-LOOK_EVERY_S = 1.0
+LOOK_EVERY_S = 0.5
 RETRY_AFTER_S = (1.0, 5.0, 30.0, 120.0)
 KINDS = ("alias", "alias_request", "model_version", "release")
 """The kinds that a webhook without verbs is told of."""
@@ -60,6 +50,8 @@ class _Try:
     """How often one webhook's next message was sent in vain, and when it may be sent again."""
 
     seq: int
+    part: int = 0
+    """How many of the event's messages are out."""
     failed: int = 0
     not_before: float = 0.0
 
@@ -82,7 +74,7 @@ class Webhooks:
             NotFoundError: there is none.
         """
         for hook in self.list():
-            if hook.name == name:
+            if name in (hook.key, hook.id):
                 return hook
         raise NotFoundError(f"There is no webhook '{name}'.")
 
@@ -103,29 +95,69 @@ class Webhooks:
         if len(self.list()) >= MOST:
             raise UsageError(f"There are {MOST} webhooks already.", help="Remove one first.")
         resolve(url, self.options.webhook_networks)
+        try:
+            return self._keep(name=name, url=url, verbs=tuple(verbs), secret=secret or secrets.token_urlsafe(32))
+        except AlreadyExistsError as error:
+            raise AlreadyExistsError(f"There is a webhook '{name}' already.") from error
+
+    def add_for_mlflow(
+        self, name: str, url: str, verbs: Sequence[str], *, description: str, secret: str, active: bool
+    ) -> Webhook:
+        """Add one whose messages are MLflow's; several may have one name. Without a secret they are not signed.
+
+        Raises:
+            UsageError: an event that is none, a URL that cannot be used, or an address that may not be reached.
+            UnavailableError: the URL's name does not resolve.
+        """
+        if len(self.list()) >= MOST:
+            raise UsageError(f"There are {MOST} webhooks already.", help="Remove one first.")
+        resolve(url, self.options.webhook_networks)
+        return self._keep(
+            name=name,
+            url=url,
+            verbs=tuple(verbs),
+            secret=secret,
+            form="mlflow",
+            description=description,
+            active=active,
+        )
+
+    def change(self, ref: str, /, **changes: Any) -> Webhook:
+        """Change what a webhook is told and where. What happened while it was off is not sent later.
+
+        Raises:
+            NotFoundError: there is none.
+            UsageError, UnavailableError: as for `add`.
+        """
+        if "url" in changes:
+            resolve(changes["url"], self.options.webhook_networks)
+        with self.records.transaction():
+            hook = self.get(ref)
+            if changes.get("active") and not hook.active:
+                changes["seq"] = self.store.records.last_event()
+            return self.records.update(replace(hook, updated_at=self.store.now(), **changes))[0]
+
+    def remove(self, name: str) -> None:
+        self.records.delete(Webhook, self.get(name).id)
+
+    def _keep(self, **fields: Any) -> Webhook:
         now = self.store.now()
         hook = Webhook(
             id=new_id(now),
             project=PROJECT,
             created_at=now,
-            name=name,
-            url=url,
-            verbs=tuple(verbs),
             for_project=self.store.project,
-            secret=secret or secrets.token_urlsafe(32),
             seq=self.store.records.last_event(),
+            **fields,
         )
-        try:
-            self.records.put(hook, data={"url": url})
-        except AlreadyExistsError as error:
-            raise AlreadyExistsError(f"There is a webhook '{name}' already.") from error
+        self.records.put(hook, data={"url": hook.url})
         return hook
 
-    def remove(self, name: str) -> None:
-        self.records.delete(Webhook, self.get(name).id)
-
-    def test(self, name: str) -> int:
+    def test(self, name: str, verb: str | None = None) -> int:
         """Send a message now and return the status that came back.
+
+        Args:
+            verb: which of MLflow's events the message is to be like.
 
         Raises:
             UnavailableError: nobody answered.
@@ -134,25 +166,12 @@ class Webhooks:
         event = Event(
             seq=0, at=self.store.now(), actor=self.store.actor, verb="test", kind="webhook", subject=hook.id, key=name
         )
-        return self.send(hook, event)
+        return self.send(hook, test_message(hook, event, verb or (hook.verbs or tuple(EXAMPLES))[0]))
 
-    def send(self, hook: Webhook, event: Event) -> int:
-        """Send one event once and return the status."""
-        body = msgspec.json.encode({"project": hook.for_project, "event": event})
-        timestamp = str(int(self.store.now().timestamp()))
-        return post(
-            hook.url,
-            body,
-            {
-                "Content-Type": "application/json",
-                "User-Agent": f"everloop/{VERSION}",
-                "X-Everloop-Event": f"{event.kind}.{event.verb}",
-                "X-Everloop-Delivery": f"{hook.for_project}-{event.seq}",
-                "X-Everloop-Timestamp": timestamp,
-                "X-Everloop-Signature": sign(hook.secret, timestamp, body),
-            },
-            self.options.webhook_networks,
-        )
+    def send(self, hook: Webhook, message: Message) -> int:
+        """Send one message once and return the status."""
+        headers = message.headers(hook, self.store.now())
+        return post(hook.url, message.body, headers, self.options.webhook_networks)
 
 
 class Notifier:
@@ -174,52 +193,66 @@ class Notifier:
         self._stopping.set()
         self._thread.join(timeout=3)
 
-    def look(self) -> None:
-        """Send what is due, at most one message for each webhook."""
+    def look(self) -> bool:
+        """Send what is due, at most one message for each webhook; whether there was any."""
+        sent = False
         for hook in self.hooks.list():
             if self._stopping.is_set():
-                return
-            self._serve(hook)
+                return False
+            if hook.active:
+                sent = self._serve(hook) or sent
+        return sent
 
     def _run(self) -> None:
         while not self._stopping.wait(LOOK_EVERY_S):
             try:
                 with self._store.lock("webhooks", block=False) as held:
-                    while held and not self._stopping.wait(LOOK_EVERY_S):
-                        self.look()
+                    while held and not self._stopping.is_set():
+                        if not self.look():
+                            self._stopping.wait(LOOK_EVERY_S)
             except EverloopError as error:
                 _log.warning("webhooks: %s", error)
 
-    def _serve(self, hook: Webhook) -> None:
-        event = self._next(hook)
-        if event is None:
-            return
+    def _serve(self, hook: Webhook) -> bool:
+        found = self._next(hook)
+        if found is None:
+            return False
+        event, messages = found
         trying = self._tries[hook.id]
         if monotonic() < trying.not_before:
-            return
+            return False
         try:
-            status = self.hooks.send(hook, event)
+            status = self.hooks.send(hook, messages[trying.part])
             problem = "" if 200 <= status < 300 else f"it answered {status}"
         except (UnavailableError, UsageError) as error:
             problem = str(error)
-        if not problem:
-            self._done(hook, event, "delivered", 0)
-        elif trying.failed < len(self.retry_after_s):
+        given_up = bool(problem) and trying.failed >= len(self.retry_after_s)
+        if problem and not given_up:
             trying.not_before = monotonic() + self.retry_after_s[trying.failed]
             trying.failed += 1
-        else:
+            return False
+        if given_up:
             _log.warning("webhook '%s': event %d is given up: %s", hook.name, event.seq, problem)
-            self._done(hook, event, "given_up", hook.failures + 1)
+        elif trying.part + 1 < len(messages):
+            self._tries[hook.id] = _Try(trying.seq, trying.part + 1)
+            return True
+        self._done(hook, event, "given_up" if given_up else "delivered", hook.failures + 1 if given_up else 0)
+        return True
 
-    def _next(self, hook: Webhook) -> Event | None:
-        """The next event that the webhook is to be told of."""
-        trying = self._tries.setdefault(hook.id, _Try(hook.seq))
-        kinds = sorted({verb.partition(".")[0] for verb in hook.verbs}) or KINDS
+    def _next(self, hook: Webhook) -> tuple[Event, list[Message]] | None:
+        """The next event that the webhook is to be told of, and the messages that say it."""
+        trying = self._tries.get(hook.id)
+        if trying is None or trying.seq < hook.seq:
+            trying = self._tries[hook.id] = _Try(hook.seq)
+        if hook.form == "mlflow":
+            kinds: Sequence[str] = MLFLOW_KINDS
+        else:
+            kinds = sorted({verb.partition(".")[0] for verb in hook.verbs}) or KINDS
         while events := self._store.records.events_since(trying.seq, kinds=kinds, limit=200):
             for event in events:
-                if not hook.verbs or f"{event.kind}.{event.verb}" in hook.verbs:
-                    return event
-                trying.seq = event.seq
+                if messages := messages_of(self._store, hook, event):
+                    return event, messages
+                trying.seq, trying.part = event.seq, 0
         return None
 
     def _done(self, hook: Webhook, event: Event, verb: str, failures: int) -> None:
@@ -229,9 +262,3 @@ class Notifier:
         except (ConflictError, NotFoundError):
             # It was changed or removed meanwhile; the next look sees that.
             return
-
-
-def sign(secret: str, timestamp: str, body: bytes) -> str:
-    """The value of X-Everloop-Signature."""
-    digest = hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
-    return f"sha256={digest}"

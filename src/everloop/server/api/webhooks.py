@@ -2,7 +2,7 @@
 
 GET    /api/v1/webhooks            POST: add one {name, url, verbs?, secret?}
 POST   /api/v1/webhooks/NAME/test  send a message now
-DELETE /api/v1/webhooks/NAME
+DELETE /api/v1/webhooks/NAME        the id in place of the name for those of MLflow's API
 """
 
 from __future__ import annotations
@@ -24,9 +24,13 @@ _ADMIN = {NEEDS: "admin"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownWebhook:
+    id: str
     name: str
     url: str
     verbs: tuple[str, ...]
+    form: str
+    """Whose words its messages are in: `everloop`, or `mlflow` where MLflow's API made it."""
+    active: bool
     failures: int
     secret: str | None = None
     """Only in the answer to the request that made it."""
@@ -68,4 +72,13 @@ def routes(options: ServerOptions) -> list[Any]:
 
 
 def _shown(hook: Webhook, secret: str | None = None) -> ShownWebhook:
-    return ShownWebhook(name=hook.name, url=hook.url, verbs=hook.verbs, failures=hook.failures, secret=secret)
+    return ShownWebhook(
+        id=hook.id,
+        name=hook.name,
+        url=hook.url,
+        verbs=hook.verbs,
+        form=hook.form,
+        active=hook.active,
+        failures=hook.failures,
+        secret=secret,
+    )

@@ -30,12 +30,14 @@ from everloop.server.mlflow import (
     server_info,
     traces,
     versions,
+    webhooks,
 )
 from everloop.server.mlflow.artifact_root import ArtifactRoot, safe_parts
 from everloop.server.mlflow.asking import Ask, Route
 from everloop.server.mlflow.pending import PendingMetrics
 from everloop.server.mlflow.proxy import Receive, Scope, Send, answer, answer_json, download, upload
 from everloop.server.mlflow.wire import Fields, MlflowError, error_body, translated
+from everloop.server.options import ServerOptions
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -52,6 +54,7 @@ ROUTES: tuple[Route, ...] = (
     *versions.ROUTES,
     *traces.ROUTES,
     *assessments.ROUTES,
+    *webhooks.ROUTES,
     *server_info.ROUTES,
 )
 MOUNTS = ("/api/2.0/mlflow", "/api/2.0/mlflow-artifacts", "/api/3.0/mlflow")
@@ -60,7 +63,7 @@ LARGEST_BODY = 32 << 20
 _PREFIXES = ("/ajax-api/", "/api/")
 _log = logging.getLogger("everloop.server")
 
-_ROLES = {"read": "viewer", "write": "editor", "delete": "editor"}
+_ROLES = {"read": "viewer", "write": "editor", "delete": "editor", "admin": "admin"}
 
 
 class Table:
@@ -82,7 +85,7 @@ class Table:
 
 
 def access_of(method: str, path: str) -> str | None:
-    """What a request's path needs: `read`, `write` or `delete`; None where there is no such route."""
+    """What a request's path needs: `read`, `write`, `delete` or `admin`; None where there is no such route."""
     if path in (*FILES, *(f"/ajax-api{name}" for name in FILES)) and method == "GET":
         return "read"
     if path == otlp.PATH:
@@ -99,8 +102,9 @@ class MlflowApp:
     needs by the route that it has found itself.
     """
 
-    def __init__(self, store: Store, artifact_root: ArtifactRoot) -> None:
+    def __init__(self, store: Store, artifact_root: ArtifactRoot, options: ServerOptions | None = None) -> None:
         self.store = store
+        self.options = options or ServerOptions()
         self.artifacts = artifact_root
         self.pending = PendingMetrics()
 
@@ -159,7 +163,7 @@ class MlflowApp:
         if AUTH in scope:
             demand(scope, _ROLES[access])
         store = (scope.get("state") or {}).get(STORE, self.store)
-        return Ask(store, fields, self.artifacts, self.pending, path or {}, size)
+        return Ask(store, fields, self.artifacts, self.pending, path or {}, size, self.options)
 
     async def _spans(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from everloop.server.mlflow.wire import Fields
+from everloop.server.options import ServerOptions
 
 if TYPE_CHECKING:
     from everloop.server.mlflow.artifact_root import ArtifactRoot
     from everloop.server.mlflow.pending import PendingMetrics
     from everloop.stores import Store
 
-Access = Literal["read", "write", "delete"]
+Access = Literal["read", "write", "delete", "admin"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Ask:
     path: Mapping[str, str] = field(default_factory=dict)
     """Parts of the address, by name; not decoded further than HTTP asks for."""
     size_bytes: int = 0
+    options: ServerOptions = field(default_factory=ServerOptions)
 
 
 Handler = Callable[[Ask], Mapping[str, Any]]

@@ -9,13 +9,13 @@ from typing import Any
 from everloop.models.approvals import find_policy
 from everloop.models.registry import list_versions, remove_alias, set_alias
 from everloop.records import RegisteredModel
+from everloop.server.messages import PROMPT_TAG, is_prompt
 from everloop.server.mlflow.asking import Ask, Route
 from everloop.server.mlflow.experiments import checked_most
 from everloop.server.mlflow.filters import Grammar, Term, meets, parse_filter, parse_order
 from everloop.server.mlflow.names import check_alias, check_alias_free, check_key, check_model, check_model_tag
 from everloop.server.mlflow.paging import Page, paged
 from everloop.server.mlflow.registry import (
-    PROMPT_TAG,
     aliases_of,
     all_models,
     canonical_stage,
@@ -23,7 +23,6 @@ from everloop.server.mlflow.registry import (
     get_model,
     get_model_version,
     held_by,
-    is_prompt,
     latest_versions,
     show_model,
     show_version,
@@ -141,7 +140,7 @@ def set_registered_model_tag(ask: Ask) -> Mapping[str, Any]:
     with ask.store.records.transaction():
         model = get_model(ask.store, name)
         if model.tags.get(key) != value:
-            touch_model(ask.store, name, model.updated_at, tags={**model.tags, key: value})
+            touch_model(ask.store, name, model.updated_at, tagged={key: value}, tags={**model.tags, key: value})
     return {}
 
 
@@ -152,7 +151,7 @@ def delete_registered_model_tag(ask: Ask) -> Mapping[str, Any]:
         model = get_model(ask.store, name)
         if key in model.tags:
             left = {tag: value for tag, value in model.tags.items() if tag != key}
-            touch_model(ask.store, name, model.updated_at, tags=left)
+            touch_model(ask.store, name, model.updated_at, tagged={key: None}, tags=left)
     return {}
 
 

@@ -14,16 +14,17 @@ from everloop.server.mlflow.server_info import PROTOCOL
 
 if TYPE_CHECKING:
     from everloop.server.mlflow.artifact_root import ArtifactRoot
+    from everloop.server.options import ServerOptions
     from everloop.stores import Store
 
 
-def make_routes(store: Store, artifacts: ArtifactRoot) -> list[Any]:
+def make_routes(store: Store, artifacts: ArtifactRoot, options: ServerOptions | None = None) -> list[Any]:
     """Handlers at every address of the protocol, for `Litestar(route_handlers=[…])`.
 
     Args:
         store: what requests read and write where no door has bound a store to who asks.
     """
-    app = MlflowApp(store, artifacts)
+    app = MlflowApp(store, artifacts, options)
     mounts = [path for mount in MOUNTS for path in (mount, mount.replace("/api/", "/ajax-api/"))]
 
     @asgi(mounts, is_mount=True, copy_scope=True, opt={"role": "viewer", "body": "upload"})

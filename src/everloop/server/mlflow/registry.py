@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 STAGES = ("None", "Staging", "Production", "Archived")
 ACTIVE_STAGES = ("Staging", "Production")
-PROMPT_TAG = "mlflow.prompt.is_prompt"
 
 
 def find_model(store: Store, name: str) -> RegisteredModel | None:
@@ -62,11 +61,19 @@ def all_models(store: Store) -> list[RegisteredModel]:
     return [*models.values(), *(_implied(store, versions) for versions in implied.values())]
 
 
-def touch_model(store: Store, name: str, moment: datetime, **changes: Any) -> RegisteredModel:
-    """Note a change of the model; its record is made where there was none."""
+def touch_model(
+    store: Store, name: str, moment: datetime, *, tagged: dict[str, str | None] | None = None, **changes: Any
+) -> RegisteredModel:
+    """Note a change of the model; its record is made where there was none.
+
+    Args:
+        tagged: the tags that change, for the event; None for one that goes.
+    """
     model = get_model(store, name)
     changed = replace(model, updated_at=moment, **changes)
     if store.records.find(RegisteredModel, ("key", "=", name), limit=1):
+        if tagged is not None:
+            return store.records.update(changed, verb="tagged", data={"tags": tagged})[0]
         return store.records.update(changed)[0]
     store.records.put(changed)
     return changed
@@ -109,10 +116,6 @@ def show_model(store: Store, model: RegisteredModel) -> dict[str, Any]:
 
 def show_version(store: Store, version: ModelVersion) -> dict[str, Any]:
     return version_out(version, held_by(aliases_of(store, version.model)).get(version.key, ()))
-
-
-def is_prompt(tags: dict[str, str]) -> bool:
-    return tags.get(PROMPT_TAG, "").lower() == "true"
 
 
 def _implied(store: Store, versions: Sequence[ModelVersion]) -> RegisteredModel:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.models.registry import list_versions, next_number, remove_alias
 from everloop.records import Alias, ModelVersion, Run
+from everloop.server.messages import PROMPT_TAG, is_prompt
 from everloop.server.mlflow.artifact_root import relative_path
 from everloop.server.mlflow.asking import Ask, Route
 from everloop.server.mlflow.experiments import checked_most
@@ -18,13 +19,11 @@ from everloop.server.mlflow.names import check_key, check_model_tag
 from everloop.server.mlflow.paging import Page, paged
 from everloop.server.mlflow.registry import (
     ACTIVE_STAGES,
-    PROMPT_TAG,
     aliases_of,
     canonical_stage,
     get_model,
     get_model_version,
     held_by,
-    is_prompt,
     show_version,
     touch_model,
 )
@@ -110,7 +109,8 @@ def set_model_version_tag(ask: Ask) -> Mapping[str, Any]:
     with ask.store.records.transaction():
         version = _asked(ask)
         if version.tags.get(key) != value:
-            ask.store.records.update(replace(version, tags={**version.tags, key: value}), verb="tagged")
+            tagged = replace(version, tags={**version.tags, key: value})
+            ask.store.records.update(tagged, verb="tagged", data={"tags": {key: value}})
     return {}
 
 
@@ -121,7 +121,7 @@ def delete_model_version_tag(ask: Ask) -> Mapping[str, Any]:
         version = _asked(ask)
         if key in version.tags:
             left = {tag: value for tag, value in version.tags.items() if tag != key}
-            ask.store.records.update(replace(version, tags=left), verb="tagged")
+            ask.store.records.update(replace(version, tags=left), verb="tagged", data={"tags": {key: None}})
     return {}
 
 

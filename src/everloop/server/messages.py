@@ -1,0 +1,209 @@
+"""What a webhook is sent: an event in everloop's words, or in those of MLflow's webhooks.
+
+Ours is one message an event, with these headers, of which the signature proves the rest:
+
+    X-Everloop-Event      kind.verb, such as alias.alias_set
+    X-Everloop-Delivery   project and number of the event; a message that comes twice has the same
+    X-Everloop-Timestamp  seconds since 1970 of the sending
+    X-Everloop-Signature  sha256= and the HMAC-SHA256, keyed with the webhook's secret, over timestamp, a dot, and body
+
+MLflow's say `entity`, `action`, `timestamp` and `data`; an event can be none of them, or several:
+
+    X-MLflow-Delivery-Id  the same for a message that comes twice
+    X-MLflow-Timestamp    seconds since 1970 of the sending
+    X-MLflow-Signature    v1, and the HMAC-SHA256 in base64 over delivery, timestamp and body, with dots between
+
+Source: mlflow/webhooks/delivery.py and types.py of MLflow 3.17.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from everloop.records import ModelVersion, RegisteredModel
+from everloop.version import VERSION
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from everloop.records import Event, Webhook
+    from everloop.stores import Store
+
+PROMPT_TAG = "mlflow.prompt.is_prompt"
+PROMPT_TEXT = "mlflow.prompt.text"
+_PROMPT_TYPE = "_mlflow_prompt_type"
+MLFLOW_KINDS = ("registered_model", "model_version", "alias")
+"""The kinds of events of which MLflow's webhooks speak."""
+EXAMPLES: Mapping[str, Mapping[str, Any]] = {
+    "registered_model.created": {"name": "a_model", "tags": {"team": "x"}, "description": "A model"},
+    "model_version.created": {
+        "name": "a_model",
+        "version": "1",
+        "source": "models:/m-1",
+        "run_id": "0" * 32,
+        "tags": {"team": "x"},
+        "description": "A version",
+    },
+    "model_version_tag.set": {"name": "a_model", "version": "1", "key": "team", "value": "x"},
+    "model_version_tag.deleted": {"name": "a_model", "version": "1", "key": "team"},
+    "model_version_alias.created": {"name": "a_model", "alias": "champion", "version": "1"},
+    "model_version_alias.deleted": {"name": "a_model", "alias": "champion"},
+    "prompt.created": {"name": "a_prompt", "tags": {"team": "x"}, "description": "A prompt"},
+    "prompt_version.created": {
+        "name": "a_prompt",
+        "version": "1",
+        "template": "Hello {{name}}!",
+        "tags": {"team": "x"},
+        "description": "A version",
+    },
+    "prompt_tag.set": {"name": "a_prompt", "key": "team", "value": "x"},
+    "prompt_tag.deleted": {"name": "a_prompt", "key": "team"},
+    "prompt_version_tag.set": {"name": "a_prompt", "version": "1", "key": "team", "value": "x"},
+    "prompt_version_tag.deleted": {"name": "a_prompt", "version": "1", "key": "team"},
+    "prompt_alias.created": {"name": "a_prompt", "alias": "live", "version": "1"},
+    "prompt_alias.deleted": {"name": "a_prompt", "alias": "live"},
+}
+"""MLflow's events that there are, each with what its message could say."""
+
+_Said = tuple[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One body to send; its headers depend on when it is sent."""
+
+    name: str
+    body: bytes
+    delivery: str
+
+    def headers(self, hook: Webhook, now: datetime) -> dict[str, str]:
+        timestamp = str(int(now.timestamp()))
+        common = {"Content-Type": "application/json", "User-Agent": f"everloop/{VERSION}"}
+        if hook.form == "everloop":
+            return {
+                **common,
+                "X-Everloop-Event": self.name,
+                "X-Everloop-Delivery": self.delivery,
+                "X-Everloop-Timestamp": timestamp,
+                "X-Everloop-Signature": sign(hook.secret, timestamp, self.body),
+            }
+        headers = {**common, "X-MLflow-Delivery-Id": self.delivery, "X-MLflow-Timestamp": timestamp}
+        if hook.secret:
+            headers["X-MLflow-Signature"] = sign_as_mlflow(hook.secret, self.delivery, timestamp, self.body)
+        return headers
+
+
+def messages_of(store: Store, hook: Webhook, event: Event) -> list[Message]:
+    """What the webhook is to be told of an event; nothing where it did not ask for it."""
+    if hook.form == "everloop":
+        name = f"{event.kind}.{event.verb}"
+        if hook.verbs and name not in hook.verbs:
+            return []
+        body = msgspec.json.encode({"project": hook.for_project, "event": event})
+        return [Message(name, body, f"{hook.for_project}-{event.seq}")]
+    return [
+        _message(name, data, event.at, f"{hook.id}-{event.seq}-{number}")
+        for number, (name, data) in enumerate(_told(store, event))
+        if name in hook.verbs
+    ]
+
+
+def test_message(hook: Webhook, event: Event, name: str) -> Message:
+    """A message that says nothing, to see whether it arrives."""
+    if hook.form == "everloop":
+        body = msgspec.json.encode({"project": hook.for_project, "event": event})
+        return Message(f"{event.kind}.{event.verb}", body, f"{hook.for_project}-{event.seq}")
+    return _message(name, EXAMPLES[name], event.at, str(uuid.uuid4()))
+
+
+def sign(secret: str, timestamp: str, body: bytes) -> str:
+    """The value of X-Everloop-Signature."""
+    digest = hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+    return f"sha256={digest}"
+
+
+def sign_as_mlflow(secret: str, delivery: str, timestamp: str, body: bytes) -> str:
+    """The value of X-MLflow-Signature."""
+    signed = f"{delivery}.{timestamp}.".encode() + body
+    return "v1," + base64.b64encode(hmac.new(secret.encode(), signed, hashlib.sha256).digest()).decode()
+
+
+def is_prompt(tags: Mapping[str, str]) -> bool:
+    """Whether what has these tags is a prompt, which MLflow keeps among the models."""
+    return tags.get(PROMPT_TAG, "").lower() == "true"
+
+
+def _message(name: str, data: Mapping[str, Any], at: datetime, delivery: str) -> Message:
+    entity, _, action = name.partition(".")
+    body = msgspec.json.encode({"entity": entity, "action": action, "timestamp": at.isoformat(), "data": data})
+    return Message(name, body, str(uuid.uuid5(uuid.NAMESPACE_OID, delivery)))
+
+
+def _told(store: Store, event: Event) -> Iterator[_Said]:
+    """An event in MLflow's words."""
+    match (event.kind, event.verb):
+        case ("registered_model", "created"):
+            yield from _model_made(store, event)
+        case ("registered_model", "tagged"):
+            if _of_prompt(store, event.key):
+                yield from _tagged("prompt_tag", {"name": event.key}, event)
+        case ("model_version", "registered"):
+            yield from _version_made(store, event)
+        case ("model_version", "tagged"):
+            model, _, number = event.key.rpartition("@")
+            entity = "prompt_version_tag" if _of_prompt(store, model) else "model_version_tag"
+            yield from _tagged(entity, {"name": model, "version": number}, event)
+        case ("alias", "alias_set" | "alias_removed"):
+            model, _, alias = event.key.rpartition("@")
+            entity = "prompt_alias" if _of_prompt(store, model) else "model_version_alias"
+            named = {"name": model, "alias": alias}
+            if event.verb == "alias_removed":
+                yield f"{entity}.deleted", named
+            else:
+                number = str(event.data.get("version", "")).rpartition("@")[2]
+                yield f"{entity}.created", {**named, "version": number}
+
+
+def _model_made(store: Store, event: Event) -> Iterator[_Said]:
+    for _, model in store.records.history(RegisteredModel, event.subject)[:1]:
+        hidden = {PROMPT_TAG, _PROMPT_TYPE} if is_prompt(model.tags) else set()
+        tags = {key: value for key, value in model.tags.items() if key not in hidden}
+        name = "prompt.created" if hidden else "registered_model.created"
+        yield name, {"name": model.name, "tags": tags, "description": model.description}
+
+
+def _version_made(store: Store, event: Event) -> Iterator[_Said]:
+    for _, version in store.records.history(ModelVersion, event.subject)[:1]:
+        common = {"name": version.model, "version": str(version.version)}
+        description = version.description or None
+        if is_prompt(version.tags):
+            hidden = {PROMPT_TAG, PROMPT_TEXT, _PROMPT_TYPE}
+            tags = {key: value for key, value in version.tags.items() if key not in hidden}
+            more = {"template": version.tags.get(PROMPT_TEXT), "tags": tags, "description": description}
+            yield "prompt_version.created", {**common, **more}
+        else:
+            source = version.source if version.source is not None else f"everloop:/{version.package}"
+            run = version.run.replace("-", "") if version.run else None
+            more = {"source": source, "run_id": run, "tags": version.tags, "description": description}
+            yield "model_version.created", {**common, **more}
+
+
+def _tagged(entity: str, named: Mapping[str, str], event: Event) -> Iterator[_Said]:
+    tags = event.data.get("tags")
+    for key, value in tags.items() if isinstance(tags, dict) else ():
+        if value is None:
+            yield f"{entity}.deleted", {**named, "key": key}
+        else:
+            yield f"{entity}.set", {**named, "key": key, "value": value}
+
+
+def _of_prompt(store: Store, model: str) -> bool:
+    return any(is_prompt(found.tags) for found in store.records.find(RegisteredModel, ("key", "=", model), limit=1))
