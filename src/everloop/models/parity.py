@@ -8,6 +8,7 @@ wrongly; an encoder that sorts its categories anew.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
@@ -237,15 +238,22 @@ def try_scores(model: Model, frame: pl.DataFrame) -> NDArray[np.float64] | Excep
     import numpy as np
 
     try:
-        scores = model.predict_scores(frame)
+        # Rows at the edge are asked on purpose; that they overflow somewhere is nothing to tell the user.
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore", RuntimeWarning)
+            scores = model.predict_scores(frame)
     except Exception as error:
         return error
     return scores if np.isfinite(scores).all() else TrainingError("the score is not a finite number")
 
 
 def _try_rows(model: Model, rows: Sequence[Row]) -> NDArray[np.float64] | Exception:
+    import numpy as np
+
     try:
-        return model.predict_rows(rows)
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return model.predict_rows(rows)
     except Exception as error:
         return error
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from everloop.errors import CorruptionError, MissingExtraError, TrustError
+from everloop.models.formats.structure import check_structure
 from everloop.models.formats.tables import TableKind
 from everloop.training.adopted import ask
 
@@ -217,9 +218,11 @@ def _load_skops(blob: bytes) -> Any:
         raise MissingExtraError.of("A scikit-learn model", "skops", "ml") from None
     try:
         found = set(skops.get_untrusted_types(data=blob))
-        return skops.loads(blob, trusted=sorted(found & HARMLESS))
+        loaded = skops.loads(blob, trusted=sorted(found & HARMLESS))
     except UntrustedTypesFoundException as error:
         raise TrustError(f"The model holds types that are not known to be harmless: {error}") from error
+    check_structure(loaded)
+    return loaded
 
 
 def _reread(kind: type[EstimatorModel], files: Files) -> EstimatorModel:
