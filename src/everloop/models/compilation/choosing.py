@@ -36,6 +36,8 @@ logger = logging.getLogger("everloop.models")
 
 CLEARLY = 0.5
 """The share of a proved form's time below which another takes its place: noise shall not decide what is packaged."""
+_SESSION_S = 5e-6
+"""No session of ONNX answers a row in less; what has to be quicker is not converted, which can take seconds."""
 _TURNS = 300
 _MOST_S = 0.1
 """Measuring one form takes no longer."""
@@ -74,6 +76,10 @@ def compile_model(original: Model, signature: Signature, sample: pl.DataFrame) -
         try:
             if best is not None and (best[0].size_bytes > _MOST_TEXT or name not in ("native", "onnx")):
                 raise NotCompilableError(f"{best[0].form.name} is proved already")
+            if best is not None and quickest * CLEARLY < _SESSION_S:
+                raise NotCompilableError(
+                    f"{best[0].form.name} takes {quickest * 1e6:.3g} µs a row, which no graph halves"
+                )
             made = make(seen, signature, sample)
             ask = made.form.row
             taken = seconds_a_row(lambda ask=ask: ask(values))  # type: ignore[misc]
