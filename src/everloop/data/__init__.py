@@ -5,6 +5,7 @@ Importing this package loads only the standard library; each name brings its own
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from everloop.data.sources import files_change, files_state, read, sql_change, sql_state
     from everloop.data.splits import Split, split
     from everloop.data.transformers import Transformer, transformer
+
+# Polars looks at this once, when it is first used: reading ahead by more than one group of rows takes gigabytes for
+# tables that are wide, and from a local disk gains nothing. Whoever sets it keeps what they set.
+os.environ.setdefault("POLARS_ROW_GROUP_PREFETCH_SIZE", "1")
 
 _MODULES = {
     "checks": ("ContractReport", "Violation", "check_contract", "quarantine"),

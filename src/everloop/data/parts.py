@@ -6,7 +6,6 @@ depends on the number of columns alone, so equal content gives equal files.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -25,9 +24,8 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 _FILE_ROWS = 1_000_000
-_FILE_VALUES = 8_000_000
+_FILE_VALUES = 4_000_000
 _LEAST_ROWS = 50_000
-_BATCH_ROWS = 50_000
 _GROUP_ROWS = 250_000
 
 
@@ -80,28 +78,14 @@ def _streamed(rows: pl.LazyFrame, folder: Path) -> tuple[int, Iterator[pl.DataFr
     It streams into one file first: of all ways out of a streaming query only this one waits for the disk instead of
     heaping up what it has read.
     """
-    path = folder / "rows.parquet"
-    with _reading_sparingly():
-        rows.sink_parquet(path, compression="zstd", compression_level=1, row_group_size=_BATCH_ROWS, statistics=False)
-    kept = pl.scan_parquet(path, glob=False, hive_partitioning=False)
+    path = folder / "rows.arrow"
+    # Arrow, as it is in memory: the slower its way out, the more a query heaps up before it.
+    rows.sink_ipc(path, compression="uncompressed", maintain_order=True)
+    kept = pl.scan_ipc(path)
     total = kept.select(pl.len()).collect().item()
     size = file_rows(len(kept.collect_schema()))
     parts = (kept.slice(start, size).collect(engine="streaming").rechunk() for start in range(0, total, size))
     return total, parts
-
-
-@contextmanager
-def _reading_sparingly() -> Iterator[None]:
-    """Let Polars read ahead by one group of rows only, unless somebody has said otherwise: ten need gigabytes."""
-    name = "POLARS_ROW_GROUP_PREFETCH_SIZE"
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(name, None)
 
 
 def _keep(part: pl.DataFrame, store: Store, folder: Path) -> dict[str, Json]:
