@@ -77,7 +77,7 @@ def store(tmp_path, monkeypatch) -> Iterator[Store]:
         yield opened
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def serve():
     """`with serve(store, options, auth=…) as place`."""
     return serving

@@ -88,6 +88,7 @@ def served(tmp_path_factory):
     from litestar import Litestar, get
 
     from everloop.server.mlflow import ArtifactRoot, make_routes
+    from everloop.server.options import ServerOptions
 
     @get("/health", sync_to_thread=False)
     def health() -> str:
@@ -95,7 +96,8 @@ def served(tmp_path_factory):
 
     home = tmp_path_factory.mktemp("mlflow")
     with open_store(home / ".everloop", project="p") as store:
-        handlers = [health, *make_routes(store, ArtifactRoot(home / "artifacts", allowed=("s3://allowed/",)))]
+        root = ArtifactRoot(home / "artifacts", allowed=("s3://allowed/",))
+        handlers = [health, *make_routes(store, root, ServerOptions(webhook_networks=("127.0.0.0/8",)))]
         app = Litestar(route_handlers=handlers, openapi_config=None, logging_config=None)
         bound = socket.socket()
         bound.bind(("127.0.0.1", 0))
@@ -120,18 +122,28 @@ def api(served):
 
 @pytest.fixture(scope="session")
 def mlflow_python() -> str:
-    """The Python of an environment that has MLflow, which everloop's own does not need."""
-    named = os.environ.get("EVERLOOP_MLFLOW_PYTHON")
-    here = Path(__file__).parents[3] / ".bench" / "mlflow" / "bin" / "python"
-    python = named or (str(here) if here.exists() else "")
+    """The Python of an environment that has MLflow's newest release, which everloop's own does not need."""
+    return _mlflow_python("mlflow", "EVERLOOP_MLFLOW_PYTHON")
+
+
+@pytest.fixture(scope="session", params=["mlflow", "mlflow-older"])
+def client_python(request: pytest.FixtureRequest) -> str:
+    """The same with MLflow's newest release, then with the one of a year before."""
+    older = request.param == "mlflow-older"
+    return _mlflow_python(request.param, "EVERLOOP_MLFLOW_OLDER_PYTHON" if older else "EVERLOOP_MLFLOW_PYTHON")
+
+
+def _mlflow_python(name: str, variable: str) -> str:
+    here = Path(__file__).parents[3] / ".bench" / name / "bin" / "python"
+    python = os.environ.get(variable) or (str(here) if here.exists() else "")
     missing = not python
     if python:
         looked = subprocess.run([python, "-c", "import mlflow.version"], capture_output=True, check=False)
         missing = looked.returncode != 0
     if missing:
-        reason = "MLflow's client is not there: make an environment with `pip install mlflow lightgbm` and name its"
-        reason += " Python in EVERLOOP_MLFLOW_PYTHON, or put it at .bench/mlflow"
-        if "mlflow" in os.environ.get("EVERLOOP_REQUIRE", "").split(","):
+        reason = "MLflow's client is not there: make an environment with `pip install mlflow lightgbm xgboost-cpu` and"
+        reason += f" name its Python in {variable}, or put it at .bench/{name}"
+        if name in os.environ.get("EVERLOOP_REQUIRE", "").split(","):
             pytest.fail(reason)
         pytest.skip(reason)
     return python
