@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from everloop.models.aliases import remove_alias, set_alias
     from everloop.models.approvals import (
         ApprovalError,
         approve,
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
         get_version,
         list_versions,
         register,
-        remove_alias,
-        set_alias,
     )
     from everloop.models.saving import save_model
     from everloop.models.sbom import environment_sbom
@@ -73,9 +72,9 @@ _WHERE = {
     "read_package": "package",
     "register": "registry",
     "reject": "approvals",
-    "remove_alias": "registry",
+    "remove_alias": "aliases",
     "request_alias": "approvals",
-    "set_alias": "registry",
+    "set_alias": "aliases",
     "set_policy": "approvals",
     "tag": "curating",
     "unarchive": "curating",

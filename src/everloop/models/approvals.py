@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from everloop.errors import ConflictError, TrustError, UsageError
 from everloop.models.history import last_move
+from everloop.models.registry import check_names, find_alias, get_version
 from everloop.records import Alias, AliasPolicy, AliasRequest, Json, ModelVersion, Vote
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ def set_policy(store: Store, model: str, alias: str, approvals: int) -> AliasPol
     Raises:
         UsageError: a number below 0 or above 10, or names that make no key.
     """
-    from everloop.models.registry import check_names
-
     check_names(model, alias)
     if not 0 <= approvals <= MOST_APPROVALS:
         raise UsageError(
@@ -71,8 +70,6 @@ def request_alias(store: Store, model: str, alias: str, version_key: str, reason
         NotFoundError: no such version.
         UsageError: a version of another model, or one that holds the alias.
     """
-    from everloop.models.registry import check_names, find_alias, get_version
-
     check_names(model, alias)
     with store.records.transaction():
         version = get_version(store, version_key)

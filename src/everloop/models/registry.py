@@ -1,4 +1,4 @@
-"""Registered model versions and the aliases that move between them.
+"""Registered model versions, and how they are named.
 
 A version is `delays@3`; numbers rise by one and are never given twice. An alias is `delays@champion`. Registering
 the same package again gives the version that it has, so a step that registers can be run twice.
@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from everloop.errors import ConflictError, NotFoundError, UsageError
-from everloop.models.approvals import ApprovalError, clear_move, find_policy
+from everloop.errors import NotFoundError, UsageError
 from everloop.records import Alias, Json, ModelVersion, Package
 
 if TYPE_CHECKING:
@@ -112,7 +110,9 @@ def get_version(store: Store, ref: str) -> ModelVersion:
             return found[0]
     elif alias := find_alias(store, model, which):
         return store.records.get(ModelVersion, alias.version)
-    raise NotFoundError(f"No model version '{ref}'. {_existing(store, model)}", help=f"See: everloop models ls {model}")
+    raise NotFoundError(
+        f"No model version '{ref}'. {what_exists(store, model)}", help=f"See: everloop models ls {model}"
+    )
 
 
 def list_versions(store: Store, model: str) -> list[ModelVersion]:
@@ -124,84 +124,6 @@ def find_alias(store: Store, model: str, alias: str) -> Alias | None:
     """The alias `model@alias`, or None where it was never set or has been removed."""
     found = store.records.find(Alias, ("model", "=", model), ("name", "=", alias), limit=1)
     return found[0] if found else None
-
-
-_ANYONE = object()
-ANYONE: str = _ANYONE  # type: ignore[assignment]
-"""The default of `set_alias(expect=…)`: whoever holds it now."""
-
-
-def set_alias(
-    store: Store,
-    model: str,
-    alias: str,
-    version_key: str,
-    *,
-    reason: str = "",
-    evidence: Mapping[str, Json] | None = None,
-    expect: str | None = ANYONE,
-) -> Alias:
-    """Move an alias to a version; an event keeps reason and evidence. Moving it where it is changes nothing.
-
-    Args:
-        version_key: key of one of the model's versions, `delays@3`.
-        expect: key of the version that must hold the alias now, or None: nobody must. Without it, anybody may.
-
-    Raises:
-        ApprovalError: a policy guards the alias, and not enough others have agreed.
-        ConflictError: another version holds the alias than was expected, or the version is archived.
-        NotFoundError: no such version.
-        UsageError: a name that could be taken for a version's number, or a version of another model.
-    """
-    check_names(model, alias)
-    version = get_version(store, version_key)
-    if version.model != model:
-        raise UsageError(f"'{version.key}' is no version of '{model}'.", help=_existing(store, model))
-    with store.records.transaction():
-        held = find_alias(store, model, alias)
-        holder = held.version if held else None
-        if expect is not ANYONE and holder != expect:
-            raise ConflictError(
-                f"'{model}@{alias}' is held by {holder or 'nobody'}, not by {expect or 'nobody'}.",
-                help="Look again and decide anew.",
-            )
-        if version.state == "archived" and holder != version.key:
-            raise ConflictError(
-                f"'{version.key}' is archived.", help=f"Take it back first: everloop models unarchive {version.key}"
-            )
-        if held is not None and holder == version.key:
-            return held
-        data = {
-            "version": version.key,
-            "previous": holder,
-            "reason": reason,
-            "evidence": dict(evidence or {}),
-            **clear_move(store, model, alias, version, held),
-        }
-        if held is None:
-            made = store.new(Alias, model=model, name=alias, version=version.key)
-            store.records.put(made, verb="alias_set", data=data)
-            return made
-        return store.records.update(replace(held, version=version.key), verb="alias_set", data=data)[0]
-
-
-def remove_alias(store: Store, model: str, alias: str, *, reason: str = "") -> None:
-    """Take an alias away; its history stays.
-
-    Raises:
-        ApprovalError: a policy guards it: lift that first.
-        NotFoundError: nobody holds it.
-    """
-    with store.records.transaction():
-        held = find_alias(store, model, alias)
-        if held is None:
-            raise NotFoundError(f"There is no '{model}@{alias}'. {_existing(store, model)}")
-        if find_policy(store, model, alias) is not None:
-            raise ApprovalError(
-                f"'{model}@{alias}' is guarded by a policy and cannot be removed.",
-                help=f"An admin may lift it: everloop models policy {model}@{alias} --approvals 0",
-            )
-        store.records.delete(Alias, held.id, verb="alias_removed", data={"version": held.version, "reason": reason})
 
 
 def check_names(model: str, alias: str) -> None:
@@ -236,7 +158,8 @@ def _last_number(store: Store, model: str) -> int:
     return last
 
 
-def _existing(store: Store, model: str) -> str:
+def what_exists(store: Store, model: str) -> str:
+    """For an error's message: the model's versions and aliases, or the models that there are."""
     numbers = [version.version for version in list_versions(store, model)]
     if not numbers:
         models = sorted({version.model for version in store.records.find(ModelVersion, limit=1000)})

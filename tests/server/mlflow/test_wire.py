@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from everloop.models import registry
+from everloop.models import aliases
 from everloop.models.approvals import set_policy
 from everloop.models.history import alias_history
 from everloop.records import ModelVersion, RegisteredModel, Run
@@ -108,7 +108,7 @@ def test_runs_of_everloop_are_seen_and_can_be_logged_to(api, served):
 def test_versions_of_everloop_are_seen_without_a_registered_model(api, served):
     store = served.store
     store.records.put(store.new(ModelVersion, model="own", version=1, package="sha256:" + "1" * 64))
-    registry.set_alias(store, "own", "champion", "own@1")
+    aliases.set_alias(store, "own", "champion", "own@1")
     shown = api.get("registered-models/get", name="own")["registered_model"]
     assert shown["latest_versions"][0]["source"] == "everloop:/sha256:" + "1" * 64
     assert shown["aliases"] == [{"alias": "champion", "version": "1"}]

@@ -144,7 +144,8 @@ def move(request: Asked, data: Sent[Move]) -> Alias:
     """Move an alias. Where the champion of an endpoint moves, its traffic moves with it."""
     from everloop.loop import promote
     from everloop.models import find_alias, get_version, set_alias
-    from everloop.models.registry import ANYONE, CHAMPION
+    from everloop.models.aliases import ANYONE
+    from everloop.models.registry import CHAMPION
 
     store, model, alias = store_of(request), request.path_params["model"], request.path_params["alias"]
     expect = ANYONE if data.expect is None else data.expect

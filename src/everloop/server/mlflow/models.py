@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from everloop.models.aliases import remove_alias, set_alias
 from everloop.models.approvals import find_policy
-from everloop.models.registry import list_versions, remove_alias, set_alias
+from everloop.models.registry import list_versions
 from everloop.records import RegisteredModel
 from everloop.server.messages import PROMPT_TAG, is_prompt
 from everloop.server.mlflow.asking import Ask, Route

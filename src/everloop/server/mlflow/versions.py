@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from everloop.models.registry import list_versions, next_number, remove_alias
+from everloop.models.aliases import remove_alias
+from everloop.models.registry import list_versions, next_number
 from everloop.records import Alias, ModelVersion, Run
 from everloop.server.messages import PROMPT_TAG, is_prompt
 from everloop.server.mlflow.artifact_root import relative_path
