@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from everloop.errors import ConflictError, NotFoundError
-from everloop.loop import abort_release, advance_release, promote, roll_back
+from everloop.loop import abort_release, advance_release, move_alias, promote, roll_back
 from everloop.loop.gates import Answer
 from everloop.loop.rollout import apply_answer, champion_of, find_rolling, start_release
 from everloop.models import alias_history, approve, list_requests, set_policy
@@ -168,3 +168,36 @@ def test_a_guarded_champion_waits_for_others_to_agree(store):
     done = advance_release(store, store.records.get(Release, release.id), "better")
     assert done.state == "completed"
     assert routes(store) == {"m@2": (100.0, "champion")}
+
+
+def test_a_promotion_keeps_the_reason_that_the_person_gave(store):
+    promote(store, "e", version(store, 1), "the first one")
+    again = promote(store, "e", store.records.get(ModelVersion, "m@1"), "and again")
+    assert [release.id for release in store.records.find(Release)] == [again.id]
+    promote(store, "e", version(store, 2), "better in winter")
+    assert [tenure.reason for tenure in alias_history(store, "m", "champion")] == ["the first one", "better in winter"]
+
+
+def test_traffic_moves_with_the_champion_of_an_endpoint_only(store):
+    promote(store, "e", version(store, 1), "first")
+    version(store, 2)
+    move_alias(store, "m", "staging", "m@2", "to look at")
+    assert routes(store) == {"m@1": (100.0, "champion")}
+    with pytest.raises(ConflictError, match="held by m@1, not by m@2"):
+        move_alias(store, "m", "champion", "m@2", "late", expect="m@2")
+    assert routes(store) == {"m@1": (100.0, "champion")}
+    move_alias(store, "m", "champion", "m@2", "good", expect="m@1")
+    assert routes(store) == {"m@2": (100.0, "champion")}
+
+
+def test_what_has_no_package_gets_no_traffic(store):
+    promote(store, "e", version(store, 1), "first")
+    store.records.put(store.new(ModelVersion, model="m", version=2, package="", source="models:/m-1"))
+    for ask in (
+        lambda: promote(store, "e", store.records.get(ModelVersion, "m@2"), "x"),
+        lambda: move_alias(store, "m", "champion", "m@2", "x"),
+    ):
+        with pytest.raises(ConflictError, match="no package yet") as refused:
+            ask()
+        assert "everloop models adopt m@2" in refused.value.help
+    assert champion_of(store, "m") == "m@1"

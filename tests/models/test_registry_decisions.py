@@ -27,8 +27,10 @@ from everloop.models import (
     set_alias,
     set_policy,
     tag,
+    take_back_alias,
     unarchive,
     version_card,
+    version_history,
     withdraw,
 )
 from everloop.records import Endpoint, GateResult, ModelVersion, Package, Run, Source
@@ -146,6 +148,65 @@ def test_who_was_champion_then(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="timezone"):
             alias_at(store, "delays", "champion", datetime(2026, 5, 3))
         assert alias_history(store, "delays", "nobody") == []
+
+
+def test_an_alias_is_taken_back(store: Store, three: list[str]) -> None:
+    with pytest.raises(NotFoundError, match="There is no 'delays@staging'"):
+        take_back_alias(store, "delays", "staging")
+    set_alias(store, "delays", "staging", three[0])
+    with pytest.raises(NotFoundError, match="first to hold"):
+        take_back_alias(store, "delays", "staging")
+    set_alias(store, "delays", "staging", three[1])
+    assert take_back_alias(store, "delays", "staging", reason="too slow").version == three[0]
+    last = alias_history(store, "delays", "staging")[-1]
+    assert (last.reason, last.evidence) == ("too slow", {"rolled_back": three[1]})
+    archive(store, three[1])
+    with pytest.raises(ConflictError, match="archived"):
+        take_back_alias(store, "delays", "staging")
+    set_alias(store, "delays", "staging", three[2])
+    set_policy(store, "delays", "staging", 1)
+    take_back_alias(store, "delays", "staging")
+    with pytest.raises(ApprovalError):
+        take_back_alias(store, "delays", "staging")
+
+
+def test_all_that_was_done_about_a_version(store: Store, three: list[str]) -> None:
+    ann, bob = store.as_actor("user:ann"), store.as_actor("user:bob")
+    set_policy(store, "delays", "champion", 1)
+    describe(ann, three[0], "for winter")
+    asked = request_alias(ann, "delays", "champion", three[0], "better")
+    approve(bob, asked.id[:23], "the slices look right")
+    set_alias(ann, "delays", "champion", three[0], reason="better")
+    approve(bob, request_alias(ann, "delays", "champion", three[1]).id)
+    set_alias(ann, "delays", "champion", three[1])
+    archive(bob, three[0], "stale")
+    store.records.delete(ModelVersion, get_version(store, three[0]).id)
+    told = [(event.actor, event.kind, event.verb) for event in version_history(store, three[0])]
+    assert told[1:] == [
+        ("user:ann", "model_version", "described"),
+        ("user:ann", "alias_request", "requested"),
+        ("user:bob", "alias_request", "approved"),
+        ("user:ann", "alias_request", "applied"),
+        ("user:ann", "alias", "alias_set"),
+        ("user:ann", "alias", "alias_set"),
+        ("user:bob", "model_version", "archived"),
+        (store.actor, "model_version", "deleted"),
+    ]
+    asked_event, agreed = version_history(store, three[0])[2:4]
+    assert asked_event.data == {"alias": "delays@champion", "version": three[0], "reason": "better"}
+    assert agreed.data["reason"] == "the slices look right"
+    assert version_history(store, "delays@9") == []
+
+
+def test_requests_are_named_by_the_beginning_of_their_id(store: Store, three: list[str]) -> None:
+    set_policy(store, "delays", "champion", 1)
+    first, second = (request_alias(store, "delays", "champion", key) for key in three[:2])
+    same = "".join(a for a, b in zip(first.id, second.id, strict=True) if a == b)[:6]
+    with pytest.raises(NotFoundError, match="Several"):
+        approve(store.as_actor("user:bob"), same)
+    for nothing in ("", "nothing"):
+        with pytest.raises(NotFoundError, match="no request"):
+            reject(store, nothing)
 
 
 def test_archived_versions_hold_nothing(store: Store, three: list[str]) -> None:

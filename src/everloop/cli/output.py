@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -32,6 +32,7 @@ PROSE = ("why", "what", "evidence", "metrics", "routes", "trigger", "answered by
 
 PIPE_COLUMNS = 180
 PROSE_COLUMNS = 24
+LONGEST_WORD = 40
 
 
 @lru_cache(maxsize=1)
@@ -88,7 +89,10 @@ def _plain(value: Any) -> Any:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
-    """Draw a table; `empty` says what to do when there is nothing to show."""
+    """Draw a table; `empty` says what to do when there is nothing to show.
+
+    Where the terminal is too narrow for it, each row becomes a block of lines, so that nothing is cut off.
+    """
     from rich import box
     from rich.table import Table
 
@@ -96,18 +100,46 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, 
     if not rows:
         console().print(empty)
         return
+    least = [_least_width(column, [row[index] for row in rows]) for index, column in enumerate(columns)]
+    if sum(least) + 3 * len(least) - 1 > console().width:
+        _blocks(title, columns, rows)
+        return
     drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, header_style="bold")
     for index, column in enumerate(columns):
         numeric = all(_is_number(row[index]) for row in rows)
-        # Prose may wrap; names, numbers and moments stay in one piece.
-        whole = column not in PROSE
-        least = None if whole else min(PROSE_COLUMNS, max(len(row[index]) for row in rows))
-        drawn.add_column(
-            column, justify="right" if numeric else "left", overflow="fold", no_wrap=whole, min_width=least
-        )
+        justify: Literal["left", "right"] = "right" if numeric else "left"
+        drawn.add_column(column, justify=justify, overflow="fold", no_wrap=column not in PROSE, min_width=least[index])
     for row in rows:
         drawn.add_row(*row)
     console().print(drawn)
+
+
+def _least_width(column: str, cells: Sequence[str]) -> int:
+    """The width below which a column cannot be read: prose may wrap; names, numbers and moments stay in one piece."""
+    from rich.text import Text
+
+    texts = [Text.from_markup(cell).plain for cell in cells]
+    longest = max(len(text) for text in texts)
+    if column not in PROSE:
+        return max(len(column), longest)
+    word = max((len(word) for text in texts for word in text.split()), default=0)
+    return max(len(column), min(longest, max(PROSE_COLUMNS, min(word, LONGEST_WORD))))
+
+
+def _blocks(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.table import Table
+
+    console().print(f"[italic]{title}[/italic]\n")
+    for first, *others in rows:
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for name, text in zip(columns[1:], others, strict=True):
+            if text not in ("", "-"):
+                grid.add_row(f"  {name}", text)
+        console().print(f"[bold]{first}[/bold]")
+        console().print(grid)
+        console().print()
 
 
 def facts(title: str, pairs: Iterable[tuple[str, Any]]) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         Slices,
     )
     from everloop.loop.project import Project, load_project
-    from everloop.loop.rollout import abort_release, advance_release, promote, roll_back
+    from everloop.loop.rollout import abort_release, advance_release, move_alias, promote, roll_back
     from everloop.loop.ticking import Tick, tick
     from everloop.loop.turn import Turn, explain_turn, take_turn
     from everloop.loop.views import backfill, materialize
@@ -46,6 +46,7 @@ _HOME = {
     "load_project": "project",
     "abort_release": "rollout",
     "advance_release": "rollout",
+    "move_alias": "rollout",
     "promote": "rollout",
     "roll_back": "rollout",
     "Tick": "ticking",
@@ -81,6 +82,7 @@ __all__ = [
     "explain_turn",
     "load_project",
     "materialize",
+    "move_alias",
     "promote",
     "roll_back",
     "take_turn",

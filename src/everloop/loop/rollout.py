@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
 from everloop.errors import ConflictError, NotFoundError
+from everloop.models.aliases import ANYONE, check_holder
 from everloop.records import Alias, Decision, Endpoint, GateResult, Json, ModelVersion, Release, Route
 
 if TYPE_CHECKING:
@@ -36,12 +37,24 @@ def start_release(
     gates: Sequence[GateResult] = (),
     trigger: str | None = None,
     run: str | None = None,
+    reason: str = "",
 ) -> Release:
     """Bring a judged candidate to the endpoint.
 
     A failed gate rejects it. The first champion of an endpoint takes all traffic at once. With one step only,
     an undecided gate leaves the release at 0 percent, waiting for `everloop release advance`.
+
+    Args:
+        reason: why it may take all traffic, where a person says so; default: what the gates said.
+
+    Raises:
+        ConflictError: the candidate has no package, so nothing can answer by it.
     """
+    if not candidate.package:
+        raise ConflictError(
+            f"'{candidate.key}' came over MLflow's protocol and has no package yet.",
+            help=f"Make one: everloop models adopt {candidate.key}",
+        )
     with store.records.transaction():
         place = _endpoint(store, endpoint, candidate.model)
         champion = champion_of(store, candidate.model)
@@ -67,7 +80,7 @@ def start_release(
         if champion is None:
             release = _decided(release, store, "start", 0.0, "the endpoint has no champion yet")
             store.records.put(release)
-            return _complete_or_wait(store, release, place, "first champion", {})
+            return _complete_or_wait(store, release, place, reason or "first champion", {})
         if undecided and len(release.steps) == 1:
             reason = "undecided and no canary to decide: " + "; ".join(
                 f"{gate.gate}: {gate.message}" for gate in undecided
@@ -75,11 +88,12 @@ def start_release(
             release = _decided(release, store, "hold", 0.0, reason)
             store.records.put(release, verb="held", data={"reason": reason})
             return release
-        reason = "all gates passed" if not undecided else f"undecided: {', '.join(gate.gate for gate in undecided)}"
-        release = _decided(release, store, "start", release.steps[0], reason)
+        judged = "all gates passed" if not undecided else f"undecided: {', '.join(gate.gate for gate in undecided)}"
+        told = reason or judged
+        release = _decided(release, store, "start", release.steps[0], told)
         store.records.put(release)
         if release.steps[0] >= 100:
-            return _complete_or_wait(store, release, place, reason, {})
+            return _complete_or_wait(store, release, place, told, {})
         _route(store, place, champion, candidate.key, release.steps[0])
         return release
 
@@ -138,12 +152,39 @@ def abort_release(
 
 
 def promote(store: Store, endpoint: str, version: ModelVersion, reason: str) -> Release:
-    """Give `version` all the traffic now, on a person's word instead of evidence."""
+    """Give `version` all the traffic now, on a person's word instead of evidence. Where it has it already, the
+    release that gave it stands.
+
+    Raises:
+        ApprovalError: a policy guards the champion, and not enough others have agreed.
+        ConflictError: the version has no package, or is archived.
+    """
     with store.records.transaction():
-        release = start_release(store, endpoint, version, steps=(100.0,), trigger="promote")
-        if release.state == "rolling_out":
-            release = advance_release(store, release, reason)
-        return release
+        places = store.records.find(Endpoint, ("name", "=", endpoint), limit=1)
+        answering = [route.version for route in places[0].routes if route.role != "shadow"] if places else []
+        if answering == [version.key] and champion_of(store, version.model) == version.key:
+            last = store.records.find(Release, ("endpoint", "=", endpoint), order="-created_at", limit=1)
+            if last and (last[0].candidate, last[0].state) == (version.key, "completed"):
+                return last[0]
+        return start_release(store, endpoint, version, steps=(100.0,), trigger="promote", reason=reason)
+
+
+def move_alias(
+    store: Store, model: str, alias: str, version_key: str, reason: str, *, expect: str | None = ANYONE
+) -> Alias:
+    """Move an alias as `set_alias` does; where the champion of an endpoint moves, its traffic moves with it."""
+    from everloop.models import find_alias, get_version, set_alias
+
+    with store.records.transaction():
+        held = check_holder(store, model, alias, expect)
+        version = get_version(store, version_key)
+        serving = store.records.find(Endpoint, ("model", "=", model), limit=1) if alias == CHAMPION else []
+        if serving and version.model == model and (held is None or held.version != version.key):
+            promote(store, serving[0].name, version, reason)
+            moved = find_alias(store, model, alias)
+            if moved is not None:
+                return moved
+        return set_alias(store, model, alias, version.key, reason=reason, expect=expect)
 
 
 def roll_back(store: Store, endpoint: str, reason: str) -> Release:

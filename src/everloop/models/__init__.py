@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from everloop.models.aliases import remove_alias, set_alias
+    from everloop.models.aliases import remove_alias, set_alias, take_back_alias
     from everloop.models.approvals import (
         ApprovalError,
         approve,
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from everloop.models.card import version_card
     from everloop.models.comparing import VersionDiff, diff_versions
     from everloop.models.curating import archive, describe, tag, unarchive
-    from everloop.models.history import Tenure, alias_at, alias_history
+    from everloop.models.history import Tenure, alias_at, alias_history, version_history
     from everloop.models.manifest import Manifest
     from everloop.models.package import build_package, read_package
     from everloop.models.parity import Parity, prove
@@ -79,6 +79,8 @@ _WHERE = {
     "tag": "curating",
     "unarchive": "curating",
     "version_card": "card",
+    "take_back_alias": "aliases",
+    "version_history": "history",
     "withdraw": "approvals",
 }
 
@@ -120,9 +122,11 @@ __all__ = [
     "set_alias",
     "set_policy",
     "tag",
+    "take_back_alias",
     "unarchive",
     "verify_package",
     "version_card",
+    "version_history",
     "withdraw",
 ]
 

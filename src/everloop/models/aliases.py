@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from everloop.errors import ConflictError, NotFoundError, UsageError
 from everloop.models.approvals import ApprovalError, clear_move, find_policy
+from everloop.models.history import last_move
 from everloop.models.registry import check_names, find_alias, get_version, what_exists
 from everloop.records import Alias, Json
 
@@ -50,13 +51,8 @@ def set_alias(
     if version.model != model:
         raise UsageError(f"'{version.key}' is no version of '{model}'.", help=what_exists(store, model))
     with store.records.transaction():
-        held = find_alias(store, model, alias)
+        held = check_holder(store, model, alias, expect)
         holder = held.version if held else None
-        if expect is not ANYONE and holder != expect:
-            raise ConflictError(
-                f"'{model}@{alias}' is held by {holder or 'nobody'}, not by {expect or 'nobody'}.",
-                help="Look again and decide anew.",
-            )
         if version.state == "archived" and holder != version.key:
             raise ConflictError(
                 f"'{version.key}' is archived.", help=f"Take it back first: everloop models unarchive {version.key}"
@@ -75,6 +71,46 @@ def set_alias(
             store.records.put(made, verb="alias_set", data=data)
             return made
         return store.records.update(replace(held, version=version.key), verb="alias_set", data=data)[0]
+
+
+def check_holder(store: Store, model: str, alias: str, expect: str | None = ANYONE) -> Alias | None:
+    """The alias as it stands, if the expected version holds it. Ask inside the transaction that moves it.
+
+    Raises:
+        ConflictError: another version holds it.
+    """
+    held = find_alias(store, model, alias)
+    holder = held.version if held else None
+    if expect is not ANYONE and holder != expect:
+        raise ConflictError(
+            f"'{model}@{alias}' is held by {holder or 'nobody'}, not by {expect or 'nobody'}.",
+            help="Look again and decide anew.",
+        )
+    return held
+
+
+def take_back_alias(store: Store, model: str, alias: str, *, reason: str = "") -> Alias:
+    """Give an alias back to the version that held it before; doing it again goes forth again.
+
+    Raises:
+        ApprovalError: a policy guards the alias, and the last move was a way back already.
+        ConflictError: the version before is archived.
+        NotFoundError: nobody holds the alias, nobody held it before, or the version before is gone.
+    """
+    with store.records.transaction():
+        held = find_alias(store, model, alias)
+        move = last_move(store, model, alias)
+        if held is None or move is None:
+            raise NotFoundError(f"There is no '{model}@{alias}'. {what_exists(store, model)}")
+        before = move.data.get("previous")
+        if not isinstance(before, str):
+            raise NotFoundError(
+                f"'{held.version}' is the first to hold '{held.key}': there is none to go back to.",
+                help=f"Move it to another: everloop models promote {model}@N --alias {alias}",
+            )
+        return set_alias(
+            store, model, alias, before, reason=reason, evidence={"rolled_back": held.version}, expect=held.version
+        )
 
 
 def remove_alias(store: Store, model: str, alias: str, *, reason: str = "") -> None:

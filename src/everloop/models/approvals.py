@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from everloop.errors import ConflictError, TrustError, UsageError
+from everloop.errors import ConflictError, NotFoundError, TrustError, UsageError
 from everloop.models.history import last_move
 from everloop.models.registry import check_names, find_alias, get_version
 from everloop.records import Alias, AliasPolicy, AliasRequest, Json, ModelVersion, Vote
@@ -90,7 +90,7 @@ def request_alias(store: Store, model: str, alias: str, version_key: str, reason
             asked_by=store.actor,
             reason=reason,
         )
-        store.records.put(made, verb="requested", data={"alias": f"{model}@{alias}", "version": version.key})
+        store.records.put(made, verb="requested", data=_about(made, reason))
         return made
 
 
@@ -100,6 +100,19 @@ def list_requests(
     """Requests, newest first."""
     asked = [(name, "=", value) for name, value in (("model", model), ("alias", alias), ("state", state)) if value]
     return store.records.find(AliasRequest, *asked, order="-id")  # type: ignore[arg-type]
+
+
+def get_request(store: Store, id: str) -> AliasRequest:
+    """The request with this id, or with the only id that begins like this.
+
+    Raises:
+        NotFoundError: there is none, or there are several.
+    """
+    found = store.records.find(AliasRequest, ("id", "prefix", id), limit=2) if id else []
+    if len(found) == 1:
+        return found[0]
+    problem = f"Several requests begin with '{id}'." if found else f"There is no request '{id}'."
+    raise NotFoundError(problem, help="See: everloop models requests --all")
 
 
 def approve(store: Store, request_id: str, reason: str = "") -> AliasRequest:
@@ -125,13 +138,13 @@ def withdraw(store: Store, request_id: str, reason: str = "") -> AliasRequest:
         TrustError: somebody else made it.
     """
     with store.records.transaction():
-        request = store.records.get(AliasRequest, request_id)
+        request = get_request(store, request_id)
         if request.asked_by != store.actor:
             raise TrustError(f"{request.asked_by} asked, not {store.actor}.", help="Reject it instead.")
         if request.state not in ("open", "approved"):
             raise ConflictError(f"The request is over: {request.state}.")
         ended = replace(request, state="withdrawn")
-        return store.records.update(ended, verb="withdrawn", data={"reason": reason})[0]
+        return store.records.update(ended, verb="withdrawn", data=_about(ended, reason))[0]
 
 
 def clear_move(store: Store, model: str, alias: str, version: ModelVersion, held: Alias | None) -> dict[str, Json]:
@@ -152,7 +165,7 @@ def clear_move(store: Store, model: str, alias: str, version: ModelVersion, held
     for request in list_requests(store, model, alias, state="approved"):
         agreed = _voices(request)
         if request.version == version.key and request.holder == holder and len(agreed) >= policy.approvals:
-            store.records.update(replace(request, state="applied"), verb="applied")
+            store.records.update(replace(request, state="applied"), verb="applied", data=_about(request, ""))
             return {"request": request.id, "asked_by": request.asked_by, "approved_by": list(agreed)}
     move = last_move(store, model, alias)
     if move is not None and not move.data.get("way_back"):
@@ -167,7 +180,7 @@ def clear_move(store: Store, model: str, alias: str, version: ModelVersion, held
 
 def _vote(store: Store, request_id: str, *, approve: bool, reason: str) -> AliasRequest:
     with store.records.transaction():
-        request = store.records.get(AliasRequest, request_id)
+        request = get_request(store, request_id)
         if request.state != "open":
             raise ConflictError(
                 f"The request is not open any more: {request.state}.", help="See: everloop models requests"
@@ -189,7 +202,12 @@ def _vote(store: Store, request_id: str, *, approve: bool, reason: str) -> Alias
         elif len(_voices(voted)) >= (policy.approvals if policy else 1):
             voted = replace(voted, state="approved")
         verb = {"open": "agreed", "approved": "approved", "rejected": "rejected"}[voted.state]
-        return store.records.update(voted, verb=verb, data={"reason": reason, "version": request.version})[0]
+        return store.records.update(voted, verb=verb, data=_about(voted, reason))[0]
+
+
+def _about(request: AliasRequest, reason: str) -> dict[str, Json]:
+    """What every event of a request says, so that whoever is told of it need not look it up."""
+    return {"alias": f"{request.model}@{request.alias}", "version": request.version, "reason": reason}
 
 
 def _voices(request: AliasRequest) -> tuple[str, ...]:

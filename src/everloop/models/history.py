@@ -73,6 +73,19 @@ def alias_at(store: Store, model: str, alias: str, moment: datetime) -> Tenure |
     return None
 
 
+def version_history(store: Store, key: str) -> list[Event]:
+    """Everything that was done about a version, oldest first: what changed of it, which aliases came and went, who
+    asked for it, who agreed and who refused. A version that was deleted still has its history."""
+    found, seq = [], 0
+    while events := store.records.events_since(seq, kinds=("model_version", "alias", "alias_request"), limit=10_000):
+        seq = events[-1].seq
+        for event in events:
+            about = (event.data.get("version"), event.data.get("previous"))
+            if (event.key == key) if event.kind == "model_version" else (key in about):
+                found.append(event)
+    return found
+
+
 def last_move(store: Store, model: str, alias: str) -> Event | None:
     """The event by which the alias came to where it is."""
     last = None

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from litestar import MediaType, Request, Response, delete, get, patch, post, put
 
 from everloop.errors import UsageError
-from everloop.records import Alias, AliasPolicy, AliasRequest, Endpoint, ModelVersion
+from everloop.records import Alias, AliasPolicy, AliasRequest, ModelVersion
 from everloop.server.asking import NEEDS, Sent, store_of
 
 Asked = Request[Any, Any, Any]
@@ -142,24 +142,12 @@ def history(request: Asked) -> Any:
 @put("/api/v1/models/{model:str}/aliases/{alias:str}", sync_to_thread=True, opt=_WRITES)
 def move(request: Asked, data: Sent[Move]) -> Alias:
     """Move an alias. Where the champion of an endpoint moves, its traffic moves with it."""
-    from everloop.loop import promote
-    from everloop.models import find_alias, get_version, set_alias
+    from everloop.loop import move_alias
     from everloop.models.aliases import ANYONE
-    from everloop.models.registry import CHAMPION
 
     store, model, alias = store_of(request), request.path_params["model"], request.path_params["alias"]
     expect = ANYONE if data.expect is None else data.expect
-    with store.records.transaction():
-        serving = store.records.find(Endpoint, ("model", "=", model), limit=1) if alias == CHAMPION else []
-        version = get_version(store, data.version)
-        held = find_alias(store, model, alias)
-        if serving and version.model == model and (data.expect is None or (held and held.version == data.expect)):
-            if held is None or held.version != version.key:
-                promote(store, serving[0].name, version, data.reason)
-            moved = find_alias(store, model, alias)
-            if moved is not None:
-                return moved
-        return set_alias(store, model, alias, data.version, reason=data.reason, expect=expect)
+    return move_alias(store, model, alias, data.version, data.reason, expect=expect)
 
 
 @delete("/api/v1/models/{model:str}/aliases/{alias:str}", sync_to_thread=True, opt=_DECIDES)
