@@ -18,6 +18,7 @@ from everloop.server.asking import NEEDS
 from everloop.server.control import ControlPlane
 from everloop.server.options import ServerOptions
 
+ROOTS = ("api", "ajax-api")
 PASSWORD = "correct horse battery"
 
 
@@ -200,6 +201,24 @@ def test_mlflow_clients_are_refused_in_their_own_words(guarded):
             for role in ROLES:
                 answer = place.ask(method, f"/{root}/{path}", {}, authorization=tokens[role])
                 assert (answer.status == 403) is (not is_enough(role, least)), (path, role, answer.body)
+
+
+def test_every_route_of_mlflow_needs_a_login_and_its_role(guarded):
+    from everloop.server.mlflow import ROUTES
+
+    place, tokens = guarded
+    least = {"read": "viewer", "write": "editor", "delete": "approver", "admin": "admin"}
+    paths = [(route.method, f"/{root}/{route.path}", least[route.access]) for route in ROUTES for root in ROOTS]
+    paths += [("GET", "/get-artifact", "viewer"), ("GET", "/model-versions/get-artifact", "viewer")]
+    paths += [("POST", "/v1/traces", "editor")]
+    for method, template, needed in paths:
+        path = re.sub(r"\{[^}]*\}", "x", template)
+        assert place.ask(method, path, {}).status == 401, (method, path)
+        assert place.ask(method, path, {}, authorization=tokens["elsewhere"]).status == 403, (method, path)
+        for role in ROLES:
+            answer = place.ask(method, path, {}, authorization=tokens[role])
+            assert (answer.status == 403) is (not is_enough(role, needed)), (method, path, role, answer.body)
+            assert answer.status not in (401, 429), (method, path, role, answer.body)
 
 
 def test_without_a_login_nothing_but_loopback(store, book):

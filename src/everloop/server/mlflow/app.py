@@ -63,7 +63,7 @@ LARGEST_BODY = 32 << 20
 _PREFIXES = ("/ajax-api/", "/api/")
 _log = logging.getLogger("everloop.server")
 
-_ROLES = {"read": "viewer", "write": "editor", "delete": "editor", "admin": "admin"}
+_ROLES = {"read": "viewer", "write": "editor", "delete": "approver", "admin": "admin"}
 
 
 class Table:
@@ -113,7 +113,7 @@ class MlflowApp:
             await self._serve(scope, receive, send)
         except EverloopError as error:
             said = translated(error)
-            if said.status >= 500:
+            if said.status >= 500 and said.code != "NOT_IMPLEMENTED":
                 _log.error("%s %s: %s", scope["method"], _raw_path(scope), said.message)
             await answer(send, said.status, error_body(said))
         except (OSError, ValueError, TypeError, KeyError, RecursionError):

@@ -229,5 +229,5 @@ ROUTES = (
     Route("GET", _LATEST, get_latest_versions, "read"),
     Route("POST", _ALIAS, set_model_alias, "write"),
     Route("GET", _ALIAS, get_version_by_alias, "read"),
-    Route("DELETE", _ALIAS, delete_model_alias, "write"),
+    Route("DELETE", _ALIAS, delete_model_alias, "delete"),
 )
