@@ -51,6 +51,7 @@ docs: env
 
 bench: env
 	$(BIN)/python benchmarks/pipeline.py
+	$(BIN)/python benchmarks/mlflow_server.py
 
 clean:
 	rm -rf $(VENV) .venv-lowest build dist .mypy_cache .ruff_cache .pytest_cache
