@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,3 +139,29 @@ def test_every_way_in_answers_identically(served: tuple[EndpointProcess, list[An
     }
     connection.close()
     assert found == {tuple(expected)}
+
+
+def test_a_load_by_wrk_is_answered_and_logged(
+    served: tuple[EndpointProcess, list[Any]], store: Store, tmp_path: Path, need: Any
+) -> None:
+    """A second of wrk at 16 connections: every answer is a 200, and every one that was sent is in the log."""
+    program = shutil.which("wrk")
+    if program is None:
+        need("wrk", "wrk", "it is a package of Debian")
+    process, _ = served
+    asks = 'wrk.method = "POST"\nwrk.headers["content-type"] = "application/json"\n'
+    (tmp_path / "ask.lua").write_text(f"{asks}wrk.body = [[{json.dumps({'rows': [ROW]})}]]\n")
+    done = subprocess.run(
+        [str(program), "-t1", "-c16", "-d1s", "-s", str(tmp_path / "ask.lua"), f"{process.url}/predict"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert "Non-2xx" not in done.stdout
+    assert "Socket errors" not in done.stdout
+    answered = int(done.stdout.split(" requests in ")[0].split()[-1])
+    assert answered > 100
+    fold_predictions(store, "delays")
+    # What was on its way when wrk ended was logged, too.
+    assert read_predictions(store, "delays").collect().height >= answered
