@@ -74,8 +74,11 @@ def demand(asked: Any, role: str) -> None:
         raise Forbidden(detail=f"{principal.actor} is {has or 'nobody'} in '{project}'; this needs the role '{role}'.")
 
 
-def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Let a request through to its route if it may. Every route passes here."""
+async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Let a request through to its route if it may. Every route passes here.
+
+    Asynchronous only because Litestar would call anything else in another thread, for each request.
+    """
     needed = handler.opt.get(NEEDS)
     if needed is None:
         # What Litestar adds by itself: the answer to OPTIONS.
