@@ -590,7 +590,7 @@ class Vote:
     reason: str = ""
 
 
-AliasRequestState = Literal["open", "approved", "rejected", "applied", "withdrawn"]
+AliasRequestState = Literal["open", "approved", "rejected", "applied", "withdrawn", "void"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

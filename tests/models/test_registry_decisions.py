@@ -103,7 +103,7 @@ def test_requests_end(store: Store, three: list[str]) -> None:
     third, fourth = (request_alias(ann, "delays", "champion", key) for key in three[:2])
     approve(bob, third.id)
     set_alias(ann, "delays", "champion", three[0])
-    with pytest.raises(ConflictError, match="has moved"):
+    with pytest.raises(ConflictError, match="not open any more: void"):
         approve(bob, fourth.id)
     with pytest.raises(UsageError, match="already"):
         request_alias(ann, "delays", "champion", three[0])
@@ -111,6 +111,20 @@ def test_requests_end(store: Store, three: list[str]) -> None:
         set_policy(store, "delays", "champion", 99)
     with pytest.raises(NotFoundError):
         approve(bob, "nothing")
+
+
+def test_an_agreement_is_void_once_the_alias_has_moved(store: Store, three: list[str]) -> None:
+    ann, bob, eve = (store.as_actor(f"user:{name}") for name in ("ann", "bob", "eve"))
+    set_alias(store, "delays", "champion", three[0])
+    set_policy(store, "delays", "champion", 1)
+    for who, other in ((ann, bob), (eve, bob)):
+        approve(other, request_alias(who, "delays", "champion", three[1]).id)
+    set_alias(ann, "delays", "champion", three[1])
+    take_back_alias(bob, "delays", "champion", reason="it was bad")
+    # What Eve was granted for the same move must not bring the bad one back.
+    with pytest.raises(ApprovalError):
+        set_alias(eve, "delays", "champion", three[1])
+    assert sorted(request.state for request in list_requests(store, "delays")) == ["applied", "void"]
 
 
 def test_release_code_is_held_to_the_policy_as_well(store: Store, three: list[str]) -> None:

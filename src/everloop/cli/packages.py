@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from everloop.cli.models import app as app
+from everloop.cli.deciding import app as app
 from everloop.cli.output import AsJson, Home, emit, facts, opened
 
 Version = Annotated[str, typer.Argument(help="MODEL@VERSION, MODEL@ALIAS, MODEL, or a package's digest.")]

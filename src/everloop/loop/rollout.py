@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
 from everloop.errors import ConflictError, NotFoundError
@@ -53,7 +54,7 @@ def start_release(
     if not candidate.package:
         raise ConflictError(
             f"'{candidate.key}' came over MLflow's protocol and has no package yet.",
-            help=f"Make one: everloop models adopt {candidate.key}",
+            help=f"Make one: everloop models adopt {quote(candidate.key)}",
         )
     with store.records.transaction():
         place = _endpoint(store, endpoint, candidate.model)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from everloop.errors import ConflictError, NotFoundError, UsageError
-from everloop.models.approvals import ApprovalError, clear_move, find_policy
+from everloop.models.approvals import ApprovalError, clear_move, find_policy, void_requests
 from everloop.models.history import last_move
 from everloop.models.registry import check_names, find_alias, get_version, what_exists
 from everloop.records import Alias, Json
@@ -66,6 +66,7 @@ def set_alias(
             "evidence": dict(evidence or {}),
             **clear_move(store, model, alias, version, held),
         }
+        void_requests(store, model, alias)
         if held is None:
             made = store.new(Alias, model=model, name=alias, version=version.key)
             store.records.put(made, verb="alias_set", data=data)
@@ -129,4 +130,5 @@ def remove_alias(store: Store, model: str, alias: str, *, reason: str = "") -> N
                 f"'{model}@{alias}' is guarded by a policy and cannot be removed.",
                 help=f"An admin may lift it: everloop models policy {model}@{alias} --approvals 0",
             )
+        void_requests(store, model, alias)
         store.records.delete(Alias, held.id, verb="alias_removed", data={"version": held.version, "reason": reason})

@@ -3,11 +3,12 @@
     request_alias -> open -> approved -> applied
                           -> rejected    one "no" is enough
                           -> withdrawn   by the one who asked
+                          -> void        the alias has moved meanwhile
 
-A request is about one version and the holder of that moment: when another takes the alias meanwhile, the request is
-void and must be made anew. `set_alias` looks here before it moves a guarded alias. One way needs no new agreement:
-straight back to the version that held the alias before, as that one was agreed upon and a rollback must not wait for
-an office to open; it can be taken once, not to and fro.
+A request is about one version and the holder of that moment: when the alias moves by anything else, the request is
+void for good and must be made anew, even if that holder comes back. `set_alias` looks here before it moves a guarded
+alias. One way needs no new agreement: straight back to the version that held the alias before, as that one was agreed
+upon and a rollback must not wait for an office to open; it can be taken once, not to and fro.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def approve(store: Store, request_id: str, reason: str = "") -> AliasRequest:
     """Agree, in the name of the store's actor. With the last voice that is needed the request is `approved`.
 
     Raises:
-        ConflictError: it is not open, the alias has moved meanwhile, or the actor has voted already.
+        ConflictError: it is not open, as where the alias has moved meanwhile, or the actor has voted already.
         TrustError: the actor is the one who asked.
     """
     return _vote(store, request_id, approve=True, reason=reason)
@@ -178,23 +179,26 @@ def clear_move(store: Store, model: str, alias: str, version: ModelVersion, held
     )
 
 
+def void_requests(store: Store, model: str, alias: str) -> None:
+    """End what is asked for an alias that has just moved; inside the transaction that moves it."""
+    for request in list_requests(store, model, alias):
+        if request.state in ("open", "approved"):
+            ended = replace(request, state="void")
+            store.records.update(ended, verb="void", data=_about(request, "the alias has moved"))
+
+
 def _vote(store: Store, request_id: str, *, approve: bool, reason: str) -> AliasRequest:
     with store.records.transaction():
         request = get_request(store, request_id)
         if request.state != "open":
             raise ConflictError(
-                f"The request is not open any more: {request.state}.", help="See: everloop models requests"
+                f"The request is not open any more: {request.state}.", help="See: everloop models requests --all"
             )
         if approve and request.asked_by == store.actor:
             raise TrustError(f"{store.actor} asked for this and cannot agree to it.", help="Somebody else must.")
         if approve and any(vote.by == store.actor and vote.approve for vote in request.votes):
             raise ConflictError(f"{store.actor} has agreed already.", help="Somebody else must agree, too.")
         policy = find_policy(store, request.model, request.alias)
-        held = store.records.find(Alias, ("key", "=", f"{request.model}@{request.alias}"), limit=1)
-        if approve and (held[0].version if held else None) != request.holder:
-            raise ConflictError(
-                f"'{request.model}@{request.alias}' has moved since this was asked.", help="Ask anew, or reject it."
-            )
         vote = Vote(by=store.actor, at=store.now(), approve=approve, reason=reason)
         voted = replace(request, votes=(*request.votes, vote))
         if not approve:

@@ -69,11 +69,10 @@ def _gates(store: Store, version: ModelVersion) -> str:
     return "## Gates\n\n" + _table(("gate", "outcome", "against", "evidence"), rows) if rows else ""
 
 
-def _answering(store: Store, version: ModelVersion) -> str:
+def answering(package: Package) -> list[tuple[str, Json]]:
     """What answers, how long a row takes, and on what it was proved; where another form does not answer, why."""
-    package = _package(store, version)
-    if package is None or not package.parity:
-        return ""
+    if not package.parity:
+        return []
     found = package.parity
     times = found.get("row_us")
     times = times if isinstance(times, Mapping) else {}
@@ -86,7 +85,13 @@ def _answering(store: Store, version: ModelVersion) -> str:
     reasons = found.get("reasons")
     if isinstance(reasons, Mapping):
         rows += [(f"Not as {name}", reason) for name, reason in reasons.items()]
-    return "## Answering\n\n" + _table(("", ""), [row for row in rows if row[1]])
+    return [row for row in rows if row[1]]
+
+
+def _answering(store: Store, version: ModelVersion) -> str:
+    package = _package(store, version)
+    rows = answering(package) if package is not None else []
+    return "## Answering\n\n" + _table(("", ""), rows) if rows else ""
 
 
 def _proof(found: Mapping[str, Json], prefix: str) -> str:
