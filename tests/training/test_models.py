@@ -167,7 +167,7 @@ def test_damaged_files_are_refused(models):
         with pytest.raises(CorruptionError):
             model_from_files("linear", {**linear, **damage})
     with pytest.raises(NotFoundError, match="lightgbm, linear, skops, pickle"):
-        model_from_files("mojo", {})
+        model_from_files("tensorflow", {})
 
 
 def test_a_cut_booster_is_refused_before_lightgbm_sees_it(models):
