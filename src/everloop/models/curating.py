@@ -55,20 +55,29 @@ def archive(store: Store, ref: str, reason: str = "") -> ModelVersion:
         version = get_version(store, ref)
         if version.state == "archived":
             return version
-        aliases = store.records.find(Alias, ("version", "=", version.key))
-        places = [
-            place
-            for place in store.records.find(Endpoint, ("model", "=", version.model))
-            if any(route.version == version.key for route in place.routes)
-        ]
-        if aliases or places:
-            users = [alias.key for alias in aliases] + [f"endpoint '{place.name}'" for place in places]
-            raise ConflictError(
-                f"'{version.key}' is in use: {', '.join(users)}.",
-                help=f"Promote another first: everloop models promote {version.model}@N",
-            )
+        check_unused(store, version)
         data = {"reason": reason, "state": version.state}
         return store.records.update(replace(version, state="archived"), verb="archived", data=data)[0]
+
+
+def check_unused(store: Store, version: ModelVersion, *, aliases: bool = True) -> None:
+    """Refuse what would take a version away from those who use it.
+
+    Raises:
+        ConflictError: an endpoint's route leads to it or, if `aliases` count, an alias.
+    """
+    holding = store.records.find(Alias, ("version", "=", version.key)) if aliases else []
+    places = [
+        place
+        for place in store.records.find(Endpoint, ("model", "=", version.model))
+        if any(route.version == version.key for route in place.routes)
+    ]
+    if holding or places:
+        users = [alias.key for alias in holding] + [f"endpoint '{place.name}'" for place in places]
+        raise ConflictError(
+            f"'{version.key}' is in use: {', '.join(users)}.",
+            help=f"Promote another first: everloop models promote {version.model}@N",
+        )
 
 
 def unarchive(store: Store, ref: str, reason: str = "") -> ModelVersion:

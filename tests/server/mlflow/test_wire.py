@@ -8,10 +8,11 @@ import time
 
 import pytest
 
+from everloop.loop import promote
 from everloop.models import aliases
 from everloop.models.approvals import set_policy
 from everloop.models.history import alias_history
-from everloop.records import ModelVersion, RegisteredModel, Run
+from everloop.records import Endpoint, ModelVersion, RegisteredModel, Run
 from everloop.server.mlflow import ROUTES, access_of
 from everloop.server.mlflow.reply import record_id
 from everloop.stores import open_store
@@ -135,6 +136,29 @@ def test_names_with_spaces_take_aliases_and_keep_them_through_a_new_name(api, se
     (before,) = alias_history(served.store, "my model", "champion")
     (now,) = alias_history(served.store, "our model", "champion")
     assert (before.until is None, now.until) == (False, None)
+
+
+def test_what_an_endpoint_serves_stays_where_it_is(api, served):
+    store = served.store
+    for number in (1, 2):
+        package = f"sha256:{number:064x}"
+        store.records.put(store.new(ModelVersion, model="live", version=number, package=package))
+    promote(store, "place", store.records.get(ModelVersion, "live@1"), "first")
+    api.post("model-versions/create", name="live", source="s3://bucket/x")
+    for method, path, asked in (
+        ("POST", "registered-models/rename", {"name": "live", "new_name": "other"}),
+        ("DELETE", "registered-models/delete", {"name": "live"}),
+        ("DELETE", "model-versions/delete", {"name": "live", "version": "1"}),
+        # Nothing can answer by files that nobody has made a package of.
+        ("POST", "registered-models/alias", {"name": "live", "alias": "champion", "version": "3"}),
+    ):
+        answer = api.call(method, path, asked)
+        assert (answer.status, answer.json["error_code"]) == (409, "RESOURCE_CONFLICT")
+    assert alias_history(store, "live", "champion")[-1].until is None
+    # Where the champion moves, the traffic moves with it.
+    api.post("registered-models/alias", name="live", alias="champion", version="2")
+    assert [route.version for route in store.records.get(Endpoint, "place").routes] == ["live@2"]
+    assert api.call("DELETE", "model-versions/delete", {"name": "live", "version": "1"}).status == 200
 
 
 def test_a_guarded_alias_is_guarded_here_too(api, served):

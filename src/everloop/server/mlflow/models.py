@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from everloop.loop.rollout import move_alias
 from everloop.models.aliases import remove_alias, set_alias
 from everloop.models.approvals import find_policy
+from everloop.models.curating import check_unused
 from everloop.models.registry import list_versions
 from everloop.records import RegisteredModel
 from everloop.server.messages import PROMPT_TAG, is_prompt
@@ -84,6 +86,8 @@ def rename_registered_model(ask: Ask) -> Mapping[str, Any]:
                 raise MlflowError(f"Registered Model (name={new}) already exists.", "RESOURCE_ALREADY_EXISTS")
             now = store.now()
             versions, aliases = list_versions(store, name), aliases_of(store, name)
+            for version in versions:
+                check_unused(store, version, aliases=False)
             for alias in aliases:
                 if find_policy(store, name, alias.name) is not None:
                     # Under another name the alias would be unguarded.
@@ -109,6 +113,7 @@ def delete_registered_model(ask: Ask) -> Mapping[str, Any]:
         for alias in aliases_of(store, name):
             remove_alias(store, name, alias.name, reason="the model was deleted")
         for version in list_versions(store, name):
+            check_unused(store, version, aliases=False)
             store.records.delete(type(version), version.id)
         for model in store.records.find(RegisteredModel, ("key", "=", name)):
             store.records.delete(RegisteredModel, model.id)
@@ -171,7 +176,7 @@ def set_model_alias(ask: Ask) -> Mapping[str, Any]:
     check_alias(alias)
     check_alias_free(alias)
     version = get_model_version(store, name, number)
-    set_alias(store, name, alias, version.key, reason="set by MLflow's client")
+    move_alias(store, name, alias, version.key, "set by MLflow's client")
     return {}
 
 

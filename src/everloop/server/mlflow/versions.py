@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from everloop.models.aliases import remove_alias
+from everloop.models.curating import check_unused
 from everloop.models.registry import list_versions, next_number
 from everloop.records import Alias, ModelVersion, Run
 from everloop.server.messages import PROMPT_TAG, is_prompt
@@ -96,6 +97,7 @@ def delete_model_version(ask: Ask) -> Mapping[str, Any]:
     store = ask.store
     with store.records.transaction():
         version = _asked(ask)
+        check_unused(store, version, aliases=False)
         for alias in aliases_of(store, version.model):
             if alias.version == version.key:
                 remove_alias(store, version.model, alias.name, reason="the version was deleted")
