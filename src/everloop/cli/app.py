@@ -12,12 +12,12 @@ import typer
 from everloop import __version__
 from everloop.cli import (
     data,
-    deciding,
     demo,
     endpoints,
     features,
     loop,
     monitor,
+    packages,
     predictions,
     release,
     reproduce,
@@ -83,7 +83,7 @@ app.command()(store.restore)
 app.add_typer(runs.app, name="runs")
 app.add_typer(data.app, name="data")
 app.add_typer(features.app, name="features")
-app.add_typer(deciding.app, name="models")
+app.add_typer(packages.app, name="models")
 app.add_typer(endpoints.app, name="endpoints")
 app.add_typer(monitor.app, name="monitor")
 app.add_typer(release.app, name="release")

@@ -105,7 +105,8 @@ def get_version(store: Store, ref: str) -> ModelVersion:
         newest = store.records.find(ModelVersion, ("model", "=", model), order="-version", limit=1)
         return newest[0] if newest else store.records.get(ModelVersion, ref)
     if which.isdecimal():
-        found = store.records.find(ModelVersion, ("model", "=", model), ("version", "=", int(which)), limit=1)
+        # By key, which has an index: a model may have thousands of versions.
+        found = store.records.find(ModelVersion, ("key", "=", f"{model}@{int(which)}"), limit=1)
         if found:
             return found[0]
     elif alias := find_alias(store, model, which):
@@ -122,7 +123,7 @@ def list_versions(store: Store, model: str) -> list[ModelVersion]:
 
 def find_alias(store: Store, model: str, alias: str) -> Alias | None:
     """The alias `model@alias`, or None where it was never set or has been removed."""
-    found = store.records.find(Alias, ("model", "=", model), ("name", "=", alias), limit=1)
+    found = store.records.find(Alias, ("key", "=", f"{model}@{alias}"), limit=1)
     return found[0] if found else None
 
 
