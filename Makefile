@@ -49,9 +49,14 @@ check: lint test
 docs: env
 	$(BIN)/python docs/generate.py
 
+# Each beside its peers, which it installs into environments of their own; together they take hours.
 bench: env
 	$(BIN)/python benchmarks/pipeline.py
+	$(BIN)/python benchmarks/tracking.py
 	$(BIN)/python benchmarks/mlflow_server.py
+	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/packages.py
+	$(BIN)/python benchmarks/serving.py
 
 clean:
 	rm -rf $(VENV) .venv-lowest build dist .mypy_cache .ruff_cache .pytest_cache
