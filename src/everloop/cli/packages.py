@@ -148,12 +148,14 @@ def adopt(
     """Make a package of a model that MLflow's client has logged and registered, so that it is served like any other."""
     from everloop import plugins
     from everloop.models import get_package, get_version
-    from everloop.server.mlflow.artifact_root import ArtifactRoot
+    from everloop.server.mlflow import ArtifactPlaces, ArtifactRoot
     from everloop.server.mlflow.versions import files_of
 
     with opened(home) as store:
         known = get_version(store, version)
-        folder = files_of(store, known, ArtifactRoot(artifacts or store.home / "artifacts"))
+        named = (str(artifacts),) if artifacts else ()
+        places = ArtifactPlaces(ArtifactRoot(artifacts or store.home / "artifacts"), allowed=named)
+        folder = files_of(store, known, places)
         reader = plugins.load("model_folder", "mlflow")
         made = reader.adopt(store, known, folder, allow_code=allow_code, example=_rows(example))
         package = get_package(store, made.package)

@@ -21,10 +21,18 @@ def server(
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8100,
     host: Annotated[str, typer.Option(help="The address to listen at; any but loopback needs a login.")] = "127.0.0.1",
     default_artifact_root: Annotated[
-        str | None, typer.Option(help="Where the artifacts of MLflow's clients go. Default: into the store.")
+        str | None,
+        typer.Option(
+            help="A folder or URI where MLflow's clients keep new experiments' files by themselves, as in"
+            " file:///data/mlflow or s3://bucket/team. Default: they send them to this server."
+        ),
+    ] = None,
+    artifacts_destination: Annotated[
+        str | None,
+        typer.Option(help="The folder for what clients send to this server. Default: artifacts in the home."),
     ] = None,
     allow_artifact_root: Annotated[
-        list[str] | None, typer.Option(help="A place outside that clients may name; repeatable.")
+        list[str] | None, typer.Option(help="A further folder or beginning of URIs that clients may name; repeatable.")
     ] = None,
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="A name under which the server may be addressed; *.NAME for all below.")
@@ -57,6 +65,7 @@ def server(
     options = ServerOptions(
         allowed_hosts=tuple(allowed_host or ()),
         default_artifact_root=default_artifact_root,
+        artifacts_destination=artifacts_destination,
         allowed_artifact_roots=tuple(allow_artifact_root or ()),
         upload_bytes=upload_limit * MEGABYTE,
         webhook_networks=tuple(allow_webhook_network or ()),

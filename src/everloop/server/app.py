@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 from importlib.resources import files
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from litestar import Litestar, MediaType, Request, Response, get
@@ -108,9 +107,12 @@ def _mlflow(store: Store, options: ServerOptions) -> list[Any]:
         return []
     from everloop.server import mlflow
 
-    chosen = options.default_artifact_root
-    root = mlflow.ArtifactRoot(Path(chosen) if chosen else store.home / "artifacts", options.allowed_artifact_roots)
-    return list(mlflow.make_routes(store, root, options))
+    places = mlflow.ArtifactPlaces(
+        mlflow.ArtifactRoot(options.artifacts_destination or store.home / "artifacts"),
+        options.default_artifact_root,
+        options.allowed_artifact_roots,
+    )
+    return list(mlflow.make_routes(store, places, options))
 
 
 def _intake(store: Store, options: ServerOptions) -> list[Any]:

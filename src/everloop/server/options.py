@@ -16,9 +16,12 @@ class ServerOptions:
     allowed_hosts: tuple[str, ...] = ()
     """Names under which this server may be addressed, beside this machine's own; `*.example.com` for all below."""
     default_artifact_root: str | None = None
-    """Where the artifacts of new experiments go. None: into the store."""
+    """The folder or URI below which new experiments get places for their files, which clients reach by themselves.
+    None: clients send their files to this server."""
     allowed_artifact_roots: tuple[str, ...] = ()
-    """Places outside the store that clients may name."""
+    """Further folders and beginnings of URIs that clients may name."""
+    artifacts_destination: str | None = None
+    """The folder for files that clients send to this server. None: `artifacts` in the home."""
     json_bytes: int = 16 * MEGABYTE
     """The longest body that is read as a whole."""
     upload_bytes: int = 10 * 1024 * MEGABYTE

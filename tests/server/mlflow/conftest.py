@@ -87,7 +87,7 @@ def served(tmp_path_factory):
     import uvicorn
     from litestar import Litestar, get
 
-    from everloop.server.mlflow import ArtifactRoot, make_routes
+    from everloop.server.mlflow import ArtifactPlaces, ArtifactRoot, make_routes
     from everloop.server.options import ServerOptions
 
     @get("/health", sync_to_thread=False)
@@ -96,8 +96,8 @@ def served(tmp_path_factory):
 
     home = tmp_path_factory.mktemp("mlflow")
     with open_store(home / ".everloop", project="p") as store:
-        root = ArtifactRoot(home / "artifacts", allowed=("s3://allowed/",))
-        handlers = [health, *make_routes(store, root, ServerOptions(webhook_networks=("127.0.0.0/8",)))]
+        places = ArtifactPlaces(ArtifactRoot(home / "artifacts"), allowed=("s3://allowed/",))
+        handlers = [health, *make_routes(store, places, ServerOptions(webhook_networks=("127.0.0.0/8",)))]
         app = Litestar(route_handlers=handlers, openapi_config=None, logging_config=None)
         bound = socket.socket()
         bound.bind(("127.0.0.1", 0))

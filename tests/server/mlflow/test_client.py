@@ -18,7 +18,7 @@ from everloop import plugins
 from everloop.models.history import alias_history
 from everloop.models.registry import get_version
 from everloop.records import Endpoint, ModelVersion, Route, Run
-from everloop.server.mlflow import ArtifactRoot
+from everloop.server.mlflow import ArtifactPlaces, ArtifactRoot
 from everloop.server.mlflow.reply import record_id
 from everloop.server.mlflow.versions import files_of
 from everloop.server.options import ServerOptions
@@ -181,7 +181,7 @@ def test_a_logged_model_is_adopted_and_served_and_answers_alike(said, served):
     """Logged, registered and named champion by MLflow's client; answered by everloop's endpoint."""
     store = served.store
     version = get_version(store, "renamed@champion")
-    folder = files_of(store, version, ArtifactRoot(store.home / "artifacts"))
+    folder = files_of(store, version, ArtifactPlaces(ArtifactRoot(store.home / "artifacts")))
     # Older clients log pickles.
     pickled = not (folder / "model.skops").exists()
     adopted = plugins.load("model_folder", "mlflow").adopt(store, version, folder, allow_code=pickled)

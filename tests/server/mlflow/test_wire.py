@@ -254,7 +254,8 @@ def test_metrics_reach_the_record_when_a_process_dies_in_between(tmp_path):
         assert store.records.get(Run, run.id).metric_at == {"m": (2, 2)}
 
 
-def test_an_upload_that_breaks_off_leaves_nothing(served):
+def test_an_upload_that_breaks_off_leaves_nothing(api, served):
+    assert api.send("PUT", f"{PROXY}/whole/file.bin", b"x").status == 200
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=10)
     connection.putrequest("PUT", f"{PROXY}/broken/file.bin")
     connection.putheader("content-length", str(10_000_000))

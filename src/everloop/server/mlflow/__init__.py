@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from everloop.server.mlflow.app import ROUTES, MlflowApp, access_of
+    from everloop.server.mlflow.artifact_places import ArtifactPlaces
     from everloop.server.mlflow.artifact_root import ArtifactRoot
     from everloop.server.mlflow.mounting import make_routes
 
 _HOME = {
     "ROUTES": "app",
+    "ArtifactPlaces": "artifact_places",
     "ArtifactRoot": "artifact_root",
     "MlflowApp": "app",
     "access_of": "app",
     "make_routes": "mounting",
 }
 
-__all__ = ["ROUTES", "ArtifactRoot", "MlflowApp", "access_of", "make_routes"]
+__all__ = ["ROUTES", "ArtifactPlaces", "ArtifactRoot", "MlflowApp", "access_of", "make_routes"]
 
 
 def __getattr__(name: str) -> Any:

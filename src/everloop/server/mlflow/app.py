@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import unquote_to_bytes
 
 from everloop.errors import EverloopError
@@ -32,8 +32,8 @@ from everloop.server.mlflow import (
     versions,
     webhooks,
 )
-from everloop.server.mlflow.artifact_root import ArtifactRoot, safe_parts
-from everloop.server.mlflow.asking import Ask, Route
+from everloop.server.mlflow.artifact_places import ArtifactPlaces
+from everloop.server.mlflow.asking import Ask, Finder, Route
 from everloop.server.mlflow.pending import PendingMetrics
 from everloop.server.mlflow.proxy import Receive, Scope, Send, answer, answer_json, download, upload
 from everloop.server.mlflow.wire import Fields, MlflowError, error_body, translated
@@ -102,11 +102,12 @@ class MlflowApp:
     needs by the route that it has found itself.
     """
 
-    def __init__(self, store: Store, artifact_root: ArtifactRoot, options: ServerOptions | None = None) -> None:
+    def __init__(self, store: Store, artifacts: ArtifactPlaces, options: ServerOptions | None = None) -> None:
         self.store = store
         self.options = options or ServerOptions()
-        self.artifacts = artifact_root
+        self.artifacts = artifacts
         self.pending = PendingMetrics()
+        self._begun: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -128,7 +129,7 @@ class MlflowApp:
             if method != "GET":
                 raise MlflowError(f"{method} is not allowed here.", "BAD_REQUEST")
             ask = self._ask(scope, "read", Fields.of_query(scope["query_string"]))
-            await download(self.artifacts, await asyncio.to_thread(file, ask), scope, send)
+            await download(*await asyncio.to_thread(file, ask), scope, send)
             return
         if raw == otlp.PATH:
             await self._spans(scope, receive, send)
@@ -139,9 +140,8 @@ class MlflowApp:
             raise MlflowError(f"There is no {method} {raw[:200]} here.", "ENDPOINT_NOT_FOUND")
         route, spelled = found
         path = {name: _decoded(part) for name, part in spelled.items()}
-        if route.handler is None:
-            self._ask(scope, route.access, Fields({}))
-            await self._proxy(method, path["path"], scope, receive, send)
+        if route.streams:
+            await self._stream(route, path, scope, receive, send)
             return
         if method == "GET":
             fields, size = Fields.of_query(scope["query_string"]), 0
@@ -163,6 +163,9 @@ class MlflowApp:
         if AUTH in scope:
             demand(scope, _ROLES[access])
         store = (scope.get("state") or {}).get(STORE, self.store)
+        if store.project not in self._begun:
+            experiments.default_experiment(store, self.artifacts.of_experiment(0))
+            self._begun.add(store.project)
         return Ask(store, fields, self.artifacts, self.pending, path or {}, size, self.options)
 
     async def _spans(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -175,14 +178,15 @@ class MlflowApp:
         # An empty message is an answer of its own kind: everything was taken.
         await answer(send, 200, b"", otlp.PROTOBUF.encode())
 
-    async def _proxy(self, method: str, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-        if not safe_parts(path):
-            raise MlflowError("Invalid path")
-        if method == "PUT":
-            await upload(self.artifacts, path, receive)
-            await answer_json(send, {})
+    async def _stream(self, route: Route, path: Mapping[str, str], scope: Scope, receive: Receive, send: Send) -> None:
+        size = _length(scope)
+        ask = self._ask(scope, route.access, Fields.of_query(scope["query_string"]), path, size)
+        folder, within = await asyncio.to_thread(cast("Finder", route.handler), ask)
+        if route.method == "GET":
+            await download(folder, within, scope, send)
         else:
-            await download(self.artifacts, path, scope, send)
+            await upload(folder, within, receive)
+            await answer_json(send, {})
 
 
 def _pattern(template: str) -> str:
@@ -215,6 +219,12 @@ def _decoded(part: str) -> str:
         return unquote_to_bytes(part).decode("utf-8")
     except UnicodeDecodeError:
         raise MlflowError("Invalid path") from None
+
+
+def _length(scope: Scope) -> int:
+    """How long a body says that it is; one that does not say it may have any length that the door lets in."""
+    said = dict(scope["headers"]).get(b"content-length", b"")
+    return int(said) if said.isdigit() else 0
 
 
 async def _body(receive: Receive) -> bytes:

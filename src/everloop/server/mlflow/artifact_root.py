@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from everloop.server.mlflow.wire import MlflowError, not_found
 from everloop.stores import new_id
@@ -41,14 +40,11 @@ class ArtifactRoot:
 
     Args:
         root: made where it is not there.
-        allowed: beginnings of the URIs that a client may give an experiment for its files, `s3://bucket/team/`.
     """
 
-    def __init__(self, root: Path | str, allowed: Sequence[str] = ()) -> None:
+    def __init__(self, root: Path | str) -> None:
         Path(root).mkdir(parents=True, exist_ok=True)
         self.root = Path(root).resolve()
-        self.allowed = tuple(allowed)
-        (self.root / UPLOADS).mkdir(exist_ok=True)
 
     def place(self, path: str) -> Path:
         """Where a relative path leads below the root.
@@ -65,6 +61,7 @@ class ArtifactRoot:
 
     def upload_place(self) -> Path:
         """A file that does not exist yet, beside the files that clients see."""
+        (self.root / UPLOADS).mkdir(exist_ok=True)
         return self.root / UPLOADS / new_id(SystemClock().now())
 
     def keep(self, upload: Path, path: str) -> None:
@@ -128,25 +125,6 @@ class ArtifactRoot:
         else:
             place.unlink(missing_ok=True)
 
-    def checked_location(self, uri: str) -> str:
-        """A URI that a client wants for an experiment's files.
-
-        Raises:
-            MlflowError: it is neither below this root nor below what the operator allows.
-        """
-        if len(uri) > 2048:
-            raise MlflowError("'artifact_location' exceeds the maximum length of 2048 characters")
-        within = relative_path(uri)
-        if within is not None:
-            safe_parts(within)
-            return uri
-        if any(uri.startswith(start) and _stays(uri.removeprefix(start)) for start in self.allowed):
-            return uri
-        raise MlflowError(
-            f"Invalid artifact_location: '{uri}'. This server keeps artifacts below mlflow-artifacts:/"
-            + (f" and {', '.join(self.allowed)}." if self.allowed else ".")
-        )
-
 
 def safe_parts(path: str) -> tuple[str, ...]:
     """The names of a relative path that HTTP has decoded once; of an empty one, none.
@@ -162,22 +140,6 @@ def safe_parts(path: str) -> tuple[str, ...]:
             return tuple(part for part in path.split("/") if part not in ("", "."))
         spelled = further
     raise _invalid()
-
-
-def relative_path(uri: str) -> str | None:
-    """The path below the root that a `mlflow-artifacts:` URI without a host names; None for any other URI."""
-    split = urlsplit(uri)
-    if split.scheme != "mlflow-artifacts" or split.netloc or split.query or split.fragment:
-        return None
-    return split.path.removeprefix("/")
-
-
-def _stays(rest: str) -> bool:
-    try:
-        safe_parts(rest.removeprefix("/"))
-    except MlflowError:
-        return False
-    return True
 
 
 def _refuse_unsafe(path: str) -> None:

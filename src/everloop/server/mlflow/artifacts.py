@@ -1,11 +1,11 @@
-"""Listing the files of runs and logged models, and what is not offered: signed and multipart addresses."""
+"""Finding and listing the files of runs and logged models; what is not offered: signed and multipart addresses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from everloop.server.mlflow.artifact_root import relative_path, safe_parts
+from everloop.server.mlflow.artifact_root import ArtifactRoot, safe_parts
 from everloop.server.mlflow.asking import Ask, Route
 from everloop.server.mlflow.logged_models import find_logged_model
 from everloop.server.mlflow.proxy import listing
@@ -15,6 +15,7 @@ from everloop.server.mlflow.runs import find_run
 from everloop.server.mlflow.versions import storage_of
 from everloop.server.mlflow.wire import MlflowError
 
+LARGEST_PAGE_UPLOAD = 10 << 20
 _PRESIGNED = "2.0/mlflow-artifacts/presigned/{path}"
 
 
@@ -22,22 +23,22 @@ def list_artifacts(ask: Ask) -> Mapping[str, Any]:
     name, path = ask.fields.run_id(), ask.fields.text("path", required=False)
     safe_parts(path)
     uri = artifact_uri(find_run(ask.store, name))
-    return {**listing(ask.artifacts, below(uri, path), below=path.rstrip("/")), "root_uri": uri}
+    return {**listing(*ask.artifacts.find(uri, path), below=path.rstrip("/")), "root_uri": uri}
 
 
 def list_model_artifacts(ask: Ask) -> Mapping[str, Any]:
     path = ask.fields.text("artifact_directory_path", required=False)
     safe_parts(path)
     uri = find_logged_model(ask.store, ask.path["model_id"]).artifacts_at
-    return {**listing(ask.artifacts, below(uri, path), below=path.rstrip("/")), "root_uri": uri}
+    return {**listing(*ask.artifacts.find(uri, path), below=path.rstrip("/")), "root_uri": uri}
 
 
 def list_proxied(ask: Ask) -> Mapping[str, Any]:
-    return listing(ask.artifacts, ask.fields.text("path", required=False))
+    return listing(ask.artifacts.proxied, ask.fields.text("path", required=False))
 
 
 def delete_proxied(ask: Ask) -> Mapping[str, Any]:
-    ask.artifacts.delete(ask.path["path"])
+    ask.artifacts.proxied.delete(ask.path["path"])
     return {}
 
 
@@ -79,30 +80,47 @@ def presigned(ask: Ask) -> Mapping[str, Any]:
     raise MlflowError("Multipart download is not supported for the current artifact repository", "NOT_IMPLEMENTED")
 
 
-def run_file(ask: Ask) -> str:
-    """Where below the root the file is that `/get-artifact` asks for."""
+def proxied_file(ask: Ask) -> tuple[ArtifactRoot, str]:
+    path = ask.path["path"]
+    if not safe_parts(path):
+        raise MlflowError("Invalid path")
+    return ask.artifacts.proxied, path
+
+
+def run_upload(ask: Ask) -> tuple[ArtifactRoot, str]:
+    """Where a file goes that MLflow's own page sends to a run."""
+    for name in ("run_uuid", "path"):
+        if not ask.fields.text(name, required=False):
+            raise MlflowError(f"Request must specify {name}.")
+    path = ask.fields.text("path")
+    if not safe_parts(path):
+        raise MlflowError("Invalid path")
+    if not ask.size_bytes:
+        raise MlflowError("Request must specify data.")
+    if ask.size_bytes > LARGEST_PAGE_UPLOAD:
+        raise MlflowError("Artifact size is too large. Max size is 10MB.")
+    return ask.artifacts.find(artifact_uri(find_run(ask.store, ask.fields.run_id())), path)
+
+
+def run_file(ask: Ask) -> tuple[ArtifactRoot, str]:
+    """The folder and the path below it that `/get-artifact` asks for."""
     path = ask.fields.text("path")
     safe_parts(path)
-    return below(artifact_uri(find_run(ask.store, ask.fields.run_id())), path)
+    return ask.artifacts.find(artifact_uri(find_run(ask.store, ask.fields.run_id())), path)
 
 
-def version_file(ask: Ask) -> str:
+def version_file(ask: Ask) -> tuple[ArtifactRoot, str]:
     path = ask.fields.text("path")
     safe_parts(path)
     version = get_model_version(ask.store, ask.fields.text("name"), ask.fields.text("version"))
-    return below(storage_of(ask.store, version), path)
+    return ask.artifacts.find(storage_of(ask.store, version), path)
 
 
-def below(uri: str, path: str) -> str:
-    """A path below the root, for a path below a run's or model's URI.
-
-    Raises:
-        MlflowError: the URI does not lead below the root: only the client can reach those files.
-    """
-    within = relative_path(uri)
-    if within is None:
-        raise MlflowError(f"The files at '{uri}' are not kept by this server.")
-    return f"{within.rstrip('/')}/{path}" if path else within
+def model_file(ask: Ask) -> tuple[ArtifactRoot, str]:
+    """The file of a logged model that MLflow's own page shows."""
+    path = ask.fields.text("artifact_file_path")
+    safe_parts(path)
+    return ask.artifacts.find(find_logged_model(ask.store, ask.path["model_id"]).artifacts_at, path)
 
 
 ROUTES = (
@@ -111,8 +129,10 @@ ROUTES = (
     Route("POST", "2.0/mlflow/artifacts/presigned-download-url", presign_download, "read"),
     Route("GET", "2.0/mlflow/logged-models/{model_id}/artifacts/directories", list_model_artifacts, "read", slow=True),
     Route("GET", "2.0/mlflow-artifacts/artifacts", list_proxied, "read", slow=True),
-    Route("GET", "2.0/mlflow-artifacts/artifacts/{path}", None, "read"),
-    Route("PUT", "2.0/mlflow-artifacts/artifacts/{path}", None, "write"),
+    Route("GET", "2.0/mlflow-artifacts/artifacts/{path}", proxied_file, "read", streams=True),
+    Route("PUT", "2.0/mlflow-artifacts/artifacts/{path}", proxied_file, "write", streams=True),
+    Route("GET", "2.0/mlflow/logged-models/{model_id}/artifacts/files", model_file, "read", streams=True),
+    Route("POST", "2.0/mlflow/upload-artifact", run_upload, "write", streams=True),
     Route("DELETE", "2.0/mlflow-artifacts/artifacts/{path}", delete_proxied, "delete", slow=True),
     Route("POST", "2.0/mlflow-artifacts/mpu/create/{path}", multipart, "write"),
     Route("POST", "2.0/mlflow-artifacts/mpu/complete/{path}", multipart, "write"),

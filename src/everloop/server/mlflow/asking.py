@@ -10,6 +10,7 @@ from everloop.server.mlflow.wire import Fields
 from everloop.server.options import ServerOptions
 
 if TYPE_CHECKING:
+    from everloop.server.mlflow.artifact_places import ArtifactPlaces
     from everloop.server.mlflow.artifact_root import ArtifactRoot
     from everloop.server.mlflow.pending import PendingMetrics
     from everloop.stores import Store
@@ -23,7 +24,7 @@ class Ask:
 
     store: Store
     fields: Fields
-    artifacts: ArtifactRoot
+    artifacts: ArtifactPlaces
     pending: PendingMetrics
     path: Mapping[str, str] = field(default_factory=dict)
     """Parts of the address, by name; not decoded further than HTTP asks for."""
@@ -32,6 +33,8 @@ class Ask:
 
 
 Handler = Callable[[Ask], Mapping[str, Any]]
+Finder = Callable[[Ask], "tuple[ArtifactRoot, str]"]
+"""Says in which folder, and where below it, the file is that a request sends or fetches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +43,13 @@ class Route:
 
     method: str
     path: str
-    handler: Handler | None
-    """None: the artifact proxy, which streams."""
+    handler: Handler | Finder
     access: Access
     slow: bool = False
     """Runs in a thread of its own, since it may read much."""
+    streams: bool = False
+    """The handler is a `Finder`: the answer is its file, or the request's body becomes it."""
 
     @property
     def name(self) -> str:
-        return self.handler.__name__ if self.handler is not None else "proxy"
+        return self.handler.__name__

@@ -38,14 +38,15 @@ def create_experiment(ask: Ask) -> Mapping[str, Any]:
     check_experiment(name)
     for key, value in tags.items():
         check_experiment_tag(key, value)
-    place = ask.artifacts.checked_location(place) if place else ""
+    place = ask.artifacts.checked(place) if place else ""
     store = ask.store
     with store.records.transaction():
         default_experiment(store)
         if store.records.find(Experiment, ("key", "=", name), limit=1):
             raise MlflowError(f"Experiment(name={name}) already exists.", "RESOURCE_ALREADY_EXISTS")
         last = store.records.find(Experiment, order="-number", limit=1)
-        made = _new(store, last[0].number + 1, name, place, tags)
+        number = last[0].number + 1
+        made = _new(store, number, name, place or ask.artifacts.of_experiment(number), tags)
         store.records.put(made)
     return {"experiment_id": str(made.number)}
 
@@ -162,8 +163,12 @@ def active_experiment(store: Store, number: str) -> Experiment:
     return found
 
 
-def default_experiment(store: Store) -> Experiment:
-    """Experiment 0, which is made when somebody first asks for it. It may have been renamed."""
+def default_experiment(store: Store, place: str = "mlflow-artifacts:/0") -> Experiment:
+    """Experiment 0, which is made when somebody first asks for it. It may have been renamed.
+
+    Args:
+        place: where its files are to be, if it is made now.
+    """
     found = store.records.find(Experiment, ("number", "=", 0), limit=1)
     if found:
         return found[0]
@@ -171,7 +176,7 @@ def default_experiment(store: Store) -> Experiment:
         found = store.records.find(Experiment, ("number", "=", 0), limit=1)
         if found:
             return found[0]
-        made = _new(store, 0, "Default", "", {})
+        made = _new(store, 0, "Default", place, {})
         store.records.put(made)
     return made
 
@@ -227,7 +232,7 @@ def _new(store: Store, number: int, name: str, place: str, tags: dict[str, str])
         Experiment,
         number=number,
         name=name,
-        artifacts_at=place or f"mlflow-artifacts:/{number}",
+        artifacts_at=place,
         tags=tags,
         updated_at=store.now(),
     )

@@ -13,12 +13,12 @@ from everloop.server.mlflow.otlp import PATH
 from everloop.server.mlflow.server_info import PROTOCOL
 
 if TYPE_CHECKING:
-    from everloop.server.mlflow.artifact_root import ArtifactRoot
+    from everloop.server.mlflow.artifact_places import ArtifactPlaces
     from everloop.server.options import ServerOptions
     from everloop.stores import Store
 
 
-def make_routes(store: Store, artifacts: ArtifactRoot, options: ServerOptions | None = None) -> list[Any]:
+def make_routes(store: Store, artifacts: ArtifactPlaces, options: ServerOptions | None = None) -> list[Any]:
     """Handlers at every address of the protocol, for `Litestar(route_handlers=[…])`.
 
     Args:

@@ -1,17 +1,20 @@
 """Which sources a model version may have.
 
-The server reads none of them. A source is checked because others will: it must not name a path of a machine, nor
-the files of another run or model than the version says it comes from.
+The server reads none of them. A source is checked because others will: it must not name the files of another run or
+model than the version says it comes from, and a path of this machine only where its run or model has one.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import PurePosixPath
+from posixpath import normpath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, unquote_plus, urlsplit
 
 from everloop.errors import EverloopError
+from everloop.server.mlflow.artifact_places import local_path
 from everloop.server.mlflow.logged_models import find_logged_model
 from everloop.server.mlflow.registry import get_model_version
 from everloop.server.mlflow.reply import artifact_uri, wire_id
@@ -44,15 +47,10 @@ def check_source(store: Store, asked: Origin) -> Origin:
     source = asked.source
     if len(source) > LONGEST:
         raise MlflowError(f"'source' exceeds the maximum length of {LONGEST} characters")
-    _refuse_relative(source)
     split = urlsplit(source)
-    which = "model_id" if asked.model_id else "run_id"
     if not _SCHEME.fullmatch(split.scheme) or split.scheme == "file":
-        raise MlflowError(
-            f"Invalid model version source: '{source}'. To use a local path as a model version source, the {which}"
-            " request parameter has to be specified and the local path has to be contained within the artifact"
-            f" directory of the run specified by the {which}."
-        )
+        return _of_local(store, asked)
+    _refuse_relative(source)
     match split.scheme:
         case "models":
             return _of_models(store, asked, split.netloc)
@@ -88,20 +86,45 @@ def _of_models(store: Store, asked: Origin, netloc: str) -> Origin:
     return Origin(asked.source, run, model)
 
 
+def _of_local(store: Store, asked: Origin) -> Origin:
+    """A path that clients of this machine share: it lies in the folder of its run or model, however it is spelled."""
+    which = "model_id" if asked.model_id else "run_id"
+    wrong = MlflowError(
+        f"Invalid model version source: '{asked.source}'. To use a local path as a model version source, the {which}"
+        " request parameter has to be specified and the local path has to be contained within the artifact"
+        f" directory of the run specified by the {which}."
+    )
+    path, root = local_path(asked.source), local_path(_root_of(store, asked) or "models:")
+    if path is None or root is None or not path.startswith("/"):
+        raise wrong
+    while True:
+        # Whoever decodes once more must still end up there.
+        if any(sign < " " for sign in path) or not PurePosixPath(normpath(path)).is_relative_to(normpath(root)):
+            raise wrong
+        further = unquote(path)
+        if further == path:
+            return _with_run(store, asked)
+        path = further
+
+
 def _of_proxy(store: Store, asked: Origin) -> Origin:
-    try:
-        if asked.model_id:
-            root = find_logged_model(store, asked.model_id).artifacts_at
-        elif asked.run_id:
-            root = artifact_uri(find_run(store, asked.run_id))
-        else:
-            raise _misplaced(asked)
-    except EverloopError:
-        raise _misplaced(asked) from None
+    root = _root_of(store, asked)
+    if root is None:
+        raise _misplaced(asked)
     one, other = _parts(asked.source), _parts(root)
     if one[: len(other)] != other:
         raise _misplaced(asked)
     return _with_run(store, asked)
+
+
+def _root_of(store: Store, asked: Origin) -> str | None:
+    """Where the run or model keeps its files that the source is said to come from; None where there is none."""
+    try:
+        if asked.model_id:
+            return find_logged_model(store, asked.model_id).artifacts_at
+        return artifact_uri(find_run(store, asked.run_id)) if asked.run_id else None
+    except EverloopError:
+        return None
 
 
 def _with_run(store: Store, asked: Origin) -> Origin:

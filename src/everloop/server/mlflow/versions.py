@@ -11,7 +11,6 @@ from everloop.models.curating import check_unused
 from everloop.models.registry import list_versions, next_number
 from everloop.records import Alias, ModelVersion, Run
 from everloop.server.messages import PROMPT_TAG, is_prompt
-from everloop.server.mlflow.artifact_root import relative_path
 from everloop.server.mlflow.asking import Ask, Route
 from everloop.server.mlflow.experiments import checked_most
 from everloop.server.mlflow.filters import Grammar, Term, meets, parse_filter, parse_order
@@ -36,7 +35,7 @@ from everloop.server.mlflow.wire import MlflowError, ms_of, not_found
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from everloop.server.mlflow.artifact_root import ArtifactRoot
+    from everloop.server.mlflow.artifact_places import ArtifactPlaces
     from everloop.stores import Store
 
 USUAL, MOST = 10_000, 200_000
@@ -182,17 +181,15 @@ def storage_of(store: Store, version: ModelVersion) -> str:
     raise MlflowError(f"The source of '{version.key}' leads in a circle.")
 
 
-def files_of(store: Store, version: ModelVersion, artifacts: ArtifactRoot) -> Path:
+def files_of(store: Store, version: ModelVersion, artifacts: ArtifactPlaces) -> Path:
     """The folder of a version's files, where they are kept on this machine.
 
     Raises:
         MlflowError: they are elsewhere, or not there.
     """
     source = storage_of(store, version)
-    within = relative_path(source)
-    if within is None:
-        raise MlflowError(f"The files of '{version.key}' are at {source}, which is not kept here.")
-    place = artifacts.place(within)
+    folder, within = artifacts.find(source)
+    place = folder.place(within)
     if not place.is_dir():
         raise not_found(f"The files of '{version.key}' are not at {source}.")
     return place
