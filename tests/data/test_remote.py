@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -176,41 +173,11 @@ def test_the_state_changes_with_the_file(site: Site) -> None:
     assert remote_change(before, before) == ""
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """A bucket of a stand-in for S3; its own SDK fills it."""
-    pytest.importorskip("moto")
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        try:
-            for _ in range(300):
-                with socket.socket() as asked:
-                    if asked.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.05)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_bucket(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket(s3: str) -> None:
     import boto3
 
-    for name, value in (
-        ("AWS_ACCESS_KEY_ID", "test"),
-        ("AWS_SECRET_ACCESS_KEY", "test"),
-        ("AWS_REGION", "us-east-1"),
-        ("AWS_ENDPOINT_URL", bucket),
-        ("AWS_ALLOW_HTTP", "true"),
-    ):
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3", endpoint_url=bucket, region_name="us-east-1")
+    client = boto3.client("s3", endpoint_url=s3, region_name="us-east-1")
     client.create_bucket(Bucket="flights")
     for name, rows in (("2013/a.parquet", 5), ("2013/b.parquet", 7), ("2013/x/c.parquet", 1), ("2014/a.parquet", 2)):
         client.put_object(Bucket="flights", Key=name, Body=parquet(TABLE.head(rows)))

@@ -140,7 +140,7 @@ def adopt(
     example: Example = None,
     allow_code: AllowCode = False,
     artifacts: Annotated[
-        Path | None, typer.Option(help="The folder of the server's artifacts. Default: artifacts in the home.")
+        str | None, typer.Option(help="The server's folder or bucket of artifacts. Default: artifacts in the home.")
     ] = None,
     home: Home = None,
     json: AsJson = False,
@@ -148,13 +148,13 @@ def adopt(
     """Make a package of a model that MLflow's client has logged and registered, so that it is served like any other."""
     from everloop import plugins
     from everloop.models import get_package, get_version
-    from everloop.server.mlflow import ArtifactPlaces, ArtifactRoot
+    from everloop.server.mlflow import ArtifactPlaces, open_folder
     from everloop.server.mlflow.versions import files_of
 
     with opened(home) as store:
         known = get_version(store, version)
-        named = (str(artifacts),) if artifacts else ()
-        places = ArtifactPlaces(ArtifactRoot(artifacts or store.home / "artifacts"), allowed=named)
+        named = (artifacts,) if artifacts else ()
+        places = ArtifactPlaces(open_folder(artifacts or store.home / "artifacts"), allowed=named)
         folder = files_of(store, known, places)
         reader = plugins.load("model_folder", "mlflow")
         made = reader.adopt(store, known, folder, allow_code=allow_code, example=_rows(example))

@@ -29,10 +29,13 @@ def server(
     ] = None,
     artifacts_destination: Annotated[
         str | None,
-        typer.Option(help="The folder for what clients send to this server. Default: artifacts in the home."),
+        typer.Option(help="The folder or bucket for what clients send here. Default: artifacts in the home."),
     ] = None,
     allow_artifact_root: Annotated[
         list[str] | None, typer.Option(help="A further folder or beginning of URIs that clients may name; repeatable.")
+    ] = None,
+    public_url: Annotated[
+        str | None, typer.Option(help="How clients reach this server where something stands before it: https://NAME.")
     ] = None,
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="A name under which the server may be addressed; *.NAME for all below.")
@@ -67,6 +70,7 @@ def server(
         default_artifact_root=default_artifact_root,
         artifacts_destination=artifacts_destination,
         allowed_artifact_roots=tuple(allow_artifact_root or ()),
+        public_url=public_url,
         upload_bytes=upload_limit * MEGABYTE,
         webhook_networks=tuple(allow_webhook_network or ()),
     )

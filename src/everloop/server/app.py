@@ -108,7 +108,7 @@ def _mlflow(store: Store, options: ServerOptions) -> list[Any]:
     from everloop.server import mlflow
 
     places = mlflow.ArtifactPlaces(
-        mlflow.ArtifactRoot(options.artifacts_destination or store.home / "artifacts"),
+        mlflow.open_folder(options.artifacts_destination or store.home / "artifacts"),
         options.default_artifact_root,
         options.allowed_artifact_roots,
     )

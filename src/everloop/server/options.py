@@ -21,7 +21,9 @@ class ServerOptions:
     allowed_artifact_roots: tuple[str, ...] = ()
     """Further folders and beginnings of URIs that clients may name."""
     artifacts_destination: str | None = None
-    """The folder for files that clients send to this server. None: `artifacts` in the home."""
+    """The folder or bucket for files that clients send to this server. None: `artifacts` in the home."""
+    public_url: str | None = None
+    """How clients reach this server where something stands before it: `https://ml.example.com`. None: as they say."""
     json_bytes: int = 16 * MEGABYTE
     """The longest body that is read as a whole."""
     upload_bytes: int = 10 * 1024 * MEGABYTE

@@ -87,7 +87,7 @@ def test_only_named_folders_are_read(tmp_path, places):
     folder, within = places.find("mlflow-artifacts:/1/run/artifacts")
     assert (folder.root, within) == (tmp_path / "proxied", "1/run/artifacts")
     # A relative location is its clients' own.
-    for elsewhere in (f"{tmp_path}/working/x", f"{tmp_path}/rootless/x", "/etc", "s3://team/x", "file://host/root/x"):
+    for elsewhere in (f"{tmp_path}/working/x", f"{tmp_path}/rootless/x", "/etc", "s3://teams/x", "file://host/root/x"):
         with pytest.raises(MlflowError, match="not kept by this server"):
             places.find(elsewhere, "file")
     folder, within = places.find(f"{tmp_path}/root/../../etc", "passwd")

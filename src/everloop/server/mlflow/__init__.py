@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from everloop.server.mlflow.app import ROUTES, MlflowApp, access_of
-    from everloop.server.mlflow.artifact_places import ArtifactPlaces
+    from everloop.server.mlflow.artifact_places import ArtifactPlaces, open_folder
     from everloop.server.mlflow.artifact_root import ArtifactRoot
     from everloop.server.mlflow.mounting import make_routes
 
@@ -21,9 +21,10 @@ _HOME = {
     "MlflowApp": "app",
     "access_of": "app",
     "make_routes": "mounting",
+    "open_folder": "artifact_places",
 }
 
-__all__ = ["ROUTES", "ArtifactPlaces", "ArtifactRoot", "MlflowApp", "access_of", "make_routes"]
+__all__ = ["ROUTES", "ArtifactPlaces", "ArtifactRoot", "MlflowApp", "access_of", "make_routes", "open_folder"]
 
 
 def __getattr__(name: str) -> Any:

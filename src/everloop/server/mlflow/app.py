@@ -27,8 +27,10 @@ from everloop.server.mlflow import (
     run_log,
     run_search,
     runs,
+    seals,
     server_info,
     traces,
+    transfers,
     versions,
     webhooks,
 )
@@ -36,6 +38,7 @@ from everloop.server.mlflow.artifact_places import ArtifactPlaces
 from everloop.server.mlflow.asking import Ask, Finder, Route
 from everloop.server.mlflow.pending import PendingMetrics
 from everloop.server.mlflow.proxy import Receive, Scope, Send, answer, answer_json, download, upload
+from everloop.server.mlflow.seals import Seals
 from everloop.server.mlflow.wire import Fields, MlflowError, error_body, translated
 from everloop.server.options import ServerOptions
 
@@ -49,6 +52,7 @@ ROUTES: tuple[Route, ...] = (
     *run_search.ROUTES,
     *metrics.ROUTES,
     *artifacts.ROUTES,
+    *transfers.ROUTES,
     *logged_models.ROUTES,
     *models.ROUTES,
     *versions.ROUTES,
@@ -60,6 +64,8 @@ ROUTES: tuple[Route, ...] = (
 MOUNTS = ("/api/2.0/mlflow", "/api/2.0/mlflow-artifacts", "/api/3.0/mlflow")
 FILES = {"/get-artifact": artifacts.run_file, "/model-versions/get-artifact": artifacts.version_file}
 LARGEST_BODY = 32 << 20
+STALE_S = 7 * 86_400.0
+"""After so long without a change a draft of an upload is taken for one that nobody will finish."""
 _PREFIXES = ("/ajax-api/", "/api/")
 _log = logging.getLogger("everloop.server")
 
@@ -107,7 +113,9 @@ class MlflowApp:
         self.options = options or ServerOptions()
         self.artifacts = artifacts
         self.pending = PendingMetrics()
+        self.seals = Seals()
         self._begun: set[str] = set()
+        artifacts.sweep(STALE_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -133,6 +141,12 @@ class MlflowApp:
             return
         if raw == otlp.PATH:
             await self._spans(scope, receive, send)
+            return
+        if raw == seals.PATH:
+            # Not `_ask`: the address itself is the right.
+            fields = Fields.of_query(scope["query_string"])
+            ask = Ask(self.store, fields, self.artifacts, self.pending, seals=self.seals)
+            await transfers.use_address(ask, scope, receive, send)
             return
         inner = _inner(raw)
         found = _TABLE.find("GET" if head else method, inner) if inner is not None else None
@@ -166,7 +180,17 @@ class MlflowApp:
         if store.project not in self._begun:
             experiments.default_experiment(store, self.artifacts.of_experiment(0))
             self._begun.add(store.project)
-        return Ask(store, fields, self.artifacts, self.pending, path or {}, size, self.options)
+        return Ask(
+            store,
+            fields,
+            self.artifacts,
+            self.pending,
+            path or {},
+            size,
+            self.options,
+            self.seals,
+            self.options.public_url or _origin(scope),
+        )
 
     async def _spans(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
@@ -219,6 +243,12 @@ def _decoded(part: str) -> str:
         return unquote_to_bytes(part).decode("utf-8")
     except UnicodeDecodeError:
         raise MlflowError("Invalid path") from None
+
+
+def _origin(scope: Scope) -> str:
+    """How the asker says that this server is called; the door has looked at the name."""
+    host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+    return f"{scope.get('scheme', 'http')}://{host}"
 
 
 def _length(scope: Scope) -> int:

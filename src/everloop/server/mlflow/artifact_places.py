@@ -1,9 +1,9 @@
-"""Where clients' files may be: what the operator has decided, and which folder of this machine a URI leads to.
+"""Where clients' files may be: what the operator has decided, and which folder or bucket a URI leads to.
 
-Three kinds of places. `mlflow-artifacts:` URIs lead to the folder behind the artifact proxy, for clients anywhere. A
-local path or `file:` URI is for clients that share this machine's disk: they read and write there themselves, and
-this server reads only below the folders that the operator has named. Any other URI, `s3://bucket/team/`, is the
-clients' own affair; this server passes it on.
+Three kinds of places. `mlflow-artifacts:` URIs lead to what is behind the artifact proxy, for clients anywhere. A
+local path or `file:` URI is for clients that share this machine's disk, and any other, `s3://bucket/team/`, for those
+that have credentials for it: they read and write there themselves. This server looks there, too, for pages and
+addresses, but only below the folders and buckets that the operator has named.
 """
 
 from __future__ import annotations
@@ -14,11 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from everloop.server.mlflow.artifact_root import ArtifactRoot, safe_parts
+from everloop.server.mlflow.artifact_bucket import ArtifactBucket
+from everloop.server.mlflow.artifact_folder import UPLOADS, ArtifactFolder, safe_parts
+from everloop.server.mlflow.artifact_root import ArtifactRoot
+from everloop.server.mlflow.parts import Uploads, sweep
 from everloop.server.mlflow.wire import MlflowError
 
 LONGEST_LOCATION = 2048
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+
+
+_BUCKETS = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +50,21 @@ class ArtifactPlaces:
 
     def __init__(
         self,
-        proxied: ArtifactRoot,
+        proxied: ArtifactFolder,
         default: str | None = None,
         allowed: Sequence[str] = (),
         working: Path | None = None,
     ) -> None:
         self.proxied = proxied
+        self.uploads = Uploads(proxied)
         self._working = PurePosixPath((working or Path.cwd()).absolute())
         self._default = self._resolved(default) if default else "mlflow-artifacts:"
         named = [self._default, *(self._resolved(place) for place in allowed)]
         local = [path for place in named if (path := local_path(place)) is not None]
         self._local = tuple(_Local(PurePosixPath(path), ArtifactRoot(path)) for path in local)
-        self._remote = tuple(place for place in named if local_path(place) is None and relative_path(place) is None)
+        remote = (place for place in named if local_path(place) is None and relative_path(place) is None)
+        self._remote = tuple(place.rstrip("/") + "/" for place in remote)
+        self._buckets: dict[str, ArtifactBucket] = {}
 
     def of_experiment(self, number: int) -> str:
         """Where a new experiment keeps its files."""
@@ -89,22 +98,41 @@ class ArtifactPlaces:
             + ". Its operator can allow more: everloop server --allow-artifact-root"
         )
 
-    def find(self, uri: str, path: str = "") -> tuple[ArtifactRoot, str]:
+    def find(self, uri: str, path: str = "") -> tuple[ArtifactFolder, str]:
         """The folder that this server reads a URI in, and the path below it, for a path below the URI.
 
         Raises:
             MlflowError: the URI leads elsewhere: only the clients can reach those files.
         """
-        folder, within = self.proxied, relative_path(uri)
-        if within is None and (local := local_path(uri)) is not None:
-            wanted = PurePosixPath(local)
-            for place in self._local:
-                if wanted.is_relative_to(place.named):
-                    folder, within = place.folder, str(wanted.relative_to(place.named))
-                    break
-        if within is None:
+        found = self._find(uri)
+        if found is None:
             raise MlflowError(f"The files at '{uri}' are not kept by this server.")
-        return folder, f"{within.rstrip('/')}/{path}" if path else within
+        folder, within = found
+        return folder, "/".join(part for part in (within.rstrip("/"), path) if part)
+
+    def sweep(self, older_than_s: float) -> None:
+        """Remove drafts of uploads that nobody will finish from the folders of this machine."""
+        for folder in (self.proxied, *(place.folder for place in self._local)):
+            if isinstance(folder, ArtifactRoot) and (folder.root / UPLOADS).is_dir():
+                sweep(folder.drafts(), older_than_s)
+
+    def _find(self, uri: str) -> tuple[ArtifactFolder, str] | None:
+        within = relative_path(uri)
+        if within is not None:
+            return self.proxied, within
+        path = local_path(uri)
+        if path is None:
+            start = next((start for start in self._remote if uri.startswith(start)), None)
+            if start is None or urlsplit(start).scheme not in _BUCKETS:
+                return None
+            if start not in self._buckets:
+                self._buckets[start] = ArtifactBucket(start)
+            return self._buckets[start], uri.removeprefix(start)
+        wanted = PurePosixPath(path)
+        for place in self._local:
+            if wanted.is_relative_to(place.named):
+                return place.folder, str(wanted.relative_to(place.named))
+        return None
 
     def _resolved(self, place: str) -> str:
         """A place as the operator wrote it, a relative path made absolute."""
@@ -112,6 +140,16 @@ class ArtifactPlaces:
         if path is None or path.startswith("/"):
             return place
         return str(self._working / path)
+
+
+def open_folder(place: str | Path) -> ArtifactFolder:
+    """The folder or bucket that the operator has named for what clients send to this server.
+
+    Raises:
+        UsageError: there is no such kind of place.
+    """
+    path = local_path(str(place))
+    return ArtifactBucket(str(place)) if path is None else ArtifactRoot(path)
 
 
 def relative_path(uri: str) -> str | None:

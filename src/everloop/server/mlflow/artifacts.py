@@ -1,11 +1,11 @@
-"""Finding and listing the files of runs and logged models; what is not offered: signed and multipart addresses."""
+"""The files of runs and logged models: listing and finding them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from everloop.server.mlflow.artifact_root import ArtifactRoot, safe_parts
+from everloop.server.mlflow.artifact_folder import ArtifactFolder, safe_parts
 from everloop.server.mlflow.asking import Ask, Route
 from everloop.server.mlflow.logged_models import find_logged_model
 from everloop.server.mlflow.proxy import listing
@@ -16,7 +16,6 @@ from everloop.server.mlflow.versions import storage_of
 from everloop.server.mlflow.wire import MlflowError
 
 LARGEST_PAGE_UPLOAD = 10 << 20
-_PRESIGNED = "2.0/mlflow-artifacts/presigned/{path}"
 
 
 def list_artifacts(ask: Ask) -> Mapping[str, Any]:
@@ -42,52 +41,14 @@ def delete_proxied(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def presign_upload(ask: Ask) -> Mapping[str, Any]:
-    run, model = ask.fields.text("run_id", required=False), ask.fields.text("model_id", required=False)
-    safe_parts(ask.fields.text("path"))
-    if bool(run) == bool(model):
-        raise MlflowError("Exactly one of run_id and model_id must be provided.")
-    if run:
-        find_run(ask.store, run)
-    else:
-        find_logged_model(ask.store, model)
-    raise MlflowError(
-        "Presigned upload is not supported for proxied artifact storage (artifact URI scheme: mlflow-artifacts)."
-        " This endpoint requires a direct cloud storage artifact URI."
-    )
-
-
-def presign_download(ask: Ask) -> Mapping[str, Any]:
-    run = ask.fields.text("run_id")
-    safe_parts(ask.fields.text("path"))
-    expiration = ask.fields.integer("expiration", 900)
-    if not 1 <= expiration <= 604_800:
-        raise MlflowError(f"expiration must be between 1 and 604800 seconds (got {expiration}).")
-    find_run(ask.store, run)
-    raise MlflowError(
-        "Presigned download is not supported for runs with proxied artifact storage (artifact URI scheme:"
-        " mlflow-artifacts). This endpoint requires a run with a direct cloud storage artifact URI."
-    )
-
-
-def multipart(ask: Ask) -> Mapping[str, Any]:
-    safe_parts(ask.path["path"])
-    raise MlflowError("Multipart upload is not supported for the current artifact repository", "NOT_IMPLEMENTED")
-
-
-def presigned(ask: Ask) -> Mapping[str, Any]:
-    safe_parts(ask.path["path"])
-    raise MlflowError("Multipart download is not supported for the current artifact repository", "NOT_IMPLEMENTED")
-
-
-def proxied_file(ask: Ask) -> tuple[ArtifactRoot, str]:
+def proxied_file(ask: Ask) -> tuple[ArtifactFolder, str]:
     path = ask.path["path"]
     if not safe_parts(path):
         raise MlflowError("Invalid path")
     return ask.artifacts.proxied, path
 
 
-def run_upload(ask: Ask) -> tuple[ArtifactRoot, str]:
+def run_upload(ask: Ask) -> tuple[ArtifactFolder, str]:
     """Where a file goes that MLflow's own page sends to a run."""
     for name in ("run_uuid", "path"):
         if not ask.fields.text(name, required=False):
@@ -102,21 +63,21 @@ def run_upload(ask: Ask) -> tuple[ArtifactRoot, str]:
     return ask.artifacts.find(artifact_uri(find_run(ask.store, ask.fields.run_id())), path)
 
 
-def run_file(ask: Ask) -> tuple[ArtifactRoot, str]:
+def run_file(ask: Ask) -> tuple[ArtifactFolder, str]:
     """The folder and the path below it that `/get-artifact` asks for."""
     path = ask.fields.text("path")
     safe_parts(path)
     return ask.artifacts.find(artifact_uri(find_run(ask.store, ask.fields.run_id())), path)
 
 
-def version_file(ask: Ask) -> tuple[ArtifactRoot, str]:
+def version_file(ask: Ask) -> tuple[ArtifactFolder, str]:
     path = ask.fields.text("path")
     safe_parts(path)
     version = get_model_version(ask.store, ask.fields.text("name"), ask.fields.text("version"))
     return ask.artifacts.find(storage_of(ask.store, version), path)
 
 
-def model_file(ask: Ask) -> tuple[ArtifactRoot, str]:
+def model_file(ask: Ask) -> tuple[ArtifactFolder, str]:
     """The file of a logged model that MLflow's own page shows."""
     path = ask.fields.text("artifact_file_path")
     safe_parts(path)
@@ -125,8 +86,6 @@ def model_file(ask: Ask) -> tuple[ArtifactRoot, str]:
 
 ROUTES = (
     Route("GET", "2.0/mlflow/artifacts/list", list_artifacts, "read", slow=True),
-    Route("POST", "2.0/mlflow/artifacts/presigned-upload-url", presign_upload, "write"),
-    Route("POST", "2.0/mlflow/artifacts/presigned-download-url", presign_download, "read"),
     Route("GET", "2.0/mlflow/logged-models/{model_id}/artifacts/directories", list_model_artifacts, "read", slow=True),
     Route("GET", "2.0/mlflow-artifacts/artifacts", list_proxied, "read", slow=True),
     Route("GET", "2.0/mlflow-artifacts/artifacts/{path}", proxied_file, "read", streams=True),
@@ -134,8 +93,4 @@ ROUTES = (
     Route("GET", "2.0/mlflow/logged-models/{model_id}/artifacts/files", model_file, "read", streams=True),
     Route("POST", "2.0/mlflow/upload-artifact", run_upload, "write", streams=True),
     Route("DELETE", "2.0/mlflow-artifacts/artifacts/{path}", delete_proxied, "delete", slow=True),
-    Route("POST", "2.0/mlflow-artifacts/mpu/create/{path}", multipart, "write"),
-    Route("POST", "2.0/mlflow-artifacts/mpu/complete/{path}", multipart, "write"),
-    Route("POST", "2.0/mlflow-artifacts/mpu/abort/{path}", multipart, "write"),
-    Route("GET", _PRESIGNED, presigned, "read"),
 )

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from everloop.server.mlflow.seals import Seals
 from everloop.server.mlflow.wire import Fields
 from everloop.server.options import ServerOptions
 
 if TYPE_CHECKING:
+    from everloop.server.mlflow.artifact_folder import ArtifactFolder
     from everloop.server.mlflow.artifact_places import ArtifactPlaces
-    from everloop.server.mlflow.artifact_root import ArtifactRoot
     from everloop.server.mlflow.pending import PendingMetrics
     from everloop.stores import Store
 
@@ -30,10 +31,13 @@ class Ask:
     """Parts of the address, by name; not decoded further than HTTP asks for."""
     size_bytes: int = 0
     options: ServerOptions = field(default_factory=ServerOptions)
+    seals: Seals = field(default_factory=Seals)
+    origin: str = ""
+    """How the asker reaches this server: `http://127.0.0.1:8100`."""
 
 
 Handler = Callable[[Ask], Mapping[str, Any]]
-Finder = Callable[[Ask], "tuple[ArtifactRoot, str]"]
+Finder = Callable[[Ask], "tuple[ArtifactFolder, str]"]
 """Says in which folder, and where below it, the file is that a request sends or fetches."""
 
 

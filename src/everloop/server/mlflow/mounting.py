@@ -10,6 +10,7 @@ from litestar.types import Receive, Scope, Send
 
 from everloop.server.mlflow.app import FILES, MOUNTS, MlflowApp
 from everloop.server.mlflow.otlp import PATH
+from everloop.server.mlflow.seals import PATH as SIGNED
 from everloop.server.mlflow.server_info import PROTOCOL
 
 if TYPE_CHECKING:
@@ -39,8 +40,13 @@ def make_routes(store: Store, artifacts: ArtifactPlaces, options: ServerOptions 
     async def opentelemetry_traces(scope: Scope, receive: Receive, send: Send) -> None:
         await app(scope, receive, send)  # type: ignore[arg-type]
 
+    @asgi(SIGNED, copy_scope=True, opt={"role": "anyone", "body": "upload"})
+    async def signed_artifacts(scope: Scope, receive: Receive, send: Send) -> None:
+        # Whoever has such an address was given it by somebody with the right.
+        await app(scope, receive, send)  # type: ignore[arg-type]
+
     @get("/version", opt={"role": "anyone"}, media_type=MediaType.TEXT, sync_to_thread=False, include_in_schema=False)
     def version() -> str:
         return PROTOCOL
 
-    return [mlflow_protocol, mlflow_files, opentelemetry_traces, version]
+    return [mlflow_protocol, mlflow_files, opentelemetry_traces, signed_artifacts, version]

@@ -7,9 +7,9 @@ served as a download of unknown type, so that no browser runs what a client has 
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
@@ -17,9 +17,11 @@ from urllib.parse import quote
 import msgspec
 
 from everloop.server.mlflow.wire import MlflowError
+from everloop.stores import new_id
+from everloop.stores.clock import SystemClock
 
 if TYPE_CHECKING:
-    from everloop.server.mlflow.artifact_root import ArtifactRoot
+    from everloop.server.mlflow.artifact_folder import ArtifactFolder
 
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
@@ -34,10 +36,15 @@ GUARDS = [
 ]
 
 
-async def upload(root: ArtifactRoot, path: str, receive: Receive) -> None:
+async def upload(folder: ArtifactFolder, path: str, receive: Receive) -> None:
     """Keep a request's body as a file; of an upload that breaks off nothing is left."""
-    root.place(path)
-    place = root.upload_place()
+    folder.check(path)
+    await take(folder.drafts(), partial(folder.keep, path=path), receive)
+
+
+async def take(drafts: Path, keep: Callable[[Path], None], receive: Receive) -> None:
+    """Write a request's body to a draft and hand it on when it is whole."""
+    place = drafts / new_id(SystemClock().now())
     held: list[bytes] = []
     size = 0
     file: BinaryIO | None = None
@@ -52,13 +59,13 @@ async def upload(root: ArtifactRoot, path: str, receive: Receive) -> None:
             more = message.get("more_body", False)
             if not more and file is None:
                 # Small files take one hop to another thread instead of three.
-                await asyncio.to_thread(_keep_small, root, place, path, held)
+                await asyncio.to_thread(_keep_small, keep, place, held)
                 return
             if size >= PIECE or not more:
                 file = await asyncio.to_thread(_write, file, place, held)
                 held, size = [], 0
             if not more and file is not None:
-                await asyncio.to_thread(_close, root, file, place, path)
+                await asyncio.to_thread(_close, keep, file, place)
                 file = None
                 return
     finally:
@@ -67,9 +74,10 @@ async def upload(root: ArtifactRoot, path: str, receive: Receive) -> None:
         place.unlink(missing_ok=True)
 
 
-async def download(root: ArtifactRoot, path: str, scope: Scope, send: Send) -> None:
+async def download(folder: ArtifactFolder, path: str, scope: Scope, send: Send) -> None:
     """Answer with a file, or with the part of it that a `Range` header asks for."""
-    descriptor, size = await asyncio.to_thread(root.open, path)
+    file = await asyncio.to_thread(folder.open, path)
+    size = file.size_bytes
     try:
         wanted = dict(scope["headers"]).get(b"range", b"").decode("latin-1")
         start, stop, status = _range(wanted, size)
@@ -90,7 +98,7 @@ async def download(root: ArtifactRoot, path: str, scope: Scope, send: Send) -> N
         await send({"type": "http.response.start", "status": status, "headers": headers})
         at = start
         while at < stop:
-            piece = await asyncio.to_thread(os.pread, descriptor, min(PIECE, stop - at), at)
+            piece = await asyncio.to_thread(file.read, at, min(PIECE, stop - at))
             if not piece:
                 # The file has become shorter; the client sees that the length does not fit.
                 break
@@ -98,13 +106,13 @@ async def download(root: ArtifactRoot, path: str, scope: Scope, send: Send) -> N
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
     finally:
-        os.close(descriptor)
+        file.close()
 
 
-def listing(root: ArtifactRoot, path: str, *, below: str = "") -> dict[str, Any]:
+def listing(folder: ArtifactFolder, path: str, *, below: str = "") -> dict[str, Any]:
     """What is in a folder, each name with `below` in front."""
     files = []
-    for entry in root.list(path):
+    for entry in folder.list(path):
         name = f"{below}/{entry.name}" if below else entry.name
         shown: dict[str, Any] = {"path": name, "is_dir": entry.is_dir}
         if not entry.is_dir:
@@ -113,9 +121,15 @@ def listing(root: ArtifactRoot, path: str, *, below: str = "") -> dict[str, Any]
     return {"files": files} if files else {}
 
 
-async def answer(send: Send, status: int, body: bytes, content_type: bytes = b"application/json") -> None:
-    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *GUARDS]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+async def answer(
+    send: Send,
+    status: int,
+    body: bytes,
+    content_type: bytes = b"application/json",
+    headers: Iterable[tuple[bytes, bytes]] = (),
+) -> None:
+    said = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *headers, *GUARDS]
+    await send({"type": "http.response.start", "status": status, "headers": said})
     await send({"type": "http.response.body", "body": body})
 
 
@@ -123,10 +137,10 @@ async def answer_json(send: Send, value: Any) -> None:
     await answer(send, 200, msgspec.json.encode(value))
 
 
-def _keep_small(root: ArtifactRoot, place: Path, path: str, held: list[bytes]) -> None:
+def _keep_small(keep: Callable[[Path], None], place: Path, held: list[bytes]) -> None:
     with place.open("xb") as file:
         file.writelines(held)
-    root.keep(place, path)
+    keep(place)
 
 
 def _write(file: BinaryIO | None, place: Path, held: list[bytes]) -> BinaryIO:
@@ -135,9 +149,9 @@ def _write(file: BinaryIO | None, place: Path, held: list[bytes]) -> BinaryIO:
     return file
 
 
-def _close(root: ArtifactRoot, file: BinaryIO, place: Path, path: str) -> None:
+def _close(keep: Callable[[Path], None], file: BinaryIO, place: Path) -> None:
     file.close()
-    root.keep(place, path)
+    keep(place)
 
 
 def _range(wanted: str, size: int) -> tuple[int, int, int]:

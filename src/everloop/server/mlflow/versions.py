@@ -189,7 +189,7 @@ def files_of(store: Store, version: ModelVersion, artifacts: ArtifactPlaces) -> 
     """
     source = storage_of(store, version)
     folder, within = artifacts.find(source)
-    place = folder.place(within)
+    place = folder.on_disk(within)
     if not place.is_dir():
         raise not_found(f"The files of '{version.key}' are not at {source}.")
     return place

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 STATUS = {
     "INVALID_PARAMETER_VALUE": 400,
     "BAD_REQUEST": 400,
-    "INVALID_STATE": 500,
+    # A 500 in MLflow's own server: its clients would ask again for minutes.
+    "INVALID_STATE": 400,
     "RESOURCE_ALREADY_EXISTS": 400,
     "RESOURCE_DOES_NOT_EXIST": 404,
     "ENDPOINT_NOT_FOUND": 404,
