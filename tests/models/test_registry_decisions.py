@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from everloop.errors import ConflictError, NotFoundError, TrustError, UsageError
-from everloop.loop import promote
+from everloop.loop import promote, roll_back
+from everloop.loop.rollout import start_release
 from everloop.models import (
     ApprovalError,
     alias_at,
@@ -34,6 +35,7 @@ from everloop.models import (
     withdraw,
 )
 from everloop.records import Endpoint, GateResult, ModelVersion, Package, Run, Source
+from everloop.serving.endpoints import routes_of, set_routes
 from everloop.stores import open_store
 
 if TYPE_CHECKING:
@@ -284,3 +286,71 @@ def test_difference_and_card(store: Store) -> None:
         assert part in card
     assert "\n# heading" not in card
     assert "About it." in version_card(store, a.key)
+
+
+def test_one_person_has_one_pair_of_eyes(store: Store, three: list[str]) -> None:
+    ada, token, other = (store.as_actor(f"user:{name}") for name in ("ada", "ada/ci", "ada/laptop"))
+    set_policy(store, "delays", "champion", 2)
+    asked = request_alias(ada, "delays", "champion", three[0])
+    assert request_alias(token, "delays", "champion", three[0]).id == asked.id
+    for credentials in (ada, token, other):
+        with pytest.raises(TrustError, match="cannot agree"):
+            approve(credentials, asked.id)
+    # Names that begin alike are different people.
+    assert approve(store.as_actor("user:adam/ci"), asked.id).state == "open"
+    with pytest.raises(ConflictError, match="agreed already"):
+        approve(store.as_actor("user:adam"), asked.id)
+    assert withdraw(token, asked.id).state == "withdrawn"
+
+
+def test_nobody_asks_for_or_agrees_to_what_cannot_be_used(store: Store, three: list[str]) -> None:
+    ann, bob = store.as_actor("user:ann"), store.as_actor("user:bob")
+    set_policy(store, "delays", "champion", 1)
+    archive(store, three[1])
+    with pytest.raises(ConflictError, match="unarchive"):
+        request_alias(ann, "delays", "champion", three[1])
+    asked = request_alias(ann, "delays", "champion", three[0])
+    archive(store, three[0], "stale")
+    assert [(one.id, one.state) for one in list_requests(store, "delays")] == [(asked.id, "void")]
+    unarchive(store, three[0])
+    again = request_alias(ann, "delays", "champion", three[0])
+    store.records.delete(ModelVersion, get_version(store, three[0]).id)
+    with pytest.raises(ConflictError, match="gone"):
+        approve(bob, again.id)
+
+
+def test_routes_by_hand_are_held_to_the_policy(store: Store, three: list[str]) -> None:
+    promote(store, "delays", get_version(store, three[0]), "first")
+    set_policy(store, "delays", "champion", 1)
+    for routes in (("delays@2=100",), ("delays@1=99", "delays@2=1")):
+        with pytest.raises(ApprovalError, match="by hand"):
+            set_routes(store, "delays", routes_of(routes))
+    set_routes(store, "delays", routes_of(("delays@1=100", "delays@2=shadow")))
+    start_release(store, "delays", get_version(store, three[1]), steps=(10, 100))
+    set_routes(store, "delays", routes_of(("delays@1=95", "delays@2=5")))
+    with pytest.raises(ApprovalError, match="by hand"):
+        set_routes(store, "delays", routes_of(("delays@1=80", "delays@2=20")))
+    set_policy(store, "delays", "champion", 0)
+    set_routes(store, "delays", routes_of(("delays@1=80", "delays@2=20")))
+
+
+def test_archived_versions_get_no_traffic(store: Store, three: list[str]) -> None:
+    promote(store, "delays", get_version(store, three[0]), "first")
+    read_before = get_version(store, three[1])
+    archive(store, three[1])
+    with pytest.raises(ConflictError, match="archived"):
+        start_release(store, "delays", read_before, steps=(10, 100))
+    with pytest.raises(ConflictError, match="archived"):
+        set_routes(store, "delays", routes_of(("delays@1=90", "delays@2=10")))
+    assert [route.version for route in store.records.get(Endpoint, "delays").routes] == [three[0]]
+
+
+def test_going_back_passes_by_what_changed_no_version(store: Store, three: list[str]) -> None:
+    for key in three[:2]:
+        promote(store, "delays", get_version(store, key), "better")
+    start_release(store, "delays", get_version(store, three[2]), steps=(10, 100))
+    promote(store, "delays", get_version(store, three[1]), "no canary now")
+    ended = roll_back(store, "delays", "bad after all")
+    assert (ended.candidate, ended.previous) == (three[1], three[0])
+    assert find_alias(store, "delays", "champion").version == three[0]  # type: ignore[union-attr]
+    assert [route.version for route in store.records.get(Endpoint, "delays").routes] == [three[0]]

@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 
 from everloop.errors import ConflictError, UsageError
+from everloop.records import ModelVersion
 from everloop.server.access import AccessBook, Principal
 from everloop.server.access.limiting import FailureLimit
 from everloop.server.access.passwords import hash_password, verify_password
@@ -102,10 +103,27 @@ def test_events_name_who_did_it(guarded):
     me = place.ask("GET", "/api/v1/access/me", authorization=basic("ada", password)).json
     assert (me["actor"], me["role"], me["login"]) == ("user:ada", "editor", True)
     last = AccessBook(place.store).records.events_since(0)
-    assert [event.actor for event in last if event.key == "ada"] == ["token:of-admin"]
+    assert [event.actor for event in last if event.key == "ada"] == ["user:admin/of-admin"]
     shown = place.ask("GET", "/api/v1/access/users", authorization=tokens["admin"])
     assert b"scrypt" not in shown.body
     assert password.encode() not in shown.body
+
+
+def test_nobody_agrees_with_himself_by_a_token(store, guarded):
+    place, tokens = guarded
+    for number in (1, 2):
+        store.records.put(store.new(ModelVersion, model="m", version=number, package=f"sha256:{number:064d}"))
+    alias, approver = "/api/v1/models/m/aliases/champion", basic("approver")
+    assert place.ask("PUT", alias, {"version": "m@1"}, authorization=approver).status == 200
+    assert place.ask("PUT", f"{alias}/policy", {"approvals": 1}, authorization=tokens["admin"]).status == 200
+    asked = place.ask("POST", f"{alias}/requests", {"version": "m@2"}, authorization=approver).json
+    made = place.ask("POST", "/api/v1/access/tokens", {"name": "second-hand"}, authorization=approver).json
+    agree = f"/api/v1/alias-requests/{asked['id']}/approve"
+    for own in (approver, tokens["approver"], f"Bearer {made['secret']}", basic("approver", made["secret"])):
+        assert place.ask("POST", agree, {}, authorization=own).status == 403
+        assert place.ask("PUT", alias, {"version": "m@2"}, authorization=own).status == 409
+    assert place.ask("POST", agree, {}, authorization=tokens["admin"]).json["state"] == "approved"
+    assert place.ask("PUT", alias, {"version": "m@2"}, authorization=approver).status == 200
 
 
 def test_revoked_expired_and_removed_open_nothing(guarded, monkeypatch):

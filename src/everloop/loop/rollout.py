@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from everloop.errors import ConflictError, NotFoundError
 from everloop.models.aliases import ANYONE, check_holder
+from everloop.models.approvals import check_usable
 from everloop.records import Alias, Decision, Endpoint, GateResult, Json, ModelVersion, Release, Route
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def start_release(
         reason: why it may take all traffic, where a person says so; default: what the gates said.
 
     Raises:
-        ConflictError: the candidate has no package, so nothing can answer by it.
+        ConflictError: the candidate has no package, so nothing can answer by it, or it is archived.
     """
     if not candidate.package:
         raise ConflictError(
@@ -57,6 +58,8 @@ def start_release(
             help=f"Make one: everloop models adopt {quote(candidate.key)}",
         )
     with store.records.transaction():
+        # Looked at again in here: it may have been archived or deleted since it was read.
+        check_usable(store.records.get(ModelVersion, candidate.key))
         place = _endpoint(store, endpoint, candidate.model)
         champion = champion_of(store, candidate.model)
         release = store.new(
@@ -164,8 +167,8 @@ def promote(store: Store, endpoint: str, version: ModelVersion, reason: str) -> 
         places = store.records.find(Endpoint, ("name", "=", endpoint), limit=1)
         answering = [route.version for route in places[0].routes if route.role != "shadow"] if places else []
         if answering == [version.key] and champion_of(store, version.model) == version.key:
-            last = store.records.find(Release, ("endpoint", "=", endpoint), order="-created_at", limit=1)
-            if last and (last[0].candidate, last[0].state) == (version.key, "completed"):
+            last = _completed(store, endpoint, version.key)
+            if last:
                 return last[0]
         return start_release(store, endpoint, version, steps=(100.0,), trigger="promote", reason=reason)
 
@@ -198,18 +201,18 @@ def roll_back(store: Store, endpoint: str, reason: str) -> Release:
         current = find_rolling(store, endpoint)
         if current is not None:
             return abort_release(store, current, reason)
-        done = store.records.find(
-            Release, ("endpoint", "=", endpoint), ("state", "=", "completed"), order="-created_at", limit=1
-        )
+        place = store.records.get(Endpoint, endpoint)
+        champion = champion_of(store, place.model)
+        done = _completed(store, endpoint, champion) or _completed(store, endpoint)
         if not done:
             raise NotFoundError(f"Nothing has been released to endpoint '{endpoint}'.", help="See: everloop release ls")
-        last = done[0]
+        # A release that gave the champion all the traffic again changed no version: what is undone is the one before.
+        last = next((one for one in done if one.previous != one.candidate), done[0])
         if last.previous is None:
             raise NotFoundError(
                 f"'{last.candidate}' is the first champion of '{endpoint}': there is none to go back to.",
                 help="Promote another version with: everloop models promote MODEL@N",
             )
-        place = store.records.get(Endpoint, endpoint)
         ended = _decided(last, store, "roll_back", 0.0, reason, state="rolled_back")
         (ended,) = store.records.update(ended, verb="rolled_back", data={"reason": reason})
         _crown(store, last.previous, reason, {"rolled_back": last.candidate})
@@ -224,6 +227,18 @@ def find_rolling(store: Store, endpoint: str) -> Release | None:
         Release, ("endpoint", "=", endpoint), ("state", "=", "rolling_out"), order="-created_at", limit=1
     )
     return rolling[0] if rolling else None
+
+
+def _completed(store: Store, endpoint: str, candidate: str | None = None) -> list[Release]:
+    """Releases that took all the traffic, newest first."""
+    asked = [("candidate", "=", candidate)] if candidate else []
+    return store.records.find(
+        Release,
+        ("endpoint", "=", endpoint),
+        ("state", "=", "completed"),
+        *asked,  # type: ignore[arg-type]
+        order="-created_at",
+    )
 
 
 def champion_of(store: Store, model: str) -> str | None:

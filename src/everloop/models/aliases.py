@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from everloop.errors import ConflictError, NotFoundError, UsageError
-from everloop.models.approvals import ApprovalError, clear_move, find_policy, void_requests
+from everloop.models.approvals import ApprovalError, check_usable, clear_move, find_policy, void_requests
 from everloop.models.history import last_move
 from everloop.models.registry import check_names, find_alias, get_version, what_exists
 from everloop.records import Alias, Json
@@ -47,18 +47,16 @@ def set_alias(
         UsageError: a name that could be taken for a version's number, or a version of another model.
     """
     check_names(model, alias)
-    version = get_version(store, version_key)
-    if version.model != model:
-        raise UsageError(f"'{version.key}' is no version of '{model}'.", help=what_exists(store, model))
     with store.records.transaction():
+        # Read in here: what was read before could be archived or deleted by now.
+        version = get_version(store, version_key)
+        if version.model != model:
+            raise UsageError(f"'{version.key}' is no version of '{model}'.", help=what_exists(store, model))
         held = check_holder(store, model, alias, expect)
         holder = held.version if held else None
-        if version.state == "archived" and holder != version.key:
-            raise ConflictError(
-                f"'{version.key}' is archived.", help=f"Take it back first: everloop models unarchive {version.key}"
-            )
         if held is not None and holder == version.key:
             return held
+        check_usable(version)
         data = {
             "version": version.key,
             "previous": holder,

@@ -9,6 +9,8 @@ A request is about one version and the holder of that moment: when the alias mov
 void for good and must be made anew, even if that holder comes back. `set_alias` looks here before it moves a guarded
 alias. One way needs no new agreement: straight back to the version that held the alias before, as that one was agreed
 upon and a rollback must not wait for an office to open; it can be taken once, not to and fro.
+
+Eyes are people's, not credentials': who asks with a password and agrees with a token of his own is one person.
 """
 
 from __future__ import annotations
@@ -29,6 +31,11 @@ MOST_APPROVALS = 10
 
 class ApprovalError(ConflictError):
     """An alias is guarded, and not enough others have agreed."""
+
+
+def person_of(actor: str) -> str:
+    """Whose doing an actor's is: `user:ada` of both `user:ada` and `user:ada/ci`, where her token `ci` acts."""
+    return actor.partition("/")[0]
 
 
 def find_policy(store: Store, model: str, alias: str) -> AliasPolicy | None:
@@ -70,17 +77,19 @@ def request_alias(store: Store, model: str, alias: str, version_key: str, reason
     Raises:
         NotFoundError: no such version.
         UsageError: a version of another model, or one that holds the alias.
+        ConflictError: the version is archived.
     """
     check_names(model, alias)
     with store.records.transaction():
-        version = get_version(store, version_key)
+        version = check_usable(get_version(store, version_key))
         held = find_alias(store, model, alias)
         holder = held.version if held else None
         if version.model != model or version.key == holder:
             problem = f"is no version of '{model}'" if version.model != model else f"is '{model}@{alias}' already"
             raise UsageError(f"'{version.key}' {problem}.", help=f"See: everloop models ls {model}")
         for known in list_requests(store, model, alias, state="open"):
-            if known.version == version.key and known.holder == holder and known.asked_by == store.actor:
+            same = known.version == version.key and known.holder == holder
+            if same and person_of(known.asked_by) == person_of(store.actor):
                 return known
         made = store.new(
             AliasRequest,
@@ -120,7 +129,8 @@ def approve(store: Store, request_id: str, reason: str = "") -> AliasRequest:
     """Agree, in the name of the store's actor. With the last voice that is needed the request is `approved`.
 
     Raises:
-        ConflictError: it is not open, as where the alias has moved meanwhile, or the actor has voted already.
+        ConflictError: it is not open, as where the alias has moved meanwhile, or the version is archived or gone, or
+            the actor has voted already.
         TrustError: the actor is the one who asked.
     """
     return _vote(store, request_id, approve=True, reason=reason)
@@ -140,7 +150,7 @@ def withdraw(store: Store, request_id: str, reason: str = "") -> AliasRequest:
     """
     with store.records.transaction():
         request = get_request(store, request_id)
-        if request.asked_by != store.actor:
+        if person_of(request.asked_by) != person_of(store.actor):
             raise TrustError(f"{request.asked_by} asked, not {store.actor}.", help="Reject it instead.")
         if request.state not in ("open", "approved"):
             raise ConflictError(f"The request is over: {request.state}.")
@@ -179,12 +189,33 @@ def clear_move(store: Store, model: str, alias: str, version: ModelVersion, held
     )
 
 
-def void_requests(store: Store, model: str, alias: str) -> None:
-    """End what is asked for an alias that has just moved; inside the transaction that moves it."""
+def void_requests(
+    store: Store,
+    model: str,
+    alias: str | None = None,
+    *,
+    version: str | None = None,
+    reason: str = "the alias has moved",
+) -> None:
+    """End what is asked for an alias that has just moved, or for a version that is going, or for a whole model; inside
+    the transaction that does so."""
     for request in list_requests(store, model, alias):
-        if request.state in ("open", "approved"):
+        if request.state in ("open", "approved") and version in (None, request.version):
             ended = replace(request, state="void")
-            store.records.update(ended, verb="void", data=_about(request, "the alias has moved"))
+            store.records.update(ended, verb="void", data=_about(request, reason))
+
+
+def check_usable(version: ModelVersion) -> ModelVersion:
+    """The version, if it is not archived.
+
+    Raises:
+        ConflictError: it is.
+    """
+    if version.state == "archived":
+        raise ConflictError(
+            f"'{version.key}' is archived.", help=f"Take it back first: everloop models unarchive {version.key}"
+        )
+    return version
 
 
 def _vote(store: Store, request_id: str, *, approve: bool, reason: str) -> AliasRequest:
@@ -194,10 +225,13 @@ def _vote(store: Store, request_id: str, *, approve: bool, reason: str) -> Alias
             raise ConflictError(
                 f"The request is not open any more: {request.state}.", help="See: everloop models requests --all"
             )
-        if approve and request.asked_by == store.actor:
+        me = person_of(store.actor)
+        if approve and person_of(request.asked_by) == me:
             raise TrustError(f"{store.actor} asked for this and cannot agree to it.", help="Somebody else must.")
-        if approve and any(vote.by == store.actor and vote.approve for vote in request.votes):
+        if approve and any(person_of(vote.by) == me and vote.approve for vote in request.votes):
             raise ConflictError(f"{store.actor} has agreed already.", help="Somebody else must agree, too.")
+        if approve:
+            _check_still_there(store, request)
         policy = find_policy(store, request.model, request.alias)
         vote = Vote(by=store.actor, at=store.now(), approve=approve, reason=reason)
         voted = replace(request, votes=(*request.votes, vote))
@@ -215,4 +249,14 @@ def _about(request: AliasRequest, reason: str) -> dict[str, Json]:
 
 
 def _voices(request: AliasRequest) -> tuple[str, ...]:
-    return tuple(sorted({vote.by for vote in request.votes if vote.approve and vote.by != request.asked_by}))
+    """Who has agreed, each person once."""
+    agreed = {person_of(vote.by): vote.by for vote in request.votes if vote.approve}
+    agreed.pop(person_of(request.asked_by), None)
+    return tuple(sorted(agreed.values()))
+
+
+def _check_still_there(store: Store, request: AliasRequest) -> None:
+    try:
+        check_usable(get_version(store, request.version))
+    except NotFoundError as error:
+        raise ConflictError(f"'{request.version}' is gone.", help="Reject the request.") from error

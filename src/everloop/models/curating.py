@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from everloop.errors import ConflictError, UsageError
+from everloop.models.approvals import void_requests
 from everloop.models.registry import get_version
 from everloop.records import Alias, Endpoint, ModelVersion
 
@@ -56,6 +57,7 @@ def archive(store: Store, ref: str, reason: str = "") -> ModelVersion:
         if version.state == "archived":
             return version
         check_unused(store, version)
+        void_requests(store, version.model, version=version.key, reason="the version was archived")
         data = {"reason": reason, "state": version.state}
         return store.records.update(replace(version, state="archived"), verb="archived", data=data)[0]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from everloop.errors import ConflictError, NotFoundError, UsageError
-from everloop.records import Endpoint, EndpointState, Route
+from everloop.records import Endpoint, EndpointState, Release, Route
 from everloop.serving.routing import RoutingTable
 from everloop.serving.settings import NAMES, read_setting
 
@@ -84,22 +84,43 @@ def set_routes(store: Store, name: str, routes: Sequence[Route]) -> Endpoint:
     Raises:
         NotFoundError: there is no such endpoint or version.
         UsageError: the routes make no table, or lead to versions of different models.
+        ConflictError: one leads to an archived version or, where a policy guards the champion, answers by another
+            version than the champion and, up to its share, the one that is being released.
     """
+    from everloop.models.approvals import check_usable
     from everloop.models.registry import get_version
 
-    versions = [get_version(store, route.version) for route in routes]
-    routes = tuple(replace(route, version=version.key) for route, version in zip(routes, versions, strict=True))
-    RoutingTable(name, routes)
-    while True:
+    with store.records.transaction():
+        versions = [check_usable(get_version(store, route.version)) for route in routes]
+        routes = tuple(replace(route, version=version.key) for route, version in zip(routes, versions, strict=True))
+        RoutingTable(name, routes)
         endpoint = store.records.get(Endpoint, name)
         strange = [version.key for version in versions if version.model != endpoint.model]
         if strange:
             raise UsageError(f"The endpoint '{name}' answers with versions of '{endpoint.model}', not {strange[0]}.")
+        _check_agreed(store, endpoint, routes)
         told = {"routes": {f"{route.role} {route.version}": route.percent for route in routes}}
-        try:
-            return store.records.update(replace(endpoint, routes=routes), verb="routed", data=told)[0]
-        except ConflictError:
-            continue
+        return store.records.update(replace(endpoint, routes=routes), verb="routed", data=told)[0]
+
+
+def _check_agreed(store: Store, endpoint: Endpoint, routes: Sequence[Route]) -> None:
+    """Hold routes by hand to the policy on the champion: traffic is what the others are asked to agree to."""
+    from everloop.models.approvals import ApprovalError, find_policy
+    from everloop.models.registry import CHAMPION, find_alias
+
+    if find_policy(store, endpoint.model, CHAMPION) is None:
+        return
+    champion = find_alias(store, endpoint.model, CHAMPION)
+    rolling = store.records.find(Release, ("endpoint", "=", endpoint.name), ("state", "=", "rolling_out"))
+    most = {release.candidate: release.percent for release in rolling}
+    if champion is not None:
+        most[champion.version] = 100.0
+    for route in routes:
+        if route.role != "shadow" and route.percent > most.get(route.version, 0.0):
+            raise ApprovalError(
+                f"'{endpoint.model}@{CHAMPION}' is guarded: '{route.version}' cannot have {route.percent:g}% by hand.",
+                help=f"Ask for it: everloop models promote {route.version}; a shadow needs no agreement.",
+            )
 
 
 def read_route(text: str) -> Route:

@@ -196,7 +196,8 @@ class AccessBook:
                 return None
             if token.used_at is None or now - token.used_at >= USED_EVERY:
                 self._note_use(token, now)
-            return Principal(f"token:{token.name}", token.owner, owners[0].roles, token.roles), token.expires_at
+            actor = f"user:{token.owner}/{token.name}"
+            return Principal(actor, token.owner, owners[0].roles, token.roles), token.expires_at
         return None
 
     def _note_use(self, token: Token, now: datetime) -> None:

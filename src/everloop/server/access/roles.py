@@ -51,7 +51,7 @@ class Principal:
     """Who is asking. `cap` is what a token allows at most; None for a password."""
 
     actor: str
-    """As events name it: `user:ada`, `token:ci`."""
+    """As events name it: `user:ada`, or `user:ada/ci` where it is her token `ci`. Neither name may hold a slash."""
     user: str
     roles: Mapping[str, Role]
     cap: Mapping[str, Role] | None = None

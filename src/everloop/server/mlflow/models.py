@@ -8,10 +8,10 @@ from typing import Any
 
 from everloop.loop.rollout import move_alias
 from everloop.models.aliases import remove_alias, set_alias
-from everloop.models.approvals import find_policy
+from everloop.models.approvals import void_requests
 from everloop.models.curating import check_unused
 from everloop.models.registry import list_versions
-from everloop.records import RegisteredModel
+from everloop.records import AliasPolicy, RegisteredModel
 from everloop.server.messages import PROMPT_TAG, is_prompt
 from everloop.server.mlflow.asking import Ask, Route
 from everloop.server.mlflow.experiments import checked_most
@@ -88,14 +88,14 @@ def rename_registered_model(ask: Ask) -> Mapping[str, Any]:
             versions, aliases = list_versions(store, name), aliases_of(store, name)
             for version in versions:
                 check_unused(store, version, aliases=False)
-            for alias in aliases:
-                if find_policy(store, name, alias.name) is not None:
-                    # Under another name the alias would be unguarded.
-                    raise MlflowError(
-                        f"'{alias.key}' is guarded by a policy; the model keeps its name.", "PERMISSION_DENIED"
-                    )
+            for policy in store.records.find(AliasPolicy, ("model", "=", name), limit=1):
+                # Under another name the alias would be unguarded.
+                raise MlflowError(
+                    f"'{policy.key}' is guarded by a policy; the model keeps its name.", "PERMISSION_DENIED"
+                )
             for alias in aliases:
                 remove_alias(store, name, alias.name, reason=f"the model is now called '{new}'")
+            void_requests(store, name, reason=f"the model is now called '{new}'")
             touch_model(store, name, now)
             model = store.records.get(RegisteredModel, name)
             model = store.records.update(replace(model, name=new, updated_at=now), verb="renamed")[0]
@@ -112,6 +112,7 @@ def delete_registered_model(ask: Ask) -> Mapping[str, Any]:
         get_model(store, name)
         for alias in aliases_of(store, name):
             remove_alias(store, name, alias.name, reason="the model was deleted")
+        void_requests(store, name, reason="the model was deleted")
         for version in list_versions(store, name):
             check_unused(store, version, aliases=False)
             store.records.delete(type(version), version.id)

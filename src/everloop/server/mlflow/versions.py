@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from everloop.models.aliases import remove_alias
+from everloop.models.approvals import find_policy, void_requests
 from everloop.models.curating import check_unused
 from everloop.models.registry import list_versions, next_number
 from everloop.records import Alias, ModelVersion, Run
@@ -100,6 +101,7 @@ def delete_model_version(ask: Ask) -> Mapping[str, Any]:
         for alias in aliases_of(store, version.model):
             if alias.version == version.key:
                 remove_alias(store, version.model, alias.name, reason="the version was deleted")
+        void_requests(store, version.model, version=version.key, reason="the version was deleted")
         touch_model(store, version.model, store.now())
         store.records.delete(ModelVersion, version.id)
     return {}
@@ -138,12 +140,24 @@ def transition_stage(ask: Ask) -> Mapping[str, Any]:
         )
     with store.records.transaction():
         version, now = _asked(ask), store.now()
+        _check_unguarded(store, version.model, stage, version.stage)
         if others_go:
             others = [v for v in list_versions(store, version.model) if v.stage == stage and v.id != version.id]
             store.records.update(*(replace(v, stage="Archived", updated_at=now) for v in others), verb="stage_set")
         version = store.records.update(replace(version, stage=stage, updated_at=now), verb="stage_set")[0]
         touch_model(store, version.model, now)
     return {"model_version": show_version(store, version)}
+
+
+def _check_unguarded(store: Store, model: str, *stages: str) -> None:
+    """Refuse to move versions into or out of a stage whose alias, `production` or `staging`, a policy guards: clients
+    load `models:/name/Production` as they load an alias, and a stage has nobody who could agree."""
+    for stage in stages:
+        if find_policy(store, model, stage.lower()) is not None:
+            raise MlflowError(
+                f"'{model}@{stage.lower()}' is guarded by a policy, and so is the stage. Move the alias instead.",
+                "PERMISSION_DENIED",
+            )
 
 
 def search_model_versions(ask: Ask) -> Mapping[str, Any]:
