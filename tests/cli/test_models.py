@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from everloop.models import register
-from everloop.records import GateResult, ModelVersion, Package
+from everloop.models import get_version, register, remove_alias, set_alias
+from everloop.records import GateResult, ModelVersion, Package, Snapshot
 from everloop.stores import open_store
 
 SIGNATURE = {
@@ -130,3 +132,89 @@ def test_history_says_when_there_is_none(models):
     assert "Nothing was done about flight-delays@9" in models("models", "history", "flight-delays@9").out
     assert "Nobody held flight-delays@staging" in models("models", "history", "flight-delays@staging").out
     assert models("models", "history", "flight-delays@1", "--at", "2001-01-01", "--json").json == []
+
+
+def test_history_at_a_moment_says_who_when_why_and_on_what_evidence(models):
+    models("models", "promote", "flight-delays@1", "--reason", "the first")
+    told = models("models", "history", "flight-delays", "--at", "2999-01-01T00:00+01:00").out
+    assert told.startswith("flight-delays@1 was flight-delays@champion at 2998-12-31 23:00:00 UTC")
+    for part in ("since", "until", "now", "made so by", "user:", "the first", "release="):
+        assert part in told
+    never = models("models", "history", "flight-delays", "--at", "2001-01-01")
+    assert "Nobody held flight-delays@champion at 2001-01-01 00:00:00 UTC" in never.out
+    # A gap between two who held it stays to be seen.
+    with open_store(".everloop") as store:
+        remove_alias(store, "flight-delays", "champion")
+        set_alias(store, "flight-delays", "champion", "flight-delays@2")
+    assert "until" in models("models", "history", "flight-delays").out
+
+
+@pytest.mark.parametrize("command", ["ls", "history"])
+def test_a_model_that_is_not_there_is_an_error(models, command):
+    said = models("models", command, "nothing")
+    assert said.code == 3
+    assert "There is no model 'nothing'; models: flight-delays, sent." in " ".join(said.err.split())
+
+
+def test_a_model_all_archived_says_so(models):
+    models("models", "archive", "sent@1")
+    assert "everloop models ls sent --all" in models("models", "ls", "sent").out
+
+
+def test_requests_of_one_moment_have_ids_that_work(models):
+    with open_store(".everloop") as store:
+        store.simulate(store.now())
+    models("models", "policy", "flight-delays", "--approvals", "1")
+    for number in (1, 2, 3):
+        said = models("models", "promote", f"flight-delays@{number}", "--reason", f"try {number}").out
+        assert f"flight-delays@{number} instead of nobody" in said
+        shown = said.split()[-1]
+        assert models("models", "reject", shown, "--reason", "not now").code == 0
+    listed = models("models", "requests", "--all").out
+    assert "refused (not now)" in listed
+    assert "--all" in models("models", "requests").out
+    shown = models("models", "show", "flight-delays@2")
+    assert "refused (not now)" in shown.out
+    (asked,) = models("models", "show", "flight-delays@2", "--json").json["requests"]
+    assert (asked["state"], asked["reason"]) == ("rejected", "try 2")
+
+
+def test_going_straight_back_says_that_nobody_had_to_agree(models):
+    for number in (1, 2):
+        models("models", "promote", f"flight-delays@{number}")
+    models("models", "policy", "flight-delays", "--approvals", "1")
+    assert "straight back" in models("models", "promote", "flight-delays@1").out
+    assert "is guarded" in models("models", "promote", "flight-delays@2").out
+
+
+def test_what_the_gates_refused_is_said_when_it_is_promoted(models):
+    with open_store(".everloop") as store:
+        store.records.put(store.new(GateResult, gate="auc", outcome="fail", candidate="flight-delays@3", message="low"))
+    assert "Its gates said no: auc: low" in models("models", "promote", "flight-delays@3").out
+
+
+def test_policies_are_listed(models):
+    assert "No alias is guarded" in models("models", "policy").out
+    assert "no model 'new' yet" in models("models", "policy", "new", "--approvals", "1").out
+    assert [(one["key"], one["approvals"]) for one in models("models", "policy", "--json").json] == [
+        ("new@champion", 1)
+    ]
+    assert models("models", "policy", "--approvals", "1").code == 2
+
+
+def test_diff_tells_of_lists_only_what_differs(models):
+    with open_store(".everloop") as store:
+        for number, categories in ((1, ["a", "b"]), (2, ["b", "c"])):
+            version = get_version(store, f"flight-delays@{number}")
+            inputs = [{"name": "carrier", "type": "string", "categories": [*map(str, range(200)), *categories]}]
+            store.records.update(replace(version, signature={"task": "binary", "inputs": inputs}))
+            columns = {"carrier": "string", f"new_{number}": "int64"}
+            snapshot = store.new(
+                Snapshot, dataset="flights", version=number, digest=f"sha256:{number:064x}", rows=number * 1000,
+                size_bytes=1, columns=columns,
+            )  # fmt: skip
+            store.records.put(snapshot)
+    told = models("models", "diff", "flight-delays@1", "flight-delays@2").out
+    for part in ("+0.01", "202 in all; only here a", "202 in all; only here c", "data: column new_1", "data: rows"):
+        assert part in told
+    assert "199" not in told

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from everloop.cli.models import AliasName, Reason, named_alias
+from everloop.cli import wording
+from everloop.cli.models import Reason, named_alias
 from everloop.cli.models import app as app
 from everloop.cli.output import AsJson, Home, emit, opened, short, table
 
 if TYPE_CHECKING:
-    from everloop.records import Alias, AliasRequest, ModelVersion, Release
+    from everloop.records import Alias, AliasRequest, GateResult, ModelVersion, Release
     from everloop.stores import Store
 
 RequestId = Annotated[str, typer.Argument(help="The request's id, or its beginning; see: everloop models requests.")]
@@ -31,8 +32,11 @@ def promote(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Give a version all the traffic now, on your word; where a policy guards the alias, ask the others first."""
+    """Give a version all the traffic, on your word. Where a policy guards the alias this asks the others instead; once
+    they have agreed, the same command moves it. Straight back to the version before needs no agreement, once.
+    """
     from everloop.models import ApprovalError, get_version, request_alias
+    from everloop.models.history import last_move
     from everloop.records import Alias, AliasRequest, Endpoint
 
     with opened(home) as store:
@@ -45,15 +49,23 @@ def promote(
             done = _move(store, record, alias, endpoint, reason, expect)
         except ApprovalError:
             done = request_alias(store, record.model, alias, record.key, reason)
+        against = _failed_gates(store, record.key)
+        asked_id = _short_ids(store)[done.id] if isinstance(done, AliasRequest) else ""
+        move = last_move(store, record.model, alias)
 
     def draw() -> None:
         if isinstance(done, AliasRequest):
-            command = f"everloop models approve {short(done.id)}"
-            typer.echo(f"{record.model}@{alias} is guarded; others must agree: {command}")
+            instead = f"{record.key} instead of {done.holder or 'nobody'}"
+            typer.echo(f"{record.model}@{alias} is guarded, so this is asked for: {instead}.")
+            typer.echo(f"Others must agree: everloop models approve {asked_id}")
         elif isinstance(done, Alias):
             typer.echo(f"{done.key} is {record.key} now.")
         else:
             typer.echo(f"{record.key} takes all traffic of '{endpoint}'.")
+        if not isinstance(done, AliasRequest) and move is not None and move.data.get("way_back"):
+            typer.echo("It goes straight back to it, so nobody had to agree; forth again takes an agreement.")
+        for gate in against:
+            typer.echo(f"Its gates said no: {gate.gate}: {gate.message}")
 
     emit(done, json, draw)
 
@@ -84,7 +96,7 @@ def rollback(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Give the traffic back to the champion before, or another alias to the version that held it before."""
+    """Give the traffic back to the champion before. Or another alias to the version that held it before."""
     from everloop.cli.release import take_back
     from everloop.models import take_back_alias
 
@@ -104,24 +116,26 @@ def requests(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """List wishes to move guarded aliases."""
+    """List wishes to move guarded aliases. Who asked, when and why, and what the others said."""
     from everloop.models import list_requests
 
     with opened(home) as store:
         found = [one for one in list_requests(store, model) if all_ or one.state in ("open", "approved")]
+        ids = _short_ids(store)
     rows = [
         (
-            short(one.id),
+            ids[one.id],
             f"{one.model}@{one.alias} from {one.holder or 'nobody'} to {one.version}",
             one.state,
-            one.asked_by,
-            ", ".join(vote.by for vote in one.votes if vote.approve),
+            f"{wording.second(one.created_at)} {one.asked_by}",
+            wording.answers(one),
             one.reason,
         )
         for one in found
     ]
-    columns = ("id", "what", "state", "by", "agreed", "why")
-    emit(found, json, lambda: table("Requests", columns, rows, empty="Nobody asks for anything.", wrap=("agreed",)))
+    columns = ("id", "what", "state", "asked", "answers", "why")
+    empty = "Nobody asks for anything." if all_ else "Nothing is open. What is over shows --all."
+    emit(found, json, lambda: table("Requests, times in UTC", columns, rows, empty=empty, wrap=("asked",)))
 
 
 @app.command()
@@ -131,7 +145,7 @@ def approve(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Agree to a request. Not to your own. Once enough agree, promoting the version works."""
+    """Agree to a request, not to your own. Once enough have agreed, promoting the version works."""
     from everloop.models import approve as agree
 
     with opened(home) as store:
@@ -141,7 +155,7 @@ def approve(
 
 @app.command()
 def reject(request: RequestId, reason: Reason = "", home: Home = None, json: AsJson = False) -> None:
-    """Refuse a request, which ends it."""
+    """Refuse a request, which ends it. One refusal is enough."""
     from everloop.models import reject as refuse
 
     with opened(home) as store:
@@ -161,23 +175,61 @@ def withdraw(request: RequestId, reason: Reason = "", home: Home = None, json: A
 
 @app.command()
 def policy(
-    alias: AliasName,
+    alias: Annotated[
+        str | None, typer.Argument(help="MODEL@ALIAS; MODEL alone means its champion. Default: list every policy.")
+    ] = None,
     approvals: Annotated[int | None, typer.Option(help="How many others must agree; 0 lifts the guard.")] = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Say, or without --approvals ask, how many others must agree before an alias moves."""
-    from everloop.models import find_policy, set_policy
+    """Guard an alias. Say how many others must agree before it moves; without --approvals, ask how many."""
+    from everloop.errors import UsageError
+    from everloop.models import find_policy, list_versions, set_policy
+    from everloop.records import AliasPolicy
 
+    if alias is None:
+        if approvals is not None:
+            raise UsageError("Which alias?", help="Name it: everloop models policy MODEL@ALIAS --approvals N")
+        with opened(home) as store:
+            policies = store.records.find(AliasPolicy, order="key")
+        rows = [(one.key, one.approvals) for one in policies]
+        empty = "No alias is guarded. Guard one: everloop models policy MODEL@ALIAS --approvals 1"
+        emit(policies, json, lambda: table("Policies", ("alias", "others who must agree"), rows, empty=empty))
+        return
     model, name = named_alias(alias)
     with opened(home) as store:
         stands = find_policy(store, model, name) if approvals is None else set_policy(store, model, name, approvals)
+        known = bool(list_versions(store, model))
     shown = {"alias": f"{model}@{name}", "approvals": stands.approvals if stands else 0}
     told = f"{model}@{name} moves on anybody's word."
     if stands is not None:
         others = "one other agrees" if stands.approvals == 1 else f"{stands.approvals} others agree"
         told = f"{model}@{name} moves when {others}."
+    if not known:
+        told += f" There is no model '{model}' yet."
     emit(shown, json, lambda: typer.echo(told))
+
+
+def _short_ids(store: Store) -> dict[str, str]:
+    """As much of each request's id as tells it from all others: requests of one moment begin alike."""
+    from everloop.models import list_requests
+
+    ids = [one.id for one in list_requests(store)]
+    shown = {}
+    for whole in ids:
+        length = len(short(whole))
+        while length < len(whole) and sum(other.startswith(whole[:length]) for other in ids) > 1:
+            length += 1
+        shown[whole] = whole[:length]
+    return shown
+
+
+def _failed_gates(store: Store, version: str) -> list[GateResult]:
+    """The gates whose last answer about a version was no."""
+    from everloop.records import GateResult
+
+    last = {gate.gate: gate for gate in store.records.find(GateResult, ("candidate", "=", version), order="id")}
+    return [gate for gate in last.values() if gate.outcome == "fail"]
 
 
 def _told(request: AliasRequest) -> str:

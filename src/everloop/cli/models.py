@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
+from itertools import pairwise
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from everloop.cli.output import AsJson, Home, cell, emit, facts, main_metrics, opened, short, table
+from everloop.cli import wording
+from everloop.cli.output import AsJson, Home, emit, facts, main_metrics, opened, table
 
 if TYPE_CHECKING:
-    from everloop.records import Event, Json, ModelVersion
+    from everloop.models import Tenure
+    from everloop.stores import Store
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Registered model versions and their aliases.")
 
 Reason = Annotated[str, typer.Option(help="Why; kept with the event.")]
 Version = Annotated[str, typer.Argument(help="MODEL@VERSION, MODEL@ALIAS, or MODEL for its champion.")]
 AliasName = Annotated[str, typer.Argument(help="MODEL@ALIAS; MODEL alone means its champion.")]
-
-FIRST_COLUMNS = 12
-
-_DIGEST = re.compile(r"(\w+:)?[0-9a-f]{32,64}")
 
 
 @app.command()
@@ -34,12 +32,17 @@ def ls(
     json: AsJson = False,
 ) -> None:
     """List versions, newest first."""
+    from everloop.errors import NotFoundError
+    from everloop.models.registry import what_exists
     from everloop.records import Alias, ModelVersion
 
     with opened(home) as store:
         asked = [("model", "=", model)] if model else []
         kept = [] if all_ else [("state", "!=", "archived")]
         versions = store.records.find(ModelVersion, *asked, *kept, order="-created_at", limit=limit)  # type: ignore[arg-type]
+        archived = not versions and bool(model and store.records.find(ModelVersion, *asked, limit=1))  # type: ignore[arg-type]
+        if model and not versions and not archived:
+            raise NotFoundError(what_exists(store, model), help="See: everloop models ls")
         holders: dict[str, list[str]] = {}
         for alias in store.records.find(Alias, *asked, order="name"):  # type: ignore[arg-type]
             holders.setdefault(alias.version, []).append(alias.name)
@@ -56,14 +59,18 @@ def ls(
     ]
     columns = ("version", "state", "aliases", "registered", "snapshot", "metrics")
     empty = "No versions yet. Train one with: everloop run"
-    emit(versions, json, lambda: table("Versions", columns, rows, empty=empty, spare=("snapshot",)))
+    if archived:
+        empty = f"Every version is archived. See: everloop models ls {model} --all"
+    emit(versions, json, lambda: table("Versions, days in UTC", columns, rows, empty=empty, spare=("snapshot",)))
 
 
 @app.command()
 def show(version: Version, home: Home = None, json: AsJson = False) -> None:
-    """Show one version: where it comes from, how good it is, what its gates said, what answers and what it needs."""
-    from everloop.models import get_package, get_version, version_history
-    from everloop.models.card import answering
+    """Show all about one version. Where it comes from (run, data, code), how good it is, what its gates said, who gave
+    it which alias and why, what was asked for it, what answers, what it takes in and gives out, and its size.
+    """
+    from everloop.models import alias_history, get_package, get_version, list_requests, version_history
+    from everloop.models.card import answering, lineage
     from everloop.records import Alias, GateResult
 
     with opened(home) as store:
@@ -71,6 +78,9 @@ def show(version: Version, home: Home = None, json: AsJson = False) -> None:
         package = get_package(store, record.package) if record.package else None
         gates = store.records.find(GateResult, ("candidate", "=", record.key), order="id")
         aliases = store.records.find(Alias, ("version", "=", record.key), order="name")
+        since = {alias.name: alias_history(store, record.model, alias.name)[-1] for alias in aliases}
+        asked = [one for one in list_requests(store, record.model) if one.version == record.key]
+        origin = lineage(store, record)
         past = version_history(store, record.key)
 
     def draw() -> None:
@@ -82,34 +92,41 @@ def show(version: Version, home: Home = None, json: AsJson = False) -> None:
             [
                 ("description", record.description),
                 ("state", record.state),
-                ("aliases", ", ".join(alias.name for alias in aliases)),
+                *((f"{name}", f"since {wording.since(tenure)}") for name, tenure in since.items()),
                 ("tags", "  ".join(f"{name}={value}" for name, value in sorted(record.tags.items()))),
                 ("registered", f"{record.created_at:%Y-%m-%d %H:%M} UTC{by}"),
                 ("package", record.package or none_yet),
                 ("format", package and f"{package.format}{', compiled' if package.compiled else ''}{size}"),
-                ("run", record.run),
-                ("snapshot", record.snapshot),
-                ("code", record.code),
+                *((name.lower(), told) for name, told in origin),
                 ("logged model", record.logged_model),
                 ("files", record.source),
-                ("metrics", _metrics(record)),
+                ("metrics", wording.metrics(record)),
                 ("task", record.signature.get("task")),
-                ("inputs", _columns(record.signature.get("inputs"))),
-                ("outputs", _columns(record.signature.get("outputs"))),
+                ("inputs", wording.columns(record.signature.get("inputs"), record.key)),
+                ("outputs", wording.columns(record.signature.get("outputs"), record.key)),
                 *((name.lower(), told) for name, told in (answering(package) if package else ())),
+                ("environment", package and f"everloop models sbom {quote(record.key)}"),
+                ("card", f"everloop models card {quote(record.key)}"),
             ],
         )
         if gates:
             rows = [(g.gate, g.outcome, g.champion, g.message) for g in gates]
             columns = ("gate", "outcome", "against", "evidence")
             table("Gates", columns, rows, empty="", spare=("against",))
+        if asked:
+            wishes = [
+                (one.alias, one.state, wording.second(one.created_at), one.asked_by, wording.answers(one), one.reason)
+                for one in asked
+            ]
+            table("Asked for, times in UTC", ("alias", "state", "at", "by", "answers", "why"), wishes, empty="")
 
-    emit({"version": record, "aliases": aliases, "package": package, "gates": gates}, json, draw)
+    shown = {"version": record, "aliases": aliases, "held": since, "lineage": dict(origin), "package": package}
+    emit({**shown, "gates": gates, "requests": asked}, json, draw)
 
 
 @app.command()
 def card(version: Version, home: Home = None, json: AsJson = False) -> None:
-    """Print a version's card as markdown: lineage, metrics, gates, signature, aliases held."""
+    """Print a version's card. Markdown: lineage, metrics, gates, signature, aliases held and by whose decision."""
     from everloop.models import get_version, version_card
 
     with opened(home) as store:
@@ -119,20 +136,22 @@ def card(version: Version, home: Home = None, json: AsJson = False) -> None:
 
 @app.command()
 def diff(a: Version, b: Version, home: Home = None, json: AsJson = False) -> None:
-    """Compare two versions: metrics with their difference, params, signature, packages, data and code."""
+    """Compare two versions. Metrics with their difference; then data, params, signature, code, environment, package
+    and tags, as far as they differ.
+    """
     from everloop.models import diff_versions
 
     with opened(home) as store:
         found = diff_versions(store, a, b)
 
     def draw() -> None:
-        metrics = [(name, one.a, one.b, one.change) for name, one in found.metrics.items()]
+        metrics = [(name, one.a, one.b, wording.change(one.change)) for name, one in found.metrics.items()]
         table("Metrics", ("metric", found.a, found.b, "change"), metrics, empty="Neither has metrics.")
         parts = (
-            ("param ", found.params), ("", found.signature), ("package ", found.packages),
-            ("code ", found.code), ("tag ", found.tags), ("", found.facts),
+            ("data: ", found.data), ("param: ", found.params), ("", found.signature), ("code: ", found.code),
+            ("environment: ", found.packages), ("tag: ", found.tags), ("", found.facts),
         )  # fmt: skip
-        rows = [(part + name, _brief(one.a), _brief(one.b)) for part, changes in parts for name, one in changes.items()]
+        rows = [(part + name, *wording.apart(one.a, one.b)) for part, changes in parts for name, one in changes.items()]
         columns = ("what", found.a, found.b)
         table("What differs", columns, rows, empty="Nothing else differs.", wrap=(found.a, found.b))
 
@@ -151,7 +170,9 @@ def history(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Who held an alias, from when to when, who made it so, and why; or all that was done about a version."""
+    """Say who held an alias when. From when to when, who made it so, who agreed, and why; with --at, at one moment and
+    on what evidence. Of MODEL@N: all that was done about that version.
+    """
     from everloop.models import alias_at, alias_history, version_history
 
     model, name = named_alias(of)
@@ -160,20 +181,29 @@ def history(
         with opened(home) as store:
             events = version_history(store, of)
         events = [event for event in events if moment is None or event.at <= moment]
-        done = [(e.at, _done(e, of), e.actor, e.data.get("reason")) for e in events if e.verb != "applied"]
+        done = [
+            (wording.second(e.at), wording.done(e, of), e.actor, e.data.get("reason"))
+            for e in events
+            if e.verb != "applied"
+        ]
         empty = f"Nothing was done about {of}. See: everloop models ls {model}"
         emit(events, json, lambda: table(f"{of}, times in UTC", ("at", "what", "by", "why"), done, empty=empty))
         return
     with opened(home) as store:
-        if moment is None:
-            tenures = alias_history(store, model, name)
-        else:
-            held = alias_at(store, model, name, moment)
-            tenures = [] if held is None else [held]
-    rows = [(t.version, t.since, t.until, " + ".join((t.actor, *t.approved_by)), t.reason) for t in tenures]
+        tenures = alias_history(store, model, name)
+        nobody = "" if tenures else _nobody(store, model, name)
+        held = alias_at(store, model, name, moment) if moment else None
+    if moment is not None:
+        emit([] if held is None else [held], json, lambda: _draw_moment(f"{model}@{name}", moment, held))
+        return
+    rows = [
+        (t.version, wording.second(t.since), wording.second(t.until), wording.deciders(t), t.reason) for t in tenures
+    ]
     columns = ("version", "since", "until", "by", "why")
+    # Where the next came at once, "until" says nothing that "since" does not.
+    gapless = all(one.until == later.since for one, later in pairwise(tenures)) and not (tenures and tenures[-1].until)
     title = f"{model}@{name}, times in UTC"
-    emit(tenures, json, lambda: table(title, columns, rows, empty=f"Nobody held {model}@{name}.", spare=("until",)))
+    emit(tenures, json, lambda: table(title, columns, rows, empty=nobody, spare=("until",) if gapless else ()))
 
 
 @app.command()
@@ -210,7 +240,7 @@ def describe(version: Version, text: str, home: Home = None, json: AsJson = Fals
 
 @app.command()
 def archive(version: Version, reason: Reason = "by hand", home: Home = None, json: AsJson = False) -> None:
-    """Take a version out of use: it stays readable and can be taken back."""
+    """Take a version out of use. It stays readable and can be taken back; what is asked for it is void."""
     from everloop.models import archive as put_away
 
     with opened(home) as store:
@@ -228,64 +258,43 @@ def unarchive(version: Version, reason: Reason = "by hand", home: Home = None, j
     emit(record, json, lambda: typer.echo(f"{record.key} is {record.state}."))
 
 
+def _nobody(store: Store, model: str, name: str) -> str:
+    """What to say of an alias that was never set.
+
+    Raises:
+        NotFoundError: there is no such model either.
+    """
+    from everloop.errors import NotFoundError
+    from everloop.models import list_versions
+    from everloop.models.registry import what_exists
+
+    if not list_versions(store, model):
+        raise NotFoundError(what_exists(store, model), help="See: everloop models ls")
+    return f"Nobody held {model}@{name} so far. {what_exists(store, model)}"
+
+
+def _draw_moment(alias: str, moment: datetime, held: Tenure | None) -> None:
+    when = f"{wording.second(moment.astimezone(UTC))} UTC"
+    if held is None:
+        typer.echo(f"Nobody held {alias} at {when}. See: everloop models history {quote(alias)}")
+        return
+    facts(
+        f"{held.version} was {alias} at {when}",
+        [
+            ("since", f"{wording.second(held.since)} UTC"),
+            ("until", f"{wording.second(held.until)} UTC" if held.until else "now"),
+            ("made so by", held.actor),
+            ("agreed by", held.approved_by),
+            ("why", held.reason),
+            ("evidence", held.evidence),
+        ],
+    )
+
+
 def named_alias(text: str) -> tuple[str, str]:
     """Model and alias of `delays@staging`, or of `delays`, which means its champion."""
     model, _, name = text.partition("@")
     return model, name or "champion"
-
-
-def _done(event: Event, key: str) -> str:
-    """What an event did to the version with this key, in words."""
-    alias = event.key if event.kind == "alias" else str(event.data.get("alias", ""))
-    if event.kind == "alias_request":
-        return {
-            "requested": f"asked for {alias}",
-            "agreed": f"agreed to {alias}, others must, too",
-            "approved": f"agreed to {alias}, enough have",
-            "rejected": f"refused {alias}",
-            "withdrawn": f"took back the wish for {alias}",
-        }.get(event.verb, f"{event.verb} {alias}")
-    if event.kind == "alias":
-        if event.verb != "alias_set":
-            return f"{alias} was removed"
-        if event.data.get("version") == key:
-            before = event.data.get("previous")
-            return f"became {alias}" + (f" after {before}" if before else "")
-        return f"gave {alias} to {event.data.get('version')}"
-    tags = event.data.get("tags")
-    named = (f"{name}={value or ''}" for name, value in tags.items()) if isinstance(tags, dict) else ()
-    return " ".join((event.verb.replace("_", " "), *named))
-
-
-def _metrics(version: ModelVersion) -> list[str]:
-    """Each metric with its interval, where one is known."""
-    known = version.evaluation.get("metrics")
-    told = []
-    for name, value in version.metrics.items():
-        one = known.get(name) if isinstance(known, dict) else None
-        low, high = (one.get("low"), one.get("high")) if isinstance(one, dict) else (None, None)
-        between = f" [{cell(low)} to {cell(high)}]" if isinstance(low, float) and isinstance(high, float) else ""
-        told.append(f"{name} {cell(value)}{between}")
-    return told
-
-
-def _columns(side: Json) -> str:
-    """The inputs or outputs of a signature, the first of them by name."""
-    ones = [one for one in side if isinstance(one, dict)] if isinstance(side, list) else []
-    told = []
-    for one in ones[:FIRST_COLUMNS]:
-        nullable = ", may be null" if one.get("nullable") else ""
-        told.append(f"{one.get('name')} ({one.get('type')}{nullable})")
-    more = len(ones) - len(told)
-    return ", ".join(told) + (f" and {more:,} more, see: everloop models card" if more > 0 else "")
-
-
-def _brief(value: Json) -> Json:
-    """A value as short as two still can be told apart: digests and commits by their beginning."""
-    if isinstance(value, str) and _DIGEST.fullmatch(value):
-        kind, colon, digest = value.rpartition(":")
-        return f"{kind}{colon}{digest[:12]}"
-    return short(value) if isinstance(value, str) else value
 
 
 def _moment(text: str) -> datetime:

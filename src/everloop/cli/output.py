@@ -26,10 +26,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value for m
 Home = Annotated[Path | None, typer.Option("--home", help="The store's folder. Default: as everloop.toml says.")]
 
 
-PROSE = ("why", "what", "evidence", "metrics", "routes", "trigger", "answered by", "by")
+PROSE = ("why", "what", "evidence", "metrics", "routes", "trigger", "answered by", "by", "answers")
 """Columns whose text may wrap."""
 
 
+_SIGNS = str.maketrans("", "", ",.-+%")
 PIPE_COLUMNS = 180
 PROSE_COLUMNS = 20
 ROOMY_COLUMNS = 40
@@ -210,7 +211,7 @@ def main_metrics(metrics: dict[str, float]) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return text == "-" or text.replace(",", "").replace(".", "").replace("-", "").replace("%", "").strip().isdigit()
+    return text == "-" or text.translate(_SIGNS).strip().isdigit()
 
 
 def report(error: EverloopError, as_json: bool) -> None:

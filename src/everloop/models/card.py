@@ -113,17 +113,33 @@ def _signature(signature: Mapping[str, Json]) -> str:
     return "## Signature\n\n" + _table(("", "name", "type", ""), rows) if rows else ""
 
 
-def _lineage(store: Store, version: ModelVersion) -> str:
+def lineage(store: Store, version: ModelVersion) -> list[tuple[str, Json]]:
+    """Run, data and code that a version comes from, as far as they are known."""
     runs = store.records.find(Run, ("id", "=", version.run), limit=1) if version.run else []
     snapshots = store.records.find(Snapshot, ("key", "=", version.snapshot), limit=1) if version.snapshot else []
-    rows: list[tuple[str, Json]] = [("Run", version.run), ("Code", version.code), ("Snapshot", version.snapshot)]
+    rows: list[tuple[str, Json]] = [("Run", version.run)]
+    for run in runs:
+        rows += [("Trigger", run.trigger), ("Command", " ".join(run.source.command))]
+    rows.append(("Snapshot", version.snapshot))
     for data in snapshots:
         rows += [("Rows", f"{data.rows:,}"), ("Data digest", data.digest)]
         if data.starts_at and data.ends_at:
             rows.append(("Data from", f"{data.starts_at:%Y-%m-%d} to {data.ends_at:%Y-%m-%d}"))
+    rows.append(("Code", version.code))
     for run in runs:
-        rows += [("Trigger", run.trigger), ("Git commit", run.source.git_commit), ("Python", run.source.python)]
-    rows = [row for row in rows if row[1]]
+        source = run.source
+        dirty = " with changes that are not committed" if source.git_dirty else ""
+        rows += [
+            ("Code of the steps", source.code if source.code != version.code else None),
+            ("Git commit", source.git_commit and f"{source.git_commit}{dirty}"),
+            ("Changes", source.changes),
+            ("Python", source.python),
+        ]
+    return [row for row in rows if row[1]]
+
+
+def _lineage(store: Store, version: ModelVersion) -> str:
+    rows = lineage(store, version)
     return "## Lineage\n\n" + _table(("", ""), rows) if rows else ""
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import NotFoundError
 from everloop.models.registry import get_package, get_version
-from everloop.records import Json, ModelVersion, Run, Step
+from everloop.records import Json, ModelVersion, Run, Snapshot, Source, Step
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -38,16 +38,18 @@ class VersionDiff:
     a: str
     b: str
     metrics: dict[str, MetricChange] = field(default_factory=dict)
+    data: dict[str, Change] = field(default_factory=dict)
+    """Snapshot, digest, rows, times, and by name columns that have come, gone or changed their type."""
     params: dict[str, Change] = field(default_factory=dict)
     signature: dict[str, Change] = field(default_factory=dict)
     """By input or output name, and `task` and `classes`."""
     packages: dict[str, Change] = field(default_factory=dict)
-    """Distributions of the environments in which the runs took place."""
+    """Of the environments in which the runs took place: distributions, and Python itself."""
     code: dict[str, Change] = field(default_factory=dict)
     """By step: digests of its code; and the git commits."""
     tags: dict[str, Change] = field(default_factory=dict)
     facts: dict[str, Change] = field(default_factory=dict)
-    """Snapshot, package, format, size, state and the like."""
+    """Run, package, format, size, state and the like."""
 
     @property
     def same_package(self) -> bool:
@@ -70,9 +72,10 @@ def diff_versions(store: Store, a: str, b: str) -> VersionDiff:
             name: _metric(left.metrics.get(name), right.metrics.get(name))
             for name in sorted({*left.metrics, *right.metrics})
         },
+        data=_changes(_data(store, left), _data(store, right)),
         params=_changes(*(run.params if run else {} for run in runs)),
         signature=_changes(_signature(left.signature), _signature(right.signature)),
-        packages=_changes(*(source.packages if source else {} for source in sources)),
+        packages=_changes(*(_environment(source) for source in sources)),
         code=_changes(_code(store, left, runs[0]), _code(store, right, runs[1])),
         tags=_changes(left.tags, right.tags),
         facts=_changes(_facts(store, left), _facts(store, right)),
@@ -99,7 +102,6 @@ def _signature(signature: Mapping[str, Json]) -> dict[str, Json]:
 def _facts(store: Store, version: ModelVersion) -> dict[str, Json]:
     facts: dict[str, Json] = {
         "state": version.state,
-        "snapshot": version.snapshot,
         "package": version.package,
         "code": version.code,
         "run": version.run,
@@ -109,6 +111,20 @@ def _facts(store: Store, version: ModelVersion) -> dict[str, Json]:
     except NotFoundError:
         return facts
     return {**facts, "format": package.format, "size_bytes": package.size_bytes, "compiled": package.compiled}
+
+
+def _data(store: Store, version: ModelVersion) -> dict[str, Json]:
+    found = store.records.find(Snapshot, ("key", "=", version.snapshot), limit=1) if version.snapshot else []
+    if not found:
+        return {"snapshot": version.snapshot}
+    data = found[0]
+    times = {name: at.isoformat() if at else None for name, at in (("from", data.starts_at), ("to", data.ends_at))}
+    columns: dict[str, Json] = {f"column {name}": kind for name, kind in data.columns.items()}
+    return {"snapshot": data.key, "digest": data.digest, "rows": data.rows, **times, "target": data.target, **columns}
+
+
+def _environment(source: Source | None) -> dict[str, Json]:
+    return {"python": source.python, **source.packages} if source else {}
 
 
 def _run(store: Store, version: ModelVersion) -> Run | None:
