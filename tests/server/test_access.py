@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
 
 from everloop.errors import ConflictError, UsageError
+from everloop.models import find_alias
 from everloop.records import ModelVersion
 from everloop.server.access import AccessBook, Principal
 from everloop.server.access.limiting import FailureLimit
@@ -293,3 +296,22 @@ def test_one_ipv6_network_is_one_address():
     limit.failed("2001:db8::2")
     assert limit.wait_s("2001:db8::3") > 0
     assert limit.wait_s("2001:db8:1::3") == 0
+
+
+def test_of_many_who_move_an_alias_over_http_one_does(store, serve):
+    versions = [f"m@{number}" for number in range(1, 9)]
+    for number in range(1, 9):
+        store.records.put(store.new(ModelVersion, model="m", version=number, package=f"sha256:{number:064d}"))
+    alias = "/api/v1/models/m/aliases/live"
+    with serve(store) as place, ThreadPoolExecutor(8) as pool:
+        for expected in ("nobody", None, None):
+            now = expected or find_alias(store, "m", "live").version
+            others = [version for version in versions if version != now]
+            answers = list(
+                pool.map(lambda to, now=now: place.ask("PUT", alias, {"version": to, "expect": now}), others)
+            )
+            (won,) = [answer.json["version"] for answer in answers if answer.status == 200]
+            told = [answer.json for answer in answers if answer.status != 200]
+            assert {answer.status for answer in answers} == {200, 409}
+            assert all(f"held by {won}, not by {now}" in json.dumps(one) for one in told)
+            assert find_alias(store, "m", "live").version == won

@@ -40,6 +40,7 @@ RETRY_AFTER_S = (1.0, 5.0, 30.0, 120.0)
 KINDS = ("alias", "alias_request", "model_version", "release")
 """The kinds that a webhook without verbs is told of."""
 MOST = 50
+MOST_VERBS = 100
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _VERB = re.compile(r"[a-z_]{1,40}\.[a-z_]{1,40}")
@@ -87,6 +88,8 @@ class Webhooks:
         """
         if not _NAME.fullmatch(name):
             raise UsageError(f"'{name}' is no name for a webhook.", help="Use letters, digits and . _ -; at most 64.")
+        if len(verbs) > MOST_VERBS:
+            raise UsageError(f"{len(verbs)} events are too many.", help=f"Name {MOST_VERBS} at most, or none for all.")
         for verb in verbs:
             if not _VERB.fullmatch(verb):
                 raise UsageError(f"'{verb}' is no event.", help="Events are kind.verb, such as alias.alias_set.")

@@ -21,6 +21,7 @@ ROLES: tuple[Role, ...] = ("viewer", "editor", "approver", "admin")
 ANYONE = "anyone"
 """What a route declares that needs no login at all, such as `/health`."""
 EVERY_PROJECT = "*"
+MOST_ROLES = 1000
 
 _RANK: dict[str | None, int] = {name: rank for rank, name in enumerate(ROLES)}
 
@@ -38,6 +39,8 @@ def read_roles(texts: Mapping[str, str]) -> dict[str, Role]:
     Raises:
         UsageError: no such role, or a project without a name.
     """
+    if len(texts) > MOST_ROLES:
+        raise UsageError(f"{len(texts)} roles are too many.", help=f"At most {MOST_ROLES}; '*' is every project.")
     for project, role in texts.items():
         if role not in _RANK or not project or len(project) > 100:
             raise UsageError(

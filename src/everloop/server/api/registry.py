@@ -18,15 +18,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 from litestar import MediaType, Request, Response, delete, get, patch, post, put
 
 from everloop.errors import UsageError
 from everloop.records import Alias, AliasPolicy, AliasRequest, ModelVersion
 from everloop.server.asking import NEEDS, Sent, store_of
 
+MOST_REASON = 10_000
 Asked = Request[Any, Any, Any]
+Why = Annotated[str, msgspec.Meta(max_length=MOST_REASON)]
+"""A reason is kept with the event for ever, so it has an end."""
 
 _READS = {NEEDS: "viewer"}
 _WRITES = {NEEDS: "editor"}
@@ -36,22 +40,22 @@ _RULES = {NEEDS: "admin"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """Where an alias shall go. `expect`: the version that must hold it now."""
+    """Where an alias shall go. `expect`: the version that must hold it now, or `nobody`."""
 
     version: str
-    reason: str = ""
+    reason: Why = ""
     expect: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
     version: str
-    reason: str = ""
+    reason: Why = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reason:
-    reason: str = ""
+    reason: Why = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +74,7 @@ class Curation:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Archival:
     archived: bool
-    reason: str = ""
+    reason: Why = ""
 
 
 def routes() -> list[Any]:
@@ -143,19 +147,23 @@ def history(request: Asked) -> Any:
 def move(request: Asked, data: Sent[Move]) -> Alias:
     """Move an alias. Where the champion of an endpoint moves, its traffic moves with it."""
     from everloop.loop import move_alias
+    from everloop.models import get_version
     from everloop.models.aliases import ANYONE
 
     store, model, alias = store_of(request), request.path_params["model"], request.path_params["alias"]
-    expect = ANYONE if data.expect is None else data.expect
+    asked = ANYONE if data.expect is None else data.expect
+    # An id or an alias names a version as well as its key does.
+    expect = asked if asked is ANYONE else None if asked == "nobody" else get_version(store, asked).key
     return move_alias(store, model, alias, data.version, data.reason, expect=expect)
 
 
 @delete("/api/v1/models/{model:str}/aliases/{alias:str}", sync_to_thread=True, opt=_DECIDES)
 def remove(request: Asked) -> None:
-    """Take an alias away."""
+    """Take an alias away; `?reason=` says why."""
     from everloop.models import remove_alias
 
-    remove_alias(store_of(request), request.path_params["model"], request.path_params["alias"])
+    reason = request.query_params.get("reason", "")[:MOST_REASON]
+    remove_alias(store_of(request), request.path_params["model"], request.path_params["alias"], reason=reason)
 
 
 @put("/api/v1/models/{model:str}/aliases/{alias:str}/policy", sync_to_thread=True, opt=_RULES)
