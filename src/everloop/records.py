@@ -559,6 +559,8 @@ class Webhook(Record):
     """Key of the signature (HMAC-SHA256) over each message."""
     seq: int = 0
     """The last event that was delivered or given up."""
+    part: int = 0
+    """How many of the messages that the event after `seq` makes are out already."""
     failures: int = 0
     """Messages given up since the last that was delivered."""
 

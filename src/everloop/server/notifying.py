@@ -1,7 +1,9 @@
 """Telling outside addresses of events: webhooks.
 
 What is sent stands in `messages.py`. Whatever answers 2xx has got it. Otherwise it is sent again after 1, 5, 30 and
-120 seconds, then given up.
+120 seconds, then given up. Each address is told in the order of the events, and none waits for another. How far it
+was told is kept, so after a restart only what nobody took is sent again; a process that is killed between an answer and
+the note of it sends that one message twice, with the same number of delivery.
 """
 
 from __future__ import annotations
@@ -11,13 +13,13 @@ import re
 import secrets
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import (
     AlreadyExistsError,
-    ConflictError,
     EverloopError,
     NotFoundError,
     UnavailableError,
@@ -26,7 +28,7 @@ from everloop.errors import (
 from everloop.records import Event, Webhook
 from everloop.server.access.book import PROJECT
 from everloop.server.messages import EXAMPLES, MLFLOW_KINDS, Message, messages_of, test_message
-from everloop.server.outbound import post, resolve
+from everloop.server.outbound import TOTAL_S, post, resolve
 from everloop.stores.clock import new_id
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ LOOK_EVERY_S = 0.5
 RETRY_AFTER_S = (1.0, 5.0, 30.0, 120.0)
 KINDS = ("alias", "alias_request", "model_version", "release")
 """The kinds that a webhook without verbs is told of."""
+AT_ONCE = 8
+"""So many addresses are told at the same time."""
 MOST = 50
 MOST_VERBS = 100
 
@@ -51,8 +55,6 @@ class _Try:
     """How often one webhook's next message was sent in vain, and when it may be sent again."""
 
     seq: int
-    part: int = 0
-    """How many of the event's messages are out."""
     failed: int = 0
     not_before: float = 0.0
 
@@ -137,7 +139,7 @@ class Webhooks:
         with self.records.transaction():
             hook = self.get(ref)
             if changes.get("active") and not hook.active:
-                changes["seq"] = self.store.records.last_event()
+                changes |= {"seq": self.store.records.last_event(), "part": 0}
             return self.records.update(replace(hook, updated_at=self.store.now(), **changes))[0]
 
     def remove(self, name: str) -> None:
@@ -185,6 +187,8 @@ class Notifier:
         self.retry_after_s = retry_after_s
         self._store = store
         self._tries: dict[str, _Try] = {}
+        self._quiet: dict[str, tuple[int, int]] = {}
+        """Up to which event, and in which revision, a webhook was found to have nothing to be told."""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="everloop-webhooks", daemon=True)
 
@@ -192,9 +196,11 @@ class Notifier:
         self._thread.start()
 
     def stop(self) -> None:
-        """Return when the message that is just being sent is out, after ten seconds at most."""
+        """Return when the messages that are just being sent are out, after ten seconds at most: what is cut off would
+        be sent again by the next process."""
         self._stopping.set()
-        self._thread.join(timeout=3)
+        if self._thread.is_alive():
+            self._thread.join(timeout=TOTAL_S + 1)
 
     def look(self) -> bool:
         """Send what is due, at most one message for each webhook; whether there was any."""
@@ -210,22 +216,49 @@ class Notifier:
         while not self._stopping.wait(LOOK_EVERY_S):
             try:
                 with self._store.lock("webhooks", block=False) as held:
-                    while held and not self._stopping.is_set():
-                        if not self.look():
-                            self._stopping.wait(LOOK_EVERY_S)
+                    if held:
+                        self._tell_all()
             except EverloopError as error:
                 _log.warning("webhooks: %s", error)
 
+    def _tell_all(self) -> None:
+        """Until the server stops, keep one worker at each webhook that is on."""
+        busy: dict[str, Future[None]] = {}
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="everloop-webhook") as pool:
+            while True:
+                last = self._store.records.last_event()
+                for hook in self.hooks.list():
+                    idle = hook.id not in busy or busy[hook.id].done()
+                    if hook.active and idle and self._quiet.get(hook.id) != (last, hook.revision):
+                        busy[hook.id] = pool.submit(self._drain, hook.id)
+                if self._stopping.wait(LOOK_EVERY_S):
+                    return
+
+    def _drain(self, id: str) -> None:
+        """Send to one webhook what is due, message after message."""
+        try:
+            while not self._stopping.is_set():
+                hook = self.hooks.get(id)
+                if not hook.active or not self._serve(hook):
+                    return
+        except NotFoundError:
+            self._tries.pop(id, None)
+        except EverloopError as error:
+            _log.warning("webhooks: %s", error)
+
     def _serve(self, hook: Webhook) -> bool:
+        last = self._store.records.last_event()
         found = self._next(hook)
         if found is None:
+            self._quiet[hook.id] = (last, hook.revision)
             return False
         event, messages = found
         trying = self._tries[hook.id]
+        part = min(hook.part, len(messages) - 1)
         if monotonic() < trying.not_before:
             return False
         try:
-            status = self.hooks.send(hook, messages[trying.part])
+            status = self.hooks.send(hook, messages[part])
             problem = "" if 200 <= status < 300 else f"it answered {status}"
         except (UnavailableError, UsageError) as error:
             problem = str(error)
@@ -236,10 +269,10 @@ class Notifier:
             return False
         if given_up:
             _log.warning("webhook '%s': event %d is given up: %s", hook.name, event.seq, problem)
-        elif trying.part + 1 < len(messages):
-            self._tries[hook.id] = _Try(trying.seq, trying.part + 1)
-            return True
-        self._done(hook, event, "given_up" if given_up else "delivered", hook.failures + 1 if given_up else 0)
+        verb = "given_up" if given_up else "delivered"
+        more = part + 1 < len(messages) and not given_up
+        far = replace(hook, part=part + 1) if more else replace(hook, seq=event.seq, part=0)
+        self._note(replace(far, failures=hook.failures + 1 if given_up else 0), verb)
         return True
 
     def _next(self, hook: Webhook) -> tuple[Event, list[Message]] | None:
@@ -255,13 +288,18 @@ class Notifier:
             for event in events:
                 if messages := messages_of(self._store, hook, event):
                     return event, messages
-                trying.seq, trying.part = event.seq, 0
+                trying.seq = event.seq
         return None
 
-    def _done(self, hook: Webhook, event: Event, verb: str, failures: int) -> None:
-        self._tries[hook.id] = _Try(event.seq)
+    def _note(self, far: Webhook, verb: str) -> None:
+        """Keep how far a webhook has been told, also where somebody has changed it meanwhile."""
+        self._tries[far.id] = _Try(far.seq)
         try:
-            self.hooks.records.update(replace(hook, seq=event.seq, failures=failures), verb=verb)
-        except (ConflictError, NotFoundError):
-            # It was changed or removed meanwhile; the next look sees that.
+            with self.hooks.records.transaction():
+                now = self.hooks.get(far.id)
+                if now.seq <= far.seq:
+                    told = replace(now, seq=far.seq, part=far.part, failures=far.failures)
+                    self.hooks.records.update(told, verb=verb)
+        except NotFoundError:
+            # It was removed meanwhile; the next look sees that.
             return
