@@ -363,6 +363,47 @@ class Trace(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationDataset(Record):
+    """A named set of questions to a language program, with what is expected of the answers; its rows stand beside."""
+
+    name: str
+    digest: str
+    """Eight digits that change with every write of rows, as MLflow's clients compare them."""
+    experiments: tuple[str, ...] = ()
+    """Numbers of the experiments that it belongs to."""
+    tags: dict[str, str] = field(default_factory=dict)
+    fields: dict[str, Json] = field(default_factory=dict)
+    """Names and types of what its rows' inputs, outputs and expectations have ever had; empty before the first."""
+    rows: int = 0
+    user: str | None = None
+    updated_by: str | None = None
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRow(Record):
+    """One question of an evaluation dataset. Its inputs are what it is: the same inputs are the same row."""
+
+    dataset: str
+    """Id of the evaluation dataset."""
+    digest: str
+    """Of the inputs."""
+    inputs: dict[str, Json]
+    outputs: Json = None
+    expectations: dict[str, Json] | None = None
+    tags: dict[str, Json] = field(default_factory=dict)
+    source: dict[str, Json] | None = None
+    """Where it comes from, in the form of MLflow's protocol: `source_type` and `source_data`."""
+    user: str | None = None
+    updated_by: str | None = None
+    updated_at: datetime
+
+    @property
+    def key(self) -> str:
+        return f"{self.dataset}#{self.digest}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Alias(Record):
     """A name that moves between versions, such as `champion`. Its history says who held it when."""
 
@@ -649,6 +690,8 @@ KINDS: dict[str, type[Record]] = {
     "experiment": Experiment,
     "logged_model": LoggedModel,
     "trace": Trace,
+    "evaluation_dataset": EvaluationDataset,
+    "evaluation_row": EvaluationRow,
     "alias": Alias,
     "endpoint": Endpoint,
     "finding": Finding,

@@ -232,7 +232,7 @@ def test_every_route_of_mlflow_needs_a_login_and_its_role(guarded):
     least = {"read": "viewer", "write": "editor", "delete": "approver", "admin": "admin"}
     paths = [(route.method, f"/{root}/{route.path}", least[route.access]) for route in ROUTES for root in ROOTS]
     paths += [("GET", "/get-artifact", "viewer"), ("GET", "/model-versions/get-artifact", "viewer")]
-    paths += [("POST", "/v1/traces", "editor")]
+    paths += [("POST", "/v1/traces", "editor"), ("POST", "/graphql", "viewer")]
     for method, template, needed in paths:
         path = re.sub(r"\{[^}]*\}", "x", template)
         assert place.ask(method, path, {}).status == 401, (method, path)

@@ -5,6 +5,7 @@
     GET /api/openapi.json         what /api/v1 is
     /api/v1/...                   records, registry, users and tokens: see the modules of `api/`
     /api/2.0/mlflow/... and kin   what MLflow's clients speak: see `mlflow/`
+    POST /graphql                 what MLflow's page asks: see `mlflow/graphql/`
 
 Nothing is mounted without saying which role it needs: `make_app` fails on a route that does not.
 """

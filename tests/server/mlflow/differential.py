@@ -17,6 +17,10 @@ _SAID_FURTHER = (
     re.compile(r"(already exists\.) Error: .*", re.DOTALL),
     re.compile(r"(Valid keys are) .*", re.DOTALL),
     re.compile(r"(Invalid page token, ).*", re.DOTALL),
+    # The library's own words, which change with its release.
+    re.compile(r"(Variable '\$\w+') .*", re.DOTALL),
+    # The variable that raises MLflow's limit is none of ours.
+    re.compile(r"(got \d+ (?:root fields|aliases)\.) To increase .*", re.DOTALL),
 )
 _ANY_ID = re.compile(r"[0-9a-f]{32}")
 

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+from everloop.server.mlflow.graphql.schema import TEXT
 
 Step = tuple[str, str, Any, tuple[str, str] | None]
 BIG = "x" * 7000
@@ -27,8 +30,10 @@ def steps() -> list[Step]:
     _runs(post, get)
     _logging(post, get)
     _searching(post, get)
+    _datasets(post, get)
     _logged_models(post, get, send)
     _registry(post, get, send)
+    _graphql(post)
     _artifacts(post, get, send)
     return found
 
@@ -230,6 +235,22 @@ def _searching(post: Any, get: Any) -> None:
     get("runs/get", run_id="{second}")
 
 
+def _datasets(post: Any, get: Any) -> None:
+    # The one spelling that MLflow's own server answers; its page asks here.
+    search = "/ajax-api/2.0/mlflow/experiments/search-datasets"
+    post(search, experiment_ids=["{exp}"])
+    post(search, experiment_ids=["0"])
+    post(search, experiment_ids=["777"])
+    post(search, experiment_ids=["{exp}", "{exp}"])
+    post(search, experiment_ids=["{exp}", "abc"])
+    post(search, experiment_ids=[])
+    post(search)
+    post(search, experiment_ids=["0"] * 21)
+    plain = {"name": "plain", "digest": "1", "source_type": "local", "source": "s"}
+    post("runs/log-inputs", run_id="{second}", datasets=[{"dataset": plain}])
+    post(search, experiment_ids=["{exp}"])
+
+
 def _logged_models(post: Any, get: Any, send: Any) -> None:
     m = "logged-models"
     post(m, ("model", "model.info.model_id"), experiment_id="{exp}", name="lm", model_type="t", source_run_id="{run}")
@@ -327,6 +348,99 @@ def _registry(post: Any, get: Any, send: Any) -> None:
     post(r + "create", name="p", tags=[{"key": "mlflow.prompt.is_prompt", "value": "true"}])
     get(r + "search")
     get(r + "search", filter="tags.`mlflow.prompt.is_prompt` = 'true'")
+
+
+PAGE_RUN = """
+query GetRun($data: MlflowGetRunInput!) @component(name: "a page") {
+  mlflowGetRun(input: $data) {
+    __typename
+    apiError { code message helpUrl }
+    run {
+      info { runName status runUuid experimentId endTime lifecycleStage startTime userId }
+      experiment { name tags { key value } artifactLocation lifecycleStage effectiveTraceArchivalRetention }
+      modelVersions { status version name source runLink statusMessage modelParams { name } description }
+      data {
+        metrics { key value step timestamp datasetName modelId runId }
+        params { key value }
+        tags { key value }
+      }
+      inputs {
+        datasetInputs { dataset { digest name profile schema source sourceType } tags { key value } }
+        modelInputs { modelId }
+      }
+      outputs { modelOutputs { modelId step } }
+    }
+  }
+}
+"""
+
+
+def _graphql(post: Any) -> None:
+    def ask(query: str, **variables: Any) -> None:
+        post("/graphql", query=query, variables=variables)
+
+    def run_of(what: str, name: str) -> str:
+        return '{ mlflowGetRun(input: {runId: "' + name + '"}) { run { ' + what + " } } }"
+
+    ask(PAGE_RUN, data={"runId": "{run}"})
+    ask(PAGE_RUN, data={"runUuid": "{second}"})
+    ask(PAGE_RUN, data={"runId": "0" * 32})
+    ask(PAGE_RUN, data={"runId": 5})
+    ask(PAGE_RUN, data={"nothing": "{run}"})
+    ask(PAGE_RUN)
+    ask(run_of("modelVersions { version creationTimestamp deploymentJobState { jobState runState jobId } }", "{run}"))
+    experiment = "{ experiment { experimentId name lifecycleStage tags { key value } workspace } apiError { code } }"
+    ask('{ mlflowGetExperiment(input: {experimentId: "{exp}"}) ' + experiment + "}")
+    ask('{ mlflowGetExperiment(input: {experimentId: "777"}) ' + experiment + "}")
+    ask('{ mlflowGetExperiment(input: {experimentId: "abc"}) ' + experiment + "}")
+    ask("{ mlflowGetExperiment(input: {experimentId: 7}) " + experiment + "}")
+    ask('{ mlflowGetExperiment(input: {experimentId: "{exp}"}) { experiment { nothing } } }')
+    ask('{ one: mlflowGetExperiment(input: {experimentId: "0"}) { experiment { name } } '
+        'two: mlflowGetExperiment(input: {experimentId: "777"}) { experiment { name } } }')  # fmt: skip
+    runs = "{ runs { info { runName status } data { params { key } } experiment { name } } nextPageToken }"
+    search = "query q($input: MlflowSearchRunsInput) { mlflowSearchRuns(input: $input) " + runs + " }"
+    for kind in (search, search.replace("query", "mutation", 1)):
+        ask(kind, input={"experimentIds": ["{exp}"]})
+        ask(kind, input={"experimentIds": ["{exp}"], "filter": "params.p = '1'"})
+        ask(kind, input={"experimentIds": ["{exp}"], "orderBy": ["start_time ASC"], "maxResults": 5})
+        ask(kind, input={"experimentIds": ["{exp}"], "filter": "wrong.p = '1'"})
+        ask(kind, input={"experimentIds": ["{exp}"], "runViewType": "SOME"})
+        ask(kind, input={"experimentIds": []})
+    ask('{ mlflowSearchRuns(input: {experimentIds: ["{exp}"], maxResults: 4294967296}) { nextPageToken } }')
+    datasets = "{ datasetSummaries { experimentId name digest context } apiError { message } }"
+    ask('mutation { mlflowSearchDatasets(input: {experimentIds: ["{exp}"]}) ' + datasets + " }")
+    ask("mutation { mlflowSearchDatasets(input: {experimentIds: []}) " + datasets + " }")
+    history = '(input: {runIds: ["{run}", "{second}"], metricKey: "b1"}) { metrics { key value step timestamp runId } }'
+    ask("{ mlflowGetMetricHistoryBulkInterval" + history + " }")
+    ask('{ mlflowListArtifacts(input: {runId: "{run}"}) { files { path isDir fileSize } nextPageToken } }')
+    ask('{ mlflowListArtifacts(input: {runId: "{run}", path: "../x"}) { files { path } } }')
+    versions = "{ modelVersions { name version status currentStage runId tags { key value } } nextPageToken }"
+    ask("{ mlflowSearchModelVersions(input: {}) " + versions + " }")
+    ask("{ mlflowSearchModelVersions(input: {filter: \"name = 'renamed'\", maxResults: 3}) " + versions + " }")
+    ask("{ mlflowSearchModelVersions(input: {filter: \"wrong = 'x'\"}) " + versions + " }")
+    ask('{ test(inputString: "said") { output __typename } }')
+    ask('query a { test(inputString: "a") { output } } query b { test(inputString: "b") { output } }')
+    post("/graphql", query='query a { test(inputString: "a") { output } }', operationName="a")
+    post("/graphql", query='query a { test(inputString: "a") { output } }', operationName="b")
+    ask("{ " + " ".join(f'a{n}: test(inputString: "x") {{ output }}' for n in range(10)) + " }")
+    ask("{ " + " ".join(f'a{n}: test(inputString: "x") {{ output }}' for n in range(11)) + " }")
+    ask("{ " + 'test(inputString: "x") { output } ' * 11 + "}")
+    ask('{ test(inputString: "x") { ' + " ".join(f"o{n}: output" for n in range(11)) + " } }")
+    ask('{ test(inputString: "x") { ' + " ".join(f"... on Test {{ o{n}: output }}" for n in range(11)) + " } }")
+    ask(run_of("info { runId } " * 501, "{run}"))
+    ask("{ a { a { a { a { a { a { a { a { a { a { a } } } } } } } } } } }")
+    ask('{ test(inputString: "x") { ...f } } fragment f on Test { output ...f }')
+    ask("{ ...f } fragment f on Query { ...g } fragment g on Query { ...f }")
+    ask("{ nothing }")
+    ask('{ test(inputString: "x") @nothing { output } }')
+    ask("{ __schema { queryType { name } mutationType { name } subscriptionType { name } } }")
+    # Deeper than ten: introspection as tools send it is refused by both.
+    ask("{ __schema { types { fields { type { ofType { ofType { ofType { ofType { ofType { ofType { name }}}}}}}}}}}")
+    for kind in re.findall(r"^(?:type|enum|input|scalar) (\w+)", TEXT, re.MULTILINE):
+        ask("query t($n: String!) { __type(name: $n) { name kind enumValues { name } "
+            "inputFields { name defaultValue type { name kind ofType { name } } } "
+            "fields { name args { name type { name } } type { name kind ofType { name kind ofType { name } } } } } }",
+            n=kind)  # fmt: skip
 
 
 def _artifacts(post: Any, get: Any, send: Any) -> None:

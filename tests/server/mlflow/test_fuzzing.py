@@ -21,17 +21,26 @@ FIELDS = (
     "page_token", "params", "path", "request_ids", "run_id", "run_ids", "run_name", "run_view_type", "secret", "source",
     "source_run_id", "stage", "stages", "start_step", "start_time", "status", "step", "tags", "timestamp", "trace",
     "trace_id", "trace_ids", "url", "user_id", "value", "version", "view_type", "locations", "assessment",
-    "update_mask",
+    "update_mask", "records", "dataset_record_ids", "filter_string", "inputs", "expectations", "timestamp_ms",
+    "request_metadata", "request_id", "view_type", "metric_name", "aggregations", "aggregation_type", "dimensions",
+    "filters", "time_interval_seconds", "start_time_ms", "end_time_ms", "filter_string1", "filter_string2",
+    "base_filter", "prompt_versions", "serialized_scorer",
 )  # fmt: skip
 TEXTS = st.text(alphabet=string.printable + "äß漢\x00\u202e\ud7ff", max_size=20) | st.sampled_from(
     ["0", "1", "-1", "9" * 40, "NaN", "m", "m@1", "..", "%2e%2e", "a/b", "metrics.m > 1", "tags.a = 'b'", "name DESC",
-     "FINISHED", "ACTIVE", "1970-01-01T00:00:00Z", "eyJvZmZzZXQiOiAxfQ==", "mlflow.runName", "http://127.0.0.1/"]
+     "FINISHED", "ACTIVE", "1970-01-01T00:00:00Z", "eyJvZmZzZXQiOiAxfQ==", "mlflow.runName", "http://127.0.0.1/",
+     "[{}]", '[{"inputs": {"a": 1}}]', '{"a": "b"}', "span.name RLIKE '(a+)+$'", "feedback.x > 1", "prompt = 'a/1'",
+     "trace.text LIKE '%a%'", "TRACES", "SPANS", "ASSESSMENTS", "COUNT", "PERCENTILE", "trace_count", "latency",
+     "span_count", "assessment_value", "trace_status", "span_name", "trace.status = 'OK'"]
 )  # fmt: skip
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats() | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS) | TEXTS, inner, max_size=3),
     max_leaves=8,
 )
+TRACE = "tr-fuzzed"
+KNOWN = [TRACE]
+"""What there is, by the ids that stand in paths."""
 BODIES = st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=8)
 
 
@@ -42,6 +51,9 @@ def real(served):
     api.post("registered-models/create", name="m")
     api.post("model-versions/create", name="m", source="s3://b/x")
     place = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": "0"}}
+    info = {"trace_id": TRACE, "trace_location": place, "request_time": "2026-01-01T00:00:00Z", "state": "OK"}
+    api.post("/api/3.0/mlflow/traces", trace={"trace_info": info})
+    KNOWN.append(api.post("/api/3.0/mlflow/datasets/create", name="d")["dataset"]["dataset_id"])
     return {
         "run_id": api.run(),
         "experiment_id": "0",
@@ -52,6 +64,15 @@ def real(served):
         "key": "k",
         "value": 1,
         "timestamp": 1,
+        "records": '[{"inputs": {"a": 1}}]',
+        "trace_id": TRACE,
+        "trace_ids": [TRACE],
+        "request_id": TRACE,
+        "metric_name": "trace_count",
+        "view_type": "TRACES",
+        "aggregations": [{"aggregation_type": "COUNT"}],
+        "filter_string1": "trace.status = 'OK'",
+        "filter_string2": "tags.a = 'b'",
         "source": "s3://b/x",
     }
 
@@ -71,7 +92,8 @@ def test_nothing_that_is_sent_gives_a_5xx(api, real, route):
         path = f"/{data.draw(st.sampled_from(['api', 'ajax-api']))}/{route.path}"
         while "{" in path:
             before, _, rest = path.partition("{")
-            path = before + quote(data.draw(TEXTS) or "x", safe="") + rest.partition("}")[2]
+            part = data.draw(TEXTS | st.sampled_from(KNOWN)) or "x"
+            path = before + quote(part, safe="") + rest.partition("}")[2]
         body = data.draw(BODIES) | {name: real[name] for name in data.draw(st.sets(st.sampled_from(sorted(real))))}
         if route.method == "GET":
             path += "?" + "&".join(f"{name}={quote(text)}" for name, text in _pairs(body))

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote_to_bytes
 
 from everloop.errors import EverloopError
@@ -19,6 +19,9 @@ from everloop.server.asking import AUTH, STORE, demand
 from everloop.server.mlflow import (
     artifacts,
     assessments,
+    dataset_rows,
+    dataset_summaries,
+    datasets,
     experiments,
     logged_models,
     metrics,
@@ -29,13 +32,14 @@ from everloop.server.mlflow import (
     runs,
     seals,
     server_info,
+    trace_search,
     traces,
     transfers,
     versions,
     webhooks,
 )
 from everloop.server.mlflow.artifact_places import ArtifactPlaces
-from everloop.server.mlflow.asking import Ask, Finder, Route
+from everloop.server.mlflow.asking import Ask, Finder, Handler, Route
 from everloop.server.mlflow.pending import PendingMetrics
 from everloop.server.mlflow.proxy import Receive, Scope, Send, answer, answer_json, download, upload
 from everloop.server.mlflow.seals import Seals
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
 
 ROUTES: tuple[Route, ...] = (
     *experiments.ROUTES,
+    *dataset_summaries.ROUTES,
     *runs.ROUTES,
     *run_log.ROUTES,
     *run_search.ROUTES,
@@ -57,15 +62,20 @@ ROUTES: tuple[Route, ...] = (
     *models.ROUTES,
     *versions.ROUTES,
     *traces.ROUTES,
+    *trace_search.ROUTES,
     *assessments.ROUTES,
+    *datasets.ROUTES,
+    *dataset_rows.ROUTES,
     *webhooks.ROUTES,
     *server_info.ROUTES,
 )
-MOUNTS = ("/api/2.0/mlflow", "/api/2.0/mlflow-artifacts", "/api/3.0/mlflow")
+MOUNTS = ("/api/2.0/mlflow", "/api/2.0mlflow", "/api/2.0/mlflow-artifacts", "/api/3.0/mlflow")
+GRAPHQL = "/graphql"
 FILES = {"/get-artifact": artifacts.run_file, "/model-versions/get-artifact": artifacts.version_file}
 LARGEST_BODY = 32 << 20
 STALE_S = 7 * 86_400.0
 """After so long without a change a draft of an upload is taken for one that nobody will finish."""
+_LOOP_WAIT_S = 30.0
 _PREFIXES = ("/ajax-api/", "/api/")
 _log = logging.getLogger("everloop.server")
 
@@ -96,6 +106,8 @@ def access_of(method: str, path: str) -> str | None:
         return "read"
     if path == otlp.PATH:
         return "write" if method == "POST" else None
+    if path == GRAPHQL:
+        return "read" if method == "POST" else None
     inner = _inner(path)
     found = _TABLE.find(method, inner) if inner is not None else None
     return found[0].access if found else None
@@ -147,6 +159,9 @@ class MlflowApp:
             fields = Fields.of_query(scope["query_string"])
             ask = Ask(self.store, fields, self.artifacts, self.pending, seals=self.seals)
             await transfers.use_address(ask, scope, receive, send)
+            return
+        if raw == GRAPHQL:
+            await self._graphql(scope, receive, send)
             return
         inner = _inner(raw)
         found = _TABLE.find("GET" if head else method, inner) if inner is not None else None
@@ -212,6 +227,31 @@ class MlflowApp:
             await upload(folder, within, receive)
             await answer_json(send, {})
 
+    async def _graphql(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            raise MlflowError(f"{scope['method']} is not allowed here.", "BAD_REQUEST")
+        if AUTH in scope:
+            demand(scope, _ROLES["read"])
+        # With the first query, since few servers are ever asked one.
+        from everloop.server.mlflow import graphql
+
+        body = await _body(receive, graphql.LARGEST_BODY)
+        _check_content_type(scope, body)
+        fields, loop = Fields.of_body(body), asyncio.get_running_loop()
+
+        async def in_loop(handler: Handler, ask: Ask) -> Mapping[str, Any]:
+            return handler(ask)
+
+        def ask_route(route: Route, said: Fields) -> Mapping[str, Any]:
+            handler, ask = cast("Handler", route.handler), self._ask(scope, route.access, said)
+            if route.slow:
+                return handler(ask)
+            # What is short may need what lives in the loop: metrics on their way.
+            return asyncio.run_coroutine_threadsafe(in_loop(handler, ask), loop).result(timeout=_LOOP_WAIT_S)
+
+        self.pending.fold_all()
+        await answer_json(send, await asyncio.to_thread(graphql.answer_query, fields, ask_route))
+
 
 def _pattern(template: str) -> str:
     parts = re.split(r"\{(\w+)\}", template)
@@ -257,10 +297,10 @@ def _length(scope: Scope) -> int:
     return int(said) if said.isdigit() else 0
 
 
-async def _body(receive: Receive) -> bytes:
+async def _body(receive: Receive, largest: int = LARGEST_BODY) -> bytes:
     message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body", False):
-        first: bytes = message.get("body", b"")
+    first: bytes = message.get("body", b"")
+    if message["type"] == "http.request" and not message.get("more_body", False) and len(first) <= largest:
         return first
     parts: list[bytes] = []
     size = 0
@@ -269,8 +309,8 @@ async def _body(receive: Receive) -> bytes:
             raise MlflowError("The request broke off.", "BAD_REQUEST")
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > LARGEST_BODY:
-            raise MlflowError(f"A request has at most {LARGEST_BODY} bytes.", "BAD_REQUEST")
+        if size > largest:
+            raise MlflowError(f"A request has at most {largest} bytes.", "BAD_REQUEST")
         if not message.get("more_body", False):
             return b"".join(parts)
         message = await receive()

@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from everloop.server.mlflow.patterns import check_pattern, fits, fits_whole
 from everloop.server.mlflow.wire import MlflowError
 
-Entity = Literal["attribute", "metric", "param", "tag", "dataset", "metadata"]
+Entity = Literal[
+    "attribute", "metric", "param", "tag", "dataset", "metadata", "span", "feedback", "expectation", "issue"
+]
 Value = str | float | int | tuple[str, ...] | None
 
 LONGEST_FILTER = 100_000
@@ -36,6 +39,9 @@ _TOKEN = re.compile(
 _TEXT_OPS = frozenset({"=", "!=", "LIKE", "ILIKE", "IS NULL", "IS NOT NULL"})
 _NUMBER_OPS = frozenset({"=", "!=", "<", "<=", ">", ">=", "IS NULL", "IS NOT NULL"})
 _LIST_OPS = frozenset({"IN", "NOT IN"})
+_ORDER_OPS = frozenset({"<", "<=", ">", ">="})
+_QUICK = 1 << 22
+"""Characters of text times those of a pattern which Python compares in a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,8 @@ class Grammar:
     aliases: tuple[tuple[str, str], ...] = ()
     heads: tuple[tuple[str, Entity], ...] = ()
     """Words before the dot that only this grammar knows."""
+    patterns: bool = False
+    """Whether texts may be compared by RLIKE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,8 @@ class Term:
                 return bool(found != self.value)
             case "LIKE" | "ILIKE":
                 return is_like(str(found), str(self.value), ignore_case=self.op == "ILIKE")
+            case "RLIKE":
+                return fits(str(self.value), str(found))
             case "IN":
                 return isinstance(self.value, tuple) and found in self.value
             case "NOT IN":
@@ -96,22 +106,45 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 
 def is_like(text: str, pattern: str, *, ignore_case: bool) -> bool:
     """Whether a text fits a LIKE pattern. Piece by piece, so that no pattern takes more than quadratic time."""
-    flags = re.DOTALL | (re.IGNORECASE if ignore_case else 0)
-    first, *others = ["".join("." if sign == "_" else re.escape(sign) for sign in part) for part in pattern.split("%")]
+    if ignore_case:
+        text, pattern = text.lower(), pattern.lower()
+    first, *others = pattern.split("%")
+    if "_" not in pattern:
+        return _is_like_plainly(text, first, others)
+    if len(text) * len(pattern) > _QUICK:
+        return fits_whole("(?s)" + ".*".join(map(_expression, (first, *others))), text)
     if not others:
-        return re.fullmatch(first, text, flags) is not None
-    begun = re.compile(first, flags).match(text)
+        return re.fullmatch(_expression(first), text, re.DOTALL) is not None
+    begun = re.compile(_expression(first), re.DOTALL).match(text)
     if begun is None:
         return False
     at = begun.end()
     for part in others[:-1]:
         # The earliest place leaves the most room for what follows.
-        found = re.compile(part, flags).search(text, at)
+        found = re.compile(_expression(part), re.DOTALL).search(text, at)
         if found is None:
             return False
         at = found.end()
-    length = len(pattern) - pattern.rindex("%") - 1
-    return len(text) - length >= at and re.compile(others[-1], flags).fullmatch(text, len(text) - length) is not None
+    last, begin = re.compile(_expression(others[-1]), re.DOTALL), len(text) - len(others[-1])
+    return begin >= at and last.fullmatch(text, begin) is not None
+
+
+def _is_like_plainly(text: str, first: str, others: Sequence[str]) -> bool:
+    if not others:
+        return text == first
+    if not text.startswith(first):
+        return False
+    at = len(first)
+    for part in others[:-1]:
+        found = text.find(part, at)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return len(text) - len(others[-1]) >= at and text.endswith(others[-1])
+
+
+def _expression(part: str) -> str:
+    return "".join("." if sign == "_" else re.escape(sign) for sign in part)
 
 
 def parse_filter(text: str, grammar: Grammar) -> list[Term]:
@@ -165,7 +198,7 @@ def _term(tokens: Sequence[tuple[str, str]], at: int, grammar: Grammar, text: st
         return tokens[at][1].upper() if at < len(tokens) and tokens[at][0] == "name" else ""
 
     entity, key = parse_key(take("name", "text"), grammar)
-    if word() in ("LIKE", "ILIKE") or word() == "IN":
+    if word() in ("LIKE", "ILIKE", "RLIKE", "IN"):
         op = take("name").upper()
     elif word() == "NOT":
         take("name")
@@ -186,7 +219,7 @@ def _term(tokens: Sequence[tuple[str, str]], at: int, grammar: Grammar, text: st
     else:
         op = take("op").replace("<>", "!=")
     if op in _LIST_OPS:
-        if entity != "attribute" or key not in grammar.listed:
+        if entity != "span" and (entity != "attribute" or key not in grammar.listed):
             raise MlflowError(
                 "Only the 'run_id' attribute, dataset digest, dataset name, and dataset context support comparison "
                 "with a list of quoted string values."
@@ -216,12 +249,21 @@ def _value(entity: Entity, key: str, op: str, kind: str, token: str, grammar: Gr
             raise MlflowError(f"Expected numeric value type for {what}. Found {token}")
         _check_op(op, _NUMBER_OPS)
         return float(token) if re.search(r"[.eE]", token) else int(token)
+    ordered = entity in ("feedback", "expectation") and op in _ORDER_OPS
+    if ordered and kind == "number":
+        return float(token)
+    if ordered:
+        raise MlflowError(
+            f"Expected a numeric value for {entity} when using comparator '{op}'. Got value {token[:200]}"
+        )
     if kind != "text":
         if entity == "attribute":
             raise MlflowError(f"Expected a quoted string value for attributes. Got value {token}")
         named = "parameter" if entity == "param" else entity
         raise MlflowError(f"Expected a quoted string value for {named} (e.g. 'my-value'). Got value {token}")
-    _check_op(op, _TEXT_OPS)
+    _check_op(op, _TEXT_OPS | {"RLIKE"} if grammar.patterns else _TEXT_OPS)
+    if op == "RLIKE":
+        check_pattern(_unquoted(token))
     return _unquoted(token)
 
 

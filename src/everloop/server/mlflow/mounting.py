@@ -8,7 +8,7 @@ from litestar import MediaType, get
 from litestar.handlers import asgi
 from litestar.types import Receive, Scope, Send
 
-from everloop.server.mlflow.app import FILES, MOUNTS, MlflowApp
+from everloop.server.mlflow.app import FILES, GRAPHQL, MOUNTS, MlflowApp
 from everloop.server.mlflow.otlp import PATH
 from everloop.server.mlflow.seals import PATH as SIGNED
 from everloop.server.mlflow.server_info import PROTOCOL
@@ -45,8 +45,12 @@ def make_routes(store: Store, artifacts: ArtifactPlaces, options: ServerOptions 
         # Whoever has such an address was given it by somebody with the right.
         await app(scope, receive, send)  # type: ignore[arg-type]
 
+    @asgi(GRAPHQL, copy_scope=True, opt={"role": "viewer"})
+    async def graphql_queries(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope, receive, send)  # type: ignore[arg-type]
+
     @get("/version", opt={"role": "anyone"}, media_type=MediaType.TEXT, sync_to_thread=False, include_in_schema=False)
     def version() -> str:
         return PROTOCOL
 
-    return [mlflow_protocol, mlflow_files, opentelemetry_traces, signed_artifacts, version]
+    return [mlflow_protocol, mlflow_files, opentelemetry_traces, graphql_queries, signed_artifacts, version]

@@ -67,7 +67,7 @@ def search_runs(ask: Ask) -> Mapping[str, Any]:
         rows = [
             run
             for run in _found(ask, where, order, _ALL, None).rows
-            if any(meets(of_datasets, lambda term, d=d: d.get(term.key)) for d in _datasets(cast("Run", run)))  # type: ignore[misc]
+            if any(meets(of_datasets, lambda term, d=d: d.get(term.key)) for d in datasets_of(cast("Run", run)))  # type: ignore[misc]
         ]
         return paged(rows, Page.of(token), most, run_out, "runs")
     found = _found(ask, where, order, most, token or None)
@@ -84,13 +84,19 @@ def _found(ask: Ask, where: Expression, order: Sequence[str], most: int, after: 
         raise MlflowError(f"Invalid page token, {error}" if after is not None else str(error)) from error
 
 
-def _in_experiments(experiments: Iterable[str]) -> Expression:
+def experiment_numbers(experiments: Iterable[str]) -> list[str]:
+    """The experiments' numbers as records name them."""
     numbers = []
     for number in experiments:
         try:
             numbers.append(str(int(number)))
         except ValueError:
             raise MlflowError(f"Invalid experiment ID '{number}'. Experiment ID must be a valid integer.") from None
+    return numbers
+
+
+def _in_experiments(experiments: Iterable[str]) -> Expression:
+    numbers = experiment_numbers(experiments)
     inside: Expression = Compare(("experiment",), "in", tuple(numbers))
     return Or((inside, Compare(("experiment",), "is null"))) if DEFAULT in numbers else inside
 
@@ -138,7 +144,8 @@ def _order(clauses: Sequence[str]) -> list[str]:
     return order
 
 
-def _datasets(run: Run) -> list[dict[str, Any]]:
+def datasets_of(run: Run) -> list[dict[str, Any]]:
+    """The datasets that a run has read, each with its `context`: what it was read for, or None."""
     found = []
     for entry in run.inputs:
         if "dataset" in entry:

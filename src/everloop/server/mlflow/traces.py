@@ -1,4 +1,4 @@
-"""Traces: what their clients say of them, search, tags, links, and the spans that came.
+"""Traces: what their clients say of them, tags, links, and the spans that came.
 
 Source: MLflow 3's trace API (`/api/3.0/mlflow/traces…`). A trace is told twice: by its spans, over OpenTelemetry's
 protocol, while it goes on, and as a whole when it has ended. Either may come first.
@@ -17,11 +17,10 @@ import msgspec
 from everloop.errors import AlreadyExistsError
 from everloop.records import Run, Trace, TraceState
 from everloop.server.mlflow.asking import Ask, Route
-from everloop.server.mlflow.experiments import active_experiment, checked_most
-from everloop.server.mlflow.filters import Grammar, Term, meets, parse_filter, parse_order
+from everloop.server.mlflow.experiments import active_experiment
 from everloop.server.mlflow.names import check_tag
-from everloop.server.mlflow.paging import Page, paged
 from everloop.server.mlflow.reply import record_id, wire_id
+from everloop.server.mlflow.spans import spans_of
 from everloop.server.mlflow.wire import Fields, MlflowError, invalid, missing, ms_of, not_found
 from everloop.stores.clock import new_id
 
@@ -29,9 +28,9 @@ if TYPE_CHECKING:
     from everloop.records import Json
     from everloop.stores import Store
 
-USUAL, MOST = 100, 500
 NAME, SPANS_AT, ARTIFACTS_AT = "mlflow.traceName", "mlflow.trace.spansLocation", "mlflow.artifactLocation"
 PROMPTS, SOURCE_RUN = "mlflow.linkedPrompts", "mlflow.sourceRun"
+SESSION = "mlflow.trace.session"
 LONGEST_ID = 50
 LONGEST_PREVIEW = 10_000
 MOST_LINKED = 100
@@ -41,31 +40,15 @@ STATES: dict[str, TraceState] = {
     "OK": "ok",
     "ERROR": "error",
 }
-_SAID = {state: said for said, state in STATES.items()}
+SAID = {state: said for said, state in STATES.items()}
 _ID = re.compile(r"[A-Za-z0-9_:.\-]+")
-_GRAMMAR = Grammar(
-    texts=frozenset({"name", "status", "request_id", "run_id", "client_request_id"}),
-    numbers=frozenset({"timestamp_ms", "execution_time_ms", "end_time_ms"}),
-    entities=frozenset({"attribute", "tag", "metadata"}),
-    listed=frozenset({"name", "status", "request_id", "run_id", "client_request_id"}),
-    aliases=(
-        ("timestamp", "timestamp_ms"),
-        ("execution_time", "execution_time_ms"),
-        ("end_time", "end_time_ms"),
-        ("trace_id", "request_id"),
-        ("state", "status"),
-    ),
-    heads=(("trace", "attribute"), ("metadata", "metadata"), ("request_metadata", "metadata")),
-)
-_ORDERS = replace(_GRAMMAR, texts=_GRAMMAR.texts | {"experiment_id"}, entities=frozenset({"attribute"}))
 
 
 def start_trace(ask: Ask) -> Mapping[str, Any]:
     """Take in what a client says of a whole trace; said twice, the later word counts."""
     info = _object(_object(ask.fields, "trace"), "trace_info")
     name = checked_id(info.text("trace_id"))
-    place = _object(info, "trace_location")
-    number = _object(place, "mlflow_experiment").text("experiment_id")
+    number = experiment_in(_object(info, "trace_location"))
     took = info.text("execution_duration", required=False)
     said = info.text("state", required=False) or "STATE_UNSPECIFIED"
     if said not in STATES:
@@ -136,29 +119,6 @@ def batch_get_traces(ask: Ask) -> Mapping[str, Any]:
 def batch_get_trace_infos(ask: Ask) -> Mapping[str, Any]:
     found = _several(ask)
     return {"trace_infos": [trace_out(trace) for trace in found]} if found else {}
-
-
-def search_traces(ask: Ask) -> Mapping[str, Any]:
-    fields, store = ask.fields, ask.store
-    numbers = [
-        _object(place, "mlflow_experiment").text("experiment_id")
-        for place in fields.objects("locations", required=True)
-        if place.has("mlflow_experiment")
-    ]
-    if not numbers:
-        raise MlflowError("At least one location must be specified.")
-    most = checked_most(fields, USUAL, MOST, lowest=1)
-    terms = parse_filter(fields.text("filter", required=False), _GRAMMAR)
-    orders = [parse_order(text, _ORDERS) for text in fields.texts("order_by")]
-    page = Page.of(fields.text("page_token", required=False))
-    found = store.records.find(Trace, ("experiment", "in", numbers))
-    rows = [trace for trace in found if meets(terms, lambda term, t=trace: _value(t, term))]  # type: ignore[misc]
-    rows.sort(key=lambda trace: trace.trace_id)
-    for _, key, ascending in reversed(orders or [("attribute", "timestamp_ms", False)]):
-        there = [trace for trace in rows if _attribute(trace, key) is not None]
-        there.sort(key=lambda trace, k=key: _attribute(trace, k), reverse=not ascending)  # type: ignore[misc]
-        rows = [*there, *(trace for trace in rows if _attribute(trace, key) is None)]
-    return paged(rows, page, most, trace_out, "traces")
 
 
 def delete_traces(ask: Ask) -> Mapping[str, Any]:
@@ -264,7 +224,7 @@ def trace_out(trace: Trace) -> dict[str, Any]:
             "mlflow_experiment": {"experiment_id": trace.experiment},
         },
         "request_time": time_text(trace.requested_at),
-        "state": _SAID[trace.state],
+        "state": SAID[trace.state],
     }
     for name, value in (
         ("client_request_id", trace.client_request),
@@ -307,14 +267,9 @@ def new_assessment(store: Store, trace: str, said: Any) -> dict[str, Json]:
 
 
 def _whole(ask: Ask, trace: Trace) -> dict[str, Any]:
-    spans: dict[str, Any] = {}
-    for digest in trace.spans:
-        for span in msgspec.json.decode(ask.store.objects.read(digest)):
-            # Told again, a span takes the place of what was said of it before.
-            spans[span.get("span_id", "")] = span
     answer: dict[str, Any] = {"trace_info": trace_out(trace)}
-    if spans:
-        answer["spans"] = sorted(spans.values(), key=lambda span: int(span.get("start_time_unix_nano", 0)))
+    if spans := spans_of(ask.store, trace):
+        answer["spans"] = spans
     return answer
 
 
@@ -328,6 +283,11 @@ def _changed(ask: Ask, how: Any) -> Mapping[str, Any]:
     with ask.store.records.transaction():
         ask.store.records.update(how(trace_of(ask.store, ask.path["trace_id"])))
     return {}
+
+
+def experiment_in(place: Fields) -> str:
+    """The number of the experiment that a location names."""
+    return _object(place, "mlflow_experiment").text("experiment_id")
 
 
 def _object(fields: Fields, name: str) -> Fields:
@@ -368,43 +328,8 @@ def _seconds(text: str) -> float:
     return float(found[1])
 
 
-def _value(trace: Trace, term: Term) -> Any:
-    if term.entity == "tag":
-        return trace.tags.get(term.key)
-    if term.entity == "metadata":
-        return trace.metadata.get(term.key)
-    if term.key == "run_id":
-        runs = [run for run in (trace.metadata.get(SOURCE_RUN), *map(wire_id, trace.runs)) if run]
-        wanted = term.value if isinstance(term.value, tuple) else (term.value,)
-        return next((run for run in runs if run in wanted), runs[0] if runs else None)
-    return _attribute(trace, term.key)
-
-
-def _attribute(trace: Trace, key: str) -> Any:
-    took = None if trace.seconds is None else round(trace.seconds * 1000)
-    match key:
-        case "name":
-            return trace.tags.get(NAME)
-        case "status":
-            return _SAID[trace.state]
-        case "request_id":
-            return trace.trace_id
-        case "client_request_id":
-            return trace.client_request
-        case "run_id":
-            return trace.metadata.get(SOURCE_RUN)
-        case "experiment_id":
-            return trace.experiment
-        case "execution_time_ms":
-            return took
-        case "end_time_ms":
-            return None if took is None else ms_of(trace.requested_at) + took
-    return ms_of(trace.requested_at)
-
-
 ROUTES = (
     Route("POST", "3.0/mlflow/traces", start_trace, "write"),
-    Route("POST", "3.0/mlflow/traces/search", search_traces, "read", slow=True),
     Route("GET", "3.0/mlflow/traces/get", get_trace, "read", slow=True),
     Route("GET", "3.0/mlflow/traces/batchGet", batch_get_traces, "read", slow=True),
     Route("POST", "3.0/mlflow/traces/batchGetInfos", batch_get_trace_infos, "read", slow=True),

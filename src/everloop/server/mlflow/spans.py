@@ -1,0 +1,117 @@
+"""The spans of a trace: as they came in OpenTelemetry's form, and what MLflow's clients and filters see of them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from everloop.records import Json, Trace
+    from everloop.stores import Store
+
+TYPE = "mlflow.spanType"
+_SCALARS = ("string_value", "int_value", "double_value", "bool_value", "bytes_value")
+_STATUS = {"STATUS_CODE_OK": "OK", "STATUS_CODE_ERROR": "ERROR"}
+_ODD = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+
+
+def spans_of(store: Store, trace: Trace) -> list[dict[str, Any]]:
+    """The spans of a trace in OpenTelemetry's form, the root first, then by their beginnings."""
+    spans: dict[str, Any] = {}
+    for digest in trace.spans:
+        for span in msgspec.json.decode(store.objects.read(digest)):
+            # Told again, a span takes the place of what was said of it before.
+            spans[span.get("span_id", "")] = span
+    return sorted(spans.values(), key=lambda span: (bool(span.get("parent_span_id")), started(span)))
+
+
+def started(span: Mapping[str, Any]) -> int:
+    """Nanoseconds since 1970."""
+    return int(span.get("start_time_unix_nano", 0))
+
+
+def ended(span: Mapping[str, Any]) -> int | None:
+    return int(span.get("end_time_unix_nano", 0)) or None
+
+
+def status_of(span: Mapping[str, Any]) -> str:
+    return _STATUS.get(span.get("status", {}).get("code", ""), "UNSET")
+
+
+def attributes_of(span: Mapping[str, Any]) -> dict[str, Json]:
+    return {one.get("key", ""): value_of(one.get("value")) for one in span.get("attributes", ())}
+
+
+def value_of(value: Any) -> Json:
+    """What an attribute holds: protobuf's JSON says with each value of which kind it is."""
+    if not isinstance(value, dict):
+        return None
+    for kind in _SCALARS:
+        if kind in value:
+            return _ODD.get(value[kind], value[kind]) if kind == "double_value" else value[kind]
+    if "array_value" in value:
+        return [value_of(item) for item in value["array_value"].get("values", ())]
+    if "kvlist_value" in value:
+        return {one.get("key", ""): value_of(one.get("value")) for one in value["kvlist_value"].get("values", ())}
+    return None
+
+
+def text_of(value: Json) -> str:
+    """An attribute's value as a filter compares it: a text as it is, all else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def parsed(value: Json) -> Json:
+    """A value that may stand in a text as JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def span_out(span: Mapping[str, Any]) -> dict[str, Any]:
+    """A span as MLflow writes it into a trace's file: each attribute as a text of JSON."""
+    return {
+        "trace_id": span.get("trace_id", ""),
+        "span_id": span.get("span_id", ""),
+        "parent_span_id": span.get("parent_span_id") or None,
+        "name": span.get("name", ""),
+        "start_time_unix_nano": started(span),
+        "end_time_unix_nano": ended(span),
+        "events": [
+            {
+                "name": event.get("name", ""),
+                "time_unix_nano": int(event.get("time_unix_nano", 0)),
+                "attributes": attributes_of(event),
+            }
+            for event in span.get("events", ())
+        ],
+        "status": {
+            "code": span.get("status", {}).get("code", "STATUS_CODE_UNSET"),
+            "message": span.get("status", {}).get("message", ""),
+        },
+        "attributes": {key: json.dumps(value, ensure_ascii=False) for key, value in attributes_of(span).items()},
+        "links": [
+            {
+                "trace_id": f"tr-{_hex(link.get('trace_id', ''))}",
+                "span_id": _hex(link.get("span_id", "")),
+                "attributes": attributes_of(link),
+            }
+            for link in span.get("links", ())
+        ],
+    }
+
+
+def content_of(span: Mapping[str, Any]) -> str:
+    """All that a span says, in one text."""
+    return json.dumps(span_out(span), ensure_ascii=False)
+
+
+def _hex(text: str) -> str:
+    return base64.b64decode(text).hex()
