@@ -151,6 +151,14 @@ client.log_dict(name, {"a": [1, 2]}, "kinds/values.json")
 client.log_dict(name, {"a": [1, 2]}, "kinds/values.yaml")
 client.log_text(name, "<b>ü</b>", "kinds/page ü.html")
 client.log_image(name, (features[:8, :3, None] * 255).astype("uint8").repeat(3, axis=2), "kinds/image.png")
+pixels = (features[:8, :3, None] * 255).astype("uint8").repeat(3, axis=2)
+for step in (0, 100, 255):
+    client.log_image(name, pixels, key="dog", step=step, timestamp=1795669561300 + step, synchronous=True)
+shown = [file.path for file in client.list_artifacts(name, "images")]
+said["images"] = [
+    len(shown),
+    {mlflow.artifacts.load_image(f"runs:/{name}/{path}").size for path in shown if path.endswith("png")} == {(3, 8)},
+]
 client.log_table(name, data={"q": ["x", "y"], "n": [1, 2]}, artifact_file="kinds/table.json")
 client.log_table(name, data=pd.DataFrame({"q": ["z"], "n": [3]}), artifact_file="kinds/table.json")
 with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import pytest
 
 from everloop.server.mlflow.artifact_root import ArtifactRoot, safe_parts
@@ -102,6 +104,40 @@ def test_uploads_are_never_shown_as_pages(api):
         assert got.headers["x-content-type-options"] == "nosniff"
         assert got.headers["content-disposition"].startswith("attachment")
         assert "sandbox" in got.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.txt", "text/plain"), ("MLmodel", "text/plain"), ("a.json", "text/plain"), ("a.js", "text/plain"),
+        ("a.png", "image/png"), ("a.PDF", "application/pdf"), ("a.pkl", "application/octet-stream"),
+        ("a.html", "application/octet-stream"), ("a.svg", "application/octet-stream"),
+        ("a.xhtml", "application/octet-stream"), ("html", "application/octet-stream"),
+        ("dog+step+100+timestamp+1795669561300+2f00b0c8-5c2e-4a7b-9a0e-0dcf5dbd53a1.png", "image/png"),
+        ("dog%step%100%timestamp%1795669561300%2f00b0c8-5c2e-4a7b-9a0e-0dcf5dbd53a1.png", "image/png"),
+        ("dog%step%100%timestamp%1795669561300%002eb0c8-5c2e-4a7b-9a0e-0dcf5dbd53a1%compressed.webp", "image/webp"),
+    ],
+)  # fmt: skip
+def test_files_are_told_by_their_names(api, name, kind):
+    address = f"{PROXY}/kinds/{quote(name)}"
+    assert api.send("PUT", address, b"<script>alert(1)</script>").status == 200
+    got = api.send("GET", address, accept="text/html")
+    assert got.headers["content-type"] == kind
+    assert got.headers["content-disposition"] == f'attachment; filename="{name}"'
+    assert "sandbox" in got.headers["content-security-policy"]
+
+
+def test_a_name_cannot_end_its_header(api):
+    got = api.send("PUT", f"{PROXY}/kinds/{quote('a b.txt')}", b"x")
+    assert got.status == 200
+    got = api.send("GET", f"{PROXY}/kinds/{quote('a b.txt')}")
+    assert got.headers["content-disposition"] == 'attachment; filename="a b.txt"'
+    for name in ('q"uote.txt', "ü.txt"):
+        assert api.send("PUT", f"{PROXY}/kinds/{quote(name)}", b"x").status == 200
+        said = api.send("GET", f"{PROXY}/kinds/{quote(name)}").headers["content-disposition"]
+        assert said.startswith('attachment; filename="')
+        assert said.endswith(f"; filename*=UTF-8''{quote(name)}")
+        assert said.count('"') == 2
 
 
 def test_a_folder_is_not_replaced_nor_a_file_entered(api):

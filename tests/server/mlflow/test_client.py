@@ -141,6 +141,8 @@ def test_artifacts_of_every_kind(said):
     assert kinds["files"]["kinds/deep"] is None
     assert kinds["files"]["kinds/page ü.html"] == len("<b>ü</b>".encode())
     assert (kinds["dict"], kinds["image"], kinds["table"], kinds["empty"]) == ([[1, 2]], [3, 8], 3, 0)
+    # Older clients put signs into these names that look like encoded ones.
+    assert said["images"] == [6, True]
 
 
 def test_the_registry_is_described_tagged_and_searched(said):

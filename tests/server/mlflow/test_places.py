@@ -95,6 +95,17 @@ def test_only_named_folders_are_read(tmp_path, places):
         folder.open(within)
 
 
+def test_the_proxy_by_its_whole_address(tmp_path):
+    address = "http://127.0.0.1:5000/api/2.0/mlflow-artifacts/artifacts"
+    places = ArtifactPlaces(ArtifactRoot(tmp_path / "proxied"), address, working=tmp_path)
+    assert places.of_experiment(3) == f"{address}/3"
+    folder, within = places.find(f"{address}/3/run/artifacts", "dir/file")
+    assert (folder.root, within) == (tmp_path / "proxied", "3/run/artifacts/dir/file")
+    for elsewhere in ("http://127.0.0.1:5000/other/3", "http://other/api/2.0/mlflow-artifacts/artifacts/3"):
+        with pytest.raises(MlflowError, match="not kept by this server"):
+            places.find(elsewhere, "file")
+
+
 @contextmanager
 def server(folder, *arguments):
     command = [*EVERLOOP, "server", "--port", "0", "--home", str(folder / "home"), "--json", *arguments]

@@ -17,6 +17,10 @@ LONGEST_NAME = 255
 _REFUSED = re.compile(r"[\x00-\x1f\x7f\\#?;]")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _DECODINGS = 10
+_OLDER_IMAGE = re.compile(
+    r"([^/%]*)%step%\d+%timestamp%\d+%[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?:%compressed)?(?=\.\w+$)"
+)
+"""How older clients of MLflow name logged images. Decoded once more it could be anything, but nobody decodes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,8 @@ def safe_parts(path: str) -> tuple[str, ...]:
     Raises:
         MlflowError: it leads elsewhere, or could be read so by somebody who decodes it again.
     """
-    spelled = path
+    _refuse_unsafe(path)
+    spelled = _OLDER_IMAGE.sub(r"\1image", path)
     for _ in range(_DECODINGS):
         _refuse_unsafe(spelled)
         further = unquote(spelled)

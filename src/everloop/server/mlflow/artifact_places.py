@@ -24,6 +24,8 @@ LONGEST_LOCATION = 2048
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 
+_PROXY = "/api/2.0/mlflow-artifacts/artifacts/"
+"""How the proxy is called where the operator names this server's own address as the place of new experiments."""
 _BUCKETS = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 
 
@@ -123,7 +125,11 @@ class ArtifactPlaces:
         path = local_path(uri)
         if path is None:
             start = next((start for start in self._remote if uri.startswith(start)), None)
-            if start is None or urlsplit(start).scheme not in _BUCKETS:
+            if start is None:
+                return None
+            if urlsplit(start).path.startswith(_PROXY):
+                return self.proxied, f"{urlsplit(start).path.removeprefix(_PROXY)}{uri.removeprefix(start)}"
+            if urlsplit(start).scheme not in _BUCKETS:
                 return None
             if start not in self._buckets:
                 self._buckets[start] = ArtifactBucket(start)

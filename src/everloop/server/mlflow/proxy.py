@@ -1,7 +1,7 @@
 """The artifact proxy: clients' files go to disk and come back in pieces, so memory stays flat at any size.
 
 An upload is written beside the files that clients see and gets its name when all of it has come. Everything is
-served as a download of unknown type, so that no browser runs what a client has uploaded.
+served as a download, and pages and drawings as bytes of no type, so that no browser runs what a client has uploaded.
 """
 
 from __future__ import annotations
@@ -29,6 +29,23 @@ Scope = MutableMapping[str, Any]
 
 PIECE = 1 << 20
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+# fmt: off
+_TEXTS = frozenset({
+    "txt", "log", "err", "cfg", "conf", "cnf", "cf", "ini", "properties", "prop", "hocon", "toml", "yaml", "yml", "xml",
+    "json", "js", "py", "py3", "csv", "tsv", "md", "rst", "ipynb", "mlmodel", "mlproject",
+})
+# fmt: on
+_SHOWN = {
+    "png": b"image/png",
+    "jpg": b"image/jpeg",
+    "jpeg": b"image/jpeg",
+    "gif": b"image/gif",
+    "webp": b"image/webp",
+    "bmp": b"image/bmp",
+    "pdf": b"application/pdf",
+    "mp4": b"video/mp4",
+    "wav": b"audio/x-wav",
+}
 GUARDS = [
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; sandbox"),
@@ -82,7 +99,7 @@ async def download(folder: ArtifactFolder, path: str, scope: Scope, send: Send) 
         wanted = dict(scope["headers"]).get(b"range", b"").decode("latin-1")
         start, stop, status = _range(wanted, size)
         headers = [
-            (b"content-type", b"application/octet-stream"),
+            (b"content-type", content_type(path.rsplit("/", 1)[-1])),
             (b"content-disposition", _disposition(path.rsplit("/", 1)[-1])),
             (b"accept-ranges", b"bytes"),
             *GUARDS,
@@ -169,8 +186,14 @@ def _range(wanted: str, size: int) -> tuple[int, int, int]:
     return start, stop, 206
 
 
+def content_type(name: str) -> bytes:
+    """What a file is by its name, as far as no browser runs it: texts, pictures and documents; else bytes."""
+    ending = name.rpartition(".")[2].lower()
+    return b"text/plain" if ending in _TEXTS else _SHOWN.get(ending, b"application/octet-stream")
+
+
 def _disposition(name: str) -> bytes:
-    plain = re.sub(r"[^A-Za-z0-9._ -]", "_", name)
+    plain = re.sub(r'[^ -~]|["\\]', "_", name)
     if plain == name:
         return f'attachment; filename="{plain}"'.encode()
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}".encode()
