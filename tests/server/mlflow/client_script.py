@@ -152,7 +152,7 @@ client.log_dict(name, {"a": [1, 2]}, "kinds/values.yaml")
 client.log_text(name, "<b>ü</b>", "kinds/page ü.html")
 client.log_image(name, (features[:8, :3, None] * 255).astype("uint8").repeat(3, axis=2), "kinds/image.png")
 pixels = (features[:8, :3, None] * 255).astype("uint8").repeat(3, axis=2)
-for step in (0, 100, 255):
+for step in (0, 7, 100):
     client.log_image(name, pixels, key="dog", step=step, timestamp=1795669561300 + step, synchronous=True)
 shown = [file.path for file in client.list_artifacts(name, "images")]
 said["images"] = [
