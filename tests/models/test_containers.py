@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pytest
 
-from everloop.errors import NotFoundError, TrustError, UsageError
+from everloop.errors import DataError, NotFoundError, TrustError, UsageError
 from everloop.models import build_package, load_model, register, save_model
 from everloop.models.azure import Scoring, export_script, find_package
-from everloop.models.containers import write_context
+from everloop.models.containers import dockerfile, write_context
+from everloop.models.lock import Locked, requirements
+from everloop.models.manifest import Environment, Manifest
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -104,3 +106,65 @@ def test_the_scoring_script_answers_and_refuses(
     with pytest.raises(NotFoundError, match="no package"):
         Scoring.start(folder)
     assert find_package(tmp_path / "nothing") is None
+
+
+def manifest(python: str = "3.12.1") -> Manifest:
+    return Manifest(
+        format="linear", target="y", signature={}, files={}, environment=Environment(python=python, platform="linux")
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("delays", "delays"),
+        ("my model", '"my model"'),
+        ("a; touch x", '"a; touch x"'),
+        ("$(id) ${HOME} `id`", '"\\$(id) \\${HOME} `id`"'),
+        ('" PATH=x', '"\\" PATH=x"'),
+        ("a\\", '"a\\\\"'),
+        ("a PYTHONPATH=/x", '"a PYTHONPATH=/x"'),
+    ],
+)
+def test_a_models_name_stays_one_value_in_a_dockerfile(model: str, told: str) -> None:
+    lines = dockerfile(manifest(), model, {}).splitlines()
+    (line,) = [line for line in lines if line.startswith("ENV ")]
+    assert line.endswith(f" EVERLOOP_MODEL={told}")
+    assert len(lines) == len(dockerfile(manifest(), "delays", {}).splitlines())
+
+
+@pytest.mark.parametrize("text", ["a\nRUN evil", "a\rRUN evil", "a\x00", "a\u2028RUN evil", "a\x1b[2J"])
+def test_nothing_adds_a_line_to_a_dockerfile(text: str) -> None:
+    with pytest.raises(UsageError, match="Dockerfile"):
+        dockerfile(manifest(), text, {})
+    with pytest.raises(UsageError, match="no name of an image"):
+        dockerfile(manifest(), "delays", {}, base=f"python:{text}")
+    with pytest.raises(DataError, match="no version of Python"):
+        dockerfile(manifest(f"3.12{text}"), "delays", {})
+
+
+@pytest.mark.parametrize("base", ["", "-x", "a b", "a;id", "$(id)", "python:3.12 AS x", "a#b", "a\\"])
+def test_an_image_is_named_by_a_name(base: str) -> None:
+    if base:
+        with pytest.raises(UsageError, match="no name of an image"):
+            dockerfile(manifest(), "delays", {}, base=base)
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "archive"),
+    [
+        ("numpy\n--index-url http://evil/", "1", None),
+        ("--index-url", "1", None),
+        ("-e git+https://evil/x", "1", None),
+        ("numpy @ https://evil/x.whl", "1", None),
+        ("numpy", "1 --extra-index-url http://evil/", None),
+        ("numpy", "1; import os", None),
+        ("numpy", "1\n-r /etc/passwd", None),
+        ("../x", "1", None),
+        ("$(id)", "1", None),
+        ("numpy", "1", "sha256:x --index-url http://evil/"),
+    ],
+)
+def test_a_lock_names_distributions_and_nothing_else(name: str, version: str, archive: str | None) -> None:
+    with pytest.raises(DataError, match="no distribution"):
+        requirements({name: Locked(version=version, archive=archive)})

@@ -51,10 +51,24 @@ def listener():
 @pytest.mark.parametrize(
     "url",
     [
-        "http://127.0.0.1/", "http://localhost/", "http://[::1]/", "http://0.0.0.0/", "http://2130706433/", "http://0x7f.1/",
+        "http://127.0.0.1/", "http://localhost/", "http://[::1]/", "http://0.0.0.0/", "http://2130706433/",
+        "http://0x7f.1/",
         "http://[::ffff:127.0.0.1]/", "http://[64:ff9b::7f00:1]/", "http://[2002:7f00:1::]/", "http://169.254.169.254/",
         "http://10.0.0.1/", "http://192.168.1.1/", "http://172.16.0.1/", "http://100.64.0.1/", "http://[fe80::1]/",
         "http://[fd00::1]/", "http://224.0.0.1/", "http://255.255.255.255/",
+        # Spellings of loopback and of the cloud's metadata: octal, hexadecimal, short, with a dot, in IPv6.
+        "http://0177.0.0.1/", "http://0x7f000001/", "http://017700000001/", "http://127.1/", "http://0/",
+        "http://127.0.1/",
+        "http://127.0.0.1./", "http://localhost./", "http://LOCALHOST/", "http://[::]/", "http://[::127.0.0.1]/",
+        "http://[0:0:0:0:0:ffff:7f00:1]/", "http://[::ffff:0:127.0.0.1]/", "http://[64:ff9b:1::7f00:1]/",
+        "http://[fec0::1]/", "http://[fe80::1%25lo]/", "http://[ff02::1]/", "http://[2001:db8::1]/",
+        "http://[3fff::1]/",
+        "http://[2606:4700::5efe:7f00:1]/", "http://[2606:4700::200:5efe:a00:1]/", "http://[2002:a9fe:a9fe::]/",
+        "http://[2001:0:7f00:1:0:0:80ff:fffe]/", "http://2852039166/", "http://0xa9fea9fe/",
+        "http://0251.0376.0251.0376/",
+        "http://[::ffff:a9fe:a9fe]/", "http://192.0.0.8/", "http://192.88.99.1/", "http://198.18.0.1/",
+        "http://240.0.0.1/",
+        "http://0.1.2.3/", "http://127.0.0.1:80#@8.8.8.8/", "http://127.0.0.1?@8.8.8.8/", "http://127.0.0.1;8.8.8.8/",
     ],
 )  # fmt: skip
 def test_private_addresses_are_refused(url):
@@ -66,7 +80,11 @@ def test_private_addresses_are_refused(url):
     "url",
     ["file:///etc/passwd", "ftp://a/", "gopher://a/", "http://", "http:///x", "http://user@a/", "http://u:p@a/",
      "http://a b/",
-     "http://a\r\nX: y/", "http://a\\b/", "//a/", "a", "", "http://a:99999/", "http://a:0/", "http://ä/", "http://[::1/"],
+     "http://a\r\nX: y/", "http://a\\b/", "http://8.8.8.8\\@127.0.0.1/", "http://①②⑦.⓪.⓪.①/", "http://a\tb/", "http:a",
+     "HTTP+UNIX://%2ftmp%2fx/", "unix:/tmp/x", "dict://a/", "ldap://a/", "data:,x", "jar:http://a!/", "http://@a/",
+     "\x00",
+     "http://a/ HTTP/1.1\r\nX: y", "http://" + "a" * 3000, "//a/", "a", "", "http://a:99999/", "http://a:0/",
+     "http://ä/", "http://[::1/"],
 )  # fmt: skip
 def test_other_urls_are_refused(url):
     with pytest.raises(UsageError):
@@ -112,10 +130,37 @@ def _connected(real, to, timeout):
     return wire
 
 
-def test_redirects_are_not_followed(listener):
-    listener.answers = [302]
-    assert outbound.post(f"http://127.0.0.1:{listener.server_port}/", b"", {}, ["127.0.0.0/8"]) == 302
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_are_not_followed(listener, status):
+    listener.answers = [status]
+    assert outbound.post(f"http://127.0.0.1:{listener.server_port}/", b"", {}, ["127.0.0.0/8"]) == status
     assert len(listener.got) == 1
+
+
+def test_a_name_that_leads_elsewhere_later_is_looked_at_each_time(store, monkeypatch, listener):
+    leads = ["8.8.8.8"]
+    monkeypatch.setattr(
+        outbound.socket, "getaddrinfo", lambda host, port, **_: [(2, 1, 6, "", (leads[0], port))] if host else []
+    )
+    hooks = Webhooks(store, ServerOptions())
+    hook = hooks.add("ops", f"http://rebinding.example:{listener.server_port}/")
+    # Once it was taken the name is made to lead to this machine, then to the cloud's metadata.
+    for leads[0] in ("127.0.0.1", "169.254.169.254", "::1"):
+        with pytest.raises(UsageError, match="not a public address"):
+            hooks.test("ops")
+        with pytest.raises(UsageError, match="not a public address"):
+            hooks.change(hook.id, url=f"http://other.example:{listener.server_port}/")
+        store.records.put(store.new(ModelVersion, model=f"m{leads[0]}", version=1, package="sha256:0"))
+        Notifier(store, ServerOptions(), retry_after_s=()).look()
+    assert listener.got == []
+
+
+def test_what_comes_back_is_not_told(store, serve, listener):
+    with serve(store, LOCAL) as place:
+        body = {"name": "a", "url": f"http://127.0.0.1:{listener.server_port}/", "events": [MODEL_VERSION]}
+        hook = place.ask("POST", HOOKS, body).json["webhook"]
+        told = place.ask("POST", f"{HOOKS}/{hook['webhook_id']}/test", {}).json["result"]
+        assert set(told) == {"success", "response_status"}
 
 
 def test_nobody_there_is_said(listener):

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from everloop.errors import UsageError
+from everloop.errors import DataError, UsageError
 from everloop.models import manifest as manifests
 from everloop.models.bundle import SIGNATURE, signed_files
 from everloop.models.lock import lock, normal, requirements
@@ -94,25 +95,44 @@ def write_context(
 
 
 def dockerfile(manifest: Manifest, model: str, locked: dict[str, Locked], *, base: str | None = None) -> str:
-    """The Dockerfile of a context."""
+    """The Dockerfile of a context.
+
+    Raises:
+        UsageError: the base image's name, or the model's, is none that can stand there.
+        DataError: the package's Python is no version.
+    """
+    python = manifest.environment.python
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)*[a-z0-9+]*", python):
+        raise DataError(f"'{python[:100]}' is no version of Python.")
+    if base is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*", base):
+        raise UsageError(f"'{base[:100]}' is no name of an image.", help="Write it as python:3.12-slim.")
+    if not model.isprintable():
+        raise UsageError(f"{model[:100]!r} cannot be named in a Dockerfile.", help="Rename the model.")
     system = "libgomp1" if "lightgbm" in locked else ""
     install = (
         f"RUN apt-get update && apt-get install -y --no-install-recommends {system} && rm -rf /var/lib/apt/lists/*\n"
     )
     return f"""# Answers `serve` and `train` as SageMaker, Vertex AI, Azure ML and KServe ask it to.
-FROM {base or f"python:{manifest.environment.python}-slim"}
+FROM {base or f"python:{python}-slim"}
 {install if system else ""}COPY requirements.txt {PLACE}/
 RUN pip install --no-cache-dir --no-deps --no-compile -r {PLACE}/requirements.txt
 COPY everloop {PLACE}/lib/everloop
 COPY package {PLACE}/package
 COPY key[s] {PLACE}/keys
-ENV PYTHONPATH={PLACE}/lib PYTHONUNBUFFERED=1 EVERLOOP_IMAGE={PLACE} EVERLOOP_MODEL={model}
+ENV PYTHONPATH={PLACE}/lib PYTHONUNBUFFERED=1 EVERLOOP_IMAGE={PLACE} EVERLOOP_MODEL={_quoted(model)}
 USER 10001:10001
 EXPOSE 8080
 LABEL com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true
 ENTRYPOINT ["python", "-m", "everloop.cli.container"]
 CMD ["serve"]
 """
+
+
+def _quoted(text: str) -> str:
+    """A value as a Dockerfile takes it: a plain word as it is, all else in quotes, with nothing left to expand."""
+    if re.fullmatch(r"[A-Za-z0-9._-]+", text):
+        return text
+    return '"' + re.sub(r'(["\\$])', r"\\\1", text) + '"'
 
 
 def needed(manifest: Manifest, files: Iterable[str], *, train: bool = False) -> dict[str, Locked]:

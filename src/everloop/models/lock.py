@@ -15,10 +15,15 @@ from functools import lru_cache
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from typing import TYPE_CHECKING
 
+from everloop.errors import DataError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 _NAME = re.compile(r"^\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.!+_-]*")
+_HASH = re.compile(r"(sha256:[0-9a-f]{64})?")
 _INSTALLERS = ("/INSTALLER", "/REQUESTED", "/RECORD", "/direct_url.json", "/uv_cache.json")
 
 
@@ -78,7 +83,13 @@ def requirements(locked: Mapping[str, Locked]) -> bytes:
     """`requirements.txt`: every distribution pinned, with hashes where all of them are known.
 
     pip takes hashes only for all or for none.
+
+    Raises:
+        DataError: a name or version is none, so that the line would say something else to pip.
     """
+    for name, one in locked.items():
+        if not (_PLAIN.fullmatch(name) and _VERSION.fullmatch(one.version) and _HASH.fullmatch(one.archive or "")):
+            raise DataError(f"'{name[:100]}' in version '{one.version[:100]}' is no distribution.")
     hashed = all(one.archive for one in locked.values())
     lines = [
         f"{name}=={one.version}" + (f" --hash={one.archive}" if hashed else "") for name, one in sorted(locked.items())

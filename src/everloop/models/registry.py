@@ -134,7 +134,7 @@ def check_names(model: str, alias: str) -> None:
         UsageError: one of them does not.
     """
     # Models that came over MLflow's protocol may have spaces in their names, and they exist already.
-    if not model.strip() or len(model) > 256 or any(sign in "@/:" or sign < " " for sign in model):
+    if not model.strip() or len(model) > 256 or not model.isprintable() or any(sign in "@/:" for sign in model):
         raise UsageError(
             f"'{model}' is no name for a model.", help="Use letters, digits, '.', '_' and '-', at most 128."
         )

@@ -21,6 +21,11 @@ from everloop.errors import UnavailableError, UsageError
 CONNECT_S = 5.0
 TOTAL_S = 10.0
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_SPECIAL = tuple(
+    ipaddress.ip_network(network) for network in ("192.0.0.0/24", "192.88.99.0/24", "fec0::/10", "3fff::/20")
+)
+"""Not public by IANA's registries of special addresses, whatever the standard library of this Python says."""
+_ISATAP = (0x5EFE, 0x0200_5EFE)
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -120,7 +125,12 @@ def _may_reach(text: str, networks: Sequence[ipaddress.IPv4Network | ipaddress.I
     address: Address = ipaddress.ip_address(text.partition("%")[0])
     if any(address in network for network in networks):
         return True
-    return all(one.is_global and not one.is_multicast and not one.is_reserved for one in (address, *_within(address)))
+    return all(_is_public(one) for one in (address, *_within(address)))
+
+
+def _is_public(address: Address) -> bool:
+    special = address.is_multicast or address.is_reserved or any(address in network for network in _SPECIAL)
+    return address.is_global and not special
 
 
 def _within(address: Address) -> list[Address]:
@@ -128,6 +138,6 @@ def _within(address: Address) -> list[Address]:
     if isinstance(address, ipaddress.IPv4Address):
         return []
     inner: list[Address | None] = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-    if address in _NAT64:
+    if address in _NAT64 or (int(address) >> 32) & 0xFFFFFFFF in _ISATAP:
         inner.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
     return [one for one in inner if one is not None]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,15 @@ import polars as pl
 import pytest
 
 from everloop import plugins
-from everloop.errors import ConflictError, DataError, EverloopError, NotFoundError, TrustError, UsageError
+from everloop.errors import (
+    ConflictError,
+    CorruptionError,
+    DataError,
+    EverloopError,
+    NotFoundError,
+    TrustError,
+    UsageError,
+)
 from everloop.models import get_version, load_model, save_model, set_alias
 from everloop.records import ModelVersion
 from everloop.stores import Store, open_store
@@ -187,6 +197,27 @@ def folder_of(tmp_path: Path, text: str, **files: str) -> Path:
         ("flavors: []", DataError, "names no flavors"),
         ("{", DataError, "cannot be read"),
         ("!!python/object/apply:os.system [id]", DataError, "cannot be read"),
+        ("flavors: {sklearn: {a: !!python/object/new:os.system [id]}}", DataError, "cannot be read"),
+        ("flavors: {sklearn: {a: !!python/name:os.system ''}}", DataError, "cannot be read"),
+        ("flavors: {sklearn: {a: !!python/module:os ''}}", DataError, "cannot be read"),
+        ("!<tag:yaml.org,2002:python/object/apply:os.system> [id]", DataError, "cannot be read"),
+        ("%TAG ! tag:yaml.org,2002:python/object/apply:\n---\n!os.system [id]", DataError, "cannot be read"),
+        ("a" * 1_100_000, DataError, "at most 1,048,576"),
+        ("[" * 5000, DataError, "cannot be read"),
+        ("flavors: {sklearn: {pickled_model: m, serialization_format: cloudpickle}}", TrustError, "allow-code"),
+        ("flavors: {sklearn: {pickled_model: m, serialization_format: skops}}", CorruptionError, "no model in skops"),
+        ("flavors: {lightgbm: {data: m, serialization_format: cloudpickle}}", CorruptionError, "no LightGBM model"),
+        ("flavors: {python_function: {loader_module: os, data: m}}", TrustError, "a Python model"),
+        (
+            "flavors: {python_function: {loader_module: mlflow.pyfunc.model, cloudpickle_version: '3'}}",
+            TrustError,
+            "a Python model",
+        ),
+        ("flavors: {onnx: {data: ../m}}", DataError, "leads out of"),
+        ("flavors: {xgboost: {data: /m}}", DataError, "leads out of"),
+        ("flavors: {catboost: {model_type: CatBoostClassifier, data: 'm/../../m'}}", DataError, "leads out of"),
+        ("flavors: {lightgbm: {lgb_model: m, data: '..'}}", DataError, "leads out of"),
+        ("flavors: {sklearn: {pickled_model: 'm\\0.skops'}}", DataError, "leads out of"),
     ],
 )
 def test_wicked_folders_are_refused(
@@ -219,3 +250,38 @@ def test_a_version_without_a_package_is_adopted_once(folders: Any, store: Store)
     assert answers(store, "clf@champion", folders.rows, scores=False) == folders.answers["lgbm"]
     with pytest.raises(ConflictError, match="its package already"):
         mlflow.adopt(store, made, folders.place / "lgbm")
+
+
+@pytest.mark.parametrize("form", ["skops", "cloudpickle", "pickle", None, "SKOPS", "skops "])
+@pytest.mark.parametrize("name", ["model.skops", "model.pkl", "model.txt"])
+def test_a_pickle_runs_under_no_name_and_no_claim(store: Store, tmp_path: Path, form: str | None, name: str) -> None:
+    ran = tmp_path / "ran"
+    claim = f", serialization_format: '{form}'" if form else ""
+    flavor = f"{{pickled_model: {name}{claim}, skops_trusted_types: [builtins.eval, os.system, posix.system]}}"
+    folder = folder_of(tmp_path, f"flavors: {{sklearn: {flavor}, python_function: {{loader_module: mlflow.sklearn}}}}")
+    (folder / name).write_bytes(pickle.dumps(Runs(str(ran))))
+    with pytest.raises(EverloopError):
+        mlflow.read(store, folder, "m")
+    assert not ran.exists()
+
+
+def test_a_trust_list_in_the_folder_is_not_asked(store: Store, tmp_path: Path) -> None:
+    from skops.io import dump
+
+    folder = folder_of(tmp_path, "flavors: {sklearn: {pickled_model: model.skops, serialization_format: skops}}")
+    dump(subprocess.Popen, folder / "model.skops")
+    listed = "flavors: {sklearn: {pickled_model: model.skops, skops_trusted_types: ['subprocess.Popen'], x: 1}}"
+    (folder / "MLmodel").write_text(listed)
+    with pytest.raises(EverloopError):
+        mlflow.read(store, folder, "m")
+    assert store.records.find(ModelVersion) == []
+
+
+class Runs:
+    """Writes a file when somebody reads it as a pickle."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (self.path, "w")

@@ -61,7 +61,18 @@ def test_symbolic_links_are_neither_followed_nor_listed(api, served, tmp_path):
     [
         "/etc", "file:///etc", "../x", "mlflow-artifacts:/../x", "mlflow-artifacts:/%2e%2e/x", "s3://other/x",
         "mlflow-artifacts://host/x", "s3://allowed/../x", "s3://allowed/%2e%2e/x", "mlflow-artifacts:/a?b", "a#b",
-        "http://127.0.0.1/x", "gs://x",
+        "http://127.0.0.1/x", "gs://x", "FILE:///etc", "file:/etc", "file:etc", "file://localhost/etc",
+        "file://C:/x", "C:\\x",
+        "\\\\host\\share", "//etc", "%2fetc", "%252fetc", "mlflow-artifacts:/a;b", "mlflow-artifacts:/a%00",
+        "mlflow-artifacts:/a#b",
+        "mlflow-artifacts:/%252e%252e/x", "mlflow-artifacts:/a\\..\\x", "mlflow-artifacts:/.uploads/x",
+        "mlflow-artifacts:////etc",
+        "mlflow-artifacts:/C:/x", "mlflow-artifacts:/file:x", "s3://allowed@evil/", "s3://allowed/..%2f..",
+        "s3://allowed/%252e%252e/x",
+        "s3://allowed/a?versionId=1", "s3://allowed/a#b", "s3://allowed/a;b", "s3://allowed\\x",
+        "s3://allowed.evil/x", "s3:/allowed/x",
+        "S3://ALLOWED/", " /etc", "dbfs:/x", "hdfs:///x", "ftp://h/x", "sftp://h/x", "models:/m/1", "runs:/x/y",
+        "\x00", "s3://allowed/\x00",
     ],
 )  # fmt: skip
 def test_an_experiment_is_kept_only_where_the_operator_allows(api, place):
@@ -82,6 +93,11 @@ def test_places_that_the_operator_allows(api):
         "s3://b/../x", "s3://b/%2e%2e/x", "s3://b/%252e%252e/x", "mlflow-artifacts:/0/other", "s3://b/a\x00",
         "http://h/api/2.0/mlflow-artifacts/artifacts/0/x", "models:/nothing/1", "models:/x", "models://h/x/1",
         "runs:/other/m", "mlflow-artifacts://h/0", "models:/m-" + "0" * 32,
+        "file:x", "file://localhost/etc/passwd", "file:////etc", "file:%2f%2fetc", "%2fetc%2fpasswd", "..", "../x",
+        "./x", "a/../../x",
+        "\\\\host\\share", "C:\\x", "~/x", "s3://b/a\\..\\x", "s3://b/%252e%252e%252fx", "s3://b/x?a=/../..",
+        "s3://b/x#/../..", "mlflow-artifacts:/../x", "mlflow-artifacts:/%2e%2e/x", "mlflow-artifacts:/.uploads/x",
+        "models:/../1", "models:/sourced/../../x", "models:/m-x/../..", "runs:/../x", "", " ", "\x00",
     ],
 )  # fmt: skip
 def test_a_version_has_no_source_elsewhere(api, source):
@@ -91,6 +107,137 @@ def test_a_version_has_no_source_elsewhere(api, source):
     run = api.run()
     got = api.call("POST", "model-versions/create", {"name": "sourced", "source": source, "run_id": run})
     assert got.status in (400, 404), got.body
+
+
+@pytest.mark.parametrize(
+    "source", ["/etc/passwd", "file:///etc/passwd", "../x", "C:/x", "a/b", "s3://b/../x", "a b", ""]
+)
+@pytest.mark.parametrize("tag", ["mlflow.prompt.is_prompt"])
+def test_no_tag_switches_the_check_of_a_source_off(api, source, tag):
+    api.call("POST", "registered-models/create", {"name": "tagged"})
+    tags = [{"key": tag, "value": "true"}]
+    got = api.call("POST", "model-versions/create", {"name": "tagged", "source": source, "tags": tags})
+    assert got.status == 400, got.body
+    # What a prompt's own client sends is a word, and stays one when the tag is taken off.
+    word = api.post("model-versions/create", name="tagged", source="prompt-template", tags=tags)["model_version"]
+    api.call("DELETE", "model-versions/delete-tag", {"name": "tagged", "version": word["version"], "key": tag})
+    said = api.get("model-versions/get-download-uri", name="tagged", version=word["version"])
+    assert said["artifact_uri"] == "prompt-template"
+
+
+@pytest.mark.parametrize(
+    ("name", "fine"),
+    [("a\nRUN evil", False), ("a\x1b[2J", False), ("a\u202eb", False), ("a\rb",
+    False), ("x" * 257, False), ("x" * 256, True),
+     ("<script>alert(1)</script>".replace("/", "|"), True), ("näme $(id) `id` \"'", True)],
+)  # fmt: skip
+def test_models_have_names_that_are_what_they_seem(api, name, fine):
+    got = api.call("POST", "registered-models/create", {"name": name})
+    assert got.status == (200 if fine else 400), got.body
+    api.call("POST", "registered-models/create", {"name": "before"})
+    if not fine:
+        assert api.call("POST", "registered-models/rename", {"name": "before", "new_name": name}).status == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "registered-models/create", {"name": "long", "description": "x" * 50_001}),
+        ("POST", "registered-models/create", {"name": "long", "tags": [{"key": "k" * 251, "value": ""}]}),
+        ("POST", "registered-models/create", {"name": "long", "tags": [{"key": "k", "value": "v" * 100_001}]}),
+        ("PATCH", "registered-models/update", {"name": "kept", "description": "x" * 50_001}),
+        ("PATCH", "model-versions/update", {"name": "kept", "version": "1", "description": "x" * 50_001}),
+        ("POST", "model-versions/create", {"name": "kept", "source": "s3://b/" + "x" * 3000}),
+        ("POST", "model-versions/set-tag", {"name": "kept", "version": "1", "key": "k" * 251, "value": ""}),
+        ("POST", "registered-models/alias", {"name": "kept", "version": "1", "alias": "a" * 256}),
+        ("POST", "experiments/create", {"name": "x" * 501}),
+        ("POST", "experiments/create", {"name": "far", "artifact_location": "mlflow-artifacts:/" + "x/" * 2000}),
+    ],
+)
+def test_names_and_texts_have_an_end(api, method, path, body):
+    api.call("POST", "registered-models/create", {"name": "kept"})
+    api.call("POST", "model-versions/create", {"name": "kept", "source": "s3://b/x"})
+    got = api.call(method, path, body)
+    assert (got.status, got.json["error_code"]) == (400, "INVALID_PARAMETER_VALUE"), got.body
+    assert len(got.body) < 5000
+
+
+@pytest.mark.parametrize(
+    "part", ["..", "%2e%2e", "%252e%252e", "..%2f..", "a%00", "C%3a", "%2fetc", "file%3ax", "a%5cb", "*", "'--"]
+)
+@pytest.mark.parametrize(
+    ("method", "template"),
+    [
+        ("GET", "runs/get?run_id={}"), ("GET", "artifacts/list?run_id={}&path="), ("GET", "logged-models/{}"),
+        ("DELETE", "logged-models/{}"), ("PATCH", "logged-models/{}"), ("GET", "webhooks/{}"), ("DELETE",
+        "webhooks/{}"),
+        ("GET", "/get-artifact?run_id={}&path=x"), ("GET", "/model-versions/get-artifact?name={}&version=1&path=x"),
+        ("GET", "/model-versions/get-artifact?name=m&version={}&path=x"), ("GET", "experiments/get?experiment_id={}"),
+        ("GET", "/api/3.0/mlflow/traces/{}"), ("GET", "registered-models/alias?name=m&alias={}"),
+    ],
+)  # fmt: skip
+def test_ids_lead_nowhere(api, method, template, part):
+    got = api.call(method, template.format(part), {}) if method != "GET" else api.send("GET", _address(template, part))
+    assert 400 <= got.status < 500, (got.status, got.body)
+    assert b"root:" not in got.body
+
+
+def _address(template, part):
+    address = template.format(part)
+    return address if address.startswith("/") else f"/api/2.0/mlflow/{address}"
+
+
+@pytest.mark.parametrize("path", ESCAPES)
+def test_no_upload_in_parts_or_link_leads_out(api, path):
+    spelled = path.replace("\\", "%5c").replace("#", "%23")
+    for verb in ("create", "complete", "abort"):
+        got = api.send(
+            "POST", f"/api/2.0/mlflow-artifacts/mpu/{verb}/{spelled}", b"{}", content_type="application/json"
+        )
+        assert got.status in (400, 404, 501), (verb, got.status, got.body)
+    got = api.send("GET", f"/api/2.0/mlflow-artifacts/presigned/{spelled}")
+    assert got.status in (400, 404, 501), got.body
+    run = api.run()
+    for verb in ("upload", "download"):
+        got = api.call("POST", f"artifacts/presigned-{verb}-url", {"run_id": run, "path": path})
+        assert got.status in (400, 404, 501), (verb, got.body)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x.svg",
+        "x.html",
+        "x.xhtml",
+        "x.xml",
+        "x.js",
+        "x.mjs",
+        "x.pdf",
+        "x.swf",
+        "x.css",
+        "x.json",
+        "x.htm\u202etxt",
+        "x",
+        "x.hta",
+    ],
+)
+def test_no_kind_of_upload_is_rendered(api, name):
+    run = api.run()
+    spelled = quote(name)
+    body = b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'><script>alert(1)</script></svg>"
+    sent = {"content_type": "text/html"}
+    assert api.send("PUT", f"{PROXY}/0/{run}/artifacts/{spelled}", body, **sent).status == 200
+    api.call("POST", "registered-models/create", {"name": "rendered"})
+    source = f"runs:/{run}/."
+    for address in (f"{PROXY}/0/{run}/artifacts/{spelled}", f"/get-artifact?run_id={run}&path={spelled}"):
+        for asked in ({}, {"accept": "text/html"}, {"range": "bytes=0-10"}):
+            got = api.send("GET", address, **asked)
+            assert got.status in (200, 206), (source, got.body)
+            assert got.headers["content-type"] == "application/octet-stream"
+            assert got.headers["x-content-type-options"] == "nosniff"
+            assert got.headers["content-disposition"].startswith("attachment")
+            assert "\n" not in got.headers["content-disposition"]
+            assert "sandbox" in got.headers["content-security-policy"]
 
 
 def test_uploads_are_never_shown_as_pages(api):

@@ -221,6 +221,8 @@ def _load_skops(blob: bytes) -> Any:
         loaded = skops.loads(blob, trusted=sorted(found & HARMLESS))
     except UntrustedTypesFoundException as error:
         raise TrustError(f"The model holds types that are not known to be harmless: {error}") from error
+    except Exception as error:  # whatever a stranger's bytes make it raise
+        raise CorruptionError(f"This is no model in skops' format: {type(error).__name__}: {error}") from error
     check_structure(loaded)
     return loaded
 

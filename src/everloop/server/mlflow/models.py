@@ -9,14 +9,21 @@ from typing import Any
 from everloop.loop.rollout import move_alias
 from everloop.models.aliases import remove_alias, set_alias
 from everloop.models.approvals import void_requests
-from everloop.models.curating import check_unused
+from everloop.models.curating import MOST_TEXT, check_unused
 from everloop.models.registry import list_versions
 from everloop.records import AliasPolicy, RegisteredModel
 from everloop.server.messages import PROMPT_TAG, is_prompt
 from everloop.server.mlflow.asking import Ask, Route
 from everloop.server.mlflow.experiments import checked_most
 from everloop.server.mlflow.filters import Grammar, Term, meets, parse_filter, parse_order
-from everloop.server.mlflow.names import check_alias, check_alias_free, check_key, check_model, check_model_tag
+from everloop.server.mlflow.names import (
+    check_alias,
+    check_alias_free,
+    check_key,
+    check_length,
+    check_model,
+    check_model_tag,
+)
 from everloop.server.mlflow.paging import Page, paged
 from everloop.server.mlflow.registry import (
     aliases_of,
@@ -32,7 +39,7 @@ from everloop.server.mlflow.registry import (
     touch_model,
 )
 from everloop.server.mlflow.reply import version_out
-from everloop.server.mlflow.wire import MlflowError, ms_of
+from everloop.server.mlflow.wire import MlflowError, invalid, ms_of
 
 USUAL, MOST = 100, 1000
 _GRAMMAR = Grammar(texts=frozenset({"name"}), listed=frozenset({"name"}))
@@ -48,6 +55,7 @@ def create_registered_model(ask: Ask) -> Mapping[str, Any]:
     fields, store = ask.fields, ask.store
     name, tags = fields.text("name"), fields.pairs("tags")
     check_model(name)
+    _check_readable("name", name)
     for key, value in tags.items():
         check_model_tag(key, value)
     with store.records.transaction():
@@ -56,7 +64,7 @@ def create_registered_model(ask: Ask) -> Mapping[str, Any]:
         made = store.new(
             RegisteredModel,
             name=name,
-            description=fields.text("description", required=False),
+            description=checked_description(fields.text("description", required=False)),
             tags=tags,
             updated_at=store.now(),
         )
@@ -69,7 +77,7 @@ def get_registered_model(ask: Ask) -> Mapping[str, Any]:
 
 
 def update_registered_model(ask: Ask) -> Mapping[str, Any]:
-    name, description = ask.fields.text("name"), ask.fields.text("description", required=False)
+    name, description = ask.fields.text("name"), checked_description(ask.fields.text("description", required=False))
     with ask.store.records.transaction():
         model = touch_model(ask.store, name, ask.store.now(), description=description)
     return {"registered_model": show_model(ask.store, model)}
@@ -78,6 +86,7 @@ def update_registered_model(ask: Ask) -> Mapping[str, Any]:
 def rename_registered_model(ask: Ask) -> Mapping[str, Any]:
     name, new = ask.fields.text("name"), ask.fields.text("new_name")
     check_model(new, "new_name")
+    _check_readable("new_name", new)
     store = ask.store
     with store.records.transaction():
         model = get_model(store, name)
@@ -204,6 +213,17 @@ def get_version_by_alias(ask: Ask) -> Mapping[str, Any]:
             number = held.version.rpartition("@")[2]
             return {"model_version": show_version(store, get_model_version(store, name, number))}
     raise MlflowError(f"Registered model alias {alias} not found.")
+
+
+def checked_description(text: str) -> str:
+    check_length("description", MOST_TEXT, text)
+    return text
+
+
+def _check_readable(field: str, name: str) -> None:
+    """A model's name goes into files, logs and commands: it stays in its line, and is what it seems to be."""
+    if not name.isprintable():
+        raise invalid(field, name, "Names are of printable characters.")
 
 
 def asks_for_prompts(terms: list[Term]) -> bool:

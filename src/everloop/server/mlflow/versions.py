@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from everloop.server.mlflow.asking import Ask, Route
 from everloop.server.mlflow.experiments import checked_most
 from everloop.server.mlflow.filters import Grammar, Term, meets, parse_filter, parse_order
 from everloop.server.mlflow.logged_models import find_logged_model
-from everloop.server.mlflow.models import asks_for_prompts
+from everloop.server.mlflow.models import asks_for_prompts, checked_description
 from everloop.server.mlflow.names import check_key, check_model_tag
 from everloop.server.mlflow.paging import Page, paged
 from everloop.server.mlflow.registry import (
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 USUAL, MOST = 10_000, 200_000
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _GRAMMAR = Grammar(
     texts=frozenset({"name", "run_id", "source_path", "current_stage", "status", "user_id"}),
     numbers=frozenset({"version_number", "creation_timestamp", "last_updated_timestamp"}),
@@ -55,7 +57,9 @@ def create_model_version(ask: Ask) -> Mapping[str, Any]:
     for key, value in tags.items():
         check_model_tag(key, value)
     asked = Origin(source, fields.text("run_id", required=False), fields.text("model_id", required=False))
-    origin = asked if is_prompt(tags) else check_source(store, asked)
+    # A prompt has no files, and says so by a word that is no place. Its tag can be taken off, so it may say no more.
+    without_files = is_prompt(tags) and _WORD.fullmatch(source)
+    origin = asked if without_files else check_source(store, asked)
     with store.records.transaction():
         get_model(store, name)
         now = store.now()
@@ -67,7 +71,7 @@ def create_model_version(ask: Ask) -> Mapping[str, Any]:
             package="",
             run=run,
             metrics=_metrics_of(ask, run),
-            description=fields.text("description", required=False),
+            description=checked_description(fields.text("description", required=False)),
             tags=tags,
             source=origin.source,
             logged_model=origin.model_id or None,
@@ -89,7 +93,7 @@ def get_download_uri(ask: Ask) -> Mapping[str, Any]:
 
 
 def update_model_version(ask: Ask) -> Mapping[str, Any]:
-    description = ask.fields.optional_text("description") or ""
+    description = checked_description(ask.fields.optional_text("description") or "")
     return {"model_version": _change(ask, description=description, updated_at=ask.store.now())}
 
 
