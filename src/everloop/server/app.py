@@ -167,6 +167,10 @@ def _refuse_http(request: Asked, error: HTTPException) -> Response[Any]:
 
 def _fail(request: Asked, error: Exception) -> Response[Any]:
     """A bug. What it was stands in the log, not in the answer."""
+    if isinstance(error, RecursionError):
+        # Nothing here calls itself without end but what reads a body.
+        content = error_content(_path(request), 400, "UsageError", "The body is nested too deeply.")
+        return Response(content, status_code=400, media_type=MediaType.JSON)
     _log.error("%s on %s failed", request.method, request.scope["path"], exc_info=error)
     content = error_content(_path(request), 500, "InternalError", "The server failed at this request.")
     return Response(content, status_code=500, media_type=MediaType.JSON)
