@@ -444,6 +444,7 @@ def _graphql(post: Any) -> None:
 
 
 def _artifacts(post: Any, get: Any, send: Any) -> None:
+    get("/ajax-api/2.0/mlflow/gateway-proxy", gateway_path="api/2.0/endpoints/")
     get("artifacts/list", run_id="{run}")
     get("artifacts/list", run_id="{run}", path="../x")
     get("artifacts/list", run_id="0" * 32)

@@ -23,6 +23,7 @@ from everloop.server.mlflow import (
     dataset_summaries,
     datasets,
     experiments,
+    gateway,
     logged_models,
     metrics,
     models,
@@ -67,6 +68,7 @@ ROUTES: tuple[Route, ...] = (
     *datasets.ROUTES,
     *dataset_rows.ROUTES,
     *webhooks.ROUTES,
+    *gateway.ROUTES,
     *server_info.ROUTES,
 )
 MOUNTS = ("/api/2.0/mlflow", "/api/2.0mlflow", "/api/2.0/mlflow-artifacts", "/api/3.0/mlflow")
