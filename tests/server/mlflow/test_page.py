@@ -33,9 +33,8 @@ EXPLAINED = {
     "GET /ajax-api/2.0/mlflow/experiments/get-by-name",
     # Login of MLflow's own kind; the page goes on without, as it does with MLflow's server.
     "GET /ajax-api/2.0/mlflow/users/current",
-    # Judges, data to judge by and charts over traces: each part of the page says that it has none.
+    # Judges, and charts over traces: each part of the page says that it has none.
     "GET /ajax-api/3.0/mlflow/scorers/list",
-    "POST /ajax-api/3.0/mlflow/datasets/search",
     "POST /ajax-api/3.0/mlflow/traces/metrics",
 }
 
@@ -195,6 +194,11 @@ def test_models(visitor, site):
     logged = f"/experiments/{said['experiment']}/models/{said['model']}"
     visitor.open(logged, "About this logged model", "delays", "attempt-0", "0.8125", name="logged-model")
     visitor.open(f"{logged}/artifacts", "python_model.pkl", "requirements.txt", name="logged-model-files")
+    visitor.page.get_by_text("MLmodel", exact=True).click()
+    visitor.reads("loader_module: mlflow.pyfunc.model", name="logged-model-file")
+    assert f"GET /ajax-api/2.0/mlflow/logged-models/{said['model']}/artifacts/files" in {
+        one.address for one in visitor.server.exchanges
+    }
 
 
 def test_traces(visitor, site):
