@@ -133,6 +133,32 @@ def client_python(request: pytest.FixtureRequest) -> str:
     return _mlflow_python(request.param, "EVERLOOP_MLFLOW_OLDER_PYTHON" if older else "EVERLOOP_MLFLOW_PYTHON")
 
 
+@pytest.fixture(scope="module")
+def client_server(client_python, serve, tmp_path_factory):
+    """A whole control plane of its own for each client."""
+    with open_store(tmp_path_factory.mktemp("client") / "home", project="p") as store, serve(store) as place:
+        yield place
+
+
+@pytest.fixture(scope="module")
+def run_client(client_python, client_server):
+    """Runs a script of MLflow's client against that server, and gives what it says."""
+
+    def run(script: str) -> Any:
+        done = subprocess.run(
+            [client_python, str(Path(__file__).parent / script), client_server.url],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        return json.loads(done.stdout.strip().splitlines()[-1])
+
+    return run
+
+
 def _mlflow_python(name: str, variable: str) -> str:
     here = Path(__file__).parents[3] / ".bench" / name / "bin" / "python"
     python = os.environ.get(variable) or (str(here) if here.exists() else "")

@@ -9,20 +9,25 @@ from typing import Any
 
 _TIMES = {
     "creation_time", "last_update_time", "creation_timestamp", "last_updated_timestamp", "creation_timestamp_ms",
-    "last_updated_timestamp_ms", "next_page_token",
+    "last_updated_timestamp_ms", "next_page_token", "created_time", "create_time", "digest_of_time",
 }  # fmt: skip
-_LEFT_OUT = {"workspace", "sqlstate", "error_class"}
+_INNER = {"mlflow.trace.infoFinalized", "mlflow.linkedPrompts"}
+"""What one of the two keeps for itself, and the other shows with the metadata and tags of a trace."""
+_LEFT_OUT = {"workspace", "sqlstate", "error_class", *_INNER}
 _SAID_FURTHER = (
     # What follows is the database's own error, or a set in no order.
     re.compile(r"(already exists\.) Error: .*", re.DOTALL),
-    re.compile(r"(Valid keys are) .*", re.DOTALL),
+    re.compile(r"(Valid keys are):? .*", re.DOTALL),
+    re.compile(r"(not one of) .*", re.DOTALL),
+    re.compile(r"(Valid values are) .*", re.DOTALL),
+    re.compile(r"(must be one of) .*", re.DOTALL),
     re.compile(r"(Invalid page token, ).*", re.DOTALL),
     # The library's own words, which change with its release.
     re.compile(r"(Variable '\$\w+') .*", re.DOTALL),
     # The variable that raises MLflow's limit is none of ours.
     re.compile(r"(got \d+ (?:root fields|aliases)\.) To increase .*", re.DOTALL),
 )
-_ANY_ID = re.compile(r"[0-9a-f]{32}")
+_ANY_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def compare(ours: Any, theirs: Any, steps: Sequence[Any]) -> list[str]:
@@ -32,7 +37,7 @@ def compare(ours: Any, theirs: Any, steps: Sequence[Any]) -> list[str]:
     for number, (method, path, fields, save) in enumerate(steps):
         answers = []
         for caller, names in zip((ours, theirs), known, strict=True):
-            got = caller.call(method, _filled(path, names), _filled(fields, names))
+            got = _asked(caller, method, _filled(path, names), _filled(fields, names), names)
             body = json.loads(got.body) if got.body.strip().startswith(b"{") else got.body.decode(errors="replace")
             if save is not None and got.status == 200:
                 value = body
@@ -46,10 +51,24 @@ def compare(ours: Any, theirs: Any, steps: Sequence[Any]) -> list[str]:
     return found
 
 
+def _asked(caller: Any, method: str, path: str, fields: Any, names: dict[str, str]) -> Any:
+    if method != "SPANS":
+        return caller.call(method, path, fields)
+    body = json.dumps(fields).encode()
+    return caller.send("POST", path, body, content_type="application/json", x_mlflow_experiment_id=names["exp"])
+
+
 def normalised(value: Any, names: dict[str, str]) -> Any:
     """A value without what may differ: ids by their roles, times by their kind, lists of pairs by key."""
     match value:
         case dict():
+            if "dataset_id" in value and "digest" in value:
+                # That of an evaluation dataset is made of the time.
+                value = {("digest_of_time" if key == "digest" else key): item for key, item in value.items()}
+            if isinstance(value.get("records"), str):
+                # Rows of one request come in no order.
+                rows = sorted(json.loads(value["records"]), key=lambda row: json.dumps(row["inputs"], sort_keys=True))
+                value = {**value, "records": rows}
             if "current_stage" in value:
                 # We name a version's logged model and aliases wherever it is shown; MLflow only in some places.
                 value = {key: item for key, item in value.items() if key not in ("aliases", "model_id")}
@@ -61,7 +80,8 @@ def normalised(value: Any, names: dict[str, str]) -> Any:
             }
             return {key: item for key, item in shown.items() if item not in ("", [], {}, None)}
         case list():
-            shown_items = [normalised(item, names) for item in value]
+            known = [item for item in value if not (isinstance(item, dict) and item.get("key") in _INNER)]
+            shown_items = [normalised(item, names) for item in known]
             if shown_items and all(isinstance(item, dict) and "key" in item for item in shown_items):
                 keys = {item["key"] for item in shown_items}
                 if len(keys) == len(shown_items):
@@ -72,8 +92,8 @@ def normalised(value: Any, names: dict[str, str]) -> Any:
                 return sorted(shown_items, key=lambda item: item["current_stage"])
             return shown_items
         case str():
-            for known, name in names.items():
-                value = value.replace(known, name)
+            for text, name in names.items():
+                value = value.replace(text, name)
             for pattern in _SAID_FURTHER:
                 value = pattern.sub(r"\1", value)
             return _ANY_ID.sub("<id>", value)

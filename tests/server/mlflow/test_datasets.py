@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -17,28 +14,8 @@ ROOT = "/api/3.0/mlflow/datasets/"
 
 
 @pytest.fixture(scope="module")
-def client_server(client_python, serve, tmp_path_factory):
-    """A whole control plane of its own for each client."""
-    from everloop.stores import open_store
-
-    home = tmp_path_factory.mktemp("datasets") / "home"
-    with open_store(home, project="p") as store, serve(store) as place:
-        yield place
-
-
-@pytest.fixture(scope="module")
-def said(client_server, client_python):
-    script = Path(__file__).parent / "client_datasets_script.py"
-    done = subprocess.run(
-        [client_python, str(script), client_server.url],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+def said(run_client):
+    return run_client("client_datasets_script.py")
 
 
 def test_datasets_come_back_and_are_found(said):

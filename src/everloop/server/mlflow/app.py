@@ -33,16 +33,20 @@ from everloop.server.mlflow import (
     runs,
     seals,
     server_info,
+    trace_correlation,
+    trace_files,
+    trace_metrics,
     trace_search,
     traces,
+    traces_v2,
     transfers,
     versions,
     webhooks,
 )
 from everloop.server.mlflow.artifact_places import ArtifactPlaces
-from everloop.server.mlflow.asking import Ask, Finder, Handler, Route
+from everloop.server.mlflow.asking import Ask, Attachment, Finder, Handler, Route
 from everloop.server.mlflow.pending import PendingMetrics
-from everloop.server.mlflow.proxy import Receive, Scope, Send, answer, answer_json, download, upload
+from everloop.server.mlflow.proxy import Receive, Scope, Send, answer, answer_file, answer_json, download, upload
 from everloop.server.mlflow.seals import Seals
 from everloop.server.mlflow.wire import Fields, MlflowError, error_body, translated
 from everloop.server.options import ServerOptions
@@ -64,6 +68,10 @@ ROUTES: tuple[Route, ...] = (
     *versions.ROUTES,
     *traces.ROUTES,
     *trace_search.ROUTES,
+    *trace_metrics.ROUTES,
+    *trace_correlation.ROUTES,
+    *trace_files.ROUTES,
+    *traces_v2.ROUTES,
     *assessments.ROUTES,
     *datasets.ROUTES,
     *dataset_rows.ROUTES,
@@ -222,7 +230,11 @@ class MlflowApp:
     async def _stream(self, route: Route, path: Mapping[str, str], scope: Scope, receive: Receive, send: Send) -> None:
         size = _length(scope)
         ask = self._ask(scope, route.access, Fields.of_query(scope["query_string"]), path, size)
-        folder, within = await asyncio.to_thread(cast("Finder", route.handler), ask)
+        found = await asyncio.to_thread(cast("Finder", route.handler), ask)
+        if isinstance(found, Attachment):
+            await answer_file(send, found.name, found.body)
+            return
+        folder, within = found
         if route.method == "GET":
             await download(folder, within, scope, send)
         else:

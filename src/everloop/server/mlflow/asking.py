@@ -36,9 +36,17 @@ class Ask:
     """How the asker reaches this server: `http://127.0.0.1:8100`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file that is made for one answer."""
+
+    name: str
+    body: bytes
+
+
 Handler = Callable[[Ask], Mapping[str, Any]]
-Finder = Callable[[Ask], "tuple[ArtifactFolder, str]"]
-"""Says in which folder, and where below it, the file is that a request sends or fetches."""
+Finder = Callable[[Ask], "tuple[ArtifactFolder, str] | Attachment"]
+"""Says in which folder, and where below it, the file is that a request sends or fetches; or makes what is fetched."""
 
 
 @dataclass(frozen=True, slots=True)

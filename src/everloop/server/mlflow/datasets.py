@@ -41,7 +41,6 @@ _GRAMMAR = Grammar(
 _ORDERS = Grammar(
     texts=frozenset({"name"}),
     numbers=frozenset({"created_time", "last_update_time"}),
-    entities=frozenset({"attribute"}),
 )
 
 
@@ -91,6 +90,8 @@ def search_datasets(ask: Ask) -> Mapping[str, Any]:
     if any(term.op == "NOT IN" for term in terms):
         raise MlflowError("List values for 'name' are only supported with the IN comparator.")
     orders = [parse_order(text, _ORDERS) for text in fields.texts("order_by")]
+    if any(entity == "tag" for entity, _, _ in orders):
+        raise MlflowError("Invalid order_by entity: tag")
     page = Page.of(fields.text("page_token", required=False))
     within = set(fields.texts("experiment_ids"))
     rows = [

@@ -261,7 +261,8 @@ def _value(entity: Entity, key: str, op: str, kind: str, token: str, grammar: Gr
             raise MlflowError(f"Expected a quoted string value for attributes. Got value {token}")
         named = "parameter" if entity == "param" else entity
         raise MlflowError(f"Expected a quoted string value for {named} (e.g. 'my-value'). Got value {token}")
-    _check_op(op, _TEXT_OPS | {"RLIKE"} if grammar.patterns else _TEXT_OPS)
+    if entity != "span":
+        _check_op(op, _TEXT_OPS | {"RLIKE"} if grammar.patterns else _TEXT_OPS)
     if op == "RLIKE":
         check_pattern(_unquoted(token))
     return _unquoted(token)

@@ -7,8 +7,10 @@ Source: OTLP/HTTP 1.x. As MLflow asks, the header `x-mlflow-experiment-id` says 
 from __future__ import annotations
 
 import base64
+import contextlib
+import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -17,13 +19,36 @@ import msgspec
 
 from everloop.errors import MissingExtraError
 from everloop.server.mlflow.experiments import active_experiment
+from everloop.server.mlflow.names import check_tag
 from everloop.server.mlflow.reply import record_id
-from everloop.server.mlflow.traces import LONGEST_PREVIEW, NAME, SPANS_AT, change, checked_id, link_traces
+from everloop.server.mlflow.spans import (
+    COST,
+    COST_KINDS,
+    TOKEN_KINDS,
+    attributes_of,
+    ended,
+    parsed,
+    rolled_up,
+    spans_of,
+    started,
+    status_of,
+    text_of,
+)
+from everloop.server.mlflow.traces import (
+    LONGEST_PREVIEW,
+    NAME,
+    SESSION,
+    SPANS_AT,
+    TOKENS,
+    change,
+    checked_id,
+    link_traces,
+)
 from everloop.server.mlflow.wire import MlflowError, missing
 from everloop.stores.clock import EPOCH
 
 if TYPE_CHECKING:
-    from everloop.records import Trace
+    from everloop.records import Json, Trace, TraceState
     from everloop.stores import Store
 
 PATH = "/v1/traces"
@@ -31,6 +56,10 @@ MOST_BYTES = 32 << 20
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
 _WHOLE = frozenset({"start_time_unix_nano", "end_time_unix_nano", "time_unix_nano", "int_value"})
 _SCHEMA = {"mlflow.trace_schema.version": "3"}
+_TAG = "mlflow.traceTag."
+_NO_TAGS = ("telemetry.sdk.", "mlflow.")
+USER = "mlflow.trace.user"
+LONGEST_METADATA = 250
 
 
 def take_spans(store: Store, headers: Mapping[str, str], body: bytes) -> None:
@@ -45,50 +74,89 @@ def take_spans(store: Store, headers: Mapping[str, str], body: bytes) -> None:
     active_experiment(store, number)
     spans = _read(headers.get("content-type", ""), _unpacked(headers.get("content-encoding", ""), body))
     by_trace: dict[str, list[dict[str, Any]]] = {}
-    for span in spans:
-        by_trace.setdefault(_trace_id(span), []).append(span)
+    resources: dict[str, dict[str, Json]] = {}
+    for resource, span in spans:
+        name = _trace_id(span)
+        by_trace.setdefault(name, []).append(span)
+        resources[name] = resources.get(name) or resource
     for name, group in by_trace.items():
         digest = store.objects.add(msgspec.json.encode(group))
-        change(store, name, number, lambda trace, d=digest, g=group: _with_spans(trace, d, g))
+        tags = _tags("", resources[name], _NO_TAGS)
+        change(store, name, number, lambda trace, d=digest, g=group, t=tags: _with_spans(store, trace, d, g, t))
     run = headers.get("x-mlflow-run-id", "")
     if run:
         link_traces(store, list(by_trace), record_id(run))
 
 
-def _with_spans(trace: Trace, digest: str, spans: list[dict[str, Any]]) -> Trace:
+def _with_spans(store: Store, trace: Trace, digest: str, spans: list[dict[str, Any]], tags: dict[str, str]) -> Trace:
     if digest in trace.spans:
         return trace  # sent again
-    trace = replace(trace, spans=(*trace.spans, digest), tags={**trace.tags, SPANS_AT: "TRACKING_STORE"})
-    if trace.told:
-        return trace
-    first = min(int(span.get("start_time_unix_nano", 0)) for span in spans)
-    begun = EPOCH + timedelta(microseconds=first // 1000)
-    begun = begun if len(trace.spans) == 1 else min(begun, trace.requested_at)
+    first = not trace.spans
+    trace = replace(trace, spans=(*trace.spans, digest), tags={**tags, **trace.tags, SPANS_AT: "TRACKING_STORE"})
     root = next((span for span in spans if not span.get("parent_span_id")), None)
+    trace = _with_figures(store, trace, spans)
+    if root is not None:
+        trace = replace(trace, tags={**_tags(_TAG, attributes_of(root)), **trace.tags})
+    if trace.told:
+        # What the client has said of the whole counts, unless it was said too early.
+        over = root is not None and ended(root) and trace.state in ("unspecified", "in_progress")
+        return replace(trace, state=_state(root)) if over and root is not None else trace
+    begun = EPOCH + timedelta(microseconds=min(map(started, spans)) // 1000)
+    trace = replace(
+        trace,
+        requested_at=begun if first else min(begun, trace.requested_at),
+        metadata={**_SCHEMA, **trace.metadata},
+    )
     if root is None:
-        return replace(
-            trace,
-            requested_at=begun,
-            state="in_progress" if trace.state == "unspecified" else trace.state,
-            metadata={**_SCHEMA, **trace.metadata},
-        )
-    said = {one.get("key"): one.get("value", {}).get("string_value") for one in root.get("attributes", ())}
-    ended = int(root.get("end_time_unix_nano", 0))
-    failed = root.get("status", {}).get("code") == "STATUS_CODE_ERROR"
+        return replace(trace, state="in_progress" if trace.state == "unspecified" else trace.state)
+    said, until = attributes_of(root), ended(root)
     return replace(
         trace,
-        requested_at=begun,
-        seconds=max(ended - int(root.get("start_time_unix_nano", 0)), 0) / 1e9 if ended else None,
-        state=("error" if failed else "ok") if ended else "in_progress",
+        seconds=max(until - started(root), 0) / 1e9 if until else None,
+        state=_state(root) if until else "in_progress",
         request_preview=_preview(said.get("mlflow.spanInputs")) or trace.request_preview,
         response_preview=_preview(said.get("mlflow.spanOutputs")) or trace.response_preview,
         tags={NAME: str(root.get("name", "")), **trace.tags},
-        metadata={**_SCHEMA, **trace.metadata},
     )
 
 
-def _preview(text: str | None) -> str | None:
-    return text[:LONGEST_PREVIEW] if text else None
+def _with_figures(store: Store, trace: Trace, spans: Sequence[Mapping[str, Any]]) -> Trace:
+    """The trace with what its spans say of tokens, costs, the session and the user."""
+    said = [attributes_of(span) for span in spans]
+    metadata = dict(trace.metadata)
+    for name, attribute, kinds in (
+        (TOKENS, "mlflow.chat.tokenUsage", TOKEN_KINDS),
+        ("mlflow.trace.cost", COST, COST_KINDS),
+    ):
+        if any(attribute in one for one in said) and not (trace.told and name in metadata):
+            sums = rolled_up(spans_of(store, trace), attribute, kinds)
+            nothing = dict.fromkeys(kinds[:3], 0.0 if name != TOKENS else 0)
+            if sums:
+                metadata[name] = json.dumps({**nothing, **sums})
+    for name, attributes in ((SESSION, ("session.id", "gen_ai.conversation.id")), (USER, ("user.id",))):
+        found = next((one[key] for one in said for key in attributes if one.get(key)), None)
+        if found is not None and name not in metadata:
+            metadata[name] = text_of(parsed(found))[:LONGEST_METADATA]
+    return replace(trace, metadata=metadata)
+
+
+def _tags(prefix: str, said: Mapping[str, Json], left_out: tuple[str, ...] = ()) -> dict[str, str]:
+    """The attributes that begin so, as tags; those that cannot be tags are left out."""
+    tags: dict[str, str] = {}
+    for key, value in said.items():
+        if key.startswith(prefix) and not (left_out and key.startswith(left_out)):
+            with contextlib.suppress(MlflowError):
+                name = key.removeprefix(prefix)
+                tags[name] = check_tag(name, text_of(value))
+    return tags
+
+
+def _state(root: Mapping[str, Any]) -> TraceState:
+    return "error" if status_of(root) == "ERROR" else "ok"
+
+
+def _preview(value: Json) -> str | None:
+    return text_of(value)[:LONGEST_PREVIEW] if value else None
 
 
 def _trace_id(span: Mapping[str, Any]) -> str:
@@ -115,8 +183,9 @@ def _unpacked(encoding: str, body: bytes) -> bytes:
     return data
 
 
-def _read(kind: str, body: bytes) -> list[dict[str, Any]]:
-    """The spans of an export, each as protobuf's JSON spells it, with whole numbers as numbers."""
+def _read(kind: str, body: bytes) -> list[tuple[dict[str, Json], dict[str, Any]]]:
+    """The spans of an export, each as protobuf's JSON spells it, with whole numbers as numbers; and what the
+    attributes of the resource are that it came from."""
     try:
         from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
         from google.protobuf.message import DecodeError
@@ -137,14 +206,17 @@ def _read(kind: str, body: bytes) -> list[dict[str, Any]]:
     except (DecodeError, ParseError, msgspec.DecodeError, ValueError, TypeError, AttributeError, RecursionError):
         raise MlflowError("Invalid OpenTelemetry format", "BAD_REQUEST") from None
     found = [
-        _plain(MessageToDict(span, preserving_proto_field_name=True))
+        (
+            attributes_of(_plain(MessageToDict(resource.resource, preserving_proto_field_name=True))),
+            _plain(MessageToDict(span, preserving_proto_field_name=True)),
+        )
         for resource in export.resource_spans
         for scope in resource.scope_spans
         for span in scope.spans
     ]
     if not found:
         raise MlflowError("Invalid OpenTelemetry format - no spans found", "BAD_REQUEST")
-    for span in found:
+    for _, span in found:
         _check(span)
     return found
 

@@ -150,6 +150,18 @@ async def answer(
     await send({"type": "http.response.body", "body": body})
 
 
+async def answer_file(send: Send, name: str, body: bytes) -> None:
+    """Answer with a file that is in memory; its name is our own word."""
+    headers = [
+        (b"content-type", b"application/octet-stream"),
+        (b"content-length", str(len(body)).encode()),
+        (b"content-disposition", f"attachment; filename={name}".encode()),
+        *GUARDS,
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
 async def answer_json(send: Send, value: Any) -> None:
     await answer(send, 200, msgspec.json.encode(value))
 

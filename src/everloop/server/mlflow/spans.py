@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     from everloop.records import Json, Trace
     from everloop.stores import Store
 
-TYPE = "mlflow.spanType"
+TYPE, COST = "mlflow.spanType", "mlflow.llm.cost"
+TOKEN_KINDS = (
+    "input_tokens",
+    "output_tokens",
+    "total_tokens",
+    "cache_read_input_tokens",
+    "cache_creation_input_tokens",
+)
+COST_KINDS = ("input_cost", "output_cost", "total_cost")
 _SCALARS = ("string_value", "int_value", "double_value", "bool_value", "bytes_value")
 _STATUS = {"STATUS_CODE_OK": "OK", "STATUS_CODE_ERROR": "ERROR"}
 _ODD = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
@@ -73,6 +81,34 @@ def parsed(value: Json) -> Json:
         return json.loads(value)
     except (ValueError, RecursionError):
         return value
+
+
+def rolled_up(spans: Sequence[Mapping[str, Any]], attribute: str, names: Sequence[str]) -> dict[str, Any]:
+    """The sums of what spans say of themselves under an attribute; empty where none does.
+
+    What a span says includes what is below it, so nothing below it is counted again.
+    """
+    known = {span.get("span_id", ""): span for span in spans}
+    below: dict[str, list[Mapping[str, Any]]] = {}
+    for span in spans:
+        parent = span.get("parent_span_id") or ""
+        below.setdefault(parent if parent in known else "", []).append(span)
+    sums: dict[str, Any] = {}
+    left = list(below.get("", ()))
+    while left:
+        span = left.pop()
+        said = parsed(attributes_of(span).get(attribute))
+        if isinstance(said, dict):
+            found = {name: said[name] for name in said if name in names and is_figure(said[name])}
+            sums = {name: sums.get(name, 0) + found.get(name, 0) for name in names if name in sums or name in found}
+        else:
+            left.extend(below.pop(span.get("span_id", ""), ()))
+    return sums
+
+
+def is_figure(value: Json) -> bool:
+    """Whether it is a number that can be counted with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def span_out(span: Mapping[str, Any]) -> dict[str, Any]:

@@ -152,8 +152,22 @@ def assessed_value(assessment: Mapping[str, Any]) -> Json:
         said = assessment.get(kind)
         if isinstance(said, dict):
             packed = said.get("serialized_value")
-            return parsed(packed.get("value")) if isinstance(packed, dict) else said.get("value")
+            return parsed(packed.get("value")) if isinstance(packed, dict) else _doubled(said.get("value"))
     return None
+
+
+def _doubled(value: Json) -> Json:
+    """A value whose numbers are all doubles, as protobuf's `Value` has them: they are compared as JSON spells those."""
+    match value:
+        case bool():
+            return value
+        case int():
+            return float(value) if abs(value) < 10**300 else None
+        case list():
+            return [_doubled(item) for item in value]
+        case dict():
+            return {key: _doubled(item) for key, item in value.items()}
+    return value
 
 
 def kind_of(assessment: Mapping[str, Any]) -> str:

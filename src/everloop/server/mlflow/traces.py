@@ -25,12 +25,12 @@ from everloop.server.mlflow.wire import Fields, MlflowError, invalid, missing, m
 from everloop.stores.clock import new_id
 
 if TYPE_CHECKING:
-    from everloop.records import Json
+    from everloop.records import Experiment, Json
     from everloop.stores import Store
 
 NAME, SPANS_AT, ARTIFACTS_AT = "mlflow.traceName", "mlflow.trace.spansLocation", "mlflow.artifactLocation"
 PROMPTS, SOURCE_RUN = "mlflow.linkedPrompts", "mlflow.sourceRun"
-SESSION = "mlflow.trace.session"
+SESSION, TOKENS = "mlflow.trace.session", "mlflow.trace.tokenUsage"
 LONGEST_ID = 50
 LONGEST_PREVIEW = 10_000
 MOST_LINKED = 100
@@ -41,6 +41,8 @@ STATES: dict[str, TraceState] = {
     "ERROR": "error",
 }
 SAID = {state: said for said, state in STATES.items()}
+_OURS = frozenset({SPANS_AT, ARTIFACTS_AT, "mlflow.trace.archiveLocation", "mlflow.trace.archivalFailure"})
+"""Tags that only the server writes."""
 _ID = re.compile(r"[A-Za-z0-9_:.\-]+")
 
 
@@ -62,7 +64,7 @@ def start_trace(ask: Ask) -> Mapping[str, Any]:
         "request_preview": _preview(info, "request_preview"),
         "response_preview": _preview(info, "response_preview"),
     }
-    tags = {key: check_tag(key, value) for key, value in _texts(info, "tags").items()}
+    tags = {key: check_tag(key, value) for key, value in _texts(info, "tags").items() if key != ARTIFACTS_AT}
     metadata = _texts(info, "trace_metadata")
     assessments = tuple(new_assessment(ask.store, name, one) for one in info.rows("assessments"))
     trace = change(
@@ -92,7 +94,7 @@ def change(store: Store, name: str, experiment: str, how: Any) -> Trace:
             changed: Trace = how(found[0])
             return changed if changed == found[0] else store.records.update(changed)[0]
         place = active_experiment(store, experiment)
-        tags = {ARTIFACTS_AT: f"{place.artifacts_at}/traces/{name}/artifacts"}
+        tags = {ARTIFACTS_AT: place_of(place, name)}
         made: Trace = how(
             store.new(Trace, trace_id=name, experiment=str(place.number), requested_at=store.now(), tags=tags)
         )
@@ -103,12 +105,21 @@ def change(store: Store, name: str, experiment: str, how: Any) -> Trace:
         return made
 
 
+def place_of(experiment: Experiment, name: str) -> str:
+    """Where a trace's files are kept, as a URI."""
+    return f"{experiment.artifacts_at}/traces/{name}/artifacts"
+
+
 def get_trace_info(ask: Ask) -> Mapping[str, Any]:
     return {"trace": {"trace_info": trace_out(trace_of(ask.store, ask.path["trace_id"]))}}
 
 
 def get_trace(ask: Ask) -> Mapping[str, Any]:
-    return {"trace": _whole(ask, trace_of(ask.store, ask.fields.text("trace_id")))}
+    name = ask.fields.text("trace_id")
+    found = find_trace(ask.store, name)
+    if found is None:
+        raise not_found(f"Trace with ID {name[:200]} is not found.")
+    return {"trace": _whole(ask, found)}
 
 
 def batch_get_traces(ask: Ask) -> Mapping[str, Any]:
@@ -125,8 +136,10 @@ def delete_traces(ask: Ask) -> Mapping[str, Any]:
     fields, store = ask.fields, ask.store
     number, names = fields.text("experiment_id"), fields.texts("request_ids")
     before, most = fields.integer("max_timestamp_millis"), fields.integer("max_traces")
-    if bool(names) == fields.has("max_timestamp_millis"):
-        raise MlflowError("Either `max_timestamp_millis` or `trace_ids` must be specified, but not both.")
+    if not names and not fields.has("max_timestamp_millis"):
+        raise MlflowError("Either `max_timestamp_millis` or `trace_ids` must be specified.")
+    if names and fields.has("max_timestamp_millis"):
+        raise MlflowError("Only one of `max_timestamp_millis` and `trace_ids` can be specified.")
     if names and fields.has("max_traces"):
         raise MlflowError("`max_traces` can't be specified if `trace_ids` is specified.")
     if fields.has("max_traces") and most <= 0:
@@ -143,12 +156,14 @@ def delete_traces(ask: Ask) -> Mapping[str, Any]:
 
 def set_trace_tag(ask: Ask) -> Mapping[str, Any]:
     key, value = ask.fields.text("key"), ask.fields.text("value", required=False)
+    _check_changeable(key, "set")
     value = check_tag(key, value)
     return _changed(ask, lambda trace: replace(trace, tags={**trace.tags, key: value}))
 
 
 def delete_trace_tag(ask: Ask) -> Mapping[str, Any]:
     name, key = ask.path["trace_id"], ask.fields.text("key")
+    _check_changeable(key, "deleted")
 
     def without(trace: Trace) -> Trace:
         if key not in trace.tags:
@@ -161,7 +176,9 @@ def delete_trace_tag(ask: Ask) -> Mapping[str, Any]:
 def link_to_run(ask: Ask) -> Mapping[str, Any]:
     names, run = ask.fields.texts("trace_ids", required=True), record_id(ask.fields.text("run_id"))
     if len(names) > MOST_LINKED:
-        raise MlflowError(f"Cannot link more than {MOST_LINKED} traces to a run in a single request. ")
+        raise MlflowError(
+            f"Cannot link more than {MOST_LINKED} traces to a run in a single request. Provided {len(names)} traces."
+        )
     link_traces(ask.store, names, run)
     return {}
 
@@ -204,14 +221,19 @@ def trace_of(store: Store, name: str) -> Trace:
     Raises:
         MlflowError: there is none.
     """
-    found = store.records.find(Trace, ("key", "=", name), limit=1) if _ID.fullmatch(name) else []
-    if not found:
+    found = find_trace(store, name)
+    if found is None:
         raise not_found(f"Trace with ID '{name[:200]}' not found.")
-    return found[0]
+    return found
+
+
+def find_trace(store: Store, name: str) -> Trace | None:
+    found = store.records.find(Trace, ("key", "=", name), limit=1) if _ID.fullmatch(name) else []
+    return found[0] if found else None
 
 
 def checked_id(name: str) -> str:
-    if len(name) > LONGEST_ID or not _ID.fullmatch(name):
+    if len(name) > LONGEST_ID or not _ID.fullmatch(name) or not name.strip("."):
         raise invalid("trace_id", name[:200], f"It has at most {LONGEST_ID} letters, digits and `_:.-`.")
     return name
 
@@ -234,7 +256,7 @@ def trace_out(trace: Trace) -> dict[str, Any]:
         if value is not None:
             answer[name] = value
     if trace.seconds is not None:
-        answer["execution_duration"] = f"{trace.seconds:.9f}".rstrip("0").rstrip(".") + "s"
+        answer["execution_duration"] = f"{_in_threes(f'{trace.seconds:.9f}')}s"
     if trace.metadata:
         answer["trace_metadata"] = trace.metadata
     if trace.assessments:
@@ -245,7 +267,14 @@ def trace_out(trace: Trace) -> dict[str, Any]:
 
 def time_text(moment: datetime) -> str:
     """A time as protobuf's JSON spells it."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%f").rstrip("0").rstrip(".") + "Z"
+    return f"{_in_threes(moment.strftime('%Y-%m-%dT%H:%M:%S.%f'))}Z"
+
+
+def _in_threes(text: str) -> str:
+    """A number without the zeros at its end, as protobuf writes it: with three, six or nine digits, or none."""
+    for _ in range(3):
+        text = text.removesuffix(".000").removesuffix("000") if "." in text else text
+    return text
 
 
 def new_assessment(store: Store, trace: str, said: Any) -> dict[str, Json]:
@@ -277,6 +306,11 @@ def _several(ask: Ask) -> list[Trace]:
     names = ask.fields.texts("trace_ids", required=True)
     known = {trace.trace_id: trace for trace in ask.store.records.find(Trace, ("trace_id", "in", names))}
     return [known[name] for name in dict.fromkeys(names) if name in known]
+
+
+def _check_changeable(key: str, how: str) -> None:
+    if key in _OURS:
+        raise MlflowError(f"Tag '{key}' is immutable and cannot be {how} on a trace.")
 
 
 def _changed(ask: Ask, how: Any) -> Mapping[str, Any]:
