@@ -404,6 +404,23 @@ class EvaluationRow(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scorer(Record):
+    """How the answers of a language program are judged: a text that MLflow's clients read, and everloop never runs."""
+
+    experiment: str
+    """Number of the experiment."""
+    name: str
+    version: int
+    scorer: str
+    """What all versions have in common, as MLflow's clients name it."""
+    definition: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.experiment}/{self.version}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Alias(Record):
     """A name that moves between versions, such as `champion`. Its history says who held it when."""
 
@@ -692,6 +709,7 @@ KINDS: dict[str, type[Record]] = {
     "trace": Trace,
     "evaluation_dataset": EvaluationDataset,
     "evaluation_row": EvaluationRow,
+    "scorer": Scorer,
     "alias": Alias,
     "endpoint": Endpoint,
     "finding": Finding,
