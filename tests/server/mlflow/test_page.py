@@ -33,9 +33,6 @@ EXPLAINED = {
     "GET /ajax-api/2.0/mlflow/experiments/get-by-name",
     # Login of MLflow's own kind; the page goes on without, as it does with MLflow's server.
     "GET /ajax-api/2.0/mlflow/users/current",
-    # Judges, and charts over traces: each part of the page says that it has none.
-    "GET /ajax-api/3.0/mlflow/scorers/list",
-    "POST /ajax-api/3.0/mlflow/traces/metrics",
 }
 
 
