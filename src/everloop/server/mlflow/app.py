@@ -161,7 +161,7 @@ class MlflowApp:
             if method != "GET":
                 raise MlflowError(f"{method} is not allowed here.", "BAD_REQUEST")
             ask = self._ask(scope, "read", Fields.of_query(scope["query_string"]))
-            await download(*await asyncio.to_thread(file, ask), scope, send)
+            await download(*file(ask), scope, send)
             return
         if raw == otlp.PATH:
             await self._spans(scope, receive, send)
@@ -232,7 +232,8 @@ class MlflowApp:
     async def _stream(self, route: Route, path: Mapping[str, str], scope: Scope, receive: Receive, send: Send) -> None:
         size = _length(scope)
         ask = self._ask(scope, route.access, Fields.of_query(scope["query_string"]), path, size)
-        found = await asyncio.to_thread(cast("Finder", route.handler), ask)
+        find = cast("Finder", route.handler)
+        found = await asyncio.to_thread(find, ask) if route.slow else find(ask)
         if isinstance(found, Attachment):
             await answer_file(send, found.name, found.body)
             return

@@ -29,6 +29,8 @@ class ArtifactBucket:
         UsageError: there is no such kind of store.
     """
 
+    quick = False
+
     def __init__(self, url: str, drafts: Path | None = None) -> None:
         from obstore.store import from_url
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Protocol
 from urllib.parse import unquote
@@ -51,6 +52,10 @@ class ArtifactFolder(Protocol):
     - A file has its name once all of it is there: nobody sees half of one.
     """
 
+    @property
+    def quick(self) -> bool:
+        """Whether small files are read and written in microseconds, as on a disk of this machine."""
+
     def check(self, path: str) -> None:
         """Refuse a path that no file here can have."""
 
@@ -76,6 +81,7 @@ class ArtifactFolder(Protocol):
         """Where a client may GET or PUT a file for so many seconds without this server; None where it may not."""
 
 
+@lru_cache(maxsize=512)
 def safe_parts(path: str) -> tuple[str, ...]:
     """The names of a relative path that HTTP has decoded once; of an empty one, none.
 

@@ -18,9 +18,12 @@ class ArtifactRoot:
         root: made where it is not there.
     """
 
+    quick = True
+
     def __init__(self, root: Path | str) -> None:
         Path(root).mkdir(parents=True, exist_ok=True)
         self.root = Path(root).resolve()
+        self._drafts = self.root / UPLOADS
 
     def place(self, path: str) -> Path:
         """Where a relative path leads below the root.
@@ -40,17 +43,19 @@ class ArtifactRoot:
             raise invalid_path()
 
     def drafts(self) -> Path:
-        folder = self.root / UPLOADS
-        folder.mkdir(exist_ok=True)
-        return folder
+        self._drafts.mkdir(exist_ok=True)
+        return self._drafts
 
     def keep(self, draft: Path, path: str) -> None:
         target = self.place(path)
-        if target == self.root or target.is_dir():
+        if target == self.root:
             raise invalid_path()
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            draft.replace(target)
+            try:
+                draft.replace(target)
+            except FileNotFoundError:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                draft.replace(target)
         except (NotADirectoryError, FileExistsError, IsADirectoryError):
             raise invalid_path() from None
 

@@ -28,6 +28,7 @@ Send = Callable[[Any], Awaitable[None]]
 Scope = MutableMapping[str, Any]
 
 PIECE = 1 << 20
+SMALL = 1 << 16
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 # fmt: off
 _TEXTS = frozenset({
@@ -56,11 +57,15 @@ GUARDS = [
 async def upload(folder: ArtifactFolder, path: str, receive: Receive) -> None:
     """Keep a request's body as a file; of an upload that breaks off nothing is left."""
     folder.check(path)
-    await take(folder.drafts(), partial(folder.keep, path=path), receive)
+    await take(folder.drafts(), partial(folder.keep, path=path), receive, quick=folder.quick)
 
 
-async def take(drafts: Path, keep: Callable[[Path], None], receive: Receive) -> None:
-    """Write a request's body to a draft and hand it on when it is whole."""
+async def take(drafts: Path, keep: Callable[[Path], None], receive: Receive, *, quick: bool) -> None:
+    """Write a request's body to a draft and hand it on when it is whole.
+
+    Args:
+        quick: a small body is written and handed on at once, which takes less time than the way to a thread and back.
+    """
     place = drafts / new_id(SystemClock().now())
     held: list[bytes] = []
     size = 0
@@ -75,8 +80,11 @@ async def take(drafts: Path, keep: Callable[[Path], None], receive: Receive) -> 
                 size += len(body)
             more = message.get("more_body", False)
             if not more and file is None:
-                # Small files take one hop to another thread instead of three.
-                await asyncio.to_thread(_keep_small, keep, place, held)
+                if quick and size <= SMALL:
+                    _keep_small(keep, place, held)
+                else:
+                    # One way to another thread instead of three.
+                    await asyncio.to_thread(_keep_small, keep, place, held)
                 return
             if size >= PIECE or not more:
                 file = await asyncio.to_thread(_write, file, place, held)
@@ -93,8 +101,9 @@ async def take(drafts: Path, keep: Callable[[Path], None], receive: Receive) -> 
 
 async def download(folder: ArtifactFolder, path: str, scope: Scope, send: Send) -> None:
     """Answer with a file, or with the part of it that a `Range` header asks for."""
-    file = await asyncio.to_thread(folder.open, path)
+    file = folder.open(path) if folder.quick else await asyncio.to_thread(folder.open, path)
     size = file.size_bytes
+    quick = folder.quick and size <= SMALL
     try:
         wanted = dict(scope["headers"]).get(b"range", b"").decode("latin-1")
         start, stop, status = _range(wanted, size)
@@ -115,7 +124,8 @@ async def download(folder: ArtifactFolder, path: str, scope: Scope, send: Send) 
         await send({"type": "http.response.start", "status": status, "headers": headers})
         at = start
         while at < stop:
-            piece = await asyncio.to_thread(file.read, at, min(PIECE, stop - at))
+            length = min(PIECE, stop - at)
+            piece = file.read(at, length) if quick else await asyncio.to_thread(file.read, at, length)
             if not piece:
                 # The file has become shorter; the client sees that the length does not fit.
                 break

@@ -80,7 +80,9 @@ async def use_address(ask: Ask, scope: Scope, receive: Receive, send: Send) -> N
         raise MlflowError("This address allows something else.", "PERMISSION_DENIED")
     if allowed.what == "part":
         part = ask.artifacts.uploads.part(allowed.where, int(allowed.path))
-        await take(ask.artifacts.proxied.drafts(), partial(_keep_part, part), receive)
+        await take(
+            ask.artifacts.proxied.drafts(), partial(_keep_part, part), receive, quick=ask.artifacts.proxied.quick
+        )
         await answer(send, 200, b"", headers=((b"etag", entity_tag(part).encode()),))
         return
     folder, within = ask.artifacts.find(allowed.where, allowed.path)
