@@ -42,6 +42,6 @@ def _is_uuid(text: str) -> bool:
 
 
 ROUTES = (
-    Route("GET", "2.0/mlflow/get-trace-artifact", get_trace_artifact, "read", streams=True),
-    Route("GET", "3.0/mlflow/get-trace-artifact", get_trace_artifact, "read", streams=True),
+    Route("GET", "2.0/mlflow/get-trace-artifact", get_trace_artifact, "read", slow=True, streams=True),
+    Route("GET", "3.0/mlflow/get-trace-artifact", get_trace_artifact, "read", slow=True, streams=True),
 )
