@@ -127,7 +127,7 @@ def test_two_people_promote(tmp_path, run):
     assert run("models", "approve", asked["id"], actor="bob")[1]["state"] == "approved"
     assert run("models", "promote", "delays@2", actor="ann")[1]["state"] == "completed"
     _, history = run("models", "history", "delays")
-    assert [one["version"] for one in history] == ["delays@1", "delays@2"]
+    assert [(one["version"], one["reason"]) for one in history] == [("delays@1", "by hand"), ("delays@2", "better")]
     assert history[-1]["approved_by"][0].startswith("user:bob@")
     assert run("models", "history", "delays", "--at", "2001-01-01")[1] == []
     assert run("models", "history", "delays", "--at", "2999-01-01T00:00Z")[1][0]["version"] == "delays@2"
@@ -142,3 +142,19 @@ def test_two_people_promote(tmp_path, run):
     assert "for winter" in run("models", "card", "delays@2")[1]["card"]
     _, second = run("models", "promote", "delays@2", actor="ann")
     assert run("models", "reject", second["id"], actor="bob")[1]["state"] == "rejected"
+
+
+def test_webhooks_are_added_tried_and_removed(tmp_path, run):
+    open_store(tmp_path / "home").close()
+    assert run("webhooks", "ls") == (0, [])
+    refused = run("webhooks", "add", "chat", "http://127.0.0.1:9/")
+    assert (refused[0], "--allow-webhook-network" in refused[1]["error"]["help"]) == (2, True)
+    local = ("--allow-webhook-network", "127.0.0.0/8")
+    _, made = run("webhooks", "add", "chat", "http://127.0.0.1:9/", "--on", "alias.alias_set", *local)
+    assert (made["verbs"], len(made["secret"]) > 30) == (["alias.alias_set"], True)
+    assert run("webhooks", "add", "chat", "http://127.0.0.1:9/", *local)[0] == 4
+    _, (listed,) = run("webhooks", "ls")
+    assert (listed["name"], "secret" in listed) == ("chat", False)
+    assert run("webhooks", "test", "chat", *local)[0] == 9
+    assert run("webhooks", "rm", "chat")[0] == 0
+    assert run("webhooks", "rm", "chat")[0] == 3

@@ -26,6 +26,7 @@ from everloop.cli import (
     serving,
     store,
     trust,
+    webhooks,
 )
 from everloop.cli.output import messages, report
 from everloop.errors import EverloopError
@@ -92,6 +93,7 @@ app.add_typer(predictions.labels_app, name="labels")
 app.add_typer(trust.app, name="trust")
 app.add_typer(server.users, name="users")
 app.add_typer(server.tokens, name="tokens")
+app.add_typer(webhooks.app, name="webhooks")
 
 
 def _needed(arguments: Sequence[str]) -> typer.Typer:

@@ -21,7 +21,10 @@ RequestId = Annotated[str, typer.Argument(help="The request's id, or its beginni
 @app.command()
 def promote(
     version: Annotated[str, typer.Argument(help="MODEL@VERSION.")],
-    reason: Reason = "by hand",
+    reason: Annotated[
+        str | None,
+        typer.Option(help="Why; kept with the event. Default: the reason that others agreed to, else `by hand`."),
+    ] = None,
     endpoint: Annotated[str | None, typer.Option(help="Default: the endpoint that serves the model.")] = None,
     alias: Annotated[
         str, typer.Option(help="The alias to move; only the champion's traffic moves with it.")
@@ -35,7 +38,7 @@ def promote(
     """Give a version all the traffic, on your word. Where a policy guards the alias this asks the others instead; once
     they have agreed, the same command moves it. Straight back to the version before needs no agreement, once.
     """
-    from everloop.models import ApprovalError, get_version, request_alias
+    from everloop.models import ApprovalError, get_version, list_requests, request_alias
     from everloop.models.history import last_move
     from everloop.records import Alias, AliasRequest, Endpoint
 
@@ -44,6 +47,9 @@ def promote(
         if endpoint is None:
             serving = store.records.find(Endpoint, ("model", "=", record.model), limit=1)
             endpoint = serving[0].name if serving else record.model
+        if reason is None:
+            agreed = list_requests(store, record.model, alias, state="approved")
+            reason = next((one.reason for one in agreed if one.version == record.key), "") or "by hand"
         done: Release | Alias | AliasRequest
         try:
             done = _move(store, record, alias, endpoint, reason, expect)

@@ -83,7 +83,7 @@ def check_holder(store: Store, model: str, alias: str, expect: str | None = ANYO
     if expect is not ANYONE and holder != expect:
         raise ConflictError(
             f"'{model}@{alias}' is held by {holder or 'nobody'}, not by {expect or 'nobody'}.",
-            help="Look again and decide anew.",
+            help=f"Look again and decide anew. See: everloop models history {model}@{alias}",
         )
     return held
 
