@@ -42,6 +42,7 @@ def changing(store):
     yield "PUT", "/api/2.0/mlflow-artifacts/artifacts/x"
     yield "DELETE", "/api/2.0/mlflow-artifacts/artifacts/x"
     yield "POST", "/v1/traces"
+    yield "POST", "/graphql"
 
 
 FORMS = {
