@@ -16,7 +16,7 @@ from everloop.stores.bodies import families, field_names, time_fields
 from everloop.stores.clock import micros
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from everloop.stores.record_store import Condition, FieldPath
 
@@ -135,8 +135,7 @@ def _condition(path: tuple[str, ...], op: str, value: object, kind: str, paths: 
     if op == "in":
         if isinstance(value, str) or not isinstance(value, (list, tuple, set, frozenset)):
             raise UsageError(f"'{shown} in' takes a list, not {value!r}.")
-        either = [_condition(path, "=", item, kind, paths) for item in value]
-        return Sql(" OR ".join(part.text for part in either) or "1 = 0", tuple(v for p in either for v in p.values))
+        return _any_of(path, value, kind, paths)
     if value is None:
         absent = _absent(path, paths)
         if op in ("is", "="):
@@ -155,6 +154,25 @@ def _condition(path: tuple[str, ...], op: str, value: object, kind: str, paths: 
     if isinstance(value, bool) and op != "=":
         raise UsageError(f"'{shown} {op}' cannot compare {value!r}.", help="Use '=' or '!='.")
     return Sql(f"{at.text} {op} ?", (*at.values, against))
+
+
+def _any_of(path: tuple[str, ...], values: Iterable[object], kind: str, paths: Paths) -> Sql:
+    """True where a value is one of these. A chain of OR would nest deeper than a database reads."""
+    either: list[Sql] = []
+    # At most one list for numbers, one for texts and one for booleans.
+    lists: list[tuple[Sql, list[object]]] = []
+    for value in values:
+        if value is None:
+            either.append(_absent(path, paths))
+            continue
+        at, against = _typed(path, value, kind, paths)
+        items = next((items for known, items in lists if known == at), None)
+        if items is None:
+            lists.append((at, items := []))
+        items.append(against)
+    for at, items in lists:
+        either.append(Sql(f"{at.text} IN ({', '.join('?' * len(items))})", (*at.values, *items)))
+    return Sql(" OR ".join(part.text for part in either) or "1 = 0", tuple(v for part in either for v in part.values))
 
 
 def _typed(path: tuple[str, ...], value: object, kind: str, paths: Paths) -> tuple[Sql, object]:

@@ -280,6 +280,7 @@ class RecordStoreSuite:
             ([("state", "!=", "finished")], "a1 b2"),
             ([("state", "in", ["failed", "running"])], "a1 b2"),
             ([("state", "in", [])], ""),
+            ([("state", "in", [*map(str, range(5000)), None, "failed"])], "b2"),
             ([("name", "prefix", "b")], "b1 b2"),
             ([("name", "prefix", "")], "a1 a2 b1 b2"),
             ([("name", ">", "a2")], "b1 b2"),
