@@ -324,6 +324,16 @@ def test_no_pattern_holds_the_server_up(asked):
     assert not is_like("A" * 5_000_000 + "_x%", "%_X", ignore_case=True)
 
 
+def test_many_names_at_once(asked):
+    api, names = asked.api, [f"tr-{number:032x}" for number in range(5000)]
+    found = api.post(A3 + "traces/batchGetInfos", trace_ids=names)["trace_infos"]
+    assert {one["trace_id"] for one in found} >= set(names[1:4])
+    places = [{"mlflow_experiment": {"experiment_id": str(number)}} for number in (*range(100, 5000), asked.number)]
+    assert len(api.post(A3 + "traces/search", locations=places)["traces"]) == 3
+    asked_for = {"experiment_id": "777", "request_ids": names}
+    assert api.post(A3 + "traces/delete-traces", **asked_for) == {"traces_deleted": 0}
+
+
 def test_orders(asked):
     assert asked("", order_by=["timestamp ASC"]) == [1, 2, 3]
     assert asked("", order_by=["metadata.`mlflow.trace.session` DESC", "timestamp"]) == [3, 1, 2]

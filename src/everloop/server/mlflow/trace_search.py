@@ -19,7 +19,7 @@ from everloop.server.mlflow.filters import Grammar, Term, meets, parse_filter, p
 from everloop.server.mlflow.paging import Page, paged
 from everloop.server.mlflow.reply import wire_id
 from everloop.server.mlflow.spans import TYPE, attributes_of, content_of, parsed, spans_of, status_of, text_of
-from everloop.server.mlflow.traces import NAME, PROMPTS, SAID, SESSION, SOURCE_RUN, experiment_in, trace_out
+from everloop.server.mlflow.traces import AT_ONCE, NAME, PROMPTS, SAID, SESSION, SOURCE_RUN, experiment_in, trace_out
 from everloop.server.mlflow.wire import MlflowError, ms_of
 
 if TYPE_CHECKING:
@@ -122,7 +122,12 @@ def found_traces(ask: Ask, numbers: Sequence[str]) -> tuple[list[Trace], Page, i
 
 
 def traces_in(store: Store, numbers: Sequence[str]) -> list[Trace]:
-    return store.records.find(Trace, ("experiment", "in", list(dict.fromkeys(numbers))[:MOST]))
+    known = list(dict.fromkeys(numbers))
+    return [
+        trace
+        for begin in range(0, len(known), AT_ONCE)
+        for trace in store.records.find(Trace, ("experiment", "in", known[begin : begin + AT_ONCE]))
+    ]
 
 
 def matching(store: Store, traces: Sequence[Trace], question: Question) -> list[Trace]:

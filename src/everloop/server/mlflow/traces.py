@@ -34,6 +34,8 @@ SESSION, TOKENS = "mlflow.trace.session", "mlflow.trace.tokenUsage"
 LONGEST_ID = 50
 LONGEST_PREVIEW = 10_000
 MOST_LINKED = 100
+AT_ONCE = 1000
+"""Names in one question to the store."""
 STATES: dict[str, TraceState] = {
     "STATE_UNSPECIFIED": "unspecified",
     "IN_PROGRESS": "in_progress",
@@ -303,9 +305,13 @@ def _whole(ask: Ask, trace: Trace) -> dict[str, Any]:
 
 
 def _several(ask: Ask) -> list[Trace]:
-    names = ask.fields.texts("trace_ids", required=True)
-    known = {trace.trace_id: trace for trace in ask.store.records.find(Trace, ("trace_id", "in", names))}
-    return [known[name] for name in dict.fromkeys(names) if name in known]
+    names = list(dict.fromkeys(ask.fields.texts("trace_ids", required=True)))
+    known = {
+        trace.trace_id: trace
+        for begin in range(0, len(names), AT_ONCE)
+        for trace in ask.store.records.find(Trace, ("key", "in", names[begin : begin + AT_ONCE]))
+    }
+    return [known[name] for name in names if name in known]
 
 
 def _check_changeable(key: str, how: str) -> None:
