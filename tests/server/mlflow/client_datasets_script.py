@@ -9,6 +9,7 @@ import mlflow
 import mlflow.genai.datasets as datasets
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.genai.scorers import scorer
 
 mlflow.set_tracking_uri(sys.argv[1])
 client = MlflowClient()
@@ -91,6 +92,31 @@ else:
     client.remove_dataset_from_experiments(made.dataset_id, [one])
     said["unlinked"] = client.get_dataset(made.dataset_id).experiment_ids == [two]
     said["nowhere"] = code_of(client.add_dataset_to_experiments, "d-nonexistent", [one])
+
+
+@scorer
+def exact(outputs, expectations):
+    return outputs == expectations["answer"]
+
+
+@mlflow.trace
+def predict(question):
+    return "no" if question == "q3" else question.replace("q", "a")
+
+
+mlflow.set_experiment(experiment_id=three)
+asked = client.create_dataset(name="asked", experiment_id=three)
+asked.merge_records(
+    [{"inputs": {"question": f"q{number}"}, "expectations": {"answer": f"a{number}"}} for number in range(4)]
+)
+result = mlflow.genai.evaluate(data=asked, predict_fn=predict, scorers=[exact])
+said["evaluated"] = [float(result.metrics["exact/mean"]), len(mlflow.search_traces(run_id=result.run_id))]
+wrong = mlflow.search_traces(filter_string="feedback.exact = 'false'", return_type="list")
+said["wrong"] = [trace.info.request_preview for trace in wrong]
+said["input"] = mlflow.get_run(result.run_id).inputs.dataset_inputs[0].dataset.name
+asked.merge_records(mlflow.search_traces(return_type="list"))
+said["again"] = len(asked.to_df())
+
 client.delete_dataset(made.dataset_id)
 said["gone"] = code_of(client.get_dataset, made.dataset_id)
 sys.stdout.write("\n" + json.dumps(said) + "\n")

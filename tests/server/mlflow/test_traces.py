@@ -334,6 +334,24 @@ def test_many_names_at_once(asked):
     assert api.post(A3 + "traces/delete-traces", **asked_for) == {"traces_deleted": 0}
 
 
+def test_a_trace_is_linked_before_it_comes(api):
+    number = api.post("experiments/create", name="linked early")["experiment_id"]
+    run, name = api.run(), f"tr-{'c0' * 16}"
+    for _ in range(2):
+        api.post("traces/link-to-run", run_id=run, trace_ids=[name])
+    place = {"mlflow_experiment": {"experiment_id": "0"}}
+    assert api.call("GET", f"{A3}traces/{name}").status == 404
+    asked_for = {"filter": f"run_id = '{run}'"}
+    assert api.post(A3 + "traces/search", locations=[place], **asked_for) == {}
+    assert send(api, exported("late", trace="c0" * 16).SerializeToString(), x_mlflow_experiment_id=number).status == 200
+    place = {"mlflow_experiment": {"experiment_id": number}}
+    [trace] = api.post(A3 + "traces/search", locations=[place], **asked_for)["traces"]
+    assert trace["trace_id"] == name
+    assert trace["tags"]["mlflow.artifactLocation"].startswith(f"mlflow-artifacts:/{number}/")
+    assert api.call("POST", "traces/link-to-run", {"run_id": run, "trace_ids": ["../x"]}).status == 400
+    assert api.call("POST", "traces/link-to-run", {"run_id": "0" * 32, "trace_ids": [name]}).status == 404
+
+
 def test_orders(asked):
     assert asked("", order_by=["timestamp ASC"]) == [1, 2, 3]
     assert asked("", order_by=["metadata.`mlflow.trace.session` DESC", "timestamp"]) == [3, 1, 2]

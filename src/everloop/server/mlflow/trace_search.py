@@ -19,7 +19,17 @@ from everloop.server.mlflow.filters import Grammar, Term, meets, parse_filter, p
 from everloop.server.mlflow.paging import Page, paged
 from everloop.server.mlflow.reply import wire_id
 from everloop.server.mlflow.spans import TYPE, attributes_of, content_of, parsed, spans_of, status_of, text_of
-from everloop.server.mlflow.traces import AT_ONCE, NAME, PROMPTS, SAID, SESSION, SOURCE_RUN, experiment_in, trace_out
+from everloop.server.mlflow.traces import (
+    AT_ONCE,
+    NAME,
+    PROMPTS,
+    SAID,
+    SESSION,
+    SOURCE_RUN,
+    experiment_in,
+    is_there,
+    trace_out,
+)
 from everloop.server.mlflow.wire import MlflowError, ms_of
 
 if TYPE_CHECKING:
@@ -127,6 +137,7 @@ def traces_in(store: Store, numbers: Sequence[str]) -> list[Trace]:
         trace
         for begin in range(0, len(known), AT_ONCE)
         for trace in store.records.find(Trace, ("experiment", "in", known[begin : begin + AT_ONCE]))
+        if is_there(trace)
     ]
 
 

@@ -19,7 +19,7 @@ from everloop.records import Run, Trace, TraceState
 from everloop.server.mlflow.asking import Ask, Route
 from everloop.server.mlflow.experiments import active_experiment
 from everloop.server.mlflow.names import check_tag
-from everloop.server.mlflow.reply import record_id, wire_id
+from everloop.server.mlflow.reply import DEFAULT, record_id, wire_id
 from everloop.server.mlflow.spans import spans_of
 from everloop.server.mlflow.wire import Fields, MlflowError, invalid, missing, ms_of, not_found
 from everloop.stores.clock import new_id
@@ -92,19 +92,29 @@ def change(store: Store, name: str, experiment: str, how: Any) -> Trace:
     """
     with store.records.transaction():
         found = store.records.find(Trace, ("key", "=", name), limit=1)
-        if found:
+        if found and is_there(found[0]):
             changed: Trace = how(found[0])
             return changed if changed == found[0] else store.records.update(changed)[0]
         place = active_experiment(store, experiment)
-        tags = {ARTIFACTS_AT: place_of(place, name)}
-        made: Trace = how(
-            store.new(Trace, trace_id=name, experiment=str(place.number), requested_at=store.now(), tags=tags)
-        )
-        try:
-            store.records.put(made, verb="traced")
-        except AlreadyExistsError:
-            raise MlflowError(f"The trace '{name}' is being written by another.", "RESOURCE_CONFLICT") from None
+        here: dict[str, Any] = {"experiment": str(place.number), "tags": {ARTIFACTS_AT: place_of(place, name)}}
+        if found:
+            begun: Trace = how(replace(found[0], **here))
+            return store.records.update(begun, verb="traced")[0]
+        made: Trace = how(store.new(Trace, trace_id=name, requested_at=store.now(), **here))
+        _put(store, made)
         return made
+
+
+def is_there(trace: Trace) -> bool:
+    """Whether a trace has come, or is so far only known because it was linked to a run."""
+    return trace.told or bool(trace.spans)
+
+
+def _put(store: Store, trace: Trace) -> None:
+    try:
+        store.records.put(trace, verb="traced")
+    except AlreadyExistsError:
+        raise MlflowError(f"The trace '{trace.trace_id}' is being written by another.", "RESOURCE_CONFLICT") from None
 
 
 def place_of(experiment: Experiment, name: str) -> str:
@@ -147,7 +157,9 @@ def delete_traces(ask: Ask) -> Mapping[str, Any]:
     if fields.has("max_traces") and most <= 0:
         raise MlflowError(f"`max_traces` must be a positive integer, received {most}.")
     found = store.records.find(Trace, ("experiment", "=", number))
-    chosen = [t for t in found if t.trace_id in set(names) or (not names and ms_of(t.requested_at) <= before)]
+    wanted = set(names)
+    chosen = [t for t in found if t.trace_id in wanted or (not names and ms_of(t.requested_at) <= before)]
+    chosen = [trace for trace in chosen if is_there(trace)]
     chosen.sort(key=lambda trace: trace.requested_at)
     chosen = chosen[:most] if most else chosen
     with store.records.transaction():
@@ -186,18 +198,23 @@ def link_to_run(ask: Ask) -> Mapping[str, Any]:
 
 
 def link_traces(store: Store, names: Sequence[str], run: str) -> None:
-    """Say that traces belong to a run.
+    """Say that traces belong to a run. One that has not come yet is linked when it comes: clients send traces later
+    than what they say of them.
 
     Raises:
         NotFoundError: there is no such run.
-        MlflowError: there is no such trace.
     """
-    store.records.get(Run, run)
+    number = store.records.get(Run, run).experiment or DEFAULT
     with store.records.transaction():
-        for name in dict.fromkeys(names):
-            trace = trace_of(store, name)
-            if run not in trace.runs:
-                store.records.update(replace(trace, runs=(*trace.runs, run)))
+        for name in dict.fromkeys(map(checked_id, names)):
+            found = store.records.find(Trace, ("key", "=", name), limit=1)
+            if not found:
+                _put(
+                    store,
+                    store.new(Trace, trace_id=name, experiment=number, requested_at=store.now(), runs=(run,)),
+                )
+            elif run not in found[0].runs:
+                store.records.update(replace(found[0], runs=(*found[0].runs, run)))
 
 
 def link_prompts(ask: Ask) -> Mapping[str, Any]:
@@ -231,7 +248,7 @@ def trace_of(store: Store, name: str) -> Trace:
 
 def find_trace(store: Store, name: str) -> Trace | None:
     found = store.records.find(Trace, ("key", "=", name), limit=1) if _ID.fullmatch(name) else []
-    return found[0] if found else None
+    return found[0] if found and is_there(found[0]) else None
 
 
 def checked_id(name: str) -> str:
@@ -311,7 +328,7 @@ def _several(ask: Ask) -> list[Trace]:
         for begin in range(0, len(names), AT_ONCE)
         for trace in ask.store.records.find(Trace, ("key", "in", names[begin : begin + AT_ONCE]))
     }
-    return [known[name] for name in names if name in known]
+    return [known[name] for name in names if name in known and is_there(known[name])]
 
 
 def _check_changeable(key: str, how: str) -> None:
