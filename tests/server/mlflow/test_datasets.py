@@ -7,6 +7,7 @@ import json
 import pytest
 
 from everloop.records import EvaluationDataset, EvaluationRow
+from everloop.server.mlflow.reply import record_id
 
 pytest.importorskip("opentelemetry.proto")
 
@@ -84,7 +85,7 @@ def read(api, name, **asked):
     return json.loads(got["records"]), got.get("next_page_token")
 
 
-def test_the_same_request_twice_changes_nothing_more(api):
+def test_the_same_request_twice_changes_nothing_more(api, served):
     name = make(api)
     rows = [{"inputs": {"b": [1, 2.5], "a": {"x": None}}, "outputs": ["o"]}, {"inputs": {}}]
     assert put(api, name, rows).json == {"inserted_count": 2, "updated_count": 0}
@@ -93,6 +94,8 @@ def test_the_same_request_twice_changes_nothing_more(api):
     again, _ = read(api, name)
     assert [one["dataset_record_id"] for one in first] == [one["dataset_record_id"] for one in again]
     assert [(one["inputs"], one["outputs"]) for one in again] == [(rows[0]["inputs"], ["o"]), ({}, {})]
+    row = served.store.records.get(EvaluationRow, record_id(first[0]["dataset_record_id"].removeprefix("dr-")))
+    assert row.revision == 0
     shown = api.get(ROOT + name)["dataset"]
     assert json.loads(shown["schema"])["outputs"] == "array"
     assert json.loads(shown["profile"]) == {"num_records": 2}
@@ -154,6 +157,7 @@ def test_what_are_no_rows_is_refused(api, rows):
         ("POST", "create", {"name": "x", "tags": "[1]"}, 400),
         ("POST", "create", {"name": "x", "tags": '{"a": {}}'}, 400),
         ("POST", "create", {"name": "x", "experiment_ids": ["404"]}, 404),
+        ("POST", "create", {"name": "x", "experiment_ids": ["0"] * 1001}, 400),
         ("POST", "search", {"max_results": 60_000}, 400),
         ("POST", "search", {"order_by": ["tags.a"]}, 400),
         ("POST", "search", {"filter_string": "name NOT IN ('a')"}, 400),

@@ -53,7 +53,8 @@ def upsert_rows(ask: Ask) -> Mapping[str, Any]:
             known = after.get(digest)
             updated += known is not None
             after[digest] = _merged(known, row, now) if known else _new(store, dataset, row, digest, now)
-        store.records.update(*(row for digest, row in after.items() if digest in before))
+        # A row that says what it said before is left alone: a request that comes twice writes no history.
+        store.records.update(*(row for digest, row in after.items() if digest in before and row is not before[digest]))
         made = [row for digest, row in after.items() if digest not in before]
         store.records.put(*made)
         by = [row["tags"][USER] for row in said if USER in (row.get("tags") or {})]
@@ -193,14 +194,14 @@ def _new(
 
 def _merged(row: EvaluationRow, said: Mapping[str, Any], now: datetime) -> EvaluationRow:
     tags, expectations = said.get("tags") or {}, said.get("expectations")
-    return replace(
+    merged = replace(
         row,
         outputs=said.get("outputs", row.outputs),
         expectations={**(row.expectations or {}), **expectations} if expectations else row.expectations,
         tags={**row.tags, **tags},
         updated_by=str(tags[USER]) if USER in tags else row.updated_by,
-        updated_at=now,
     )
+    return row if merged == row else replace(merged, updated_at=now)
 
 
 def _with_fields(known: dict[str, Json], said: Iterable[Mapping[str, Any]]) -> dict[str, Json]:

@@ -22,7 +22,7 @@ from everloop.server.mlflow.reply import record_id, wire_id
 from everloop.server.mlflow.wire import Fields, MlflowError, invalid, mistyped, ms_of, not_found
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
     from datetime import datetime
 
     from everloop.records import Json
@@ -33,6 +33,7 @@ USER = "mlflow.user"
 USUAL, MOST = 1000, 50_000
 LONGEST_NAME, LONGEST_KEY, LONGEST_VALUE = 255, 255, 5000
 DELETED_AT_ONCE = 500
+MOST_EXPERIMENTS = 1000
 _GRAMMAR = Grammar(
     texts=frozenset({"name", "created_by", "last_updated_by"}),
     numbers=frozenset({"created_time", "last_update_time"}),
@@ -73,7 +74,7 @@ def delete_dataset(ask: Ask) -> Mapping[str, Any]:
     """Delete a dataset with its rows; that there is none is no error."""
     records, found = ask.store.records, find_dataset(ask.store, ask.path["dataset_id"])
     while found is not None:
-        rows = records.find(EvaluationRow, ("key", "prefix", f"{found.id}#"), limit=DELETED_AT_ONCE)
+        rows = records.find(EvaluationRow, ("key", "prefix", f"{found.id}#"), order="key", limit=DELETED_AT_ONCE)
         with records.transaction():
             for row in rows:
                 records.delete(EvaluationRow, row.id)
@@ -136,6 +137,8 @@ def add_to_experiments(ask: Ask) -> Mapping[str, Any]:
         found = _linked(ask)
         added = _numbers(ask.store, numbers)
         experiments = tuple(dict.fromkeys((*found.experiments, *added)))
+        if len(experiments) > MOST_EXPERIMENTS:
+            raise MlflowError(f"A dataset belongs to at most {MOST_EXPERIMENTS} experiments.")
         changed = replace(found, experiments=experiments, updated_at=ask.store.now())
         found = ask.store.records.update(changed, verb="linked")[0]
     return {"dataset": dataset_out(found)}
@@ -219,7 +222,9 @@ def _tags(fields: Fields, *, required: bool) -> dict[str, str]:
     return tags
 
 
-def _numbers(store: Store, asked: Iterable[str]) -> tuple[str, ...]:
+def _numbers(store: Store, asked: Sequence[str]) -> tuple[str, ...]:
+    if len(asked) > MOST_EXPERIMENTS:
+        raise MlflowError(f"A dataset belongs to at most {MOST_EXPERIMENTS} experiments.")
     return tuple(dict.fromkeys(str(experiment_of(store, number).number) for number in asked))
 
 
@@ -250,7 +255,7 @@ def _attribute(dataset: EvaluationDataset, key: str) -> Any:
 
 _ONE = "3.0/mlflow/datasets/{dataset_id}"
 ROUTES = (
-    Route("POST", "3.0/mlflow/datasets/create", create_dataset, "write"),
+    Route("POST", "3.0/mlflow/datasets/create", create_dataset, "write", slow=True),
     Route("POST", "3.0/mlflow/datasets/search", search_datasets, "read", slow=True),
     Route("GET", "3.0/mlflow/datasets/search", search_datasets, "read", slow=True),
     Route("GET", _ONE, get_dataset, "read"),
@@ -258,6 +263,6 @@ ROUTES = (
     Route("PATCH", f"{_ONE}/tags", set_dataset_tags, "write"),
     Route("DELETE", f"{_ONE}/tags/{{key}}", delete_dataset_tag, "write"),
     Route("GET", f"{_ONE}/experiment-ids", get_experiment_ids, "read"),
-    Route("POST", f"{_ONE}/add-experiments", add_to_experiments, "write"),
-    Route("POST", f"{_ONE}/remove-experiments", remove_from_experiments, "write"),
+    Route("POST", f"{_ONE}/add-experiments", add_to_experiments, "write", slow=True),
+    Route("POST", f"{_ONE}/remove-experiments", remove_from_experiments, "write", slow=True),
 )
