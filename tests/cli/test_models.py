@@ -218,3 +218,12 @@ def test_diff_tells_of_lists_only_what_differs(models):
     for part in ("+0.01", "202 in all; only here a", "202 in all; only here c", "data: column new_1", "data: rows"):
         assert part in told
     assert "199" not in told
+
+
+def test_a_champion_without_endpoint_is_taken_back_as_well(models):
+    assert "There is no 'sent@champion'" in " ".join(models("models", "rollback", "sent").err.split())
+    with open_store(".everloop") as store:
+        for number in (1, 2):
+            set_alias(store, "flight-delays", "champion", f"flight-delays@{number}")
+    said = models("models", "rollback", "flight-delays", "--reason", "too slow")
+    assert said.out.strip() == "flight-delays@champion is flight-delays@1 again."

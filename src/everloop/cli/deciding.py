@@ -105,9 +105,15 @@ def rollback(
     """Give the traffic back to the champion before. Or another alias to the version that held it before."""
     from everloop.cli.release import take_back
     from everloop.models import take_back_alias
+    from everloop.records import Endpoint
 
     model, alias = named_alias(of)
-    if alias == "champion":
+    with opened(home) as store:
+        # A champion that no endpoint serves, as one that MLflow's client has set, is an alias like any other.
+        served = alias == "champion" and any(
+            store.records.find(Endpoint, (field, "=", model), limit=1) for field in ("model", "name")
+        )
+    if served:
         take_back(model, reason, home, json)
         return
     with opened(home) as store:
