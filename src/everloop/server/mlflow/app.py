@@ -44,6 +44,7 @@ from everloop.server.mlflow import (
     versions,
     webhooks,
 )
+from everloop.server.mlflow.agreed_files import check_changeable
 from everloop.server.mlflow.artifact_places import ArtifactPlaces
 from everloop.server.mlflow.asking import Ask, Attachment, Finder, Handler, Route
 from everloop.server.mlflow.pending import PendingMetrics
@@ -241,6 +242,7 @@ class MlflowApp:
         if route.method == "GET":
             await download(folder, within, scope, send)
         else:
+            check_changeable(ask.store, ask.artifacts, folder, within)
             await upload(folder, within, receive)
             await answer_json(send, {})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from everloop.server.mlflow.agreed_files import check_changeable
 from everloop.server.mlflow.artifact_folder import ArtifactFolder, safe_parts
 from everloop.server.mlflow.asking import Ask, Route
 from everloop.server.mlflow.logged_models import find_logged_model
@@ -12,7 +13,7 @@ from everloop.server.mlflow.proxy import listing
 from everloop.server.mlflow.registry import get_model_version
 from everloop.server.mlflow.reply import artifact_uri
 from everloop.server.mlflow.runs import find_run
-from everloop.server.mlflow.versions import storage_of
+from everloop.server.mlflow.versions import files_uri
 from everloop.server.mlflow.wire import MlflowError
 
 LARGEST_PAGE_UPLOAD = 10 << 20
@@ -37,7 +38,9 @@ def list_proxied(ask: Ask) -> Mapping[str, Any]:
 
 
 def delete_proxied(ask: Ask) -> Mapping[str, Any]:
-    ask.artifacts.proxied.delete(ask.path["path"])
+    path, folder = ask.path["path"], ask.artifacts.proxied
+    check_changeable(ask.store, ask.artifacts, folder, path)
+    folder.delete(path)
     return {}
 
 
@@ -74,7 +77,7 @@ def version_file(ask: Ask) -> tuple[ArtifactFolder, str]:
     path = ask.fields.text("path")
     safe_parts(path)
     version = get_model_version(ask.store, ask.fields.text("name"), ask.fields.text("version"))
-    return ask.artifacts.find(storage_of(ask.store, version), path)
+    return ask.artifacts.find(files_uri(ask.store, version), path)
 
 
 def model_file(ask: Ask) -> tuple[ArtifactFolder, str]:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from everloop.server.mlflow.agreed_files import check_changeable
 from everloop.server.mlflow.artifact_folder import invalid_path, safe_parts
 from everloop.server.mlflow.asking import Ask, Route
 from everloop.server.mlflow.logged_models import find_logged_model
@@ -31,6 +32,7 @@ def presign_upload(ask: Ask) -> Mapping[str, Any]:
     uri = artifact_uri(find_run(ask.store, run)) if run else find_logged_model(ask.store, model).artifacts_at
     folder, within = ask.artifacts.find(uri, path)
     folder.check(within)
+    check_changeable(ask.store, ask.artifacts, folder, within)
     own = ask.seals.address(ask.origin, Sealed("put", uri, path), seconds)
     return {"presigned_url": folder.address("PUT", within, seconds) or own, "headers": {}}
 
@@ -59,6 +61,7 @@ def begin_upload(ask: Ask) -> Mapping[str, Any]:
 def complete_upload(ask: Ask) -> Mapping[str, Any]:
     path, identity = _destination(ask), ask.fields.text("upload_id")
     parts = [(part.integer("part_number"), part.text("etag", required=False)) for part in ask.fields.objects("parts")]
+    check_changeable(ask.store, ask.artifacts, ask.artifacts.proxied, path)
     ask.artifacts.uploads.complete(identity, path, parts)
     return {}
 
@@ -89,6 +92,7 @@ async def use_address(ask: Ask, scope: Scope, receive: Receive, send: Send) -> N
     if allowed.what == "get":
         await download(folder, within, scope, send)
     else:
+        check_changeable(ask.store, ask.artifacts, folder, within)
         await upload(folder, within, receive)
         await answer(send, 200, b"")
 

@@ -30,7 +30,8 @@ from everloop.server.mlflow.registry import (
     show_version,
     touch_model,
 )
-from everloop.server.mlflow.reply import record_id, source_of, version_out, wire_id
+from everloop.server.mlflow.reply import artifact_uri, record_id, source_of, version_out, wire_id
+from everloop.server.mlflow.runs import find_run
 from everloop.server.mlflow.sources import Origin, check_source
 from everloop.server.mlflow.wire import MlflowError, ms_of, not_found
 
@@ -199,13 +200,22 @@ def storage_of(store: Store, version: ModelVersion) -> str:
     raise MlflowError(f"The source of '{version.key}' leads in a circle.")
 
 
+def files_uri(store: Store, version: ModelVersion) -> str:
+    """Where a version's files are, also where its source is a path of a run."""
+    source = storage_of(store, version)
+    if not source.startswith("runs:/"):
+        return source
+    run, _, path = source.removeprefix("runs:/").partition("/")
+    return f"{artifact_uri(find_run(store, run)).rstrip('/')}/{path}"
+
+
 def files_of(store: Store, version: ModelVersion, artifacts: ArtifactPlaces) -> Path:
     """The folder of a version's files, where they are kept on this machine.
 
     Raises:
         MlflowError: they are elsewhere, or not there.
     """
-    source = storage_of(store, version)
+    source = files_uri(store, version)
     folder, within = artifacts.find(source)
     place = folder.on_disk(within)
     if not place.is_dir():
