@@ -34,6 +34,9 @@ def server(
     allow_artifact_root: Annotated[
         list[str] | None, typer.Option(help="A further folder or beginning of URIs that clients may name; repeatable.")
     ] = None,
+    mlflow_page: Annotated[
+        str | None, typer.Option(help="The folder of an installed MLflow: shows its page at /, and ours at /status.")
+    ] = None,
     public_url: Annotated[
         str | None, typer.Option(help="How clients reach this server where something stands before it: https://NAME.")
     ] = None,
@@ -70,6 +73,7 @@ def server(
         default_artifact_root=default_artifact_root,
         artifacts_destination=artifacts_destination,
         allowed_artifact_roots=tuple(allow_artifact_root or ()),
+        mlflow_page=mlflow_page,
         public_url=public_url,
         upload_bytes=upload_limit * MEGABYTE,
         webhook_networks=tuple(allow_webhook_network or ()),

@@ -1,6 +1,6 @@
 """The control plane's app: every route, what each needs, and the door before them.
 
-    GET /                         the status page
+    GET /status                   the status page; also at / unless MLflow's own page is there
     GET /health                   200 while the process answers; the one open path
     GET /api/openapi.json         what /api/v1 is
     /api/v1/...                   records, registry, users and tokens: see the modules of `api/`
@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from importlib.resources import files
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from litestar import Litestar, MediaType, Request, Response, get
@@ -54,8 +55,9 @@ def make_app(store: Store, options: ServerOptions | None = None) -> Door:
     options = options or ServerOptions()
     authenticator = Authenticator(AccessBook(store)) if options.auth else None
     routes: list[ControllerRouterHandler] = [
-        page,
+        status,
         static,
+        *_front(options),
         health,
         *records.routes(),
         *registry.routes(),
@@ -83,6 +85,11 @@ def make_app(store: Store, options: ServerOptions | None = None) -> Door:
     return Door(app, store, options, authenticator, _open_paths(app))
 
 
+@get("/status", media_type=MediaType.HTML, sync_to_thread=False, include_in_schema=False, opt={NEEDS: "viewer"})
+def status() -> str:
+    return _static("status.html")
+
+
 @get("/", media_type=MediaType.HTML, sync_to_thread=False, include_in_schema=False, opt={NEEDS: "viewer"})
 def page() -> str:
     return _static("status.html")
@@ -101,6 +108,15 @@ def static(request: Asked) -> Response[str]:
 def health() -> dict[str, str]:
     """Whether the process answers."""
     return {"status": "ok"}
+
+
+def _front(options: ServerOptions) -> list[Any]:
+    """What is at `/`: the status page, or MLflow's where the operator has it."""
+    if options.mlflow_page is None:
+        return [page]
+    from everloop.server.mlflow.page import MlflowPage
+
+    return MlflowPage(Path(options.mlflow_page)).routes()
 
 
 def _mlflow(store: Store, options: ServerOptions) -> list[Any]:

@@ -22,6 +22,8 @@ class ServerOptions:
     """Further folders and beginnings of URIs that clients may name."""
     artifacts_destination: str | None = None
     """The folder or bucket for files that clients send to this server. None: `artifacts` in the home."""
+    mlflow_page: str | None = None
+    """The folder of an installed MLflow, or of its built page, which is then shown at `/`."""
     public_url: str | None = None
     """How clients reach this server where something stands before it: `https://ml.example.com`. None: as they say."""
     json_bytes: int = 16 * MEGABYTE

@@ -12,11 +12,14 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
+from everloop.errors import UsageError
+from everloop.server.mlflow.page import MlflowPage
+from everloop.server.options import ServerOptions
 from everloop.stores import open_store
 
 HERE = Path(__file__).parent
@@ -36,14 +39,6 @@ EXPLAINED = {
 }
 
 
-def _page_server():
-    spec = importlib.util.spec_from_file_location("mlflow_page_server", HERE / "page_server.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def site(mlflow_python, serve, tmp_path_factory):
     """The page over a server that MLflow's client has filled, and what the client says it made."""
@@ -51,7 +46,8 @@ def site(mlflow_python, serve, tmp_path_factory):
     if build is None or not (build / "index.html").is_file():
         pytest.skip("this MLflow is one without its page")
     home = tmp_path_factory.mktemp("page")
-    with open_store(home / "home", project="p") as store, serve(store) as place:
+    options = ServerOptions(mlflow_page=str(build))
+    with open_store(home / "home", project="p") as store, serve(store, options) as place:
         done = subprocess.run(
             [mlflow_python, str(HERE / "client_page_script.py"), place.url],
             capture_output=True,
@@ -62,8 +58,7 @@ def site(mlflow_python, serve, tmp_path_factory):
             env={**os.environ, "MLFLOW_ENABLE_ASYNC_LOGGING": "false"},
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        with _page_server().serving_page(build, place.address) as server:
-            yield server, json.loads(done.stdout.splitlines()[-1])
+        yield place, json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -84,17 +79,29 @@ def browser():
 
 
 class Visitor:
-    """Somebody who opens pages, reads them, and notes what went wrong."""
+    """Somebody who opens pages, reads them, and notes what was asked, and what went wrong."""
 
-    def __init__(self, context, server) -> None:
-        self.page, self.server = context.new_page(), server
+    def __init__(self, context, url) -> None:
+        self.page, self.url = context.new_page(), url
         self.page.set_default_timeout(WAIT_MS)
         self.broken: list[str] = []
+        self.answers = []
         self.page.on("pageerror", lambda error: self.broken.append(str(error)))
+        self.page.on("console", self._heard)
+        self.page.on("response", lambda answer: self.answers.append(answer))
+
+    @property
+    def asked(self) -> set[str]:
+        return {_address(one) for one in self.answers}
+
+    def _heard(self, message) -> None:
+        # What the page may not load or ask it says here, and nowhere else.
+        if message.type == "error" and "Content Security Policy" in message.text:
+            self.broken.append(message.text)
 
     def open(self, path: str, *texts: str, name: str) -> str:
         """Open a page and wait until it shows all the texts; the whole of what it shows."""
-        self.page.goto(f"{self.server.url}#{path}")
+        self.page.goto(f"{self.url}/#{path}")
         return self.reads(*texts, name=name)
 
     def reads(self, *texts: str, name: str) -> str:
@@ -107,18 +114,21 @@ class Visitor:
         return shown
 
 
+def _address(answer) -> str:
+    return f"{answer.request.method} {urlsplit(answer.url).path}"
+
+
 @pytest.fixture
 def visitor(browser, site):
-    server, _ = site
-    server.exchanges.clear()
-    visiting = Visitor(browser, server)
+    place, _ = site
+    visiting = Visitor(browser, place.url)
     yield visiting
+    failed = {(_address(one), one.status) for one in visiting.answers if one.status >= 400}
+    bodies = [one.json() for one in visiting.answers if urlsplit(one.url).path == "/graphql"]
     visiting.page.close()
-    failed = {(one.address, one.status, one.said) for one in server.exchanges if one.status >= 400}
     assert {one for one in failed if one[0] not in EXPLAINED} == set()
     assert {one for one in failed if one[1] >= 500} == set()
-    wrong = [one for one in server.exchanges if one.path == "/graphql" and '"errors":null' not in one.said]
-    assert [one for one in wrong if '"errors"' in one.said] == []
+    assert [body for body in bodies if body["errors"] is not None] == []
     assert visiting.broken == []
 
 
@@ -135,7 +145,7 @@ def test_experiments_and_their_runs(visitor, site):
     shown = visitor.reads("0.88", "0.81", name="runs-charts")
     # The page keeps a filter for the experiment, so this comes last.
     visitor.open(f"{runs}?searchFilter=params.depth%20%3D%20%224%22", "1 matching run", "attempt-1", name="filtered")
-    sent = {one.address for one in visitor.server.exchanges}
+    sent = visitor.asked
     assert "POST /ajax-api/2.0/mlflow/experiments/search-datasets" in sent
     assert "POST /graphql" in sent
 
@@ -151,7 +161,7 @@ def test_a_run(visitor, site):
     visitor.page.wait_for_function("document.querySelectorAll('.scatterlayer .point').length === 20", timeout=WAIT_MS)
     shown = visitor.open(f"{run}/artifacts/notes/findings.txt", "late by forty minutes", name="run-artifacts")
     assert "summary.json" in shown
-    sent = {one.address for one in visitor.server.exchanges}
+    sent = visitor.asked
     assert {
         "POST /graphql",
         "GET /get-artifact",
@@ -193,9 +203,7 @@ def test_models(visitor, site):
     visitor.open(f"{logged}/artifacts", "python_model.pkl", "requirements.txt", name="logged-model-files")
     visitor.page.get_by_text("MLmodel", exact=True).click()
     visitor.reads("loader_module: mlflow.pyfunc.model", name="logged-model-file")
-    assert f"GET /ajax-api/2.0/mlflow/logged-models/{said['model']}/artifacts/files" in {
-        one.address for one in visitor.server.exchanges
-    }
+    assert f"GET /ajax-api/2.0/mlflow/logged-models/{said['model']}/artifacts/files" in visitor.asked
 
 
 def test_traces(visitor, site):
@@ -213,3 +221,32 @@ def test_what_a_person_changes(visitor, site):
     visitor.page.wait_for_url(re.compile(r"#/experiments/\d+"))
     assert visitor.page.url.split("/experiments/")[1][:1] != said["experiment"]
     visitor.open("/experiments", "made by hand", "flight delays", name="after")
+
+
+def test_the_page_is_only_its_own_files(site):
+    place, _ = site
+    front = place.ask("GET", "/")
+    assert b"static-files/static/js/main" in front.body
+    script = re.search(rb"static-files/static/js/main[^\"]+", front.body)[0].decode()
+    got = place.ask("GET", f"/{script}")
+    assert (got.status, got.headers["content-type"].partition(";")[0]) == (200, "text/javascript")
+    assert "immutable" in got.headers["cache-control"]
+    for name in (
+        "../../../__init__.py",
+        "..%2f..%2f..%2f__init__.py",
+        "static/../../../../__init__.py",
+        "/etc/passwd",
+        "%2fetc%2fpasswd",
+        "static",
+        "",
+        "index.html%00",
+        "nothing",
+    ):
+        assert place.ask("GET", f"/static-files/{name}").status in (400, 404), name
+    assert place.ask("GET", "/status").body.startswith(b"<!doctype html>")
+    assert b"<title>everloop</title>" in place.ask("GET", "/status").body
+
+
+def test_a_folder_without_the_page_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="There is no page of MLflow in"):
+        MlflowPage(tmp_path)
