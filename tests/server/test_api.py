@@ -19,6 +19,7 @@ import pytest
 from everloop.errors import UsageError
 from everloop.loop.rollout import start_release
 from everloop.records import Finding, ModelVersion, Run
+from everloop.server.settings import ServerSettings
 from everloop.server.supervisor import RESTART_AFTER_S, Supervisor, _Restarts
 from everloop.stores import open_store
 from everloop.testing.serving import by_row
@@ -160,7 +161,7 @@ def test_taken_port_is_named(tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=f"Port {port}.*--port"):
-            Supervisor(store, None, port=port)
+            Supervisor(store, None, settings=ServerSettings(port=port))
 
 
 def test_up_turns_serves_and_stops_clean(tmp_path):

@@ -112,11 +112,16 @@ def run(
 
 def up(
     project: Annotated[Path | None, typer.Option("--dir", help="The project's folder.")] = None,
-    port: Annotated[int, typer.Option(help="Of the API and the status page; 0 takes a free one.")] = 8100,
+    port: Annotated[
+        int | None, typer.Option(help="Of the API and the status page; 0 takes a free one. Default: 8100.")
+    ] = None,
     every: Annotated[float, typer.Option(help="Seconds between two looks at logs and triggers.")] = 10.0,
     home: Home = None,
 ) -> None:
-    """Keep the loop turning until Ctrl-C: endpoints, watching, triggers, API and status page."""
+    """Keep the loop turning until Ctrl-C: endpoints, watching, triggers, API and status page.
+
+    The server is as [server] of everloop.toml says, as with everloop server.
+    """
     from everloop.loop.project import find_folder
 
     folder = find_folder(project)
@@ -124,13 +129,14 @@ def up(
         keep_up(store, folder, port=port, every=every)
 
 
-def keep_up(store: Store, folder: Path, *, port: int = 8100, every: float = 10.0) -> None:
+def keep_up(store: Store, folder: Path, *, port: int | None = None, every: float = 10.0) -> None:
     """Supervise in the foreground and say where things are."""
     import threading
 
     from everloop.server import Supervisor
+    from everloop.server.settings import read_settings
 
-    supervisor = Supervisor(store, folder, port=port, every_s=every)
+    supervisor = Supervisor(store, folder, settings=read_settings(folder).changed(port=port), every_s=every)
 
     def tell() -> None:
         messages().print(

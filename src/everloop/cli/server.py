@@ -18,8 +18,10 @@ Roles = Annotated[
 
 
 def server(
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8100,
-    host: Annotated[str, typer.Option(help="The address to listen at; any but loopback needs a login.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="0 takes a free one. Default: 8100.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="The address to listen at; any but loopback needs a login. Default: 127.0.0.1.")
+    ] = None,
     default_artifact_root: Annotated[
         str | None,
         typer.Option(
@@ -46,7 +48,9 @@ def server(
     auth: Annotated[
         bool | None, typer.Option("--auth/--no-auth", help="Ask for a login. Default: once there are users.")
     ] = None,
-    upload_limit: Annotated[int, typer.Option(help="The longest artifact, in megabytes.")] = 10 * 1024,
+    upload_limit: Annotated[
+        int | None, typer.Option(help="The longest artifact, in megabytes. Default: 10240.")
+    ] = None,
     allow_webhook_network: Annotated[
         list[str] | None, typer.Option(help="A private network that webhooks may reach, 10.1.0.0/16; repeatable.")
     ] = None,
@@ -55,12 +59,16 @@ def server(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Serve the API, the status page and MLflow's clients until Ctrl-C or SIGTERM."""
+    """Serve the API, the status page and MLflow's clients until Ctrl-C or SIGTERM.
+
+    What is not given here is as [server] of everloop.toml says.
+    """
     import logging
     import sys
 
     from everloop.server.control import ControlPlane
-    from everloop.server.options import MEGABYTE, ServerOptions
+    from everloop.server.options import MEGABYTE
+    from everloop.server.settings import read_settings
     from everloop.stores import open_store
 
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -68,18 +76,23 @@ def server(
         logging.getLogger("everloop.access").setLevel(logging.INFO)
     # Said by uvicorn of every connection that sends no HTTP: noise that anybody can make.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    options = ServerOptions(
+    settings = read_settings().changed(
+        host=host,
+        port=port,
+        auth=auth,
         allowed_hosts=tuple(allowed_host or ()),
         default_artifact_root=default_artifact_root,
         artifacts_destination=artifacts_destination,
         allowed_artifact_roots=tuple(allow_artifact_root or ()),
         mlflow_page=mlflow_page,
         public_url=public_url,
-        upload_bytes=upload_limit * MEGABYTE,
+        upload_bytes=None if upload_limit is None else upload_limit * MEGABYTE,
         webhook_networks=tuple(allow_webhook_network or ()),
     )
     with open_store(home, project=project) as store:
-        control = ControlPlane(store, host=host, port=port, options=options, auth=auth)
+        control = ControlPlane(
+            store, host=settings.host, port=settings.port, options=settings.options, auth=settings.auth
+        )
 
         def tell() -> None:
             facts = {

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 from everloop.errors import EverloopError
 from everloop.records import Endpoint
 from everloop.server.control import ControlPlane
+from everloop.server.settings import ServerSettings
 
 if TYPE_CHECKING:
-    from everloop.server.options import ServerOptions
     from everloop.serving import EndpointProcess
     from everloop.stores import Store
 
@@ -66,14 +66,14 @@ class Supervisor:
         store: Store,
         folder: Path | None,
         *,
-        port: int = 8100,
+        settings: ServerSettings | None = None,
         every_s: float = 10.0,
-        options: ServerOptions | None = None,
     ) -> None:
         self.store = store
         self.folder = folder
         self.every_s = every_s
-        self.control = ControlPlane(store, port=port, options=options)
+        said = settings or ServerSettings()
+        self.control = ControlPlane(store, host=said.host, port=said.port, options=said.options, auth=said.auth)
         self.url = self.control.url
         self._stopping = threading.Event()
         self._endpoints: dict[str, EndpointProcess] = {}

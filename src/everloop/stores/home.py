@@ -206,7 +206,7 @@ def open_store(
 def find_places(home: Path | str | None = None) -> tuple[Places, str | None]:
     """Where the parts of a store are, without opening it, and the project that `everloop.toml` names."""
     named = home if home is not None else os.environ.get("EVERLOOP_STORE")
-    config = _nearest_config(Path.cwd())
+    config = nearest_config(Path.cwd())
     settings, project = _settings(config) if config is not None else ({}, None)
     base = Path.cwd() if config is None else config.parent
     configured = (base / Path(settings.get("home", FOLDER)).expanduser()).absolute()
@@ -252,7 +252,8 @@ def _places(home: Path, settings: dict[str, str]) -> Places:
     )
 
 
-def _nearest_config(start: Path) -> Path | None:
+def nearest_config(start: Path) -> Path | None:
+    """The `everloop.toml` of a folder or of the nearest above it that has one."""
     for folder in (start, *start.parents):
         if (folder / CONFIG).is_file():
             return folder / CONFIG
