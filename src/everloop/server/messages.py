@@ -42,36 +42,38 @@ PROMPT_TEXT = "mlflow.prompt.text"
 _PROMPT_TYPE = "_mlflow_prompt_type"
 MLFLOW_KINDS = ("registered_model", "model_version", "alias")
 """The kinds of events of which MLflow's webhooks speak."""
+_TAGS = {"example_key": "example_value"}
+_TAG = {"key": "example_key", "value": "example_value"}
+_MODEL, _PROMPT = {"name": "example_model"}, {"name": "example_prompt"}
+_VERSION, _PROMPT_VERSION = {**_MODEL, "version": "1"}, {**_PROMPT, "version": "1"}
 EXAMPLES: Mapping[str, Mapping[str, Any]] = {
-    "registered_model.created": {"name": "a_model", "tags": {"team": "x"}, "description": "A model"},
+    "registered_model.created": {**_MODEL, "tags": _TAGS, "description": "An example registered model"},
     "model_version.created": {
-        "name": "a_model",
-        "version": "1",
-        "source": "models:/m-1",
-        "run_id": "0" * 32,
-        "tags": {"team": "x"},
-        "description": "A version",
+        **_VERSION,
+        "source": "models:/123",
+        "run_id": "abcd1234abcd5678",
+        "tags": _TAGS,
+        "description": "An example model version",
     },
-    "model_version_tag.set": {"name": "a_model", "version": "1", "key": "team", "value": "x"},
-    "model_version_tag.deleted": {"name": "a_model", "version": "1", "key": "team"},
-    "model_version_alias.created": {"name": "a_model", "alias": "champion", "version": "1"},
-    "model_version_alias.deleted": {"name": "a_model", "alias": "champion"},
-    "prompt.created": {"name": "a_prompt", "tags": {"team": "x"}, "description": "A prompt"},
+    "model_version_tag.set": {**_VERSION, **_TAG},
+    "model_version_tag.deleted": {**_VERSION, "key": "example_key"},
+    "model_version_alias.created": {**_VERSION, "alias": "example_alias"},
+    "model_version_alias.deleted": {**_MODEL, "alias": "example_alias"},
+    "prompt.created": {**_PROMPT, "tags": _TAGS, "description": "An example prompt"},
     "prompt_version.created": {
-        "name": "a_prompt",
-        "version": "1",
+        **_PROMPT_VERSION,
         "template": "Hello {{name}}!",
-        "tags": {"team": "x"},
-        "description": "A version",
+        "tags": _TAGS,
+        "description": "An example prompt version",
     },
-    "prompt_tag.set": {"name": "a_prompt", "key": "team", "value": "x"},
-    "prompt_tag.deleted": {"name": "a_prompt", "key": "team"},
-    "prompt_version_tag.set": {"name": "a_prompt", "version": "1", "key": "team", "value": "x"},
-    "prompt_version_tag.deleted": {"name": "a_prompt", "version": "1", "key": "team"},
-    "prompt_alias.created": {"name": "a_prompt", "alias": "live", "version": "1"},
-    "prompt_alias.deleted": {"name": "a_prompt", "alias": "live"},
+    "prompt_tag.set": {**_PROMPT, **_TAG},
+    "prompt_tag.deleted": {**_PROMPT, "key": "example_key"},
+    "prompt_version_tag.set": {**_PROMPT_VERSION, **_TAG},
+    "prompt_version_tag.deleted": {**_PROMPT_VERSION, "key": "example_key"},
+    "prompt_alias.created": {**_PROMPT_VERSION, "alias": "example_alias"},
+    "prompt_alias.deleted": {**_PROMPT, "alias": "example_alias"},
 }
-"""MLflow's events that there are, each with what its message could say."""
+"""MLflow's events that there are, each with what the message says that MLflow's own server sends as a test."""
 
 _Said = tuple[str, dict[str, Any]]
 

@@ -129,7 +129,7 @@ def test_clients_on_the_same_disk_read_and_write_there_themselves(tmp_path, clie
     with server(tmp_path, "--default-artifact-root", root.as_uri()) as url:
         script = tmp_path / "script.py"
         script.write_text(textwrap.dedent(CLIENT))
-        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONWARNINGS": "ignore"}
+        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
         command = [client_python, str(script), url, str(root), str(tmp_path)]
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -194,7 +194,6 @@ CLIENT = """
         (run.artifact_uri + "/%252e%252e/x", run.run_id),
         ("/tmp", run.run_id),
         ("file:///tmp", run.run_id),
-        ("file://host/tmp", run.run_id),
         ("my.file", run.run_id),
     ):
         try:

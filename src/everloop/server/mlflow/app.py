@@ -28,6 +28,7 @@ from everloop.server.mlflow import (
     metrics,
     models,
     otlp,
+    promptlab,
     run_log,
     run_search,
     runs,
@@ -79,6 +80,7 @@ ROUTES: tuple[Route, ...] = (
     *datasets.ROUTES,
     *dataset_rows.ROUTES,
     *webhooks.ROUTES,
+    *promptlab.ROUTES,
     *gateway.ROUTES,
     *server_info.ROUTES,
 )
@@ -111,6 +113,10 @@ class Table:
             if route.method == method and (found := pattern.fullmatch(path)):
                 return route, found.groupdict()
         return None
+
+    def knows(self, path: str) -> bool:
+        """Whether there is a route here for any method."""
+        return path in self._paths or any(pattern.fullmatch(path) for pattern, _ in self._others)
 
 
 def access_of(method: str, path: str) -> str | None:
@@ -156,11 +162,12 @@ class MlflowApp:
             await answer(send, 500, error_body(MlflowError("The server could not answer.", "INTERNAL_ERROR")))
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        raw, method = _raw_path(scope), scope["method"]
+        # A client whose server's address ends in a slash asks for `//get-artifact`.
+        raw, method = "/" + _raw_path(scope).lstrip("/"), scope["method"]
         head = method == "HEAD"
         if file := FILES.get(raw.removeprefix("/ajax-api")):
             if method != "GET":
-                raise MlflowError(f"{method} is not allowed here.", "BAD_REQUEST")
+                raise _not_allowed(method)
             ask = self._ask(scope, "read", Fields.of_query(scope["query_string"]))
             await download(*file(ask), scope, send)
             return
@@ -179,6 +186,8 @@ class MlflowApp:
         inner = _inner(raw)
         found = _TABLE.find("GET" if head else method, inner) if inner is not None else None
         if found is None:
+            if inner is not None and _TABLE.knows(inner):
+                raise _not_allowed(method)
             raise MlflowError(f"There is no {method} {raw[:200]} here.", "ENDPOINT_NOT_FOUND")
         route, spelled = found
         path = {name: _decoded(part) for name, part in spelled.items()}
@@ -222,7 +231,7 @@ class MlflowApp:
 
     async def _spans(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
-            raise MlflowError(f"{scope['method']} is not allowed here.", "BAD_REQUEST")
+            raise _not_allowed(scope["method"])
         body = await _body(receive)
         ask = self._ask(scope, "write", Fields({}), size=len(body))
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -248,7 +257,7 @@ class MlflowApp:
 
     async def _graphql(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
-            raise MlflowError(f"{scope['method']} is not allowed here.", "BAD_REQUEST")
+            raise _not_allowed(scope["method"])
         if AUTH in scope:
             demand(scope, _ROLES["read"])
         # With the first query, since few servers are ever asked one.
@@ -281,6 +290,10 @@ def _pattern(template: str) -> str:
 
 
 _TABLE = Table(ROUTES)
+
+
+def _not_allowed(method: str) -> MlflowError:
+    return MlflowError(f"{method[:40]} is not allowed here.", "METHOD_NOT_ALLOWED")
 
 
 def _raw_path(scope: Scope) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.records import Trace
 from everloop.server.mlflow.asking import Ask, Route
-from everloop.server.mlflow.traces import new_assessment, time_text, trace_of
+from everloop.server.mlflow.traces import kept_assessment, new_assessment, time_text, trace_of
 from everloop.server.mlflow.wire import invalid, missing, not_found
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def update_assessment(ask: Ask) -> Mapping[str, Any]:
     with store.records.transaction():
         trace = trace_of(store, ask.path["trace_id"])
         known = _find(trace, ask.path["assessment_id"])
-        new: dict[str, Json] = {**known, **{name: said[name] for name in changed if name in said}}
+        kept = kept_assessment(said)
+        new: dict[str, Json] = {**known, **{name: kept[name] for name in changed if name in kept}}
         if "metadata" in changed:
             new["metadata"] = {**(known.get("metadata") or {}), **(said.get("metadata") or {})}
         new["last_update_time"] = time_text(store.now())

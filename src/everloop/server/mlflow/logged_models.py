@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,12 @@ from everloop.server.mlflow.wire import Fields, MlflowError, invalid, mistyped, 
 from everloop.stores import new_id
 
 if TYPE_CHECKING:
+    from everloop.records import ModelVersion
     from everloop.stores import Store
 
 USUAL = 100
+LONGEST_TAG = 8000
+VERSIONS_TAG = "mlflow.modelVersions"
 _STATES = {
     "LOGGED_MODEL_PENDING": "pending",
     "LOGGED_MODEL_READY": "ready",
@@ -96,7 +100,7 @@ def set_logged_model_tags(ask: Ask) -> Mapping[str, Any]:
     tags = ask.fields.pairs("tags")
     for key, value in tags.items():
         check_length("key", 250, key)
-        check_length("value", 8000, value)
+        check_length("value", LONGEST_TAG, value)
     _change(ask, lambda model: replace(model, tags={**model.tags, **tags}), verb="tagged")
     return {}
 
@@ -177,6 +181,22 @@ def find_logged_model(store: Store, name: str, *, deleted: bool = False) -> Logg
     if model is None or model_id(model) != name or (model.archived_at is not None and not deleted):
         raise not_found(f"Logged model with ID '{name}' not found.")
     return model
+
+
+def note_version(store: Store, name: str, version: ModelVersion) -> None:
+    """Write to a logged model's tags that it has become a version, where MLflow's page looks for it."""
+    model = find_logged_model(store, name)
+    try:
+        known = json.loads(model.tags.get(VERSIONS_TAG, "[]"))
+    except (ValueError, RecursionError):
+        known = []
+    said = {"name": version.model, "version": version.version}
+    if not isinstance(known, list) or said in known:
+        return
+    text = json.dumps([*known, said])
+    if len(text) <= LONGEST_TAG:
+        tagged = replace(model, tags={**model.tags, VERSIONS_TAG: text}, updated_at=store.now())
+        store.records.update(tagged, verb="tagged")
 
 
 def _change(ask: Ask, change: Callable[[LoggedModel], LoggedModel], verb: str = "updated") -> LoggedModel:

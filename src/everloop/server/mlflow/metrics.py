@@ -11,7 +11,7 @@ from everloop.server.mlflow.asking import Ask, Route
 from everloop.server.mlflow.paging import Page
 from everloop.server.mlflow.reply import metric_out, wire_id
 from everloop.server.mlflow.runs import find_run
-from everloop.server.mlflow.wire import MlflowError, ms_of
+from everloop.server.mlflow.wire import MlflowError, missing, ms_of
 from everloop.tracking import read_metrics
 
 if TYPE_CHECKING:
@@ -40,22 +40,37 @@ def get_history(ask: Ask) -> Mapping[str, Any]:
 
 
 def get_history_bulk(ask: Ask) -> Mapping[str, Any]:
+    """Whole histories of several runs, one run after the other, each by time."""
     fields = ask.fields
-    runs = _run_ids(ask, "run_id")
-    key = fields.text("metric_key")
+    runs = fields.texts("run_id")
+    if not runs:
+        raise MlflowError("GetMetricHistoryBulk request must specify at least one run_id.")
+    if len(runs) > MOST_RUNS:
+        raise MlflowError(
+            f"GetMetricHistoryBulk request cannot specify more than {MOST_RUNS} run_ids. Received {len(runs)} run_ids."
+        )
+    if not fields.has("metric_key"):
+        raise MlflowError("GetMetricHistoryBulk request must specify a metric_key.")
     most = min(fields.integer("max_results", PER_PAGE), PER_PAGE)
     rows = []
-    for name, points in _histories(ask.store, runs, key):
+    for name, points in _histories(ask.store, sorted(set(runs)), fields.text("metric_key", required=False)):
         rows += [{**_out(point), "run_id": name} for point in points]
     return {"metrics": rows[:most]}
 
 
 def get_history_sampled(ask: Ask) -> Mapping[str, Any]:
-    """Points at evenly spread steps, the last one always among them: enough to draw a line."""
+    """Points evenly spread over each run, the last one always among them: enough to draw a line."""
     fields = ask.fields
-    runs = _run_ids(ask, "run_ids")
+    runs = fields.texts("run_ids", required=True)
+    if not runs:
+        raise missing("run_ids")
+    if len(runs) > MOST_RUNS:
+        raise MlflowError(
+            f"GetMetricHistoryBulkInterval request must specify at most {MOST_RUNS} run_ids."
+            f" Received {len(runs)} run_ids."
+        )
     key = fields.text("metric_key")
-    most = fields.integer("max_results", 320)
+    most = fields.integer("max_results", MOST_SAMPLES)
     if not 1 <= most <= MOST_SAMPLES:
         raise MlflowError(f"max_results must be between 1 and {MOST_SAMPLES}.")
     start = fields.integer("start_step") if fields.has("start_step") else None
@@ -67,6 +82,7 @@ def get_history_sampled(ask: Ask) -> Mapping[str, Any]:
     rows = []
     for name, points in _histories(ask.store, runs, key):
         within = [p for p in points if (start is None or p.step >= start) and (end is None or p.step <= end)]
+        within.sort(key=lambda p: (p.step, ms_of(p.at)))
         rows += [{**_out(point), "run_id": name} for point in _sampled(within, most)]
     return {"metrics": rows} if rows else {}
 
@@ -84,31 +100,18 @@ def _histories(store: Store, runs: Sequence[str], key: str) -> list[tuple[str, l
             run = find_run(store, name)
         except (MlflowError, NotFoundError):
             continue
-        points = history(store, run.id, key)
-        found.append((wire_id(run.id), sorted(points, key=lambda p: (p.step, ms_of(p.at)))))
+        found.append((wire_id(run.id), history(store, run.id, key)))
     return found
 
 
-def _run_ids(ask: Ask, name: str) -> list[str]:
-    runs = ask.fields.texts(name)
-    if not runs:
-        raise MlflowError(f"GetMetricHistoryBulk request must specify at least one {name}.")
-    if len(runs) > MOST_RUNS:
-        raise MlflowError(
-            f"GetMetricHistoryBulk request cannot specify more than {MOST_RUNS} run_ids. Received {len(runs)} run_ids."
-        )
-    return runs
-
-
 def _sampled(points: Sequence[Point], most: int) -> list[Point]:
-    steps = sorted({point.step for point in points})
-    if len(steps) <= most:
-        return list(points)[:MOST_SAMPLES]
-    if most == 1:
-        kept = {steps[-1]}
-    else:
-        kept = {steps[round(index * (len(steps) - 1) / (most - 1))] for index in range(most)}
-    return [point for point in points if point.step in kept][:MOST_SAMPLES]
+    """The first point of each of so many shares of equal size; in place of the last of them, the very last point."""
+    share, longer = divmod(len(points), most)
+    if not share:
+        return list(points)
+    # The first shares are one point longer where the points do not divide evenly.
+    kept = [points[index * share + min(index, longer)] for index in range(most)]
+    return [*kept[:-1], points[-1]]
 
 
 def _out(point: Point) -> dict[str, Any]:

@@ -29,6 +29,8 @@ Scope = MutableMapping[str, Any]
 
 PIECE = 1 << 20
 SMALL = 1 << 16
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+"""What stands in a header without quotes, as RFC 9110, 5.6.2, has it; MLflow's server leaves them out there, too."""
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 # fmt: off
 _TEXTS = frozenset({
@@ -215,6 +217,8 @@ def content_type(name: str) -> bytes:
 
 
 def _disposition(name: str) -> bytes:
+    if _TOKEN.fullmatch(name):
+        return f"attachment; filename={name}".encode()
     plain = re.sub(r'[^ -~]|["\\]', "_", name)
     if plain == name:
         return f'attachment; filename="{plain}"'.encode()

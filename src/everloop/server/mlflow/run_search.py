@@ -141,7 +141,8 @@ def _order(clauses: Sequence[str]) -> list[str]:
         order.append(name if ascending else f"-{name}")
     if not any(name.removeprefix("-") == "started_at" for name in order):
         order.append("-started_at")
-    return order
+    # Of runs that began at once the first id comes first, as clients expect it.
+    return order if {"id", "-id"} & set(order) else [*order, "id"]
 
 
 def datasets_of(run: Run) -> list[dict[str, Any]]:

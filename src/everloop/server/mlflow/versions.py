@@ -16,7 +16,7 @@ from everloop.server.messages import PROMPT_TAG, is_prompt
 from everloop.server.mlflow.asking import Ask, Route
 from everloop.server.mlflow.experiments import checked_most
 from everloop.server.mlflow.filters import Grammar, Term, meets, parse_filter, parse_order
-from everloop.server.mlflow.logged_models import find_logged_model
+from everloop.server.mlflow.logged_models import find_logged_model, note_version
 from everloop.server.mlflow.models import asks_for_prompts, checked_description
 from everloop.server.mlflow.names import check_key, check_model_tag
 from everloop.server.mlflow.paging import Page, paged
@@ -81,6 +81,8 @@ def create_model_version(ask: Ask) -> Mapping[str, Any]:
         )
         store.records.put(version, verb="registered", data={"source": origin.source, "run": run})
         touch_model(store, name, now)
+        if origin.model_id:
+            note_version(store, origin.model_id, version)
     return {"model_version": show_version(store, version)}
 
 

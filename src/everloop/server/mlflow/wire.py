@@ -35,6 +35,7 @@ STATUS = {
     "RESOURCE_ALREADY_EXISTS": 400,
     "RESOURCE_DOES_NOT_EXIST": 404,
     "ENDPOINT_NOT_FOUND": 404,
+    "METHOD_NOT_ALLOWED": 405,
     "UNAUTHENTICATED": 401,
     "PERMISSION_DENIED": 403,
     "RESOURCE_CONFLICT": 409,
@@ -82,6 +83,9 @@ def error_body(error: MlflowError) -> bytes:
     return msgspec.json.encode({"error_code": error.code, "message": error.message})
 
 
+_MOST_FIELDS = 10_000
+
+
 class Fields:
     """What a request says, by name. Unknown fields are ignored; `experimentId` stands for `experiment_id`."""
 
@@ -91,7 +95,11 @@ class Fields:
 
     @classmethod
     def of_query(cls, query: bytes) -> Fields:
-        return cls(parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=1000), from_query=True)
+        try:
+            found = parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=_MOST_FIELDS)
+        except ValueError as error:
+            raise MlflowError(f"The query has more than {_MOST_FIELDS} fields.") from error
+        return cls(found, from_query=True)
 
     @classmethod
     def of_body(cls, body: bytes) -> Fields:
