@@ -114,7 +114,7 @@ def _front(options: ServerOptions) -> list[Any]:
     """What is at `/`: the status page, or MLflow's where the operator has it."""
     if options.mlflow_page is None:
         return [page]
-    from everloop.server.mlflow.page import MlflowPage
+    from everloop.server.mlflow.page.site import MlflowPage
 
     return MlflowPage(Path(options.mlflow_page)).routes()
 

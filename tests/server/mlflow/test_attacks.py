@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
-from everloop.server.mlflow.artifact_root import ArtifactRoot, safe_parts
+from everloop.server.mlflow.files.root import ArtifactRoot, safe_parts
 from everloop.server.mlflow.wire import MlflowError
 
 PROXY = "/api/2.0/mlflow-artifacts/artifacts"

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from everloop.errors import UsageError
-from everloop.server.mlflow.page import MlflowPage
+from everloop.server.mlflow.page.site import MlflowPage
 from everloop.server.options import ServerOptions
 from everloop.stores import open_store
 

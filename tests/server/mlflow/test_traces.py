@@ -389,7 +389,7 @@ def test_figures_by_groups_and_buckets(asked):
 def test_percentiles_are_numpys():
     import numpy as np
 
-    from everloop.server.mlflow.trace_metrics import Aggregation
+    from everloop.server.mlflow.genai.trace_metrics import Aggregation
 
     values = np.random.default_rng(0).normal(size=57).tolist()
     for percentile in (0, 0.1, 12.5, 50, 95, 99.9, 100):
@@ -427,7 +427,7 @@ def test_figures_that_there_are_not(api, fields):
 
 def test_correlations():
     """Values of MLflow's own `calculate_npmi_from_counts`."""
-    from everloop.server.mlflow.trace_correlation import npmi
+    from everloop.server.mlflow.genai.trace_correlation import npmi
 
     for counts, plain, smoothed in (
         ((6, 6, 7, 10), 0.6982322877799215, 0.5404578674731575),

@@ -13,9 +13,9 @@ import pytest
 
 from everloop.server.access import AccessBook
 from everloop.server.mlflow import ArtifactPlaces, ArtifactRoot
-from everloop.server.mlflow.artifact_bucket import ArtifactBucket
-from everloop.server.mlflow.parts import Uploads
-from everloop.server.mlflow.seals import Sealed, Seals
+from everloop.server.mlflow.files.bucket import ArtifactBucket
+from everloop.server.mlflow.files.parts import Uploads
+from everloop.server.mlflow.files.seals import Sealed, Seals
 from everloop.server.mlflow.wire import Fields, MlflowError
 from everloop.server.options import ServerOptions
 

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from everloop.server.mlflow.app import ROUTES, MlflowApp, access_of
-    from everloop.server.mlflow.artifact_places import ArtifactPlaces, open_folder
-    from everloop.server.mlflow.artifact_root import ArtifactRoot
+    from everloop.server.mlflow.files.places import ArtifactPlaces, open_folder
+    from everloop.server.mlflow.files.root import ArtifactRoot
     from everloop.server.mlflow.mounting import make_routes
 
 _HOME = {
     "ROUTES": "app",
-    "ArtifactPlaces": "artifact_places",
-    "ArtifactRoot": "artifact_root",
+    "ArtifactPlaces": "files.places",
+    "ArtifactRoot": "files.root",
     "MlflowApp": "app",
     "access_of": "app",
     "make_routes": "mounting",
-    "open_folder": "artifact_places",
+    "open_folder": "files.places",
 }
 
 __all__ = ["ROUTES", "ArtifactPlaces", "ArtifactRoot", "MlflowApp", "access_of", "make_routes", "open_folder"]

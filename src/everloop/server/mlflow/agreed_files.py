@@ -15,13 +15,13 @@ from everloop.models import find_alias
 from everloop.models.approvals import list_requests
 from everloop.models.registry import get_version
 from everloop.records import AliasPolicy
-from everloop.server.mlflow.artifact_folder import safe_parts
+from everloop.server.mlflow.files.folder import safe_parts
 from everloop.server.mlflow.versions import files_uri
 from everloop.server.mlflow.wire import MlflowError
 
 if TYPE_CHECKING:
-    from everloop.server.mlflow.artifact_folder import ArtifactFolder
-    from everloop.server.mlflow.artifact_places import ArtifactPlaces
+    from everloop.server.mlflow.files.folder import ArtifactFolder
+    from everloop.server.mlflow.files.places import ArtifactPlaces
     from everloop.stores import Store
 
 

@@ -18,39 +18,39 @@ from everloop.errors import EverloopError
 from everloop.server.asking import AUTH, STORE, demand
 from everloop.server.mlflow import (
     artifacts,
-    assessments,
-    dataset_rows,
-    dataset_summaries,
-    datasets,
     experiments,
-    gateway,
     logged_models,
     metrics,
     models,
-    otlp,
-    promptlab,
     run_log,
     run_search,
     runs,
-    scorers,
-    seals,
     server_info,
+    transfers,
+    versions,
+    webhooks,
+)
+from everloop.server.mlflow.agreed_files import check_changeable
+from everloop.server.mlflow.asking import Ask, Attachment, Finder, Handler, Route
+from everloop.server.mlflow.files import seals
+from everloop.server.mlflow.files.places import ArtifactPlaces
+from everloop.server.mlflow.files.proxy import Receive, Scope, Send, answer, answer_file, answer_json, download, upload
+from everloop.server.mlflow.files.seals import Seals
+from everloop.server.mlflow.genai import (
+    assessments,
+    dataset_rows,
+    datasets,
+    otlp,
+    scorers,
     trace_correlation,
     trace_files,
     trace_metrics,
     trace_search,
     traces,
     traces_v2,
-    transfers,
-    versions,
-    webhooks,
 )
-from everloop.server.mlflow.agreed_files import check_changeable
-from everloop.server.mlflow.artifact_places import ArtifactPlaces
-from everloop.server.mlflow.asking import Ask, Attachment, Finder, Handler, Route
+from everloop.server.mlflow.page import dataset_summaries, gateway, promptlab
 from everloop.server.mlflow.pending import PendingMetrics
-from everloop.server.mlflow.proxy import Receive, Scope, Send, answer, answer_file, answer_json, download, upload
-from everloop.server.mlflow.seals import Seals
 from everloop.server.mlflow.wire import Fields, MlflowError, error_body, translated
 from everloop.server.options import ServerOptions
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from everloop.server.mlflow.agreed_files import check_changeable
-from everloop.server.mlflow.artifact_folder import ArtifactFolder, safe_parts
 from everloop.server.mlflow.asking import Ask, Route
+from everloop.server.mlflow.files.folder import ArtifactFolder, safe_parts
+from everloop.server.mlflow.files.proxy import listing
 from everloop.server.mlflow.logged_models import find_logged_model
-from everloop.server.mlflow.proxy import listing
 from everloop.server.mlflow.registry import get_model_version
 from everloop.server.mlflow.reply import artifact_uri
 from everloop.server.mlflow.runs import find_run

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from everloop.server.mlflow.seals import Seals
+from everloop.server.mlflow.files.seals import Seals
 from everloop.server.mlflow.wire import Fields
 from everloop.server.options import ServerOptions
 
 if TYPE_CHECKING:
-    from everloop.server.mlflow.artifact_folder import ArtifactFolder
-    from everloop.server.mlflow.artifact_places import ArtifactPlaces
+    from everloop.server.mlflow.files.folder import ArtifactFolder
+    from everloop.server.mlflow.files.places import ArtifactPlaces
     from everloop.server.mlflow.pending import PendingMetrics
     from everloop.stores import Store
 

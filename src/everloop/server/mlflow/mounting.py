@@ -9,12 +9,12 @@ from litestar.handlers import asgi
 from litestar.types import Receive, Scope, Send
 
 from everloop.server.mlflow.app import FILES, GRAPHQL, MOUNTS, MlflowApp
-from everloop.server.mlflow.otlp import PATH
-from everloop.server.mlflow.seals import PATH as SIGNED
+from everloop.server.mlflow.files.seals import PATH as SIGNED
+from everloop.server.mlflow.genai.otlp import PATH
 from everloop.server.mlflow.server_info import PROTOCOL
 
 if TYPE_CHECKING:
-    from everloop.server.mlflow.artifact_places import ArtifactPlaces
+    from everloop.server.mlflow.files.places import ArtifactPlaces
     from everloop.server.options import ServerOptions
     from everloop.stores import Store
 

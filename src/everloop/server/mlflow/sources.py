@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, unquote_plus, urlsplit
 
 from everloop.errors import EverloopError
-from everloop.server.mlflow.artifact_places import local_path
+from everloop.server.mlflow.files.places import local_path
 from everloop.server.mlflow.logged_models import find_logged_model
 from everloop.server.mlflow.registry import get_model_version
 from everloop.server.mlflow.reply import artifact_uri, wire_id

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from everloop.server.mlflow.agreed_files import check_changeable
-from everloop.server.mlflow.artifact_folder import invalid_path, safe_parts
 from everloop.server.mlflow.asking import Ask, Route
+from everloop.server.mlflow.files.folder import invalid_path, safe_parts
+from everloop.server.mlflow.files.parts import entity_tag
+from everloop.server.mlflow.files.proxy import Receive, Scope, Send, answer, download, take, upload
+from everloop.server.mlflow.files.seals import LONGEST_S, Sealed
 from everloop.server.mlflow.logged_models import find_logged_model
-from everloop.server.mlflow.parts import entity_tag
-from everloop.server.mlflow.proxy import Receive, Scope, Send, answer, download, take, upload
 from everloop.server.mlflow.reply import artifact_uri
 from everloop.server.mlflow.runs import find_run
-from everloop.server.mlflow.seals import LONGEST_S, Sealed
 from everloop.server.mlflow.wire import MlflowError
 
 USUAL_S = 900

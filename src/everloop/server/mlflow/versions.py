@@ -38,7 +38,7 @@ from everloop.server.mlflow.wire import MlflowError, ms_of, not_found
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from everloop.server.mlflow.artifact_places import ArtifactPlaces
+    from everloop.server.mlflow.files.places import ArtifactPlaces
     from everloop.stores import Store
 
 USUAL, MOST = 10_000, 200_000

@@ -27,10 +27,11 @@ from graphql import (
 from litestar.exceptions import HTTPException
 
 from everloop.errors import EverloopError
-from everloop.server.mlflow import artifacts, dataset_summaries, experiments, metrics, run_search, runs, versions
+from everloop.server.mlflow import artifacts, experiments, metrics, run_search, runs, versions
 from everloop.server.mlflow.asking import Handler, Route
 from everloop.server.mlflow.graphql.limits import check_document, check_text
 from everloop.server.mlflow.graphql.schema import schema
+from everloop.server.mlflow.page import dataset_summaries
 from everloop.server.mlflow.wire import Fields, MlflowError, mistyped, translated
 
 LARGEST_BODY = 1 << 20

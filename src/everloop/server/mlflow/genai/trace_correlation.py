@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from everloop.server.mlflow.asking import Ask, Route
-from everloop.server.mlflow.trace_search import Question, matching, traces_in
+from everloop.server.mlflow.genai.trace_search import Question, matching, traces_in
 
 SMOOTHING = 0.5
 

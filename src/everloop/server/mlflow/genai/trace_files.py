@@ -8,12 +8,12 @@ from uuid import UUID
 
 from everloop.server.mlflow.asking import Ask, Attachment, Route
 from everloop.server.mlflow.experiments import experiment_of
-from everloop.server.mlflow.spans import span_out, spans_of
-from everloop.server.mlflow.traces import place_of, trace_of
+from everloop.server.mlflow.genai.spans import span_out, spans_of
+from everloop.server.mlflow.genai.traces import place_of, trace_of
 from everloop.server.mlflow.wire import MlflowError
 
 if TYPE_CHECKING:
-    from everloop.server.mlflow.artifact_folder import ArtifactFolder
+    from everloop.server.mlflow.files.folder import ArtifactFolder
 
 NAME = "traces.json"
 """Where older clients keep the spans themselves, and what the answer is called."""

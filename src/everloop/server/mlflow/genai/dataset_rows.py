@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.records import EvaluationDataset, EvaluationRow
 from everloop.server.mlflow.asking import Ask, Route
-from everloop.server.mlflow.datasets import (
+from everloop.server.mlflow.experiments import checked_most
+from everloop.server.mlflow.genai.datasets import (
     MOST,
     PREFIX,
     USER,
@@ -22,7 +23,6 @@ from everloop.server.mlflow.datasets import (
     find_dataset,
     read_json,
 )
-from everloop.server.mlflow.experiments import checked_most
 from everloop.server.mlflow.reply import record_id, wire_id
 from everloop.server.mlflow.wire import MlflowError, invalid, mistyped, ms_of
 

@@ -19,9 +19,7 @@ import msgspec
 
 from everloop.errors import MissingExtraError
 from everloop.server.mlflow.experiments import active_experiment
-from everloop.server.mlflow.names import check_tag
-from everloop.server.mlflow.reply import record_id
-from everloop.server.mlflow.spans import (
+from everloop.server.mlflow.genai.spans import (
     COST,
     COST_KINDS,
     TOKEN_KINDS,
@@ -34,7 +32,7 @@ from everloop.server.mlflow.spans import (
     status_of,
     text_of,
 )
-from everloop.server.mlflow.traces import (
+from everloop.server.mlflow.genai.traces import (
     LONGEST_PREVIEW,
     NAME,
     SESSION,
@@ -44,6 +42,8 @@ from everloop.server.mlflow.traces import (
     checked_id,
     link_traces,
 )
+from everloop.server.mlflow.names import check_tag
+from everloop.server.mlflow.reply import record_id
 from everloop.server.mlflow.wire import MlflowError, missing
 from everloop.stores.clock import EPOCH
 

@@ -21,7 +21,7 @@ from everloop.stores import new_id
 from everloop.stores.clock import SystemClock
 
 if TYPE_CHECKING:
-    from everloop.server.mlflow.artifact_folder import ArtifactFolder
+    from everloop.server.mlflow.files.folder import ArtifactFolder
 
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]

@@ -19,9 +19,9 @@ from everloop.errors import AlreadyExistsError
 from everloop.records import Run, Trace, TraceState
 from everloop.server.mlflow.asking import Ask, Route
 from everloop.server.mlflow.experiments import active_experiment
+from everloop.server.mlflow.genai.spans import spans_of
 from everloop.server.mlflow.names import check_tag
 from everloop.server.mlflow.reply import DEFAULT, record_id, wire_id
-from everloop.server.mlflow.spans import spans_of
 from everloop.server.mlflow.wire import Fields, MlflowError, invalid, missing, ms_of, not_found
 from everloop.stores.clock import new_id
 

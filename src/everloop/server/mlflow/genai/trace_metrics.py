@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.records import Trace
 from everloop.server.mlflow.asking import Ask, Route
 from everloop.server.mlflow.experiments import checked_most
-from everloop.server.mlflow.reply import wire_id
-from everloop.server.mlflow.spans import (
+from everloop.server.mlflow.genai.spans import (
     COST,
     COST_KINDS,
     TOKEN_KINDS,
@@ -30,8 +29,9 @@ from everloop.server.mlflow.spans import (
     status_of,
     text_of,
 )
-from everloop.server.mlflow.trace_search import assessed_value, kind_of, traces_in
-from everloop.server.mlflow.traces import NAME, SAID, SESSION, SOURCE_RUN, TOKENS
+from everloop.server.mlflow.genai.trace_search import assessed_value, kind_of, traces_in
+from everloop.server.mlflow.genai.traces import NAME, SAID, SESSION, SOURCE_RUN, TOKENS
+from everloop.server.mlflow.reply import wire_id
 from everloop.server.mlflow.wire import Fields, MlflowError, invalid, missing, ms_of
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from everloop.server.mlflow.artifact_bucket import ArtifactBucket
-from everloop.server.mlflow.artifact_folder import UPLOADS, ArtifactFolder, safe_parts
-from everloop.server.mlflow.artifact_root import ArtifactRoot
-from everloop.server.mlflow.parts import Uploads, sweep
+from everloop.server.mlflow.files.bucket import ArtifactBucket
+from everloop.server.mlflow.files.folder import UPLOADS, ArtifactFolder, safe_parts
+from everloop.server.mlflow.files.parts import Uploads, sweep
+from everloop.server.mlflow.files.root import ArtifactRoot
 from everloop.server.mlflow.wire import MlflowError
 
 LONGEST_LOCATION = 2048

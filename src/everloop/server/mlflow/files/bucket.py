@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from everloop.errors import UnavailableError, UsageError
-from everloop.server.mlflow.artifact_folder import Listed, invalid_path, no_artifact, safe_parts
+from everloop.server.mlflow.files.folder import Listed, invalid_path, no_artifact, safe_parts
 from everloop.stores import new_id
 from everloop.stores.clock import SystemClock
 

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Literal
 
-from everloop.server.mlflow.artifact_folder import UPLOADS, Listed, invalid_path, no_artifact, safe_parts
+from everloop.server.mlflow.files.folder import UPLOADS, Listed, invalid_path, no_artifact, safe_parts
 
 
 class ArtifactRoot:

@@ -16,10 +16,8 @@ from everloop.records import Trace
 from everloop.server.mlflow.asking import Ask, Route
 from everloop.server.mlflow.experiments import checked_most
 from everloop.server.mlflow.filters import Grammar, Term, meets, parse_filter, parse_order
-from everloop.server.mlflow.paging import Page, paged
-from everloop.server.mlflow.reply import wire_id
-from everloop.server.mlflow.spans import TYPE, attributes_of, content_of, parsed, spans_of, status_of, text_of
-from everloop.server.mlflow.traces import (
+from everloop.server.mlflow.genai.spans import TYPE, attributes_of, content_of, parsed, spans_of, status_of, text_of
+from everloop.server.mlflow.genai.traces import (
     AT_ONCE,
     NAME,
     PROMPTS,
@@ -30,6 +28,8 @@ from everloop.server.mlflow.traces import (
     is_there,
     trace_out,
 )
+from everloop.server.mlflow.paging import Page, paged
+from everloop.server.mlflow.reply import wire_id
 from everloop.server.mlflow.wire import MlflowError, ms_of
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.records import Trace
 from everloop.server.mlflow.asking import Ask, Route
-from everloop.server.mlflow.traces import kept_assessment, new_assessment, time_text, trace_of
+from everloop.server.mlflow.genai.traces import kept_assessment, new_assessment, time_text, trace_of
 from everloop.server.mlflow.wire import invalid, missing, not_found
 
 if TYPE_CHECKING:

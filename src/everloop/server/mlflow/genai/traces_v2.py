@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from everloop.server.mlflow.asking import Ask, Route
+from everloop.server.mlflow.genai.trace_search import found_traces
+from everloop.server.mlflow.genai.traces import SAID, STATES, change, trace_of
 from everloop.server.mlflow.names import check_tag
 from everloop.server.mlflow.paging import paged
-from everloop.server.mlflow.trace_search import found_traces
-from everloop.server.mlflow.traces import SAID, STATES, change, trace_of
 from everloop.server.mlflow.wire import Fields, invalid, moment_at, ms_of, pairs_out
 
 if TYPE_CHECKING:

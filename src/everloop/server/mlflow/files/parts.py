@@ -22,7 +22,7 @@ from everloop.stores import new_id
 from everloop.stores.clock import SystemClock
 
 if TYPE_CHECKING:
-    from everloop.server.mlflow.artifact_folder import ArtifactFolder
+    from everloop.server.mlflow.files.folder import ArtifactFolder
 
 MOST_PARTS = 10_000
 _ID = re.compile(r"[0-9a-f-]{36}")

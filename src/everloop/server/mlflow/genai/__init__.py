@@ -1,0 +1,1 @@
+"""Traces, assessments, scorers and evaluation datasets of language programs."""

@@ -1,0 +1,1 @@
+"""What only MLflow's own page asks, and the page itself."""
