@@ -107,15 +107,13 @@ def search_runs(
     chosen = _projects(store, projects)
     scope = _scope(order, chosen)
     start = None if after is None else _read_token(after, scope, len(order))
-    by_project = (_hits(store.for_project(name), expression, order, limit + 1, start) for name in chosen)
-    ways = [way for _, way in order]
-    found = [
-        ((sort_value(hit, ways), name), name, hit)
-        for name, hits in zip(chosen, by_project, strict=True)
-        for hit in hits
+    page = [
+        (name, hit) for name in chosen for hit in _hits(store.for_project(name), expression, order, limit + 1, start)
     ]
-    page = heapq.nsmallest(limit + 1, found, key=lambda item: item[0])
-    shown = [(name, hit) for _, name, hit in page[:limit]]
+    if len(chosen) > 1:
+        ways = [way for _, way in order]
+        page = heapq.nsmallest(limit + 1, page, key=lambda item: (sort_value(item[1], ways), item[0]))
+    shown = page[:limit]
     token = _token(shown[-1][1], scope) if len(page) > limit else None
     rows: list[Any] = _whole(store, shown) if wanted is None else _narrow(store, shown, wanted)
     return RunPage(rows, token, None if columns is None else tuple(columns))

@@ -311,3 +311,13 @@ def test_histories_of_several_runs_for_charts(api):
     bulk = api.get("metrics/get-history-bulk", run_id=runs, metric_key="m")["metrics"]
     assert len(bulk) == 1000
     assert api.call("GET", "metrics/get-history-bulk", {"run_id": ["x"] * 101, "metric_key": "m"}).status == 400
+
+
+@pytest.mark.parametrize("key", [[1], {"a": 1}, 5, True])
+def test_a_batch_whose_names_are_no_texts_is_refused_whole(api, key):
+    run = api.run()
+    good = {"key": "m", "value": 1.0, "timestamp": 1}
+    got = api.call("POST", "runs/log-batch", {"run_id": run, "metrics": [good, {**good, "key": key}]})
+    assert (got.status, got.json["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
+    assert "metrics[1].key" in got.json["message"]
+    assert "metrics" not in api.get("runs/get", run_id=run)["run"]["data"]

@@ -94,7 +94,7 @@ def log_batch(ask: Ask) -> Mapping[str, Any]:
     fields = ask.fields
     name = fields.run_id()
     metrics, params, tags = fields.rows("metrics"), fields.rows("params"), fields.rows("tags")
-    points = [_point(index, item) for index, item in enumerate(metrics)]
+    points = _points(metrics)
     pairs = [_pair("params", index, item) for index, item in enumerate(params)]
     marks = [_pair("tags", index, item) for index, item in enumerate(tags)]
     pairs = [(key, check_param(key, value, f"params[{i}]")) for i, (key, value) in enumerate(pairs)]
@@ -182,22 +182,33 @@ def _append(ask: Ask, run: Run, points: Sequence[Point]) -> None:
         raise
 
 
-def _point(index: int, item: Any) -> Point:
-    if not isinstance(item, dict):
-        raise MlflowError(f"Invalid value for parameter 'metrics[{index}]' supplied: it is no object.")
-    key, value, at = item.get("key"), item.get("value"), item.get("timestamp")
-    for name, said in (("key", key), ("value", value), ("timestamp", at)):
-        if said is None or said == "":
-            raise missing(f"metrics[{index}].{name}")
-    if type(key) is not str:
-        raise MlflowError(f"Invalid value for parameter 'metrics[{index}].key' supplied: it is no text.")
-    check_metric(key, f"metrics[{index}]")
-    number = value if type(value) is float else real(f"metrics[{index}].value", value)
-    at_ms = at if type(at) is int else whole(f"metrics[{index}].timestamp", at)
-    step = item.get("step", 0)
-    step = step if type(step) is int and -(1 << 63) <= step < 1 << 63 else whole(f"metrics[{index}].step", step)
-    moment = _moment(f"metrics[{index}].timestamp", at_ms, key, number)
-    return Point(key=key, value=number, step=step, at=moment)
+def _points(metrics: Sequence[Any]) -> list[Point]:
+    """The points of a batch. Its names and times come many times over, and are looked at once."""
+    keys: set[str] = set()
+    moments: dict[int, datetime] = {}
+    points = []
+    for index, item in enumerate(metrics):
+        if not isinstance(item, dict):
+            raise MlflowError(f"Invalid value for parameter 'metrics[{index}]' supplied: it is no object.")
+        key, value, at, step = item.get("key"), item.get("value"), item.get("timestamp"), item.get("step", 0)
+        if not (key and at) or value is None or value == "":
+            for name, said in (("key", key), ("value", value), ("timestamp", at)):
+                if said is None or said == "":
+                    raise missing(f"metrics[{index}].{name}")
+        if type(key) is not str:
+            raise MlflowError(f"Invalid value for parameter 'metrics[{index}].key' supplied: it is no text.")
+        if key not in keys:
+            check_metric(key, f"metrics[{index}]")
+            keys.add(key)
+        number = value if type(value) is float else real(f"metrics[{index}].value", value)
+        at_ms = at if type(at) is int else whole(f"metrics[{index}].timestamp", at)
+        if type(step) is not int or not -(1 << 63) <= step < 1 << 63:
+            step = whole(f"metrics[{index}].step", step)
+        moment = moments.get(at_ms)
+        if moment is None:
+            moment = moments[at_ms] = _moment(f"metrics[{index}].timestamp", at_ms, key, number)
+        points.append(Point(key=key, value=number, step=step, at=moment))
+    return points
 
 
 def _moment(name: str, at_ms: int, key: str, value: float) -> datetime:
