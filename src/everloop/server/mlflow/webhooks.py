@@ -21,7 +21,7 @@ from everloop.server.outbound import check_url
 USUAL, MOST = 100, 1000
 _NAME = re.compile(r"(?=.{1,63}$)[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _STATUS = {"ACTIVE": True, "DISABLED": False}
-_UNSHOWN = "What the address answered is not shown, for it may be anybody's."
+UNSHOWN = "What the address answered is not shown, for it may be anybody's."
 
 
 def create_webhook(ask: Ask) -> Mapping[str, Any]:
@@ -90,7 +90,7 @@ def try_webhook(ask: Ask) -> Mapping[str, Any]:
         status = _hooks(ask).test(hook.id, verb)
     except (UnavailableError, UsageError) as error:
         return {"result": {"success": False, "error_message": f"Failed to test webhook: {error}"}}
-    return {"result": {"success": status < 400, "response_status": status, "response_body": _UNSHOWN}}
+    return {"result": {"success": status < 400, "response_status": status, "response_body": UNSHOWN}}
 
 
 def _hooks(ask: Ask) -> Webhooks:
