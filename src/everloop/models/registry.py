@@ -111,8 +111,10 @@ def get_version(store: Store, ref: str) -> ModelVersion:
             return found[0]
     elif alias := find_alias(store, model, which):
         return store.records.get(ModelVersion, alias.version)
+    known = store.records.find(ModelVersion, ("model", "=", model), limit=1)
     raise NotFoundError(
-        f"No model version '{ref}'. {what_exists(store, model)}", help=f"See: everloop models ls {model}"
+        f"No model version '{ref}'. {what_exists(store, model)}",
+        help=f"See: everloop models ls {model}" if known else "See: everloop models ls",
     )
 
 
