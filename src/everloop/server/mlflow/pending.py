@@ -51,8 +51,7 @@ class PendingMetrics:
         """The points that have not just been logged: a client that got no answer sends its request again."""
         found, seen = [], self._seen
         for point in points:
-            value = point.value
-            mark = (run, point.key, point.step, point.at, value if value == value else "NaN")
+            mark = _mark(run, point)
             if mark not in seen:
                 seen[mark] = None
                 found.append(point)
