@@ -102,7 +102,7 @@ def dockerfile(manifest: Manifest, model: str, locked: dict[str, Locked], *, bas
         DataError: the package's Python is no version.
     """
     python = manifest.environment.python
-    if not re.fullmatch(r"[0-9]+(\.[0-9]+)*[a-z0-9+]*", python):
+    if not re.fullmatch(r"[0-9]+(?:\.[0-9]+)*(?:[a-z+][a-z0-9+]*)?", python):
         raise DataError(f"'{python[:100]}' is no version of Python.")
     if base is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*", base):
         raise UsageError(f"'{base[:100]}' is no name of an image.", help="Write it as python:3.12-slim.")

@@ -17,7 +17,7 @@ _UNITS = {
     "MIB": 2.0**20,
     "GIB": 2.0**30,
 }
-_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
 def parse_amount(amount: float | str) -> float:
@@ -28,7 +28,7 @@ def parse_amount(amount: float | str) -> float:
     """
     if isinstance(amount, int | float) and amount >= 0:
         return float(amount)
-    found = _AMOUNT.fullmatch(str(amount))
+    found = _AMOUNT.fullmatch(str(amount).strip())
     if found is None or found.group(2).upper() not in _UNITS:
         raise UsageError(f"'{amount}' is no amount of a resource.", help='Write a number, or a size such as "4GB".')
     return float(found.group(1)) * _UNITS[found.group(2).upper()]

@@ -8,7 +8,7 @@ from datetime import timedelta
 from everloop.errors import UsageError
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
-_PART = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
+_PART = re.compile(r"(\d++(?:\.\d++)?+)([smhdw])")
 
 
 def parse_duration(text: str) -> timedelta:
@@ -18,12 +18,19 @@ def parse_duration(text: str) -> timedelta:
         UsageError: it is not a sum of numbers with a unit.
     """
     compact = text.replace(" ", "").lower()
-    parts = _PART.findall(compact)
-    if not parts or "".join(number + unit for number, unit in parts) != compact:
+    seconds, at = 0.0, 0
+    while (part := _PART.match(compact, at)) is not None:
+        seconds += float(part[1]) * _UNITS[part[2]]
+        at = part.end()
+    if not compact or at < len(compact):
         raise UsageError(
-            f"'{text}' is no duration.", help="Write a number with s, m, h, d or w, such as '90s', '14d' or '1w'."
+            f"'{text[:100]}' is not a duration.",
+            help="Write a number with s, m, h, d or w, such as '90s', '14d' or '1w'.",
         )
-    return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
+    try:
+        return timedelta(seconds=seconds)
+    except OverflowError:
+        raise UsageError(f"'{text[:100]}' is too long.", help="A duration is at most 999999999d.") from None
 
 
 def format_duration(span: timedelta) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 NUMBER, TEXT, JSON, NAN, TIME = range(5)
 """How a value is kept: a number alone, a text as it is, JSON in the text, not a number, or µs since 1970."""
 
-_SPELLED = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_SPELLED = re.compile(r"[-+]?(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][-+]?\d++)?")
 _SPELLED_LENGTH = 64
 _BEGINS = frozenset("+-.0123456789")
 

@@ -19,6 +19,8 @@ Entity = Literal[
 Value = str | float | int | tuple[str, ...] | None
 
 LONGEST_FILTER = 100_000
+LONGEST_ORDER = 10_000
+"""Characters of one entry of `order_by`."""
 _ENTITIES: dict[str, Entity] = {
     **dict.fromkeys(("metric", "metrics"), "metric"),
     **dict.fromkeys(("param", "params", "parameter", "parameters"), "param"),
@@ -29,7 +31,7 @@ _ENTITIES: dict[str, Entity] = {
 _TOKEN = re.compile(
     r"""\s*(?:
       (?P<op><=|>=|!=|<>|=|<|>)
-    | (?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]))
+    | (?P<number>[+-]?(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][+-]?\d++)?(?![\w.]))
     | (?P<name>[A-Za-z_][\w\-/:]*(?:\.(?:[\w\-/:]+|`[^`]*`|"[^"]*"))*|`[^`]*`)
     | (?P<text>'(?:[^']|'')*'|"[^"]*")
     | (?P<sign>[(),;])
@@ -40,6 +42,7 @@ _TEXT_OPS = frozenset({"=", "!=", "LIKE", "ILIKE", "IS NULL", "IS NOT NULL"})
 _NUMBER_OPS = frozenset({"=", "!=", "<", "<=", ">", ">=", "IS NULL", "IS NOT NULL"})
 _LIST_OPS = frozenset({"IN", "NOT IN"})
 _ORDER_OPS = frozenset({"<", "<=", ">", ">="})
+_LONGEST_WHOLE = 300
 _QUICK = 1 << 22
 """Characters of text times those of a pattern which Python compares in a moment."""
 
@@ -248,7 +251,8 @@ def _value(entity: Entity, key: str, op: str, kind: str, token: str, grammar: Gr
             what = "metric" if entity == "metric" else f"numeric attribute: {key}"
             raise MlflowError(f"Expected numeric value type for {what}. Found {token}")
         _check_op(op, _NUMBER_OPS)
-        return float(token) if re.search(r"[.eE]", token) else int(token)
+        # Python reads whole numbers of at most 4,300 digits; a float is exact enough far below that.
+        return int(token) if len(token) <= _LONGEST_WHOLE and token.lstrip("+-").isdigit() else float(token)
     ordered = entity in ("feedback", "expectation") and op in _ORDER_OPS
     if ordered and kind == "number":
         return float(token)
@@ -296,14 +300,16 @@ def parse_key(token: str, grammar: Grammar) -> tuple[Entity, str]:
 
 def parse_order(text: str, grammar: Grammar) -> tuple[Entity, str, bool]:
     """An order's entity and key, and whether it ascends: `metrics.auc DESC`."""
-    found = re.fullmatch(r"\s*(.+?)(?:\s+(asc|desc))?\s*", text, re.IGNORECASE | re.DOTALL)
-    if found is None:
-        raise MlflowError(f"Invalid order_by clause '{text}'. Could not be parsed.")
-    token = found[1]
+    token, direction = text.strip(), "asc"
+    if not token or len(token) > LONGEST_ORDER:
+        raise MlflowError(f"Invalid order_by clause '{text[:200]}'. Could not be parsed.")
+    key, *last = token.rsplit(maxsplit=1)
+    if last and last[0].lower() in ("asc", "desc"):
+        token, direction = key, last[0].lower()
     if not re.fullmatch(r"""(?:\w+\.)?(?:`[^`]*`|"[^"]*"|[\w\-/:.]+)""", token):
-        raise MlflowError(f"Invalid ordering key in order_by clause '{text}'.")
+        raise MlflowError(f"Invalid ordering key in order_by clause '{text[:200]}'.")
     entity, key = parse_key(token, grammar)
-    return entity, key, (found[2] or "asc").lower() == "asc"
+    return entity, key, direction == "asc"
 
 
 def _shown(grammar: Grammar) -> list[str]:

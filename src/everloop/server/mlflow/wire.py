@@ -230,7 +230,7 @@ def real(name: str, value: Any) -> float:
     if isinstance(value, str):
         if value in _SPELLED:
             return _SPELLED[value]
-        if not re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", value):
+        if not re.fullmatch(r"[+-]?(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][+-]?\d++)?", value.strip()):
             raise mistyped(name, value)
     try:
         return float(value)

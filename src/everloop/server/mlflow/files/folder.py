@@ -19,7 +19,7 @@ _REFUSED = re.compile(r"[\x00-\x1f\x7f\\#?;]")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _DECODINGS = 10
 _OLDER_IMAGE = re.compile(
-    r"([^/%]*)%step%\d+%timestamp%\d+%[0-9a-z]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?:%compressed)?(?=\.\w+$)"
+    r"(?<![^/%])([^/%]*+)%step%\d+%timestamp%\d+%[0-9a-z]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?:%compressed)?(?=\.\w+$)"
 )
 """How older clients of MLflow name logged images. Decoded once more it could be anything, but nobody decodes it."""
 

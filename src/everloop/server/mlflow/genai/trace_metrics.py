@@ -75,7 +75,7 @@ _ENTITIES = {
 }
 """What filters may ask of each, and whether a key follows."""
 _FILTER = re.compile(
-    r"""\s*(?P<view>\w+)\.(?P<entity>\w+)(?:\.(?P<key>`[^`]*`|"[^"]*"|[^\s=<>!]+))?"""
+    r"""\s*(?P<view>\w++)\.(?P<entity>\w++)(?:\.(?P<key>`[^`]*`|"[^"]*"|[^\s=<>!]++))?"""
     r"""\s*(?P<op><=|>=|!=|=|<|>|[A-Za-z]+)\s*(?P<value>'(?:[^']|'')*'|"[^"]*")\s*"""
 )
 
