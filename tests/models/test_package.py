@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -19,12 +20,14 @@ from everloop.errors import (
     TrustError,
     UsageError,
 )
-from everloop.models import build_package, load_model, read_package, register
+from everloop.models import build_package, load_model, read_package, register, version_card
+from everloop.models.card import left_out
 from everloop.models.manifest import Manifest
 from everloop.records import Package
 from everloop.stores import Store, open_store
 from everloop.testing.models import FEATURES, sample_rows, train_sample
 from everloop.training.algorithms.linear import LinearModel
+from everloop.training.trained import LeftOut
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,6 +61,17 @@ def test_package_answers_as_its_model(store: Store, table: pl.DataFrame, algorit
 
 def _argmax(scores: np.ndarray[Any, Any]) -> list[int]:
     return (scores >= 0.5).astype(int).tolist() if scores.ndim == 1 else scores.argmax(axis=1).tolist()
+
+
+def test_card_lists_the_columns_left_out(store: Store, linear: Trained, table: pl.DataFrame) -> None:
+    trained = replace(linear, dropped={"site": "every row has the same value: 7"})
+    package = build_package(trained, store=store, sample=table)
+    version = register(store, "delays", package)
+    assert left_out(store, version) == (LeftOut(column="site", reason="every row has the same value: 7"),)
+    assert "| `site` | every row has the same value: 7 |" in version_card(store, version.key)
+    whole = replace(linear, dropped={})
+    plain = register(store, "delays", build_package(whole, store=store, sample=table))
+    assert "Columns left out" not in version_card(store, plain.key)
 
 
 def test_same_training_gives_the_same_package(tmp_path: Path, linear: Trained, table: pl.DataFrame) -> None:

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from everloop.errors import NotFoundError, TrainingError, UsageError
-from everloop.training import AutoTrain, Recipe, Trained, fit_recipe
+from everloop.training import AutoTrain, Recipe, Trained, evaluate, fit_recipe
 from everloop.training.metrics import score
 
 
@@ -188,6 +188,12 @@ def test_useless_columns_are_dropped_and_listed():
     found = AutoTrain(trials=1, budget_s=300).fit(rows, target="late", features=[*FEATURES, "same", "empty", "tags"])
     assert list(found.features) == FEATURES
     assert set(found.dropped) == {"same", "empty", "tags"}
+    told = {one.column: one.reason for one in found.left_out}
+    assert told == found.dropped
+    assert told["empty"] == "every value is null"
+    judged = evaluate(found, rows, "late")
+    assert judged.left_out == found.left_out
+    assert {"column": "same", "reason": "every row has the same value: 1"} in judged.to_dict()["left_out"]
 
 
 def test_a_leak_is_noted():
@@ -206,7 +212,7 @@ def test_a_leak_is_noted():
         (TRAIN, "late", ["kin"], "no feature column 'kin'.*kind"),
         (TRAIN, "late", ["late"], "cannot be a feature"),
         (TRAIN, "late", [], "no column to learn from"),
-        (TRAIN.with_columns(a=pl.lit(1)), "late", ["a"], "No feature column is left.*constant: 1"),
+        (TRAIN.with_columns(a=pl.lit(1)), "late", ["a"], "No feature column is left.*every row has the same value: 1"),
         (TRAIN, "a", ["b"], None),
     ],
 )

@@ -176,21 +176,25 @@ def test_what_cannot_teach_is_dropped_and_listed():
                 "nan": [float("nan")] * rows,
                 "id": [f"n{k}" for k in range(rows)],
                 "list": [[1]] * rows,
+                "note": [f"about {k // 3}" for k in range(rows)],
             }
         )
     )
     assert encoder.inputs == ("x",)
     assert encoder.dropped == {
-        "same": "constant: 7",
-        "empty": "null in every row",
-        "nan": "null in every row",
+        "same": "every row has the same value: 7",
+        "empty": "every value is null",
+        "nan": "every value is null",
         "id": "looks like an identifier: 1200 distinct values in 1200 rows",
-        "list": "type List(Int64) cannot be a feature",
+        "note": "too many different values: 400 in 1200 rows, none in 5 rows or more",
+        "list": "a column of type List(Int64) cannot be a feature",
     }
 
 
 def test_nothing_left_is_refused():
-    with pytest.raises(TrainingError, match="No feature column is left to learn from \\(same: constant: 1\\)"):
+    with pytest.raises(
+        TrainingError, match="No feature column is left to learn from \\(same: every row has the same value: 1\\)"
+    ):
         Encoder.fit(pl.DataFrame({"same": [1, 1, 1]}))
 
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from everloop.errors import NotFoundError
 from everloop.models.history import alias_history
+from everloop.models.manifest import FILE, Manifest
 from everloop.models.registry import get_package, get_version
 from everloop.records import Alias, GateResult, Json, ModelVersion, Package, Run, Snapshot
+from everloop.training.trained import LeftOut
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -28,6 +30,7 @@ def version_card(store: Store, ref: str) -> str:
         _metrics(version),
         _gates(store, version),
         _answering(store, version),
+        _left_out(store, version),
         _signature(version.signature),
         _lineage(store, version),
         _aliases(store, version),
@@ -92,6 +95,23 @@ def _answering(store: Store, version: ModelVersion) -> str:
     package = _package(store, version)
     rows = answering(package) if package is not None else []
     return "## Answering\n\n" + _table(("", ""), rows) if rows else ""
+
+
+def left_out(store: Store, version: ModelVersion) -> tuple[LeftOut, ...]:
+    """The columns that training was given and did not use, each with its reason."""
+    try:
+        entries = {entry.path: entry for entry in store.objects.tree(version.package)} if version.package else {}
+    except NotFoundError:
+        return ()
+    if FILE not in entries:
+        return ()
+    dropped = Manifest.from_bytes(store.objects.read_entry(entries[FILE])).training.get("dropped") or {}
+    return tuple(LeftOut(column=name, reason=str(reason)) for name, reason in dropped.items())
+
+
+def _left_out(store: Store, version: ModelVersion) -> str:
+    rows = [(f"`{one.column}`", one.reason) for one in left_out(store, version)]
+    return "## Columns left out\n\n" + _table(("column", "why"), rows) if rows else ""
 
 
 def _proof(found: Mapping[str, Json], prefix: str) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from everloop.training.intervals import Difference, Interval, bootstrap, delong, interval, paired_bootstrap
     from everloop.training.metrics import METRICS, Metric, get_metric, higher_is_better, score
     from everloop.training.targets import encode_target, infer_task
-    from everloop.training.trained import Model, Recipe, Trained, model_from_files
+    from everloop.training.trained import LeftOut, Model, Recipe, Trained, model_from_files
 
 _WHERE = {
     "AutoTrain": "auto",
@@ -21,6 +21,7 @@ _WHERE = {
     "Encoder": "encoding",
     "Evaluation": "evaluation",
     "Interval": "intervals",
+    "LeftOut": "trained",
     "METRICS": "metrics",
     "Metric": "metrics",
     "Model": "trained",
@@ -50,6 +51,7 @@ __all__ = [
     "Encoder",
     "Evaluation",
     "Interval",
+    "LeftOut",
     "Metric",
     "Model",
     "Recipe",

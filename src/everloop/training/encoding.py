@@ -220,13 +220,13 @@ def _learn(series: pl.Series) -> Feature | str:
     if series.dtype.is_float():
         nulls += int(series.is_nan().sum() or 0)
     if nulls == len(series):
-        return "null in every row"
+        return "every value is null"
     kind = _kind(series.dtype)
     if kind is None:
-        return f"type {series.dtype} cannot be a feature"
+        return f"a column of type {series.dtype} cannot be a feature"
     distinct = series.n_unique()
     if distinct == 1:
-        return f"constant: {series[0]!r}"
+        return f"every row has the same value: {series[0]!r}"
     categories: tuple[str, ...] = ()
     if kind == "category":
         known = series.drop_nulls().cast(pl.String)
@@ -237,7 +237,7 @@ def _learn(series: pl.Series) -> Feature | str:
         kept = counted.sort(["rows", "value"], descending=[True, False]).head(MOST_CATEGORIES)
         categories = tuple(sorted(kept["value"].to_list()))
         if not categories:
-            return f"no value comes up in {LEAST_ROWS} rows or more"
+            return f"too many different values: {known.n_unique()} in {len(known)} rows, none in {least} rows or more"
     return Feature(
         name=series.name,
         kind=kind,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import ArrayLike, NDArray
 
-    from everloop.training.trained import Json, Task
+    from everloop.training.trained import Json, LeftOut, Task
 
     Array = NDArray[np.float64]
 
@@ -106,6 +106,8 @@ class Evaluation:
     classes: list[Json] = field(default_factory=list)
     unlabelled: int = 0
     """Rows that were left out because their target is null."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Columns that training did not use, each with its reason; empty where the model does not say."""
 
     @property
     def value(self) -> float:
@@ -125,6 +127,7 @@ class Evaluation:
             "metric": self.metric,
             "rows": self.rows,
             "unlabelled": self.unlabelled,
+            "left_out": [one.to_dict() for one in self.left_out],
             "classes": list(self.classes),
             "metrics": {name: found.to_dict() for name, found in self.metrics.items()},
             "slices": [one.to_dict() for one in self.slices],
@@ -184,7 +187,7 @@ def evaluate(
         classes=known,
         seed=seed,
     )
-    return _with_unlabelled(found, int((~labelled).sum()))
+    return replace(found, unlabelled=int((~labelled).sum()), left_out=tuple(getattr(model, "left_out", ())))
 
 
 def evaluate_scores(
@@ -314,7 +317,3 @@ def _confusion(truth: Array, scores: Array, outputs: int) -> list[list[int]]:
 def _of(one: SliceScore) -> float:
     assert one.metric is not None  # noqa: S101  (filtered by the caller)
     return one.metric.value
-
-
-def _with_unlabelled(found: Evaluation, rows: int) -> Evaluation:
-    return replace(found, unlabelled=rows)

@@ -88,6 +88,17 @@ def model_from_files(format: str, files: Mapping[str, bytes]) -> Model:
     return read(files)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """A column that training was given and did not use."""
+
+    column: str
+    reason: str
+
+    def to_dict(self) -> dict[str, Json]:
+        return {"column": self.column, "reason": self.reason}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Enough to fit the same model again: the outcome of a search without the search."""
@@ -145,6 +156,11 @@ class Trained:
     rows: dict[str, int] = field(default_factory=dict)
     """`train` and `valid`: rows that were used."""
     seconds: float = 0.0
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """The columns of `dropped` with their reasons, in the order of the table."""
+        return tuple(LeftOut(column=name, reason=reason) for name, reason in self.dropped.items())
 
     def predict_scores(self, frame: pl.DataFrame) -> Scores:
         """As `model.predict_scores`."""
