@@ -36,26 +36,31 @@ from typing import ClassVar
 
 
 class EverloopError(Exception):
-    """Root of the tree. `help` names the command or the change that leads out."""
+    """Root of the tree. `help` names the command or the change that leads out.
+
+    `option_help` says the same to somebody who typed a command that takes options, where `help` names an argument of
+    a Python function. Such a command shows it in place of `help`.
+    """
 
     exit_code: ClassVar[int] = 1
     http_status: ClassVar[int] = 500
 
-    def __init__(self, message: str, *, help: str | None = None) -> None:
+    def __init__(self, message: str, *, help: str | None = None, option_help: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.help = help
+        self.option_help = option_help
 
     def __str__(self) -> str:
         return f"{self.message} {self.help}" if self.help else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
         # Errors cross process borders; the default reduce would lose `help`.
-        return _rebuild, (type(self), self.message, self.help)
+        return _rebuild, (type(self), self.message, self.help, self.option_help)
 
 
-def _rebuild(cls: type[EverloopError], message: str, help: str | None) -> EverloopError:
-    return cls(message, help=help)
+def _rebuild(cls: type[EverloopError], message: str, help: str | None, option_help: str | None = None) -> EverloopError:
+    return cls(message, help=help, option_help=option_help)
 
 
 class UsageError(EverloopError):

@@ -83,3 +83,33 @@ def test_profile_contract_and_check(table):
     }
     assert pl.read_parquet("bad.parquet")["_broken"].to_list() == [["x: nullable"], ["id: unique"]]
     assert everloop("data", "check", "one.csv", "none.toml").code == 3
+
+
+def test_what_cannot_be_read_advises_options_that_work(everloop):
+    Path("semi.csv").write_text("zip;n\n12;1\n13;2\n")
+    said = everloop("data", "add", "semi.csv", "semi")
+    assert (said.code, "--separator ';'" in said.err, "separator=" in said.err) == (6, True, False), said.err
+    assert everloop("data", "add", "semi.csv", "semi", "--separator", ";", "--schema", "zip=string").code == 0
+    assert everloop("data", "show", "semi", "--json").json["columns"] == {"zip": "string", "n": "int64"}
+    Path("latin.csv").write_bytes("a,b\n1,café\n".encode("cp1252"))
+    assert "--encoding cp1252" in everloop("data", "profile", "latin.csv").err
+    profile = everloop("data", "profile", "latin.csv", "--encoding", "cp1252", "--json").json
+    assert [column["name"] for column in profile["columns"]] == ["a", "b"]
+    Path("tabs.data").write_text("a\tb\n1\t2\n")
+    assert "--format" in everloop("data", "add", "tabs.data", "tabs").err
+    said = everloop("data", "add", "tabs.data", "tabs", "--format", "csv")
+    assert "--separator tab" in said.err
+    assert everloop("data", "add", "tabs.data", "tabs", "--format", "csv", "--separator", "tab").code == 0
+    said = everloop("data", "add", "semi.csv", "semi", "--separator", ";", "--schema", "zip=strnig")
+    assert (said.code, "no type 'strnig'" in said.err) == (2, True)
+
+
+def test_a_file_is_profiled_without_keeping_it(table):
+    everloop = table
+    profile = everloop("data", "profile", "one.csv", "--target", "x", "--output", "page.html", "--json").json
+    assert {column["name"]: column["role"] for column in profile["columns"]} == {"id": None, "x": "target"}
+    page = Path("page.html").read_text()
+    assert "one.csv" in page
+    assert "one.csv@" not in page
+    assert everloop("data", "ls", "--json").json == []
+    assert everloop("data", "profile", "nothing").code == 3

@@ -11,6 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from everloop.cli.output import AsJson, Home, console, emit, facts, messages, opened, table
+from everloop.cli.reading import (
+    CommentPrefix,
+    DecimalComma,
+    Encoding,
+    Format,
+    NullValues,
+    Schema,
+    Separator,
+    SkipRows,
+    options_advised,
+    reading_options,
+)
 from everloop.errors import AlreadyExistsError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -103,20 +115,37 @@ def add(
     key: Annotated[str | None, typer.Option(help="The column that names a row; must not repeat.")] = None,
     query: Annotated[str | None, typer.Option(help="One SELECT, where the source is a database.")] = None,
     files: Annotated[bool, typer.Option("--files", help="Keep the files of a folder as they are.")] = False,
+    separator: Separator = None,
+    encoding: Encoding = None,
+    null_values: NullValues = None,
+    format: Format = None,
+    schema: Schema = None,
+    skip_rows: SkipRows = None,
+    comment_prefix: CommentPrefix = None,
+    decimal_comma: DecimalComma = False,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
     """Keep a table, or a folder of files, as the next version of a dataset. The same content makes no new version."""
     from everloop.data import add_folder, add_table
 
-    place = str(Path(source).absolute()) if "://" not in source and not source.startswith("everloop:") else source
-    with opened(home, create=True) as store, _drawn():
+    options = reading_options(
+        separator=separator,
+        encoding=encoding,
+        null_values=null_values,
+        format=format,
+        schema=schema,
+        skip_rows=skip_rows,
+        comment_prefix=comment_prefix,
+        decimal_comma=decimal_comma,
+    )
+    with opened(home, create=True) as store, _drawn(), options_advised():
         if files:
-            if target or time or key or query:
+            if target or time or key or query or options:
                 raise UsageError("--files keeps files as they are and takes no columns.", help="Leave the others out.")
-            kept = add_folder(place, dataset, store)
+            kept = add_folder(_place(source), dataset, store)
         else:
-            kept = add_table(place, dataset, store, target=target, time=time, key=key, query=query)
+            kept = add_table(_place(source), dataset, store, target=target, time=time, key=key, query=query, **options)
     emit(kept, json, lambda: console().print(f"{kept.key}: {kept.rows:,} {_noun(kept)}", soft_wrap=True))
 
 
@@ -173,28 +202,66 @@ def restore(snapshot: str, home: Home = None, json: AsJson = False) -> None:
 
 @app.command()
 def profile(
-    snapshot: str,
+    source: Annotated[
+        str, typer.Argument(help="DATASET@VERSION or DATASET; or a file, a glob or an address that is not kept yet.")
+    ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The HTML file to write.")] = None,
+    target: Annotated[str | None, typer.Option(help="Of a file: the column to predict.")] = None,
+    time: Annotated[str | None, typer.Option(help="Of a file: the column that says when a row happened.")] = None,
+    key: Annotated[str | None, typer.Option(help="Of a file: the column that names a row.")] = None,
+    separator: Separator = None,
+    encoding: Encoding = None,
+    null_values: NullValues = None,
+    format: Format = None,
+    schema: Schema = None,
+    skip_rows: SkipRows = None,
+    comment_prefix: CommentPrefix = None,
+    decimal_comma: DecimalComma = False,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Look at a snapshot from all sides: distributions, correlations, gaps, and what could mislead a model."""
-    from everloop.data import profile_page, profile_snapshot
+    """Look at a table from all sides: distributions, correlations, gaps, and what could mislead a model."""
+    from everloop.data import profile_page, profile_snapshot, profile_table, read
     from everloop.data.versions import find_version
 
-    with opened(home) as store:
-        found = profile_snapshot(find_version(snapshot, store), store)
+    options = reading_options(
+        separator=separator,
+        encoding=encoding,
+        null_values=null_values,
+        format=format,
+        schema=schema,
+        skip_rows=skip_rows,
+        comment_prefix=comment_prefix,
+        decimal_comma=decimal_comma,
+    )
+    kept = not (options or _is_file(source))
+    if kept and (target or time or key):
+        raise UsageError(
+            f"'{source}' is a version of a dataset, which has its target, time and key.", help="Leave them out."
+        )
+    with opened(home, create=not kept) as store, options_advised():
+        if kept:
+            found = profile_snapshot(find_version(source, store), store)
+            key_of = found.snapshot.key
+        else:
+            read_as = options if time is None else {**options, "event_time": time}
+            frame = read(_place(source), **read_as)
+            found, key_of = profile_table(frame, source, store, target=target, time=time, key=key), source
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(profile_page(found), encoding="utf-8")
-    key = found.snapshot.key
 
     def draw() -> None:
         rows = [(suspect.kind, suspect.column, suspect.message) for suspect in found.suspects]
-        table(f"{key}: what could mislead a model", ("kind", "column", "what"), rows, empty=f"{key}: nothing suspect.")
+        table(
+            f"{key_of}: what could mislead a model",
+            ("kind", "column", "what"),
+            rows,
+            empty=f"{key_of}: nothing suspect.",
+        )
         console().print(f"Written: {output}" if output else "Add --output page.html for the whole page.")
 
-    emit({"snapshot": key, "suspects": found.suspects, "columns": found.columns, "output": output}, json, draw)
+    emit({"snapshot": key_of, "suspects": found.suspects, "columns": found.columns, "output": output}, json, draw)
 
 
 @app.command()
@@ -232,6 +299,14 @@ def check(
     source: Annotated[str, typer.Argument(help="A file, a glob, an address, or everloop:DATASET@VERSION.")],
     contract: Annotated[str, typer.Argument(help="The contract: a TOML file, or DATASET@VERSION.")],
     bad: Annotated[Path | None, typer.Option("--bad", help="Write the bad rows, with what each broke.")] = None,
+    separator: Separator = None,
+    encoding: Encoding = None,
+    null_values: NullValues = None,
+    format: Format = None,
+    schema: Schema = None,
+    skip_rows: SkipRows = None,
+    comment_prefix: CommentPrefix = None,
+    decimal_comma: DecimalComma = False,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
@@ -239,8 +314,17 @@ def check(
     from everloop.data import check_contract, contract_from_toml, read
     from everloop.records import Contract
 
-    place = str(Path(source).absolute()) if "://" not in source and not source.startswith("everloop:") else source
-    with opened(home, create=True) as store:
+    options = reading_options(
+        separator=separator,
+        encoding=encoding,
+        null_values=null_values,
+        format=format,
+        schema=schema,
+        skip_rows=skip_rows,
+        comment_prefix=comment_prefix,
+        decimal_comma=decimal_comma,
+    )
+    with opened(home, create=True) as store, options_advised():
         named = Path(contract)
         if named.suffix == ".toml":
             if not named.is_file():
@@ -248,7 +332,7 @@ def check(
             held = contract_from_toml(named.read_text(encoding="utf-8"), store)
         else:
             held = store.records.get(Contract, contract)
-        report = check_contract(read(place), held, now=store.now())
+        report = check_contract(read(_place(source), **options), held, now=store.now())
         if bad is not None and report.bad_rows:
             report.bad.collect().write_parquet(bad)
     said = {
@@ -291,6 +375,20 @@ def _drawn() -> Iterator[None]:
 
         with watch_progress(draw):
             yield
+
+
+def _place(source: str) -> str:
+    """A path from here as a path from anywhere; addresses and versions as they are."""
+    return source if "://" in source or source.startswith("everloop:") else str(Path(source).absolute())
+
+
+def _is_file(source: str) -> bool:
+    """Whether this means a file, a glob or an address, and not a version of a dataset."""
+    from everloop.data.versions import is_version
+
+    if "://" in source or any(letter in source for letter in "*?[/") or is_version(source):
+        return True
+    return Path(source).is_file() or ("@" not in source and "." in source)
 
 
 def _noun(snapshot: Snapshot) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from everloop.data.keeping import add_table, delete_snapshots, export_table, restore_snapshot
     from everloop.data.pandera_schemas import contract_from_pandera
     from everloop.data.profile_html import profile_page
-    from everloop.data.profiles import Profile, profile_snapshot
+    from everloop.data.profiles import Profile, profile_snapshot, profile_table
     from everloop.data.progress import Progress, watch_progress
     from everloop.data.snapshot_diff import SnapshotDiff, diff_snapshots
     from everloop.data.snapshots import get_snapshot, load_snapshot, take_snapshot
@@ -47,7 +47,7 @@ _MODULES = {
     "keeping": ("add_table", "delete_snapshots", "export_table", "restore_snapshot"),
     "pandera_schemas": ("contract_from_pandera",),
     "profile_html": ("profile_page",),
-    "profiles": ("Profile", "profile_snapshot"),
+    "profiles": ("Profile", "profile_snapshot", "profile_table"),
     "progress": ("Progress", "watch_progress"),
     "snapshot_diff": ("SnapshotDiff", "diff_snapshots"),
     "snapshots": ("get_snapshot", "load_snapshot", "take_snapshot"),
@@ -91,6 +91,7 @@ __all__ = [
     "load_snapshot",
     "profile_page",
     "profile_snapshot",
+    "profile_table",
     "quarantine",
     "read",
     "read_files",

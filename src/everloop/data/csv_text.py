@@ -10,6 +10,7 @@ import csv
 import hashlib
 from typing import TYPE_CHECKING, Any
 
+from everloop.data.reading_options import advice
 from everloop.errors import SourceError, UsageError
 from everloop.stores.home import find_places
 
@@ -65,7 +66,7 @@ def refused_bytes(path: Path) -> SourceError | None:
                 meant = wrong.decode("cp1252", errors="replace")
                 return SourceError(
                     f"Line {line} of '{path}' has the byte 0x{wrong.hex()}, which is no UTF-8.",
-                    help=f"If it means '{meant}', read it with encoding='cp1252'.",
+                    **advice(f"If it means '{meant}', read it with {{}}.", encoding="cp1252"),
                 )
             line += chunk.count(b"\n")
     return None
@@ -103,9 +104,11 @@ def recoded(path: Path, encoding: str) -> Path:
 def _refuse_encoding(path: Path, head: bytes) -> None:
     for bom, encoding in _BOMS.items():
         if head.startswith(bom):
-            raise SourceError(f"'{path}' is in {encoding.upper()}.", help=f"Read it with encoding='{encoding}'.")
+            raise SourceError(f"'{path}' is in {encoding.upper()}.", **advice("Read it with {}.", encoding=encoding))
     if head[:512].count(b"\0") > len(head[:512]) // 4:
-        raise SourceError(f"'{path}' is no UTF-8: it may be UTF-16.", help="Read it with encoding='utf-16-le'.")
+        raise SourceError(
+            f"'{path}' is no UTF-8: it may be UTF-16.", **advice("Read it with {}.", encoding="utf-16-le")
+        )
     line = head.split(b"\n", 1)[0]
     try:
         line.decode("utf-8")
@@ -127,5 +130,5 @@ def _refuse_separator(path: Path, separator: str, names: list[str], lines: list[
             shown = "a tab" if other == "\t" else f"'{other}'"
             raise SourceError(
                 f"'{path}' seems to be separated by {shown}, not by '{separator}'.",
-                help=f"Read it with separator={other!r}.",
+                **advice("Read it with {}.", separator=other),
             )

@@ -61,17 +61,20 @@ def profile_page(profile: Profile) -> str:
 
 def _page(profile: Profile) -> Iterator[str]:
     snapshot = profile.snapshot
-    name = escape(snapshot.key)
+    # A table that is not kept has no version.
+    name = escape(snapshot.key if snapshot.version else snapshot.dataset)
     yield '<!doctype html><html lang="en"><head><meta charset="utf-8">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield f"<title>{name} · profile</title><style>{_STYLE}</style></head><body><main>"
     yield f"<h1>{name}</h1>"
-    yield f'<p class="faint">Taken {_moment(snapshot.created_at)} · {escape(snapshot.digest[:23])}…'
+    yield f'<p class="faint">Taken {_moment(snapshot.created_at)}'
+    yield f" · {escape(snapshot.digest[:23])}…" if snapshot.digest else ""
     yield f" · contract {escape(snapshot.contract)}" if snapshot.contract else ""
     yield "</p>"
     yield '<section class="facts">'
     spans = [("rows", f"{snapshot.rows:,}"), ("columns", str(len(snapshot.columns)))]
-    spans.append(("size", _size(snapshot.size_bytes)))
+    if snapshot.size_bytes:
+        spans.append(("size", _size(snapshot.size_bytes)))
     if snapshot.target:
         spans.append(("target", snapshot.target))
     if snapshot.starts_at is not None and snapshot.ends_at is not None:

@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from everloop.data.frames import Frame, as_lazy, require_column, type_name
 from everloop.data.leaks import Suspect, find_suspects, single_scores
 from everloop.data.snapshots import get_snapshot, load_snapshot
+from everloop.data.statistics import column_statistics
+from everloop.errors import DataError
+from everloop.records import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from everloop.records import Json, Snapshot
+    from everloop.records import Json
     from everloop.stores import Store
 
 SAMPLE_ROWS = 100_000
@@ -71,7 +75,47 @@ def profile_snapshot(snapshot: Snapshot | str, store: Store) -> Profile:
         NotFoundError: there is no such snapshot.
     """
     found = get_snapshot(snapshot, store) if isinstance(snapshot, str) else snapshot
-    rows = load_snapshot(found, store).gather_every(max(1, found.rows // SAMPLE_ROWS)).collect(engine="streaming")
+    return _profile(found, load_snapshot(found, store))
+
+
+def profile_table(
+    frame: Frame, name: str, store: Store, *, target: str | None = None, time: str | None = None, key: str | None = None
+) -> Profile:
+    """Look at a table that is not kept as a version.
+
+    Args:
+        name: what the profile calls it.
+
+    Raises:
+        DataError: the table has no rows, or lacks the target, the time or the key.
+    """
+    table = as_lazy(frame)
+    schema = table.collect_schema()
+    for role, column in {"target": target, "time column": time, "key": key}.items():
+        if column is not None:
+            require_column(column, schema, role)
+    rows = table.select(pl.len()).collect(engine="streaming").item()
+    if not rows:
+        raise DataError(f"{name} has no rows to profile.", help="See where its rows come from.")
+    described = store.new(
+        Snapshot,
+        dataset=name,
+        version=0,
+        digest="",
+        rows=rows,
+        size_bytes=0,
+        columns={column: type_name(dtype) for column, dtype in schema.items()},
+        files=(),
+        stats=column_statistics(table, rows),
+        target=target,
+        time=time,
+        entity=key,
+    )
+    return _profile(described, table)
+
+
+def _profile(found: Snapshot, table: pl.LazyFrame) -> Profile:
+    rows = table.gather_every(max(1, found.rows // SAMPLE_ROWS)).collect(engine="streaming")
     if found.time is not None:
         rows = rows.sort(found.time, maintain_order=True)
     roles = {found.target: "target", found.time: "time", found.entity: "key"}

@@ -19,6 +19,7 @@ from everloop.data.dlt_sources import is_dlt, open_dlt
 from everloop.data.file_states import files_change, files_state, match_files, project_folder
 from everloop.data.frames import Frame, as_lazy, as_utc, is_moment, nearest
 from everloop.data.horizon import find_horizon, horizon_state
+from everloop.data.reading_options import advice
 from everloop.data.remote import SCHEMES, fetch, is_remote, remote_state
 from everloop.data.sql_sources import is_sql, mixed_types, query_with_state, redacted, sql_change, sql_state
 from everloop.data.table_files import scan_arrow, scan_delta, scan_json, scan_parquet
@@ -210,7 +211,8 @@ def _format_of(paths: list[str]) -> str:
     chosen = formats.pop()
     if chosen is None:
         raise SourceError(
-            f"The name of '{paths[0]}' does not say its format.", help=f"Pass format=: {', '.join(_SCANS)}."
+            f"The name of '{paths[0]}' does not say its format.",
+            **advice("Name it with {}, or another of: " + ", ".join(_SCANS) + ".", format="csv"),
         )
     return chosen
 
