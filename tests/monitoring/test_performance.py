@@ -104,6 +104,17 @@ def test_labels_count_when_they_have_arrived(airport: Airport, store: Store, at:
     assert check(store, 0)[-1].evidence["rows"] == 500
 
 
+def test_a_corrected_label_is_measured_again(airport: Airport, store: Store, at: Move) -> None:
+    frame = day(airport, store, 0)
+    at(START + 2 * DAY)
+    before = check(store, 0)[-1]
+    assert check(store, 0)[-1] == before
+    airport.label(store, frame.with_columns(late=~pl.col("late")), after=2 * HOUR)
+    (*_, after) = check(store, 0)
+    assert after.evidence["rows"] == before.evidence["rows"]
+    assert after.value == pytest.approx(1 - (before.value or 0.0))
+
+
 def test_the_past_knows_no_later_labels(airport: Airport, store: Store, at: Move) -> None:
     day(airport, store, 0, after=DAY)
     at(START + 3 * DAY)

@@ -10,7 +10,7 @@ import pytest
 
 from everloop.cli.app import run
 from everloop.records import Endpoint
-from everloop.serving import fold_labels, read_labelled
+from everloop.serving import read_labelled
 from everloop.serving.tokens import digest_of
 from everloop.testing.models import sample_rows
 from everloop.testing.serving import by_row
@@ -39,9 +39,16 @@ def test_from_answers_to_labelled_rows(
     assert shown["inputs"]["carrier"] == sample_rows()[0]["carrier"]
     assert run(["predictions", "show", "nothing", *home]) == 3
     labels = tmp_path / "labels.csv"
-    labels.write_text("entity,value,event_at\na,short,2030-01-01T00:00:00Z\nb,none,2030-01-01T00:00:00Z\n")
-    assert told("labels", "add", "delays", str(labels))["labels"] == 2
-    fold_labels(store, "delays")
+    labels.write_text("entity,value,event_at\na,short,2030-01-01T00:00:00Z\nz,none,2030-01-01T00:00:00Z\n")
+    assert told("labels", "add", "delays", str(labels)) == {"endpoint": "delays", "labels": 2, "unmatched": 1}
+    assert run(["labels", "add", "delays", str(labels), *home]) == 0
+    assert "1 label found no prediction with its key from before it: 'z'" in capsys.readouterr().err
+    labels.write_text("key,value\nb,none\n")
+    assert told("labels", "add", "delays", str(labels)) == {"endpoint": "delays", "labels": 1, "unmatched": 0}
+    assert run(["labels", "add", "nowhere", str(labels), *home]) == 3
+    labels.write_text("key,value,event_at\nb,none,yesterday\n")
+    assert run(["labels", "add", "delays", str(labels), *home]) != 0
+    assert "'yesterday' is not a time" in capsys.readouterr().err
     assert sorted(read_labelled(store, "delays").collect()["actual_text"]) == ["none", "short"]
     for ending, read in (("parquet", pl.read_parquet), ("csv", pl.read_csv), ("jsonl", pl.read_ndjson)):
         output = tmp_path / f"out.{ending}"

@@ -26,10 +26,9 @@ def ls(
     json: AsJson = False,
 ) -> None:
     """List an endpoint's newest predictions."""
-    from everloop.serving import fold_predictions, read_predictions
+    from everloop.serving import read_predictions
 
     with opened(home) as store:
-        fold_predictions(store, endpoint)
         since = None if hours is None else store.now() - timedelta(hours=hours)
         frame = read_predictions(store, endpoint, since, version=version).sort("event_at", descending=True)
         rows = frame.head(limit).collect().to_dicts()
@@ -79,14 +78,13 @@ def export(
 ) -> None:
     """Write an endpoint's predictions to a file, as a stream: they need not fit into memory."""
     from everloop.errors import UsageError
-    from everloop.serving import fold_predictions, read_labelled, read_predictions
+    from everloop.serving import read_labelled, read_predictions
 
     sinks = {".parquet": "sink_parquet", ".csv": "sink_csv", ".jsonl": "sink_ndjson", ".ndjson": "sink_ndjson"}
     if output.suffix not in sinks:
         raise UsageError(f"Cannot write '{output.suffix}' files.", help=f"Use one of: {', '.join(sinks)}")
     part = output.with_name(f".{output.name}.part")
     with opened(home) as store:
-        fold_predictions(store, endpoint)
         since = None if hours is None else store.now() - timedelta(hours=hours)
         frame = (read_labelled if labelled else read_predictions)(store, endpoint, since)
         if output.suffix == ".csv":
@@ -103,20 +101,38 @@ def export(
 @labels_app.command("add")
 def add(
     endpoint: str,
-    file: Annotated[Path, typer.Argument(help="Columns entity, value and event_at.")],
+    file: Annotated[Path, typer.Argument(help="Columns entity (or key) and value; event_at where labels have times.")],
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Add labels from a csv, parquet, json lines or arrow file."""
+    """Add labels from a csv, parquet, json lines or arrow file, and say how many found no prediction."""
     from everloop.data import read
+    from everloop.errors import DataError
+    from everloop.records import Endpoint
     from everloop.serving import add_labels
+    from everloop.serving.label_log import find_unmatched_labels, shape_labels, unmatched_notice
 
     frame = read(file.absolute()).collect()
     if str(frame.schema.get("event_at")) == "String":
         import polars as pl
 
-        frame = frame.with_columns(pl.col("event_at").str.to_datetime("%+", time_zone="UTC", strict=True))
+        times = frame["event_at"].str.to_datetime("%+", time_zone="UTC", strict=False)
+        wrong = frame.filter(times.is_null() & pl.col("event_at").is_not_null())
+        if wrong.height:
+            raise DataError(
+                f"event_at: {wrong['event_at'][0]!r} is not a time.", help="Write it as 2030-01-31T12:00:00Z."
+            )
+        frame = frame.with_columns(times)
     with opened(home) as store:
+        store.records.get(Endpoint, endpoint)
+        shaped = shape_labels(store, frame)
         add_labels(store, endpoint, frame)
-    told = {"endpoint": endpoint, "labels": frame.height}
-    emit(told, json, lambda: typer.echo(f"{frame.height:,} labels for {endpoint}"))
+        unmatched = find_unmatched_labels(store, endpoint, shaped)
+    told = {"endpoint": endpoint, "labels": shaped.height, "unmatched": len(unmatched)}
+
+    def draw() -> None:
+        typer.echo(f"{shaped.height:,} labels for {endpoint}")
+        if unmatched:
+            typer.echo(unmatched_notice(unmatched), err=True)
+
+    emit(told, json, draw)

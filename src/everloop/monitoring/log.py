@@ -1,7 +1,7 @@
 """What monitoring reads: an endpoint's predictions and their labels, as they were known at the store's time.
 
-A row counts once it has arrived: what the store's clock has not reached does not exist. Only what has been folded
-into the tables is seen.
+A row counts once it has arrived: what the store's clock has not reached does not exist. Reading folds what endpoints
+have appended first, so no other process has to run.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ def read_window(
     """
     import polars as pl
 
-    from everloop.serving.log_reading import read_predictions
+    from everloop.serving.log_reading import fold_logs, read_predictions
 
+    fold_logs(store, endpoint)
     view = store.as_of(store.now())
     rows = read_predictions(view, endpoint, since, until, version, roles=_roles(version)).sort("event_at")
     found = (rows if columns is None else rows.select(columns)).collect()
@@ -86,14 +87,25 @@ def read_inputs_and_score(
 
 
 def read_truths(
-    store: Store, endpoint: str, since: datetime | None, until: datetime | None, *, version: str | None = None
+    store: Store,
+    endpoint: str,
+    since: datetime | None,
+    until: datetime | None,
+    *,
+    version: str | None = None,
+    horizon: timedelta | None = None,
 ) -> pl.DataFrame:
     """The predictions whose label has arrived, oldest first, with `actual`: 0 or 1, the class's index, or the value;
-    null where the label is no class of the version that answered (`actual_text` has it)."""
-    from everloop.serving.log_reading import read_labelled
+    null where the label is not a class of the version that answered (`actual_text` has it).
 
+    Args:
+        horizon: how long after a prediction a label may still be about it; default: as the endpoint's settings say.
+    """
+    from everloop.serving.log_reading import fold_logs, read_labelled
+
+    fold_logs(store, endpoint)
     view = store.as_of(store.now())
-    return read_labelled(view, endpoint, since, until, version, roles=_roles(version)).collect()
+    return read_labelled(view, endpoint, since, until, version, roles=_roles(version), horizon=horizon).collect()
 
 
 def due_until(store: Store, until: datetime, labels_after: timedelta) -> datetime:
@@ -102,7 +114,7 @@ def due_until(store: Store, until: datetime, labels_after: timedelta) -> datetim
 
 
 def _roles(version: str | None) -> tuple[str, ...] | None:
-    from everloop.serving.log_reading import ANSWERED
+    from everloop.serving.label_matching import ANSWERED
 
     # A shadow's answers are its own, but no client got them.
     return ANSWERED if version is None else None

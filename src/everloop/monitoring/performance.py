@@ -60,7 +60,7 @@ def check_performance(
     Only labels that have arrived by the store's time count, and only predictions that are at least `labels_after`
     old: the labels that come early are rarely a fair sample. A value that is worse than the reference beyond the
     noise of both, at the level that the budget gives, is a warning; twice within three windows, an alarm. Checking a
-    window again returns what was found then, unless more labels have arrived meanwhile.
+    window again returns what was found then, unless labels have arrived meanwhile, new ones or corrections.
 
     Args:
         metric: a name of `everloop.training.METRICS`, such as `roc_auc`.
@@ -95,7 +95,13 @@ def check_performance(
             help="Send labels with the same key as the prediction: POST /labels.",
         )
     watched = Watched(endpoint, version, "performance", metric)
-    facts = {"rows": labelled.height, "reference": asdict(expected), **asdict(budget)}
+    facts = {
+        "rows": labelled.height,
+        # A corrected label changes what is measured and not how many rows there are.
+        "newest_label": labelled["label_arrived_at"].max().isoformat(),  # type: ignore[union-attr]
+        "reference": asdict(expected),
+        **asdict(budget),
+    }
     earlier = find_checked(store, watched, since, until, facts)
     if earlier:
         return earlier
@@ -105,6 +111,7 @@ def check_performance(
     verdict = budget.judge({metric: p_value}, suspects)[metric]
     limit = _limit(expected, measured, budget, greater_is_better=_greater_is_better(metric))
     evidence = _evidence(measured, expected, p_value, labelled.height, predictions.height, end)
+    evidence["newest_label"] = facts["newest_label"]
     found = []
     if verdict != "quiet":
         found.append(

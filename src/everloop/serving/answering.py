@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import EverloopError, RequestError, StoreFullError, UsageError
 from everloop.models.signature import Signature, utc
-from everloop.serving.prediction_log import Group, PredictionLog
+from everloop.serving.prediction_log import Group, PredictionLog, entity_text
 from everloop.serving.routing import place_of
 from everloop.stores.clock import EPOCH, micros, new_id
 
@@ -45,7 +45,7 @@ class Ask:
 
     values: Sequence[Values] | None
     rows: Sequence[Mapping[str, Any]] | None
-    keys: Sequence[str | int | None] | None = None
+    keys: Sequence[str | float | None] | None = None
     event_at: Sequence[datetime | None] | None = None
     began: float = 0.0
     """`perf_counter()` when the request was whole."""
@@ -359,12 +359,12 @@ def _explained(share: _Share) -> list[dict[str, Json]]:
         raise RequestError(f"explain: {error.message}", help=error.help) from None
 
 
-def _entities(keys: Sequence[str | int | None] | None, size: int) -> list[str | None] | None:
+def _entities(keys: Sequence[str | float | None] | None, size: int) -> list[str | None] | None:
     if keys is None:
         return None
     if len(keys) != size:
         raise RequestError(f"keys: there are {len(keys)} keys for {size} rows.")
-    return [key if key is None or type(key) is str else str(key) for key in keys]
+    return [key if key is None or type(key) is str else entity_text(key) for key in keys]
 
 
 def _events(moments: Sequence[datetime | None] | None, size: int) -> list[int | None] | None:

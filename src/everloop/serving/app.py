@@ -22,7 +22,7 @@ from everloop.errors import EverloopError, NotFoundError, RequestError, TrustErr
 from everloop.serving import answering
 from everloop.serving.admission import Admission
 from everloop.serving.exchange import JSON, Handle, Request, Response
-from everloop.serving.label_log import GivenLabel, LabelLog
+from everloop.serving.label_log import GivenLabel, LabelLog, unmatched_of
 from everloop.serving.live import pinned
 from everloop.serving.metrics import CONTENT_TYPE, Metrics
 from everloop.serving.patience import limit
@@ -77,6 +77,7 @@ class EndpointApp:
         self.refused: dict[str, Any] | None = None
         """The newest revision that could not be taken over, and why."""
         self._admission = Admission(self.settings)
+        self._store = store
         self._clock = store.clock
         self._live: Live | None = None
         self._revision = 0
@@ -174,8 +175,14 @@ class EndpointApp:
     def answer(self, live: Live, ask: Ask) -> Answer:
         return answering.answer(live, ask, self._log, self._clock)
 
-    def label(self, labels: Sequence[GivenLabel]) -> None:
-        self._labels.append(labels)
+    def label(self, labels: Sequence[GivenLabel]) -> list[str] | None:
+        kept = self._labels.append(labels)
+        try:
+            return unmatched_of(self._store, self.endpoint, kept)
+        except (EverloopError, OSError) as error:
+            # The labels are safe, which is what was asked for.
+            logger.warning("The labels of '%s' cannot be looked up among its predictions: %s", self.endpoint, error)
+            return None
 
     # -- ASGI
 

@@ -161,7 +161,7 @@ def _check(ask: Ask) -> None:
     from datetime import datetime
 
     if ask.keys is not None:
-        ask.keys = [key if key is None or isinstance(key, str | int) else str(key) for key in ask.keys]
+        ask.keys = [key if key is None or isinstance(key, str | int | float) else str(key) for key in ask.keys]
     if ask.event_at is not None:
         for place, moment in enumerate(ask.event_at):
             if moment is not None and not isinstance(moment, datetime):

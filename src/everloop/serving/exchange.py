@@ -88,8 +88,11 @@ class Service(Protocol):
         """Score and log rows; see `answering.answer`."""
         ...
 
-    def label(self, labels: Sequence[GivenLabel]) -> None:
-        """Log labels; see `LabelLog.append`."""
+    def label(self, labels: Sequence[GivenLabel]) -> list[str] | None:
+        """Log labels, see `LabelLog.append`, and return the keys of those that are about no prediction so far.
+
+        None: they are logged, but the predictions cannot be looked up now.
+        """
         ...
 
 

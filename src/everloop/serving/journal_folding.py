@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from everloop.errors import CorruptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import polars as pl
@@ -67,6 +67,37 @@ class Fold(Generic[Entry]):
         if damage is not None:
             raise damage
         return rows
+
+    def waiting(self, store: Store) -> Iterator[Entry]:
+        """The entries that no fold has moved yet, read where they are. They may be moved meanwhile.
+
+        Raises:
+            CorruptionError: a journal is damaged in its middle.
+        """
+        from everloop.errors import NotFoundError
+        from everloop.stores import read_journal
+        from everloop.stores.journals import list_journals
+
+        for path in list_journals(store.journals, self.stream):
+            done = max(0, store.tables.last_batch(self.table, path.name))
+            try:
+                for payload, _ in read_journal(path, done):
+                    yield self.decode(payload)
+            except NotFoundError:
+                # Folded and removed since it was listed.
+                continue
+
+    def waiting_bytes(self, store: Store) -> int:
+        """How much has been appended that no fold has moved yet."""
+        from everloop.stores.journals import list_journals
+
+        total = 0
+        for path in list_journals(store.journals, self.stream):
+            try:
+                total += max(0, path.stat().st_size - max(0, store.tables.last_batch(self.table, path.name)))
+            except FileNotFoundError:
+                continue
+        return total
 
     def _fold_one(self, store: Store, path: Path) -> int:
         from everloop.stores import read_journal, writer_alive

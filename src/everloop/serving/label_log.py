@@ -1,8 +1,8 @@
 """The labels that come back: appended to a journal like predictions, or as a whole table at once.
 
 The table `labels/<endpoint>` has the columns entity, value (a number, or null), text (the class as text),
-event_at (when the truth came about) and arrived_at. A label is never overwritten: of several for one entity and
-time the one that arrived last counts.
+event_at (when the truth came about; without a time of its own, when it arrived) and arrived_at. A label is never
+overwritten: of several about one prediction the one that arrived last counts; see `label_matching`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ import msgspec
 from everloop.errors import CorruptionError, DataError, RequestError
 from everloop.models.signature import utc
 from everloop.serving.journal_folding import Fold
-from everloop.serving.prediction_log import LABELS, label_text, stream_name, table_name
+from everloop.serving.label_matching import find_unmatched, label_horizon
+from everloop.serving.prediction_log import (
+    LABELS,
+    entity_text,
+    fold_predictions,
+    label_text,
+    prediction_fold,
+    stream_name,
+    table_name,
+)
 from everloop.stores.clock import EPOCH, micros
 
 if TYPE_CHECKING:
@@ -27,6 +36,8 @@ if TYPE_CHECKING:
 
 _VERSION = 1
 _MICROSECOND = timedelta(microseconds=1)
+_MOST_WAITING_BYTES = 4 << 20
+"""More answers than this are folded before labels are looked up among them; fewer are read where they are."""
 
 Value = bool | int | float | str
 
@@ -34,7 +45,7 @@ Value = bool | int | float | str
 class GivenLabel(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
     """One label as a client sends it."""
 
-    key: str | int
+    key: str | int | float
     value: Value
     event_at: datetime | None = None
 
@@ -55,27 +66,25 @@ class LabelLog:
         self._clock = store.clock
         self._journal = Journal.create(store.journals, stream_name(store, LABELS, endpoint))
 
-    def append(self, labels: Sequence[GivenLabel]) -> None:
-        """Write labels; with the operating system on return.
+    def append(self, labels: Sequence[GivenLabel]) -> list[tuple[str, int]]:
+        """Write labels and return their keys and times in µs; with the operating system on return.
 
         Raises:
             RequestError: a time that cannot be UTC, or a number that is too large to be kept.
             StoreFullError: no space is left; nothing was written.
         """
         if not labels:
-            return
+            return []
         arrived = micros(self._clock.now())
-        rows = [
-            (
-                str(label.key),
-                _checked(label.value, place),
-                arrived
-                if label.event_at is None
-                else (utc(label.event_at, f"labels[{place}].event_at") - EPOCH) // _MICROSECOND,
-            )
-            for place, label in enumerate(labels)
-        ]
+        given: dict[tuple[str, int], Value] = {}
+        for place, label in enumerate(labels):
+            moment = label.event_at
+            event = arrived if moment is None else (utc(moment, f"labels[{place}].event_at") - EPOCH) // _MICROSECOND
+            # Of two for one key and time in one request, the later one corrects the first.
+            given[entity_text(label.key), event] = _checked(label.value, place)
+        rows = [(entity, value, event) for (entity, event), value in given.items()]
         self._journal.append(msgspec.msgpack.encode((_VERSION, arrived, rows)))
+        return list(given)
 
     def close(self) -> None:
         self._journal.close()
@@ -91,42 +100,133 @@ def add_labels(store: Store, endpoint: str, frame: Any) -> int:
     """Add a table of labels and return its number of rows.
 
     Args:
-        frame: anything with the Arrow C stream interface; columns `entity` (text or number), `value` (boolean,
-            number or text), `event_at`, and `arrived_at` where they arrived earlier than now.
+        frame: anything with the Arrow C stream interface; columns `entity` (text or number; `key` does as well),
+            `value` (boolean, number or text), `event_at` where the labels have times of their own, and `arrived_at`
+            where they arrived earlier than now.
 
     Raises:
         DataError: a column is missing, an entity is null, or the values are of a type that no label has.
     """
+    shaped = shape_labels(store, frame)
+    if not shaped.is_empty():
+        store.tables.append(table_name(store, LABELS, endpoint), shaped)
+    return shaped.height
+
+
+def shape_labels(store: Store, frame: Any) -> pl.DataFrame:
+    """A table of labels as `labels/<endpoint>` holds it; rows without a value are left out. Errors as `add_labels`."""
     import polars as pl
 
     rows = frame.collect() if isinstance(frame, pl.LazyFrame) else pl.DataFrame(frame)
-    for name in ("entity", "value", "event_at"):
+    if "entity" not in rows.columns and "key" in rows.columns:
+        rows = rows.rename({"key": "entity"})
+    for name in ("entity", "value"):
         if name not in rows.columns:
             raise DataError(f"The labels have no column '{name}'.", help=f"They have: {', '.join(rows.columns)}")
+    keys = rows.schema["entity"]
+    if keys.is_float():
+        rows = rows.with_columns(pl.col("entity").fill_nan(None))
     if rows["entity"].null_count():
         raise DataError(f"{rows['entity'].null_count()} labels have no entity.")
+    arrival = pl.col("arrived_at") if "arrived_at" in rows.columns else pl.lit(store.now())
+    if "event_at" not in rows.columns:
+        rows = rows.with_columns(arrival.alias("event_at"))
+    elif rows["event_at"].null_count() and isinstance(rows.schema["event_at"], pl.Datetime):
+        zone = rows.schema["event_at"].time_zone
+        arrival = arrival.cast(pl.Datetime("us", "UTC"))
+        arrival = arrival.dt.replace_time_zone(None) if zone is None else arrival.dt.convert_time_zone(zone)
+        rows = rows.with_columns(pl.col("event_at").dt.cast_time_unit("us").fill_null(arrival))
+    elif rows["event_at"].dtype == pl.Null:
+        rows = rows.with_columns(arrival.alias("event_at"))
+    if rows.schema["value"].is_float():
+        rows = rows.with_columns(pl.col("value").fill_nan(None))
     rows = rows.filter(pl.col("value").is_not_null())
     kind = rows.schema["value"]
     if not (kind.is_numeric() or kind in (pl.Boolean, pl.String, pl.Categorical, pl.Enum, pl.Null)):
         raise DataError(f"Labels of type {kind} cannot be kept.", help="Make them booleans, numbers or texts.")
-    if rows.is_empty():
-        return 0
     value = pl.col("value")
     if kind == pl.Boolean or kind.is_numeric():
         number = value.cast(pl.Float64)
-        text = value.cast(pl.String)
-        if kind.is_float() or kind == pl.Decimal:
-            whole = number == number.round()
-            text = pl.when(whole & (number.abs() < 2**53)).then(number.cast(pl.Int64, strict=False).cast(pl.String))
-            text = text.otherwise(value.cast(pl.String))
+        text = _number_text("value", kind)
     else:
         number, text = pl.lit(None, dtype=pl.Float64), value.cast(pl.String)
     kept = ["event_at", *(name for name in ("arrived_at",) if name in rows.columns)]
-    shaped = rows.select(
-        pl.col("entity").cast(pl.String), number.alias("value"), text.alias("text"), *map(pl.col, kept)
+    return rows.select(
+        _number_text("entity", keys).alias("entity"), number.alias("value"), text.alias("text"), *map(pl.col, kept)
     )
-    store.tables.append(table_name(store, LABELS, endpoint), shaped)
-    return shaped.height
+
+
+def find_unmatched_labels(store: Store, endpoint: str, labels: pl.DataFrame) -> list[str]:
+    """The keys of those labels that are about no prediction that has been answered so far; see `label_matching`.
+
+    Args:
+        labels: columns `entity` (text) and `event_at`.
+    """
+    import polars as pl
+
+    if labels.is_empty():
+        return []
+    horizon = label_horizon(store, endpoint)
+    wanted = labels["entity"].unique()
+    fold = prediction_fold(store, endpoint)
+    if not store.read_only and fold.waiting_bytes(store) > _MOST_WAITING_BYTES:
+        fold_predictions(store, endpoint)
+    # The journals first: what is moved between the two looks is then seen twice, and not missed.
+    known = set(wanted.to_list())
+    waiting = [
+        (entity, event, group.role)
+        for entry in fold.waiting(store)
+        for group in entry.groups
+        if group.entities is not None
+        for entity, event in zip(group.entities, group.events or [None] * len(group.rows), strict=True)
+        if entity in known
+        for event in (group.arrived if event is None else event,)
+    ]
+    moment = pl.Datetime("us", "UTC")
+    made = pl.DataFrame(
+        waiting, schema={"entity": pl.String, "event_at": pl.Int64, "role": pl.String}, orient="row"
+    ).with_columns(pl.col("event_at").cast(moment))
+    if store.tables.exists(fold.table):
+        first: Any = labels["event_at"].min()
+        last: Any = labels["event_at"].max()
+        since = None if horizon is None or first.year < 1000 else first - horizon
+        rows = store.tables.scan(fold.table, since=since).filter(
+            pl.col("event_at") <= last, pl.col("entity").is_in(wanted.implode())
+        )
+        made = pl.concat([made, rows.select("entity", "event_at", "role").collect()])
+    return find_unmatched(made, labels.select("entity", pl.col("event_at").cast(moment)), horizon)
+
+
+def unmatched_of(store: Store, endpoint: str, labels: Sequence[tuple[str, int]]) -> list[str]:
+    """The same of labels as `LabelLog.append` returns them."""
+    import polars as pl
+
+    frame = pl.DataFrame(labels, schema={"entity": pl.String, "event_at": pl.Int64}, orient="row")
+    return find_unmatched_labels(store, endpoint, frame.with_columns(pl.col("event_at").cast(pl.Datetime("us", "UTC"))))
+
+
+def unmatched_notice(keys: Sequence[str]) -> str:
+    """What to tell about labels that found no prediction."""
+    several = len(keys) != 1
+    some = ", ".join(repr(key[:50]) for key in list(dict.fromkeys(keys))[:5])
+    return (
+        f"{len(keys)} label{'s' if several else ''} found no prediction with {'their' if several else 'its'} key from "
+        f"before {'them' if several else 'it'}: {some}{', …' if len(set(keys)) > 5 else ''}. "
+        f"{'They are' if several else 'It is'} kept. Send the key of the request, as in "
+        '/predict {"inputs": {…}, "key": "…"}.'
+    )
+
+
+def _number_text(name: str, kind: pl.DataType) -> pl.Expr:
+    """A column of keys or values as text, whole numbers without a fraction whatever type they came in."""
+    import polars as pl
+
+    value = pl.col(name)
+    if not (kind.is_float() or kind == pl.Decimal):
+        return value.cast(pl.String)
+    number = value.cast(pl.Float64)
+    whole = (number == number.round()) & (number.abs() < 2**63)
+    return pl.when(whole).then(number.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(value.cast(pl.String))
 
 
 def _checked(value: Value, place: int) -> Value:

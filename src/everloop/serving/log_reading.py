@@ -1,21 +1,27 @@
 """Reading the logs: predictions, predictions with the labels that have come, one prediction by its id.
 
-Only what has been folded is read, but for `find_prediction`, which also looks into the journals.
+Reading first folds what endpoints have appended, so everything that was answered or labelled before the call is seen,
+also where no other process folds. A view of the past (`store.as_of`) writes nothing and shows what has been folded.
 """
 
 from __future__ import annotations
 
+import logging
+import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from everloop.errors import NotFoundError
+from everloop.errors import CorruptionError, NotFoundError
 from everloop.models.signature import Signature, polars_type
 from everloop.records import Endpoint, Json, ModelVersion, Prediction
+from everloop.serving.label_log import fold_labels
+from everloop.serving.label_matching import ANSWERED, base_id, label_horizon, match_labels
 from everloop.serving.prediction_log import (
     LABELS,
     PREDICTIONS,
     answer_id,
     decode_entry,
+    fold_predictions,
     input_column,
     label_text,
     stream_name,
@@ -29,8 +35,31 @@ if TYPE_CHECKING:
 
     from everloop.stores import Store
 
-ANSWERED = ("champion", "canary")
-"""The roles whose predictions clients have seen."""
+logger = logging.getLogger("everloop.serving")
+
+_WHOLE = re.compile(r"-?\d+\.0+")
+
+
+def fold_logs(store: Store, endpoint: str) -> int:
+    """Move what the endpoint's processes have appended into its tables, once, and return how many rows moved.
+
+    Safe from several processes at once. Nothing moves in a view of the past. What stands behind a damaged place of a
+    journal stays where it is, with a warning: one damaged file does not hide everything else.
+    """
+    if store.read_only:
+        return 0
+    rows = 0
+    for what, fold in ((PREDICTIONS, fold_predictions), (LABELS, fold_labels)):
+        try:
+            moved = fold(store, endpoint)
+        except CorruptionError as error:
+            logger.warning("Some rows of '%s' are not read: %s", endpoint, error)
+            continue
+        if moved:
+            # Each fold leaves a file: many looks at few answers would make many small ones.
+            store.tables.tidy(table_name(store, what, endpoint))
+        rows += moved
+    return rows
 
 
 def read_predictions(
@@ -42,7 +71,7 @@ def read_predictions(
     *,
     roles: Sequence[str] | None = None,
 ) -> pl.LazyFrame:
-    """The folded predictions with `since <= event_at < until`, of one version or all, in no particular order.
+    """The predictions with `since <= event_at < until`, of one version or all, in no particular order.
 
     The columns are those of `prediction_log`; an endpoint that has not answered yet gives no rows.
 
@@ -51,6 +80,7 @@ def read_predictions(
     """
     import polars as pl
 
+    fold_logs(store, endpoint)
     table = table_name(store, PREDICTIONS, endpoint)
     if not store.tables.exists(table):
         store.records.get(Endpoint, endpoint)
@@ -64,9 +94,10 @@ def read_predictions(
 
 
 def read_labels(store: Store, endpoint: str) -> pl.LazyFrame:
-    """The folded labels: entity, value, text, event_at, arrived_at; of several for one entity and time, the newest."""
+    """The labels: entity, value, text, event_at, arrived_at; of several for one entity and time, the newest."""
     import polars as pl
 
+    fold_logs(store, endpoint)
     table = table_name(store, LABELS, endpoint)
     if not store.tables.exists(table):
         return pl.LazyFrame(schema=_label_schema())
@@ -82,20 +113,24 @@ def read_labelled(
     version: str | None = None,
     *,
     roles: Sequence[str] | None = ANSWERED,
+    horizon: timedelta | None = None,
 ) -> pl.LazyFrame:
     """The predictions of `read_predictions` whose labels have arrived, ordered by event_at.
 
     Adds `actual`: 0 or 1 (binary: 1 is the positive class), the index of the class, or the value; null where the
-    label is a class that the version does not know. And `actual_text`, `label_event_at`, `label_arrived_at`.
+    label is a class that the version does not know, or no number where one is predicted. And `actual_text`,
+    `label_event_at`, `label_arrived_at`.
 
-    Where an entity has several labels, a prediction gets the first at or after its own event_at, or else the last
-    before it.
+    A label counts for one prediction, the nearest before it; see `label_matching`.
+
+    Args:
+        horizon: a label that comes about later than this after a prediction is not about it; default: the endpoint's
+            setting `label_horizon_days`.
     """
     import polars as pl
 
-    predictions = read_predictions(store, endpoint, since, until, version, roles=roles).filter(
-        pl.col("entity").is_not_null()
-    )
+    # Whatever was made from `since` on may be nearer to a label, whichever version made it and however late.
+    made = read_predictions(store, endpoint, since)
     labels = read_labels(store, endpoint).select(
         "entity",
         pl.col("event_at").alias("label_event_at"),
@@ -103,26 +138,16 @@ def read_labelled(
         pl.col("text").alias("actual_text"),
         pl.col("arrived_at").alias("label_arrived_at"),
     )
-    labels = labels.sort("label_event_at")
-    ordered = predictions.sort("event_at")
-    parts = [
-        ordered.join_asof(
-            labels,
-            left_on="event_at",
-            right_on="label_event_at",
-            by="entity",
-            strategy=strategy,
-            coalesce=False,
-            check_sortedness=False,
-        )
-        for strategy in ("forward", "backward")
-    ]
-    found = pl.col("label_arrived_at").is_not_null()
-    later = parts[0].filter(found)
-    # What the first join has found is kept; the second only fills its gaps.
-    earlier = parts[1].filter(found).join(later.select("id"), on="id", how="anti")
-    joined = pl.concat([later, earlier], how="vertical").sort("event_at")
-    return joined.with_columns(_actual(store, predictions).alias("actual")).drop("_value")
+    matched = match_labels(made, labels, horizon if horizon is not None else label_horizon(store, endpoint))
+    wanted = made
+    if until is not None:
+        wanted = wanted.filter(pl.col("event_at") < until)
+    if version is not None:
+        wanted = wanted.filter(pl.col("version") == version)
+    if roles is not None:
+        wanted = wanted.filter(pl.col("role").is_in(list(roles)))
+    joined = wanted.with_columns(base_id().alias("_base")).join(matched, on="_base", how="inner").sort("event_at", "id")
+    return joined.with_columns(_actual(store, wanted).alias("actual")).drop("_value", "_base")
 
 
 def read_inputs(frame: pl.DataFrame, signature: Signature) -> pl.DataFrame:
@@ -245,7 +270,8 @@ def _actual(store: Store, predictions: pl.LazyFrame) -> pl.Expr:
     for key in versions:
         signature = Signature.from_json(store.records.get(ModelVersion, key).signature)
         if signature.task == "regression":
-            number = pl.col("_value")
+            # Numbers may come as text, out of a csv file.
+            number = pl.coalesce("_value", pl.col("actual_text").cast(pl.Float64, strict=False))
         else:
             codes = _codes(signature.classes)
             number = pl.col("actual_text").replace_strict(codes, default=None, return_dtype=pl.Float64)
@@ -258,6 +284,10 @@ def _codes(classes: Sequence[Json]) -> Mapping[str, float]:
     codes: dict[str, float] = {}
     for index, value in enumerate(classes):
         codes[label_text(value)] = float(index)
+    for index, value in enumerate(classes):
+        if isinstance(value, str) and _WHOLE.fullmatch(value):
+            # The class "1.0" of the training data comes back as the number 1.
+            codes.setdefault(value.partition(".")[0], float(index))
     for index, value in enumerate(classes):
         if value in (0, 1) and not isinstance(value, str):
             for same in (str(int(value)), "true" if value else "false", "True" if value else "False"):

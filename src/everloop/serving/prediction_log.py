@@ -115,10 +115,15 @@ def fold_predictions(store: Store, endpoint: str) -> int:
     Raises:
         CorruptionError: a journal is damaged in its middle; everything else has been moved.
     """
-    table = table_name(store, PREDICTIONS, endpoint)
-    rows = Fold(stream_name(store, PREDICTIONS, endpoint), table, decode_entry, _frame).run(store)
-    forget_old(store, endpoint, table)
+    rows = prediction_fold(store, endpoint).run(store)
+    forget_old(store, endpoint, table_name(store, PREDICTIONS, endpoint))
     return rows
+
+
+def prediction_fold(store: Store, endpoint: str) -> Fold[Entry]:
+    """How an endpoint's journals of answers become rows of its table."""
+    stream, table = stream_name(store, PREDICTIONS, endpoint), table_name(store, PREDICTIONS, endpoint)
+    return Fold(stream, table, decode_entry, _frame)
 
 
 def stream_name(store: Store, what: str, endpoint: str) -> str:
@@ -139,6 +144,13 @@ def label_text(value: Json) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
+
+
+def entity_text(key: str | float) -> str:
+    """A key as the logs keep it: 7, 7.0 and "7" are one key. Text stays as it is, so "007" and "1.10" keep apart."""
+    if type(key) is str:
+        return key
+    return str(int(key)) if isinstance(key, float) and key.is_integer() else str(key)
 
 
 def input_column(name: str) -> str:

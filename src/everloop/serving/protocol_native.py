@@ -4,13 +4,14 @@
                     → {"model", "version", "ids": […], "predictions": […], "probabilities"?: […], "versions"?: […]}
                     with `"explain": true` also {"explanations": [{"bias", "contributions": {input: …}}, …]}
                     an Arrow IPC stream (application/vnd.apache.arrow.stream) is answered with one; see `arrow`
-    POST /labels    {"labels": [{"key", "value", "event_at"?}, …]}   → {"endpoint", "accepted"}
+    POST /labels    {"labels": [{"key", "value", "event_at"?}, …]}   → {"endpoint", "accepted", "unmatched", "notice"?}
     GET  /          what the endpoint is and which inputs it takes
 
 A prediction is the likeliest class, or the value of a regression. A probability is that of the second class where
 there are two, else a list of one per class; a regression has none. `version` is a number; where a canary has answered
 some of the rows, `versions` has one per row. `key` is the entity's name: it keeps an entity on one version and lets
-labels find the prediction. Unknown fields are refused, since they are misspelled.
+labels find the prediction; `unmatched` counts the labels that are about no prediction so far. Unknown fields are
+refused, since they are misspelled.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from everloop.serving.answering import Answer, Ask
 from everloop.serving.arrow import STREAM, answer_table, ask_of, looks_like_arrow, read_frame
 from everloop.serving.exchange import Request, Response, Service
 from everloop.serving.foreign import asked
-from everloop.serving.label_log import GivenLabel  # noqa: TC001 - msgspec reads the annotations
+from everloop.serving.label_log import GivenLabel, unmatched_notice
 
 if TYPE_CHECKING:
     from everloop.serving.live import Live
 
-Key = str | int | None
+Key = str | int | float | None
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
@@ -60,8 +61,12 @@ def label(service: Service, request: Request) -> Response:
         given = _LABELS.decode(request.body)
     except msgspec.ValidationError as error:
         raise RequestError(f"{error}.".replace(" - at `$", " at `").replace("`.", "`")) from None
-    service.label(given.labels)
-    return Response(body=_encode({"endpoint": service.endpoint, "accepted": len(given.labels)}))
+    unmatched = service.label(given.labels)
+    body: dict[str, Any] = {"endpoint": service.endpoint, "accepted": len(given.labels)}
+    body["unmatched"] = None if unmatched is None else len(unmatched)
+    if unmatched:
+        body["notice"] = unmatched_notice(unmatched)
+    return Response(body=_encode(body))
 
 
 def describe(service: Service, request: Request) -> Response:

@@ -50,7 +50,7 @@ ROUTES = {("GET", "/openapi.json"): openapi}
 def document(live: Live) -> dict[str, Any]:
     """The OpenAPI 3.1 document of an endpoint."""
     rows = {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Row"}}
-    keys = {"type": "array", "items": {"type": ["string", "integer", "null"]}}
+    keys = {"type": "array", "items": {"type": ["string", "number", "null"]}}
     number: dict[str, Any] = {"type": "number"}
     task = live.champion.task
     answer: dict[str, Any] = {

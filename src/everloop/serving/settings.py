@@ -42,6 +42,7 @@ class Settings:
     log_drop: inputs that are never written down.
     log_hash: inputs of which a keyed digest is written down, so that they can be counted and joined, not read.
     log_retention_days: how long the table keeps a prediction. 0: for ever.
+    label_horizon_days: how long after a prediction a label may still be about it; see `label_matching`. 0: no limit.
     log_full: what becomes of answers that cannot be logged, because the disk is full: `refuse` them, or `answer`
         all the same and count them in `/metrics`.
     """
@@ -59,6 +60,7 @@ class Settings:
     log_drop: tuple[str, ...] = ()
     log_hash: tuple[str, ...] = ()
     log_retention_days: float = 0.0
+    label_horizon_days: float = 0.0
     log_full: str = "refuse"
 
 
@@ -68,6 +70,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "override": ("testers", "anyone"),
     "log_full": ("refuse", "answer"),
 }
+_FROM_ZERO = ("rate_limit", "log_retention_days", "label_horizon_days")
 NAMES = tuple(field.name for field in fields(Settings))
 
 
@@ -112,7 +115,7 @@ def _checked(name: str, value: Any) -> Any:
         good = 0 <= value <= 1
     elif name == "workers":
         good = 1 <= value <= MOST_WORKERS
-    elif name in ("rate_limit", "log_retention_days"):
+    elif name in _FROM_ZERO:
         good = 0 <= value < 2**31
     else:
         good = 0 < value < 2**40
@@ -131,7 +134,7 @@ def _refused(name: str, value: object) -> UsageError:
     elif name in ("log_drop", "log_hash"):
         wanted = "names of inputs with commas between"
     else:
-        wanted = "a number above 0" if name not in ("rate_limit", "log_retention_days") else "a number from 0 upwards"
+        wanted = "a number above 0" if name not in _FROM_ZERO else "a number from 0 upwards"
     return UsageError(f"{name}: {value!r} cannot be set.", help=f"It is {wanted}.")
 
 
