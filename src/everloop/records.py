@@ -216,6 +216,7 @@ class FeatureView(Record):
     columns: dict[str, str] = field(default_factory=dict)
     """Name to type, of what is kept in the view's table."""
     windows: tuple[dict[str, Json], ...] = ()
+    entity_as_text: bool = False
     code: str | None = None
     """Fingerprint of the declaration and of the code that gives the rows."""
 

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from polars.testing.parametric import dtypes, series
 
 from everloop.data.features import (
     FeatureView,
@@ -189,3 +190,89 @@ def test_pieces_in_any_order_are_the_whole(tmp_path: Path, given_rows: list[tupl
             materialize(store, view(facts(*shuffled[max(0, start - 1) : start + 3])))
         kept = join_features(asked, [load_view(store, "temperature")], time="at")["x"].to_list()
     assert kept == join_features(asked, [view(facts(*whole))], time="at")["x"].to_list()
+
+
+def values(store: Store, name: str, *at: float) -> list[Any]:
+    asked = pl.DataFrame({"who": ["a"] * len(at), "at": [hours(each) for each in at]})
+    return join_features(asked, [load_view(store, name)], time="at").drop("who", "at").rows()
+
+
+def test_a_correction_without_arrival_arrives_when_it_is_seen(store: Store, tmp_path: Path) -> None:
+    clock = store.simulate(hours(5))
+    online = open_online(tmp_path / "online.db")
+    plain = facts(("a", 1, 1, 1.0), ("a", 2, 2, 2.0)).drop("seen")
+    window = Window("90m", n=("x", "count"), total=("x", "sum"))
+    views = [
+        FeatureView("latest", plain, entity="who", time="t"),
+        FeatureView("window", plain, entity="who", time="t", windows=[window]),
+    ]
+    for each in views:
+        assert materialize(store, each, online=online).added == 2
+        assert materialize(store, each, online=online).added == 0
+    clock.set(hours(6))
+    corrected = plain.with_columns(x=pl.when(pl.col("t") == hours(2)).then(20.0).otherwise("x"))
+    for each in views:
+        done = materialize(store, each, rows=corrected, online=online)
+        assert (done.added, materialize(store, each, rows=corrected, online=online).added) == (1, 0)
+    assert values(store, "latest", 1, 2, 5.9, 6) == [(1.0,), (2.0,), (2.0,), (20.0,)]
+    assert OnlineLookup(store, online, ["latest"]).get({"who": "a"}) == {"x": 20.0}
+    # Back to what it was, at the same moment: corrected once more, and not forgotten.
+    assert materialize(store, views[0], rows=plain, online=online).added == 1
+    assert values(store, "latest", 7) == [(2.0,)]
+    online.close()
+
+
+def test_a_window_takes_a_correction_from_when_it_arrives(store: Store) -> None:
+    clock = store.simulate(hours(2.25))
+    window = Window("90m", n=("x", "count"), total=("x", "sum"))
+    each = FeatureView(
+        "v", facts(("a", 1, 1, 1.0), ("a", 2, 2, 2.0)).drop("seen"), entity="who", time="t", windows=[window]
+    )
+    materialize(store, each)
+    clock.set(hours(2.4))
+    materialize(store, each, rows=facts(("a", 2, 2, 20.0)).drop("seen"))
+    assert values(store, "v", 2.25, 2.4, 2.5, 4) == [(2, 3.0), (2, 21.0), (1, 20.0), (0, 0.0)]
+
+
+def test_two_rows_that_arrived_at_once_cannot_both_be_right(store: Store) -> None:
+    materialize(store, view(facts(("a", 1, 2, 1.0))))
+    with pytest.raises(DataError, match=r"1 rows of 'temperature'.*'a' at 2013-01-01T01"):
+        materialize(store, view(facts(("a", 1, 2, 5.0), ("a", 3, 3, 1.0))))
+    assert values(store, "temperature", 9) == [(1.0,)]
+    assert materialize(store, view(facts(("a", 1, 4, 5.0)))).added == 1
+    assert values(store, "temperature", 3, 9) == [(1.0,), (5.0,)]
+
+
+def test_a_window_keeps_all_rows_of_a_moment(store: Store) -> None:
+    bought = facts(("a", 1, 1, 5.0), ("a", 1, 1, 5.0), ("a", 1, 1, 7.0)).drop("seen")
+    window = [Window("1d", n=("x", "count"), total=("x", "sum"))]
+    each = FeatureView("bought", bought, entity="who", time="t", windows=window)
+    assert [materialize(store, each).added for _ in range(3)] == [3, 0, 0]
+    asked = pl.DataFrame({"who": ["a"], "at": [hours(2)]})
+    for one in (each, load_view(store, "bought")):
+        assert join_features(asked, [one], time="at").row(0)[2:] == (3, 17.0)
+
+
+@pytest.mark.parametrize("column", ["who", "t", "seen"])
+def test_a_null_is_refused_before_it_is_kept(store: Store, column: str) -> None:
+    rows_ = facts(("a", 1, 1, 1.0), ("b", 1, 1, 1.0))
+    hole = rows_.with_columns(pl.when(pl.col("who") == "a").then(column).alias(column))
+    with pytest.raises(DataError, match=f"'{column}' is null in 1 rows"):
+        materialize(store, view(hole))
+    assert materialize(store, view(rows_)).added == 2
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_offered_again_nothing_is_new(tmp_path: Path, data: st.DataObject) -> None:
+    from everloop.data.features.offered import fresh_rows
+
+    kind = data.draw(dtypes(excluded_dtypes=[pl.Object, pl.Unknown]))
+    size = data.draw(st.integers(1, 5))
+    column = data.draw(series(name="x", dtype=kind, min_size=size, max_size=size, allow_null=True))
+    at = {"event_at": [START] * size, "arrived_at": [START] * size}
+    offered = pl.DataFrame([pl.Series("who", range(size)), column]).with_columns(
+        **{k: pl.Series(v) for k, v in at.items()}
+    )
+    declared = FeatureView("v", None, entity="who", time="t")
+    assert fresh_rows(declared, offered, offered.lazy(), now=START, past=False).height == 0

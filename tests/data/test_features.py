@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,9 @@ from polars.testing import assert_frame_equal
 
 from everloop.data.features import FeatureView, Window, join_features
 from everloop.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 SCHEMA = {"who": pl.String, "event": pl.Int64, "late": pl.Int64, "x": pl.Float64}
@@ -66,26 +71,87 @@ def test_the_join_is_the_naive_one(
     assert join_features(table, [view], time="at")["x"].to_list() == expected
 
 
-@settings(max_examples=100, deadline=None)
+def is_number(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)
+
+
+def compare(got: dict[str, Any], inside: NDArray[np.float64]) -> None:
+    """What a window says, against NumPy on the rows of this window alone."""
+    size = len(inside)
+    assert (got["n"] or 0) == size
+    with np.errstate(all="ignore"):
+        total, mean = inside.sum(), inside.mean() if size else None
+        spread = inside.std(ddof=1) if size > 1 else None
+    scale = float(np.abs(inside[np.isfinite(inside)]).sum()) if size else 0.0
+    assert (got["total"] is None and not size) or got["total"] == pytest.approx(total, abs=1e-14 * scale, nan_ok=True)
+    if mean is None:
+        assert got["mean"] is None
+    else:
+        assert got["mean"] == pytest.approx(mean, abs=1e-14 * scale, nan_ok=True)
+    if spread is None:
+        assert got["spread"] is None
+    else:
+        assert got["spread"] == pytest.approx(spread, rel=1e-9, abs=1e-14 * scale, nan_ok=True)
+
+
+wild = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b"]),
+        st.integers(0, 12),
+        st.integers(0, 4),
+        st.one_of(
+            st.none(),
+            st.sampled_from([float("nan"), float("inf"), float("-inf"), 1e9, -1e15, 1e-9, -0.0]),
+            st.floats(-1, 1).map(lambda x: 1e9 + x),
+            st.floats(-1, 1),
+        ),
+    ),
+    min_size=1,
+    max_size=30,
+)
+
+
+@settings(max_examples=80, deadline=None)
 @given(facts, questions, st.sampled_from([1, 6, 24]))
 def test_windows_are_the_naive_ones(
     rows: list[tuple[str, int, int, float | None]], asked: list[tuple[str, int]], length: int
 ) -> None:
+    check_windows(rows, asked, length)
+
+
+@settings(max_examples=80, deadline=None)
+@given(wild, st.integers(1, 8))
+def test_a_window_knows_its_own_rows_only(rows: list[tuple[str, int, int, float | None]], length: int) -> None:
+    check_windows(rows, [(who, at) for who in "ab" for at in range(0, 18, 2)], length)
+
+
+def check_windows(rows: list[tuple[str, int, int, float | None]], asked: list[tuple[str, int]], length: int) -> None:
     frame, table = fact_frame(rows), question_frame(asked)
     window = Window(f"{length}h", n=("x", "count"), total=("x", "sum"), mean=("x", "mean"), spread=("x", "std"))
     view = FeatureView("v", frame, entity="who", time="event", arrival="arrived", windows=[window])
     made = join_features(table, [view], time="at")
     for (who, at), got in zip(asked, made.to_dicts(), strict=True):
-        inside = [
-            row["x"]
-            for row in known(frame, who, hours(at))
-            if row["event"] > hours(at) - timedelta(hours=length) and row["x"] is not None
+        rows_inside = [
+            row for row in known(frame, who, hours(at)) if row["event"] > hours(at) - timedelta(hours=length)
         ]
-        reference = pl.Series(inside, dtype=pl.Float64)
-        assert (got["n"] or 0) == len(inside)
-        assert got["total"] in (None, pytest.approx(sum(inside), abs=1e-9))
-        assert got["mean"] == (pytest.approx(reference.mean(), abs=1e-9) if inside else None)
-        assert got["spread"] == (pytest.approx(reference.std(), abs=1e-6) if len(inside) > 1 else None)
+        newest: dict[datetime, datetime] = {}
+        for row in rows_inside:
+            newest[row["event"]] = max(row["arrived"], newest.get(row["event"], row["arrived"]))
+        # Of an event only what arrived last: before it was corrected, it was wrong.
+        inside = [row["x"] for row in rows_inside if row["arrived"] == newest[row["event"]] and is_number(row["x"])]
+        compare(got, np.array(inside, dtype=float))
+
+
+def test_a_window_forgets_what_has_left_it() -> None:
+    values = [0.0, 0.1, 0.2, 1e9, 0.0, 0.1, 0.2, float("inf"), 0.0, 0.1, 0.2, 1e300, 0.0, 0.1, 0.2]
+    frame = pl.DataFrame({"who": ["a"] * 15 + ["b"] * 15, "t": [hours(n) for n in range(15)] * 2,
+                          "x": [*values, *([1e18] * 15)]})  # fmt: skip
+    window = Window("3h", n=("x", "count"), total=("x", "sum"), mean=("x", "mean"), spread=("x", "std"))
+    view = FeatureView("v", frame, entity="who", time="t", windows=[window])
+    table = pl.DataFrame({"who": ["a"] * 4, "at": [hours(n) for n in (2, 6, 10, 14)]})
+    made = join_features(table, [view], time="at")
+    assert made["total"].to_list() == [pytest.approx(0.3, rel=1e-15)] * 4
+    assert made["spread"].to_list() == [pytest.approx(0.1, rel=1e-14)] * 4
 
 
 @given(facts, questions)
@@ -155,8 +221,8 @@ def test_bad_data_is_named(view: FeatureView, message: str) -> None:
         join_features(question_frame([("a", 1)]), [view], time="at")
 
 
-@pytest.mark.parametrize(("x", "message"), [("1", "numbers and booleans"), (float("inf"), "infinity")])
-def test_windows_take_finite_numbers(x: object, message: str) -> None:
+@pytest.mark.parametrize(("x", "message"), [("1", "numbers and booleans"), (2**53 + 1, "9007199254740993")])
+def test_windows_take_numbers_that_float64_holds(x: object, message: str) -> None:
     frame = pl.DataFrame({"who": ["a"], "t": [hours(0)], "x": [x]})
     view = FeatureView("v", frame, entity="who", time="t", windows=[Window("1d", m=("x", "mean"))])
     with pytest.raises(DataError, match=message):

@@ -205,15 +205,15 @@ def _default(store: Store) -> str:
 
 
 def _entity(columns: dict[str, str], given: list[str]) -> dict[str, Any]:
+    from everloop.data.features.entities import read_entity
+    from everloop.data.features.names import held
+    from everloop.data.features.types import read_type
     from everloop.errors import UsageError
 
     made: dict[str, Any] = {}
     for pair in given:
         name, found, value = pair.partition("=")
-        if not found or name not in columns:
+        if not found or held(name) not in columns:
             raise UsageError(f"'{pair}' names no column of the entity.", help="Write COLUMN=VALUE, such as origin=JFK.")
-        try:
-            made[name] = int(value) if "int" in columns[name] else value
-        except ValueError as error:
-            raise UsageError(f"'{name}' is {columns[name]}, and '{value}' is not.") from error
+        made[name] = read_entity(name, value, read_type(columns[held(name)]))
     return made

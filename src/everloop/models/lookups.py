@@ -88,6 +88,12 @@ def plan_lookups(
                 f"The example lacks '{absent[0]}', by which '{record.key}' is asked.",
                 help="Pass the training table with the entity's columns in it.",
             )
+        for feature in features:
+            if feature in looked_up:
+                raise UsageError(
+                    f"'{looked_up[feature]}' and '{record.key}' both have a feature '{feature}'.",
+                    help="Rename one, or choose with features=.",
+                )
         looked_up |= dict.fromkeys(features, record.key)
         entity += [column for column in record.entity if column not in entity]
         told.append({"view": record.key, "entity": list(record.entity), "features": features})

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from everloop.data.features.entities import common_type, differing
+from everloop.data.features.names import KNOWN_AT, PREFIX, held, held_names, said
 from everloop.data.features.requests import OnDemand, split_views
-from everloop.data.features.timelines import KNOWN_AT, timeline
+from everloop.data.features.timelines import timeline
 from everloop.data.frames import Frame, as_eager, as_utc, nearest, require_column
 from everloop.errors import DataError, UsageError
 from everloop.stores.durations import parse_duration
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from everloop.data.features.views import FeatureView
 
-_AT, _ENTITY = "__at", "__entity"
+_AT, _ENTITY = f"{PREFIX}at", f"{PREFIX}entity"
 
 
 def join_features(
@@ -91,16 +93,17 @@ class _Questions:
         self._table = table
         self._order = order
         self._moments = asked.gather(order).rename(_AT)
-        self._numbered: dict[tuple[str, ...], tuple[pl.DataFrame, pl.Series]] = {}
+        self._numbered: dict[tuple[tuple[str, pl.DataType], ...], tuple[pl.DataFrame, pl.Series]] = {}
 
     def answer(self, view: FeatureView, known: pl.DataFrame) -> pl.DataFrame:
         """The features of a timeline, in the order of the table."""
-        entities, numbers = self._entities(view, known)
-        features = [name for name in known.columns if name not in (*view.keys, KNOWN_AT, EVENT_AT)]
-        if known.schema[view.keys[0]] == pl.Null:
-            known = known.cast({name: entities.schema[name] for name in view.keys})
+        keys = held_names(view.keys)
+        features = [name for name in known.columns if name not in (*keys, KNOWN_AT, EVENT_AT)]
+        kinds = self._kinds(view, known)
+        entities, numbers = self._entities(kinds)
+        known = known.cast({held(name): kind for name, kind in kinds.items()})
         # As a number: searching by several columns, or by text, takes far longer. Whom nobody asks about is left out.
-        right = known.join(entities, on=list(view.keys), how="inner", maintain_order="left").drop(*view.keys)
+        right = known.join(entities, on=keys, how="inner", maintain_order="left").drop(*keys)
         left = pl.DataFrame([self._moments, numbers])
         joined = left.join_asof(
             right, left_on=_AT, right_on=KNOWN_AT, by=_ENTITY, strategy="backward", check_sortedness=False
@@ -108,25 +111,30 @@ class _Questions:
         if view.ttl is not None:
             fresh = pl.col(EVENT_AT) >= pl.col(_AT) - parse_duration(view.ttl)
             joined = joined.with_columns(pl.when(fresh).then(pl.col(name)).alias(name) for name in features)
-        return joined.select(pl.col(features).gather(self._places))
+        return joined.select(pl.col(name).gather(self._places).alias(said(name)) for name in features)
 
-    def _entities(self, view: FeatureView, known: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
-        """Each entity that is asked about with its number, and the numbers of the rows."""
+    def _kinds(self, view: FeatureView, known: pl.DataFrame) -> dict[str, pl.DataType]:
+        """The type in which each of the entity's columns is compared."""
+        kinds: dict[str, pl.DataType] = {}
         for name in view.keys:
             if name not in self._table.columns:
                 raise DataError(
                     f"The rows have no column '{name}', the entity of '{view.name}'.",
                     help=nearest(name, self._table.columns),
                 )
-            kind = self._table.schema[name]
-            if kind != known.schema[name] and known.height:
-                raise DataError(
-                    f"The entity '{name}' is {kind} in the rows and {known.schema[name]} in '{view.name}'.",
-                    help="Cast one of them.",
-                )
-        if view.keys not in self._numbered:
-            keys = self._table.select(*view.keys)
+            kind, other = self._table.schema[name], known.schema[held(name)]
+            common = common_type(kind, other, as_text=view.entity_as_text)
+            if common is None and known.height:
+                raise differing(name, "rows", kind, view, other)
+            kinds[name] = common if common is not None else kind
+        return kinds
+
+    def _entities(self, kinds: dict[str, pl.DataType]) -> tuple[pl.DataFrame, pl.Series]:
+        """Each entity that is asked about with its number, and the numbers of the rows."""
+        asked = tuple(kinds.items())
+        if asked not in self._numbered:
+            keys = self._table.select(pl.col(name).cast(kind).alias(held(name)) for name, kind in asked)
             entities = keys.unique().with_row_index(_ENTITY)
-            numbered = keys.join(entities, on=list(view.keys), how="left", maintain_order="left", nulls_equal=True)
-            self._numbered[view.keys] = entities, numbered[_ENTITY].gather(self._order)
-        return self._numbered[view.keys]
+            numbered = keys.join(entities, on=keys.columns, how="left", maintain_order="left", nulls_equal=True)
+            self._numbered[asked] = entities, numbered[_ENTITY].gather(self._order)
+        return self._numbered[asked]

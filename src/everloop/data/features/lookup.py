@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from everloop.data.features.entities import asked_value
 from everloop.data.features.joining import look_up
 from everloop.data.features.materializing import find_version, load_view, stored_rows, table_name, view_features
+from everloop.data.features.names import held
 from everloop.data.features.requests import OnDemand, split_views
 from everloop.data.features.timelines import timeline
+from everloop.data.features.types import read_type
 from everloop.data.frames import Frame, as_eager, as_utc, require_column
-from everloop.errors import UsageError
+from everloop.errors import DataError, UsageError
 from everloop.records import FeatureView as FeatureViewRecord
 from everloop.records import Finding
 from everloop.stores.durations import parse_duration
@@ -33,6 +36,10 @@ class OnlineLookup:
 
     Args:
         names: of views, `weather` or `weather@2`, and `OnDemand` features, which are computed after all others.
+
+    Raises:
+        NotFoundError: there is no such view.
+        DataError: two views have a feature of one name, as in the join.
     """
 
     def __init__(self, store: Store, online: OnlineStore, names: Sequence[str | OnDemand]) -> None:
@@ -40,6 +47,14 @@ class OnlineLookup:
         self._online = online
         wanted, self._computed = split_views(names)
         self._views = [_Wanted.of(find_version(store, name)) for name in wanted]
+        self._types: dict[str, pl.DataType | None] = {}
+        givers: dict[str, str] = {}
+        for view in self._views:
+            for feature in view.nothing:
+                if feature in givers:
+                    raise _doubled(feature, givers[feature], view.key)
+                givers[feature] = view.key
+            self._types |= view.types
 
     def get(self, entity: Mapping[str, Any], request: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Every feature by name; null where nothing was published or the row is older than the view's ttl.
@@ -48,7 +63,9 @@ class OnlineLookup:
             request: what on-demand features need besides the entity and the other features.
 
         Raises:
-            UsageError: `entity` or `request` lacks what a view needs.
+            UsageError: `entity` or `request` lacks what a view needs, the entity is of another type than the view's,
+                or `request` gives what a view does.
+            DataError: features on demand have the name of another feature.
         """
         made: dict[str, Any] = {}
         now = self._store.now()
@@ -56,15 +73,28 @@ class OnlineLookup:
             missing = [name for name in view.entity if name not in entity]
             if missing:
                 raise UsageError(f"The feature view '{view.name}' needs '{missing[0]}' to name an entity.")
-            row = self._online.get(view.key, {name: entity[name] for name in view.entity})
+            row = self._online.get(view.key, view.key_of(entity))
             if row is None or (view.ttl is not None and row.event_at < now - view.ttl):
                 made |= view.nothing
             else:
-                made |= {name: row.values.get(name) for name in view.nothing}
+                made |= {name: row.values.get(place) for name, place in view.held}
+        for name in request or ():
+            if name in made:
+                raise UsageError(
+                    f"The request gives '{name}', which is a feature that is looked up.", help="Leave it out."
+                )
         if self._computed:
             known = {**entity, **(request or {}), **made}
+            types = dict(self._types)
             for group in self._computed:
-                made |= group.compute_row(known)
+                fresh = group.compute_row(known, types)
+                for name in fresh.columns:
+                    if name in known:
+                        raise _doubled(name, "the request or a view", group.name)
+                values = fresh.row(0, named=True)
+                made |= values
+                known |= values
+                types |= fresh.schema
         return made
 
 
@@ -77,11 +107,47 @@ class _Wanted:
     entity: tuple[str, ...]
     ttl: timedelta | None
     nothing: dict[str, None]
+    held: tuple[tuple[str, str], ...]
+    """Each feature with the name under which it is held."""
+    types: dict[str, pl.DataType | None]
+    """Of the features."""
+    asked: tuple[tuple[str, pl.DataType | None], ...]
+    """The entity's columns and their types."""
+    as_text: bool
+
+    def key_of(self, entity: Mapping[str, Any]) -> dict[str, Any]:
+        """The entity as it is published."""
+        return {
+            held(name): asked_value(name, entity[name], dtype, as_text=self.as_text, view=self.name)
+            for name, dtype in self.asked
+        }
 
     @classmethod
     def of(cls, record: FeatureViewRecord) -> _Wanted:
         ttl = None if record.ttl is None else parse_duration(record.ttl)
-        return cls(record.name, record.key, record.entity, ttl, dict.fromkeys(view_features(record)))
+        features = view_features(record)
+        kept = {name: read_type(text) for name, text in record.columns.items()}
+        types: dict[str, pl.DataType | None] = {name: kept.get(held(name)) for name in features}
+        for window in record.windows:
+            for name, (_, how) in window["aggregates"].items():
+                types[name] = pl.Int64() if how == "count" else pl.Float64()
+        return cls(
+            name=record.name,
+            key=record.key,
+            entity=record.entity,
+            ttl=ttl,
+            nothing=dict.fromkeys(features),
+            held=tuple((name, held(name)) for name in features),
+            types=types,
+            asked=tuple((name, kept.get(held(name))) for name in record.entity),
+            as_text=record.entity_as_text,
+        )
+
+
+def _doubled(name: str, first: str, second: str) -> DataError:
+    return DataError(
+        f"'{first}' and '{second}' both have a feature '{name}'.", help="Rename one, or choose with features=."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +184,7 @@ def check_skew(store: Store, name: str, logged: Frame, *, time: str, tolerance: 
     for feature in features:
         require_column(feature, rows.columns, f"feature of '{record.name}'")
     asked = rows.select(as_utc(time, rows.schema[time])).to_series().rename("__at")
-    offline = look_up(rows, asked, view, timeline(view, stored_rows(store, record)))
+    offline = look_up(rows, asked, view, timeline(view, view.rows()))
     different: dict[str, int] = {}
     samples: list[dict[str, Any]] = []
     for feature in features:
@@ -204,4 +270,10 @@ def _differs(online: pl.Series, offline: pl.Series, tolerance: float) -> pl.Seri
         nan = left.is_nan().fill_null(False) & right.is_nan().fill_null(False)
         far = ((left - right).abs() > allowed).fill_null(False) & ~nan
         return one_null | far
-    return one_null | (online.cast(pl.String) != offline.cast(pl.String)).fill_null(False)
+    try:
+        # As logged, times may have come in another zone. What cannot be read as the same type differs.
+        same = online.cast(offline.dtype, strict=False)
+    except pl.exceptions.PolarsError:
+        same = online.cast(pl.String)
+        offline = offline.cast(pl.String)
+    return one_null | ~same.eq_missing(offline)

@@ -1,7 +1,7 @@
 """Keeping the rows of a feature view: in its growing table, and the latest of each entity where serving asks.
 
-The table is the truth: it takes every row once, however often and in whatever pieces it is offered, and every row keeps
-when it happened and when it became known. The online store can be made anew from it at any time.
+The table takes every row once, however often and in whatever pieces it is offered, and every row keeps when it happened
+and when it became known. The online store can be rebuilt from it at any time.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import polars as pl
 
-from everloop.data.features.timelines import KNOWN_AT, timeline
+from everloop.data.features.entities import refuse_entity
+from everloop.data.features.names import KNOWN_AT, PREFIX, held, held_names, refuse_alike, said
+from everloop.data.features.offered import fresh_rows
+from everloop.data.features.timelines import timeline
+from everloop.data.features.types import from_stored, read_type, refuse_type, refuse_values, to_stored, write_type
 from everloop.data.features.views import FeatureView, Window
-from everloop.data.frames import Frame, as_lazy, as_utc, type_name
-from everloop.errors import NotFoundError
+from everloop.data.frames import Frame, as_eager, as_lazy, as_utc
+from everloop.errors import DataError, NotFoundError
 from everloop.records import FeatureView as FeatureViewRecord
 from everloop.stores.tables import ARRIVED_AT, EVENT_AT
 
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
 
     from everloop.data.features.online import OnlineStore
     from everloop.stores import Store
+
+
+_TIME, _ARRIVAL = f"{PREFIX}time", f"{PREFIX}arrival"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +64,18 @@ def materialize(
 
     A declaration or code other than that of the newest version makes a new version, with a table of its own: what
     means something else is not mixed. Rows that arrive late, and corrections of older ones, are rows like any other.
+    Where the view does not say when rows arrive, a row is known when it happens, and another value for an event that
+    the table has already is a correction that arrives now.
 
     Args:
         rows: what the view's source gives; without them it is called.
         code: fingerprint of the code behind the source.
+
+    Raises:
+        DataError: a type or value that serving could not give back as the join does, a time or entity that is null,
+            or other values for an entity, event and arrival that the table has already.
     """
-    given = as_lazy(view.rows() if rows is None else rows)
-    with store.lock(f"features@{view.name}"):
-        table = _prepared(view, given)
-        record = _version(store, view, table, code)
-        fresh = _unknown(store, record, table)
-        if fresh.height:
-            store.tables.append(table_name(record), fresh)
-        changed = 0 if online is None else publish(store, record, online)
-        return Materialized(record, fresh.height, changed, _count(store, record))
+    return _kept(store, view, rows, None, None, online, code, past=False)
 
 
 def backfill(
@@ -92,18 +97,38 @@ def backfill(
     Args:
         rows: what the view's source gives; without them it is called.
         code: fingerprint of the code behind the source.
+
+    Raises:
+        DataError: see `materialize`.
     """
+    return _kept(store, view, rows, start, end, online, code, past=True)
+
+
+def _kept(
+    store: Store,
+    view: FeatureView,
+    rows: Frame | None,
+    start: datetime | None,
+    end: datetime | None,
+    online: OnlineStore | None,
+    code: str | None,
+    *,
+    past: bool,
+) -> Materialized:
     given = as_lazy(view.rows() if rows is None else rows)
     with store.lock(f"features@{view.name}"):
-        table = _prepared(view, given, arrives=store.now() if view.arrival is None else None)
+        table = _prepared(view, given)
+        stored = to_stored(table, view.name)
         record = _version(store, view, table, code)
         if start is not None:
             table = table.filter(pl.col(EVENT_AT) >= start)
         if end is not None:
             table = table.filter(pl.col(EVENT_AT) < end)
-        fresh = _unknown(store, record, table) if view.arrival is not None else _unsaid(store, record, table)
+        name = table_name(record)
+        known = stored_rows(store, record) if store.tables.exists(name) else None
+        fresh = fresh_rows(view, table, known, now=store.now(), past=past)
         if fresh.height:
-            store.tables.append(table_name(record), fresh)
+            store.tables.append(name, fresh.cast(stored.schema))
         changed = 0 if online is None else publish(store, record, online)
         return Materialized(record, fresh.height, changed, _count(store, record))
 
@@ -114,24 +139,15 @@ def _count(store: Store, record: FeatureViewRecord) -> int:
     return int(stored_rows(store, record).select(pl.len()).collect().item())
 
 
-def _unsaid(store: Store, record: FeatureViewRecord, table: pl.DataFrame) -> pl.DataFrame:
-    """The rows whose event the table does not have, or has with other values."""
-    names = [name for name in table.columns if name != ARRIVED_AT]
-    table = table.unique([*record.entity, EVENT_AT], keep="last", maintain_order=True)
-    if not table.height or not store.tables.exists(table_name(record)):
-        return table
-    event = [*record.entity, EVENT_AT]
-    held = stored_rows(store, record).filter(pl.col(EVENT_AT) >= table[EVENT_AT].min()).collect()
-    newest = held.sort(ARRIVED_AT).unique(event, keep="last").select(names)
-    return table.join(newest, on=names, how="anti", nulls_equal=True, maintain_order="left")
-
-
 def publish(store: Store, record: FeatureViewRecord, online: OnlineStore) -> int:
     """Write the row of each entity that is the latest now; return how many became another."""
     view = load_view(store, record.key)
-    known = timeline(view, stored_rows(store, record)).filter(pl.col(KNOWN_AT) <= store.now())
-    latest = known.unique(record.entity, keep="last", maintain_order=True)
-    return online.put(record.key, latest, record.entity, view_features(record))
+    known = timeline(view, view.rows()).filter(pl.col(KNOWN_AT) <= store.now())
+    entity = held_names(record.entity)
+    if view.entity_as_text:
+        known = known.with_columns(pl.col(entity).cast(pl.String))
+    latest = known.unique(entity, keep="last", maintain_order=True)
+    return online.put(record.key, latest, entity, held_names(view_features(record)))
 
 
 def table_name(record: FeatureViewRecord) -> str:
@@ -159,22 +175,32 @@ def find_version(store: Store, name: str) -> FeatureViewRecord:
 
 
 def stored_rows(store: Store, record: FeatureViewRecord) -> pl.LazyFrame:
-    """The rows that a version holds and that the store may know, with `event_at` and `arrived_at`."""
-    return store.tables.scan(table_name(record))
+    """The rows that a version holds and that the store may know, with `event_at` and `arrived_at`.
+
+    Each column has the type that it was given with, and the name under which it is held.
+    """
+    types = {name: read_type(text) for name, text in record.columns.items()}
+    return from_stored(store.tables.scan(table_name(record)), types)
 
 
 def load_view(store: Store, name: str) -> FeatureView:
     """A view over what is kept: to be joined like the declared one, without asking its source."""
     record = find_version(store, name)
+
+    def rows() -> pl.LazyFrame:
+        kept = stored_rows(store, record).rename({EVENT_AT: _TIME, ARRIVED_AT: _ARRIVAL})
+        return kept.rename({held(name): name for name in map(said, record.columns) if held(name) != name}, strict=False)
+
     return FeatureView(
         record.name,
-        lambda: stored_rows(store, record),
+        rows,
         entity=record.entity,
-        time=EVENT_AT,
-        arrival=ARRIVED_AT,
+        time=_TIME,
+        arrival=_ARRIVAL,
         ttl=record.ttl,
         features=None if record.windows else record.features,
         windows=[_window(window) for window in record.windows],
+        entity_as_text=record.entity_as_text,
     )
 
 
@@ -184,23 +210,41 @@ def view_features(record: FeatureViewRecord) -> tuple[str, ...]:
     return tuple(name for window in record.windows for name in _window(window).aggregates)
 
 
-def _prepared(view: FeatureView, given: pl.LazyFrame, arrives: datetime | None = None) -> pl.DataFrame:
+def _prepared(view: FeatureView, given: pl.LazyFrame) -> pl.DataFrame:
+    """The rows under the names in which they are held, with `event_at` and `arrived_at`.
+
+    Raises:
+        DataError: see `materialize`.
+    """
     schema = given.collect_schema()
     names = view.feature_names(schema.names())
     used = names if not view.windows else view.window_columns()
+    refuse_alike(view.name, (*view.keys, *used))
+    for name in view.keys:
+        refuse_entity(view, name, schema[name])
+    for name in used:
+        refuse_type(view.name, name, schema[name])
     event = as_utc(view.time, schema[view.time])
     arrived = as_utc(view.arrival, schema[view.arrival]) if view.arrival is not None else event
-    if arrives is not None:
-        arrived = pl.lit(arrives)
-    return given.select(*view.keys, *used, event.alias(EVENT_AT), arrived.alias(ARRIVED_AT)).collect()
+    chosen = [pl.col(name).alias(held(name)) for name in dict.fromkeys((*view.keys, *used))]
+    table = as_eager(given.select(*chosen, event.alias(EVENT_AT), arrived.alias(ARRIVED_AT)))
+    called = {held(name): name for name in view.keys} | {EVENT_AT: view.time, ARRIVED_AT: view.arrival or view.time}
+    for name, column in called.items():
+        if nulls := table[name].null_count():
+            raise DataError(f"'{column}' is null in {nulls} rows of '{view.name}'.", help="Drop those rows.")
+    for name in table.columns:
+        refuse_values(view.name, table[name].alias(called.get(name, said(name))))
+    return table
 
 
 def _version(store: Store, view: FeatureView, table: pl.DataFrame, code: str | None) -> FeatureViewRecord:
-    columns = {name: type_name(dtype) for name, dtype in table.schema.items()}
+    columns = {name: write_type(dtype) for name, dtype in table.schema.items()}
     windows = tuple({"length": window.length, "aggregates": dict(window.aggregates)} for window in view.windows)
-    features = tuple(name for name in table.columns if name not in (*view.keys, EVENT_AT, ARRIVED_AT))
-    said = [view.name, view.keys, view.time, view.arrival, view.ttl, features, columns, windows, code]
-    fingerprint = "sha256:" + hashlib.sha256(msgspec.json.encode(said)).hexdigest()
+    features = tuple(said(name) for name in table.columns if name not in (*held_names(view.keys), EVENT_AT, ARRIVED_AT))
+    told = [view.name, view.keys, view.time, view.arrival, view.ttl, features, columns, windows, code]
+    if view.entity_as_text:
+        told.append("entity as text")
+    fingerprint = "sha256:" + hashlib.sha256(msgspec.json.encode(told)).hexdigest()
     known = store.records.find(FeatureViewRecord, ("name", "=", view.name), order="-version", limit=1)
     if known and known[0].code == fingerprint:
         return known[0]
@@ -215,22 +259,12 @@ def _version(store: Store, view: FeatureView, table: pl.DataFrame, code: str | N
         features=features,
         columns=columns,
         windows=windows,
+        entity_as_text=view.entity_as_text,
         code=fingerprint,
     )
     store.records.put(record)
     return record
 
 
-def _unknown(store: Store, record: FeatureViewRecord, table: pl.DataFrame) -> pl.DataFrame:
-    """The rows that the table does not have, told by entity, event and arrival."""
-    names = [*record.entity, EVENT_AT, ARRIVED_AT]
-    table = table.unique(names, keep="last", maintain_order=True)
-    if not table.height or not store.tables.exists(table_name(record)):
-        return table
-    first = table[EVENT_AT].min()
-    known = stored_rows(store, record).filter(pl.col(EVENT_AT) >= first).select(names).collect()
-    return table.join(known, on=names, how="anti", maintain_order="left")
-
-
-def _window(said: Any) -> Window:
-    return Window(said["length"], **{name: tuple(pair) for name, pair in said["aggregates"].items()})
+def _window(told: Any) -> Window:
+    return Window(told["length"], **{name: tuple(pair) for name, pair in told["aggregates"].items()})

@@ -13,17 +13,16 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
-import msgspec
+import polars as pl
 
-from everloop.data.features.timelines import KNOWN_AT
+from everloop.data.features.encoding import decode_row, encode_rows, entity_key
+from everloop.data.features.names import KNOWN_AT
 from everloop.errors import MissingExtraError, UsageError
 from everloop.stores.tables import EVENT_AT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
-
-    import polars as pl
 
 _BATCH = 5_000
 
@@ -224,31 +223,23 @@ def _big_endian(micros: int) -> bytes:
 
 def _key(entity: Mapping[str, Any]) -> bytes:
     # By name, so that whoever asks need not know the order of the declaration.
-    return msgspec.msgpack.encode([entity[name] for name in sorted(entity)])
+    return entity_key([entity[name] for name in sorted(entity)])
 
 
 def _encoded(
     rows: pl.DataFrame, entity: Sequence[str], features: Sequence[str]
 ) -> Iterator[tuple[bytes, int, int, bytes]]:
-    order = [rows.columns.index(name) for name in sorted(entity)]
-    places = [(name, rows.columns.index(name)) for name in features]
-    event, known = rows.columns.index(EVENT_AT), rows.columns.index(KNOWN_AT)
-    encode = msgspec.msgpack.encode
-    for row in rows.iter_rows():
-        values = {name: row[place] for name, place in places}
-        yield encode([row[place] for place in order]), _micros(row[event]), _micros(row[known]), encode(values)
+    keys = rows.select(sorted(entity)).iter_rows()
+    times = (rows[name].dt.cast_time_unit("us").cast(pl.Int64).to_list() for name in (EVENT_AT, KNOWN_AT))
+    for key, event_at, known_at, row in zip(keys, *times, encode_rows(rows.select(features)), strict=True):
+        yield entity_key(key), event_at, known_at, row
 
 
 def _decoded(found: Any) -> OnlineRow | None:
     if found is None:
         return None
     event_at, known_at, row = found
-    return OnlineRow(msgspec.msgpack.decode(row), _moment(event_at), _moment(known_at))
-
-
-def _micros(moment: datetime) -> int:
-    delta = moment - datetime(1970, 1, 1, tzinfo=UTC)
-    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+    return OnlineRow(decode_row(row), _moment(event_at), _moment(known_at))
 
 
 def _moment(micros: int) -> datetime:

@@ -72,17 +72,21 @@ class OnDemand:
             )
         return found
 
-    def compute_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The features of one row."""
+    def compute_row(self, row: Mapping[str, Any], types: Mapping[str, pl.DataType | None]) -> pl.DataFrame:
+        """The features of one row, as a table of this row.
+
+        Args:
+            types: of what was looked up: it is cast to the inputs from there, as the join casts its columns.
+        """
         missing = [name for name in self.inputs if name not in row]
         if missing:
             raise UsageError(f"'{self.name}' needs '{missing[0]}' in the request.", help=nearest(missing[0], row))
-        schema: Any = dict(self.inputs)
+        given = {name: types.get(name) or dtype for name, dtype in self.inputs.items()}
         try:
-            table = pl.DataFrame({name: [row[name]] for name in self.inputs}, schema=schema)
+            table = pl.DataFrame([pl.Series(name, [row[name]], dtype=dtype) for name, dtype in given.items()])
         except (pl.exceptions.PolarsError, TypeError) as error:
             raise UsageError(f"'{self.name}' cannot take the request: {str(error).splitlines()[0]}.") from error
-        return self.compute(table).row(0, named=True)
+        return self.compute(table)
 
 
 def split_views(views: Sequence[Any]) -> tuple[list[Any], list[OnDemand]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from everloop.data.features.names import refuse_reserved
 from everloop.data.frames import nearest
 from everloop.errors import UsageError
 from everloop.stores.durations import parse_duration
@@ -23,7 +24,8 @@ class Window:
     Args:
         length: such as `7d`; a row counts from when it is known until `length` after its event.
         aggregates: name of the feature to `(column, aggregation)`. `count` counts rows that are not null, `std` is that
-            of a sample (n - 1). Only what can be added and taken away again: so it is exact at every moment.
+            of a sample (n - 1). NaN is a missing value here. Each is computed from the rows of its window alone, in
+            float64.
     """
 
     length: str
@@ -56,7 +58,10 @@ class FeatureView:
         arrival: the column that says when the row became known; without it, a row is known when it happens.
         ttl: a row older than this no longer counts; without it, the latest counts for ever.
         features: the columns that are features; without them all but entity, time and arrival.
-        windows: aggregates over the last days or hours instead of the latest row.
+        windows: aggregates over the last days or hours instead of the latest row. Rows of one entity and event that
+            arrive together all count; those that arrive later take their place.
+        entity_as_text: the entity is compared as text: 7 and "7" are one. Otherwise a request or a row with text where
+            the view has numbers is refused; the width of a whole number never matters.
 
     Raises:
         UsageError: the parts do not fit together.
@@ -71,6 +76,7 @@ class FeatureView:
     ttl: str | None = None
     features: Sequence[str] | None = None
     windows: Sequence[Window] = field(default=())
+    entity_as_text: bool = False
 
     def __post_init__(self) -> None:
         if not self.name or not self.name.replace("_", "").replace("-", "").isalnum() or not self.name.isascii():
@@ -95,6 +101,7 @@ class FeatureView:
         doubled = next((name for name in names if names.count(name) > 1), None)
         if doubled is not None:
             raise UsageError(f"The column '{doubled}' has two roles in the feature view '{self.name}'.")
+        refuse_reserved(self.name, self._named())
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -112,11 +119,17 @@ class FeatureView:
         for name in wanted:
             if name not in columns:
                 raise UsageError(f"The source of '{self.name}' has no column '{name}'.", help=nearest(name, columns))
-        if self.windows:
-            return tuple(name for window in self.windows for name in window.aggregates)
-        if self.features is not None:
-            return tuple(self.features)
-        return tuple(name for name in columns if name not in (*self.keys, self.time, self.arrival))
+        if self.windows or self.features is not None:
+            refuse_reserved(self.name, (*self._named(), *self.window_columns()))
+            return self._named()[len(self.keys) :]
+        found = tuple(name for name in columns if name not in (*self.keys, self.time, self.arrival))
+        refuse_reserved(self.name, (*self.keys, *found))
+        return found
+
+    def _named(self) -> tuple[str, ...]:
+        """The entity's columns, and the features that are declared by name."""
+        made = (name for window in self.windows for name in window.aggregates)
+        return (*self.keys, *(self.features or ()), *made)
 
     def window_columns(self) -> tuple[str, ...]:
         """The columns of the source that the windows read."""
