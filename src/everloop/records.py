@@ -83,7 +83,7 @@ class Run(Record):
     archived_at: datetime | None = None
     """When it was put away, out of every list, by somebody who may yet bring it back; None while it is shown."""
     metric_at: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Step and time (ms since 1970) of each metric's latest value, where they are known."""
+    """Step and time (ms since 1970) of each metric's last value, where they are known: see `tracking.latest`."""
     artifacts_at: str | None = None
     """Where its client keeps its files, as a URI, for a run that came over MLflow's protocol."""
     user: str = ""

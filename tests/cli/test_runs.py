@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 
 from everloop.cli.plot import draw_curves
+from everloop.records import Run
 from everloop.stores import open_store
 from everloop.tracking import start_run
 
@@ -93,3 +96,40 @@ def test_a_plot_has_its_edges_and_survives_odd_numbers():
     assert draw_curves([([], [])], 60, 6) == ["no finite values"]
     assert len(draw_curves([([1], [5.0])], 60, 4)) == 5
     assert len(draw_curves([([0, 1], [-1.7e308, 1.7e308])], 60, 4)) == 5
+
+
+KILLED = """
+import os, signal
+import everloop as el
+run = el.start_run("killed")
+for step in range(50):
+    run.log(loss=step / 2, step=step)
+print(run.id, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("look", ["ls", "ls --state", "show", "diff", "log"])
+def test_a_killed_script_is_seen_at_the_next_look(everloop, look):
+    done = subprocess.run([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True, check=False)
+    run = done.stdout.strip()
+    match look:
+        case "ls":
+            (seen,) = everloop("runs", "ls", "--json").json
+        case "ls --state":
+            (seen,) = everloop("runs", "ls", "--state", "lost", "--json").json
+        case "show":
+            seen = everloop("runs", "show", run[:20], "--json").json["run"]
+        case "log":
+            (course,) = everloop("runs", "log", run, "--json").json
+            assert (course["metric"], course["total"]) == ("loss", 50)
+            seen = everloop("runs", "show", run, "--json").json["run"]
+        case "diff":
+            assert everloop("runs", "diff", run, run).code == 0
+            with open_store(".everloop") as store:
+                seen = vars_of(store.records.get(Run, run))
+    assert (seen["id"], seen["state"], seen["metrics"]) == (run, "lost", {"loss": 24.5})
+
+
+def vars_of(run):
+    return {name: getattr(run, name) for name in ("id", "state", "metrics")}

@@ -118,7 +118,9 @@ def _do(
 def _find(store: Store, run: str) -> Run:
     from everloop.errors import UsageError
     from everloop.records import Run
+    from everloop.tracking import bring_in
 
+    bring_in(store)
     if len(run) >= 36:
         return store.records.get(Run, run)
     found = store.records.find(Run, ("id", "prefix", run), limit=2)

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from everloop.records import Alias, Endpoint, Event, Finding, ModelVersion, Release, Run
+from everloop.tracking import bring_in
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -34,6 +35,7 @@ class Status:
 
 def read_status(store: Store) -> Status:
     """Read it. A few indexed queries: some milliseconds, whatever the store's size."""
+    bring_in(store)
     records = store.records
     performance = records.find(Finding, ("kind", "=", "performance"), ("severity", "=", "info"), order="-id", limit=60)
     last = records.last_event()

@@ -11,7 +11,8 @@ import msgspec
 from everloop.errors import ConflictError, EverloopError, NotFoundError
 from everloop.records import KINDS, Alias, Artifact, ModelVersion, Record, Run, Step
 from everloop.stores.bodies import decode
-from everloop.stores.journals import list_journals, read_journal
+from everloop.stores.expressions import Compare
+from everloop.stores.journals import list_journals, read_journal, writer_alive
 from everloop.stores.trees import DIGEST
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
     from everloop.records import Json
     from everloop.stores.home import Store
+
+_ELSEWHERE = frozenset({"received", "imported", "running"})
+_BEGINNINGS = _ELSEWHERE | {"created", "started", "resumed"}
+"""Verbs of the events by which a run begins, or goes on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,15 +78,20 @@ def verify(store: Store) -> Report:
     return Report(problems=tuple(problems), counts=counts)
 
 
-def mark_lost(store: Store) -> list[Run]:
+def mark_lost(store: Store, *, started_here: bool = False) -> list[Run]:
     """Give the running runs of the store's project whose process is gone the state `lost`, and return them.
 
     The process of a running run holds the store's lock `run-<id>`, from before the run is put until after it has
-    ended. Runs of other machines are left alone.
+    ended, and another that logs to it holds its journal. Runs of other machines are left alone, and so are those that
+    a client keeps running over HTTP.
+
+    Args:
+        started_here: only runs of which this home has had the lock: those are certain to have been started here.
     """
+    running = [hit.id for hit in store.records.search(Run, Compare(("state",), "=", "running"))]
     lost: list[Run] = []
-    for run in store.records.find(Run, ("state", "=", "running")):
-        if not _is_lost(store, run):
+    for run in store.records.get_many(Run, running):
+        if (started_here and not store.was_locked(_lock(run))) or not _is_lost(store, run):
             continue
         try:
             lost += store.records.update(replace(run, state="lost", ended_at=store.now()), verb="lost")
@@ -107,7 +117,19 @@ def digests_in(value: Json) -> Iterator[str]:
 
 def _is_lost(store: Store, run: Run) -> bool:
     here = run.source.host in (None, os.uname().nodename)
-    return run.state == "running" and here and not store.locked(f"run-{run.id}")
+    if run.state != "running" or not here or run.artifacts_at is not None or store.locked(_lock(run)):
+        return False
+    if any(writer_alive(path) for path in list_journals(store.journals, _lock(run))):
+        return False
+    # A run that arrived from elsewhere, or that a client has set running, has its process elsewhere.
+    events = store.for_project(run.project).records.events_since(0, kinds=["run"], subject=run.id)
+    begun = [event.verb for event in events if event.verb in _BEGINNINGS]
+    return not begun or begun[-1] not in _ELSEWHERE
+
+
+def _lock(run: Run) -> str:
+    """The lock that the run's process holds; its journals bear the same name."""
+    return f"run-{run.id}"
 
 
 def _check_records(store: Store, records: list[Record], counts: dict[str, int]) -> Iterator[Problem]:

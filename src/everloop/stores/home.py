@@ -107,6 +107,10 @@ class Store:
         """Whether somebody alive holds the lock."""
         return is_locked(self._lock_path(name))
 
+    def was_locked(self, name: str) -> bool:
+        """Whether the lock has ever been held in this home, by the living or the dead."""
+        return self._lock_path(name).exists()
+
     def for_project(self, project: str) -> Store:
         """The same home, seen from another project."""
         return self._with(project=_checked_project(project), records=self.records.for_project(project))

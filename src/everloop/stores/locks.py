@@ -12,15 +12,42 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+class _Held:
+    """An open lock file. A lock belongs to the open file, which a forked child shares: unless the child lets go of
+    its copy, the parent would seem to live, and hold the lock, for as long as the child does."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor: int | None = descriptor
+
+    def close(self) -> None:
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+
+_held: set[_Held] = set()
+
+
+def _leave_to_parent() -> None:
+    for held in _held:
+        held.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
+
+
 @contextmanager
 def file_lock(path: Path, *, block: bool = True) -> Iterator[bool]:
     """Hold the lock of `path`; yields whether it is held, which is always so when `block` is set.
 
     Not re-entrant: a second lock of the same path waits, even in the same thread. The file stays behind, because
-    removing it would let two holders lock two files of the same name.
+    removing it would let two holders lock two files of the same name. A forked child does not hold it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    held = _Held(descriptor)
+    _held.add(held)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX if block else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -29,7 +56,8 @@ def file_lock(path: Path, *, block: bool = True) -> Iterator[bool]:
             return
         yield True
     finally:
-        os.close(descriptor)
+        _held.discard(held)
+        held.close()
 
 
 def is_locked(path: Path) -> bool:

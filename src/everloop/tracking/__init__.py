@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from everloop.tracking.autologging import autolog
     from everloop.tracking.compare import Comparison, compare_runs, read_curves
     from everloop.tracking.filters import parse_filter
-    from everloop.tracking.folding import fold, fold_journal, read_metrics, series_of
+    from everloop.tracking.folding import fold, fold_journal, read_metrics
     from everloop.tracking.history import History, read_history
+    from everloop.tracking.latest import series_of
     from everloop.tracking.lifecycle import (
         archive_run,
         copy_run,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from everloop.tracking.mlflow_import import import_mlflow
     from everloop.tracking.origin import imported_packages, look_around
     from everloop.tracking.params import Params
+    from everloop.tracking.recovery import bring_in
     from everloop.tracking.runs import ActiveRun, current_run, join_run, start_run
     from everloop.tracking.search import RunPage, aggregate_children, count_runs, search_runs
     from everloop.tracking.transfer import export_runs, import_runs
@@ -62,9 +64,11 @@ _MODULES = {
         "read_curves",
     ),
     "autologging": ("autolog",),
-    "folding": ("fold", "fold_journal", "read_metrics", "series_of"),
+    "folding": ("fold", "fold_journal", "read_metrics"),
+    "latest": ("series_of",),
     "origin": ("imported_packages", "look_around"),
     "params": ("Params",),
+    "recovery": ("bring_in",),
     "runs": ("ActiveRun", "current_run", "join_run", "start_run"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -78,6 +82,7 @@ __all__ = [
     "aggregate_children",
     "archive_run",
     "autolog",
+    "bring_in",
     "compare_runs",
     "copy_run",
     "count_runs",

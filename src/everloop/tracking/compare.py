@@ -9,6 +9,7 @@ from everloop.errors import UsageError
 from everloop.records import Run
 from everloop.stores.searchable import entries, value_of
 from everloop.tracking.history import read_history
+from everloop.tracking.recovery import bring_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,6 +54,7 @@ def compare_runs(store: Store, runs: Sequence[Run | str]) -> Comparison:
     """
     if not 2 <= len(runs) <= MOST_RUNS:
         raise UsageError(f"{len(runs)} runs cannot be compared.", help=f"Name 2 to {MOST_RUNS}.")
+    bring_in(store)
     found = tuple(run if isinstance(run, Run) else store.records.get(Run, run) for run in runs)
     values = [_values(run) for run in found]
     groups: dict[str, dict[str, tuple[Json, ...]]] = {}

@@ -9,7 +9,10 @@ in the store.
 from __future__ import annotations
 
 import logging
+import os
+import time
 import zlib
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -25,6 +28,7 @@ from everloop.errors import (
 from everloop.records import Point, Run
 from everloop.stores.journals import list_journals, read_journal, stream_of, writer_alive
 from everloop.tracking import frames
+from everloop.tracking.latest import Latest, merge, series_of, with_latest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,11 +44,7 @@ OUTBOX = "outbox"
 _BATCH = 10_000  # frames in one transaction: about 50 ms in which other writers wait
 _TURNS = 16
 _ATTEMPTS = 20
-
-
-def series_of(run: str) -> str:
-    """The series that holds the points of the run with this id."""
-    return f"run:{run}"
+_PAUSE_S = 0.005  # between two looks whether another has done with a journal
 
 
 def read_metrics(store: Store, run: str, key: str | None = None, *, since_step: int | None = None) -> list[Point]:
@@ -70,25 +70,34 @@ def fold(store: Store) -> int:
     return total
 
 
-def fold_journal(store: Store, path: Path) -> int:
+def fold_journal(store: Store, path: Path, *, deadline: float | None = None) -> int:
     """Fold one journal; returns how many points were new.
+
+    Args:
+        deadline: when to stop, by `time.monotonic`; what is folded by then stays, and the next call goes on from
+            there. Without one the whole journal is folded, however long that takes.
 
     Raises:
         CorruptionError: the journal is damaged; what stands before the damage is in the store.
     """
     # Sixteen turns for any number of journals: a lock's file stays for ever.
-    with store.lock(f"fold-{zlib.crc32(path.name.encode()) % _TURNS}"):
+    turn = f"fold-{zlib.crc32(path.name.encode()) % _TURNS}"
+    with ExitStack() as stack:
+        while not stack.enter_context(store.lock(turn, block=deadline is None)):
+            if deadline is not None and time.monotonic() > deadline:
+                return 0
+            time.sleep(_PAUSE_S)
         # Asked before reading: what a dead writer has written is all that there will be.
         finished = not writer_alive(path)
         try:
-            return _fold(store, path, finished)
+            return _fold(store, path, finished, deadline)
         except NotFoundError:
             if path.exists():
                 raise
             return 0  # another has folded and removed it
 
 
-def _fold(store: Store, path: Path, finished: bool) -> int:
+def _fold(store: Store, path: Path, finished: bool, deadline: float | None) -> int:
     start = _started(path)
     if start is None:
         if finished:
@@ -98,7 +107,8 @@ def _fold(store: Store, path: Path, finished: bool) -> int:
     mark = f"journal:{path.stem}"
     offset = max((point.step for point in store.records.read_points(mark)), default=0)
     reader = read_journal(path, offset)
-    told: list[frames.Frame | None] = []
+    others: list[frames.Frame] = []
+    latest: Latest = {}
     total = 0
     more = True
     while more:
@@ -106,7 +116,10 @@ def _fold(store: Store, path: Path, finished: bool) -> int:
         more = len(batch) == _BATCH
         said = frames.decode_all([payload for payload, _ in batch])
         rows = frames.rows_of(said)
-        told += frames.condense(said)
+        others += frames.others_of(said)
+        merge(latest, rows)
+        if finished and not more:
+            _read_before(path, offset, others, latest)
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 with store.records.transaction():
@@ -115,16 +128,24 @@ def _fold(store: Store, path: Path, finished: bool) -> int:
                     if batch:
                         store.records.append_points(mark, [_mark(store, batch[-1][1])])
                     if finished and not more:
-                        _settle(store, start, [*_told_before(path, offset), *told])
+                        _settle(store, start, others, latest)
                 break
             except (ConflictError, AlreadyExistsError):
                 # Somebody else wrote the run's record meanwhile, on a store whose transactions do not exclude that.
                 if attempt == _ATTEMPTS:
                     raise
         total += len(rows)
-    if finished:
+        if more and deadline is not None and time.monotonic() > deadline:
+            return total
+    if finished and (started_here(start) or any(isinstance(frame, frames.End) for frame in others)):
         _give_up(path)
     return total
+
+
+def started_here(run: Run) -> bool:
+    """Whether the run was started on this machine. On another one, a lock that looks free may be held: not every
+    shared file system passes locks on."""
+    return run.source.host in (None, os.uname().nodename)
 
 
 def _give_up(path: Path) -> None:
@@ -146,22 +167,24 @@ def _started(path: Path) -> Run | None:
     return frame
 
 
-def _told_before(path: Path, offset: int) -> list[frames.Frame | None]:
-    """What the journal says before an offset, condensed."""
-    told: list[frames.Frame | None] = []
+def _read_before(path: Path, offset: int, others: list[frames.Frame], latest: Latest) -> None:
+    """Bring in what the journal says before an offset: frames in front of the others, points among the last ones."""
+    earlier: list[frames.Frame] = []
     reader = read_journal(path)
     done = 0
     while done < offset and (batch := list(islice(reader, _BATCH))):
-        told += frames.condense(frames.decode_all([payload for payload, end in batch if end <= offset]))
+        said = frames.decode_all([payload for payload, end in batch if end <= offset])
+        earlier += frames.others_of(said)
+        merge(latest, frames.rows_of(said))
         done = batch[-1][1]
-    return told
+    others[:0] = earlier
 
 
 def _mark(store: Store, offset: int) -> Point:
     return Point(key="offset", value=float(offset), step=offset, at=store.now())
 
 
-def _settle(store: Store, start: Run, said: Iterable[frames.Frame | None]) -> None:
+def _settle(store: Store, start: Run, others: Iterable[frames.Frame], latest: Latest) -> None:
     """Bring the run's record to what the whole journal says. Doing it twice changes nothing."""
     try:
         known = store.records.get(Run, start.id)
@@ -170,18 +193,16 @@ def _settle(store: Store, start: Run, said: Iterable[frames.Frame | None]) -> No
             return
         store.records.put(start, verb="started")
         known = start
-    run = apply_frames(known, said)
+    run = with_latest(store, apply_frames(known, others), latest)
     if run != known:
         store.records.update(run, verb=run.state if run.state != known.state else "updated")
 
 
 def apply_frames(known: Run, said: Iterable[frames.Frame | None]) -> Run:
-    """The run's record with what frames say in their order. Doing it twice changes nothing."""
-    run = replace(known, params=dict(known.params), tags=dict(known.tags), metrics=dict(known.metrics))
+    """The run's record with what frames say in their order, except for points. Doing it twice changes nothing."""
+    run = replace(known, params=dict(known.params), tags=dict(known.tags))
     for frame in said:
         match frame:
-            case frames.Logged(values=values):
-                run.metrics.update(values)
             case frames.Params(values=params):
                 run.params.update(params)
             case frames.Tags(values=tags):

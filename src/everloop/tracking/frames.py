@@ -135,18 +135,9 @@ def rows_of(said: Iterable[Frame | None]) -> list[tuple[str, int, int, float]]:
     return rows
 
 
-def condense(said: Iterable[Frame | None]) -> list[Frame]:
-    """Frames that bring a run's record to the same as these do: of the metrics their latest values only."""
-    others: list[Frame] = []
-    last: Logged | None = None
-    latest: dict[str, float] = {}
-    for frame in said:
-        if type(frame) is Logged:
-            latest.update(frame.values)
-            last = frame
-        elif frame is not None:
-            others.append(frame)
-    return others if last is None else [*others, Logged(last.at, last.step, latest)]
+def others_of(said: Iterable[Frame | None]) -> list[Frame]:
+    """The frames that tell no points."""
+    return [frame for frame in said if frame is not None and type(frame) is not Logged]
 
 
 def _is_of_later_kind(payload: bytes) -> bool:

@@ -11,7 +11,8 @@ from everloop.errors import UsageError
 from everloop.records import Run
 from everloop.stores.clock import moment_of
 from everloop.stores.journals import list_journals
-from everloop.tracking.folding import STREAM_PREFIX, fold_journal, series_of
+from everloop.tracking.folding import STREAM_PREFIX, fold_journal
+from everloop.tracking.latest import series_of
 
 if TYPE_CHECKING:
     from datetime import datetime

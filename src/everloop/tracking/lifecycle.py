@@ -13,7 +13,9 @@ from everloop.errors import ConflictError, NotFoundError, UsageError
 from everloop.records import Artifact, Record, Run, Step
 from everloop.stores.expressions import Compare
 from everloop.stores.journals import list_journals
-from everloop.tracking.folding import STREAM_PREFIX, fold_journal, series_of
+from everloop.tracking.folding import STREAM_PREFIX, fold_journal
+from everloop.tracking.latest import series_of
+from everloop.tracking.recovery import bring_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,12 +50,13 @@ class Family:
 
 
 def find_run(store: Store, ref: str) -> Run:
-    """The run with this id, or with an id that begins so.
+    """The run with this id, or with an id that begins so. What dead processes left in journals is brought in first.
 
     Raises:
         NotFoundError: there is none.
         UsageError: several begin so.
     """
+    bring_in(store)
     if len(ref) >= 36 or not ref:
         return store.records.get(Run, ref)
     found = store.records.find(Run, ("id", "prefix", ref), limit=2)

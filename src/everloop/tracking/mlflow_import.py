@@ -20,8 +20,8 @@ from urllib.parse import unquote, urlsplit
 from everloop.errors import NotFoundError, SourceError, UnavailableError, UsageError
 from everloop.records import Artifact, Experiment, Point, Run, RunState, Source
 from everloop.stores.clock import moment_of
-from everloop.tracking.folding import series_of
 from everloop.tracking.frames import text as keepable
+from everloop.tracking.latest import Latest, merge, series_of
 from everloop.tracking.transfer import Imported
 
 if TYPE_CHECKING:
@@ -291,11 +291,8 @@ def _run(store: Store, there: _Known, experiment: str | None, ids: Mapping[str, 
     tags = {keepable(name): keepable(value or "") for name, value in there.tags.items()}
     start = _moment(there.start or 0)
     end = None if there.end is None else _moment(there.end)
-    latest: dict[str, tuple[int, int, float]] = {}
-    for key, value, step, at in there.points:
-        # As MLflow chooses the latest: the greatest step, then time, then value.
-        if key not in latest or (step, at, value) >= latest[key]:
-            latest[key] = (step, at, value)
+    latest: Latest = {}
+    merge(latest, ((keepable(key), step, at * 1000, _value(value)) for key, value, step, at in there.points))
     command = tags.get("mlflow.source.name")
     return Run(
         id=_id(store.project, there),
@@ -309,8 +306,8 @@ def _run(store: Store, there: _Known, experiment: str | None, ids: Mapping[str, 
         seconds=None if end is None else (end - start).total_seconds(),
         params={keepable(name): keepable(value) for name, value in there.params.items()},
         tags={**tags, ID_TAG: there.id},
-        metrics={keepable(key): _value(value) for key, (_, _, value) in latest.items()},
-        metric_at={keepable(key): (step, at) for key, (step, at, _) in latest.items()},
+        metrics={key: value + 0.0 for key, (_, _, value) in latest.items()},
+        metric_at={key: (step, at // 1000) for key, (step, at, _) in latest.items()},
         source=Source(command=(command,) if command else (), git_commit=tags.get("mlflow.source.git.commit")),
         experiment=experiment,
         user=keepable(there.user),

@@ -15,7 +15,8 @@ from everloop.errors import AlreadyExistsError, ConflictError, CorruptionError, 
 from everloop.records import Point, Run
 from everloop.stores.journals import HEADER, split_frames
 from everloop.tracking import frames
-from everloop.tracking.folding import STREAM_PREFIX, apply_frames, series_of, was_deleted
+from everloop.tracking.folding import STREAM_PREFIX, apply_frames, was_deleted
+from everloop.tracking.latest import Latest, merge, series_of, with_latest
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -74,15 +75,12 @@ def _take(store: Store, writer: str, run: str, said: list[tuple[frames.Frame | N
     with store.records.transaction():
         known = _run(store, run, start)
         if known is not None:
-            points = [
-                Point(key=key, value=value, step=frame.step, at=frame.at)
-                for frame, _ in said
-                if isinstance(frame, frames.Logged)
-                for key, value in frame.values.items()
-            ]
-            if points:
-                store.records.append_points(series_of(run), points)
-            changed = apply_frames(known, (frame for frame, _ in said))
+            rows = frames.rows_of(frame for frame, _ in said)
+            latest: Latest = {}
+            merge(latest, rows)
+            if rows:
+                store.records.append_rows(series_of(run), rows)
+            changed = with_latest(store, apply_frames(known, (frame for frame, _ in said)), latest)
             if changed != known:
                 verb = changed.state if changed.state != known.state else "updated"
                 store.records.update(changed, verb=verb)

@@ -80,8 +80,14 @@ def start_run(
         if store is None:
             store = cleanup.enter_context(open_store())
         if resume is not None:
+            from everloop.tracking.recovery import bring_in
             from everloop.tracking.resuming import reopen
 
+            bring_in(store)
+            # Held for as long as this process lives: how others see that the run is not lost. Of several who resume
+            # one run, the first has it.
+            resume = store.records.get(Run, resume).id
+            cleanup.enter_context(store.lock(f"run-{resume}", block=False))
             run, steps = reopen(store, resume)
         else:
             if not isinstance(name, str) or not name.strip():
@@ -103,10 +109,7 @@ def start_run(
                 ),
                 {},
             )
-        # Held for as long as this process lives: how others see that the run is not lost. Of several who resume
-        # one run, the first has it.
-        cleanup.enter_context(store.lock(f"run-{run.id}", block=resume is None))
-        if resume is None:
+            cleanup.enter_context(store.lock(f"run-{run.id}"))
             try:
                 store.records.put(run, verb="started")
             except UnavailableError as error:
@@ -150,7 +153,7 @@ class ActiveRun(ArtifactLog):
         self.store = store
         self.params = Params(run.params, lambda changed: self._write(frames.encode_params(changed)))
         self._run = run
-        self._start = replace(run, metrics={})
+        self._start = replace(run, metrics={}, metric_at={})
         self._writer = RunWriter(
             store.journals, STREAM_PREFIX + run.id, run.name, lambda: frames.encode_start(self._start)
         )

@@ -21,6 +21,7 @@ from everloop.errors import UsageError
 from everloop.records import Json, Run
 from everloop.stores.hits import Hit, sort_value
 from everloop.tracking.filters import And, Compare, Expression, Not, Or, field_path, matches, parse_filter
+from everloop.tracking.recovery import bring_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -85,7 +86,8 @@ def search_runs(
 ) -> RunPage:
     """The runs that meet a filter, a page at a time.
 
-    Pages that follow one another neither skip nor repeat a run that does not change meanwhile.
+    Pages that follow one another neither skip nor repeat a run that does not change meanwhile. What dead processes
+    left in journals is brought in first, see `recovery`.
 
     Args:
         where: see `tracking.filters` for the language; or an expression.
@@ -107,6 +109,7 @@ def search_runs(
     chosen = _projects(store, projects)
     scope = _scope(order, chosen)
     start = None if after is None else _read_token(after, scope, len(order))
+    bring_in(store, chosen)
     page = [
         (name, hit) for name in chosen for hit in _hits(store.for_project(name), expression, order, limit + 1, start)
     ]
@@ -128,8 +131,10 @@ def count_runs(
 ) -> int:
     """How many runs meet a filter."""
     expression = _expression(store, where, include_archived)
+    chosen = _projects(store, projects)
+    bring_in(store, chosen)
     total = 0
-    for name in _projects(store, projects):
+    for name in chosen:
         own = _within(expression, name)
         total += store.for_project(name).records.count(Run, own)
     return total
@@ -145,6 +150,7 @@ def aggregate_children(store: Store, parents: Iterable[str], metrics: Sequence[s
     paths = [("metrics", name) for name in metrics]
     values: dict[tuple[str, str], list[float]] = {}
     asked = list(dict.fromkeys(parents))
+    bring_in(store)
     for start in range(0, len(asked), _CHILDREN):
         part = tuple(asked[start : start + _CHILDREN])
         hits = store.records.search(Run, Compare(("parent",), "in", part))

@@ -25,7 +25,9 @@ from everloop.records import Artifact, Point, Record, Run, Step
 from everloop.stores.bodies import decode, encode
 from everloop.stores.clock import micros, moment_of
 from everloop.stores.expressions import And
-from everloop.tracking.folding import read_metrics, series_of
+from everloop.tracking.folding import read_metrics
+from everloop.tracking.latest import series_of
+from everloop.tracking.recovery import bring_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -97,6 +99,7 @@ def export_runs(store: Store, runs: Sequence[Run | str] | None, path: Path | str
         raise UsageError(f"'{target.name}' is no name for the file.", help="End it in .zip.")
     if target.exists():
         raise AlreadyExistsError(f"There is a file '{target}' already.", help="Name another.")
+    bring_in(store)
     if runs is None:
         runs = [hit.id for hit in store.records.search(Run, And(()))]
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -13,9 +13,10 @@ from typing import Any
 from litestar import Request, get
 
 from everloop.errors import UsageError
-from everloop.records import KINDS, Event, Record
+from everloop.records import KINDS, Event, Record, Run
 from everloop.server.asking import NEEDS, store_of
 from everloop.server.status import Status, read_status
+from everloop.tracking import bring_in
 
 Asked = Request[Any, Any, Any]
 
@@ -52,13 +53,18 @@ def records(request: Asked) -> list[Any]:
             fields = ", ".join(cls.__dataclass_fields__)
             raise UsageError(f"{request.path_params['kind']} has no field '{name}'.", help=f"It has: {fields}")
     after = request.query_params.get("after")
+    if cls is Run:
+        bring_in(store_of(request))
     return list(store_of(request).records.find(cls, *asked, order="-id", limit=_rows(request), after=after))  # type: ignore[arg-type]
 
 
 @get("/api/v1/{kind:str}/{ref:str}", sync_to_thread=True, opt=_READS)
 def record(request: Asked) -> Any:
     """One record, by key or id."""
-    return store_of(request).records.get(_kind(request.path_params["kind"]), request.path_params["ref"])
+    cls = _kind(request.path_params["kind"])
+    if cls is Run:
+        bring_in(store_of(request))
+    return store_of(request).records.get(cls, request.path_params["ref"])
 
 
 def _kind(name: str) -> type[Record]:

@@ -14,15 +14,12 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from everloop.errors import ConflictError, EverloopError, NotFoundError
 from everloop.records import Point, Run
-from everloop.server.mlflow.wire import ms_of
-from everloop.stores.clock import moment_of
-from everloop.tracking import series_of
+from everloop.tracking.latest import Latest, merge, rows_of, series_of, with_latest
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -33,8 +30,6 @@ _RUNS = 10_000
 _ATTEMPTS = 5
 _log = logging.getLogger("everloop.server")
 
-Latest = dict[str, Point]
-"""The point of each metric that is the latest: by step, then time, then value."""
 Mark = tuple[str, str, int, datetime, float | str]
 
 
@@ -68,7 +63,7 @@ class PendingMetrics:
         """Remember what has been appended to a run's series."""
         at = (store.project, run.id)
         _, latest = self._latest.setdefault(at, (store, {}))
-        merge(latest, points)
+        merge(latest, rows_of(points))
         if self._timer is None:
             try:
                 self._timer = asyncio.get_running_loop().call_later(FOLD_AFTER_S, self._fold_timed)
@@ -88,9 +83,9 @@ class PendingMetrics:
         if at not in self._known:
             self.started(store, run.id)
             if run.state == "running" and run.artifacts_at is not None:
-                merge(latest, store.records.read_points(series_of(run.id)))
+                merge(latest, rows_of(store.records.read_points(series_of(run.id))))
         self._latest.pop(at, None)
-        return with_latest(run, latest)
+        return with_latest(store, run, latest)
 
     def current(self, store: Store, run_id: str) -> Run:
         """The run's record, with its latest metrics brought in.
@@ -132,36 +127,6 @@ class PendingMetrics:
     def _fold_timed(self) -> None:
         self._timer = None
         self.fold_all()
-
-
-def merge(latest: Latest, points: Iterable[Point]) -> None:
-    for point in points:
-        held = latest.get(point.key)
-        if held is None or point.step > held.step or (point.step == held.step and not _before(point, held)):
-            latest[point.key] = point
-
-
-def with_latest(run: Run, latest: Latest) -> Run:
-    """The run with every metric of `latest` that is not older than its own; the same object if there is none."""
-    metrics, metric_at = dict(run.metrics), dict(run.metric_at)
-    for key, point in latest.items():
-        if key in metric_at:
-            step, at_ms = metric_at[key]
-            if _before(point, Point(key=key, value=metrics[key], step=step, at=moment_of(at_ms * 1000))):
-                continue
-        metrics[key], metric_at[key] = point.value, (point.step, ms_of(point.at))
-    if metric_at == run.metric_at and repr(metrics) == repr(run.metrics):
-        return run
-    return replace(run, metrics=metrics, metric_at=metric_at)
-
-
-def _before(one: Point, other: Point) -> bool:
-    """Whether the first is the older of the two. NaN counts as 0, as in MLflow."""
-    return _rank(one) < _rank(other)
-
-
-def _rank(point: Point) -> tuple[int, datetime, float]:
-    return point.step, point.at, 0.0 if point.value != point.value else point.value
 
 
 def _mark(run: str, point: Point) -> Mark:

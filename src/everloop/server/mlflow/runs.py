@@ -15,12 +15,14 @@ from everloop.server.mlflow.names import check_length, check_tag
 from everloop.server.mlflow.reply import STATE_OF, record_id, run_info, run_out, wire_id
 from everloop.server.mlflow.wire import Fields, MlflowError, invalid, moment_at, not_found
 from everloop.stores import new_id
+from everloop.tracking import bring_in
 
 if TYPE_CHECKING:
     from everloop.stores import Store
 
 NAME_TAG = "mlflow.runName"
 PARENT_TAG = "mlflow.parentRunId"
+_PATIENCE_S = 0.2  # other requests wait meanwhile
 _STATUS_NUMBERS = {1: "RUNNING", 2: "SCHEDULED", 3: "FINISHED", 4: "FAILED", 5: "KILLED"}
 _FIRST = ("amber", "brisk", "calm", "eager", "gentle", "hardy", "jolly", "keen", "lucid", "merry", "noble", "rapid")
 _SECOND = ("bee", "crane", "doe", "elk", "finch", "gull", "hare", "jay", "kite", "lark", "mole", "newt", "owl")
@@ -69,6 +71,7 @@ def new_run(ask: Ask) -> Run:
 
 def get_run(ask: Ask) -> Mapping[str, Any]:
     name = ask.fields.run_id()
+    bring_in(ask.store, within_s=_PATIENCE_S)
     try:
         return {"run": run_out(ask.pending.current(ask.store, record_id(name)))}
     except NotFoundError:
