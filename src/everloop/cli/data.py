@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,12 +24,13 @@ from everloop.cli.reading import (
     options_advised,
     reading_options,
 )
-from everloop.errors import AlreadyExistsError, NotFoundError, UsageError
+from everloop.errors import AlreadyExistsError, NotFoundError, ProjectError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from everloop.data import Progress
+    from everloop.loop.accepting import Proposal
     from everloop.records import Snapshot
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Dataset versions: what a model learned from.")
@@ -266,17 +268,28 @@ def profile(
 
 @app.command()
 def contract(
-    snapshot: str,
+    dataset: Annotated[str, typer.Argument(help="A dataset, or one of its snapshots: DATASET@VERSION.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The TOML file to write.")] = None,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="The data changed on purpose: change the contract so that they keep it.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --accept: do not ask.")] = False,
+    project: Annotated[Path | None, typer.Option("--dir", help="With --accept: the project's folder.")] = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Infer what a snapshot's rows look like, as a TOML to edit and to check with."""
+    """Print what a snapshot's rows look like, as a TOML to edit and to check with. With --accept, change the contract
+    of a project's dataset to fit the data of today: what is different is shown first, and kept as an event."""
+    if accept:
+        if output is not None:
+            raise UsageError("--accept writes the project's own file.", help="Leave --output out.")
+        _accept(dataset, project, home, yes=yes, json=json)
+        return
     from everloop.data import contract_to_toml, infer_contract, load_snapshot
     from everloop.data.versions import find_version
 
     with opened(home) as store:
-        record = find_version(snapshot, store)
+        record = find_version(dataset, store)
         found = infer_contract(
             load_snapshot(record, store),
             record.dataset,
@@ -292,6 +305,50 @@ def contract(
             raise AlreadyExistsError(f"'{output}' is there already.", help="People edit contracts: name a new file.")
         output.write_text(text, encoding="utf-8")
     emit(found, json, lambda: console().print(text if output is None else f"Written: {output}", markup=False))
+
+
+def _accept(dataset: str, project: Path | None, home: Path | None, *, yes: bool, json: bool) -> None:
+    from everloop.loop.accepting import accept_contract, find_loop, propose_contract
+    from everloop.loop.project import FILE, find_folder, load_project
+
+    try:
+        folder = find_folder(project)
+    except ProjectError:
+        if project is not None:
+            raise
+        folder = None  # a dataset that is kept by hand, without a loop
+    loops = load_project(folder).loops if folder is not None else {}
+    if folder is not None and home is None and "EVERLOOP_STORE" not in os.environ:
+        os.chdir(folder)
+    with opened(home) as store:
+        loop = find_loop(store, loops, dataset)
+        proposal = propose_contract(store, dataset, loop)
+        if not json:
+            _draw_changes(proposal)
+        if proposal.changes and not (yes or json) and sys.stdin.isatty():
+            typer.confirm(f"Change the contract of '{dataset}' so?", abort=True, err=True)
+        kept, path = accept_contract(store, proposal)
+    said = {"contract": kept.key, "before": proposal.before, "changes": proposal.changes, "path": path}
+
+    def draw() -> None:
+        if proposal.changes or proposal.before is None:
+            where = f" in {path}" if path is not None else ""
+            console().print(f"{kept.key} holds from now on{where}.", soft_wrap=True)
+            if path is None and proposal.declared is not None:
+                console().print(f'Declare it: contract="{kept.key}" in {FILE}', soft_wrap=True, markup=False)
+            elif loop is not None:
+                console().print("Go on with: everloop run")
+
+    emit(said, json, draw)
+
+
+def _draw_changes(proposal: Proposal) -> None:
+    if proposal.before is None:
+        console().print(f"'{proposal.contract.dataset}' has no contract yet: it is inferred from the data of today.")
+        return
+    rows = [(change.kind, change.column, change.message) for change in proposal.changes]
+    empty = f"The data keep {proposal.before}: there is nothing to accept."
+    table(f"{proposal.before} and the data of today", ("change", "column", "what"), rows, empty=empty)
 
 
 @app.command()

@@ -9,6 +9,9 @@ import typer
 
 from everloop.cli.output import AsJson, Home, console, emit, facts, messages, opened, short, table
 
+_KINDS = ("alias", "model_version", "release", "endpoint", "snapshot", "contract", "run", "finding")
+"""What `everloop events` shows without --kind."""
+
 
 def lineage(
     thing: Annotated[
@@ -63,7 +66,7 @@ def events(
 ) -> None:
     """Who did what, when."""
     with opened(home) as store:
-        kinds = tuple(kind or ("alias", "model_version", "release", "endpoint", "snapshot", "run", "finding"))
+        kinds = tuple(kind or _KINDS)
         found, seen = [], since
         while page := store.records.events_since(seq=seen, kinds=kinds):
             found.extend(page)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from everloop.data.checks import ContractReport, Violation, check_contract, quarantine
+    from everloop.data.contract_changes import ContractChange, adapt_contract
     from everloop.data.contract_toml import contract_from_toml, contract_to_toml
     from everloop.data.contracts import find_contract, infer_contract, save_contract
     from everloop.data.dataset import Dataset
@@ -36,6 +37,7 @@ os.environ.setdefault("POLARS_ROW_GROUP_PREFETCH_SIZE", "1")
 
 _MODULES = {
     "checks": ("ContractReport", "Violation", "check_contract", "quarantine"),
+    "contract_changes": ("ContractChange", "adapt_contract"),
     "contract_toml": ("contract_from_toml", "contract_to_toml"),
     "contracts": ("find_contract", "infer_contract", "save_contract"),
     "dataset": ("Dataset",),
@@ -58,6 +60,7 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "ContractChange",
     "ContractReport",
     "Dataset",
     "FeatureView",
@@ -70,6 +73,7 @@ __all__ = [
     "Transformer",
     "Violation",
     "Window",
+    "adapt_contract",
     "add_folder",
     "add_table",
     "as_of",

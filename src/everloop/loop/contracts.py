@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
-from everloop.errors import ContractError, NotFoundError
+from everloop.errors import ContractError, DataError, NotFoundError
 from everloop.records import Contract
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import polars as pl
 
     from everloop.data import ContractReport
@@ -47,13 +50,16 @@ def passing_rows(
     try:
         report = check_contract(table, contract, now=store.now())
     except ContractError as error:
-        way = f"Correct the step, or edit {_file(dataset, declared)}."
+        way = _way_out("Correct the step", dataset, declared)
         raise ContractError(error.message, help=f"{error.help} {way}" if error.help else way) from error
     if report.violations:
         _tell(store, dataset, contract, report)
         record_findings(report, dataset, store)
     if report.errors and not report.bad_rows:
-        raise ContractError(f"The table breaks '{contract.key}': {report.errors[0].message}.")
+        raise ContractError(
+            f"The table breaks '{contract.key}': {report.errors[0].message}.",
+            help=_way_out("Correct the data", dataset, declared),
+        )
     if not report.bad_rows:
         return table, contract
     kept = quarantine(report, dataset, store)
@@ -63,9 +69,16 @@ def passing_rows(
         where = f" They are kept as '{kept.key}'." if kept else ""
         raise ContractError(
             f"All {report.rows:,} rows break '{contract.key}': {said}.{where}",
-            help=f"Correct the data, or edit {_file(dataset, declared)}.",
+            help=_way_out("Correct the data", dataset, declared),
         )
     return good, contract
+
+
+def _way_out(first: str, dataset: str, declared: str | None) -> str:
+    command = f"everloop data contract {quote(dataset)} --accept"
+    if declared is not None and "@" in declared:
+        return f"{first}, or if the data changed on purpose, accept them as a new version: {command}"
+    return f"{first}, edit {_file(dataset, declared)}, or if the data changed on purpose: {command}"
 
 
 def _contract(
@@ -78,26 +91,81 @@ def _contract(
     key: str | None,
     declared: str | None,
 ) -> Contract:
-    from everloop.data import contract_from_toml, contract_to_toml, files_state, infer_contract, save_contract
-    from everloop.data.file_states import project_folder
+    from everloop.data import files_state, infer_contract, save_contract
     from everloop.stores import observe
+
+    contract = find_kept(store, dataset, declared)
+    if declared is not None and "@" in declared and contract is not None:
+        return contract
+    name = _file(dataset, declared)
+    if contract is None:
+        contract = save_contract(infer_contract(table, dataset, store, target=target, time=time, key=key), store)
+        write_contract(contract, declared)
+    observe("files", {"patterns": [name]}, files_state({"patterns": [name]}))
+    return contract
+
+
+def find_kept(store: Store, dataset: str, declared: str | None) -> Contract | None:
+    """The contract that a dataset is held to, from its file or the store; None where none has been inferred yet.
+
+    Raises:
+        NotFoundError: a declared contract is not there.
+    """
+    from everloop.data import contract_from_toml, save_contract
+    from everloop.data.file_states import project_folder
 
     if declared is not None and "@" in declared:
         return store.records.get(Contract, declared)
-    name = _file(dataset, declared)
-    path = project_folder() / name
+    path = project_folder() / _file(dataset, declared)
     if path.is_file():
-        contract = save_contract(contract_from_toml(path.read_text(encoding="utf-8"), store), store)
-    elif declared is not None:
+        return save_contract(contract_from_toml(path.read_text(encoding="utf-8"), store), store)
+    if declared is not None:
         raise NotFoundError(f"There is no contract file '{path}'.", help="Leave contract= out to have one inferred.")
-    else:
-        contract = save_contract(infer_contract(table, dataset, store, target=target, time=time, key=key), store)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(contract_to_toml(contract), encoding="utf-8")
-        part.replace(path)
-    observe("files", {"patterns": [name]}, files_state({"patterns": [name]}))
-    return contract
+    return None
+
+
+def write_contract(contract: Contract, declared: str | None) -> Path:
+    """Write a contract to its file in the project, whole or not at all."""
+    from everloop.data import contract_to_toml
+    from everloop.data.file_states import project_folder
+
+    path = project_folder() / _file(contract.dataset, declared)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(contract_to_toml(contract), encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def labelled_rows(table: pl.DataFrame, dataset: str, target: str, others: Sequence[str]) -> pl.DataFrame:
+    """The rows whose target is known.
+
+    Raises:
+        DataError: the table lacks the target or one of `others`, or has no such row.
+    """
+    import polars as pl
+
+    from everloop.data.frames import nearest
+
+    if target not in table.columns:
+        raise DataError(f"The table of '{dataset}' has no target '{target}'.", help=nearest(target, table.columns))
+    missing = [name for name in others if name not in table.columns]
+    if missing:
+        raise DataError(
+            f"The table of '{dataset}' has no column '{missing[0]}'.", help=nearest(missing[0], table.columns)
+        )
+    known = table.filter(pl.col(target).is_not_null())
+    if known.height == 0:
+        what = "has no rows" if table.height == 0 else f"has {table.height:,} rows, but no label in '{target}'"
+        raise DataError(f"The table of '{dataset}' {what}.", help="See what the step before it returned.")
+    return known
+
+
+def declared_contract(contract: object) -> str | None:
+    """What `Dataset.contract` names: a contract's key, or the path of its TOML file."""
+    if contract is None or isinstance(contract, str):
+        return contract
+    return contract.key if isinstance(contract, Contract) else str(contract)
 
 
 def _file(dataset: str, declared: str | None) -> str:

@@ -6,6 +6,7 @@ undecided one may only enter a canary, where live evidence decides.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from functools import singledispatch
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
+    from everloop.loop.champions import Rival
     from everloop.records import Json, Outcome
+    from everloop.training.intervals import Interval
 
 
 _LATENCY_PASSES = 3
@@ -40,13 +43,13 @@ class Trial:
     """What the gates may look at.
 
     `truth` and `scores` have one entry per row of `rows`: the candidate's held-out rows. `champions` maps an
-    alias to its holder's key and its scores on the same rows; an alias without a holder is absent.
+    alias to its holder; an alias without a holder is absent.
     """
 
     rows: pl.DataFrame
     truth: np.ndarray[Any, Any]
     scores: np.ndarray[Any, Any]
-    champions: dict[str, tuple[str, np.ndarray[Any, Any]]]
+    champions: dict[str, Rival]
     metric: str
     task: str
     predict: Any
@@ -83,11 +86,23 @@ def _(gate: AtLeast, trial: Trial) -> Answer:
 
 @judge.register(NotWorseThan)
 def _(gate: NotWorseThan, trial: Trial) -> Answer:
+    from everloop.training.metrics import get_metric
+
     holder = trial.champions.get(gate.alias)
     if holder is None:
         return Answer("pass", f"no {gate.alias} yet", {"champion": None})
-    champion, scores = holder
-    return compare(trial.truth, trial.scores, scores, gate.metric or trial.metric, gate.margin, champion)
+    metric = gate.metric or trial.metric
+    pairs = holder.pairs
+    if pairs is None:
+        return compare_apart(trial.truth, trial.scores, holder, metric, gate.margin, holder.why)
+    if pairs.holder.ndim == 2 and "multiclass" not in get_metric(metric).tasks:
+        why = f"{metric} is not for {pairs.holder.shape[1]} classes"
+        return compare_apart(trial.truth, trial.scores, holder, metric, gate.margin, why)
+    answer = compare(pairs.truth, pairs.candidate, pairs.holder, metric, gate.margin, holder.version)
+    if not pairs.remark:
+        return answer
+    evidence = {**answer.evidence, "remark": pairs.remark}
+    return Answer(answer.outcome, f"{answer.message} ({pairs.remark})", evidence)
 
 
 def compare(
@@ -126,6 +141,77 @@ def compare(
         "rows": len(truth),
     }
     return Answer(outcome, message, evidence)
+
+
+def compare_apart(
+    truth: np.ndarray[Any, Any],
+    candidate: np.ndarray[Any, Any],
+    holder: Rival,
+    metric: str,
+    margin: float,
+    why: str,
+) -> Answer:
+    """Compare a candidate with a version that cannot be asked about its rows: each on its own held-out rows.
+
+    Where the classes differ, the two values answer different questions, and nothing is decided.
+    """
+    from everloop.training.intervals import Interval, interval
+
+    own = interval(truth, candidate, metric)
+    told = holder.metrics.get(metric) or {}
+    value, low, high = (told.get(name) for name in ("value", "low", "high"))
+    if not isinstance(value, int | float) or not isinstance(low, int | float) or not isinstance(high, int | float):
+        reason = f"not comparable on the same rows: {why}"
+        message = f"{reason}; and {holder.version} was judged without an interval of {metric}"
+        evidence = {"champion": holder.version, "metric": metric, "candidate_value": _finite(own.value), "why": why}
+        return Answer("undecided", message, evidence)
+    other = Interval(value=value, low=low, high=high, standard_error=math.nan, method="as evaluated")
+    answer = judge_apart(own, other, metric, margin, holder.version, why)
+    answer.evidence["rows"] = len(truth)
+    return answer if holder.same_classes else Answer("undecided", answer.message, answer.evidence)
+
+
+def judge_apart(own: Interval, other: Interval, metric: str, margin: float, name: str, why: str) -> Answer:
+    """Compare two values of a metric, measured on different rows; decides as `compare` does.
+
+    The interval of the gain is put together from those of the values, as of two samples that are independent.
+    Source: Zou and Donner, "Construction of confidence limits about effect measures", Statistics in Medicine 27 (2008).
+
+    Args:
+        name: key of the version that `other` was measured for.
+        why: the two were not asked about the same rows.
+    """
+    from everloop.training.metrics import get_metric
+
+    mine, its = (own.value, own.low, own.high), (other.value, other.low, other.high)
+    if not get_metric(metric).greater_is_better:
+        mine, its = (-mine[0], -mine[2], -mine[1]), (-its[0], -its[2], -its[1])
+    gain = mine[0] - its[0]
+    low = gain - math.hypot(mine[0] - mine[1], its[2] - its[0])
+    high = gain + math.hypot(mine[2] - mine[0], its[0] - its[1])
+    # Comparisons with NaN are false: an interval that the rows leave undefined decides nothing.
+    outcome: Outcome = "pass" if low >= -margin else "fail" if high < -margin else "undecided"
+    message = (
+        f"{metric} {own.value:.3f} against {other.value:.3f} of {name}, each on rows of its own: "
+        f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]; not comparable on the same rows: {why}"
+    )
+    evidence: dict[str, Json] = {
+        "champion": name,
+        "metric": metric,
+        "candidate_value": _finite(own.value),
+        "champion_value": _finite(other.value),
+        "gain": _finite(gain),
+        "low": _finite(low),
+        "high": _finite(high),
+        "margin": margin,
+        "paired": False,
+        "why": why,
+    }
+    return Answer(outcome, message, evidence)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 @judge.register(Slices)

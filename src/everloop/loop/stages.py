@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from everloop.errors import DataError, UsageError
+from everloop.errors import UsageError
 from everloop.pipeline import Graph, current_step, step
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def graph_of(loop: Loop) -> Graph:
         GraphError: a step of the user's is called like a stage, or needs what nothing provides.
         UsageError: `data` or `train` is not what it should be.
     """
+    from everloop.loop.contracts import declared_contract
     from everloop.pipeline import Step
     from everloop.training import AutoTrain
 
@@ -54,7 +55,8 @@ def graph_of(loop: Loop) -> Graph:
             "dataset": table,
             **roles,
             **features,
-            "contract": _contract_of(dataset.contract),
+            "contract": declared_contract(dataset.contract),
+            "purpose": _purpose_of(loop),
         },
     )
     parts = graph.add(
@@ -92,8 +94,8 @@ def graph_of(loop: Loop) -> Graph:
     )  # fmt: skip
     answers = graph.add(
         judge,
-        inputs={"version": version, "test": parts["test"], "target": dataset.target, "metric": metric,
-                "gates": tuple(loop.gates)},
+        inputs={"version": version, "test": parts["test"], "target": dataset.target, "key": dataset.key,
+                "metric": metric, "gates": tuple(loop.gates)},
     )  # fmt: skip
     if loop.serve is not None:
         steps = loop.serve.rollout.percents if loop.serve.rollout else (100.0,)
@@ -113,28 +115,21 @@ def snapshot(
     features: Sequence[str] | None,
     exclude: Sequence[str],
     contract: str | None,
+    purpose: dict[str, Any] | None = None,
 ) -> str:
-    """Check the table against its contract and keep it; returns the snapshot's key."""
-    import polars as pl
+    """Check the table against its contract and keep it; returns the snapshot's key.
 
+    Args:
+        purpose: what later stages will ask of the table, so that an hour of training is not spent before they fail.
+    """
     from everloop.data import take_snapshot
-    from everloop.loop.contracts import passing_rows
+    from everloop.loop.contracts import labelled_rows, passing_rows
+    from everloop.loop.purposes import check_purpose
 
     here = _here()
-    if target not in table.columns:
-        raise DataError(
-            f"The table of '{dataset}' has no target '{target}'.", help=f"It has: {', '.join(table.columns)}"
-        )
-    wanted = [*(features or ()), *(name for name in (time, key) if name is not None)]
-    missing = [name for name in (*wanted, *exclude) if name not in table.columns]
-    if missing:
-        raise DataError(
-            f"The table of '{dataset}' has no column '{missing[0]}'.", help=f"It has: {', '.join(table.columns)}"
-        )
-    known = table.filter(pl.col(target).is_not_null())
-    if known.height == 0:
-        what = "has no rows" if table.height == 0 else f"has {table.height:,} rows, but no label in '{target}'"
-        raise DataError(f"The table of '{dataset}' {what}.", help="See what the step before it returned.")
+    wanted = [*(features or ()), *(name for name in (time, key) if name is not None), *exclude]
+    known = labelled_rows(table, dataset, target, wanted)
+    check_purpose(here.store, known, target, purpose or {})
     rows, checked = passing_rows(here.store, known, dataset, target=target, time=time, key=key, declared=contract)
     taken = take_snapshot(
         rows, dataset, here.store, target=target, time=time, key=key, run=here.run, contract=checked.key
@@ -266,8 +261,11 @@ def register(
 
 
 @step
-def judge(version: str, test: pl.DataFrame, target: str, metric: str, gates: tuple[Any, ...]) -> list[str]:
+def judge(
+    version: str, test: pl.DataFrame, target: str, key: str | None, metric: str, gates: tuple[Any, ...]
+) -> list[str]:
     """Put every gate's question; returns the ids of the answers."""
+    from everloop.loop.champions import find_rival
     from everloop.loop.gates import Trial
     from everloop.loop.gates import judge as ask
     from everloop.loop.parts import NotWorseThan
@@ -278,15 +276,18 @@ def judge(version: str, test: pl.DataFrame, target: str, metric: str, gates: tup
     here = _here()
     candidate = get_version(here.store, version)
     predictor = load_model(here.store, version)
+    truth = encode_target(test[target], predictor.task, list(predictor.classes))
+    scores = predictor.predict(test)
     champions = {}
     for alias in dict.fromkeys(gate.alias for gate in gates if isinstance(gate, NotWorseThan)):
         holder = find_alias(here.store, candidate.model, alias)
         if holder is not None and holder.version != version:
-            champions[alias] = (holder.version, load_model(here.store, holder.version).predict(test))
+            known = get_version(here.store, holder.version)
+            champions[alias] = find_rival(here.store, known, predictor, test, truth, scores, target=target, key=key)
     trial = Trial(
         rows=test,
-        truth=encode_target(test[target], predictor.task, list(predictor.classes)),
-        scores=predictor.predict(test),
+        truth=truth,
+        scores=scores,
         champions=champions,
         metric=metric,
         task=predictor.task,
@@ -354,18 +355,28 @@ def _feature_names(
     return [name for name in table.columns if name not in others]
 
 
+def _purpose_of(loop: Loop) -> dict[str, Any]:
+    from everloop.loop.parts import NotWorseThan, Performance
+    from everloop.training import AutoTrain
+
+    automatic = isinstance(loop.train, AutoTrain)
+    parts = [*loop.gates, *(part for part in loop.watch if isinstance(part, Performance))]
+    named = [getattr(loop.train, "metric", None), *(getattr(part, "metric", None) for part in parts)]
+    aliases = [gate.alias for gate in loop.gates if isinstance(gate, NotWorseThan)]
+    return {
+        "model": loop.model,
+        "aliases": list(dict.fromkeys([*(["champion"] if loop.serve else []), *aliases])),
+        "automatic": automatic,
+        "task": getattr(loop.train, "task", None) if automatic else None,
+        "metrics": list(dict.fromkeys(metric for metric in named if isinstance(metric, str))),
+        "columns": list(_slices_of(loop)),
+    }
+
+
 def _slices_of(loop: Loop) -> tuple[str, ...]:
     from everloop.loop.parts import Slices
 
     return tuple(dict.fromkeys(gate.column for gate in loop.gates if isinstance(gate, Slices)))
-
-
-def _contract_of(contract: Any) -> str | None:
-    from everloop.records import Contract
-
-    if contract is None or isinstance(contract, str):
-        return contract
-    return contract.key if isinstance(contract, Contract) else str(contract)
 
 
 def _add_user_step(graph: Graph, training: Step[..., Any], parts: Any) -> Any:

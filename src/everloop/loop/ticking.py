@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from everloop.loop.gates import Answer, compare
+from everloop.loop.live_evidence import live_evidence
 from everloop.loop.rollout import apply_answer, find_rolling, hold_release
 from everloop.loop.triggers import find_due
 from everloop.loop.watching import watch
@@ -17,12 +17,9 @@ from everloop.stores.durations import parse_duration
 
 if TYPE_CHECKING:
     from everloop.loop.declaration import Loop
-    from everloop.loop.parts import Canary, Due, Endpoint
+    from everloop.loop.parts import Due, Endpoint
     from everloop.records import Finding, Release
     from everloop.stores import Store
-
-_SERVED_APART = 1e-9
-"""A served answer that lies further from its package's own is no rounding: it is another model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,47 +59,10 @@ def _move_rollout(loop: Loop, place: Endpoint, store: Store) -> Release | None:
         return None
     decisions = len(release.decisions)
     started = next(decision.at for decision in reversed(release.decisions) if decision.action in ("start", "advance"))
-    answer = _live_evidence(store, release, release.previous, canary, loop.live_metric)
+    answer = live_evidence(store, release, release.previous, canary, loop.live_metric)
     impatient = store.now() - started >= parse_duration(canary.patience)
     if answer is None:
         moved = hold_release(store, release, f"waiting for {canary.least_labels} labelled answers")
     else:
         moved = apply_answer(store, release, answer, impatient=impatient)
     return moved if len(moved.decisions) > decisions else None
-
-
-def _live_evidence(store: Store, release: Release, previous: str, canary: Canary, metric: str) -> Answer | None:
-    """Candidate against champion on the same labelled rows of live traffic since the rollout began.
-
-    Both versions score every logged row, whichever of them answered it: the pairs make a verdict possible with a
-    tenth of the rows that two separate samples would need. What the canary really answered must be what its
-    package answers; anything else rolls it back.
-    """
-    import numpy as np
-    import polars as pl
-
-    from everloop.models import load_model
-    from everloop.serving import read_inputs, read_labelled
-
-    step_began = next(
-        decision.at for decision in reversed(release.decisions) if decision.action in ("start", "advance")
-    )
-    labelled = read_labelled(store, release.endpoint, since=release.created_at).collect()
-    rows = labelled.filter(pl.col("actual").is_not_null())
-    fresh = rows.filter(pl.col("event_at") >= step_began)
-    truth = rows["actual"].to_numpy()
-    candidate, champion = (load_model(store, key) for key in (release.candidate, previous))
-    if fresh.height < canary.least_labels or (candidate.task != "regression" and len(np.unique(truth)) < 2):
-        return None
-    own = candidate.predict(read_inputs(rows, candidate.signature))
-    other = champion.predict(read_inputs(rows, champion.signature))
-    answered = (rows["version"] == release.candidate).to_numpy()
-    if candidate.task != "multiclass" and answered.any():
-        apart = float(np.abs(own[answered] - rows["score"].to_numpy()[answered]).max())
-        if apart > _SERVED_APART:
-            evidence = {"largest_difference": apart, "rows": int(answered.sum())}
-            return Answer("fail", f"the canary answers {apart:.2g} apart from its own package", evidence)
-    answer = compare(truth, own, other, metric, canary.margin, previous)
-    answer.evidence["answered_by_canary"] = int(answered.sum())
-    answer.evidence["since_step"] = fresh.height
-    return answer

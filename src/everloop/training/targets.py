@@ -115,6 +115,14 @@ def encode_target(target: pl.Series, task: Task, classes: Sequence[Any]) -> NDAr
     return out
 
 
+def class_place(value: Any, classes: Sequence[Any]) -> int | None:
+    """Where a label stands among classes, whatever its type (`1` for `True`, `"1"` for `1`); None if nowhere."""
+    for place, known in enumerate(classes):
+        if known == value or _text(known) == _text(value):
+            return place
+    return None
+
+
 def _plain(target: pl.Series) -> pl.Series:
     import polars as pl
 

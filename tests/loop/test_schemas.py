@@ -1,0 +1,230 @@
+"""Columns and classes that come, go and change between champion and candidate."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from everloop.errors import ConflictError, ContractError, UsageError
+from everloop.loop import Canary, Loop, take_turn
+from everloop.loop.accepting import accept_contract, propose_contract
+from everloop.loop.champions import classes_of_both, same_classes, spread
+from everloop.loop.gates import Answer, judge_apart
+from everloop.loop.live_evidence import live_evidence
+from everloop.records import Decision, GateResult, ModelVersion
+from everloop.serving.prediction_log import input_column
+from everloop.training.intervals import interval
+
+
+def accept(store, loop):
+    """What `everloop data contract shop --accept` does."""
+    proposal = propose_contract(store, "shop", loop)
+    accept_contract(store, proposal)
+    return {(change.kind, change.column) for change in proposal.changes}
+
+
+def champion_gate(turn) -> GateResult:
+    return next(gate for gate in turn.gates if gate.gate == "not worse than champion")
+
+
+def change(shop, expression):
+    shop.change("loop.py", "return keep(orders)", f"return keep(orders){expression}")
+
+
+@pytest.fixture
+def store(shop):
+    with shop.open() as opened:
+        yield opened
+
+
+@pytest.fixture
+def first(shop, load, store):
+    turn = take_turn(load(), store)
+    assert turn.release.state == "completed"
+    return turn
+
+
+def test_added_column_is_compared_on_the_same_rows(shop, load, store, first):
+    change(shop, ".with_columns(pl.col('price').log().alias('log price'))")
+    turn = take_turn(load(), store)
+    gate = champion_gate(turn)
+    assert gate.champion == "returns@1"
+    assert gate.evidence["rows"] == 300
+    assert "paired" not in gate.evidence
+    assert turn.release.state == "rolling_out"
+
+
+def test_excluded_column_stays_with_the_test_rows(shop, load, store, first):
+    shop.change("loop.py", 'key="order"', 'key="order", exclude=["weight"]')
+    turn = take_turn(load(), store)
+    assert "weight" not in [item["name"] for item in turn.version.signature["inputs"]]
+    gate = champion_gate(turn)
+    assert gate.evidence["rows"] == 300
+    assert "remark" not in gate.evidence
+
+
+def test_dropped_column_comes_from_the_rows_that_the_champion_was_judged_by(shop, load, store, first):
+    change(shop, ".drop('weight')")
+    with pytest.raises(ContractError, match=r"'weight' is missing.*everloop data contract shop --accept"):
+        take_turn(load(), store)
+    loop = load()
+    assert accept(store, loop) == {("dropped", "weight")}
+    turn = take_turn(loop, store)
+    gate = champion_gate(turn)
+    assert gate.evidence["rows"] == 300
+    assert "'weight' taken from the rows of the same 'order' that returns@1 was judged by" in gate.message
+    # The champion answers as it did when it was evaluated: on the same rows, with the same columns.
+    assert gate.evidence["champion_value"] == pytest.approx(first.version.metrics["roc_auc"])
+
+
+@pytest.mark.parametrize(
+    ("expression", "why"),
+    [
+        (".drop('weight')", "lack 'weight'"),
+        (".rename({'weight': 'kilos'})", "lack 'weight'"),
+        (".with_columns((pl.col('price') > 50).cast(pl.String).alias('price'))", "'price' has type String"),
+    ],
+)
+def test_rows_that_the_champion_cannot_be_asked_about_are_judged_apart(shop, load, store, first, expression, why):
+    change(shop, expression)
+    shop.land("1", shop.orders(1500, 800, shop.opens, seed=1))
+    loop = load()
+    accept(store, loop)
+    turn = take_turn(loop, store)
+    gate = champion_gate(turn)
+    assert gate.evidence["paired"] is False
+    assert why in gate.message
+    assert "not comparable on the same rows" in gate.message
+    assert gate.evidence["champion_value"] == pytest.approx(first.version.metrics["roc_auc"])
+    assert gate.evidence["high"] - gate.evidence["low"] > 0.05
+    assert turn.release.state in ("rolling_out", "rejected")
+
+
+def test_text_that_holds_numbers_is_put_to_a_champion_of_numbers(shop, load, store, first):
+    change(shop, ".with_columns(pl.col('weight').cast(pl.String))")
+    loop = load()
+    assert accept(store, loop) == {("retyped", "weight")}
+    gate = champion_gate(take_turn(loop, store))
+    assert gate.evidence["champion_value"] == pytest.approx(first.version.metrics["roc_auc"])
+    assert "paired" not in gate.evidence
+
+
+def test_another_question_is_refused_before_training(shop, load, store, first):
+    change(shop, ".with_columns(returned=pl.col('price') * 2)")
+    shop.change("loop.py", 'el.AutoTrain(metric="roc_auc"', 'el.AutoTrain(metric="r2"')
+    shop.change("loop.py", 'gates=[el.AtLeast("roc_auc", 0.60)', 'gates=[el.AtLeast("r2", 0.1)')
+    shop.change("loop.py", 'el.Performance("roc_auc")', 'el.Performance("r2")')
+    with pytest.raises(ConflictError, match=r"asks for amounts, but returns@1 answers one of False, True.*el\.Loop\("):
+        take_turn(load(), store)
+    # With names of its own it begins afresh.
+    shop.change("loop.py", 'el.Loop(\n    "shop"', 'el.Loop(\n    "shop-2"')
+    shop.change("loop.py", 'el.Endpoint("returns"', 'el.Endpoint("amounts"')
+    assert take_turn(load(), store).version.key == "amounts@1"
+
+
+def test_labels_under_other_names_are_another_question(shop, load, store, first):
+    change(shop, ".with_columns(returned=pl.when(pl.col('returned')).then(pl.lit('back')).otherwise(pl.lit('kept')))")
+    with pytest.raises(ConflictError, match="one of 'back', 'kept', but returns@1 answers one of False, True"):
+        take_turn(load(), store)
+
+
+def test_a_metric_that_does_not_fit_the_target_is_refused_before_training(shop, load, store):
+    shop.change("loop.py", 'el.AtLeast("roc_auc", 0.60)', 'el.AtLeast("rmse", 0.60)')
+    with pytest.raises(UsageError, match=r"'rmse' is not for binary targets.*roc_auc"):
+        take_turn(load(), store)
+    assert store.records.find(ModelVersion) == []
+
+
+def test_a_class_more_is_compared_with_what_the_champion_knows(shop, load, store):
+    text = "pl.when(pl.col('returned')).then(pl.lit('back'))"
+    change(shop, f".with_columns(returned={text}.otherwise(pl.lit('kept')))")
+    first = take_turn(load(), store)
+    assert first.version.signature["classes"] == ["back", "kept"]
+    new = f"{text}.when(pl.col('price') < 25).then(pl.lit('lost'))"
+    shop.change("loop.py", f"{text}.", f"{new}.")
+    loop = load()
+    # The contract binds the target's classes: rows of a new one are set aside until it is accepted.
+    assert accept(store, loop) == {("widened", "returned")}
+    turn = take_turn(loop, store)
+    assert turn.version.signature["classes"] == ["back", "kept", "lost"]
+    gate = champion_gate(turn)
+    assert "returns@1 does not know 'lost'" in gate.message
+    assert gate.evidence["gain"] > 0.05
+    assert gate.outcome == "pass"
+
+
+def test_classes_are_matched_by_what_they_mean():
+    assert same_classes([False, True], ["0", "1"])
+    assert not same_classes(["no", "yes"], ["yes", "no"])
+    two, three = SimpleNamespace(classes=["b", "a"]), SimpleNamespace(classes=["a", "c", "b"])
+    every = classes_of_both(two, three)
+    assert every == ["b", "a", "c"]
+    assert np.allclose(spread(np.array([0.2, 0.9]), two.classes, every), [[0.8, 0.2, 0], [0.1, 0.9, 0]])
+    assert spread(np.array([[0.5, 0.3, 0.2]]), three.classes, every).tolist() == [[0.2, 0.5, 0.3]]
+
+
+def test_two_values_of_different_rows_give_a_wider_interval_than_pairs():
+    rng = np.random.default_rng(1)
+    truth = (rng.uniform(size=400) < 0.5).astype(float)
+    good, bad = truth + rng.normal(0, 0.7, 400), truth + rng.normal(0, 1.5, 400)
+    own, other = interval(truth, good, "roc_auc"), interval(truth, bad, "roc_auc")
+    better = judge_apart(own, other, "roc_auc", 0.01, "m@1", "no reason")
+    assert better.outcome == "pass"
+    assert better.evidence["low"] < better.evidence["gain"] < better.evidence["high"]
+    # Newcombe's way of squaring and adding is exact where the two are the same.
+    half = own.value - own.low
+    assert judge_apart(own, own, "roc_auc", 0.01, "m@1", "").evidence["low"] == pytest.approx(
+        -np.hypot(half, own.high - own.value)
+    )
+    assert judge_apart(other, own, "roc_auc", 0.01, "m@1", "").outcome == "fail"
+    assert judge_apart(own, own, "roc_auc", 0.0, "m@1", "").outcome == "undecided"
+    # Where less is better, the signs turn.
+    small, large = interval(truth, truth + 0.1, "rmse"), interval(truth, truth + 2.0, "rmse")
+    assert judge_apart(small, large, "rmse", 0.0, "m@1", "").outcome == "pass"
+
+
+def served(model, version, orders, columns):
+    """Answers of one version as the prediction log has them, with the labels that came."""
+    scores = model.predict_scores(orders)
+    logged = orders.select(pl.col(name).alias(input_column(name)) for name in columns)
+    return logged.with_columns(
+        version=pl.lit(version), score=pl.Series(scores), actual=orders["returned"].cast(pl.Float64),
+        actual_text=orders["returned"].cast(pl.String), event_at=orders["at"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_live_evidence_across_columns(shop, load, store, first, monkeypatch, everything):
+    from everloop.models import load_model
+
+    change(shop, ".drop('weight').with_columns(pl.col('price').sqrt().alias('root'))")
+    loop = load()
+    assert isinstance(loop, Loop)
+    accept(store, loop)
+    second = take_turn(loop, store)
+    assert second.release.state == "rolling_out"
+    flow = shop.orders(5000, 600, shop.opens, seed=7).with_columns(pl.col("price").sqrt().alias("root"))
+    names = {"returns@1": ["price", "weight", "shop"], "returns@2": ["price", "shop", "root"]}
+    both = ["price", "weight", "shop", "root"]
+    parts = [
+        served(load_model(store, version).model, version, rows, both if everything else names[version])
+        for version, rows in (("returns@1", flow.head(400)), ("returns@2", flow.tail(200)))
+    ]
+    log = pl.concat(parts, how="diagonal")
+    monkeypatch.setattr("everloop.serving.read_labelled", lambda *_, **__: log.lazy())
+    started = Decision(at=shop.opens - timedelta(days=1), action="start", percent=20, reason="")
+    release = SimpleNamespace(endpoint="returns", candidate="returns@2", created_at=started.at, decisions=(started,))
+    answer = live_evidence(store, release, "returns@1", Canary(least_labels=100), "roc_auc")
+    assert isinstance(answer, Answer)
+    if everything:
+        assert answer.evidence["rows"] == 600
+        assert answer.evidence["answered_by_canary"] == 200
+        assert "paired" not in answer.evidence
+    else:
+        assert answer.evidence["paired"] is False
+        assert answer.evidence["answered_by"] == {"returns@2": 200, "returns@1": 400}
+    assert live_evidence(store, release, "returns@1", Canary(least_labels=601), "roc_auc") is None
