@@ -143,7 +143,14 @@ def keep_up(store: Store, folder: Path, *, port: int | None = None, every: float
             f"Status page and API: [bold]{supervisor.url}[/bold]  (Ctrl-C stops everything)", soft_wrap=True
         )
         for name, url in supervisor.wait_for_endpoints().items():
-            messages().print(f"Endpoint '{name}':     [bold]{url}[/bold]  (POST {url}/predict)", soft_wrap=True)
+            messages().print(
+                f"Endpoint '{name}': POST [bold]{supervisor.address_of(name)}/predict[/bold]"
+                f"  (for heavy load, its own port: {url})",
+                soft_wrap=True,
+            )
+            if name in supervisor.moved:
+                before, now = supervisor.moved[name]
+                messages().print(f"  Port {before}, which '{name}' had before, is taken; it is at {now} now.")
 
     threading.Thread(target=tell, daemon=True).start()
     supervisor.serve()

@@ -4,6 +4,7 @@
     GET /health                   200 while the process answers; the one open path
     GET /api/openapi.json         what /api/v1 is
     /api/v1/...                   records, registry, users and tokens: see the modules of `api/`
+    /endpoints/NAME/...           the routes of an endpoint's process: see `gateway/`
     /api/2.0/mlflow/... and kin   what MLflow's clients speak: see `mlflow/`
     POST /graphql                 what MLflow's page asks: see `mlflow/graphql/`
 
@@ -51,8 +52,11 @@ def make_app(store: Store, options: ServerOptions | None = None) -> Door:
     """
     from everloop.server.access import AccessBook, Authenticator
     from everloop.server.api import access, records, registry, webhooks
+    from everloop.server.gateway.forwarding import Gateway
+    from everloop.server.gateway.targets import Targets
 
     options = options or ServerOptions()
+    gateway = Gateway(Targets(store), options)
     authenticator = Authenticator(AccessBook(store)) if options.auth else None
     routes: list[ControllerRouterHandler] = [
         status,
@@ -63,12 +67,14 @@ def make_app(store: Store, options: ServerOptions | None = None) -> Door:
         *registry.routes(),
         *access.routes(),
         *webhooks.routes(options),
+        *gateway.routes(),
         *_mlflow(store, options),
         *_intake(store, options),
     ]
     app = Litestar(
         route_handlers=routes,
         guards=[guard],
+        on_shutdown=[gateway.close],
         exception_handlers={EverloopError: _refuse, HTTPException: _refuse_http, Exception: _fail},
         openapi_config=OpenAPIConfig(
             title="everloop",
@@ -82,7 +88,7 @@ def make_app(store: Store, options: ServerOptions | None = None) -> Door:
         logging_config=None,
         debug=False,
     )
-    return Door(app, store, options, authenticator, _open_paths(app))
+    return Door(app, store, options, authenticator, _open_paths(app), gateway.targets)
 
 
 @get("/status", media_type=MediaType.HTML, sync_to_thread=False, include_in_schema=False, opt={NEEDS: "viewer"})

@@ -31,6 +31,10 @@ AUTH = "everloop.auth"
 NEEDS = "role"
 """The name in a route's `opt` of the role that it needs; of a mounted app the least that any of its routes needs,
 which asks for more by `demand`."""
+CALLER = "everloop.caller"
+"""In the scope: the endpoint whose own token the request brought instead of a login."""
+CALLERS = "callers"
+"""True in a route's `opt`: an endpoint's own token opens it; the route holds it to that endpoint."""
 BODY_KIND = "body"
 """`upload` in a route's `opt`: its body is streamed."""
 
@@ -84,6 +88,7 @@ async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
         # What Litestar adds by itself: the answer to OPTIONS.
         needed = "viewer"
     scope = cast("MutableMapping[str, Any]", connection.scope)
-    demand(scope, str(needed))
+    if not (handler.opt.get(CALLERS) and scope.get(CALLER)):
+        demand(scope, str(needed))
     if handler.opt.get(BODY_KIND) == "upload":
         cast("BodyWatch", scope[BODY]).allow_upload()

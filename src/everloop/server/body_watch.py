@@ -39,6 +39,28 @@ class BodyWatch:
         self._limit = self._options.upload_bytes
         self._upload = True
 
+    def limit_to(self, size_bytes: int) -> None:
+        """Take no longer body than this, whatever else is allowed."""
+        self._limit = min(self._limit, size_bytes)
+
+    @property
+    def too_long(self) -> bool:
+        """Whether the announced length is more than is taken."""
+        return (self._declared or 0) > self._limit
+
+    async def swallow(self, size_bytes: int, seconds: float) -> None:
+        """Read and drop the body of a request that is refused, at most this much of it and for so long."""
+        left = size_bytes
+        try:
+            async with asyncio.timeout(seconds):
+                while left > 0:
+                    event: Any = await self._receive()
+                    if event["type"] == "http.disconnect" or not event.get("more_body", False):
+                        return
+                    left -= len(event.get("body", b""))
+        except TimeoutError:
+            return
+
     async def receive(self) -> Any:
         """One ASGI event of the body.
 

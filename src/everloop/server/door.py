@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from everloop.server.access.checking import Authenticator, CredentialsError
 from everloop.server.answers import SECURITY_HEADERS, send_refusal
-from everloop.server.asking import AUTH, BODY, PRINCIPAL, STORE
+from everloop.server.asking import AUTH, BODY, CALLER, PRINCIPAL, STORE
 from everloop.server.body_watch import BodyWatch
 from everloop.server.hosts import HostRule, is_cross_origin
 
 if TYPE_CHECKING:
     from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+    from everloop.server.gateway.targets import Targets
     from everloop.server.options import ServerOptions
     from everloop.stores import Store
 
@@ -39,12 +40,19 @@ class Door:
         options: ServerOptions,
         authenticator: Authenticator | None,
         open_paths: Collection[str],
+        targets: Targets | None = None,
     ) -> None:
+        """Prepare.
+
+        Args:
+            targets: the endpoints behind this server; the own tokens of each open what is below its name.
+        """
         self.app = app
         self.store = store
         self.options = options
         self.authenticator = authenticator
         self.open_paths = open_paths
+        self.targets = targets
         self._hosts = HostRule(options.allowed_hosts)
         self._store_of_actor = lru_cache(maxsize=1024)(store.as_actor)
 
@@ -85,6 +93,9 @@ class Door:
         try:
             if len(given) > 1:
                 raise CredentialsError(401, "There are two sets of credentials.")
+            if given and self.targets is not None and (name := await self.targets.caller(scope, given[0])) is not None:
+                scope[CALLER] = name
+                return True
             principal = await self.authenticator.identify(given[0] if given else None, client[0] if client else "")
             if principal is None and path not in self.open_paths:
                 raise CredentialsError(401, "This needs a login.")
@@ -133,7 +144,7 @@ def _log(scope: MutableMapping[str, Any], answer: _Answer, seconds: float) -> No
     path = repr(scope.get("raw_path", b"")[:500])[2:-1]
     facts = {
         "client": client[0] if client else "-",
-        "actor": principal.actor if principal else "-",
+        "actor": principal.actor if principal else (f"endpoint:{caller}" if (caller := scope.get(CALLER)) else "-"),
         "method": scope["method"],
         "path": path,
         "status": answer.status,

@@ -36,5 +36,7 @@ class ServerOptions:
     """The longest time that a body of at most `json_bytes` may take."""
     least_upload_bytes_per_s: int = 1024
     """The slowest upload that is waited for, on average after the first `body_s`."""
+    endpoint_answer_s: float = 300.0
+    """How long an endpoint may take before the first byte of its answer, where it is asked through this server."""
     webhook_networks: tuple[str, ...] = ()
     """Private networks that webhooks may reach all the same, such as `10.1.0.0/16`."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from everloop.errors import EverloopError
 from everloop.records import Endpoint
 from everloop.server.control import ControlPlane
+from everloop.server.ports import EndpointPorts
 from everloop.server.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -75,6 +76,9 @@ class Supervisor:
         said = settings or ServerSettings()
         self.control = ControlPlane(store, host=said.host, port=said.port, options=said.options, auth=said.auth)
         self.url = self.control.url
+        self.moved: dict[str, tuple[int, int]] = {}
+        """The endpoints whose kept port was taken: the kept and the new one, by name."""
+        self._ports = EndpointPorts(store)
         self._stopping = threading.Event()
         self._endpoints: dict[str, EndpointProcess] = {}
         self._worker: subprocess.Popen[bytes] | None = None
@@ -93,6 +97,10 @@ class Supervisor:
             watcher.join(timeout=60)
             self._stop_children()
             self.control.close()
+
+    def address_of(self, name: str) -> str:
+        """The stable address of an endpoint, below which all of its routes are."""
+        return f"{(self.control.options.public_url or self.url).rstrip('/')}/endpoints/{name}"
 
     def wait_for_endpoints(self, timeout_s: float = 60.0) -> dict[str, str]:
         """Addresses by endpoint, once every endpoint that has a champion answers."""
@@ -122,9 +130,9 @@ class Supervisor:
             served_elsewhere = known is None and is_served(self.store, place.name)
             if not place.routes or served_elsewhere or not self._may_start(place.name):
                 continue
-            process = EndpointProcess(self.store, place.name)
+            process = EndpointProcess(self.store, place.name, port=self._ports.choose(place.name))
             self._endpoints[place.name] = process
-            process.start()
+            self._start(process)
         if self.folder is not None and (self._worker is None or self._worker.poll() is not None):
             if not self._may_start("worker"):
                 return
@@ -140,6 +148,14 @@ class Supervisor:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                 )  # fmt: skip
+
+    def _start(self, process: EndpointProcess) -> None:
+        url = process.start()
+        port = int(url.rpartition(":")[2])
+        before = self._ports.keep(process.name, port)
+        if before is not None:
+            self.moved[process.name] = (before, port)
+            _log.warning("Port %d of the endpoint '%s' is taken; it is at %d now.", before, process.name, port)
 
     def _may_start(self, name: str) -> bool:
         return self._restarts.setdefault(name, _Restarts()).may_start(monotonic())

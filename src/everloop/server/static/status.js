@@ -78,7 +78,7 @@ function draw(status) {
   document.getElementById("where").textContent =
     `${status.project} · ${moment(status.now)} UTC${status.simulated ? " (simulated clock)" : ""}`;
   table("endpoints", ["endpoint", "state", "address", "routes"], status.endpoints.map((e) => [
-    e.name, e.state, e.url, e.routes.map((r) => `${r.version} ${r.percent}% ${r.role}`).join(", ")]),
+    e.name, e.state, `${location.origin}/endpoints/${e.name}/predict`, e.routes.map((r) => `${r.version} ${r.percent}% ${r.role}`).join(", ")]),
     "No endpoint yet: everloop run releases the first version.");
   chart("performance", status.performance, status.performance_alarms);
   table("releases", ["candidate", "before", "state", "traffic", "began", "why"], status.releases.map((r) => [
