@@ -110,7 +110,8 @@ def _import(path: Path) -> ModuleType:
         where = f"{error.filename}, line {error.lineno}"
         line = f": {error.text.strip()}" if error.text else ""
         raise ProjectError(f"Syntax error in {where}: {error.msg}{line}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        # A module that calls sys.exit would otherwise end the command as if it had succeeded.
         _restore(name, known)
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _inside(frame.filename, path.parent)]
         where = f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else str(path)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from everloop.pipeline.reach import Code, Known, Reach
 from everloop.pipeline.steps import Step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 _KNOWN: weakref.WeakKeyDictionary[Any, Known] = weakref.WeakKeyDictionary()
 
@@ -28,4 +29,14 @@ def code_of(function: Callable[..., Any]) -> Code:
     return known.code
 
 
-__all__ = ["Code", "code_of"]
+def settle(functions: Iterable[Callable[..., Any]]) -> None:
+    """After steps have run here: what they did to their own constants is no edit, so their code stays known."""
+    for function in functions:
+        plain = function.function if isinstance(function, Step) else function
+        with suppress(TypeError):
+            known = _KNOWN.get(plain)
+            if known is not None:
+                known.settle()
+
+
+__all__ = ["Code", "code_of", "settle"]

@@ -18,11 +18,28 @@ def tell_failure(name: str, error: BaseException) -> BaseException:
             error.add_note(f"In step '{name}'.")
         return error
     told = StepError(
-        f"Step '{name}' failed: {type(error).__name__}: {error}",
-        help="See the traceback above, or: everloop runs show",
+        f"Step '{name}' failed: {show_error(error)}", help="See the traceback above, or: everloop runs show"
     )
     told.__cause__ = error
     return told
+
+
+def show_error(error: BaseException) -> str:
+    """Kind and text of an error; in words where it is a way to leave a function other than an error."""
+    try:
+        text = str(error)
+    except Exception as trouble:
+        text = f"(its text cannot be shown: {type(trouble).__name__})"
+    match error:
+        case SystemExit():
+            said = f"it called sys.exit({error.code!r})"
+        case KeyboardInterrupt():
+            said = "it raised KeyboardInterrupt itself"
+        case GeneratorExit():
+            said = "it raised GeneratorExit"
+        case _:
+            return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{said}. A step ends by returning a value or by raising an error"
 
 
 def describe_failure(error: BaseException) -> str:

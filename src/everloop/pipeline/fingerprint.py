@@ -6,11 +6,14 @@ input:flights        digest     param:budget_s   digest      outputs   names of 
 
 from __future__ import annotations
 
+import types
 from typing import TYPE_CHECKING, Any
 
-from everloop.pipeline.artifacts import Stored, keep_value
+from everloop.pipeline.artifacts import Stored, UnkeepableError, keep_value
 from everloop.pipeline.code import Code, code_of
 from everloop.pipeline.job import Bundle, Kept
+from everloop.pipeline.objects import unwrapped
+from everloop.pipeline.reach import UNTOLD
 from everloop.pipeline.values import UndigestibleError, digest_text, digest_value
 
 if TYPE_CHECKING:
@@ -128,16 +131,30 @@ class _Identified:
 def _digest(value: Any, objects: ContentStore) -> str:
     try:
         return digest_value(_identified(value), _refer)
-    except UndigestibleError:
-        # Known by what would be kept of it: a frame as Parquet, an object as a pickle.
-        return digest_text(_identity(keep_value(value, objects)))
+    except UndigestibleError as error:
+        untold = f"{UNTOLD}{error}"
+    try:
+        # Known by what would be kept of it, if that is not code.
+        stored = keep_value(value, objects)
+    except UnkeepableError:
+        return untold
+    return untold if stored.signature is not None else digest_text(_identity(stored))
+
+
+def untold(parts: Mapping[str, str]) -> str | None:
+    """Why no former result may be used: which value has a content that cannot be told. None if there is none."""
+    for name, part in parts.items():
+        if part.startswith(UNTOLD):
+            what = name.partition(":")[2]
+            return f"not cached: '{what}' holds {part.removeprefix(UNTOLD)}"
+    return None
 
 
 def _identified(value: Any) -> Any:
     if isinstance(value, Kept):
         return _Identified(_identity(value.stored))
     if isinstance(value, Bundle):
-        return {name: _Identified(_identity(stored)) for name, stored in value.outputs.items()}
+        return {name: _Identified(_identity(stored)) for name, stored in sorted(value.outputs.items())}
     if type(value) in (list, tuple):
         return type(value)(_identified(item) for item in value)
     if type(value) is dict:
@@ -145,14 +162,23 @@ def _identified(value: Any) -> Any:
     return value
 
 
-def _refer(value: Any) -> str:
+def _refer(value: Any) -> str | None:
     if isinstance(value, _Identified):
         return value.text
-    if isinstance(value, type) or callable(value):
-        code = code_of(value)
-        name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
-        return " ".join([name, code.digest, *(f"{package} {version}" for package, version in code.packages.items())])
-    raise UndigestibleError(f"{type(value).__name__} has no digest")
+    plain = unwrapped(value)
+    if isinstance(plain, types.MethodType):
+        return f"method of {digest_value(plain.__self__, _refer)} {_code(plain.__func__)}"
+    if isinstance(plain, types.FunctionType | type | types.BuiltinFunctionType):
+        return _code(plain)
+    if isinstance(plain, types.ModuleType):
+        raise UndigestibleError(f"the module {plain.__name__}")
+    return None
+
+
+def _code(value: Any) -> str:
+    code = code_of(value)
+    name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
+    return " ".join([name, code.digest, *(f"{package} {version}" for package, version in code.packages.items())])
 
 
 def _identity(stored: Stored) -> str:

@@ -72,6 +72,10 @@ def plan(
         if not node.step.cache:
             planned.append(Planned(name, "would run", fp.NOT_CACHED))
             continue
+        untold = fp.untold(parts)
+        if untold is not None:
+            planned.append(Planned(name, "would run", untold))
+            continue
         found = cache.find(fp.fingerprint(parts), again=True)
         if isinstance(found, Hit):
             results[name] = found.outputs

@@ -1,19 +1,21 @@
 """What a function reaches: every function, class and constant of the project that running it may touch.
 
 From the step's function outwards, each name that the code reads is looked up where Python would look it up
-(closure, module) and followed: functions and classes by their syntax, constants by their value, anything else
-by the statement that made it. What the code itself writes to (a module's own cache) is no constant, and its
-statement stands for it as well. Code of the standard library is left out; of an installed package the version
-counts. The result is the same in every process and on every machine that has the same code.
+(closure, module) and followed: functions and classes by their syntax, everything else by its content. What the code
+itself changes while it runs (a module's own cache) counts as it was before any step ran here. A value whose content
+cannot be told is noted as such, so that the step runs each time. Code of the standard library is left out; of an
+installed package the version counts. The result is the same in every process and on every machine that has the same
+code.
 """
 
 from __future__ import annotations
 
 import ast
-import functools
+import enum
 import importlib.util
 import sys
 import types
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +25,21 @@ from everloop.pipeline.packages import find_distribution, origin_of
 from everloop.pipeline.readings import Reading, readings
 from everloop.pipeline.source import SourceFile, Stamp, find_source, stamp_of, write_instructions
 from everloop.pipeline.syntax import write_syntax
-from everloop.pipeline.values import UndigestibleError, digest_text, digest_value
+from everloop.pipeline.values import UndigestibleError, digest_text, digest_value, is_constant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 _MISSING = object()
 _MUTABLE = (list, dict, set, bytearray)
+UNTOLD = "untold: "
+"""Begins a part that is not a digest, since the content behind it cannot be told. The kind of the value follows."""
+_MADE_OF_VALUES = (types.SimpleNamespace, types.MappingProxyType, types.MethodType, types.GeneratorType)
+_CODE = (types.FunctionType, types.ModuleType, types.BuiltinFunctionType)
+# What Python itself keeps in a class.
+_UNSEEN_ATTRIBUTES = frozenset(
+    {"_abc_impl", "_member_map_", "_member_names_", "_value2member_map_", "_hashable_values_", "_unhashable_values_"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +62,12 @@ class Looked:
     names: Mapping[str, Any]
     name: str
     found: object
-    digest: str | None
+    content: str | None
+    """Of what can be changed in place, a digest of its content in this process."""
 
     def still(self) -> bool:
         now = self.names.get(self.name, _MISSING)
-        if now is not self.found:
-            return False
-        if self.digest is None:
-            return True
-        try:
-            return digest_value(now) == self.digest
-        except UndigestibleError:
-            return False
+        return now is self.found and (self.content is None or content_here(now) == self.content)
 
 
 @dataclass(slots=True)
@@ -76,6 +80,51 @@ class Known:
         return all(stamp_of(name) == stamp for name, stamp in self.stamps.items()) and all(
             one.still() for one in self.looked
         )
+
+    def settle(self) -> None:
+        """Take what a step has done to its own constants as part of running it, not as an edit of the code."""
+        self.looked = [
+            one if one.content is None else replace(one, found=now, content=content_here(now))
+            for one in self.looked
+            if (now := one.names.get(one.name, _MISSING)) is not _MISSING
+        ]
+
+
+def content_here(value: object) -> str | None:
+    """A digest of what can be changed in place, to be compared in this process only. None where there is nothing."""
+    if is_constant(value) or isinstance(value, _CODE):
+        return None
+    try:
+        if isinstance(value, type):
+            if origin_of(str(value.__module__)) != "project":
+                return None
+            return digest_value(dict(_attributes_of(value)), _refer_here)
+        return digest_value(value, _refer_here)
+    except UndigestibleError:
+        return None
+
+
+def _refer_here(value: object) -> str | None:
+    value = unwrapped(value)
+    if isinstance(value, (*_CODE, type)):
+        return f"{type(value).__name__} at {id(value)}"
+    return None
+
+
+def _attributes_of(cls: type) -> Iterator[tuple[str, Any]]:
+    """The data that a class holds, without what its own statement in the source cannot but say."""
+    for name, value in vars(cls).items():
+        dunder = name.startswith("__") and name.endswith("__")
+        if dunder or name in _UNSEEN_ATTRIBUTES:
+            continue
+        # Methods and what packages put into a class follow from its statement; a descriptor of the project holds data.
+        if not hasattr(type(value), "__get__") or origin_of(str(type(value).__module__)) == "project":
+            yield name, value
+
+
+_first_seen: dict[tuple[int, str], tuple[object, str]] = {}
+"""Of what code changes while it runs: the object, or the module that binds the name, and the digest when it was first
+seen, before any step ran here."""
 
 
 @dataclass
@@ -91,8 +140,6 @@ class Reach:
     """Containers that the code writes to, by their identity."""
     rebound: dict[tuple[int, str], str] = field(default_factory=dict)
     """Names that the code binds anew by `global`, each with its part."""
-    stated: set[str] = field(default_factory=set)
-    """Parts that a statement stands for."""
 
     def trace(self, function: Callable[..., Any]) -> Known:
         plain = unwrapped(function)
@@ -113,7 +160,7 @@ class Reach:
             modules=self.modules,
         )
         looked = [
-            replace(one, digest=None) if id(one.found) in self.written else one
+            replace(one, content=None) if id(one.found) in self.written else one
             for one in self.looked
             if (id(one.names), one.name) not in self.rebound
         ]
@@ -128,6 +175,7 @@ class Reach:
         module = function.__globals__.get("__name__", "__main__")
         # The functions of a step may stand in everloop itself: a step's own code always counts.
         if not entry and not self._is_project(module, code.co_filename):
+            self._decorated(function)
             return
         self._remember_module(module)
         source = self._source(code.co_filename)
@@ -147,6 +195,23 @@ class Reach:
             self._values(label, "defaults", function.__defaults__, source)
         if function.__kwdefaults__ and not entry:
             self._values(label, "keyword defaults", tuple(sorted(function.__kwdefaults__.items())), source)
+        held = {name: value for name, value in vars(function).items() if name != "__wrapped__"}
+        if held:
+            self._values(label, "attributes", held, source)
+        if "__wrapped__" in vars(function):
+            self._later(function.__wrapped__, module, code.co_name, source)  # type: ignore[attr-defined]
+
+    def _decorated(self, function: types.FunctionType) -> None:
+        """The project's functions inside a wrapper of a package: `contextmanager`, `singledispatch`, `retry`."""
+        wrapped = vars(function).get("__wrapped__")
+        values = [*cells_of(function).values(), *([] if wrapped is None else [wrapped])]
+        for value in map(unwrapped, values):
+            if isinstance(value, types.FunctionType | type):
+                self._later(value, "", function.__name__, None)
+            elif not is_constant(value) and not isinstance(value, types.ModuleType):
+                # What else the wrapper holds was written where it was applied, and that is read by itself.
+                with suppress(UndigestibleError):
+                    self._inside(value, "", function.__name__, None)
 
     def _class(self, cls: type) -> None:
         if not self._first(cls):
@@ -166,9 +231,21 @@ class Reach:
         for method in own:
             cells.update(cells_of(method))
         in_file = [item for item in own if item.__code__.co_filename == filename]
+        data = dict(_attributes_of(cls))
+        if issubclass(cls, enum.Enum):
+            data = {name: member._value_ for name, member in cls.__members__.items()} | {
+                name: value for name, value in data.items() if not isinstance(value, cls)
+            }
+        # Their values, for a statement elsewhere may have set them, or a file that was read with the class.
+        values = [self._content(data, "", label, source)] if data else []
+        if values and values[0].startswith(UNTOLD):
+            self._add_digest(f"{label} attributes", values.pop())
+        for method in methods:
+            if method not in own:
+                self._later(method, cls.__module__, method.__name__, source)
         if source is None or node is None or not all(source.find_function(item.__code__) for item in in_file):
             # Made by a call, or its file has been edited since.
-            self._add(label, *(write_instructions(item.__code__) for item in own))
+            self._add(label, *(write_instructions(item.__code__) for item in own), *values)
             for base in cls.__bases__:
                 self._later(base, cls.__module__, base.__name__, source)
             for method in own:
@@ -176,7 +253,7 @@ class Reach:
                 self._follow(reads, method.__globals__, cells, source, label)
             return
         skip = self._is_ours(names)
-        self._add(label, write_syntax(node, skip_decorator=skip))
+        self._add(label, write_syntax(node, skip_decorator=skip), *values)
         self._follow(readings(node, skip_decorator=skip), names, cells, source, label)
 
     def _module(self, module: types.ModuleType) -> None:
@@ -188,6 +265,13 @@ class Reach:
         if source is not None:
             self._add(label_of(module.__name__), write_syntax(source.tree))
             self._follow(readings(source.tree), vars(module), {}, source, label_of(module.__name__))
+            # Also what no statement reads: a table that was made from a file when the module was imported.
+            bound = {name: value for name, value in vars(module).items() if name in source.bindings}
+            for name, value in bound.items():
+                if not isinstance(value, _CODE) and not isinstance(value, type):
+                    place, at = self._home(module.__name__, name, source)
+                    self._look(vars(module), name)
+                    self._later(value, place, name, at)
 
     def _value(self, value: Any, module: str, name: str, source: SourceFile | None) -> None:
         value = unwrapped(value)
@@ -204,49 +288,58 @@ class Reach:
             self._data(value, module, name, source)
 
     def _data(self, value: Any, module: str, name: str, source: SourceFile | None) -> None:
-        """A value that is not code: by its content if that can be told, else by the statement that made it."""
+        """A value that is not code, by its content."""
         label = f"{label_of(module)}.{name}"
-        changing = id(value) in self.written or label in self.rebound.values()
-        if label in self.stated or (label in self.parts and not changing):
-            return
-        try:
-            if changing:
-                raise UndigestibleError(f"{label} is written to")
-            self.parts[label] = digest_value(value, lambda inner: self._refer(inner, module, name, source))
-        except UndigestibleError:
-            self.parts.pop(label, None)
-            self.stated.add(label)
-            kind = type(value)
-            statements = source.bindings.get(name, []) if source else []
-            texts = [write_syntax(statement) for statement in statements]
-            self._add(label, f"{kind.__module__}.{kind.__qualname__}", *texts)
-            names = vars(sys.modules[module]) if module in sys.modules else {}
-            for statement in statements:
-                if not isinstance(statement, ast.Import | ast.ImportFrom):
-                    self._follow(readings(statement), names, {}, source, label)
-            self._class_or_package(kind)
+        if id(value) in self.written or label in self.rebound.values():
+            self.parts[label] = self._first_content(value, module, name, source)
+        elif label not in self.parts:
+            self.parts[label] = self._content(value, module, name, source)
 
-    def _refer(self, value: Any, module: str, name: str, source: SourceFile | None) -> str:
-        """What stands inside a container: code is followed, instances of the project's classes are opened."""
+    def _content(self, value: Any, module: str, name: str, source: SourceFile | None) -> str:
+        try:
+            return self._inside(value, module, name, source)
+        except UndigestibleError as error:
+            self._class_or_package(type(value))
+            return f"{UNTOLD}{error}"
+
+    def _first_content(self, value: Any, module: str, name: str, source: SourceFile | None) -> str:
+        """Of what the code changes: its content when it was first seen here, which is before any step ran.
+
+        Of a name that is bound to other objects, the first object stands.
+        """
+        holder: object = value
+        if id(value) not in self.written and module in sys.modules:
+            holder = sys.modules[module]
+        key = (id(holder), "" if holder is value else name)
+        known = _first_seen.get(key)
+        if known is None or known[0] is not holder:
+            known = _first_seen[key] = (holder, self._content(value, module, name, source))
+        else:
+            # Code that was put in there since is followed all the same.
+            self._content(value, module, name, source)
+        return known[1]
+
+    def _refer(self, value: Any, module: str, name: str, source: SourceFile | None) -> str | None:
+        """What stands inside a container: code is followed."""
         value = unwrapped(value)
         if isinstance(value, types.FunctionType):
             self.waiting.append(lambda: self._function(value))
             return f"{label_of(value.__globals__.get('__name__', ''))}.{value.__code__.co_qualname}"
         if isinstance(value, type):
             self.waiting.append(lambda: self._class_or_package(value))
-            return f"{label_of(value.__module__)}.{value.__qualname__}"
-        if isinstance(value, types.BuiltinFunctionType):
+            return f"{label_of(str(value.__module__))}.{value.__qualname__}"
+        if isinstance(value, types.ModuleType):
+            self._later(value, module, name, source)
+            return f"module {label_of(value.__name__)}"
+        if isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, types.ModuleType | None):
+            self._is_project(value.__module__ or "builtins", None)
             return f"{value.__module__}.{value.__qualname__}"
         if isinstance(value, types.MethodType):
             self._later(value.__func__, module, name, source)
             return f"method {value.__func__.__qualname__} of {self._inside(value.__self__, module, name, source)}"
-        if isinstance(value, functools.partial):
-            return f"partial {self._inside((value.func, value.args, value.keywords), module, name, source)}"
-        cls = type(value)
-        if origin_of(cls.__module__) == "project" and hasattr(value, "__dict__"):
-            self.waiting.append(lambda: self._class_or_package(cls))
-            return f"{cls.__qualname__} {self._inside(vars(value), module, name, source)}"
-        raise UndigestibleError(f"{cls.__name__} has no digest")
+        if self._is_typing(value) and not isinstance(value, _MADE_OF_VALUES):
+            return f"{type(value).__qualname__} {value!r}"
+        return None
 
     def _inside(self, value: object, module: str, name: str, source: SourceFile | None) -> str:
         return digest_value(value, lambda inner: self._refer(inner, module, name, source))
@@ -329,21 +422,10 @@ class Reach:
             self._later(value, "", name, source)
             return
         part = f"{label}.{name}"
-        outer = label.split(".<locals>")[0]
-        if part in self.stated or (part in self.parts and id(value) not in self.written):
-            return
-        try:
-            if id(value) in self.written:
-                raise UndigestibleError(f"{part} is written to")
-            self.parts[part] = digest_value(value, lambda inner: self._refer(inner, "", name, source))
-        except UndigestibleError:
-            self.parts.pop(part, None)
-            self.stated.add(part)
-            kind = type(value)
-            around = outer.rpartition(".")[2]
-            statements = source.bindings.get(around, []) if source else []
-            self._add(part, f"{kind.__module__}.{kind.__qualname__}", *(write_syntax(item) for item in statements))
-            self._class_or_package(kind)
+        if id(value) in self.written:
+            self.parts[part] = self._first_content(value, "", name, source)
+        elif part not in self.parts:
+            self.parts[part] = self._content(value, "", name, source)
 
     def _home(self, module: str, name: str, source: SourceFile | None) -> tuple[str, SourceFile | None]:
         """Where a constant was first bound: `from helpers import LIMIT` leads to `helpers`."""
@@ -382,13 +464,7 @@ class Reach:
 
     def _look(self, space: Mapping[str, Any], name: str) -> Any:
         found = space[name]
-        digest = None
-        if isinstance(found, _MUTABLE):
-            try:
-                digest = digest_value(found)
-            except UndigestibleError:
-                digest = None
-        self.looked.append(Looked(space, name, found, digest))
+        self.looked.append(Looked(space, name, found, content_here(found)))
         return found
 
     # --- bookkeeping ----------------------------------------------------------------------------------------
@@ -404,18 +480,16 @@ class Reach:
         return True
 
     def _add(self, label: str, *texts: str) -> None:
-        digest = digest_text(*texts)
+        self._add_digest(label, digest_text(*texts))
+
+    def _add_digest(self, label: str, digest: str) -> None:
         number, free = 2, label
         while self.parts.get(free, digest) != digest:
             free, number = f"{label}#{number}", number + 1
         self.parts[free] = digest
 
     def _values(self, label: str, what: str, values: object, source: SourceFile | None) -> None:
-        try:
-            self._add(f"{label} {what}", self._inside(values, "", label, source))
-        except UndigestibleError:
-            # The expressions that made them are part of the function's syntax.
-            return
+        self._add_digest(f"{label} {what}", self._content(values, "", label, source))
 
     def _source(self, filename: str) -> SourceFile | None:
         if filename not in self.stamps:
@@ -446,7 +520,7 @@ class Reach:
 
     @staticmethod
     def _is_typing(value: object) -> bool:
-        return type(value).__module__ in ("typing", "types") and not isinstance(value, types.SimpleNamespace)
+        return type(value).__module__ in ("typing", "types") and not isinstance(value, _MADE_OF_VALUES)
 
     @staticmethod
     def _is_ours(space: Mapping[str, Any]) -> Callable[[ast.expr], bool]:

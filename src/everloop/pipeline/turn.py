@@ -20,8 +20,8 @@ from everloop.pipeline.artifacts import Stored, keep_value
 from everloop.pipeline.artifacts.listed import keep_elements
 from everloop.pipeline.binding import bind_inputs, elements_of
 from everloop.pipeline.cache import Cache, Hit
-from everloop.pipeline.code import code_of
-from everloop.pipeline.failures import clean_text, describe_failure, tell_failure
+from everloop.pipeline.code import code_of, settle
+from everloop.pipeline.failures import clean_text, describe_failure, show_error, tell_failure
 from everloop.pipeline.job import Job, Kept, Outcome
 from everloop.pipeline.result import GraphRun
 from everloop.pipeline.steps import RESULT
@@ -100,6 +100,7 @@ class Turn:
         finally:
             if self._isolating is not None:
                 self._isolating.close()
+            settle(self.nodes[name].step.function for name in self.order)
             self.listener.on_end()
 
     # --- from nodes to tasks --------------------------------------------------------------------------------
@@ -154,6 +155,10 @@ class Turn:
             return False
         if not task.node.step.cache:
             task.reason = fp.NOT_CACHED
+            return False
+        untold = fp.untold(task.parts)
+        if untold is not None:
+            task.reason = untold
             return False
         found = self.cache.find(task.fingerprint, again=again)
         if isinstance(found, Hit):
@@ -353,7 +358,9 @@ class Turn:
         # Doubling, give or take a half: what fails together should not come back together.
         spread = int(digest_text(self.run.id, task.name, str(task.attempt))[:8], 16) / 0xFFFFFFFF
         wait_s = step.backoff_s * 2 ** (task.attempt - 1) * (0.5 + spread)
-        _log.warning("Step '%s' failed at attempt %d and will try again: %s", task.name, task.attempt, error)
+        _log.warning(
+            "Step '%s' failed at attempt %d and will try again: %s", task.name, task.attempt, show_error(error)
+        )
         self.listener.on_retry(task.name, error, wait_s)
         task.attempt += 1
         task.not_before = time.monotonic() + wait_s

@@ -1,12 +1,17 @@
-"""Digests of plain values that are the same in every process.
+"""Digests of values that are the same in every process.
 
-`hash()` and set order change with PYTHONHASHSEED and `repr` of an object holds its address; here a value is
-written type by type. Numbers of different types are different values, dict order is not part of a value.
+`hash()` and set order change with PYTHONHASHSEED and `repr` of an object holds its address; here a value is written
+type by type. Everything that can change what code does with a value counts: its type, the order of a dict, what the
+class of an instance does. Numbers of different types are different values; a set has no order.
+
+Other objects are taken apart as `pickle` would do it, into the call that makes them again and their state, so that
+subclasses of built-in types, slots, compiled patterns and the tables of Polars, pandas and Arrow have a digest too.
+What has no content that could be written (a connection, a generator, an open file) has none.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextvars
 import datetime as dt
 import decimal
 import enum
@@ -16,46 +21,57 @@ import pathlib
 import re
 import struct
 import sys
+import threading
+import types
 import uuid
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from everloop.pipeline.packages import origin_of
 
-_LEAVES: tuple[type, ...] = (
-    dt.datetime,
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    Refer = Callable[[object], str | None]
+
+_PLAIN_LEAVES: tuple[type, ...] = (
     dt.date,
-    dt.time,
     dt.timedelta,
     dt.timezone,
     decimal.Decimal,
     fractions.Fraction,
     uuid.UUID,
     range,
-    slice,
     complex,
-    pathlib.PurePath,
+    *{type(pathlib.PurePosixPath()), type(pathlib.PureWindowsPath()), type(pathlib.Path())},
 )
+# They guard and separate, and hold nothing that a result could depend on.
+_EMPTY_KINDS: tuple[type, ...] = (type(threading.Lock()), type(threading.RLock()), threading.local)
+_BUILTINS: tuple[type, ...] = (bool, int, float, complex, str, bytes, bytearray, tuple, list, dict, set, frozenset)
+_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+_PROTOCOL = 4
 
 
 class UndigestibleError(TypeError):
     """A value whose content cannot be told from outside. Never leaves this room."""
 
 
-def digest_value(value: object, refer: Callable[[object], str] | None = None) -> str:
+def digest_value(value: object, refer: Refer | None = None) -> str:
     """Return 32 hex digits over a value's content.
 
     Args:
-        value: None, numbers, text, bytes, dates, paths, enums, patterns, dataclasses, NumPy arrays, and
-            lists, tuples, sets and dicts of these.
-        refer: writes what is not data (functions, classes, modules) as a short text; raises
-            UndigestibleError for what it does not know either.
+        value: without `refer`: None, numbers, text, bytes, dates, paths, enums, patterns, NumPy arrays, and lists,
+            tuples, sets and dicts of these. With it: any object whose content can be told.
+        refer: writes what is code (functions, classes, modules) as a short text; None for what is not code.
 
     Raises:
-        UndigestibleError: there is something else inside, or the value contains itself.
+        UndigestibleError: there is something inside whose content cannot be told; without `refer`, or something
+            that is not plain, or the value contains itself.
     """
-    written = _Writer(refer or _refuse)
-    written.write(value)
+    written = _Writer(refer)
+    try:
+        written.write(value)
+    except RecursionError:
+        raise UndigestibleError(f"a {kind_of(value)} that is nested too deeply") from None
     return written.hash.hexdigest()[:32]
 
 
@@ -69,70 +85,224 @@ def digest_text(*parts: str) -> str:
     return hasher.hexdigest()[:32]
 
 
-def _refuse(value: object) -> str:
-    raise UndigestibleError(f"{type(value).__name__} has no digest")
+def kind_of(value: object) -> str:
+    """The type of a value, as messages name it."""
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def is_constant(value: object) -> bool:
+    """Whether a value can never be changed in place, so that the same object is the same content."""
+    return value is None or type(value) in (bool, int, float, str, bytes, complex, range, *_PLAIN_LEAVES)
 
 
 class _Writer:
-    def __init__(self, refer: Callable[[object], str]) -> None:
+    """Writes one value. `outer` is the writer of the set that the value is an element of."""
+
+    def __init__(self, refer: Refer | None, outer: _Writer | None = None) -> None:
         self.hash = hashlib.sha256()
         self.refer = refer
-        self._open: set[int] = set()
+        self.outer = outer
+        # The order of the first visit names an object that is met again: that ends cycles, and makes the digest of
+        # a graph of objects as long as the graph. Values are held, for an address is only theirs while they live.
+        self.met: dict[int, tuple[int, object]] = {}
+        self.known_types: dict[type, str] = outer.known_types if outer is not None else {}
 
     def write(self, value: object) -> None:
+        kind = type(value)
         if value is None or value is ... or value is NotImplemented:
             self._leaf("singleton", repr(value))
-        elif type(value) in (bool, int):
-            self._leaf(type(value).__name__, repr(value))
-        elif type(value) is float:
-            self._leaf("float", value.hex())
-        elif type(value) is str:
-            self._leaf("str", value)
-        elif type(value) in (bytes, bytearray):
-            self._bytes(type(value).__name__, value)  # type: ignore[arg-type]
-        elif isinstance(value, enum.Enum):
-            self._leaf("enum", f"{_name(type(value))}.{value.name}")
-        elif type(value) in _LEAVES or isinstance(value, pathlib.PurePath):
-            self._leaf(type(value).__name__, f"{value!r}{getattr(value, 'fold', '')}")
-        elif isinstance(value, re.Pattern):
-            self._leaf("pattern", f"{value.pattern!r} {value.flags}")
-        else:
+        elif kind is int or kind is bool:
+            # Not in decimal digits: Python refuses to write more than some thousand of them.
+            self._leaf(kind.__name__, hex(value))  # type: ignore[arg-type]
+        elif kind is float:
+            self._leaf("float", value.hex())  # type: ignore[attr-defined]
+        elif kind is str:
+            self._leaf("str", value)  # type: ignore[arg-type]
+        elif kind is bytes:
+            self._bytes("bytes", value)  # type: ignore[arg-type]
+        elif kind is tuple:
+            self._sequence("tuple", value)  # type: ignore[arg-type]
+        elif kind is frozenset:
+            self._unordered("frozenset", value)  # type: ignore[arg-type]
+        elif kind in _PLAIN_LEAVES:
+            self._leaf(kind.__name__, repr(value))
+        elif kind is re.Pattern:
+            self._leaf("pattern", f"{value.pattern!r} {value.flags}")  # type: ignore[attr-defined]
+        elif not self._code(value) and not self._again(value):
             self._nested(value)
 
-    def _nested(self, value: object) -> None:
-        if id(value) in self._open:
-            raise UndigestibleError(f"a {type(value).__name__} contains itself")
-        self._open.add(id(value))
-        try:
-            if type(value) in (list, tuple):
-                self._sequence(type(value).__name__, list(value))  # type: ignore[call-overload]
-            elif type(value) in (set, frozenset):
-                self._unordered(type(value).__name__, [self._apart(item) for item in value])  # type: ignore[attr-defined]
-            elif type(value) is dict:
-                self._unordered("dict", [self._apart(key) + self._apart(item) for key, item in value.items()])
-            elif isinstance(value, tuple) and hasattr(value, "_fields"):
-                self._sequence(self.refer(type(value)), list(value))
-            elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-                fields = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-                self._sequence(self.refer(type(value)), [item for pair in fields for item in pair])
-            elif not self._numpy(value):
-                self._leaf("reference", self.refer(value))
-        finally:
-            self._open.discard(id(value))
+    # --- what may be met again ------------------------------------------------------------------------------
+
+    def _code(self, value: object) -> bool:
+        text = self.refer(value) if self.refer is not None else None
+        if text is None:
+            return False
+        self._leaf("reference", text)
+        return True
+
+    def _again(self, value: object) -> bool:
+        place: int | None = None
+        writer: _Writer | None = self
+        while writer is not None and place is None:
+            if id(value) in writer.met:
+                place = writer.met[id(value)][0]
+            writer = writer.outer
+        if place is not None:
+            if self.refer is None:
+                raise UndigestibleError(f"a {kind_of(value)} that contains itself")
+            self._leaf("again", str(place))
+            return True
+        self.met[id(value)] = (self._count(), value)
+        return False
+
+    def _count(self) -> int:
+        return len(self.met) + (self.outer._count() if self.outer is not None else 0)
+
+    def _nested(self, value: Any) -> None:
+        kind = type(value)
+        if kind is list:
+            self._sequence("list", value)
+        elif kind is dict:
+            self._pairs("dict", value)
+        elif kind is set:
+            self._unordered("set", value)
+        elif kind is bytearray:
+            self._bytes("bytearray", bytes(value))
+        elif kind in (dt.datetime, dt.time):
+            self._leaf(kind.__name__, f"{value.replace(tzinfo=None)!r} {value.fold}")
+            self.write(value.tzinfo)
+        elif kind is slice:
+            self._sequence("slice", (value.start, value.stop, value.step))
+        elif isinstance(value, enum.Enum):
+            self._leaf("enum", f"{self._type(kind)}.{value._name_}")
+            self.write(value._value_)
+        elif not self._numpy(value):
+            self._object(value)
+        if self.refer is None:
+            # Plain data is a tree: what contains itself has been refused by now, and the rest may be met again.
+            del self.met[id(value)]
 
     def _numpy(self, value: object) -> bool:
         numpy: Any = sys.modules.get("numpy")
-        if numpy is None or not isinstance(value, (numpy.ndarray, numpy.generic, numpy.dtype)):
+        if numpy is None or not (type(value) is numpy.ndarray or isinstance(value, (numpy.generic, numpy.dtype))):
             return False
         if isinstance(value, numpy.dtype):
-            self._leaf("dtype", str(value))
+            self._leaf("dtype", f"{value!r} {value.metadata}")
             return True
         array: Any = value
         if array.dtype.hasobject:
-            self._sequence(f"ndarray {array.shape}", array.ravel().tolist())
+            self._sequence(f"ndarray {array.shape} {array.dtype!r}", array.ravel().tolist())
         else:
-            self._bytes(f"{type(value).__name__} {array.dtype.str} {array.shape}", array.tobytes())
+            self._bytes(f"{type(value).__name__} {array.dtype!r} {array.shape}", array.tobytes())
         return True
+
+    # --- other objects --------------------------------------------------------------------------------------
+
+    def _object(self, value: Any) -> None:
+        kind = type(value)
+        if self.refer is None:
+            raise UndigestibleError(f"a {kind_of(value)}, which is not plain data")
+        if isinstance(value, _EMPTY_KINDS):
+            self._leaf("empty", self._type(kind))
+            return
+        if kind is contextvars.ContextVar:
+            self._leaf("variable", value.name)
+            return
+        if kind in _VIEWS:
+            self._sequence(kind.__name__, list(value))
+            return
+        if kind is types.MappingProxyType:
+            self._pairs("mappingproxy", value)
+            return
+        if kind is memoryview:
+            self._bytes(f"memoryview {value.format} {value.shape}", value.tobytes())
+            return
+        if any(value is stream for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)):
+            self._leaf("stream", getattr(value, "name", ""))
+            return
+        self._leaf("object", self._type(kind))
+        own = origin_of(kind.__module__) == "project"
+        base = next((one for one in _BUILTINS if isinstance(value, one)), None) if own else None
+        if base is not None:
+            self._base(base, value)
+        # A class of the project may leave out of its pickle what its methods use all the same.
+        if own:
+            self._attributes(value)
+        if base is None and not (own and _is_pure(kind)):
+            self._taken_apart(value)
+
+    def _base(self, base: type, value: Any) -> None:
+        """The content that an instance of a subclass has from a built-in type, whatever the subclass makes of it."""
+        if base in (bool, int):
+            self._leaf("int", hex(int.__index__(value)))
+        elif base is float:
+            self._leaf("float", float.hex(value))
+        elif base is complex:
+            self._leaf("complex", complex.__repr__(value))
+        elif base is str:
+            self._leaf("str", str.__str__(value))
+        elif base in (bytes, bytearray):
+            self._bytes("bytes", bytes(memoryview(value)))
+        elif base is tuple:
+            self._sequence("tuple", list(tuple.__iter__(value)))
+        elif base is list:
+            self._sequence("list", list(list.__iter__(value)))
+        elif base is dict:
+            self._pairs("dict", dict(zip(dict.__iter__(value), dict.values(value), strict=True)))
+            if hasattr(value, "default_factory"):
+                self.write(value.default_factory)
+        else:
+            self._unordered("set", list(base.__iter__(value)))  # type: ignore[attr-defined]
+
+    def _attributes(self, value: Any) -> None:
+        found: dict[str, Any] = {}
+        try:
+            found.update(object.__getattribute__(value, "__dict__"))
+        except AttributeError:
+            # A class with slots only.
+            found = {}
+        for one in type(value).__mro__:
+            slots = vars(one).get("__slots__", ())
+            for name in (slots,) if isinstance(slots, str) else tuple(slots):
+                member = vars(one).get(name if not name.startswith("__") else f"_{one.__name__.lstrip('_')}{name}")
+                if isinstance(member, types.MemberDescriptorType):
+                    try:
+                        found[name] = member.__get__(value)
+                    except AttributeError:
+                        continue  # a slot that is not filled
+        self._pairs("attributes", found)
+
+    def _taken_apart(self, value: Any) -> None:
+        try:
+            made = value.__reduce_ex__(_PROTOCOL)
+        except RecursionError:
+            raise
+        except Exception as error:
+            # Whatever the class's own code raises: it does not want to be taken apart.
+            raise UndigestibleError(f"the content of a {kind_of(value)}, which cannot be told") from error
+        if isinstance(made, str):
+            self._leaf("global", made)
+            return
+        function, arguments, state, items, pairs = (*made, None, None, None)[:5]
+        name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
+        if origin_of(str(getattr(function, "__module__", None) or "builtins")) == "project":
+            self.write(function)
+        self._leaf("made by", name)
+        # Held, for what is made for this moment would otherwise lend its address to the next.
+        held = [arguments, state, list(items or ()), list(pairs or ())]
+        self.met[id(held)] = (self._count(), held)
+        for part in held:
+            self.write(part)
+
+    def _type(self, kind: type) -> str:
+        """The name of a class; where it is code of the project, `refer` follows it."""
+        if kind not in self.known_types:
+            text = self.refer(kind) if self.refer is not None else None
+            self.known_types[kind] = text or f"{kind.__module__}.{kind.__qualname__}"
+        return self.known_types[kind]
+
+    # --- bytes ----------------------------------------------------------------------------------------------
 
     def _leaf(self, tag: str, text: str) -> None:
         self._bytes(tag, text.encode("utf-8", "surrogatepass"))
@@ -142,20 +312,31 @@ class _Writer:
         self.hash.update(struct.pack("<qq", len(label), len(data)) + label)
         self.hash.update(data)
 
-    def _sequence(self, tag: str, items: list[object]) -> None:
+    def _sequence(self, tag: str, items: list[Any] | tuple[Any, ...]) -> None:
         self._leaf(tag, str(len(items)))
         for item in items:
             self.write(item)
 
-    def _unordered(self, tag: str, digests: list[bytes]) -> None:
-        self._bytes(tag, b"".join(sorted(digests)))
+    def _pairs(self, tag: str, pairs: Any) -> None:
+        # In their order: whoever loops over a dict, of new column names say, is given it.
+        self._leaf(tag, str(len(pairs)))
+        for key, item in pairs.items():
+            self.write(key)
+            self.write(item)
+
+    def _unordered(self, tag: str, items: Iterable[object]) -> None:
+        self._bytes(tag, b"".join(sorted(self._apart(item) for item in items)))
 
     def _apart(self, value: object) -> bytes:
-        inner = _Writer(self.refer)
-        inner._open = self._open
+        inner = _Writer(self.refer, self)
         inner.write(value)
         return inner.hash.digest()
 
 
-def _name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+def _is_pure(kind: type) -> bool:
+    """Whether all that an instance holds stands in its attributes: no base is written in C but `object`."""
+    return all(one is object or origin_of(one.__module__) == "project" or _is_abstract(one) for one in kind.__mro__)
+
+
+def _is_abstract(kind: type) -> bool:
+    return kind.__module__ in ("typing", "abc", "collections.abc", "contextlib", "enum", "typing_extensions")

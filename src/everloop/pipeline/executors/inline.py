@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from everloop.pipeline.job import Job, Outcome, perform
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, MutableMapping
+    from collections.abc import Iterator, Mapping, MutableMapping
+    from types import FrameType
 
     from everloop.pipeline.executors.protocol import LogWriter
     from everloop.stores import Store
@@ -24,13 +28,41 @@ class InlineExecutor:
     def submit(self, job: Job, store: Store, *, log: LogWriter, held: MutableMapping[str, Any]) -> Future[Outcome]:
         future: Future[Outcome] = Future()
         future.set_running_or_notify_cancel()
-        try:
-            future.set_result(perform(job, store, log=log, held=held))
-        except Exception as error:
-            # The future carries it to whoever waits, as it would from another process. KeyboardInterrupt and
-            # SystemExit are not the step's and go through.
-            future.set_exception(error)
+        with _interrupts() as interrupts:
+            try:
+                future.set_result(perform(job, store, log=log, held=held))
+            except BaseException as error:
+                # The future carries it to the caller, as it would from another process: `sys.exit` in a step must
+                # not end the run as if it had succeeded. Only Ctrl-C belongs to the run.
+                if interrupts and not isinstance(error, Exception):
+                    raise KeyboardInterrupt from error
+                future.set_exception(error)
         return future
 
     def close(self, *, kill: bool = False) -> None:
         """Nothing runs between two calls of `submit`."""
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """The interrupts that come from outside, which look like a `KeyboardInterrupt` that the step raises itself.
+
+    Signals reach the main thread only, so elsewhere there are none.
+    """
+    seen: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield seen
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        # A step may have set a handler of its own, which stays.
+        if signal.getsignal(signal.SIGINT) is note:
+            signal.signal(signal.SIGINT, before)

@@ -18,7 +18,14 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import StepError, StepTimeoutError, UsageError, WorkerLostError
-from everloop.pipeline.executors.worker import Envelope, Failed, Stale, prepare_worker, run_envelope
+from everloop.pipeline.executors.worker import (
+    PIPES_CLOSED,
+    Envelope,
+    Failed,
+    Stale,
+    prepare_worker,
+    run_envelope,
+)
 from everloop.pipeline.resources import parse_amount
 from everloop.pipeline.steps import by_value
 
@@ -99,7 +106,8 @@ class PoolExecutor:
             self._release(slot, warm=False)
             future.set_exception(_lost(job, slot, error))
             return
-        except Exception as error:
+        except BaseException as error:
+            # This thread belongs to loky: what is not put into the future is lost, and the run would wait for ever.
             self._release(slot, warm=False)
             failed = StepError(f"Step '{job.name}' could not be handed to a worker: {error}")
             failed.__cause__ = error
@@ -269,6 +277,13 @@ def _lost(job: Job, slot: _Slot, error: BaseException) -> StepError:
         return timeout
     found = _SIGNAL.search(str(error))
     name, number = found.groups() if found else ("", "0")
+    if int(number) == PIPES_CLOSED:
+        closed = WorkerLostError(
+            f"Step '{job.name}' closed the pipes through which its worker answers.",
+            help="Close only the files that the step has opened itself; os.closerange closes everything.",
+        )
+        closed.__cause__ = error
+        return closed
     how = f"was killed by {name}" if int(number) < 0 else f"ended with exit code {number}" if found else "died"
     way_out = _WAYS_OUT.get(name, "See: everloop runs show")
     lost = WorkerLostError(f"The worker of step '{job.name}' {how}.", help=way_out)

@@ -6,14 +6,17 @@ import importlib
 import os
 import pickle
 import signal
+import stat
 import sys
 import traceback
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING
 
 from everloop.errors import NotFoundError, StepError, StoreError, UnavailableError
-from everloop.pipeline.code import code_of
+from everloop.pipeline.code import code_of, settle
+from everloop.pipeline.failures import show_error
 from everloop.pipeline.importing import finder
 from everloop.pipeline.job import Job, Outcome, RemoteError, perform
 from everloop.pipeline.source import Stamp, stamp_of
@@ -53,8 +56,8 @@ class Stale:
 class Failed:
     """The step raised. The exception itself travels where it can be pickled, its text always."""
 
-    kind: str
     message: str
+    """Kind and text."""
     trace: str
     pickled: bytes | None = field(repr=False)
 
@@ -69,7 +72,7 @@ class Failed:
             if isinstance(error, BaseException):
                 error.__cause__ = RemoteError(self.trace)
                 return error
-        error = StepError(f"Step '{step}' failed: {self.kind}: {self.message}")
+        error = StepError(f"Step '{step}' failed: {self.message}")
         error.__cause__ = RemoteError(self.trace)
         return error
 
@@ -90,9 +93,16 @@ def run_envelope(data: bytes) -> Outcome | Failed | Stale:
         store = _open(envelope)
         # So that `current_run` is here what it is in the process that turns the loop.
         with _joined(store, job.run):
-            return perform(job, store)
+            try:
+                return perform(job, store)
+            except BaseException as error:
+                # Also `sys.exit` and its like: the parent waits for an answer, and Ctrl-C does not reach this process.
+                return _failed(error)
     except Exception as error:
         return _failed(error)
+    finally:
+        settle([job.step])
+        _check_pipes()
 
 
 def _joined(store: Store, run: str) -> AbstractContextManager[object]:
@@ -108,6 +118,7 @@ def _joined(store: Store, run: str) -> AbstractContextManager[object]:
 def _unpack(data: bytes) -> tuple[Envelope, Job | Failed | Stale]:
     # Ctrl-C goes to every process of the terminal; the parent decides what becomes of its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _pipes()
     envelope: Envelope = pickle.loads(data)  # noqa: S301 - from our own parent, over our own pipe
     _become(envelope)
     try:
@@ -117,7 +128,7 @@ def _unpack(data: bytes) -> tuple[Envelope, Job | Failed | Stale]:
                 importlib.import_module(name)
                 _stamps.setdefault(filename, stamp_of(filename))
         job: Job = pickle.loads(envelope.payload)  # noqa: S301 - as above
-    except Exception as error:
+    except BaseException as error:
         # The code here may lack what the parent's has: then it is other code.
         return envelope, _stale(envelope) if envelope.compare is not None else _failed(error)
     if envelope.compare is not None and code_of(job.step.function).digest != envelope.compare:
@@ -129,16 +140,43 @@ def _stale(envelope: Envelope) -> Stale:
     return Stale(any(stamp_of(name) != _stamps.get(name) for name in envelope.modules.values()))
 
 
-def _failed(error: Exception) -> Failed:
+def _failed(error: BaseException) -> Failed:
     import cloudpickle
 
     trace = "".join(traceback.format_exception(error))
     try:
         pickled = cloudpickle.dumps(error)
-    except Exception:
+    except BaseException:
         # Any object may hang on an exception; what cannot travel stays, and the text goes.
         pickled = None
-    return Failed(type(error).__name__, str(error), trace, pickled)
+    return Failed(show_error(error), trace, pickled)
+
+
+PIPES_CLOSED = 71
+"""Exit code of a worker whose step has closed the pipes to its parent."""
+
+
+@cache
+def _pipes() -> dict[int, tuple[int, int]]:
+    """The pipes that this process was started with, by number: device and inode. Called before any step runs."""
+    found: dict[int, tuple[int, int]] = {}
+    for number in range(3, 256):
+        with suppress(OSError):
+            status = os.fstat(number)
+            if stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode):
+                found[number] = (status.st_dev, status.st_ino)
+    return found
+
+
+def _check_pipes() -> None:
+    """End this process if its answer could not reach the parent, which would wait for ever."""
+    for number, known in _pipes().items():
+        try:
+            status = os.fstat(number)
+        except OSError:
+            os._exit(PIPES_CLOSED)
+        if (status.st_dev, status.st_ino) != known:
+            os._exit(PIPES_CLOSED)
 
 
 def _become(envelope: Envelope) -> None:
