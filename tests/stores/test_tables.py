@@ -119,7 +119,7 @@ def test_rows_that_do_not_fit_are_refused(tables: Tables) -> None:
         (pl.DataFrame({"event_at": ["yesterday"]}), "not a time"),
         (pl.DataFrame({"event_at": [day(1)], "arrived_at": [3]}), "not a time"),
         (pl.DataFrame({"event_at": [day(1)], "x": ["a text"]}), "do not fit"),
-        ([{"event_at": day(1)}], "no table of rows"),
+        ([{"event_at": day(1)}], "not a table of rows"),
     ):
         with pytest.raises(DataError, match=word):
             tables.append("t", wrong)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from everloop.data.arrow_types import readable
 from everloop.errors import DataError, UsageError
+from everloop.stores.frames import read_frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,24 +32,21 @@ def as_eager(frame: Frame) -> pl.DataFrame:
     """`frame` as a DataFrame, its query executed where it is one.
 
     Raises:
-        UsageError: it is no table.
+        UsageError: it is not a table.
+        DataError: a column or an index cannot be kept; see `stores/pandas_frames.py` for the rules.
     """
     if isinstance(frame, pl.DataFrame):
         return frame
     if isinstance(frame, pl.LazyFrame):
         collected = frame.collect(engine="streaming")
         return collected if isinstance(collected, pl.DataFrame) else collected.fetch_blocking()
-    if type(frame).__module__.partition(".")[0] == "pyarrow":
-        frame = readable(frame)
-    if hasattr(frame, "__arrow_c_stream__"):
-        try:
-            return pl.DataFrame(frame)
-        except pl.exceptions.PolarsError as error:
-            raise DataError(f"The {type(frame).__name__} is no table that can be kept: {error}.") from error
-    raise UsageError(
-        f"A table was expected, not {_described(frame)}.",
-        help="Give a Polars frame, or what speaks Arrow: pandas, pyarrow, DuckDB, …",
-    )
+    made = read_frame(frame)
+    if made is None:
+        raise UsageError(
+            f"A table was expected, not {_described(frame)}.",
+            help="Give a Polars frame, or what speaks Arrow: pandas, pyarrow, DuckDB, …",
+        )
+    return made
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

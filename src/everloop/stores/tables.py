@@ -20,6 +20,7 @@ from everloop.errors import (
     StoreFullError,
     UsageError,
 )
+from everloop.stores.frames import read_frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -256,11 +257,9 @@ class Tables:
     def _stamped(self, name: str, frame: Any) -> pl.DataFrame:
         import polars as pl
 
-        rows = frame.collect() if isinstance(frame, pl.LazyFrame) else frame
-        if not isinstance(rows, pl.DataFrame):
-            if not hasattr(rows, "__arrow_c_stream__"):
-                raise DataError(f"A {type(frame).__name__} is no table of rows.", help="Use a frame or Arrow data.")
-            rows = pl.DataFrame(rows)
+        rows = read_frame(frame)
+        if rows is None:
+            raise DataError(f"A {type(frame).__name__} is not a table of rows.", help="Use a frame or Arrow data.")
         if EVENT_AT not in rows.columns:
             raise DataError(f"Rows for '{name}' have no column '{EVENT_AT}'.", help="Say when each of them happened.")
         if ARRIVED_AT not in rows.columns:

@@ -13,7 +13,8 @@ import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from everloop.errors import UsageError
+from everloop.errors import DataError, UsageError
+from everloop.stores.frames import read_frame
 
 if TYPE_CHECKING:
     import polars as pl
@@ -44,13 +45,14 @@ def frame_of(value: Any) -> pl.DataFrame:
     """
     import polars as pl
 
-    if isinstance(value, pl.LazyFrame):
-        return value.collect()
-    if isinstance(value, pl.DataFrame):
-        return value
     try:
-        # pandas and pyarrow speak this, DuckDB's relations as well.
-        if hasattr(value, "__arrow_c_stream__") or isinstance(value, dict | list) or hasattr(value, "__array__"):
+        table = read_frame(value)
+    except DataError as error:
+        raise UsageError(error.message, help=error.help) from error
+    if table is not None:
+        return table
+    try:
+        if isinstance(value, dict | list) or hasattr(value, "__arrow_c_stream__") or hasattr(value, "__array__"):
             return pl.DataFrame(value)
     except Exception as error:
         # Whatever polars or the other library says of it, it is no table that can be kept.

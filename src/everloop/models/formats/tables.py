@@ -115,7 +115,8 @@ def read_example(example: Any) -> tuple[pl.DataFrame, TableKind]:
     """An example table of any kind as a Polars frame, and what its columns are.
 
     Args:
-        example: a pandas or Polars frame, an array of shape (n, columns), or anything that speaks Arrow.
+        example: a pandas frame, whose index is not read, a Polars frame, an array of shape (n, columns), or anything
+            that speaks Arrow.
 
     Raises:
         UsageError: it is none of these, has no rows or no columns, or holds a column that no model input can be.
@@ -229,6 +230,10 @@ def _read_pandas(example: Any) -> tuple[pl.DataFrame, dict[str, TableColumn]]:
 
     columns: dict[str, TableColumn] = {}
     series = []
+    # The index is not read: no estimator learns from it.
+    if not example.columns.is_unique:
+        doubled = example.columns[example.columns.duplicated()][0]
+        raise UsageError(f"Two columns of the example are called {doubled!r}.", help="Rename one before fitting.")
     for label in example.columns:
         if not isinstance(label, str):
             raise UsageError(
