@@ -189,6 +189,9 @@ class RecordStore(Protocol):
         """The points of one metric in the order of arrival, each as number, step, µs since 1970 and value. The
         numbers grow, and `after` one come only those that arrived later: for those who keep what they have read."""
 
+    def greatest_steps(self, series: str) -> dict[str, int]:
+        """The greatest step of each metric that has points."""
+
     def append_event(
         self, verb: str, kind: str, subject: str, key: str = "", data: Mapping[str, Json] | None = None
     ) -> Event:

@@ -156,6 +156,14 @@ class SqlLogs:
         nan = float("nan")
         return [row if row[3] is not None else (*row[:3], nan) for row in rows]
 
+    def greatest_steps(self, series: str) -> dict[str, int]:
+        rows = self.database.read(
+            "SELECT m.key, (SELECT p.step FROM points p WHERE p.metric = m.id AND p.written_at <= ?"
+            " ORDER BY p.step DESC LIMIT 1) FROM metrics m WHERE m.project = ? AND m.series = ?",
+            (self._limit(), self.project, series),
+        )
+        return {key: step for key, step in rows if step is not None}
+
     def append_event(
         self, verb: str, kind: str, subject: str, key: str = "", data: Mapping[str, Json] | None = None
     ) -> Event:

@@ -49,9 +49,14 @@ _PAUSE_S = 0.005  # between two looks whether another has done with a journal
 
 def read_metrics(store: Store, run: str, key: str | None = None, *, since_step: int | None = None) -> list[Point]:
     """The points of a run, by metric, step and arrival; what journals still hold is folded first."""
+    fold_run(store, run)
+    return store.records.read_points(series_of(run), key, since_step=since_step)
+
+
+def fold_run(store: Store, run: str) -> None:
+    """Fold the journals of one run."""
     for path in list_journals(store.journals, STREAM_PREFIX + run):
         fold_journal(store, path)
-    return store.records.read_points(series_of(run), key, since_step=since_step)
 
 
 def fold(store: Store) -> int:

@@ -27,6 +27,7 @@ import msgspec
 from everloop.errors import CorruptionError, UsageError
 from everloop.records import Json, Run, RunState
 from everloop.stores.clock import micros
+from everloop.tracking.keys import check_paths, check_spellings, leaves
 
 START, METRICS, PARAMS, TAGS, ORIGIN, END = range(6)
 
@@ -150,6 +151,30 @@ def _is_of_later_kind(payload: bytes) -> bool:
     return False
 
 
+def metrics_of(values: Mapping[str, Any]) -> dict[str, float]:
+    """Value by name of each metric of one call, as `flatten` makes them.
+
+    Raises:
+        UsageError: a value that is not a number, a name that is not a text, or two keys that become one name, such
+            as `{"a": {"b": …}}` and `"a/b"`.
+    """
+    pairs = list(flatten(values))
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        check_paths("metric", _paths(values))
+    return found
+
+
+def _paths(values: Mapping[str, Any], before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _paths(value, (*before, name))
+        elif isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1:
+            yield from _paths({str(index): item for index, item in enumerate(value)}, (*before, name))
+        else:
+            yield (*before, name), value
+
+
 def flatten(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
     """Name and value of each metric; nested names are joined by `/`, items of a list count from 0.
 
@@ -199,9 +224,12 @@ def checked_params(values: Mapping[str, object]) -> dict[str, Json]:
     """Parameters as JSON can hold them.
 
     Raises:
-        UsageError: one takes more than `MOST_BYTES`.
+        UsageError: one takes more than `MOST_BYTES`, or two keys become one name, such as 1 and "1", or
+            `{"a": {"b": …}}` and `"a.b"`, which searches could not tell apart.
     """
     params: dict[str, Json] = plain(values)
+    if any(isinstance(value, dict) for value in params.values()):
+        check_paths("parameter", leaves(params), "/.")
     if len(_encoder.encode(params)) > MOST_BYTES:
         sizes = {name: len(_encoder.encode(value)) for name, value in params.items()}
         name = max(sizes, key=lambda name: sizes[name])
@@ -214,13 +242,20 @@ def checked_params(values: Mapping[str, object]) -> dict[str, Json]:
 
 
 def plain(value: object) -> Json:
-    """A parameter's value as JSON can hold it: what has no JSON form is kept as its text."""
+    """A parameter's value as JSON can hold it: what has no JSON form is kept as its text.
+
+    Raises:
+        UsageError: two keys of a dict have the same text, such as 1 and "1".
+    """
     if value is None or type(value) in (bool, float):
         return value
     if type(value) is int:
         return value if -(1 << 63) <= value < 1 << 63 else str(value)
     if isinstance(value, Mapping):
-        return {text(name): plain(item) for name, item in value.items()}
+        named = {text(name): plain(item) for name, item in value.items()}
+        if len(named) != len(value):
+            check_spellings("parameter", value, text)
+        return named
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if callable(item := getattr(value, "item", None)) and getattr(value, "ndim", None) == 0:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.errors import UsageError
 from everloop.records import Run
 from everloop.stores.clock import moment_of
-from everloop.stores.journals import list_journals
-from everloop.tracking.folding import STREAM_PREFIX, fold_journal
+from everloop.tracking.folding import fold_run
 from everloop.tracking.latest import series_of
 
 if TYPE_CHECKING:
@@ -72,8 +71,7 @@ def read_history(store: Store, run: Run | str, key: str, max_points: int | None 
         raise UsageError(f"max_points={max_points} shows nothing.", help="Ask for 6 points or more.")
     identity = run.id if isinstance(run, Run) else run
     if not store.read_only:
-        for path in list_journals(store.journals, STREAM_PREFIX + identity):
-            fold_journal(store, path)
+        fold_run(store, identity)
     table = _columns(store, series_of(identity), key)
     steps, at, values = table["step"], table["at"], table["value"]
     total = len(steps)

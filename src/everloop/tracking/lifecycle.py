@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.errors import ConflictError, NotFoundError, UsageError
 from everloop.records import Artifact, Record, Run, Step
 from everloop.stores.expressions import Compare
-from everloop.stores.journals import list_journals
-from everloop.tracking.folding import STREAM_PREFIX, fold_journal
+from everloop.tracking.folding import fold_run
 from everloop.tracking.latest import series_of
 from everloop.tracking.recovery import bring_in
 
@@ -120,7 +119,7 @@ def delete_run(store: Store, run: str) -> Family:
     Raises:
         ConflictError: it, or a child, is still going on.
     """
-    _fold(store, run)
+    fold_run(store, run)
     with store.records.transaction():
         family = family_of(store, run)
         _refuse_running(store, family)
@@ -176,7 +175,7 @@ def move_run(store: Store, run: str, project: str) -> Family:
         ConflictError: it, or a child, is still going on.
     """
     there = store.for_project(project)
-    _fold(store, run)
+    fold_run(store, run)
     with store.records.transaction():
         family = family_of(store, run)
         _refuse_running(store, family)
@@ -195,7 +194,7 @@ def copy_run(store: Store, run: str, project: str | None = None) -> Family:
     Objects are kept once, whoever names them.
     """
     there = store.for_project(project) if project is not None else store
-    _fold(store, run)
+    fold_run(store, run)
     with store.records.transaction():
         family = family_of(store, run)
         fresh = {record.id: there.new(Run, name="x", started_at=store.now()).id for record in family.records}
@@ -217,11 +216,6 @@ def copy_run(store: Store, run: str, project: str | None = None) -> Family:
 
 def _again(record: Any, fresh: dict[str, str], project: str) -> Any:
     return replace(record, id=fresh[record.id], project=project, revision=0, run=fresh[record.run])
-
-
-def _fold(store: Store, run: str) -> None:
-    for path in list_journals(store.journals, STREAM_PREFIX + run):
-        fold_journal(store, path)
 
 
 def _refuse_running(store: Store, family: Family) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from everloop.records import Json
 from everloop.tracking import frames
+from everloop.tracking.keys import check_paths, joined, leaves
 
 
 class Params(Mapping[str, Json]):
@@ -31,8 +32,17 @@ class Params(Mapping[str, Json]):
         self.update({name: value})
 
     def update(self, values: Mapping[str, object] | None = None, /, **more: object) -> None:
-        changed = frames.checked_params({**(values or {}), **more})
+        """Set several at once; a later value of a name replaces the earlier.
+
+        Raises:
+            UsageError: one takes more than a megabyte, or two keys become one name, of which one may have been set
+                earlier: `{"a": {"b": 1}}` and then `{"a.b": 2}`.
+        """
+        changed = frames.checked_params(joined("parameter", values, more))
         if not changed:
             return
+        known = {**self._values, **changed}
+        if any(isinstance(value, dict) for value in known.values()):
+            check_paths("parameter", leaves(known), "/.", equal=True)
         self._write(changed)
         self._values.update(changed)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from everloop.errors import ConflictError
 from everloop.records import Run
-from everloop.tracking.folding import read_metrics
+from everloop.tracking.folding import fold_run
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _ATTEMPTS = 20
 
 
-def reopen(store: Store, run: str) -> tuple[Run, dict[str, int]]:
-    """Say that the run goes on, and here; returns it, and each metric's next step.
+def reopen(store: Store, run: str) -> Run:
+    """Say that the run goes on, and here.
 
     Its lock has to be held by then if it is free: a running run without one looks lost.
 
@@ -25,10 +25,8 @@ def reopen(store: Store, run: str) -> tuple[Run, dict[str, int]]:
         NotFoundError: there is no such run.
     """
     known = store.records.get(Run, run)
-    steps: dict[str, int] = {}
-    # Also brings in what journals still hold, the end of the former process among it.
-    for point in read_metrics(store, known.id):
-        steps[point.key] = max(steps.get(point.key, 0), point.step + 1)
+    # What journals still hold may be the end of the former process.
+    fold_run(store, known.id)
     here = os.uname().nodename
     for attempt in range(1, _ATTEMPTS + 1):
         known = store.records.get(Run, known.id)
@@ -42,4 +40,4 @@ def reopen(store: Store, run: str) -> tuple[Run, dict[str, int]]:
         except ConflictError:
             if attempt == _ATTEMPTS:
                 raise
-    return known, steps
+    return known

@@ -27,9 +27,11 @@ from everloop.stores import Store, open_store
 from everloop.tracking import frames
 from everloop.tracking.artifacts import ArtifactLog
 from everloop.tracking.folding import STREAM_PREFIX, fold_journal
+from everloop.tracking.keys import check_spellings, joined
 from everloop.tracking.origin import imported_packages, kept_source
 from everloop.tracking.params import Params
 from everloop.tracking.showing import html_of, panel_of
+from everloop.tracking.steps import StepCounter
 from everloop.tracking.writing import RunWriter
 
 if TYPE_CHECKING:
@@ -88,33 +90,30 @@ def start_run(
             # one run, the first has it.
             resume = store.records.get(Run, resume).id
             cleanup.enter_context(store.lock(f"run-{resume}", block=False))
-            run, steps = reopen(store, resume)
+            run = reopen(store, resume)
         else:
             if not isinstance(name, str) or not name.strip():
                 raise UsageError(f"A run cannot be called {name!r}.", help="Give it a short name, such as 'train'.")
             around = current_run()
             if parent is None and around is not None:
                 parent = around.id
-            run, steps = (
-                store.new(
-                    Run,
-                    name=name,
-                    started_at=store.now(),
-                    params=frames.checked_params(params or {}),
-                    tags=_texts(tags or {}),
-                    parent=parent if parent is None or isinstance(parent, str) else parent.id,
-                    loop=loop,
-                    trigger=trigger,
-                    source=kept_source(store),
-                ),
-                {},
+            run = store.new(
+                Run,
+                name=name,
+                started_at=store.now(),
+                params=frames.checked_params(params or {}),
+                tags=_texts(tags or {}),
+                parent=parent if parent is None or isinstance(parent, str) else parent.id,
+                loop=loop,
+                trigger=trigger,
+                source=kept_source(store),
             )
             cleanup.enter_context(store.lock(f"run-{run.id}"))
             try:
                 store.records.put(run, verb="started")
             except UnavailableError as error:
                 _log.warning("The run '%s' goes on in its journal only; its store does not answer: %s", name, error)
-        active = ActiveRun(run, store, cleanup.pop_all(), steps=steps)
+        active = ActiveRun(run, store, cleanup.pop_all(), known=resume is not None)
         active._begin()
         if resume is not None:
             active.log_params(params or {})
@@ -131,10 +130,11 @@ def join_run(store: Store, run: str) -> ActiveRun:
     Raises:
         NotFoundError: there is no such run.
     """
-    return ActiveRun(store.records.get(Run, run), store, ExitStack(), joined=True)
+    return ActiveRun(store.records.get(Run, run), store, ExitStack(), joined=True, known=True)
 
 
 def _texts(tags: Mapping[str, object]) -> dict[str, str]:
+    check_spellings("tag", tags, frames.text)
     return {frames.text(tag): frames.text(value) for tag, value in tags.items()}
 
 
@@ -147,8 +147,8 @@ class ActiveRun(ArtifactLog):
         store: Store,
         resources: ExitStack,
         *,
-        steps: Mapping[str, int] | None = None,
         joined: bool = False,
+        known: bool = False,
     ) -> None:
         self.store = store
         self.params = Params(run.params, lambda changed: self._write(frames.encode_params(changed)))
@@ -161,7 +161,7 @@ class ActiveRun(ArtifactLog):
         self._joined = joined
         self._began = time.perf_counter() - (run.seconds or 0.0)
         self._process = os.getpid()
-        self._next_step: dict[str, int] = dict(steps or {})
+        self._steps = StepCounter(store, run.id, STREAM_PREFIX + run.id, lambda: self._writer.path, known=known)
         self._guard = threading.Lock()
         self._ended = False
         self._token: Token[ActiveRun | None] | None = None
@@ -198,23 +198,20 @@ class ActiveRun(ArtifactLog):
         held in memory until they can be written, the first time with a warning, and `lost` counts them.
 
         Args:
-            step: any whole number; without it each metric counts its own steps, from 0.
+            step: any whole number; without it each metric counts its own steps, from 0 or on from the greatest that
+                it has been logged with, by whichever process of this machine.
 
         Raises:
-            UsageError: a value is no number, or the run has ended.
+            UsageError: a value is not a number, two keys become one name, or the run has ended.
         """
-        values = dict(frames.flatten({**metrics, **more} if metrics is not None else more))
+        values = frames.metrics_of(more if metrics is None else joined("metric", metrics, more))
         at = self.store.now()
         if step is not None:
-            self._write(frames.encode_metrics(at, frames.step_number(step), values))
+            number = frames.step_number(step)
+            self._steps.note(values, number)
+            self._write(frames.encode_metrics(at, number, values))
             return
-        by_step: dict[int, dict[str, float]] = {}
-        with self._guard:
-            for key, value in values.items():
-                count = self._next_step.get(key, 0)
-                self._next_step[key] = count + 1
-                by_step.setdefault(count, {})[key] = value
-        for count, group in by_step.items():
+        for count, group in self._steps.take(values).items():
             self._write(frames.encode_metrics(at, count, group))
 
     def log_params(self, params: Mapping[str, object] | None = None, /, **more: object) -> None:
@@ -229,7 +226,7 @@ class ActiveRun(ArtifactLog):
         self._write(frames.encode_tags({frames.text(name): frames.text(value)}))
 
     def set_tags(self, tags: Mapping[str, object] | None = None, /, **more: object) -> None:
-        changed = _texts({**(tags or {}), **more})
+        changed = _texts(joined("tag", tags, more))
         if changed:
             self._write(frames.encode_tags(changed))
 

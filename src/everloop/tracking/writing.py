@@ -49,8 +49,8 @@ class RunWriter:
 
     @property
     def path(self) -> Path | None:
-        """The journal's file; None where nothing has been written."""
-        return None if self._journal is None else self._journal.path
+        """The file of this process's journal; None where it has written nothing."""
+        return None if self._journal is None or self._process != os.getpid() else self._journal.path
 
     @property
     def lost(self) -> int:
