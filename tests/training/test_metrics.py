@@ -152,3 +152,22 @@ def test_direction_and_first_choices():
     assert higher_is_better("roc_auc")
     assert not higher_is_better("rmse")
     assert [metrics_of(task)[0] for task in ("binary", "multiclass", "regression")] == ["roc_auc", "roc_auc", "rmse"]
+
+
+CLASS_METRICS = [name for name, metric in METRICS.items() if "regression" not in metric.tasks]
+
+
+@pytest.mark.parametrize("name", CLASS_METRICS)
+@pytest.mark.parametrize("truth", [[0.0, 1.0, 2.5], [10, 20, 30], [-1, 1, 1]])
+def test_metric_of_classes_is_refused_for_the_targets_of_a_regression(name, truth):
+    with pytest.raises(UsageError, match=f"{name} is for classes") as told:
+        score(name, truth, [0.1, 0.7, 0.9])
+    assert "rmse" in told.value.help
+
+
+@pytest.mark.parametrize("name", metrics_of("regression"))
+def test_metric_of_a_regression_is_refused_for_classes(name):
+    with pytest.raises(UsageError, match="is not for multiclass targets"):
+        score(name, [0, 1, 2], np.full((3, 3), 1 / 3))
+    with pytest.raises(DataError, match="truths as numbers"):
+        score(name, ["yes", "no", "yes"], [0.1, 0.7, 0.9])

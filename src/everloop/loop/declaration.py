@@ -21,6 +21,7 @@ from everloop.loop.parts import (
     Performance,
     Slices,
 )
+from everloop.training.metric_tasks import METRIC_TASKS, check_metric
 
 if TYPE_CHECKING:
     from everloop.data import Dataset
@@ -75,6 +76,7 @@ class Loop:
             raise UsageError(
                 f"Loop '{self.name}' watches an endpoint but declares none.", help="Add serve=el.Endpoint('name')."
             )
+        self._check_metrics()
         self._needs(OnDrift, Drift)
         self._needs(OnPerformance, Performance)
 
@@ -92,6 +94,28 @@ class Loop:
         """The metric by which live models are compared: the watched one, else the trained one."""
         watched = (part.metric for part in self.watch if isinstance(part, Performance))
         return next(watched, self.training_metric)
+
+    def _check_metrics(self) -> None:
+        """Refuse metrics that cannot all be of one model: each fits other tasks than those before it."""
+        tasks: tuple[str, ...] = ("binary", "multiclass", "regression")
+        asked = getattr(self.train, "task", None)
+        before = ""
+        if isinstance(asked, str):
+            tasks, before = (asked,), f"train has task='{asked}'"
+        named = [("train", getattr(self.train, "metric", None))]
+        named += [(f"el.{type(part).__name__}", getattr(part, "metric", None)) for part in (*self.gates, *self.watch)]
+        for where, metric in named:
+            if not isinstance(metric, str):
+                continue
+            check_metric(metric)
+            fitting = tuple(task for task in tasks if task in METRIC_TASKS[metric])
+            if not fitting:
+                known = dict.fromkeys(name for name, fits in METRIC_TASKS.items() if set(fits) & set(tasks))
+                raise UsageError(
+                    f"{metric} of {where} is for {' and '.join(METRIC_TASKS[metric])} targets, but {before}.",
+                    help=f"For {' and '.join(tasks)} there are: {', '.join(known)}",
+                )
+            tasks, before = fitting, f"{metric} of {where} is for {' and '.join(METRIC_TASKS[metric])}"
 
     def _needs(self, trigger: type, watch: type) -> None:
         has_trigger = any(isinstance(part, trigger) for part in self.retrain)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from everloop.loop.champions import Rival
     from everloop.records import Json, Outcome
     from everloop.training.intervals import Interval
+    from everloop.training.trained import Task
 
 
 _LATENCY_PASSES = 3
@@ -51,7 +52,7 @@ class Trial:
     scores: np.ndarray[Any, Any]
     champions: dict[str, Rival]
     metric: str
-    task: str
+    task: Task
     predict: Any
     """The packaged model's `predict(frame)`."""
     features: Sequence[str]
@@ -68,8 +69,8 @@ def _(gate: AtLeast, trial: Trial) -> Answer:
     from everloop.training.intervals import interval
     from everloop.training.metrics import get_metric
 
+    upward = get_metric(gate.metric, trial.task).greater_is_better
     found = interval(trial.truth, trial.scores, gate.metric)
-    upward = get_metric(gate.metric).greater_is_better
     value, low, _high = (found.value, found.low, found.high) if upward else (-found.value, -found.high, -found.low)
     bar = gate.value if upward else -gate.value
     outcome: Outcome = "pass" if low >= bar else "undecided" if value >= bar else "fail"
@@ -92,6 +93,7 @@ def _(gate: NotWorseThan, trial: Trial) -> Answer:
     if holder is None:
         return Answer("pass", f"no {gate.alias} yet", {"champion": None})
     metric = gate.metric or trial.metric
+    get_metric(metric, trial.task)
     pairs = holder.pairs
     if pairs is None:
         return compare_apart(trial.truth, trial.scores, holder, metric, gate.margin, holder.why)
@@ -225,7 +227,7 @@ def _(gate: Slices, trial: Trial) -> Answer:
         columns = ", ".join(trial.rows.columns)
         raise UsageError(f"Slices('{gate.column}'): no such column in the dataset.", help=f"There are: {columns}")
     metric = gate.metric or trial.metric
-    sign = 1.0 if get_metric(metric).greater_is_better else -1.0
+    sign = 1.0 if get_metric(metric, trial.task).greater_is_better else -1.0
     whole = score(metric, trial.truth, trial.scores)
     values = trial.rows[gate.column].cast(str).fill_null("null").to_numpy()
     judged: dict[str, Json] = {}

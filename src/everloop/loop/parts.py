@@ -13,6 +13,7 @@ from typing import Protocol
 
 from everloop.errors import UsageError
 from everloop.stores.durations import parse_duration
+from everloop.training.metric_tasks import check_metric
 
 # --- gates: what a candidate must show before it meets a customer -----------------------------------------
 
@@ -35,6 +36,9 @@ class AtLeast:
     metric: str
     value: float
 
+    def __post_init__(self) -> None:
+        check_metric(self.metric)
+
     @property
     def name(self) -> str:
         return f"at least {self.metric} {self.value:g}"
@@ -56,6 +60,10 @@ class NotWorseThan:
     margin: float = 0.01
     metric: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.metric is not None:
+            check_metric(self.metric)
+
     @property
     def name(self) -> str:
         return f"not worse than {self.alias}"
@@ -73,6 +81,10 @@ class Slices:
     worst_gap: float
     metric: str | None = None
     least_rows: int = 100
+
+    def __post_init__(self) -> None:
+        if self.metric is not None:
+            check_metric(self.metric)
 
     @property
     def name(self) -> str:
@@ -174,6 +186,7 @@ class Performance:
     window: str = "1w"
 
     def __post_init__(self) -> None:
+        check_metric(self.metric)
         parse_duration(self.labels_after)
         parse_duration(self.window)
 

@@ -29,8 +29,15 @@ if TYPE_CHECKING:
         wasserstein,
     )
     from everloop.monitoring.drift import check_drift, compare_window
+    from everloop.monitoring.looking import Look, baseline_of, look_at_drift
     from everloop.monitoring.noise import NoiseFloor, noise_floor
-    from everloop.monitoring.performance import Measured, check_performance, measure_labelled, performance_by
+    from everloop.monitoring.performance import (
+        Measured,
+        check_performance,
+        measure_labelled,
+        performance_by,
+        usual_metric,
+    )
     from everloop.monitoring.shift import Shift, measure_shifts
     from everloop.monitoring.sketch import Sketch, add_all, sketch_frame
 
@@ -40,8 +47,9 @@ _MODULES = {
     "budget": ("AlarmBudget", "benjamini_hochberg", "budget_for"),
     "distances": ("chi_square", "chi_square_test", "distance_between", "jensen_shannon", "ks", "psi", "wasserstein"),
     "drift": ("check_drift", "compare_window"),
+    "looking": ("Look", "baseline_of", "look_at_drift"),
     "noise": ("NoiseFloor", "noise_floor"),
-    "performance": ("Measured", "check_performance", "measure_labelled", "performance_by"),
+    "performance": ("Measured", "check_performance", "measure_labelled", "performance_by", "usual_metric"),
     "shift": ("Shift", "measure_shifts"),
     "sketch": ("Sketch", "add_all", "sketch_frame"),
 }
@@ -51,6 +59,7 @@ __all__ = [
     "AlarmBudget",
     "Baseline",
     "CategoryBins",
+    "Look",
     "Measured",
     "NoiseFloor",
     "NumericBins",
@@ -58,6 +67,7 @@ __all__ = [
     "Shift",
     "Sketch",
     "add_all",
+    "baseline_of",
     "benjamini_hochberg",
     "budget_for",
     "build_baseline",
@@ -73,12 +83,14 @@ __all__ = [
     "keep_baseline",
     "ks",
     "load_baseline",
+    "look_at_drift",
     "measure_labelled",
     "measure_shifts",
     "noise_floor",
     "performance_by",
     "psi",
     "sketch_frame",
+    "usual_metric",
     "wasserstein",
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from everloop.errors import EmptySampleError, UsageError
@@ -12,7 +13,7 @@ from everloop.monitoring.budget import AlarmBudget, budget_for
 from everloop.monitoring.findings import WINDOW, Watched, find_checked, find_suspects, new_finding
 from everloop.monitoring.log import due_until, read_truths, read_window
 from everloop.monitoring.probabilities import normal_quantile, normal_tail
-from everloop.records import Finding, Json, ModelVersion
+from everloop.records import Endpoint, Finding, Json, ModelVersion
 from everloop.stores.durations import parse_duration
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from everloop.stores import Store
+    from everloop.training.trained import Task
 
 _CONFIDENCE_Z = 1.959963984540054
 
@@ -77,9 +79,10 @@ def check_performance(
 
     Raises:
         EmptySampleError: no predictions in the window, none old enough, or none with a label.
-        UsageError: no such metric, no reference, or the window has no length.
+        UsageError: no such metric, one that does not fit the model's task, no reference, or the window has no length.
     """
     budget = budget_for(alarms_per_month, until - since, windows_per_month)
+    _check_fits(store, metric, _versions(store, endpoint) if version is None else [version])
     expected = _reference_metric(store, metric, version, reference)
     end = due_until(store, until, _span(labels_after))
     if end <= since:
@@ -160,7 +163,7 @@ def check_performance(
 def performance_by(
     store: Store,
     endpoint: str,
-    metric: str,
+    metric: str | None = None,
     every: str = "1mo",
     *,
     as_if: str | None = None,
@@ -174,6 +177,7 @@ def performance_by(
     A version is scored on rows from before its training at its own peril: what it has learned from it knows.
 
     Args:
+        metric: a name of `everloop.training.METRICS`; default: the usual one of the model's task, see `usual_metric`.
         every: a period in Polars' words: `1d`, `1w`, `1mo`, `1q`. Weeks start on Monday; all in UTC.
         as_if: key or alias of the version to score the inputs again with; its answers replace the logged ones.
         version: whose predictions; None: every answer that a client got.
@@ -187,13 +191,15 @@ def performance_by(
     Raises:
         EmptySampleError: there are no predictions.
         RequestError: the logged inputs are not what the `as_if` version takes.
-        UsageError: no such metric, or no such period.
+        UsageError: no such metric, one that does not fit the model's task, or no such period.
     """
     import polars as pl
 
+    metric = metric if metric is not None else usual_metric(store, endpoint, version=version)
     _greater_is_better(metric)
     end = due_until(store, until if until is not None else store.now(), _span(labels_after))
     predictions = read_window(store, endpoint, since, end, version=version, columns=["event_at", "version"])
+    _check_fits(store, metric, predictions["version"].unique().sort().to_list())
     labelled = read_truths(store, endpoint, since, end, version=version)
     predictor_key = as_if
     if as_if is not None:
@@ -235,6 +241,19 @@ def performance_by(
             "high": pl.Float64(),
         },
     )
+
+
+def usual_metric(store: Store, endpoint: str, *, version: str | None = None) -> str:
+    """The metric that fits an endpoint's task and is the usual first choice.
+
+    Raises:
+        NotFoundError: there is no such endpoint.
+    """
+    from everloop.training.metric_tasks import metrics_of
+
+    versions = [version] if version is not None else _versions(store, endpoint)
+    tasks = [task for task in map(partial(_task_of, store), versions) if task is not None]
+    return metrics_of(tasks[0] if tasks else "binary")[0]
 
 
 def measure_labelled(labelled: pl.DataFrame, metric: str) -> Measured:
@@ -333,6 +352,27 @@ def _reference_metric(
             help="Give reference=(value, low, high), or build the version's baseline with scored rows.",
         )
     return kept
+
+
+def _versions(store: Store, endpoint: str) -> list[str]:
+    """The versions that an endpoint routes to, the champion first."""
+    return [route.version for route in store.records.get(Endpoint, endpoint).routes]
+
+
+def _task_of(store: Store, version: str) -> Task | None:
+    """A version's task; None where it is not registered here or does not say."""
+    found = store.records.find(ModelVersion, ("key", "=", version), limit=1)
+    task: Task | None = found[0].signature.get("task") if found and found[0].signature else None
+    return task
+
+
+def _check_fits(store: Store, metric: str, versions: Sequence[str]) -> None:
+    """Raise UsageError unless the metric fits the task of every version."""
+    from everloop.training.metric_tasks import check_metric
+
+    check_metric(metric)
+    for version in versions:
+        check_metric(metric, _task_of(store, version))
 
 
 def _greater_is_better(metric: str) -> bool:

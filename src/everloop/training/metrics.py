@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from everloop.errors import DataError, EmptySampleError, UsageError
+from everloop.training.metric_tasks import METRIC_TASKS, check_metric
+from everloop.training.metric_tasks import metrics_of as metrics_of
 
 if TYPE_CHECKING:
     from everloop.training.trained import Task
@@ -50,9 +52,16 @@ class Metric:
 
         Raises:
             EmptySampleError: no rows.
-            DataError: lengths differ, or a value is NaN.
+            DataError: lengths differ, or a value is NaN or not a number.
+            UsageError: the metric is for other targets than these.
         """
-        truth = np.ascontiguousarray(y, dtype=np.float64)
+        try:
+            truth = np.ascontiguousarray(y, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise DataError(
+                f"{self.name} takes truths as numbers, not as {np.asarray(y).dtype}.",
+                help="Give 0 and 1 or the index of the class, and the value for a regression.",
+            ) from None
         given = np.ascontiguousarray(scores, dtype=np.float64)
         if truth.ndim != 1 or given.ndim not in (1, 2) or len(truth) != len(given):
             raise DataError(
@@ -65,7 +74,24 @@ class Metric:
             bad = int(np.isnan(values).sum())
             if bad:
                 raise DataError(f"{bad} of {values.size} {what} are not numbers.", help="Drop or fill them first.")
+        if given.ndim == 2 and "multiclass" not in self.tasks:
+            raise UsageError(
+                f"{self.name} is not for multiclass targets.", help=f"There are: {', '.join(metrics_of('multiclass'))}"
+            )
+        if "regression" not in self.tasks:
+            self._check_classes(truth, given)
         return self.make(truth, given)
+
+    def _check_classes(self, truth: Array, given: Array) -> None:
+        """Refuse truths that are not classes: every value above 0 would count as one, and none of it would be said."""
+        most = 1 if given.ndim == 1 else given.shape[1] - 1
+        strange = truth[(truth < 0) | (truth > most) | (truth != np.floor(truth))]
+        if len(strange):
+            classes = "0 and 1" if most == 1 else f"the classes 0 to {most}"
+            raise UsageError(
+                f"{self.name} is for classes, and the truths are not {classes}: {strange[0]:g}.",
+                help=f"For the targets of a regression there are: {', '.join(metrics_of('regression'))}",
+            )
 
     def gain(self, a: float, b: float) -> float:
         """By how much `a` is better than `b`, in the metric's unit; positive is better."""
@@ -98,20 +124,12 @@ def get_metric(metric: str | Metric, task: Task | None = None) -> Metric:
     Raises:
         UsageError: no such metric, or it does not fit the task.
     """
-    if isinstance(metric, Metric):
-        found = metric
-    elif metric in METRICS:
-        found = METRICS[metric]
-    else:
-        raise UsageError(f"No metric called '{metric}'.", help=f"There are: {', '.join(METRICS)}")
-    if task is not None and task not in found.tasks:
-        raise UsageError(f"{found.name} is not for {task} targets.", help=f"There are: {', '.join(metrics_of(task))}")
-    return found
-
-
-def metrics_of(task: Task) -> list[str]:
-    """Names of the metrics that fit a task, the usual first choice first."""
-    return [metric.name for metric in METRICS.values() if task in metric.tasks]
+    if not isinstance(metric, Metric):
+        check_metric(metric, task)
+        return METRICS[metric]
+    if task is not None and task not in metric.tasks:
+        raise UsageError(f"{metric.name} is not for {task} targets.", help=f"There are: {', '.join(metrics_of(task))}")
+    return metric
 
 
 # -- means of per-row losses --------------------------------------------------------------------------------------
@@ -329,25 +347,27 @@ def _mean_defined(values: list[float]) -> float:
     return float(np.mean(defined)) if defined else float("nan")
 
 
-_CLASSES: tuple[Task, ...] = ("binary", "multiclass")
+def _metric(name: str, greater_is_better: bool, make: Callable[[Array, Array], Statistic]) -> Metric:
+    return Metric(name, METRIC_TASKS[name], greater_is_better, make)
+
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("roc_auc", _CLASSES, True, _roc_auc),
-        Metric("average_precision", ("binary",), True, _average_precision),
-        Metric("log_loss", _CLASSES, False, _log_loss),
-        Metric("brier", ("binary",), False, _brier),
-        Metric("accuracy", _CLASSES, True, _accuracy),
-        Metric("f1", _CLASSES, True, _f1),
-        Metric("precision", _CLASSES, True, _precision),
-        Metric("recall", _CLASSES, True, _recall),
-        Metric("ece", _CLASSES, False, _ece),
-        Metric("rmse", ("regression",), False, _rmse),
-        Metric("mae", ("regression",), False, _mae),
-        Metric("median_ae", ("regression",), False, _median_ae),
-        Metric("mape", ("regression",), False, _mape),
-        Metric("r2", ("regression",), True, _r2),
+        _metric("roc_auc", True, _roc_auc),
+        _metric("average_precision", True, _average_precision),
+        _metric("log_loss", False, _log_loss),
+        _metric("brier", False, _brier),
+        _metric("accuracy", True, _accuracy),
+        _metric("f1", True, _f1),
+        _metric("precision", True, _precision),
+        _metric("recall", True, _recall),
+        _metric("ece", False, _ece),
+        _metric("rmse", False, _rmse),
+        _metric("mae", False, _mae),
+        _metric("median_ae", False, _median_ae),
+        _metric("mape", False, _mape),
+        _metric("r2", True, _r2),
     )
 }
 """Every metric by name."""

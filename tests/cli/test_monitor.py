@@ -1,0 +1,142 @@
+"""`everloop monitor` on endpoints that are served without a loop: everything works from what was answered."""
+
+from __future__ import annotations
+
+import json
+from time import perf_counter
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import everloop as el
+from everloop.records import Endpoint, Route
+from everloop.serving import EndpointApp
+from everloop.serving.exchange import Request
+from everloop.serving.following import Follower
+from everloop.stores import open_store
+
+KINDS = ("binary", "multiclass", "regression")
+
+
+def table(rows, seed=0, shift=0.0):
+    random = np.random.default_rng(seed)
+    return pd.DataFrame({"age": random.normal(40 + shift, 9, rows), "city": random.choice(["oslo", "rome"], rows)})
+
+
+def serve(store, task, example_rows=200):
+    """A model with an endpoint, as `el.save_model` and `everloop serve` make it."""
+    from sklearn.linear_model import LinearRegression, LogisticRegression
+
+    train = table(200)[["age"]]
+    truth = {
+        "binary": (train["age"] > 40).astype(int),
+        "multiclass": pd.cut(train["age"], [-99, 35, 45, 999], labels=["low", "mid", "high"]).astype(str),
+        "regression": train["age"] * 2.0,
+    }[task]
+    model = (LinearRegression() if task == "regression" else LogisticRegression()).fit(train, truth)
+    version = el.save_model(model, task, example=train.head(example_rows), y=truth.head(example_rows), store=store)
+    routes = (Route(version=version.key, percent=100.0),)
+    store.records.put(store.new(Endpoint, name=task, model=task, routes=routes))
+
+
+def ask(store, name, rows, labels):
+    app = EndpointApp(store, name)
+    Follower(store, app).load()
+    keys = list(range(len(rows)))
+    body = {"rows": rows[["age"]].to_dict("records"), "keys": keys}
+    for path, sent in (
+        ("/predict", body),
+        ("/labels", {"labels": [{"key": key, "value": value} for key, value in zip(keys, labels, strict=True)]}),
+    ):
+        answer = app.respond(Request("POST", path, json.dumps(sent).encode(), perf_counter()))
+        assert answer.status == 200, answer.body
+    app.close()
+
+
+@pytest.fixture
+def store(everloop, tmp_path):
+    with open_store(".everloop") as opened:
+        yield opened
+
+
+def test_labels_sent_to_a_served_endpoint_are_measured_at_once(everloop, store):
+    serve(store, "binary")
+    rows = table(60, seed=1)
+    ask(store, "binary", rows, [bool(age > 40) for age in rows["age"]])
+    (period,) = everloop("monitor", "performance", "binary", "--json").json
+    assert (period["predictions"], period["labelled"]) == (60, 60)
+    assert period["value"] > 0.9
+    assert "roc_auc of 'binary'" in everloop("monitor", "performance", "binary").out
+
+
+@pytest.mark.parametrize(
+    ("task", "wrong", "fits"),
+    [
+        ("regression", "roc_auc", "rmse, mae, median_ae, mape, r2"),
+        ("regression", "accuracy", "rmse, mae, median_ae, mape, r2"),
+        ("multiclass", "brier", "roc_auc, log_loss, accuracy, f1, precision, recall, ece"),
+        ("binary", "rmse", "roc_auc, average_precision, log_loss, brier"),
+        ("binary", "auc", "There are: roc_auc"),
+    ],
+)
+def test_metric_that_does_not_fit_the_task_is_refused(everloop, store, task, wrong, fits):
+    serve(store, task)
+    rows = table(20, seed=1)
+    ask(store, task, rows, {"multiclass": ["mid"] * 20, "binary": [0, 1] * 10}.get(task, list(rows["age"] * 2)))
+    said = everloop("monitor", "performance", task, "--metric", wrong)
+    assert said.code == 2
+    assert fits in said.err
+    assert everloop("monitor", "performance", task).code == 0
+
+
+def test_drift_is_measured_without_a_loop_and_says_against_what(everloop, store):
+    serve(store, "binary")
+    said = everloop("monitor", "drift", "binary")
+    assert said.code != 0
+    assert "no predictions" in said.err
+    rows = table(300, seed=1, shift=60.0)
+    ask(store, "binary", rows, [True] * 300)
+    rough = everloop("monitor", "drift", "binary", "--json")
+    assert rough.json["subjects"]["age"]["verdict"] != "quiet"
+    assert rough.json["reference_rows"] == 20
+    assert "20 rows of the example that it was saved with" in rough.json["notice"]
+    assert "everloop monitor baseline binary@1 FILE" in rough.err
+    table(2000).to_csv("train.csv", index=False)
+    made = everloop("monitor", "baseline", "binary@1", "train.csv", "--json").json
+    assert (made["rows"], made["watched"]) == (2000, ["age"])
+    better = everloop("monitor", "drift", "binary", "--json")
+    assert (better.json["reference_rows"], better.json["notice"], better.err) == (2000, None, "")
+    assert better.json["subjects"]["age"]["verdict"] != "quiet"
+    drawn = everloop("monitor", "drift", "binary", "--window", "1d").out
+    assert "300 answers against 2,000 rows" in " ".join(drawn.split())
+    # Nothing was kept: a loop that begins to watch starts with a clean record.
+    assert everloop("monitor", "ls", "binary", "--json").json == []
+
+
+def test_same_rows_as_in_training_do_not_drift(everloop, store):
+    serve(store, "regression")
+    rows = table(300, seed=2)
+    ask(store, "regression", rows, list(rows["age"]))
+    table(2000).to_csv("train.csv", index=False)
+    everloop("monitor", "baseline", "regression@1", "train.csv")
+    assert {
+        seen["verdict"] for seen in everloop("monitor", "drift", "regression", "--json").json["subjects"].values()
+    } == {"quiet"}
+
+
+@pytest.mark.parametrize("words", [("ls",), ("drift",), ("performance",)])
+def test_endpoint_that_does_not_exist_is_refused(everloop, store, words):
+    serve(store, "binary")
+    said = everloop("monitor", *words, "binari")
+    assert said.code == 3
+    assert "binary" in said.err
+    assert everloop("monitor", "ls").code == 0
+
+
+def test_words_that_no_finding_has_are_refused(everloop, store):
+    for option, word, known in (("--severity", "loud", "info, warning, alarm"), ("--kind", "drfit", "drift, perf")):
+        said = everloop("monitor", "ls", option, word)
+        assert said.code == 2
+        assert known in said.err
+    assert everloop("monitor", "baseline", "nothing@1", "x.csv").code != 0
