@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.loop.champions import classes_of_both, same_classes, spread
 from everloop.loop.gates import Answer, compare, judge_apart
+from everloop.loop.understood import does_not_understand
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,6 +93,11 @@ def _askable(rows: pl.DataFrame, models: dict[str, Predictor]) -> pl.Expr:
 
     from everloop.serving.prediction_log import input_column
 
+    if "unasked" in rows.columns:
+        # The endpoint has held the row against every version, and kept the inputs of all that understood it.
+        noted = pl.col("unasked").is_not_null()
+        understood = ~pl.any_horizontal([does_not_understand(version) for version in models])
+        return pl.when(noted).then(understood).otherwise(_askable(rows.drop("unasked"), models))
     asked = pl.lit(value=True)
     for answering in rows["version"].unique().to_list():
         given = set(models[answering].signature.names) if answering in models else set()

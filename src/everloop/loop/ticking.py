@@ -6,17 +6,19 @@ continues from the records of the one before.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from everloop.loop.live_evidence import live_evidence
 from everloop.loop.rollout import apply_answer, find_rolling, hold_release
 from everloop.loop.triggers import find_due
+from everloop.loop.understood import find_understood
 from everloop.loop.watching import watch
 from everloop.stores.durations import parse_duration
 
 if TYPE_CHECKING:
     from everloop.loop.declaration import Loop
+    from everloop.loop.gates import Answer
     from everloop.loop.parts import Due, Endpoint
     from everloop.records import Finding, Release
     from everloop.stores import Store
@@ -61,8 +63,28 @@ def _move_rollout(loop: Loop, place: Endpoint, store: Store) -> Release | None:
     started = next(decision.at for decision in reversed(release.decisions) if decision.action in ("start", "advance"))
     answer = live_evidence(store, release, release.previous, canary, loop.live_metric)
     impatient = store.now() - started >= parse_duration(canary.patience)
+    understood = find_understood(store, release, release.previous)
+    told = understood.text() if understood is not None else ""
+    evidence = understood.evidence() if understood is not None else {}
     if answer is None:
-        moved = hold_release(store, release, f"waiting for {canary.least_labels} labelled answers")
+        both = " that both versions understand" if told else ""
+        reason = f"waiting for {canary.least_labels} labelled answers{both}"
+        moved = hold_release(store, release, f"{reason}; {told}" if told else reason, evidence)
     else:
-        moved = apply_answer(store, release, answer, impatient=impatient)
+        answer = replace(answer, message=f"{answer.message}; {told}" if told else answer.message)
+        answer.evidence.update(evidence)
+        if understood is not None and understood.would_refuse and _would_complete(release, answer, impatient=impatient):
+            reason = f"{answer.message}; alone, {release.candidate} would refuse such requests"
+            moved = hold_release(store, release, f"not completed: {reason}", answer.evidence)
+        else:
+            moved = apply_answer(store, release, answer, impatient=impatient)
     return moved if len(moved.decisions) > decisions else None
+
+
+def _would_complete(release: Release, answer: Answer, *, impatient: bool) -> bool:
+    """Whether this answer gives the candidate all the traffic."""
+    gain = answer.evidence.get("gain")
+    advances = answer.outcome == "pass" or (
+        answer.outcome == "undecided" and impatient and isinstance(gain, float) and gain >= 0
+    )
+    return advances and not any(release.percent < step < 100 for step in release.steps)

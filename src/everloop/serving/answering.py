@@ -6,7 +6,7 @@ No protocol is known here: a protocol turns bytes into an `Ask` and an `Answer` 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from everloop.errors import EverloopError, RequestError, StoreFullError, UsageEr
 from everloop.models.signature import Signature, utc
 from everloop.serving.prediction_log import Group, PredictionLog, entity_text
 from everloop.serving.routing import place_of
+from everloop.serving.understanding import Share, fitting_rows, understand
 from everloop.stores.clock import EPOCH, micros, new_id
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from everloop.serving.live import Live, Scorer
     from everloop.serving.metrics import Metrics
     from everloop.serving.settings import Settings
+    from everloop.serving.understanding import Understanding
     from everloop.stores.clock import Clock
 
 logger = logging.getLogger("everloop.serving")
@@ -80,6 +82,8 @@ class Answer:
     """What the rows hold that the champion did not see in training, and what was mended; None: nobody asked."""
     logged: bool = True
     """Whether it is in the log, or was not to be; False: there was no space, and the endpoint answers all the same."""
+    unasked: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    """The versions that did not understand some of the rows: how many, and why the first."""
 
     def explanations(self) -> list[dict[str, Json]] | None:
         """Why, for each row in the order of the request; None: nobody asked."""
@@ -105,6 +109,8 @@ class ShadowOutcome:
 
     scored: list[tuple[str, int]]
     failures: int = 0
+    unasked: int = 0
+    """Rows that a shadow does not understand, because its inputs are others."""
 
 
 def answer(live: Live, ask: Ask, log: PredictionLog, clock: Clock) -> Answer:
@@ -123,16 +129,18 @@ def answer(live: Live, ask: Ask, log: PredictionLog, clock: Clock) -> Answer:
     events = _events(ask.event_at, size)
     if ask.explain and size > MAX_EXPLAINED:
         raise RequestError(f"{size} rows are too many to explain.", help=f"Explain at most {MAX_EXPLAINED} at once.")
-    flags: list[dict[str, Json]] | None = list(ask.flags) or None
+    understood = None if ask.values is not None else understand(live, ask.rows or ())
+    mended = [*ask.flags, *(understood.flags if understood is not None else ())]
+    flags: list[dict[str, Json]] | None = mended or None
     if live.checks is not None:
-        flags = [*ask.flags, *live.checks.find(_in_order(ask, live.signature))]
+        flags = [*mended, *_unseen(live, ask, understood)]
     now = clock.now()
     request = new_id(now)
     arrived = micros(now)
     if ask.values is not None and live.table.single:
-        shares = [_Share(live.champion, None, ask.values)]
+        shares = [Share(live.champion, None, ask.values)]
     else:
-        shares = _shares(live, ask, entities, request, size)
+        shares = _shares(live, ask, understood, entities, request, size)
     parts, groups = [], []
     for share in shares:
         scores, labels, texts = share.scorer.score(share.values)
@@ -140,12 +148,13 @@ def answer(live: Live, ask: Ask, log: PredictionLog, clock: Clock) -> Answer:
         if ask.explain:
             part.explanations = _explained(share)
         parts.append(part)
-        groups.append(_group(part, texts, share.values, request, arrived, perf_counter() - ask.began, entities, events))
+        groups.append(_group(part, texts, share, request, arrived, perf_counter() - ask.began, entities, events))
     logged = _log(live.settings, log, groups, request)
     shadow = None
     if live.shadows:
         shadow = _Shadow(live, ask, log, request, arrived, entities, events).run
-    return Answer(request, size, parts, shadow, perf_counter() - ask.began, flags, logged)
+    unasked = understood.why if understood is not None else {}
+    return Answer(request, size, parts, shadow, perf_counter() - ask.began, flags, logged, unasked)
 
 
 def count(metrics: Metrics, given: Answer) -> None:
@@ -153,6 +162,7 @@ def count(metrics: Metrics, given: Answer) -> None:
     metrics.time_request(given.seconds)
     if not given.logged:
         metrics.unlogged += given.rows
+    metrics.unasked += sum(rows for rows, _ in given.unasked.values())
     for part in given.parts:
         rows = given.rows if part.places is None else len(part.places)
         metrics.count_predictions(part.scorer.version, part.scorer.role, rows)
@@ -162,6 +172,7 @@ def count(metrics: Metrics, given: Answer) -> None:
 def count_shadows(metrics: Metrics, outcome: ShadowOutcome) -> None:
     """Add what the shadows did to the counters. In the event loop's thread."""
     metrics.shadow_failures += outcome.failures
+    metrics.shadow_unasked += outcome.unasked
     for version, rows in outcome.scored:
         metrics.count_predictions(version, "shadow", rows)
 
@@ -173,23 +184,31 @@ def plain_rows(ask: Ask, signature: Signature) -> list[dict[str, Any]]:
     return [dict(row) for row in ask.rows or ()]
 
 
-def _in_order(ask: Ask, signature: Signature) -> Sequence[Values]:
-    """The rows' values in the order of the signature; where routes differ, of rows that fit it."""
-    if ask.values is not None:
-        return ask.values
-    own = [{name: row[name] for name in signature.names if name in row} for row in ask.rows or ()]
-    return signature.rows_of(own)
+def _unseen(live: Live, ask: Ask, understood: Understanding | None) -> list[dict[str, Json]]:
+    """What the champion has not seen in training, of the rows that it understands."""
+    assert live.checks is not None  # noqa: S101 - the caller has looked
+    if understood is None:
+        values = ask.values if ask.values is not None else live.signature.rows_of(ask.rows or ())
+        return live.checks.find(values)
+    kept = understood.champions_rows()
+    places = [place for place, _ in kept]
+    try:
+        found = live.checks.find([row for _, row in kept])
+    except RequestError as error:
+        # It numbers the rows that it was given.
+        at = int(error.message[len("rows[") :].partition("]")[0])
+        raise RequestError(error.message.replace(f"rows[{at}]", f"rows[{places[at]}]", 1), help=error.help) from None
+    return [{**flag, "row": places[flag["row"]]} for flag in found]
 
 
-@dataclass(slots=True)
-class _Share:
-    scorer: Scorer
-    places: list[int] | None
-    values: Sequence[Values]
-    fallbacks: int = 0
-
-
-def _shares(live: Live, ask: Ask, entities: list[str | None] | None, request: str, size: int) -> list[_Share]:
+def _shares(
+    live: Live,
+    ask: Ask,
+    understood: Understanding | None,
+    entities: list[str | None] | None,
+    request: str,
+    size: int,
+) -> list[Share]:
     """The rows by the version that answers them."""
     picked: dict[int, list[int]] = {}
     pick = live.table.pick
@@ -199,73 +218,30 @@ def _shares(live: Live, ask: Ask, entities: list[str | None] | None, request: st
     if ask.values is not None:
         values = ask.values
         if len(picked) == 1:
-            return [_Share(live.scorers[next(iter(picked))], None, values)]
+            return [Share(live.scorers[next(iter(picked))], None, values)]
         return [
-            _Share(live.scorers[route], places, [values[place] for place in places]) for route, places in picked.items()
+            Share(live.scorers[route], places, [values[place] for place in places]) for route, places in picked.items()
         ]
-    return _mixed_shares(live, ask.rows or (), picked)
-
-
-def _mixed_shares(live: Live, rows: Sequence[Mapping[str, Any]], picked: Mapping[int, list[int]]) -> list[_Share]:
-    """The same where the routes differ in their inputs: each row is held against its own version's signature.
-
-    A client speaks the champion's signature. A canary that wants more would fail it, so a row that a canary does
-    not take goes to the champion, and only the champion's complaint is the client's.
-    """
-    for number, row in enumerate(rows):
-        for name in row:
-            if name not in live.known_names:
-                raise live.signature.explain(
-                    ValueError(f"Object contains unknown field `{name}` - at `$.rows[{number}]`")
-                )
-    shares: dict[int, _Share] = {}
-    champion = live.table.champion
-
-    def add(route: int, place: int, values: Values) -> None:
-        share = shares.setdefault(route, _Share(live.scorers[route], [], []))
-        share.places.append(place)  # type: ignore[union-attr]
-        share.values.append(values)  # type: ignore[attr-defined]
-
-    for route, places in picked.items():
-        for place in places:
-            values = None
-            if route != champion:
-                values = _fitting(live.scorers[route].signature, rows[place], place, strict=False)
-            if values is not None:
-                add(route, place, values)
-                continue
-            own = _fitting(live.signature, rows[place], place, strict=True)
-            assert own is not None  # noqa: S101 - strict raises instead
-            add(champion, place, own)
-            if route != champion:
-                shares[champion].fallbacks += 1
-    return list(shares.values())
-
-
-def _fitting(signature: Signature, row: Mapping[str, Any], place: int, *, strict: bool) -> Values | None:
-    """The row's values for a signature, or None where it does not fit and need not."""
-    own = {name: row[name] for name in signature.names if name in row}
-    try:
-        return signature.rows_of([own])[0]
-    except RequestError as error:
-        if not strict:
-            return None
-        raise RequestError(error.message.replace("rows[0]", f"rows[{place}]", 1), help=error.help) from None
+    assert understood is not None  # noqa: S101 - the rows are plain
+    return understood.share(picked)
 
 
 def _group(
     part: Part,
     texts: list[str] | None,
-    values: Sequence[Values],
+    share: Share,
     request: str,
     arrived: int,
     seconds: float,
     entities: list[str | None] | None,
     events: list[int | None] | None,
 ) -> Group:
-    places = part.places
+    places, values, inputs = part.places, share.values, part.scorer.logged_inputs
     if part.scorer.redaction is not None:
         values = part.scorer.redaction.rows(values)
+    if share.others is not None:
+        values = [(*row, *others) for row, others in zip(values, share.others, strict=True)]
+        inputs = part.scorer.mixed_inputs
     if places is not None:
         entities = [entities[place] for place in places] if entities else None
         events = [events[place] for place in places] if events else None
@@ -275,13 +251,14 @@ def _group(
         seconds=seconds,
         version=part.scorer.version,
         role=part.scorer.role,
-        inputs=part.scorer.logged_inputs,
+        inputs=inputs,
         places=places,
         entities=entities,
         events=events,
         scores=part.scores,
         labels=texts,
         rows=values,  # type: ignore[arg-type]
+        unasked=share.unasked,
     )
 
 
@@ -308,8 +285,13 @@ class _Shadow:
                 continue
             try:
                 mirrored = rows if places is None else [rows[place] for place in places]
-                own = [{name: row[name] for name in scorer.names if name in row} for row in mirrored]
-                values = scorer.signature.rows_of(own)
+                at, values = fitting_rows(scorer, mirrored)
+                if len(values) < len(mirrored):
+                    # The rest has no place in its evidence: it was never asked.
+                    outcome.unasked += len(mirrored) - len(values)
+                    places = at if places is None else [places[number] for number in at]
+                if not values:
+                    continue
                 scores, labels, texts = scorer.score(values)
             except EverloopError as error:
                 outcome.failures += 1
@@ -317,7 +299,8 @@ class _Shadow:
                 continue
             part = Part(scorer, places, scores, labels)
             seconds = perf_counter() - began
-            groups.append(_group(part, texts, values, self.request, self.arrived, seconds, self.entities, self.events))
+            share = Share(scorer, places, values)
+            groups.append(_group(part, texts, share, self.request, self.arrived, seconds, self.entities, self.events))
             outcome.scored.append((scorer.version, len(values)))
         if groups:
             try:
@@ -351,7 +334,7 @@ def _log(settings: Settings, log: PredictionLog, groups: Sequence[Group], reques
     return True
 
 
-def _explained(share: _Share) -> list[dict[str, Json]]:
+def _explained(share: Share) -> list[dict[str, Json]]:
     names = share.scorer.names
     try:
         return share.scorer.predictor.explain([dict(zip(names, row, strict=True)) for row in share.values])

@@ -331,6 +331,9 @@ class EndpointApp:
             response = handle(self, request)
             if response.answer is not None:
                 response.version = response.answer.version()
+                if response.answer.unasked:
+                    told = ",".join(response.answer.unasked).encode("ascii", "replace")
+                    response.headers = [*response.headers, (b"x-everloop-unasked", told)]
             return response
         except EverloopError as error:
             if error.http_status >= 500:

@@ -162,8 +162,11 @@ def by_order(row: Sequence[Any], live: Live, number: int) -> dict[str, Any]:
     Raises:
         RequestError: it has another length.
     """
-    inputs = live.signature.inputs
-    if len(row) != len(inputs):
+    every = (live.champion, *live.scorers)
+    # Values without names are those of the first version, the champion before all, that has as many inputs.
+    inputs = next((one.signature.inputs for one in every if len(one.signature.inputs) == len(row)), None)
+    if inputs is None:
+        inputs = live.signature.inputs
         raise RequestError(
             f"rows[{number}]: {len(row)} values for {len(inputs)} inputs.",
             help=f"The inputs in order: {', '.join(live.signature.names[:20])}",

@@ -21,6 +21,7 @@ from everloop.serving.prediction_log import label_text
 from everloop.serving.redaction import check_hidden, redaction_for
 from everloop.serving.routing import RoutingTable
 from everloop.serving.settings import settings_of
+from everloop.serving.understanding import encoded_inputs, other_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -54,7 +55,11 @@ class Scorer:
         self.redaction = None if settings is None else redaction_for(self.signature, settings)
         if self.redaction is not None:
             kept = self.redaction.inputs
+        self.kept = kept
         self.logged_inputs = msgspec.Raw(msgspec.msgpack.encode(kept))
+        self.others: tuple[tuple[int, int, str, str], ...] = ()
+        """The other versions' inputs that the log keeps beside its own; see `understanding`."""
+        self.mixed_inputs = self.logged_inputs
         self.task = predictor.task
         self._labels = predictor.classes
         self._texts = tuple(label_text(value) for value in predictor.classes)
@@ -109,7 +114,8 @@ class Live:
     """Everything that answering needs, of one revision of the endpoint's record.
 
     Attributes:
-        uniform: whether all answering routes have the same inputs, so that one decoder serves them all.
+        uniform: whether all routes have the same inputs, so that one decoder serves them all.
+        fields: the inputs of all routes by name, the champion's first.
         scorers: one per answering route, in the order of `table.answering`.
     """
 
@@ -124,9 +130,16 @@ class Live:
         self.signature = self.champion.signature
         self.settings = settings_of(endpoint.options)
         self.checks = checks_for(self.signature, self.settings.unseen)
-        self.uniform = all(scorer.signature.shape == self.signature.shape for scorer in self.scorers)
-        self.known_names = frozenset(name for scorer in self.scorers for name in _names(scorer))
-        check_hidden(self.settings, {name for one in (*self.scorers, *self.shadows) for name in _names(one)})
+        every = (*self.scorers, *self.shadows)
+        self.uniform = all(scorer.signature.shape == self.signature.shape for scorer in every)
+        self.known_names = frozenset(name for scorer in every for name in _names(scorer))
+        self.fields = {name: kind for one in (*every, self.champion) for name, kind in one.signature.fields.items()}
+        if not self.uniform:
+            hidden = frozenset((*self.settings.log_drop, *self.settings.log_hash))
+            for number, scorer in enumerate(self.scorers):
+                scorer.others = tuple(other_inputs(self.scorers, number, hidden))
+                scorer.mixed_inputs = encoded_inputs(scorer)
+        check_hidden(self.settings, self.known_names)
         self._made: dict[str, Any] = {}
 
     def made(self, key: str, make: Callable[[Live], T]) -> T:

@@ -19,7 +19,9 @@ BUCKETS_S = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 _COUNTERS = {
-    "fallbacks": ("everloop_route_fallbacks_total", "Rows that the champion answered because a canary does not."),
+    "fallbacks": ("everloop_route_fallbacks_total", "Rows answered by another version than their key leads to."),
+    "unasked": ("everloop_unasked_total", "Rows that a version does not understand, because its inputs are others."),
+    "shadow_unasked": ("everloop_shadow_unasked_total", "Rows that a shadow does not understand, likewise."),
     "shadow_failures": ("everloop_shadow_failures_total", "Requests that a shadow could not score."),
     "shadow_skipped": ("everloop_shadow_skipped_total", "Requests that no shadow saw, because too many waited."),
     "refused": ("everloop_refused_total", "Requests told to come back, because too many were on their way."),
@@ -36,6 +38,8 @@ class Metrics:
         self.responses: dict[tuple[str, int], int] = {}
         self.predictions: dict[tuple[str, str], int] = {}
         self.fallbacks = 0
+        self.unasked = 0
+        self.shadow_unasked = 0
         self.shadow_failures = 0
         self.shadow_skipped = 0
         self.refused = 0

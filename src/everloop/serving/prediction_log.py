@@ -12,6 +12,8 @@ survives the process. `fold_predictions` moves frames into the table `prediction
     score, label      binary: probability of the positive class; multiclass: of the label; regression: the value
     scores            multiclass only: a probability per class, in the version's order
     seconds           from the whole request to its score
+    unasked           where the versions have different inputs: those that did not understand the row, with commas
+                      between; null where all have the same. The table has this column once there was such a row
     input_<name>      what was asked, typed by the signature; a time as µs of the day, a duration as µs
 
 An input whose type changes between versions gets a column of its own, `input_<name>@<type>`, because a table's
@@ -70,6 +72,8 @@ class Group(msgspec.Struct, array_like=True, frozen=True, gc=False):
     labels: list[str] | None
     rows: list[Any]
     """The inputs' values per row, in the order of `inputs`."""
+    unasked: list[str] | None = None
+    """A text per row: the versions that did not understand it, with commas between; None: all have the same inputs."""
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -211,6 +215,7 @@ def _columns(groups: list[Group], inputs: dict[str, str], many: bool, known: dic
     labels: list[str | None] = []
     scores: list[Any] = []
     rows: list[Any] = []
+    unasked: list[str | None] = []
     for group in groups:
         size = len(group.rows)
         ids += [answer_id(group, place) for place in (range(size) if group.places is None else group.places)]
@@ -229,6 +234,7 @@ def _columns(groups: list[Group], inputs: dict[str, str], many: bool, known: dic
         labels += group.labels or [None] * size
         scores += group.scores
         rows += group.rows
+        unasked += group.unasked or [None] * size
     moment = pl.Datetime("us", "UTC")
     columns = [
         pl.Series("id", ids, dtype=pl.String),
@@ -244,6 +250,8 @@ def _columns(groups: list[Group], inputs: dict[str, str], many: bool, known: dic
     ]
     if many:
         columns.insert(9, pl.Series("scores", scores, dtype=pl.List(pl.Float64)))
+    if any(text is not None for text in unasked):
+        columns.append(pl.Series("unasked", unasked, dtype=pl.String))
     for place, (name, kind) in enumerate(inputs.items()):
         columns.append(_input_series(name, kind, [row[place] for row in rows], known))
     return pl.DataFrame(columns)

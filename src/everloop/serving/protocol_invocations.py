@@ -129,7 +129,7 @@ def _csv_rows(text: str, live: Live) -> list[dict[str, Any]]:
         lines = [line for line in csv.reader(io.StringIO(text), strict=True) if line]
     except csv.Error as error:
         raise RequestError(f"The body is no CSV that can be read: {error}.") from None
-    fields = live.signature.fields
+    fields = live.fields
     names = list(live.signature.names)
     if lines and set(lines[0]) & set(fields):
         names = lines.pop(0)

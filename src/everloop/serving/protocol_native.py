@@ -2,6 +2,8 @@
 
     POST /predict   {"rows": [{…}, …], "keys": [...]?, "event_at": [...]?}   or   {"inputs": {…}, "key"?, "event_at"?}
                     → {"model", "version", "ids": […], "predictions": […], "probabilities"?: […], "versions"?: […]}
+                    where versions with different inputs answer, also {"unasked": [{"version", "rows", "why"}, …]}:
+                    the versions that do not understand some of the rows
                     with `"explain": true` also {"explanations": [{"bias", "contributions": {input: …}}, …]}
                     an Arrow IPC stream (application/vnd.apache.arrow.stream) is answered with one; see `arrow`
     POST /labels    {"labels": [{"key", "value", "event_at"?}, …]}   → {"endpoint", "accepted", "unmatched", "notice"?}
@@ -45,6 +47,10 @@ def predict(service: Service, request: Request) -> Response:
     body = answered(live, answer)
     if answer.flags:
         body["flags"] = answer.flags
+    if answer.unasked:
+        body["unasked"] = [
+            {"version": version, "rows": rows, "why": why} for version, (rows, why) in answer.unasked.items()
+        ]
     if ask.explain:
         body["explanations"] = answer.explanations()
     return Response(body=_encode(body), answer=answer)

@@ -61,7 +61,7 @@ def rows_of(tensors: list[Tensor], live: Live) -> list[dict[str, Any]]:
     Raises:
         RequestError: shapes, sizes or names that do not fit; the message names the tensor.
     """
-    fields = live.signature.fields
+    fields = live.fields
     if not tensors:
         raise RequestError("inputs: there is no tensor.")
     if len(tensors) == 1 and tensors[0].name not in fields:
