@@ -171,7 +171,7 @@ def patterns() -> dict[tuple[str, int, str], str]:
             compiled = getattr(importlib.import_module(name), kept)
             flags = compiled.flags & ~re.UNICODE if isinstance(compiled.pattern, str) else compiled.flags
             uses = set(re.findall(rf"\b{kept}\.({'|'.join(METHODS)})\(", text)) or {"fullmatch", "search"}
-            for use in uses:
+            for use in sorted(uses):
                 pattern = compiled.pattern if isinstance(compiled.pattern, str) else compiled.pattern.decode("latin-1")
                 found.setdefault((pattern, flags, use), name)
     return found
