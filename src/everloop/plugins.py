@@ -21,6 +21,10 @@ TABLE: dict[str, dict[str, str]] = {
         "horizon": "everloop.data.horizon:horizon_state",
         "version": "everloop.data.versions:version_state",
         "cursor": "everloop.data.cursors:cursor_state",
+        "opened": "everloop.pipeline.outside:opened_state",
+        "listed": "everloop.pipeline.outside:listed_state",
+        "environment": "everloop.pipeline.outside:environment_state",
+        "unseen": "everloop.pipeline.outside:unseen_state",
     },
     # What happened to it, in words: (state before, state after) -> "1 new file".
     "observation_change": {
@@ -29,6 +33,9 @@ TABLE: dict[str, dict[str, str]] = {
         "remote": "everloop.data.remote:remote_change",
         "version": "everloop.data.versions:version_change",
         "cursor": "everloop.data.cursors:cursor_change",
+        "opened": "everloop.pipeline.outside:opened_change",
+        "listed": "everloop.pipeline.outside:listed_change",
+        "environment": "everloop.pipeline.outside:environment_change",
     },
     # How a value is kept as an artifact, tried in this order.
     "artifact": {

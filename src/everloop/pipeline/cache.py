@@ -176,6 +176,8 @@ def _describe(kind: str, spec: dict[str, Json], old: str, new: str) -> str:
     patterns = spec.get("patterns")
     if isinstance(patterns, list) and patterns:
         what = ", ".join(map(str, patterns[:3])) + (" and more" if len(patterns) > 3 else "")
+    elif kind == "environment":
+        what = f"environment variable {spec['name']}"
     else:
         what = str(spec.get("query") or spec.get("path") or spec.get("url") or kind)
     if new.startswith(_UNREADABLE):

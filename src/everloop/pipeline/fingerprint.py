@@ -17,7 +17,7 @@ from everloop.pipeline.reach import UNTOLD
 from everloop.pipeline.values import UndigestibleError, digest_text, digest_value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from everloop.pipeline.graph import Node
     from everloop.stores import ContentStore
@@ -139,6 +139,12 @@ def _digest(value: Any, objects: ContentStore) -> str:
     except UnkeepableError:
         return untold
     return untold if stored.signature is not None else digest_text(_identity(stored))
+
+
+def cached(observed: Iterable[Mapping[str, Any]]) -> str:
+    """Why a step does not run; and what it reads that nobody notices, if there is something."""
+    unseen = [str(one["spec"]["what"]) for one in observed if one["kind"] == "unseen"]
+    return f"{CACHED} (not noticed: {', '.join(unseen[:_SHOWN])})" if unseen else CACHED
 
 
 def untold(parts: Mapping[str, str]) -> str | None:

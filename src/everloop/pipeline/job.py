@@ -12,6 +12,7 @@ from everloop.pipeline.annotations import check_result, declared_types, wanted_c
 from everloop.pipeline.artifacts import Stored, UnkeepableError, keep_value, load_value
 from everloop.pipeline.context import LogCall, StepContext, running_step
 from everloop.pipeline.steps import RESULT, Step, no_tracing
+from everloop.pipeline.watching import watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
@@ -48,6 +49,10 @@ class Job:
     """Digest of the code that is meant: a worker that has other code under that name must not run it."""
     modules: dict[str, str] = field(default_factory=dict)
     attempt: int = 1
+    reached: tuple[str, ...] = ()
+    """Names of the functions and values that the step's code reaches."""
+    packages: tuple[str, ...] = ()
+    """Distributions that it uses."""
 
     @property
     def timeout_s(self) -> float | None:
@@ -101,12 +106,18 @@ def perform(
     context = StepContext(
         job.run, job.name, store, job.attempt, log or (lambda metrics, at: logged.append((metrics, at)))
     )
-    with no_tracing(), collect_observations() as seen, running_step(context):
+    with (
+        no_tracing(),
+        collect_observations() as seen,
+        running_step(context),
+        watching(store, job.packages) as watch,
+    ):
         arguments = {name: _open(value, store, types.get(name), held) for name, value in job.inputs.items()}
         value = _call(job.step.function, arguments)
         # A lazy frame is only computed while it is kept, so that belongs to the step as well.
         outputs = _keep_result(job, value, types.get("return", Any), store, held)
-    return Outcome(outputs, tuple(seen), time.perf_counter() - began, tuple(logged))
+    read = [one for one in watch.observations(job.reached) if one not in seen]
+    return Outcome(outputs, (*seen, *read), time.perf_counter() - began, tuple(logged))
 
 
 def _call(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:

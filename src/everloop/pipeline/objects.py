@@ -12,6 +12,9 @@ from typing import Any
 
 from everloop.pipeline.steps import Step
 
+WATCHED = "__everloop_watched__"
+"""The attribute of a package's reader that is wrapped to notice what it reads."""
+
 
 def unwrapped(value: Any) -> Any:
     """The function inside a step, a method or a descriptor; anything else as it is."""
@@ -22,6 +25,8 @@ def unwrapped(value: Any) -> Any:
             value = value.__func__
         elif isinstance(value, property) and value.fget is not None:
             value = value.fget
+        elif isinstance(value, types.FunctionType) and WATCHED in vars(value):
+            value = vars(value)["__wrapped__"]
         elif not isinstance(value, types.FunctionType | type) and isinstance(
             inner := inspect.getattr_static(value, "__wrapped__", None) or _wrapped(value), types.FunctionType
         ):

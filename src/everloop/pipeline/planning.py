@@ -79,7 +79,7 @@ def plan(
         found = cache.find(fp.fingerprint(parts), again=True)
         if isinstance(found, Hit):
             results[name] = found.outputs
-            planned.append(Planned(name, "cached", fp.CACHED))
+            planned.append(Planned(name, "cached", fp.cached(found.step.observed)))
             continue
         reason = found.reason or fp.reason(parts, last.parts if last else None, code.home)
         planned.append(Planned(name, "would run", reason))

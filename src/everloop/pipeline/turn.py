@@ -162,7 +162,9 @@ class Turn:
             return False
         found = self.cache.find(task.fingerprint, again=again)
         if isinstance(found, Hit):
-            self._finish(task, "cached", fp.CACHED, found.outputs, found.artifacts, found.step.observed)
+            self._finish(
+                task, "cached", fp.cached(found.step.observed), found.outputs, found.artifacts, found.step.observed
+            )
             return True
         last = self.cache.last(task.name)
         task.reason = found.reason or fp.reason(task.parts, last.parts if last else None, task.code.home)
@@ -223,6 +225,8 @@ class Turn:
             code=task.code.digest,
             modules=task.code.modules,
             attempt=task.attempt,
+            reached=tuple(task.code.parts),
+            packages=tuple(task.code.packages),
         )
         self.active.append(task)
         # Elements can be many: they read what is held, but what they return is not kept in memory.

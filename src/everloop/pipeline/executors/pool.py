@@ -185,7 +185,7 @@ class _Sending:
                 actor=store.actor,
                 folder=os.getcwd(),  # noqa: PTH109 - a string is what travels
                 search=tuple(sys.path),
-                environment={name: value for name, value in os.environ.items() if name.startswith("EVERLOOP_")},
+                environment=dict(os.environ),
             )
         )
 

@@ -182,16 +182,20 @@ def _check_pipes() -> None:
 def _become(envelope: Envelope) -> None:
     if os.getcwd() != envelope.folder:  # noqa: PTH109 - a string is what travels
         os.chdir(envelope.folder)
-    for name in [name for name in os.environ if name.startswith("EVERLOOP_")]:
-        if name not in envelope.environment:
-            del os.environ[name]
+    # A warm worker was started with the environment of an earlier moment. What loky has set for it stays.
+    for name in _given.keys() - envelope.environment.keys():
+        os.environ.pop(name, None)
     os.environ.update(envelope.environment)
+    _given.clear()
+    _given.update(envelope.environment)
     if tuple(sys.path) != envelope.search:
         sys.path[:] = envelope.search
         importlib.invalidate_caches()
     finder.add(envelope.modules)
 
 
+# The environment that the parent had at the last job.
+_given: dict[str, str] = {}
 # The stamp of each file of the project when its module was imported here.
 _stamps: dict[str, Stamp] = {}
 _stores: dict[tuple[str, str, str], Store] = {}

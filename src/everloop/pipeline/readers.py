@@ -1,0 +1,147 @@
+"""Readers and writers of Polars, pandas and Arrow that open files in native code, wrapped so that a step is noticed.
+
+Native code raises no audit event. A wrapper notes the paths that a reader is given and calls it; outside of a running
+step it only calls it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from everloop.pipeline.objects import WATCHED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+Use = Literal["reads", "writes"]
+
+_POLARS_READERS = (
+    "read_avro", "read_csv", "read_csv_batched", "read_delta", "read_excel", "read_ipc", "read_ipc_schema",
+    "read_ipc_stream", "read_json", "read_lines", "read_ndjson", "read_ods", "read_parquet", "read_parquet_metadata",
+    "read_parquet_schema", "scan_csv", "scan_delta", "scan_ipc", "scan_lines", "scan_ndjson", "scan_parquet",
+)  # fmt: skip
+_POLARS_WRITERS = (
+    "DataFrame.write_avro", "DataFrame.write_csv", "DataFrame.write_delta", "DataFrame.write_excel",
+    "DataFrame.write_ipc", "DataFrame.write_ipc_stream", "DataFrame.write_json", "DataFrame.write_ndjson",
+    "DataFrame.write_parquet", "LazyFrame.sink_csv", "LazyFrame.sink_ipc", "LazyFrame.sink_ndjson",
+    "LazyFrame.sink_parquet",
+)  # fmt: skip
+_TABLE: dict[str, dict[str, Use]] = {
+    "polars": {**dict.fromkeys(_POLARS_READERS, "reads"), **dict.fromkeys(_POLARS_WRITERS, "writes")},
+    "pandas": {
+        "read_parquet": "reads",
+        "read_feather": "reads",
+        "read_orc": "reads",
+        "read_hdf": "reads",
+        "DataFrame.to_parquet": "writes",
+        "DataFrame.to_feather": "writes",
+        "DataFrame.to_orc": "writes",
+        "DataFrame.to_hdf": "writes",
+    },
+    "pyarrow": {"memory_map": "reads"},
+    "pyarrow.parquet": {
+        "read_table": "reads",
+        "read_schema": "reads",
+        "read_metadata": "reads",
+        "ParquetFile.__init__": "reads",
+        "ParquetDataset.__init__": "reads",
+        "ParquetWriter.__init__": "writes",
+    },
+    "pyarrow.csv": {"read_csv": "reads", "open_csv": "reads", "write_csv": "writes"},
+    "pyarrow.json": {"read_json": "reads"},
+    "pyarrow.feather": {"read_table": "reads", "read_feather": "reads", "write_feather": "writes"},
+    "pyarrow.dataset": {"dataset": "reads", "write_dataset": "writes"},
+    "pyarrow.orc": {"read_table": "reads", "write_table": "writes"},
+}
+# Where a path is not the first argument.
+_SECOND = frozenset(
+    {"pyarrow.csv.write_csv", "pyarrow.feather.write_feather", "pyarrow.dataset.write_dataset"}
+    | {"pyarrow.orc.write_table"}
+)
+_NAMES = ("source", "path", "input_file", "where", "file", "dest", "path_or_buf", "output_file", "base_dir", "workbook")
+_done: set[str] = set()
+
+
+def wrap_readers(packages: Collection[str]) -> None:
+    """Wrap what is imported by now, and what a step is about to import since it uses the package."""
+    for module, names in _TABLE.items():
+        if module in _done:
+            continue
+        if module not in sys.modules:
+            top = module.partition(".")[0]
+            if top not in packages or (top != module and top == "pyarrow" and module == "pyarrow.orc"):
+                continue
+            try:
+                importlib.import_module(module)
+            except ImportError:
+                continue
+        _done.add(module)
+        for name, use in names.items():
+            _wrap(sys.modules[module], f"{module}.{name}", name, use)
+
+
+def _wrap(module: Any, full: str, name: str, use: Use) -> None:
+    holder = module
+    *holders, last = name.split(".")
+    for one in holders:
+        holder = getattr(holder, one, None)
+    plain = getattr(holder, last, None)
+    if holder is None or plain is None or hasattr(plain, WATCHED):
+        return
+    # A method is given its own object first.
+    place = int(bool(holders)) + int(full in _SECOND)
+    watched = _watched(plain, place, use)
+    setattr(holder, last, watched)
+    home = sys.modules.get(getattr(plain, "__module__", ""))
+    if not holders and home is not None and getattr(home, last, None) is plain:
+        # Where pickle looks for it.
+        setattr(home, last, watched)
+
+
+def _watched(plain: Callable[..., Any], place: int, use: Use) -> Callable[..., Any]:
+    from everloop.pipeline import watching
+
+    @functools.wraps(plain)
+    def watched(*args: Any, **options: Any) -> Any:
+        if watching.is_watching():
+            given = args[place] if len(args) > place else next((options[n] for n in _NAMES if n in options), None)
+            _note(given, use)
+        return plain(*args, **options)
+
+    setattr(watched, WATCHED, True)
+    return watched
+
+
+def _note(given: Any, use: Use) -> None:
+    from everloop.pipeline.watching import note_read, note_unseen, note_written
+
+    if isinstance(given, list | tuple):
+        for one in given:
+            _note(one, use)
+        return
+    if not isinstance(given, str | bytes | os.PathLike):
+        return  # an open file, which is noticed by itself, or data
+    path = os.fsdecode(given)
+    if "\n" in path:
+        return  # the content itself
+    if "://" in path and not path.startswith("file://"):
+        if use == "reads":
+            note_unseen(f"what {path.partition('://')[0]}://{path.partition('://')[2].partition('/')[0]} holds")
+        return
+    path = path.removeprefix("file://")
+    if use == "writes":
+        note_written(path)
+    elif Path(path).is_dir():
+        note_read(str(Path(path) / "**" / "*"), kind="pattern")
+    elif any(character in path for character in "*?[") and not Path(path).exists():
+        note_read(path, kind="pattern")
+    else:
+        note_read(Path(path).expanduser())
+
+
+__all__ = ["wrap_readers"]
