@@ -113,3 +113,20 @@ def test_a_file_is_profiled_without_keeping_it(table):
     assert "one.csv@" not in page
     assert everloop("data", "ls", "--json").json == []
     assert everloop("data", "profile", "nothing").code == 3
+
+
+def test_what_was_read_as_null_is_printed_and_kept(everloop):
+    Path("a.csv").write_text("id,x\n1,2\n2,NA\n3, \n4,5\n")
+    said = everloop("data", "add", "a.csv", "numbers")
+    assert "Note: 'x': 1 value read as null: 'NA'" in said.err
+    assert "1 blank value read as null" in said.err
+    assert "read as null: 'NA'" in everloop("data", "show", "numbers").out
+    assert "read as null" in everloop("data", "profile", "a.csv").err
+    assert everloop("data", "profile", "a.csv", "--json").json["notes"][0] == "'x': 1 blank value read as null"
+    said = everloop("data", "add", "a.csv", "strict", "--null-values", "")
+    assert "--null-values NA" in said.err
+    assert "--schema x=string" in said.err
+    Path("odd.csv").write_text("id,x\n1,2\n2,odd one\n3,4\n")
+    said = everloop("data", "add", "odd.csv", "odd")
+    assert "--null-values 'odd one', or --schema x=string" in said.err
+    assert everloop("data", "add", "odd.csv", "odd", "--null-values", "odd one").code == 0

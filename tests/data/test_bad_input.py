@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from everloop.data import add_table, read
+from everloop.data.reading_notes import collect_notes
 from everloop.errors import SourceError, UsageError
 from everloop.records import Snapshot
 from everloop.stores import Store
@@ -116,7 +117,8 @@ def test_a_date_that_could_be_two_days_is_none(project: Path) -> None:
             2,
             HUGE,
         ),
-        ("a,b\n" + "1,1\n" * LONG + "9223372036854775808,2\n", LONG + 1, "9223372036854775808"),
+        ("a,b\n" + "-1,1\n" * LONG + "9223372036854775808,2\n", LONG + 1, "9223372036854775808"),
+        ("a,b\n1.5,1\n1e-400,2\n", 2, "1e-400"),
     ],
 )
 def test_a_number_that_does_not_fit_is_not_rounded(project: Path, text: str, row: int, value: str) -> None:
@@ -128,14 +130,22 @@ def test_a_number_that_does_not_fit_is_not_rounded(project: Path, text: str, row
 
 def test_what_fits_is_kept_exactly(project: Path) -> None:
     assert rows(write(project, "a,b\n9223372036854775808,1\n1,2\n")) == [(9223372036854775808, 1), (1, 2)]
+    late = write(project, "a,b\n" + "1,1\n" * LONG + "9223372036854775808,2\n", "d.csv")
+    assert rows(late)[-1] == (9223372036854775808, 2)
     assert rows(write(project, "a,b\n9007199254740994,1\n1.5,2\n", "b.csv")) == [(9007199254740994.0, 1), (1.5, 2)]
     assert rows(write(project, "a,b\ninf,1\n1.5,2\n", "c.csv"))[1] == (1.5, 2)
 
 
 def test_zeros_in_front_are_kept(project: Path) -> None:
     assert rows(write(project, "zip,n\n01234,0\n99999,1\n")) == [("01234", 0), ("99999", 1)]
-    message = refused(write(project, "zip,n\n" + "99999,1\n" * LONG + "01234,1\n", "b.csv"))
-    assert f"Column 'zip' holds whole numbers, but row {LONG + 1} of" in message
+    late = write(project, "zip,n\n" + "99999,1\n" * LONG + "01234,1\n", "b.csv")
+    with collect_notes() as notes:
+        assert rows(late)[-1] == ("01234", 1)
+    assert [str(one) for one in notes] == [
+        f"'zip': kept as text, because row {LONG + 1} of '{project}/b.csv' says '01234'"
+    ]
+    for text in ("-007", "007.50", "+5", "+0.5", "00"):
+        assert rows(write(project, f"a,b\n1,1\n{text},2\n2.5,3\n")) == [("1", 1), (text, 2), ("2.5", 3)]
 
 
 def test_a_header_that_says_one_name_twice(project: Path) -> None:
@@ -145,7 +155,16 @@ def test_a_header_that_says_one_name_twice(project: Path) -> None:
 def test_lines_and_quotes_that_do_not_end(project: Path) -> None:
     assert "end in CR alone" in refused(write(project, "a,b\r1,2\r"))
     assert rows("a.csv", eol_char="\r") == [(1, 2)]
-    assert "A quote in" in refused(write(project, 'a,b\n"x,1\ny,2\n', "b.csv"))
+    unclosed = refused(write(project, 'a,b\nx,0\n"x,1\ny,2\n', "b.csv"))
+    assert "Row 2 of" in unclosed
+    assert "b.csv' has a quote that is never closed: '\"x,1'" in unclosed
+    two = refused(write(project, 'a,b\n1,"x\n2,y\n3,"z\n', "c.csv"))
+    assert "Row 1 of" in two
+    assert "a closing quote that is not followed by ','" in two
+    inside = refused(write(project, 'a,b\n1,ok\n2,5" nail\n3,x\n', "d.csv"))
+    assert "Row 2 of" in inside
+    assert "single quote character inside a value: '5\" nail'" in inside
+    assert rows("d.csv", quote_char=None)[1] == (2, '5" nail')
 
 
 def test_columns_that_differ_between_files(project: Path) -> None:
@@ -183,7 +202,7 @@ def test_numbers_that_differ_between_parquet_files(project: Path) -> None:
 
 def test_json_values_of_two_types(project: Path) -> None:
     message = refused(write(project, '{"a": "x", "b": {"a": 5}}\n{"a": "y \\"a\\": 7"}\n{"a": 1}\n', "a.jsonl"))
-    assert "Column 'a' holds texts, but line 3 of" in message
+    assert "Column 'a' holds string, but line 3 of" in message
     assert "a.jsonl' says 1" in message
     assert rows("a.jsonl", schema_overrides={"a": pl.String})[2][0] == "1"
     assert "object 2 of" in refused(write(project, '[{"a": "x"}, {"a": 7}]', "b.json"))

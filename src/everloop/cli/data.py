@@ -22,6 +22,7 @@ from everloop.cli.reading import (
     Separator,
     SkipRows,
     options_advised,
+    print_notes,
     reading_options,
 )
 from everloop.errors import AlreadyExistsError, NotFoundError, ProjectError, UsageError
@@ -77,6 +78,7 @@ def show(snapshot: str, home: Home = None, json: AsJson = False) -> None:
                 ("contract", record.contract),
                 ("run", record.run),
                 ("sources", [_source(source) for source in record.sources]),
+                ("notes", [note for source in record.sources for note in source.get("notes", ())]),
             ],
         )
         rows = [(name, kind, *_summary(record.stats.get(name, {}))) for name, kind in record.columns.items()]
@@ -141,13 +143,14 @@ def add(
         comment_prefix=comment_prefix,
         decimal_comma=decimal_comma,
     )
-    with opened(home, create=True) as store, _drawn(), options_advised():
+    with opened(home, create=True) as store, _drawn(), options_advised() as notes:
         if files:
             if target or time or key or query or options:
                 raise UsageError("--files keeps files as they are and takes no columns.", help="Leave the others out.")
             kept = add_folder(_place(source), dataset, store)
         else:
             kept = add_table(_place(source), dataset, store, target=target, time=time, key=key, query=query, **options)
+    print_notes(notes)
     emit(kept, json, lambda: console().print(f"{kept.key}: {kept.rows:,} {_noun(kept)}", soft_wrap=True))
 
 
@@ -241,7 +244,7 @@ def profile(
         raise UsageError(
             f"'{source}' is a version of a dataset, which has its target, time and key.", help="Leave them out."
         )
-    with opened(home, create=not kept) as store, options_advised():
+    with opened(home, create=not kept) as store, options_advised() as notes:
         if kept:
             found = profile_snapshot(find_version(source, store), store)
             key_of = found.snapshot.key
@@ -263,7 +266,18 @@ def profile(
         )
         console().print(f"Written: {output}" if output else "Add --output page.html for the whole page.")
 
-    emit({"snapshot": key_of, "suspects": found.suspects, "columns": found.columns, "output": output}, json, draw)
+    print_notes(notes)
+    emit(
+        {
+            "snapshot": key_of,
+            "notes": [str(note) for note in notes],
+            "suspects": found.suspects,
+            "columns": found.columns,
+            "output": output,
+        },
+        json,
+        draw,
+    )
 
 
 @app.command()
@@ -381,7 +395,7 @@ def check(
         comment_prefix=comment_prefix,
         decimal_comma=decimal_comma,
     )
-    with opened(home, create=True) as store, options_advised():
+    with opened(home, create=True) as store, options_advised() as notes:
         named = Path(contract)
         if named.suffix == ".toml":
             if not named.is_file():
@@ -392,9 +406,11 @@ def check(
         report = check_contract(read(_place(source), **options), held, now=store.now())
         if bad is not None and report.bad_rows:
             report.bad.collect().write_parquet(bad)
+    print_notes(notes)
     said = {
         "contract": held.key,
         "source": source,
+        "notes": [str(note) for note in notes],
         "rows": report.rows,
         "bad_rows": report.bad_rows,
         "violations": report.violations,

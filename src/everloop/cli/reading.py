@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from everloop.cli.output import messages
 from everloop.errors import EverloopError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from everloop.data import ReadingNote
 
 Separator = Annotated[
     str | None, typer.Option(metavar="CHAR", help="Csv: what stands between two values: ';', '|' or tab. Default: ','.")
@@ -75,14 +78,26 @@ def reading_options(
 
 
 @contextmanager
-def options_advised() -> Iterator[None]:
-    """Errors inside the block advise options of the command instead of arguments in Python."""
+def options_advised() -> Iterator[list[ReadingNote]]:
+    """Errors inside the block advise options of the command instead of arguments in Python.
+
+    Yields the notes of what is read there, for `print_notes`.
+    """
+    from everloop.data import collect_notes
+
     try:
-        yield
+        with collect_notes() as notes:
+            yield notes
     except EverloopError as error:
         if error.option_help is not None:
             error.help = error.option_help or None
         raise
+
+
+def print_notes(notes: list[ReadingNote]) -> None:
+    """Tell on standard error what reading decided, such as `'TotalCharges': 11 blank values read as null`."""
+    for one in notes:
+        messages().print(f"Note: {one}", markup=False, soft_wrap=True)
 
 
 def _pairs(text: str) -> list[str]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from everloop.data.profile_html import profile_page
     from everloop.data.profiles import Profile, profile_snapshot, profile_table
     from everloop.data.progress import Progress, watch_progress
+    from everloop.data.reading_notes import ReadingNote, collect_notes
     from everloop.data.snapshot_diff import SnapshotDiff, diff_snapshots
     from everloop.data.snapshots import get_snapshot, load_snapshot, take_snapshot
     from everloop.data.sources import files_change, files_state, read, sql_change, sql_state
@@ -51,6 +52,7 @@ _MODULES = {
     "profile_html": ("profile_page",),
     "profiles": ("Profile", "profile_snapshot", "profile_table"),
     "progress": ("Progress", "watch_progress"),
+    "reading_notes": ("ReadingNote", "collect_notes"),
     "snapshot_diff": ("SnapshotDiff", "diff_snapshots"),
     "snapshots": ("get_snapshot", "load_snapshot", "take_snapshot"),
     "sources": ("files_change", "files_state", "read", "sql_change", "sql_state"),
@@ -68,6 +70,7 @@ __all__ = [
     "OnDemand",
     "Profile",
     "Progress",
+    "ReadingNote",
     "SnapshotDiff",
     "Split",
     "Transformer",
@@ -78,6 +81,7 @@ __all__ = [
     "add_table",
     "as_of",
     "check_contract",
+    "collect_notes",
     "contract_from_pandera",
     "contract_from_toml",
     "contract_to_toml",

@@ -1,334 +1,471 @@
 """CSV files: types that hold for every row, and errors that name the file, the row and the column.
 
-Polars reads lazily and guesses types from the first rows, so a bad row far down would fail in the middle of a
-query, as a byte offset. Here each file is parsed once, streaming, before the lazy frame is handed out. Types are
-guessed from the first 10,000 rows; numbers may turn out wider later (whole to fractional), anything else is an
-error, because a number column that silently became text is worse. A row that is too short, which Polars fills with
-nulls, is an error like one that is too long.
+Polars guesses types from the first rows, so what stands further down would change a type without a word or fail in the
+middle of a query. Here every value is looked at as text, streaming, before the lazy frame is handed out, and a
+column's type follows from all of them (see `csv_values`): the first rows only decide what is looked for first.
 
 Nothing is bent to fit: dates are parsed where they begin with the year, for 01/02/2026 is two days; texts such as 007
-stay texts; a whole number that a column of fractions would round, and a fraction too large for one, are errors.
+stay texts; a whole number that a column of fractions would round, a fraction too large for one and a time finer than
+microseconds are errors. What is read as null, and what stays text among numbers, is told in notes.
 """
 
 from __future__ import annotations
 
-import csv
-import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from everloop.data.csv_text import check_text, recoded, refused_bytes
+from everloop.data.csv_rows import explain, refuse_short_rows
+from everloop.data.csv_text import has_no_rows, plain_text, refused_bytes
+from everloop.data.csv_values import (
+    KIND_NAMES,
+    Form,
+    Kind,
+    Marks,
+    Reading,
+    Tally,
+    convert,
+    count_kinds,
+    counted,
+    decide,
+    find_marks,
+    forms,
+    loses,
+    marked,
+    maybe_typed,
+)
 from everloop.data.file_states import literal
 from everloop.data.frames import nearest, type_name
+from everloop.data.reading_notes import note
+from everloop.data.reading_options import advice, named_types
 from everloop.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
-_GUESS_ROWS = 10_000
+    from everloop.data.data_files import DataFile
+
+_SAMPLE_ROWS = 1_000
 # With other options the shape of a row is not ours to judge.
-_PLAIN_OPTIONS = frozenset(
-    {"separator", "quote_char", "null_values", "schema_overrides", "try_parse_dates", "infer_schema_length", "n_rows"}
+_PLAIN_OPTIONS = frozenset({"separator", "quote_char", "n_rows", "null_values"})
+_OURS = frozenset(
+    {"null_values", "schema_overrides", "schema", "dtypes", "try_parse_dates", "infer_schema_length", "infer_schema"}
+    | {"ignore_errors", "decimal_comma"}
 )
-_EXACT = float(1 << 53)
-"""Up to here every whole number has a float of its own."""
-_UNIT = "\x1f"  # a separator that no text has: reads whole lines
+_INT64_DIGITS = 18
+_TYPES: dict[Kind, pl.DataType] = {
+    "bool": pl.Boolean(),
+    "date": pl.Date(),
+    "datetime": pl.Datetime("us"),
+    "moment": pl.Datetime("us", "UTC"),
+    "time": pl.Time(),
+    "text": pl.String(),
+}
 
-Schema = dict[str, pl.DataType]
 
-
-def scan_csv(paths: list[Path], options: Mapping[str, Any]) -> pl.LazyFrame:
-    """Check every file and return the rows of all, in the order of `paths`.
+def scan_csv(files: list[DataFile], options: Mapping[str, Any]) -> list[pl.LazyFrame]:
+    """Check every file and return the rows of each, in the order of `files`, with the same columns and types.
 
     Args:
-        options: of `polars.scan_csv`, and `encoding`, such as `cp1252` or `utf-16`. Dates are parsed unless
-            `try_parse_dates=False`.
+        options: of `polars.scan_csv`, and `encoding`, such as `cp1252` or `utf-16`. `null_values` adds to the usual
+            texts for a missing value; an empty list switches those off. Dates are parsed unless
+            `try_parse_dates=False`, and nothing is where `infer_schema=False`.
 
     Raises:
         SourceError: a file is empty or ragged, a value does not fit its column's type, or files differ in columns.
+        UsageError: an option does not exist, or names a column or a type that does not.
     """
-    chosen = {"try_parse_dates": True, "infer_schema_length": _GUESS_ROWS, **options}
-    encoding = str(chosen.pop("encoding", "utf8"))
-    if encoding not in ("utf8", "utf8-lossy"):
-        paths = [recoded(path, encoding) for path in paths]
-    elif encoding == "utf8-lossy":
-        chosen["encoding"] = encoding
-    else:
-        for path in paths:
-            check_text(path, chosen)
-    guesses = [(path, _guess(path, chosen)) for path in paths]
-    schema = _agree(guesses)
-    # What the caller has named is not ours to widen, and settled types must not be guessed again.
-    named = {*(chosen.get("schema_overrides") or {}), *(chosen.get("schema") or {})}
-    settled = {name: value for name, value in chosen.items() if name not in ("infer_schema_length", "schema_overrides")}
-    wholes: dict[str, Path] = {}
-    for path, guess in guesses:
-        schema = _check(path, list(guess), schema, settled, named, wholes)
-    for name, path in wholes.items():
-        if schema[name].is_float() and name not in named:
-            raise _inexact(path, name, settled)
-    scans = []
-    for path, guess in guesses:
-        scan = pl.scan_csv(literal(path), **{**settled, "schema": {name: schema[name] for name in guess}})
-        scans.append(scan if list(guess) == list(schema) else scan.select(list(schema)))
-    return scans[0] if len(scans) == 1 else pl.concat(scans)
+    return _Table(files, options).frames()
 
 
-def _guess(path: Path, options: Mapping[str, Any], **changes: Any) -> Schema:
-    try:
-        guess = dict(pl.scan_csv(literal(path), **{**options, **changes}).collect_schema())
-    except pl.exceptions.NoDataError as error:
-        raise SourceError(
-            f"'{path}' is empty: it has not even a header.", help="Remove it, or write the header."
-        ) from error
-    except TypeError as error:
-        raise UsageError(f"Reading csv failed: {error}.", help="Options are those of polars.scan_csv.") from error
-    except pl.exceptions.PolarsError as error:
-        raise _explain(path, {}, options, error) from error
-    return _as_written(path, guess, options)
+@dataclass
+class _Settled:
+    """What one column is."""
+
+    dtype: pl.DataType
+    native: bool = False
+    """Polars reads the type itself."""
+    form: Form | None = None
+    """How all its values are written, where that is known."""
 
 
-def _as_written(path: Path, guess: Schema, options: Mapping[str, Any]) -> Schema:
-    """Texts where the first rows show that a number or a date would say something else."""
-    named = {*(options.get("schema_overrides") or {}), *(options.get("schema") or {})}
-    doubtful = {
-        name: dtype
-        for name, dtype in guess.items()
-        if name not in named and (dtype.is_integer() or isinstance(dtype, pl.Date | pl.Datetime))
-    }
-    if not doubtful:
-        return guess
-    texts = _texts(path, options).select(list(doubtful)).head(_GUESS_ROWS)
-    asked = [
-        (_zeroed(name) if dtype.is_integer() else ~pl.col(name).str.contains(r"^\s*\d{4}\D")).any().alias(name)
-        for name, dtype in doubtful.items()
-    ]
-    try:
-        changed = texts.select(asked).collect().row(0, named=True)
-    except pl.exceptions.PolarsError:
-        return guess  # ragged: told later, with the row
-    return {name: pl.String() if changed.get(name) else dtype for name, dtype in guess.items()}
+class _Table:
+    """The files of one set, and what is known of their columns."""
 
-
-def _zeroed(name: str) -> pl.Expr:
-    """Digits behind a zero, as in 007: a name more often than a number."""
-    text = pl.col(name).str.strip_chars()
-    return text.str.starts_with("0") & (text.str.len_bytes() > 1)
-
-
-def _texts(path: Path, options: Mapping[str, Any]) -> pl.LazyFrame:
-    raw = {name: value for name, value in options.items() if name not in ("schema", "infer_schema_length")}
-    raw.pop("schema_overrides", None)
-    return pl.scan_csv(literal(path), **{**raw, "infer_schema": False, "try_parse_dates": False})
-
-
-def _agree(guesses: list[tuple[Path, Schema]]) -> Schema:
-    """One schema for all files, in the column order of the first."""
-    first, agreed = guesses[0][0], dict(guesses[0][1])
-    # A file with a header only says nothing about types: Polars calls everything text.
-    blank = {path for path, _ in guesses if _has_no_rows(path)}
-    typed = first not in blank
-    for path, schema in guesses[1:]:
-        for name in (
-            *(name for name in agreed if name not in schema),
-            *(name for name in schema if name not in agreed),
-        ):
-            lacking, having = (path, first) if name in agreed else (first, path)
-            raise SourceError(
-                f"'{lacking}' has no column '{name}', which '{having}' has.",
-                help=nearest(name, schema if lacking == path else agreed),
-            )
-        if path in blank:
-            continue
-        for name, dtype in schema.items():
-            wider = dtype if not typed else _wider(agreed[name], dtype)
-            if wider is None:
-                raise SourceError(
-                    f"Column '{name}' holds {type_name(agreed[name])} in '{first}' but {type_name(dtype)} in '{path}'.",
-                    help=f"Name its type: schema_overrides={{'{name}': pl.String}}",
-                )
-            agreed[name] = wider
-        typed = True
-    return agreed
-
-
-def _has_no_rows(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.readline()
-        return not file.readline().strip()
-
-
-def _wider(one: pl.DataType, other: pl.DataType) -> pl.DataType | None:
-    if one == other:
-        return one
-    if one.is_numeric() and other.is_numeric():
-        return pl.Int64() if one.is_integer() and other.is_integer() else pl.Float64()
-    return None
-
-
-def _check(
-    path: Path,
-    columns: list[str],
-    schema: Schema,
-    options: Mapping[str, Any],
-    named: set[str],
-    wholes: dict[str, Path],
-) -> Schema:
-    """Parse all of one file; return the schema, with types widened where this file needs it.
-
-    Args:
-        wholes: takes up columns of whole numbers that no float could hold, and a file with one.
-    """
-    own = {name: schema[name] for name in columns}
-    scan = pl.scan_csv(literal(path), **{**options, "schema": own})
-    numbers = [name for name, dtype in own.items() if dtype.is_numeric() and name not in named]
-    most = [pl.col(name).cast(pl.Float64).abs().max().alias(f"most {name}") for name in numbers]
-    asked = [pl.col(name).null_count().alias(f"nulls {name}") for name in columns]
-    try:
-        found = scan.select(*asked, *most).collect(engine="streaming").row(0, named=True)
-    except pl.exceptions.PolarsError as error:
-        whole = _guess(path, options, infer_schema_length=None)
-        free = {name: dtype for name, dtype in own.items() if name not in named}
-        wider = {**own, **{name: _wider(dtype, whole.get(name, dtype)) or dtype for name, dtype in free.items()}}
-        if wider == own:
-            raise _explain(path, own, options, error) from error
-        return _check(path, columns, {**schema, **wider}, options, named, wholes)
-    if options.keys() <= _PLAIN_OPTIONS and len(columns) > 1 and found[f"nulls {columns[-1]}"]:
-        _refuse_short_rows(path, len(columns), options)
-    for name in numbers:
-        if (found[f"most {name}"] or 0.0) < _EXACT:
-            continue
-        if own[name].is_integer():
-            wholes.setdefault(name, path)
-        elif (problem := _find_inexact(path, name, options)) is not None:
-            raise problem
-    _refuse_zeroed(path, [name for name in numbers if own[name].is_integer()], options)
-    return schema
-
-
-def _refuse_zeroed(path: Path, columns: list[str], options: Mapping[str, Any]) -> None:
-    if not columns:
-        return
-    texts = _texts(path, options).select(columns)
-    found = texts.select(_zeroed(name).any() for name in columns).collect(engine="streaming").row(0, named=True)
-    for name in columns:
-        if found[name]:
-            row, value = _first(path, name, _zeroed(name), options)
-            raise SourceError(
-                f"Column '{name}' holds whole numbers, but row {row} of '{path}' says '{value}', which is no such one.",
-                help=f"Name its type: schema_overrides={{'{name}': pl.String}}",
-            )
-
-
-def _find_inexact(path: Path, name: str, options: Mapping[str, Any]) -> SourceError | None:
-    """What a column of fractions says that its numbers do not: whole numbers that are rounded, and overflows."""
-    text = pl.col(name).str.strip_chars()
-    whole = text.cast(pl.Int128, strict=False)
-    rounded = whole.is_not_null() & (whole.cast(pl.Float64).cast(pl.Int128, strict=False) != whole)
-    over = text.cast(pl.Float64, strict=False).is_infinite() & text.str.contains(r"\d")
-    wrong = (rounded | over).fill_null(value=False)
-    if not _texts(path, options).select(wrong.any()).collect(engine="streaming").item():
-        return None
-    return _told_inexact(path, name, *_first(path, name, wrong, options))
-
-
-def _inexact(path: Path, name: str, options: Mapping[str, Any]) -> SourceError:
-    most = pl.col(name).str.strip_chars().cast(pl.Float64, strict=False).abs() >= _EXACT
-    return _told_inexact(path, name, *_first(path, name, most, options))
-
-
-def _told_inexact(path: Path, name: str, row: int, value: str) -> SourceError:
-    return SourceError(
-        f"Column '{name}' holds float64, but row {row} of '{path}' says '{value}', which no float64 can hold.",
-        help=f"Name its type: schema_overrides={{'{name}': pl.String}}, or pl.Float64 to have it rounded.",
-    )
-
-
-def _first(path: Path, name: str, wrong: pl.Expr, options: Mapping[str, Any]) -> tuple[int, str]:
-    rows = _texts(path, options).select(name).with_row_index("__row").filter(wrong).head(1).collect()
-    row, value = rows.row(0)
-    return int(row) + 1, str(value)
-
-
-def _refuse_short_rows(path: Path, width: int, options: Mapping[str, Any]) -> None:
-    separator = options.get("separator", ",")
-    lines = pl.scan_csv(literal(path), separator=_UNIT, quote_char=None, has_header=False, schema={"line": pl.String})
-    text = pl.col("line").str.strip_chars_end("\r")
-    short = (text.str.count_matches(separator, literal=True) < width - 1) & (text.str.len_bytes() > 0)
-    if not lines.select(short.any()).collect(engine="streaming").item():
-        return
-    # Short lines may be parts of a quoted value that spans lines: only a real parser knows.
-    row = _ragged_row(path, width, options)
-    if row is not None:
-        raise _ragged(path, width, row)
-
-
-def _explain(path: Path, schema: Schema, options: Mapping[str, Any], error: Exception) -> SourceError:
-    """Turn what Polars says about a file into the row and the column."""
-    said = str(error)
-    if "utf-8" in said or "utf8" in said:
-        found_bytes = refused_bytes(path)
-        if found_bytes is not None:
-            return found_bytes
-    if "found more fields" in said:
-        row = _ragged_row(path, len(schema) or None, options)
-        if row is not None:
-            return _ragged(path, len(schema) or None, row)
-    found = re.search(r"could not parse `(.*)` as dtype `(.+?)` at column '(.*?)'", said, re.DOTALL)
-    if found is None:
-        return SourceError(f"'{path}' cannot be read as csv: {said.splitlines()[0]}.")
-    value, name = found[1], found[3]
-    if "\n" in value and value.startswith('"'):
-        start = value.split("\n", 1)[0]
-        return SourceError(f"A quote in '{path}' is never closed: it opens at {start!r}.", help="Close or double it.")
-    place = _row_of(path, name, value, options)
-    where = f"row {place} of '{path}'" if place is not None else f"'{path}'"
-    kind = type_name(schema[name]) if name in schema else found[2]
-    return SourceError(
-        f"Column '{name}' holds {kind}, but {where} says '{value}'.",
-        help=f"Correct it, or say what it means: null_values=['{value}'], or schema_overrides={{'{name}': pl.String}}",
-    )
-
-
-def _row_of(path: Path, name: str, value: str, options: Mapping[str, Any]) -> int | None:
-    """The first data row, counted from 1, that holds `value` in the column."""
-    raw = {key: item for key, item in options.items() if key not in ("schema", "infer_schema_length")}
-    texts = pl.scan_csv(literal(path), **{**raw, "infer_schema": False, "try_parse_dates": False}).with_row_index(
-        "__row"
-    )
-    match = texts.filter(pl.col(name).str.strip_chars() == value.strip().strip('"')).select("__row").head(1)
-    try:
-        rows = match.collect().get_column("__row")
-    except pl.exceptions.PolarsError:
-        return None  # ragged as well: the message does without the row
-    return int(rows[0]) + 1 if len(rows) else None
-
-
-def _ragged_row(path: Path, width: int | None, options: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Number, from 1 without the header, and field count of the first row of another width than the header."""
-    quote = options.get("quote_char", '"')
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        rows = csv.reader(
-            file,
-            delimiter=options.get("separator", ","),
-            quotechar=quote,
-            quoting=csv.QUOTE_NONE if quote is None else csv.QUOTE_MINIMAL,
+    def __init__(self, files: list[DataFile], options: Mapping[str, Any]) -> None:
+        prepared = [plain_text(file, options) for file in files]
+        self.files = [file for file, _ in prepared]
+        left = prepared[0][1]
+        nulls = left.get("null_values")
+        self.reading = Reading(
+            usual_nulls=not (isinstance(nulls, list | tuple | dict) and not nulls),
+            dates=bool(left.get("try_parse_dates", True)),
+            comma=bool(left.get("decimal_comma", False)),
         )
-        expected = width or len(next(rows))
-        if width is not None:
-            next(rows, None)
-        for number, row in enumerate(rows, 1):
-            if row and len(row) != expected:
-                return number, len(row)
-    return None
+        self.guesses = left.get("infer_schema", True) is not False and left.get("infer_schema_length", 1) != 0
+        self.lenient = bool(left.get("ignore_errors", False))
+        self.options = {name: value for name, value in left.items() if name not in _OURS}
+        if nulls:
+            self.options["null_values"] = list(nulls) if isinstance(nulls, tuple) else nulls
+        self.named = named_types({**(left.get("dtypes") or {}), **(left.get("schema_overrides") or {})})
+        schema = left.get("schema")
+        if schema is not None:
+            self.named |= named_types(dict(schema))
+            self.options["schema"] = dict.fromkeys(schema, pl.String())
+        self.columns = [self._open(file) for file in self.files]
+        self.names = list(self.columns[0])
+        self._compare()
+        self.tallies: dict[str, list[Tally]] = {}
+        self.marks: dict[str, Marks] = {}
 
+    def frames(self) -> list[pl.LazyFrame]:
+        """The rows of each file."""
+        texts = [name for name, dtype in self.columns[0].items() if isinstance(dtype, pl.String)]
+        free = [name for name in texts if name not in self.named] if self.guesses else []
+        settled = self._settle(free)
+        for name in texts:
+            if name in self.named:
+                settled[name] = self._named(name)
+        return [self._frame(place, settled) for place in range(len(self.files))]
 
-def _ragged(path: Path, width: int | None, row: tuple[int, int]) -> SourceError:
-    number, fields = row
-    expected = f", not {width}" if width else ", unlike the header"
-    return SourceError(
-        f"Row {number} of '{path}' has {fields} field{'s' if fields != 1 else ''}{expected}.",
-        help="Correct it, or pass truncate_ragged_lines=True to take short and long rows as they are.",
-    )
+    # Opening.
+
+    def _open(self, file: DataFile) -> dict[str, pl.DataType]:
+        try:
+            return dict(self._scan(file).collect_schema())
+        except pl.exceptions.NoDataError as error:
+            raise SourceError(
+                f"'{file}' is empty: it has not even a header.", help="Remove it, or write the header."
+            ) from error
+        except TypeError as error:
+            raise UsageError(f"Reading csv failed: {error}.", help="Options are those of polars.scan_csv.") from error
+        except pl.exceptions.ColumnNotFoundError as error:
+            raise UsageError(f"'{file}' cannot be read so: {str(error).splitlines()[0]}.") from error
+        except pl.exceptions.PolarsError as error:
+            raise self._explained(file, None, error) from error
+
+    def _scan(self, file: DataFile, **more: Any) -> pl.LazyFrame:
+        options: dict[str, Any] = {"infer_schema": False, **self.options, **more}
+        if "schema" in options:
+            options.pop("infer_schema", None)
+        return pl.scan_csv(literal(file.path), **options)
+
+    def _compare(self) -> None:
+        """All files have the same columns, in any order, and every column that is named exists."""
+        for file, columns in zip(self.files[1:], self.columns[1:], strict=True):
+            for name in (
+                *(name for name in self.names if name not in columns),
+                *(name for name in columns if name not in self.columns[0]),
+            ):
+                lacking, having = (file, self.files[0]) if name not in columns else (self.files[0], file)
+                known = columns if name not in columns else self.columns[0]
+                raise SourceError(
+                    f"'{lacking}' has no column '{name}', which '{having}' has.", help=nearest(name, known)
+                )
+        nulls = self.options.get("null_values")
+        for name in (*self.named, *(nulls if isinstance(nulls, dict) else ())):
+            if name not in self.columns[0]:
+                raise UsageError(
+                    f"'{self.files[0]}' has no column '{name}', which an option names.", help=nearest(name, self.names)
+                )
+
+    # Looking at values.
+
+    def _likely(self, names: list[str]) -> dict[str, Form | None]:
+        """How the first rows are written, None for texts; only decides what is looked for first."""
+        if not names:
+            return {}
+        first = next((file for file in self.files if not has_no_rows(file)), self.files[0])
+        rows = self._collected(first, self._scan(first).select(names).head(_SAMPLE_ROWS))
+        known = forms(self.reading)
+        asked = [form.fits(name).alias(f"{place} {name}") for name in names for place, form in enumerate(known)] + [
+            pl.col(name).count().alias(f"all {name}") for name in names
+        ]
+        found = rows.select(asked).row(0, named=True)
+        return {
+            name: next(
+                (form for place, form in enumerate(known) if 0 < found[f"all {name}"] == found[f"{place} {name}"]), None
+            )
+            for name in names
+        }
+
+    def _settle(self, names: list[str]) -> dict[str, _Settled]:
+        """Look at every value once, for what its column is likely to be; then again where that was wrong."""
+        likely = self._likely(names)
+        others, texts = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+        for file, columns in zip(self.files, self.columns, strict=True):
+            last = list(columns)[-1]
+            asked = [pl.col(last).is_null().any().alias("short")]
+            for name, form in likely.items():
+                unlike = maybe_typed(name) if form is None else pl.col(name).count() - form.fits(name)
+                asked += [unlike.alias(f"others {name}")]
+                if form is None:
+                    text = self.reading.trimmed(name)
+                    asked += [(~self.reading.is_null(text)).any().alias(f"texts {name}")]
+                    asked += [(pl.col(name) != "").any().alias(f"filled {name}")]
+            row = self._collected(file, self._scan(file).select(asked), width=len(columns)).row(0, named=True)
+            if self.options.keys() <= _PLAIN_OPTIONS and len(columns) > 1 and row["short"]:
+                refuse_short_rows(file, len(columns), self.options)
+            for name in names:
+                others[name] += row[f"others {name}"]
+                # Blanks and usual nulls alone are not texts.
+                texts[name] += bool(row.get(f"texts {name}")) - bool(row.get(f"filled {name}"))
+        self._tally([name for name in names if others[name] or texts[name]])
+        settled: dict[str, _Settled] = {}
+        for name in names:
+            form = likely[name]
+            if name in self.tallies:
+                settled[name] = self._decided(name)
+            elif form is None:
+                settled[name] = _Settled(pl.String(), native=True)
+            else:
+                settled[name] = _Settled(form.dtype, native=form.native, form=form)
+        return settled
+
+    def _mark(self, names: list[str], row: dict[str, Any]) -> None:
+        for name in names:
+            self.marks[name] = self.marks.get(name, Marks()) | marked(name, row)
+
+    def _tally(self, names: list[str]) -> None:
+        if not names:
+            return
+        asked = [each for name in names for each in count_kinds(name, self.reading)]
+        asked += [each for name in names for each in find_marks(name, self.reading)]
+        for file in self.files:
+            row = self._collected(file, self._scan(file).select(asked)).row(0, named=True)
+            for name in names:
+                self.tallies.setdefault(name, []).append(counted(name, row, self.reading))
+            self._mark(names, row)
+
+    # Deciding.
+
+    def _decided(self, name: str) -> _Settled:
+        tallies = self.tallies[name]
+        self._refuse_conflict(name, tallies)
+        tally = tallies[0]
+        for other in tallies[1:]:
+            tally = tally + other
+        verdict, kind = decide(tally, lambda kind: self._distinct_others(name, kind))
+        if verdict == "odd":
+            if not self.lenient:
+                raise self._odd(name, kind)
+            verdict = "typed"
+        if verdict == "typed":
+            self._note_nulls(name, tally)
+            return self._typed(name, kind)
+        if verdict == "empty" and tally.filled:
+            self._note_nulls(name, tally)
+            return _Settled(pl.Null())
+        if verdict in ("names", "mixed"):
+            self._note_text(name, kind, tally)
+        return _Settled(pl.String(), native=True)
+
+    def _refuse_conflict(self, name: str, tallies: list[Tally]) -> None:
+        """Files whose values are of one kind each, and not of the same."""
+        first: tuple[DataFile, Kind] | None = None
+        for file, tally in zip(self.files, tallies, strict=True):
+            kind = tally.pure
+            if kind is None:
+                continue
+            if first is None:
+                first = file, kind
+            elif kind != first[1]:
+                one, other = (self._kind_name(name, *each) for each in (first, (file, kind)))
+                raise SourceError(
+                    f"Column '{name}' holds {one} in '{first[0]}' but {other} in '{file}'.",
+                    **advice("Take it as it is written, with {}.", schema_overrides={name: pl.String()}),
+                )
+
+    def _kind_name(self, name: str, file: DataFile, kind: Kind) -> str:
+        if kind != "number":
+            return type_name(_TYPES[kind])
+        text = self.reading.trimmed(name)
+        number = self.reading.is_number(text) & ~self.reading.is_whole(text)
+        fractions = self._collected(file, self._scan(file).select(number.any())).item()
+        return "float64" if fractions else "int64"
+
+    def _distinct_others(self, name: str, kind: Kind) -> int:
+        text = self.reading.trimmed(name)
+        others = [self._scan(file).select(text.filter(self._is_other(text, kind))) for file in self.files]
+        counted = pl.concat(others).select(pl.col(name).approx_n_unique())
+        return int(counted.collect(engine="streaming").item())
+
+    def _is_other(self, text: pl.Expr, kind: Kind) -> pl.Expr:
+        named = self.reading.is_name(text) if kind == "number" else pl.lit(value=False)
+        fits = self.reading.is_kind(text, kind) | named | self.reading.is_null(text)
+        return text.is_not_null() & ~fits
+
+    def _odd(self, name: str, kind: Kind) -> SourceError:
+        wrong = self._is_other(self.reading.trimmed(name), kind)
+        file, row, value = self._first(name, wrong)
+        held = type_name(self._number_type(name)) if kind == "number" else type_name(_TYPES[kind])
+        return SourceError(
+            f"Column '{name}' holds {held}, but row {row} of '{file}' says '{value}'.",
+            **advice(
+                "Correct it, or say what it means: {}.",
+                null_values=[value.strip()],
+                schema_overrides={name: pl.String()},
+            ),
+        )
+
+    def _typed(self, name: str, kind: Kind) -> _Settled:
+        dtype = self._number_type(name) if kind == "number" else _TYPES[kind]
+        marks = self.marks[name]
+        if (
+            (dtype.is_float() and marks.risky)
+            or (dtype.is_integer() and marks.digits > _INT64_DIGITS)
+            or (isinstance(dtype, pl.Datetime) and marks.finer)
+        ):
+            self._refuse_loss(name, dtype, loses(self.reading, name, dtype))
+        return _Settled(dtype)
+
+    def _number_type(self, name: str) -> pl.DataType:
+        marks = self.marks[name]
+        if marks.fraction:
+            return pl.Float64()
+        if marks.digits <= _INT64_DIGITS:
+            return pl.Int64()
+        text = self.reading.trimmed(name)
+        value = pl.when(self.reading.is_whole(text)).then(text).cast(pl.Int128, strict=False)
+        ends = [value.min().alias("least"), value.max().alias("most")]
+        rows = [self._collected(file, self._scan(file).select(ends)).row(0) for file in self.files]
+        least = min((row[0] for row in rows if row[0] is not None), default=0)
+        most = max((row[1] for row in rows if row[1] is not None), default=0)
+        return pl.UInt64() if least >= 0 and most >= 1 << 63 else pl.Int64()
+
+    def _refuse_loss(self, name: str, dtype: pl.DataType, wrong: pl.Expr) -> None:
+        found = self._find(name, wrong)
+        if found is None:
+            return
+        file, row, value = found
+        finer = isinstance(dtype, pl.Datetime)
+        other = pl.Datetime("ns", dtype.time_zone) if isinstance(dtype, pl.Datetime) else pl.Float64()
+        options = [{name: pl.String()}, *([] if dtype.is_integer() else [{name: other}])]
+        last = ", to have nanoseconds." if finer else ", to have it rounded."
+        said = " or ".join(advice("{}", schema_overrides=each)["help"] for each in options)
+        typed = " or ".join(advice("{}", schema_overrides=each)["option_help"] for each in options)
+        end = "." if len(options) == 1 else last
+        raise SourceError(
+            f"Column '{name}' holds {type_name(dtype)}, but row {row} of '{file}' says '{value}', which no "
+            f"{type_name(dtype)} can hold.",
+            help=f"Name its type: {said}{end}",
+            option_help=f"Name its type: {typed}{end}",
+        )
+
+    def _named(self, name: str) -> _Settled:
+        """A column whose type the caller has named: every value must fit."""
+        dtype = self.named[name]
+        if isinstance(dtype, pl.String):
+            return _Settled(dtype, native=True)
+        try:
+            if not self.lenient:
+                text = self.reading.trimmed(name)
+                value = convert(self.reading, name, dtype)
+                wrong = text.is_not_null() & ~self.reading.is_null(text) & value.is_null()
+                found = self._find(name, wrong)
+                if found is not None:
+                    file, row, said = found
+                    raise SourceError(
+                        f"Column '{name}' holds {type_name(dtype)}, but row {row} of '{file}' says '{said}'.",
+                        **advice(
+                            "Correct it, or say what it means: {}.",
+                            null_values=[said.strip()],
+                            schema_overrides={name: pl.String()},
+                        ),
+                    )
+        except pl.exceptions.PolarsError as error:
+            raise UsageError(
+                f"Column '{name}' cannot be read as {type_name(dtype)}: {str(error).splitlines()[0]}.",
+                help="Read it as text and convert it.",
+            ) from error
+        nulls = [pl.lit(value=0)] if self.lenient else count_kinds(name, self.reading)[1:3]
+        if not self.lenient:
+            rows = [self._collected(file, self._scan(file).select(nulls)).row(0) for file in self.files]
+            blanks, usual = (sum(row[place] or 0 for row in rows) for place in (0, 1))
+            self._note_nulls(name, Tally(0, int(blanks), int(usual), 0, 0))
+        return _Settled(dtype)
+
+    # Telling.
+
+    def _note_nulls(self, name: str, tally: Tally) -> None:
+        text = self.reading.trimmed(name)
+        if tally.blanks:
+            self._note(name, f"{tally.blanks:,} blank value{'' if tally.blanks == 1 else 's'} read as null")
+        if not tally.nulls:
+            return
+        said = pl.concat(
+            [self._scan(file).select(text.filter(self.reading.is_null(text)).unique()) for file in self.files]
+        )
+        shown = sorted(set(said.collect(engine="streaming").to_series().to_list()))
+        listed = ", ".join(f"'{each}'" for each in shown)
+        self._note(name, f"{tally.nulls:,} value{'' if tally.nulls == 1 else 's'} read as null: {listed}")
+
+    def _note_text(self, name: str, kind: Kind, tally: Tally) -> None:
+        text = self.reading.trimmed(name)
+        if tally.names:
+            file, row, value = self._first(name, self.reading.is_name(text))
+            self._note(name, f"kept as text, because row {row} of '{file}' says '{value}'")
+            return
+        others = tally.valued - tally.most[1]
+        file, row, value = self._first(name, self._is_other(text, kind))
+        self._note(
+            name,
+            f"kept as text, because {others:,} of {tally.valued:,} values are not {KIND_NAMES[kind]}, "
+            f"such as '{value}' in row {row} of '{file}'",
+        )
+
+    def _note(self, name: str, message: str) -> None:
+        more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
+        note(f"{self.files[0]}{more}", name, message)
+
+    # Reading.
+
+    def _frame(self, place: int, settled: Mapping[str, _Settled]) -> pl.LazyFrame:
+        columns = self.columns[place]
+        types = {
+            name: settled[name].dtype if name in settled and settled[name].native else dtype
+            for name, dtype in columns.items()
+        }
+        given = {name: types[name] for name in columns if isinstance(columns[name], pl.String)}
+        scan = self._scan(self.files[place], schema_overrides=given)
+        converted = [self._converted(name, each) for name, each in settled.items() if not each.native]
+        if converted:
+            scan = scan.with_columns(converted)
+        return scan if list(columns) == self.names else scan.select(self.names)
+
+    def _converted(self, name: str, settled: _Settled) -> pl.Expr:
+        if isinstance(settled.dtype, pl.Null):
+            return pl.lit(None, pl.String()).alias(name)
+        if settled.form is not None and settled.form.format is not None:
+            return settled.form.value(name)
+        return convert(self.reading, name, settled.dtype)
+
+    def _find(self, name: str, wrong: pl.Expr) -> tuple[DataFile, int, str] | None:
+        for file in self.files:
+            rows = self._scan(file).select(name).with_row_index("__row").filter(wrong).head(1)
+            found = self._collected(file, rows)
+            if len(found):
+                row, value = found.row(0)
+                return file, int(row) + 1, str(value)
+        return None
+
+    def _first(self, name: str, wrong: pl.Expr) -> tuple[DataFile, int, str]:
+        found = self._find(name, wrong)
+        if found is None:
+            raise SourceError(f"The values of column '{name}' changed while they were read.", help="Read again.")
+        return found
+
+    def _collected(self, file: DataFile, query: pl.LazyFrame, width: int | None = None) -> pl.DataFrame:
+        try:
+            return query.collect(engine="streaming")
+        except pl.exceptions.PolarsError as error:
+            raise self._explained(file, width, error) from error
+
+    def _explained(self, file: DataFile, width: int | None, error: Exception) -> SourceError:
+        said = str(error)
+        if "utf-8" in said or "utf8" in said:
+            found = refused_bytes(file)
+            if found is not None:
+                return found
+        return explain(file, width, self.options, error)

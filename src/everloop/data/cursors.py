@@ -23,7 +23,7 @@ import polars as pl
 
 from everloop.data.frames import as_eager, nearest, type_name
 from everloop.data.progress import tell
-from everloop.data.sql_sources import mixed_types
+from everloop.data.row_values import find_problem
 from everloop.errors import SourceError, UsageError
 from everloop.stores import observe
 from everloop.stores.tables import ARRIVED_AT, EVENT_AT
@@ -191,7 +191,7 @@ def _items(given: Iterable[Any]) -> Iterator[Any]:
 def _frame(name: str, dicts: list[Mapping[str, Any]]) -> pl.DataFrame:
     names = list(dict.fromkeys(column for item in dicts for column in item))
     values = [[item.get(column) for column in names] for item in dicts]
-    mixed = mixed_types(names, values)
+    mixed = find_problem(names, values)
     if mixed is not None:
         raise SourceError(f"{name}: {mixed}", help="Convert the values before they are given.")
     return pl.DataFrame(values, schema=names, orient="row", infer_schema_length=None)

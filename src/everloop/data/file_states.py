@@ -140,12 +140,12 @@ def _look(path: Path, known: tuple[_Stamp, str] | None) -> tuple[_Stamp, str] | 
 def _look_at(path: Path, known: tuple[_Stamp, str] | None) -> tuple[_Stamp, str]:
     stamp = _stamp(path)
     if stamp is None:
-        return _UNPROVED, _hash(path)
+        return _UNPROVED, content_hash(path)
     if known is not None and known[0] == stamp:
         return known
     key = (str(path), stamp)
     if (content := _hashed.get(key)) is None:
-        content = _hashed[key] = _hash(path)
+        content = _hashed[key] = content_hash(path)
     return stamp, content
 
 
@@ -164,7 +164,8 @@ def is_settled(last_ns: int, now_ns: int) -> bool:
     return now_ns - last_ns >= (_SETTLED_COARSE_NS if last_ns % 1_000_000_000 == 0 else _SETTLED_NS)
 
 
-def _hash(path: Path) -> str:
+def content_hash(path: Path) -> str:
+    """A short digest of what a file holds."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

@@ -49,8 +49,8 @@ def is_remote(source: str) -> bool:
     return source.partition("://")[0] in SCHEMES and "://" in source
 
 
-def fetch(urls: list[str], *, sha256: str | None = None) -> list[Path]:
-    """Local copies of what the addresses mean, in order; a bucket's address may be a glob.
+def fetch(urls: list[str], *, sha256: str | None = None) -> list[tuple[str, Path]]:
+    """The address and the local copy of every file that the addresses mean, in order; a bucket's address may be a glob.
 
     Args:
         sha256: what the content of a single file must hash to, in hex.
@@ -70,7 +70,7 @@ def fetch(urls: list[str], *, sha256: str | None = None) -> list[Path]:
                 f"'{files[0].url}' hashes to {found}, not to {sha256}.",
                 help="The file is damaged or another one; if it was replaced on purpose, give its new sha256.",
             )
-    return paths
+    return [(file.url, path) for file, path in zip(files, paths, strict=True)]
 
 
 def find_remote(url: str) -> list[RemoteFile]:

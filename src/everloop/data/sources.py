@@ -10,19 +10,26 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import polars as pl
 
+from everloop.data.compressed import is_compressed, plain_name, unpacked
 from everloop.data.csv_files import scan_csv
 from everloop.data.cursors import gathered, read_new
+from everloop.data.data_files import DataFile
 from everloop.data.dlt_sources import is_dlt, open_dlt
 from everloop.data.file_states import files_change, files_state, match_files, project_folder
 from everloop.data.frames import Frame, as_lazy, as_utc, is_moment, nearest
 from everloop.data.horizon import find_horizon, horizon_state
+from everloop.data.json_files import scan_json
+from everloop.data.partitions import partition_of, with_partitions
+from everloop.data.reading_notes import collect_notes
 from everloop.data.reading_options import advice
 from everloop.data.remote import SCHEMES, fetch, is_remote, remote_state
-from everloop.data.sql_sources import is_sql, mixed_types, query_with_state, redacted, sql_change, sql_state
-from everloop.data.table_files import scan_arrow, scan_delta, scan_json, scan_parquet
+from everloop.data.row_values import find_problem
+from everloop.data.sql_sources import is_sql, query_with_state, redacted, sql_change, sql_state
+from everloop.data.table_files import scan_arrow, scan_delta, scan_parquet
 from everloop.data.versions import SCHEME, is_version, scan_version
 from everloop.errors import DataError, SourceError, UsageError
 from everloop.stores import observe
@@ -32,13 +39,13 @@ __all__ = ["Format", "files_change", "files_state", "read", "sql_change", "sql_s
 Format = Literal["csv", "parquet", "json", "arrow", "delta"]
 Source = str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]] | Frame
 
-_SCANS: dict[str, Callable[[list[Path], Mapping[str, Any]], pl.LazyFrame]] = {
+_SCANS: dict[str, Callable[[list[DataFile], Mapping[str, Any]], list[pl.LazyFrame]]] = {
     "csv": scan_csv,
     "parquet": scan_parquet,
     "json": scan_json,
     "arrow": scan_arrow,
-    "delta": scan_delta,
 }
+_KNOWN = (*_SCANS, "delta")
 _FORMATS: dict[str, str] = {
     ".csv": "csv",
     ".tsv": "csv",
@@ -68,11 +75,12 @@ def read(
     """Return the rows of a source, lazily.
 
     Args:
-        source: a path, glob or list of them, relative to the project's folder; addresses of files (`https://`,
-            `s3://`, `gs://`, `az://`; in buckets also globs), fetched once, and again when changed; a database with
-            `query` (`sqlite:///file.db`, `postgresql://user@host/name`, `mysql+pymysql://…` and what else SQLAlchemy
-            knows); a version of a dataset (`everloop:flights@3`); a function with `cursor`; a source of dlt; rows as
-            dicts from any iterable; or a table that speaks Arrow (pandas, pyarrow, Polars, DuckDB).
+        source: a path, glob, folder or list of them, relative to the project's folder, also compressed (`.gz`, `.bz2`,
+            `.xz`, `.zst`, `.zip` with one file in it); addresses of files (`https://`, `s3://`, `gs://`, `az://`; in
+            buckets also globs), fetched once, and again when changed; a database with `query`
+            (`sqlite:///file.db`, `postgresql://user@host/name`, `mysql+pymysql://…` and what else SQLAlchemy knows);
+            a version of a dataset (`everloop:flights@3`); a function with `cursor`; a source of dlt; rows as dicts
+            from any iterable; or a table that speaks Arrow (pandas, pyarrow, Polars, DuckDB).
         format: of files whose names do not say it: `csv`, `parquet`, `json` (lines or an array), `arrow`, `delta`.
         query: one SELECT, for a database.
         columns: only these.
@@ -82,9 +90,14 @@ def read(
             clocks there skip or show twice is an error.
         cursor: the column by which a function is asked for what is new, see `everloop.data.cursors`: it is called with
             the greatest value that has come, None at first, and what it gives is kept and added to what came before.
-        options: `engine` of a database (`sqlalchemy`, `adbc`, `connectorx`); `resource` of a dlt source; `sha256` of
-            the one file behind an address; and those of the Polars reader for the format: `encoding`, `separator`,
-            `null_values`, `schema_overrides`, …
+        options: `schema_overrides` names the types of columns, as Polars types or by name (`{"zip": "string"}`).
+            Of csv files: `separator`, `encoding`, `null_values` (texts that mean null in every column, or by column,
+            besides the usual ones; an empty list switches those off), `skip_rows`, `comment_prefix`, `decimal_comma`.
+            Of a database: `engine` (`sqlalchemy`, `adbc`, `connectorx`). Of a dlt source: `resource`. Of the one file
+            behind an address: `sha256`. And those of the Polars reader for the format.
+
+    Folders such as `year=2025/` directly above a file are columns. What was read as null, and what stayed text among
+    numbers, is told in notes, see `everloop.data.collect_notes`.
 
     During a replay, rows whose `arrival_time`, or else `event_time`, lies behind the replay's clock do not exist yet.
 
@@ -157,21 +170,38 @@ def _open_files(patterns: list[str], format: Format | None, options: Mapping[str
         logs = [str(Path(table) / "_delta_log" / "*") for table in tables]
         observe("files", {"patterns": logs}, files_state({"patterns": logs}))
         return scan_delta([folder / table for table in tables], options)
-    patterns = [_of_folder(folder, pattern, format) for pattern in patterns]
+    patterns = [each for pattern in patterns for each in _of_folder(folder, pattern, format)]
     found: dict[str, None] = {}
     for pattern in patterns:
         matched = match_files(pattern)
         if not matched:
             raise _no_match(folder, pattern)
         found.update(dict.fromkeys(matched))
-    chosen = format or _format_of(list(found))
+    files = [DataFile(folder / path, str(folder / path), partition_of(path)) for path in found]
     # Before the rows are read: what changes in between is then seen as a change.
-    observe("files", {"patterns": patterns}, files_state({"patterns": patterns}))
-    if chosen not in _SCANS:
-        raise UsageError(f"There is no format '{chosen}'.", help=f"There are: {', '.join(_SCANS)}.")
-    if chosen == "csv" and all(path.endswith(".tsv") for path in found):
+    seen = observe("files", {"patterns": patterns}, files_state({"patterns": patterns}))
+    return _scan(files, format, options, seen)
+
+
+def _scan(
+    files: list[DataFile], format: Format | None, options: Mapping[str, Any], seen: dict[str, Any]
+) -> pl.LazyFrame:
+    """The rows of files of one format, with the columns that their folders name."""
+    chosen = format or _format_of(files)
+    if chosen not in _KNOWN:
+        raise UsageError(f"There is no format '{chosen}'.", help=f"There are: {', '.join(_KNOWN)}.")
+    if chosen == "delta":
+        paths = [file.path for file in files]
+        return scan_delta(paths, options)
+    if chosen == "csv" and all(_suffix(file) == ".tsv" for file in files):
         options = {"separator": "\t", **options}
-    return _SCANS[chosen]([folder / path for path in found], options)
+    with collect_notes() as notes:
+        frames = _SCANS[chosen]([unpacked(file) for file in files], options)
+    if notes:
+        seen["notes"] = [str(one) for one in notes]
+    if len(frames) == len(files):
+        frames = with_partitions(files, frames)
+    return frames[0] if len(frames) == 1 else pl.concat(frames)
 
 
 def _open_remote(urls: list[str], format: Format | None, options: dict[str, Any]) -> pl.LazyFrame:
@@ -182,37 +212,50 @@ def _open_remote(urls: list[str], format: Format | None, options: dict[str, Any]
                 help=f"There are: {', '.join(SCHEMES)}; and paths by themselves.",
             )
     # Before the rows are read: what changes in between is then seen as a change.
-    observe("remote", {"urls": urls}, remote_state({"urls": urls}))
-    paths = fetch(urls, sha256=options.pop("sha256", None))
-    chosen = format or _format_of([str(path) for path in paths])
-    if chosen == "csv" and all(path.suffix == ".tsv" for path in paths):
-        options = {"separator": "\t", **options}
-    if chosen not in _SCANS or chosen == "delta":
-        raise UsageError(f"'{chosen}' cannot be read from an address.", help="Give csv, parquet, json or arrow files.")
-    return _SCANS[chosen](paths, options)
+    seen = observe("remote", {"urls": urls}, remote_state({"urls": urls}))
+    found = fetch(urls, sha256=options.pop("sha256", None))
+    files = [DataFile(path, url, partition_of(urlsplit(url).path)) for url, path in found]
+    if format == "delta":
+        raise UsageError(f"'{format}' cannot be read from an address.", help="Give csv, parquet, json or arrow files.")
+    return _scan(files, format, options, seen)
 
 
-def _of_folder(folder: Path, pattern: str, format: Format | None) -> str:
+def _of_folder(folder: Path, pattern: str, format: Format | None) -> list[str]:
     """A folder means all its files of one format, whatever their depth."""
     if not (folder / pattern).is_dir():
-        return pattern
-    inside = [item for item in sorted((folder / pattern).rglob("*")) if item.is_file()]
-    suffixes = sorted({item.suffix.lower() for item in inside if item.suffix.lower() in _FORMATS})
-    if len({_FORMATS[suffix] for suffix in suffixes}) == 1 and len(suffixes) == 1:
-        return str(Path(pattern) / "**" / f"*{suffixes[0]}")
-    held = f"files of several formats ({', '.join(suffixes)})" if suffixes else "no files that can be read"
+        return [pattern]
+    inside = [item for item in sorted((folder / pattern).rglob("*")) if item.is_file() and item.name[0] not in "._"]
+    endings = {_ending(item.name): _FORMATS.get(Path(plain_name(item.name)).suffix.lower()) for item in inside}
+    endings = {ending: found for ending, found in endings.items() if found is not None or ending.lower() == ".zip"}
+    kinds = {(found, ".tsv" in ending.lower()) for ending, found in endings.items()}
+    if len(kinds) == 1:
+        return [str(Path(pattern) / "**" / f"*{ending}") for ending in sorted(endings)]
+    shown = ", ".join(sorted(endings))
+    held = f"files of several formats ({shown})" if endings else "no files that can be read"
     raise SourceError(f"The folder '{pattern}' holds {held}.", help=f"Write a glob, such as '{pattern}/*.parquet'.")
 
 
-def _format_of(paths: list[str]) -> str:
-    formats = {_FORMATS.get(Path(path).suffix.lower()) for path in paths}
+def _ending(name: str) -> str:
+    """The suffix of a file's name, with that of its compression: `.csv`, `.csv.gz`."""
+    if not is_compressed(name):
+        return Path(name).suffix
+    return Path(plain_name(name)).suffix + Path(name).suffix
+
+
+def _suffix(file: DataFile) -> str:
+    return Path(plain_name(file.path.name, file.path)).suffix.lower()
+
+
+def _format_of(files: list[DataFile]) -> str:
+    formats = {_FORMATS.get(_suffix(file)) for file in files}
     if len(formats) > 1:
-        raise SourceError(f"Files of several formats cannot be read as one: {', '.join(paths[:3])}, ….")
+        shown = ", ".join(str(file) for file in files[:3])
+        raise SourceError(f"Files of several formats cannot be read as one: {shown}, ….")
     chosen = formats.pop()
     if chosen is None:
         raise SourceError(
-            f"The name of '{paths[0]}' does not say its format.",
-            **advice("Name it with {}, or another of: " + ", ".join(_SCANS) + ".", format="csv"),
+            f"The name of '{files[0]}' does not say its format.",
+            **advice("Name it with {}, or another of: " + ", ".join(_KNOWN) + ".", format="csv"),
         )
     return chosen
 
@@ -234,9 +277,9 @@ def _rows(items: list[Any]) -> pl.LazyFrame:
             raise SourceError(f"Row {number} is {item!r}, no dict of column names to values.")
     names = list(dict.fromkeys(name for item in items for name in item))
     rows = [[item.get(name) for name in names] for item in items]
-    mixed = mixed_types(names, rows)
-    if mixed is not None:
-        raise SourceError(mixed, help="Convert the values before they are read.")
+    problem = find_problem(names, rows)
+    if problem is not None:
+        raise SourceError(problem, help="Convert the values before they are read.")
     try:
         return pl.DataFrame(rows, schema=names, orient="row", infer_schema_length=None).lazy()
     except (pl.exceptions.PolarsError, TypeError, OverflowError) as error:

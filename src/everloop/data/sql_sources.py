@@ -19,11 +19,11 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import polars as pl
 
 from everloop.data.file_states import project_folder, write_stamp
-from everloop.data.frames import nearest, type_name
+from everloop.data.frames import nearest
+from everloop.data.row_values import find_problem
 from everloop.errors import MissingExtraError, SourceError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from everloop.records import Json
@@ -76,7 +76,7 @@ def query_frame(url: str, query: str, engine: str | None = None) -> pl.DataFrame
     doubled = {name for name in names if names.count(name) > 1}
     if doubled:
         raise SourceError(f"The query gives two columns '{min(doubled)}'.", help="Name one with AS.")
-    mixed = mixed_types(names, rows)
+    mixed = find_problem(names, rows)
     if mixed is not None:
         raise SourceError(mixed, help="CAST the column in the query.")
     try:
@@ -227,26 +227,3 @@ def _absolute(url: str) -> str:
 
 def _first(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def mixed_types(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str | None:
-    """Which row, from 1, and column first hold a value of another type than the rows before; None if none does.
-
-    Polars would make text of both. Whole numbers and fractions go together.
-    """
-    for name, values in zip(names, zip(*rows, strict=True), strict=True) if rows else ():
-        if len(set(map(type, values)) - {type(None)}) < 2:
-            continue
-        first = next(value for value in values if value is not None)
-        for number, value in enumerate(values, 1):
-            both = {type(first), type(value)} - {type(None)}
-            if len(both) > 1 and not both <= {int, float}:
-                return f"Column '{name}' holds {_kind(first)}, but row {number} says {value!r}, {_kind(value)}."
-    return None
-
-
-def _kind(value: Any) -> str:
-    try:
-        return type_name(pl.Series([value]).dtype)
-    except (TypeError, pl.exceptions.PolarsError):
-        return type(value).__name__

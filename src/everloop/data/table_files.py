@@ -1,40 +1,42 @@
-"""Parquet, Arrow, JSON and Delta: files that say their types themselves."""
+"""Parquet, Arrow and Delta: files that say their types themselves."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from everloop.data.data_files import DataFile
 from everloop.data.file_states import literal
 from everloop.data.frames import nearest, type_name
+from everloop.data.reading_options import advice, named_types
+from everloop.data.unified_types import unified
 from everloop.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _Scan = Callable[..., pl.LazyFrame]
+_OURS = ("schema_overrides", "missing_columns")
 
 
-def scan_parquet(paths: list[Path], options: Mapping[str, Any]) -> pl.LazyFrame:
-    """The rows of Parquet files, in the order of `paths`.
-
-    Raises:
-        SourceError: a file is no Parquet, or the files differ in columns or types.
-    """
-    return _scan_alike(pl.scan_parquet, "parquet", paths, options)
-
-
-def scan_arrow(paths: list[Path], options: Mapping[str, Any]) -> pl.LazyFrame:
-    """The rows of Arrow (Feather 2, IPC) files, in the order of `paths`.
+def scan_parquet(files: list[DataFile], options: Mapping[str, Any]) -> list[pl.LazyFrame]:
+    """The rows of Parquet files, of each by itself, in the order of `files`, with the same columns and types.
 
     Raises:
-        SourceError: a file is no Arrow file, or the files differ in columns or types.
+        SourceError: a file is no Parquet, or the files differ in columns, or in types that do not go together.
     """
-    return _scan_alike(pl.scan_ipc, "arrow", paths, options)
+    return _scan_alike(pl.scan_parquet, "parquet", files, options)
+
+
+def scan_arrow(files: list[DataFile], options: Mapping[str, Any]) -> list[pl.LazyFrame]:
+    """The rows of Arrow (Feather 2, IPC) files, likewise.
+
+    Raises:
+        SourceError: a file is no Arrow file, or the files differ in columns, or in types that do not go together.
+    """
+    return _scan_alike(pl.scan_ipc, "arrow", files, options)
 
 
 def scan_delta(paths: list[Path], options: Mapping[str, Any]) -> pl.LazyFrame:
@@ -45,152 +47,158 @@ def scan_delta(paths: list[Path], options: Mapping[str, Any]) -> pl.LazyFrame:
     """
     if len(paths) > 1:
         raise SourceError(f"{len(paths)} Delta tables cannot be read as one.", help="Read each, then pl.concat them.")
+    given = {name: value for name, value in options.items() if name != "schema_overrides"}
     try:
-        return pl.scan_delta(str(paths[0]), **options)
+        scan = pl.scan_delta(str(paths[0]), **given)
     except TypeError as error:
         raise UsageError(f"Reading delta failed: {error}.", help="Options are those of polars.scan_delta.") from error
     except Exception as error:  # deltalake raises classes of its own, and not from one root
         raise SourceError(f"'{paths[0]}' cannot be read as a Delta table: {_first_line(error)}.") from error
+    file = DataFile.of(paths[0])
+    return _cast([(file, scan, scan.collect_schema())], _named(options, file, scan.collect_schema()))[0]
 
 
-def scan_json(paths: list[Path], options: Mapping[str, Any]) -> pl.LazyFrame:
-    """The rows of JSON files: one object per line, or one array of objects per file.
-
-    Raises:
-        SourceError: a file is empty, a line is no object, or values of a column do not fit together.
-    """
-    chosen = {"infer_schema_length": None, **options}
-    return pl.concat([_read_json(path, chosen) for path in paths], how="diagonal_relaxed")
-
-
-def _scan_alike(scan: _Scan, form: str, paths: list[Path], options: Mapping[str, Any]) -> pl.LazyFrame:
+def _scan_alike(scan: _Scan, form: str, files: list[DataFile], options: Mapping[str, Any]) -> list[pl.LazyFrame]:
+    # A folder's name is no column of Polars': everloop reads it, for every format alike.
+    hive = {"hive_partitioning": False}
+    given = {**hive, **{name: value for name, value in options.items() if name not in _OURS}}
     schemas = []
-    for path in paths:
+    for file in files:
         try:
-            schemas.append(scan(literal(path), **options).collect_schema())
+            schemas.append(scan(literal(file.path), **given).collect_schema())
         except TypeError as error:
             raise UsageError(f"Reading {form} failed: {error}.", help="Options are those of Polars.") from error
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise SourceError(f"'{path}' cannot be read as {form}: {_first_line(error)}.") from error
-    if options.get("missing_columns") is None:
-        for path, schema in zip(paths, schemas, strict=True):
-            _compare(paths[0], schemas[0], path, schema)
-    if all(list(schema.items()) == list(schemas[0].items()) for schema in schemas):
-        return scan([literal(path) for path in paths], **options)
-    scans = [scan(literal(path), **options) for path in paths]
-    _refuse_rounding(list(zip(paths, scans, strict=True)), schemas)
-    if options.get("missing_columns") is None:
-        scans = [each.select(schemas[0].names()) for each in scans]
-    return pl.concat(scans, how="diagonal_relaxed")
+            raise SourceError(f"'{file}' cannot be read as {form}: {_first_line(error)}.") from error
+    inserted = options.get("missing_columns") == "insert"
+    if not inserted:
+        for file, schema in zip(files, schemas, strict=True):
+            _compare(files[0], schemas[0], file, schema)
+    named = _named(options, files[0], {name: None for schema in schemas for name in schema})
+    if not named and all(list(schema.items()) == list(schemas[0].items()) for schema in schemas):
+        if any(file.partition for file in files):
+            return [scan(literal(file.path), **given) for file in files]
+        return [scan([literal(file.path) for file in files], **given)]
+    held = [(file, scan(literal(file.path), **given), schema) for file, schema in zip(files, schemas, strict=True)]
+    types = _together(held, named)
+    return _cast(held, types)
 
 
-def _compare(first: Path, expected: pl.Schema, path: Path, schema: pl.Schema) -> None:
+def _named(options: Mapping[str, Any], file: DataFile, known: Mapping[str, Any]) -> dict[str, pl.DataType]:
+    named = named_types(options.get("schema_overrides") or {})
+    for name in named:
+        if name not in known:
+            raise UsageError(f"'{file}' has no column '{name}', which an option names.", help=nearest(name, known))
+    return named
+
+
+def _compare(first: DataFile, expected: pl.Schema, file: DataFile, schema: pl.Schema) -> None:
     for name in (
         *(name for name in expected if name not in schema),
         *(name for name in schema if name not in expected),
     ):
-        lacking, having, known = (path, first, schema) if name in expected else (first, path, expected)
+        lacking, having, known = (file, first, schema) if name in expected else (first, file, expected)
         raise SourceError(f"'{lacking}' has no column '{name}', which '{having}' has.", help=nearest(name, known))
-    for name, dtype in expected.items():
-        if dtype != schema[name] and not _go_together(dtype, schema[name]):
+
+
+_Held = list[tuple[DataFile, pl.LazyFrame, pl.Schema]]
+
+
+def _together(held: _Held, named: Mapping[str, pl.DataType]) -> dict[str, pl.DataType]:
+    """The type of every column that holds what all files say.
+
+    Raises:
+        SourceError: there is none.
+    """
+    types: dict[str, pl.DataType] = dict(named)
+    for name in {name: None for _, _, schema in held for name in schema}:
+        if name in named:
+            continue
+        first = next((file, schema[name]) for file, _, schema in held if name in schema)
+        together: pl.DataType = first[1]
+        for file, _, schema in held:
+            if name not in schema:
+                continue
+            if isinstance(first[1], pl.Null):
+                first = file, schema[name]
+            wider = unified(together, schema[name])
+            if wider is None:
+                raise SourceError(
+                    f"Column '{name}' holds {type_name(first[1])} in '{first[0]}' but {type_name(schema[name])} "
+                    f"in '{file}'.",
+                    **advice(
+                        "Write the files with one type, or take the column as text, which keeps every value, with {}.",
+                        schema_overrides={name: pl.String()},
+                    ),
+                )
+            together = wider
+        types[name] = together
+        _refuse_loss(held, name, together)
+    return types
+
+
+def _refuse_loss(held: _Held, name: str, together: pl.DataType) -> None:
+    """What a file holds that the common type cannot: long whole numbers, times far from today."""
+    for file, scan, schema in held:
+        dtype = schema.get(name)
+        if dtype is None or dtype == together:
+            continue
+        column = pl.col(name)
+        if together.is_float() and dtype.is_integer():
+            number = column.cast(pl.Int128)
+            lost = number.cast(pl.Float64).cast(pl.Int128, strict=False) != number
+            said = "and fractions in another file: float64 cannot hold it"
+        elif together.is_integer() and dtype == pl.UInt64():
+            lost, said = column > (1 << 63) - 1, "and signed numbers in another file: int64 cannot hold it"
+        elif isinstance(together, pl.Datetime) and together.time_unit == "ns" and isinstance(dtype, pl.Datetime):
+            lost = (column.dt.year() < _NS_YEARS[0]) | (column.dt.year() > _NS_YEARS[1])
+            said = "and nanoseconds in another file, which end in 2262"
+        else:
+            continue
+        found = scan.select(column.filter(lost.fill_null(value=False)).head(1)).collect(engine="streaming")
+        if len(found):
             raise SourceError(
-                f"Column '{name}' holds {type_name(dtype)} in '{first}' but {type_name(schema[name])} in '{path}'.",
-                help="Read them one by one and cast.",
+                f"Column '{name}' holds {found.item()} in '{file}' {said}.",
+                **advice("Take it as text, with {}.", schema_overrides={name: pl.String()}),
             )
 
 
-def _go_together(one: pl.DataType, other: pl.DataType) -> bool:
-    """Whether a column may hold one type in one file and another in the next."""
-    decimals = one.is_decimal() + other.is_decimal()
-    return one.is_numeric() and other.is_numeric() and decimals != 1
+_NS_YEARS = (1678, 2261)
 
 
-def _refuse_rounding(scans: list[tuple[Path, pl.LazyFrame]], schemas: list[pl.Schema]) -> None:
-    """Where files hold whole numbers and others fractions, the whole ones become floats: not all can."""
-    for name in schemas[0]:
-        kinds = [schema[name] for schema in schemas if name in schema]
-        if not any(kind.is_float() for kind in kinds):
-            continue
-        for (path, scan), schema in zip(scans, schemas, strict=True):
-            if not schema.get(name, pl.Null()).is_integer():
-                continue
-            most = scan.select(pl.col(name).cast(pl.Int128).abs().max()).collect(engine="streaming").item()
-            if most is not None and most > 1 << 53:
-                raise SourceError(
-                    f"Column '{name}' holds {most} in '{path}' and fractions in another file: float64 cannot hold it.",
-                    help="Read them one by one and cast.",
-                )
+def _cast(held: _Held, types: Mapping[str, pl.DataType]) -> list[pl.LazyFrame]:
+    """Every file with the same columns, in the same order and types."""
+    names = list({name: None for _, _, schema in held for name in schema})
+    scans = []
+    for file, scan, schema in held:
+        columns = []
+        for name in names:
+            dtype = types.get(name, schema.get(name))
+            if name not in schema:
+                columns.append(pl.lit(None, dtype).alias(name))
+            elif dtype is None or dtype == schema[name]:
+                columns.append(pl.col(name))
+            else:
+                _refuse_cast(file, scan, name, schema[name], dtype)
+                columns.append(pl.col(name).cast(dtype))
+        scans.append(scan.select(columns))
+    return scans
 
 
-def _read_json(path: Path, options: Mapping[str, Any]) -> pl.LazyFrame:
-    with path.open("rb") as file:
-        start = file.read(4096).lstrip()[:1]
-    if not start:
-        raise SourceError(f"'{path}' is empty.", help="Remove it, or write one JSON object per line.")
-    try:
-        if start == b"[":
-            return _read_array(path, options)
-        scan = pl.scan_ndjson(literal(path), **options)
-        # Reads every line now: a bad one would fail in the middle of a query, without its number.
-        texts = [name for name, dtype in scan.collect_schema().items() if isinstance(dtype, pl.String)]
-        scan.null_count().collect(engine="streaming")
-    except TypeError as error:
-        raise UsageError(f"Reading json failed: {error}.", help="Options are those of polars.scan_ndjson.") from error
-    except pl.exceptions.PolarsError as error:
-        raise SourceError(_explain(path, error), help="Correct it, or name types with schema_overrides={…}.") from error
-    _refuse_mixed(path, [name for name in texts if name not in (options.get("schema_overrides") or {})])
-    return scan
-
-
-def _read_array(path: Path, options: Mapping[str, Any]) -> pl.LazyFrame:
-    frame = pl.read_json(path, **options)
-    texts = [name for name, dtype in frame.schema.items() if isinstance(dtype, pl.String)]
-    texts = [name for name in texts if name not in (options.get("schema_overrides") or {})]
-    for number, item in enumerate(json.loads(path.read_bytes()) if texts else (), 1):
-        for name in texts:
-            value = item.get(name)
-            if value is not None and not isinstance(value, str):
-                raise SourceError(
-                    f"Column '{name}' holds texts, but object {number} of '{path}' says {json.dumps(value)}.",
-                    help=f"Correct it, or name its type: schema_overrides={{'{name}': pl.String}}",
-                )
-    return frame.lazy()
-
-
-def _refuse_mixed(path: Path, texts: list[str]) -> None:
-    """A column of texts where a line gives a number or a list: Polars would make text of it."""
-    if not texts:
+def _refuse_cast(file: DataFile, scan: pl.LazyFrame, name: str, before: pl.DataType, after: pl.DataType) -> None:
+    """A type that was named must hold every value."""
+    if unified(before, after) == after or isinstance(after, pl.String):
         return
-    lines = pl.scan_csv(
-        literal(path), separator="\x1f", quote_char=None, has_header=False, schema={"line": pl.String}
-    ).with_row_index("__row")
-    for name in texts:
-        # What may be one: the same words can stand in a text, or deeper.
-        key = re.escape(json.dumps(name, ensure_ascii=False))
-        maybe = lines.filter(pl.col("line").str.contains(rf"{key}\s*:\s*[-0-9tf\[{{]")).collect(engine="streaming")
-        for row, line in maybe.iter_rows():
-            value = json.loads(line).get(name)
-            if value is not None and not isinstance(value, str):
-                raise SourceError(
-                    f"Column '{name}' holds texts, but line {row + 1} of '{path}' says {json.dumps(value)}.",
-                    help=f"Correct it, or name its type: schema_overrides={{'{name}': pl.String}}",
-                )
-
-
-def _explain(path: Path, error: Exception) -> str:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as problem:
-                return f"Line {number} of '{path}' is no JSON: {problem.msg}."
-            if not isinstance(value, dict) and number == 1 and isinstance(value, list):
-                break
-            if not isinstance(value, dict):
-                return f"Line {number} of '{path}' is no JSON object."
-    return f"'{path}' cannot be read as json: {_first_line(error)}."
+    lost = pl.col(name).filter(pl.col(name).is_not_null() & pl.col(name).cast(after, strict=False).is_null()).head(1)
+    try:
+        found = scan.select(lost).collect(engine="streaming")
+    except pl.exceptions.PolarsError as error:
+        raise UsageError(
+            f"Column '{name}' of '{file}' holds {type_name(before)}, which cannot become {type_name(after)}: "
+            f"{_first_line(error)}."
+        ) from error
+    if len(found):
+        raise SourceError(f"Column '{name}' of '{file}' holds {found.item()!r}, which no {type_name(after)} can hold.")
 
 
 def _first_line(error: Exception) -> str:

@@ -18,19 +18,23 @@ if TYPE_CHECKING:
 _collector: ContextVar[list[dict[str, Json]] | None] = ContextVar("everloop_observations", default=None)
 
 
-def observe(kind: str, spec: dict[str, Json], state: str) -> None:
-    """Say that outside state was read.
+def observe(kind: str, spec: dict[str, Json], state: str) -> dict[str, Json]:
+    """Say that outside state was read; returns what is remembered of it, to which `notes` may be added.
 
     Args:
         kind: name in the plugin table under `observation`, whose function looks again.
         spec: what was looked at; what that function is called with.
         state: what was seen, as a short text that changes when the outside does.
     """
+    observation: dict[str, Json] = {"kind": kind, "spec": spec, "state": state}
     seen = _collector.get()
-    if seen is not None:
-        observation: dict[str, Json] = {"kind": kind, "spec": spec, "state": state}
-        if observation not in seen:
-            seen.append(observation)
+    if seen is None:
+        return observation
+    for known in seen:
+        if {name: known[name] for name in observation} == observation:
+            return known
+    seen.append(observation)
+    return observation
 
 
 @contextmanager

@@ -1,0 +1,54 @@
+"""What reading decided about values, told to whoever asked: `'TotalCharges': 11 blank values read as null`.
+
+Reading never prints. Inside `collect_notes` its notes are collected; they also stand beside the source in what a step
+or a snapshot remembers of it, and go to the logger `everloop.data` at level INFO.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_log = logging.getLogger("everloop.data")
+_collector: ContextVar[list[ReadingNote] | None] = ContextVar("everloop_reading_notes", default=None)
+
+
+@dataclass(frozen=True)
+class ReadingNote:
+    """One thing that reading a source decided, which its reader should know."""
+
+    source: str
+    column: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"'{self.column}': {self.message}"
+
+
+def note(source: str, column: str, message: str) -> None:
+    """Tell what was decided about a column."""
+    found = ReadingNote(source, column, message)
+    _log.info("%s: %s", source, found)
+    notes = _collector.get()
+    if notes is not None and found not in notes:
+        notes.append(found)
+
+
+@contextmanager
+def collect_notes() -> Iterator[list[ReadingNote]]:
+    """Collect the notes of what is read inside the block, each once. Collectors around it get them, too."""
+    outer = _collector.get()
+    notes: list[ReadingNote] = []
+    token = _collector.set(notes)
+    try:
+        yield notes
+    finally:
+        _collector.reset(token)
+        if outer is not None:
+            outer.extend(found for found in notes if found not in outer)
