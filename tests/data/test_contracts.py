@@ -309,4 +309,11 @@ def test_dates_move_on(store: Store) -> None:
     seen = pl.DataFrame({"day": [date(2026, 1, 1), date(2026, 1, 2)]})
     contract = infer_contract(seen, "days", store)
     assert contract.columns[0]["max"] == "2026-01-02"
-    assert check_contract(pl.DataFrame({"day": [date(2030, 1, 1)]}), contract).violations == ()
+    later = pl.DataFrame({"day": [date(2030, 1, 1)]})
+    assert [(one.rule, one.severity) for one in check_contract(later, contract).violations] == [("max", "warning")]
+    moving = infer_contract(seen, "days", store, time="day").columns[0]
+    assert (moving["min"], "max" in moving) == ("2026-01-01", False), "the time column moves on"
+    days = [date(2026, 1, day) for day in range(1, 29)]
+    born = [date(1990, 1, day) for day in range(1, 29)]
+    both = infer_contract(pl.DataFrame({"day": days, "paid": days, "born": born}), "d", store, time="day").columns
+    assert [("max" in column) for column in both] == [False, False, True], "and so does what moves along"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import polars as pl
 
-from everloop.data.contracts import amount, category
+from everloop.data.bounds import outside, read_bound
+from everloop.data.contracts import category, missing
 from everloop.data.frames import Frame, as_lazy, as_utc, is_moment, nearest, type_name
 from everloop.data.snapshots import take_snapshot
 from everloop.data.sources import read
@@ -100,7 +101,7 @@ def check_contract(
     asked = [rule.broken.fill_null(value=False).sum().alias(str(index)) for index, rule in enumerate(rules)]
     bad = _any_error(rules)
     present = [column for column in contract.columns if column["name"] in schema]
-    nulls = [pl.col(column["name"]).null_count().alias(f"null {column['name']}") for column in present]
+    nulls = [missing(name, schema[name]).sum().alias(f"null {name}") for name in (each["name"] for each in present)]
     counted = rows.select(pl.len().alias("rows"), bad.sum().alias("bad"), *asked, *nulls).collect().row(0, named=True)
     violations = [
         _violation(rule, counted[str(index)], rows, schema) for index, rule in enumerate(rules) if counted[str(index)]
@@ -171,9 +172,10 @@ def _column_rules(schema: pl.Schema, contract: Contract, now: datetime | None) -
         name = column["name"]
         if name not in schema:
             continue
-        value, dtype = pl.col(name), schema[name]
+        dtype = schema[name]
         if not column.get("nullable", True):
-            yield _Rule(name, "nullable", _severity(column, "nullable", "error"), value.is_null(), "are null")
+            gone = missing(name, dtype)
+            yield _Rule(name, "nullable", _severity(column, "nullable", "error"), gone, "are null or NaN")
         if "categories" in column and not isinstance(dtype, pl.Null):
             severity = _severity(column, "categories", "error" if column.get("role") == "target" else "warning")
             known = pl.Series(list(column["categories"]), dtype=pl.String)
@@ -185,14 +187,9 @@ def _column_rules(schema: pl.Schema, contract: Contract, now: datetime | None) -
         if column.get("role") == "time" and now is not None and not column.get("future") and is_moment(dtype):
             ahead = as_utc(name, dtype) > now
             yield _Rule(name, "future", _severity(column, "future", "warning"), ahead, f"lie after {now.isoformat()}")
-        number = amount(name, dtype)
-        if number is None:
-            continue
         if dtype.is_float() and not column.get("infinite"):
             severity = _severity(column, "infinite", "error")
-            yield _Rule(name, "infinite", severity, number.is_infinite(), "are infinite")
-        # Infinities are judged above, NaN is no amount.
-        finite = number.is_finite()
+            yield _Rule(name, "infinite", severity, pl.col(name).is_infinite(), "are infinite")
         bounds: tuple[tuple[str, CheckSeverity], ...] = (
             ("least", "error"),
             ("most", "error"),
@@ -200,10 +197,12 @@ def _column_rules(schema: pl.Schema, contract: Contract, now: datetime | None) -
             ("max", "warning"),
         )
         for bound, usual in bounds:
-            if isinstance(column.get(bound), int | float):
-                limit = float(column[bound])
-                below = bound in ("least", "min")
-                broken = finite & ((number < limit) if below else (number > limit))
+            if column.get(bound) is None:
+                continue
+            limit = read_bound(f"Column '{name}' of '{contract.key}'", bound, column[bound], column["type"])
+            below = bound in ("least", "min")
+            broken = outside(name, dtype, limit, below=below)
+            if broken is not None:
                 severity = _severity(column, bound, usual)
                 yield _Rule(name, bound, severity, broken, f"are {'below' if below else 'above'} {column[bound]}")
 
@@ -214,7 +213,7 @@ def _unique_rules(schema: pl.Schema, contract: Contract, bad: pl.Expr) -> Iterat
         name = column["name"]
         if column.get("unique") and name in schema:
             first = pl.struct(pl.col(name), bad.alias(BROKEN)).is_first_distinct()
-            broken = ~first & ~bad & pl.col(name).is_not_null()
+            broken = ~first & ~bad & ~missing(name, schema[name])
             yield _Rule(name, "unique", _severity(column, "unique", "error"), broken, "repeat")
     for rule in contract.rules:
         if rule["rule"] == "unique":
@@ -309,7 +308,7 @@ def _table_violations(
         most = column.get("max_nulls", 1.0)
         # A small sample may exceed it by chance: four standard errors.
         if share > most and (share == 1 or share - most > 4 * math.sqrt(most * (1 - most) / total)):
-            message = f"{share:.1%} of '{name}' are null, more than {most:.1%}"
+            message = f"{share:.1%} of '{name}' are null or NaN, more than {most:.1%}"
             severity = _severity(column, "max_nulls", "warning")
             yield Violation(name, "max_nulls", severity, counted[f"null {name}"], message)
         if column.get("ordered") and not rows.select(pl.col(name).drop_nulls()).collect().to_series().is_sorted():

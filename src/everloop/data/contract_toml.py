@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from everloop.data.bounds import BOUNDS, as_bound, is_known, read_bound
 from everloop.data.frames import nearest
 from everloop.errors import UsageError
 from everloop.records import Contract, Json
@@ -41,8 +42,8 @@ COLUMN_KEYS: dict[str, tuple[type, ...]] = {
     "ordered": (bool,),
     "min": (*_NUMBER, str),
     "max": (*_NUMBER, str),
-    "least": _NUMBER,
-    "most": _NUMBER,
+    "least": (*_NUMBER, str),
+    "most": (*_NUMBER, str),
     "infinite": (bool,),
     "quantiles": (list,),
     "pattern": (str,),
@@ -142,7 +143,15 @@ def _check_column(column: Any) -> None:
     where = f"Column '{column['name']}' of the contract"
     if "type" not in column:
         raise UsageError(f"{where} has no type.", help='Such as type = "int64".')
+    for bound in BOUNDS:
+        if bound in column:
+            column[bound] = as_bound(column[bound])
     _check_values(where, column, COLUMN_KEYS)
+    if is_known(column["type"]):
+        limits = {each: read_bound(where, each, column[each], column["type"]) for each in BOUNDS if each in column}
+        for low, high in (("least", "most"), ("min", "max")):
+            if low in limits and high in limits and limits[low] > limits[high]:
+                raise UsageError(f"{where} has {low} = {column[low]!r}, above {high} = {column[high]!r}.")
     for rule, severity in column.get("severities", {}).items():
         if rule not in COLUMN_RULES:
             raise UsageError(f"{where} has no rule '{rule}' to be severe about.", help=nearest(rule, COLUMN_RULES))
@@ -204,7 +213,12 @@ def _value(value: Json) -> str:
             return f"[{', '.join(_value(item) for item in value)}]"
         case dict():
             return f"{{ {', '.join(f'{_key(key)} = {_value(item)}' for key, item in value.items())} }}"
-    return repr(value)
+        case float():
+            # Also of a subclass, such as NumPy's.
+            return float.__repr__(value)
+        case int():
+            return int.__repr__(value)
+    raise UsageError(f"A contract cannot hold {value!r}.", help="Use text, numbers, booleans, lists and tables.")
 
 
 def _text(value: str) -> str:

@@ -4,14 +4,14 @@ A column of a contract is a dict with `name` and `type`, and of these what appli
 
     role          `target`, `time` or `key`; without one the column is a feature
     required      false: the column may be missing
-    nullable      false: a null breaks the contract
-    nulls         share of nulls that was seen
+    nullable      false: a null breaks the contract, and so does a NaN
+    nulls         share of nulls and NaNs that was seen
     max_nulls     more nulls than this share, and than chance explains, is a warning
     distinct      how many values were seen
     unique        true: a repeated value breaks the contract (its first row is good)
     ordered       true: rows out of order are a warning
-    min, max      what was seen; a number outside is a warning (times move on: for them it is for the reader)
-    least, most   a number outside breaks the contract
+    min, max      what was seen; a value outside is a warning (without `max` where dates move on with the time column)
+    least, most   a value outside breaks the contract; of the column's type, see `bounds`
     infinite      true: infinities were seen; else they break the contract
     quantiles     of the numbers that were seen, at `QUANTILES`
     pattern       a regular expression that each text has; one without it is a warning
@@ -35,9 +35,9 @@ from zlib import crc32
 
 import polars as pl
 
+from everloop.data.bounds import exact_text
 from everloop.data.frames import Frame, as_eager, as_utc, is_moment, require_column, type_name
 from everloop.data.patterns import infer_pattern
-from everloop.data.statistics import as_json
 from everloop.errors import AlreadyExistsError, ConflictError, DataError
 from everloop.records import Contract, Json
 
@@ -86,7 +86,8 @@ def infer_contract(
     roles = {name: role for role, name in (("target", target), ("time", time), ("key", key)) if name is not None}
     for name, role in roles.items():
         require_column(name, rows.columns, role)
-    columns = tuple(_column(rows[name], roles.get(name), now) for name in rows.columns)
+    moving = None if time is None else _moving_from(rows, time)
+    columns = tuple(_column(rows[name], roles.get(name), now, moving) for name in rows.columns)
     rules = [*_relations(rows, tables or {})]
     if time is not None and now is not None and (fresh := _freshness(rows, time, now)) is not None:
         rules.append(fresh)
@@ -142,14 +143,20 @@ def amount(name: str, dtype: pl.DataType) -> pl.Expr | None:
     return None
 
 
+def missing(name: str, dtype: pl.DataType) -> pl.Expr:
+    """Whether there is no value: null, or NaN where a column can hold it."""
+    column = pl.col(name)
+    return column.is_null() | column.is_nan().fill_null(value=False) if dtype.is_float() else column.is_null()
+
+
 def category(name: str) -> pl.Expr:
     """The column's values as the texts under which a contract lists them."""
     return pl.col(name).cast(pl.String)
 
 
-def _column(values: pl.Series, role: str | None, now: datetime | None) -> dict[str, Json]:
+def _column(values: pl.Series, role: str | None, now: datetime | None, moving: datetime | None) -> dict[str, Json]:
     name, dtype, rows = values.name, values.dtype, len(values)
-    nulls = values.null_count() / rows
+    nulls = values.to_frame().select(missing(name, dtype).mean()).item()
     found: dict[str, Json] = {"name": name, "type": type_name(dtype)}
     if role is not None:
         found["role"] = role
@@ -182,8 +189,20 @@ def _column(values: pl.Series, role: str | None, now: datetime | None) -> dict[s
     elif (asked := amount(name, dtype)) is not None:
         found.update(_range(values.to_frame().select(asked).to_series(), whole=dtype.is_integer()))
     elif dtype.is_temporal() and nulls < 1:
-        found["min"], found["max"] = as_json(values.min()), as_json(values.max())
+        found["min"] = exact_text(values, "min")
+        newest = values.to_frame().select(as_utc(name, dtype).max()).item() if is_moment(dtype) else None
+        if newest is None or moving is None or newest < moving:
+            found["max"] = exact_text(values, "max")
     return found
+
+
+def _moving_from(rows: pl.DataFrame, time: str) -> datetime | None:
+    """From here on a date moves on with the rows: it lies in the last tenth of the time that they span, or after."""
+    if not is_moment(rows.schema[time]):
+        return None
+    moments = as_utc(time, rows.schema[time])
+    first, last = rows.select(moments.min().alias("first"), moments.max().alias("last")).row(0)
+    return None if first is None else last - (last - first) / 10
 
 
 def _freshness(rows: pl.DataFrame, time: str, now: datetime) -> dict[str, Json] | None:

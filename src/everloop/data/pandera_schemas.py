@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from everloop.data.bounds import BOUNDS, as_bound, read_bound
 from everloop.data.contracts import find_contract
 from everloop.data.frames import type_name
 from everloop.errors import MissingExtraError, UsageError
@@ -83,6 +84,9 @@ def _column(name: str, column: Any, role: str | None) -> dict[str, Json]:
     for check in column.checks:
         for rule, value in _said(check, name, found["type"]).items():
             found[rule] = value
+            if rule in BOUNDS:
+                found[rule] = as_bound(value)
+                read_bound(f"Column '{name}' of the schema", rule, found[rule], found["type"])
             usual = "error" if rule in ("least", "most") else "warning"
             wanted = "warning" if getattr(check, "raise_warning", False) else "error"
             if wanted != usual:
