@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,13 @@ from hypothesis import strategies as st
 
 from everloop.errors import EverloopError, UsageError
 from everloop.records import Run
-from everloop.stores import Store
+from everloop.stores import Store, open_store
+from everloop.tracking import start_run
 from everloop.tracking.filters import And, Compare, Expression, Not, Or, field_path, matches, parse_filter
 from everloop.tracking.search import aggregate_children, count_runs, search_runs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
 
@@ -245,3 +247,135 @@ def test_children_are_summed_up(store: Store) -> None:
     loss, counted = aggregate_children(store, [parent.id for parent in parents], ["loss", "n", "none"])
     assert (loss.parent, loss.metric, loss.count, loss.min, loss.max, loss.mean) == (parents[0].id, "loss", 2, 1, 3, 2)
     assert (counted.metric, counted.count) == ("n", 3)
+
+
+NUMBER_OR_ODD = st.sampled_from([math.nan, math.inf, -math.inf, 0.0, 1.0, -2.5])
+LOSSES: list[float | None] = [math.nan, math.inf, -math.inf, 0.0, 1.0, -2.5, None]
+
+
+def spelled_number(value: float) -> str:
+    return {"nan": "nan", "inf": "inf", "-inf": "-inf"}.get(repr(value), repr(value))
+
+
+def holds(op: str, held: float | None, value: float) -> bool:
+    """What a filter means, in Python."""
+    if op in ("!=", "is not nan"):
+        return not holds("=" if op == "!=" else "is nan", held, value)
+    if held is None:
+        return False
+    same = held == value or (math.isnan(held) and math.isnan(value))
+    compared = {"<": held < value, "<=": held <= value, ">": held > value, ">=": held >= value}
+    return math.isnan(held) if op == "is nan" else same if op == "=" else compared[op]
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """One run for each loss, finished."""
+    with open_store(tmp_path_factory.mktemp("odd")) as store:
+        for loss in LOSSES:
+            values = {} if loss is None else {"loss": loss}
+            run = store.new(Run, name=repr(loss), state="finished", started_at=NOW, metrics=values, params=values)
+            store.records.put(run)
+        yield store
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    op=st.sampled_from(["=", "!=", "<", "<=", ">", ">=", "is nan", "is not nan"]),
+    value=NUMBER_OR_ODD,
+    field=st.sampled_from(["metrics", "params"]),
+    denied=st.booleans(),
+    ordered=st.booleans(),
+)
+def test_nan_and_infinities_are_found_as_python_finds_them(
+    odd: Store, op: str, value: float, field: str, denied: bool, ordered: bool
+) -> None:
+    where = f"{field}.loss {op}" + ("" if "nan" in op else f" {spelled_number(value)}")
+    where = f"not ({where})" if denied else where
+    if math.isnan(value) and op in ("<", "<=", ">", ">="):
+        with pytest.raises(UsageError, match="nan has no order"):
+            search_runs(odd, where)
+        return
+    expected = {repr(loss) for loss in LOSSES if holds(op, loss, value) != denied}
+    order = [f"-{field}.loss"] if ordered else ["name"]
+    found = search_runs(odd, where, order_by=order, limit=3)
+    names = [run.name for run in found.rows]  # type: ignore[union-attr]
+    while found.next:
+        found = search_runs(odd, where, order_by=order, limit=3, after=found.next)
+        names += [run.name for run in found.rows]  # type: ignore[union-attr]
+    assert sorted(names) == sorted(expected)
+    assert count_runs(odd, where) == len(expected)
+    past = search_runs(odd.as_of(odd.now()), where)
+    assert {run.name for run in past.rows} == expected  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("spelling", ["nan", "NaN", "NAN"])
+def test_nan_is_spelled_in_any_case_and_in_lists(odd: Store, spelling: str) -> None:
+    def found(where: str) -> set[str]:
+        return {run.name for run in search_runs(odd, where).rows}  # type: ignore[union-attr]
+
+    assert found(f"metrics.loss == {spelling}") == {"nan"}
+    assert found(f"metrics.loss in ({spelling}, 1)") == {"nan", "1.0"}
+    assert found(f"metrics.loss not in ({spelling}, 1) and metrics.loss is not null") == {"inf", "-inf", "0.0", "-2.5"}
+    assert found("metrics.loss = Infinity or metrics.loss = -INF") == {"inf", "-inf"}
+    assert found('params.loss = "nan"') == set()  # a text compares with texts
+    with pytest.raises(UsageError, match="null is expected"):
+        search_runs(odd, "metrics.loss is 1")
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("metrics.val.auc > 0.5", 'metrics."val/auc"'),
+        ("metrics.`val auc` > 0.5", 'metrics."val/auc"'),
+        ("metrics.val_auc is null", 'metrics."val/auc"'),
+        ("not (name = 'x' or metrics.Val.AUC > 0.5)", 'metrics."val/auc"'),
+        ("params.model/depth = 3", "params.model.depth"),
+        ('tags."my-tag" = "a"', 'tags."my tag"'),
+    ],
+)
+def test_a_name_that_is_joined_otherwise_is_suggested(store: Store, asked: str, meant: str) -> None:
+    params = {"model": {"depth": 3}}
+    with start_run("r", store=store, params=params, tags={"my tag": "a"}) as run:
+        run.log({"val": {"auc": 0.9}})
+    assert search_runs(store, 'metrics."val/auc" > 0.5 and metrics.val/auc > 0.5 and params.model.depth = 3').rows
+    for look in (search_runs, count_runs):
+        with pytest.raises(UsageError, match=re.escape(f"Did you mean {meant}?")):
+            look(store, asked)
+
+
+def test_a_name_is_suggested_in_orders_and_columns_too_and_only_where_it_helps(store: Store) -> None:
+    with start_run("r", store=store) as run:
+        run.log({"val": {"auc": 0.9}, "a.b": 1.0, "a/b": 2.0})
+    for asked in ({"order_by": ["-metrics.val.auc"]}, {"columns": ["name", "metrics.val.auc"]}):
+        with pytest.raises(UsageError, match=r'Did you mean metrics\."val/auc"'):
+            search_runs(store, **asked)  # type: ignore[arg-type]
+    # Both exist, or there is nothing like it yet.
+    for where in ("metrics.a.b = 1", "metrics.a/b = 2"):
+        assert len(search_runs(store, where).rows) == 1
+    assert search_runs(store, "metrics.valauc > 0 or metrics.other.auc > 0").rows == []
+    other = store.for_project("other")
+    assert search_runs(other, "metrics.val.auc > 0").rows == []
+    with pytest.raises(UsageError, match="Did you mean"):
+        search_runs(other, "metrics.val.auc > 0", projects=["default", "other"])
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "state = 'runing'",
+        'status != "done"',
+        "state in ('lost', 'killed')",
+        "not state = 'Lost'",
+        "state = 1",
+        "state = nan",
+    ],
+)
+def test_a_state_that_does_not_exist_is_an_error(store: Store, where: str) -> None:
+    for look in (search_runs, count_runs):
+        with pytest.raises(UsageError, match="There is no state") as caught:
+            look(store, where)
+        assert all(state in str(caught.value.help) for state in ("running", "finished", "interrupted", "lost"))
+    with pytest.raises(UsageError, match="There is no state 'x'"):
+        search_runs(store, And((Not(Compare(("state",), "in", ("lost", "x"))),)))
+    assert search_runs(store, "state like 'fin%' or state in ('scheduled', 'lost')").rows == []

@@ -45,7 +45,9 @@ def ls(
     ] = None,
     columns: Annotated[str | None, typer.Option(help="Fields to show: name,metrics.auc,params.lr")] = None,
     loop: Annotated[str | None, typer.Option(help="Only turns of this loop.")] = None,
-    state: Annotated[str | None, typer.Option(help="running, finished, failed, interrupted or lost.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="scheduled, running, finished, failed, interrupted or lost.")
+    ] = None,
     archived: Annotated[bool, typer.Option("--archived", help="Show the archived, too.")] = False,
     deleted: Annotated[bool, typer.Option("--deleted", help="Show what `runs restore` can bring back.")] = False,
     limit: Annotated[int, typer.Option(min=1)] = 20,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from everloop.errors import UsageError
 from everloop.stores.conditions import Sql
-from everloop.stores.expressions import OPPOSITE, And, Compare, Expression, Not, Or, Scalar, comparable
+from everloop.stores.expressions import OPPOSITE, And, Compare, Expression, Not, Or, Scalar, comparable, is_nan
 
 if TYPE_CHECKING:
     from everloop.stores.hits import Place
@@ -119,6 +119,8 @@ class Compiler:
         if isinstance(compare.value, tuple):
             return self._one_of(compare.value, row)
         value = comparable(compare.value)  # type: ignore[arg-type]
+        if is_nan(value):
+            return _nan(row)
         if isinstance(value, float):
             return Sql(f"{row}.number {compare.op} ?", (value,))
         if compare.op in ("like", "ilike"):
@@ -129,11 +131,13 @@ class Compiler:
         constants = [comparable(value) for value in values]
         found = []
         for column, wanted in (
-            ("number", [value for value in constants if not isinstance(value, str)]),
+            ("number", [value for value in constants if not isinstance(value, str) and not is_nan(value)]),
             ("text", [value for value in constants if isinstance(value, str)]),
         ):
             if wanted:
                 found.append(Sql(f"{row}.{column} IN ({', '.join('?' * len(wanted))})", tuple(wanted)))
+        if any(is_nan(value) for value in constants):
+            found.append(_nan(row))
         return _joined(" OR ", "1 = 0", found)
 
     def ranged(self, compare: Compare, row: str) -> Sql | None:
@@ -142,6 +146,8 @@ class Compiler:
         if compare.op not in ("=", "<", "<=", ">", ">=", "in") or not isinstance(constants, tuple) or not constants:
             return None
         values = [comparable(value) for value in constants]  # type: ignore[arg-type]
+        if any(is_nan(value) for value in values):
+            return None  # no index has them
         test = self.of_row(compare, row)
         head = Sql(f"{row}.path = ?", (self.number_of(compare.path),))
         if all(isinstance(value, float) for value in values):
@@ -156,6 +162,10 @@ class Compiler:
                 return found  # what an index holds is the whole text then
             return Sql(f"{found.text} AND ({test.text})", (*found.values, *test.values))
         return None
+
+
+def _nan(row: str) -> Sql:
+    return Sql(f"({row}.number IS NULL AND {row}.text IS NULL)")
 
 
 def sorted_text(row: str) -> str:

@@ -5,7 +5,7 @@
 A comparison is true or false, never unknown. One whose record has no such value is false, except `!=`, `not in`,
 `not like`, `not ilike` and `is null`, which say the opposite of their counterparts. A number compares with numbers
 only, also with those that a text spells; a text compares with texts, and with the JSON of values that are no
-texts (`true`, `0.5`).
+texts (`true`, `0.5`). NaN equals NaN and no other number, and has no order.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ OPPOSITE: dict[CompareOp, CompareOp] = {
 }
 """Each negative operation with the one that it denies."""
 
+_NAN = "Use = or != to find values that are NaN, or are not."
 _POSITIVE = frozenset({"=", "<", "<=", ">", ">=", "in", "like", "ilike", "is not null"})
 
 
@@ -71,6 +72,8 @@ class Compare:
                 raise UsageError(f"'{shown} {self.op}' takes no value, not {self.value!r}.")
         else:
             _check(shown, self.value)
+            if op != "=" and is_nan(self.value):
+                raise UsageError(f"'{shown} {self.op}' cannot be compared with NaN, which has no order.", help=_NAN)
             if op in ("like", "ilike") and (not isinstance(self.value, str) or len(self.value) > PATTERN_LIMIT):
                 raise UsageError(
                     f"'{shown} {self.op}' takes a text of at most {PATTERN_LIMIT} characters.",
@@ -124,6 +127,8 @@ def _holds(held: tuple[float | None, str | None], op: str, value: object) -> boo
     if isinstance(value, tuple):
         return any(_holds(held, "=", item) for item in value)
     against = comparable(value)  # type: ignore[arg-type]
+    if is_nan(against):
+        return number is None and text is None
     if isinstance(against, str):
         if text is None:
             return False
@@ -147,6 +152,11 @@ def comparable(value: Scalar) -> str | float:
         return math.inf if value > 0 else -math.inf  # type: ignore[operator]
 
 
+def is_nan(value: object) -> bool:
+    """Whether a constant is NaN. A value that is NaN is kept with neither a number nor a text."""
+    return isinstance(value, float) and math.isnan(value)
+
+
 def _ordered(left: float | str, op: str, right: float | str) -> bool:
     match op:
         case "=":
@@ -168,8 +178,6 @@ def _pattern(pattern: str, any_case: bool) -> re.Pattern[str]:
 
 
 def _check(shown: str, value: object) -> None:
-    if isinstance(value, float) and math.isnan(value):
-        raise UsageError(f"'{shown}' cannot be compared with NaN.", help="Use 'is null' or 'is not null'.")
     if isinstance(value, str) and ("\0" in value or not _is_unicode(value)):
         raise UsageError(f"'{shown}' cannot be compared with {value!r}: no text of a store holds that.")
     if isinstance(value, datetime) and value.tzinfo is None:

@@ -5,28 +5,46 @@
 
 Fields are `name state loop trigger parent started_at ended_at seconds archived id project`, and `metrics.<name>`,
 `params.<name>`, `tags.<name>`; a name with spaces stands in "…" or `…`. Operations are `= == != < <= > >=`, `in`,
-`like`, `ilike`, `is null`, each of the last four also with `not`. `and` binds closer than `or`. A time is an ISO
-text, or a span back from now: `7d`, "12h". Whether a number or a text is compared is said by the constant: `0.1`
-compares numbers, "0.1" compares texts.
+`like`, `ilike`, `is null`, `is nan`, each of the last five also with `not`. `and` binds closer than `or`. A time is an
+ISO text, or a span back from now: `7d`, "12h". Whether a number or a text is compared is said by the constant: `0.1`
+compares numbers, "0.1" compares texts. `nan`, `inf` and `-inf` are numbers: `metrics.loss = nan` holds where the loss
+is NaN. A state that does not exist is an error.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from typing import cast
+from typing import TYPE_CHECKING, cast, get_args
 
 from everloop.errors import UsageError
+from everloop.records import RunState
 from everloop.stores.durations import parse_duration
-from everloop.stores.expressions import And, Compare, CompareOp, Expression, Not, Or, Scalar, matches
+from everloop.stores.expressions import And, Compare, CompareOp, Expression, Not, Or, Scalar, is_nan, matches
 
-__all__ = ["And", "Compare", "Expression", "Not", "Or", "field_path", "matches", "parse_filter"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "And",
+    "Compare",
+    "Expression",
+    "Not",
+    "Or",
+    "check_state",
+    "field_path",
+    "leaves",
+    "matches",
+    "parse_filter",
+]
 
 FIELDS = ("name", "state", "loop", "trigger", "parent", "seconds", "id", "project", "error", "experiment", "user")
 TIMES = ("started_at", "ended_at", "archived_at", "created_at")
 MAPS = ("metrics", "params", "tags")
+STATES: tuple[str, ...] = get_args(RunState)
 _ALIASES = {
     "metric": "metrics", "param": "params", "parameters": "params", "parameter": "params", "tag": "tags",
     "run_id": "id", "status": "state", "run_name": "name", "start_time": "started_at", "end_time": "ended_at",
@@ -38,7 +56,7 @@ _LENGTH = 20_000
 _TOKEN = re.compile(
     r"""\s*(?:
         (?P<span>\d+(?:\.\d+)?[smhdw](?:\d+(?:\.\d+)?[smhdw])*(?![\w.]))
-      | (?P<number>[-+]?(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][-+]?\d++)?(?![\w.])|[-+]?inf(?![\w.]))
+      | (?P<number>[-+]?(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][-+]?\d++)?(?![\w.])|(?i:[-+]?inf(?:inity)?|nan)(?![\w.]))
       | (?P<op>==|!=|<>|<=|>=|=|<|>)
       | (?P<sign>[(),])
       | (?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
@@ -91,6 +109,35 @@ def field_path(name: str) -> tuple[str, ...]:
         f"A run has no field '{name}'." + (f" Nearest: {', '.join(near)}." if near else ""),
         help=f"Fields: {', '.join([*FIELDS, *TIMES, 'archived'])}, metrics.<name>, params.<name>, tags.<name>",
     )
+
+
+def leaves(expression: Expression) -> Iterator[Compare]:
+    """Every comparison in an expression."""
+    match expression:
+        case And(parts) | Or(parts):
+            for part in parts:
+                yield from leaves(part)
+        case Not(part):
+            yield from leaves(part)
+        case Compare():
+            yield expression
+
+
+def check_state(compare: Compare) -> None:
+    """Refuse a comparison with a state that no run ever has, rather than find nothing.
+
+    Raises:
+        UsageError: it is one; the message lists the states.
+    """
+    if compare.path != ("state",) or compare.op not in ("=", "!=", "in", "not in"):
+        return
+    for value in compare.value if isinstance(compare.value, tuple) else (compare.value,):
+        if value not in STATES:
+            near = get_close_matches(str(value).lower(), STATES, n=1)
+            raise UsageError(
+                f"There is no state {value!r}." + (f" Nearest: {near[0]}." if near else ""),
+                help=f"States: {', '.join(STATES)}",
+            )
 
 
 class _Parser:
@@ -177,10 +224,25 @@ class _Parser:
             path = field_path(token.text)
         except UsageError as error:
             raise self._fault(token.at, error.message.removesuffix("."), error.help or "") from None
+        at = self._token.at
+        found = self._compared(token, path)
+        try:
+            check_state(found)
+        except UsageError as error:
+            raise self._fault(at, error.message.removesuffix("."), error.help or "") from None
+        return found
+
+    def _compared(self, token: _Token, path: tuple[str, ...]) -> Compare:
         if self._took("is"):
             denied = self._took("not")
+            if self._token.kind == "number" and self._token.text.lower() == "nan":
+                self._next += 1
+                return Compare(path, "!=" if denied else "=", math.nan)
             if not self._took("null", "none"):
-                raise self._wrong(f"null is expected, not {self._shown(self._token)}", "Write: is null, is not null")
+                raise self._wrong(
+                    f"null is expected, not {self._shown(self._token)}",
+                    "Write: is null, is not null, is nan, is not nan",
+                )
             return Compare(path, "is not null" if denied else "is null")
         denied = self._took("not")
         for word in ("in", "like", "ilike"):
@@ -200,7 +262,11 @@ class _Parser:
             if sign in ("!=", "<>"):
                 return Compare(path, "is not null")
             raise self._wrong("null has no order", "Write: is null, is not null")
-        return Compare(path, cast("CompareOp", {"==": "=", "<>": "!="}.get(sign, sign)), self._value(path))
+        at = self._token.at
+        value = self._value(path)
+        if is_nan(value) and sign in ("<", "<=", ">", ">="):
+            raise self._fault(at, "nan has no order", "Write: = nan, != nan, is nan, is not nan")
+        return Compare(path, cast("CompareOp", {"==": "=", "<>": "!="}.get(sign, sign)), value)
 
     def _archived(self) -> Expression:
         path = ("archived_at",)

@@ -20,8 +20,20 @@ import msgspec
 from everloop.errors import UsageError
 from everloop.records import Json, Run
 from everloop.stores.hits import Hit, sort_value
-from everloop.tracking.filters import And, Compare, Expression, Not, Or, field_path, matches, parse_filter
+from everloop.tracking.filters import (
+    And,
+    Compare,
+    Expression,
+    Not,
+    Or,
+    check_state,
+    field_path,
+    leaves,
+    matches,
+    parse_filter,
+)
 from everloop.tracking.recovery import bring_in
+from everloop.tracking.suggesting import check_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -99,7 +111,8 @@ def search_runs(
         include_archived: show the runs that were put away, too.
 
     Raises:
-        UsageError: the filter, the order, a column or the token cannot be read.
+        UsageError: the filter, the order, a column or the token cannot be read; the filter names a state that does
+            not exist; or a name is not that of any run, but nearly, such as `metrics.val.auc` for `metrics."val/auc"`.
     """
     if not 0 < limit <= _LIMIT:
         raise UsageError(f"limit={limit} is no size for a page.", help=f"Ask for 1 to {_LIMIT:,} runs.")
@@ -110,6 +123,8 @@ def search_runs(
     scope = _scope(order, chosen)
     start = None if after is None else _read_token(after, scope, len(order))
     bring_in(store, chosen)
+    asked = [path for path, _ in order] + [path for _, path in wanted or ()]
+    check_names(store, chosen, [*(leaf.path for leaf in leaves(expression)), *asked])
     page = [
         (name, hit) for name in chosen for hit in _hits(store.for_project(name), expression, order, limit + 1, start)
     ]
@@ -133,6 +148,7 @@ def count_runs(
     expression = _expression(store, where, include_archived)
     chosen = _projects(store, projects)
     bring_in(store, chosen)
+    check_names(store, chosen, [leaf.path for leaf in leaves(expression)])
     total = 0
     for name in chosen:
         own = _within(expression, name)
@@ -179,6 +195,8 @@ def _finite(values: list[float]) -> bool:
 def _expression(store: Store, where: str | Expression | None, include_archived: bool) -> Expression:
     asked = parse_filter(where, now=store.now()) if isinstance(where, str) else where
     shown: Expression = And(()) if asked is None else asked
+    for leaf in leaves(shown):
+        check_state(leaf)
     if include_archived or _speaks_of(shown, NOT_ARCHIVED.path):
         return shown
     return And((shown, NOT_ARCHIVED))

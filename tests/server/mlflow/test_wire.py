@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import time
 
 import pytest
@@ -104,6 +105,33 @@ def test_runs_of_everloop_are_seen_and_can_be_logged_to(api, served):
     found = api.post("runs/search", experiment_ids=["0"], filter="tags.seen = 'yes'")["runs"]
     assert [one["info"]["run_id"] for one in found] == [name]
     assert served.store.records.get(Run, run.id).tags["seen"] == "yes"
+
+
+def test_searches_for_nan_states_and_nearly_right_names(api, served):
+    for name, loss in (("nan", math.nan), ("inf", math.inf), ("one", 1.0)):
+        with start_run(name, store=served.store, tags={"odd": "yes"}) as run:
+            run.log({"loss": loss, "val": {"auc": 0.9}})
+
+    def found(where):
+        asked = f"{where} and tags.odd = 'yes'"
+        got = api.post("runs/search", experiment_ids=["0"], filter=asked).get("runs", [])
+        return sorted(one["info"]["run_name"] for one in got)
+
+    assert found("metrics.loss = nan") == found("metrics.loss = NaN and metrics.loss != 1") == ["nan"]
+    assert found("metrics.loss != nan") == ["inf", "one"]
+    assert found("metrics.loss = inf") == found("metrics.loss > 1") == ["inf"]
+    assert found("metrics.loss > -inf") == ["inf", "one"]
+    assert found("metrics.`val/auc` > 0.5 and attributes.status = 'FINISHED'") == ["inf", "nan", "one"]
+    for where, word in (
+        ("metrics.loss > nan", "Invalid comparator"),
+        ("attributes.status = 'DONE'", "'RUNNING', 'FINISHED', 'FAILED', 'KILLED'"),
+        ("status != 'finished'", "Invalid run status 'finished'"),
+        ("metrics.val.auc > 0.5", 'Did you mean metrics."val/auc"?'),
+        ("params.loss = nan", "Expected a quoted string"),
+    ):
+        got = api.call("POST", "runs/search", {"experiment_ids": ["0"], "filter": where})
+        assert got.status == 400, where
+        assert word in got.json["message"]
 
 
 def test_versions_of_everloop_are_seen_without_a_registered_model(api, served):

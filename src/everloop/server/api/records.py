@@ -17,6 +17,7 @@ from everloop.records import KINDS, Event, Record, Run
 from everloop.server.asking import NEEDS, store_of
 from everloop.server.status import Status, read_status
 from everloop.tracking import bring_in
+from everloop.tracking.filters import Compare, check_state
 
 Asked = Request[Any, Any, Any]
 
@@ -54,6 +55,8 @@ def records(request: Asked) -> list[Any]:
             raise UsageError(f"{request.path_params['kind']} has no field '{name}'.", help=f"It has: {fields}")
     after = request.query_params.get("after")
     if cls is Run:
+        for name, _, value in asked:
+            check_state(Compare((name,), "=", value))
         bring_in(store_of(request))
     return list(store_of(request).records.find(cls, *asked, order="-id", limit=_rows(request), after=after))  # type: ignore[arg-type]
 

@@ -31,7 +31,7 @@ _ENTITIES: dict[str, Entity] = {
 _TOKEN = re.compile(
     r"""\s*(?:
       (?P<op><=|>=|!=|<>|=|<|>)
-    | (?P<number>[+-]?(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][+-]?\d++)?(?![\w.]))
+    | (?P<number>[+-]?(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][+-]?\d++)?(?![\w.])|[+-](?i:inf|infinity)(?![\w.]))
     | (?P<name>[A-Za-z_][\w\-/:]*(?:\.(?:[\w\-/:]+|`[^`]*`|"[^"]*"))*|`[^`]*`)
     | (?P<text>'(?:[^']|'')*'|"[^"]*")
     | (?P<sign>[(),;])
@@ -40,6 +40,9 @@ _TOKEN = re.compile(
 )
 _TEXT_OPS = frozenset({"=", "!=", "LIKE", "ILIKE", "IS NULL", "IS NOT NULL"})
 _NUMBER_OPS = frozenset({"=", "!=", "<", "<=", ">", ">=", "IS NULL", "IS NOT NULL"})
+_EQUALITY = frozenset({"=", "!="})
+_ODD_NUMBERS = frozenset({"nan", "inf", "infinity"})
+"""Words that are numbers where a metric is compared. MLflow itself cannot search for them."""
 _LIST_OPS = frozenset({"IN", "NOT IN"})
 _ORDER_OPS = frozenset({"<", "<=", ">", ">="})
 _LONGEST_WHOLE = 300
@@ -82,9 +85,9 @@ class Term:
             case "IS NOT NULL":
                 return True
             case "=":
-                return bool(found == self.value)
+                return bool(found == self.value) or (found != found and self.value != self.value)
             case "!=":
-                return bool(found != self.value)
+                return bool(found != self.value) and (found == found or self.value == self.value)
             case "LIKE" | "ILIKE":
                 return is_like(str(found), str(self.value), ignore_case=self.op == "ILIKE")
             case "RLIKE":
@@ -246,6 +249,9 @@ def _next(tokens: Sequence[tuple[str, str]], at: int, text: str) -> tuple[str, s
 
 
 def _value(entity: Entity, key: str, op: str, kind: str, token: str, grammar: Grammar) -> Value:
+    if entity == "metric" and kind == "name" and token.lower() in _ODD_NUMBERS:
+        _check_op(op, _NUMBER_OPS if "inf" in token.lower() else _EQUALITY)
+        return float(token)
     if entity == "metric" or (entity == "attribute" and key in grammar.numbers):
         if kind != "number":
             what = "metric" if entity == "metric" else f"numeric attribute: {key}"

@@ -12,7 +12,7 @@ from everloop.server.mlflow.asking import Ask, Route
 from everloop.server.mlflow.experiments import checked_most, view_of
 from everloop.server.mlflow.filters import Grammar, Term, meets, parse_filter, parse_order
 from everloop.server.mlflow.paging import Page, paged
-from everloop.server.mlflow.reply import DEFAULT, STATUS_OF, record_id, run_out
+from everloop.server.mlflow.reply import DEFAULT, STATE_OF, STATUS_OF, record_id, run_out
 from everloop.server.mlflow.wire import MlflowError
 from everloop.stores.clock import moment_of
 from everloop.tracking.filters import And, Compare, Expression, Or
@@ -110,6 +110,8 @@ def _expression(term: Term) -> Expression:
             )
         return Compare(path, "is null" if term.op == "IS NULL" else "is not null")
     if path == ("state",):
+        if term.op in ("=", "!=") and term.value not in STATE_OF:
+            raise MlflowError(f"Invalid run status '{term.value}'. Valid values are {list(STATE_OF)}")
         return Compare(path, "in", tuple(state for state, status in STATUS_OF.items() if term.holds(status)))
     value: Any = term.value
     if path == ("id",):
