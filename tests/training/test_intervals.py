@@ -118,7 +118,8 @@ def test_interval_chooses_delong_only_for_two_classes():
     y, scores = sample(100)
     assert interval(y, scores, "roc_auc").method == "delong"
     assert interval(y, scores, "average_precision", n=20).method == "bootstrap"
-    assert interval(y, np.stack([1 - y, y], axis=1), "roc_auc", n=20).method == "bootstrap"
+    assert interval(y, np.stack([1 - scores, scores], axis=1), "roc_auc", n=20).method == "bootstrap"
+    assert interval(y, scores, "accuracy").method == "wilson"
     with pytest.raises(EmptySampleError):
         interval([], [], "roc_auc")
 

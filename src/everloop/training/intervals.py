@@ -1,14 +1,16 @@
-"""How sure a metric is: DeLong's interval for the area under the curve, bootstrap for everything else.
+"""How sure a metric is: DeLong's interval for the area under the curve, Wilson's for rates, bootstrap for the rest.
 
 Sources: DeLong, DeLong and Clarke-Pearson, "Comparing the areas under two or more correlated receiver operating
 characteristic curves", Biometrics 44 (1988), computed through mid-ranks as in Sun and Xu, "Fast implementation of
 DeLong's algorithm", IEEE Signal Processing Letters 21 (2014). Efron and Tibshirani, "An Introduction to the
-Bootstrap" (1993), chapter 13 (percentile interval). Wilson, JASA 22 (1927) for rates.
+Bootstrap" (1993), chapter 13 (percentile interval). Wilson, JASA 22 (1927) for rates; Brown, Cai and DasGupta,
+"Interval estimation for a binomial proportion", Statistical Science 16 (2001), on why. Samples whose rows all agree, as
+those of a perfect score do, have no spread to resample: see `agreement`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from everloop.errors import DataError
-from everloop.training.metrics import Metric, dot, get_metric
+from everloop.training.agreement import agreement_bounds
+from everloop.training.metrics import THRESHOLD, Metric, dot, get_metric
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 LEVEL = 0.95
+_NO_SPREAD = 1e-12
+"""Up to here replicates differ by rounding only."""
 BUCKETS = 20_000
 """Larger samples are resampled in this many random buckets of rows: same spread, a fraction of the draws."""
 
@@ -136,15 +141,15 @@ def mid_ranks(values: Array) -> Array:
 def delong(y: ArrayLike, scores: ArrayLike, *, level: float = LEVEL) -> Interval:
     """The area under the ROC curve with DeLong's interval, cut to [0, 1].
 
-    Classes that are parted completely have no spread in the sample; their far end then is the exact bound of as many
-    successes in a row as the smaller class has rows (Clopper and Pearson 1934).
+    Classes that are parted completely, or tied completely, have no spread in the sample; the ends then are those of
+    `agreement_bounds`: of as many successes in a row as the smaller class has rows.
     """
     areas, covariance = delong_covariance(y, scores)
     area, error = float(areas[0]), float(np.sqrt(covariance[0, 0]))
-    if error == 0.0 and area in (0.0, 1.0):
-        truth = np.asarray(y, dtype=np.float64) > 0
-        reach = ((1.0 - level) / 2) ** (1.0 / min(int(truth.sum()), int((~truth).sum())))
-        low, high = (reach, 1.0) if area == 1.0 else (0.0, 1.0 - reach)
+    if error <= _NO_SPREAD:
+        truth, given = np.asarray(y, dtype=np.float64) > 0, np.asarray(scores, dtype=np.float64)
+        low, high = agreement_bounds("roc_auc", truth.astype(np.float64), given, area, level)
+        error = (high - low) / (2 * _quantile(level))
     else:
         low, high = max(0.0, area - _quantile(level) * error), min(1.0, area + _quantile(level) * error)
         if np.isnan(error):
@@ -172,7 +177,8 @@ def bootstrap(
 def interval(
     y: ArrayLike, scores: ArrayLike, metric: str | Metric, *, n: int = 500, seed: int = 0, level: float = LEVEL
 ) -> Interval:
-    """A metric with the interval that fits it best: DeLong for the binary area under the curve, else bootstrap."""
+    """A metric with the interval that fits it best: DeLong for the binary area under the curve, Wilson for rates
+    (accuracy; precision and recall of two classes), else bootstrap."""
     return intervals(y, scores, [metric], n=n, seed=seed, level=level)[get_metric(metric).name]
 
 
@@ -187,12 +193,14 @@ def intervals(
 ) -> dict[str, Interval]:
     """Several metrics as `interval` has them, from one set of resamples."""
     found = [get_metric(metric) for metric in metrics]
-    drawn = [metric for metric in found if metric.name != "roc_auc" or np.ndim(scores) != 1]
-    answers = _bootstrap(y, scores, drawn, n, seed, level)
+    two_classes = np.ndim(scores) == 1
+    direct = {"accuracy", "roc_auc", "precision", "recall"} if two_classes else {"accuracy"}
+    answers = _bootstrap(y, scores, [metric for metric in found if metric.name not in direct], n, seed, level)
     for metric in found:
         if metric.name not in answers:
-            metric.prepare(y, scores)  # the same refusals as every other metric
-            answers[metric.name] = delong(y, scores, level=level)
+            value = metric.prepare(y, scores)(None)  # the same refusals as every other metric
+            known = delong(y, scores, level=level) if metric.name == "roc_auc" else None
+            answers[metric.name] = known or _of_rate(metric.name, y, scores, value, level)
     return {metric.name: answers[metric.name] for metric in found}
 
 
@@ -250,6 +258,17 @@ def paired_bootstrap(
     )
 
 
+def _of_rate(metric: str, y: ArrayLike, scores: ArrayLike, value: float, level: float) -> Interval:
+    """Wilson's interval of a share of rows: of all, of the positives (recall), or of those called positive."""
+    truth, given = np.asarray(y, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    rows = float(len(truth))
+    if metric != "accuracy":
+        rows = float((truth > 0).sum() if metric == "recall" else (given >= THRESHOLD).sum())
+    low, high = wilson(value * rows, rows, level=level)
+    error = (high - low) / (2 * _quantile(level))
+    return Interval(value=value, low=low, high=high, standard_error=error, level=level, method="wilson")
+
+
 def wilson(successes: float, rows: float, *, level: float = LEVEL) -> tuple[float, float]:
     """Wilson's score interval of a rate: sound for few rows and for rates near 0 and 1."""
     if rows <= 0:
@@ -257,7 +276,9 @@ def wilson(successes: float, rows: float, *, level: float = LEVEL) -> tuple[floa
     z, rate = _quantile(level), successes / rows
     middle = (rate + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * float(np.sqrt(rate * (1 - rate) / rows + z * z / (4 * rows * rows)))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # At the ends the two sides meet 0 and 1; rounding would leave them a little off.
+    low = 0.0 if successes <= 0 else max(0.0, middle - half)
+    return low, 1.0 if successes >= rows else min(1.0, middle + half)
 
 
 def _bootstrap(
@@ -267,10 +288,19 @@ def _bootstrap(
         return {}
     statistics = [metric.prepare(y, scores) for metric in metrics]
     values = np.array([[one(weights) for one in statistics] for weights in _resamples(len(np.asarray(y)), n, seed)])
-    return {
-        metric.name: _percentiles(one(None), values[:, at], level)
-        for at, (metric, one) in enumerate(zip(metrics, statistics, strict=True))
-    }
+    found = {}
+    for at, (metric, one) in enumerate(zip(metrics, statistics, strict=True)):
+        drawn = _percentiles(one(None), values[:, at], level)
+        found[metric.name] = _widened(metric.name, y, scores, drawn) if drawn.low == drawn.high else drawn
+    return found
+
+
+def _widened(metric: str, y: ArrayLike, scores: ArrayLike, drawn: Interval) -> Interval:
+    """The interval where every resample gave the same value."""
+    truth, given = np.asarray(y, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    low, high = agreement_bounds(metric, truth, given, drawn.value, drawn.level)
+    error = (high - low) / (2 * _quantile(drawn.level))
+    return replace(drawn, low=low, high=high, standard_error=error, method="agreement")
 
 
 def _resamples(rows: int, replicates: int, seed: int) -> Iterator[Array]:
@@ -292,6 +322,8 @@ def _percentiles(value: float, replicates: Array, level: float) -> Interval:
         low = high = error = float("nan")
     else:
         low, high = (float(v) for v in np.quantile(defined, [(1 - level) / 2, (1 + level) / 2]))
+        if np.ptp(defined) <= _NO_SPREAD * max(1.0, abs(value)):
+            low = high = value
         error = float(defined.std(ddof=1))
     return Interval(value=value, low=low, high=high, standard_error=error, level=level, method="bootstrap")
 
