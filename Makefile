@@ -1,4 +1,5 @@
-# Everything runs in .venv, which `make env` builds: with uv where it is installed, else with venv and pip.
+# Everything runs in .venv, which the targets build as far as they need it: with uv where it is installed, else with venv
+# and pip. An environment that uv made has no pip, so a later step without uv brings it.
 .POSIX:
 .PHONY: env demo test test-lowest check lint docs bench clean
 
@@ -9,21 +10,32 @@ DEMO_ARGS ?=
 DEMO_DIR ?= demo
 TEST_ARGS ?=
 
+# Two stamps of one .venv: what the demo needs, and what the tests and checks need besides.
 env: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml
+$(VENV)/.demo: pyproject.toml
 	@if command -v uv >/dev/null 2>&1; then \
 	    uv venv --quiet --allow-existing --python ">=3.11" $(VENV) && \
-	    uv pip install --quiet --python $(BIN)/python -e ".[demo,postgres,pandas]" --group test --group check; \
+	    uv pip install --quiet --python $(BIN)/python -e ".[demo]"; \
 	else \
 	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "everloop needs Python 3.11 or newer; set PYTHON=")' && \
 	    $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" && \
+	    $(BIN)/python -m pip install --quiet -e ".[demo]"; \
+	fi
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.demo
+	@if command -v uv >/dev/null 2>&1; then \
+	    uv pip install --quiet --python $(BIN)/python -e ".[demo,postgres,pandas]" --group test --group check; \
+	else \
+	    { $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null; } && \
+	    $(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" && \
 	    $(BIN)/python -m pip install --quiet -e ".[demo,postgres,pandas]" --group test --group check; \
 	fi
 	@touch $@
 
 # The whole life cycle on real flights; DEMO_ARGS="--exit" ends it after the final table.
-demo: env
+demo: $(VENV)/.demo
 	$(BIN)/everloop demo $(DEMO_DIR) $(DEMO_ARGS)
 
 test: env
