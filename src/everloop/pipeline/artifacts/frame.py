@@ -1,7 +1,8 @@
 """Tables as Parquet: Polars (eager and lazy), pandas and Arrow.
 
-A lazy frame is streamed to its file and comes back as a scan of it, so it is never whole in memory. Who declares
-another kind of table than was kept gets that kind.
+A lazy frame is streamed to its file and comes back as a scan of it, so it is never whole in memory. A step that
+declares another kind of table than was kept gets that kind. What Parquet would give back otherwise (another type,
+index or column label) is refused here and kept as a pickle.
 """
 
 from __future__ import annotations
@@ -48,8 +49,10 @@ class FrameFormat:
             case "lazy":
                 return self._keep_lazy(value, objects)
             case "pandas":
+                _check_pandas(value)
                 return self._keep_arrow(_from_pandas(value), form, objects)
             case _:
+                _check_arrow(value)
                 return self._keep_arrow(value, "arrow", objects)
 
     def load(self, stored: Stored, objects: ContentStore, wanted: Any = None) -> Any:
@@ -71,10 +74,9 @@ class FrameFormat:
     def _keep_polars(self, frame: pl.DataFrame, objects: ContentStore) -> Stored:
         import polars as pl
 
-        if any(kind.is_(pl.Object) for kind in frame.dtypes if hasattr(kind, "is_")) or pl.Object in frame.dtypes:
-            raise UnkeepableError("Parquet cannot hold a column of Python objects")
         if not frame.columns and frame.height:
             raise UnkeepableError("Parquet cannot hold rows without columns")
+        _check_polars(frame)
         columns = {name: str(kind) for name, kind in frame.schema.items()}
         meta = {"form": "polars", "rows": frame.height, "columns": columns}
         # A frame that was glued together has several chunks: same rows, other bytes.
@@ -95,6 +97,9 @@ class FrameFormat:
         import polars as pl
         import pyarrow.parquet as pq
 
+        schema = frame.collect_schema()
+        if _is_odd(schema):
+            _check_polars(frame.collect())
         with _scratch(objects) as path:
             frame.sink_parquet(path, compression="zstd", row_group_size=_ROWS_PER_GROUP, maintain_order=True)
             columns = {name: str(kind) for name, kind in pl.read_parquet_schema(path).items()}
@@ -134,13 +139,171 @@ def form_of(cls: Any) -> Form | None:
             return None
 
 
+def as_form(value: Any, wanted: Any) -> Any:
+    """A table in the form that its reader declares; anything else as it is.
+
+    Raises:
+        UnkeepableError: that form cannot hold it.
+    """
+    form, now = form_of(wanted), form_of(type(value))
+    if form is None or now is None or form == now:
+        return value
+    try:
+        if now == "lazy":
+            value, now = value.collect(), "polars"
+        if form in ("polars", "lazy"):
+            import polars as pl
+
+            frame: Any = (
+                value if now == "polars" else pl.from_pandas(value) if now == "pandas" else pl.from_arrow(value)
+            )
+            return frame.lazy() if form == "lazy" else frame
+        import pyarrow as pa
+
+        table = value if now == "arrow" else value.to_arrow() if now == "polars" else pa.Table.from_pandas(value)
+        return table if form == "arrow" else table.to_pandas()
+    except Exception as error:
+        # Whatever the library raises: the reader asks for something that this table cannot become.
+        raise UnkeepableError(f"it cannot become a {wanted.__module__}.{wanted.__name__}: {error}") from error
+
+
 def _from_pandas(frame: pd.DataFrame) -> pa.Table:
     import pyarrow as pa
 
     try:
         return pa.Table.from_pandas(frame)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, ValueError) as error:
+    except Exception as error:
+        # Arrow, pandas and the types of other packages each raise their own.
         raise UnkeepableError(f"Parquet cannot hold this frame: {error}") from error
+
+
+def _through_parquet(table: pa.Table) -> pa.Table:
+    """What would come back of a table."""
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    try:
+        pq.write_table(table, buffer)
+        return pq.read_table(buffer)
+    except Exception as error:
+        # Unions, intervals, run-end encoding: what is not supported is said in several ways.
+        raise UnkeepableError(f"Parquet cannot hold this table: {error}") from error
+
+
+def _check_pandas(frame: pd.DataFrame) -> None:
+    """Refuse what comes back other than it was: tried on the first rows, for types that give back every value."""
+    import pandas as pd
+
+    labels = list(frame.columns)
+    if frame.attrs or not frame.flags.allows_duplicate_labels:
+        raise UnkeepableError("Parquet cannot hold the attributes of a pandas frame")
+    if type(frame.columns) is not pd.Index or not all(type(label) is str for label in labels):
+        raise UnkeepableError("Parquet cannot hold column labels that are not plain texts")
+    if len(set(labels)) < len(labels):
+        raise UnkeepableError("Parquet cannot hold two columns of one name")
+    levels = [frame.index.get_level_values(number) for number in range(frame.index.nlevels)]
+    names = [name for name in frame.index.names if name is not None]
+    if not all(type(name) is str for name in names) or len({*names, *labels}) < len(names) + len(labels):
+        raise UnkeepableError("Parquet cannot hold the names of this index")
+    for dtype in [*frame.dtypes, *(level.dtype for level in levels)]:
+        if not _is_exact(dtype):
+            raise UnkeepableError(f"Parquet cannot hold a pandas column of type {dtype}")
+    sample = frame.iloc[:5]
+    back = _through_parquet(_from_pandas(sample)).to_pandas()
+    try:
+        pd.testing.assert_frame_equal(sample, back, check_exact=True, check_freq=True, check_index_type="exact")
+        pd.testing.assert_index_equal(sample.index, back.index, exact=True)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise UnkeepableError(f"Parquet would not give this frame back as it is: {error}") from error
+    if isinstance(frame.index, pd.DatetimeIndex | pd.TimedeltaIndex) and frame.index.freq is not None:
+        raise UnkeepableError("Parquet cannot hold the frequency of an index")
+    if isinstance(frame.index, pd.MultiIndex) and not frame.index.equals(frame.index.remove_unused_levels()):
+        raise UnkeepableError("Parquet cannot hold the levels of this index")
+
+
+def _is_exact(dtype: Any) -> bool:
+    """Whether Parquet gives back every value of a pandas type, and the type itself."""
+    import pandas as pd
+
+    if isinstance(dtype, pd.CategoricalDtype):
+        # Categories of texts; those of numbers come back as plain numbers.
+        categories = dtype.categories
+        return isinstance(categories.dtype, pd.StringDtype) and categories.name is None
+    if isinstance(dtype, pd.StringDtype):
+        return True
+    if isinstance(dtype, pd.DatetimeTZDtype):
+        return dtype.unit in ("ms", "us", "ns") and type(dtype.tz).__module__ in ("zoneinfo", "datetime")
+    name = str(dtype)
+    plain = getattr(dtype, "isnative", True) and getattr(dtype, "metadata", None) is None
+    return plain and name in _EXACT
+
+
+_EXACT = frozenset(
+    {
+        *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+        *(f"{sign}Int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)),
+        *("bool", "boolean", "float32", "float64", "Float32", "Float64"),
+        *(f"{kind}64[{unit}]" for kind in ("datetime", "timedelta") for unit in ("ms", "us", "ns")),
+    }
+)
+
+
+def _check_arrow(table: pa.Table) -> None:
+    """Refuse what comes back in other types; and what some types do to their values, looked at one by one."""
+    import pyarrow as pa
+
+    if len(set(table.column_names)) < len(table.column_names):
+        raise UnkeepableError("Parquet cannot hold two columns of one name")
+    if not _through_parquet(table.slice(0, 0)).schema.equals(table.schema, check_metadata=True):
+        raise UnkeepableError("Parquet would give this table back in other types")
+    if all(
+        pa.types.is_primitive(kind) or pa.types.is_string(kind) or pa.types.is_binary(kind)
+        for kind in table.schema.types
+    ):
+        return
+    back = _through_parquet(table)
+    if not back.schema.equals(table.schema, check_metadata=True):
+        raise UnkeepableError("Parquet would give this table back in other types")
+    for name in dict.fromkeys(table.column_names):
+        if repr(back[name].to_pylist()) != repr(table[name].to_pylist()):
+            raise UnkeepableError(f"Parquet would give back other values in the column '{name}'")
+
+
+def _is_odd(schema: Any) -> bool:
+    """Whether a Polars frame has types that Parquet may not give back."""
+    import polars as pl
+
+    def odd(kind: Any) -> bool:
+        if isinstance(kind, pl.List):
+            return odd(kind.inner)
+        if isinstance(kind, pl.Struct):
+            return not kind.fields or any(odd(field.dtype) for field in kind.fields)
+        sure = (pl.Boolean, pl.String, pl.Binary, pl.Date, pl.Time, pl.Datetime, pl.Duration, pl.Float32, pl.Float64)
+        whole = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
+        return not isinstance(kind, sure + whole)
+
+    return any(odd(kind) for kind in schema.dtypes())
+
+
+def _check_polars(frame: pl.DataFrame) -> None:
+    """Refuse what comes back other than it was."""
+    import polars as pl
+
+    if not _is_odd(frame.schema):
+        return
+    buffer = io.BytesIO()
+    try:
+        frame.write_parquet(buffer)
+        buffer.seek(0)
+        back = pl.read_parquet(buffer)
+        same = back.schema == frame.schema and back.equals(frame)
+    except BaseException as error:
+        # Polars panics about some types, which is not an Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UnkeepableError(f"Parquet cannot hold this frame: {error}") from error
+    if not same:
+        raise UnkeepableError("Parquet would not give this frame back as it is")
 
 
 @contextmanager

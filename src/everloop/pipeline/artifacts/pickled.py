@@ -5,9 +5,12 @@ from __future__ import annotations
 import pickle
 from typing import TYPE_CHECKING, Any
 
+from everloop.errors import StepOutputError
 from everloop.pipeline.artifacts.formats import Stored, UnkeepableError
+from everloop.pipeline.artifacts.frame import as_form, form_of
 
 if TYPE_CHECKING:
+    from everloop.records import Json
     from everloop.stores import ContentStore
 
 
@@ -27,15 +30,55 @@ class PickleFormat:
         kind = type(value)
         try:
             data = cloudpickle.dumps(value)
-        except (pickle.PicklingError, TypeError, AttributeError, RecursionError, ValueError) as error:
+        except BaseException as error:
+            # Every library refuses in its own way; Polars panics, which is not an Exception.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise UnkeepableError(f"it cannot be pickled: {error}") from error
+        meta: dict[str, Json] = {"class": f"{kind.__module__}.{kind.__qualname__}"}
+        if form_of(kind) is not None:
+            meta |= _described(value)
+            _check_loads(data, value)
         digest = objects.add(data)
-        return Stored(
-            self.name, digest, len(data), {"class": f"{kind.__module__}.{kind.__qualname__}"}, trust.sign(digest)
-        )
+        return Stored(self.name, digest, len(data), meta, trust.sign(digest))
 
     def load(self, stored: Stored, objects: ContentStore, wanted: Any = None) -> Any:
         from everloop.stores import trust
 
         trust.check(stored.digest, stored.signature)
-        return pickle.loads(objects.read(stored.digest))  # noqa: S301 - signed by a key that is trusted here
+        value = pickle.loads(objects.read(stored.digest))  # noqa: S301 - signed by a key that is trusted here
+        try:
+            return as_form(value, wanted)
+        except UnkeepableError as error:
+            raise StepOutputError(
+                f"A kept {kind_name(value)} cannot be handed over as declared: {error}.",
+                help="Declare the type that the step before returns, and convert it in this step.",
+            ) from error
+
+
+def kind_name(value: object) -> str:
+    """The type of a value, as messages name it."""
+    return f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
+
+
+def _described(value: Any) -> dict[str, Json]:
+    """`rows` and `columns` of a table, as those that are kept as Parquet have them."""
+    if form_of(type(value)) == "lazy":
+        return {}
+    if form_of(type(value)) == "arrow":
+        return {"rows": value.num_rows, "columns": {field.name: str(field.type) for field in value.schema}}
+    kinds = list(value.dtypes)
+    labels = [str(label) for label in value.columns]
+    return {"rows": len(value), "columns": {label: str(kind) for label, kind in zip(labels, kinds, strict=True)}}
+
+
+def _check_loads(data: bytes, value: Any) -> None:
+    """Refuse a table that pickles, and does not come back as it was."""
+    try:
+        back = pickle.loads(data)  # noqa: S301 - written a moment ago
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UnkeepableError(f"its pickle cannot be read again: {error}") from error
+    if form_of(type(value)) == "polars" and not (back.schema == value.schema and back.equals(value)):
+        raise UnkeepableError("its pickle does not come back as it was")
