@@ -1,7 +1,8 @@
 """Modules of a project, imported from what their files say now.
 
 Python tells compiled files apart by whole seconds and size: one of an older edit within the same second passes for
-the new one. What ran would then not be what was recorded, so a project's own files are compiled at every import.
+the new one. What ran would then not be what was recorded, so a project's own files are compiled at every import, and
+the very text that was compiled is the one that fingerprints are made of.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from everloop.pipeline.source import keep_imported
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from types import ModuleType
+    from types import CodeType, ModuleType
 
 
 class SourceLoader(importlib.machinery.SourceFileLoader):
@@ -24,6 +27,12 @@ class SourceLoader(importlib.machinery.SourceFileLoader):
     def path_stats(self, path: str | bytes) -> Mapping[str, Any]:
         # Without a time of the source, the base class passes the compiled file by in both directions.
         raise OSError
+
+    def source_to_code(self, data: Any, path: Any, *, _optimize: int = -1) -> CodeType:
+        code: CodeType = super().source_to_code(data, path, _optimize=_optimize)  # type: ignore[call-arg]
+        if isinstance(data, bytes):
+            keep_imported(str(path), data)
+        return code
 
 
 class ProjectFinder(importlib.abc.MetaPathFinder):

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.pipeline.objects import cells_of, file_of_methods, label_of, names_in, unwrapped
 from everloop.pipeline.packages import find_distribution, origin_of
 from everloop.pipeline.readings import Reading, readings
-from everloop.pipeline.source import SourceFile, Stamp, find_source, stamp_of, write_instructions
+from everloop.pipeline.source import SourceFile, Stamp, find_bytecode, find_source, stamp_of, write_instructions
 from everloop.pipeline.syntax import write_syntax
 from everloop.pipeline.values import UndigestibleError, digest_text, digest_value, is_constant
 
@@ -515,8 +515,13 @@ class Reach:
 
     def _remember_module(self, name: str) -> None:
         filename = getattr(sys.modules.get(name), "__file__", None)
-        if filename is not None and name != "__main__" and name.partition(".")[0] != "everloop":
-            self.modules[name] = str(Path(filename).absolute())
+        if filename is None or name == "__main__" or name.partition(".")[0] == "everloop" or name in self.modules:
+            return
+        self.modules[name] = str(Path(filename).absolute())
+        bytecode = find_bytecode(sys.modules[name])
+        if bytecode is not None:
+            # Then this is what runs, and the text is not.
+            self._add(f"{label_of(name)} (compiled)", bytecode)
 
     @staticmethod
     def _is_typing(value: object) -> bool:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import linecache
+import marshal
+import struct
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING, TypeAlias
@@ -15,10 +18,11 @@ from everloop.pipeline.syntax import write_constant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import ModuleType
 
 Definition: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
-Stamp: TypeAlias = tuple[int, int]
-"""Modification time in nanoseconds and size in bytes: a file with the same stamp is not read again."""
+Stamp: TypeAlias = tuple[int, ...]
+"""Times in nanoseconds, size in bytes and number of a file: one with the same stamp is not read again."""
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -95,9 +99,14 @@ class SourceFile:
         return found
 
     @cached_property
+    def compiled(self) -> CodeType:
+        """The code of the whole module, as the text says it."""
+        return compile(self.tree, self.filename, "exec", dont_inherit=True)
+
+    @cached_property
     def _compiled(self) -> dict[str, list[tuple[int, CodeType]]]:
         found: dict[str, list[tuple[int, CodeType]]] = {}
-        waiting = [compile(self.tree, self.filename, "exec", dont_inherit=True)]
+        waiting = [self.compiled]
         while waiting:
             code = waiting.pop()
             for constant in code.co_consts:
@@ -108,6 +117,36 @@ class SourceFile:
 
 
 _FILES: dict[str, tuple[Stamp, SourceFile | None]] = {}
+_IMPORTED: dict[str, tuple[bytes, SourceFile | None]] = {}
+"""The text that a module was compiled from when it was imported, and that text parsed."""
+
+
+def keep_imported(filename: str, text: bytes) -> None:
+    """Remember what a module was compiled from, whatever becomes of its file."""
+    _IMPORTED[filename] = (text, None)
+
+
+def find_bytecode(module: ModuleType) -> str | None:
+    """The instructions of a module that runs from an old compiled file, which passes for one of the present text.
+
+    None where what runs is what the file says, or is known by other means.
+    """
+    spec = module.__spec__
+    if spec is None or type(spec.loader) is not SourceFileLoader or not spec.cached or not spec.origin:
+        return None
+    try:
+        data = Path(spec.cached).read_bytes()
+        stat = Path(spec.origin).stat()
+        header = struct.unpack("<III", data[4:16])
+        if header != (0, int(stat.st_mtime) & 0xFFFFFFFF, stat.st_size & 0xFFFFFFFF):
+            return None
+        runs = marshal.loads(data[16:])  # noqa: S302 - what Python itself has loaded
+    except (OSError, ValueError, EOFError, TypeError, struct.error):
+        return None  # no compiled file, or one that Python cannot use either
+    source = find_source(spec.origin)
+    if source is None or not isinstance(runs, CodeType) or same_instructions(runs, source.compiled):
+        return None
+    return write_instructions(runs)
 
 
 def stamp_of(filename: str) -> Stamp:
@@ -116,18 +155,29 @@ def stamp_of(filename: str) -> Stamp:
         stat = Path(filename).stat()
     except OSError:
         return (-1, sum(map(len, linecache.getlines(filename))))
-    return (stat.st_mtime_ns, stat.st_size)
+    # The time of the change as well: tools that copy files set the time of modification back.
+    return (stat.st_mtime_ns, stat.st_size, stat.st_ctime_ns, stat.st_ino)
 
 
 def find_source(filename: str) -> SourceFile | None:
-    """Parse a file once per change of its stamp. None when there is no source, or it does not parse."""
+    """What a module was imported from, or else the file, parsed once per change of its stamp.
+
+    None when there is no source, or it does not parse.
+    """
+    imported = _IMPORTED.get(filename)
+    if imported is not None:
+        text, parsed = imported
+        if parsed is None:
+            parsed = SourceFile(filename, ast.parse(text, filename))
+            _IMPORTED[filename] = (text, parsed)
+        return parsed
     stamp = stamp_of(filename)
     known = _FILES.get(filename)
     if known is not None and known[0] == stamp:
         return known[1]
     try:
-        text: bytes | str = Path(filename).read_bytes() if stamp[0] >= 0 else "".join(linecache.getlines(filename))
-        source = SourceFile(filename, ast.parse(text, filename)) if text else None
+        said: bytes | str = Path(filename).read_bytes() if stamp[0] >= 0 else "".join(linecache.getlines(filename))
+        source = SourceFile(filename, ast.parse(said, filename)) if said else None
     except (OSError, SyntaxError, ValueError):
         # Not Python source, or edited into something broken: the caller falls back on the compiled code.
         source = None
