@@ -130,3 +130,15 @@ def test_what_was_read_as_null_is_printed_and_kept(everloop):
     said = everloop("data", "add", "odd.csv", "odd")
     assert "--null-values 'odd one', or --schema x=string" in said.err
     assert everloop("data", "add", "odd.csv", "odd", "--null-values", "odd one").code == 0
+
+
+def test_a_run_prints_what_its_steps_read_as_null(everloop):
+    Path("a.csv").write_text("id,x\n1,2\n2,NA\n3,4\n")
+    Path("loop.py").write_text(
+        "import everloop as el\nimport polars as pl\n\n"
+        "@el.step\ndef rows() -> pl.DataFrame:\n    return el.read('a.csv').collect()\n\n"
+        "loop = el.Loop('numbers', data=el.Dataset(rows, target='x'), train=el.AutoTrain(budget_s=1))\n"
+    )
+    said = everloop("run", "rows")
+    assert (said.code, "'x': 1 value read as null: 'NA'" in said.err) == (0, True), said.err
+    assert "'x': 1 value read as null: 'NA'" in everloop("run", "rows").err  # cached, and still so

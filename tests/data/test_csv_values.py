@@ -204,6 +204,54 @@ def test_decimal_commas_are_read_when_asked(project: Path) -> None:
     assert read("a.csv", separator=";", decimal_comma=True).collect()["x"].to_list() == ["1.234"]
 
 
+def test_a_decimal_comma_that_nobody_asked_for_is_told(project: Path) -> None:
+    (project / "a.csv").write_text("x;y\n1,5;1\n2;2\n-3,25;3\n")
+    with collect_notes() as notes:
+        assert read("a.csv", separator=";").collect()["x"].to_list() == ["1,5", "2", "-3,25"]
+    assert [str(one) for one in notes] == [
+        "'x': kept as text, because numbers such as '1,5' in row 1 have a decimal comma"
+    ]
+    assert (notes[0].help, notes[0].option_help) == (
+        "Read them with decimal_comma=True.",
+        "Read them with --decimal-comma.",
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"separator": "::"},
+        {"separator": ""},
+        {"quote_char": "''"},
+        {"skip_rows": -1},
+        {"null_values": 5},
+        {"null_values": [5]},
+        {"schema": ["x"]},
+        {"schema_overrides": {"x": pl.List(pl.Int64)}},
+        {"schema_overrides": {"x": "no such type"}},
+        {"schema_overrides": {"x": 5}},
+    ],
+)
+def test_options_that_make_no_sense_are_refused(project: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        column(project, ["1", "2"], **options)
+
+
+def test_files_of_another_kind_are_not_taken_for_csv(project: Path) -> None:
+    for content in (b"PK\x03\x04rest", b"\x1f\x8brest", b"PAR1rest"):
+        (project / "a.csv").write_bytes(content)
+        with pytest.raises(SourceError, match=r"a\.csv' is not a csv"):
+            read("a.csv")
+
+
+def test_advice_never_destroys_a_value(project: Path) -> None:
+    for odd in ("2026-01-05 10:00:00", "01/02/2026"):
+        with pytest.raises(SourceError) as caught:
+            column(project, ["2026-01-05", "2026-01-06", odd])
+        assert "null_values" not in str(caught.value.help)
+        assert "schema_overrides={'x': pl.String}" in str(caught.value.help)
+
+
 def test_notes_stand_beside_the_source_of_a_snapshot(project: Path, store: Store) -> None:
     (project / "a.csv").write_text("x,y\n1,a\nNA,b\n")
     kept = add_table("a.csv", "numbers", store)

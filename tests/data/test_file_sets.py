@@ -8,6 +8,7 @@ import json
 import lzma
 import zipfile
 from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,14 @@ def test_json_values_can_be_taken_as_written(project: Path) -> None:
     assert read("b.jsonl").collect().height == 3
 
 
+def test_long_whole_numbers_of_json_are_kept(project: Path) -> None:
+    (project / "a.jsonl").write_text('{"a": 9223372036854775808}\n{"a": 1}\n')
+    found = read("a.jsonl").collect()["a"]
+    assert (found.dtype, found.to_list()) == (pl.UInt64(), [2**63, 1])
+    (project / "a.json").write_text('[{"a": 9223372036854775808}, {"a": 1}]')
+    assert read("a.json").collect()["a"].to_list() == [2**63, 1]
+
+
 def test_keys_that_differ_between_json_files(project: Path) -> None:
     (project / "1.jsonl").write_text('{"delay": 1}\n{"delay": 2, "n": 1}\n')
     (project / "2.jsonl").write_text('{"dleay": 1, "n": 1}\n')
@@ -291,6 +300,19 @@ def test_keys_that_differ_between_json_files(project: Path) -> None:
 )
 def test_rows_of_dicts_keep_the_same_promises(rows: list[dict[str, Any]], said: str) -> None:
     assert said in refused(rows, columns=["a"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"a": 1, 2: 3}], "Row 1 has the key 2, which is not a text"),
+        ([{}, {}], "The rows have no keys"),
+        ([{"a": None}, {"a": 1j}], "Column 'a' of row 2 holds 1j, a complex"),
+        ([{"a": Decimal("1e50")}], "The rows are no table"),
+    ],
+)
+def test_rows_that_no_table_can_hold_are_refused(rows: list[dict[Any, Any]], said: str) -> None:
+    assert said in refused(rows)
 
 
 def test_numbers_of_numpy_go_with_those_of_python() -> None:

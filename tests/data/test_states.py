@@ -43,13 +43,13 @@ def put(path: Path, text: str, age_s: float = 60) -> None:
 
 def count_hashes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     hashed: list[Path] = []
-    original = file_states._hash
+    original = file_states.content_hash
 
     def counting(path: Path) -> str:
         hashed.append(path)
         return original(path)
 
-    monkeypatch.setattr(file_states, "_hash", counting)
+    monkeypatch.setattr(file_states, "content_hash", counting)
     return hashed
 
 
@@ -134,7 +134,7 @@ def test_a_file_that_may_not_be_read(project: Path, monkeypatch: pytest.MonkeyPa
     def refuses(_: Path) -> str:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(file_states, "_hash", refuses)
+    monkeypatch.setattr(file_states, "content_hash", refuses)
     with pytest.raises(SourceError, match=r"a\.csv' cannot be read: Permission denied"):
         files_state(SPEC)
 

@@ -50,6 +50,8 @@ class StepLines(Listener):
         taken = f"{step.seconds:6.2f} s" if step.status in ("ran", "failed") else " " * 8
         line = f"  {MARKS[step.status]} {step.name:<12} {step.status:<11} {taken}  [dim]{escape(step.reason)}[/dim]"
         messages().print(line, soft_wrap=True)
+        for note in (note for observed in step.observed for note in observed.get("notes", ())):
+            messages().print(f"    {escape(note)}", soft_wrap=True)
         self._spin()
 
     def on_end(self) -> None:

@@ -97,7 +97,7 @@ def options_advised() -> Iterator[list[ReadingNote]]:
 def print_notes(notes: list[ReadingNote]) -> None:
     """Tell on standard error what reading decided, such as `'TotalCharges': 11 blank values read as null`."""
     for one in notes:
-        messages().print(f"Note: {one}", markup=False, soft_wrap=True)
+        messages().print(f"Note: {one} {one.option_help}".rstrip(), markup=False, soft_wrap=True)
 
 
 def _pairs(text: str) -> list[str]:

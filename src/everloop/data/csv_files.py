@@ -31,6 +31,8 @@ from everloop.data.csv_values import (
     decide,
     find_marks,
     forms,
+    has_decimal_comma,
+    looks_typed,
     loses,
     marked,
     maybe_typed,
@@ -38,7 +40,7 @@ from everloop.data.csv_values import (
 from everloop.data.file_states import literal
 from everloop.data.frames import nearest, type_name
 from everloop.data.reading_notes import note
-from everloop.data.reading_options import advice, named_types
+from everloop.data.reading_options import Advice, advice, named_types
 from everloop.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -79,6 +81,40 @@ def scan_csv(files: list[DataFile], options: Mapping[str, Any]) -> list[pl.LazyF
     return _Table(files, options).frames()
 
 
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse values that Polars would fail on without saying which."""
+    for name in ("separator", "quote_char", "eol_char"):
+        value = options.get(name)
+        if value is not None and not (isinstance(value, str) and len(value.encode()) == 1):
+            raise UsageError(f"{name}={value!r} is not one character.", **advice("Such as {}.", **{name: ";"}))
+    for name in ("skip_rows", "skip_lines", "n_rows"):
+        value = options.get(name)
+        if value is not None and not (isinstance(value, int) and value >= 0):
+            raise UsageError(f"{name}={value!r} is not a number of rows.", help=f"Such as {name}=1.")
+    nulls = options.get("null_values")
+    if not isinstance(nulls, str | list | tuple | dict | None):
+        raise UsageError(f"null_values={nulls!r} is not a list of texts.", help=f"Write null_values=['{nulls}'].")
+    told = [*nulls.values()] if isinstance(nulls, dict) else nulls if isinstance(nulls, list | tuple) else []
+    wrong = next((each for each in told if not isinstance(each, str)), None)
+    if wrong is not None:
+        raise UsageError(f"null_values has {wrong!r}, which is not a text.", help=f"Write '{wrong}'.")
+    for name in ("schema", "schema_overrides", "dtypes"):
+        types = options.get(name)
+        if types is not None and not hasattr(types, "keys"):
+            raise UsageError(
+                f"{name}={types!r} does not name columns and their types.", help=f"Write {name}={{'a': pl.String}}."
+            )
+
+
+def _odd_advice(name: str, value: str) -> Advice:
+    """What to do about a value that does not fit: what has digits is hardly a missing value."""
+    if looks_typed(value):
+        return advice("Correct it, or take the column as text, with {}.", schema_overrides={name: pl.String()})
+    return advice(
+        "Correct it, or say what it means: {}.", null_values=[value.strip()], schema_overrides={name: pl.String()}
+    )
+
+
 @dataclass
 class _Settled:
     """What one column is."""
@@ -94,6 +130,7 @@ class _Table:
     """The files of one set, and what is known of their columns."""
 
     def __init__(self, files: list[DataFile], options: Mapping[str, Any]) -> None:
+        _check_options(options)
         prepared = [plain_text(file, options) for file in files]
         self.files = [file for file, _ in prepared]
         left = prepared[0][1]
@@ -259,6 +296,8 @@ class _Table:
             return _Settled(pl.Null())
         if verdict in ("names", "mixed"):
             self._note_text(name, kind, tally)
+        elif verdict == "text":
+            self._note_commas(name, tally)
         return _Settled(pl.String(), native=True)
 
     def _refuse_conflict(self, name: str, tallies: list[Tally]) -> None:
@@ -302,11 +341,7 @@ class _Table:
         held = type_name(self._number_type(name)) if kind == "number" else type_name(_TYPES[kind])
         return SourceError(
             f"Column '{name}' holds {held}, but row {row} of '{file}' says '{value}'.",
-            **advice(
-                "Correct it, or say what it means: {}.",
-                null_values=[value.strip()],
-                schema_overrides={name: pl.String()},
-            ),
+            **_odd_advice(name, value),
         )
 
     def _typed(self, name: str, kind: Kind) -> _Settled:
@@ -358,6 +393,11 @@ class _Table:
         dtype = self.named[name]
         if isinstance(dtype, pl.String):
             return _Settled(dtype, native=True)
+        if dtype.is_nested():
+            raise UsageError(
+                f"Column '{name}' cannot be read as {type_name(dtype)}: a csv has texts only.",
+                help="Read it as text and convert it, for example with .str.json_decode().",
+            )
         try:
             if not self.lenient:
                 text = self.reading.trimmed(name)
@@ -368,11 +408,7 @@ class _Table:
                     file, row, said = found
                     raise SourceError(
                         f"Column '{name}' holds {type_name(dtype)}, but row {row} of '{file}' says '{said}'.",
-                        **advice(
-                            "Correct it, or say what it means: {}.",
-                            null_values=[said.strip()],
-                            schema_overrides={name: pl.String()},
-                        ),
+                        **_odd_advice(name, said),
                     )
         except pl.exceptions.PolarsError as error:
             raise UsageError(
@@ -415,9 +451,20 @@ class _Table:
             f"such as '{value}' in row {row} of '{file}'",
         )
 
-    def _note(self, name: str, message: str) -> None:
+    def _note_commas(self, name: str, tally: Tally) -> None:
+        """A column of texts most of which are numbers with a decimal comma."""
+        if self.reading.comma:
+            return
+        fits = has_decimal_comma(self.reading.trimmed(name))
+        count = sum(int(self._collected(file, self._scan(file).select(fits.sum())).item() or 0) for file in self.files)
+        if 2 * count > tally.valued:
+            _, row, value = self._first(name, fits)
+            said = f"kept as text, because numbers such as '{value}' in row {row} have a decimal comma"
+            self._note(name, said, **advice("Read them with {}.", decimal_comma=True))
+
+    def _note(self, name: str, message: str, help: str = "", option_help: str = "") -> None:
         more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
-        note(f"{self.files[0]}{more}", name, message)
+        note(f"{self.files[0]}{more}", name, message, help, option_help)
 
     # Reading.
 

@@ -72,21 +72,26 @@ def _parser(file: Any, options: Mapping[str, Any], *, strict: bool = False) -> I
     )
 
 
-def _ragged_row(file: DataFile, width: int | None, options: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """Of the first row of another width: its number, from 1 without the header, its fields, and those expected."""
+def _ragged_row(file: DataFile, width: int | None, options: Mapping[str, Any]) -> tuple[int, list[str], int] | None:
+    """Of the first row of another width: its number, its values, and how many are expected."""
     with file.path.open(newline="", encoding="utf-8-sig", errors="replace") as text:
         rows = _parser(text, options)
         header = options.get("has_header", True) is not False
         expected = len(next(rows)) if header or width is None else width
         for number, row in enumerate(rows, 1):
             if row and len(row) != expected:
-                return number, len(row), expected
+                return number, row, expected
     return None
 
 
-def _ragged(file: DataFile, width: int | None, row: tuple[int, int, int], options: Mapping[str, Any]) -> SourceError:
-    number, fields, expected = row
+def _ragged(
+    file: DataFile, width: int | None, row: tuple[int, list[str], int], options: Mapping[str, Any]
+) -> SourceError:
+    number, values, expected = row
+    fields = len(values)
     said = f"Row {number} of '{file}' has {fields} field{'s' if fields != 1 else ''}, not {expected}."
+    if values[0].startswith("#"):
+        return SourceError(said, **advice("Leave out comments with {}.", comment_prefix="#"))
     header = _later_header(file, options)
     if header is not None and not options.get("skip_rows"):
         shown = _short(header[1]).replace("{", "{{").replace("}", "}}")

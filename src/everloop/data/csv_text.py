@@ -27,6 +27,15 @@ _LONGEST_HEADER = 1 << 26
 _CHUNK = 1 << 20
 _OTHERS = (";", "\t", "|", ",")
 _BOMS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16", codecs.BOM_UTF32_LE: "utf-32"}
+_MAGIC = {
+    b"PK\x03\x04": "a zip archive or an Excel workbook",
+    b"\x1f\x8b": "a gzip archive",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"SQLite format 3": "an SQLite database",
+    b"%PDF-": "a PDF",
+}
 _PADDED = re.compile(rb"\n[ \t]+\r?\n")
 _SHOWN = 40
 _OWN = ("encoding", "skip_rows", "skip_lines", "comment_prefix")
@@ -52,7 +61,7 @@ def plain_text(file: DataFile, options: Mapping[str, Any]) -> tuple[DataFile, di
     else:
         _check_encoding(file, options)
     skip = int(options.get("skip_rows") or 0) + int(options.get("skip_lines") or 0)
-    prefix = options.get("comment_prefix")
+    prefix = options.get("comment_prefix") or None
     blank = _has_blank_lines(file.path, keep_tabs=options.get("separator") == "\t")
     if "eol_char" not in options and (skip or prefix or blank):
         quote = options.get("quote_char", '"')
@@ -70,7 +79,7 @@ def plain_text(file: DataFile, options: Mapping[str, Any]) -> tuple[DataFile, di
         copy = copied(file.path, f"plain {skip} {prefix!r} {quote!r} {tabs}", ".csv", lines)
         file = file.at(copy)
     else:
-        left |= {name: options[name] for name in ("skip_rows", "skip_lines", "comment_prefix") if name in options}
+        left |= {name: options[name] for name in ("skip_rows", "skip_lines", "comment_prefix") if options.get(name)}
     if encoding != "utf8-lossy":
         check_text(file, left)
     return file, left
@@ -225,6 +234,9 @@ def _kept_lines(path: Path, skip: int, prefix: bytes | None, quote: bytes | None
 def _check_encoding(file: DataFile, options: Mapping[str, Any]) -> None:
     with file.path.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
+    for magic, what in _MAGIC.items():
+        if head.startswith(magic):
+            raise SourceError(f"'{file}' is not a csv: it begins as {what} does.", help="Name it, or pass format=, so.")
     for bom, encoding in _BOMS.items():
         if head.startswith(bom):
             raise SourceError(f"'{file}' is in {encoding.upper()}.", **advice("Read it with {}.", encoding=encoding))
@@ -247,7 +259,8 @@ def _refuse_comment(file: DataFile, separator: str, lines: list[str]) -> None:
     if not comments or comments >= len(lines):
         return
     width = len(next(csv.reader([lines[comments]], delimiter=separator), []))
-    if len(next(csv.reader([lines[comments - 1]], delimiter=separator), [])) == width and width > 1:
+    same = len(next(csv.reader([lines[comments - 1]], delimiter=separator), [])) == width
+    if same and (width > 1 or not lines[comments - 1].startswith(("# ", "##"))):
         return  # the last of them is the header, written as a comment
     first = lines[0] if len(lines[0]) <= _SHOWN else f"{lines[0][:_SHOWN]}…"
     raise SourceError(

@@ -327,6 +327,16 @@ def loses(reading: Reading, name: str, dtype: pl.DataType) -> pl.Expr:
     return pl.lit(value=False)
 
 
+def looks_typed(value: str) -> bool:
+    """Whether a text has digits, or is one of the words for a boolean."""
+    return any(letter.isdigit() for letter in value) or value.strip().lower() in ("true", "false", "yes", "no")
+
+
+def has_decimal_comma(text: pl.Expr) -> pl.Expr:
+    """Whether a text is a number such as 1,5 or 1.234,50; not 1,234, which may be a thousand."""
+    return text.str.contains(r"^-?(?:[0-9]+|[0-9]{1,3}(?:\.[0-9]{3})+),(?:[0-9]{1,2}|[0-9]{4,})$")
+
+
 def _date(text: pl.Expr) -> pl.Expr:
     day = pl.when(text.str.contains(_DATE)).then(text.str.replace_all(r"[/.]", "-"))
     return day.str.to_date("%Y-%m-%d", strict=False)

@@ -58,6 +58,10 @@ def scan_json(files: list[DataFile], options: Mapping[str, Any]) -> list[pl.Lazy
     for file, found in zip(files, keys, strict=True):
         types = {name: dtype for name, dtype in named.items() if name in found}
         scans.append(_scan(file, {"schema_overrides": types or None, **given}))
+        # Whole numbers beyond int64 are never beyond uint64 here, and only that can be kept.
+        large = {name: pl.UInt64() for name, dtype in scans[-1].collect_schema().items() if dtype == pl.Int128()}
+        if large:
+            scans[-1] = _scan(file, {"schema_overrides": {**types, **large}, **given})
     if len(files) == 1:
         return scans
     schema = _together(files, [scan.collect_schema() for scan in scans], named)

@@ -26,14 +26,18 @@ class ReadingNote:
     source: str
     column: str
     message: str
+    help: str = ""
+    """What to pass to `read` where that is not wanted."""
+    option_help: str = ""
+    """Likewise, what to type on the command line."""
 
     def __str__(self) -> str:
         return f"'{self.column}': {self.message}"
 
 
-def note(source: str, column: str, message: str) -> None:
+def note(source: str, column: str, message: str, help: str = "", option_help: str = "") -> None:
     """Tell what was decided about a column."""
-    found = ReadingNote(source, column, message)
+    found = ReadingNote(source, column, message, help, option_help)
     _log.info("%s: %s", source, found)
     notes = _collector.get()
     if notes is not None and found not in notes:

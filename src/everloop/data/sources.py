@@ -275,15 +275,28 @@ def _rows(items: list[Any]) -> pl.LazyFrame:
     for number, item in enumerate(items, 1):
         if not isinstance(item, Mapping):
             raise SourceError(f"Row {number} is {item!r}, no dict of column names to values.")
+        wrong = next((name for name in item if not isinstance(name, str)), None)
+        if wrong is not None:
+            raise SourceError(f"Row {number} has the key {wrong!r}, which is not a text.", help=f"Write '{wrong}'.")
     names = list(dict.fromkeys(name for item in items for name in item))
     rows = [[item.get(name) for name in names] for item in items]
     problem = find_problem(names, rows)
     if problem is not None:
         raise SourceError(problem, help="Convert the values before they are read.")
+    if not names:
+        raise SourceError("The rows have no keys, so there are no columns.", help="Give at least one.")
     try:
-        return pl.DataFrame(rows, schema=names, orient="row", infer_schema_length=None).lazy()
-    except (pl.exceptions.PolarsError, TypeError, OverflowError) as error:
+        frame = pl.DataFrame(rows, schema=names, orient="row", infer_schema_length=None)
+    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise SourceError(f"The rows are no table: {error}.") from error
+    for name, dtype in frame.schema.items():
+        if isinstance(dtype, pl.Object):
+            number, value = next((number, item) for number, item in enumerate(frame[name], 1) if item is not None)
+            raise SourceError(
+                f"Column '{name}' of row {number} holds {value!r}, a {type(value).__name__}, which no table can hold.",
+                help="Convert it to a number, a text, a time, a list or a dict.",
+            )
+    return frame.lazy()
 
 
 def _moments(frame: pl.LazyFrame, name: str, dtype: pl.DataType, zone: str | None) -> pl.Expr:
