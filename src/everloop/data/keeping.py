@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from everloop.data.exports import refuse_unheld
 from everloop.data.folders import is_folder
 from everloop.data.snapshots import get_snapshot, load_snapshot, take_snapshot
 from everloop.data.sources import read
@@ -48,7 +49,7 @@ def export_table(snapshot: Snapshot | str, store: Store, path: Path | str) -> Pa
     """Write a version's rows into one new file, whose name says its format.
 
     Raises:
-        UsageError: the format is unknown, or the snapshot is of a folder.
+        UsageError: the format is unknown or cannot hold a column (see `exports`), or the snapshot is of a folder.
         AlreadyExistsError: the file is there.
     """
     found = get_snapshot(snapshot, store) if isinstance(snapshot, str) else snapshot
@@ -60,6 +61,7 @@ def export_table(snapshot: Snapshot | str, store: Store, path: Path | str) -> Pa
     if is_folder(found):
         raise UsageError(f"'{found.key}' holds files.", help="Export it to a folder.")
     frame = load_snapshot(found, store)
+    refuse_unheld(frame, target.suffix, found.key)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
     try:

@@ -180,6 +180,10 @@ def _refuse_rows(rows: pl.LazyFrame, count: int, schema: pl.Schema, roles: Mappi
             raise DataError(f"The target '{name}' is null in all {count} rows.", help="Have the labels arrived yet?")
         if role == "time" and nulls[role]:
             raise DataError(f"The time column '{name}' is null in {nulls[role]} rows.", help="Drop them, or fill them.")
+        if role == "time" and isinstance(schema[name], pl.Date | pl.Datetime):
+            far = rows.select((~pl.col(name).dt.year().is_between(1, 9999)).sum()).collect(engine="streaming").item()
+            if far:
+                raise DataError(f"The time column '{name}' lies outside of the years 1 to 9999 in {far} rows.")
         if role == "key":
             if nulls[role]:
                 raise DataError(f"The key '{name}' is null in {nulls[role]} rows.", help="Drop them, or name another.")

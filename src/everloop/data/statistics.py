@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 COUNTED_ROWS = 5_000_000
 """Distinct values are counted up to so many rows: beyond, the count alone would need all of memory."""
+_MOST_DAYS = 999_999_999
 _COUNTABLE = (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Date, pl.Datetime, pl.Time, pl.Duration)
 
 
@@ -40,7 +41,8 @@ def _figures(frame: pl.LazyFrame, schema: pl.Schema, rows: int) -> dict[str, dic
         if (dtype.is_numeric() or isinstance(dtype, _COUNTABLE)) and rows <= COUNTED_ROWS:
             asked.append(column.drop_nulls().n_unique().alias(f"{index} distinct"))
         if dtype.is_numeric() or dtype.is_temporal():
-            asked += [column.min().alias(f"{index} min"), column.max().alias(f"{index} max")]
+            asked += [_sayable(column.min(), dtype).alias(f"{index} min")]
+            asked += [_sayable(column.max(), dtype).alias(f"{index} max")]
         if dtype.is_numeric():
             # One infinity would leave no mean and no spread.
             value = column.cast(pl.Float64)
@@ -54,6 +56,15 @@ def _figures(frame: pl.LazyFrame, schema: pl.Schema, rows: int) -> dict[str, dic
         if value is not None:
             found[names[int(index_text)]][figure] = as_json(value)
     return found
+
+
+def _sayable(figure: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """The figure, or null where Python has no value for it."""
+    if isinstance(dtype, pl.Date | pl.Datetime):
+        return pl.when(figure.dt.year().is_between(1, 9999)).then(figure)
+    if isinstance(dtype, pl.Duration):
+        return pl.when(figure.dt.total_days().abs() < _MOST_DAYS).then(figure)
+    return figure
 
 
 def as_json(value: Any) -> Json:

@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 import polars as pl
 
+from everloop.data.nested import instance
 from everloop.errors import CorruptionError
 
 if TYPE_CHECKING:
@@ -81,10 +82,10 @@ def _writer(dtype: pl.DataType) -> Any:
         case pl.Int128() | pl.UInt128():
             return lambda value: _ext(_WHOLE, str(value))
         case pl.List() | pl.Array():
-            inner = _writer(_instance(dtype.inner))
+            inner = _writer(instance(dtype.inner))
             return inner and (lambda values: [None if value is None else inner(value) for value in values])
         case pl.Struct(fields=fields):
-            writers = {field.name: writer for field in fields if (writer := _writer(_instance(field.dtype)))}
+            writers = {field.name: writer for field in fields if (writer := _writer(instance(field.dtype)))}
             return writers and (lambda values: _struct(values, writers))
     return None
 
@@ -123,8 +124,3 @@ _READERS: dict[int, Callable[[str], Any]] = {
     _WHOLE: int,
 }
 _DECODER = msgspec.msgpack.Decoder(ext_hook=_read)
-
-
-def _instance(dtype: object) -> pl.DataType:
-    made: pl.DataType = dtype() if isinstance(dtype, type) else dtype  # type: ignore[assignment]
-    return made

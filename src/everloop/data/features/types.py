@@ -29,10 +29,11 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from everloop.data.frames import type_name
+from everloop.data.nested import instance, leaf_types, leaves
 from everloop.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 _SIMPLE: dict[str, pl.DataType] = {
     str(kind()).lower(): kind()
@@ -63,11 +64,11 @@ def write_type(dtype: pl.DataType) -> str:
         case pl.Enum():
             return f"enum{json.dumps(dtype.categories.to_list(), ensure_ascii=False)}"
         case pl.List(inner=inner):
-            return f"list[{write_type(_instance(inner))}]"
+            return f"list[{write_type(instance(inner))}]"
         case pl.Array(size=size):
-            return f"array[{write_type(_instance(dtype.inner))}, {size}]"
+            return f"array[{write_type(instance(dtype.inner))}, {size}]"
         case pl.Struct(fields=fields):
-            parts = (f"{_field_name(field.name)}: {write_type(_instance(field.dtype))}" for field in fields)
+            parts = (f"{_field_name(field.name)}: {write_type(instance(field.dtype))}" for field in fields)
             return f"struct[{', '.join(parts)}]"
     return type_name(dtype)
 
@@ -91,9 +92,9 @@ def stored_type(dtype: pl.DataType) -> pl.DataType:
         case pl.Datetime(time_zone=zone):
             return pl.Datetime("us", "UTC") if zone else _US
         case pl.List() | pl.Array():
-            return pl.List(stored_type(_instance(dtype.inner)))
+            return pl.List(stored_type(instance(dtype.inner)))
         case pl.Struct(fields=fields):
-            return pl.Struct({field.name: stored_type(_instance(field.dtype)) for field in fields})
+            return pl.Struct({field.name: stored_type(instance(field.dtype)) for field in fields})
     return _STORED.get(type_name(dtype), dtype)
 
 
@@ -126,7 +127,7 @@ def from_stored(rows: pl.LazyFrame, types: Mapping[str, pl.DataType | None]) -> 
 
 
 def _restored(name: str, dtype: pl.DataType) -> pl.Expr:
-    if dtype.is_nested() and any(isinstance(leaf, pl.Null) for leaf in _leaf_types(dtype)):
+    if dtype.is_nested() and any(isinstance(leaf, pl.Null) for leaf in leaf_types(dtype)):
         # A cast leaves lists of nulls as they are.
         return pl.col(name).map_batches(lambda values: _rebuilt(values, dtype), return_dtype=dtype)
     return pl.col(name).cast(dtype)
@@ -138,7 +139,7 @@ def _rebuilt(values: pl.Series, dtype: pl.DataType) -> pl.Series:
 
 def refuse_type(view: str, name: str, dtype: pl.DataType) -> None:
     """Raise DataError for a type that no answer to serving can hold."""
-    empty = any(isinstance(leaf, pl.Struct) for leaf in _leaf_types(dtype))
+    empty = any(isinstance(leaf, pl.Struct) for leaf in leaf_types(dtype))
     # Objects and extension types have no name that can be read.
     if empty or read_type(write_type(dtype)) != dtype:
         raise DataError(
@@ -149,7 +150,7 @@ def refuse_type(view: str, name: str, dtype: pl.DataType) -> None:
 
 def refuse_values(view: str, column: pl.Series) -> None:
     """Raise DataError for times that Python, and so an answer to serving, would round or cannot hold."""
-    for leaf in _leaves(column):
+    for leaf in leaves(column):
         match leaf.dtype:
             case pl.Datetime(time_unit="ns") | pl.Duration(time_unit="ns") | pl.Time():
                 if (leaf.cast(pl.Int64) % 1_000 != 0).any():
@@ -164,28 +165,6 @@ def refuse_values(view: str, column: pl.Series) -> None:
             per_day = {"ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}[leaf.dtype.time_unit]
             if (leaf.cast(pl.Int64).cast(pl.Int128).abs() // per_day >= 999_999_999).any():
                 raise DataError(f"'{column.name}' of '{view}' holds durations of more than 999999999 days.")
-
-
-def _leaf_types(dtype: pl.DataType) -> Iterator[pl.DataType]:
-    match dtype:
-        case pl.List() | pl.Array():
-            yield from _leaf_types(_instance(dtype.inner))
-        case pl.Struct(fields=fields) if fields:
-            for field in fields:
-                yield from _leaf_types(_instance(field.dtype))
-        case _:
-            yield dtype
-
-
-def _leaves(column: pl.Series) -> Iterator[pl.Series]:
-    match column.dtype:
-        case pl.List() | pl.Array():
-            yield from _leaves(column.drop_nulls().explode())
-        case pl.Struct():
-            for field in column.struct.fields:
-                yield from _leaves(column.struct.field(field))
-        case _:
-            yield column.drop_nulls()
 
 
 def _unholdable(column: pl.Series, view: str, why: str) -> DataError:
@@ -257,8 +236,3 @@ def _after(mark: str, text: str) -> str:
     if not text.startswith(mark):
         raise ValueError(text)
     return text[len(mark) :]
-
-
-def _instance(dtype: object) -> pl.DataType:
-    made: pl.DataType = dtype() if isinstance(dtype, type) else dtype  # type: ignore[assignment]
-    return made
