@@ -293,3 +293,71 @@ def test_what_was_logged_survives_the_process(store: Store) -> None:
     mark_lost(store)
     record = store.records.get(Run, run)
     assert (record.state, record.params, record.metrics) == ("lost", {"depth": 3}, {"loss": 499.5})
+
+
+def test_the_record_is_there_after_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERLOOP_STORE", str(tmp_path / "near"))
+    with start_run("kept", params={"lr": 0.1}) as run:
+        run.log(loss=1.0)
+    assert (run.record.state, run.record.metrics, run.record.params) == ("finished", {"loss": 1.0}, {"lr": 0.1})
+    with open_store(tmp_path / "other", project="p") as store, start_run("given", store=store) as given:
+        given.log(loss=2.0)
+    assert store.closed
+    assert (given.record.project, given.record.metrics) == ("p", {"loss": 2.0})
+    with pytest.raises(ValueError, match="x"), start_run("failed") as failed:
+        raise ValueError("x")
+    assert failed.record.state == "failed"
+    run = start_run("by hand")
+    assert run.record.state == "running"
+    run.finish()
+    assert run.record.state == "finished"
+
+
+def test_the_record_has_what_the_store_did_not_take_at_the_end(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def down(*_: object, **__: object) -> None:
+        raise UnavailableError("The store does not answer.")
+
+    with monkeypatch.context() as patch:
+        for verb in ("put", "append_points", "append_rows", "read_points", "get", "update"):
+            patch.setattr(type(store.records), verb, down)
+        with start_run("train", store=store) as run:
+            run.log(loss=1.0)
+    assert (run.record.state, run.record.metrics) == ("finished", {"loss": 1.0})
+
+
+def test_nothing_is_taken_after_the_end_and_the_error_says_how_to_go_on(store: Store, tmp_path: Path) -> None:
+    with start_run("train", store=store) as run:
+        pass
+    for call in (
+        lambda: run.log(loss=1.0),
+        lambda: run.log(loss=1.0, step=3),
+        lambda: run.log_params(lr=1),
+        lambda: run.params.update(lr=1),
+        lambda: run.set_tag("a", "b"),
+        lambda: run.set_tags(a="b"),
+        lambda: run.log_text("note", "x"),
+        lambda: run.log_artifact("raw", b"123"),
+        lambda: run.log_table("t", {"a": [1]}),
+        lambda: run.log_model({"a": 1}),
+    ):
+        with pytest.raises(UsageError, match="has ended") as caught:
+            call()
+        assert f"resume='{run.id}'" in str(caught.value.help)
+    assert store.records.find(Artifact) == []
+    with start_run(store=store, resume=run.id) as again:
+        again.log_text("note", "x")
+        again.set_tag("a", "b")
+    assert again.record.tags == {"a": "b"}
+
+
+def test_runs_of_one_script_share_one_open_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERLOOP_STORE", str(tmp_path / "near"))
+    with start_run("first") as first, start_run("second") as second:
+        second.log(loss=1.0)
+        first.store.close()  # others use it too
+        first.log(loss=2.0)
+    with open_store(tmp_path / "near") as store:
+        assert {run.name: run.metrics for run in store.records.find(Run)} == {
+            "first": {"loss": 2.0},
+            "second": {"loss": 1.0},
+        }

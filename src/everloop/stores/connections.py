@@ -122,6 +122,10 @@ class Connections(Generic[C]):
         self._local.slot = slot
         return slot
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     def drop(self) -> None:
         """Close this thread's connection; the next use opens another."""
         slot: Slot[C] | None = getattr(self._local, "slot", None)

@@ -85,6 +85,10 @@ class Store:
         return self._moment is not None
 
     @property
+    def closed(self) -> bool:
+        return self.records.closed
+
+    @property
     def journals(self) -> Path:
         return self.home / "journals"
 
@@ -166,7 +170,7 @@ class Store:
             "moment": self._moment,
             "origin": self._origin or self,
         }
-        return Store(self.places, **{**parts, **changes})
+        return type(self)(self.places, **{**parts, **changes})
 
 
 def open_store(
@@ -193,6 +197,18 @@ def open_store(
         StoreVersionError: a newer everloop wrote it.
     """
     places, configured = find_places(home)
+    return open_places(places, project=project or configured, actor=actor, clock=clock, create=create)
+
+
+def open_places(
+    places: Places,
+    *,
+    project: str | None = None,
+    actor: str | None = None,
+    clock: Clock | None = None,
+    create: bool = True,
+) -> Store:
+    """As `open_store`, of a store whose parts are known."""
     if not (places.home / "locks").is_dir():
         if not create:
             raise NotFoundError(
@@ -201,7 +217,7 @@ def open_store(
         prepare_home(places.home)
     if clock is None:
         clock = SharedClock(places.home / "clock") if (places.home / "clock").exists() else SystemClock()
-    chosen = _checked_project(project or configured or "default")
+    chosen = _checked_project(project or "default")
     who = actor or default_actor()
     records = _open_records(places, chosen, who, clock)
     return Store(places, project=chosen, actor=who, clock=clock, records=records)

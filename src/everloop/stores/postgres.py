@@ -126,6 +126,10 @@ class PostgresDatabase:
         """None: a server checks its own files, and tells nobody without the rights of its owner."""
         return []
 
+    @property
+    def closed(self) -> bool:
+        return self._connections.closed
+
     def close(self) -> None:
         self._connections.close()
 

@@ -60,6 +60,9 @@ class RecordStore(Protocol):
     @property
     def actor(self) -> str: ...
 
+    @property
+    def closed(self) -> bool: ...
+
     def put(self, *records: Record, verb: str = "created", data: Mapping[str, Json] | None = None) -> None:
         """Add new records.
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from everloop.stores.expression_sql import Patterns
 
 
+_BATCH = 500
+
+
 class Database(Protocol):
     """What a dialect brings. Statements mark their parameters by `?`."""
 
@@ -50,6 +53,9 @@ class Database(Protocol):
 
     def problems(self) -> list[str]:
         """As `RecordStore.problems`."""
+
+    @property
+    def closed(self) -> bool: ...
 
     def close(self) -> None: ...
 
@@ -87,6 +93,10 @@ class SqlLogs:
         other._moment = micros(moment) if self._moment is None else min(micros(moment), self._moment)
         return other
 
+    @property
+    def closed(self) -> bool:
+        return self.database.closed
+
     def close(self) -> None:
         self.database.close()
 
@@ -105,14 +115,18 @@ class SqlLogs:
         with self.transaction():
             now = self._now()
             metrics: dict[str, int] = {}
-            for key in {row[0] for row in rows}:
-                self.database.write(
+            keys = list(dict.fromkeys(row[0] for row in rows))
+            for start in range(0, len(keys), _BATCH):
+                part = keys[start : start + _BATCH]
+                self.database.write_many(
                     "INSERT INTO metrics (project, series, key) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-                    (self.project, series, key),
+                    [(self.project, series, key) for key in part],
                 )
-                metrics[key] = self.database.read(
-                    "SELECT id FROM metrics WHERE project = ? AND series = ? AND key = ?", (self.project, series, key)
-                )[0][0]
+                metrics |= self.database.read(
+                    "SELECT key, id FROM metrics WHERE project = ? AND series = ?"
+                    f" AND key IN ({', '.join('?' * len(part))})",
+                    (self.project, series, *part),
+                )
             self.database.write_many(
                 "INSERT INTO points (metric, step, at, written_at, value) VALUES (?, ?, ?, ?, ?)",
                 # SQL has no NaN that every database keeps; a point always has a value, so NULL is free to mean it.

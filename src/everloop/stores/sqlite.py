@@ -142,6 +142,10 @@ class SqliteDatabase:
         finally:
             target.close()
 
+    @property
+    def closed(self) -> bool:
+        return self._connections.closed
+
     def close(self) -> None:
         self._connections.close()
 
@@ -159,6 +163,8 @@ class SqliteDatabase:
             connection.execute("PRAGMA synchronous = NORMAL")
             # In KiB; taken as pages are read. Searches in a home of many runs meet the same pages again and again.
             connection.execute("PRAGMA cache_size = -32768")
+            # In pages: 16 MB. Writing the log back waits for the disk, and pages that many runs change go once.
+            connection.execute("PRAGMA wal_autocheckpoint = 4000")
         except sqlite3.Error as error:
             raise _told(error, self.path) from error
         return connection

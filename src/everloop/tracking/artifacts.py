@@ -37,6 +37,10 @@ class ArtifactLog:
         # The run that this class is a part of has one.
         raise NotImplementedError
 
+    def _check_open(self) -> None:
+        """Raise UsageError if the run has ended."""
+        raise NotImplementedError
+
     def log_artifact(
         self, name: str, value: bytes | Path | Json, *, meta: Mapping[str, Json] | None = None
     ) -> Artifact:
@@ -44,9 +48,10 @@ class ArtifactLog:
 
         Raises:
             NotFoundError: the path is neither a file nor a folder.
-            UsageError: JSON cannot hold the value.
+            UsageError: JSON cannot hold the value, or the run has ended.
             StoreError: the bytes could not be kept.
         """
+        self._check_open()
         objects = self.store.objects
         match value:
             case bytes() | bytearray() | memoryview():
@@ -168,8 +173,9 @@ class ArtifactLog:
         For a model that shall serve, build a package: `everloop.models`.
 
         Raises:
-            UsageError: it cannot be pickled.
+            UsageError: it cannot be pickled, or the run has ended.
         """
+        self._check_open()
         kept = plugins.load("artifact", "pickle")()
         try:
             stored = kept.keep(model, self.store.objects)

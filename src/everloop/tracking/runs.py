@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 from everloop.errors import EverloopError, UnavailableError, UsageError
 from everloop.records import Run
-from everloop.stores import Store, open_store
+from everloop.stores.kept import kept_store
 from everloop.tracking import frames
 from everloop.tracking.artifacts import ArtifactLog
-from everloop.tracking.folding import STREAM_PREFIX, fold_journal
+from everloop.tracking.folding import STREAM_PREFIX, fold_journal, fold_run
 from everloop.tracking.keys import check_spellings, joined
 from everloop.tracking.origin import imported_packages, kept_source
 from everloop.tracking.params import Params
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
+    from everloop.stores import Store
     from everloop.tracking.system import SystemWatch
 
 _log = logging.getLogger("everloop.tracking")
@@ -66,7 +67,7 @@ def start_run(
     """Start a run now, or go on with one. Use it in a `with` block, or call its `finish`.
 
     Args:
-        store: where; without it the nearest store is opened, and closed at the end.
+        store: where; without it the nearest store, which stays open for the next run of this process.
         parent: the run that this one is a part of; without it the current run, if there is one.
         loop: name of the loop whose turn this is.
         trigger: what caused the run: `manual`, `schedule`, a finding's id, …
@@ -80,7 +81,7 @@ def start_run(
     """
     with ExitStack() as cleanup:
         if store is None:
-            store = cleanup.enter_context(open_store())
+            store = kept_store()
         if resume is not None:
             from everloop.tracking.recovery import bring_in
             from everloop.tracking.resuming import reopen
@@ -186,8 +187,16 @@ class ActiveRun(ArtifactLog):
 
     @property
     def record(self) -> Run:
-        """The run as the store has it now; metrics and what was set since the start are there when it has ended."""
-        return self.store.records.get(Run, self.id)
+        """The run as the store has it now; metrics and what was set since the start are there when it has ended.
+
+        That also works when the store that the run was started with has been closed since.
+        """
+        store = self.store
+        if store.closed:
+            store = kept_store(store.places, project=store.project, actor=store.actor)
+        if self._ended:
+            fold_run(store, self.id)  # where the store did not answer at the end
+        return store.records.get(Run, self.id)
 
     def log(
         self, metrics: Mapping[str, Any] | None = None, /, *, step: SupportsIndex | None = None, **more: Any
@@ -310,8 +319,15 @@ class ActiveRun(ArtifactLog):
 
     def _write(self, payload: bytes) -> None:
         if self._ended:
-            raise UsageError(f"The run '{self.name}' has ended.", help="Log inside its with block, or start another.")
+            self._check_open()
         self._writer.append(payload)
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise UsageError(
+                f"The run '{self.name}' has ended and takes nothing more.",
+                help=f"Log inside its with block, or go on with it: start_run(resume='{self.id}')",
+            )
 
 
 def _describe(error: BaseException, trace: TracebackType | None) -> str:
