@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import zipfile
 from datetime import date, datetime
 from decimal import Decimal
@@ -103,6 +104,17 @@ def test_archives_that_are_damaged_or_too_large_are_refused(
     assert "unpacks to more than" in message
     left = [item for item in (project.parent / "home").rglob("*") if item.is_file() and "copies" in item.parts]
     assert left == []
+
+
+def test_copies_of_what_a_file_held_before_are_removed_in_time(project: Path, tmp_path: Path) -> None:
+    copies = tmp_path / "home" / "cache" / "copies"
+    for turn in range(3):
+        pack(project / "a.csv.gz", f"x\n{turn}\n".encode())
+        assert read("a.csv.gz").collect()["x"].to_list() == [turn]
+        assert len(list(copies.iterdir())) == 1
+        for copy in copies.iterdir():
+            os.utime(copy, (0, 0))
+    assert read("a.csv.gz").collect()["x"].to_list() == [2]
 
 
 def test_an_error_in_a_compressed_file_names_it(project: Path) -> None:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_KEPT_NS = 24 * 3600 * 1_000_000_000
+
+
 def copied(path: Path, how: str, suffix: str, pieces: Callable[[], Iterable[bytes]]) -> Path:
     """A copy of `path` that consists of the pieces.
 
@@ -35,8 +38,8 @@ def copied(path: Path, how: str, suffix: str, pieces: Callable[[], Iterable[byte
     if not is_settled(max(seen.st_mtime_ns, seen.st_ctime_ns), now_ns):
         # It may be written again within the same tick of the file system's clock.
         stamps = content_hash(path)
-    name = hashlib.sha256(f"{path.resolve()} {stamps} {how}".encode()).hexdigest()[:32]
-    copy = find_places(None)[0].home / "cache" / "copies" / f"{name}{suffix}"
+    what, state = (hashlib.sha256(text.encode()).hexdigest()[:32] for text in (f"{path.resolve()} {how}", stamps))
+    copy = find_places(None)[0].home / "cache" / "copies" / f"{what}-{state}{suffix}"
     if copy.exists():
         return copy
     copy.parent.mkdir(parents=True, exist_ok=True)
@@ -57,4 +60,12 @@ def copied(path: Path, how: str, suffix: str, pieces: Callable[[], Iterable[byte
     finally:
         if not made:
             part.unlink(missing_ok=True)
+    _sweep(copy, what, now_ns)
     return copy
+
+
+def _sweep(copy: Path, what: str, now_ns: int) -> None:
+    """Remove copies of what the file held before; queries that were made today may still read theirs."""
+    for old in copy.parent.glob(f"{what}-*"):
+        if old != copy and now_ns - old.stat().st_mtime_ns > _KEPT_NS:
+            old.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from everloop.data.data_files import DataFile
 
-_KEY = re.compile(rb'"\s*:')
+_SPACED_KEY = re.compile(rb'"\s{2,}:|"[\t\r\n]:')
 _OURS = ("missing_columns", "schema_overrides")
 
 
@@ -149,7 +149,7 @@ def _objects(file: DataFile, unit: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise _no_json(file, number, line) from error
             if not isinstance(value, dict):
                 raise SourceError(f"Line {number} of '{file}' is no JSON object.")
-            if len(_KEY.findall(line)) > len(value):
+            if line.count(b'":') + line.count(b'" :') > len(value) or _SPACED_KEY.search(line):
                 # Nested objects, a text that looks like a key, or a key that stands twice.
                 _refuse_doubled(json.loads(line, object_pairs_hook=_Pairs.of), f"Line {number} of '{file}'")
             yield number, value

@@ -132,6 +132,11 @@ def signature(value: Any) -> Any:
     """
     kind = type(value)
     if kind is dict:
+        types = tuple(map(type, value.values()))
+        if _DEEP.isdisjoint(types):
+            if int in types and any(type(each) is int and not -_SMALL < each < _SMALL for each in value.values()):
+                return None
+            return (*value, types)
         inner = [(name, signature(each)) for name, each in value.items()]
         return None if any(each is None for _, each in inner) else tuple(inner)
     if kind is list:
@@ -141,6 +146,7 @@ def signature(value: Any) -> Any:
 
 
 _SMALL = 1 << 53
+_DEEP = frozenset({dict, list})
 
 
 def _other_kind(value: Any) -> str:
