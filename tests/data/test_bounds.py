@@ -55,6 +55,15 @@ def test_times_are_compared_in_their_unit_and_zone(
         assert outside(column, declared, **{bound: written.isoformat()}) == expected
 
 
+def test_far_years_are_judged(store: Store) -> None:
+    column = pl.Series([2**50, 0, None]).cast(pl.Datetime("ms"))
+    assert outside(column, "timestamp[ms]", most="9999-12-31T23:59:59") == [True, False, False]
+    frame = column.alias("x").to_frame()
+    inferred = infer_contract(frame, "d", store)
+    assert "min" not in inferred.columns[0]
+    assert check_contract(frame, inferred).violations == ()
+
+
 def test_a_nanosecond_is_outside() -> None:
     column = pl.Series([999, 1_000, 1_001, None]).cast(pl.Datetime("ns"))
     assert outside(column, "timestamp[ns]", most="1970-01-01T00:00:00.000001") == [False, False, True, False]

@@ -243,6 +243,22 @@ def test_two_rows_that_arrived_at_once_cannot_both_be_right(store: Store) -> Non
     assert values(store, "temperature", 3, 9) == [(1.0,), (5.0,)]
 
 
+def test_a_view_without_rows_yet_knows_nothing(store: Store, tmp_path: Path) -> None:
+    online = open_online(tmp_path / "online.db")
+    windows = [Window("1d", n=("x", "count"))]
+    nothing = facts().cast({"who": pl.String, "x": pl.Float64, "t": pl.Datetime("us", "UTC")}).drop("seen")
+    for each in (
+        FeatureView("latest", nothing, entity="who", time="t"),
+        FeatureView("window", nothing, entity="who", time="t", windows=windows),
+    ):
+        done = materialize(store, each, online=online)
+        assert (done.added, done.rows, done.online) == (0, 0, 0)
+        assert values(store, each.name, 1) == [(None,)]
+    assert OnlineLookup(store, online, ["latest", "window"]).get({"who": "a"}) == {"x": None, "n": None}
+    assert materialize(store, view(facts(("a", 1, 1, 1.0)))).added == 1
+    online.close()
+
+
 def test_a_window_keeps_all_rows_of_a_moment(store: Store) -> None:
     bought = facts(("a", 1, 1, 5.0), ("a", 1, 1, 5.0), ("a", 1, 1, 7.0)).drop("seen")
     window = [Window("1d", n=("x", "count"), total=("x", "sum"))]

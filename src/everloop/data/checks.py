@@ -278,7 +278,11 @@ def _violation(rule: _Rule, count: int, rows: pl.LazyFrame, schema: pl.Schema) -
     samples: tuple[Json, ...] = ()
     if rule.column is not None and rule.name != "nullable":
         broken = rows.filter(rule.broken).select(rule.column).unique(maintain_order=True).head(_SAMPLES).collect()
-        samples = tuple(_sample(value) for value in broken.to_series())
+        found = broken.to_series()
+        if is_moment(found.dtype):
+            # Python has no dates beyond the year 9999.
+            found = found.filter(found.dt.year().is_between(1, 9999).fill_null(value=True))
+        samples = tuple(_sample(value) for value in found)
     numbers = rows.select(pl.arg_where(rule.broken.fill_null(value=False)).head(_SAMPLES) + 1).collect().to_series()
     subject = f"values of '{rule.column}'" if rule.column is not None else "rows"
     shown = f": {', '.join(map(str, samples))}" if samples else ""

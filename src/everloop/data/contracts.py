@@ -188,12 +188,17 @@ def _column(values: pl.Series, role: str | None, now: datetime | None, moving: d
         found["categories"] = _categories(values)
     elif (asked := amount(name, dtype)) is not None:
         found.update(_range(values.to_frame().select(asked).to_series(), whole=dtype.is_integer()))
-    elif dtype.is_temporal() and nulls < 1:
+    elif dtype.is_temporal() and nulls < 1 and _sayable(values):
         found["min"] = exact_text(values, "min")
         newest = values.to_frame().select(as_utc(name, dtype).max()).item() if is_moment(dtype) else None
         if newest is None or moving is None or newest < moving:
             found["max"] = exact_text(values, "max")
     return found
+
+
+def _sayable(values: pl.Series) -> bool:
+    """Whether ISO 8601 has a text for each date."""
+    return not is_moment(values.dtype) or bool(values.drop_nulls().dt.year().is_between(1, 9999).all())
 
 
 def _moving_from(rows: pl.DataFrame, time: str) -> datetime | None:

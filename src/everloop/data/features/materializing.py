@@ -125,8 +125,7 @@ def _kept(
         if end is not None:
             table = table.filter(pl.col(EVENT_AT) < end)
         name = table_name(record)
-        known = stored_rows(store, record) if store.tables.exists(name) else None
-        fresh = fresh_rows(view, table, known, now=store.now(), past=past)
+        fresh = fresh_rows(view, table, stored_rows(store, record), now=store.now(), past=past)
         if fresh.height:
             store.tables.append(name, fresh.cast(stored.schema))
         changed = 0 if online is None else publish(store, record, online)
@@ -134,8 +133,6 @@ def _kept(
 
 
 def _count(store: Store, record: FeatureViewRecord) -> int:
-    if not store.tables.exists(table_name(record)):
-        return 0
     return int(stored_rows(store, record).select(pl.len()).collect().item())
 
 
@@ -180,6 +177,9 @@ def stored_rows(store: Store, record: FeatureViewRecord) -> pl.LazyFrame:
     Each column has the type that it was given with, and the name under which it is held.
     """
     types = {name: read_type(text) for name, text in record.columns.items()}
+    if not store.tables.exists(table_name(record)):
+        # Without a row there is no table yet.
+        return pl.LazyFrame(schema={name: dtype or pl.Null() for name, dtype in types.items()})
     return from_stored(store.tables.scan(table_name(record)), types)
 
 

@@ -26,7 +26,7 @@ _JUST_AFTER = pl.duration(microseconds=1)
 
 
 def fresh_rows(
-    view: FeatureView, offered: pl.DataFrame, known: pl.LazyFrame | None, *, now: datetime, past: bool
+    view: FeatureView, offered: pl.DataFrame, known: pl.LazyFrame, *, now: datetime, past: bool
 ) -> pl.DataFrame:
     """The rows to add to what is known, with the time at which each arrives.
 
@@ -43,7 +43,7 @@ def fresh_rows(
     # The latest row of a moment is one row; a window counts all of them.
     rows = offered if view.windows else offered.unique(named, keep="last", maintain_order=True)
     arrives = pl.lit(now) if past and view.arrival is None else pl.col(ARRIVED_AT)
-    if known is None or not rows.height:
+    if not rows.height:
         return rows.with_columns(arrives.alias(ARRIVED_AT))
     held = as_eager(known.filter(pl.col(EVENT_AT).is_between(rows[EVENT_AT].min(), rows[EVENT_AT].max())))
     if view.arrival is None:
