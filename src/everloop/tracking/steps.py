@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from everloop.errors import EverloopError, NotFoundError
+from everloop.stores.clock import system_micros
 from everloop.stores.journals import list_journals, read_journal
 from everloop.tracking import frames
 from everloop.tracking.latest import series_of
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _LAST = (1 << 63) - 1
 _COARSE_NS = 20_000_000
 """Two changes of a folder that are closer together than this may bear the same time."""
-_RETRY_NS = 30_000_000_000
+_RETRY_S = 30.0
 """How long a store that did not answer is left alone."""
 
 _counters: weakref.WeakSet[StepCounter] = weakref.WeakSet()
@@ -54,7 +55,7 @@ class StepCounter:
         self._stale = known
         """Whether the store may have points that were not read: of a journal that is gone, or came and went unseen."""
         self._changed: int | None = None
-        self._retry_at = 0
+        self._retry_at = 0.0
         self._read: dict[Path, int] = {}
         """How far the journals of other processes have been read."""
         _counters.add(self)
@@ -86,8 +87,7 @@ class StepCounter:
 
     def _look_around(self) -> None:
         changed = os.stat(self._watched).st_mtime_ns  # noqa: PTH116 - a Path would cost more than the call
-        now = time.time_ns()
-        if changed != self._changed or now - changed < _COARSE_NS:
+        if changed != self._changed or system_micros() * 1000 - changed < _COARSE_NS:
             own = self._own()
             found = [path for path in list_journals(self._folder, self._stream) if path != own]
             self._read = {path: self._read.get(path, 0) for path in found}
@@ -99,11 +99,11 @@ class StepCounter:
                     self._catch_up(path, offset)
             except (FileNotFoundError, NotFoundError):
                 self._stale = True  # it has been folded
-        if self._stale and now > self._retry_at:
-            self._retry_at = now + _RETRY_NS
+        if self._stale and time.monotonic() > self._retry_at:
+            self._retry_at = time.monotonic() + _RETRY_S
             for key, step in self._store.records.greatest_steps(self._series).items():
                 self._raise([key], step)
-            self._retry_at, self._stale = 0, False
+            self._retry_at, self._stale = 0.0, False
 
     def _catch_up(self, path: Path, offset: int) -> None:
         for payload, end in read_journal(path, offset):
