@@ -534,6 +534,13 @@ class RecordStoreSuite:
 
     # points
 
+    def test_the_greatest_step_of_each_metric(self, store: RecordStore) -> None:
+        assert store.greatest_steps("s") == {}
+        store.append_points("s", [_point("loss", 3.0, 7), _point("auc", 0.5, -2), _point("loss", math.nan, 5)])
+        store.append_points("other", [_point("loss", 1.0, 99)])
+        assert store.greatest_steps("s") == {"loss": 7, "auc": -2}
+        assert store.for_project("elsewhere").greatest_steps("s") == {}
+
     def test_points_come_back_by_key_step_and_arrival(self, store: RecordStore) -> None:
         store.append_points("s", [_point("loss", 3.0, 2), _point("auc", 0.5, 0), _point("loss", 1.0, 1)])
         store.append_points("s", [_point("loss", 4.0, 1), _point("loss", math.inf, 3), _point("loss", math.nan, 4)])
