@@ -11,7 +11,7 @@ import pytest
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
@@ -231,7 +231,6 @@ class Broken:
         (lambda m, x: (Broken(), x), "cannot answer its example"),
         (lambda m, x: (LogisticRegression, x), "is a class"),
         (lambda m, x: (42, x), "is no model"),
-        (lambda m, x: (RidgeClassifier().fit(x[["visits"]], x["plan"]), x[["visits"]]), "no probabilities"),
         (lambda m, x: (b"no graph", x), "no ONNX model"),
     ],
 )

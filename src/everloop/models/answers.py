@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import CorruptionError, EverloopError, ParityError
-from everloop.models.parity import edge_rows, frame_of, plain_rows, try_scores
+from everloop.models.parity import each_answer, edge_rows, frame_of, plain_rows
+from everloop.training.decisions import answer_rows
 
 if TYPE_CHECKING:
     import polars as pl
@@ -33,10 +34,10 @@ def record_answers(model: Model, signature: Signature, sample: pl.DataFrame) -> 
     edges = edge_rows(signature, sample)
     rows = [*plain_rows(some, signature), *edges[:: max(1, len(edges) // ROWS)][:ROWS]]
     kept: list[dict[str, Any]] = []
-    for row in rows:
-        scores = try_scores(model, frame_of([row], signature))
-        if not isinstance(scores, Exception):
-            kept.append({"row": row, "scores": scores[0].tolist()})
+    for row, answer in zip(rows, each_answer(model, frame_of(rows, signature)), strict=True):
+        if not isinstance(answer, Exception):
+            told = {} if answer.places is None else {"label": signature.classes[int(answer.places[0])]}
+            kept.append({"row": row, "scores": answer.scores[0].tolist(), **told})
     return msgspec.json.format(msgspec.json.encode(kept, order="deterministic"), indent=1) + b"\n"
 
 
@@ -63,7 +64,8 @@ def check_answers(predictor: Predictor, recorded: bytes) -> tuple[int, float]:
     if not kept:
         return 0, 0.0
     try:
-        found = np.asarray(model.predict_rows(rows), dtype=np.float64)
+        scores, places = answer_rows(model, rows)
+        found = np.asarray(scores, dtype=np.float64)
     except Exception as error:  # any estimator may stand behind it
         raise ParityError(
             f"The model {predictor.told} refuses a row that it answered when it was packaged: {error}"
@@ -78,4 +80,12 @@ def check_answers(predictor: Predictor, recorded: bytes) -> tuple[int, float]:
             "when it was packaged.",
             help="A library here may be of another version: everloop models verify tells which.",
         )
+    for entry, place in zip(kept, () if places is None else places.tolist(), strict=False):
+        # A package of an earlier version holds no labels.
+        if entry.get("label", predictor.classes[place]) != predictor.classes[place]:
+            raise ParityError(
+                f"The model {predictor.told} predicts {predictor.classes[place]!r} where it predicted "
+                f"{entry['label']!r} when it was packaged ({entry['row']}).",
+                help="A library here may be of another version: everloop models verify tells which.",
+            )
     return len(kept), float(apart.max())

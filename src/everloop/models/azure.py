@@ -122,8 +122,8 @@ class Scoring:
             else row
             for row in body["instances"]
         ]
-        scores = self.predictor.score_rows(self.predictor.validate(rows))
-        labels = self.predictor.labels(scores)
+        scores, places = self.predictor.answer_rows(self.predictor.validate(rows))
+        labels = self.predictor.name_places(places)
         if labels is None:
             return {"predictions": scores.tolist()}
         return {"predictions": labels, "probabilities": scores.tolist()}

@@ -85,9 +85,14 @@ def answering(package: Package) -> list[tuple[str, Json]]:
         ("One row", " / ".join(f"{name} {micro:,.1f} µs" for name, micro in times.items())),
         ("Proved on", _proof(found, "compiled_" if found.get("compiled") else "")),
     ]
+    if found.get("votes"):
+        rows.append(("Scores", "1 for the predicted class, 0 for the others: the model gives no probabilities"))
     reasons = found.get("reasons")
     if isinstance(reasons, Mapping):
         rows += [(f"Not as {name}", reason) for name, reason in reasons.items()]
+    untried = found.get("not_tried")
+    if isinstance(untried, Sequence) and untried:
+        rows.append((f"Not tried within {found.get('proof_s', 0):g} s", "; ".join(map(str, untried))))
     return [row for row in rows if row[1]]
 
 

@@ -77,7 +77,7 @@ def _contributions(predictor: Predictor, frame: pl.DataFrame) -> tuple[NDArray[n
         matrix = preparation.matrix(frame)
         sources = [segment.name for segment in preparation.segments for _ in range(segment.width)]
         if isinstance(model.form, TreeForm):
-            return model.form.booster.contributions(matrix), sources
+            return model.form.contributions(matrix), sources
         added = matrix[:, None, :] * model.form.weights.T[None]
         bias = np.broadcast_to(model.form.bias[None, :, None], (len(matrix), len(model.form.bias), 1))
         return np.concatenate([added, bias], axis=2), sources

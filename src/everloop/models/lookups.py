@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import UsageError
 from everloop.models.signature import Input, Signature, input_type
+from everloop.training.decisions import answer_rows, rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from everloop.records import Json
     from everloop.stores import Store
+    from everloop.training.decisions import Answers, Rule
     from everloop.training.trained import Model, Task
 
     Array = NDArray[np.float64]
@@ -46,10 +48,26 @@ class LookingUpModel:
         return self.predict_rows(frame.to_dicts())
 
     def predict_rows(self, rows: Sequence[Mapping[str, object]]) -> Array:
+        return self.inner.predict_rows(self._whole(rows))
+
+    @property
+    def rule(self) -> Rule | None:
+        """How classes follow from scores: as those of the model behind the look-ups."""
+        return rule_of(self.inner)
+
+    def answer_frame(self, frame: pl.DataFrame) -> Answers:
+        """Scores and classes."""
+        return self.answer_rows(frame.to_dicts())
+
+    def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> Answers:
+        """Scores and classes."""
+        return answer_rows(self.inner, self._whole(rows))
+
+    def _whole(self, rows: Sequence[Mapping[str, object]]) -> list[dict[str, Any]]:
         names = self.signature.names
         whole = [{**row, **self._lookup.get(row)} for row in rows]
         values = self.signature.rows_of([{name: row[name] for name in names} for row in whole])
-        return self.inner.predict_rows([dict(zip(names, row, strict=True)) for row in values])
+        return [dict(zip(names, row, strict=True)) for row in values]
 
     def to_files(self) -> dict[str, bytes]:
         return self.inner.to_files()

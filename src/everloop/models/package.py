@@ -25,6 +25,7 @@ from everloop.errors import CorruptionError, NotFoundError, ParityError, UsageEr
 from everloop.models import manifest as manifests
 from everloop.models.answers import FILE as ANSWERS
 from everloop.models.answers import record_answers
+from everloop.models.effort import Effort
 from everloop.models.lock import requirements
 from everloop.models.manifest import COMPILED_FOLDER, MODEL_FOLDER, Lineage, Manifest
 from everloop.models.parity import plain_rows, probe, prove, sample_of
@@ -70,6 +71,7 @@ def build_package(
     run: str | None = None,
     compile: bool = True,
     lookups: Sequence[str] = (),
+    effort: Effort | None = None,
 ) -> Package:
     """Package a trained model, prove it, compile it where that can be proved as well, sign it, and keep it.
 
@@ -81,6 +83,7 @@ def build_package(
         run: id of the run; leave it out where two runs of the same training shall give the same package.
         compile: look for a faster form; see `compilation`.
         lookups: feature views out of which a request is completed; the sample then has their entity's columns too.
+        effort: how long proving and measuring may take; None allows `PROOF_S` seconds.
 
     Returns:
         The record, in the store already; the one that was there if the same package was built before.
@@ -95,6 +98,11 @@ def build_package(
     if missing or not sample.height:
         problem = f"lacks the inputs {', '.join(missing)}" if missing else "has no rows"
         raise UsageError(f"The sample for the package {problem}.", help="Pass rows of the training data.")
+    if effort is None:
+        effort = Effort()
+        # The first answer may load libraries and compile; the time counts from behind it.
+        model.predict_scores(sample.head(1))
+        effort.start()
     whole, sample = sample, sample_of(sample, signature)
     signature = probe(model, _ranged(signature, sample), sample)
     model_files = model.to_files()
@@ -108,6 +116,7 @@ def build_package(
             signature,
             sample,
             tolerance=_TOLERANCE.get(model.format, 1e-9),
+            effort=effort,
         )
     except ParityError as error:
         evidence = {"format": model.format, "message": error.message, "sample_rows": sample.height, "run": run}
@@ -119,11 +128,15 @@ def build_package(
     if compile:
         from everloop.models.compilation.choosing import compile_model
 
-        compilation = compile_model(model, signature, sample)
+        compilation = compile_model(model, signature, sample, effort)
         compiled = compilation.model is not None
         proof |= compilation.evidence
         if compilation.model is not None:
             files |= {f"{COMPILED_FOLDER}{name}": data for name, data in compilation.model.to_files().items()}
+    proof["not_tried"] = list(effort.not_tried)
+    proof["proof_s"] = effort.seconds
+    if getattr(getattr(model, "question", None), "choice", None) == "votes":
+        proof["votes"] = True
     request, looked_up = signature, dict[str, Json]()
     if lookups:
         from everloop.models.lookups import plan_lookups

@@ -14,14 +14,14 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import EverloopError, ParityError, TrainingError
+from everloop.models.effort import Effort
 from everloop.models.signature import Input, Signature, polars_type
+from everloop.training.decisions import Answers, answer_frame, answer_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
     import polars as pl
-    from numpy.typing import NDArray
 
     from everloop.records import Json
     from everloop.training.trained import Model
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SAMPLE_ROWS = 100_000
 PLAIN_ROWS = 500
 """Sample rows that are also asked as dicts, the way in which an endpoint asks."""
+MIXED_ROWS = 2000
 UNSEEN = "\N{REPLACEMENT CHARACTER} never seen in training"
 
 _EDGES: dict[str, tuple[object, ...]] = {
@@ -73,16 +74,28 @@ def sample_of(frame: pl.DataFrame, signature: Signature, rows: int = SAMPLE_ROWS
 def edge_rows(signature: Signature, sample: pl.DataFrame) -> list[Row]:
     """Rows at the borders of what the signature admits, each built on a row of the sample.
 
-    Deterministic. Values are as a decoded request has them.
+    Deterministic. Values are as a decoded request has them. Rows with the same value in one input after the other are
+    neighbours: what refuses one of them mostly refuses all.
     """
     base = plain_rows(sample.head(1), signature)[0]
-    rows: list[Row] = []
-    for item in signature.inputs:
-        rows.extend({**base, item.name: value} for value in _edge_values(item))
-    widest = max(len(_edge_values(item)) for item in signature.inputs)
-    for turn in range(widest):
-        rows.append({item.name: _turn(_edge_values(item), turn) for item in signature.inputs})
+    values = {item.name: _edge_values(item) for item in signature.inputs}
+    widest = max(map(len, values.values()))
+    rows = [
+        {**base, name: known[turn]} for turn in range(widest) for name, known in values.items() if turn < len(known)
+    ]
+    rows += [{name: _turn(known, turn) for name, known in values.items()} for turn in range(widest)]
     return rows
+
+
+def mixed_rows(sample: pl.DataFrame, rows: int = MIXED_ROWS) -> pl.DataFrame:
+    """Rows whose values come from different rows of the sample: what training did not see, and where ties are.
+
+    Deterministic.
+    """
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    return sample.select(series[draw.integers(0, sample.height, rows)] for series in sample.get_columns())
 
 
 def probe(model: Model, signature: Signature, sample: pl.DataFrame) -> Signature:
@@ -95,50 +108,65 @@ def probe(model: Model, signature: Signature, sample: pl.DataFrame) -> Signature
         TrainingError: the model does not even answer the first row of its own training data.
     """
     base = plain_rows(sample.head(1), signature)[0]
-    if not _answers(model, signature, base):
+    if isinstance(try_answers(model, frame_of([base], signature)), Exception):
         _ask(model, frame_of([base], signature), "the first row of its training sample")
-    probes = [{**base, item.name: None} for item in signature.inputs]
-    probes += [{**base, item.name: UNSEEN} for item in signature.inputs if item.type == "string"]
-    if all(_answers(model, signature, row) for row in probes):
+    texts = [item.name for item in signature.inputs if item.type == "string" and item.categories]
+    probes = [(item.name, None) for item in signature.inputs if item.nullable] + [(name, UNSEEN) for name in texts]
+    if not probes:
         return signature
-    inputs = []
-    for item in signature.inputs:
-        nullable = item.nullable and _answers(model, signature, {**base, item.name: None})
-        closed = bool(item.categories) and not _answers(model, signature, {**base, item.name: UNSEEN})
-        inputs.append(replace(item, nullable=nullable, closed=closed))
-    return replace(signature, inputs=tuple(inputs))
+    found = each_answer(model, frame_of([{**base, name: value} for name, value in probes], signature))
+    refused = {probe for probe, answer in zip(probes, found, strict=True) if isinstance(answer, Exception)}
+    return replace(
+        signature,
+        inputs=tuple(
+            replace(
+                item,
+                nullable=item.nullable and (item.name, None) not in refused,
+                closed=item.closed or (item.name, UNSEEN) in refused,
+            )
+            for item in signature.inputs
+        ),
+    )
 
 
-def prove(original: Model, packaged: Model, signature: Signature, sample: pl.DataFrame, *, tolerance: float) -> Parity:
-    """Compare the two on the sample and on edge rows, asked as a frame and as dicts.
+def prove(
+    original: Model,
+    packaged: Model,
+    signature: Signature,
+    sample: pl.DataFrame,
+    *,
+    tolerance: float,
+    effort: Effort | None = None,
+) -> Parity:
+    """Compare scores and classes of the two on the sample and on edge rows, asked as a frame and as dicts.
 
     Args:
         sample: rows of the training data with at least the signature's columns; use `sample_of` to bound it.
         tolerance: the largest difference allowed, relative to scores above one. 0 asks for the same bits.
+        effort: how long it may take.
 
     Raises:
         ParityError: an answer differs, or one of the two refuses rows that the other takes.
     """
-    expected = _ask(original, sample, "the training sample")
-    worst = _compare(expected, _ask(packaged, sample, "the training sample"), sample, "frame", tolerance)
-    few = sample.gather_every(max(1, sample.height // PLAIN_ROWS))
-    rows = plain_rows(few, signature)
-    plain = _ask_rows(packaged, rows, "the training sample, as dicts")
-    worst = max(worst, _compare(_ask(original, few, "the training sample"), plain, few, "dicts", tolerance))
+    effort = effort or Effort()
+    # Edge rows first: they are few, and most of what goes wrong goes wrong there.
     edges = edge_rows(signature, sample)
-    together = frame_of(edges, signature)
-    wanted, got = try_scores(original, together), try_scores(packaged, together)
-    as_dicts = _try_rows(packaged, edges)
-    if not isinstance(wanted, Exception) and not isinstance(got, Exception) and not isinstance(as_dicts, Exception):
-        worst = max(worst, _compare(wanted, got, together, "edge rows as frame", tolerance))
-        worst = max(worst, _compare(wanted, as_dicts, together, "edge rows as dicts", tolerance))
-        refused = 0
-    else:
-        # Somebody refuses one of them: which, and do both?
-        refused, apart = _prove_each(original, packaged, signature, edges, tolerance)
-        worst = max(worst, apart)
+    effort.tell("edge rows", 0, len(edges))
+    refused, worst = _prove_edges(original, packaged, signature, edges, tolerance)
+    compared = 0
+    for piece in effort.pieces(sample, "training rows"):
+        expected = _ask(original, piece, "the training sample")
+        found = _ask(packaged, piece, "the training sample")
+        worst = max(worst, compare(expected, found, piece, "frame", tolerance))
+        if not compared:
+            few = piece.head(PLAIN_ROWS)
+            plain = _ask_rows(packaged, plain_rows(few, signature), "the training sample, as dicts")
+            places = None if expected.places is None else expected.places[: few.height]
+            wanted = Answers(expected.scores[: few.height], places)
+            worst = max(worst, compare(wanted, plain, few, "dicts", tolerance))
+        compared += piece.height
     return Parity(
-        sample_rows=sample.height,
+        sample_rows=compared,
         edge_rows=len(edges),
         refused=refused,
         largest_difference=worst,
@@ -146,24 +174,61 @@ def prove(original: Model, packaged: Model, signature: Signature, sample: pl.Dat
     )
 
 
-def _prove_each(
-    original: Model, packaged: Model, signature: Signature, edges: Sequence[Row], tolerance: float
+def _prove_edges(
+    original: Model, packaged: Model, signature: Signature, edges: list[Row], tolerance: float
 ) -> tuple[int, float]:
-    """Compare edge rows one by one: how many both refuse, and the largest difference."""
-    refused, worst = 0, 0.0
-    for row in edges:
-        frame = frame_of([row], signature)
-        wanted, got, as_dict = try_scores(original, frame), try_scores(packaged, frame), _try_rows(packaged, [row])
-        if isinstance(wanted, Exception):
-            refused += 1
-            if not isinstance(got, Exception):
-                raise ParityError(f"The packaged model answers an edge row that the trained one refuses: {row}.")
-            continue
-        for found, way in ((got, "frame"), (as_dict, "dicts")):
+    """Compare edge rows: how many both refuse, and the largest difference."""
+    together = frame_of(edges, signature)
+    wanted = each_answer(original, together)
+    taken = [place for place, answer in enumerate(wanted) if not isinstance(answer, Exception)]
+    worst = 0.0
+    if taken:
+        expected = stacked([answer for answer in wanted if not isinstance(answer, Exception)])
+        kept, rows = together[taken], [edges[place] for place in taken]
+        for found, way in ((try_answers(packaged, kept), "frame"), (_try_rows(packaged, rows), "dicts")):
             if isinstance(found, Exception):
-                raise ParityError(f"The packaged model refuses an edge row ({way}): {row}: {found}") from found
-            worst = max(worst, _compare(wanted, found, frame, f"edge row as {way}", tolerance))
-    return refused, worst
+                # It may be one row of them; the message shall name that.
+                alone = each_answer(packaged, kept) if way == "frame" else [_try_rows(packaged, [row]) for row in rows]
+                found = stacked([_taken(answer, row, way) for answer, row in zip(alone, rows, strict=True)])
+            worst = max(worst, compare(expected, found, kept, f"edge rows as {way}", tolerance))
+    refused = [place for place, answer in enumerate(wanted) if isinstance(answer, Exception)]
+    if refused:
+        for place, answer in zip(refused, each_answer(packaged, together[refused]), strict=True):
+            if not isinstance(answer, Exception):
+                raise ParityError(
+                    f"The packaged model answers an edge row that the trained one refuses: {edges[place]}."
+                )
+    return len(refused), worst
+
+
+def _taken(answer: Answers | Exception, row: Row, way: str) -> Answers:
+    if isinstance(answer, Exception):
+        raise ParityError(f"The packaged model refuses an edge row ({way}): {row}: {answer}") from answer
+    return answer
+
+
+def each_answer(model: Model, frame: pl.DataFrame) -> list[Answers | Exception]:
+    """The answer to each row, each of one row, or why there is none; halves what is refused until it stands alone."""
+    found = try_answers(model, frame)
+    if isinstance(found, Exception):
+        if frame.height == 1:
+            return [found]
+        middle = frame.height // 2
+        return [*each_answer(model, frame[:middle]), *each_answer(model, frame[middle:])]
+    scores, places = found
+    return [
+        Answers(scores[place : place + 1], None if places is None else places[place : place + 1])
+        for place in range(frame.height)
+    ]
+
+
+def stacked(answers: Sequence[Answers]) -> Answers:
+    """Answers to several rows as one."""
+    import numpy as np
+
+    places = [answer.places for answer in answers if answer.places is not None]
+    scores = np.concatenate([answer.scores for answer in answers])
+    return Answers(scores, np.concatenate(places) if places else None)
 
 
 def frame_of(rows: Sequence[Mapping[str, object]], signature: Signature) -> pl.DataFrame:
@@ -213,12 +278,8 @@ def _turn(values: tuple[object, ...], turn: int) -> object:
     return values[-1 - turn % len(values)]
 
 
-def _answers(model: Model, signature: Signature, row: Row) -> bool:
-    return not isinstance(try_scores(model, frame_of([row], signature)), Exception)
-
-
-def _ask(model: Model, frame: pl.DataFrame, what: str) -> NDArray[np.float64]:
-    answer = try_scores(model, frame)
+def _ask(model: Model, frame: pl.DataFrame, what: str) -> Answers:
+    answer = try_answers(model, frame)
     if isinstance(answer, EverloopError):
         raise answer
     if isinstance(answer, Exception):
@@ -226,55 +287,67 @@ def _ask(model: Model, frame: pl.DataFrame, what: str) -> NDArray[np.float64]:
     return answer
 
 
-def _ask_rows(model: Model, rows: list[Row], what: str) -> NDArray[np.float64]:
+def _ask_rows(model: Model, rows: list[Row], what: str) -> Answers:
     try:
-        return model.predict_rows(rows)
+        return answer_rows(model, rows)
     except Exception as error:
         raise ParityError(f"The packaged model cannot score {what}: {error}.") from error
 
 
-def try_scores(model: Model, frame: pl.DataFrame) -> NDArray[np.float64] | Exception:
-    """The scores, or why there are none: any estimator may stand behind a model, and it raises whatever it likes."""
+def try_answers(model: Model, frame: pl.DataFrame) -> Answers | Exception:
+    """The answers, or why there are none: any estimator may stand behind a model, and it raises whatever it likes."""
     import numpy as np
 
     try:
         # Rows at the edge are asked on purpose; that they overflow somewhere is nothing to tell the user.
         with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore", RuntimeWarning)
-            scores = model.predict_scores(frame)
+            warnings.simplefilter("ignore")
+            answers = answer_frame(model, frame)
     except Exception as error:
         return error
-    return scores if np.isfinite(scores).all() else TrainingError("the score is not a finite number")
+    return answers if np.isfinite(answers.scores).all() else TrainingError("the score is not a finite number")
 
 
-def _try_rows(model: Model, rows: Sequence[Row]) -> NDArray[np.float64] | Exception:
+def _try_rows(model: Model, rows: Sequence[Row]) -> Answers | Exception:
     import numpy as np
 
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore", RuntimeWarning)
-            return model.predict_rows(rows)
+            warnings.simplefilter("ignore")
+            return answer_rows(model, rows)
     except Exception as error:
         return error
 
 
-def _compare(
-    expected: NDArray[np.float64], found: NDArray[np.float64], frame: pl.DataFrame, way: str, tolerance: float
-) -> float:
+def compare(expected: Answers, found: Answers, frame: pl.DataFrame, way: str, tolerance: float) -> float:
+    """The largest difference of scores.
+
+    Raises:
+        ParityError: it is above `tolerance`, or a class is another.
+    """
     import numpy as np
 
-    if expected.shape != found.shape:
-        raise ParityError(f"The packaged model gives scores of shape {found.shape} ({way}), not {expected.shape}.")
-    if not expected.size:
+    wanted, got = expected.scores, found.scores
+    if wanted.shape != got.shape:
+        raise ParityError(f"The packaged model gives scores of shape {got.shape} ({way}), not {wanted.shape}.")
+    if not wanted.size:
         return 0.0
-    apart = np.abs(found - expected) / np.maximum(1.0, np.abs(expected))
-    apart = np.where(np.isnan(found) == np.isnan(expected), np.nan_to_num(apart, nan=0.0), np.inf)
+    apart = np.abs(got - wanted) / np.maximum(1.0, np.abs(wanted))
+    apart = np.where(np.isnan(got) == np.isnan(wanted), np.nan_to_num(apart, nan=0.0), np.inf)
     worst = float(apart.max())
     if worst > tolerance:
         at = int(np.argmax(apart.reshape(len(frame), -1).max(axis=1)))
         raise ParityError(
-            f"The packaged model answers {found[at].tolist()} where the trained one answers {expected[at].tolist()} "
+            f"The packaged model answers {got[at].tolist()} where the trained one answers {wanted[at].tolist()} "
             f"({way}, row {frame.row(at, named=True)}); the difference {worst:.3g} is above {tolerance:g}.",
             help="Train with a built-in algorithm, or adopt the estimator in its own format.",
         )
+    if expected.places is not None and found.places is not None:
+        others = np.flatnonzero(expected.places != found.places)
+        if len(others):
+            at = int(others[0])
+            raise ParityError(
+                f"The packaged model predicts class {found.places[at]} where the trained one predicts class "
+                f"{expected.places[at]} ({way}, row {frame.row(at, named=True)}).",
+            )
     return worst

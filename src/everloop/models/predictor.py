@@ -10,9 +10,10 @@ from everloop.models.answers import FILE as ANSWERS
 from everloop.models.manifest import COMPILED_FOLDER, FILE, MODEL_FOLDER, Manifest
 from everloop.models.package import digest_of_files, read_folder, read_package
 from everloop.models.registry import get_version
+from everloop.training.decisions import Answers, answer_frame, answer_rows, rule_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
     import polars as pl
@@ -109,12 +110,39 @@ class Predictor:
             return self.score_rows(self.validate(rows))
         return self.score_frame(_frame(rows))
 
+    def predict_labels(self, rows: pl.DataFrame | Sequence[Mapping[str, object]] | object) -> list[Json] | None:
+        """The class that the model predicts for each row, as its own `predict` gives it; None for a regression.
+
+        Raises:
+            RequestError: the rows break the signature.
+        """
+        if isinstance(rows, list | tuple):
+            return self.name_places(self.answer_rows(self.validate(rows)).places)
+        return self.name_places(self.answer_frame(_frame(rows)).places)
+
+    def name_places(self, places: NDArray[np.intp] | None) -> list[Json] | None:
+        """The classes at these places of `classes`."""
+        return None if places is None else [self.classes[place] for place in places.tolist()]
+
     def score_frame(self, frame: pl.DataFrame) -> Scores:
         """Score a Polars frame with at least the inputs' columns.
 
         Raises:
             RequestError: a column is missing, or the model cannot score the rows.
         """
+        if frame.height:
+            return cast("Scores", self._of_frame(frame, self.model.predict_scores))
+        return self.answer_frame(frame).scores
+
+    def answer_frame(self, frame: pl.DataFrame) -> Answers:
+        """Scores and predicted classes of a Polars frame with at least the inputs' columns.
+
+        Raises:
+            RequestError: a column is missing, or the model cannot score the rows.
+        """
+        return cast("Answers", self._of_frame(frame, lambda rows: answer_frame(self.model, rows)))
+
+    def _of_frame(self, frame: pl.DataFrame, ask: Callable[[pl.DataFrame], Any]) -> Any:
         import numpy as np
 
         missing = [name for name in self.input_names if name not in frame.columns]
@@ -124,10 +152,11 @@ class Predictor:
                 help=f"It has: {', '.join(frame.columns)}",
             )
         if not frame.height:
-            shape = (0, len(self.classes)) if self.task == "multiclass" else (0,)
-            return np.empty(shape, dtype=np.float64)
+            scores = np.empty((0, len(self.classes)) if self.task == "multiclass" else (0,), dtype=np.float64)
+            places = None if self.task == "regression" else np.empty(0, dtype=np.intp)
+            return Answers(scores, places)
         try:
-            return self.model.predict_scores(frame)
+            return ask(frame)
         except EverloopError:
             raise
         except Exception as error:
@@ -147,14 +176,34 @@ class Predictor:
         except Exception as error:
             raise RequestError(f"The model {self.told} cannot score these rows: {error}") from error
 
+    def answer_rows(self, rows: Sequence[Mapping[str, Any]]) -> Answers:
+        """Scores and predicted classes of rows that `validate` or the signature's own decoder has passed.
+
+        Raises:
+            RequestError: the model cannot score them.
+        """
+        try:
+            return answer_rows(self.model, rows)
+        except EverloopError:
+            raise
+        except Exception as error:
+            raise RequestError(f"The model {self.told} cannot score these rows: {error}") from error
+
     def labels(self, scores: Scores) -> list[Json] | None:
-        """The predicted class of each row (binary: from a probability of one half on); None for regression."""
+        """The predicted class of each row of scores, where it follows from them; None for a regression.
+
+        Raises:
+            UsageError: this model's classes do not follow from its scores; `predict_labels` asks it for them.
+        """
         if self.task == "regression":
             return None
-        if self.task == "binary":
-            low, high = self.classes
-            return [high if score >= 0.5 else low for score in scores.tolist()]
-        return [self.classes[place] for place in scores.argmax(axis=1).tolist()]
+        rule = rule_of(self.model)
+        if rule is None:
+            raise UsageError(
+                f"The classes that {self.told or 'this model'} predicts do not follow from its scores alone.",
+                help="Ask for them with the rows: predictor.predict_labels(rows).",
+            )
+        return self.name_places(rule.places(scores))
 
     def warm(self) -> None:
         """Answer the package's own example, so that the first request does not pay for what is set up lazily.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from everloop.errors import EverloopError, NotFoundError, TrainingError, UsageError
+from everloop.models.effort import PROOF_S, Effort, one_thread
 from everloop.models.formats.tables import TableKind, read_example
 from everloop.models.signature import Task
 
@@ -15,11 +16,17 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from everloop.records import Json, ModelVersion
+    from everloop.models.effort import Progress
+    from everloop.models.formats.tables import Container
+    from everloop.models.saved import SavedVersion
+    from everloop.records import Json
     from everloop.stores import Store
+    from everloop.training.asking import Question
     from everloop.training.trained import Model, Trained
 
 PROBE_ROWS = 20
+CLASS_ROWS = 10_000
+"""Rows whose predictions are looked at for the classes of a model that does not name them."""
 MOST_CATEGORIES = 1000
 """A text column with more distinct values is kept without a list of them."""
 
@@ -40,10 +47,13 @@ def save_model(
     weights: Sequence[float] | None = None,
     artifacts: Mapping[str, Path | str] | None = None,
     lookups: Sequence[str] = (),
-) -> ModelVersion:
+    proof_s: float = PROOF_S,
+    progress: Callable[[Progress], None] | None = None,
+) -> SavedVersion:
     """Package a fitted model and register it as the next version of `name`.
 
-        version = el.save_model(pipeline, "churn", example=X_train)      # churn@1
+        version = el.save_model(pipeline, "churn", example=X_train)
+        print(version)             # churn@1, its format, what answers and how fast, whether it needs trust
         # everloop serve churn@1
 
     Args:
@@ -64,23 +74,38 @@ def save_model(
             `context.artifacts`; they travel in the package.
         lookups: feature views by name: a request gives their entity, and their features are looked up online. The
             example then has the entity's columns beside the features.
+        proof_s: seconds that proving and measuring may take beyond the model's first answer. What was not tried by
+            then is on the card; the version is made all the same.
+        progress: called with a `Progress` (stage, done, total, seconds) as saving moves on.
+
+    Returns:
+        The version; printed, it says what was made.
 
     Raises:
-        UsageError: the model is not fitted, or the example is empty or lacks columns that the model was fitted on.
+        UsageError: the model is not fitted or predicts several targets, or the example is empty or lacks columns
+            that the model was fitted on.
         TrainingError: the model cannot answer the example.
         ParityError: the packaged form does not answer as the model does.
     """
     from everloop.models.package import build_package
     from everloop.models.registry import register
+    from everloop.models.saved import SavedVersion
     from everloop.stores import open_store
 
     parts = {"before": before, "after": after, "weights": weights, "artifacts": artifacts}
-    trained, frame = describe(model, example, y=y, task=task, **parts)
+    if proof_s < 0:
+        raise UsageError(f"`proof_s` is {proof_s}; it cannot be negative.", help="0 proves the least that is safe.")
+    effort = Effort(proof_s, progress)
+    effort.tell("asking the model", 0, 1)
     with ExitStack() as closing:
+        closing.enter_context(one_thread())
+        trained, frame = describe(model, example, y=y, task=task, **parts)
+        effort.start()
         opened = store if store is not None else closing.enter_context(open_store())
         sample = read_example(example)[0] if lookups else frame
-        package = build_package(trained, store=opened, sample=sample, compile=compile, lookups=lookups)
-        return register(opened, name, package, tags=tags, description=description)
+        package = build_package(trained, store=opened, sample=sample, compile=compile, lookups=lookups, effort=effort)
+        version = register(opened, name, package, tags=tags, description=description)
+        return SavedVersion.of(version, package, str(opened.home))
 
 
 def describe(
@@ -118,10 +143,17 @@ def describe(
         categories=categories,
         classes=classes,
         metric=metrics_of(made.task)[0],
-        notes=[f"saved {what}, kept as {made.format}"],
+        notes=[f"saved {what}, kept as {made.format}", *_notes(made)],
         rows={"example": frame.height},
     )
     return trained, frame
+
+
+def _notes(made: Model) -> list[str]:
+    question = getattr(made, "question", None)
+    if question is not None and question.choice == "votes":
+        return ["gives no probabilities: the score of the predicted class is 1, of the others 0"]
+    return []
 
 
 def _read(
@@ -200,13 +232,8 @@ def _of_object(
         return cast("Model", network), describe_network(network, frame, task, truth)
     if is_pyfunc(model):
         made = adopt_pyfunc(model, table, task or "regression", parts.get("artifacts") or {})
-        asked = task or _task_of(made.asked, table, frame, truth)
-        classes, _ = _classes_of(made.asked, asked, truth)
-        made.task = asked
-        container = _fitting(made.asked, table, frame, asked, (), classes)
-        made.table = TableKind(container=container, columns=table.columns)
-        if asked == "multiclass" and not classes:
-            classes = list(range(made.predict_scores(frame.head(1)).shape[1]))
+        made.question, container, classes = _question(made.asked, table, frame, task, truth)
+        made.task, made.table = made.question.task, TableKind(container=container, columns=table.columns)
         return cast("Model", made), classes
     if parts.get("artifacts"):
         raise UsageError("Artifacts are for an object with predict(context, table).", help="Leave them out.")
@@ -218,6 +245,7 @@ def _adopt(
 ) -> tuple[Model, list[Json]]:
     from everloop.models.formats.estimator import EstimatorModel, PickledEstimator, dump_estimator
     from everloop.models.formats.function import Function
+    from everloop.training.estimators import check_one_output
 
     if isinstance(model, type):
         raise UsageError(f"{model.__name__} is a class, not a fitted model.", help="Pass an instance after fit().")
@@ -231,19 +259,14 @@ def _adopt(
     if task == "regression" and hasattr(model, "classes_"):
         raise UsageError(f"The {type(model).__name__} is a classifier.", help="Leave `task` out.")
     _check_fitted(model)
+    check_one_output(model)
     table = _columns_of(model, table)
     chosen = frame.select(table.names)
-    asked = task or _task_of(model, table, chosen, truth)
-    classes, order = _classes_of(model, asked, truth)
-    container = _fitting(model, table, chosen, asked, order, classes)
+    question, container, classes = _question(model, table, chosen, task, truth)
     table = TableKind(container=container, columns=table.columns)
     kept, blob = dump_estimator(model)
     kind = PickledEstimator if kept == "python" else EstimatorModel
-    made = kind(model, format=kept, blob=blob, task=asked, table=table, order=order)
-    if asked == "multiclass" and not classes:
-        width = made.predict_scores(chosen.head(1)).shape[1]
-        classes = list(range(width))
-    return cast("Model", made), classes
+    return cast("Model", kind(model, format=kept, blob=blob, question=question, table=table)), classes
 
 
 def _check_fitted(model: Any) -> None:
@@ -296,96 +319,100 @@ def _columns_of(model: Any, table: TableKind) -> TableKind:
     return table
 
 
-def _task_of(model: Any, table: TableKind, frame: pl.DataFrame, truth: pl.Series | None) -> Task:
-    known = getattr(model, "classes_", None)
-    if known is not None and len(known):
-        return "binary" if len(known) == 2 else "multiclass"
-    kind = getattr(model, "_estimator_type", None)
-    if kind == "regressor" or hasattr(model, "fit"):
-        return "regression"
-    answer = _raw(model, table, frame.head(PROBE_ROWS))
-    if answer.ndim == 2 and answer.shape[1] > 1:
-        return "binary" if answer.shape[1] == 2 else "multiclass"
-    if truth is not None:
-        from everloop.training.targets import infer_task
-
-        return infer_task(truth)
-    return "regression"
-
-
-def _raw(model: Any, table: TableKind, frame: pl.DataFrame) -> Any:
-    import numpy as np
-
-    try:
-        return np.asarray(model.predict(table.fill(table.cast(frame))))
-    except EverloopError:
-        raise
-    except Exception as error:
-        raise TrainingError(
-            f"The model cannot answer its example: {type(error).__name__}: {error}",
-            help="Pass the table that the model takes.",
-        ) from error
-
-
-def _classes_of(model: Any, task: Task, truth: pl.Series | None) -> tuple[list[Json], list[int]]:
-    """Classes in everloop's order, and where the model has each."""
-    import numpy as np
-
-    from everloop.training.targets import find_classes
-
-    if task == "regression":
-        return [], []
-    known = getattr(model, "classes_", None)
-    if known is None or not len(known):
-        if truth is not None:
-            return list(find_classes(truth, task)), []
-        return ([False, True] if task == "binary" else []), []
-    plain = [value.item() if isinstance(value, np.generic) else value for value in known]
-    if not hasattr(model, "predict_proba"):
-        raise UsageError(
-            f"The {type(model).__name__} gives classes but no probabilities.",
-            help="Wrap it before fitting: sklearn.calibration.CalibratedClassifierCV(model).",
-        )
-    order = sorted(range(len(plain)), key=lambda place: plain[place])
-    return [plain[place] for place in order], [] if order == list(range(len(plain))) else order
-
-
-def _fitting(
-    model: Any, table: TableKind, frame: pl.DataFrame, task: Task, order: Sequence[int], classes: Sequence[Json]
-) -> Any:
-    """The container that the model takes: the example's own kind first."""
+def _question(
+    model: Any, table: TableKind, frame: pl.DataFrame, task: Task | None, truth: pl.Series | None
+) -> tuple[Question, Container, list[Json]]:
+    """How a model is asked, the container that it takes (the example's own kind first), and its classes."""
     import warnings
 
     import numpy as np
 
-    from everloop.training.adopted import ask
+    from everloop.training.estimators import first_answers
 
     few = table.cast(frame.head(PROBE_ROWS))
-    wanted = (few.height,) if task != "multiclass" else (few.height, len(classes) or None)
     failures = []
-    told: Exception | None = None
+    first: Exception | None = None
     for container in dict.fromkeys((table.container, "pandas", "polars", "numpy")):
         kind = TableKind(container=cast("Any", container), columns=table.columns)
         try:
             with warnings.catch_warnings():
                 # A model that misses its column names says so by a warning; another container has them.
                 warnings.simplefilter("error" if container != table.container else "ignore")
-                scores = ask(model, kind.fill(few), task, order)
+                asked, classes, order = _decided(model, kind, frame, task, truth)
+                question, answers = first_answers(model, kind.fill(few), asked, order, classes)
+        except EverloopError as error:
+            if isinstance(error, UsageError):
+                raise
+            failures.append(f"as {container}: {error.message}")
+            first = first or error
+            continue
         except Exception as error:  # whatever a stranger's model raises
             failures.append(f"as {container}: {type(error).__name__}: {error}")
-            told = told or error
+            first = first or error
             continue
-        if len(scores) != few.height or scores.ndim != len(wanted) or wanted[-1] not in (None, scores.shape[-1]):
+        scores, width = answers.scores, len(classes)
+        wanted = (few.height, width) if asked == "multiclass" and width else (few.height,)
+        if asked == "multiclass" and not classes and scores.ndim == 2:
+            classes, wanted = list(range(scores.shape[1])), scores.shape
+        if scores.shape != wanted:
             failures.append(f"as {container}: answers of shape {scores.shape} for {few.height} rows")
         elif not np.isfinite(scores).all():
-            failures.append(f"as {container}: an answer is no finite number")
+            failures.append(f"as {container}: an answer is not a finite number")
         else:
-            return container
+            return question, container, classes
     name = getattr(model, "name", type(model).__name__)
     raise TrainingError(
         f"The {name} cannot answer its example ({'; '.join(failures)}).",
         help="Pass the table that was given to fit(), before any preparation that the model does not do itself.",
-    ) from told
+    ) from first
+
+
+def _decided(
+    model: Any, table: TableKind, frame: pl.DataFrame, task: Task | None, truth: pl.Series | None
+) -> tuple[Task, list[Json], list[int]]:
+    """The task, the classes in everloop's order, and where the model has each."""
+    from everloop.models.formats.function import Function
+    from everloop.models.formats.pyfunc import Asked
+    from everloop.training.estimators import arranged, decides, found_classes, known_classes, task_for
+    from everloop.training.targets import find_classes
+
+    known = None if task == "regression" else known_classes(model)
+    if known is not None:
+        classes, order = arranged(known)
+        return task or task_for(classes), classes, order
+    few = table.fill(table.cast(frame.head(PROBE_ROWS)))
+    if task != "regression" and not isinstance(model, Function | Asked) and hasattr(model, "predict"):
+        if decides(model, model.predict(few)):
+            width = model.predict_proba(few).shape[1] if hasattr(model, "predict_proba") else None
+            predicted = model.predict(table.fill(table.cast(frame.head(CLASS_ROWS))))
+            found = found_classes(model, predicted, width, truth)
+            if found is None:
+                raise UsageError(
+                    f"The {type(model).__name__} does not tell its classes.",
+                    help="Pass the target of the example's rows as y=, or set `classes_` on the model.",
+                )
+            return task or task_for(found), found, []
+        if hasattr(model, "fit") or task is None:
+            return "regression", [], []
+    if task is None:
+        task = _task_by_answer(model, few, truth)
+    if task == "regression":
+        return task, [], []
+    if truth is not None:
+        return task, list(find_classes(truth, task)), []
+    return task, [False, True] if task == "binary" else [], []
+
+
+def _task_by_answer(model: Any, few: Any, truth: pl.Series | None) -> Task:
+    """The task of a function, or of a model that only gives probabilities."""
+    import numpy as np
+
+    from everloop.training.targets import infer_task
+
+    answer = np.asarray(model.predict(few) if hasattr(model, "predict") else model.predict_proba(few))
+    if answer.ndim == 2 and answer.shape[1] > 1:
+        return "binary" if answer.shape[1] == 2 else "multiclass"
+    return "regression" if truth is None else infer_task(truth)
 
 
 def _target_values(y: Any) -> pl.Series | None:

@@ -181,14 +181,13 @@ def score_piece(predictor: Predictor, piece: pl.DataFrame) -> pl.DataFrame:
     import numpy as np
     import polars as pl
 
-    scores = predictor.predict(piece)
+    scores, places = predictor.answer_frame(piece)
     many = scores.ndim == 2
     best = scores if not many else scores.max(axis=1) if len(scores) else scores[:, 0]
     columns = [pl.Series("score", best)]
     if many:
         columns += [pl.Series(f"score_{name}", scores[:, place]) for place, name in enumerate(predictor.classes)]
-    if predictor.task != "regression":
-        places = scores.argmax(axis=1) if many else (scores >= 0.5)
+    if places is not None:
         classes = pl.Series(list(predictor.classes))
         columns.append(classes.gather(pl.Series(places.astype(np.uint32))).alias("label"))
     return piece.with_columns(columns)

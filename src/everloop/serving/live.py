@@ -15,6 +15,7 @@ import msgspec
 from everloop.errors import RequestError, UnavailableError
 from everloop.models.predictor import Predictor, load_package
 from everloop.models.registry import get_version
+from everloop.models.rows import row_function
 from everloop.records import Route
 from everloop.serving.checks import checks_for
 from everloop.serving.prediction_log import label_text
@@ -63,7 +64,7 @@ class Scorer:
         self.task = predictor.task
         self._labels = predictor.classes
         self._texts = tuple(label_text(value) for value in predictor.classes)
-        self._row = predictor.row_function() if predictor.cheap else None
+        self._row = row_function(predictor, range(len(predictor.classes))) if predictor.cheap else None
 
     def score(self, rows: Sequence[tuple[Any, ...]]) -> tuple[list[Any], list[Json] | None, list[str] | None]:
         """Scores, labels and the labels' texts of rows whose values stand in the order of the signature.
@@ -74,16 +75,13 @@ class Scorer:
         if len(rows) == 1 and self._row is not None:
             return self._score_one(rows[0])
         names = self.names
-        answer = self.predictor.score_rows([dict(zip(names, row, strict=True)) for row in rows])
+        answer, found = self.predictor.answer_rows([dict(zip(names, row, strict=True)) for row in rows])
         scores: list[Any] = answer.tolist()
         if not (all(map(math.isfinite, scores)) if answer.ndim == 1 else math.isfinite(answer.sum())):
             raise self._not_finite()
-        if self.task == "binary":
-            places = [int(score >= 0.5) for score in scores]
-        elif self.task == "multiclass":
-            places = answer.argmax(axis=1).tolist()
-        else:
+        if found is None:
             return scores, None, None
+        places = found.tolist()
         return scores, [self._labels[place] for place in places], [self._texts[place] for place in places]
 
     def _not_finite(self) -> RequestError:
@@ -94,11 +92,10 @@ class Scorer:
         assert self._row is not None  # noqa: S101 - the caller has looked
         found = self._row(row)
         if self.task == "binary":
-            score = found[1]
+            place, score = found
             if score - score != 0.0:
                 # An infinity or no number at all.
                 raise self._not_finite()
-            place = int(score >= 0.5)
             return [score], [self._labels[place]], [self._texts[place]]
         numbers = found if self.task == "regression" else found[1:]
         if not all(map(math.isfinite, numbers)):
@@ -106,7 +103,7 @@ class Scorer:
         if self.task == "regression":
             return [found[0]], None, None
         scores = list(numbers)
-        place = scores.index(max(scores))
+        place = found[0]
         return [scores], [self._labels[place]], [self._texts[place]]
 
 

@@ -30,7 +30,7 @@ def kind_of(record: type[Record]) -> str:
     Raises:
         UsageError: the class is no kind of record.
     """
-    kind = _KIND_NAMES.get(record)
+    kind = next((_KIND_NAMES[one] for one in record.__mro__ if one in _KIND_NAMES), None)
     if kind is None:
         raise UsageError(f"{record.__name__} is no kind of record.", help=f"Kinds: {', '.join(KINDS)}")
     return kind

@@ -13,8 +13,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 
-from everloop.errors import CorruptionError, MissingExtraError, RequestError, TrainingError, TrustError
+from everloop.errors import CorruptionError, MissingExtraError, RequestError, TrainingError, TrustError, UsageError
+from everloop.training.asking import Question
 from everloop.training.encoding import arrow_type
+from everloop.training.estimators import (
+    arranged,
+    check_one_output,
+    first_answers,
+    found_classes,
+    kind_of,
+    known_classes,
+    task_for,
+)
 from everloop.training.tables import table
 from everloop.training.targets import find_classes, infer_task
 from everloop.training.trained import Trained
@@ -25,6 +35,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
+    from everloop.training.decisions import Answers, Rule
     from everloop.training.trained import Files, Json, Task
 
     Array = NDArray[np.float64]
@@ -51,34 +62,52 @@ class AdoptedModel:
         *,
         format: str,
         blob: bytes,
-        task: Task,
+        question: Question,
         inputs: Sequence[str],
         types: Mapping[str, str],
         container: Container,
-        order: Sequence[int] = (),
     ) -> None:
         self.estimator = estimator
         self.format = format
-        self.task: Task = task
+        self.question = question
+        self.task: Task = question.task
         self.inputs = tuple(inputs)
         self.types = dict(types)
         """Arrow type of each input, so that plain rows become the columns that the estimator knows."""
         self.container: Container = container
-        self._order = tuple(order)
         self._blob = blob
 
     @property
     def order(self) -> tuple[int, ...]:
         """Where the estimator has each class; empty where it has them in order."""
-        return () if self._order == tuple(range(len(self._order))) else self._order
+        return self.question.order
+
+    @property
+    def rule(self) -> Rule | None:
+        """How classes follow from scores; None where the estimator is asked for them."""
+        return self.question.rule if self.question.choice == "rule" else None
 
     def predict_scores(self, frame: pl.DataFrame) -> Array:
+        return self.question.scores(self.estimator, self._contained(frame))
+
+    def answer_frame(self, frame: pl.DataFrame) -> Answers:
+        """Scores and classes."""
+        return self.question.answer(self.estimator, self._contained(frame))
+
+    def predict_rows(self, rows: Sequence[Mapping[str, object]]) -> Array:
+        return self.predict_scores(self._frame_of(rows))
+
+    def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> Answers:
+        """Scores and classes."""
+        return self.answer_frame(self._frame_of(rows))
+
+    def _contained(self, frame: pl.DataFrame) -> Any:
         absent = [name for name in self.inputs if name not in frame.columns]
         if absent:
             raise RequestError(f"Column '{absent[0]}' is missing.", help=f"Given: {', '.join(frame.columns[:30])}")
-        return ask(self.estimator, _contain(frame.select(self.inputs), self.container), self.task, self._order)
+        return _contain(frame.select(self.inputs), self.container)
 
-    def predict_rows(self, rows: Sequence[Mapping[str, object]]) -> Array:
+    def _frame_of(self, rows: Sequence[Mapping[str, object]]) -> pl.DataFrame:
         import polars as pl
 
         for row in rows:
@@ -90,7 +119,7 @@ class AdoptedModel:
             columns = {name: pl.Series(name, [row[name] for row in rows], dtype=schema[name]) for name in self.inputs}
         except (TypeError, pl.exceptions.PolarsError) as error:
             raise RequestError(f"The rows do not have the types that the model knows: {error}") from error
-        return self.predict_scores(pl.DataFrame(columns))
+        return pl.DataFrame(columns)
 
     def to_files(self) -> Files:
         state = {
@@ -99,7 +128,7 @@ class AdoptedModel:
             "inputs": list(self.inputs),
             "types": self.types,
             "container": self.container,
-            "order": list(self._order),
+            **self.question.to_json(),
         }
         return {f"model.{self.format}": self._blob, "adopted.json": json.dumps(state, sort_keys=True).encode()}
 
@@ -108,10 +137,11 @@ class AdoptedModel:
         kept = cls.reads
         try:
             state, blob = json.loads(files["adopted.json"]), files[f"model.{kept}"]
-            known = {name: state[name] for name in ("task", "inputs", "types", "container", "order")}
+            known = {name: state[name] for name in ("inputs", "types", "container")}
+            question = Question.from_json(state, state["task"])
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptionError(f"These files are no adopted model: {error!r}.", help="Build it again.") from error
-        return cls(_load(blob, kept), format=kept, blob=blob, **known)
+        return cls(_load(blob, kept), format=kept, blob=blob, question=question, **known)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _reread, (type(self), self.to_files())
@@ -136,7 +166,7 @@ def adopt(
     """Take a fitted estimator as it is.
 
     Args:
-        estimator: fitted, with `predict_proba` (classes) or `predict` (numbers), as scikit-learn has them.
+        estimator: fitted, with `predict`, as scikit-learn has it, and `predict_proba` where it gives probabilities.
         frame: rows that it was fitted on, or some of them: they tell columns, types and classes.
         target: column that it predicts.
         features: columns that it reads, in order; None asks the estimator, else takes all but the target.
@@ -146,20 +176,23 @@ def adopt(
 
     Raises:
         TrainingError: it is not fitted, or cannot answer these rows.
+        UsageError: it predicts several targets.
     """
     from everloop.training.metrics import get_metric, metrics_of
 
     rows = table(frame)
     names = _names(estimator, rows, target, features)
-    asked = task or _task(estimator, rows, target)
-    known = getattr(estimator, "classes_", None)
-    classes, order = _classes(None if known is None else list(known), rows, target, asked)
+    check_one_output(estimator)
     probe = rows.select(names).head(_PROBE_ROWS)
-    fits = _fitting_container(estimator, probe, asked, order, container)
+    asked, classes, order = _decided(estimator, rows, names, target, task, container)
+    question, fits = _fitting_container(estimator, probe, asked, classes, order, container)
     kept, blob = _dump(estimator)
     types = {name: arrow_type(dtype) for name, dtype in rows.select(names).schema.items()}
     kind = PickledModel if kept == "pickle" else AdoptedModel
-    model = kind(estimator, format=kept, blob=blob, task=asked, inputs=names, types=types, container=fits, order=order)
+    model = kind(estimator, format=kept, blob=blob, question=question, inputs=names, types=types, container=fits)
+    notes = [f"adopted {type(estimator).__module__}.{type(estimator).__qualname__}, kept as {kept}"]
+    if question.choice == "votes":
+        notes.append("gives no probabilities: the score of the predicted class is 1, of the others 0")
     categories = {}
     for name in names:
         if types[name] == "string" and rows[name].n_unique() <= 100:
@@ -174,23 +207,9 @@ def adopt(
         classes=classes,
         metric=get_metric(metric or metrics_of(asked)[0], asked).name,
         best={"candidate": type(estimator).__name__},
-        notes=[f"adopted {type(estimator).__module__}.{type(estimator).__qualname__}, kept as {kept}"],
+        notes=notes,
         rows={"train": rows.height, "valid": 0},
     )
-
-
-def ask(estimator: Any, rows: Any, task: Task, order: Sequence[int] = ()) -> Array:
-    """Scores of an estimator as `Model` promises them; `order` puts its columns into the order of the classes."""
-    if task == "regression":
-        return np.asarray(estimator.predict(rows), dtype=np.float64).reshape(-1)
-    if hasattr(estimator, "predict_proba"):
-        chances = np.asarray(estimator.predict_proba(rows), dtype=np.float64)
-    else:
-        # A native booster answers probabilities from `predict`.
-        chances = np.asarray(estimator.predict(rows), dtype=np.float64)
-    if task == "binary":
-        return np.ascontiguousarray(chances[:, order[1] if order else 1]) if chances.ndim == 2 else chances
-    return np.ascontiguousarray(chances[:, list(order)]) if order else chances
 
 
 def _names(estimator: Any, rows: pl.DataFrame, target: str, features: Sequence[str] | None) -> list[str]:
@@ -218,11 +237,30 @@ def _names(estimator: Any, rows: pl.DataFrame, target: str, features: Sequence[s
     return names
 
 
-def _task(estimator: Any, rows: pl.DataFrame, target: str) -> Task:
-    kind = getattr(estimator, "_estimator_type", None)
-    known = getattr(estimator, "classes_", None)
+def _decided(
+    estimator: Any,
+    rows: pl.DataFrame,
+    names: list[str],
+    target: str,
+    task: Task | None,
+    container: Container | None,
+) -> tuple[Task, list[Json], list[int]]:
+    """The task, the classes in everloop's order, and where the estimator has each."""
+    known = None if task == "regression" else known_classes(estimator)
     if known is not None:
-        return "binary" if len(known) == 2 else "multiclass"
+        classes, order = arranged(known)
+        return task or task_for(classes), classes, order
+    if task is None and kind_of(estimator) in ("clusterer", "outlier_detector"):
+        predicted = _predicted(estimator, rows.select(names), container)
+        found = found_classes(estimator, predicted, None, None)
+        if found:
+            return task_for(found), found, []
+    asked = task or _task(estimator, rows, target)
+    return asked, list(find_classes(rows[target], asked)), []
+
+
+def _task(estimator: Any, rows: pl.DataFrame, target: str) -> Task:
+    kind = kind_of(estimator)
     if kind == "regressor" or not hasattr(estimator, "predict_proba"):
         inferred = infer_task(rows[target])
         if kind == "regressor" or inferred == "regression":
@@ -231,20 +269,24 @@ def _task(estimator: Any, rows: pl.DataFrame, target: str) -> Task:
     return infer_task(rows[target])
 
 
-def _classes(known: list[Any] | None, rows: pl.DataFrame, target: str, task: Task) -> tuple[list[Json], list[int]]:
-    """Classes in everloop's order, and where the estimator has each."""
-    if task == "regression":
-        return [], []
-    if known is None:
-        return find_classes(rows[target], task), []
-    plain = [value.item() if isinstance(value, np.generic) else value for value in known]
-    order = sorted(range(len(plain)), key=lambda k: plain[k])
-    return [plain[k] for k in order], order
+def _predicted(estimator: Any, rows: pl.DataFrame, container: Container | None) -> Any:
+    for one in (container,) if container else _CONTAINERS:
+        try:
+            return estimator.predict(_contain(rows, one))
+        except Exception as error:  # whatever a stranger's estimator raises; the last one is told
+            failure = error
+    raise TrainingError(f"The {type(estimator).__name__} cannot answer its rows: {failure}") from failure
 
 
 def _fitting_container(
-    estimator: Any, probe: pl.DataFrame, task: Task, order: Sequence[int], asked: Container | None
-) -> Container:
+    estimator: Any,
+    probe: pl.DataFrame,
+    task: Task,
+    classes: list[Json],
+    order: Sequence[int],
+    asked: Container | None,
+) -> tuple[Question, Container]:
+    """How the estimator is asked, and the kind of table that it takes."""
     import warnings
 
     failures = []
@@ -253,16 +295,19 @@ def _fitting_container(
             with warnings.catch_warnings():
                 # An estimator that misses its column names says so by a warning; the next container has them.
                 warnings.simplefilter("error")
-                scores = ask(estimator, _contain(probe, container), task, order)
+                question, answers = first_answers(estimator, _contain(probe, container), task, order, classes)
+        except UsageError:
+            raise
         except Exception as error:  # whatever a stranger's estimator raises
             failures.append(f"{container}: {type(error).__name__}: {error}")
             continue
+        scores = answers.scores
         if len(scores) == probe.height and np.isfinite(scores).all():
-            return container
-        failures.append(f"{container}: {len(scores)} answers for {probe.height} rows, some of them no numbers")
+            return question, container
+        failures.append(f"{container}: {len(scores)} answers for {probe.height} rows, some of them not numbers")
     raise TrainingError(
         f"The {type(estimator).__name__} cannot answer the rows that it was trained on ({'; '.join(failures)}).",
-        help="Return a fitted estimator that takes the prepared table's columns, or say `container`.",
+        help="Return a fitted estimator that takes the prepared table's columns, or pass `container`.",
     )
 
 

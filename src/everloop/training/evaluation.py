@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from everloop.errors import DataError, EmptySampleError, UsageError
+from everloop.training.decisions import answer_frame
 from everloop.training.intervals import Interval, interval, intervals, wilson
-from everloop.training.metrics import decide, get_metric, metrics_of
+from everloop.training.metrics import decide, get_metric, metrics_of, scores_for
 from everloop.training.tables import table
 from everloop.training.targets import encode_target, find_classes, infer_task
 
@@ -32,7 +33,7 @@ CALIBRATION_BINS = 10
 
 
 class Scorer(Protocol):
-    """Whatever answers a frame: a `Model`, a `Trained`."""
+    """Whatever answers a frame: a `Model`, a `Trained`. Where it has `answer_frame`, that tells its classes too."""
 
     def predict_scores(self, frame: pl.DataFrame) -> Array: ...
 
@@ -178,9 +179,11 @@ def evaluate(
         rows, truth = rows.filter(labelled), truth[labelled]
     if rows.height == 0:
         raise EmptySampleError(f"No row has a '{target}'.", help="Wait for labels, or widen the window.")
+    scores, places = answer_frame(model, rows)
     found = evaluate_scores(
         truth,
-        model.predict_scores(rows),
+        scores,
+        places=places,
         task=asked,
         metric=metric or getattr(model, "metric", None),
         slices={name: rows[name] for name in slices},
@@ -195,6 +198,7 @@ def evaluate_scores(
     scores: ArrayLike,
     *,
     task: Task,
+    places: ArrayLike | None = None,
     metric: str | None = None,
     slices: Mapping[str, pl.Series] | None = None,
     classes: Sequence[Json] = (),
@@ -206,6 +210,7 @@ def evaluate_scores(
         y: truth, shape (n,), as `encode_target` gives it; no NaN.
         scores: shape (n,) or (n, k).
         task: of the scores.
+        places: the predicted class of each row, by its place in `classes`; None reads it off the scores.
         metric: the one that decides; None is the task's usual one.
         slices: column name to its values, n each.
         classes: in the order of the scores, for the record.
@@ -220,26 +225,39 @@ def evaluate_scores(
     deciding = get_metric(metric or names[0], task).name
     if (task == "multiclass") != (given.ndim == 2):
         raise UsageError(f"Scores of shape {given.shape} are not those of a {task} model.", help="Check `task`.")
+    predicted = None if places is None else np.asarray(places, dtype=np.intp)
+    if predicted is not None and predicted.shape != truth.shape:
+        raise DataError(f"There are {len(predicted)} predicted classes for {len(truth)} rows.")
     outputs = 0 if task == "regression" else 2 if given.ndim == 1 else given.shape[1]
+    judged = scores_for(deciding, given, predicted)
     return Evaluation(
         task=task,
         metric=deciding,
         rows=len(truth),
-        metrics=intervals(truth, given, names, n=REPLICATES, seed=seed),
+        metrics=_intervals(truth, given, predicted, names, seed),
         slices=[
-            one for name, values in (slices or {}).items() for one in _slice(name, values, truth, given, deciding, seed)
+            one
+            for name, values in (slices or {}).items()
+            for one in _slice(name, values, truth, given, judged, deciding, seed)
         ],
-        calibration=calibration_table(truth, given, task),
-        confusion=_confusion(truth, given, outputs) if outputs else [],
+        calibration=calibration_table(truth, given, task, places=predicted),
+        confusion=_confusion(truth, given, predicted, outputs) if outputs else [],
         classes=list(classes),
     )
 
 
-def calibration_table(y: ArrayLike, scores: ArrayLike, task: Task) -> list[CalibrationBin]:
-    """Ten groups of as many rows each, by score: what was told and what came. Equal scores stay together."""
+def calibration_table(
+    y: ArrayLike, scores: ArrayLike, task: Task, *, places: ArrayLike | None = None
+) -> list[CalibrationBin]:
+    """Ten groups of as many rows each, by score: what was told and what came. Equal scores stay together.
+
+    Args:
+        places: of several classes the predicted one; None takes the one with the largest score.
+    """
     truth, told = np.asarray(y, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     if told.ndim == 2:
-        truth, told = (decide(told) == truth).astype(np.float64), told.max(axis=1)
+        chosen = decide(told).astype(np.intp) if places is None else np.asarray(places, dtype=np.intp)
+        truth, told = (chosen == truth).astype(np.float64), told[np.arange(len(told)), chosen]
     edges = np.unique(np.quantile(told, np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]))
     place = np.searchsorted(edges, told, side="right")
     found = []
@@ -283,7 +301,19 @@ def slice_labels(values: pl.Series) -> pl.Series:
     return text.fill_null("null")
 
 
-def _slice(name: str, values: pl.Series, truth: Array, scores: Array, metric: str, seed: int) -> list[SliceScore]:
+def _intervals(truth: Array, scores: Array, places: Any, names: list[str], seed: int) -> dict[str, Interval]:
+    """Every metric: those of labels on the predicted classes, the others on the scores."""
+    ofs = [name for name in names if get_metric(name).of_labels and places is not None]
+    rest = [name for name in names if name not in ofs]
+    found = intervals(truth, scores, rest, n=REPLICATES, seed=seed)
+    if ofs:
+        found |= intervals(truth, scores_for(ofs[0], scores, places), ofs, n=REPLICATES, seed=seed)
+    return {name: found[name] for name in names}
+
+
+def _slice(
+    name: str, values: pl.Series, truth: Array, scores: Array, judged_scores: Array, metric: str, seed: int
+) -> list[SliceScore]:
     labels = slice_labels(values).to_numpy()
     found = []
     kinds, places = np.unique(labels, return_inverse=True)
@@ -292,7 +322,7 @@ def _slice(name: str, values: pl.Series, truth: Array, scores: Array, metric: st
         rows = int(inside.sum())
         judged: Interval | None = None
         if rows >= LEAST_SLICE_ROWS:
-            judged = interval(truth[inside], scores[inside], metric, n=REPLICATES, seed=seed)
+            judged = interval(truth[inside], judged_scores[inside], metric, n=REPLICATES, seed=seed)
         single = scores.ndim == 1
         found.append(
             SliceScore(
@@ -308,8 +338,8 @@ def _slice(name: str, values: pl.Series, truth: Array, scores: Array, metric: st
     return found
 
 
-def _confusion(truth: Array, scores: Array, outputs: int) -> list[list[int]]:
-    pairs = truth.astype(np.intp) * outputs + decide(scores).astype(np.intp)
+def _confusion(truth: Array, scores: Array, places: Any, outputs: int) -> list[list[int]]:
+    pairs = truth.astype(np.intp) * outputs + (decide(scores).astype(np.intp) if places is None else places)
     counts: list[list[int]] = np.bincount(pairs, minlength=outputs * outputs).reshape(outputs, outputs).tolist()
     return counts
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from everloop.errors import DataError, EmptySampleError, UsageError
+from everloop.training.decisions import PLAIN, votes
 from everloop.training.metric_tasks import METRIC_TASKS, check_metric
 from everloop.training.metric_tasks import metrics_of as metrics_of
 
@@ -28,8 +29,6 @@ Array = NDArray[np.float64]
 Statistic = Callable[[Array | None], float]
 """The metric of one prepared sample under row weights, shape (n,); None weighs all rows alike."""
 
-THRESHOLD = 0.5
-"""A binary score from here on counts as positive in accuracy, precision, recall and f1."""
 ECE_BINS = 10
 _TINY = float(np.finfo(np.float64).eps)
 
@@ -42,6 +41,8 @@ class Metric:
     tasks: tuple[Task, ...]
     greater_is_better: bool
     make: Callable[[Array, Array], Statistic]
+    of_labels: bool = False
+    """It looks at the predicted classes alone. See `scores_for`."""
 
     def prepare(self, y: ArrayLike, scores: ArrayLike) -> Statistic:
         """Do once what does not depend on the weights.
@@ -130,6 +131,22 @@ def get_metric(metric: str | Metric, task: Task | None = None) -> Metric:
     if task is not None and task not in metric.tasks:
         raise UsageError(f"{metric.name} is not for {task} targets.", help=f"There are: {', '.join(metrics_of(task))}")
     return metric
+
+
+def scores_for(metric: str | Metric, scores: ArrayLike, places: ArrayLike | None) -> Array:
+    """What a metric is given, so that it judges the classes that were predicted and not those that the scores suggest.
+
+    Args:
+        scores: shape (n,) or (n, k).
+        places: the predicted class of each row, by its place; None where it follows from the scores.
+
+    Returns:
+        The scores; for a metric of labels, scores of 0 and 1 that say the predicted class.
+    """
+    given = np.asarray(scores, dtype=np.float64)
+    if places is None or not get_metric(metric).of_labels:
+        return given
+    return votes(np.asarray(places, dtype=np.intp), 2 if given.ndim == 1 else given.shape[1])
 
 
 # -- means of per-row losses --------------------------------------------------------------------------------------
@@ -230,11 +247,8 @@ def _tie_sums(values: Array, starts: NDArray[np.intp] | None) -> Array:
 
 
 def decide(scores: Array) -> Array:
-    """The class index that the scores speak for: shape (n,), binary from `THRESHOLD` on, else the largest."""
-    if scores.ndim == 1:
-        return (scores >= THRESHOLD).astype(np.float64)
-    chosen: Array = np.argmax(scores, axis=1).astype(np.float64)
-    return chosen
+    """The class index that the scores speak for: shape (n,), binary from one half on, else the largest."""
+    return PLAIN.places(scores).astype(np.float64)
 
 
 def _of_counts(finish: Callable[[Array, Array, Array], Array]) -> Callable[[Array, Array], Statistic]:
@@ -347,8 +361,10 @@ def _mean_defined(values: list[float]) -> float:
     return float(np.mean(defined)) if defined else float("nan")
 
 
-def _metric(name: str, greater_is_better: bool, make: Callable[[Array, Array], Statistic]) -> Metric:
-    return Metric(name, METRIC_TASKS[name], greater_is_better, make)
+def _metric(
+    name: str, greater_is_better: bool, make: Callable[[Array, Array], Statistic], *, of_labels: bool = False
+) -> Metric:
+    return Metric(name, METRIC_TASKS[name], greater_is_better, make, of_labels)
 
 
 METRICS: dict[str, Metric] = {
@@ -358,10 +374,10 @@ METRICS: dict[str, Metric] = {
         _metric("average_precision", True, _average_precision),
         _metric("log_loss", False, _log_loss),
         _metric("brier", False, _brier),
-        _metric("accuracy", True, _accuracy),
-        _metric("f1", True, _f1),
-        _metric("precision", True, _precision),
-        _metric("recall", True, _recall),
+        _metric("accuracy", True, _accuracy, of_labels=True),
+        _metric("f1", True, _f1, of_labels=True),
+        _metric("precision", True, _precision, of_labels=True),
+        _metric("recall", True, _recall, of_labels=True),
         _metric("ece", False, _ece),
         _metric("rmse", False, _rmse),
         _metric("mae", False, _mae),

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
+    from everloop.training.decisions import Answers
+
     Scores = NDArray[np.float64]
 
 Json = Any
@@ -34,6 +36,8 @@ class Model(Protocol):
     * binary: shape (n,), the probability of the positive class, `classes[1]`;
     * multiclass: shape (n, k), one probability a class in the order of `classes`, rows sum to one;
     * regression: shape (n,), in the target's unit.
+
+    A model whose classes do not follow from its scores has `answer_frame` and `answer_rows` as well; see `decisions`.
 
     For the built-in formats the answer to a row does not depend, to the last bit, on the rows asked with it, nor on
     whether it was asked as a frame or as a dict.
@@ -165,6 +169,12 @@ class Trained:
     def predict_scores(self, frame: pl.DataFrame) -> Scores:
         """As `model.predict_scores`."""
         return self.model.predict_scores(frame)
+
+    def answer_frame(self, frame: pl.DataFrame) -> Answers:
+        """Scores and predicted classes of every row of a frame."""
+        from everloop.training.decisions import answer_frame
+
+        return answer_frame(self.model, frame)
 
     def predict_rows(self, rows: Sequence[Mapping[str, object]]) -> Scores:
         """As `model.predict_rows`."""

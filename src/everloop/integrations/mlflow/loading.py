@@ -30,8 +30,8 @@ class Answers:
             frame = pl.DataFrame({name: rows[:, place] for place, name in enumerate(names)})
         else:
             frame = pl.DataFrame({name: pl.Series(name, list(rows[name])) for name in names if name in rows})
-        scores = self.predictor.predict(frame)
-        labels = self.predictor.labels(scores)
+        scores, places = self.predictor.answer_frame(frame)
+        labels = self.predictor.name_places(places)
         return scores if labels is None else np.asarray(labels)
 
 

@@ -6,12 +6,14 @@ A form that is not clearly quicker than one that has been proved already is not 
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import EverloopError, ParityError
 from everloop.models.compilation.compiled import CompiledModel, LinearForm, TreeForm
+from everloop.models.compilation.ensembles import STRICT
 from everloop.models.compilation.proof import prove_compiled
 from everloop.models.compilation.reading import (
     Ground,
@@ -21,7 +23,9 @@ from everloop.models.compilation.reading import (
     segments_of,
     split_pipeline,
 )
+from everloop.models.effort import Effort
 from everloop.models.parity import plain_rows
+from everloop.training.decisions import Rule, answer_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +45,8 @@ _SESSION_S = 5e-6
 _TURNS = 300
 _MOST_S = 0.1
 """Measuring one form takes no longer."""
+_SEARCHES = {"GridSearchCV", "RandomizedSearchCV", "HalvingGridSearchCV", "HalvingRandomSearchCV"}
+_THRESHOLDS = {"FixedThresholdClassifier", "TunedThresholdClassifierCV"}
 _MOST_TEXT = 4_000_000
 """Bytes of trees above which no graph is made just to be compared: converting takes minutes then."""
 
@@ -57,14 +63,25 @@ class Compilation:
     evidence: dict[str, Json] = field(default_factory=dict)
 
 
-def compile_model(original: Model, signature: Signature, sample: pl.DataFrame) -> Compilation:
+def compile_model(
+    original: Model, signature: Signature, sample: pl.DataFrame, effort: Effort | None = None
+) -> Compilation:
     """Look for a compiled form that is proved equal to `original`.
 
     Args:
         sample: rows of the training data with the signature's columns, at most as many as `parity.sample_of` gives.
+        effort: how long it may take; forms that time does not allow are not tried, and noted.
     """
+    effort = effort or Effort()
+    with warnings.catch_warnings():
+        # Values at the edge are asked on purpose.
+        warnings.simplefilter("ignore")
+        return _compile(original, signature, sample, effort)
+
+
+def _compile(original: Model, signature: Signature, sample: pl.DataFrame, effort: Effort) -> Compilation:
     row = plain_rows(sample.head(1), signature)[0]
-    times = {"original": seconds_a_row(lambda: original.predict_rows([row]))}
+    times = {"original": seconds_a_row(lambda: answer_rows(original, [row]))}
     seen = _subject(original, sample)
     if seen is None:
         return Compilation(model=None, evidence={"row_us": _told(times)})
@@ -72,7 +89,12 @@ def compile_model(original: Model, signature: Signature, sample: pl.DataFrame) -
     best: tuple[CompiledModel, dict[str, Json]] | None = None
     quickest = times["original"]
     values = tuple(row.values())
-    for name, make in _MAKERS.items():
+    for turn, (name, make) in enumerate(_MAKERS.items()):
+        # Reading trees and weights is quick, and nothing else makes a model as quick.
+        if effort.over and name != "native":
+            effort.leave_out(f"the form '{name}'")
+            continue
+        effort.tell(f"compiling as {name}", turn, len(_MAKERS))
         try:
             if best is not None and (best[0].size_bytes > _MOST_TEXT or name not in ("native", "onnx")):
                 raise NotCompilableError(f"{best[0].form.name} is proved already")
@@ -87,7 +109,7 @@ def compile_model(original: Model, signature: Signature, sample: pl.DataFrame) -
             if taken >= quickest * (1.0 if best is None else CLEARLY):
                 told[name] = f"not clearly quicker: {taken * 1e6:.3g} µs a row, {quickest * 1e6:.3g} µs without it"
                 continue
-            best, quickest = (made, prove_compiled(original, made, signature, sample)), taken
+            best, quickest = (made, prove_compiled(original, made, signature, sample, effort)), taken
         except NotCompilableError as error:
             told[name] = f"not compiled: {error.message}"
         except ParityError as error:
@@ -124,7 +146,27 @@ def _subject(original: Model, sample: pl.DataFrame) -> Subject | None:
         table = replace(table, container=original.container)
     else:
         return None
-    return Subject(estimator=original.estimator, table=table, task=original.task, order=original.order, model=original)
+    estimator, rule = _peeled(original.estimator)
+    return Subject(
+        estimator=estimator, table=table, task=original.task, order=original.order, model=original, rule=rule
+    )
+
+
+def _peeled(estimator: Any) -> tuple[Any, Rule | None]:
+    """The estimator inside of a search or of a threshold that was fixed or tuned, and the rule of the threshold."""
+    room, name = type(estimator).__module__, type(estimator).__name__
+    if room.startswith("sklearn.model_selection.") and name in _SEARCHES and hasattr(estimator, "best_estimator_"):
+        return _peeled(estimator.best_estimator_)
+    if room.startswith("sklearn.") and name == "FrozenEstimator":
+        return _peeled(estimator.estimator)
+    if room.startswith("sklearn.model_selection.") and name in _THRESHOLDS:
+        threshold = estimator.best_threshold_ if name == "TunedThresholdClassifierCV" else estimator.threshold
+        by_chances = getattr(estimator, "response_method", "auto") != "decision_function"
+        if isinstance(threshold, str) or not by_chances or not hasattr(estimator.estimator_, "predict_proba"):
+            return estimator, None
+        inner, _ = _peeled(estimator.estimator_)
+        return inner, Rule(threshold=float(threshold))
+    return estimator, None
 
 
 def _native(original: Subject, signature: Signature, sample: pl.DataFrame) -> CompiledModel:
@@ -140,23 +182,25 @@ def _native(original: Subject, signature: Signature, sample: pl.DataFrame) -> Co
     read = read_estimator(last, outputs, original.task, ground)
     preparation = Preparation(segments_of(read.outputs, signature))
     form = (
-        TreeForm(preparation, read.text)
+        TreeForm(preparation, read.text, original.task, read.divisor)
         if isinstance(read, Trees)
         else LinearForm(preparation, read.weights, read.bias, original.task)
     )
-    return CompiledModel(form, original.task, signature.names)
+    return CompiledModel(form, original.task, signature.names, original.rule or read.rule)
 
 
 def _graph(original: Subject, signature: Signature, sample: pl.DataFrame) -> CompiledModel:
     from everloop.models.compilation.graphs import convert
 
-    return CompiledModel(convert(original, signature, sample), original.task, signature.names)
+    return CompiledModel(convert(original, signature, sample), original.task, signature.names, original.rule or STRICT)
 
 
 def _single_graph(original: Subject, signature: Signature, sample: pl.DataFrame) -> CompiledModel:
     from everloop.models.compilation.graphs import convert
 
-    return CompiledModel(convert(original, signature, sample, single=True), original.task, signature.names)
+    return CompiledModel(
+        convert(original, signature, sample, single=True), original.task, signature.names, original.rule or STRICT
+    )
 
 
 _MAKERS: dict[str, Callable[[Any, Any, Any], CompiledModel]] = {

@@ -16,6 +16,7 @@ from everloop.errors import CorruptionError
 from everloop.models.compilation.columns import Preparation, column_values, number_reader, table_codes, table_rows
 from everloop.training.algorithms.booster import Booster
 from everloop.training.algorithms.linear import link
+from everloop.training.decisions import PLAIN, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 STATE = "compiled.json"
+ABOVE_HALF = math.nextafter(0.5, 1.0)
 FEW_ROWS = 64
 """Up to here rows are answered one by one, which skips building a frame."""
 
@@ -49,23 +51,50 @@ class Form(Protocol):
 
 
 class TreeForm:
-    """Trees in LightGBM's text."""
+    """Trees in LightGBM's text.
+
+    Args:
+        divisor: what the sum of the trees is divided by, in the order in which a forest's own mean is taken: shares
+            that are divided first add up to something else in the last bit, and ties are no longer ties.
+
+    Trees for both of two classes, whose larger sum decides, give one score: the second's, moved in its last bit where
+    rounding would put it on the other side of one half.
+    """
 
     name = "compiled trees"
 
-    def __init__(self, preparation: Preparation, text: str) -> None:
+    def __init__(self, preparation: Preparation, text: str, task: Task, divisor: int = 1) -> None:
         self.preparation = preparation
+        self.divisor = divisor
         self._text = text
         self.booster = Booster(text)
         if self.booster.width != preparation.width:
             raise CorruptionError("The compiled trees do not fit their preparation.", help="Build the package again.")
         self._prepare, self._ask = preparation.row, self.booster.predict_row
+        self._paired = task == "binary" and self.booster.outputs == 2
 
     def row(self, values: Sequence[Any]) -> Sequence[float]:
-        return self._ask(self._prepare(values))
+        found = self._ask(self._prepare(values))
+        if self.divisor != 1:
+            found = [value / self.divisor for value in found]
+        if not self._paired:
+            return found
+        low, high = found
+        return (max(high, ABOVE_HALF) if high > low else min(high, 0.5),)
 
     def frame(self, frame: pl.DataFrame) -> Array:
-        return self.booster.predict(self.preparation.matrix(frame))
+        found = self.booster.predict(self.preparation.matrix(frame))
+        if self.divisor != 1:
+            found = found / self.divisor
+        if not self._paired:
+            return found
+        low, high = found[:, 0], found[:, 1]
+        return np.where(high > low, np.maximum(high, ABOVE_HALF), np.minimum(high, 0.5))
+
+    def contributions(self, matrix: Array) -> Array:
+        """As `Booster.contributions`."""
+        found = self.booster.contributions(matrix) / self.divisor
+        return found[:, 1:] if self._paired else found
 
     def to_files(self) -> Files:
         text = self._text.encode()
@@ -73,6 +102,7 @@ class TreeForm:
             "form": self.name,
             "preparation": self.preparation.to_json(),
             "sha256": hashlib.sha256(text).hexdigest(),
+            "divisor": self.divisor,
         }
         return {"trees.txt": text, STATE: _json(state)}
 
@@ -185,8 +215,10 @@ class CompiledModel:
 
     format = "compiled"
 
-    def __init__(self, form: Form, task: Task, inputs: Sequence[str]) -> None:
+    def __init__(self, form: Form, task: Task, inputs: Sequence[str], rule: Rule = PLAIN) -> None:
         self.form = form
+        self.rule = rule
+        """How classes follow from scores; proved to give what the original predicts."""
         self.task: Task = task
         self.inputs = tuple(inputs)
 
@@ -208,14 +240,27 @@ class CompiledModel:
     def to_files(self) -> Files:
         files = self.form.to_files()
         state = json.loads(files[STATE])
-        return {**files, STATE: _json({"version": 1, "task": self.task, "inputs": list(self.inputs), **state})}
+        return {
+            **files,
+            STATE: _json(
+                {
+                    "version": 1,
+                    "task": self.task,
+                    "inputs": list(self.inputs),
+                    "rule": self.rule.to_json(),
+                    **state,
+                }
+            ),
+        }
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
         try:
             state = json.loads(files[STATE])
             task, inputs = state["task"], state["inputs"]
-            return cls(_read_form(state, files, task), task, inputs)
+            # Compiled by an earlier version, it has no rule of its own.
+            rule = Rule.from_json(state["rule"]) if "rule" in state else PLAIN
+            return cls(_read_form(state, files, task), task, inputs, rule)
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptionError(f"These files are no compiled model: {error!r}.", help="Build it again.") from error
 
@@ -235,7 +280,7 @@ def _read_form(state: Mapping[str, Any], files: Mapping[str, bytes], task: Task)
     # LightGBM does not survive a damaged text, so nothing but the very bytes gets near it.
     if hashlib.sha256(text).hexdigest() != state["sha256"]:
         raise CorruptionError("trees.txt is not the text that was compiled.", help="Build the package again.")
-    return TreeForm(preparation, text.decode())
+    return TreeForm(preparation, text.decode(), task, int(state.get("divisor", 1)))
 
 
 def _frame_of(rows: Sequence[Mapping[str, object]], names: Sequence[str]) -> pl.DataFrame:

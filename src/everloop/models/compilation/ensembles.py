@@ -19,6 +19,7 @@ from everloop.models.compilation.reading import (
     tabulate,
 )
 from everloop.models.compilation.trees import Node, Tree, build_tree, model_text
+from everloop.training.decisions import PLAIN, Rule
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,15 +28,19 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
+STRICT = Rule(strict=True)
+"""Two classes: the second above one half, as the first of the largest and `decision > 0` have it."""
 Link = Literal["none", "logit", "softmax"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trees:
-    """LightGBM text whose answers are the scores."""
+    """LightGBM text whose answers, divided by `divisor`, are the scores."""
 
     text: str
     outputs: list[Output]
+    divisor: int = 1
+    rule: Rule = STRICT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,7 @@ class Weights:
     bias: Array
     link: Link
     outputs: list[Output]
+    rule: Rule = STRICT
 
 
 def read_estimator(estimator: Any, outputs: list[Output], task: Task, ground: Ground) -> Trees | Weights:
@@ -207,21 +213,25 @@ def _codes_of(bitset: Any) -> frozenset[int]:
 def _forest(estimator: Any, outputs: list[Output], task: Task) -> Trees:
     members = list(getattr(estimator, "estimators_", [estimator]))
     takes_nulls = members[0].__sklearn_tags__().input_tags.allow_nan
+    held = [member.tree_.value for member in members]
+    if any(values.shape[1] != 1 for values in held):
+        raise NotCompilableError("it answers several targets")
+    if task != "regression" and not all(np.allclose(values.sum(axis=2), 1.0) for values in held):
+        # Shares of the classes in a leaf; older versions kept counts there.
+        held = [values / values.sum(axis=2, keepdims=True) for values in held]
     classes = 1 if task != "multiclass" else len(estimator.classes_)
+    if task == "binary" and not all(((values == 0.0) | (values == 1.0)).all() for values in held):
+        # Where leaves are mixed, the two sums are rounded apart, and which of them is larger decides a tie.
+        classes = 2
     trees = []
-    for member in members:
-        values = member.tree_.value
-        if values.shape[1] != 1:
-            raise NotCompilableError("it answers several targets")
-        if task != "regression":
-            # Shares of the classes in a leaf, whatever the version keeps there.
-            values = values / values.sum(axis=2, keepdims=True)
+    for member, values in zip(members, held, strict=True):
         for place in range(classes):
-            column = place if task == "multiclass" else values.shape[2] - 1
-            trees.append(build_tree(_sklearn_node(member.tree_, values[:, 0, column] / len(members))))
+            column = place if classes > 1 else values.shape[2] - 1
+            trees.append(build_tree(_sklearn_node(member.tree_, values[:, 0, column])))
     return Trees(
         text=model_text(trees, width=len(outputs), outputs=classes),
         outputs=append_op(outputs, *([] if takes_nulls else [("known",)]), ("narrow",), ("single",)),
+        divisor=len(members),
     )
 
 
@@ -248,6 +258,8 @@ def _gradient_boosting(estimator: Any, outputs: list[Output], task: Task) -> Tre
     return Trees(
         text=model_text(trees, width=len(outputs), outputs=width, objective=objective),
         outputs=append_op(outputs, ("known",), ("narrow",), ("single",)),
+        # Its `predict` asks `decision >= 0`, unlike all others.
+        rule=PLAIN,
     )
 
 
@@ -277,7 +289,9 @@ def _catboost(estimator: Any, outputs: list[Output], task: Task) -> Trees:
     trees, width = catboost_trees(estimator, task)
     objective = {"binary": "binary sigmoid:1", "multiclass": f"multiclass num_class:{width}", "regression": ""}[task]
     text = model_text(trees, width=len(outputs), outputs=width, objective=objective)
-    return Trees(text=text, outputs=append_op(outputs, ("single",)))
+    border = estimator.get_probability_threshold() if task == "binary" else None
+    rule = STRICT if border is None else Rule(threshold=float(border), strict=True)
+    return Trees(text=text, outputs=append_op(outputs, ("single",)), rule=rule)
 
 
 def _xgboost(estimator: Any, outputs: list[Output], task: Task) -> Trees:

@@ -1,8 +1,8 @@
 """The proof that a compiled form answers as its original: on training rows, edge rows, and beside split thresholds.
 
-Numbers may differ by a little, see `TOLERANCES`: absolute for probabilities, relative for a regression. Classes must be
-the same, and what one of the two refuses the other must refuse. Where a form goes wrong it goes wrong silently, so
-nothing is taken on trust, whatever converter made it.
+Numbers may differ by a little, see `TOLERANCES`: absolute for probabilities, relative for a regression. The predicted
+class must be the one that the original predicts, ties included, and what one of the two refuses the other must refuse.
+Where a form goes wrong it goes wrong silently, so nothing is taken on trust, whatever converter made it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import ParityError
-from everloop.models.parity import edge_rows, frame_of, plain_rows
+from everloop.models.effort import Effort
+from everloop.models.parity import each_answer, edge_rows, frame_of, mixed_rows, plain_rows, stacked, try_answers
+from everloop.training.decisions import Answers, answer_frame, by_rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
 
 TOLERANCES = {"binary": 1e-5, "multiclass": 1e-5, "regression": 1e-5}
 """By task: of a probability; of a regression's answer relative to what is above one."""
-TIE = 1e-12
-"""Two classes whose probabilities are this near have no order to keep."""
+ZERO = 1e-35
+"""What is nearer to zero is zero to LightGBM's library, and in practice; it is not held against a form."""
 PLAIN_ROWS = 500
 """Rows that are also asked one by one, the way in which an endpoint asks."""
 BESIDE_ROWS = 1500
@@ -43,31 +45,42 @@ Row = dict[str, Any]
 
 
 def prove_compiled(
-    original: Model, compiled: CompiledModel, signature: Signature, sample: pl.DataFrame
+    original: Model, compiled: CompiledModel, signature: Signature, sample: pl.DataFrame, effort: Effort | None = None
 ) -> dict[str, Json]:
     """Compare the two; returns the evidence.
 
+    Args:
+        effort: how long it may take; rows beyond that are not compared, and noted.
+
     Raises:
-        ParityError: an answer differs, or one refuses a row that the other takes.
+        ParityError: a score or a class differs, or one refuses a row that the other takes.
     """
+    effort = effort or Effort()
     edges, infinite = edge_rows(signature, sample), _infinite_rows(signature, sample)
     beside = rows_beside_thresholds(compiled, signature, sample)
+    compared = frames = 0
     with warnings.catch_warnings():
         # Edge rows overflow where they should; the answers are compared all the same.
         warnings.simplefilter("ignore")
         prover = _Prover(original, compiled, signature)
-        prover.frame(sample, "training row")
         few = sample.gather_every(max(1, sample.height // PLAIN_ROWS)).head(PLAIN_ROWS)
         prover.rows(plain_rows(few, signature), "training row")
+        effort.tell("edge rows", 0, len(edges))
         prover.rows(edges, "edge row")
         prover.rows(infinite, "row with an infinity")
+        for piece in effort.pieces(sample, "training rows"):
+            prover.frame(piece, "training row")
+            compared += piece.height
+        mixed = mixed_rows(sample)
+        for piece in effort.pieces(mixed, "mixed rows"):
+            prover.frame(piece, "mixed row", careful=True)
         prover.rows(beside, "row beside a split")
-        frames = 0
         for frame in frames_beside_thresholds(compiled, signature, sample):
-            prover.frame(frame, "row beside a split")
-            frames += frame.height
+            for piece in effort.pieces(frame, "rows beside splits"):
+                prover.frame(piece, "row beside a split")
+                frames += piece.height
     return {
-        "compiled_sample_rows": sample.height,
+        "compiled_sample_rows": compared,
         "compiled_edge_rows": len(edges) + len(infinite),
         "compiled_threshold_rows": len(beside) + frames,
         "compiled_refused": prover.refused,
@@ -125,7 +138,7 @@ def frames_beside_thresholds(
                 np.nextafter(narrow, np.float32(np.inf)).astype(np.float64),
             ]
         )
-        near = near[np.isfinite(near)]
+        near = near[np.isfinite(near) & ((near == 0.0) | (np.abs(near) > ZERO))]
         base = sample.head(50)
         rows = base[np.arange(len(near)) % base.height]
         name = signature.inputs[place].name
@@ -141,7 +154,7 @@ def _beside(value: float, item: Input) -> list[float | int]:
     near = [value, float(np.nextafter(value, -np.inf)), float(np.nextafter(value, np.inf))]
     if single is not None:
         near += [float(np.nextafter(single, np.float32(-np.inf))), float(np.nextafter(single, np.float32(np.inf)))]
-    return [part for part in near if np.isfinite(part)]
+    return [part for part in near if np.isfinite(part) and (part == 0.0 or abs(part) > ZERO)]
 
 
 def _thresholds(compiled: CompiledModel) -> dict[int, NDArray[np.float64]]:
@@ -198,60 +211,59 @@ class _Prover:
     worst: float = 0.0
     refused: int = 0
 
-    def frame(self, frame: pl.DataFrame, what: str) -> None:
-        self._compare(self.original.predict_scores(frame), self.compiled.predict_scores(frame), frame, what)
+    def frame(self, frame: pl.DataFrame, what: str, *, careful: bool = False) -> None:
+        """Compare the answers to a frame.
+
+        Args:
+            careful: the original may refuse rows of it; those are left out.
+        """
+        if careful:
+            wanted = each_answer(self.original, frame)
+            taken = [place for place, answer in enumerate(wanted) if not isinstance(answer, Exception)]
+            if not taken:
+                return
+            expected, frame = stacked([answer for answer in wanted if not isinstance(answer, Exception)]), frame[taken]
+        else:
+            expected = answer_frame(self.original, frame)
+        self._compare(expected, answer_frame(self.compiled, frame), frame, what)
 
     def rows(self, rows: Sequence[Row], what: str) -> None:
         """Compare row by row, as a frame and as decoded values."""
         if not rows:
             return
         frame = frame_of(rows, self.signature)
-        wanted = self._answers(frame)
-        for place, row in enumerate(rows):
-            answer = wanted[place]
-            got = _try_row(self.compiled, tuple(row[name] for name in self.signature.names))
-            if isinstance(answer, Exception) or isinstance(got, Exception):
-                if isinstance(answer, Exception) and isinstance(got, Exception):
-                    self.refused += 1
-                    continue
-                who = "refuses" if isinstance(got, Exception) else "answers"
+        wanted = each_answer(self.original, frame)
+        got = [_try_row(self.compiled, tuple(row[name] for name in self.signature.names)) for row in rows]
+        for answer, found, row in zip(wanted, got, rows, strict=True):
+            if isinstance(answer, Exception) and isinstance(found, Exception):
+                self.refused += 1
+            elif isinstance(answer, Exception) or isinstance(found, Exception):
+                who = "refuses" if isinstance(found, Exception) else "answers"
                 raise ParityError(
                     f"The compiled form {who} a row that the original does not ({what} {_short(row)}: "
-                    f"{got if isinstance(got, Exception) else answer})."
+                    f"{found if isinstance(found, Exception) else answer})."
                 )
-            self._compare(answer[None], got[None], frame[place : place + 1], what)
         taken = [place for place, answer in enumerate(wanted) if not isinstance(answer, Exception)]
         if taken:
-            import numpy as np
-
             kept = frame[taken]
-            expected = np.stack([wanted[place] for place in taken])
-            self._compare(expected, self.compiled.predict_scores(kept), kept, what)
+            expected = stacked([answer for answer in wanted if not isinstance(answer, Exception)])
+            alone = stacked([answer for answer in got if not isinstance(answer, Exception)])
+            self._compare(expected, alone, kept, what)
+            self._compare(expected, answer_frame(self.compiled, kept), kept, what)
         for place in [place for place, answer in enumerate(wanted) if isinstance(answer, Exception)][:20]:
-            one = frame[place : place + 1]
-            if not isinstance(_try(self.compiled, one), Exception):
+            if not isinstance(try_answers(self.compiled, frame[place : place + 1]), Exception):
                 raise ParityError(f"The compiled form answers a frame that the original refuses ({what}).")
 
-    def _answers(self, frame: pl.DataFrame) -> list[Any]:
-        """The original's answer to each row, or why it gives none; halves what is refused until it stands alone."""
-        found = _try(self.original, frame)
-        if not isinstance(found, Exception):
-            return list(found)
-        if frame.height == 1:
-            return [found]
-        middle = frame.height // 2
-        return [*self._answers(frame[:middle]), *self._answers(frame[middle:])]
-
-    def _compare(self, wanted: Scores, got: Scores, frame: pl.DataFrame, what: str) -> None:
+    def _compare(self, expected: Answers, found: Answers, frame: pl.DataFrame, what: str) -> None:
         import numpy as np
 
+        wanted, got = expected.scores, found.scores
         if wanted.shape != got.shape:
             raise ParityError(f"The compiled form gives scores of shape {got.shape}, not {wanted.shape}.")
         unit = np.maximum(1.0, np.abs(wanted)) if self.signature.task == "regression" else 1.0
         with np.errstate(invalid="ignore"):
             apart = np.where((wanted == got) | (np.isnan(wanted) & np.isnan(got)), 0.0, np.abs(got - wanted) / unit)
         apart = np.nan_to_num(apart, nan=np.inf).reshape(len(wanted), -1).max(axis=1)
-        apart[self._other_class(wanted, got)] = np.inf
         worst = int(np.argmax(apart))
         if apart[worst] > TOLERANCES[self.signature.task]:
             raise ParityError(
@@ -259,38 +271,29 @@ class _Prover:
                 f"{wanted[worst].tolist()} ({what} {_short(frame.row(worst, named=True))})."
             )
         self.worst = max(self.worst, float(apart[worst]))
-
-    def _other_class(self, wanted: Scores, got: Scores) -> Any:
-        import numpy as np
-
-        if self.signature.task == "regression":
-            return np.zeros(len(wanted), dtype=bool)
-        if self.signature.task == "binary":
-            return ((wanted >= 0.5) != (got >= 0.5)) & (np.abs(wanted - 0.5) > TIE)
-        ordered = np.sort(wanted, axis=1)
-        return (wanted.argmax(axis=1) != got.argmax(axis=1)) & (ordered[:, -1] - ordered[:, -2] > TIE)
-
-
-def _try(model: Any, frame: pl.DataFrame) -> Any:
-    import numpy as np
-
-    try:
-        scores = model.predict_scores(frame)
-    except Exception as error:  # any estimator may stand behind it, and any exception means "I do not take this"
-        return error
-    return scores if np.isfinite(scores).all() else ParityError("the score is not a finite number")
+        if expected.places is None or found.places is None:
+            return
+        others = np.flatnonzero(expected.places != found.places)
+        if len(others):
+            at = int(others[0])
+            classes = self.signature.classes
+            raise ParityError(
+                f"The compiled form predicts {classes[int(found.places[at])]!r} where the original predicts "
+                f"{classes[int(expected.places[at])]!r}, with scores {got[at].tolist()} and {wanted[at].tolist()} "
+                f"({what} {_short(frame.row(at, named=True))})."
+            )
 
 
-def _try_row(compiled: CompiledModel, values: tuple[Any, ...]) -> Any:
+def _try_row(compiled: CompiledModel, values: tuple[Any, ...]) -> Answers | Exception:
     import numpy as np
 
     try:
         scores = np.array(compiled.form.row(values), dtype=np.float64)
-    except Exception as error:
+    except Exception as error:  # any exception means "I do not take this"
         return error
     if not np.isfinite(scores).all():
         return ParityError("the score is not a finite number")
-    return scores if compiled.task == "multiclass" else scores.reshape(())
+    return by_rule(compiled, scores[None] if compiled.task == "multiclass" else scores.reshape(1))
 
 
 def _short(row: Row) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from everloop.models.formats.tables import TableKind
     from everloop.models.signature import Signature
+    from everloop.training.decisions import Rule
     from everloop.training.trained import Model, Task
 
 UNSEEN = "\N{REPLACEMENT CHARACTER} never seen in training"
@@ -70,6 +71,8 @@ class Subject:
     order: tuple[int, ...]
     """Where it has each class; empty where it has them in order."""
     model: Model
+    rule: Rule | None = None
+    """How classes follow from scores, where a wrapper around the estimator says so."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from everloop.errors import CorruptionError, MissingExtraError, TrustError
 from everloop.models.formats.structure import check_structure
 from everloop.models.formats.tables import TableKind
-from everloop.training.adopted import ask
+from everloop.training.asking import Question
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
+    from everloop.training.decisions import Answers, Rule
     from everloop.training.trained import Files, Task
 
     Array = NDArray[np.float64]
@@ -71,34 +72,45 @@ class EstimatorModel:
     reads: ClassVar[tuple[str, ...]] = ("sklearn", "xgboost", "catboost")
     """The formats that `from_files` reads. What a package says of itself is no reason to run code out of it."""
 
-    def __init__(
-        self, estimator: Any, *, format: str, blob: bytes, task: Task, table: TableKind, order: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, estimator: Any, *, format: str, blob: bytes, question: Question, table: TableKind) -> None:
         self.estimator = estimator
         self.format = format
-        self.task: Task = task
+        self.question = question
+        self.task: Task = question.task
         self.table = table
         self.inputs = table.names
-        self._order = tuple(order)
         self._blob = blob
 
     @property
     def order(self) -> tuple[int, ...]:
         """Where the estimator has each class; empty where it has them in order."""
-        return self._order
+        return self.question.order
+
+    @property
+    def rule(self) -> Rule | None:
+        """How classes follow from scores; None where the estimator is asked for them."""
+        return self.question.rule if self.question.choice == "rule" else None
 
     def predict_scores(self, frame: pl.DataFrame) -> Array:
-        return ask(self.estimator, self.table.fill(self.table.cast(frame)), self.task, self._order)
+        return self.question.scores(self.estimator, self.table.fill(self.table.cast(frame)))
 
     def predict_rows(self, rows: Sequence[Mapping[str, object]]) -> Array:
-        return ask(self.estimator, self.table.fill(self.table.from_rows(rows)), self.task, self._order)
+        return self.question.scores(self.estimator, self.table.fill(self.table.from_rows(rows)))
+
+    def answer_frame(self, frame: pl.DataFrame) -> Answers:
+        """Scores and classes."""
+        return self.question.answer(self.estimator, self.table.fill(self.table.cast(frame)))
+
+    def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> Answers:
+        """Scores and classes."""
+        return self.question.answer(self.estimator, self.table.fill(self.table.from_rows(rows)))
 
     def to_files(self) -> Files:
         state = {
             "version": 1,
             "task": self.task,
             "table": self.table.to_json(),
-            "order": list(self._order),
+            **self.question.to_json(),
             "class": type(self.estimator).__name__,
         }
         return {_FILES[self.format]: self._blob, _STATE: json.dumps(state, sort_keys=True).encode()}
@@ -108,11 +120,11 @@ class EstimatorModel:
         kept = next((name for name in cls.reads if _FILES[name] in files), "")
         try:
             state, blob = json.loads(files[_STATE]), files[_FILES[kept]]
-            task, table, order = state["task"], TableKind.from_json(state["table"]), state["order"]
+            table, question = TableKind.from_json(state["table"]), Question.from_json(state, state["task"])
             name = str(state["class"])
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptionError(f"These files are no estimator: {error!r}.", help="Build it again.") from error
-        return cls(load_estimator(blob, kept, name), format=kept, blob=blob, task=task, table=table, order=order)
+        return cls(load_estimator(blob, kept, name), format=kept, blob=blob, question=question, table=table)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _reread, (type(self), self.to_files())

@@ -230,7 +230,7 @@ def _trees(mojo: Mojo) -> Form:
         else _codes(place, name, mojo.domains[place])
         for place, name in enumerate(mojo.features)
     ]
-    form = TreeForm(Preparation(segments), text)
+    form = TreeForm(Preparation(segments), text, mojo.task)
     return _Shares(form) if mojo.task == "multiclass" and not boosted else form
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from everloop.errors import CorruptionError, EverloopError, TrustError, UsageError
 from everloop.models.formats.tables import TableKind, read_example
 from everloop.models.manifest import SAFE
+from everloop.training.decisions import PLAIN, answer_frame, by_rule, rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
+    from everloop.training.decisions import Answers, Rule
     from everloop.training.trained import Files, Model, Task
 
     Array = NDArray[np.float64]
@@ -113,11 +115,30 @@ class ProcessedModel:
     def predict_rows(self, rows: Sequence[Mapping[str, object]]) -> Array:
         return self._answer(self.table.from_rows(rows))
 
+    @property
+    def rule(self) -> Rule | None:
+        """How classes follow from scores: by the model's own rule, unless a function changes its scores."""
+        return PLAIN if self._after is not None else rule_of(self.parts[0])
+
+    def answer_frame(self, frame: pl.DataFrame) -> Answers:
+        """Scores and classes."""
+        return self._answers(self.table.cast(frame))
+
+    def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> Answers:
+        """Scores and classes."""
+        return self._answers(self.table.from_rows(rows))
+
+    def _answers(self, frame: pl.DataFrame) -> Answers:
+        if self._after is None:
+            return answer_frame(self.parts[0], self._prepared(frame))
+        return by_rule(self, self._answer(frame))
+
     def _answer(self, frame: pl.DataFrame) -> Array:
-        if self._before is not None:
-            frame, _ = read_example(self._before(self.table.fill(frame)))
-        scores = self.parts[0].predict_scores(frame)
+        scores = self.parts[0].predict_scores(self._prepared(frame))
         return scores if self._after is None else np.asarray(self._after(scores), dtype=np.float64)
+
+    def _prepared(self, frame: pl.DataFrame) -> pl.DataFrame:
+        return frame if self._before is None else read_example(self._before(self.table.fill(frame)))[0]
 
     def to_files(self) -> Files:
         state = {"version": 1, "format": self.parts[0].format, "table": self.table.to_json()}

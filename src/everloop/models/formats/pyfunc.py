@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 from everloop.errors import CorruptionError, NotFoundError, UsageError
 from everloop.models.formats.tables import TableKind
 from everloop.stores.trees import safe_path
-from everloop.training.adopted import ask
+from everloop.training.asking import Question
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
+    from everloop.training.decisions import Answers, Rule
     from everloop.training.trained import Files, Task
 
     Array = NDArray[np.float64]
@@ -53,9 +54,9 @@ class PyfuncModel:
     def __init__(self, blob: bytes, artifacts: Mapping[str, bytes], names: Mapping[str, str], **state: Any) -> None:
         import cloudpickle
 
-        self.task: Task = state["task"]
+        self.question: Question = state.get("question") or Question(task=state["task"])
+        self.task: Task = self.question.task
         self.table: TableKind = state["table"]
-        self._order = tuple(state.get("order", ()))
         self.inputs = self.table.names
         self._blob, self._artifacts, self._names = blob, dict(artifacts), dict(names)
         # A bound method keeps the folder; it goes with the model.
@@ -71,13 +72,32 @@ class PyfuncModel:
         """The model, asked as an estimator is."""
 
     def predict_scores(self, frame: pl.DataFrame) -> Array:
-        return ask(self.asked, self.table.fill(self.table.cast(frame)), self.task, self._order)
+        return self.question.scores(self.asked, self.table.fill(self.table.cast(frame)))
 
     def predict_rows(self, rows: Sequence[Mapping[str, object]]) -> Array:
-        return ask(self.asked, self.table.fill(self.table.from_rows(rows)), self.task, self._order)
+        return self.question.scores(self.asked, self.table.fill(self.table.from_rows(rows)))
+
+    @property
+    def rule(self) -> Rule | None:
+        """How classes follow from scores; None where the model is asked for them."""
+        return self.question.rule if self.question.choice == "rule" else None
+
+    def answer_frame(self, frame: pl.DataFrame) -> Answers:
+        """Scores and classes."""
+        return self.question.answer(self.asked, self.table.fill(self.table.cast(frame)))
+
+    def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> Answers:
+        """Scores and classes."""
+        return self.question.answer(self.asked, self.table.fill(self.table.from_rows(rows)))
 
     def to_files(self) -> Files:
-        state = {"version": 1, "task": self.task, "table": self.table.to_json(), "artifacts": self._names}
+        state = {
+            "version": 1,
+            "task": self.task,
+            "table": self.table.to_json(),
+            "artifacts": self._names,
+            **self.question.to_json(),
+        }
         files = {_STATE: json.dumps(state, sort_keys=True).encode(), _OBJECT: self._blob}
         return files | {f"{_ARTIFACTS}{name}": data for name, data in self._artifacts.items()}
 
@@ -85,7 +105,8 @@ class PyfuncModel:
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
         try:
             state, blob = json.loads(files[_STATE]), files[_OBJECT]
-            known = {"task": state["task"], "table": TableKind.from_json(state["table"])}
+            known: dict[str, Any] = {"task": state["task"], "table": TableKind.from_json(state["table"])}
+            known["question"] = Question.from_json({"order": (), **state}, state["task"])
             names = {str(name): str(path) for name, path in state["artifacts"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptionError(f"These files are no Python model: {error!r}.", help="Build it again.") from error

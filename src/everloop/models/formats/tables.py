@@ -291,7 +291,10 @@ def _to_pandas(series: pl.Series, column: TableColumn) -> Any:
 
     kind = column.pandas
     if kind == "category":
-        return pd.Categorical(series.to_list(), categories=list(column.categories or ()), ordered=column.ordered)
+        known = set(column.categories or ())
+        # An unknown category is a null to whatever was fitted, and pandas soon refuses to make it one.
+        codes = [value if value in known else None for value in series.to_list()]
+        return pd.Categorical(codes, categories=list(column.categories or ()), ordered=column.ordered)
     if kind == "object" or (not kind and column.type == "String"):
         missing = None if column.none else np.nan
         return pd.Series([missing if value is None else value for value in series.to_list()], dtype=object)
