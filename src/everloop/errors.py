@@ -21,6 +21,7 @@
     ├── ParityError               exit 8   422   a package does not answer as its model does
     ├── RequestError              exit 2   422   a prediction request breaks the signature
     ├── UnavailableError          exit 9   503   an endpoint or store does not answer now
+    │   └── DeadlineError         exit 9   504   the time of a request ran out before its answer was there
     └── StoreError                exit 10  500
         ├── CorruptionError       exit 10  500   bytes differ from their digest
         ├── StoreVersionError     exit 10  500   the store was written by a newer everloop
@@ -147,6 +148,10 @@ class RequestError(EverloopError):
 
 class UnavailableError(EverloopError):
     exit_code, http_status = 9, 503
+
+
+class DeadlineError(UnavailableError):
+    http_status = 504
 
 
 class StoreError(EverloopError):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from everloop.errors import DeadlineError
 from everloop.models import load_model
 from everloop.serving import EndpointProcess, fold_predictions, read_predictions
 from everloop.serving.exchange import Request
@@ -105,7 +106,7 @@ def test_every_call(served: Asked, store: Store) -> None:
 def test_what_comes_too_late_is_not_scored(release: Any, route: Any, local: Any, store: Store) -> None:
     route(release().key)
     late = Request("POST", f"/{SERVICE}/ModelInfer", b"", perf_counter(), deadline=perf_counter() - 1)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(DeadlineError):
         infer(local().app, question(ROWS, raw=True), late)
     assert fold_predictions(store, "delays") == 0
 

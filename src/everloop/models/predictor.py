@@ -205,6 +205,11 @@ class Predictor:
             )
         return self.name_places(rule.places(scores))
 
+    @property
+    def example(self) -> dict[str, Any] | None:
+        """The package's own example row, decoded; None where it has none."""
+        return self._example
+
     def warm(self) -> None:
         """Answer the package's own example, so that the first request does not pay for what is set up lazily.
 

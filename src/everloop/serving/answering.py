@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import EverloopError, RequestError, StoreFullError, UsageError
 from everloop.models.signature import Signature, utc
+from everloop.serving.pace import INSTANT_S
 from everloop.serving.prediction_log import Group, PredictionLog, entity_text
 from everloop.serving.routing import place_of
 from everloop.serving.understanding import Share, fitting_rows, understand
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from everloop.records import Json
+    from everloop.serving.exchange import Request
     from everloop.serving.live import Live, Scorer
     from everloop.serving.metrics import Metrics
     from everloop.serving.settings import Settings
@@ -113,14 +115,23 @@ class ShadowOutcome:
     """Rows that a shadow does not understand, because its inputs are others."""
 
 
-def answer(live: Live, ask: Ask, log: PredictionLog, clock: Clock) -> Answer:
+def rows_of(ask: Ask) -> int:
+    """How many rows are asked."""
+    return len(ask.values if ask.values is not None else ask.rows or ())
+
+
+def answer(live: Live, ask: Ask, log: PredictionLog, clock: Clock, request_sent: Request | None = None) -> Answer:
     """Score and log a request. Thread-safe.
 
+    Args:
+        request_sent: what is asked to `claim` itself before its answer is logged; None: no deadline is held.
+
     Raises:
+        DeadlineError: its time ran out while it was scored; nothing was logged.
         RequestError: the rows, keys or times cannot be used; nothing was logged.
         StoreFullError: the answer could not be logged, so there is none.
     """
-    size = len(ask.values if ask.values is not None else ask.rows or ())
+    size = rows_of(ask)
     if size == 0:
         raise RequestError("rows: there is no row to score.")
     if size > MAX_ROWS:
@@ -143,12 +154,19 @@ def answer(live: Live, ask: Ask, log: PredictionLog, clock: Clock) -> Answer:
         shares = _shares(live, ask, understood, entities, request, size)
     parts, groups = [], []
     for share in shares:
+        started = perf_counter()
         scores, labels, texts = share.scorer.score(share.values)
+        seconds = perf_counter() - started
+        pace = share.scorer.pace
+        if seconds > INSTANT_S or len(share.values) > pace.rows:
+            pace.learn(len(share.values), seconds)
         part = Part(share.scorer, share.places, scores, labels, share.fallbacks)
         if ask.explain:
             part.explanations = _explained(share)
         parts.append(part)
         groups.append(_group(part, texts, share, request, arrived, perf_counter() - ask.began, entities, events))
+    if request_sent is not None:
+        request_sent.claim()
     logged = _log(live.settings, log, groups, request)
     shadow = None
     if live.shadows:

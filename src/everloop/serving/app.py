@@ -1,8 +1,11 @@
 """The ASGI application of one endpoint: reads bodies, finds the protocol's function, sends what it returns.
 
-Small requests are answered in the event loop's own thread, because handing them to another costs more than scoring
-them; large bodies go to a few worker threads, so that a health check never waits for a big batch, and so do shadows,
-so that no answer waits for them.
+What takes an instant is answered in the event loop's own thread, because handing it to another costs more than scoring
+it. Large bodies, and everything that takes longer than a few milliseconds as far as is known (see `pace`), go to a few
+worker threads, so that a health check never waits for a prediction; so do shadows, so that no answer waits for them.
+
+A request that goes to a thread is answered or given up at its deadline, never both: the thread claims it before it
+logs, and what the deadline claimed first is not logged.
 """
 
 from __future__ import annotations
@@ -10,21 +13,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import threading
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from everloop import plugins
-from everloop.errors import EverloopError, NotFoundError, RequestError, TrustError, UnavailableError
+from everloop.errors import (
+    DeadlineError,
+    EverloopError,
+    NotFoundError,
+    RequestError,
+    TrustError,
+    UnavailableError,
+)
 from everloop.serving import answering
 from everloop.serving.admission import Admission
-from everloop.serving.exchange import JSON, Handle, Request, Response
+from everloop.serving.exchange import JSON, Handle, Request, Response, late
 from everloop.serving.label_log import GivenLabel, LabelLog, unmatched_of
 from everloop.serving.live import pinned
 from everloop.serving.metrics import CONTENT_TYPE, Metrics
+from everloop.serving.pace import TakesLong
 from everloop.serving.patience import limit
 from everloop.serving.prediction_log import PredictionLog
 from everloop.serving.settings import Settings
@@ -41,10 +53,14 @@ logger = logging.getLogger("everloop.serving")
 
 LARGE_BODY_BYTES = 64 << 10
 """Bodies above this are decoded and scored in a worker thread."""
-WORKERS = 2
+WORKERS = 4
 MOST_WAITING_SHADOWS = 1_000
 """Requests that wait for their shadows; of more the shadows see nothing, and `/metrics` says so."""
 MOST_WAIT_MS = 24 * 3600 * 1000
+BESIDE = "everloop.request"
+"""The key of a scope that holds a request which the short way could not answer at once."""
+
+T = TypeVar("T")
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -86,6 +102,9 @@ class EndpointApp:
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="everloop-scoring")
         self._shadows = ThreadPoolExecutor(1, thread_name_prefix="everloop-shadow")
         self._queued = 0
+        self._attempting: tuple[int, Request] | None = None
+        """The thread that must not be held up, and the request that it tries to answer."""
+        self._working = threading.local()
         self._waiting_shadows = 0
         self.exact: dict[tuple[str, str], Handle] = {
             ("GET", "/health"): _health,
@@ -122,7 +141,7 @@ class EndpointApp:
         self.metrics.reloads["failed"] += 1
 
     def close(self) -> None:
-        self._workers.shutdown(wait=True)
+        self._workers.shutdown(wait=True, cancel_futures=True)
         self._shadows.shutdown(wait=True)
         self._log.close()
         self._labels.close()
@@ -140,7 +159,7 @@ class EndpointApp:
 
     @property
     def scoring(self) -> ThreadPoolExecutor:
-        """The threads in which large requests are scored."""
+        """The threads in which requests are scored that would hold the event loop up."""
         return self._workers
 
     def admit(self, request: Request) -> tuple[int, str | None]:
@@ -173,9 +192,21 @@ class EndpointApp:
         return found
 
     def answer(self, live: Live, ask: Ask) -> Answer:
-        return answering.answer(live, ask, self._log, self._clock)
+        attempting = self._attempting
+        if attempting is not None and attempting[0] == threading.get_ident():
+            if ask.explain or live.takes_long(answering.rows_of(ask)):
+                raise TakesLong
+            return answering.answer(live, ask, self._log, self._clock, attempting[1])
+        return answering.answer(live, ask, self._log, self._clock, getattr(self._working, "request", None))
 
     def label(self, labels: Sequence[GivenLabel]) -> list[str] | None:
+        attempting = self._attempting
+        if attempting is not None and attempting[0] == threading.get_ident():
+            # They are looked up in a table.
+            raise TakesLong
+        request = getattr(self._working, "request", None)
+        if request is not None:
+            request.claim()
         kept = self._labels.append(labels)
         try:
             return unmatched_of(self._store, self.endpoint, kept)
@@ -196,7 +227,7 @@ class EndpointApp:
         metrics.in_flight += 1
         timeout_s = self.settings.request_timeout_s
         try:
-            # Only the body may be late: what was scored is logged, so its answer is always sent.
+            # What was logged is always sent: after the body, a request's time ends in `beside` or not at all.
             body = await limit(self._body(receive), timeout_s)
             if body is not None:
                 await self._serve(scope, body, send)
@@ -222,56 +253,108 @@ class EndpointApp:
                 return chunk if len(chunks) == 1 else b"".join(chunks)
 
     async def _serve(self, scope: Scope, body: bytes, send: Send) -> None:
-        request = Request(
-            method=scope["method"],
-            path=scope["path"],
-            body=body,
-            began=perf_counter(),
-            headers=scope["headers"],
-            query=scope["query_string"],
-        )
+        request = scope.get(BESIDE)
+        response = None
         large = len(body) > LARGE_BODY_BYTES
-        response = await self._beside(request) if large else self.respond(request)
+        if request is None:
+            request = Request(
+                method=scope["method"],
+                path=scope["path"],
+                body=body,
+                began=perf_counter(),
+                headers=scope["headers"],
+                query=scope["query_string"],
+            )
+            response = None if large else self.attempt(request)
+        if response is None:
+            response = await self._beside(request, large=large)
         await send_response(send, response)
         shadow = self.sent(request, response)
         if shadow is not None:
             await asyncio.wrap_future(shadow)
 
-    async def _beside(self, request: Request) -> Response:
-        """The response to a large request, out of a worker thread, unless too many wait or its time runs out first."""
-        if self._queued >= self.settings.max_queued:
-            return self.busy()
+    def attempt(self, request: Request) -> Response | None:
+        """The response to a request that takes an instant; None: it takes longer, and nothing has been done for it."""
         try:
-            wait_s = self._wait_s(request)
+            return self.attempting(request, lambda: self.respond(request))
+        except TakesLong:
+            return None
+
+    def attempting(self, request: Request, work: Callable[[], T]) -> T:
+        """Do what is to be done for a request in the event loop's thread.
+
+        Raises:
+            TakesLong: it would hold the loop up; nothing has been done.
+        """
+        self._attempting = (threading.get_ident(), request)
+        try:
+            return work()
+        finally:
+            self._attempting = None
+
+    async def _beside(self, request: Request, *, large: bool) -> Response:
+        """The response to a request that a worker thread answers."""
+        try:
+            self._read_deadline(request)
+            return await self.beside(request, lambda: self.respond(request), large=large)
         except RequestError as error:
             return problem(422, "RequestError", error.message, error.help)
-        self._queued += 1
-        try:
-            working = self._workers.submit(self.respond, request)
-            answered = asyncio.wrap_future(working)
-            done, _ = await asyncio.wait((answered,), timeout=wait_s)
-            if not done and working.cancel():
-                return problem(408, "RequestError", "The time of this request ran out before it was scored.")
-            return await answered
-        finally:
-            self._queued -= 1
+        except DeadlineError as error:
+            return problem(504, "DeadlineError", error.message, error.help)
+        except UnavailableError:
+            return self.busy()
 
-    def _wait_s(self, request: Request) -> float:
-        """How long a request may wait for its turn: as its client says, and no longer than the settings allow.
+    async def beside(self, request: Request, work: Callable[[], T], *, large: bool = False) -> T:
+        """Do what is to be done for a request in a worker thread, until its deadline or the endpoint's own.
+
+        Raises:
+            UnavailableError: too many large requests wait.
+            DeadlineError: its time ran out first; what the thread still does for it is not logged.
+        """
+        if large and self._queued >= self.settings.max_queued:
+            raise UnavailableError("The endpoint is busy.")
+        until = request.began + self.settings.request_timeout_s
+        if request.deadline is not None:
+            until = min(until, request.deadline)
+        decided: dict[str, str] = {}
+        request.decided = decided
+
+        def run() -> T:
+            self._working.request = request
+            try:
+                return work()
+            finally:
+                self._working.request = None
+
+        working = self._workers.submit(run)
+        answered = asyncio.wrap_future(working)
+        if large:
+            self._queued += 1
+            answered.add_done_callback(self._left_queue)
+        done, _ = await asyncio.wait((answered,), timeout=max(0.0, until - perf_counter()))
+        if not done and (working.cancel() or decided.setdefault("by", "deadline") == "deadline"):
+            answered.add_done_callback(_unheard)
+            raise late()
+        return await answered
+
+    def _left_queue(self, _: object) -> None:
+        self._queued -= 1
+
+    def _read_deadline(self, request: Request) -> None:
+        """Take over how long the client waits.
 
         Raises:
             RequestError: the client says nonsense.
         """
         given = request.header(b"x-request-timeout-ms")
-        if given is None:
-            return self.settings.request_timeout_s
+        if given is None or request.deadline is not None:
+            return
         if not given.isdigit() or not 0 < int(given[:10]) <= MOST_WAIT_MS or len(given) > 10:
             raise RequestError(
-                f"X-Request-Timeout-Ms: '{given[:50].decode('latin-1')}' is no time to wait.",
-                help=f"Send milliseconds, 1 to {MOST_WAIT_MS}.",
+                f"X-Request-Timeout-Ms: '{given[:50].decode('latin-1')}' is not a time to wait.",
+                help=f"Send whole milliseconds, 1 to {MOST_WAIT_MS}.",
             )
         request.deadline = request.began + int(given) / 1000
-        return min(self.settings.request_timeout_s, int(given) / 1000)
 
     def busy(self) -> Response:
         self.metrics.refused += 1
@@ -311,23 +394,24 @@ class EndpointApp:
             self._waiting_shadows -= 1
 
     def respond(self, request: Request) -> Response:
-        """The response to a request; never raises."""
+        """The response to a request; raises nothing but `TakesLong`, and that only where it is attempted."""
         try:
             if len(request.body) > self.settings.max_body_bytes:
                 return problem(413, "RequestError", f"The body is larger than {self.settings.max_body_bytes} bytes.")
-            if not self._admission.open:
+            handle = request.handle
+            if handle is None and not self._admission.open:
                 status, request.client = self._admission.look(request.path, request.header(b"authorization"))
                 if status != 200:
                     return self._not_let_in(status)
             if request.header(b"x-request-timeout-ms") is not None:
-                self._wait_s(request)
-                if request.deadline is not None and perf_counter() > request.deadline:
-                    return problem(408, "RequestError", "The time of this request ran out before it was scored.")
-            handle = self.exact.get((request.method, request.path))
+                self._read_deadline(request)
+            if request.deadline is not None and perf_counter() > request.deadline:
+                raise late()
             if handle is None:
-                handle = self._find(request)
+                handle = self.exact.get((request.method, request.path)) or self._find(request)
                 if handle is None:
                     return self._unknown(request)
+                request.handle = handle
             response = handle(self, request)
             if response.answer is not None:
                 response.version = response.answer.version()
@@ -335,8 +419,10 @@ class EndpointApp:
                     told = ",".join(response.answer.unasked).encode("ascii", "replace")
                     response.headers = [*response.headers, (b"x-everloop-unasked", told)]
             return response
+        except TakesLong:
+            raise
         except EverloopError as error:
-            if error.http_status >= 500:
+            if error.http_status >= 500 and not isinstance(error, DeadlineError):
                 logger.warning("%s %s: %s", request.method, request.path, error)
             return problem(error.http_status, type(error).__name__, error.message, error.help)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -387,6 +473,12 @@ class EndpointApp:
             return response
         known = ", ".join(sorted({path for _, path in self.exact}))
         return problem(404, "NotFoundError", f"There is no {request.path[:200]} here.", f"There are: {known}")
+
+
+def _unheard(answered: asyncio.Future[Any]) -> None:
+    """Look at what became of work that was given up, so that asyncio does not complain of it."""
+    if not answered.cancelled():
+        answered.exception()
 
 
 def _health(service: Any, request: Request) -> Response:

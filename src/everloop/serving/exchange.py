@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
+
+from everloop.errors import DeadlineError
 
 if TYPE_CHECKING:
     from everloop.serving.answering import Answer, Ask
@@ -38,6 +41,23 @@ class Request:
     """The name of the token with which it came; None where the endpoint asks for none."""
     deadline: float | None = None
     """`perf_counter()` until which the client waits."""
+    handle: Handle | None = None
+    """The protocol's function for it, once it has been found; then it has been let in, too."""
+    decided: dict[str, str] | None = None
+    """How it ends where a thread scores it: whoever writes first, the thread or the deadline, decides. See `claim`."""
+
+    def claim(self) -> None:
+        """Decide that the request is answered, before anything is written down for it.
+
+        Raises:
+            DeadlineError: its time has run out, and its client has been told so or will be.
+        """
+        if self.decided is not None:
+            # A dict's `setdefault` is one step for all threads.
+            if self.decided.setdefault("by", "answer") != "answer":
+                raise late()
+        elif self.deadline is not None and perf_counter() > self.deadline:
+            raise late()
 
     def header(self, name: bytes) -> bytes | None:
         # A loop, because a generator costs more than everything that it would look at.
@@ -58,6 +78,14 @@ class Response:
     answer: Answer | None = None
     version: str | None = None
     """The key of the version that answered; of several, with commas between. Sent as `X-Everloop-Version`."""
+
+
+def late() -> DeadlineError:
+    """What a request gets whose time ran out; nothing was logged for it."""
+    return DeadlineError(
+        "The time of this request ran out before it was answered.",
+        help="Wait longer (X-Request-Timeout-Ms), or send fewer rows at once.",
+    )
 
 
 class Service(Protocol):

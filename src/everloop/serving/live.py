@@ -18,6 +18,7 @@ from everloop.models.registry import get_version
 from everloop.models.rows import row_function
 from everloop.records import Route
 from everloop.serving.checks import checks_for
+from everloop.serving.pace import measure_pace, pace_of
 from everloop.serving.prediction_log import label_text
 from everloop.serving.redaction import check_hidden, redaction_for
 from everloop.serving.routing import RoutingTable
@@ -65,6 +66,7 @@ class Scorer:
         self._labels = predictor.classes
         self._texts = tuple(label_text(value) for value in predictor.classes)
         self._row = row_function(predictor, range(len(predictor.classes))) if predictor.cheap else None
+        self.pace = pace_of(predictor)
 
     def score(self, rows: Sequence[tuple[Any, ...]]) -> tuple[list[Any], list[Json] | None, list[str] | None]:
         """Scores, labels and the labels' texts of rows whose values stand in the order of the signature.
@@ -139,6 +141,10 @@ class Live:
         check_hidden(self.settings, self.known_names)
         self._made: dict[str, Any] = {}
 
+    def takes_long(self, rows: int) -> bool:
+        """Whether scoring so many rows may take longer than the event loop can wait."""
+        return any(rows > scorer.pace.rows for scorer in self.scorers)
+
     def made(self, key: str, make: Callable[[Live], T]) -> T:
         """What a protocol makes once per `Live`, such as its decoder."""
         try:
@@ -196,6 +202,7 @@ def load_live(
             version = get_version(store, route.version)
             predictor = load_package(store, version.package, version=version.key)
             predictor.warm()
+            measure_pace(predictor)
             loaded[route.version] = predictor
         scorers[_route_key(route)] = Scorer(route, predictor, settings)
     return Live(endpoint, scorers)

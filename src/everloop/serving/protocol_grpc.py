@@ -9,13 +9,13 @@ Source: kserve/open-inference-protocol, open_inference_grpc.proto.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import (
     ConflictError,
+    DeadlineError,
     EverloopError,
     MissingExtraError,
     NotFoundError,
@@ -26,8 +26,9 @@ from everloop.errors import (
     UsageError,
 )
 from everloop.serving import foreign, protocol_inference_v2
-from everloop.serving.exchange import Request, Response
+from everloop.serving.exchange import Request, Response, late
 from everloop.serving.grpc_messages import SERVICE, messages
+from everloop.serving.pace import TakesLong
 from everloop.serving.tensors import FORMATS, Tensor, flat, pack, rows_of, take_binary
 from everloop.version import VERSION
 
@@ -129,22 +130,32 @@ class InferencePort:
             if status == 429:
                 return codes.RESOURCE_EXHAUSTED, "This client asks too often.", Response(status=429)
         try:
-            if name == "ModelInfer" and message.ByteSize() > app.large:
-                working = asyncio.get_running_loop().run_in_executor(app.scoring, call, app, message, request)
-                told, response = await working
-            else:
-                told, response = call(app, message, request)
+            told, response = await self._called(name, call, message, request)
         except EverloopError as error:
             code = next((code for kind, code in _codes(codes) if isinstance(error, kind)), codes.INTERNAL)
             return code, str(error), Response(status=error.http_status)
-        except TimeoutError as error:
-            return codes.DEADLINE_EXCEEDED, str(error), Response(status=408)
         except Exception:
             logger.exception("%s failed", request.path)
             return codes.INTERNAL, "The endpoint failed; its log says why.", Response(status=500)
         if response.answer is not None:
             response.version = response.answer.version()
         return None, told, response
+
+    async def _called(self, name: str, call: Any, message: Any, request: Request) -> tuple[Any, Response]:
+        """What a call gives, by the event loop's thread if it takes an instant, else by one beside it."""
+        app = self._app
+
+        def work() -> tuple[Any, Response]:
+            told: tuple[Any, Response] = call(app, message, request)
+            return told
+
+        large = name == "ModelInfer" and message.ByteSize() > app.large
+        if not large:
+            try:
+                return app.attempting(request, work)
+            except TakesLong:
+                pass
+        return await app.beside(request, work, large=large)
 
 
 def _server_live(app: EndpointApp, message: Any, request: Request) -> tuple[Any, Response]:
@@ -175,10 +186,10 @@ def infer(app: EndpointApp, message: Any, request: Request) -> tuple[Any, Respon
     """Score a `ModelInferRequest`.
 
     Raises:
-        TimeoutError: its client does not wait any more; nothing was scored.
+        DeadlineError: its client does not wait any more; nothing was scored.
     """
     if request.deadline is not None and perf_counter() > request.deadline:
-        raise TimeoutError("The time of this call ran out before it was scored.")
+        raise late()
     _name(request, message.model_name, message.model_version)
     live = foreign.named(app, request)
     raw = list(message.raw_input_contents)
@@ -251,6 +262,7 @@ def _codes(codes: Any) -> tuple[tuple[type[EverloopError], Any], ...]:
         (UsageError, codes.INVALID_ARGUMENT),
         (NotFoundError, codes.NOT_FOUND),
         (TrustError, codes.PERMISSION_DENIED),
+        (DeadlineError, codes.DEADLINE_EXCEEDED),
         (UnavailableError, codes.UNAVAILABLE),
         (StoreFullError, codes.RESOURCE_EXHAUSTED),
     )

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from everloop.serving.app import LARGE_BODY_BYTES, EndpointApp, head_of
+from everloop.serving.app import BESIDE, LARGE_BODY_BYTES, EndpointApp, head_of
 from everloop.serving.exchange import JSON, Request
 
 if TYPE_CHECKING:
     from asyncio import Transport
+
+    from everloop.serving.exchange import Response
 
 _LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _PLAIN = re.compile(rb"/[A-Za-z0-9_.:/-]*")
@@ -126,15 +128,20 @@ class QuickProtocol(HttpToolsProtocol):
             self._take_long_way()
             super().on_message_complete()
             return
-        self._body = None
-        self._answer(body)
-
-    def _answer(self, body: bytes) -> None:
-        endpoint = self._endpoint
         request = Request(
             self.parser.get_method().decode("ascii"), self.url.decode("ascii"), body, perf_counter(), self.headers
         )
-        response = endpoint.respond(request)
+        response = endpoint.attempt(request)
+        if response is None:
+            # It takes longer than an instant: a thread answers it, while this connection's task waits.
+            self._take_long_way(request)
+            super().on_message_complete()
+            return
+        self._body = None
+        self._answer(request, response)
+
+    def _answer(self, request: Request, response: Response) -> None:
+        endpoint = self._endpoint
         stays = self.parser.should_keep_alive()
         content = response.body
         if response.content_type is JSON and not response.headers and response.status == 200:
@@ -157,13 +164,15 @@ class QuickProtocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         endpoint.sent(request, response)
 
-    def _take_long_way(self) -> None:
-        """Hand the request over to uvicorn, with what has come of its body."""
+    def _take_long_way(self, request: Request | None = None) -> None:
+        """Hand the request over to uvicorn, with what has come of its body, and the request if it has been read."""
         pieces, self._body = self._body, None
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.headers, self.expect_100_continue = url, headers, expects
         self.scope["headers"] = headers
+        if request is not None:
+            self.scope[BESIDE] = request  # type: ignore[literal-required]
         super().on_headers_complete()
         for piece in pieces or ():
             super().on_body(piece)

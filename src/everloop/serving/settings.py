@@ -32,8 +32,8 @@ class Settings:
     max_body_bytes: a larger body gets 413.
     max_in_flight: requests on their way at once, in each worker; one more gets 503 and `Retry-After`.
     max_queued: large requests that wait for a scoring thread, in each worker; likewise.
-    request_timeout_s: how long a body may take to come, and a large request may wait; a client's own deadline
-        (`X-Request-Timeout-Ms`, or that of gRPC) counts where it is shorter.
+    request_timeout_s: how long a body may take to come, and a request to be answered from then on; a client's own
+        deadline (`X-Request-Timeout-Ms`, or that of gRPC) counts where it is shorter.
     rate_limit: requests a second of one token, or of all who ask without; more get 429. 0: no limit.
     unseen: `refuse` or `flag` values that training has not seen; see `checks`.
     unfit: `refuse` rows that break the signature, or `flag` what can be mended; see `mending`.

@@ -19,7 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from everloop.errors import DataError
 from everloop.training.agreement import agreement_bounds
-from everloop.training.metrics import THRESHOLD, Metric, dot, get_metric
+from everloop.training.decisions import THRESHOLD
+from everloop.training.metrics import Metric, dot, get_metric
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
