@@ -15,6 +15,7 @@ from everloop.cli import (
     demo,
     endpoints,
     features,
+    init,
     loop,
     monitor,
     packages,
@@ -68,7 +69,7 @@ def _root(
 app = _empty()
 """The whole tree."""
 app.command()(demo.demo)
-app.command()(loop.init)
+app.command()(init.init)
 app.command()(loop.run)
 app.command()(loop.up)
 app.command()(server.server)

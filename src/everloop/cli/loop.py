@@ -1,7 +1,8 @@
-"""`everloop init`, `run` and `up`: a project, one turn of its loop, and keeping it turning."""
+"""`everloop run` and `up`: one turn of a project's loop, and keeping it turning."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,51 +11,16 @@ import typer
 from everloop.cli.output import AsJson, Home, console, emit, messages, table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from everloop.loop import Loop, Turn
     from everloop.pipeline import Planned
     from everloop.records import Step
     from everloop.stores import Store
 
 
-def init(
-    folder: Annotated[Path, typer.Argument(help="Made if it is not there.")] = Path(),
-    json: AsJson = False,
-) -> None:
-    """Make a new project: loop.py with a small data set, a test, and a CI workflow. Overwrites nothing."""
-    from importlib.resources import files
-
-    from everloop.errors import AlreadyExistsError
-
-    template = files("everloop.cli") / "template"
-    names = {
-        "loop.py": "loop.py",
-        "everloop.toml": "everloop.toml",
-        "data.csv": "data/wine.csv",
-        "test_loop.py": "tests/test_loop.py",
-        "workflow.yml": ".github/workflows/loop.yml",
-        "gitignore": ".gitignore",
-    }
-    folder = folder.absolute()
-    taken = [name for name in names.values() if (folder / name).exists()]
-    if "loop.py" in taken:
-        raise AlreadyExistsError(f"{folder} has a loop.py already.", help="Run it with: everloop run")
-    written = []
-    for source, name in names.items():
-        if name in taken:
-            continue
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = (template / source).read_text(encoding="utf-8")
-        path.write_text(text.replace("{{name}}", _project_name(folder)), encoding="utf-8")
-        written.append(name)
-
-    def draw() -> None:
-        for name in written:
-            console().print(f"  {name}")
-        where = "" if folder == Path.cwd() else f"cd {folder} && "
-        console().print(f"A new project is in {folder}. Turn its loop: {where}everloop run")
-
-    emit({"folder": folder, "written": written}, json, draw)
+_SHOWN = 12
+"""How many columns or violations are named; the rest is counted."""
 
 
 def run(
@@ -168,11 +134,6 @@ def _store_of(folder: Path, home: Path | None) -> Store:
     return open_store(home)
 
 
-def _project_name(folder: Path) -> str:
-    name = "".join(character if character.isalnum() or character in "-_" else "-" for character in folder.name)
-    return name.strip("-_") or "my-loop"
-
-
 def _aim(loops: dict[str, Loop], target: str | None) -> tuple[Loop, str | None]:
     """Which loop, and up to which step."""
     from everloop.errors import NotFoundError, UsageError
@@ -232,6 +193,8 @@ def _turn_json(turn: Turn) -> dict[str, Any]:
         "version": turn.version,
         "gates": turn.gates,
         "release": turn.release,
+        "columns": turn.columns,
+        "contract": turn.broken,
     }
 
 
@@ -243,6 +206,7 @@ def _draw_plan(planned: list[Planned]) -> None:
 def _draw_turn(turn: Turn, store: Store) -> None:
     from everloop.cli.output import cell
 
+    _draw_broken(turn)
     if turn.version is None:
         console().print(f"{turn.ran} of {len(turn.steps)} steps ran.")
         return
@@ -250,6 +214,7 @@ def _draw_turn(turn: Turn, store: Store) -> None:
         console().print(f"Nothing to do: nothing has changed since {turn.version.key} was made.")
     colours = {"pass": "green", "fail": "red", "undecided": "yellow"}
     console().print(f"[bold]{turn.version.key}[/bold]  {cell(turn.version.metrics)}", soft_wrap=True)
+    _draw_columns(turn)
     for gate in turn.gates:
         colour = colours[gate.outcome]
         console().print(f"  [{colour}]{gate.outcome:<9}[/{colour}] {gate.gate}: {cell(gate.message)}", soft_wrap=True)
@@ -264,3 +229,47 @@ def _draw_turn(turn: Turn, store: Store) -> None:
             console().print("Serve it and keep the loop turning with: everloop up")
         elif release.state == "rolling_out":
             console().print("Its live evidence decides while this runs: everloop up")
+
+
+def _draw_columns(turn: Turn) -> None:
+    """One line for the columns that the model reads, one for each other, and what is different from the champion."""
+    found = turn.columns
+    if found is None:
+        return
+    say = partial(console().print, soft_wrap=True, markup=False)
+    say(f"  learned from {len(found.used)} columns: {_listed(found.used)}")
+    for name, reason in found.left_out.items():
+        say(f"  left out     {name}: {reason}")
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in found.set_apart.items():
+        by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
+        say(f"  not offered  {_listed(names)}: {reason}")
+    news = [
+        *(["added " + _listed(found.added)] if found.added else []),
+        *(["no longer " + _listed(found.removed)] if found.removed else []),
+        *(f"{name} is {change}" for name, change in (found.retyped or {}).items()),
+    ]
+    if news:
+        say(f"  since {found.against}: {'; '.join(news)}")
+
+
+def _draw_broken(turn: Turn) -> None:
+    from shlex import quote
+
+    for told in turn.broken:
+        bad, rows = int(told["bad_rows"]), int(told["rows"])
+        if bad:
+            aside = f"kept aside as quarantine/{told['dataset']}"
+            console().print(f"  [yellow]{bad:,} of {rows:,} rows break the contract[/yellow] and are {aside}:")
+        for one in told["violations"][:_SHOWN]:
+            console().print(f"    {one['severity']}: {one['message']}", soft_wrap=True, markup=False)
+        more = len(told["violations"]) - _SHOWN + int(told["more"])
+        if more > 0:
+            console().print(f"    and {more} more")
+        command = f"everloop data contract {quote(str(told['dataset']))} --accept"
+        console().print(f"    If the data changed on purpose: {command}", soft_wrap=True, markup=False)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= _SHOWN else f"{', '.join(names[:_SHOWN])} and {len(names) - _SHOWN} more"

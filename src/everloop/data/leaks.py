@@ -52,13 +52,18 @@ def single_scores(rows: pl.DataFrame, snapshot: Snapshot) -> dict[str, float]:
     target = snapshot.target
     if target is None or target not in rows.columns:
         return {}
+    return column_scores(rows.drop([snapshot.entity] if snapshot.entity in rows.columns else []), target)
+
+
+def column_scores(rows: pl.DataFrame, target: str) -> dict[str, float]:
+    """As `single_scores`, of every column beside the target; none where fewer than a hundred rows have a target."""
     known = rows.filter(pl.col(target).is_not_null())
     goal = _goal(known[target])
     if goal is None or known.height < _MANY:
         return {}
     found: dict[str, float] = {}
     for name in known.columns:
-        if name in (target, snapshot.entity):
+        if name == target:
             continue
         score = _score(known[name], goal)
         if score is not None:

@@ -31,6 +31,7 @@ def passing_rows(
     time: str | None,
     key: str | None,
     declared: str | None,
+    run: str | None = None,
 ) -> tuple[pl.DataFrame, Contract]:
     """The rows that keep the contract, and the contract.
 
@@ -39,6 +40,7 @@ def passing_rows(
 
     Args:
         declared: a contract's key or the path of its TOML file; default: the dataset's own file.
+        run: id of the run that asks.
 
     Raises:
         ContractError: the table's columns do not fit, or no row keeps the contract.
@@ -53,7 +55,7 @@ def passing_rows(
         way = _way_out("Correct the step", dataset, declared)
         raise ContractError(error.message, help=f"{error.help} {way}" if error.help else way) from error
     if report.violations:
-        _tell(store, dataset, contract, report)
+        _tell(store, dataset, contract, report, run)
         record_findings(report, dataset, store)
     if report.errors and not report.bad_rows:
         raise ContractError(
@@ -172,7 +174,7 @@ def _file(dataset: str, declared: str | None) -> str:
     return declared or str(Path(FOLDER) / f"{dataset}.toml")
 
 
-def _tell(store: Store, dataset: str, contract: Contract, report: ContractReport) -> None:
+def _tell(store: Store, dataset: str, contract: Contract, report: ContractReport, run: str | None) -> None:
     told = [
         {"column": one.column, "rule": one.rule, "severity": one.severity, "rows": one.rows, "message": one.message}
         for one in (*report.errors, *report.warnings)[:_TOLD]
@@ -183,5 +185,5 @@ def _tell(store: Store, dataset: str, contract: Contract, report: ContractReport
         contract.id,
         contract.key,
         {"dataset": dataset, "rows": report.rows, "bad_rows": report.bad_rows, "violations": told,
-         "more": max(0, len(report.violations) - _TOLD)},
+         "more": max(0, len(report.violations) - _TOLD), "run": run},
     )  # fmt: skip

@@ -130,7 +130,9 @@ def snapshot(
     wanted = [*(features or ()), *(name for name in (time, key) if name is not None), *exclude]
     known = labelled_rows(table, dataset, target, wanted)
     check_purpose(here.store, known, target, purpose or {})
-    rows, checked = passing_rows(here.store, known, dataset, target=target, time=time, key=key, declared=contract)
+    rows, checked = passing_rows(
+        here.store, known, dataset, target=target, time=time, key=key, declared=contract, run=here.run
+    )
     taken = take_snapshot(
         rows, dataset, here.store, target=target, time=time, key=key, run=here.run, contract=checked.key
     )

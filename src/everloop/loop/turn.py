@@ -12,6 +12,7 @@ from everloop.pipeline import plan, run_graph
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from everloop.loop.column_report import ColumnReport
     from everloop.loop.declaration import Loop
     from everloop.pipeline import Executor, GraphRun, Listener, Planned
     from everloop.records import GateResult, ModelVersion, Release, Run, Step
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a turn did. `version`, `gates` and `release` are of the candidate, new or found again."""
+    """What a turn did. `version`, `gates`, `release` and `columns` are of the candidate, new or found again."""
 
     run: Run
     steps: list[Step]
     version: ModelVersion | None
     gates: list[GateResult]
     release: Release | None
+    columns: ColumnReport | None = None
+    """What became of each column of the table."""
+    broken: tuple[dict[str, Any], ...] = ()
+    """What this turn found in its table that breaks or bends the contract: the data of those events."""
 
     @property
     def ran(self) -> int:
@@ -58,6 +63,7 @@ def take_turn(
     from everloop.tracking import start_run
 
     mark_lost(store)
+    before = store.records.last_event()
     graph = graph_of(loop)
     if target is not None:
         graph.get(target)
@@ -72,7 +78,7 @@ def take_turn(
             force=force,
             listener=listener,
         )
-    return _told(store, store.records.get(Run, run.id), done)
+    return _told(store, store.records.get(Run, run.id), done, before)
 
 
 def explain_turn(
@@ -87,19 +93,27 @@ def explain_turn(
     return plan(graph_of(loop), store, targets=None if target is None else [target], params=params, force=force)
 
 
-def _told(store: Store, run: Run, done: GraphRun) -> Turn:
+def _told(store: Store, run: Run, done: GraphRun, before: int) -> Turn:
+    from everloop.loop.column_report import report_columns
     from everloop.models import get_version
     from everloop.records import GateResult, Release
 
-    version = _value(done, "register")
-    gates = _value(done, "judge") or []
-    release = _value(done, "release")
+    made = _value(done, "register")
+    version = get_version(store, made) if made else None
+    gates = [store.records.get(GateResult, gate) for gate in _value(done, "judge") or []]
+    begun = _value(done, "release")
+    release = store.records.get(Release, begun["release"]) if begun else None
+    rivals = [release.previous if release is not None else None, *(gate.champion for gate in gates)]
+    previous = next((rival for rival in rivals if rival is not None), None)
+    events = store.records.events_since(before, kinds=("contract",))
     return Turn(
         run=run,
         steps=done.steps,
-        version=get_version(store, version) if version else None,
-        gates=[store.records.get(GateResult, gate) for gate in gates],
-        release=store.records.get(Release, release["release"]) if release else None,
+        version=version,
+        gates=gates,
+        release=release,
+        columns=report_columns(store, version, previous) if version is not None else None,
+        broken=tuple(event.data for event in events if event.data.get("run") == run.id),
     )
 
 

@@ -1,0 +1,287 @@
+"""A project for somebody's own table: the goal that its target asks for, and `loop.py` as a person would write it."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from everloop.errors import DataError
+from everloop.loop.disguises import column_code, quoted
+from everloop.loop.stages import STAGES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from everloop.loop.looking import TableLook
+    from everloop.records import Json
+    from everloop.training.trained import Task
+
+RARE = 5
+"""A class of fewer rows is not on every side of a split often enough to be learned."""
+UNBALANCED = 0.05
+"""Where the smaller class has a smaller share than this, the usual metric says little about it."""
+_TAKEN = {"el", "pl", "loop", "prepare", *STAGES}
+_WIDTH = 110
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is asked of a model, and how it is judged."""
+
+    task: Task
+    classes: tuple[Json, ...]
+    metric: str
+    bar: float
+    says: str
+    """What the target asks for, in a line."""
+    why_metric: str
+    why_bar: str
+    rare: tuple[Json, ...] = ()
+    """Classes with too few rows to be learned."""
+
+
+def find_goal(look: TableLook) -> Goal:
+    """The task of a table's target, and a metric and a bar that fit it.
+
+    Raises:
+        DataError: nothing can be learned: one value only, too many classes, too few rows, a type without order.
+    """
+    import polars as pl
+
+    from everloop.errors import TrainingError
+    from everloop.training.targets import find_classes, infer_task
+
+    values = look.rows[look.target].drop_nulls()
+    try:
+        task = infer_task(values)
+    except TrainingError as error:
+        raise DataError(error.message, help=error.help) from error
+    if task == "regression":
+        _check_rows(look, len(values))
+        mean = values.cast(pl.Float64).mean()
+        says = f"an amount, {_number(values.min())} to {_number(values.max())}, {_number(mean)} on average"
+        return Goal(task, (), "r2", 0.0, says, "1 is perfect, 0 is answering the mean", "better than the mean")
+    counts = values.cast(pl.String).value_counts(sort=True)
+    rare = [row[0] for row in counts.iter_rows() if row[1] < RARE]
+    kept = values.filter(~values.cast(pl.String).is_in(rare)) if rare else values
+    if kept.n_unique() < 2:
+        named, rows = counts.row(-1)
+        raise DataError(
+            f"'{look.target}' is {named!r} in {rows} of {len(values):,} rows: too few to learn from.",
+            help=f"Gather at least {RARE} rows of two values.",
+        )
+    _check_rows(look, len(kept))
+    task = "binary" if kept.n_unique() == 2 else task
+    classes = tuple(find_classes(kept, task))
+    left_out = tuple(one for one in find_classes(values, "multiclass") if one not in classes) if rare else ()
+    shares = ", ".join(f"{value!r} {rows / len(kept):.0%}" for value, rows in counts.head(5).iter_rows())
+    if task == "multiclass":
+        says = f"one of {len(classes)} classes ({shares}{', …' if len(classes) > 5 else ''})"
+        return Goal(task, classes, "roc_auc", 0.55, says, "0.5 is guessing, 1 is perfect", "above guessing", left_out)
+    positive = classes[1]
+    share = int((kept.cast(pl.String) == _as_text(kept, positive)).sum()) / len(kept)
+    says = f"{positive!r} ({share:.1%} of the rows) or {classes[0]!r}"
+    if share < UNBALANCED:
+        bar = float(f"{2 * share:.1g}")
+        why = f"guessing reaches {share:.2g}, the share of {positive!r}"
+        return Goal(task, classes, "average_precision", bar, says, why, "twice the share", left_out)
+    return Goal(task, classes, "roc_auc", 0.55, says, "0.5 is guessing, 1 is perfect", "above guessing", left_out)
+
+
+def draft_files(
+    name: str, title: str, source: str, options: Mapping[str, Any], look: TableLook, goal: Goal
+) -> dict[str, str]:
+    """The files of the project by their paths in its folder.
+
+    Args:
+        name: of the project, its loop and its endpoint.
+        title: the source's name without folder and suffix.
+        source: what `el.read` takes.
+        options: further arguments of `el.read`.
+    """
+    template = files("everloop.cli") / "template"
+    step = _step_name(title)
+
+    def filled(file: str) -> str:
+        return (template / file).read_text(encoding="utf-8").replace("{{name}}", name)
+
+    return {
+        "loop.py": _loop_file(name, step, source, options, look, goal),
+        "everloop.toml": filled("everloop.toml"),
+        "tests/test_loop.py": _test_file(name, step, look),
+        ".github/workflows/loop.yml": filled("workflow.yml"),
+        ".gitignore": filled("gitignore"),
+    }
+
+
+def project_name(text: str) -> str:
+    """A name for a loop and an endpoint out of any text: ASCII letters, digits, `-` and `_`."""
+    import unicodedata
+
+    plain = unicodedata.normalize("NFKD", text.replace("ß", "ss")).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", plain).strip("-_") or "my-loop"
+
+
+def _check_rows(look: TableLook, rows: int) -> None:
+    from everloop.training.auto import LEAST_ROWS
+
+    # A fifth is held out for the test before the rest is counted.
+    least = LEAST_ROWS * 5 // 4 + 1
+    if rows < least:
+        raise DataError(
+            f"{rows} rows with '{look.target}' are too few to learn from and to be judged by.",
+            help=f"Gather {least} or more: AutoTrain takes {LEAST_ROWS}, and a fifth is held out beside them.",
+        )
+
+
+def _loop_file(name: str, step: str, source: str, options: Mapping[str, Any], look: TableLook, goal: Goal) -> str:
+    said = "".join(f", {option}={_value(value)}" for option, value in options.items())
+    rows = f"{look.rows.height:,} rows" + (" after what is taken out below" if look.doubles or look.untimed else "")
+    return f'''"""{name}: predicts {_doc(look.target)}, {_doc(goal.says)}.
+
+Take one turn with `everloop run`; keep it turning with `everloop up`.
+"""
+
+import everloop as el
+import polars as pl
+
+
+@el.step
+def {step}() -> pl.LazyFrame:
+    """The rows as they arrive; {rows} when this project began."""
+    return el.read({quoted(source)}{said})
+
+
+@el.step
+def prepare({step}: pl.DataFrame) -> pl.DataFrame:
+    """The table that the model learns from. New features go here, in plain Polars."""
+    {_prepare_body(step, look, goal)}
+
+
+loop = el.Loop(
+    {quoted(name)},
+    data=el.Dataset(
+        prepare,
+{_dataset_lines(look)}
+    ),
+    # {_comment(look.target)}: {goal.metric}, where {_comment(goal.why_metric)}. More seconds, more settings tried.
+    train=el.AutoTrain(metric={quoted(goal.metric)}, budget_s=20),
+    gates=[
+        el.AtLeast({quoted(goal.metric)}, {goal.bar:g}),  # {goal.why_bar}; raise it once you know what is good
+        el.NotWorseThan("champion"),
+        el.Latency(p99_ms=50),
+    ],
+    serve=el.Endpoint({quoted(name)}, rollout=el.Canary(steps=[10, 50, 100])),
+    # labels_after: how long after an answer its true "{_comment(look.target)}" is known.
+    watch=[el.Drift(alarms_per_month=1), el.Performance({quoted(goal.metric)}, labels_after="1d")],
+    retrain=[el.OnDrift(), el.OnNewData()],
+)
+'''
+
+
+def _prepare_body(step: str, look: TableLook, goal: Goal) -> str:
+    calls: list[list[str]] = []
+    if look.renamed:
+        pairs = ", ".join(f"{quoted(old)}: {quoted(new)}" for old, new in look.renamed.items())
+        calls.append([f".rename({{{pairs}}})"])
+    if look.doubles:
+        calls.append(["# Rows that came twice would stand on both sides of the split.", ".unique(maintain_order=True)"])
+    if dropped := look.of("dropped"):
+        names = [f"    {quoted(one.name)},  # {_comment(one.message.removesuffix(': dropped'))}" for one in dropped]
+        calls.append([".drop(", *names, ")"])
+    casts = [
+        line
+        for one in look.columns
+        if one.conversion is not None and one.treatment in ("feature", "target", "time")
+        for line in (f"    # {_comment(one.message)}", f"    {one.conversion.code},")
+    ]
+    if casts:
+        calls.append([".with_columns(", *casts, ")"])
+    if look.untimed and look.time is not None:
+        calls.append([f".filter({column_code(look.time)}.is_not_null())  # {look.untimed:,} rows have no time"])
+    if goal.rare:
+        named = _comment(", ".join(repr(one) for one in goal.rare[:5]))
+        code = column_code(look.target)
+        calls.append([f"# Too few rows to be learned: {named}.", f".filter(pl.len().over({code}) >= {RARE})"])
+    if not calls:
+        return f"return {step}"
+    lines = [line for call in calls for line in call]
+    if len(calls) == 1 and lines[0].startswith("."):
+        return "\n    ".join([f"return {step}{lines[0]}", *lines[1:]])
+    return "\n    ".join(["return (", f"    {step}", *(f"    {line}" for line in lines), ")"])
+
+
+def _dataset_lines(look: TableLook) -> str:
+    lines = [f"target={quoted(look.target)},"]
+    if look.time is not None:
+        lines.append(f"time={quoted(look.time)},  # the later rows are held out, as a model meets them")
+    if look.key is not None:
+        lines.append(f"key={quoted(look.key)},  # names a row; not shown to the model")
+    if excluded := look.of("excluded"):
+        lines.append("exclude=[")
+        lines += [f"    {quoted(one.name)},  # {_comment(one.message)}" for one in excluded]
+        lines.append("],")
+    return "\n".join(f"        {line}" for line in lines)
+
+
+def _test_file(name: str, step: str, look: TableLook) -> str:
+    unique = "\n    assert table[loop.data.key].is_unique().all()" if look.key is not None else ""
+    return f'''"""Quick checks of {name}: `pytest`. They train nothing."""
+
+import os
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[1]
+sys.path.insert(0, str(PROJECT))
+os.environ.setdefault("EVERLOOP_PROJECT", str(PROJECT))  # where relative paths in loop.py start
+
+from loop import {", ".join(sorted(["loop", "prepare", step]))}
+
+
+def test_prepared_table_has_what_the_loop_asks_for() -> None:
+    table = prepare({step}().collect())
+    assert table[loop.data.target].drop_nulls().n_unique() > 1
+    assert set(loop.data.exclude) <= set(table.columns){unique}
+'''
+
+
+def _step_name(title: str) -> str:
+    plain = re.sub(r"\W+", "_", project_name(title).lower()).strip("_")
+    fits = plain.isidentifier() and not keyword.iskeyword(plain) and not keyword.issoftkeyword(plain)
+    return plain if fits and plain not in _TAKEN and len(plain) <= 30 else "rows"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, list):
+        return f"[{', '.join(_value(item) for item in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{quoted(str(key))}: pl.{item!r}' for key, item in value.items())}}}"
+    return repr(value)
+
+
+def _comment(text: str) -> str:
+    """A text that may stand in a comment: one line, no longer than people read."""
+    line = " ".join(text.split())
+    return line if len(line) <= _WIDTH else f"{line[: _WIDTH - 1]}…"
+
+
+def _doc(text: str) -> str:
+    """A text that may stand in a docstring."""
+    return _comment(text).replace("\\", "\\\\").replace('"""', "'''").rstrip('"')
+
+
+def _as_text(values: Any, value: Json) -> str:
+    import polars as pl
+
+    text = pl.Series([value], dtype=values.dtype if not values.dtype.is_float() else pl.Float64)
+    return str(text.cast(pl.String)[0])
+
+
+def _number(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
