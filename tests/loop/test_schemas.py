@@ -133,8 +133,8 @@ def test_labels_under_other_names_are_another_question(shop, load, store, first)
 
 
 def test_a_metric_that_does_not_fit_the_target_is_refused_before_training(shop, load, store):
-    shop.change("loop.py", 'el.AtLeast("roc_auc", 0.60)', 'el.AtLeast("rmse", 0.60)')
-    with pytest.raises(UsageError, match=r"'rmse' is not for binary targets.*roc_auc"):
+    shop.change("loop.py", '"roc_auc"', '"r2"')
+    with pytest.raises(UsageError, match=r"'r2' is not for binary targets, and 'returned' holds two classes.*roc_auc"):
         take_turn(load(), store)
     assert store.records.find(ModelVersion) == []
 
