@@ -36,8 +36,9 @@ def served(tmp_path_factory):
     with open_store(home, project="p") as store:
         for number in (1, 2):
             version = store.new(
-                ModelVersion, model="m", version=number, package=f"sha256:{number:064d}", metrics={"roc_auc": 0.7}
-            )
+                ModelVersion, model="m", version=number, package=f"sha256:{number:064d}", metrics={"roc_auc": 0.7},
+                evaluation={"left_out": [{"column": "region", "reason": "every row has the same value"}]},
+            )  # fmt: skip
             store.records.put(version)
             start_release(store, "e", version, steps=(10, 100))
         store.records.put(store.new(Run, name="<script>alert(1)</script>", started_at=store.now(), state="failed"))
@@ -138,6 +139,7 @@ def test_page_in_a_browser(served, tmp_path):
     page = done.stdout
     assert "m@2" in page
     assert "rolling_out" in page
+    assert "region: every row has the same value" in page
     assert "<polyline" in page  # the live metric, drawn
     assert "&lt;script&gt;alert(1)" in page  # text stays text
     assert "<script>alert(1)" not in page

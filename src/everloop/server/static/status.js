@@ -85,9 +85,10 @@ function draw(status) {
     r.candidate, r.previous, r.state, `${r.percent}%`, moment(r.created_at), last(r)]), "Nothing has been released yet.");
   table("alarms", ["window to", "kind", "subject", "what"], status.alarms.map((a) => [
     moment(a.window_to), a.kind, a.subject, a.message]), "No alarms.");
-  table("versions", ["version", "state", "snapshot", "metrics"], status.versions.map((v) => [
+  table("versions", ["version", "state", "snapshot", "metrics", "columns left out"], status.versions.map((v) => [
     `${v.model}@${v.version}`, v.state, v.snapshot,
-    Object.entries(v.metrics).map(([name, value]) => `${name} ${short(value)}`).join("  ")]), "No versions yet.");
+    Object.entries(v.metrics).map(([name, value]) => `${name} ${short(value)}`).join("  "),
+    (v.evaluation.left_out ?? []).map((one) => `${one.column}: ${one.reason}`).join("; ") || null]), "No versions yet.");
   table("runs", ["run", "state", "trigger", "started", "seconds"], status.runs.map((r) => [
     r.name, r.state, r.trigger, moment(r.started_at), short(r.seconds)]), "Nothing has run yet.");
   table("events", ["#", "at", "by", "what"], status.events.map((e) => [
