@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         materialize,
     )
     from everloop.models import load_model, save_model
-    from everloop.pipeline import Graph, run_graph, step, trace
+    from everloop.pipeline import Graph, progress, run_graph, step, trace
     from everloop.stores import open_store
     from everloop.tracking import autolog, compare_runs, current_run, read_history, search_runs, start_run
     from everloop.training import AutoTrain
@@ -67,6 +67,7 @@ _ROOM = {
     "load_model": "models",
     "materialize": "loop",
     "open_store": "stores",
+    "progress": "pipeline",
     "read": "data",
     "run_graph": "pipeline",
     "save_model": "models",
@@ -108,6 +109,7 @@ __all__ = [
     "load_model",
     "materialize",
     "open_store",
+    "progress",
     "read",
     "read_history",
     "run_graph",

@@ -250,3 +250,33 @@ def test_declarations_that_cannot_be_meant():
         train("minutes", metric="roc_auc")
     with pytest.raises(NotFoundError):
         fit_recipe(Recipe(algorithm="forest", task="binary"), TRAIN, target="late")
+
+
+def test_a_search_in_a_step_says_how_far_it_has_come(tmp_path):
+    import everloop as el
+    from everloop.pipeline import Graph, Listener, run_graph
+    from everloop.stores import open_store
+
+    @el.step
+    def train() -> float:
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=300)
+        table = pl.DataFrame({"x": x, "y": (x + rng.normal(size=300) > 0).astype(int)})
+        el.AutoTrain(metric="roc_auc", budget_s=20, trials=3, candidates=("linear",), seed=1).fit(table, target="y")
+        return 1.0
+
+    class Heard(Listener):
+        def __init__(self):
+            self.news = []
+
+        def on_progress(self, name, progress):
+            self.news.append(progress)
+
+    heard = Heard()
+    with open_store(tmp_path / "home") as store:
+        run_graph(Graph.wire([train]), store, listener=heard)
+    assert heard.news[0].note == "loading the libraries"
+    assert {one.total for one in heard.news} == {20.0}
+    assert "now linear" in heard.news[1].note
+    assert heard.news[-1].note.startswith("3 trials, best roc_auc ")
+    assert [one.done for one in heard.news] == sorted(one.done for one in heard.news)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from everloop.pipeline.graph import Each, Graph, Node, Ref, trace
     from everloop.pipeline.listener import Listener
     from everloop.pipeline.planning import Planned, plan
+    from everloop.pipeline.reporting import StepProgress, progress, watch_steps
     from everloop.pipeline.result import GraphRun
     from everloop.pipeline.run import run_graph
     from everloop.pipeline.steps import Step, step
@@ -30,15 +31,18 @@ _HOME = {
     "Ref": "graph",
     "Step": "steps",
     "StepContext": "context",
+    "StepProgress": "reporting",
     "Stored": "artifacts",
     "code_of": "code",
     "current_step": "context",
     "keep_value": "artifacts",
     "load_value": "artifacts",
     "plan": "planning",
+    "progress": "reporting",
     "run_graph": "run",
     "step": "steps",
     "trace": "graph",
+    "watch_steps": "reporting",
 }
 
 __all__ = [
@@ -54,15 +58,18 @@ __all__ = [
     "Ref",
     "Step",
     "StepContext",
+    "StepProgress",
     "Stored",
     "code_of",
     "current_step",
     "keep_value",
     "load_value",
     "plan",
+    "progress",
     "run_graph",
     "step",
     "trace",
+    "watch_steps",
 ]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from everloop.pipeline.reporting import StepProgress
     from everloop.records import Step
 
 
@@ -18,6 +19,9 @@ class Listener:
 
     def on_start(self, name: str, reason: str) -> None:
         """A step starts to run. Cached and skipped ones only finish."""
+
+    def on_progress(self, name: str, progress: StepProgress) -> None:
+        """A running step has said how far it has come; as often as it likes."""
 
     def on_retry(self, name: str, error: BaseException, wait_s: float) -> None:
         """An attempt failed and another follows in so many seconds."""

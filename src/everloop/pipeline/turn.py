@@ -23,6 +23,7 @@ from everloop.pipeline.cache import Cache, Hit
 from everloop.pipeline.code import code_of, settle
 from everloop.pipeline.failures import clean_text, describe_failure, show_error, tell_failure
 from everloop.pipeline.job import Job, Kept, Outcome
+from everloop.pipeline.reporting import watch_steps
 from everloop.pipeline.result import GraphRun
 from everloop.pipeline.steps import RESULT
 from everloop.pipeline.tasks import Fan, Task, count_readers, needs_of
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from everloop.pipeline.executors import Executor
     from everloop.pipeline.graph import Node
     from everloop.pipeline.listener import Listener
+    from everloop.pipeline.reporting import StepProgress
     from everloop.stores import Store
     from everloop.tracking import ActiveRun
 
@@ -41,6 +43,7 @@ _log = logging.getLogger("everloop.pipeline")
 # How often to look whether another process has given a step's lock back.
 _LOCK_POLL_S = (0.01, 0.25)
 _LONGEST_WAIT_S = 0.25
+_EVENT_EVERY_S = 10.0
 
 
 class Turn:
@@ -76,6 +79,7 @@ class Turn:
         self.held: dict[str, Any] = {}
         self.active: list[Task] = []
         self._isolating: Executor | None = None
+        self._next_event: dict[str, float] = {}
 
     def go(self) -> None:
         self._check_resources()
@@ -83,16 +87,8 @@ class Turn:
         self._name_code()
         self.listener.on_begin(self.order)
         try:
-            while self.unplaced or self.tasks or self.running:
-                self._place()
-                started = self._start_tasks()
-                if self.result.error is not None and not self.running:
-                    break
-                if self.running:
-                    self._collect(block=not started or not self._room())
-                elif self.tasks and not started:
-                    self._pause()
-            self._skip_rest()
+            with watch_steps(self._on_progress):
+                self._run_all()
         except BaseException as error:
             # Ctrl-C, or trouble with the store: nothing half-written stays, and nothing runs on.
             self._abandon(error)
@@ -102,6 +98,32 @@ class Turn:
                 self._isolating.close()
             settle(self.nodes[name].step.function for name in self.order)
             self.listener.on_end()
+
+    def _run_all(self) -> None:
+        while self.unplaced or self.tasks or self.running:
+            self._place()
+            started = self._start_tasks()
+            if self.result.error is not None and not self.running:
+                break
+            if self.running:
+                self._collect(block=not started or not self._room())
+            elif self.tasks and not started:
+                self._pause()
+        self._skip_rest()
+
+    def _on_progress(self, name: str, progress: StepProgress) -> None:
+        """Hand a step's news on, and write an event of it now and then."""
+        self.listener.on_progress(name, progress)
+        now = time.monotonic()
+        if now < self._next_event.setdefault(name, now + _EVENT_EVERY_S):
+            return
+        self._next_event[name] = now + _EVENT_EVERY_S
+        told = {"step": name, "done": progress.done, "total": progress.total, "unit": progress.unit}
+        try:
+            self.store.records.append_event("progress", "run", self.run.id, data={**told, "note": progress.note})
+        except EverloopError as error:
+            # A step does not fail because its progress cannot be written down.
+            _log.warning("The progress of step '%s' cannot be written: %s", name, error)
 
     # --- from nodes to tasks --------------------------------------------------------------------------------
 

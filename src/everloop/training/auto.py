@@ -17,6 +17,7 @@ import numpy as np
 
 from everloop import plugins
 from everloop.errors import TrainingError, UsageError
+from everloop.pipeline.reporting import progress
 from everloop.training.algorithms.protocol import Problem
 from everloop.training.encoding import Encoder
 from everloop.training.intervals import delong_covariance, paired_bootstrap
@@ -125,6 +126,8 @@ class AutoTrain:
             TrainingError: no model can be made of these rows; says why and the way out.
             UsageError: the metric does not fit the task.
         """
+        # Not part of the budget, and seconds where nothing is in the disk's cache.
+        progress(0, self.budget_s, note="loading the libraries", unit="s of the budget")
         for name in self.candidates:
             plugins.load("algorithm", name).load_libraries()
         search = _Search(self, perf_counter())
@@ -346,6 +349,7 @@ class _Search:
         def deadline(worth: float) -> float:
             return max(least, min(most, self._end(worth + algorithm.setup_s)))
 
+        self._tell(f"now {algorithm.name}")
         attempt = algorithm.fit(params, deadline=deadline)
         metric, truth = self._problem.metric, self._problem.valid_y
         assert attempt.scores is not None  # noqa: S101  (the problem has validation rows)
@@ -371,7 +375,19 @@ class _Search:
             self._best[algorithm.name] = _Trial(algorithm, attempt, value, gain, entry)
         if listener is not None:
             listener(dict(entry))
+        self._tell()
         return True
+
+    def _tell(self, now: str = "") -> None:
+        """Say how far the search has come, to whoever watches the step that it runs in."""
+        leader = max(self._best.values(), key=lambda trial: trial.gain, default=None)
+        made = len(self._entries)
+        told = [f"{made} {'trial' if made == 1 else 'trials'}"]
+        if leader is not None:
+            told.append(f"best {self._problem.metric.name} {leader.value:.4g} ({leader.algorithm.name})")
+        if now:
+            told.append(now)
+        progress(round(self.elapsed(), 1), self._declared.budget_s, note=", ".join(told), unit="s of the budget")
 
     def _enough(self) -> bool:
         wanted = self._declared.trials

@@ -25,7 +25,7 @@ REMEMBERED_S = 600.0
 LOOK_EVERY_S = 0.5
 AT_ONCE = 2
 _MOST_REMEMBERED = 10_000
-_HARMLESS = frozenset({"used", "delivered", "given_up"})
+_HARMLESS = frozenset({"used", "delivered", "given_up", "progress"})
 
 
 class CredentialsError(Exception):

@@ -1,0 +1,112 @@
+"""What `everloop run` shows while a step takes long: in a terminal, and in a file."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+from everloop.cli.progress import MOST_SHOWN, StepLines
+from everloop.pipeline import StepProgress
+
+SLOW = """
+import time
+import everloop as el
+import polars as pl
+
+@el.step
+def rows() -> pl.DataFrame:
+    for number in range(200):
+        el.progress(number, 200, note="counting", unit="rows")
+        time.sleep(0.05)
+    return pl.DataFrame({"x": [1.0]})
+
+loop = el.Loop("slow", data=el.Dataset(rows, target="x"), train=el.AutoTrain())
+"""
+
+
+def test_lines_of_running_steps_have_seconds_and_news():
+    lines = StepLines(Console(file=io.StringIO()))
+    lines.on_start("train", "first run")
+    lines.on_progress("train", StepProgress(31, 60, "7 trials, best roc_auc 0.731 (linear)", "s of the budget"))
+    lines.on_start("other", "first run")
+    began = lines._running["train"]
+    first, second = lines.lines(now=began + 75)
+    assert first == "train        1 min 15 s  31 of 60 s of the budget · 7 trials, best roc_auc 0.731 (linear)"
+    assert second.startswith("other        1 min 1")
+    for number in range(20):
+        lines.on_start(f"map[{number}]", "")
+    assert len(lines.lines()) == MOST_SHOWN + 1
+    assert lines.lines()[-1] == f"and {22 - MOST_SHOWN} more"
+
+
+def test_a_file_gets_plain_lines_at_a_bounded_rate():
+    out = io.StringIO()
+    lines = StepLines(Console(file=out, width=200), line_every_s=0.3)
+    lines.on_begin(["train"])
+    lines.on_start("train", "first run")
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until:
+        lines.on_progress("train", StepProgress(1, 2, "[bold] is a name"))
+        time.sleep(0.001)
+    lines.on_end()
+    said = [line for line in out.getvalue().splitlines() if "…" in line]
+    # A thousand pieces of news, three lines; what looks like markup is text.
+    assert 1 <= len(said) <= 4
+    assert "[bold] is a name" in said[0]
+    assert "\x1b" not in out.getvalue()
+    lines.on_end()
+
+
+def screen(child, out, until, seconds=60.0):
+    said = b""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not re.search(until, said):
+        try:
+            said += os.read(out, 65536)
+        except OSError:
+            break
+    return said
+
+
+@pytest.mark.parametrize("how", ["terminal", "file"])
+def test_ctrl_c_leaves_the_screen_clean(tmp_path, how):
+    (tmp_path / "loop.py").write_text(SLOW)
+    command = [sys.executable, "-c", "from everloop.cli import main; main()", "run", "--home", str(tmp_path / "home")]
+    environment = {**os.environ, "EVERLOOP_KEYS": str(tmp_path / "keys"), "TERM": "xterm"}
+    environment.pop("NO_COLOR", None)
+    if how == "file":
+        with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE) as child:
+            assert child.stderr is not None
+            child.stderr.readline()
+            time.sleep(0.5)
+            child.send_signal(signal.SIGINT)
+            rest = child.stderr.read()
+            assert child.wait(30) == 130
+            assert b"\x1b" not in rest
+            assert b"Interrupted" in rest
+        return
+    leader, follower = pty.openpty()
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdin=follower, stdout=follower, stderr=follower
+    ) as child:
+        os.close(follower)
+        said = screen(child, leader, rb"rows +\d+ s.*of 200 rows.*counting")
+        assert b"counting" in said
+        assert b"\x1b[?25l" in said
+        child.send_signal(signal.SIGINT)
+        said += screen(child, leader, rb"Interrupted")
+        assert child.wait(30) == 130
+    os.close(leader)
+    # The cursor is shown again after it was hidden, and the lines of running steps are wiped.
+    assert said.rindex(b"\x1b[?25h") > said.rindex(b"\x1b[?25l")
+    assert b"\x1b[2K" in said
+    assert b"Traceback" not in said
