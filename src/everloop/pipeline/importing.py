@@ -28,8 +28,8 @@ class SourceLoader(importlib.machinery.SourceFileLoader):
         # Without a time of the source, the base class passes the compiled file by in both directions.
         raise OSError
 
-    def source_to_code(self, data: Any, path: Any, *, _optimize: int = -1) -> CodeType:
-        code: CodeType = super().source_to_code(data, path, _optimize=_optimize)  # type: ignore[call-arg]
+    def source_to_code(self, data: Any, path: Any, *, _optimize: int = -1) -> CodeType:  # type: ignore[override]
+        code: CodeType = super().source_to_code(data, path, _optimize=_optimize)
         if isinstance(data, bytes):
             keep_imported(str(path), data)
         return code
