@@ -201,6 +201,8 @@ PAIRS: dict[str, Callable[[], tuple[object, object]]] = {
     "flag": lambda: (re.IGNORECASE, re.IGNORECASE | re.MULTILINE),
     "masked array": lambda: (np.ma.array([1, 2], mask=[0, 1]), np.ma.array([1, 2], mask=[1, 0])),  # type: ignore[no-untyped-call]
     "names of fields": lambda: (np.zeros(2, [("a", "i4")]), np.zeros(2, [("b", "i4")])),
+    "function of numpy": lambda: (np.add, np.subtract),
+    "union": lambda: (int | str, int | bytes),
     "generator of numbers": lambda: (np.random.default_rng(1), np.random.default_rng(2)),
     "polars frame": lambda: (pl.DataFrame({"a": [1]}), pl.DataFrame({"a": [2]})),
     "columns of a polars frame": lambda: (pl.DataFrame({"a": [1]}), pl.DataFrame({"b": [1]})),

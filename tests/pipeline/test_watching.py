@@ -108,6 +108,23 @@ def test_a_file_that_a_step_reads_is_noticed(project: Project, store: Store, dat
 
 
 @pytest.mark.parametrize("executor", ["inline", "pool"])
+def test_copying_the_environment_and_temporary_files_leave_a_step_cached(
+    project: Project, store: Store, data: Path, executor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.edit(
+        loop=f"{HEAD}\n@step\ndef reads():\n    given = {{**os.environ, 'MORE': '1'}}\n"
+        "    with tempfile.NamedTemporaryFile(dir='data') as scratch:\n        scratch.write(b'x')\n"
+        "        scratch.seek(0)\n        return scratch.read() and len(given) > 1\n"
+    )
+    assert turn(project, store, executor).step("reads").status == "ran"
+    found = turn(project, store, executor).step("reads")
+    assert found.status == "cached", found.reason
+    assert not [one for one in found.observed if one["kind"] != "environment"]
+    monkeypatch.setenv("WATCHED_NEW", "1")
+    assert turn(project, store, executor).step("reads").status == "cached"
+
+
+@pytest.mark.parametrize("executor", ["inline", "pool"])
 def test_files_and_variables_are_noticed_in_every_executor(
     project: Project, store: Store, data: Path, executor: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

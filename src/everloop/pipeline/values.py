@@ -12,6 +12,7 @@ What has no content that could be written (a connection, a generator, an open fi
 from __future__ import annotations
 
 import contextvars
+import copyreg
 import datetime as dt
 import decimal
 import enum
@@ -275,7 +276,8 @@ class _Writer:
 
     def _taken_apart(self, value: Any) -> None:
         try:
-            made = value.__reduce_ex__(_PROTOCOL)
+            registered = copyreg.dispatch_table.get(type(value))
+            made = value.__reduce_ex__(_PROTOCOL) if registered is None else registered(value)
         except RecursionError:
             raise
         except Exception as error:

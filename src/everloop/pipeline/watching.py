@@ -45,8 +45,13 @@ _SYSTEM = tuple(
         )
     }
 )  # fmt: skip
-# They differ from one terminal to the next, or are set by everloop itself.
-_SKIPPED_VARIABLES = frozenset({"_", "PWD", "OLDPWD", "SHLVL", "PYTEST_CURRENT_TEST"})
+# They differ from one terminal to the next. A step that copies the whole environment looks all of them up.
+_SKIPPED_VARIABLES = frozenset(
+    {"PWD", "OLDPWD", "SHLVL", "COLUMNS", "LINES", "WINDOWID", "TERM_SESSION_ID", "SSH_TTY", "SSH_CLIENT"}
+    | {"SSH_CONNECTION", "SSH_AUTH_SOCK", "XDG_SESSION_ID", "DBUS_SESSION_BUS_ADDRESS", "PYTEST_CURRENT_TEST"}
+)
+worker_variables: set[str] = set()
+"""Environment variables that exist in this worker process only."""
 # They open files in native code, where nothing can be noticed.
 _NATIVE_PACKAGES = frozenset(
     {"duckdb", "h5py", "netcdf4", "opencv_python", "opencv_python_headless", "rasterio", "fiona", "tables", "pyogrio"}
@@ -235,8 +240,9 @@ def _kind(filename: str) -> str:
     if filename.startswith(_OWN):
         # This module and the wrapped readers stand between the step and what it calls.
         return "watching" if Path(filename).name in ("watching.py", "readers.py") else "everloop"
-    if filename.startswith("<") and not filename.startswith(("<ipython", "<stdin")):
-        return "other"
+    if filename.startswith("<"):
+        # A cell of a notebook, or a function that was sent to this process whole.
+        return "other" if filename.startswith(("<frozen", "<__array_function__")) else "project"
     return origin_of("", filename)
 
 
@@ -275,7 +281,7 @@ def _folders_of(store: Store) -> tuple[str, ...]:
 
 def _on_open(path: object, mode: object, flags: object) -> None:
     access = flags if isinstance(flags, int) else 0
-    if access & os.O_ACCMODE != os.O_WRONLY and not access & os.O_TRUNC:
+    if access & os.O_ACCMODE != os.O_WRONLY and not access & (os.O_TRUNC | os.O_EXCL):
         note_read(path)
     if access & os.O_ACCMODE != os.O_RDONLY:
         note_written(path)
@@ -372,7 +378,7 @@ def _note_variable(name: str) -> None:
         frame = frame.f_back
     if frame is None or _kind(frame.f_code.co_filename) != "project":
         return
-    if name in _SKIPPED_VARIABLES or name.startswith("EVERLOOP_"):
+    if name in _SKIPPED_VARIABLES or name in worker_variables or name.startswith(("EVERLOOP_", "_")):
         return
     caller = _caller()
     if caller:

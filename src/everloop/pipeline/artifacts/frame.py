@@ -154,9 +154,9 @@ def as_form(value: Any, wanted: Any) -> Any:
         if form in ("polars", "lazy"):
             import polars as pl
 
-            frame: Any = (
-                value if now == "polars" else pl.from_pandas(value) if now == "pandas" else pl.from_arrow(value)
-            )
+            frame: Any = value
+            if now != "polars":
+                frame = pl.from_pandas(value) if now == "pandas" else pl.from_arrow(value)
             return frame.lazy() if form == "lazy" else frame
         import pyarrow as pa
 

@@ -20,6 +20,7 @@ from everloop.pipeline.failures import show_error
 from everloop.pipeline.importing import finder
 from everloop.pipeline.job import Job, Outcome, RemoteError, perform
 from everloop.pipeline.source import Stamp, stamp_of
+from everloop.pipeline.watching import worker_variables
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -188,6 +189,8 @@ def _become(envelope: Envelope) -> None:
     os.environ.update(envelope.environment)
     _given.clear()
     _given.update(envelope.environment)
+    worker_variables.clear()
+    worker_variables.update(os.environ.keys() - envelope.environment.keys())
     if tuple(sys.path) != envelope.search:
         sys.path[:] = envelope.search
         importlib.invalidate_caches()
