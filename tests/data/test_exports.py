@@ -58,10 +58,13 @@ NOT_IN_CSV = {
     "struct",
     "floats",
     "odd floats",
+    "float32",
+    "float64",
+    "far",
 }
 NOT_IN_JSON = {
     *("duration", "duration_ms", "binary", "time", "times", "decimal", "long", "uint128"),
-    *("float32", "float64", "extremes", "odd floats", "far"),
+    *("float32", "float64", "extremes", "odd floats", "far", "int128"),
 }
 
 

@@ -3,8 +3,8 @@
 | format | refuses |
 |---|---|
 | `.parquet`, `.arrow` | nothing |
-| `.csv` | binary, durations, lists, arrays, structs, columns of nulls only by type; nulls in a table of one column |
-| `.jsonl` | binary, durations, times of day, decimals, unsigned numbers of 128 bits; NaN, infinities, far years |
+| `.csv` | binary, durations, lists, arrays, structs, columns of no type; NaN, far years; nulls in the only column |
+| `.jsonl` | binary, durations, times of day, decimals, numbers of 128 bits; NaN, infinities, far years |
 
 Text has no types. A csv or json file holds a column when reading it with the column's type gives the same values:
 `el.read("file.csv", schema={"x": pl.Int8})`.
@@ -20,7 +20,7 @@ from everloop.errors import UsageError
 
 _WHOLE = ".parquet and .arrow hold every type."
 _NOT_IN_CSV = (pl.Binary, pl.Duration, pl.List, pl.Array, pl.Struct, pl.Null, pl.BaseExtension)
-_NOT_IN_JSON = (pl.Binary, pl.Duration, pl.Time, pl.Decimal, pl.UInt128, pl.BaseExtension)
+_NOT_IN_JSON = (pl.Binary, pl.Duration, pl.Time, pl.Decimal, pl.Int128, pl.UInt128, pl.BaseExtension)
 
 
 def refuse_unheld(frame: pl.LazyFrame, suffix: str, called: str) -> None:
@@ -36,6 +36,13 @@ def _refuse_in_csv(frame: pl.LazyFrame, schema: pl.Schema, called: str) -> None:
     for name, dtype in schema.items():
         if isinstance(dtype, _NOT_IN_CSV):
             raise _unheld(called, name, dtype, "csv")
+        if dtype.is_float() and as_eager(frame.select(pl.col(name).is_nan().any())).item():
+            raise UsageError(
+                f"'{name}' of '{called}' holds NaN, which in csv is a missing value like null.",
+                help=f"Make it null: fill_nan(None), or write it as another format: {_WHOLE}",
+            )
+        if isinstance(dtype, pl.Date | pl.Datetime):
+            _refuse_far_years(as_eager(frame.select(name)).to_series(), name, called)
         if not name:
             raise UsageError(f"A column of '{called}' has no name, and csv needs one.", help="Rename it.")
     if len(schema) == 1:
@@ -60,11 +67,16 @@ def _refuse_in_json(frame: pl.LazyFrame, schema: pl.Schema, called: str) -> None
                     f"'{name}' of '{called}' holds NaN or infinities, which json would turn into null.",
                     help=f"Fill them, or write it as another format: {_WHOLE}",
                 )
-            if isinstance(leaf.dtype, pl.Date | pl.Datetime) and not leaf.dt.year().is_between(1, 9999).all():
-                raise UsageError(
-                    f"'{name}' of '{called}' holds dates outside of the years 1 to 9999, which json readers refuse.",
-                    help=f"Write it as another format: {_WHOLE}",
-                )
+            if isinstance(leaf.dtype, pl.Date | pl.Datetime):
+                _refuse_far_years(leaf, name, called)
+
+
+def _refuse_far_years(values: pl.Series, name: str, called: str) -> None:
+    if not values.drop_nulls().dt.year().is_between(1, 9999).all():
+        raise UsageError(
+            f"'{name}' of '{called}' holds dates outside of the years 1 to 9999, which have no text that is read back.",
+            help=f"Write it as another format: {_WHOLE}",
+        )
 
 
 def _unheld(called: str, name: str, dtype: pl.DataType, format: str) -> UsageError:
