@@ -161,7 +161,7 @@ def test_a_shadow_that_wants_more_fails_alone(release: Any, route: Any, local: A
         ({"rows": []}, 422, "no row"),
         ({"rows": [ROW], "keys": []}, 422, "0 keys for 1 rows"),
         ({"rows": [ROW], "keys": ["a", "b"]}, 422, "2 keys for 1 rows"),
-        ({"rows": [ROW], "keys": [1.5]}, 422, "keys[0]"),
+        ({"rows": [ROW], "keys": [[1]]}, 422, "keys[0]"),
         ({"rows": [ROW], "keys": "a"}, 422, "keys"),
         ({"rows": [ROW], "event_at": ["now"]}, 422, "event_at"),
         ({"rows": [ROW], "event_at": ["2024-01-01T00:00:00Z"] * 2}, 422, "2 times"),

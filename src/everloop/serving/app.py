@@ -40,6 +40,7 @@ from everloop.serving.pace import TakesLong
 from everloop.serving.patience import limit
 from everloop.serving.prediction_log import PredictionLog
 from everloop.serving.settings import Settings
+from everloop.serving.showing import SHOWN, show_example
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -394,6 +395,17 @@ class EndpointApp:
             self._waiting_shadows -= 1
 
     def respond(self, request: Request) -> Response:
+        """The response to a request, and where it is refused, a body that this model takes; see `_respond`."""
+        response = self._respond(request)
+        live = self._live
+        if response.status in SHOWN and live is not None:
+            try:
+                return show_example(response, request, live)
+            except Exception:
+                logger.exception("No example can be shown for %s", request.path)
+        return response
+
+    def _respond(self, request: Request) -> Response:
         """The response to a request; raises nothing but `TakesLong`, and that only where it is attempted."""
         try:
             if len(request.body) > self.settings.max_body_bytes:
@@ -446,7 +458,7 @@ class EndpointApp:
             self.exact[method, path] = handle
             return
         pattern = "".join(
-            f"(?P<{part[1:-1]}>[^/]+)" if part.startswith("{") else re.escape(part)
+            f"(?P<{part[1:-1]}>[^/:]+)" if part.startswith("{") else re.escape(part)
             for part in re.split(r"(\{\w+\})", path)
         )
         self._patterns.append((method, re.compile(pattern), path, handle))
