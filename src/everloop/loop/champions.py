@@ -127,8 +127,8 @@ def refuse_other_question(holder: str, signature: Signature, task: str, classes:
     model = holder.rpartition("@")[0]
     raise ConflictError(
         f"'{target}' asks for {asked}, but {holder} answers {known}: they cannot stand for each other.",
-        help=f"Give the new question names of its own, here and in serve=el.Endpoint(…): el.Loop('{model}-2', …). "
-        "If the same labels are only written differently, map them in the step.",
+        help=f"Begin afresh under new names: el.Loop('{model}-2', …) and serve=el.Endpoint('{model}-2', …). "
+        "If the same labels are only written differently, map them to the old ones in the step.",
     )
 
 

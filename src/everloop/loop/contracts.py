@@ -150,7 +150,10 @@ def labelled_rows(table: pl.DataFrame, dataset: str, target: str, others: Sequen
     from everloop.data.frames import nearest
 
     if target not in table.columns:
-        raise DataError(f"The table of '{dataset}' has no target '{target}'.", help=nearest(target, table.columns))
+        raise DataError(
+            f"The table of '{dataset}' has no target '{target}'.",
+            help=f"{nearest(target, table.columns)} Name it in loop.py: el.Dataset(…, target=…)",
+        )
     missing = [name for name in others if name not in table.columns]
     if missing:
         raise DataError(

@@ -14,7 +14,7 @@ from everloop.errors import DataError, UsageError
 from everloop.loop.disguises import Conversion, find_date, find_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import polars as pl
 
@@ -38,10 +38,8 @@ WORDS = 4
 LEAK = 0.995
 """A column that alone tells the target this well is left out; see `data.leaks` for the measure."""
 SUSPECT = 0.9
-_ID_NAME = re.compile(
-    r"(^|[_\W])(id|uuid|guid|key|nr|no|index|idx|row|rownum)$|ID$|[a-z]Id$|^unnamed: ?\d+$|^$", re.IGNORECASE
-)
-_UPPER_ID = re.compile(r"ID$|[a-z]Id$")
+_ID_NAME = re.compile(r"(^|[_\W])(id|uuid|guid|key|nr|no|index|idx|row|rownum)$|^unnamed: ?\d+$", re.IGNORECASE)
+_ID_ENDING = re.compile(r"[a-z0-9]I[Dd]$")
 _YEARLY = re.compile(r"year|date|time|age|month|day", re.IGNORECASE)
 
 
@@ -90,7 +88,6 @@ def look_at(table: pl.DataFrame, target: str, *, time: str | None = None, key: s
         DataError: the table has no rows, lacks a named column, or one cannot play its role.
         UsageError: one column is to play two roles.
     """
-    import polars as pl
 
     _check_roles(table, target, time, key)
     renamed = _plain_names(table.columns)
@@ -116,18 +113,19 @@ def look_at(table: pl.DataFrame, target: str, *, time: str | None = None, key: s
         looks[key] = ColumnLook(key, kind, "key", "key", "never repeats: names a row, and is not shown to the model")
     if repeated := table.height - table.unique().height:
         remarks.append(f"{repeated:,} rows repeat another row in every column{': taken out' if doubles else ''}.")
-    rows = table.unique(maintain_order=True) if doubles else table
-    casts = [look.conversion.expression for look in looks.values() if look.conversion is not None]
-    rows = rows.with_columns(casts) if casts else rows
+    single = table.unique(maintain_order=True) if doubles else table
+    rows = _converted(single, looks.values())
     untimed = rows[time].null_count() if time is not None else 0
-    if untimed:
+    if time is not None and untimed:
         remarks.append(f"{untimed:,} rows have no '{time}': taken out, for time decides which rows are held out.")
-        rows = rows.filter(pl.col(str(time)).is_not_null())
+        timed = rows[time].is_not_null()
+        rows, single = rows.filter(timed), single.filter(timed)
     if unknown := rows[target].null_count():
         remarks.append(f"{unknown:,} rows have no '{target}': nothing can be learned from them, so they are left out.")
     looks |= _knowing(rows, looks, target)
     looks |= _copies(rows, looks)
     ordered = tuple(looks[name] for name in table.columns)
+    rows = _converted(single, (look for look in ordered if look.treatment != "excluded"))
     rows = rows.drop([look.name for look in ordered if look.treatment == "dropped"])
     if not any(look.treatment == "feature" for look in ordered):
         told = "; ".join(f"'{look.name}': {look.message}" for look in ordered if look.treatment != "target")
@@ -153,6 +151,11 @@ def _check_roles(table: pl.DataFrame, target: str, time: str | None, key: str | 
     doubled = next((name for name in given if given.count(name) > 1), None)
     if doubled is not None:
         raise UsageError(f"The column '{doubled}' cannot be two of --target, --time and --key.")
+
+
+def _converted(rows: pl.DataFrame, looks: Iterable[ColumnLook]) -> pl.DataFrame:
+    casts = [look.conversion.expression for look in looks if look.conversion is not None]
+    return rows.with_columns(casts) if casts else rows
 
 
 def _plain_names(names: list[str]) -> dict[str, str]:
@@ -289,7 +292,7 @@ def _names_by_number(values: pl.Series) -> bool:
     """Whether whole numbers that never repeat are named like ids, or count the rows."""
     if _YEARLY.search(values.name):
         return False
-    if _UPPER_ID.search(values.name) or _ID_NAME.search(values.name):
+    if _ID_ENDING.search(values.name) or _ID_NAME.search(values.name):
         return True
     low, high = values.min(), values.max()
     counted = isinstance(low, int) and isinstance(high, int) and high - low == len(values) - 1

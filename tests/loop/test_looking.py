@@ -1,0 +1,217 @@
+"""What a stranger's columns are taken for, and that the written `prepare` does what was said."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from everloop.errors import DataError
+from everloop.loop.disguises import find_date, find_number
+from everloop.loop.drafting import draft_files, find_goal, project_name
+from everloop.loop.looking import look_at
+
+ROWS = 200
+RNG = np.random.default_rng(0)
+WORDS = ["red", "green", "blue", "late", "early", "soft", "hard", "round", "square", "cold"]
+
+
+def table(**columns: object) -> pl.DataFrame:
+    """Two honest features and a target, with further columns."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=ROWS)
+    given: dict[str, object] = {"x": x, "colour": rng.choice(["red", "blue"], ROWS), **columns}
+    return pl.DataFrame({**given, "y": np.where(x + rng.normal(size=ROWS) > 0, "yes", "no")})
+
+
+def treated(frame: pl.DataFrame, **roles: str) -> dict[str, tuple[str, str]]:
+    return {one.name: (one.kind, one.treatment) for one in look_at(frame, "y", **roles).columns}
+
+
+def prepared(frame: pl.DataFrame, look, goal) -> pl.DataFrame:
+    """What the written loop.py makes of a table."""
+    names: dict[str, object] = {"__name__": "written"}
+    text = draft_files("p", "p", "p.csv", {}, look, goal)["loop.py"]
+    exec(compile(text, "loop.py", "exec"), names)  # noqa: S102 - that it runs is the point
+    return names["prepare"](frame)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "treatment"),
+    [
+        ([f"{n / 10}" if n % 9 else "N/A" for n in range(ROWS)], "number as text", "feature"),
+        ([f"${n * 1000:,}" for n in range(ROWS)], "number as text", "feature"),
+        ([f"{n},5" for n in range(ROWS)], "number as text", "feature"),
+        ([f"{n % 7:03d}" for n in range(ROWS)], "category", "feature"),
+        ([f"{1 + n % 28}.{1 + n % 12}.2024" for n in range(ROWS)], "date as text", "feature"),
+        ([20240101 + n % 28 for n in range(ROWS)], "number", "feature"),
+        ([f"u-{n}" for n in range(ROWS)], "id", "key"),
+        ([f"u-{n % 195}" for n in range(ROWS)], "id", "excluded"),
+        (["same"] * ROWS, "constant", "feature"),
+        ([None] * ROWS, "empty", "dropped"),
+        (["  "] * ROWS, "empty", "dropped"),
+        ([f"value {n % 80}" for n in range(ROWS)], "many values", "feature"),
+        ([" ".join(RNG.choice(WORDS, 8)) for _ in range(ROWS)], "free text", "excluded"),
+        ([[n] for n in range(ROWS)], "other", "dropped"),
+        ([n % 2 == 0 for n in range(ROWS)], "flag", "feature"),
+        ([1.5 * n for n in range(ROWS)], "number", "feature"),
+        ([date(2024, 1, 1 + n % 28) for n in range(ROWS)], "date", "feature"),
+    ],
+)
+def test_a_column_is_what_it_looks_like(values, kind, treatment):
+    column = treated(table(thing=values))["thing"]
+    assert (column[0].replace("key", "id") if kind == "id" else column[0], column[1]) == (kind, treatment)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "kind"),
+    [
+        ("user_id", RNG.permutation(ROWS) + 5000, "key"),
+        ("userId", RNG.permutation(ROWS) + 5000, "key"),
+        ("row", range(ROWS), "key"),
+        ("anything", range(ROWS), "key"),
+        ("anything", RNG.permutation(ROWS), "number"),
+        ("year", range(1800, 1800 + ROWS), "number"),
+        ("income", RNG.permutation(ROWS) * 37, "number"),
+        ("paid", RNG.permutation(ROWS) * 37, "number"),
+        ("signup_date", [20240101 + n % 28 for n in range(ROWS)], "date as text"),
+    ],
+)
+def test_whole_numbers_are_ids_where_name_or_order_says_so(name, values, kind):
+    assert treated(table(**{name: list(values)}))[name][0] == kind
+
+
+def test_what_tells_the_target_is_a_leak_and_a_copy_is_a_copy():
+    frame = table()
+    frame = frame.with_columns(
+        code=pl.col("y").replace_strict({"yes": 7, "no": 3}), again=pl.col("x"), nearly=pl.lit(None)
+    )
+    found = treated(frame)
+    assert found["code"] == ("leak", "excluded")
+    assert found["again"] == ("copy", "excluded")
+    assert found["nearly"] == ("empty", "dropped")
+    # A table whose only column tells all is a table of one good column.
+    alone = pl.DataFrame({"x": [float(n) for n in range(ROWS)], "y": [n >= 100 for n in range(ROWS)]})
+    assert treated(alone)["x"] == ("number", "feature")
+
+
+def test_rows_that_come_twice_go_where_they_break_the_key():
+    frame = table(id=[f"u-{n}" for n in range(ROWS)])
+    doubled = pl.concat([frame, frame.head(3)])
+    look = look_at(doubled, "y", key="id")
+    assert look.rows.height == ROWS
+    assert "3 rows repeat" in look.remarks[0]
+    assert_frame_equal(prepared(doubled, look, find_goal(look)), look.rows)
+    with pytest.raises(DataError, match=r"'id' is not unique: 1 of its values"):
+        look_at(pl.concat([frame, frame.head(1).with_columns(x=pl.lit(9.0))]), "y", key="id")
+
+
+def test_rows_without_a_time_and_rare_classes_are_taken_out_by_the_written_project():
+    frame = table(when=[None if n < 4 else f"2024-01-{1 + n % 28:02d}T10:00:00Z" for n in range(ROWS)])
+    frame = frame.with_columns(y=pl.when(pl.int_range(ROWS) == 50).then(pl.lit("odd")).otherwise("y"))
+    look = look_at(frame, "y", time="when")
+    assert look.untimed == 4
+    goal = find_goal(look)
+    assert (goal.task, goal.classes, goal.rare) == ("binary", ("no", "yes"), ("odd",))
+    made = prepared(frame, look, goal)
+    assert made.height == ROWS - 5
+    assert isinstance(made.schema["when"], pl.Datetime)
+
+
+@pytest.mark.parametrize(
+    ("target", "task", "metric"),
+    [
+        ([n % 2 == 0 for n in range(ROWS)], "binary", "roc_auc"),
+        ([float(n % 2) for n in range(ROWS)], "binary", "roc_auc"),
+        ([n % 40 == 0 for n in range(ROWS)], "binary", "average_precision"),
+        ([n % 5 for n in range(ROWS)], "multiclass", "roc_auc"),
+        (["abc"[n % 3] for n in range(ROWS)], "multiclass", "roc_auc"),
+        ([n / 7 for n in range(ROWS)], "regression", "r2"),
+        ([f"{n * 3}" for n in range(ROWS)], "regression", "r2"),
+        (list(range(ROWS)), "regression", "r2"),
+    ],
+)
+def test_the_target_decides_task_metric_and_gate(target, task, metric):
+    look = look_at(table().with_columns(y=pl.Series(target)), "y")
+    goal = find_goal(look)
+    assert (goal.task, goal.metric) == (task, metric)
+    assert f'el.AtLeast("{metric}", {goal.bar:g})' in draft_files("p", "p", "p.csv", {}, look, goal)["loop.py"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("13/02/2024", datetime(2024, 2, 13)),
+        ("02/13/2024", datetime(2024, 2, 13)),
+        ("13.02.24", datetime(2024, 2, 13)),
+        ("2024/02/13 09:30", datetime(2024, 2, 13, 9, 30)),
+        ("2024-02-13T09:30:00.250", datetime(2024, 2, 13, 9, 30, 0, 250000)),
+        ("13 Feb 2024", datetime(2024, 2, 13)),
+        ("Feb 13, 2024", datetime(2024, 2, 13)),
+        ("02/13/2024 09:30 PM", datetime(2024, 2, 13, 21, 30)),
+        ("hello 13", None),
+        ("13", None),
+    ],
+)
+def test_days_are_read_in_common_ways(text, found):
+    made = find_date(pl.Series("day", [text, None, " "]))
+    if found is None:
+        assert made is None
+        return
+    values = pl.DataFrame({"day": [text, None, " "]}).select(made.expression.cast(pl.Datetime("us"))).to_series()
+    assert values.to_list() == [found, None, None]
+
+
+def test_a_day_that_can_be_read_in_two_ways_is_said():
+    assert "%m/%d/%Y" in find_date(pl.Series("day", ["03/04/2024", "05/06/2024"])).remark
+    assert find_date(pl.Series("day", ["03/04/2024", "25/06/2024"])).remark == ""
+
+
+@given(st.lists(st.floats(-1e9, 1e9, allow_nan=False).map(lambda number: f"{number:.3f}"), min_size=1, max_size=30))
+@settings(max_examples=50, deadline=None)
+def test_numbers_come_back_from_their_texts(texts):
+    made = find_number(pl.Series("n", texts))
+    if made is None:
+        assert any(text.startswith("0") and text[1:2].isdigit() for text in texts)
+        return
+    read = pl.DataFrame({"n": texts}).select(made.expression).to_series()
+    assert read.to_list() == [float(text) for text in texts]
+    assert made.unread == 0
+
+
+NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12).filter(
+    lambda name: name not in ("y", "*", "x") and not (name.startswith("^") and name.endswith("$"))
+)
+COLUMNS = st.sampled_from(
+    [
+        [f"{n}" if n % 5 else " " for n in range(ROWS)],
+        [f"{1 + n % 28}/{1 + n % 12}/2023" for n in range(ROWS)],
+        [f"k{n}" for n in range(ROWS)],
+        ["a"] * ROWS,
+        [None] * ROWS,
+        list(range(ROWS)),
+        [n / 3 for n in range(ROWS)],
+    ]
+)
+
+
+@given(st.dictionaries(NAMES, COLUMNS, max_size=5), NAMES.filter(bool))
+@settings(max_examples=25, deadline=None)
+def test_the_written_project_runs_whatever_the_columns_are_called(columns, target):
+    frame = table(**columns).rename({"y": target}) if target not in columns and target != "colour" else table()
+    named = target if target in frame.columns else "y"
+    look = look_at(frame, named)
+    goal = find_goal(look)
+    assert_frame_equal(prepared(frame, look, goal), look.rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("größe", "grosse"), ("a b/c", "a-b-c"), ("日本", "my-loop"), ("--x", "x"), ("class", "class")]
+)
+def test_a_project_is_named_in_plain_letters(text, name):
+    assert project_name(text) == name
