@@ -20,6 +20,7 @@ from litestar.types import Receive, Scope, Send
 
 from everloop.server.answers import error_content, send_refusal
 from everloop.server.asking import BODY, BODY_KIND, CALLER, CALLERS, NEEDS, demand
+from everloop.server.body_watch import BodyError
 from everloop.server.gateway.targets import PREFIX, Target, Targets, split_path
 from everloop.server.gateway.upstream import Pool, Upstream, UpstreamError
 
@@ -32,7 +33,7 @@ GATHERED_BYTES = 256 * 1024
 MOST_AT_ONCE = 512
 """Requests on their way to one endpoint; a slow endpoint cannot take the whole server."""
 MOST_SWALLOWED_BYTES = 64 * 1024 * 1024
-SWALLOW_S = 5.0
+SWALLOW_S = 15.0
 OWN_TOKEN = b"x-everloop-endpoint-token"
 """Where a client that logs in here puts the endpoint's own token."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -96,6 +97,11 @@ class Gateway:
         self._on_their_way[target.name] = self._on_their_way.get(target.name, 0) + 1
         try:
             await self._forward(target, asked[1] or b"/", scope, receive, send, path)
+        except BodyError as error:
+            if error.status_code != 413:
+                raise
+            # It announced no length. Nothing has been answered while its body was still coming.
+            await self._too_long(watch, target, path, send)
         finally:
             self._on_their_way[target.name] -= 1
 
@@ -118,7 +124,7 @@ class Gateway:
         )  # fmt: skip
 
     async def _too_long(self, watch: BodyWatch, target: Target, path: str, send: Send) -> None:
-        """Refuse a body by its announced length, but swallow a part of it: many clients read no answer before they
+        """Refuse a body for its length, but swallow a part of it: many clients read no answer before they
         have sent everything, and would see a broken connection only."""
         body = msgspec.json.encode(
             error_content(
