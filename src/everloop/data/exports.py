@@ -35,7 +35,7 @@ def refuse_unheld(frame: pl.LazyFrame, suffix: str, called: str) -> None:
 def _refuse_in_csv(frame: pl.LazyFrame, schema: pl.Schema, called: str) -> None:
     for name, dtype in schema.items():
         if isinstance(dtype, _NOT_IN_CSV):
-            raise _unheld(called, name, dtype, "csv")
+            raise _unheld(called, name, dtype, ".csv")
         if dtype.is_float() and as_eager(frame.select(pl.col(name).is_nan().any())).item():
             raise UsageError(
                 f"'{name}' of '{called}' holds NaN, which in csv is a missing value like null.",
@@ -58,7 +58,7 @@ def _refuse_in_json(frame: pl.LazyFrame, schema: pl.Schema, called: str) -> None
     for name, dtype in schema.items():
         inside = list(leaf_types(dtype))
         if any(isinstance(leaf, _NOT_IN_JSON) for leaf in inside):
-            raise _unheld(called, name, dtype, "json")
+            raise _unheld(called, name, dtype, ".jsonl")
         if not any(leaf.is_float() or isinstance(leaf, pl.Date | pl.Datetime) for leaf in inside):
             continue
         for leaf in leaves(as_eager(frame.select(name)).to_series()):
@@ -79,8 +79,8 @@ def _refuse_far_years(values: pl.Series, name: str, called: str) -> None:
         )
 
 
-def _unheld(called: str, name: str, dtype: pl.DataType, format: str) -> UsageError:
+def _unheld(called: str, name: str, dtype: pl.DataType, suffix: str) -> UsageError:
     return UsageError(
-        f"'{name}' of '{called}' holds {type_name(dtype)}, and {format} has no form for it that is read back the same.",
+        f"'{name}' of '{called}' holds {type_name(dtype)}, which cannot be written as {suffix} and read back the same.",
         help=f"Cast it, or write it as another format: {_WHOLE}",
     )
