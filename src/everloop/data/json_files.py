@@ -15,6 +15,7 @@ import polars as pl
 
 from everloop.data.file_states import literal
 from everloop.data.frames import nearest, type_name
+from everloop.data.json_types import cast_to, readable
 from everloop.data.reading_options import advice, named_types
 from everloop.data.row_values import ValueKinds, signature
 from everloop.data.unified_types import unified
@@ -41,7 +42,7 @@ def scan_json(files: list[DataFile], options: Mapping[str, Any]) -> list[pl.Lazy
             their keys.
         UsageError: an option does not exist, or names a type that does not.
     """
-    named = named_types(options.get("schema_overrides") or {})
+    named = {**named_types(options.get("schema") or {}), **named_types(options.get("schema_overrides") or {})}
     given = {name: value for name, value in options.items() if name not in _OURS}
     kinds = ValueKinds()
     keys = [_look(file, kinds, named, several=len(files) > 1) for file in files]
@@ -74,10 +75,15 @@ def _scan(file: DataFile, options: Mapping[str, Any]) -> pl.LazyFrame:
     if "schema" in chosen:
         chosen.pop("infer_schema_length")
     chosen = {name: value for name, value in chosen.items() if value is not None or name == "infer_schema_length"}
+    types: dict[str, pl.DataType] = {}
+    for option in ("schema", "schema_overrides"):
+        if option in chosen:
+            types |= named_types(chosen[option])
+            chosen[option] = {name: readable(name, dtype) for name, dtype in named_types(chosen[option]).items()}
     try:
         if _is_array(file):
-            return pl.read_json(file.path, **chosen).lazy()
-        scan = pl.scan_ndjson(literal(file.path), **chosen)
+            return cast_to(pl.read_json(file.path, **chosen).lazy(), types, str(file)).collect().lazy()
+        scan = cast_to(pl.scan_ndjson(literal(file.path), **chosen), types, str(file))
         # Reads every line now: a bad one would fail in the middle of a query, without its number.
         scan.null_count().collect(engine="streaming")
     except TypeError as error:
