@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -120,6 +122,8 @@ def describe(
         UsageError: as `save_model`.
         TrainingError: as `save_model`.
     """
+    from everloop.models.faithful import prove_faithful
+    from everloop.models.formats.estimator import EstimatorModel
     from everloop.training.encoding import arrow_type
     from everloop.training.metrics import metrics_of
     from everloop.training.trained import Trained
@@ -128,6 +132,8 @@ def describe(
         raise UsageError(f"There is no task '{task}'.", help=f"Tasks: {', '.join(get_args(Task))}")
     frame, table = read_example(example)
     made, classes, what = _read(model, table, frame, task, _target_values(y), parts)
+    if isinstance(made, EstimatorModel):
+        prove_faithful(made.estimator, made, example, frame)
     frame = frame.select(made.inputs)
     categories = {
         column.name: sorted(column.drop_nulls().unique().to_list())
@@ -233,7 +239,7 @@ def _of_object(
     if is_pyfunc(model):
         made = adopt_pyfunc(model, table, task or "regression", parts.get("artifacts") or {})
         made.question, container, classes = _question(made.asked, table, frame, task, truth)
-        made.task, made.table = made.question.task, TableKind(container=container, columns=table.columns)
+        made.task, made.table = made.question.task, replace(table, container=container)
         return cast("Model", made), classes
     if parts.get("artifacts"):
         raise UsageError("Artifacts are for an object with predict(context, table).", help="Leave them out.")
@@ -263,7 +269,7 @@ def _adopt(
     table = _columns_of(model, table)
     chosen = frame.select(table.names)
     question, container, classes = _question(model, table, chosen, task, truth)
-    table = TableKind(container=container, columns=table.columns)
+    table = replace(table, container=container)
     kept, blob = dump_estimator(model)
     kind = PickledEstimator if kept == "python" else EstimatorModel
     return cast("Model", kind(model, format=kept, blob=blob, question=question, table=table)), classes
@@ -302,21 +308,29 @@ def _columns_of(model: Any, table: TableKind) -> TableKind:
     names = table.names
     if told is not None and table.container != "numpy":
         asked = [str(name) for name in told]
+        if type(model).__module__.startswith("lightgbm"):
+            asked = _renamed(asked, names)
         absent = [name for name in asked if name not in names]
-        if absent and getattr(model, "feature_names_in_", None) is not None:
+        if absent and not type(model).__module__.startswith("lightgbm") and hasattr(model, "feature_names_in_"):
             raise UsageError(
                 f"The example lacks the columns {', '.join(map(repr, absent[:8]))}, which the model was fitted on.",
                 help=f"It has: {', '.join(names[:30])}. Pass the table that was given to fit().",
             )
         if not absent:
             by_name = {column.name: column for column in table.columns}
-            return TableKind(container=table.container, columns=tuple(by_name[name] for name in asked))
+            return replace(table, columns=tuple(by_name[name] for name in asked))
     if width is not None and int(width) != len(names):
         raise UsageError(
             f"The model was fitted on {width} columns, the example has {len(names)}.",
             help="Pass the table that was given to fit(), without the target.",
         )
     return table
+
+
+def _renamed(asked: list[str], names: Sequence[str]) -> list[str]:
+    """The columns that LightGBM calls by names of its own: it puts an underscore for every space."""
+    own = {re.sub(r"\s", "_", name): name for name in names}
+    return [own.get(name, name) for name in asked] if len(own) == len(names) else asked
 
 
 def _question(
@@ -333,7 +347,7 @@ def _question(
     failures = []
     first: Exception | None = None
     for container in dict.fromkeys((table.container, "pandas", "polars", "numpy")):
-        kind = TableKind(container=cast("Any", container), columns=table.columns)
+        kind = replace(table, container=cast("Any", container))
         try:
             with warnings.catch_warnings():
                 # A model that misses its column names says so by a warning; another container has them.

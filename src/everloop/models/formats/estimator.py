@@ -113,6 +113,9 @@ class EstimatorModel:
             **self.question.to_json(),
             "class": type(self.estimator).__name__,
         }
+        if self.format == "xgboost" and self.estimator.missing == self.estimator.missing:
+            # Its file holds the trees, and not what they take for missing.
+            state["missing"] = float(self.estimator.missing)
         return {_FILES[self.format]: self._blob, _STATE: json.dumps(state, sort_keys=True).encode()}
 
     @classmethod
@@ -124,7 +127,10 @@ class EstimatorModel:
             name = str(state["class"])
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptionError(f"These files are no estimator: {error!r}.", help="Build it again.") from error
-        return cls(load_estimator(blob, kept, name), format=kept, blob=blob, question=question, table=table)
+        estimator = load_estimator(blob, kept, name)
+        if "missing" in state:
+            estimator.set_params(missing=float(state["missing"]))
+        return cls(estimator, format=kept, blob=blob, question=question, table=table)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _reread, (type(self), self.to_files())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -83,7 +84,7 @@ def adopt_onnx(
                 help=f"It has: {', '.join(table.names[:30])}",
             )
         by_name = {column.name: column for column in table.columns}
-        table = TableKind(container=table.container, columns=tuple(by_name[name] for name in asked))
+        table = replace(table, columns=tuple(by_name[name] for name in asked))
     output = next(
         (item.name for item in session.get_outputs() if "prob" in item.name.lower()), session.get_outputs()[-1].name
     )

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from everloop.records import Json
 
-Container = Literal["polars", "pandas", "numpy"]
+Container = Literal["polars", "pandas", "numpy", "series", "vector", "list"]
+"""A frame, an array of two dimensions, or one column alone: a pandas Series, an array of one dimension, a list."""
 _SCALARS = {"Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64", "Float32", "Float64"}
 
 
@@ -36,6 +37,10 @@ class TableColumn:
     ordered: bool = False
     none: bool = False
     """A missing text is None rather than NaN, which some encoders tell apart."""
+    polars: str = ""
+    """Polars' name of the type, where the example was a Polars frame and had another than `type`."""
+    number: bool = False
+    """The column is called by a whole number in pandas, as where nobody has named it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +49,8 @@ class TableKind:
 
     container: Container
     columns: tuple[TableColumn, ...]
+    dtype: str = ""
+    """NumPy's name of the type of an array; empty where the example was no array."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -68,14 +75,27 @@ class TableKind:
     def fill(self, frame: pl.DataFrame) -> Any:
         """A cast frame as the table that the estimator takes."""
         if self.container == "polars":
-            return frame
-        if self.container == "numpy":
-            return frame.to_numpy()
+            return frame.with_columns(
+                frame[column.name].cast(_own_polars_type(column), strict=False)
+                for column in self.columns
+                if column.polars
+            )
+        if self.container in ("numpy", "vector"):
+            array = _as_array(frame, self.dtype)
+            return array if self.container == "numpy" else array[:, 0]
+        if self.container == "list":
+            return frame.to_series().to_list()
         try:
             import pandas as pd
         except ImportError:
             raise MissingExtraError.of("This estimator", "pandas", "pandas") from None
-        return pd.DataFrame({column.name: _to_pandas(frame[column.name], column) for column in self.columns})
+        if self.container == "series":
+            (column,) = self.columns
+            return pd.Series(_to_pandas(frame[column.name], column), name=column.name)
+        made = pd.DataFrame({column.name: _to_pandas(frame[column.name], column) for column in self.columns})
+        if any(column.number for column in self.columns):
+            made.columns = [int(column.name) if column.number else column.name for column in self.columns]
+        return made
 
     def from_rows(self, rows: Sequence[Mapping[str, object]]) -> pl.DataFrame:
         """Decoded rows as a cast frame.
@@ -106,7 +126,7 @@ class TableKind:
                 TableColumn(**{**item, "categories": None if item["categories"] is None else tuple(item["categories"])})
                 for item in data["columns"]
             ]
-            return cls(container=data["container"], columns=tuple(columns))
+            return cls(container=data["container"], columns=tuple(columns), dtype=data.get("dtype", ""))
         except (KeyError, TypeError) as error:
             raise CorruptionError(f"This describes no table: {error!r}.", help="Build the package again.") from error
 
@@ -126,9 +146,23 @@ def read_example(example: Any) -> tuple[pl.DataFrame, TableKind]:
 
     if isinstance(example, pl.LazyFrame):
         example = example.collect()
-    if type(example).__module__.partition(".")[0] == "pandas" and hasattr(example, "columns"):
+    dtype = ""
+    columns: dict[str, TableColumn]
+    container: Container
+    if isinstance(example, list) and example and all(isinstance(row, list | tuple) for row in example):
+        # As scikit-learn reads it.
+        example = np.asarray(example)
+    if hasattr(example, "tocsr") and hasattr(example, "nnz"):
+        raise UsageError(
+            f"The example is a sparse matrix of {example.shape[1]} columns, which no request can give by name.",
+            help="Put the vectorizer into the pipeline and pass what it takes: make_pipeline(vectorizer, model).",
+        )
+    if (alone := _column_alone(example)) is not None:
+        frame, columns, container = alone
+        dtype = str(example.dtype) if container == "vector" else ""
+    elif type(example).__module__.partition(".")[0] == "pandas" and hasattr(example, "columns"):
         frame, columns = _read_pandas(example)
-        container: Container = "pandas"
+        container = "pandas"
     elif isinstance(example, np.ndarray):
         if example.ndim != 2:
             raise UsageError(
@@ -137,9 +171,10 @@ def read_example(example: Any) -> tuple[pl.DataFrame, TableKind]:
             )
         names = [f"x{place}" for place in range(example.shape[1])]
         frame = pl.DataFrame([_array_column(name, example[:, place]) for place, name in enumerate(names)])
-        columns, container = {}, "numpy"
+        columns, container, dtype = {}, "numpy", _array_type(example)
     elif isinstance(example, pl.DataFrame) or hasattr(example, "__arrow_c_stream__"):
-        frame, columns, container = pl.DataFrame(example), {}, "polars"
+        frame, container = pl.DataFrame(example), "polars"
+        columns = {name: TableColumn(name=name, type="", polars=str(kind)) for name, kind in frame.schema.items()}
     else:
         raise UsageError(
             f"The example is a {type(example).__name__}.", help="Pass the table that the model was fitted on (its X)."
@@ -150,11 +185,11 @@ def read_example(example: Any) -> tuple[pl.DataFrame, TableKind]:
             help="Pass rows that the model was fitted on: they tell columns, types and categories.",
         )
     frame = frame.select(_plain(series) for series in frame.get_columns())
-    known = tuple(
-        replace(columns.get(name, TableColumn(name=name, type="")), type=_type_name(dtype))
-        for name, dtype in frame.schema.items()
-    )
-    return frame, TableKind(container=container, columns=known)
+    known = []
+    for name, kind in frame.schema.items():
+        column = replace(columns.get(name, TableColumn(name=name, type="")), type=_type_name(kind))
+        known.append(replace(column, polars=_kept_polars_type(column, kind)))
+    return frame, TableKind(container=container, columns=tuple(known), dtype=dtype)
 
 
 def polars_type(name: str) -> pl.DataType:
@@ -225,6 +260,7 @@ def _cast(series: pl.Series, dtype: pl.DataType) -> pl.Series:
 
 
 def _read_pandas(example: Any) -> tuple[pl.DataFrame, dict[str, TableColumn]]:
+    import numpy as np
     import pandas as pd
     import polars as pl
 
@@ -234,13 +270,19 @@ def _read_pandas(example: Any) -> tuple[pl.DataFrame, dict[str, TableColumn]]:
     if not example.columns.is_unique:
         doubled = example.columns[example.columns.duplicated()][0]
         raise UsageError(f"Two columns of the example are called {doubled!r}.", help="Rename one before fitting.")
-    for label in example.columns:
-        if not isinstance(label, str):
+    names = [str(label) for label in example.columns]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"The example has the column '{twice}' twice.", help="Give every column a name of its own.")
+    for place, own in enumerate(example.columns):
+        number = isinstance(own, int | np.integer) and not isinstance(own, bool)
+        if not isinstance(own, str) and not number:
             raise UsageError(
-                f"The example's column {label!r} has a name that is no text.",
+                f"The example's column {own!r} has a name that is neither a text nor a whole number.",
                 help="Name the columns before fitting: X.columns = [...], or fit on X.to_numpy().",
             )
-        values, kind = example[label], str(example[label].dtype)
+        label, values = str(own), example.iloc[:, place]
+        kind = str(values.dtype)
         categories: tuple[Any, ...] | None = None
         if kind == "category":
             categories = tuple(
@@ -254,15 +296,22 @@ def _read_pandas(example: Any) -> tuple[pl.DataFrame, dict[str, TableColumn]]:
             categories=categories,
             ordered=bool(categories is not None and values.cat.ordered),
             none=none,
+            number=number,
         )
         try:
-            if kind in ("object", "category", "str", "string", "bool", "boolean") or kind in _SCALARS:
+            if kind == "float16":
+                series.append(pl.Series(label, values.to_numpy().astype(np.float32), nan_to_null=True))
+            elif kind.startswith(("datetime64", "timedelta64")) and "," not in kind:
+                # Polars has no whole seconds; what is kept is microseconds in any case.
+                unit = "datetime64[us]" if kind.startswith("datetime64") else "timedelta64[us]"
+                series.append(pl.Series(label, values.to_numpy().astype(unit), nan_to_null=True))
+            elif kind in ("object", "category", "str", "string", "bool", "boolean") or kind in _SCALARS:
                 missing = pd.isna(values).to_numpy()
                 plain = [None if gone else value for gone, value in zip(missing, values.tolist(), strict=True)]
                 series.append(pl.Series(label, plain, strict=True))
             elif "datetime" in kind and getattr(values.dtype, "tz", None) is not None:
                 naive = values.dt.tz_convert("UTC").dt.tz_localize(None)
-                series.append(pl.Series(label, naive.to_numpy()).dt.replace_time_zone("UTC"))
+                series.append(pl.Series(label, naive.to_numpy().astype("datetime64[us]")).dt.replace_time_zone("UTC"))
             else:
                 series.append(pl.Series(label, values.to_numpy(), nan_to_null=True))
         except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
@@ -305,6 +354,99 @@ def _to_pandas(series: pl.Series, column: TableColumn) -> Any:
         return moments.astype(kind) if kind else moments
     if column.type == "Boolean" and series.null_count():
         return pd.Series(series.to_list(), dtype=object)
+    if kind.endswith("[pyarrow]"):
+        return pd.Series(series.to_list(), dtype=kind)
     values = series.to_numpy()
-    # Whole numbers with a null among them come as floats, as pandas has them, and none is cut to a narrower width.
+    if kind.startswith(("datetime64", "timedelta64")):
+        # In the unit that the estimator was fitted on: code of its users may count the ticks.
+        return _in_unit(values, kind)
+    if kind.startswith(("int", "uint")) and values.dtype.kind == "i":
+        return _narrowed(values, kind)
+    # Whole numbers with a null among them come as floats, as pandas has them.
     return values.astype(kind) if kind.startswith("float") and values.dtype.kind == "f" else values
+
+
+def _in_unit(values: Any, kind: str) -> Any:
+    import numpy as np
+
+    made = values.astype(kind)
+    if (made.astype(values.dtype) != values)[~np.isnat(values)].any():
+        raise RequestError(f"A time is out of the range of {kind}, or finer than it, which the model was fitted on.")
+    return made
+
+
+def _narrowed(values: Any, kind: str) -> Any:
+    """Whole numbers in the width of the example, unless one of them does not fit: that is not cut."""
+    import numpy as np
+
+    bounds = np.iinfo(kind)
+    fits = not len(values) or (values.min() >= bounds.min and values.max() <= bounds.max)
+    return values.astype(kind) if fits else values
+
+
+def _as_array(frame: pl.DataFrame, dtype: str) -> Any:
+    """A frame as an array in the type of the example's, as far as its values fit that."""
+    import numpy as np
+
+    array = frame.to_numpy()
+    if not dtype or str(array.dtype) == dtype:
+        return array
+    kind = np.dtype(dtype)
+    if kind.kind in "iu" and array.dtype.kind in "iu":
+        return _narrowed(array, dtype)
+    if kind.kind in "Mm" and array.dtype.kind == kind.kind:
+        return _in_unit(array, dtype)
+    if kind.kind == "U":
+        return array.astype(str) if not any(value is None for value in array.flat) else array
+    if kind.kind in "fO" or (kind.kind == "b" and array.dtype.kind == "b"):
+        return array.astype(dtype)
+    return array
+
+
+def _array_type(array: Any) -> str:
+    return "U" if array.dtype.kind == "U" else str(array.dtype)
+
+
+def _column_alone(example: Any) -> tuple[pl.DataFrame, dict[str, TableColumn], Container] | None:
+    """An example of one column that is no table: a Series, an array of one dimension, a list of values."""
+    import numpy as np
+    import polars as pl
+
+    room = type(example).__module__.partition(".")[0]
+    if room == "pandas" and hasattr(example, "to_frame") and not hasattr(example, "columns"):
+        name = str(example.name) if example.name is not None else "value"
+        frame, columns = _read_pandas(example.rename(name).to_frame())
+        return frame, columns, "series"
+    if isinstance(example, np.ndarray) and example.ndim == 1 and example.dtype.names is None:
+        return pl.DataFrame([_array_column("value", example)]), {}, "vector"
+    if isinstance(example, list) and example and all(isinstance(value, str | int | float) for value in example):
+        return pl.DataFrame([pl.Series("value", example, strict=False)]), {}, "list"
+    return None
+
+
+def _kept_polars_type(column: TableColumn, kind: pl.DataType) -> str:
+    """The example's own type, where it is another than ours and its name is enough to make it again."""
+    own = column.polars
+    if not own or own == str(kind):
+        return ""
+    return own if _own_type(own) is not None else ""
+
+
+def _own_polars_type(column: TableColumn) -> pl.DataType:
+    found = _own_type(column.polars)
+    if found is None:
+        raise CorruptionError(f"There is no type {column.polars}.", help="Build the package again.")
+    return found
+
+
+def _own_type(name: str) -> pl.DataType | None:
+    import polars as pl
+
+    if name in ("Int8", "Int16", "Int32", "UInt8", "UInt16", "UInt32", "UInt64", "Categorical"):
+        return cast("pl.DataType", getattr(pl, name)())
+    for unit in ("ns", "us", "ms"):
+        if name == f"Datetime(time_unit='{unit}', time_zone=None)":
+            return pl.Datetime(unit)
+        if name == f"Duration(time_unit='{unit}')":
+            return pl.Duration(unit)
+    return None
