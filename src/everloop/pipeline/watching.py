@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.pipeline.objects import label_of
 from everloop.pipeline.outside import digest_variable, names_of, observe_files, observe_folder
 from everloop.pipeline.packages import origin_of
+from everloop.stores.clock import system_micros
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -70,7 +70,7 @@ class Watch:
 
     ignored: tuple[str, ...]
     thread: int = field(default_factory=threading.get_ident)
-    began_ns: int = field(default_factory=time.time_ns)
+    began_us: int = field(default_factory=system_micros)
     files: dict[str, Stamp] = field(default_factory=dict)
     """Path to what `stat` said when it was first read; None if there was no file."""
     patterns: dict[str, None] = field(default_factory=dict)
@@ -118,7 +118,7 @@ class Watch:
         torn: list[str] = []
         for path, before in self.files.items():
             now = stat_of(path)
-            if now is None and before is not None and before[0] >= self.began_ns:
+            if now is None and before is not None and before[0] // 1000 >= self.began_us:
                 continue  # a scratch file of the step's
             changed = now != before and path not in self.written and path not in self.shared
             (torn if changed else sound).append(path)
