@@ -66,7 +66,7 @@ def served(store: Store, model: Any, rows: pd.DataFrame = HAND, **options: Any) 
     assert predictor.predict_labels(plain) == wanted
     assert predictor.predict_labels(pl.DataFrame(rows)) == wanted
     one = predictor.row_function()
-    assert [one(tuple(row.values()))[0] for row in plain] == wanted
+    assert [one(tuple(row.values()))[0] for row in plain[:20]] == wanted[:20]
     assert [type(label) for label in predictor.predict_labels(plain[:1]) or ()] == [type(wanted[0])]
     return predictor
 
