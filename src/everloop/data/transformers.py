@@ -55,7 +55,7 @@ def transformer(function: Callable[..., Any]) -> Transformer:
 def _packed(function: Callable[..., Any]) -> bytes:
     import cloudpickle
 
-    own = list(_own_modules(function))
+    own = list(own_modules(function))
     before = cloudpickle.list_registry_pickle_by_value()
     fresh = [module for module in own if module.__name__ not in before]
     for module in fresh:
@@ -75,7 +75,7 @@ def _unpacked(packed: bytes) -> Transformer:
     return Transformer(cloudpickle.loads(packed))
 
 
-def _own_modules(function: Callable[..., Any]) -> Iterator[ModuleType]:
+def own_modules(function: Any) -> Iterator[ModuleType]:
     """The modules of the project that the function is from: those whose files lie beside its own, or below."""
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     file = getattr(module, "__file__", None)

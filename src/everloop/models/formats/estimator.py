@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from everloop.errors import CorruptionError, MissingExtraError, TrustError
+from everloop.models.formats.code import dump_code
 from everloop.models.formats.structure import check_structure
 from everloop.models.formats.tables import TableKind
 from everloop.training.asking import Question
@@ -164,9 +165,7 @@ def dump_estimator(estimator: Any) -> tuple[str, bytes]:
                 return "sklearn", blob
         except Exception as error:  # of many kinds, for what it cannot hold; the pickle is the answer to all of them
             logger.debug("skops cannot hold %s: %s", name, error)
-    import cloudpickle
-
-    return "python", cloudpickle.dumps(estimator)
+    return "python", dump_code(estimator)
 
 
 def load_estimator(blob: bytes, format: str, name: str) -> Any:

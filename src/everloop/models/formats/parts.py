@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from everloop.errors import CorruptionError, EverloopError, TrustError, UsageError
+from everloop.models.formats.code import dump_code
 from everloop.models.formats.tables import TableKind, read_example
 from everloop.models.manifest import SAFE
 from everloop.training.decisions import PLAIN, answer_frame, by_rule, rule_of
@@ -185,9 +186,7 @@ def processed(
     part: Model, table: TableKind, before: Callable[[Any], Any] | None, after: Callable[[Array], Any] | None
 ) -> ProcessedModel:
     """A model between two functions, either of which may be None."""
-    import cloudpickle
-
-    return ProcessedModel(part, table, before, after, cloudpickle.dumps((before, after)))
+    return ProcessedModel(part, table, before, after, dump_code((before, after)))
 
 
 def prepared(before: Callable[[Any], Any], table: TableKind, frame: pl.DataFrame) -> Any:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from everloop.errors import CorruptionError, NotFoundError, UsageError
+from everloop.models.formats.code import dump_code
 from everloop.models.formats.tables import TableKind
 from everloop.stores.trees import safe_path
 from everloop.training.asking import Question
@@ -147,8 +148,6 @@ def adopt_pyfunc(model: Any, table: TableKind, task: Task, artifacts: Mapping[st
         NotFoundError: an artifact does not exist.
         UsageError: its name cannot be a file's, or loading it fails.
     """
-    import cloudpickle
-
     files: dict[str, bytes] = {}
     names: dict[str, str] = {}
     for name, given in artifacts.items():
@@ -167,7 +166,7 @@ def adopt_pyfunc(model: Any, table: TableKind, task: Task, artifacts: Mapping[st
         else:
             files[names[name]] = place.read_bytes()
     try:
-        return PyfuncModel(cloudpickle.dumps(model), files, names, task=task, table=table)
+        return PyfuncModel(dump_code(model), files, names, task=task, table=table)
     except Exception as error:  # whatever a stranger's model raises
         raise UsageError(
             f"The {type(model).__name__} cannot be loaded: {type(error).__name__}: {error}",
