@@ -9,6 +9,21 @@ from typing import Annotated, Literal
 import typer
 
 from everloop.cli.output import AsJson, Home, emit, opened
+from everloop.cli.reading import (
+    CommentPrefix,
+    DecimalComma,
+    Encoding,
+    Format,
+    NullValues,
+    Schema,
+    Separator,
+    SkipRows,
+    options_advised,
+    print_notes,
+    reading_options,
+)
+
+_CSV_TYPES = {"string": "string", "float": "float64"}
 
 
 def serve(
@@ -72,23 +87,62 @@ def predict(
         str | None, typer.Option(help="The endpoint in whose log the answers are; default: batch-MODEL.")
     ] = None,
     no_log: Annotated[bool, typer.Option("--no-log", help="Do not log the answers.")] = False,
+    prefix: Annotated[str, typer.Option(help="What stands before the names of the columns that are added.")] = "",
+    separator: Separator = None,
+    encoding: Encoding = None,
+    null_values: NullValues = None,
+    format: Format = None,
+    schema: Schema = None,
+    skip_rows: SkipRows = None,
+    comment_prefix: CommentPrefix = None,
+    decimal_comma: DecimalComma = False,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
     """Score files: their rows with `score` behind (of several classes: the best, and one column each), and `label`.
 
+    Files are read by the model's signature: what it takes as text stays text. No column of a file is overwritten.
     What was cut off is resumed by the same command. The job is a run, with the version, the files and the rows.
     """
     from everloop.data import read
+    from everloop.models import get_version
     from everloop.serving.batch import check_output
     from everloop.serving.batch_runs import score_as_run
 
     check_output(output)
     pattern = str(Path(input).absolute())
-    with opened(home) as store:
+    options = reading_options(
+        separator=separator,
+        encoding=encoding,
+        null_values=null_values,
+        format=format,
+        schema=schema,
+        skip_rows=skip_rows,
+        comment_prefix=comment_prefix,
+        decimal_comma=decimal_comma,
+    )
+    with opened(home) as store, options_advised() as notes:
+        version = get_version(store, model)
+        if format == "csv" or ".csv" in Path(input).name:
+            # The model knows its types better than the text does: "1.10", "007" and "True" may be names.
+            kinds = {item["name"]: _CSV_TYPES.get(item["type"]) for item in version.signature.get("inputs", ())}
+            there = read(pattern, **options).collect_schema().names()
+            own = {name: kind for name, kind in kinds.items() if kind is not None and name in there}
+            options["schema_overrides"] = {**own, **options.get("schema_overrides", {})}
+            notes.clear()
         scored, run = score_as_run(
-            store, model, read(pattern), pattern, output, workers=workers, piece_rows=piece_rows, log=log, no_log=no_log
+            store,
+            version.key,
+            read(pattern, **options),
+            pattern,
+            output,
+            workers=workers,
+            piece_rows=piece_rows,
+            log=log,
+            no_log=no_log,
+            prefix=prefix,
         )
+    print_notes(notes)
     told = {"model": scored.version, "rows": scored.rows, "output": output, "log": scored.log, "run": run.id}
     told |= {"parts": scored.parts, "resumed": scored.resumed}
     again = f" ({scored.resumed} of {scored.parts} parts were there)" if scored.resumed else ""

@@ -17,14 +17,15 @@ import os
 import shutil
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everloop.errors import ConflictError, UsageError
+from everloop.errors import ConflictError, RequestError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import polars as pl
 
@@ -52,6 +53,10 @@ class Part:
     """The id under which its answers are logged."""
     log: str | None
     """The endpoint in whose log they are; None: in none."""
+    first: int = 0
+    """The number of its first row in the file, from 0."""
+    prefix: str = ""
+    """What stands before the names of the columns that are added."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +92,7 @@ def score_files(
     piece_rows: int = PIECE_ROWS,
     workers: int = 1,
     log: str | None = None,
+    prefix: str = "",
     progress: Callable[[int], object] | None = None,
 ) -> Scored:
     """Score a table with a version, by its key, and write its rows with their answers behind, in order.
@@ -97,6 +103,7 @@ def score_files(
         inputs: the files; that they are as they were decides whether an earlier try is resumed.
         workers: processes; 1: this one.
         log: an endpoint's name; every answer becomes a row of its log, with the role `batch`.
+        prefix: what stands before the names of the columns that are added.
         progress: told the rows that are done, after each part.
 
     Raises:
@@ -109,11 +116,13 @@ def score_files(
     with store.lock(f"batch-{_digest(str(output.resolve()))}", block=False) as held:
         if not held:
             raise ConflictError(f"Another process is writing '{output}'.", help="Wait for it, or choose another name.")
-        _claim(folder, _digest([version, log, piece_rows, [_state(path) for path in inputs]]), store)
+        _claim(folder, _digest([version, log, piece_rows, prefix, [_state(path) for path in inputs]]), store)
         job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
 
         def part(number: int, path: Path, offset: int | None, rows: int) -> Part:
             return Part(
+                first=number * piece_rows if offset is None else offset,
+                prefix=prefix,
                 number=number,
                 path=str(path),
                 offset=offset,
@@ -132,11 +141,11 @@ def score_files(
             if progress is not None:
                 progress(rows)
         if output.suffix:
-            _join(store, version, table, sorted(folder.glob("part-*.arrow")), output)
+            _join(store, version, table, sorted(folder.glob("part-*.arrow")), output, prefix)
             shutil.rmtree(folder)
         else:
             if not done:
-                score_piece(_predictor(store, version), table.head(0).collect()).write_parquet(
+                score_piece(_predictor(store, version), table.head(0).collect(), prefix).write_parquet(
                     folder / "part-000000.parquet"
                 )
             (folder / "job.json").unlink()
@@ -157,7 +166,7 @@ def score_part(part: Part) -> int:
         piece = pl.scan_parquet(path, glob=False).slice(part.offset, part.rows).collect()
     with open_store(part.home, project=part.project, create=False) as store:
         predictor = _predictor(store, part.version)
-        scored = score_piece(predictor, piece)
+        scored = score_piece(predictor, piece, part.prefix, part.first)
         if part.log is not None:
             _log(store, predictor, part, piece, scored)
     output = Path(part.output)
@@ -172,8 +181,48 @@ def score_part(part: Part) -> int:
     return scored.height
 
 
-def score_piece(predictor: Predictor, piece: pl.DataFrame) -> pl.DataFrame:
+def added_columns(predictor: Predictor, prefix: str = "") -> list[str]:
+    """The names of the columns that scoring adds."""
+    names = ["score"]
+    if predictor.task == "multiclass":
+        names += [f"score_{name}" for name in predictor.classes]
+    if predictor.task != "regression":
+        names.append("label")
+    return [f"{prefix}{name}" for name in names]
+
+
+def check_columns(predictor: Predictor, columns: Sequence[str], prefix: str = "") -> None:
+    """Raise unless a table with these columns has every input, and none that an answer would overwrite.
+
+    Raises:
+        RequestError: an input is missing.
+        UsageError: a column is called like one that is added.
+    """
+    missing = [name for name in predictor.input_names if name not in columns]
+    if missing:
+        near = get_close_matches(missing[0], columns, n=1)
+        raise RequestError(
+            f"The table lacks the inputs {', '.join(map(repr, missing))}.",
+            help=f"{f'Is it {near[0]!r}? ' if near else ''}It has: {', '.join(columns)}",
+        )
+    taken = [name for name in added_columns(predictor, prefix) if name in columns]
+    if taken:
+        raise UsageError(
+            f"The table has a column '{taken[0]}' already, which the answers would overwrite.",
+            help="Choose other names for the answers: --prefix predicted_",
+        )
+
+
+def score_piece(predictor: Predictor, piece: pl.DataFrame, prefix: str = "", first: int = 0) -> pl.DataFrame:
     """The rows with their answers behind.
+
+    Args:
+        prefix: what stands before the names of the columns that are added.
+        first: the number of the first row in its file, from 0; errors name rows by it.
+
+    Raises:
+        UsageError: a column is called like one that is added.
+        RequestError: the model gives no number for a row; the message names such rows.
 
     The columns that are added: `score` (of several classes the best), `score_<class>` for each of several classes,
     and `label` where there are classes.
@@ -182,7 +231,15 @@ def score_piece(predictor: Predictor, piece: pl.DataFrame) -> pl.DataFrame:
     import polars as pl
 
     scores, places = predictor.answer_frame(piece)
+    check_columns(predictor, piece.columns, prefix)
     many = scores.ndim == 2
+    wrong = np.flatnonzero(~np.isfinite(scores.sum(axis=1) if many else scores))
+    if len(wrong):
+        some = ", ".join(str(first + place + 1) for place in wrong[:10].tolist())
+        raise RequestError(
+            f"The model {predictor.told} gives no finite score for {len(wrong)} rows: {some}"
+            f"{', …' if len(wrong) > 10 else ''} (the first row of a file is 1)."
+        )
     best = scores if not many else scores.max(axis=1) if len(scores) else scores[:, 0]
     columns = [pl.Series("score", best)]
     if many:
@@ -190,7 +247,7 @@ def score_piece(predictor: Predictor, piece: pl.DataFrame) -> pl.DataFrame:
     if places is not None:
         classes = pl.Series(list(predictor.classes))
         columns.append(classes.gather(pl.Series(places.astype(np.uint32))).alias("label"))
-    return piece.with_columns(columns)
+    return piece.with_columns(column.alias(f"{prefix}{column.name}") for column in columns)
 
 
 def _parts(
@@ -312,15 +369,15 @@ def _log(store: Store, predictor: Predictor, part: Part, piece: pl.DataFrame, sc
         pl.lit(part.version).alias("version"),
         pl.lit("batch").alias("role"),
         pl.lit(None, dtype=pl.String).alias("entity"),
-        pl.lit(scored["score"]).cast(pl.Float64).alias("score"),
+        pl.lit(scored[f"{part.prefix}score"]).cast(pl.Float64).alias("score"),
         pl.lit(None, dtype=pl.Float64).alias("seconds"),
     ]
     if predictor.task != "regression":
-        columns.insert(8, pl.lit(scored["label"]).cast(pl.String).alias("label"))
+        columns.insert(8, pl.lit(scored[f"{part.prefix}label"]).cast(pl.String).alias("label"))
     else:
         columns.insert(8, pl.lit(None, dtype=pl.String).alias("label"))
     if many:
-        each = [pl.lit(scored[f"score_{name}"]).cast(pl.Float64) for name in predictor.classes]
+        each = [pl.lit(scored[f"{part.prefix}score_{name}"]).cast(pl.Float64) for name in predictor.classes]
         columns.insert(9, pl.concat_list(each).alias("scores"))
     settings = settings_of(store.records.get(Endpoint, part.log).options)
     redaction = redaction_for(predictor.signature, settings)
@@ -374,7 +431,7 @@ def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:32]
 
 
-def _join(store: Store, version: str, table: pl.LazyFrame, parts: list[Path], output: Path) -> None:
+def _join(store: Store, version: str, table: pl.LazyFrame, parts: list[Path], output: Path, prefix: str) -> None:
     """The parts as one file, which appears whole."""
     import polars as pl
 
@@ -382,7 +439,7 @@ def _join(store: Store, version: str, table: pl.LazyFrame, parts: list[Path], ou
         frame = pl.scan_ipc(parts)
     else:
         # An empty table gets its columns all the same.
-        frame = score_piece(_predictor(store, version), table.head(0).collect()).lazy()
+        frame = score_piece(_predictor(store, version), table.head(0).collect(), prefix).lazy()
     draft = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:
         if output.suffix == ".parquet":

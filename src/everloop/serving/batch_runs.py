@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from everloop.data.file_states import match_files
 from everloop.errors import AlreadyExistsError
+from everloop.models.predictor import load_model
 from everloop.models.registry import get_version
 from everloop.records import Endpoint, Run
-from everloop.serving.batch import PIECE_ROWS, Scored, score_files
+from everloop.serving.batch import PIECE_ROWS, Scored, check_columns, score_files
 
 if TYPE_CHECKING:
     import polars as pl
@@ -30,6 +31,7 @@ def score_as_run(
     piece_rows: int = PIECE_ROWS,
     log: str | None = None,
     no_log: bool = False,
+    prefix: str = "",
 ) -> tuple[Scored, Run]:
     """Score the files that a pattern matches; see `score_files`.
 
@@ -55,8 +57,9 @@ def score_as_run(
     )
     store.records.put(run)
     try:
+        check_columns(load_model(store, version.key), table.collect_schema().names(), prefix)
         scored = score_files(
-            store, version.key, table, inputs, output, piece_rows=piece_rows, workers=workers, log=place
+            store, version.key, table, inputs, output, piece_rows=piece_rows, workers=workers, log=place, prefix=prefix
         )
     except BaseException as error:
         _end(store, run, began, state="failed", error=f"{type(error).__name__}: {error}")

@@ -1,0 +1,60 @@
+"""`everloop predict` reads a file as the model's signature says, and overwrites nothing."""
+
+from __future__ import annotations
+
+import pandas as pd
+import polars as pl
+import pytest
+
+import everloop as el
+from everloop.stores import open_store
+
+
+@pytest.fixture
+def model(everloop):
+    """A model that answers how long its text is, plus its number; for the text "none" it gives no number."""
+
+    def predict(rows):
+        return [
+            float("nan") if code == "none" else len(str(code)) + (number if number == number else 0.0)
+            for code, number in zip(rows["code"], rows["number"], strict=True)
+        ]
+
+    example = pd.DataFrame({"code": ["007", "1.10"], "number": [1.0, float("nan")]})
+    with open_store(".everloop") as store:
+        el.save_model(predict, "lengths", example=example, task="regression", store=store)
+    return everloop
+
+
+TEXTS = ["True", "1.10", "1e5", "007", "12:30:00", "2030-01-01"]
+
+
+def test_text_stays_text_and_columns_stay(model, tmp_path):
+    rows = "\n".join(f"{text},1.5,kept" for text in TEXTS)
+    (tmp_path / "in.csv").write_text(f"code,number,score\n{rows}\n")
+    said = model("predict", "lengths", "-i", tmp_path / "in.csv", "-o", tmp_path / "out.parquet")
+    assert said.code == 2
+    assert "'score' already" in said.err
+    assert "--prefix" in said.err
+    said = model("predict", "lengths", "-i", tmp_path / "in.csv", "-o", tmp_path / "out.parquet", "--prefix", "its_")
+    assert said.code == 0, said.err
+    found = pl.read_parquet(tmp_path / "out.parquet")
+    assert found["code"].to_list() == TEXTS
+    assert found["score"].to_list() == ["kept"] * len(TEXTS)
+    assert found["its_score"].to_list() == [len(text) + 1.5 for text in TEXTS]
+
+
+def test_rows_without_an_answer_are_named(model, tmp_path):
+    (tmp_path / "in.csv").write_text("code,number\na,1\nnone,\nc,2\nnone,NA\n")
+    said = model("predict", "lengths", "-i", tmp_path / "in.csv", "-o", tmp_path / "out.csv")
+    assert said.code != 0
+    assert "2 rows: 2, 4" in said.err
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_missing_columns_are_named(model, tmp_path):
+    (tmp_path / "in.csv").write_text("code;numbr\na;1\n")
+    said = model("predict", "lengths", "-i", tmp_path / "in.csv", "-o", tmp_path / "out.csv", "--separator", ";")
+    assert said.code != 0
+    assert "'number'" in said.err
+    assert "Is it 'numbr'?" in said.err
