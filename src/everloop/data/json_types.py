@@ -6,7 +6,7 @@ or as text, and then cast: a value that does not fit is an error, never changed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -62,8 +62,8 @@ def cast_to(scan: pl.LazyFrame, types: Mapping[str, pl.DataType], place: str) ->
     )
 
 
-def _nested(name: str, dtype: pl.DataType | type[pl.DataType]) -> pl.DataType:
-    inner = dtype if isinstance(dtype, pl.DataType) else dtype()
+def _nested(name: str, dtype: Any) -> pl.DataType:
+    inner: pl.DataType = dtype if isinstance(dtype, pl.DataType) else dtype()
     if isinstance(inner, pl.Time | pl.Decimal):
         raise _unheld(name, inner, "inside a list or an object ")
     return readable(name, inner)
