@@ -273,3 +273,11 @@ def test_by_period_as_if_another_version_had_answered(airport: Airport, store: S
     assert as_if["value"][0] == pytest.approx(exact.value, abs=1e-9)
     assert as_if["value"][0] > as_it_was["value"][0] + 0.1
     assert as_if["labelled"].to_list() == as_it_was["labelled"].to_list() == [500]
+
+
+def test_accuracy_is_of_the_labels_that_were_answered() -> None:
+    labelled = pl.DataFrame({"score": [0.4, 0.6, 0.4, 0.6], "actual": [1.0, 1.0, 0.0, 0.0]})
+    assert measure_labelled(labelled, "accuracy").value == 0.5
+    answered = labelled.with_columns(predicted=pl.Series([1.0, 1.0, 0.0, 0.0]))
+    assert measure_labelled(answered, "accuracy").value == 1.0
+    assert measure_labelled(answered, "roc_auc").value == measure_labelled(labelled, "roc_auc").value

@@ -247,11 +247,13 @@ def register(
         evaluation=evaluation,
         code=run.source.code,
     )
-    scores = trained.predict_scores(test)
+    scores, places = trained.answer_frame(test)
     if trained.task == "multiclass":
         answered = [pl.Series("score", scores.max(axis=1)), pl.Series("scores", scores.tolist())]
     else:
         answered = [pl.Series("score", scores)]
+    if places is not None:
+        answered.append(pl.Series("predicted", places))
     truth = pl.Series("actual", encode_target(test[target], trained.task, trained.classes))
     when = [time] if time is not None else []
     scored = test.select(when).with_columns(*answered, truth) if when else pl.DataFrame([*answered, truth])

@@ -326,6 +326,14 @@ def score_array(frame: pl.DataFrame) -> npt.NDArray[np.float64]:
     return frame["score"].to_numpy().astype(np.float64)
 
 
+def judged_array(frame: pl.DataFrame, metric: str) -> npt.NDArray[np.float64]:
+    """What a metric is given: scores, or for a metric of labels the predicted classes, where `predicted` has them."""
+    from everloop.training.metrics import scores_for
+
+    known = "predicted" in frame.columns and frame["predicted"].null_count() == 0
+    return scores_for(metric, score_array(frame), frame["predicted"].to_numpy() if known else None)
+
+
 def _measure(scored: pl.DataFrame, metric: str, time: str | None) -> ReferenceMetric:
     from everloop.training.intervals import interval
 
@@ -334,7 +342,7 @@ def _measure(scored: pl.DataFrame, metric: str, time: str | None) -> ReferenceMe
     known = answered(scored)
     if known.height == 0:
         raise EmptySampleError(f"'{metric}' was asked of scored rows without any truth.")
-    whole = interval(known["actual"].cast(float).to_numpy(), score_array(known), metric)
+    whole = interval(known["actual"].cast(float).to_numpy(), judged_array(known, metric), metric)
     if math.isnan(whole.standard_error):
         raise UsageError(
             f"'{metric}' cannot be measured on these {known.height} rows.", help="Is there one class only?"
@@ -343,7 +351,7 @@ def _measure(scored: pl.DataFrame, metric: str, time: str | None) -> ReferenceMe
     stretches = cut_by_time(known, time, _METRIC_BLOCKS) if time is not None else None
     for part in stretches[1] if stretches is not None else []:
         if part.height >= _LEAST_BLOCK_ROWS:
-            piece = interval(part["actual"].cast(float).to_numpy(), score_array(part), metric, n=100)
+            piece = interval(part["actual"].cast(float).to_numpy(), judged_array(part, metric), metric, n=100)
             if piece.standard_error > 0:
                 pieces.append((piece.value, piece.standard_error))
     return ReferenceMetric(

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from everloop.errors import EmptySampleError, UsageError
-from everloop.monitoring.baseline import ReferenceMetric, answered, find_baseline, score_array
+from everloop.monitoring.baseline import ReferenceMetric, answered, find_baseline, judged_array
 from everloop.monitoring.budget import AlarmBudget, budget_for
 from everloop.monitoring.findings import WINDOW, Watched, find_checked, find_suspects, new_finding
 from everloop.monitoring.log import due_until, read_truths, read_window
@@ -278,7 +278,7 @@ def measure_labelled(labelled: pl.DataFrame, metric: str) -> Measured:
     if known.height == 0:
         nan = float("nan")
         return Measured(nan, nan, nan, nan, 0, unknown.height, tuple(texts))
-    found = interval(known["actual"].cast(float).to_numpy(), score_array(known), metric)
+    found = interval(known["actual"].cast(float).to_numpy(), judged_array(known, metric), metric)
     error = found.standard_error
     if not math.isnan(found.high - found.low):
         # Classes that are parted completely have no spread of their own, but an exact interval.
@@ -316,10 +316,12 @@ def _scored_again(store: Store, ref: str, labelled: pl.DataFrame) -> tuple[pl.Da
                 f"'{key}' answers {_classes_text(predictor.task, predictor.classes)}, but '{version}' has answered "
                 f"{_classes_text(signature.get('task'), signature.get('classes', ()))}: no metric compares them."
             )
-    kept = labelled.drop("score", "scores", strict=False)
+    kept = labelled.drop("score", "scores", "predicted", strict=False)
     if kept.height == 0:
         return labelled, key
-    scores = predictor.predict(read_inputs(labelled, predictor.signature))
+    scores, places = predictor.answer_frame(read_inputs(labelled, predictor.signature))
+    if places is not None:
+        kept = kept.with_columns(predicted=pl.Series(places))
     if scores.ndim == 2:
         return kept.with_columns(score=pl.Series(scores.max(axis=1)), scores=pl.Series(scores.tolist())), key
     return kept.with_columns(score=pl.Series(scores)), key

@@ -118,8 +118,8 @@ def read_labelled(
     """The predictions of `read_predictions` whose labels have arrived, ordered by event_at.
 
     Adds `actual`: 0 or 1 (binary: 1 is the positive class), the index of the class, or the value; null where the
-    label is a class that the version does not know, or no number where one is predicted. And `actual_text`,
-    `label_event_at`, `label_arrived_at`.
+    label is a class that the version does not know, or no number where one is predicted. And `predicted`, the class
+    that was answered, counted alike, `actual_text`, `label_event_at`, `label_arrived_at`.
 
     A label counts for one prediction, the nearest before it; see `label_matching`.
 
@@ -147,7 +147,10 @@ def read_labelled(
     if roles is not None:
         wanted = wanted.filter(pl.col("role").is_in(list(roles)))
     joined = wanted.with_columns(base_id().alias("_base")).join(matched, on="_base", how="inner").sort("event_at", "id")
-    return joined.with_columns(_actual(store, wanted).alias("actual")).drop("_value", "_base")
+    numbers = [_actual(store, wanted).alias("actual")]
+    if "label" in joined.collect_schema().names():
+        numbers.append(_actual(store, wanted, "label").alias("predicted"))
+    return joined.with_columns(numbers).drop("_value", "_base")
 
 
 def read_inputs(frame: pl.DataFrame, signature: Signature) -> pl.DataFrame:
@@ -261,20 +264,22 @@ def _find_journaled(store: Store, endpoint: str, id: str) -> Prediction | None:
     return None
 
 
-def _actual(store: Store, predictions: pl.LazyFrame) -> pl.Expr:
-    """The label as the number that the version's scores are about."""
+def _actual(store: Store, predictions: pl.LazyFrame, column: str = "actual_text") -> pl.Expr:
+    """The label as the number that the version's scores are about; of `label`, the class that it predicted."""
     import polars as pl
 
     versions = predictions.select(pl.col("version").unique()).collect()["version"].to_list()
     actual = pl.lit(None, dtype=pl.Float64)
     for key in versions:
         signature = Signature.from_json(store.records.get(ModelVersion, key).signature)
+        if signature.task == "regression" and column == "label":
+            continue
         if signature.task == "regression":
             # Numbers may come as text, out of a csv file.
             number = pl.coalesce("_value", pl.col("actual_text").cast(pl.Float64, strict=False))
         else:
             codes = _codes(signature.classes)
-            number = pl.col("actual_text").replace_strict(codes, default=None, return_dtype=pl.Float64)
+            number = pl.col(column).replace_strict(codes, default=None, return_dtype=pl.Float64)
         actual = pl.when(pl.col("version") == key).then(number).otherwise(actual)
     return actual
 
