@@ -51,3 +51,28 @@ def test_metrics_that_no_model_can_have_together(parts):
 def test_metrics_that_fit_together_are_taken():
     loop(train=el.AutoTrain(metric="mae"), gates=[el.AtLeast("r2", 0.5)], watch=[el.Performance("rmse")])
     loop(train=el.AutoTrain(), gates=[el.AtLeast("brier", 0.2)], watch=[el.Performance("roc_auc")])
+
+
+def test_gates_judge_the_labels_that_are_predicted() -> None:
+    import numpy as np
+    import polars as pl
+
+    from everloop.loop.gates import Trial, judge
+    from everloop.loop.parts import AtLeast
+
+    truth = np.tile([0.0, 1.0], 200)
+    # A threshold of 0.3 is right everywhere; one half would call every row negative.
+    scores = np.where(truth == 1.0, 0.4, 0.2)
+    trial = Trial(
+        rows=pl.DataFrame({"a": truth}),
+        truth=truth,
+        scores=scores,
+        champions={},
+        metric="accuracy",
+        task="binary",
+        predict=None,
+        features=("a",),
+        places=truth.astype(int),
+    )
+    answer = judge(AtLeast("accuracy", 0.9), trial)
+    assert (answer.outcome, answer.evidence["value"]) == ("pass", 1.0)

@@ -56,6 +56,14 @@ class Trial:
     predict: Any
     """The packaged model's `predict(frame)`."""
     features: Sequence[str]
+    places: np.ndarray[Any, Any] | None = None
+    """The class that the candidate predicts for each row, by its place; None reads it off the scores."""
+
+    def judged(self, metric: str) -> np.ndarray[Any, Any]:
+        """The candidate's scores, or for a metric of labels its predicted classes."""
+        from everloop.training.metrics import scores_for
+
+        return scores_for(metric, self.scores, self.places)
 
 
 @singledispatch
@@ -70,7 +78,7 @@ def _(gate: AtLeast, trial: Trial) -> Answer:
     from everloop.training.metrics import get_metric
 
     upward = get_metric(gate.metric, trial.task).greater_is_better
-    found = interval(trial.truth, trial.scores, gate.metric)
+    found = interval(trial.truth, trial.judged(gate.metric), gate.metric)
     value, low, _high = (found.value, found.low, found.high) if upward else (-found.value, -found.high, -found.low)
     bar = gate.value if upward else -gate.value
     outcome: Outcome = "pass" if low >= bar else "undecided" if value >= bar else "fail"
@@ -228,7 +236,8 @@ def _(gate: Slices, trial: Trial) -> Answer:
         raise UsageError(f"Slices('{gate.column}'): no such column in the dataset.", help=f"There are: {columns}")
     metric = gate.metric or trial.metric
     sign = 1.0 if get_metric(metric, trial.task).greater_is_better else -1.0
-    whole = score(metric, trial.truth, trial.scores)
+    judged_scores = trial.judged(metric)
+    whole = score(metric, trial.truth, judged_scores)
     values = trial.rows[gate.column].cast(str).fill_null("null").to_numpy()
     judged: dict[str, Json] = {}
     worst: tuple[float, str] | None = None
@@ -238,7 +247,7 @@ def _(gate: Slices, trial: Trial) -> Answer:
         mask = values == value
         if mask.sum() < gate.least_rows or (trial.task == "binary" and len(np.unique(trial.truth[mask])) < 2):
             continue
-        found = interval(trial.truth[mask], trial.scores[mask], metric)
+        found = interval(trial.truth[mask], judged_scores[mask], metric)
         gap = sign * (whole - found.value)
         # The best that the slice may still be, given its rows.
         least_gap = min(sign * (whole - found.low), sign * (whole - found.high))

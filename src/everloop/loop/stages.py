@@ -281,7 +281,7 @@ def judge(
     candidate = get_version(here.store, version)
     predictor = load_model(here.store, version)
     truth = encode_target(test[target], predictor.task, list(predictor.classes))
-    scores = predictor.predict(test)
+    scores, places = predictor.answer_frame(test)
     champions = {}
     for alias in dict.fromkeys(gate.alias for gate in gates if isinstance(gate, NotWorseThan)):
         holder = find_alias(here.store, candidate.model, alias)
@@ -297,6 +297,7 @@ def judge(
         task=predictor.task,
         predict=predictor.predict,
         features=predictor.input_names,
+        places=places,
     )
     results = []
     for gate in gates:
