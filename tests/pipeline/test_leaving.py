@@ -114,6 +114,25 @@ def test_a_worker_that_is_lost_fails_its_step(store: Store, leave: Callable[[], 
     assert run_graph(Graph.wire([fine]), store, executor="pool").value("fine") == 1
 
 
+def test_os_exit_fails_a_step_of_this_process_but_ends_its_children(store: Store) -> None:
+    @step
+    def leaves() -> int:
+        child = os.fork()
+        if child == 0:
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        try:
+            os._exit(0)
+        except Exception:
+            return 1
+
+    before = os._exit
+    with pytest.raises(StepError, match=r"it called os\._exit\(0\)"):
+        run_graph(Graph.wire([leaves]), store)
+    assert os._exit is before
+    assert store.records.find(Run)[0].state == "failed"
+
+
 @pytest.mark.parametrize("on", ["local", "pool"])
 def test_the_command_line_fails_as_well(tmp_path: Path, on: str) -> None:
     (tmp_path / "loop.py").write_text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from concurrent.futures import Future
@@ -13,6 +14,7 @@ from everloop.pipeline.job import Job, Outcome, perform
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, MutableMapping
     from types import FrameType
+    from typing import NoReturn
 
     from everloop.pipeline.executors.protocol import LogWriter
     from everloop.stores import Store
@@ -28,7 +30,7 @@ class InlineExecutor:
     def submit(self, job: Job, store: Store, *, log: LogWriter, held: MutableMapping[str, Any]) -> Future[Outcome]:
         future: Future[Outcome] = Future()
         future.set_running_or_notify_cancel()
-        with _interrupts() as interrupts:
+        with _interrupts() as interrupts, _exits():
             try:
                 future.set_result(perform(job, store, log=log, held=held))
             except BaseException as error:
@@ -66,3 +68,29 @@ def _interrupts() -> Iterator[list[int]]:
         # A step may have set a handler of its own, which stays.
         if signal.getsignal(signal.SIGINT) is note:
             signal.signal(signal.SIGINT, before)
+
+
+class ProcessExitError(BaseException):
+    """A step called `os._exit`, which would have ended this process with the run unfinished and its exit code unasked.
+
+    Not an `Exception`, so that the step does not catch it by accident.
+    """
+
+
+@contextmanager
+def _exits() -> Iterator[None]:
+    """Turn `os._exit` of this process into an error of the step. Forked children still end by it."""
+    process, leave = os.getpid(), os._exit
+
+    def refuse(status: int) -> NoReturn:
+        if os.getpid() != process or threading.current_thread() is not caller:
+            leave(status)
+        raise ProcessExitError(f"it called os._exit({status}). A step ends by returning a value or by raising an error")
+
+    caller = threading.current_thread()
+    os._exit = refuse
+    try:
+        yield
+    finally:
+        if os._exit is refuse:
+            os._exit = leave
