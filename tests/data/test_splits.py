@@ -163,7 +163,7 @@ def test_a_split_partitions_the_rows(
         (table(), {"holdout": 0.5}, UsageError, "no share between 0 and 0.5"),
         (table(), {"holdout": 0}, UsageError, "no share"),
         (table(), {"holdout": True}, UsageError, "no share"),
-        (table(), {"holdout": "soon", "time": "at"}, UsageError, "no duration"),
+        (table(), {"holdout": "soon", "time": "at"}, UsageError, "not a duration"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_divided_is_refused(
@@ -197,7 +197,7 @@ def test_a_dataset_knows_its_features() -> None:
         ({"target": "y", "holdout": 0.7}, "no share"),
         ({"target": "y", "holdout": "14d"}, "needs a time column"),
         ({"target": "y", "time": "at", "holdout": "0d"}, "holds nothing out"),
-        ({"target": "y", "labels_after": "later"}, "no duration"),
+        ({"target": "y", "labels_after": "later"}, "not a duration"),
     ],
 )
 def test_a_dataset_that_contradicts_itself_is_refused(parts: dict[str, Any], said: str) -> None:

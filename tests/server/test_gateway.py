@@ -456,7 +456,10 @@ def test_a_real_endpoint_and_one_that_is_killed_under_load(store, serve):
             assert place.ask("GET", f"/endpoints/delays/{path}").status == 200, path
         assert place.ask("POST", "/endpoints/delays/invocations", {"dataframe_records": [row]}).status == 200
         assert place.ask("POST", "/endpoints/delays/predict", {"rows": [{}]}).status == 422
-        assert place.ask("GET", "/endpoints/delays/predict").status == 405
+        refused = place.ask("GET", "/endpoints/delays/predict")
+        assert refused.status == 405
+        # The example is for the address that the client knows.
+        assert f":{place.address[1]}/endpoints/delays/predict " in refused.json["error"]["curl"]
 
         done, statuses = threading.Event(), []
 

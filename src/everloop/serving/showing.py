@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SHOWN = (400, 405, 415, 422)
 """The statuses of requests that could have been put otherwise."""
+ADDRESS = b"x-everloop-address"
+"""Header by which a proxy, such as the control plane, says where these routes begin for the client: `host/prefix`."""
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 _VALUES: dict[str, Any] = {
     "float": 1.5,
@@ -119,10 +121,10 @@ def _hint(request: Request) -> str | None:
 
 
 def _curl(request: Request, live: Live, body: dict[str, Any]) -> str:
-    host = (request.header(b"host") or b"127.0.0.1:8080").decode("latin-1")
+    host = (request.header(ADDRESS) or request.header(b"host") or b"127.0.0.1:8080").decode("latin-1")
     path = request.path.replace("{model}", live.name).replace("{version}", str(live.champion.number))
     data = shlex.quote(_encode(body).decode())
-    return f"curl -X POST http://{host}{path} -H 'Content-Type: application/json' -d {data}"
+    return f"curl -X POST {shlex.quote(f'http://{host}{path}')} -H 'Content-Type: application/json' -d {data}"
 
 
-__all__ = ["SHOWN", "example_row", "show_example", "valid_body"]
+__all__ = ["ADDRESS", "SHOWN", "example_row", "show_example", "valid_body"]

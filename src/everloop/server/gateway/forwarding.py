@@ -36,6 +36,8 @@ MOST_SWALLOWED_BYTES = 64 * 1024 * 1024
 SWALLOW_S = 15.0
 OWN_TOKEN = b"x-everloop-endpoint-token"
 """Where a client that logs in here puts the endpoint's own token."""
+ADDRESS = b"x-everloop-address"
+"""Tells the endpoint where its routes begin for the client, `host/endpoints/NAME`, for the examples in its answers."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _HOP = frozenset(
     {
@@ -43,7 +45,7 @@ _HOP = frozenset(
         b"trailer", b"transfer-encoding", b"upgrade",
     }
 )  # fmt: skip
-_DROPPED = _HOP | {b"host", b"content-length", b"expect", OWN_TOKEN}
+_DROPPED = _HOP | {b"host", b"content-length", b"expect", OWN_TOKEN, ADDRESS}
 _TARGET = re.compile(rb"[\x21-\x7e]+")
 _SOON = ((b"retry-after", b"1"),)
 
@@ -284,6 +286,8 @@ class Gateway:
             b"host: %b:%d" % (f"[{host}]".encode() if ":" in host else host.encode(), port),
         ]
         lines += [b"%b: %b" % (name, value) for name, value in given if name not in dropped]
+        if asked := next((value for name, value in given if name == b"host"), None):
+            lines.append(b"%b: %b%b/%b" % (ADDRESS, asked, PREFIX, target.name.encode()))
         own = next((value for name, value in given if name == OWN_TOKEN), None)
         if own is not None and (asks_login or not any(name == b"authorization" for name, _ in given)):
             lines.append(b"authorization: Bearer " + own.removeprefix(b"Bearer "))
