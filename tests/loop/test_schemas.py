@@ -17,6 +17,7 @@ from everloop.loop.gates import Answer, judge_apart
 from everloop.loop.live_evidence import live_evidence
 from everloop.records import Decision, GateResult, ModelVersion
 from everloop.serving.prediction_log import input_column
+from everloop.training.decisions import Answers
 from everloop.training.intervals import interval
 
 
@@ -163,8 +164,18 @@ def test_classes_are_matched_by_what_they_mean():
     two, three = SimpleNamespace(classes=["b", "a"]), SimpleNamespace(classes=["a", "c", "b"])
     every = classes_of_both(two, three)
     assert every == ["b", "a", "c"]
-    assert np.allclose(spread(np.array([0.2, 0.9]), two.classes, every), [[0.8, 0.2, 0], [0.1, 0.9, 0]])
-    assert spread(np.array([[0.5, 0.3, 0.2]]), three.classes, every).tolist() == [[0.2, 0.5, 0.3]]
+    scores, places = spread(Answers(np.array([0.2, 0.9]), np.array([1, 0])), two.classes, every)
+    assert np.allclose(scores, [[0.8, 0.2, 0], [0.1, 0.9, 0]])
+    assert places.tolist() == [1, 0]
+    scores, places = spread(Answers(np.array([[0.5, 0.3, 0.2]]), np.array([2])), three.classes, every)
+    assert scores.tolist() == [[0.2, 0.5, 0.3]]
+    assert places.tolist() == [0]
+
+
+def test_the_same_two_classes_in_the_other_order_stay_one_column():
+    scores, places = spread(Answers(np.array([0.2, 0.9]), np.array([1, 1])), ["no", "yes"], ["yes", "no"])
+    assert scores == pytest.approx([0.8, 0.1])
+    assert places.tolist() == [0, 0]
 
 
 def test_two_values_of_different_rows_give_a_wider_interval_than_pairs():

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from everloop.models.signature import Signature
     from everloop.records import Json, ModelVersion
     from everloop.stores import Store
+    from everloop.training.decisions import Answers
 
     Array = np.ndarray[Any, Any]
 
@@ -36,13 +37,19 @@ LEAST_SHARED = 0.5
 
 @dataclass(frozen=True)
 class Pairs:
-    """Both models' scores for the same rows, in the same classes."""
+    """Both models' answers to the same rows: scores and predicted labels, in the same classes."""
 
     truth: Array
-    candidate: Array
-    holder: Array
+    candidate: Answers
+    holder: Answers
     remark: str = ""
     """Which rows these are, where they are not all of the test rows as they stand."""
+
+    def judged(self, metric: str) -> tuple[Array, Array]:
+        """What a metric compares: the scores of candidate and holder, or for a metric of labels their predictions."""
+        from everloop.training.metrics import scores_for
+
+        return scores_for(metric, *self.candidate), scores_for(metric, *self.holder)
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ def find_rival(
     candidate: Predictor,
     test: pl.DataFrame,
     truth: Array,
-    scores: Array,
+    answers: Answers,
     *,
     target: str,
     key: str | None,
@@ -71,7 +78,7 @@ def find_rival(
     """What the holder of an alias can say about the candidate's test rows.
 
     Args:
-        truth: of the test rows, in the candidate's classes; `scores` are the candidate's.
+        truth: of the test rows, in the candidate's classes; `answers` are the candidate's.
         key: the column that names a row, if there is one.
 
     Raises:
@@ -94,11 +101,11 @@ def find_rival(
     if rows is None:
         return Rival(holder.key, why=remark, same_classes=same, metrics=metrics)
     try:
-        answered = model.predict(rows)
+        answered = model.answer_frame(rows)
     except RequestError as error:
         # A column of the same name has another type by now.
         return Rival(holder.key, why=error.message.rstrip("."), same_classes=same, metrics=metrics)
-    own = scores if kept is None else scores[kept]
+    own = answers if kept is None else answers.take(kept)
     labels = truth if kept is None else truth[kept]
     if not same:
         every = classes_of_both(candidate, model)
@@ -154,20 +161,22 @@ def classes_of_both(candidate: Predictor, holder: Predictor) -> list[Json]:
     return [*candidate.classes, *(one for one in holder.classes if _place(one, candidate.classes) is None)]
 
 
-def spread(scores: Array, classes: Sequence[Json], every: Sequence[Json]) -> Array:
-    """Scores of some classes as one column for each of `every`; as they stand where these are the same."""
+def spread(answers: Answers, classes: Sequence[Json], every: Sequence[Json]) -> Answers:
+    """Answers in some classes as answers in `every`, which holds them all; as they stand where these are the same."""
     import numpy as np
 
-    if same_classes(classes, every):
-        return scores
+    from everloop.training.decisions import Answers
 
-    each = np.column_stack([1.0 - scores, scores]) if scores.ndim == 1 else scores
-    spread = np.zeros((len(scores), len(every)))
-    for place, value in enumerate(classes):
-        at = _place(value, every)
-        if at is not None:
-            spread[:, at] = each[:, place]
-    return spread
+    if same_classes(classes, every):
+        return answers
+
+    scores, chosen = answers
+    to = [at for value in classes if (at := _place(value, every)) is not None]
+    wide = np.zeros((len(scores), len(every)))
+    wide[:, to] = np.column_stack([1.0 - scores, scores]) if scores.ndim == 1 else scores
+    moved = None if chosen is None else np.array(to, dtype=np.intp)[chosen]
+    # The same two classes in the other order stay one column.
+    return Answers(wide[:, 1].copy() if len(every) == 2 else wide, moved)
 
 
 def _completed(

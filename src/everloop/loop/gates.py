@@ -104,11 +104,12 @@ def _(gate: NotWorseThan, trial: Trial) -> Answer:
     get_metric(metric, trial.task)
     pairs = holder.pairs
     if pairs is None:
-        return compare_apart(trial.truth, trial.scores, holder, metric, gate.margin, holder.why)
-    if pairs.holder.ndim == 2 and "multiclass" not in get_metric(metric).tasks:
-        why = f"{metric} is not for {pairs.holder.shape[1]} classes"
-        return compare_apart(trial.truth, trial.scores, holder, metric, gate.margin, why)
-    answer = compare(pairs.truth, pairs.candidate, pairs.holder, metric, gate.margin, holder.version)
+        return compare_apart(trial.truth, trial.judged(metric), holder, metric, gate.margin, holder.why)
+    own, other = pairs.judged(metric)
+    if other.ndim == 2 and "multiclass" not in get_metric(metric).tasks:
+        why = f"{metric} is not for {other.shape[1]} classes"
+        return compare_apart(trial.truth, trial.judged(metric), holder, metric, gate.margin, why)
+    answer = compare(pairs.truth, own, other, metric, gate.margin, holder.version)
     if not pairs.remark:
         return answer
     evidence = {**answer.evidence, "remark": pairs.remark}
@@ -125,6 +126,7 @@ def compare(
 ) -> Answer:
     """Compare two models on the same rows by paired bootstrap; gates and rollouts both decide by it.
 
+    `candidate` and `champion` are what `scores_for` gives for the metric: scores, or the predicted labels as 0 and 1.
     Passes when the 95 % interval of the gain lies above `-margin`, fails when it lies below it, else undecided.
     """
     from everloop.training.intervals import paired_bootstrap

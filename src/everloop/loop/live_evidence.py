@@ -1,7 +1,8 @@
 """What live traffic says about a rollout: candidate against champion on answers whose labels have come.
 
 Both versions score every logged row that has the inputs of both, whichever of them answered it: the pairs make a
-verdict possible with a tenth of the rows that two separate samples would need. Where the two read different columns,
+verdict possible with a tenth of the rows that two separate samples would need. Metrics of labels compare the predicted
+labels; of a row that a version answered, the label that it served. Where the two read different columns,
 too few rows may have both; then each is measured on the rows that it answered itself.
 """
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from everloop.models import Predictor
     from everloop.records import Release
     from everloop.stores import Store
+    from everloop.training.decisions import Answers
 
     Array = np.ndarray[Any, Any]
 
@@ -38,6 +40,7 @@ def live_evidence(store: Store, release: Release, previous: str, canary: Canary,
 
     from everloop.models import load_model
     from everloop.serving import read_inputs, read_labelled
+    from everloop.training.metrics import scores_for
 
     step_began = next(
         decision.at for decision in reversed(release.decisions) if decision.action in ("start", "advance")
@@ -61,14 +64,30 @@ def live_evidence(store: Store, release: Release, previous: str, canary: Canary,
             return None
         every = classes_of_both(candidate, champion)
         own, other = (
-            spread(model.predict(read_inputs(shared, model.signature)), model.classes, every)
-            for model in (candidate, champion)
+            scores_for(metric, *spread(_answers(shared, model, version), model.classes, every))
+            for model, version in ((candidate, release.candidate), (champion, previous))
         )
         answer = compare(shared["truth"].to_numpy(), own, other, metric, canary.margin, previous)
         answer.evidence["answered_by_canary"] = int((shared["version"] == release.candidate).sum())
         answer.evidence["since_step"] = fresh
         return answer
     return _each_on_its_own(rows, candidate, champion, metric, canary.margin, (release.candidate, previous))
+
+
+def _answers(rows: pl.DataFrame, model: Predictor, version: str) -> Answers:
+    """What a version says of logged rows; of those that it answered itself, with the labels that it served."""
+    import numpy as np
+    import polars as pl
+
+    from everloop.serving import read_inputs
+    from everloop.training.decisions import Answers
+
+    scores, places = model.answer_frame(read_inputs(rows, model.signature))
+    if places is None or "predicted" not in rows.columns:
+        return Answers(scores, places)
+    served = rows.select(pl.when(pl.col("version") == version).then("predicted")).to_series()
+    by_itself = served.is_not_null().to_numpy()
+    return Answers(scores, np.where(by_itself, served.fill_null(0).to_numpy(), places).astype(np.intp))
 
 
 def _with_truth(labelled: pl.DataFrame, candidate: Predictor, champion: Predictor) -> pl.DataFrame:
@@ -123,8 +142,8 @@ def _each_on_its_own(
 ) -> Answer | None:
     import polars as pl
 
-    from everloop.serving import read_inputs
     from everloop.training.intervals import interval
+    from everloop.training.metrics import scores_for
 
     every = classes_of_both(candidate, champion)
     found = []
@@ -132,8 +151,8 @@ def _each_on_its_own(
         answered = rows.filter(pl.col("version") == version)
         if not _judgeable(answered, model):
             return None
-        scores = spread(model.predict(read_inputs(answered, model.signature)), model.classes, every)
-        found.append(interval(answered["truth"].to_numpy(), scores, metric))
+        answers = spread(_answers(answered, model, version), model.classes, every)
+        found.append(interval(answered["truth"].to_numpy(), scores_for(metric, *answers), metric))
     own, other = found
     why = "the two read different columns, and requests had those of one only"
     answered_by = {version: int((rows["version"] == version).sum()) for version in versions}

@@ -281,23 +281,23 @@ def judge(
     candidate = get_version(here.store, version)
     predictor = load_model(here.store, version)
     truth = encode_target(test[target], predictor.task, list(predictor.classes))
-    scores, places = predictor.answer_frame(test)
+    answers = predictor.answer_frame(test)
     champions = {}
     for alias in dict.fromkeys(gate.alias for gate in gates if isinstance(gate, NotWorseThan)):
         holder = find_alias(here.store, candidate.model, alias)
         if holder is not None and holder.version != version:
             known = get_version(here.store, holder.version)
-            champions[alias] = find_rival(here.store, known, predictor, test, truth, scores, target=target, key=key)
+            champions[alias] = find_rival(here.store, known, predictor, test, truth, answers, target=target, key=key)
     trial = Trial(
         rows=test,
         truth=truth,
-        scores=scores,
+        scores=answers.scores,
         champions=champions,
         metric=metric,
         task=predictor.task,
         predict=predictor.predict,
         features=predictor.input_names,
-        places=places,
+        places=answers.places,
     )
     results = []
     for gate in gates:

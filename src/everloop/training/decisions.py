@@ -34,6 +34,10 @@ class Answers(NamedTuple):
     scores: Array
     places: Places | None
 
+    def take(self, rows: Places) -> Answers:
+        """The answers to some of the rows."""
+        return Answers(self.scores[rows], None if self.places is None else self.places[rows])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:

@@ -1,0 +1,161 @@
+"""Champion and candidate are compared by the labels that they predict, not by their scores cut at one half."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import FixedThresholdClassifier
+
+from everloop.loop import Canary
+from everloop.loop.champions import Rival, find_rival
+from everloop.loop.gates import Trial, judge
+from everloop.loop.live_evidence import live_evidence
+from everloop.loop.parts import NotWorseThan
+from everloop.models import get_version, load_model, save_model
+from everloop.records import Decision
+from everloop.serving.prediction_log import input_column
+from everloop.stores import open_store
+from everloop.training.metrics import score
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from everloop.stores import Store
+
+LABELS = ("accuracy", "f1", "recall")
+BEGAN = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A modest champion `returns@1`, and `returns@2` with far better scores and a threshold that spoils its labels."""
+    folder: Path = tmp_path_factory.mktemp("duel")
+    with pytest.MonkeyPatch.context() as patch, open_store(folder / "store") as opened:
+        patch.setenv("EVERLOOP_KEYS", str(folder / "keys"))
+        known = rows(1000, 0)
+        for column, threshold in (("strong", 0.5), ("weak", 0.9999)):
+            # Each learns from one column alone: the other one is noise to it.
+            noise = pl.Series(column, np.random.default_rng(2).normal(size=known.height))
+            inputs = known.with_columns(noise).select("weak", "strong").to_pandas()
+            model = FixedThresholdClassifier(LogisticRegression(), threshold=threshold)
+            save_model(model.fit(inputs, known["returned"].to_list()), "returns", inputs, store=opened)
+        yield opened
+
+
+def rows(count: int, seed: int) -> pl.DataFrame:
+    rng = np.random.default_rng(seed)
+    returned = rng.uniform(size=count) < 0.5
+    weak, strong = (returned * apart + rng.normal(size=count) for apart in (1.0, 3.0))
+    return pl.DataFrame({"weak": weak, "strong": strong, "returned": np.where(returned, "yes", "no")})
+
+
+TEST = rows(600, 1)
+TRUTH = (TEST["returned"] == "yes").to_numpy().astype(float)
+
+
+def gain_of_labels(store: Store, metric: str) -> float:
+    """By the labels that both predict."""
+    said = [load_model(store, key).predict_labels(TEST) for key in ("returns@2", "returns@1")]
+    own, other = (score(metric, TRUTH, np.array([float(label == "yes") for label in one or ()])) for one in said)
+    return own - other
+
+
+def gain_of_scores(store: Store, metric: str) -> float:
+    own, other = (score(metric, TRUTH, load_model(store, key).predict(TEST)) for key in ("returns@2", "returns@1"))
+    return own - other
+
+
+def trial(store: Store, rival: Rival) -> Trial:
+    candidate = load_model(store, "returns@2")
+    scores, places = candidate.answer_frame(TEST)
+    return Trial(
+        rows=TEST,
+        truth=TRUTH,
+        scores=scores,
+        champions={"champion": rival},
+        metric="accuracy",
+        task="binary",
+        predict=candidate.predict,
+        features=candidate.input_names,
+        places=places,
+    )
+
+
+@pytest.mark.parametrize("metric", LABELS)
+def test_the_gate_compares_predicted_labels(store: Store, metric: str) -> None:
+    candidate, holder = load_model(store, "returns@2"), get_version(store, "returns@1")
+    answers = candidate.answer_frame(TEST)
+    rival = find_rival(store, holder, candidate, TEST, TRUTH, answers, target="returned", key=None)
+    answer = judge(NotWorseThan(metric=metric), trial(store, rival))
+    assert gain_of_scores(store, metric) > 0.05
+    assert answer.evidence["gain"] == pytest.approx(gain_of_labels(store, metric))
+    assert answer.evidence["gain"] < -0.05
+    assert answer.outcome == "fail"
+    # The scores themselves are compared as before.
+    ranked = judge(NotWorseThan(metric="roc_auc"), trial(store, rival))
+    assert ranked.outcome == "pass"
+
+
+def test_the_gate_compares_predicted_labels_on_rows_apart(store: Store) -> None:
+    own = float(np.mean([label == true for label, true in zip(load_model(store, "returns@2").predict_labels(TEST) or (),
+                                                              TEST["returned"], strict=True)]))  # fmt: skip
+    told = {"accuracy": {"value": 0.65, "low": 0.62, "high": 0.68}}
+    answer = judge(NotWorseThan(), trial(store, Rival("returns@1", why="no reason", metrics=told)))
+    assert answer.evidence["candidate_value"] == pytest.approx(own)
+    assert answer.outcome == "fail"
+
+
+def logged(
+    store: Store, version: str, part: pl.DataFrame, *, names: tuple[str, ...] = ("weak", "strong")
+) -> pl.DataFrame:
+    """Answers of one version as the prediction log has them, with the labels that came."""
+    scores, places = load_model(store, version).answer_frame(part)
+    actual = (part["returned"] == "yes").cast(pl.Float64)
+    return part.select(pl.col(name).alias(input_column(name)) for name in names).with_columns(
+        version=pl.lit(version), score=pl.Series(scores), predicted=pl.Series(places, dtype=pl.Float64), actual=actual,
+        actual_text=part["returned"], event_at=pl.lit(BEGAN + timedelta(hours=1)),
+    )  # fmt: skip
+
+
+def live(store: Store, log: pl.DataFrame, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    monkeypatch.setattr("everloop.serving.read_labelled", lambda *_, **__: log.lazy())
+    started = Decision(at=BEGAN, action="start", percent=20, reason="")
+    release = SimpleNamespace(endpoint="returns", candidate="returns@2", created_at=BEGAN, decisions=(started,))
+    answer = live_evidence(store, release, "returns@1", Canary(least_labels=100), "accuracy")
+    assert answer is not None
+    return {"outcome": answer.outcome, **answer.evidence}
+
+
+def test_a_rollout_compares_predicted_labels(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = pl.concat([logged(store, "returns@1", TEST.head(400)), logged(store, "returns@2", TEST.tail(200))])
+    found = live(store, log, monkeypatch)
+    assert found["rows"] == 600
+    assert found["gain"] == pytest.approx(gain_of_labels(store, "accuracy"))
+    assert found["outcome"] == "fail"
+
+
+def test_a_rollout_compares_the_labels_that_were_served(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = pl.concat([logged(store, "returns@1", TEST.head(400)), logged(store, "returns@2", TEST.tail(200))])
+    # Of another label than the package's own, clients were told the served one.
+    right = log.with_columns(predicted=pl.when(pl.col("version") == "returns@2").then("actual").otherwise("predicted"))
+    found = live(store, right, monkeypatch)
+    said = [label == "yes" for label in load_model(store, "returns@2").predict_labels(TEST.head(400)) or ()]
+    correct = int((np.array(said) == TRUTH[:400]).sum()) + 200
+    assert found["candidate_value"] == pytest.approx(correct / 600)
+
+
+def test_a_rollout_compares_predicted_labels_on_rows_apart(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("everloop.loop.live_evidence._askable", lambda *_: pl.lit(value=False))
+    log = pl.concat([logged(store, "returns@1", TEST.head(400)), logged(store, "returns@2", TEST.tail(200))])
+    found = live(store, log, monkeypatch)
+    assert found["paired"] is False
+    said = [label == "yes" for label in load_model(store, "returns@2").predict_labels(TEST.tail(200)) or ()]
+    assert found["candidate_value"] == pytest.approx(float((np.array(said) == TRUTH[400:]).mean()))
+    assert found["outcome"] == "fail"
