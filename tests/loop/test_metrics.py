@@ -76,3 +76,78 @@ def test_gates_judge_the_labels_that_are_predicted() -> None:
     )
     answer = judge(AtLeast("accuracy", 0.9), trial)
     assert (answer.outcome, answer.evidence["value"]) == ("pass", 1.0)
+
+
+def nothing_named(shop, expression: str) -> None:
+    """The project with another target, and no metric anywhere."""
+    shop.change("loop.py", "return keep(orders)", f"return keep(orders).with_columns(returned={expression})")
+    shop.change("loop.py", 'metric="roc_auc", ', "")
+    shop.change("loop.py", 'el.AtLeast("roc_auc", 0.60), ', "")
+    shop.change("loop.py", 'el.Performance("roc_auc")', "el.Performance()")
+
+
+CUT = "pl.when(pl.col('price') < 30).then(1).when(pl.col('price') < 60).then(2).otherwise(3)"
+
+
+@pytest.mark.parametrize(
+    ("expression", "metric", "task"),
+    [
+        ("pl.col('price') * 2 + pl.col('weight')", "rmse", "regression"),
+        (f"{CUT}.replace_strict({{1: 'low', 2: 'mid', 3: 'high'}})", "roc_auc", "multiclass"),
+        ("pl.col('returned')", "roc_auc", "binary"),
+    ],
+)
+def test_without_a_name_the_usual_metric_of_the_task_decides(shop, load, expression, metric, task):
+    from everloop.loop import take_turn
+    from everloop.monitoring import find_baseline
+
+    nothing_named(shop, expression)
+    with shop.open() as store:
+        declared = load()
+        assert declared.training_metric is None
+        assert declared.live_metric is None
+        turn = take_turn(declared, store)
+        assert turn.version.signature["task"] == task
+        assert turn.metric == metric
+        assert [gate.outcome for gate in turn.gates] == ["pass", "pass"]
+        assert find_baseline(store, turn.version.key).metric.name == metric
+        shop.land("1", shop.orders(1500, 300, shop.opens, seed=1))
+        again = take_turn(declared, store)
+        compared = next(gate for gate in again.gates if gate.gate == "not worse than champion")
+        assert compared.evidence["metric"] == metric
+        assert again.metric == metric
+
+
+def test_the_run_says_which_metric_was_chosen(shop, monkeypatch, capsys):
+    from everloop.cli import output
+    from everloop.cli.app import run
+
+    nothing_named(shop, "pl.col('price') * 2 + pl.col('weight')")
+    monkeypatch.chdir(shop.folder)
+    monkeypatch.delenv("EVERLOOP_STORE", raising=False)
+    output.console.cache_clear()
+    output.messages.cache_clear()
+    assert run(["run"]) == 0
+    assert "judged by rmse: the loop names no metric, and this is the usual one of regression targets" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_a_named_metric_that_does_not_fit_stays_an_error(shop, load):
+    from everloop.loop import take_turn
+
+    nothing_named(shop, "pl.col('price') * 2 + pl.col('weight')")
+    shop.change("loop.py", "el.Performance()", 'el.Performance("roc_auc")')
+    with shop.open() as store, pytest.raises(UsageError, match="'roc_auc' is not for regression targets"):
+        take_turn(load(), store)
+
+
+def test_the_baseline_holds_the_metric_that_is_watched(shop, load):
+    from everloop.loop import take_turn
+    from everloop.monitoring import find_baseline
+
+    shop.change("loop.py", 'el.Performance("roc_auc")', 'el.Performance("f1")')
+    with shop.open() as store:
+        turn = take_turn(load(), store)
+        assert turn.metric == "roc_auc"
+        assert find_baseline(store, turn.version.key).metric.name == "f1"

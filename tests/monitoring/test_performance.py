@@ -41,7 +41,7 @@ def day(
     return frame
 
 
-def check(store: Store, number: int, metric: str = "roc_auc", **options: object) -> list[Finding]:
+def check(store: Store, number: int, metric: str | None = "roc_auc", **options: object) -> list[Finding]:
     since = START + number * DAY
     given = {"version": "delays@1", "reference": REFERENCE, **options}
     return check_performance(store, "delays", metric, since, since + DAY, **given)  # type: ignore[arg-type]
@@ -179,6 +179,8 @@ def test_the_reference_comes_from_the_baseline(airport: Airport, store: Store, a
     assert baseline.metric is not None
     evidence = check(store, 0, reference=None)[-1].evidence
     assert evidence["reference"]["value"] == baseline.metric.value
+    # Where none is named, the metric is the baseline's.
+    assert check(store, 0, None, reference=None)[-1].evidence["metric"] == "roc_auc"
     with pytest.raises(UsageError, match="no reference for 'log_loss'"):
         check(store, 0, "log_loss", reference=None)
 

@@ -73,7 +73,7 @@ def run(
             force=force or (),
             listener=listener,
         )
-        emit(_turn_json(turn), json, lambda: _draw_turn(turn, store))
+        emit(_turn_json(turn), json, lambda: _draw_turn(turn, loop))
 
 
 def up(
@@ -191,6 +191,7 @@ def _turn_json(turn: Turn) -> dict[str, Any]:
         "run": turn.run,
         "steps": [_step_json(step) for step in turn.steps],
         "version": turn.version,
+        "metric": turn.metric,
         "gates": turn.gates,
         "release": turn.release,
         "columns": turn.columns,
@@ -203,7 +204,7 @@ def _draw_plan(planned: list[Planned]) -> None:
     table("What a run would do", ("step", "status", "why"), rows, empty="The graph has no steps.")
 
 
-def _draw_turn(turn: Turn, store: Store) -> None:
+def _draw_turn(turn: Turn, loop: Loop) -> None:
     from everloop.cli.output import cell
 
     _draw_broken(turn)
@@ -214,6 +215,11 @@ def _draw_turn(turn: Turn, store: Store) -> None:
         console().print(f"Nothing to do: nothing has changed since {turn.version.key} was made.")
     colours = {"pass": "green", "fail": "red", "undecided": "yellow"}
     console().print(f"[bold]{turn.version.key}[/bold]  {cell(turn.version.metrics)}", soft_wrap=True)
+    if loop.training_metric is None and turn.metric is not None:
+        task = turn.version.signature.get("task")
+        console().print(
+            f"  judged by {turn.metric}: the loop names no metric, and this is the usual one of {task} targets"
+        )
     _draw_columns(turn)
     for gate in turn.gates:
         colour = colours[gate.outcome]

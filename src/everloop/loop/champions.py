@@ -64,6 +64,14 @@ class Rival:
     """Its metrics on its own held-out rows, each with `value`, `low` and `high`."""
 
 
+def deciding_metric(version: ModelVersion) -> str:
+    """The metric that a version was judged by, where the loop names none; else the usual one of its task."""
+    from everloop.training.metric_tasks import metrics_of
+
+    named = version.evaluation.get("metric")
+    return named if isinstance(named, str) else metrics_of(version.signature.get("task", "binary"))[0]
+
+
 def find_rival(
     store: Store,
     holder: ModelVersion,

@@ -81,19 +81,20 @@ class Loop:
         self._needs(OnPerformance, Performance)
 
     @property
-    def training_metric(self) -> str:
-        """The metric that the training step optimises, or the first that a gate names."""
-        metric = getattr(self.train, "metric", None)
-        if isinstance(metric, str):
-            return metric
-        named = (getattr(gate, "metric", None) for gate in self.gates)
-        return next((metric for metric in named if isinstance(metric, str)), "roc_auc")
+    def training_metric(self) -> str | None:
+        """The metric that the training step optimises, or the first that a gate or a watch names.
+
+        None where none is named: then the usual one of the target's task decides, see `champions.deciding_metric`.
+        """
+        parts = (self.train, *self.gates, *self.watch)
+        named = (getattr(part, "metric", None) for part in parts)
+        return next((metric for metric in named if isinstance(metric, str)), None)
 
     @property
-    def live_metric(self) -> str:
+    def live_metric(self) -> str | None:
         """The metric by which live models are compared: the watched one, else the trained one."""
         watched = (part.metric for part in self.watch if isinstance(part, Performance))
-        return next(watched, self.training_metric)
+        return next((metric for metric in watched if metric is not None), self.training_metric)
 
     def _check_metrics(self) -> None:
         """Refuse metrics that cannot all be of one model: each fits other tasks than those before it."""

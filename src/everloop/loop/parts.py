@@ -53,7 +53,7 @@ class NotWorseThan:
     Args:
         alias: whom to compare with.
         margin: tolerated loss, in the metric's unit.
-        metric: default: the metric that the training step optimises.
+        metric: default: the metric that the training step optimises, else the usual one of the target's task.
     """
 
     alias: str = "champion"
@@ -73,6 +73,7 @@ class NotWorseThan:
 class Slices:
     """No slice of `column` is worse than the whole by more than `worst_gap`.
 
+    `metric` is by default the one that the training step optimises, else the usual one of the target's task.
     A slice fails only when its whole confidence interval lies below; slices of fewer than `least_rows`
     rows, or of one class only, are not judged.
     """
@@ -174,19 +175,21 @@ class Performance:
     """Compare the live metric with the one measured before release, once the labels are there.
 
     Args:
-        metric: such as `roc_auc`.
+        metric: such as `roc_auc`; default: the metric that the training step optimises, else the usual one of the
+            target's task.
         labels_after: how long after an answer its label is expected.
         alarms_per_month: how many false alarms a month are tolerated.
         window: how long one window is.
     """
 
-    metric: str
+    metric: str | None = None
     labels_after: str = "0s"
     alarms_per_month: float = 1
     window: str = "1w"
 
     def __post_init__(self) -> None:
-        check_metric(self.metric)
+        if self.metric is not None:
+            check_metric(self.metric)
         parse_duration(self.labels_after)
         parse_duration(self.window)
 

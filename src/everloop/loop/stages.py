@@ -90,7 +90,7 @@ def graph_of(loop: Loop) -> Graph:
         register,
         inputs={"package": packed, "model": loop.model, "snapshot": taken, "evaluation": judged, "trained": trained,
                 "train": parts["train"], "valid": parts["valid"], "test": parts["test"], "target": dataset.target,
-                "time": dataset.time, "metric": metric},
+                "time": dataset.time, "metric": loop.live_metric},
     )  # fmt: skip
     answers = graph.add(
         judge,
@@ -194,8 +194,14 @@ def adopt(
 
 
 @step
-def evaluate(trained: Trained, test: pl.DataFrame, target: str, metric: str, slices: Sequence[str]) -> dict[str, Any]:
-    """Measure the model on rows that it has never seen."""
+def evaluate(
+    trained: Trained, test: pl.DataFrame, target: str, metric: str | None, slices: Sequence[str]
+) -> dict[str, Any]:
+    """Measure the model on rows that it has never seen.
+
+    Args:
+        metric: the one that decides; None takes the model's own, which is the usual one of its task.
+    """
     from everloop.training import evaluate as measure
 
     found = measure(trained, test, target, task=trained.task, metric=metric, slices=slices).to_dict()
@@ -226,9 +232,13 @@ def register(
     test: pl.DataFrame,
     target: str,
     time: str | None,
-    metric: str,
+    metric: str | None,
 ) -> str:
-    """Give the package its version number, and keep what its life will be compared with; returns the key."""
+    """Give the package its version number, and keep what its life will be compared with; returns the key.
+
+    Args:
+        metric: the one that is watched live; None takes the one that decided the evaluation.
+    """
     import polars as pl
 
     from everloop.models import register as enter
@@ -259,17 +269,17 @@ def register(
     scored = test.select(when).with_columns(*answered, truth) if when else pl.DataFrame([*answered, truth])
     inputs = list(trained.features)
     known = pl.concat([train, valid]).select(*inputs, *when)
-    baseline = build_baseline(known, inputs, time=time, scored=scored, metric=metric)
+    baseline = build_baseline(known, inputs, time=time, scored=scored, metric=metric or evaluation["metric"])
     keep_baseline(here.store, version.key, baseline)
     return version.key
 
 
 @step
 def judge(
-    version: str, test: pl.DataFrame, target: str, key: str | None, metric: str, gates: tuple[Any, ...]
+    version: str, test: pl.DataFrame, target: str, key: str | None, metric: str | None, gates: tuple[Any, ...]
 ) -> list[str]:
     """Put every gate's question; returns the ids of the answers."""
-    from everloop.loop.champions import find_rival
+    from everloop.loop.champions import deciding_metric, find_rival
     from everloop.loop.gates import Trial
     from everloop.loop.gates import judge as ask
     from everloop.loop.parts import NotWorseThan
@@ -293,7 +303,7 @@ def judge(
         truth=truth,
         scores=answers.scores,
         champions=champions,
-        metric=metric,
+        metric=metric or deciding_metric(candidate),
         task=predictor.task,
         predict=predictor.predict,
         features=predictor.input_names,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from everloop.loop.champions import deciding_metric
 from everloop.loop.live_evidence import live_evidence
 from everloop.loop.rollout import apply_answer, find_rolling, hold_release
 from everloop.loop.triggers import find_due
@@ -55,13 +56,16 @@ def tick(loop: Loop, store: Store) -> Tick:
 
 
 def _move_rollout(loop: Loop, place: Endpoint, store: Store) -> Release | None:
+    from everloop.models import get_version
+
     release = find_rolling(store, place.name)
     canary = place.rollout
     if release is None or release.previous is None or release.percent <= 0 or canary is None:
         return None
     decisions = len(release.decisions)
     started = next(decision.at for decision in reversed(release.decisions) if decision.action in ("start", "advance"))
-    answer = live_evidence(store, release, release.previous, canary, loop.live_metric)
+    metric = loop.live_metric or deciding_metric(get_version(store, release.candidate))
+    answer = live_evidence(store, release, release.previous, canary, metric)
     impatient = store.now() - started >= parse_duration(canary.patience)
     understood = find_understood(store, release, release.previous)
     told = understood.text() if understood is not None else ""

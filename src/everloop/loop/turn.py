@@ -34,6 +34,12 @@ class Turn:
     """What this turn found in its table that breaks or bends the contract: the data of those events."""
 
     @property
+    def metric(self) -> str | None:
+        """The metric that decided the candidate's evaluation."""
+        found = self.version.evaluation.get("metric") if self.version is not None else None
+        return found if isinstance(found, str) else None
+
+    @property
     def ran(self) -> int:
         """How many steps really ran."""
         return sum(step.status == "ran" for step in self.steps)

@@ -47,7 +47,7 @@ class Measured:
 def check_performance(
     store: Store,
     endpoint: str,
-    metric: str,
+    metric: str | None,
     since: datetime,
     until: datetime,
     *,
@@ -65,7 +65,8 @@ def check_performance(
     window again returns what was found then, unless labels have arrived meanwhile, new ones or corrections.
 
     Args:
-        metric: a name of `everloop.training.METRICS`, such as `roc_auc`.
+        metric: a name of `everloop.training.METRICS`, such as `roc_auc`; None takes the one that the version's baseline
+            holds, else the usual one of the model's task.
         since, until: the window, half-open, by `event_at` of the predictions.
         version: whose predictions; None: every answer that a client got.
         reference: value, low and high end of its 95 % interval; default: what the version's baseline holds.
@@ -82,6 +83,7 @@ def check_performance(
         UsageError: no such metric, one that does not fit the model's task, no reference, or the window has no length.
     """
     budget = budget_for(alarms_per_month, until - since, windows_per_month)
+    metric = metric if metric is not None else _baseline_metric(store, endpoint, version)
     _check_fits(store, metric, _versions(store, endpoint) if version is None else [version])
     expected = _reference_metric(store, metric, version, reference)
     end = due_until(store, until, _span(labels_after))
@@ -254,6 +256,13 @@ def usual_metric(store: Store, endpoint: str, *, version: str | None = None) -> 
     versions = [version] if version is not None else _versions(store, endpoint)
     tasks = [task for task in map(partial(_task_of, store), versions) if task is not None]
     return metrics_of(tasks[0] if tasks else "binary")[0]
+
+
+def _baseline_metric(store: Store, endpoint: str, version: str | None) -> str:
+    baseline = find_baseline(store, version) if version is not None else None
+    if baseline is not None and baseline.metric is not None:
+        return baseline.metric.name
+    return usual_metric(store, endpoint, version=version)
 
 
 def measure_labelled(labelled: pl.DataFrame, metric: str) -> Measured:
