@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from everloop.training.agreement import agreement_bounds, room
-from everloop.training.intervals import bootstrap, delong, interval, intervals
-from everloop.training.metrics import METRICS, metrics_of
+from everloop.training.intervals import bootstrap, delong, interval, intervals, paired_bootstrap
+from everloop.training.metrics import METRICS, metrics_of, score
 
 
 def exact(successes, rows, level=0.95):
@@ -127,3 +127,72 @@ def test_perfect_areas_are_seen_in_spite_of_rounding(positives, negatives, right
     found = delong(y, np.where(y > 0, 0.7, 0.3) if right else np.where(y > 0, 0.3, 0.7))
     low, high = agreement_bounds("roc_auc", y, y, 1.0 if right else 0.0, 0.95)
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_two_perfect_classifiers_may_differ_on_other_rows():
+    y = np.array([0.0] * 60 + [1.0] * 40)
+    one, two = np.where(y > 0, 0.9, 0.1), np.where(y > 0, 0.6, 0.2)
+    share = exact(0, 100)[1]
+    found = paired_bootstrap(y, one, two, "accuracy", n=40)
+    assert (found.value, found.low, found.high) == (0.0, pytest.approx(-share), pytest.approx(share))
+    of_class = exact(0, 40)[1]
+    for name in ("recall", "precision"):
+        found = paired_bootstrap(y, one, two, name, n=40)
+        assert (found.value, found.low, found.high) == (0.0, pytest.approx(-of_class), pytest.approx(of_class)), name
+    # As many rows as positives that one model alone finds.
+    found, relative = paired_bootstrap(y, one, two, "f1", n=40), share * 100 / 40
+    assert found.high == -found.low == pytest.approx(2 * relative / (1 + relative))
+    found = paired_bootstrap(y, one, two, "roc_auc", n=40)
+    assert found.high == -found.low == pytest.approx(relative)
+
+
+def test_more_rows_without_a_difference_say_more():
+    widths = []
+    for rows in (50, 500, 5000):
+        y = np.tile([0.0, 1.0], rows // 2)
+        widths.append(paired_bootstrap(y, y, y, "accuracy", n=20).high)
+    assert widths == [pytest.approx(exact(0, rows)[1]) for rows in (50, 500, 5000)]
+
+
+def test_two_regressions_without_a_difference():
+    y = np.arange(101.0)
+    same = y + np.tile([3.0, -3.0], 51)[:101]
+    share, span = exact(0, 101)[1], max(same.max(), y.max()) - min(same.min(), y.min())
+    found = paired_bootstrap(y, same, same, "mae", n=40)
+    assert (found.value, found.low, found.high) == (0.0, pytest.approx(-share * span), pytest.approx(share * span))
+    found = paired_bootstrap(y, same, same, "rmse", n=40)
+    lost = np.sqrt((1 - share) * 9 + share * span**2) - np.sqrt((1 - share) * 9)
+    assert (found.low, found.high) == (pytest.approx(-lost), pytest.approx(lost))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    name=st.sampled_from(sorted(name for name in METRICS if "binary" in METRICS[name].tasks)),
+    seed=st.integers(0, 10**6),
+    rows=st.integers(8, 40),
+)
+def test_what_other_rows_may_still_show_lies_inside(name, seed, rows):
+    """Two models alike on a sample; in the population as many rows as the sample leaves room for set them apart."""
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.tile([0.0, 1.0], rows))
+    scores = np.clip(0.5 + (y - 0.5) * rng.uniform(-0.2, 1.0, len(y)), 0.0, 1.0)
+    found = paired_bootstrap(y, scores, scores, name, n=20)
+    assert found.low < 0 < found.high
+    assert found.low == pytest.approx(-found.high)
+    # Per row, on as many rows as there may be: one model right and sure, the other wrong and sure.
+    copies = 20
+    truth, alike = np.tile(y, copies), np.tile(scores, copies)
+    unlike = rng.permutation(len(truth))[: int(room(len(y), 0.95) * len(truth))]
+    good, bad = alike.copy(), alike.copy()
+    good[unlike], bad[unlike] = truth[unlike], 1 - truth[unlike]
+    assert abs(score(name, truth, good) - score(name, truth, bad)) <= found.high + 1e-9
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(20, 200))
+def test_medians_of_two_equal_regressions(seed, rows):
+    rng = np.random.default_rng(seed)
+    y = rng.normal(size=rows)
+    scores = y + rng.normal(size=rows)
+    found = paired_bootstrap(y, scores, scores, "median_ae", n=20)
+    assert found.low < 0 < found.high

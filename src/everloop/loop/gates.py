@@ -144,11 +144,11 @@ def compare(
     evidence = {
         "champion": name,
         "metric": metric,
-        "candidate_value": own,
-        "champion_value": other,
-        "gain": gain,
-        "low": low,
-        "high": high,
+        "candidate_value": _finite(own),
+        "champion_value": _finite(other),
+        "gain": _finite(gain),
+        "low": _finite(low),
+        "high": _finite(high),
         "margin": margin,
         "rows": len(truth),
     }

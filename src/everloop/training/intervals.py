@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from everloop.errors import DataError
-from everloop.training.agreement import agreement_bounds
+from everloop.training.agreement import agreement_bounds, agreement_of_pairs
 from everloop.training.decisions import THRESHOLD
 from everloop.training.metrics import Metric, dot, get_metric
 
@@ -218,7 +218,8 @@ def paired_bootstrap(
     """The difference that `a` makes over `b`, both asked on the same resampled rows.
 
     What the two share (hard rows, the draw's luck) cancels, so small differences show that two separate intervals
-    would hide.
+    would hide. Two models without a difference on these rows, two perfect ones included, may still differ on others:
+    the ends then are those of `agreement_of_pairs`.
 
     Args:
         y: shape (n,).
@@ -243,6 +244,11 @@ def paired_bootstrap(
     apart = np.array([first(weights) - second(weights) for weights in _resamples(len(np.asarray(y)), n, seed)])
     value = first(None) - second(None)
     spread = _percentiles(value, apart, level)
+    if spread.low == spread.high:
+        pair = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+        truth, values = np.asarray(y, dtype=np.float64), (first(None), second(None))
+        low, high = agreement_of_pairs(found.name, truth, pair, values, level)
+        spread = replace(spread, low=low, high=high, standard_error=(high - low) / (2 * _quantile(level)))
     defined = apart[~np.isnan(apart)]
     lost = defined < 0 if found.greater_is_better else defined > 0
     worse = float(lost.mean() + 0.5 * (defined == 0).mean()) if len(defined) else float("nan")
