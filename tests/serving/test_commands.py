@@ -45,6 +45,9 @@ def test_from_answers_to_labelled_rows(
     assert "1 label found no prediction with its key from before it: 'z'" in capsys.readouterr().err
     labels.write_text("key,value\nb,none\n")
     assert told("labels", "add", "delays", str(labels)) == {"endpoint": "delays", "labels": 1, "unmatched": 0}
+    # The usual words for a missing value are no label among amounts.
+    labels.write_text("key,value\nb,1.5\nc,NA\n")
+    assert told("labels", "add", "delays", str(labels)) == {"endpoint": "delays", "labels": 1, "unmatched": 0}
     assert run(["labels", "add", "nowhere", str(labels), *home]) == 3
     labels.write_text("key,value,event_at\nb,none,yesterday\n")
     assert run(["labels", "add", "delays", str(labels), *home]) != 0

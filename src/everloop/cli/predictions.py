@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from everloop.cli.output import AsJson, Home, emit, facts, opened, table
+
+if TYPE_CHECKING:
+    import polars as pl
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What endpoints answered, each with its inputs.")
 labels_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The truth that comes back later.")
@@ -106,13 +109,12 @@ def add(
     json: AsJson = False,
 ) -> None:
     """Add labels from a csv, parquet, json lines or arrow file, and say how many found no prediction."""
-    from everloop.data import read
     from everloop.errors import DataError
     from everloop.records import Endpoint
     from everloop.serving import add_labels
     from everloop.serving.label_log import find_unmatched_labels, shape_labels, unmatched_notice
 
-    frame = read(file.absolute()).collect()
+    frame = _read_labels(file)
     if str(frame.schema.get("event_at")) == "String":
         import polars as pl
 
@@ -136,3 +138,14 @@ def add(
             typer.echo(unmatched_notice(unmatched), err=True)
 
     emit(told, json, draw)
+
+
+def _read_labels(file: Path) -> pl.DataFrame:
+    """A table of labels; in csv, a class called `none` or `NA` stays that class, and among amounts it is null."""
+    from everloop.data import read
+
+    frame = read(file.absolute()).collect()
+    in_csv = any(suffix in (".csv", ".tsv") for suffix in file.suffixes)
+    if in_csv and "value" in frame.columns and frame["value"].null_count() == frame.height:
+        return read(file.absolute(), null_values=[]).collect()
+    return frame
