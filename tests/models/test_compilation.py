@@ -45,7 +45,7 @@ from everloop.models.compilation import graphs
 from everloop.models.compilation.choosing import compile_model
 from everloop.models.compilation.compiled import CompiledModel
 from everloop.models.compilation.deadline import OutOfTimeError, deadline
-from everloop.models.compilation.proof import prove_compiled, rows_beside_thresholds
+from everloop.models.compilation.proof import prove_compiled, rows_beside_thresholds, split_thresholds
 from everloop.models.compilation.reading import Subject
 from everloop.models.package import signature_of
 from everloop.models.parity import probe
@@ -410,7 +410,7 @@ def test_a_form_that_is_wrong_beside_a_threshold_only_is_caught() -> None:
     model = HistGradientBoostingRegressor(max_iter=3).fit(table, table[:, 0])
     original, form, signature, frame, _ = compiled(model, table)
     assert form is not None
-    rows = rows_beside_thresholds(form, signature, frame)
+    rows = rows_beside_thresholds(split_thresholds(form), signature, frame)
     assert len(rows) > 50
     files = form.to_files()
     text = files["trees.txt"].decode()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from time import sleep
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -268,3 +269,42 @@ def test_what_a_training_step_returns_is_compiled_too(store: Store, people: pd.D
     assert package.compiled, package.parity
     predictor = load_model(store, package.digest)
     np.testing.assert_allclose(predictor.predict(rows), model.predict_proba(people)[:, 1], atol=1e-12)
+
+
+def test_a_slow_function_is_called_a_few_times(store: Store) -> None:
+    calls: list[int] = []
+
+    def slow(table: pd.DataFrame) -> np.ndarray:
+        calls.append(len(table))
+        # More than measuring may take: one answer is enough to know that.
+        sleep(0.06)
+        return 1 / (1 + np.exp(-np.nan_to_num(table["a"].to_numpy(dtype=float)).clip(-5, 5)))
+
+    frame = pd.DataFrame({"a": np.linspace(-1, 1, 250), "b": ["x", "y"] * 125})
+    version = el.save_model(slow, "slow", example=frame, y=[0, 1] * 125, store=store)
+    assert len(calls) <= 12
+    package = get_package(store, version.package)
+    assert package.parity["sample_rows"] == 250
+    assert package.parity["edge_rows"] > 10
+    assert not package.parity["not_tried"]
+
+
+def test_a_slow_estimator_that_refuses_rows_is_not_asked_the_same_twice(store: Store) -> None:
+    asked: list[bytes] = []
+
+    class Watched(LogisticRegression):
+        def predict_proba(self, table: pd.DataFrame) -> np.ndarray:
+            asked.append(table.to_numpy().tobytes())
+            sleep(0.06)
+            return super().predict_proba(table)
+
+    draw = np.random.default_rng(0)
+    frame = pd.DataFrame(draw.normal(size=(400, 3)), columns=["a", "b", "c"])
+    model = Watched().fit(frame, frame["a"] > 0)
+    version = el.save_model(model, "watched", example=frame, store=store, proof_s=60)
+    package = get_package(store, version.package)
+    assert package.parity["sample_rows"] == 400
+    # Nulls are refused, and each refused row has been asked alone.
+    assert not any(item["nullable"] for item in version.signature["inputs"])
+    # At most: as it was given, the trained and the packaged model as a frame and as dicts, once measured.
+    assert max(asked.count(one) for one in asked) <= 5

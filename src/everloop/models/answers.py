@@ -9,14 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import CorruptionError, EverloopError, ParityError
+from everloop.models.effort import Effort
 from everloop.models.parity import each_answer, edge_rows, frame_of, plain_rows
 from everloop.training.decisions import answer_rows
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from everloop.models.parity import Row
     from everloop.models.predictor import Predictor
     from everloop.models.signature import Signature
+    from everloop.training.decisions import Answers
     from everloop.training.trained import Model
 
 FILE = "answers.json"
@@ -30,15 +33,22 @@ def record_answers(model: Model, signature: Signature, sample: pl.DataFrame) -> 
     """What `model` answers to some rows of the sample and to edge rows that it takes, as JSON."""
     import msgspec
 
-    some = sample.gather_every(max(1, sample.height // ROWS)).head(ROWS)
-    edges = edge_rows(signature, sample)
-    rows = [*plain_rows(some, signature), *edges[:: max(1, len(edges) // ROWS)][:ROWS]]
+    # Asked as the proof asks for them, so that a model that remembers need not be asked again.
+    some, edges = Effort.first_piece(sample), edge_rows(signature, sample)
+    asked = [
+        *_some(plain_rows(some, signature), each_answer(model, some)),
+        *_some(edges, each_answer(model, frame_of(edges, signature))),
+    ]
     kept: list[dict[str, Any]] = []
-    for row, answer in zip(rows, each_answer(model, frame_of(rows, signature)), strict=True):
+    for row, answer in asked:
         if not isinstance(answer, Exception):
             told = {} if answer.places is None else {"label": signature.classes[int(answer.places[0])]}
             kept.append({"row": row, "scores": answer.scores[0].tolist(), **told})
     return msgspec.json.format(msgspec.json.encode(kept, order="deterministic"), indent=1) + b"\n"
+
+
+def _some(rows: list[Row], answers: list[Answers | Exception]) -> list[tuple[Row, Answers | Exception]]:
+    return list(zip(rows, answers, strict=True))[:: max(1, len(rows) // ROWS)][:ROWS]
 
 
 def check_answers(predictor: Predictor, recorded: bytes) -> tuple[int, float]:

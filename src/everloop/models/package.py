@@ -19,7 +19,7 @@ import hashlib
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from everloop.errors import CorruptionError, NotFoundError, ParityError, UsageError
 from everloop.models import manifest as manifests
@@ -30,17 +30,19 @@ from everloop.models.lock import requirements
 from everloop.models.manifest import COMPILED_FOLDER, MODEL_FOLDER, Lineage, Manifest
 from everloop.models.parity import plain_rows, probe, prove, sample_of
 from everloop.models.registry import plain_evaluation
+from everloop.models.remembering import Remembering
 from everloop.models.signature import Input, Signature, input_type
 from everloop.records import Json, Package, Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import polars as pl
 
+    from everloop.models.effort import Progress
     from everloop.stores import Store
     from everloop.training.evaluation import Evaluation
-    from everloop.training.trained import Trained
+    from everloop.training.trained import Model, Trained
 
 _TOLERANCE = {"lightgbm": 0.0, "linear": 0.0, "torch": 1e-6, "keras": 1e-6}
 """The built-in formats keep every bit; a foreign one may add in another order, or in single precision."""
@@ -72,6 +74,7 @@ def build_package(
     compile: bool = True,
     lookups: Sequence[str] = (),
     effort: Effort | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Package:
     """Package a trained model, prove it, compile it where that can be proved as well, sign it, and keep it.
 
@@ -84,6 +87,7 @@ def build_package(
         compile: look for a faster form; see `compilation`.
         lookups: feature views out of which a request is completed; the sample then has their entity's columns too.
         effort: how long proving and measuring may take; None allows `PROOF_S` seconds.
+        progress: called with a `Progress` as packaging moves on, where no `effort` is given that has one.
 
     Returns:
         The record, in the store already; the one that was there if the same package was built before.
@@ -99,19 +103,22 @@ def build_package(
         problem = f"lacks the inputs {', '.join(missing)}" if missing else "has no rows"
         raise UsageError(f"The sample for the package {problem}.", help="Pass rows of the training data.")
     if effort is None:
-        effort = Effort()
+        effort = Effort(progress=progress)
+        effort.tell("asking the model", 0, 1)
         # The first answer may load libraries and compile; the time counts from behind it.
         model.predict_scores(sample.head(1))
         effort.start()
     whole, sample = sample, sample_of(sample, signature)
-    signature = probe(model, _ranged(signature, sample), sample)
+    # Proving, compiling and recording ask for the same rows.
+    known = cast("Model", Remembering(model))
+    signature = probe(known, _ranged(signature, sample), sample)
     model_files = model.to_files()
 
     from everloop.training.trained import model_from_files
 
     try:
         parity = prove(
-            model,
+            known,
             model_from_files(model.format, model_files),
             signature,
             sample,
@@ -128,7 +135,7 @@ def build_package(
     if compile:
         from everloop.models.compilation.choosing import compile_model
 
-        compilation = compile_model(model, signature, sample, effort)
+        compilation = compile_model(known, signature, sample, effort)
         compiled = compilation.model is not None
         proof |= compilation.evidence
         if compilation.model is not None:
@@ -143,7 +150,7 @@ def build_package(
 
         request, looked_up = plan_lookups(store, lookups, signature, whole)
     files["example.json"] = _example(request, whole.select(request.names))
-    files[ANSWERS] = record_answers(model, signature, sample)
+    files[ANSWERS] = record_answers(known, signature, sample)
     environment = manifests.environment(model.format, _libraries(model))
     files["requirements.txt"] = requirements(environment.locked)
     if evaluation is not None:

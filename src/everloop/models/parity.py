@@ -30,6 +30,8 @@ SAMPLE_ROWS = 100_000
 PLAIN_ROWS = 500
 """Sample rows that are also asked as dicts, the way in which an endpoint asks."""
 MIXED_ROWS = 2000
+_ALONE = 3
+"""As few rows as these are asked one by one when they are refused together."""
 UNSEEN = "\N{REPLACEMENT CHARACTER} never seen in training"
 
 _EDGES: dict[str, tuple[object, ...]] = {
@@ -108,13 +110,15 @@ def probe(model: Model, signature: Signature, sample: pl.DataFrame) -> Signature
         TrainingError: the model does not even answer the first row of its own training data.
     """
     base = plain_rows(sample.head(1), signature)[0]
-    if isinstance(try_answers(model, frame_of([base], signature)), Exception):
-        _ask(model, frame_of([base], signature), "the first row of its training sample")
     texts = [item.name for item in signature.inputs if item.type == "string" and item.categories]
     probes = [(item.name, None) for item in signature.inputs if item.nullable] + [(name, UNSEEN) for name in texts]
+    # The row itself first, so that one call is enough for a model that takes everything.
+    asked = frame_of([base, *({**base, name: value} for name, value in probes)], signature)
+    if isinstance(try_answers(model, asked), Exception) and isinstance(try_answers(model, asked[:1]), Exception):
+        _ask(model, asked[:1], "the first row of its training sample")
     if not probes:
         return signature
-    found = each_answer(model, frame_of([{**base, name: value} for name, value in probes], signature))
+    _, *found = each_answer(model, asked)
     refused = {probe for probe, answer in zip(probes, found, strict=True) if isinstance(answer, Exception)}
     return replace(
         signature,
@@ -196,8 +200,8 @@ def _prove_edges(
             worst = max(worst, compare(expected, found, kept, f"edge rows as {way}", tolerance))
     refused = [place for place, answer in enumerate(wanted) if isinstance(answer, Exception)]
     if refused:
-        for place, answer in zip(refused, each_answer(packaged, together[refused]), strict=True):
-            if not isinstance(answer, Exception):
+        for place in refused:
+            if not isinstance(try_answers(packaged, together[place : place + 1]), Exception):
                 raise ParityError(
                     f"The packaged model answers an edge row that the trained one refuses: {edges[place]}."
                 )
@@ -211,17 +215,34 @@ def _taken(answer: Answers | Exception, row: Row, way: str) -> Answers:
 
 
 def each_answer(model: Model, frame: pl.DataFrame) -> list[Answers | Exception]:
-    """The answer to each row, each of one row, or why there is none; halves what is refused until it stands alone."""
+    """The answer to each row, each of one row, or why there is none.
+
+    Asks for all rows together, and halves what is refused until each refused row has been asked alone.
+    """
     found = try_answers(model, frame)
-    if isinstance(found, Exception):
-        if frame.height == 1:
-            return [found]
-        middle = frame.height // 2
-        return [*each_answer(model, frame[:middle]), *each_answer(model, frame[middle:])]
-    scores, places = found
+    return _halved(model, frame, found) if isinstance(found, Exception) else _single(found)
+
+
+def _halved(model: Model, frame: pl.DataFrame, refusal: Exception) -> list[Answers | Exception]:
+    """The same of rows that are refused together."""
+    if frame.height == 1:
+        return [refusal]
+    if frame.height <= _ALONE:
+        return [found for place in range(frame.height) for found in each_answer(model, frame[place : place + 1])]
+    middle = frame.height // 2
+    left = try_answers(model, frame[:middle])
+    if not isinstance(left, Exception) and frame.height - middle > 1:
+        # What is refused is in the other half, which need not be asked to know that.
+        return [*_single(left), *_halved(model, frame[middle:], refusal)]
+    first = _halved(model, frame[:middle], left) if isinstance(left, Exception) else _single(left)
+    return [*first, *each_answer(model, frame[middle:])]
+
+
+def _single(answers: Answers) -> list[Answers | Exception]:
+    scores, places = answers
     return [
         Answers(scores[place : place + 1], None if places is None else places[place : place + 1])
-        for place in range(frame.height)
+        for place in range(len(scores))
     ]
 
 

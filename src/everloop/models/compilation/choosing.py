@@ -25,6 +25,7 @@ from everloop.models.compilation.reading import (
 )
 from everloop.models.effort import Effort
 from everloop.models.parity import plain_rows
+from everloop.models.remembering import plain_model
 from everloop.training.decisions import Rule, answer_rows
 
 if TYPE_CHECKING:
@@ -41,10 +42,12 @@ logger = logging.getLogger("everloop.models")
 CLEARLY = 0.5
 """The share of a proved form's time below which another takes its place: noise shall not decide what is packaged."""
 _SESSION_S = 5e-6
-"""No session of ONNX answers a row in less; what has to be quicker is not converted, which can take seconds."""
+_INPUT_S = 1e-6
+"""No session of ONNX answers a row in less, nor with less for each input that it has; what has to be quicker is not
+converted: that, and loading the converter, can take seconds."""
 _TURNS = 300
-_MOST_S = 0.1
-"""Measuring one form takes no longer."""
+_MOST_S = 0.05
+"""Measuring one form takes no longer, unless one answer does."""
 _SEARCHES = {"GridSearchCV", "RandomizedSearchCV", "HalvingGridSearchCV", "HalvingRandomSearchCV"}
 _THRESHOLDS = {"FixedThresholdClassifier", "TunedThresholdClassifierCV"}
 _MOST_TEXT = 4_000_000
@@ -82,7 +85,7 @@ def compile_model(
 def _compile(original: Model, signature: Signature, sample: pl.DataFrame, effort: Effort) -> Compilation:
     row = plain_rows(sample.head(1), signature)[0]
     times = {"original": seconds_a_row(lambda: answer_rows(original, [row]))}
-    seen = _subject(original, sample)
+    seen = _subject(plain_model(original), sample)
     if seen is None:
         return Compilation(model=None, evidence={"row_us": _told(times)})
     told: dict[str, Json] = {}
@@ -98,7 +101,8 @@ def _compile(original: Model, signature: Signature, sample: pl.DataFrame, effort
         try:
             if best is not None and (best[0].size_bytes > _MOST_TEXT or name not in ("native", "onnx")):
                 raise NotCompilableError(f"{best[0].form.name} is proved already")
-            if best is not None and quickest * CLEARLY < _SESSION_S:
+            inputs = 1 if seen.table.container == "numpy" else len(signature.inputs)
+            if best is not None and quickest * CLEARLY < _SESSION_S + inputs * _INPUT_S:
                 raise NotCompilableError(
                     f"{best[0].form.name} takes {quickest * 1e6:.3g} µs a row, which no graph halves"
                 )
@@ -214,7 +218,7 @@ def seconds_a_row(ask: Callable[[], object]) -> float:
     """What asking one row takes when nothing else is in its way, in seconds; infinite where it is refused."""
     times: list[float] = []
     until = perf_counter() + _MOST_S
-    while len(times) < _TURNS and (len(times) < 3 or perf_counter() < until):
+    while len(times) < _TURNS and (not times or perf_counter() < until):
         began = perf_counter()
         try:
             ask()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any, Self
 
@@ -97,19 +98,28 @@ class GraphForm:
         return scores
 
     def frame(self, frame: pl.DataFrame) -> Array:
+        return self._scores(self._feed(frame))
+
+    def labelled(self, frame: pl.DataFrame, label: str) -> tuple[Array, NDArray[Any]]:
+        """Scores, and what the output `label` says to the same rows."""
+        feed = self._feed(frame)
+        scores, labels = self.session.run([self.output, label], feed)
+        return self._shaped(scores), np.asarray(labels).reshape(-1)
+
+    def _feed(self, frame: pl.DataFrame) -> dict[str, Any]:
         absent = [name for name in self.names if name not in frame.columns]
         if absent:
             raise RequestError(f"Column '{absent[0]}' is missing.", help=f"Given: {', '.join(frame.columns[:30])}")
         if self.joined:
             name, dtype = self._inputs[0]
             matrix = np.column_stack([self._column(frame[column], np.float64) for column in self.names])
-            return self._scores({name: self._cut(matrix, dtype)})
+            return {name: self._cut(matrix, dtype)}
         feed = {}
         for (name, dtype), column in zip(self._inputs, self.names, strict=True):
             # Numbers come whole, so that what single precision cannot hold is seen before it is cut.
             values = self._column(frame[column], np.float64 if dtype is np.float32 else dtype)
             feed[name] = self._cut(values, dtype)[:, None]
-        return self._scores(feed)
+        return feed
 
     def to_files(self) -> Files:
         state = {
@@ -157,7 +167,10 @@ class GraphForm:
     def _scores(self, feed: dict[str, Any]) -> Array:
         if self.finite and any(values.dtype.kind == "f" and np.isinf(values).any() for values in feed.values()):
             raise RequestError("A value is infinite, which the model does not take.")
-        scores = np.asarray(self.session.run(self._outputs, feed)[0], dtype=np.float64)
+        return self._shaped(self.session.run(self._outputs, feed)[0])
+
+    def _shaped(self, found: Any) -> Array:
+        scores = np.asarray(found, dtype=np.float64)
         if self.task == "multiclass":
             return scores
         if self.task == "binary" and scores.ndim == 2 and scores.shape[1] == 2:
@@ -169,6 +182,8 @@ _NAN = float("nan")
 _BOUND = 1e30
 CONVERSION_S = 10.0
 """No converter may take longer."""
+_CONVERTED = frozenset({"sklearn", "lightgbm", "xgboost"})
+"""Libraries whose estimators skl2onnx and onnxmltools know."""
 _OPSET = {"": 18, "ai.onnx.ml": 3}
 """The newest that skl2onnx and onnxmltools write alike."""
 
@@ -203,14 +218,18 @@ def convert(original: Subject, signature: Signature, sample: pl.DataFrame, *, si
     Raises:
         NotCompilableError: a converter is not installed, or does not know the model.
     """
+    if original.order:
+        raise NotCompilableError("its classes are not in order")
+    last = last_step(original.estimator)
+    room = type(last).__module__.partition(".")[0]
+    if room not in _CONVERTED and "skl2onnx" not in sys.modules:
+        # Others have registered a converter of their own, if they have one, and skl2onnx is loaded then.
+        raise NotCompilableError(f"no converter is known for {type(last).__name__}")
     try:
         import skl2onnx
         from skl2onnx.common import data_types
     except ImportError:
         raise NotCompilableError("skl2onnx is not installed: pip install 'everloop[onnx]'") from None
-    if original.order:
-        raise NotCompilableError("its classes are not in order")
-    last = last_step(original.estimator)
     if any(np.isinf(thresholds).any() for thresholds in _thresholds(last)):
         # Halving an interval that is infinite, skl2onnx would never end.
         raise NotCompilableError("a tree of it splits nulls from all else")

@@ -17,7 +17,7 @@ from everloop.models.parity import each_answer, edge_rows, frame_of, mixed_rows,
 from everloop.training.decisions import Answers, answer_frame, by_rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy as np
     import polars as pl
@@ -57,7 +57,8 @@ def prove_compiled(
     """
     effort = effort or Effort()
     edges, infinite = edge_rows(signature, sample), _infinite_rows(signature, sample)
-    beside = rows_beside_thresholds(compiled, signature, sample)
+    thresholds = split_thresholds(compiled)
+    beside = rows_beside_thresholds(thresholds, signature, sample)
     compared = frames = 0
     with warnings.catch_warnings():
         # Edge rows overflow where they should; the answers are compared all the same.
@@ -75,7 +76,7 @@ def prove_compiled(
         for piece in effort.pieces(mixed, "mixed rows"):
             prover.frame(piece, "mixed row", careful=True)
         prover.rows(beside, "row beside a split")
-        for frame in frames_beside_thresholds(compiled, signature, sample):
+        for frame in frames_beside_thresholds(thresholds, signature, sample):
             for piece in effort.pieces(frame, "rows beside splits"):
                 prover.frame(piece, "row beside a split")
                 frames += piece.height
@@ -89,11 +90,13 @@ def prove_compiled(
     }
 
 
-def rows_beside_thresholds(compiled: CompiledModel, signature: Signature, sample: pl.DataFrame) -> list[Row]:
+def rows_beside_thresholds(
+    thresholds: Mapping[int, NDArray[np.float64]], signature: Signature, sample: pl.DataFrame
+) -> list[Row]:
     """Rows whose numbers lie on split thresholds and the next doubles and singles beside them."""
     import numpy as np
 
-    values = _thresholds(compiled)
+    values = dict(thresholds)
     if not values:
         values = {
             place: np.unique(sample[item.name].drop_nulls().to_numpy().astype(np.float64))
@@ -115,13 +118,12 @@ def rows_beside_thresholds(compiled: CompiledModel, signature: Signature, sample
 
 
 def frames_beside_thresholds(
-    compiled: CompiledModel, signature: Signature, sample: pl.DataFrame
+    thresholds: Mapping[int, NDArray[np.float64]], signature: Signature, sample: pl.DataFrame
 ) -> Iterator[pl.DataFrame]:
     """The same for every split threshold, one frame for each input, as far as `BESIDE_MOST` goes."""
     import numpy as np
     import polars as pl
 
-    thresholds = _thresholds(compiled)
     numbers = {place: values for place, values in thresholds.items() if signature.inputs[place].type == "float"}
     if not numbers:
         return
@@ -157,7 +159,7 @@ def _beside(value: float, item: Input) -> list[float | int]:
     return [part for part in near if np.isfinite(part) and (part == 0.0 or abs(part) > ZERO)]
 
 
-def _thresholds(compiled: CompiledModel) -> dict[int, NDArray[np.float64]]:
+def split_thresholds(compiled: CompiledModel) -> dict[int, NDArray[np.float64]]:
     """Split thresholds of compiled trees in the unit of their inputs, by the input's place."""
     import numpy as np
 
@@ -166,35 +168,39 @@ def _thresholds(compiled: CompiledModel) -> dict[int, NDArray[np.float64]]:
     if not isinstance(compiled.form, TreeForm):
         return {}
     text = compiled.form.to_files()["trees.txt"].decode()
-    found: dict[int, set[float]] = {}
-    split: list[int] = []
     owners: list[tuple[int, tuple[Any, ...]] | None] = []
     for segment in compiled.form.preparation.segments:
         owners += [(segment.source, segment.ops) if segment.keys is None else None] * segment.width
+    split: list[str] = []
+    by_feature: dict[str, set[str]] = {}
     for line in text.splitlines():
         if line.startswith("split_feature="):
-            split = [int(part) for part in line[14:].split()]
+            split = line[14:].split()
         elif line.startswith("threshold="):
             for feature, part in zip(split, line[10:].split(), strict=True):
-                owner = owners[feature]
-                value = float(part)
-                if owner is not None and abs(value) < 1e300:
-                    found.setdefault(owner[0], set()).add(_undone(value, owner[1]))
-    return {place: np.array(sorted(values)) for place, values in sorted(found.items())}
+                by_feature.setdefault(feature, set()).add(part)
+    found: dict[int, set[float]] = {}
+    for feature, parts in by_feature.items():
+        owner = owners[int(feature)]
+        if owner is not None:
+            values = np.array(sorted(map(float, parts)))
+            undone = _undone(values[np.abs(values) < 1e300], owner[1])
+            found.setdefault(owner[0], set()).update(undone.tolist())
+    return {place: np.array(sorted(values)) for place, values in sorted(found.items()) if values}
 
 
-def _undone(value: float, ops: Sequence[tuple[Any, ...]]) -> float:
-    """The input that operations turn into `value`, to within rounding."""
+def _undone(values: NDArray[np.float64], ops: Sequence[tuple[Any, ...]]) -> NDArray[np.float64]:
+    """The inputs that operations turn into `values`, to within rounding."""
     for kind, *numbers in reversed(ops):
         if kind == "sub":
-            value += numbers[0]
+            values = values + numbers[0]
         elif kind == "add":
-            value -= numbers[0]
+            values = values - numbers[0]
         elif kind == "mul" and numbers[0]:
-            value /= numbers[0]
+            values = values / numbers[0]
         elif kind == "div":
-            value *= numbers[0]
-    return value
+            values = values * numbers[0]
+    return values
 
 
 def _infinite_rows(signature: Signature, sample: pl.DataFrame) -> list[Row]:
