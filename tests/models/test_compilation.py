@@ -43,7 +43,7 @@ from sklearn.tree import DecisionTreeRegressor
 from everloop.errors import EverloopError, ParityError
 from everloop.models.compilation import graphs
 from everloop.models.compilation.choosing import compile_model
-from everloop.models.compilation.compiled import CompiledModel
+from everloop.models.compilation.compiled import CompiledModel, TreeForm
 from everloop.models.compilation.deadline import OutOfTimeError, deadline
 from everloop.models.compilation.proof import prove_compiled, rows_beside_thresholds, split_thresholds
 from everloop.models.compilation.reading import Subject
@@ -417,7 +417,9 @@ def test_a_form_that_is_wrong_beside_a_threshold_only_is_caught() -> None:
     line = next(line for line in text.splitlines() if line.startswith("threshold="))
     first, *rest = line[10:].split()
     moved = f"threshold={' '.join([repr(float(np.nextafter(float(first), -np.inf))), *rest])}"
-    wrong = CompiledModel(type(form.form)(form.form.preparation, _resized(text, line, moved)), form.task, form.inputs)  # type: ignore[call-arg, attr-defined]
+    assert isinstance(form.form, TreeForm)
+    changed = TreeForm(form.form.preparation, _resized(text, line, moved), form.task)
+    wrong = CompiledModel(changed, form.task, form.inputs)
     np.testing.assert_array_equal(wrong.predict_scores(frame), original.predict_scores(frame))
     with pytest.raises(ParityError, match="beside a split"):
         prove_compiled(original, wrong, signature, frame)
