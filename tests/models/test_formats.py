@@ -289,6 +289,8 @@ def test_a_mojo_answers_as_h2o_does(store: Store, mojos: Path, algorithm: str, t
     wanted = wanted if task == "multiclass" else wanted[:, -1]
     assert list(predictor.classes) == (answers["columns"][1:] if task != "regression" else [])
     np.testing.assert_allclose(predictor.predict(frame), wanted, rtol=1e-9, atol=1e-12)
+    if task != "regression":
+        assert predictor.predict_labels(frame) == [row[0] for row in answers["rows"]]
     row = predictor.row_function()
     one_by_one = np.array([row(values) for values in frame.select(predictor.input_names).rows()[:50]], dtype=object)
     if task == "multiclass":
@@ -342,3 +344,59 @@ def test_a_mojo_refuses_what_is_no_number(mojos: Path, store: Store) -> None:
     save_model(mojos / "gbm-binary.zip", "mojo", frame, store=store)
     with pytest.raises(RequestError, match=r"rows\[0\]\.a"):
         load_model(store, "mojo").predict([{"a": "far", "n": 1, "c": "red"}])
+
+
+def _shifted(threshold: float, names: list[str] | None) -> tuple[bytes, pl.DataFrame, LogisticRegression]:
+    """A classifier as ONNX whose label is the second class from `threshold` on; as texts where `names` are given."""
+    import skl2onnx
+    from onnx import TensorProto, helper, numpy_helper
+    from skl2onnx.common.data_types import FloatTensorType
+
+    draw = np.random.default_rng(5)
+    table = draw.normal(size=(200, 2)).astype(np.float32)
+    model = LogisticRegression().fit(table, table[:, 0] + draw.normal(size=200) > 0)
+    options = {"zipmap": False}
+    kind = [("X", FloatTensorType([None, 2]))]
+    made = skl2onnx.convert_sklearn(model, initial_types=kind, options={id(model): options}, target_opset=18)
+    graph = made.graph
+    values = np.array(names, dtype=object) if names else np.array([0, 1], dtype=np.int64)
+    graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.array(1, dtype=np.int64), "second"),
+            numpy_helper.from_array(np.array(threshold, dtype=np.float32), "border"),
+            numpy_helper.from_array(values, "values"),
+        ]
+    )
+    graph.node.extend(
+        [
+            helper.make_node("Gather", ["probabilities", "second"], ["chance"], axis=1),
+            helper.make_node("GreaterOrEqual", ["chance", "border"], ["above"]),
+            helper.make_node("Cast", ["above"], ["place"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["values", "place"], ["shifted_label"]),
+        ]
+    )
+    kept = next(item for item in graph.output if item.name == "probabilities")
+    label = TensorProto.STRING if names else TensorProto.INT64
+    del graph.output[:]
+    graph.output.extend([helper.make_tensor_value_info("shifted_label", label, [None]), kept])
+    return made.SerializeToString(), pl.DataFrame(table, schema=["a", "b"]), model
+
+
+@pytest.mark.parametrize("names", [None, ["no", "yes"]])
+def test_an_onnx_models_own_label_is_served(store: Store, names: list[str] | None) -> None:
+    graph, frame, model = _shifted(0.2, names)
+    version = save_model(graph, "shifted", frame, store=store)
+    classes = names or [0, 1]
+    assert list(version.signature["classes"]) == classes
+    predictor = load_model(store, "shifted")
+    chances = model.predict_proba(frame.to_numpy())[:, 1]
+    wanted = [classes[int(chance >= 0.2)] for chance in chances]
+    assert wanted != [classes[int(chance >= 0.5)] for chance in chances]
+    assert predictor.predict_labels(frame) == wanted
+    assert predictor.predict_labels(frame.to_dicts()[:20]) == wanted[:20]
+
+
+def test_an_onnx_model_whose_labels_are_not_the_classes_is_refused(store: Store) -> None:
+    graph, frame, _ = _shifted(0.5, ["no", "yes"])
+    with pytest.raises(UsageError, match="predicts 'no', 'yes'"):
+        save_model(graph, "shifted", frame, y=["bad", "good"] * 100, store=store)

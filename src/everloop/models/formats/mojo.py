@@ -25,6 +25,7 @@ from everloop.models.compilation.columns import DOUBLE_MAX, Op, Preparation, Seg
 from everloop.models.compilation.compiled import Form, LinearForm, TreeForm
 from everloop.models.compilation.trees import Node, Tree, build_tree, model_text
 from everloop.models.formats.tables import TableKind
+from everloop.training.decisions import PLAIN, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,6 +82,9 @@ class MojoModel:
         if self.inputs != self.mojo.features:
             raise CorruptionError("The MOJO's columns are not those of its table.", help="Build the package again.")
         self.form = _form(self.mojo)
+        # H2O predicts the second class from this threshold on. Source: `GenModel.getPrediction`.
+        border = self.mojo.info.get("default_threshold") if self.task == "binary" else None
+        self.rule = PLAIN if border is None else Rule(threshold=float(border))
 
     def predict_scores(self, frame: pl.DataFrame) -> Array:
         return self.form.frame(self.table.cast(frame))

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from everloop.errors import CorruptionError, TrainingError, UsageError
+from everloop.errors import CorruptionError, RequestError, TrainingError, UsageError
 from everloop.models.compilation.graphs import GraphForm, open_session
 from everloop.models.formats.tables import TableKind
+from everloop.training.decisions import PLAIN, Answers, by_rule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,11 +30,16 @@ class OnnxModel:
 
     format = "onnx"
 
-    def __init__(self, form: GraphForm, table: TableKind) -> None:
+    def __init__(
+        self, form: GraphForm, table: TableKind, *, label: str | None = None, labels: Sequence[Json] = ()
+    ) -> None:
+        """`label`: the output that names each row's class, where the graph has one; `labels`: its values by class."""
         self.form = form
         self.table = table
         self.task: Task = form.task
         self.inputs = table.names
+        self.label, self.labels = label, list(labels)
+        self.rule = PLAIN if label is None else None
 
     def predict_scores(self, frame: pl.DataFrame) -> Array:
         return self.form.frame(self.table.cast(frame))
@@ -41,16 +47,44 @@ class OnnxModel:
     def predict_rows(self, rows: Sequence[Mapping[str, object]]) -> Array:
         return self.form.frame(self.table.from_rows(rows))
 
+    def answer_frame(self, frame: pl.DataFrame) -> Answers:
+        """Scores, and the class that the graph itself names."""
+        return self._answer(self.table.cast(frame))
+
+    def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> Answers:
+        """Scores, and the class that the graph itself names."""
+        return self._answer(self.table.from_rows(rows))
+
+    def _answer(self, frame: pl.DataFrame) -> Answers:
+        if self.label is None:
+            return by_rule(self, self.form.frame(frame))
+        scores, said = self.form.labelled(frame, self.label)
+        known = {value: place for place, value in enumerate(self.labels)}
+        strange = next((value for value in said.tolist() if value not in known), None)
+        if strange is not None:
+            raise RequestError(
+                f"The ONNX model predicts {strange!r}, which is not one of its classes.",
+                help=f"They are: {', '.join(map(repr, self.labels[:10]))}",
+            )
+        return Answers(scores, np.array([known[value] for value in said.tolist()], dtype=np.intp))
+
     def to_files(self) -> Files:
         files = self.form.to_files()
         state = {**json.loads(files["compiled.json"]), "table": self.table.to_json()}
+        if self.label is not None:
+            state |= {"label": self.label, "labels": self.labels}
         return {"model.onnx": files["model.onnx"], "onnx.json": json.dumps(state, sort_keys=True).encode()}
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
         try:
             state = json.loads(files["onnx.json"])
-            return cls(GraphForm.from_state(state, files["model.onnx"]), TableKind.from_json(state["table"]))
+            return cls(
+                GraphForm.from_state(state, files["model.onnx"]),
+                TableKind.from_json(state["table"]),
+                label=state.get("label"),
+                labels=state.get("labels", ()),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptionError(f"These files are no ONNX model: {error!r}.", help="Build it again.") from error
 
@@ -100,8 +134,37 @@ def adopt_onnx(
         raise UsageError(
             f"The ONNX model gives {width} numbers a row, which is no {found}.", help="Say the right task."
         )
-    made = OnnxModel(GraphForm(graph, names=table.names, task=found, output=output, joined=joined), table)
+    form = GraphForm(graph, names=table.names, task=found, output=output, joined=joined)
     if found == "regression":
-        return made, []
+        return OnnxModel(form, table), []
+    label = next((item.name for item in session.get_outputs() if item.name != output and _is_label(item.type)), None)
     classes: list[Any] = list(find_classes(truth, found)) if truth is not None else list(range(max(width, 2)))
-    return made, classes
+    if label is None:
+        return OnnxModel(form, table), classes
+    said = set(form.labelled(table.cast(frame), label)[1].tolist())
+    labels = _labels(said, classes, given=truth is not None)
+    return OnnxModel(form, table, label=label, labels=labels), classes if truth is not None else labels
+
+
+def _is_label(kind: str) -> bool:
+    return kind in ("tensor(int64)", "tensor(int32)", "tensor(string)", "tensor(bool)")
+
+
+def _labels(said: set[Any], classes: list[Any], *, given: bool) -> list[Any]:
+    """The graph's own label of each class, given the labels that it says to the example.
+
+    Raises:
+        UsageError: they are not those of the classes.
+    """
+    # Whole numbers that are not the classes themselves count them.
+    for candidate in (classes, list(range(len(classes)))):
+        if said <= set(candidate):
+            return candidate
+    if not given and len(said) == len(classes):
+        # Converters keep the classes in order.
+        return sorted(said)
+    told = ", ".join(map(repr, sorted(said, key=str)[:10]))
+    raise UsageError(
+        f"The ONNX model predicts {told} for its example, and its classes are {', '.join(map(repr, classes[:10]))}.",
+        help="Pass as y= the target of the example's rows, with every class in it.",
+    )
