@@ -7,6 +7,7 @@ import pytest
 
 from everloop.errors import DataError, GraphError, ProjectError, StepError
 from everloop.loop import explain_turn, load_project, take_turn
+from everloop.pipeline import Listener
 from everloop.records import GateResult, ModelVersion, Release, Run, Snapshot
 
 STAGES = ["orders", "prepare", "snapshot", "split", "train", "evaluate", "package", "register", "judge", "release"]
@@ -16,9 +17,20 @@ def statuses(turn):
     return {step.name: step.status for step in turn.steps}
 
 
+class Heard(Listener):
+    def __init__(self):
+        self.news = []
+
+    def on_progress(self, name, progress):
+        self.news.append((name, progress.note))
+
+
 def test_first_turn_makes_a_champion(shop, load):
+    heard = Heard()
     with shop.open() as store:
-        turn = take_turn(load(), store, trigger="manual")
+        turn = take_turn(load(), store, trigger="manual", listener=heard)
+        assert ("package", "edge rows") in heard.news
+        assert ("package", "training rows") in heard.news
         assert [step.name for step in turn.steps] == STAGES
         assert set(statuses(turn).values()) == {"ran"}
         assert turn.version.key == "returns@1"

@@ -9,6 +9,7 @@ import typer
 
 from everloop.cli.deciding import app as app
 from everloop.cli.output import AsJson, Home, emit, facts, opened
+from everloop.cli.progress import packaging
 
 Version = Annotated[str, typer.Argument(help="MODEL@VERSION, MODEL@ALIAS, MODEL, or a package's digest.")]
 
@@ -124,7 +125,10 @@ def import_(
             raise UsageError("A model folder becomes a version of a model.", help="Say of which: --as churn")
         else:
             reader = plugins.load("model_folder", format)
-            version = reader.read(store, path, model, allow_code=allow_code, example=_rows(example))
+            with packaging() as progress:
+                version = reader.read(
+                    store, path, model, allow_code=allow_code, example=_rows(example), progress=progress
+                )
             package = get_package(store, version.package)
 
     def draw() -> None:
@@ -157,7 +161,8 @@ def adopt(
         places = ArtifactPlaces(open_folder(artifacts or store.home / "artifacts"), allowed=named)
         folder = files_of(store, known, places)
         reader = plugins.load("model_folder", "mlflow")
-        made = reader.adopt(store, known, folder, allow_code=allow_code, example=_rows(example))
+        with packaging() as progress:
+            made = reader.adopt(store, known, folder, allow_code=allow_code, example=_rows(example), progress=progress)
         package = get_package(store, made.package)
 
     def draw() -> None:

@@ -7,7 +7,8 @@ file or a pipe a step that takes long says so in a line of its own, at most ever
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
 
+    from everloop.models.effort import Progress
     from everloop.pipeline import StepProgress
     from everloop.records import Step
 
@@ -125,6 +127,34 @@ class StepLines(Listener):
                 self._said |= dict.fromkeys(due, now)
             for line in told[:MOST_SHOWN]:
                 self._console.print(f"  … {line}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def packaging(
+    console: Console | None = None, *, line_every_s: float = LINE_EVERY_S
+) -> Iterator[Callable[[Progress], None]]:
+    """Show how far packaging a model has come: what is called in the block draws a line, gone at its end.
+
+    Where standard error is not a terminal, a line of its own at most every `line_every_s` seconds.
+    """
+    shown = console or messages()
+    if shown.is_terminal:
+        with shown.status("packaging") as status:
+            yield lambda at: status.update(_packaging(at))
+        return
+    said = 0.0
+
+    def say(at: Progress) -> None:
+        nonlocal said
+        if at.seconds - said >= line_every_s:
+            said = at.seconds
+            shown.print(f"  … {_packaging(at)}", markup=False, soft_wrap=True)
+
+    yield say
+
+
+def _packaging(at: Progress) -> str:
+    return _line("packaging", at.seconds, f"{at.stage}: {at.done:,} of {at.total:,}")
 
 
 def _line(name: str, seconds: float, news: str | None) -> str:

@@ -13,7 +13,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import UsageError
-from everloop.pipeline import Graph, current_step, step
+from everloop.pipeline import Graph, current_step, progress, step
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -216,7 +216,14 @@ def package(trained: Trained, train: pl.DataFrame, snapshot: str, evaluation: di
     from everloop.models import build_package
 
     here = _here()
-    built = build_package(trained, store=here.store, sample=train, snapshot=snapshot, evaluation=evaluation)
+    built = build_package(
+        trained,
+        store=here.store,
+        sample=train,
+        snapshot=snapshot,
+        evaluation=evaluation,
+        progress=lambda at: progress(at.done, at.total, note=at.stage),
+    )
     return built.digest
 
 

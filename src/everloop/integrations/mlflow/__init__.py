@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from everloop.models.effort import Progress
     from everloop.records import ModelVersion
     from everloop.stores import Store
 
@@ -25,18 +27,32 @@ class MlflowFormat:
         return write_folder(store, ref, folder)
 
     def read(
-        self, store: Store, folder: Path, model: str, *, allow_code: bool = False, example: Any = None
+        self,
+        store: Store,
+        folder: Path,
+        model: str,
+        *,
+        allow_code: bool = False,
+        example: Any = None,
+        progress: Callable[[Progress], None] | None = None,
     ) -> ModelVersion:
         from everloop.integrations.mlflow.adopting import import_folder
 
-        return import_folder(store, folder, model, allow_code=allow_code, example=example)
+        return import_folder(store, folder, model, allow_code=allow_code, example=example, progress=progress)
 
     def adopt(
-        self, store: Store, version: ModelVersion, folder: Path, *, allow_code: bool = False, example: Any = None
+        self,
+        store: Store,
+        version: ModelVersion,
+        folder: Path,
+        *,
+        allow_code: bool = False,
+        example: Any = None,
+        progress: Callable[[Progress], None] | None = None,
     ) -> ModelVersion:
         from everloop.integrations.mlflow.adopting import adopt_version
 
-        return adopt_version(store, version, folder, allow_code=allow_code, example=example)
+        return adopt_version(store, version, folder, allow_code=allow_code, example=example, progress=progress)
 
 
 FORMAT = MlflowFormat()

@@ -10,8 +10,10 @@ from everloop.integrations.mlflow.description import Description, read_descripti
 from everloop.integrations.mlflow.flavors import OWN_LOADER, Fitted, load_fitted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from everloop.models.effort import Progress
     from everloop.records import ModelVersion, Package
     from everloop.stores import Store
 
@@ -19,7 +21,13 @@ FLAVOR, ROWS = "mlflow.flavor", "mlflow.proved_on"
 
 
 def import_folder(
-    store: Store, folder: Path, model: str, *, allow_code: bool = False, example: Any = None
+    store: Store,
+    folder: Path,
+    model: str,
+    *,
+    allow_code: bool = False,
+    example: Any = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> ModelVersion:
     """Register a model folder as the next version of a model.
 
@@ -27,6 +35,7 @@ def import_folder(
         allow_code: read pickles and Python models, too. Their code runs, here and wherever they answer.
         example: rows to prove the package on; default: the example that was logged, else rows made up by the
             signature.
+        progress: called as packaging moves on.
 
     Raises:
         TrustError: the folder holds code, and that is not allowed.
@@ -35,12 +44,18 @@ def import_folder(
     """
     from everloop.models.registry import register
 
-    package, tags = _package(store, read_description(folder), allow_code, example)
+    package, tags = _package(store, read_description(folder), allow_code, example, progress)
     return register(store, model, package, tags=tags)
 
 
 def adopt_version(
-    store: Store, version: ModelVersion, folder: Path, *, allow_code: bool = False, example: Any = None
+    store: Store,
+    version: ModelVersion,
+    folder: Path,
+    *,
+    allow_code: bool = False,
+    example: Any = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> ModelVersion:
     """Give a version that came over MLflow's protocol its package; number, lineage, tags and aliases stay.
 
@@ -52,12 +67,18 @@ def adopt_version(
         raise ConflictError(
             f"'{version.key}' has its package already.", help=f"See: everloop models show {version.key}"
         )
-    package, tags = _package(store, read_description(folder), allow_code, example)
+    package, tags = _package(store, read_description(folder), allow_code, example, progress)
     changed = replace(version, package=package.digest, signature=package.signature, tags={**tags, **version.tags})
     return store.records.update(changed, verb="adopted", data={"package": package.digest})[0]
 
 
-def _package(store: Store, found: Description, allow_code: bool, example: Any) -> tuple[Package, dict[str, str]]:
+def _package(
+    store: Store,
+    found: Description,
+    allow_code: bool,
+    example: Any,
+    progress: Callable[[Progress], None] | None,
+) -> tuple[Package, dict[str, str]]:
     flavor = found.flavors.get("python_function", {})
     if flavor.get("loader_module") == OWN_LOADER:
         from everloop.models.bundle import import_package
@@ -70,7 +91,7 @@ def _package(store: Store, found: Description, allow_code: bool, example: Any) -
     rows, proved_on = _rows(found, fitted, example)
     classes = list(range(fitted.classes)) or None
     trained, frame = describe(fitted.model, rows, y=classes, task=fitted.task)
-    package = build_package(trained, store=store, sample=frame)
+    package = build_package(trained, store=store, sample=frame, progress=progress)
     return package, {FLAVOR: fitted.flavor, ROWS: proved_on}
 
 
