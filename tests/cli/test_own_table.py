@@ -54,6 +54,23 @@ def kinds(said) -> dict[str, str]:
     return {one["name"]: one["kind"] for one in said.json["columns"]}
 
 
+def test_the_csv_of_pandas_with_its_index_is_taken_as_the_error_advises(everloop):
+    churn(200).to_pandas().to_csv("churn.csv")
+    asked = ("init", "churn", "--data", "churn.csv", "--target", "Churn")
+    refused = everloop(*asked)
+    assert refused.code != 0
+    assert "leave it out with --drop-unnamed" in refused.err
+    made = everloop(*asked, "--drop-unnamed", "--json")
+    assert made.code == 0
+    assert [one["name"] for one in made.json["columns"]] == churn(2).columns
+    quick("churn")
+    first = turn(everloop, "churn")
+    assert first.code == 0
+    assert first.json["version"]["key"] == "churn@1"
+    scored = everloop("data", "profile", "churn.csv", "--drop-unnamed", "--json")
+    assert scored.code == 0
+
+
 def test_a_csv_with_blanks_an_id_and_a_date_and_then_a_column_added_and_one_dropped(everloop):
     table = churn()
     table.write_csv("churn.csv")

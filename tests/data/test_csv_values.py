@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -195,6 +196,37 @@ def test_columns_without_a_name_are_refused(project: Path) -> None:
         names = ["a", "b", "c"][: text.splitlines()[0].count(",") + 1]
         assert "new_columns=" in str(caught.value.help)
         assert read("a.csv", new_columns=names).collect().columns == names
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        (",x,y\n0,1,a\n1,2,b\n", ["x", "y"]),
+        ("x,y,\n1,a,\n2,b,\n", ["x", "y"]),
+        (",x, ,y,\n0,1,odd,a,\n1,2,,b,z\n", ["x", "y"]),
+        ('"","x","y"\n0,1,"a"\n1,2,"b"\n', ["x", "y"]),
+        ("\n,x,y\n0,1,a\n\n1,2,b\n", ["x", "y"]),
+        ("x,y\n1,a\n2,b\n", ["x", "y"]),
+    ],
+)
+def test_columns_without_a_name_are_left_out_when_asked(project: Path, text: str, columns: list[str]) -> None:
+    (project / "a.csv").write_text(text)
+    found = read("a.csv", drop_unnamed=True).collect()
+    assert found.to_dict(as_series=False) == {"x": [1, 2], "y": ["a", "b"]}
+    assert found.columns == columns
+
+
+def test_the_index_of_pandas_is_left_out_of_some_files_only(project: Path) -> None:
+    frame = pd.DataFrame({"x": [1.5, 2.5], "y": ["a", "b"]})
+    frame.to_csv(project / "a.csv")
+    frame.to_csv(project / "b.csv", index=False)
+    with pytest.raises(SourceError, match="Column 1 of 3") as caught:
+        read("*.csv")
+    assert "drop_unnamed=True" in str(caught.value.help)
+    assert "--drop-unnamed" in str(caught.value.option_help)
+    found = read("*.csv", drop_unnamed=True).collect()
+    assert found.to_dict(as_series=False) == {"x": [1.5, 2.5] * 2, "y": ["a", "b"] * 2}
+    assert read("a.csv", drop_unnamed=True, columns=["y"]).collect().columns == ["y"]
 
 
 def test_decimal_commas_are_read_when_asked(project: Path) -> None:

@@ -15,6 +15,7 @@ from everloop.cli.output import AsJson, Home, console, emit, facts, messages, op
 from everloop.cli.reading import (
     CommentPrefix,
     DecimalComma,
+    DropUnnamed,
     Encoding,
     Format,
     NullValues,
@@ -127,6 +128,7 @@ def add(
     skip_rows: SkipRows = None,
     comment_prefix: CommentPrefix = None,
     decimal_comma: DecimalComma = False,
+    drop_unnamed: DropUnnamed = False,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
@@ -142,6 +144,7 @@ def add(
         skip_rows=skip_rows,
         comment_prefix=comment_prefix,
         decimal_comma=decimal_comma,
+        drop_unnamed=drop_unnamed,
     )
     with opened(home, create=True) as store, _drawn(), options_advised() as notes:
         if files:
@@ -222,6 +225,7 @@ def profile(
     skip_rows: SkipRows = None,
     comment_prefix: CommentPrefix = None,
     decimal_comma: DecimalComma = False,
+    drop_unnamed: DropUnnamed = False,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
@@ -238,6 +242,7 @@ def profile(
         skip_rows=skip_rows,
         comment_prefix=comment_prefix,
         decimal_comma=decimal_comma,
+        drop_unnamed=drop_unnamed,
     )
     kept = not (options or _is_file(source))
     if kept and (target or time or key):
@@ -378,6 +383,7 @@ def check(
     skip_rows: SkipRows = None,
     comment_prefix: CommentPrefix = None,
     decimal_comma: DecimalComma = False,
+    drop_unnamed: DropUnnamed = False,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
@@ -394,6 +400,7 @@ def check(
         skip_rows=skip_rows,
         comment_prefix=comment_prefix,
         decimal_comma=decimal_comma,
+        drop_unnamed=drop_unnamed,
     )
     with opened(home, create=True) as store, options_advised() as notes:
         named = Path(contract)

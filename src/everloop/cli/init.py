@@ -12,6 +12,7 @@ from everloop.cli.output import AsJson, console, emit, table
 from everloop.cli.reading import (
     CommentPrefix,
     DecimalComma,
+    DropUnnamed,
     Encoding,
     Format,
     NullValues,
@@ -59,6 +60,7 @@ def init(
     skip_rows: SkipRows = None,
     comment_prefix: CommentPrefix = None,
     decimal_comma: DecimalComma = False,
+    drop_unnamed: DropUnnamed = False,
     json: AsJson = False,
 ) -> None:
     """Create a project: loop.py, a test and a CI workflow. With --data and --target it is for your own table, and says
@@ -74,6 +76,7 @@ def init(
         skip_rows=skip_rows,
         comment_prefix=comment_prefix,
         decimal_comma=decimal_comma,
+        drop_unnamed=drop_unnamed,
     )
     if data is None:
         given = {"--target": target, "--time": time, "--key": key, **options}

@@ -1,6 +1,6 @@
 """Options of commands that read a table: how its text is written, and what its columns hold.
 
-A command takes them as parameters, `Separator` to `DecimalComma`, turns them into arguments of `everloop.data.read`
+A command takes them as parameters, `Separator` to `DropUnnamed`, turns them into arguments of `everloop.data.read`
 with `reading_options`, and reads inside `options_advised`, so that an error names options and not arguments.
 """
 
@@ -44,6 +44,12 @@ CommentPrefix = Annotated[
     str | None, typer.Option(metavar="TEXT", help="Csv: leave out lines that begin with this, such as '#'.")
 ]
 DecimalComma = Annotated[bool, typer.Option("--decimal-comma", help="Csv: numbers are written 1,5 and not 1.5.")]
+DropUnnamed = Annotated[
+    bool,
+    typer.Option(
+        "--drop-unnamed", help="Csv: leave out columns without a name in the header, such as the index of pandas."
+    ),
+]
 
 
 def reading_options(
@@ -56,6 +62,7 @@ def reading_options(
     skip_rows: int | None = None,
     comment_prefix: str | None = None,
     decimal_comma: bool = False,
+    drop_unnamed: bool = False,
 ) -> dict[str, Any]:
     """Arguments of `everloop.data.read` for what was typed; empty where nothing was.
 
@@ -69,6 +76,7 @@ def reading_options(
         "skip_rows": skip_rows or None,
         "comment_prefix": comment_prefix,
         "decimal_comma": decimal_comma or None,
+        "drop_unnamed": drop_unnamed or None,
     }
     if null_values is not None:
         options["null_values"] = [value for text in null_values for value in next(csv.reader([text]), [])]

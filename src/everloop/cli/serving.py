@@ -12,6 +12,7 @@ from everloop.cli.output import AsJson, Home, emit, opened
 from everloop.cli.reading import (
     CommentPrefix,
     DecimalComma,
+    DropUnnamed,
     Encoding,
     Format,
     NullValues,
@@ -96,6 +97,7 @@ def predict(
     skip_rows: SkipRows = None,
     comment_prefix: CommentPrefix = None,
     decimal_comma: DecimalComma = False,
+    drop_unnamed: DropUnnamed = False,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
@@ -120,6 +122,7 @@ def predict(
         skip_rows=skip_rows,
         comment_prefix=comment_prefix,
         decimal_comma=decimal_comma,
+        drop_unnamed=drop_unnamed,
     )
     with opened(home) as store, options_advised() as notes:
         version = get_version(store, model)

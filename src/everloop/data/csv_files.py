@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from everloop.data.csv_rows import explain, refuse_short_rows
-from everloop.data.csv_text import has_no_rows, plain_text, refused_bytes
+from everloop.data.csv_text import has_no_rows, plain_text, refused_bytes, unnamed_places
 from everloop.data.csv_values import (
     KIND_NAMES,
     Form,
@@ -53,7 +53,7 @@ _SAMPLE_ROWS = 1_000
 _PLAIN_OPTIONS = frozenset({"separator", "quote_char", "n_rows", "null_values"})
 _OURS = frozenset(
     {"null_values", "schema_overrides", "schema", "dtypes", "try_parse_dates", "infer_schema_length", "infer_schema"}
-    | {"ignore_errors", "decimal_comma"}
+    | {"ignore_errors", "decimal_comma", "drop_unnamed"}
 )
 _INT64_DIGITS = 18
 _TYPES: dict[Kind, pl.DataType] = {
@@ -70,7 +70,8 @@ def scan_csv(files: list[DataFile], options: Mapping[str, Any]) -> list[pl.LazyF
     """Check every file and return the rows of each, in the order of `files`, with the same columns and types.
 
     Args:
-        options: of `polars.scan_csv`, and `encoding`, such as `cp1252` or `utf-16`. `null_values` adds to the usual
+        options: of `polars.scan_csv`, and `encoding`, such as `cp1252` or `utf-16`. `drop_unnamed=True` leaves out
+            columns without a name in the header. `null_values` adds to the usual
             texts for a missing value; an empty list switches those off. Dates are parsed unless
             `try_parse_dates=False`, and nothing is where `infer_schema=False`.
 
@@ -151,14 +152,20 @@ class _Table:
             self.named |= named_types(dict(schema))
             self.options["schema"] = dict.fromkeys(schema, pl.String())
         self.columns = [self._open(file) for file in self.files]
-        self.names = list(self.columns[0])
+        drop = bool(left.get("drop_unnamed", False))
+        places = [unnamed_places(file, left) if drop else [] for file in self.files]
+        self.kept = [
+            [name for place, name in enumerate(columns) if place not in without]
+            for columns, without in zip(self.columns, places, strict=True)
+        ]
+        self.names = self.kept[0]
         self._compare()
         self.tallies: dict[str, list[Tally]] = {}
         self.marks: dict[str, Marks] = {}
 
     def frames(self) -> list[pl.LazyFrame]:
         """The rows of each file."""
-        texts = [name for name, dtype in self.columns[0].items() if isinstance(dtype, pl.String)]
+        texts = [name for name in self.names if isinstance(self.columns[0][name], pl.String)]
         free = [name for name in texts if name not in self.named] if self.guesses else []
         settled = self._settle(free)
         for name in texts:
@@ -190,19 +197,19 @@ class _Table:
 
     def _compare(self) -> None:
         """All files have the same columns, in any order, and every column that is named exists."""
-        for file, columns in zip(self.files[1:], self.columns[1:], strict=True):
+        for file, columns in zip(self.files[1:], self.kept[1:], strict=True):
             for name in (
                 *(name for name in self.names if name not in columns),
-                *(name for name in columns if name not in self.columns[0]),
+                *(name for name in columns if name not in self.names),
             ):
                 lacking, having = (file, self.files[0]) if name not in columns else (self.files[0], file)
-                known = columns if name not in columns else self.columns[0]
+                known = columns if name not in columns else self.names
                 raise SourceError(
                     f"'{lacking}' has no column '{name}', which '{having}' has.", help=nearest(name, known)
                 )
         nulls = self.options.get("null_values")
         for name in (*self.named, *(nulls if isinstance(nulls, dict) else ())):
-            if name not in self.columns[0]:
+            if name not in self.names:
                 raise UsageError(
                     f"'{self.files[0]}' has no column '{name}', which an option names.", help=nearest(name, self.names)
                 )

@@ -108,19 +108,12 @@ def check_text(file: DataFile, options: Mapping[str, Any]) -> None:
         )
     if options.get("has_header", True) is False:
         return
-    skipped = [line for line in lines[int(options.get("skip_rows", 0)) :] if line.strip()]
+    skipped = _from_header(lines, options)
     if not skipped:
         return
     separator = options.get("separator", ",")
-    quote = options.get("quote_char", '"')
     _refuse_comment(file, separator, skipped)
-    reader = csv.reader(
-        (f"{line}\n" for line in skipped),
-        delimiter=separator,
-        quotechar=quote,
-        quoting=csv.QUOTE_NONE if quote is None else csv.QUOTE_MINIMAL,
-    )
-    names = next(reader, [])
+    names = _header(skipped, options)
     _refuse_separator(file, separator, names, skipped)
     if "new_columns" in options or "with_column_names" in options or options.get("schema") is not None:
         return
@@ -132,8 +125,32 @@ def check_text(file: DataFile, options: Mapping[str, Any]) -> None:
             help="Rename one in its header.",
         )
     unnamed = next((place for place, name in enumerate(names, 1) if not name.strip()), None)
-    if unnamed is not None:
+    if unnamed is not None and not options.get("drop_unnamed"):
         raise SourceError(f"Column {unnamed} of {len(names)} in '{file}' has no name.", **_unnamed(names, unnamed))
+
+
+def unnamed_places(file: DataFile, options: Mapping[str, Any]) -> list[int]:
+    """Which columns have no name in the header, counted from 0; none where the caller names all columns."""
+    if options.get("has_header", True) is False or options.keys() & {"new_columns", "with_column_names", "schema"}:
+        return []
+    lines = _from_header(_head(file.path).decode("utf-8-sig", errors="replace").splitlines(), options)
+    return [place for place, name in enumerate(_header(lines, options)) if not name.strip()]
+
+
+def _from_header(lines: list[str], options: Mapping[str, Any]) -> list[str]:
+    return [line for line in lines[int(options.get("skip_rows", 0)) :] if line.strip()]
+
+
+def _header(lines: list[str], options: Mapping[str, Any]) -> list[str]:
+    """The names in the first of these lines."""
+    quote = options.get("quote_char", '"')
+    reader = csv.reader(
+        (f"{line}\n" for line in lines),
+        delimiter=options.get("separator", ","),
+        quotechar=quote,
+        quoting=csv.QUOTE_NONE if quote is None else csv.QUOTE_MINIMAL,
+    )
+    return next(reader, [])
 
 
 def lines_of(path: Path, count: int) -> list[str]:
@@ -287,11 +304,12 @@ def _refuse_separator(file: DataFile, separator: str, names: list[str], lines: l
 
 def _unnamed(names: list[str], place: int) -> Any:
     if place == 1 and len(names) > 1:
-        said = "Name it in the header; pandas leaves it out with to_csv(index=False)."
+        more = "Name it in the header, or leave it out with {}; pandas writes none with to_csv(index=False)"
     elif place == len(names):
-        said = "Name it in the header, or remove the separator at the end of the lines."
+        more = "Name it in the header, or leave it out with {}"
     else:
-        said = "Name it in the header."
+        more = "Name it in the header, or leave out all that have none with {}"
+    told = advice(f"{more}.", drop_unnamed=True)
     new = [name.strip() or f"column_{number}" for number, name in enumerate(names, 1)]
-    shown = f", or name all columns: new_columns={new!r}" if len(names) <= 8 else ""
-    return {"help": said.removesuffix(".") + (shown or "."), "option_help": said}
+    shown = f" Or name all columns: new_columns={new!r}" if len(names) <= 8 else ""
+    return {**told, "help": told["help"] + shown}

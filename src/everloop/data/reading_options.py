@@ -110,6 +110,7 @@ _TYPED = {
     "skip_rows": "--skip-rows",
     "comment_prefix": "--comment-prefix",
     "decimal_comma": "--decimal-comma",
+    "drop_unnamed": "--drop-unnamed",
 }
 """The options of `read` that a command takes, see `everloop.cli.reading`."""
 

@@ -92,7 +92,8 @@ def read(
             the greatest value that has come, None at first, and what it gives is kept and added to what came before.
         options: `schema_overrides` names the types of columns, as Polars types or by name (`{"zip": "string"}`).
             Of csv files: `separator`, `encoding`, `null_values` (texts that mean null in every column, or by column,
-            besides the usual ones; an empty list switches those off), `skip_rows`, `comment_prefix`, `decimal_comma`.
+            besides the usual ones; an empty list switches those off), `skip_rows`, `comment_prefix`, `decimal_comma`,
+            `drop_unnamed` (leave out columns that have no name in the header, such as the index that pandas writes).
             Of a database: `engine` (`sqlalchemy`, `adbc`, `connectorx`). Of a dlt source: `resource`. Of the one file
             behind an address: `sha256`. And those of the Polars reader for the format.
 
