@@ -46,8 +46,8 @@ def test_from_answers_to_labelled_rows(
     labels.write_text("key,value\nb,none\n")
     assert told("labels", "add", "delays", str(labels)) == {"endpoint": "delays", "labels": 1, "unmatched": 0}
     # The usual words for a missing value are no label among amounts.
-    labels.write_text("key,value\nb,1.5\nc,NA\n")
-    assert told("labels", "add", "delays", str(labels)) == {"endpoint": "delays", "labels": 1, "unmatched": 0}
+    labels.write_text("key,value\nother,1.5\nc,NA\n")
+    assert told("labels", "add", "delays", str(labels)) == {"endpoint": "delays", "labels": 1, "unmatched": 1}
     assert run(["labels", "add", "nowhere", str(labels), *home]) == 3
     labels.write_text("key,value,event_at\nb,none,yesterday\n")
     assert run(["labels", "add", "delays", str(labels), *home]) != 0
