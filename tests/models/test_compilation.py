@@ -34,6 +34,7 @@ from sklearn.preprocessing import (
     MinMaxScaler,
     OneHotEncoder,
     OrdinalEncoder,
+    QuantileTransformer,
     RobustScaler,
     StandardScaler,
     TargetEncoder,
@@ -431,3 +432,13 @@ def _resized(text: str, old: str, new: str) -> str:
     sizes = header.removeprefix("tree_sizes=").split()
     sizes[0] = str(int(sizes[0]) + len(new) - len(old))
     return text.replace(old, new, 1).replace(header, f"tree_sizes={' '.join(sizes)}")
+
+
+def test_a_converter_that_would_take_minutes_is_not_begun() -> None:
+    table = np.random.default_rng(0).normal(size=(300, 2))
+    model = make_pipeline(
+        ColumnTransformer([("q", QuantileTransformer(n_quantiles=200), [0, 1])]), LogisticRegression()
+    ).fit(table, table[:, 0] > 0)
+    _, form, _, _, evidence = compiled(model, table)
+    assert form is None
+    assert "takes too long" in evidence["reasons"]["onnx"]

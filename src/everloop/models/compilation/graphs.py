@@ -182,6 +182,8 @@ _NAN = float("nan")
 _BOUND = 1e30
 CONVERSION_S = 10.0
 """No converter may take longer."""
+_MOST_QUANTILES = 200
+"""Converting takes half a second for 60 of them, ten seconds for 600, and grows with their number."""
 _CONVERTED = frozenset({"sklearn", "lightgbm", "xgboost"})
 """Libraries whose estimators skl2onnx and onnxmltools know."""
 _OPSET = {"": 18, "ai.onnx.ml": 3}
@@ -225,6 +227,8 @@ def convert(original: Subject, signature: Signature, sample: pl.DataFrame, *, si
     if room not in _CONVERTED and "skl2onnx" not in sys.modules:
         # Others have registered a converter of their own, if they have one, and skl2onnx is loaded then.
         raise NotCompilableError(f"no converter is known for {type(last).__name__}")
+    if max(map(_quantiles, _steps(original.estimator)), default=0) > _MOST_QUANTILES:
+        raise NotCompilableError("skl2onnx takes too long for the quantiles of a QuantileTransformer")
     try:
         import skl2onnx
         from skl2onnx.common import data_types
@@ -281,6 +285,20 @@ def _convertible(estimator: Any) -> Any:
     made = copy.copy(estimator)
     made.flatten_transform = False
     return made
+
+
+def _steps(estimator: Any) -> list[Any]:
+    """The estimator and everything that its pipelines, column transformers and unions hold."""
+    inner = [step[1] for step in getattr(estimator, "steps", ())]
+    inner += [entry[1] for entry in getattr(estimator, "transformers_", getattr(estimator, "transformer_list", ()))]
+    return [estimator, *(part for step in inner if not isinstance(step, str) for part in _steps(step))]
+
+
+def _quantiles(step: Any) -> int:
+    """Quantiles that a step holds, over all its columns."""
+    if type(step).__module__.startswith("sklearn.") and type(step).__name__ == "QuantileTransformer":
+        return int(np.size(getattr(step, "quantiles_", ())))
+    return 0
 
 
 def last_step(estimator: Any) -> Any:
