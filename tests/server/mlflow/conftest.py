@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from urllib.parse import urlencode
 
@@ -39,8 +40,13 @@ class Caller:
     def __init__(self, port: int) -> None:
         self.port = port
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        self.used_at = monotonic()
 
     def send(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+        if monotonic() - self.used_at > 2:
+            # The server closes connections that rest for five seconds, such as while MLflow is imported.
+            self.connection.close()
+        self.used_at = monotonic()
         self.connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
         with self.connection.getresponse() as got:
             return Answer(got.status, got.read(), {k.lower(): v for k, v in got.getheaders()})
