@@ -9,7 +9,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from everloop.tracking import frames
 from everloop.tracking.runs import current_run, start_run
@@ -50,7 +50,8 @@ class Session:
             _fits[around] = number
             self._prefix = f"{name}_{number}/" if number > 1 else ""
         self.run = around
-        self.threads = {thread.ident for thread in threading.enumerate()}
+        # The threads themselves: a number is given again to another thread as soon as the first has ended.
+        self.threads = WeakSet(threading.enumerate())
 
     def params(self, values: Mapping[str, Any]) -> None:
         with guarded():
@@ -94,7 +95,7 @@ def current_session() -> Session | None:
         return session
     if not _open or current_run() is not None:
         return None
-    here = threading.get_ident()
+    here = threading.current_thread()
     return next((one for one in list(_open.values()) if here not in one.threads), None)
 
 
