@@ -211,7 +211,8 @@ def same_instructions(one: CodeType, other: CodeType) -> bool:
 def _same_constant(one: object, other: object) -> bool:
     if isinstance(one, CodeType) and isinstance(other, CodeType):
         return same_instructions(one, other)
-    return type(one) is type(other) and repr(one) == repr(other)
+    # A frozenset shows its elements in another order in every process.
+    return type(one) is type(other) and write_constant(one) == write_constant(other)
 
 
 def write_instructions(code: CodeType) -> str:
