@@ -365,7 +365,7 @@ def test_a_parameter_whose_content_cannot_be_told_makes_the_step_run(project: Pr
     )
     graph = Graph.wire([project.load().other])
     assert run_graph(graph, store).step("other").reason == (
-        "not cached: 'numbers' holds the content of a generator, which cannot be told"
+        "not cached: 'numbers' holds the content of a generator, which cannot be read"
     )
 
 

@@ -100,7 +100,7 @@ def test_everything_else_is_answered_meanwhile(served: EndpointProcess, gate: Pa
 
 def test_deadline_ends_a_prediction_that_is_being_scored(served: EndpointProcess, gate: Path, store: Store) -> None:
     status, told = ask(served, str(gate), X_Request_Timeout_Ms="150")
-    assert (status, told["error"]["type"]) == (504, "DeadlineError")
+    assert (status, told["error"]["type"]) == (408, "DeadlineError")
     # It was given up while the model still waited, and what the model says later goes nowhere.
     assert not gate.exists()
     gate.touch()

@@ -39,7 +39,7 @@ Schema = Annotated[
     list[str] | None,
     typer.Option(metavar="COLUMN=TYPE", help="The type of a column, such as zip=string. Repeat it for more columns."),
 ]
-SkipRows = Annotated[int | None, typer.Option(min=0, help="Csv: leave out so many lines before the header.")]
+SkipRows = Annotated[int | None, typer.Option(min=0, help="Csv: skip this many lines before the header.")]
 CommentPrefix = Annotated[
     str | None, typer.Option(metavar="TEXT", help="Csv: leave out lines that begin with this, such as '#'.")
 ]

@@ -282,7 +282,7 @@ class _Writer:
             raise
         except Exception as error:
             # Whatever the class's own code raises: it does not want to be taken apart.
-            raise UndigestibleError(f"the content of a {kind_of(value)}, which cannot be told") from error
+            raise UndigestibleError(f"the content of a {kind_of(value)}, which cannot be read") from error
         if isinstance(made, str):
             self._leaf("global", made)
             return

@@ -301,7 +301,7 @@ class EndpointApp:
         except RequestError as error:
             return problem(422, "RequestError", error.message, error.help)
         except DeadlineError as error:
-            return problem(504, "DeadlineError", error.message, error.help)
+            return self._late(request, error)
         except UnavailableError:
             return self.busy()
 
@@ -337,6 +337,11 @@ class EndpointApp:
             answered.add_done_callback(_unheard)
             raise late()
         return await answered
+
+    def _late(self, request: Request, error: DeadlineError) -> Response:
+        """408 where the client's own deadline ran out: it chose it. 504 where the endpoint's did."""
+        own = request.deadline is not None and request.deadline < request.began + self.settings.request_timeout_s
+        return problem(408 if own else 504, "DeadlineError", error.message, error.help)
 
     def _left_queue(self, _: object) -> None:
         self._queued -= 1
@@ -433,8 +438,10 @@ class EndpointApp:
             return response
         except TakesLong:
             raise
+        except DeadlineError as error:
+            return self._late(request, error)
         except EverloopError as error:
-            if error.http_status >= 500 and not isinstance(error, DeadlineError):
+            if error.http_status >= 500:
                 logger.warning("%s %s: %s", request.method, request.path, error)
             return problem(error.http_status, type(error).__name__, error.message, error.help)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
