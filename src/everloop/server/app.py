@@ -31,6 +31,7 @@ from everloop.server.answers import error_content
 from everloop.server.asking import NEEDS, guard
 from everloop.server.door import Door
 from everloop.server.options import ServerOptions
+from everloop.server.storage_errors import no_space_error
 from everloop.version import VERSION
 
 if TYPE_CHECKING:
@@ -172,7 +173,8 @@ def _open_paths(app: Litestar) -> frozenset[str]:
 
 
 def _refuse(request: Asked, error: EverloopError) -> Response[Any]:
-    if error.http_status >= 500:
+    error = no_space_error(error) or error
+    if error.http_status >= 500 and error.http_status != 507:
         _log.error("%s: %s", type(error).__name__, error, exc_info=error)
     content = error_content(_path(request), error.http_status, type(error).__name__, error.message, error.help)
     return Response(content, status_code=error.http_status, media_type=MediaType.JSON)
@@ -193,6 +195,8 @@ def _fail(request: Asked, error: Exception) -> Response[Any]:
         # Nothing here calls itself without end but what reads a body.
         content = error_content(_path(request), 400, "UsageError", "The body is nested too deeply.")
         return Response(content, status_code=400, media_type=MediaType.JSON)
+    if (full := no_space_error(error)) is not None:
+        return _refuse(request, full)
     _log.error("%s on %s failed", request.method, request.scope["path"], exc_info=error)
     content = error_content(_path(request), 500, "InternalError", "The server failed at this request.")
     return Response(content, status_code=500, media_type=MediaType.JSON)

@@ -4,13 +4,21 @@ name: no route over a project's records can reach it."""
 from __future__ import annotations
 
 import hmac
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from everloop.errors import AlreadyExistsError, ConflictError, NotFoundError, UsageError
+from everloop.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    NotFoundError,
+    StoreError,
+    UnavailableError,
+    UsageError,
+)
 from everloop.records import Role, Token, User
 from everloop.server.access.passwords import (
     hash_password,
@@ -30,6 +38,7 @@ PROJECT = "_access"
 USED_EVERY = timedelta(hours=1)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]{0,63}")
+_log = logging.getLogger("everloop.server")
 
 
 class AccessBook:
@@ -206,6 +215,9 @@ class AccessBook:
         except (ConflictError, NotFoundError):
             # Another request has noted it, or it was revoked just now: the next look sees that.
             return
+        except (StoreError, UnavailableError) as error:
+            # A full disk is no reason to refuse a valid token.
+            _log.warning("The use of the token '%s' could not be noted: %s", token.name, error)
 
     def _keep_an_admin(self, changed: User) -> None:
         admins = [user.name for user in self.users() if any(role == "admin" for role in user.roles.values())]

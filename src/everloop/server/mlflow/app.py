@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import sqlite3
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote_to_bytes
 
-from everloop.errors import EverloopError
+from everloop.errors import EverloopError, StoreError
 from everloop.server.asking import AUTH, STORE, demand
 from everloop.server.mlflow import (
     artifacts,
@@ -53,6 +55,7 @@ from everloop.server.mlflow.page import dataset_summaries, gateway, promptlab
 from everloop.server.mlflow.pending import PendingMetrics
 from everloop.server.mlflow.wire import Fields, MlflowError, error_body, translated
 from everloop.server.options import ServerOptions
+from everloop.server.storage_errors import no_space_error
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -152,11 +155,15 @@ class MlflowApp:
         try:
             await self._serve(scope, receive, send)
         except EverloopError as error:
-            said = translated(error)
-            if said.status >= 500 and said.code != "NOT_IMPLEMENTED":
+            said = translated(no_space_error(error) or error)
+            if said.status >= 500 and said.code not in ("NOT_IMPLEMENTED", "RESOURCE_EXHAUSTED"):
                 _log.error("%s %s: %s", scope["method"], _raw_path(scope), said.message)
             await answer(send, said.status, error_body(said))
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        except (OSError, sqlite3.Error, ValueError, TypeError, KeyError, RecursionError) as error:
+            if (full := no_space_error(error)) is not None:
+                said = translated(full)
+                await answer(send, said.status, error_body(said))
+                return
             # The last line: what went wrong here is for the log, not for whoever asked.
             _log.exception("%s %s failed", scope["method"], _raw_path(scope))
             await answer(send, 500, error_body(MlflowError("The server could not answer.", "INTERNAL_ERROR")))
@@ -215,8 +222,10 @@ class MlflowApp:
             demand(scope, _ROLES[access])
         store = (scope.get("state") or {}).get(STORE, self.store)
         if store.project not in self._begun:
-            experiments.default_experiment(store, self.artifacts.of_experiment(0))
-            self._begun.add(store.project)
+            # A full disk is no reason not to read.
+            with suppress(StoreError):
+                experiments.default_experiment(store, self.artifacts.of_experiment(0))
+                self._begun.add(store.project)
         return Ask(
             store,
             fields,

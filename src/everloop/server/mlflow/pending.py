@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from everloop.errors import ConflictError, EverloopError, NotFoundError
+from everloop.errors import ConflictError, EverloopError, NotFoundError, StoreError, UnavailableError
 from everloop.records import Point, Run
 from everloop.tracking.latest import Latest, merge, rows_of, series_of, with_latest
 
@@ -104,8 +104,15 @@ class PendingMetrics:
                 return run
             try:
                 return store.records.update(merged, verb="logged")[0]
+            except (StoreError, UnavailableError) as error:
+                # A full disk or a busy store keeps nobody from reading: the record is written another time.
+                self._hold(at, held)
+                self._known.pop(at, None)
+                _log.warning("The latest metrics of the run %s wait for the store: %s", run.id, error)
+                return merged
             except ConflictError:
                 self._hold(at, held)
+                self._known.pop(at, None)
                 run = store.records.get(Run, run_id)
         return run
 

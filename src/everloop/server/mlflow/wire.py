@@ -19,6 +19,7 @@ from everloop.errors import (
     ConflictError,
     EverloopError,
     NotFoundError,
+    StoreFullError,
     UnavailableError,
     UsageError,
 )
@@ -43,6 +44,8 @@ STATUS = {
     "INTERNAL_ERROR": 500,
     "NOT_IMPLEMENTED": 501,
     "TEMPORARILY_UNAVAILABLE": 503,
+    # MLflow's own server answers 429, after which its clients would ask again for minutes.
+    "RESOURCE_EXHAUSTED": 507,
 }
 LARGEST_FLOAT = 1.7976931348623157e308
 _LAST_MS = 253_402_300_799_999
@@ -72,6 +75,7 @@ def translated(error: EverloopError) -> MlflowError:
         (ConflictError, "RESOURCE_CONFLICT"),
         (UsageError, "INVALID_PARAMETER_VALUE"),
         (UnavailableError, "TEMPORARILY_UNAVAILABLE"),
+        (StoreFullError, "RESOURCE_EXHAUSTED"),
     )
     code = next((code for kind, code in codes if isinstance(error, kind)), None)
     if code is None:

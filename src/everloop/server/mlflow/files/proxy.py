@@ -10,8 +10,9 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from functools import partial
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import msgspec
@@ -71,7 +72,7 @@ async def take(drafts: Path, keep: Callable[[Path], None], receive: Receive, *, 
     place = drafts / new_id(SystemClock().now())
     held: list[bytes] = []
     size = 0
-    file: BinaryIO | None = None
+    file: FileIO | None = None
     try:
         while True:
             message = await receive()
@@ -179,18 +180,32 @@ async def answer_json(send: Send, value: Any) -> None:
 
 
 def _keep_small(keep: Callable[[Path], None], place: Path, held: list[bytes]) -> None:
-    with place.open("xb") as file:
-        file.writelines(held)
+    with place.open("xb", buffering=0) as file:
+        _write_all(file, held)
     keep(place)
 
 
-def _write(file: BinaryIO | None, place: Path, held: list[bytes]) -> BinaryIO:
-    file = file if file is not None else place.open("xb")
-    file.writelines(held)
-    return file
+def _write(file: FileIO | None, place: Path, held: list[bytes]) -> FileIO:
+    if file is not None:
+        _write_all(file, held)
+        return file
+    # Without a buffer, which would try to write once more when the file is closed on a full disk.
+    opened = place.open("xb", buffering=0)
+    try:
+        _write_all(opened, held)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
 
 
-def _close(keep: Callable[[Path], None], file: BinaryIO, place: Path) -> None:
+def _write_all(file: FileIO, held: list[bytes]) -> None:
+    left = memoryview(b"".join(held))
+    while left:
+        left = left[file.write(left) :]
+
+
+def _close(keep: Callable[[Path], None], file: FileIO, place: Path) -> None:
     file.close()
     keep(place)
 

@@ -1,0 +1,47 @@
+"""Which failures mean that there is no space left, so that they are answered with 507.
+
+The stores raise `StoreFullError` by themselves. Files that are written elsewhere, such as artifacts, fail with an
+`OSError`, and SQLite has several codes for a write that the disk refuses.
+"""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+from typing import TYPE_CHECKING
+
+from everloop.errors import StoreFullError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HELP = "Free some space or raise the quota; reading works meanwhile, and no restart is needed."
+_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_SQLITE = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE})
+"""SQLite says FULL for ENOSPC only; a quota and a limit of file sizes show as I/O errors of a write."""
+_DEPTH = 8
+
+
+def no_space_error(error: BaseException) -> StoreFullError | None:
+    """The error to answer with if `error`, or what caused it, is a full disk; None for any other failure."""
+    for cause in _causes(error):
+        if isinstance(cause, StoreFullError):
+            return StoreFullError("The server has no space left to write this.", help=HELP)
+        if isinstance(cause, OSError) and cause.errno in _ERRNOS:
+            return StoreFullError("The server has no space left to write this.", help=HELP)
+        if isinstance(cause, sqlite3.Error) and _is_full(cause):
+            return StoreFullError("The server has no space left to write this.", help=HELP)
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    found: BaseException | None = error
+    for _ in range(_DEPTH):
+        if found is None:
+            return
+        yield found
+        found = found.__cause__
+
+
+def _is_full(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", None) in _SQLITE or "disk is full" in str(error)
