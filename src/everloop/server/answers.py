@@ -24,6 +24,8 @@ SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
 )
 """Given with each answer, unless the route gives one of these names itself."""
 
+LONGEST_MESSAGE = 4000
+
 _MLFLOW_ROOTS = ("/api/2.0/", "/api/3.0/", "/ajax-api/", "/v1/traces", "/graphql", "/get-artifact", "/model-versions/")
 _MLFLOW_CODES = {
     400: "BAD_REQUEST",
@@ -39,8 +41,16 @@ _MLFLOW_CODES = {
 }
 
 
+def shown_message(message: str) -> str:
+    """A message as it is sent: of a bounded length, whatever it quotes, and in characters that JSON can hold."""
+    if len(message) > LONGEST_MESSAGE:
+        message = f"{message[:LONGEST_MESSAGE]}…"
+    return message.encode("utf-8", "backslashreplace").decode()
+
+
 def error_content(path: str, status: int, name: str, message: str, help: str | None = None) -> dict[str, Any]:
     """The body of a refusal, in the shape that the clients of this path understand."""
+    message = shown_message(message)
     if path.startswith(_MLFLOW_ROOTS):
         code = _MLFLOW_CODES.get(status, "INTERNAL_ERROR" if status >= 500 else "BAD_REQUEST")
         return {"error_code": code, "message": f"{message} {help}" if help else message}

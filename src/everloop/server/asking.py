@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
+import msgspec
+from litestar import Request
 from litestar.exceptions import HTTPException
 from litestar.params import Body
 
 from everloop.server.access.roles import ANYONE, Principal, is_enough
+from everloop.server.request_values import check_json, check_parameters, check_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
@@ -37,6 +41,9 @@ CALLERS = "callers"
 """True in a route's `opt`: an endpoint's own token opens it; the route holds it to that endpoint."""
 BODY_KIND = "body"
 """`upload` in a route's `opt`: its body is streamed."""
+LONGEST_PART = 600
+"""Characters of one part of a path."""
+_NATIVE = "/api/v1/"
 
 
 class Forbidden(HTTPException):
@@ -92,3 +99,19 @@ async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
         demand(scope, str(needed))
     if handler.opt.get(BODY_KIND) == "upload":
         cast("BodyWatch", scope[BODY]).allow_upload()
+    if str(scope["path"]).startswith(_NATIVE):
+        await _check_values(connection, handler)
+
+
+async def _check_values(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Refuse what no route of ours can use in a path, a query or a JSON body."""
+    for name, part in connection.path_params.items():
+        if isinstance(part, str):
+            check_text(name, part, LONGEST_PART)
+    check_parameters(connection.query_params.multi_items())
+    if isinstance(connection, Request) and "data" in handler.parsed_fn_signature.parameters:
+        body = await connection.body()
+        if b"\\u0000" in body:
+            # Anything else that is wrong with the body is found where it is read.
+            with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                check_json(msgspec.json.decode(body))

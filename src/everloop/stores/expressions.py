@@ -11,13 +11,12 @@ texts (`true`, `0.5`). NaN equals NaN and no other number, and has no order.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from everloop.errors import UsageError
+from everloop.stores.like import is_like
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,7 +132,7 @@ def _holds(held: tuple[float | None, str | None], op: str, value: object) -> boo
         if text is None:
             return False
         if op in ("like", "ilike"):
-            return _pattern(against, op == "ilike").fullmatch(text) is not None
+            return is_like(text, against, any_case=op == "ilike")
         return _ordered(text, op, against)
     return number is not None and _ordered(number, op, against)
 
@@ -168,13 +167,6 @@ def _ordered(left: float | str, op: str, right: float | str) -> bool:
         case ">":
             return left > right  # type: ignore[operator]
     return left >= right  # type: ignore[operator]
-
-
-@lru_cache(maxsize=64)
-def _pattern(pattern: str, any_case: bool) -> re.Pattern[str]:
-    text = "".join(".*" if sign == "%" else "." if sign == "_" else re.escape(sign) for sign in pattern)
-    # ASCII folds no letter beyond A to Z, as the databases do.
-    return re.compile(text, re.DOTALL | ((re.IGNORECASE | re.ASCII) if any_case else 0))
 
 
 def _check(shown: str, value: object) -> None:

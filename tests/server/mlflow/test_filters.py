@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from everloop.server.mlflow.filters import Grammar, Term, is_like, parse_filter, parse_order
+from everloop.server.mlflow.filters import Grammar, Term, parse_filter, parse_order
 from everloop.server.mlflow.wire import MlflowError
+from everloop.stores.like import is_like
 
 GRAMMAR = Grammar(
     texts=frozenset({"name", "run_id"}),
@@ -62,8 +63,8 @@ def test_what_is_no_filter(text):
     ],
 )  # fmt: skip
 def test_like(text, pattern, fits):
-    assert is_like(text, pattern, ignore_case=False) is fits
-    assert is_like(text.upper(), pattern, ignore_case=True) is fits
+    assert is_like(text, pattern, any_case=False) is fits
+    assert is_like(text.upper(), pattern, any_case=True) is fits
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,7 @@ def test_an_experiment_takes_its_runs_along(api):
         (b'{"run_id": "x", "key": "m", "value": 1, "timestamp": 1e300}', 400, "INVALID_PARAMETER_VALUE"),
         (b'{"run_id": "x", "key": "m", "value": 1, "timestamp": 9223372036854775807}', 400, "INVALID_PARAMETER_VALUE"),
         (b'{"run_id": "x", "key": "m", "value": 1, "timestamp": 1, "step": 1e99}', 400, "INVALID_PARAMETER_VALUE"),
-        (b'{"run_id": "x\\u0000", "key": "m", "value": 1, "timestamp": 1}', 404, "RESOURCE_DOES_NOT_EXIST"),
+        (b'{"run_id": "x\\u0000", "key": "m", "value": 1, "timestamp": 1}', 400, "INVALID_PARAMETER_VALUE"),
         (b'{"run_id": "x", "key": "m\\u0000", "value": 1, "timestamp": 1}', 400, "INVALID_PARAMETER_VALUE"),
     ],
 )

@@ -23,8 +23,11 @@ from everloop.records import Token, User
 from everloop.server.access import AccessBook, is_enough
 from everloop.server.access.roles import EVERY_PROJECT
 from everloop.server.asking import NEEDS, Forbidden, Sent, principal_of, store_of
+from everloop.server.request_values import Name, Secret
 
 Asked = Request[Any, Any, Any]
+Roles = dict[Name, Name]
+"""Project to role; how many there may be is checked with the book."""
 
 _ADMIN = {NEEDS: "admin"}
 _OWN = {NEEDS: "viewer"}
@@ -65,25 +68,25 @@ class ShownToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewUser:
-    name: str
-    roles: dict[str, str]
-    password: str | None = None
+    name: Name
+    roles: Roles
+    password: Secret | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewRoles:
-    roles: dict[str, str]
+    roles: Roles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewPassword:
-    password: str | None = None
+    password: Secret | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewToken:
-    name: str
-    roles: dict[str, str] | None = field(default=None)
+    name: Name
+    roles: Roles | None = field(default=None)
     lifetime_s: float | None = None
 
 

@@ -26,8 +26,11 @@ from litestar import MediaType, Request, Response, delete, get, patch, post, put
 from everloop.errors import UsageError
 from everloop.records import Alias, AliasPolicy, AliasRequest, ModelVersion
 from everloop.server.asking import NEEDS, Sent, store_of
+from everloop.server.request_values import Name, Text
 
 MOST_REASON = 10_000
+MOST_TAGS = 1_000
+"""Of one request."""
 Asked = Request[Any, Any, Any]
 Why = Annotated[str, msgspec.Meta(max_length=MOST_REASON)]
 """A reason is kept with the event for ever, so it has an end."""
@@ -42,14 +45,14 @@ _RULES = {NEEDS: "admin"}
 class Move:
     """Where an alias shall go. `expect`: the version that must hold it now, or `nobody`."""
 
-    version: str
+    version: Name
     reason: Why = ""
-    expect: str | None = None
+    expect: Name | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    version: str
+    version: Name
     reason: Why = ""
 
 
@@ -67,8 +70,8 @@ class Policy:
 class Curation:
     """What to change about a version; what is left out stays."""
 
-    description: str | None = None
-    tags: dict[str, str | None] | None = None
+    description: Text | None = None
+    tags: Annotated[dict[Name, Text | None], msgspec.Meta(max_length=MOST_TAGS)] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

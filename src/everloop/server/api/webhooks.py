@@ -8,17 +8,20 @@ DELETE /api/v1/webhooks/NAME        the id in place of the name for those of MLf
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from litestar import Request, delete, get, post
 
 from everloop.records import Webhook
 from everloop.server.asking import NEEDS, Sent, store_of
 from everloop.server.notifying import Webhooks
 from everloop.server.options import ServerOptions
+from everloop.server.request_values import Name, Secret, Url
 
 Asked = Request[Any, Any, Any]
 
+MOST_VERBS = 200
 _ADMIN = {NEEDS: "admin"}
 
 
@@ -38,10 +41,10 @@ class ShownWebhook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewWebhook:
-    name: str
-    url: str
-    verbs: tuple[str, ...] = ()
-    secret: str | None = None
+    name: Name
+    url: Url
+    verbs: Annotated[tuple[Name, ...], msgspec.Meta(max_length=MOST_VERBS)] = ()
+    secret: Secret | None = None
 
 
 def routes(options: ServerOptions) -> list[Any]:

@@ -34,7 +34,9 @@ from everloop.server.mlflow import (
 )
 from everloop.server.mlflow.agreed_files import check_changeable
 from everloop.server.mlflow.asking import Ask, Attachment, Finder, Handler, Route
+from everloop.server.mlflow.field_limits import LONGEST_ID
 from everloop.server.mlflow.files import seals
+from everloop.server.mlflow.files.folder import LONGEST_PATH
 from everloop.server.mlflow.files.places import ArtifactPlaces
 from everloop.server.mlflow.files.proxy import Receive, Scope, Send, answer, answer_file, answer_json, download, upload
 from everloop.server.mlflow.files.seals import Seals
@@ -55,6 +57,7 @@ from everloop.server.mlflow.page import dataset_summaries, gateway, promptlab
 from everloop.server.mlflow.pending import PendingMetrics
 from everloop.server.mlflow.wire import Fields, MlflowError, error_body, translated
 from everloop.server.options import ServerOptions
+from everloop.server.request_values import check_text
 from everloop.server.storage_errors import no_space_error
 
 if TYPE_CHECKING:
@@ -198,6 +201,8 @@ class MlflowApp:
             raise MlflowError(f"There is no {method} {raw[:200]} here.", "ENDPOINT_NOT_FOUND")
         route, spelled = found
         path = {name: _decoded(part) for name, part in spelled.items()}
+        for name, part in path.items():
+            check_text(name, part, LONGEST_PATH if name == "path" else LONGEST_ID)
         if route.streams:
             await self._stream(route, path, scope, receive, send)
             return
@@ -274,7 +279,9 @@ class MlflowApp:
 
         body = await _body(receive, graphql.LARGEST_BODY)
         _check_content_type(scope, body)
-        fields, loop = Fields.of_body(body), asyncio.get_running_loop()
+        # What is wrong with a variable stands among the errors of the answer.
+        fields = Fields.of_body(body, texts=False, depth=graphql.MOST_DEPTH)
+        loop = asyncio.get_running_loop()
 
         async def in_loop(handler: Handler, ask: Ask) -> Mapping[str, Any]:
             return handler(ask)

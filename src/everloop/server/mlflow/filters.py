@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from everloop.server.mlflow.patterns import check_pattern, fits, fits_whole
+from everloop.server.mlflow.patterns import check_pattern, fits
 from everloop.server.mlflow.wire import MlflowError
+from everloop.stores import like
+from everloop.stores.expressions import PATTERN_LIMIT
 
 Entity = Literal[
     "attribute", "metric", "param", "tag", "dataset", "metadata", "span", "feedback", "expectation", "issue"
@@ -19,8 +21,10 @@ Entity = Literal[
 Value = str | float | int | tuple[str, ...] | None
 
 LONGEST_FILTER = 100_000
-LONGEST_ORDER = 10_000
+LONGEST_ORDER = 1_000
 """Characters of one entry of `order_by`."""
+MOST_TERMS = 500
+"""Comparisons of one filter."""
 _ENTITIES: dict[str, Entity] = {
     **dict.fromkeys(("metric", "metrics"), "metric"),
     **dict.fromkeys(("param", "params", "parameter", "parameters"), "param"),
@@ -46,8 +50,6 @@ _ODD_NUMBERS = frozenset({"nan", "inf", "infinity"})
 _LIST_OPS = frozenset({"IN", "NOT IN"})
 _ORDER_OPS = frozenset({"<", "<=", ">", ">="})
 _LONGEST_WHOLE = 300
-_QUICK = 1 << 22
-"""Characters of text times those of a pattern which Python compares in a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +90,11 @@ class Term:
                 return bool(found == self.value) or (found != found and self.value != self.value)
             case "!=":
                 return bool(found != self.value) and (found == found or self.value == self.value)
-            case "LIKE" | "ILIKE":
-                return is_like(str(found), str(self.value), ignore_case=self.op == "ILIKE")
+            case "LIKE":
+                return like.is_like(str(found), str(self.value))
+            case "ILIKE":
+                # As MLflow's databases do it, beyond the letters of ASCII as well.
+                return like.is_like(str(found).lower(), str(self.value).lower())
             case "RLIKE":
                 return fits(str(self.value), str(found))
             case "IN":
@@ -110,49 +115,6 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
-def is_like(text: str, pattern: str, *, ignore_case: bool) -> bool:
-    """Whether a text fits a LIKE pattern. Piece by piece, so that no pattern takes more than quadratic time."""
-    if ignore_case:
-        text, pattern = text.lower(), pattern.lower()
-    first, *others = pattern.split("%")
-    if "_" not in pattern:
-        return _is_like_plainly(text, first, others)
-    if len(text) * len(pattern) > _QUICK:
-        return fits_whole("(?s)" + ".*".join(map(_expression, (first, *others))), text)
-    if not others:
-        return re.fullmatch(_expression(first), text, re.DOTALL) is not None
-    begun = re.compile(_expression(first), re.DOTALL).match(text)
-    if begun is None:
-        return False
-    at = begun.end()
-    for part in others[:-1]:
-        # The earliest place leaves the most room for what follows.
-        found = re.compile(_expression(part), re.DOTALL).search(text, at)
-        if found is None:
-            return False
-        at = found.end()
-    last, begin = re.compile(_expression(others[-1]), re.DOTALL), len(text) - len(others[-1])
-    return begin >= at and last.fullmatch(text, begin) is not None
-
-
-def _is_like_plainly(text: str, first: str, others: Sequence[str]) -> bool:
-    if not others:
-        return text == first
-    if not text.startswith(first):
-        return False
-    at = len(first)
-    for part in others[:-1]:
-        found = text.find(part, at)
-        if found < 0:
-            return False
-        at = found + len(part)
-    return len(text) - len(others[-1]) >= at and text.endswith(others[-1])
-
-
-def _expression(part: str) -> str:
-    return "".join("." if sign == "_" else re.escape(sign) for sign in part)
-
-
 def parse_filter(text: str, grammar: Grammar) -> list[Term]:
     """The comparisons of a filter string.
 
@@ -170,6 +132,8 @@ def parse_filter(text: str, grammar: Grammar) -> list[Term]:
             if kind != "name" or word.upper() != "AND":
                 raise MlflowError(f"Invalid clause(s) in filter string: '{word}'")
             at += 1
+        if len(terms) == MOST_TERMS:
+            raise MlflowError(f"Invalid filter: it has more than {MOST_TERMS} comparisons.")
         term, at = _term(tokens, at, grammar, text)
         terms.append(term)
     return terms
@@ -275,6 +239,8 @@ def _value(entity: Entity, key: str, op: str, kind: str, token: str, grammar: Gr
         _check_op(op, _TEXT_OPS | {"RLIKE"} if grammar.patterns else _TEXT_OPS)
     if op == "RLIKE":
         check_pattern(_unquoted(token))
+    elif op in ("LIKE", "ILIKE") and len(token) > PATTERN_LIMIT + 2:
+        raise MlflowError(f"Invalid pattern: it has {len(token) - 2} characters, at most {PATTERN_LIMIT} are taken.")
     return _unquoted(token)
 
 

@@ -34,11 +34,6 @@ def fits(pattern: str, text: str) -> bool:
     return _contains(pattern, text[:LONGEST_TEXT])
 
 
-def fits_whole(pattern: str, text: str) -> bool:
-    """Whether a regular expression that we have made fits the whole of a text."""
-    return _contains(rf"\A(?:{pattern})\z", text)
-
-
 def _contains(pattern: str, text: str) -> bool:
     # Polars takes a fifth of a second to import, and few ask for patterns.
     import polars as pl

@@ -23,6 +23,9 @@ from everloop.errors import (
     UnavailableError,
     UsageError,
 )
+from everloop.server.answers import shown_message
+from everloop.server.mlflow.field_limits import LONGEST_ID, most_characters, most_characters_each, most_elements
+from everloop.server.request_values import MOST_DEPTH, MOST_DIGITS, check_json
 from everloop.stores.clock import micros, moment_of
 
 if TYPE_CHECKING:
@@ -84,10 +87,12 @@ def translated(error: EverloopError) -> MlflowError:
 
 
 def error_body(error: MlflowError) -> bytes:
-    return msgspec.json.encode({"error_code": error.code, "message": error.message})
+    return msgspec.json.encode({"error_code": error.code, "message": shown_message(error.message)})
 
 
 _MOST_FIELDS = 10_000
+_MOST_SHOWN = 1000
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 class Fields:
@@ -103,16 +108,27 @@ class Fields:
             found = parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=_MOST_FIELDS)
         except ValueError as error:
             raise MlflowError(f"The query has more than {_MOST_FIELDS} fields.") from error
+        if b"%00" in query:
+            check_json(found)
         return cls(found, from_query=True)
 
     @classmethod
-    def of_body(cls, body: bytes) -> Fields:
+    def of_body(cls, body: bytes, *, texts: bool = True, depth: int = MOST_DEPTH) -> Fields:
+        """What a JSON body says.
+
+        Args:
+            texts: whether a text that no store can keep is refused here.
+            depth: levels of lists and objects that are taken.
+        """
         if not body.strip():
             return cls({})
-        value = _decoded(body)
+        value, odd = _decoded(body)
         if isinstance(value, str):
             # Older clients encode twice.
-            value = _decoded(value.encode())
+            check_json(value)
+            value, odd = _decoded(value.encode())
+        # Of what msgspec has read, only a NUL that is spelled out can be a text that no store keeps.
+        check_json(value, texts=texts and (odd or b"\\u0000" in body), depth=depth)
         if value is None:
             return cls({})
         if not isinstance(value, dict):
@@ -143,6 +159,8 @@ class Fields:
             return ""
         if not isinstance(value, str):
             raise mistyped(name, value)
+        if len(value) > LONGEST_ID:
+            check_length(name, value, most_characters(name))
         return value
 
     def run_id(self) -> str:
@@ -190,12 +208,18 @@ class Fields:
             return []
         if not isinstance(value, list):
             raise mistyped(name, value)
+        if len(value) > (most := most_elements(name)):
+            raise MlflowError(f"'{name}' has {len(value):,} elements, at most {most:,} are taken.")
         return value
 
     def texts(self, name: str, *, required: bool = False) -> list[str]:
         values = self.rows(name, required=required)
-        if not all(isinstance(item, str) for item in values):
-            raise mistyped(name, values)
+        most = most_characters_each(name)
+        for index, item in enumerate(values):
+            if not isinstance(item, str):
+                raise mistyped(name, values)
+            if len(item) > most:
+                check_length(f"{name}[{index}]", item, most)
         return values
 
     def objects(self, name: str, *, required: bool = False) -> list[Fields]:
@@ -242,6 +266,12 @@ def real(name: str, value: Any) -> float:
         raise mistyped(name, value) from None
 
 
+def check_length(name: str, value: str, most: int) -> None:
+    """Refuse a text that is longer than its field takes."""
+    if len(value) > most:
+        raise MlflowError(f"'{name}' has {len(value):,} characters, at most {most:,} are taken.")
+
+
 def missing(name: str) -> MlflowError:
     return MlflowError(f"Missing value for required parameter '{name}'.{_SEE}")
 
@@ -258,7 +288,13 @@ def invalid(name: str, value: Any, why: str = "") -> MlflowError:
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))[:1000]
+    # A piece at a time: of a long list only what is shown is written.
+    shown = ""
+    for piece in _ENCODER.iterencode(value):
+        shown += piece
+        if len(shown) > _MOST_SHOWN:
+            break
+    return shown[:_MOST_SHOWN]
 
 
 def number_out(value: float) -> float | str:
@@ -284,13 +320,24 @@ def pairs_out(values: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"key": key, "value": value} for key, value in values.items()]
 
 
-def _decoded(body: bytes) -> Any:
+def _decoded(body: bytes) -> tuple[Any, bool]:
+    """What a JSON text says, and whether it is one that only Python's own decoder reads."""
     try:
-        return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return msgspec.json.decode(body), False
+    except (msgspec.DecodeError, UnicodeDecodeError):
         pass
+    except RecursionError:
+        raise MlflowError("The request body is nested too deeply.", "BAD_REQUEST") from None
     try:
         # Python's own clients may write NaN and Infinity bare.
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        raise MlflowError("The request body is no JSON.", "BAD_REQUEST") from None
+        return json.loads(body, parse_int=_whole), True
+    except RecursionError:
+        raise MlflowError("The request body is nested too deeply.", "BAD_REQUEST") from None
+    except ValueError:
+        raise MlflowError("The request body is not valid JSON.", "BAD_REQUEST") from None
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise MlflowError(f"The request body has a number of more than {MOST_DIGITS} digits.", "BAD_REQUEST")
+    return int(digits)

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.records import Trace
 from everloop.server.mlflow.asking import Ask, Route
-from everloop.server.mlflow.genai.traces import kept_assessment, new_assessment, time_text, trace_of
+from everloop.server.mlflow.genai.traces import (
+    check_assessment_size,
+    kept_assessment,
+    new_assessment,
+    time_text,
+    trace_of,
+)
 from everloop.server.mlflow.wire import invalid, missing, not_found
 
 if TYPE_CHECKING:
@@ -45,6 +51,7 @@ def update_assessment(ask: Ask) -> Mapping[str, Any]:
     said = ask.fields.raw("assessment")
     if not isinstance(said, dict):
         raise invalid("assessment", said)
+    check_assessment_size(said)
     mask = ask.fields.text("update_mask")
     changed = {re.sub(r"[A-Z]", lambda found: f"_{found[0].lower()}", path.strip()) for path in mask.split(",")}
     if unknown := changed - _CHANGEABLE:

@@ -19,10 +19,11 @@ from everloop.errors import AlreadyExistsError
 from everloop.records import Run, Trace, TraceState
 from everloop.server.mlflow.asking import Ask, Route
 from everloop.server.mlflow.experiments import active_experiment
+from everloop.server.mlflow.field_limits import LONGEST_TEXT, MOST_ELEMENTS
 from everloop.server.mlflow.genai.spans import spans_of
 from everloop.server.mlflow.names import check_tag
 from everloop.server.mlflow.reply import DEFAULT, record_id, wire_id
-from everloop.server.mlflow.wire import Fields, MlflowError, invalid, missing, ms_of, not_found
+from everloop.server.mlflow.wire import Fields, MlflowError, check_length, invalid, missing, ms_of, not_found
 from everloop.stores.clock import new_id
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ PROMPTS, SOURCE_RUN = "mlflow.linkedPrompts", "mlflow.sourceRun"
 SESSION, TOKENS = "mlflow.trace.session", "mlflow.trace.tokenUsage"
 LONGEST_ID = 50
 LONGEST_PREVIEW = 10_000
+LONGEST_VALUE = 100_000
+"""Characters of one value of a trace's tags and metadata."""
+LARGEST_ASSESSMENT = 1_000_000
+"""Bytes of one assessment, as JSON."""
 MOST_LINKED = 100
 AT_ONCE = 1000
 """Names in one question to the store."""
@@ -306,6 +311,7 @@ def new_assessment(store: Store, trace: str, said: Any) -> dict[str, Json]:
     if not isinstance(said, dict):
         raise invalid("assessment", said)
     fields = Fields(said)
+    check_assessment_size(said)
     fields.text("assessment_name")
     if not any(fields.has(kind) for kind in ("feedback", "expectation", "issue")):
         raise missing("feedback")
@@ -313,6 +319,12 @@ def new_assessment(store: Store, trace: str, said: Any) -> dict[str, Json]:
     made = {"create_time": now, "last_update_time": now, "valid": True, **kept_assessment(said), "trace_id": trace}
     made["assessment_id"] = fields.text("assessment_id", required=False) or f"a-{wire_id(new_id(store.now()))}"
     return made
+
+
+def check_assessment_size(said: Mapping[str, Any]) -> None:
+    size = len(msgspec.json.encode(said))
+    if size > LARGEST_ASSESSMENT:
+        raise MlflowError(f"'assessment' has {size:,} bytes, at most {LARGEST_ASSESSMENT:,} are taken.")
 
 
 def kept_assessment(said: Mapping[str, Any]) -> dict[str, Any]:
@@ -371,6 +383,11 @@ def _texts(fields: Fields, name: str) -> dict[str, str]:
     value = fields.raw(name) or {}
     if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
         raise invalid(name, value)
+    if len(value) > MOST_ELEMENTS:
+        raise MlflowError(f"'{name}' has {len(value):,} entries, at most {MOST_ELEMENTS:,} are taken.")
+    for key, text in value.items():
+        check_length(f"a name in {name}", key, LONGEST_TEXT)
+        check_length(f"{name}.{key[:100]}", text, LONGEST_VALUE)
     return dict(value)
 
 

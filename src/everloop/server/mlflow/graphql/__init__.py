@@ -3,6 +3,6 @@
 It needs graphql-core, which is imported with the first question and not with the server.
 """
 
-from everloop.server.mlflow.graphql.answering import LARGEST_BODY, answer_query
+from everloop.server.mlflow.graphql.answering import LARGEST_BODY, MOST_DEPTH, answer_query
 
-__all__ = ["LARGEST_BODY", "answer_query"]
+__all__ = ["LARGEST_BODY", "MOST_DEPTH", "answer_query"]

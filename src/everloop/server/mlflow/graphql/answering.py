@@ -33,8 +33,11 @@ from everloop.server.mlflow.graphql.limits import check_document, check_text
 from everloop.server.mlflow.graphql.schema import schema
 from everloop.server.mlflow.page import dataset_summaries
 from everloop.server.mlflow.wire import Fields, MlflowError, mistyped, translated
+from everloop.server.request_values import check_json
 
 LARGEST_BODY = 1 << 20
+MOST_DEPTH = 500
+"""Levels of a request's variables."""
 MOST_VALUES = 300_000
 """So many values a query is answered with; a search's own limits count rows, which aliases multiply."""
 _RUNS_PER_SEARCH = 1000
@@ -76,6 +79,7 @@ class Query:
         self._runs: dict[str, None] = {}
 
     def root(self, name: str, said: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        check_json(said or {})
         answer = self.ask(ROOTS[name], Fields(said or {}))
         for run in (*answer.get("runs", ()), *([answer["run"]] if "run" in answer else [])):
             self._runs[run["info"]["run_id"]] = None
