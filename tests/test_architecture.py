@@ -49,6 +49,7 @@ ROOMS = [
     "pipeline",
     "training",
     "models",
+    "http",
     "serving",
     "monitoring",
     "loop",

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from everloop.server.hosts import HostRule, host_name, is_cross_origin
+from everloop.http.hosts import HostRule, host_name
+from everloop.http.request_guard import RequestGuard
 from everloop.server.options import ServerOptions
 
 
@@ -149,7 +150,7 @@ def test_slow_bodies_are_408(store, serve):
 
 
 def test_slow_and_endless_headers_end(store, serve, monkeypatch):
-    monkeypatch.setattr("everloop.server.hosting.HEADERS_S", 0.3)
+    monkeypatch.setattr("everloop.http.connection.HEADERS_S", 0.3)
     with serve(store) as place:
         assert talk(place, b"GET /health HTTP/1.1\r\nHost: local") == b""
         filler = (b"X-Filler: " + b"a" * 4000 + b"\r\n") * 100_000
@@ -261,5 +262,8 @@ def test_the_address_itself_is_always_right():
     rule = HostRule()
     assert rule.allows([(b"host", b"10.0.0.5:80")], "10.0.0.5")
     assert not rule.allows([(b"host", b"10.0.0.6:80")], "10.0.0.5")
-    assert not is_cross_origin("GET", [(b"origin", b"http://evil")])
-    assert is_cross_origin("POST", [(b"origin", b"http://a"), (b"origin", b"http://a"), (b"host", b"a")])
+    guard = RequestGuard(HostRule(("a",)))
+    for method in ("GET", "POST"):
+        assert guard.refusal(method, [(b"host", b"a"), (b"origin", b"http://evil")], None).status == 403
+        twice = [(b"origin", b"http://a"), (b"origin", b"http://a"), (b"host", b"a")]
+        assert guard.refusal(method, twice, None).status == 403

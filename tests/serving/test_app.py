@@ -36,7 +36,7 @@ def over_asgi(app: EndpointApp, method: str, path: str, *chunks: bytes) -> tuple
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": method, "path": path, "headers": [], "query_string": b""}
+    scope = {"type": "http", "method": method, "path": path, "headers": [(b"host", b"localhost")], "query_string": b""}
     asyncio.run(app(scope, receive, send))
     if not sent:
         return 0, {}, b""
@@ -77,7 +77,13 @@ def test_a_client_that_leaves_half_way(app: EndpointApp) -> None:
         async def send(message: Any) -> None:
             raise AssertionError(message)
 
-        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], "query_string": b""}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/predict",
+            "headers": [(b"host", b"localhost")],
+            "query_string": b"",
+        }
         await app(scope, receive, send)
 
     asyncio.run(leave())

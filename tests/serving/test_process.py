@@ -190,7 +190,7 @@ def test_sigterm_finishes_what_has_begun(release: Any, route: Any, store: Store)
     process = EndpointProcess(store, "delays")
     host, _, port = process.start().removeprefix("http://").rpartition(":")
     with socket.create_connection((host, int(port)), timeout=20) as client:
-        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
+        head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
         client.sendall(head + BODY[:20])
         sleep(0.2)
         os.kill(process.pid or 0, signal.SIGTERM)
@@ -211,19 +211,20 @@ def test_garbage_on_the_wire(release: Any, route: Any, store: Store) -> None:
     pieces: list[bytes] = [
         b"\x00\xff\xfe\r\n\r\n",
         b"GET\r\n\r\n",
-        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n",
-        b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x08\x00",
-        b"GET /%ff%00%C0 HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET http://elsewhere/ HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"POST /predict?x=%zz HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
-        b"HEAD /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: gzip\r\n"
+        b"Content-Length: 4\r\n\r\n\x1f\x8b\x08\x00",
+        b"GET /%ff%00%C0 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET http://elsewhere/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"POST /predict?x=%zz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+        b"HEAD /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nBig: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nBig: " + b"a" * 100_000 + b"\r\n\r\n",
     ]
     with EndpointProcess(store, "delays") as process:
         host, _, port = str(process.url).removeprefix("http://").rpartition(":")

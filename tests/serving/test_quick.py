@@ -31,7 +31,7 @@ def port(store: Store, release: Any, route: Any) -> Iterator[int]:
 
 
 def post(body: bytes = BODY, path: str = "/predict", version: str = "1.1", *headers: str) -> bytes:
-    lines = [f"POST {path} HTTP/{version}", "Host: x", f"Content-Length: {len(body)}", *headers]
+    lines = [f"POST {path} HTTP/{version}", "Host: localhost", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
@@ -71,7 +71,7 @@ def test_however_the_bytes_are_cut(port: int, store: Store) -> None:
             status, headers, body, rest = read_one(client, rest)
             assert (status, headers["x-everloop-version"]) == (200, "delays@1")
             scores.add(score(body))
-        chunked = b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        chunked = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         chunked += b"%x\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (10, BODY[:10], len(BODY) - 10, BODY[10:])
         for sent in (chunked, post(BODY, "/predict", "1.1", "Expect: 100-continue")):
             client.sendall(sent)
@@ -111,10 +111,10 @@ SENT = [
     (post(BODY, "/predict?x=1"), 200, True),
     (post(BODY, "/%70redict"), 200, True),
     (post(BODY, "/v1/models/delays:predict"), 400, True),
-    (b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", 200, True),
-    (b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", 404, True),
-    (b"DELETE /predict HTTP/1.1\r\nHost: x\r\n\r\n", 405, True),
-    (b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", 200, True),
+    (b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", 200, True),
+    (b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, True),
+    (b"DELETE /predict HTTP/1.1\r\nHost: localhost\r\n\r\n", 405, True),
+    (b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", 200, True),
     # Two lengths, or a length and chunks, are two readings of where a request ends.
     (post(BODY, "/predict", "1.1", "Content-Length: 5"), 400, False),
     (post(BODY, "/predict", "1.1", "Transfer-Encoding: chunked"), 400, False),

@@ -142,10 +142,10 @@ def test_stopping_waits_for_what_is_being_scored(served: EndpointProcess, gate: 
 
 def test_answers_on_one_connection_keep_their_order(served: EndpointProcess, gate: Path) -> None:
     body = json.dumps({"rows": [{"gate": str(gate)}]}).encode()
-    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     port = int(str(served.url).rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
-        client.sendall(head + body + b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        client.sendall(head + body + b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         get(served, "/health")
         gate.touch()
         received = b""

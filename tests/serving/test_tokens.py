@@ -20,6 +20,7 @@ from everloop.stores import Store
 from everloop.testing.models import sample_rows
 
 BODY = json.dumps({"rows": sample_rows()}).encode()
+HOST = [(b"host", b"localhost")]
 
 
 def ask(app: Any, path: str, method: str = "GET", token: str | None = None) -> int:
@@ -98,7 +99,7 @@ def test_too_many_at_once_are_told_to_come_back(store: Store, release: Any, rout
             async def keep(message: Any) -> None:
                 sent[place].append(message)
 
-            scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], "query_string": b""}
+            scope = {"type": "http", "method": "POST", "path": "/predict", "headers": HOST, "query_string": b""}
             await app(scope, never, keep)
 
         await asyncio.gather(one(0), one(1))

@@ -43,6 +43,12 @@ def serve(
     all: Annotated[
         bool, typer.Option("--all", help="Every endpoint, each loaded when it is first asked, at /endpoints/NAME/….")
     ] = False,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allowed-host", "--allowed-hosts", help="A further name to be addressed by; may stand more than once."
+        ),
+    ] = None,
     memory_mb: Annotated[
         int | None, typer.Option(min=1, help="With --all: what loaded models may take; the longest unused leave.")
     ] = None,
@@ -62,7 +68,7 @@ def serve(
         with opened(home) as store:
             folder, project = store.home, store.project
         memory = None if memory_mb is None else memory_mb << 20
-        serve_house(folder, host, port, project=project, memory_bytes=memory)
+        serve_house(folder, host, port, project=project, memory_bytes=memory, allowed_hosts=allowed_host or ())
         return
     with opened(home) as store:
         name = find_place(store, endpoint)
@@ -70,7 +76,16 @@ def serve(
     workers = workers or os.cpu_count() or 1
     if log_requests is not None:
         write_requests(log_requests)
-    serve_endpoint(name, folder, host, port, project=project, workers=workers, grpc_port=grpc_port)
+    serve_endpoint(
+        name,
+        folder,
+        host,
+        port,
+        project=project,
+        workers=workers,
+        grpc_port=grpc_port,
+        allowed_hosts=allowed_host or (),
+    )
 
 
 def predict(

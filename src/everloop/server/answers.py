@@ -1,8 +1,10 @@
-"""How the door and the routes refuse: one JSON shape, and MLflow's own on MLflow's routes."""
+"""How the access guard and the routes refuse: one JSON shape, and MLflow's own on MLflow's routes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from everloop.http import error_bodies
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,7 +56,7 @@ def error_content(path: str, status: int, name: str, message: str, help: str | N
     if path.startswith(_MLFLOW_ROOTS):
         code = _MLFLOW_CODES.get(status, "INTERNAL_ERROR" if status >= 500 else "BAD_REQUEST")
         return {"error_code": code, "message": f"{message} {help}" if help else message}
-    return {"error": {"type": name, "message": message, "help": help}}
+    return error_bodies.error_content(name, message, help)
 
 
 async def send_refusal(
@@ -67,15 +69,5 @@ async def send_refusal(
     help: str | None = None,
     headers: Iterable[tuple[bytes, bytes]] = (),
 ) -> None:
-    """Answer without having read the body; the connection closes, so that nobody has to swallow the rest."""
-    import msgspec
-
-    body = msgspec.json.encode(error_content(path, status, name, message, help))
-    sent = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),
-        *headers,
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": sent})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    """Answer without having read the body, in the shape of the path; the connection closes."""
+    await error_bodies.send_refusal(send, status, error_content(path, status, name, message, help), headers)

@@ -1,4 +1,4 @@
-"""The control plane's app: every route, what each needs, and the door before them.
+"""The control plane's app: every route, what each needs, and the guard before them.
 
     GET /status                   the status page; also at / unless MLflow's own page is there
     GET /health                   200 while the process answers; the one open path
@@ -26,10 +26,11 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.router import Router
 
 from everloop.errors import EverloopError
+from everloop.http.body_limits import BodyError
 from everloop.server.access.roles import ANYONE, ROLES
+from everloop.server.access_guard import AccessGuard
 from everloop.server.answers import error_content
 from everloop.server.asking import NEEDS, guard
-from everloop.server.door import Door
 from everloop.server.options import ServerOptions
 from everloop.server.storage_errors import no_space_error
 from everloop.version import VERSION
@@ -45,7 +46,7 @@ _log = logging.getLogger("everloop.server")
 _STATIC = {"status.js": "text/javascript", "status.css": "text/css"}
 
 
-def make_app(store: Store, options: ServerOptions | None = None) -> Door:
+def make_app(store: Store, options: ServerOptions | None = None) -> AccessGuard:
     """The control plane of one store and project, as an ASGI app.
 
     Raises:
@@ -76,7 +77,12 @@ def make_app(store: Store, options: ServerOptions | None = None) -> Door:
         route_handlers=routes,
         guards=[guard],
         on_shutdown=[gateway.close],
-        exception_handlers={EverloopError: _refuse, HTTPException: _refuse_http, Exception: _fail},
+        exception_handlers={
+            EverloopError: _refuse,
+            BodyError: _refuse_body,
+            HTTPException: _refuse_http,
+            Exception: _fail,
+        },
         openapi_config=OpenAPIConfig(
             title="everloop",
             version=VERSION,
@@ -84,12 +90,12 @@ def make_app(store: Store, options: ServerOptions | None = None) -> Door:
             openapi_router=Router("/api", route_handlers=[], opt={NEEDS: "viewer"}),
             render_plugins=[JsonRenderPlugin(path="/openapi.json")],
         ),
-        # The door watches sizes, by route.
+        # The access guard watches sizes, by route.
         request_max_body_size=None,
         logging_config=None,
         debug=False,
     )
-    return Door(app, store, options, authenticator, _open_paths(app), gateway.targets)
+    return AccessGuard(app, store, options, authenticator, _open_paths(app), gateway.targets)
 
 
 @get("/status", media_type=MediaType.HTML, sync_to_thread=False, include_in_schema=False, opt={NEEDS: "viewer"})
@@ -178,6 +184,13 @@ def _refuse(request: Asked, error: EverloopError) -> Response[Any]:
         _log.error("%s: %s", type(error).__name__, error, exc_info=error)
     content = error_content(_path(request), error.http_status, type(error).__name__, error.message, error.help)
     return Response(content, status_code=error.http_status, media_type=MediaType.JSON)
+
+
+def _refuse_body(request: Asked, error: BodyError) -> Response[Any]:
+    """A body that is not taken: the connection closes, so that the rest of it need not be read."""
+    content = error_content(_path(request), error.status_code, "BodyError", error.detail)
+    closing = {"connection": "close"}
+    return Response(content, status_code=error.status_code, headers=closing, media_type=MediaType.JSON)
 
 
 def _refuse_http(request: Asked, error: HTTPException) -> Response[Any]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from litestar.connection import ASGIConnection
     from litestar.handlers import BaseRouteHandler
 
-    from everloop.server.body_watch import BodyWatch
+    from everloop.http.body_limits import BodyWatch
     from everloop.stores import Store
 
 T = TypeVar("T")

@@ -1,8 +1,7 @@
-"""Listening: a socket, a patient but not endlessly patient HTTP/1.1 protocol, and a clean end."""
+"""Listening: a socket, a server, and a clean end."""
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import signal
 import socket
@@ -12,66 +11,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from everloop.errors import UsageError
+from everloop.http.connection import LimitedHttp
 
 if TYPE_CHECKING:
     from litestar.types import ASGIApp
 
-HEADERS_S = 15.0
-"""How long a request's first line and headers may take."""
-HEADERS_BYTES = 64 * 1024
 STOP_S = 3
 """How long requests under way may take once the server is told to stop."""
-
-
-class WatchedHttp(HttpToolsProtocol):
-    """uvicorn's protocol, with an end to headers: in time and in size. It has none itself."""
-
-    _waiting: asyncio.TimerHandle | None = None
-    _unfinished = 0
-    _in_request = False
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._wait()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        if not self._in_request:
-            self._unfinished += len(data)
-            if self._waiting is None:
-                self._wait()
-        super().data_received(data)
-        if not self._in_request and self._unfinished > HEADERS_BYTES:
-            self.transport.close()
-
-    def on_headers_complete(self) -> None:
-        self._in_request = True
-        self._unfinished = 0
-        self._stop_waiting()
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        self._in_request = False
-        super().on_message_complete()
-
-    def _wait(self) -> None:
-        self._waiting = self.loop.call_later(HEADERS_S, self._give_up)
-
-    def _stop_waiting(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
-
-    def _give_up(self) -> None:
-        self._waiting = None
-        if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
-            self.transport.close()
 
 
 class ControlServer(uvicorn.Server):
@@ -85,7 +33,7 @@ class ControlServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=WatchedHttp,
+                http=LimitedHttp,
                 ws="none",
                 log_config=None,
                 access_log=False,

@@ -22,6 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1, help="processes that answer, on one port")
     parser.add_argument("--grpc-port", type=int, help="the Open Inference Protocol over gRPC; 0 takes a free one")
     parser.add_argument("--log-requests", choices=("json", "text"), help="write a line for each request to stderr")
+    parser.add_argument("--allowed-host", action="append", default=[], help="a further name to be addressed by")
+    parser.add_argument("--contained", action="store_true", help="it listens in a container, without a token")
     parser.add_argument("--listener", type=int, help="file number of a socket to share, given by the parent process")
     given = parser.parse_args(arguments)
     from everloop.serving.observing import write_requests
@@ -32,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_requests(given.log_requests)
     try:
         if given.listener is not None:
-            place = Place(given.host, given.grpc_port, given.workers)
+            place = Place(given.host, given.grpc_port, given.workers, tuple(given.allowed_host), given.contained)
             said = Path(given.port_file)
             serve_listener(given.name, given.home, given.listener, place, project=given.project, port_file=said)
             return 0
@@ -46,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
             with_parent=given.with_parent,
             workers=given.workers,
             grpc_port=given.grpc_port,
+            allowed_hosts=given.allowed_host,
         )
     except EverloopError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")

@@ -30,6 +30,9 @@ from everloop.errors import (
     TrustError,
     UnavailableError,
 )
+from everloop.http.error_bodies import error_content
+from everloop.http.hosts import HostRule
+from everloop.http.request_guard import RequestGuard
 from everloop.serving import answering
 from everloop.serving.admission import Admission
 from everloop.serving.exchange import JSON, Handle, Request, Response, late
@@ -74,13 +77,23 @@ class EndpointApp:
 
     large = LARGE_BODY_BYTES
 
-    def __init__(self, store: Store, endpoint: str, *, settings: Settings | None = None, workers: int = 1) -> None:
+    def __init__(
+        self,
+        store: Store,
+        endpoint: str,
+        *,
+        settings: Settings | None = None,
+        workers: int = 1,
+        guard: RequestGuard | None = None,
+    ) -> None:
         """Open the logs.
 
         Args:
             workers: the processes that share the endpoint's traffic, this one included.
+            guard: what every request passes first. None: one that knows the names of this machine only.
         """
         self.endpoint = endpoint
+        self.guard = guard or RequestGuard(HostRule())
         self.settings = settings or Settings()
         self.processes = workers
         self.metrics = Metrics(endpoint)
@@ -221,6 +234,15 @@ class EndpointApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"An endpoint speaks HTTP only, not {scope['type']}.")
+        refused = refused_by(self.guard, scope)
+        if refused is not None:
+            self.metrics.count_response("other", refused.status)
+            await send_response(send, refused)
+            return
+        await self.serve(scope, receive, send)
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request that the guard has let through."""
         metrics = self.metrics
         if metrics.in_flight >= self.settings.max_in_flight:
             await send_response(send, self.busy())
@@ -523,8 +545,18 @@ def _metrics(service: Any, request: Request) -> Response:
 
 
 def problem(status: int, kind: str, message: str, help: str | None = None) -> Response:
-    error = {"type": kind, "message": message, "help": help}
-    return Response(status=status, body=msgspec.json.encode({"error": error}))
+    return Response(status=status, body=msgspec.json.encode(error_content(kind, message, help)))
+
+
+def refused_by(guard: RequestGuard, scope: Scope) -> Response | None:
+    """What a request gets that the guard refuses; its body is not read."""
+    server = scope.get("server")
+    refusal = guard.refusal(scope["method"], scope["headers"], server[0] if server else None)
+    if refusal is None:
+        return None
+    response = problem(refusal.status, "Refused", refusal.message, refusal.help)
+    response.headers = [(b"connection", b"close")]
+    return response
 
 
 def head_of(response: Response) -> list[tuple[bytes, bytes]]:

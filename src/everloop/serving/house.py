@@ -24,9 +24,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import EverloopError, TrustError
+from everloop.http.hosts import HostRule
+from everloop.http.request_guard import RequestGuard
 from everloop.records import Endpoint, ModelVersion, Package
 from everloop.serving.admission import Admission
-from everloop.serving.app import EndpointApp, problem, send_response
+from everloop.serving.app import EndpointApp, problem, refused_by, send_response
 from everloop.serving.exchange import Response
 from everloop.serving.following import POLL_S, Follower
 from everloop.serving.foreign import encode
@@ -61,10 +63,19 @@ class House:
     Args:
         memory_bytes: what the loaded models may take together; the ones unused for longest leave first. None: no limit.
         open_to_all: whether endpoints without a token are served; False where other machines reach this one.
+        guard: what every request passes first. None: one that knows the names of this machine only.
     """
 
-    def __init__(self, store: Store, *, memory_bytes: int | None = None, open_to_all: bool = True) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        memory_bytes: int | None = None,
+        open_to_all: bool = True,
+        guard: RequestGuard | None = None,
+    ) -> None:
         self._store = store
+        self.guard = guard or RequestGuard(HostRule())
         self._memory_bytes = memory_bytes
         self._open_to_all = open_to_all
         self._rooms: dict[str, _Room] = {}
@@ -98,6 +109,10 @@ class House:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"Endpoints speak HTTP only, not {scope['type']}.")
+        refused = refused_by(self.guard, scope)
+        if refused is not None:
+            await send_response(send, refused)
+            return
         found = _PREFIXED.fullmatch(scope["path"])
         named = found or _NAMED.fullmatch(scope["path"])
         if named is None:
@@ -114,7 +129,7 @@ class House:
             await send_response(send, room)
             return
         try:
-            await room.app({**scope, "path": path}, receive, send)
+            await room.app.serve({**scope, "path": path}, receive, send)
         finally:
             room.users -= 1
             room.used_at = monotonic()
@@ -199,7 +214,7 @@ class House:
         room = self._rooms.get(name)
         if room is not None:
             return room
-        app = EndpointApp(self._store, name)
+        app = EndpointApp(self._store, name, guard=self.guard)
         app.observers += observers(name)
         try:
             follower = Follower(self._store, app)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from everloop.http.connection import FRAMING, LimitedHttp
 from everloop.serving.app import BESIDE, LARGE_BODY_BYTES, EndpointApp, head_of
 from everloop.serving.exchange import JSON, Request
 
@@ -30,7 +31,7 @@ _LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() 
 _PLAIN = re.compile(rb"/[A-Za-z0-9_.:/-]*")
 
 
-class QuickProtocol(HttpToolsProtocol):
+class QuickProtocol(LimitedHttp):
     """One connection. In the event loop's thread."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
@@ -71,6 +72,8 @@ class QuickProtocol(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         if self.transport.is_closing():
+            if self.transport.get_write_buffer_size():
+                self.transport.abort()
             return
         busy = self.cycle is not None and not self.cycle.response_complete
         left = self._served + self.timeout_keep_alive - monotonic()
@@ -78,7 +81,7 @@ class QuickProtocol(HttpToolsProtocol):
             later = self.timeout_keep_alive if busy else left + 0.01
             self.timeout_keep_alive_task = self.loop.call_later(later, self.timeout_keep_alive_handler)
             return
-        self.transport.close()
+        super().timeout_keep_alive_handler()
 
     def shutdown(self) -> None:
         # What was scored is logged, so it is sent, also where the server stops in the same turn.
@@ -94,20 +97,26 @@ class QuickProtocol(HttpToolsProtocol):
     # -- what the parser finds
 
     def on_message_begin(self) -> None:
+        self._in_head, self._in_body = True, False
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
         self._body = None
 
     def on_headers_complete(self) -> None:
+        self.check_head()
         self._body = []
+        method = self.parser.get_method().decode("ascii")
+        local = self.server[0] if self.server else None
         if (
             self.expect_100_continue
+            # The long way says why.
+            or self._endpoint.guard.refusal(method, self.headers, local) is not None
             or (self.cycle is not None and not self.cycle.response_complete)
             or self.parser.get_http_version() != "1.1"
             or self.parser.should_upgrade()
             or not _PLAIN.fullmatch(self.url)
-            or (self.parser.get_method().decode("ascii"), self.url.decode("ascii")) not in self._endpoint.exact
+            or (method, self.url.decode("ascii")) not in self._endpoint.exact
         ):
             self._take_long_way()
 
@@ -115,6 +124,7 @@ class QuickProtocol(HttpToolsProtocol):
         if self._body is None:
             super().on_body(body)
             return
+        self._framing -= FRAMING * len(body)
         self._body.append(body)
 
     def on_message_complete(self) -> None:
@@ -122,6 +132,7 @@ class QuickProtocol(HttpToolsProtocol):
         if pieces is None:
             super().on_message_complete()
             return
+        self._in_body = False
         endpoint = self._endpoint
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if len(body) > LARGE_BODY_BYTES or self.flow.write_paused or endpoint.metrics.in_flight >= endpoint.most:
@@ -168,14 +179,14 @@ class QuickProtocol(HttpToolsProtocol):
         """Hand the request over to uvicorn, with what has come of its body, and the request if it has been read."""
         pieces, self._body = self._body, None
         url, headers, expects = self.url, self.headers, self.expect_100_continue
-        super().on_message_begin()
+        HttpToolsProtocol.on_message_begin(self)
         self.url, self.headers, self.expect_100_continue = url, headers, expects
         self.scope["headers"] = headers
         if request is not None:
             self.scope[BESIDE] = request  # type: ignore[literal-required]
-        super().on_headers_complete()
+        HttpToolsProtocol.on_headers_complete(self)
         for piece in pieces or ():
-            super().on_body(piece)
+            HttpToolsProtocol.on_body(self, piece)
 
 
 def _send_all(waiting: list[tuple[Any, bytes, bool]]) -> None:

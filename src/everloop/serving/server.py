@@ -18,6 +18,10 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from everloop.errors import ConflictError, EverloopError, UsageError
+from everloop.http.connection import LimitedHttp
+from everloop.http.hosts import LOOPBACK, rule_for
+from everloop.http.hosts import allowed_hosts as hosts_allowed
+from everloop.http.request_guard import RequestGuard
 from everloop.records import Endpoint
 from everloop.serving.app import EndpointApp
 from everloop.serving.endpoints import check_endpoint_name, lock_name, set_state
@@ -32,13 +36,12 @@ from everloop.serving.workers import Place, Workers
 from everloop.stores import Store, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from everloop.serving.protocol_grpc import InferencePort
 
 logger = logging.getLogger("everloop.serving")
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 BACKLOG = 2048
 LOOK_S = 0.1
 GRACE_S = 9
@@ -57,6 +60,7 @@ def serve_endpoint(
     workers: int = 1,
     exposed: bool = False,
     grpc_port: int | None = None,
+    allowed_hosts: Sequence[str] = (),
 ) -> None:
     """Serve an endpoint until SIGTERM or SIGINT; then finish the requests on their way and return.
 
@@ -70,6 +74,7 @@ def serve_endpoint(
         exposed: listen on any `host` without a token: what stands in front, a platform, checks who asks.
         workers: processes that answer. With one, it is this process; with more, this one starts them and watches.
         grpc_port: where the Open Inference Protocol is spoken over gRPC; 0 takes a free one, None: nowhere.
+        allowed_hosts: further names under which it may be addressed; see `http/hosts.py` for what holds without any.
 
     Raises:
         NotFoundError: there is no such endpoint, or a version of it is missing.
@@ -84,7 +89,7 @@ def serve_endpoint(
         if host not in LOOPBACK and not exposed and not token_digests(record.options):
             raise UsageError(
                 f"The endpoint '{name}' has no login, so it does not listen on '{host}'.",
-                help=f"Make a token first: everloop endpoints token {name}. Or use one of {', '.join(LOOPBACK)}.",
+                help=f"Make a token first: everloop endpoints token {name}. Or listen on 127.0.0.1, localhost or ::1.",
             )
         with store.lock(lock_name(store, name), block=False) as held:
             if not held:
@@ -96,7 +101,8 @@ def serve_endpoint(
             listener = bind(host, port)
             workers = settings_of(record.options).workers or workers
             grpc = None if grpc_port is None else bind(host, grpc_port, shared=workers > 1)
-            place = Place(host, None if grpc is None else grpc.getsockname()[1], workers)
+            port_of_grpc = None if grpc is None else grpc.getsockname()[1]
+            place = Place(host, port_of_grpc, workers, hosts_allowed(allowed_hosts), exposed)
 
             def tell(url: str) -> None:
                 if port_file is not None:
@@ -128,14 +134,20 @@ def serve_house(
     project: str | None = None,
     memory_bytes: int | None = None,
     port_file: Path | str | None = None,
+    allowed_hosts: Sequence[str] = (),
 ) -> None:
     """Serve every endpoint of a project at one port until SIGTERM or SIGINT; see `House`.
+
+    Args:
+        allowed_hosts: further names under which it may be addressed; see `http/hosts.py` for what holds without any.
 
     Raises:
         ConflictError: the port is taken.
     """
     with open_store(home, project=project, create=False) as store, bind(host, port) as listener:
-        house = House(store, memory_bytes=memory_bytes, open_to_all=host in LOOPBACK)
+        # Elsewhere than on loopback only endpoints that ask for a token are served.
+        guard = RequestGuard(rule_for(host, hosts_allowed(allowed_hosts), asks_token=True))
+        house = House(store, memory_bytes=memory_bytes, open_to_all=host in LOOPBACK, guard=guard)
         house.start()
 
         def announce() -> None:
@@ -143,7 +155,7 @@ def serve_house(
                 told = {"port": listener.getsockname()[1], "pid": os.getpid(), "url": _url(listener)}
                 _write_whole(Path(port_file), told)
 
-        config = _config(house, "httptools")
+        config = _config(house, LimitedHttp)
         server = _AnnouncingServer(config, house, announce)
         _stop_on_signals(server)
         try:
@@ -266,7 +278,9 @@ def _serve(
     ready: Callable[[str], object] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> None:
-    app = EndpointApp(store, name, workers=place.workers)
+    # Elsewhere than on loopback an endpoint asks for a token, unless it stands in a container.
+    rule = rule_for(place.host, place.allowed_hosts, asks_token=not place.contained, contained=place.contained)
+    app = EndpointApp(store, name, workers=place.workers, guard=RequestGuard(rule))
     app.observers += observers(name)
     if place.workers > 1:
         app.gathering = Gathering(_counts_folder(store, name))

@@ -36,11 +36,14 @@ _STOP_S = 15
 
 @dataclass(frozen=True)
 class Place:
-    """Where an endpoint answers beside its listener, and how many processes do."""
+    """Where an endpoint answers beside its listener, under which names, and how many processes do."""
 
     host: str
     grpc_port: int | None = None
     workers: int = 1
+    allowed_hosts: tuple[str, ...] = ()
+    contained: bool = False
+    """Whether it listens in a container, without a token: what stands in front checks who asks."""
 
 
 class Workers:
@@ -61,6 +64,10 @@ class Workers:
         ]
         if place.grpc_port is not None:
             self._command += ["--grpc-port", str(place.grpc_port)]
+        for name in place.allowed_hosts:
+            self._command += ["--allowed-host", name]
+        if place.contained:
+            self._command.append("--contained")
         self._running: list[subprocess.Popen[bytes]] = []
         self._leaving: list[subprocess.Popen[bytes]] = []
         self._born: list[float] = []

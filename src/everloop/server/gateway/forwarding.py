@@ -3,9 +3,9 @@
 GET  /endpoints                       the endpoints that there are, and where each answers
 any  /endpoints/NAME/PATH             PATH of the endpoint: predict, labels, health, metrics, openapi.json, v2/…
 
-The door has checked host, origin and login before; see `targets` for how a name becomes an address. What a client
-sends is passed on as it came, but headers that concern one connection only (RFC 9110, section 7.6.1), and credentials
-for this server, which the endpoint has no use for.
+The access guard has checked host, origin and login before; see `targets` for how a name becomes an address. What a
+client sends is passed on as it came, except for headers that concern one connection only (RFC 9110, section 7.6.1),
+what the guard has checked, and credentials for this server, which the endpoint has no use for.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import msgspec
 from litestar.handlers import asgi
 from litestar.types import Receive, Scope, Send
 
+from everloop.http.body_limits import BodyError
 from everloop.server.answers import error_content, send_refusal
 from everloop.server.asking import BODY, BODY_KIND, CALLER, CALLERS, NEEDS, demand
-from everloop.server.body_watch import BodyError
 from everloop.server.gateway.targets import PREFIX, Target, Targets, split_path
 from everloop.server.gateway.upstream import Pool, Upstream, UpstreamError
 
 if TYPE_CHECKING:
-    from everloop.server.body_watch import BodyWatch
+    from everloop.http.body_limits import BodyWatch
     from everloop.server.options import ServerOptions
 
 GATHERED_BYTES = 256 * 1024
@@ -45,7 +45,9 @@ _HOP = frozenset(
         b"trailer", b"transfer-encoding", b"upgrade",
     }
 )  # fmt: skip
-_DROPPED = _HOP | {b"host", b"content-length", b"expect", OWN_TOKEN, ADDRESS}
+_CHECKED = {b"origin", b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest", b"sec-fetch-user"}
+"""What the guard has checked against the name of this server, which the endpoint's process does not have."""
+_DROPPED = _HOP | _CHECKED | {b"host", b"content-length", b"expect", OWN_TOKEN, ADDRESS}
 _TARGET = re.compile(rb"[\x21-\x7e]+")
 _SOON = ((b"retry-after", b"1"),)
 

@@ -1,7 +1,7 @@
-"""The one way in: every request passes here before any route sees it.
+"""Every request to the control plane passes here before any route sees it.
 
-In this order: is it addressed to this server (421), is it another site's page that asks for a change (403), who is
-it (401, 429), and how long may its body be (413, 408). Every answer gets the security headers and a line in the
+In this order: the guard that every HTTP process has (`http/request_guard.py`: 421, 403, 415), who sends the request
+(401, 429, 503), and how long its body may be (413, 408). Every answer gets the security headers and a line in the
 access log (logger `everloop.access`).
 """
 
@@ -12,12 +12,14 @@ from collections.abc import Collection, MutableMapping
 from functools import lru_cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
+from everloop.http.body_limits import BodyWatch, declared_length
+from everloop.http.hosts import HostRule
+from everloop.http.request_guard import RequestGuard
 from everloop.server.access.checking import Authenticator, CredentialsError
 from everloop.server.answers import SECURITY_HEADERS, send_refusal
 from everloop.server.asking import AUTH, BODY, CALLER, PRINCIPAL, STORE
-from everloop.server.body_watch import BodyWatch
-from everloop.server.hosts import HostRule, is_cross_origin
 
 if TYPE_CHECKING:
     from litestar.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,7 +32,7 @@ _access = logging.getLogger("everloop.access")
 _LOGIN = ((b"www-authenticate", b'Basic realm="everloop", charset="UTF-8"'),)
 
 
-class Door:
+class AccessGuard:
     """ASGI middleware around the whole app."""
 
     def __init__(
@@ -53,7 +55,8 @@ class Door:
         self.authenticator = authenticator
         self.open_paths = open_paths
         self.targets = targets
-        self._hosts = HostRule(options.allowed_hosts)
+        own = urlsplit(options.public_url).netloc if options.public_url else ""
+        self.guard = RequestGuard(HostRule(options.allowed_hosts), (own,) if own else ())
         self._store_of_actor = lru_cache(maxsize=1024)(store.as_actor)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,7 +70,7 @@ class Door:
         began = perf_counter()
         try:
             if await self._may_enter(seen, answer.send):
-                watch = BodyWatch(receive, self.options, _declared(seen["headers"]))
+                watch = BodyWatch(receive, self.options, declared_length(seen["headers"]))
                 seen[BODY] = watch
                 await self.app(scope, watch.receive, answer.send)
         finally:
@@ -76,13 +79,9 @@ class Door:
 
     async def _may_enter(self, scope: MutableMapping[str, Any], send: Send) -> bool:
         headers, path, server = scope["headers"], scope["path"], scope.get("server")
-        if not self._hosts.allows(headers, server[0] if server else None):
-            await send_refusal(
-                send, path, 421, "This server is not called so.", help="The operator may add names with --allowed-host."
-            )
-            return False
-        if is_cross_origin(scope["method"], headers):
-            await send_refusal(send, path, 403, "A page of another origin may change nothing here.")
+        refusal = self.guard.refusal(scope["method"], headers, server[0] if server else None)
+        if refusal is not None:
+            await send_refusal(send, path, refusal.status, refusal.message, help=refusal.help)
             return False
         scope[AUTH] = self.authenticator is not None
         scope.setdefault("state", {})[STORE] = self.store
@@ -129,13 +128,6 @@ class _Answer:
         elif message["type"] == "http.response.body":
             self.size_bytes += len(message.get("body", b""))
         await self._send(message)
-
-
-def _declared(headers: list[tuple[bytes, bytes]]) -> int | None:
-    for name, value in headers:
-        if name == b"content-length":
-            return int(value) if value.isdigit() else None
-    return None
 
 
 def _log(scope: MutableMapping[str, Any], answer: _Answer, seconds: float) -> None:
