@@ -25,7 +25,7 @@
     └── StoreError                exit 10  500
         ├── CorruptionError       exit 10  500   bytes differ from their digest
         ├── StoreVersionError     exit 10  500   the store was written by a newer everloop
-        ├── StoreFullError        exit 10  507   no space left on the device
+        ├── InsufficientStorageError  exit 10  507   the disk or quota that the store writes to is full
         └── ReadOnlyError         exit 10  409   a store opened as of a moment takes no writes
 
 A message says what happened with the value, what exists instead, and the command that helps.
@@ -166,8 +166,14 @@ class StoreVersionError(StoreError):
     pass
 
 
-class StoreFullError(StoreError):
+class InsufficientStorageError(StoreError):
+    """The disk or quota that the store writes to is full."""
+
     http_status = 507
+
+
+StoreFullError = InsufficientStorageError
+"""The name that this error had first; code that catches it keeps working."""
 
 
 class ReadOnlyError(StoreError):

@@ -40,7 +40,7 @@ def test_a_home_comes_back_whole(store: Store, tmp_path: Path, name: str) -> Non
         assert again.records.find(Run) == [run]
         assert len(again.for_project("trains").records.events_since(0)) == 1
         assert again.objects.read(digest) == b"x" * 100_000
-        assert again.objects.path(digest).stat().st_mode & 0o777 == 0o444
+        assert again.objects.path(digest).stat().st_mode & 0o777 == 0o400
         assert sorted(again.tables.scan("predictions/delays").collect()["x"]) == list(range(12))
         (journal,) = again.journals.iterdir()
         assert [payload for payload, _ in read_journal(journal)] == [b"logged"]

@@ -82,7 +82,7 @@ def test_what_is_kept_lies_where_it_is_said_to_and_is_not_writable(local: Conten
     digest = local.add_file(source)
     path = tmp_path / "objects" / "sha256" / digest[7:9] / digest[9:]
     assert local.path(digest) == path
-    assert path.stat().st_mode & 0o777 == 0o444
+    assert path.stat().st_mode & 0o777 == 0o400
     assert source.stat().st_mode & 0o200
     source.write_bytes(b"changed")
     assert local.read(digest) == b"x" * 100_000

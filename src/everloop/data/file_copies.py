@@ -14,6 +14,7 @@ from everloop.data.file_states import content_hash, is_settled
 from everloop.errors import SourceError
 from everloop.stores.clock import SystemClock, micros
 from everloop.stores.home import find_places
+from everloop.stores.permissions import make_folder, private_opener
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -42,11 +43,11 @@ def copied(path: Path, how: str, suffix: str, pieces: Callable[[], Iterable[byte
     copy = find_places(None)[0].home / "cache" / "copies" / f"{what}-{state}{suffix}"
     if copy.exists():
         return copy
-    copy.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(copy.parent)
     part = copy.with_name(f"{copy.name}.{os.getpid()}-{threading.get_ident()}.part")
     made = False
     try:
-        with part.open("wb") as target:
+        with open(part, "wb", opener=private_opener) as target:
             for piece in pieces():
                 try:
                     target.write(piece)

@@ -25,6 +25,7 @@ from everloop.data.snapshots import get_snapshot, take_snapshot
 from everloop.errors import DataError, SourceError
 from everloop.records import Snapshot
 from everloop.stores.clock import SystemClock, micros
+from everloop.stores.permissions import make_folder, private_opener
 from everloop.stores.trees import PACK_BYTES, SMALL_BYTES, TreeEntry, encode_tree, walk_files
 
 if TYPE_CHECKING:
@@ -265,7 +266,8 @@ def _remember(
         if stamp is not None:
             row = (entry.path, stamp, entry.mode, entry.size_bytes, entry.digest, entry.pack, entry.offset)
             rows.append(row)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     part = path.with_suffix(".part")
-    part.write_bytes(msgspec.msgpack.encode(_Memory(rows, snapshots)))
+    with open(part, "wb", opener=private_opener) as file:
+        file.write(msgspec.msgpack.encode(_Memory(rows, snapshots)))
     part.replace(path)

@@ -16,6 +16,7 @@ import polars as pl
 
 from everloop.data.progress import tell
 from everloop.stores.objects import TEMPORARY
+from everloop.stores.permissions import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +58,7 @@ def scratch(store: Store) -> Iterator[Path]:
     """A folder on the store's own disk; should the process be killed, `gc` clears it away."""
     folder = getattr(store.objects.bytes_store, "folder", None)
     near = store.home if folder is None else Path(folder) / TEMPORARY
-    near.mkdir(parents=True, exist_ok=True)
+    make_folder(near)
     made = Path(tempfile.mkdtemp(prefix=".everloop-", dir=near))
     try:
         yield made

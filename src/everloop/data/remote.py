@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 from everloop.data.progress import tell
 from everloop.errors import SourceError
 from everloop.stores.home import find_places
+from everloop.stores.permissions import make_folder, private_opener
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -165,12 +166,13 @@ def _fetch(file: RemoteFile) -> Path:
     described = {"url": file.url, "size": file.size, "tag": file.tag}
     if path.exists() and file.tag is not None and _noted(note) == described:
         return path
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if _noted(note) != described or file.tag is None:
         # Another file than the one that the part is of.
         part.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
-        note.write_text(json.dumps(described))
+        with open(note, "w", opener=private_opener) as file_of_note:
+            file_of_note.write(json.dumps(described))
     _tried(file.url, lambda: _go_on(file, part))
     part.replace(path)
     return path
@@ -188,7 +190,7 @@ def _go_on(file: RemoteFile, part: Path) -> None:
     pieces = _pieces_http if urlsplit(file.url).scheme in ("http", "https") else _pieces_object
     done = start
     for fresh, piece in pieces(file, start):
-        with part.open("wb" if fresh else "ab") as out:
+        with open(part, "wb" if fresh else "ab", opener=private_opener) as out:
             out.write(piece)
         done = len(piece) if fresh else done + len(piece)
         tell("download", done, file.size, "bytes", file.url)

@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING
 from everloop.errors import AlreadyExistsError, CorruptionError, NotFoundError, StoreVersionError, UsageError
 from everloop.stores.home import open_store, prepare_home
 from everloop.stores.objects import TEMPORARY, LocalBytes
+from everloop.stores.permissions import PRIVATE_FILE, file_mode, make_folder, make_private
 from everloop.stores.sql_records import SqlRecords
 from everloop.stores.sqlite import SqliteDatabase
 from everloop.stores.sweep import LOCK
@@ -99,7 +100,7 @@ def restore(path: Path | str, home: Path | str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".everloop-restore-", dir=target.parent) as scratch:
         draft = Path(scratch) / "home"
-        draft.mkdir()
+        make_folder(draft, shared=False)
         try:
             with _tar_reader(source) as tar:
                 _unpack(tar, source, draft)
@@ -156,7 +157,7 @@ def _tar_reader(path: Path) -> Iterator[tarfile.TarFile]:
 def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(data)
-    info.mode = 0o644
+    info.mode = PRIVATE_FILE
     tar.addfile(info, io.BytesIO(data))
 
 
@@ -165,7 +166,7 @@ def _add_file(tar: tarfile.TarFile, path: Path, name: str) -> None:
         stat = os.fstat(file.fileno())
         info = tarfile.TarInfo(name)
         # A journal may grow under our hands: exactly so much is copied, and a torn tail is its readers' daily bread.
-        info.size, info.mtime, info.mode = stat.st_size, stat.st_mtime, stat.st_mode & 0o777
+        info.size, info.mtime, info.mode = stat.st_size, stat.st_mtime, PRIVATE_FILE
         tar.addfile(info, file)
 
 
@@ -199,10 +200,10 @@ def _unpack(tar: tarfile.TarFile, source: Path, home: Path) -> None:
             raise CorruptionError(f"'{source}' holds '{member.name}', which no backup does.")
         names.add(member.name)
         path = home / member.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file:
+        make_folder(path.parent)
+        with os.fdopen(make_private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
             shutil.copyfileobj(_content(tar, member), file, 1 << 20)
-        path.chmod(0o444 if member.name.startswith("objects/") else 0o644)
+        path.chmod(file_mode(path.parent, read_only=member.name.startswith("objects/")))
     if member is None or json.loads(_content(tar, member).read())["files"] != len(names) or _RECORDS not in names:
         raise CorruptionError(f"'{source}' is a backup without its end.")
 

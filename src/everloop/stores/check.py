@@ -13,6 +13,7 @@ from everloop.records import KINDS, Alias, Artifact, ModelVersion, Record, Run, 
 from everloop.stores.bodies import decode
 from everloop.stores.expressions import Compare
 from everloop.stores.journals import list_journals, read_journal, writer_alive
+from everloop.stores.permissions import exposed, is_shared
 from everloop.stores.trees import DIGEST
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Problem:
     """One thing that is not as it should be."""
 
     kind: str
-    """`records`, `record`, `object`, `tree`, `reference`, `journal`, `table` or `run`."""
+    """`records`, `record`, `object`, `tree`, `reference`, `journal`, `table`, `permissions` or `run`."""
     subject: str
     message: str
     repair: str | None = None
@@ -65,6 +66,7 @@ def verify(store: Store) -> Report:
     problems += _check_relations(records)
     problems += _check_journals(store.journals, counts)
     problems += _check_tables(store, counts)
+    problems += _check_permissions(store.home)
     problems += [
         Problem(
             kind="run",
@@ -229,6 +231,16 @@ def _check_tables(store: Store, counts: dict[str, int]) -> Iterator[Problem]:
             store.tables.prove(name)
         except EverloopError as error:
             yield Problem(kind="table", subject=name, message=error.message)
+
+
+def _check_permissions(home: Path) -> Iterator[Problem]:
+    found = list(exposed(home))
+    # One line for all: below a folder that is open there may be a file for every object.
+    for path, who in found[:1]:
+        more = f", and {len(found) - 1:,} more below the home" if len(found) > 1 else ""
+        message = f"Not only its owner can use '{path}', but {who}{more}."
+        repair = f"chmod -R {'o=' if is_shared(home) else 'go='} '{home}'"
+        yield Problem(kind="permissions", subject=str(path), message=message, repair=repair)
 
 
 def _name(record: Record) -> str:

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from everloop.errors import ConflictError, CorruptionError, NotFoundError, StoreVersionError, UsageError
+from everloop.stores.full_disk import writing
+from everloop.stores.permissions import make_folder, private_opener
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,13 +120,18 @@ class SharedClock:
         """Open the clock at `path` and set it to `moment`; make it first where there is none."""
         target = Path(path)
         if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             draft = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
-            draft.write_bytes(cls._pack(micros(moment), 0))
-            # A link fails where a rename would replace: of several creators, one wins and the others follow.
-            with suppress(FileExistsError):
-                target.hardlink_to(draft)
-            draft.unlink()
+            try:
+                with writing(target):
+                    with open(draft, "wb", opener=private_opener) as file:
+                        file.write(cls._pack(micros(moment), 0))
+                    # A link fails where a rename would replace: of several creators, one wins and the others follow.
+                    with suppress(FileExistsError):
+                        target.hardlink_to(draft)
+            finally:
+                with suppress(OSError):
+                    draft.unlink(missing_ok=True)
         clock = cls(target)
         clock.set(moment)
         return clock

@@ -7,17 +7,26 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import re
+import secrets
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from everloop.errors import CorruptionError, NotFoundError, ReadOnlyError, StoreError, StoreFullError, UsageError
+from everloop.errors import (
+    CorruptionError,
+    InsufficientStorageError,
+    NotFoundError,
+    ReadOnlyError,
+    StoreError,
+    UsageError,
+)
+from everloop.stores.full_disk import FULL, insufficient, storage_error, writing
 from everloop.stores.objects import TEMPORARY, ByteStore, LocalBytes, open_bytes
+from everloop.stores.permissions import file_mode, make_folder
 from everloop.stores.trees import (
     DIGEST,
     MAGIC,
@@ -40,8 +49,8 @@ _REFERENCE = re.compile(rb"sha256:[0-9a-f]{64}")
 class ContentStore:
     """Content-addressed bytes, files and folders over any `ByteStore`. Safe from any thread and process.
 
-    Adding what is there already costs a look and no write. All adding verbs raise `StoreFullError` where no space
-    is left and `ReadOnlyError` where the store is a view of the past.
+    Adding what is there already costs a look and no write. All adding verbs raise `InsufficientStorageError` where no
+    space is left and `ReadOnlyError` where the store is a view of the past, or belongs to others.
     """
 
     def __init__(
@@ -106,23 +115,23 @@ class ContentStore:
     def fetch(self, digest: str, path: Path | str) -> Path:
         """Copy an object to `path`, which appears whole and proved or not at all; replaces a file there."""
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:40]}.", dir=target.parent)
-        draft = Path(name)
+        draft = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}")
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # By the umask, as every file that a user makes.
+            with draft.open("xb") as file:
                 hasher = hashlib.sha256()
                 for chunk in self._chunks(digest):
                     hasher.update(chunk)
                     file.write(chunk)
             if hasher.hexdigest() != digest[7:]:
                 raise _corrupt(digest)
-            draft.chmod(0o644)
             draft.replace(target)
         except OSError as error:
             raise _told(error, target) from error
         finally:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
         return target
 
     def path(self, digest: str) -> Path:
@@ -133,12 +142,7 @@ class ContentStore:
         if isinstance(self.bytes_store, LocalBytes):
             local = self.bytes_store.path(_key(digest))
         else:
-            if self._cache is None:
-                self._cache = Path(tempfile.mkdtemp(prefix="everloop-objects-"))
-            local = self._cache / _key(digest)
-            if not local.exists():
-                self.fetch(digest, local)
-                local.chmod(0o444)
+            local = self._copied(digest)
         try:
             seen = local.stat()
         except FileNotFoundError:
@@ -148,6 +152,25 @@ class ContentStore:
             if _digest_of(local) != digest:
                 raise _corrupt(digest)
             self._proved[digest] = mark
+        return local
+
+    def _copied(self, digest: str) -> Path:
+        """A local copy of a remote object: in the home's cache, or elsewhere if the home takes no writes."""
+        if self._cache is not None:
+            local = self._cache / _key(digest)
+            if local.exists():
+                return local
+            try:
+                make_folder(local.parent)
+            except (ReadOnlyError, InsufficientStorageError):
+                self._cache = None
+        if self._cache is None:
+            self._cache = Path(tempfile.mkdtemp(prefix="everloop-objects-"))
+        local = self._cache / _key(digest)
+        make_folder(local.parent)
+        if not local.exists():
+            self.fetch(digest, local)
+            local.chmod(file_mode(local.parent, read_only=True))
         return local
 
     def has(self, digest: str) -> bool:
@@ -253,8 +276,7 @@ class ContentStore:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UsageError(f"'{target}' is not empty.", help="Name a new folder.")
         entries = self.tree(digest)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _scratch(target.parent) as scratch:
+        with writing(target), _scratch(target.parent) as scratch:
             draft = scratch / "tree"
             draft.mkdir()
             for entry in entries:
@@ -264,7 +286,10 @@ class ContentStore:
                     self.fetch(entry.digest, path)
                 else:
                     path.write_bytes(self.read_entry(entry))
-                path.chmod(entry.mode)
+                if entry.mode & 0o100:
+                    mode = path.stat().st_mode
+                    # Who may read it by the umask may run it.
+                    path.chmod(mode | (mode & 0o444) >> 2)
             if target.exists():
                 target.rmdir()
             draft.rename(target)
@@ -327,7 +352,11 @@ class ContentStore:
 
     def _near(self) -> Path | None:
         """A folder on the store's own device, where a draft is a rename away from its place and swept if left."""
-        return self.bytes_store.folder / TEMPORARY if isinstance(self.bytes_store, LocalBytes) else None
+        if not isinstance(self.bytes_store, LocalBytes):
+            return None
+        folder = self.bytes_store.folder / TEMPORARY
+        make_folder(folder)
+        return folder
 
     def _writable(self) -> None:
         if self._read_only:
@@ -362,8 +391,10 @@ def _copy(source: Path, target: Path) -> tuple[str, int]:
 
 
 def _told(error: OSError, path: Path) -> StoreError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFullError(f"No space left to keep '{path}'.", help="Free some space.")
+    if error.errno in FULL:
+        return insufficient(f"to keep '{path}'")
+    if error.errno == errno.EROFS:
+        return storage_error(error, path)
     return StoreError(f"'{path}' cannot be copied: {error}.")
 
 

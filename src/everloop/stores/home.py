@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,9 @@ from everloop import plugins
 from everloop.errors import NotFoundError, ProjectError, ReadOnlyError, UsageError
 from everloop.records import Record
 from everloop.stores.clock import Clock, FixedClock, SharedClock, SystemClock, new_id
+from everloop.stores.full_disk import writing
 from everloop.stores.locks import file_lock, is_locked
+from everloop.stores.permissions import close_to_others, make_folder, make_private, settle
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 
 FOLDER = ".everloop"
 CONFIG = "everloop.toml"
+SHARED_VARIABLE = "EVERLOOP_STORE_SHARED"
+"""Set to 1, the home's group may use it, as with `shared = true` in everloop.toml."""
+_SETTINGS = ("home", "records", "objects", "tables")
 _LOCK = re.compile(r"[A-Za-z0-9_@=+-][A-Za-z0-9_.@=+-]{0,199}")
 
 R = TypeVar("R", bound=Record)
@@ -39,6 +45,8 @@ class Places:
     records: str
     objects: str
     tables: str
+    shared: bool = False
+    """Whether the home's group may read and write what is in it."""
 
 
 class Store:
@@ -214,7 +222,10 @@ def open_places(
             raise NotFoundError(
                 f"There is no everloop store at '{places.home}'.", help="Make one: everloop init, or everloop demo"
             )
-        prepare_home(places.home)
+        prepare_home(places.home, shared=places.shared)
+    settle(places.home, shared=places.shared)
+    if "://" not in places.records and Path(places.records).parent != places.home:
+        close_to_others(Path(f"{places.records}{end}") for end in ("", "-wal", "-shm"))
     if clock is None:
         clock = SharedClock(places.home / "clock") if (places.home / "clock").exists() else SystemClock()
     chosen = _checked_project(project or "default")
@@ -229,21 +240,32 @@ def find_places(home: Path | str | None = None) -> tuple[Places, str | None]:
     config = nearest_config(Path.cwd())
     settings, project = _settings(config) if config is not None else ({}, None)
     base = Path.cwd() if config is None else config.parent
-    configured = (base / Path(settings.get("home", FOLDER)).expanduser()).absolute()
+    configured = (base / Path(str(settings.get("home", FOLDER))).expanduser()).absolute()
     chosen = configured if named is None else Path(named).expanduser().absolute()
     # Another home than the configured one has its parts in itself.
     return _places(chosen, settings if chosen == configured else {}), project
 
 
-def prepare_home(home: Path) -> None:
-    """Make what every home has. Safe in parallel; what is there stays."""
-    home.mkdir(parents=True, exist_ok=True)
-    ignored = home / ".gitignore"
-    if not ignored.exists():
-        # A home lies in the user's repository, and nothing in it is source.
-        ignored.write_text("*\n", encoding="utf-8")
+def prepare_home(home: Path, *, shared: bool = False) -> None:
+    """Make what every home has. Safe in parallel; what is there stays.
+
+    Args:
+        shared: for the group of the folder and not only for its owner.
+    """
+    with writing(home):
+        # What lies around a home is not everloop's, so the umask says who may look at it.
+        home.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(home, shared=shared)
+        with suppress(FileExistsError):
+            # A home lies in the user's repository, and nothing in it is source.
+            os.close(_written(make_private(home / ".gitignore", os.O_WRONLY | os.O_CREAT | os.O_EXCL), b"*\n"))
     for folder in ("journals", "locks"):
-        (home / folder).mkdir(exist_ok=True)
+        make_folder(home / folder)
+
+
+def _written(descriptor: int, data: bytes) -> int:
+    os.write(descriptor, data)
+    return descriptor
 
 
 def default_actor() -> str:
@@ -259,9 +281,9 @@ def default_actor() -> str:
     return f"user:{name}@{os.uname().nodename}"
 
 
-def _places(home: Path, settings: dict[str, str]) -> Places:
+def _places(home: Path, settings: dict[str, str | bool]) -> Places:
     def place(part: str, default: str) -> str:
-        chosen = settings.get(part, default)
+        chosen = str(settings.get(part, default))
         return chosen if "://" in chosen else str(home / Path(chosen).expanduser())
 
     return Places(
@@ -269,6 +291,7 @@ def _places(home: Path, settings: dict[str, str]) -> Places:
         records=place("records", "everloop.db"),
         objects=place("objects", "objects"),
         tables=place("tables", "tables"),
+        shared=bool(settings.get("shared")) or os.environ.get(SHARED_VARIABLE, "").lower() in ("1", "true", "yes"),
     )
 
 
@@ -280,7 +303,7 @@ def nearest_config(start: Path) -> Path | None:
     return None
 
 
-def _settings(config: Path) -> tuple[dict[str, str], str | None]:
+def _settings(config: Path) -> tuple[dict[str, str | bool], str | None]:
     try:
         content = tomllib.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -289,13 +312,17 @@ def _settings(config: Path) -> tuple[dict[str, str], str | None]:
     if not isinstance(named, dict):
         raise ProjectError(f"[project] in '{config}' takes a name.")
     project = named.get("name")
-    if not isinstance(settings, dict) or not all(isinstance(value, str) for value in settings.values()):
-        raise ProjectError(f"[store] in '{config}' takes texts: home, records, objects, tables.")
-    unknown = set(settings) - {"home", "records", "objects", "tables"}
+    if not isinstance(settings, dict):
+        raise ProjectError(f"[store] in '{config}' takes texts: {', '.join(_SETTINGS)}.")
+    unknown = set(settings) - {*_SETTINGS, "shared"}
     if unknown:
         raise ProjectError(
-            f"[store] in '{config}' has no '{min(unknown)}'.", help="It takes home, records, objects, tables."
+            f"[store] in '{config}' has no '{min(unknown)}'.", help=f"It takes {', '.join(_SETTINGS)} and shared."
         )
+    if not all(isinstance(settings.get(name, ""), str) for name in _SETTINGS):
+        raise ProjectError(f"[store] in '{config}' takes texts: {', '.join(_SETTINGS)}.")
+    if not isinstance(settings.get("shared", False), bool):
+        raise ProjectError(f"'shared' in [store] of '{config}' is neither true nor false.")
     if project is not None and not isinstance(project, str):
         raise ProjectError(f"[project] name in '{config}' is no text.")
     return settings, project

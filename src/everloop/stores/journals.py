@@ -9,7 +9,6 @@ after a power cut, is no frame.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import re
@@ -21,8 +20,10 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from everloop.errors import CorruptionError, NotFoundError, StoreFullError, StoreVersionError, UsageError
+from everloop.errors import CorruptionError, NotFoundError, StoreVersionError, UsageError
+from everloop.stores.full_disk import FULL, insufficient, storage_error
 from everloop.stores.locks import is_locked
+from everloop.stores.permissions import make_folder, make_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +71,7 @@ class Journal:
         """Write one frame and return the offset behind it. The bytes are with the operating system on return.
 
         Raises:
-            StoreFullError: the device is full; nothing of the frame stays in the file.
+            InsufficientStorageError: the disk is full; nothing of the frame stays in the file.
         """
         length = len(payload)
         frame = _FRAME.pack(length, zlib.crc32(payload, zlib.crc32(_LENGTH.pack(length)))) + payload
@@ -79,12 +80,12 @@ class Journal:
             try:
                 written = os.write(descriptor, frame)
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if error.errno not in FULL:
                     raise
                 written = 0
             if written != len(frame):
                 os.ftruncate(descriptor, self._size)
-                raise StoreFullError(f"No space left to append to '{self.path}'.", help="Free some space.")
+                raise insufficient(f"to append to '{self.path}'")
             self._size += written
             return self._size
 
@@ -115,25 +116,30 @@ class Journal:
     def _begin(self) -> int:
         if self._closed:
             raise UsageError(f"The journal '{self.path.name}' is closed.")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         # Locked under a name that no reader looks for: a journal is never seen without its writer's lock.
         draft = self.folder / f".{self.stream}.{secrets.token_hex(8)}"
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            descriptor = make_private(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
+        except OSError as error:
+            raise storage_error(error, self.folder) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             try:
                 whole = os.write(descriptor, HEADER) == len(HEADER)
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if error.errno not in FULL:
                     raise
                 whole = False
             if not whole:
-                raise StoreFullError(f"No space left to begin a journal in '{self.folder}'.", help="Free some space.")
+                raise insufficient(f"to begin a journal in '{self.folder}'")
             path = self.folder / f"{draft.name[1:]}{SUFFIX}"
             draft.rename(path)
-        except BaseException:
+        except BaseException as error:
             os.close(descriptor)
             draft.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise storage_error(error, self.folder) from error
             raise
         self.path = path
         self._descriptor = descriptor

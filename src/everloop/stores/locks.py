@@ -7,6 +7,9 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from everloop.stores.full_disk import writing
+from everloop.stores.permissions import make_folder, make_private
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -43,9 +46,13 @@ def file_lock(path: Path, *, block: bool = True) -> Iterator[bool]:
 
     Not re-entrant: a second lock of the same path waits, even in the same thread. The file stays behind, because
     removing it would let two holders lock two files of the same name. A forked child does not hold it.
+
+    Raises:
+        InsufficientStorageError, ReadOnlyError: the file cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    make_folder(path.parent)
+    with writing(path):
+        descriptor = make_private(path, os.O_RDWR | os.O_CREAT)
     held = _Held(descriptor)
     _held.add(held)
     try:

@@ -1,7 +1,7 @@
 """Bytes by key: the protocol of six verbs, over a local folder or over anything that `obstore` reaches."""
 
 # Paths as texts: here a Path would cost more than the call that it is for.
-# ruff: noqa: PTH103, PTH104, PTH108, PTH110, PTH116, PTH120, PTH123
+# ruff: noqa: PTH104, PTH108, PTH110, PTH116, PTH123
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from everloop.errors import NotFoundError, StoreError, StoreFullError, UnavailableError, UsageError
+from everloop.errors import NotFoundError, UnavailableError, UsageError
 from everloop.stores.clock import moment_of, system_micros
+from everloop.stores.full_disk import insufficient, is_full, storage_error, writing
+from everloop.stores.permissions import file_mode, make_folder, make_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +56,7 @@ class ByteStore(Protocol):
             if_absent: leave a key that holds something alone and return False; else replace it.
 
         Raises:
-            StoreFullError: no space left.
+            InsufficientStorageError: no space left.
         """
 
     def get(self, key: str, start: int | None = None, length: int | None = None) -> bytes:
@@ -119,9 +121,7 @@ class LocalBytes:
             self._write(draft, data)
             return self._name(draft, target, if_absent)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StoreFullError(f"No space left in '{self.folder}'.", help="Free some space.") from error
-            raise StoreError(f"Cannot write to '{self.folder}': {error}.") from error
+            raise storage_error(error, self.folder) from error
         finally:
             # After a link this is a second name, after a rename it is gone, after a failure it is rubbish.
             with suppress(FileNotFoundError):
@@ -133,8 +133,9 @@ class LocalBytes:
         target = f"{self._root}/{_checked(key)}"
         if self._refresh(target):
             return False
-        file.chmod(0o444)
-        return self._name(str(file), target, if_absent=True)
+        with writing(self.folder):
+            file.chmod(file_mode(self._root, read_only=True))
+            return self._name(str(file), target, if_absent=True)
 
     def get(self, key: str, start: int | None = None, length: int | None = None) -> bytes:
         try:
@@ -205,7 +206,7 @@ class LocalBytes:
         try:
             os.rename(target, draft)
         except FileNotFoundError:
-            os.makedirs(os.path.dirname(draft), exist_ok=True)
+            make_folder(Path(draft).parent)
             os.rename(target, draft)
         try:
             if os.stat(draft).st_mtime < since:
@@ -221,12 +222,12 @@ class LocalBytes:
         return f"{self._root}/{TEMPORARY}/{os.getpid()}-{next(_counter)}-{os.urandom(4).hex()}"
 
     def _write(self, draft: str, data: bytes | Path) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         try:
-            descriptor = os.open(draft, flags, 0o444)
+            descriptor = make_private(draft, flags, read_only=True)
         except FileNotFoundError:
-            os.makedirs(os.path.dirname(draft), exist_ok=True)
-            descriptor = os.open(draft, flags, 0o444)
+            make_folder(Path(draft).parent)
+            descriptor = make_private(draft, flags, read_only=True)
         try:
             if isinstance(data, Path):
                 with data.open("rb", buffering=0) as source:
@@ -244,7 +245,7 @@ class LocalBytes:
         except FileExistsError:
             return False
         except FileNotFoundError:
-            os.makedirs(os.path.dirname(target), exist_ok=True)
+            make_folder(Path(target).parent)
             return self._name(draft, target, if_absent)
         except OSError as error:
             if not if_absent or error.errno not in _NO_LINKS:
@@ -365,11 +366,10 @@ class ObstoreBytes:
             raise self._told(error, key) from error
 
     def _told(self, error: Exception, key: str) -> Exception:
-        """obstore has no error for a full disk: the operating system's words are all there is to tell it by."""
         if isinstance(error, FileNotFoundError):
             return _absent(key, self.url)
-        if os.strerror(errno.ENOSPC) in str(error):
-            return StoreFullError(f"No space left in '{self.url}'.", help="Free some space.")
+        if is_full(error):
+            return insufficient(f"in '{self.url}'")
         if type(error).__module__.startswith("obstore"):
             return UnavailableError(f"The object store '{self.url}' failed at '{key}': {error}")
         return error

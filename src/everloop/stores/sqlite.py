@@ -8,6 +8,7 @@ and none has to give up in the middle.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from contextlib import contextmanager, suppress
@@ -18,8 +19,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from everloop.errors import CorruptionError, ReadOnlyError, StoreError, StoreFullError, UnavailableError, UsageError
 from everloop.stores.conditions import LITERAL, Sql
 from everloop.stores.connections import Connections
+from everloop.stores.full_disk import writing
 from everloop.stores.locks import file_lock
 from everloop.stores.migrations import Migration, check_version, migrations
+from everloop.stores.permissions import make_folder, make_private
 from everloop.stores.sql_records import SqlRecords
 
 if TYPE_CHECKING:
@@ -150,6 +153,7 @@ class SqliteDatabase:
         self._connections.close()
 
     def _connect(self) -> sqlite3.Connection:
+        self._make_file()
         try:
             connection = sqlite3.connect(
                 self.path,
@@ -169,11 +173,16 @@ class SqliteDatabase:
             raise _told(error, self.path) from error
         return connection
 
+    def _make_file(self) -> None:
+        """Make the file before SQLite does, which would go by the umask. Its log follows the file's mode."""
+        with writing(self.path), suppress(FileExistsError, FileNotFoundError):
+            os.close(make_private(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+
     def _migrate(self) -> None:
         steps = migrations("sqlite")
         if self._version(steps) == steps[-1].number:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         with file_lock(self.path.parent / "locks" / f"{self.path.name}.lock"):
             connection = self._connections.slot().connection
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -17,10 +18,11 @@ from everloop.errors import (
     NotFoundError,
     ReadOnlyError,
     StoreError,
-    StoreFullError,
     UsageError,
 )
 from everloop.stores.frames import read_frame
+from everloop.stores.full_disk import insufficient, is_full, writing
+from everloop.stores.table_files import close_new_files, make_table_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,6 +40,7 @@ _ATTEMPTS = 20
 _SETTINGS = {"delta.checkpointInterval": "10"}
 """Opening a table reads every commit since its last checkpoint, at about half a millisecond each."""
 MANY_FILES = 40
+_READ_ONLY = re.compile(f"{os.strerror(errno.EROFS)}|{os.strerror(errno.EACCES)}")
 
 
 class Tables:
@@ -67,7 +70,7 @@ class Tables:
 
         Raises:
             DataError: no `event_at`, or a time that is null or no time, or a column of another type than before.
-            StoreFullError: no space left.
+            InsufficientStorageError: no space left.
         """
         from deltalake import CommitProperties, Transaction, write_deltalake
 
@@ -83,6 +86,7 @@ class Tables:
             # The batch is looked for in the very version that the commit builds on: if another writes it meanwhile,
             # the commit fails, and the next look finds it.
             table = self._find(name)
+            make_table_folder(uri)
             if batch is not None and table is not None and _last(table, batch[0]) >= batch[1]:
                 return False
             try:
@@ -101,6 +105,7 @@ class Tables:
                     raise _told(error, name) from error
                 time.sleep(0.005 * attempt)
                 continue
+            close_new_files(uri)
             return True
         raise StoreError(f"The table '{name}' was written to by too many at once.", help="Try again.")
 
@@ -164,7 +169,13 @@ class Tables:
     def compact(self, name: str) -> None:
         """Join small files into larger ones. Readers and writers go on meanwhile."""
         self._writable()
-        self._open(name).optimize.compact()
+        table = self._open(name)
+        try:
+            table.optimize.compact()
+        except Exception as error:
+            self._forget(name)
+            raise _told(error, name) from error
+        close_new_files(self._uri(name))
 
     def tidy(self, name: str, *, most_files: int = MANY_FILES) -> bool:
         """Compact a table that has come to more than `most_files` files; returns whether it was done."""
@@ -187,6 +198,7 @@ class Tables:
         except Exception as error:
             self._forget(name)
             raise _told(error, name) from error
+        close_new_files(self._uri(name))
         return int(told.get("num_deleted_rows") or 0)
 
     def vacuum(self, name: str, *, keep_hours: int = 168) -> list[str]:
@@ -205,8 +217,9 @@ class Tables:
         if "://" not in self.root:
             # Without its log a folder is no table any more: readers see it whole or not at all.
             folder = Path(self.root) / name
-            shutil.rmtree(folder / "_delta_log")
-            shutil.rmtree(folder)
+            with writing(folder):
+                shutil.rmtree(folder / "_delta_log")
+                shutil.rmtree(folder)
             return
         import obstore
         from obstore.store import from_url
@@ -329,8 +342,13 @@ def _is_race(error: Exception) -> bool:
 
 def _told(error: Exception, name: str) -> Exception:
     text = str(error)
-    if "No space left" in text:
-        return StoreFullError(f"No space left for the table '{name}'.", help="Free some space.")
+    if is_full(error):
+        return insufficient(f"for the table '{name}'")
+    if _READ_ONLY.search(text):
+        return ReadOnlyError(
+            f"The table '{name}' is read-only for this user, so nothing was written.",
+            help="Check who owns its folder (ls -ld) and whether its disk is mounted read-only.",
+        )
     if "schema" in text.lower() or "cast" in text.lower() or "type" in text.lower():
         return DataError(f"Rows do not fit the table '{name}': {text}")
     return StoreError(f"The table '{name}' cannot be written: {text}")

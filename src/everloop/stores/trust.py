@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from everloop.errors import AlreadyExistsError, NotFoundError, StoreError, TrustError, UsageError
+from everloop.stores.full_disk import writing
+from everloop.stores.permissions import close_to_others
 from everloop.stores.trees import DIGEST
 
 if TYPE_CHECKING:
@@ -129,8 +131,8 @@ class Keyring:
                 f"Another key is trusted as '{name}' already.", help=f"Take that back first: everloop trust rm {name}"
             )
         _private_folder(self.folder)
-        held.parent.mkdir(mode=0o700, exist_ok=True)
-        _write_whole(held, (public.split()[0] + "\n").encode(), 0o644, replace=True)
+        _private_folder(held.parent)
+        _write_whole(held, (public.split()[0] + "\n").encode(), replace=True)
         return key_id(key)
 
     def trust_digest(self, digest: str, why: str = "") -> None:
@@ -142,8 +144,8 @@ class Keyring:
         _message(digest)
         place = self._digest_file(digest)
         _private_folder(self.folder)
-        place.parent.mkdir(mode=0o700, exist_ok=True)
-        _write_whole(place, (" ".join(why.split()) + "\n").encode(), 0o644, replace=True)
+        _private_folder(place.parent)
+        _write_whole(place, (" ".join(why.split()) + "\n").encode(), replace=True)
 
     def distrust(self, what: str) -> Trusted:
         """Take trust back from a key, by name or id, or from a digest. Returns what was trusted.
@@ -206,7 +208,7 @@ class Keyring:
         if not path.exists():
             _private_folder(self.folder)
             # Whoever comes first makes the key; the others read it.
-            _write_whole(path, base64.b64encode(Ed25519PrivateKey.generate().private_bytes_raw()) + b"\n", 0o600)
+            _write_whole(path, base64.b64encode(Ed25519PrivateKey.generate().private_bytes_raw()) + b"\n")
         try:
             return Ed25519PrivateKey.from_private_bytes(base64.b64decode(path.read_bytes(), validate=False))
         except ValueError as error:
@@ -232,22 +234,28 @@ def _message(digest: str) -> bytes:
 
 
 def _private_folder(folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
+    """The folder of keys, for its owner only. One that another has made, such as a mounted secret, stays as it is."""
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    close_to_others([folder, *folder.glob("*.key"), *folder.glob("trusted"), *folder.glob("digests")])
 
 
-def _write_whole(path: Path, data: bytes, mode: int, *, replace: bool = False) -> None:
+def _write_whole(path: Path, data: bytes, *, replace: bool = False) -> None:
+    """Write a file for its owner only, which appears whole or not at all; one that is there stays unless replaced."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            draft.replace(path)
-        else:
-            with suppress(FileExistsError):
-                path.hardlink_to(draft)
+        with writing(path):
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if replace:
+                draft.replace(path)
+            else:
+                with suppress(FileExistsError):
+                    path.hardlink_to(draft)
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.errors import UsageError
 from everloop.records import Run
 from everloop.stores.clock import moment_of
+from everloop.stores.permissions import make_folder, private_opener
 from everloop.tracking.folding import fold_run
 from everloop.tracking.latest import series_of
 
@@ -164,8 +165,8 @@ def _extend_cache(store: Store, path: Path, known: int, fresh: Any) -> None:
     """Add rows to the cache, unless another has meanwhile. A cache that cannot be written is done without."""
     size = fresh.dtype.itemsize
     with suppress(OSError), store.lock("points"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
+        make_folder(path.parent)
+        with open(path, "ab", opener=private_opener) as file:
             if file.tell() // size != known:
                 return
             # What a killed writer left of a row.

@@ -6,8 +6,10 @@ and twice. The store is made from the view's table and can be lost without harm.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -18,6 +20,7 @@ import polars as pl
 from everloop.data.features.encoding import decode_row, encode_rows, entity_key
 from everloop.data.features.names import KNOWN_AT
 from everloop.errors import MissingExtraError, UsageError
+from everloop.stores.permissions import make_private
 from everloop.stores.tables import EVENT_AT
 
 if TYPE_CHECKING:
@@ -112,6 +115,9 @@ class SqliteOnline:
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
+            with suppress(FileExistsError):
+                # Before SQLite makes it, which would go by the umask.
+                os.close(make_private(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
             connection = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")

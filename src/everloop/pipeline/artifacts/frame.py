@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from everloop.pipeline.artifacts.formats import Stored, UnkeepableError
+from everloop.stores.permissions import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -311,7 +312,7 @@ def _scratch(objects: ContentStore) -> Iterator[Path]:
     """A file to write to, on the store's own disk where it has one: temporary folders are often small."""
     near = getattr(objects.bytes_store, "folder", None)
     if near is not None:
-        Path(near).mkdir(parents=True, exist_ok=True)
+        make_folder(Path(near))
     folder = Path(tempfile.mkdtemp(prefix=".everloop-", dir=near))
     try:
         yield folder / "frame.parquet"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import EverloopError
 from everloop.pipeline.artifacts.formats import Stored, UnkeepableError
+from everloop.stores.permissions import file_mode, is_shared, make_folder
 
 if TYPE_CHECKING:
     from everloop.stores import ContentStore
@@ -42,12 +43,12 @@ class PathFormat:
         target = _shelf(objects) / stored.digest.removeprefix("sha256:") / str(stored.meta.get("name", "file"))
         if target.is_file() and _is_whole(target, objects.path(stored.digest)):
             return target
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         source = objects.path(stored.digest)
         draft = target.with_name(f".{target.name[:100]}.{os.getpid()}.{id(stored):x}")
         try:
             shutil.copyfile(source, draft)
-            draft.chmod(0o444)
+            draft.chmod(file_mode(target.parent, read_only=True))
             draft.replace(target)
         finally:
             draft.unlink(missing_ok=True)
@@ -70,14 +71,15 @@ class TreeFormat:
         target = parent / str(stored.meta.get("name", "folder"))
         if target.is_dir():
             return target
-        parent.mkdir(parents=True, exist_ok=True)
+        make_folder(parent)
         # Written beside and moved: two steps may ask for it at once, and the first to finish wins.
         draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=parent))
         try:
             objects.restore_tree(stored.digest, draft / "tree")
             for path in (draft / "tree").rglob("*"):
                 if path.is_file():
-                    path.chmod(path.stat().st_mode & 0o555)
+                    mode = path.stat().st_mode & 0o500
+                    path.chmod(mode | mode >> 3 if is_shared(parent) else mode)
             try:
                 (draft / "tree").rename(target)
             except OSError:

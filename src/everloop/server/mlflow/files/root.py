@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from everloop.server.mlflow.files.folder import UPLOADS, Listed, invalid_path, no_artifact, safe_parts
+from everloop.stores.permissions import make_folder
 
 
 class ArtifactRoot:
@@ -21,7 +22,7 @@ class ArtifactRoot:
     quick = True
 
     def __init__(self, root: Path | str) -> None:
-        Path(root).mkdir(parents=True, exist_ok=True)
+        make_folder(Path(root))
         self.root = Path(root).resolve()
         self._drafts = self.root / UPLOADS
 
@@ -43,7 +44,7 @@ class ArtifactRoot:
             raise invalid_path()
 
     def drafts(self) -> Path:
-        self._drafts.mkdir(exist_ok=True)
+        make_folder(self._drafts)
         return self._drafts
 
     def keep(self, draft: Path, path: str) -> None:
