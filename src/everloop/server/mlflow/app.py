@@ -280,7 +280,7 @@ class MlflowApp:
         body = await _body(receive, graphql.LARGEST_BODY)
         _check_content_type(scope, body)
         # What is wrong with a variable stands among the errors of the answer.
-        fields = Fields.of_body(body, texts=False, depth=graphql.MOST_DEPTH)
+        fields = Fields.of_body(body, nul=True, depth=graphql.MOST_DEPTH)
         loop = asyncio.get_running_loop()
 
         async def in_loop(handler: Handler, ask: Ask) -> Mapping[str, Any]:

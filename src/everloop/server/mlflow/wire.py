@@ -113,11 +113,11 @@ class Fields:
         return cls(found, from_query=True)
 
     @classmethod
-    def of_body(cls, body: bytes, *, texts: bool = True, depth: int = MOST_DEPTH) -> Fields:
+    def of_body(cls, body: bytes, *, nul: bool = False, depth: int = MOST_DEPTH) -> Fields:
         """What a JSON body says.
 
         Args:
-            texts: whether a text that no store can keep is refused here.
+            nul: whether texts may have NUL characters, because they are looked at later.
             depth: levels of lists and objects that are taken.
         """
         if not body.strip():
@@ -128,7 +128,7 @@ class Fields:
             check_json(value)
             value, odd = _decoded(value.encode())
         # Of what msgspec has read, only a NUL that is spelled out can be a text that no store keeps.
-        check_json(value, texts=texts and (odd or b"\\u0000" in body), depth=depth)
+        check_json(value, texts=odd or (not nul and b"\\u0000" in body), depth=depth)
         if value is None:
             return cls({})
         if not isinstance(value, dict):
