@@ -24,7 +24,7 @@ import pytest
 import everloop
 
 SOURCES = Path(everloop.__file__).parent
-LENGTH = 40_000
+LENGTH = 100_000
 LIMIT_S = 1.0
 """Processor seconds for all texts of one repetition. Linear patterns need about a hundredth of it."""
 APART = {"cli", "demo", "testing"}

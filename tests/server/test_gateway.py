@@ -399,7 +399,7 @@ def test_who_may_call_an_endpoint(store, serve, tokens):
 
 
 def test_an_endpoints_token_opens_nothing_but_what_is_below_its_name(store, serve, tokens, monkeypatch):
-    monkeypatch.setattr("everloop.server.access.checking.FailureLimit.wait_s", lambda self, address: 0.0)
+    monkeypatch.setattr("everloop.server.access.checking.FailureLimit.wait_s", lambda self, address, account="": 0.0)
     with standing_in(store) as endpoint, standing_in(store, "other"), serve(store) as place:
         secret = "Bearer " + add_token(store, "delays", "app")
         sleep(0.3)

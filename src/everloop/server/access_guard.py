@@ -18,6 +18,7 @@ from everloop.http.body_limits import BodyWatch, declared_length
 from everloop.http.hosts import HostRule
 from everloop.http.request_guard import RequestGuard
 from everloop.server.access.checking import Authenticator, CredentialsError
+from everloop.server.access.client_address import client_address, read_networks
 from everloop.server.answers import SECURITY_HEADERS, send_refusal
 from everloop.server.asking import AUTH, BODY, CALLER, PRINCIPAL, STORE
 
@@ -57,6 +58,7 @@ class AccessGuard:
         self.targets = targets
         own = urlsplit(options.public_url).netloc if options.public_url else ""
         self.guard = RequestGuard(HostRule(options.allowed_hosts), (own,) if own else ())
+        self._proxies = read_networks(options.trusted_proxies)
         self._store_of_actor = lru_cache(maxsize=1024)(store.as_actor)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,7 +89,6 @@ class AccessGuard:
         scope.setdefault("state", {})[STORE] = self.store
         if self.authenticator is None:
             return True
-        client = scope.get("client")
         given = [value for name, value in headers if name == b"authorization"]
         try:
             if len(given) > 1:
@@ -95,7 +96,8 @@ class AccessGuard:
             if given and self.targets is not None and (name := await self.targets.caller(scope, given[0])) is not None:
                 scope[CALLER] = name
                 return True
-            principal = await self.authenticator.identify(given[0] if given else None, client[0] if client else "")
+            address = client_address(scope, self._proxies)
+            principal = await self.authenticator.identify(given[0] if given else None, address)
             if principal is None and path not in self.open_paths:
                 raise CredentialsError(401, "This needs a login.")
         except CredentialsError as error:

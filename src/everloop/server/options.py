@@ -38,5 +38,8 @@ class ServerOptions:
     """The slowest upload that is waited for, on average after the first `body_s`."""
     endpoint_answer_s: float = 300.0
     """How long an endpoint may take before the first byte of its answer, where it is asked through this server."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses and networks of proxies before this server, such as `10.0.0.5`. Only what comes from them may say by
+    `X-Forwarded-For` for which client it asks."""
     webhook_networks: tuple[str, ...] = ()
     """Private networks that webhooks may reach all the same, such as `10.1.0.0/16`."""
