@@ -187,7 +187,7 @@ def test_no_space_for_the_log_means_no_answer(app: EndpointApp, monkeypatch: pyt
     def full(payload: bytes) -> int:
         raise StoreFullError("No space left.")
 
-    monkeypatch.setattr(app._log._journal, "append", full)
+    monkeypatch.setattr(app._log.sink._journal, "append", full)
     status, _, body = over_asgi(app, "POST", "/predict", json.dumps({"rows": [ROW]}).encode())
     assert status == 507
     assert b"predictions" not in body

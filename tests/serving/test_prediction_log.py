@@ -216,7 +216,7 @@ def test_journal_of_a_living_writer_stays_and_of_a_dead_one_goes(
 def test_a_full_journal_is_followed_by_another(
     release: Any, route: Any, local: Any, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prediction_log, "ROTATE_BYTES", 2000)
+    monkeypatch.setattr("everloop.serving.log_sinks.ROTATE_BYTES", 2000)
     route(release().key)
     app = local()
     threads = [

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from datetime import UTC, date, datetime, timedelta
+from threading import Barrier, Thread
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -195,3 +196,30 @@ def test_tables_over_a_url(tmp_path: Path, clock: ManualClock) -> None:
     assert not tables.exists("a/b")
     shutil.rmtree(tmp_path / "tables")
     assert not tables.exists("c")
+
+
+def test_of_those_who_make_a_table_at_once_one_does_and_the_others_append(store: Store) -> None:
+    for number in range(10):
+        name = f"race/{number}"
+        start = Barrier(3)
+
+        def append(batch: tuple[str, int], name: str = name, start: Barrier = start) -> None:
+            own = Tables(store.tables.root, ManualClock())
+            start.wait()
+            own.append(name, rows(batch[1]), batch=batch)
+
+        threads = [Thread(target=append, args=(("writer", 1),)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert seen(store.tables.scan(name)) == [1]
+
+
+def test_rows_are_written_only_on_the_progress_that_they_build_on(tables: Tables) -> None:
+    assert tables.append("x", rows(1), progress=[("a", -1, 3), ("b", -1, 0)])
+    assert not tables.append("x", rows(1), progress=[("a", -1, 3)])
+    assert not tables.append("x", rows(2), progress=[("a", 3, 4), ("b", 1, 2)])
+    assert tables.append("x", rows(2), progress=[("a", 3, 4), ("c", -1, 9)])
+    assert [tables.last_batch("x", writer) for writer in "abc"] == [4, 0, 9]
+    assert seen(tables.scan("x")) == [1, 2]

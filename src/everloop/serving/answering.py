@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from everloop.errors import EverloopError, RequestError, StoreFullError, UsageError
+from everloop.errors import EverloopError, RequestError, StoreFullError, UnavailableError, UsageError
 from everloop.models.signature import Signature, utc
 from everloop.serving.pace import INSTANT_S
 from everloop.serving.prediction_log import Group, PredictionLog, entity_text
@@ -129,7 +129,7 @@ def answer(live: Live, ask: Ask, log: PredictionLog, clock: Clock, request_sent:
     Raises:
         DeadlineError: its time ran out while it was scored; nothing was logged.
         RequestError: the rows, keys or times cannot be used; nothing was logged.
-        StoreFullError: the answer could not be logged, so there is none.
+        StoreFullError, UnavailableError: the answer could not be logged, so there is none.
     """
     size = rows_of(ask)
     if size == 0:
@@ -277,6 +277,7 @@ def _group(
         labels=texts,
         rows=values,  # type: ignore[arg-type]
         unasked=share.unasked,
+        package=part.scorer.package,
     )
 
 
@@ -322,7 +323,7 @@ class _Shadow:
             outcome.scored.append((scorer.version, len(values)))
         if groups:
             try:
-                _log(self.live.settings, self.log, groups, self.request)
+                _log(self.live.settings, self.log, groups, self.request, wait=False)
             except (EverloopError, OSError) as error:
                 logger.warning("The shadows' scores of request %s are lost: %s", self.request, error)
                 return ShadowOutcome([], len(self.live.shadows))
@@ -337,14 +338,14 @@ class _Shadow:
         return [place for place, key in enumerate(keys) if place_of(f"{self.live.name}~shadow", key) < percent]
 
 
-def _log(settings: Settings, log: PredictionLog, groups: Sequence[Group], request: str) -> bool:
+def _log(settings: Settings, log: PredictionLog, groups: Sequence[Group], request: str, *, wait: bool = True) -> bool:
     """Write what was answered, as the settings say; False: there is no space, and it is answered all the same."""
     if settings.log_sample < 1.0 and int(request[-8:], 16) >= settings.log_sample * 2**32:
         # The last digits of an id are random.
         return True
     try:
-        log.append(groups)
-    except (StoreFullError, OSError) as error:
+        log.append(groups, wait=wait)
+    except (StoreFullError, UnavailableError, OSError) as error:
         if settings.log_full != "answer":
             raise
         logger.warning("The answer to request %s is not in the log: %s", request, error)

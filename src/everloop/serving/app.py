@@ -16,7 +16,7 @@ import re
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -38,6 +38,7 @@ from everloop.serving.admission import Admission
 from everloop.serving.exchange import JSON, Handle, Request, Response, late
 from everloop.serving.label_log import GivenLabel, LabelLog, unmatched_of
 from everloop.serving.live import pinned
+from everloop.serving.log_sinks import grace_s
 from everloop.serving.metrics import CONTENT_TYPE, Metrics
 from everloop.serving.pace import TakesLong
 from everloop.serving.patience import limit
@@ -58,6 +59,10 @@ logger = logging.getLogger("everloop.serving")
 LARGE_BODY_BYTES = 64 << 10
 """Bodies above this are decoded and scored in a worker thread."""
 WORKERS = 4
+WAITING_WORKERS = 64
+"""Threads where each answer waits until the log's store has it."""
+LOG_NONE = ((b"x-everloop-log", b"none"),)
+"""The header of an endpoint that writes nothing down."""
 MOST_WAITING_SHADOWS = 1_000
 """Requests that wait for their shadows; of more the shadows see nothing, and `/metrics` says so."""
 MOST_WAIT_MS = 24 * 3600 * 1000
@@ -113,7 +118,13 @@ class EndpointApp:
         self._revision = 0
         self._log = PredictionLog(store, endpoint)
         self._labels = LabelLog(store, endpoint)
-        self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="everloop-scoring")
+        self.metrics.log = self.log_kind
+        self.metrics.sinks = (self._log.sink, self._labels.sink)
+        self.marks = LOG_NONE if self.log_kind == "none" else ()
+        """Headers that every answer has."""
+        # Where an answer waits for a store, many wait at once, and one segment serves them all.
+        threads = WAITING_WORKERS if self._log.sink.waits else WORKERS
+        self._workers = ThreadPoolExecutor(threads, thread_name_prefix="everloop-scoring")
         self._shadows = ThreadPoolExecutor(1, thread_name_prefix="everloop-shadow")
         self._queued = 0
         self._attempting: tuple[int, Request] | None = None
@@ -157,14 +168,21 @@ class EndpointApp:
     def close(self) -> None:
         self._workers.shutdown(wait=True, cancel_futures=True)
         self._shadows.shutdown(wait=True)
-        self._log.close()
-        self._labels.close()
+        # Both logs have the same time to ship what is left.
+        until = None if self._log.sink.kind != "store" else monotonic() + grace_s()
+        self._log.close(until)
+        self._labels.close(until)
 
     # -- Service
 
     @property
     def ready(self) -> bool:
         return self._live is not None and not self.draining
+
+    @property
+    def log_kind(self) -> str:
+        """Where answers are written down: journal, store or none."""
+        return self._log.sink.kind
 
     @property
     def most(self) -> int:
@@ -208,7 +226,7 @@ class EndpointApp:
     def answer(self, live: Live, ask: Ask) -> Answer:
         attempting = self._attempting
         if attempting is not None and attempting[0] == threading.get_ident():
-            if ask.explain or live.takes_long(answering.rows_of(ask)):
+            if ask.explain or self._log.sink.waits or live.takes_long(answering.rows_of(ask)):
                 raise TakesLong
             return answering.answer(live, ask, self._log, self._clock, attempting[1])
         return answering.answer(live, ask, self._log, self._clock, getattr(self._working, "request", None))
@@ -222,6 +240,9 @@ class EndpointApp:
         if request is not None:
             request.claim()
         kept = self._labels.append(labels)
+        if self.log_kind == "store":
+            # The predictions are elsewhere, in tables that this process does not read.
+            return None
         try:
             return unmatched_of(self._store, self.endpoint, kept)
         except (EverloopError, OSError) as error:
@@ -244,6 +265,8 @@ class EndpointApp:
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that the guard has let through."""
         metrics = self.metrics
+        if self.marks:
+            send = _marked(send, self.marks)
         if metrics.in_flight >= self.settings.max_in_flight:
             await send_response(send, self.busy())
             return
@@ -523,7 +546,8 @@ def _unheard(answered: asyncio.Future[Any]) -> None:
 
 
 def _health(service: Any, request: Request) -> Response:
-    return Response(body=b'{"status":"alive"}')
+    app: EndpointApp = service
+    return Response(body=b'{"status":"alive","log":"none"}' if app.marks else b'{"status":"alive"}')
 
 
 def _ready(service: Any, request: Request) -> Response:
@@ -534,6 +558,7 @@ def _ready(service: Any, request: Request) -> Response:
         "revision": app.revision,
         "draining": app.draining,
         "refused": app.refused,
+        "log": app.log_kind,
     }
     return Response(status=200 if app.ready else 503, body=msgspec.json.encode(state))
 
@@ -542,6 +567,17 @@ def _metrics(service: Any, request: Request) -> Response:
     app: EndpointApp = service
     text = app.metrics.text() if app.gathering is None else app.gathering.text(app.metrics)
     return Response(body=text, content_type=CONTENT_TYPE)
+
+
+def _marked(send: Send, marks: Sequence[tuple[bytes, bytes]]) -> Send:
+    """The same, with more headers in each response."""
+
+    async def send_marked(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], *marks]
+        await send(message)
+
+    return send_marked
 
 
 def problem(status: int, kind: str, message: str, help: str | None = None) -> Response:

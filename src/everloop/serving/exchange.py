@@ -100,6 +100,11 @@ class Service(Protocol):
         """Whether requests for predictions are answered."""
         ...
 
+    @property
+    def log_kind(self) -> str:
+        """Where answers are written down: journal, store or none."""
+        ...
+
     def live(self, request: Request | None = None) -> Live:
         """The versions in use for this request. Ask once per request: the next call may give others.
 

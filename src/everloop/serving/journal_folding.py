@@ -1,4 +1,5 @@
-"""Moving journals into tables, exactly once, whatever dies on the way.
+"""Moving journals into tables, exactly once, whatever dies on the way. Segments that instances elsewhere have shipped
+are moved by `segment_folding`, in the same calls.
 
 The table's own commit remembers how far each journal has been read (`batch=(journal, offset)`), so rows and
 progress cannot part. A lock keeps two folders from reading the same stretch; a journal is removed only when its
@@ -7,9 +8,11 @@ writer is dead and every whole frame of it is in the table.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from everloop.errors import CorruptionError
+from everloop.serving.segment_folding import fold_segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,9 +52,21 @@ class Fold(Generic[Entry]):
         Safe beside living writers and other folders.
 
         Raises:
-            CorruptionError: a journal is damaged in its middle; what stands before the damage has been folded, and
-                so have the other journals.
+            CorruptionError: a journal or a segment is damaged; what stands before the damage has been folded, and so
+                have the other journals and the segments of other instances.
         """
+        damage: CorruptionError | None = None
+        rows = 0
+        for move in (self._run_journals, partial(fold_segments, fold=self)):
+            try:
+                rows += move(store)
+            except CorruptionError as error:
+                damage = error
+        if damage is not None:
+            raise damage
+        return rows
+
+    def _run_journals(self, store: Store) -> int:
         from everloop.stores.journals import list_journals
 
         if not list_journals(store.journals, self.stream):

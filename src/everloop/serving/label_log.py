@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from everloop.errors import CorruptionError, DataError, RequestError
+from everloop.errors import ConflictError, CorruptionError, DataError, RequestError
 from everloop.models.signature import utc
 from everloop.serving.journal_folding import Fold
 from everloop.serving.label_matching import find_unmatched, label_horizon
+from everloop.serving.log_sinks import open_sink
 from everloop.serving.prediction_log import (
     LABELS,
     entity_text,
@@ -25,6 +26,7 @@ from everloop.serving.prediction_log import (
     stream_name,
     table_name,
 )
+from everloop.serving.segment_folding import has_segments
 from everloop.stores.clock import EPOCH, micros
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
+    from everloop.serving.log_sinks import LogSink
     from everloop.stores import Store
 
 _VERSION = 1
@@ -60,11 +63,14 @@ class _Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class LabelLog:
     """The writing end. Safe to use from several threads."""
 
-    def __init__(self, store: Store, endpoint: str) -> None:
-        from everloop.stores import Journal
+    def __init__(self, store: Store, endpoint: str, sink: LogSink | None = None) -> None:
+        """Open the log.
 
+        Args:
+            sink: where it is written; default: as the environment says, see `log_sinks`.
+        """
         self._clock = store.clock
-        self._journal = Journal.create(store.journals, stream_name(store, LABELS, endpoint))
+        self.sink = sink or open_sink(store, stream_name(store, LABELS, endpoint))
 
     def append(self, labels: Sequence[GivenLabel]) -> list[tuple[str, int]]:
         """Write labels and return their keys and times in µs; with the operating system on return.
@@ -72,7 +78,14 @@ class LabelLog:
         Raises:
             RequestError: a time that cannot be UTC, or a number that is too large to be kept.
             StoreFullError: no space is left; nothing was written.
+            UnavailableError: the log's store does not answer, see `LogSink`.
+            ConflictError: this process keeps no log, so it can keep no labels.
         """
+        if self.sink.kind == "none":
+            raise ConflictError(
+                "This endpoint keeps no log (EVERLOOP_LOG=none), so it can keep no labels.",
+                help="Send them to an endpoint that keeps one, or use: everloop labels add ENDPOINT FILE",
+            )
         if not labels:
             return []
         arrived = micros(self._clock.now())
@@ -83,11 +96,11 @@ class LabelLog:
             # Of two for one key and time in one request, the later one corrects the first.
             given[entity_text(label.key), event] = _checked(label.value, place)
         rows = [(entity, value, event) for (entity, event), value in given.items()]
-        self._journal.append(msgspec.msgpack.encode((_VERSION, arrived, rows)))
+        self.sink.append(msgspec.msgpack.encode((_VERSION, arrived, rows)))
         return list(given)
 
-    def close(self) -> None:
-        self._journal.close()
+    def close(self, until: float | None = None) -> None:
+        self.sink.close(until)
 
 
 def fold_labels(store: Store, endpoint: str) -> int:
@@ -169,7 +182,7 @@ def find_unmatched_labels(store: Store, endpoint: str, labels: pl.DataFrame) -> 
     horizon = label_horizon(store, endpoint)
     wanted = labels["entity"].unique()
     fold = prediction_fold(store, endpoint)
-    if not store.read_only and fold.waiting_bytes(store) > _MOST_WAITING_BYTES:
+    if not store.read_only and (fold.waiting_bytes(store) > _MOST_WAITING_BYTES or has_segments(store, fold.stream)):
         fold_predictions(store, endpoint)
     # The journals first: what is moved between the two looks is then seen twice, and not missed.
     known = set(wanted.to_list())

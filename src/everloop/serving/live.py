@@ -51,6 +51,7 @@ class Scorer:
         self.number = int(route.version.rpartition("@")[2])
         self.role = role or route.role
         self.predictor = predictor
+        self.package = predictor.digest
         self.signature = predictor.signature
         self.names = predictor.input_names
         kept: dict[str, str] = {item.name: item.type for item in predictor.signature.inputs}

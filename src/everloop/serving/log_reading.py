@@ -1,7 +1,8 @@
 """Reading the logs: predictions, predictions with the labels that have come, one prediction by its id.
 
 Reading first folds what endpoints have appended, so everything that was answered or labelled before the call is seen,
-also where no other process folds. A view of the past (`store.as_of`) writes nothing and shows what has been folded.
+also where no other process folds; of instances that ship their logs, what they have shipped. A view of the past
+(`store.as_of`) writes nothing and shows what has been folded.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from everloop.serving.prediction_log import (
     stream_name,
     table_name,
 )
+from everloop.serving.segment_folding import has_segments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -185,6 +187,13 @@ def find_prediction(store: Store, id: str) -> Prediction | None:
         return None
     for endpoint in store.records.find(Endpoint):
         found = _find_folded(store, endpoint.name, id, arrived) or _find_journaled(store, endpoint.name, id)
+        if (
+            found is None
+            and not store.read_only
+            and has_segments(store, stream_name(store, PREDICTIONS, endpoint.name))
+        ):
+            fold_logs(store, endpoint.name)
+            found = _find_folded(store, endpoint.name, id, arrived)
         if found is not None:
             return found
     return None
@@ -330,6 +339,8 @@ def _prediction_schema() -> dict[str, Any]:
         "score": pl.Float64,
         "label": pl.String,
         "seconds": pl.Float64,
+        "package": pl.String,
+        "instance": pl.String,
     }
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from everloop.serving.log_sinks import LogSink
+
 BUCKETS_S = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -27,6 +29,8 @@ _COUNTERS = {
     "refused": ("everloop_refused_total", "Requests told to come back, because too many were on their way."),
     "limited": ("everloop_limited_total", "Requests of clients that asked too often."),
     "unlogged": ("everloop_unlogged_total", "Rows answered that are not in the log, because the disk was full."),
+    "log_segments": ("everloop_log_segments_total", "Segments of the log that its store has confirmed."),
+    "log_failures": ("everloop_log_failures_total", "Attempts to ship the log that failed."),
 }
 
 
@@ -45,6 +49,13 @@ class Metrics:
         self.refused = 0
         self.limited = 0
         self.unlogged = 0
+        self.log = "journal"
+        """Where answers are written: journal, store or none."""
+        self.log_segments = 0
+        self.log_failures = 0
+        self.log_backlog = 0
+        self.sinks: Sequence[LogSink] = ()
+        """What the log's numbers are read from; empty in a sum."""
         self.in_flight = 0
         self.reloads = {"done": 0, "failed": 0}
         self.revision = 0
@@ -66,6 +77,7 @@ class Metrics:
 
     def totals(self) -> dict[str, Any]:
         """Everything as plain JSON, for another process to add; see `add`."""
+        self._look_at_log()
         return {
             "responses": [[*key, count] for key, count in list(self.responses.items())],
             "predictions": [[*key, count] for key, count in list(self.predictions.items())],
@@ -73,7 +85,12 @@ class Metrics:
             "reloads": dict(self.reloads),
             "latency": list(self._latency),
             "latency_sum": self._latency_sum,
-            "gauges": {"in_flight": self.in_flight, "revision": self.revision, "ready": int(self.ready)},
+            "gauges": {
+                "in_flight": self.in_flight,
+                "revision": self.revision,
+                "ready": int(self.ready),
+                "log_backlog": self.log_backlog,
+            },
         }
 
     def sum_with(self, others: Sequence[dict[str, Any]]) -> Metrics:
@@ -81,6 +98,7 @@ class Metrics:
         whole = Metrics(self.endpoint)
         whole.revision = self.revision
         whole.ready = self.ready
+        whole.log = self.log
         for one in (self.totals(), *others):
             for path, status, count in one["responses"]:
                 whole.responses[path, status] = whole.responses.get((path, status), 0) + count
@@ -95,11 +113,13 @@ class Metrics:
             gauges = one["gauges"]
             if gauges:
                 whole.in_flight += gauges["in_flight"]
+                whole.log_backlog += gauges.get("log_backlog", 0)
                 whole.revision = min(whole.revision, gauges["revision"])
         return whole
 
     def text(self, workers: int = 1) -> bytes:
         """Every counter, in the format that Prometheus reads."""
+        self._look_at_log()
         name = _escape(self.endpoint)
         own = f'endpoint="{name}"'
         lines: list[str] = []
@@ -145,8 +165,20 @@ class Metrics:
         _family(lines, "everloop_in_flight", "gauge", "Requests on their way.", [(own, self.in_flight)])
         _family(lines, "everloop_revision", "gauge", "Revision of the routes in use.", [(own, self.revision)])
         _family(lines, "everloop_ready", "gauge", "1 while the endpoint answers.", [(own, int(self.ready))])
+        meaning = "Where answers are written down: journal (this host), store (shipped) or none."
+        _family(lines, "everloop_log_info", "gauge", meaning, [(f'{own},log="{self.log}"', 1)])
+        meaning = "Bytes of the log that are on this host's disk only."
+        _family(lines, "everloop_log_backlog_bytes", "gauge", meaning, [(own, self.log_backlog)])
         _family(lines, "everloop_workers", "gauge", "Processes that answer.", [(own, workers)])
         return ("\n".join(lines) + "\n").encode()
+
+    def _look_at_log(self) -> None:
+        if not self.sinks:
+            return
+        states = [sink.state() for sink in self.sinks]
+        self.log_segments = sum(state.shipped for state in states)
+        self.log_failures = sum(state.failures for state in states)
+        self.log_backlog = sum(state.backlog_bytes for state in states)
 
 
 def _family(lines: list[str], name: str, kind: str, help: str, samples: Iterable[tuple[str, int]]) -> None:

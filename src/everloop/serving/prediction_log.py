@@ -1,6 +1,6 @@
 """The prediction log: every answer, on disk before it leaves, and later a row of a table.
 
-An endpoint appends one journal frame per request, with all its rows, and only then answers. What it appended
+An endpoint appends one frame per request, with all its rows, to a `LogSink`, and only then answers. What it appended
 survives the process. `fold_predictions` moves frames into the table `predictions/<endpoint>`, whose columns are
 
     id, request       the prediction's id, `<request>-<place in the request>` (a shadow's: `…~<version>`), and the
@@ -8,6 +8,8 @@ survives the process. `fold_predictions` moves frames into the table `prediction
     event_at          when the thing predicted about happened: as the client says, else the arrival
     arrived_at        when the request arrived
     version, role     who answered: a model version's key; champion, canary or shadow
+    package           the digest of the package that answered
+    instance          the process that answered, `<host>.<32 digits>`
     entity            the key that the client gave, or null
     score, label      binary: probability of the positive class; multiclass: of the label; regression: the value
     scores            multiclass only: a probability per class, in the version's order
@@ -22,18 +24,16 @@ column keeps its type.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from datetime import date, time, timedelta
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from everloop.errors import CorruptionError, StoreFullError
+from everloop.errors import CorruptionError
 from everloop.models.signature import polars_type
 from everloop.serving.journal_folding import Fold
+from everloop.serving.log_sinks import open_sink
 from everloop.serving.retention import forget_old
-from everloop.stores.journals import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,10 +41,8 @@ if TYPE_CHECKING:
     import polars as pl
 
     from everloop.records import Json
+    from everloop.serving.log_sinks import LogSink
     from everloop.stores import Store
-
-ROTATE_BYTES = 64 << 20
-"""A journal of this size is closed, so that folding can remove it while the endpoint lives on."""
 
 PREDICTIONS = "predictions"
 LABELS = "labels"
@@ -74,6 +72,8 @@ class Group(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The inputs' values per row, in the order of `inputs`."""
     unasked: list[str] | None = None
     """A text per row: the versions that did not understand it, with commas between; None: all have the same inputs."""
+    package: str | None = None
+    """The digest of the package that answered."""
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -81,36 +81,38 @@ class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     version: int
     groups: list[Group]
+    instance: str | None = None
+    """The process that answered."""
 
 
 class PredictionLog:
     """The writing end of an endpoint's log. Safe to use from several threads."""
 
-    def __init__(self, store: Store, endpoint: str) -> None:
-        self._guard = Lock()
-        self._folder = store.journals
-        self._stream = stream_name(store, PREDICTIONS, endpoint)
-        self._journal = Journal.create(self._folder, self._stream)
+    def __init__(self, store: Store, endpoint: str, sink: LogSink | None = None) -> None:
+        """Open the log.
+
+        Args:
+            sink: where it is written; default: as the environment says, see `log_sinks`.
+        """
+        self.sink = sink or open_sink(store, stream_name(store, PREDICTIONS, endpoint))
+        self._append = self.sink.append
+        self._instance = self.sink.instance
         self._encode = msgspec.msgpack.encode
 
-    def append(self, groups: Sequence[Group]) -> None:
-        """Write the answers to one request. With the operating system on return.
+    def append(self, groups: Sequence[Group], *, wait: bool = True) -> None:
+        """Write the answers to one request; on return they are as durable as the sink promises.
+
+        Args:
+            wait: False where nobody waits for these answers: then the local disk is enough.
 
         Raises:
             StoreFullError: no space is left; nothing was written.
+            UnavailableError: the log's store does not answer, see `LogSink`.
         """
-        payload = self._encode((_VERSION, groups))
-        # Held also while rotating: nobody may append to a journal that another thread has just closed.
-        with self._guard:
-            if self._journal.append(payload) > ROTATE_BYTES:
-                full = self._journal
-                # What was appended is kept, so a disk that is full by now fails the next append and not this one.
-                with suppress(StoreFullError):
-                    self._journal = Journal.create(self._folder, self._stream)
-                    full.close()
+        self._append(self._encode((_VERSION, groups, self._instance)), wait=wait)
 
-    def close(self) -> None:
-        self._journal.close()
+    def close(self, until: float | None = None) -> None:
+        self.sink.close(until)
 
 
 def fold_predictions(store: Store, endpoint: str) -> int:
@@ -189,11 +191,11 @@ def _frame(store: Store, table: str, entries: list[Entry]) -> pl.DataFrame:
     """The rows of many entries. Groups of one signature are laid out together, column by column."""
     import polars as pl
 
-    shapes: dict[tuple[bytes, bool], list[Group]] = {}
+    shapes: dict[tuple[bytes, bool], list[tuple[Group, str | None]]] = {}
     for entry in entries:
         for group in entry.groups:
             many = bool(group.scores) and isinstance(group.scores[0], list)
-            shapes.setdefault((bytes(group.inputs), many), []).append(group)
+            shapes.setdefault((bytes(group.inputs), many), []).append((group, entry.instance))
     known: dict[str, pl.DataType] = {}
     if store.tables.exists(table):
         known = dict(store.tables.scan(table).collect_schema())
@@ -205,18 +207,22 @@ def _frame(store: Store, table: str, entries: list[Entry]) -> pl.DataFrame:
     return pl.concat(frames, how="diagonal")
 
 
-def _columns(groups: list[Group], inputs: dict[str, str], many: bool, known: dict[str, pl.DataType]) -> pl.DataFrame:
+def _columns(
+    groups: list[tuple[Group, str | None]], inputs: dict[str, str], many: bool, known: dict[str, pl.DataType]
+) -> pl.DataFrame:
     import polars as pl
 
     ids: list[str] = []
-    of_request: dict[str, list[Any]] = {name: [] for name in ("request", "arrived_at", "version", "role", "seconds")}
+    of_request: dict[str, list[Any]] = {
+        name: [] for name in ("request", "arrived_at", "version", "role", "seconds", "package", "instance")
+    }
     events: list[int | None] = []
     entities: list[str | None] = []
     labels: list[str | None] = []
     scores: list[Any] = []
     rows: list[Any] = []
     unasked: list[str | None] = []
-    for group in groups:
+    for group, instance in groups:
         size = len(group.rows)
         ids += [answer_id(group, place) for place in (range(size) if group.places is None else group.places)]
         for name, value in (
@@ -225,6 +231,8 @@ def _columns(groups: list[Group], inputs: dict[str, str], many: bool, known: dic
             ("version", group.version),
             ("role", group.role),
             ("seconds", group.seconds),
+            ("package", group.package),
+            ("instance", instance),
         ):
             of_request[name] += [value] * size
         events += (
@@ -247,6 +255,8 @@ def _columns(groups: list[Group], inputs: dict[str, str], many: bool, known: dic
         pl.Series("score", [max(row) for row in scores] if many else scores, dtype=pl.Float64),
         pl.Series("label", labels, dtype=pl.String),
         pl.Series("seconds", of_request["seconds"], dtype=pl.Float64),
+        pl.Series("package", of_request["package"], dtype=pl.String),
+        pl.Series("instance", of_request["instance"], dtype=pl.String),
     ]
     if many:
         columns.insert(9, pl.Series("scores", scores, dtype=pl.List(pl.Float64)))

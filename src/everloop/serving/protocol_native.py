@@ -87,6 +87,7 @@ def describe(service: Service, request: Request) -> Response:
         "revision": live.revision,
         "routes": routes,
         "signature": live.signature.to_json(),
+        "log": service.log_kind,
     }
     return Response(body=_encode(body))
 

@@ -155,6 +155,8 @@ class QuickProtocol(LimitedHttp):
         endpoint = self._endpoint
         stays = self.parser.should_keep_alive()
         content = response.body
+        if endpoint.marks:
+            response.headers = [*response.headers, *endpoint.marks]
         if response.content_type is JSON and not response.headers and response.status == 200:
             told = b""
             if response.version is not None and response.answer is not None:

@@ -31,7 +31,7 @@ FOLDER = ".everloop"
 CONFIG = "everloop.toml"
 SHARED_VARIABLE = "EVERLOOP_STORE_SHARED"
 """Set to 1, the home's group may use it, as with `shared = true` in everloop.toml."""
-_SETTINGS = ("home", "records", "objects", "tables")
+_SETTINGS = ("home", "records", "objects", "tables", "log")
 _LOCK = re.compile(r"[A-Za-z0-9_@=+-][A-Za-z0-9_.@=+-]{0,199}")
 
 R = TypeVar("R", bound=Record)
@@ -39,7 +39,8 @@ R = TypeVar("R", bound=Record)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
-    """Where the parts of a store are. Each of the last three is a URL, or a path below the home."""
+    """Where the parts of a store are. Records, objects and tables are a URL each, or a path below the home. `log`:
+    where instances elsewhere ship their prediction logs to, if that is neither the home nor the records' database."""
 
     home: Path
     records: str
@@ -47,6 +48,7 @@ class Places:
     tables: str
     shared: bool = False
     """Whether the home's group may read and write what is in it."""
+    log: str | None = None
 
 
 class Store:
@@ -292,6 +294,7 @@ def _places(home: Path, settings: dict[str, str | bool]) -> Places:
         objects=place("objects", "objects"),
         tables=place("tables", "tables"),
         shared=bool(settings.get("shared")) or os.environ.get(SHARED_VARIABLE, "").lower() in ("1", "true", "yes"),
+        log=place("log", "") if settings.get("log") else None,
     )
 
 

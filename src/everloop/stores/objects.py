@@ -273,14 +273,19 @@ class ObstoreBytes:
     Credentials and regions come from the environment, as each provider's own tools read it.
     """
 
-    def __init__(self, url: str | Path) -> None:
+    def __init__(self, url: str | Path, **options: Any) -> None:
+        """Open.
+
+        Args:
+            options: for `obstore.store.from_url`, such as `retry_config` and `client_options`; not for folders.
+        """
         from obstore.store import LocalStore, from_url
 
         text = str(url)
         self.url = text
         self._store: Any
         if _URL.match(text) and not text.startswith("file://"):
-            self._store = from_url(text)
+            self._store = from_url(text, **options)
         else:
             from urllib.parse import unquote, urlsplit
 

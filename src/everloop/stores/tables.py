@@ -56,7 +56,14 @@ class Tables:
         """A read-only view that shows only rows which had arrived by `moment`."""
         return Tables(self.root, self.clock, as_of=moment if self._as_of is None else min(moment, self._as_of))
 
-    def append(self, name: str, frame: Any, *, batch: tuple[str, int] | None = None) -> bool:
+    def append(
+        self,
+        name: str,
+        frame: Any,
+        *,
+        batch: tuple[str, int] | None = None,
+        progress: Sequence[tuple[str, int, int]] = (),
+    ) -> bool:
         """Append rows, making the table where there is none, and return whether they were written.
 
         A column that the table does not have yet is added, and is null in the rows before; one that is missing
@@ -67,6 +74,8 @@ class Tables:
                 `arrived_at` is the clock's time where the column is missing. Both are kept as UTC with µs.
             batch: `(writer, n)`: rows with an `n` not above the writer's last are skipped, so that a batch that
                 is sent again after a crash is written once.
+            progress: `(writer, before, after)` of several writers: the rows are written only where the last batch of
+                each is `before`, and it is `after` then. So of several who fold the same rows, one does.
 
         Raises:
             DataError: no `event_at`, or a time that is null or no time, or a column of another type than before.
@@ -77,11 +86,10 @@ class Tables:
         self._writable()
         uri = self._uri(name)
         rows = self._stamped(name, frame)
-        if rows.is_empty() and batch is None:
+        if rows.is_empty() and batch is None and not progress:
             return False
-        commit = CommitProperties(
-            app_transactions=None if batch is None else [Transaction(batch[0], batch[1])], max_commit_retries=50
-        )
+        marks = [*(() if batch is None else (batch,)), *((writer, after) for writer, _, after in progress)]
+        transactions = [Transaction(*mark) for mark in marks] or None
         for attempt in range(_ATTEMPTS):
             # The batch is looked for in the very version that the commit builds on: if another writes it meanwhile,
             # the commit fails, and the next look finds it.
@@ -89,13 +97,17 @@ class Tables:
             make_table_folder(uri)
             if batch is not None and table is not None and _last(table, batch[0]) >= batch[1]:
                 return False
+            if any((-1 if table is None else _last(table, writer)) != before for writer, before, _ in progress):
+                return False
+            # A commit that makes a table must not be retried: deltalake would put it behind another's as a second one.
+            retries = 0 if table is None else 50
             try:
                 write_deltalake(
                     table or uri,
                     rows,
                     mode="error" if table is None else "append",
                     schema_mode=None if table is None else "merge",
-                    commit_properties=commit,
+                    commit_properties=CommitProperties(app_transactions=transactions, max_commit_retries=retries),
                     configuration=_SETTINGS if table is None else None,
                 )
             except Exception as error:

@@ -1,0 +1,346 @@
+"""What every log sink must do, together with the fold that reads it, as tests: nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import sleep
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from everloop.serving.journal_folding import Fold
+from everloop.serving.log_shipping import ShippingSink
+from everloop.serving.log_sinks import open_sink
+from everloop.stores.home import Places, open_places
+from everloop.stores.journals import Journal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from everloop.serving.log_sinks import LogSink
+    from everloop.stores import Store
+
+STREAM = "frames"
+TABLE = "frames/all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogPlace:
+    """Where frames are written and where they are folded."""
+
+    places: Places
+    """Of the store with the tables."""
+    writers: Path
+    """The home of the writing processes; the same as that store's where they write its journals."""
+    environment: Mapping[str, str]
+    """What the writing processes have in theirs, `EVERLOOP_LOG` above all."""
+
+    def store(self) -> Store:
+        """The store that folds."""
+        return open_places(self.places)
+
+    @contextmanager
+    def sink(self, **more: str) -> Iterator[LogSink]:
+        """A sink of this process."""
+        with open_places(_own_places(self.writers)) as store:
+            made = open_sink(store, STREAM, {**self.environment, **more})
+            try:
+                yield made
+            finally:
+                made.close()
+
+    def fold(self) -> list[str]:
+        """Fold what has been written, and return every frame in the table."""
+        with self.store() as store:
+            frames_fold().run(store)
+            return frames_in(store)
+
+
+class LogSinkSuite:
+    """Derive from this and give a fixture `place` that returns a `LogPlace`."""
+
+    kills = 2
+    """Processes that are killed in each test that kills."""
+
+    def test_each_frame_is_folded_once(self, place: LogPlace) -> None:
+        with place.sink() as sink:
+            for number in range(50):
+                sink.append(b"%d" % number)
+        assert place.fold() == sorted(str(number) for number in range(50))
+        assert place.fold() == sorted(str(number) for number in range(50))
+        with place.sink() as sink:
+            sink.append(b"more")
+            sink.close()
+        assert "more" in place.fold()
+
+    def test_a_sink_that_was_never_written_to_leaves_nothing(self, place: LogPlace) -> None:
+        with place.sink():
+            pass
+        with place.store() as store:
+            assert frames_fold().run(store) == 0
+
+    def test_threads_and_instances_share_a_stream(self, place: LogPlace) -> None:
+        def write(sink: LogSink, name: str) -> None:
+            for number in range(40):
+                sink.append(f"{name}-{number}".encode())
+
+        with place.sink() as one, place.sink() as other:
+            assert one.instance
+            threads = [
+                threading.Thread(target=write, args=(sink, f"{number}-{at}"))
+                for number, sink in enumerate((one, other))
+                for at in range(3)
+            ]
+            for thread in threads:
+                thread.start()
+            place.fold()
+            for thread in threads:
+                thread.join()
+        assert place.fold() == sorted(f"{s}-{t}-{n}" for s in range(2) for t in range(3) for n in range(40))
+
+    def test_large_frames_come_through(self, place: LogPlace) -> None:
+        frames = [letter * (3 << 20) for letter in ("a", "b", "c")]
+        with place.sink() as sink:
+            for frame in frames:
+                sink.append(frame.encode())
+        assert place.fold() == frames
+
+    def test_folds_at_once_double_nothing(self, place: LogPlace, tmp_path: Path) -> None:
+        """Also those of other machines, with which no lock is shared."""
+        moved: list[int] = []
+
+        def fold(number: int) -> None:
+            places = place.places
+            if place.writers != places.home:
+                places = replace(places, home=tmp_path / f"folder-{number}", log=places.log or str(places.home))
+            with open_places(places) as store:
+                for _ in range(3):
+                    moved.append(frames_fold().run(store))
+
+        for begin in range(0, 60, 20):
+            for at in range(begin, begin + 20, 5):
+                with place.sink() as sink:
+                    for number in range(at, at + 5):
+                        sink.append(b"%d" % number)
+            threads = [threading.Thread(target=fold, args=(number,)) for number in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert place.fold() == sorted(str(number) for number in range(60))
+        assert sum(moved) <= 60
+
+    def test_writers_killed_at_random_lose_and_double_nothing(self, place: LogPlace) -> None:
+        chance = random.Random(11)  # noqa: S311 - a test
+        acknowledged: list[str] = []
+        for number in range(self.kills):
+            acknowledged += _killed_writer(place, f"w{number}", chance.uniform(0.0, 0.4))
+        with place.sink():
+            # The next process ships what the dead have left.
+            sleep(0.3)
+        found = place.fold()
+        assert set(acknowledged) <= set(found)
+        assert len(set(found)) == len(found)
+        assert acknowledged
+
+    def test_folds_killed_at_random_lose_and_double_nothing(self, place: LogPlace) -> None:
+        chance = random.Random(13)  # noqa: S311 - a test
+        for begin in range(0, 60, 20):
+            with place.sink() as sink:
+                for number in range(begin, begin + 20):
+                    sink.append(b"%d" % number)
+        for _ in range(self.kills):
+            _killed_fold(place, chance.randrange(1, 8))
+        assert place.fold() == sorted(str(number) for number in range(60))
+
+    def test_a_fold_that_stops_between_any_two_steps_goes_on(self, place: LogPlace) -> None:
+        for point in range(12):
+            with place.sink() as sink:
+                sink.append(b"%d" % (2 * point))
+            with place.sink() as sink:
+                sink.append(b"%d" % (2 * point + 1))
+            with pytest.raises(_StopHere) if point < 3 else _maybe(), _stops(place.store(), point) as store:
+                frames_fold().run(store)
+        assert place.fold() == sorted(str(number) for number in range(24))
+
+
+class _StopHere(BaseException):
+    """In place of a kill: nothing may catch it."""
+
+
+@contextmanager
+def _maybe() -> Iterator[None]:
+    """The last steps are reached only where there is that much to do."""
+    try:
+        yield
+    except _StopHere:
+        return
+
+
+@contextmanager
+def _stops(store: Store, point: int) -> Iterator[Store]:
+    """A store in which the n-th step of a fold is the last one."""
+    from everloop.serving import segment_folding
+
+    steps = iter(range(point, -1, -1))
+
+    def step() -> None:
+        if next(steps, 1) == 0:
+            raise _StopHere
+
+    with store, pytest.MonkeyPatch.context() as patch:
+        _step_around(patch, type(store.tables), "append", step)
+        _step_around(patch, Path, "unlink", step)
+        _step_around(patch, segment_folding._Folding, "_delete", step)
+        yield store
+
+
+def _step_around(patch: pytest.MonkeyPatch, owner: Any, name: str, step: Any) -> None:
+    call = getattr(owner, name)
+
+    def stepping(*given: Any, **named: Any) -> Any:
+        step()
+        result = call(*given, **named)
+        step()
+        return result
+
+    patch.setattr(owner, name, stepping)
+
+
+def frames_fold() -> Fold[str]:
+    """A fold whose rows are the frames' texts."""
+
+    def frame(store: Store, table: str, entries: list[str]) -> Any:
+        import polars as pl
+
+        return pl.DataFrame({"text": entries}).with_columns(event_at=pl.lit(store.now()))
+
+    return Fold(STREAM, TABLE, bytes.decode, frame)
+
+
+def frames_in(store: Store) -> list[str]:
+    """Every frame that has been folded, sorted."""
+    if not store.tables.exists(TABLE):
+        return []
+    return sorted(store.tables.scan(TABLE).collect()["text"].to_list())
+
+
+def _own_places(home: Path) -> Places:
+    return Places(
+        home=home, records=str(home / "everloop.db"), objects=str(home / "objects"), tables=str(home / "tables")
+    )
+
+
+# -- what runs in processes that are killed
+
+_CALL = "import sys; from everloop.testing import log_sinks; getattr(log_sinks, sys.argv[1])(*sys.argv[2:])"
+
+
+def _killed_writer(place: LogPlace, name: str, seconds: float) -> list[str]:
+    """The frames for which `append` had returned when the process was killed."""
+    command = [sys.executable, "-c", _CALL, "write_until_killed", str(place.writers), name]
+    env = {**os.environ, **place.environment}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline().decode()
+        sleep(seconds)
+        process.kill()
+        lines = (first + process.stdout.read().decode()).splitlines(keepends=True)
+    return [line[:-1] for line in lines if line.endswith("\n")]
+
+
+def write_until_killed(home: str, name: str) -> None:
+    """Append, and print what was appended, until this process is killed."""
+    with open_places(_own_places(Path(home))) as store:
+        sink = open_sink(store, STREAM)
+        number = 0
+        while True:
+            text = f"{name}-{number}"
+            sink.append(text.encode())
+            os.write(1, f"{text}\n".encode())
+            number += 1
+            if number % 50 == 0:
+                sleep(0.005)
+
+
+def _killed_fold(place: LogPlace, point: int) -> None:
+    places = {name: None if value is None else str(value) for name, value in asdict(place.places).items()}
+    command = [sys.executable, "-c", _CALL, "fold_until_killed", json.dumps(places), str(point)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+
+
+def fold_until_killed(places: str, point: str) -> None:
+    """Fold, and be killed at the n-th step; or come to the end."""
+    from everloop.serving import segment_folding
+
+    left = int(point)
+
+    def step() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    found = json.loads(places)
+    with open_places(Places(**{**found, "home": Path(found["home"])})) as store, pytest.MonkeyPatch.context() as patch:
+        _step_around(patch, type(store.tables), "append", step)
+        _step_around(patch, Path, "unlink", step)
+        _step_around(patch, segment_folding._Folding, "_delete", step)
+        frames_fold().run(store)
+
+
+def write_and_die(place: LogPlace, name: str, point: int) -> list[str]:
+    """Append in a forked child that is killed at the n-th step of writing and shipping; what it had appended by then.
+
+    For sinks whose libraries survive a fork.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            _write_and_die(place, name, point, writing)
+        finally:
+            os._exit(1)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        lines = pipe.read().decode().splitlines()
+    os.waitpid(child, 0)
+    return lines
+
+
+def _write_and_die(place: LogPlace, name: str, point: int, told: int) -> None:
+    left = point
+    guard = threading.Lock()
+
+    def step() -> None:
+        nonlocal left
+        with guard:
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    patch = pytest.MonkeyPatch()
+    for owner, method in ((Journal, "append"), (Journal, "_begin"), (Journal, "close"), (Path, "unlink")):
+        _step_around(patch, owner, method, step)
+    with place.sink() as sink:
+        if isinstance(sink, ShippingSink):
+            _step_around(patch, sink._store, "put", step)
+        for number in range(8):
+            text = f"{name}-{number}"
+            sink.append(text.encode())
+            os.write(told, f"{text}\n".encode())
+            sleep(0.01)
+    os._exit(0)
+
+
+__all__ = ["LogPlace", "LogSinkSuite", "frames_fold", "frames_in", "write_and_die"]
