@@ -116,6 +116,7 @@ class Fold(Generic[Entry]):
 
     def _fold_one(self, store: Store, path: Path) -> int:
         from everloop.stores import read_journal, writer_alive
+        from everloop.stores.journals import check_tail
 
         # Asked before reading: a writer that dies afterwards may have appended behind what is read here.
         finished = not writer_alive(path)
@@ -133,7 +134,9 @@ class Fold(Generic[Entry]):
                     entries, size = [], 0
         finally:
             rows += self._commit(store, writer, end, entries)
-        if finished:
+        if finished and path.exists():
+            # A damaged last frame is not what a killed writer leaves. Removing it would hide that something is lost.
+            check_tail(path)
             path.unlink(missing_ok=True)
         return rows
 

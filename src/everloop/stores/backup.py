@@ -1,13 +1,16 @@
 """One file with everything that a home holds, and a home from such a file.
 
 The file is a tar, compressed where its name ends in `.zst`. Its first member, `everloop-backup.json`, says its
-format, and its last, `everloop-backup.end`, how many files lie between, so that a cut is noticed. What is copied
+format, and its last, `everloop-backup.end`, how many files lie between, so that a cut is noticed, and the SHA-256 of
+each, so that damage is: nothing appears under the home's name before all of them are right. Older backups
+have no digests; what is in such a file is checked by `everloop verify` on the home that it becomes. What is copied
 first can be behind what is copied later and never before it: journals, then records, then the objects and tables
 that the records name. So the copy is whole although others go on writing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -16,7 +19,7 @@ import tarfile
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 from everloop.errors import AlreadyExistsError, CorruptionError, NotFoundError, StoreVersionError, UsageError
 from everloop.stores.home import open_store, prepare_home
@@ -25,6 +28,7 @@ from everloop.stores.permissions import PRIVATE_FILE, file_mode, make_folder, ma
 from everloop.stores.sql_records import SqlRecords
 from everloop.stores.sqlite import SqliteDatabase
 from everloop.stores.sweep import LOCK
+from everloop.stores.table_digests import FOLDER, LOG
 from everloop.stores.trees import safe_path
 
 if TYPE_CHECKING:
@@ -60,19 +64,20 @@ def backup(store: Store, path: Path | str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".everloop-backup-", dir=target.parent) as scratch, store.lock(LOCK):
         draft = Path(scratch) / "backup"
+        digests: dict[str, str] = {}
         with _tar_writer(draft, compressed=target.name.endswith(".zst")) as tar:
             head = {"format": FORMAT, "created_at": store.now().isoformat(), "project": store.project}
             _add_bytes(tar, _HEAD, json.dumps(head).encode())
-            _add_folder(tar, store.journals, "journals")
+            _add_folder(tar, store.journals, "journals", digests)
             copy = Path(scratch) / _RECORDS
             database.copy_to(copy)
-            _add_file(tar, copy, _RECORDS)
+            _add_file(tar, copy, _RECORDS, digests)
             copy.unlink()
-            _add_folder(tar, Path(store.places.objects), "objects")
-            _add_folder(tar, Path(store.places.tables), "tables")
+            _add_folder(tar, Path(store.places.objects), "objects", digests)
+            _add_folder(tar, Path(store.places.tables), "tables", digests)
             if (store.home / "clock").exists():
-                _add_file(tar, store.home / "clock", "clock")
-            _add_bytes(tar, _END, json.dumps({"files": len(tar.getmembers()) - 1}).encode())
+                _add_file(tar, store.home / "clock", "clock", digests)
+            _add_bytes(tar, _END, _end(digests))
         with draft.open("rb") as file:
             os.fsync(file.fileno())
         draft.chmod(0o600)
@@ -108,7 +113,8 @@ def restore(path: Path | str, home: Path | str) -> Path:
             raise CorruptionError(f"'{source}' is no whole backup: {error}.") from error
         prepare_home(draft)
         # Opening proves that this everloop can read the records, before anything shows.
-        open_store(draft, create=False).close()
+        with open_store(draft, create=False) as opened:
+            _local(opened).use_log()
         if target.exists():
             target.rmdir()
         draft.rename(target)
@@ -161,24 +167,50 @@ def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(info, io.BytesIO(data))
 
 
-def _add_file(tar: tarfile.TarFile, path: Path, name: str) -> None:
+class _Summed:
+    """A file that is read once, and the SHA-256 of what was read."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.sum = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self.sum.update(data)
+        return data
+
+
+def _end(digests: dict[str, str]) -> bytes:
+    """The last member. Its own digest comes first, because nothing else covers it."""
+    body = json.dumps({"files": len(digests), "digests": digests})
+    return json.dumps({"files": len(digests), "body": body, "sha256": _digest(body.encode())}).encode()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _add_file(tar: tarfile.TarFile, path: Path, name: str, digests: dict[str, str]) -> None:
     with path.open("rb") as file:
         stat = os.fstat(file.fileno())
         info = tarfile.TarInfo(name)
         # A journal may grow under our hands: exactly so much is copied, and a torn tail is its readers' daily bread.
         info.size, info.mtime, info.mode = stat.st_size, stat.st_mtime, PRIVATE_FILE
-        tar.addfile(info, file)
+        summed = _Summed(file)
+        tar.addfile(info, cast("IO[bytes]", summed))
+        digests[name] = summed.sum.hexdigest()
 
 
-def _add_folder(tar: tarfile.TarFile, folder: Path, top: str) -> None:
+def _add_folder(tar: tarfile.TarFile, folder: Path, top: str, digests: dict[str, str]) -> None:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
-    # A table's log before its files: what the log names has been written by then, and is not removed for days.
-    for path in sorted(files, key=lambda path: "_delta_log" not in path.parts):
+    # The digests of a table before its log, which may be ahead of them and never behind; and its log before its files:
+    # what the log names has been written by then, and is not removed for days.
+    for path in sorted(files, key=lambda path: (FOLDER not in path.parts, LOG not in path.parts)):
         below = path.relative_to(folder)
         if TEMPORARY in below.parts or below.name.startswith(".") or below.name == _LEFT_OUT:
             continue
         try:
-            _add_file(tar, path, f"{top}/{below.as_posix()}")
+            _add_file(tar, path, f"{top}/{below.as_posix()}", digests)
         except FileNotFoundError:
             # A journal that has just been folded: its points are in the records, which are copied after it.
             continue
@@ -193,19 +225,33 @@ def _unpack(tar: tarfile.TarFile, source: Path, home: Path) -> None:
         raise StoreVersionError(
             f"The backup '{source}' has format {version}; this everloop knows {FORMAT}.", help="Upgrade everloop."
         )
-    names: set[str] = set()
+    names: dict[str, str] = {}
     while (member := tar.next()) is not None and member.name != _END:
         known = member.name in (_RECORDS, "clock") or member.name.startswith(_TOPS)
         if not (member.isreg() and known and safe_path(member.name)) or member.name in names:
             raise CorruptionError(f"'{source}' holds '{member.name}', which no backup does.")
-        names.add(member.name)
         path = home / member.name
         make_folder(path.parent)
         with os.fdopen(make_private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
-            shutil.copyfileobj(_content(tar, member), file, 1 << 20)
+            summed = _Summed(_content(tar, member))
+            shutil.copyfileobj(summed, file, 1 << 20)
+        names[member.name] = summed.sum.hexdigest()
         path.chmod(file_mode(path.parent, read_only=member.name.startswith("objects/")))
-    if member is None or json.loads(_content(tar, member).read())["files"] != len(names) or _RECORDS not in names:
+    end = {} if member is None else json.loads(_content(tar, member).read())
+    if not end or end["files"] != len(names) or _RECORDS not in names:
         raise CorruptionError(f"'{source}' is a backup without its end.")
+    if "body" not in end:
+        return
+    if _digest(end["body"].encode()) != end["sha256"]:
+        raise CorruptionError(f"The end of the backup '{source}' is damaged.", help="Use another backup.")
+    digests = json.loads(end["body"])["digests"]
+    different = sorted(name for name in digests.keys() | names.keys() if digests.get(name) != names.get(name))
+    if different:
+        more = f" and {len(different) - 1} others" if len(different) > 1 else ""
+        raise CorruptionError(
+            f"The backup '{source}' is damaged: '{different[0]}'{more} differ from their digests.",
+            help="Use another backup.",
+        )
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:

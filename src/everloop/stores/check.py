@@ -3,81 +3,106 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+import re
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from everloop.errors import ConflictError, EverloopError, NotFoundError
-from everloop.records import KINDS, Alias, Artifact, ModelVersion, Record, Run, Step
-from everloop.stores.bodies import decode
+from everloop.errors import ConflictError, EverloopError, NotFoundError, StoreError, UnavailableError, UsageError
+from everloop.records import Alias, Artifact, ModelVersion, Record, Run, Step
+from everloop.stores.clock import SharedClock
 from everloop.stores.expressions import Compare
-from everloop.stores.journals import list_journals, read_journal, writer_alive
+from everloop.stores.journals import check_tail, list_journals, mended, read_journal, whole_part, writer_alive
 from everloop.stores.permissions import exposed, is_shared
+from everloop.stores.problems import Checked, Cure, Problem, Report
+from everloop.stores.row_check import REPAIR, RESTORE, check_rows, seal_rows
+from everloop.stores.sql_records import SqlRecords
+from everloop.stores.sqlite import SqliteDatabase
+from everloop.stores.table_check import check_table
 from everloop.stores.trees import DIGEST
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from everloop.records import Json
-    from everloop.stores.home import Store
+    from everloop.stores.home import Places, Store
 
+__all__ = [
+    "Checked",
+    "Problem",
+    "Report",
+    "digests_in",
+    "look_before_opening",
+    "mark_lost",
+    "seal",
+    "verify",
+]
+
+_INDEX_PROBLEM = re.compile(r"row \d+ missing from index|wrong # of entries in index|non-unique entry in index")
 _ELSEWHERE = frozenset({"received", "imported", "running"})
 _BEGINNINGS = _ELSEWHERE | {"created", "started", "resumed"}
 """Verbs of the events by which a run begins, or goes on."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """One thing that is not as it should be."""
+def verify(store: Store, *, found: Sequence[str] = ()) -> Report:
+    """Check the whole home, all of its projects: every byte that it promises to keep is read and compared with the
+    checksum that was written with it.
 
-    kind: str
-    """`records`, `record`, `object`, `tree`, `reference`, `journal`, `table`, `permissions` or `run`."""
-    subject: str
-    message: str
-    repair: str | None = None
-    """The command that helps, where one does."""
+    Writes nothing. Others may go on working meanwhile.
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What a check has looked at and found."""
-
-    problems: tuple[Problem, ...]
-    counts: dict[str, int]
-    """How many records, objects, journals and tables were looked at."""
-
-    @property
-    def ok(self) -> bool:
-        return not self.problems
-
-
-def verify(store: Store) -> Report:
-    """Check the whole home, all of its projects: every byte of every object, journal and table is read.
-
-    Others may go on working meanwhile.
+    Args:
+        found: what `look_before_opening` has found wrong with the database.
     """
     counts = dict.fromkeys(("records", "objects", "journals", "tables"), 0)
-    problems = [Problem(kind="records", subject="database", message=message) for message in store.records.problems()]
+    checked = Checked()
     records: list[Record] = []
-    problems += _check_records(store, records, counts)
-    problems += _check_objects(store, records, counts)
-    problems += _check_relations(records)
-    problems += _check_journals(store.journals, counts)
-    problems += _check_tables(store, counts)
-    problems += _check_permissions(store.home)
-    problems += [
-        Problem(
-            kind="run",
-            subject=run.id,
-            message=f"The run '{run.name}' is said to be running, and its process is gone.",
-            repair="everloop verify",
-        )
-        for run in records
-        if isinstance(run, Run) and _is_lost(store, run)
+    problems: list[Problem] = []
+    unchecked: list[Problem] = []
+    parts: list[tuple[str, Callable[[], Iterable[Problem]]]] = [
+        ("records", lambda: _check_database(store, found, records, counts, checked)),
+        ("search", lambda: _check_search(store, records, problems)),
+        ("object", lambda: _check_objects(store, records, counts, checked)),
+        ("reference", lambda: _check_relations(records)),
+        ("journal", lambda: _check_journals(store.journals, counts, checked)),
+        ("table", lambda: _check_tables(store, counts, checked, unchecked)),
+        ("clock", lambda: _check_clock(store, checked)),
+        ("key", lambda: _check_keys(checked)),
+        ("permissions", lambda: _check_permissions(store.home)),
+        ("run", lambda: _check_runs(store, records)),
     ]
-    return Report(problems=tuple(problems), counts=counts)
+    for kind, part in parts:
+        try:
+            problems += part()
+        except (UnavailableError, PermissionError, OSError) as error:
+            unchecked.append(Problem(kind=kind, subject=kind, message=f"Not checked to the end: {error}"))
+        except StoreError as error:
+            # The database is damaged so far that it cannot be asked.
+            problems.append(Problem(kind=kind, subject="database", message=error.message, repair=RESTORE))
+    return Report(problems=tuple(problems), counts=counts, checked=checked, unchecked=tuple(unchecked))
+
+
+def look_before_opening(places: Places) -> list[str]:
+    """What is wrong with the database's write-ahead log. Opening a database after a crash makes SQLite forget what it
+    cannot read of the log, so this comes first."""
+    if "://" in places.records:
+        return []
+    from everloop.stores.sqlite_files import log_problems
+
+    return log_problems(Path(places.records))
+
+
+def seal(store: Store) -> tuple[int, int]:
+    """Give everything that has no checksum one, because an earlier version wrote it or its writer was killed; returns
+    how many rows and how many files of tables that were.
+
+    To be called when a check has found nothing wrong: what is damaged by now cannot be told from what was written.
+    """
+    rows = 0
+    if isinstance(store.records, SqlRecords):
+        rows = seal_rows(store.records.database)
+    return rows, sum(store.tables.files(name).seal_all() for name in store.tables.names())
 
 
 def mark_lost(store: Store, *, started_here: bool = False) -> list[Run]:
@@ -134,34 +159,76 @@ def _lock(run: Run) -> str:
     return f"run-{run.id}"
 
 
-def _check_records(store: Store, records: list[Record], counts: dict[str, int]) -> Iterator[Problem]:
-    stored = store.records.stored()
-    while True:
-        try:
-            kept = next(stored, None)
-        except EverloopError as error:
-            # The database itself is damaged from here on.
-            yield Problem(kind="records", subject="database", message=error.message)
-            return
-        if kept is None:
-            return
-        if not kept.current or kept.deleted_at is not None:
-            continue
-        counts["records"] += 1
-        if kept.kind not in KINDS:
-            yield Problem(kind="record", subject=kept.id, message=f"It is of the kind '{kept.kind}', unknown here.")
-            continue
-        try:
-            records.append(decode(KINDS[kept.kind], kept.body))
-        except EverloopError as error:
-            yield Problem(kind="record", subject=kept.id, message=error.message)
+def _check_database(
+    store: Store, found: Sequence[str], records: list[Record], counts: dict[str, int], checked: Checked
+) -> Iterator[Problem]:
+    messages = list(dict.fromkeys([*found, *store.records.problems()]))
+    for message in messages:
+        yield _database_problem(message)
+    if not isinstance(store.records, SqlRecords):
+        raise UsageError("Only records in a SQL database can be checked.")
+    database = store.records.database
+    if isinstance(database, SqliteDatabase):
+        checked.files += 1
+        checked.size_bytes += database.path.stat().st_size if database.path.exists() else 0
+    yield from check_rows(database, records, checked)
+    counts["records"] += len(records)
 
 
-def _check_objects(store: Store, records: list[Record], counts: dict[str, int]) -> Iterator[Problem]:
+def _database_problem(message: str) -> Problem:
+    cure: Cure | None = None
+    heal = None
+    if _INDEX_PROBLEM.match(message):
+        cure, heal = "index", "Make the indexes again from their tables, if all rows are whole."
+    return Problem(
+        kind="records", subject="database", message=message, repair=REPAIR if heal else RESTORE, heal=heal, cure=cure
+    )
+
+
+def _check_search(store: Store, records: list[Record], known: list[Problem]) -> Iterator[Problem]:
+    """What searches find records by follows from the records, and must fit them."""
+    if not isinstance(store.records, SqlRecords):
+        return
+    damaged = {problem.subject for problem in known if problem.kind == "record"}
+    heal = "Make it again from the records."
+    for record in records:
+        here = store.records.for_project(record.project)
+        if not here.misfiled(record):
+            continue
+        # It may have been written to since it was read.
+        now = here.get_many(type(record), [record.id])
+        if now and here.misfiled(now[0]):
+            message = f"What searches find {_name(record)} by differs from what it says."
+            yield Problem(
+                kind="search",
+                subject=record.id,
+                message=message,
+                repair=REPAIR,
+                heal=heal,
+                cure="search",
+                place=record.id,
+            )
+    for identity in store.records.strayed():
+        if identity not in damaged:
+            message = "Searches would find a record that is not there."
+            yield Problem(
+                kind="search",
+                subject=identity,
+                message=message,
+                repair=REPAIR,
+                heal=heal,
+                cure="search",
+                place=identity,
+            )
+
+
+def _check_objects(store: Store, records: list[Record], counts: dict[str, int], checked: Checked) -> Iterator[Problem]:
     bad: set[str] = set()
     present: set[str] = set()
-    for digest, _ in store.objects.digests():
+    for digest, size in store.objects.digests():
         counts["objects"] += 1
+        checked.files += 1
+        checked.size_bytes += size
         present.add(digest)
         try:
             store.objects.prove(digest)
@@ -170,14 +237,14 @@ def _check_objects(store: Store, records: list[Record], counts: dict[str, int]) 
             present.discard(digest)
         except EverloopError as error:
             bad.add(digest)
-            yield Problem(kind="object", subject=digest, message=error.message)
+            yield _object_problem("object", digest, error.message, digest)
     seen: set[str] = set()
     for record in records:
         builtins: Any = msgspec.to_builtins(record)
         for digest in digests_in(builtins):
             if digest not in present:
                 message = f"{_name(record)} refers to the object {digest}, which is not there."
-                yield Problem(kind="reference", subject=record.id, message=message)
+                yield _object_problem("reference", record.id, message, digest)
             elif digest not in seen and digest not in bad:
                 seen.add(digest)
                 yield from _check_tree(store, digest, present)
@@ -190,11 +257,23 @@ def _check_tree(store: Store, digest: str, present: set[str]) -> Iterator[Proble
         for entry in store.objects.tree(digest):
             if entry.holder not in present:
                 message = f"The object {entry.holder} with its file '{entry.path}' is not there."
-                yield Problem(kind="tree", subject=digest, message=message)
+                yield _object_problem("tree", digest, message, entry.holder)
             elif entry.pack is not None:
                 store.objects.read_entry(entry)
     except EverloopError as error:
         yield Problem(kind="tree", subject=digest, message=error.message)
+
+
+def _object_problem(kind: str, subject: str, message: str, digest: str) -> Problem:
+    return Problem(
+        kind=kind,
+        subject=subject,
+        message=message,
+        repair=f"{REPAIR} --from BACKUP",
+        heal="Take the object from the cache or from a tree's pack, or with --from out of a backup, if it is there.",
+        cure="object",
+        place=digest,
+    )
 
 
 def _check_relations(records: list[Record]) -> Iterator[Problem]:
@@ -211,24 +290,62 @@ def _check_relations(records: list[Record]) -> Iterator[Problem]:
             yield Problem(kind="reference", subject=record.id, message=message)
 
 
-def _check_journals(folder: Path, counts: dict[str, int]) -> Iterator[Problem]:
-    for path in list_journals(folder):
+def _check_journals(folder: Path, counts: dict[str, int], checked: Checked) -> Iterator[Problem]:
+    # Those that wait to be shipped elsewhere lie in a folder below.
+    folders = [folder, *(path for path in folder.iterdir() if path.is_dir())] if folder.is_dir() else []
+    for path in [path for one in folders for path in list_journals(one)]:
         counts["journals"] += 1
+        checked.files += 1
         try:
+            checked.size_bytes += path.stat().st_size
             for _ in read_journal(path):
                 pass
-        except NotFoundError:
+            check_tail(path)
+        except (NotFoundError, FileNotFoundError):
             # Folded and removed since it was listed.
             continue
         except EverloopError as error:
-            yield Problem(kind="journal", subject=path.name, message=error.message)
+            yield _journal_problem(path, error.message)
 
 
-def _check_tables(store: Store, counts: dict[str, int]) -> Iterator[Problem]:
+def _journal_problem(path: Path, message: str) -> Problem:
+    heal: str | None = None
+    cure: Cure | None = None
+    if writer_alive(path):
+        heal = None
+    elif mended(path) is not None:
+        cure, heal = "journal-frame", "Flip back the single bit that was flipped, which the checksum proves."
+    elif path.stat().st_size > len(whole_part(path)) > 0 and _is_tail(path):
+        cure, heal = "journal-tail", "Cut off the damaged last frame; what it said is lost."
+    return Problem(
+        kind="journal",
+        subject=path.name,
+        message=message,
+        repair=REPAIR if heal else RESTORE,
+        heal=heal,
+        cure=cure,
+        place=str(path),
+    )
+
+
+def _is_tail(path: Path) -> bool:
+    try:
+        for _ in read_journal(path):
+            pass
+    except EverloopError:
+        return False
+    return True
+
+
+def _check_tables(
+    store: Store, counts: dict[str, int], checked: Checked, unchecked: list[Problem]
+) -> Iterator[Problem]:
     for name in store.tables.names():
         counts["tables"] += 1
         try:
-            store.tables.prove(name)
+            yield from check_table(store.tables.files(name), checked)
+        except (UnavailableError, OSError) as error:
+            unchecked.append(Problem(kind="table", subject=name, message=f"Not checked to the end: {error}"))
         except EverloopError as error:
             yield Problem(kind="table", subject=name, message=error.message)
 
@@ -241,6 +358,39 @@ def _check_permissions(home: Path) -> Iterator[Problem]:
         message = f"Not only its owner can use '{path}', but {who}{more}."
         repair = f"chmod -R {'o=' if is_shared(home) else 'go='} '{home}'"
         yield Problem(kind="permissions", subject=str(path), message=message, repair=repair)
+def _check_clock(store: Store, checked: Checked) -> Iterator[Problem]:
+    path = store.home / "clock"
+    if not path.exists():
+        return
+    checked.files += 1
+    try:
+        SharedClock(path).now()
+    except EverloopError as error:
+        yield Problem(kind="clock", subject=path.name, message=error.message, repair=error.help)
+
+
+def _check_keys(checked: Checked) -> Iterator[Problem]:
+    """The keys of this machine, by which packages of this home are trusted."""
+    from everloop.stores.trust import Keyring
+
+    ring = Keyring()
+    if not ring.folder.is_dir():
+        return
+    try:
+        checked.files += len(ring.listing())
+    except EverloopError as error:
+        yield Problem(kind="key", subject=str(ring.folder), message=error.message, repair=error.help)
+
+
+def _check_runs(store: Store, records: list[Record]) -> Iterator[Problem]:
+    for run in records:
+        if isinstance(run, Run) and _is_lost(store, run):
+            yield Problem(
+                kind="run",
+                subject=run.id,
+                message=f"The run '{run.name}' is said to be running, and its process is gone.",
+                repair="everloop verify",
+            )
 
 
 def _name(record: Record) -> str:

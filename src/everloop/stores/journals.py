@@ -15,12 +15,14 @@ import re
 import secrets
 import struct
 import threading
+import time
 import weakref
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from everloop.errors import CorruptionError, NotFoundError, StoreVersionError, UsageError
+from everloop.stores.checksums import flipped_bit
 from everloop.stores.full_disk import FULL, insufficient, storage_error
 from everloop.stores.locks import is_locked
 from everloop.stores.permissions import make_folder, make_private
@@ -214,6 +216,96 @@ def split_frames(data: bytes) -> list[tuple[bytes, int]]:
     if at < len(data):
         raise CorruptionError(f"There is no whole frame at byte {at} of {len(data)}.")
     return found
+
+
+def check_tail(path: Path | str) -> None:
+    """Return if what stands behind the last whole frame may be what a killed writer left: a part of a frame, or zeros.
+
+    `read_journal` stops there either way, because the writer may be in the middle of it. Before a journal is removed,
+    and where damage is looked for, the two must be told apart.
+
+    Raises:
+        CorruptionError: the last frame is there in full length, and damaged.
+    """
+    source = Path(path)
+    for last_look in (False, True):
+        end = 0
+        for _, end in read_journal(source):  # noqa: B007 - only the last one counts
+            pass
+        with source.open("rb") as file:
+            file.seek(end or len(HEADER))
+            rest = file.read()
+        if not _is_damaged(rest):
+            return
+        if not last_look:
+            time.sleep(0.01)
+    raise CorruptionError(
+        f"The last frame of the journal '{path}' is damaged, at byte {end or len(HEADER)}.", help="See: everloop verify"
+    )
+
+
+def mended(path: Path | str) -> bytes | None:
+    """The journal as it was before a single bit of it was flipped, if checksums prove that; else None."""
+    data = Path(path).read_bytes()
+    whole = _whole(data, len(HEADER))
+    at = whole[-1][1] if whole else len(HEADER)
+    if data[: len(HEADER)] != HEADER:
+        return HEADER + data[len(HEADER) :] if whole and len(data) == at else None
+    for frame in _other_frames(data[at:]):
+        candidate = data[:at] + frame + data[at + len(frame) :]
+        found = _whole(candidate, at)
+        if found and not _is_damaged(candidate[found[-1][1] :]) and not _behind(candidate, found[-1][1]):
+            return candidate
+    return None
+
+
+def whole_part(path: Path | str) -> bytes:
+    """The journal's header and the whole frames that follow it."""
+    data = Path(path).read_bytes()
+    found = _whole(data, len(HEADER))
+    return data[: found[-1][1] if found else len(HEADER)]
+
+
+def _is_damaged(rest: bytes) -> bool:
+    """Whether bytes behind the last whole frame are a whole frame with damage in it."""
+    if len(rest) < _FRAME.size or not rest.strip(b"\0"):
+        return False
+    length, check = _FRAME.unpack_from(rest)
+    if length <= len(rest) - _FRAME.size:
+        return True
+    # Torn, unless it is the length that is wrong.
+    body = rest[_FRAME.size :]
+    return zlib.crc32(body, zlib.crc32(_LENGTH.pack(len(body)))) == int(check)
+
+
+def _other_frames(rest: bytes) -> Iterator[bytes]:
+    """What the frame at the beginning of these bytes may have been before one of its bits was flipped."""
+    if len(rest) < _FRAME.size:
+        return
+    length, check = _FRAME.unpack_from(rest)
+    for bit in range(32):
+        other = length ^ (1 << bit)
+        body = rest[_FRAME.size : _FRAME.size + other]
+        if len(body) == other and zlib.crc32(body, zlib.crc32(_LENGTH.pack(other))) == check:
+            yield _FRAME.pack(other, check) + body
+    body = rest[_FRAME.size : _FRAME.size + length]
+    if len(body) != length:
+        return
+    found = zlib.crc32(body, zlib.crc32(_LENGTH.pack(length)))
+    if (found ^ check).bit_count() == 1:
+        yield _FRAME.pack(length, found) + body
+        return
+    at = flipped_bit(_LENGTH.pack(length) + body, check)
+    if at is not None and at >= 8 * _LENGTH.size:
+        changed = bytearray(body)
+        at -= 8 * _LENGTH.size
+        changed[at >> 3] ^= 1 << (at & 7)
+        yield _FRAME.pack(length, check) + bytes(changed)
+
+
+def _behind(data: bytes, at: int) -> bool:
+    """Whether a whole frame follows somewhere behind a position."""
+    return any(_whole(data, start, 1) for start in range(at + 1, len(data) - _FRAME.size + 1))
 
 
 def _frames(path: Path, file: BinaryIO, offset: int) -> Iterator[tuple[bytes, int]]:

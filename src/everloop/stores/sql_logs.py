@@ -9,11 +9,13 @@ promises is here and in `sql_records`, once. Times are kept as µs since 1970.
 from __future__ import annotations
 
 import copy
+import struct
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from everloop.errors import ReadOnlyError
 from everloop.records import Event, Json, Point
 from everloop.stores.bodies import decode_value, encode_value
+from everloop.stores.checksums import event_sum, metric_sum, point_sum
 from everloop.stores.clock import Clock, micros, moment_of
 
 if TYPE_CHECKING:
@@ -36,6 +38,13 @@ class Database(Protocol):
 
     @property
     def patterns(self) -> Patterns: ...
+
+    @property
+    def row_id(self) -> str:
+        """The column by which all records can be walked while their ids may be damaged."""
+
+    def read_raw(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
+        """As `read`, for checking: texts that are not UTF-8 any more keep their odd bytes as lone surrogates."""
 
     def read(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
         """All rows, each a tuple."""
@@ -119,18 +128,23 @@ class SqlLogs:
             for start in range(0, len(keys), _BATCH):
                 part = keys[start : start + _BATCH]
                 self.database.write_many(
-                    "INSERT INTO metrics (project, series, key) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-                    [(self.project, series, key) for key in part],
+                    "INSERT INTO metrics (project, series, key, crc) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                    [(self.project, series, key, metric_sum(self.project, series, key)) for key in part],
                 )
                 metrics |= self.database.read(
                     "SELECT key, id FROM metrics WHERE project = ? AND series = ?"
                     f" AND key IN ({', '.join('?' * len(part))})",
                     (self.project, series, *part),
                 )
+            # SQL has no NaN that every database keeps; a point always has a value, so NULL is free to mean it.
+            points = [(metrics[key], step, at, now, None if value != value else value) for key, step, at, value in rows]
+            try:
+                summed: list[tuple[object, ...]] = [(*point, point_sum(*point)) for point in points]
+            except struct.error:
+                # A number that is too large: the database says so, with a better message.
+                summed = [(*point, None) for point in points]
             self.database.write_many(
-                "INSERT INTO points (metric, step, at, written_at, value) VALUES (?, ?, ?, ?, ?)",
-                # SQL has no NaN that every database keeps; a point always has a value, so NULL is free to mean it.
-                [(metrics[key], step, at, now, None if value != value else value) for key, step, at, value in rows],
+                "INSERT INTO points (metric, step, at, written_at, value, crc) VALUES (?, ?, ?, ?, ?, ?)", summed
             )
 
     def read_points(
@@ -245,16 +259,10 @@ class SqlLogs:
         return 2**63 - 1 if self._moment is None else self._moment
 
     def _say(self, now: int, verb: str, kind: str, subject: str, key: str, data: Mapping[str, Json] | None) -> None:
+        text = encode_value(dict(data), f"An event about '{key or subject}'") if data else None
+        row = (self.project, now, self.actor, verb, kind, subject, key, text)
         self.database.write(
-            "INSERT INTO events (project, at, actor, verb, kind, subject, key, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                self.project,
-                now,
-                self.actor,
-                verb,
-                kind,
-                subject,
-                key,
-                encode_value(dict(data), f"An event about '{key or subject}'") if data else None,
-            ),
+            "INSERT INTO events (project, at, actor, verb, kind, subject, key, data, crc)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*row, event_sum(*row)),
         )

@@ -8,8 +8,9 @@ from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from everloop.errors import AlreadyExistsError, ConflictError, NotFoundError, UsageError
+from everloop.errors import AlreadyExistsError, ConflictError, CorruptionError, NotFoundError, UsageError
 from everloop.stores.bodies import R, decode, encode, kind_of
+from everloop.stores.checksums import SUMS, ended_part, record_sum
 from everloop.stores.clock import micros, moment_of
 from everloop.stores.conditions import Part, Sql, parse_conditions, parse_order
 from everloop.stores.record_store import StoredRecord
@@ -54,8 +55,9 @@ class SqlRecords(SqlSearch):
             now = self._now()
             for record, row in zip(records, rows, strict=True):
                 added = self.database.write(
-                    f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                    (*row[:7], now, row[7]),
+                    f"INSERT INTO records ({_COLUMNS}, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+                    " ON CONFLICT DO NOTHING",
+                    (*row[:7], now, row[7], record_sum(*row[:7], now, row[7])),
                 )
                 if not added:
                     raise self._taken(record)
@@ -120,18 +122,18 @@ class SqlRecords(SqlSearch):
             now = self._now()
             for before, record, row in zip(records, written, rows, strict=True):
                 kept = self.database.write(
-                    f"INSERT INTO revisions ({_COLUMNS}, until) SELECT {_COLUMNS}, ? FROM records"
+                    f"INSERT INTO revisions ({_COLUMNS}, until, crc) SELECT {_COLUMNS}, ?, crc + ? FROM records"
                     " WHERE id = ? AND project = ? AND kind = ? AND revision = ? AND deleted_at IS NULL",
-                    (now, record.id, self.project, row[2], before.revision),
+                    (now, ended_part(now), record.id, self.project, row[2], before.revision),
                 )
                 if not kept:
                     raise self._stale(before)
                 if record.key != record.id and self._holder(row[2], record.key) not in (None, record.id):
                     raise self._taken(record)
                 self.database.write(
-                    "UPDATE records SET key = ?, state = ?, created_at = ?, revision = ?, written_at = ?, body = ?"
-                    " WHERE id = ?",
-                    (*row[3:7], now, row[7], record.id),
+                    "UPDATE records SET key = ?, state = ?, created_at = ?, revision = ?, written_at = ?, body = ?,"
+                    " crc = ? WHERE id = ?",
+                    (*row[3:7], now, row[7], record_sum(*row[:7], now, row[7]), record.id),
                 )
                 self._list(record)
                 self._say(now, verb, row[2], record.id, record.key, data)
@@ -143,7 +145,9 @@ class SqlRecords(SqlSearch):
         with self.transaction():
             record = self.get(kind, ref)
             now = self._now()
-            self.database.write("UPDATE records SET deleted_at = ? WHERE id = ?", (now, record.id))
+            self.database.write(
+                "UPDATE records SET deleted_at = ?, crc = crc + ? WHERE id = ?", (now, ended_part(now), record.id)
+            )
             self._unlist(record.id)
             self._say(now, verb, kind_of(kind), record.id, record.key, data)
 
@@ -169,13 +173,11 @@ class SqlRecords(SqlSearch):
             now = self._now()
             # The time until the deletion becomes history, so that a view of the past still shows the gap.
             self.database.write(
-                f"INSERT INTO revisions ({_COLUMNS}, until) SELECT {_COLUMNS}, deleted_at FROM records WHERE id = ?",
+                f"INSERT INTO revisions ({_COLUMNS}, until, crc) SELECT {_COLUMNS}, deleted_at, crc FROM records"
+                " WHERE id = ?",
                 (identity,),
             )
-            self.database.write(
-                "UPDATE records SET deleted_at = NULL, written_at = ? WHERE id = ?",
-                (now, identity),
-            )
+            self._rewrite("records", "id = ?", (identity,), deleted_at=None, written_at=now)
             self._list(self.get(kind, identity))
             self._say(now, verb, name, identity, key, data)
 
@@ -195,12 +197,10 @@ class SqlRecords(SqlSearch):
             (moved,) = self.update(record, verb="moved", data={**(data or {}), "to": project})
             moved = replace(moved, project=project)
             row = there._row(moved)
-            self.database.write("UPDATE records SET project = ?, body = ? WHERE id = ?", (project, row[7], record.id))
-            self.database.write("UPDATE revisions SET project = ? WHERE id = ?", (project, record.id))
+            self._rewrite("records", "id = ?", (record.id,), project=project, body=row[7])
+            self._rewrite("revisions", "id = ?", (record.id,), project=project)
             for series in (record.id, f"{name}:{record.id}"):
-                self.database.write(
-                    "UPDATE metrics SET project = ? WHERE project = ? AND series = ?", (project, self.project, series)
-                )
+                self._rewrite("metrics", "project = ? AND series = ?", (self.project, series), project=project)
             self._unlist(record.id)
             there._list(moved)
             there._say(self._now(), "moved", name, record.id, record.key, {**(data or {}), "from": self.project})
@@ -263,6 +263,25 @@ class SqlRecords(SqlSearch):
 
     def problems(self) -> list[str]:
         return self.database.problems()
+
+    def _rewrite(self, table: str, where: str, values: Sequence[object], **changes: object) -> None:
+        """Change columns of some rows, and their checksums, which must have been right until now."""
+        check = next(one for one in SUMS if one.table == table)
+        number = self.database.row_id if check.number == "rowid" else check.number
+        columns = ", ".join(check.columns)
+        for at, crc, *row in self.database.read(
+            f"SELECT {number}, crc, {columns} FROM {table} WHERE {where}", tuple(values)
+        ):
+            if crc is not None and crc != check.of(row):
+                raise CorruptionError(
+                    f"A row of '{table}' of the project '{self.project}' differs from its checksum.",
+                    help="See: everloop verify",
+                )
+            changed = {**dict(zip(check.columns, row, strict=True)), **changes}
+            # Rows that never had a checksum get one when they have been looked at: `everloop verify`.
+            new = {**changes, "crc": None if crc is None else check.of(tuple(changed.values()))}
+            assigned = ", ".join(f"{column} = ?" for column in new)
+            self.database.write(f"UPDATE {table} SET {assigned} WHERE {number} = ?", (*new.values(), at))
 
     def _view(self, kind: str) -> Sql:
         """What `SELECT … FROM` reads: the live records of one kind, now or as of the view's moment."""

@@ -177,6 +177,56 @@ class SqlSearch(SqlLogs):
                     added,
                 )
 
+    def misfiled(self, record: Record) -> bool:
+        """Whether what searches find a live record by differs from what it says."""
+        kind = kind_of(type(record))
+        if not is_searchable(kind):
+            return False
+        known = self.database.read_raw("SELECT rec, project, kind FROM searched_records WHERE id = ?", (record.id,))
+        if not known:
+            # Records of earlier versions are brought in by the first search.
+            return not self.database.read("SELECT 1 FROM searched_backlog WHERE id = ?", (record.id,))
+        if known[0][1:] != (self.project, kind):
+            return True
+        stored = self.database.read_raw(
+            "SELECT v.path, v.number, v.text, v.form, p.project, p.kind, p.field, p.name FROM searched_values v"
+            " LEFT JOIN searched_paths p ON p.path = v.path WHERE v.rec = ?",
+            (known[0][0],),
+        )
+        expected = {
+            path_number(self.project, kind, path): (*value, self.project, kind, path[0], "".join(path[1:]))
+            for path, value in entries(record).items()
+        }
+        return {row[0]: tuple(row[1:]) for row in stored} != expected
+
+    def list_again(self, identity: str) -> None:
+        """Make what searches find a record by from the record."""
+        with self.transaction():
+            found = self.database.read(
+                "SELECT project, kind, body FROM records WHERE id = ? AND deleted_at IS NULL", (identity,)
+            )
+            for (rec,) in self.database.read("SELECT rec FROM searched_records WHERE id = ?", (identity,)):
+                self.database.write(
+                    "DELETE FROM searched_paths WHERE path IN (SELECT path FROM searched_values WHERE rec = ?)", (rec,)
+                )
+            self._unlist(identity)
+            for project, kind, body in found:
+                record = decode(KINDS[kind], body)
+                here = self.for_project(project)
+                numbers = {path_number(project, kind, path): path for path in entries(record)}
+                for number in numbers:
+                    self.database.write("DELETE FROM searched_paths WHERE path = ?", (number,))
+                self._named.difference_update(numbers)
+                here._list(record)
+
+    def strayed(self) -> list[str]:
+        """The ids under which searches would find records that are not there."""
+        rows = self.database.read_raw(
+            "SELECT s.id FROM searched_records s LEFT JOIN records r"
+            " ON r.id = s.id AND r.deleted_at IS NULL AND r.kind = s.kind AND r.project = s.project WHERE r.id IS NULL"
+        )
+        return [row[0] for row in rows]
+
     def _catch_up(self) -> None:
         """Bring in what was written by versions that had no such table."""
         if self._caught_up[0]:

@@ -24,6 +24,7 @@ from everloop.stores.locks import file_lock
 from everloop.stores.migrations import Migration, check_version, migrations
 from everloop.stores.permissions import make_folder, make_private
 from everloop.stores.sql_records import SqlRecords
+from everloop.stores.sqlite_files import header_problems, log_problems, schema_problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -53,6 +54,8 @@ class SqliteRecords(SqlRecords):
 class SqliteDatabase:
     """A `Database`."""
 
+    row_id = "rowid"
+
     def __init__(self, path: Path) -> None:
         if sqlite3.sqlite_version_info < (3, 37):
             raise StoreError(
@@ -78,6 +81,18 @@ class SqliteDatabase:
         except _UNKEEPABLE as error:
             raise _refused(error) from error
         return _patiently(lambda: connection.execute(statement, values).fetchall(), self.path)
+
+    def read_raw(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
+        connection = self._connections.slot().connection
+        try:
+            cursor = connection.cursor()
+            connection.text_factory = _odd_text
+            try:
+                return cursor.execute(statement, values).fetchall()
+            finally:
+                connection.text_factory = str
+        except sqlite3.Error as error:
+            raise _told(error, self.path) from error
 
     def write(self, statement: str, values: Sequence[object] = ()) -> int:
         try:
@@ -132,7 +147,10 @@ class SqliteDatabase:
             rows = self._connections.slot().connection.execute("PRAGMA integrity_check(20)").fetchall()
         except sqlite3.Error as error:
             return [str(error)]
-        return [row[0] for row in rows if row[0] != "ok"]
+        found = [row[0] for row in rows if row[0] != "ok"]
+        found += header_problems(self.path)
+        found += log_problems(self.path)
+        return found + schema_problems(self.read("SELECT type, name, sql FROM sqlite_master"), INDEX_PREFIX)
 
     def copy_to(self, path: Path) -> None:
         """Write a consistent copy of the database while others go on writing."""
@@ -144,6 +162,11 @@ class SqliteDatabase:
             raise _told(error, path) from error
         finally:
             target.close()
+
+    def use_log(self) -> None:
+        """Let the database have a write-ahead log again, which a copy of it has not."""
+        connection = self._connections.slot().connection
+        _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchall(), self.path)
 
     @property
     def closed(self) -> bool:
@@ -249,6 +272,10 @@ class SqlitePatterns:
             return Sql(f"{column} LIKE ?", (pattern,))
         signs = {"%": "*", "_": "?", "*": "[*]", "?": "[?]", "[": "[[]"}
         return Sql(f"{column} GLOB ?", ("".join(signs.get(sign, sign) for sign in pattern),))
+
+
+def _odd_text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
 
 
 def _plain(path: Sequence[str]) -> bool:

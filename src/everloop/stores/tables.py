@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import shutil
 import threading
 import time
+from contextlib import suppress
 from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from everloop.errors import (
     CorruptionError,
     DataError,
+    EverloopError,
     NotFoundError,
     ReadOnlyError,
     StoreError,
@@ -22,6 +26,10 @@ from everloop.errors import (
 )
 from everloop.stores.frames import read_frame
 from everloop.stores.full_disk import insufficient, is_full, writing
+from everloop.stores.objects import open_bytes
+from everloop.stores.problems import Checked
+from everloop.stores.table_check import check_table
+from everloop.stores.table_digests import TableFiles, active_files
 from everloop.stores.table_files import close_new_files, make_table_folder
 
 if TYPE_CHECKING:
@@ -32,6 +40,9 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
     from everloop.stores.clock import Clock
+    from everloop.stores.objects import ByteStore
+
+_log = logging.getLogger("everloop.stores")
 
 EVENT_AT = "event_at"
 ARRIVED_AT = "arrived_at"
@@ -51,6 +62,7 @@ class Tables:
         self.clock = clock
         self._as_of = as_of
         self._kept = threading.local()
+        self._bytes: ByteStore | None = None
 
     def as_of(self, moment: datetime) -> Tables:
         """A read-only view that shows only rows which had arrived by `moment`."""
@@ -99,6 +111,9 @@ class Tables:
                 return False
             if any((-1 if table is None else _last(table, writer)) != before for writer, before, _ in progress):
                 return False
+            if table is None:
+                # What a process that was killed while it dropped a table of this name may have left.
+                self.files(name).clear()
             # A commit that makes a table must not be retried: deltalake would put it behind another's as a second one.
             retries = 0 if table is None else 50
             try:
@@ -118,6 +133,7 @@ class Tables:
                 time.sleep(0.005 * attempt)
                 continue
             close_new_files(uri)
+            self._seal(name, 0 if table is None else int(table.version()))
             return True
         raise StoreError(f"The table '{name}' was written to by too many at once.", help="Try again.")
 
@@ -129,14 +145,21 @@ class Tables:
         since: datetime | None = None,
         until: datetime | None = None,
         as_of: datetime | None = None,
+        verify: bool = False,
     ) -> pl.LazyFrame:
         """The rows with `since <= event_at < until` that had arrived by `as_of`; in no particular order.
 
+        Args:
+            verify: compare every file of the table with its digest first.
+
         Raises:
             NotFoundError: there is no such table.
+            CorruptionError: `verify` found a file that is missing or differs from its digest.
         """
         import polars as pl
 
+        if verify:
+            self.prove(name)
         frame = pl.scan_delta(self._open(name))
         if since is not None:
             frame = frame.filter(pl.col(EVENT_AT) >= since)
@@ -163,37 +186,52 @@ class Tables:
         return -1 if table is None else _last(table, writer)
 
     def prove(self, name: str) -> None:
-        """Read a table from end to end.
+        """Compare every file of a table with its digest; read to the end what has none.
 
         Raises:
             CorruptionError: a file of it is missing or damaged.
         """
-        table = self._open(name)
-        try:
-            for _ in table.to_pyarrow_dataset().to_batches():
-                pass
-        except NotFoundError:
-            raise
-        except Exception as error:
-            # pyarrow and deltalake tell of missing and of damaged files by half a dozen kinds of error.
-            raise CorruptionError(f"The table '{name}' cannot be read: {error}", help="See: everloop verify") from error
+        self._open(name)
+        problem = next(check_table(self.files(name), Checked()), None)
+        if problem is not None:
+            raise CorruptionError(f"The table '{name}' is damaged: {problem.message}", help="See: everloop verify")
+
+    def files(self, name: str) -> TableFiles:
+        """The table's files and their digests."""
+        self._uri(name)
+        if self._bytes is None:
+            self._bytes = open_bytes(self.root)
+        return TableFiles(self.root, name, self._bytes)
 
     def compact(self, name: str) -> None:
-        """Join small files into larger ones. Readers and writers go on meanwhile."""
+        """Join small files into larger ones. Readers and writers go on meanwhile.
+
+        Raises:
+            CorruptionError: one of them differs from its digest. Nothing is joined then, so that the damage shows.
+        """
         self._writable()
         table = self._open(name)
+        self.files(name).prove(list(active_files(table)))
         try:
             table.optimize.compact()
         except Exception as error:
             self._forget(name)
             raise _told(error, name) from error
         close_new_files(self._uri(name))
+        self._seal(name, int(table.version()))
 
     def tidy(self, name: str, *, most_files: int = MANY_FILES) -> bool:
-        """Compact a table that has come to more than `most_files` files; returns whether it was done."""
+        """Compact a table that has come to more than `most_files` files; returns whether it was done.
+
+        One that is damaged is left as it is, with a warning.
+        """
         if not self.exists(name) or len(self._open(name).file_uris()) <= most_files:
             return False
-        self.compact(name)
+        try:
+            self.compact(name)
+        except CorruptionError as error:
+            _log.warning("The table '%s' is not compacted: %s", name, error)
+            return False
         return True
 
     def forget(self, name: str, before: datetime) -> int:
@@ -201,9 +239,11 @@ class Tables:
 
         Raises:
             StoreError: somebody else wrote to the same files meanwhile.
+            CorruptionError: a file that would be written again differs from its digest.
         """
         self._writable()
         table = self._open(name)
+        self.files(name).prove(_files_before(table, before))
         try:
             moment = f"'{before.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}'"
             told = table.delete(f"{ARRIVED_AT} < arrow_cast({moment}, 'Timestamp(Microsecond, Some(\"UTC\"))')")
@@ -211,12 +251,21 @@ class Tables:
             self._forget(name)
             raise _told(error, name) from error
         close_new_files(self._uri(name))
+        self._seal(name, int(table.version()))
         return int(told.get("num_deleted_rows") or 0)
 
     def vacuum(self, name: str, *, keep_hours: int = 168) -> list[str]:
         """Remove files that no version of the last `keep_hours` refers to, and return their names."""
         self._writable()
-        return self._open(name).vacuum(keep_hours, dry_run=False, enforce_retention_duration=False)
+        table = self._open(name)
+        gone = table.vacuum(keep_hours, dry_run=False, enforce_retention_duration=False)
+        self._seal(name, int(table.version()))
+        files = self.files(name)
+        checkpoint = max(files.checkpoints(), default=-1)
+        if checkpoint >= 0:
+            with suppress(EverloopError, OSError):
+                files.join(checkpoint, set(active_files(table)))
+        return gone
 
     def drop(self, name: str) -> None:
         """Remove a table with all its rows, for good.
@@ -239,6 +288,13 @@ class Tables:
         store = from_url(uri)
         files = [entry["path"] for page in obstore.list(store) for entry in page]
         obstore.delete(store, sorted(files, key=lambda path: not path.startswith("_delta_log")))
+
+    def _seal(self, name: str, version: int) -> None:
+        """Note the digests of what a commit has written. The commit stands, whatever becomes of them."""
+        try:
+            self.files(name).seal(version)
+        except (EverloopError, OSError, ValueError) as error:
+            _log.warning("The table '%s' has no digests of its version %d: %s", name, version, error)
 
     def _open(self, name: str) -> DeltaTable:
         table = self._find(name)
@@ -320,6 +376,16 @@ def _birth(uri: str) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_ino, found.st_mtime_ns
+
+
+def _files_before(table: DeltaTable, moment: datetime) -> list[str]:
+    """The files that may hold rows which arrived before a moment."""
+    actions: Any = table.get_add_actions(flatten=True)
+    paths = [unquote(path) for path in actions.column("path").to_pylist()]
+    if f"min.{ARRIVED_AT}" not in actions.schema.names:
+        return paths
+    first = actions.column(f"min.{ARRIVED_AT}").to_pylist()
+    return [path for path, at in zip(paths, first, strict=True) if at is None or at < moment]
 
 
 def _last(table: DeltaTable, writer: str) -> int:

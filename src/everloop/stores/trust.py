@@ -126,13 +126,13 @@ class Keyring:
                 f"That is no public key: {error}.", help="Use the line that `everloop trust show` prints."
             ) from error
         held = self.folder / "trusted" / f"{name}.pub"
-        if held.exists() and held.read_text().split() != public.split()[:1]:
+        if held.exists() and held.read_text().split()[:1] != public.split()[:1]:
             raise AlreadyExistsError(
                 f"Another key is trusted as '{name}' already.", help=f"Take that back first: everloop trust rm {name}"
             )
         _private_folder(self.folder)
         _private_folder(held.parent)
-        _write_whole(held, (public.split()[0] + "\n").encode(), replace=True)
+        _write_whole(held, f"{public.split()[0]} {key_id(key)}\n".encode(), replace=True)
         return key_id(key)
 
     def trust_digest(self, digest: str, why: str = "") -> None:
@@ -192,7 +192,11 @@ class Keyring:
         keys = []
         for path in sorted((self.folder / "trusted").glob("*.pub")):
             try:
-                key = Ed25519PublicKey.from_public_bytes(base64.b64decode(path.read_text().split()[0]))
+                words = path.read_text().split()
+                key = Ed25519PublicKey.from_public_bytes(base64.b64decode(words[0]))
+                # Any 32 bytes are a key; its id beside it tells which ones it had.
+                if len(words) > 1 and words[1] != key_id(key):
+                    raise ValueError("it is not the key whose id stands beside it")
             except (ValueError, IndexError) as error:
                 raise TrustError(f"'{path}' holds no public key: {error}.", help="Remove it.") from error
             keys.append((path, key))
@@ -208,10 +212,17 @@ class Keyring:
         if not path.exists():
             _private_folder(self.folder)
             # Whoever comes first makes the key; the others read it.
-            _write_whole(path, base64.b64encode(Ed25519PrivateKey.generate().private_bytes_raw()) + b"\n")
+            made = Ed25519PrivateKey.generate()
+            line = f"{base64.b64encode(made.private_bytes_raw()).decode()} {key_id(made.public_key())}\n"
+            _write_whole(path, line.encode())
         try:
-            return Ed25519PrivateKey.from_private_bytes(base64.b64decode(path.read_bytes(), validate=False))
-        except ValueError as error:
+            words = path.read_bytes().split()
+            key = Ed25519PrivateKey.from_private_bytes(base64.b64decode(words[0], validate=True))
+            # Any 32 bytes are a key; its id beside it tells which ones it had.
+            if len(words) > 1 and words[1].decode("latin-1") != key_id(key.public_key()):
+                raise ValueError("it is not the key whose id stands beside it")
+            return key
+        except (ValueError, IndexError) as error:
             raise StoreError(
                 f"The machine's key '{path}' is damaged: {error}.", help="Remove it; a new one is made."
             ) from error

@@ -26,7 +26,7 @@ from everloop.errors import (
     UsageError,
 )
 from everloop.records import Point, Run
-from everloop.stores.journals import list_journals, read_journal, stream_of, writer_alive
+from everloop.stores.journals import check_tail, list_journals, read_journal, stream_of, writer_alive
 from everloop.tracking import frames
 from everloop.tracking.latest import Latest, merge, series_of, with_latest
 
@@ -143,6 +143,8 @@ def _fold(store: Store, path: Path, finished: bool, deadline: float | None) -> i
         if more and deadline is not None and time.monotonic() > deadline:
             return total
     if finished and (started_here(start) or any(isinstance(frame, frames.End) for frame in others)):
+        # A damaged last frame is not what a killed writer leaves. Removing it would hide that something is lost.
+        check_tail(path)
         _give_up(path)
     return total
 

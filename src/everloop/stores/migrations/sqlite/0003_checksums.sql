@@ -1,0 +1,7 @@
+-- A CRC-32 of each row's own columns (`checksums.py`). It is null in rows that an earlier version wrote, until the
+-- first `everloop verify` that finds the store whole.
+ALTER TABLE records ADD COLUMN crc INTEGER;
+ALTER TABLE revisions ADD COLUMN crc INTEGER;
+ALTER TABLE events ADD COLUMN crc INTEGER;
+ALTER TABLE metrics ADD COLUMN crc INTEGER;
+ALTER TABLE points ADD COLUMN crc INTEGER;

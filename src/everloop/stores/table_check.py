@@ -1,0 +1,212 @@
+"""Whether the files of a growing table are what was written: its log, its checkpoints and its data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from everloop.errors import NotFoundError
+from everloop.stores.problems import Problem
+from everloop.stores.table_digests import HINT, LOG
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from everloop.stores.problems import Checked
+    from everloop.stores.table_digests import Digests, TableFiles
+
+RESTORE = "everloop verify --repair --from BACKUP"
+
+
+def check_table(files: TableFiles, checked: Checked) -> Iterator[Problem]:
+    """Compare every file that the table consists of with its digest."""
+    return _TableCheck(files, checked).run()
+
+
+class _TableCheck:
+    def __init__(self, files: TableFiles, checked: Checked) -> None:
+        self.files = files
+        self.checked = checked
+        self.known: Digests = files.load()
+        self.log = files.log_versions()
+        self.checkpoints = files.checkpoints()
+
+    def run(self) -> Iterator[Problem]:
+        self.checked.files += self.known.count
+        self.checked.size_bytes += self.known.size_bytes
+        for path in self.known.damaged:
+            heal = "Read the files that it was about to their ends, and write it again."
+            yield self._problem(f"The list of digests '{path}' is damaged.", path, heal=heal, cure="digests")
+        sound = [version for version, path in self.checkpoints.items() if self._compare(path) is None]
+        log = [*self._check_log(max(sound, default=-1)), *self._check_checkpoints(set(sound))]
+        yield from log
+        if not log:
+            yield from self._check_hint()
+            yield from self._check_data()
+        else:
+            yield from self._check_known_data()
+
+    def _check_log(self, checkpoint: int) -> Iterator[Problem]:
+        """Args: checkpoint: the newest that is sound; the log's entries up to it are not read."""
+        for version in sorted(self.log.keys() | self.known.versions):
+            path = f"{LOG}/{version:020}.json"
+            if version not in self.log:
+                if version <= checkpoint or self.files.size(path) is not None:
+                    continue
+                problem: str | None = f"The entry {version} of the log of the table '{self.files.name}' is missing."
+            else:
+                problem = self._compare(path) if path in self.known.files else self._parse_entry(path)
+            if problem is None:
+                continue
+            if self._has_copy(version):
+                heal = "Write the entry again from its copy."
+                yield self._problem(problem, path, heal=heal, cure="log-entry")
+            elif version <= checkpoint:
+                heal = "Put it aside: a later checkpoint says all that it says."
+                yield self._problem(problem, path, heal=heal, cure="log-aside")
+            else:
+                yield self._problem(problem, path)
+
+    def _check_checkpoints(self, sound: set[int]) -> Iterator[Problem]:
+        for version, path in sorted(self.checkpoints.items()):
+            if version in sound:
+                continue
+            problem = self._compare(path)
+            if problem is None:
+                continue
+            base = max((other for other in sound if other < version), default=-1)
+            entries = range(base + 1, version + 1)
+            whole = all(
+                one in self.log and (self._compare(self.log[one]) is None or self._has_copy(one)) for one in entries
+            )
+            heal = "Put it aside and write it again from the log's entries."
+            yield self._problem(problem, path, heal=heal if whole else None, cure="checkpoint" if whole else None)
+
+    def _check_hint(self) -> Iterator[Problem]:
+        """The hint at the newest checkpoint is replaced time and again and has no digest: it must fit what it names."""
+        for _ in range(2):
+            try:
+                data = self.files.read(HINT)
+            except NotFoundError:
+                return
+            problem = self._hint_problem(data)
+            if problem is None:
+                self.checked.files += 1
+                self.checked.size_bytes += len(data)
+                return
+            self.checkpoints = self.files.checkpoints()
+        heal = "Put it aside: without it the newest checkpoint is looked for."
+        yield self._problem(f"'{HINT}' of the table '{self.files.name}' {problem}.", HINT, heal=heal, cure="hint")
+
+    def _hint_problem(self, data: bytes) -> str | None:
+        try:
+            hint = json.loads(data)
+            version = hint["version"]
+        except (ValueError, KeyError, TypeError):
+            return "cannot be read"
+        if version not in self.checkpoints:
+            return f"names the checkpoint {version}, which is not there"
+        size = hint.get("sizeInBytes")
+        if size is not None and size != self.files.size(self.checkpoints[version]):
+            return f"gives the checkpoint {version} another size than it has"
+        return None
+
+    def _check_data(self) -> Iterator[Problem]:
+        try:
+            active = self.files.active()
+        except NotFoundError:
+            # Dropped since it was listed.
+            return
+        except Exception as error:
+            # deltalake tells of missing and of damaged logs by half a dozen kinds of error.
+            if self.files.size(f"{LOG}/{0:020}.json") is None and not self.log and self.known.count == 0:
+                message = f"The table '{self.files.name}' has a folder for its log, and no log in it."
+            else:
+                message = f"The table '{self.files.name}' cannot be read: {error}"
+            yield self._problem(message, LOG)
+            return
+        for path in sorted(active):
+            if path in self.known.files:
+                problem = self._compare(path)
+            else:
+                problem = self._parse_data(path)
+            if problem is not None and path in self._active_again():
+                yield self._problem(problem, path)
+
+    def _check_known_data(self) -> Iterator[Problem]:
+        """Where the log is damaged: every data file that has a digest and is there."""
+        for path in sorted(self.known.files):
+            if path.startswith(LOG) or self.files.size(path) is None:
+                continue
+            problem = self._compare(path)
+            if problem is not None:
+                yield self._problem(problem, path)
+
+    def _active_again(self) -> dict[str, int]:
+        """What a file that is not whole has been replaced by meanwhile does not matter."""
+        try:
+            return self.files.active()
+        except Exception:
+            return {}
+
+    def _compare(self, path: str) -> str | None:
+        noted = self.known.files.get(path)
+        if noted is None:
+            return self._parse_data(path) if path.endswith(".parquet") else self._parse_entry(path)
+        problem = self.files.check(path, noted)
+        self.checked.files += 1
+        self.checked.size_bytes += noted[0]
+        return problem
+
+    def _parse_entry(self, path: str) -> str | None:
+        try:
+            data = self.files.read(path)
+            for line in data.splitlines():
+                json.loads(line)
+        except NotFoundError:
+            return None
+        except ValueError as error:
+            return f"The entry '{path}' of the log of the table '{self.files.name}' cannot be read: {error}."
+        self._count_unsealed(len(data))
+        return None
+
+    def _parse_data(self, path: str) -> str | None:
+        """Read a Parquet file that has no digest to its end."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        local = self.files.local(path)
+        try:
+            # In this thread alone. What pyarrow's own threads still hold when Python ends can end the process by an
+            # abort, as they give back what belongs to Python.
+            source: Any = str(local) if local is not None else pa.BufferReader(self.files.read(path))
+            with pq.ParquetFile(source, pre_buffer=False, memory_map=False) as file:
+                for _ in file.iter_batches(use_threads=False):
+                    pass
+        except (NotFoundError, FileNotFoundError):
+            return f"The file '{path}' of the table '{self.files.name}' is missing."
+        except (OSError, ValueError, pa.ArrowException) as error:
+            return f"The file '{path}' of the table '{self.files.name}' cannot be read: {error}"
+        self._count_unsealed(self.files.size(path) or 0)
+        return None
+
+    def _count_unsealed(self, size: int) -> None:
+        self.checked.files += 1
+        self.checked.size_bytes += size
+        self.checked.unsealed_files += 1
+
+    def _has_copy(self, version: int) -> bool:
+        entry, noted = self.known.entries.get(version), self.known.files.get(f"{LOG}/{version:020}.json")
+        return entry is not None and noted is not None and hashlib.sha256(entry.encode()).hexdigest() == noted[1]
+
+    def _problem(self, message: str, path: str, *, heal: str | None = None, cure: Any = None) -> Problem:
+        return Problem(
+            kind="table",
+            subject=self.files.name,
+            message=message,
+            repair="everloop verify --repair" if heal else RESTORE,
+            heal=heal,
+            cure=cure,
+            place=path,
+        )
