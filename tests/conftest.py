@@ -82,24 +82,51 @@ def postgres_server() -> Iterator[str]:
     if given:
         yield given
         return
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    found = programs[-1] if programs else shutil.which("initdb")
-    if found is None:
-        need("postgres", "PostgreSQL", "set EVERLOOP_TEST_POSTGRES to the URL of a server")
-    # Not below pytest's own folder, which each session closes to all other users, and whose names are too long for
-    # a socket.
-    folder = Path(tempfile.mkdtemp(prefix="everloop-postgres-"))
-    as_user = _other_user(folder)
-    binaries = Path(found).parent
-    options = "-c listen_addresses='' -c fsync=off -c synchronous_commit=off -c max_connections=200"
-    data = folder / "data"
-    user = pwd.getpwuid(os.getuid()).pw_name
-    _call(as_user, [str(binaries / "initdb"), "-D", str(data), "-U", user, "-A", "trust", "-E", "UTF8", "--no-sync"])
-    control = [str(binaries / "pg_ctl"), "-D", str(data), "-w"]
-    _call(as_user, [*control, "-l", str(folder / "log"), "-o", f"-k {folder} {options}", "start"])
-    yield f"postgresql://{user}@/postgres?host={folder}"
-    _call(as_user, [*control, "-m", "immediate", "stop"])
-    shutil.rmtree(folder)
+    with OwnPostgres.started("-c fsync=off -c synchronous_commit=off -c max_connections=200") as server:
+        yield server.url
+
+
+class OwnPostgres:
+    """A throw-away server that tests may restart, and fill with connections."""
+
+    def __init__(self, options: str) -> None:
+        programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+        found = programs[-1] if programs else shutil.which("initdb")
+        if found is None:
+            need("postgres", "PostgreSQL", "set EVERLOOP_TEST_POSTGRES to the URL of a server")
+        # Not below pytest's own folder, which each session closes to all other users, and whose names are too long
+        # for a socket.
+        self.folder = Path(tempfile.mkdtemp(prefix="everloop-postgres-"))
+        self.options = f"-k {self.folder} -c listen_addresses='' {options}"
+        self.user = pwd.getpwuid(os.getuid()).pw_name
+        self.url = f"postgresql://{self.user}@/postgres?host={self.folder}"
+        self._as_user = _other_user(self.folder)
+        self._binaries = Path(str(found)).parent
+        data = ["-D", str(self.folder / "data")]
+        made = [str(self._binaries / "initdb"), *data, "-U", self.user, "-A", "trust", "-E", "UTF8", "--no-sync"]
+        _call(self._as_user, made)
+        self._control = [str(self._binaries / "pg_ctl"), *data, "-w"]
+
+    @classmethod
+    @contextmanager
+    def started(cls, options: str) -> Iterator[OwnPostgres]:
+        server = cls(options)
+        server.start()
+        yield server
+        server.stop()
+        shutil.rmtree(server.folder)
+
+    def start(self) -> None:
+        _call(self._as_user, [*self._control, "-l", str(self.folder / "log"), "-o", self.options, "start"])
+
+    def stop(self) -> None:
+        _call(self._as_user, [*self._control, "-m", "immediate", "stop"])
+
+
+@pytest.fixture(scope="session")
+def own_postgres() -> type[OwnPostgres]:
+    """For tests that need a server of their own."""
+    return OwnPostgres
 
 
 @pytest.fixture

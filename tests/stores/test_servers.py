@@ -66,7 +66,8 @@ def test_a_transaction_in_which_a_statement_failed_is_not_taken_for_kept(records
     assert records.events_since(0) == []
 
 
-def test_a_server_that_is_not_there() -> None:
+def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERLOOP_POSTGRES_WAIT_S", "0.2")
     with pytest.raises(UnavailableError, match="does not answer") as caught:
         PostgresDatabase("postgresql://user:secret@127.0.0.1:1/name?connect_timeout=2")
     assert "secret" not in str(caught.value)

@@ -19,6 +19,7 @@ from everloop.data.progress import tell
 from everloop.errors import SourceError
 from everloop.stores.home import find_places
 from everloop.stores.permissions import make_folder, private_opener
+from everloop.stores.store_urls import mask_text, mask_url, recalled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,14 +62,14 @@ def fetch(urls: list[str], *, sha256: str | None = None) -> list[tuple[str, Path
     """
     files = [file for url in urls for file in find_remote(url)]
     if sha256 is not None and len(files) != 1:
-        raise SourceError(f"sha256= is of one file, and '{urls[0]}' means {len(files)}.")
+        raise SourceError(f"sha256= is of one file, and '{mask_url(urls[0])}' means {len(files)}.")
     paths = [_fetch(file) for file in files]
     if sha256 is not None:
         found = _hash(paths[0])
         if found != sha256.lower():
             paths[0].unlink()
             raise SourceError(
-                f"'{files[0].url}' hashes to {found}, not to {sha256}.",
+                f"'{mask_url(files[0].url)}' hashes to {found}, not to {sha256}.",
                 help="The file is damaged or another one; if it was replaced on purpose, give its new sha256.",
             )
     return [(file.url, path) for file, path in zip(files, paths, strict=True)]
@@ -85,7 +86,8 @@ def find_remote(url: str) -> list[RemoteFile]:
 
 def remote_state(spec: dict[str, Json], since: str | None = None) -> str:
     """What lies behind the addresses of `spec["urls"]`, as text that changes when it does."""
-    lines = [json.dumps([file.url, file.size, file.tag]) for url in spec["urls"] for file in find_remote(url)]
+    files = (file for url in spec["urls"] for file in find_remote(recalled(url)))
+    lines = [json.dumps([mask_url(file.url), file.size, file.tag]) for file in files]
     return "\n".join([_HEADER, *lines])
 
 
@@ -163,7 +165,7 @@ def _fetch(file: RemoteFile) -> Path:
     folder = find_places(None)[0].home / "cache" / "remote" / hashlib.sha256(file.url.encode()).hexdigest()[:32]
     name = re.sub(r"[^A-Za-z0-9._-]", "_", urlsplit(file.url).path.rpartition("/")[2]) or "file"
     path, part, note = folder / name, folder / f"{name}.part", folder / "note.json"
-    described = {"url": file.url, "size": file.size, "tag": file.tag}
+    described = {"url": mask_url(file.url), "size": file.size, "tag": file.tag}
     if path.exists() and file.tag is not None and _noted(note) == described:
         return path
     make_folder(folder)
@@ -193,7 +195,7 @@ def _go_on(file: RemoteFile, part: Path) -> None:
         with open(part, "wb" if fresh else "ab", opener=private_opener) as out:
             out.write(piece)
         done = len(piece) if fresh else done + len(piece)
-        tell("download", done, file.size, "bytes", file.url)
+        tell("download", done, file.size, "bytes", mask_url(file.url))
     got = part.stat().st_size if part.exists() else 0
     if file.size is not None and got != file.size:
         raise _CutShortError(f"{got} of {file.size} bytes came")
@@ -243,20 +245,21 @@ def _tried(url: str, action: Callable[[], T]) -> T:
         except (httpx.TransportError, _CutShortError) as error:
             if attempt + 1 == _ATTEMPTS:
                 raise SourceError(
-                    f"'{url}' cannot be read: {error}.",
+                    f"'{mask_url(url)}' cannot be read: {mask_text(str(error), url)}.",
                     help="What has come is kept; the same call goes on from there.",
-                ) from error
+                ) from None
             time.sleep(_PAUSE_S * 2**attempt)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise SourceError(f"'{url}' cannot be read: {error}.") from error
+            raise SourceError(f"'{mask_url(url)}' cannot be read: {mask_text(str(error), url)}.") from None
         except SourceError:
             raise
         except Exception as error:
             # obstore has tried again by itself, and raises its errors under a dozen names.
             raise SourceError(
-                f"'{url}' cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+                f"'{mask_url(url)}' cannot be read: "
+                f"{mask_text(str(error).splitlines()[0], url) if str(error) else type(error).__name__}",
                 help="Are the bucket's name and the credentials in the environment right?",
-            ) from error
+            ) from None
     raise AssertionError("unreachable")
 
 
@@ -265,7 +268,7 @@ def _expect(url: str, status: int) -> None:
         raise _CutShortError(f"the server answers {status}")
     if status >= 400:
         said = {401: "needs a login", 403: "is forbidden", 404: "is not there", 410: "is gone"}.get(status, f"{status}")
-        raise SourceError(f"'{url}' cannot be read: it {said}.")
+        raise SourceError(f"'{mask_url(url)}' cannot be read: it {said}.")
 
 
 def _noted(note: Path) -> Any:

@@ -33,6 +33,7 @@ from everloop.data.table_files import scan_arrow, scan_delta, scan_parquet
 from everloop.data.versions import SCHEME, is_version, scan_version
 from everloop.errors import DataError, SourceError, UsageError
 from everloop.stores import observe
+from everloop.stores.store_urls import mask_url, remembered
 
 __all__ = ["Format", "files_change", "files_state", "read", "sql_change", "sql_state"]
 
@@ -209,13 +210,13 @@ def _open_remote(urls: list[str], format: Format | None, options: dict[str, Any]
     for url in urls:
         if not is_remote(url):
             raise SourceError(
-                f"'{url}' is no address that can be read.",
+                f"'{mask_url(url)}' is no address that can be read.",
                 help=f"There are: {', '.join(SCHEMES)}; and paths by themselves.",
             )
     # Before the rows are read: what changes in between is then seen as a change.
-    seen = observe("remote", {"urls": urls}, remote_state({"urls": urls}))
+    seen = observe("remote", {"urls": [remembered(url) for url in urls]}, remote_state({"urls": urls}))
     found = fetch(urls, sha256=options.pop("sha256", None))
-    files = [DataFile(path, url, partition_of(urlsplit(url).path)) for url, path in found]
+    files = [DataFile(path, mask_url(url), partition_of(urlsplit(url).path)) for url, path in found]
     if format == "delta":
         raise UsageError(f"'{format}' cannot be read from an address.", help="Give csv, parquet, json or arrow files.")
     return _scan(files, format, options, seen)
@@ -350,5 +351,5 @@ def _local(frame: pl.LazyFrame, name: str, zone: str) -> pl.Expr:
 
 def _called(source: object) -> str:
     if isinstance(source, str | os.PathLike):
-        return f"'{redacted(str(source)) if is_sql(str(source)) else source}'"
+        return f"'{mask_url(str(source)) if '://' in str(source) else source}'"
     return f"A {type(source).__name__}"

@@ -14,14 +14,16 @@ import re
 import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote
 
 import polars as pl
 
 from everloop.data.file_states import project_folder, write_stamp
 from everloop.data.frames import nearest
 from everloop.data.row_values import find_problem
-from everloop.errors import MissingExtraError, SourceError, UsageError
+from everloop.errors import MissingExtraError, SourceError, UnavailableError, UsageError
+from everloop.stores.postgres_connections import PostgresConnector
+from everloop.stores.store_urls import mask_text, recalled, remembered
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,24 +36,14 @@ _OTHERS = re.compile(
     r"(mysql|mariadb|mssql|oracle|duckdb|snowflake|redshift|bigquery|clickhouse|trino|cockroachdb)://|[a-z0-9]+\+[a-z0-9_]+://"
 )
 
-# Records hold addresses without passwords; this process may look again with those that it was given.
-_passwords: dict[str, str] = {}
-
 
 def is_sql(source: str) -> bool:
     return source.startswith(SCHEMES) or _OTHERS.match(source) is not None
 
 
 def redacted(url: str) -> str:
-    """The address without its password, which is remembered for this process only."""
-    parts = urlsplit(url)
-    if not parts.password:
-        return url
-    user = f"{parts.username}@" if parts.username else ""
-    place = f"{user}{parts.netloc.rpartition('@')[2]}"
-    clean = urlunsplit(parts._replace(netloc=place))
-    _passwords[clean] = url
-    return clean
+    """The address without its password, as records hold it. This process may look again with what it was given."""
+    return url if url.startswith("sqlite:") else remembered(url)
 
 
 def query_frame(url: str, query: str, engine: str | None = None) -> pl.DataFrame:
@@ -105,7 +97,7 @@ def sql_state(spec: dict[str, Json], since: str | None = None) -> str:
         stamps = _stamps(url)
         if stamps != "-" and since.partition(" at ")[2] == stamps:
             return since
-    _, state = query_with_state(_passwords.get(url, url), spec["query"], spec.get("engine"))
+    _, state = query_with_state(recalled(url), spec["query"], spec.get("engine"))
     return state if since is None or sql_change(since, state) else since
 
 
@@ -165,15 +157,16 @@ def _postgres(url: str, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
     except ImportError as error:
         raise MissingExtraError.of("Reading PostgreSQL", "psycopg", "postgres") from error
     try:
-        with psycopg.connect(url, connect_timeout=10) as connection, connection.cursor() as cursor:
+        with PostgresConnector(url).connect() as connection, connection.cursor() as cursor:
             connection.read_only = True
             cursor.execute(query.encode())
             if cursor.description is None:
                 raise SourceError("The query gives no rows.", help="Write a SELECT.")
             return [column.name for column in cursor.description], cursor.fetchall()
+    except UnavailableError as error:
+        raise SourceError(f"'{redacted(url)}' cannot be queried: {error.message}.", help=error.help) from None
     except psycopg.Error as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SourceError(f"The query fails on '{redacted(url)}': {first}.") from error
+        raise SourceError(f"The query fails on '{redacted(url)}': {_first(error, url)}.") from None
 
 
 def _sqlalchemy(url: str, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
@@ -195,12 +188,12 @@ def _sqlalchemy(url: str, query: str) -> tuple[list[str], list[tuple[Any, ...]]]
         ) from error
     except sqlalchemy.exc.NoSuchModuleError as error:
         raise MissingExtraError(
-            f"SQLAlchemy cannot read '{redacted(url)}': {_first(error)}.",
+            f"SQLAlchemy cannot read '{redacted(url)}': {_first(error, url)}.",
             help="Install the dialect: pip install NAME, see the list in SQLAlchemy's documentation.",
         ) from error
     except sqlalchemy.exc.SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
-        raise SourceError(f"The query fails on '{redacted(url)}': {_first(cause)}.") from error
+        raise SourceError(f"The query fails on '{redacted(url)}': {_first(cause, url)}.") from None
 
 
 def _by_uri(url: str, query: str, engine: str) -> pl.DataFrame:
@@ -210,11 +203,11 @@ def _by_uri(url: str, query: str, engine: str) -> pl.DataFrame:
         return pl.read_database_uri(query, _absolute(url), engine="connectorx")
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            f"Reading '{redacted(url)}' by {engine} needs a driver: {_first(error)}.",
+            f"Reading '{redacted(url)}' by {engine} needs a driver: {_first(error, url)}.",
             help="Install it with: pip install 'everloop[sql]', and for ADBC the driver of the database.",
         ) from error
     except Exception as error:  # each driver raises classes of its own
-        raise SourceError(f"The query fails on '{redacted(url)}': {_first(error)}.") from error
+        raise SourceError(f"The query fails on '{redacted(url)}': {_first(error, url)}.") from None
 
 
 def _absolute(url: str) -> str:
@@ -225,5 +218,6 @@ def _absolute(url: str) -> str:
     return f"{scheme}:///{_sqlite_path(f'sqlite:///{path}').absolute()}"
 
 
-def _first(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+def _first(error: BaseException, url: str) -> str:
+    """The first line of what a library says, without what is secret in the address that it was given."""
+    return mask_text((str(error).splitlines() or [type(error).__name__])[0], url).rstrip(".")

@@ -18,6 +18,7 @@ from everloop.stores.clock import Clock, FixedClock, SharedClock, SystemClock, n
 from everloop.stores.full_disk import writing
 from everloop.stores.locks import file_lock, is_locked
 from everloop.stores.permissions import close_to_others, make_folder, make_private, settle
+from everloop.stores.store_urls import BUCKETS, check_path, check_url, has_scheme, mask_url
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -31,6 +32,8 @@ FOLDER = ".everloop"
 CONFIG = "everloop.toml"
 SHARED_VARIABLE = "EVERLOOP_STORE_SHARED"
 """Set to 1, the home's group may use it, as with `shared = true` in everloop.toml."""
+SCHEMES = ("postgresql", "postgres", "sqlite")
+"""Of records. Others are plugins, which check their URLs themselves."""
 _SETTINGS = ("home", "records", "objects", "tables", "log")
 _LOCK = re.compile(r"[A-Za-z0-9_@=+-][A-Za-z0-9_.@=+-]{0,199}")
 
@@ -49,6 +52,11 @@ class Places:
     shared: bool = False
     """Whether the home's group may read and write what is in it."""
     log: str | None = None
+
+    def __repr__(self) -> str:
+        urls = {"records": self.records, "objects": self.objects, "tables": self.tables, "log": self.log}
+        parts = (f"{part}={(mask_url(url) if url else url)!r}" for part, url in urls.items())
+        return f"Places(home={str(self.home)!r}, {', '.join(parts)}, shared={self.shared})"
 
 
 class Store:
@@ -241,7 +249,10 @@ def find_places(home: Path | str | None = None) -> tuple[Places, str | None]:
     named = home if home is not None else os.environ.get("EVERLOOP_STORE")
     config = nearest_config(Path.cwd())
     settings, project = _settings(config) if config is not None else ({}, None)
+    if named is not None:
+        check_path(str(named), "The home")
     base = Path.cwd() if config is None else config.parent
+    check_path(str(settings.get("home", FOLDER)), "The home")
     configured = (base / Path(str(settings.get("home", FOLDER))).expanduser()).absolute()
     chosen = configured if named is None else Path(named).expanduser().absolute()
     # Another home than the configured one has its parts in itself.
@@ -286,6 +297,7 @@ def default_actor() -> str:
 def _places(home: Path, settings: dict[str, str | bool]) -> Places:
     def place(part: str, default: str) -> str:
         chosen = str(settings.get(part, default))
+        _check_place(part, chosen)
         return chosen if "://" in chosen else str(home / Path(chosen).expanduser())
 
     return Places(
@@ -296,6 +308,18 @@ def _places(home: Path, settings: dict[str, str | bool]) -> Places:
         shared=bool(settings.get("shared")) or os.environ.get(SHARED_VARIABLE, "").lower() in ("1", "true", "yes"),
         log=place("log", "") if settings.get("log") else None,
     )
+
+
+def _check_place(part: str, chosen: str) -> None:
+    """Raise UsageError where a part of a store is malformed, before it is opened, shown or made a folder of."""
+    what = f"The place of the {part}"
+    scheme, found, _ = chosen.partition("://")
+    if not found or scheme == "sqlite":
+        check_path(chosen.removeprefix("sqlite://"), what)
+    elif part != "records":
+        check_url(chosen, what, BUCKETS)
+    elif scheme in SCHEMES or not has_scheme(chosen):
+        check_url(chosen, what, SCHEMES)
 
 
 def nearest_config(start: Path) -> Path | None:

@@ -17,6 +17,7 @@ from everloop.errors import NotFoundError, UnavailableError, UsageError
 from everloop.stores.clock import moment_of, system_micros
 from everloop.stores.full_disk import insufficient, is_full, storage_error, writing
 from everloop.stores.permissions import file_mode, make_folder, make_private
+from everloop.stores.store_urls import BUCKETS, check_path, check_url, mask_text, mask_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +92,10 @@ def open_bytes(where: str | Path) -> ByteStore:
         from urllib.parse import unquote, urlsplit
 
         return LocalBytes(unquote(urlsplit(text).path))
-    return ObstoreBytes(text) if _URL.match(text) else LocalBytes(where)
+    if _URL.match(text):
+        return ObstoreBytes(text)
+    check_path(text, "The place of the objects")
+    return LocalBytes(where)
 
 
 class LocalBytes:
@@ -282,14 +286,16 @@ class ObstoreBytes:
         from obstore.store import LocalStore, from_url
 
         text = str(url)
-        self.url = text
+        self.url = mask_url(text)
         self._store: Any
         if _URL.match(text) and not text.startswith("file://"):
+            check_url(text, "The URL of the objects", BUCKETS)
             self._store = from_url(text, **options)
         else:
             from urllib.parse import unquote, urlsplit
 
             folder = unquote(urlsplit(text).path) if _URL.match(text) else text
+            check_path(folder, "The place of the objects")
             self._store = LocalStore(folder, automatic_cleanup=False, mkdir=True)
 
     def put(self, key: str, data: bytes | Path, *, if_absent: bool = True) -> bool:
@@ -376,7 +382,7 @@ class ObstoreBytes:
         if is_full(error):
             return insufficient(f"in '{self.url}'")
         if type(error).__module__.startswith("obstore"):
-            return UnavailableError(f"The object store '{self.url}' failed at '{key}': {error}")
+            return UnavailableError(f"The object store '{self.url}' failed at '{key}': {mask_text(str(error))}")
         return error
 
 

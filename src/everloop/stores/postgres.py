@@ -10,10 +10,12 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from everloop.errors import MissingExtraError, StoreError, StoreFullError, UnavailableError, UsageError
+from everloop.errors import MissingExtraError, ReadOnlyError, StoreError, UnavailableError, UsageError
 from everloop.stores.conditions import LITERAL, Sql
 from everloop.stores.connections import Connections, Slot
+from everloop.stores.full_disk import insufficient, is_full
 from everloop.stores.migrations import check_version, migrations
+from everloop.stores.postgres_connections import PostgresConnector
 from everloop.stores.sql_records import SqlRecords
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class PostgresDatabase:
         except ImportError as error:
             raise MissingExtraError.of("PostgreSQL", "psycopg", "postgres") from error
         self._psycopg = psycopg
-        self._url = url
+        self._connector = PostgresConnector(url)
         self.paths = PostgresPaths()
         self.patterns = PostgresPatterns()
         self._connections: Connections[psycopg.Connection[Any]] = Connections(self._connect)
@@ -150,19 +152,16 @@ class PostgresDatabase:
             slot.connection.execute(_BEGIN)
 
     def _connect(self) -> psycopg.Connection[Any]:
-        try:
-            return self._psycopg.connect(self._url, autocommit=True, application_name="everloop")
-        except self._psycopg.Error as error:
-            raise self._told(error) from error
+        return self._connector.connect(autocommit=True, application_name="everloop")
 
     def _migrate(self) -> None:
         steps = migrations("postgres")
-        if check_version(self._version(), steps, self._shown()) == steps[-1].number:
+        if check_version(self._version(), steps, self._connector.name) == steps[-1].number:
             return
         with self.transaction():
             connection = self._connections.slot().connection
             connection.execute("CREATE TABLE IF NOT EXISTS everloop_version (number INTEGER NOT NULL)")
-            for step in steps[check_version(self._version(), steps, self._shown()) :]:
+            for step in steps[check_version(self._version(), steps, self._connector.name) :]:
                 connection.execute(step.script.encode())
                 connection.execute("DELETE FROM everloop_version")
                 connection.execute("INSERT INTO everloop_version VALUES (%s)", (step.number,))
@@ -173,23 +172,21 @@ class PostgresDatabase:
         rows = self.read("SELECT number FROM everloop_version")
         return int(rows[0][0]) if rows else 0
 
-    def _shown(self) -> str:
-        """The URL without what may be secret in it."""
-        from urllib.parse import urlsplit
-
-        parts = urlsplit(self._url)
-        return f"postgresql://{parts.hostname or ''}{parts.path}"
-
     def _told(self, error: Exception) -> Exception:
         """What a caller can do something about."""
-        where = self._shown()
-        if isinstance(error, self._psycopg.errors.DiskFull):
-            return StoreFullError(f"No space left for the store '{where}'.", help="Free some space on its server.")
+        where = self._connector.name
+        if isinstance(error, self._psycopg.errors.DiskFull) or is_full(error):
+            return insufficient(f"for the store '{where}', on its server")
+        words = self._connector.told(error)
+        if isinstance(error, self._psycopg.errors.ReadOnlySqlTransaction):
+            return ReadOnlyError(
+                f"The store '{where}' takes no writes: {words}", help="Is its server a standby? Use the primary's URL."
+            )
         if isinstance(error, (self._psycopg.DataError, UnicodeEncodeError)):
-            return UsageError(f"PostgreSQL cannot hold that value: {error}", help="Use texts without NUL characters.")
+            return UsageError(f"PostgreSQL cannot hold that value: {words}", help="Use texts without NUL characters.")
         if isinstance(error, self._psycopg.OperationalError):
-            return UnavailableError(f"The store '{where}' does not answer: {error}", help="Is its server running?")
-        return StoreError(f"The store '{where}' failed: {error}")
+            return UnavailableError(f"The store '{where}' does not answer: {words}", help="Is its server running?")
+        return StoreError(f"The store '{where}' failed: {words}")
 
 
 class PostgresPaths:

@@ -21,6 +21,8 @@ from everloop.data.features.encoding import decode_row, encode_rows, entity_key
 from everloop.data.features.names import KNOWN_AT
 from everloop.errors import MissingExtraError, UsageError
 from everloop.stores.permissions import make_private
+from everloop.stores.postgres_connections import PostgresConnector
+from everloop.stores.store_urls import check_url, mask_url
 from everloop.stores.tables import EVENT_AT
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def open_online(address: str | Path) -> OnlineStore:
     if text.startswith(("redis://", "rediss://", "unix://")):
         return RedisOnline(text)
     if "://" in text:
-        raise UsageError(f"'{text}' is no online store.", help="Give a file, postgresql://… or redis://…")
+        raise UsageError(f"'{mask_url(text)}' is no online store.", help="Give a file, postgresql://… or redis://…")
     return SqliteOnline(text)
 
 
@@ -130,12 +132,8 @@ class PostgresOnline:
     """One table in a database that is there already."""
 
     def __init__(self, url: str) -> None:
-        try:
-            import psycopg
-        except ImportError as error:
-            raise MissingExtraError.of("An online store on PostgreSQL", "psycopg", "postgres") from error
         self._guard = threading.Lock()
-        self._connection = psycopg.connect(url, autocommit=True)
+        self._connection = PostgresConnector(url, needed_by="An online store on PostgreSQL").connect(autocommit=True)
         self._connection.execute(
             "CREATE TABLE IF NOT EXISTS everloop_online (view TEXT, entity BYTEA, event_at BIGINT, known_at BIGINT, "
             "row BYTEA, PRIMARY KEY (view, entity))"
@@ -196,6 +194,7 @@ class RedisOnline:
             import redis
         except ImportError as error:
             raise MissingExtraError.of("An online store on Redis", "redis", "redis") from error
+        check_url(url, "The URL of the online store", ("redis", "rediss", "unix"))
         self._redis = redis.Redis.from_url(url)
         self._redis.ping()
         self._replace = self._redis.register_script(_REPLACE)

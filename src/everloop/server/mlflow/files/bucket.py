@@ -15,6 +15,7 @@ from everloop.errors import UnavailableError, UsageError
 from everloop.server.mlflow.files.folder import Listed, invalid_path, no_artifact, safe_parts
 from everloop.stores import new_id
 from everloop.stores.clock import SystemClock
+from everloop.stores.store_urls import mask_text, mask_url
 
 Found = TypeVar("Found")
 
@@ -39,8 +40,9 @@ class ArtifactBucket:
             self._store: Any = from_url(url)
         except Exception as error:
             raise UsageError(
-                f"No files can be kept at '{url}': {error}", help="s3://, gs:// and az:// work."
-            ) from error
+                f"No files can be kept at '{mask_url(url)}': {mask_text(str(error), url)}",
+                help="s3://, gs:// and az:// work.",
+            ) from None
         self._drafts = drafts
 
     def check(self, path: str) -> None:
