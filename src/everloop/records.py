@@ -38,7 +38,6 @@ class Record:
 class Source:
     """What made a run: enough to find the code again."""
 
-    command: tuple[str, ...] = ()
     code: str | None = None
     """Digest over the code of every step of the run."""
     git_commit: str | None = None
@@ -53,9 +52,18 @@ class Source:
     changes: str | None = None
     """Digest of what differed from the commit, as a patch; new Python files are in it."""
     launch: tuple[str, ...] = ()
-    """The command with its interpreter, as the operating system was given it."""
+    """The command as the operating system was given it, its interpreter first, without secrets. There is no other
+    record of it: what is shown and what is run again are both read from here."""
     folder: str | None = None
     """The working folder, on `host`."""
+    seal: str | None = field(default=None, compare=False)
+    """Proves to the machine where the run was started that it was; see `tracking.provenance`."""
+    signature: dict[str, str] | None = field(default=None, compare=False)
+    """Of an exported run: key and signature of the machine where it was started."""
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        return self.launch
 
 
 RunState = Literal["scheduled", "running", "finished", "failed", "interrupted", "lost"]

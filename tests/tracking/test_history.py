@@ -106,14 +106,14 @@ def test_comparing_runs_shows_what_differs(store: Store) -> None:
         params={"lr": 0.1, "model": {"depth": 3}, "same": 1, "flag": True},
         tags={"team": "a"},
         metrics={"auc": 0.5, "odd": math.nan},
-        source=Source(command=("a.py",), git_commit="c1", packages={"polars": "1", "numpy": "2"}),
+        source=Source(launch=("a.py",), git_commit="c1", packages={"polars": "1", "numpy": "2"}),
     )
     second = store.new(
         Run,
         **common,
         params={"lr": 0.1, "model": {"depth": 4}, "same": 1, "flag": 1},
         metrics={"auc": 0.5, "odd": math.nan},
-        source=Source(command=("a.py",), git_commit="c2", packages={"polars": "1", "numpy": "3"}),
+        source=Source(launch=("a.py",), git_commit="c2", packages={"polars": "1", "numpy": "3"}),
     )
     store.records.put(first, second)
     found = compare_runs(store, [first, second.id])

@@ -12,7 +12,7 @@ import io
 import json
 import tarfile
 import tempfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from everloop.errors import CorruptionError, NotFoundError, TrustError, UsageError
@@ -21,6 +21,7 @@ from everloop.models.manifest import Manifest
 from everloop.models.package import digest_of, digest_of_files, read_package, write_files
 from everloop.models.registry import get_package, get_version
 from everloop.records import Package
+from everloop.stores.archives import Budget, Limits, limits_for, tar_members, zstd_or_plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,8 +81,11 @@ def signed_files(store: Store, ref: str) -> dict[str, bytes]:
     }
 
 
-def import_package(store: Store, path: Path | str) -> Package:
+def import_package(store: Store, path: Path | str, *, max_bytes: int | None = None) -> Package:
     """Read what `export_package` wrote into a store; register it then as any other package.
+
+    Args:
+        max_bytes: how much the file may unpack to, at any ratio; default: a hundred times its own size, 4 GiB at most.
 
     Raises:
         NotFoundError: there is no such file.
@@ -90,7 +94,7 @@ def import_package(store: Store, path: Path | str) -> Package:
     """
     from everloop.stores.trust import check, sign
 
-    manifest, files, told, digest = open_bundle(Path(path))
+    manifest, files, told, digest = open_bundle(Path(path), max_bytes=max_bytes)
     trust = _trust(told)
     try:
         check(digest, trust)
@@ -120,7 +124,7 @@ def import_package(store: Store, path: Path | str) -> Package:
     return package
 
 
-def open_bundle(path: Path) -> tuple[Manifest, dict[str, bytes], dict[str, Any], str]:
+def open_bundle(path: Path, *, max_bytes: int | None = None) -> tuple[Manifest, dict[str, bytes], dict[str, Any], str]:
     """The manifest, the files (the manifest among them), what stands in `signature.json`, and the digest.
 
     Nothing is run, and who vouches for it is not looked at.
@@ -129,12 +133,12 @@ def open_bundle(path: Path) -> tuple[Manifest, dict[str, bytes], dict[str, Any],
         NotFoundError: there is no such file.
         CorruptionError: it is no package, or not as it was written.
     """
-    files = _read_folder(path) if path.is_dir() else _read_file(path)
+    files = _read_folder(path) if path.is_dir() else _read_file(path, max_bytes)
     if manifests.FILE not in files:
         raise CorruptionError(f"'{path}' is no package: it has no {manifests.FILE}.")
     try:
         told = json.loads(files.pop(SIGNATURE, b"{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptionError(f"The {SIGNATURE} in '{path}' is damaged: {error}.") from error
     told = told if isinstance(told, dict) else {}
     manifest = Manifest.from_bytes(files[manifests.FILE])
@@ -189,41 +193,28 @@ def _pack(files: Mapping[str, bytes]) -> bytes:
 def _read_folder(path: Path) -> dict[str, bytes]:
     from everloop.stores.trees import walk_files
 
+    files: dict[str, bytes] = {}
+    budget = Budget(_limits(None), 0, path)
     try:
-        names = [name for name, _ in walk_files(path, ())]
+        for name, _ in walk_files(path, ()):
+            size = (path / name).stat().st_size
+            budget.admit(name, size)
+            budget.spend(size)
+            files[name] = (path / name).read_bytes()
     except UsageError as error:
         raise CorruptionError(f"'{path}' is no package: {error.message}") from error
-    if len(names) > MOST_FILES:
-        raise CorruptionError(f"'{path}' holds {len(names)} files.", help=f"At most {MOST_FILES} are read.")
-    return {name: (path / name).read_bytes() for name in names}
+    return files
 
 
-def _read_file(path: Path) -> dict[str, bytes]:
-    """The files in an archive by name. Bounded in number and size."""
-    import pyarrow as pa
-
+def _read_file(path: Path, most_bytes: int | None) -> dict[str, bytes]:
+    """The files in an archive by name."""
     if not path.exists():
         raise NotFoundError(f"There is no file '{path}'.")
     files: dict[str, bytes] = {}
     try:
-        with (
-            pa.OSFile(str(path)) as packed,
-            pa.CompressedInputStream(packed, "zstd") as stream,
-            tarfile.open(fileobj=_Bounded(stream, path), mode="r|") as archive,
-        ):
-            for member in archive:
-                name = _checked(member.name, path)
-                if not member.isreg():
-                    raise CorruptionError(f"'{path}' holds something that is no plain file: {name}.")
-                if name in files:
-                    raise CorruptionError(f"'{path}' holds {name} twice.")
-                if len(files) >= MOST_FILES:
-                    raise CorruptionError(f"'{path}' holds too many files.", help=f"At most {MOST_FILES} are read.")
-                file = archive.extractfile(member)
-                data = b"" if file is None else file.read()
-                if len(data) != member.size:
-                    raise CorruptionError(f"The file {name} in '{path}' is not as long as it says.")
-                files[name] = data
+        with zstd_or_plain(path) as stream:
+            for member in tar_members(stream, Budget(_limits(most_bytes), path.stat().st_size, path)):
+                files[member.name] = member.read()
     except CorruptionError:
         raise
     except Exception as error:  # a damaged archive makes its readers raise whatever they like
@@ -233,24 +224,5 @@ def _read_file(path: Path) -> dict[str, bytes]:
     return files
 
 
-class _Bounded(io.RawIOBase):
-    """A stream that raises once more has been read than any package is: a small file may unpack to anything."""
-
-    def __init__(self, stream: Any, path: Path) -> None:
-        self._stream, self._path, self._left = stream, path, MOST_BYTES
-
-    def read(self, size: int = -1) -> bytes:
-        data = cast("bytes", self._stream.read(min(size, self._left + 1) if size >= 0 else self._left + 1))
-        self._left -= len(data)
-        if self._left < 0:
-            raise CorruptionError(f"'{self._path}' holds more than {MOST_BYTES} bytes.")
-        return data
-
-
-def _checked(name: str, path: Path) -> str:
-    parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or "\\" in name or ":" in parts[0] or "\0" in name or ".." in parts:
-        raise CorruptionError(f"'{path}' names a file outside of itself: {name!r}.")
-    if name.endswith("/") or str(PurePosixPath(name)) != name:
-        raise CorruptionError(f"'{path}' names something that is no file: {name!r}.")
-    return name
+def _limits(most_bytes: int | None) -> Limits:
+    return limits_for(Limits(total_bytes=MOST_BYTES, entries=MOST_FILES), most_bytes)

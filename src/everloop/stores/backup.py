@@ -19,9 +19,10 @@ import tarfile
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, Protocol, cast
 
 from everloop.errors import AlreadyExistsError, CorruptionError, NotFoundError, StoreVersionError, UsageError
+from everloop.stores.archives import CHUNK, Budget, Limits, TarMember, limits_for, tar_members, zstd_or_plain
 from everloop.stores.home import open_store, prepare_home
 from everloop.stores.objects import TEMPORARY, LocalBytes
 from everloop.stores.permissions import PRIVATE_FILE, file_mode, make_folder, make_private
@@ -29,7 +30,6 @@ from everloop.stores.sql_records import SqlRecords
 from everloop.stores.sqlite import SqliteDatabase
 from everloop.stores.sweep import LOCK
 from everloop.stores.table_digests import FOLDER, LOG
-from everloop.stores.trees import safe_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +41,11 @@ _HEAD = "everloop-backup.json"
 _END = "everloop-backup.end"
 _RECORDS = "everloop.db"
 _TOPS = ("journals/", "objects/", "tables/")
+_MOST_HEAD = 64 << 10
+_MOST_END_ENTRY = 4 << 10
+"""Bytes that a backup's end may have for each file: its name and its digest."""
+# Two tables of a home may differ in case only.
+LIMITS = Limits(total_bytes=1 << 42, entries=50_000_000, fold_case=False, depth=64)
 # A hint at which entry of a table's log to begin with. It may have moved on since the log was copied.
 _LEFT_OUT = "_last_checkpoint"
 
@@ -85,11 +90,12 @@ def backup(store: Store, path: Path | str) -> Path:
     return target
 
 
-def restore(path: Path | str, home: Path | str) -> Path:
+def restore(path: Path | str, home: Path | str, *, max_bytes: int | None = None) -> Path:
     """Make a home of a backup. It appears whole or not at all; the backup's names cannot lead out of it.
 
     Args:
         home: absent or empty.
+        max_bytes: how much the backup may unpack to, at any ratio; default: a hundred times its own size.
 
     Raises:
         NotFoundError: there is no such file.
@@ -107,9 +113,10 @@ def restore(path: Path | str, home: Path | str) -> Path:
         draft = Path(scratch) / "home"
         make_folder(draft, shared=False)
         try:
-            with _tar_reader(source) as tar:
-                _unpack(tar, source, draft)
-        except (tarfile.TarError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            with zstd_or_plain(source) as stream:
+                budget = Budget(limits_for(LIMITS, max_bytes), source.stat().st_size, source)
+                _unpack(_members(tar_members(stream, budget)), source, draft)
+        except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptionError(f"'{source}' is no whole backup: {error}.") from error
         prepare_home(draft)
         # Opening proves that this everloop can read the records, before anything shows.
@@ -145,21 +152,6 @@ def _tar_writer(path: Path, *, compressed: bool) -> Iterator[tarfile.TarFile]:
             yield tar
 
 
-@contextmanager
-def _tar_reader(path: Path) -> Iterator[tarfile.TarFile]:
-    with path.open("rb") as file:
-        compressed = file.read(4) == b"\x28\xb5\x2f\xfd"
-        file.seek(0)
-        if not compressed:
-            with tarfile.open(fileobj=file, mode="r|") as tar:
-                yield tar
-            return
-        import pyarrow as pa
-
-        with pa.CompressedInputStream(file, "zstd") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
-            yield tar
-
-
 def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(data)
@@ -167,10 +159,14 @@ def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(info, io.BytesIO(data))
 
 
+class _Readable(Protocol):
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
 class _Summed:
     """A file that is read once, and the SHA-256 of what was read."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: _Readable) -> None:
         self._file = file
         self.sum = hashlib.sha256()
 
@@ -216,28 +212,34 @@ def _add_folder(tar: tarfile.TarFile, folder: Path, top: str, digests: dict[str,
             continue
 
 
-def _unpack(tar: tarfile.TarFile, source: Path, home: Path) -> None:
-    first = tar.next()
+def _members(members: Iterator[TarMember]) -> Iterator[TarMember]:
+    try:
+        yield from members
+    except CorruptionError as error:
+        raise CorruptionError(f"{error.message.rstrip('.')}, which no backup does.", help=error.help) from error
+
+
+def _unpack(members: Iterator[TarMember], source: Path, home: Path) -> None:
+    first = next(members, None)
     if first is None or first.name != _HEAD:
         raise CorruptionError(f"'{source}' is no everloop backup.")
-    version = json.loads(_content(tar, first).read())["format"]
+    version = json.loads(_small(first))["format"]
     if version > FORMAT:
         raise StoreVersionError(
             f"The backup '{source}' has format {version}; this everloop knows {FORMAT}.", help="Upgrade everloop."
         )
     names: dict[str, str] = {}
-    while (member := tar.next()) is not None and member.name != _END:
-        known = member.name in (_RECORDS, "clock") or member.name.startswith(_TOPS)
-        if not (member.isreg() and known and safe_path(member.name)) or member.name in names:
+    while (member := next(members, None)) is not None and member.name != _END:
+        if not (member.name in (_RECORDS, "clock") or member.name.startswith(_TOPS)):
             raise CorruptionError(f"'{source}' holds '{member.name}', which no backup does.")
         path = home / member.name
         make_folder(path.parent)
         with os.fdopen(make_private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
-            summed = _Summed(_content(tar, member))
-            shutil.copyfileobj(summed, file, 1 << 20)
+            summed = _Summed(member)
+            shutil.copyfileobj(summed, file, CHUNK)
         names[member.name] = summed.sum.hexdigest()
         path.chmod(file_mode(path.parent, read_only=member.name.startswith("objects/")))
-    end = {} if member is None else json.loads(_content(tar, member).read())
+    end = {} if member is None else json.loads(_small(member, _MOST_HEAD + len(names) * _MOST_END_ENTRY))
     if not end or end["files"] != len(names) or _RECORDS not in names:
         raise CorruptionError(f"'{source}' is a backup without its end.")
     if "body" not in end:
@@ -254,8 +256,7 @@ def _unpack(tar: tarfile.TarFile, source: Path, home: Path) -> None:
         )
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    content = tar.extractfile(member)
-    if content is None:
-        raise CorruptionError(f"The backup holds '{member.name}', which is no file.")
-    return content
+def _small(member: TarMember, most: int = _MOST_HEAD) -> bytes:
+    if member.size_bytes > most:
+        raise CorruptionError(f"The backup's '{member.name}' has {member.size_bytes} bytes.")
+    return member.read()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import os
 import secrets
 from contextlib import suppress
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 _CONTEXT = b"everloop:trust:1:"
+_SEALS = b"everloop:seals:1"
+_KEY_BYTES = 32
 MACHINE = "machine"
 """The name of the machine's own key."""
 
@@ -103,6 +106,16 @@ class Keyring:
         if (self.folder / "machine.key").exists():
             keys.insert(0, self._machine_key().public_key())
         return {key_id(key): key for key in keys}
+
+    def seal(self, message: bytes) -> str:
+        """A proof that this machine can check again, and no other can make: an HMAC, in microseconds."""
+        return hmac.digest(self._seal_key(), message, "sha256").hex()
+
+    def is_sealed(self, message: bytes, seal: str) -> bool:
+        """Whether `seal` was made here, of this message. Without a key of its own nothing was."""
+        if not (self.folder / "machine.key").exists():
+            return False
+        return hmac.compare_digest(self.seal(message).encode(), seal.encode("utf-8", "replace"))
 
     def public_key(self) -> str:
         """The machine's public key as one line of base64, for others to trust."""
@@ -208,24 +221,38 @@ class Keyring:
     def _machine_key(self) -> Ed25519PrivateKey:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+        return Ed25519PrivateKey.from_private_bytes(self._machine_secret())
+
+    def _seal_key(self) -> bytes:
+        return hmac.digest(self._machine_secret(), _SEALS, "sha256")
+
+    def _machine_secret(self) -> bytes:
+        """The machine's private key, made where there is none: an Ed25519 key is any 32 random bytes."""
         path = self.folder / "machine.key"
-        if not path.exists():
-            _private_folder(self.folder)
-            # Whoever comes first makes the key; the others read it.
-            made = Ed25519PrivateKey.generate()
-            line = f"{base64.b64encode(made.private_bytes_raw()).decode()} {key_id(made.public_key())}\n"
-            _write_whole(path, line.encode())
         try:
-            words = path.read_bytes().split()
-            key = Ed25519PrivateKey.from_private_bytes(base64.b64decode(words[0], validate=True))
-            # Any 32 bytes are a key; its id beside it tells which ones it had.
-            if len(words) > 1 and words[1].decode("latin-1") != key_id(key.public_key()):
-                raise ValueError("it is not the key whose id stands beside it")
-            return key
-        except (ValueError, IndexError) as error:
+            held = path.read_bytes()
+        except FileNotFoundError:
+            _private_folder(self.folder)
+            # The first process makes the key; the others read it.
+            made = secrets.token_bytes(_KEY_BYTES)
+            _write_whole(path, base64.b64encode(made) + b" " + _key_sum(made) + b"\n")
+            held = path.read_bytes()
+        words = held.split()
+        try:
+            secret = base64.b64decode(words[0], validate=True)
+        except (ValueError, IndexError):
+            secret = b""
+        # Any 32 bytes are a key; the checksum beside it shows that these are the ones that were written.
+        if len(secret) != _KEY_BYTES or (len(words) > 1 and words[1] != _key_sum(secret)):
             raise StoreError(
-                f"The machine's key '{path}' is damaged: {error}.", help="Remove it; a new one is made."
-            ) from error
+                f"The machine's key '{path}' is damaged.",
+                help="Remove it; a new one is made.",
+            )
+        return secret
+
+
+def _key_sum(secret: bytes) -> bytes:
+    return hashlib.sha256(secret).hexdigest()[:16].encode()
 
 
 def _line(key: Ed25519PublicKey) -> str:

@@ -88,7 +88,7 @@ def _full_records() -> list[Record]:
             },
             tags={"": "", "a b": "\n"},
             metrics={"loss": 1.0, "int": 3},
-            source=Source(command=("python", "x.py"), git_dirty=False, packages={"polars": "2.1"}),
+            source=Source(launch=("python", "x.py"), git_dirty=False, packages={"polars": "2.1"}),
             error='Traceback: "x"\\',
         ),
         Snapshot(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import UsageError
 from everloop.records import Run
+from everloop.stores.printable import shell_line
 from everloop.stores.searchable import entries, value_of
 from everloop.tracking.history import read_history
 from everloop.tracking.recovery import bring_in
@@ -90,7 +91,7 @@ def _values(run: Run) -> dict[str, dict[str, Any]]:
         if len(path) == 2:
             found[path[0]][path[1]] = value_of(*entry)
     source = {name: getattr(run.source, name) for name in _SOURCE}
-    source["command"] = " ".join(run.source.command) or None
+    source["command"] = shell_line(run.source.launch) or None
     source.update((f"packages.{name}", version) for name, version in run.source.packages.items())
     found["source"] = {name: value for name, value in source.items() if value is not None}
     found["about"] = {name: getattr(run, name) for name in _ABOUT if getattr(run, name) is not None}

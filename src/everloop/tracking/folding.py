@@ -214,9 +214,11 @@ def apply_frames(known: Run, said: Iterable[frames.Frame | None]) -> Run:
                 run.params.update(params)
             case frames.Tags(values=tags):
                 run.tags.update(tags)
-            case frames.Origin(packages=packages, code=code):
-                packages = {**run.source.packages, **packages}
-                run = replace(run, source=replace(run.source, packages=packages, code=code or run.source.code))
+            case frames.Origin(packages=packages, code=code, seal=seal):
+                source = run.source
+                packages = {**source.packages, **packages}
+                source = replace(source, packages=packages, code=code or source.code, seal=seal or source.seal)
+                run = replace(run, source=source)
             case frames.End(state=state, at=at, seconds=seconds, error=error):
                 run = replace(run, state=state, ended_at=at, seconds=seconds, error=error)
     return run

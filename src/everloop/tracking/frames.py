@@ -4,7 +4,7 @@
     [1, at, step, {metric: value}]        metrics
     [2, {name: value}]                    parameters
     [3, {name: text}]                     tags
-    [4, {package: version}, code]         more of what made the run; code is a digest or nil
+    [4, {package: version}, code, seal]   more of what made the run; code is a digest or nil, and so is its new seal
     [5, state, at, seconds, error]        end
 
 A journal so holds all of a run: folding it into a store gives the record and the points, also where no store could
@@ -61,6 +61,7 @@ class Tags(msgspec.Struct, array_like=True, tag=TAGS, frozen=True):
 class Origin(msgspec.Struct, array_like=True, tag=ORIGIN, frozen=True):
     packages: dict[str, str]
     code: str | None
+    seal: str | None = None
 
 
 class End(msgspec.Struct, array_like=True, tag=END, frozen=True):
@@ -92,8 +93,8 @@ def encode_tags(values: Mapping[str, str]) -> bytes:
     return _encoder.encode((TAGS, values))
 
 
-def encode_origin(packages: Mapping[str, str], code: str | None) -> bytes:
-    return _encoder.encode((ORIGIN, packages, code))
+def encode_origin(packages: Mapping[str, str], code: str | None, seal: str | None) -> bytes:
+    return _encoder.encode((ORIGIN, packages, code, seal))
 
 
 def encode_end(state: RunState, at: datetime, seconds: float, error: str | None) -> bytes:

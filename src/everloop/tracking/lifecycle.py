@@ -14,6 +14,7 @@ from everloop.records import Artifact, Record, Run, Step
 from everloop.stores.expressions import Compare
 from everloop.tracking.folding import fold_run
 from everloop.tracking.latest import series_of
+from everloop.tracking.provenance import is_from_here, sealed
 from everloop.tracking.recovery import bring_in
 
 if TYPE_CHECKING:
@@ -202,6 +203,8 @@ def copy_run(store: Store, run: str, project: str | None = None) -> Family:
             parent = fresh.get(record.parent or "", record.parent if project in (None, store.project) else None)
             tags = {**record.tags, COPIED_FROM: record.id}
             copied = replace(record, id=fresh[record.id], project=there.project, revision=0, parent=parent, tags=tags)
+            if is_from_here(record):
+                copied = sealed(copied)
             there.records.put(copied, verb="copied", data={"from": record.id})
             points = store.records.read_points(series_of(record.id))
             if points:

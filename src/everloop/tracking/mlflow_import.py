@@ -293,7 +293,6 @@ def _run(store: Store, there: _Known, experiment: str | None, ids: Mapping[str, 
     end = None if there.end is None else _moment(there.end)
     latest: Latest = {}
     merge(latest, ((keepable(key), step, at * 1000, _value(value)) for key, value, step, at in there.points))
-    command = tags.get("mlflow.source.name")
     return Run(
         id=_id(store.project, there),
         project=store.project,
@@ -308,7 +307,7 @@ def _run(store: Store, there: _Known, experiment: str | None, ids: Mapping[str, 
         tags={**tags, ID_TAG: there.id},
         metrics={key: value + 0.0 for key, (_, _, value) in latest.items()},
         metric_at={key: (step, at // 1000) for key, (step, at, _) in latest.items()},
-        source=Source(command=(command,) if command else (), git_commit=tags.get("mlflow.source.git.commit")),
+        source=Source(git_commit=tags.get("mlflow.source.git.commit")),
         experiment=experiment,
         user=keepable(there.user),
     )

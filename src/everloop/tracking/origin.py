@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from everloop.errors import EverloopError
 from everloop.records import Source
 from everloop.tracking.frames import text
+from everloop.tracking.masking import mask_arguments, masks_secrets
+from everloop.tracking.patches import mask_patch
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -49,12 +51,11 @@ def look_around() -> Source:
     """Return what is running now, and where. Takes some milliseconds once, then tens of microseconds."""
     state = git_state(code_folder())
     return Source(
-        command=tuple(text(word) for word in sys.argv),
         git_commit=state.commit,
         git_dirty=state.dirty,
         git_branch=state.branch,
         git_root=None if state.root is None else text(state.root),
-        launch=tuple(text(word) for word in getattr(sys, "orig_argv", sys.argv)),
+        launch=_launch(),
         folder=_working_folder(),
         python=platform.python_version(),
         platform=_platform(),
@@ -75,6 +76,11 @@ def kept_source(store: Store) -> Source:
     except (EverloopError, OSError) as trouble:
         _log.warning("What differs from the commit could not be kept: %s", trouble)
         return source
+
+
+def _launch() -> tuple[str, ...]:
+    words = tuple(text(word) for word in getattr(sys, "orig_argv", sys.argv))
+    return mask_arguments(words) if masks_secrets() else words
 
 
 _patch: tuple[str, bytes, str] = ("", b"", "")
@@ -133,6 +139,8 @@ def _ask_patch(state: GitState, root: Path) -> bytes | None:
     for name in state.news[:_MOST_NEWS]:
         words = ["diff", "--no-index", "--binary", "--no-color", "--no-ext-diff", "--", os.devnull, name]
         patch += _git(root, *words, fine=(0, 1)) or b""
+    if len(patch) <= MOST_PATCH_BYTES and masks_secrets():
+        patch = mask_patch(patch)
     return patch if 0 < len(patch) <= MOST_PATCH_BYTES else None
 
 

@@ -28,8 +28,10 @@ from everloop.tracking import frames
 from everloop.tracking.artifacts import ArtifactLog
 from everloop.tracking.folding import STREAM_PREFIX, fold_journal, fold_run
 from everloop.tracking.keys import check_spellings, joined
+from everloop.tracking.masking import mask_params, mask_text, masks_secrets
 from everloop.tracking.origin import imported_packages, kept_source
 from everloop.tracking.params import Params
+from everloop.tracking.provenance import is_from_here, sealed
 from everloop.tracking.showing import html_of, panel_of
 from everloop.tracking.steps import StepCounter
 from everloop.tracking.writing import RunWriter
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
+    from everloop.records import Json
     from everloop.stores import Store
     from everloop.tracking.system import SystemWatch
 
@@ -92,29 +95,33 @@ def start_run(
             resume = store.records.get(Run, resume).id
             cleanup.enter_context(store.lock(f"run-{resume}", block=False))
             run = reopen(store, resume)
+            given = run.params
         else:
             if not isinstance(name, str) or not name.strip():
                 raise UsageError(f"A run cannot be called {name!r}.", help="Give it a short name, such as 'train'.")
             around = current_run()
             if parent is None and around is not None:
                 parent = around.id
-            run = store.new(
-                Run,
-                name=name,
-                started_at=store.now(),
-                params=frames.checked_params(params or {}),
-                tags=_texts(tags or {}),
-                parent=parent if parent is None or isinstance(parent, str) else parent.id,
-                loop=loop,
-                trigger=trigger,
-                source=kept_source(store),
+            given = frames.checked_params(params or {})
+            run = sealed(
+                store.new(
+                    Run,
+                    name=name,
+                    started_at=store.now(),
+                    params=_kept_params(given),
+                    tags=_texts(tags or {}),
+                    parent=parent if parent is None or isinstance(parent, str) else parent.id,
+                    loop=loop,
+                    trigger=trigger,
+                    source=kept_source(store),
+                )
             )
             cleanup.enter_context(store.lock(f"run-{run.id}"))
             try:
                 store.records.put(run, verb="started")
             except UnavailableError as error:
                 _log.warning("The run '%s' goes on in its journal only; its store does not answer: %s", name, error)
-        active = ActiveRun(run, store, cleanup.pop_all(), known=resume is not None)
+        active = ActiveRun(run, store, cleanup.pop_all(), known=resume is not None, params=given)
         active._begin()
         if resume is not None:
             active.log_params(params or {})
@@ -150,10 +157,14 @@ class ActiveRun(ArtifactLog):
         *,
         joined: bool = False,
         known: bool = False,
+        params: Mapping[str, Json] | None = None,
     ) -> None:
         self.store = store
-        self.params = Params(run.params, lambda changed: self._write(frames.encode_params(changed)))
+        self.params = Params(run.params if params is None else params, self._write_params)
         self._run = run
+        self._source = run.source
+        # A run that another machine started stays foreign, whoever resumes or joins it.
+        self._seals = not joined and (not known or is_from_here(run))
         self._start = replace(run, metrics={}, metric_at={})
         self._writer = RunWriter(
             store.journals, STREAM_PREFIX + run.id, run.name, lambda: frames.encode_start(self._start)
@@ -241,7 +252,7 @@ class ActiveRun(ArtifactLog):
 
     def set_code(self, digest: str) -> None:
         """Say which code the run executed: the digest over the code of its steps."""
-        self._write(frames.encode_origin({}, digest))
+        self._write(self._origin({}, digest))
 
     def watch_system(self, every_s: float = 10.0) -> SystemWatch:
         """Log what the machine does as metrics `system/…` until the run ends; see `system` for the names.
@@ -272,7 +283,7 @@ class ActiveRun(ArtifactLog):
             seconds = time.perf_counter() - self._began
             packages = {n: v for n, v in imported_packages().items() if self._run.source.packages.get(n) != v}
             if packages:
-                self._writer.append(frames.encode_origin(packages, None))
+                self._writer.append(self._origin(packages, None))
             self._writer.append(frames.encode_end(state, self.store.now(), seconds, error), last=True)
         self._writer.close()
         try:
@@ -322,6 +333,18 @@ class ActiveRun(ArtifactLog):
             self._check_open()
         self._writer.append(payload)
 
+    def _write_params(self, changed: dict[str, Json]) -> None:
+        self._write(frames.encode_params(_kept_params(changed)))
+
+    def _origin(self, packages: dict[str, str], code: str | None) -> bytes:
+        """A frame with more of what made the run, under a new seal."""
+        packages = {**self._source.packages, **packages}
+        self._source = replace(self._source, packages=packages, code=code or self._source.code)
+        seal = None
+        if self._seals:
+            seal = sealed(replace(self._run, source=self._source, params=_kept_params(dict(self.params)))).source.seal
+        return frames.encode_origin(packages, code, seal)
+
     def _check_open(self) -> None:
         if self._ended:
             raise UsageError(
@@ -330,8 +353,13 @@ class ActiveRun(ArtifactLog):
             )
 
 
+def _kept_params(params: dict[str, Json]) -> dict[str, Json]:
+    return mask_params(params) if params and masks_secrets() else params
+
+
 def _describe(error: BaseException, trace: TracebackType | None) -> str:
     """Kind, message and place of an error in one line; the place is where the user's stack ends."""
     frames_ = extract_tb(trace)
     place = f" ({Path(frames_[-1].filename).name}:{frames_[-1].lineno} in {frames_[-1].name})" if frames_ else ""
-    return frames.text(f"{type(error).__name__}: {error}{place}")
+    message = frames.text(f"{type(error).__name__}: {error}{place}")
+    return mask_text(message) if masks_secrets() else message

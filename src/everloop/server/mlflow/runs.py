@@ -174,8 +174,8 @@ def _parent(tags: Mapping[str, str]) -> str | None:
 
 
 def _source(tags: Mapping[str, str]) -> Source:
-    name = tags.get("mlflow.source.name")
-    return Source(command=(name,) if name else (), git_commit=tags.get("mlflow.source.git.commit"))
+    # What its client calls the source is a tag. A name is not a command that could be run again.
+    return Source(git_commit=tags.get("mlflow.source.git.commit"))
 
 
 def _dataset(item: Fields) -> dict[str, Json]:

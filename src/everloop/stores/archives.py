@@ -1,0 +1,366 @@
+"""Reading archives from others: zip and tar, with limits on what is unpacked.
+
+A megabyte can unpack to a gigabyte, name a file outside of its folder, name one twice, or claim sizes that are not
+true. So every archive is read here: names, kinds and declared sizes are checked before anything is unpacked, content
+comes in pieces and counts against the limits as it comes, and nothing is held in memory because an archive says so.
+Archives inside of archives stay closed.
+"""
+
+from __future__ import annotations
+
+import struct
+import tarfile
+import unicodedata
+import zipfile
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+from everloop.errors import CorruptionError
+from everloop.stores.trees import safe_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+CHUNK = 1 << 20
+_BLOCK = 512
+_MOST_HEADER = 64 << 10
+"""Bytes of a tar's extended header. Ours hold a long name and a time."""
+_ZIP_END = struct.Struct("<4s4H2LH")
+_ZIP64_LOCATOR = struct.Struct("<4sLQL")
+_ZIP64_END = struct.Struct("<4sQ2H2L4Q")
+_ZIP_MEMBER = 46
+_ZIP_LOCAL = 30
+_PLAIN_ZIP = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_ENCRYPTED = 0x1 | 0x40 | 0x2000
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much an archive may unpack to."""
+
+    total_bytes: int
+    """Whatever the archive's own size."""
+    ratio: float | None = 100.0
+    """Unpacked bytes for each byte of the archive; None: no limit. What stays below `free_bytes` always may."""
+    free_bytes: int = 64 << 20
+    entry_bytes: int | None = None
+    """Of one file; None: no more than all together."""
+    entries: int = 1_000_000
+    fold_case: bool = True
+    """Refuse names that differ in nothing but case or spelling, which some file systems do not tell apart."""
+    depth: int = 32
+    """Parts of a name."""
+    name_bytes: int = 1024
+
+    def for_archive(self, size_bytes: int) -> int:
+        """How many bytes an archive of this size may unpack to."""
+        if self.ratio is None:
+            return self.total_bytes
+        return min(self.total_bytes, max(self.free_bytes, int(size_bytes * self.ratio)))
+
+
+def limits_for(default: Limits, most_bytes: int | None) -> Limits:
+    """The limits where the owner of an archive has said how much it may unpack to: that much, at any ratio."""
+    if most_bytes is None:
+        return default
+    return Limits(
+        total_bytes=most_bytes,
+        ratio=None,
+        entry_bytes=None,
+        entries=max(default.entries, most_bytes // _BLOCK),
+        fold_case=default.fold_case,
+        depth=default.depth,
+        name_bytes=default.name_bytes,
+    )
+
+
+class Budget:
+    """What is left of an archive's limits while it is read."""
+
+    def __init__(self, limits: Limits, size_bytes: int, archive: Path) -> None:
+        self.limits = limits
+        self.archive = archive
+        self._most = self._left = limits.for_archive(size_bytes)
+        self._entries = 0
+        self._names: set[str] = set()
+
+    def spend(self, size_bytes: int) -> None:
+        """Count unpacked bytes.
+
+        Raises:
+            CorruptionError: the archive unpacks to more than it may.
+        """
+        self._left -= size_bytes
+        if self._left < 0:
+            raise CorruptionError(
+                f"'{self.archive}' holds more than {self._most} bytes.",
+                help="If it is your own and you trust it, allow more: --max-bytes BYTES",
+            )
+
+    def admit(self, name: str, size_bytes: int) -> None:
+        """Check one file before it is read: its name, its declared size, and that there is one of its name.
+
+        Raises:
+            CorruptionError: it is refused.
+        """
+        limits = self.limits
+        self._entries += 1
+        if self._entries > limits.entries:
+            raise CorruptionError(f"'{self.archive}' holds more than {limits.entries} files.")
+        if not is_safe_name(name) or name.count("/") >= limits.depth:
+            raise CorruptionError(f"'{self.archive}' names a file outside of itself: {name[:200]!r}.")
+        if len(name.encode("utf-8", "surrogatepass")) > limits.name_bytes:
+            raise CorruptionError(f"'{self.archive}' holds a name of {len(name)} characters.")
+        folded = unicodedata.normalize("NFC", name).casefold() if limits.fold_case else name
+        if folded in self._names:
+            raise CorruptionError(f"'{self.archive}' holds {name} twice.")
+        self._names.add(folded)
+        most = self._left if limits.entry_bytes is None else min(limits.entry_bytes, self._left)
+        if not 0 <= size_bytes <= most:
+            raise CorruptionError(
+                f"'{self.archive}' holds more than {self._most} bytes: {name} alone has {size_bytes}.",
+                help="If it is your own and you trust it, allow more: --max-bytes BYTES",
+            )
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether a name stays within the folder that an archive is unpacked to, on every file system."""
+    return (
+        safe_path(name)
+        and name.isprintable()
+        and not any(part.endswith((" ", ".")) or ":" in part for part in name.split("/"))
+    )
+
+
+@contextmanager
+def open_zip(path: Path, limits: Limits) -> Iterator[SafeZip]:
+    """A zip whose names and declared sizes have been checked.
+
+    Raises:
+        CorruptionError: it is not a zip, a damaged one, or one that is refused.
+    """
+    try:
+        with path.open("rb") as raw:
+            _check_directory(raw, path, limits)
+            with zipfile.ZipFile(raw) as archive:
+                yield SafeZip(archive, path, limits)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error) as error:
+        raise CorruptionError(f"'{path}' is not a whole zip: {error}.", help="Get or export it again.") from error
+
+
+class SafeZip:
+    """The files of a zip, to be read by name."""
+
+    def __init__(self, archive: zipfile.ZipFile, path: Path, limits: Limits) -> None:
+        self._archive = archive
+        self._budget = Budget(limits, path.stat().st_size, path)
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        declared = 0
+        for member in archive.infolist():
+            self._budget.admit(member.filename, member.file_size)
+            kind = member.external_attr >> 16 & 0o170000
+            if member.is_dir() or kind not in (0, 0o100000):
+                raise CorruptionError(f"'{path}' holds something that is no plain file: {member.filename}.")
+            if member.flag_bits & _ENCRYPTED or member.compress_type not in _PLAIN_ZIP:
+                raise CorruptionError(f"'{path}' holds {member.filename} encrypted, or packed in an unknown way.")
+            declared += member.file_size
+            self._members[member.filename] = member
+        # All of it is declared: what is read beyond that, zipfile refuses.
+        self._budget.spend(declared)
+        self._check_places(path)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether its owner has said how much it may unpack to."""
+        return self._budget.limits.ratio is None
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._members)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._members
+
+    def size(self, name: str) -> int:
+        """Bytes that a file unpacks to, as the zip declares; reading never gives more."""
+        return self._members[name].file_size
+
+    def packed_size(self, name: str) -> int:
+        return self._members[name].compress_size
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        with self._archive.open(self._members[name]) as file:
+            yield file
+
+    def read(self, name: str) -> bytes:
+        with self.open(name) as file:
+            return file.read()
+
+    def _check_places(self, path: Path) -> None:
+        """Refuse files that share bytes: that is how a small zip unpacks to petabytes without any nesting."""
+        end = 0
+        for member in sorted(self._members.values(), key=lambda one: one.header_offset):
+            if member.header_offset < end:
+                raise CorruptionError(f"'{path}' holds files that overlap: {member.filename}.")
+            end = member.header_offset + _ZIP_LOCAL + len(member.orig_filename.encode()) + member.compress_size
+        if end > self._archive.start_dir:
+            raise CorruptionError(f"'{path}' holds files that overlap its list of files.")
+
+
+def _check_directory(raw: IO[bytes], path: Path, limits: Limits) -> None:
+    """Refuse a list of files that is longer than the limit, before it is read into memory."""
+    size = raw.seek(0, 2)
+    raw.seek(max(0, size - (1 << 16) - _ZIP_END.size))
+    tail = raw.read()
+    at = tail.rfind(b"PK\5\6")
+    if at < 0 or len(tail) - at < _ZIP_END.size:
+        raise CorruptionError(f"'{path}' is not a whole zip: it has no list of files.", help="Get or export it again.")
+    fields = _ZIP_END.unpack_from(tail, at)
+    entries, length = fields[4], fields[5]
+    locator = at - _ZIP64_LOCATOR.size
+    if locator >= 0 and tail[locator : locator + 4] == b"PK\6\7":
+        raw.seek(_ZIP64_LOCATOR.unpack_from(tail, locator)[2])
+        end = raw.read(_ZIP64_END.size)
+        if len(end) == _ZIP64_END.size and end[:4] == b"PK\6\6":
+            entries, length = max(entries, _ZIP64_END.unpack(end)[7]), max(length, _ZIP64_END.unpack(end)[8])
+    raw.seek(0)
+    most = limits.entries * (_ZIP_MEMBER + 128)
+    if length > min(size, most) or (entries > limits.entries and entries != 0xFFFF):
+        raise CorruptionError(f"'{path}' holds more than {limits.entries} files, or says so.")
+
+
+# --- tar --------------------------------------------------------------------------------------------------------
+
+
+class TarMember:
+    """One file of a tar: its name, its size, and its content, which is read once and in order."""
+
+    def __init__(self, name: str, size_bytes: int, stream: _Stream) -> None:
+        self.name = name
+        self.size_bytes = size_bytes
+        self._stream = stream
+        self._left = size_bytes
+
+    def read(self, size: int = -1) -> bytes:
+        wanted = self._left if size < 0 else min(size, self._left)
+        pieces = []
+        while wanted:
+            piece = self._stream.take(min(wanted, CHUNK))
+            pieces.append(piece)
+            wanted -= len(piece)
+            self._left -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def skip(self) -> None:
+        while self._left:
+            self.read(CHUNK)
+        self._stream.take(-self.size_bytes % _BLOCK)
+
+
+class _Stream:
+    """Bytes of a tar, counted as they come."""
+
+    def __init__(self, raw: _Readable, budget: Budget) -> None:
+        self._raw = raw
+        self._budget = budget
+
+    def take(self, size: int) -> bytes:
+        """Exactly so many bytes.
+
+        Raises:
+            CorruptionError: there are fewer, or more than the archive may unpack to.
+        """
+        data = self.some(size)
+        if len(data) != size:
+            raise CorruptionError(f"'{self._budget.archive}' ends in the middle of a file.")
+        return data
+
+    def some(self, size: int) -> bytes:
+        pieces = []
+        while size > 0 and (piece := self._raw.read(size)):
+            self._budget.spend(len(piece))
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
+
+
+def tar_members(raw: _Readable, budget: Budget) -> Iterator[TarMember]:
+    """The files of a tar in their order, each checked before it is given out; what is not read is skipped.
+
+    Plain files only: links, devices, folders, sparse files and global headers are refused. The end of a tar is two
+    blocks of zeros; one that just stops ends there as well, so count what must be there.
+
+    Raises:
+        CorruptionError: it is damaged or refused.
+    """
+    stream = _Stream(raw, budget)
+    long_name: str | None = None
+    long_size: int | None = None
+    while block := stream.some(_BLOCK):
+        try:
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.TarError as error:
+            if not block.strip(b"\0"):
+                return
+            raise CorruptionError(f"'{budget.archive}' is not a whole tar: {error}.") from error
+        if info.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+            if not 0 <= info.size <= _MOST_HEADER:
+                raise CorruptionError(f"'{budget.archive}' has a header of {info.size} bytes.")
+            data = stream.take(info.size)
+            stream.take(-info.size % _BLOCK)
+            if info.type == tarfile.GNUTYPE_LONGNAME:
+                long_name = data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+            else:
+                long_name, long_size = _extended(data, budget)
+            continue
+        name, size = long_name or info.name, info.size if long_size is None else long_size
+        long_name = long_size = None
+        if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or name.endswith("/"):
+            raise CorruptionError(f"'{budget.archive}' holds something that is no plain file: {name[:200]}.")
+        budget.admit(name, size)
+        member = TarMember(name, size, stream)
+        yield member
+        member.skip()
+
+
+def _extended(data: bytes, budget: Budget) -> tuple[str | None, int | None]:
+    """Name and size that an extended header gives; other records but a few harmless ones are refused."""
+    found: dict[str, str] = {}
+    at = 0
+    while at < len(data):
+        digits = data[at : at + 8].split(b" ", 1)[0]
+        length = int(digits) if digits.isdigit() and len(digits) < 7 else 0
+        key, equals, value = data[at + len(digits) + 1 : at + length - 1].partition(b"=")
+        if length <= len(digits) + 2 or not equals or at + length > len(data):
+            raise CorruptionError(f"'{budget.archive}' has a damaged header.")
+        found[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        at += length
+    strange = sorted(set(found) - {"path", "size", "mtime", "atime", "ctime", "uid", "gid", "uname", "gname"})
+    size = found.get("size")
+    if strange or (size is not None and not (size.isascii() and size.isdigit() and len(size) < 20)):
+        raise CorruptionError(f"'{budget.archive}' has a header that no archive of ours has: {strange or size}.")
+    return found.get("path"), None if size is None else int(size)
+
+
+@contextmanager
+def zstd_or_plain(path: Path) -> Iterator[Any]:
+    """A file's bytes, unpacked as they are read where the file is compressed by zstandard."""
+    with path.open("rb") as file:
+        compressed = file.read(4) == b"\x28\xb5\x2f\xfd"
+        file.seek(0)
+        if not compressed:
+            yield file
+            return
+        # Zstandard comes with pyarrow; the standard library has it from Python 3.14 on.
+        import pyarrow as pa
+
+        with pa.CompressedInputStream(file, "zstd") as stream:
+            yield stream

@@ -1,0 +1,305 @@
+"""Secrets in what a run records about itself: found by name and by shape, and masked before anything is stored.
+
+A secret is replaced by `***name***`, where the name says what stood there: `--password hunter2` becomes
+`--password ***password***`. `everloop reproduce RUN --with password=…` gives it again. Values that only refer to a
+secret (`$TOKEN`, `{token}`, `<password>`) stay, and so do names that only sound alike: `--max-tokens`, `pad_token`,
+`--passes`, `tokenizer`, `partition_key`. In source code only quoted texts count: `token = read_token()` is code.
+
+This finds what looks like a secret. A password that is passed as a plain word, without a name, cannot be seen.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from everloop.stores.home import nearest_config
+from everloop.tracking.secret_names import MARK, is_secret_name, is_secret_value
+from everloop.tracking.secret_shapes import replace_shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from everloop.records import Json
+
+_AWS_SECRET = re.compile(r"(?<![A-Za-z0-9/+])[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])")
+_PEM = re.compile(
+    r"-----BEGIN (?:[A-Z0-9]{1,20} ){0,3}?PRIVATE KEY(?: BLOCK)?-----"
+    r"(?:(?!-----END ).)*+(?:-----END [A-Z0-9 ]{0,60}-----)?",
+    re.DOTALL,
+)
+_BEARER = re.compile(r"(?<![A-Za-z0-9])bearer\s{1,4}+([A-Za-z0-9._~+/=-]{12,}+)", re.IGNORECASE)
+_AUTHORITY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30}+)://([^\s\"'<>]*+)")
+_PAIR = re.compile(
+    r"""(?<![A-Za-z0-9_.\-])([A-Za-z_\-][A-Za-z0-9_.\-]{1,199}+)(\\{0,3}+["']?+\s{0,4}+(?:=>|:=|=|:)\s{0,4}+)"""
+)
+_QUOTE = re.compile(r"""[fFbBrRuU]{0,2}+(\\{0,3}+(?:\"\"\"|'''|["']))""")
+_BARE = re.compile(r"""[^\s;&,"'<>|)}\]\[{(]*+""")
+_REST = re.compile(r"""[^"'\r\n]*+""")
+_WHOLE_PAIR = re.compile(r"([-+~/]{0,2}+[A-Za-z_][A-Za-z0-9_.\-]{0,199}+)(:?=)(.*)", re.DOTALL)
+_OPTION = re.compile(r"-{1,2}+[A-Za-z][A-Za-z0-9_.\-]{0,199}+")
+_UNNAMED_USER = 20
+"""From this length on, a user's name in a URL without a password is taken for a token."""
+
+_TOOLS: dict[str, tuple[str, ...]] = {
+    "mysql": ("-p+",),
+    "mysqldump": ("-p+",),
+    "mysqladmin": ("-p+",),
+    "mariadb": ("-p+",),
+    "mariadb-dump": ("-p+",),
+    "sshpass": ("-p",),
+    "mongo": ("-p",),
+    "mongosh": ("-p",),
+    "mongodump": ("-p",),
+    "mongorestore": ("-p",),
+    "twine": ("-p",),
+    "redis-cli": ("-a",),
+    "curl": ("-u:", "--user:", "-U:", "--proxy-user:", "-b"),
+    "wget": (),
+    "http": ("-a:",),
+    "https": ("-a:",),
+    "sqlcmd": ("-P",),
+    "bcp": ("-P",),
+    "ldapsearch": ("-w",),
+    "ldapmodify": ("-w",),
+    "7z": ("-p+",),
+    "unzip": ("-P",),
+    "zip": ("-P",),
+    "openssl": ("-k", "-K"),
+    "smbclient": ("-U%",),
+    "lftp": ("-u,",),
+}
+"""Options that take a secret: the next word; `+`: the rest of the same word; another sign: what follows it there."""
+_LOGINS = frozenset({"az", "docker", "helm", "oc", "podman"})
+"""Tools whose `-p` is a password where they log in, and a port elsewhere."""
+
+
+class Masker:
+    """Masks the secrets of one run, and gives each value one name."""
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
+        self._marks: dict[str, str] = {}
+        self._taken: dict[str, str] = {}
+
+    def mask(self, name: str, value: str) -> str:
+        """The mark that stands for a secret."""
+        known = self._marks.get(value)
+        if known is None:
+            plain = re.sub(r"[^A-Za-z0-9_.-]", "-", name[-80:]).strip("-._") or "value"
+            chosen, number = plain, 1
+            while self._taken.setdefault(chosen, value) != value:
+                number += 1
+                chosen = f"{plain}-{number}"
+            known = self._marks[value] = f"***{self._prefix}{chosen}***"
+        return known
+
+    def arguments(self, words: Sequence[str]) -> tuple[str, ...]:
+        """A command's arguments, as the process got them."""
+        program = _program_text(words)
+        found = self._options(words, lambda place, word: self._word(word, code=place == program))
+        if any("***aws-key-id" in word for word in found):
+            # Its other half has no shape of its own beyond its length.
+            found = [_AWS_SECRET.sub(lambda key: self.mask("aws-secret", key[0]), word) for word in found]
+        return tuple(found)
+
+    def text(self, text: str, *, code: bool = False) -> str:
+        """Any text, such as an error's message; with `code` only quoted texts are values of names."""
+        if len(text) < 6:
+            return text
+        if "PRIVATE KEY" in text:
+            text = _PEM.sub(lambda found: self.mask("private-key", found[0]), text)
+        text = self._pairs(text, code)
+        if "://" in text:
+            text = _AUTHORITY.sub(self._url, text)
+        if "earer" in text or "EARER" in text:
+            text = _BEARER.sub(self._bearer, text)
+        return replace_shapes(text, self.mask)
+
+    def value(self, name: str, value: str) -> str:
+        """A text that is kept under a name, such as a parameter."""
+        if is_secret_name(name) and is_secret_value(name, value):
+            return self.mask(name, value)
+        return self.text(value, code=True)
+
+    def _options(self, words: Sequence[str], other: Callable[[int, str], str]) -> list[str]:
+        """Mask what follows an option of a secret's name, or of a tool's; `other` treats the remaining words."""
+        found: list[str] = []
+        tools: tuple[str, ...] = ()
+        wanted: tuple[str, str] | None = None
+        for place, word in enumerate(words):
+            masked = None
+            if wanted is not None and not (_OPTION.fullmatch(word) and not wanted[1]):
+                masked = self._secret_of(word, *wanted)
+                wanted = None
+            else:
+                base = word.rsplit("/", 1)[-1].lower()
+                tools = ("-p",) if base in _LOGINS and "login" in words else _TOOLS.get(base, tools)
+                masked, wanted = self._option(word, tools)
+            found.append(other(place, word) if masked is None else masked)
+        return found
+
+    def _option(self, word: str, tools: Iterable[str]) -> tuple[str | None, tuple[str, str] | None]:
+        """The word where an option of a known tool holds a secret in itself; what the next word is, if it is one."""
+        for option in tools:
+            flag, sign = (option, "") if option[-1].isalpha() else (option[:-1], option[-1])
+            if sign == "+":
+                if word.startswith(flag) and len(word) > len(flag):
+                    return flag + self.mask("password", word[len(flag) :]), None
+            elif word == flag:
+                return None, ("password", sign or "=")
+            elif sign and word.startswith(flag) and sign in word:
+                return self._secret_of(word, "password", sign), None
+        if _OPTION.fullmatch(word) and is_secret_name(word):
+            return None, (word.lstrip("-"), "")
+        return None, None
+
+    def _secret_of(self, word: str, name: str, sign: str) -> str | None:
+        """A word that is a secret, or holds one behind a sign; None where it is none."""
+        _, found, secret = word.partition(sign) if sign not in ("", "=") else ("", "=", word)
+        quote = secret[:1] if secret[:1] in ("'", '"') and secret[:1] == secret[-1:] and len(secret) > 1 else ""
+        inner = secret[1:-1] if quote else secret
+        if not found or not is_secret_value(name, inner):
+            return None
+        return f"{word[: len(word) - len(secret)]}{quote}{self.mask(name, inner)}{quote}"
+
+    def _word(self, word: str, *, code: bool = False) -> str:
+        whole = None if code else _WHOLE_PAIR.fullmatch(word)
+        if whole is not None and is_secret_name(whole[1]) and is_secret_value(whole[1], whole[3]):
+            return f"{whole[1]}{whole[2]}{self.mask(whole[1], whole[3])}"
+        if not code and any(char.isspace() for char in word):
+            # A command in a command: `sh -c "mysql -psecret"`.
+            pieces = re.split(r"(\s+)", word)
+            pieces[::2] = self._options(pieces[::2], lambda _, piece: piece)
+            word = "".join(pieces)
+        return self.text(word, code=code)
+
+    def _pairs(self, text: str, code: bool) -> str:
+        found: list[str] = []
+        done = 0
+        for pair in _PAIR.finditer(text):
+            if pair.start() < done or not self._names_secret(text, pair):
+                continue
+            name = pair[1]
+            begin, end = self._value_span(text, pair.end(), code, name)
+            value = text[begin:end]
+            if end > begin and is_secret_value(name, value):
+                found += [text[done:begin], self.mask(name, value)]
+                done = end
+        return "".join([*found, text[done:]]) if found else text
+
+    def _names_secret(self, text: str, pair: re.Match[str]) -> bool:
+        if is_secret_name(pair[1]):
+            return True
+        # A signed URL: what stands behind `sig=` opens it.
+        return pair[1].lower() in ("sig", "signature") and text[max(0, pair.start() - 1) : pair.start()] in (
+            "?",
+            "&",
+            ";",
+        )
+
+    def _value_span(self, text: str, begin: int, code: bool, name: str) -> tuple[int, int]:
+        """Where the value begins and ends."""
+        quote = _QUOTE.match(text, begin)
+        if quote is not None:
+            end = text.find(quote[1], quote.end())
+            line = text.find("\n", quote.end()) if len(quote[1].lstrip("\\")) == 1 else -1
+            if end < 0 or 0 <= line < end:
+                end = line if line >= 0 else len(text)
+            return quote.end(), end
+        if code:
+            return begin, begin
+        rest = _REST if name.lower().endswith(("authorization", "cookie")) else _BARE
+        found = rest.match(text, begin)
+        return begin, begin if found is None else found.end()
+
+    def _url(self, found: re.Match[str]) -> str:
+        scheme, rest = found[1], found[2]
+        authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+        if "@" not in authority:
+            port = authority.partition(":")[2]
+            if not port or port.isdigit() or "@" not in rest:
+                return found[0]
+            authority = rest  # a password with a slash in it
+        user, _, host = authority.rpartition("@")
+        name, colon, password = user.partition(":")
+        after = f"@{host}{rest[len(authority) :]}"
+        if colon and password and is_secret_value("password", password):
+            return f"{scheme}://{name}:{self.mask('url-password', password)}{after}"
+        if not colon and len(name) >= _UNNAMED_USER and is_secret_value("password", name):
+            return f"{scheme}://{self.mask('url-token', name)}{after}"
+        if colon and not password and len(name) >= _UNNAMED_USER and is_secret_value("password", name):
+            return f"{scheme}://{self.mask('url-token', name)}:{after}"
+        return found[0]
+
+    def _bearer(self, found: re.Match[str]) -> str:
+        token = found[1]
+        if not any(char.isdigit() for char in token) and len(token) < _UNNAMED_USER:
+            return found[0]
+        return found[0][: found.start(1) - found.start()] + self.mask("bearer-token", token)
+
+
+def _program_text(words: Sequence[str]) -> int | None:
+    """Which word is Python code, as in `python -X dev -c CODE`."""
+    if not words or not words[0].rsplit("/", 1)[-1].startswith(("python", "pypy")):
+        return None
+    for place, word in enumerate(words[1:], start=1):
+        if word == "-c":
+            return place + 1
+        if not word.startswith("-") and words[place - 1] not in ("-X", "-W"):
+            return None
+    return None
+
+
+@lru_cache(maxsize=8)
+def mask_arguments(words: tuple[str, ...]) -> tuple[str, ...]:
+    """A command without its secrets."""
+    return Masker().arguments(words)
+
+
+def mask_text(text: str) -> str:
+    """A text without its secrets."""
+    return Masker().text(text)
+
+
+def masked_names(texts: Iterable[str]) -> list[str]:
+    """The names of what was masked in texts, each once, in order."""
+    return list(dict.fromkeys(name for text in texts for name in MARK.findall(text)))
+
+
+def mask_params(values: Mapping[str, Json]) -> dict[str, Json]:
+    """Parameters without their secrets, by name and by shape."""
+    masker = Masker()
+
+    def masked(name: str, value: Json) -> Json:
+        if type(value) is str:
+            return masker.value(name, value)
+        if type(value) is dict:
+            return {key: masked(key, item) for key, item in value.items()}
+        if type(value) is list:
+            return [masked(name, item) for item in value]
+        return value
+
+    return {name: masked(name, value) for name, value in values.items()}
+
+
+def masks_secrets() -> bool:
+    """Whether runs of this process are masked: unless the nearest `everloop.toml` says `[tracking] mask = false`."""
+    try:
+        config = nearest_config(Path.cwd())
+        return config is None or _setting(config, config.stat().st_mtime_ns)
+    except OSError:
+        return True
+
+
+@lru_cache(maxsize=8)
+def _setting(config: Path, changed_at: int) -> bool:
+    import tomllib
+
+    try:
+        found: Any = tomllib.loads(config.read_text(encoding="utf-8")).get("tracking", {})
+        return not (isinstance(found, dict) and found.get("mask") is False)
+    except (OSError, ValueError):
+        return True
