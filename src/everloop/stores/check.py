@@ -358,6 +358,8 @@ def _check_permissions(home: Path) -> Iterator[Problem]:
         message = f"Not only its owner can use '{path}', but {who}{more}."
         repair = f"chmod -R {'o=' if is_shared(home) else 'go='} '{home}'"
         yield Problem(kind="permissions", subject=str(path), message=message, repair=repair)
+
+
 def _check_clock(store: Store, checked: Checked) -> Iterator[Problem]:
     path = store.home / "clock"
     if not path.exists():

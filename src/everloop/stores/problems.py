@@ -30,8 +30,8 @@ class Problem:
     """One thing that is not as it should be."""
 
     kind: str
-    """`records`, `record`, `row`, `search`, `object`, `tree`, `reference`, `journal`, `table`, `permissions`, `key`, `clock` or
-    `run`."""
+    """`records`, `record`, `row`, `search`, `object`, `tree`, `reference`, `journal`, `table`, `permissions`, `key`,
+    `clock` or `run`."""
     subject: str
     message: str
     repair: str | None = None
