@@ -41,6 +41,8 @@ CALLERS = "callers"
 """True in a route's `opt`: an endpoint's own token opens it; the route holds it to that endpoint."""
 BODY_KIND = "body"
 """`upload` in a route's `opt`: its body is streamed."""
+LARGEST_BODY = 1 << 20
+"""Bytes of a JSON body of a route of ours: it is read in the event loop."""
 LONGEST_PART = 600
 """Characters of one part of a path."""
 _NATIVE = "/api/v1/"
@@ -110,6 +112,8 @@ async def _check_values(connection: ASGIConnection[Any, Any, Any, Any], handler:
             check_text(name, part, LONGEST_PART)
     check_parameters(connection.query_params.multi_items())
     if isinstance(connection, Request) and "data" in handler.parsed_fn_signature.parameters:
+        if (watch := cast("MutableMapping[str, Any]", connection.scope).get(BODY)) is not None:
+            watch.limit_to(LARGEST_BODY)
         body = await connection.body()
         if b"\\u0000" in body:
             # Anything else that is wrong with the body is found where it is read.

@@ -8,12 +8,13 @@ GET /api/v1/events            the event list: ?since=SEQ&limit=
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from litestar import Request, get
 
 from everloop.errors import UsageError
 from everloop.records import KINDS, Event, Record, Run
+from everloop.server.answers import encoded
 from everloop.server.asking import NEEDS, store_of
 from everloop.server.status import Status, read_status
 from everloop.tracking import bring_in
@@ -35,13 +36,14 @@ def routes() -> list[Any]:
 @get("/api/v1/status", sync_to_thread=True, opt=_READS)
 def status(request: Asked) -> Status:
     """One project at a glance."""
-    return read_status(store_of(request))
+    return cast("Status", encoded(read_status(store_of(request))))
 
 
 @get("/api/v1/events", sync_to_thread=True, opt=_READS)
 def events(request: Asked) -> list[Event]:
     """Who did what, oldest first: `since` a sequence number, at most `limit`."""
-    return store_of(request).records.events_since(_number(request, "since", 0), limit=_rows(request))
+    found = store_of(request).records.events_since(_number(request, "since", 0), limit=_rows(request))
+    return cast("list[Event]", encoded(found))
 
 
 @get("/api/v1/{kind:str}", sync_to_thread=True, opt=_READS)
@@ -58,7 +60,8 @@ def records(request: Asked) -> list[Any]:
         for name, _, value in asked:
             check_state(Compare((name,), "=", value))
         bring_in(store_of(request))
-    return list(store_of(request).records.find(cls, *asked, order="-id", limit=_rows(request), after=after))  # type: ignore[arg-type]
+    found = store_of(request).records.find(cls, *asked, order="-id", limit=_rows(request), after=after)  # type: ignore[arg-type]
+    return cast("list[Any]", encoded(found))
 
 
 @get("/api/v1/{kind:str}/{ref:str}", sync_to_thread=True, opt=_READS)

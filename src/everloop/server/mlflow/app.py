@@ -1,13 +1,12 @@
 """The whole protocol as one ASGI application: finds the route, reads the request, answers or says what is wrong.
 
 It is bare ASGI because a client logs one metric per request: what stands between the socket and the handler is a
-table look-up and one JSON decoding. Short handlers run in the event loop, whose store answers in fractions of a
-millisecond; those that may read much run in threads.
+table look-up, one JSON decoding and the way to a thread. The event loop never waits for the store: other programs may
+hold it, its disk may be slow, and a search may read much. See `worker_threads`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import sqlite3
@@ -15,6 +14,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote_to_bytes
+
+import msgspec
 
 from everloop.errors import EverloopError, StoreError
 from everloop.server.asking import AUTH, STORE, demand
@@ -56,11 +57,13 @@ from everloop.server.mlflow.genai import (
 from everloop.server.mlflow.page import dataset_summaries, gateway, promptlab
 from everloop.server.mlflow.pending import PendingMetrics
 from everloop.server.mlflow.wire import Fields, MlflowError, error_body, translated
+from everloop.server.mlflow.worker_threads import WorkerThreads
 from everloop.server.options import ServerOptions
 from everloop.server.request_values import check_text
 from everloop.server.storage_errors import no_space_error
 
 if TYPE_CHECKING:
+    from everloop.server.mlflow.files.folder import ArtifactFolder
     from everloop.stores import Store
 
 ROUTES: tuple[Route, ...] = (
@@ -96,7 +99,8 @@ FILES = {"/get-artifact": artifacts.run_file, "/model-versions/get-artifact": ar
 LARGEST_BODY = 32 << 20
 STALE_S = 7 * 86_400.0
 """After so long without a change a draft of an upload is taken for one that nobody will finish."""
-_LOOP_WAIT_S = 30.0
+_SHORT = 1 << 16
+"""Bytes of a body that is read as JSON in less than a millisecond."""
 _PREFIXES = ("/ajax-api/", "/api/")
 _log = logging.getLogger("everloop.server")
 
@@ -149,7 +153,8 @@ class MlflowApp:
         self.store = store
         self.options = options or ServerOptions()
         self.artifacts = artifacts
-        self.pending = PendingMetrics()
+        self.threads = WorkerThreads()
+        self.pending = PendingMetrics(self.threads.later)
         self.seals = Seals()
         self._begun: set[str] = set()
         artifacts.sweep(STALE_S)
@@ -178,8 +183,9 @@ class MlflowApp:
         if file := FILES.get(raw.removeprefix("/ajax-api")):
             if method != "GET":
                 raise _not_allowed(method)
-            ask = self._ask(scope, "read", Fields.of_query(scope["query_string"]))
-            await download(*file(ask), scope, send)
+            fields = Fields.of_query(scope["query_string"])
+            folder, within = await self.threads.short(lambda: file(self._ask(scope, "read", fields)))
+            await download(folder, within, scope, send)
             return
         if raw == otlp.PATH:
             await self._spans(scope, receive, send)
@@ -188,7 +194,7 @@ class MlflowApp:
             # Not `_ask`: the address itself is the right.
             fields = Fields.of_query(scope["query_string"])
             ask = Ask(self.store, fields, self.artifacts, self.pending, seals=self.seals)
-            await transfers.use_address(ask, scope, receive, send)
+            await transfers.use_address(ask, scope, receive, send, self.threads)
             return
         if raw == GRAPHQL:
             await self._graphql(scope, receive, send)
@@ -206,19 +212,24 @@ class MlflowApp:
         if route.streams:
             await self._stream(route, path, scope, receive, send)
             return
+        if AUTH in scope:
+            # Before the body is read.
+            demand(scope, _ROLES[route.access])
         if method == "GET":
             fields, size = Fields.of_query(scope["query_string"]), 0
         else:
             body = await _body(receive)
             _check_content_type(scope, body)
-            fields, size = Fields.of_body(body), len(body)
-        ask = self._ask(scope, route.access, fields, path, size)
+            size = len(body)
+            fields = Fields.of_body(body) if size <= _SHORT else await self.threads.long(lambda: Fields.of_body(body))
+        handler = cast("Handler", route.handler)
+
+        def answered() -> bytes:
+            return msgspec.json.encode(handler(self._ask(scope, route.access, fields, path, size)))
+
         if route.slow:
-            self.pending.fold_all()
-            answered = await asyncio.to_thread(route.handler, ask)
-        else:
-            answered = route.handler(ask)
-        await answer_json(send, answered)
+            await self.threads.short(self.pending.fold_all)
+        await answer(send, 200, await (self.threads.long if route.slow else self.threads.short)(answered))
 
     def _ask(
         self, scope: Scope, access: str, fields: Fields, path: Mapping[str, str] | None = None, size: int = 0
@@ -247,17 +258,25 @@ class MlflowApp:
         if scope["method"] != "POST":
             raise _not_allowed(scope["method"])
         body = await _body(receive)
-        ask = self._ask(scope, "write", Fields({}), size=len(body))
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        await asyncio.to_thread(otlp.take_spans, ask.store, headers, body)
+        await self.threads.long(
+            lambda: otlp.take_spans(self._ask(scope, "write", Fields({}), size=len(body)).store, headers, body)
+        )
         # An empty message is an answer of its own kind: everything was taken.
         await answer(send, 200, b"", otlp.PROTOBUF.encode())
 
     async def _stream(self, route: Route, path: Mapping[str, str], scope: Scope, receive: Receive, send: Send) -> None:
         size = _length(scope)
-        ask = self._ask(scope, route.access, Fields.of_query(scope["query_string"]), path, size)
-        find = cast("Finder", route.handler)
-        found = await asyncio.to_thread(find, ask) if route.slow else find(ask)
+        fields, find = Fields.of_query(scope["query_string"]), cast("Finder", route.handler)
+
+        def find_place() -> tuple[ArtifactFolder, str] | Attachment:
+            ask = self._ask(scope, route.access, fields, path, size)
+            found = find(ask)
+            if route.method != "GET" and not isinstance(found, Attachment):
+                check_changeable(ask.store, ask.artifacts, *found)
+            return found
+
+        found = await (self.threads.long if route.slow else self.threads.short)(find_place)
         if isinstance(found, Attachment):
             await answer_file(send, found.name, found.body)
             return
@@ -265,7 +284,6 @@ class MlflowApp:
         if route.method == "GET":
             await download(folder, within, scope, send)
         else:
-            check_changeable(ask.store, ask.artifacts, folder, within)
             await upload(folder, within, receive)
             await answer_json(send, {})
 
@@ -280,21 +298,18 @@ class MlflowApp:
         body = await _body(receive, graphql.LARGEST_BODY)
         _check_content_type(scope, body)
         # What is wrong with a variable stands among the errors of the answer.
-        fields = Fields.of_body(body, nul=True, depth=graphql.MOST_DEPTH)
-        loop = asyncio.get_running_loop()
-
-        async def in_loop(handler: Handler, ask: Ask) -> Mapping[str, Any]:
-            return handler(ask)
+        fields = await self.threads.long(lambda: Fields.of_body(body, nul=True, depth=graphql.MOST_DEPTH))
 
         def ask_route(route: Route, said: Fields) -> Mapping[str, Any]:
             handler, ask = cast("Handler", route.handler), self._ask(scope, route.access, said)
-            if route.slow:
-                return handler(ask)
-            # What is short may need what lives in the loop: metrics on their way.
-            return asyncio.run_coroutine_threadsafe(in_loop(handler, ask), loop).result(timeout=_LOOP_WAIT_S)
+            # What is short may need metrics on their way, which are in the thread of short handlers.
+            return handler(ask) if route.slow else self.threads.short_now(lambda: handler(ask))
 
-        self.pending.fold_all()
-        await answer_json(send, await asyncio.to_thread(graphql.answer_query, fields, ask_route))
+        def answered() -> bytes:
+            return msgspec.json.encode(graphql.answer_query(fields, ask_route))
+
+        await self.threads.short(self.pending.fold_all)
+        await answer(send, 200, await self.threads.long(answered))
 
 
 def _pattern(template: str) -> str:

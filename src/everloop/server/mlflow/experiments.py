@@ -208,7 +208,6 @@ def checked_most(fields: Fields, usual: int, most: int, *, lowest: int = 0, stri
 
 def _archive(ask: Ask, *, away: bool) -> None:
     store, number = ask.store, ask.fields.text("experiment_id")
-    ask.pending.fold_all()
     with store.records.transaction():
         found = experiment_of(store, number)
         if (found.archived_at is not None) == away:
@@ -261,8 +260,8 @@ ROUTES = (
     Route("GET", "2.0/mlflow/experiments/get-by-name", get_experiment_by_name, "read"),
     Route("POST", "2.0/mlflow/experiments/search", search_experiments, "read", slow=True),
     Route("GET", "2.0/mlflow/experiments/search", search_experiments, "read", slow=True),
-    Route("POST", "2.0/mlflow/experiments/delete", delete_experiment, "delete"),
-    Route("POST", "2.0/mlflow/experiments/restore", restore_experiment, "write"),
+    Route("POST", "2.0/mlflow/experiments/delete", delete_experiment, "delete", slow=True),
+    Route("POST", "2.0/mlflow/experiments/restore", restore_experiment, "write", slow=True),
     Route("POST", "2.0/mlflow/experiments/update", update_experiment, "write"),
     Route("POST", "2.0/mlflow/experiments/set-experiment-tag", set_experiment_tag, "write"),
     Route("POST", "2.0/mlflow/experiments/delete-experiment-tag", delete_experiment_tag, "write"),

@@ -5,15 +5,14 @@ follows within a second and before every answer that shows it, so that a thousan
 thousand times. If the process dies in between, the points say what the record does not: the next process that
 hears of a running run looks there first.
 
-Not thread-safe: everything here runs in the server's event loop.
+Not thread-safe: everything here runs in the one thread of short handlers.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -36,11 +35,17 @@ Mark = tuple[str, str, int, datetime, float | str]
 class PendingMetrics:
     """What has been logged through this process and is not yet in the runs' records."""
 
-    def __init__(self) -> None:
+    def __init__(self, later: Callable[[float, Callable[[], object]], None] | None = None) -> None:
+        """Prepare.
+
+        Args:
+            later: runs something after so many seconds. Without it points come into the record as they are noted.
+        """
+        self._later = later
         self._latest: dict[tuple[str, str], tuple[Store, Latest]] = {}
         self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._seen: OrderedDict[Mark, None] = OrderedDict()
-        self._timer: asyncio.TimerHandle | None = None
+        self._waits = False
 
     def fresh(self, run: str, points: Iterable[Point]) -> list[Point]:
         """The points that have not just been logged: a client that got no answer sends its request again."""
@@ -64,11 +69,11 @@ class PendingMetrics:
         at = (store.project, run.id)
         _, latest = self._latest.setdefault(at, (store, {}))
         merge(latest, rows_of(points))
-        if self._timer is None:
-            try:
-                self._timer = asyncio.get_running_loop().call_later(FOLD_AFTER_S, self._fold_timed)
-            except RuntimeError:
-                self.fold_all()
+        if self._later is None:
+            self.fold_all()
+        elif not self._waits:
+            self._waits = True
+            self._later(FOLD_AFTER_S, self._fold_timed)
 
     def started(self, store: Store, run: str) -> None:
         """This process has seen the run's beginning, so it knows all of its points."""
@@ -132,7 +137,7 @@ class PendingMetrics:
             self._latest[at] = held
 
     def _fold_timed(self) -> None:
-        self._timer = None
+        self._waits = False
         self.fold_all()
 
 

@@ -18,6 +18,7 @@ from everloop.server.mlflow.logged_models import find_logged_model
 from everloop.server.mlflow.reply import artifact_uri
 from everloop.server.mlflow.runs import find_run
 from everloop.server.mlflow.wire import MlflowError
+from everloop.server.mlflow.worker_threads import WorkerThreads
 
 USUAL_S = 900
 PARTS_S = 86_400
@@ -72,7 +73,7 @@ def abort_upload(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-async def use_address(ask: Ask, scope: Scope, receive: Receive, send: Send) -> None:
+async def use_address(ask: Ask, scope: Scope, receive: Receive, send: Send, threads: WorkerThreads) -> None:
     """Do what the address of this request allows.
 
     Raises:
@@ -82,7 +83,7 @@ async def use_address(ask: Ask, scope: Scope, receive: Receive, send: Send) -> N
     if scope["method"] != {"get": "GET", "put": "PUT", "part": "PUT"}[allowed.what]:
         raise MlflowError("This address allows something else.", "PERMISSION_DENIED")
     if allowed.what == "part":
-        part = ask.artifacts.uploads.part(allowed.where, int(allowed.path))
+        part = await threads.short(lambda: ask.artifacts.uploads.part(allowed.where, int(allowed.path)))
         await take(
             ask.artifacts.proxied.drafts(), partial(_keep_part, part), receive, quick=ask.artifacts.proxied.quick
         )
@@ -92,7 +93,7 @@ async def use_address(ask: Ask, scope: Scope, receive: Receive, send: Send) -> N
     if allowed.what == "get":
         await download(folder, within, scope, send)
     else:
-        check_changeable(ask.store, ask.artifacts, folder, within)
+        await threads.short(lambda: check_changeable(ask.store, ask.artifacts, folder, within))
         await upload(folder, within, receive)
         await answer(send, 200, b"")
 
