@@ -20,6 +20,7 @@
     ├── TrainingError             exit 8   422   no model can be made of this data
     ├── ParityError               exit 8   422   a package does not answer as its model does
     ├── RequestError              exit 2   422   a prediction request breaks the signature
+    │   └── TooLargeError             exit 2   413   it is too large once it is unpacked
     ├── UnavailableError          exit 9   503   an endpoint or store does not answer now
     │   └── DeadlineError         exit 9   504   the time of a request ran out before its answer was there
     └── StoreError                exit 10  500
@@ -144,6 +145,12 @@ class ParityError(EverloopError):
 
 class RequestError(EverloopError):
     exit_code, http_status = 2, 422
+
+
+class TooLargeError(RequestError):
+    """A request becomes too large when it is unpacked, or holds a row that is too long for the log."""
+
+    http_status = 413
 
 
 class UnavailableError(EverloopError):

@@ -117,7 +117,8 @@ def test_other_hosts_are_refused_and_answers_are_guarded(served):
     assert "default-src 'none'" in headers["content-security-policy"]
     assert headers["x-content-type-options"] == "nosniff"
     for method in ("POST", "PUT", "DELETE", "PATCH"):
-        request = urllib.request.Request(f"{served}/api/v1/runs", method=method, data=b"{}")
+        kind = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{served}/api/v1/runs", method=method, data=b"{}", headers=kind)
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(request, timeout=10)
         refused.value.close()

@@ -213,7 +213,8 @@ def test_large_requests_queue_up_to_a_limit_and_no_longer_than_their_clients_wai
         async def send(message: Any) -> None:
             sent.append(message)
 
-        headers = [] if wait_ms is None else [(b"x-request-timeout-ms", wait_ms.encode())]
+        headers = [(b"host", b"localhost")]
+        headers += [] if wait_ms is None else [(b"x-request-timeout-ms", wait_ms.encode())]
         scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers, "query_string": b""}
         await app(scope, receive, send)
         return sent[0]["status"], dict(sent[0]["headers"])

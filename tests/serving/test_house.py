@@ -33,7 +33,7 @@ def ask(house: House, method: str, path: str, body: bytes = b"", **headers: str)
     async def send(message: Any) -> None:
         sent.append(message)
 
-    named = [(name.encode(), value.encode()) for name, value in headers.items()]
+    named = [(name.encode(), value.encode()) for name, value in {"host": "localhost", **headers}.items()]
     scope = {"type": "http", "method": method, "path": path, "headers": named, "query_string": b""}
     asyncio.run(house(scope, receive, send))
     told = sent[1]["body"].decode()

@@ -33,6 +33,7 @@ Task = Literal["binary", "multiclass", "regression"]
 _INT64 = 2**63
 _LONGEST_DAYS = 100_000_000
 """A duration of more does not fit 64 bits of microseconds."""
+_LONGEST_COMPLAINT = 1_000
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
 
 
@@ -184,12 +185,16 @@ class Signature:
     def _refuse_category(self, value: str, item: Input, number: int) -> None:
         known = ", ".join(map(repr, item.categories[:12]))
         raise RequestError(
-            f"rows[{number}].{item.name}: the model takes no category {value!r}.", help=f"It takes: {known}"
+            f"rows[{number}].{item.name}: the model takes no category {value[:200]!r}.", help=f"It takes: {known}"
         )
 
     def explain(self, error: Exception, where: str = "") -> RequestError:
         """Turn a decoder's complaint into an error that names the field as the client wrote it."""
-        match = cast("re.Match[str]", _PLACE.match(str(error)))
+        text = str(error)
+        if len(text) > _LONGEST_COMPLAINT:
+            # A name that a client sent stands in it, of any length; what is wrong with it stands at both ends.
+            text = f"{text[: _LONGEST_COMPLAINT // 2]}…{text[-_LONGEST_COMPLAINT // 2 :]}"
+        match = cast("re.Match[str]", _PLACE.match(text))
         path = (match["path"] or "").lstrip(".")
         path = f"{where}{path}" if path.startswith("[") else path
         what = match["what"].replace("`", "'")

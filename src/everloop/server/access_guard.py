@@ -80,16 +80,23 @@ class AccessGuard:
                 _log(seen, answer, perf_counter() - began)
 
     async def _may_enter(self, scope: MutableMapping[str, Any], send: Send) -> bool:
-        headers, path, server = scope["headers"], scope["path"], scope.get("server")
-        refusal = self.guard.refusal(scope["method"], headers, server[0] if server else None)
-        if refusal is not None:
-            await send_refusal(send, path, refusal.status, refusal.message, help=refusal.help)
-            return False
+        path, server = scope["path"], scope.get("server")
+        refusal = self.guard.refusal(scope["method"], scope["headers"], server[0] if server else None)
         scope[AUTH] = self.authenticator is not None
         scope.setdefault("state", {})[STORE] = self.store
+        # Which media types are taken is for those to know who have logged in.
+        if (refusal is None or refusal.status == 415) and not await self._has_access(scope, send):
+            return False
+        if refusal is not None:
+            await send_refusal(send, path, refusal.status, refusal.message, help=refusal.help)
+        return refusal is None
+
+    async def _has_access(self, scope: MutableMapping[str, Any], send: Send) -> bool:
+        """Whether the request's credentials open anything; each route asks for the role that it needs."""
         if self.authenticator is None:
             return True
-        given = [value for name, value in headers if name == b"authorization"]
+        path = scope["path"]
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
         try:
             if len(given) > 1:
                 raise CredentialsError(401, "There are two sets of credentials.")

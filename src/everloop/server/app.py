@@ -58,8 +58,8 @@ def make_app(store: Store, options: ServerOptions | None = None) -> AccessGuard:
     from everloop.server.gateway.targets import Targets
 
     options = options or ServerOptions()
-    gateway = Gateway(Targets(store), options)
-    authenticator = Authenticator(AccessBook(store)) if options.auth else None
+    gateway = Gateway(Targets(store, stale_s=options.access_stale_s), options)
+    authenticator = Authenticator(AccessBook(store), stale_s=options.access_stale_s) if options.auth else None
     routes: list[ControllerRouterHandler] = [
         status,
         static,

@@ -41,5 +41,7 @@ class ServerOptions:
     trusted_proxies: tuple[str, ...] = ()
     """Addresses and networks of proxies before this server, such as `10.0.0.5`. Only what comes from them may say by
     `X-Forwarded-For` for which client it asks."""
+    access_stale_s: float = 10.0
+    """How long users and tokens hold on while the store cannot be read; then requests that need a login get 503."""
     webhook_networks: tuple[str, ...] = ()
     """Private networks that webhooks may reach all the same, such as `10.1.0.0/16`."""

@@ -1,4 +1,7 @@
-"""Who may ask an endpoint now: tokens, how often a token may be used, and who may choose a version."""
+"""Who may ask an endpoint now: tokens, how often a token may be used, and who may choose a version.
+
+Tokens hold for `access_stale_s` after they were last known to be the store's; then nobody is let in who needs one.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ BURST_S = 1.0
 
 
 class Admission:
-    """The door of one worker. Safe to use from several threads.
+    """What one worker asks of each request. Safe to use from several threads.
 
     Args:
         digests: the tokens' names and digests; None: it asks for none.
@@ -36,6 +39,9 @@ class Admission:
     ) -> None:
         self._digests = digests
         self._testers = testers
+        self._stale_s = settings.access_stale_s
+        self.confirmed = math.inf
+        """When the tokens were last known to be the store's; infinite where nobody looks again."""
         self._anyone = settings.override == "anyone"
         self._rate = settings.rate_limit / workers
         self._burst = max(1.0, self._rate * BURST_S)
@@ -45,15 +51,32 @@ class Admission:
         """Whether everybody is let in, so that nothing needs to be looked at."""
 
     def look(self, path: str, authorization: bytes | None) -> tuple[int, str | None]:
-        """200, 401 (no such token) or 429 (too often), and the name of the token."""
+        """200, 401 (no such token), 429 (too often) or 503 (tokens unknown), and the name of the token."""
         if path in OPEN_PATHS:
             return 200, None
         client = None
         if self._digests is not None:
+            if self.stale:
+                return 503, None
             client = admitted(self._digests, authorization)
             if client is None:
                 return 401, None
         return (200 if not self._rate or self._take(client) else 429), client
+
+    @property
+    def asks_token(self) -> bool:
+        return self._digests is not None
+
+    @property
+    def stale(self) -> bool:
+        """Whether the tokens were the store's too long ago."""
+        return self._digests is not None and monotonic() - self.confirmed > self._stale_s
+
+    def knows(self, path: str, authorization: bytes | None) -> bool:
+        """Whether a request may be read at all, before its body is there. It is not counted."""
+        if self._digests is None or path in OPEN_PATHS:
+            return True
+        return not self.stale and admitted(self._digests, authorization) is not None
 
     def may_choose(self, client: str | None) -> bool:
         """Whether this client may say which version answers it."""

@@ -17,6 +17,7 @@ from everloop.serving.pace import INSTANT_S
 from everloop.serving.prediction_log import Group, PredictionLog, entity_text
 from everloop.serving.routing import place_of
 from everloop.serving.understanding import Share, fitting_rows, understand
+from everloop.serving.unpacked_limits import check_row_sizes, check_rows
 from everloop.stores.clock import EPOCH, micros, new_id
 
 if TYPE_CHECKING:
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from everloop.stores.clock import Clock
 
 logger = logging.getLogger("everloop.serving")
-
-MAX_ROWS = 20_000
-"""Rows of one request; more belong into batch scoring (`everloop predict`)."""
 
 MAX_EXPLAINED = 1_000
 """Rows of one request that are explained; that costs many times what scoring costs."""
@@ -129,14 +127,17 @@ def answer(live: Live, ask: Ask, log: PredictionLog, clock: Clock, request_sent:
     Raises:
         DeadlineError: its time ran out while it was scored; nothing was logged.
         RequestError: the rows, keys or times cannot be used; nothing was logged.
+        TooLargeError: a row is too long for the log.
         StoreFullError, UnavailableError: the answer could not be logged, so there is none.
     """
     size = rows_of(ask)
     if size == 0:
         raise RequestError("rows: there is no row to score.")
-    if size > MAX_ROWS:
-        raise RequestError(f"rows: {size} rows are too many for one request.", help=f"Send at most {MAX_ROWS}.")
+    check_rows(size, live.settings)
     entities = _entities(ask.keys, size)
+    check_row_sizes(
+        ask.values if ask.values is not None else (row.values() for row in ask.rows or ()), entities, live.settings
+    )
     events = _events(ask.event_at, size)
     if ask.explain and size > MAX_EXPLAINED:
         raise RequestError(f"{size} rows are too many to explain.", help=f"Explain at most {MAX_EXPLAINED} at once.")

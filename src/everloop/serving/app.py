@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
@@ -30,6 +31,7 @@ from everloop.errors import (
     TrustError,
     UnavailableError,
 )
+from everloop.http.body_limits import BodyError, unpacked
 from everloop.http.error_bodies import error_content
 from everloop.http.hosts import HostRule
 from everloop.http.request_guard import RequestGuard
@@ -58,6 +60,8 @@ logger = logging.getLogger("everloop.serving")
 
 LARGE_BODY_BYTES = 64 << 10
 """Bodies above this are decoded and scored in a worker thread."""
+TABLE_MARKS = (b"\xff\xff\xff\xff", b"ARRO", b"PAR1")
+"""How tables begin. What reads them is loaded with the first, and they may become much larger; a thread takes them."""
 WORKERS = 4
 WAITING_WORKERS = 64
 """Threads where each answer waits until the log's store has it."""
@@ -157,8 +161,23 @@ class EndpointApp:
         self, settings: Settings, digests: Mapping[str, str] | None = None, testers: frozenset[str] = frozenset()
     ) -> None:
         """Hold new requests against these settings, and ask for one of these tokens; None: for none."""
+        admission = Admission(settings, digests, testers, settings.workers or self.processes)
+        admission.confirmed = self._admission.confirmed
         self.settings = settings
-        self._admission = Admission(settings, digests, testers, settings.workers or self.processes)
+        self._admission = admission
+
+    def confirm_access(self) -> None:
+        """Note that tokens and testers are the store's at this moment; from now on they grow stale."""
+        self._admission.confirmed = monotonic()
+
+    @property
+    def access_grows_stale(self) -> bool:
+        """Whether `confirm_access` was ever called."""
+        return self._admission.confirmed != math.inf
+
+    @property
+    def asks_token(self) -> bool:
+        return self._admission.asks_token
 
     def refuse(self, revision: int, error: EverloopError) -> None:
         """Stay with what is in use: `revision` cannot be taken over."""
@@ -177,7 +196,7 @@ class EndpointApp:
 
     @property
     def ready(self) -> bool:
-        return self._live is not None and not self.draining
+        return self._live is not None and not self.draining and not self._admission.stale
 
     @property
     def log_kind(self) -> str:
@@ -195,7 +214,7 @@ class EndpointApp:
         return self._workers
 
     def admit(self, request: Request) -> tuple[int, str | None]:
-        """200, 401 (no such token) or 429 (too often), and the name of the token."""
+        """200, 401 (no such token), 429 (too often) or 503 (tokens unknown), and the name of the token."""
         return self._admission.look(request.path, request.header(b"authorization"))
 
     @property
@@ -273,6 +292,14 @@ class EndpointApp:
         metrics.in_flight += 1
         timeout_s = self.settings.request_timeout_s
         try:
+            if not self._admission.open and BESIDE not in scope:
+                # Who is not let in is not read either.
+                given = next((value for name, value in scope["headers"] if name == b"authorization"), None)
+                if not self._admission.knows(scope["path"], given):
+                    metrics.count_response("other", 401)
+                    # The body is dropped as it comes.
+                    await send_response(send, self._not_let_in(503 if self._admission.stale else 401))
+                    return
             # What was logged is always sent: after the body, a request's time ends in `beside` or not at all.
             body = await limit(self._body(receive), timeout_s)
             if body is not None:
@@ -311,7 +338,7 @@ class EndpointApp:
                 headers=scope["headers"],
                 query=scope["query_string"],
             )
-            response = None if large else self.attempt(request)
+            response = None if large or body[:4] in TABLE_MARKS else self.attempt(request)
         if response is None:
             response = await self._beside(request, large=large)
         await send_response(send, response)
@@ -467,6 +494,9 @@ class EndpointApp:
                     return self._not_let_in(status)
             if request.header(b"x-request-timeout-ms") is not None:
                 self._read_deadline(request)
+            encoding = request.header(b"content-encoding")
+            if encoding is not None:
+                self._unpack(request, encoding)
             if request.deadline is not None and perf_counter() > request.deadline:
                 raise late()
             if handle is None:
@@ -485,6 +515,8 @@ class EndpointApp:
             raise
         except DeadlineError as error:
             return self._late(request, error)
+        except BodyError as error:
+            return problem(error.status_code, "RequestError", error.detail)
         except EverloopError as error:
             if error.http_status >= 500:
                 logger.warning("%s %s: %s", request.method, request.path, error)
@@ -495,7 +527,25 @@ class EndpointApp:
             logger.exception("%s %s failed", request.method, request.path)
             return problem(500, type(error).__name__, "The endpoint failed; its log says why.")
 
+    def _unpack(self, request: Request, encoding: bytes) -> None:
+        """Undo the encoding of a body.
+
+        Raises:
+            TakesLong: it is to be done in a worker thread.
+            BodyError: it cannot be, or becomes longer than a body may be.
+        """
+        attempting = self._attempting
+        if attempting is not None and attempting[0] == threading.get_ident():
+            raise TakesLong
+        request.body = unpacked(encoding.decode("latin-1"), request.body, self.settings.max_body_bytes)
+        # It may be looked at again, and is plain now.
+        request.headers = [pair for pair in request.headers if pair[0] != b"content-encoding"]
+
     def _not_let_in(self, status: int) -> Response:
+        if status == 503:
+            return problem(
+                503, "UnavailableError", "The store cannot be read, so no token can be checked.", "Ask again later."
+            )
         if status == 401:
             denied = problem(401, "TrustError", "This endpoint asks for a token.", "Authorization: Bearer …")
             denied.headers = [(b"www-authenticate", b"Bearer")]
@@ -559,6 +609,7 @@ def _ready(service: Any, request: Request) -> Response:
         "draining": app.draining,
         "refused": app.refused,
         "log": app.log_kind,
+        "access": "unknown" if app._admission.stale else "known",
     }
     return Response(status=200 if app.ready else 503, body=msgspec.json.encode(state))
 

@@ -1,9 +1,9 @@
 """Tables as bodies: Arrow IPC (streams and files) and Parquet in, an Arrow IPC stream out.
 
-For bulk: no text is made of numbers and back. What comes is checked in full before anything reads it, becomes rows of
-the signature's types, and then goes the way of every request. A table may bear the keys and the event times beside the
-inputs; the query names their columns: `POST /predict?key=flight_id&event_at=departs_at`.
-"""
+For bulk: no text is made of numbers and back. What comes is held against the endpoint's limits before anything of it
+is decoded (see `arrow_messages` and `parquet_pages`), checked in full, becomes rows of the signature's types, and
+then goes the way of every request. A table may bear the keys and the event times beside the inputs; the query names
+their columns: `POST /predict?key=flight_id&event_at=departs_at`."""
 
 from __future__ import annotations
 
@@ -11,26 +11,34 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from everloop.errors import RequestError
-from everloop.serving.answering import MAX_ROWS
+from everloop.serving.arrow_messages import FILE_MARK, check_messages
 from everloop.serving.foreign import asked
+from everloop.serving.parquet_pages import check_file
+from everloop.serving.unpacked_limits import check_cells, check_rows, check_unpacked
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import polars as pl
 
     from everloop.serving.answering import Answer, Ask
     from everloop.serving.exchange import Request
     from everloop.serving.live import Live
+    from everloop.serving.settings import Settings
 
 STREAM = b"application/vnd.apache.arrow.stream"
 FILE = b"application/vnd.apache.arrow.file"
 PARQUET = (b"application/vnd.apache.parquet", b"application/x-parquet", b"application/parquet")
-MOST_EXPANSION = 64
-"""How many times larger than its body a Parquet file may say that it becomes."""
+_TEXT_BYTES_AT_ONCE = 4 << 20
+_FIRST_DAY, _LAST_DAY = -719_162, 2_932_896
+"""The years 1 to 9999, as days since 1970."""
+_LONGEST_DAYS = 100_000_000
+_A_DAY = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
 
 
 def looks_like_arrow(body: bytes) -> bool:
     """Whether a body is Arrow IPC; no JSON begins so."""
-    return body[:4] == b"\xff\xff\xff\xff" or body[:6] == b"ARROW1"
+    return body[:4] == b"\xff\xff\xff\xff" or body[: len(FILE_MARK)] == FILE_MARK
 
 
 def ask_of(live: Live, request: Request, frame: pl.DataFrame) -> Ask:
@@ -50,23 +58,23 @@ def ask_of(live: Live, request: Request, frame: pl.DataFrame) -> Ask:
         apart[what] = frame[column].to_list()
         if column not in live.known_names:
             frame = frame.drop(column)
-    ask = asked(live, frame.to_dicts(), request, explain=False)
+    ask = asked(live, rows_of_frame(frame), request, explain=False)
     ask.keys, ask.event_at = apart["key"], apart["event_at"]
     _check(ask)
     return ask
 
 
-def read_frame(body: bytes, kind: bytes = STREAM) -> pl.DataFrame:
+def read_frame(body: bytes, limits: Settings, kind: bytes = STREAM) -> pl.DataFrame:
     """The table in a body, its values as the signature's decoder takes them.
 
     Raises:
         RequestError: it is damaged, too long, or holds what no model takes.
+        TooLargeError: it has too many values, or becomes too many bytes.
     """
     import pyarrow as pa
 
     try:
-        table = _parquet(body) if kind in PARQUET else _ipc(body)
-        table.validate(full=True)
+        table = _parquet(body, limits) if kind in PARQUET else _ipc(body, limits)
     except RequestError:
         raise
     except (pa.ArrowException, OSError, ValueError, TypeError, EOFError, NotImplementedError) as error:
@@ -99,50 +107,155 @@ def answer_table(answer: Answer, ids: list[str]) -> bytes:
     return body
 
 
-def _ipc(body: bytes) -> Any:
+def _ipc(body: bytes, limits: Settings) -> Any:
     import pyarrow as pa
 
-    if body[:6] == b"ARROW1":
+    check_messages(body, limits)
+    if body[: len(FILE_MARK)] == FILE_MARK:
         file = pa.ipc.open_file(pa.BufferReader(body))
         batches = (file.get_batch(number) for number in range(file.num_record_batches))
-        schema = file.schema
-    else:
-        stream = pa.ipc.open_stream(pa.BufferReader(body))
-        batches, schema = iter(stream), stream.schema
-    found, rows = [], 0
-    for batch in batches:
-        rows += batch.num_rows
-        _check_length(rows)
-        batch.validate(full=True)
-        found.append(batch)
-    return pa.Table.from_batches(found, schema)
+        return _joined(file.schema, batches, limits)
+    stream = pa.ipc.open_stream(pa.BufferReader(body))
+    return _joined(stream.schema, stream, limits)
 
 
-def _parquet(body: bytes) -> Any:
+def _parquet(body: bytes, limits: Settings) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(pa.BufferReader(body))
-    told = file.metadata
-    _check_length(told.num_rows)
-    size = sum(told.row_group(number).total_byte_size for number in range(told.num_row_groups))
-    if size > MOST_EXPANSION * len(body) + (1 << 20):
-        raise RequestError(f"The table becomes {size} bytes, which is too much of a body of {len(body)}.")
-    return file.read()
+    layout = check_file(body, limits)
+    file = pq.ParquetFile(pa.BufferReader(body), read_dictionary=list(layout.dictionaries))
+    # Where a text is written as a part of the one before, a few bytes become a page's length each.
+    at_once = max(1, min(layout.rows, _TEXT_BYTES_AT_ONCE // layout.longest if layout.longest else layout.rows))
+    return _joined(file.schema_arrow, file.iter_batches(batch_size=at_once, use_threads=False), limits)
 
 
-def _check_length(rows: int) -> None:
-    if rows > MAX_ROWS:
-        raise RequestError(f"rows: {rows} rows are too many for one request.", help=f"Send at most {MAX_ROWS}.")
+def _joined(schema: Any, batches: Iterable[Any], limits: Settings) -> Any:
+    """The batches as one table; each is checked and counted before the next is decoded."""
+    import pyarrow as pa
+
+    found, rows, size = [], 0, 0
+    for batch in batches:
+        rows += batch.num_rows
+        check_rows(rows, limits)
+        check_cells(rows * batch.num_columns, limits)
+        # A full validation reads each text, which may be many times the same long one: so only once they are counted.
+        batch.validate()
+        size += sum(_plain_bytes(column) for column in batch.columns)
+        check_unpacked(size, limits)
+        batch.validate(full=True)
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            _check_times(name, column.dictionary if pa.types.is_dictionary(column.type) else column)
+        found.append(batch)
+    return pa.Table.from_batches(found, found[0].schema if found else schema)
+
+
+def _plain_bytes(column: Any) -> int:
+    """How many bytes a column of a batch has once each value stands by itself."""
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        values = column.dictionary
+        if _is_text(values.type):
+            lengths = _lengths(values)
+            places = column.indices.drop_null().to_numpy(zero_copy_only=False)
+            if len(places) and not 0 <= places.min() <= places.max() < len(lengths):
+                raise RequestError("The body is no table that can be read: an index leads out of its dictionary.")
+            # The dictionary itself counts as well: its values may all show the same bytes.
+            return int(lengths[places].sum()) + int(lengths.sum())
+    elif _is_text(kind):
+        return int(_lengths(column).sum())
+    # A value without a length of its own becomes a number.
+    return 8 * len(column)
+
+
+def _check_times(name: str, column: Any) -> None:
+    """Refuse dates, moments and durations that no calendar has: what converts them does not return from these.
+
+    Raises:
+        RequestError: there is one, or a number that is too wide.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    if pa.types.is_decimal256(kind):
+        raise RequestError(f"{name[:100]}: values of type {kind} are no inputs.")
+    if pa.types.is_date32(kind):
+        unit, width = 1, pa.int32()
+    elif pa.types.is_date64(kind):
+        unit, width = _A_DAY["ms"], pa.int64()
+    elif pa.types.is_timestamp(kind) or pa.types.is_duration(kind):
+        unit, width = _A_DAY[kind.unit], pa.int64()
+    else:
+        return
+    ends = pc.min_max(column.view(width)).as_py()
+    if ends["min"] is None:
+        return
+    lowest, highest = (-_LONGEST_DAYS, _LONGEST_DAYS) if pa.types.is_duration(kind) else (_FIRST_DAY, _LAST_DAY)
+    # The last day of the year 9999 is left to time zones.
+    if not lowest * unit <= ends["min"] <= ends["max"] <= highest * unit:
+        raise RequestError(f"{name[:100]}: a value is outside the years 1 to 9999, or a duration is too long.")
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+    )
+
+
+def _lengths(column: Any) -> Any:
+    """The length of each text in bytes, as a NumPy array. No text is looked at.
+
+    Raises:
+        RequestError: one is negative.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+        # A view is 16 bytes, the first four of which are its length.
+        views = np.frombuffer(column.buffers()[1] or b"", dtype="<i4")
+        found = views[4 * column.offset : 4 * (column.offset + len(column)) : 4].astype("int64")
+    else:
+        found = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False).astype("int64")
+    if len(found) and found.min() < 0:
+        raise RequestError("The body is no table that can be read: a text has a negative length.")
+    return found
+
+
+def rows_of_frame(frame: pl.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table.
+
+    Raises:
+        RequestError: a value cannot be told in Python.
+    """
+    from polars.exceptions import PanicException
+
+    try:
+        return frame.to_dicts()
+    except (PanicException, OverflowError, ValueError) as error:
+        raise RequestError(f"The table holds a value that cannot be read: {str(error)[:300]}") from None
 
 
 def _plain(table: Any) -> pl.DataFrame:
     import polars as pl
     import polars.selectors as cs
+    from polars.exceptions import PanicException
 
     try:
         frame = pl.DataFrame(table)
-    except (pl.exceptions.PolarsError, TypeError, ValueError, NotImplementedError) as error:
+    except (pl.exceptions.PolarsError, PanicException, TypeError, ValueError, NotImplementedError) as error:
         raise RequestError(f"The table holds a type that no model takes: {str(error)[:300]}") from None
     nested = [name for name, kind in frame.schema.items() if kind.is_nested() or kind == pl.Binary or kind == pl.Object]
     if nested:
@@ -168,4 +281,4 @@ def _check(ask: Ask) -> None:
                 raise RequestError(f"event_at[{place}]: {str(moment)[:50]!r} is no time.")
 
 
-__all__ = ["FILE", "PARQUET", "STREAM", "answer_table", "ask_of", "looks_like_arrow", "read_frame"]
+__all__ = ["FILE", "PARQUET", "STREAM", "answer_table", "ask_of", "looks_like_arrow", "read_frame", "rows_of_frame"]

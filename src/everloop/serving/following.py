@@ -3,7 +3,8 @@
 It asks the store for its last event every tenth of a second, which is cheap, and reads the record only when there
 was one. New versions are loaded and warmed here, beside the event loop, before any request meets them. A revision
 that cannot be taken over (a damaged package, a version that is not there) changes nothing but `/ready`, and is
-tried again, ever less often, in case what was missing arrives.
+tried again, ever less often, in case what was missing arrives. Who may ask does not wait for any of this; see
+`access_following`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from everloop.errors import EverloopError, NotFoundError
 from everloop.records import Endpoint
+from everloop.serving.access_following import AccessFollower
 from everloop.serving.live import Live, load_live
 from everloop.serving.settings import settings_of
-from everloop.serving.tokens import testers, token_digests
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,6 +55,7 @@ class Follower:
         self._orphaned = orphaned
         self._poll_s = poll_s
         self._parent = os.getppid()
+        self.access = AccessFollower(store, app, poll_s=poll_s)
         self._live: Live | None = None
         self._kept: dict[str, Predictor] = {}
         self._seen = -1
@@ -70,14 +72,17 @@ class Follower:
         Raises:
             EverloopError: it cannot be served. An endpoint without routes can: it waits for its first.
         """
+        self.access.look()
         self._seen = self._store.records.last_event()
         endpoint = self._store.records.get(Endpoint, self._app.endpoint)
         self._take(endpoint)
 
     def start(self) -> None:
+        self.access.start()
         self._thread.start()
 
     def stop(self) -> None:
+        self.access.stop()
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -102,6 +107,7 @@ class Follower:
 
     def look(self) -> None:
         """Take the record over if it has changed. What cannot be served is refused, not raised."""
+        self.access.look()
         last = self._store.records.last_event()
         due = self._retry_at is not None and monotonic() >= self._retry_at
         if last == self._seen and not due:
@@ -139,12 +145,11 @@ class Follower:
             self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)
 
     def _take(self, endpoint: Endpoint) -> None:
-        settings = settings_of(endpoint.options)
+        settings_of(endpoint.options)
         live = load_live(self._store, endpoint, self._live, self._kept) if endpoint.routes else None
         self._keep(live)
         self._live = live
-        # Before the routes: a revision that asks for a token never answers without one.
-        self._app.configure(settings, token_digests(endpoint.options), testers(endpoint.options))
+        # Who may ask was taken over before: a revision that asks for a token never answers without one.
         self._app.switch(live, endpoint.revision)
         self._retry_at = None
         self._refused = -1

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from everloop.errors import EverloopError, NotFoundError, RequestError
+from everloop.errors import EverloopError, NotFoundError, RequestError, TooLargeError
+from everloop.http.error_bodies import clipped
 from everloop.serving.answering import Answer, Ask
 from everloop.serving.exchange import Handle, Request, Response, Service
 from everloop.serving.live import Live, pinned
@@ -131,10 +132,12 @@ def speaking(problem: Callable[[int, EverloopError], bytes], *, status: int = 40
             try:
                 return handle(service, request)
             except EverloopError as error:
-                code = status if isinstance(error, RequestError) else error.http_status
+                plain_request = isinstance(error, RequestError) and not isinstance(error, TooLargeError)
+                code = status if plain_request else error.http_status
+                error.message = clipped(error.message)
                 return Response(status=code, body=problem(code, error))
             except msgspec.ValidationError as error:
-                told = RequestError(f"{error}.".replace(" - at `$", " at `"))
+                told = RequestError(f"{clipped(str(error))}.".replace(" - at `$", " at `"))
                 return Response(status=status, body=problem(status, told))
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 told = RequestError(f"The body is no JSON that can be read: {error}")

@@ -35,9 +35,11 @@ from everloop.serving.foreign import encode
 from everloop.serving.metrics import CONTENT_TYPE
 from everloop.serving.observing import observers
 from everloop.serving.settings import settings_of
-from everloop.serving.tokens import OPEN_PATHS, testers, token_digests
+from everloop.serving.tokens import OPEN_PATHS, access_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from everloop.serving.app import Receive, Scope, Send
     from everloop.stores import Store
 
@@ -83,18 +85,24 @@ class House:
         self._loading: dict[str, asyncio.Future[_Room]] = {}
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="everloop-loading")
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="everloop-follower", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._follow, args=(Follower.look,), name="everloop-follower", daemon=True),
+            # A token that is taken back does not wait until another endpoint is loaded.
+            threading.Thread(target=self._follow, args=(_look_at_access,), name="everloop-access", daemon=True),
+        ]
         self.draining = False
         self.loads = 0
         self.evictions = 0
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
         self._loader.shutdown(wait=True)
         for room in self._rooms.values():
             room.app.close()
@@ -198,14 +206,14 @@ class House:
 
     def _refused(self, name: str, path: str, headers: dict[bytes, bytes]) -> Response | None:
         endpoint = self._store.records.get(Endpoint, name)
-        digests = token_digests(endpoint.options)
+        digests, chosen = access_of(endpoint.options)
         if not digests and not self._open_to_all:
             raise TrustError(
                 f"The endpoint '{name}' has no login, so it is not served here.",
                 help=f"Make a token: everloop endpoints token {name}",
             )
-        door = Admission(settings_of({}), digests, testers(endpoint.options))
-        status, _ = door.look(path, headers.get(b"authorization"))
+        admission = Admission(settings_of({}), digests, chosen)
+        status, _ = admission.look(path, headers.get(b"authorization"))
         return None if status == 200 else problem(status, "TrustError", "This endpoint asks for a token.")
 
     # -- in the loader's thread
@@ -220,6 +228,8 @@ class House:
             follower = Follower(self._store, app)
             before = _resident_bytes()
             follower.load()
+            if self._threads[0].is_alive():
+                follower.access.begin()
             size = max(_resident_bytes() - before, self._package_bytes(name))
         except BaseException:
             app.close()
@@ -260,13 +270,13 @@ class House:
 
     # -- in a thread of its own
 
-    def _follow(self) -> None:
+    def _follow(self, look: Callable[[Follower], None]) -> None:
         while not self._stopped.wait(POLL_S):
             with self._guard:
                 followers = [room.follower for room in self._rooms.values()]
             for follower in followers:
                 try:
-                    follower.look()
+                    look(follower)
                 except EverloopError as error:
                     logger.warning("An endpoint cannot look at its record: %s", error)
                 except Exception:
@@ -292,6 +302,10 @@ class House:
                     lines.append(line)
                     said.add(line)
         return ("\n".join(_by_family(lines)) + "\n").encode()
+
+
+def _look_at_access(follower: Follower) -> None:
+    follower.access.look()
 
 
 def _by_family(lines: list[str]) -> list[str]:

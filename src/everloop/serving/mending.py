@@ -20,16 +20,22 @@ if TYPE_CHECKING:
     from everloop.models.signature import Input, Signature
     from everloop.records import Json
 
+MOST_FLAGS = 100_000
+"""What is mended in one request; each is said in its answer."""
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 def mend(rows: Sequence[Mapping[str, Any]], signature: Signature) -> tuple[list[dict[str, Any]], list[dict[str, Json]]]:
     """The rows as the signature wants them where that can be, and what was done."""
-    mended, flags = [], []
+    mended: list[dict[str, Any]] = []
+    flags: list[dict[str, Json]] = []
+    types = {field.encode_name: field.type for field in msgspec.structs.fields(signature.row_type)}
     known = set(signature.names) | set(signature.ignored)
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise RequestError(f"rows[{number}]: expected an object with the inputs by name.")
+        if len(flags) > MOST_FLAGS:
+            raise RequestError(f"There is more to mend than {MOST_FLAGS} values.", help="Send fewer rows at once.")
         fixed: dict[str, Any] = {}
         for name in row:
             if name not in known:
@@ -41,25 +47,24 @@ def mend(rows: Sequence[Mapping[str, Any]], signature: Signature) -> tuple[list[
                     flags.append({"row": number, "input": item.name, "flag": "missing"})
                 continue
             value = row[item.name]
-            if _fits(signature, item, value):
+            if _fits(types[item.name], item, value):
                 fixed[item.name] = value
                 continue
-            fixed[item.name], flag = _converted(signature, item, value)
+            fixed[item.name], flag = _converted(types[item.name], item, value)
             flags.append({"row": number, "input": item.name, "flag": flag})
         mended.append(fixed)
     return mended, flags
 
 
-def _fits(signature: Signature, item: Input, value: Any) -> bool:
-    field = next(field for field in msgspec.structs.fields(signature.row_type) if field.encode_name == item.name)
+def _fits(kind: Any, item: Input, value: Any) -> bool:
     try:
-        msgspec.convert(value, field.type)
+        msgspec.convert(value, kind)
     except msgspec.ValidationError:
         return False
     return not (item.type == "int" and type(value) is float and not value.is_integer())
 
 
-def _converted(signature: Signature, item: Input, value: Any) -> tuple[Any, str]:
+def _converted(kind: Any, item: Input, value: Any) -> tuple[Any, str]:
     found: Any = None
     if item.type == "string" and type(value) in (int, float, bool):
         found = str(value).lower() if type(value) is bool else str(value)
@@ -73,6 +78,6 @@ def _converted(signature: Signature, item: Input, value: Any) -> tuple[Any, str]
         found = None if number != number or abs(number) == float("inf") else number
         if item.type == "int" and found is not None:
             found = int(found) if found.is_integer() and abs(found) < 2**63 else None
-    if found is not None and _fits(signature, item, found):
+    if found is not None and _fits(kind, item, found):
         return found, "converted"
     return (None, "wrong_type") if item.nullable else (value, "wrong_type")

@@ -2,10 +2,12 @@
 
 The same versions, checks, settings and prediction log as over REST: a call becomes the tensors that the REST protocol
 reads, and its answer the outputs that REST writes. Contents come typed or raw, and the answer goes as the question
-came. A token is the metadata `authorization: Bearer …`; the client's deadline is held; the version that answered is in
-the initial metadata `x-everloop-version`.
-Source: kserve/open-inference-protocol, open_inference_grpc.proto.
-"""
+came. A token is the metadata `authorization: Bearer …`; the client's deadline is held; the version that answered is
+in the initial metadata `x-everloop-version`.
+
+There is no check of names here as there is over HTTP/1.1: a browser does not speak HTTP/2 without TLS, so no web page
+can reach this port, whatever name leads to it.
+Source: kserve/open-inference-protocol, open_inference_grpc.proto."""
 
 from __future__ import annotations
 
@@ -21,12 +23,15 @@ from everloop.errors import (
     NotFoundError,
     RequestError,
     StoreFullError,
+    TooLargeError,
     TrustError,
     UnavailableError,
     UsageError,
 )
+from everloop.http.connection import HEADERS_BYTES
 from everloop.serving import foreign, protocol_inference_v2
 from everloop.serving.exchange import Request, Response, late
+from everloop.serving.grpc_limits import check_infer_request, plain_message
 from everloop.serving.grpc_messages import SERVICE, messages
 from everloop.serving.pace import TakesLong
 from everloop.serving.tensors import FORMATS, Tensor, flat, pack, rows_of, take_binary
@@ -34,10 +39,16 @@ from everloop.version import VERSION
 
 if TYPE_CHECKING:
     from everloop.serving.app import EndpointApp
+    from everloop.serving.settings import Settings
 
 logger = logging.getLogger("everloop.serving")
 
 GRACE_S = 9
+MOST_STREAMS = 1_000
+"""Calls on their way on one connection."""
+IDLE_MS = 600_000
+"""How long a connection without a call is kept."""
+_SMALL_BYTES = 64 << 10
 OPEN_CALLS = ("ServerLive", "ServerReady")
 """What whoever watches the process may ask without a token."""
 CONTENTS = {
@@ -64,13 +75,21 @@ class InferencePort:
         self._app = app
         self._grpc = grpc
         limit = app.settings.max_body_bytes
-        options = [("grpc.max_receive_message_length", limit), ("grpc.max_send_message_length", -1)]
+        options = [
+            ("grpc.max_receive_message_length", limit),
+            ("grpc.max_send_message_length", -1),
+            # Messages come here as they were sent, and are unpacked within the limits; see `grpc_limits`.
+            ("grpc.per_message_decompression", 0),
+            ("grpc.max_metadata_size", HEADERS_BYTES),
+            ("grpc.max_concurrent_streams", MOST_STREAMS),
+            ("grpc.http2.max_ping_strikes", 2),
+            ("grpc.max_connection_idle_ms", IDLE_MS),
+        ]
         self._server = grpc.aio.server(options=[*options, ("grpc.so_reuseport", int(app.processes > 1))])
         kinds = messages()
         calls = {
             name: grpc.unary_unary_rpc_method_handler(
-                self._guarded(name, call),
-                request_deserializer=kinds[f"{name}Request"].FromString,
+                self._guarded(name, call, kinds[f"{name}Request"]),
                 response_serializer=kinds[f"{name}Response"].SerializeToString,
             )
             for name, call in _CALLS.items()
@@ -89,10 +108,10 @@ class InferencePort:
         """Take no new calls and let those on their way end."""
         await self._server.stop(GRACE_S)
 
-    def _guarded(self, name: str, call: Any) -> Any:
+    def _guarded(self, name: str, call: Any, kind: Any) -> Any:
         app, codes = self._app, self._grpc.StatusCode
 
-        async def answer(message: Any, context: Any) -> Any:
+        async def answer(data: bytes, context: Any) -> Any:
             if app.metrics.in_flight >= app.most:
                 app.busy()
                 context.set_trailing_metadata((("retry-after", "1"),))
@@ -105,7 +124,7 @@ class InferencePort:
                 request.deadline = began + remaining
             app.metrics.in_flight += 1
             try:
-                code, told, response = await self._answered(name, call, message, request)
+                code, told, response = await self._answered(name, call, kind, data, request)
             finally:
                 app.metrics.in_flight -= 1
             app.sent(request, response)
@@ -120,17 +139,21 @@ class InferencePort:
 
         return answer
 
-    async def _answered(self, name: str, call: Any, message: Any, request: Request) -> tuple[Any, Any, Response]:
+    async def _answered(
+        self, name: str, call: Any, kind: Any, data: bytes, request: Request
+    ) -> tuple[Any, Any, Response]:
         """A status and a text, or None and the message to send; and what is counted."""
         app, codes = self._app, self._grpc.StatusCode
         if name not in OPEN_CALLS:
             status, request.client = app.admit(request)
             if status == 401:
                 return codes.UNAUTHENTICATED, "This endpoint asks for a token.", Response(status=401)
+            if status == 503:
+                return codes.UNAVAILABLE, "The endpoint's tokens cannot be read now.", Response(status=503)
             if status == 429:
                 return codes.RESOURCE_EXHAUSTED, "This client asks too often.", Response(status=429)
         try:
-            told, response = await self._called(name, call, message, request)
+            told, response = await self._called(name, call, kind, data, request)
         except EverloopError as error:
             code = next((code for kind, code in _codes(codes) if isinstance(error, kind)), codes.INTERNAL)
             return code, str(error), Response(status=error.http_status)
@@ -141,21 +164,41 @@ class InferencePort:
             response.version = response.answer.version()
         return None, told, response
 
-    async def _called(self, name: str, call: Any, message: Any, request: Request) -> tuple[Any, Response]:
+    async def _called(self, name: str, call: Any, kind: Any, data: bytes, request: Request) -> tuple[Any, Response]:
         """What a call gives, by the event loop's thread if it takes an instant, else by one beside it."""
         app = self._app
 
         def work() -> tuple[Any, Response]:
-            told: tuple[Any, Response] = call(app, message, request)
+            told: tuple[Any, Response] = call(app, read_message(name, kind, data, app.settings), request)
             return told
 
-        large = name == "ModelInfer" and message.ByteSize() > app.large
+        large = len(data) > app.large or data[:2] == b"\x1f\x8b"
         if not large:
             try:
                 return app.attempting(request, work)
             except TakesLong:
                 pass
         return await app.beside(request, work, large=large)
+
+
+def read_message(name: str, kind: Any, data: bytes, limits: Settings) -> Any:
+    """The message in the bytes of a call, counted before objects are made of it.
+
+    Raises:
+        RequestError: it is damaged or has too many parts.
+        TooLargeError: it has too many values.
+    """
+    from google.protobuf.message import DecodeError
+
+    data = plain_message(data, limits)
+    if name == "ModelInfer":
+        check_infer_request(data, limits)
+    elif len(data) > _SMALL_BYTES:
+        raise TooLargeError(f"The message has {len(data)} bytes; at most {_SMALL_BYTES} are taken for {name}.")
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        raise RequestError(f"The message is not a {name}Request.") from None
 
 
 def _server_live(app: EndpointApp, message: Any, request: Request) -> tuple[Any, Response]:
@@ -193,9 +236,10 @@ def infer(app: EndpointApp, message: Any, request: Request) -> tuple[Any, Respon
     _name(request, message.model_name, message.model_version)
     live = foreign.named(app, request)
     raw = list(message.raw_input_contents)
-    tensors = _tensors(message, raw)
-    columns = foreign.score(app, live, rows_of(tensors, live), request)
+    tensors = _tensors(message, raw, live.settings)
     wanted = [one.name for one in message.outputs] or None
+    protocol_inference_v2.check_wanted(live, wanted)
+    columns = foreign.score(app, live, rows_of(tensors, live), request)
     answer = messages()["ModelInferResponse"](
         model_name=message.model_name,
         model_version=protocol_inference_v2.versions_of(columns),
@@ -223,14 +267,14 @@ _CALLS = {
 }
 
 
-def _tensors(message: Any, raw: list[bytes]) -> list[Tensor]:
+def _tensors(message: Any, raw: list[bytes], limits: Settings) -> list[Tensor]:
     tensors = [Tensor(one.name, list(one.shape), one.datatype) for one in message.inputs]
     if raw:
         if len(raw) != len(tensors):
             raise RequestError(f"There are {len(raw)} raw contents for {len(tensors)} tensors.")
         for tensor, part in zip(tensors, raw, strict=True):
             tensor.parameters["binary_data_size"] = len(part)
-        take_binary(tensors, b"".join(raw))
+        take_binary(tensors, b"".join(raw), limits)
         return tensors
     for tensor, one in zip(tensors, message.inputs, strict=True):
         field = CONTENTS.get(tensor.datatype)
@@ -258,6 +302,7 @@ def _bytes(value: Any) -> bytes:
 
 def _codes(codes: Any) -> tuple[tuple[type[EverloopError], Any], ...]:
     return (
+        (TooLargeError, codes.RESOURCE_EXHAUSTED),
         (RequestError, codes.INVALID_ARGUMENT),
         (UsageError, codes.INVALID_ARGUMENT),
         (NotFoundError, codes.NOT_FOUND),

@@ -20,6 +20,7 @@ from everloop.errors import EverloopError, RequestError
 from everloop.serving import foreign
 from everloop.serving.exchange import Request, Response, Service
 from everloop.serving.tensors import DATATYPES, Tensor, flat, pack, rows_of, take_binary
+from everloop.serving.unpacked_limits import check_json
 from everloop.version import VERSION
 
 if TYPE_CHECKING:
@@ -117,8 +118,11 @@ def infer(service: Service, request: Request) -> Response:
         if not given.isdigit() or len(given) > 12 or int(given) > len(request.body):
             raise RequestError("Inference-Header-Content-Length: expected the length of the JSON part, in bytes.")
         head, tail = request.body[: int(given)], request.body[int(given) :]
+    check_json(head, found.settings)
     body = _decoder.decode(head)
-    take_binary(body.inputs, tail)
+    take_binary(body.inputs, tail, found.settings)
+    wanted = None if body.outputs is None else [one.name for one in body.outputs]
+    check_wanted(found, wanted)
     columns = foreign.score(service, found, rows_of(body.inputs, found), request)
     outputs, binary = _outputs(columns, found, body)
     answer = {
@@ -141,21 +145,29 @@ def versions_of(columns: foreign.Columns) -> str:
     return ",".join(dict.fromkeys(foreign.short(version) for version in columns.versions))
 
 
+def check_wanted(found: Live, wanted: list[str] | None) -> None:
+    """Look at the outputs that a request names, before anything is scored for it.
+
+    Raises:
+        RequestError: there is no such output, or one is named twice.
+    """
+    there = ("predictions",) if found.champion.task == "regression" else ("predictions", "probabilities")
+    for place, name in enumerate(wanted or ()):
+        if name not in there:
+            raise RequestError(f"There is no output '{name[:100]}'.", help=f"There are: {', '.join(there)}")
+        if place >= len(there) or wanted is None or name in wanted[:place]:
+            raise RequestError(f"The output '{name}' is named twice.")
+
+
 def outputs_of(
     columns: foreign.Columns, found: Live, wanted: list[str] | None
 ) -> list[tuple[str, str, list[int], list[Any]]]:
-    """Name, datatype, shape and values of the outputs that are wanted; None: of all.
-
-    Raises:
-        RequestError: there is no such output.
-    """
+    """Name, datatype, shape and values of the outputs that are wanted, see `check_wanted`; None: of all."""
     ready: dict[str, tuple[str, list[Any]]] = {"predictions": (_label_type(found), columns.predictions)}
     if columns.probabilities is not None:
         ready["probabilities"] = ("FP64", columns.probabilities)
     outputs = []
     for name in ready if wanted is None else wanted:
-        if name not in ready:
-            raise RequestError(f"There is no output '{name[:100]}'.", help=f"There are: {', '.join(ready)}")
         datatype, values = ready[name]
         shape = [len(values), len(values[0])] if isinstance(values[0], list) else [len(values)]
         outputs.append((name, datatype, shape, values))

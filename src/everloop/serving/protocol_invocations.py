@@ -23,15 +23,23 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from everloop.errors import EverloopError, RequestError
+from everloop.http.error_bodies import clipped
 from everloop.serving import arrow, foreign
 from everloop.serving.exchange import Request, Response, Service
+from everloop.serving.unpacked_limits import check_cells, check_csv, check_json, check_rows, checked_lines
 from everloop.version import VERSION
 
 if TYPE_CHECKING:
     from everloop.serving.live import Live
 
 _FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
-_CODES = {400: "BAD_REQUEST", 403: "PERMISSION_DENIED", 404: "RESOURCE_DOES_NOT_EXIST", 503: "TEMPORARILY_UNAVAILABLE"}
+_CODES = {
+    400: "BAD_REQUEST",
+    413: "INVALID_PARAMETER_VALUE",
+    403: "PERMISSION_DENIED",
+    404: "RESOURCE_DOES_NOT_EXIST",
+    503: "TEMPORARILY_UNAVAILABLE",
+}
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -46,11 +54,13 @@ def invoke(service: Service, request: Request) -> Response:
         live = foreign.named(service, request)
     kind = (request.header(b"content-type") or b"application/json").partition(b";")[0].strip().lower()
     if kind == b"application/json":
+        check_json(request.body, live.settings)
         rows = _json_rows(msgspec.json.decode(request.body), live)
     elif kind == b"text/csv":
-        rows = _csv_rows(request.body.decode(), live)
+        check_csv(request.body, live.settings)
+        rows = _csv_rows(request.body, live)
     elif kind in (arrow.STREAM, arrow.FILE, *arrow.PARQUET):
-        rows = arrow.read_frame(request.body, kind).to_dicts()
+        rows = arrow.rows_of_frame(arrow.read_frame(request.body, live.settings, kind))
     else:
         told = RequestError(
             f"The content type '{kind[:100].decode('latin-1')}' is not taken.",
@@ -124,24 +134,39 @@ def _split_rows(value: Any) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in data]
 
 
-def _csv_rows(text: str, live: Live) -> list[dict[str, Any]]:
-    try:
-        lines = [line for line in csv.reader(io.StringIO(text), strict=True) if line]
-    except csv.Error as error:
-        raise RequestError(f"The body is no CSV that can be read: {error}.") from None
+def _csv_rows(body: bytes, live: Live) -> list[dict[str, Any]]:
+    # Decoded line by line: one letter of four bytes would make each letter of the whole text as long.
+    text = io.TextIOWrapper(io.BytesIO(body), encoding="utf-8", newline="")
     fields = live.fields
     names = list(live.signature.names)
-    if lines and set(lines[0]) & set(fields):
-        names = lines.pop(0)
-    rows = []
-    for number, line in enumerate(lines):
-        if len(line) != len(names):
-            raise RequestError(f"rows[{number}]: {len(line)} values for the columns {', '.join(names[:20])}.")
-        kinds = [fields[name].type if name in fields else "string" for name in names]
-        cells = (
-            _cell(cell, kind, f"rows[{number}].{name}") for name, kind, cell in zip(names, kinds, line, strict=True)
-        )
-        rows.append(dict(zip(names, cells, strict=True)))
+    kinds: list[str] = []
+    rows: list[dict[str, Any]] = []
+    cells_seen = blank = 0
+    try:
+        for line in csv.reader(checked_lines(text, live.settings), strict=True):
+            if not line:
+                blank += 1
+                check_rows(blank, live.settings)
+                continue
+            cells_seen += len(line)
+            check_cells(cells_seen, live.settings)
+            if not kinds:
+                named = bool(set(line) & set(fields))
+                names = line if named else names
+                kinds = [fields[name].type if name in fields else "string" for name in names]
+                if named:
+                    continue
+            number = len(rows)
+            check_rows(number + 1, live.settings)
+            if len(line) != len(names):
+                told = ", ".join(names[:20])
+                raise RequestError(f"rows[{number}]: {len(line)} values for the columns {clipped(told, 500)}.")
+            cells = (
+                _cell(cell, kind, f"rows[{number}].{name}") for name, kind, cell in zip(names, kinds, line, strict=True)
+            )
+            rows.append(dict(zip(names, cells, strict=True)))
+    except csv.Error as error:
+        raise RequestError(f"The body is no CSV that can be read: {error}.") from None
     return rows
 
 

@@ -20,6 +20,7 @@ import msgspec
 from everloop.errors import EverloopError, RequestError
 from everloop.serving import foreign
 from everloop.serving.exchange import Handle, Request, Response, Service
+from everloop.serving.unpacked_limits import check_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,6 +47,7 @@ def model(service: Service, request: Request) -> Response:
 @_speaking
 def predict(service: Service, request: Request) -> Response:
     live = foreign.named(service, request)
+    check_json(request.body, live.settings)
     body: Any = msgspec.json.decode(request.body)
     if not isinstance(body, dict) or "instances" not in body:
         raise RequestError('Send {"instances": [{…}, …]}, one object for each row.')

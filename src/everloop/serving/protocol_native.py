@@ -29,6 +29,7 @@ from everloop.serving.arrow import STREAM, answer_table, ask_of, looks_like_arro
 from everloop.serving.exchange import Request, Response, Service
 from everloop.serving.foreign import asked
 from everloop.serving.label_log import GivenLabel, unmatched_notice
+from everloop.serving.unpacked_limits import TYPED_CONTAINERS_PER_ROW, check_json, check_row_sizes
 
 if TYPE_CHECKING:
     from everloop.serving.live import Live
@@ -57,16 +58,24 @@ def predict(service: Service, request: Request) -> Response:
 
 
 def _predict_table(service: Service, live: Live, request: Request) -> Response:
-    answer = service.answer(live, ask_of(live, request, read_frame(request.body)))
+    answer = service.answer(live, ask_of(live, request, read_frame(request.body, live.settings)))
     ids = [f"{answer.request}-{place}" for place in range(answer.rows)]
     return Response(body=answer_table(answer, ids), content_type=STREAM, answer=answer)
 
 
 def label(service: Service, request: Request) -> Response:
+    limits = service.settings
+    check_json(request.body, limits)
     try:
         given = _LABELS.decode(request.body)
     except msgspec.ValidationError as error:
         raise RequestError(f"{error}.".replace(" - at `$", " at `").replace("`.", "`")) from None
+    if len(given.labels) > limits.max_rows:
+        raise RequestError(
+            f"labels: {len(given.labels)} labels are too many for one request.",
+            help=f"Send at most {limits.max_rows}, or use 'everloop labels add' for whole files.",
+        )
+    check_row_sizes(((one.key, one.value) for one in given.labels), None, limits, "labels")
     unmatched = service.label(given.labels)
     body: dict[str, Any] = {"endpoint": service.endpoint, "accepted": len(given.labels)}
     body["unmatched"] = None if unmatched is None else len(unmatched)
@@ -130,6 +139,10 @@ def answered(live: Live, answer: Answer) -> dict[str, Any]:
 
 def _ask(live: Live, request: Request) -> Ask:
     decoder = live.made("native", _body_decoder)
+    if live.uniform:
+        check_json(request.body, live.settings, TYPED_CONTAINERS_PER_ROW)
+    else:
+        check_json(request.body, live.settings)
     try:
         body: Any = decoder.decode(request.body)
     except msgspec.ValidationError as error:

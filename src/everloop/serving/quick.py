@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from everloop.http.connection import FRAMING, LimitedHttp
-from everloop.serving.app import BESIDE, LARGE_BODY_BYTES, EndpointApp, head_of
+from everloop.serving.app import BESIDE, LARGE_BODY_BYTES, TABLE_MARKS, EndpointApp, head_of
 from everloop.serving.exchange import JSON, Request
 
 if TYPE_CHECKING:
@@ -135,7 +135,12 @@ class QuickProtocol(LimitedHttp):
         self._in_body = False
         endpoint = self._endpoint
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        if len(body) > LARGE_BODY_BYTES or self.flow.write_paused or endpoint.metrics.in_flight >= endpoint.most:
+        if (
+            len(body) > LARGE_BODY_BYTES
+            or body[:4] in TABLE_MARKS
+            or self.flow.write_paused
+            or endpoint.metrics.in_flight >= endpoint.most
+        ):
             self._take_long_way()
             super().on_message_complete()
             return

@@ -17,10 +17,15 @@ if TYPE_CHECKING:
     from everloop.records import Json
 
 MAX_BODY_BYTES = 8 << 20
+MAX_ROWS = 20_000
+MAX_CELLS = 1_000_000
+MAX_UNPACKED_BYTES = 16 << 20
+MAX_ROW_BYTES = 1 << 20
 MAX_IN_FLIGHT = 256
 MOST_WORKERS = 64
 MAX_QUEUED = 32
 REQUEST_TIMEOUT_S = 60.0
+ACCESS_STALE_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +34,15 @@ class Settings:
 
     workers: processes that answer, whatever the endpoint was started with, if it was started with several or this was
         set by then. 0: as it was started.
-    max_body_bytes: a larger body gets 413.
+    max_body_bytes: a larger body gets 413, as it comes and once its `Content-Encoding` is undone.
+    max_rows: rows, or labels, of one request; more belong into batch scoring (`everloop predict`).
+    max_cells: values of one request, whatever its form.
+    max_unpacked_bytes: what a table (Arrow, Parquet) may become when it is unpacked; more gets 413.
+    max_row_bytes: the texts of one row and its key; a longer row gets 413 and is not logged.
     max_in_flight: requests on their way at once, in each worker; one more gets 503 and `Retry-After`.
     max_queued: large requests that wait for a scoring thread, in each worker; likewise.
+    access_stale_s: how long the endpoint's tokens hold on while the store cannot be read; then requests that need one
+        get 503.
     request_timeout_s: how long a body may take to come, and a request to be answered from then on; a client's own
         deadline (`X-Request-Timeout-Ms`, or that of gRPC) counts where it is shorter.
     rate_limit: requests a second of one token, or of all who ask without; more get 429. 0: no limit.
@@ -49,8 +60,13 @@ class Settings:
 
     workers: int = 0
     max_body_bytes: int = MAX_BODY_BYTES
+    max_rows: int = MAX_ROWS
+    max_cells: int = MAX_CELLS
+    max_unpacked_bytes: int = MAX_UNPACKED_BYTES
+    max_row_bytes: int = MAX_ROW_BYTES
     max_in_flight: int = MAX_IN_FLIGHT
     max_queued: int = MAX_QUEUED
+    access_stale_s: float = ACCESS_STALE_S
     request_timeout_s: float = REQUEST_TIMEOUT_S
     rate_limit: float = 0.0
     unseen: str | None = None

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from everloop.errors import RequestError
+from everloop.http.error_bodies import clipped
 from everloop.serving.foreign import by_order, plain
+from everloop.serving.unpacked_limits import check_cells, check_rows
 
 if TYPE_CHECKING:
     from everloop.serving.live import Live
+    from everloop.serving.settings import Settings
 
 FORMATS = {
     "BOOL": "?", "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q", "INT8": "b", "INT16": "h",
@@ -24,6 +27,7 @@ FORMATS = {
 }  # fmt: skip
 DATATYPES = {"float": "FP64", "int": "INT64", "bool": "BOOL"}
 """Input type to the datatype that the metadata names; all others travel as BYTES."""
+MOST_DIMENSIONS = 8
 
 
 class Tensor(msgspec.Struct):
@@ -36,20 +40,24 @@ class Tensor(msgspec.Struct):
     parameters: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-def take_binary(tensors: list[Tensor], tail: bytes) -> None:
+def take_binary(tensors: list[Tensor], tail: bytes, limits: Settings) -> None:
     """Give every tensor that has its data behind the header its part of `tail`.
 
     Raises:
         RequestError: a size that does not fit its tensor, or bytes that belong to none.
+        TooLargeError: they have too many values.
     """
-    at = 0
+    at = cells = 0
     for tensor in tensors:
         size = tensor.parameters.get("binary_data_size")
         if size is None:
             continue
         if type(size) is not int or size < 0 or at + size > len(tail):
             raise RequestError(f"{tensor.name}: the body does not hold its binary_data_size of {size!r} bytes.")
-        tensor.data = _unpack(tensor, tail[at : at + size])
+        # The shape is held against the bytes before any value is made of them.
+        cells += _shaped(tensor, limits)
+        check_cells(cells, limits)
+        tensor.data = _unpack(tensor, tail[at : at + size], limits)
         at += size
     if at != len(tail):
         raise RequestError(f"{len(tail) - at} bytes behind the header belong to no tensor.")
@@ -60,23 +68,27 @@ def rows_of(tensors: list[Tensor], live: Live) -> list[dict[str, Any]]:
 
     Raises:
         RequestError: shapes, sizes or names that do not fit; the message names the tensor.
+        TooLargeError: the tensors have too many values.
     """
-    fields = live.fields
+    fields, limits = live.fields, live.settings
     if not tensors:
         raise RequestError("inputs: there is no tensor.")
+    check_cells(sum(_shaped(tensor, limits) for tensor in tensors), limits)
     if len(tensors) == 1 and tensors[0].name not in fields:
         tensor = tensors[0]
         values = _values(tensor)
         width = tensor.shape[-1] if len(tensor.shape) == 2 else len(values)
         if not width:
             raise RequestError("rows: there is no row to score.")
+        check_rows(len(values) // width, limits)
         return [by_order(values[at : at + width], live, at // width) for at in range(0, len(values), width)]
     columns: dict[str, list[Any]] = {}
     for tensor in tensors:
         if tensor.name in columns:
             raise RequestError(f"The tensor '{tensor.name}' is there twice.")
-        if len(tensor.shape) > 1 and math.prod(tensor.shape[1:]) != 1:
+        if any(size != 1 for size in tensor.shape[1:]):
             raise RequestError(f"{tensor.name}: expected the shape [rows] or [rows, 1], got {tensor.shape}.")
+        check_rows(tensor.shape[0], limits)
         kind = fields[tensor.name].type if tensor.name in fields else "string"
         columns[tensor.name] = [
             plain(value, kind, f"rows[{number}].{tensor.name}") for number, value in enumerate(_values(tensor))
@@ -109,32 +121,59 @@ def flat(values: Any) -> list[Any]:
     return found
 
 
+def _shaped(tensor: Tensor, limits: Settings) -> int:
+    """How many values the shape of a tensor has.
+
+    Raises:
+        RequestError: it is not a shape.
+        TooLargeError: it has too many values.
+    """
+    shape = tensor.shape
+    if not 1 <= len(shape) <= MOST_DIMENSIONS:
+        raise RequestError(
+            f"{clipped(tensor.name, 200)}: a shape of {len(shape)} dimensions is not taken.",
+            help=f"Send 1 to {MOST_DIMENSIONS}.",
+        )
+    cells = 1
+    for size in shape:
+        if size < 0:
+            raise RequestError(f"{clipped(tensor.name, 200)}: a shape has no negative numbers.")
+        # Before it is multiplied: numbers of any length stand in JSON.
+        check_cells(min(size, 2**63), limits)
+        cells *= size
+    check_cells(cells, limits)
+    return cells
+
+
 def _values(tensor: Tensor) -> list[Any]:
     if tensor.datatype != "BYTES" and tensor.datatype not in FORMATS:
         raise RequestError(f"{tensor.name}: '{tensor.datatype[:50]}' is no datatype.", help=", ".join(FORMATS))
     if tensor.data is None:
         raise RequestError(f"{tensor.name}: there is no data.")
     values = flat(tensor.data)
-    if not tensor.shape or any(size < 0 for size in tensor.shape) or math.prod(tensor.shape) != len(values):
+    if math.prod(tensor.shape) != len(values):
         raise RequestError(f"{tensor.name}: {len(values)} values do not make the shape {tensor.shape}.")
     return values
 
 
-def _unpack(tensor: Tensor, data: bytes) -> list[Any]:
+def _unpack(tensor: Tensor, data: bytes, limits: Settings) -> list[Any]:
     if tensor.datatype == "BYTES":
-        return _texts(tensor, data)
+        return _texts(tensor, data, limits)
     letter = FORMATS.get(tensor.datatype)
     if letter is None:
         raise RequestError(f"{tensor.name}: '{tensor.datatype[:50]}' is no datatype.", help=", ".join(FORMATS))
     count, rest = divmod(len(data), struct.calcsize(f"<{letter}"))
     if rest:
         raise RequestError(f"{tensor.name}: {len(data)} bytes are no whole number of {tensor.datatype} values.")
+    check_cells(count, limits)
     return list(struct.unpack(f"<{count}{letter}", data))
 
 
-def _texts(tensor: Tensor, data: bytes) -> list[Any]:
-    found, at = [], 0
+def _texts(tensor: Tensor, data: bytes, limits: Settings) -> list[Any]:
+    found: list[Any] = []
+    at = 0
     while at < len(data):
+        check_cells(len(found), limits)
         end = at + 4 + int.from_bytes(data[at : at + 4], "little")
         if end > len(data) or at + 4 > len(data):
             raise RequestError(f"{tensor.name}: a BYTES element is longer than its tensor.")

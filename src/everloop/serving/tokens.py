@@ -42,6 +42,20 @@ def token_digests(options: Mapping[str, Json]) -> dict[str, str] | None:
     return dict(tokens)
 
 
+def access_of(options: Mapping[str, Json]) -> tuple[dict[str, str] | None, frozenset[str]]:
+    """The digests of an endpoint's tokens by name, None where it asks for none, and the names of its testers.
+
+    Never raises: options that cannot be understood open nothing.
+    """
+    try:
+        digests = token_digests(options)
+    except UsageError:
+        digests = {}
+    names = options.get("testers", ())
+    good = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return digests, frozenset(names) if good else frozenset()
+
+
 def testers(options: Mapping[str, Json]) -> frozenset[str]:
     """The names of the tokens whose holders may choose the version that answers them."""
     return frozenset(options.get("testers", ()))

@@ -1,8 +1,9 @@
 """From an `Authorization` header to a principal with roles.
 
-A password costs a quarter of a second to check, so a header that was found good is remembered, by a keyed digest
-of it, until the book of users changes; other processes' changes are seen within half a second. Nothing here works
-in the event loop: tokens are looked up in threads of their own, and passwords wait for `HashQueue`.
+A password costs a quarter of a second to check, so a header that was found good is remembered, by a keyed digest of
+it, until the book of users changes; other processes' changes are seen within half a second. While the book cannot be
+read, what is remembered holds for a few seconds, and then opens nothing. Nothing here works in the event loop: tokens
+are looked up in threads of their own, and passwords wait for `HashQueue`.
 """
 
 from __future__ import annotations
@@ -23,18 +24,21 @@ from math import ceil, inf
 from time import monotonic
 from typing import TypeVar
 
-from everloop.errors import StoreError, UnavailableError
 from everloop.server.access.book import AccessBook
 from everloop.server.access.hash_queue import FIRST, HashQueue, HashQueueFullError
 from everloop.server.access.limiting import FailureLimit, network_of
 from everloop.server.access.passwords import TOKEN_MARK
 from everloop.server.access.roles import Principal
+from everloop.serving.access_following import check_same_file, store_file
 
 REMEMBERED_S = 600.0
+REMEMBERED_STALE_S = 10.0
+"""How long what is remembered holds while the book cannot be read."""
 LOOK_EVERY_S = 0.5
 _READERS = 2
 _BUSY_S = 5
 _MOST_REMEMBERED = 10_000
+_log = logging.getLogger("everloop.server")
 _HARMLESS = frozenset({"used", "delivered", "given_up", "progress"})
 
 
@@ -64,8 +68,18 @@ class _Login:
 class Authenticator:
     """Checks credentials against the book. Belongs to one event loop."""
 
-    def __init__(self, book: AccessBook, limit: FailureLimit | None = None, hashes: HashQueue | None = None) -> None:
+    def __init__(
+        self,
+        book: AccessBook,
+        limit: FailureLimit | None = None,
+        hashes: HashQueue | None = None,
+        *,
+        stale_s: float = REMEMBERED_STALE_S,
+    ) -> None:
         self.book = book
+        self._stale_s = stale_s
+        self._confirmed = -inf
+        self._file = store_file(book.store)
         self.limit = limit or FailureLimit()
         self.hashes = hashes or HashQueue()
         self._key = secrets.token_bytes(32)
@@ -75,6 +89,7 @@ class Authenticator:
         self._cleared = 0
         self._seq = -1
         self._looked = -inf
+        self._looking: asyncio.Future[None] | None = None
         # Tokens and the list of events take a look into the store, which must not wait for passwords or searches.
         self._reads = ThreadPoolExecutor(_READERS, thread_name_prefix="everloop-access")
 
@@ -82,15 +97,16 @@ class Authenticator:
         """Who sends this header; None where there is no header.
 
         Raises:
-            CredentialsError: it opens nothing, or it may not be checked now.
+            CredentialsError: it opens nothing, it may not be checked now, or the book cannot be read.
         """
         if header is None:
             return None
         try:
             return await self._identify(header, address)
-        except (StoreError, UnavailableError) as error:
-            _log.error("Credentials could not be checked: %s", error)
-            raise CredentialsError(503, "The users and tokens cannot be read now.", _BUSY_S) from error
+        except CredentialsError:
+            raise
+        except Exception as error:
+            raise _unreadable(error) from error
 
     async def _identify(self, header: bytes, address: str) -> Principal:
         await self._look()
@@ -159,26 +175,44 @@ class Authenticator:
 
     async def _look(self) -> None:
         now = monotonic()
-        if now - self._looked < LOOK_EVERY_S:
-            return
-        self._looked = now
+        if now - self._looked >= LOOK_EVERY_S:
+            self._looked = now
+            self._looking = asyncio.ensure_future(self._look_now())
+        if now - self._confirmed > self._stale_s and self._looking is not None:
+            # One look serves all who came meanwhile; one of them that leaves does not end it for the others.
+            await asyncio.shield(self._looking)
+            if monotonic() - self._confirmed > self._stale_s:
+                raise _unreadable(None)
+        elif self._looking is not None and self._looked == now:
+            await asyncio.shield(self._looking)
+
+    async def _look_now(self) -> None:
         try:
             last, changed = await self._read(partial(self._changes, self._seq))
-        except BaseException:
-            self._looked = -inf
-            raise
+        except Exception as error:
+            # Whatever keeps the book from being read: what is remembered holds a little longer.
+            _log.error("Changes of users and tokens cannot be read: %r", error)
+            return
         if changed:
             self._known.clear()
             self._cleared += 1
         self._seq = max(last, self._seq)
+        self._confirmed = monotonic()
 
     def _changes(self, since: int) -> tuple[int, bool]:
         """The number of the last event, and whether what happened since may change what credentials open."""
+        check_same_file(self.book.store, self._file)
         last = self.book.records.last_event()
         if last == since:
             return last, False
         events = self.book.records.events_since(since, limit=100) if since >= 0 else []
         return last, len(events) == 100 or any(event.verb not in _HARMLESS for event in events)
+
+
+def _unreadable(error: Exception | None) -> CredentialsError:
+    if error is not None:
+        _log.error("Users and tokens cannot be read: %r", error)
+    return CredentialsError(503, "The store cannot be read, so no login can be checked.", _BUSY_S)
 
 
 def _read(header: bytes) -> _Login:

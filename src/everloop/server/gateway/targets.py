@@ -12,9 +12,11 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from everloop.errors import EverloopError
 from everloop.records import Endpoint
+from everloop.server.access.checking import REMEMBERED_STALE_S, CredentialsError
+from everloop.serving.access_following import check_same_file, store_file
 from everloop.serving.endpoints import is_served
 from everloop.serving.settings import Settings, settings_of
-from everloop.serving.tokens import admitted, token_digests
+from everloop.serving.tokens import access_of, admitted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,8 +61,11 @@ def split_path(scope: Mapping[str, Any]) -> tuple[str, bytes] | None:
 class Targets:
     """The endpoints of the store's project, at most `LOOK_EVERY_S` old. Belongs to one event loop."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, stale_s: float = REMEMBERED_STALE_S) -> None:
         self._store = store
+        self._stale_s = stale_s
+        self._confirmed = float("-inf")
+        self._file = store_file(store)
         self._known: dict[str, Target] = {}
         self._seen = -1
         self._looked = float("-inf")
@@ -101,13 +106,19 @@ class Targets:
         return served
 
     async def caller(self, scope: Mapping[str, Any], header: bytes | None) -> str | None:
-        """The endpoint that a request is for, if its `Authorization` holds one of that endpoint's own tokens."""
+        """The endpoint that a request is for, if its `Authorization` holds one of that endpoint's own tokens.
+
+        Raises:
+            CredentialsError: the endpoints could not be read for too long, so no token of theirs opens anything.
+        """
         asked = split_path(scope)
         if asked is None or header is None:
             return None
         target = await self.find(asked[0])
         if target is None or target.digests is None or admitted(target.digests, header) is None:
             return None
+        if monotonic() - self._confirmed > self._stale_s:
+            raise CredentialsError(503, "The store cannot be read, so no token can be checked.", 1)
         return target.name
 
     async def _look(self) -> None:
@@ -117,9 +128,12 @@ class Targets:
             if monotonic() - self._looked < LOOK_EVERY_S:
                 return
             try:
+                began = monotonic()
                 self._seen, found = await asyncio.to_thread(self._read, self._seen)
-            except EverloopError as error:
-                # A store that does not answer now does not cut off the endpoints that are known.
+                self._confirmed = began
+            except Exception as error:
+                # A store that does not answer now does not cut off the endpoints that are known. Their tokens grow
+                # stale, though.
                 _log.warning("The endpoints cannot be read: %s", error)
                 found = None
             if found is not None:
@@ -127,6 +141,7 @@ class Targets:
             self._looked = monotonic()
 
     def _read(self, seen: int) -> tuple[int, dict[str, Target] | None]:
+        check_same_file(self._store, self._file)
         last = self._store.records.last_event()
         if last == seen:
             return seen, None
@@ -134,13 +149,12 @@ class Targets:
 
 
 def _target(record: Endpoint) -> Target:
-    digests: Mapping[str, str] | None
+    digests, _ = access_of(record.options)
     try:
-        settings, digests = settings_of(record.options), token_digests(record.options)
+        settings = settings_of(record.options)
     except EverloopError as error:
-        # Its process refuses these options too; until they are mended no token of its own opens it here.
         _log.warning("The options of the endpoint '%s' cannot be read: %s", record.name, error)
-        settings, digests = Settings(), {}
+        settings = Settings()
     address = None
     if record.url is not None:
         parts = urlsplit(record.url)
