@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from everloop.errors import CorruptionError, NotFoundError, TrustError, UsageError
 from everloop.models import manifest as manifests
+from everloop.models.admission import admit, remember
 from everloop.models.manifest import Manifest
 from everloop.models.package import digest_of, digest_of_files, read_package, write_files
 from everloop.models.registry import get_package, get_version
@@ -89,19 +90,23 @@ def import_package(store: Store, path: Path | str, *, max_bytes: int | None = No
 
     Raises:
         NotFoundError: there is no such file.
-        CorruptionError: it is no package, or not as it was written.
-        TrustError: it bears code, and nobody whom this machine trusts vouches for it.
+        CorruptionError: it is not a package, not as it was written, or its model does not hold together.
+        TrustError: it bears code, and nobody whom this machine trusts vouches for it; or its model names something
+            outside of the package.
+        MissingExtraError: the library that reads its model, and so could check it, is not installed.
     """
     from everloop.stores.trust import check, sign
 
     manifest, files, told, digest = open_bundle(Path(path), max_bytes=max_bytes)
-    trust = _trust(told)
+    trust = trust_of(told)
     try:
         check(digest, trust)
+        remember(digest, store, tried=False)
     except TrustError:
         if manifest.code_bearing:
             raise
-        # Nothing in it can run; from here on this machine vouches for the bytes that it read.
+        # Nothing in it can run, and what it names lies in it; this machine vouches only for what it could read.
+        admit(manifest, files, digest, trust, store=store, told=f"The package '{path}'")
         trust = sign(digest)
     with tempfile.TemporaryDirectory(prefix="everloop-import-") as folder:
         store.objects.add_tree(write_files(Path(folder, "package"), files))
@@ -165,11 +170,12 @@ def check_bundle(manifest: Manifest, told: Mapping[str, Any], digest: str) -> No
     if manifest.code_bearing:
         from everloop.stores.trust import check
 
-        check(digest, _trust(told))
+        check(digest, trust_of(told))
         manifest.check_python()
 
 
-def _trust(told: Mapping[str, Any]) -> dict[str, str] | None:
+def trust_of(told: Mapping[str, Any]) -> dict[str, str] | None:
+    """The signature in what stands in `signature.json`, if there is one."""
     trust = told.get("trust")
     return {str(key): str(value) for key, value in trust.items()} if isinstance(trust, dict) else None
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from everloop.errors import CorruptionError, NotFoundError, ParityError, UsageError
 from everloop.models import manifest as manifests
+from everloop.models.admission import remember
 from everloop.models.answers import FILE as ANSWERS
 from everloop.models.answers import record_answers
 from everloop.models.effort import Effort
@@ -233,6 +234,7 @@ def _keep(store: Store, manifest: Manifest, files: Mapping[str, bytes], parity: 
         digest = store.objects.add_tree(write_files(Path(folder, "package"), whole))
     from everloop.stores.trust import sign
 
+    remember(digest, store)
     with store.records.transaction():
         found = store.records.find(Package, ("digest", "=", digest), limit=1)
         if found:

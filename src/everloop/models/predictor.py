@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from everloop.errors import CorruptionError, EverloopError, NotFoundError, RequestError, UsageError
+from everloop.models.admission import admit, is_admitted
 from everloop.models.answers import FILE as ANSWERS
 from everloop.models.manifest import COMPILED_FOLDER, FILE, MODEL_FOLDER, Manifest
 from everloop.models.package import digest_of_files, read_folder, read_package
 from everloop.models.registry import get_version
+from everloop.records import Package
 from everloop.training.decisions import Answers, answer_frame, answer_rows, rule_of
 
 if TYPE_CHECKING:
@@ -247,8 +249,9 @@ def load_model(source: Store | Path | str, ref: str | None = None) -> Predictor:
 
     Raises:
         NotFoundError: no such version, package or folder.
-        CorruptionError: a byte of the package is not as it was.
-        TrustError: the package bears code and nobody whom this machine trusts vouches for it.
+        CorruptionError: a byte of the package is not as it was, or a foreign one failed its trial.
+        TrustError: the package bears code and is not signed by a trusted key, or its model names something outside of
+            the package.
     """
     if isinstance(source, str | Path):
         if ref is not None:
@@ -268,25 +271,28 @@ def load_model(source: Store | Path | str, ref: str | None = None) -> Predictor:
 
 
 def _load_path(path: Path) -> Predictor:
-    from everloop.models.bundle import SIGNATURE, check_bundle, open_bundle
+    from everloop.models.bundle import SIGNATURE, check_bundle, open_bundle, trust_of
 
     if path.is_dir() and not (path / SIGNATURE).exists():
         # A bare folder may lie among other files, and has nobody's word for it.
         manifest, files = read_folder(path)
-        if not manifest.code_bearing:
-            return predictor_from(manifest, files)
         whole = {**files, FILE: (path / FILE).read_bytes()}
         told: dict[str, Any] = {}
-        digest = digest_of_files(whole)
+        known, digest = None, digest_of_files(whole)
     else:
         manifest, whole, told, digest = open_bundle(path)
+        known = digest
     check_bundle(manifest, told, digest)
-    return predictor_from(manifest, whole, digest=digest)
+    admit(manifest, whole, digest, trust_of(told), told=f"The package '{path}'")
+    return predictor_from(manifest, whole, digest=digest if manifest.code_bearing else known)
 
 
 def load_package(store: Store, digest: str, *, version: str | None = None) -> Predictor:
     """Load a package by digest; errors as `load_model`."""
     manifest, files = read_package(store, digest)
+    if not is_admitted(digest, store):
+        found = store.records.find(Package, ("digest", "=", digest), limit=1)
+        admit(manifest, files, digest, found[0].trust if found else None, store=store, told=version or "")
     return predictor_from(manifest, files, version=version, digest=digest, store=store)
 
 

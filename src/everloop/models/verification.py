@@ -55,7 +55,7 @@ def verify_package(store: Store, ref: str) -> Verification:
     manifest, files = _manifest(store, digest, problems)
     trusted = _trusted(digest, record.trust, problems)
     asked = None
-    if manifest is not None and not problems:
+    if manifest is not None and not problems and _admitted(store, digest, record.trust, problems):
         asked = _answers(store, digest, problems)
     return Verification(
         ok=not problems,
@@ -103,6 +103,20 @@ def _trusted(digest: str, trust: dict[str, str] | None, problems: list[str]) -> 
     try:
         check(digest, trust)
     except TrustError as error:
+        problems.append(error.message)
+        return False
+    return True
+
+
+def _admitted(store: Store, digest: str, trust: dict[str, str] | None, problems: list[str]) -> bool:
+    """Whether its model holds together, seen in a process of its own: a signature says who, not what."""
+    from everloop.models.admission import admit
+    from everloop.models.package import read_package
+
+    try:
+        manifest, files = read_package(store, digest)
+        admit(manifest, files, digest, trust, store=store, signed_too=True)
+    except EverloopError as error:
         problems.append(error.message)
         return False
     return True

@@ -19,6 +19,7 @@ from everloop.errors import CorruptionError, MissingExtraError, RequestError
 from everloop.models.compilation.columns import SINGLE_MAX
 from everloop.models.compilation.deadline import OutOfTimeError, deadline
 from everloop.models.compilation.reading import UNSEEN, NotCompilableError
+from everloop.models.formats.onnx_references import check_references
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -193,10 +194,14 @@ _OPSET = {"": 18, "ai.onnx.ml": 3}
 def open_session(graph: bytes) -> Any:
     """A session with one thread for each operator: a row is too small to share.
 
+    The model is loaded from memory, so a path in it has no folder to start from; that it holds none is checked first.
+
     Raises:
         MissingExtraError: onnxruntime is not installed.
+        TrustError: the graph names a file, or an operator that onnxruntime does not bring along.
         CorruptionError: the bytes are no graph that it can run.
     """
+    check_references(graph)
     try:
         import onnxruntime
     except ImportError:
@@ -205,6 +210,8 @@ def open_session(graph: bytes) -> Any:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    # onnxruntime would guess by the bytes, and its own format is not what has been checked.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a class for every cause and no common root

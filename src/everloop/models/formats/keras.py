@@ -1,9 +1,10 @@
 """Keras: its own `.keras` file, read in safe mode and only if every class in it is one of a list.
 
-Keras' safe mode refuses code in lambdas, and has been got around before by configurations that name other modules. So
-the configuration is read here first: every class that it names must be a layer, an initialiser or the like that is
-known to do nothing but arithmetic. Networks with layers of one's own are saved as a Python model, which is code.
-Source: Keras, "Save, serialize, and export models".
+Keras' safe mode refuses code in lambdas, and has been got around before by configurations that name other modules or
+files. So the configuration is read here first: every class that it names must be a layer, an initialiser or the like
+that is known to do nothing but arithmetic. The weights are an HDF5 file, which can point to other files; that it does
+not is checked before Keras reads it. Networks with layers of one's own are saved as a Python model, which is code.
+Sources: Keras, "Save, serialize, and export models"; The HDF Group, "HDF5 File Format Specification".
 """
 
 from __future__ import annotations
@@ -45,7 +46,22 @@ KNOWN = frozenset(
     }
 )
 """Layers and models."""
-_KINDS = ("initializers", "regularizers", "constraints", "dtype_policies")
+_KINDS = {
+    "initializers": frozenset(
+        {
+            *("Constant", "Identity", "IdentityInitializer", "Ones", "Zeros", "RandomNormal", "RandomUniform"),
+            *("TruncatedNormal", "VarianceScaling", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform"),
+            *("LecunNormal", "LecunUniform", "Orthogonal", "OrthogonalInitializer"),
+        }
+    ),
+    "regularizers": frozenset({"L1", "L2", "L1L2", "OrthogonalRegularizer"}),
+    "constraints": frozenset({"MaxNorm", "NonNeg", "UnitNorm", "MinMaxNorm"}),
+    "dtype_policies": frozenset(
+        {"DTypePolicy", "DTypePolicyMap", "FloatDTypePolicy", "QuantizedDTypePolicy", "QuantizedFloat8DTypePolicy"}
+    ),
+}
+_MOST_CONFIG = 64 * 2**20
+_MOST_BYTES = 4 * 2**30
 
 
 class KerasModel(NetworkModel):
@@ -127,9 +143,7 @@ def load_keras(blob: bytes) -> Any:
         TrustError: it names a class that is not known to be harmless.
         CorruptionError: it is no such file.
     """
-    strange = next((name for name in _classes(blob) if name is not None), None)
-    if strange is not None:
-        raise TrustError(f"The Keras model holds '{strange}', which is not known to be harmless.")
+    check_keras(blob)
     if "KERAS_BACKEND" not in os.environ:
         # Keras itself would insist on TensorFlow, whatever is there.
         found = next((name for name in ("tensorflow", "jax", "torch") if find_spec(name)), None)
@@ -139,6 +153,7 @@ def load_keras(blob: bytes) -> Any:
         keras: Any = import_module("keras")
     except ImportError:
         raise MissingExtraError.of("A Keras model", "keras and one of tensorflow, jax and torch", "keras") from None
+    _check_weights(blob)
     with tempfile.TemporaryDirectory(prefix="everloop-keras-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         place = Path(folder, _MODEL)
@@ -149,13 +164,62 @@ def load_keras(blob: bytes) -> Any:
             raise CorruptionError(f"The bytes are no Keras model: {error}", help="Build the package again.") from error
 
 
+def check_keras(blob: bytes) -> None:
+    """Refuse a `.keras` file that names what is not known, without needing Keras for it.
+
+    Raises:
+        TrustError: it names a class that is not known to be harmless.
+        CorruptionError: it is no such file.
+    """
+    strange = next((name for name in _classes(blob) if name is not None), None)
+    if strange is not None:
+        raise TrustError(f"The Keras model holds '{strange}', which is not known to be harmless.")
+
+
+def _check_weights(blob: bytes) -> None:
+    """Refuse weights that lie in other files, which HDF5 knows in four ways.
+
+    Raises:
+        TrustError: they do.
+        CorruptionError: they cannot be read.
+    """
+    h5py: Any = import_module("h5py")
+    with zipfile.ZipFile(io.BytesIO(blob)) as archive:
+        weights = io.BytesIO(archive.read("model.weights.h5")) if "model.weights.h5" in archive.namelist() else None
+    if weights is None:
+        return
+    try:
+        with h5py.File(weights, "r") as file:
+            waiting = [file]
+            seen = 0
+            while waiting:
+                group = waiting.pop()
+                for name in group:
+                    seen += 1
+                    link = group.get(name, getlink=True)
+                    if not isinstance(link, h5py.HardLink) or seen > 1_000_000:
+                        raise TrustError(f"The Keras model's weights hold the link '{name}', which leads elsewhere.")
+                    held = group[name]
+                    if isinstance(held, h5py.Group):
+                        waiting.append(held)
+                    elif isinstance(held, h5py.Dataset) and (held.external or held.is_virtual):
+                        raise TrustError(f"The numbers of '{held.name}' in the Keras model's weights lie in other files.")
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise CorruptionError(f"The Keras model's weights cannot be read: {error}") from error
+
+
 def _classes(blob: bytes) -> Iterator[str | None]:
     """What is named in the configuration and not known; None for each that is."""
     try:
         with zipfile.ZipFile(io.BytesIO(blob)) as archive:
             names = archive.namelist()
+            sizes = {member.filename: member.file_size for member in archive.infolist()}
+            if len(set(names)) != len(names):
+                raise ValueError("a file stands twice in it")
+            if sizes.get("config.json", 0) > _MOST_CONFIG or sum(sizes.values()) > _MOST_BYTES:
+                raise ValueError(f"it unpacks to {sum(sizes.values()):,} bytes")
             config = json.loads(archive.read("config.json"))
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError, NotImplementedError, RecursionError) as error:
         raise CorruptionError(f"The bytes are no Keras model: {error}", help="Build the package again.") from error
     yield from (name for name in names if name not in _MEMBERS)
     waiting: list[Any] = [config]
@@ -164,7 +228,8 @@ def _classes(blob: bytes) -> Iterator[str | None]:
         if isinstance(item, dict):
             if "class_name" in item:
                 yield _strange(item)
-            waiting.extend(value for name, value in item.items() if name != "compile_config")
+            # Keras compiles a model in a model even where it is asked not to.
+            waiting.extend(item.values())
         elif isinstance(item, list):
             waiting.extend(item)
 
@@ -177,7 +242,9 @@ def _strange(item: Mapping[str, Any]) -> str | None:
     if own not in (None, name) or not (module == "keras" or module.startswith("keras.")):
         return told
     kind = module.removeprefix("keras.src.").removeprefix("keras.").partition(".")[0]
-    return None if kind in _KINDS or (kind in ("layers", "models", "keras") and name in KNOWN) else told
+    if kind in _KINDS:
+        return None if name in _KINDS[kind] else told
+    return None if kind in ("layers", "models", "keras") and name in KNOWN else told
 
 
 def _steady(blob: bytes) -> bytes:
@@ -186,8 +253,7 @@ def _steady(blob: bytes) -> bytes:
         files = {name: archive.read(name) for name in archive.namelist()}
     metadata = json.loads(files["metadata.json"])
     metadata.pop("date_saved", None)
-    config = json.loads(files["config.json"])
-    config.pop("compile_config", None)
+    config = _not_compiled(json.loads(files["config.json"]))
     files["metadata.json"] = json.dumps(metadata, sort_keys=True).encode()
     files["config.json"] = json.dumps(config).encode()
     out = io.BytesIO()
@@ -195,6 +261,12 @@ def _steady(blob: bytes) -> bytes:
         for name in sorted(files):
             archive.writestr(zipfile.ZipInfo(name, _EARLY), files[name])
     return out.getvalue()
+
+
+def _not_compiled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _not_compiled(one) for name, one in value.items() if name != "compile_config"}
+    return [_not_compiled(one) for one in value] if isinstance(value, list) else value
 
 
 def _reread(files: Files) -> KerasModel:

@@ -15,6 +15,7 @@ import json
 import re
 import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -168,8 +169,9 @@ def read_mojo(blob: bytes) -> Mojo:
         task = _TASKS.get(info["category"])
         features = tuple(columns[: int(info["n_features"])])
         algorithm, version = info["algo"], float(info["mojo_version"])
-    except (zipfile.BadZipFile, KeyError, ValueError, UnicodeDecodeError, OSError, EOFError) as error:
-        raise CorruptionError(f"The bytes are no MOJO: {error!r}.") from error
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, OSError, EOFError, RuntimeError) as error:
+        # A RuntimeError is a file that is encrypted, or packed in a way that Python does not know.
+        raise CorruptionError(f"The bytes are not a MOJO: {error!r}.") from error
     if task is None or algorithm not in ("gbm", "drf", "glm") or (algorithm != "glm" and version < _OLDEST):
         raise UsageError(
             f"A MOJO of the algorithm '{algorithm}' ({info['category']}, version {version}) is not read.",
@@ -194,7 +196,10 @@ def _sections(text: str) -> dict[str, list[str]]:
 
 
 def _form(mojo: Mojo) -> Form:
-    return _linear(mojo) if mojo.info["algo"] == "glm" else _trees(mojo)
+    try:
+        return _linear(mojo) if mojo.info["algo"] == "glm" else _trees(mojo)
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, struct.error) as error:
+        raise CorruptionError(f"The MOJO does not hold together: {error!r}.", help="Export it again.") from error
 
 
 def _trees(mojo: Mojo) -> Form:
@@ -204,6 +209,8 @@ def _trees(mojo: Mojo) -> Form:
     answers = 1 if mojo.task != "multiclass" else classes
     if width not in (1, answers) or mojo.flag("binomial_double_trees"):
         raise UsageError(f"A MOJO with {width} trees a class is not read.")
+    if not 0 <= rounds <= len(mojo.files):
+        raise CorruptionError(f"The MOJO says that it has {rounds} trees a class, and holds {len(mojo.files)} files.")
     trees = []
     for turn in range(rounds):
         for answer in range(answers):
@@ -306,6 +313,8 @@ class _Reader:
                 if equal != 8:
                     first, bits = struct.unpack_from("<HI", self._blob, at)
                     at += 6
+                    if bits > 8 * (len(self._blob) - at):
+                        raise IndexError(f"a set of {bits} categories")
                 size = 4 if equal == 8 else (bits + 7) // 8
                 held = self._blob[at : at + size]
                 right_codes = frozenset(first + bit for bit in range(bits) if held[bit >> 3] >> (bit & 7) & 1)

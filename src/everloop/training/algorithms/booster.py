@@ -125,6 +125,27 @@ class Booster:
         )
         return out
 
+    def to_text(self) -> str:
+        """The model as LightGBM holds it, written out again."""
+        length = ctypes.c_int64()
+        out = ctypes.create_string_buffer(1 << 16)
+        for _ in range(2):
+            # The first call tells the size, if the buffer is too small for the text.
+            self._call(
+                "LGBM_BoosterSaveModelToString",
+                self._handle,
+                ctypes.c_int(0),
+                ctypes.c_int(-1),
+                ctypes.c_int(_GAIN),
+                ctypes.c_int64(len(out)),
+                ctypes.byref(length),
+                out,
+            )
+            if length.value <= len(out):
+                break
+            out = ctypes.create_string_buffer(length.value)
+        return out.value.decode("utf-8", "replace")
+
     def _start_fast(self) -> tuple[ctypes.c_void_p, object, object, object, object]:
         # One configuration and one pair of buffers a thread: the buffers are written while another thread predicts.
         fast = ctypes.c_void_p()
