@@ -56,6 +56,7 @@ def environment(image, root, **more):
         "EVERLOOP_CONTAINER_ROOT": str(root),
         "EVERLOOP_MODEL": "delays",
         "EVERLOOP_HOST": "127.0.0.1",
+        "EVERLOOP_LOG": "none",
         "OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE", ""),
         **more,
     }

@@ -49,6 +49,7 @@ def test_microsofts_server_serves_the_script(
         name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "EVERLOOP", "VIRTUAL_ENV"))
     }
     env |= {"AML_APP_INSIGHTS_ENABLED": "false", "EVERLOOP_KEYS": str(tmp_path / "nobody")}
+    env |= {"EVERLOOP_STORE": str(store.home), "EVERLOOP_ENDPOINT": f"{store.project}/delays"}
     command = [str(SERVER), "--entry_script", str(folder / "score.py"), "--port", str(port)]
     log = tmp_path / "log"
     with (
@@ -78,3 +79,8 @@ def test_microsofts_server_serves_the_script(
         finally:
             os.killpg(server.pid, 15)
             server.wait(30)
+    from everloop.serving import read_predictions
+
+    logged = read_predictions(store, "delays").collect()
+    assert sorted(logged["score"]) == sorted(answer["probabilities"])
+    assert set(logged["version"]) == {"delays@1"}

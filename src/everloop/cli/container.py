@@ -3,6 +3,9 @@
     serve   port: $AIP_HTTP_PORT, $SAGEMAKER_BIND_TO_PORT, $PORT, else 8080
             model: the first package in /opt/ml/model (SageMaker), $AIP_STORAGE_URI (Vertex AI), $AZUREML_MODEL_DIR
             (Azure ML), /mnt/models (KServe), else the one that was built into the image
+            log: $EVERLOOP_STORE, a mounted folder, a bucket or a PostgreSQL database, where everything that is answered
+            is shipped; without it `serve` refuses to start, unless $EVERLOOP_LOG or --log is `none`
+            endpoint: $EVERLOOP_ENDPOINT, [PROJECT/]NAME, under which the log is read there
     train   channels: /opt/ml/input/data/<channel>/ (SageMaker), $AIP_TRAINING_DATA_URI and $AIP_VALIDATION_DATA_URI
             (Vertex AI), --train and --valid; hyperparameters: /opt/ml/input/config/hyperparameters.json, --set
             model: /opt/ml/model, and $AIP_MODEL_DIR; why it failed: /opt/ml/output/failure
@@ -23,12 +26,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everloop.errors import EverloopError, NotFoundError, UsageError
+from everloop.errors import EverloopError, NotFoundError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from everloop.records import ModelVersion
+    from everloop.serving.log_sinks import Shipping
     from everloop.stores import Store
 
 PORTS = ("AIP_HTTP_PORT", "SAGEMAKER_BIND_TO_PORT", "PORT")
@@ -45,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     serve.add_argument("--model_name", default=os.environ.get("EVERLOOP_MODEL"))
     serve.add_argument("--host", default=os.environ.get("EVERLOOP_HOST", "0.0.0.0"))  # noqa: S104 - a container's
     serve.add_argument("--workers", type=int, default=int(os.environ.get("EVERLOOP_WORKERS", "1")))
+    serve.add_argument("--log", help="where the prediction log goes, before the environment's; none: nowhere")
+    serve.add_argument("--endpoint", default=os.environ.get("EVERLOOP_ENDPOINT"), help="[PROJECT/]NAME of the log")
     train = verbs.add_parser("train")
     train.add_argument("--train", help="files to learn from")
     train.add_argument("--valid", help="files to be judged by")
@@ -125,16 +131,87 @@ def _serve(work: Path, given: argparse.Namespace) -> None:
     from everloop.serving import serve_endpoint
     from everloop.stores import open_store
 
+    # First of all: a container that cannot keep its promise says so before it fetches a model.
+    log = _opened_log(given.log)
     path = find_model(work, os.environ)
     port = given.http_port if given.http_port is not None else port_of(os.environ)
-    home = Path(os.environ.get("EVERLOOP_STORE") or work / "home")
-    with open_store(home, create=True) as store:
+    project, _, name = (given.endpoint or "").rpartition("/")
+    with open_store(work / "home", project=project or "default", create=True) as store:
         version = _registered(store, path, given.model_name)
-        place = find_place(store, version.key)
+        place = _endpoint(store, version, name) if name else find_place(store, version.key)
         where, project = store.home, store.project
-    sys.stderr.write(f"everloop serves {version.key} out of {path} at port {port}.\n")
+    sys.stderr.write(
+        f"everloop serves {version.key} out of {path} at port {port}, as the endpoint {project}/{place}.\n"
+    )
     # Who may ask is decided before the container: it is reached through its platform only.
     serve_endpoint(place, where, given.host, port, project=project, workers=given.workers, exposed=True)
+    if log is not None:
+        _ship_rest(log, again=given.workers > 1)
+
+
+def _opened_log(given: str | None) -> Shipping | None:
+    """Have the log's place in the environment, where all processes of this container look, and say what it is.
+
+    Raises:
+        UsageError: there is none, or one that cannot be used.
+        UnavailableError: it does not answer, or does not let us write.
+    """
+    from everloop.serving.log_segments import open_segments, shown
+    from everloop.serving.log_sinks import VARIABLE, choose_place, log_of, make_own_folder
+
+    os.environ[VARIABLE] = choose_place(os.environ, given)
+    log = log_of(os.environ)
+    if log is None or isinstance(log, str):
+        sys.stderr.write("everloop log: none. No answer is written down, and every answer says so (X-Everloop-Log).\n")
+        return None
+    make_own_folder(log.folder)
+    open_segments(log.where).check()
+    wait = f"the local journal in {log.folder}" if log.durable == "local" else "the store"
+    sys.stderr.write(f"everloop log: {shown(log.where)}. An answer leaves when {wait} has it.\n")
+    if log.durable == "local":
+        sys.stderr.write(
+            f"everloop log: if {log.folder} is not on a mounted volume, the answers of the last {log.segment_s:g} s are"
+            " lost with the container's disk. EVERLOOP_LOG_DURABLE=store waits for the store instead.\n"
+        )
+    return log
+
+
+def _ship_rest(log: Shipping, *, again: bool) -> None:
+    """Say what is left of the log.
+
+    Args:
+        again: try to ship it first: some of it may be of workers that were killed.
+
+    Raises:
+        UnavailableError: something is left that the store does not have.
+    """
+    from everloop.serving.log_segments import open_segments, shown
+    from everloop.serving.log_shipping import bytes_left, ship_leftovers
+
+    left = bytes_left(log.folder)
+    if left and again:
+        try:
+            for spool in sorted(log.folder.iterdir()):
+                ship_leftovers(open_segments(log.where), spool)
+        except (EverloopError, OSError) as error:
+            sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        left = bytes_left(log.folder)
+    if left:
+        raise UnavailableError(
+            f"{left} bytes of the log have not reached {shown(log.where)}.",
+            help=f"They are in {log.folder}: the next container that has this folder ships them.",
+        )
+
+
+def _endpoint(store: Store, version: ModelVersion, name: str) -> str:
+    """The endpoint of this name, which gives the version all the traffic."""
+    from everloop.records import Endpoint, Route
+    from everloop.serving.endpoints import check_endpoint_name
+
+    check_endpoint_name(name)
+    routes = (Route(version=version.key, percent=100.0),)
+    store.records.put(store.new(Endpoint, name=name, model=version.model, routes=routes))
+    return name
 
 
 def _registered(store: Store, path: Path, name: str | None) -> ModelVersion:

@@ -181,6 +181,7 @@ def _rows(example: Path | None) -> object:
 
 
 Base = Annotated[str | None, typer.Option(help="Image to build on; default: python:<the package's>-slim.")]
+WithPostgres = Annotated[bool, typer.Option("--postgres", help="With what a log in PostgreSQL needs (EVERLOOP_STORE).")]
 WithTraining = Annotated[bool, typer.Option("--train", help="With what training needs, so that `train` works too.")]
 Folder = Annotated[Path, typer.Option("--output", "-o", help="A folder that is new or empty.")]
 
@@ -191,6 +192,7 @@ def context(
     output: Folder,
     base: Base = None,
     train: WithTraining = False,
+    postgres: WithPostgres = False,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
@@ -198,7 +200,7 @@ def context(
     from everloop.models.containers import write_context
 
     with opened(home) as store:
-        made = write_context(store, version, output, base=base, train=train)
+        made = write_context(store, version, output, base=base, train=train, postgres=postgres)
 
     def draw() -> None:
         typer.echo(f"{made.version}: {made.files} files, {made.size_bytes:,} bytes in {made.folder}")

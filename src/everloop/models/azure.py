@@ -4,19 +4,19 @@
     requirements.txt   what the environment must hold beside Microsoft's azureml-inference-server-http
     everloop/, package/, keys/   as in a build context, see `containers`
 
-The package may also come as the deployment's model: then `AZUREML_MODEL_DIR` says where, and it goes before the one
-beside the script. Source: Azure ML, "Author scoring scripts for online endpoints".
+This module writes the folder; `everloop.serving.scoring_script` is what the script runs. The package may also come as
+the deployment's model: then `AZUREML_MODEL_DIR` says where, and it goes before the one beside the script. Source: Azure
+ML, "Author scoring scripts for online endpoints".
 """
 
 from __future__ import annotations
 
 import json
 import os
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everloop.errors import EverloopError, NotFoundError, RequestError
+from everloop.errors import NotFoundError, RequestError
 from everloop.models import manifest as manifests
 
 if TYPE_CHECKING:
@@ -30,14 +30,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from everloop.models.azure import Scoring, respond
+from everloop.serving.scoring_script import LoggedScoring, respond
 
 scoring = None
 
 
 def init():
     global scoring
-    scoring = Scoring.start(Path(__file__).parent)
+    scoring = LoggedScoring.start(Path(__file__).parent)
 
 
 def run(raw_data):
@@ -61,7 +61,7 @@ def export_script(store: Store, ref: str, folder: Path | str) -> Path:
     version = get_version(store, ref)
     files = signed_files(store, version.key)
     manifest = manifests.Manifest.from_bytes(files[manifests.FILE])
-    serving = {"httptools", "obstore", "uvicorn", "uvloop", "click", "h11"}
+    serving = {"httptools", "uvicorn", "uvloop", "click", "h11"}
     locked = {name: one for name, one in needed(manifest, files).items() if name not in serving}
     write_steadily(
         target,
@@ -109,6 +109,10 @@ class Scoring:
         Raises:
             RequestError: the body breaks the signature; the message names row and field.
         """
+        return self.answer_rows(self.rows_of(raw))
+
+    def rows_of(self, raw: str | bytes) -> list[dict[str, Any]]:
+        """The checked rows of a body; errors as `answer`."""
         signature = self.predictor.signature
         try:
             body = json.loads(raw)
@@ -122,23 +126,15 @@ class Scoring:
             else row
             for row in body["instances"]
         ]
-        scores, places = self.predictor.answer_rows(self.predictor.validate(rows))
+        return self.predictor.validate(rows)
+
+    def answer_rows(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The answer to checked rows; errors as `answer`."""
+        scores, places = self.predictor.answer_rows(rows)
         labels = self.predictor.name_places(places)
         if labels is None:
             return {"predictions": scores.tolist()}
         return {"predictions": labels, "probabilities": scores.tolist()}
-
-
-def respond(scoring: Scoring, raw_data: Any) -> Any:
-    """What `run` gives back: the answer, or Azure's own response with status 400 for a bad request."""
-    try:
-        return scoring.answer(raw_data)
-    except EverloopError as error:
-        if not isinstance(error, RequestError):
-            raise
-        # Microsoft's server has it, in an environment of its own.
-        made = import_module("azureml_inference_server_http.api.aml_response").AMLResponse
-        return made({"error": str(error)}, 400, json_str=True)
 
 
 def find_package(folder: Path) -> Path | None:

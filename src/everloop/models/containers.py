@@ -37,6 +37,7 @@ PLACE = "/opt/everloop"
 """Where the parts lie in the image."""
 SERVING = ("cryptography", "httptools", "msgspec", "numpy", "obstore", "polars", "pyarrow", "uvicorn", "uvloop")
 TRAINING = ("lightgbm", "scipy")
+POSTGRES = ("psycopg", "psycopg-binary")
 _ALONE = {"lightgbm"}
 """Only its shared library is used, and that needs none of what the distribution asks for."""
 _FORMS = {"compiled trees": ("lightgbm",), "onnx": ("onnxruntime",)}
@@ -57,13 +58,20 @@ class Context:
 
 
 def write_context(
-    store: Store, ref: str, folder: Path | str, *, base: str | None = None, train: bool = False
+    store: Store,
+    ref: str,
+    folder: Path | str,
+    *,
+    base: str | None = None,
+    train: bool = False,
+    postgres: bool = False,
 ) -> Context:
     """Write a build context into a folder that is made for it.
 
     Args:
         base: the image to build on; default: the slim one of the Python that made the package.
         train: with what training needs, so that `train` works as well.
+        postgres: with what a prediction log in PostgreSQL needs.
 
     Raises:
         NotFoundError: there is no such version.
@@ -74,7 +82,7 @@ def write_context(
     version = get_version(store, ref)
     files = signed_files(store, version.key)
     manifest = Manifest.from_bytes(files[manifests.FILE])
-    locked = needed(manifest, files, train=train)
+    locked = needed(manifest, files, train=train, postgres=postgres)
     whole = {
         "Dockerfile": dockerfile(manifest, version.model, locked, base=base).encode(),
         ".dockerignore": b"**/__pycache__\n",
@@ -113,6 +121,8 @@ def dockerfile(manifest: Manifest, model: str, locked: dict[str, Locked], *, bas
         f"RUN apt-get update && apt-get install -y --no-install-recommends {system} && rm -rf /var/lib/apt/lists/*\n"
     )
     return f"""# Answers `serve` and `train` as SageMaker, Vertex AI, Azure ML and KServe ask it to.
+# `serve` needs EVERLOOP_STORE in the deployment: a mounted folder, s3://…, gs://…, az://… or postgresql://… for the
+# prediction log. EVERLOOP_LOG=none answers without one.
 FROM {base or f"python:{python}-slim"}
 {install if system else ""}COPY requirements.txt {PLACE}/
 RUN pip install --no-cache-dir --no-deps --no-compile -r {PLACE}/requirements.txt
@@ -135,7 +145,9 @@ def _quoted(text: str) -> str:
     return '"' + re.sub(r'(["\\$])', r"\\\1", text) + '"'
 
 
-def needed(manifest: Manifest, files: Iterable[str], *, train: bool = False) -> dict[str, Locked]:
+def needed(
+    manifest: Manifest, files: Iterable[str], *, train: bool = False, postgres: bool = False
+) -> dict[str, Locked]:
     """The distributions that an image with this package needs.
 
     A compiled form needs little; else the package's own lock holds, whose versions go before those installed here.
@@ -149,7 +161,7 @@ def needed(manifest: Manifest, files: Iterable[str], *, train: bool = False) -> 
         found = {name: one for name, one in manifest.environment.locked.items() if name in _ALONE}
     else:
         found = {name: one for name, one in manifest.environment.locked.items() if name != "everloop"}
-    wanted = [*SERVING, *(TRAINING if train else ())]
+    wanted = [*SERVING, *(TRAINING if train else ()), *(POSTGRES if postgres else ())]
     return dict(sorted({**lock(wanted), **found}.items()))
 
 

@@ -16,24 +16,32 @@ import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from everloop.errors import CorruptionError, EverloopError, UnavailableError, UsageError
+from everloop.errors import CorruptionError, EverloopError, StoreFullError, UnavailableError, UsageError
 from everloop.stores.journals import HEADER, split_frames
 from everloop.stores.objects import LocalBytes, ObstoreBytes, open_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
+    from pathlib import Path
 
     from everloop.stores.objects import ByteStore
 
 FOLDER = "segments"
 SPOOL = "spool"
 """In a store that is a folder: where instances keep what they have not sealed and put yet."""
+WRITABLE = "writable"
+"""The key below the folder that shows whether anything can be put."""
 PUT_TIMEOUT_S = 10.0
 """How long one request to a bucket may take, and how long failed ones are repeated."""
+
+BUCKETS = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss")
+PLACES_HELP = (
+    "Use the absolute path of a folder, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or "
+    "postgresql://USER@HOST/NAME."
+)
 
 _NAME = re.compile(r"(?P<number>[0-9]{12})-(?P<digest>[0-9a-f]{32})")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
@@ -76,6 +84,13 @@ class SegmentStore(Protocol):
     All verbs raise `UnavailableError` where the store does not answer, and `StoreFullError` where it has no space.
     """
 
+    def check(self) -> None:
+        """Return if segments can be put here.
+
+        Raises:
+            UnavailableError: it does not answer, or does not let us.
+        """
+
     def put(self, segment: Segment, data: bytes) -> None:
         """Keep a segment."""
 
@@ -105,6 +120,15 @@ class ObjectSegments:
 
     def __init__(self, store: ByteStore) -> None:
         self._store = store
+
+    def check(self) -> None:
+        try:
+            # Conditional, as segments are: not every store that speaks S3 can do that.
+            self._store.put(f"{FOLDER}/{WRITABLE}", b"everloop\n")
+        except StoreFullError:
+            raise
+        except (EverloopError, OSError) as error:
+            raise UnavailableError(f"The log's store cannot be written to: {first_line(error)}") from error
 
     def put(self, segment: Segment, data: bytes) -> None:
         store, key = self._store, segment.key
@@ -138,9 +162,8 @@ class ObjectSegments:
         except (EverloopError, OSError):
             raise
         except Exception as error:
-            # Each provider has errors of its own. What stands behind a question mark may be a signature.
-            told = re.sub(r"\?\S+", "?…", str(error).partition("\n")[0])[:300]
-            raise UnavailableError(f"The log's store does not answer: {told}") from error
+            # Each provider has errors of its own.
+            raise UnavailableError(f"The log's store does not answer: {first_line(error)}") from error
         return [segment for segment in found if segment is not None]
 
     def __repr__(self) -> str:
@@ -162,6 +185,8 @@ def open_segments(where: str) -> SegmentStore:
         return PostgresSegments(where)
     if scheme in ("", "file"):
         return ObjectSegments(open_bytes(where))
+    if scheme not in BUCKETS:
+        raise UsageError(f"A log cannot be kept at '{scheme}://…'.", help=PLACES_HELP)
     try:
         return ObjectSegments(ObstoreBytes(where, **_patience()))
     except EverloopError:
@@ -171,13 +196,13 @@ def open_segments(where: str) -> SegmentStore:
         raise UsageError(
             f"The log cannot be kept at '{scheme}://…': this URL, or its provider's settings, cannot be used "
             f"({type(error).__name__}).",
-            help="Use a folder, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or postgresql://…",
+            help=PLACES_HELP,
         ) from error
 
 
 def is_folder(where: str) -> bool:
     """Whether a log's place is a folder of this machine, or one that is mounted."""
-    return not _URL.match(where) or where.startswith("file://")
+    return not _URL.match(where)
 
 
 def shown(where: str) -> str:
@@ -193,6 +218,11 @@ def shown(where: str) -> str:
     except ValueError:
         return f"{scheme}://…"
     return f"{scheme}://{host}{parts.path}" if "@" in rest or "?" in rest else where
+
+
+def first_line(error: Exception) -> str:
+    """What a store's error says, in short. What stands behind a question mark may be a signature, and goes."""
+    return re.sub(r"\?\S+", "?…", str(error).partition("\n")[0])[:300]
 
 
 def digest_of(data: bytes) -> str:
@@ -225,28 +255,6 @@ def frames_of(segment: Segment, data: bytes) -> list[bytes]:
     return [payload for payload, _ in split_frames(data[len(HEADER) :])]
 
 
-def probe(where: str) -> None:
-    """Ask a log's place one harmless question.
-
-    Raises:
-        UnavailableError: it does not answer, or refuses us.
-        UsageError: a folder that cannot be written to.
-    """
-    if is_folder(where):
-        folder = Path(where.removeprefix("file://"))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"The folder '{folder}' for the log cannot be made: {error.strerror}.") from error
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise UsageError(f"The folder '{folder}' for the log cannot be written to.", help="Change its owner.")
-        return
-    try:
-        open_segments(where).find("probe")
-    except OSError as error:
-        raise UnavailableError(f"The log's store '{shown(where)}' does not exist.") from error
-
-
 def _patience() -> dict[str, object]:
     """obstore would repeat a failed request for three minutes; a container that is stopping has less."""
     from datetime import timedelta
@@ -268,4 +276,4 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-__all__ = ["ObjectSegments", "Segment", "SegmentStore", "frames_of", "open_segments", "probe", "shown"]
+__all__ = ["ObjectSegments", "Segment", "SegmentStore", "frames_of", "open_segments", "shown"]

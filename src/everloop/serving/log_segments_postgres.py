@@ -48,6 +48,9 @@ class PostgresSegments:
         self._process = 0
         self._made = False
 
+    def check(self) -> None:
+        self._make()
+
     def put(self, segment: Segment, data: bytes) -> None:
         statement = (
             b"INSERT INTO log_segments (stream, instance, number, digest, frames) VALUES (%s, %s, %s, %s, %s)"

@@ -22,7 +22,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Literal
 
 from everloop.errors import CorruptionError, EverloopError, NotFoundError, StoreFullError, UnavailableError
-from everloop.serving.log_segments import Segment, open_segments, shown
+from everloop.serving.log_segments import Segment, first_line, open_segments, shown
 from everloop.serving.log_sinks import Shipping, SinkState, host_name, make_own_folder, new_instance
 from everloop.stores.clock import system_micros
 from everloop.stores.journals import HEADER, SUFFIX, Journal, list_journals, read_journal, writer_alive
@@ -179,6 +179,7 @@ class ShippingSink:
 
     def _run(self) -> None:
         pause, beat, look, told = 0.0, 0.0, 0.0, 0.0
+        self._wake.set()
         while True:
             self._wake.wait(pause or min(self._options.segment_s / 4, 1.0))
             self._wake.clear()
@@ -199,14 +200,13 @@ class ShippingSink:
                 pause = min(2 * pause, LAST_PAUSE_S) or FIRST_PAUSE_S
                 if monotonic() >= told:
                     told = monotonic() + TELL_S
-                    why = str(error).partition("\n")[0][:500]
-                    logger.warning("The log '%s' cannot be shipped now: %s", self._stream, why)
+                    logger.warning("The log '%s' cannot be shipped now: %s", self._stream, first_line(error))
             except Exception:
                 self._state.failures += 1
                 pause = LAST_PAUSE_S
                 logger.exception("Shipping the log '%s' failed", self._stream)
             if self._until is not None:
-                if not self._sealed or monotonic() >= self._until:
+                if not self._sealed or self._is_late():
                     return
                 pause = min(pause, 0.2)
                 self._wake.clear()
@@ -238,13 +238,16 @@ class ShippingSink:
                 self._shipped_to = number
                 self._confirmed.notify_all()
             self._state.shipped += 1
-            if self._until is not None and monotonic() >= self._until:
+            if self._is_late():
                 return
+
+    def _is_late(self) -> bool:
+        return self._until is not None and monotonic() >= self._until
 
     def _help_others(self) -> None:
         """Ship what dead instances have left in the same spool, and see how much the living have there."""
         self._others = _bytes_of_others(self._spool, self.instance)
-        if ship_leftovers(self._store, self._spool, until=lambda: self._until is not None, but=self.instance):
+        if ship_leftovers(self._store, self._spool, until=self._is_late, but=self.instance):
             self._others = _bytes_of_others(self._spool, self.instance)
 
 
@@ -300,9 +303,10 @@ def ship_leftovers(
     return gone
 
 
-def has_leftovers(folder: Path) -> bool:
-    """Whether a spool holds journals with frames that no store has confirmed, of any stream."""
-    return any(_size(instance) for spool in _instances(folder) for instance in _instances(spool))
+def bytes_left(folder: Path) -> int:
+    """How much of what this host's dead instances have written no store has confirmed, of all streams of a spool."""
+    instances = (instance for spool in _instances(folder) for instance in _instances(spool))
+    return sum(_size(one) for one in instances if _host_of(one) == host_name() and not _alive(one))
 
 
 def _whole_frames(path: Path) -> tuple[bytes, bool]:
@@ -378,4 +382,4 @@ def _remove(folder: Path) -> None:
         folder.rmdir()
 
 
-__all__ = ["ShippingSink", "has_leftovers", "ship_journal", "ship_leftovers"]
+__all__ = ["ShippingSink", "bytes_left", "ship_journal", "ship_leftovers"]

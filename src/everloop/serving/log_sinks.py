@@ -184,6 +184,7 @@ def log_of(environment: Mapping[str, str]) -> Shipping | Literal["none"] | None:
         return "none"
     if not where:
         return None
+    where = _checked_place(where)
     durable = environment.get("EVERLOOP_LOG_DURABLE") or "local"
     if durable not in ("local", "store"):
         raise UsageError(f"EVERLOOP_LOG_DURABLE is '{durable}'.", help="Set it to local or store.")
@@ -211,8 +212,27 @@ def spool_of(where: str, environment: Mapping[str, str]) -> Path:
         return Path(given)
     if is_folder(where):
         # On the same volume: what an instance leaves there, every other one can ship.
-        return Path(where.removeprefix("file://")) / SPOOL
+        return Path(where) / SPOOL
     return Path(tempfile.gettempdir()) / "everloop-log"
+
+
+def choose_place(environment: Mapping[str, str], given: str | None = None) -> str:
+    """Where a process without a home of its own, as in an image, keeps its log: `given`, else `EVERLOOP_LOG`, else
+    `EVERLOOP_STORE`; "none" where that says so.
+
+    Raises:
+        UsageError: none of them says anything.
+    """
+    for value in (given, environment.get(VARIABLE), environment.get("EVERLOOP_STORE")):
+        if value and value.strip():
+            return value.strip()
+    raise UsageError(
+        "EVERLOOP_STORE is not set, so there is no place for the prediction log and nothing is served: every answer "
+        "must be written down before it leaves, and this container's own disk is deleted with it.",
+        help="In the deployment, set EVERLOOP_STORE to the absolute path of a mounted volume, s3://BUCKET/PREFIX, "
+        "gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or postgresql://USER@HOST/NAME. To answer without a log, set "
+        "EVERLOOP_LOG=none.",
+    )
 
 
 def make_own_folder(folder: Path) -> None:
@@ -258,6 +278,22 @@ def instance_id() -> str:
 
 
 _own: list[int | str] = [0, ""]
+
+
+def _checked_place(where: str) -> str:
+    """A log's place, a folder as its path."""
+    from urllib.parse import unquote, urlsplit
+
+    from everloop.serving.log_segments import PLACES_HELP, is_folder
+
+    if where.startswith("file://"):
+        where = unquote(urlsplit(where).path)
+    # A word such as "off" is no folder that anybody means.
+    if is_folder(where) and not Path(where).is_absolute():
+        raise UsageError(
+            f"The place of the log is '{where[:100]}', which is not an absolute path.", help=f"{PLACES_HELP} Or none."
+        )
+    return where
 
 
 def _number(environment: Mapping[str, str], name: str, default: float, *, least: float) -> float:

@@ -88,13 +88,17 @@ class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class PredictionLog:
     """The writing end of an endpoint's log. Safe to use from several threads."""
 
-    def __init__(self, store: Store, endpoint: str, sink: LogSink | None = None) -> None:
+    def __init__(self, store: Store | None, endpoint: str, sink: LogSink | None = None) -> None:
         """Open the log.
 
         Args:
+            store: None only with a `sink`.
             sink: where it is written; default: as the environment says, see `log_sinks`.
         """
-        self.sink = sink or open_sink(store, stream_name(store, PREDICTIONS, endpoint))
+        if sink is None:
+            assert store is not None  # noqa: S101 - see above
+            sink = open_sink(store, stream_name(store, PREDICTIONS, endpoint))
+        self.sink = sink
         self._append = self.sink.append
         self._instance = self.sink.instance
         self._encode = msgspec.msgpack.encode
@@ -134,7 +138,12 @@ def prediction_fold(store: Store, endpoint: str) -> Fold[Entry]:
 
 def stream_name(store: Store, what: str, endpoint: str) -> str:
     """The journal stream of an endpoint; the projects of one home keep apart."""
-    return f"{what}@{store.project}@{endpoint}"
+    return stream_of(store.project, what, endpoint)
+
+
+def stream_of(project: str, what: str, endpoint: str) -> str:
+    """The same without a store."""
+    return f"{what}@{project}@{endpoint}"
 
 
 def table_name(store: Store, what: str, endpoint: str) -> str:
