@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 pytest.register_assert_rewrite("everloop.testing.log_sinks")
 
-from everloop.serving.log_segments import open_segments  # noqa: E402
-from everloop.stores.home import Places  # noqa: E402
-from everloop.testing.log_sinks import LogPlace, LogSinkSuite, write_and_die  # noqa: E402
+from everloop.errors import CorruptionError, UnavailableError, UsageError  # noqa: E402
+from everloop.serving.log_segments import Segment, open_segments, shown  # noqa: E402
+from everloop.serving.log_shipping import ShippingSink, ship_leftovers  # noqa: E402
+from everloop.serving.log_sinks import Shipping, host_name  # noqa: E402
+from everloop.stores.home import Places, open_places  # noqa: E402
+from everloop.stores.journals import Journal  # noqa: E402
+from everloop.testing.log_sinks import STREAM, LogPlace, LogSinkSuite, frames_in, write_and_die  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from everloop.serving.log_segments import SegmentStore
 
 
 def places_in(home: Path, **more: Any) -> Places:
@@ -95,3 +112,280 @@ def killed_at_every_step(place: LogPlace) -> None:
     assert set(acknowledged) <= set(found)
     assert len(set(found)) == len(found)
     assert len(acknowledged) > 100
+
+
+class Gate:
+    """A segment store that answers only while it is open."""
+
+    def __init__(self, store: SegmentStore) -> None:
+        self.store = store
+        self.opened = True
+        self.asked = 0
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*given: Any) -> Any:
+            self.asked += 1
+            if not self.opened:
+                raise UnavailableError("The gate is shut.")
+            return getattr(self.store, name)(*given)
+
+        return call
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> Shipping:
+    home = tmp_path / "home"
+    return Shipping(
+        where=str(home), folder=tmp_path / "spool", segment_s=0.05, segment_bytes=4096, backlog_bytes=64 << 10
+    )
+
+
+def fold(tmp_path: Path) -> list[str]:
+    return LogPlace(places=places_in(tmp_path / "home"), writers=tmp_path, environment={}).fold()
+
+
+def wait_for(look: Callable[[], Any]) -> None:
+    until = monotonic() + 30
+    while not look():
+        assert monotonic() < until, "it did not come"
+        sleep(0.01)
+
+
+def disk_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_store_that_does_not_answer_bounds_the_disk_and_loses_nothing(tmp_path: Path, options: Shipping) -> None:
+    gate: Any = Gate(open_segments(options.where))
+    gate.opened = False
+    sink = ShippingSink(options, STREAM, gate)
+    taken: list[str] = []
+    refused = 0
+    for number in range(500):
+        text = f"{number:03d}" + "x" * 1000
+        try:
+            sink.append(text.encode())
+            taken.append(text)
+        except UnavailableError:
+            refused += 1
+    assert 60 <= len(taken) <= 80
+    assert refused == 500 - len(taken)
+    assert disk_bytes(options.folder) < options.backlog_bytes + 8192
+    assert sink.state().backlog_bytes > options.backlog_bytes
+    # Another process on the same disk, as a worker that was started again and again would be, adds nothing to it.
+    other = ShippingSink(options, STREAM, gate)
+    wait_for(lambda: other._others)
+    with pytest.raises(UnavailableError, match="wait for the log's store"):
+        other.append(b"one more")
+    gate.opened = True
+    wait_for(lambda: sink.state().backlog_bytes == 0)
+    sink.append(b"again")
+    sink.close()
+    other.close()
+    assert sink.state().failures > 0
+    assert fold(tmp_path) == sorted([*taken, "again"])
+    assert disk_bytes(options.folder) == 0
+
+
+def test_a_store_that_does_not_answer_is_not_hammered(options: Shipping) -> None:
+    gate: Any = Gate(open_segments(options.where))
+    gate.opened = False
+    sink = ShippingSink(replace(options, grace_s=0.0), STREAM, gate)
+    for _ in range(200):
+        sink.append(b"x" * 100)
+        sleep(0.002)
+    assert gate.asked < 20
+    sink.close()
+
+
+def test_an_answer_that_the_store_must_have_is_refused_at_once_while_it_does_not_answer(
+    tmp_path: Path, options: Shipping
+) -> None:
+    gate: Any = Gate(open_segments(options.where))
+    sink = ShippingSink(replace(options, durable="store", confirm_s=0.5), STREAM, gate)
+    sink.append(b"one")
+    assert fold(tmp_path) == ["one"]
+    gate.opened = False
+    with pytest.raises(UnavailableError, match="has not confirmed"):
+        sink.append(b"late")
+    with pytest.raises(UnavailableError, match="does not answer"):
+        sink.append(b"never")
+    # Nobody waits for a shadow's score.
+    sink.append(b"shadow", wait=False)
+    gate.opened = True
+    wait_for(lambda: not sink._failing)
+    sink.append(b"two")
+    sink.close()
+    assert fold(tmp_path) == ["late", "one", "shadow", "two"]
+
+
+def test_answers_that_wait_share_segments(tmp_path: Path, options: Shipping) -> None:
+    class Slow(Gate):
+        def put(self, segment: Segment, data: bytes) -> None:
+            sleep(0.05)
+            self.store.put(segment, data)
+
+    slow: Any = Slow(open_segments(options.where))
+    sink = ShippingSink(replace(options, durable="store", segment_bytes=1 << 20), STREAM, slow)
+    threads = [
+        threading.Thread(target=lambda at=at: [sink.append(f"{at}-{n}".encode()) for n in range(5)]) for at in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sink.close()
+    assert sink.state().shipped < 50
+    assert len(fold(tmp_path)) == 100
+
+
+def test_a_damaged_segment_holds_up_its_instance_only(tmp_path: Path, options: Shipping) -> None:
+    for name in ("a", "b"):
+        sink = ShippingSink(options, STREAM)
+        for number in range(3):
+            sink.append(f"{name}{number}".encode() + b"x" * 4096)
+        sink.close()
+    segments = open_segments(options.where)
+    found = segments.find(STREAM)
+    assert [segment.number for segment in found] == [0, 1, 2] * 2
+    damaged = Path(options.where) / found[1].key
+    whole = damaged.read_bytes()
+    damaged.chmod(0o644)
+    damaged.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    for _ in range(2):
+        with pytest.raises(CorruptionError, match=found[1].key):
+            fold(tmp_path)
+    with open_places(places_in(tmp_path / "home")) as store:
+        assert len(frames_in(store)) == 4
+    assert segments.find(STREAM) == [found[1], found[2]]
+    damaged.write_bytes(whole)
+    assert len(fold(tmp_path)) == 6
+    assert segments.find(STREAM) == []
+
+
+def test_what_follows_a_segment_that_was_deleted_waits_an_hour(
+    tmp_path: Path, options: Shipping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = ShippingSink(options, STREAM)
+    for number in range(3):
+        sink.append(f"{number}".encode() + b"x" * 4096)
+    sink.close()
+    segments = open_segments(options.where)
+    segments.delete(segments.find(STREAM)[1])
+    assert len(fold(tmp_path)) == 1
+    monkeypatch.setattr("everloop.serving.segment_folding.GAP_WAIT", timedelta(0))
+    assert len(fold(tmp_path)) == 2
+
+
+def test_a_leftover_journal_with_a_torn_or_damaged_end(tmp_path: Path, options: Shipping) -> None:
+    folder = options.folder / STREAM / f"{host_name()}.dead"
+    for number, cut in enumerate(("torn", "damaged")):
+        with Journal.create(folder, f"{number:012d}") as journal:
+            for frame in range(3):
+                journal.append(f"{cut}{frame}".encode())
+        data = bytearray(journal.path.read_bytes())
+        journal.path.write_bytes(data[:-2] if cut == "torn" else bytes([*data[:-20], data[-20] ^ 1, *data[-19:]]))
+    sink = ShippingSink(options, STREAM)
+    sink.close()
+    assert fold(tmp_path) == ["damaged0", "torn0", "torn1"]
+    assert [path.suffix for path in folder.iterdir()] == [".damaged"]
+
+
+def test_what_a_living_instance_has_is_left_alone(options: Shipping) -> None:
+    sink = ShippingSink(replace(options, segment_s=60.0), STREAM)
+    sink.append(b"x")
+    spool = options.folder / STREAM
+    assert ship_leftovers(open_segments(options.where), spool) == 0
+    # So is that of another host whose locks are not seen here, while it shows life.
+    other = spool / "another-host.1"
+    Journal.create(other, f"{0:012d}").close()
+    assert ship_leftovers(open_segments(options.where), spool) == 0
+    for path in other.iterdir():
+        os.utime(path, (0, 0))
+    assert ship_leftovers(open_segments(options.where), spool) == 1
+    assert not other.exists()
+    sink.close()
+
+
+def test_a_folder_among_temporary_files_that_another_user_made_is_refused(
+    tmp_path: Path, options: Shipping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "real")
+    with pytest.raises(UsageError, match="not ours"):
+        ShippingSink(replace(options, folder=link), STREAM)
+    ShippingSink(options, STREAM).close()
+    assert options.folder.stat().st_mode & 0o777 == 0o700
+
+
+FULL = """
+import sys
+from pathlib import Path
+from everloop.errors import StoreFullError
+from everloop.serving.log_sinks import Shipping
+from everloop.serving.log_shipping import ShippingSink
+
+small, where = map(Path, sys.argv[1:3])
+sink = ShippingSink(Shipping(where=str(where), folder=small / "spool", segment_s=3600.0, segment_bytes=16384), "frames")
+taken, refused, filler = [], 0, small / "filler"
+for number in range(60):
+    if number == 20:
+        with filler.open("wb", buffering=0) as file:
+            try:
+                while file.write(b"x" * 4096):
+                    pass
+            except OSError:
+                pass
+    if number == 40:
+        filler.unlink()
+    try:
+        sink.append(f"{number:02d}".encode() + b"y" * 3000)
+        taken.append(number)
+    except StoreFullError:
+        refused += 1
+sink.close()
+print(len(taken), refused, taken[-1])
+"""
+
+
+def test_a_full_disk_refuses_and_works_again_when_there_is_space(tmp_path: Path) -> None:
+    """On a device of one megabyte that lives as long as the process that mounts it."""
+    small = tmp_path / "small"
+    small.mkdir()
+    own = ["unshare", "--mount", "--propagation", "private"]
+    if os.getuid() != 0:
+        own += ["--user", "--map-root-user"]
+    mount = 'mount -t tmpfs -o size=1m tmpfs "$1"'
+    probe = [*own, "sh", "-c", mount, "sh", str(small)]
+    if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True, check=False).returncode != 0:
+        pytest.skip("this machine does not let us mount a small device")
+    script = f'{mount} && exec "$2" -W error -c "$3" "$1" "$4"'
+    done = subprocess.run(
+        [*own, "sh", "-c", script, "sh", str(small), sys.executable, FULL, str(tmp_path / "home")],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    taken, refused, last = map(int, done.stdout.split())
+    assert refused > 10
+    assert taken + refused == 60
+    assert last == 59
+    assert len(fold(tmp_path)) == taken
+
+
+@pytest.mark.parametrize(
+    ("where", "wanted"),
+    [
+        ("s3://bucket/team", "s3://bucket/team"),
+        ("postgresql://ann:secret@db:5432/logs?sslmode=require", "postgresql://db/logs"),
+        ("s3://key:secret@bucket/x", "s3://bucket/x"),
+        ("postgresql://ann:secret@[::1/x", "postgresql://…"),
+        ("/mnt/volume", "/mnt/volume"),
+    ],
+)
+def test_a_place_is_shown_without_what_is_secret(where: str, wanted: str) -> None:
+    assert shown(where) == wanted

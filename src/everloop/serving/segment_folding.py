@@ -109,8 +109,10 @@ class _Folding(Generic[Entry]):
         self._damage: CorruptionError | None = None
         self._read: dict[str, int] = {}
         """How far each instance had been folded when its segments were listed, and by this pass since then."""
+        self._unread: set[str] = set()
+        """Instances with a segment that cannot be read: what comes before it can be committed."""
         self._stopped: set[str] = set()
-        """Instances with a segment that cannot be read."""
+        """Instances of which nothing more can be committed."""
 
     def run(self, segments: Sequence[Segment]) -> int:
         with self._pool:
@@ -162,12 +164,13 @@ class _Folding(Generic[Entry]):
     def _fetched(self, due: Sequence[Segment]) -> Iterator[tuple[Segment, bytes]]:
         """The segments with their bytes, a few at once; without those behind one that cannot be read."""
         for begin in range(0, len(due), AT_ONCE):
-            window = [segment for segment in due[begin : begin + AT_ONCE] if segment.instance not in self._stopped]
+            over = self._unread | self._stopped
+            window = [segment for segment in due[begin : begin + AT_ONCE] if segment.instance not in over]
             for segment, data in zip(window, self._pool.map(self._get, window), strict=True):
-                if isinstance(data, bytes) and segment.instance not in self._stopped:
+                if isinstance(data, bytes) and segment.instance not in self._unread:
                     yield segment, data
                     continue
-                self._stopped.add(segment.instance)
+                self._unread.add(segment.instance)
                 if isinstance(data, CorruptionError):
                     self._damage = data
 

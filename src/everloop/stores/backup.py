@@ -4,8 +4,8 @@ The file is a tar, compressed where its name ends in `.zst`. Its first member, `
 format, and its last, `everloop-backup.end`, how many files lie between, so that a cut is noticed, and the SHA-256 of
 each, so that damage is: nothing appears under the home's name before all of them are right. Older backups
 have no digests; what is in such a file is checked by `everloop verify` on the home that it becomes. What is copied
-first can be behind what is copied later and never before it: journals, then records, then the objects and tables
-that the records name. So the copy is whole although others go on writing.
+first can be behind what is copied later and never before it: journals and segments, then records, then the objects and
+tables that the records name. So the copy is whole although others go on writing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ FORMAT = 1
 _HEAD = "everloop-backup.json"
 _END = "everloop-backup.end"
 _RECORDS = "everloop.db"
-_TOPS = ("journals/", "objects/", "tables/")
+_SHIPPED = ("spool", "segments")
+_TOPS = ("journals/", "objects/", "tables/", "spool/", "segments/")
 _MOST_HEAD = 64 << 10
 _MOST_END_ENTRY = 4 << 10
 """Bytes that a backup's end may have for each file: its name and its digest."""
@@ -73,6 +74,9 @@ def backup(store: Store, path: Path | str) -> Path:
         with _tar_writer(draft, compressed=target.name.endswith(".zst")) as tar:
             head = {"format": FORMAT, "created_at": store.now().isoformat(), "project": store.project}
             _add_bytes(tar, _HEAD, json.dumps(head).encode())
+            # What instances elsewhere have shipped here, in the order of its way.
+            for name in _SHIPPED:
+                _add_folder(tar, store.home / name, name, digests)
             _add_folder(tar, store.journals, "journals", digests)
             copy = Path(scratch) / _RECORDS
             database.copy_to(copy)
