@@ -485,6 +485,10 @@ class Prediction:
     entity: str | None
     inputs: dict[str, Json]
     outputs: dict[str, Json]
+    package: str | None = None
+    """The digest of the package that answered."""
+    instance: str | None = None
+    """The process that answered, `<host>.<32 digits>`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ import pytest
 
 pytest.register_assert_rewrite("everloop.testing.log_sinks")
 
-from everloop.errors import CorruptionError, UnavailableError, UsageError  # noqa: E402
+from everloop.errors import CorruptionError, StoreFullError, UnavailableError, UsageError  # noqa: E402
 from everloop.serving.log_segments import Segment, open_segments, shown  # noqa: E402
 from everloop.serving.log_shipping import ShippingSink, ship_leftovers  # noqa: E402
 from everloop.serving.log_sinks import Shipping, host_name  # noqa: E402
@@ -348,6 +348,30 @@ for number in range(60):
 sink.close()
 print(len(taken), refused, taken[-1])
 """
+
+
+def test_a_journal_is_shipped_although_there_is_no_space_to_begin_the_next(
+    tmp_path: Path, options: Shipping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = ShippingSink(replace(options, segment_s=3600.0), STREAM)
+
+    def full() -> Journal:
+        raise StoreFullError("No space left.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sink, "_begin", full)
+        sink.append(b"x" * 5000)
+        wait_for(lambda: sink.state().backlog_bytes == 0)
+        with pytest.raises(StoreFullError):
+            sink.append(b"y")
+    assert fold(tmp_path) == ["x" * 5000]
+    sink.append(b"z")
+    sink.append(b"x" * 5000)
+    with monkeypatch.context() as patch:
+        patch.setattr(sink, "_begin", full)
+        sink.append(b"x" * 5000)
+        sink.close()
+    assert len(fold(tmp_path)) == 4
 
 
 def test_a_full_disk_refuses_and_works_again_when_there_is_space(tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ def show(id: str, home: Home = None, json: AsJson = False) -> None:
         ("endpoint", found.endpoint),
         ("version", found.version),
         ("role", found.role),
+        ("package", found.package),
+        ("instance", found.instance),
         ("event at", found.event_at),
         ("entity", found.entity),
         *((f"input {name}", value) for name, value in found.inputs.items()),

@@ -226,6 +226,8 @@ def _find_folded(store: Store, endpoint: str, id: str, arrived: datetime) -> Pre
         entity=row["entity"],
         inputs=msgspec.to_builtins(inputs),
         outputs=outputs,
+        package=row.get("package"),
+        instance=row.get("instance"),
     )
 
 
@@ -246,7 +248,8 @@ def _find_journaled(store: Store, endpoint: str, id: str) -> Prediction | None:
         for payload, _ in frames:
             if request.encode() not in payload:
                 continue
-            for group in decode_entry(payload).groups:
+            entry = decode_entry(payload)
+            for group in entry.groups:
                 places = group.places if group.places is not None else range(len(group.rows))
                 for at, place in enumerate(places):
                     if answer_id(group, place) != id:
@@ -269,6 +272,8 @@ def _find_journaled(store: Store, endpoint: str, id: str) -> Prediction | None:
                         entity=group.entities[at] if group.entities else None,
                         inputs=msgspec.to_builtins(dict(zip(names, group.rows[at], strict=True))),
                         outputs=outputs,
+                        package=group.package,
+                        instance=entry.instance,
                     )
     return None
 

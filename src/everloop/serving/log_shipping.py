@@ -72,6 +72,8 @@ class ShippingSink:
         self._wake = threading.Event()
         self._number = 0
         self._journal = self._begin()
+        self._full = False
+        """There was no space to begin another journal; the one before is sealed."""
         self._size = 0
         """Bytes of frames in the journal that is being written."""
         self._since = 0.0
@@ -103,6 +105,9 @@ class ShippingSink:
                     "The log's store does not answer, and no answer is given that it does not have.",
                     help="See the process's log for what the store says.",
                 )
+            if self._full:
+                self._journal = self._begin()
+                self._full = False
             number = self._number
             end = self._journal.append(payload)
             if not self._size:
@@ -132,8 +137,7 @@ class ShippingSink:
                 return
             self._closed = True
             self._until = monotonic() + self._options.grace_s if until is None else until
-            with suppress(StoreFullError):
-                # Without space for another journal this one is closed all the same, below.
+            if not self._full:
                 self._seal(last=True)
             self._journal.close()
         self._wake.set()
@@ -168,8 +172,8 @@ class ShippingSink:
                 # The next is there before this one is closed: a folder without a locked journal is a dead instance's.
                 self._journal = self._begin()
             except StoreFullError:
-                self._number -= 1
-                return
+                # What is sealed can be shipped, which makes space. Until then nothing can be appended.
+                self._full = True
             full.close()
         self._sealed.append((number, full.path, size))
         self._waiting += size

@@ -133,7 +133,11 @@ class InferencePort:
             if response.version is not None and response.answer is not None:
                 versions = response.version.encode("ascii", "replace").decode()
                 await context.send_initial_metadata(
-                    (("x-everloop-version", versions), ("x-everloop-request", response.answer.request))
+                    (
+                        ("x-everloop-version", versions),
+                        ("x-everloop-request", response.answer.request),
+                        *((name.decode(), value.decode()) for name, value in app.marks),
+                    )
                 )
             return told
 

@@ -31,7 +31,8 @@ _log = logging.getLogger("everloop.serving")
 # A worker that dies at once would otherwise be started as fast as the machine can.
 _PAUSE_S = 0.5
 _START_S = 60.0
-_STOP_S = 15
+_STOP_S = 24
+"""A worker waits 9 seconds for its requests and ships its log for 12; platforms give a container 30."""
 
 
 @dataclass(frozen=True)
