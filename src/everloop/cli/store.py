@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from everloop.cli.output import AsJson, Home, console, emit, facts, messages, opened, short, table
+from everloop.errors import CorruptionError, ReadOnlyError, StoreError, StoreVersionError, UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from everloop.records import Run
+    from everloop.stores.problems import Problem
+    from everloop.stores.repair import Repair
 
 _KINDS = ("alias", "model_version", "release", "endpoint", "snapshot", "contract", "run", "finding")
 """What `everloop events` shows without --kind."""
@@ -77,27 +85,94 @@ def events(
     emit(found, json, lambda: table("Events", columns, rows, empty="Nothing has happened yet."))
 
 
-def verify(home: Home = None, json: AsJson = False) -> int:
-    """Check that every record, object, table and journal of the store is whole. Exit code 10 if not."""
-    from everloop.stores.check import mark_lost
-    from everloop.stores.check import verify as verify_store
+def verify(
+    heal: Annotated[bool, typer.Option("--repair", help="Heal what can be healed; asks first.")] = False,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="With --repair: a backup to take damaged files from.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --repair: do not ask.")] = False,
+    home: Home = None,
+    json: AsJson = False,
+) -> int:
+    """Check that every byte that the store promises to keep is as it was written.
 
-    with opened(home) as store:
-        lost = mark_lost(store)
-        report = verify_store(store)
+    Exit code 0: all is whole. 10: something is damaged or missing. 9: nothing was found damaged, and something could
+    not be checked. What was written by an earlier version without checksums gets them when all is whole.
+    """
+    from everloop.stores.check import look_before_opening, mark_lost, seal
+    from everloop.stores.check import verify as verify_store
+    from everloop.stores.home import find_places
+    from everloop.stores.repair import can_heal, keep_database_log, repair
+
+    if source is not None and not heal:
+        raise UsageError("--from names a backup to heal from.", help="Add --repair.")
+    places, _ = find_places(home)
+    found = look_before_opening(places)
+    if found:
+        kept_log = keep_database_log(places.home, Path(places.records))
+        messages().print(f"The database and its log were copied to {kept_log} before they were opened.")
+    try:
+        opened_store = opened(home)
+    except (CorruptionError, StoreVersionError):
+        raise
+    except StoreError as error:
+        # It may not be opened, which says nothing about what is in it.
+        raise UnavailableError(f"The store cannot be checked: {error.message}", help=error.help) from error
+    with opened_store as store:
+        lost: list[Run] = []
+        with suppress(ReadOnlyError):
+            lost = mark_lost(store)
+        report = verify_store(store, found=found)
+        repairs: list[Repair] = []
+        healable = [one for one in report.problems if can_heal(one, backup=source is not None)]
+        if heal and healable:
+            if not yes:
+                _show_problems(healable)
+                typer.confirm(f"Heal {len(healable)} of {len(report.problems)} problems?", abort=True, err=True)
+            repairs = repair(store, report, backup=source)
+            report = verify_store(store)
+        sealed = (0, 0)
+        if report.ok and not report.unchecked and (report.checked.unsealed_rows or report.checked.unsealed_files):
+            with suppress(ReadOnlyError):
+                sealed = seal(store)
 
     def draw() -> None:
-        rows = [(problem.kind, problem.subject, problem.message) for problem in report.problems]
-        counts = ", ".join(f"{count:,} {name}" for name, count in report.counts.items())
         if lost:
-            messages().print(f"{len(lost)} runs had died without a word; they are marked as lost.")
-        if rows:
-            table("Problems", ("kind", "subject", "what"), rows, empty="")
+            many = f"{len(lost)} runs had" if len(lost) > 1 else "1 run had"
+            messages().print(f"{many} died without a word and {'are' if len(lost) > 1 else 'is'} marked as lost.")
+        for done in repairs:
+            kept = f" The original is in {done.kept}." if done.kept else ""
+            console().print(
+                f"{'Healed' if done.healed else 'Not healed'}: {done.problem.subject}: {done.message}{kept}"
+            )
+        seen = report.checked
+        counts = ", ".join(f"{count:,} {name}" for name, count in report.counts.items())
+        looked = f"{counts}; {seen.files:,} files and {seen.rows:,} rows, {seen.size_bytes:,} bytes"
+        if report.problems:
+            _show_problems(report.problems)
+            console().print(f"Checked: {looked}.")
+        elif report.unchecked:
+            rows = [(one.kind, one.subject, one.message) for one in report.unchecked]
+            table("Could not be checked", ("kind", "subject", "what"), rows, empty="")
+            console().print(f"What could be checked is whole: {looked}.")
         else:
-            console().print(f"The store is whole: {counts}.")
+            console().print(f"The store is whole: {looked}.")
+        if any(sealed):
+            console().print(
+                f"{sealed[0]:,} rows and {sealed[1]:,} files of tables had no checksum, because an earlier version"
+                " wrote them or their writer was killed. They could be read, and have one now."
+            )
 
-    emit({"whole": not report.problems, "report": report, "lost": lost}, json, draw)
-    return 10 if report.problems else 0
+    whole = not report.problems and not report.unchecked
+    emit({"whole": whole, "report": report, "lost": lost, "repairs": repairs, "sealed": sealed}, json, draw)
+    if report.problems:
+        return CorruptionError.exit_code
+    return UnavailableError.exit_code if report.unchecked else 0
+
+
+def _show_problems(problems: Sequence[Problem]) -> None:
+    rows = [(one.kind, one.subject, one.message, one.heal or one.repair or "-") for one in problems]
+    table("Problems", ("kind", "subject", "what", "what heals it"), rows, empty="", wrap=("what heals it",))
 
 
 def gc(

@@ -132,6 +132,25 @@ def restore(path: Path | str, home: Path | str, *, max_bytes: int | None = None)
     return target
 
 
+def members(path: Path | str, names: set[str]) -> Iterator[tuple[str, bytes]]:
+    """The files of these names in a backup, with what they hold. They are not compared with their digests.
+
+    Raises:
+        NotFoundError: there is no such backup.
+        CorruptionError: it cannot be read to its end.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise NotFoundError(f"There is no backup '{source}'.")
+    try:
+        with _tar_reader(source) as tar:
+            while (member := tar.next()) is not None:
+                if member.name in names and member.isreg():
+                    yield member.name, _content(tar, member).read()
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise CorruptionError(f"'{source}' is no whole backup: {error}.") from error
+
+
 def _local(store: Store) -> SqliteDatabase:
     """The database of a home all of whose parts are on this machine."""
     records = store.records

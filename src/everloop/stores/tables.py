@@ -315,7 +315,11 @@ class Tables:
             return kept[1]
         if not DeltaTable.is_deltatable(uri):
             return None
-        table = DeltaTable(uri)
+        try:
+            table = DeltaTable(uri)
+        except Exception as error:
+            # deltalake tells of missing and of damaged logs by half a dozen kinds of error.
+            raise _unreadable(error, name) from error
         if birth is not None:
             self._tables()[name] = (birth, table)
         return table
@@ -376,6 +380,13 @@ def _birth(uri: str) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_ino, found.st_mtime_ns
+
+
+def _unreadable(error: Exception, name: str) -> StoreError:
+    text = str(error).partition("\n")[0]
+    if "ermission denied" in text:
+        return StoreError(f"The table '{name}' may not be read: {text}")
+    return CorruptionError(f"The log of the table '{name}' cannot be read: {text}", help="See: everloop verify")
 
 
 def _files_before(table: DeltaTable, moment: datetime) -> list[str]:

@@ -185,7 +185,8 @@ def _through_parquet(table: pa.Table) -> pa.Table:
     buffer = io.BytesIO()
     try:
         pq.write_table(table, buffer)
-        return pq.read_table(buffer)
+        # In this thread alone: pyarrow's own threads may still hold bytes of Python's when Python ends.
+        return pq.ParquetFile(buffer, pre_buffer=False).read(use_threads=False)
     except Exception as error:
         # Unions, intervals, run-end encoding: what is not supported is said in several ways.
         raise UnkeepableError(f"Parquet cannot hold this table: {error}") from error

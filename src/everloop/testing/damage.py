@@ -6,10 +6,9 @@ import hashlib
 import os
 import random
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -19,9 +18,14 @@ from everloop.stores import Journal, Store, open_store, read_journal
 from everloop.stores.check import look_before_opening, verify
 from everloop.stores.expressions import Compare
 from everloop.stores.home import find_places
-from everloop.stores.problems import Report
+from everloop.stores.repair import repair
 from everloop.stores.trust import Keyring
 from everloop.testing.stores import START, ManualClock
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from everloop.stores.problems import Report
 
 TABLE = "predictions/delays"
 
@@ -31,6 +35,10 @@ class Outcome:
     """What became of some flips of one kind of file."""
 
     seen: int = 0
+    healed: int = 0
+    """Of those that were seen."""
+    wrongly: list[str] = field(default_factory=list)
+    """What a repair called whole, and is not as it was."""
     harmless: int = 0
     missed: list[str] = field(default_factory=list)
 
@@ -42,7 +50,7 @@ class Outcome:
 def build(home: Path, *, rows: int = 400, commits: int = 13) -> None:
     """Make a home: runs with parameters, points and revisions, a package as a tree, a table with a checkpoint and a
     compacted one, a journal, a simulated clock, and keys."""
-    shuffled = random.Random(7)
+    shuffled = random.Random(7)  # noqa: S311
     clock = ManualClock()
     with open_store(home, project="flights", actor="user:ann@desk", clock=clock) as store:
         for number in range(12):
@@ -97,8 +105,6 @@ def build(home: Path, *, rows: int = 400, commits: int = 13) -> None:
 
 
 def _finished(run: Run, store: Store) -> Run:
-    from dataclasses import replace
-
     return replace(run, state="finished", ended_at=store.now(), metrics={"auc": 0.75})
 
 
@@ -116,7 +122,7 @@ def values(home: Path) -> str:
         told.append(store.records.search_names(Run, "params"))
         for run in store.records.find(Run):
             told.append(store.records.read_points(f"run:{run.id}"))
-        told.append(store.records.events_since(0, limit=100_000))
+        told.append([one for one in store.records.events_since(0, limit=100_000) if one.verb != "repaired"])
         for digest, _ in store.objects.digests():
             told.append(store.objects.read(digest))
             if store.objects.is_tree(digest):
@@ -139,6 +145,14 @@ def check(home: Path) -> Report | EverloopError:
             return verify(store, found=found)
     except EverloopError as error:
         return error
+
+
+def heal(home: Path, *, backup: Path | None = None) -> Report:
+    """What `everloop verify --repair` does; returns what is found afterwards."""
+    os.environ["EVERLOOP_KEYS"] = str(home / "keys")
+    with open_store(home, create=False, project="flights", clock=ManualClock()) as store:
+        repair(store, verify(store), backup=backup)
+        return verify(store)
 
 
 def flip(path: Path, at: int) -> None:
@@ -183,10 +197,12 @@ def files(home: Path) -> dict[str, list[Path]]:
     return found
 
 
-def attack(home: Path, scratch: Path, kind: str, paths: list[Path], flips: int, seed: int, whole: str) -> Outcome:
+def attack(
+    home: Path, scratch: Path, kind: str, paths: list[Path], flips: int, seed: int, whole: str, *, repairs: bool = False
+) -> Outcome:
     """Flip one bit at a time in a copy of the home, and see what a check says and what reading gives."""
     outcome = Outcome()
-    shuffled = random.Random(f"{seed} {kind}")
+    shuffled = random.Random(f"{seed} {kind}")  # noqa: S311
     sizes = [path.stat().st_size for path in paths]
     for number in range(flips):
         (path,) = shuffled.choices(paths, weights=sizes)
@@ -197,14 +213,23 @@ def attack(home: Path, scratch: Path, kind: str, paths: list[Path], flips: int, 
         report = check(copy)
         if isinstance(report, EverloopError) or report.problems:
             outcome.seen += 1
+            if repairs and not isinstance(report, EverloopError):
+                after = heal(copy)
+                same = after.ok and _same(copy, whole)
+                outcome.healed += same
+                if after.ok and not same:
+                    outcome.wrongly.append(f"{path.relative_to(home)} bit {at}")
         else:
-            try:
-                same = values(copy) == whole
-            except Exception:
-                same = False
-            if same:
+            if _same(copy, whole):
                 outcome.harmless += 1
             else:
                 outcome.missed.append(f"{path.relative_to(home)} bit {at}")
         shutil.rmtree(copy)
     return outcome
+
+
+def _same(home: Path, whole: str) -> bool:
+    try:
+        return values(home) == whole
+    except Exception:
+        return False

@@ -1,0 +1,235 @@
+"""One flipped bit anywhere: either `verify` says so, or everything reads as before."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from everloop.errors import CorruptionError, EverloopError
+from everloop.records import Run
+from everloop.stores import Store, open_store
+from everloop.stores.backup import backup, restore
+from everloop.stores.check import look_before_opening, seal, verify
+from everloop.stores.home import find_places
+from everloop.stores.repair import repair
+from everloop.testing import damage
+from everloop.testing.stores import START, ManualClock
+
+KINDS = ("database", "journal", "object", "log", "digests", "table data", "checkpoint", "key")
+HEALED = ("journal", "log", "digests", "checkpoint")
+"""Kinds of which a single flipped bit is always healed without a backup."""
+FLIPS = int(os.environ.get("EVERLOOP_FUZZ", "0")) or 4
+SEED = random.SystemRandom().randrange(10_000) if "EVERLOOP_FUZZ" in os.environ else 11
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A home and the digest of everything that can be read from it."""
+    home = tmp_path_factory.mktemp("whole") / "home"
+    damage.build(home)
+    return home, damage.values(home)
+
+
+@pytest.fixture
+def copy(whole: tuple[Path, str], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole[0], tmp_path / "copy"))
+
+
+def test_a_whole_home_is_whole(whole: tuple[Path, str]) -> None:
+    report = damage.check(whole[0])
+    assert not isinstance(report, EverloopError)
+    assert report.ok
+    assert report.unchecked == ()
+    seen = report.checked
+    assert (seen.unsealed_files, seen.unsealed_rows) == (0, 0)
+    assert seen.rows > 1000
+    assert seen.size_bytes > 400_000
+    assert sorted(damage.files(whole[0])) == sorted(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flipped_bit_is_seen_or_does_nothing(whole: tuple[Path, str], tmp_path: Path, kind: str) -> None:
+    home, values = whole
+    flips = FLIPS * 3 if kind == "database" else FLIPS
+    outcome = damage.attack(home, tmp_path, kind, damage.files(home)[kind], flips, SEED, values, repairs=True)
+    assert outcome.missed == [], f"seed {SEED}"
+    assert outcome.wrongly == [], f"seed {SEED}"
+    if kind != "database":
+        # What a database file has free is nobody's; every byte of the others counts.
+        assert outcome.harmless == 0
+    if kind in HEALED:
+        assert outcome.healed == outcome.seen
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_damaged_backup_becomes_no_home(whole: tuple[Path, str], tmp_path: Path, *, compressed: bool) -> None:
+    home, values = whole
+    with open_store(home, create=False) as store:
+        source = backup(store, tmp_path / ("b.tar.zst" if compressed else "b.tar"))
+    assert damage.values(_with_keys(restore(source, tmp_path / "again"), home)) == values
+    shuffled = random.Random(SEED)
+    for number in range(FLIPS):
+        damaged = tmp_path / f"damaged-{number}{''.join(source.suffixes)}"
+        shutil.copy(source, damaged)
+        at = shuffled.randrange(damaged.stat().st_size * 8)
+        damage.flip(damaged, at)
+        target = tmp_path / f"home-{number}"
+        try:
+            restore(damaged, target)
+        except EverloopError:
+            assert not target.exists()
+        else:
+            assert damage.values(_with_keys(target, home)) == values, at
+
+
+def test_frames_that_a_log_has_lost_are_seen(tmp_path: Path) -> None:
+    """After a crash SQLite forgets, without a word, what is behind a damaged frame of its log."""
+    home = tmp_path / "home"
+    code = (
+        "import os, sys; from everloop.records import Run; from everloop.stores import open_store\n"
+        "store = open_store(sys.argv[1], project='flights')\n"
+        "for n in range(8): store.records.put(store.new(Run, name=f'r{n}', started_at=store.now(), state='finished'))\n"
+        "os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(home)], check=True, timeout=60)
+    places, _ = find_places(home)
+    assert look_before_opening(places) == []
+    shuffled = random.Random(SEED)
+    log = home / "everloop.db-wal"
+    before = log.read_bytes()
+    for at in [*shuffled.sample(range(len(before) * 8), FLIPS), len(before) * 8 - 3]:
+        damage.flip(log, at)
+        assert look_before_opening(places) != [], at
+        log.write_bytes(before)
+    # A torn tail, as a killed writer leaves it, is not damage.
+    log.write_bytes(before + before[-4120:-2000])
+    assert look_before_opening(places) == []
+    with open_store(home, create=False, project="flights") as store:
+        assert len(store.records.find(Run)) == 8
+
+
+def test_single_flipped_bits_of_rows_are_flipped_back(copy: Path) -> None:
+    """Also where an index still has the value from before."""
+    with sqlite3.connect(copy / "everloop.db") as connection:
+        for statement in (
+            "UPDATE records SET body = replace(body, 'run-7', 'run-6') WHERE body LIKE '%\"run-7\"%'",
+            "UPDATE points SET at = at + 1 WHERE seq = 4 AND at % 2 = 0",
+            "UPDATE events SET actor = 'user:cnn@desk' WHERE seq = 3",
+            "UPDATE metrics SET crc = crc + 1 WHERE id = 1 AND crc % 2 = 0",
+            # Two bits, so that nothing proves which.
+            "UPDATE events SET actor = 'user:bnn@desk' WHERE seq = 5",
+        ):
+            connection.execute(statement)
+    connection.close()
+    with open_store(copy, create=False, project="flights", clock=ManualClock()) as store:
+        report = verify(store)
+        assert {one.kind for one in report.problems} == {"record", "row"}
+        repairs = repair(store, report)
+        events = store.records.events_since(0, kinds=["store"])
+        assert len([event for event in events if event.verb == "repaired"]) == sum(one.healed for one in repairs)
+        for done in repairs:
+            assert done.kept is None or (copy / done.kept).is_file()
+        assert [one.problem.subject for one in repairs if not one.healed] == ["events 5"]
+        assert [one.subject for one in verify(store).problems] == ["events 5"]
+
+
+def test_what_cannot_be_healed_is_taken_from_a_backup(whole: tuple[Path, str], copy: Path, tmp_path: Path) -> None:
+    with open_store(whole[0], create=False) as store:
+        source = backup(store, tmp_path / "kept.tar.zst")
+    kinds = damage.files(copy)
+    for path in (kinds["object"][0], kinds["table data"][0], kinds["table data"][1]):
+        damage.flip(path, 81)
+    kinds["object"][1].unlink()
+    kinds["table data"][1].unlink()
+    report = damage.check(copy)
+    assert not isinstance(report, EverloopError)
+    assert len(report.problems) >= 4
+    assert not damage.heal(copy).ok
+    assert damage.heal(copy, backup=source).ok
+    assert damage.values(copy) == whole[1]
+
+
+def test_damage_is_not_compacted_away(copy: Path) -> None:
+    path = next(one for one in damage.files(copy)["table data"] if damage.TABLE in str(one))
+    damage.flip(path, 8 * 200)
+    with open_store(copy, create=False, clock=ManualClock()) as store:
+        for use in (
+            lambda: store.tables.compact(damage.TABLE),
+            lambda: store.tables.scan(damage.TABLE, verify=True),
+            lambda: store.tables.forget(damage.TABLE, START.replace(year=2100)),
+        ):
+            with pytest.raises(CorruptionError, match="digest"):
+                use()
+        assert store.tables.tidy(damage.TABLE, most_files=2) is False
+        assert len(store.tables.scan("labels/delays", verify=True).collect()) == 1600
+
+
+def test_homes_of_earlier_versions_are_sealed(copy: Path, whole: tuple[Path, str]) -> None:
+    with sqlite3.connect(copy / "everloop.db") as connection:
+        for table in ("records", "revisions", "events", "metrics", "points"):
+            connection.execute(f"UPDATE {table} SET crc = NULL")  # noqa: S608
+    connection.close()
+    for folder in (copy / "tables").rglob("_digests"):
+        shutil.rmtree(folder)
+    with open_store(copy, create=False, project="flights", clock=ManualClock()) as store:
+        report = verify(store)
+        assert report.ok
+        assert report.checked.unsealed_rows == report.checked.rows
+        assert report.checked.unsealed_files > 20
+        rows, files = seal(store)
+        assert (rows, files > 20) == (report.checked.rows, True)
+        again = verify(store)
+        assert again.ok
+        assert (again.checked.unsealed_rows, again.checked.unsealed_files) == (0, 0)
+        # A table of an earlier version goes on growing, and its digests with it.
+        store.tables.append(damage.TABLE, pl.DataFrame({"event_at": [START], "score": [1.0], "carrier": ["c"]}))
+        assert verify(store).checked.unsealed_files == 0
+        store.tables.compact(damage.TABLE)
+        store.tables.vacuum(damage.TABLE, keep_hours=0)
+        assert verify(store).ok
+
+
+def test_digests_of_many_commits_are_joined(store: Store) -> None:
+    frame = pl.DataFrame({"event_at": [START], "x": [1]})
+    for _ in range(23):
+        store.tables.append("t", frame)
+    folder = store.home / "tables" / "t" / "_digests"
+    assert len(list(folder.iterdir())) == 23
+    store.tables.vacuum("t", keep_hours=1)
+    assert len(list(folder.iterdir())) < 12
+    report = verify(store)
+    assert report.ok
+    assert report.checked.unsealed_files == 0
+    # A table that is dropped takes its digests with it.
+    store.tables.drop("t")
+    store.tables.append("t", frame)
+    assert verify(store).ok
+
+
+def test_what_a_killed_writer_did_not_note_is_noted_by_the_next(store: Store) -> None:
+    frame = pl.DataFrame({"event_at": [START], "x": [1]})
+    for _ in range(4):
+        store.tables.append("t", frame)
+    folder = store.home / "tables" / "t" / "_digests"
+    for number in (2, 3):
+        (folder / f"{number:020}.json").unlink()
+    assert verify(store).checked.unsealed_files == 4
+    store.tables.append("t", frame)
+    assert verify(store).checked.unsealed_files == 0
+    # A log that has lost its last entries is not a shorter table.
+    (store.home / "tables" / "t" / "_delta_log" / f"{4:020}.json").unlink()
+    (problem,) = verify(store).problems
+    assert problem.cure == "log-entry"
+
+
+def _with_keys(home: Path, other: Path) -> Path:
+    shutil.copytree(other / "keys", home / "keys", dirs_exist_ok=True)
+    return home
