@@ -143,3 +143,80 @@ def test_code_that_changed_since_is_taken_out_of_git(everloop, tmp_path, monkeyp
         sys.modules.pop(name, None)
     assert said.code == 0, said.out + said.err
     assert "The code was taken from the commit" in said.out
+
+
+SCRIPT = """
+import sys
+import everloop as el
+with el.start_run("train", params={"n": len(sys.argv)}) as run:
+    run.log(loss=1.0)
+"""
+
+
+@pytest.fixture
+def foreign(everloop, tmp_path, monkeypatch):
+    """A run of a script whose proof is gone, as if it had come from elsewhere; its id."""
+    import os
+    import subprocess
+    from dataclasses import replace
+
+    folder = tmp_path / "work"
+    (folder / "train.py").write_text(SCRIPT)
+    words = ["train.py", "two words", "--password", "hunter2", "\x1b[2Kx"]
+    subprocess.run([sys.executable, *words], cwd=folder, env={**os.environ}, check=True, capture_output=True)
+    with open_store(folder / ".everloop") as store:
+        (run,) = store.records.find(Run)
+        store.records.update(replace(run, source=replace(run.source, seal=None)))
+    return run.id
+
+
+def test_a_foreign_run_is_refused_shown_and_executed_when_it_is_trusted(everloop, foreign):
+    refused = everloop("reproduce", foreign)
+    assert refused.code not in (0, 1)
+    assert "data from elsewhere" in refused.err
+    assert "--trust" in refused.err
+    assert "\x1b" not in refused.err + refused.out
+    as_json = everloop("reproduce", foreign, "--json")
+    assert as_json.code == refused.code
+    assert as_json.json["error"]["type"] == "TrustError"
+
+    shown = everloop("reproduce", foreign, "--show")
+    assert shown.code == 0
+    lines = [line.strip() for line in shown.out.splitlines()]
+    at = lines.index("train.py")
+    assert lines[at - 1 : at + 5] == [
+        sys.executable,
+        "train.py",
+        "'two words'",
+        "--password",
+        "'***password***'",
+        r"$'\x1b[2Kx'",
+    ]
+    assert "\x1b" not in shown.out
+    assert "hunter2" not in shown.out
+    plan = everloop("reproduce", foreign, "--show", "--json").json
+    assert plan["argv"] == [sys.executable, "train.py", "two words", "--password", "***password***", "\x1b[2Kx"]
+    assert plan["provenance"]["kind"] == "foreign"
+
+    missing = everloop("reproduce", foreign, "--trust")
+    assert missing.code == 2
+    assert "--with password=VALUE" in missing.err
+    done = everloop("reproduce", foreign, "--trust", "--with", "password=hunter2")
+    assert done.err.count("'two words'") == 1  # shown before it ran
+    assert "hunter2" not in done.err + done.out
+    assert [line for line in done.out.splitlines() if "differs" in line] == []
+    assert done.code == 0
+
+
+def test_the_digest_of_a_plan_can_be_trusted(everloop, foreign):
+    digest = everloop("reproduce", foreign, "--show", "--json").json["provenance"]["digest"]
+    assert everloop("trust", "add", digest, "--name", "read").code == 0
+    assert everloop("reproduce", foreign, "--show", "--json").json["provenance"]["kind"] == "signed"
+
+
+def test_a_masked_secret_is_taken_from_the_environment(everloop, foreign, monkeypatch):
+    monkeypatch.setenv("EVERLOOP_WITH_PASSWORD", "hunter2")
+    said = everloop("reproduce", foreign, "--trust")
+    assert "were not kept" not in said.err
+    assert everloop("reproduce", foreign, "--trust", "--with", "other=x").code == 2
+    assert everloop("reproduce", foreign, "--trust", "--with", "other").code == 2

@@ -9,7 +9,7 @@ import typer
 from everloop.cli import wording
 from everloop.cli.models import Reason, named_alias
 from everloop.cli.models import app as app
-from everloop.cli.output import AsJson, Home, emit, opened, short, table
+from everloop.cli.output import AsJson, Home, emit, opened, say, short, table
 
 if TYPE_CHECKING:
     from everloop.records import Alias, AliasRequest, GateResult, ModelVersion, Release
@@ -62,16 +62,16 @@ def promote(
     def draw() -> None:
         if isinstance(done, AliasRequest):
             instead = f"{record.key} instead of {done.holder or 'nobody'}"
-            typer.echo(f"{record.model}@{alias} is guarded, so this is asked for: {instead}.")
-            typer.echo(f"Others must agree: everloop models approve {asked_id}")
+            say(f"{record.model}@{alias} is guarded, so this is asked for: {instead}.")
+            say(f"Others must agree: everloop models approve {asked_id}")
         elif isinstance(done, Alias):
-            typer.echo(f"{done.key} is {record.key} now.")
+            say(f"{done.key} is {record.key} now.")
         else:
-            typer.echo(f"{record.key} takes all traffic of '{endpoint}'.")
+            say(f"{record.key} takes all traffic of '{endpoint}'.")
         if not isinstance(done, AliasRequest) and move is not None and move.data.get("way_back"):
-            typer.echo("It goes straight back to it, so nobody had to agree; forth again takes an agreement.")
+            say("It goes straight back to it, so nobody had to agree; forth again takes an agreement.")
         for gate in against:
-            typer.echo(f"Its gates said no: {gate.gate}: {gate.message}")
+            say(f"Its gates said no: {gate.gate}: {gate.message}")
 
     emit(done, json, draw)
 
@@ -118,7 +118,7 @@ def rollback(
         return
     with opened(home) as store:
         moved = take_back_alias(store, model, alias, reason=reason)
-    emit(moved, json, lambda: typer.echo(f"{moved.key} is {moved.version} again."))
+    emit(moved, json, lambda: say(f"{moved.key} is {moved.version} again."))
 
 
 @app.command()
@@ -162,7 +162,7 @@ def approve(
 
     with opened(home) as store:
         voted = agree(store, request, reason)
-    emit(voted, json, lambda: typer.echo(_told(voted)))
+    emit(voted, json, lambda: say(_told(voted)))
 
 
 @app.command()
@@ -172,7 +172,7 @@ def reject(request: RequestId, reason: Reason = "", home: Home = None, json: AsJ
 
     with opened(home) as store:
         ended = refuse(store, request, reason)
-    emit(ended, json, lambda: typer.echo(_told(ended)))
+    emit(ended, json, lambda: say(_told(ended)))
 
 
 @app.command()
@@ -182,7 +182,7 @@ def withdraw(request: RequestId, reason: Reason = "", home: Home = None, json: A
 
     with opened(home) as store:
         ended = give_up(store, request, reason)
-    emit(ended, json, lambda: typer.echo(_told(ended)))
+    emit(ended, json, lambda: say(_told(ended)))
 
 
 @app.command()
@@ -219,7 +219,7 @@ def policy(
         told = f"{model}@{name} moves when {others}."
     if not known:
         told += f" There is no model '{model}' yet."
-    emit(shown, json, lambda: typer.echo(told))
+    emit(shown, json, lambda: say(told))
 
 
 def _short_ids(store: Store) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from everloop.cli.output import AsJson, Home, emit, facts, opened, table
+from everloop.cli.output import AsJson, Home, emit, facts, opened, say, table
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Where models answer, and who shares the traffic.")
 
@@ -80,7 +80,7 @@ def route(
 
     with opened(home) as store:
         record = set_routes(store, endpoint, routes_of(routes))
-    emit(record, json, lambda: typer.echo(f"{record.name}: {_routes(record.routes)}"))
+    emit(record, json, lambda: say(f"{record.name}: {_routes(record.routes)}"))
 
 
 @app.command()
@@ -104,7 +104,7 @@ def token(
         else:
             made = add_token(store, endpoint, name, tester=tester)
     told = {"endpoint": endpoint, "name": name, "token": made}
-    emit(told, json, lambda: typer.echo(made or f"The token '{name}' of '{endpoint}' is not taken any more."))
+    emit(told, json, lambda: say(made or f"The token '{name}' of '{endpoint}' is not taken any more."))
 
 
 def _routes(routes: tuple[object, ...]) -> str:

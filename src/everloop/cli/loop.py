@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from everloop.cli.output import AsJson, Home, console, emit, messages, table
+from everloop.cli.output import AsJson, Home, cell, console, emit, messages, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +62,7 @@ def run(
             from everloop.cli.progress import StepLines
 
             listener = StepLines()
-            messages().print(f"[bold]{loop.name}[/bold] → {store.home}")
+            messages().print(f"[bold]{cell(loop.name)}[/bold] → {cell(store.home)}")
         turn = take_turn(
             loop,
             store,
@@ -205,8 +205,6 @@ def _draw_plan(planned: list[Planned]) -> None:
 
 
 def _draw_turn(turn: Turn, loop: Loop) -> None:
-    from everloop.cli.output import cell
-
     _draw_broken(turn)
     if turn.version is None:
         console().print(f"{turn.ran} of {len(turn.steps)} steps ran.")
@@ -223,7 +221,8 @@ def _draw_turn(turn: Turn, loop: Loop) -> None:
     _draw_columns(turn)
     for gate in turn.gates:
         colour = colours[gate.outcome]
-        console().print(f"  [{colour}]{gate.outcome:<9}[/{colour}] {gate.gate}: {cell(gate.message)}", soft_wrap=True)
+        said = f"{cell(gate.gate)}: {cell(gate.message)}"
+        console().print(f"  [{colour}]{gate.outcome:<9}[/{colour}] {said}", soft_wrap=True)
     if turn.release is not None:
         release = turn.release
         last = release.decisions[-1].reason if release.decisions else ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from everloop.cli import wording
-from everloop.cli.output import AsJson, Home, emit, facts, main_metrics, opened, table
+from everloop.cli.output import AsJson, Home, emit, facts, main_metrics, opened, say, table
 
 if TYPE_CHECKING:
     from everloop.models import Tenure
@@ -131,7 +131,7 @@ def card(version: Version, home: Home = None, json: AsJson = False) -> None:
 
     with opened(home) as store:
         key, text = get_version(store, version).key, version_card(store, version)
-    emit({"version": key, "card": text}, json, lambda: typer.echo(text, nl=False))
+    emit({"version": key, "card": text}, json, lambda: say(text, nl=False))
 
 
 @app.command()
@@ -235,7 +235,7 @@ def describe(version: Version, text: str, home: Home = None, json: AsJson = Fals
 
     with opened(home) as store:
         record = set_description(store, version, text)
-    emit(record, json, lambda: typer.echo(f"{record.key} is described."))
+    emit(record, json, lambda: say(f"{record.key} is described."))
 
 
 @app.command()
@@ -245,7 +245,7 @@ def archive(version: Version, reason: Reason = "by hand", home: Home = None, jso
 
     with opened(home) as store:
         record = put_away(store, version, reason)
-    emit(record, json, lambda: typer.echo(f"{record.key} is {record.state}."))
+    emit(record, json, lambda: say(f"{record.key} is {record.state}."))
 
 
 @app.command()
@@ -255,7 +255,7 @@ def unarchive(version: Version, reason: Reason = "by hand", home: Home = None, j
 
     with opened(home) as store:
         record = take_back(store, version, reason)
-    emit(record, json, lambda: typer.echo(f"{record.key} is {record.state}."))
+    emit(record, json, lambda: say(f"{record.key} is {record.state}."))
 
 
 def _nobody(store: Store, model: str, name: str) -> str:
@@ -276,7 +276,7 @@ def _nobody(store: Store, model: str, name: str) -> str:
 def _draw_moment(alias: str, moment: datetime, held: Tenure | None) -> None:
     when = f"{wording.second(moment.astimezone(UTC))} UTC"
     if held is None:
-        typer.echo(f"Nobody held {alias} at {when}. See: everloop models history {quote(alias)}")
+        say(f"Nobody held {alias} at {when}. See: everloop models history {quote(alias)}")
         return
     facts(
         f"{held.version} was {alias} at {when}",

@@ -7,7 +7,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from everloop.cli.output import AsJson, Home, emit, messages, opened, table
+from everloop.cli.output import AsJson, Home, emit, messages, opened, say, table
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Drift, performance, and what was found.")
 
@@ -149,4 +149,4 @@ def baseline(
         made = build_baseline(whole, inputs.columns, time=time)
         keep_baseline(store, found.key, made)
     told = {"version": found.key, "rows": made.rows, "watched": list(made.bins), "skipped": made.skipped}
-    emit(told, json, lambda: typer.echo(f"{made.rows:,} rows are the baseline of {found.key}; {len(made.bins)} inputs"))
+    emit(told, json, lambda: say(f"{made.rows:,} rows are the baseline of {found.key}; {len(made.bins)} inputs"))

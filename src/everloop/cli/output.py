@@ -1,6 +1,7 @@
 """How commands speak: one result, as a table for people or as JSON for machines, and errors that help.
 
-Results go to standard output, everything else to standard error, so that a pipe gets results only.
+Results go to standard output, everything else to standard error, so that a pipe gets results only. Names, messages
+and descriptions come from others: control characters and the like are spelled out, wherever a text goes to a terminal.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from everloop.errors import EverloopError
+from everloop.stores.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from everloop.stores import Store
 
@@ -35,6 +38,9 @@ PIPE_COLUMNS = 180
 PROSE_COLUMNS = 20
 ROOMY_COLUMNS = 40
 LONGEST_WORD = 40
+_OBEYED = (*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_SPELLED = {number: f"\\u{number:04x}" for number in _OBEYED}
+"""JSON escapes the other control characters by itself. These stand in strings only."""
 
 
 @lru_cache(maxsize=1)
@@ -52,13 +58,19 @@ def messages() -> Console:
 def _console(*, stderr: bool) -> Console:
     import os
 
-    from rich.console import Console
+    from rich.console import Console as RichConsole
+
+    class Console(RichConsole):
+        """Spells out what a terminal would obey in every text that it is given; its own colours are not texts."""
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(printable(text), **options)
 
     stream = sys.stderr if stderr else sys.stdout
     # In a pipe nobody's lines end at column 80: prose is not broken, and tables get room.
     if stream.isatty() or "COLUMNS" in os.environ:
-        return Console(stderr=stderr, highlight=False)
-    return Console(stderr=stderr, highlight=False, soft_wrap=True, width=PIPE_COLUMNS)
+        return Console(stderr=stderr, highlight=False, emoji=False)
+    return Console(stderr=stderr, highlight=False, emoji=False, soft_wrap=True, width=PIPE_COLUMNS)
 
 
 def emit(value: Any, as_json: bool, draw: Callable[[], None]) -> None:
@@ -73,7 +85,7 @@ def to_json(value: Any) -> str:
     """Records, times and paths included; NaN and infinities become null."""
     import msgspec
 
-    return msgspec.json.format(msgspec.json.encode(_plain(value)), indent=2).decode()
+    return msgspec.json.format(msgspec.json.encode(_plain(value)), indent=2).decode().translate(_SPELLED)
 
 
 def _plain(value: Any) -> Any:
@@ -105,6 +117,7 @@ def table(
     becomes a block of lines, so that nothing is cut off. Text in the columns in `wrap`, and in prose, may wrap.
     """
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     rows = [[cell(item) for item in row] for row in rows]
@@ -129,7 +142,8 @@ def table(
         column = columns[index]
         numeric = all(_is_number(row[index]) for row in rows)
         justify: Literal["left", "right"] = "right" if numeric else "left"
-        drawn.add_column(column, justify=justify, overflow="fold", no_wrap=column not in wraps, min_width=least[index])
+        whole = column not in wraps
+        drawn.add_column(escape(column), justify=justify, overflow="fold", no_wrap=whole, min_width=least[index])
     for row in rows:
         drawn.add_row(*(row[index] for index in shown))
     console().print(drawn)
@@ -148,16 +162,17 @@ def _least_width(column: str, cells: Sequence[str], room: int | None) -> int:
 
 
 def _blocks(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
-    console().print(f"[italic]{title}[/italic]\n")
+    console().print(f"[italic]{escape(title)}[/italic]\n")
     for first, *others in rows:
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="dim", no_wrap=True)
         grid.add_column(overflow="fold")
         for name, text in zip(columns[1:], others, strict=True):
             if text not in ("", "-"):
-                grid.add_row(f"  {name}", text)
+                grid.add_row(f"  {escape(name)}", text)
         console().print(f"[bold]{first}[/bold]")
         console().print(grid)
         console().print()
@@ -168,20 +183,24 @@ def facts(title: str, pairs: Iterable[tuple[str, Any]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    console().print(f"[bold]{escape(title)}[/bold]")
+    console().print(f"[bold]{escape(printable(title, breaks=False))}[/bold]")
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")
     for name, value in pairs:
         if value not in (None, "", {}, [], ()):
-            grid.add_row(f"  {name}", cell(value))
+            grid.add_row(f"  {escape(printable(str(name), breaks=False))}", cell(value))
     console().print(grid)
 
 
 def cell(value: Any) -> str:
-    """One value as people read it."""
+    """One value as people read it, as markup."""
     from rich.markup import escape
 
+    return escape(printable(_plain_text(value), breaks=False))
+
+
+def _plain_text(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, datetime):
@@ -193,10 +212,15 @@ def cell(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, dict):
-        return escape("  ".join(f"{name}={cell(item)}" for name, item in value.items()))
+        return "  ".join(f"{name}={_plain_text(item)}" for name, item in value.items())
     if isinstance(value, list | tuple):
-        return escape(", ".join(cell(item) for item in value))
-    return escape(str(value))
+        return ", ".join(_plain_text(item) for item in value)
+    return str(value)
+
+
+def say(text: object = "", *, nl: bool = True, err: bool = False) -> None:
+    """Print a line of plain text; control characters in it are spelled out."""
+    typer.echo(printable(str(text)), nl=nl, err=err)
 
 
 def short(id: str) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from everloop.cli.deciding import app as app
-from everloop.cli.output import AsJson, Home, emit, facts, opened
+from everloop.cli.output import AsJson, Home, emit, facts, opened, say
 from everloop.cli.progress import packaging
 
 Version = Annotated[str, typer.Argument(help="MODEL@VERSION, MODEL@ALIAS, MODEL, or a package's digest.")]
@@ -61,7 +61,7 @@ def sbom(
     name, number = (digest[7:19], "") if record is None else (record.model, str(record.version))
     text = to_json(environment_sbom(manifest, name=name, version=number, digest=digest)) + "\n"
     if output is None:
-        typer.echo(text, nl=False)
+        say(text, nl=False)
     else:
         output.write_text(text, encoding="utf-8")
 
@@ -95,7 +95,7 @@ def export(
             path = export_package(store, digest, output)
         else:
             path = plugins.load("model_folder", format).write(store, version, output)
-    emit({"package": digest, "path": path}, json, lambda: typer.echo(f"{digest} → {path}"))
+    emit({"package": digest, "path": path}, json, lambda: say(f"{digest} → {path}"))
 
 
 @app.command("import")
@@ -133,7 +133,7 @@ def import_(
 
     def draw() -> None:
         told = package.digest if version is None else f"{version.key} ({package.digest})"
-        typer.echo(f"{told}: {package.format}, {package.size_bytes:,} bytes.")
+        say(f"{told}: {package.format}, {package.size_bytes:,} bytes.")
 
     emit({"package": package, "version": version}, json, draw)
 
@@ -166,8 +166,8 @@ def adopt(
         package = get_package(store, made.package)
 
     def draw() -> None:
-        typer.echo(f"{made.key} has its package now: {package.digest}, {package.format}, {package.size_bytes:,} bytes.")
-        typer.echo(f"Serve it: everloop serve {made.key}")
+        say(f"{made.key} has its package now: {package.digest}, {package.format}, {package.size_bytes:,} bytes.")
+        say(f"Serve it: everloop serve {made.key}")
 
     emit({"package": package, "version": made}, json, draw)
 
@@ -203,8 +203,8 @@ def context(
         made = write_context(store, version, output, base=base, train=train, postgres=postgres)
 
     def draw() -> None:
-        typer.echo(f"{made.version}: {made.files} files, {made.size_bytes:,} bytes in {made.folder}")
-        typer.echo(f"Build it: docker build -t {made.version.replace('@', ':')} {made.folder}")
+        say(f"{made.version}: {made.files} files, {made.size_bytes:,} bytes in {made.folder}")
+        say(f"Build it: docker build -t {made.version.replace('@', ':')} {made.folder}")
 
     emit(made, json, draw)
 
@@ -226,7 +226,7 @@ def dockerfile(
         record = get_version(store, version)
         manifest, files = read_package(store, record.package)
     text = text_of(manifest, record.model, needed(manifest, files, train=train), base=base)
-    emit({"version": record.key, "dockerfile": text}, json, lambda: typer.echo(text, nl=False))
+    emit({"version": record.key, "dockerfile": text}, json, lambda: say(text, nl=False))
 
 
 @app.command()
@@ -243,4 +243,4 @@ def azure(
     with opened(home) as store:
         key = get_version(store, version).key
         folder = export_script(store, version, output)
-    emit({"version": key, "folder": folder}, json, lambda: typer.echo(f"{key} → {folder / 'score.py'}"))
+    emit({"version": key, "folder": folder}, json, lambda: say(f"{key} → {folder / 'score.py'}"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from everloop.cli.output import AsJson, Home, emit, facts, opened, table
+from everloop.cli.output import AsJson, Home, emit, facts, opened, say, table
 
 if TYPE_CHECKING:
     import polars as pl
@@ -100,7 +100,7 @@ def export(
             frame = frame.with_columns(cs.list().cast(pl.List(pl.String)).list.join(";"))
         getattr(frame, sinks[output.suffix])(part)
     part.replace(output)
-    emit({"endpoint": endpoint, "output": output}, json, lambda: typer.echo(f"Predictions of {endpoint} → {output}"))
+    emit({"endpoint": endpoint, "output": output}, json, lambda: say(f"Predictions of {endpoint} → {output}"))
 
 
 @labels_app.command("add")
@@ -135,9 +135,9 @@ def add(
     told = {"endpoint": endpoint, "labels": shaped.height, "unmatched": len(unmatched)}
 
     def draw() -> None:
-        typer.echo(f"{shaped.height:,} labels for {endpoint}")
+        say(f"{shaped.height:,} labels for {endpoint}")
         if unmatched:
-            typer.echo(unmatched_notice(unmatched), err=True)
+            say(unmatched_notice(unmatched), err=True)
 
     emit(told, json, draw)
 

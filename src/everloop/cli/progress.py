@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from everloop.cli.output import messages
 from everloop.pipeline import Listener
+from everloop.stores.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -115,7 +116,10 @@ class StepLines(Listener):
 
         mark = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"[int(monotonic() * 8) % 10]
         return Group(
-            *(Text(f"  {mark} {line}", no_wrap=True, overflow="ellipsis") for line in self.lines() or ["starting"])
+            *(
+                Text(f"  {mark} {printable(line, breaks=False)}", no_wrap=True, overflow="ellipsis")
+                for line in self.lines() or ["starting"]
+            )
         )
 
     def _speak(self) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from everloop.cli.output import AsJson, Home, emit, facts, opened, short, table
+from everloop.cli.output import AsJson, Home, emit, facts, opened, say, short, table
 
 if TYPE_CHECKING:
     from everloop.records import Release
@@ -72,7 +72,7 @@ def advance(release: Which, reason: Reason = "by hand", home: Home = None, json:
 
     with opened(home) as store:
         moved = advance_release(store, _find(store, release), reason)
-    emit(moved, json, lambda: typer.echo(f"{moved.candidate}: {moved.state}, {moved.percent:g}% of the traffic."))
+    emit(moved, json, lambda: say(f"{moved.candidate}: {moved.state}, {moved.percent:g}% of the traffic."))
 
 
 @app.command()
@@ -82,7 +82,7 @@ def abort(release: Which, reason: Reason = "by hand", home: Home = None, json: A
 
     with opened(home) as store:
         ended = abort_release(store, _find(store, release), reason)
-    emit(ended, json, lambda: typer.echo(f"{ended.candidate}: {ended.state}; {ended.previous} takes all traffic."))
+    emit(ended, json, lambda: say(f"{ended.candidate}: {ended.state}; {ended.previous} takes all traffic."))
 
 
 @app.command()
@@ -100,7 +100,7 @@ def take_back(endpoint: str, reason: str, home: Path | None, json: bool) -> None
         serving = store.records.find(Endpoint, ("model", "=", endpoint), limit=1)
         place = serving[0] if serving else store.records.get(Endpoint, endpoint)
         ended = roll_back(store, place.name, reason)
-    emit(ended, json, lambda: typer.echo(f"{ended.candidate} is rolled back; {ended.previous} takes all traffic."))
+    emit(ended, json, lambda: say(f"{ended.candidate} is rolled back; {ended.previous} takes all traffic."))
 
 
 def _find(store: Store, which: str, *, rolling: bool = True) -> Release:

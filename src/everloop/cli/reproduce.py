@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from everloop.cli.output import AsJson, Home, console, emit, messages, opened, short
+from everloop.cli.output import AsJson, Home, console, emit, messages, opened
 
 if TYPE_CHECKING:
     from everloop.records import Run
     from everloop.stores import Store
     from everloop.tracking.likeness import Reproduction
+    from everloop.tracking.reproduction_plan import ReproductionPlan
 
 DIFFERENT = 1
 
@@ -36,12 +37,27 @@ def reproduce(
     tolerance: Annotated[float, typer.Option(min=0, help="Relative, for metrics; 0 wants the same bits.")] = 0.0,
     timeout: Annotated[float | None, typer.Option(help="Seconds that the command may take.")] = None,
     keep: Annotated[Path | None, typer.Option(help="Keep code, environment and new store in this new folder.")] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Execute a run that was not started on this machine. Read --show first.")
+    ] = False,
+    show: Annotated[bool, typer.Option("--show", help="Only show what would be executed, to the last line.")] = False,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="NAME=VALUE", help="A secret that the run masked; repeatable."),
+    ] = None,
     home: Home = None,
     json: AsJson = False,
 ) -> int:
-    """Do a run again in a scratch folder and compare: ends with 'identical', or names what differs (exit code 1)."""
+    """Do a run again in a scratch folder and compare: ends with 'identical', or names what differs (exit code 1).
+
+    This executes the run's command. A run that came from elsewhere is only executed with --trust, or if a key that is
+    trusted here has signed it.
+    """
     from everloop.errors import AlreadyExistsError
 
+    given = _given(secret or [])
+    if show:
+        return _show(run, home, json, reuse_environment, repository, project)
     with ExitStack() as stack:
         if keep is None:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="everloop-reproduce-")))
@@ -64,6 +80,8 @@ def reproduce(
             tolerance=tolerance,
             timeout_s=timeout,
             quiet=json,
+            trust=trust,
+            given=given,
         )
     shown = {
         "run": done.run,
@@ -88,7 +106,15 @@ def _do(
     tolerance: float,
     timeout_s: float | None,
     quiet: bool,
+    trust: bool,
+    given: dict[str, str],
 ) -> Reproduction:
+    from everloop.cli.plan_view import draw_plan
+
+    def announce(plan: ReproductionPlan) -> None:
+        if not quiet or plan.provenance.kind == "foreign":
+            draw_plan(messages(), plan, whole=plan.provenance.kind == "foreign")
+
     if record.loop is not None:
         from everloop.loop.reproduction import reproduce_turn
 
@@ -97,12 +123,19 @@ def _do(
             from everloop.cli.progress import StepLines
 
             listener = StepLines()
-            messages().print(f"Taking the turn {short(record.id)} of '{record.loop}' again")
-        return reproduce_turn(store, record, scratch, folder=folder, tolerance=tolerance, listener=listener)
+        return reproduce_turn(
+            store,
+            record,
+            scratch,
+            folder=folder,
+            tolerance=tolerance,
+            listener=listener,
+            trust=trust,
+            given=given,
+            shown=announce,
+        )
     from everloop.tracking.reproduction import reproduce_script
 
-    if not quiet:
-        messages().print(f"Doing '{record.name}' again: {' '.join(record.source.command)}", markup=False)
     return reproduce_script(
         store,
         record,
@@ -112,7 +145,47 @@ def _do(
         links=links,
         tolerance=tolerance,
         timeout_s=timeout_s,
+        trust=trust,
+        given=given,
+        listener=announce,
     )
+
+
+def _show(
+    run: str, home: Path | None, json: bool, reuse_environment: bool, repository: Path | None, project: Path | None
+) -> int:
+    from everloop.cli.plan_view import draw_plan, plain_plan
+    from everloop.tracking.reproduction_plan import plan_reproduction
+
+    with opened(home) as store:
+        record = _find(store, run)
+        folder = project
+        if record.loop is not None:
+            from everloop.loop.reproduction import doer_of, project_folder
+
+            record, _ = doer_of(store, record, [])
+            folder = project_folder(store, record, project.absolute() if project else None)
+        plan = plan_reproduction(
+            store,
+            record,
+            reuse_environment=reuse_environment,
+            repository=repository.absolute() if repository else None,
+            folder=folder,
+        )
+    emit(plain_plan(plan), json, lambda: draw_plan(console(), plan, whole=True))
+    return 0
+
+
+def _given(secrets: list[str]) -> dict[str, str]:
+    from everloop.errors import UsageError
+
+    found = {}
+    for text in secrets:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError("--with takes a name and a value.", help="Write --with NAME=VALUE.")
+        found[name] = value
+    return found
 
 
 def _find(store: Store, run: str) -> Run:

@@ -22,6 +22,7 @@ from everloop.cli.output import (
     table,
 )
 from everloop.errors import UsageError
+from everloop.stores.printable import printable, shell_line
 
 if TYPE_CHECKING:
     from everloop.records import Run
@@ -117,7 +118,7 @@ def show(run: RunRef, home: Home = None, json: AsJson = False) -> None:
                 ("params", record.params),
                 ("metrics", record.metrics),
                 ("tags", record.tags),
-                ("command", " ".join(source.command)),
+                ("command", shell_line(source.launch)),
                 ("code", source.code),
                 ("commit", source.git_commit and source.git_commit + (" (with changes)" if source.git_dirty else "")),
                 ("python", source.python),
@@ -250,7 +251,8 @@ def rm(
                 raise UsageError("There is nobody to ask whether to delete.", help="Add --yes.")
             children = sum(len(family_of(store, run.id).children) for run in found)
             with_them = f" with {children} child runs" if children else ""
-            typer.confirm(f"Delete {', '.join(run.name for run in found)}{with_them}?", abort=True, err=True)
+            names = ", ".join(printable(run.name, breaks=False) for run in found)
+            typer.confirm(f"Delete {names}{with_them}?", abort=True, err=True)
         gone = [delete_run(store, run.id) for run in found]
     ids = [run.id for family in gone for run in family.runs]
     emit(

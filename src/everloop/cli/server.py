@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from everloop.cli.output import AsJson, Home, emit, messages, opened, table
+from everloop.cli.output import AsJson, Home, emit, messages, opened, say, table
 
 users = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Who may log in to a server of this store.")
 tokens = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Secrets for scripts, each with an end.")
@@ -101,7 +101,7 @@ def server(
                 "project": store.project,
                 "login": control.options.auth,
             }
-            emit(facts, json, lambda: typer.echo(f"everloop serves '{store.project}' at {control.url}"))
+            emit(facts, json, lambda: say(f"everloop serves '{store.project}' at {control.url}"))
             sys.stdout.flush()
 
         control.serve(ready=tell)
@@ -124,9 +124,9 @@ def add_user(
     shown = {"name": user.name, "roles": user.roles, "password": made}
 
     def draw() -> None:
-        typer.echo(f"{user.name}: {_told(dict(user.roles))}")
+        say(f"{user.name}: {_told(dict(user.roles))}")
         if made:
-            typer.echo(f"password: {made}")
+            say(f"password: {made}")
             messages().print("Keep it: it is shown this once. A server that runs without a login asks after a restart.")
 
     emit(shown, json, draw)
@@ -152,7 +152,7 @@ def set_roles(name: str, role: Roles = None, home: Home = None, json: AsJson = F
 
     with opened(home) as store:
         user = AccessBook(store).set_roles(name, _roles(role or []))
-    emit({"name": user.name, "roles": user.roles}, json, lambda: typer.echo(f"{name}: {_told(dict(user.roles))}"))
+    emit({"name": user.name, "roles": user.roles}, json, lambda: say(f"{name}: {_told(dict(user.roles))}"))
 
 
 @users.command("password")
@@ -168,7 +168,7 @@ def set_password(
     password = _asked() if ask else None
     with opened(home) as store:
         made = AccessBook(store).set_password(name, password)
-    emit({"name": name, "password": made}, json, lambda: typer.echo(f"password: {made}" if made else "Changed."))
+    emit({"name": name, "password": made}, json, lambda: say(f"password: {made}" if made else "Changed."))
 
 
 @users.command("rm")
@@ -178,7 +178,7 @@ def remove_user(name: str, home: Home = None, json: AsJson = False) -> None:
 
     with opened(home) as store:
         AccessBook(store).remove_user(name)
-    emit({"removed": name}, json, lambda: typer.echo(f"{name} may not enter any more."))
+    emit({"removed": name}, json, lambda: say(f"{name} may not enter any more."))
 
 
 @tokens.command("create")
@@ -198,7 +198,7 @@ def create_token(
     with opened(home) as store:
         token, secret = AccessBook(store).create_token(name, user, _roles(role) if role else None, lifetime)
     shown = {"name": name, "owner": user, "roles": token.roles, "expires_at": token.expires_at, "secret": secret}
-    emit(shown, json, lambda: typer.echo(secret))
+    emit(shown, json, lambda: say(secret))
 
 
 @tokens.command("ls")
@@ -225,7 +225,7 @@ def revoke_token(name: str, home: Home = None, json: AsJson = False) -> None:
     with opened(home) as store:
         token = AccessBook(store).revoke_token(name)
     shown = {"name": name, "revoked_at": token.revoked_at}
-    emit(shown, json, lambda: typer.echo(f"{name} opens nothing any more."))
+    emit(shown, json, lambda: say(f"{name} opens nothing any more."))
 
 
 def _asked() -> str:

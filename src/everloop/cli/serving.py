@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from everloop.cli.output import AsJson, Home, emit, opened
+from everloop.cli.output import AsJson, Home, emit, opened, say
 from everloop.cli.reading import (
     CommentPrefix,
     DecimalComma,
@@ -164,4 +164,4 @@ def predict(
     told = {"model": scored.version, "rows": scored.rows, "output": output, "log": scored.log, "run": run.id}
     told |= {"parts": scored.parts, "resumed": scored.resumed}
     again = f" ({scored.resumed} of {scored.parts} parts were there)" if scored.resumed else ""
-    emit(told, json, lambda: typer.echo(f"{scored.rows:,} rows scored by {scored.version} → {output}{again}"))
+    emit(told, json, lambda: say(f"{scored.rows:,} rows scored by {scored.version} → {output}{again}"))

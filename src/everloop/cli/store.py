@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from everloop.cli.output import AsJson, Home, console, emit, facts, messages, opened, short, table
+from everloop.cli.output import AsJson, Home, console, emit, facts, messages, opened, say, short, table
 from everloop.errors import CorruptionError, ReadOnlyError, StoreError, StoreVersionError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def backup(
     emit(
         {"path": path, "size_bytes": path.stat().st_size},
         json,
-        lambda: typer.echo(f"{path}: {path.stat().st_size:,} bytes"),
+        lambda: say(f"{path}: {path.stat().st_size:,} bytes"),
     )
 
 
@@ -215,4 +215,4 @@ def restore(
     from everloop.stores.backup import restore as read_backup
 
     read_backup(path, home)
-    emit({"home": home}, json, lambda: typer.echo(f"Restored to {home}. Check it with: everloop verify --home {home}"))
+    emit({"home": home}, json, lambda: say(f"Restored to {home}. Check it with: everloop verify --home {home}"))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from everloop.cli.output import AsJson, emit, facts, table
+from everloop.cli.output import AsJson, emit, facts, say, table
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Whose packages may bring code: keys and digests trusted here."
@@ -54,7 +54,7 @@ def add(
             raise UsageError("What is the key called?", help="Say whose it is: --name alice")
         added = ring.trust(text, called)
     entry = next(entry for entry in ring.listing() if entry.id == added)
-    emit(entry, json, lambda: typer.echo(f"Trusted: {entry.kind} {entry.id} ({entry.name or 'no reason given'})."))
+    emit(entry, json, lambda: say(f"Trusted: {entry.kind} {entry.id} ({entry.name or 'no reason given'})."))
 
 
 @app.command()
@@ -66,7 +66,7 @@ def rm(
     from everloop.stores.trust import Keyring
 
     gone = Keyring().distrust(what)
-    emit(gone, json, lambda: typer.echo(f"No longer trusted: {gone.kind} {gone.id}."))
+    emit(gone, json, lambda: say(f"No longer trusted: {gone.kind} {gone.id}."))
 
 
 @app.command()
@@ -90,7 +90,7 @@ def show(
 
     def draw() -> None:
         if what is None:
-            typer.echo(found.public)
+            say(found.public)
         else:
             facts(found.name or found.id, [("kind", found.kind), ("id", found.id), ("public key", found.public)])
 

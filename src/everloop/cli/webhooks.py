@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from everloop.cli.output import AsJson, Home, emit, messages, opened, table
+from everloop.cli.output import AsJson, Home, emit, messages, opened, say, table
 
 if TYPE_CHECKING:
     from everloop.server.notifying import Webhooks
@@ -41,7 +41,7 @@ def add(
     told = {field: getattr(hook, field) for field in SHOWN}
 
     def draw() -> None:
-        typer.echo(hook.secret)
+        say(hook.secret)
         messages().print("Keep it: it is shown this once. Events are sent while everloop server or everloop up runs.")
 
     emit({**told, "secret": hook.secret}, json, draw)
@@ -67,7 +67,7 @@ def try_(name: str, allow_webhook_network: Networks = None, home: Home = None, j
     """Send a message that says nothing. Tells the status that came back."""
     with opened(home) as store:
         status = _hooks(store, allow_webhook_network).test(name)
-    emit({"name": name, "status": status}, json, lambda: typer.echo(f"'{name}' answered {status}."))
+    emit({"name": name, "status": status}, json, lambda: say(f"'{name}' answered {status}."))
 
 
 @app.command()
@@ -75,7 +75,7 @@ def rm(name: str, home: Home = None, json: AsJson = False) -> None:
     """Remove a webhook, by its name or, of MLflow's, its id."""
     with opened(home) as store:
         _hooks(store).remove(name)
-    emit({"removed": name}, json, lambda: typer.echo(f"'{name}' is told nothing any more."))
+    emit({"removed": name}, json, lambda: say(f"'{name}' is told nothing any more."))
 
 
 def _hooks(store: Store, networks: list[str] | None = None) -> Webhooks:

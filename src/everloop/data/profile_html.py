@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING, Any
+
+from everloop.stores.printable import html_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,14 +63,16 @@ def profile_page(profile: Profile) -> str:
 def _page(profile: Profile) -> Iterator[str]:
     snapshot = profile.snapshot
     # A table that is not kept has no version.
-    name = escape(snapshot.key if snapshot.version else snapshot.dataset)
+    name = html_text(snapshot.key if snapshot.version else snapshot.dataset)
     yield '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+    # Nothing in the page may run or load, whatever a column is called.
+    yield "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield f"<title>{name} · profile</title><style>{_STYLE}</style></head><body><main>"
     yield f"<h1>{name}</h1>"
     yield f'<p class="faint">Taken {_moment(snapshot.created_at)}'
-    yield f" · {escape(snapshot.digest[:23])}…" if snapshot.digest else ""
-    yield f" · contract {escape(snapshot.contract)}" if snapshot.contract else ""
+    yield f" · {html_text(snapshot.digest[:23])}…" if snapshot.digest else ""
+    yield f" · contract {html_text(snapshot.contract)}" if snapshot.contract else ""
     yield "</p>"
     yield '<section class="facts">'
     spans = [("rows", f"{snapshot.rows:,}"), ("columns", str(len(snapshot.columns)))]
@@ -83,13 +86,13 @@ def _page(profile: Profile) -> Iterator[str]:
     empty = sum(column.nulls for column in profile.columns) / max(1, len(profile.columns))
     spans.append(("of all values are null", f"{empty:.1%}"))
     for label, value in spans:
-        yield f'<div class="fact"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
+        yield f'<div class="fact"><b>{html_text(value)}</b><span>{html_text(label)}</span></div>'
     yield "</section>"
     yield from _suspects(profile.suspects)
     yield "<h2>Columns</h2>"
     if snapshot.target and any(column.bars and any(_told(column.bars)) for column in profile.columns):
         yield '<div class="legend"><span><i style="background:var(--bar)"></i>rows</span>'
-        yield f'<span><i style="background:var(--rate)"></i>mean of {escape(snapshot.target)}</span></div>'
+        yield f'<span><i style="background:var(--rate)"></i>mean of {html_text(snapshot.target)}</span></div>'
     yield '<section class="cards">'
     for column in profile.columns:
         yield from _card(column, snapshot.rows)
@@ -110,14 +113,15 @@ def _suspects(suspects: tuple[Suspect, ...]) -> Iterator[str]:
     yield '<ul class="suspects">'
     for suspect in sorted(suspects, key=lambda each: each.kind not in _GRAVE):
         grave = ' class="grave"' if suspect.kind in _GRAVE else ""
-        yield f'<li{grave}><span class="kind">{escape(suspect.kind)}</span><span>{escape(suspect.message)}</span></li>'
+        yield f'<li{grave}><span class="kind">{html_text(suspect.kind)}</span>'
+        yield f"<span>{html_text(suspect.message)}</span></li>"
     yield "</ul>"
 
 
 def _card(column: ColumnProfile, rows: int) -> Iterator[str]:
-    yield f'<article class="card"><header><h3>{escape(column.name)}</h3>'
-    yield f'<span class="chip">{escape(column.role)}</span>' if column.role else ""
-    yield f'</header><p class="faint">{escape(_short(column.type, 60))}</p>'
+    yield f'<article class="card"><header><h3>{html_text(column.name)}</h3>'
+    yield f'<span class="chip">{html_text(column.role)}</span>' if column.role else ""
+    yield f'</header><p class="faint">{html_text(_short(column.type, 60))}</p>'
     yield (
         _chart(column.bars)
         if column.bars is not None
@@ -125,7 +129,7 @@ def _card(column: ColumnProfile, rows: int) -> Iterator[str]:
     )
     yield "<dl>"
     for label, value in _figures(column, rows):
-        yield f"<div><dt>{label}</dt><dd>{escape(value)}</dd></div>"
+        yield f"<div><dt>{html_text(label)}</dt><dd>{html_text(value)}</dd></div>"
     yield "</dl></article>"
 
 
@@ -153,7 +157,7 @@ def _histogram(bars: Bars) -> str:
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="distribution">']
     for place, count in enumerate(bars.counts):
         height = tall * count / top
-        title = f"<title>from {escape(bars.labels[place])}: {count:,} rows{_rate_text(bars, place)}</title>"
+        title = f"<title>from {html_text(bars.labels[place])}: {count:,} rows{_rate_text(bars, place)}</title>"
         shape = f'x="{place * step + 0.5:.1f}" y="{tall - height:.1f}" width="{step - 1:.1f}" height="{height:.1f}"'
         parts.append(f'<rect class="bar" {shape} rx="1">{title}</rect>')
     parts.append(f'<line class="base" x1="0" x2="{_WIDTH}" y1="{tall}" y2="{tall}"/>')
@@ -167,7 +171,7 @@ def _histogram(bars: Bars) -> str:
             if value is not None and count >= least
         ]
         parts.append(f'<polyline class="rate" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>')
-    first, last = escape(_short(bars.labels[0], 24)), escape(_short(bars.labels[-1], 24))
+    first, last = html_text(_short(bars.labels[0], 24)), html_text(_short(bars.labels[-1], 24))
     parts.append(f'<text x="0" y="{_HEIGHT - 4}">{first}</text>')
     parts.append(f'<text x="{_WIDTH}" y="{_HEIGHT - 4}" text-anchor="end">{last}</text></svg>')
     return "".join(parts)
@@ -181,8 +185,8 @@ def _rows(bars: Bars) -> str:
     parts = [f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="distribution">']
     for place, (label, count) in enumerate(zip(bars.labels, bars.counts, strict=True)):
         y, wide = place * line, max(1.0, (right - left) * count / top)
-        title = f"<title>{escape(label)}: {count:,} rows{_rate_text(bars, place)}</title>"
-        parts.append(f'<text class="name" x="0" y="{y + 12}">{escape(_short(label, 17))}</text>')
+        title = f"<title>{html_text(label)}: {count:,} rows{_rate_text(bars, place)}</title>"
+        parts.append(f'<text class="name" x="0" y="{y + 12}">{html_text(_short(label, 17))}</text>')
         parts.append(f'<rect class="bar" x="{left}" y="{y + 3}" width="{wide:.1f}" height="11" rx="1">{title}</rect>')
         value = told[place]
         if value is not None:
@@ -215,13 +219,13 @@ def _scores(profile: Profile) -> Iterator[str]:
     scored = sorted((column for column in profile.columns if column.score is not None), key=lambda one: -_score(one))
     if not scored:
         return
-    yield f"<h2>How well each column alone tells {escape(profile.snapshot.target or '')}</h2>"
+    yield f"<h2>How well each column alone tells {html_text(profile.snapshot.target or '')}</h2>"
     line, left, width = 20, 170, 760
     shown = scored[:40]
     yield f'<div class="wide"><svg style="max-width:{width}px" viewBox="0 0 {width} {line * len(shown)}">'
     for place, column in enumerate(shown):
         y, score = place * line, _score(column)
-        yield f'<text class="name" x="0" y="{y + 14}">{escape(_short(column.name, _NAMED))}</text>'
+        yield f'<text class="name" x="0" y="{y + 14}">{html_text(_short(column.name, _NAMED))}</text>'
         yield f'<rect class="track" x="{left}" y="{y + 5}" width="{width - left - 50}" height="10" rx="2"/>'
         color = "var(--grave)" if score >= 0.9 else "var(--bar)"
         length = (width - left - 50) * score
@@ -245,14 +249,14 @@ def _correlations(profile: Profile) -> Iterator[str]:
     yield f'<div class="wide"><svg style="width:{left + size + 60}px" viewBox="0 0 {left + size + 60} {top + size}">'
     for place, name in enumerate(names):
         middle = place * cell + cell / 2
-        short = escape(_short(name, _NAMED))
+        short = html_text(_short(name, _NAMED))
         yield f'<text class="name" x="{left - 8}" y="{top + middle + 4}" text-anchor="end">{short}</text>'
         yield f'<text class="name" transform="translate({left + middle + 3},{top - 8}) rotate(-50)">{short}</text>'
     for row, values in enumerate(table):
         for other, value in enumerate(values):
             square = f'x="{left + other * cell}" y="{top + row * cell}" width="{cell - 1}" height="{cell - 1}"'
             said = "unknown" if value is None else f"{value:+.2f}"
-            title = f"<title>{escape(names[row])} and {escape(names[other])}: {said}</title>"
+            title = f"<title>{html_text(names[row])} and {html_text(names[other])}: {said}</title>"
             yield f'<rect {square} rx="2" style="fill:{_shade(value)}">{title}</rect>'
             if value is not None and row != other and abs(value) >= 0.3 and cell >= 26:
                 ink = "#fff" if abs(value) >= 0.6 else "var(--ink)"
@@ -275,13 +279,13 @@ def _missing(profile: Profile) -> Iterator[str]:
         yield "<p>Nowhere: no column holds a null.</p>"
         return
     order = f"by {profile.snapshot.time}" if profile.snapshot.time else "as they stand"
-    yield f'<p class="faint">Along the rows, {escape(order)}, from first to last; darker where more are null.</p>'
+    yield f'<p class="faint">Along the rows, {html_text(order)}, from first to last; darker where more are null.</p>'
     line, left, width = 20, 170, 760
     tall = line * len(columns)
     yield f'<div class="wide"><svg style="max-width:{width + 60}px" viewBox="0 0 {width + 60} {tall}">'
     for place, gappy in enumerate(columns):
         y, step = place * line, (width - left) / len(gappy.stripes)
-        yield f'<text class="name" x="0" y="{y + 14}">{escape(_short(gappy.name, _NAMED))}</text>'
+        yield f'<text class="name" x="0" y="{y + 14}">{html_text(_short(gappy.name, _NAMED))}</text>'
         for piece, gaps in enumerate(gappy.stripes):
             fill = f"color-mix(in srgb, var(--null) {gaps * 100:.0f}%, var(--chip))"
             at = f'x="{left + piece * step:.1f}" y="{y + 3}" width="{step + 0.3:.1f}" height="14"'

@@ -29,9 +29,17 @@ from everloop.stores.home import Store, open_store
 from everloop.tracking.checkout import check_out
 from everloop.tracking.environments import other_packages
 from everloop.tracking.likeness import Difference, Reproduction, compare_artifacts, compare_ends, compare_metrics
+from everloop.tracking.provenance import is_from_here
+from everloop.tracking.reproduction_plan import (
+    ReproductionPlan,
+    check_trust,
+    given_secrets,
+    plan_reproduction,
+    unmasked,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from everloop.loop.declaration import Loop
     from everloop.pipeline import Graph, Listener
@@ -49,6 +57,9 @@ def reproduce_turn(
     folder: Path | None = None,
     tolerance: float = 0.0,
     listener: Listener | None = None,
+    trust: bool = False,
+    given: Mapping[str, str] | None = None,
+    shown: Callable[[ReproductionPlan], None] | None = None,
 ) -> Reproduction:
     """Take the turn again and compare outputs of steps, gates' answers and metrics.
 
@@ -58,15 +69,25 @@ def reproduce_turn(
         scratch: an empty folder.
         folder: the project's, if it is not beside the store.
         tolerance: relative, for metrics; 0 wants the same bits.
+        trust: take it although it is foreign: neither started on this machine nor signed by a trusted key.
+        given: secrets that were masked when the run started, by name.
+        shown: called with what will be executed, before it is.
 
     Raises:
+        TrustError: the run, or the run that did its work, is foreign.
+        UsageError: a secret is missing, or the record names something that is never executed.
         NotFoundError: the project's folder, or its former code, is not here.
         ProjectError: the project cannot be loaded, or its code is not that of the run.
     """
     remarks: list[str] = []
-    run, steps = _doer(store, run, remarks)
-    folder = _project_folder(store, run, folder)
-    loop, graph = _load(store, run, steps, folder, scratch, remarks)
+    run, steps = doer_of(store, run, remarks)
+    folder = project_folder(store, run, folder)
+    plan = plan_reproduction(store, run, scratch=scratch, reuse_environment=True, folder=folder)
+    check_trust(plan, trust=trust)
+    secrets = given_secrets(plan, given)
+    if shown is not None:
+        shown(plan)
+    loop, graph = _load(store, run, steps, folder, scratch, remarks, secrets)
     others = other_packages(run.source.packages)
     if others:
         remarks.append(f"Packages differ from those of the run: {', '.join(others)}.")
@@ -77,7 +98,7 @@ def reproduce_turn(
                 home,
                 trigger=run.trigger or "manual",
                 target=_target(graph, steps),
-                params=run.params,
+                params=_unmasked(plan.params, secrets),
                 listener=listener,
             )
         except EverloopError as error:
@@ -92,7 +113,12 @@ def reproduce_turn(
     return Reproduction(run.id, again.id, tuple(differences), tuple(remarks), looked + metrics + artifacts)
 
 
-def _doer(store: Store, run: Run, remarks: list[str]) -> tuple[Run, list[Step]]:
+def doer_of(store: Store, run: Run, remarks: list[str]) -> tuple[Run, list[Step]]:
+    """The run that did the work of a turn that found everything done, with its steps.
+
+    Raises:
+        UsageError: the run has no steps.
+    """
     steps = _steps_of(store, run)
     while steps and all(step.status == "cached" for step in steps):
         ids = [artifact for step in reversed(steps) for artifact in step.outputs.values()]
@@ -107,11 +133,27 @@ def _doer(store: Store, run: Run, remarks: list[str]) -> tuple[Run, list[Step]]:
     return run, steps
 
 
+def _unmasked(value: Any, given: Mapping[str, str]) -> Any:
+    match value:
+        case str():
+            return unmasked(value, given)
+        case dict():
+            return {name: _unmasked(item, given) for name, item in value.items()}
+        case list():
+            return [_unmasked(item, given) for item in value]
+    return value
+
+
 def _steps_of(store: Store, run: Run) -> list[Step]:
     return store.records.find(Step, ("run", "=", run.id), order="id")
 
 
-def _project_folder(store: Store, run: Run, folder: Path | None) -> Path:
+def project_folder(store: Store, run: Run, folder: Path | None) -> Path:
+    """The folder whose `loop.py` a turn is taken from.
+
+    Raises:
+        NotFoundError: there is none.
+    """
     places = [folder] if folder else [store.home.parent, Path(run.source.folder or "/"), Path.cwd()]
     for place in places:
         if (place / FILE).is_file():
@@ -122,7 +164,13 @@ def _project_folder(store: Store, run: Run, folder: Path | None) -> Path:
 
 
 def _load(
-    store: Store, run: Run, steps: list[Step], folder: Path, scratch: Path, remarks: list[str]
+    store: Store,
+    run: Run,
+    steps: list[Step],
+    folder: Path,
+    scratch: Path,
+    remarks: list[str],
+    secrets: Mapping[str, str],
 ) -> tuple[Loop, Graph]:
     """The loop with the code that ran: the project's as it is, where that is still the same, else out of git."""
     loop, graph, changed = _loaded(folder, run, steps)
@@ -136,7 +184,7 @@ def _load(
             help="See what changed: everloop run --explain",
         )
     root = Path(run.source.git_root)
-    check_out(store, run.source, scratch / "code")
+    check_out(store, run.source, scratch / "code", given=secrets, links=is_from_here(run))
     _forget_modules(folder)
     below = folder.relative_to(root) if folder.is_relative_to(root) else Path()
     loop, graph, changed = _loaded(scratch / "code" / below, run, steps)

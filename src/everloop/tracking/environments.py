@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from everloop.errors import UnavailableError
+from everloop.errors import UnavailableError, UsageError
 from everloop.version import VERSION
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from everloop.records import Source
 
 _LONGEST_S = 1800
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
+_VERSION = re.compile(r"[0-9][A-Za-z0-9.!+_-]{0,98}")
+_PYTHON = re.compile(r"\d{1,2}\.\d{1,2}(?:\.\d{1,3})?(?:(?:a|b|rc)\d{1,2})?\+?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +47,31 @@ def other_packages(packages: Mapping[str, str]) -> list[str]:
     return found
 
 
-def environment_for(source: Source, folder: Path, *, reuse: bool) -> Environment:
-    """This environment where its packages are those of the run or `reuse` is set; else a new one in `folder`.
+def pinned_packages(source: Source) -> list[str]:
+    """What is installed for a run: a name and a version each, as the record says, and nothing else.
 
     Raises:
+        UsageError: a name or a version is none, such as `--index-url=…`, a path or a URL.
+    """
+    for name, version in source.packages.items():
+        if not (_NAME.fullmatch(name) and _VERSION.fullmatch(version)):
+            raise UsageError(
+                f"The run names a package {name[:80]!r} of version {version[:80]!r}, which cannot be installed.",
+                help="Use the packages that are here: everloop reproduce RUN --reuse-environment",
+            )
+    return [f"{name}=={version}" for name, version in source.packages.items() if name != "everloop"]
+
+
+def environment_for(source: Source, folder: Path, *, reuse: bool, foreign: bool = False) -> Environment:
+    """This environment where its packages are those of the run or `reuse` is set; else a new one in `folder`.
+
+    Packages come from where pip and uv of this machine are configured to look, whatever the run says.
+
+    Args:
+        foreign: also do not read a configuration that lies beside the working folder.
+
+    Raises:
+        UsageError: the run names packages that cannot be.
         UnavailableError: the packages could not be installed.
     """
     others = other_packages(source.packages)
@@ -58,22 +83,23 @@ def environment_for(source: Source, folder: Path, *, reuse: bool) -> Environment
     if reuse:
         remarks.append(f"Packages differ, and this environment was used all the same: {', '.join(others)}.")
         return Environment(Path(sys.executable), tuple(remarks))
-    return _make(source, folder, remarks)
+    return _make(source, folder, remarks, "/" if foreign else None)
 
 
-def _make(source: Source, folder: Path, remarks: list[str]) -> Environment:
-    pinned = [f"{name}=={version}" for name, version in source.packages.items() if name != "everloop"]
+def _make(source: Source, folder: Path, remarks: list[str], cwd: str | None) -> Environment:
+    pinned = pinned_packages(source)
     python = folder / "bin" / "python"
     uv = shutil.which("uv")
     if uv is not None:
         # uv also finds or fetches the very Python, where it can.
-        wanted = [source.python] if source.python is not None else []
-        if not wanted or not _succeeds([uv, "venv", "--python", wanted[0], str(folder)]):
-            _call([uv, "venv", "--python", sys.executable, str(folder)])
-        _call([uv, "pip", "install", "--python", str(python), *_own(), *pinned])
+        wanted = source.python if _PYTHON.fullmatch(source.python or "") else None
+        if wanted is None or not _succeeds([uv, "venv", "--python", wanted, str(folder)], cwd):
+            _call([uv, "venv", "--python", sys.executable, str(folder)], cwd)
+        _call([uv, "pip", "install", "--python", str(python), *_own(), "--", *pinned], cwd)
     else:
-        _call([sys.executable, "-m", "venv", str(folder)])
-        _call([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *_own(), *pinned])
+        _call([sys.executable, "-m", "venv", str(folder)], cwd)
+        quiet = ["--quiet", "--disable-pip-version-check"]
+        _call([str(python), "-m", "pip", "install", *quiet, *_own(), "--", *pinned], cwd)
     remarks.append(f"A new environment was made with {len(pinned)} packages of the versions that it had.")
     return Environment(python, tuple(remarks))
 
@@ -86,8 +112,8 @@ def _own() -> list[str]:
     return [f"everloop=={VERSION}"]
 
 
-def _call(command: list[str]) -> None:
-    done = _run(command)
+def _call(command: list[str], cwd: str | None) -> None:
+    done = _run(command, cwd)
     if done is None or done.returncode != 0:
         said = "it took too long" if done is None else (done.stderr.strip().splitlines() or ["no word"])[-1]
         raise UnavailableError(
@@ -96,15 +122,17 @@ def _call(command: list[str]) -> None:
         )
 
 
-def _succeeds(command: list[str]) -> bool:
-    done = _run(command)
+def _succeeds(command: list[str], cwd: str | None) -> bool:
+    done = _run(command, cwd)
     return done is not None and done.returncode == 0
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str] | None:
+def _run(command: list[str], cwd: str | None) -> subprocess.CompletedProcess[str] | None:
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST_S, check=False, env=clean)
+        return subprocess.run(
+            command, cwd=cwd, capture_output=True, text=True, timeout=_LONGEST_S, check=False, env=clean
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
 

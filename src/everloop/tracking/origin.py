@@ -29,6 +29,15 @@ _GIT_FRESH_S = 10.0
 _git_seen: dict[Path, tuple[float, GitState]] = {}
 _patches: dict[Path, tuple[GitState, bytes | None]] = {}
 _MOST_NEWS = 50
+_PATCH = (
+    "--binary",
+    "--no-color",
+    "--no-ext-diff",
+    "--no-textconv",
+    "--ignore-submodules=all",
+    "--src-prefix=a/",
+    "--dst-prefix=b/",
+)
 MOST_PATCH_BYTES = 10 << 20
 """A larger patch is not kept: somebody has data in the repository."""
 _packages_seen: tuple[int, dict[str, str]] = (-1, {})
@@ -135,7 +144,7 @@ def uncommitted(state: GitState) -> bytes | None:
 
 
 def _ask_patch(state: GitState, root: Path) -> bytes | None:
-    patch = _git(root, "diff", "HEAD", "--binary", "--no-color", "--no-ext-diff", "--no-textconv") or b""
+    patch = _git(root, "diff", "HEAD", *_PATCH) or b""
     for name in state.news[:_MOST_NEWS]:
         words = ["diff", "--no-index", "--binary", "--no-color", "--no-ext-diff", "--", os.devnull, name]
         patch += _git(root, *words, fine=(0, 1)) or b""

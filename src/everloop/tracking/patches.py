@@ -34,8 +34,9 @@ _LOOSE = (".cfg", ".conf", ".config", ".ini", ".properties", ".sh", ".bash", ".y
 _HUNK = re.compile(r"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@")
 _HEADER = re.compile(r'diff --git (?:a/(.+) b/(.+)|"a/(.+)" "b/(.+)")')
 _NAMING = ("--- ", "+++ ", "rename from ", "rename to ", "copy from ", "copy to ")
-_MODES = re.compile(r"(?:new file mode|new mode|deleted file mode|old mode|index [0-9a-f]+\.\.[0-9a-f]+) (\d{6})")
+_MODES = re.compile(r"(?:new file mode|new mode|index [0-9a-f]{1,64}\.\.[0-9a-f]{1,64}) (\d{1,6})")
 _PLAIN_MODES = ("100644", "100755")
+_LINK = "120000"
 _PEM_LINE = re.compile(r"[A-Za-z0-9+/=]{1,120}+")
 
 
@@ -71,11 +72,14 @@ def left_out(patch: bytes) -> list[str]:
     return found
 
 
-def check_patch(patch: bytes) -> list[PatchedFile]:
+def check_patch(patch: bytes, *, links: bool = False) -> list[PatchedFile]:
     """The files that a patch changes.
 
+    Args:
+        links: it may make symbolic links, as a patch of this machine's own may.
+
     Raises:
-        UsageError: it changes something outside of its folder, in `.git`, or a link or a submodule.
+        UsageError: it changes something outside of its folder or in `.git`, or makes a link or a submodule.
     """
     found = []
     for lines in _sections(patch.decode("utf-8", "surrogateescape")):
@@ -90,7 +94,7 @@ def check_patch(patch: bytes) -> list[PatchedFile]:
                 raise _refused(f"it changes '{path}', which belongs to git itself")
         for line in _head(lines):
             mode = _MODES.match(line)
-            if mode is not None and mode[1] not in _PLAIN_MODES:
+            if mode is not None and mode[1] not in (*_PLAIN_MODES, _LINK if links else ""):
                 raise _refused(f"it makes '{paths[-1]}' something else than a file (mode {mode[1]})")
         body = lines[len(_head(lines)) :]
         added, removed = (sum(line.startswith(sign) for line in body) for sign in "+-")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
+
+from everloop.stores.printable import html_text, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -16,9 +17,10 @@ _LONGEST = 120
 
 def html_of(run: Run, params: Mapping[str, Json], *, ended: bool) -> str:
     """A small table. Everything that a user gave is escaped."""
-    rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in _lines(run, params))
+    cells = [(html_text(name), html_text(value)) for name, value in _lines(run, params)]
+    rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in cells)
     state = "ended" if ended else "running"
-    return f"<table><caption><b>{escape(run.name)}</b> ({state})</caption><tbody>{rows}</tbody></table>"
+    return f"<table><caption><b>{html_text(run.name)}</b> ({state})</caption><tbody>{rows}</tbody></table>"
 
 
 def panel_of(run: Run, params: Mapping[str, Json], *, ended: bool) -> object:
@@ -29,8 +31,9 @@ def panel_of(run: Run, params: Mapping[str, Json], *, ended: bool) -> object:
 
     grid = Table.grid(padding=(0, 2))
     for name, value in _lines(run, params):
-        grid.add_row(Text(name, style="dim"), Text(value))
-    return Panel(grid, title=Text(f"{run.name} ({'ended' if ended else 'running'})"), expand=False)
+        grid.add_row(Text(printable(name, breaks=False), style="dim"), Text(printable(value, breaks=False)))
+    state = "ended" if ended else "running"
+    return Panel(grid, title=Text(f"{printable(run.name, breaks=False)} ({state})"), expand=False)
 
 
 def _lines(run: Run, params: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
