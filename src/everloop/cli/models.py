@@ -230,7 +230,7 @@ def tag(
 
 @app.command()
 def describe(version: Version, text: str, home: Home = None, json: AsJson = False) -> None:
-    """Replace a version's description, in markdown."""
+    """Replace a version's description. Its card shows it as plain text."""
     from everloop.models import describe as set_description
 
     with opened(home) as store:

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value for machines.")]
 Home = Annotated[Path | None, typer.Option("--home", help="The store's folder. Default: as everloop.toml says.")]
-
+MaxBytes = Annotated[
+    int | None,
+    typer.Option(min=1, help="How much your own file may unpack to. Default: a hundred times its size."),
+]
 
 PROSE = ("why", "what", "evidence", "metrics", "routes", "trigger", "answered by", "by", "answers")
 """Columns whose text may wrap."""

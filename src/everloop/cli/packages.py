@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from everloop.cli.deciding import app as app
-from everloop.cli.output import AsJson, Home, emit, facts, opened, say
+from everloop.cli.output import AsJson, Home, MaxBytes, emit, facts, opened, say
 from everloop.cli.progress import packaging
 
 Version = Annotated[str, typer.Argument(help="MODEL@VERSION, MODEL@ALIAS, MODEL, or a package's digest.")]
@@ -105,6 +105,7 @@ def import_(
     format: FolderFormat = None,
     example: Example = None,
     allow_code: AllowCode = False,
+    max_bytes: MaxBytes = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
@@ -119,7 +120,7 @@ def import_(
 
     with opened(home, create=True) as store:
         if format is None:
-            package = import_package(store, path)
+            package = import_package(store, path, max_bytes=max_bytes)
             version = None if model is None else register(store, model, package)
         elif model is None:
             raise UsageError("A model folder becomes a version of a model.", help="Say of which: --as churn")

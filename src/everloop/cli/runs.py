@@ -11,6 +11,7 @@ import typer
 from everloop.cli.output import (
     AsJson,
     Home,
+    MaxBytes,
     cell,
     console,
     emit,
@@ -213,6 +214,7 @@ def import_(
     artifacts: Annotated[
         Path | None, typer.Option(help="MLflow's folder of artifacts. Default: what lies beside its file.")
     ] = None,
+    max_bytes: MaxBytes = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
@@ -222,7 +224,7 @@ def import_(
 
     with opened(home, create=True) as store:
         if source.endswith(".zip"):
-            done = import_runs(store, source)
+            done = import_runs(store, source, max_bytes=max_bytes)
         else:
             done = import_mlflow(store, source, artifacts=artifacts)
 

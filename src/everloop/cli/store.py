@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from everloop.cli.output import AsJson, Home, console, emit, facts, messages, opened, say, short, table
+from everloop.cli.output import AsJson, Home, MaxBytes, console, emit, facts, messages, opened, say, short, table
 from everloop.errors import CorruptionError, ReadOnlyError, StoreError, StoreVersionError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -209,10 +209,11 @@ def backup(
 def restore(
     path: Annotated[Path, typer.Argument(help="A file that `everloop backup` wrote.")],
     home: Annotated[Path, typer.Option("--home", help="A folder that is empty or not there yet.")],
+    max_bytes: MaxBytes = None,
     json: AsJson = False,
 ) -> None:
     """Make a store from a backup."""
     from everloop.stores.backup import restore as read_backup
 
-    read_backup(path, home)
+    read_backup(path, home, max_bytes=max_bytes)
     emit({"home": home}, json, lambda: say(f"Restored to {home}. Check it with: everloop verify --home {home}"))

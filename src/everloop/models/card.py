@@ -1,4 +1,8 @@
-"""A version's card: what it is, where it comes from, how good it is and what was decided, as readable markdown."""
+"""A version's card: what it is, where it comes from, how good it is and what was decided, as readable markdown.
+
+Everything in it that people or data have written (the description, tags, names, reasons) is shown as plain text: cards
+are rendered by pages and tools that would follow links, load images and run what stands in HTML.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from everloop.models.history import alias_history
 from everloop.models.manifest import FILE, Manifest
 from everloop.models.registry import get_package, get_version
 from everloop.records import Alias, GateResult, Json, ModelVersion, Package, Run, Snapshot
+from everloop.stores.printable import markdown_cell, markdown_code, markdown_text, shell_line
 from everloop.training.trained import LeftOut
 
 if TYPE_CHECKING:
@@ -25,7 +30,7 @@ def version_card(store: Store, ref: str) -> str:
     version = get_version(store, ref)
     parts = [
         f"# {_text(version.key)}",
-        version.description.strip(),
+        markdown_text(version.description.strip()),
         _facts(store, version),
         _metrics(version),
         _gates(store, version),
@@ -51,7 +56,7 @@ def _facts(store: Store, version: ModelVersion) -> str:
             ("Size", f"{package.size_bytes:,} bytes"),
             ("Package", version.package),
         ]
-    rows += [(f"Tag `{name}`", value) for name, value in sorted(version.tags.items())]
+    rows += [(_Markup(f"Tag {markdown_code(name)}"), value) for name, value in sorted(version.tags.items())]
     return _table(("", ""), [row for row in rows if row[1] not in (None, "")])
 
 
@@ -62,7 +67,7 @@ def _metrics(version: ModelVersion) -> str:
         known = intervals.get(name) if isinstance(intervals, Mapping) else None
         low, high = (known.get("low"), known.get("high")) if isinstance(known, Mapping) else (None, None)
         between = f"{low:.4g} to {high:.4g}" if isinstance(low, float) and isinstance(high, float) else ""
-        rows.append((f"`{name}`", f"{value:.6g}", between))
+        rows.append((_Markup(markdown_code(name)), f"{value:.6g}", between))
     return "## Metrics\n\n" + _table(("metric", "value", "interval"), rows) if rows else ""
 
 
@@ -115,7 +120,7 @@ def left_out(store: Store, version: ModelVersion) -> tuple[LeftOut, ...]:
 
 
 def _left_out(store: Store, version: ModelVersion) -> str:
-    rows = [(f"`{one.column}`", one.reason) for one in left_out(store, version)]
+    rows = [(_Markup(markdown_code(one.column)), one.reason) for one in left_out(store, version)]
     return "## Columns left out\n\n" + _table(("column", "why"), rows) if rows else ""
 
 
@@ -134,7 +139,14 @@ def _signature(signature: Mapping[str, Json]) -> str:
                 categories = one.get("categories")
                 known = f"{len(categories)} categories" if isinstance(categories, Sequence) and categories else ""
                 nullable = "may be null" if one.get("nullable") else ""
-                rows.append((side[:-1], f"`{one.get('name', '')}`", one.get("type", ""), nullable or known))
+                rows.append(
+                    (
+                        side[:-1],
+                        _Markup(markdown_code(str(one.get("name", "")))),
+                        one.get("type", ""),
+                        nullable or known,
+                    )
+                )
     return "## Signature\n\n" + _table(("", "name", "type", ""), rows) if rows else ""
 
 
@@ -144,7 +156,7 @@ def lineage(store: Store, version: ModelVersion) -> list[tuple[str, Json]]:
     snapshots = store.records.find(Snapshot, ("key", "=", version.snapshot), limit=1) if version.snapshot else []
     rows: list[tuple[str, Json]] = [("Run", version.run)]
     for run in runs:
-        rows += [("Trigger", run.trigger), ("Command", " ".join(run.source.command))]
+        rows += [("Trigger", run.trigger), ("Command", shell_line(run.source.launch))]
     rows.append(("Snapshot", version.snapshot))
     for data in snapshots:
         rows += [("Rows", f"{data.rows:,}"), ("Data digest", data.digest)]
@@ -192,7 +204,12 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[Json]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+class _Markup(str):
+    """A cell that is markdown already."""
+
+    __slots__ = ()
+
+
 def _text(value: Json) -> str:
     """One table cell: no line break, no column, no markup that a renderer would run."""
-    text = " ".join(str(value).split())
-    return text.replace("|", "\\|").replace("<", "&lt;").replace(">", "&gt;")
+    return value if isinstance(value, _Markup) else markdown_cell(str(value))

@@ -20,7 +20,7 @@ MOST_TAG = 8000
 
 
 def describe(store: Store, ref: str, text: str) -> ModelVersion:
-    """Replace a version's description, markdown of at most 50,000 characters."""
+    """Replace a version's description, plain text of at most 50,000 characters. Its card shows it as it is."""
     if len(text) > MOST_TEXT:
         raise UsageError(f"A description of {len(text)} characters is too long.", help=f"At most {MOST_TEXT}.")
     version = get_version(store, ref)

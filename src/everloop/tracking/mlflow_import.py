@@ -138,6 +138,8 @@ def _place(source: str) -> Iterator[_Place]:
     uri = f"{path.absolute().as_uri()}?mode=ro"
     try:
         with closing(sqlite3.connect(uri, uri=True, timeout=_TIMEOUT_S)) as connection:
+            # The file's own schema, which may be anyone's, calls no function that has effects.
+            connection.execute("PRAGMA trusted_schema = OFF")
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if not tables >= _TABLES:
                 missing = ", ".join(sorted(_TABLES - tables))
@@ -159,7 +161,7 @@ class _File:
 
     def experiments(self) -> dict[str, tuple[str, str]]:
         rows = self._read("SELECT experiment_id, name, artifact_location FROM experiments")
-        return {str(key): (name, place or "") for key, name, place in rows}
+        return {_text(key): (_text(name), _text(place)) for key, name, place in rows}
 
     def runs(self) -> Iterator[_Known]:
         rows = self._read(
@@ -169,20 +171,21 @@ class _File:
         ).fetchall()
         for key, name, status, start, end, user, stage, experiment, place in rows:
             run = _Known(
-                id=key,
-                name=name or "",
-                status=status or "",
-                start=start,
-                end=end,
-                user=user or "",
+                id=_text(key),
+                name=_text(name),
+                status=_text(status),
+                start=start if isinstance(start, int) else None,
+                end=end if isinstance(end, int) else None,
+                user=_text(user),
                 deleted=stage == "deleted",
-                experiment=str(experiment),
-                artifacts=place or "",
+                experiment=_text(experiment),
+                artifacts=_text(place),
             )
-            run.params = dict(self._read("SELECT key, value FROM params WHERE run_uuid = ?", (key,)))
-            run.tags = dict(self._read("SELECT key, value FROM tags WHERE run_uuid = ?", (key,)))
+            for kept, table in ((run.params, "params"), (run.tags, "tags")):
+                pairs = self._read(f"SELECT key, value FROM {table} WHERE run_uuid = ?", (key,))  # noqa: S608 - our own
+                kept.update((_text(name), _text(value)) for name, value in pairs)
             run.points = [
-                (metric, float("nan") if is_nan else value, step or 0, at or 0)
+                (_text(metric), _float(value, is_nan), _int(step), _int(at))
                 for metric, value, step, at, is_nan in self._read(
                     "SELECT key, value, step, timestamp, is_nan FROM metrics WHERE run_uuid = ?"
                     " ORDER BY key, step, timestamp",
@@ -260,6 +263,19 @@ class _Server:
             token = body.get("next_page_token", "")
             if not token:
                 return
+
+
+def _text(value: object) -> str:
+    """A column as a text. A file that was made up may hold anything in it."""
+    return "" if value is None else value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _int(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _float(value: object, is_nan: object) -> float:
+    return float(value) if isinstance(value, int | float) and not is_nan else float("nan")
 
 
 def _whole(value: object) -> int | None:

@@ -327,6 +327,8 @@ def _rows(body: _Body) -> Iterator[tuple[str, int, int, float]]:
     """Metric, step, µs since 1970 and value of each point, read from the JSON as it was written: without spaces."""
     text = memoryview(body.points).toreadonly()
     at, end = 1, len(text) - 1
+    if bytes(text[:1]) != b"{" or bytes(text[end:]) != b"}":
+        raise _broken("its points are not as they were written")
     while at < end:
         key = _KEY.match(text, at)
         if key is None:
