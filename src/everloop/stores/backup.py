@@ -132,8 +132,11 @@ def restore(path: Path | str, home: Path | str, *, max_bytes: int | None = None)
     return target
 
 
-def members(path: Path | str, names: set[str]) -> Iterator[tuple[str, bytes]]:
+def members(path: Path | str, names: set[str], *, max_bytes: int | None = None) -> Iterator[tuple[str, bytes]]:
     """The files of these names in a backup, with what they hold. They are not compared with their digests.
+
+    Args:
+        max_bytes: how much the backup may unpack to, at any ratio; default: a hundred times its own size.
 
     Raises:
         NotFoundError: there is no such backup.
@@ -143,11 +146,12 @@ def members(path: Path | str, names: set[str]) -> Iterator[tuple[str, bytes]]:
     if not source.is_file():
         raise NotFoundError(f"There is no backup '{source}'.")
     try:
-        with _tar_reader(source) as tar:
-            while (member := tar.next()) is not None:
-                if member.name in names and member.isreg():
-                    yield member.name, _content(tar, member).read()
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        with zstd_or_plain(source) as stream:
+            budget = Budget(limits_for(LIMITS, max_bytes), source.stat().st_size, source)
+            for member in _members(tar_members(stream, budget)):
+                if member.name in names:
+                    yield member.name, member.read()
+    except (OSError, EOFError, ValueError) as error:
         raise CorruptionError(f"'{source}' is no whole backup: {error}.") from error
 
 
