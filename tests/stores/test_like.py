@@ -61,3 +61,18 @@ def test_a_chain_of_percent_signs_is_not_tried_in_every_way():
         for op in ("like", "ilike"):
             assert not matches(Compare(("name",), op, pattern), lambda _: (None, text))
             assert matches(Compare(("name",), f"not {op}", pattern), lambda _: (None, text))
+
+
+def test_a_store_asked_for_long_pieces_answers_alike(store):
+    from everloop.records import Run
+    from everloop.stores.expressions import Compare
+    from everloop.stores.sqlite import LONGEST_PIECE, SqlitePatterns
+
+    for name in ("a" * 300 + "b", "A" * 300 + "b", "a" * 301):
+        store.records.put(store.new(Run, name=name, started_at=store.now()))
+    for length in (LONGEST_PIECE - 1, LONGEST_PIECE, LONGEST_PIECE + 1, 200):
+        pattern = f"%{'a_' * (length // 2)}b%"
+        for op, count in (("like", 1), ("ilike", 2), ("not like", 2), ("not ilike", 1)):
+            assert store.records.count(Run, Compare(("name",), op, pattern)) == count, (length, op)
+    assert "everloop_like" in SqlitePatterns().like("x", "%" + "_" * (LONGEST_PIECE + 1), any_case=True).text
+    assert "everloop_like" not in SqlitePatterns().like("x", "%" + "a" * 900 + "%_b", any_case=True).text

@@ -379,3 +379,19 @@ def test_a_state_that_does_not_exist_is_an_error(store: Store, where: str) -> No
     with pytest.raises(UsageError, match="There is no state 'x'"):
         search_runs(store, And((Not(Compare(("state",), "in", ("lost", "x"))),)))
     assert search_runs(store, "state like 'fin%' or state in ('scheduled', 'lost')").rows == []
+
+
+def test_names_are_read_once_however_many_a_search_has(store, monkeypatch):
+    from everloop.stores.sql_search import SqlSearch
+
+    asked: list[str] = []
+    real = SqlSearch.search_names
+
+    def counted(self, kind, field):
+        asked.append(field)
+        return real(self, kind, field)
+
+    monkeypatch.setattr(SqlSearch, "search_names", counted)
+    where = " and ".join(f'metrics."a/{number}" > 1 and params."b/{number}" = "x"' for number in range(100))
+    assert search_runs(store, where).rows == []
+    assert sorted(asked) == ["metrics", "params"]

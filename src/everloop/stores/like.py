@@ -27,7 +27,7 @@ def is_like(text: str, pattern: str, *, any_case: bool = False) -> bool:
     if any_case:
         text, pattern = text.translate(_FOLD), pattern.translate(_FOLD)
     first, *others = pattern.split("%")
-    if "_" in pattern and max(map(len, (first, *others))) > SHORT:
+    if longest_piece(pattern) > SHORT:
         return _automaton(pattern).accepts(text)
     if not others:
         return len(text) == len(first) and _begins(text, first, 0)
@@ -42,6 +42,11 @@ def is_like(text: str, pattern: str, *, any_case: bool = False) -> bool:
         at = found + len(part)
     last = len(text) - len(others[-1])
     return last >= at and _begins(text, others[-1], last)
+
+
+def longest_piece(pattern: str) -> int:
+    """Characters of the longest piece between `%` that has a `_`; 0 where none has."""
+    return max((len(piece) for piece in pattern.split("%") if "_" in piece), default=0)
 
 
 def _begins(text: str, part: str, at: int) -> bool:

@@ -20,6 +20,7 @@ from everloop.errors import CorruptionError, ReadOnlyError, StoreError, StoreFul
 from everloop.stores.conditions import LITERAL, Sql
 from everloop.stores.connections import Connections
 from everloop.stores.full_disk import writing
+from everloop.stores.like import is_like, longest_piece
 from everloop.stores.locks import file_lock
 from everloop.stores.migrations import Migration, check_version, migrations
 from everloop.stores.permissions import make_folder, make_private
@@ -36,6 +37,8 @@ PATIENCE_S = 180.0
 """How long a call tries again, over several busy timeouts, before it says that the store is unavailable."""
 
 INDEX_PREFIX = "search_"
+LONGEST_PIECE = 32
+"""Characters of a piece of a pattern with `_` that SQLite itself looks for."""
 MOST_INDEXES = 16
 """Each costs every write a little."""
 
@@ -185,6 +188,7 @@ class SqliteDatabase:
                 check_same_thread=False,
                 cached_statements=256,
             )
+            connection.create_function("everloop_like", 3, _like, deterministic=True)
             # Under write-ahead logging NORMAL keeps the file consistent through a power cut and every commit
             # through a killed process.
             connection.execute("PRAGMA synchronous = NORMAL")
@@ -265,9 +269,14 @@ class SqlitePaths:
 
 
 class SqlitePatterns:
-    """A `Patterns`: GLOB tells small letters from capitals, and LIKE does not, within ASCII."""
+    """A `Patterns`: GLOB tells small letters from capitals, and LIKE does not, within ASCII.
+
+    Both try a piece with `_` at each place of a text, so one with long pieces runs in Python, a step per character.
+    """
 
     def like(self, column: str, pattern: str, *, any_case: bool) -> Sql:
+        if longest_piece(pattern) > LONGEST_PIECE:
+            return Sql(f"everloop_like({column}, ?, ?)", (pattern, any_case))
         if any_case:
             return Sql(f"{column} LIKE ?", (pattern,))
         signs = {"%": "*", "_": "?", "*": "[*]", "?": "[?]", "[": "[[]"}
@@ -276,6 +285,10 @@ class SqlitePatterns:
 
 def _odd_text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
+
+
+def _like(text: object, pattern: str, any_case: int) -> bool | None:
+    return is_like(text, pattern, any_case=bool(any_case)) if isinstance(text, str) else None
 
 
 def _plain(path: Sequence[str]) -> bool:

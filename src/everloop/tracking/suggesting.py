@@ -28,17 +28,32 @@ def check_names(store: Store, projects: Sequence[str], paths: Iterable[tuple[str
     Raises:
         UsageError: no run of the projects has ever had one of the names, and some have one that is nearly the same.
     """
+    names: dict[str, _Names] = {}
     for path in dict.fromkeys(paths):
         if len(path) != 2 or path[0] not in _WITH_NAMES or not _JOINTS.search(path[1]):
             continue
         field, name = path
-        known = {one for project in projects for one in store.for_project(project).records.search_names(Run, field)}
-        if name in known:
+        if field not in names:
+            # Once for all paths: a search may name hundreds.
+            names[field] = _Names(store, projects, field)
+        if name in names[field].known:
             continue
-        near = sorted(one for one in known if _plainly(one) == _plainly(name))
+        near = sorted(names[field].alike.get(_plainly(name), ()))
         if near:
             meant = " or ".join(spelled(field, one) for one in near[:3])
             raise UsageError(f"No run has {field[:-1]} '{name}'. Did you mean {meant}?", help=f"Write: {meant}")
+
+
+class _Names:
+    """The names that the runs of some projects have in a field, and which of them differ only in their joints."""
+
+    def __init__(self, store: Store, projects: Sequence[str], field: str) -> None:
+        self.known = {
+            one for project in projects for one in store.for_project(project).records.search_names(Run, field)
+        }
+        self.alike: dict[str, list[str]] = {}
+        for one in self.known:
+            self.alike.setdefault(_plainly(one), []).append(one)
 
 
 def spelled(field: str, name: str) -> str:

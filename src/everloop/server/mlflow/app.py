@@ -34,7 +34,7 @@ from everloop.server.mlflow import (
     webhooks,
 )
 from everloop.server.mlflow.agreed_files import check_changeable
-from everloop.server.mlflow.asking import Ask, Attachment, Finder, Handler, Route
+from everloop.server.mlflow.asking import LARGE_BODY, Ask, Attachment, Finder, Handler, Route
 from everloop.server.mlflow.field_limits import LONGEST_ID
 from everloop.server.mlflow.files import seals
 from everloop.server.mlflow.files.folder import LONGEST_PATH
@@ -96,7 +96,6 @@ ROUTES: tuple[Route, ...] = (
 MOUNTS = ("/api/2.0/mlflow", "/api/2.0mlflow", "/api/2.0/mlflow-artifacts", "/api/3.0/mlflow")
 GRAPHQL = "/graphql"
 FILES = {"/get-artifact": artifacts.run_file, "/model-versions/get-artifact": artifacts.version_file}
-LARGEST_BODY = 32 << 20
 STALE_S = 7 * 86_400.0
 """After so long without a change a draft of an upload is taken for one that nobody will finish."""
 _SHORT = 1 << 16
@@ -218,7 +217,7 @@ class MlflowApp:
         if method == "GET":
             fields, size = Fields.of_query(scope["query_string"]), 0
         else:
-            body = await _body(receive)
+            body = await _body(receive, route.body_bytes)
             _check_content_type(scope, body)
             size = len(body)
             fields = Fields.of_body(body) if size <= _SHORT else await self.threads.long(lambda: Fields.of_body(body))
@@ -360,7 +359,7 @@ def _length(scope: Scope) -> int:
     return int(said) if said.isdigit() else 0
 
 
-async def _body(receive: Receive, largest: int = LARGEST_BODY) -> bytes:
+async def _body(receive: Receive, largest: int = LARGE_BODY) -> bytes:
     message = await receive()
     first: bytes = message.get("body", b"")
     if message["type"] == "http.request" and not message.get("more_body", False) and len(first) <= largest:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from everloop.server.mlflow.pending import PendingMetrics
     from everloop.stores import Store
 
+ORDINARY_BODY = 4 << 20
+LARGE_BODY = 32 << 20
 Access = Literal["read", "write", "delete", "admin"]
 
 
@@ -61,6 +63,9 @@ class Route:
     """Runs in a thread of its own, since it may read much."""
     streams: bool = False
     """The handler is a `Finder`: the answer is its file, or the request's body becomes it."""
+
+    body_bytes: int = ORDINARY_BODY
+    """The longest body that is read as JSON."""
 
     @property
     def name(self) -> str:

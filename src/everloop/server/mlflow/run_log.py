@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from everloop.records import Json, LoggedModel, Point, Run
-from everloop.server.mlflow.asking import Ask, Route
+from everloop.server.mlflow.asking import LARGE_BODY, Ask, Route
 from everloop.server.mlflow.logged_models import find_logged_model
 from everloop.server.mlflow.names import (
     BATCH_BYTES,
@@ -279,6 +279,6 @@ ROUTES = (
     Route("POST", "2.0/mlflow/runs/log-parameter", log_param, "write"),
     Route("POST", "2.0/mlflow/runs/set-tag", set_tag, "write"),
     Route("POST", "2.0/mlflow/runs/delete-tag", delete_tag, "write"),
-    Route("POST", "2.0/mlflow/runs/log-batch", log_batch, "write"),
+    Route("POST", "2.0/mlflow/runs/log-batch", log_batch, "write", body_bytes=LARGE_BODY),
     Route("POST", "2.0/mlflow/runs/log-model", log_model, "write"),
 )

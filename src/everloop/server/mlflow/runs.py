@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import NotFoundError
 from everloop.records import Json, Run, Source
-from everloop.server.mlflow.asking import Ask, Route
+from everloop.server.mlflow.asking import LARGE_BODY, Ask, Route
 from everloop.server.mlflow.experiments import active_experiment
 from everloop.server.mlflow.names import check_length, check_tag
 from everloop.server.mlflow.reply import STATE_OF, record_id, run_info, run_out, wire_id
@@ -226,6 +226,6 @@ ROUTES = (
     Route("GET", "2.0/mlflow/runs/get", get_run, "read"),
     Route("POST", "2.0/mlflow/runs/delete", delete_run, "delete"),
     Route("POST", "2.0/mlflow/runs/restore", restore_run, "write"),
-    Route("POST", "2.0/mlflow/runs/log-inputs", log_inputs, "write"),
+    Route("POST", "2.0/mlflow/runs/log-inputs", log_inputs, "write", body_bytes=LARGE_BODY),
     Route("POST", "2.0/mlflow/runs/outputs", log_outputs, "write"),
 )

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from everloop.records import EvaluationDataset, EvaluationRow
-from everloop.server.mlflow.asking import Ask, Route
+from everloop.server.mlflow.asking import LARGE_BODY, Ask, Route
 from everloop.server.mlflow.experiments import checked_most
 from everloop.server.mlflow.genai.datasets import (
     MOST,
@@ -252,7 +252,7 @@ def _after(token: str) -> str:
 
 _ROWS = "3.0/mlflow/datasets/{dataset_id}/records"
 ROUTES = (
-    Route("POST", _ROWS, upsert_rows, "write", slow=True),
+    Route("POST", _ROWS, upsert_rows, "write", slow=True, body_bytes=LARGE_BODY),
     Route("GET", _ROWS, get_rows, "read", slow=True),
     Route("DELETE", _ROWS, delete_rows, "delete", slow=True),
 )
