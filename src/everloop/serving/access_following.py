@@ -60,10 +60,7 @@ class AccessFollower:
             EverloopError: the store cannot be read.
         """
         with self._guard:
-            if store_file(self._store) != self._file:
-                raise UnavailableError(
-                    "The store's file is gone or has been replaced.", help="Start the endpoint again."
-                )
+            check_same_file(self._store, self._file)
             last = self._store.records.last_event()
             if last != self._seen:
                 self._take()

@@ -176,6 +176,11 @@ class EndpointApp:
         return self._admission.confirmed != math.inf
 
     @property
+    def access_unknown(self) -> bool:
+        """Whether nobody is let in, because the tokens could not be read for too long."""
+        return self._admission.stale
+
+    @property
     def asks_token(self) -> bool:
         return self._admission.asks_token
 
@@ -609,8 +614,9 @@ def _ready(service: Any, request: Request) -> Response:
         "draining": app.draining,
         "refused": app.refused,
         "log": app.log_kind,
-        "access": "unknown" if app._admission.stale else "known",
     }
+    if app.access_unknown:
+        state["access"] = "The store cannot be read, so no token can be checked."
     return Response(status=200 if app.ready else 503, body=msgspec.json.encode(state))
 
 

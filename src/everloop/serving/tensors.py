@@ -55,9 +55,10 @@ def take_binary(tensors: list[Tensor], tail: bytes, limits: Settings) -> None:
         if type(size) is not int or size < 0 or at + size > len(tail):
             raise RequestError(f"{tensor.name}: the body does not hold its binary_data_size of {size!r} bytes.")
         # The shape is held against the bytes before any value is made of them.
-        cells += _shaped(tensor, limits)
+        count = _shaped(tensor, limits)
+        cells += count
         check_cells(cells, limits)
-        tensor.data = _unpack(tensor, tail[at : at + size], limits)
+        tensor.data = _unpack(tensor, tail[at : at + size], count)
         at += size
     if at != len(tail):
         raise RequestError(f"{len(tail) - at} bytes behind the header belong to no tensor.")
@@ -145,6 +146,10 @@ def _shaped(tensor: Tensor, limits: Settings) -> int:
     return cells
 
 
+def _misshaped(tensor: Tensor, told: str) -> RequestError:
+    return RequestError(f"{tensor.name}: {told} do not make the shape {tensor.shape}.")
+
+
 def _values(tensor: Tensor) -> list[Any]:
     if tensor.datatype != "BYTES" and tensor.datatype not in FORMATS:
         raise RequestError(f"{tensor.name}: '{tensor.datatype[:50]}' is no datatype.", help=", ".join(FORMATS))
@@ -152,28 +157,31 @@ def _values(tensor: Tensor) -> list[Any]:
         raise RequestError(f"{tensor.name}: there is no data.")
     values = flat(tensor.data)
     if math.prod(tensor.shape) != len(values):
-        raise RequestError(f"{tensor.name}: {len(values)} values do not make the shape {tensor.shape}.")
+        raise _misshaped(tensor, f"{len(values)} values")
     return values
 
 
-def _unpack(tensor: Tensor, data: bytes, limits: Settings) -> list[Any]:
+def _unpack(tensor: Tensor, data: bytes, count: int) -> list[Any]:
+    """The values in the bytes of a tensor whose shape has `count`."""
     if tensor.datatype == "BYTES":
-        return _texts(tensor, data, limits)
+        return _texts(tensor, data, count)
     letter = FORMATS.get(tensor.datatype)
     if letter is None:
         raise RequestError(f"{tensor.name}: '{tensor.datatype[:50]}' is no datatype.", help=", ".join(FORMATS))
-    count, rest = divmod(len(data), struct.calcsize(f"<{letter}"))
+    found, rest = divmod(len(data), struct.calcsize(f"<{letter}"))
     if rest:
         raise RequestError(f"{tensor.name}: {len(data)} bytes are no whole number of {tensor.datatype} values.")
-    check_cells(count, limits)
+    if found != count:
+        raise _misshaped(tensor, f"{found} values")
     return list(struct.unpack(f"<{count}{letter}", data))
 
 
-def _texts(tensor: Tensor, data: bytes, limits: Settings) -> list[Any]:
+def _texts(tensor: Tensor, data: bytes, count: int) -> list[Any]:
     found: list[Any] = []
     at = 0
     while at < len(data):
-        check_cells(len(found), limits)
+        if len(found) == count:
+            raise _misshaped(tensor, f"More than {count} values")
         end = at + 4 + int.from_bytes(data[at : at + 4], "little")
         if end > len(data) or at + 4 > len(data):
             raise RequestError(f"{tensor.name}: a BYTES element is longer than its tensor.")

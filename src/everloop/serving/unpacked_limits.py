@@ -146,8 +146,10 @@ def check_row_sizes(
 
 
 def _json_fits(text: bytes, limits: Settings, containers_per_row: int) -> bool:
-    containers, most = _count(text, *b"[{"), containers_per_row * limits.max_rows
-    if containers > most or containers + _count(text, _COMMA) > limits.max_cells + most:
+    containers = _count(text, *b"[{")
+    if containers > containers_per_row * limits.max_rows:
+        return False
+    if containers + _count(text, _COMMA) > limits.max_cells + _CONTAINERS_PER_ROW * limits.max_rows:
         return False
     return not _has_long_number(text)
 
