@@ -12,9 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from everloop.errors import UsageError
 from everloop.records import Run
-from everloop.stores import Condition, RecordStore, new_id, sql_records
+from everloop.stores import Condition, RecordStore, Store, new_id, sql_records
 from everloop.stores.conditions import parse_order
+from everloop.stores.expressions import Compare
 from everloop.stores.sql_records import SqlRecords
 from everloop.stores.sqlite import SqliteRecords
 from everloop.testing.stores import START, ManualClock
@@ -304,3 +306,15 @@ def test_indexes_are_few_and_made_outside_of_transactions_only(
     indexed.find(Run, order="metrics.d")
     indexed.as_of(START).find(Run, order="metrics.e", limit=1)
     assert indexes(indexed) == 2
+
+
+def test_numbers_beyond_every_float_find_nothing(store: Store) -> None:
+    for digits in (10**400, -(10**400)):
+        assert store.records.find(Run, ("seconds", "=", digits)) == []
+        assert store.records.find(Run, ("seconds", "in", [digits, 1.0])) == []
+
+
+@pytest.mark.parametrize("name", ["\0", "a\0b", "\ud800", "a\udfff"])
+def test_no_field_has_a_name_that_no_store_keeps(name: str) -> None:
+    with pytest.raises(UsageError, match="no name of a store"):
+        Compare(("metrics", name), ">", 1)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from everloop.errors import UsageError
 from everloop.stores.bodies import families, field_names, time_fields
 from everloop.stores.clock import micros
+from everloop.stores.expressions import comparable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -184,7 +185,7 @@ def _typed(path: tuple[str, ...], value: object, kind: str, paths: Paths) -> tup
             if value != value:
                 raise UsageError(f"'{'.'.join(path)}' cannot be compared with NaN.")
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
-                return _number(path, paths), float(value)
+                return _number(path, paths), comparable(value)
             return _number(path, paths), value
         case str():
             return _text(path, kind, paths, plain=True), value

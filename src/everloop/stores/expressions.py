@@ -57,9 +57,11 @@ class Compare:
     def __post_init__(self) -> None:
         if self.op not in _POSITIVE and self.op not in OPPOSITE:
             raise UsageError(f"'{self.op}' is no comparison.", help=f"There are: {', '.join([*_POSITIVE, *OPPOSITE])}")
-        shown = ".".join(self.path)
         if not self.path or not all(isinstance(name, str) for name in self.path):
             raise UsageError(f"{self.path!r} is no path.", help='Use a tuple of names, such as ("metrics", "auc").')
+        shown = ".".join(self.path)
+        if "\0" in shown or not _is_unicode(shown):
+            raise UsageError(f"There is no field {shown[:100]!r}: no name of a store holds that.")
         op = OPPOSITE.get(self.op, self.op)
         if op == "in":
             if not isinstance(self.value, tuple):

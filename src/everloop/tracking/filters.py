@@ -100,13 +100,13 @@ def field_path(name: str) -> tuple[str, ...]:
     if head in MAPS:
         key = _unquoted(rest)
         if not key:
-            raise UsageError(f"'{name}' names no single value.", help=f"Write {head}.<name>, such as {head}.x")
+            raise UsageError(f"'{name[:100]}' names no single value.", help=f"Write {head}.<name>, such as {head}.x")
         return (head, key)
     if not dot and (head in FIELDS or head in TIMES):
         return (head,)
     near = get_close_matches(head, [*FIELDS, *TIMES, *MAPS, "archived"], n=3)
     raise UsageError(
-        f"A run has no field '{name}'." + (f" Nearest: {', '.join(near)}." if near else ""),
+        f"A run has no field '{name[:100]}'." + (f" Nearest: {', '.join(near)}." if near else ""),
         help=f"Fields: {', '.join([*FIELDS, *TIMES, 'archived'])}, metrics.<name>, params.<name>, tags.<name>",
     )
 
