@@ -613,7 +613,7 @@ def _ready(service: Any, request: Request) -> Response:
         "revision": app.revision,
         "draining": app.draining,
         "refused": app.refused,
-        "log": app.log_kind,
+        **({} if app.log_kind == "journal" else {"log": app.log_kind}),
     }
     if app.access_unknown:
         state["access"] = "The store cannot be read, so no token can be checked."
