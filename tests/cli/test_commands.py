@@ -253,3 +253,46 @@ def test_features_are_kept_and_served(project):
         refused = everloop("features", *words)
         assert refused.code != 0
         assert message in refused.err
+
+
+def test_verify_says_by_its_exit_code_what_it_found(everloop, tmp_path, monkeypatch):
+    from everloop.errors import UnavailableError
+    from everloop.stores import open_store
+    from everloop.stores.tables import Tables
+
+    home = tmp_path / "home"
+    with open_store(home, project="p") as store:
+        for number in range(3):
+            at = datetime(2024, 1, 1, tzinfo=UTC)
+            store.tables.append("t", pl.DataFrame({"event_at": [at], "x": [number]}))
+    at_home = ("--home", str(home))
+    assert everloop("backup", "kept.tar", *at_home).code == 0
+    said = everloop("verify", "--json", *at_home)
+    assert (said.code, said.json["whole"]) == (0, True)
+    assert said.json["report"]["checked"]["files"] >= 9
+
+    entry = home / "tables" / "t" / "_delta_log" / f"{1:020}.json"
+    data_file = next((home / "tables" / "t").glob("*.parquet"))
+    for path in (entry, data_file):
+        data = bytearray(path.read_bytes())
+        data[40] ^= 4
+        path.write_bytes(data)
+    said = everloop("verify", "--json", *at_home)
+    assert (said.code, said.json["whole"]) == (10, False)
+    assert {problem["cure"] for problem in said.json["report"]["problems"]} == {"log-entry", None}
+    assert "--repair" in everloop("verify", *at_home).out
+    assert everloop("verify", "--from", "kept.tar", *at_home).code == 2
+    said = everloop("verify", "--repair", "--yes", *at_home)
+    assert said.code == 10
+    assert "Healed: t" in said.out
+    assert everloop("verify", "--repair", "--yes", "--from", "kept.tar", *at_home).code == 0
+    assert (home / "quarantine").stat().st_mode & 0o777 == 0o700
+    assert everloop("events", "--kind", "store", "--json", "--home", str(home)).code == 0
+
+    def away(*_: object) -> object:
+        raise UnavailableError("The bucket does not answer.")
+
+    monkeypatch.setattr(Tables, "files", away)
+    said = everloop("verify", "--json", *at_home)
+    assert (said.code, said.json["whole"]) == (9, False)
+    assert said.json["report"]["problems"] == []

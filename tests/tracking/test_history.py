@@ -139,3 +139,20 @@ def test_curves_of_several_runs_are_one_frame(store: Store) -> None:
     assert frame["run"].to_list() == [ids[0]] * 3 + [ids[1]] * 2
     assert frame["value"].to_list() == [0.0, 1.0, 2.0, 0.0, 1.0]
     assert read_curves(store, ids[2:], "loss").columns == ["run", "step", "at", "value"]
+
+
+def test_a_damaged_cache_is_never_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "KEPT_FROM", 10)
+    run = store.new(Run, name="r", started_at=store.now())
+    store.records.put(run)
+    points = [Point(key="loss", value=step / 7, step=step, at=store.now()) for step in range(50)]
+    store.records.append_points(f"run:{run.id}", points)
+    for at in [*range(0, 64 * 4, 5), 32 * 8 * 50 - 1]:
+        assert len(read_history(store, run, "loss")) == 50
+        (path,) = (store.home / "cache" / "points").iterdir()
+        data = bytearray(path.read_bytes())
+        data[at >> 3] ^= 1 << (at & 7)
+        path.write_bytes(data)
+        found = read_history(store, run, "loss")
+        assert found.values.tolist() == [point.value for point in points]
+        assert found.steps.tolist() == list(range(50))

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 KEPT_FROM = 20_000
 """A metric with at least so many points is also kept as columns in the home's cache, for quick reading."""
 
+_NUMBER_BITS = 40
+_NUMBERS = (1 << _NUMBER_BITS) - 1
+_PARITY_BITS = 23
+
 _PER_BUCKET = 3
 """The least, the greatest and the last point."""
 
@@ -127,7 +131,11 @@ def _columns(store: Store, series: str, key: str) -> Any:
         return np.array(store.records.read_columns(series, key), dtype=_row_type())[["step", "at", "value"]]
     path = _cache_path(store, series, key)
     known = _read_cache(path)
-    after = int(known[-1]["seq"]) if len(known) else 0
+    if len(known) and not bool((known["seq"] >> _NUMBER_BITS == _parity(known)).all()):
+        # Damaged, or of an earlier version. The store has everything that it held.
+        path.unlink(missing_ok=True)
+        known = known[:0]
+    after = int(known[-1]["seq"]) & _NUMBERS if len(known) else 0
     rows = store.records.read_columns(series, key, after=after)
     if not rows:
         return known
@@ -141,6 +149,18 @@ def _row_type() -> Any:
     import numpy as np
 
     return np.dtype([("seq", "<i8"), ("step", "<i8"), ("at", "<i8"), ("value", "<f8")])
+
+
+def _parity(rows: Any) -> Any:
+    """Of each row, 23 bits that any single flipped bit of it changes. They stand above the number in the cache, so that
+    damage to the cache never becomes a value."""
+    import numpy as np
+
+    mixed = rows["seq"] & _NUMBERS
+    for name in ("step", "at", "value"):
+        mixed = mixed ^ np.ascontiguousarray(rows[name]).view("<i8")
+    low = (1 << _PARITY_BITS) - 1
+    return (mixed ^ mixed >> _PARITY_BITS ^ mixed >> 2 * _PARITY_BITS) & low
 
 
 def _cache_path(store: Store, series: str, key: str) -> Path:
@@ -171,4 +191,6 @@ def _extend_cache(store: Store, path: Path, known: int, fresh: Any) -> None:
                 return
             # What a killed writer left of a row.
             file.truncate(known * size)
-            file.write(fresh.tobytes())
+            kept = fresh.copy()
+            kept["seq"] |= _parity(fresh) << _NUMBER_BITS
+            file.write(kept.tobytes())
