@@ -25,6 +25,7 @@ _POINT = struct.Struct("<qqqqd")
 _TIME = struct.Struct("<q")
 _NAN = struct.unpack("<d", b"\0\0\0\0\0\0\xf8\x7f")[0]
 _HIGH = 1 << 32
+_HALF = 1 << 31
 _ENDING = frozenset({"records", "revisions"})
 """Tables whose last column is a time at which a row stopped being current."""
 _MOST_BYTES = 1 << 20
@@ -61,10 +62,31 @@ def metric_sum(project: str, series: str, key: str) -> int:
 
 
 def point_sum(metric: int, step: int, at: int, written_at: int, value: float | None) -> int:
-    """The checksum of one point as a signed number, which takes less room."""
+    """The checksum of one point as a signed number of 32 bits, which takes less room."""
     # Adding zero makes one of the two zeros, which SQLite does not tell apart.
-    number = crc32(_pack_point(metric, step, at, written_at, _NAN if value is None else value + 0.0))
-    return number if number < 0x80000000 else number - _HIGH
+    return crc32(_pack_point(metric, step, at, written_at, _NAN if value is None else value + 0.0)) - _HALF
+
+
+def sum_points(
+    metrics: dict[str, int], rows: Sequence[tuple[str, int, int, float]], now: int
+) -> list[tuple[int, int, int, int, float | None, int]]:
+    """The rows of the table of points, with their checksums, as `point_sum` has them. Runs for every logged point.
+
+    Args:
+        metrics: the number of each metric by its key.
+        rows: each key, step, µs since 1970 and value.
+
+    Raises:
+        struct.error: a number is too large for the database, or is not a whole one.
+    """
+    pack, crc = _pack_point, crc32
+    # SQL has no NaN that every database keeps; a point always has a value, so NULL is free to mean it.
+    return [
+        (metric := metrics[key], step, at, now, value, crc(pack(metric, step, at, now, value + 0.0)) - _HALF)
+        if value == value
+        else (metric := metrics[key], step, at, now, None, crc(pack(metric, step, at, now, _NAN)) - _HALF)
+        for key, step, at, value in rows
+    ]
 
 
 class RowSum:
@@ -107,7 +129,7 @@ class RowSum:
             if self.table == "points" and row[-1] is not None:
                 row = (*row[:-1], row[-1] + 0.0)
             message = self._message(tuple(row))
-            at = flipped_bit(message, stored & 0xFFFFFFFF)
+            at = flipped_bit(message, (stored + (_HALF if self.table == "points" else 0)) & 0xFFFFFFFF)
             return None if at is None else self._row(_flip(message, at))
         except (struct.error, TypeError, ValueError):
             return None

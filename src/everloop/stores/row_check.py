@@ -46,7 +46,8 @@ def check_rows(database: Database, records: list[Record], checked: Checked) -> I
         try:
             for at, crc, row in walk(database, check):
                 checked.rows += 1
-                checked.size_bytes += sum(len(value) if isinstance(value, str) else 8 for value in row)
+                texts = 0 if check.table == "points" else sum(len(value) for value in row if isinstance(value, str))
+                checked.size_bytes += 8 * len(row) + texts
                 yield from _check_row(check, at, crc, row, records, checked)
         except EverloopError as error:
             # The database itself is damaged from here on.

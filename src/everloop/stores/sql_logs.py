@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from everloop.errors import ReadOnlyError
 from everloop.records import Event, Json, Point
 from everloop.stores.bodies import decode_value, encode_value
-from everloop.stores.checksums import event_sum, metric_sum, point_sum
+from everloop.stores.checksums import event_sum, metric_sum, sum_points
 from everloop.stores.clock import Clock, micros, moment_of
 
 if TYPE_CHECKING:
@@ -136,13 +136,12 @@ class SqlLogs:
                     f" AND key IN ({', '.join('?' * len(part))})",
                     (self.project, series, *part),
                 )
-            # SQL has no NaN that every database keeps; a point always has a value, so NULL is free to mean it.
-            points = [(metrics[key], step, at, now, None if value != value else value) for key, step, at, value in rows]
+            summed: Sequence[Sequence[object]]
             try:
-                summed: list[tuple[object, ...]] = [(*point, point_sum(*point)) for point in points]
+                summed = sum_points(metrics, rows, now)
             except struct.error:
                 # A number that is too large: the database says so, with a better message.
-                summed = [(*point, None) for point in points]
+                summed = [(metrics[row[0]], *row[1:3], now, None if row[3] != row[3] else row[3], None) for row in rows]
             self.database.write_many(
                 "INSERT INTO points (metric, step, at, written_at, value, crc) VALUES (?, ?, ?, ?, ?, ?)", summed
             )
