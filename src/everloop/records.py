@@ -627,7 +627,9 @@ class Webhook(Record):
     updated_at: datetime | None = None
     for_project: str
     secret: str
-    """Key of the signature (HMAC-SHA256) over each message."""
+    """Key of the signature (HMAC-SHA256) over each message; sealed in the store."""
+    sealed_url: str = ""
+    """The whole URL, sealed, since its path often holds a token. `url` is then the part that everybody may see."""
     seq: int = 0
     """The last event that was delivered or given up."""
     part: int = 0

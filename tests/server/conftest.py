@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import http.server
 import json
 import threading
 from contextlib import contextmanager
@@ -81,3 +82,31 @@ def store(tmp_path, monkeypatch) -> Iterator[Store]:
 def serve():
     """`with serve(store, options, auth=…) as place`."""
     return serving
+
+
+@pytest.fixture
+def listener():
+    """A server that keeps what it is sent and answers with `answers`, then 204."""
+
+    class Keeps(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["content-length"]))
+            self.server.got.append((self.path, dict(self.headers), body))
+            status = self.server.answers.pop(0) if self.server.answers else 204
+            self.send_response(status)
+            if status == 302:
+                self.send_header("location", f"http://127.0.0.1:{self.server.server_port}/elsewhere")
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Keeps)
+    server.got, server.answers = [], []
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()

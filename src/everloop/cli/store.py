@@ -192,13 +192,19 @@ def gc(
 
 
 def backup(
-    path: Annotated[Path, typer.Argument(help="The file to write.")], home: Home = None, json: AsJson = False
+    path: Annotated[Path, typer.Argument(help="The file to write.")],
+    with_key: Annotated[
+        bool,
+        typer.Option("--with-key", help="Also the key that opens the secrets of webhooks. Then keep the file safe."),
+    ] = False,
+    home: Home = None,
+    json: AsJson = False,
 ) -> None:
     """Copy the whole store into one file, while it may be in use."""
     from everloop.stores.backup import backup as write_backup
 
     with opened(home) as store:
-        write_backup(store, path)
+        write_backup(store, path, with_key=with_key)
     emit(
         {"path": path, "size_bytes": path.stat().st_size},
         json,
@@ -216,4 +222,25 @@ def restore(
     from everloop.stores.backup import restore as read_backup
 
     read_backup(path, home, max_bytes=max_bytes)
-    emit({"home": home}, json, lambda: say(f"Restored to {home}. Check it with: everloop verify --home {home}"))
+    closed = _without_key(home)
+
+    def draw() -> None:
+        say(f"Restored to {home}. Check it with: everloop verify --home {home}")
+        if closed:
+            messages().print(
+                f"The backup holds no key, so the secrets of these webhooks cannot be used: {', '.join(closed)}. "
+                f"Copy 'secret.key' of the old home to '{home}', or set each again: "
+                "everloop webhooks renew NAME --url URL"
+            )
+
+    emit({"home": home, "webhooks_without_key": closed}, json, draw)
+
+
+def _without_key(home: Path) -> list[str]:
+    """The webhooks of a home whose secrets cannot be opened."""
+    from everloop.server.notifying import Webhooks
+    from everloop.server.options import ServerOptions
+    from everloop.stores import open_store
+
+    with open_store(home, create=False) as store:
+        return [hook.name for hook in Webhooks(store, ServerOptions()).secrets.without_key()]

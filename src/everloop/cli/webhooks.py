@@ -71,6 +71,43 @@ def try_(name: str, allow_webhook_network: Networks = None, home: Home = None, j
 
 
 @app.command()
+def renew(
+    name: str,
+    url: Annotated[
+        str | None, typer.Option(help="Another URL. Needed where the key that sealed the old one is lost.")
+    ] = None,
+    allow_webhook_network: Networks = None,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Give a webhook a new secret, which is printed once."""
+    with opened(home) as store:
+        hook = _hooks(store, allow_webhook_network).renew(name, url)
+
+    def draw() -> None:
+        typer.echo(hook.secret)
+        messages().print("Keep it: it is shown this once. The old secret signs nothing any more.")
+
+    emit({**{field: getattr(hook, field) for field in SHOWN}, "secret": hook.secret}, json, draw)
+
+
+@app.command()
+def rekey(home: Home = None, json: AsJson = False) -> None:
+    """Encrypt the secrets of all webhooks, of every project, with a new key. The secrets themselves stay.
+
+    The new key goes into the home's file secret.key. Where EVERLOOP_SECRET_KEY or EVERLOOP_SECRET_KEY_FILE name
+    keys, their first is used: put the new one before the old, run this, then remove the old one.
+    """
+    with opened(home) as store:
+        count = _hooks(store).secrets.renew_key()
+    emit(
+        {"webhooks": count},
+        json,
+        lambda: typer.echo(f"{count} webhook{'s' if count != 1 else ''} sealed with the new key."),
+    )
+
+
+@app.command()
 def rm(name: str, home: Home = None, json: AsJson = False) -> None:
     """Remove a webhook, by its name or, of MLflow's, its id."""
     with opened(home) as store:

@@ -12,7 +12,7 @@ import logging
 import re
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from time import monotonic
@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import (
     AlreadyExistsError,
+    ConflictError,
     EverloopError,
     NotFoundError,
+    StoreError,
     UnavailableError,
     UsageError,
 )
@@ -29,6 +31,7 @@ from everloop.records import Event, Webhook
 from everloop.server.access.book import PROJECT
 from everloop.server.messages import EXAMPLES, MLFLOW_KINDS, Message, messages_of, test_message
 from everloop.server.outbound import TOTAL_S, post, resolve
+from everloop.server.webhook_secrets import WebhookSecrets
 from everloop.stores.clock import new_id
 
 if TYPE_CHECKING:
@@ -41,6 +44,8 @@ LOOK_EVERY_S = 0.5
 RETRY_AFTER_S = (1.0, 5.0, 30.0, 120.0)
 KINDS = ("alias", "alias_request", "model_version", "release")
 """The kinds that a webhook without verbs is told of."""
+NO_KEY_S = 60.0
+"""How long a webhook rests whose secret cannot be opened, before the key is looked for again."""
 AT_ONCE = 8
 """So many addresses are told at the same time."""
 MOST = 50
@@ -66,23 +71,46 @@ class Webhooks:
         self.store = store
         self.options = options
         self.records = store.records.for_project(PROJECT)
+        self.secrets = WebhookSecrets(store, self.records)
 
     def list(self) -> Sequence[Webhook]:
-        return self.records.find(Webhook, ("for_project", "=", self.store.project), order="name")
+        """Every webhook, as an admin may see it: without its secret."""
+        return [self.secrets.shown(hook) for hook in self.stored()]
 
     def get(self, name: str) -> Webhook:
-        """The webhook of this name.
+        """The webhook of this name, without its secret.
 
         Raises:
             NotFoundError: there is none.
         """
-        for hook in self.list():
+        return self.secrets.shown(self.find_stored(name))
+
+    def stored(self) -> Sequence[Webhook]:
+        """Every webhook as the store keeps it, with its secret and URL sealed."""
+        found = self.records.find(Webhook, ("for_project", "=", self.store.project), order="name")
+        if all(hook.sealed_url for hook in found):
+            return found
+        try:
+            self.secrets.seal_all()
+        except (StoreError, UnavailableError, ConflictError) as error:
+            # As in a home that is read-only: they are sealed by the next process that can write.
+            _log.warning("Secrets of webhooks are stored in clear and cannot be sealed now: %s", error)
+            return found
+        return self.records.find(Webhook, ("for_project", "=", self.store.project), order="name")
+
+    def find_stored(self, name: str) -> Webhook:
+        """One of `stored`, by its name or id.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        for hook in self.stored():
             if name in (hook.key, hook.id):
                 return hook
         raise NotFoundError(f"There is no webhook '{name}'.")
 
     def add(self, name: str, url: str, verbs: Sequence[str] = (), secret: str | None = None) -> Webhook:
-        """Add one; it is told of what happens from now on.
+        """Add one; it is told of what happens from now on. Only what is returned holds the secret in clear.
 
         Raises:
             UsageError: a name, verb, secret or URL that cannot be used, or an address that may not be reached.
@@ -97,7 +125,7 @@ class Webhooks:
                 raise UsageError(f"'{verb}' is no event.", help="Events are kind.verb, such as alias.alias_set.")
         if secret is not None and not 16 <= len(secret) <= 200:
             raise UsageError("The secret is too short or too long.", help="Use 16 to 200 characters, or leave it out.")
-        if len(self.list()) >= MOST:
+        if len(self.stored()) >= MOST:
             raise UsageError(f"There are {MOST} webhooks already.", help="Remove one first.")
         resolve(url, self.options.webhook_networks)
         try:
@@ -114,7 +142,7 @@ class Webhooks:
             UsageError: an event that is none, a URL that cannot be used, or an address that may not be reached.
             UnavailableError: the URL's name does not resolve.
         """
-        if len(self.list()) >= MOST:
+        if len(self.stored()) >= MOST:
             raise UsageError(f"There are {MOST} webhooks already.", help="Remove one first.")
         resolve(url, self.options.webhook_networks)
         return self._keep(
@@ -137,13 +165,38 @@ class Webhooks:
         if "url" in changes:
             resolve(changes["url"], self.options.webhook_networks)
         with self.records.transaction():
-            hook = self.get(ref)
+            hook = self.find_stored(ref)
             if changes.get("active") and not hook.active:
                 changes |= {"seq": self.store.records.last_event(), "part": 0}
-            return self.records.update(replace(hook, updated_at=self.store.now(), **changes))[0]
+            if {"url", "secret"} & changes.keys():
+                hook = self.secrets.sealed(replace(self._opened_with(hook, changes), **changes))
+            else:
+                hook = replace(hook, **changes)
+            return self.secrets.shown(self.records.update(replace(hook, updated_at=self.store.now()))[0])
+
+    def renew(self, ref: str, url: str | None = None) -> Webhook:
+        """Give a webhook a new secret, also where the key of the old one is lost, and return it in clear.
+
+        Args:
+            url: another address; needed where the key is lost, as the address was sealed with it.
+
+        Raises:
+            NotFoundError, UsageError, UnavailableError: as for `change`.
+        """
+        changes: dict[str, Any] = {"secret": secrets.token_urlsafe(32), **({} if url is None else {"url": url})}
+        return replace(self.change(ref, **changes), secret=changes["secret"])
 
     def remove(self, name: str) -> None:
-        self.records.delete(Webhook, self.get(name).id)
+        self.records.delete(Webhook, self.find_stored(name).id)
+
+    def _opened_with(self, hook: Webhook, changes: Mapping[str, Any]) -> Webhook:
+        """The webhook in clear. What is changed anyway need not be opened."""
+        try:
+            return self.secrets.opened(hook)
+        except UnavailableError:
+            if not {"url", "secret"} <= changes.keys():
+                raise
+            return replace(hook, sealed_url="")
 
     def _keep(self, **fields: Any) -> Webhook:
         now = self.store.now()
@@ -155,7 +208,8 @@ class Webhooks:
             seq=self.store.records.last_event(),
             **fields,
         )
-        self.records.put(hook, data={"url": hook.url})
+        sealed = self.secrets.sealed(hook)
+        self.records.put(sealed, data={"url": sealed.url})
         return hook
 
     def test(self, name: str, verb: str | None = None) -> int:
@@ -167,14 +221,19 @@ class Webhooks:
         Raises:
             UnavailableError: nobody answered.
         """
-        hook = self.get(name)
+        hook = self.find_stored(name)
         event = Event(
             seq=0, at=self.store.now(), actor=self.store.actor, verb="test", kind="webhook", subject=hook.id, key=name
         )
         return self.send(hook, test_message(hook, event, verb or (hook.verbs or tuple(EXAMPLES))[0]))
 
     def send(self, hook: Webhook, message: Message) -> int:
-        """Send one message once and return the status."""
+        """Send one message once and return the status.
+
+        Raises:
+            UnavailableError: nobody answered, or the key of the webhook's secret is not here.
+        """
+        hook = self.secrets.opened(hook)
         headers = message.headers(hook, self.store.now())
         return post(hook.url, message.body, headers, self.options.webhook_networks)
 
@@ -205,7 +264,7 @@ class Notifier:
     def look(self) -> bool:
         """Send what is due, at most one message for each webhook; whether there was any."""
         sent = False
-        for hook in self.hooks.list():
+        for hook in self.hooks.stored():
             if self._stopping.is_set():
                 return False
             if hook.active:
@@ -227,7 +286,7 @@ class Notifier:
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="everloop-webhook") as pool:
             while True:
                 last = self._store.records.last_event()
-                for hook in self.hooks.list():
+                for hook in self.hooks.stored():
                     idle = hook.id not in busy or busy[hook.id].done()
                     if hook.active and idle and self._quiet.get(hook.id) != (last, hook.revision):
                         busy[hook.id] = pool.submit(self._drain, hook.id)
@@ -238,7 +297,7 @@ class Notifier:
         """Send to one webhook what is due, message after message."""
         try:
             while not self._stopping.is_set():
-                hook = self.hooks.get(id)
+                hook = self.hooks.find_stored(id)
                 if not hook.active or not self._serve(hook):
                     return
         except NotFoundError:
@@ -256,6 +315,13 @@ class Notifier:
         trying = self._tries[hook.id]
         part = min(hook.part, len(messages) - 1)
         if monotonic() < trying.not_before:
+            return False
+        try:
+            self.hooks.secrets.opened(hook)
+        except UnavailableError as error:
+            # Nothing is given up for this: the messages wait for the key.
+            trying.not_before = monotonic() + NO_KEY_S
+            _log.warning("webhooks: %s", error)
             return False
         try:
             status = self.hooks.send(hook, messages[part])
@@ -296,7 +362,7 @@ class Notifier:
         self._tries[far.id] = _Try(far.seq)
         try:
             with self.hooks.records.transaction():
-                now = self.hooks.get(far.id)
+                now = self.hooks.find_stored(far.id)
                 if now.seq <= far.seq:
                     told = replace(now, seq=far.seq, part=far.part, failures=far.failures)
                     self.hooks.records.update(told, verb=verb)

@@ -26,6 +26,7 @@ from everloop.stores.archives import CHUNK, Budget, Limits, TarMember, limits_fo
 from everloop.stores.home import open_store, prepare_home
 from everloop.stores.objects import TEMPORARY, LocalBytes
 from everloop.stores.permissions import PRIVATE_FILE, file_mode, make_folder, make_private
+from everloop.stores.sealing import FILE as KEY_FILE
 from everloop.stores.sql_records import SqlRecords
 from everloop.stores.sqlite import SqliteDatabase
 from everloop.stores.sweep import LOCK
@@ -51,11 +52,12 @@ LIMITS = Limits(total_bytes=1 << 42, entries=50_000_000, fold_case=False, depth=
 _LEFT_OUT = "_last_checkpoint"
 
 
-def backup(store: Store, path: Path | str) -> Path:
+def backup(store: Store, path: Path | str, *, with_key: bool = False) -> Path:
     """Write everything that the home holds, of all projects, into one file, which appears whole or not at all.
 
     Args:
         path: ends in `.tar` or `.tar.zst`. The file is for its owner's eyes only.
+        with_key: also the home's key, which opens the secrets of webhooks. Without it the file alone gives none away.
 
     Raises:
         UsageError: another ending, or a part of the store that lies outside of the home's machine.
@@ -86,6 +88,8 @@ def backup(store: Store, path: Path | str) -> Path:
             _add_folder(tar, Path(store.places.tables), "tables", digests)
             if (store.home / "clock").exists():
                 _add_file(tar, store.home / "clock", "clock", digests)
+            if with_key and (store.home / KEY_FILE).exists():
+                _add_file(tar, store.home / KEY_FILE, KEY_FILE, digests)
             _add_bytes(tar, _END, _end(digests))
         with draft.open("rb") as file:
             os.fsync(file.fileno())
@@ -257,7 +261,7 @@ def _unpack(members: Iterator[TarMember], source: Path, home: Path) -> None:
         )
     names: dict[str, str] = {}
     while (member := next(members, None)) is not None and member.name != _END:
-        if not (member.name in (_RECORDS, "clock") or member.name.startswith(_TOPS)):
+        if not (member.name in (_RECORDS, "clock", KEY_FILE) or member.name.startswith(_TOPS)):
             raise CorruptionError(f"'{source}' holds '{member.name}', which no backup does.")
         path = home / member.name
         make_folder(path.parent)

@@ -1,0 +1,128 @@
+"""What is secret about a webhook, sealed on its way into the store and opened when a message is sent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from everloop.errors import UnavailableError
+from everloop.records import Webhook
+from everloop.stores.scrubbing import forget_history
+from everloop.stores.sealing import SecretKeys, is_sealed
+from everloop.stores.store_urls import mask_url
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from everloop.stores import Store
+    from everloop.stores.record_store import RecordStore
+
+_REST = "…"
+
+
+class WebhookSecrets:
+    """Seals and opens the secrets and URLs of a home's webhooks."""
+
+    def __init__(self, store: Store, records: RecordStore) -> None:
+        self.keys = SecretKeys(store.home)
+        self.records = records
+
+    def sealed(self, hook: Webhook) -> Webhook:
+        """As the store keeps it: the secret sealed, and the URL sealed beside what may be shown of it."""
+        return replace(
+            hook,
+            secret=self.keys.seal(hook.secret, f"webhook:{hook.id}:secret") if hook.secret else "",
+            url=shown_url(hook.url),
+            sealed_url=self.keys.seal(hook.url, f"webhook:{hook.id}:url"),
+        )
+
+    def opened(self, hook: Webhook) -> Webhook:
+        """With the secret and the whole URL, to send by. Never to be put.
+
+        Raises:
+            UnavailableError: the key is not here.
+        """
+        try:
+            return replace(
+                hook,
+                secret=self._text(hook.secret, f"webhook:{hook.id}:secret"),
+                url=self._text(hook.sealed_url, f"webhook:{hook.id}:url") if hook.sealed_url else hook.url,
+                sealed_url="",
+            )
+        except UnavailableError as error:
+            raise UnavailableError(
+                f"The secret of the webhook '{hook.name}' cannot be used: {error.message}",
+                help=f"{error.help} Or set it again: everloop webhooks renew {hook.key} --url URL",
+            ) from error
+
+    def shown(self, hook: Webhook) -> Webhook:
+        """With the URL for an admin, as far as it can be opened, and without the secret."""
+        try:
+            url = self.opened(hook).url
+        except UnavailableError:
+            url = hook.url
+        return replace(hook, url=url, secret="", sealed_url="")
+
+    def seal_all(self) -> int:
+        """Seal what an earlier version has stored in clear, and remove its traces. Returns how many there were."""
+        clear = [hook for hook in self._all() if _is_clear(hook)]
+        if clear:
+            with self.records.transaction():
+                self.records.update(*(self.sealed(hook) for hook in clear), verb="sealed")
+            forget_history(self.records, Webhook)
+        return len(clear)
+
+    def renew_key(self) -> int:
+        """Seal everything with a new key, or with the first of those in the environment. Returns how many webhooks.
+
+        Raises:
+            UnavailableError: one cannot be opened; then nothing is changed but that both keys open.
+        """
+        self.seal_all()
+        hooks = self._all()
+        opened = [self.opened(hook) for hook in hooks]
+        if not self.keys.from_environment:
+            self.keys.add_key()
+        if opened:
+            with self.records.transaction():
+                self.records.update(*(self.sealed(hook) for hook in opened), verb="sealed")
+            # Otherwise who has the old key could still open what earlier revisions hold.
+            forget_history(self.records, Webhook)
+        if not self.keys.from_environment:
+            self.keys.drop_old_keys()
+        return len(opened)
+
+    def without_key(self) -> list[Webhook]:
+        """The webhooks whose secrets cannot be opened here."""
+        found = []
+        for hook in self._all():
+            try:
+                self.opened(hook)
+            except UnavailableError:
+                found.append(hook)
+        return found
+
+    def _text(self, kept: str, about: str) -> str:
+        # What an earlier version has stored is in clear, and an empty secret is none.
+        return self.keys.open(kept, about) if is_sealed(kept) else kept
+
+    def _all(self) -> Sequence[Webhook]:
+        return self.records.find(Webhook, order="name")
+
+
+def shown_url(url: str) -> str:
+    """The part of a webhook's URL that holds no token: where it leads, without path and options."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return mask_url(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}/{_REST if parts.path.strip('/') or parts.query else ''}"
+
+
+def _is_clear(hook: Webhook) -> bool:
+    return not hook.sealed_url or bool(hook.secret and not is_sealed(hook.secret))
+
+
+__all__ = ["WebhookSecrets", "shown_url"]

@@ -1,0 +1,44 @@
+"""Removing what was once written in clear from a database's files, as far as the database can."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from everloop.errors import StoreError, UnavailableError
+from everloop.stores.bodies import kind_of
+from everloop.stores.sql_records import SqlRecords
+from everloop.stores.sqlite import SqliteDatabase
+
+if TYPE_CHECKING:
+    from everloop.records import Record
+    from everloop.stores.record_store import RecordStore
+
+MOST_BYTES = 512 << 20
+"""A larger SQLite file is not written anew as a whole; its free pages keep old bytes until they are used again."""
+
+
+def forget_history(records: RecordStore, kind: type[Record]) -> None:
+    """Remove the earlier revisions, the deleted records and the events' data of a kind, in the store's project.
+
+    Views of the past and the history no longer show them. Backups, and PostgreSQL's log, still hold what was there.
+    """
+    if not isinstance(records, SqlRecords):
+        return
+    name, database = kind_of(kind), records.database
+    if isinstance(database, SqliteDatabase):
+        database.read("PRAGMA secure_delete = ON")
+    with records.transaction():
+        known = (records.project, name)
+        database.write("DELETE FROM revisions WHERE project = ? AND kind = ?", known)
+        database.write("DELETE FROM records WHERE project = ? AND kind = ? AND deleted_at IS NOT NULL", known)
+        database.write("UPDATE events SET data = NULL WHERE project = ? AND kind = ? AND data IS NOT NULL", known)
+    # What follows needs the database for itself; where others use it, its old bytes go when they are overwritten.
+    with suppress(StoreError, UnavailableError):
+        if not isinstance(database, SqliteDatabase):
+            for table in ("records", "revisions", "events"):
+                database.write(f"VACUUM {table}")
+            return
+        if database.path.stat().st_size <= MOST_BYTES:
+            database.write("VACUUM")
+        database.read("PRAGMA wal_checkpoint(TRUNCATE)")
