@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Protocol, cast
 
 from everloop.errors import AlreadyExistsError, CorruptionError, NotFoundError, StoreVersionError, UsageError
 from everloop.stores.archives import CHUNK, Budget, Limits, TarMember, limits_for, tar_members, zstd_or_plain
+from everloop.stores.full_disk import insufficient, is_full, writing
 from everloop.stores.home import open_store, prepare_home
 from everloop.stores.objects import TEMPORARY, LocalBytes
 from everloop.stores.permissions import PRIVATE_FILE, file_mode, make_folder, make_private
@@ -61,6 +62,7 @@ def backup(store: Store, path: Path | str, *, with_key: bool = False) -> Path:
 
     Raises:
         UsageError: another ending, or a part of the store that lies outside of the home's machine.
+        InsufficientStorageError: no space left for it; then there is no file.
         AlreadyExistsError: there is such a file.
     """
     target = Path(path)
@@ -69,6 +71,13 @@ def backup(store: Store, path: Path | str, *, with_key: bool = False) -> Path:
         raise UsageError(f"'{target.name}' says no format.", help="End the name in .tar or .tar.zst.")
     if target.exists():
         raise AlreadyExistsError(f"There is a file '{target}' already.", help="Name another.")
+    with writing(target):
+        _write(store, database, target, with_key=with_key)
+    return target
+
+
+def _write(store: Store, database: SqliteDatabase, target: Path, *, with_key: bool) -> None:
+    """Write the backup beside its place, and name it when it is whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".everloop-backup-", dir=target.parent) as scratch, store.lock(LOCK):
         draft = Path(scratch) / "backup"
@@ -95,7 +104,6 @@ def backup(store: Store, path: Path | str, *, with_key: bool = False) -> Path:
             os.fsync(file.fileno())
         draft.chmod(0o600)
         draft.rename(target)
-    return target
 
 
 def restore(path: Path | str, home: Path | str, *, max_bytes: int | None = None) -> Path:
@@ -125,6 +133,8 @@ def restore(path: Path | str, home: Path | str, *, max_bytes: int | None = None)
                 budget = Budget(limits_for(LIMITS, max_bytes), source.stat().st_size, source)
                 _unpack(_members(tar_members(stream, budget)), source, draft)
         except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError) as error:
+            if is_full(error):
+                raise insufficient(f"to restore '{target}'") from error
             raise CorruptionError(f"'{source}' is no whole backup: {error}.") from error
         prepare_home(draft)
         # Opening proves that this everloop can read the records, before anything shows.

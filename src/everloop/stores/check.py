@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from everloop.errors import ConflictError, EverloopError, NotFoundError, StoreError, UnavailableError, UsageError
+from everloop.errors import (
+    ConflictError,
+    EverloopError,
+    InsufficientStorageError,
+    NotFoundError,
+    ReadOnlyError,
+    StoreError,
+    UnavailableError,
+    UsageError,
+)
 from everloop.records import Alias, Artifact, ModelVersion, Record, Run, Step
 from everloop.stores.clock import SharedClock
 from everloop.stores.expressions import Compare
@@ -125,6 +134,9 @@ def mark_lost(store: Store, *, started_here: bool = False) -> list[Run]:
         except (ConflictError, NotFoundError):
             # It ended by itself between the two looks.
             continue
+        except (ReadOnlyError, InsufficientStorageError):
+            # Who looks after others' runs only in passing does not fail for a home that takes no writes.
+            return lost
     return lost
 
 

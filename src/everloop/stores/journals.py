@@ -18,6 +18,7 @@ import threading
 import time
 import weakref
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -139,7 +140,8 @@ class Journal:
             draft.rename(path)
         except BaseException as error:
             os.close(descriptor)
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
             if isinstance(error, OSError):
                 raise storage_error(error, self.folder) from error
             raise

@@ -127,8 +127,9 @@ class LocalBytes:
         except OSError as error:
             raise storage_error(error, self.folder) from error
         finally:
-            # After a link this is a second name, after a rename it is gone, after a failure it is rubbish.
-            with suppress(FileNotFoundError):
+            # After a link this is a second name, after a rename it is gone, after a failure it is rubbish. Where
+            # nothing can be written, it was never made.
+            with suppress(OSError):
                 os.unlink(draft)
 
     def adopt(self, key: str, file: Path) -> bool:

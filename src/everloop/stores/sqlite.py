@@ -16,16 +16,17 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from everloop.errors import CorruptionError, ReadOnlyError, StoreError, StoreFullError, UnavailableError, UsageError
+from everloop.errors import CorruptionError, ReadOnlyError, StoreError, UnavailableError, UsageError
 from everloop.stores.conditions import LITERAL, Sql
 from everloop.stores.connections import Connections
-from everloop.stores.full_disk import writing
+from everloop.stores.full_disk import insufficient, looks_full, read_only, storage_error, writing
 from everloop.stores.like import is_like, longest_piece
 from everloop.stores.locks import file_lock
 from everloop.stores.migrations import Migration, check_version, migrations
 from everloop.stores.permissions import make_folder, make_private
 from everloop.stores.sql_records import SqlRecords
 from everloop.stores.sqlite_files import header_problems, log_problems, schema_problems
+from everloop.stores.sqlite_frozen import UNREADABLE_BESIDE, FrozenReader, can_write_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,8 @@ LONGEST_PIECE = 32
 MOST_INDEXES = 16
 """Each costs every write a little."""
 
+_UNCLEAR = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
+"""What SQLite says also where a quota or the limit for the size of a file is used up."""
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _UNKEEPABLE = (UnicodeEncodeError, OverflowError)
 T = TypeVar("T")
@@ -68,6 +71,8 @@ class SqliteDatabase:
         self.paths = SqlitePaths()
         self.patterns = SqlitePatterns()
         self._connections = Connections(self._connect)
+        self._frozen = FrozenReader(path)
+        self._writable = can_write_beside(path)
         try:
             self._migrate()
         except BaseException:
@@ -75,10 +80,15 @@ class SqliteDatabase:
             raise
 
     def read(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
-        connection = self._connections.slot().connection
+        if not self._writable:
+            return self._read_frozen(statement, values)
+        slot = self._connections.slot()
+        connection = slot.connection
         try:
             return connection.execute(statement, values).fetchall()
         except sqlite3.Error as error:
+            if not slot.depth and getattr(error, "sqlite_errorcode", None) in UNREADABLE_BESIDE:
+                return self._read_frozen(statement, values, error)
             if not _is_busy(error):
                 raise _told(error, self.path) from error
         except _UNKEEPABLE as error:
@@ -86,16 +96,45 @@ class SqliteDatabase:
         return _patiently(lambda: connection.execute(statement, values).fetchall(), self.path)
 
     def read_raw(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
-        connection = self._connections.slot().connection
+        if not self._writable:
+            return self._read_frozen(statement, values, text=_odd_text)
+        slot = self._connections.slot()
+        connection = slot.connection
         try:
-            cursor = connection.cursor()
             connection.text_factory = _odd_text
             try:
-                return cursor.execute(statement, values).fetchall()
+                return connection.execute(statement, values).fetchall()
             finally:
                 connection.text_factory = str
         except sqlite3.Error as error:
+            if not slot.depth and getattr(error, "sqlite_errorcode", None) in UNREADABLE_BESIDE:
+                return self._read_frozen(statement, values, error, text=_odd_text)
             raise _told(error, self.path) from error
+
+    def _read_frozen(
+        self,
+        statement: str,
+        values: Sequence[object],
+        first: sqlite3.Error | None = None,
+        *,
+        text: Callable[[bytes], str] = bytes.decode,
+    ) -> list[Any]:
+        """Read although nothing can be written beside the database.
+
+        Args:
+            first: why the usual way failed, which says more than that this one fails as well.
+            text: from the bytes of a text to what is returned for it.
+        """
+        if self.closed:
+            raise UsageError("The store is closed.", help="Open it again.")
+        try:
+            return self._frozen.read(statement, values, text)
+        except sqlite3.Error as error:
+            raise _told(first or error, self.path) from error
+        except OSError as error:
+            raise (_told(first, self.path) if first else storage_error(error, self.path)) from error
+        except _UNKEEPABLE as error:
+            raise _refused(error) from error
 
     def write(self, statement: str, values: Sequence[object] = ()) -> int:
         try:
@@ -115,6 +154,9 @@ class SqliteDatabase:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
+        if not self._writable and not can_write_beside(self.path):
+            raise read_only(self.path)
+        self._writable = True
         slot = self._connections.slot()
         try:
             with slot.transaction(lambda: self._begin(slot.connection)):
@@ -131,8 +173,7 @@ class SqliteDatabase:
             _patiently(lambda: connection.execute("BEGIN IMMEDIATE"), self.path)
 
     def index(self, value: Sql) -> None:
-        slot = self._connections.slot()
-        if value.values or slot.depth:
+        if value.values or not self._writable or self._connections.slot().depth:
             return
         name = f"{INDEX_PREFIX}{sha256(value.text.encode()).hexdigest()[:16]}"
         ours = self.read("SELECT name FROM sqlite_master WHERE type = 'index' AND name GLOB ?", (f"{INDEX_PREFIX}*",))
@@ -147,9 +188,11 @@ class SqliteDatabase:
 
     def problems(self) -> list[str]:
         try:
-            rows = self._connections.slot().connection.execute("PRAGMA integrity_check(20)").fetchall()
-        except sqlite3.Error as error:
-            return [str(error)]
+            rows = self.read("PRAGMA integrity_check(20)")
+        except CorruptionError as error:
+            return [str(error.__cause__ or error)]
+        except StoreError as error:
+            return [error.message]
         found = [row[0] for row in rows if row[0] != "ok"]
         found += header_problems(self.path)
         found += log_problems(self.path)
@@ -159,7 +202,10 @@ class SqliteDatabase:
         """Write a consistent copy of the database while others go on writing."""
         target = sqlite3.connect(path)
         try:
-            self._connections.slot().connection.backup(target)
+            if self._writable:
+                self._connections.slot().connection.backup(target)
+            else:
+                self._frozen.backup(target)
             target.execute("PRAGMA journal_mode = DELETE")
         except sqlite3.Error as error:
             raise _told(error, path) from error
@@ -177,6 +223,7 @@ class SqliteDatabase:
 
     def close(self) -> None:
         self._connections.close()
+        self._frozen.close()
 
     def _connect(self) -> sqlite3.Connection:
         self._make_file()
@@ -209,6 +256,11 @@ class SqliteDatabase:
         steps = migrations("sqlite")
         if self._version(steps) == steps[-1].number:
             return
+        if not self._writable:
+            raise ReadOnlyError(
+                f"The store '{self.path}' was written by an older everloop, must be upgraded, and is read-only here.",
+                help="Open it once as its owner, such as with: everloop runs ls",
+            )
         make_folder(self.path.parent)
         with file_lock(self.path.parent / "locks" / f"{self.path.name}.lock"):
             connection = self._connections.slot().connection
@@ -331,12 +383,12 @@ def _refused(error: Exception) -> UsageError:
 def _told(error: sqlite3.Error, path: Path) -> Exception:
     """What a caller can do something about."""
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-    if code == sqlite3.SQLITE_FULL:
-        return StoreFullError(f"No space left for the store '{path}'.", help="Free some space.")
+    if code == sqlite3.SQLITE_FULL or (code in _UNCLEAR and looks_full(path)):
+        return insufficient(f"for the store '{path}'")
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return CorruptionError(f"The store '{path}' is damaged: {error}.", help="See: everloop verify")
     if code == sqlite3.SQLITE_READONLY:
-        return ReadOnlyError(f"The store '{path}' may not be written to.", help="Check who owns the file.")
+        return read_only(path)
     if code in _BUSY:
         return UnavailableError(f"The store '{path}' is busy: {error}.")
     if code == sqlite3.SQLITE_CANTOPEN:
