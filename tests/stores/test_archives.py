@@ -62,9 +62,28 @@ def read_zip(file: SafeZip) -> dict[str, bytes]:
 
 
 NAMES = [
-    "../evil", "/evil", "a/../../evil", "a/./b", "./a", "a//b", "a\\b", "", ".", "..", "c:/x", "a/c:x", "a\nb",
-    "a\x1b[2Kb",     "\u202egpj.exe", "trailing ", "trailing.", "a/trailing./b", "/".join("a" * 40), "x" * 2000, "folder/",
-]  # fmt: skip
+    "../evil",
+    "/evil",
+    "a/../../evil",
+    "a/./b",
+    "./a",
+    "a//b",
+    "a\\b",
+    "",
+    ".",
+    "..",
+    "c:/x",
+    "a/c:x",
+    "a\nb",
+    "a\x1b[2Kb",
+    "\u202egpj.exe",
+    "trailing ",
+    "trailing.",
+    "a/trailing./b",
+    "/".join("a" * 40),
+    "x" * 2000,
+    "folder/",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -214,8 +233,19 @@ def test_tars_of_every_kind_are_read(format: int) -> None:
 
 
 def test_only_plain_files_are_read(tmp_path: Path) -> None:
-    kinds = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE,
-             tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK, b"Z"]  # fmt: skip
+    kinds = [
+        tarfile.SYMTYPE,
+        tarfile.LNKTYPE,
+        tarfile.CHRTYPE,
+        tarfile.BLKTYPE,
+        tarfile.DIRTYPE,
+        tarfile.FIFOTYPE,
+        tarfile.CONTTYPE,
+        tarfile.GNUTYPE_SPARSE,
+        tarfile.XGLTYPE,
+        tarfile.GNUTYPE_LONGLINK,
+        b"Z",
+    ]
     for kind in kinds:
 
         def typed(info: tarfile.TarInfo, kind: bytes = kind) -> None:
@@ -330,13 +360,19 @@ def test_an_import_of_runs_that_unpacks_to_a_gigabyte_changes_nothing(store: Sto
 @pytest.mark.parametrize(
     "points",
     [
-        b'{"m":[[0,0,1.0],[1,0]]}', b'{"m":[[0,0,{"a":1}]]}', b'{"m":[[0,0,[[[[1]]]]]]}',
+        b'{"m":[[0,0,1.0],[1,0]]}',
+        b'{"m":[[0,0,{"a":1}]]}',
+        b'{"m":[[0,0,[[[[1]]]]]]}',
         b'{"m":[[99999999999999999999,0,1]]}',
-        b'{"m":[[0,99999999999999999999,1]]}', b'{"m":[[0,0,"x"]]}', b'{"m":5}', b"[]", b'{"m":[[0, 0, 1]]}',
+        b'{"m":[[0,99999999999999999999,1]]}',
+        b'{"m":[[0,0,"x"]]}',
+        b'{"m":5}',
+        b"[]",
+        b'{"m":[[0, 0, 1]]}',
         b'{"m":[[0,0,1.0],]]}',
         b"[" * 100_000 + b"]" * 100_000,
     ],
-)  # fmt: skip
+)
 def test_points_that_are_none_change_nothing(points: bytes, store: Store, tmp_path: Path) -> None:
     good = body_of(store)
     path = export_of(tmp_path, {"runs/0.json": good, "runs/1.json": body_of(store, points)})

@@ -20,7 +20,7 @@ _CONTROLS = re.compile(f"[{_UNSAFE}]")
 _CONTROLS_AND_BREAKS = re.compile(f"[{_UNSAFE}\t\n]")
 _SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 _MARKDOWN = re.compile(r"[\\`*\[\]|~!#&<>]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
-_LINE_START = re.compile(r"^([ \t]*+)([-+=]|\d{1,9}[.)])", re.MULTILINE)
+_LINE_START = re.compile(r"^([ \t]*+)([-+](?=[ \t]|$)|(?:-++|=++)(?=[ \t]*+$)|\d{1,9}[.)](?=[ \t]|$))", re.MULTILINE)
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 

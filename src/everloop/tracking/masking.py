@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everloop.stores.home import nearest_config
-from everloop.tracking.secret_names import MARK, is_secret_name, is_secret_value
+from everloop.tracking.secret_names import MARK, is_reference, is_secret_name, is_secret_value
 from everloop.tracking.secret_shapes import replace_shapes
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class Masker:
             name = pair[1]
             begin, end = self._value_span(text, pair.end(), code, name)
             value = text[begin:end]
-            if end > begin and is_secret_value(name, value):
+            if end > begin and is_secret_value(name, value, code=code):
                 found += [text[done:begin], self.mask(name, value)]
                 done = end
         return "".join([*found, text[done:]]) if found else text
@@ -209,7 +209,7 @@ class Masker:
             if end < 0 or 0 <= line < end:
                 end = line if line >= 0 else len(text)
             return quote.end(), end
-        if code:
+        if code or is_reference(text, begin):
             return begin, begin
         rest = _REST if name.lower().endswith(("authorization", "cookie")) else _BARE
         found = rest.match(text, begin)

@@ -138,12 +138,12 @@ def _place(source: str) -> Iterator[_Place]:
     uri = f"{path.absolute().as_uri()}?mode=ro"
     try:
         with closing(sqlite3.connect(uri, uri=True, timeout=_TIMEOUT_S)) as connection:
-            # The file's own schema, which may be anyone's, calls no function that has effects.
-            connection.execute("PRAGMA trusted_schema = OFF")
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if not tables >= _TABLES:
                 missing = ", ".join(sorted(_TABLES - tables))
                 raise SourceError(f"'{path}' is no file of MLflow's: it has no table {missing}.")
+            # The file's own schema, which may be anyone's, calls no function that has effects.
+            connection.execute("PRAGMA trusted_schema = OFF")
             yield _File(connection)
     except sqlite3.Error as error:
         raise SourceError(f"'{path}' cannot be read as a file of MLflow's: {error}.") from error

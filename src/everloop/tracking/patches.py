@@ -189,14 +189,16 @@ def _holds_secrets(path: str) -> bool:
 def _masked(lines: list[str], path: str) -> str:
     file = PurePosixPath(path)
     code = file.suffix.lower() not in _LOOSE or (not file.suffix and file.name.lower() == "makefile")
-    masker = Masker(f"{file.name[-40:]}:" if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", file.name[-40:]) else "file:")
+    prefix = f"{file.name[-40:]}:" if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}", file.name[-40:]) else "file:"
+    # What is added has names of its own: only that has to be given again.
+    ours, theirs = Masker(prefix), Masker(prefix)
     found: list[str] = []
     inside_key = False
     for number, line in _numbered(lines):
         if number is None:
             found.append(line)
             continue
-        body = line[1:]
+        body, masker = line[1:], ours if line.startswith("+") else theirs
         if "PRIVATE KEY" in body and "-----BEGIN" in body and "-----END" not in body:
             inside_key = True
         elif inside_key:

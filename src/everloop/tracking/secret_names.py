@@ -57,19 +57,26 @@ def is_secret_name(name: str) -> bool:
 _PLACEHOLDERS = re.compile(
     r"none|null|nil|true|false|yes|no|on|off|str|string|text|int|bool|bytes|any|optional|"
     r"required|basic|digest|oauth|oauth2|bearer|default|auto|interactive|stdin|prompt|keyring|env|"
-    r"file"
+    r"file|password|passwd|pass|pw|secret|token|x{2,20}"
 )
 _REFERENCE = re.compile(
     r"(?:(?:bearer|basic|token|apikey)\s{1,4}+)?+(?:\$\{[^}]*+\}|\$\([^)]*+\)|%\w++%|%s|%\(\w++\)s|\{\{?[^{}]*+\}?\}|<[^<>]*+>"
     r"|\[[A-Z]++\]|\*++)",
     re.IGNORECASE,
 )
+_ENDS_A_VALUE = frozenset(" \t\r\n;&,\"'<>|)}]")
 _VARIABLE = re.compile(r"\$[A-Z_][A-Z0-9_]*+")
+_FIELD = re.compile(r"\{[^{}]*+\}")
+_SHORTEST = 6
 _SMALL_NUMBER = re.compile(r"[-+]?\d{1,6}(?:\.\d{0,6}+)?")
 
 
-def is_secret_value(name: str, value: str) -> bool:
-    """Whether a value under a secret's name is one: not empty, no placeholder, no reference to where it stands."""
+def is_secret_value(name: str, value: str, *, code: bool = False) -> bool:
+    """Whether a value under a secret's name is one: not empty, no placeholder, no reference to where it stands.
+
+    Args:
+        code: it is a text in source code, where `pass` and `token` have other uses, and `{…}` is filled in later.
+    """
     plain = value.strip()
     if (
         not plain
@@ -79,5 +86,15 @@ def is_secret_value(name: str, value: str) -> bool:
         or _VARIABLE.fullmatch(plain)
     ):
         return False
-    last = _PARTS.split(_CAMEL.sub("_", name))[-1].lower()
-    return not (last in _MAYBE_NUMBERS and _SMALL_NUMBER.fullmatch(plain))
+    words = [word.lower() for word in _PARTS.split(_CAMEL.sub("_", name)) if word]
+    plain_word = bool(_SMALL_NUMBER.fullmatch(plain)) or (code and not any(char.isdigit() for char in plain))
+    if plain_word and words and words[-1] in _MAYBE_NUMBERS:
+        return False
+    filled = _FIELD.sub("", plain) if code else plain
+    return filled == plain or sum(char.isalnum() for char in filled) >= _SHORTEST
+
+
+def is_reference(text: str, at: int) -> bool:
+    """Whether what stands there only names where a value is: `${PASSWORD}`, `{password}`."""
+    found = _REFERENCE.match(text, at)
+    return found is not None and text[found.end() : found.end() + 1] in ("", *_ENDS_A_VALUE)
