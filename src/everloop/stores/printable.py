@@ -21,6 +21,8 @@ _CONTROLS_AND_BREAKS = re.compile(f"[{_UNSAFE}\t\n]")
 _SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 _MARKDOWN = re.compile(r"[\\`*\[\]|~!#&<>]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _LINE_START = re.compile(r"^([ \t]*+)([-+](?=[ \t]|$)|(?:-++|=++)(?=[ \t]*+$)|\d{1,9}[.)](?=[ \t]|$))", re.MULTILINE)
+_INDENT = re.compile(r"^(?:[ ]{4}|[ ]{0,3}\t)[ \t]*+", re.MULTILINE)
+"""From four columns on, indented text is code."""
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
@@ -52,7 +54,7 @@ def shell_line(words: tuple[str, ...] | list[str]) -> str:
 def markdown_text(text: str) -> str:
     """Plain text for a Markdown document: it shows as it is, and is neither a link, an image, a heading nor HTML."""
     safe = _MARKDOWN.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), printable(text))
-    return _LINE_START.sub(_harmless_start, safe)
+    return _LINE_START.sub(_harmless_start, _INDENT.sub("   ", safe))
 
 
 def markdown_cell(text: str) -> str:
@@ -75,10 +77,10 @@ def _spelled(char: str) -> str:
     if char in _SHORT:
         return _SHORT[char]
     number = ord(char)
-    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+    return f"\\x{number:02x}" if number < 128 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
 def _harmless_start(found: re.Match[str]) -> str:
-    # Lists, numbered lists and the underlining of headings; indented code would need more than three spaces.
+    # Lists, numbered lists and the underlining of headings.
     mark = found[2]
-    return f"{found[1][:3]}{mark[:-1]}\\{mark[-1]}"
+    return f"{found[1]}{mark[:-1]}\\{mark[-1]}"
