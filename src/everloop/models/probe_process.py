@@ -86,22 +86,23 @@ def _package(limits: Limits, manifest: bytes, files: Mapping[str, bytes]) -> Non
     signature = known.read_signature()
     if known.lookups:
         # What is looked up is not here; the model itself takes what it finds.
-        signature = Signature.from_json(known.lookups["signature"])  # type: ignore[arg-type]
+        signature = Signature.from_json(known.lookups["signature"])
+    folders = {known.format: MODEL_FOLDER} | ({"compiled": COMPILED_FOLDER} if known.compiled else {})
     forms = {
-        format: {name.removeprefix(folder): data for name, data in files.items() if name.startswith(folder)}
-        for folder, format in ((MODEL_FOLDER, known.format), *([(COMPILED_FOLDER, "compiled")] if known.compiled else []))
+        form: {name.removeprefix(folder): data for name, data in files.items() if name.startswith(folder)}
+        for form, folder in folders.items()
     }
     # What the bytes alone show is found before the libraries are loaded, which take longer.
     _limit_time(limits)
     _check_request(known, files)
-    for format, inner in forms.items():
-        check_files(format, inner)
+    for form, inner in forms.items():
+        check_files(form, inner)
     _limit_memory(limits, list(forms))
-    for format, inner in forms.items():
+    for form, inner in forms.items():
         try:
-            model = model_from_files(format, inner)
+            model = model_from_files(form, inner)
         except MissingExtraError:
-            if not known.compiled or format == "compiled":
+            if not known.compiled or form == "compiled":
                 raise
             # Where its library is not installed, only its compiled form can ever answer.
             continue
@@ -181,10 +182,14 @@ def _limit_time(limits: Limits) -> None:
 
 
 def _limit_memory(limits: Limits, formats: list[str]) -> None:
-    """Import what the formats need, and limit from here on what this process takes."""
-    for name in dict.fromkeys(library for format in formats for library in _LIBRARIES.get(format, ())):
+    """Import what the formats need, and limit from here on what reading the model takes."""
+    for name in dict.fromkeys(library for form in formats for library in _LIBRARIES.get(form, ())):
         with suppress(ImportError):
             import_module(name)
+    # What importing left of its share of the time is not the model's.
+    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (min(hard, int(used + limits.cpu_s) + 1), hard))
     if sys.platform == "linux":
         most = _mapped() + limits.memory_bytes
         resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -20,7 +20,8 @@ import tempfile
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from everloop import errors
 from everloop.errors import CorruptionError, EverloopError
@@ -102,8 +103,9 @@ def run(job: Job, told: str) -> None:
         EverloopError: what the child raised, or CorruptionError if it did not come back.
     """
     with tempfile.TemporaryDirectory(prefix="everloop-probe-", ignore_cleanup_errors=True) as folder:
+        path = [str(Path(one).absolute()) for one in sys.path if one]
         child = subprocess.Popen(
-            [sys.executable or "python3", "-I", "-B", "-c", _START.format(path=[os.path.abspath(one) for one in sys.path if one])],
+            [sys.executable or "python3", "-I", "-B", "-c", _START.format(path=path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -111,22 +113,20 @@ def run(job: Job, told: str) -> None:
             env=_environment(folder),
             start_new_session=True,
         )
+        given, said = cast("IO[bytes]", child.stdin), cast("IO[bytes]", child.stdout)
         watch = threading.Timer(job.limits.wall_s, _end, (child,))
         watch.daemon = True
         watch.start()
         try:
-            assert child.stdin is not None
-            assert child.stdout is not None
-            with suppress(BrokenPipeError), child.stdin:
-                pickle.dump(job, child.stdin, protocol=5)
-            answer = child.stdout.read(_MOST_ANSWER)
+            with suppress(BrokenPipeError), given:
+                pickle.dump(job, given, protocol=5)
+            with said:
+                answer = said.read(_MOST_ANSWER)
         finally:
-            # Whatever it has to say has been said; what is left of it goes.
-            _end(child)
+            # What it has to say has been said; what is left of it goes.
             watch.cancel()
+            _end(child)
             status = child.wait()
-            if child.stdout is not None:
-                child.stdout.close()
     _settle(answer, status, job.limits, told)
 
 
@@ -145,8 +145,8 @@ def _settle(answer: bytes, status: int, limits: Limits, told: str) -> None:
     kind = getattr(errors, str(found.get("error")), None)
     if not (isinstance(kind, type) and issubclass(kind, EverloopError)):
         kind = CorruptionError
-    help = found.get("help")
-    raise kind(str(found.get("message")), help=None if help is None else str(help))
+    advice = found.get("help")
+    raise kind(str(found.get("message")), help=None if advice is None else str(advice))
 
 
 def _reason(status: int, limits: Limits) -> str:

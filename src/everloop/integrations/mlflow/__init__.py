@@ -54,6 +54,12 @@ class MlflowFormat:
 
         return adopt_version(store, version, folder, allow_code=allow_code, example=example, progress=progress)
 
+    def probe(self, folder: Path, example: Any = None) -> None:
+        """Read a folder's model on trial, in a child process; see `everloop.models.probing`."""
+        from everloop.integrations.mlflow.adopting import probe_folder
+
+        probe_folder(folder, example)
+
 
 FORMAT = MlflowFormat()
 """What the table of plugins names."""

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import ConflictError, DataError
-from everloop.integrations.mlflow.description import Description, read_description
-from everloop.integrations.mlflow.flavors import OWN_LOADER, Fitted, load_fitted
+from everloop.integrations.mlflow.description import LARGEST_FILE, Description, read_description
+from everloop.integrations.mlflow.flavors import OWN_LOADER, Fitted, brings_code, libraries_of, load_fitted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,8 @@ def import_folder(
         progress: called as packaging moves on.
 
     Raises:
-        TrustError: the folder holds code, and that is not allowed.
+        TrustError: the folder holds code, and that is not allowed, or its model names something outside of itself.
+        CorruptionError: its model does not hold together.
         DataError: it is no model folder, leads out of itself, or says nothing of its columns.
         ParityError: the package does not answer as the model does.
     """
@@ -61,7 +62,7 @@ def adopt_version(
 
     Raises:
         ConflictError: it has one.
-        TrustError, DataError, ParityError: as `import_folder`.
+        TrustError, CorruptionError, DataError, ParityError: as `import_folder`.
     """
     if version.package:
         raise ConflictError(
@@ -87,12 +88,48 @@ def _package(
     from everloop.models.package import build_package
     from everloop.models.saving import describe
 
+    if not brings_code(found):
+        _try(found, example)
     fitted = load_fitted(found, allow_code=allow_code)
     rows, proved_on = _rows(found, fitted, example)
     classes = list(range(fitted.classes)) or None
     trained, frame = describe(fitted.model, rows, y=classes, task=fitted.task)
     package = build_package(trained, store=store, sample=frame, progress=progress)
     return package, {FLAVOR: fitted.flavor, ROWS: proved_on}
+
+
+def probe_folder(folder: Path, example: Any) -> None:
+    """Read the model of a folder and ask it, as a child process does on trial.
+
+    Raises:
+        TrustError, CorruptionError, DataError: as `import_folder`.
+    """
+    from everloop.models.formats.structure import check_structure
+    from everloop.models.package import signature_of
+    from everloop.models.probe_process import ask_edges
+    from everloop.models.saving import describe
+
+    found = read_description(folder)
+    fitted = load_fitted(found)
+    check_structure(fitted.model, boosters=True)
+    rows, _ = _rows(found, fitted, example)
+    trained, frame = describe(fitted.model, rows, y=list(range(fitted.classes)) or None, task=fitted.task)
+    ask_edges(trained.model, signature_of(trained), frame)
+
+
+def _try(found: Description, example: Any) -> None:
+    """Have a child process read the folder first: it came from elsewhere, and libraries crash on what is damaged."""
+    from everloop.models.probing import Job, Limits, run
+
+    files = [place for place in found.folder.rglob("*") if place.is_file() and not place.is_symlink()]
+    size = min(sum(place.stat().st_size for place in files), LARGEST_FILE)
+    given = {
+        "format": "mlflow",
+        "libraries": libraries_of(found),
+        "folder": found.folder.resolve(),
+        "example": example,
+    }
+    run(Job(name="folder", given=given, limits=Limits.of(size)), f"The model in '{found.folder}'")
 
 
 def _rows(found: Description, fitted: Fitted, example: Any) -> tuple[Any, str]:

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import CorruptionError, DataError, MissingExtraError, TrustError
+from everloop.models.formats.checking import check_skops
 from everloop.models.formats.estimator import load_estimator
+from everloop.models.formats.lightgbm_text import check_text
+from everloop.models.formats.xgboost_trees import check_trees
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from everloop.integrations.mlflow.description import Description
     from everloop.models.signature import Task
 
+_PICKLES = (".pkl", ".pickle")
 OWN_LOADER = "everloop.integrations.mlflow.loading"
 
 
@@ -49,22 +53,58 @@ def load_fitted(found: Description, *, allow_code: bool = False) -> Fitted:
     )
 
 
+def brings_code(found: Description) -> bool:
+    """Whether reading the model of the first flavour runs code of the folder."""
+    name = next((name for name in _LOADERS if name in found.flavors), None)
+    if name == "python_function":
+        return True
+    flavor = found.flavors.get(name, {}) if name else {}
+    if name == "sklearn":
+        return not _is_skops(_sklearn_file(found, flavor), flavor.get("serialization_format"))
+    if name == "lightgbm":
+        file = str(flavor.get("data", "model.lgb"))
+        return _is_estimator(file, flavor) and not file.endswith(".skops")
+    return name == "xgboost" and str(flavor.get("data", "model.ubj")).endswith(_PICKLES)
+
+
+def libraries_of(found: Description) -> list[str]:
+    """The formats of everloop's own whose libraries read the folder's model."""
+    name = next((name for name in _LOADERS if name in found.flavors), "")
+    return [name if name in ("xgboost", "catboost", "onnx") else "sklearn"]
+
+
 def _sklearn(found: Description, flavor: Mapping[str, Any], allow_code: bool) -> Fitted:
-    name = flavor.get("pickled_model") or found.flavors.get("python_function", {}).get("model_path")
-    return Fitted(_estimator(found, name, flavor.get("serialization_format"), allow_code), "sklearn")
+    return Fitted(
+        _estimator(found, _sklearn_file(found, flavor), flavor.get("serialization_format"), allow_code), "sklearn"
+    )
+
+
+def _sklearn_file(found: Description, flavor: Mapping[str, Any]) -> object:
+    return flavor.get("pickled_model") or found.flavors.get("python_function", {}).get("model_path")
+
+
+def _is_skops(name: object, kind: object) -> bool:
+    return str(name).endswith(".skops") or kind == "skops"
+
+
+def _is_estimator(name: str, flavor: Mapping[str, Any]) -> bool:
+    """Whether a file of LightGBM's flavour is an estimator and not the text of a booster."""
+    return str(flavor.get("model_class", "")).startswith("lightgbm.sklearn.") or name.endswith((".skops", ".pkl"))
 
 
 def _lightgbm(found: Description, flavor: Mapping[str, Any], allow_code: bool) -> Fitted:
     name = str(flavor.get("data", "model.lgb"))
-    if str(flavor.get("model_class", "")).startswith("lightgbm.sklearn.") or name.endswith((".skops", ".pkl")):
+    if _is_estimator(name, flavor):
         kind = "skops" if name.endswith(".skops") else "pickle"
         return Fitted(_estimator(found, name, kind, allow_code), "lightgbm")
     try:
         import lightgbm
     except ImportError as error:
         raise MissingExtraError.of("A LightGBM model", "lightgbm", "ml") from error
+    text = found.read(name)
+    check_text(text)
     try:
-        booster = lightgbm.Booster(model_str=found.read(name).decode("utf-8"))
+        booster = lightgbm.Booster(model_str=text.decode("utf-8"))
         objective = str(booster.dump_model(num_iteration=1).get("objective", ""))
     except (lightgbm.basic.LightGBMError, UnicodeDecodeError) as error:
         raise CorruptionError(f"'{found.folder / name}' is no LightGBM model: {error}") from error
@@ -77,14 +117,15 @@ def _lightgbm(found: Description, flavor: Mapping[str, Any], allow_code: bool) -
 
 def _xgboost(found: Description, flavor: Mapping[str, Any], allow_code: bool) -> Fitted:
     name = str(flavor.get("data", "model.ubj"))
-    if name.endswith((".pkl", ".pickle")):
+    if name.endswith(_PICKLES):
         return Fitted(_estimator(found, name, "pickle", allow_code), "xgboost")
     kind = str(flavor.get("model_class", "")).rpartition(".")[2]
     blob = found.read(name)
+    if kind not in ("Booster", "XGBClassifier", "XGBRegressor"):
+        raise DataError(f"An XGBoost model of the class '{kind}' cannot be read.", help="Booster and XGB… can.")
+    check_trees(blob)
     if kind == "Booster":
         kind = _wrapper_of(found, blob)
-    if kind not in ("XGBClassifier", "XGBRegressor"):
-        raise DataError(f"An XGBoost model of the class '{kind}' cannot be read.", help="Booster and XGB… can.")
     return Fitted(load_estimator(blob, "xgboost", kind), "xgboost")
 
 
@@ -157,8 +198,10 @@ class PyfuncAnswers:
 
 
 def _estimator(found: Description, name: object, kind: object, allow_code: bool) -> Any:
-    if str(name).endswith(".skops") or kind == "skops":
-        return load_estimator(found.read(name), "sklearn", "")
+    if _is_skops(name, kind):
+        blob = found.read(name)
+        check_skops(blob)
+        return load_estimator(blob, "sklearn", "")
     if not allow_code:
         raise _refused(found, f"a pickle ({name})")
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import CorruptionError
@@ -49,8 +50,9 @@ def check_skops(blob: bytes) -> None:
             if sum(sizes.values()) > MOST_UNPACKED or sizes.get("schema.json", 0) > MOST_SCHEMA:
                 raise CorruptionError(f"The skops file unpacks to {sum(sizes.values()):,} bytes, which is too many.")
             schema = json.loads(archive.read("schema.json"))
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError, NotImplementedError, RecursionError) as error:
-        raise CorruptionError(f"This is not a model in skops' format: {type(error).__name__}: {error}") from error
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, OSError, EOFError, RuntimeError) as error:
+        # A RuntimeError: it is encrypted, packed in a way that Python does not know, or nested too deeply.
+        raise CorruptionError(f"There is no model in skops' format here: {type(error).__name__}: {error}") from error
     waiting: list[Any] = [schema]
     while waiting:
         node = waiting.pop()
@@ -69,13 +71,13 @@ def check_skops(blob: bytes) -> None:
 
 def _check_members(files: Mapping[str, bytes]) -> None:
     try:
-        formats = [str(one) for one in json.loads(files["average.json"])["formats"]]
+        formats = [str(name) for name in json.loads(files["average.json"])["formats"]]
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptionError(f"These files are not an average: {error!r}.", help="Build it again.") from error
-    for place, format in enumerate(formats):
+    for place, one in enumerate(formats):
         prefix = f"{place}/"
         inner = {name.removeprefix(prefix): data for name, data in files.items() if name.startswith(prefix)}
-        check_files(format, inner)
+        check_files(one, inner)
 
 
 def _check_text(text: bytes) -> None:

@@ -15,6 +15,7 @@ import os
 import tempfile
 import warnings
 import zipfile
+import zlib
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -203,7 +204,9 @@ def _check_weights(blob: bytes) -> None:
                     if isinstance(held, h5py.Group):
                         waiting.append(held)
                     elif isinstance(held, h5py.Dataset) and (held.external or held.is_virtual):
-                        raise TrustError(f"The numbers of '{held.name}' in the Keras model's weights lie in other files.")
+                        raise TrustError(
+                            f"The numbers of '{held.name}' in the Keras model's weights lie in other files."
+                        )
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise CorruptionError(f"The Keras model's weights cannot be read: {error}") from error
 
@@ -219,7 +222,7 @@ def _classes(blob: bytes) -> Iterator[str | None]:
             if sizes.get("config.json", 0) > _MOST_CONFIG or sum(sizes.values()) > _MOST_BYTES:
                 raise ValueError(f"it unpacks to {sum(sizes.values()):,} bytes")
             config = json.loads(archive.read("config.json"))
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError, NotImplementedError, RecursionError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, OSError, EOFError, RuntimeError) as error:
         raise CorruptionError(f"The bytes are no Keras model: {error}", help="Build the package again.") from error
     yield from (name for name in names if name not in _MEMBERS)
     waiting: list[Any] = [config]

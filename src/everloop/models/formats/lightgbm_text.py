@@ -94,9 +94,10 @@ def _check_parameters(tail: bytes) -> None:
     _, _, listed = tail.partition(b"\nparameters:\n")
     for line in listed.partition(b"\nend of parameters")[0].split(b"\n"):
         name, _, value = line.strip().removeprefix(b"[").removesuffix(b"]").partition(b":")
-        if name.strip().decode("utf-8", "replace") in _FILES and value.strip():
+        parameter = name.strip().decode("utf-8", "replace")
+        if parameter in _FILES and value.strip():
             raise TrustError(
-                f"The LightGBM model's parameter '{name.decode()}' names '{value.strip().decode('utf-8', 'replace')}', "
+                f"The LightGBM model's parameter '{parameter}' names '{value.strip().decode('utf-8', 'replace')}', "
                 "which lies outside of the model.",
                 help="Empty that line in the model's text; answers do not depend on it.",
             )
@@ -123,13 +124,13 @@ def _check_tree(chunk: bytes, number: int, columns: int) -> None:
     if tree.get("is_linear", "0") not in ("", "0"):
         _check_linear(tree, leaves, columns, where)
     check_children(left, right, leaves, where)
-    if len(column) and not (0 <= int(column.min()) and int(column.max()) < columns):
+    if len(column) and not 0 <= int(column.min()) <= int(column.max()) < columns:
         raise _broken(f"{where} which asks for a column that no row has")
     _check_sets(tree, decision, sets, where)
 
 
 def _check_sets(tree: dict[str, str], decision: Whole, sets: int, where: str) -> None:
-    if len(decision) and not (0 <= int(decision.min()) and int(decision.max()) < 12):
+    if len(decision) and not 0 <= int(decision.min()) <= int(decision.max()) < 12:
         raise _broken(f"{where} with a kind of decision that there is not")
     if sets:
         borders = _whole(tree, "cat_boundaries", sets + 1, where)
@@ -150,7 +151,7 @@ def _check_linear(tree: dict[str, str], leaves: int, columns: int, where: str) -
     total = int(counts.sum())
     asked = _whole(tree, "leaf_features", total, where)
     _numbers(tree, "leaf_coeff", total, where)
-    if len(asked) and not (0 <= int(asked.min()) and int(asked.max()) < columns):
+    if len(asked) and not 0 <= int(asked.min()) <= int(asked.max()) < columns:
         raise _broken(f"{where} with a leaf that asks for a column that no row has")
 
 
@@ -196,4 +197,7 @@ def _whole(tree: dict[str, str], name: str, count: int, where: str) -> Whole:
 
 
 def _broken(what: str) -> CorruptionError:
-    return CorruptionError(f"The LightGBM model holds {what}.", help="Save it again where it was trained.")
+    return CorruptionError(
+        f"There is no LightGBM model here that can be read: it holds {what}.",
+        help="Save it again where it was trained.",
+    )

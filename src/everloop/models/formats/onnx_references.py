@@ -79,7 +79,9 @@ _NUMBERS = re.compile(
     re.DOTALL,
 )
 # Likewise the short texts of an attribute (field 9), one for each node of a tree.
-_TEXTS = re.compile(b"(?:\x4a(?:" + b"|".join(b"\\x%02x.{%d}" % (size, size) for size in range(32)) + b"))++", re.DOTALL)
+_TEXTS = re.compile(
+    b"(?:\x4a(?:" + b"|".join(b"\\x%02x.{%d}" % (size, size) for size in range(32)) + b"))++", re.DOTALL
+)
 
 _Key = tuple[str, str]
 

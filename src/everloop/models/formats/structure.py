@@ -65,7 +65,9 @@ def check_structure(estimator: Any, *, boosters: bool = False) -> None:
         else:
             own = getattr(value, "__dict__", None) or {}
             if kind.startswith("sklearn.feature_extraction.text.") and own.get("input", "content") != "content":
-                raise TrustError(f"The model holds a {type(value).__name__} that reads files, whose names its rows give.")
+                raise TrustError(
+                    f"The model holds a {type(value).__name__} that reads files, whose names its rows give."
+                )
             columns = own.get("n_features_in_", width)
             inner = width if columns is None else int(columns)
             if kind.startswith("sklearn."):

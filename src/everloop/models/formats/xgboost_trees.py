@@ -82,7 +82,9 @@ def check_document(document: Any) -> None:
         if len(info) and (int(info.min()) < 0 or int(info.max()) >= groups):
             raise _broken("a tree of a class that there is not")
         rounds = _whole(model.get("iteration_indptr", [0]))
-        if (rounds[1:] < rounds[:-1]).any() or (len(rounds) and not 0 <= int(rounds[0]) <= int(rounds[-1]) <= len(trees)):
+        if (rounds[1:] < rounds[:-1]).any() or (
+            len(rounds) and not 0 <= int(rounds[0]) <= int(rounds[-1]) <= len(trees)
+        ):
             raise _broken("rounds that are not in order")
         _check_categories(model.get("cats"), columns)
         for number, tree in enumerate(trees):
@@ -109,13 +111,16 @@ def _check_tree(tree: Any, where: str, columns: int, groups: int) -> None:
     if width > 1:
         # Where leaves are vectors, a leaf keeps in the other child the place of its own.
         places = right[~inner]
-        if len(places) and not 0 <= int(places.min()) <= int(places.max()) < len(tree.get("leaf_weights", left)) // width:
+        if (
+            len(places)
+            and not 0 <= int(places.min()) <= int(places.max()) < len(tree.get("leaf_weights", left)) // width
+        ):
             raise _broken(f"{where} with a leaf that is not there")
     elif (right[~inner] != -1).any():
         raise _broken(f"{where} with a node of one child")
     check_children(np.where(inner, left, -1), np.where(inner, right, -1), 1, where)
     # Nodes that were cut away stay in the list, and nothing leads to them.
-    if inner.any() and not (0 <= int(asked[inner].min()) and int(asked[inner].max()) < columns):
+    if inner.any() and not (int(asked[inner].min()) >= 0 and int(asked[inner].max()) < columns):
         raise _broken(f"{where} which asks for a column that no row has")
     _check_sets(tree, kinds, inner, nodes, where)
 
@@ -146,7 +151,12 @@ def _check_categories(told: Any, columns: int) -> None:
     segments, order, listed = _whole(told["feature_segments"]), _whole(told["sorted_idx"]), told["enc"]
     if not len(segments) and not len(order) and not len(listed):
         return
-    if len(segments) != columns + 1 or len(listed) != columns or int(segments[0]) or (segments[1:] < segments[:-1]).any():
+    if (
+        len(segments) != columns + 1
+        or len(listed) != columns
+        or int(segments[0])
+        or (segments[1:] < segments[:-1]).any()
+    ):
         raise _broken("categories of columns that there are not")
     counts = segments[1:] - segments[:-1]
     if int(segments[-1]) != len(order):
