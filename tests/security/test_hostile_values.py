@@ -401,3 +401,31 @@ def test_headers(caller, header):
         for method, path in (("POST", OTLP), ("POST", "/api/2.0/mlflow/runs/search"), ("GET", "/api/v1/runs"),
                              ("POST", "/api/v1/webhooks"), ("GET", "/get-artifact?run_id=1&path=x")):  # fmt: skip
             fine(method, path, f"{header}: {value[:20]}", caller.ask(method, path, b"{}", **{header: value}))
+
+
+def texts_of(handler: Any) -> list[str]:
+    """The names of a native body's fields that are texts."""
+    return [name for name, field in body_fields(handler).items() if str(field.type).split()[0] in TEXT_TYPES]
+
+
+TEXT_TYPES = {"Name", "Text", "Url", "Secret", "Why", "str"}
+WITH_TEXTS = [(method, path, handler) for method, path, handler in NATIVE if texts_of(handler)]
+
+
+@pytest.mark.parametrize(("method", "path", "handler"), WITH_TEXTS, ids=[f"{m} {p}" for m, p, _ in WITH_TEXTS])
+def test_a_native_field_that_is_too_long_is_named_with_its_limit(caller, method, path, handler):
+    for name in texts_of(handler):
+        fields = {
+            other: {} if "Roles" in str(field.type) else "1"
+            for other, field in body_fields(handler).items()
+            if field.default is dataclasses.MISSING
+        }
+        status, body = caller.ask(method, filled(path), json.dumps({**fields, name: "x" * 300_000}).encode())
+        assert status == 400, body
+        assert re.search(rf"{name}: .*length <= \d+", json.loads(body)["error"]["message"]), body
+
+
+def test_there_are_fields_to_try():
+    assert len(WITH_TEXTS) > 8
+    assert sum(len(names) for names in FIELDS.values()) > 150
+    assert len(NATIVE) > 30

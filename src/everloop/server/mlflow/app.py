@@ -166,7 +166,16 @@ class MlflowApp:
             if said.status >= 500 and said.code not in ("NOT_IMPLEMENTED", "RESOURCE_EXHAUSTED"):
                 _log.error("%s %s: %s", scope["method"], _raw_path(scope), said.message)
             await answer(send, said.status, error_body(said))
-        except (OSError, sqlite3.Error, ValueError, TypeError, KeyError, RecursionError) as error:
+        except (
+            OSError,
+            sqlite3.Error,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             if (full := no_space_error(error)) is not None:
                 said = translated(full)
                 await answer(send, said.status, error_body(said))
