@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 from everloop.errors import CorruptionError, EverloopError, NotFoundError, StoreFullError, UnavailableError
 from everloop.serving.log_segments import Segment, first_line, open_segments, shown
-from everloop.serving.log_sinks import Shipping, SinkState, host_name, make_own_folder, new_instance
+from everloop.serving.log_sinks import Shipping, SinkState, make_own_folder, new_instance, on_this_kernel
 from everloop.stores.clock import system_micros
 from everloop.stores.journals import HEADER, SUFFIX, Journal, list_journals, read_journal, writer_alive
 
@@ -310,7 +310,7 @@ def ship_leftovers(
 def bytes_left(folder: Path) -> int:
     """How much of what this host's dead instances have written no store has confirmed, of all streams of a spool."""
     instances = (instance for spool in _instances(folder) for instance in _instances(spool))
-    return sum(_size(one) for one in instances if _host_of(one) == host_name() and not _alive(one))
+    return sum(_size(one) for one in instances if on_this_kernel(one.name) and not _alive(one))
 
 
 def _whole_frames(path: Path) -> tuple[bytes, bool]:
@@ -354,13 +354,13 @@ def _alive(folder: Path) -> bool:
     if not journals:
         # It may be about to begin its first one.
         return quiet < STALE_S
-    return _host_of(folder) != host_name() and quiet < STALE_S
+    return not on_this_kernel(folder.name) and quiet < STALE_S
 
 
 def _bytes_of_others(spool: Path, own: str) -> int:
     """What fills this host's disk beside one's own: the living of other hosts have theirs to look after."""
     others = (folder for folder in _instances(spool) if folder.name != own)
-    return sum(_size(folder) for folder in others if _host_of(folder) == host_name() or not _alive(folder))
+    return sum(_size(folder) for folder in others if on_this_kernel(folder.name) or not _alive(folder))
 
 
 def _size(folder: Path) -> int:
@@ -371,10 +371,6 @@ def _size(folder: Path) -> int:
             with suppress(FileNotFoundError):
                 size += max(0, path.stat().st_size - len(HEADER))
     return size
-
-
-def _host_of(folder: Path) -> str:
-    return folder.name.rpartition(".")[0]
 
 
 def _remove(folder: Path) -> None:

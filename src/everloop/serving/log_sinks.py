@@ -22,6 +22,8 @@ import tempfile
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from stat import S_ISDIR
 from threading import Lock
@@ -265,8 +267,24 @@ def host_name(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def new_instance() -> str:
-    """An id of a process that writes logs: `<host>.<32 digits>`. No other process ever has it."""
-    return f"{host_name()}.{uuid.uuid4().hex}"
+    """An id of a process that writes logs: `<host>.<32 digits>`. No other process ever has it. The first eight digits
+    are the same for all processes that run on one kernel, and so see each other's locks."""
+    return f"{host_name()}.{kernel_digits()}{uuid.uuid4().hex[:24]}"
+
+
+@lru_cache(maxsize=1)
+def kernel_digits() -> str:
+    """Eight digits of the kernel that runs this process."""
+    try:
+        kernel = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:
+        kernel = f"{os.uname().nodename} {uuid.getnode()}".encode()
+    return sha256(kernel).hexdigest()[:8]
+
+
+def on_this_kernel(instance: str) -> bool:
+    """Whether an instance runs, or ran, where its locks can be seen from here."""
+    return instance.rpartition(".")[2].startswith(kernel_digits())
 
 
 def instance_id() -> str:

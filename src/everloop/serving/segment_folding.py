@@ -13,9 +13,9 @@ from datetime import timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from everloop.errors import CorruptionError, EverloopError, NotFoundError
+from everloop.errors import CorruptionError, EverloopError, NotFoundError, StoreFullError, UnavailableError
 from everloop.serving import log_segments
-from everloop.serving.log_segments import SPOOL, frames_of, open_segments, shown
+from everloop.serving.log_segments import SPOOL, first_line, frames_of, open_segments, shown
 from everloop.serving.log_shipping import ship_leftovers
 from everloop.stores.clock import moment_of, system_micros
 
@@ -206,8 +206,21 @@ class _Folding(Generic[Entry]):
             return 0
         upto = {segment.instance: segment.number for segment in done}
         progress = [(instance, self._read[instance], number) for instance, number in upto.items()]
-        frame = self._fold.frame_of(self._store, self._fold.table, entries)
-        if not self._store.tables.append(self._fold.table, frame, progress=progress):
+        try:
+            frame = self._fold.frame_of(self._store, self._fold.table, entries)
+            written = self._store.tables.append(self._fold.table, frame, progress=progress)
+        except (UnavailableError, StoreFullError):
+            raise
+        except Exception as error:
+            # Frames that can be read and do not make rows: those of one instance must not hold up the others'.
+            if len(done) > 1:
+                return sum(self._commit([one]) for one in due if one[0] in done)
+            why = f"The segment '{done[0].key}' makes no rows: {first_line(error)}"
+            self._damage = CorruptionError(why, help="Delete it, or see the error of its instance.")
+            self._stopped.add(done[0].instance)
+            logger.debug("Folding a segment failed", exc_info=True)
+            return 0
+        if not written:
             # Another process folds the same segments, and has been faster. The next call sees what is left.
             self._stopped.update(upto)
             return 0

@@ -68,8 +68,8 @@ class LogPlace:
 class LogSinkSuite:
     """Derive from this and give a fixture `place` that returns a `LogPlace`."""
 
-    kills = 2
-    """Processes that are killed in each test that kills."""
+    kills = int(os.environ.get("EVERLOOP_KILLS", "1"))
+    """Processes that are killed in each test that kills at random."""
 
     def test_each_frame_is_folded_once(self, place: LogPlace) -> None:
         with place.sink() as sink:
