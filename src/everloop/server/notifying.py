@@ -72,6 +72,7 @@ class Webhooks:
         self.options = options
         self.records = store.records.for_project(PROJECT)
         self.secrets = WebhookSecrets(store, self.records)
+        self._warned = False
 
     def list(self) -> Sequence[Webhook]:
         """Every webhook, as an admin may see it: without its secret."""
@@ -94,7 +95,9 @@ class Webhooks:
             self.secrets.seal_all()
         except (StoreError, UnavailableError, ConflictError) as error:
             # As in a home that is read-only: they are sealed by the next process that can write.
-            _log.warning("Secrets of webhooks are stored in clear and cannot be sealed now: %s", error)
+            if not self._warned:
+                self._warned = True
+                _log.warning("Secrets of webhooks are stored in clear and cannot be sealed now: %s", error)
             return found
         return self.records.find(Webhook, ("for_project", "=", self.store.project), order="name")
 

@@ -73,6 +73,9 @@ def is_locked(path: Path) -> bool:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
+    except PermissionError:
+        # Another user's. Nothing may be done for a holder that could be alive.
+        return True
     try:
         # A shared lock, so that two who only ask do not take each other for a holder.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -290,7 +290,7 @@ class ObstoreBytes:
         self.url = mask_url(text)
         self._store: Any
         if _URL.match(text) and not text.startswith("file://"):
-            check_url(text, "The URL of the objects", BUCKETS)
+            check_url(text, "The URL of the objects", (*BUCKETS, "https", "http"))
             self._store = from_url(text, **options)
         else:
             from urllib.parse import unquote, urlsplit

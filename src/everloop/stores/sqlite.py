@@ -128,7 +128,7 @@ class SqliteDatabase:
         if self.closed:
             raise UsageError("The store is closed.", help="Open it again.")
         try:
-            return self._frozen.read(statement, values, text)
+            return self._frozen.read(statement, values, text, may_copy=not self._writable)
         except sqlite3.Error as error:
             raise _told(first or error, self.path) from error
         except OSError as error:

@@ -69,12 +69,19 @@ class FrozenReader:
         self._copies: list[weakref.finalize[Any, Any]] = []
 
     def read(
-        self, statement: str, values: Sequence[object] = (), text: Callable[[bytes], str] = bytes.decode
+        self,
+        statement: str,
+        values: Sequence[object] = (),
+        text: Callable[[bytes], str] = bytes.decode,
+        *,
+        may_copy: bool = True,
     ) -> list[Any]:
         """All rows of a statement.
 
         Args:
             text: from the bytes of a text to what is returned for it.
+            may_copy: whether this process has no other connection to the database. Closing a copied file would give
+                up the locks of one.
 
         Raises:
             sqlite3.Error: as the statement itself does.
@@ -83,7 +90,7 @@ class FrozenReader:
         """
         with self._locked():
             for attempt in range(ATTEMPTS):
-                connection = self._opened()
+                connection = self._opened(may_copy=may_copy)
                 connection.text_factory = text
                 try:
                     rows = connection.execute(statement, values).fetchall()
@@ -123,7 +130,7 @@ class FrozenReader:
             self._connection, self._state, self._copies = None, None, []
         return self._guard
 
-    def _opened(self) -> sqlite3.Connection:
+    def _opened(self, *, may_copy: bool = True) -> sqlite3.Connection:
         if self._connection is None:
             live = self._try("mode=ro")
             if live is not None:
@@ -135,6 +142,8 @@ class FrozenReader:
                 if frozen is not None:
                     self._connection = frozen
                     return frozen
+            if not may_copy:
+                raise sqlite3.OperationalError("there is a log that cannot be opened")
             self._connection = self._copied()
         return self._connection
 
