@@ -217,9 +217,7 @@ def card_of(store: Store, model: str, description: str, texts: list[str]) -> str
     source = Source(launch=tuple(texts), git_commit=texts[-1], python=texts[0], code=texts[0], changes=texts[0])
     run = store.new(Run, name="x", started_at=store.now(), source=source, trigger=texts[0])
     store.records.put(package, run)
-    version = register(
-        store, model, package, run=run.id, metrics=dict.fromkeys(texts, 1.0), description=description
-    )
+    version = register(store, model, package, run=run.id, metrics=dict.fromkeys(texts, 1.0), description=description)
     describe(store, version.key, description)
     tag(store, version.key, {text: text for text in texts})
     for text in texts:
