@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
@@ -14,11 +15,11 @@ import polars as pl
 import pytest
 
 from everloop.errors import CorruptionError, EverloopError
-from everloop.records import Run
+from everloop.records import Point, Run
 from everloop.stores import Store, open_store
 from everloop.stores.backup import backup, restore
 from everloop.stores.check import look_before_opening, seal, verify
-from everloop.stores.home import find_places
+from everloop.stores.home import Places, find_places, open_places
 from everloop.stores.repair import repair
 from everloop.testing import damage
 from everloop.testing.stores import START, ManualClock
@@ -172,6 +173,18 @@ def test_damage_is_not_compacted_away(copy: Path) -> None:
         assert len(store.tables.scan("labels/delays", verify=True).collect()) == 1600
 
 
+@pytest.mark.parametrize("how", ["missing", "empty"])
+def test_a_database_that_is_gone_is_not_made_again(copy: Path, how: str) -> None:
+    path = copy / "everloop.db"
+    path.unlink()
+    if how == "empty":
+        path.touch()
+    found = damage.check(copy)
+    assert isinstance(found, CorruptionError)
+    assert how in found.message
+    assert path.exists() == (how == "empty")
+
+
 def test_homes_of_earlier_versions_are_sealed(copy: Path, whole: tuple[Path, str]) -> None:
     with sqlite3.connect(copy / "everloop.db") as connection:
         for table in ("records", "revisions", "events", "metrics", "points"):
@@ -233,3 +246,53 @@ def test_what_a_killed_writer_did_not_note_is_noted_by_the_next(store: Store) ->
 def _with_keys(home: Path, other: Path) -> Path:
     shutil.copytree(other / "keys", home / "keys", dirs_exist_ok=True)
     return home
+
+
+def test_rows_on_a_server_have_checksums_as_well(postgres_url: str, tmp_path: Path) -> None:
+    import psycopg
+
+    home = tmp_path / "home"
+    places = Places(home=home, records=postgres_url, objects=str(home / "objects"), tables=str(home / "tables"))
+    with open_places(places, project="flights", clock=ManualClock()) as store:
+        run = store.new(Run, name="run-7", started_at=store.now(), state="finished", params={"lr": 0.5})
+        store.records.put(run)
+        store.records.update(run)
+        points = [Point(key="loss", value=value, step=1, at=START) for value in (0.5, math.nan, math.inf, -0.0)]
+        store.records.append_points(f"run:{run.id}", points)
+        assert verify(store).problems == ()
+        assert verify(store).checked.rows == 9
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            connection.execute("UPDATE records SET body = replace(body, 'run-7', 'run-6')")
+            connection.execute("UPDATE points SET step = 5 WHERE step = 1 AND value = 0.5")
+            connection.execute("UPDATE events SET crc = NULL")
+        report = verify(store)
+        assert sorted(one.cure or "" for one in report.problems) == ["row", "row"]
+        assert all(done.healed for done in repair(store, report))
+        report = verify(store)
+        assert report.ok
+        assert report.checked.unsealed_rows == 2
+        assert seal(store) == (2, 0)
+        assert store.records.get(Run, run.id).name == "run-7"
+
+
+def test_moved_deleted_and_restored_records_keep_right_checksums(store: Store) -> None:
+    run = store.new(Run, name="r", started_at=store.now(), state="finished", params={"a": 1})
+    store.records.put(run)
+    store.records.append_points(f"run:{run.id}", [Point(key="loss", value=1.0, step=1, at=START)])
+    (run,) = store.records.update(run)
+    store.records.delete(Run, run.id)
+    assert verify(store).ok
+    store.records.restore(Run, run.id)
+    store.records.move(Run, run.id, "trains")
+    report = verify(store)
+    assert report.ok
+    assert report.checked.unsealed_rows == 0
+
+
+def test_a_check_ends_as_a_process_should(whole: tuple[Path, str]) -> None:
+    """Threads of a library that still held objects of Python's used to abort the process at its end."""
+    environment = {**os.environ, "EVERLOOP_KEYS": str(whole[0] / "keys")}
+    command = [sys.executable, "-c", "from everloop.cli import main; main()", "verify", "--home", str(whole[0])]
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+        assert (done.returncode, "whole" in done.stdout) == (0, True), done.stderr

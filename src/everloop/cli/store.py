@@ -120,7 +120,7 @@ def verify(
         raise UnavailableError(f"The store cannot be checked: {error.message}", help=error.help) from error
     with opened_store as store:
         lost: list[Run] = []
-        with suppress(ReadOnlyError):
+        with suppress(StoreError, OSError):
             lost = mark_lost(store)
         report = verify_store(store, found=found)
         repairs: list[Repair] = []
@@ -130,10 +130,10 @@ def verify(
                 _show_problems(healable)
                 typer.confirm(f"Heal {len(healable)} of {len(report.problems)} problems?", abort=True, err=True)
             repairs = repair(store, report, backup=source)
-            report = verify_store(store)
+            report = verify_store(store, found=found)
         sealed = (0, 0)
         if report.ok and not report.unchecked and (report.checked.unsealed_rows or report.checked.unsealed_files):
-            with suppress(ReadOnlyError):
+            with suppress(StoreError, OSError):
                 sealed = seal(store)
 
     def draw() -> None:

@@ -12,6 +12,7 @@ import msgspec
 
 from everloop.errors import (
     ConflictError,
+    CorruptionError,
     EverloopError,
     InsufficientStorageError,
     NotFoundError,
@@ -94,12 +95,27 @@ def verify(store: Store, *, found: Sequence[str] = ()) -> Report:
 
 def look_before_opening(places: Places) -> list[str]:
     """What is wrong with the database's write-ahead log. Opening a database after a crash makes SQLite forget what it
-    cannot read of the log, so this comes first."""
+    cannot read of the log, so this comes first.
+
+    Raises:
+        CorruptionError: there is no database, or an empty file, beside parts that only a store with one can have.
+            Opening it would make a new one.
+    """
     if "://" in places.records:
         return []
     from everloop.stores.sqlite_files import log_problems
 
-    return log_problems(Path(places.records))
+    path = Path(places.records)
+    if not path.exists() or path.stat().st_size == 0:
+        parts = [Path(part) for part in (places.objects, places.tables) if "://" not in part]
+        if any(part.is_dir() and any(part.iterdir()) for part in parts):
+            raise CorruptionError(
+                f"The database '{path}' is {'empty' if path.exists() else 'missing'}, and other parts of the store are"
+                " there.",
+                help=f"Restore a backup: {RESTORE}",
+            )
+        return []
+    return log_problems(path)
 
 
 def seal(store: Store) -> tuple[int, int]:

@@ -138,9 +138,9 @@ def values(home: Path) -> str:
 
 def check(home: Path) -> Report | EverloopError:
     """What `everloop verify` does."""
-    found = look_before_opening(find_places(home)[0])
     os.environ["EVERLOOP_KEYS"] = str(home / "keys")
     try:
+        found = look_before_opening(find_places(home)[0])
         with open_store(home, create=False, project="flights", clock=ManualClock()) as store:
             return verify(store, found=found)
     except EverloopError as error:
