@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LIMITS = Limits(cpu_s=3, wall_s=60, memory_bytes=2**30)
-ROWS = 500
+ROWS = 200
 
 
 def main(jobs: str, out: str, *libraries: str) -> None:

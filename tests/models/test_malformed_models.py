@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from everloop.stores import Store
 
-MUTATIONS = int(os.environ.get("EVERLOOP_FUZZ", "30"))
+MUTATIONS = int(os.environ.get("EVERLOOP_FUZZ", "24"))
 ROWS = 200
 Files = dict[str, bytes]
 
