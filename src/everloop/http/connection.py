@@ -78,7 +78,11 @@ class LimitedHttp(HttpToolsProtocol):
         if self._in_body:
             # A trailer. What has been checked before the body came is not changed behind it.
             return
-        super().on_header(name, value)
+        # As uvicorn's own, without the call: it is one for each header of each request.
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self.check_head()

@@ -37,7 +37,7 @@ from everloop.http.hosts import HostRule
 from everloop.http.request_guard import RequestGuard
 from everloop.serving import answering
 from everloop.serving.admission import Admission
-from everloop.serving.exchange import JSON, Handle, Request, Response, late
+from everloop.serving.exchange import JSON, TABLE_MARKS, Handle, Request, Response, late
 from everloop.serving.label_log import GivenLabel, LabelLog, unmatched_of
 from everloop.serving.live import pinned
 from everloop.serving.log_sinks import grace_s
@@ -60,8 +60,6 @@ logger = logging.getLogger("everloop.serving")
 
 LARGE_BODY_BYTES = 64 << 10
 """Bodies above this are decoded and scored in a worker thread."""
-TABLE_MARKS = (b"\xff\xff\xff\xff", b"ARRO", b"PAR1")
-"""How tables begin. What reads them is loaded with the first, and they may become much larger; a thread takes them."""
 WORKERS = 4
 WAITING_WORKERS = 64
 """Threads where each answer waits until the log's store has it."""
@@ -497,11 +495,11 @@ class EndpointApp:
                 status, request.client = self._admission.look(request.path, request.header(b"authorization"))
                 if status != 200:
                     return self._not_let_in(status)
-            if request.header(b"x-request-timeout-ms") is not None:
-                self._read_deadline(request)
-            encoding = request.header(b"content-encoding")
-            if encoding is not None:
-                self._unpack(request, encoding)
+            for name, value in request.headers:
+                if name == b"x-request-timeout-ms":
+                    self._read_deadline(request)
+                elif name == b"content-encoding":
+                    self._unpack(request, value)
             if request.deadline is not None and perf_counter() > request.deadline:
                 raise late()
             if handle is None:

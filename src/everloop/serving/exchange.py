@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from everloop.serving.settings import Settings
 
 JSON = b"application/json"
+TABLE_MARKS = (b"\xff\xff\xff\xff", b"ARRO", b"PAR1")
+"""How tables begin. They may become much larger than they are, and what reads them is loaded with the first."""
 
 
 @dataclass(slots=True)

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from everloop.http.connection import FRAMING, LimitedHttp
-from everloop.serving.app import BESIDE, LARGE_BODY_BYTES, TABLE_MARKS, EndpointApp, head_of
-from everloop.serving.exchange import JSON, Request
+from everloop.serving.app import BESIDE, LARGE_BODY_BYTES, EndpointApp, head_of
+from everloop.serving.exchange import JSON, TABLE_MARKS, Request
 
 if TYPE_CHECKING:
     from asyncio import Transport
@@ -41,6 +41,8 @@ class QuickProtocol(LimitedHttp):
         self._body: list[bytes] | None = None
         """The pieces of a body that may take the short way; None: the request takes uvicorn's."""
         self._served = 0.0
+        self._let_in: tuple[str, list[tuple[bytes, bytes]]] | None = None
+        """The method and headers that the guard let through last. Most clients send the same again and again."""
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -107,11 +109,10 @@ class QuickProtocol(LimitedHttp):
         self.check_head()
         self._body = []
         method = self.parser.get_method().decode("ascii")
-        local = self.server[0] if self.server else None
         if (
             self.expect_100_continue
             # The long way says why.
-            or self._endpoint.guard.refusal(method, self.headers, local) is not None
+            or not self._may_pass(method)
             or (self.cycle is not None and not self.cycle.response_complete)
             or self.parser.get_http_version() != "1.1"
             or self.parser.should_upgrade()
@@ -119,6 +120,15 @@ class QuickProtocol(LimitedHttp):
             or (method, self.url.decode("ascii")) not in self._endpoint.exact
         ):
             self._take_long_way()
+
+    def _may_pass(self, method: str) -> bool:
+        asked = (method, self.headers)
+        if asked == self._let_in:
+            return True
+        if self._endpoint.guard.refusal(method, self.headers, self.server[0] if self.server else None) is not None:
+            return False
+        self._let_in = asked
+        return True
 
     def on_body(self, body: bytes) -> None:
         if self._body is None:
