@@ -22,6 +22,7 @@ from everloop.cli.container import find_model, hyperparameters, port_of
 from everloop.errors import NotFoundError, UsageError
 from everloop.models import build_package, export_package, load_model, register
 from everloop.models.containers import write_context
+from everloop.serving.log_segments import open_segments
 from everloop.stores import open_store
 from everloop.testing.models import sample_rows, sample_table, train_sample
 
@@ -110,7 +111,8 @@ PLATFORMS = {
         "/ask",
     ),
     "azure": ("PORT", "azure/delays/7", {"AZUREML_MODEL_DIR": "{root}/azure/delays"}, "/", "/score"),
-    "kserve": (None, "mnt/models", {}, "/v1/models/delays", "/v1/models/delays:predict"),
+    # With nothing installed but what the image holds, a log can be shipped as well.
+    "kserve": (None, "mnt/models", {"EVERLOOP_LOG": "{root}/log"}, "/v1/models/delays", "/v1/models/delays:predict"),
 }
 
 
@@ -136,6 +138,8 @@ def test_serve_as_the_platform_asks(image, tmp_path, platform):
         wanted = train_sample("lightgbm").predict_scores(sample_table().head(3))
         np.testing.assert_array_equal(found["probabilities"], wanted)
         assert ask(url + predict, b'{"instances": [{"nonsense": 1}]}')[0] == 400
+    if env["EVERLOOP_LOG"] != "none":
+        assert len(open_segments(env["EVERLOOP_LOG"]).find("predictions@default@delays-1")) == 1
 
 
 def test_train_and_serve_what_was_trained(image, tmp_path):

@@ -26,13 +26,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everloop.errors import EverloopError, NotFoundError, UnavailableError, UsageError
+from everloop.errors import EverloopError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from everloop.records import ModelVersion
-    from everloop.serving.log_sinks import Shipping
     from everloop.stores import Store
 
 PORTS = ("AIP_HTTP_PORT", "SAGEMAKER_BIND_TO_PORT", "PORT")
@@ -127,12 +126,13 @@ def _trust(work: Path) -> None:
 
 
 def _serve(work: Path, given: argparse.Namespace) -> None:
+    from everloop.cli.container_log import open_log, ship_rest
     from everloop.loop.serving_place import find_place
     from everloop.serving import serve_endpoint
     from everloop.stores import open_store
 
     # First of all: a container that cannot keep its promise says so before it fetches a model.
-    log = _opened_log(given.log)
+    log = open_log(given.log)
     path = find_model(work, os.environ)
     port = given.http_port if given.http_port is not None else port_of(os.environ)
     project, _, name = (given.endpoint or "").rpartition("/")
@@ -146,61 +146,7 @@ def _serve(work: Path, given: argparse.Namespace) -> None:
     # Who may ask is decided before the container: it is reached through its platform only.
     serve_endpoint(place, where, given.host, port, project=project, workers=given.workers, exposed=True)
     if log is not None:
-        _ship_rest(log, again=given.workers > 1)
-
-
-def _opened_log(given: str | None) -> Shipping | None:
-    """Have the log's place in the environment, where all processes of this container look, and say what it is.
-
-    Raises:
-        UsageError: there is none, or one that cannot be used.
-        UnavailableError: it does not answer, or does not let us write.
-    """
-    from everloop.serving.log_segments import open_segments, shown
-    from everloop.serving.log_sinks import VARIABLE, choose_place, log_of, make_own_folder
-
-    os.environ[VARIABLE] = choose_place(os.environ, given)
-    log = log_of(os.environ)
-    if log is None or isinstance(log, str):
-        sys.stderr.write("everloop log: none. No answer is written down, and every answer says so (X-Everloop-Log).\n")
-        return None
-    make_own_folder(log.folder)
-    open_segments(log.where).check()
-    wait = f"the local journal in {log.folder}" if log.durable == "local" else "the store"
-    sys.stderr.write(f"everloop log: {shown(log.where)}. An answer leaves when {wait} has it.\n")
-    if log.durable == "local":
-        sys.stderr.write(
-            f"everloop log: if {log.folder} is not on a mounted volume, the answers of the last {log.segment_s:g} s are"
-            " lost with the container's disk. EVERLOOP_LOG_DURABLE=store waits for the store instead.\n"
-        )
-    return log
-
-
-def _ship_rest(log: Shipping, *, again: bool) -> None:
-    """Say what is left of the log.
-
-    Args:
-        again: try to ship it first: some of it may be of workers that were killed.
-
-    Raises:
-        UnavailableError: something is left that the store does not have.
-    """
-    from everloop.serving.log_segments import open_segments, shown
-    from everloop.serving.log_shipping import bytes_left, ship_leftovers
-
-    left = bytes_left(log.folder)
-    if left and again:
-        try:
-            for spool in sorted(log.folder.iterdir()):
-                ship_leftovers(open_segments(log.where), spool)
-        except (EverloopError, OSError) as error:
-            sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        left = bytes_left(log.folder)
-    if left:
-        raise UnavailableError(
-            f"{left} bytes of the log have not reached {shown(log.where)}.",
-            help=f"They are in {log.folder}: the next container that has this folder ships them.",
-        )
+        ship_rest(log, again=given.workers > 1)
 
 
 def _endpoint(store: Store, version: ModelVersion, name: str) -> str:
