@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 HIDDEN = "***"
 MOST_SHOWN = 300
+SHORT = 4
+"""So many characters, such as those of `true`, are not taken for a secret."""
 
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "adl", "wasb", "wasbs", "r2")
 _AZURE = ("abfs", "abfss", "wasb", "wasbs")
@@ -236,15 +238,16 @@ def _shown_options(scheme: str, options: str) -> str:
             # Without a value the name may be what follows an unencoded `?` of a password.
             shown.append(HIDDEN)
         else:
-            shown.append(f"{name}={value if _is_shown(scheme, name) and '@' not in value else HIDDEN}")
+            shown.append(f"{name}={value if _is_shown(scheme, name, value) and '@' not in value else HIDDEN}")
     return "&".join(shown)
 
 
-def _is_shown(scheme: str, option: str) -> bool:
-    """Whether the value of an option may be shown. A web address has options of any name; a database's are known."""
-    if scheme.lower() in _PLAIN:
-        return not _SECRET_OPTION.search(option)
-    return option.lower() in _SHOWN_OPTIONS
+def _is_shown(scheme: str, option: str, value: str) -> bool:
+    """Whether the value of an option may be shown. A web address has options of any name. A database's are known, and
+    one of another name may be a misspelled password, unless it is too short to be one."""
+    if option.lower() in _SHOWN_OPTIONS:
+        return True
+    return not _SECRET_OPTION.search(option) and (scheme.lower() in _PLAIN or len(value) <= SHORT)
 
 
 def _secrets(url: str) -> Iterator[str]:
@@ -261,7 +264,7 @@ def _secrets(url: str) -> Iterator[str]:
         for secret in (password,) if colon and known else (hidden, password) if not known else ():
             yield from _spellings(secret)
     for name, value in _pairs(options):
-        if not value or not _is_shown(scheme, name):
+        if not value or not _is_shown(scheme, name, value):
             yield from _spellings(value or name)
 
 
