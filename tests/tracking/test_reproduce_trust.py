@@ -278,6 +278,22 @@ def test_usual_packages_are_taken() -> None:
     assert pinned_packages(Source(packages=packages)) == [f"{name}=={version}" for name, version in packages.items()]
 
 
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("repository")
+    (made / "train.py").write_text(SCRIPT)
+    git(made, "init", "-q")
+    git(made, "add", ".")
+    git(made, "commit", "-qm", "first")
+    return made
+
+
+def in_git(store: Store, repository: Path) -> Run:
+    run = evil(store, repository / "mark")
+    commit = git(repository, "rev-parse", "HEAD")
+    return replace(run, source=replace(run.source, git_commit=commit, git_root=str(repository)))
+
+
 def with_patch(store: Store, run: Run, patch: str) -> Run:
     return replace(run, source=replace(run.source, changes=store.objects.add(patch.encode())))
 
@@ -299,11 +315,8 @@ PATCHES = {
 
 
 @pytest.mark.parametrize("name", PATCHES)
-def test_patches_stay_within_the_repository(name: str, store: Store, folder: Path, tmp_path: Path) -> None:
-    git(folder, "init", "-q")
-    git(folder, "add", ".")
-    git(folder, "commit", "-qm", "first")
-    run = with_patch(store, run_script(folder, store), PATCHES[name])
+def test_patches_stay_within_the_repository(name: str, store: Store, repository: Path, tmp_path: Path) -> None:
+    run = with_patch(store, in_git(store, repository), PATCHES[name])
     with pytest.raises(UsageError, match="not applied"):
         plan_reproduction(store, run)
     with pytest.raises(UsageError, match="not applied"):
@@ -316,11 +329,8 @@ def test_patches_stay_within_the_repository(name: str, store: Store, folder: Pat
 @pytest.mark.parametrize(
     "commit", ["--upload-pack=touch evil", "-x", "HEAD", "main", "a" * 39, "A" * 40, "", "a" * 40 + "\n", "HEAD@{1}"]
 )
-def test_a_commit_is_a_digest(commit: str, store: Store, folder: Path, tmp_path: Path) -> None:
-    git(folder, "init", "-q")
-    git(folder, "add", ".")
-    git(folder, "commit", "-qm", "first")
-    run = run_script(folder, store)
+def test_a_commit_is_a_digest(commit: str, store: Store, repository: Path, tmp_path: Path) -> None:
+    run = in_git(store, repository)
     run = replace(run, source=replace(run.source, git_commit=commit))
     with pytest.raises(UsageError, match="full name of a commit"):
         reproduce_script(store, run, tmp_path / "scratch", trust=True)

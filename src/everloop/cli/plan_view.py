@@ -42,7 +42,8 @@ def draw_plan(console: Console, plan: ReproductionPlan, *, whole: bool) -> None:
             console.print(Text(f"    {shell_word(word)}"), soft_wrap=True)
         line("folder", plan.folder)
     else:
-        line("loop", f"loop.py in {plan.folder}, or the commit where that has changed")
+        where = f"in {plan.folder}" if plan.folder else "in a folder that is not here: --dir"
+        line("loop", f"loop.py {where}, or from the commit where that has changed")
         for name, value in plan.params.items():
             line("parameter", f"{name} = {value!r}")
     line("repository", plan.repository or "none: the code that lies in the folder now")

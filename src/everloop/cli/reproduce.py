@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -155,6 +155,7 @@ def _show(
     run: str, home: Path | None, json: bool, reuse_environment: bool, repository: Path | None, project: Path | None
 ) -> int:
     from everloop.cli.plan_view import draw_plan, plain_plan
+    from everloop.errors import NotFoundError
     from everloop.tracking.reproduction_plan import plan_reproduction
 
     with opened(home) as store:
@@ -164,7 +165,8 @@ def _show(
             from everloop.loop.reproduction import doer_of, project_folder
 
             record, _ = doer_of(store, record, [])
-            folder = project_folder(store, record, project.absolute() if project else None)
+            with suppress(NotFoundError):
+                folder = project_folder(store, record, project.absolute() if project else None)
         plan = plan_reproduction(
             store,
             record,
