@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from everloop.cli.output import AsJson, Home, MaxBytes, console, emit, facts, messages, opened, say, short, table
-from everloop.errors import CorruptionError, ReadOnlyError, StoreError, StoreVersionError, UnavailableError, UsageError
+from everloop.errors import CorruptionError, StoreError, StoreVersionError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from everloop.records import Run

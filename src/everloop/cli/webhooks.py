@@ -85,7 +85,7 @@ def renew(
         hook = _hooks(store, allow_webhook_network).renew(name, url)
 
     def draw() -> None:
-        typer.echo(hook.secret)
+        say(hook.secret)
         messages().print("Keep it: it is shown this once. The old secret signs nothing any more.")
 
     emit({**{field: getattr(hook, field) for field in SHOWN}, "secret": hook.secret}, json, draw)
@@ -103,7 +103,7 @@ def rekey(home: Home = None, json: AsJson = False) -> None:
     emit(
         {"webhooks": count},
         json,
-        lambda: typer.echo(f"{count} webhook{'s' if count != 1 else ''} sealed with the new key."),
+        lambda: say(f"{count} webhook{'s' if count != 1 else ''} sealed with the new key."),
     )
 
 

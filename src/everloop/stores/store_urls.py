@@ -37,7 +37,7 @@ _SECRET_OPTION = re.compile(
     r"pass|pwd|secret|token|sig|credential|key|auth|session|^code$|^sas$|^jwt$|^policy$", re.IGNORECASE
 )
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,39}")
-_ALMOST_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/|/*[^/]*:.*@|(?i:postgres|postgresql|s3|gs|az|redis|mysql):")
+_ALMOST_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/|/*+[^/:]*+:.*@|(?i:postgres|postgresql|s3|gs|az|redis|mysql):")
 _full: dict[str, str] = {}
 _USER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _PORT = re.compile(r"[0-9]{1,5}")
