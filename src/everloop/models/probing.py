@@ -29,7 +29,7 @@ from everloop.errors import CorruptionError, EverloopError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-CPU_S = 20
+CPU_S = 10
 """Seconds of processor time for reading and asking a small model; each megabyte of it adds `CPU_S_PER_MB`."""
 CPU_S_PER_MB = 1.0
 WALL_FACTOR = 4
