@@ -475,7 +475,7 @@ def test_a_harmless_keras_configuration_is_taken() -> None:
     check_keras(keras_file(network(layer("InputLayer"), given)))
 
 
-@pytest.mark.parametrize("blob", [b"", b"PK\x03\x04", keras_file([])[:40]])
+@pytest.mark.parametrize("blob", [b"", b"PK\x03\x04", keras_file([])[:40]], ids=["empty", "signature", "cut"])
 def test_keras_files_that_are_none_are_refused(blob: bytes) -> None:
     with pytest.raises(CorruptionError):
         check_keras(blob)
