@@ -59,6 +59,11 @@ def test_simple_media_types_are_not_posted() -> None:
     for kind in ("application/json", "application/json; charset=utf-8", "text/csv", "application/octet-stream", ""):
         assert status("POST", ("content-type", kind)) is None, kind
     assert status("POST", ("content-type", "application/json"), ("content-type", "text/plain")) == 400
+    # A page of this server may: it uploads files of any type.
+    assert status("POST", ("content-type", "text/plain"), ("origin", OWN)) is None
+    assert status("POST", ("content-type", "text/plain"), ("sec-fetch-site", "same-origin")) is None
+    assert status("POST", ("content-type", "text/plain"), ("sec-fetch-site", "none")) == 415
+    assert status("POST", ("content-type", "text/plain"), ("origin", "http://evil.example")) == 403
     # A page has to ask before it puts, and is never answered that it may.
     assert status("PUT", ("content-type", "text/plain")) is None
 

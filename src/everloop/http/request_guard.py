@@ -110,7 +110,8 @@ class RequestGuard:
             navigates = method == "GET" and origin is None and mode == b"navigate" and destination == b"document"
             if not navigates:
                 return _CROSS_ORIGIN
-        if method == "POST" and kind is not None and is_simple(kind):
+        if method == "POST" and kind is not None and is_simple(kind) and origin is None and site != b"same-origin":
+            # Nothing shows that it is a page of this server, and old browsers do not say which page it is.
             return _SIMPLE
         return None
 

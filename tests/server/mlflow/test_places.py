@@ -151,7 +151,8 @@ CLIENT = """
     mlflow.set_tracking_uri(url)
 
     def said(address, body=None, **query):
-        request = Request(f"{url}{address}?{urlencode(query)}", data=body)
+        kind = {"Content-Type": "application/octet-stream"}
+        request = Request(f"{url}{address}?{urlencode(query)}", data=body, headers=kind)
         with urlopen(request) as answer:
             return answer.read().decode()
 
