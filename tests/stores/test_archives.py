@@ -438,3 +438,26 @@ def test_a_manifest_that_is_too_deep_is_a_refusal(store: Store, tmp_path: Path) 
         with pytest.raises(CorruptionError):
             import_runs(store, write_zip(tmp_path / "x.zip", ("manifest.json", content)))
     assert msgspec.json.decode(b"{}") == {}
+
+
+def test_names_and_places_that_cannot_be_read_are_a_refusal(tmp_path: Path) -> None:
+    whole = write_zip(tmp_path / "whole.zip", ("\u00e9.txt", b"x")).read_bytes()
+    end, name = whole.rfind(b"PK\5\6"), "\u00e9".encode()
+    path = tmp_path / "other.zip"
+    for data in (
+        whole.replace(name, b"\xff\xfe"),
+        whole.replace(name, b"\xff\xfe", 1),
+        *(
+            whole[:end] + struct.pack("<4sLQL", b"PK\6\7", 0, place, 1) + whole[end:]
+            for place in (2**63 - 1, 2**64 - 1)
+        ),
+    ):
+        path.write_bytes(data)
+        refused_zip(path)
+
+
+def test_names_of_code_page_437_do_not_look_like_an_overlap(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "old.zip", ("e.txt", b"x"), ("f.txt", b"y"))
+    path.write_bytes(path.read_bytes().replace(b"e.txt", b"\x82.txt"))
+    with open_zip(path, SMALL) as file:
+        assert read_zip(file) == {"\u00e9.txt": b"x", "f.txt": b"y"}

@@ -34,6 +34,7 @@ _ZIP64_END = struct.Struct("<4sQ2H2L4Q")
 _ZIP_MEMBER = 46
 _ZIP_LOCAL = 30
 _PLAIN_ZIP = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_UTF8 = 0x800
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
 
 
@@ -149,7 +150,7 @@ def open_zip(path: Path, limits: Limits) -> Iterator[SafeZip]:
     try:
         with path.open("rb") as raw:
             _check_directory(raw, path, limits)
-            with zipfile.ZipFile(raw) as archive:
+            with _zip(raw, path) as archive:
                 yield SafeZip(archive, path, limits)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error) as error:
         raise CorruptionError(f"'{path}' is not a whole zip: {error}.", help="Get or export it again.") from error
@@ -197,7 +198,11 @@ class SafeZip:
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
-        with self._archive.open(self._members[name]) as file:
+        try:
+            file = self._archive.open(self._members[name])
+        except UnicodeDecodeError as error:
+            raise _no_text(self._budget.archive, error) from error
+        with file:
             yield file
 
     def read(self, name: str) -> bytes:
@@ -210,9 +215,22 @@ class SafeZip:
         for member in sorted(self._members.values(), key=lambda one: one.header_offset):
             if member.header_offset < end:
                 raise CorruptionError(f"'{path}' holds files that overlap: {member.filename}.")
-            end = member.header_offset + _ZIP_LOCAL + len(member.orig_filename.encode()) + member.compress_size
+            # The name as it stands in the file: zipfile reads one without the flag for UTF-8 as code page 437.
+            name = member.orig_filename.encode("utf-8" if member.flag_bits & _UTF8 else "cp437")
+            end = member.header_offset + _ZIP_LOCAL + len(name) + member.compress_size
         if end > self._archive.start_dir:
             raise CorruptionError(f"'{path}' holds files that overlap its list of files.")
+
+
+def _zip(raw: IO[bytes], path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(raw)
+    except UnicodeDecodeError as error:
+        raise _no_text(path, error) from error
+
+
+def _no_text(path: Path, error: UnicodeDecodeError) -> CorruptionError:
+    return CorruptionError(f"'{path}' holds a name that is not UTF-8: {error}.", help="Get or export it again.")
 
 
 def _check_directory(raw: IO[bytes], path: Path, limits: Limits) -> None:
@@ -227,7 +245,8 @@ def _check_directory(raw: IO[bytes], path: Path, limits: Limits) -> None:
     entries, length = fields[4], fields[5]
     locator = at - _ZIP64_LOCATOR.size
     if locator >= 0 and tail[locator : locator + 4] == b"PK\6\7":
-        raw.seek(_ZIP64_LOCATOR.unpack_from(tail, locator)[2])
+        # A place behind the end is one that cannot be read, and may be too large to seek to.
+        raw.seek(min(_ZIP64_LOCATOR.unpack_from(tail, locator)[2], size))
         end = raw.read(_ZIP64_END.size)
         if len(end) == _ZIP64_END.size and end[:4] == b"PK\6\6":
             entries, length = max(entries, _ZIP64_END.unpack(end)[7]), max(length, _ZIP64_END.unpack(end)[8])
