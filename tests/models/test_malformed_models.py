@@ -25,10 +25,12 @@ import everloop as el
 from everloop.errors import CorruptionError, EverloopError
 from everloop.models import import_package, read_package, save_model, verify_package
 from everloop.models import manifest as manifests
-from everloop.models.package import digest_of, write_files
+from everloop.models.admission import admit
+from everloop.models.package import digest_of, digest_of_files, write_files
 from everloop.models.probing import Job, Limits, run
 from everloop.records import ModelVersion, Package
 from everloop.stores import open_store
+from everloop.stores.trust import Keyring
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -487,3 +489,21 @@ def test_a_sound_mlflow_folder_is_tried_and_taken(tmp_path: Path, store: Store) 
     (folder / "m.txt").write_text(fitted("lightgbm").booster_.model_to_string())
     example = pl.DataFrame(numbers()[0], schema=[f"Column_{place}" for place in range(4)])
     assert FORMAT.read(store, folder, "m", example=example).key == "m@1"
+
+
+def test_a_key_that_is_removed_counts_no_longer(
+    packages: Callable[..., Files], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = packages("forest")
+    digest = digest_of_files(files)
+    manifest = manifests.Manifest.from_bytes(files[manifests.FILE])
+    here, ring = Keyring(), Keyring(tmp_path / "theirs")
+    signature = ring.sign(digest)
+    here.trust(ring.public_key(), "ann")
+    tried: list[str] = []
+    monkeypatch.setattr("everloop.models.probing.probe_package", lambda *given: tried.append(digest))
+    admit(manifest, files, digest, signature, store=store)
+    assert not tried
+    here.distrust("ann")
+    admit(manifest, files, digest, signature, store=store)
+    assert tried == [digest]

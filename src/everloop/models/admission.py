@@ -10,7 +10,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from everloop.errors import TrustError
+from everloop.errors import StoreError, TrustError
 from everloop.models import manifest as manifests
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _RULES = 1
 """Counts up when the trial sees more than before, so that what passed earlier is tried again."""
-_SIGNED = ".signed"
 
 
 def admit(
@@ -47,21 +46,22 @@ def admit(
     Raises:
         TrustError, MissingExtraError, CorruptionError: as `probing.probe_package`.
     """
-    if manifest.code_bearing or is_admitted(digest, store, tried=signed_too):
+    if manifest.code_bearing or is_admitted(digest, store):
         return
-    tried = signed_too or not is_trusted(digest, trust)
-    if tried:
-        from everloop.models.probing import probe_package
+    # Asked each time: a key that is trusted today may be removed tomorrow.
+    if not signed_too and is_trusted(digest, trust):
+        return
+    from everloop.models.probing import probe_package
 
-        raw = files.get(manifests.FILE) or manifest.to_bytes()
-        inner = {name: data for name, data in files.items() if name != manifests.FILE}
-        probe_package(raw, inner, told or f"The package {digest}")
-    remember(digest, store, tried=tried)
+    raw = files.get(manifests.FILE) or manifest.to_bytes()
+    inner = {name: data for name, data in files.items() if name != manifests.FILE}
+    probe_package(raw, inner, told or f"The package {digest}")
+    remember(digest, store)
 
 
-def is_admitted(digest: str, store: Store | None, *, tried: bool = False) -> bool:
-    """Whether a package was made here or has passed a trial, or, unless `tried`, was signed by a trusted key."""
-    return _place(digest, store).exists() or (not tried and _place(digest, store, _SIGNED).exists())
+def is_admitted(digest: str, store: Store | None) -> bool:
+    """Whether a package was made here or has passed a trial."""
+    return _place(digest, store).exists()
 
 
 def is_trusted(digest: str, trust: Mapping[str, str] | None) -> bool:
@@ -70,14 +70,15 @@ def is_trusted(digest: str, trust: Mapping[str, str] | None) -> bool:
 
     try:
         check(digest, dict(trust) if trust else None)
-    except TrustError:
+    except (TrustError, StoreError):
+        # Without a readable key nothing is proved; the trial needs none.
         return False
     return True
 
 
-def remember(digest: str, store: Store | None, *, tried: bool = True) -> None:
-    """Remember that a package needs no trial: it was made here or has passed one, or, if not `tried`, is signed."""
-    place = _place(digest, store, "" if tried else _SIGNED)
+def remember(digest: str, store: Store | None) -> None:
+    """Remember that a package needs no trial: it was made here or has passed one."""
+    place = _place(digest, store)
     # A home that cannot be written to is tried again each time.
     with suppress(OSError):
         for folder in (place.parent.parent, place.parent):
@@ -85,8 +86,8 @@ def remember(digest: str, store: Store | None, *, tried: bool = True) -> None:
         place.touch(mode=0o600)
 
 
-def _place(digest: str, store: Store | None, ending: str = "") -> Path:
+def _place(digest: str, store: Store | None) -> Path:
     from everloop.stores.trust import keys_folder
 
     root = keys_folder() if store is None else store.home / "cache"
-    return root / f"admitted-{_RULES}" / f"{digest.removeprefix('sha256:')}{ending}"
+    return root / f"admitted-{_RULES}" / digest.removeprefix("sha256:")

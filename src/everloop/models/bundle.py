@@ -101,7 +101,6 @@ def import_package(store: Store, path: Path | str, *, max_bytes: int | None = No
     trust = trust_of(told)
     try:
         check(digest, trust)
-        remember(digest, store, tried=False)
     except TrustError:
         if manifest.code_bearing:
             raise
