@@ -351,6 +351,27 @@ def test_masking_params_changes_nothing_else() -> None:
     assert mask_params(values) == values
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"user: me\npassword: {S}\nport: 1",
+        f"db:\n  - api_key: {S}\r\n",
+        f"[db]\npassword = {S}",
+        f"A=1\nexport AWS_SECRET_ACCESS_KEY={S}\n",
+    ],
+)
+def test_settings_in_a_parameter_of_several_lines_are_masked(text: str) -> None:
+    masked = mask_params({"config": text})["config"]
+    assert isinstance(masked, str)
+    assert S not in masked
+    assert masked.count("\n") == text.count("\n")
+
+
+def test_code_in_a_parameter_of_several_lines_stays() -> None:
+    code = "token = read_token()\npassword: str\nkey = keys[0]\nmax_tokens: 512\npassword = $PASSWORD\n"
+    assert mask_params({"code": code}) == {"code": code}
+
+
 def git(folder: Path, *words: str) -> None:
     command = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b", *words]
     subprocess.run(command, check=True, capture_output=True)

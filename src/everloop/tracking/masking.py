@@ -39,6 +39,12 @@ _QUOTE = re.compile(r"""[fFbBrRuU]{0,2}+(\\{0,3}+(?:\"\"\"|'''|["']))""")
 _BARE = re.compile(r"""[^\s;&,"'<>|)}\]\[{(]*+""")
 _REST = re.compile(r"""[^"'\r\n]*+""")
 _WHOLE_PAIR = re.compile(r"([-+~/]{0,2}+[A-Za-z_][A-Za-z0-9_.\-]{0,199}+)(:?=)(.*)", re.DOTALL)
+_SETTING_LINE = re.compile(
+    r"^([ \t]{0,40}+(?:export[ \t]{1,4}+)?(?:-[ \t]{1,4}+)?([A-Za-z_][A-Za-z0-9_.\-]{0,199}+)[ \t]{0,9}+[:=][ \t]{0,9}+)"
+    r"([^\s()\[\]{}\"',;]++)[ \t\r]{0,40}+$",
+    re.MULTILINE,
+)
+"""A line of YAML, INI or a shell's file whose value stands without quotes; a call or a list is code."""
 _OPTION = re.compile(r"-{1,2}+[A-Za-z][A-Za-z0-9_.\-]{0,199}+")
 _UNNAMED_USER = 20
 """From this length on, a user's name in a URL without a password is taken for a token."""
@@ -122,7 +128,15 @@ class Masker:
         """A text that is kept under a name, such as a parameter."""
         if is_secret_name(name) and is_secret_value(name, value):
             return self.mask(name, value)
+        if "\n" in value:
+            value = _SETTING_LINE.sub(self._setting, value)
         return self.text(value, code=True)
+
+    def _setting(self, found: re.Match[str]) -> str:
+        head, name, value = found.groups()
+        if not is_secret_name(name) or not is_secret_value(name, value, code=True):
+            return found[0]
+        return f"{head}{self.mask(name, value)}"
 
     def _options(self, words: Sequence[str], other: Callable[[int, str], str]) -> list[str]:
         """Mask what follows an option of a secret's name, or of a tool's; `other` treats the remaining words."""
