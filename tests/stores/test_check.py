@@ -10,7 +10,7 @@ import pytest
 
 from everloop.records import Alias, Artifact, ModelVersion, Package, Run, Source, Step
 from everloop.stores import Journal, Store
-from everloop.stores.check import Problem, digests_in, mark_lost, verify
+from everloop.stores.check import Problem, digests_in, mark_lost, projects_with_runs, verify
 from everloop.testing.stores import START
 
 
@@ -155,6 +155,18 @@ def test_a_run_whose_process_is_gone_is_told_and_marked(store: Store) -> None:
     assert [run.name for run in mark_lost(store)] == ["alive"]
     assert mark_lost(store) == []
     assert store.records.get(Run, away.id) == away
+
+
+def test_lost_runs_of_all_projects_are_found(store: Store) -> None:
+    others = store.for_project("other")
+    others.records.put(others.new(Run, name="gone", state="running", started_at=store.now()), verb="started")
+    assert [problem.kind for problem in verify(store).problems] == ["run"]
+    assert projects_with_runs(store) == ["other"]
+    assert [run.name for project in projects_with_runs(store) for run in mark_lost(store.for_project(project))] == [
+        "gone"
+    ]
+    assert not verify(store).problems
+    assert projects_with_runs(store) == []
 
 
 @pytest.mark.parametrize(

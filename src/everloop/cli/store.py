@@ -99,7 +99,7 @@ def verify(
     Exit code 0: all is whole. 10: something is damaged or missing. 9: nothing was found damaged, and something could
     not be checked. What was written by an earlier version without checksums gets them when all is whole.
     """
-    from everloop.stores.check import look_before_opening, mark_lost, seal
+    from everloop.stores.check import look_before_opening, mark_lost, projects_with_runs, seal
     from everloop.stores.check import verify as verify_store
     from everloop.stores.home import find_places
     from everloop.stores.repair import can_heal, keep_database_log, repair
@@ -121,7 +121,8 @@ def verify(
     with opened_store as store:
         lost: list[Run] = []
         with suppress(StoreError, OSError):
-            lost = mark_lost(store)
+            for project in projects_with_runs(store):
+                lost += mark_lost(store.for_project(project))
         report = verify_store(store, found=found)
         repairs: list[Repair] = []
         healable = [one for one in report.problems if can_heal(one, backup=source is not None)]

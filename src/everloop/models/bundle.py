@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from everloop.errors import CorruptionError, NotFoundError, TrustError, UsageError
 from everloop.models import manifest as manifests
-from everloop.models.admission import admit, remember
+from everloop.models.admission import admit
 from everloop.models.manifest import Manifest
 from everloop.models.package import digest_of, digest_of_files, read_package, write_files
 from everloop.models.registry import get_package, get_version

@@ -130,6 +130,14 @@ def seal(store: Store) -> tuple[int, int]:
     return rows, sum(store.tables.files(name).seal_all() for name in store.tables.names())
 
 
+def projects_with_runs(store: Store) -> list[str]:
+    """The projects that have running runs; the store's own where its records do not say."""
+    if not isinstance(store.records, SqlRecords):
+        return [store.project]
+    query = "SELECT DISTINCT project FROM records WHERE kind = 'run' AND state = 'running' AND deleted_at IS NULL"
+    return sorted(str(project) for (project,) in store.records.database.read(query))
+
+
 def mark_lost(store: Store, *, started_here: bool = False) -> list[Run]:
     """Give the running runs of the store's project whose process is gone the state `lost`, and return them.
 
