@@ -38,12 +38,13 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 
 @pytest.fixture
-def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+def address(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
     monkeypatch.setattr(connection, "HEADERS_S", 0.4)
     monkeypatch.setattr(connection, "UNREAD_S", 0.4)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(app, http=LimitedHttp, ws="none", lifespan="off", log_config=None, access_log=False)
+        config.limit_concurrency = getattr(request, "param", None)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=asyncio.run, args=(server.serve(sockets=[listener]),), daemon=True)
         thread.start()
@@ -125,3 +126,17 @@ def test_several_requests_on_one_connection(address: tuple[str, int]) -> None:
     one = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
     said = talk(address, one * 50 + b"GET / HTTP/1.1\r\n" + CLOSE + b"\r\n")
     assert said.count(b"HTTP/1.1 200") == 51
+
+
+def test_requests_that_wait_behind_another_are_bounded(address: tuple[str, int]) -> None:
+    one = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    last = b"GET / HTTP/1.1\r\n" + CLOSE + b"\r\n"
+    assert talk(address, one * 200 + last).count(b"HTTP/1.1 200") == 201
+    assert talk(address, one * 5_000 + last).count(b"HTTP/1.1 200") < 5_000
+
+
+@pytest.mark.parametrize("address", [1], indirect=True)
+def test_health_is_told_also_with_too_many_connections(address: tuple[str, int]) -> None:
+    for path, status in ((b"/", b"503"), (b"/health", b"200"), (b"/", b"503")):
+        said = talk(address, b"GET " + path + b" HTTP/1.1\r\n" + CLOSE + b"\r\n")
+        assert said.startswith(b"HTTP/1.1 " + status)

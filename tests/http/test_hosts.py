@@ -13,6 +13,7 @@ LOOPBACK = ("localhost", "localhost:8080", "127.0.0.1:1", "[::1]:9", "LOCALHOST"
 STRANGE = (
     "evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", "127.0.0.1@evil.example",
     "", "[::1", "0.0.0.0", "127.0.0.2", "0x7f.1", "2130706433", "127.1", "localhost:80:80", "local host", "ai.",
+    ".", "..", "localhost..", ".:80", "[::1%25lo]", "localhost#", "localhost/", "user:x@localhost", "localhost, evil",
 )  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def test_a_container_is_open_to_its_platform_and_to_no_web_page(monkeypatch: pyt
         "host.internal",
     ):
         assert allows(plain, name, "172.17.0.2"), name
-    for name in ("evil.example", "model.example.com", "127.1", "0x7f.1", "2130706433", "evil.locale"):
+    for name in ("evil.example", "model.example.com", "127.1", "0x7f.1", "2130706433", "evil.locale", ".", "..", ".:1"):
         assert not allows(plain, name, "172.17.0.2"), name
     for variable in (
         "KUBERNETES_SERVICE_HOST",

@@ -158,3 +158,20 @@ def test_webhooks_are_added_tried_and_removed(tmp_path, run):
     assert run("webhooks", "test", "chat", *local)[0] == 9
     assert run("webhooks", "rm", "chat")[0] == 0
     assert run("webhooks", "rm", "chat")[0] == 3
+
+
+def test_a_proxy_is_named_on_the_command_line(tmp_path, run):
+    run("users", "add", "ada", "--role", "admin")
+    with server(tmp_path, "--trusted-proxy", "proxy.example.com", "--json") as child:
+        out, _ = child.communicate(timeout=20)
+        assert child.returncode == 2
+        assert "--trusted-proxy" in json.loads(out)["error"]["message"]
+    with server(tmp_path, "--trusted-proxy", "127.0.0.0/8", "--trusted-proxy", "10.0.0.5") as child:
+        url = child.stdout.readline().split()[-1]
+        for number in range(11):
+            headers = {"authorization": "Bearer evl_no", "x-forwarded-for": "203.0.113.9"}
+            code = status_of(urllib.request.Request(f"{url}/api/v1/runs", headers=headers))
+            assert code == (401 if number < 10 else 429)
+        # Another client behind the same proxy has failed at nothing.
+        headers["x-forwarded-for"] = "203.0.113.10"
+        assert status_of(urllib.request.Request(f"{url}/api/v1/runs", headers=headers)) == 401

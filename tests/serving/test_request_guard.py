@@ -7,10 +7,13 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from everloop.records import Endpoint
 from everloop.serving import EndpointProcess, fold_labels, fold_predictions
 from everloop.serving.tokens import add_token
 from everloop.testing.models import sample_rows
@@ -129,4 +132,43 @@ def test_slow_and_endless_headers(port: int) -> None:
 
         with pytest.raises(OSError, match=r"reset|Broken|aborted"):
             flood()
+    assert ask(port, "GET", "/health") == 200
+
+
+def test_where_the_first_line_names_a_host_that_one_counts(port: int) -> None:
+    for cut in (None, 30):
+        assert ask(port, "POST", "http://evil.example/predict", BODY, cut=cut) == 421
+        assert ask(port, "POST", "HTTPS://localhost@evil.example/predict", BODY, cut=cut) == 421
+        assert ask(port, "POST", f"http://localhost:{port}/predict", BODY, cut=cut) == 200
+        assert ask(port, "POST", "http://localhost/predict", BODY, cut=cut, host="evil.example") == 200
+
+
+def test_slow_bodies_keep_nobody_else_from_being_answered(port: int, store: Store) -> None:
+    record = store.records.get(Endpoint, "delays")
+    store.records.update(replace(record, options={"max_in_flight": 2}))
+    head = "POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{"
+    with ExitStack() as slow:
+        for _ in range(6):
+            client = slow.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+            client.sendall(head.encode())
+        # Until the setting holds, and two of them wait: a third whose body comes in parts is refused.
+        while True:
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+                client.sendall(head.encode())
+                client.settimeout(0.2)
+                with suppress(TimeoutError):
+                    if client.recv(20).startswith(b"HTTP/1.1 503"):
+                        break
+        assert ask(port, "POST", "/predict", BODY) == 200
+        assert ask(port, "GET", "/metrics") == 200
+        assert ask(port, "GET", "/health", cut=10) == 200
+
+
+def test_many_requests_at_once_on_one_connection(port: int) -> None:
+    one = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        client.sendall(one * 200)
+        said = b""
+        while said.count(b"HTTP/1.1 200") < 200:
+            said += client.recv(65536)
     assert ask(port, "GET", "/health") == 200

@@ -45,6 +45,13 @@ def server(
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="A name under which the server may be addressed; *.NAME for all below.")
     ] = None,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The address or network of a proxy in front, 10.0.0.5 or 10.0.0.0/8, whose X-Forwarded-For counts;"
+            " repeatable."
+        ),
+    ] = None,
     auth: Annotated[
         bool | None, typer.Option("--auth/--no-auth", help="Ask for a login. Default: once there are users.")
     ] = None,
@@ -81,6 +88,7 @@ def server(
         port=port,
         auth=auth,
         allowed_hosts=tuple(allowed_host or ()),
+        trusted_proxies=tuple(trusted_proxy or ()),
         default_artifact_root=default_artifact_root,
         artifacts_destination=artifacts_destination,
         allowed_artifact_roots=tuple(allow_artifact_root or ()),

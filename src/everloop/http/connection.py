@@ -19,6 +19,11 @@ HEADERS_S = 15.0
 HEADERS_BYTES = 64 * 1024
 UNREAD_S = 30.0
 """How long a client may read nothing of an answer that waits for it."""
+MOST_PIPELINED = 256
+"""Requests of one connection that may wait behind one which is being answered. Each takes some kilobytes."""
+HEALTH = b"/health"
+WHOLE = "everloop.whole"
+"""In the scope of a request whose body has arrived to its end: reading it waits for nobody."""
 FRAMING = 8
 """Bytes of framing (lengths of pieces, extensions, trailers) that may come with each byte of a body."""
 
@@ -86,7 +91,13 @@ class LimitedHttp(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self.check_head()
+        self.check_pipeline()
+        limit = self.limit_concurrency
+        if self.url == HEALTH:
+            # Whether the server lives is told also where it has too many connections.
+            self.limit_concurrency = None
         super().on_headers_complete()
+        self.limit_concurrency = limit
 
     def on_body(self, body: bytes) -> None:
         self._framing -= FRAMING * len(body)
@@ -94,7 +105,22 @@ class LimitedHttp(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._in_body = False
+        # A key of our own, which uvicorn's type does not have.
+        self.scope[WHOLE] = True  # type: ignore[literal-required]
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.pipeline and not self.transport.is_closing():
+            # uvicorn reads on after each answer, also while earlier requests wait, which a client can keep up for ever.
+            self.flow.pause_reading()
+
+    def check_pipeline(self) -> None:
+        """Refuse a request behind which too many others wait already. To be called before it joins them."""
+        if len(self.pipeline) >= MOST_PIPELINED:
+            self._refused = 429
+            # The parser ends with this, and `send_400_response` is called.
+            raise ValueError("too many requests wait")
 
     def check_head(self) -> None:
         """Refuse headers that are too many or too long. To be called once they are there."""
@@ -111,6 +137,15 @@ class LimitedHttp(HttpToolsProtocol):
             # The parser ends with this, and `send_400_response` is called.
             raise ValueError("headers too long")
         self._arrived = 0
+        if not self.url.startswith(b"/"):
+            self._take_named_host()
+
+    def _take_named_host(self) -> None:
+        """Where the first line names a host, that one counts, whatever `Host` says (RFC 9112, section 3.2.2)."""
+        scheme, found, rest = self.url.partition(b"://")
+        if found and scheme.lower() in (b"http", b"https"):
+            host = rest.partition(b"/")[0]
+            self.headers = [(name, host if name == b"host" else value) for name, value in self.headers]
 
     def send_400_response(self, msg: str) -> None:
         if self._refused:

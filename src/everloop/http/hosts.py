@@ -44,7 +44,7 @@ def host_name(value: str) -> str | None:
         return None
     if not all(character.isascii() and (character.isalnum() or character in "-._") for character in name):
         return None
-    return name.lower().rstrip(".")
+    return name.lower().removesuffix(".") or None
 
 
 def _is_port(text: str) -> bool:

@@ -32,6 +32,7 @@ from everloop.errors import (
     UnavailableError,
 )
 from everloop.http.body_limits import BodyError, unpacked
+from everloop.http.connection import WHOLE
 from everloop.http.error_bodies import error_content
 from everloop.http.hosts import HostRule
 from everloop.http.request_guard import RequestGuard
@@ -47,6 +48,7 @@ from everloop.serving.patience import limit
 from everloop.serving.prediction_log import PredictionLog
 from everloop.serving.settings import Settings
 from everloop.serving.showing import SHOWN, show_example
+from everloop.serving.tokens import OPEN_PATHS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -129,6 +131,8 @@ class EndpointApp:
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="everloop-scoring")
         self._shadows = ThreadPoolExecutor(1, thread_name_prefix="everloop-shadow")
         self._queued = 0
+        self._arriving = 0
+        """Requests whose bodies are still coming."""
         self._attempting: tuple[int, Request] | None = None
         """The thread that must not be held up, and the request that it tries to answer."""
         self._working = threading.local()
@@ -280,6 +284,7 @@ class EndpointApp:
         refused = refused_by(self.guard, scope)
         if refused is not None:
             self.metrics.count_response("other", refused.status)
+            refused.headers = [*refused.headers, *self.marks]
             await send_response(send, refused)
             return
         await self.serve(scope, receive, send)
@@ -289,11 +294,16 @@ class EndpointApp:
         metrics = self.metrics
         if self.marks:
             send = _marked(send, self.marks)
-        if metrics.in_flight >= self.settings.max_in_flight:
+        timeout_s = self.settings.request_timeout_s
+        # Whether the process lives is told also where it has much to do, or is held up by slow clients.
+        limited = scope["path"] not in OPEN_PATHS
+        # Bodies that are still coming are counted by themselves: slow clients keep nobody else from being answered.
+        arriving = WHOLE not in scope
+        if limited and (self._arriving if arriving else metrics.in_flight) >= self.most:
             await send_response(send, self.busy())
             return
-        metrics.in_flight += 1
-        timeout_s = self.settings.request_timeout_s
+        metrics.in_flight += not arriving
+        self._arriving += arriving
         try:
             if not self._admission.open and BESIDE not in scope:
                 # Who is not let in is not read either.
@@ -305,14 +315,23 @@ class EndpointApp:
                     return
             # What was logged is always sent: after the body, a request's time ends in `beside` or not at all.
             body = await limit(self._body(receive), timeout_s)
-            if body is not None:
-                await self._serve(scope, body, send)
+            if body is None:
+                return
+            if arriving:
+                arriving = False
+                self._arriving -= 1
+                metrics.in_flight += 1
+                if limited and metrics.in_flight > self.most:
+                    await send_response(send, self.busy())
+                    return
+            await self._serve(scope, body, send)
         except TimeoutError:
             metrics.count_response("other", 408)
             message = f"The body did not come within {timeout_s:g} s."
             await send_response(send, problem(408, "RequestError", message))
         finally:
-            metrics.in_flight -= 1
+            self._arriving -= arriving
+            metrics.in_flight -= not arriving
 
     async def _body(self, receive: Receive) -> bytes | None:
         """The body, whole or just larger than is allowed; None: the client has left."""

@@ -112,7 +112,7 @@ class InferencePort:
         app, codes = self._app, self._grpc.StatusCode
 
         async def answer(data: bytes, context: Any) -> Any:
-            if app.metrics.in_flight >= app.most:
+            if app.metrics.in_flight >= app.most and name not in OPEN_CALLS:
                 app.busy()
                 context.set_trailing_metadata((("retry-after", "1"),))
                 await context.abort(codes.UNAVAILABLE, "The endpoint is busy. Ask again in a second.")

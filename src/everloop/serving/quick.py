@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from everloop.serving.exchange import Response
 
 _LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+_MOST_AT_ONCE = 256
+"""Requests of one connection that are answered in one turn of the event loop; others must have their turns, too."""
 _PLAIN = re.compile(rb"/[A-Za-z0-9_.:/-]*")
 
 
@@ -41,6 +43,8 @@ class QuickProtocol(LimitedHttp):
         self._body: list[bytes] | None = None
         """The pieces of a body that may take the short way; None: the request takes uvicorn's."""
         self._served = 0.0
+        self._answered = 0
+        """Requests answered in this turn."""
         self._let_in: tuple[str, list[tuple[bytes, bytes]]] | None = None
         """The method and headers that the guard let through last. Most clients send the same again and again."""
 
@@ -49,6 +53,7 @@ class QuickProtocol(LimitedHttp):
         self._watch()
 
     def data_received(self, data: bytes) -> None:
+        self._answered = 0
         super().data_received(data)
         if self._body is not None and self.parser is not None:
             # The rest is still to come.
@@ -150,6 +155,7 @@ class QuickProtocol(LimitedHttp):
             or body[:4] in TABLE_MARKS
             or self.flow.write_paused
             or endpoint.metrics.in_flight >= endpoint.most
+            or self._answered >= _MOST_AT_ONCE
         ):
             self._take_long_way()
             super().on_message_complete()
@@ -164,6 +170,7 @@ class QuickProtocol(LimitedHttp):
             super().on_message_complete()
             return
         self._body = None
+        self._answered += 1
         self._answer(request, response)
 
     def _answer(self, request: Request, response: Response) -> None:
@@ -195,6 +202,7 @@ class QuickProtocol(LimitedHttp):
     def _take_long_way(self, request: Request | None = None) -> None:
         """Hand the request over to uvicorn, with what has come of its body, and the request if it has been read."""
         pieces, self._body = self._body, None
+        self.check_pipeline()
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         HttpToolsProtocol.on_message_begin(self)
         self.url, self.headers, self.expect_100_continue = url, headers, expects

@@ -25,7 +25,7 @@ def read_networks(texts: tuple[str, ...]) -> tuple[Network, ...]:
         return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
     except ValueError as error:
         raise UsageError(
-            f"trusted_proxies has a value that is not an address or a network: {error}.",
+            f"trusted_proxies, or --trusted-proxy, has a value that is not an address or a network: {error}.",
             help="Write it as '10.0.0.5' or '10.0.0.0/8'.",
         ) from error
 
