@@ -443,3 +443,23 @@ def test_the_limits_are_settings(release: Any, route: Any, local: Any) -> None:
     assert app.post("/labels", {"labels": [{"key": n, "value": True} for n in range(3)]})[0] == 422
     table = pa.table({name: [value] * 2 for name, value in {**ROW, "carrier": "x" * 3_000}.items()})
     assert app.post("/predict", stream(table))[0] == 413
+
+
+def test_nothing_stands_behind_the_last_message_that_is_counted() -> None:
+    schema = pa.schema([("carrier", pa.string())])
+    empty, large = (pa.RecordBatch.from_arrays([pa.array(texts, pa.string())], schema=schema) for texts in ([], ["x"]))
+    for number in (
+        arrow_messages.MOST_MESSAGES - 2,
+        *range(arrow_messages.MOST_MESSAGES, 2 + arrow_messages.MOST_MESSAGES),
+    ):
+        for new in (pa.ipc.new_stream, pa.ipc.new_file):
+            sink = io.BytesIO()
+            with new(sink, schema) as writer:
+                for _ in range(number):
+                    writer.write_batch(empty)
+                writer.write_batch(large)
+            if number < arrow_messages.MOST_MESSAGES:
+                assert read_frame(sink.getvalue(), Settings()).height == 1
+            else:
+                with pytest.raises(RequestError, match="parts"):
+                    arrow_messages.check_messages(sink.getvalue(), Settings())

@@ -10,6 +10,7 @@ format/File.fbs.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from typing import TYPE_CHECKING
 
@@ -135,7 +136,7 @@ class _Table:
 def _of_stream(view: memoryview) -> Iterator[tuple[int, _Table, memoryview]]:
     """Kind, header and body of each message of a stream."""
     at = 0
-    for number in range(MOST_MESSAGES + 1):
+    for number in itertools.count():
         # Some writers leave the mark of the end out.
         if at + 8 > len(view) or (view[at : at + 4] == _CONTINUES and _int32(view, at + 4) == 0):
             return
