@@ -232,7 +232,7 @@ class Broken:
         (lambda m, x: (Broken(), x), "cannot answer its example"),
         (lambda m, x: (LogisticRegression, x), "is a class"),
         (lambda m, x: (42, x), "is no model"),
-        (lambda m, x: (b"no graph", x), "no ONNX model"),
+        (lambda m, x: (b"no graph", x), "not an ONNX model"),
     ],
 )
 def test_what_cannot_be_saved_says_why(
@@ -242,8 +242,8 @@ def test_what_cannot_be_saved_says_why(
     model, example = change(fitted, people)
     with pytest.raises(EverloopError, match=told) as caught:
         save_model(model, "churn", example, store=store)
-    assert isinstance(caught.value, UsageError | TrainingError) or told == "no ONNX model"
-    assert caught.value.help or told == "no ONNX model"
+    assert isinstance(caught.value, UsageError | TrainingError) or told == "not an ONNX model"
+    assert caught.value.help or told == "not an ONNX model"
     with pytest.raises(NotFoundError):
         load_model(store, "churn")
 
