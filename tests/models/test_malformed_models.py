@@ -27,7 +27,7 @@ from everloop.models import import_package, read_package, save_model, verify_pac
 from everloop.models import manifest as manifests
 from everloop.models.admission import admit
 from everloop.models.package import digest_of, digest_of_files, write_files
-from everloop.models.probing import Job, Limits, run
+from everloop.models.probing import Job, Limits, probe_package, run
 from everloop.records import ModelVersion, Package
 from everloop.stores import open_store
 from everloop.stores.trust import Keyring
@@ -261,6 +261,14 @@ def test_changed_models_are_refused_or_answer(kind: str, packages: Callable[...,
     endings = [(seed - 1, one) for seed, one in enumerate(found) if one[1].startswith(("signal", "raised"))]
     assert not endings
     assert any(first != "ok" for first, _ in found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sound_models_pass_the_trial_as_it_is(kind: str, packages: Callable[..., Files]) -> None:
+    """In a Python of its own, with its limits, as no fork of this process is."""
+    files = packages(kind)
+    inner = {name: data for name, data in files.items() if name != manifests.FILE}
+    probe_package(files[manifests.FILE], inner, "The package")
 
 
 @pytest.mark.parametrize(
