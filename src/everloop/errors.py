@@ -179,9 +179,5 @@ class InsufficientStorageError(StoreError):
     http_status = 507
 
 
-StoreFullError = InsufficientStorageError
-"""The name that this error had first; code that catches it keeps working."""
-
-
 class ReadOnlyError(StoreError):
     http_status = 409

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from everloop.errors import StoreError, StoreFullError, UsageError
+from everloop.errors import InsufficientStorageError, StoreError, UsageError
 from everloop.server.storage_errors import no_space_error
 from everloop.stores import open_store
 from everloop.stores.sqlite import SqliteDatabase
@@ -209,7 +209,7 @@ def test_a_token_works_while_the_disk_is_full(serve, monkeypatch, tmp_path):
         with serve(store, auth=True) as place:
             pages.fill()
             # The use of a token is noted once an hour: its record grows, which the store refuses.
-            with pytest.raises(StoreFullError):
+            with pytest.raises(InsufficientStorageError):
                 any(book.create_token(f"t{number}", "ada") is None for number in range(1000))
             assert place.ask("GET", "/api/v1/runs", authorization=f"Bearer {secret}").status == 200
             basic = base64.b64encode(b"ada:a long password").decode()
@@ -242,7 +242,7 @@ def sqlite_error(code: int, text: str) -> sqlite3.OperationalError:
         lambda: sqlite_error(sqlite3.SQLITE_IOERR_WRITE, "disk I/O error"),
         lambda: sqlite_error(sqlite3.SQLITE_IOERR_SHMSIZE, "disk I/O error"),
         lambda: sqlite3.OperationalError("database or disk is full"),
-        lambda: StoreFullError("No space left."),
+        lambda: InsufficientStorageError("No space left."),
     ],
 )
 def test_what_counts_as_a_full_disk(make: Callable[[], BaseException]) -> None:

@@ -182,10 +182,10 @@ def test_only_http(app: EndpointApp) -> None:
 
 
 def test_no_space_for_the_log_means_no_answer(app: EndpointApp, monkeypatch: pytest.MonkeyPatch) -> None:
-    from everloop.errors import StoreFullError
+    from everloop.errors import InsufficientStorageError
 
     def full(payload: bytes) -> int:
-        raise StoreFullError("No space left.")
+        raise InsufficientStorageError("No space left.")
 
     monkeypatch.setattr(app._log.sink._journal, "append", full)
     status, _, body = over_asgi(app, "POST", "/predict", json.dumps({"rows": [ROW]}).encode())

@@ -18,7 +18,7 @@ import pytest
 
 pytest.register_assert_rewrite("everloop.testing.log_sinks")
 
-from everloop.errors import CorruptionError, StoreFullError, UnavailableError, UsageError  # noqa: E402
+from everloop.errors import CorruptionError, InsufficientStorageError, UnavailableError, UsageError  # noqa: E402
 from everloop.serving.log_segments import Segment, open_segments, shown  # noqa: E402
 from everloop.serving.log_shipping import ShippingSink, ship_leftovers  # noqa: E402
 from everloop.serving.log_sinks import Shipping, new_instance  # noqa: E402
@@ -364,7 +364,7 @@ def test_a_folder_among_temporary_files_that_another_user_made_is_refused(
 FULL = """
 import sys
 from pathlib import Path
-from everloop.errors import StoreFullError
+from everloop.errors import InsufficientStorageError
 from everloop.serving.log_sinks import Shipping
 from everloop.serving.log_shipping import ShippingSink
 
@@ -384,7 +384,7 @@ for number in range(60):
     try:
         sink.append(f"{number:02d}".encode() + b"y" * 3000)
         taken.append(number)
-    except StoreFullError:
+    except InsufficientStorageError:
         refused += 1
 sink.close()
 print(len(taken), refused, taken[-1])
@@ -397,13 +397,13 @@ def test_a_journal_is_shipped_although_there_is_no_space_to_begin_the_next(
     sink = ShippingSink(replace(options, segment_s=3600.0), STREAM)
 
     def full() -> Journal:
-        raise StoreFullError("No space left.")
+        raise InsufficientStorageError("No space left.")
 
     with monkeypatch.context() as patch:
         patch.setattr(sink, "_begin", full)
         sink.append(b"x" * 5000)
         wait_for(lambda: sink.state().backlog_bytes == 0)
-        with pytest.raises(StoreFullError):
+        with pytest.raises(InsufficientStorageError):
             sink.append(b"y")
     assert fold(tmp_path) == ["x" * 5000]
     sink.append(b"z")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from everloop.errors import CorruptionError, EverloopError, StoreFullError
+from everloop.errors import CorruptionError, EverloopError, InsufficientStorageError
 from everloop.records import Run
 from everloop.stores import LocalBytes, Store, open_store
 from everloop.stores.check import verify
@@ -128,7 +128,7 @@ def test_a_full_database_takes_nothing_and_recovers(tmp_path: Path) -> None:
             for _ in range(1000):
                 records.append_event("x", "y", "z", data={"pad": "x" * 1000})
 
-    with pytest.raises(StoreFullError, match="No space left"):
+    with pytest.raises(InsufficientStorageError, match="No space left"):
         fill()
     assert records.last_event() == 1
     records.database.read("PRAGMA max_page_count = 4000")
@@ -140,12 +140,12 @@ def test_a_full_database_takes_nothing_and_recovers(tmp_path: Path) -> None:
 FULL = """
 import os, sys
 import pytest
-from everloop.errors import StoreFullError
+from everloop.errors import InsufficientStorageError
 from everloop.records import Run
 from everloop.stores import Journal, ObstoreBytes, open_store
 
 def raises(call):
-    with pytest.raises(StoreFullError):
+    with pytest.raises(InsufficientStorageError):
         call()
 
 folder = sys.argv[1]

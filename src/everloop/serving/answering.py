@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from everloop.errors import EverloopError, RequestError, StoreFullError, UnavailableError, UsageError
+from everloop.errors import EverloopError, InsufficientStorageError, RequestError, UnavailableError, UsageError
 from everloop.models.signature import Signature, utc
 from everloop.serving.exchange import TABLE_MARKS
 from everloop.serving.pace import INSTANT_S
@@ -129,7 +129,7 @@ def answer(live: Live, ask: Ask, log: PredictionLog, clock: Clock, request_sent:
         DeadlineError: its time ran out while it was scored; nothing was logged.
         RequestError: the rows, keys or times cannot be used; nothing was logged.
         TooLargeError: a row is too long for the log.
-        StoreFullError, UnavailableError: the answer could not be logged, so there is none.
+        InsufficientStorageError, UnavailableError: the answer could not be logged, so there is none.
     """
     size = rows_of(ask)
     if size == 0:
@@ -349,7 +349,7 @@ def _log(settings: Settings, log: PredictionLog, groups: Sequence[Group], reques
         return True
     try:
         log.append(groups, wait=wait)
-    except (StoreFullError, UnavailableError, OSError) as error:
+    except (InsufficientStorageError, UnavailableError, OSError) as error:
         if settings.log_full != "answer":
             raise
         logger.warning("The answer to request %s is not in the log: %s", request, error)

@@ -77,7 +77,7 @@ class LabelLog:
 
         Raises:
             RequestError: a time that cannot be UTC, or a number that is too large to be kept.
-            StoreFullError: no space is left; nothing was written.
+            InsufficientStorageError: no space is left; nothing was written.
             UnavailableError: the log's store does not answer, see `LogSink`.
             ConflictError: this process keeps no log, so it can keep no labels.
         """

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
-from everloop.errors import CorruptionError, EverloopError, StoreFullError, UnavailableError, UsageError
+from everloop.errors import CorruptionError, EverloopError, InsufficientStorageError, UnavailableError, UsageError
 from everloop.stores.journals import HEADER, split_frames
 from everloop.stores.objects import LocalBytes, ObstoreBytes, open_bytes
 
@@ -81,7 +81,8 @@ class SegmentStore(Protocol):
     - `find` never shows half of a segment, and shows a segment only if it shows those that its instance put before
       it, except the deleted ones.
 
-    All verbs raise `UnavailableError` where the store does not answer, and `StoreFullError` where it has no space.
+    All verbs raise `UnavailableError` where the store does not answer, and `InsufficientStorageError` where it has no
+    space.
     """
 
     def check(self) -> None:
@@ -125,7 +126,7 @@ class ObjectSegments:
         try:
             # Conditional, as segments are: not every store that speaks S3 can do that.
             self._store.put(f"{FOLDER}/{WRITABLE}", b"everloop\n")
-        except StoreFullError:
+        except InsufficientStorageError:
             raise
         except (EverloopError, OSError) as error:
             raise UnavailableError(f"The log's store cannot be written to: {first_line(error)}") from error

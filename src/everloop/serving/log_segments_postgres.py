@@ -10,7 +10,14 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from everloop.errors import MissingExtraError, NotFoundError, StoreError, StoreFullError, UnavailableError, UsageError
+from everloop.errors import (
+    InsufficientStorageError,
+    MissingExtraError,
+    NotFoundError,
+    StoreError,
+    UnavailableError,
+    UsageError,
+)
 from everloop.serving.log_segments import PUT_TIMEOUT_S, Segment, checked, shown
 
 if TYPE_CHECKING:
@@ -167,7 +174,7 @@ class PostgresSegments:
             self._made = False
             return _NoTableError(f"The database '{where}' has no table 'log_segments'.")
         if isinstance(error, kinds.DiskFull):
-            return StoreFullError(f"No space left in '{where}'.", help="Free some space on its server.")
+            return InsufficientStorageError(f"No space left in '{where}'.", help="Free some space on its server.")
         if type(error) is self._psycopg.ProgrammingError:
             # Such as a URL that cannot be read. The library's words may repeat it, password included.
             return UsageError(f"The database URL '{where}' cannot be used.", help="postgresql://USER@HOST/NAME")

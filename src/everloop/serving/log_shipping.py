@@ -21,7 +21,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Literal
 
-from everloop.errors import CorruptionError, EverloopError, NotFoundError, StoreFullError, UnavailableError
+from everloop.errors import CorruptionError, EverloopError, InsufficientStorageError, NotFoundError, UnavailableError
 from everloop.serving.log_segments import Segment, first_line, open_segments, shown
 from everloop.serving.log_sinks import Shipping, SinkState, make_own_folder, new_instance, on_this_kernel
 from everloop.stores.clock import system_micros
@@ -57,7 +57,7 @@ class ShippingSink:
 
         Raises:
             UsageError: the folder cannot be used, or the URL names no store.
-            StoreFullError: the local disk is full.
+            InsufficientStorageError: the local disk is full.
         """
         self.instance = new_instance()
         self.waits = options.durable == "store"
@@ -171,7 +171,7 @@ class ShippingSink:
             try:
                 # The next is there before this one is closed: a folder without a locked journal is a dead instance's.
                 self._journal = self._begin()
-            except StoreFullError:
+            except InsufficientStorageError:
                 # What is sealed can be shipped, which makes space. Until then nothing can be appended.
                 self._full = True
             full.close()
@@ -259,7 +259,7 @@ def ship_journal(store: SegmentStore, stream: str, instance: str, path: Path) ->
     """Put a sealed journal to the store, and remove it once the store has it.
 
     Raises:
-        UnavailableError, StoreFullError: the store does not take it now; it stays.
+        UnavailableError, InsufficientStorageError: the store does not take it now; it stays.
     """
     try:
         data, whole = _whole_frames(path)
@@ -288,7 +288,7 @@ def ship_leftovers(
         but: an instance to leave alone: one's own.
 
     Raises:
-        UnavailableError, StoreFullError: the store does not take them now; they stay.
+        UnavailableError, InsufficientStorageError: the store does not take them now; they stay.
     """
     gone = 0
     for folder in _instances(spool):

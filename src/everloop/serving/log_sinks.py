@@ -29,7 +29,7 @@ from stat import S_ISDIR
 from threading import Lock
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from everloop.errors import StoreFullError, UsageError
+from everloop.errors import InsufficientStorageError, UsageError
 from everloop.stores.journals import Journal
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class LogSink(Protocol):
     - What `append` has returned for survives the death of this process, as long as the disk or the store that it is
       on does.
     - Every such frame reaches the table that a fold writes, and once, whatever dies in between and how often.
-    - An `append` that raises `StoreFullError` has written nothing.
+    - An `append` that raises `InsufficientStorageError` has written nothing.
     - Memory does not grow with what waits; neither does the disk beyond the limit that was set.
 
     `instance`: whose frames these are, as the log's rows say. `kind`: journal, store or none. `waits`: whether `append`
@@ -81,7 +81,7 @@ class LogSink(Protocol):
             wait: False: on the local disk is enough, also where `waits`.
 
         Raises:
-            StoreFullError: no space is left on the local disk.
+            InsufficientStorageError: no space is left on the local disk.
             UnavailableError: too much waits for a store that does not answer; nothing was written. Or the store has
                 not confirmed the segment in time: then the frame is on the local disk, and will be shipped.
         """
@@ -132,7 +132,7 @@ class JournalSink:
             if self._journal.append(payload) > ROTATE_BYTES:
                 full = self._journal
                 # What was appended is kept, so a disk that is full by now fails the next append and not this one.
-                with suppress(StoreFullError):
+                with suppress(InsufficientStorageError):
                     self._journal = Journal.create(self._folder, self._stream)
                     full.close()
 

@@ -110,7 +110,7 @@ class PredictionLog:
             wait: False where nobody waits for these answers: then the local disk is enough.
 
         Raises:
-            StoreFullError: no space is left; nothing was written.
+            InsufficientStorageError: no space is left; nothing was written.
             UnavailableError: the log's store does not answer, see `LogSink`.
         """
         self._append(self._encode((_VERSION, groups, self._instance)), wait=wait)

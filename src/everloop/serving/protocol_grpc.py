@@ -19,10 +19,10 @@ from everloop.errors import (
     ConflictError,
     DeadlineError,
     EverloopError,
+    InsufficientStorageError,
     MissingExtraError,
     NotFoundError,
     RequestError,
-    StoreFullError,
     TooLargeError,
     TrustError,
     UnavailableError,
@@ -313,7 +313,7 @@ def _codes(codes: Any) -> tuple[tuple[type[EverloopError], Any], ...]:
         (TrustError, codes.PERMISSION_DENIED),
         (DeadlineError, codes.DEADLINE_EXCEEDED),
         (UnavailableError, codes.UNAVAILABLE),
-        (StoreFullError, codes.RESOURCE_EXHAUSTED),
+        (InsufficientStorageError, codes.RESOURCE_EXHAUSTED),
     )
 
 

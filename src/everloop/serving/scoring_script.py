@@ -77,7 +77,7 @@ class LoggedScoring(Scoring):
 
         Raises:
             RequestError: the body breaks the signature; nothing was logged.
-            StoreFullError, UnavailableError: the answer could not be logged, so there is none.
+            InsufficientStorageError, UnavailableError: the answer could not be logged, so there is none.
         """
         began = perf_counter()
         now = self._clock.now()

@@ -13,7 +13,7 @@ from datetime import timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from everloop.errors import CorruptionError, EverloopError, NotFoundError, StoreFullError, UnavailableError
+from everloop.errors import CorruptionError, EverloopError, InsufficientStorageError, NotFoundError, UnavailableError
 from everloop.serving import log_segments
 from everloop.serving.log_segments import SPOOL, first_line, frames_of, open_segments, shown
 from everloop.serving.log_shipping import ship_leftovers
@@ -209,7 +209,7 @@ class _Folding(Generic[Entry]):
         try:
             frame = self._fold.frame_of(self._store, self._fold.table, entries)
             written = self._store.tables.append(self._fold.table, frame, progress=progress)
-        except (UnavailableError, StoreFullError):
+        except (UnavailableError, InsufficientStorageError):
             raise
         except Exception as error:
             # Frames that can be read and do not make rows: those of one instance must not hold up the others'.

@@ -18,8 +18,8 @@ from everloop.errors import (
     AlreadyExistsError,
     ConflictError,
     EverloopError,
+    InsufficientStorageError,
     NotFoundError,
-    StoreFullError,
     UnavailableError,
     UsageError,
 )
@@ -78,7 +78,7 @@ def translated(error: EverloopError) -> MlflowError:
         (ConflictError, "RESOURCE_CONFLICT"),
         (UsageError, "INVALID_PARAMETER_VALUE"),
         (UnavailableError, "TEMPORARILY_UNAVAILABLE"),
-        (StoreFullError, "RESOURCE_EXHAUSTED"),
+        (InsufficientStorageError, "RESOURCE_EXHAUSTED"),
     )
     code = next((code for kind, code in codes if isinstance(error, kind)), None)
     if code is None:
