@@ -34,21 +34,21 @@ class Refusal:
     help: str | None = None
 
 
-_TWICE = Refusal(400, "A header that may be there once is there twice.", "Send Host, Origin and Content-Type once.")
+_TWICE = Refusal(400, "A header that can be given only once is given twice.", "Send Host, Origin and Content-Type once.")
 _STRANGE_HOST = Refusal(
     421,
-    "This server is not called so.",
+    "This server does not answer to that host name.",
     "The operator may add names with --allowed-host, or with the environment variable EVERLOOP_ALLOWED_HOSTS.",
 )
 _NO_HOST = Refusal(421, "The request names no host.", "Send a Host header.")
 _CROSS_ORIGIN = Refusal(
     403,
-    "A page of another origin may neither change nor read anything here.",
+    "A page of another origin can neither read nor change anything here.",
     "Send the request from a program, or from a page of this server.",
 )
 _SIMPLE = Refusal(
     415,
-    "This media type is not taken, because any web page may send it.",
+    "This media type is not accepted, because any web page can send it without asking.",
     "Send the body as what it is: curl -H 'Content-Type: application/json' -d …",
 )
 _HEADERS = Refusal(431, f"The request has more than {MOST_HEADERS} headers.")
