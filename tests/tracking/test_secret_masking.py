@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from everloop.records import Run
+from everloop.records import Json, Run
 from everloop.stores import Store, open_store
 from everloop.tracking import start_run
 from everloop.tracking.masking import MARK, Masker, mask_arguments, mask_params, mask_text
@@ -349,6 +349,33 @@ def test_params_errors_and_commands_of_a_run_are_masked(
 def test_masking_params_changes_nothing_else() -> None:
     values = {"a": 1, "b": None, "c": [1, {"d": "x"}], "e": "text", "f": {"token": 5, "secret": True}}
     assert mask_params(values) == values
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"passwords": {"db": S, "mail": [S]}},
+        {"credentials": {"user": {"value": S}}},
+        {"api_keys": [S]},
+        {"service": {"access_tokens": {"one": S}}},
+        {"env": [{"name": "PASSWORD", "value": S}]},
+        {"env": {"key": "db.password", "value": S}},
+    ],
+)
+def test_secrets_in_containers_are_masked(params: dict[str, Json]) -> None:
+    assert S not in str(mask_params(params))
+
+
+def test_containers_of_other_names_stay() -> None:
+    params: dict[str, Json] = {
+        "max_tokens": {"prompt": "five"},
+        "stop_tokens": ["end"],
+        "keys": ["carrier", "day"],
+        "partition_keys": ["day"],
+        "columns": [{"name": "age", "value": "years"}],
+        "passes": {"first": "fast"},
+    }
+    assert mask_params(params) == params
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class Refusal:
     help: str | None = None
 
 
-_TWICE = Refusal(400, "A header that can be given only once is given twice.", "Send Host, Origin and Content-Type once.")
+_TWICE = Refusal(400, "A header that may come once came twice.", "Send Host, Origin and Content-Type once.")
 _STRANGE_HOST = Refusal(
     421,
     "This server does not answer to that host name.",

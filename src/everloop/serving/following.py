@@ -63,6 +63,7 @@ class Follower:
         self._retry_s = FIRST_RETRY_S
         self._refused = -1
         self._tell_at = 0.0
+        self._failed = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="everloop-follower", daemon=True)
 
@@ -100,10 +101,16 @@ class Follower:
             try:
                 self.look()
             except EverloopError as error:
-                # A store that does not answer now does not end the service; it is asked again.
-                logger.warning("The endpoint '%s' cannot look at its record: %s", self._app.endpoint, error)
+                # A store that does not answer now does not end the service; it is read again with the next poll.
+                if not self._failed:
+                    logger.warning("The endpoint '%s' cannot look at its record: %s", self._app.endpoint, error)
+                self._failed = True
             except Exception:
-                logger.exception("Following the endpoint '%s' failed", self._app.endpoint)
+                if not self._failed:
+                    logger.exception("Following the endpoint '%s' failed", self._app.endpoint)
+                self._failed = True
+            else:
+                self._failed = False
 
     def look(self) -> None:
         """Take the record over if it has changed. What cannot be served is refused, not raised."""

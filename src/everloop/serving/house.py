@@ -59,6 +59,10 @@ class _Room:
     used_at: float = 0.0
 
 
+_LISTS = frozenset({("GET", "/"), ("GET", "/v2/models"), ("GET", "/v1/models"), ("POST", "/v2/repository/index")})
+"""Requests for the names of all endpoints."""
+
+
 class House:
     """An ASGI app over the endpoints of a store.
 
@@ -124,7 +128,11 @@ class House:
         found = _PREFIXED.fullmatch(scope["path"])
         named = found or _NAMED.fullmatch(scope["path"])
         if named is None:
-            await send_response(send, await self._own(scope))
+            try:
+                answered = await self._own(scope)
+            except EverloopError as error:
+                answered = problem(error.http_status, type(error).__name__, error.message, error.help)
+            await send_response(send, answered)
             return
         path = found["rest"] if found else scope["path"]
         try:
@@ -151,21 +159,25 @@ class House:
             return problem(404, "NotFoundError", "Ask an endpoint: /endpoints/NAME/…")
         if (method, path) == ("GET", "/metrics"):
             return Response(body=self._metrics(), content_type=CONTENT_TYPE)
-        known = [endpoint.name for endpoint in self._store.records.find(Endpoint, order="name")]
-        if (method, path) == ("GET", "/"):
-            return Response(body=encode({"endpoints": known, "loaded": self.loaded()}))
-        if (method, path) == ("GET", "/v2/models") or (method, path) == ("GET", "/v1/models"):
-            return Response(body=encode({"models": known}))
-        if (method, path) == ("POST", "/v2/repository/index"):
-            states = [
-                {"name": name, "state": "READY" if name in self._rooms else "UNAVAILABLE", "reason": ""}
-                for name in known
-            ]
-            return Response(body=encode(states))
         moved = _MOVED.fullmatch(path)
         if method == "POST" and moved is not None:
             return await self._move(moved["name"], moved["what"], scope["headers"])
-        return problem(404, "NotFoundError", f"There is no {path[:200]} here.", "Ask an endpoint: /endpoints/NAME/…")
+        if (method, path) not in _LISTS:
+            missing = f"There is no {path[:200]} here."
+            return problem(404, "NotFoundError", missing, "Ask an endpoint: /endpoints/NAME/…")
+        # The store may take its time to answer.
+        known = await asyncio.get_running_loop().run_in_executor(None, self._names)
+        if (method, path) == ("GET", "/"):
+            return Response(body=encode({"endpoints": known, "loaded": self.loaded()}))
+        if method == "GET":
+            return Response(body=encode({"models": known}))
+        states = [
+            {"name": name, "state": "READY" if name in self._rooms else "UNAVAILABLE", "reason": ""} for name in known
+        ]
+        return Response(body=encode(states))
+
+    def _names(self) -> list[str]:
+        return [endpoint.name for endpoint in self._store.records.find(Endpoint, order="name")]
 
     async def _move(self, name: str, what: str, headers: Any) -> Response:
         loop = asyncio.get_running_loop()

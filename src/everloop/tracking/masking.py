@@ -291,7 +291,13 @@ def mask_params(values: Mapping[str, Json]) -> dict[str, Json]:
         if type(value) is str:
             return masker.value(name, value)
         if type(value) is dict:
-            return {key: masked(key, item) for key, item in value.items()}
+            # Of `{"credentials": {"id": …}}` each text is one; of `{"name": "password", "value": …}` the value is.
+            own = value.get("name", value.get("key"))
+            named = own if isinstance(own, str) and is_secret_name(own) else None
+            return {
+                key: masked(named if named and key == "value" else name if is_secret_name(name) else key, item)
+                for key, item in value.items()
+            }
         if type(value) is list:
             return [masked(name, item) for item in value]
         return value

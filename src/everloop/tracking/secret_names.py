@@ -25,6 +25,8 @@ _WORD_TOKENS = re.compile(
 _TURNS_OF_PASS = re.compile(r"backward|band|by|first|forward|high|last|low|multi|one|per|second|single|two")
 _SWITCHES = re.compile(r"ask|disable|enable|has|hide|no|prompt|require|requires|show|skip|without")
 _MAYBE_NUMBERS = frozenset({"auth", "key", "pass", "pat", "sig", "token"})
+_MANY = re.compile(r"passwords|passwds|passphrases|apikeys|secretkeys|accesskeys|authtokens|accesstokens|apitokens")
+_OPENING_TOKENS = re.compile(r"access|api|auth|bearer|bot|csrf|deploy|github|gitlab|hf|id|refresh|session|slack")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _PARTS = re.compile(r"[^A-Za-z0-9]+")
 
@@ -38,9 +40,14 @@ def is_secret_name(name: str) -> bool:
     before = words[-2] if len(words) > 1 else ""
     if _SWITCHES.fullmatch(words[0]):
         return False
-    if _ALWAYS.fullmatch(last) or last.endswith(_ENDS):
+    if _ALWAYS.fullmatch(last) or last.endswith(_ENDS) or _MANY.fullmatch(last):
         return True
     match last:
+        case "tokens":
+            # Most are counted: `max_tokens`, `prompt_tokens`.
+            return bool(_OPENING_TOKENS.fullmatch(before))
+        case "keys":
+            return bool(_KEYS.fullmatch(before))
         case "token":
             return not _WORD_TOKENS.fullmatch(before)
         case "key":
