@@ -388,7 +388,8 @@ def check(
     json: AsJson = False,
 ) -> None:
     """Check a table against a contract; exit code 1 where it breaks it."""
-    from everloop.data import check_contract, contract_from_toml, read
+    from everloop.data import check_contract, read
+    from everloop.data.contract_toml import load_contract
     from everloop.records import Contract
 
     options = reading_options(
@@ -407,7 +408,7 @@ def check(
         if named.suffix == ".toml":
             if not named.is_file():
                 raise NotFoundError(f"There is no contract '{contract}'.", help="Write one: everloop data contract")
-            held = contract_from_toml(named.read_text(encoding="utf-8"), store)
+            held = load_contract(named, store)
         else:
             held = store.records.get(Contract, contract)
         report = check_contract(read(_place(source), **options), held, now=store.now())

@@ -17,6 +17,7 @@ from everloop.records import Contract, Json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from everloop.stores import Store
 
@@ -91,6 +92,21 @@ def contract_to_toml(contract: Contract) -> str:
                     *(f"{_key(key)} = {_value(each)}" for key, each in table.items()),
                 ]
     return "\n".join(lines) + "\n"
+
+
+def load_contract(path: Path, store: Store | None = None) -> Contract:
+    """The contract in a TOML file; see `contract_from_toml`.
+
+    Raises:
+        UsageError: the file is not text in UTF-8, not TOML, or says something that a contract does not.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"'{path}' is not text in UTF-8: {error.reason} at byte {error.start}.", help="Save it as UTF-8."
+        ) from error
+    return contract_from_toml(text, store)
 
 
 def contract_from_toml(text: str, store: Store | None = None) -> Contract:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from everloop.data.progress import tell
+from everloop.errors import DataError
+from everloop.stores.full_disk import insufficient, is_full
 from everloop.stores.objects import TEMPORARY
 from everloop.stores.permissions import make_folder
 
@@ -31,7 +33,12 @@ _GROUP_ROWS = 250_000
 
 
 def keep_parts(rows: pl.DataFrame | pl.LazyFrame, store: Store) -> list[dict[str, Json]]:
-    """Write the rows as files into the store; digest, rows and size_bytes of each, in the order of the rows."""
+    """Write the rows as files into the store; digest, rows and size_bytes of each, in the order of the rows.
+
+    Raises:
+        DataError: the query fails on its way.
+        InsufficientStorageError: no space is left.
+    """
     kept: list[dict[str, Json]] = []
     done = 0
     with scratch(store) as folder:
@@ -81,7 +88,15 @@ def _streamed(rows: pl.LazyFrame, folder: Path) -> tuple[int, Iterator[pl.DataFr
     """
     path = folder / "rows.arrow"
     # Arrow, as it is in memory: the slower its way out, the more a query heaps up before it.
-    rows.sink_ipc(path, compression="uncompressed", maintain_order=True)
+    try:
+        rows.sink_ipc(path, compression="uncompressed", maintain_order=True)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        if is_full(error):
+            raise insufficient(f"in '{folder.parent}'") from error
+        raise DataError(
+            f"The table cannot be read to its end: {str(error).partition(chr(10))[0]}.",
+            help="See the step that returns the table, and whether its files are damaged.",
+        ) from error
     kept = pl.scan_ipc(path)
     total = kept.select(pl.len()).collect().item()
     size = file_rows(len(kept.collect_schema()))

@@ -113,14 +113,15 @@ def find_kept(store: Store, dataset: str, declared: str | None) -> Contract | No
     Raises:
         NotFoundError: a declared contract is not there.
     """
-    from everloop.data import contract_from_toml, save_contract
+    from everloop.data import save_contract
+    from everloop.data.contract_toml import load_contract
     from everloop.data.file_states import project_folder
 
     if declared is not None and "@" in declared:
         return store.records.get(Contract, declared)
     path = project_folder() / _file(dataset, declared)
     if path.is_file():
-        return save_contract(contract_from_toml(path.read_text(encoding="utf-8"), store), store)
+        return save_contract(load_contract(path, store), store)
     if declared is not None:
         raise NotFoundError(f"There is no contract file '{path}'.", help="Leave contract= out to have one inferred.")
     return None
