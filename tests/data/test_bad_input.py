@@ -240,7 +240,8 @@ def test_clocks_that_are_set_forward_and_back(project: Path) -> None:
     assert read(mixed).collect()["t"].dtype == pl.String
 
 
-def test_a_database_that_does_not_answer() -> None:
+def test_a_database_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERLOOP_POSTGRES_WAIT_S", "0")
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]  # bound and not listening: refused at once

@@ -164,7 +164,7 @@ def _postgres(url: str, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
                 raise SourceError("The query gives no rows.", help="Write a SELECT.")
             return [column.name for column in cursor.description], cursor.fetchall()
     except UnavailableError as error:
-        raise SourceError(f"'{redacted(url)}' cannot be queried: {error.message}.", help=error.help) from None
+        raise SourceError(f"The query fails on '{redacted(url)}': {error.message}.", help=error.help) from None
     except psycopg.Error as error:
         raise SourceError(f"The query fails on '{redacted(url)}': {_first(error, url)}.") from None
 

@@ -129,11 +129,11 @@ class PostgresConnector:
             )
         if _AWAY.search(problem):
             return UnavailableError(
-                f"The store '{self.name}' does not answer, also after {self.wait_s:g} s: {problem}",
+                f"The database '{self.name}' does not answer, also after {self.wait_s:g} s: {problem}",
                 help=f"Is its server running? To wait longer, set {WAIT_VARIABLE} to a number of seconds.",
             )
         return UnavailableError(
-            f"The store '{self.name}' does not answer: {problem}", help="Check its URL, user and password."
+            f"The database '{self.name}' does not answer: {problem}", help="Check its URL, user and password."
         )
 
 

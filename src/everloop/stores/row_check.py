@@ -87,9 +87,12 @@ def _check_row(
         records.append(record)
 
 
-def _differing(check: RowSum, at: Any, crc: int, row: list[Any], expected: int, kind: str, subject: str) -> Problem:
+def _differing(check: RowSum, at: Any, crc: object, row: list[Any], expected: int, kind: str, subject: str) -> Problem:
     message = f"It differs from its checksum, in the table '{check.table}'."
     place = f"{check.table} {at}"
+    if not isinstance(crc, int):
+        # What was damaged is the type of the checksum's value: the row itself may be as it was, and nothing proves it.
+        return Problem(kind=kind, subject=subject, message=message, repair=RESTORE, place=place)
     if only_sum_differs(expected, crc):
         heal = "Write the checksum again: a single bit of it was flipped, and the row is as it was."
         return Problem(kind=kind, subject=subject, message=message, repair=REPAIR, heal=heal, cure="sum", place=place)

@@ -46,6 +46,8 @@ MOST_INDEXES = 16
 _UNCLEAR = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
 """What SQLite says also where a quota or the limit for the size of a file is used up."""
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_FAILED = (sqlite3.Error, UnicodeDecodeError)
+"""What SQLite raises. The latter where its message quotes a damaged declaration, which is not text."""
 _UNKEEPABLE = (UnicodeEncodeError, OverflowError)
 T = TypeVar("T")
 
@@ -86,7 +88,7 @@ class SqliteDatabase:
         connection = slot.connection
         try:
             return connection.execute(statement, values).fetchall()
-        except sqlite3.Error as error:
+        except _FAILED as error:
             if not slot.depth and getattr(error, "sqlite_errorcode", None) in UNREADABLE_BESIDE:
                 return self._read_frozen(statement, values, error)
             if not _is_busy(error):
@@ -106,7 +108,7 @@ class SqliteDatabase:
                 return connection.execute(statement, values).fetchall()
             finally:
                 connection.text_factory = str
-        except sqlite3.Error as error:
+        except _FAILED as error:
             if not slot.depth and getattr(error, "sqlite_errorcode", None) in UNREADABLE_BESIDE:
                 return self._read_frozen(statement, values, error, text=_odd_text)
             raise _told(error, self.path) from error
@@ -115,7 +117,7 @@ class SqliteDatabase:
         self,
         statement: str,
         values: Sequence[object],
-        first: sqlite3.Error | None = None,
+        first: sqlite3.Error | UnicodeDecodeError | None = None,
         *,
         text: Callable[[bytes], str] = bytes.decode,
     ) -> list[Any]:
@@ -129,7 +131,7 @@ class SqliteDatabase:
             raise UsageError("The store is closed.", help="Open it again.")
         try:
             return self._frozen.read(statement, values, text, may_copy=not self._writable)
-        except sqlite3.Error as error:
+        except _FAILED as error:
             raise _told(first or error, self.path) from error
         except OSError as error:
             raise (_told(first, self.path) if first else storage_error(error, self.path)) from error
@@ -139,7 +141,7 @@ class SqliteDatabase:
     def write(self, statement: str, values: Sequence[object] = ()) -> int:
         try:
             return self._connections.slot().connection.execute(statement, values).rowcount
-        except sqlite3.Error as error:
+        except _FAILED as error:
             raise _told(error, self.path) from error
         except _UNKEEPABLE as error:
             raise _refused(error) from error
@@ -147,7 +149,7 @@ class SqliteDatabase:
     def write_many(self, statement: str, rows: Sequence[Sequence[object]]) -> None:
         try:
             self._connections.slot().connection.executemany(statement, rows)
-        except sqlite3.Error as error:
+        except _FAILED as error:
             raise _told(error, self.path) from error
         except _UNKEEPABLE as error:
             raise _refused(error) from error
@@ -161,13 +163,13 @@ class SqliteDatabase:
         try:
             with slot.transaction(lambda: self._begin(slot.connection)):
                 yield
-        except sqlite3.Error as error:
+        except _FAILED as error:
             raise _told(error, self.path) from error
 
     def _begin(self, connection: sqlite3.Connection) -> None:
         try:
             connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.Error as error:
+        except _FAILED as error:
             if not _is_busy(error):
                 raise
             _patiently(lambda: connection.execute("BEGIN IMMEDIATE"), self.path)
@@ -207,7 +209,7 @@ class SqliteDatabase:
             else:
                 self._frozen.backup(target)
             target.execute("PRAGMA journal_mode = DELETE")
-        except sqlite3.Error as error:
+        except _FAILED as error:
             raise _told(error, path) from error
         finally:
             target.close()
@@ -243,7 +245,7 @@ class SqliteDatabase:
             connection.execute("PRAGMA cache_size = -32768")
             # In pages: 16 MB. Writing the log back waits for the disk, and pages that many runs change go once.
             connection.execute("PRAGMA wal_autocheckpoint = 4000")
-        except sqlite3.Error as error:
+        except _FAILED as error:
             raise _told(error, self.path) from error
         return connection
 
@@ -270,7 +272,7 @@ class SqliteDatabase:
                     connection.executescript(
                         f"BEGIN IMMEDIATE;\n{step.script}\nPRAGMA user_version = {step.number};\nCOMMIT;"
                     )
-            except sqlite3.Error as error:
+            except _FAILED as error:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise _told(error, self.path) from error
@@ -351,7 +353,7 @@ def _pointer(path: Sequence[str]) -> str:
     return "$" + "".join(f'."{name}"' for name in path)
 
 
-def _is_busy(error: sqlite3.Error) -> bool:
+def _is_busy(error: sqlite3.Error | UnicodeDecodeError) -> bool:
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and code & 0xFF in _BUSY
 
@@ -364,7 +366,7 @@ def _patiently(attempt: Callable[[], T], path: Path) -> T:
     while True:
         try:
             return attempt()
-        except sqlite3.Error as error:
+        except _FAILED as error:
             if not _is_busy(error):
                 raise _told(error, path) from error
             if time.monotonic() > deadline:
@@ -380,8 +382,12 @@ def _refused(error: Exception) -> UsageError:
     return UsageError(f"SQLite cannot hold that value: {error}.", help="Use whole texts, and integers of 64 bits.")
 
 
-def _told(error: sqlite3.Error, path: Path) -> Exception:
+def _told(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> Exception:
     """What a caller can do something about."""
+    if isinstance(error, UnicodeDecodeError):
+        return CorruptionError(
+            f"The store '{path}' is damaged: a declaration is not text.", help="See: everloop verify"
+        )
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
     if code == sqlite3.SQLITE_FULL or (code in _UNCLEAR and looks_full(path)):
         return insufficient(f"for the store '{path}'")
