@@ -69,6 +69,7 @@ bench: env
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/packages.py
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/attacks.py
 
 clean:
 	rm -rf $(VENV) .venv-lowest build dist .mypy_cache .ruff_cache .pytest_cache
