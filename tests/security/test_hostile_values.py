@@ -211,7 +211,8 @@ def native_routes() -> list[tuple[str, str, Any]]:
                 for method in handler.http_methods:
                     if method not in ("OPTIONS", "HEAD") and "/endpoints/" not in route.path_format:
                         found.append((str(method), route.path_format, handler))
-        return found
+        # Litestar keeps some of them in sets, and every process of a test run must collect them in the same order.
+        return sorted(found, key=lambda one: (one[1], one[0]))
 
 
 NATIVE = native_routes()
@@ -231,7 +232,7 @@ def body_fields(handler: Any) -> dict[str, Any]:
 def mlflow_fields() -> dict[str, set[str]]:
     """The names that each module of MLflow's protocol reads, by the module's file."""
     found: dict[str, set[str]] = {}
-    for path in Path(protocol.__file__).parent.rglob("*.py"):
+    for path in sorted(Path(protocol.__file__).parent.rglob("*.py")):
         names = {
             call.args[0].value
             for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
