@@ -141,6 +141,20 @@ def test_a_series_is_not_a_table() -> None:
         el.read(pd.Series([1, 2], name="x"))
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        [date(2020, 1, 1), datetime(2020, 1, 1, 5)],
+        [datetime(2020, 1, 1, 5), date(2020, 1, 1)],
+        [None, date(2020, 1, 1), datetime(2020, 1, 1)],
+        [date(2020, 1, 1), pd.Timestamp("2020-01-01 05:00")],
+    ],
+)
+def test_dates_and_times_in_one_column_are_refused(values: list[Any]) -> None:
+    with pytest.raises(DataError, match="'x'"):
+        read_frame(pd.DataFrame({"x": pd.Series(values, dtype=object)}))
+
+
 plain = st.one_of(
     st.integers(), st.floats(), st.text(max_size=3), st.booleans(), st.none(), st.binary(max_size=3), st.dates(),
     st.datetimes(), st.timedeltas(), st.complex_numbers(), st.decimals(allow_nan=False, allow_infinity=False, places=2),

@@ -14,6 +14,7 @@ Columns that Arrow has no type for are refused by name, with what to write inste
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import DataError
@@ -164,6 +165,11 @@ def _object_kind(name: str, values: Any) -> str:
     import pandas as pd
 
     kind = str(pd.api.types.infer_dtype(values, skipna=True))
+    if kind == "date" and any(isinstance(value, datetime) for value in values.dropna()):
+        # pandas calls them dates after the first, and a date has no time of day.
+        raise DataError(
+            f"The column '{name}' holds both dates and times.", help=f"Make them one: pd.to_datetime(df[{name!r}])."
+        )
     if kind in ("datetime", "datetime64"):
         zoned = {getattr(value, "tzinfo", None) is not None for value in values.dropna()}
         if len(zoned) > 1:
