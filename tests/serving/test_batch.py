@@ -163,6 +163,22 @@ def test_a_part_may_be_scored_anywhere_and_again(store: Store, release: Any, tmp
     assert read_predictions(store, "nightly").collect().height == 20
 
 
+def children_of(process: int) -> list[int]:
+    """The processes that a process has started, where the system says so."""
+    try:
+        return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def runs(process: int) -> bool:
+    """Whether a process is there and has not ended; one that nothing waits for stays in the list as a zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def test_a_killed_job_is_resumed_by_the_same_command(store: Store, release: Any, tmp_path: Path) -> None:
     version = release().key
     path, output = tmp_path / "in.csv", tmp_path / "out.csv"
@@ -184,8 +200,14 @@ def test_a_killed_job_is_resumed_by_the_same_command(store: Store, release: Any,
             if len(list(folder.glob("part-*"))) >= 3 or job.poll() is not None:
                 break
             sleep(0.005)
+        workers = children_of(job.pid)
         job.send_signal(signal.SIGKILL)
     assert not output.exists()
+    for _ in range(600):
+        if not any(map(runs, workers)):
+            break
+        sleep(0.1)
+    assert not any(map(runs, workers)), "the killed job's pool lives on"
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)

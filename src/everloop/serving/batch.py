@@ -15,11 +15,13 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from multiprocessing import get_context
 from pathlib import Path
+from time import sleep
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import ConflictError, RequestError, UsageError
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 PIECE_ROWS = 250_000
 ENDINGS = (".parquet", ".csv", ".jsonl", ".ndjson")
+_PARENT_LOOK_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,7 +302,7 @@ def _scored(parts: Iterator[Part], workers: int) -> Iterator[tuple[Part, bool]]:
             yield part, new
         return
     with ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_share_cores, initargs=(workers,)
+        workers, mp_context=get_context("spawn"), initializer=_begin_worker, initargs=(workers, os.getpid())
     ) as pool:
         running: dict[Future[int], Part] = {}
         try:
@@ -325,11 +328,22 @@ def _finished(running: dict[Future[int], Part]) -> Iterator[tuple[Part, bool]]:
         yield part, True
 
 
-def _share_cores(workers: int) -> None:
+def _begin_worker(workers: int, parent: int) -> None:
     """In a process of the pool, before it loads anything that starts threads."""
+    threading.Thread(target=_end_with, args=(parent,), name="everloop-parent", daemon=True).start()
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     for name in ("POLARS_MAX_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(name, threads)
+
+
+def _end_with(parent: int) -> None:
+    """End this process once its parent is gone: a killed job tells its pool nothing, and the pool would wait for ever.
+
+    What it was writing is a draft, which the same command writes again.
+    """
+    while os.getppid() == parent:
+        sleep(_PARENT_LOOK_S)
+    os._exit(1)
 
 
 _loaded: dict[tuple[str, str, str], Predictor] = {}
