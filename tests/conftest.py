@@ -50,6 +50,26 @@ def _need() -> Callable[[str, str, str], None]:
     return need
 
 
+@pytest.fixture
+def small_device() -> Callable[[Path, str], list[str]]:
+    """What a command is put behind to see a device of this size, such as `1m`, at a folder.
+
+    The device lives as long as the command's process. Skips where the machine does not allow it.
+    """
+
+    def prefix(folder: Path, size: str) -> list[str]:
+        own = ["unshare", "--mount", "--propagation", "private"]
+        if os.geteuid() != 0:
+            own += ["--user", "--map-root-user"]
+        script = f'mount -t tmpfs -o size={size} tmpfs "$1" && shift && exec "$@"'
+        found = [*own, "sh", "-c", script, "sh", str(folder)]
+        if shutil.which("unshare") is None or subprocess.run([*found, "true"], capture_output=True).returncode != 0:
+            pytest.skip("this machine does not let us mount a small device")
+        return found
+
+    return prefix
+
+
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
     """URL of a throw-away Redis."""

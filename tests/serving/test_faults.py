@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -280,23 +279,22 @@ with open_store(home, create=False) as store:
 
 
 @pytest.mark.parametrize("policy", ["answer", "refuse"])
-def test_a_full_disk(store: Store, release: Any, route: Any, tmp_path: Path, policy: str) -> None:
-    """On a device of one megabyte that lives as long as the process that mounts it."""
+def test_a_full_disk(
+    store: Store,
+    release: Any,
+    route: Any,
+    tmp_path: Path,
+    policy: str,
+    small_device: Callable[[Path, str], list[str]],
+) -> None:
     route(release().key)
     set_options(store, "delays", {"log_full": policy})
     store.journals.mkdir(exist_ok=True)
     small = tmp_path / "small"
     small.mkdir()
-    own = ["unshare", "--mount", "--propagation", "private"]
-    if os.getuid() != 0:
-        own += ["--user", "--map-root-user"]
-    mount = 'mount -t tmpfs -o size=1m tmpfs "$1"'
-    probe = [*own, "sh", "-c", mount, "sh", str(small)]
-    if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True, check=False).returncode != 0:
-        pytest.skip("this machine does not let us mount a small device")
-    script = f'{mount} && exec "$2" -W error -c "$3" "$4" "$1" "$5"'
+    program = [sys.executable, "-W", "error", "-c", FULL, str(store.home), str(small), policy]
     done = subprocess.run(
-        [*own, "sh", "-c", script, "sh", str(small), sys.executable, FULL, str(store.home), policy],
+        [*small_device(small, "1m"), *program],
         input=BODY.encode(),
         capture_output=True,
         check=False,

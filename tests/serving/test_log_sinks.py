@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -415,20 +414,14 @@ def test_a_journal_is_shipped_although_there_is_no_space_to_begin_the_next(
     assert len(fold(tmp_path)) == 4
 
 
-def test_a_full_disk_refuses_and_works_again_when_there_is_space(tmp_path: Path) -> None:
-    """On a device of one megabyte that lives as long as the process that mounts it."""
+def test_a_full_disk_refuses_and_works_again_when_there_is_space(
+    tmp_path: Path, small_device: Callable[[Path, str], list[str]]
+) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    own = ["unshare", "--mount", "--propagation", "private"]
-    if os.getuid() != 0:
-        own += ["--user", "--map-root-user"]
-    mount = 'mount -t tmpfs -o size=1m tmpfs "$1"'
-    probe = [*own, "sh", "-c", mount, "sh", str(small)]
-    if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True, check=False).returncode != 0:
-        pytest.skip("this machine does not let us mount a small device")
-    script = f'{mount} && exec "$2" -W error -c "$3" "$1" "$4"'
+    program = [sys.executable, "-W", "error", "-c", FULL, str(small), str(tmp_path / "home")]
     done = subprocess.run(
-        [*own, "sh", "-c", script, "sh", str(small), sys.executable, FULL, str(tmp_path / "home")],
+        [*small_device(small, "1m"), *program],
         capture_output=True,
         check=False,
         text=True,

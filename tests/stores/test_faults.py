@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -195,18 +195,11 @@ print("recovered")
 """
 
 
-def test_a_full_device_takes_nothing_and_recovers(tmp_path: Path) -> None:
-    """On a device of four megabytes that lives as long as the process that mounts it."""
-    own = ["unshare", "--mount", "--propagation", "private"]
-    if os.getuid() != 0:
-        own += ["--user", "--map-root-user"]
-    mount = 'mount -t tmpfs -o size=4m tmpfs "$1"'
-    probe = [*own, "sh", "-c", mount, "sh", str(tmp_path)]
-    if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True, check=False).returncode != 0:
-        pytest.skip("this machine does not let us mount a small device")
-    script = f'{mount} && exec "$2" -W error -c "$3" "$1"'
+def test_a_full_device_takes_nothing_and_recovers(
+    tmp_path: Path, small_device: Callable[[Path, str], list[str]]
+) -> None:
     done = subprocess.run(
-        [*own, "sh", "-c", script, "sh", str(tmp_path), sys.executable, FULL],
+        [*small_device(tmp_path, "4m"), sys.executable, "-W", "error", "-c", FULL, str(tmp_path)],
         capture_output=True,
         text=True,
         check=False,

@@ -6,9 +6,9 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -178,24 +178,16 @@ print("recovered")
 )
 
 
-def run(program: str, folder: Path, device: str | None = None) -> None:
-    command = [sys.executable, "-W", "error::ResourceWarning", "-c", program, str(folder)]
-    if device is not None:
-        own = ["unshare", "--mount", "--propagation", "private"]
-        if os.geteuid() != 0:
-            own += ["--user", "--map-root-user"]
-        mount = f'mount -t tmpfs -o size={device} tmpfs "$1"'
-        probe = [*own, "sh", "-c", mount, "sh", str(folder)]
-        if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True, check=False).returncode != 0:
-            pytest.skip("this machine does not let us mount a small device")
-        script = f'{mount} && exec "$2" -c "$3" "$1"'
-        command = [*own, "sh", "-c", script, "sh", str(folder), sys.executable, program]
+def run(program: str, folder: Path, before: list[str] | None = None) -> None:
+    command = [*(before or ()), sys.executable, "-W", "error::ResourceWarning", "-c", program, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout == "recovered\n", done.stderr[-3000:]
 
 
-def test_a_full_device_takes_nothing_more_is_read_and_recovers(tmp_path: Path) -> None:
-    run(DEVICE, tmp_path, "6m")
+def test_a_full_device_takes_nothing_more_is_read_and_recovers(
+    tmp_path: Path, small_device: Callable[[Path, str], list[str]]
+) -> None:
+    run(DEVICE, tmp_path, small_device(tmp_path, "6m"))
 
 
 def test_a_limit_for_the_size_of_files_is_the_same_error(tmp_path: Path) -> None:

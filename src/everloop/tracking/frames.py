@@ -148,7 +148,7 @@ def _is_of_later_kind(payload: bytes) -> bool:
             case [int(kind), *_]:
                 return kind > END
     except msgspec.MsgspecError:
-        pass  # no msgpack at all
+        pass  # Not a frame of this format, which its reader reports.
     return False
 
 
