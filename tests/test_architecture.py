@@ -101,3 +101,31 @@ def test_core_never_prints():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id != "print", f"{path}:{node.lineno}"
+
+
+def _lazy_packages():
+    for path in SOURCE.rglob("__init__.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tables = [
+            node.args[1]
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "lazy_exports"
+        ]
+        if tables:
+            yield path, tree, ast.literal_eval(tables[0])
+
+
+def test_lazy_packages_export_what_type_checkers_see():
+    packages = list(_lazy_packages())
+    assert len(packages) > 10
+    for path, tree, table in packages:
+        package = ".".join(["everloop", *path.parent.relative_to(SOURCE).parts])
+        typed = {
+            (imports.module, name.name)
+            for block in tree.body
+            if isinstance(block, ast.If)
+            for imports in block.body
+            if isinstance(imports, ast.ImportFrom) and imports.module.startswith("everloop")
+            for name in imports.names
+        }
+        assert typed == {(f"{package}.{module}", name) for module, names in table.items() for name in names}, path

@@ -7,128 +7,86 @@ brings its room when it is first used.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from everloop.errors import EverloopError
+from everloop.lazy_exports import lazy_exports
 from everloop.version import VERSION
 
 if TYPE_CHECKING:
-    from everloop.data import Dataset, FeatureView, OnDemand, Window, join_features, read, transformer
-    from everloop.loop import (
-        AtLeast,
-        Canary,
-        Drift,
-        Endpoint,
-        Every,
-        Latency,
-        Loop,
-        NotWorseThan,
-        OnDrift,
-        OnNewData,
-        OnPerformance,
-        Performance,
-        Slices,
-        backfill,
-        materialize,
+    from everloop.data import (
+        Dataset as Dataset,
+        FeatureView as FeatureView,
+        OnDemand as OnDemand,
+        Window as Window,
+        join_features as join_features,
+        read as read,
+        transformer as transformer,
     )
-    from everloop.models import load_model, save_model
-    from everloop.pipeline import Graph, progress, run_graph, step, trace
-    from everloop.stores import open_store
-    from everloop.tracking import autolog, compare_runs, current_run, read_history, search_runs, start_run
-    from everloop.training import AutoTrain
+    from everloop.loop import (
+        AtLeast as AtLeast,
+        Canary as Canary,
+        Drift as Drift,
+        Endpoint as Endpoint,
+        Every as Every,
+        Latency as Latency,
+        Loop as Loop,
+        NotWorseThan as NotWorseThan,
+        OnDrift as OnDrift,
+        OnNewData as OnNewData,
+        OnPerformance as OnPerformance,
+        Performance as Performance,
+        Slices as Slices,
+        backfill as backfill,
+        materialize as materialize,
+    )
+    from everloop.models import load_model as load_model, save_model as save_model
+    from everloop.pipeline import (
+        Graph as Graph,
+        progress as progress,
+        run_graph as run_graph,
+        step as step,
+        trace as trace,
+    )
+    from everloop.stores import open_store as open_store
+    from everloop.tracking import (
+        autolog as autolog,
+        compare_runs as compare_runs,
+        current_run as current_run,
+        read_history as read_history,
+        search_runs as search_runs,
+        start_run as start_run,
+    )
+    from everloop.training import AutoTrain as AutoTrain
 
 __version__ = VERSION
 
-_ROOM = {
-    "AtLeast": "loop",
-    "AutoTrain": "training",
-    "Canary": "loop",
-    "Dataset": "data",
-    "Drift": "loop",
-    "Endpoint": "loop",
-    "Every": "loop",
-    "FeatureView": "data",
-    "Graph": "pipeline",
-    "Latency": "loop",
-    "Loop": "loop",
-    "NotWorseThan": "loop",
-    "OnDemand": "data",
-    "OnDrift": "loop",
-    "OnNewData": "loop",
-    "OnPerformance": "loop",
-    "Performance": "loop",
-    "Slices": "loop",
-    "Window": "data",
-    "autolog": "tracking",
-    "backfill": "loop",
-    "compare_runs": "tracking",
-    "current_run": "tracking",
-    "join_features": "data",
-    "load_model": "models",
-    "materialize": "loop",
-    "open_store": "stores",
-    "progress": "pipeline",
-    "read": "data",
-    "run_graph": "pipeline",
-    "save_model": "models",
-    "read_history": "tracking",
-    "search_runs": "tracking",
-    "start_run": "tracking",
-    "step": "pipeline",
-    "trace": "pipeline",
-    "transformer": "data",
-}
-
-__all__ = [
-    "AtLeast",
-    "AutoTrain",
-    "Canary",
-    "Dataset",
-    "Drift",
-    "Endpoint",
-    "EverloopError",
-    "Every",
-    "FeatureView",
-    "Graph",
-    "Latency",
-    "Loop",
-    "NotWorseThan",
-    "OnDemand",
-    "OnDrift",
-    "OnNewData",
-    "OnPerformance",
-    "Performance",
-    "Slices",
-    "Window",
-    "__version__",
-    "autolog",
-    "backfill",
-    "compare_runs",
-    "current_run",
-    "join_features",
-    "load_model",
-    "materialize",
-    "open_store",
-    "progress",
-    "read",
-    "read_history",
-    "run_graph",
-    "save_model",
-    "search_runs",
-    "start_run",
-    "step",
-    "trace",
-    "transformer",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _ROOM:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_ROOM[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, _names = lazy_exports(
+    __name__,
+    {
+        "data": ["Dataset", "FeatureView", "OnDemand", "Window", "join_features", "read", "transformer"],
+        "loop": [
+            "AtLeast",
+            "Canary",
+            "Drift",
+            "Endpoint",
+            "Every",
+            "Latency",
+            "Loop",
+            "NotWorseThan",
+            "OnDrift",
+            "OnNewData",
+            "OnPerformance",
+            "Performance",
+            "Slices",
+            "backfill",
+            "materialize",
+        ],
+        "models": ["load_model", "save_model"],
+        "pipeline": ["Graph", "progress", "run_graph", "step", "trace"],
+        "stores": ["open_store"],
+        "tracking": ["autolog", "compare_runs", "current_run", "read_history", "search_runs", "start_run"],
+        "training": ["AutoTrain"],
+    },
+)
+__all__ = ["EverloopError", "__version__", *_names]

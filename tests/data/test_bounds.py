@@ -9,8 +9,7 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from everloop.data import check_contract, contract_from_toml, contract_to_toml, infer_contract
 from everloop.errors import UsageError

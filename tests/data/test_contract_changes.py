@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from everloop.data import adapt_contract, check_contract, infer_contract
 from everloop.stores import Store, open_store

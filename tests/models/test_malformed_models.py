@@ -23,8 +23,7 @@ import pytest
 
 import everloop as el
 from everloop.errors import CorruptionError, EverloopError
-from everloop.models import import_package, read_package, save_model, verify_package
-from everloop.models import manifest as manifests
+from everloop.models import import_package, manifest as manifests, read_package, save_model, verify_package
 from everloop.models.admission import admit
 from everloop.models.package import digest_of, digest_of_files, write_files
 from everloop.models.probing import Job, Limits, probe_package, run

@@ -17,8 +17,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 import everloop as el
 from everloop.errors import CorruptionError, EverloopError, TrustError
-from everloop.models import export_package, import_package, read_package, save_model, verify_package
-from everloop.models import manifest as manifests
+from everloop.models import (
+    export_package,
+    import_package,
+    manifest as manifests,
+    read_package,
+    save_model,
+    verify_package,
+)
 from everloop.models.compilation.graphs import open_session
 from everloop.models.formats.checking import check_skops
 from everloop.models.formats.keras import check_keras

@@ -5,8 +5,7 @@ from datetime import UTC, date, datetime, time, timedelta, timezone
 import msgspec
 import polars as pl
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from everloop.errors import RequestError, UsageError
 from everloop.models.signature import Input, Signature, input_type, polars_type

@@ -5,8 +5,7 @@ from datetime import UTC, datetime, time, timedelta
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from everloop.errors import EmptySampleError, UsageError
 from everloop.monitoring import CategoryBins, NumericBins, Sketch, add_all, choose_bins, sketch_frame

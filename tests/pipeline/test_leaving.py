@@ -15,8 +15,7 @@ import pytest
 
 from everloop.errors import StepError, WorkerLostError
 from everloop.pipeline import Graph, run_graph, step
-from everloop.records import Run
-from everloop.records import Step as StepRecord
+from everloop.records import Run, Step as StepRecord
 
 if TYPE_CHECKING:
     from everloop.stores import Store

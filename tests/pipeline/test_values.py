@@ -28,8 +28,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from everloop.pipeline.values import UndigestibleError, digest_text, digest_value
 

@@ -9,8 +9,7 @@ import string
 from time import monotonic
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from everloop.http.hosts import HostRule, host_name
 from everloop.http.request_guard import RequestGuard

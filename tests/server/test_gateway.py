@@ -14,8 +14,7 @@ from time import monotonic, sleep
 from urllib.parse import quote
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from everloop.models import build_package, register
 from everloop.records import Endpoint, Route

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from everloop.errors import DataError
 from everloop.serving import add_labels, fold_labels, fold_predictions, read_labelled, read_labels

@@ -10,8 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from everloop.errors import CorruptionError, InsufficientStorageError, NotFoundError, StoreVersionError, UsageError
 from everloop.stores import Journal, read_journal, writer_alive

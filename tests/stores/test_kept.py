@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from everloop.records import Run
-from everloop.stores import kept as module
-from everloop.stores import open_store
+from everloop.stores import kept as module, open_store
 from everloop.stores.kept import close_kept, kept_store
 
 if TYPE_CHECKING:

@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from everloop.errors import NotFoundError, UsageError
 from everloop.records import Endpoint, Run
-from everloop.stores import RecordStore, new_id
-from everloop.stores import migrations as migrations_package
+from everloop.stores import RecordStore, migrations as migrations_package, new_id
 from everloop.stores.bodies import encode
 from everloop.stores.clock import micros
 from everloop.stores.expressions import And, Compare, Expression, Not, Or

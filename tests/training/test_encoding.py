@@ -8,8 +8,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from everloop.errors import RequestError, TrainingError
 from everloop.training.encoding import MOST_CATEGORIES, Encoder, arrow_type

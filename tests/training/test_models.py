@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from everloop.errors import CorruptionError, NotFoundError, RequestError
 from everloop.training import AutoTrain, Model, model_from_files

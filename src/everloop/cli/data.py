@@ -439,8 +439,7 @@ def _drawn() -> Iterator[None]:
     if not messages().is_terminal:
         yield
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TextColumn, TimeRemainingColumn
 
     from everloop.data import watch_progress
 

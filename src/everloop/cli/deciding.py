@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from everloop.cli import wording
-from everloop.cli.models import Reason, named_alias
-from everloop.cli.models import app as app
+from everloop.cli.models import Reason, app as app, named_alias
 from everloop.cli.output import AsJson, Home, emit, opened, say, short, table
 
 if TYPE_CHECKING:

@@ -220,8 +220,7 @@ def dockerfile(
 ) -> None:
     """Print the Dockerfile that `everloop models context` writes."""
     from everloop.models import get_version, read_package
-    from everloop.models.containers import dockerfile as text_of
-    from everloop.models.containers import needed
+    from everloop.models.containers import dockerfile as text_of, needed
 
     with opened(home) as store:
         record = get_version(store, version)

@@ -99,8 +99,7 @@ def verify(
     Exit code 0: all is whole. 10: something is damaged or missing. 9: nothing was found damaged, and something could
     not be checked. What was written by an earlier version without checksums gets them when all is whole.
     """
-    from everloop.stores.check import look_before_opening, mark_lost, projects_with_runs, seal
-    from everloop.stores.check import verify as verify_store
+    from everloop.stores.check import look_before_opening, mark_lost, projects_with_runs, seal, verify as verify_store
     from everloop.stores.home import find_places
     from everloop.stores.repair import can_heal, keep_database_log, repair
 

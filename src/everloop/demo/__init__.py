@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from everloop.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from everloop.demo.outcome import Outcome, read_outcome
-    from everloop.demo.story import Story, Telling
-    from everloop.demo.world import World, load_world
+    from everloop.demo.outcome import Outcome as Outcome, read_outcome as read_outcome
+    from everloop.demo.story import Story as Story, Telling as Telling
+    from everloop.demo.world import World as World, load_world as load_world
 
-_HOME = {
-    "Outcome": "outcome",
-    "Story": "story",
-    "Telling": "story",
-    "World": "world",
-    "load_world": "world",
-    "read_outcome": "outcome",
-}
-
-__all__ = ["Outcome", "Story", "Telling", "World", "load_world", "read_outcome"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "outcome": ["Outcome", "read_outcome"],
+        "story": ["Story", "Telling"],
+        "world": ["World", "load_world"],
+    },
+)

@@ -2,97 +2,62 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from everloop.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from everloop.loop.declaration import Loop
+    from everloop.loop.declaration import Loop as Loop
     from everloop.loop.parts import (
-        AtLeast,
-        Canary,
-        Drift,
-        Due,
-        Endpoint,
-        Every,
-        Latency,
-        NotWorseThan,
-        OnDrift,
-        OnNewData,
-        OnPerformance,
-        Performance,
-        Slices,
+        AtLeast as AtLeast,
+        Canary as Canary,
+        Drift as Drift,
+        Due as Due,
+        Endpoint as Endpoint,
+        Every as Every,
+        Latency as Latency,
+        NotWorseThan as NotWorseThan,
+        OnDrift as OnDrift,
+        OnNewData as OnNewData,
+        OnPerformance as OnPerformance,
+        Performance as Performance,
+        Slices as Slices,
     )
-    from everloop.loop.project import Project, load_project
-    from everloop.loop.rollout import abort_release, advance_release, move_alias, promote, roll_back
-    from everloop.loop.ticking import Tick, tick
-    from everloop.loop.turn import Turn, explain_turn, take_turn
-    from everloop.loop.views import backfill, materialize
+    from everloop.loop.project import Project as Project, load_project as load_project
+    from everloop.loop.rollout import (
+        abort_release as abort_release,
+        advance_release as advance_release,
+        move_alias as move_alias,
+        promote as promote,
+        roll_back as roll_back,
+    )
+    from everloop.loop.ticking import Tick as Tick, tick as tick
+    from everloop.loop.turn import Turn as Turn, explain_turn as explain_turn, take_turn as take_turn
+    from everloop.loop.views import backfill as backfill, materialize as materialize
 
-_HOME = {
-    "Loop": "declaration",
-    "AtLeast": "parts",
-    "Canary": "parts",
-    "Drift": "parts",
-    "Due": "parts",
-    "Endpoint": "parts",
-    "Every": "parts",
-    "Latency": "parts",
-    "NotWorseThan": "parts",
-    "OnDrift": "parts",
-    "OnNewData": "parts",
-    "OnPerformance": "parts",
-    "Performance": "parts",
-    "Slices": "parts",
-    "Project": "project",
-    "load_project": "project",
-    "abort_release": "rollout",
-    "advance_release": "rollout",
-    "move_alias": "rollout",
-    "promote": "rollout",
-    "roll_back": "rollout",
-    "Tick": "ticking",
-    "tick": "ticking",
-    "Turn": "turn",
-    "explain_turn": "turn",
-    "take_turn": "turn",
-    "backfill": "views",
-    "materialize": "views",
-}
-
-__all__ = [
-    "AtLeast",
-    "Canary",
-    "Drift",
-    "Due",
-    "Endpoint",
-    "Every",
-    "Latency",
-    "Loop",
-    "NotWorseThan",
-    "OnDrift",
-    "OnNewData",
-    "OnPerformance",
-    "Performance",
-    "Project",
-    "Slices",
-    "Tick",
-    "Turn",
-    "abort_release",
-    "advance_release",
-    "backfill",
-    "explain_turn",
-    "load_project",
-    "materialize",
-    "move_alias",
-    "promote",
-    "roll_back",
-    "take_turn",
-    "tick",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "declaration": ["Loop"],
+        "parts": [
+            "AtLeast",
+            "Canary",
+            "Drift",
+            "Due",
+            "Endpoint",
+            "Every",
+            "Latency",
+            "NotWorseThan",
+            "OnDrift",
+            "OnNewData",
+            "OnPerformance",
+            "Performance",
+            "Slices",
+        ],
+        "project": ["Project", "load_project"],
+        "rollout": ["abort_release", "advance_release", "move_alias", "promote", "roll_back"],
+        "ticking": ["Tick", "tick"],
+        "turn": ["Turn", "explain_turn", "take_turn"],
+        "views": ["backfill", "materialize"],
+    },
+)

@@ -144,8 +144,7 @@ def split(
     snapshot: str, target: str, time: str | None, key: str | None, holdout: float | str, gap: str | None
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Divide the snapshot: the model learns from the first part, is chosen on the second, judged on the last."""
-    from everloop.data import load_snapshot
-    from everloop.data import split as divide
+    from everloop.data import load_snapshot, split as divide
 
     rows = load_snapshot(snapshot, _here().store).collect()
     parts = divide(rows, time=time, holdout=holdout, gap=gap, key=key, target=target)
@@ -184,8 +183,7 @@ def adopt(
     exclude: Sequence[str],
 ) -> Trained:
     """Take in what the user's own step has fitted."""
-    from everloop.training import Trained
-    from everloop.training import adopt as take_in
+    from everloop.training import Trained, adopt as take_in
 
     if isinstance(fitted, Trained):
         return fitted
@@ -287,8 +285,7 @@ def judge(
 ) -> list[str]:
     """Put every gate's question; returns the ids of the answers."""
     from everloop.loop.champions import deciding_metric, find_rival
-    from everloop.loop.gates import Trial
-    from everloop.loop.gates import judge as ask
+    from everloop.loop.gates import Trial, judge as ask
     from everloop.loop.parts import NotWorseThan
     from everloop.models import find_alias, get_version, load_model
     from everloop.records import GateResult

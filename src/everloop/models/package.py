@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 from everloop.errors import CorruptionError, NotFoundError, ParityError, UsageError
 from everloop.models import manifest as manifests
 from everloop.models.admission import remember
-from everloop.models.answers import FILE as ANSWERS
-from everloop.models.answers import record_answers
+from everloop.models.answers import FILE as ANSWERS, record_answers
 from everloop.models.effort import Effort
 from everloop.models.lock import requirements
 from everloop.models.manifest import COMPILED_FOLDER, MODEL_FOLDER, Lineage, Manifest

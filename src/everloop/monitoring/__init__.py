@@ -5,102 +5,78 @@ Importing this package loads only the standard library; each name brings its own
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from everloop.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from everloop.monitoring.baseline import (
-        Baseline,
-        ReferenceMetric,
-        build_baseline,
-        find_baseline,
-        keep_baseline,
-        load_baseline,
+        Baseline as Baseline,
+        ReferenceMetric as ReferenceMetric,
+        build_baseline as build_baseline,
+        find_baseline as find_baseline,
+        keep_baseline as keep_baseline,
+        load_baseline as load_baseline,
     )
-    from everloop.monitoring.bins import CategoryBins, NumericBins, choose_bins
-    from everloop.monitoring.budget import AlarmBudget, benjamini_hochberg, budget_for
+    from everloop.monitoring.bins import (
+        CategoryBins as CategoryBins,
+        NumericBins as NumericBins,
+        choose_bins as choose_bins,
+    )
+    from everloop.monitoring.budget import (
+        AlarmBudget as AlarmBudget,
+        benjamini_hochberg as benjamini_hochberg,
+        budget_for as budget_for,
+    )
     from everloop.monitoring.distances import (
-        chi_square,
-        chi_square_test,
-        distance_between,
-        jensen_shannon,
-        ks,
-        psi,
-        wasserstein,
+        chi_square as chi_square,
+        chi_square_test as chi_square_test,
+        distance_between as distance_between,
+        jensen_shannon as jensen_shannon,
+        ks as ks,
+        psi as psi,
+        wasserstein as wasserstein,
     )
-    from everloop.monitoring.drift import check_drift, compare_window
-    from everloop.monitoring.looking import Look, baseline_of, look_at_drift
-    from everloop.monitoring.noise import NoiseFloor, noise_floor
+    from everloop.monitoring.drift import check_drift as check_drift, compare_window as compare_window
+    from everloop.monitoring.looking import Look as Look, baseline_of as baseline_of, look_at_drift as look_at_drift
+    from everloop.monitoring.noise import NoiseFloor as NoiseFloor, noise_floor as noise_floor
     from everloop.monitoring.performance import (
-        Measured,
-        check_performance,
-        measure_labelled,
-        performance_by,
-        usual_metric,
+        Measured as Measured,
+        check_performance as check_performance,
+        measure_labelled as measure_labelled,
+        performance_by as performance_by,
+        usual_metric as usual_metric,
     )
-    from everloop.monitoring.shift import Shift, measure_shifts
-    from everloop.monitoring.sketch import Sketch, add_all, sketch_frame
+    from everloop.monitoring.shift import Shift as Shift, measure_shifts as measure_shifts
+    from everloop.monitoring.sketch import Sketch as Sketch, add_all as add_all, sketch_frame as sketch_frame
 
-_MODULES = {
-    "baseline": ("Baseline", "ReferenceMetric", "build_baseline", "find_baseline", "keep_baseline", "load_baseline"),
-    "bins": ("CategoryBins", "NumericBins", "choose_bins"),
-    "budget": ("AlarmBudget", "benjamini_hochberg", "budget_for"),
-    "distances": ("chi_square", "chi_square_test", "distance_between", "jensen_shannon", "ks", "psi", "wasserstein"),
-    "drift": ("check_drift", "compare_window"),
-    "looking": ("Look", "baseline_of", "look_at_drift"),
-    "noise": ("NoiseFloor", "noise_floor"),
-    "performance": ("Measured", "check_performance", "measure_labelled", "performance_by", "usual_metric"),
-    "shift": ("Shift", "measure_shifts"),
-    "sketch": ("Sketch", "add_all", "sketch_frame"),
-}
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-
-__all__ = [
-    "AlarmBudget",
-    "Baseline",
-    "CategoryBins",
-    "Look",
-    "Measured",
-    "NoiseFloor",
-    "NumericBins",
-    "ReferenceMetric",
-    "Shift",
-    "Sketch",
-    "add_all",
-    "baseline_of",
-    "benjamini_hochberg",
-    "budget_for",
-    "build_baseline",
-    "check_drift",
-    "check_performance",
-    "chi_square",
-    "chi_square_test",
-    "choose_bins",
-    "compare_window",
-    "distance_between",
-    "find_baseline",
-    "jensen_shannon",
-    "keep_baseline",
-    "ks",
-    "load_baseline",
-    "look_at_drift",
-    "measure_labelled",
-    "measure_shifts",
-    "noise_floor",
-    "performance_by",
-    "psi",
-    "sketch_frame",
-    "usual_metric",
-    "wasserstein",
-]
-
-
-def __getattr__(name: str) -> Any:
-    module = _MODULE_OF.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{module}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "baseline": [
+            "Baseline",
+            "ReferenceMetric",
+            "build_baseline",
+            "find_baseline",
+            "keep_baseline",
+            "load_baseline",
+        ],
+        "bins": ["CategoryBins", "NumericBins", "choose_bins"],
+        "budget": ["AlarmBudget", "benjamini_hochberg", "budget_for"],
+        "distances": [
+            "chi_square",
+            "chi_square_test",
+            "distance_between",
+            "jensen_shannon",
+            "ks",
+            "psi",
+            "wasserstein",
+        ],
+        "drift": ["check_drift", "compare_window"],
+        "looking": ["Look", "baseline_of", "look_at_drift"],
+        "noise": ["NoiseFloor", "noise_floor"],
+        "performance": ["Measured", "check_performance", "measure_labelled", "performance_by", "usual_metric"],
+        "shift": ["Shift", "measure_shifts"],
+        "sketch": ["Sketch", "add_all", "sketch_frame"],
+    },
+)

@@ -2,83 +2,45 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from everloop.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from everloop.pipeline.artifacts import ArtifactFormat, Stored, keep_value, load_value
-    from everloop.pipeline.code import Code, code_of
-    from everloop.pipeline.context import StepContext, current_step
-    from everloop.pipeline.executors import Executor
-    from everloop.pipeline.graph import Each, Graph, Node, Ref, trace
-    from everloop.pipeline.listener import Listener
-    from everloop.pipeline.planning import Planned, plan
-    from everloop.pipeline.reporting import StepProgress, progress, watch_steps
-    from everloop.pipeline.result import GraphRun
-    from everloop.pipeline.run import run_graph
-    from everloop.pipeline.steps import Step, step
+    from everloop.pipeline.artifacts import (
+        ArtifactFormat as ArtifactFormat,
+        Stored as Stored,
+        keep_value as keep_value,
+        load_value as load_value,
+    )
+    from everloop.pipeline.code import Code as Code, code_of as code_of
+    from everloop.pipeline.context import StepContext as StepContext, current_step as current_step
+    from everloop.pipeline.executors import Executor as Executor
+    from everloop.pipeline.graph import Each as Each, Graph as Graph, Node as Node, Ref as Ref, trace as trace
+    from everloop.pipeline.listener import Listener as Listener
+    from everloop.pipeline.planning import Planned as Planned, plan as plan
+    from everloop.pipeline.reporting import (
+        StepProgress as StepProgress,
+        progress as progress,
+        watch_steps as watch_steps,
+    )
+    from everloop.pipeline.result import GraphRun as GraphRun
+    from everloop.pipeline.run import run_graph as run_graph
+    from everloop.pipeline.steps import Step as Step, step as step
 
-_HOME = {
-    "ArtifactFormat": "artifacts",
-    "Code": "code",
-    "Each": "graph",
-    "Executor": "executors",
-    "Graph": "graph",
-    "GraphRun": "result",
-    "Listener": "listener",
-    "Node": "graph",
-    "Planned": "planning",
-    "Ref": "graph",
-    "Step": "steps",
-    "StepContext": "context",
-    "StepProgress": "reporting",
-    "Stored": "artifacts",
-    "code_of": "code",
-    "current_step": "context",
-    "keep_value": "artifacts",
-    "load_value": "artifacts",
-    "plan": "planning",
-    "progress": "reporting",
-    "run_graph": "run",
-    "step": "steps",
-    "trace": "graph",
-    "watch_steps": "reporting",
-}
-
-__all__ = [
-    "ArtifactFormat",
-    "Code",
-    "Each",
-    "Executor",
-    "Graph",
-    "GraphRun",
-    "Listener",
-    "Node",
-    "Planned",
-    "Ref",
-    "Step",
-    "StepContext",
-    "StepProgress",
-    "Stored",
-    "code_of",
-    "current_step",
-    "keep_value",
-    "load_value",
-    "plan",
-    "progress",
-    "run_graph",
-    "step",
-    "trace",
-    "watch_steps",
-]
-
-
-def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{home}"), name)
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *_HOME]
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "artifacts": ["ArtifactFormat", "Stored", "keep_value", "load_value"],
+        "code": ["Code", "code_of"],
+        "context": ["StepContext", "current_step"],
+        "executors": ["Executor"],
+        "graph": ["Each", "Graph", "Node", "Ref", "trace"],
+        "listener": ["Listener"],
+        "planning": ["Planned", "plan"],
+        "reporting": ["StepProgress", "progress", "watch_steps"],
+        "result": ["GraphRun"],
+        "run": ["run_graph"],
+        "steps": ["Step", "step"],
+    },
+)

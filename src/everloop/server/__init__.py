@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from everloop.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from everloop.server.app import make_app
-    from everloop.server.control import ControlPlane
-    from everloop.server.options import ServerOptions
-    from everloop.server.supervisor import Supervisor
+    from everloop.server.app import make_app as make_app
+    from everloop.server.control import ControlPlane as ControlPlane
+    from everloop.server.options import ServerOptions as ServerOptions
+    from everloop.server.supervisor import Supervisor as Supervisor
 
-_HOME = {"ControlPlane": "control", "ServerOptions": "options", "Supervisor": "supervisor", "make_app": "app"}
-
-__all__ = ["ControlPlane", "ServerOptions", "Supervisor", "make_app"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "app": ["make_app"],
+        "control": ["ControlPlane"],
+        "options": ["ServerOptions"],
+        "supervisor": ["Supervisor"],
+    },
+)

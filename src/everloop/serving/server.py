@@ -19,8 +19,7 @@ import uvicorn
 
 from everloop.errors import ConflictError, EverloopError, UsageError
 from everloop.http.connection import LimitedHttp
-from everloop.http.hosts import LOOPBACK, rule_for
-from everloop.http.hosts import allowed_hosts as hosts_allowed
+from everloop.http.hosts import LOOPBACK, allowed_hosts as hosts_allowed, rule_for
 from everloop.http.request_guard import RequestGuard
 from everloop.records import Endpoint
 from everloop.serving.app import EndpointApp

@@ -5,117 +5,72 @@ Importing this package loads only the standard library; each name brings its own
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from everloop.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from everloop.tracking.autologging import autolog
-    from everloop.tracking.compare import Comparison, compare_runs, read_curves
-    from everloop.tracking.filters import parse_filter
-    from everloop.tracking.folding import fold, fold_journal, read_metrics
-    from everloop.tracking.history import History, read_history
-    from everloop.tracking.latest import series_of
-    from everloop.tracking.lifecycle import (
-        archive_run,
-        copy_run,
-        delete_run,
-        deleted_runs,
-        move_run,
-        restore_run,
-        unarchive_run,
+    from everloop.tracking.autologging import autolog as autolog
+    from everloop.tracking.compare import (
+        Comparison as Comparison,
+        compare_runs as compare_runs,
+        read_curves as read_curves,
     )
-    from everloop.tracking.mlflow_import import import_mlflow
-    from everloop.tracking.origin import imported_packages, look_around
-    from everloop.tracking.params import Params
-    from everloop.tracking.recovery import bring_in
-    from everloop.tracking.runs import ActiveRun, current_run, join_run, start_run
-    from everloop.tracking.search import RunPage, aggregate_children, count_runs, search_runs
-    from everloop.tracking.transfer import export_runs, import_runs
+    from everloop.tracking.filters import parse_filter as parse_filter
+    from everloop.tracking.folding import fold as fold, fold_journal as fold_journal, read_metrics as read_metrics
+    from everloop.tracking.history import History as History, read_history as read_history
+    from everloop.tracking.latest import series_of as series_of
+    from everloop.tracking.lifecycle import (
+        archive_run as archive_run,
+        copy_run as copy_run,
+        delete_run as delete_run,
+        deleted_runs as deleted_runs,
+        move_run as move_run,
+        restore_run as restore_run,
+        unarchive_run as unarchive_run,
+    )
+    from everloop.tracking.mlflow_import import import_mlflow as import_mlflow
+    from everloop.tracking.origin import imported_packages as imported_packages, look_around as look_around
+    from everloop.tracking.params import Params as Params
+    from everloop.tracking.recovery import bring_in as bring_in
+    from everloop.tracking.runs import (
+        ActiveRun as ActiveRun,
+        current_run as current_run,
+        join_run as join_run,
+        start_run as start_run,
+    )
+    from everloop.tracking.search import (
+        RunPage as RunPage,
+        aggregate_children as aggregate_children,
+        count_runs as count_runs,
+        search_runs as search_runs,
+    )
+    from everloop.tracking.transfer import export_runs as export_runs, import_runs as import_runs
 
-_MODULES = {
-    "transfer": (
-        "export_runs",
-        "import_runs",
-    ),
-    "search": (
-        "RunPage",
-        "aggregate_children",
-        "count_runs",
-        "search_runs",
-    ),
-    "mlflow_import": ("import_mlflow",),
-    "lifecycle": (
-        "archive_run",
-        "copy_run",
-        "delete_run",
-        "deleted_runs",
-        "move_run",
-        "restore_run",
-        "unarchive_run",
-    ),
-    "history": (
-        "History",
-        "read_history",
-    ),
-    "filters": ("parse_filter",),
-    "compare": (
-        "Comparison",
-        "compare_runs",
-        "read_curves",
-    ),
-    "autologging": ("autolog",),
-    "folding": ("fold", "fold_journal", "read_metrics"),
-    "latest": ("series_of",),
-    "origin": ("imported_packages", "look_around"),
-    "params": ("Params",),
-    "recovery": ("bring_in",),
-    "runs": ("ActiveRun", "current_run", "join_run", "start_run"),
-}
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-
-__all__ = [
-    "ActiveRun",
-    "Comparison",
-    "History",
-    "Params",
-    "RunPage",
-    "aggregate_children",
-    "archive_run",
-    "autolog",
-    "bring_in",
-    "compare_runs",
-    "copy_run",
-    "count_runs",
-    "current_run",
-    "delete_run",
-    "deleted_runs",
-    "export_runs",
-    "fold",
-    "fold_journal",
-    "import_mlflow",
-    "import_runs",
-    "imported_packages",
-    "join_run",
-    "look_around",
-    "move_run",
-    "parse_filter",
-    "read_curves",
-    "read_history",
-    "read_metrics",
-    "restore_run",
-    "search_runs",
-    "series_of",
-    "start_run",
-    "unarchive_run",
-]
-
-
-def __getattr__(name: str) -> Any:
-    module = _MODULE_OF.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{module}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "autologging": ["autolog"],
+        "compare": ["Comparison", "compare_runs", "read_curves"],
+        "filters": ["parse_filter"],
+        "folding": ["fold", "fold_journal", "read_metrics"],
+        "history": ["History", "read_history"],
+        "latest": ["series_of"],
+        "lifecycle": [
+            "archive_run",
+            "copy_run",
+            "delete_run",
+            "deleted_runs",
+            "move_run",
+            "restore_run",
+            "unarchive_run",
+        ],
+        "mlflow_import": ["import_mlflow"],
+        "origin": ["imported_packages", "look_around"],
+        "params": ["Params"],
+        "recovery": ["bring_in"],
+        "runs": ["ActiveRun", "current_run", "join_run", "start_run"],
+        "search": ["RunPage", "aggregate_children", "count_runs", "search_runs"],
+        "transfer": ["export_runs", "import_runs"],
+    },
+)

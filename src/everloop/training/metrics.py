@@ -19,8 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from everloop.errors import DataError, EmptySampleError, UsageError
 from everloop.training.decisions import PLAIN, votes
-from everloop.training.metric_tasks import METRIC_TASKS, check_metric
-from everloop.training.metric_tasks import metrics_of as metrics_of
+from everloop.training.metric_tasks import METRIC_TASKS, check_metric, metrics_of as metrics_of
 
 if TYPE_CHECKING:
     from everloop.training.trained import Task

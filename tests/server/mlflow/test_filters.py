@@ -5,8 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from everloop.server.mlflow.filters import Grammar, Term, parse_filter, parse_order
 from everloop.server.mlflow.wire import MlflowError

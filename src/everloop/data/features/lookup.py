@@ -16,8 +16,7 @@ from everloop.data.features.timelines import timeline
 from everloop.data.features.types import read_type
 from everloop.data.frames import Frame, as_eager, as_utc, require_column
 from everloop.errors import DataError, UsageError
-from everloop.records import FeatureView as FeatureViewRecord
-from everloop.records import Finding
+from everloop.records import FeatureView as FeatureViewRecord, Finding
 from everloop.stores.durations import parse_duration
 from everloop.stores.tables import ARRIVED_AT, EVENT_AT
 

@@ -6,30 +6,22 @@ with a history. `make_routes` gives the handlers for the control plane.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from everloop.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from everloop.server.mlflow.app import ROUTES, MlflowApp, access_of
-    from everloop.server.mlflow.files.places import ArtifactPlaces, open_folder
-    from everloop.server.mlflow.files.root import ArtifactRoot
-    from everloop.server.mlflow.mounting import make_routes
+    from everloop.server.mlflow.app import ROUTES as ROUTES, MlflowApp as MlflowApp, access_of as access_of
+    from everloop.server.mlflow.files.places import ArtifactPlaces as ArtifactPlaces, open_folder as open_folder
+    from everloop.server.mlflow.files.root import ArtifactRoot as ArtifactRoot
+    from everloop.server.mlflow.mounting import make_routes as make_routes
 
-_HOME = {
-    "ROUTES": "app",
-    "ArtifactPlaces": "files.places",
-    "ArtifactRoot": "files.root",
-    "MlflowApp": "app",
-    "access_of": "app",
-    "make_routes": "mounting",
-    "open_folder": "files.places",
-}
-
-__all__ = ["ROUTES", "ArtifactPlaces", "ArtifactRoot", "MlflowApp", "access_of", "make_routes", "open_folder"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "app": ["MlflowApp", "ROUTES", "access_of"],
+        "files.places": ["ArtifactPlaces", "open_folder"],
+        "files.root": ["ArtifactRoot"],
+        "mounting": ["make_routes"],
+    },
+)
