@@ -91,8 +91,8 @@ TABLE: dict[str, dict[str, str]] = {
         "mlflow": "everloop.integrations.mlflow:FORMAT",
     },
     "records": {
-        "sqlite": "everloop.stores.sqlite:SqliteRecords",
-        "postgresql": "everloop.stores.postgres:PostgresRecords",
+        "sqlite": "everloop.stores.records.sqlite:SqliteRecords",
+        "postgresql": "everloop.stores.records.postgres:PostgresRecords",
     },
 }
 

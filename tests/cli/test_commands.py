@@ -258,7 +258,7 @@ def test_features_are_kept_and_served(project):
 def test_verify_says_by_its_exit_code_what_it_found(everloop, tmp_path, monkeypatch):
     from everloop.errors import UnavailableError
     from everloop.stores import open_store
-    from everloop.stores.tables import Tables
+    from everloop.stores.tables.delta_tables import Tables
 
     home = tmp_path / "home"
     with open_store(home, project="p") as store:

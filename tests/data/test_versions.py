@@ -34,8 +34,8 @@ from everloop.data import (
 from everloop.errors import AlreadyExistsError, ConflictError, DataError, NotFoundError, SourceError, UsageError
 from everloop.records import ModelVersion, Snapshot
 from everloop.stores import Store, collect_observations, open_store
-from everloop.stores.check import verify
-from everloop.stores.sweep import gc
+from everloop.stores.gc import gc
+from everloop.stores.verify import verify
 from everloop.tracking import start_run
 
 FRAME = pl.DataFrame({"id": [1, 2, 3], "name": ["a", "b", None]})

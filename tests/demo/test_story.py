@@ -18,7 +18,7 @@ from everloop.errors import UsageError
 from everloop.loop import load_project
 from everloop.loop.lineage import trace_lineage
 from everloop.monitoring import performance_by
-from everloop.stores.check import verify
+from everloop.stores.verify import verify
 
 KEYS = {
     "snapshots", "runs", "versions", "alarms", "retrainings", "promotions", "rollbacks", "live_metric",

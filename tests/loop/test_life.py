@@ -21,7 +21,7 @@ from everloop.loop.triggers import find_due
 from everloop.loop.watching import due_windows
 from everloop.records import Endpoint, Finding, ModelVersion, Release, Run, Snapshot, Step
 from everloop.serving import EndpointProcess, add_labels
-from everloop.stores.check import mark_lost, verify
+from everloop.stores.verify import mark_lost, verify
 from everloop.testing.serving import by_row
 
 INPUTS = ["price", "weight", "shop"]

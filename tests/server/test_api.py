@@ -204,7 +204,7 @@ def test_up_turns_serves_and_stops_clean(tmp_path):
         guard.cancel()
     with open_store(folder / ".everloop", project="wine") as store:
         from everloop.serving import is_served
-        from everloop.stores.check import verify
+        from everloop.stores.verify import verify
 
         assert not is_served(store, "wine")
         assert verify(store).problems == ()

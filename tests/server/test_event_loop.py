@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from everloop.server.mlflow import ROUTES
-from everloop.stores import sqlite
-from everloop.stores.sqlite import SqliteDatabase
+from everloop.stores.records import sqlite
+from everloop.stores.records.sqlite import SqliteDatabase
 
 API = "/api/2.0/mlflow/"
 QUERY = '{ mlflowGetRun(input: {runId: "%s"}) { run { info { runId } } } }'

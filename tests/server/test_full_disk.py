@@ -20,7 +20,7 @@ import pytest
 from everloop.errors import InsufficientStorageError, StoreError, UsageError
 from everloop.server.storage_errors import no_space_error
 from everloop.stores import open_store
-from everloop.stores.sqlite import SqliteDatabase
+from everloop.stores.records.sqlite import SqliteDatabase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

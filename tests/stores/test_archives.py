@@ -329,7 +329,7 @@ def export_of(tmp_path: Path, members: dict[str, bytes], name: str = "evil.zip")
 
 
 def body_of(store: Store, points: bytes = b"{}", run: str | None = None) -> bytes:
-    from everloop.stores.bodies import encode
+    from everloop.stores.records.record_codec import encode
 
     record = store.new(Run, name="evil", started_at=store.now(), state="finished")
     text = json.dumps(encode(record) if run is None else run).encode()

@@ -14,7 +14,7 @@ from everloop.errors import AlreadyExistsError, CorruptionError, NotFoundError, 
 from everloop.records import Artifact, Run
 from everloop.stores import ContentStore, Journal, ObstoreBytes, Store, open_store, read_journal
 from everloop.stores.backup import backup, restore
-from everloop.stores.check import verify
+from everloop.stores.verify import verify
 from everloop.testing.stores import START
 
 

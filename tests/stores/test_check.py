@@ -10,7 +10,7 @@ import pytest
 
 from everloop.records import Alias, Artifact, ModelVersion, Package, Run, Source, Step
 from everloop.stores import Journal, Store
-from everloop.stores.check import Problem, digests_in, mark_lost, projects_with_runs, verify
+from everloop.stores.verify import Problem, digests_in, mark_lost, projects_with_runs, verify
 from everloop.testing.stores import START
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from everloop.errors import StoreError, UsageError
 from everloop.stores import Store
-from everloop.stores.connections import Connections
-from everloop.stores.sqlite import SqliteDatabase
+from everloop.stores.records.connections import Connections
+from everloop.stores.records.sqlite import SqliteDatabase
 
 
 class Wire:

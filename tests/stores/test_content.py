@@ -17,7 +17,7 @@ from everloop.errors import (
     UsageError,
 )
 from everloop.stores import ContentStore, LocalBytes, ObstoreBytes, TreeEntry
-from everloop.stores.trees import SMALL_BYTES, decode_tree, encode_tree, safe_path
+from everloop.stores.objects.manifests import SMALL_BYTES, decode_tree, encode_tree, safe_path
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -18,9 +18,9 @@ from everloop.errors import CorruptionError, EverloopError
 from everloop.records import Point, Run
 from everloop.stores import Store, open_store
 from everloop.stores.backup import backup, restore
-from everloop.stores.check import look_before_opening, seal, verify
 from everloop.stores.home import Places, find_places, open_places
 from everloop.stores.repair import repair
+from everloop.stores.verify import look_before_opening, seal, verify
 from everloop.testing import damage
 from everloop.testing.stores import START, ManualClock
 

@@ -15,7 +15,7 @@ import pytest
 from everloop.errors import CorruptionError, EverloopError, InsufficientStorageError
 from everloop.records import Run
 from everloop.stores import LocalBytes, Store, open_store
-from everloop.stores.check import verify
+from everloop.stores.verify import verify
 from everloop.testing.stores import ManualClock
 
 WRITER = """
@@ -116,7 +116,7 @@ def test_a_damaged_record_is_told(store: Store) -> None:
 
 
 def test_a_full_database_takes_nothing_and_recovers(tmp_path: Path) -> None:
-    from everloop.stores.sqlite import SqliteDatabase, SqliteRecords
+    from everloop.stores.records.sqlite import SqliteDatabase, SqliteRecords
 
     records = SqliteRecords(tmp_path / "r.db", project="p", actor="a", clock=ManualClock())
     assert isinstance(records.database, SqliteDatabase)
@@ -184,7 +184,7 @@ os.unlink(folder + "/big")
 # With space again, everything goes on and nothing is broken.
 journal.append(b"last")
 store.records.put(store.new(Run, name="last", started_at=store.now(), state="finished"))
-from everloop.stores.check import verify
+from everloop.stores.verify import verify
 assert verify(store).problems == (), verify(store).problems
 assert store.objects.read(small) == b"small"
 from everloop.stores import read_journal

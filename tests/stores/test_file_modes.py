@@ -16,9 +16,9 @@ from everloop.errors import ProjectError
 from everloop.records import Run
 from everloop.stores import Journal, Store, open_store
 from everloop.stores.backup import backup, restore
-from everloop.stores.check import verify
 from everloop.stores.permissions import exposed, settle
 from everloop.stores.trust import Keyring
+from everloop.stores.verify import verify
 
 OPEN_BY_CHOICE = {"logs", "run"}
 

@@ -13,11 +13,12 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from everloop.errors import UsageError
 from everloop.records import Run
-from everloop.stores import Condition, RecordStore, Store, new_id, sql_records
-from everloop.stores.conditions import parse_order
-from everloop.stores.expressions import Compare
-from everloop.stores.sql_records import SqlRecords
-from everloop.stores.sqlite import SqliteRecords
+from everloop.stores import Condition, RecordStore, Store, new_id
+from everloop.stores.records import sql_records
+from everloop.stores.records.condition_sql import parse_order
+from everloop.stores.records.expressions import Compare
+from everloop.stores.records.sql_records import SqlRecords
+from everloop.stores.records.sqlite import SqliteRecords
 from everloop.testing.stores import START, ManualClock
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def test_find_means_what_its_contract_says_in_sqlite(
 
 @pytest.fixture
 def postgres_records(postgres_url: str) -> Iterator[RecordStore]:
-    from everloop.stores.postgres import PostgresRecords
+    from everloop.stores.records.postgres import PostgresRecords
 
     clock = ManualClock(datetime(2020, 1, 1, tzinfo=UTC))
     opened = PostgresRecords(postgres_url, project="p", actor="a", clock=clock)
@@ -220,7 +221,7 @@ def indexed(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     if request.param == "sqlite":
         store = SqliteRecords(tmp_path / "r.db", project="p", actor="a", clock=ManualClock())
     else:
-        from everloop.stores.postgres import PostgresRecords
+        from everloop.stores.records.postgres import PostgresRecords
 
         url = request.getfixturevalue("postgres_url")
         store = PostgresRecords(url, project="p", actor="a", clock=ManualClock())
@@ -291,7 +292,7 @@ def test_an_index_serves_the_page(indexed: SqlRecords) -> None:
 def test_indexes_are_few_and_made_outside_of_transactions_only(
     indexed: SqlRecords, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from everloop.stores import postgres, sqlite
+    from everloop.stores.records import postgres, sqlite
 
     for module in (sqlite, postgres):
         monkeypatch.setattr(module, "MOST_INDEXES", 2)

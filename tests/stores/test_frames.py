@@ -15,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 import everloop as el
 from everloop.data import load_snapshot, take_snapshot
 from everloop.errors import DataError, EverloopError, UsageError
-from everloop.stores.frames import read_frame
+from everloop.stores.tables.foreign_frames import read_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,7 +24,7 @@ from everloop.errors import InsufficientStorageError
 from everloop.records import Run, Point
 from everloop.stores import Journal, open_store, read_journal
 from everloop.stores.backup import backup
-from everloop.stores.check import verify
+from everloop.stores.verify import verify
 from everloop.stores.trust import Keyring
 from everloop.stores.sealing import SecretKeys
 

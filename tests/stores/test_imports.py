@@ -61,7 +61,7 @@ def test_the_names_for_type_checkers_are_the_names_at_run_time() -> None:
 
 
 def test_both_dialects_have_the_same_steps() -> None:
-    from everloop.stores.migrations import migrations
+    from everloop.stores.records.migrations import migrations
 
     sqlite, postgres = migrations("sqlite"), migrations("postgres")
     assert [(step.number, step.name) for step in sqlite] == [(step.number, step.name) for step in postgres]

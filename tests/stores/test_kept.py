@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from everloop.records import Run
-from everloop.stores import kept as module, open_store
-from everloop.stores.kept import close_kept, kept_store
+from everloop.stores import open_store, open_stores as module
+from everloop.stores.open_stores import close_kept, kept_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

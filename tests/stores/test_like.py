@@ -7,8 +7,8 @@ import sqlite3
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from everloop.stores.expressions import Compare, matches
-from everloop.stores.like import SHORT, _automaton, is_like
+from everloop.stores.records.expressions import Compare, matches
+from everloop.stores.records.like_patterns import SHORT, _automaton, is_like
 
 TEXTS = st.text(alphabet="aAbß\n", max_size=12)
 PATTERNS = st.text(alphabet="aAb%_%_", max_size=12)
@@ -64,8 +64,8 @@ def test_a_chain_of_percent_signs_is_not_tried_in_every_way():
 
 def test_a_store_asked_for_long_pieces_answers_alike(store):
     from everloop.records import Run
-    from everloop.stores.expressions import Compare
-    from everloop.stores.sqlite import LONGEST_PIECE, SqlitePatterns
+    from everloop.stores.records.expressions import Compare
+    from everloop.stores.records.sqlite import LONGEST_PIECE, SqlitePatterns
 
     for name in ("a" * 300 + "b", "A" * 300 + "b", "a" * 301):
         store.records.put(store.new(Run, name=name, started_at=store.now()))

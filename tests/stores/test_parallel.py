@@ -11,7 +11,7 @@ import pytest
 
 from everloop.records import Run
 from everloop.stores import Store, open_store
-from everloop.stores.sqlite import SqliteRecords
+from everloop.stores.records.sqlite import SqliteRecords
 from everloop.testing.stores import START, ManualClock
 
 PROCESSES = 64
@@ -116,10 +116,10 @@ def test_all_count_one_record_up(tmp_path: Path) -> None:
 
 
 def test_all_open_an_empty_schema_and_write(postgres_url: str, tmp_path: Path) -> None:
-    from everloop.stores.postgres import PostgresRecords
+    from everloop.stores.records.postgres import PostgresRecords
 
     crowd(
-        "from everloop.stores.postgres import PostgresRecords\n"
+        "from everloop.stores.records.postgres import PostgresRecords\n"
         "from everloop.stores import SystemClock, new_id\n"
         "clock = SystemClock()\n"
         "records = PostgresRecords(url, project='p', actor='a', clock=clock)\n"
@@ -189,7 +189,7 @@ def test_a_reader_waits_for_no_writer(tmp_path: Path) -> None:
 
 def test_waiting_in_vain_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from everloop.errors import UnavailableError
-    from everloop.stores import sqlite
+    from everloop.stores.records import sqlite
 
     monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.02)
     monkeypatch.setattr(sqlite, "PATIENCE_S", 0.05)

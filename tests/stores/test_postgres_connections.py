@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from everloop.errors import EverloopError, UnavailableError, UsageError
-from everloop.stores.postgres import PostgresRecords
-from everloop.stores.postgres_connections import PostgresConnector
+from everloop.stores.records.postgres import PostgresRecords
+from everloop.stores.records.postgres_connections import PostgresConnector
 from everloop.testing.stores import ManualClock
 
 MOST = 6

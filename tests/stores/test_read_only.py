@@ -20,8 +20,8 @@ import pytest
 from everloop.errors import ReadOnlyError
 from everloop.records import ModelVersion, Run
 from everloop.stores import open_store
-from everloop.stores.sqlite import SqliteRecords
-from everloop.stores.sqlite_frozen import FrozenReader
+from everloop.stores.records.sqlite import SqliteRecords
+from everloop.stores.records.sqlite_frozen import FrozenReader
 from everloop.testing.stores import ManualClock
 
 Reader = Callable[..., subprocess.CompletedProcess[str]]
@@ -238,7 +238,7 @@ def test_a_home_that_is_writable_again_is_written_to(home: Path) -> None:
         path.chmod(path.stat().st_mode & ~0o222)
     # The same process cannot be two users, so what the operating system answers to the question is given.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("everloop.stores.sqlite.can_write_beside", lambda path: False)
+        patch.setattr("everloop.stores.records.sqlite.can_write_beside", lambda path: False)
         records = SqliteRecords(home / "everloop.db", project="default", actor="a", clock=ManualClock())
         seen = records.last_event()
         with pytest.raises(ReadOnlyError):

@@ -32,7 +32,7 @@ def _opener(
 class TestSqliteRecords(RecordStoreSuite):
     @pytest.fixture
     def open_records(self, tmp_path: Path) -> Iterator[OpenRecords]:
-        from everloop.stores.sqlite import SqliteRecords
+        from everloop.stores.records.sqlite import SqliteRecords
 
         path = tmp_path / "everloop.db"
         yield from _opener(lambda project, actor, clock: SqliteRecords(path, project=project, actor=actor, clock=clock))
@@ -41,7 +41,7 @@ class TestSqliteRecords(RecordStoreSuite):
 class TestPostgresRecords(RecordStoreSuite):
     @pytest.fixture
     def open_records(self, postgres_shared: str) -> Iterator[OpenRecords]:
-        from everloop.stores.postgres import PostgresRecords
+        from everloop.stores.records.postgres import PostgresRecords
 
         yield from _opener(
             lambda project, actor, clock: PostgresRecords(postgres_shared, project=project, actor=actor, clock=clock)

@@ -16,12 +16,13 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from everloop.errors import NotFoundError, UsageError
 from everloop.records import Endpoint, Run
-from everloop.stores import RecordStore, migrations as migrations_package, new_id
-from everloop.stores.bodies import encode
+from everloop.stores import RecordStore, new_id
 from everloop.stores.clock import micros
-from everloop.stores.expressions import And, Compare, Expression, Not, Or
-from everloop.stores.postgres import PostgresRecords
-from everloop.stores.sqlite import SqliteRecords
+from everloop.stores.records import migrations as migrations_package
+from everloop.stores.records.expressions import And, Compare, Expression, Not, Or
+from everloop.stores.records.postgres import PostgresRecords
+from everloop.stores.records.record_codec import encode
+from everloop.stores.records.sqlite import SqliteRecords
 from everloop.testing.stores import START, ManualClock
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ def test_every_search_finds_what_a_plain_reading_finds(store: RecordStore, monke
         at_once: bool,
     ) -> None:
         # Both ways to a page: all of few rows at once, and along an index.
-        monkeypatch.setattr("everloop.stores.sql_search.FEW", 5000 if at_once else -1)
-        monkeypatch.setattr("everloop.stores.sql_search.WINDOW", size)
+        monkeypatch.setattr("everloop.stores.records.sql_search.FEW", 5000 if at_once else -1)
+        monkeypatch.setattr("everloop.stores.records.sql_search.WINDOW", size)
         own = store.for_project(f"p{next(turn)}")
         runs = [_run(own, **one) for one in described]
         own.put(*runs)

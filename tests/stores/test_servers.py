@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from everloop.errors import MissingExtraError, StoreError, UnavailableError
-from everloop.stores.postgres import PostgresDatabase, PostgresRecords
+from everloop.stores.records.postgres import PostgresDatabase, PostgresRecords
 from everloop.testing.stores import ManualClock
 
 

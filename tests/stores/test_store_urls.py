@@ -14,7 +14,7 @@ import pytest
 from everloop.errors import EverloopError, UsageError
 from everloop.stores import ObstoreBytes, open_store
 from everloop.stores.home import find_places
-from everloop.stores.postgres_connections import PostgresConnector
+from everloop.stores.records.postgres_connections import PostgresConnector
 from everloop.stores.store_urls import check_path, check_url, database_name, mask_text, mask_url, recalled, remembered
 
 SECRET = "hunter2XYZZY"

@@ -12,8 +12,8 @@ import pytest
 from everloop.errors import NotFoundError, ReadOnlyError, UsageError
 from everloop.records import Artifact, Package, Run, Snapshot
 from everloop.stores import ContentStore, Journal, ObstoreBytes, Store
-from everloop.stores.check import verify
-from everloop.stores.sweep import LOCK, gc
+from everloop.stores.gc import LOCK, gc
+from everloop.stores.verify import verify
 from everloop.testing.stores import START, ManualClock
 
 

@@ -16,7 +16,7 @@ from everloop.data import take_snapshot
 from everloop.errors import NotFoundError, UsageError
 from everloop.records import Artifact
 from everloop.stores import Store
-from everloop.stores.check import verify
+from everloop.stores.verify import verify
 from everloop.tracking import start_run
 from everloop.tracking.artifacts import digest_rows
 

@@ -25,7 +25,7 @@ from everloop.errors import (
 )
 from everloop.records import Artifact, Experiment, Run, Step
 from everloop.stores import Store, open_store
-from everloop.stores.sweep import gc
+from everloop.stores.gc import gc
 from everloop.tracking import read_metrics, start_run
 from everloop.tracking.lifecycle import (
     archive_run,

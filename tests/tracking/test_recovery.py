@@ -14,7 +14,7 @@ import pytest
 
 from everloop.records import Run, Source
 from everloop.stores import Journal, Store
-from everloop.stores.check import mark_lost
+from everloop.stores.verify import mark_lost
 from everloop.tracking import (
     bring_in,
     compare_runs,

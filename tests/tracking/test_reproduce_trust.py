@@ -14,8 +14,8 @@ import pytest
 from everloop.errors import EverloopError, NotFoundError, TrustError, UsageError
 from everloop.records import Run, Source
 from everloop.stores import Journal, Store, open_store
-from everloop.stores.bodies import decode, encode
 from everloop.stores.journals import HEADER, split_frames
+from everloop.stores.records.record_codec import decode, encode
 from everloop.stores.trust import Keyring
 from everloop.tracking import copy_run, frames, start_run
 from everloop.tracking.checkout import check_out

@@ -17,7 +17,7 @@ import pytest
 from everloop.errors import InsufficientStorageError, NotFoundError, UnavailableError, UsageError
 from everloop.records import Artifact, Run
 from everloop.stores import Journal, Store, open_store
-from everloop.stores.check import mark_lost
+from everloop.stores.verify import mark_lost
 from everloop.tracking import ActiveRun, current_run, fold, read_metrics, start_run
 
 

@@ -381,7 +381,7 @@ def test_a_state_that_does_not_exist_is_an_error(store: Store, where: str) -> No
 
 
 def test_names_are_read_once_however_many_a_search_has(store, monkeypatch):
-    from everloop.stores.sql_search import SqlSearch
+    from everloop.stores.records.sql_search import SqlSearch
 
     asked: list[str] = []
     real = SqlSearch.search_names

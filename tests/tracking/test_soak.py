@@ -12,7 +12,7 @@ import sys
 
 from everloop.records import Run
 from everloop.stores import Store
-from everloop.stores.check import verify
+from everloop.stores.verify import verify
 from everloop.tracking import fold, read_metrics
 
 PROCESSES, SECONDS = (int(part) for part in os.environ.get("EVERLOOP_SOAK", "8,1").split(","))

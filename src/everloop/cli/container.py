@@ -185,7 +185,7 @@ def _fetched(uri: str, work: Path) -> Path:
         return Path(uri)
     if uri.startswith("file://"):
         return Path(uri.removeprefix("file://"))
-    from everloop.stores.objects import open_bytes
+    from everloop.stores.objects.byte_stores import open_bytes
 
     bucket, copy = open_bytes(uri), work / "fetched"
     for name, _ in bucket.list():
@@ -247,7 +247,7 @@ def _trained(work: Path, given: argparse.Namespace, top: Path) -> dict[str, floa
         # The platform has made the folder, and it may be a mount of its own.
         shutil.copytree(draft, place, dirs_exist_ok=True)
     if "://" in uri:
-        from everloop.stores.objects import open_bytes
+        from everloop.stores.objects.byte_stores import open_bytes
 
         bucket = open_bytes(uri)
         for path in sorted(draft.rglob("*")):

@@ -14,8 +14,8 @@ from everloop.errors import CorruptionError, StoreError, StoreVersionError, Unav
 
 if TYPE_CHECKING:
     from everloop.records import Run
-    from everloop.stores.problems import Problem
     from everloop.stores.repair import Repair
+    from everloop.stores.verify_report import Problem
 
 _KINDS = ("alias", "model_version", "release", "endpoint", "snapshot", "contract", "run", "finding")
 """What `everloop events` shows without --kind."""
@@ -99,9 +99,9 @@ def verify(
     Exit code 0: all is whole. 10: something is damaged or missing. 9: nothing was found damaged, and something could
     not be checked. What was written by an earlier version without checksums gets them when all is whole.
     """
-    from everloop.stores.check import look_before_opening, mark_lost, projects_with_runs, seal, verify as verify_store
     from everloop.stores.home import find_places
     from everloop.stores.repair import can_heal, keep_database_log, repair
+    from everloop.stores.verify import look_before_opening, mark_lost, projects_with_runs, seal, verify as verify_store
 
     if source is not None and not heal:
         raise UsageError("--from names a backup to heal from.", help="Add --repair.")
@@ -184,7 +184,7 @@ def gc(
     """Really remove what was deleted, and the objects that nothing refers to."""
     from dataclasses import asdict
 
-    from everloop.stores.sweep import gc as sweep
+    from everloop.stores.gc import gc as sweep
 
     with opened(home) as store:
         swept = sweep(store, dry_run=dry_run, grace_s=grace_s)

@@ -26,7 +26,7 @@ from everloop.data.progress import tell
 from everloop.data.row_values import find_problem
 from everloop.errors import SourceError, UsageError
 from everloop.stores import observe
-from everloop.stores.tables import ARRIVED_AT, EVENT_AT
+from everloop.stores.tables.delta_tables import ARRIVED_AT, EVENT_AT
 
 if TYPE_CHECKING:
     from everloop.records import Json

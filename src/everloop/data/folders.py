@@ -25,8 +25,8 @@ from everloop.data.snapshots import get_snapshot, take_snapshot
 from everloop.errors import DataError, SourceError
 from everloop.records import Snapshot
 from everloop.stores.clock import SystemClock, micros
+from everloop.stores.objects.manifests import PACK_BYTES, SMALL_BYTES, TreeEntry, encode_tree, walk_files
 from everloop.stores.permissions import make_folder, private_opener
-from everloop.stores.trees import PACK_BYTES, SMALL_BYTES, TreeEntry, encode_tree, walk_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from everloop.errors import DataError, UsageError
-from everloop.stores.frames import read_frame
+from everloop.stores.tables.foreign_frames import read_frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,7 +33,7 @@ def as_eager(frame: Frame) -> pl.DataFrame:
 
     Raises:
         UsageError: it is not a table.
-        DataError: a column or an index cannot be kept; see `stores/pandas_frames.py` for the rules.
+        DataError: a column or an index cannot be kept; see `stores/tables/pandas_frames.py` for the rules.
     """
     if isinstance(frame, pl.DataFrame):
         return frame

@@ -17,7 +17,7 @@ import polars as pl
 from everloop.data.progress import tell
 from everloop.errors import DataError
 from everloop.stores.full_disk import insufficient, is_full
-from everloop.stores.objects import TEMPORARY
+from everloop.stores.objects.byte_stores import TEMPORARY
 from everloop.stores.permissions import make_folder
 
 if TYPE_CHECKING:

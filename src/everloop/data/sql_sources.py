@@ -22,7 +22,7 @@ from everloop.data.file_states import project_folder, write_stamp
 from everloop.data.frames import nearest
 from everloop.data.row_values import find_problem
 from everloop.errors import MissingExtraError, SourceError, UnavailableError, UsageError
-from everloop.stores.postgres_connections import PostgresConnector
+from everloop.stores.records.postgres_connections import PostgresConnector
 from everloop.stores.store_urls import mask_text, recalled, remembered
 
 if TYPE_CHECKING:

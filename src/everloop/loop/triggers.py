@@ -14,8 +14,8 @@ from everloop.errors import UsageError
 from everloop.loop.parts import Due, Every, OnDrift, OnNewData, OnPerformance, Trigger
 from everloop.loop.rollout import champion_of, find_rolling
 from everloop.records import Finding, Run
-from everloop.stores.check import mark_lost
 from everloop.stores.durations import format_duration, parse_duration
+from everloop.stores.verify import mark_lost
 
 if TYPE_CHECKING:
     from everloop.loop.declaration import Loop

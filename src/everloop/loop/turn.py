@@ -65,7 +65,7 @@ def take_turn(
         EverloopError: a step failed; what was finished before is kept.
     """
     from everloop.records import Run
-    from everloop.stores.check import mark_lost
+    from everloop.stores.verify import mark_lost
     from everloop.tracking import start_run
 
     mark_lost(store)

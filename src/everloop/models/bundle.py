@@ -196,7 +196,7 @@ def _pack(files: Mapping[str, bytes]) -> bytes:
 
 
 def _read_folder(path: Path) -> dict[str, bytes]:
-    from everloop.stores.trees import walk_files
+    from everloop.stores.objects.manifests import walk_files
 
     files: dict[str, bytes] = {}
     budget = Budget(_limits(None), 0, path)

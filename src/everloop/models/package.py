@@ -274,7 +274,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
 
 def digest_of_files(files: Mapping[str, bytes]) -> str:
     """The digest that a package of these files, the manifest among them, has in any store."""
-    from everloop.stores.content import ContentStore
+    from everloop.stores.objects.content_addressing import ContentStore
 
     with tempfile.TemporaryDirectory(prefix="everloop-digest-") as folder:
         return ContentStore(Path(folder, "objects")).add_tree(write_files(Path(folder, "package"), files))

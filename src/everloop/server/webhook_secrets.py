@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from everloop.errors import UnavailableError
 from everloop.records import Webhook
-from everloop.stores.scrubbing import forget_history
+from everloop.stores.records.scrubbing import forget_history
 from everloop.stores.sealing import SecretKeys, is_sealed
 from everloop.stores.store_urls import mask_url
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from everloop.stores import Store
-    from everloop.stores.record_store import RecordStore
+    from everloop.stores.records.record_store import RecordStore
 
 _REST = "…"
 

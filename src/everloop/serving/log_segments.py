@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from everloop.errors import CorruptionError, EverloopError, InsufficientStorageError, UnavailableError, UsageError
 from everloop.stores.journals import HEADER, split_frames
-from everloop.stores.objects import LocalBytes, ObstoreBytes, open_bytes
+from everloop.stores.objects.byte_stores import LocalBytes, ObstoreBytes, open_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
     from pathlib import Path
 
-    from everloop.stores.objects import ByteStore
+    from everloop.stores.objects.byte_stores import ByteStore
 
 FOLDER = "segments"
 SPOOL = "spool"

@@ -17,31 +17,31 @@ if TYPE_CHECKING:
         SystemClock as SystemClock,
         new_id as new_id,
     )
-    from everloop.stores.content import ContentStore as ContentStore
     from everloop.stores.home import Store as Store, open_store as open_store
     from everloop.stores.journals import Journal as Journal, read_journal as read_journal, writer_alive as writer_alive
-    from everloop.stores.objects import (
+    from everloop.stores.objects.byte_stores import (
         ByteStore as ByteStore,
         LocalBytes as LocalBytes,
         ObstoreBytes as ObstoreBytes,
         open_bytes as open_bytes,
     )
-    from everloop.stores.observing import collect_observations as collect_observations, observe as observe
-    from everloop.stores.record_store import Condition as Condition, Op as Op, RecordStore as RecordStore
-    from everloop.stores.tables import Tables as Tables
-    from everloop.stores.trees import TreeEntry as TreeEntry
+    from everloop.stores.objects.content_addressing import ContentStore as ContentStore
+    from everloop.stores.objects.manifests import TreeEntry as TreeEntry
+    from everloop.stores.observations import collect_observations as collect_observations, observe as observe
+    from everloop.stores.records.record_store import Condition as Condition, Op as Op, RecordStore as RecordStore
+    from everloop.stores.tables.delta_tables import Tables as Tables
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "clock": ["Clock", "FixedClock", "SharedClock", "SystemClock", "new_id"],
-        "content": ["ContentStore"],
         "home": ["Store", "open_store"],
         "journals": ["Journal", "read_journal", "writer_alive"],
-        "objects": ["ByteStore", "LocalBytes", "ObstoreBytes", "open_bytes"],
-        "observing": ["collect_observations", "observe"],
-        "record_store": ["Condition", "Op", "RecordStore"],
-        "tables": ["Tables"],
-        "trees": ["TreeEntry"],
+        "objects.byte_stores": ["ByteStore", "LocalBytes", "ObstoreBytes", "open_bytes"],
+        "objects.content_addressing": ["ContentStore"],
+        "objects.manifests": ["TreeEntry"],
+        "observations": ["collect_observations", "observe"],
+        "records.record_store": ["Condition", "Op", "RecordStore"],
+        "tables.delta_tables": ["Tables"],
     },
 )

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from everloop.errors import CorruptionError
-from everloop.stores.trees import safe_path
+from everloop.stores.objects.manifests import safe_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -24,14 +24,14 @@ from typing import IO, TYPE_CHECKING, Protocol, cast
 from everloop.errors import AlreadyExistsError, CorruptionError, NotFoundError, StoreVersionError, UsageError
 from everloop.stores.archives import CHUNK, Budget, Limits, TarMember, limits_for, tar_members, zstd_or_plain
 from everloop.stores.full_disk import insufficient, is_full, writing
+from everloop.stores.gc import LOCK
 from everloop.stores.home import open_store, prepare_home
-from everloop.stores.objects import TEMPORARY, LocalBytes
+from everloop.stores.objects.byte_stores import TEMPORARY, LocalBytes
 from everloop.stores.permissions import PRIVATE_FILE, file_mode, make_folder, make_private
+from everloop.stores.records.sql_records import SqlRecords
+from everloop.stores.records.sqlite import SqliteDatabase
 from everloop.stores.sealing import FILE as KEY_FILE
-from everloop.stores.sql_records import SqlRecords
-from everloop.stores.sqlite import SqliteDatabase
-from everloop.stores.sweep import LOCK
-from everloop.stores.table_digests import FOLDER, LOG
+from everloop.stores.tables.table_digests import FOLDER, LOG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from datetime import datetime
 
-    from everloop.stores.content import ContentStore
-    from everloop.stores.record_store import RecordStore
-    from everloop.stores.tables import Tables
+    from everloop.stores.objects.content_addressing import ContentStore
+    from everloop.stores.records.record_store import RecordStore
+    from everloop.stores.tables.delta_tables import Tables
 
 FOLDER = ".everloop"
 CONFIG = "everloop.toml"
@@ -87,13 +87,13 @@ class Store:
         if self._origin is not None:
             # One for all views: it remembers what it has proved, and a bucket's client is dear to make.
             return self._origin.objects if self._moment is None else self._origin.objects.read_only()
-        from everloop.stores.content import ContentStore
+        from everloop.stores.objects.content_addressing import ContentStore
 
         return ContentStore(self.places.objects, cache=self.home / "cache")
 
     @cached_property
     def tables(self) -> Tables:
-        from everloop.stores.tables import Tables
+        from everloop.stores.tables.delta_tables import Tables
 
         return Tables(self.places.tables, self.clock, as_of=self._moment)
 

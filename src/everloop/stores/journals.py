@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from everloop.errors import CorruptionError, NotFoundError, StoreVersionError, UsageError
-from everloop.stores.checksums import flipped_bit
 from everloop.stores.full_disk import FULL, insufficient, storage_error
 from everloop.stores.locks import is_locked
 from everloop.stores.permissions import make_folder, make_private
+from everloop.stores.records.row_checksums import flipped_bit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

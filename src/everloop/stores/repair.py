@@ -17,23 +17,23 @@ from typing import TYPE_CHECKING
 
 from everloop.errors import CorruptionError, EverloopError, NotFoundError, StoreError
 from everloop.stores.backup import members
-from everloop.stores.checksums import SUMS, RowSum
 from everloop.stores.clock import system_micros
 from everloop.stores.journals import mended, whole_part, writer_alive
-from everloop.stores.problems import Checked, Problem
-from everloop.stores.row_check import REPAIR, check_rows
-from everloop.stores.sql_records import SqlRecords
-from everloop.stores.sqlite import SqliteDatabase
-from everloop.stores.table_check import check_table
-from everloop.stores.table_digests import HINT
-from everloop.stores.trees import DIGEST
+from everloop.stores.objects.manifests import DIGEST
+from everloop.stores.records.row_checksums import SUMS, RowSum
+from everloop.stores.records.row_verification import REPAIR, check_rows
+from everloop.stores.records.sql_records import SqlRecords
+from everloop.stores.records.sqlite import SqliteDatabase
+from everloop.stores.tables.table_digests import HINT
+from everloop.stores.tables.table_verification import check_table
+from everloop.stores.verify_report import Checked, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from everloop.stores.home import Store
-    from everloop.stores.problems import Report
-    from everloop.stores.sql_logs import Database
+    from everloop.stores.records.sql_logs import Database
+    from everloop.stores.verify_report import Report
 
 FOLDER = "quarantine"
 _ORDER = ("sum", "row", "index", "search", "log-entry", "log-aside", "checkpoint", "hint", "digests")

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Literal
 
 from everloop.errors import AlreadyExistsError, NotFoundError, StoreError, TrustError, UsageError
 from everloop.stores.full_disk import writing
+from everloop.stores.objects.manifests import DIGEST
 from everloop.stores.permissions import close_to_others
-from everloop.stores.trees import DIGEST
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey

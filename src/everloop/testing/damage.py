@@ -15,17 +15,17 @@ import polars as pl
 from everloop.errors import EverloopError
 from everloop.records import KINDS, Alias, Artifact, ModelVersion, Package, Point, Run
 from everloop.stores import Journal, Store, open_store, read_journal
-from everloop.stores.check import look_before_opening, verify
-from everloop.stores.expressions import Compare
 from everloop.stores.home import find_places
+from everloop.stores.records.expressions import Compare
 from everloop.stores.repair import repair
 from everloop.stores.trust import Keyring
+from everloop.stores.verify import look_before_opening, verify
 from everloop.testing.stores import START, ManualClock
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from everloop.stores.problems import Report
+    from everloop.stores.verify_report import Report
 
 TABLE = "predictions/delays"
 

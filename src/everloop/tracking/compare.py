@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.errors import UsageError
 from everloop.records import Run
 from everloop.stores.printable import shell_line
-from everloop.stores.searchable import entries, value_of
+from everloop.stores.records.searchable import entries, value_of
 from everloop.tracking.history import read_history
 from everloop.tracking.recovery import bring_in
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, cast, get_args
 from everloop.errors import UsageError
 from everloop.records import RunState
 from everloop.stores.durations import parse_duration
-from everloop.stores.expressions import And, Compare, CompareOp, Expression, Not, Or, Scalar, is_nan, matches
+from everloop.stores.records.expressions import And, Compare, CompareOp, Expression, Not, Or, Scalar, is_nan, matches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import ConflictError, NotFoundError, UsageError
 from everloop.records import Artifact, Record, Run, Step
-from everloop.stores.expressions import Compare
+from everloop.stores.records.expressions import Compare
 from everloop.tracking.folding import fold_run
 from everloop.tracking.latest import series_of
 from everloop.tracking.provenance import is_from_here, sealed

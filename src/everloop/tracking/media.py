@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import DataError, UsageError
-from everloop.stores.frames import read_frame
+from everloop.stores.tables.foreign_frames import read_frame
 
 if TYPE_CHECKING:
     import polars as pl

@@ -12,8 +12,8 @@ import time
 from typing import TYPE_CHECKING
 
 from everloop.errors import CorruptionError, EverloopError, StoreVersionError, UsageError
-from everloop.stores.check import mark_lost
 from everloop.stores.journals import list_journals, stream_of, writer_alive
+from everloop.stores.verify import mark_lost
 from everloop.tracking.folding import STREAM_PREFIX, fold_journal
 
 if TYPE_CHECKING:

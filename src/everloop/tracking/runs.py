@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 from everloop.errors import EverloopError, UnavailableError, UsageError
 from everloop.records import Run
-from everloop.stores.kept import kept_store
+from everloop.stores.open_stores import kept_store
 from everloop.tracking import frames
 from everloop.tracking.artifacts import ArtifactLog
 from everloop.tracking.folding import STREAM_PREFIX, fold_journal, fold_run

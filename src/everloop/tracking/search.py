@@ -19,7 +19,7 @@ import msgspec
 
 from everloop.errors import UsageError
 from everloop.records import Json, Run
-from everloop.stores.hits import Hit, sort_value
+from everloop.stores.records.search_results import Hit, sort_value
 from everloop.tracking.filters import (
     And,
     Compare,

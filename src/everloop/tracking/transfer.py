@@ -24,9 +24,9 @@ import msgspec
 from everloop.errors import AlreadyExistsError, CorruptionError, NotFoundError, StoreVersionError, UsageError
 from everloop.records import Artifact, Record, Run, Step
 from everloop.stores.archives import Limits, SafeZip, limits_for, open_zip
-from everloop.stores.bodies import decode, encode
 from everloop.stores.clock import micros
-from everloop.stores.expressions import And
+from everloop.stores.records.expressions import And
+from everloop.stores.records.record_codec import decode, encode
 from everloop.tracking.folding import read_metrics
 from everloop.tracking.latest import series_of
 from everloop.tracking.provenance import signed

@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from everloop.server.mlflow.filters import Grammar, Term, parse_filter, parse_order
 from everloop.server.mlflow.wire import MlflowError
-from everloop.stores.like import is_like
+from everloop.stores.records.like_patterns import is_like
 
 GRAMMAR = Grammar(
     texts=frozenset({"name", "run_id"}),

@@ -310,7 +310,7 @@ def test_no_pattern_holds_the_server_up(asked):
     import time
 
     from everloop.server.mlflow.patterns import fits
-    from everloop.stores.like import is_like
+    from everloop.stores.records.like_patterns import is_like
 
     begun = time.monotonic()
     for pattern in ("(a+)+$", "(a|aa)+$", "(.*)*b", "(a*)*b"):

@@ -18,7 +18,7 @@ from everloop.data.features.timelines import timeline
 from everloop.data.frames import Frame, as_eager, as_utc, nearest, require_column
 from everloop.errors import DataError, UsageError
 from everloop.stores.durations import parse_duration
-from everloop.stores.tables import EVENT_AT
+from everloop.stores.tables.delta_tables import EVENT_AT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -18,7 +18,7 @@ from everloop.data.frames import Frame, as_eager, as_utc, require_column
 from everloop.errors import DataError, UsageError
 from everloop.records import FeatureView as FeatureViewRecord, Finding
 from everloop.stores.durations import parse_duration
-from everloop.stores.tables import ARRIVED_AT, EVENT_AT
+from everloop.stores.tables.delta_tables import ARRIVED_AT, EVENT_AT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

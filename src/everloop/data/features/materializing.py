@@ -22,7 +22,7 @@ from everloop.data.features.views import FeatureView, Window
 from everloop.data.frames import Frame, as_eager, as_lazy, as_utc
 from everloop.errors import DataError, NotFoundError
 from everloop.records import FeatureView as FeatureViewRecord
-from everloop.stores.tables import ARRIVED_AT, EVENT_AT
+from everloop.stores.tables.delta_tables import ARRIVED_AT, EVENT_AT
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from everloop.errors import UsageError
-from everloop.stores.tables import ARRIVED_AT, EVENT_AT
+from everloop.stores.tables.delta_tables import ARRIVED_AT, EVENT_AT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

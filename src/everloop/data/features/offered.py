@@ -14,7 +14,7 @@ from everloop.data.features.encoding import encode_rows
 from everloop.data.features.names import PREFIX, held_names
 from everloop.data.frames import as_eager
 from everloop.errors import DataError
-from everloop.stores.tables import ARRIVED_AT, EVENT_AT
+from everloop.stores.tables.delta_tables import ARRIVED_AT, EVENT_AT
 
 if TYPE_CHECKING:
     from datetime import datetime

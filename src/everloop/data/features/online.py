@@ -21,9 +21,9 @@ from everloop.data.features.encoding import decode_row, encode_rows, entity_key
 from everloop.data.features.names import KNOWN_AT
 from everloop.errors import MissingExtraError, UsageError
 from everloop.stores.permissions import make_private
-from everloop.stores.postgres_connections import PostgresConnector
+from everloop.stores.records.postgres_connections import PostgresConnector
 from everloop.stores.store_urls import check_url, mask_url
-from everloop.stores.tables import EVENT_AT
+from everloop.stores.tables.delta_tables import EVENT_AT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

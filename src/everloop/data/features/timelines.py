@@ -20,7 +20,7 @@ from everloop.data.features.windows import window_totals
 from everloop.data.frames import Frame, as_eager, as_lazy, as_utc
 from everloop.errors import DataError
 from everloop.stores.durations import parse_duration
-from everloop.stores.tables import EVENT_AT
+from everloop.stores.tables.delta_tables import EVENT_AT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 from everloop.errors import CorruptionError, NotFoundError, UsageError
 from everloop.models.formats.code import dump_code
 from everloop.models.formats.tables import TableKind
-from everloop.stores.trees import safe_path
+from everloop.stores.objects.manifests import safe_path
 from everloop.training.asking import Question
 
 if TYPE_CHECKING:

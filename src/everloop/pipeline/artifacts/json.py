@@ -104,7 +104,7 @@ def _sorted(values: Any) -> list[Any]:
 
 
 def _record_fields(record: Record) -> str:
-    from everloop.stores.bodies import encode as encode_record
+    from everloop.stores.records.record_codec import encode as encode_record
 
     # As a text of its own: what stands in it is written by other rules.
     return encode_record(record)
@@ -150,7 +150,7 @@ def _read_numpy(value: list[Any]) -> Any:
 
 
 def _read_record(value: list[Any]) -> Any:
-    from everloop.stores.bodies import decode as decode_record
+    from everloop.stores.records.record_codec import decode as decode_record
 
     kind, text = value
     return decode_record(KINDS[kind], text)

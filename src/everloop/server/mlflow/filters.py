@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from everloop.server.mlflow.patterns import check_pattern, fits
 from everloop.server.mlflow.wire import MlflowError
-from everloop.stores import like
-from everloop.stores.expressions import PATTERN_LIMIT
+from everloop.stores.records import like_patterns
+from everloop.stores.records.expressions import PATTERN_LIMIT
 
 Entity = Literal[
     "attribute", "metric", "param", "tag", "dataset", "metadata", "span", "feedback", "expectation", "issue"
@@ -91,10 +91,10 @@ class Term:
             case "!=":
                 return bool(found != self.value) and (found == found or self.value == self.value)
             case "LIKE":
-                return like.is_like(str(found), str(self.value))
+                return like_patterns.is_like(str(found), str(self.value))
             case "ILIKE":
                 # As MLflow's databases do it, beyond the letters of ASCII as well.
-                return like.is_like(str(found).lower(), str(self.value).lower())
+                return like_patterns.is_like(str(found).lower(), str(self.value).lower())
             case "RLIKE":
                 return fits(str(self.value), str(found))
             case "IN":

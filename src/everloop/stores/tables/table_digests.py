@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from everloop.errors import CorruptionError, NotFoundError
-from everloop.stores.objects import open_bytes
+from everloop.stores.objects.byte_stores import open_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from everloop.stores.objects import ByteStore
+    from everloop.stores.objects.byte_stores import ByteStore
 
 FOLDER = "_digests"
 LOG = "_delta_log"
@@ -206,7 +206,7 @@ class TableFiles:
 
     def local(self, path: str) -> Path | None:
         """Where the file is on this machine; None for a bucket."""
-        from everloop.stores.objects import LocalBytes
+        from everloop.stores.objects.byte_stores import LocalBytes
 
         return self._store.path(self._key(path)) if isinstance(self._store, LocalBytes) else None
 
@@ -217,7 +217,7 @@ class TableFiles:
         self._store.delete(self._key(path))
 
     def _root(self) -> str:
-        from everloop.stores.objects import LocalBytes
+        from everloop.stores.objects.byte_stores import LocalBytes
 
         return str(self._store.folder) if isinstance(self._store, LocalBytes) else str(getattr(self._store, "url", ""))
 

@@ -25,9 +25,8 @@ from everloop.errors import (
     UsageError,
 )
 from everloop.stores.full_disk import FULL, insufficient, storage_error, writing
-from everloop.stores.objects import TEMPORARY, ByteStore, LocalBytes, open_bytes
-from everloop.stores.permissions import file_mode, make_folder
-from everloop.stores.trees import (
+from everloop.stores.objects.byte_stores import TEMPORARY, ByteStore, LocalBytes, open_bytes
+from everloop.stores.objects.manifests import (
     DIGEST,
     MAGIC,
     PACK_BYTES,
@@ -37,6 +36,7 @@ from everloop.stores.trees import (
     encode_tree,
     walk_files,
 )
+from everloop.stores.permissions import file_mode, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

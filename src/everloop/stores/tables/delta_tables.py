@@ -24,13 +24,13 @@ from everloop.errors import (
     StoreError,
     UsageError,
 )
-from everloop.stores.frames import read_frame
 from everloop.stores.full_disk import insufficient, is_full, writing
-from everloop.stores.objects import open_bytes
-from everloop.stores.problems import Checked
-from everloop.stores.table_check import check_table
-from everloop.stores.table_digests import TableFiles, active_files
-from everloop.stores.table_files import close_new_files, make_table_folder
+from everloop.stores.objects.byte_stores import open_bytes
+from everloop.stores.tables.foreign_frames import read_frame
+from everloop.stores.tables.table_digests import TableFiles, active_files
+from everloop.stores.tables.table_permissions import close_new_files, make_table_folder
+from everloop.stores.tables.table_verification import check_table
+from everloop.stores.verify_report import Checked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
     from everloop.stores.clock import Clock
-    from everloop.stores.objects import ByteStore
+    from everloop.stores.objects.byte_stores import ByteStore
 
 _log = logging.getLogger("everloop.stores")
 

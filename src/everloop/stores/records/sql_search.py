@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import UsageError
 from everloop.records import KINDS
-from everloop.stores.bodies import R, decode, families, kind_of
 from everloop.stores.clock import micros
-from everloop.stores.expression_sql import TEXT_SORTED, Compiler, SortKey
-from everloop.stores.expressions import And, Compare, Expression, Not, Or, matches
-from everloop.stores.hits import Hit, Place, sort_value
-from everloop.stores.searchable import entries, is_searchable, path_number, value_of
-from everloop.stores.sql_logs import SqlLogs
-from everloop.stores.walk import Walk, joined_keys
+from everloop.stores.records.expression_sql import TEXT_SORTED, Compiler, SortKey
+from everloop.stores.records.expressions import And, Compare, Expression, Not, Or, matches
+from everloop.stores.records.keyset import Walk, joined_keys
+from everloop.stores.records.record_codec import R, decode, families, kind_of
+from everloop.stores.records.search_results import Hit, Place, sort_value
+from everloop.stores.records.searchable import entries, is_searchable, path_number, value_of
+from everloop.stores.records.sql_logs import SqlLogs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from everloop.records import Record
-    from everloop.stores.conditions import Sql
-    from everloop.stores.searchable import Entry
+    from everloop.stores.records.condition_sql import Sql
+    from everloop.stores.records.searchable import Entry
 
 FEW = 5000
 """So many records are looked at and sorted at once rather than met one by one on the way through an index."""

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from everloop.records import KINDS, Json, Record
-from everloop.stores.bodies import families, kind_of
 from everloop.stores.clock import micros, moment_of
+from everloop.stores.records.record_codec import families, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

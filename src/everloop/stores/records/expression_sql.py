@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from everloop.errors import UsageError
-from everloop.stores.conditions import Sql
-from everloop.stores.expressions import OPPOSITE, And, Compare, Expression, Not, Or, Scalar, comparable, is_nan
+from everloop.stores.records.condition_sql import Sql
+from everloop.stores.records.expressions import OPPOSITE, And, Compare, Expression, Not, Or, Scalar, comparable, is_nan
 
 if TYPE_CHECKING:
-    from everloop.stores.hits import Place
+    from everloop.stores.records.search_results import Place
 
 TEXT_SORTED = 200
 """Characters by which texts are sorted; longer ones that begin alike stay in the order in which they came."""

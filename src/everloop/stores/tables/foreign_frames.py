@@ -25,13 +25,13 @@ def read_frame(frame: Any) -> pl.DataFrame | None:
         return frame.collect()
     pandas = sys.modules.get("pandas")
     if pandas is not None and isinstance(frame, pandas.DataFrame):
-        from everloop.stores.pandas_frames import read_pandas
+        from everloop.stores.tables.pandas_frames import read_pandas
 
         return read_pandas(frame)
     if not hasattr(frame, "__arrow_c_stream__") or (pandas is not None and isinstance(frame, pandas.Series)):
         return None
     if type(frame).__module__.partition(".")[0] == "pyarrow":
-        from everloop.stores.arrow_types import readable
+        from everloop.stores.tables.arrow_types import readable
 
         frame = readable(frame)
     try:

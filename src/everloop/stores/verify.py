@@ -23,15 +23,15 @@ from everloop.errors import (
 )
 from everloop.records import Alias, Artifact, ModelVersion, Record, Run, Step
 from everloop.stores.clock import SharedClock
-from everloop.stores.expressions import Compare
 from everloop.stores.journals import check_tail, list_journals, mended, read_journal, whole_part, writer_alive
+from everloop.stores.objects.manifests import DIGEST
 from everloop.stores.permissions import exposed, is_shared
-from everloop.stores.problems import Checked, Cure, Problem, Report
-from everloop.stores.row_check import REPAIR, RESTORE, check_rows, seal_rows
-from everloop.stores.sql_records import SqlRecords
-from everloop.stores.sqlite import SqliteDatabase
-from everloop.stores.table_check import check_table
-from everloop.stores.trees import DIGEST
+from everloop.stores.records.expressions import Compare
+from everloop.stores.records.row_verification import REPAIR, RESTORE, check_rows, seal_rows
+from everloop.stores.records.sql_records import SqlRecords
+from everloop.stores.records.sqlite import SqliteDatabase
+from everloop.stores.tables.table_verification import check_table
+from everloop.stores.verify_report import Checked, Cure, Problem, Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -103,7 +103,7 @@ def look_before_opening(places: Places) -> list[str]:
     """
     if "://" in places.records:
         return []
-    from everloop.stores.sqlite_files import log_problems
+    from everloop.stores.records.sqlite_files import log_problems
 
     path = Path(places.records)
     if not path.exists() or path.stat().st_size == 0:

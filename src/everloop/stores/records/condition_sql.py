@@ -12,14 +12,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
 from everloop.errors import UsageError
-from everloop.stores.bodies import families, field_names, time_fields
 from everloop.stores.clock import micros
-from everloop.stores.expressions import comparable
+from everloop.stores.records.expressions import comparable
+from everloop.stores.records.record_codec import families, field_names, time_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from everloop.stores.record_store import Condition, FieldPath
+    from everloop.stores.records.record_store import Condition, FieldPath
 
 COLUMNS = {"id": "text", "project": "text", "key": "text", "state": "text", "created_at": "time", "revision": "number"}
 """Fields that have a column of their own, with what the column holds; times as µs since 1970."""

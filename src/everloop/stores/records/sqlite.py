@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from everloop.errors import CorruptionError, ReadOnlyError, StoreError, UnavailableError, UsageError
-from everloop.stores.conditions import LITERAL, Sql
-from everloop.stores.connections import Connections
 from everloop.stores.full_disk import insufficient, looks_full, read_only, storage_error, writing
-from everloop.stores.like import is_like, longest_piece
 from everloop.stores.locks import file_lock
-from everloop.stores.migrations import Migration, check_version, migrations
 from everloop.stores.permissions import make_folder, make_private
-from everloop.stores.sql_records import SqlRecords
-from everloop.stores.sqlite_files import header_problems, log_problems, schema_problems
-from everloop.stores.sqlite_frozen import UNREADABLE_BESIDE, FrozenReader, can_write_beside
+from everloop.stores.records.condition_sql import LITERAL, Sql
+from everloop.stores.records.connections import Connections
+from everloop.stores.records.like_patterns import is_like, longest_piece
+from everloop.stores.records.migrations import Migration, check_version, migrations
+from everloop.stores.records.sql_records import SqlRecords
+from everloop.stores.records.sqlite_files import header_problems, log_problems, schema_problems
+from everloop.stores.records.sqlite_frozen import UNREADABLE_BESIDE, FrozenReader, can_write_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from everloop.stores.clock import Clock
-    from everloop.stores.expressions import Expression
-    from everloop.stores.hits import Hit
+    from everloop.stores.records.expressions import Expression
+    from everloop.stores.records.search_results import Hit
 
 Op = Literal["=", "!=", "<", "<=", ">", ">=", "in", "prefix", "is"]
 FieldPath = str | tuple[str, ...]

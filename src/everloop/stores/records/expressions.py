@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from everloop.errors import UsageError
-from everloop.stores.like import is_like
+from everloop.stores.records.like_patterns import is_like
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,14 +7,14 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import NotFoundError
-from everloop.stores.problems import Problem
-from everloop.stores.table_digests import HINT, LOG
+from everloop.stores.tables.table_digests import HINT, LOG
+from everloop.stores.verify_report import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from everloop.stores.problems import Checked
-    from everloop.stores.table_digests import Digests, TableFiles
+    from everloop.stores.tables.table_digests import Digests, TableFiles
+    from everloop.stores.verify_report import Checked
 
 RESTORE = "everloop verify --repair --from BACKUP"
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from everloop.stores.conditions import Sql
-from everloop.stores.expression_sql import Compiler, SortKey, behind, order_by, sorted_text
+from everloop.stores.records.condition_sql import Sql
+from everloop.stores.records.expression_sql import Compiler, SortKey, behind, order_by, sorted_text
 
 if TYPE_CHECKING:
-    from everloop.stores.expressions import Expression
-    from everloop.stores.hits import Hit
+    from everloop.stores.records.expressions import Expression
+    from everloop.stores.records.search_results import Hit
 
 _NUMBERS, _TEXTS = 0, 1
 _THERE = ("k0.number IS NOT NULL", "k0.text IS NOT NULL AND k0.number IS NULL")

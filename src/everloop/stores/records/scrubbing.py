@@ -6,13 +6,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from everloop.errors import StoreError, UnavailableError
-from everloop.stores.bodies import kind_of
-from everloop.stores.sql_records import SqlRecords
-from everloop.stores.sqlite import SqliteDatabase
+from everloop.stores.records.record_codec import kind_of
+from everloop.stores.records.sql_records import SqlRecords
+from everloop.stores.records.sqlite import SqliteDatabase
 
 if TYPE_CHECKING:
     from everloop.records import Record
-    from everloop.stores.record_store import RecordStore
+    from everloop.stores.records.record_store import RecordStore
 
 MOST_BYTES = 512 << 20
 """A larger SQLite file is not written anew as a whole; its free pages keep old bytes until they are used again."""

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import EverloopError
 from everloop.records import KINDS
-from everloop.stores.bodies import decode, decode_value
-from everloop.stores.checksums import SUMS, RowSum, only_sum_differs
-from everloop.stores.problems import Problem
+from everloop.stores.records.record_codec import decode, decode_value
+from everloop.stores.records.row_checksums import SUMS, RowSum, only_sum_differs
+from everloop.stores.verify_report import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from everloop.records import Record
-    from everloop.stores.problems import Checked
-    from everloop.stores.sql_logs import Database
+    from everloop.stores.records.sql_logs import Database
+    from everloop.stores.verify_report import Checked
 
 _PORTION = 5000
 REPAIR = "everloop verify --repair"

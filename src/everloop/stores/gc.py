@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 from everloop.errors import NotFoundError, ReadOnlyError, UsageError
 from everloop.stores.clock import SystemClock
 from everloop.stores.journals import list_journals
-from everloop.stores.objects import LocalBytes
+from everloop.stores.objects.byte_stores import LocalBytes
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from everloop.stores.home import Store
-    from everloop.stores.record_store import StoredRecord
+    from everloop.stores.records.record_store import StoredRecord
 
 LOCK = "sweep"
 """Held by whoever removes objects, and by whoever needs that nobody does."""

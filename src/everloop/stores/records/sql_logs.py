@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from everloop.errors import ReadOnlyError
 from everloop.records import Event, Json, Point
-from everloop.stores.bodies import decode_value, encode_value
-from everloop.stores.checksums import event_sum, metric_sum, sum_points
 from everloop.stores.clock import Clock, micros, moment_of
+from everloop.stores.records.record_codec import decode_value, encode_value
+from everloop.stores.records.row_checksums import event_sum, metric_sum, sum_points
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
 
-    from everloop.stores.conditions import Paths, Sql
-    from everloop.stores.expression_sql import Patterns
+    from everloop.stores.records.condition_sql import Paths, Sql
+    from everloop.stores.records.expression_sql import Patterns
 
 
 _BATCH = 500

@@ -11,12 +11,12 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import MissingExtraError, ReadOnlyError, StoreError, UnavailableError, UsageError
-from everloop.stores.conditions import LITERAL, Sql
-from everloop.stores.connections import Connections, Slot
 from everloop.stores.full_disk import insufficient, is_full
-from everloop.stores.migrations import check_version, migrations
-from everloop.stores.postgres_connections import PostgresConnector
-from everloop.stores.sql_records import SqlRecords
+from everloop.stores.records.condition_sql import LITERAL, Sql
+from everloop.stores.records.connections import Connections, Slot
+from everloop.stores.records.migrations import check_version, migrations
+from everloop.stores.records.postgres_connections import PostgresConnector
+from everloop.stores.records.sql_records import SqlRecords
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -15,7 +15,7 @@ from contextlib import closing
 from functools import cache
 from typing import TYPE_CHECKING
 
-from everloop.stores.migrations import migrations
+from everloop.stores.records.migrations import migrations
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

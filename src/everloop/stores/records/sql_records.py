@@ -9,19 +9,19 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import AlreadyExistsError, ConflictError, CorruptionError, NotFoundError, UsageError
-from everloop.stores.bodies import R, decode, encode, kind_of
-from everloop.stores.checksums import SUMS, ended_part, record_sum
 from everloop.stores.clock import micros, moment_of
-from everloop.stores.conditions import Part, Sql, parse_conditions, parse_order
-from everloop.stores.record_store import StoredRecord
-from everloop.stores.sql_search import SqlSearch
+from everloop.stores.records.condition_sql import Part, Sql, parse_conditions, parse_order
+from everloop.stores.records.record_codec import R, decode, encode, kind_of
+from everloop.stores.records.record_store import StoredRecord
+from everloop.stores.records.row_checksums import SUMS, ended_part, record_sum
+from everloop.stores.records.sql_search import SqlSearch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
     from everloop.records import Json, Record
-    from everloop.stores.record_store import Condition
+    from everloop.stores.records.record_store import Condition
 
 _COLUMNS = "id, project, kind, key, state, created_at, revision, written_at, body"
 _PORTION = 1000
