@@ -51,7 +51,7 @@ from pathlib import Path
 import everloop as el
 from everloop.errors import EverloopError
 from everloop.models import import_package
-from everloop.tracking.transfer import import_runs
+from everloop.tracking.run_archive import import_runs
 from everloop.stores.backup import restore
 kind, path, home = sys.argv[1:]
 def peak():

@@ -88,8 +88,8 @@ EVERLOOP = """
     from everloop.records import Point, Run
     from everloop.stores import open_store
     from everloop.tracking import fold, read_metrics
-    from everloop.tracking.history import read_history
-    from everloop.tracking.search import search_runs
+    from everloop.tracking.metric_history import read_history
+    from everloop.tracking.search.run_search import search_runs
 
     runs, points, calls, repeat, soak_s = map(int, sys.argv[1:])
     random.seed(0)

@@ -74,7 +74,7 @@ def _import_package(path: Path) -> object:
 
 def _runs(path: Path) -> None:
     from everloop.tracking import start_run
-    from everloop.tracking.transfer import export_runs
+    from everloop.tracking.run_archive import export_runs
 
     with open_store(path.parent / "made", create=True) as store:
         with start_run("r", params={"a": 1}, store=store) as run:
@@ -84,7 +84,7 @@ def _runs(path: Path) -> None:
 
 
 def _import_runs(path: Path) -> object:
-    from everloop.tracking.transfer import import_runs
+    from everloop.tracking.run_archive import import_runs
 
     with open_store(path.parent / "home", create=True) as store:
         return import_runs(store, path)
@@ -135,7 +135,7 @@ def _mlflow_file(path: Path) -> None:
 
 
 def _import_mlflow(path: Path) -> object:
-    from everloop.tracking.mlflow_import import import_mlflow
+    from everloop.integrations.mlflow.run_import import import_mlflow
 
     with open_store(path.parent / "home", create=True) as store:
         return import_mlflow(store, path)

@@ -24,7 +24,7 @@ from everloop.models import describe, register, set_alias, tag, version_card
 from everloop.records import GateResult, Package, Run, Source
 from everloop.stores import Store, open_store
 from everloop.stores.printable import markdown_cell, markdown_code, markdown_text, printable, shell_line, shell_word
-from everloop.tracking.showing import html_of, panel_of
+from everloop.tracking.display import html_of, panel_of
 
 SOURCES = Path(everloop.__file__).parent
 HOSTILE = [

@@ -33,7 +33,7 @@ from everloop.stores.archives import (
 )
 from everloop.stores.backup import backup, restore
 from everloop.tracking import read_metrics, start_run
-from everloop.tracking.transfer import export_runs, import_runs
+from everloop.tracking.run_archive import export_runs, import_runs
 
 MIB = 1 << 20
 SMALL = Limits(total_bytes=8 * MIB, free_bytes=MIB, entries=100)

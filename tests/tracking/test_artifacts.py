@@ -18,7 +18,7 @@ from everloop.records import Artifact
 from everloop.stores import Store
 from everloop.stores.verify import verify
 from everloop.tracking import start_run
-from everloop.tracking.artifacts import digest_rows
+from everloop.tracking.run_artifacts import digest_rows
 
 
 def read(store: Store, artifact: Artifact) -> bytes:

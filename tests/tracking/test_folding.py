@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 from everloop.errors import CorruptionError
 from everloop.records import Run
 from everloop.stores import Journal, Store, open_store
-from everloop.tracking import fold, fold_journal, frames, read_metrics, series_of, start_run
+from everloop.tracking import fold, fold_journal, read_metrics, series_of, start_run
+from everloop.tracking.journal import journal_frames
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -25,9 +26,9 @@ def orphan(store: Store, points: int, name: str = "train") -> tuple[Run, Path]:
     run = store.new(Run, name=name, started_at=NOW)
     store.records.put(run)
     with Journal.create(store.journals, f"run-{run.id}") as journal:
-        journal.append(frames.encode_start(run))
+        journal.append(journal_frames.encode_start(run))
         for step in range(points):
-            journal.append(frames.encode_metrics(NOW, step, {"loss": float(step)}))
+            journal.append(journal_frames.encode_metrics(NOW, step, {"loss": float(step)}))
     return run, journal.path
 
 
@@ -44,7 +45,7 @@ def test_a_living_run_is_folded_as_far_as_it_is(store: Store) -> None:
 
 
 def test_a_journal_of_many_batches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("everloop.tracking.folding._BATCH", 7)
+    monkeypatch.setattr("everloop.tracking.journal.run_folding._BATCH", 7)
     for points in (0, 6, 7, 13, 14, 50):
         run, path = orphan(store, points)
         assert fold_journal(store, path) == points
@@ -53,7 +54,7 @@ def test_a_journal_of_many_batches(store: Store, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_folder_that_dies_half_way_leaves_nothing_twice(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("everloop.tracking.folding._BATCH", 10)
+    monkeypatch.setattr("everloop.tracking.journal.run_folding._BATCH", 10)
     run, path = orphan(store, 35)
     append = type(store.records).append_rows
     calls = 0

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from everloop.errors import UsageError
-from everloop.tracking import frames, start_run
-from everloop.tracking.frames import checked_params, metrics_of
+from everloop.tracking import start_run
+from everloop.tracking.journal import journal_frames
+from everloop.tracking.journal.journal_frames import checked_params, metrics_of
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -141,7 +142,7 @@ def test_metrics_are_refused_exactly_if_two_have_one_name(metrics: dict[str, Any
     )
 )
 def test_parameters_are_refused_exactly_if_two_have_one_text(params: dict[Any, int]) -> None:
-    spelled = [frames.text(key) for key in params]
+    spelled = [journal_frames.text(key) for key in params]
     if len(set(spelled)) < len(spelled):
         with pytest.raises(UsageError, match="are both the parameter"):
             checked_params(params)

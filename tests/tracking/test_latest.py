@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from everloop.integrations.mlflow.run_import import _Known, _run
 from everloop.records import Point, Run
 from everloop.server.mlflow.pending import PendingMetrics
 from everloop.stores import FixedClock, Journal, Store, open_store
 from everloop.stores.clock import micros
-from everloop.tracking import fold, frames, search_runs, series_of, start_run
-from everloop.tracking.latest import Latest, merge
-from everloop.tracking.mlflow_import import _Known, _run
-from everloop.tracking.receiving import receive_frames
+from everloop.tracking import fold, search_runs, series_of, start_run
+from everloop.tracking.journal import journal_frames
+from everloop.tracking.journal.ingest import receive_frames
+from everloop.tracking.journal.last_points import Latest, merge
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,10 +73,10 @@ def test_merging_is_the_same_in_every_order_and_grouping(found: list[Row], order
 
 def journal(store: Store, run: Run, found: list[Row]) -> Path:
     with Journal.create(store.journals, f"run-{run.id}") as written:
-        written.append(frames.encode_start(run))
+        written.append(journal_frames.encode_start(run))
         for key, step, at, value in found:
             moment = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=at)
-            written.append(frames.encode_metrics(moment, step, {key: value}))
+            written.append(journal_frames.encode_metrics(moment, step, {key: value}))
     return written.path
 
 

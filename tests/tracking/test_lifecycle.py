@@ -23,6 +23,7 @@ from everloop.errors import (
     UnavailableError,
     UsageError,
 )
+from everloop.integrations.mlflow.run_import import import_mlflow
 from everloop.records import Artifact, Experiment, Run, Step
 from everloop.stores import Store, open_store
 from everloop.stores.gc import gc
@@ -38,9 +39,8 @@ from everloop.tracking.lifecycle import (
     restore_run,
     unarchive_run,
 )
-from everloop.tracking.mlflow_import import import_mlflow
-from everloop.tracking.search import count_runs, search_runs
-from everloop.tracking.transfer import export_runs, import_runs
+from everloop.tracking.run_archive import export_runs, import_runs
+from everloop.tracking.search.run_search import count_runs, search_runs
 
 if TYPE_CHECKING:
     from pathlib import Path

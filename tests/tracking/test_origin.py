@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from everloop.tracking import imported_packages, look_around, start_run
-from everloop.tracking.origin import GitState, git_state, uncommitted
+from everloop.tracking.provenance import GitState, git_state, uncommitted
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,19 +15,11 @@ import pytest
 from everloop.records import Run, Source
 from everloop.stores import Journal, Store
 from everloop.stores.verify import mark_lost
-from everloop.tracking import (
-    bring_in,
-    compare_runs,
-    count_runs,
-    frames,
-    read_metrics,
-    search_runs,
-    series_of,
-    start_run,
-)
+from everloop.tracking import bring_in, compare_runs, count_runs, read_metrics, search_runs, series_of, start_run
+from everloop.tracking.journal import journal_frames
+from everloop.tracking.journal.ingest import receive_frames
 from everloop.tracking.lifecycle import find_run
-from everloop.tracking.receiving import receive_frames
-from everloop.tracking.search import RunPage
+from everloop.tracking.search.run_search import RunPage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,11 +113,11 @@ def orphan(store: Store, *, ended: bool = False, host: str | None = None) -> Run
     with store.lock(f"run-{run.id}"):
         store.records.put(run, verb="started")
     with Journal.create(store.journals, f"run-{run.id}") as journal:
-        journal.append(frames.encode_start(run))
+        journal.append(journal_frames.encode_start(run))
         for step in range(3):
-            journal.append(frames.encode_metrics(NOW, step, {"loss": float(step)}))
+            journal.append(journal_frames.encode_metrics(NOW, step, {"loss": float(step)}))
         if ended:
-            journal.append(frames.encode_end("finished", NOW, 1.0, None))
+            journal.append(journal_frames.encode_end("finished", NOW, 1.0, None))
     return run
 
 
@@ -188,7 +180,7 @@ def test_a_run_of_another_machine_is_left_alone_and_its_points_are_shown(store: 
     # A lock that looks free here may be held there, so the file stays.
     (path,) = store.journals.iterdir()
     with path.open("ab") as file, Journal.create(store.home / "scratch", "s") as scratch:
-        scratch.append(frames.encode_metrics(NOW, 9, {"loss": 9.0}))
+        scratch.append(journal_frames.encode_metrics(NOW, 9, {"loss": 9.0}))
         file.write(scratch.path.read_bytes()[8:])
     assert whole(search_runs(store))[0].metrics == {"loss": 9.0}
     assert len(store.records.read_points(series_of(run.id))) == 4
@@ -238,7 +230,7 @@ def test_a_run_that_a_client_keeps_over_http_is_left_alone(store: Store) -> None
 def test_a_look_takes_bounded_time_and_the_rest_comes_at_the_next(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("everloop.tracking.folding._BATCH", 2)
+    monkeypatch.setattr("everloop.tracking.journal.run_folding._BATCH", 2)
     run = orphan(store)
     bring_in(store, within_s=0.0)
     assert store.records.get(Run, run.id).state == "running"  # its journal may yet say how it ended

@@ -17,15 +17,16 @@ from everloop.stores import Journal, Store, open_store
 from everloop.stores.journals import HEADER, split_frames
 from everloop.stores.records.record_codec import decode, encode
 from everloop.stores.trust import Keyring
-from everloop.tracking import copy_run, frames, start_run
-from everloop.tracking.checkout import check_out
-from everloop.tracking.environments import pinned_packages
-from everloop.tracking.folding import fold
-from everloop.tracking.provenance import is_from_here, provenance_of
-from everloop.tracking.receiving import receive_frames
-from everloop.tracking.reproduction import reproduce_script
-from everloop.tracking.reproduction_plan import plan_reproduction
-from everloop.tracking.transfer import export_runs, import_runs
+from everloop.tracking import copy_run, start_run
+from everloop.tracking.journal import journal_frames
+from everloop.tracking.journal.ingest import receive_frames
+from everloop.tracking.journal.run_folding import fold
+from everloop.tracking.reproduction.checkout import check_out
+from everloop.tracking.reproduction.environments import pinned_packages
+from everloop.tracking.reproduction.execution_plan import plan_reproduction
+from everloop.tracking.reproduction.run_trust import is_from_here, provenance_of
+from everloop.tracking.reproduction.script_reproduction import reproduce_script
+from everloop.tracking.run_archive import export_runs, import_runs
 
 SCRIPT = """
 import os, sys
@@ -149,8 +150,8 @@ def arrives_in_the_store(store: Store, run: Run, tmp_path: Path) -> None:
 
 def arrives_at_a_server(store: Store, run: Run, tmp_path: Path) -> None:
     with Journal.create(tmp_path / "theirs", f"run-{run.id}") as journal:
-        journal.append(frames.encode_start(run))
-        journal.append(frames.encode_origin({"numpy": "1.0"}, None, run.source.seal))
+        journal.append(journal_frames.encode_start(run))
+        journal.append(journal_frames.encode_origin({"numpy": "1.0"}, None, run.source.seal))
     body = journal.path.read_bytes()[len(HEADER) :]
     assert list(split_frames(body))
     receive_frames(store, journal.path.stem, 0, body)
@@ -158,8 +159,8 @@ def arrives_at_a_server(store: Store, run: Run, tmp_path: Path) -> None:
 
 def arrives_as_a_journal(store: Store, run: Run, tmp_path: Path) -> None:
     with Journal.create(store.journals, f"run-{run.id}") as journal:
-        journal.append(frames.encode_start(run))
-        journal.append(frames.encode_end("finished", store.now(), 1.0, None))
+        journal.append(journal_frames.encode_start(run))
+        journal.append(journal_frames.encode_end("finished", store.now(), 1.0, None))
     fold(store)
 
 

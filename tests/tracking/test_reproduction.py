@@ -13,9 +13,9 @@ from everloop.errors import NotFoundError, StepError, UsageError
 from everloop.records import Run
 from everloop.stores import Store
 from everloop.tracking import start_run
-from everloop.tracking.environments import environment_for, other_packages
-from everloop.tracking.likeness import same
-from everloop.tracking.reproduction import reproduce_script
+from everloop.tracking.reproduction.environments import environment_for, other_packages
+from everloop.tracking.reproduction.result_comparison import same
+from everloop.tracking.reproduction.script_reproduction import reproduce_script
 
 SCRIPT = """
 import sys

@@ -12,8 +12,8 @@ from everloop.errors import EverloopError, UsageError
 from everloop.records import Run
 from everloop.stores import Store, open_store
 from everloop.tracking import start_run
-from everloop.tracking.filters import And, Compare, Expression, Not, Or, field_path, matches, parse_filter
-from everloop.tracking.search import aggregate_children, count_runs, search_runs
+from everloop.tracking.search.run_filters import And, Compare, Expression, Not, Or, field_path, matches, parse_filter
+from everloop.tracking.search.run_search import aggregate_children, count_runs, search_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

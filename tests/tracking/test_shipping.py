@@ -21,8 +21,8 @@ from everloop.server.app import make_app
 from everloop.stores import Store, open_store
 from everloop.stores.journals import list_journals
 from everloop.tracking import read_metrics, start_run
-from everloop.tracking.receiving import receive_frames
-from everloop.tracking.shipping import Shipper, ship_all
+from everloop.tracking.journal.ingest import receive_frames
+from everloop.tracking.journal.upload import Shipper, ship_all
 
 
 @pytest.fixture
@@ -123,8 +123,8 @@ class Unreliable:
 def test_whatever_the_network_does_each_point_arrives_once(
     store: Store, far: Store, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("everloop.tracking.shipping.BATCH_BYTES", 300)
-    monkeypatch.setattr("everloop.tracking.shipping._PAUSE_S", (0.001, 0.01))
+    monkeypatch.setattr("everloop.tracking.journal.upload.BATCH_BYTES", 300)
+    monkeypatch.setattr("everloop.tracking.journal.upload._PAUSE_S", (0.001, 0.01))
     with serving(Unreliable(make_app(far), seed)) as url, Shipper(store.journals, url).start(every_s=0.005):
         runs = [logged(store, 40, f"run-{number}") for number in range(3)]
         deadline = time.monotonic() + 20

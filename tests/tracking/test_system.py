@@ -32,7 +32,7 @@ def test_what_the_machine_does_is_logged_until_the_end(store: Store) -> None:
 
 
 def test_without_psutil_the_way_out_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("everloop.tracking.system.find_spec", lambda name: None)
+    monkeypatch.setattr("everloop.tracking.system_metrics.find_spec", lambda name: None)
     with start_run("train", store=store) as run, pytest.raises(MissingExtraError, match=r"everloop\[system\]"):
         run.watch_system()
 

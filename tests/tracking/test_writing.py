@@ -20,8 +20,9 @@ import pytest
 from everloop.errors import InsufficientStorageError, NotFoundError, UsageError
 from everloop.records import Run
 from everloop.stores import Journal, Store, open_store
-from everloop.tracking import current_run, fold, frames, join_run, read_metrics, start_run
-from everloop.tracking.writing import RunWriter
+from everloop.tracking import current_run, fold, join_run, read_metrics, start_run
+from everloop.tracking.journal import journal_frames
+from everloop.tracking.journal.journal_writer import RunWriter
 
 KILLS = int(os.environ.get("EVERLOOP_KILLS", "5"))
 
@@ -193,11 +194,11 @@ def test_journals_that_are_none_stop_nobody(store: Store, content: bytes) -> Non
 @pytest.mark.parametrize(
     "payload",
     [
-        frames._encoder.encode([1, "yesterday", 0, {"a": 1.0}]),
-        frames._encoder.encode([1, datetime(2026, 1, 1, tzinfo=UTC), "zero", {"a": 1.0}]),
-        frames._encoder.encode([1, datetime(2026, 1, 1, tzinfo=UTC), 0, {"a": "b"}]),
-        frames._encoder.encode([5, "sleeping", datetime(2026, 1, 1, tzinfo=UTC), 1.0, None]),
-        frames._encoder.encode({"kind": 1}),
+        journal_frames._encoder.encode([1, "yesterday", 0, {"a": 1.0}]),
+        journal_frames._encoder.encode([1, datetime(2026, 1, 1, tzinfo=UTC), "zero", {"a": 1.0}]),
+        journal_frames._encoder.encode([1, datetime(2026, 1, 1, tzinfo=UTC), 0, {"a": "b"}]),
+        journal_frames._encoder.encode([5, "sleeping", datetime(2026, 1, 1, tzinfo=UTC), 1.0, None]),
+        journal_frames._encoder.encode({"kind": 1}),
         b"\xc1",
         b"",
     ],
@@ -206,21 +207,21 @@ def test_frames_that_make_no_sense_are_named_as_damage(payload: bytes) -> None:
     from everloop.errors import CorruptionError
 
     with pytest.raises(CorruptionError):
-        frames.decode(payload)
+        journal_frames.decode(payload)
 
 
 def test_frames_that_say_more_than_we_know_are_read(store: Store) -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
-    read = frames.decode(frames._encoder.encode([1, now, 3, {"a": 1.0}, "of a later version"]))
-    assert read == frames.Logged(now, 3, {"a": 1.0})
-    assert frames.decode(frames._encoder.encode([17, "what?"])) is None
+    read = journal_frames.decode(journal_frames._encoder.encode([1, now, 3, {"a": 1.0}, "of a later version"]))
+    assert read == journal_frames.Logged(now, 3, {"a": 1.0})
+    assert journal_frames.decode(journal_frames._encoder.encode([17, "what?"])) is None
 
 
 def test_a_full_disk_warns_once_and_counts_what_is_lost(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(journal: Journal, payload: bytes) -> int:
         raise InsufficientStorageError("No space left.")
 
-    monkeypatch.setattr("everloop.tracking.writing._HELD", 10)
+    monkeypatch.setattr("everloop.tracking.journal.journal_writer._HELD", 10)
     monkeypatch.setattr(Journal, "append", full)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

@@ -11,7 +11,7 @@ from everloop.stores.printable import printable, shell_word
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from everloop.tracking.reproduction_plan import ReproductionPlan
+    from everloop.tracking.reproduction.execution_plan import ReproductionPlan
 
 _SIGNS = {"+": "green", "-": "red", "@": "cyan"}
 _PROVENANCE = {

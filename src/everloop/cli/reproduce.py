@@ -14,8 +14,8 @@ from everloop.cli.output import AsJson, Home, console, emit, messages, opened
 if TYPE_CHECKING:
     from everloop.records import Run
     from everloop.stores import Store
-    from everloop.tracking.likeness import Reproduction
-    from everloop.tracking.reproduction_plan import ReproductionPlan
+    from everloop.tracking.reproduction.execution_plan import ReproductionPlan
+    from everloop.tracking.reproduction.result_comparison import Reproduction
 
 DIFFERENT = 1
 
@@ -134,7 +134,7 @@ def _do(
             given=given,
             shown=announce,
         )
-    from everloop.tracking.reproduction import reproduce_script
+    from everloop.tracking.reproduction.script_reproduction import reproduce_script
 
     return reproduce_script(
         store,
@@ -156,7 +156,7 @@ def _show(
 ) -> int:
     from everloop.cli.plan_view import draw_plan, plain_plan
     from everloop.errors import NotFoundError
-    from everloop.tracking.reproduction_plan import plan_reproduction
+    from everloop.tracking.reproduction.execution_plan import plan_reproduction
 
     with opened(home) as store:
         record = _find(store, run)

@@ -58,9 +58,9 @@ def ls(
     json: AsJson = False,
 ) -> None:
     """List runs, newest first."""
-    from everloop.tracking.filters import And, Compare, Expression, parse_filter
     from everloop.tracking.lifecycle import deleted_runs
-    from everloop.tracking.search import search_runs
+    from everloop.tracking.search.run_filters import And, Compare, Expression, parse_filter
+    from everloop.tracking.search.run_search import search_runs
 
     with opened(home) as store:
         if deleted:
@@ -138,8 +138,8 @@ def show(run: RunRef, home: Home = None, json: AsJson = False) -> None:
 @app.command()
 def diff(runs: RunRefs, home: Home = None, json: AsJson = False) -> None:
     """Show in what runs differ: parameters, tags, metrics, code, commit, packages."""
-    from everloop.tracking.compare import compare_runs
     from everloop.tracking.lifecycle import find_run
+    from everloop.tracking.search.run_comparison import compare_runs
 
     with opened(home) as store:
         compared = compare_runs(store, [find_run(store, ref) for ref in runs])
@@ -167,9 +167,9 @@ def log(
     json: AsJson = False,
 ) -> None:
     """Draw how metrics went: one plot a metric, one colour a run."""
-    from everloop.tracking.folding import read_metrics
-    from everloop.tracking.history import read_history
+    from everloop.tracking.journal.run_folding import read_metrics
     from everloop.tracking.lifecycle import find_run
+    from everloop.tracking.metric_history import read_history
 
     with opened(home) as store:
         found = [find_run(store, ref) for ref in runs[:_CURVES]]
@@ -201,7 +201,7 @@ def export(
 ) -> None:
     """Write runs with their steps, points and artifacts into one file."""
     from everloop.tracking.lifecycle import find_run
-    from everloop.tracking.transfer import export_runs
+    from everloop.tracking.run_archive import export_runs
 
     with opened(home) as store:
         done = export_runs(store, [find_run(store, ref) for ref in runs] if runs else None, to)
@@ -219,8 +219,8 @@ def import_(
     json: AsJson = False,
 ) -> None:
     """Bring in runs from a file of `runs export`, or from MLflow. Doing it twice brings nothing twice."""
-    from everloop.tracking.mlflow_import import import_mlflow
-    from everloop.tracking.transfer import import_runs
+    from everloop.integrations.mlflow.run_import import import_mlflow
+    from everloop.tracking.run_archive import import_runs
 
     with opened(home, create=True) as store:
         if source.endswith(".zip"):

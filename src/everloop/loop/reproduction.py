@@ -26,17 +26,23 @@ from everloop.loop.turn import take_turn
 from everloop.pipeline import code_of
 from everloop.records import KINDS, Artifact, GateResult, Run, Snapshot, Step
 from everloop.stores.home import Store, open_store
-from everloop.tracking.checkout import check_out
-from everloop.tracking.environments import other_packages
-from everloop.tracking.likeness import Difference, Reproduction, compare_artifacts, compare_ends, compare_metrics
-from everloop.tracking.provenance import is_from_here
-from everloop.tracking.reproduction_plan import (
+from everloop.tracking.reproduction.checkout import check_out
+from everloop.tracking.reproduction.environments import other_packages
+from everloop.tracking.reproduction.execution_plan import (
     ReproductionPlan,
     check_trust,
     given_secrets,
     plan_reproduction,
     unmasked,
 )
+from everloop.tracking.reproduction.result_comparison import (
+    Difference,
+    Reproduction,
+    compare_artifacts,
+    compare_ends,
+    compare_metrics,
+)
+from everloop.tracking.reproduction.run_trust import is_from_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

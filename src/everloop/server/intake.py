@@ -1,6 +1,6 @@
 """Taking in what other machines have logged.
 
-POST /api/v1/journals?writer=NAME&offset=N      frames of a run's journal as they are; see tracking/receiving.py
+POST /api/v1/journals?writer=NAME&offset=N      frames of a run's journal as they are; see tracking/journal/ingest.py
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from litestar import Request, post
 
 from everloop.errors import UsageError
 from everloop.server.asking import NEEDS, store_of
-from everloop.tracking.receiving import receive_frames
+from everloop.tracking.journal.ingest import receive_frames
 
 if TYPE_CHECKING:
     from everloop.server.options import ServerOptions

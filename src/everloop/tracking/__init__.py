@@ -11,15 +11,13 @@ from everloop.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from everloop.tracking.autologging import autolog as autolog
-    from everloop.tracking.compare import (
-        Comparison as Comparison,
-        compare_runs as compare_runs,
-        read_curves as read_curves,
+    from everloop.tracking.journal.last_points import series_of as series_of
+    from everloop.tracking.journal.recovery import bring_in as bring_in
+    from everloop.tracking.journal.run_folding import (
+        fold as fold,
+        fold_journal as fold_journal,
+        read_metrics as read_metrics,
     )
-    from everloop.tracking.filters import parse_filter as parse_filter
-    from everloop.tracking.folding import fold as fold, fold_journal as fold_journal, read_metrics as read_metrics
-    from everloop.tracking.history import History as History, read_history as read_history
-    from everloop.tracking.latest import series_of as series_of
     from everloop.tracking.lifecycle import (
         archive_run as archive_run,
         copy_run as copy_run,
@@ -29,33 +27,36 @@ if TYPE_CHECKING:
         restore_run as restore_run,
         unarchive_run as unarchive_run,
     )
-    from everloop.tracking.mlflow_import import import_mlflow as import_mlflow
-    from everloop.tracking.origin import imported_packages as imported_packages, look_around as look_around
-    from everloop.tracking.params import Params as Params
-    from everloop.tracking.recovery import bring_in as bring_in
+    from everloop.tracking.metric_history import History as History, read_history as read_history
+    from everloop.tracking.provenance import imported_packages as imported_packages, look_around as look_around
+    from everloop.tracking.run_archive import export_runs as export_runs, import_runs as import_runs
+    from everloop.tracking.run_params import Params as Params
     from everloop.tracking.runs import (
         ActiveRun as ActiveRun,
         current_run as current_run,
         join_run as join_run,
         start_run as start_run,
     )
-    from everloop.tracking.search import (
+    from everloop.tracking.search.run_comparison import (
+        Comparison as Comparison,
+        compare_runs as compare_runs,
+        read_curves as read_curves,
+    )
+    from everloop.tracking.search.run_filters import parse_filter as parse_filter
+    from everloop.tracking.search.run_search import (
         RunPage as RunPage,
         aggregate_children as aggregate_children,
         count_runs as count_runs,
         search_runs as search_runs,
     )
-    from everloop.tracking.transfer import export_runs as export_runs, import_runs as import_runs
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "autologging": ["autolog"],
-        "compare": ["Comparison", "compare_runs", "read_curves"],
-        "filters": ["parse_filter"],
-        "folding": ["fold", "fold_journal", "read_metrics"],
-        "history": ["History", "read_history"],
-        "latest": ["series_of"],
+        "journal.last_points": ["series_of"],
+        "journal.recovery": ["bring_in"],
+        "journal.run_folding": ["fold", "fold_journal", "read_metrics"],
         "lifecycle": [
             "archive_run",
             "copy_run",
@@ -65,12 +66,13 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "restore_run",
             "unarchive_run",
         ],
-        "mlflow_import": ["import_mlflow"],
-        "origin": ["imported_packages", "look_around"],
-        "params": ["Params"],
-        "recovery": ["bring_in"],
+        "metric_history": ["History", "read_history"],
+        "provenance": ["imported_packages", "look_around"],
+        "run_archive": ["export_runs", "import_runs"],
+        "run_params": ["Params"],
         "runs": ["ActiveRun", "current_run", "join_run", "start_run"],
-        "search": ["RunPage", "aggregate_children", "count_runs", "search_runs"],
-        "transfer": ["export_runs", "import_runs"],
+        "search.run_comparison": ["Comparison", "compare_runs", "read_curves"],
+        "search.run_filters": ["parse_filter"],
+        "search.run_search": ["RunPage", "aggregate_children", "count_runs", "search_runs"],
     },
 )

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from everloop.errors import ConflictError, NotFoundError, UsageError
 from everloop.records import Artifact, Record, Run, Step
 from everloop.stores.records.expressions import Compare
-from everloop.tracking.folding import fold_run
-from everloop.tracking.latest import series_of
-from everloop.tracking.provenance import is_from_here, sealed
-from everloop.tracking.recovery import bring_in
+from everloop.tracking.journal.last_points import series_of
+from everloop.tracking.journal.recovery import bring_in
+from everloop.tracking.journal.run_folding import fold_run
+from everloop.tracking.reproduction.run_trust import is_from_here, sealed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

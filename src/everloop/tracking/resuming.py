@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from everloop.errors import ConflictError
 from everloop.records import Run
-from everloop.tracking.folding import fold_run
+from everloop.tracking.journal.run_folding import fold_run
 
 if TYPE_CHECKING:
     from everloop.stores import Store

@@ -24,17 +24,17 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 from everloop.errors import EverloopError, UnavailableError, UsageError
 from everloop.records import Run
 from everloop.stores.open_stores import kept_store
-from everloop.tracking import frames
-from everloop.tracking.artifacts import ArtifactLog
-from everloop.tracking.folding import STREAM_PREFIX, fold_journal, fold_run
-from everloop.tracking.keys import check_spellings, joined
-from everloop.tracking.masking import mask_params, mask_text, masks_secrets
-from everloop.tracking.origin import imported_packages, kept_source
-from everloop.tracking.params import Params
-from everloop.tracking.provenance import is_from_here, sealed
-from everloop.tracking.showing import html_of, panel_of
-from everloop.tracking.steps import StepCounter
-from everloop.tracking.writing import RunWriter
+from everloop.tracking.display import html_of, panel_of
+from everloop.tracking.journal import journal_frames
+from everloop.tracking.journal.journal_writer import RunWriter
+from everloop.tracking.journal.run_folding import STREAM_PREFIX, fold_journal, fold_run
+from everloop.tracking.journal.step_counter import StepCounter
+from everloop.tracking.key_collisions import check_spellings, joined
+from everloop.tracking.provenance import imported_packages, kept_source
+from everloop.tracking.reproduction.run_trust import is_from_here, sealed
+from everloop.tracking.run_artifacts import ArtifactLog
+from everloop.tracking.run_params import Params
+from everloop.tracking.secrets.masking import mask_params, mask_text, masks_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from everloop.records import Json
     from everloop.stores import Store
-    from everloop.tracking.system import SystemWatch
+    from everloop.tracking.system_metrics import SystemWatch
 
 _log = logging.getLogger("everloop.tracking")
 
@@ -86,7 +86,7 @@ def start_run(
         if store is None:
             store = kept_store()
         if resume is not None:
-            from everloop.tracking.recovery import bring_in
+            from everloop.tracking.journal.recovery import bring_in
             from everloop.tracking.resuming import reopen
 
             bring_in(store)
@@ -102,7 +102,7 @@ def start_run(
             around = current_run()
             if parent is None and around is not None:
                 parent = around.id
-            given = frames.checked_params(params or {})
+            given = journal_frames.checked_params(params or {})
             run = sealed(
                 store.new(
                     Run,
@@ -142,8 +142,8 @@ def join_run(store: Store, run: str) -> ActiveRun:
 
 
 def _texts(tags: Mapping[str, object]) -> dict[str, str]:
-    check_spellings("tag", tags, frames.text)
-    return {frames.text(tag): frames.text(value) for tag, value in tags.items()}
+    check_spellings("tag", tags, journal_frames.text)
+    return {journal_frames.text(tag): journal_frames.text(value) for tag, value in tags.items()}
 
 
 class ActiveRun(ArtifactLog):
@@ -167,7 +167,7 @@ class ActiveRun(ArtifactLog):
         self._seals = not joined and (not known or is_from_here(run))
         self._start = replace(run, metrics={}, metric_at={})
         self._writer = RunWriter(
-            store.journals, STREAM_PREFIX + run.id, run.name, lambda: frames.encode_start(self._start)
+            store.journals, STREAM_PREFIX + run.id, run.name, lambda: journal_frames.encode_start(self._start)
         )
         self._resources = resources
         self._joined = joined
@@ -224,15 +224,15 @@ class ActiveRun(ArtifactLog):
         Raises:
             UsageError: a value is not a number, two keys become one name, or the run has ended.
         """
-        values = frames.metrics_of(more if metrics is None else joined("metric", metrics, more))
+        values = journal_frames.metrics_of(more if metrics is None else joined("metric", metrics, more))
         at = self.store.now()
         if step is not None:
-            number = frames.step_number(step)
+            number = journal_frames.step_number(step)
             self._steps.note(values, number)
-            self._write(frames.encode_metrics(at, number, values))
+            self._write(journal_frames.encode_metrics(at, number, values))
             return
         for count, group in self._steps.take(values).items():
-            self._write(frames.encode_metrics(at, count, group))
+            self._write(journal_frames.encode_metrics(at, count, group))
 
     def log_params(self, params: Mapping[str, object] | None = None, /, **more: object) -> None:
         """Set parameters; a later value of a name replaces the earlier. Nested ones stay nested.
@@ -243,12 +243,12 @@ class ActiveRun(ArtifactLog):
         self.params.update(params, **more)
 
     def set_tag(self, name: str, value: object) -> None:
-        self._write(frames.encode_tags({frames.text(name): frames.text(value)}))
+        self._write(journal_frames.encode_tags({journal_frames.text(name): journal_frames.text(value)}))
 
     def set_tags(self, tags: Mapping[str, object] | None = None, /, **more: object) -> None:
         changed = _texts(joined("tag", tags, more))
         if changed:
-            self._write(frames.encode_tags(changed))
+            self._write(journal_frames.encode_tags(changed))
 
     def set_code(self, digest: str) -> None:
         """Say which code the run executed: the digest over the code of its steps."""
@@ -260,7 +260,7 @@ class ActiveRun(ArtifactLog):
         Raises:
             MissingExtraError: psutil is not installed.
         """
-        from everloop.tracking.system import SystemWatch
+        from everloop.tracking.system_metrics import SystemWatch
 
         if self._watch is None:
             self._watch = SystemWatch(self, every_s)
@@ -284,7 +284,7 @@ class ActiveRun(ArtifactLog):
             packages = {n: v for n, v in imported_packages().items() if self._run.source.packages.get(n) != v}
             if packages:
                 self._writer.append(self._origin(packages, None))
-            self._writer.append(frames.encode_end(state, self.store.now(), seconds, error), last=True)
+            self._writer.append(journal_frames.encode_end(state, self.store.now(), seconds, error), last=True)
         self._writer.close()
         try:
             if self._writer.path is not None:
@@ -334,7 +334,7 @@ class ActiveRun(ArtifactLog):
         self._writer.append(payload)
 
     def _write_params(self, changed: dict[str, Json]) -> None:
-        self._write(frames.encode_params(_kept_params(changed)))
+        self._write(journal_frames.encode_params(_kept_params(changed)))
 
     def _origin(self, packages: dict[str, str], code: str | None) -> bytes:
         """A frame with more of what made the run, under a new seal."""
@@ -343,7 +343,7 @@ class ActiveRun(ArtifactLog):
         seal = None
         if self._seals:
             seal = sealed(replace(self._run, source=self._source, params=_kept_params(dict(self.params)))).source.seal
-        return frames.encode_origin(packages, code, seal)
+        return journal_frames.encode_origin(packages, code, seal)
 
     def _check_open(self) -> None:
         if self._ended:
@@ -361,5 +361,5 @@ def _describe(error: BaseException, trace: TracebackType | None) -> str:
     """Kind, message and place of an error in one line; the place is where the user's stack ends."""
     frames_ = extract_tb(trace)
     place = f" ({Path(frames_[-1].filename).name}:{frames_[-1].lineno} in {frames_[-1].name})" if frames_ else ""
-    message = frames.text(f"{type(error).__name__}: {error}{place}")
+    message = journal_frames.text(f"{type(error).__name__}: {error}{place}")
     return mask_text(message) if masks_secrets() else message

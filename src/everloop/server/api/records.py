@@ -18,7 +18,7 @@ from everloop.server.answers import encoded
 from everloop.server.asking import NEEDS, store_of
 from everloop.server.status import Status, read_status
 from everloop.tracking import bring_in
-from everloop.tracking.filters import Compare, check_state
+from everloop.tracking.search.run_filters import Compare, check_state
 
 Asked = Request[Any, Any, Any]
 

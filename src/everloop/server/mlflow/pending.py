@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from everloop.errors import ConflictError, EverloopError, NotFoundError, StoreError, UnavailableError
 from everloop.records import Point, Run
-from everloop.tracking.latest import Latest, merge, rows_of, series_of, with_latest
+from everloop.tracking.journal.last_points import Latest, merge, rows_of, series_of, with_latest
 
 if TYPE_CHECKING:
     from everloop.stores import Store

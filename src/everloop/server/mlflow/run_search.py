@@ -15,8 +15,8 @@ from everloop.server.mlflow.paging import Page, paged
 from everloop.server.mlflow.reply import DEFAULT, STATE_OF, STATUS_OF, record_id, run_out
 from everloop.server.mlflow.wire import MlflowError
 from everloop.stores.clock import moment_of
-from everloop.tracking.filters import And, Compare, Expression, Or
-from everloop.tracking.search import search_runs as search
+from everloop.tracking.search.run_filters import And, Compare, Expression, Or
+from everloop.tracking.search.run_search import search_runs as search
 
 USUAL, MOST = 1000, 50_000
 _ALL = 100_000

@@ -21,8 +21,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from everloop.errors import UsageError
-from everloop.tracking.autologging import importing
-from everloop.tracking.autologging.patches import Patches
+from everloop.tracking.autologging import import_hooks
+from everloop.tracking.autologging.attribute_patches import Patches
 from everloop.tracking.autologging.sessions import settings
 
 if TYPE_CHECKING:
@@ -57,14 +57,14 @@ def autolog(*, disable: bool = False, libraries: Iterable[str] | None = None, mo
     unknown = [name for name in chosen if name not in LIBRARIES]
     if unknown:
         raise UsageError(f"'{unknown[0]}' cannot log itself.", help=f"These can: {', '.join(LIBRARIES)}")
-    importing.forget()
+    import_hooks.forget()
     _patches.restore()
     if disable:
         return
     settings.models = models
     for name in chosen:
         for module in LIBRARIES[name]:
-            importing.when_imported(module, f"{__name__}.{name}_fits", _patches)
+            import_hooks.when_imported(module, f"{__name__}.{name}_fits", _patches)
 
 
 __all__ = ["LIBRARIES", "autolog"]

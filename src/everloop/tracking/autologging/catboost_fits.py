@@ -9,7 +9,7 @@ from everloop.tracking.autologging.sessions import Session, logged
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from everloop.tracking.autologging.patches import Patches
+    from everloop.tracking.autologging.attribute_patches import Patches
 
 
 def patch(module: ModuleType, patches: Patches) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from everloop.tracking import frames
+from everloop.tracking.journal import journal_frames
 from everloop.tracking.runs import current_run, start_run
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Session:
             elif isinstance(error, KeyboardInterrupt):
                 self._own.finish("interrupted")
             else:
-                self._own.finish("failed", frames.text(f"{type(error).__name__}: {error}"))
+                self._own.finish("failed", journal_frames.text(f"{type(error).__name__}: {error}"))
 
 
 def current_session() -> Session | None:
@@ -174,7 +174,7 @@ def _begin(name: Callable[[Any], str | None], args: tuple[Any, ...]) -> Session 
 
 
 def _short(value: Any) -> Any:
-    plain = value if isinstance(value, bool | int | float | None) else frames.plain(value)
+    plain = value if isinstance(value, bool | int | float | None) else journal_frames.plain(value)
     if isinstance(plain, bool | int | float | None):
         return plain
     text = plain if isinstance(plain, str) else str(plain)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
-    from everloop.tracking.autologging.patches import Patches
+    from everloop.tracking.autologging.attribute_patches import Patches
 
 _MOST_ROWS = 100_000
 _ENDED = {"loss_": "loss", "n_iter_": "iterations", "inertia_": "inertia", "oob_score_": "oob_score"}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-    from everloop.tracking.autologging.patches import Patches
+    from everloop.tracking.autologging.attribute_patches import Patches
 
 
 def patch(module: ModuleType, patches: Patches) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from everloop.errors import UsageError
-from everloop.tracking.masking import Masker
-from everloop.tracking.secret_names import MARK
+from everloop.tracking.secrets.masking import Masker
+from everloop.tracking.secrets.secret_names import MARK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

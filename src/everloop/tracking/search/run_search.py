@@ -20,7 +20,9 @@ import msgspec
 from everloop.errors import UsageError
 from everloop.records import Json, Run
 from everloop.stores.records.search_results import Hit, sort_value
-from everloop.tracking.filters import (
+from everloop.tracking.journal.recovery import bring_in
+from everloop.tracking.search.name_suggestions import check_names
+from everloop.tracking.search.run_filters import (
     And,
     Compare,
     Expression,
@@ -32,8 +34,6 @@ from everloop.tracking.filters import (
     matches,
     parse_filter,
 )
-from everloop.tracking.recovery import bring_in
-from everloop.tracking.suggesting import check_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from everloop.records import Json
-from everloop.tracking import frames
-from everloop.tracking.keys import check_paths, joined, leaves
+from everloop.tracking.journal import journal_frames
+from everloop.tracking.key_collisions import check_paths, joined, leaves
 
 
 class Params(Mapping[str, Json]):
@@ -38,7 +38,7 @@ class Params(Mapping[str, Json]):
             UsageError: one takes more than a megabyte, or two keys become one name, of which one may have been set
                 earlier: `{"a": {"b": 1}}` and then `{"a.b": 2}`.
         """
-        changed = frames.checked_params(joined("parameter", values, more))
+        changed = journal_frames.checked_params(joined("parameter", values, more))
         if not changed:
             return
         known = {**self._values, **changed}

@@ -27,7 +27,7 @@ import msgspec
 from everloop.errors import CorruptionError, UsageError
 from everloop.records import Json, Run, RunState
 from everloop.stores.clock import micros
-from everloop.tracking.keys import check_paths, check_spellings, leaves
+from everloop.tracking.key_collisions import check_paths, check_spellings, leaves
 
 START, METRICS, PARAMS, TAGS, ORIGIN, END = range(6)
 

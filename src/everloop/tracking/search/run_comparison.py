@@ -9,8 +9,8 @@ from everloop.errors import UsageError
 from everloop.records import Run
 from everloop.stores.printable import shell_line
 from everloop.stores.records.searchable import entries, value_of
-from everloop.tracking.history import read_history
-from everloop.tracking.recovery import bring_in
+from everloop.tracking.journal.recovery import bring_in
+from everloop.tracking.metric_history import read_history
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from everloop.errors import EverloopError, NotFoundError
 from everloop.stores.clock import system_micros
 from everloop.stores.journals import list_journals, read_journal
-from everloop.tracking import frames
-from everloop.tracking.latest import series_of
+from everloop.tracking.journal import journal_frames
+from everloop.tracking.journal.last_points import series_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -107,8 +107,8 @@ class StepCounter:
 
     def _catch_up(self, path: Path, offset: int) -> None:
         for payload, end in read_journal(path, offset):
-            frame = frames.decode(payload)
-            if type(frame) is frames.Logged:
+            frame = journal_frames.decode(payload)
+            if type(frame) is journal_frames.Logged:
                 self._raise(frame.values, frame.step)
             self._read[path] = end
 

@@ -27,10 +27,10 @@ from everloop.stores.archives import Limits, SafeZip, limits_for, open_zip
 from everloop.stores.clock import micros
 from everloop.stores.records.expressions import And
 from everloop.stores.records.record_codec import decode, encode
-from everloop.tracking.folding import read_metrics
-from everloop.tracking.latest import series_of
-from everloop.tracking.provenance import signed
-from everloop.tracking.recovery import bring_in
+from everloop.tracking.journal.last_points import series_of
+from everloop.tracking.journal.recovery import bring_in
+from everloop.tracking.journal.run_folding import read_metrics
+from everloop.tracking.reproduction.run_trust import signed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

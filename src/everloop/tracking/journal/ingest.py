@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from everloop.errors import AlreadyExistsError, ConflictError, CorruptionError, NotFoundError, UsageError
 from everloop.records import Point, Run
 from everloop.stores.journals import HEADER, split_frames
-from everloop.tracking import frames
-from everloop.tracking.folding import STREAM_PREFIX, apply_frames, was_deleted
-from everloop.tracking.latest import Latest, merge, series_of, with_latest
+from everloop.tracking.journal import journal_frames
+from everloop.tracking.journal.last_points import Latest, merge, series_of, with_latest
+from everloop.tracking.journal.run_folding import STREAM_PREFIX, apply_frames, was_deleted
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -54,7 +54,7 @@ def receive_frames(store: Store, writer: str, offset: int, body: bytes) -> int:
             return known
         try:
             found = [(payload, offset + end) for payload, end in split_frames(body)]
-            said = [(frames.decode(payload), end) for payload, end in found if end > known]
+            said = [(journal_frames.decode(payload), end) for payload, end in found if end > known]
         except CorruptionError as error:
             raise UsageError(f"The batch of '{writer}' cannot be read: {error.message}") from error
         for attempt in range(1, _ATTEMPTS + 1):
@@ -67,7 +67,7 @@ def receive_frames(store: Store, writer: str, offset: int, body: bytes) -> int:
     raise AssertionError("unreachable")
 
 
-def _take(store: Store, writer: str, run: str, said: list[tuple[frames.Frame | None, int]]) -> int:
+def _take(store: Store, writer: str, run: str, said: list[tuple[journal_frames.Frame | None, int]]) -> int:
     start = next((frame for frame, _ in said if isinstance(frame, Run)), None)
     if start is not None and start.id != run:
         raise UsageError(f"The journal of the run '{run}' begins with another, '{start.id}'.")
@@ -75,7 +75,7 @@ def _take(store: Store, writer: str, run: str, said: list[tuple[frames.Frame | N
     with store.records.transaction():
         known = _run(store, run, start)
         if known is not None:
-            rows = frames.rows_of(frame for frame, _ in said)
+            rows = journal_frames.rows_of(frame for frame, _ in said)
             latest: Latest = {}
             merge(latest, rows)
             if rows:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from everloop.errors import NotFoundError, UsageError
-from everloop.tracking.patches import check_patch, completed
-from everloop.tracking.reproduction_plan import COMMIT, below
+from everloop.tracking.reproduction.code_patches import check_patch, completed
+from everloop.tracking.reproduction.execution_plan import COMMIT, below
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -11,8 +11,8 @@ from everloop.errors import UsageError
 from everloop.records import Run
 from everloop.stores.clock import moment_of
 from everloop.stores.permissions import make_folder, private_opener
-from everloop.tracking.folding import fold_run
-from everloop.tracking.latest import series_of
+from everloop.tracking.journal.last_points import series_of
+from everloop.tracking.journal.run_folding import fold_run
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -20,9 +20,9 @@ from urllib.parse import unquote, urlsplit
 from everloop.errors import NotFoundError, SourceError, UnavailableError, UsageError
 from everloop.records import Artifact, Experiment, Point, Run, RunState, Source
 from everloop.stores.clock import moment_of
-from everloop.tracking.frames import text as keepable
-from everloop.tracking.latest import Latest, merge, series_of
-from everloop.tracking.transfer import Imported
+from everloop.tracking.journal.journal_frames import text as keepable
+from everloop.tracking.journal.last_points import Latest, merge, series_of
+from everloop.tracking.run_archive import Imported
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-    from everloop.tracking.autologging.patches import Patches
+    from everloop.tracking.autologging.attribute_patches import Patches
 
 
 def when_imported(name: str, patcher: str, patches: Patches) -> None:

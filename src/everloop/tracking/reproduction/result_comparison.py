@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from everloop.records import Artifact, Run
-from everloop.tracking.folding import read_metrics
+from everloop.tracking.journal.run_folding import read_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from everloop.errors import CorruptionError, EverloopError, StoreVersionError, UsageError
 from everloop.stores.journals import list_journals, stream_of, writer_alive
 from everloop.stores.verify import mark_lost
-from everloop.tracking.folding import STREAM_PREFIX, fold_journal
+from everloop.tracking.journal.run_folding import STREAM_PREFIX, fold_journal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

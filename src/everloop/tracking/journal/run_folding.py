@@ -27,8 +27,8 @@ from everloop.errors import (
 )
 from everloop.records import Point, Run
 from everloop.stores.journals import check_tail, list_journals, read_journal, stream_of, writer_alive
-from everloop.tracking import frames
-from everloop.tracking.latest import Latest, merge, series_of, with_latest
+from everloop.tracking.journal import journal_frames
+from everloop.tracking.journal.last_points import Latest, merge, series_of, with_latest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -112,16 +112,16 @@ def _fold(store: Store, path: Path, finished: bool, deadline: float | None) -> i
     mark = f"journal:{path.stem}"
     offset = max((point.step for point in store.records.read_points(mark)), default=0)
     reader = read_journal(path, offset)
-    others: list[frames.Frame] = []
+    others: list[journal_frames.Frame] = []
     latest: Latest = {}
     total = 0
     more = True
     while more:
         batch = list(islice(reader, _BATCH))
         more = len(batch) == _BATCH
-        said = frames.decode_all([payload for payload, _ in batch])
-        rows = frames.rows_of(said)
-        others += frames.others_of(said)
+        said = journal_frames.decode_all([payload for payload, _ in batch])
+        rows = journal_frames.rows_of(said)
+        others += journal_frames.others_of(said)
         merge(latest, rows)
         if finished and not more:
             _read_before(path, offset, others, latest)
@@ -142,7 +142,7 @@ def _fold(store: Store, path: Path, finished: bool, deadline: float | None) -> i
         total += len(rows)
         if more and deadline is not None and time.monotonic() > deadline:
             return total
-    if finished and (started_here(start) or any(isinstance(frame, frames.End) for frame in others)):
+    if finished and (started_here(start) or any(isinstance(frame, journal_frames.End) for frame in others)):
         # A damaged last frame is not what a killed writer leaves. Removing it would hide that something is lost.
         check_tail(path)
         _give_up(path)
@@ -168,21 +168,21 @@ def _started(path: Path) -> Run | None:
     first = next(read_journal(path), None)
     if first is None:
         return None
-    frame = frames.decode(first[0])
+    frame = journal_frames.decode(first[0])
     if not isinstance(frame, Run):
         raise CorruptionError(f"The journal '{path}' does not begin with its run.", help="See: everloop verify")
     return frame
 
 
-def _read_before(path: Path, offset: int, others: list[frames.Frame], latest: Latest) -> None:
+def _read_before(path: Path, offset: int, others: list[journal_frames.Frame], latest: Latest) -> None:
     """Bring in what the journal says before an offset: frames in front of the others, points among the last ones."""
-    earlier: list[frames.Frame] = []
+    earlier: list[journal_frames.Frame] = []
     reader = read_journal(path)
     done = 0
     while done < offset and (batch := list(islice(reader, _BATCH))):
-        said = frames.decode_all([payload for payload, end in batch if end <= offset])
-        earlier += frames.others_of(said)
-        merge(latest, frames.rows_of(said))
+        said = journal_frames.decode_all([payload for payload, end in batch if end <= offset])
+        earlier += journal_frames.others_of(said)
+        merge(latest, journal_frames.rows_of(said))
         done = batch[-1][1]
     others[:0] = earlier
 
@@ -191,7 +191,7 @@ def _mark(store: Store, offset: int) -> Point:
     return Point(key="offset", value=float(offset), step=offset, at=store.now())
 
 
-def _settle(store: Store, start: Run, others: Iterable[frames.Frame], latest: Latest) -> None:
+def _settle(store: Store, start: Run, others: Iterable[journal_frames.Frame], latest: Latest) -> None:
     """Bring the run's record to what the whole journal says. Doing it twice changes nothing."""
     try:
         known = store.records.get(Run, start.id)
@@ -205,21 +205,21 @@ def _settle(store: Store, start: Run, others: Iterable[frames.Frame], latest: La
         store.records.update(run, verb=run.state if run.state != known.state else "updated")
 
 
-def apply_frames(known: Run, said: Iterable[frames.Frame | None]) -> Run:
+def apply_frames(known: Run, said: Iterable[journal_frames.Frame | None]) -> Run:
     """The run's record with what frames say in their order, except for points. Doing it twice changes nothing."""
     run = replace(known, params=dict(known.params), tags=dict(known.tags))
     for frame in said:
         match frame:
-            case frames.Params(values=params):
+            case journal_frames.Params(values=params):
                 run.params.update(params)
-            case frames.Tags(values=tags):
+            case journal_frames.Tags(values=tags):
                 run.tags.update(tags)
-            case frames.Origin(packages=packages, code=code, seal=seal):
+            case journal_frames.Origin(packages=packages, code=code, seal=seal):
                 source = run.source
                 packages = {**source.packages, **packages}
                 source = replace(source, packages=packages, code=code or source.code, seal=seal or source.seal)
                 run = replace(run, source=source)
-            case frames.End(state=state, at=at, seconds=seconds, error=error):
+            case journal_frames.End(state=state, at=at, seconds=seconds, error=error):
                 run = replace(run, state=state, ended_at=at, seconds=seconds, error=error)
     return run
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from everloop.errors import CorruptionError, NotFoundError, StoreVersionError, UnavailableError, UsageError
 from everloop.stores.journals import HEADER, list_journals, read_journal, stream_of, writer_alive
-from everloop.tracking.folding import OUTBOX, STREAM_PREFIX
+from everloop.tracking.journal.run_folding import OUTBOX, STREAM_PREFIX
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everloop.stores.home import nearest_config
-from everloop.tracking.secret_names import MARK, is_reference, is_secret_name, is_secret_value
-from everloop.tracking.secret_shapes import replace_shapes
+from everloop.tracking.secrets.secret_names import MARK, is_reference, is_secret_name, is_secret_value
+from everloop.tracking.secrets.secret_patterns import replace_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from everloop.errors import NotFoundError, TrustError, UsageError
-from everloop.tracking.environments import other_packages, pinned_packages
-from everloop.tracking.masking import mask_text
-from everloop.tracking.patches import PatchedFile, check_patch, left_out, masked_lines
-from everloop.tracking.provenance import Provenance, provenance_of
-from everloop.tracking.secret_names import MARK
+from everloop.tracking.reproduction.code_patches import PatchedFile, check_patch, left_out, masked_lines
+from everloop.tracking.reproduction.environments import other_packages, pinned_packages
+from everloop.tracking.reproduction.run_trust import Provenance, provenance_of
+from everloop.tracking.secrets.masking import mask_text
+from everloop.tracking.secrets.secret_names import MARK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING
 from everloop.errors import NotFoundError, StepError, UsageError
 from everloop.records import Run
 from everloop.stores import open_store
-from everloop.tracking.checkout import check_out, link_files
-from everloop.tracking.environments import environment_for
-from everloop.tracking.folding import fold
-from everloop.tracking.likeness import Reproduction, compare_artifacts, compare_ends, compare_metrics
-from everloop.tracking.masking import mask_text
-from everloop.tracking.reproduction_plan import (
+from everloop.tracking.journal.run_folding import fold
+from everloop.tracking.reproduction.checkout import check_out, link_files
+from everloop.tracking.reproduction.environments import environment_for
+from everloop.tracking.reproduction.execution_plan import (
     ReproductionPlan,
     check_trust,
     command_of,
@@ -28,6 +26,13 @@ from everloop.tracking.reproduction_plan import (
     plan_reproduction,
     unmasked,
 )
+from everloop.tracking.reproduction.result_comparison import (
+    Reproduction,
+    compare_artifacts,
+    compare_ends,
+    compare_metrics,
+)
+from everloop.tracking.secrets.masking import mask_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

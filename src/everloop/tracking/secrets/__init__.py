@@ -1,0 +1,1 @@
+"""Finding and masking secrets in what a run records about itself."""
