@@ -15,12 +15,12 @@ from everloop.errors import NotFoundError
 TABLE: dict[str, dict[str, str]] = {
     # How to look again at outside state that a step has read: (spec) -> state.
     "observation": {
-        "files": "everloop.data.sources:files_state",
-        "sql": "everloop.data.sources:sql_state",
-        "remote": "everloop.data.remote:remote_state",
-        "horizon": "everloop.data.horizon:horizon_state",
-        "version": "everloop.data.versions:version_state",
-        "cursor": "everloop.data.cursors:cursor_state",
+        "files": "everloop.data.sources.reading:files_state",
+        "sql": "everloop.data.sources.reading:sql_state",
+        "remote": "everloop.data.sources.remote_files:remote_state",
+        "horizon": "everloop.data.time_travel:horizon_state",
+        "version": "everloop.data.sources.snapshot_sources:version_state",
+        "cursor": "everloop.data.sources.cursors:cursor_state",
         "opened": "everloop.pipeline.outside:opened_state",
         "listed": "everloop.pipeline.outside:listed_state",
         "environment": "everloop.pipeline.outside:environment_state",
@@ -28,11 +28,11 @@ TABLE: dict[str, dict[str, str]] = {
     },
     # What happened to it, in words: (state before, state after) -> "1 new file".
     "observation_change": {
-        "files": "everloop.data.sources:files_change",
-        "sql": "everloop.data.sources:sql_change",
-        "remote": "everloop.data.remote:remote_change",
-        "version": "everloop.data.versions:version_change",
-        "cursor": "everloop.data.cursors:cursor_change",
+        "files": "everloop.data.sources.reading:files_change",
+        "sql": "everloop.data.sources.reading:sql_change",
+        "remote": "everloop.data.sources.remote_files:remote_change",
+        "version": "everloop.data.sources.snapshot_sources:version_change",
+        "cursor": "everloop.data.sources.cursors:cursor_change",
         "opened": "everloop.pipeline.outside:opened_change",
         "listed": "everloop.pipeline.outside:listed_change",
         "environment": "everloop.pipeline.outside:environment_change",

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from everloop.data import add_table, read
-from everloop.data.reading_notes import collect_notes
+from everloop.data.sources.reading_notes import collect_notes
 from everloop.errors import SourceError, UsageError
 from everloop.records import Snapshot
 from everloop.stores import Store

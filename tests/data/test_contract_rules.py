@@ -18,7 +18,7 @@ from everloop.data import (
     infer_contract,
     record_findings,
 )
-from everloop.data.patterns import infer_pattern
+from everloop.data.contracts.text_patterns import infer_pattern
 from everloop.errors import UsageError
 from everloop.records import Contract, Finding
 

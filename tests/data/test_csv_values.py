@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from everloop.data import add_table, read
-from everloop.data.reading_notes import collect_notes
+from everloop.data.sources.reading_notes import collect_notes
 from everloop.errors import EverloopError, SourceError, UsageError
 from everloop.stores import Store
 

@@ -280,7 +280,7 @@ def test_a_null_is_refused_before_it_is_kept(store: Store, column: str) -> None:
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_offered_again_nothing_is_new(tmp_path: Path, data: st.DataObject) -> None:
-    from everloop.data.features.offered import fresh_rows
+    from everloop.data.features.new_rows import fresh_rows
 
     kind = data.draw(dtypes(excluded_dtypes=[pl.Object, pl.Unknown]))
     size = data.draw(st.integers(1, 5))

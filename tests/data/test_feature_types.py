@@ -27,8 +27,8 @@ from everloop.data.features import (
     materialize,
     open_online,
 )
-from everloop.data.features.entities import as_series
-from everloop.data.features.types import read_type, write_type
+from everloop.data.features.entity_keys import as_series
+from everloop.data.features.feature_types import read_type, write_type
 from everloop.errors import DataError, UsageError
 from everloop.stores import open_store
 

@@ -17,7 +17,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from everloop.data import compressed, read
+from everloop.data import read
+from everloop.data.sources import compression
 from everloop.errors import SourceError, UsageError
 
 TABLE = pl.DataFrame({"id": [1, 2, 3], "name": ["a", "b", "c"]})
@@ -97,8 +98,8 @@ def test_archives_that_are_damaged_or_too_large_are_refused(
     assert f"a.csv.{packing}'" in refused(path.name)
     path.write_bytes(b"id,name\n1,a\n")
     assert "cannot be unpacked" in refused(path.name)
-    monkeypatch.setattr(compressed, "_ALWAYS_BYTES", 10_000)
-    monkeypatch.setattr(compressed, "_MOST_RATIO", 2)
+    monkeypatch.setattr(compression, "_ALWAYS_BYTES", 10_000)
+    monkeypatch.setattr(compression, "_MOST_RATIO", 2)
     path.write_bytes(whole)
     message = refused(path.name)
     assert "unpacks to more than" in message

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from everloop.data import read
-from everloop.data.remote import find_remote, remote_change, remote_state
+from everloop.data.sources.remote_files import find_remote, remote_change, remote_state
 from everloop.errors import SourceError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Page(BaseHTTPRequestHandler):
 def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EVERLOOP_PROJECT", raising=False)
-    monkeypatch.setattr("everloop.data.remote._PAUSE_S", 0.001)
+    monkeypatch.setattr("everloop.data.sources.remote_files._PAUSE_S", 0.001)
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ def test_another_machine_that_takes_the_number_first(store: Store, monkeypatch: 
 
 
 def test_large_tables_are_kept_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("everloop.data.parts._FILE_ROWS", 30)
+    monkeypatch.setattr("everloop.data.snapshots.parquet_parts._FILE_ROWS", 30)
     snapshot = take_snapshot(flights(), "delays", store)
     assert [file["rows"] for file in snapshot.files] == [30, 30, 30, 10]
     assert load_snapshot(snapshot, store).collect().equals(flights())

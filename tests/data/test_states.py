@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from everloop import plugins
-from everloop.data import file_states, files_change, files_state, read, sql_change, sql_state
-from everloop.data.sql_sources import redacted
+from everloop.data import files_change, files_state, read, sql_change, sql_state
+from everloop.data.sources import file_states
+from everloop.data.sources.sql_sources import redacted
 from everloop.errors import SourceError
 from everloop.stores import collect_observations
 
@@ -185,7 +186,7 @@ def test_the_state_of_a_query_follows_its_rows(project: Path, monkeypatch: pytes
     def unwanted(*_: object) -> pl.DataFrame:
         raise AssertionError("nobody has written, so nothing is asked")
 
-    monkeypatch.setattr("everloop.data.sql_sources.query_frame", unwanted)
+    monkeypatch.setattr("everloop.data.sources.sql_sources.query_frame", unwanted)
     assert sql_state(spec, three) == three
     connection.close()
 

@@ -157,11 +157,11 @@ def test_a_folder_is_kept_and_comes_back(store: Store, pictures: Path, tmp_path:
 def test_an_unchanged_file_is_not_read_again(store: Store, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = add_folder(pictures, "pictures", store)
     looked: list[str] = []
-    from everloop.data import folders
+    from everloop.data.snapshots import file_folders
 
-    steady = folders._steady
+    steady = file_folders._steady
     monkeypatch.setattr(
-        folders, "_steady", lambda source, objects: looked.append(source.name) or steady(source, objects)
+        file_folders, "_steady", lambda source, objects: looked.append(source.name) or steady(source, objects)
     )
     assert add_folder(pictures, "pictures", store) == first
     assert looked == []
@@ -184,9 +184,9 @@ def test_an_unchanged_file_is_not_read_again(store: Store, pictures: Path, monke
 
 
 def test_a_file_that_keeps_changing(store: Store, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from everloop.data import folders
+    from everloop.data.snapshots import file_folders
 
-    whole = folders._read
+    whole = file_folders._read
 
     def grows(path: Path) -> bytes:
         data = whole(path)
@@ -195,7 +195,7 @@ def test_a_file_that_keeps_changing(store: Store, pictures: Path, monkeypatch: p
                 file.write(b"more")
         return data
 
-    monkeypatch.setattr(folders, "_read", grows)
+    monkeypatch.setattr(file_folders, "_read", grows)
     with pytest.raises(SourceError, match=r"3\.txt' keeps changing while it is read"):
         add_folder(pictures, "pictures", store)
 

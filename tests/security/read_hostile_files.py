@@ -165,7 +165,7 @@ def _contract(path: Path) -> None:
 
 
 def _read_contract(path: Path) -> object:
-    from everloop.data.contract_toml import load_contract
+    from everloop.data.contracts.contract_toml import load_contract
 
     return load_contract(path)
 

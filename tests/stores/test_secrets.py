@@ -155,7 +155,7 @@ def test_no_record_of_access_holds_a_secret(store: Store) -> None:
 
 
 def test_a_password_in_the_address_of_a_query_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from everloop.data.sql_sources import redacted
+    from everloop.data.sources.sql_sources import redacted
     from everloop.stores import collect_observations
 
     monkeypatch.chdir(tmp_path)

@@ -58,8 +58,8 @@ def ls(
 @app.command()
 def show(snapshot: str, home: Home = None, json: AsJson = False) -> None:
     """Show one snapshot: DATASET@VERSION, DATASET, or DATASET@TIME for what was the newest then."""
-    from everloop.data.folders import is_folder
-    from everloop.data.versions import find_version
+    from everloop.data.snapshots.file_folders import is_folder
+    from everloop.data.sources.snapshot_sources import find_version
 
     with opened(home) as store:
         record = find_version(snapshot, store)
@@ -92,7 +92,7 @@ def show(snapshot: str, home: Home = None, json: AsJson = False) -> None:
 def diff(before: str, after: str, home: Home = None, json: AsJson = False) -> None:
     """Compare two snapshots: rows added, removed and changed by key, the schema, and distributions that moved."""
     from everloop.data import diff_snapshots
-    from everloop.data.versions import find_version
+    from everloop.data.sources.snapshot_sources import find_version
 
     with opened(home) as store:
         first, second = (find_version(ref, store) for ref in (before, after))
@@ -166,8 +166,8 @@ def export(
 ) -> None:
     """Write a snapshot's rows into a file, or its files into a folder."""
     from everloop.data import export_folder, export_table
-    from everloop.data.folders import is_folder
-    from everloop.data.versions import find_version
+    from everloop.data.snapshots.file_folders import is_folder
+    from everloop.data.sources.snapshot_sources import find_version
 
     with opened(home) as store:
         record = find_version(snapshot, store)
@@ -231,7 +231,7 @@ def profile(
 ) -> None:
     """Look at a table from all sides: distributions, correlations, gaps, and what could mislead a model."""
     from everloop.data import profile_page, profile_snapshot, profile_table, read
-    from everloop.data.versions import find_version
+    from everloop.data.sources.snapshot_sources import find_version
 
     options = reading_options(
         separator=separator,
@@ -305,7 +305,7 @@ def contract(
         _accept(dataset, project, home, yes=yes, json=json)
         return
     from everloop.data import contract_to_toml, infer_contract, load_snapshot
-    from everloop.data.versions import find_version
+    from everloop.data.sources.snapshot_sources import find_version
 
     with opened(home) as store:
         record = find_version(dataset, store)
@@ -389,7 +389,7 @@ def check(
 ) -> None:
     """Check a table against a contract; exit code 1 where it breaks it."""
     from everloop.data import check_contract, read
-    from everloop.data.contract_toml import load_contract
+    from everloop.data.contracts.contract_toml import load_contract
     from everloop.records import Contract
 
     options = reading_options(
@@ -464,7 +464,7 @@ def _place(source: str) -> str:
 
 def _is_file(source: str) -> bool:
     """Whether this means a file, a glob or an address, and not a version of a dataset."""
-    from everloop.data.versions import is_version
+    from everloop.data.sources.snapshot_sources import is_version
 
     if "://" in source or any(letter in source for letter in "*?[/") or is_version(source):
         return True
@@ -472,7 +472,7 @@ def _is_file(source: str) -> bool:
 
 
 def _noun(snapshot: Snapshot) -> str:
-    from everloop.data.folders import is_folder
+    from everloop.data.snapshots.file_folders import is_folder
 
     return "files" if is_folder(snapshot) else "rows"
 

@@ -205,9 +205,9 @@ def _default(store: Store) -> str:
 
 
 def _entity(columns: dict[str, str], given: list[str]) -> dict[str, Any]:
-    from everloop.data.features.entities import read_entity
-    from everloop.data.features.names import held
-    from everloop.data.features.types import read_type
+    from everloop.data.features.entity_keys import read_entity
+    from everloop.data.features.feature_types import read_type
+    from everloop.data.features.internal_columns import held
     from everloop.errors import UsageError
 
     made: dict[str, Any] = {}

@@ -161,7 +161,7 @@ def _read(data: str, options: Mapping[str, Any]) -> pl.DataFrame:
 
     here = "://" not in data and not data.startswith("everloop:")
     if here and not any(character in data for character in "*?[") and not Path(data).exists():
-        from everloop.data.frames import nearest
+        from everloop.data.table_inputs import nearest
 
         beside = Path(data).absolute().parent
         near = [item.name for item in sorted(beside.iterdir()) if item.is_file()] if beside.is_dir() else []

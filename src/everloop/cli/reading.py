@@ -114,7 +114,7 @@ def _pairs(text: str) -> list[str]:
 
 
 def _column_type(pair: str) -> tuple[str, Any]:
-    from everloop.data.reading_options import named_type
+    from everloop.data.sources.reading_options import named_type
 
     column, equals, kind = pair.rpartition("=")
     if not equals or not column or not kind:

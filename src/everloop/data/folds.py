@@ -13,8 +13,8 @@ from datetime import timedelta
 
 import polars as pl
 
-from everloop.data.frames import Frame, as_eager, as_utc, require_column
 from everloop.data.splits import has_classes, hashes
+from everloop.data.table_inputs import Frame, as_eager, as_utc, require_column
 from everloop.errors import DataError, UsageError
 from everloop.stores.durations import parse_duration
 

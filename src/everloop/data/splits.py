@@ -15,7 +15,7 @@ from typing import Literal
 import polars as pl
 
 from everloop.data.dataset import checked_holdout
-from everloop.data.frames import Frame, as_eager, as_utc, require_column
+from everloop.data.table_inputs import Frame, as_eager, as_utc, require_column
 from everloop.errors import DataError, UsageError
 from everloop.stores.durations import parse_duration
 

@@ -43,7 +43,7 @@ def propose_contract(store: Store, dataset: str, loop: Loop | None = None) -> Pr
         EverloopError: a step failed.
     """
     from everloop.data import adapt_contract, find_contract, get_snapshot, infer_contract, load_snapshot
-    from everloop.loop.contracts import declared_contract, find_kept, labelled_rows
+    from everloop.data.contracts.project_contracts import declared_contract, find_kept, labelled_rows
 
     declared: str | None = None
     target: str | None
@@ -73,7 +73,7 @@ def accept_contract(store: Store, proposal: Proposal) -> tuple[Contract, Path | 
         The contract, and its file; None where it has none.
     """
     from everloop.data import save_contract
-    from everloop.loop.contracts import write_contract
+    from everloop.data.contracts.project_contracts import write_contract
 
     stored = save_contract(proposal.contract, store)
     path = None
@@ -106,7 +106,7 @@ def find_loop(store: Store, loops: dict[str, Loop], dataset: str) -> Loop | None
 
 def _table_of(loop: Loop, store: Store) -> pl.DataFrame:
     """What the loop's steps give now; those that have not changed are taken from the cache."""
-    from everloop.data.frames import as_eager
+    from everloop.data.table_inputs import as_eager
     from everloop.loop.stages import graph_of
     from everloop.pipeline import Step, run_graph
     from everloop.tracking import start_run

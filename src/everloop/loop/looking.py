@@ -134,7 +134,7 @@ def look_at(table: pl.DataFrame, target: str, *, time: str | None = None, key: s
 
 
 def _check_roles(table: pl.DataFrame, target: str, time: str | None, key: str | None) -> None:
-    from everloop.data.frames import nearest
+    from everloop.data.table_inputs import nearest
 
     if not table.width or not table.height:
         raise DataError("The table has no rows.", help="See whether the file is the right one.")
@@ -181,7 +181,7 @@ def _target(values: pl.Series) -> ColumnLook:
 def _time(values: pl.Series) -> ColumnLook:
     import polars as pl
 
-    from everloop.data.frames import is_moment
+    from everloop.data.table_inputs import is_moment
 
     told = "says when a row happened: the later rows are held out; not shown to the model"
     if is_moment(values.dtype):
@@ -301,7 +301,7 @@ def _names_by_number(values: pl.Series) -> bool:
 
 def _knowing(rows: pl.DataFrame, looks: dict[str, ColumnLook], target: str) -> dict[str, ColumnLook]:
     """Columns that tell the target too well to have been known before it."""
-    from everloop.data.leaks import column_scores
+    from everloop.data.profiling.leakage import column_scores
 
     asked = [name for name, look in looks.items() if look.treatment == "feature" and look.kind != "constant"]
     scores = column_scores(rows.select(*asked, target), target)
@@ -361,6 +361,6 @@ def _lost(made: Conversion | None) -> str:
 
 
 def _type(values: pl.Series) -> str:
-    from everloop.data.frames import type_name
+    from everloop.data.table_inputs import type_name
 
     return type_name(values.dtype)

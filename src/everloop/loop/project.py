@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from everloop.data.features.views import FeatureView
+from everloop.data.features.feature_views import FeatureView
 from everloop.errors import EverloopError, NotFoundError, ProjectError
 from everloop.loop.declaration import Loop
 from everloop.pipeline.importing import SourceLoader, finder

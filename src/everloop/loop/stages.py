@@ -34,7 +34,7 @@ def graph_of(loop: Loop) -> Graph:
         GraphError: a step of the user's is called like a stage, or needs what nothing provides.
         UsageError: `data` or `train` is not what it should be.
     """
-    from everloop.loop.contracts import declared_contract
+    from everloop.data.contracts.project_contracts import declared_contract
     from everloop.pipeline import Step
     from everloop.training import AutoTrain
 
@@ -123,7 +123,7 @@ def snapshot(
         purpose: what later stages will ask of the table, so that an hour of training is not spent before they fail.
     """
     from everloop.data import take_snapshot
-    from everloop.loop.contracts import labelled_rows, passing_rows
+    from everloop.data.contracts.project_contracts import labelled_rows, passing_rows
     from everloop.loop.purposes import check_purpose
 
     here = _here()

@@ -7,7 +7,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from everloop.data.file_states import match_files
+from everloop.data.sources.file_states import match_files
 from everloop.errors import AlreadyExistsError
 from everloop.models.predictor import load_model
 from everloop.models.registry import get_version

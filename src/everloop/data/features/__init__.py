@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from everloop.data.features.feature_views import FeatureView, Window
 from everloop.data.features.joining import join_features
 from everloop.data.features.lookup import Freshness, OnlineLookup, Skew, check_freshness, check_skew, watch_freshness
 from everloop.data.features.materializing import Materialized, backfill, find_version, load_view, materialize
-from everloop.data.features.online import OnlineRow, OnlineStore, open_online
-from everloop.data.features.requests import OnDemand
+from everloop.data.features.on_demand import OnDemand
+from everloop.data.features.online_store import OnlineRow, OnlineStore, open_online
 from everloop.data.features.timelines import timeline
-from everloop.data.features.views import FeatureView, Window
 
 __all__ = [
     "FeatureView",

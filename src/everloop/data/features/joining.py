@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from everloop.data.features.entities import common_type, differing
-from everloop.data.features.names import KNOWN_AT, PREFIX, held, held_names, said
-from everloop.data.features.requests import OnDemand, split_views
+from everloop.data.features.entity_keys import common_type, differing
+from everloop.data.features.internal_columns import KNOWN_AT, PREFIX, held, held_names, said
+from everloop.data.features.on_demand import OnDemand, split_views
 from everloop.data.features.timelines import timeline
-from everloop.data.frames import Frame, as_eager, as_utc, nearest, require_column
+from everloop.data.table_inputs import Frame, as_eager, as_utc, nearest, require_column
 from everloop.errors import DataError, UsageError
 from everloop.stores.durations import parse_duration
 from everloop.stores.tables.delta_tables import EVENT_AT
@@ -23,7 +23,7 @@ from everloop.stores.tables.delta_tables import EVENT_AT
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from everloop.data.features.views import FeatureView
+    from everloop.data.features.feature_views import FeatureView
 
 _AT, _ENTITY = f"{PREFIX}at", f"{PREFIX}entity"
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from everloop.data.features.entities import asked_value
+from everloop.data.features.entity_keys import asked_value
+from everloop.data.features.feature_types import read_type
+from everloop.data.features.internal_columns import held
 from everloop.data.features.joining import look_up
 from everloop.data.features.materializing import find_version, load_view, stored_rows, table_name, view_features
-from everloop.data.features.names import held
-from everloop.data.features.requests import OnDemand, split_views
+from everloop.data.features.on_demand import OnDemand, split_views
 from everloop.data.features.timelines import timeline
-from everloop.data.features.types import read_type
-from everloop.data.frames import Frame, as_eager, as_utc, require_column
+from everloop.data.table_inputs import Frame, as_eager, as_utc, require_column
 from everloop.errors import DataError, UsageError
 from everloop.records import FeatureView as FeatureViewRecord, Finding
 from everloop.stores.durations import parse_duration
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime, timedelta
 
-    from everloop.data.features.online import OnlineStore
+    from everloop.data.features.online_store import OnlineStore
     from everloop.stores import Store
 
 _SAMPLES = 5

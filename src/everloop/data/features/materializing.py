@@ -13,13 +13,20 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import polars as pl
 
-from everloop.data.features.entities import refuse_entity
-from everloop.data.features.names import KNOWN_AT, PREFIX, held, held_names, refuse_alike, said
-from everloop.data.features.offered import fresh_rows
+from everloop.data.features.entity_keys import refuse_entity
+from everloop.data.features.feature_types import (
+    from_stored,
+    read_type,
+    refuse_type,
+    refuse_values,
+    to_stored,
+    write_type,
+)
+from everloop.data.features.feature_views import FeatureView, Window
+from everloop.data.features.internal_columns import KNOWN_AT, PREFIX, held, held_names, refuse_alike, said
+from everloop.data.features.new_rows import fresh_rows
 from everloop.data.features.timelines import timeline
-from everloop.data.features.types import from_stored, read_type, refuse_type, refuse_values, to_stored, write_type
-from everloop.data.features.views import FeatureView, Window
-from everloop.data.frames import Frame, as_eager, as_lazy, as_utc
+from everloop.data.table_inputs import Frame, as_eager, as_lazy, as_utc
 from everloop.errors import DataError, NotFoundError
 from everloop.records import FeatureView as FeatureViewRecord
 from everloop.stores.tables.delta_tables import ARRIVED_AT, EVENT_AT
@@ -27,7 +34,7 @@ from everloop.stores.tables.delta_tables import ARRIVED_AT, EVENT_AT
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from everloop.data.features.online import OnlineStore
+    from everloop.data.features.online_store import OnlineStore
     from everloop.stores import Store
 
 

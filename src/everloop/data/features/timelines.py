@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from everloop.data.features.entities import refuse_entity
-from everloop.data.features.names import KNOWN_AT, PREFIX, held, held_names
-from everloop.data.features.types import refuse_type
+from everloop.data.features.entity_keys import refuse_entity
+from everloop.data.features.feature_types import refuse_type
+from everloop.data.features.internal_columns import KNOWN_AT, PREFIX, held, held_names
 from everloop.data.features.windows import window_totals
-from everloop.data.frames import Frame, as_eager, as_lazy, as_utc
+from everloop.data.table_inputs import Frame, as_eager, as_lazy, as_utc
 from everloop.errors import DataError
 from everloop.stores.durations import parse_duration
 from everloop.stores.tables.delta_tables import EVENT_AT
@@ -25,7 +25,7 @@ from everloop.stores.tables.delta_tables import EVENT_AT
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from everloop.data.features.views import FeatureView, Window
+    from everloop.data.features.feature_views import FeatureView, Window
     from everloop.data.features.windows import Integers, Totals
 
 _ARRIVED, _UNTIL, _WHO = f"{PREFIX}arrived", f"{PREFIX}until", f"{PREFIX}who"

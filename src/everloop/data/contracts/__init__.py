@@ -1,0 +1,1 @@
+"""What a table must look like: inferred once, edited by people, checked on every new table."""

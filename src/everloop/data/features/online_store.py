@@ -1,0 +1,257 @@
+"""Where serving asks for the latest features of an entity: one row per entity and view, as one blob.
+
+A row replaces another only if its event is later, or the same and it was known later: so writers may come in any order,
+and twice. The store is made from the view's table and can be lost without harm.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+import polars as pl
+
+from everloop.data.features.feature_codec import decode_row, encode_rows, entity_key
+from everloop.data.features.internal_columns import KNOWN_AT
+from everloop.errors import MissingExtraError, UsageError
+from everloop.stores.permissions import make_private
+from everloop.stores.records.postgres_connections import PostgresConnector
+from everloop.stores.store_urls import check_url, mask_url
+from everloop.stores.tables.delta_tables import EVENT_AT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+_BATCH = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineRow:
+    """What was last published of an entity."""
+
+    values: dict[str, Any]
+    event_at: datetime
+    known_at: datetime
+
+
+class OnlineStore(Protocol):
+    """Safe from any thread and process."""
+
+    def put(self, view: str, rows: pl.DataFrame, entity: Sequence[str], features: Sequence[str]) -> int:
+        """Publish rows with `event_at` and `known_at`; return how many replaced another or were new."""
+
+    def get(self, view: str, entity: Mapping[str, Any]) -> OnlineRow | None:
+        """The row of one entity, named by its columns; None where nothing was published."""
+
+    def drop(self, view: str) -> None:
+        """Forget all rows of a view."""
+
+    def close(self) -> None: ...
+
+
+def open_online(address: str | Path) -> OnlineStore:
+    """An online store by its address: a path of a SQLite file, `postgresql://…` or `redis://…`.
+
+    Raises:
+        MissingExtraError: the client library is not installed.
+    """
+    text = str(address)
+    if text.startswith(("postgresql://", "postgres://")):
+        return PostgresOnline(text)
+    if text.startswith(("redis://", "rediss://", "unix://")):
+        return RedisOnline(text)
+    if "://" in text:
+        raise UsageError(f"'{mask_url(text)}' is no online store.", help="Give a file, postgresql://… or redis://…")
+    return SqliteOnline(text)
+
+
+class SqliteOnline:
+    """One file; reads take some ten microseconds."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._local = threading.local()
+        self._all: list[sqlite3.Connection] = []
+        connection = self._connection()
+        with connection:
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS online (view TEXT, entity BLOB, event_at INTEGER, known_at INTEGER, "
+                "row BLOB, PRIMARY KEY (view, entity)) WITHOUT ROWID"
+            )
+
+    def put(self, view: str, rows: pl.DataFrame, entity: Sequence[str], features: Sequence[str]) -> int:
+        connection = self._connection()
+        connection.execute("BEGIN IMMEDIATE")
+        with connection:
+            before = connection.total_changes
+            connection.executemany(
+                "INSERT INTO online VALUES (?, ?, ?, ?, ?) ON CONFLICT (view, entity) DO UPDATE SET "
+                "event_at = excluded.event_at, known_at = excluded.known_at, row = excluded.row "
+                "WHERE (excluded.event_at, excluded.known_at) > (online.event_at, online.known_at)",
+                ((view, *encoded) for encoded in _encoded(rows, entity, features)),
+            )
+            return connection.total_changes - before
+
+    def get(self, view: str, entity: Mapping[str, Any]) -> OnlineRow | None:
+        found = self._connection().execute(
+            "SELECT event_at, known_at, row FROM online WHERE view = ? AND entity = ?", (view, _key(entity))
+        )
+        return _decoded(found.fetchone())
+
+    def drop(self, view: str) -> None:
+        connection = self._connection()
+        with connection:
+            connection.execute("DELETE FROM online WHERE view = ?", (view,))
+
+    def close(self) -> None:
+        for connection in self._all:
+            connection.close()
+
+    def _connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            with suppress(FileExistsError):
+                # Before SQLite makes it, which would go by the umask.
+                os.close(make_private(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+            connection = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            self._local.connection = connection
+            self._all.append(connection)
+        return connection
+
+
+class PostgresOnline:
+    """One table in a database that is there already."""
+
+    def __init__(self, url: str) -> None:
+        self._guard = threading.Lock()
+        self._connection = PostgresConnector(url, needed_by="An online store on PostgreSQL").connect(autocommit=True)
+        self._connection.execute(
+            "CREATE TABLE IF NOT EXISTS everloop_online (view TEXT, entity BYTEA, event_at BIGINT, known_at BIGINT, "
+            "row BYTEA, PRIMARY KEY (view, entity))"
+        )
+
+    def put(self, view: str, rows: pl.DataFrame, entity: Sequence[str], features: Sequence[str]) -> int:
+        changed = 0
+        with self._guard, self._connection.transaction(), self._connection.cursor() as cursor:
+            # Always in one order, so that two writers cannot wait for each other.
+            for batch in _batches(sorted(_encoded(rows, entity, features))):
+                cursor.executemany(
+                    "INSERT INTO everloop_online VALUES (%s, %s, %s, %s, %s) ON CONFLICT (view, entity) DO UPDATE SET "
+                    "event_at = excluded.event_at, known_at = excluded.known_at, row = excluded.row WHERE "
+                    "(excluded.event_at, excluded.known_at) > (everloop_online.event_at, everloop_online.known_at)",
+                    [(view, *encoded) for encoded in batch],
+                )
+                changed += cursor.rowcount
+        return changed
+
+    def get(self, view: str, entity: Mapping[str, Any]) -> OnlineRow | None:
+        with self._guard:
+            found = self._connection.execute(
+                "SELECT event_at, known_at, row FROM everloop_online WHERE view = %s AND entity = %s",
+                (view, _key(entity)),
+            ).fetchone()
+        return _decoded(found)
+
+    def drop(self, view: str) -> None:
+        with self._guard:
+            self._connection.execute("DELETE FROM everloop_online WHERE view = %s", (view,))
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+_REPLACE = """
+local changed = 0
+for i = 1, #ARGV, 2 do
+  local old = redis.call('HGET', KEYS[1], ARGV[i])
+  local new = ARGV[i + 1]
+  -- The first 16 bytes are both times, largest byte first: they compare as text does.
+  if not old or string.sub(new, 1, 16) > string.sub(old, 1, 16) then
+    redis.call('HSET', KEYS[1], ARGV[i], new)
+    changed = changed + 1
+  end
+end
+return changed
+"""
+_SHIFT = 1 << 63
+_LUA_ARGUMENTS = 1_000
+
+
+class RedisOnline:
+    """One hash per view."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            import redis
+        except ImportError as error:
+            raise MissingExtraError.of("An online store on Redis", "redis", "redis") from error
+        check_url(url, "The URL of the online store", ("redis", "rediss", "unix"))
+        self._redis = redis.Redis.from_url(url)
+        self._redis.ping()
+        self._replace = self._redis.register_script(_REPLACE)
+
+    def put(self, view: str, rows: pl.DataFrame, entity: Sequence[str], features: Sequence[str]) -> int:
+        changed = 0
+        for batch in _batches(_encoded(rows, entity, features), _LUA_ARGUMENTS):
+            given: list[bytes] = []
+            for key, event_at, known_at, row in batch:
+                given += [key, _big_endian(event_at) + _big_endian(known_at) + row]
+            changed += int(self._replace(keys=[f"everloop:{view}"], args=given))
+        return changed
+
+    def get(self, view: str, entity: Mapping[str, Any]) -> OnlineRow | None:
+        blob: Any = self._redis.hget(f"everloop:{view}", _key(entity))
+        if blob is None:
+            return None
+        times = (int.from_bytes(blob[start : start + 8], "big") - _SHIFT for start in (0, 8))
+        return _decoded((*times, blob[16:]))
+
+    def drop(self, view: str) -> None:
+        self._redis.delete(f"everloop:{view}")
+
+    def close(self) -> None:
+        self._redis.close()
+
+
+def _big_endian(micros: int) -> bytes:
+    return (micros + _SHIFT).to_bytes(8, "big")
+
+
+def _key(entity: Mapping[str, Any]) -> bytes:
+    # By name, so that whoever asks need not know the order of the declaration.
+    return entity_key([entity[name] for name in sorted(entity)])
+
+
+def _encoded(
+    rows: pl.DataFrame, entity: Sequence[str], features: Sequence[str]
+) -> Iterator[tuple[bytes, int, int, bytes]]:
+    keys = rows.select(sorted(entity)).iter_rows()
+    times = (rows[name].dt.cast_time_unit("us").cast(pl.Int64).to_list() for name in (EVENT_AT, KNOWN_AT))
+    for key, event_at, known_at, row in zip(keys, *times, encode_rows(rows.select(features)), strict=True):
+        yield entity_key(key), event_at, known_at, row
+
+
+def _decoded(found: Any) -> OnlineRow | None:
+    if found is None:
+        return None
+    event_at, known_at, row = found
+    return OnlineRow(decode_row(row), _moment(event_at), _moment(known_at))
+
+
+def _moment(micros: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
+
+
+def _batches(rows: Any, size: int = _BATCH) -> Iterator[list[Any]]:
+    rows = iter(rows)
+    while batch := list(islice(rows, size)):
+        yield batch

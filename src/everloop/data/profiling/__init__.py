@@ -1,0 +1,1 @@
+"""Profiles of tables: figures, leakage and shifts between versions."""

@@ -1,0 +1,1 @@
+"""Immutable dataset versions: Parquet files by digest, their statistics and differences."""

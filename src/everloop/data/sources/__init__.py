@@ -1,0 +1,1 @@
+"""Sources: files, URLs, queries and Python generators read as Polars frames."""

@@ -1,0 +1,89 @@
+"""Dataset versions as sources: `everloop:flights@3`, `everloop:flights`, `everloop:flights@2026-03-01`."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from everloop.data.snapshots.snapshots import get_snapshot, load_snapshot
+from everloop.errors import NotFoundError, SourceError
+from everloop.records import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import polars as pl
+
+    from everloop.records import Json
+    from everloop.stores import Store
+
+SCHEME = "everloop:"
+_MOMENT = re.compile(r"\d{4}-\d{2}-\d{2}.*")
+
+
+def is_version(source: str) -> bool:
+    return source.startswith(SCHEME)
+
+
+def scan_version(source: str, columns: Sequence[str] | None = None) -> tuple[pl.LazyFrame, str]:
+    """The rows of a version, and its digest.
+
+    Args:
+        source: `everloop:` and a key such as `flights@3`, a dataset for its newest version, or a dataset and a time
+            in ISO 8601 for what was its newest then. The store is the current run's, else the one of this folder.
+
+    Raises:
+        SourceError: there is no such version.
+    """
+    with ExitStack() as stack:
+        store = _store(stack)
+        try:
+            found = find_version(source.removeprefix(SCHEME), store)
+        except NotFoundError as error:
+            raise SourceError(error.message, help=error.help) from error
+        return load_snapshot(found, store, columns=columns), found.digest
+
+
+def version_state(spec: dict[str, Json], since: str | None = None) -> str:
+    """Which content the version of `spec["ref"]` has now."""
+    with ExitStack() as stack:
+        return find_version(spec["ref"], _store(stack)).digest
+
+
+def version_change(before: str, after: str) -> str:
+    return "" if before == after else "another version"
+
+
+def find_version(ref: str, store: Store) -> Snapshot:
+    """The snapshot by `flights@3`, `flights` or `flights@2026-03-01`.
+
+    Raises:
+        NotFoundError: there is none.
+        SourceError: what follows the @ looks like a time and is none.
+    """
+    dataset, _, version = ref.partition("@")
+    if not _MOMENT.fullmatch(version):
+        return get_snapshot(ref, store)
+    try:
+        moment = datetime.fromisoformat(version)
+    except ValueError as error:
+        raise SourceError(f"'{version}' is no time in ISO 8601.") from error
+    moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    found = store.records.find(
+        Snapshot, ("dataset", "=", dataset), ("created_at", "<=", moment), order="-version", limit=1
+    )
+    if not found:
+        first = store.records.find(Snapshot, ("dataset", "=", dataset), order="version", limit=1)
+        known = f"Its first version is of {first[0].created_at.isoformat()}." if first else "See: everloop data ls"
+        raise NotFoundError(f"'{dataset}' had no version at {moment.isoformat()}.", help=known)
+    return found[0]
+
+
+def _store(stack: ExitStack) -> Store:
+    from everloop.stores import open_store
+    from everloop.tracking import current_run
+
+    run = current_run()
+    return run.store if run is not None else stack.enter_context(open_store(create=False))
