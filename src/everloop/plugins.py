@@ -21,10 +21,10 @@ TABLE: dict[str, dict[str, str]] = {
         "horizon": "everloop.data.time_travel:horizon_state",
         "version": "everloop.data.sources.snapshot_sources:version_state",
         "cursor": "everloop.data.sources.cursors:cursor_state",
-        "opened": "everloop.pipeline.outside:opened_state",
-        "listed": "everloop.pipeline.outside:listed_state",
-        "environment": "everloop.pipeline.outside:environment_state",
-        "unseen": "everloop.pipeline.outside:unseen_state",
+        "opened": "everloop.pipeline.outside.outside_state:opened_state",
+        "listed": "everloop.pipeline.outside.outside_state:listed_state",
+        "environment": "everloop.pipeline.outside.outside_state:environment_state",
+        "unseen": "everloop.pipeline.outside.outside_state:unseen_state",
     },
     # What happened to it, in words: (state before, state after) -> "1 new file".
     "observation_change": {
@@ -33,9 +33,9 @@ TABLE: dict[str, dict[str, str]] = {
         "remote": "everloop.data.sources.remote_files:remote_change",
         "version": "everloop.data.sources.snapshot_sources:version_change",
         "cursor": "everloop.data.sources.cursors:cursor_change",
-        "opened": "everloop.pipeline.outside:opened_change",
-        "listed": "everloop.pipeline.outside:listed_change",
-        "environment": "everloop.pipeline.outside:environment_change",
+        "opened": "everloop.pipeline.outside.outside_state:opened_change",
+        "listed": "everloop.pipeline.outside.outside_state:listed_change",
+        "environment": "everloop.pipeline.outside.outside_state:environment_change",
     },
     # How a value is kept as an artifact, tried in this order.
     "artifact": {
@@ -45,7 +45,7 @@ TABLE: dict[str, dict[str, str]] = {
         "tree": "everloop.pipeline.artifacts.paths:TreeFormat",
         "bytes": "everloop.pipeline.artifacts.raw:BytesFormat",
         "json": "everloop.pipeline.artifacts.json:JsonFormat",
-        "list": "everloop.pipeline.artifacts.listed:ListFormat",
+        "list": "everloop.pipeline.artifacts.lists:ListFormat",
         "pickle": "everloop.pipeline.artifacts.pickled:PickleFormat",
     },
     # Where steps run.
@@ -62,8 +62,8 @@ TABLE: dict[str, dict[str, str]] = {
     "model": {
         "lightgbm": "everloop.training.algorithms.lightgbm:LightGBMModel",
         "linear": "everloop.training.algorithms.linear:LinearModel",
-        "skops": "everloop.training.adopted:AdoptedModel",
-        "pickle": "everloop.training.adopted:PickledModel",
+        "skops": "everloop.training.adopted_estimator:AdoptedModel",
+        "pickle": "everloop.training.adopted_estimator:PickledModel",
         "sklearn": "everloop.models.formats.estimator:EstimatorModel",
         "xgboost": "everloop.models.formats.estimator:EstimatorModel",
         "catboost": "everloop.models.formats.estimator:EstimatorModel",

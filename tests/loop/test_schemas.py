@@ -17,7 +17,7 @@ from everloop.loop.gates import Answer, judge_apart
 from everloop.loop.live_evidence import live_evidence
 from everloop.records import Decision, GateResult, ModelVersion
 from everloop.serving.prediction_log import input_column
-from everloop.training.decisions import Answers
+from everloop.training.class_decisions import Answers
 from everloop.training.intervals import interval
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from everloop.training.trained import Trained
+    from everloop.training.trained_model import Trained
 
 
 @pytest.fixture(autouse=True)

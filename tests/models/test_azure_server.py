@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from everloop.stores import Store
-    from everloop.training.trained import Trained
+    from everloop.training.trained_model import Trained
 
 SERVER = Path(__file__).parents[2] / ".bench" / "azureml" / "bin" / "azmlinfsrv"
 

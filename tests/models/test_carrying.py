@@ -36,7 +36,7 @@ from everloop.stores.trust import Keyring
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from everloop.training.trained import Trained
+    from everloop.training.trained_model import Trained
 
 
 @pytest.fixture

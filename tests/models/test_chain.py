@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from everloop.stores import Store
-    from everloop.training.trained import Trained
+    from everloop.training.trained_model import Trained
 
 
 def test_evaluation_goes_into_package_and_version(store: Store, lightgbm: Trained, table: pl.DataFrame) -> None:

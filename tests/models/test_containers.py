@@ -19,7 +19,7 @@ from everloop.models.manifest import Environment, Manifest
 
 if TYPE_CHECKING:
     from everloop.stores import Store
-    from everloop.training.trained import Trained
+    from everloop.training.trained_model import Trained
 
 
 def state(folder: Path) -> dict[str, tuple[int, float, str]]:

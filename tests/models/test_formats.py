@@ -76,7 +76,7 @@ def test_average_of_models(store: Store) -> None:
 
 
 def test_an_average_that_calls_itself_safe_reads_no_code(store: Store) -> None:
-    from everloop.training.trained import model_from_files
+    from everloop.training.trained_model import model_from_files
 
     save_model([lambda table: table["a"]], "code", NUMBERS, store=store)
     files = load_model(store, "code").model.to_files()

@@ -27,14 +27,14 @@ from everloop.records import Package
 from everloop.stores import Store, open_store
 from everloop.testing.models import FEATURES, sample_rows, train_sample
 from everloop.training.algorithms.linear import LinearModel
-from everloop.training.trained import LeftOut
+from everloop.training.trained_model import LeftOut
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import polars as pl
 
-    from everloop.training.trained import Trained
+    from everloop.training.trained_model import Trained
 
 
 @pytest.mark.parametrize("algorithm", ["linear", "lightgbm"])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from everloop.stores import Store
-    from everloop.training.trained import Trained
+    from everloop.training.trained_model import Trained
 
 TABLE = pl.DataFrame({"a": [1.0, 2.0, 3.0]})
 

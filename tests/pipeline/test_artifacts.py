@@ -23,9 +23,9 @@ from polars.testing.parametric import dataframes
 from everloop import plugins
 from everloop.errors import CorruptionError, TrustError
 from everloop.pipeline import keep_value, load_value
-from everloop.pipeline.artifacts.formats import UnkeepableError
+from everloop.pipeline.artifacts.artifact_formats import UnkeepableError
 from everloop.pipeline.artifacts.json import JsonFormat, decode, encode
-from everloop.pipeline.artifacts.listed import keep_elements
+from everloop.pipeline.artifacts.lists import keep_elements
 from everloop.records import Point
 from everloop.stores import ContentStore, Store, new_id
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from everloop.pipeline import code_of
-from everloop.pipeline.packages import find_distribution, origin_of
+from everloop.pipeline.code.code_origin import find_distribution, origin_of
 
 if TYPE_CHECKING:
     from conftest import Project

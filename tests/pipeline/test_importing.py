@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from everloop.pipeline import Graph, code_of, run_graph
-from everloop.pipeline.importing import ProjectFinder
+from everloop.pipeline.code.project_modules import ProjectFinder
 
 if TYPE_CHECKING:
     from everloop.stores import Store

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from everloop import plugins
 from everloop.errors import ContractError, GraphError, StepError, StepOutputError, UsageError
 from everloop.pipeline import Graph, Listener, Step, current_step, plan, run_graph, step, trace
-from everloop.pipeline.annotations import matches
+from everloop.pipeline.type_annotations import matches
 from everloop.records import Artifact, Run, Step as StepRecord
 from everloop.stores import observe
 from everloop.tracking import start_run
@@ -145,13 +145,13 @@ def test_versions_forcing_and_targets(four: Project, store: Store) -> None:
 
 
 def test_a_package_of_another_version_is_named(four: Project, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from everloop.pipeline import reach
+    from everloop.pipeline.code import code_dependencies
 
     four.edit(loop=LOOP.replace("return [3", "import polars\n        len(polars.__name__)\n        return [3"))
-    monkeypatch.setattr(reach, "find_distribution", lambda module: ("polars", "1.2"))
+    monkeypatch.setattr(code_dependencies, "find_distribution", lambda module: ("polars", "1.2"))
     turn(four, store)
     four.forget()
-    monkeypatch.setattr(reach, "find_distribution", lambda module: ("polars", "1.3"))
+    monkeypatch.setattr(code_dependencies, "find_distribution", lambda module: ("polars", "1.3"))
     assert reasons(turn(four, store)) == {"source": "package changed: polars 1.2 → 1.3"}
 
 

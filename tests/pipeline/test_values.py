@@ -30,7 +30,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, strategies as st
 
-from everloop.pipeline.values import UndigestibleError, digest_text, digest_value
+from everloop.pipeline.value_digests import UndigestibleError, digest_text, digest_value
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.dates(),

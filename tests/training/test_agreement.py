@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
-from everloop.training.agreement import agreement_bounds, room
 from everloop.training.intervals import bootstrap, delong, interval, intervals, paired_bootstrap
 from everloop.training.metrics import METRICS, metrics_of, score
+from everloop.training.unanimous_intervals import agreement_bounds, room
 
 
 def exact(successes, rows, level=0.95):

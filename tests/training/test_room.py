@@ -20,7 +20,7 @@ def test_importing_the_room_costs_the_standard_library_only():
     code = """
 import sys
 import everloop.training
-import everloop.training.trained
+import everloop.training.trained_model
 heavy = {"numpy", "polars", "lightgbm", "sklearn", "scipy", "pandas", "pyarrow", "msgspec"} & set(sys.modules)
 assert not heavy, heavy
 """

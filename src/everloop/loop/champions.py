@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from everloop.models.signature import Signature
     from everloop.records import Json, ModelVersion
     from everloop.stores import Store
-    from everloop.training.decisions import Answers
+    from everloop.training.class_decisions import Answers
 
     Array = np.ndarray[Any, Any]
 
@@ -173,7 +173,7 @@ def spread(answers: Answers, classes: Sequence[Json], every: Sequence[Json]) -> 
     """Answers in some classes as answers in `every`, which holds them all; as they stand where these are the same."""
     import numpy as np
 
-    from everloop.training.decisions import Answers
+    from everloop.training.class_decisions import Answers
 
     if same_classes(classes, every):
         return answers

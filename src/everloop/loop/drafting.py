@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from everloop.loop.looking import TableLook
     from everloop.records import Json
-    from everloop.training.trained import Task
+    from everloop.training.trained_model import Task
 
 RARE = 5
 """A class of fewer rows is not on every side of a split often enough to be learned."""
@@ -126,7 +126,7 @@ def project_name(text: str) -> str:
 
 
 def _check_rows(look: TableLook, rows: int) -> None:
-    from everloop.training.auto import LEAST_ROWS
+    from everloop.training.automl import LEAST_ROWS
 
     # A fifth is held out for the test before the rest is counted.
     least = LEAST_ROWS * 5 // 4 + 1

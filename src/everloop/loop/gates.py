@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from everloop.loop.champions import Rival
     from everloop.records import Json, Outcome
     from everloop.training.intervals import Interval
-    from everloop.training.trained import Task
+    from everloop.training.trained_model import Task
 
 
 _LATENCY_PASSES = 3

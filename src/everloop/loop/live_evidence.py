@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from everloop.models import Predictor
     from everloop.records import Release
     from everloop.stores import Store
-    from everloop.training.decisions import Answers
+    from everloop.training.class_decisions import Answers
 
     Array = np.ndarray[Any, Any]
 
@@ -80,7 +80,7 @@ def _answers(rows: pl.DataFrame, model: Predictor, version: str) -> Answers:
     import polars as pl
 
     from everloop.serving import read_inputs
-    from everloop.training.decisions import Answers
+    from everloop.training.class_decisions import Answers
 
     scores, places = model.answer_frame(read_inputs(rows, model.signature))
     if places is None or "predicted" not in rows.columns:

@@ -65,7 +65,7 @@ def backfill(
 
 
 def _code(view: FeatureView) -> str | None:
-    from everloop.pipeline.code import code_of
+    from everloop.pipeline.code.step_code import code_of
 
     function: Any = getattr(view.source, "function", view.source)
     return code_of(function).digest if callable(function) else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.errors import CorruptionError, EverloopError, ParityError
 from everloop.models.effort import Effort
 from everloop.models.parity import each_answer, edge_rows, frame_of, plain_rows
-from everloop.training.decisions import answer_rows
+from everloop.training.class_decisions import answer_rows
 
 if TYPE_CHECKING:
     import polars as pl
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from everloop.models.parity import Row
     from everloop.models.predictor import Predictor
     from everloop.models.signature import Signature
-    from everloop.training.decisions import Answers
-    from everloop.training.trained import Model
+    from everloop.training.class_decisions import Answers
+    from everloop.training.trained_model import Model
 
 FILE = "answers.json"
 ROWS = 20

@@ -15,7 +15,7 @@ from everloop.models.manifest import FILE, Manifest
 from everloop.models.registry import get_package, get_version
 from everloop.records import Alias, GateResult, Json, ModelVersion, Package, Run, Snapshot
 from everloop.stores.printable import markdown_cell, markdown_code, markdown_text, shell_line
-from everloop.training.trained import LeftOut
+from everloop.training.trained_model import LeftOut
 
 if TYPE_CHECKING:
     from everloop.stores import Store

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import UsageError
 from everloop.models.signature import Input, Signature, input_type
-from everloop.training.decisions import answer_rows, rule_of
+from everloop.training.class_decisions import answer_rows, rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from everloop.records import Json
     from everloop.stores import Store
-    from everloop.training.decisions import Answers, Rule
-    from everloop.training.trained import Model, Task
+    from everloop.training.class_decisions import Answers, Rule
+    from everloop.training.trained_model import Model, Task
 
     Array = NDArray[np.float64]
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from everloop.models.effort import Progress
     from everloop.stores import Store
     from everloop.training.evaluation import Evaluation
-    from everloop.training.trained import Model, Trained
+    from everloop.training.trained_model import Model, Trained
 
 _TOLERANCE = {"lightgbm": 0.0, "linear": 0.0, "torch": 1e-6, "keras": 1e-6}
 """The built-in formats keep every bit; a foreign one may add in another order, or in single precision."""
@@ -114,7 +114,7 @@ def build_package(
     signature = probe(known, _ranged(signature, sample), sample)
     model_files = model.to_files()
 
-    from everloop.training.trained import model_from_files
+    from everloop.training.trained_model import model_from_files
 
     try:
         parity = prove(

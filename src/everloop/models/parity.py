@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.errors import EverloopError, ParityError, TrainingError
 from everloop.models.effort import Effort
 from everloop.models.signature import Input, Signature, polars_type
-from everloop.training.decisions import Answers, answer_frame, answer_rows
+from everloop.training.class_decisions import Answers, answer_frame, answer_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from everloop.records import Json
-    from everloop.training.trained import Model
+    from everloop.training.trained_model import Model
 
 SAMPLE_ROWS = 100_000
 PLAIN_ROWS = 500

@@ -12,7 +12,7 @@ from everloop.models.manifest import COMPILED_FOLDER, FILE, MODEL_FOLDER, Manife
 from everloop.models.package import digest_of_files, read_folder, read_package
 from everloop.models.registry import get_version
 from everloop.records import Package
-from everloop.training.decisions import Answers, answer_frame, answer_rows, rule_of
+from everloop.training.class_decisions import Answers, answer_frame, answer_rows, rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from everloop.models.signature import Signature
     from everloop.records import Json
     from everloop.stores import Store
-    from everloop.training.trained import Model
+    from everloop.training.trained_model import Model
 
     Scores = NDArray[np.float64]
 
@@ -312,7 +312,7 @@ def predictor_from(
     """
     import msgspec
 
-    from everloop.training.trained import model_from_files
+    from everloop.training.trained_model import model_from_files
 
     folder, kept = (COMPILED_FOLDER, "compiled") if manifest.compiled else (MODEL_FOLDER, manifest.format)
     inner = {name.removeprefix(folder): data for name, data in files.items() if name.startswith(folder)}

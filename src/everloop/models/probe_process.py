@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from everloop.models.manifest import Manifest
     from everloop.models.probing import Job, Limits
     from everloop.models.signature import Signature
-    from everloop.training.trained import Model
+    from everloop.training.trained_model import Model
 
 _LONGEST = 2000
 """Characters of a message: a library may put the whole file into it."""
@@ -82,7 +82,7 @@ def _package(limits: Limits, manifest: bytes, files: Mapping[str, bytes]) -> Non
     from everloop.models.formats.structure import check_structure
     from everloop.models.manifest import COMPILED_FOLDER, MODEL_FOLDER, Manifest
     from everloop.models.signature import Signature
-    from everloop.training.trained import model_from_files
+    from everloop.training.trained_model import model_from_files
 
     known = Manifest.from_bytes(manifest)
     signature = known.read_signature()
@@ -115,7 +115,7 @@ def _package(limits: Limits, manifest: bytes, files: Mapping[str, bytes]) -> Non
 def _ask(model: Model, signature: Signature, files: Mapping[str, bytes]) -> None:
     """Ask for the rows whose answers came with the package, and for rows at the borders of what it takes."""
     from everloop.models.parity import frame_of
-    from everloop.training.decisions import answer_frame, answer_rows
+    from everloop.training.class_decisions import answer_frame, answer_rows
 
     rows = _rows(signature, files)
     if rows:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any, cast
 
-from everloop.training.decisions import Answers, answer_frame, answer_rows
+from everloop.training.class_decisions import Answers, answer_frame, answer_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from everloop.training.trained import Model, Task
+    from everloop.training.trained_model import Model, Task
 
 
 class Remembering:

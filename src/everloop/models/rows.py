@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import EverloopError, RequestError
-from everloop.training.decisions import answer_rows, rule_of
+from everloop.training.class_decisions import answer_rows, rule_of
 
 if TYPE_CHECKING:
     from everloop.models.predictor import Predictor

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from everloop.models.saved import SavedVersion
     from everloop.records import Json
     from everloop.stores import Store
-    from everloop.training.asking import Question
-    from everloop.training.trained import Model, Trained
+    from everloop.training.estimator_scores import Question
+    from everloop.training.trained_model import Model, Trained
 
 PROBE_ROWS = 20
 CLASS_ROWS = 10_000
@@ -126,7 +126,7 @@ def describe(
     from everloop.models.formats.estimator import EstimatorModel
     from everloop.training.encoding import arrow_type
     from everloop.training.metrics import metrics_of
-    from everloop.training.trained import Trained
+    from everloop.training.trained_model import Trained
 
     if task is not None and task not in get_args(Task):
         raise UsageError(f"There is no task '{task}'.", help=f"Tasks: {', '.join(get_args(Task))}")
@@ -251,7 +251,7 @@ def _adopt(
 ) -> tuple[Model, list[Json]]:
     from everloop.models.formats.estimator import EstimatorModel, PickledEstimator, dump_estimator
     from everloop.models.formats.function import Function
-    from everloop.training.estimators import check_one_output
+    from everloop.training.estimator_tasks import check_one_output
 
     if isinstance(model, type):
         raise UsageError(f"{model.__name__} is a class, not a fitted model.", help="Pass an instance after fit().")
@@ -341,7 +341,7 @@ def _question(
 
     import numpy as np
 
-    from everloop.training.estimators import first_answers
+    from everloop.training.estimator_tasks import first_answers
 
     few = table.cast(frame.head(PROBE_ROWS))
     failures = []
@@ -387,7 +387,7 @@ def _decided(
     """The task, the classes in everloop's order, and where the model has each."""
     from everloop.models.formats.function import Function
     from everloop.models.formats.pyfunc import Asked
-    from everloop.training.estimators import arranged, decides, found_classes, known_classes, task_for
+    from everloop.training.estimator_tasks import arranged, decides, found_classes, known_classes, task_for
     from everloop.training.targets import find_classes
 
     known = None if task == "regression" else known_classes(model)

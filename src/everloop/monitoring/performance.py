@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from everloop.stores import Store
-    from everloop.training.trained import Task
+    from everloop.training.trained_model import Task
 
 _CONFIDENCE_Z = 1.959963984540054
 

@@ -13,34 +13,34 @@ if TYPE_CHECKING:
         keep_value as keep_value,
         load_value as load_value,
     )
-    from everloop.pipeline.code import Code as Code, code_of as code_of
+    from everloop.pipeline.code.step_code import Code as Code, code_of as code_of
     from everloop.pipeline.context import StepContext as StepContext, current_step as current_step
     from everloop.pipeline.executors import Executor as Executor
     from everloop.pipeline.graph import Each as Each, Graph as Graph, Node as Node, Ref as Ref, trace as trace
-    from everloop.pipeline.listener import Listener as Listener
     from everloop.pipeline.planning import Planned as Planned, plan as plan
-    from everloop.pipeline.reporting import (
+    from everloop.pipeline.result import GraphRun as GraphRun
+    from everloop.pipeline.run import run_graph as run_graph
+    from everloop.pipeline.run_listener import Listener as Listener
+    from everloop.pipeline.step_progress import (
         StepProgress as StepProgress,
         progress as progress,
         watch_steps as watch_steps,
     )
-    from everloop.pipeline.result import GraphRun as GraphRun
-    from everloop.pipeline.run import run_graph as run_graph
     from everloop.pipeline.steps import Step as Step, step as step
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "artifacts": ["ArtifactFormat", "Stored", "keep_value", "load_value"],
-        "code": ["Code", "code_of"],
+        "code.step_code": ["Code", "code_of"],
         "context": ["StepContext", "current_step"],
         "executors": ["Executor"],
         "graph": ["Each", "Graph", "Node", "Ref", "trace"],
-        "listener": ["Listener"],
         "planning": ["Planned", "plan"],
-        "reporting": ["StepProgress", "progress", "watch_steps"],
         "result": ["GraphRun"],
         "run": ["run_graph"],
+        "run_listener": ["Listener"],
+        "step_progress": ["StepProgress", "progress", "watch_steps"],
         "steps": ["Step", "step"],
     },
 )

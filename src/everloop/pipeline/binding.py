@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import GraphError, UsageError
-from everloop.pipeline.artifacts.listed import ListFormat, load_elements
+from everloop.pipeline.artifacts.lists import ListFormat, load_elements
 from everloop.pipeline.graph import Graph, Node, Ref, find_refs, replace_refs
 from everloop.pipeline.job import Bundle, Kept
-from everloop.pipeline.naming import nearest_names
 from everloop.pipeline.steps import RESULT
+from everloop.pipeline.unknown_names import nearest_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from everloop import plugins
 from everloop.errors import EverloopError
 from everloop.pipeline.artifacts import Stored
-from everloop.pipeline.artifacts.listed import ListFormat, load_elements
+from everloop.pipeline.artifacts.lists import ListFormat, load_elements
 from everloop.pipeline.fingerprint import MISSING
 from everloop.records import Artifact, Json, Step
 

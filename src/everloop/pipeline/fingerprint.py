@@ -10,11 +10,11 @@ import types
 from typing import TYPE_CHECKING, Any
 
 from everloop.pipeline.artifacts import Stored, UnkeepableError, keep_value
-from everloop.pipeline.code import Code, code_of
+from everloop.pipeline.code.code_dependencies import UNTOLD
+from everloop.pipeline.code.object_inspection import unwrapped
+from everloop.pipeline.code.step_code import Code, code_of
 from everloop.pipeline.job import Bundle, Kept
-from everloop.pipeline.objects import unwrapped
-from everloop.pipeline.reach import UNTOLD
-from everloop.pipeline.values import UndigestibleError, digest_text, digest_value
+from everloop.pipeline.value_digests import UndigestibleError, digest_text, digest_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

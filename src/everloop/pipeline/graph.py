@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import GraphError
-from everloop.pipeline.naming import nearest_names
 from everloop.pipeline.steps import Output, Step, tracing
+from everloop.pipeline.unknown_names import nearest_names
 from everloop.pipeline.wiring import Wiring
 
 if TYPE_CHECKING:

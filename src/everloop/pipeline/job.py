@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import StepOutputError
-from everloop.pipeline.annotations import check_result, declared_types, wanted_class
 from everloop.pipeline.artifacts import Stored, UnkeepableError, keep_value, load_value
 from everloop.pipeline.context import LogCall, StepContext, running_step
+from everloop.pipeline.outside.read_tracking import watching
 from everloop.pipeline.steps import RESULT, Step, no_tracing
-from everloop.pipeline.watching import watching
+from everloop.pipeline.type_annotations import check_result, declared_types, wanted_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping

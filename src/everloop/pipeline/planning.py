@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from everloop.pipeline import fingerprint as fp
 from everloop.pipeline.binding import bind_inputs, set_params, targets_of
 from everloop.pipeline.cache import Cache, Hit
-from everloop.pipeline.code import code_of
+from everloop.pipeline.code.step_code import code_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

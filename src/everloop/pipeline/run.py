@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from everloop import plugins
 from everloop.pipeline.binding import set_params, targets_of
-from everloop.pipeline.listener import Listener
 from everloop.pipeline.planning import forced_steps
-from everloop.pipeline.turn import Turn
+from everloop.pipeline.run_listener import Listener
+from everloop.pipeline.scheduler import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -6,8 +6,8 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import GraphError
-from everloop.pipeline.naming import nearest_names
 from everloop.pipeline.steps import Output, Step
+from everloop.pipeline.unknown_names import nearest_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

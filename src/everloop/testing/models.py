@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import polars as pl
 
-    from everloop.training.trained import Trained
+    from everloop.training.trained_model import Trained
 
 TARGETS = {"binary": "late", "multiclass": "delay", "regression": "minutes"}
 """The column of `sample_table` that asks for each task."""

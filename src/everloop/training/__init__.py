@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from everloop.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from everloop.training.adopted import adopt as adopt
-    from everloop.training.auto import AutoTrain as AutoTrain, fit_recipe as fit_recipe
+    from everloop.training.adopted_estimator import adopt as adopt
+    from everloop.training.automl import AutoTrain as AutoTrain, fit_recipe as fit_recipe
     from everloop.training.encoding import Encoder as Encoder
     from everloop.training.evaluation import (
         Evaluation as Evaluation,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         score as score,
     )
     from everloop.training.targets import encode_target as encode_target, infer_task as infer_task
-    from everloop.training.trained import (
+    from everloop.training.trained_model import (
         LeftOut as LeftOut,
         Model as Model,
         Recipe as Recipe,
@@ -43,13 +43,13 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "adopted": ["adopt"],
-        "auto": ["AutoTrain", "fit_recipe"],
+        "adopted_estimator": ["adopt"],
+        "automl": ["AutoTrain", "fit_recipe"],
         "encoding": ["Encoder"],
         "evaluation": ["Evaluation", "SliceScore", "evaluate", "evaluate_scores"],
         "intervals": ["Difference", "Interval", "bootstrap", "delong", "interval", "paired_bootstrap"],
         "metrics": ["METRICS", "Metric", "get_metric", "higher_is_better", "score"],
         "targets": ["encode_target", "infer_task"],
-        "trained": ["LeftOut", "Model", "Recipe", "Trained", "model_from_files"],
+        "trained_model": ["LeftOut", "Model", "Recipe", "Trained", "model_from_files"],
     },
 )

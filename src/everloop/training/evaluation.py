@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from everloop.errors import DataError, EmptySampleError, UsageError
-from everloop.training.decisions import answer_frame
+from everloop.training.class_decisions import answer_frame
 from everloop.training.intervals import Interval, interval, intervals, wilson
 from everloop.training.metrics import decide, get_metric, metrics_of, scores_for
-from everloop.training.tables import table
 from everloop.training.targets import encode_target, find_classes, infer_task
+from everloop.training.training_tables import table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import ArrayLike, NDArray
 
-    from everloop.training.trained import Json, LeftOut, Task
+    from everloop.training.trained_model import Json, LeftOut, Task
 
     Array = NDArray[np.float64]
 

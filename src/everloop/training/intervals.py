@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from everloop.errors import DataError
-from everloop.training.agreement import agreement_bounds, agreement_of_pairs
-from everloop.training.decisions import THRESHOLD
+from everloop.training.class_decisions import THRESHOLD
 from everloop.training.metrics import Metric, dot, get_metric
+from everloop.training.unanimous_intervals import agreement_bounds, agreement_of_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

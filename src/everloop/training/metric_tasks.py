@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from everloop.errors import UsageError
 
 if TYPE_CHECKING:
-    from everloop.training.trained import Task
+    from everloop.training.trained_model import Task
 
 _CLASSES: tuple[Task, ...] = ("binary", "multiclass")
 

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from everloop.errors import DataError, EmptySampleError, UsageError
-from everloop.training.decisions import PLAIN, votes
+from everloop.training.class_decisions import PLAIN, votes
 from everloop.training.metric_tasks import METRIC_TASKS, check_metric, metrics_of as metrics_of
 
 if TYPE_CHECKING:
-    from everloop.training.trained import Task
+    from everloop.training.trained_model import Task
 
 Array = NDArray[np.float64]
 Statistic = Callable[[Array | None], float]

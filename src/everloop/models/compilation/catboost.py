@@ -17,7 +17,7 @@ from everloop.models.compilation.reading import NotCompilableError
 from everloop.models.compilation.trees import Node, Tree, build_tree
 
 if TYPE_CHECKING:
-    from everloop.training.trained import Task
+    from everloop.training.trained_model import Task
 
 _LOSSES = {
     "binary": {"Logloss", "CrossEntropy"},

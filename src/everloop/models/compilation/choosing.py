@@ -26,7 +26,7 @@ from everloop.models.compilation.reading import (
 from everloop.models.effort import Effort
 from everloop.models.parity import plain_rows
 from everloop.models.remembering import plain_model
-from everloop.training.decisions import Rule, answer_rows
+from everloop.training.class_decisions import Rule, answer_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from everloop.models.signature import Signature
     from everloop.records import Json
-    from everloop.training.trained import Model
+    from everloop.training.trained_model import Model
 
 logger = logging.getLogger("everloop.models")
 
@@ -138,7 +138,7 @@ def _subject(original: Model, sample: pl.DataFrame) -> Subject | None:
     """What there is to compile; None where the model is of a form that answers in microseconds as it is."""
     from everloop.models.formats.estimator import EstimatorModel
     from everloop.models.formats.tables import read_example
-    from everloop.training.adopted import AdoptedModel
+    from everloop.training.adopted_estimator import AdoptedModel
 
     if isinstance(original, EstimatorModel):
         table = original.table

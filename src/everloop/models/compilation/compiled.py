@@ -16,7 +16,7 @@ from everloop.errors import CorruptionError
 from everloop.models.compilation.columns import Preparation, column_values, number_reader, table_codes, table_rows
 from everloop.training.algorithms.booster import Booster
 from everloop.training.algorithms.linear import link
-from everloop.training.decisions import PLAIN, Rule
+from everloop.training.class_decisions import PLAIN, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from everloop.training.trained import Files, Task
+    from everloop.training.trained_model import Files, Task
 
     Array = NDArray[np.float64]
 

@@ -19,12 +19,12 @@ from everloop.models.compilation.reading import (
     tabulate,
 )
 from everloop.models.compilation.trees import Node, Tree, build_tree, model_text
-from everloop.training.decisions import PLAIN, Rule
+from everloop.training.class_decisions import PLAIN, Rule
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from everloop.training.trained import Task
+    from everloop.training.trained_model import Task
 
     Array = NDArray[np.float64]
 

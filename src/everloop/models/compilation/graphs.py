@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from everloop.models.compilation.reading import Subject
     from everloop.models.signature import Signature
     from everloop.records import Json
-    from everloop.training.trained import Files, Task
+    from everloop.training.trained_model import Files, Task
 
     Array = NDArray[np.float64]
 

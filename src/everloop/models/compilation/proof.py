@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.errors import ParityError
 from everloop.models.effort import Effort
 from everloop.models.parity import each_answer, edge_rows, frame_of, mixed_rows, plain_rows, stacked, try_answers
-from everloop.training.decisions import Answers, answer_frame, by_rule
+from everloop.training.class_decisions import Answers, answer_frame, by_rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from everloop.models.compilation.compiled import CompiledModel
     from everloop.models.signature import Input, Signature
     from everloop.records import Json
-    from everloop.training.trained import Model
+    from everloop.training.trained_model import Model
 
     Scores = NDArray[np.float64]
 

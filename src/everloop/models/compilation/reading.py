@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from everloop.models.formats.tables import TableKind
     from everloop.models.signature import Signature
-    from everloop.training.decisions import Rule
-    from everloop.training.trained import Model, Task
+    from everloop.training.class_decisions import Rule
+    from everloop.training.trained_model import Model, Task
 
 UNSEEN = "\N{REPLACEMENT CHARACTER} never seen in training"
 MOST_VALUES = 2000

@@ -21,7 +21,7 @@ from everloop.errors import CorruptionError, MissingExtraError, TrustError
 from everloop.models.formats.code import dump_code
 from everloop.models.formats.structure import check_structure
 from everloop.models.formats.tables import TableKind
-from everloop.training.asking import Question
+from everloop.training.estimator_scores import Question
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from everloop.training.decisions import Answers, Rule
-    from everloop.training.trained import Files, Task
+    from everloop.training.class_decisions import Answers, Rule
+    from everloop.training.trained_model import Files, Task
 
     Array = NDArray[np.float64]
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from everloop.training.trained import Files, Task
+    from everloop.training.trained_model import Files, Task
 
 _STATE, _MODEL = "keras.json", "model.keras"
 _MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}

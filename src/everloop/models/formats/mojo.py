@@ -26,7 +26,7 @@ from everloop.models.compilation.columns import DOUBLE_MAX, Op, Preparation, Seg
 from everloop.models.compilation.compiled import Form, LinearForm, TreeForm
 from everloop.models.compilation.trees import Node, Tree, build_tree, model_text
 from everloop.models.formats.tables import TableKind
-from everloop.training.decisions import PLAIN, Rule
+from everloop.training.class_decisions import PLAIN, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from everloop.records import Json
-    from everloop.training.trained import Files, Task
+    from everloop.training.trained_model import Files, Task
 
     Array = NDArray[np.float64]
 

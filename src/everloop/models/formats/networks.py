@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from everloop.models.formats.tables import TableKind
     from everloop.records import Json
-    from everloop.training.trained import Files, Task
+    from everloop.training.trained_model import Files, Task
 
     Array = NDArray[np.float64]
 

@@ -11,7 +11,7 @@ import numpy as np
 from everloop.errors import CorruptionError, RequestError, TrainingError, UsageError
 from everloop.models.compilation.graphs import GraphForm, open_session
 from everloop.models.formats.tables import TableKind
-from everloop.training.decisions import PLAIN, Answers, by_rule
+from everloop.training.class_decisions import PLAIN, Answers, by_rule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from everloop.records import Json
-    from everloop.training.trained import Files, Task
+    from everloop.training.trained_model import Files, Task
 
     Array = NDArray[np.float64]
 

@@ -18,7 +18,7 @@ from everloop.errors import CorruptionError, EverloopError, TrustError, UsageErr
 from everloop.models.formats.code import dump_code
 from everloop.models.formats.tables import TableKind, read_example
 from everloop.models.manifest import SAFE
-from everloop.training.decisions import PLAIN, answer_frame, by_rule, rule_of
+from everloop.training.class_decisions import PLAIN, answer_frame, by_rule, rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from everloop.training.decisions import Answers, Rule
-    from everloop.training.trained import Files, Model, Task
+    from everloop.training.class_decisions import Answers, Rule
+    from everloop.training.trained_model import Files, Model, Task
 
     Array = NDArray[np.float64]
 
@@ -208,7 +208,7 @@ def prepared(before: Callable[[Any], Any], table: TableKind, frame: pl.DataFrame
 
 
 def _inner(files: Mapping[str, bytes], prefix: str, format: str, *, code: bool) -> Model:
-    from everloop.training.trained import model_from_files
+    from everloop.training.trained_model import model_from_files
 
     if format not in SAFE and not code:
         raise TrustError(f"A member of the package is of the format '{format}', which runs code when it is read.")

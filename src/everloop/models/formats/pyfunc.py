@@ -22,7 +22,7 @@ from everloop.errors import CorruptionError, NotFoundError, UsageError
 from everloop.models.formats.code import dump_code
 from everloop.models.formats.tables import TableKind
 from everloop.stores.objects.manifests import safe_path
-from everloop.training.asking import Question
+from everloop.training.estimator_scores import Question
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from everloop.training.decisions import Answers, Rule
-    from everloop.training.trained import Files, Task
+    from everloop.training.class_decisions import Answers, Rule
+    from everloop.training.trained_model import Files, Task
 
     Array = NDArray[np.float64]
 

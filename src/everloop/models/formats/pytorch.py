@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from everloop.training.trained import Files, Task
+    from everloop.training.trained_model import Files, Task
 
 _STATE, _WEIGHTS, _MODULE, _PROGRAM = "torch.json", "weights.safetensors", "module.pkl", "program.pt2"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
-from everloop.pipeline.artifacts.formats import Stored, UnkeepableError
+from everloop.pipeline.artifacts.artifact_formats import Stored, UnkeepableError
 
 if TYPE_CHECKING:
     from everloop.stores import ContentStore

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from everloop.pipeline.artifacts.formats import Stored, UnkeepableError
+from everloop.pipeline.artifacts.artifact_formats import Stored, UnkeepableError
 from everloop.stores.permissions import make_folder
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import CorruptionError
-from everloop.pipeline.artifacts.formats import Stored, UnkeepableError
+from everloop.pipeline.artifacts.artifact_formats import Stored, UnkeepableError
 from everloop.records import KINDS, Record
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import EverloopError
-from everloop.pipeline.artifacts.formats import Stored, UnkeepableError
+from everloop.pipeline.artifacts.artifact_formats import Stored, UnkeepableError
 from everloop.stores.permissions import file_mode, is_shared, make_folder
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import StepOutputError
-from everloop.pipeline.artifacts.formats import Stored, UnkeepableError
+from everloop.pipeline.artifacts.artifact_formats import Stored, UnkeepableError
 from everloop.pipeline.artifacts.frame import as_form, form_of
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from everloop.pipeline.artifacts.formats import Stored
+from everloop.pipeline.artifacts.artifact_formats import Stored
 
 if TYPE_CHECKING:
     from everloop.stores import ContentStore

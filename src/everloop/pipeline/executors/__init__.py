@@ -1,5 +1,5 @@
 """Where steps run: in this process or in a warm pool of others."""
 
-from everloop.pipeline.executors.protocol import Executor
+from everloop.pipeline.executors.executor import Executor
 
 __all__ = ["Executor"]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
-    from everloop.pipeline.executors.protocol import LogWriter
+    from everloop.pipeline.executors.executor import LogWriter
     from everloop.stores import Store
 
 

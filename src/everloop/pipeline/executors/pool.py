@@ -32,7 +32,7 @@ from everloop.pipeline.steps import by_value
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
 
-    from everloop.pipeline.executors.protocol import LogWriter
+    from everloop.pipeline.executors.executor import LogWriter
     from everloop.pipeline.job import Job, Outcome
     from everloop.stores import Store
 

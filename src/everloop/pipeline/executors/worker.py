@@ -15,12 +15,12 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from everloop.errors import NotFoundError, StepError, StoreError, UnavailableError
-from everloop.pipeline.code import code_of, settle
-from everloop.pipeline.failures import show_error
-from everloop.pipeline.importing import finder
+from everloop.pipeline.code.project_modules import finder
+from everloop.pipeline.code.source_files import Stamp, stamp_of
+from everloop.pipeline.code.step_code import code_of, settle
 from everloop.pipeline.job import Job, Outcome, RemoteError, perform
-from everloop.pipeline.source import Stamp, stamp_of
-from everloop.pipeline.watching import worker_variables
+from everloop.pipeline.outside.read_tracking import worker_variables
+from everloop.pipeline.step_failures import show_error
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from everloop.errors import CorruptionError, MissingExtraError
+from everloop.training.algorithms.algorithm import Attempt
 from everloop.training.algorithms.booster import Booster
-from everloop.training.algorithms.protocol import Attempt
 from everloop.training.encoding import Encoder
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from everloop.training.algorithms.protocol import Problem
-    from everloop.training.trained import Files, Task
+    from everloop.training.algorithms.algorithm import Problem
+    from everloop.training.trained_model import Files, Task
 
     Array = NDArray[np.float64]
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from everloop.errors import CorruptionError, MissingExtraError
+from everloop.training.algorithms.algorithm import Attempt
 from everloop.training.algorithms.lightgbm import share
-from everloop.training.algorithms.protocol import Attempt
 from everloop.training.encoding import Encoder
 from everloop.training.metrics import dot
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from everloop.training.algorithms.protocol import Problem
-    from everloop.training.trained import Files, Json, Task
+    from everloop.training.algorithms.algorithm import Problem
+    from everloop.training.trained_model import Files, Json, Task
 
     Array = NDArray[np.float64]
 

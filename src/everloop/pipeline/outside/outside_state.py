@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everloop import plugins
-from everloop.pipeline.values import digest_text
+from everloop.pipeline.value_digests import digest_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

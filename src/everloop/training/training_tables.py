@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from everloop.training.trained import Task
+    from everloop.training.trained_model import Task
 
 VALID_SHARE = 0.2
 

@@ -17,24 +17,24 @@ from everloop import plugins
 from everloop.errors import EverloopError, StepOutputError, TrustError, UsageError
 from everloop.pipeline import fingerprint as fp
 from everloop.pipeline.artifacts import Stored, keep_value
-from everloop.pipeline.artifacts.listed import keep_elements
+from everloop.pipeline.artifacts.lists import keep_elements
 from everloop.pipeline.binding import bind_inputs, elements_of
 from everloop.pipeline.cache import Cache, Hit
-from everloop.pipeline.code import code_of, settle
-from everloop.pipeline.failures import clean_text, describe_failure, show_error, tell_failure
+from everloop.pipeline.code.step_code import code_of, settle
 from everloop.pipeline.job import Job, Kept, Outcome
-from everloop.pipeline.reporting import watch_steps
 from everloop.pipeline.result import GraphRun
+from everloop.pipeline.scheduled_tasks import Fan, Task, count_readers, needs_of
+from everloop.pipeline.step_failures import clean_text, describe_failure, show_error, tell_failure
+from everloop.pipeline.step_progress import watch_steps
 from everloop.pipeline.steps import RESULT
-from everloop.pipeline.tasks import Fan, Task, count_readers, needs_of
-from everloop.pipeline.values import UndigestibleError, digest_text, digest_value
+from everloop.pipeline.value_digests import UndigestibleError, digest_text, digest_value
 from everloop.records import Artifact, Record, Step, StepStatus
 
 if TYPE_CHECKING:
     from everloop.pipeline.executors import Executor
     from everloop.pipeline.graph import Node
-    from everloop.pipeline.listener import Listener
-    from everloop.pipeline.reporting import StepProgress
+    from everloop.pipeline.run_listener import Listener
+    from everloop.pipeline.step_progress import StepProgress
     from everloop.stores import Store
     from everloop.tracking import ActiveRun
 

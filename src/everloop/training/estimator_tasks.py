@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from everloop.errors import UsageError
-from everloop.training.asking import Question, last_step, question_for
+from everloop.training.estimator_scores import Question, last_step, question_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import polars as pl
 
-    from everloop.training.decisions import Answers
-    from everloop.training.trained import Json, Task
+    from everloop.training.class_decisions import Answers
+    from everloop.training.trained_model import Json, Task
 
 _CLASS_TYPES = (str, bool, int, float)
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from everloop.errors import RequestError, UsageError
-from everloop.training.decisions import PLAIN, Answers, Rule, votes
+from everloop.training.class_decisions import PLAIN, Answers, Rule, votes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from everloop.training.trained import Json, Task
+    from everloop.training.trained_model import Json, Task
 
     Array = NDArray[np.float64]
     Places = NDArray[np.intp]

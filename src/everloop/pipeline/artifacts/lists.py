@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, get_args
 
-from everloop.pipeline.artifacts.formats import Stored, UnkeepableError, load_value
+from everloop.pipeline.artifacts.artifact_formats import Stored, UnkeepableError, load_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

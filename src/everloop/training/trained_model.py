@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from everloop.training.decisions import Answers
+    from everloop.training.class_decisions import Answers
 
     Scores = NDArray[np.float64]
 
@@ -172,7 +172,7 @@ class Trained:
 
     def answer_frame(self, frame: pl.DataFrame) -> Answers:
         """Scores and predicted classes of every row of a frame."""
-        from everloop.training.decisions import answer_frame
+        from everloop.training.class_decisions import answer_frame
 
         return answer_frame(self.model, frame)
 

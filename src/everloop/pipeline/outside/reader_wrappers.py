@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from everloop.pipeline.objects import WATCHED
+from everloop.pipeline.code.object_inspection import WATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -104,11 +104,11 @@ def _wrap(module: Any, full: str, name: str, use: Use) -> None:
 
 
 def _watched(plain: Callable[..., Any], place: int, use: Use) -> Callable[..., Any]:
-    from everloop.pipeline import watching
+    from everloop.pipeline.outside import read_tracking
 
     @functools.wraps(plain)
     def watched(*args: Any, **options: Any) -> Any:
-        if watching.is_watching():
+        if read_tracking.is_watching():
             given = args[place] if len(args) > place else next((options[n] for n in _NAMES if n in options), None)
             _note(given, use)
         return plain(*args, **options)
@@ -118,7 +118,7 @@ def _watched(plain: Callable[..., Any], place: int, use: Use) -> Callable[..., A
 
 
 def _note(given: Any, use: Use) -> None:
-    from everloop.pipeline.watching import note_read, note_unseen, note_written
+    from everloop.pipeline.outside.read_tracking import note_read, note_unseen, note_written
 
     if isinstance(given, list | tuple):
         for one in given:

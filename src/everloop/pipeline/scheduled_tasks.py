@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from everloop.pipeline.artifacts import Stored
-    from everloop.pipeline.code import Code
+    from everloop.pipeline.code.step_code import Code
     from everloop.pipeline.graph import Node
     from everloop.records import Step
 

@@ -17,14 +17,14 @@ import numpy as np
 
 from everloop import plugins
 from everloop.errors import TrainingError, UsageError
-from everloop.pipeline.reporting import progress
-from everloop.training.algorithms.protocol import Problem
+from everloop.pipeline.step_progress import progress
+from everloop.training.algorithms.algorithm import Problem
 from everloop.training.encoding import Encoder
 from everloop.training.intervals import delong_covariance, paired_bootstrap
 from everloop.training.metrics import get_metric, metrics_of
-from everloop.training.tables import feature_columns, labelled, set_aside, table
 from everloop.training.targets import encode_target, find_classes, infer_task
-from everloop.training.trained import Recipe, Trained
+from everloop.training.trained_model import Recipe, Trained
+from everloop.training.training_tables import feature_columns, labelled, set_aside, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from everloop.training.algorithms.protocol import Algorithm, Attempt
+    from everloop.training.algorithms.algorithm import Algorithm, Attempt
     from everloop.training.metrics import Metric
-    from everloop.training.trained import Json, Model, Task
+    from everloop.training.trained_model import Json, Model, Task
 
     Array = NDArray[np.float64]
     Listener = Callable[[dict[str, Json]], None]

@@ -27,7 +27,7 @@ import types
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from everloop.pipeline.packages import origin_of
+from everloop.pipeline.code.code_origin import origin_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING, TypeAlias
 
-from everloop.pipeline.readings import Scope
-from everloop.pipeline.syntax import write_constant
+from everloop.pipeline.code.canonical_syntax import write_constant
+from everloop.pipeline.code.name_usage import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,7 @@ import typing
 from typing import Any
 
 from everloop.errors import StepOutputError
-from everloop.pipeline.source import find_source
+from everloop.pipeline.code.source_files import find_source
 
 if typing.TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,7 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from everloop.pipeline.reach import Code, Known, Reach
+from everloop.pipeline.code.code_dependencies import Code, Known, Reach
 from everloop.pipeline.steps import Step
 
 if TYPE_CHECKING:

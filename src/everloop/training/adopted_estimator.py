@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 import numpy as np
 
 from everloop.errors import CorruptionError, MissingExtraError, RequestError, TrainingError, TrustError, UsageError
-from everloop.training.asking import Question
 from everloop.training.encoding import arrow_type
-from everloop.training.estimators import (
+from everloop.training.estimator_scores import Question
+from everloop.training.estimator_tasks import (
     arranged,
     check_one_output,
     first_answers,
@@ -25,9 +25,9 @@ from everloop.training.estimators import (
     known_classes,
     task_for,
 )
-from everloop.training.tables import table
 from everloop.training.targets import find_classes, infer_task
-from everloop.training.trained import Trained
+from everloop.training.trained_model import Trained
+from everloop.training.training_tables import table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from everloop.training.decisions import Answers, Rule
-    from everloop.training.trained import Files, Json, Task
+    from everloop.training.class_decisions import Answers, Rule
+    from everloop.training.trained_model import Files, Json, Task
 
     Array = NDArray[np.float64]
 

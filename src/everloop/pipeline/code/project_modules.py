@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everloop.pipeline.source import keep_imported
+from everloop.pipeline.code.source_files import keep_imported
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

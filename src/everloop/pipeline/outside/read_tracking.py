@@ -19,9 +19,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everloop.pipeline.objects import label_of
-from everloop.pipeline.outside import digest_variable, names_of, observe_files, observe_folder
-from everloop.pipeline.packages import origin_of
+from everloop.pipeline.code.code_origin import origin_of
+from everloop.pipeline.code.object_inspection import label_of
+from everloop.pipeline.outside.outside_state import digest_variable, names_of, observe_files, observe_folder
 from everloop.stores.clock import system_micros
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def watching(store: Store, packages: Collection[str] = ()) -> Iterator[Watch]:
         store: its own files do not count.
         packages: the distributions that the step uses.
     """
-    from everloop.pipeline.readers import wrap_readers
+    from everloop.pipeline.outside.reader_wrappers import wrap_readers
 
     with _installed:
         _install()

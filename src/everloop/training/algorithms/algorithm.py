@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from everloop.training.encoding import Encoder
     from everloop.training.metrics import Metric
-    from everloop.training.trained import Model, Task
+    from everloop.training.trained_model import Model, Task
 
     Array = NDArray[np.float64]
 

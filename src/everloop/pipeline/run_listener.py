@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from everloop.pipeline.reporting import StepProgress
+    from everloop.pipeline.step_progress import StepProgress
     from everloop.records import Step
 
 

@@ -20,12 +20,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everloop.pipeline.objects import cells_of, file_of_methods, label_of, names_in, unwrapped
-from everloop.pipeline.packages import find_distribution, origin_of
-from everloop.pipeline.readings import Reading, readings
-from everloop.pipeline.source import SourceFile, Stamp, find_bytecode, find_source, stamp_of, write_instructions
-from everloop.pipeline.syntax import write_syntax
-from everloop.pipeline.values import UndigestibleError, digest_text, digest_value, is_constant
+from everloop.pipeline.code.canonical_syntax import write_syntax
+from everloop.pipeline.code.code_origin import find_distribution, origin_of
+from everloop.pipeline.code.name_usage import Reading, readings
+from everloop.pipeline.code.object_inspection import cells_of, file_of_methods, label_of, names_in, unwrapped
+from everloop.pipeline.code.source_files import (
+    SourceFile,
+    Stamp,
+    find_bytecode,
+    find_source,
+    stamp_of,
+    write_instructions,
+)
+from everloop.pipeline.value_digests import UndigestibleError, digest_text, digest_value, is_constant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
