@@ -50,7 +50,7 @@ import sys, time
 from pathlib import Path
 import everloop as el
 from everloop.errors import EverloopError
-from everloop.models import import_package
+from everloop.packages import import_package
 from everloop.tracking.run_archive import import_runs
 from everloop.stores.backup import restore
 kind, path, home = sys.argv[1:]

@@ -21,10 +21,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
-from everloop.models.compilation.choosing import compile_model
-from everloop.models.package import signature_of
-from everloop.models.parity import plain_rows, probe
-from everloop.models.saving import describe
+from everloop.packages.compilation.selection import compile_model
+from everloop.packages.package import signature_of
+from everloop.packages.parity import plain_rows, probe
+from everloop.registry.saving import describe
 
 TRAINING_ROWS = 20_000
 

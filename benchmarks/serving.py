@@ -212,8 +212,9 @@ def trained() -> tuple[Any, Any]:
 
 def own(folder: Path, seconds: float, repeat: int) -> float:
     """everloop in turns with the echo; returns its requests a second at sixteen connections."""
-    from everloop.models import build_package, register, save_model
+    from everloop.packages import build_package
     from everloop.records import Endpoint, Route
+    from everloop.registry import register, save_model
     from everloop.serving import EndpointProcess
     from everloop.stores import open_store
     from everloop.testing.models import sample_rows, sample_table, train_sample
@@ -298,8 +299,8 @@ def batch(folder: Path, rows: int) -> None:
     import polars as pl
     from sklearn.linear_model import LogisticRegression
 
-    from everloop.models import load_model, save_model
     from everloop.records import Endpoint
+    from everloop.registry import load_model, save_model
     from everloop.serving.batch import score_files, score_piece
     from everloop.stores import open_store
 

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
         backfill as backfill,
         materialize as materialize,
     )
-    from everloop.models import load_model as load_model, save_model as save_model
     from everloop.pipeline import (
         Graph as Graph,
         progress as progress,
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
         step as step,
         trace as trace,
     )
+    from everloop.registry import load_model as load_model, save_model as save_model
     from everloop.stores import open_store as open_store
     from everloop.tracking import (
         autolog as autolog,
@@ -82,7 +82,7 @@ __getattr__, __dir__, _names = lazy_exports(
             "backfill",
             "materialize",
         ],
-        "models": ["load_model", "save_model"],
+        "registry": ["load_model", "save_model"],
         "pipeline": ["Graph", "progress", "run_graph", "step", "trace"],
         "stores": ["open_store"],
         "tracking": ["autolog", "compare_runs", "current_run", "read_history", "search_runs", "start_run"],

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from everloop.models import get_version, register, remove_alias, set_alias
 from everloop.records import GateResult, ModelVersion, Package, Snapshot
+from everloop.registry import get_version, register, remove_alias, set_alias
 from everloop.stores import open_store
 
 SIGNATURE = {

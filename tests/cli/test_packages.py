@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from everloop.models import save_model
+from everloop.registry import save_model
 from everloop.stores import open_store
 from everloop.stores.trust import Keyring
 

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from everloop.cli.progress import MOST_SHOWN, StepLines, packaging
-from everloop.models.effort import Progress
+from everloop.packages.time_budget import Progress
 from everloop.pipeline import StepProgress
 
 SLOW = """

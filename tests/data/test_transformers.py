@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from everloop.models import load_model, save_model
+from everloop.registry import load_model, save_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +48,7 @@ def safe(values):
 ELSEWHERE = """
 import sys
 import polars as pl
-from everloop.models import load_model
+from everloop.registry import load_model
 from everloop.stores import open_store
 assert "own_features" not in sys.modules
 with open_store(sys.argv[1]) as store:

@@ -17,8 +17,8 @@ from everloop.loop.champions import Rival, find_rival
 from everloop.loop.gates import Trial, judge
 from everloop.loop.live_evidence import live_evidence
 from everloop.loop.parts import NotWorseThan
-from everloop.models import get_version, load_model, save_model
 from everloop.records import Decision
+from everloop.registry import get_version, load_model, save_model
 from everloop.serving.prediction_log import input_column
 from everloop.stores import open_store
 from everloop.training.metrics import score

@@ -10,8 +10,8 @@ from everloop.errors import ConflictError, NotFoundError
 from everloop.loop import abort_release, advance_release, move_alias, promote, roll_back
 from everloop.loop.gates import Answer
 from everloop.loop.rollout import apply_answer, champion_of, find_rolling, start_release
-from everloop.models import alias_history, approve, list_requests, set_policy
 from everloop.records import Endpoint, GateResult, ModelVersion, Release
+from everloop.registry import alias_history, approve, list_requests, set_policy
 from everloop.stores import open_store
 from everloop.stores.clock import FixedClock
 

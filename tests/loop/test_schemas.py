@@ -210,7 +210,7 @@ def served(model, version, orders, columns):
 
 @pytest.mark.parametrize("everything", [True, False])
 def test_live_evidence_across_columns(shop, load, store, first, monkeypatch, everything):
-    from everloop.models import load_model
+    from everloop.registry import load_model
 
     change(shop, ".drop('weight').with_columns(pl.col('price').sqrt().alias('root'))")
     loop = load()

@@ -19,11 +19,11 @@ import numpy as np
 import polars as pl
 
 from everloop.errors import EverloopError
-from everloop.models import probe_process
-from everloop.models.manifest import Manifest
-from everloop.models.parity import try_answers
-from everloop.models.predictor import predictor_from
-from everloop.models.probing import Limits
+from everloop.packages.isolation import child_process
+from everloop.packages.isolation.isolated_load import Limits
+from everloop.packages.package_manifest import Manifest
+from everloop.packages.parity import try_answers
+from everloop.packages.predictor import predictor_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,7 @@ ROWS = 200
 
 
 def main(jobs: str, out: str, *libraries: str) -> None:
-    probe_process._START_CPU_S = 0
+    child_process._START_CPU_S = 0
     for name in libraries:
         import_module(name)
     outcomes = []
@@ -45,7 +45,7 @@ def main(jobs: str, out: str, *libraries: str) -> None:
 
 
 def tried(manifest: bytes, files: dict[str, bytes]) -> str:
-    probe_process._package(LIMITS, manifest, files)
+    child_process._package(LIMITS, manifest, files)
     return "ok"
 
 

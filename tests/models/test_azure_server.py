@@ -12,8 +12,9 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everloop.models import build_package, load_model, register
-from everloop.models.azure import export_script
+from everloop.deploy.azure_ml import export_script
+from everloop.packages import build_package
+from everloop.registry import load_model, register
 from everloop.testing.models import sample_rows
 
 if TYPE_CHECKING:

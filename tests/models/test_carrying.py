@@ -19,17 +19,8 @@ from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestRegress
 from sklearn.linear_model import LogisticRegression
 
 from everloop.errors import CorruptionError, NotFoundError, TrustError, UsageError
-from everloop.models import (
-    build_package,
-    environment_sbom,
-    export_package,
-    import_package,
-    load_model,
-    read_package,
-    register,
-    save_model,
-    verify_package,
-)
+from everloop.packages import build_package, environment_sbom, import_package, read_package
+from everloop.registry import export_package, load_model, register, save_model, verify_package
 from everloop.stores import Store, open_store
 from everloop.stores.trust import Keyring
 
@@ -237,7 +228,7 @@ def test_links_and_devices_are_refused(tmp_path: Path, store: Store) -> None:
 def test_a_small_file_that_unpacks_to_anything_is_refused(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("everloop.models.bundle.MOST_BYTES", 2**20)
+    monkeypatch.setattr("everloop.packages.archive.MOST_BYTES", 2**20)
     path = packed(tmp_path / "bomb.tar.zst", {"everloop.json": bytes(2**24)})
     assert path.stat().st_size < 2**16
     with pytest.raises(CorruptionError, match="more than 1048576 bytes"):

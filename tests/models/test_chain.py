@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from everloop.models import build_package, load_model, register, set_alias
+from everloop.packages import build_package
+from everloop.registry import load_model, register, set_alias
 from everloop.training import evaluate
 
 if TYPE_CHECKING:

@@ -41,18 +41,18 @@ from sklearn.preprocessing import (
 from sklearn.tree import DecisionTreeRegressor
 
 from everloop.errors import EverloopError, ParityError
-from everloop.models.compilation import graphs
-from everloop.models.compilation.choosing import compile_model
-from everloop.models.compilation.compiled import CompiledModel, TreeForm
-from everloop.models.compilation.deadline import OutOfTimeError, deadline
-from everloop.models.compilation.proof import prove_compiled, rows_beside_thresholds, split_thresholds
-from everloop.models.compilation.reading import Subject
-from everloop.models.package import signature_of
-from everloop.models.parity import probe
-from everloop.models.saving import describe
+from everloop.packages.compilation import onnx_graphs
+from everloop.packages.compilation.compiled_model import CompiledModel, TreeForm
+from everloop.packages.compilation.deadline import OutOfTimeError, deadline
+from everloop.packages.compilation.equivalence_proof import prove_compiled, rows_beside_thresholds, split_thresholds
+from everloop.packages.compilation.pipelines import Subject
+from everloop.packages.compilation.selection import compile_model
+from everloop.packages.package import signature_of
+from everloop.packages.parity import probe
+from everloop.registry.saving import describe
 
 if TYPE_CHECKING:
-    from everloop.models.signature import Signature
+    from everloop.packages.signature import Signature
 
 ROWS = 300
 
@@ -267,7 +267,7 @@ def test_scaling_before_trees_in_single_precision_is_caught() -> None:
         options={id(model.steps[-1][1]): {"zipmap": False}},
         target_opset={"": 18, "ai.onnx.ml": 3},
     )
-    single = graphs.GraphForm(
+    single = onnx_graphs.GraphForm(
         graph.SerializeToString(), names=signature.names, task="binary", output="probabilities", joined=True
     )
     with pytest.raises(ParityError, match="compiled form answers"):
@@ -291,7 +291,7 @@ def test_calibrated_wrapper_that_converts_wrongly_is_caught(name: str, single: b
     model = WRONG[name].fit(table, table[:, 0] + rng.normal(size=600) > 0)
     original, form, signature, frame, evidence = compiled(model, table)
     subject = Subject(estimator=model, table=original.table, task="binary", order=(), model=original)
-    graph = CompiledModel(graphs.convert(subject, signature, frame, single=single), "binary", signature.names)
+    graph = CompiledModel(onnx_graphs.convert(subject, signature, frame, single=single), "binary", signature.names)
     apart = np.abs(graph.predict_scores(frame) - original.predict_scores(frame)).max()
     wrong = apart > 1e-3
     # A converter that has learned it is welcome; until then it is wrong without a word, on the very training rows.
@@ -313,7 +313,7 @@ def test_a_conversion_that_is_right_on_all_training_rows_and_wrong_beside_them_i
     original, form, signature, frame, _ = compiled(model, table)
     assert form is None
     subject = Subject(estimator=model, table=original.table, task="binary", order=(), model=original)
-    graph = CompiledModel(graphs.convert(subject, signature, frame, single=True), "binary", signature.names)
+    graph = CompiledModel(onnx_graphs.convert(subject, signature, frame, single=True), "binary", signature.names)
     np.testing.assert_allclose(graph.predict_scores(frame), original.predict_scores(frame), atol=1e-5)
     with pytest.raises(ParityError):
         prove_compiled(original, graph, signature, frame)
@@ -367,7 +367,7 @@ def test_ensembles_behind_encoders_become_graphs(name: str) -> None:
 def test_a_forest_on_which_the_converter_never_ends_is_not_given_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """skl2onnx halves an interval that is infinite, and so never narrows, where a tree splits nulls from all else."""
     pytest.importorskip("skl2onnx")
-    monkeypatch.setattr("everloop.models.compilation.choosing._SESSION_S", 0.0)  # or it would not even be tried
+    monkeypatch.setattr("everloop.packages.compilation.selection._SESSION_S", 0.0)  # or it would not even be tried
     table = np.random.default_rng(0).normal(size=(200, 1))
     truth = (np.arange(200) % 3 == 0).astype(int)
     table[truth == 1] = np.nan

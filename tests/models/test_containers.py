@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pytest
 
+from everloop.deploy.azure_ml import Scoring, export_script, find_package
+from everloop.deploy.images import dockerfile, write_context
 from everloop.errors import DataError, NotFoundError, TrustError, UsageError
-from everloop.models import build_package, load_model, register, save_model
-from everloop.models.azure import Scoring, export_script, find_package
-from everloop.models.containers import dockerfile, write_context
-from everloop.models.lock import Locked, requirements
-from everloop.models.manifest import Environment, Manifest
+from everloop.packages import build_package
+from everloop.packages.environment_lock import Locked, requirements
+from everloop.packages.package_manifest import Environment, Manifest
+from everloop.registry import load_model, register, save_model
 
 if TYPE_CHECKING:
     from everloop.stores import Store

@@ -13,7 +13,7 @@ from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils import all_estimators
 
 from everloop.errors import UsageError
-from everloop.models import load_model, save_model
+from everloop.registry import load_model, save_model
 
 if TYPE_CHECKING:
     from everloop.stores import Store

@@ -21,11 +21,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from everloop.errors import CorruptionError, EverloopError, NotFoundError, RequestError, TrustError, UsageError
-from everloop.models import load_model, save_model, verify_package
-from everloop.models.formats.mojo import MojoModel, adopt_mojo, read_mojo
-from everloop.models.formats.tables import read_example
-from everloop.models.registry import get_package
+from everloop.packages.formats.input_tables import read_example
+from everloop.packages.formats.mojo import MojoModel, adopt_mojo, read_mojo
+from everloop.packages.package import get_package
 from everloop.records import Route
+from everloop.registry import load_model, save_model, verify_package
 from everloop.serving.live import Scorer
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def test_keras_in_safe_mode(store: Store, need: Any, monkeypatch: pytest.MonkeyP
 def test_keras_with_something_unknown_in_it_is_refused(
     store: Store, need: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from everloop.models.formats.keras import load_keras
+    from everloop.packages.formats.keras import load_keras
 
     keras = _keras(need, monkeypatch)
     net = keras.Sequential([keras.layers.Input((3,)), keras.layers.Lambda(lambda rows: rows * 2)])

@@ -29,12 +29,12 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
 from everloop.errors import UsageError
-from everloop.models import load_model, save_model, verify_package, version_card
-from everloop.models.registry import get_package
+from everloop.packages.package import get_package
+from everloop.registry import load_model, save_model, verify_package, version_card
 from everloop.training import adopt, evaluate
 
 if TYPE_CHECKING:
-    from everloop.models import Predictor
+    from everloop.packages import Predictor
     from everloop.stores import Store
 
 RNG = np.random.default_rng(0)

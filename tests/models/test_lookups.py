@@ -13,7 +13,7 @@ from sklearn.linear_model import LinearRegression
 import everloop as el
 from everloop.data.features import materialize, open_online
 from everloop.errors import NotFoundError, RequestError, UsageError
-from everloop.models import export_package, load_model, save_model, verify_package
+from everloop.registry import export_package, load_model, save_model, verify_package
 
 if TYPE_CHECKING:
     from pathlib import Path

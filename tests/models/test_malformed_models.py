@@ -23,11 +23,12 @@ import pytest
 
 import everloop as el
 from everloop.errors import CorruptionError, EverloopError
-from everloop.models import import_package, manifest as manifests, read_package, save_model, verify_package
-from everloop.models.admission import admit
-from everloop.models.package import digest_of, digest_of_files, write_files
-from everloop.models.probing import Job, Limits, probe_package, run
+from everloop.packages import import_package, package_manifest as manifests, read_package
+from everloop.packages.isolation.isolated_load import Job, Limits, probe_package, run
+from everloop.packages.isolation.isolation_policy import admit
+from everloop.packages.package import digest_of, digest_of_files, write_files
 from everloop.records import ModelVersion, Package
+from everloop.registry import save_model, verify_package
 from everloop.stores import open_store
 from everloop.stores.trust import Keyring
 
@@ -282,9 +283,9 @@ def test_sound_models_pass_the_trial_as_it_is(kind: str, packages: Callable[...,
     ],
 )
 def test_what_ends_the_child_is_a_refusal(last: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from everloop.models import probing
+    from everloop.packages.isolation import isolated_load
 
-    monkeypatch.setattr(probing, "_START", "path = {path!r}; " + last)
+    monkeypatch.setattr(isolated_load, "_START", "path = {path!r}; " + last)
     limits = Limits(cpu_s=1, wall_s=1 if "sleep" in last else 60, memory_bytes=2**30)
     with pytest.raises(CorruptionError, match=reason) as refused:
         run(Job(name="package", limits=limits), "The package 'x'")
@@ -292,12 +293,12 @@ def test_what_ends_the_child_is_a_refusal(last: str, reason: str, monkeypatch: p
 
 
 def test_the_child_has_nothing_of_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from everloop.models import probing
+    from everloop.packages.isolation import isolated_load
 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.chdir(tmp_path)
     said = "import json, os; print(json.dumps(dict(error='DataError', message=repr((os.listdir(), dict(os.environ))))))"
-    monkeypatch.setattr(probing, "_START", "path = {path!r}; " + said)
+    monkeypatch.setattr(isolated_load, "_START", "path = {path!r}; " + said)
     with pytest.raises(EverloopError) as told:
         run(Job(name="package", limits=Limits.of(0)), "x")
     held, environment = eval(told.value.message)  # noqa: S307 - the child above wrote it
@@ -377,9 +378,9 @@ def test_a_model_that_takes_too_much_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from everloop.models import probing
+    from everloop.packages.isolation import isolated_load
 
-    monkeypatch.setattr(probing, "CPU_S", 0)
+    monkeypatch.setattr(isolated_load, "CPU_S", 0)
     files = changed(packages("graph"), "model/model.onnx", attack())
     package = write_files(tmp_path / "package", files)
     with open_store(tmp_path / "other", create=True) as other, pytest.raises(EverloopError, match=reason):
@@ -508,7 +509,7 @@ def test_a_key_that_is_removed_counts_no_longer(
     signature = ring.sign(digest)
     here.trust(ring.public_key(), "ann")
     tried: list[str] = []
-    monkeypatch.setattr("everloop.models.probing.probe_package", lambda *given: tried.append(digest))
+    monkeypatch.setattr("everloop.packages.isolation.isolated_load.probe_package", lambda *given: tried.append(digest))
     admit(manifest, files, digest, signature, store=store)
     assert not tried
     here.distrust("ann")

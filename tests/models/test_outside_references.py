@@ -17,21 +17,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 import everloop as el
 from everloop.errors import CorruptionError, EverloopError, TrustError
-from everloop.models import (
-    export_package,
-    import_package,
-    manifest as manifests,
-    read_package,
-    save_model,
-    verify_package,
-)
-from everloop.models.compilation.graphs import open_session
-from everloop.models.formats.checking import check_skops
-from everloop.models.formats.keras import check_keras
-from everloop.models.formats.lightgbm_text import check_text
-from everloop.models.formats.onnx_references import check_references
-from everloop.models.package import digest_of, write_files
+from everloop.packages import import_package, package_manifest as manifests, read_package
+from everloop.packages.compilation.onnx_graphs import open_session
+from everloop.packages.formats.file_checks import check_skops
+from everloop.packages.formats.keras import check_keras
+from everloop.packages.formats.lightgbm_text import check_text
+from everloop.packages.formats.onnx_references import check_references
+from everloop.packages.package import digest_of, write_files
 from everloop.records import Package
+from everloop.registry import export_package, save_model, verify_package
 from everloop.stores import open_store
 
 if TYPE_CHECKING:
@@ -265,7 +259,7 @@ def test_depth_is_bounded() -> None:
 
 
 def test_the_walk_needs_no_onnx_package() -> None:
-    code = "import sys; from everloop.models.formats.onnx_references import check_references as check"
+    code = "import sys; from everloop.packages.formats.onnx_references import check_references as check"
     code += "; check(b''); sys.exit('onnx' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -338,11 +332,11 @@ def test_what_cannot_be_parsed_is_never_signed(tmp_path: Path, store: Store) -> 
 
 
 def test_an_unsigned_package_is_tried_once(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from everloop.models import probing
+    from everloop.packages.isolation import isolated_load
 
     tried: list[str] = []
-    run = probing.run
-    monkeypatch.setattr(probing, "run", lambda job, told: (tried.append(told), run(job, told)))
+    run = isolated_load.run
+    monkeypatch.setattr(isolated_load, "run", lambda job, told: (tried.append(told), run(job, told)))
     save_model(summed().SerializeToString(), "sum", example=X, store=store, compile=False, proof_s=0)
     el.load_model(store, "sum@1")
     assert verify_package(store, "sum@1").ok
@@ -406,7 +400,7 @@ def test_a_vectorizer_does_not_read_files() -> None:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    from everloop.models.formats.estimator import dump_estimator, load_estimator
+    from everloop.packages.formats.estimator import dump_estimator, load_estimator
 
     texts = ["good fine", "bad poor"] * 5
     fine = make_pipeline(CountVectorizer(), LogisticRegression()).fit(texts, [1, 0] * 5)
@@ -489,7 +483,7 @@ def test_keras_files_that_are_none_are_refused(blob: bytes) -> None:
 
 def test_weights_of_keras_lie_in_its_own_file(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
-    from everloop.models.formats.keras import _check_weights
+    from everloop.packages.formats.keras import _check_weights
 
     def weights(fill: Callable[[Any], None]) -> bytes:
         with h5py.File(tmp_path / "w.h5", "w") as file:

@@ -20,10 +20,11 @@ from everloop.errors import (
     TrustError,
     UsageError,
 )
-from everloop.models import build_package, load_model, read_package, register, version_card
-from everloop.models.card import left_out
-from everloop.models.manifest import Manifest
+from everloop.packages import build_package, read_package
+from everloop.packages.package_manifest import Manifest
 from everloop.records import Package
+from everloop.registry import load_model, register, version_card
+from everloop.registry.model_card import left_out
 from everloop.stores import Store, open_store
 from everloop.testing.models import FEATURES, sample_rows, train_sample
 from everloop.training.algorithms.linear import LinearModel
@@ -181,7 +182,7 @@ def test_answering_needs_no_training_library(store: Store, table: pl.DataFrame, 
     package = build_package(train_sample(algorithm), store=store, sample=table)
     code = f"""
 import json, sys
-from everloop.models import load_model
+from everloop.registry import load_model
 from everloop.stores import open_store
 with open_store(sys.argv[1]) as store:
     load_model(store, sys.argv[2]).predict(json.loads(sys.argv[3]))
@@ -194,7 +195,7 @@ assert not heavy, heavy
 
 def test_importing_the_room_loads_the_standard_library_only() -> None:
     code = """
-import sys, everloop.models, everloop.serving
+import sys, everloop.packages, everloop.serving
 assert not {"numpy", "polars", "msgspec", "uvicorn"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

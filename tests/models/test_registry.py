@@ -6,15 +6,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from everloop.errors import ConflictError, NotFoundError, UsageError
-from everloop.models import (
-    alias_history,
-    find_alias,
-    get_version,
-    list_versions,
-    register,
-    set_alias,
-)
 from everloop.records import Alias, ModelVersion, Package
+from everloop.registry import alias_history, find_alias, get_version, list_versions, register, set_alias
 from everloop.stores import Store, open_store
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import pytest
 from everloop.errors import ConflictError, NotFoundError, TrustError, UsageError
 from everloop.loop import promote, roll_back
 from everloop.loop.rollout import start_release
-from everloop.models import (
+from everloop.records import Endpoint, GateResult, ModelVersion, Package, Run, Source
+from everloop.registry import (
     ApprovalError,
     alias_at,
     alias_history,
@@ -34,7 +35,6 @@ from everloop.models import (
     version_history,
     withdraw,
 )
-from everloop.records import Endpoint, GateResult, ModelVersion, Package, Run, Source
 from everloop.serving.endpoints import routes_of, set_routes
 from everloop.stores import open_store
 

@@ -13,7 +13,8 @@ import pytest
 
 from everloop.errors import EverloopError
 from everloop.loop import promote
-from everloop.models import (
+from everloop.records import Endpoint, ModelVersion, Package, Release
+from everloop.registry import (
     alias_history,
     approve,
     archive,
@@ -26,7 +27,6 @@ from everloop.models import (
     set_policy,
     unarchive,
 )
-from everloop.records import Endpoint, ModelVersion, Package, Release
 from everloop.stores import open_store
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ MOVER = """
 import json, random, sys, time
 from everloop.errors import EverloopError
 from everloop.loop import move_alias, promote
-from everloop.models import approve, find_alias, get_version, set_alias
+from everloop.registry import approve, find_alias, get_version, set_alias
 from everloop.stores import open_store
 
 home, actor, what, *rest = sys.argv[1:]
@@ -78,10 +78,10 @@ DECIDER = """
 import json, sys
 from everloop.errors import EverloopError
 from everloop.loop import promote, roll_back
-from everloop.models import (
+from everloop.registry import (
     approve, archive, get_version, reject, remove_alias, request_alias, set_alias, take_back_alias, unarchive, withdraw
 )
-from everloop.models.curating import check_unused
+from everloop.registry.annotations import check_unused
 from everloop.records import ModelVersion
 from everloop.stores import open_store
 

@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from everloop.errors import ParityError, UsageError
-from everloop.models import load_model, save_model
+from everloop.registry import load_model, save_model
 
 if TYPE_CHECKING:
     from everloop.stores import Store

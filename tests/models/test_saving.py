@@ -18,8 +18,8 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
 import everloop as el
 from everloop.errors import EverloopError, NotFoundError, RequestError, TrainingError, UsageError
-from everloop.models import load_model, save_model, verify_package
-from everloop.models.registry import get_package
+from everloop.packages.package import get_package
+from everloop.registry import load_model, save_model, verify_package
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -203,7 +203,7 @@ def test_compiled_package_answers_without_scikit_learn(store: Store, people: pd.
     version = save_model(pipeline(RandomForestClassifier(5)).fit(people, churned), "churn", people, store=store)
     code = """
 import sys
-from everloop.models import load_model
+from everloop.registry import load_model
 from everloop.stores import open_store
 with open_store(sys.argv[1]) as store:
     load_model(store, sys.argv[2]).row_function()((30.0, 2, "Oslo", "free"))
@@ -260,7 +260,7 @@ def test_refused_values_are_the_clients_fault(store: Store, people: pd.DataFrame
 
 
 def test_what_a_training_step_returns_is_compiled_too(store: Store, people: pd.DataFrame, churned: pd.Series) -> None:
-    from everloop.models import build_package
+    from everloop.packages import build_package
     from everloop.training import adopt
 
     model = pipeline(RandomForestClassifier(5, max_depth=5)).fit(people, churned)

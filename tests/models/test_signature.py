@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from everloop.errors import RequestError, UsageError
-from everloop.models.signature import Input, Signature, input_type, polars_type
+from everloop.packages.signature import Input, Signature, input_type, polars_type
 
 SIGNATURE = Signature(
     task="binary",

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from everloop.errors import CorruptionError
-from everloop.models.formats.estimator import dump_estimator, load_estimator
-from everloop.models.formats.structure import check_structure
+from everloop.packages.formats.estimator import dump_estimator, load_estimator
+from everloop.packages.formats.estimator_structure import check_structure
 
 skops = pytest.importorskip("skops.io")
 CHANCE = np.random.default_rng(0)

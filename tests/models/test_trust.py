@@ -9,10 +9,11 @@ import polars as pl
 import pytest
 
 from everloop.errors import CorruptionError, EverloopError, ParityError
-from everloop.models import build_package, load_model, read_package, save_model
-from everloop.models.lock import differences, requirements
-from everloop.models.manifest import FILE, Manifest, OtherPythonError
-from everloop.models.package import digest_of_files
+from everloop.packages import build_package, read_package
+from everloop.packages.environment_lock import differences, requirements
+from everloop.packages.package import digest_of_files
+from everloop.packages.package_manifest import FILE, Manifest, OtherPythonError
+from everloop.registry import load_model, save_model
 from everloop.stores.trust import Keyring
 
 if TYPE_CHECKING:

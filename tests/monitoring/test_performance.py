@@ -256,7 +256,8 @@ def test_by_period_as_it_was(airport: Airport, store: Store, at: Move) -> None:
 
 
 def test_by_period_as_if_another_version_had_answered(airport: Airport, store: Store, at: Move) -> None:
-    from everloop.models import build_package, load_model, register
+    from everloop.packages import build_package
+    from everloop.registry import load_model, register
     from everloop.training import AutoTrain
 
     train = airport.flights(1500, 1, start=START - 9 * DAY).select(*FEATURES, "late")

@@ -57,7 +57,7 @@ def _zip(path: Path) -> None:
 def _package(path: Path) -> None:
     from sklearn.linear_model import LogisticRegression
 
-    from everloop.models import export_package, save_model
+    from everloop.registry import export_package, save_model
 
     example = FRAME.select("id", "amount").to_pandas()
     model = LogisticRegression().fit(example, [0, 1] * 20)
@@ -67,7 +67,7 @@ def _package(path: Path) -> None:
 
 
 def _import_package(path: Path) -> object:
-    from everloop.models.bundle import open_bundle
+    from everloop.packages.archive import open_bundle
 
     return open_bundle(path)
 

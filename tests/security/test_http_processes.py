@@ -15,8 +15,9 @@ import pytest
 
 from everloop.http.connection import LimitedHttp
 from everloop.http.request_guard import RequestGuard
-from everloop.models import build_package, register
+from everloop.packages import build_package
 from everloop.records import Endpoint, Route
+from everloop.registry import register
 from everloop.serving import EndpointApp
 from everloop.serving.following import Follower
 from everloop.serving.house import House

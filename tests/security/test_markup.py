@@ -20,8 +20,8 @@ from everloop.cli import output
 from everloop.cli.app import run as command_line
 from everloop.data import profile_page, profile_snapshot, take_snapshot
 from everloop.errors import UsageError
-from everloop.models import describe, register, set_alias, tag, version_card
 from everloop.records import GateResult, Package, Run, Source
+from everloop.registry import describe, register, set_alias, tag, version_card
 from everloop.stores import Store, open_store
 from everloop.stores.printable import markdown_cell, markdown_code, markdown_text, printable, shell_line, shell_word
 from everloop.tracking.display import html_of, panel_of

@@ -11,8 +11,8 @@ from datetime import timedelta
 import pytest
 
 from everloop.errors import ConflictError, UsageError
-from everloop.models import find_alias
 from everloop.records import ModelVersion
+from everloop.registry import find_alias
 from everloop.server.access import AccessBook, Principal
 from everloop.server.access.limiting import FailureLimit
 from everloop.server.access.passwords import hash_password, verify_password

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from everloop.models import register
 from everloop.records import Package
+from everloop.registry import register
 from everloop.stores import open_store
 
 EVERLOOP = [sys.executable, "-c", "from everloop.cli import main; main()"]

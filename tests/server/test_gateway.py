@@ -16,8 +16,9 @@ from urllib.parse import quote
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from everloop.models import build_package, register
+from everloop.packages import build_package
 from everloop.records import Endpoint, Route
+from everloop.registry import register
 from everloop.server.access import AccessBook
 from everloop.server.options import ServerOptions
 from everloop.server.ports import EndpointPorts

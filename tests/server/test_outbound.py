@@ -8,8 +8,8 @@ import time
 import pytest
 
 from everloop.errors import AlreadyExistsError, NotFoundError, UnavailableError, UsageError
-from everloop.models import set_alias
 from everloop.records import ModelVersion
+from everloop.registry import set_alias
 from everloop.server import outbound
 from everloop.server.messages import PROMPT_TAG, PROMPT_TEXT, sign, sign_as_mlflow
 from everloop.server.mlflow.webhooks import UNSHOWN

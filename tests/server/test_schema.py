@@ -7,8 +7,8 @@ from contextlib import suppress
 
 import pytest
 
-from everloop.models import register
 from everloop.records import Package
+from everloop.registry import register
 from everloop.server.options import ServerOptions
 
 schemathesis = pytest.importorskip("schemathesis")

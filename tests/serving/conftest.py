@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from everloop.errors import ConflictError
-from everloop.models import build_package, register
+from everloop.packages import build_package
 from everloop.records import Endpoint, ModelVersion, Package, Route
+from everloop.registry import register
 from everloop.serving import EndpointApp
 from everloop.serving.exchange import Request
 from everloop.serving.following import Follower

@@ -15,8 +15,8 @@ import polars as pl
 import pytest
 
 from everloop.errors import ConflictError, NotFoundError, RequestError, UsageError
-from everloop.models import load_model
 from everloop.records import Endpoint, Run
+from everloop.registry import load_model
 from everloop.serving import batch, find_prediction, read_predictions
 from everloop.serving.batch import Part, Scored, describe, score_files, score_part, score_piece
 from everloop.serving.batch_runs import score_as_run

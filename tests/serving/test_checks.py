@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from everloop.errors import UsageError
-from everloop.models.signature import Input, Signature
+from everloop.packages.signature import Input, Signature
 from everloop.records import Endpoint
 from everloop.serving.checks import Checks, checks_for
 from everloop.serving.settings import settings_of

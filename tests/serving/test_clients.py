@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from everloop.models import load_model
+from everloop.registry import load_model
 from everloop.serving import EndpointProcess, fold_predictions, read_predictions
 from everloop.testing.models import sample_rows
 

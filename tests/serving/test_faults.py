@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from everloop.models import load_model
 from everloop.records import Endpoint
+from everloop.registry import load_model
 from everloop.serving import EndpointProcess, fold_predictions, read_predictions
 from everloop.serving.endpoints import set_options
 from everloop.testing.models import sample_rows

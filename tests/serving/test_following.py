@@ -169,7 +169,7 @@ def test_requests_meet_whole_versions_while_they_change(
     rows = sample_rows(3)
     expected: dict[str, list[float]] = {}
     for version in (one, two):
-        from everloop.models import load_model
+        from everloop.registry import load_model
 
         expected[version.key] = load_model(store, version.key).predict(rows).tolist()
     seen: set[str] = set()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from everloop.errors import DeadlineError
-from everloop.models import load_model
+from everloop.registry import load_model
 from everloop.serving import EndpointProcess, fold_predictions, read_predictions
 from everloop.serving.exchange import Request
 from everloop.serving.grpc_messages import SERVICE, messages

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from everloop.models import load_model
+from everloop.registry import load_model
 from everloop.serving import fold_predictions, read_predictions
 from everloop.testing.models import sample_rows
 from everloop.testing.serving import by_row

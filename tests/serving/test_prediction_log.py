@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from everloop.errors import CorruptionError, NotFoundError
-from everloop.models import load_model
-from everloop.models.signature import Signature
+from everloop.packages.signature import Signature
+from everloop.registry import load_model
 from everloop.serving import (
     find_prediction,
     fold_predictions,

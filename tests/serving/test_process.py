@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from everloop.errors import ConflictError, CorruptionError, NotFoundError, UnavailableError, UsageError
-from everloop.models import load_model
 from everloop.records import Endpoint
+from everloop.registry import load_model
 from everloop.serving import (
     EndpointProcess,
     fold_labels,

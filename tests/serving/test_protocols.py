@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from everloop import plugins
-from everloop.models import load_model
+from everloop.registry import load_model
 from everloop.serving import EndpointProcess, fold_predictions, read_predictions
 from everloop.serving.exchange import Request
 from everloop.serving.protocol_kserve_v1 import healthy, predict, routes

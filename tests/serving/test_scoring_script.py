@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from everloop.deploy.azure_ml import export_script
+from everloop.deploy.azure_runtime import LoggedScoring
 from everloop.errors import RequestError, UsageError
-from everloop.models.azure import export_script
 from everloop.serving import read_inputs, read_predictions
-from everloop.serving.scoring_script import LoggedScoring
 from everloop.testing.models import sample_rows
 
 if TYPE_CHECKING:

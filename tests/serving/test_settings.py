@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from everloop.errors import UsageError
-from everloop.models import load_model
+from everloop.registry import load_model
 from everloop.serving import find_prediction, fold_predictions, read_predictions
 from everloop.serving.endpoints import routes_of, set_options, set_routes
 from everloop.serving.exchange import Request

@@ -91,7 +91,7 @@ def find_model(work: Path, environment: Mapping[str, str]) -> Path:
     Raises:
         NotFoundError: none of the places holds one.
     """
-    from everloop.models.azure import find_package
+    from everloop.deploy.azure_ml import find_package
 
     top = root(environment)
     places = [
@@ -126,7 +126,7 @@ def _trust(work: Path) -> None:
 
 
 def _serve(work: Path, given: argparse.Namespace) -> None:
-    from everloop.cli.container_log import open_log, ship_rest
+    from everloop.deploy.image_log import open_log, ship_rest
     from everloop.loop.serving_place import find_place
     from everloop.serving import serve_endpoint
     from everloop.stores import open_store
@@ -162,9 +162,10 @@ def _endpoint(store: Store, version: ModelVersion, name: str) -> str:
 
 def _registered(store: Store, path: Path, name: str | None) -> ModelVersion:
     """The package in the store, as the version that it was where it came from."""
-    from everloop.models import import_package, register
-    from everloop.models.bundle import open_bundle
+    from everloop.packages import import_package
+    from everloop.packages.archive import open_bundle
     from everloop.records import ModelVersion
+    from everloop.registry import register
 
     package = import_package(store, path)
     _, _, told, _ = open_bundle(path)
@@ -219,8 +220,8 @@ def _train(work: Path, given: argparse.Namespace) -> None:
 
 
 def _trained(work: Path, given: argparse.Namespace, top: Path) -> dict[str, float]:
-    from everloop.models import build_package
-    from everloop.models.bundle import export_package
+    from everloop.packages import build_package
+    from everloop.registry.version_packages import export_package
     from everloop.stores import open_store
     from everloop.training import evaluate
 
@@ -288,7 +289,7 @@ def fit(hyper: Mapping[str, Any], train: Any, valid: Any) -> Any:
         UsageError: a hyperparameter is not known, or nobody says what to predict.
         TrainingError: no model can be made of these rows.
     """
-    from everloop.models.manifest import FILE, Manifest
+    from everloop.packages.package_manifest import FILE, Manifest
     from everloop.training import AutoTrain, Recipe, fit_recipe
 
     known = {"target", "features", "metric", "budget_s", "seed", "candidates", "latency_ms", "task", "trials"}

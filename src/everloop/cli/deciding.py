@@ -37,9 +37,9 @@ def promote(
     """Give a version all the traffic, on your word. Where a policy guards the alias this asks the others instead; once
     they have agreed, the same command moves it. Straight back to the version before needs no agreement, once.
     """
-    from everloop.models import ApprovalError, get_version, list_requests, request_alias
-    from everloop.models.history import last_move
     from everloop.records import Alias, AliasRequest, Endpoint
+    from everloop.registry import ApprovalError, get_version, list_requests, request_alias
+    from everloop.registry.history import last_move
 
     with opened(home) as store:
         record = get_version(store, version)
@@ -79,8 +79,8 @@ def _move(
     store: Store, version: ModelVersion, alias: str, endpoint: str, reason: str, expect: str | None
 ) -> Release | Alias:
     from everloop.loop import promote as promote_version
-    from everloop.models import get_version, set_alias
-    from everloop.models.aliases import ANYONE, check_holder
+    from everloop.registry import get_version, set_alias
+    from everloop.registry.aliases import ANYONE, check_holder
 
     with store.records.transaction():
         holder: str | None = ANYONE
@@ -103,8 +103,8 @@ def rollback(
 ) -> None:
     """Give the traffic back to the champion before. Or another alias to the version that held it before."""
     from everloop.cli.release import take_back
-    from everloop.models import take_back_alias
     from everloop.records import Endpoint
+    from everloop.registry import take_back_alias
 
     model, alias = named_alias(of)
     with opened(home) as store:
@@ -128,7 +128,7 @@ def requests(
     json: AsJson = False,
 ) -> None:
     """List wishes to move guarded aliases. Who asked, when and why, and what the others said."""
-    from everloop.models import list_requests
+    from everloop.registry import list_requests
 
     with opened(home) as store:
         found = [one for one in list_requests(store, model) if all_ or one.state in ("open", "approved")]
@@ -157,7 +157,7 @@ def approve(
     json: AsJson = False,
 ) -> None:
     """Agree to a request, not to your own. Once enough have agreed, promoting the version works."""
-    from everloop.models import approve as agree
+    from everloop.registry import approve as agree
 
     with opened(home) as store:
         voted = agree(store, request, reason)
@@ -167,7 +167,7 @@ def approve(
 @app.command()
 def reject(request: RequestId, reason: Reason = "", home: Home = None, json: AsJson = False) -> None:
     """Refuse a request, which ends it. One refusal is enough."""
-    from everloop.models import reject as refuse
+    from everloop.registry import reject as refuse
 
     with opened(home) as store:
         ended = refuse(store, request, reason)
@@ -177,7 +177,7 @@ def reject(request: RequestId, reason: Reason = "", home: Home = None, json: AsJ
 @app.command()
 def withdraw(request: RequestId, reason: Reason = "", home: Home = None, json: AsJson = False) -> None:
     """Take your own request back."""
-    from everloop.models import withdraw as give_up
+    from everloop.registry import withdraw as give_up
 
     with opened(home) as store:
         ended = give_up(store, request, reason)
@@ -195,8 +195,8 @@ def policy(
 ) -> None:
     """Guard an alias. Say how many others must agree before it moves; without --approvals, ask how many."""
     from everloop.errors import UsageError
-    from everloop.models import find_policy, list_versions, set_policy
     from everloop.records import AliasPolicy
+    from everloop.registry import find_policy, list_versions, set_policy
 
     if alias is None:
         if approvals is not None:
@@ -223,7 +223,7 @@ def policy(
 
 def _short_ids(store: Store) -> dict[str, str]:
     """As much of each request's id as tells it from all others: requests of one moment begin alike."""
-    from everloop.models import list_requests
+    from everloop.registry import list_requests
 
     ids = [one.id for one in list_requests(store)]
     shown = {}

@@ -13,7 +13,7 @@ from everloop.cli import wording
 from everloop.cli.output import AsJson, Home, emit, facts, main_metrics, opened, say, table
 
 if TYPE_CHECKING:
-    from everloop.models import Tenure
+    from everloop.registry import Tenure
     from everloop.stores import Store
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Registered model versions and their aliases.")
@@ -33,8 +33,8 @@ def ls(
 ) -> None:
     """List versions, newest first."""
     from everloop.errors import NotFoundError
-    from everloop.models.registry import what_exists
     from everloop.records import Alias, ModelVersion
+    from everloop.registry.model_versions import what_exists
 
     with opened(home) as store:
         asked = [("model", "=", model)] if model else []
@@ -69,9 +69,10 @@ def show(version: Version, home: Home = None, json: AsJson = False) -> None:
     """Show all about one version. Where it comes from (run, data, code), how good it is, what its gates said, who gave
     it which alias and why, what was asked for it, what answers, what it takes in and gives out, and its size.
     """
-    from everloop.models import alias_history, get_package, get_version, list_requests, version_history
-    from everloop.models.card import answering, lineage
+    from everloop.packages import get_package
     from everloop.records import Alias, GateResult
+    from everloop.registry import alias_history, get_version, list_requests, version_history
+    from everloop.registry.model_card import answering, lineage
 
     with opened(home) as store:
         record = get_version(store, version)
@@ -127,7 +128,7 @@ def show(version: Version, home: Home = None, json: AsJson = False) -> None:
 @app.command()
 def card(version: Version, home: Home = None, json: AsJson = False) -> None:
     """Print a version's card. Markdown: lineage, metrics, gates, signature, aliases held and by whose decision."""
-    from everloop.models import get_version, version_card
+    from everloop.registry import get_version, version_card
 
     with opened(home) as store:
         key, text = get_version(store, version).key, version_card(store, version)
@@ -139,7 +140,7 @@ def diff(a: Version, b: Version, home: Home = None, json: AsJson = False) -> Non
     """Compare two versions. Metrics with their difference; then data, params, signature, code, environment, package
     and tags, as far as they differ.
     """
-    from everloop.models import diff_versions
+    from everloop.registry import diff_versions
 
     with opened(home) as store:
         found = diff_versions(store, a, b)
@@ -173,7 +174,7 @@ def history(
     """Say who held an alias when. From when to when, who made it so, who agreed, and why; with --at, at one moment and
     on what evidence. Of MODEL@N: all that was done about that version.
     """
-    from everloop.models import alias_at, alias_history, version_history
+    from everloop.registry import alias_at, alias_history, version_history
 
     model, name = named_alias(of)
     moment = None if at is None else _moment(at)
@@ -215,7 +216,7 @@ def tag(
 ) -> None:
     """Set or remove tags of a version."""
     from everloop.errors import UsageError
-    from everloop.models import tag as set_tags
+    from everloop.registry import tag as set_tags
 
     wanted: dict[str, str | None] = {}
     for text in tags:
@@ -231,7 +232,7 @@ def tag(
 @app.command()
 def describe(version: Version, text: str, home: Home = None, json: AsJson = False) -> None:
     """Replace a version's description. Its card shows it as plain text."""
-    from everloop.models import describe as set_description
+    from everloop.registry import describe as set_description
 
     with opened(home) as store:
         record = set_description(store, version, text)
@@ -241,7 +242,7 @@ def describe(version: Version, text: str, home: Home = None, json: AsJson = Fals
 @app.command()
 def archive(version: Version, reason: Reason = "by hand", home: Home = None, json: AsJson = False) -> None:
     """Take a version out of use. It stays readable and can be taken back; what is asked for it is void."""
-    from everloop.models import archive as put_away
+    from everloop.registry import archive as put_away
 
     with opened(home) as store:
         record = put_away(store, version, reason)
@@ -251,7 +252,7 @@ def archive(version: Version, reason: Reason = "by hand", home: Home = None, jso
 @app.command()
 def unarchive(version: Version, reason: Reason = "by hand", home: Home = None, json: AsJson = False) -> None:
     """Take an archived version back into use."""
-    from everloop.models import unarchive as take_back
+    from everloop.registry import unarchive as take_back
 
     with opened(home) as store:
         record = take_back(store, version, reason)
@@ -265,8 +266,8 @@ def _nobody(store: Store, model: str, name: str) -> str:
         NotFoundError: there is no such model either.
     """
     from everloop.errors import NotFoundError
-    from everloop.models import list_versions
-    from everloop.models.registry import what_exists
+    from everloop.registry import list_versions
+    from everloop.registry.model_versions import what_exists
 
     if not list_versions(store, model):
         raise NotFoundError(what_exists(store, model), help="See: everloop models ls")

@@ -132,10 +132,10 @@ def baseline(
     """Keep what a version's drift is measured against, made from the rows that it was trained on."""
     from everloop.data import read
     from everloop.errors import DataError
-    from everloop.models import get_version
-    from everloop.models.signature import Signature
     from everloop.monitoring import build_baseline, keep_baseline
     from everloop.monitoring.looking import frame_for
+    from everloop.packages.signature import Signature
+    from everloop.registry import get_version
 
     rows = read(str(Path(file).absolute())).collect()
     with opened(home) as store:

@@ -18,7 +18,7 @@ Version = Annotated[str, typer.Argument(help="MODEL@VERSION, MODEL@ALIAS, MODEL,
 def verify(version: Version, home: Home = None, json: AsJson = False) -> None:
     """Check a package: every byte, its signature, and that it answers here as when it was made. Exit 10 if not."""
     from everloop.errors import CorruptionError
-    from everloop.models import verify_package
+    from everloop.registry import verify_package
 
     with opened(home) as store:
         found = verify_package(store, version)
@@ -52,7 +52,8 @@ def sbom(
 ) -> None:
     """Print the bill of materials of a version's environment: CycloneDX 1.6 as JSON, with or without --json."""
     from everloop.cli.output import to_json
-    from everloop.models import environment_sbom, get_version, read_package
+    from everloop.packages import environment_sbom, read_package
+    from everloop.registry import get_version
 
     with opened(home) as store:
         record = None if version.startswith("sha256:") else get_version(store, version)
@@ -87,7 +88,7 @@ def export(
 ) -> None:
     """Write a package with its signature as one file or as a folder; the same package gives the same bytes."""
     from everloop import plugins
-    from everloop.models import export_package, get_version
+    from everloop.registry import export_package, get_version
 
     with opened(home) as store:
         digest = version if version.startswith("sha256:") else get_version(store, version).package
@@ -116,7 +117,8 @@ def import_(
     """
     from everloop import plugins
     from everloop.errors import UsageError
-    from everloop.models import get_package, import_package, register
+    from everloop.packages import get_package, import_package
+    from everloop.registry import register
 
     with opened(home, create=True) as store:
         if format is None:
@@ -152,7 +154,8 @@ def adopt(
 ) -> None:
     """Make a package of a model that MLflow's client has logged and registered, so that it is served like any other."""
     from everloop import plugins
-    from everloop.models import get_package, get_version
+    from everloop.packages import get_package
+    from everloop.registry import get_version
     from everloop.server.mlflow import ArtifactPlaces, open_folder
     from everloop.server.mlflow.versions import files_of
 
@@ -198,7 +201,7 @@ def context(
     json: AsJson = False,
 ) -> None:
     """Write a build context for an image that serves a version on SageMaker, Vertex AI, Azure ML and KServe."""
-    from everloop.models.containers import write_context
+    from everloop.deploy.images import write_context
 
     with opened(home) as store:
         made = write_context(store, version, output, base=base, train=train, postgres=postgres)
@@ -219,8 +222,9 @@ def dockerfile(
     json: AsJson = False,
 ) -> None:
     """Print the Dockerfile that `everloop models context` writes."""
-    from everloop.models import get_version, read_package
-    from everloop.models.containers import dockerfile as text_of, needed
+    from everloop.deploy.images import dockerfile as text_of, needed
+    from everloop.packages import read_package
+    from everloop.registry import get_version
 
     with opened(home) as store:
         record = get_version(store, version)
@@ -237,8 +241,8 @@ def azure(
     json: AsJson = False,
 ) -> None:
     """Write Azure ML's scoring script for a version: a folder with score.py and everything that it needs."""
-    from everloop.models import get_version
-    from everloop.models.azure import export_script
+    from everloop.deploy.azure_ml import export_script
+    from everloop.registry import get_version
 
     with opened(home) as store:
         key = get_version(store, version).key

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
 
-    from everloop.models.effort import Progress
+    from everloop.packages.time_budget import Progress
     from everloop.pipeline import StepProgress
     from everloop.records import Step
 

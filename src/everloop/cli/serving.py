@@ -122,7 +122,7 @@ def predict(
     What was cut off is resumed by the same command. The job is a run, with the version, the files and the rows.
     """
     from everloop.data import read
-    from everloop.models import get_version
+    from everloop.registry import get_version
     from everloop.serving.batch import check_output
     from everloop.serving.batch_runs import score_as_run
 

@@ -11,8 +11,8 @@ from everloop.cli.output import cell, short
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from everloop.models import Tenure
     from everloop.records import AliasRequest, Event, Json, ModelVersion
+    from everloop.registry import Tenure
 
 FIRST_COLUMNS = 12
 FIRST_ITEMS = 10

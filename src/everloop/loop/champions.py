@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
-    from everloop.models import Predictor
-    from everloop.models.signature import Signature
+    from everloop.packages import Predictor
+    from everloop.packages.signature import Signature
     from everloop.records import Json, ModelVersion
     from everloop.stores import Store
     from everloop.training.class_decisions import Answers
@@ -92,8 +92,8 @@ def find_rival(
     Raises:
         ConflictError: the holder answers another question.
     """
-    from everloop.models import load_model
-    from everloop.models.signature import Signature
+    from everloop.packages.signature import Signature
+    from everloop.registry import load_model
 
     measured = holder.evaluation.get("metrics")
     metrics = dict(measured) if isinstance(measured, dict) else {}

@@ -38,7 +38,7 @@ def report_columns(store: Store, version: ModelVersion, previous: str | None = N
         previous: key of the champion that the version is to follow.
     """
     from everloop.data import get_snapshot
-    from everloop.models import get_version
+    from everloop.registry import get_version
 
     inputs = _inputs(version)
     told = version.evaluation.get("left_out")

@@ -67,7 +67,7 @@ def trace_lineage(store: Store, thing: str) -> Lineage:
 
 
 def _of_version(store: Store, thing: str, ref: str, prediction: Prediction | None = None) -> Lineage:
-    from everloop.models import get_version
+    from everloop.registry import get_version
 
     version = get_version(store, ref)
     releases = store.records.find(Release, ("candidate", "=", version.key), order="-created_at", limit=1)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from everloop.loop.parts import Canary
-    from everloop.models import Predictor
+    from everloop.packages import Predictor
     from everloop.records import Release
     from everloop.stores import Store
     from everloop.training.class_decisions import Answers
@@ -38,7 +38,7 @@ def live_evidence(store: Store, release: Release, previous: str, canary: Canary,
     import numpy as np
     import polars as pl
 
-    from everloop.models import load_model
+    from everloop.registry import load_model
     from everloop.serving import read_inputs, read_labelled
     from everloop.training.metrics import scores_for
 

@@ -58,7 +58,8 @@ def _check_metrics(metrics: Any, task: Any, target: str) -> None:
 
 def _check_holders(store: Store, purpose: Mapping[str, Any], task: Any, classes: Any, target: str) -> None:
     from everloop.loop.champions import refuse_other_question
-    from everloop.models import Signature, find_alias, get_version
+    from everloop.packages import Signature
+    from everloop.registry import find_alias, get_version
 
     for alias in purpose.get("aliases", ()):
         holder = find_alias(store, purpose["model"], alias)

@@ -17,9 +17,9 @@ from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
 from everloop.errors import ConflictError, NotFoundError
-from everloop.models.aliases import ANYONE, check_holder
-from everloop.models.approvals import check_usable
 from everloop.records import Alias, Decision, Endpoint, GateResult, Json, ModelVersion, Release, Route
+from everloop.registry.aliases import ANYONE, check_holder
+from everloop.registry.approvals import check_usable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -177,7 +177,7 @@ def move_alias(
     store: Store, model: str, alias: str, version_key: str, reason: str, *, expect: str | None = ANYONE
 ) -> Alias:
     """Move an alias as `set_alias` does; where the champion of an endpoint moves, its traffic moves with it."""
-    from everloop.models import find_alias, get_version, set_alias
+    from everloop.registry import find_alias, get_version, set_alias
 
     with store.records.transaction():
         held = check_holder(store, model, alias, expect)
@@ -286,7 +286,7 @@ def _complete_or_wait(
     store: Store, release: Release, place: Endpoint, reason: str, evidence: dict[str, Json]
 ) -> Release:
     """Complete, or ask for the agreement that a policy on the champion wants and stay where it is until it is there."""
-    from everloop.models import ApprovalError, request_alias
+    from everloop.registry import ApprovalError, request_alias
 
     try:
         with store.records.transaction():
@@ -311,7 +311,7 @@ def _complete(store: Store, release: Release, place: Endpoint, reason: str, evid
 
 
 def _crown(store: Store, version: str, reason: str, evidence: dict[str, Json]) -> None:
-    from everloop.models import set_alias
+    from everloop.registry import set_alias
 
     set_alias(store, version.rpartition("@")[0], CHAMPION, version, reason=reason, evidence=evidence)
 

@@ -19,7 +19,7 @@ def find_place(store: Store, name: str) -> str:
     """
     if store.records.find(Endpoint, ("name", "=", name), limit=1):
         return name
-    from everloop.models import get_version
+    from everloop.registry import get_version
 
     version = get_version(store, name)
     own = name.replace("@", "-").replace(".", "-")

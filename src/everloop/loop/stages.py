@@ -211,7 +211,7 @@ def evaluate(
 @step
 def package(trained: Trained, train: pl.DataFrame, snapshot: str, evaluation: dict[str, Any]) -> str:
     """Pack the model and prove the packed form equal; returns the package's digest."""
-    from everloop.models import build_package
+    from everloop.packages import build_package
 
     here = _here()
     built = build_package(
@@ -246,9 +246,9 @@ def register(
     """
     import polars as pl
 
-    from everloop.models import register as enter
     from everloop.monitoring import build_baseline, keep_baseline
     from everloop.records import Run
+    from everloop.registry import register as enter
     from everloop.training import encode_target
 
     here = _here()
@@ -287,8 +287,8 @@ def judge(
     from everloop.loop.champions import deciding_metric, find_rival
     from everloop.loop.gates import Trial, judge as ask
     from everloop.loop.parts import NotWorseThan
-    from everloop.models import find_alias, get_version, load_model
     from everloop.records import GateResult
+    from everloop.registry import find_alias, get_version, load_model
     from everloop.training import encode_target
 
     here = _here()
@@ -337,8 +337,8 @@ def judge(
 def release(version: str, judged: list[str], endpoint: str, percents: tuple[float, ...]) -> dict[str, Any]:
     """Reject the candidate, or start it on its way to the endpoint's traffic."""
     from everloop.loop.rollout import start_release
-    from everloop.models import get_version
     from everloop.records import GateResult, Release, Run
+    from everloop.registry import get_version
 
     here = _here()
     begun = here.store.records.find(Release, ("candidate", "=", version), order="-created_at", limit=1)

@@ -56,7 +56,7 @@ def tick(loop: Loop, store: Store) -> Tick:
 
 
 def _move_rollout(loop: Loop, place: Endpoint, store: Store) -> Release | None:
-    from everloop.models import get_version
+    from everloop.registry import get_version
 
     release = find_rolling(store, place.name)
     canary = place.rollout

@@ -101,8 +101,8 @@ def explain_turn(
 
 def _told(store: Store, run: Run, done: GraphRun, before: int) -> Turn:
     from everloop.loop.column_report import report_columns
-    from everloop.models import get_version
     from everloop.records import GateResult, Release
+    from everloop.registry import get_version
 
     made = _value(done, "register")
     version = get_version(store, made) if made else None

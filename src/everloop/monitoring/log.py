@@ -71,7 +71,7 @@ def read_inputs_and_score(
     """
     import polars as pl
 
-    from everloop.models.signature import Signature
+    from everloop.packages.signature import Signature
     from everloop.serving.log_reading import read_inputs
 
     rows = read_window(store, endpoint, since, until, version=version)

@@ -20,8 +20,8 @@ from everloop.records import Endpoint
 if TYPE_CHECKING:
     import polars as pl
 
-    from everloop.models.signature import Signature
     from everloop.monitoring.shift import Shift
+    from everloop.packages.signature import Signature
     from everloop.stores import Store
 
 _LEAST_SPAN = timedelta(days=1)
@@ -113,7 +113,7 @@ def frame_for(signature: Signature, rows: pl.DataFrame) -> pl.DataFrame:
     """The inputs of a table as the log keeps them, to build a baseline from; what is not there is left out."""
     import polars as pl
 
-    from everloop.models.signature import polars_type
+    from everloop.packages.signature import polars_type
 
     columns = [
         pl.col(item.name).cast(polars_type(item.type), strict=False)
@@ -128,10 +128,10 @@ def _example_of(store: Store, version: str) -> tuple[pl.DataFrame, pl.DataFrame]
     import msgspec
     import polars as pl
 
-    from everloop.models.answers import FILE, ROWS
-    from everloop.models.package import read_package
-    from everloop.models.registry import get_version
-    from everloop.models.signature import polars_type
+    from everloop.packages.golden_rows import FILE, ROWS
+    from everloop.packages.package import read_package
+    from everloop.packages.signature import polars_type
+    from everloop.registry.model_versions import get_version
 
     manifest, files = read_package(store, get_version(store, version).package)
     signature = manifest.read_signature()

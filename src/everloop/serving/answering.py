@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import EverloopError, InsufficientStorageError, RequestError, UnavailableError, UsageError
-from everloop.models.signature import Signature, utc
+from everloop.packages.signature import Signature, utc
 from everloop.serving.exchange import TABLE_MARKS
 from everloop.serving.pace import INSTANT_S
 from everloop.serving.prediction_log import Group, PredictionLog, entity_text

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from everloop.models.predictor import Predictor
+    from everloop.packages.predictor import Predictor
     from everloop.stores import Store
 
 PIECE_ROWS = 250_000
@@ -351,7 +351,7 @@ _loaded: dict[tuple[str, str, str], Predictor] = {}
 
 def _predictor(store: Store, version: str) -> Predictor:
     """The version, loaded once in a process."""
-    from everloop.models.predictor import load_model
+    from everloop.registry.version_packages import load_model
 
     key = (str(store.home), store.project, version)
     if key not in _loaded:
@@ -364,7 +364,7 @@ def _log(store: Store, predictor: Predictor, part: Part, piece: pl.DataFrame, sc
     """The part's answers as rows of the prediction log, once."""
     import polars as pl
 
-    from everloop.models.signature import polars_type
+    from everloop.packages.signature import polars_type
     from everloop.records import Endpoint
     from everloop.serving.prediction_log import PREDICTIONS, input_column, table_name
     from everloop.serving.redaction import redaction_for

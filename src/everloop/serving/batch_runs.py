@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from everloop.data.sources.file_states import match_files
 from everloop.errors import AlreadyExistsError
-from everloop.models.predictor import load_model
-from everloop.models.registry import get_version
 from everloop.records import Endpoint, Run
+from everloop.registry.model_versions import get_version
+from everloop.registry.version_packages import load_model
 from everloop.serving.batch import PIECE_ROWS, Scored, check_columns, score_files
 
 if TYPE_CHECKING:

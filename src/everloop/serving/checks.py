@@ -13,7 +13,7 @@ from everloop.errors import RequestError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from everloop.models.signature import Signature
+    from everloop.packages.signature import Signature
     from everloop.records import Json
 
 

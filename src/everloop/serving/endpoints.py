@@ -87,8 +87,8 @@ def set_routes(store: Store, name: str, routes: Sequence[Route]) -> Endpoint:
         ConflictError: one leads to an archived version or, where a policy guards the champion, answers by another
             version than the champion and, up to its share, the one that is being released.
     """
-    from everloop.models.approvals import check_usable
-    from everloop.models.registry import get_version
+    from everloop.registry.approvals import check_usable
+    from everloop.registry.model_versions import get_version
 
     with store.records.transaction():
         versions = [check_usable(get_version(store, route.version)) for route in routes]
@@ -105,8 +105,8 @@ def set_routes(store: Store, name: str, routes: Sequence[Route]) -> Endpoint:
 
 def _check_agreed(store: Store, endpoint: Endpoint, routes: Sequence[Route]) -> None:
     """Hold routes by hand to the policy on the champion: traffic is what the others are asked to agree to."""
-    from everloop.models.approvals import ApprovalError, find_policy
-    from everloop.models.registry import CHAMPION, find_alias
+    from everloop.registry.approvals import ApprovalError, find_policy
+    from everloop.registry.model_versions import CHAMPION, find_alias
 
     if find_policy(store, endpoint.model, CHAMPION) is None:
         return

@@ -24,7 +24,7 @@ from everloop.serving.settings import settings_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from everloop.models.predictor import Predictor
+    from everloop.packages.predictor import Predictor
     from everloop.serving.app import EndpointApp
     from everloop.stores import Store
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from everloop.errors import ConflictError, CorruptionError, DataError, RequestError
-from everloop.models.signature import utc
+from everloop.packages.signature import utc
 from everloop.serving.journal_folding import Fold
 from everloop.serving.label_matching import find_unmatched, label_horizon
 from everloop.serving.log_sinks import open_sink

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from everloop.errors import RequestError, UnavailableError
-from everloop.models.predictor import Predictor, load_package
-from everloop.models.registry import get_version
-from everloop.models.rows import row_function
+from everloop.packages.predictor import Predictor, load_package
+from everloop.packages.row_scoring import row_function
 from everloop.records import Route
+from everloop.registry.model_versions import get_version
 from everloop.serving.checks import checks_for
 from everloop.serving.pace import measure_pace, pace_of
 from everloop.serving.prediction_log import label_text

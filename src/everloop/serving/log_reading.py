@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import CorruptionError, NotFoundError
-from everloop.models.signature import Signature, polars_type
+from everloop.packages.signature import Signature, polars_type
 from everloop.records import Endpoint, Json, ModelVersion, Prediction
 from everloop.serving.label_log import fold_labels
 from everloop.serving.label_matching import ANSWERED, base_id, label_horizon, match_labels

@@ -17,7 +17,7 @@ from everloop.errors import RequestError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from everloop.models.signature import Input, Signature
+    from everloop.packages.signature import Input, Signature
     from everloop.records import Json
 
 MOST_FLAGS = 100_000

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from everloop.errors import EverloopError
 
 if TYPE_CHECKING:
-    from everloop.models.predictor import Predictor
+    from everloop.packages.predictor import Predictor
 
 INSTANT_S = 0.003
 """What scoring may take in the event loop's own thread. Handing it to another costs about a tenth of a millisecond."""

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from everloop.errors import CorruptionError
-from everloop.models.signature import polars_type
+from everloop.packages.signature import polars_type
 from everloop.serving.journal_folding import Fold
 from everloop.serving.log_sinks import open_sink
 from everloop.serving.retention import forget_old

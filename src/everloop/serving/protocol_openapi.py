@@ -9,7 +9,7 @@ from everloop.serving.foreign import encode
 from everloop.version import VERSION
 
 if TYPE_CHECKING:
-    from everloop.models.signature import Input
+    from everloop.packages.signature import Input
     from everloop.serving.live import Live
 
 _TYPES: dict[str, dict[str, str]] = {

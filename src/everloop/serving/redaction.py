@@ -19,7 +19,7 @@ from everloop.stores.trust import keys_folder
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from everloop.models.signature import Signature
+    from everloop.packages.signature import Signature
     from everloop.serving.settings import Settings
 
 KEY_FILE = "log-hash.key"

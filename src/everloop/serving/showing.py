@@ -16,7 +16,7 @@ from everloop.serving.exchange import JSON, Request, Response
 from everloop.serving.tensors import DATATYPES
 
 if TYPE_CHECKING:
-    from everloop.models.signature import Input
+    from everloop.packages.signature import Input
     from everloop.serving.live import Live
 
 SHOWN = (400, 405, 415, 422)

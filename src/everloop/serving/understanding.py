@@ -20,7 +20,7 @@ from everloop.serving.mending import mend
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from everloop.models.signature import Signature
+    from everloop.packages.signature import Signature
     from everloop.records import Json
     from everloop.serving.live import Live, Scorer
 

@@ -170,7 +170,7 @@ class ArtifactLog:
     def log_model(self, model: Any, name: str = "model", *, meta: Mapping[str, Json] | None = None) -> Artifact:
         """Keep a fitted model as a signed pickle, which loads only where this machine's key is trusted.
 
-        For a model that shall serve, build a package: `everloop.models`.
+        For a model that shall serve, build a package: `everloop.packages`.
 
         Raises:
             UsageError: it cannot be pickled, or the run has ended.

@@ -23,8 +23,8 @@ from everloop.errors import (
     TrustError,
     UsageError,
 )
-from everloop.models import get_version, load_model, save_model, set_alias
 from everloop.records import ModelVersion
+from everloop.registry import get_version, load_model, save_model, set_alias
 from everloop.stores import Store, open_store
 
 pytest.importorskip("yaml")
@@ -79,7 +79,7 @@ import json, sys
 from pathlib import Path
 import polars as pl
 from everloop import plugins
-from everloop.models import load_model
+from everloop.registry import load_model
 from everloop.stores import open_store
 with open_store(sys.argv[2]) as store:
     version = plugins.load("model_folder", "mlflow").read(store, Path(sys.argv[1]), "python", allow_code=True)
@@ -139,7 +139,8 @@ def test_what_everloop_writes_answers_alike_in_mlflow(
 def test_models_trained_by_everloop_answer_in_mlflow(
     store: Store, tmp_path: Path, mlflow_python: str, run_by: Any
 ) -> None:
-    from everloop.models import build_package, register
+    from everloop.packages import build_package
+    from everloop.registry import register
     from everloop.training import AutoTrain
 
     chance = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from everloop.models import alias_history, approve, find_alias, list_requests, request_alias, set_policy, withdraw
+from everloop.registry import alias_history, approve, find_alias, list_requests, request_alias, set_policy, withdraw
 
 CLIENT = """
 import json, sys

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from everloop import plugins
-from everloop.models.history import alias_history
-from everloop.models.registry import get_version
 from everloop.records import Endpoint, ModelVersion, Route, Run
+from everloop.registry.history import alias_history
+from everloop.registry.model_versions import get_version
 from everloop.server.mlflow import ArtifactPlaces, ArtifactRoot
 from everloop.server.mlflow.reply import record_id
 from everloop.server.mlflow.versions import files_of

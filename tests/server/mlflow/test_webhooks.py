@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from everloop.models import register, tag
 from everloop.records import Package
+from everloop.registry import register, tag
 from everloop.server.messages import EXAMPLES
 from everloop.stores import open_store
 

@@ -10,10 +10,10 @@ import time
 import pytest
 
 from everloop.loop import promote
-from everloop.models import aliases
-from everloop.models.approvals import set_policy
-from everloop.models.history import alias_history
 from everloop.records import Endpoint, ModelVersion, RegisteredModel, Run
+from everloop.registry import aliases
+from everloop.registry.approvals import set_policy
+from everloop.registry.history import alias_history
 from everloop.server.mlflow import ROUTES, access_of
 from everloop.server.mlflow.reply import record_id
 from everloop.stores import open_store

@@ -89,8 +89,8 @@ def read(
         arrival_time: likewise, when the row became known.
         time_zone: of both where they name none, such as `America/New_York`; without it, that is UTC. A time that the
             clocks there skip or show twice is an error.
-        cursor: the column by which a function is asked for what is new, see `everloop.data.sources.cursors`: it is called with
-            the greatest value that has come, None at first, and what it gives is kept and added to what came before.
+        cursor: column by which a function returns only new rows, see `everloop.data.sources.cursors`: it is called with
+            the greatest value so far, None at first; its rows are kept and added to the earlier ones.
         options: `schema_overrides` names the types of columns, as Polars types or by name (`{"zip": "string"}`).
             Of csv files: `separator`, `encoding`, `null_values` (texts that mean null in every column, or by column,
             besides the usual ones; an empty list switches those off), `skip_rows`, `comment_prefix`, `decimal_comma`,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from everloop.models.effort import Progress
+    from everloop.packages.time_budget import Progress
     from everloop.records import ModelVersion
     from everloop.stores import Store
 
@@ -55,7 +55,7 @@ class MlflowFormat:
         return adopt_version(store, version, folder, allow_code=allow_code, example=example, progress=progress)
 
     def probe(self, folder: Path, example: Any = None) -> None:
-        """Read a folder's model on trial, in a child process; see `everloop.models.probing`."""
+        """Read a folder's model on trial, in a child process; see `everloop.packages.isolation.isolated_load`."""
         from everloop.integrations.mlflow.adopting import probe_folder
 
         probe_folder(folder, example)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from everloop.models.effort import Progress
+    from everloop.packages.time_budget import Progress
     from everloop.records import ModelVersion, Package
     from everloop.stores import Store
 
@@ -43,7 +43,7 @@ def import_folder(
         DataError: it is no model folder, leads out of itself, or says nothing of its columns.
         ParityError: the package does not answer as the model does.
     """
-    from everloop.models.registry import register
+    from everloop.registry.model_versions import register
 
     package, tags = _package(store, read_description(folder), allow_code, example, progress)
     return register(store, model, package, tags=tags)
@@ -82,11 +82,11 @@ def _package(
 ) -> tuple[Package, dict[str, str]]:
     flavor = found.flavors.get("python_function", {})
     if flavor.get("loader_module") == OWN_LOADER:
-        from everloop.models.bundle import import_package
+        from everloop.packages.archive import import_package
 
         return import_package(store, found.file(flavor.get("data", "everloop"))), {FLAVOR: "everloop"}
-    from everloop.models.package import build_package
-    from everloop.models.saving import describe
+    from everloop.packages.package import build_package
+    from everloop.registry.saving import describe
 
     if not brings_code(found):
         _try(found, example)
@@ -104,10 +104,10 @@ def probe_folder(folder: Path, example: Any) -> None:
     Raises:
         TrustError, CorruptionError, DataError: as `import_folder`.
     """
-    from everloop.models.formats.structure import check_structure
-    from everloop.models.package import signature_of
-    from everloop.models.probe_process import ask_edges
-    from everloop.models.saving import describe
+    from everloop.packages.formats.estimator_structure import check_structure
+    from everloop.packages.isolation.child_process import ask_edges
+    from everloop.packages.package import signature_of
+    from everloop.registry.saving import describe
 
     found = read_description(folder)
     fitted = load_fitted(found)
@@ -119,7 +119,7 @@ def probe_folder(folder: Path, example: Any) -> None:
 
 def _try(found: Description, example: Any) -> None:
     """Have a child process read the folder first: it came from elsewhere, and libraries crash on what is damaged."""
-    from everloop.models.probing import Job, Limits, run
+    from everloop.packages.isolation.isolated_load import Job, Limits, run
 
     files = [place for place in found.folder.rglob("*") if place.is_file() and not place.is_symlink()]
     size = min(sum(place.stat().st_size for place in files), LARGEST_FILE)

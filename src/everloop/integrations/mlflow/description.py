@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from everloop.models.signature import Signature
+    from everloop.packages.signature import Signature
     from everloop.records import Json
 
 FILE = "MLmodel"

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import CorruptionError, DataError, MissingExtraError, TrustError
-from everloop.models.formats.checking import check_skops
-from everloop.models.formats.estimator import load_estimator
-from everloop.models.formats.lightgbm_text import check_text
-from everloop.models.formats.xgboost_trees import check_trees
+from everloop.packages.formats.estimator import load_estimator
+from everloop.packages.formats.file_checks import check_skops
+from everloop.packages.formats.lightgbm_text import check_text
+from everloop.packages.formats.xgboost_trees import check_trees
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from everloop.integrations.mlflow.description import Description
-    from everloop.models.signature import Task
+    from everloop.packages.signature import Task
 
 _PICKLES = (".pkl", ".pickle")
 OWN_LOADER = "everloop.integrations.mlflow.loading"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from everloop.models import Predictor
+    from everloop.packages import Predictor
 
 
 class Answers:
@@ -36,6 +36,6 @@ class Answers:
 
 
 def _load_pyfunc(path: str) -> Answers:
-    from everloop.models import load_model
+    from everloop.registry import load_model
 
     return Answers(load_model(Path(path)))

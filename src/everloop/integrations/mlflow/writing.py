@@ -18,7 +18,7 @@ from everloop.version import VERSION
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from everloop.models.manifest import Manifest
+    from everloop.packages.package_manifest import Manifest
     from everloop.records import ModelVersion
     from everloop.stores import Store
 
@@ -35,9 +35,9 @@ def write_folder(store: Store, ref: str, folder: Path) -> Path:
         UsageError: the folder exists.
         MissingExtraError: PyYAML is not installed.
     """
-    from everloop.models.bundle import export_package
-    from everloop.models.package import read_package
-    from everloop.models.registry import get_version
+    from everloop.packages.package import read_package
+    from everloop.registry.model_versions import get_version
+    from everloop.registry.version_packages import export_package
 
     if folder.exists():
         raise UsageError(f"'{folder}' exists already.", help="Choose another name, or remove it.")

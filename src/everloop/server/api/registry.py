@@ -89,7 +89,7 @@ def routes() -> list[Any]:
 )
 def card(request: Asked) -> Response[str]:
     """A version's card, as markdown."""
-    from everloop.models import version_card
+    from everloop.registry import version_card
 
     return Response(version_card(store_of(request), _ref(request)), media_type="text/markdown; charset=utf-8")
 
@@ -97,7 +97,7 @@ def card(request: Asked) -> Response[str]:
 @get("/api/v1/diff", sync_to_thread=True, opt=_READS)
 def diff(request: Asked) -> Any:
     """What differs between the versions `a` and `b`."""
-    from everloop.models import diff_versions
+    from everloop.registry import diff_versions
 
     a, b = request.query_params.get("a"), request.query_params.get("b")
     if not a or not b:
@@ -108,7 +108,7 @@ def diff(request: Asked) -> Any:
 @patch("/api/v1/models/{model:str}/versions/{number:int}", sync_to_thread=True, opt=_WRITES)
 def curate(request: Asked, data: Sent[Curation]) -> ModelVersion:
     """Describe or tag a version."""
-    from everloop.models import describe, get_version, tag
+    from everloop.registry import describe, get_version, tag
 
     store, ref = store_of(request), _ref(request)
     with store.records.transaction():
@@ -122,7 +122,7 @@ def curate(request: Asked, data: Sent[Curation]) -> ModelVersion:
 @put("/api/v1/models/{model:str}/versions/{number:int}/archived", sync_to_thread=True, opt=_DECIDES)
 def archive_version(request: Asked, data: Sent[Archival]) -> ModelVersion:
     """Take a version out of use, or back: {archived, reason}."""
-    from everloop.models import archive, unarchive
+    from everloop.registry import archive, unarchive
 
     change = archive if data.archived else unarchive
     return change(store_of(request), _ref(request), data.reason)
@@ -131,7 +131,7 @@ def archive_version(request: Asked, data: Sent[Archival]) -> ModelVersion:
 @get("/api/v1/models/{model:str}/aliases/{alias:str}/history", sync_to_thread=True, opt=_READS)
 def history(request: Asked) -> Any:
     """Who held an alias, oldest first; with `at`, only who held it then."""
-    from everloop.models import alias_at, alias_history
+    from everloop.registry import alias_at, alias_history
 
     store, model, alias = store_of(request), request.path_params["model"], request.path_params["alias"]
     at = request.query_params.get("at")
@@ -150,8 +150,8 @@ def history(request: Asked) -> Any:
 def move(request: Asked, data: Sent[Move]) -> Alias:
     """Move an alias. Where the champion of an endpoint moves, its traffic moves with it."""
     from everloop.loop import move_alias
-    from everloop.models import get_version
-    from everloop.models.aliases import ANYONE
+    from everloop.registry import get_version
+    from everloop.registry.aliases import ANYONE
 
     store, model, alias = store_of(request), request.path_params["model"], request.path_params["alias"]
     asked = ANYONE if data.expect is None else data.expect
@@ -163,7 +163,7 @@ def move(request: Asked, data: Sent[Move]) -> Alias:
 @delete("/api/v1/models/{model:str}/aliases/{alias:str}", sync_to_thread=True, opt=_DECIDES)
 def remove(request: Asked) -> None:
     """Take an alias away; `?reason=` says why."""
-    from everloop.models import remove_alias
+    from everloop.registry import remove_alias
 
     reason = request.query_params.get("reason", "")[:MOST_REASON]
     remove_alias(store_of(request), request.path_params["model"], request.path_params["alias"], reason=reason)
@@ -172,7 +172,7 @@ def remove(request: Asked) -> None:
 @put("/api/v1/models/{model:str}/aliases/{alias:str}/policy", sync_to_thread=True, opt=_RULES)
 def policy(request: Asked, data: Sent[Policy]) -> AliasPolicy | None:
     """Say how many others must agree before the alias moves; 0 lifts the guard."""
-    from everloop.models import set_policy
+    from everloop.registry import set_policy
 
     return set_policy(store_of(request), request.path_params["model"], request.path_params["alias"], data.approvals)
 
@@ -180,7 +180,7 @@ def policy(request: Asked, data: Sent[Policy]) -> AliasPolicy | None:
 @post("/api/v1/models/{model:str}/aliases/{alias:str}/requests", sync_to_thread=True, opt=_WRITES)
 def ask(request: Asked, data: Sent[Wish]) -> AliasRequest:
     """Ask the others to let an alias move."""
-    from everloop.models import request_alias
+    from everloop.registry import request_alias
 
     params = request.path_params
     return request_alias(store_of(request), params["model"], params["alias"], data.version, data.reason)
@@ -189,7 +189,7 @@ def ask(request: Asked, data: Sent[Wish]) -> AliasRequest:
 @post("/api/v1/alias-requests/{id:str}/{verb:str}", sync_to_thread=True, opt=_DECIDES)
 def answer(request: Asked, data: Sent[Reason]) -> AliasRequest:
     """Agree to a request, or end it: `approve` or `reject`."""
-    from everloop.models import approve, reject
+    from everloop.registry import approve, reject
 
     verbs = {"approve": approve, "reject": reject}
     verb: Literal["approve", "reject"] = request.path_params["verb"]
@@ -201,7 +201,7 @@ def answer(request: Asked, data: Sent[Reason]) -> AliasRequest:
 @post("/api/v1/alias-requests/{id:str}/withdraw", sync_to_thread=True, opt=_WRITES)
 def withdraw_request(request: Asked, data: Sent[Reason]) -> AliasRequest:
     """Take one's own request back."""
-    from everloop.models import withdraw
+    from everloop.registry import withdraw
 
     return withdraw(store_of(request), request.path_params["id"], data.reason)
 

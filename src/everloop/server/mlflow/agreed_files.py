@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from everloop.errors import EverloopError
-from everloop.models import find_alias
-from everloop.models.approvals import list_requests
-from everloop.models.registry import get_version
 from everloop.records import AliasPolicy
+from everloop.registry import find_alias
+from everloop.registry.approvals import list_requests
+from everloop.registry.model_versions import get_version
 from everloop.server.mlflow.files.folder import safe_parts
 from everloop.server.mlflow.versions import files_uri
 from everloop.server.mlflow.wire import MlflowError

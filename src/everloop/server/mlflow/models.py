@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from everloop.loop.rollout import move_alias
-from everloop.models.aliases import remove_alias, set_alias
-from everloop.models.approvals import void_requests
-from everloop.models.curating import MOST_TEXT, check_unused
-from everloop.models.registry import list_versions
 from everloop.records import AliasPolicy, RegisteredModel
+from everloop.registry.aliases import remove_alias, set_alias
+from everloop.registry.annotations import MOST_TEXT, check_unused
+from everloop.registry.approvals import void_requests
+from everloop.registry.model_versions import list_versions
 from everloop.server.messages import PROMPT_TAG, is_prompt
 from everloop.server.mlflow.asking import Ask, Route
 from everloop.server.mlflow.experiments import checked_most

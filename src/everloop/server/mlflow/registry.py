@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from everloop.models.registry import list_versions
 from everloop.records import Alias, ModelVersion, RegisteredModel
+from everloop.registry.model_versions import list_versions
 from everloop.server.mlflow.names import check_model, version_number
 from everloop.server.mlflow.reply import model_out, version_out
 from everloop.server.mlflow.wire import MlflowError, not_found

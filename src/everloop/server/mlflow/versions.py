@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from everloop.models.aliases import remove_alias
-from everloop.models.approvals import find_policy, void_requests
-from everloop.models.curating import check_unused
-from everloop.models.registry import list_versions, next_number
 from everloop.records import Alias, ModelVersion, Run
+from everloop.registry.aliases import remove_alias
+from everloop.registry.annotations import check_unused
+from everloop.registry.approvals import find_policy, void_requests
+from everloop.registry.model_versions import list_versions, next_number
 from everloop.server.messages import PROMPT_TAG, is_prompt
 from everloop.server.mlflow.asking import Ask, Route
 from everloop.server.mlflow.experiments import checked_most

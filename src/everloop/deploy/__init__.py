@@ -1,0 +1,1 @@
+"""Model versions on other platforms: container images and Azure ML."""

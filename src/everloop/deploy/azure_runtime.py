@@ -1,0 +1,138 @@
+"""What `score.py` for Azure ML's own inference server runs: a package that answers, and a log of what it answered.
+
+As in an image (`everloop.cli.container`), EVERLOOP_STORE says where the log is shipped, EVERLOOP_LOG=none that there is
+none, and without either `init` fails. EVERLOOP_ENDPOINT is `[PROJECT/]NAME`. With `none` every response has the header
+`X-Everloop-Log: none`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+from importlib import import_module
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from everloop.deploy.azure_ml import Scoring, find_package
+from everloop.errors import EverloopError, RequestError
+from everloop.serving.log_segments import open_segments, shown
+from everloop.serving.log_shipping import ShippingSink
+from everloop.serving.log_sinks import VARIABLE, NoSink, choose_place, log_of, make_own_folder
+from everloop.serving.prediction_log import PREDICTIONS, Group, PredictionLog, label_text, stream_of
+from everloop.stores.clock import SystemClock, micros, new_id
+
+if TYPE_CHECKING:
+    from everloop.packages.predictor import Predictor
+
+logger = logging.getLogger("everloop.serving")
+
+
+class LoggedScoring(Scoring):
+    """A loaded package whose answers are in the log before they are given."""
+
+    def __init__(self, predictor: Predictor, version: str = "", log: PredictionLog | None = None) -> None:
+        super().__init__(predictor)
+        self._version = version
+        self._log = log or PredictionLog(None, "", NoSink())
+        self._clock = SystemClock()
+        signature = predictor.signature
+        self._inputs = msgspec.Raw(msgspec.msgpack.encode({item.name: item.type for item in signature.inputs}))
+
+    @classmethod
+    def start(cls, beside: Path) -> LoggedScoring:
+        """Load the package as `Scoring.start` does, and open its log.
+
+        Raises:
+            UsageError: the environment says nothing of a log, or something that cannot be used.
+            UnavailableError: the log's store does not answer, or does not let us write.
+            NotFoundError, CorruptionError, TrustError: as `Scoring.start`.
+        """
+        os.environ[VARIABLE] = choose_place(os.environ)
+        predictor = Scoring.start(beside).predictor
+        version = _version_in(beside, predictor)
+        found = log_of(os.environ)
+        if found is None or isinstance(found, str):
+            logger.warning("everloop log: none. No answer is written down, and every answer says so (X-Everloop-Log).")
+            return cls(predictor, version)
+        project, _, name = os.environ.get("EVERLOOP_ENDPOINT", "").rpartition("/")
+        stream = stream_of(project or "default", PREDICTIONS, name or version.replace("@", "-").replace(".", "-"))
+        make_own_folder(found.folder)
+        open_segments(found.where).check()
+        log = PredictionLog(None, "", ShippingSink(found, stream))
+        atexit.register(log.close)
+        logger.warning("everloop log: %s, as %s.", shown(found.where), stream)
+        return cls(predictor, version, log)
+
+    @property
+    def kind(self) -> str:
+        """store or none."""
+        return self._log.sink.kind
+
+    def answer(self, raw: str | bytes) -> dict[str, Any]:
+        """As `Scoring.answer`; the answer is in the log on return.
+
+        Raises:
+            RequestError: the body breaks the signature; nothing was logged.
+            InsufficientStorageError, UnavailableError: the answer could not be logged, so there is none.
+        """
+        began = perf_counter()
+        now = self._clock.now()
+        rows = self.rows_of(raw)
+        answer = self.answer_rows(rows)
+        if self.kind != "none":
+            names = self.predictor.signature.names
+            binary = "probabilities" in answer
+            group = Group(
+                request=new_id(now),
+                arrived=micros(now),
+                seconds=perf_counter() - began,
+                version=self._version,
+                role="champion",
+                inputs=self._inputs,
+                places=None,
+                entities=None,
+                events=None,
+                scores=answer["probabilities" if binary else "predictions"],
+                labels=[label_text(label) for label in answer["predictions"]] if binary else None,
+                rows=[tuple(row[name] for name in names) for row in rows],
+                package=self.predictor.digest,
+            )
+            self._log.append([group])
+        return answer
+
+
+def respond(scoring: LoggedScoring, raw_data: Any) -> Any:
+    """What `run` gives back: the answer, or Azure's own response with the error's status."""
+    headers = {"X-Everloop-Log": "none"} if scoring.kind == "none" else {}
+    try:
+        answer = scoring.answer(raw_data)
+    except RequestError as error:
+        return _response({"error": str(error)}, 400, headers)
+    except EverloopError as error:
+        if error.http_status not in (503, 507):
+            raise
+        return _response({"error": str(error)}, error.http_status, headers)
+    return _response(answer, 200, headers) if headers else answer
+
+
+def _response(body: Any, status: int, headers: dict[str, str]) -> Any:
+    # Microsoft's server has it, in an environment of its own.
+    made = import_module("azureml_inference_server_http.api.aml_response").AMLResponse
+    return made(body, status, headers, json_str=True)
+
+
+def _version_in(beside: Path, predictor: Predictor) -> str:
+    """The version that the package says it is, else its digest."""
+    from everloop.packages.archive import open_bundle
+
+    places = [os.environ.get("AZUREML_MODEL_DIR", ""), str(beside)]
+    package = next((found for place in places if place and (found := find_package(Path(place)))), None)
+    told = open_bundle(package)[2] if package is not None else {}
+    return str(told.get("version") or predictor.digest or "model")
+
+
+__all__ = ["LoggedScoring", "respond"]

@@ -1,0 +1,221 @@
+"""Models out of models: an average of several, and functions before and after one.
+
+average         each member in its own format, and their weights: safe, and refuses members that bring code
+average_code    the same with members that bring code
+processed       a function that prepares the table, a model, a function that turns its scores into others: code
+
+Members are kept each in its own safe format, so that only what has to be code is.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from everloop.errors import CorruptionError, EverloopError, TrustError, UsageError
+from everloop.packages.formats.input_tables import TableKind, read_example
+from everloop.packages.formats.user_code import dump_code
+from everloop.packages.package_manifest import SAFE
+from everloop.training.class_decisions import PLAIN, answer_frame, by_rule, rule_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import polars as pl
+    from numpy.typing import NDArray
+
+    from everloop.training.class_decisions import Answers, Rule
+    from everloop.training.trained_model import Files, Model, Task
+
+    Array = NDArray[np.float64]
+
+_AVERAGE, _PROCESSED, _FUNCTIONS = "average.json", "processed.json", "functions.pkl"
+
+
+class AverageModel:
+    """The weighted mean of the scores of several models. See `Model` for what it answers."""
+
+    code: ClassVar[bool] = False
+    """Whether its members may bring code."""
+
+    def __init__(self, members: Sequence[Model], weights: Sequence[float]) -> None:
+        self.parts = tuple(members)
+        self.weights = tuple(weights)
+        self.format = "average_code" if self.code else "average"
+        self.task: Task = members[0].task
+        self.inputs = tuple(dict.fromkeys(name for member in members for name in member.inputs))
+
+    def predict_scores(self, frame: pl.DataFrame) -> Array:
+        return self._mean([part.predict_scores(frame) for part in self.parts])
+
+    def predict_rows(self, rows: Sequence[Mapping[str, object]]) -> Array:
+        return self._mean([part.predict_rows(rows) for part in self.parts])
+
+    def _mean(self, scores: Sequence[Array]) -> Array:
+        total = sum(weight * one for weight, one in zip(self.weights, scores, strict=True))
+        return np.asarray(total, dtype=np.float64)
+
+    def to_files(self) -> Files:
+        state = {"version": 1, "weights": list(self.weights), "formats": [part.format for part in self.parts]}
+        files = {_AVERAGE: json.dumps(state, sort_keys=True).encode()}
+        for place, part in enumerate(self.parts):
+            files |= {f"{place}/{name}": data for name, data in part.to_files().items()}
+        return files
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Self:
+        try:
+            state = json.loads(files[_AVERAGE])
+            weights, formats = [float(weight) for weight in state["weights"]], [str(one) for one in state["formats"]]
+            if len(weights) != len(formats) or not formats:
+                raise ValueError(f"{len(weights)} weights for {len(formats)} members")
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptionError(f"These files are no average: {error!r}.", help="Build it again.") from error
+        members = [_inner(files, f"{place}/", one, code=cls.code) for place, one in enumerate(formats)]
+        return cls(members, weights)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _reread, (type(self), self.to_files())
+
+
+class CodeAverageModel(AverageModel):
+    """An average with members that bring code: somebody trusted must have signed it."""
+
+    code = True
+
+
+class ProcessedModel:
+    """A model with functions of the user's before and after it. See `Model` for what it answers.
+
+    Args:
+        before: from the table as the caller has it to the table that the model takes; None where it takes that one.
+        after: from scores to scores of the same shape.
+    """
+
+    format = "processed"
+
+    def __init__(
+        self,
+        part: Model,
+        table: TableKind,
+        before: Callable[[Any], Any] | None,
+        after: Callable[[Array], Any] | None,
+        blob: bytes,
+    ) -> None:
+        self.parts = (part,)
+        self.table = table
+        self.task: Task = part.task
+        self.inputs = table.names
+        self._before, self._after, self._blob = before, after, blob
+
+    def predict_scores(self, frame: pl.DataFrame) -> Array:
+        return self._answer(self.table.cast(frame))
+
+    def predict_rows(self, rows: Sequence[Mapping[str, object]]) -> Array:
+        return self._answer(self.table.from_rows(rows))
+
+    @property
+    def rule(self) -> Rule | None:
+        """How classes follow from scores: by the model's own rule, unless a function changes its scores."""
+        return PLAIN if self._after is not None else rule_of(self.parts[0])
+
+    def answer_frame(self, frame: pl.DataFrame) -> Answers:
+        """Scores and classes."""
+        return self._answers(self.table.cast(frame))
+
+    def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> Answers:
+        """Scores and classes."""
+        return self._answers(self.table.from_rows(rows))
+
+    def _answers(self, frame: pl.DataFrame) -> Answers:
+        if self._after is None:
+            return answer_frame(self.parts[0], self._prepared(frame))
+        return by_rule(self, self._answer(frame))
+
+    def _answer(self, frame: pl.DataFrame) -> Array:
+        scores = self.parts[0].predict_scores(self._prepared(frame))
+        return scores if self._after is None else np.asarray(self._after(scores), dtype=np.float64)
+
+    def _prepared(self, frame: pl.DataFrame) -> pl.DataFrame:
+        return frame if self._before is None else read_example(self._before(self.table.fill(frame)))[0]
+
+    def to_files(self) -> Files:
+        state = {"version": 1, "format": self.parts[0].format, "table": self.table.to_json()}
+        inner = {f"inner/{name}": data for name, data in self.parts[0].to_files().items()}
+        return {_PROCESSED: json.dumps(state, sort_keys=True).encode(), _FUNCTIONS: self._blob, **inner}
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Self:
+        import cloudpickle
+
+        try:
+            state, blob = json.loads(files[_PROCESSED]), files[_FUNCTIONS]
+            inner, table = str(state["format"]), TableKind.from_json(state["table"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptionError(f"These files are no processed model: {error!r}.", help="Build it again.") from error
+        before, after = cloudpickle.loads(blob)
+        return cls(_inner(files, "inner/", inner, code=True), table, before, after, blob)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _reread, (type(self), self.to_files())
+
+
+def average(members: Sequence[Model], weights: Sequence[float] | None) -> AverageModel:
+    """The mean of models that answer the same question.
+
+    Raises:
+        UsageError: there are none, they differ in their task, or the weights do not fit.
+    """
+    if not members:
+        raise UsageError("An average of no models.", help="Pass at least one.")
+    tasks = {member.task for member in members}
+    if len(tasks) > 1:
+        raise UsageError(f"These models have different tasks: {', '.join(sorted(tasks))}.")
+    given = [1.0] * len(members) if weights is None else [float(weight) for weight in weights]
+    if len(given) != len(members) or any(weight < 0 for weight in given) or not sum(given):
+        raise UsageError(
+            f"The weights {given} do not fit {len(members)} models.", help="Give each a weight of zero or more."
+        )
+    kind = AverageModel if all(member.format in SAFE for member in members) else CodeAverageModel
+    return kind(members, [weight / sum(given) for weight in given])
+
+
+def processed(
+    part: Model, table: TableKind, before: Callable[[Any], Any] | None, after: Callable[[Array], Any] | None
+) -> ProcessedModel:
+    """A model between two functions, either of which may be None."""
+    return ProcessedModel(part, table, before, after, dump_code((before, after)))
+
+
+def prepared(before: Callable[[Any], Any], table: TableKind, frame: pl.DataFrame) -> Any:
+    """What a function makes of the example.
+
+    Raises:
+        UsageError: it raises, or gives another number of rows.
+    """
+    try:
+        made = before(table.fill(table.cast(frame)))
+        rows = len(made)
+    except EverloopError:
+        raise
+    except Exception as error:  # whatever a stranger's function raises
+        raise UsageError(f"`before` cannot prepare the example: {type(error).__name__}: {error}") from error
+    if rows != frame.height:
+        raise UsageError(f"`before` makes {rows} rows of {frame.height}.", help="It must give one row for each.")
+    return made
+
+
+def _inner(files: Mapping[str, bytes], prefix: str, format: str, *, code: bool) -> Model:
+    from everloop.training.trained_model import model_from_files
+
+    if format not in SAFE and not code:
+        raise TrustError(f"A member of the package is of the format '{format}', which runs code when it is read.")
+    return model_from_files(
+        format, {name.removeprefix(prefix): data for name, data in files.items() if name.startswith(prefix)}
+    )
+
+
+def _reread(kind: type[Any], files: Files) -> Any:
+    return kind.from_files(files)

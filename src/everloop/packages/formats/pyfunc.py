@@ -1,0 +1,186 @@
+"""A Python model with a context, as MLflow's `PythonModel` is: an object that loads its own files and predicts.
+
+    class Scorer:
+        def load_context(self, context): self.table = json.load(open(context.artifacts["table"]))
+        def predict(self, context, model_input, params=None): ...
+
+It is code, so it loads only when signed; its artifacts travel inside the package and are laid out in a folder of their
+own when it is loaded. Source: MLflow, `mlflow.pyfunc.PythonModel`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import tempfile
+import weakref
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from everloop.errors import CorruptionError, NotFoundError, UsageError
+from everloop.packages.formats.input_tables import TableKind
+from everloop.packages.formats.user_code import dump_code
+from everloop.stores.objects.manifests import safe_path
+from everloop.training.estimator_scores import Question
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    import polars as pl
+    from numpy.typing import NDArray
+
+    from everloop.training.class_decisions import Answers, Rule
+    from everloop.training.trained_model import Files, Task
+
+    Array = NDArray[np.float64]
+
+_STATE, _OBJECT, _ARTIFACTS = "pyfunc.json", "python_model.pkl", "artifacts/"
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the model gets: where its artifacts lie, by name, and nothing to configure."""
+
+    artifacts: dict[str, str] = field(default_factory=dict)
+    model_config: dict[str, Any] = field(default_factory=dict)
+
+
+class PyfuncModel:
+    """A Python model with its artifacts. See `Model` for what it answers."""
+
+    format = "pyfunc"
+
+    def __init__(self, blob: bytes, artifacts: Mapping[str, bytes], names: Mapping[str, str], **state: Any) -> None:
+        import cloudpickle
+
+        self.question: Question = state.get("question") or Question(task=state["task"])
+        self.task: Task = self.question.task
+        self.table: TableKind = state["table"]
+        self.inputs = self.table.names
+        self._blob, self._artifacts, self._names = blob, dict(artifacts), dict(names)
+        # A bound method keeps the folder; it goes with the model.
+        folder = tempfile.TemporaryDirectory(prefix="everloop-artifacts-")
+        self._finalizer = weakref.finalize(self, folder.cleanup)
+        for name, data in self._artifacts.items():
+            place = Path(folder.name, name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(data)
+        self.context = Context({name: str(Path(folder.name, path)) for name, path in self._names.items()})
+        self.python_model = cloudpickle.loads(blob)
+        self.asked = Asked(self.python_model, self.context)
+        """The model, asked as an estimator is."""
+
+    def predict_scores(self, frame: pl.DataFrame) -> Array:
+        return self.question.scores(self.asked, self.table.fill(self.table.cast(frame)))
+
+    def predict_rows(self, rows: Sequence[Mapping[str, object]]) -> Array:
+        return self.question.scores(self.asked, self.table.fill(self.table.from_rows(rows)))
+
+    @property
+    def rule(self) -> Rule | None:
+        """How classes follow from scores; None where the model is asked for them."""
+        return self.question.rule if self.question.choice == "rule" else None
+
+    def answer_frame(self, frame: pl.DataFrame) -> Answers:
+        """Scores and classes."""
+        return self.question.answer(self.asked, self.table.fill(self.table.cast(frame)))
+
+    def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> Answers:
+        """Scores and classes."""
+        return self.question.answer(self.asked, self.table.fill(self.table.from_rows(rows)))
+
+    def to_files(self) -> Files:
+        state = {
+            "version": 1,
+            "task": self.task,
+            "table": self.table.to_json(),
+            "artifacts": self._names,
+            **self.question.to_json(),
+        }
+        files = {_STATE: json.dumps(state, sort_keys=True).encode(), _OBJECT: self._blob}
+        return files | {f"{_ARTIFACTS}{name}": data for name, data in self._artifacts.items()}
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Self:
+        try:
+            state, blob = json.loads(files[_STATE]), files[_OBJECT]
+            known: dict[str, Any] = {"task": state["task"], "table": TableKind.from_json(state["table"])}
+            known["question"] = Question.from_json({"order": (), **state}, state["task"])
+            names = {str(name): str(path) for name, path in state["artifacts"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptionError(f"These files are no Python model: {error!r}.", help="Build it again.") from error
+        artifacts = {name.removeprefix(_ARTIFACTS): data for name, data in files.items() if name.startswith(_ARTIFACTS)}
+        if not all(map(safe_path, (*artifacts, *names.values()))):
+            raise CorruptionError("An artifact of the Python model lies outside of it.")
+        return cls(blob, artifacts, names, **known)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _reread, (self.to_files(),)
+
+
+class Asked:
+    """Asked as an estimator is, whatever of `context` and `params` the model's own `predict` takes."""
+
+    def __init__(self, model: Any, context: Context) -> None:
+        self._model, self._context = model, context
+        if hasattr(model, "load_context"):
+            model.load_context(context)
+        self._with_context = _takes_context(model)
+
+    def predict(self, table: Any) -> Any:
+        import numpy as np
+
+        answer = self._model.predict(self._context, table) if self._with_context else self._model.predict(table)
+        return np.asarray(answer)
+
+
+def is_pyfunc(model: Any) -> bool:
+    """Whether an object predicts with a context."""
+    return not isinstance(model, type) and (hasattr(model, "load_context") or _takes_context(model))
+
+
+def adopt_pyfunc(model: Any, table: TableKind, task: Task, artifacts: Mapping[str, Any]) -> PyfuncModel:
+    """Take a Python model with the files and folders that it reads.
+
+    Raises:
+        NotFoundError: an artifact does not exist.
+        UsageError: its name cannot be a file's, or loading it fails.
+    """
+    files: dict[str, bytes] = {}
+    names: dict[str, str] = {}
+    for name, given in artifacts.items():
+        place = Path(given)
+        if not safe_path(name) or "/" in name:
+            raise UsageError(f"'{name}' is no name for an artifact.", help="Use letters, digits, '.', '_' and '-'.")
+        if not place.exists():
+            raise NotFoundError(f"The artifact '{name}' is not at '{place}'.")
+        names[name] = f"{name}/{place.name}"
+        if place.is_dir():
+            files |= {
+                f"{names[name]}/{path.relative_to(place).as_posix()}": path.read_bytes()
+                for path in sorted(place.rglob("*"))
+                if path.is_file()
+            }
+        else:
+            files[names[name]] = place.read_bytes()
+    try:
+        return PyfuncModel(dump_code(model), files, names, task=task, table=table)
+    except Exception as error:  # whatever a stranger's model raises
+        raise UsageError(
+            f"The {type(model).__name__} cannot be loaded: {type(error).__name__}: {error}",
+            help="It must be picklable, and load_context must find all that it reads in its artifacts.",
+        ) from error
+
+
+def _takes_context(model: Any) -> bool:
+    try:
+        names = list(inspect.signature(model.predict).parameters)
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return len(names) >= 2 and names[0] == "context"
+
+
+def _reread(files: Files) -> PyfuncModel:
+    return PyfuncModel.from_files(files)

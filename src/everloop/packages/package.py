@@ -1,0 +1,354 @@
+"""Making a package: a folder by digest that holds a model and everything needed to answer with it.
+
+    everloop.json     what the package is (see `manifest`)
+    model/…           the model in its own format
+    compiled/…        a faster form of it, proved equal, where there is one
+    example.json      a request that the model answers
+    answers.json      rows and what the trained model said to them, to hold any machine against
+    requirements.txt  what answering needs, pinned
+    evaluation.json   how good the model was found to be
+    contract.toml     what its data must look like, where a contract is given
+
+A package exists only if its packaged form has been proved equal to the trained model. Who vouches for it is kept
+outside of it, in the record's `trust`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from everloop.errors import CorruptionError, NotFoundError, ParityError, UsageError
+from everloop.packages import package_manifest as manifests
+from everloop.packages.environment_lock import requirements
+from everloop.packages.golden_rows import FILE as ANSWERS, record_answers
+from everloop.packages.isolation.isolation_policy import remember
+from everloop.packages.package_manifest import COMPILED_FOLDER, MODEL_FOLDER, Lineage, Manifest
+from everloop.packages.parity import plain_rows, probe, prove, sample_of
+from everloop.packages.prediction_cache import Remembering
+from everloop.packages.signature import Input, Signature, input_type
+from everloop.packages.time_budget import Effort
+from everloop.records import Json, Package, Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import polars as pl
+
+    from everloop.packages.time_budget import Progress
+    from everloop.stores import Store
+    from everloop.training.evaluation import Evaluation
+    from everloop.training.trained_model import Model, Trained
+
+_TOLERANCE = {"lightgbm": 0.0, "linear": 0.0, "torch": 1e-6, "keras": 1e-6}
+"""The built-in formats keep every bit; a foreign one may add in another order, or in single precision."""
+
+
+def signature_of(trained: Trained) -> Signature:
+    """The signature of a trained model, before it has been asked what it takes."""
+    return Signature(
+        inputs=tuple(
+            Input(name=name, type=input_type(dtype), categories=tuple(map(str, trained.categories.get(name, ()))))
+            for name, dtype in trained.features.items()
+        ),
+        task=trained.task,
+        classes=tuple(trained.classes),
+        ignored=tuple(trained.dropped),
+    )
+
+
+def build_package(
+    trained: Trained,
+    *,
+    store: Store,
+    sample: pl.DataFrame,
+    snapshot: Snapshot | str | None = None,
+    evaluation: Evaluation | Mapping[str, Json] | None = None,
+    contract: str | bytes | None = None,
+    code: str | None = None,
+    run: str | None = None,
+    compile: bool = True,
+    lookups: Sequence[str] = (),
+    effort: Effort | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Package:
+    """Package a trained model, prove it, compile it where that can be proved as well, sign it, and keep it.
+
+    Args:
+        sample: rows of the training data; at most 100,000, spread evenly, are compared.
+        evaluation: an `Evaluation` or a dict; kept beside the model.
+        contract: the contract as TOML.
+        code: digest of the code that made it.
+        run: id of the run; leave it out where two runs of the same training shall give the same package.
+        compile: look for a faster form; see `compilation`.
+        lookups: feature views out of which a request is completed; the sample then has their entity's columns too.
+        effort: how long proving and measuring may take; None allows `PROOF_S` seconds.
+        progress: called with a `Progress` as packaging moves on, where no `effort` is given that has one.
+
+    Returns:
+        The record, in the store already; the one that was there if the same package was built before.
+
+    Raises:
+        ParityError: the packaged form answers otherwise; the event `parity_failed` keeps the evidence.
+        UsageError: the sample has no rows or lacks an input.
+    """
+    model = trained.model
+    signature = signature_of(trained)
+    missing = [name for name in signature.names if name not in sample.columns]
+    if missing or not sample.height:
+        problem = f"lacks the inputs {', '.join(missing)}" if missing else "has no rows"
+        raise UsageError(f"The sample for the package {problem}.", help="Pass rows of the training data.")
+    if effort is None:
+        effort = Effort(progress=progress)
+        effort.tell("asking the model", 0, 1)
+        # The first answer may load libraries and compile; the time counts from behind it.
+        model.predict_scores(sample.head(1))
+        effort.start()
+    whole, sample = sample, sample_of(sample, signature)
+    # Proving, compiling and recording ask for the same rows.
+    known = cast("Model", Remembering(model))
+    signature = probe(known, _ranged(signature, sample), sample)
+    model_files = model.to_files()
+
+    from everloop.training.trained_model import model_from_files
+
+    try:
+        parity = prove(
+            known,
+            model_from_files(model.format, model_files),
+            signature,
+            sample,
+            tolerance=_TOLERANCE.get(model.format, 1e-9),
+            effort=effort,
+        )
+    except ParityError as error:
+        evidence = {"format": model.format, "message": error.message, "sample_rows": sample.height, "run": run}
+        store.records.append_event("parity_failed", "package", run or "", data=evidence)
+        raise
+    files = {f"{MODEL_FOLDER}{name}": data for name, data in model_files.items()}
+    proof = parity.to_json()
+    compiled = False
+    if compile:
+        from everloop.packages.compilation.selection import compile_model
+
+        compilation = compile_model(known, signature, sample, effort)
+        compiled = compilation.model is not None
+        proof |= compilation.evidence
+        if compilation.model is not None:
+            files |= {f"{COMPILED_FOLDER}{name}": data for name, data in compilation.model.to_files().items()}
+    proof["not_tried"] = list(effort.not_tried)
+    proof["proof_s"] = effort.seconds
+    if getattr(getattr(model, "question", None), "choice", None) == "votes":
+        proof["votes"] = True
+    request, looked_up = signature, dict[str, Json]()
+    if lookups:
+        from everloop.packages.feature_lookup import plan_lookups
+
+        request, looked_up = plan_lookups(store, lookups, signature, whole)
+    files["example.json"] = _example(request, whole.select(request.names))
+    files[ANSWERS] = record_answers(known, signature, sample)
+    environment = manifests.environment(model.format, _libraries(model))
+    files["requirements.txt"] = requirements(environment.locked)
+    if evaluation is not None:
+        files["evaluation.json"] = _json(plain_evaluation(evaluation))
+    if contract is not None:
+        files["contract.toml"] = contract.encode() if isinstance(contract, str) else contract
+    manifest = Manifest(
+        format=model.format,
+        target=trained.target,
+        signature=request.to_json(),
+        lookups=looked_up,
+        files={name: digest_of(data) for name, data in files.items()},
+        lineage=Lineage(run=run, snapshot=snapshot.key if isinstance(snapshot, Snapshot) else snapshot, code=code),
+        environment=environment,
+        training=_training(trained),
+        compiled=compiled,
+    )
+    return _keep(store, manifest, files, proof)
+
+
+def get_package(store: Store, digest: str) -> Package:
+    """The record of a package by digest.
+
+    Raises:
+        NotFoundError: no package has this digest.
+    """
+    found = store.records.find(Package, ("digest", "=", digest), limit=1)
+    if not found:
+        raise NotFoundError(f"There is no package {digest}.", help="See: everloop models ls")
+    return found[0]
+
+
+def read_package(
+    store: Store, digest: str, *, trust: Mapping[str, str] | None = None
+) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest and the files of a package, every byte checked against its digest.
+
+    Args:
+        trust: the signature that vouches for it; looked up in the package's record where not given.
+
+    Raises:
+        NotFoundError: the store does not have it.
+        CorruptionError: a byte is not as it was.
+        TrustError: it bears code and nobody whom this machine trusts vouches for it.
+    """
+    entries = {entry.path: entry for entry in store.objects.tree(digest)}
+    if manifests.FILE not in entries:
+        raise NotFoundError(f"{digest} is no package: it has no {manifests.FILE}.")
+    manifest = Manifest.from_bytes(store.objects.read_entry(entries[manifests.FILE]))
+    if manifest.code_bearing:
+        _check_trust(store, digest, trust)
+        manifest.check_python()
+    missing = sorted(set(manifest.files) - set(entries))
+    if missing:
+        raise NotFoundError(f"The package {digest} lacks its file {missing[0]}.")
+    files = {name: store.objects.read_entry(entries[name]) for name in manifest.files}
+    for name, data in files.items():
+        if digest_of(data) != manifest.files[name]:
+            raise CorruptionError(f"The file {name} of the package {digest} differs from its digest.")
+    return manifest, files
+
+
+def read_folder(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest and the files of a package that lies in a folder, each checked against the manifest.
+
+    Raises:
+        NotFoundError: the folder is no package, or a file of it is missing.
+        CorruptionError: a file is not as the manifest says.
+    """
+    try:
+        manifest = Manifest.from_bytes((folder / manifests.FILE).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(f"'{folder}' is no package: it has no {manifests.FILE}.") from None
+    root = folder.resolve()
+    files: dict[str, bytes] = {}
+    for name, digest in manifest.files.items():
+        place = (folder / name).resolve()
+        if not place.is_relative_to(root):
+            raise CorruptionError(f"The package '{folder}' names a file outside of itself: {name}.")
+        try:
+            files[name] = place.read_bytes()
+        except (FileNotFoundError, IsADirectoryError):
+            raise NotFoundError(f"The package '{folder}' lacks its file {name}.") from None
+        if digest_of(files[name]) != digest:
+            raise CorruptionError(f"The file {name} of the package '{folder}' differs from its digest.")
+    return manifest, files
+
+
+def _keep(store: Store, manifest: Manifest, files: Mapping[str, bytes], parity: dict[str, Json]) -> Package:
+    with tempfile.TemporaryDirectory(prefix="everloop-package-") as folder:
+        whole = {**files, manifests.FILE: manifest.to_bytes()}
+        digest = store.objects.add_tree(write_files(Path(folder, "package"), whole))
+    from everloop.stores.trust import sign
+
+    remember(digest, store)
+    with store.records.transaction():
+        found = store.records.find(Package, ("digest", "=", digest), limit=1)
+        if found:
+            return found[0]
+        package = store.new(
+            Package,
+            digest=digest,
+            format=manifest.format,
+            signature=manifest.signature,
+            size_bytes=sum(len(data) for data in files.values()) + len(manifest.to_bytes()),
+            compiled=manifest.compiled,
+            parity=parity,
+            trust=sign(digest),
+        )
+        store.records.put(package, verb="packaged")
+    return package
+
+
+def _check_trust(store: Store, digest: str, trust: Mapping[str, str] | None) -> None:
+    from everloop.stores.trust import check
+
+    if trust is None:
+        found = store.records.find(Package, ("digest", "=", digest), limit=1)
+        trust = found[0].trust if found else None
+    check(digest, dict(trust) if trust else None)
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """Write files by name into a folder that is made for them."""
+    for name, data in files.items():
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(data)
+        # Whatever the umask says: the digest of a tree minds who may run a file.
+        place.chmod(0o644)
+    return folder
+
+
+def digest_of_files(files: Mapping[str, bytes]) -> str:
+    """The digest that a package of these files, the manifest among them, has in any store."""
+    from everloop.stores.objects.content_addressing import ContentStore
+
+    with tempfile.TemporaryDirectory(prefix="everloop-digest-") as folder:
+        return ContentStore(Path(folder, "objects")).add_tree(write_files(Path(folder, "package"), files))
+
+
+def plain_evaluation(evaluation: Evaluation | Mapping[str, Json] | None) -> dict[str, Json]:
+    """An evaluation as plain data; empty where there is none."""
+    if evaluation is None:
+        return {}
+    return dict(evaluation) if isinstance(evaluation, Mapping) else evaluation.to_dict()
+
+
+def _ranged(signature: Signature, sample: pl.DataFrame) -> Signature:
+    """The signature with the range of each number in the sample."""
+    inputs = []
+    for item in signature.inputs:
+        if item.type in ("float", "int"):
+            values = sample[item.name].drop_nulls()
+            values = values.filter(values.is_finite()) if values.dtype.is_float() else values
+            if len(values):
+                item = replace(item, low=float(values.min()), high=float(values.max()))  # type: ignore[arg-type]
+        inputs.append(item)
+    return replace(signature, inputs=tuple(inputs))
+
+
+def _libraries(model: object) -> tuple[str, ...]:
+    """Distributions that the classes of an estimator come from, where it is one; of all members, where it has some."""
+    members = getattr(model, "parts", ())
+    if members:
+        found = {name for part in members for name in (*_libraries(part), *manifests.needs(part.format))}
+        return tuple(sorted(found))
+    estimator = getattr(model, "estimator", None)
+    if estimator is None:
+        return ()
+    named = {"sklearn": "scikit-learn"}
+    rooms = {type(part).__module__.partition(".")[0] for part in _parts(estimator)}
+    return tuple(sorted({named.get(room, room) for room in rooms} - {"builtins", "__main__"}))
+
+
+def _parts(estimator: Any) -> list[Any]:
+    inner = [step for _, step in getattr(estimator, "steps", ())] + [
+        entry[1] for entry in getattr(estimator, "transformers_", ())
+    ]
+    return [estimator, *(part for step in inner for part in _parts(step) if not isinstance(step, str))]
+
+
+def _training(trained: Trained) -> dict[str, Json]:
+    # Seconds and the leaderboard differ from run to run; they belong to the run, not to the package.
+    told = trained.to_dict()
+    return {name: told[name] for name in ("recipe", "metric", "dropped", "notes", "rows", "importance") if name in told}
+
+
+def _example(signature: Signature, sample: pl.DataFrame) -> bytes:
+    return _json({"rows": plain_rows(sample.head(1), signature)})
+
+
+def _json(value: Any) -> bytes:
+    import msgspec
+
+    return msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=2) + b"\n"
+
+
+def digest_of(data: bytes) -> str:
+    """The digest by which a manifest names a file's bytes."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"

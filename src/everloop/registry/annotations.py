@@ -1,0 +1,93 @@
+"""What people add to a version: a description, tags, and the decision that it is not for use any more."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from everloop.errors import ConflictError, UsageError
+from everloop.records import Alias, Endpoint, ModelVersion
+from everloop.registry.approvals import void_requests
+from everloop.registry.model_versions import get_version
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from everloop.stores import Store
+
+MOST_TEXT = 50_000
+MOST_TAG = 8000
+
+
+def describe(store: Store, ref: str, text: str) -> ModelVersion:
+    """Replace a version's description, plain text of at most 50,000 characters. Its card shows it as it is."""
+    if len(text) > MOST_TEXT:
+        raise UsageError(f"A description of {len(text)} characters is too long.", help=f"At most {MOST_TEXT}.")
+    version = get_version(store, ref)
+    if version.description == text:
+        return version
+    return store.records.update(replace(version, description=text), verb="described")[0]
+
+
+def tag(store: Store, ref: str, tags: Mapping[str, str | None]) -> ModelVersion:
+    """Set tags; None removes one.
+
+    Raises:
+        UsageError: a name that is empty or longer than 250 characters, or a value longer than 8,000.
+    """
+    for name, value in tags.items():
+        if not name or len(name) > 250 or len(value or "") > MOST_TAG:
+            raise UsageError(f"'{name[:50]}' cannot be kept as a tag.", help=f"Names to 250, values to {MOST_TAG}.")
+    version = get_version(store, ref)
+    kept = {**version.tags, **{name: value for name, value in tags.items() if value is not None}}
+    changed = {name: value for name, value in kept.items() if tags.get(name, value) is not None}
+    if changed == version.tags:
+        return version
+    return store.records.update(replace(version, tags=changed), verb="tagged", data={"tags": dict(tags)})[0]
+
+
+def archive(store: Store, ref: str, reason: str = "") -> ModelVersion:
+    """Take a version out of use. It stays readable, with its history, and `unarchive` undoes it.
+
+    Raises:
+        ConflictError: an alias or an endpoint's route still leads to it.
+    """
+    with store.records.transaction():
+        version = get_version(store, ref)
+        if version.state == "archived":
+            return version
+        check_unused(store, version)
+        void_requests(store, version.model, version=version.key, reason="the version was archived")
+        data = {"reason": reason, "state": version.state}
+        return store.records.update(replace(version, state="archived"), verb="archived", data=data)[0]
+
+
+def check_unused(store: Store, version: ModelVersion, *, aliases: bool = True) -> None:
+    """Refuse what would take a version away from those who use it.
+
+    Raises:
+        ConflictError: an endpoint's route leads to it or, if `aliases` count, an alias.
+    """
+    holding = store.records.find(Alias, ("version", "=", version.key)) if aliases else []
+    places = [
+        place
+        for place in store.records.find(Endpoint, ("model", "=", version.model))
+        if any(route.version == version.key for route in place.routes)
+    ]
+    if holding or places:
+        users = [alias.key for alias in holding] + [f"endpoint '{place.name}'" for place in places]
+        raise ConflictError(
+            f"'{version.key}' is in use: {', '.join(users)}.",
+            help=f"Promote another first: everloop models promote {version.model}@N",
+        )
+
+
+def unarchive(store: Store, ref: str, reason: str = "") -> ModelVersion:
+    """Give an archived version the state back that it had."""
+    with store.records.transaction():
+        version = get_version(store, ref)
+        if version.state != "archived":
+            return version
+        past = [old.state for _, old in store.records.history(ModelVersion, version.id) if old.state != "archived"]
+        back = replace(version, state=past[-1] if past else "registered")
+        return store.records.update(back, verb="unarchived", data={"reason": reason})[0]

@@ -1,0 +1,216 @@
+"""A version's card: what it is, where it comes from, how good it is and what was decided, as readable markdown.
+
+Everything in it that people or data have written (the description, tags, names, reasons) is shown as plain text: cards
+are rendered by pages and tools that would follow links, load images and run what stands in HTML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from everloop.errors import NotFoundError
+from everloop.packages.package import get_package
+from everloop.packages.package_manifest import FILE, Manifest
+from everloop.records import Alias, GateResult, Json, ModelVersion, Package, Run, Snapshot
+from everloop.registry.history import alias_history
+from everloop.registry.model_versions import get_version
+from everloop.stores.printable import markdown_cell, markdown_code, markdown_text, shell_line
+from everloop.training.trained_model import LeftOut
+
+if TYPE_CHECKING:
+    from everloop.stores import Store
+
+
+def version_card(store: Store, ref: str) -> str:
+    """The card of a version, named as `get_version` takes it; markdown, ending with a line break.
+
+    Raises:
+        NotFoundError: there is no such version.
+    """
+    version = get_version(store, ref)
+    parts = [
+        f"# {_text(version.key)}",
+        markdown_text(version.description.strip()),
+        _facts(store, version),
+        _metrics(version),
+        _gates(store, version),
+        _answering(store, version),
+        _left_out(store, version),
+        _signature(version.signature),
+        _lineage(store, version),
+        _aliases(store, version),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _facts(store: Store, version: ModelVersion) -> str:
+    package = _package(store, version)
+    rows: list[tuple[str, Json]] = [
+        ("State", version.state),
+        ("Registered", f"{version.created_at:%Y-%m-%d %H:%M} UTC"),
+        ("Task", version.signature.get("task")),
+    ]
+    if package is not None:
+        rows += [
+            ("Format", package.format + (", compiled" if package.compiled else "")),
+            ("Size", f"{package.size_bytes:,} bytes"),
+            ("Package", version.package),
+        ]
+    rows += [(_Markup(f"Tag {markdown_code(name)}"), value) for name, value in sorted(version.tags.items())]
+    return _table(("", ""), [row for row in rows if row[1] not in (None, "")])
+
+
+def _metrics(version: ModelVersion) -> str:
+    intervals = version.evaluation.get("metrics")
+    rows = []
+    for name, value in sorted(version.metrics.items()):
+        known = intervals.get(name) if isinstance(intervals, Mapping) else None
+        low, high = (known.get("low"), known.get("high")) if isinstance(known, Mapping) else (None, None)
+        between = f"{low:.4g} to {high:.4g}" if isinstance(low, float) and isinstance(high, float) else ""
+        rows.append((_Markup(markdown_code(name)), f"{value:.6g}", between))
+    return "## Metrics\n\n" + _table(("metric", "value", "interval"), rows) if rows else ""
+
+
+def _gates(store: Store, version: ModelVersion) -> str:
+    gates = store.records.find(GateResult, ("candidate", "=", version.key), order="id")
+    rows = [(gate.gate, gate.outcome, gate.champion or "", gate.message) for gate in gates]
+    return "## Gates\n\n" + _table(("gate", "outcome", "against", "evidence"), rows) if rows else ""
+
+
+def answering(package: Package) -> list[tuple[str, Json]]:
+    """What answers, how long a row takes, and on what it was proved; where another form does not answer, why."""
+    if not package.parity:
+        return []
+    found = package.parity
+    times = found.get("row_us")
+    times = times if isinstance(times, Mapping) else {}
+    form = str(found.get("form") or "original")
+    rows: list[tuple[str, Json]] = [
+        ("Answered by", "the original" if form == "original" else form),
+        ("One row", " / ".join(f"{name} {micro:,.1f} µs" for name, micro in times.items())),
+        ("Proved on", _proof(found, "compiled_" if found.get("compiled") else "")),
+    ]
+    if found.get("votes"):
+        rows.append(("Scores", "1 for the predicted class, 0 for the others: the model gives no probabilities"))
+    reasons = found.get("reasons")
+    if isinstance(reasons, Mapping):
+        rows += [(f"Not as {name}", reason) for name, reason in reasons.items()]
+    untried = found.get("not_tried")
+    if isinstance(untried, Sequence) and untried:
+        rows.append((f"Not tried within {found.get('proof_s', 0):g} s", "; ".join(map(str, untried))))
+    return [row for row in rows if row[1]]
+
+
+def _answering(store: Store, version: ModelVersion) -> str:
+    package = _package(store, version)
+    rows = answering(package) if package is not None else []
+    return "## Answering\n\n" + _table(("", ""), rows) if rows else ""
+
+
+def left_out(store: Store, version: ModelVersion) -> tuple[LeftOut, ...]:
+    """The columns that training was given and did not use, each with its reason."""
+    try:
+        entries = {entry.path: entry for entry in store.objects.tree(version.package)} if version.package else {}
+    except NotFoundError:
+        return ()
+    if FILE not in entries:
+        return ()
+    dropped = Manifest.from_bytes(store.objects.read_entry(entries[FILE])).training.get("dropped") or {}
+    return tuple(LeftOut(column=name, reason=str(reason)) for name, reason in dropped.items())
+
+
+def _left_out(store: Store, version: ModelVersion) -> str:
+    rows = [(_Markup(markdown_code(one.column)), one.reason) for one in left_out(store, version)]
+    return "## Columns left out\n\n" + _table(("column", "why"), rows) if rows else ""
+
+
+def _proof(found: Mapping[str, Json], prefix: str) -> str:
+    kinds = {"sample_rows": "training rows", "edge_rows": "edge rows", "threshold_rows": "rows beside splits"}
+    told = [f"{found[prefix + name]:,} {kind}" for name, kind in kinds.items() if found.get(prefix + name)]
+    worst = found.get(f"{prefix}largest_difference")
+    return ", ".join(told) + (f"; apart by {worst:.2g} at most" if isinstance(worst, float) else "")
+
+
+def _signature(signature: Mapping[str, Json]) -> str:
+    rows = []
+    for side in ("inputs", "outputs"):
+        for one in signature.get(side) or ():
+            if isinstance(one, Mapping):
+                categories = one.get("categories")
+                known = f"{len(categories)} categories" if isinstance(categories, Sequence) and categories else ""
+                nullable = "may be null" if one.get("nullable") else ""
+                rows.append(
+                    (
+                        side[:-1],
+                        _Markup(markdown_code(str(one.get("name", "")))),
+                        one.get("type", ""),
+                        nullable or known,
+                    )
+                )
+    return "## Signature\n\n" + _table(("", "name", "type", ""), rows) if rows else ""
+
+
+def lineage(store: Store, version: ModelVersion) -> list[tuple[str, Json]]:
+    """Run, data and code that a version comes from, as far as they are known."""
+    runs = store.records.find(Run, ("id", "=", version.run), limit=1) if version.run else []
+    snapshots = store.records.find(Snapshot, ("key", "=", version.snapshot), limit=1) if version.snapshot else []
+    rows: list[tuple[str, Json]] = [("Run", version.run)]
+    for run in runs:
+        rows += [("Trigger", run.trigger), ("Command", shell_line(run.source.launch))]
+    rows.append(("Snapshot", version.snapshot))
+    for data in snapshots:
+        rows += [("Rows", f"{data.rows:,}"), ("Data digest", data.digest)]
+        if data.starts_at and data.ends_at:
+            rows.append(("Data from", f"{data.starts_at:%Y-%m-%d} to {data.ends_at:%Y-%m-%d}"))
+    rows.append(("Code", version.code))
+    for run in runs:
+        source = run.source
+        dirty = " with changes that are not committed" if source.git_dirty else ""
+        rows += [
+            ("Code of the steps", source.code if source.code != version.code else None),
+            ("Git commit", source.git_commit and f"{source.git_commit}{dirty}"),
+            ("Changes", source.changes),
+            ("Python", source.python),
+        ]
+    return [row for row in rows if row[1]]
+
+
+def _lineage(store: Store, version: ModelVersion) -> str:
+    rows = lineage(store, version)
+    return "## Lineage\n\n" + _table(("", ""), rows) if rows else ""
+
+
+def _aliases(store: Store, version: ModelVersion) -> str:
+    rows = []
+    for alias in store.records.find(Alias, ("model", "=", version.model), order="name"):
+        for tenure in alias_history(store, version.model, alias.name):
+            if tenure.version == version.key:
+                until = f"{tenure.until:%Y-%m-%d %H:%M}" if tenure.until else "now"
+                agreed = f", agreed by {', '.join(tenure.approved_by)}" if tenure.approved_by else ""
+                who = f"{tenure.actor}{agreed}"
+                rows.append((alias.name, f"{tenure.since:%Y-%m-%d %H:%M}", until, who, tenure.reason))
+    return "## Aliases held\n\n" + _table(("alias", "from", "until", "by", "why"), rows) if rows else ""
+
+
+def _package(store: Store, version: ModelVersion) -> Package | None:
+    try:
+        return get_package(store, version.package)
+    except NotFoundError:
+        return None
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[Json]]) -> str:
+    lines = [columns, ["---"] * len(columns), *([_text(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+class _Markup(str):
+    """A cell that is markdown already."""
+
+    __slots__ = ()
+
+
+def _text(value: Json) -> str:
+    """One table cell: no line break, no column, no markup that a renderer would run."""
+    return value if isinstance(value, _Markup) else markdown_cell(str(value))

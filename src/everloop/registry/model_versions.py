@@ -1,0 +1,173 @@
+"""Registered model versions, and how they are named.
+
+A version is `delays@3`; numbers rise by one and are never given twice. An alias is `delays@champion`. Registering
+the same package again gives the version that it has, so a step that registers can be run twice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from everloop.errors import NotFoundError, UsageError
+from everloop.packages.package import get_package, plain_evaluation
+from everloop.records import Alias, Json, ModelVersion, Package
+
+if TYPE_CHECKING:
+    from everloop.stores import Store
+    from everloop.training.evaluation import Evaluation
+
+CHAMPION = "champion"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+def register(
+    store: Store,
+    model_name: str,
+    package: Package | str,
+    *,
+    run: str | None = None,
+    snapshot: str | None = None,
+    evaluation: Evaluation | Mapping[str, Json] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    code: str | None = None,
+    description: str = "",
+    tags: Mapping[str, str] | None = None,
+) -> ModelVersion:
+    """Give a package the model's next version number, or return the version that it has already.
+
+    Args:
+        package: the record or its digest.
+        run: id of the run that made it.
+        snapshot: key of the snapshot that it was trained on.
+        evaluation: an `Evaluation` or its dict; its metrics become the version's unless `metrics` is given.
+
+    Raises:
+        UsageError: the model's name does not make a key.
+        NotFoundError: the store has no such package.
+    """
+    if not _NAME.fullmatch(model_name):
+        raise UsageError(
+            f"'{model_name}' is no name for a model.", help="Use letters, digits, '.', '_' and '-', at most 128."
+        )
+    record = package if isinstance(package, Package) else get_package(store, package)
+    judged = plain_evaluation(evaluation)
+    with store.records.transaction():
+        # The transaction is the only writer, so nobody takes the number between finding and putting.
+        same = store.records.find(
+            ModelVersion, ("model", "=", model_name), ("package", "=", record.digest), order="-version", limit=1
+        )
+        if same:
+            return same[0]
+        version = store.new(
+            ModelVersion,
+            model=model_name,
+            version=_last_number(store, model_name) + 1,
+            package=record.digest,
+            run=run,
+            snapshot=snapshot,
+            metrics=dict(metrics) if metrics is not None else _metrics(judged),
+            evaluation=judged,
+            signature=record.signature,
+            code=code,
+            description=description,
+            tags=dict(tags or {}),
+        )
+        store.records.put(version, verb="registered", data={"package": record.digest, "run": run})
+    return version
+
+
+def get_version(store: Store, ref: str) -> ModelVersion:
+    """The version that `delays@3`, `delays@champion`, `delays` or an id names.
+
+    The bare name is the champion or, where there is none, the newest version.
+
+    Raises:
+        NotFoundError: there is none; the message says which there are.
+    """
+    model, at, which = ref.partition("@")
+    if not at:
+        if alias := find_alias(store, model, CHAMPION):
+            return store.records.get(ModelVersion, alias.version)
+        newest = store.records.find(ModelVersion, ("model", "=", model), order="-version", limit=1)
+        return newest[0] if newest else store.records.get(ModelVersion, ref)
+    if which.isdecimal():
+        # By key, which has an index: a model may have thousands of versions.
+        found = store.records.find(ModelVersion, ("key", "=", f"{model}@{int(which)}"), limit=1)
+        if found:
+            return found[0]
+    elif alias := find_alias(store, model, which):
+        return store.records.get(ModelVersion, alias.version)
+    known = store.records.find(ModelVersion, ("model", "=", model), limit=1)
+    raise NotFoundError(
+        f"No model version '{ref}'. {what_exists(store, model)}",
+        help=f"See: everloop models ls {model}" if known else "See: everloop models ls",
+    )
+
+
+def list_versions(store: Store, model: str) -> list[ModelVersion]:
+    """Every version of a model, newest first."""
+    return store.records.find(ModelVersion, ("model", "=", model), order="-version")
+
+
+def find_alias(store: Store, model: str, alias: str) -> Alias | None:
+    """The alias `model@alias`, or None where it was never set or has been removed."""
+    found = store.records.find(Alias, ("key", "=", f"{model}@{alias}"), limit=1)
+    return found[0] if found else None
+
+
+def check_names(model: str, alias: str) -> None:
+    """Refuse names that make no key `model@alias`.
+
+    Raises:
+        UsageError: one of them does not.
+    """
+    # Models that came over MLflow's protocol may have spaces in their names, and they exist already.
+    if not model.strip() or len(model) > 256 or not model.isprintable() or any(sign in "@/:" for sign in model):
+        raise UsageError(
+            f"'{model}' is no name for a model.", help="Use letters, digits, '.', '_' and '-', at most 128."
+        )
+    if not _NAME.fullmatch(alias) or alias.isdecimal():
+        raise UsageError(f"'{alias}' is no name for an alias.", help="Use letters, digits, '.', '_' and '-'.")
+
+
+def next_number(store: Store, model: str) -> int:
+    """The number of the model's next version. Ask inside the transaction that puts the version."""
+    return _last_number(store, model) + 1
+
+
+def _last_number(store: Store, model: str) -> int:
+    """The highest number that the model ever gave out: a deleted version's name is not given to another."""
+    last, seq = 0, 0
+    while events := store.records.events_since(seq, kinds=("model_version",)):
+        seq = events[-1].seq
+        for event in events:
+            name, _, number = event.key.rpartition("@")
+            if name == model and number.isdecimal():
+                last = max(last, int(number))
+    return last
+
+
+def what_exists(store: Store, model: str) -> str:
+    """For an error's message: the model's versions and aliases, or the models that there are."""
+    numbers = [version.version for version in list_versions(store, model)]
+    if not numbers:
+        models = sorted({version.model for version in store.records.find(ModelVersion, limit=1000)})
+        return f"There is no model '{model}'; models: {', '.join(models[:10]) or 'none'}."
+    aliases = [alias.name for alias in store.records.find(Alias, ("model", "=", model))]
+    span = f"{numbers[-1]}–{numbers[0]}" if len(numbers) > 1 else f"{numbers[0]}"
+    return f"Versions: {span}; aliases: {', '.join(sorted(aliases)) or 'none'}."
+
+
+def _metrics(evaluation: Mapping[str, Json]) -> dict[str, float]:
+    """The plain values among an evaluation's metrics, which may each be a number or {value, low, high}."""
+    found: dict[str, float] = {}
+    metrics = evaluation.get("metrics")
+    if isinstance(metrics, Mapping):
+        for name, value in metrics.items():
+            number = value.get("value") if isinstance(value, Mapping) else value
+            if isinstance(number, (int, float)) and not isinstance(number, bool):
+                found[name] = float(number)
+    return found

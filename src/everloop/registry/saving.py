@@ -1,0 +1,439 @@
+"""A fitted model of any library becomes a registered version in one call."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+from everloop.errors import EverloopError, NotFoundError, TrainingError, UsageError
+from everloop.packages.formats.input_tables import TableKind, read_example
+from everloop.packages.signature import Task
+from everloop.packages.time_budget import PROOF_S, Effort, one_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import polars as pl
+
+    from everloop.packages.formats.input_tables import Container
+    from everloop.packages.time_budget import Progress
+    from everloop.records import Json
+    from everloop.registry.saved_model import SavedVersion
+    from everloop.stores import Store
+    from everloop.training.estimator_scores import Question
+    from everloop.training.trained_model import Model, Trained
+
+PROBE_ROWS = 20
+CLASS_ROWS = 10_000
+"""Rows whose predictions are looked at for the classes of a model that does not name them."""
+MOST_CATEGORIES = 1000
+"""A text column with more distinct values is kept without a list of them."""
+
+
+def save_model(
+    model: Any,
+    name: str,
+    example: Any,
+    *,
+    y: Any = None,
+    task: Task | None = None,
+    tags: Mapping[str, str] | None = None,
+    description: str = "",
+    store: Store | None = None,
+    compile: bool = True,
+    before: Callable[[Any], Any] | None = None,
+    after: Callable[[Any], Any] | None = None,
+    weights: Sequence[float] | None = None,
+    artifacts: Mapping[str, Path | str] | None = None,
+    lookups: Sequence[str] = (),
+    proof_s: float = PROOF_S,
+    progress: Callable[[Progress], None] | None = None,
+) -> SavedVersion:
+    """Package a fitted model and register it as the next version of `name`.
+
+        version = el.save_model(pipeline, "churn", example=X_train)
+        print(version)             # churn@1, its format, what answers and how fast, whether it needs trust
+        # everloop serve churn@1
+
+    Args:
+        model: a fitted estimator or scikit-learn `Pipeline`; an XGBoost, LightGBM or CatBoost model; a PyTorch module
+            or exported program; a Keras model; an ONNX model or an H2O MOJO, as bytes or as the path of its file; an
+            object with `predict(context, table)`, as MLflow's `PythonModel` is; a plain function from the table to
+            predictions: shape (n,) numbers, or (n, classes) probabilities; or a list of such models, to be averaged.
+        example: the table that it was fitted on, or some of its rows: pandas, Polars, NumPy or Arrow. Names, types,
+            nulls, categories and ranges of the inputs are read off it, and the packaged model is proved on it.
+        y: the target of the same rows; needed only where the model does not tell its classes.
+        task: `binary`, `multiclass` or `regression`; None asks the model.
+        store: default: the one that `open_store()` finds.
+        compile: try a faster form, which answers only if it is proved equal to the model.
+        before: a function from the example's table to the one that the model takes.
+        after: a function from scores to scores of the same shape.
+        weights: of the models of a list; None weighs them alike.
+        artifacts: files and folders by name, which an object that predicts with a context finds in
+            `context.artifacts`; they travel in the package.
+        lookups: feature views by name: a request gives their entity, and their features are looked up online. The
+            example then has the entity's columns beside the features.
+        proof_s: seconds that proving and measuring may take beyond the model's first answer. What was not tried by
+            then is on the card; the version is made all the same.
+        progress: called with a `Progress` (stage, done, total, seconds) as saving moves on.
+
+    Returns:
+        The version; printed, it says what was made.
+
+    Raises:
+        UsageError: the model is not fitted or predicts several targets, or the example is empty or lacks columns
+            that the model was fitted on.
+        TrainingError: the model cannot answer the example.
+        ParityError: the packaged form does not answer as the model does.
+    """
+    from everloop.packages.package import build_package
+    from everloop.registry.model_versions import register
+    from everloop.registry.saved_model import SavedVersion
+    from everloop.stores import open_store
+
+    parts = {"before": before, "after": after, "weights": weights, "artifacts": artifacts}
+    if proof_s < 0:
+        raise UsageError(f"`proof_s` is {proof_s}; it cannot be negative.", help="0 proves the least that is safe.")
+    effort = Effort(proof_s, progress)
+    effort.tell("asking the model", 0, 1)
+    with ExitStack() as closing:
+        closing.enter_context(one_thread())
+        trained, frame = describe(model, example, y=y, task=task, **parts)
+        effort.start()
+        opened = store if store is not None else closing.enter_context(open_store())
+        sample = read_example(example)[0] if lookups else frame
+        package = build_package(trained, store=opened, sample=sample, compile=compile, lookups=lookups, effort=effort)
+        version = register(opened, name, package, tags=tags, description=description)
+        return SavedVersion.of(version, package, str(opened.home))
+
+
+def describe(
+    model: Any, example: Any, *, y: Any = None, task: Task | None = None, **parts: Any
+) -> tuple[Trained, pl.DataFrame]:
+    """The model with everything that a package needs to know of it, and the example as a Polars frame.
+
+    Args:
+        parts: `before`, `after`, `weights` and `artifacts` of `save_model`.
+
+    Raises:
+        UsageError: as `save_model`.
+        TrainingError: as `save_model`.
+    """
+    from everloop.packages.formats.estimator import EstimatorModel
+    from everloop.packages.input_fidelity import prove_faithful
+    from everloop.training.encoding import arrow_type
+    from everloop.training.metrics import metrics_of
+    from everloop.training.trained_model import Trained
+
+    if task is not None and task not in get_args(Task):
+        raise UsageError(f"There is no task '{task}'.", help=f"Tasks: {', '.join(get_args(Task))}")
+    frame, table = read_example(example)
+    made, classes, what = _read(model, table, frame, task, _target_values(y), parts)
+    if isinstance(made, EstimatorModel):
+        prove_faithful(made.estimator, made, example, frame)
+    frame = frame.select(made.inputs)
+    categories = {
+        column.name: sorted(column.drop_nulls().unique().to_list())
+        for column in frame.get_columns()
+        if arrow_type(column.dtype) == "string" and column.n_unique() <= MOST_CATEGORIES
+    }
+    trained = Trained(
+        model=made,
+        task=made.task,
+        target=str(getattr(y, "name", None) or "target"),
+        features={column: arrow_type(dtype) for column, dtype in frame.schema.items()},
+        nullable={column.name: column.null_count() > 0 for column in frame.get_columns()},
+        categories=categories,
+        classes=classes,
+        metric=metrics_of(made.task)[0],
+        notes=[f"saved {what}, kept as {made.format}", *_notes(made)],
+        rows={"example": frame.height},
+    )
+    return trained, frame
+
+
+def _notes(made: Model) -> list[str]:
+    question = getattr(made, "question", None)
+    if question is not None and question.choice == "votes":
+        return ["gives no probabilities: the score of the predicted class is 1, of the others 0"]
+    return []
+
+
+def _read(
+    model: Any,
+    table: TableKind,
+    frame: pl.DataFrame,
+    task: Task | None,
+    truth: pl.Series | None,
+    parts: Mapping[str, Any],
+) -> tuple[Model, list[Json], str]:
+    """A model of any kind as ours, its classes, and what it was."""
+    from everloop.packages.formats import composite_models as composed
+
+    before, after = parts.get("before"), parts.get("after")
+    if before is not None or after is not None:
+        given: Any = table.fill(table.cast(frame)) if before is None else composed.prepared(before, table, frame)
+        inner_frame, inner_table = read_example(given)
+        inner = {**parts, "before": None, "after": None}
+        made, classes, what = _read(model, inner_table, inner_frame, task, truth, inner)
+        return (
+            cast("Model", composed.processed(made, table, before, after)),
+            classes,
+            f"{what} with functions around it",
+        )
+    if isinstance(model, list | tuple):
+        members = [_read(one, table, frame, task, truth, {}) for one in model]
+        if any(one[1] != members[0][1] for one in members):
+            raise UsageError("These models have different classes.", help="Average models of the same question.")
+        made = cast("Model", composed.average([one[0] for one in members], parts.get("weights")))
+        return made, members[0][1] if members else [], " + ".join(one[2] for one in members)
+    if parts.get("weights") is not None:
+        raise UsageError("Weights are for a list of models.", help="Pass the models as a list.")
+    if isinstance(model, str | Path):
+        model = _file(Path(model))
+    if isinstance(model, bytes | bytearray):
+        return _of_bytes(bytes(model), table, frame, task, truth)
+    made, classes = _of_object(model, table, frame, task, truth, parts)
+    return made, classes, f"{type(model).__module__}.{type(model).__qualname__}"
+
+
+def _file(path: Path) -> bytes:
+    if not path.is_file():
+        raise NotFoundError(f"There is no file '{path}'.", help="Pass a model, or the file of an ONNX model or a MOJO.")
+    return path.read_bytes()
+
+
+def _of_bytes(
+    blob: bytes, table: TableKind, frame: pl.DataFrame, task: Task | None, truth: pl.Series | None
+) -> tuple[Model, list[Json], str]:
+    from everloop.packages.formats.mojo import adopt_mojo, is_mojo
+    from everloop.packages.formats.onnx import adopt_onnx
+
+    if is_mojo(blob):
+        mojo, classes = adopt_mojo(blob, table)
+        return cast("Model", mojo), classes, f"H2O MOJO ({mojo.mojo.info['algo']})"
+    graph, classes = adopt_onnx(blob, table, frame, task, truth)
+    return cast("Model", graph), classes, "ONNX model"
+
+
+def _of_object(
+    model: Any,
+    table: TableKind,
+    frame: pl.DataFrame,
+    task: Task | None,
+    truth: pl.Series | None,
+    parts: Mapping[str, Any],
+) -> tuple[Model, list[Json]]:
+    from everloop.packages.formats.keras import adopt_keras, is_keras
+    from everloop.packages.formats.neural_networks import describe_network
+    from everloop.packages.formats.pyfunc import adopt_pyfunc, is_pyfunc
+    from everloop.packages.formats.pytorch import adopt_torch, is_torch
+
+    if is_torch(model) or is_keras(model):
+        # Where PyTorch computes for Keras, a Keras model is a PyTorch module as well.
+        network = (adopt_keras if is_keras(model) else adopt_torch)(model, table, task or "regression")
+        return cast("Model", network), describe_network(network, frame, task, truth)
+    if is_pyfunc(model):
+        made = adopt_pyfunc(model, table, task or "regression", parts.get("artifacts") or {})
+        made.question, container, classes = _question(made.asked, table, frame, task, truth)
+        made.task, made.table = made.question.task, replace(table, container=container)
+        return cast("Model", made), classes
+    if parts.get("artifacts"):
+        raise UsageError("Artifacts are for an object with predict(context, table).", help="Leave them out.")
+    return _adopt(model, table, frame, task, truth)
+
+
+def _adopt(
+    model: Any, table: TableKind, frame: pl.DataFrame, task: Task | None, truth: pl.Series | None
+) -> tuple[Model, list[Json]]:
+    from everloop.packages.formats.estimator import EstimatorModel, PickledEstimator, dump_estimator
+    from everloop.packages.formats.plain_function import Function
+    from everloop.training.estimator_tasks import check_one_output
+
+    if isinstance(model, type):
+        raise UsageError(f"{model.__name__} is a class, not a fitted model.", help="Pass an instance after fit().")
+    if not hasattr(model, "predict") and not hasattr(model, "predict_proba"):
+        if not callable(model):
+            raise UsageError(
+                f"A {type(model).__name__} is no model.",
+                help="Pass a fitted estimator (with predict), ONNX bytes, or a function from a table to predictions.",
+            )
+        model = Function(model)
+    if task == "regression" and hasattr(model, "classes_"):
+        raise UsageError(f"The {type(model).__name__} is a classifier.", help="Leave `task` out.")
+    _check_fitted(model)
+    check_one_output(model)
+    table = _columns_of(model, table)
+    chosen = frame.select(table.names)
+    question, container, classes = _question(model, table, chosen, task, truth)
+    table = replace(table, container=container)
+    kept, blob = dump_estimator(model)
+    kind = PickledEstimator if kept == "python" else EstimatorModel
+    return cast("Model", kind(model, format=kept, blob=blob, question=question, table=table)), classes
+
+
+def _check_fitted(model: Any) -> None:
+    name = type(model).__name__
+    fix = "Call fit() first, and save the fitted object."
+    inner = getattr(model, "is_fitted", None)
+    if callable(inner) and type(model).__module__.startswith("catboost") and not inner():
+        raise UsageError(f"The {name} is not fitted.", help=fix)
+    if not hasattr(model, "fit") or not hasattr(model, "get_params"):
+        return
+    if type(model).__module__.startswith("catboost"):
+        return
+    try:
+        from sklearn.exceptions import NotFittedError
+        from sklearn.utils.validation import check_is_fitted
+    except ImportError:
+        return
+    try:
+        check_is_fitted(model[-1] if hasattr(model, "steps") else model)
+    except NotFittedError as error:
+        raise UsageError(f"The {name} is not fitted.", help=fix) from error
+    except (TypeError, ValueError):
+        # Some estimators cannot be asked; they will say so when they answer the example.
+        return
+
+
+def _columns_of(model: Any, table: TableKind) -> TableKind:
+    """The columns that the model reads, in its order."""
+    told = getattr(model, "feature_names_in_", None)
+    if told is None and type(model).__module__.startswith(("catboost", "lightgbm")):
+        told = getattr(model, "feature_names_", None) or getattr(model, "feature_name_", None)
+    width = getattr(model, "n_features_in_", None)
+    names = table.names
+    if told is not None and table.container != "numpy":
+        asked = [str(name) for name in told]
+        if type(model).__module__.startswith("lightgbm"):
+            asked = _renamed(asked, names)
+        absent = [name for name in asked if name not in names]
+        if absent and not type(model).__module__.startswith("lightgbm") and hasattr(model, "feature_names_in_"):
+            raise UsageError(
+                f"The example lacks the columns {', '.join(map(repr, absent[:8]))}, which the model was fitted on.",
+                help=f"It has: {', '.join(names[:30])}. Pass the table that was given to fit().",
+            )
+        if not absent:
+            by_name = {column.name: column for column in table.columns}
+            return replace(table, columns=tuple(by_name[name] for name in asked))
+    if width is not None and int(width) != len(names):
+        raise UsageError(
+            f"The model was fitted on {width} columns, the example has {len(names)}.",
+            help="Pass the table that was given to fit(), without the target.",
+        )
+    return table
+
+
+def _renamed(asked: list[str], names: Sequence[str]) -> list[str]:
+    """The columns that LightGBM calls by names of its own: it puts an underscore for every space."""
+    own = {re.sub(r"\s", "_", name): name for name in names}
+    return [own.get(name, name) for name in asked] if len(own) == len(names) else asked
+
+
+def _question(
+    model: Any, table: TableKind, frame: pl.DataFrame, task: Task | None, truth: pl.Series | None
+) -> tuple[Question, Container, list[Json]]:
+    """How a model is asked, the container that it takes (the example's own kind first), and its classes."""
+    import warnings
+
+    import numpy as np
+
+    from everloop.training.estimator_tasks import first_answers
+
+    few = table.cast(frame.head(PROBE_ROWS))
+    failures = []
+    first: Exception | None = None
+    for container in dict.fromkeys((table.container, "pandas", "polars", "numpy")):
+        kind = replace(table, container=cast("Any", container))
+        try:
+            with warnings.catch_warnings():
+                # A model that misses its column names says so by a warning; another container has them.
+                warnings.simplefilter("error" if container != table.container else "ignore")
+                asked, classes, order = _decided(model, kind, frame, task, truth)
+                question, answers = first_answers(model, kind.fill(few), asked, order, classes)
+        except EverloopError as error:
+            if isinstance(error, UsageError):
+                raise
+            failures.append(f"as {container}: {error.message}")
+            first = first or error
+            continue
+        except Exception as error:  # whatever a stranger's model raises
+            failures.append(f"as {container}: {type(error).__name__}: {error}")
+            first = first or error
+            continue
+        scores, width = answers.scores, len(classes)
+        wanted = (few.height, width) if asked == "multiclass" and width else (few.height,)
+        if asked == "multiclass" and not classes and scores.ndim == 2:
+            classes, wanted = list(range(scores.shape[1])), scores.shape
+        if scores.shape != wanted:
+            failures.append(f"as {container}: answers of shape {scores.shape} for {few.height} rows")
+        elif not np.isfinite(scores).all():
+            failures.append(f"as {container}: an answer is not a finite number")
+        else:
+            return question, container, classes
+    name = getattr(model, "name", type(model).__name__)
+    raise TrainingError(
+        f"The {name} cannot answer its example ({'; '.join(failures)}).",
+        help="Pass the table that was given to fit(), before any preparation that the model does not do itself.",
+    ) from first
+
+
+def _decided(
+    model: Any, table: TableKind, frame: pl.DataFrame, task: Task | None, truth: pl.Series | None
+) -> tuple[Task, list[Json], list[int]]:
+    """The task, the classes in everloop's order, and where the model has each."""
+    from everloop.packages.formats.plain_function import Function
+    from everloop.packages.formats.pyfunc import Asked
+    from everloop.training.estimator_tasks import arranged, decides, found_classes, known_classes, task_for
+    from everloop.training.targets import find_classes
+
+    known = None if task == "regression" else known_classes(model)
+    if known is not None:
+        classes, order = arranged(known)
+        return task or task_for(classes), classes, order
+    few = table.fill(table.cast(frame.head(PROBE_ROWS)))
+    if task != "regression" and not isinstance(model, Function | Asked) and hasattr(model, "predict"):
+        if decides(model, model.predict(few)):
+            width = model.predict_proba(few).shape[1] if hasattr(model, "predict_proba") else None
+            predicted = model.predict(table.fill(table.cast(frame.head(CLASS_ROWS))))
+            found = found_classes(model, predicted, width, truth)
+            if found is None:
+                raise UsageError(
+                    f"The {type(model).__name__} does not tell its classes.",
+                    help="Pass the target of the example's rows as y=, or set `classes_` on the model.",
+                )
+            return task or task_for(found), found, []
+        if hasattr(model, "fit") or task is None:
+            return "regression", [], []
+    if task is None:
+        task = _task_by_answer(model, few, truth)
+    if task == "regression":
+        return task, [], []
+    if truth is not None:
+        return task, list(find_classes(truth, task)), []
+    return task, [False, True] if task == "binary" else [], []
+
+
+def _task_by_answer(model: Any, few: Any, truth: pl.Series | None) -> Task:
+    """The task of a function, or of a model that only gives probabilities."""
+    import numpy as np
+
+    from everloop.training.targets import infer_task
+
+    answer = np.asarray(model.predict(few) if hasattr(model, "predict") else model.predict_proba(few))
+    if answer.ndim == 2 and answer.shape[1] > 1:
+        return "binary" if answer.shape[1] == 2 else "multiclass"
+    return "regression" if truth is None else infer_task(truth)
+
+
+def _target_values(y: Any) -> pl.Series | None:
+    import numpy as np
+    import polars as pl
+
+    if y is None or isinstance(y, pl.Series):
+        return y
+    values = y.to_list() if hasattr(y, "to_list") else np.asarray(y).reshape(-1).tolist()
+    return pl.Series("target", values)
