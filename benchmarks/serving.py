@@ -301,7 +301,7 @@ def batch(folder: Path, rows: int) -> None:
 
     from everloop.records import Endpoint
     from everloop.registry import load_model, save_model
-    from everloop.serving.batch import score_files, score_piece
+    from everloop.serving.batch.batch_scoring import score_files, score_piece
     from everloop.stores import open_store
 
     model, frame = trained()

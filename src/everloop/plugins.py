@@ -78,13 +78,13 @@ TABLE: dict[str, dict[str, str]] = {
         "processed": "everloop.packages.formats.composite_models:ProcessedModel",
         "compiled": "everloop.packages.compilation.compiled_model:CompiledModel",
     },
-    # What an endpoint speaks: tables of paths, see everloop.serving.exchange.
+    # What an endpoint speaks: tables of paths, see everloop.serving.protocols.protocol.
     "protocol": {
-        "native": "everloop.serving.protocol_native:ROUTES",
-        "inference_v2": "everloop.serving.protocol_inference_v2:ROUTES",
-        "kserve_v1": "everloop.serving.protocol_kserve_v1:ROUTES",
-        "invocations": "everloop.serving.protocol_invocations:ROUTES",
-        "openapi": "everloop.serving.protocol_openapi:ROUTES",
+        "native": "everloop.serving.protocols.native:ROUTES",
+        "inference_v2": "everloop.serving.protocols.inference_v2:ROUTES",
+        "kserve_v1": "everloop.serving.protocols.kserve_v1:ROUTES",
+        "invocations": "everloop.serving.protocols.invocations:ROUTES",
+        "openapi": "everloop.serving.protocols.openapi:ROUTES",
     },
     # Folders in which other systems keep a model: read, write and adopt.
     "model_folder": {

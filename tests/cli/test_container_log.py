@@ -19,9 +19,9 @@ import pytest
 
 from everloop.errors import UnavailableError, UsageError
 from everloop.packages import build_package
+from everloop.prediction_log import read_labels, read_predictions
 from everloop.records import Package
 from everloop.registry import export_package, register
-from everloop.serving import read_labels, read_predictions
 from everloop.stores import open_store
 from everloop.testing.models import sample_rows, sample_table, train_sample
 

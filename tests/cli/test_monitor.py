@@ -12,8 +12,8 @@ import pytest
 import everloop as el
 from everloop.records import Endpoint, Route
 from everloop.serving import EndpointApp
-from everloop.serving.exchange import Request
-from everloop.serving.following import Follower
+from everloop.serving.protocols.protocol import Request
+from everloop.serving.reloader import Follower
 from everloop.stores import open_store
 
 KINDS = ("binary", "multiclass", "regression")

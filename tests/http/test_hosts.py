@@ -7,7 +7,7 @@ import os
 import pytest
 
 from everloop.errors import ProjectError
-from everloop.http.hosts import HostRule, allowed_hosts, on_platform, rule_for
+from everloop.http.host_names import HostRule, allowed_hosts, on_platform, rule_for
 
 LOOPBACK = ("localhost", "localhost:8080", "127.0.0.1:1", "[::1]:9", "LOCALHOST", "localhost.")
 STRANGE = (

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from everloop.http.hosts import HostRule
+from everloop.http.host_names import HostRule
 from everloop.http.request_guard import MOST_HEADERS, RequestGuard
 
 GUARD = RequestGuard(HostRule(("ml.example.com",)), ("public.example.com",))

@@ -17,9 +17,9 @@ from everloop.loop.champions import Rival, find_rival
 from everloop.loop.gates import Trial, judge
 from everloop.loop.live_evidence import live_evidence
 from everloop.loop.parts import NotWorseThan
+from everloop.prediction_log.prediction_log import input_column
 from everloop.records import Decision
 from everloop.registry import get_version, load_model, save_model
-from everloop.serving.prediction_log import input_column
 from everloop.stores import open_store
 from everloop.training.metrics import score
 
@@ -125,7 +125,7 @@ def logged(
 
 
 def live(store: Store, log: pl.DataFrame, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    monkeypatch.setattr("everloop.serving.read_labelled", lambda *_, **__: log.lazy())
+    monkeypatch.setattr("everloop.prediction_log.read_labelled", lambda *_, **__: log.lazy())
     started = Decision(at=BEGAN, action="start", percent=20, reason="")
     release = SimpleNamespace(endpoint="returns", candidate="returns@2", created_at=BEGAN, decisions=(started,))
     answer = live_evidence(store, release, "returns@1", Canary(least_labels=100), "accuracy")

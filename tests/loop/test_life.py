@@ -19,8 +19,9 @@ from everloop.loop import take_turn, tick
 from everloop.loop.lineage import trace_lineage
 from everloop.loop.triggers import find_due
 from everloop.loop.watching import due_windows
+from everloop.prediction_log import add_labels
 from everloop.records import Endpoint, Finding, ModelVersion, Release, Run, Snapshot, Step
-from everloop.serving import EndpointProcess, add_labels
+from everloop.serving import EndpointProcess
 from everloop.stores.verify import mark_lost, verify
 from everloop.testing.serving import by_row
 

@@ -14,8 +14,9 @@ import pytest
 from everloop.loop import take_turn, tick
 from everloop.loop.accepting import accept_contract, propose_contract
 from everloop.loop.understood import find_understood
+from everloop.prediction_log import add_labels, read_predictions
 from everloop.records import Endpoint, Route
-from everloop.serving import EndpointProcess, add_labels, read_predictions
+from everloop.serving import EndpointProcess
 
 OLD = ["price", "weight", "shop"]
 NEW = ["price", "shop", "root"]

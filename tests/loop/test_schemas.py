@@ -15,8 +15,8 @@ from everloop.loop.accepting import accept_contract, propose_contract
 from everloop.loop.champions import classes_of_both, same_classes, spread
 from everloop.loop.gates import Answer, judge_apart
 from everloop.loop.live_evidence import live_evidence
+from everloop.prediction_log.prediction_log import input_column
 from everloop.records import Decision, GateResult, ModelVersion
-from everloop.serving.prediction_log import input_column
 from everloop.training.class_decisions import Answers
 from everloop.training.intervals import interval
 
@@ -226,7 +226,7 @@ def test_live_evidence_across_columns(shop, load, store, first, monkeypatch, eve
         for version, rows in (("returns@1", flow.head(400)), ("returns@2", flow.tail(200)))
     ]
     log = pl.concat(parts, how="diagonal")
-    monkeypatch.setattr("everloop.serving.read_labelled", lambda *_, **__: log.lazy())
+    monkeypatch.setattr("everloop.prediction_log.read_labelled", lambda *_, **__: log.lazy())
     started = Decision(at=shop.opens - timedelta(days=1), action="start", percent=20, reason="")
     release = SimpleNamespace(endpoint="returns", candidate="returns@2", created_at=started.at, decisions=(started,))
     answer = live_evidence(store, release, "returns@1", Canary(least_labels=100), "roc_auc")

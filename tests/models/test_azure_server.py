@@ -80,7 +80,7 @@ def test_microsofts_server_serves_the_script(
         finally:
             os.killpg(server.pid, 15)
             server.wait(30)
-    from everloop.serving import read_predictions
+    from everloop.prediction_log import read_predictions
 
     logged = read_predictions(store, "delays").collect()
     assert sorted(logged["score"]) == sorted(answer["probabilities"])

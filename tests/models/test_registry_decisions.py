@@ -35,7 +35,7 @@ from everloop.registry import (
     version_history,
     withdraw,
 )
-from everloop.serving.endpoints import routes_of, set_routes
+from everloop.serving.endpoint_state import routes_of, set_routes
 from everloop.stores import open_store
 
 if TYPE_CHECKING:

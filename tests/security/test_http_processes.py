@@ -19,8 +19,8 @@ from everloop.packages import build_package
 from everloop.records import Endpoint, Route
 from everloop.registry import register
 from everloop.serving import EndpointApp
-from everloop.serving.following import Follower
-from everloop.serving.house import House
+from everloop.serving.multi_endpoint import House
+from everloop.serving.reloader import Follower
 from everloop.stores import Store, open_store
 from everloop.testing.models import sample_table, train_sample
 
@@ -143,7 +143,7 @@ def test_before_every_route_of_the_control_plane(store: Store, auth: bool) -> No
 
 
 def test_every_server_is_made_of_the_shared_parts(store: Store) -> None:
-    from everloop.serving.quick import QuickProtocol
+    from everloop.serving.fast_path import QuickProtocol
 
     assert issubclass(QuickProtocol, LimitedHttp)
     allowed = {"LimitedHttp", "QuickProtocol", "http"}
@@ -161,7 +161,7 @@ def test_every_server_is_made_of_the_shared_parts(store: Store) -> None:
             if isinstance(node, ast.Attribute | ast.Name):
                 name = ast.unparse(node)
                 assert name not in {"HTTPServer", "ThreadingHTTPServer", "uvicorn.run", "asyncio.start_server"}, path
-    assert sorted(found) == ["server/hosting.py", "serving/server.py"]
+    assert sorted(found) == ["http/listening.py", "serving/endpoint_server.py"]
     for app in (EndpointApp(store, "delays"), House(store)):
         assert isinstance(app.guard, RequestGuard)
         app.close()

@@ -11,7 +11,7 @@ from time import monotonic
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from everloop.http.hosts import HostRule, host_name
+from everloop.http.host_names import HostRule, host_name
 from everloop.http.request_guard import RequestGuard
 from everloop.server.options import ServerOptions
 

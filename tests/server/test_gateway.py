@@ -23,8 +23,8 @@ from everloop.server.access import AccessBook
 from everloop.server.options import ServerOptions
 from everloop.server.ports import EndpointPorts
 from everloop.serving import EndpointProcess
-from everloop.serving.endpoints import lock_name, set_options, set_state
-from everloop.serving.tokens import add_token
+from everloop.serving.access.endpoint_tokens import add_token
+from everloop.serving.endpoint_state import lock_name, set_options, set_state
 from everloop.testing.models import sample_rows, sample_table, train_sample
 
 PASSWORD = "correct horse battery"

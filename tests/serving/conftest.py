@@ -12,8 +12,8 @@ from everloop.packages import build_package
 from everloop.records import Endpoint, ModelVersion, Package, Route
 from everloop.registry import register
 from everloop.serving import EndpointApp
-from everloop.serving.exchange import Request
-from everloop.serving.following import Follower
+from everloop.serving.protocols.protocol import Request
+from everloop.serving.reloader import Follower
 from everloop.stores import Store, open_store
 from everloop.testing.models import sample_table, train_sample
 

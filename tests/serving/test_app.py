@@ -9,10 +9,10 @@ import pytest
 
 from everloop import plugins
 from everloop.serving import EndpointApp
-from everloop.serving.exchange import Response
-from everloop.serving.following import Follower
-from everloop.serving.metrics import Metrics
-from everloop.serving.settings import Settings
+from everloop.serving.endpoint_settings import Settings
+from everloop.serving.observability.endpoint_metrics import Metrics
+from everloop.serving.protocols.protocol import Response
+from everloop.serving.reloader import Follower
 from everloop.testing.models import sample_rows
 from everloop.testing.serving import by_row
 
@@ -196,7 +196,7 @@ def test_no_space_for_the_log_means_no_answer(app: EndpointApp, monkeypatch: pyt
 def test_large_requests_queue_up_to_a_limit_and_no_longer_than_their_clients_wait(app: EndpointApp) -> None:
     import threading
 
-    from everloop.serving.app import WORKERS
+    from everloop.serving.endpoint_app import WORKERS
 
     app.configure(Settings(max_queued=WORKERS + 1))
     body = json.dumps({"rows": [ROW] * 500}).encode()

@@ -15,12 +15,20 @@ import polars as pl
 import pytest
 
 from everloop.errors import ConflictError, NotFoundError, RequestError, UsageError
+from everloop.prediction_log import find_prediction, read_predictions
 from everloop.records import Endpoint, Run
 from everloop.registry import load_model
-from everloop.serving import batch, find_prediction, read_predictions
-from everloop.serving.batch import Part, Scored, describe, score_files, score_part, score_piece
-from everloop.serving.batch_runs import score_as_run
-from everloop.serving.endpoints import set_options
+from everloop.serving.batch import batch_scoring
+from everloop.serving.batch.batch_runs import score_as_run
+from everloop.serving.batch.batch_scoring import (
+    Part,
+    Scored,
+    describe,
+    score_files,
+    score_part,
+    score_piece,
+)
+from everloop.serving.endpoint_state import set_options
 from everloop.testing.models import sample_table
 
 if TYPE_CHECKING:
@@ -68,7 +76,10 @@ def test_what_fails_leaves_no_output(store: Store, release: Any, tmp_path: Path)
     with pytest.raises(UsageError, match="xls"):
         scored(store, version, sample_table(5), tmp_path / "scored.xls")
     assert not output.exists()
-    with store.lock(f"batch-{batch._digest(str(output.resolve()))}"), pytest.raises(ConflictError, match="Another"):
+    with (
+        store.lock(f"batch-{batch_scoring._digest(str(output.resolve()))}"),
+        pytest.raises(ConflictError, match="Another"),
+    ):
         scored(store, version, sample_table(5), output)
 
 
@@ -78,7 +89,7 @@ def test_what_was_cut_off_goes_on(store: Store, release: Any, tmp_path: Path, mo
     path, output = tmp_path / "in.parquet", tmp_path / "out.parquet"
     table = sample_table(100, seed=5)
     table.write_parquet(path)
-    real, taken = batch.score_part, []
+    real, taken = batch_scoring.score_part, []
 
     def dies_at_the_fourth(part: Part) -> int:
         if len(taken) == 3:
@@ -86,12 +97,12 @@ def test_what_was_cut_off_goes_on(store: Store, release: Any, tmp_path: Path, mo
         taken.append(part.number)
         return real(part)
 
-    monkeypatch.setattr(batch, "score_part", dies_at_the_fourth)
+    monkeypatch.setattr(batch_scoring, "score_part", dies_at_the_fourth)
     options: dict[str, Any] = {"piece_rows": 10, "log": "nightly"}
     with pytest.raises(KeyboardInterrupt):
         scored(store, version, table, output, [path], **options)
     assert not output.exists()
-    monkeypatch.setattr(batch, "score_part", real)
+    monkeypatch.setattr(batch_scoring, "score_part", real)
     told = scored(store, version, table, output, [path], **options)
     assert (told.rows, told.parts, told.resumed) == (100, 10, 3)
     answers = pl.read_parquet(output)
@@ -154,7 +165,7 @@ def test_a_part_may_be_scored_anywhere_and_again(store: Store, release: Any, tmp
         log="nightly",
     )
     sent = json.loads(json.dumps(describe(part)))
-    code = "import json, sys; from everloop.serving.batch import *; print(score_part(Part(**json.loads(sys.argv[1]))))"
+    code = "import json, sys; from everloop.serving.batch.batch_scoring import *; print(score_part(Part(**json.loads(sys.argv[1]))))"
     done = subprocess.run([sys.executable, "-c", code, json.dumps(sent)], capture_output=True, text=True, check=False)
     assert done.stdout == "20\n", done.stderr
     assert score_part(replace(part)) == 20

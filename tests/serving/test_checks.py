@@ -10,8 +10,8 @@ import pytest
 from everloop.errors import UsageError
 from everloop.packages.signature import Input, Signature
 from everloop.records import Endpoint
-from everloop.serving.checks import Checks, checks_for
-from everloop.serving.settings import settings_of
+from everloop.serving.endpoint_settings import settings_of
+from everloop.serving.unseen_values import Checks, checks_for
 from everloop.testing.models import sample_rows
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from everloop.prediction_log import fold_predictions, read_predictions
 from everloop.registry import load_model
-from everloop.serving import EndpointProcess, fold_predictions, read_predictions
+from everloop.serving import EndpointProcess
 from everloop.testing.models import sample_rows
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 
 from everloop.cli.app import run
+from everloop.prediction_log import read_labelled
 from everloop.records import Endpoint
-from everloop.serving import read_labelled
-from everloop.serving.tokens import digest_of
+from everloop.serving.access.endpoint_tokens import digest_of
 from everloop.testing.models import sample_rows
 from everloop.testing.serving import by_row
 

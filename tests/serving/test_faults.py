@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from everloop.prediction_log import fold_predictions, read_predictions
 from everloop.records import Endpoint
 from everloop.registry import load_model
-from everloop.serving import EndpointProcess, fold_predictions, read_predictions
-from everloop.serving.endpoints import set_options
+from everloop.serving import EndpointProcess
+from everloop.serving.endpoint_state import set_options
 from everloop.testing.models import sample_rows
 from everloop.testing.serving import by_row
 
@@ -201,7 +202,7 @@ def test_changes_under_load(store: Store, release: Any, route: Any) -> None:
 
 FOLDING = """
 import sys
-from everloop.serving import fold_predictions
+from everloop.prediction_log import fold_predictions
 from everloop.stores import open_store
 with open_store(sys.argv[1], create=False) as store:
     print("go", flush=True)
@@ -243,8 +244,8 @@ import json, os, sys
 from pathlib import Path
 from time import perf_counter
 from everloop.serving import EndpointApp
-from everloop.serving.exchange import Request
-from everloop.serving.following import Follower
+from everloop.serving.protocols.protocol import Request
+from everloop.serving.reloader import Follower
 from everloop.stores import open_store
 
 home, small, policy = sys.argv[1:4]

@@ -9,7 +9,7 @@ import pytest
 
 from everloop.errors import CorruptionError, NotFoundError
 from everloop.records import Endpoint, Route
-from everloop.serving import following
+from everloop.serving import reloader
 from everloop.testing.models import sample_rows
 from everloop.testing.serving import by_row
 
@@ -106,7 +106,7 @@ def test_what_cannot_be_served_changes_nothing(
 def test_a_damaged_package_is_refused_and_tried_again(
     release: Any, route: Any, local: Any, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(following, "FIRST_RETRY_S", 0.0)
+    monkeypatch.setattr(reloader, "FIRST_RETRY_S", 0.0)
     one, two = release(), release(algorithm="lightgbm")
     route(one.key)
     app = local()

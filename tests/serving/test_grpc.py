@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from everloop.errors import DeadlineError
+from everloop.prediction_log import fold_predictions, read_predictions
 from everloop.registry import load_model
-from everloop.serving import EndpointProcess, fold_predictions, read_predictions
-from everloop.serving.exchange import Request
-from everloop.serving.grpc_messages import SERVICE, messages
-from everloop.serving.protocol_grpc import CONTENTS, infer
-from everloop.serving.tensors import pack
-from everloop.serving.tokens import add_token
+from everloop.serving import EndpointProcess
+from everloop.serving.access.endpoint_tokens import add_token
+from everloop.serving.protocols.grpc import CONTENTS, infer
+from everloop.serving.protocols.grpc_messages import SERVICE, messages
+from everloop.serving.protocols.protocol import Request
+from everloop.serving.protocols.tensors import pack
 from everloop.testing.models import sample_rows
 
 if TYPE_CHECKING:

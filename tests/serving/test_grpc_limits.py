@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from everloop.errors import RequestError, TooLargeError
-from everloop.serving import EndpointProcess, fold_predictions
-from everloop.serving.grpc_limits import check_infer_request, plain_message
-from everloop.serving.settings import Settings
+from everloop.prediction_log import fold_predictions
+from everloop.serving import EndpointProcess
+from everloop.serving.endpoint_settings import Settings
+from everloop.serving.protocols.grpc_limits import check_infer_request, plain_message
 from everloop.testing.models import sample_rows
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 grpc = pytest.importorskip("grpc")
 
-from everloop.serving.grpc_messages import SERVICE, messages  # noqa: E402
+from everloop.serving.protocols.grpc_messages import SERVICE, messages  # noqa: E402
 
 ROW = sample_rows()[0]
 LIMITS = Settings()

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from everloop.prediction_log import fold_predictions, read_predictions
 from everloop.records import Endpoint
 from everloop.registry import load_model
-from everloop.serving import fold_predictions, read_predictions
-from everloop.serving.endpoints import set_options
-from everloop.serving.house import House
-from everloop.serving.tokens import add_token
+from everloop.serving.access.endpoint_tokens import add_token
+from everloop.serving.endpoint_state import set_options
+from everloop.serving.multi_endpoint import House
 from everloop.testing.models import sample_rows
 
 if TYPE_CHECKING:

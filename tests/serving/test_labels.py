@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from everloop.errors import DataError
-from everloop.serving import add_labels, fold_labels, fold_predictions, read_labelled, read_labels
-from everloop.serving.endpoints import set_options
-from everloop.serving.label_log import find_unmatched_labels, shape_labels
-from everloop.serving.label_matching import find_unmatched, match_labels
+from everloop.prediction_log import add_labels, fold_labels, fold_predictions, read_labelled, read_labels
+from everloop.prediction_log.label_matching import find_unmatched, match_labels
+from everloop.prediction_log.labels import find_unmatched_labels, shape_labels
+from everloop.serving.endpoint_state import set_options
 from everloop.testing.models import sample_rows
 from everloop.testing.serving import by_row
 
@@ -213,7 +213,7 @@ def test_unmatched_labels_are_counted_before_and_after_folding(
         assert app.post("/labels", labels)[1]["unmatched"] == 1
         fold_predictions(store, "delays")
     predict(app, "nobody", at=None)
-    monkeypatch.setattr("everloop.serving.label_log._MOST_WAITING_BYTES", 0)
+    monkeypatch.setattr("everloop.prediction_log.labels._MOST_WAITING_BYTES", 0)
     assert app.post("/labels", labels)[1]["unmatched"] == 0
     assert fold_predictions(store, "delays") == 0
     frame = shape_labels(store, pl.DataFrame({"entity": [1.0, 2.5], "value": [1, 1], "event_at": [DAY, DAY]}))

@@ -18,10 +18,10 @@ import pytest
 pytest.register_assert_rewrite("everloop.testing.log_sinks")
 
 from everloop.errors import CorruptionError, InsufficientStorageError, UnavailableError, UsageError  # noqa: E402
-from everloop.serving.log_segments import Segment, open_segments, shown  # noqa: E402
-from everloop.serving.log_shipping import ShippingSink, ship_leftovers  # noqa: E402
-from everloop.serving.log_sinks import Shipping, new_instance  # noqa: E402
-from everloop.serving.prediction_log import Group, PredictionLog, fold_predictions, stream_name  # noqa: E402
+from everloop.prediction_log.log_sinks import Shipping, new_instance  # noqa: E402
+from everloop.prediction_log.prediction_log import Group, PredictionLog, fold_predictions, stream_name  # noqa: E402
+from everloop.prediction_log.segments import Segment, open_segments, shown  # noqa: E402
+from everloop.prediction_log.shipping import ShippingSink, ship_leftovers  # noqa: E402
 from everloop.stores.home import Places, open_places  # noqa: E402
 from everloop.stores.journals import Journal  # noqa: E402
 from everloop.testing.log_sinks import STREAM, LogPlace, LogSinkSuite, frames_in, write_and_die  # noqa: E402
@@ -29,7 +29,7 @@ from everloop.testing.log_sinks import STREAM, LogPlace, LogSinkSuite, frames_in
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from everloop.serving.log_segments import SegmentStore
+    from everloop.prediction_log.segments import SegmentStore
     from everloop.stores import Store
 
 
@@ -313,7 +313,7 @@ def test_what_follows_a_segment_that_was_deleted_waits_an_hour(
     segments = open_segments(options.where)
     segments.delete(segments.find(STREAM)[1])
     assert len(fold(tmp_path)) == 1
-    monkeypatch.setattr("everloop.serving.segment_folding.GAP_WAIT", timedelta(0))
+    monkeypatch.setattr("everloop.prediction_log.segment_folding.GAP_WAIT", timedelta(0))
     assert len(fold(tmp_path)) == 2
 
 
@@ -364,8 +364,8 @@ FULL = """
 import sys
 from pathlib import Path
 from everloop.errors import InsufficientStorageError
-from everloop.serving.log_sinks import Shipping
-from everloop.serving.log_shipping import ShippingSink
+from everloop.prediction_log.log_sinks import Shipping
+from everloop.prediction_log.shipping import ShippingSink
 
 small, where = map(Path, sys.argv[1:3])
 sink = ShippingSink(Shipping(where=str(where), folder=small / "spool", segment_s=3600.0, segment_bytes=16384), "frames")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from everloop.prediction_log import fold_predictions, read_predictions
 from everloop.registry import load_model
-from everloop.serving import fold_predictions, read_predictions
 from everloop.testing.models import sample_rows
 from everloop.testing.serving import by_row
 
@@ -140,7 +140,7 @@ def test_a_canary_that_wants_more_than_the_client_sends(release: Any, route: Any
 
 
 def _ask(rows: list[dict[str, Any]]) -> Any:
-    from everloop.serving.answering import Ask
+    from everloop.serving.scoring import Ask
 
     return Ask(None, rows)
 

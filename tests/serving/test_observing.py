@@ -15,9 +15,9 @@ import pytest
 
 from everloop.errors import MissingExtraError
 from everloop.serving import EndpointProcess
-from everloop.serving.gathering import Gathering
-from everloop.serving.metrics import Metrics
-from everloop.serving.observing import FORM_VARIABLE
+from everloop.serving.observability.endpoint_metrics import Metrics
+from everloop.serving.observability.metrics_aggregation import Gathering
+from everloop.serving.observability.telemetry import FORM_VARIABLE
 from everloop.testing.models import sample_rows
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def test_traces_without_the_extra_say_so() -> None:
 import os, sys
 sys.modules["opentelemetry.sdk.trace"] = None
 from everloop.errors import MissingExtraError
-from everloop.serving.observing import observers
+from everloop.serving.observability.telemetry import observers
 assert observers("delays") == []
 os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:1"
 try:

@@ -12,15 +12,9 @@ import pytest
 
 from everloop.errors import CorruptionError, NotFoundError
 from everloop.packages.signature import Signature
+from everloop.prediction_log import find_prediction, fold_predictions, prediction_log, read_inputs, read_predictions
+from everloop.prediction_log.journal_folding import Fold
 from everloop.registry import load_model
-from everloop.serving import (
-    find_prediction,
-    fold_predictions,
-    prediction_log,
-    read_inputs,
-    read_predictions,
-)
-from everloop.serving.journal_folding import Fold
 from everloop.stores import open_store
 from everloop.stores.journals import list_journals
 from everloop.testing.models import sample_rows
@@ -216,7 +210,7 @@ def test_journal_of_a_living_writer_stays_and_of_a_dead_one_goes(
 def test_a_full_journal_is_followed_by_another(
     release: Any, route: Any, local: Any, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("everloop.serving.log_sinks.ROTATE_BYTES", 2000)
+    monkeypatch.setattr("everloop.prediction_log.log_sinks.ROTATE_BYTES", 2000)
     route(release().key)
     app = local()
     threads = [
@@ -234,7 +228,7 @@ def test_a_full_journal_is_followed_by_another(
 def test_small_commits_give_the_same_rows(
     release: Any, route: Any, local: Any, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("everloop.serving.journal_folding.CHUNK_BYTES", 1)
+    monkeypatch.setattr("everloop.prediction_log.journal_folding.CHUNK_BYTES", 1)
     route(release().key)
     app = local()
     for _ in range(4):
@@ -246,7 +240,7 @@ def test_small_commits_give_the_same_rows(
 def test_folding_that_dies_after_any_commit_loses_and_doubles_nothing(
     release: Any, route: Any, local: Any, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("everloop.serving.journal_folding.CHUNK_BYTES", 1)
+    monkeypatch.setattr("everloop.prediction_log.journal_folding.CHUNK_BYTES", 1)
     route(release().key)
     app = local()
     for _ in range(4):
@@ -270,7 +264,7 @@ def _die_folding(store: Store, after: int) -> None:
 
 
 def _fold_and_die(home: str, after: int) -> None:
-    from everloop.serving import journal_folding
+    from everloop.prediction_log import journal_folding
 
     journal_folding.CHUNK_BYTES = 1
     store = open_store(home)

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from everloop import plugins
+from everloop.prediction_log import fold_predictions, read_predictions
 from everloop.registry import load_model
-from everloop.serving import EndpointProcess, fold_predictions, read_predictions
-from everloop.serving.exchange import Request
-from everloop.serving.protocol_kserve_v1 import healthy, predict, routes
+from everloop.serving import EndpointProcess
+from everloop.serving.protocols.kserve_v1 import healthy, predict, routes
+from everloop.serving.protocols.protocol import Request
 from everloop.testing.models import sample_rows
 from everloop.testing.serving import by_row
 

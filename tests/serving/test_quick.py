@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from everloop.serving import EndpointProcess, fold_predictions
+from everloop.prediction_log import fold_predictions
+from everloop.serving import EndpointProcess
 from everloop.testing.models import sample_rows
 from everloop.testing.serving import by_row
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from everloop.prediction_log import fold_labels, fold_predictions
 from everloop.records import Endpoint
-from everloop.serving import EndpointProcess, fold_labels, fold_predictions
-from everloop.serving.tokens import add_token
+from everloop.serving import EndpointProcess
+from everloop.serving.access.endpoint_tokens import add_token
 from everloop.testing.models import sample_rows
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def test_at_another_address_a_token_stands_for_the_name(
     secret = add_token(store, "delays", "team") if token else ""
     place = tmp_path / "port.json"
     code = (
-        "import sys; from everloop.serving.server import serve_endpoint\n"
+        "import sys; from everloop.serving.endpoint_server import serve_endpoint\n"
         f"serve_endpoint('delays', {str(store.home)!r}, '0.0.0.0', port_file={str(place)!r}, exposed={not token})"
     )
     named = ("KUBERNETES", "AIP_", "SAGEMAKER", "AWS_", "ECS_", "AZUREML", "K_SERVICE", "EVERLOOP_ALLOWED")

@@ -13,11 +13,11 @@ import pytest
 
 from everloop.errors import UnavailableError
 from everloop.records import Endpoint, Route
-from everloop.serving import following
-from everloop.serving.exchange import Request
-from everloop.serving.house import House
-from everloop.serving.settings import Settings
-from everloop.serving.tokens import OPEN_PATHS, access_of, add_token, remove_token
+from everloop.serving import reloader
+from everloop.serving.access.endpoint_tokens import OPEN_PATHS, access_of, add_token, remove_token
+from everloop.serving.endpoint_settings import Settings
+from everloop.serving.multi_endpoint import House
+from everloop.serving.protocols.protocol import Request
 from everloop.testing.models import sample_rows
 
 if TYPE_CHECKING:
@@ -80,14 +80,14 @@ def test_while_a_version_is_being_loaded(
     token = add_token(store, "delays", "team")
     app.follower.look()
     loading, go_on = threading.Event(), threading.Event()
-    real = following.load_live
+    real = reloader.load_live
 
     def slowly(*given: Any) -> Any:
         loading.set()
         assert go_on.wait(30)
         return real(*given)
 
-    monkeypatch.setattr(following, "load_live", slowly)
+    monkeypatch.setattr(reloader, "load_live", slowly)
     app.follower.start()
     try:
         route(release(seed=1).key)
@@ -206,7 +206,7 @@ def test_behind_one_port_loading_one_endpoint_holds_no_revocation_up(
     house = House(store)
     house.start()
     loading, go_on = threading.Event(), threading.Event()
-    real = following.load_live
+    real = reloader.load_live
     try:
         room = house._load("delays")
         assert status(room.app, token) == 200
@@ -216,7 +216,7 @@ def test_behind_one_port_loading_one_endpoint_holds_no_revocation_up(
             assert go_on.wait(30)
             return real(*given)
 
-        monkeypatch.setattr(following, "load_live", slowly)
+        monkeypatch.setattr(reloader, "load_live", slowly)
         route(release(seed=1).key)
         assert loading.wait(20)
         remove_token(store, "delays", "team")

@@ -10,7 +10,7 @@ import pytest
 from everloop.deploy.azure_ml import export_script
 from everloop.deploy.azure_runtime import LoggedScoring
 from everloop.errors import RequestError, UsageError
-from everloop.serving import read_inputs, read_predictions
+from everloop.prediction_log import read_inputs, read_predictions
 from everloop.testing.models import sample_rows
 
 if TYPE_CHECKING:

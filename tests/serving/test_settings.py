@@ -11,12 +11,12 @@ import polars as pl
 import pytest
 
 from everloop.errors import UsageError
+from everloop.prediction_log import find_prediction, fold_predictions, read_predictions
 from everloop.registry import load_model
-from everloop.serving import find_prediction, fold_predictions, read_predictions
-from everloop.serving.endpoints import routes_of, set_options, set_routes
-from everloop.serving.exchange import Request
-from everloop.serving.settings import NAMES, read_setting, settings_of
-from everloop.serving.tokens import add_token
+from everloop.serving.access.endpoint_tokens import add_token
+from everloop.serving.endpoint_settings import NAMES, read_setting, settings_of
+from everloop.serving.endpoint_state import routes_of, set_options, set_routes
+from everloop.serving.protocols.protocol import Request
 from everloop.testing.models import sample_rows
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ def test_routes_by_hand(store: Store, release: Any, route: Any, local: Any) -> N
 def test_going_back_loads_nothing(
     store: Store, release: Any, route: Any, local: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from everloop.serving import live
+    from everloop.serving import loaded_endpoint
 
     one, two = release(), release(seed=1)
     route(one.key)
@@ -256,7 +256,7 @@ def test_going_back_loads_nothing(
     def refuse(*given: Any, **named: Any) -> None:
         raise AssertionError("it is loaded already")
 
-    monkeypatch.setattr(live, "load_package", refuse)
+    monkeypatch.setattr(loaded_endpoint, "load_package", refuse)
     route(one.key)
     app.follower.look()
     assert app.post("/predict", {"rows": [ROW]})[1]["version"] == 1

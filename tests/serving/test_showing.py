@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from everloop.serving.endpoints import set_options
-from everloop.serving.exchange import Request
+from everloop.serving.endpoint_state import set_options
+from everloop.serving.protocols.protocol import Request
 
 ROUTES = ("/predict", "/invocations", "/v1/models/delays:predict", "/v2/models/delays/infer", "/score", "/labels")
 BODIES = (

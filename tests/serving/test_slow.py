@@ -14,10 +14,11 @@ import pandas as pd
 import pytest
 
 import everloop as el
+from everloop.prediction_log import read_predictions
 from everloop.records import Endpoint, Route
-from everloop.serving import EndpointProcess, read_predictions
-from everloop.serving.endpoints import set_options, set_routes
-from everloop.serving.pace import INSTANT_S, MOST_ROWS, Pace
+from everloop.serving import EndpointProcess
+from everloop.serving.endpoint_state import set_options, set_routes
+from everloop.serving.throughput import INSTANT_S, MOST_ROWS, Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -210,7 +211,7 @@ def test_a_model_that_is_quick_is_answered_without_a_thread(
     app = local().app
     from time import perf_counter
 
-    from everloop.serving.exchange import Request
+    from everloop.serving.protocols.protocol import Request
     from everloop.testing.models import sample_rows
 
     row = sample_rows()[0]

@@ -12,10 +12,10 @@ import pytest
 from everloop.errors import NotFoundError, UsageError
 from everloop.records import Endpoint
 from everloop.serving import EndpointProcess
-from everloop.serving.exchange import Request
-from everloop.serving.server import serve_endpoint
-from everloop.serving.settings import Settings
-from everloop.serving.tokens import OPEN_PATHS, add_token, admitted, digest_of, remove_token
+from everloop.serving.access.endpoint_tokens import OPEN_PATHS, add_token, admitted, digest_of, remove_token
+from everloop.serving.endpoint_server import serve_endpoint
+from everloop.serving.endpoint_settings import Settings
+from everloop.serving.protocols.protocol import Request
 from everloop.stores import Store
 from everloop.testing.models import sample_rows
 
@@ -82,7 +82,7 @@ def test_too_many_at_once_are_told_to_come_back(store: Store, release: Any, rout
     import asyncio
 
     from everloop.serving import EndpointApp
-    from everloop.serving.following import Follower
+    from everloop.serving.reloader import Follower
 
     route(release().key)
     app = EndpointApp(store, "delays")

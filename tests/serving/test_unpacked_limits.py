@@ -21,11 +21,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from everloop.errors import RequestError, TooLargeError
-from everloop.serving import arrow_messages, fold_labels, fold_predictions, parquet_pages
-from everloop.serving.arrow import PARQUET, STREAM, read_frame
-from everloop.serving.exchange import Request
-from everloop.serving.settings import Settings
-from everloop.serving.unpacked_limits import check_csv, check_json
+from everloop.prediction_log import fold_labels, fold_predictions
+from everloop.serving.endpoint_settings import Settings
+from everloop.serving.protocols import arrow_messages, parquet_pages
+from everloop.serving.protocols.arrow_bodies import PARQUET, STREAM, read_frame
+from everloop.serving.protocols.protocol import Request
+from everloop.serving.protocols.unpacked_limits import check_csv, check_json
 from everloop.testing.models import sample_rows
 
 if TYPE_CHECKING:
@@ -430,7 +431,7 @@ def test_nonsense_on_every_route_is_the_clients_fault(send: Any) -> None:
 
 
 def test_the_limits_are_settings(release: Any, route: Any, local: Any) -> None:
-    from everloop.serving.endpoints import set_options
+    from everloop.serving.endpoint_state import set_options
 
     route(release().key)
     app = local()

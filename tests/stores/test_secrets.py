@@ -138,7 +138,7 @@ def test_no_record_of_access_holds_a_secret(store: Store) -> None:
     """Users, tokens and the tokens of endpoints, all of them as digests."""
     from everloop.records import Endpoint
     from everloop.server.access import AccessBook
-    from everloop.serving.tokens import add_token
+    from everloop.serving.access.endpoint_tokens import add_token
 
     book = AccessBook(store)
     _, password = book.add_user("ann", {"*": "admin"})

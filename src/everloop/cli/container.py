@@ -127,8 +127,8 @@ def _trust(work: Path) -> None:
 
 def _serve(work: Path, given: argparse.Namespace) -> None:
     from everloop.deploy.image_log import open_log, ship_rest
-    from everloop.loop.serving_place import find_place
     from everloop.serving import serve_endpoint
+    from everloop.serving.resolve_endpoint import find_place
     from everloop.stores import open_store
 
     # First of all: a container that cannot keep its promise says so before it fetches a model.
@@ -152,7 +152,7 @@ def _serve(work: Path, given: argparse.Namespace) -> None:
 def _endpoint(store: Store, version: ModelVersion, name: str) -> str:
     """The endpoint of this name, which gives the version all the traffic."""
     from everloop.records import Endpoint, Route
-    from everloop.serving.endpoints import check_endpoint_name
+    from everloop.serving.endpoint_state import check_endpoint_name
 
     check_endpoint_name(name)
     routes = (Route(version=version.key, percent=100.0),)

@@ -57,7 +57,7 @@ def set_(
     json: AsJson = False,
 ) -> None:
     """Change an endpoint's settings: limits, rates, what is done about strange rows, what the log keeps."""
-    from everloop.serving.endpoints import set_options
+    from everloop.serving.endpoint_state import set_options
 
     changes = {name: value or None for name, _, value in (option.partition("=") for option in options)}
     with opened(home) as store:
@@ -76,7 +76,7 @@ def route(
     json: AsJson = False,
 ) -> None:
     """Share an endpoint's traffic anew: weights, canaries, shadows. A running endpoint follows at once."""
-    from everloop.serving.endpoints import routes_of, set_routes
+    from everloop.serving.endpoint_state import routes_of, set_routes
 
     with opened(home) as store:
         record = set_routes(store, endpoint, routes_of(routes))
@@ -95,7 +95,7 @@ def token(
     json: AsJson = False,
 ) -> None:
     """Make a token that clients must send as `Authorization: Bearer …`; it is shown once."""
-    from everloop.serving.tokens import add_token, remove_token
+    from everloop.serving.access.endpoint_tokens import add_token, remove_token
 
     with opened(home) as store:
         if remove:

@@ -29,7 +29,7 @@ def ls(
     json: AsJson = False,
 ) -> None:
     """List an endpoint's newest predictions."""
-    from everloop.serving import read_predictions
+    from everloop.prediction_log import read_predictions
 
     with opened(home) as store:
         since = None if hours is None else store.now() - timedelta(hours=hours)
@@ -52,7 +52,7 @@ def ls(
 def show(id: str, home: Home = None, json: AsJson = False) -> None:
     """Show one prediction with its inputs, by the id that its answer bore."""
     from everloop.errors import NotFoundError
-    from everloop.serving import find_prediction
+    from everloop.prediction_log import find_prediction
 
     with opened(home) as store:
         found = find_prediction(store, id)
@@ -83,7 +83,7 @@ def export(
 ) -> None:
     """Write an endpoint's predictions to a file, as a stream: they need not fit into memory."""
     from everloop.errors import UsageError
-    from everloop.serving import read_labelled, read_predictions
+    from everloop.prediction_log import read_labelled, read_predictions
 
     sinks = {".parquet": "sink_parquet", ".csv": "sink_csv", ".jsonl": "sink_ndjson", ".ndjson": "sink_ndjson"}
     if output.suffix not in sinks:
@@ -112,9 +112,9 @@ def add(
 ) -> None:
     """Add labels from a csv, parquet, json lines or arrow file, and say how many found no prediction."""
     from everloop.errors import DataError
+    from everloop.prediction_log import add_labels
+    from everloop.prediction_log.labels import find_unmatched_labels, shape_labels, unmatched_notice
     from everloop.records import Endpoint
-    from everloop.serving import add_labels
-    from everloop.serving.label_log import find_unmatched_labels, shape_labels, unmatched_notice
 
     frame = _read_labels(file)
     if str(frame.schema.get("event_at")) == "String":

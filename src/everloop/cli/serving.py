@@ -56,9 +56,9 @@ def serve(
 ) -> None:
     """Answer requests until Ctrl-C. A version that no endpoint routes to gets an endpoint of its own."""
     from everloop.errors import UsageError
-    from everloop.loop.serving_place import find_place
     from everloop.serving import serve_endpoint, serve_house
-    from everloop.serving.observing import write_requests
+    from everloop.serving.observability.telemetry import write_requests
+    from everloop.serving.resolve_endpoint import find_place
 
     if all == (endpoint is not None):
         raise UsageError("Serve what?", help="Name an endpoint, a version or an alias; or give --all.")
@@ -123,8 +123,8 @@ def predict(
     """
     from everloop.data import read
     from everloop.registry import get_version
-    from everloop.serving.batch import check_output
-    from everloop.serving.batch_runs import score_as_run
+    from everloop.serving.batch.batch_runs import score_as_run
+    from everloop.serving.batch.batch_scoring import check_output
 
     check_output(output)
     pattern = str(Path(input).absolute())

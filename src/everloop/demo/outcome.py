@@ -76,7 +76,7 @@ def read_outcome(store: Store, loop: str, endpoint: str) -> Outcome:
     import polars as pl
 
     from everloop.monitoring import performance_by
-    from everloop.serving import read_predictions
+    from everloop.prediction_log import read_predictions
 
     versions = store.records.find(ModelVersion, order="id")
     runs = store.records.find(Run, ("loop", "=", loop), order="id")

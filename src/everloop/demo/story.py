@@ -16,8 +16,9 @@ from everloop.demo.world import CLOSES, OPENS, WEEK, World, load_world
 from everloop.errors import UnavailableError, UsageError
 from everloop.loop import Loop, load_project, take_turn, tick
 from everloop.loop.rollout import champion_of
+from everloop.prediction_log import add_labels
 from everloop.records import Endpoint, Run
-from everloop.serving import EndpointProcess, add_labels
+from everloop.serving import EndpointProcess
 from everloop.stores import SharedClock, Store, open_store
 
 if TYPE_CHECKING:

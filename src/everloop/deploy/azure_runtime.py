@@ -19,10 +19,10 @@ import msgspec
 
 from everloop.deploy.azure_ml import Scoring, find_package
 from everloop.errors import EverloopError, RequestError
-from everloop.serving.log_segments import open_segments, shown
-from everloop.serving.log_shipping import ShippingSink
-from everloop.serving.log_sinks import VARIABLE, NoSink, choose_place, log_of, make_own_folder
-from everloop.serving.prediction_log import PREDICTIONS, Group, PredictionLog, label_text, stream_of
+from everloop.prediction_log.log_sinks import VARIABLE, NoSink, choose_place, log_of, make_own_folder
+from everloop.prediction_log.prediction_log import PREDICTIONS, Group, PredictionLog, label_text, stream_of
+from everloop.prediction_log.segments import open_segments, shown
+from everloop.prediction_log.shipping import ShippingSink
 from everloop.stores.clock import SystemClock, micros, new_id
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from everloop.errors import EverloopError, UnavailableError
-from everloop.serving.log_segments import open_segments, shown
-from everloop.serving.log_shipping import bytes_left, ship_leftovers
-from everloop.serving.log_sinks import VARIABLE, choose_place, log_of, make_own_folder
+from everloop.prediction_log.log_sinks import VARIABLE, choose_place, log_of, make_own_folder
+from everloop.prediction_log.segments import open_segments, shown
+from everloop.prediction_log.shipping import bytes_left, ship_leftovers
 
 if TYPE_CHECKING:
-    from everloop.serving.log_sinks import Shipping
+    from everloop.prediction_log.log_sinks import Shipping
 
 
 def open_log(given: str | None) -> Shipping | None:

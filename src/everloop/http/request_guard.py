@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from everloop.http.hosts import HostRule
+    from everloop.http.host_names import HostRule
 
 SIMPLE_TYPES = frozenset({b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data"})
 """The media types that a page of any site may post without asking the server first."""

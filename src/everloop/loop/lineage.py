@@ -53,7 +53,7 @@ def trace_lineage(store: Store, thing: str) -> Lineage:
         versions = store.records.find(ModelVersion, ("id", "=", thing), limit=1)
         if versions:
             return _of_version(store, thing, versions[0].key)
-        from everloop.serving import find_prediction
+        from everloop.prediction_log import find_prediction
 
         prediction = find_prediction(store, thing)
         if prediction is not None:

@@ -38,8 +38,8 @@ def live_evidence(store: Store, release: Release, previous: str, canary: Canary,
     import numpy as np
     import polars as pl
 
+    from everloop.prediction_log import read_inputs, read_labelled
     from everloop.registry import load_model
-    from everloop.serving import read_inputs, read_labelled
     from everloop.training.metrics import scores_for
 
     step_began = next(
@@ -79,7 +79,7 @@ def _answers(rows: pl.DataFrame, model: Predictor, version: str) -> Answers:
     import numpy as np
     import polars as pl
 
-    from everloop.serving import read_inputs
+    from everloop.prediction_log import read_inputs
     from everloop.training.class_decisions import Answers
 
     scores, places = model.answer_frame(read_inputs(rows, model.signature))
@@ -110,7 +110,7 @@ def _askable(rows: pl.DataFrame, models: dict[str, Predictor]) -> pl.Expr:
     """Whether a row has the inputs of every model: those of the version that answered it, and what else was logged."""
     import polars as pl
 
-    from everloop.serving.prediction_log import input_column
+    from everloop.prediction_log.prediction_log import input_column
 
     if "unasked" in rows.columns:
         # The endpoint has held the row against every version, and kept the inputs of all that understood it.

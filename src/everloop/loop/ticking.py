@@ -42,8 +42,8 @@ def tick(loop: Loop, store: Store) -> Tick:
     if loop.serve is None:
         return Tick(0, [], None, find_due(loop, store))
     from everloop.data.features import watch_freshness
-    from everloop.serving import fold_labels, fold_predictions
-    from everloop.serving.prediction_log import LABELS, PREDICTIONS, table_name
+    from everloop.prediction_log import fold_labels, fold_predictions
+    from everloop.prediction_log.prediction_log import LABELS, PREDICTIONS, table_name
 
     with store.lock(f"tick-{loop.name}"):
         folded = fold_predictions(store, loop.serve.name)

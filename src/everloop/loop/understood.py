@@ -61,8 +61,8 @@ def find_understood(store: Store, release: Release, champion: str) -> Understood
     same inputs."""
     import polars as pl
 
-    from everloop.serving import read_predictions
-    from everloop.serving.label_matching import ANSWERED
+    from everloop.prediction_log import read_predictions
+    from everloop.prediction_log.label_matching import ANSWERED
 
     step = next(decision.at for decision in reversed(release.decisions) if decision.action in ("start", "advance"))
     seen = read_predictions(store, release.endpoint, since=release.created_at, roles=ANSWERED)

@@ -44,7 +44,7 @@ def read_window(
     """
     import polars as pl
 
-    from everloop.serving.log_reading import fold_logs, read_predictions
+    from everloop.prediction_log.log_reading import fold_logs, read_predictions
 
     fold_logs(store, endpoint)
     view = store.as_of(store.now())
@@ -72,7 +72,7 @@ def read_inputs_and_score(
     import polars as pl
 
     from everloop.packages.signature import Signature
-    from everloop.serving.log_reading import read_inputs
+    from everloop.prediction_log.log_reading import read_inputs
 
     rows = read_window(store, endpoint, since, until, version=version)
     registered = store.records.find(ModelVersion, ("key", "=", version), limit=1)
@@ -101,7 +101,7 @@ def read_truths(
     Args:
         horizon: how long after a prediction a label may still be about it; default: as the endpoint's settings say.
     """
-    from everloop.serving.log_reading import fold_logs, read_labelled
+    from everloop.prediction_log.log_reading import fold_logs, read_labelled
 
     fold_logs(store, endpoint)
     view = store.as_of(store.now())
@@ -114,7 +114,7 @@ def due_until(store: Store, until: datetime, labels_after: timedelta) -> datetim
 
 
 def _roles(version: str | None) -> tuple[str, ...] | None:
-    from everloop.serving.label_matching import ANSWERED
+    from everloop.prediction_log.label_matching import ANSWERED
 
     # A shadow's answers are its own, but no client got them.
     return ANSWERED if version is None else None

@@ -313,8 +313,8 @@ def worse_than_reference(measured: Measured, reference: ReferenceMetric, *, grea
 def _scored_again(store: Store, ref: str, labelled: pl.DataFrame) -> tuple[pl.DataFrame, str]:
     import polars as pl
 
+    from everloop.prediction_log.log_reading import read_inputs
     from everloop.registry.version_packages import load_model
-    from everloop.serving.log_reading import read_inputs
 
     predictor = load_model(store, ref)
     key = predictor.version or ref

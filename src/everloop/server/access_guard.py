@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from everloop.http.body_limits import BodyWatch, declared_length
-from everloop.http.hosts import HostRule
+from everloop.http.host_names import HostRule
 from everloop.http.request_guard import RequestGuard
 from everloop.server.access.checking import Authenticator, CredentialsError
 from everloop.server.access.client_address import client_address, read_networks

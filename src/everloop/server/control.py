@@ -39,7 +39,7 @@ class ControlPlane:
         Raises:
             UsageError: the address cannot be used, or a login is needed and there is no admin yet.
         """
-        from everloop.server.hosting import bind, is_loopback, url_of
+        from everloop.http.listening import bind, is_loopback, url_of
 
         self.store = store
         self._socket = bind(host, port)
@@ -54,8 +54,8 @@ class ControlPlane:
 
     def serve(self, ready: Callable[[], None] | None = None) -> None:
         """Answer until SIGINT, SIGTERM or `stop`. `ready` is called once requests are taken."""
+        from everloop.http.listening import ControlServer
         from everloop.server.app import make_app
-        from everloop.server.hosting import ControlServer
         from everloop.server.notifying import Notifier
 
         server = ControlServer(make_app(self.store, self.options), ready=ready)

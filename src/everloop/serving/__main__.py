@@ -26,9 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--contained", action="store_true", help="it listens in a container, without a token")
     parser.add_argument("--listener", type=int, help="file number of a socket to share, given by the parent process")
     given = parser.parse_args(arguments)
-    from everloop.serving.observing import write_requests
-    from everloop.serving.server import serve_endpoint, serve_listener
-    from everloop.serving.workers import Place
+    from everloop.serving.endpoint_server import serve_endpoint, serve_listener
+    from everloop.serving.observability.telemetry import write_requests
+    from everloop.serving.worker_processes import Place
 
     if given.log_requests is not None:
         write_requests(given.log_requests)

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from everloop.serving.journal_folding import Fold
-from everloop.serving.log_shipping import ShippingSink
-from everloop.serving.log_sinks import open_sink
+from everloop.prediction_log.journal_folding import Fold
+from everloop.prediction_log.log_sinks import open_sink
+from everloop.prediction_log.shipping import ShippingSink
 from everloop.stores.home import Places, open_places
 from everloop.stores.journals import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from everloop.serving.log_sinks import LogSink
+    from everloop.prediction_log.log_sinks import LogSink
     from everloop.stores import Store
 
 STREAM = "frames"
@@ -189,7 +189,7 @@ def _maybe() -> Iterator[None]:
 @contextmanager
 def _stops(store: Store, point: int) -> Iterator[Store]:
     """A store in which the n-th step of a fold is the last one."""
-    from everloop.serving import segment_folding
+    from everloop.prediction_log import segment_folding
 
     steps = iter(range(point, -1, -1))
 
@@ -281,7 +281,7 @@ def _killed_fold(place: LogPlace, point: int) -> None:
 
 def fold_until_killed(places: str, point: str) -> None:
     """Fold, and be killed at the n-th step; or come to the end."""
-    from everloop.serving import segment_folding
+    from everloop.prediction_log import segment_folding
 
     left = int(point)
 

@@ -29,7 +29,7 @@ from everloop.server.access.hash_queue import FIRST, HashQueue, HashQueueFullErr
 from everloop.server.access.limiting import FailureLimit, network_of
 from everloop.server.access.passwords import TOKEN_MARK
 from everloop.server.access.roles import Principal
-from everloop.serving.access_following import check_same_file, store_file
+from everloop.serving.access.access_reloader import check_same_file, store_file
 
 REMEMBERED_S = 600.0
 REMEMBERED_STALE_S = 10.0

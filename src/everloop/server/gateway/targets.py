@@ -13,10 +13,10 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from everloop.errors import EverloopError
 from everloop.records import Endpoint
 from everloop.server.access.checking import REMEMBERED_STALE_S, CredentialsError
-from everloop.serving.access_following import check_same_file, store_file
-from everloop.serving.endpoints import is_served
-from everloop.serving.settings import Settings, settings_of
-from everloop.serving.tokens import access_of, admitted
+from everloop.serving.access.access_reloader import check_same_file, store_file
+from everloop.serving.access.endpoint_tokens import access_of, admitted
+from everloop.serving.endpoint_settings import Settings, settings_of
+from everloop.serving.endpoint_state import is_served
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,0 +1,99 @@
+"""Listening: a socket, a server, and a clean end."""
+
+from __future__ import annotations
+
+import ipaddress
+import signal
+import socket
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from everloop.errors import UsageError
+from everloop.http.connection import LimitedHttp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from litestar.types import ASGIApp
+
+STOP_S = 3
+"""How long requests under way may take once the server is told to stop."""
+
+
+class ControlServer(uvicorn.Server):
+    """A server that ends on SIGINT and SIGTERM and gives the control back to its caller.
+
+    uvicorn's own raises the signal again once it has stopped, which kills the process before the caller can stop
+    its children.
+    """
+
+    def __init__(self, app: ASGIApp, *, ready: Callable[[], None] | None = None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=LimitedHttp,
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=STOP_S,
+                limit_concurrency=2000,
+            )
+        )
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._ready is not None and self.started:
+            self._ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens nowhere yet.
+
+    Raises:
+        UsageError: the address is not this machine's, or the port is taken.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"'{host}' is no address of this machine.", help="Give one with --host.") from error
+    bound = socket.socket(family, kind)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind(address)
+    except (OSError, OverflowError) as error:
+        bound.close()
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(
+            f"Port {port} of {host} cannot be used: {why}.", help="Choose another with --port, 0 for any."
+        ) from error
+    return bound
+
+
+def url_of(bound: socket.socket) -> str:
+    """Where people reach it."""
+    address: Any = bound.getsockname()
+    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    return f"http://{host}:{address[1]}"
+
+
+def is_loopback(bound: socket.socket) -> bool:
+    """Whether only this machine can reach it."""
+    return ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback

@@ -1,0 +1,147 @@
+"""Moving journals into tables, exactly once, whatever dies on the way. Segments that instances elsewhere have shipped
+are moved by `segment_folding`, in the same calls.
+
+The table's own commit remembers how far each journal has been read (`batch=(journal, offset)`), so rows and
+progress cannot part. A lock keeps two folders from reading the same stretch; a journal is removed only when its
+writer is dead and every whole frame of it is in the table.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from everloop.errors import CorruptionError
+from everloop.prediction_log.segment_folding import fold_segments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import polars as pl
+
+    from everloop.stores import Store
+
+Entry = TypeVar("Entry")
+
+CHUNK_BYTES = 16 << 20
+"""Journal bytes that become one commit; bounds the memory that folding takes."""
+
+
+class Fold(Generic[Entry]):
+    """How the journals of one stream become rows of one table.
+
+    `decode` reads a payload; `frame_of` makes the rows of many entries, with `event_at` and `arrived_at`.
+    """
+
+    def __init__(
+        self,
+        stream: str,
+        table: str,
+        decode: Callable[[bytes], Entry],
+        frame_of: Callable[[Store, str, list[Entry]], pl.DataFrame],
+    ) -> None:
+        self.stream = stream
+        self.table = table
+        self.decode = decode
+        self.frame_of = frame_of
+
+    def run(self, store: Store) -> int:
+        """Fold everything that has been appended and return the number of rows that moved.
+
+        Safe beside living writers and other folders.
+
+        Raises:
+            CorruptionError: a journal or a segment is damaged; what stands before the damage has been folded, and so
+                have the other journals and the segments of other instances.
+        """
+        damage: CorruptionError | None = None
+        rows = 0
+        for move in (self._run_journals, partial(fold_segments, fold=self)):
+            try:
+                rows += move(store)
+            except CorruptionError as error:
+                damage = error
+        if damage is not None:
+            raise damage
+        return rows
+
+    def _run_journals(self, store: Store) -> int:
+        from everloop.stores.journals import list_journals
+
+        if not list_journals(store.journals, self.stream):
+            return 0
+        rows = 0
+        damage: CorruptionError | None = None
+        with store.lock(f"fold-{self.stream}"):
+            for path in list_journals(store.journals, self.stream):
+                try:
+                    rows += self._fold_one(store, path)
+                except CorruptionError as error:
+                    damage = error
+        if damage is not None:
+            raise damage
+        return rows
+
+    def waiting(self, store: Store) -> Iterator[Entry]:
+        """The entries that no fold has moved yet, read where they are. They may be moved meanwhile.
+
+        Raises:
+            CorruptionError: a journal is damaged in its middle.
+        """
+        from everloop.errors import NotFoundError
+        from everloop.stores import read_journal
+        from everloop.stores.journals import list_journals
+
+        for path in list_journals(store.journals, self.stream):
+            done = max(0, store.tables.last_batch(self.table, path.name))
+            try:
+                for payload, _ in read_journal(path, done):
+                    yield self.decode(payload)
+            except NotFoundError:
+                # Folded and removed since it was listed.
+                continue
+
+    def waiting_bytes(self, store: Store) -> int:
+        """How much has been appended that no fold has moved yet."""
+        from everloop.stores.journals import list_journals
+
+        total = 0
+        for path in list_journals(store.journals, self.stream):
+            try:
+                total += max(0, path.stat().st_size - max(0, store.tables.last_batch(self.table, path.name)))
+            except FileNotFoundError:
+                continue
+        return total
+
+    def _fold_one(self, store: Store, path: Path) -> int:
+        from everloop.stores import read_journal, writer_alive
+        from everloop.stores.journals import check_tail
+
+        # Asked before reading: a writer that dies afterwards may have appended behind what is read here.
+        finished = not writer_alive(path)
+        writer = path.name
+        done = max(0, store.tables.last_batch(self.table, writer))
+        rows, size, end = 0, 0, done
+        entries: list[Entry] = []
+        try:
+            for payload, offset in read_journal(path, done):
+                entries.append(self.decode(payload))
+                size += len(payload)
+                end = offset
+                if size >= CHUNK_BYTES:
+                    rows += self._commit(store, writer, end, entries)
+                    entries, size = [], 0
+        finally:
+            rows += self._commit(store, writer, end, entries)
+        if finished and path.exists():
+            # A damaged last frame is not what a killed writer leaves. Removing it would hide that something is lost.
+            check_tail(path)
+            path.unlink(missing_ok=True)
+        return rows
+
+    def _commit(self, store: Store, writer: str, end: int, entries: list[Entry]) -> int:
+        if not entries:
+            return 0
+        frame = self.frame_of(store, self.table, entries)
+        return frame.height if store.tables.append(self.table, frame, batch=(writer, end)) else 0

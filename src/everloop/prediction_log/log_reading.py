@@ -1,0 +1,362 @@
+"""Reading the logs: predictions, predictions with the labels that have come, one prediction by its id.
+
+Reading first folds what endpoints have appended, so everything that was answered or labelled before the call is seen,
+also where no other process folds; of instances that ship their logs, what they have shipped. A view of the past
+(`store.as_of`) writes nothing and shows what has been folded.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from everloop.errors import CorruptionError, NotFoundError
+from everloop.packages.signature import Signature, polars_type
+from everloop.prediction_log.label_matching import ANSWERED, base_id, label_horizon, match_labels
+from everloop.prediction_log.labels import fold_labels
+from everloop.prediction_log.prediction_log import (
+    LABELS,
+    PREDICTIONS,
+    answer_id,
+    decode_entry,
+    fold_predictions,
+    input_column,
+    label_text,
+    stream_name,
+    table_name,
+)
+from everloop.prediction_log.segment_folding import has_segments
+from everloop.records import Endpoint, Json, ModelVersion, Prediction
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import polars as pl
+
+    from everloop.stores import Store
+
+logger = logging.getLogger("everloop.serving")
+
+_WHOLE = re.compile(r"-?\d+\.0+")
+
+
+def fold_logs(store: Store, endpoint: str) -> int:
+    """Move what the endpoint's processes have appended into its tables, once, and return how many rows moved.
+
+    Safe from several processes at once. Nothing moves in a view of the past. What stands behind a damaged place of a
+    journal stays where it is, with a warning: one damaged file does not hide everything else.
+    """
+    if store.read_only:
+        return 0
+    rows = 0
+    for what, fold in ((PREDICTIONS, fold_predictions), (LABELS, fold_labels)):
+        try:
+            moved = fold(store, endpoint)
+        except CorruptionError as error:
+            logger.warning("Some rows of '%s' are not read: %s", endpoint, error)
+            continue
+        if moved:
+            # Each fold leaves a file: many looks at few answers would make many small ones.
+            store.tables.tidy(table_name(store, what, endpoint))
+        rows += moved
+    return rows
+
+
+def read_predictions(
+    store: Store,
+    endpoint: str,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    version: str | None = None,
+    *,
+    roles: Sequence[str] | None = None,
+) -> pl.LazyFrame:
+    """The predictions with `since <= event_at < until`, of one version or all, in no particular order.
+
+    The columns are those of `prediction_log`; an endpoint that has not answered yet gives no rows.
+
+    Raises:
+        NotFoundError: there is no such endpoint.
+    """
+    import polars as pl
+
+    fold_logs(store, endpoint)
+    table = table_name(store, PREDICTIONS, endpoint)
+    if not store.tables.exists(table):
+        store.records.get(Endpoint, endpoint)
+        return pl.LazyFrame(schema=_prediction_schema())
+    frame = store.tables.scan(table, since=since, until=until)
+    if version is not None:
+        frame = frame.filter(pl.col("version") == version)
+    if roles is not None:
+        frame = frame.filter(pl.col("role").is_in(list(roles)))
+    return frame
+
+
+def read_labels(store: Store, endpoint: str) -> pl.LazyFrame:
+    """The labels: entity, value, text, event_at, arrived_at; of several for one entity and time, the newest."""
+    import polars as pl
+
+    fold_logs(store, endpoint)
+    table = table_name(store, LABELS, endpoint)
+    if not store.tables.exists(table):
+        return pl.LazyFrame(schema=_label_schema())
+    newest_last = store.tables.scan(table).sort("arrived_at", maintain_order=True)
+    return newest_last.unique(["entity", "event_at"], keep="last", maintain_order=True)
+
+
+def read_labelled(
+    store: Store,
+    endpoint: str,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    version: str | None = None,
+    *,
+    roles: Sequence[str] | None = ANSWERED,
+    horizon: timedelta | None = None,
+) -> pl.LazyFrame:
+    """The predictions of `read_predictions` whose labels have arrived, ordered by event_at.
+
+    Adds `actual`: 0 or 1 (binary: 1 is the positive class), the index of the class, or the value; null where the
+    label is a class that the version does not know, or no number where one is predicted. And `predicted`, the class
+    that was answered, counted alike, `actual_text`, `label_event_at`, `label_arrived_at`.
+
+    A label counts for one prediction, the nearest before it; see `label_matching`.
+
+    Args:
+        horizon: a label that comes about later than this after a prediction is not about it; default: the endpoint's
+            setting `label_horizon_days`.
+    """
+    import polars as pl
+
+    # Whatever was made from `since` on may be nearer to a label, whichever version made it and however late.
+    made = read_predictions(store, endpoint, since)
+    labels = read_labels(store, endpoint).select(
+        "entity",
+        pl.col("event_at").alias("label_event_at"),
+        pl.col("value").alias("_value"),
+        pl.col("text").alias("actual_text"),
+        pl.col("arrived_at").alias("label_arrived_at"),
+    )
+    matched = match_labels(made, labels, horizon if horizon is not None else label_horizon(store, endpoint))
+    wanted = made
+    if until is not None:
+        wanted = wanted.filter(pl.col("event_at") < until)
+    if version is not None:
+        wanted = wanted.filter(pl.col("version") == version)
+    if roles is not None:
+        wanted = wanted.filter(pl.col("role").is_in(list(roles)))
+    joined = wanted.with_columns(base_id().alias("_base")).join(matched, on="_base", how="inner").sort("event_at", "id")
+    numbers = [_actual(store, wanted).alias("actual")]
+    if "label" in joined.collect_schema().names():
+        numbers.append(_actual(store, wanted, "label").alias("predicted"))
+    return joined.with_columns(numbers).drop("_value", "_base")
+
+
+def read_inputs(frame: pl.DataFrame, signature: Signature) -> pl.DataFrame:
+    """The logged inputs of predictions as the columns that a model of this signature takes.
+
+    An input that was not logged, because the version that answered had none of that name, is null.
+    """
+    import polars as pl
+
+    columns = []
+    for item in signature.inputs:
+        name = input_column(item.name)
+        wanted = polars_type(item.type)
+        # Times and durations are kept as numbers: a Delta table has no such types.
+        kept = pl.Int64() if item.type in ("time", "duration") else wanted
+        there = [
+            column
+            for column in dict.fromkeys((name, f"{name}@{item.type}", f"{name}@int", f"{name}@float"))
+            if column in frame.columns and _fits(frame.schema[column], kept)
+        ]
+        value = pl.coalesce([pl.col(column).cast(kept, strict=False) for column in there]) if there else pl.lit(None)
+        if item.type == "time":
+            value = value.cast(pl.Int64) * 1000
+        columns.append(value.cast(wanted, strict=False).alias(item.name))
+    return frame.select(columns)
+
+
+def find_prediction(store: Store, id: str) -> Prediction | None:
+    """One prediction by its id, folded or not, its inputs as JSON has them; None where there is none."""
+    arrived = _moment_of(id)
+    if arrived is None:
+        return None
+    for endpoint in store.records.find(Endpoint):
+        found = _find_folded(store, endpoint.name, id, arrived) or _find_journaled(store, endpoint.name, id)
+        if (
+            found is None
+            and not store.read_only
+            and has_segments(store, stream_name(store, PREDICTIONS, endpoint.name))
+        ):
+            fold_logs(store, endpoint.name)
+            found = _find_folded(store, endpoint.name, id, arrived)
+        if found is not None:
+            return found
+    return None
+
+
+def _find_folded(store: Store, endpoint: str, id: str, arrived: datetime) -> Prediction | None:
+    import msgspec
+    import polars as pl
+
+    table = table_name(store, PREDICTIONS, endpoint)
+    if not store.tables.exists(table):
+        return None
+    # An id carries its moment, so that files of other times are not opened; it may run ahead of the clock a little.
+    near = timedelta(seconds=2)
+    at = pl.col("arrived_at")
+    rows = store.tables.scan(table).filter(at >= arrived - near, at <= arrived + near, pl.col("id") == id).collect()
+    if rows.is_empty():
+        return None
+    row = rows.row(0, named=True)
+    signature = Signature.from_json(store.records.get(ModelVersion, row["version"]).signature)
+    inputs = read_inputs(rows.head(1), signature).row(0, named=True)
+    outputs = {name: row[name] for name in ("score", "label", "scores") if row.get(name) is not None}
+    return Prediction(
+        id=id,
+        endpoint=endpoint,
+        version=row["version"],
+        role=row["role"],
+        event_at=row["event_at"],
+        arrived_at=row["arrived_at"],
+        entity=row["entity"],
+        inputs=msgspec.to_builtins(inputs),
+        outputs=outputs,
+        package=row.get("package"),
+        instance=row.get("instance"),
+    )
+
+
+def _find_journaled(store: Store, endpoint: str, id: str) -> Prediction | None:
+    import msgspec
+
+    from everloop.stores import read_journal
+    from everloop.stores.clock import moment_of
+    from everloop.stores.journals import list_journals
+
+    request = id[:36]
+    for path in list_journals(store.journals, stream_name(store, PREDICTIONS, endpoint)):
+        try:
+            frames = list(read_journal(path))
+        except NotFoundError:
+            # Folded and removed since it was listed.
+            continue
+        for payload, _ in frames:
+            if request.encode() not in payload:
+                continue
+            entry = decode_entry(payload)
+            for group in entry.groups:
+                places = group.places if group.places is not None else range(len(group.rows))
+                for at, place in enumerate(places):
+                    if answer_id(group, place) != id:
+                        continue
+                    names = msgspec.msgpack.decode(group.inputs, type=dict[str, str])
+                    event = group.events[at] if group.events else None
+                    score = group.scores[at]
+                    outputs: dict[str, Json] = {"score": max(score) if isinstance(score, list) else score}
+                    if group.labels:
+                        outputs["label"] = group.labels[at]
+                    if isinstance(score, list):
+                        outputs["scores"] = score
+                    return Prediction(
+                        id=id,
+                        endpoint=endpoint,
+                        version=group.version,
+                        role=group.role,
+                        event_at=moment_of(group.arrived if event is None else event),
+                        arrived_at=moment_of(group.arrived),
+                        entity=group.entities[at] if group.entities else None,
+                        inputs=msgspec.to_builtins(dict(zip(names, group.rows[at], strict=True))),
+                        outputs=outputs,
+                        package=group.package,
+                        instance=entry.instance,
+                    )
+    return None
+
+
+def _actual(store: Store, predictions: pl.LazyFrame, column: str = "actual_text") -> pl.Expr:
+    """The label as the number that the version's scores are about; of `label`, the class that it predicted."""
+    import polars as pl
+
+    versions = predictions.select(pl.col("version").unique()).collect()["version"].to_list()
+    actual = pl.lit(None, dtype=pl.Float64)
+    for key in versions:
+        signature = Signature.from_json(store.records.get(ModelVersion, key).signature)
+        if signature.task == "regression" and column == "label":
+            continue
+        if signature.task == "regression":
+            # Numbers may come as text, out of a csv file.
+            number = pl.coalesce("_value", pl.col("actual_text").cast(pl.Float64, strict=False))
+        else:
+            codes = _codes(signature.classes)
+            number = pl.col(column).replace_strict(codes, default=None, return_dtype=pl.Float64)
+        actual = pl.when(pl.col("version") == key).then(number).otherwise(actual)
+    return actual
+
+
+def _codes(classes: Sequence[Json]) -> Mapping[str, float]:
+    """Every text that means one of the classes: labels come from other systems, as 1, true or "1"."""
+    codes: dict[str, float] = {}
+    for index, value in enumerate(classes):
+        codes[label_text(value)] = float(index)
+    for index, value in enumerate(classes):
+        if isinstance(value, str) and _WHOLE.fullmatch(value):
+            # The class "1.0" of the training data comes back as the number 1.
+            codes.setdefault(value.partition(".")[0], float(index))
+    for index, value in enumerate(classes):
+        if value in (0, 1) and not isinstance(value, str):
+            for same in (str(int(value)), "true" if value else "false", "True" if value else "False"):
+                codes.setdefault(same, float(index))
+    return codes
+
+
+def _fits(kept: pl.DataType, wanted: pl.DataType) -> bool:
+    return kept == wanted or (kept.is_numeric() and wanted.is_numeric())
+
+
+def _moment_of(id: str) -> datetime | None:
+    """The moment in a UUIDv7, None for anything else."""
+    digits = id[:36].replace("-", "")
+    if len(digits) != 32 or len(id) < 38:
+        return None
+    try:
+        return datetime.fromtimestamp(int(digits[:12], 16) / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _prediction_schema() -> dict[str, Any]:
+    import polars as pl
+
+    moment = pl.Datetime("us", "UTC")
+    return {
+        "id": pl.String,
+        "request": pl.String,
+        "event_at": moment,
+        "arrived_at": moment,
+        "version": pl.String,
+        "role": pl.String,
+        "entity": pl.String,
+        "score": pl.Float64,
+        "label": pl.String,
+        "seconds": pl.Float64,
+        "package": pl.String,
+        "instance": pl.String,
+    }
+
+
+def _label_schema() -> dict[str, Any]:
+    import polars as pl
+
+    moment = pl.Datetime("us", "UTC")
+    return {
+        "entity": pl.String,
+        "value": pl.Float64,
+        "text": pl.String,
+        "event_at": moment,
+        "arrived_at": moment,
+    }

@@ -1,0 +1,330 @@
+"""Where an endpoint's process writes what it answers: a `LogSink`.
+
+EVERLOOP_LOG            unset: a journal in the store's home, which `fold_predictions` reads there
+                        none: nowhere; every answer says so in the header X-Everloop-Log
+                        a folder, s3://…, gs://…, az://… or postgresql://…: a local journal, whose sealed segments
+                        are shipped there for another process to fold
+EVERLOOP_LOG_FOLDER     where the local journal of a shipped log is; default: in the folder that is shipped to, else
+                        `everloop-log` in the folder for temporary files
+EVERLOOP_LOG_DURABLE    `local` (default): an answer waits until the local journal has it; `store`: until the
+                        segment with it is in the store
+EVERLOOP_LOG_SEGMENT_S  how old a segment may become before it is shipped; default 30
+EVERLOOP_LOG_BACKLOG_MB what may wait on the local disk; with more, requests get 503; default 512
+EVERLOOP_LOG_GRACE_S    how long a stopping process ships what is left; default 12
+EVERLOOP_INSTANCE       the readable part of the instance's id; default: the host's name
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from stat import S_ISDIR
+from threading import Lock
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from everloop.errors import InsufficientStorageError, UsageError
+from everloop.stores.journals import Journal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from everloop.stores import Store
+
+Kind = Literal["journal", "store", "none"]
+
+VARIABLE = "EVERLOOP_LOG"
+ROTATE_BYTES = 64 << 20
+"""A journal of this size is closed, so that folding can remove it while the endpoint lives on."""
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+@dataclass(slots=True)
+class SinkState:
+    """What a sink has done and what it still has to do."""
+
+    backlog_bytes: int = 0
+    """What has been appended and is on the local disk only."""
+    shipped: int = 0
+    """Segments that the store has confirmed."""
+    failures: int = 0
+    """Attempts to ship that failed."""
+
+
+class LogSink(Protocol):
+    """Takes the frames of one stream. Safe from several threads.
+
+    - What `append` has returned for survives the death of this process, as long as the disk or the store that it is
+      on does.
+    - Every such frame reaches the table that a fold writes, and once, whatever dies in between and how often.
+    - An `append` that raises `InsufficientStorageError` has written nothing.
+    - Memory does not grow with what waits; neither does the disk beyond the limit that was set.
+
+    `instance`: whose frames these are, as the log's rows say. `kind`: journal, store or none. `waits`: whether `append`
+    may wait for a network, so that it must not be called where others would be held up.
+    """
+
+    kind: Kind
+    waits: bool
+    instance: str
+
+    def append(self, payload: bytes, *, wait: bool = True) -> None:
+        """Write one frame, and return when it is as durable as the sink promises.
+
+        Args:
+            wait: False: on the local disk is enough, also where `waits`.
+
+        Raises:
+            InsufficientStorageError: no space is left on the local disk.
+            UnavailableError: too much waits for a store that does not answer; nothing was written. Or the store has
+                not confirmed the segment in time: then the frame is on the local disk, and will be shipped.
+        """
+
+    def state(self) -> SinkState:
+        """How it stands."""
+
+    def close(self, until: float | None = None) -> None:
+        """Ship what is left, until this `monotonic()` moment; default: for as long as is set. What could not be
+        shipped stays on the local disk for the next process that looks there."""
+
+
+class NoSink:
+    """Keeps nothing."""
+
+    kind: Kind = "none"
+    waits = False
+
+    def __init__(self) -> None:
+        self.instance = instance_id()
+
+    def append(self, payload: bytes, *, wait: bool = True) -> None:
+        return
+
+    def state(self) -> SinkState:
+        return SinkState()
+
+    def close(self, until: float | None = None) -> None:
+        return
+
+
+class JournalSink:
+    """A journal in the home of the store whose tables the frames go to. With the operating system on return."""
+
+    kind: Kind = "journal"
+    waits = False
+
+    def __init__(self, folder: Path, stream: str) -> None:
+        self._folder = folder
+        self._stream = stream
+        self._guard = Lock()
+        self._journal = Journal.create(folder, stream)
+        self.instance = instance_id()
+
+    def append(self, payload: bytes, *, wait: bool = True) -> None:
+        # Held also while rotating: nobody may append to a journal that another thread has just closed.
+        with self._guard:
+            if self._journal.append(payload) > ROTATE_BYTES:
+                full = self._journal
+                # What was appended is kept, so a disk that is full by now fails the next append and not this one.
+                with suppress(InsufficientStorageError):
+                    self._journal = Journal.create(self._folder, self._stream)
+                    full.close()
+
+    def state(self) -> SinkState:
+        return SinkState()
+
+    def close(self, until: float | None = None) -> None:
+        self._journal.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shipping:
+    """How a log is shipped; see the top of this module."""
+
+    where: str
+    folder: Path
+    """The spool: one folder a stream, in it one an instance."""
+    durable: Literal["local", "store"] = "local"
+    segment_s: float = 30.0
+    segment_bytes: int = 4 << 20
+    backlog_bytes: int = 512 << 20
+    grace_s: float = 12.0
+    confirm_s: float = 20.0
+    """How long an answer waits for its segment, with `durable="store"`."""
+
+
+def open_sink(store: Store, stream: str, environment: Mapping[str, str] = os.environ) -> LogSink:
+    """The sink that the environment asks for.
+
+    Raises:
+        UsageError: the environment asks for something that is not there.
+    """
+    found = log_of(environment)
+    if found is None:
+        return JournalSink(store.journals, stream)
+    if isinstance(found, str):
+        return NoSink()
+    from everloop.prediction_log.shipping import ShippingSink
+
+    return ShippingSink(found, stream)
+
+
+def log_of(environment: Mapping[str, str]) -> Shipping | Literal["none"] | None:
+    """What the environment says of the log; None: it says nothing.
+
+    Raises:
+        UsageError: a value cannot be used.
+    """
+    where = environment.get(VARIABLE, "").strip()
+    if where.lower() == "none":
+        return "none"
+    if not where:
+        return None
+    where = _checked_place(where)
+    durable = environment.get("EVERLOOP_LOG_DURABLE") or "local"
+    if durable not in ("local", "store"):
+        raise UsageError(f"EVERLOOP_LOG_DURABLE is '{durable}'.", help="Set it to local or store.")
+    return Shipping(
+        where=where,
+        folder=spool_of(where, environment),
+        durable=durable,  # type: ignore[arg-type]
+        segment_s=_number(environment, "EVERLOOP_LOG_SEGMENT_S", 30.0, least=0.05),
+        backlog_bytes=int(_number(environment, "EVERLOOP_LOG_BACKLOG_MB", 512.0, least=1.0) * 2**20),
+        grace_s=grace_s(environment),
+    )
+
+
+def grace_s(environment: Mapping[str, str] = os.environ) -> float:
+    """How long a stopping process ships what is left."""
+    return _number(environment, "EVERLOOP_LOG_GRACE_S", 12.0, least=0.0)
+
+
+def spool_of(where: str, environment: Mapping[str, str]) -> Path:
+    """The folder of the local journals of a log that is shipped to `where`."""
+    from everloop.prediction_log.segments import SPOOL, is_folder
+
+    given = environment.get("EVERLOOP_LOG_FOLDER")
+    if given:
+        return Path(given)
+    if is_folder(where):
+        # On the same volume: what an instance leaves there, every other one can ship.
+        return Path(where) / SPOOL
+    return Path(tempfile.gettempdir()) / "everloop-log"
+
+
+def choose_place(environment: Mapping[str, str], given: str | None = None) -> str:
+    """Where a process without a home of its own, as in an image, keeps its log: `given`, else `EVERLOOP_LOG`, else
+    `EVERLOOP_STORE`; "none" where that says so.
+
+    Raises:
+        UsageError: none of them says anything.
+    """
+    for value in (given, environment.get(VARIABLE), environment.get("EVERLOOP_STORE")):
+        if value and value.strip():
+            return value.strip()
+    raise UsageError(
+        "EVERLOOP_STORE is not set, so there is no place for the prediction log and nothing is served: every answer "
+        "must be written down before it leaves, and this container's own disk is deleted with it.",
+        help="In the deployment, set EVERLOOP_STORE to the absolute path of a mounted volume, s3://BUCKET/PREFIX, "
+        "gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or postgresql://USER@HOST/NAME. To answer without a log, set "
+        "EVERLOOP_LOG=none.",
+    )
+
+
+def make_own_folder(folder: Path) -> None:
+    """Make a folder that only the user of this process can read.
+
+    Raises:
+        UsageError: it cannot be made or written to; or others could have made it before us, among temporary files.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise UsageError(
+            f"The folder '{folder}' for the log cannot be made: {error.strerror}.",
+            help="Set EVERLOOP_LOG_FOLDER to a folder that this user can write to.",
+        ) from error
+    # Elsewhere a mounted file system may show another owner than the one that it lets write.
+    foreign = folder.parent == Path(tempfile.gettempdir()) and found.st_uid != os.geteuid()
+    if not S_ISDIR(found.st_mode) or foreign or not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"The folder '{folder}' for the log is not ours to write to.",
+            help="Set EVERLOOP_LOG_FOLDER to a folder of this user.",
+        )
+
+
+def host_name(environment: Mapping[str, str] = os.environ) -> str:
+    """The readable part of an instance's id."""
+    given = environment.get("EVERLOOP_INSTANCE") or os.uname().nodename
+    return _UNSAFE.sub("-", given).strip("-")[:63] or "host"
+
+
+def new_instance() -> str:
+    """An id of a process that writes logs: `<host>.<32 digits>`. No other process ever has it. The first eight digits
+    are the same for all processes that run on one kernel, and so see each other's locks."""
+    return f"{host_name()}.{kernel_digits()}{uuid.uuid4().hex[:24]}"
+
+
+@lru_cache(maxsize=1)
+def kernel_digits() -> str:
+    """Eight digits of the kernel that runs this process."""
+    try:
+        kernel = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:
+        kernel = f"{os.uname().nodename} {uuid.getnode()}".encode()
+    return sha256(kernel).hexdigest()[:8]
+
+
+def on_this_kernel(instance: str) -> bool:
+    """Whether an instance runs, or ran, where its locks can be seen from here."""
+    return instance.rpartition(".")[2].startswith(kernel_digits())
+
+
+def instance_id() -> str:
+    """The id of this process. A forked child has its own."""
+    process = os.getpid()
+    if _own[0] != process:
+        _own[:] = [process, new_instance()]
+    return str(_own[1])
+
+
+_own: list[int | str] = [0, ""]
+
+
+def _checked_place(where: str) -> str:
+    """A log's place, a folder as its path."""
+    from urllib.parse import unquote, urlsplit
+
+    from everloop.prediction_log.segments import PLACES_HELP, is_folder
+
+    if where.startswith("file://"):
+        where = unquote(urlsplit(where).path)
+    # A word such as "off" is no folder that anybody means.
+    if is_folder(where) and not Path(where).is_absolute():
+        raise UsageError(
+            f"The place of the log is '{where[:100]}', which is not an absolute path.", help=f"{PLACES_HELP} Or none."
+        )
+    return where
+
+
+def _number(environment: Mapping[str, str], name: str, default: float, *, least: float) -> float:
+    given = environment.get(name)
+    if not given:
+        return default
+    try:
+        value = float(given)
+    except ValueError:
+        value = -1.0
+    if not least <= value < 1e9:
+        raise UsageError(f"{name} is '{given[:50]}'.", help=f"Set it to a number of at least {least:g}.")
+    return value
+
+
+__all__ = ["JournalSink", "LogSink", "NoSink", "Shipping", "SinkState", "instance_id", "log_of", "open_sink"]

@@ -1,0 +1,297 @@
+"""The prediction log: every answer, on disk before it leaves, and later a row of a table.
+
+An endpoint appends one frame per request, with all its rows, to a `LogSink`, and only then answers. What it appended
+survives the process. `fold_predictions` moves frames into the table `predictions/<endpoint>`, whose columns are
+
+    id, request       the prediction's id, `<request>-<place in the request>` (a shadow's: `…~<version>`), and the
+                      request's, a UUIDv7
+    event_at          when the thing predicted about happened: as the client says, else the arrival
+    arrived_at        when the request arrived
+    version, role     who answered: a model version's key; champion, canary or shadow
+    package           the digest of the package that answered
+    instance          the process that answered, `<host>.<32 digits>`
+    entity            the key that the client gave, or null
+    score, label      binary: probability of the positive class; multiclass: of the label; regression: the value
+    scores            multiclass only: a probability per class, in the version's order
+    seconds           from the whole request to its score
+    unasked           where the versions have different inputs: those that did not understand the row, with commas
+                      between; null where all have the same. The table has this column once there was such a row
+    input_<name>      what was asked, typed by the signature; a time as µs of the day, a duration as µs
+
+An input whose type changes between versions gets a column of its own, `input_<name>@<type>`, because a table's
+column keeps its type.
+"""
+
+from __future__ import annotations
+
+from datetime import date, time, timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from everloop.errors import CorruptionError
+from everloop.packages.signature import polars_type
+from everloop.prediction_log.journal_folding import Fold
+from everloop.prediction_log.log_sinks import open_sink
+from everloop.prediction_log.retention import forget_old
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import polars as pl
+
+    from everloop.prediction_log.log_sinks import LogSink
+    from everloop.records import Json
+    from everloop.stores import Store
+
+PREDICTIONS = "predictions"
+LABELS = "labels"
+
+_VERSION = 1
+_PLAIN: dict[str, Any] = {"date": date, "time": time, "duration": timedelta}
+
+
+class Group(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The rows of one request that one version answered. Times are µs since 1970; lists have one item per row."""
+
+    request: str
+    arrived: int
+    seconds: float
+    version: str
+    role: str
+    inputs: msgspec.Raw
+    """Input name to type, encoded: the same bytes in every frame of a version."""
+    places: list[int] | None
+    """Where the rows stand in the request; None: they are the request."""
+    entities: list[str | None] | None
+    events: list[int | None] | None
+    scores: list[Any]
+    """A number per row, or for multiclass a list per row."""
+    labels: list[str] | None
+    rows: list[Any]
+    """The inputs' values per row, in the order of `inputs`."""
+    unasked: list[str] | None = None
+    """A text per row: the versions that did not understand it, with commas between; None: all have the same inputs."""
+    package: str | None = None
+    """The digest of the package that answered."""
+
+
+class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One journal frame."""
+
+    version: int
+    groups: list[Group]
+    instance: str | None = None
+    """The process that answered."""
+
+
+class PredictionLog:
+    """The writing end of an endpoint's log. Safe to use from several threads."""
+
+    def __init__(self, store: Store | None, endpoint: str, sink: LogSink | None = None) -> None:
+        """Open the log.
+
+        Args:
+            store: None only with a `sink`.
+            sink: where it is written; default: as the environment says, see `log_sinks`.
+        """
+        if sink is None:
+            assert store is not None  # noqa: S101 - see above
+            sink = open_sink(store, stream_name(store, PREDICTIONS, endpoint))
+        self.sink = sink
+        self._append = self.sink.append
+        self._instance = self.sink.instance
+        self._encode = msgspec.msgpack.encode
+
+    def append(self, groups: Sequence[Group], *, wait: bool = True) -> None:
+        """Write the answers to one request; on return they are as durable as the sink promises.
+
+        Args:
+            wait: False where nobody waits for these answers: then the local disk is enough.
+
+        Raises:
+            InsufficientStorageError: no space is left; nothing was written.
+            UnavailableError: the log's store does not answer, see `LogSink`.
+        """
+        self._append(self._encode((_VERSION, groups, self._instance)), wait=wait)
+
+    def close(self, until: float | None = None) -> None:
+        self.sink.close(until)
+
+
+def fold_predictions(store: Store, endpoint: str) -> int:
+    """Move what the endpoint has appended into its table, once, and return how many rows moved.
+
+    Raises:
+        CorruptionError: a journal is damaged in its middle; everything else has been moved.
+    """
+    rows = prediction_fold(store, endpoint).run(store)
+    forget_old(store, endpoint, table_name(store, PREDICTIONS, endpoint))
+    return rows
+
+
+def prediction_fold(store: Store, endpoint: str) -> Fold[Entry]:
+    """How an endpoint's journals of answers become rows of its table."""
+    stream, table = stream_name(store, PREDICTIONS, endpoint), table_name(store, PREDICTIONS, endpoint)
+    return Fold(stream, table, decode_entry, _frame)
+
+
+def stream_name(store: Store, what: str, endpoint: str) -> str:
+    """The journal stream of an endpoint; the projects of one home keep apart."""
+    return stream_of(store.project, what, endpoint)
+
+
+def stream_of(project: str, what: str, endpoint: str) -> str:
+    """The same without a store."""
+    return f"{what}@{project}@{endpoint}"
+
+
+def table_name(store: Store, what: str, endpoint: str) -> str:
+    """The table of an endpoint: `predictions/delays`, in another project than the default one
+    `predictions@<project>/delays`, because the projects of one home share its tables."""
+    return f"{what}/{endpoint}" if store.project == "default" else f"{what}@{store.project}/{endpoint}"
+
+
+def label_text(value: Json) -> str:
+    """A class as the logs keep it: true, false, 3, late."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def entity_text(key: str | float) -> str:
+    """A key as the logs keep it: 7, 7.0 and "7" are one key. Text stays as it is, so "007" and "1.10" keep apart."""
+    if type(key) is str:
+        return key
+    return str(int(key)) if isinstance(key, float) and key.is_integer() else str(key)
+
+
+def input_column(name: str) -> str:
+    """The column of the prediction log that holds an input."""
+    return f"input_{name}"
+
+
+def answer_id(group: Group, place: int) -> str:
+    """The id of the prediction at a place of the request. A shadow's names its version, the answer's has the client."""
+    return f"{group.request}-{place}~{group.version}" if group.role == "shadow" else f"{group.request}-{place}"
+
+
+def decode_entry(payload: bytes) -> Entry:
+    """Read a frame.
+
+    Raises:
+        CorruptionError: it is none, or a newer everloop wrote it.
+    """
+    try:
+        entry = _DECODER.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise CorruptionError(f"A frame of the prediction log cannot be read: {error}.") from error
+    if entry.version != _VERSION:
+        raise CorruptionError(f"A frame of the prediction log has format {entry.version}.", help="Upgrade everloop.")
+    return entry
+
+
+_DECODER = msgspec.msgpack.Decoder(Entry)
+
+
+def _frame(store: Store, table: str, entries: list[Entry]) -> pl.DataFrame:
+    """The rows of many entries. Groups of one signature are laid out together, column by column."""
+    import polars as pl
+
+    shapes: dict[tuple[bytes, bool], list[tuple[Group, str | None]]] = {}
+    for entry in entries:
+        for group in entry.groups:
+            many = bool(group.scores) and isinstance(group.scores[0], list)
+            shapes.setdefault((bytes(group.inputs), many), []).append((group, entry.instance))
+    known: dict[str, pl.DataType] = {}
+    if store.tables.exists(table):
+        known = dict(store.tables.scan(table).collect_schema())
+    frames = []
+    for (inputs, many), groups in shapes.items():
+        frame = _columns(groups, msgspec.msgpack.decode(inputs, type=dict[str, str]), many, known)
+        known.update(frame.schema)
+        frames.append(frame)
+    return pl.concat(frames, how="diagonal")
+
+
+def _columns(
+    groups: list[tuple[Group, str | None]], inputs: dict[str, str], many: bool, known: dict[str, pl.DataType]
+) -> pl.DataFrame:
+    import polars as pl
+
+    ids: list[str] = []
+    of_request: dict[str, list[Any]] = {
+        name: [] for name in ("request", "arrived_at", "version", "role", "seconds", "package", "instance")
+    }
+    events: list[int | None] = []
+    entities: list[str | None] = []
+    labels: list[str | None] = []
+    scores: list[Any] = []
+    rows: list[Any] = []
+    unasked: list[str | None] = []
+    for group, instance in groups:
+        size = len(group.rows)
+        ids += [answer_id(group, place) for place in (range(size) if group.places is None else group.places)]
+        for name, value in (
+            ("request", group.request),
+            ("arrived_at", group.arrived),
+            ("version", group.version),
+            ("role", group.role),
+            ("seconds", group.seconds),
+            ("package", group.package),
+            ("instance", instance),
+        ):
+            of_request[name] += [value] * size
+        events += (
+            [group.arrived if at is None else at for at in group.events] if group.events else [group.arrived] * size
+        )
+        entities += group.entities or [None] * size
+        labels += group.labels or [None] * size
+        scores += group.scores
+        rows += group.rows
+        unasked += group.unasked or [None] * size
+    moment = pl.Datetime("us", "UTC")
+    columns = [
+        pl.Series("id", ids, dtype=pl.String),
+        pl.Series("request", of_request["request"], dtype=pl.String),
+        pl.Series("event_at", events, dtype=pl.Int64).cast(moment),
+        pl.Series("arrived_at", of_request["arrived_at"], dtype=pl.Int64).cast(moment),
+        pl.Series("version", of_request["version"], dtype=pl.String),
+        pl.Series("role", of_request["role"], dtype=pl.String),
+        pl.Series("entity", entities, dtype=pl.String),
+        pl.Series("score", [max(row) for row in scores] if many else scores, dtype=pl.Float64),
+        pl.Series("label", labels, dtype=pl.String),
+        pl.Series("seconds", of_request["seconds"], dtype=pl.Float64),
+        pl.Series("package", of_request["package"], dtype=pl.String),
+        pl.Series("instance", of_request["instance"], dtype=pl.String),
+    ]
+    if many:
+        columns.insert(9, pl.Series("scores", scores, dtype=pl.List(pl.Float64)))
+    if any(text is not None for text in unasked):
+        columns.append(pl.Series("unasked", unasked, dtype=pl.String))
+    for place, (name, kind) in enumerate(inputs.items()):
+        columns.append(_input_series(name, kind, [row[place] for row in rows], known))
+    return pl.DataFrame(columns)
+
+
+def _input_series(name: str, kind: str, values: list[Any], known: dict[str, pl.DataType]) -> pl.Series:
+    import polars as pl
+
+    plain = _PLAIN.get(kind)
+    if plain is not None:
+        # msgpack has no such types; they travel as text.
+        values = msgspec.convert(values, list[plain | None])  # type: ignore[valid-type]
+    column = input_column(name)
+    series = pl.Series(column, values, dtype=polars_type(kind))
+    if kind == "time":
+        series = series.cast(pl.Int64) // 1000
+    elif kind == "duration":
+        series = series.cast(pl.Int64)
+    kept = known.get(column)
+    if kept is None or kept == series.dtype:
+        return series
+    if kept == pl.Float64 and kind == "int":
+        return series.cast(pl.Float64)
+    return series.rename(f"{column}@{kind}")

@@ -1,0 +1,236 @@
+"""Moving shipped segments into tables, exactly once, whichever process does it and whatever dies on the way.
+
+The commit that adds the rows also says how far each instance's segments have been read, so rows and progress cannot
+part, and of two processes that fold the same segments at once the second commit fails. Only then are the segments
+deleted: those that a killed process has left are seen to be folded, and go.
+"""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from itertools import groupby
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from everloop.errors import CorruptionError, EverloopError, InsufficientStorageError, NotFoundError, UnavailableError
+from everloop.prediction_log import segments
+from everloop.prediction_log.segments import SPOOL, first_line, frames_of, open_segments, shown
+from everloop.prediction_log.shipping import ship_leftovers
+from everloop.stores.clock import moment_of, system_micros
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from everloop.prediction_log.journal_folding import Fold
+    from everloop.prediction_log.segments import Segment, SegmentStore
+    from everloop.stores import Store
+
+logger = logging.getLogger("everloop.serving")
+
+Entry = TypeVar("Entry")
+
+CHUNK_BYTES = 16 << 20
+"""Segment bytes that become one commit; bounds the memory that folding takes."""
+AT_ONCE = 8
+"""Segments that are fetched at once."""
+GAP_WAIT = timedelta(hours=1)
+"""A segment whose predecessor is not there waits so long for it."""
+
+
+def segment_sources(store: Store) -> list[tuple[str, SegmentStore]]:
+    """Where instances may have shipped the logs of this home, each with its name for people: the home itself where it
+    is a folder that they reach, the database of its records, and what `everloop.toml` calls `log`."""
+    places = [str(store.home)] if (store.home / segments.FOLDER).is_dir() else []
+    if store.places.records.startswith(("postgresql://", "postgres://")):
+        places.append(store.places.records)
+    if store.places.log is not None and store.places.log not in places:
+        places.append(store.places.log)
+    found = []
+    for place in places:
+        try:
+            found.append((shown(place), open_segments(place)))
+        except EverloopError as error:
+            logger.warning("Segments in '%s' are not read: %s", shown(place), error)
+    return found
+
+
+def has_segments(store: Store, stream: str) -> bool:
+    """Whether a store holds segments of this stream that may not have been folded."""
+    for shown_as, source in segment_sources(store):
+        try:
+            if source.find(stream):
+                return True
+        except (EverloopError, OSError) as error:
+            logger.warning("Segments in '%s' are not read: %s", shown_as, error)
+    return False
+
+
+def fold_segments(store: Store, fold: Fold[Entry]) -> int:
+    """Fold what instances have shipped, and return the number of rows that moved.
+
+    A store that does not answer is passed over with a warning: what is in it is folded later.
+
+    Raises:
+        CorruptionError: a segment is damaged. Those of its instance that come after it wait; all others are folded.
+    """
+    spool = store.home / SPOOL / fold.stream
+    if spool.is_dir():
+        try:
+            ship_leftovers(open_segments(str(store.home)), spool)
+        except (EverloopError, OSError) as error:
+            logger.warning("What dead instances have left in '%s' stays for now: %s", spool, error)
+    rows = 0
+    damage: CorruptionError | None = None
+    for shown_as, source in segment_sources(store):
+        try:
+            segments = source.find(fold.stream)
+            if segments:
+                # Others on this machine wait; others elsewhere are found out by the commit.
+                with store.lock(f"fold-{fold.stream}"):
+                    rows += _Folding(store, fold, source).run(source.find(fold.stream))
+        except CorruptionError as error:
+            damage = error
+        except (EverloopError, OSError) as error:
+            logger.warning("Segments in '%s' are not read: %s", shown_as, error)
+    if damage is not None:
+        raise damage
+    return rows
+
+
+class _Folding(Generic[Entry]):
+    """One pass over the segments of one store."""
+
+    def __init__(self, store: Store, fold: Fold[Entry], source: SegmentStore) -> None:
+        self._store = store
+        self._fold = fold
+        self._source = source
+        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="everloop-folding")
+        self._damage: CorruptionError | None = None
+        self._read: dict[str, int] = {}
+        """How far each instance had been folded when its segments were listed, and by this pass since then."""
+        self._unread: set[str] = set()
+        """Instances with a segment that cannot be read: what comes before it can be committed."""
+        self._stopped: set[str] = set()
+        """Instances of which nothing more can be committed."""
+
+    def run(self, segments: Sequence[Segment]) -> int:
+        with self._pool:
+            due: list[tuple[Segment, bytes]] = []
+            size, rows = 0, 0
+            for segment, data in self._fetched(self._due(segments)):
+                due.append((segment, data))
+                size += len(data)
+                if size >= CHUNK_BYTES:
+                    rows += self._commit(due)
+                    due, size = [], 0
+            rows += self._commit(due)
+        if self._damage is not None:
+            raise self._damage
+        return rows
+
+    def _due(self, segments: Sequence[Segment]) -> list[Segment]:
+        """The segments that no fold has read, each instance's without a gap; those that one has are deleted."""
+        due: list[Segment] = []
+        old: list[Segment] = []
+        for instance, own in groupby(segments, key=lambda segment: segment.instance):
+            last = self._store.tables.last_batch(self._fold.table, instance)
+            self._read[instance] = last
+            for segment in own:
+                if segment.number <= last:
+                    old.append(segment)
+                elif segment.number == last + 1 or self._gone_for_good(segment, last):
+                    due.append(segment)
+                    last = segment.number
+                else:
+                    break
+        self._delete(old)
+        return due
+
+    def _gone_for_good(self, segment: Segment, last: int) -> bool:
+        """Whether a gap before a segment is to be passed over: its instance puts them in order, so what is missing
+        has been deleted, unless a folder's listing is a little behind."""
+        put_at = self._source.put_at(segment)
+        if put_at is None or moment_of(system_micros()) - put_at < GAP_WAIT:
+            return False
+        logger.error(
+            "Segments %s to %s of the instance '%s' are missing; what comes after them is read all the same.",
+            last + 1,
+            segment.number - 1,
+            segment.instance,
+        )
+        return True
+
+    def _fetched(self, due: Sequence[Segment]) -> Iterator[tuple[Segment, bytes]]:
+        """The segments with their bytes, a few at once; without those behind one that cannot be read."""
+        for begin in range(0, len(due), AT_ONCE):
+            over = self._unread | self._stopped
+            window = [segment for segment in due[begin : begin + AT_ONCE] if segment.instance not in over]
+            for segment, data in zip(window, self._pool.map(self._get, window), strict=True):
+                if isinstance(data, bytes) and segment.instance not in self._unread:
+                    yield segment, data
+                    continue
+                self._unread.add(segment.instance)
+                if isinstance(data, CorruptionError):
+                    self._damage = data
+
+    def _get(self, segment: Segment) -> bytes | CorruptionError | None:
+        for last_look in (False, True):
+            try:
+                return self._source.get(segment)
+            except CorruptionError as error:
+                # What came over a network is looked at twice.
+                if last_look:
+                    return error
+            except NotFoundError:
+                # Another process has folded it since it was listed.
+                return None
+        return None
+
+    def _commit(self, due: Sequence[tuple[Segment, bytes]]) -> int:
+        """Add the rows of some segments, and delete these."""
+        entries: list[Entry] = []
+        done: list[Segment] = []
+        for segment, data in due:
+            if segment.instance in self._stopped:
+                continue
+            try:
+                found = [self._fold.decode(payload) for payload in frames_of(segment, data)]
+            except CorruptionError as error:
+                self._damage = error
+                self._stopped.add(segment.instance)
+                continue
+            entries += found
+            done.append(segment)
+        if not done:
+            return 0
+        upto = {segment.instance: segment.number for segment in done}
+        progress = [(instance, self._read[instance], number) for instance, number in upto.items()]
+        try:
+            frame = self._fold.frame_of(self._store, self._fold.table, entries)
+            written = self._store.tables.append(self._fold.table, frame, progress=progress)
+        except (UnavailableError, InsufficientStorageError):
+            raise
+        except Exception as error:
+            # Frames that can be read and do not make rows: those of one instance must not hold up the others'.
+            if len(done) > 1:
+                return sum(self._commit([one]) for one in due if one[0] in done)
+            why = f"The segment '{done[0].key}' makes no rows: {first_line(error)}"
+            self._damage = CorruptionError(why, help="Delete it, or see the error of its instance.")
+            self._stopped.add(done[0].instance)
+            logger.debug("Folding a segment failed", exc_info=True)
+            return 0
+        if not written:
+            # Another process folds the same segments, and has been faster. The next call sees what is left.
+            self._stopped.update(upto)
+            return 0
+        self._read.update(upto)
+        self._delete(done)
+        return int(frame.height)
+
+    def _delete(self, segments: Sequence[Segment]) -> None:
+        for _ in self._pool.map(self._source.delete, segments):
+            pass
+
+
+__all__ = ["fold_segments", "has_segments", "segment_sources"]

@@ -1,0 +1,280 @@
+"""Sealed segments of a log: the unit in which an instance hands its answers to a store that others read.
+
+A segment is a whole journal file that nobody writes any more. Its name says whose it is, its place in the order of
+that instance, and what it holds:
+
+    segments/<stream>/<instance>/<number, twelve digits>-<first half of its sha256>
+
+An instance puts its segments one after the other, so a reader that finds number 7 finds 0 to 6 as well, or they have
+been folded already. Putting the same segment twice leaves one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
+
+from everloop.errors import CorruptionError, EverloopError, InsufficientStorageError, UnavailableError, UsageError
+from everloop.stores.journals import HEADER, split_frames
+from everloop.stores.objects.byte_stores import LocalBytes, ObstoreBytes, open_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from everloop.stores.objects.byte_stores import ByteStore
+
+FOLDER = "segments"
+SPOOL = "spool"
+"""In a store that is a folder: where instances keep what they have not sealed and put yet."""
+WRITABLE = "writable"
+"""The key below the folder that shows whether anything can be put."""
+PUT_TIMEOUT_S = 10.0
+"""How long one request to a bucket may take, and how long failed ones are repeated."""
+
+BUCKETS = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss")
+PLACES_HELP = (
+    "Use the absolute path of a folder, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or "
+    "postgresql://USER@HOST/NAME."
+)
+
+_NAME = re.compile(r"(?P<number>[0-9]{12})-(?P<digest>[0-9a-f]{32})")
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Segment:
+    """The name of one segment. Sorted by instance and, within it, in the order of writing."""
+
+    stream: str
+    instance: str
+    number: int
+    digest: str
+
+    @property
+    def key(self) -> str:
+        return f"{FOLDER}/{self.stream}/{self.instance}/{self.number:012d}-{self.digest}"
+
+    @classmethod
+    def of(cls, stream: str, instance: str, number: int, data: bytes) -> Segment:
+        """The name of a segment that holds these bytes."""
+        return cls(stream, instance, number, digest_of(data))
+
+    @classmethod
+    def parse(cls, key: str) -> Segment | None:
+        """The segment with this key; None where the key names something else."""
+        parts = key.split("/")
+        found = _NAME.fullmatch(parts[-1]) if len(parts) == 4 and parts[0] == FOLDER else None
+        return None if found is None else cls(parts[1], parts[2], int(found["number"]), found["digest"])
+
+
+class SegmentStore(Protocol):
+    """Where sealed segments wait for a fold. Safe from any thread and process.
+
+    - When `put` returns, the segment is there for every reader, whole, and stays until `delete`.
+    - Putting a segment that is there already changes nothing and succeeds.
+    - `find` never shows half of a segment, and shows a segment only if it shows those that its instance put before
+      it, except the deleted ones.
+
+    All verbs raise `UnavailableError` where the store does not answer, and `InsufficientStorageError` where it has no
+    space.
+    """
+
+    def check(self) -> None:
+        """Return if segments can be put here.
+
+        Raises:
+            UnavailableError: it does not answer, or does not let us.
+        """
+
+    def put(self, segment: Segment, data: bytes) -> None:
+        """Keep a segment."""
+
+    def find(self, stream: str) -> Sequence[Segment]:
+        """The segments of a stream, sorted."""
+
+    def streams(self) -> Sequence[str]:
+        """The streams that have segments, sorted."""
+
+    def get(self, segment: Segment) -> bytes:
+        """The bytes of a segment.
+
+        Raises:
+            NotFoundError: it is not there, or no longer.
+            CorruptionError: they differ from the digest in its name.
+        """
+
+    def put_at(self, segment: Segment) -> datetime | None:
+        """When a segment was put; None where it is not there."""
+
+    def delete(self, segment: Segment) -> None:
+        """Remove a segment; one that is not there is no error."""
+
+
+class ObjectSegments:
+    """A `SegmentStore` in a folder or a bucket."""
+
+    def __init__(self, store: ByteStore) -> None:
+        self._store = store
+
+    def check(self) -> None:
+        try:
+            # Conditional, as segments are: not every store that speaks S3 can do that.
+            self._store.put(f"{FOLDER}/{WRITABLE}", b"everloop\n")
+        except InsufficientStorageError:
+            raise
+        except (EverloopError, OSError) as error:
+            raise UnavailableError(f"The log's store cannot be written to: {first_line(error)}") from error
+
+    def put(self, segment: Segment, data: bytes) -> None:
+        store, key = self._store, segment.key
+        if not store.put(key, data) and store.size(key) != len(data):
+            # A power cut can leave a file without its bytes. The name says which bytes belong there.
+            store.put(key, data, if_absent=False)
+        if isinstance(store, LocalBytes):
+            # The journal goes once this returns, so this copy must survive a power cut by itself.
+            path = store.path(key)
+            for place in (path, path.parent):
+                _sync(place)
+
+    def find(self, stream: str) -> Sequence[Segment]:
+        return sorted(self._below(f"{FOLDER}/{stream}"))
+
+    def streams(self) -> Sequence[str]:
+        return sorted({segment.stream for segment in self._below(FOLDER)})
+
+    def get(self, segment: Segment) -> bytes:
+        return checked(segment, self._store.get(segment.key))
+
+    def put_at(self, segment: Segment) -> datetime | None:
+        return self._store.written_at(segment.key)
+
+    def delete(self, segment: Segment) -> None:
+        self._store.delete(segment.key)
+
+    def _below(self, folder: str) -> list[Segment]:
+        try:
+            found = [Segment.parse(key) for key, _ in self._store.list(folder)]
+        except (EverloopError, OSError):
+            raise
+        except Exception as error:
+            # Each provider has errors of its own.
+            raise UnavailableError(f"The log's store does not answer: {first_line(error)}") from error
+        return [segment for segment in found if segment is not None]
+
+    def __repr__(self) -> str:
+        return f"ObjectSegments({self._store!r})"
+
+
+@lru_cache(maxsize=16)
+def open_segments(where: str) -> SegmentStore:
+    """The segments at a folder, a bucket's URL or a PostgreSQL URL. Nothing is asked of it yet.
+
+    Raises:
+        UsageError: the URL names no such store.
+        MissingExtraError: the library for it is not installed.
+    """
+    scheme = where.partition("://")[0] if _URL.match(where) else ""
+    if scheme in ("postgresql", "postgres"):
+        from everloop.prediction_log.segments_postgres import PostgresSegments
+
+        return PostgresSegments(where)
+    if scheme in ("", "file"):
+        return ObjectSegments(open_bytes(where))
+    if scheme not in BUCKETS:
+        raise UsageError(f"A log cannot be kept at '{scheme}://…'.", help=PLACES_HELP)
+    try:
+        return ObjectSegments(ObstoreBytes(where, **_patience()))
+    except EverloopError:
+        raise
+    except Exception as error:
+        # Not the URL itself and not the library's words: either may hold a password.
+        raise UsageError(
+            f"The log cannot be kept at '{scheme}://…': this URL, or its provider's settings, cannot be used "
+            f"({type(error).__name__}).",
+            help=PLACES_HELP,
+        ) from error
+
+
+def is_folder(where: str) -> bool:
+    """Whether a log's place is a folder of this machine, or one that is mounted."""
+    return not _URL.match(where)
+
+
+def shown(where: str) -> str:
+    """A log's place for people to read: without user, password and query."""
+    if is_folder(where):
+        return where
+    from urllib.parse import urlsplit
+
+    scheme, _, rest = where.partition("://")
+    try:
+        parts = urlsplit(where)
+        host = parts.hostname or ""
+    except ValueError:
+        return f"{scheme}://…"
+    return f"{scheme}://{host}{parts.path}" if "@" in rest or "?" in rest else where
+
+
+def first_line(error: Exception) -> str:
+    """What a store's error says, in short. What stands behind a question mark may be a signature, and goes."""
+    return re.sub(r"\?\S+", "?…", str(error).partition("\n")[0])[:300]
+
+
+def digest_of(data: bytes) -> str:
+    """Half of a sha256, which is enough to tell contents apart."""
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def checked(segment: Segment, data: bytes) -> bytes:
+    """The same bytes.
+
+    Raises:
+        CorruptionError: they are not those that the segment's name says.
+    """
+    if digest_of(data) != segment.digest:
+        raise CorruptionError(
+            f"The segment '{segment.key}' differs from the digest in its name.",
+            help="Restore it from a copy, or delete it; the segments behind it wait for it.",
+        )
+    return data
+
+
+def frames_of(segment: Segment, data: bytes) -> list[bytes]:
+    """The payloads in a segment's bytes.
+
+    Raises:
+        CorruptionError: they are not the frames of a journal.
+    """
+    if data[: len(HEADER)] != HEADER:
+        raise CorruptionError(f"The segment '{segment.key}' is not a journal of this format.")
+    return [payload for payload, _ in split_frames(data[len(HEADER) :])]
+
+
+def _patience() -> dict[str, object]:
+    """obstore would repeat a failed request for three minutes; a container that is stopping has less."""
+    from datetime import timedelta
+
+    limit = timedelta(seconds=PUT_TIMEOUT_S)
+    # Options that are passed hide those of the environment, which a stand-in without TLS needs.
+    plain = any(os.environ.get(f"{of}_ALLOW_HTTP", "").lower() in ("1", "true") for of in ("AWS", "AZURE", "GOOGLE"))
+    return {
+        "retry_config": {"max_retries": 3, "retry_timeout": limit},
+        "client_options": {"timeout": limit, "connect_timeout": limit / 2, "allow_http": plain},
+    }
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+__all__ = ["ObjectSegments", "Segment", "SegmentStore", "frames_of", "open_segments", "shown"]

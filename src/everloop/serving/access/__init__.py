@@ -1,0 +1,1 @@
+"""Who may call an endpoint: tokens and their limits, reloaded while it serves."""

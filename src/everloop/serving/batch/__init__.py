@@ -1,0 +1,1 @@
+"""Batch scoring: a whole table through a model version, in parts, resumable."""

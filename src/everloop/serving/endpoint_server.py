@@ -1,0 +1,383 @@
+"""One endpoint's server process: its socket, its record's state, and a stop that loses nothing."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import threading
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from everloop.errors import ConflictError, EverloopError, UsageError
+from everloop.http.connection import LimitedHttp
+from everloop.http.host_names import LOOPBACK, allowed_hosts as hosts_allowed, rule_for
+from everloop.http.request_guard import RequestGuard
+from everloop.records import Endpoint
+from everloop.serving.access.endpoint_tokens import token_digests
+from everloop.serving.endpoint_app import EndpointApp
+from everloop.serving.endpoint_settings import MOST_WORKERS, settings_of
+from everloop.serving.endpoint_state import check_endpoint_name, lock_name, set_state
+from everloop.serving.fast_path import QuickProtocol
+from everloop.serving.multi_endpoint import House
+from everloop.serving.observability.metrics_aggregation import Gathering
+from everloop.serving.observability.telemetry import observers
+from everloop.serving.reloader import Follower
+from everloop.serving.worker_processes import Place, Workers
+from everloop.stores import Store, open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from everloop.serving.protocols.grpc import InferencePort
+
+logger = logging.getLogger("everloop.serving")
+
+BACKLOG = 2048
+LOOK_S = 0.1
+GRACE_S = 9
+"""How long a stopping server waits for requests on their way."""
+
+
+def serve_endpoint(
+    name: str,
+    home: Path | str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    project: str | None = None,
+    port_file: Path | str | None = None,
+    with_parent: bool = False,
+    workers: int = 1,
+    exposed: bool = False,
+    grpc_port: int | None = None,
+    allowed_hosts: Sequence[str] = (),
+) -> None:
+    """Serve an endpoint until SIGTERM or SIGINT; then finish the requests on their way and return.
+
+    Call it in the main thread of a process of its own (`python -m everloop.serving`).
+
+    Args:
+        name: of an `Endpoint` record; one without routes answers 503 until its first version is released.
+        port: 0 takes a free one.
+        port_file: gets `{"port", "pid", "url", "grpc_port"}` once the endpoint answers.
+        with_parent: stop when the process that started this one is gone.
+        exposed: listen on any `host` without a token: what stands in front, a platform, checks who asks.
+        workers: processes that answer. With one, it is this process; with more, this one starts them and watches.
+        grpc_port: where the Open Inference Protocol is spoken over gRPC; 0 takes a free one, None: nowhere.
+        allowed_hosts: further names under which it may be addressed; see `http/host_names.py` for what holds without any.
+
+    Raises:
+        NotFoundError: there is no such endpoint, or a version of it is missing.
+        ConflictError: it is being served already, or a port is taken.
+        UsageError: `host` is an address that other machines can reach, and the endpoint has no token.
+    """
+    check_endpoint_name(name)
+    if not 1 <= workers <= MOST_WORKERS:
+        raise UsageError(f"{workers} workers cannot serve.", help=f"Give 1 to {MOST_WORKERS}, about one a core.")
+    with open_store(home, project=project, create=False) as store:
+        record = store.records.get(Endpoint, name)
+        if host not in LOOPBACK and not exposed and not token_digests(record.options):
+            raise UsageError(
+                f"The endpoint '{name}' has no login, so it does not listen on '{host}'.",
+                help=f"Make a token first: everloop endpoints token {name}. Or listen on 127.0.0.1, localhost or ::1.",
+            )
+        with store.lock(lock_name(store, name), block=False) as held:
+            if not held:
+                url = store.records.get(Endpoint, name).url
+                raise ConflictError(
+                    f"The endpoint '{name}' is being served already{f' at {url}' if url else ''}.",
+                    help="Stop that process first.",
+                )
+            listener = bind(host, port)
+            workers = settings_of(record.options).workers or workers
+            grpc = None if grpc_port is None else bind(host, grpc_port, shared=workers > 1)
+            port_of_grpc = None if grpc is None else grpc.getsockname()[1]
+            place = Place(host, port_of_grpc, workers, hosts_allowed(allowed_hosts), exposed)
+
+            def tell(url: str) -> None:
+                if port_file is not None:
+                    found = {"port": listener.getsockname()[1], "pid": os.getpid(), "url": url}
+                    _write_whole(Path(port_file), {**found, "grpc_port": place.grpc_port})
+
+            try:
+                if workers > 1:
+                    _watch(store, name, listener, place, with_parent, tell)
+                else:
+                    if grpc is not None:
+                        grpc.close()
+                    ready = partial(set_state, store, name, "ready")
+                    _serve(store, name, listener, place, with_parent, ready, tell)
+            finally:
+                listener.close()
+                if grpc is not None:
+                    grpc.close()
+                if port_file is not None:
+                    Path(port_file).unlink(missing_ok=True)
+                set_state(store, name, "stopped", None)
+
+
+def serve_house(
+    home: Path | str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    project: str | None = None,
+    memory_bytes: int | None = None,
+    port_file: Path | str | None = None,
+    allowed_hosts: Sequence[str] = (),
+) -> None:
+    """Serve every endpoint of a project at one port until SIGTERM or SIGINT; see `House`.
+
+    Args:
+        allowed_hosts: further names under which it may be addressed; see `http/host_names.py` for what holds without any.
+
+    Raises:
+        ConflictError: the port is taken.
+    """
+    with open_store(home, project=project, create=False) as store, bind(host, port) as listener:
+        # Elsewhere than on loopback only endpoints that ask for a token are served.
+        guard = RequestGuard(rule_for(host, hosts_allowed(allowed_hosts), asks_token=True))
+        house = House(store, memory_bytes=memory_bytes, open_to_all=host in LOOPBACK, guard=guard)
+        house.start()
+
+        def announce() -> None:
+            if port_file is not None:
+                told = {"port": listener.getsockname()[1], "pid": os.getpid(), "url": _url(listener)}
+                _write_whole(Path(port_file), told)
+
+        config = _config(house, LimitedHttp)
+        server = _AnnouncingServer(config, house, announce)
+        _stop_on_signals(server)
+        try:
+            server.run(sockets=[listener])
+        finally:
+            house.close()
+
+
+def serve_listener(
+    name: str, home: Path | str | None, number: int, place: Place, *, project: str | None = None, port_file: Path
+) -> None:
+    """Answer at a socket that the parent process holds, until it ends or says so.
+
+    Args:
+        port_file: gets `{"pid"}` once this process answers, or `{"type", "message"}` of what kept it from that.
+    """
+    try:
+        with open_store(home, project=project, create=False) as store, socket.socket(fileno=number) as listener:
+            _serve(
+                store,
+                name,
+                listener,
+                place,
+                with_parent=True,
+                tell=lambda url: _write_whole(port_file, {"pid": os.getpid()}),
+            )
+    except EverloopError as error:
+        _write_whole(port_file, {"type": type(error).__name__, "message": str(error)})
+        raise
+
+
+def _watch(
+    store: Store,
+    name: str,
+    listener: socket.socket,
+    place: Place,
+    with_parent: bool,
+    tell: Callable[[str], None],
+) -> None:
+    """Start the workers, tell once all answer, and start again whichever dies, until a signal."""
+    stopping = threading.Event()
+
+    def on_signal(number: int, frame: object) -> None:
+        stopping.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    listener.listen(BACKLOG)
+    listener.setblocking(False)
+    counts = _counts_folder(store, name)
+    shutil.rmtree(counts, ignore_errors=True)
+    counts.mkdir(parents=True)
+    parent = os.getppid()
+    others = Workers(name, store, listener, place, counts)
+    try:
+        if others.start(stopping):
+            set_state(store, name, "ready", _url(listener))
+            tell(_url(listener))
+        seen = -1
+        while not stopping.wait(LOOK_S):
+            if with_parent and os.getppid() != parent:
+                return
+            try:
+                last = store.records.last_event()
+                if last != seen:
+                    options = store.records.get(Endpoint, name).options
+                    others.scale(settings_of(options).workers or place.workers)
+                    seen = last
+            except EverloopError as error:
+                # A store that does not answer now, or a setting that cannot be: as many go on as there are.
+                logger.warning("The endpoint '%s' cannot look at its record: %s", name, error)
+            others.look()
+    finally:
+        others.stop()
+        shutil.rmtree(counts, ignore_errors=True)
+
+
+def _counts_folder(store: Store, name: str) -> Path:
+    return store.home / "run" / f"counts-{store.project}-{name}"
+
+
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A bound socket; `shared`: other processes that say so may bind the same port.
+
+    Raises:
+        ConflictError: the port is taken.
+        UsageError: the address cannot be bound here.
+    """
+    if not 0 <= port <= 65535:
+        raise UsageError(f"{port} is no port.", help="Ports go from 0 to 65535.")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"'{host}:{port}' is no address to serve at: {error}.") from error
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        if shared:
+            # Only now, so that a port which somebody else shares is found taken.
+            taken = listener.getsockname()
+            listener.close()
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind(taken)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ConflictError(f"Port {port} on {host} is taken.", help="Use another, or 0 for a free one.") from error
+        raise UsageError(f"Cannot serve at {host}:{port}: {error.strerror}.") from error
+    return listener
+
+
+def _serve(
+    store: Store,
+    name: str,
+    listener: socket.socket,
+    place: Place,
+    with_parent: bool,
+    ready: Callable[[str], object] | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> None:
+    # Elsewhere than on loopback an endpoint asks for a token, unless it stands in a container.
+    rule = rule_for(place.host, place.allowed_hosts, asks_token=not place.contained, contained=place.contained)
+    app = EndpointApp(store, name, workers=place.workers, guard=RequestGuard(rule))
+    app.observers += observers(name)
+    if place.workers > 1:
+        app.gathering = Gathering(_counts_folder(store, name))
+    url = _url(listener)
+    config = _config(app, QuickProtocol)
+
+    def announce() -> None:
+        if ready is not None:
+            ready(url)
+        # The write has made a revision of its own; it is served before anybody hears of it.
+        follower.look()
+        follower.start()
+        # What is loaded stays; looking through it for garbage again and again would cost each request its part.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(10_000, 20, 20)
+        if tell is not None:
+            tell(url)
+
+    server = _AnnouncingServer(config, app, announce, place)
+
+    def stop() -> None:
+        server.should_exit = True
+
+    follower = Follower(store, app, orphaned=stop if with_parent else None)
+    _stop_on_signals(server)
+    try:
+        # A version that cannot be loaded shall fail before anything says that the endpoint is up.
+        follower.load()
+        if not server.should_exit:
+            server.run(sockets=[listener])
+    finally:
+        follower.stop()
+        app.close()
+
+
+def _config(app: EndpointApp | House, http: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=http,
+        loop="uvloop",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+
+
+def _stop_on_signals(server: uvicorn.Server) -> None:
+    def on_signal(number: int, frame: object) -> None:
+        server.should_exit = True
+
+    # uvicorn takes these signals while it serves and raises them again when it is done; then they have been obeyed.
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+
+
+class _AnnouncingServer(uvicorn.Server):
+    """Tells when it listens, and lets the app know when it stops listening. Its gRPC port opens and closes with it."""
+
+    def __init__(
+        self, config: uvicorn.Config, app: EndpointApp | House, announce: Callable[[], None], place: Place | None = None
+    ) -> None:
+        super().__init__(config)
+        self._app = app
+        self._announce = announce
+        self._place = place
+        self._inference: InferencePort | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if self._place is not None and self._place.grpc_port is not None and isinstance(self._app, EndpointApp):
+            from everloop.serving.protocols.grpc import InferencePort
+
+            self._inference = InferencePort(self._app, self._place.host, self._place.grpc_port)
+            await self._inference.start()
+        self._announce()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.draining = True
+        if self._inference is not None:
+            await self._inference.stop()
+        await super().shutdown(sockets=sockets)
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - how to reach it from here
+        host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _write_whole(path: Path, content: object) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(content), encoding="utf-8")
+    draft.replace(path)

@@ -1,0 +1,345 @@
+"""Many endpoints behind one port: each is loaded when it is first asked, and leaves when others need its memory.
+
+    /endpoints/{endpoint}/…     any path of that endpoint: /endpoints/delays/predict, /endpoints/delays/invocations
+    /v1/models/{endpoint}…      KServe v1 and
+    /v2/models/{endpoint}…      the Open Inference Protocol name the endpoint themselves
+    GET /                       the endpoints, and which are loaded
+    GET /v2/models, POST /v2/repository/index, POST /v2/repository/models/{endpoint}/load and …/unload
+    GET /health, /ready, /ping, /v2/health/live, /v2/health/ready, /metrics
+
+Each endpoint keeps its own settings, tokens, routes and prediction log, and follows its own record, as it does alone. A
+request is let in before anything is loaded for it. Several processes may serve the same endpoints.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from everloop.errors import EverloopError, TrustError
+from everloop.http.host_names import HostRule
+from everloop.http.request_guard import RequestGuard
+from everloop.records import Endpoint, ModelVersion, Package
+from everloop.serving.access.authorization import Admission
+from everloop.serving.access.endpoint_tokens import OPEN_PATHS, access_of
+from everloop.serving.endpoint_app import EndpointApp, problem, refused_by, send_response
+from everloop.serving.endpoint_settings import settings_of
+from everloop.serving.observability.endpoint_metrics import CONTENT_TYPE
+from everloop.serving.observability.telemetry import observers
+from everloop.serving.protocols.protocol import Response
+from everloop.serving.protocols.protocol_common import encode
+from everloop.serving.reloader import POLL_S, Follower
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from everloop.serving.endpoint_app import Receive, Scope, Send
+    from everloop.stores import Store
+
+logger = logging.getLogger("everloop.serving")
+
+_PREFIXED = re.compile(r"/endpoints/(?P<name>[^/]+)(?P<rest>/.*)")
+_NAMED = re.compile(r"/v[12]/models/(?P<name>[^/:]+)(?:[/:].*)?")
+_MOVED = re.compile(r"/v2/repository/models/(?P<name>[^/]+)/(?P<what>load|unload)")
+
+
+@dataclass
+class _Room:
+    app: EndpointApp
+    follower: Follower
+    size_bytes: int
+    users: int = 0
+    used_at: float = 0.0
+
+
+_LISTS = frozenset({("GET", "/"), ("GET", "/v2/models"), ("GET", "/v1/models"), ("POST", "/v2/repository/index")})
+"""Requests for the names of all endpoints."""
+
+
+class House:
+    """An ASGI app over the endpoints of a store.
+
+    Args:
+        memory_bytes: what the loaded models may take together; the ones unused for longest leave first. None: no limit.
+        open_to_all: whether endpoints without a token are served; False where other machines reach this one.
+        guard: what every request passes first. None: one that knows the names of this machine only.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        memory_bytes: int | None = None,
+        open_to_all: bool = True,
+        guard: RequestGuard | None = None,
+    ) -> None:
+        self._store = store
+        self.guard = guard or RequestGuard(HostRule())
+        self._memory_bytes = memory_bytes
+        self._open_to_all = open_to_all
+        self._rooms: dict[str, _Room] = {}
+        self._guard = threading.Lock()
+        self._loading: dict[str, asyncio.Future[_Room]] = {}
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="everloop-loading")
+        self._stopped = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._follow, args=(Follower.look,), name="everloop-follower", daemon=True),
+            # A token that is taken back does not wait until another endpoint is loaded.
+            threading.Thread(target=self._follow, args=(_look_at_access,), name="everloop-access", daemon=True),
+        ]
+        self.draining = False
+        self.loads = 0
+        self.evictions = 0
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+        self._loader.shutdown(wait=True)
+        for room in self._rooms.values():
+            room.app.close()
+        self._rooms.clear()
+
+    def loaded(self) -> list[str]:
+        """The endpoints that are in memory, the ones unused for longest first."""
+        return sorted(self._rooms, key=lambda name: self._rooms[name].used_at)
+
+    # -- ASGI
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"Endpoints speak HTTP only, not {scope['type']}.")
+        refused = refused_by(self.guard, scope)
+        if refused is not None:
+            await send_response(send, refused)
+            return
+        found = _PREFIXED.fullmatch(scope["path"])
+        named = found or _NAMED.fullmatch(scope["path"])
+        if named is None:
+            try:
+                answered = await self._own(scope)
+            except EverloopError as error:
+                answered = problem(error.http_status, type(error).__name__, error.message, error.help)
+            await send_response(send, answered)
+            return
+        path = found["rest"] if found else scope["path"]
+        try:
+            room = await self._room(named["name"], path, scope["headers"])
+        except EverloopError as error:
+            told = problem(error.http_status, type(error).__name__, error.message, error.help)
+            await send_response(send, told)
+            return
+        if isinstance(room, Response):
+            await send_response(send, room)
+            return
+        try:
+            await room.app.serve({**scope, "path": path}, receive, send)
+        finally:
+            room.users -= 1
+            room.used_at = monotonic()
+
+    async def _own(self, scope: Scope) -> Response:
+        method, path = scope["method"], scope["path"]
+        if path in OPEN_PATHS:
+            return Response(status=503 if self.draining else 200, body=encode({"ready": not self.draining}))
+        if not self._open_to_all:
+            # Which endpoints there are is told to nobody who may not ask any of them.
+            return problem(404, "NotFoundError", "Ask an endpoint: /endpoints/NAME/…")
+        if (method, path) == ("GET", "/metrics"):
+            return Response(body=self._metrics(), content_type=CONTENT_TYPE)
+        moved = _MOVED.fullmatch(path)
+        if method == "POST" and moved is not None:
+            return await self._move(moved["name"], moved["what"], scope["headers"])
+        if (method, path) not in _LISTS:
+            missing = f"There is no {path[:200]} here."
+            return problem(404, "NotFoundError", missing, "Ask an endpoint: /endpoints/NAME/…")
+        # The store may take its time to answer.
+        known = await asyncio.get_running_loop().run_in_executor(None, self._names)
+        if (method, path) == ("GET", "/"):
+            return Response(body=encode({"endpoints": known, "loaded": self.loaded()}))
+        if method == "GET":
+            return Response(body=encode({"models": known}))
+        states = [
+            {"name": name, "state": "READY" if name in self._rooms else "UNAVAILABLE", "reason": ""} for name in known
+        ]
+        return Response(body=encode(states))
+
+    def _names(self) -> list[str]:
+        return [endpoint.name for endpoint in self._store.records.find(Endpoint, order="name")]
+
+    async def _move(self, name: str, what: str, headers: Any) -> Response:
+        loop = asyncio.get_running_loop()
+        try:
+            # Also where it is loaded: who may not ask an endpoint does not move it either.
+            refused = await loop.run_in_executor(None, self._refused, name, "/", dict(headers))
+            room = refused or await self._room(name, "/", headers)
+        except EverloopError as error:
+            return problem(error.http_status, type(error).__name__, error.message, error.help)
+        if isinstance(room, Response):
+            return room
+        room.users -= 1
+        if what == "unload":
+            await loop.run_in_executor(self._loader, self._leave, name)
+        return Response(body=b"{}")
+
+    async def _room(self, name: str, path: str, headers: Any) -> _Room | Response:
+        """The loaded endpoint, with one more user; or why this client does not get it."""
+        room = self._rooms.get(name)
+        loop = asyncio.get_running_loop()
+        while room is None:
+            refused = await loop.run_in_executor(None, self._refused, name, path, dict(headers))
+            if refused is not None:
+                return refused
+            waiting = self._loading.get(name)
+            if waiting is None:
+                waiting = loop.run_in_executor(self._loader, self._load, name)
+                self._loading[name] = waiting
+            try:
+                await waiting
+            finally:
+                self._loading.pop(name, None)
+            # It may have left again before this request's turn came.
+            room = self._rooms.get(name)
+        room.users += 1
+        room.used_at = monotonic()
+        return room
+
+    def _refused(self, name: str, path: str, headers: dict[bytes, bytes]) -> Response | None:
+        endpoint = self._store.records.get(Endpoint, name)
+        digests, chosen = access_of(endpoint.options)
+        if not digests and not self._open_to_all:
+            raise TrustError(
+                f"The endpoint '{name}' has no login, so it is not served here.",
+                help=f"Make a token: everloop endpoints token {name}",
+            )
+        admission = Admission(settings_of({}), digests, chosen)
+        status, _ = admission.look(path, headers.get(b"authorization"))
+        return None if status == 200 else problem(status, "TrustError", "This endpoint asks for a token.")
+
+    # -- in the loader's thread
+
+    def _load(self, name: str) -> _Room:
+        room = self._rooms.get(name)
+        if room is not None:
+            return room
+        app = EndpointApp(self._store, name, guard=self.guard)
+        app.observers += observers(name)
+        try:
+            follower = Follower(self._store, app)
+            before = _resident_bytes()
+            follower.load()
+            if self._threads[0].is_alive():
+                follower.access.begin()
+            size = max(_resident_bytes() - before, self._package_bytes(name))
+        except BaseException:
+            app.close()
+            raise
+        room = _Room(app, follower, size, used_at=monotonic())
+        with self._guard:
+            self._rooms[name] = room
+            self.loads += 1
+        self._make_space(name)
+        return room
+
+    def _make_space(self, newest: str) -> None:
+        if self._memory_bytes is None:
+            return
+        for name in self.loaded():
+            if sum(room.size_bytes for room in self._rooms.values()) <= self._memory_bytes:
+                return
+            if name != newest:
+                self._leave(name)
+
+    def _leave(self, name: str) -> None:
+        """Let go of an endpoint, unless a request is in it."""
+        with self._guard:
+            room = self._rooms.get(name)
+            if room is None or room.users:
+                return
+            del self._rooms[name]
+            self.evictions += 1
+        room.app.close()
+
+    def _package_bytes(self, name: str) -> int:
+        total = 0
+        for route in self._store.records.get(Endpoint, name).routes:
+            version = self._store.records.get(ModelVersion, route.version)
+            packages = self._store.records.find(Package, ("digest", "=", version.package), limit=1)
+            total += sum(package.size_bytes for package in packages)
+        return total
+
+    # -- in a thread of its own
+
+    def _follow(self, look: Callable[[Follower], None]) -> None:
+        while not self._stopped.wait(POLL_S):
+            with self._guard:
+                followers = [room.follower for room in self._rooms.values()]
+            for follower in followers:
+                try:
+                    look(follower)
+                except EverloopError as error:
+                    logger.warning("An endpoint cannot look at its record: %s", error)
+                except Exception:
+                    logger.exception("Following an endpoint failed")
+
+    def _metrics(self) -> bytes:
+        lines = [
+            "# HELP everloop_loaded_endpoints Endpoints whose models are in memory.",
+            "# TYPE everloop_loaded_endpoints gauge",
+            f"everloop_loaded_endpoints {len(self._rooms)}",
+            "# HELP everloop_loads_total Endpoints that were loaded.",
+            "# TYPE everloop_loads_total counter",
+            f"everloop_loads_total {self.loads}",
+            "# HELP everloop_evictions_total Endpoints that left the memory.",
+            "# TYPE everloop_evictions_total counter",
+            f"everloop_evictions_total {self.evictions}",
+        ]
+        said: set[str] = set()
+        for room in list(self._rooms.values()):
+            for line in room.app.metrics.text().decode().splitlines():
+                # What a family is may be said once only, and its samples belong together.
+                if not line.startswith("#") or line not in said:
+                    lines.append(line)
+                    said.add(line)
+        return ("\n".join(_by_family(lines)) + "\n").encode()
+
+
+def _look_at_access(follower: Follower) -> None:
+    follower.access.look()
+
+
+def _by_family(lines: list[str]) -> list[str]:
+    """Metrics with every family's lines together, as the format wants them."""
+    families: dict[str, list[str]] = {}
+    current = ""
+    for line in lines:
+        if line.startswith("# HELP "):
+            current = line.split(" ", 3)[2]
+        name = re.split(r"[{ ]", line, maxsplit=1)[0]
+        family = current if line.startswith("#") else re.sub(r"_(bucket|sum|count)$", "", name)
+        families.setdefault(family, []).append(line)
+    return [line for found in families.values() for line in found]
+
+
+def _resident_bytes() -> int:
+    """Memory of this process; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0
+    return pages * 4096
+
+
+__all__ = ["House"]

@@ -1,0 +1,148 @@
+"""What others see of each request: a line in a log, a span in a trace. Off unless asked for.
+
+Requests are logged as records of the logger `everloop.requests`, level INFO, with everything as attributes of the
+record; nothing is configured here but by `write_requests`, which the command line calls. Spans go to OpenTelemetry when
+its own environment variables say where: `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`. A
+client's `traceparent` is continued.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from everloop.errors import MissingExtraError
+from everloop.stores.clock import system_micros
+from everloop.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from everloop.serving.protocols.protocol import Request, Response
+
+    Observe = Callable[[Request, Response], None]
+
+requests = logging.getLogger("everloop.requests")
+
+FORM_VARIABLE = "EVERLOOP_LOG_REQUESTS"
+_SPANS_GO_TO = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
+
+def observers(endpoint: str) -> list[Observe]:
+    """Whoever is to be told of every request of an endpoint.
+
+    Raises:
+        MissingExtraError: traces are asked for and OpenTelemetry is not installed.
+    """
+    found: list[Observe] = []
+    form = os.environ.get(FORM_VARIABLE)
+    if form in ("json", "text") and not requests.handlers:
+        write_requests(form)  # type: ignore[arg-type]
+    if requests.isEnabledFor(logging.INFO) and requests.hasHandlers():
+        found.append(_log_request(endpoint))
+    if any(os.environ.get(name) for name in _SPANS_GO_TO):
+        found.append(_trace_request(endpoint, _tracer(endpoint)))
+    return found
+
+
+def write_requests(form: Literal["json", "text"]) -> None:
+    """Write a line for each request to the standard error stream, in this process and those it starts."""
+    os.environ[FORM_VARIABLE] = form
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(message)s"))
+    requests.handlers[:] = [handler]
+    requests.setLevel(logging.INFO)
+    requests.propagate = False
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        told = getattr(record, "told", {})
+        return msgspec.json.encode({"at": record.created, "logger": record.name, **told}).decode()
+
+
+def _log_request(endpoint: str) -> Observe:
+    def observe(request: Request, response: Response) -> None:
+        told = _told(endpoint, request, response)
+        requests.info(
+            "%s %s %s %.6f %s",
+            told["method"],
+            told["path"],
+            told["status"],
+            told["seconds"],
+            told["request"] or "-",
+            extra={"told": told},
+        )
+
+    return observe
+
+
+def _trace_request(endpoint: str, tracer: Any) -> Observe:
+    from opentelemetry.trace import SpanKind, StatusCode
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    propagator = TraceContextTextMapPropagator()
+
+    def observe(request: Request, response: Response) -> None:
+        told = _told(endpoint, request, response)
+        now = system_micros() * 1000
+        carrier = {
+            key.decode("latin-1"): value.decode("latin-1")
+            for key, value in request.headers
+            if key in (b"traceparent", b"tracestate")
+        }
+        span = tracer.start_span(
+            f"{told['method']} {told['path']}",
+            context=propagator.extract(carrier),
+            kind=SpanKind.SERVER,
+            start_time=now - int(told["seconds"] * 1e9),
+            attributes={
+                "http.request.method": told["method"],
+                "http.route": told["path"],
+                "http.response.status_code": told["status"],
+                "everloop.endpoint": endpoint,
+                **{f"everloop.{name}": told[name] for name in ("version", "request", "rows") if told[name] is not None},
+            },
+        )
+        if response.status >= 500:
+            span.set_status(StatusCode.ERROR)
+        span.end(end_time=now)
+
+    return observe
+
+
+def _told(endpoint: str, request: Request, response: Response) -> dict[str, Any]:
+    answer = response.answer
+    return {
+        "endpoint": endpoint,
+        "method": request.method,
+        "path": request.path[:200],
+        "status": response.status,
+        "seconds": perf_counter() - request.began,
+        "client": request.client,
+        "request": None if answer is None else answer.request,
+        "version": response.version,
+        "rows": None if answer is None else answer.rows,
+    }
+
+
+def _tracer(endpoint: str) -> Any:
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError:
+        raise MissingExtraError.of("Tracing an endpoint", "opentelemetry-sdk and its OTLP exporter", "otel") from None
+    named = os.environ.get("OTEL_SERVICE_NAME", f"everloop-{endpoint}")
+    provider = TracerProvider(resource=Resource.create({"service.name": named, "service.version": VERSION}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return provider.get_tracer("everloop.serving", VERSION)
+
+
+__all__ = ["observers", "write_requests"]

@@ -1,0 +1,284 @@
+"""Tables as bodies: Arrow IPC (streams and files) and Parquet in, an Arrow IPC stream out.
+
+For bulk: no text is made of numbers and back. What comes is held against the endpoint's limits before anything of it
+is decoded (see `arrow_messages` and `parquet_pages`), checked in full, becomes rows of the signature's types, and
+then goes the way of every request. A table may bear the keys and the event times beside the inputs; the query names
+their columns: `POST /predict?key=flight_id&event_at=departs_at`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+from everloop.errors import RequestError
+from everloop.serving.protocols.arrow_messages import FILE_MARK, check_messages
+from everloop.serving.protocols.parquet_pages import check_file
+from everloop.serving.protocols.protocol_common import asked
+from everloop.serving.protocols.unpacked_limits import check_cells, check_rows, check_unpacked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import polars as pl
+
+    from everloop.serving.endpoint_settings import Settings
+    from everloop.serving.loaded_endpoint import Live
+    from everloop.serving.protocols.protocol import Request
+    from everloop.serving.scoring import Answer, Ask
+
+STREAM = b"application/vnd.apache.arrow.stream"
+FILE = b"application/vnd.apache.arrow.file"
+PARQUET = (b"application/vnd.apache.parquet", b"application/x-parquet", b"application/parquet")
+_TEXT_BYTES_AT_ONCE = 4 << 20
+_FIRST_DAY, _LAST_DAY = -719_162, 2_932_896
+"""The years 1 to 9999, as days since 1970."""
+_LONGEST_DAYS = 100_000_000
+_A_DAY = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
+
+
+def looks_like_arrow(body: bytes) -> bool:
+    """Whether a body is Arrow IPC; no JSON begins so."""
+    return body[:4] == b"\xff\xff\xff\xff" or body[: len(FILE_MARK)] == FILE_MARK
+
+
+def ask_of(live: Live, request: Request, frame: pl.DataFrame) -> Ask:
+    """The rows of a frame, with the keys and times in the columns that the query names.
+
+    Raises:
+        RequestError: a row breaks the signature, or the query names a column that is not there.
+    """
+    named = parse_qs(request.query.decode("latin-1"))
+    apart: dict[str, list[Any] | None] = {"key": None, "event_at": None}
+    for what in apart:
+        column = named.get(what, [None])[-1]
+        if column is None:
+            continue
+        if column not in frame.columns:
+            raise RequestError(f"{what}: the table has no column '{column[:100]}'.")
+        apart[what] = frame[column].to_list()
+        if column not in live.known_names:
+            frame = frame.drop(column)
+    ask = asked(live, rows_of_frame(frame), request, explain=False)
+    ask.keys, ask.event_at = apart["key"], apart["event_at"]
+    _check(ask)
+    return ask
+
+
+def read_frame(body: bytes, limits: Settings, kind: bytes = STREAM) -> pl.DataFrame:
+    """The table in a body, its values as the signature's decoder takes them.
+
+    Raises:
+        RequestError: it is damaged, too long, or holds what no model takes.
+        TooLargeError: it has too many values, or becomes too many bytes.
+    """
+    import pyarrow as pa
+
+    try:
+        table = _parquet(body, limits) if kind in PARQUET else _ipc(body, limits)
+    except RequestError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, TypeError, EOFError, NotImplementedError) as error:
+        raise RequestError(f"The body is no table that can be read: {str(error)[:300]}") from None
+    if len(set(table.column_names)) != table.num_columns:
+        raise RequestError("The table names a column twice.")
+    return _plain(table)
+
+
+def answer_table(answer: Answer, ids: list[str]) -> bytes:
+    """An answer as an Arrow IPC stream: id, version, prediction, and probability where there are classes."""
+    import pyarrow as pa
+
+    predictions: list[Any] = [None] * answer.rows
+    probabilities: list[Any] = [None] * answer.rows
+    versions = [""] * answer.rows
+    for part in answer.parts:
+        for at, place in enumerate(part.places if part.places is not None else range(answer.rows)):
+            predictions[place] = part.scores[at] if part.labels is None else part.labels[at]
+            probabilities[place] = part.scores[at]
+            versions[place] = part.scorer.version
+    columns = {"id": ids, "version": versions, "prediction": predictions}
+    if answer.parts[0].labels is not None:
+        columns["probability"] = probabilities
+    table = pa.table(columns)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    body: bytes = sink.getvalue().to_pybytes()
+    return body
+
+
+def _ipc(body: bytes, limits: Settings) -> Any:
+    import pyarrow as pa
+
+    check_messages(body, limits)
+    if body[: len(FILE_MARK)] == FILE_MARK:
+        file = pa.ipc.open_file(pa.BufferReader(body))
+        batches = (file.get_batch(number) for number in range(file.num_record_batches))
+        return _joined(file.schema, batches, limits)
+    stream = pa.ipc.open_stream(pa.BufferReader(body))
+    return _joined(stream.schema, stream, limits)
+
+
+def _parquet(body: bytes, limits: Settings) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    layout = check_file(body, limits)
+    file = pq.ParquetFile(pa.BufferReader(body), read_dictionary=list(layout.dictionaries))
+    # Where a text is written as a part of the one before, a few bytes become a page's length each.
+    at_once = max(1, min(layout.rows, _TEXT_BYTES_AT_ONCE // layout.longest if layout.longest else layout.rows))
+    return _joined(file.schema_arrow, file.iter_batches(batch_size=at_once, use_threads=False), limits)
+
+
+def _joined(schema: Any, batches: Iterable[Any], limits: Settings) -> Any:
+    """The batches as one table; each is checked and counted before the next is decoded."""
+    import pyarrow as pa
+
+    found, rows, size = [], 0, 0
+    for batch in batches:
+        rows += batch.num_rows
+        check_rows(rows, limits)
+        check_cells(rows * batch.num_columns, limits)
+        # A full validation reads each text, which may be many times the same long one: so only once they are counted.
+        batch.validate()
+        size += sum(_plain_bytes(column) for column in batch.columns)
+        check_unpacked(size, limits)
+        batch.validate(full=True)
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            _check_times(name, column.dictionary if pa.types.is_dictionary(column.type) else column)
+        found.append(batch)
+    return pa.Table.from_batches(found, found[0].schema if found else schema)
+
+
+def _plain_bytes(column: Any) -> int:
+    """How many bytes a column of a batch has once each value stands by itself."""
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        values = column.dictionary
+        if _is_text(values.type):
+            lengths = _lengths(values)
+            places = column.indices.drop_null().to_numpy(zero_copy_only=False)
+            if len(places) and not 0 <= places.min() <= places.max() < len(lengths):
+                raise RequestError("The body is no table that can be read: an index leads out of its dictionary.")
+            # The dictionary itself counts as well: its values may all show the same bytes.
+            return int(lengths[places].sum()) + int(lengths.sum())
+    elif _is_text(kind):
+        return int(_lengths(column).sum())
+    # A value without a length of its own becomes a number.
+    return 8 * len(column)
+
+
+def _check_times(name: str, column: Any) -> None:
+    """Refuse dates, moments and durations that no calendar has: what converts them does not return from these.
+
+    Raises:
+        RequestError: there is one, or a number that is too wide.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    if pa.types.is_decimal256(kind):
+        raise RequestError(f"{name[:100]}: values of type {kind} are no inputs.")
+    if pa.types.is_date32(kind):
+        unit, width = 1, pa.int32()
+    elif pa.types.is_date64(kind):
+        unit, width = _A_DAY["ms"], pa.int64()
+    elif pa.types.is_timestamp(kind) or pa.types.is_duration(kind):
+        unit, width = _A_DAY[kind.unit], pa.int64()
+    else:
+        return
+    ends = pc.min_max(column.view(width)).as_py()
+    if ends["min"] is None:
+        return
+    lowest, highest = (-_LONGEST_DAYS, _LONGEST_DAYS) if pa.types.is_duration(kind) else (_FIRST_DAY, _LAST_DAY)
+    # The last day of the year 9999 is left to time zones.
+    if not lowest * unit <= ends["min"] <= ends["max"] <= highest * unit:
+        raise RequestError(f"{name[:100]}: a value is outside the years 1 to 9999, or a duration is too long.")
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+    )
+
+
+def _lengths(column: Any) -> Any:
+    """The length of each text in bytes, as a NumPy array. No text is looked at.
+
+    Raises:
+        RequestError: one is negative.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+        # A view is 16 bytes, the first four of which are its length.
+        views = np.frombuffer(column.buffers()[1] or b"", dtype="<i4")
+        found = views[4 * column.offset : 4 * (column.offset + len(column)) : 4].astype("int64")
+    else:
+        found = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False).astype("int64")
+    if len(found) and found.min() < 0:
+        raise RequestError("The body is no table that can be read: a text has a negative length.")
+    return found
+
+
+def rows_of_frame(frame: pl.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table.
+
+    Raises:
+        RequestError: a value cannot be told in Python.
+    """
+    from polars.exceptions import PanicException
+
+    try:
+        return frame.to_dicts()
+    except (PanicException, OverflowError, ValueError) as error:
+        raise RequestError(f"The table holds a value that cannot be read: {str(error)[:300]}") from None
+
+
+def _plain(table: Any) -> pl.DataFrame:
+    import polars as pl
+    import polars.selectors as cs
+    from polars.exceptions import PanicException
+
+    try:
+        frame = pl.DataFrame(table)
+    except (pl.exceptions.PolarsError, PanicException, TypeError, ValueError, NotImplementedError) as error:
+        raise RequestError(f"The table holds a type that no model takes: {str(error)[:300]}") from None
+    nested = [name for name, kind in frame.schema.items() if kind.is_nested() or kind == pl.Binary or kind == pl.Object]
+    if nested:
+        raise RequestError(f"{nested[0][:100]}: values of type {frame.schema[nested[0]]} are no inputs.")
+    frame = frame.with_columns(
+        cs.categorical().cast(pl.String), cs.enum().cast(pl.String), cs.decimal().cast(pl.Float64)
+    ).with_columns(cs.float().cast(pl.Float64).fill_nan(None))
+    for name in frame.select(cs.float()).columns:
+        if frame[name].is_infinite().any():
+            raise RequestError(f"{name[:100]}: an infinity is no number that a model takes.")
+    return frame
+
+
+def _check(ask: Ask) -> None:
+    """Keys and times of a column may be of any type."""
+    from datetime import datetime
+
+    if ask.keys is not None:
+        ask.keys = [key if key is None or isinstance(key, str | int | float) else str(key) for key in ask.keys]
+    if ask.event_at is not None:
+        for place, moment in enumerate(ask.event_at):
+            if moment is not None and not isinstance(moment, datetime):
+                raise RequestError(f"event_at[{place}]: {str(moment)[:50]!r} is no time.")
+
+
+__all__ = ["FILE", "PARQUET", "STREAM", "answer_table", "ask_of", "looks_like_arrow", "read_frame", "rows_of_frame"]

@@ -1,0 +1,130 @@
+"""What a refused request is shown: one body that this model takes, in the form of the route that was asked.
+
+Each protocol's error keeps its own form. everloop's own gets `example` and `curl` beside `message` and `help`; those of
+other servers have one text, and the command that works stands at its end.
+"""
+
+from __future__ import annotations
+
+import shlex
+from datetime import UTC, date, datetime, time, timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from everloop.serving.protocols.protocol import JSON, Request, Response
+from everloop.serving.protocols.tensors import DATATYPES
+
+if TYPE_CHECKING:
+    from everloop.packages.signature import Input
+    from everloop.serving.loaded_endpoint import Live
+
+SHOWN = (400, 405, 415, 422)
+"""The statuses of requests that could have been put otherwise."""
+ADDRESS = b"x-everloop-address"
+"""Header by which a proxy, such as the control plane, says where these routes begin for the client: `host/prefix`."""
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+_VALUES: dict[str, Any] = {
+    "float": 1.5,
+    "int": 1,
+    "bool": True,
+    "string": "text",
+    "date": date(2030, 1, 31),
+    "datetime": datetime(2030, 1, 31, 12, tzinfo=UTC),
+    "time": time(12),
+    "duration": timedelta(hours=1),
+}
+
+
+def show_example(response: Response, request: Request, live: Live) -> Response:
+    """The refusal with a body that this model takes; unchanged where the route takes none."""
+    body = valid_body(request.path, live)
+    if response.content_type != JSON or body is None:
+        return response
+    try:
+        told: Any = msgspec.json.decode(response.body)
+    except msgspec.DecodeError:
+        return response
+    curl = _curl(request, live, body)
+    error = told.get("error") if isinstance(told, dict) else None
+    if isinstance(error, dict):
+        hint = _hint(request)
+        error |= {"example": body, "curl": curl} | (
+            {"help": f"{error.get('help') or ''} {hint}".strip()} if hint else {}
+        )
+    elif isinstance(error, str):
+        told["error"] = " ".join(filter(None, (error, _hint(request), f"This works: {curl}")))
+    elif isinstance(told, dict) and isinstance(told.get("message"), str):
+        told["message"] = " ".join(filter(None, (told["message"], _hint(request), f"This works: {curl}")))
+    else:
+        return response
+    response.body = _encode(told)
+    return response
+
+
+def valid_body(path: str, live: Live) -> dict[str, Any] | None:
+    """A body that the route takes, as JSON has it; None where it takes none."""
+    row = example_row(live)
+    if path == "/predict":
+        return {"rows": [row]}
+    if path == "/labels":
+        classes = live.signature.classes
+        return {"labels": [{"key": "customer-7", "value": classes[0] if classes else 1.5}]}
+    if path.endswith("/invocations"):
+        return {"dataframe_records": [row]}
+    if path.endswith((":predict", ":explain")) or path == "/score":
+        return {"instances": [row]}
+    if path.startswith("/v2/models/") and path.endswith("/infer"):
+        kinds = {item.name: DATATYPES.get(item.type, "BYTES") for item in live.signature.inputs}
+        return {
+            "inputs": [
+                {"name": name, "shape": [1], "datatype": kinds[name], "data": [value]} for name, value in row.items()
+            ]
+        }
+    return None
+
+
+def example_row(live: Live) -> dict[str, Any]:
+    """A row that the champion takes: its package's own example, or one made up where inputs are kept secret."""
+    own = live.champion.predictor.example
+    settings = live.settings
+    if own is None or settings.log_drop or settings.log_hash:
+        own = {item.name: _value(item) for item in live.signature.inputs}
+    row: dict[str, Any] = msgspec.json.decode(_encode(own))
+    return row
+
+
+def _value(item: Input) -> Any:
+    if item.categories:
+        return item.categories[0]
+    if item.low is not None and item.high is not None:
+        middle = (item.low + item.high) / 2
+        return round(middle) if item.type == "int" else round(middle, 3)
+    return _VALUES[item.type]
+
+
+def _hint(request: Request) -> str | None:
+    """What is wrong with bodies that newcomers send, where the decoder's own words do not say it."""
+    if request.method not in ("POST", "PUT"):
+        return None
+    if not request.body.strip():
+        return "The body is empty."
+    if any(word in request.body for word in (b"NaN", b"Infinity")):
+        return "JSON has no NaN and no infinity: send null for a value that is missing."
+    if request.path == "/predict" and request.body.lstrip()[:1] == b"[":
+        return "A list of rows goes into an object, under 'rows'."
+    if request.path == "/predict" and any(word in request.body[:40] for word in (b'"instances"', b'"dataframe_')):
+        return (
+            f"That is the form of {'/v1/models/NAME:predict' if b'instances' in request.body[:40] else '/invocations'}."
+        )
+    return None
+
+
+def _curl(request: Request, live: Live, body: dict[str, Any]) -> str:
+    host = (request.header(ADDRESS) or request.header(b"host") or b"127.0.0.1:8080").decode("latin-1")
+    path = request.path.replace("{model}", live.name).replace("{version}", str(live.champion.number))
+    data = shlex.quote(_encode(body).decode())
+    return f"curl -X POST {shlex.quote(f'http://{host}{path}')} -H 'Content-Type: application/json' -d {data}"
+
+
+__all__ = ["ADDRESS", "SHOWN", "example_row", "show_example", "valid_body"]

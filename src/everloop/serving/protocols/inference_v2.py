@@ -1,0 +1,221 @@
+"""The Open Inference Protocol, version 2, over REST, with Triton's binary tensors.
+
+    GET  /v2, /v2/health/live, /v2/health/ready, /v2/models
+    GET  /v2/models/{model}[/versions/{version}][/ready]
+    POST /v2/models/{model}[/versions/{version}]/infer
+    POST /v2/repository/index
+
+A body is JSON whatever its content type says; with `Inference-Header-Content-Length` the JSON is followed by binary
+tensors. Outputs are `predictions` and, where the model has classes, `probabilities`. Errors are {"error": text}.
+Source: kserve/open-inference-protocol, open_inference_rest.yaml; Triton's extension_binary_data.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from everloop.errors import EverloopError, RequestError
+from everloop.serving.protocols import protocol_common
+from everloop.serving.protocols.protocol import Request, Response, Service
+from everloop.serving.protocols.tensors import DATATYPES, Tensor, flat, pack, rows_of, take_binary
+from everloop.serving.protocols.unpacked_limits import check_json
+from everloop.version import VERSION
+
+if TYPE_CHECKING:
+    from everloop.serving.loaded_endpoint import Live
+
+_BINARY = b"inference-header-content-length"
+
+
+class _Wanted(msgspec.Struct):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class _Body(msgspec.Struct):
+    inputs: list[Tensor]
+    id: str | None = None
+    outputs: list[_Wanted] | None = None
+    parameters: dict[str, Any] = {}
+
+
+_decoder = msgspec.json.Decoder(_Body)
+
+
+def _problem(status: int, error: EverloopError) -> bytes:
+    return protocol_common.encode({"error": str(error)})
+
+
+_speaking = protocol_common.speaking(_problem)
+
+
+def server(service: Service, request: Request) -> Response:
+    return Response(
+        body=protocol_common.encode({"name": "everloop", "version": VERSION, "extensions": ["binary_tensor_data"]})
+    )
+
+
+def live(service: Service, request: Request) -> Response:
+    return Response(body=b'{"live":true}')
+
+
+def ready(service: Service, request: Request) -> Response:
+    return Response(status=200 if service.ready else 503, body=protocol_common.encode({"ready": service.ready}))
+
+
+@_speaking
+def models(service: Service, request: Request) -> Response:
+    return Response(body=protocol_common.encode({"models": [service.live().name]}))
+
+
+@_speaking
+def index(service: Service, request: Request) -> Response:
+    found = service.live()
+    entries = [
+        {"name": found.name, "version": protocol_common.short(scorer.version), "state": "READY", "reason": ""}
+        for scorer in found.scorers
+    ]
+    return Response(body=protocol_common.encode(entries))
+
+
+@_speaking
+def model_ready(service: Service, request: Request) -> Response:
+    found = protocol_common.named(service, request)
+    return Response(
+        status=200 if service.ready else 503, body=protocol_common.encode({"name": found.name, "ready": service.ready})
+    )
+
+
+@_speaking
+def metadata(service: Service, request: Request) -> Response:
+    return Response(body=protocol_common.encode(described(protocol_common.named(service, request))))
+
+
+def described(found: Live) -> dict[str, Any]:
+    """A model's metadata: its versions, inputs and outputs."""
+    outputs = [{"name": "predictions", "datatype": _label_type(found), "shape": [-1]}]
+    if found.champion.task != "regression":
+        shape = [-1] if found.champion.task == "binary" else [-1, len(found.signature.classes)]
+        outputs.append({"name": "probabilities", "datatype": "FP64", "shape": shape})
+    return {
+        "name": found.name,
+        "versions": [protocol_common.short(scorer.version) for scorer in found.scorers],
+        "platform": "everloop",
+        "inputs": [
+            {"name": item.name, "datatype": DATATYPES.get(item.type, "BYTES"), "shape": [-1]}
+            for item in found.signature.inputs
+        ],
+        "outputs": outputs,
+    }
+
+
+@_speaking
+def infer(service: Service, request: Request) -> Response:
+    found = protocol_common.named(service, request)
+    head, tail = request.body, b""
+    given = request.header(_BINARY)
+    if given is not None:
+        if not given.isdigit() or len(given) > 12 or int(given) > len(request.body):
+            raise RequestError("Inference-Header-Content-Length: expected the length of the JSON part, in bytes.")
+        head, tail = request.body[: int(given)], request.body[int(given) :]
+    check_json(head, found.settings)
+    body = _decoder.decode(head)
+    take_binary(body.inputs, tail, found.settings)
+    wanted = None if body.outputs is None else [one.name for one in body.outputs]
+    check_wanted(found, wanted)
+    columns = protocol_common.score(service, found, rows_of(body.inputs, found), request)
+    outputs, binary = _outputs(columns, found, body)
+    answer = {
+        "model_name": request.params["model"],
+        "model_version": versions_of(columns),
+        "id": body.id or columns.answer.request,
+        "outputs": outputs,
+    }
+    response = protocol_common.respond(columns, answer)
+    if binary:
+        length = len(response.body)
+        response.headers = [*response.headers, (_BINARY, b"%d" % length)]
+        response.content_type = b"application/octet-stream"
+        response.body += b"".join(binary)
+    return response
+
+
+def versions_of(columns: protocol_common.Columns) -> str:
+    """The numbers of the versions that answered, with commas between."""
+    return ",".join(dict.fromkeys(protocol_common.short(version) for version in columns.versions))
+
+
+def check_wanted(found: Live, wanted: list[str] | None) -> None:
+    """Look at the outputs that a request names, before anything is scored for it.
+
+    Raises:
+        RequestError: there is no such output, or one is named twice.
+    """
+    there = ("predictions",) if found.champion.task == "regression" else ("predictions", "probabilities")
+    for place, name in enumerate(wanted or ()):
+        if name not in there:
+            raise RequestError(f"There is no output '{name[:100]}'.", help=f"There are: {', '.join(there)}")
+        if place >= len(there) or wanted is None or name in wanted[:place]:
+            raise RequestError(f"The output '{name}' is named twice.")
+
+
+def outputs_of(
+    columns: protocol_common.Columns, found: Live, wanted: list[str] | None
+) -> list[tuple[str, str, list[int], list[Any]]]:
+    """Name, datatype, shape and values of the outputs that are wanted, see `check_wanted`; None: of all."""
+    ready: dict[str, tuple[str, list[Any]]] = {"predictions": (_label_type(found), columns.predictions)}
+    if columns.probabilities is not None:
+        ready["probabilities"] = ("FP64", columns.probabilities)
+    outputs = []
+    for name in ready if wanted is None else wanted:
+        datatype, values = ready[name]
+        shape = [len(values), len(values[0])] if isinstance(values[0], list) else [len(values)]
+        outputs.append((name, datatype, shape, values))
+    return outputs
+
+
+def _outputs(columns: protocol_common.Columns, found: Live, body: _Body) -> tuple[list[dict[str, Any]], list[bytes]]:
+    everything = body.parameters.get("binary_data_output") is True
+    asked = None if body.outputs is None else [one.name for one in body.outputs]
+    binary_wanted = {one.name: one.parameters.get("binary_data", everything) for one in body.outputs or ()}
+    outputs, binary = [], []
+    for name, datatype, shape, values in outputs_of(columns, found, asked):
+        output: dict[str, Any] = {"name": name, "shape": shape, "datatype": datatype}
+        if binary_wanted.get(name, everything) is True:
+            binary.append(pack(flat(values), datatype))
+            output["parameters"] = {"binary_data_size": len(binary[-1])}
+        else:
+            output["data"] = [str(value) for value in values] if datatype == "BYTES" else flat(values)
+        outputs.append(output)
+    return outputs, binary
+
+
+def _label_type(found: Live) -> str:
+    classes = found.signature.classes
+    if found.champion.task == "regression":
+        return "FP64"
+    if all(isinstance(value, bool) for value in classes):
+        return "BOOL"
+    if all(isinstance(value, int) for value in classes):
+        return "INT64"
+    return "FP64" if all(isinstance(value, int | float) for value in classes) else "BYTES"
+
+
+_MODEL = "/v2/models/{model}"
+_VERSION = "/v2/models/{model}/versions/{version}"
+
+ROUTES = {
+    ("GET", "/v2"): server,
+    ("GET", "/v2/health/live"): live,
+    ("GET", "/v2/health/ready"): ready,
+    ("GET", "/v2/models"): models,
+    ("POST", "/v2/repository/index"): index,
+    ("GET", _MODEL): metadata,
+    ("GET", f"{_MODEL}/ready"): model_ready,
+    ("POST", f"{_MODEL}/infer"): infer,
+    ("GET", _VERSION): metadata,
+    ("GET", f"{_VERSION}/ready"): model_ready,
+    ("POST", f"{_VERSION}/infer"): infer,
+}

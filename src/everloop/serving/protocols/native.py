@@ -1,0 +1,209 @@
+"""everloop's own way to ask an endpoint.
+
+    POST /predict   {"rows": [{…}, …], "keys": [...]?, "event_at": [...]?}   or   {"inputs": {…}, "key"?, "event_at"?}
+                    → {"model", "version", "ids": […], "predictions": […], "probabilities"?: […], "versions"?: […]}
+                    where versions with different inputs answer, also {"unasked": [{"version", "rows", "why"}, …]}:
+                    the versions that do not understand some of the rows
+                    with `"explain": true` also {"explanations": [{"bias", "contributions": {input: …}}, …]}
+                    an Arrow IPC stream (application/vnd.apache.arrow.stream) is answered with one; see `arrow`
+    POST /labels    {"labels": [{"key", "value", "event_at"?}, …]}   → {"endpoint", "accepted", "unmatched", "notice"?}
+    GET  /          what the endpoint is and which inputs it takes
+
+A prediction is the likeliest class, or the value of a regression. A probability is that of the second class where
+there are two, else a list of one per class; a regression has none. `version` is a number; where a canary has answered
+some of the rows, `versions` has one per row. `key` is the entity's name: it keeps an entity on one version and lets
+labels find the prediction; `unmatched` counts the labels that are about no prediction so far. Unknown fields are
+refused, since they are misspelled.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from everloop.errors import RequestError
+from everloop.prediction_log.labels import GivenLabel, unmatched_notice
+from everloop.serving.protocols.arrow_bodies import STREAM, answer_table, ask_of, looks_like_arrow, read_frame
+from everloop.serving.protocols.protocol import Request, Response, Service
+from everloop.serving.protocols.protocol_common import asked
+from everloop.serving.protocols.unpacked_limits import TYPED_CONTAINERS_PER_ROW, check_json, check_row_sizes
+from everloop.serving.scoring import Answer, Ask
+
+if TYPE_CHECKING:
+    from everloop.serving.loaded_endpoint import Live
+
+Key = str | int | float | None
+
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+def predict(service: Service, request: Request) -> Response:
+    live = service.live(request)
+    if looks_like_arrow(request.body):
+        return _predict_table(service, live, request)
+    ask = _ask(live, request)
+    answer = service.answer(live, ask)
+    body = answered(live, answer)
+    if answer.flags:
+        body["flags"] = answer.flags
+    if answer.unasked:
+        body["unasked"] = [
+            {"version": version, "rows": rows, "why": why} for version, (rows, why) in answer.unasked.items()
+        ]
+    if ask.explain:
+        body["explanations"] = answer.explanations()
+    return Response(body=_encode(body), answer=answer)
+
+
+def _predict_table(service: Service, live: Live, request: Request) -> Response:
+    answer = service.answer(live, ask_of(live, request, read_frame(request.body, live.settings)))
+    ids = [f"{answer.request}-{place}" for place in range(answer.rows)]
+    return Response(body=answer_table(answer, ids), content_type=STREAM, answer=answer)
+
+
+def label(service: Service, request: Request) -> Response:
+    limits = service.settings
+    check_json(request.body, limits)
+    try:
+        given = _LABELS.decode(request.body)
+    except msgspec.ValidationError as error:
+        raise RequestError(f"{error}.".replace(" - at `$", " at `").replace("`.", "`")) from None
+    if len(given.labels) > limits.max_rows:
+        raise RequestError(
+            f"labels: {len(given.labels)} labels are too many for one request.",
+            help=f"Send at most {limits.max_rows}, or use 'everloop labels add' for whole files.",
+        )
+    check_row_sizes(((one.key, one.value) for one in given.labels), None, limits, "labels")
+    unmatched = service.label(given.labels)
+    body: dict[str, Any] = {"endpoint": service.endpoint, "accepted": len(given.labels)}
+    body["unmatched"] = None if unmatched is None else len(unmatched)
+    if unmatched:
+        body["notice"] = unmatched_notice(unmatched)
+    return Response(body=_encode(body))
+
+
+def describe(service: Service, request: Request) -> Response:
+    live = service.live()
+    routes = [
+        {"version": scorer.version, "role": scorer.role, "percent": scorer.route.percent}
+        for scorer in (*live.scorers, *live.shadows)
+    ]
+    body = {
+        "endpoint": live.name,
+        "model": live.endpoint.model,
+        "revision": live.revision,
+        "routes": routes,
+        "signature": live.signature.to_json(),
+        "log": service.log_kind,
+    }
+    return Response(body=_encode(body))
+
+
+ROUTES = {
+    ("POST", "/predict"): predict,
+    ("POST", "/labels"): label,
+    ("GET", "/"): describe,
+}
+
+
+def answered(live: Live, answer: Answer) -> dict[str, Any]:
+    """The answer by columns, in the order of the request."""
+    first = answer.parts[0]
+    request = answer.request
+    body: dict[str, Any] = {"model": live.endpoint.model, "version": first.scorer.number}
+    if len(answer.parts) == 1 and first.places is None:
+        body["ids"] = [f"{request}-{place}" for place in range(answer.rows)]
+        body["predictions"] = first.scores if first.labels is None else first.labels
+        if first.labels is not None:
+            body["probabilities"] = first.scores
+        return body
+    size = answer.rows
+    predictions: list[Any] = [None] * size
+    probabilities: list[Any] = [None] * size
+    versions = [0] * size
+    for part in answer.parts:
+        number = part.scorer.number
+        for at, place in enumerate(part.places if part.places is not None else range(size)):
+            predictions[place] = part.scores[at] if part.labels is None else part.labels[at]
+            probabilities[place] = part.scores[at]
+            versions[place] = number
+    body |= {"version": versions[0], "ids": [f"{request}-{place}" for place in range(size)], "predictions": predictions}
+    if first.labels is not None:
+        body["probabilities"] = probabilities
+    if len(set(versions)) > 1:
+        body["versions"] = versions
+    return body
+
+
+def _ask(live: Live, request: Request) -> Ask:
+    decoder = live.made("native", _body_decoder)
+    if live.uniform:
+        check_json(request.body, live.settings, TYPED_CONTAINERS_PER_ROW)
+    else:
+        check_json(request.body, live.settings)
+    try:
+        body: Any = decoder.decode(request.body)
+    except msgspec.ValidationError as error:
+        if live.settings.unfit != "flag" or not live.uniform:
+            raise live.signature.explain(error) from None
+        try:
+            body = live.made("native plain", _plain_decoder).decode(request.body)
+        except msgspec.ValidationError:
+            raise live.signature.explain(error) from None
+    explain = body.explain
+    if body.inputs is not msgspec.UNSET:
+        if body.rows is not msgspec.UNSET:
+            raise RequestError("Send either 'rows' or 'inputs', not both.")
+        rows = [body.inputs]
+        one_key = body.key is not msgspec.UNSET
+        keys = [body.key] if one_key else body.keys
+        event_at = body.event_at if isinstance(body.event_at, list) or body.event_at is None else [body.event_at]
+    elif body.rows is not msgspec.UNSET:
+        if body.key is not msgspec.UNSET:
+            raise RequestError("'key' goes with 'inputs'; with 'rows' send 'keys', one per row.")
+        rows, keys, event_at = body.rows, body.keys, body.event_at
+        if event_at is not None and not isinstance(event_at, list):
+            event_at = [event_at] * len(rows)
+    else:
+        raise RequestError('The input \'rows\' is missing: send {"rows": [{…}]} or {"inputs": {…}}.')
+    if not live.uniform:
+        return Ask(None, rows, keys, event_at, request.began, explain)
+    if rows and type(rows[0]) is dict:
+        ask = asked(live, rows, request, explain=explain)
+        ask.keys, ask.event_at = keys, event_at
+        return ask
+    return Ask(live.signature.values_of(rows), None, keys, event_at, request.began, explain)
+
+
+def _plain_decoder(live: Live) -> msgspec.json.Decoder[Any]:
+    return _decoder(dict[str, Any])
+
+
+def _body_decoder(live: Live) -> msgspec.json.Decoder[Any]:
+    return _decoder(live.signature.row_type if live.uniform else dict[str, Any])
+
+
+def _decoder(row: Any) -> msgspec.json.Decoder[Any]:
+    body = msgspec.defstruct(
+        "Body",
+        [
+            ("rows", list[row] | msgspec.UnsetType, msgspec.UNSET),
+            ("inputs", row | msgspec.UnsetType, msgspec.UNSET),
+            ("keys", list[Key] | None, None),
+            ("key", Key | msgspec.UnsetType, msgspec.UNSET),
+            ("event_at", list[datetime | None] | datetime | None, None),
+            ("explain", bool, False),
+        ],
+        forbid_unknown_fields=True,
+        gc=False,
+    )
+    return msgspec.json.Decoder(body)
+
+
+class _Labels(msgspec.Struct, forbid_unknown_fields=True):
+    labels: list[GivenLabel]
+
+
+_LABELS = msgspec.json.Decoder(_Labels)

@@ -1,0 +1,201 @@
+"""What the protocols of other servers have in common: plain rows in, columns of answers out, errors in their own form.
+
+A prediction is the label where the model has classes, else the value; a probability is that of the positive class
+where there are two classes, else one per class in the version's order.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from everloop.errors import EverloopError, NotFoundError, RequestError, TooLargeError
+from everloop.http.error_bodies import clipped
+from everloop.serving.coercion import mend
+from everloop.serving.loaded_endpoint import Live, pinned
+from everloop.serving.protocols.protocol import Handle, Request, Response, Service
+from everloop.serving.scoring import Answer, Ask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from everloop.records import Json
+
+encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """An answer by columns, in the order of the request. `probabilities` is None for regression."""
+
+    answer: Answer
+    ids: list[str]
+    predictions: list[Json]
+    probabilities: list[Any] | None
+    versions: list[str]
+
+    def body(self) -> dict[str, Any]:
+        """`predictions`, and `probabilities` where there are any."""
+        found: dict[str, Any] = {"predictions": self.predictions}
+        if self.probabilities is not None:
+            found["probabilities"] = self.probabilities
+        if self.answer.flags:
+            found["flags"] = self.answer.flags
+        explanations = self.answer.explanations()
+        if explanations is not None:
+            found["explanations"] = explanations
+        return found
+
+
+def asked(live: Live, rows: Sequence[Mapping[str, Any]], request: Request, *, explain: bool = False) -> Ask:
+    """Plain rows, checked, as what is asked; mended where the endpoint's settings say so.
+
+    Raises:
+        RequestError: a row breaks the signature; the message names row and field.
+    """
+    if not live.uniform:
+        return Ask(None, rows, began=request.began, explain=explain)
+    try:
+        return Ask(live.signature.rows_of(rows), None, began=request.began, explain=explain)
+    except RequestError:
+        if live.settings.unfit != "flag":
+            raise
+    mended, flags = mend(rows, live.signature)
+    return Ask(live.signature.rows_of(mended), None, began=request.began, explain=explain, flags=flags)
+
+
+def score(
+    service: Service, live: Live, rows: Sequence[Mapping[str, Any]], request: Request, *, explain: bool = False
+) -> Columns:
+    """Check, score and log plain rows.
+
+    Raises:
+        RequestError: a row breaks the signature; the message names row and field.
+    """
+    answer = service.answer(live, asked(live, rows, request, explain=explain))
+    size = answer.rows
+    predictions: list[Any] = [None] * size
+    probabilities: list[Any] = [None] * size
+    versions = [""] * size
+    for part in answer.parts:
+        for at, place in enumerate(range(size) if part.places is None else part.places):
+            predictions[place] = part.scores[at] if part.labels is None else part.labels[at]
+            probabilities[place] = part.scores[at]
+            versions[place] = part.scorer.version
+    ids = [f"{answer.request}-{place}" for place in range(size)]
+    return Columns(answer, ids, predictions, None if live.champion.task == "regression" else probabilities, versions)
+
+
+def respond(columns: Columns, body: Any) -> Response:
+    """A JSON response, of which the headers will say which version answered and under which id it was logged."""
+    return Response(body=encode(body), answer=columns.answer)
+
+
+def named(service: Service, request: Request) -> Live:
+    """The versions in use, where the path names this endpoint or its model, and maybe a version of it.
+
+    Raises:
+        NotFoundError: it names another model, or a version that the endpoint does not use.
+    """
+    live = service.live(request)
+    name = request.params.get("model", live.name)
+    if name not in (live.name, live.endpoint.model):
+        raise NotFoundError(f"Model with name {name[:100]} does not exist.", help=f"This endpoint serves: {live.name}")
+    wanted = request.params.get("version")
+    if wanted is None:
+        return live
+    if wanted in {short(scorer.version) for scorer in live.scorers}:
+        chosen = pinned(live, wanted)
+        assert chosen is not None  # noqa: S101 - it is among them
+        return chosen
+    raise NotFoundError(
+        f"Model {name[:100]} has no version {wanted[:50]} here.",
+        help=f"In use: {', '.join(short(scorer.version) for scorer in live.scorers)}",
+    )
+
+
+def short(version: str) -> str:
+    """The number in a version's key: `1` of `delays@1`."""
+    return version.rpartition("@")[2]
+
+
+def speaking(problem: Callable[[int, EverloopError], bytes], *, status: int = 400) -> Callable[[Handle], Handle]:
+    """Let a function's errors leave in a protocol's own form; bad requests get `status`."""
+
+    def wrap(handle: Handle) -> Handle:
+        @wraps(handle)
+        def guarded(service: Service, request: Request) -> Response:
+            try:
+                return handle(service, request)
+            except EverloopError as error:
+                plain_request = isinstance(error, RequestError) and not isinstance(error, TooLargeError)
+                code = status if plain_request else error.http_status
+                error.message = clipped(error.message)
+                return Response(status=code, body=problem(code, error))
+            except msgspec.ValidationError as error:
+                told = RequestError(f"{clipped(str(error))}.".replace(" - at `$", " at `"))
+                return Response(status=status, body=problem(status, told))
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                told = RequestError(f"The body is no JSON that can be read: {error}")
+                return Response(status=400, body=problem(400, told))
+
+        return guarded
+
+    return wrap
+
+
+def plain(value: Any, kind: str, where: str) -> Any:
+    """A value from a tensor or a text as JSON has it: NaN is null, an infinity is refused, 0 and 1 may be a bool."""
+    if type(value) is float and not math.isfinite(value):
+        if math.isnan(value):
+            return None
+        raise RequestError(f"{where}: {value} is no number that a model takes.")
+    if kind == "bool" and type(value) in (int, float) and value in (0, 1):
+        return bool(value)
+    return value
+
+
+def by_order(row: Sequence[Any], live: Live, number: int) -> dict[str, Any]:
+    """A row without names, its values in the order of the signature.
+
+    Raises:
+        RequestError: it has another length.
+    """
+    every = (live.champion, *live.scorers)
+    # Values without names are those of the first version, the champion before all, that has as many inputs.
+    inputs = next((one.signature.inputs for one in every if len(one.signature.inputs) == len(row)), None)
+    if inputs is None:
+        inputs = live.signature.inputs
+        raise RequestError(
+            f"rows[{number}]: {len(row)} values for {len(inputs)} inputs.",
+            help=f"The inputs in order: {', '.join(live.signature.names[:20])}",
+        )
+    return {
+        item.name: plain(value, item.type, f"rows[{number}].{item.name}")
+        for item, value in zip(inputs, row, strict=True)
+    }
+
+
+def instances(given: Any, live: Live) -> list[dict[str, Any]]:
+    """Rows as a list of objects, or of lists in the order of the signature.
+
+    Raises:
+        RequestError: something else.
+    """
+    if not isinstance(given, list):
+        raise RequestError("instances: expected a list with one object or list for each row.")
+    rows = []
+    for number, row in enumerate(given):
+        if isinstance(row, dict):
+            rows.append(row)
+        elif isinstance(row, list):
+            rows.append(by_order(row, live, number))
+        elif len(live.signature.inputs) == 1:
+            rows.append(by_order([row], live, number))
+        else:
+            raise RequestError(f"instances[{number}]: expected an object with the inputs by name, or a list of them.")
+    return rows

@@ -1,0 +1,219 @@
+"""How much a request may become once it is unpacked, counted before memory is taken for it.
+
+Bytes say little: two of JSON can become an object of 64, a kilobyte of Parquet a gigabyte of text. What is counted is
+rows, cells and unpacked bytes. Text formats are counted by their separators, which takes a few milliseconds for 8 MB;
+only where these are too many are quoted texts, which may hold separators of their own, left out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from everloop.errors import RequestError, TooLargeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from everloop.serving.endpoint_settings import Settings
+
+SMALL_BYTES = 64 << 10
+"""Text of this length cannot become much, so it is not counted."""
+_CONTAINERS_PER_ROW = 5
+"""JSON lists and objects that come with a row: itself, and its part in the columns of a protocol."""
+TYPED_CONTAINERS_PER_ROW = 20
+"""The same where the decoder knows the type of a row, and stops at the first that is another."""
+LONGEST_NUMBER = 400
+"""Digits of a number. The largest float has 309; to read a number of thousands takes their square."""
+_CHUNK_BYTES = 1 << 20
+_QUOTE, _COMMA, _LINE_FEED, _RETURN, _ZERO, _NINE = b'",\n\r09'
+
+
+def check_json(body: bytes, limits: Settings, containers_per_row: int = _CONTAINERS_PER_ROW) -> None:
+    """Refuse JSON that would become too many values.
+
+    Args:
+        containers_per_row: how many lists and objects may come with each of `max_rows`.
+
+    Raises:
+        TooLargeError: it has more than `max_cells` values, or more lists and objects than `max_rows` rows need.
+    """
+    if len(body) <= SMALL_BYTES or _json_fits(body, limits, containers_per_row):
+        return
+    # Within a text a quote stands behind a backslash, which may stand behind another.
+    bare = _unquoted(body.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in body else body)
+    if not _json_fits(bare, limits, containers_per_row):
+        raise TooLargeError(
+            f"The body has more than {limits.max_cells} values, more lists and objects than {limits.max_rows} rows"
+            f" need, or a number of {LONGEST_NUMBER} digits.",
+            help=_fewer("max_cells", "max_rows"),
+        )
+
+
+def check_csv(body: bytes, limits: Settings) -> None:
+    """Refuse CSV of too many lines or cells, as far as its separators show it; see `checked_lines` for the rest.
+
+    Raises:
+        RequestError: it has more than `max_rows` lines.
+        TooLargeError: it has more than `max_cells` cells.
+    """
+    if len(body) <= SMALL_BYTES:
+        return
+    # One line more for the header.
+    if _lines(body) > limits.max_rows + 1 or _count(body, _COMMA) > limits.max_cells:
+        bare = _unquoted(body)
+        check_rows(_lines(bare) - 1, limits)
+        check_cells(_count(bare, _COMMA), limits)
+
+
+def checked_lines(lines: Iterable[str], limits: Settings) -> Iterator[str]:
+    """The lines of a CSV text, for its reader. A quote in the middle of a field is a letter, so some are counted here
+    that seemed to be quoted.
+
+    Raises:
+        TooLargeError: one has more than `max_cells` cells.
+    """
+    for line in lines:
+        if len(line) > SMALL_BYTES:
+            check_cells(line.count(","), limits)
+        yield line
+
+
+def check_rows(rows: int, limits: Settings) -> None:
+    """Refuse more rows than a request may have.
+
+    Raises:
+        RequestError: there are.
+    """
+    if rows > limits.max_rows:
+        raise RequestError(
+            f"rows: {rows} rows are too many for one request.",
+            help=f"Send at most {limits.max_rows}, or use 'everloop predict' for whole files.",
+        )
+
+
+def check_cells(cells: int, limits: Settings) -> None:
+    """Refuse more values than a request may have.
+
+    Raises:
+        TooLargeError: there are.
+    """
+    if cells > limits.max_cells:
+        raise TooLargeError(
+            f"The request has {cells} values; at most {limits.max_cells} are taken.", help=_fewer("max_cells")
+        )
+
+
+def check_unpacked(size_bytes: int, limits: Settings) -> None:
+    """Refuse a table that is too large once it is unpacked.
+
+    Raises:
+        TooLargeError: it is.
+    """
+    if size_bytes > limits.max_unpacked_bytes:
+        raise TooLargeError(
+            f"The table becomes {size_bytes} bytes when it is unpacked; at most {limits.max_unpacked_bytes} are taken.",
+            help=_fewer("max_unpacked_bytes"),
+        )
+
+
+def check_row_sizes(
+    rows: Iterable[Iterable[Any]], keys: Sequence[str | None] | None, limits: Settings, what: str = "rows"
+) -> None:
+    """Refuse a row that is too long for the log.
+
+    Raises:
+        TooLargeError: the texts of a row and its key have more than `max_row_bytes` bytes.
+    """
+    most = limits.max_row_bytes
+    for number, row in enumerate(rows):
+        size = 0
+        for value in row:
+            if type(value) is str:
+                size += len(value)
+        if keys is not None and (key := keys[number]) is not None:
+            size += len(key)
+        # A letter has at most four bytes.
+        if size * 4 > most:
+            texts = [value for value in row if type(value) is str]
+            if keys is not None and (key := keys[number]) is not None:
+                texts.append(key)
+            size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+            if size > most:
+                raise TooLargeError(
+                    f"{what}[{number}]: there are {size} bytes of text; at most {most} are taken and logged.",
+                    help=f"Send shorter texts, or raise it: everloop endpoints set NAME max_row_bytes={size}",
+                )
+
+
+def _json_fits(text: bytes, limits: Settings, containers_per_row: int) -> bool:
+    containers = _count(text, *b"[{")
+    if containers > containers_per_row * limits.max_rows:
+        return False
+    if containers + _count(text, _COMMA) > limits.max_cells + _CONTAINERS_PER_ROW * limits.max_rows:
+        return False
+    return not _has_long_number(text)
+
+
+def _count(text: bytes, *letters: int) -> int:
+    """How often these bytes stand in a text. Where they are dense, `bytes.count` takes fifty times as long."""
+    import numpy as np
+
+    found = 0
+    for begins in range(0, len(text), _CHUNK_BYTES):
+        chunk = np.frombuffer(text, np.uint8, min(_CHUNK_BYTES, len(text) - begins), begins)
+        found += sum(int(np.count_nonzero(chunk == letter)) for letter in letters)
+    return found
+
+
+def _lines(text: bytes) -> int:
+    found = _count(text, _LINE_FEED)
+    returns = _count(text, _RETURN)
+    return max(found, returns) if returns and b"\r\n" in text else found + returns
+
+
+def _unquoted(text: bytes) -> bytes:
+    """A text without what stands between one quote and the next."""
+    if b'"' not in text:
+        return text
+    import numpy as np
+
+    parts, inside = [], False
+    for begins in range(0, len(text), _CHUNK_BYTES):
+        chunk = np.frombuffer(text, np.uint8, min(_CHUNK_BYTES, len(text) - begins), begins)
+        quoted = np.logical_xor.accumulate(chunk == _QUOTE)
+        if inside:
+            quoted = ~quoted
+        inside = bool(quoted[-1])
+        parts.append(chunk[~quoted].tobytes())
+    return b"".join(parts)
+
+
+def _has_long_number(text: bytes) -> bool:
+    """Whether there is a number of `LONGEST_NUMBER` digits: then a block of half that length is all digits."""
+    import numpy as np
+
+    size = LONGEST_NUMBER // 2
+    blocks = np.frombuffer(text, np.uint8, len(text) // size * size).reshape(-1, size)
+    # Few blocks have digits at each of four places, so few are looked at as a whole.
+    blocks = blocks[_all_digits(blocks[:, :: size // 4])]
+    return bool(_all_digits(blocks).any())
+
+
+def _all_digits(blocks: Any) -> Any:
+    return ((blocks >= _ZERO) & (blocks <= _NINE)).all(axis=1)
+
+
+def _fewer(*names: str) -> str:
+    raised = " or ".join(f"{name}=N" for name in names)
+    return f"Send fewer rows at once, or raise it: everloop endpoints set NAME {raised}"
+
+
+__all__ = [
+    "check_cells",
+    "check_csv",
+    "check_json",
+    "check_row_sizes",
+    "check_rows",
+    "check_unpacked",
+    "checked_lines",
+]

@@ -1,0 +1,174 @@
+"""Keeping an endpoint equal to its record: a thread that looks for changes and takes them over.
+
+It asks the store for its last event every tenth of a second, which is cheap, and reads the record only when there
+was one. New versions are loaded and warmed here, beside the event loop, before any request meets them. A revision
+that cannot be taken over (a damaged package, a version that is not there) changes nothing but `/ready`, and is
+tried again, ever less often, in case what was missing arrives. Who may ask does not wait for any of this; see
+`access_following`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from everloop.errors import EverloopError, NotFoundError
+from everloop.records import Endpoint
+from everloop.serving.access.access_reloader import AccessFollower
+from everloop.serving.endpoint_settings import settings_of
+from everloop.serving.loaded_endpoint import Live, load_live
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from everloop.packages.predictor import Predictor
+    from everloop.serving.endpoint_app import EndpointApp
+    from everloop.stores import Store
+
+logger = logging.getLogger("everloop.serving")
+
+POLL_S = 0.1
+FIRST_RETRY_S = 1.0
+LAST_RETRY_S = 30.0
+TELL_S = 0.5
+"""How often a process that shares its port writes its counts down."""
+KEPT_VERSIONS = 2
+"""Versions that have left the routes and stay loaded, so that going back to one takes no time."""
+
+
+class Follower:
+    """Follows one endpoint's record for one app. `start` before serving, `stop` after."""
+
+    def __init__(
+        self, store: Store, app: EndpointApp, *, orphaned: Callable[[], None] | None = None, poll_s: float = POLL_S
+    ) -> None:
+        """Prepare.
+
+        Args:
+            orphaned: called once when the process that started this one is gone.
+        """
+        self._store = store
+        self._app = app
+        self._orphaned = orphaned
+        self._poll_s = poll_s
+        self._parent = os.getppid()
+        self.access = AccessFollower(store, app, poll_s=poll_s)
+        self._live: Live | None = None
+        self._kept: dict[str, Predictor] = {}
+        self._seen = -1
+        self._retry_at: float | None = None
+        self._retry_s = FIRST_RETRY_S
+        self._refused = -1
+        self._tell_at = 0.0
+        self._failed = False
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="everloop-follower", daemon=True)
+
+    def load(self) -> None:
+        """Take the record over as it stands, for the first time.
+
+        Raises:
+            EverloopError: it cannot be served. An endpoint without routes can: it waits for its first.
+        """
+        self.access.look()
+        self._seen = self._store.records.last_event()
+        endpoint = self._store.records.get(Endpoint, self._app.endpoint)
+        self._take(endpoint)
+
+    def start(self) -> None:
+        self.access.start()
+        self._thread.start()
+
+    def stop(self) -> None:
+        self.access.stop()
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self._app.gathering is not None:
+            self._app.gathering.leave(self._app.metrics)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._poll_s):
+            if self._orphaned is not None and os.getppid() != self._parent:
+                self._orphaned()
+                self._orphaned = None
+            if self._app.gathering is not None and monotonic() >= self._tell_at:
+                self._app.gathering.leave(self._app.metrics)
+                self._tell_at = monotonic() + TELL_S
+            try:
+                self.look()
+            except EverloopError as error:
+                # A store that does not answer now does not end the service; it is read again with the next poll.
+                if not self._failed:
+                    logger.warning("The endpoint '%s' cannot look at its record: %s", self._app.endpoint, error)
+                self._failed = True
+            except Exception:
+                if not self._failed:
+                    logger.exception("Following the endpoint '%s' failed", self._app.endpoint)
+                self._failed = True
+            else:
+                self._failed = False
+
+    def look(self) -> None:
+        """Take the record over if it has changed. What cannot be served is refused, not raised."""
+        self.access.look()
+        last = self._store.records.last_event()
+        due = self._retry_at is not None and monotonic() >= self._retry_at
+        if last == self._seen and not due:
+            return
+        try:
+            endpoint = self._store.records.get(Endpoint, self._app.endpoint)
+        except NotFoundError:
+            # Whoever removes the record of a running endpoint stops its process; until then it answers.
+            self._seen = last
+            return
+        if endpoint.revision != self._app.revision or self._refused == endpoint.revision:
+            if self._refused != endpoint.revision or due:
+                self._try(endpoint)
+        else:
+            # A revision that was refused and then undone leaves nothing to retry.
+            self._retry_at = None
+        self._seen = last
+
+    def _try(self, endpoint: Endpoint) -> None:
+        try:
+            self._take(endpoint)
+        except EverloopError as error:
+            if self._refused != endpoint.revision:
+                self._retry_s = FIRST_RETRY_S
+                logger.error(
+                    "The endpoint '%s' stays with revision %s; %s cannot be served: %s",
+                    endpoint.name,
+                    self._app.revision,
+                    endpoint.revision,
+                    error,
+                )
+            self._app.refuse(endpoint.revision, error)
+            self._refused = endpoint.revision
+            self._retry_at = monotonic() + self._retry_s
+            self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)
+
+    def _take(self, endpoint: Endpoint) -> None:
+        settings_of(endpoint.options)
+        live = load_live(self._store, endpoint, self._live, self._kept) if endpoint.routes else None
+        self._keep(live)
+        self._live = live
+        # Who may ask was taken over before: a revision that asks for a token never answers without one.
+        self._app.switch(live, endpoint.revision)
+        self._retry_at = None
+        self._refused = -1
+
+    def _keep(self, live: Live | None) -> None:
+        """Keep what leaves the routes with this change, and let go of what left them long ago."""
+        if self._live is None:
+            return
+        used = set() if live is None else {scorer.version for scorer in (*live.scorers, *live.shadows)}
+        for scorer in (*self._live.scorers, *self._live.shadows):
+            self._kept.pop(scorer.version, None)
+            self._kept[scorer.version] = scorer.predictor
+        left = [version for version in self._kept if version not in used]
+        for version in left[:-KEPT_VERSIONS]:
+            del self._kept[version]

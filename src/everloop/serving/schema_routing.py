@@ -1,0 +1,226 @@
+"""Versions with different inputs behind one endpoint: which of them understands which row, and which answers it.
+
+While a release changes the inputs, clients send rows of the old schema, of the new one, or of both. Each row is held
+against the signature of every version. It is answered by the version that its key leads to if that understands it,
+else by the champion, else by any other that does; only a row that no version understands is refused. The versions that
+could not be asked are named in the answer and in the log, where each row also keeps the inputs of the others, so that
+the evidence of a release compares two versions on rows that both understand, and on no others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from everloop.errors import RequestError
+from everloop.serving.coercion import mend
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from everloop.packages.signature import Signature
+    from everloop.records import Json
+    from everloop.serving.loaded_endpoint import Live, Scorer
+
+Values = tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class Share:
+    """The rows that one version answers."""
+
+    scorer: Scorer
+    places: list[int] | None
+    """Where they stand in the request; None: they are the request."""
+    values: Sequence[Values]
+    fallbacks: int = 0
+    """Rows whose key leads to another version, which does not understand them."""
+    others: list[Values] | None = None
+    """A row each: the inputs of the other versions, in the order of `Understanding.others`."""
+    unasked: list[str] | None = None
+    """A row each: the versions that could not be asked, with commas between."""
+
+
+@dataclass(slots=True)
+class Understanding:
+    """What the versions of a `Live` make of the rows of one request."""
+
+    live: Live
+    size: int
+    fits: list[list[Values | None]]
+    """For each answering version, and each row: its values, or None where the version does not understand it."""
+    why: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Versions, the answering and the shadows, that could not be asked: for how many rows, and why the first."""
+    flags: list[dict[str, Json]] = field(default_factory=list)
+    """What was mended."""
+
+    def share(self, picked: Mapping[int, list[int]]) -> list[Share]:
+        """The rows by the version that answers them.
+
+        Args:
+            picked: for each answering version, the rows whose keys lead to it.
+        """
+        scorers, champion = self.live.scorers, self.live.table.champion
+        order = [champion, *(number for number in range(len(scorers)) if number != champion)]
+        shares: dict[int, Share] = {}
+        for wanted, places in picked.items():
+            for place in places:
+                chosen = next(one for one in (wanted, *order) if self.fits[one][place] is not None)
+                share = shares.setdefault(chosen, Share(scorers[chosen], [], [], 0, [], []))
+                values = self.fits[chosen][place]
+                assert share.places is not None and share.others is not None and share.unasked is not None  # noqa: S101, PT018
+                share.places.append(place)
+                share.values.append(values)  # type: ignore[attr-defined]
+                share.others.append(self._others(chosen, place))
+                share.unasked.append(self._unasked(place))
+                share.fallbacks += chosen != wanted
+        return list(shares.values())
+
+    def champions_rows(self) -> list[tuple[int, Values]]:
+        """The rows that the champion understands, each with its place."""
+        return [(place, row) for place, row in enumerate(self.fits[self.live.table.champion]) if row is not None]
+
+    def _unasked(self, place: int) -> str:
+        pairs = zip(self.live.scorers, self.fits, strict=True)
+        return ",".join(scorer.version for scorer, fits in pairs if fits[place] is None)
+
+    def _others(self, chosen: int, place: int) -> Values:
+        found = []
+        for version, at, _, _ in self.live.scorers[chosen].others:
+            row = self.fits[version][place]
+            found.append(None if row is None else row[at])
+        return tuple(found)
+
+
+def understand(live: Live, rows: Sequence[Mapping[str, Any]]) -> Understanding:
+    """Hold rows against every version.
+
+    Raises:
+        RequestError: no version that answers understands a row; the message says what each wants.
+    """
+    for number, row in enumerate(rows):
+        for name in row:
+            if name not in live.known_names:
+                if live.settings.unfit == "flag":
+                    continue
+                raise live.signature.explain(
+                    ValueError(f"Object contains unknown field `{name}` - at `$.rows[{number}]`")
+                )
+    errors: list[dict[int, RequestError]] = []
+    fits = []
+    for scorer in live.scorers:
+        values, refused = _fitting(scorer.signature, rows)
+        fits.append(values)
+        errors.append(refused)
+    found = Understanding(live, len(rows), fits)
+    _mend(found, rows)
+    for place in range(len(rows)):
+        if all(values[place] is None for values in fits):
+            raise _nobody(live, place, [refused[place] for refused in errors])
+    for scorer, refused, values in zip(live.scorers, errors, fits, strict=True):
+        # What was mended since is understood after all.
+        _note(found, scorer, {place: error for place, error in refused.items() if values[place] is None})
+    for shadow in live.shadows:
+        if shadow.signature.shape != live.signature.shape:
+            _note(found, shadow, _fitting(shadow.signature, rows)[1])
+    return found
+
+
+def fitting_rows(scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[Values]]:
+    """The rows that a version understands: their places and values."""
+    values, _ = _fitting(scorer.signature, rows)
+    places = [place for place, row in enumerate(values) if row is not None]
+    return places, [row for row in values if row is not None]
+
+
+def other_inputs(scorers: Sequence[Scorer], own: int, hidden: frozenset[str]) -> list[tuple[int, int, str, str]]:
+    """What the log keeps of the other versions' inputs beside those of the version that answered.
+
+    Args:
+        hidden: inputs that the log may not hold as they are; these are left out.
+
+    Returns:
+        The number of the version, the place in its signature, the name in the log, and the type of each.
+    """
+    known = {item.name: item.type for item in scorers[own].signature.inputs}
+    found: dict[str, tuple[int, int, str, str]] = {}
+    for number, scorer in enumerate(scorers):
+        for place, item in enumerate(scorer.signature.inputs):
+            if number == own or known.get(item.name) == item.type or item.name in hidden:
+                continue
+            # An input that changed its type has a column of its own, see `prediction_log`.
+            name = item.name if item.name not in known else f"{item.name}@{item.type}"
+            if name in found and found[name][3] != item.type:
+                name = f"{item.name}@{item.type}"
+            found.setdefault(name, (number, place, name, item.type))
+    return list(found.values())
+
+
+def _fitting(
+    signature: Signature, rows: Sequence[Mapping[str, Any]]
+) -> tuple[list[Values | None], dict[int, RequestError]]:
+    own = [{name: row[name] for name in signature.names if name in row} for row in rows]
+    try:
+        return list(signature.rows_of(own)), {}
+    except RequestError:
+        # At least one does not fit; which ones is found row by row.
+        pass
+    values: list[Values | None] = []
+    refused: dict[int, RequestError] = {}
+    for place, row in enumerate(own):
+        try:
+            values.append(signature.rows_of([row])[0])
+        except RequestError as error:
+            values.append(None)
+            refused[place] = RequestError(error.message.replace("rows[0]", f"rows[{place}]", 1), help=error.help)
+    return values, refused
+
+
+def _mend(found: Understanding, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Mend for the champion what no version understands, where the endpoint's settings say so."""
+    live = found.live
+    if live.settings.unfit != "flag":
+        return
+    champion = found.fits[live.table.champion]
+    for place, row in enumerate(rows):
+        if any(values[place] is not None for values in found.fits):
+            extra = [name for name in row if name not in live.known_names]
+            found.flags += [{"row": place, "input": str(name)[:200], "flag": "extra"} for name in extra]
+            continue
+        mended, flags = mend([row], live.signature)
+        values, _ = _fitting(live.signature, mended)
+        if values[0] is not None:
+            champion[place] = values[0]
+            found.flags += [{**flag, "row": place} for flag in flags]
+
+
+def _nobody(live: Live, place: int, refused: Sequence[RequestError]) -> RequestError:
+    """Why no version takes a row: the champion's complaint, those of the others, and what each wants."""
+    own = refused[live.table.champion]
+    told = [own.message]
+    wants = [f"{live.champion.version} takes {', '.join(live.champion.names[:30])}"]
+    for number, (scorer, error) in enumerate(zip(live.scorers, refused, strict=True)):
+        if number == live.table.champion:
+            continue
+        if error.message != own.message:
+            told.append(f"{scorer.version} does not take the row either: {error.message}")
+        if scorer.names != live.champion.names:
+            wants.append(f"{scorer.version} takes {', '.join(scorer.names[:30])}")
+    return RequestError(" ".join(told), help=f"{'; '.join(wants)}." if len(wants) > 1 else own.help)
+
+
+def _note(found: Understanding, scorer: Scorer, refused: Mapping[int, RequestError]) -> None:
+    if refused:
+        first = refused[min(refused)]
+        found.why[scorer.version] = (len(refused), first.message)
+
+
+def encoded_inputs(scorer: Scorer) -> msgspec.Raw:
+    """The inputs that a group of mixed rows has in the log: those of its version, then those of the others."""
+    kept: dict[str, str] = {**scorer.kept, **{name: kind for _, _, name, kind in scorer.others}}
+    return msgspec.Raw(msgspec.msgpack.encode(kept))
+
+
+__all__ = ["Share", "Understanding", "encoded_inputs", "fitting_rows", "other_inputs", "understand"]
