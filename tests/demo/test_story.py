@@ -12,8 +12,8 @@ import pytest
 from everloop.cli.demo import _as_json
 from everloop.cli.output import to_json
 from everloop.demo import Story, Telling, load_world, read_outcome
-from everloop.demo.landing import MARK, make_project
-from everloop.demo.world import OPENS, WEEK
+from everloop.demo.demo_project import MARK, make_project
+from everloop.demo.flight_world import OPENS, WEEK
 from everloop.errors import UsageError
 from everloop.loop import load_project
 from everloop.loop.lineage import trace_lineage
@@ -66,7 +66,7 @@ def test_world_says_nothing_too_early():
 def test_story_is_told_stopped_and_gone_on_with(tmp_path, monkeypatch, forget):
     monkeypatch.setenv("EVERLOOP_KEYS", str(tmp_path / "keys"))
     monkeypatch.delenv("EVERLOOP_PROJECT", raising=False)
-    monkeypatch.setattr("everloop.demo.story.SHARE", 0.1)
+    monkeypatch.setattr("everloop.demo.simulation.SHARE", 0.1)
     folder = tmp_path / "flights"
     until = OPENS + 2 * WEEK
     with pytest.raises(KeyboardInterrupt):

@@ -14,9 +14,9 @@ from sklearn.model_selection import FixedThresholdClassifier
 
 from everloop.loop import Canary
 from everloop.loop.champions import Rival, find_rival
+from everloop.loop.declarations import NotWorseThan
 from everloop.loop.gates import Trial, judge
 from everloop.loop.live_evidence import live_evidence
-from everloop.loop.parts import NotWorseThan
 from everloop.prediction_log.prediction_log import input_column
 from everloop.records import Decision
 from everloop.registry import get_version, load_model, save_model

@@ -18,7 +18,7 @@ import pytest
 from everloop.loop import take_turn, tick
 from everloop.loop.lineage import trace_lineage
 from everloop.loop.triggers import find_due
-from everloop.loop.watching import due_windows
+from everloop.loop.watches import due_windows
 from everloop.prediction_log import add_labels
 from everloop.records import Endpoint, Finding, ModelVersion, Release, Run, Snapshot, Step
 from everloop.serving import EndpointProcess

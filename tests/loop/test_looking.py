@@ -11,9 +11,9 @@ from hypothesis import given, settings, strategies as st
 from polars.testing import assert_frame_equal
 
 from everloop.errors import DataError
-from everloop.loop.disguises import find_date, find_number
-from everloop.loop.drafting import draft_files, find_goal, project_name
-from everloop.loop.looking import look_at
+from everloop.loop.new_project.disguised_columns import find_date, find_number
+from everloop.loop.new_project.project_draft import draft_files, find_goal, project_name
+from everloop.loop.new_project.table_inspection import look_at
 
 ROWS = 200
 RNG = np.random.default_rng(0)

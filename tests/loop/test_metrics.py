@@ -57,8 +57,8 @@ def test_gates_judge_the_labels_that_are_predicted() -> None:
     import numpy as np
     import polars as pl
 
+    from everloop.loop.declarations import AtLeast
     from everloop.loop.gates import Trial, judge
-    from everloop.loop.parts import AtLeast
 
     truth = np.tile([0.0, 1.0], 200)
     # A threshold of 0.3 is right everywhere; one half would call every row negative.

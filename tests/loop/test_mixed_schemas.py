@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 
 from everloop.loop import take_turn, tick
-from everloop.loop.accepting import accept_contract, propose_contract
-from everloop.loop.understood import find_understood
+from everloop.loop.contract_acceptance import accept_contract, propose_contract
+from everloop.loop.schema_compatibility import find_understood
 from everloop.prediction_log import add_labels, read_predictions
 from everloop.records import Endpoint, Route
 from everloop.serving import EndpointProcess

@@ -11,8 +11,8 @@ import pytest
 
 from everloop.errors import ConflictError, ContractError, UsageError
 from everloop.loop import Canary, Loop, take_turn
-from everloop.loop.accepting import accept_contract, propose_contract
 from everloop.loop.champions import classes_of_both, same_classes, spread
+from everloop.loop.contract_acceptance import accept_contract, propose_contract
 from everloop.loop.gates import Answer, judge_apart
 from everloop.loop.live_evidence import live_evidence
 from everloop.prediction_log.prediction_log import input_column

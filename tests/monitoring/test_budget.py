@@ -7,7 +7,7 @@ from scipy import stats
 
 from everloop.errors import UsageError
 from everloop.monitoring import AlarmBudget, benjamini_hochberg, budget_for
-from everloop.monitoring.budget import adjusted
+from everloop.monitoring.alarm_budget import adjusted
 
 p_lists = st.lists(st.floats(1e-12, 1), min_size=1, max_size=30)
 

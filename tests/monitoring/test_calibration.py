@@ -11,7 +11,7 @@ import pytest
 from everloop.monitoring import AlarmBudget, Baseline, Sketch, budget_for, build_baseline, measure_shifts, sketch_frame
 from everloop.monitoring.bins import Bins, NumericBins
 from everloop.monitoring.distances import distance_function
-from everloop.monitoring.shift import floor_of
+from everloop.monitoring.subject_shift import floor_of
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

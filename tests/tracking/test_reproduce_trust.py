@@ -445,7 +445,7 @@ loop = el.Loop("shop")
 
 
 def test_the_loop_of_a_foreign_turn_is_not_loaded(store: Store, tmp_path: Path) -> None:
-    from everloop.loop.reproduction import reproduce_turn
+    from everloop.loop.loop_reproduction import reproduce_turn
     from everloop.records import Step
 
     mark, folder = tmp_path / "mark", tmp_path / "theirs"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from everloop.cli.output import AsJson, Home, console, emit, facts, messages, opened, table
-from everloop.cli.reading import (
+from everloop.cli.table_options import (
     CommentPrefix,
     DecimalComma,
     DropUnnamed,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from everloop.data import Progress
-    from everloop.loop.accepting import Proposal
+    from everloop.loop.contract_acceptance import Proposal
     from everloop.records import Snapshot
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Dataset versions: what a model learned from.")
@@ -327,7 +327,7 @@ def contract(
 
 
 def _accept(dataset: str, project: Path | None, home: Path | None, *, yes: bool, json: bool) -> None:
-    from everloop.loop.accepting import accept_contract, find_loop, propose_contract
+    from everloop.loop.contract_acceptance import accept_contract, find_loop, propose_contract
     from everloop.loop.project import FILE, find_folder, load_project
 
     try:

@@ -51,7 +51,7 @@ def _telling(quiet: bool) -> Telling:
 
     if quiet:
         return Telling()
-    from everloop.cli.timeline import Timeline
+    from everloop.cli.demo_view import Timeline
 
     return Timeline()
 

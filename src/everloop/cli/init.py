@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from everloop.cli.output import AsJson, console, emit, table
-from everloop.cli.reading import (
+from everloop.cli.table_options import (
     CommentPrefix,
     DecimalComma,
     DropUnnamed,
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from everloop.loop.drafting import Goal
-    from everloop.loop.looking import TableLook
+    from everloop.loop.new_project.project_draft import Goal
+    from everloop.loop.new_project.table_inspection import TableLook
 
 _EXAMPLE = {
     "loop.py": "loop.py",
@@ -94,7 +94,7 @@ def init(
 def _example(folder: Path, json: bool) -> None:
     from importlib.resources import files
 
-    from everloop.loop.drafting import project_name
+    from everloop.loop.new_project.project_draft import project_name
 
     template = files("everloop.cli") / "template"
     texts = {
@@ -115,8 +115,8 @@ def _own_table(
     json: bool,
 ) -> None:
     from everloop.data import split
-    from everloop.loop.drafting import draft_files, find_goal, project_name
-    from everloop.loop.looking import look_at
+    from everloop.loop.new_project.project_draft import draft_files, find_goal, project_name
+    from everloop.loop.new_project.table_inspection import look_at
 
     rows = _read(data, options)
     if target is None:

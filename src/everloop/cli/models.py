@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from everloop.cli import wording
+from everloop.cli import formatting
 from everloop.cli.output import AsJson, Home, emit, facts, main_metrics, opened, say, table
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def show(version: Version, home: Home = None, json: AsJson = False) -> None:
             [
                 ("description", record.description),
                 ("state", record.state),
-                *((f"{name}", f"since {wording.since(tenure)}") for name, tenure in since.items()),
+                *((f"{name}", f"since {formatting.since(tenure)}") for name, tenure in since.items()),
                 ("tags", "  ".join(f"{name}={value}" for name, value in sorted(record.tags.items()))),
                 ("registered", f"{record.created_at:%Y-%m-%d %H:%M} UTC{by}"),
                 ("package", record.package or none_yet),
@@ -101,10 +101,10 @@ def show(version: Version, home: Home = None, json: AsJson = False) -> None:
                 *((name.lower(), told) for name, told in origin),
                 ("logged model", record.logged_model),
                 ("files", record.source),
-                ("metrics", wording.metrics(record)),
+                ("metrics", formatting.metrics(record)),
                 ("task", record.signature.get("task")),
-                ("inputs", wording.columns(record.signature.get("inputs"), record.key)),
-                ("outputs", wording.columns(record.signature.get("outputs"), record.key)),
+                ("inputs", formatting.columns(record.signature.get("inputs"), record.key)),
+                ("outputs", formatting.columns(record.signature.get("outputs"), record.key)),
                 *((name.lower(), told) for name, told in (answering(package) if package else ())),
                 ("environment", package and f"everloop models sbom {quote(record.key)}"),
                 ("card", f"everloop models card {quote(record.key)}"),
@@ -116,7 +116,14 @@ def show(version: Version, home: Home = None, json: AsJson = False) -> None:
             table("Gates", columns, rows, empty="", spare=("against",))
         if asked:
             wishes = [
-                (one.alias, one.state, wording.second(one.created_at), one.asked_by, wording.answers(one), one.reason)
+                (
+                    one.alias,
+                    one.state,
+                    formatting.second(one.created_at),
+                    one.asked_by,
+                    formatting.answers(one),
+                    one.reason,
+                )
                 for one in asked
             ]
             table("Asked for, times in UTC", ("alias", "state", "at", "by", "answers", "why"), wishes, empty="")
@@ -146,13 +153,15 @@ def diff(a: Version, b: Version, home: Home = None, json: AsJson = False) -> Non
         found = diff_versions(store, a, b)
 
     def draw() -> None:
-        metrics = [(name, one.a, one.b, wording.change(one.change)) for name, one in found.metrics.items()]
+        metrics = [(name, one.a, one.b, formatting.change(one.change)) for name, one in found.metrics.items()]
         table("Metrics", ("metric", found.a, found.b, "change"), metrics, empty="Neither has metrics.")
         parts = (
             ("data: ", found.data), ("param: ", found.params), ("", found.signature), ("code: ", found.code),
             ("environment: ", found.packages), ("tag: ", found.tags), ("", found.facts),
         )  # fmt: skip
-        rows = [(part + name, *wording.apart(one.a, one.b)) for part, changes in parts for name, one in changes.items()]
+        rows = [
+            (part + name, *formatting.apart(one.a, one.b)) for part, changes in parts for name, one in changes.items()
+        ]
         columns = ("what", found.a, found.b)
         table("What differs", columns, rows, empty="Nothing else differs.", wrap=(found.a, found.b))
 
@@ -183,7 +192,7 @@ def history(
             events = version_history(store, of)
         events = [event for event in events if moment is None or event.at <= moment]
         done = [
-            (wording.second(e.at), wording.done(e, of), e.actor, e.data.get("reason"))
+            (formatting.second(e.at), formatting.done(e, of), e.actor, e.data.get("reason"))
             for e in events
             if e.verb != "applied"
         ]
@@ -198,7 +207,8 @@ def history(
         emit([] if held is None else [held], json, lambda: _draw_moment(f"{model}@{name}", moment, held))
         return
     rows = [
-        (t.version, wording.second(t.since), wording.second(t.until), wording.deciders(t), t.reason) for t in tenures
+        (t.version, formatting.second(t.since), formatting.second(t.until), formatting.deciders(t), t.reason)
+        for t in tenures
     ]
     columns = ("version", "since", "until", "by", "why")
     # Where the next came at once, "until" says nothing that "since" does not.
@@ -275,15 +285,15 @@ def _nobody(store: Store, model: str, name: str) -> str:
 
 
 def _draw_moment(alias: str, moment: datetime, held: Tenure | None) -> None:
-    when = f"{wording.second(moment.astimezone(UTC))} UTC"
+    when = f"{formatting.second(moment.astimezone(UTC))} UTC"
     if held is None:
         say(f"Nobody held {alias} at {when}. See: everloop models history {quote(alias)}")
         return
     facts(
         f"{held.version} was {alias} at {when}",
         [
-            ("since", f"{wording.second(held.since)} UTC"),
-            ("until", f"{wording.second(held.until)} UTC" if held.until else "now"),
+            ("since", f"{formatting.second(held.since)} UTC"),
+            ("until", f"{formatting.second(held.until)} UTC" if held.until else "now"),
             ("made so by", held.actor),
             ("agreed by", held.approved_by),
             ("why", held.reason),

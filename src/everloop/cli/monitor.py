@@ -133,7 +133,7 @@ def baseline(
     from everloop.data import read
     from everloop.errors import DataError
     from everloop.monitoring import build_baseline, keep_baseline
-    from everloop.monitoring.looking import frame_for
+    from everloop.monitoring.drift_report import frame_for
     from everloop.packages.signature import Signature
     from everloop.registry import get_version
 

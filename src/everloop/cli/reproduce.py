@@ -109,14 +109,14 @@ def _do(
     trust: bool,
     given: dict[str, str],
 ) -> Reproduction:
-    from everloop.cli.plan_view import draw_plan
+    from everloop.cli.reproduction_view import draw_plan
 
     def announce(plan: ReproductionPlan) -> None:
         if not quiet or plan.provenance.kind == "foreign":
             draw_plan(messages(), plan, whole=plan.provenance.kind == "foreign")
 
     if record.loop is not None:
-        from everloop.loop.reproduction import reproduce_turn
+        from everloop.loop.loop_reproduction import reproduce_turn
 
         listener = None
         if not quiet:
@@ -154,7 +154,7 @@ def _do(
 def _show(
     run: str, home: Path | None, json: bool, reuse_environment: bool, repository: Path | None, project: Path | None
 ) -> int:
-    from everloop.cli.plan_view import draw_plan, plain_plan
+    from everloop.cli.reproduction_view import draw_plan, plain_plan
     from everloop.errors import NotFoundError
     from everloop.tracking.reproduction.execution_plan import plan_reproduction
 
@@ -162,7 +162,7 @@ def _show(
         record = _find(store, run)
         folder = project
         if record.loop is not None:
-            from everloop.loop.reproduction import doer_of, project_folder
+            from everloop.loop.loop_reproduction import doer_of, project_folder
 
             record, _ = doer_of(store, record, [])
             with suppress(NotFoundError):

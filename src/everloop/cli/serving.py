@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from everloop.cli.output import AsJson, Home, emit, opened, say
-from everloop.cli.reading import (
+from everloop.cli.table_options import (
     CommentPrefix,
     DecimalComma,
     DropUnnamed,

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from everloop.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from everloop.loop.declaration import Loop as Loop
-    from everloop.loop.parts import (
+    from everloop.loop.declarations import (
         AtLeast as AtLeast,
         Canary as Canary,
         Drift as Drift,
@@ -23,7 +22,11 @@ if TYPE_CHECKING:
         Performance as Performance,
         Slices as Slices,
     )
+    from everloop.loop.loop_definition import Loop as Loop
+    from everloop.loop.loop_run import Turn as Turn, explain_turn as explain_turn, take_turn as take_turn
     from everloop.loop.project import Project as Project, load_project as load_project
+    from everloop.loop.project_features import backfill as backfill, materialize as materialize
+    from everloop.loop.reconcile import Tick as Tick, tick as tick
     from everloop.loop.rollout import (
         abort_release as abort_release,
         advance_release as advance_release,
@@ -31,15 +34,11 @@ if TYPE_CHECKING:
         promote as promote,
         roll_back as roll_back,
     )
-    from everloop.loop.ticking import Tick as Tick, tick as tick
-    from everloop.loop.turn import Turn as Turn, explain_turn as explain_turn, take_turn as take_turn
-    from everloop.loop.views import backfill as backfill, materialize as materialize
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "declaration": ["Loop"],
-        "parts": [
+        "declarations": [
             "AtLeast",
             "Canary",
             "Drift",
@@ -54,10 +53,11 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "Performance",
             "Slices",
         ],
+        "loop_definition": ["Loop"],
+        "loop_run": ["Turn", "explain_turn", "take_turn"],
         "project": ["Project", "load_project"],
+        "project_features": ["backfill", "materialize"],
+        "reconcile": ["Tick", "tick"],
         "rollout": ["abort_release", "advance_release", "move_alias", "promote", "roll_back"],
-        "ticking": ["Tick", "tick"],
-        "turn": ["Turn", "explain_turn", "take_turn"],
-        "views": ["backfill", "materialize"],
     },
 )

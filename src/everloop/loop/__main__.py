@@ -15,7 +15,7 @@ from everloop.errors import EverloopError
 if TYPE_CHECKING:
     from types import FrameType
 
-    from everloop.loop.declaration import Loop
+    from everloop.loop.loop_definition import Loop
     from everloop.stores import Store
 
 
@@ -56,8 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _beat(loop: Loop, store: Store, troubles: dict[str, str]) -> None:
     """One beat of one loop. `troubles`: the last error by loop, so that one that stays is told once."""
-    from everloop.loop.ticking import tick
-    from everloop.loop.turn import take_turn
+    from everloop.loop.loop_run import take_turn
+    from everloop.loop.reconcile import tick
 
     due = None
     try:

@@ -13,7 +13,7 @@ from functools import singledispatch
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import UsageError
-from everloop.loop.parts import AtLeast, Gate, Latency, NotWorseThan, Slices
+from everloop.loop.declarations import AtLeast, Gate, Latency, NotWorseThan, Slices
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

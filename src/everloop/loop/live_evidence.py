@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.loop.champions import classes_of_both, same_classes, spread
 from everloop.loop.gates import Answer, compare, judge_apart
-from everloop.loop.understood import does_not_understand
+from everloop.loop.schema_compatibility import does_not_understand
 
 if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
-    from everloop.loop.parts import Canary
+    from everloop.loop.declarations import Canary
     from everloop.packages import Predictor
     from everloop.records import Release
     from everloop.stores import Store

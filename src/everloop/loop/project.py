@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from everloop.data.features.feature_views import FeatureView
 from everloop.errors import EverloopError, NotFoundError, ProjectError
-from everloop.loop.declaration import Loop
+from everloop.loop.loop_definition import Loop
 from everloop.pipeline.code.project_modules import SourceLoader, finder
 
 if TYPE_CHECKING:

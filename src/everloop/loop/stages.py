@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from everloop.loop.declaration import Loop
+    from everloop.loop.loop_definition import Loop
     from everloop.pipeline import Step, StepContext
     from everloop.training import AutoTrain, Trained
 
@@ -124,7 +124,7 @@ def snapshot(
     """
     from everloop.data import take_snapshot
     from everloop.data.contracts.project_contracts import labelled_rows, passing_rows
-    from everloop.loop.purposes import check_purpose
+    from everloop.loop.suitability import check_purpose
 
     here = _here()
     wanted = [*(features or ()), *(name for name in (time, key) if name is not None), *exclude]
@@ -285,8 +285,8 @@ def judge(
 ) -> list[str]:
     """Put every gate's question; returns the ids of the answers."""
     from everloop.loop.champions import deciding_metric, find_rival
+    from everloop.loop.declarations import NotWorseThan
     from everloop.loop.gates import Trial, judge as ask
-    from everloop.loop.parts import NotWorseThan
     from everloop.records import GateResult
     from everloop.registry import find_alias, get_version, load_model
     from everloop.training import encode_target
@@ -375,7 +375,7 @@ def _feature_names(
 
 
 def _purpose_of(loop: Loop) -> dict[str, Any]:
-    from everloop.loop.parts import NotWorseThan, Performance
+    from everloop.loop.declarations import NotWorseThan, Performance
     from everloop.training import AutoTrain
 
     automatic = isinstance(loop.train, AutoTrain)
@@ -393,7 +393,7 @@ def _purpose_of(loop: Loop) -> dict[str, Any]:
 
 
 def _slices_of(loop: Loop) -> tuple[str, ...]:
-    from everloop.loop.parts import Slices
+    from everloop.loop.declarations import Slices
 
     return tuple(dict.fromkeys(gate.column for gate in loop.gates if isinstance(gate, Slices)))
 

@@ -11,14 +11,14 @@ from functools import singledispatch
 from typing import TYPE_CHECKING
 
 from everloop.errors import UsageError
-from everloop.loop.parts import Due, Every, OnDrift, OnNewData, OnPerformance, Trigger
+from everloop.loop.declarations import Due, Every, OnDrift, OnNewData, OnPerformance, Trigger
 from everloop.loop.rollout import champion_of, find_rolling
 from everloop.records import Finding, Run
 from everloop.stores.durations import format_duration, parse_duration
 from everloop.stores.verify import mark_lost
 
 if TYPE_CHECKING:
-    from everloop.loop.declaration import Loop
+    from everloop.loop.loop_definition import Loop
     from everloop.stores import Store
 
 MOST_LOST = 3
@@ -87,7 +87,7 @@ def _(trigger: Every, loop: Loop, store: Store, last: Run) -> Due | None:
 def _(trigger: OnNewData, loop: Loop, store: Store, last: Run) -> Due | None:
     if store.now() - last.started_at < parse_duration(trigger.cooldown):
         return None
-    from everloop.loop.turn import explain_turn
+    from everloop.loop.loop_run import explain_turn
 
     changed = [step for step in explain_turn(loop, store) if step.reason.startswith("source changed")]
     if not changed:

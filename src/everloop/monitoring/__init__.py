@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING
 from everloop.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from everloop.monitoring.alarm_budget import (
+        AlarmBudget as AlarmBudget,
+        benjamini_hochberg as benjamini_hochberg,
+        budget_for as budget_for,
+    )
     from everloop.monitoring.baseline import (
         Baseline as Baseline,
         ReferenceMetric as ReferenceMetric,
@@ -23,11 +28,6 @@ if TYPE_CHECKING:
         NumericBins as NumericBins,
         choose_bins as choose_bins,
     )
-    from everloop.monitoring.budget import (
-        AlarmBudget as AlarmBudget,
-        benjamini_hochberg as benjamini_hochberg,
-        budget_for as budget_for,
-    )
     from everloop.monitoring.distances import (
         chi_square as chi_square,
         chi_square_test as chi_square_test,
@@ -38,7 +38,11 @@ if TYPE_CHECKING:
         wasserstein as wasserstein,
     )
     from everloop.monitoring.drift import check_drift as check_drift, compare_window as compare_window
-    from everloop.monitoring.looking import Look as Look, baseline_of as baseline_of, look_at_drift as look_at_drift
+    from everloop.monitoring.drift_report import (
+        Look as Look,
+        baseline_of as baseline_of,
+        look_at_drift as look_at_drift,
+    )
     from everloop.monitoring.noise import NoiseFloor as NoiseFloor, noise_floor as noise_floor
     from everloop.monitoring.performance import (
         Measured as Measured,
@@ -47,12 +51,13 @@ if TYPE_CHECKING:
         performance_by as performance_by,
         usual_metric as usual_metric,
     )
-    from everloop.monitoring.shift import Shift as Shift, measure_shifts as measure_shifts
-    from everloop.monitoring.sketch import Sketch as Sketch, add_all as add_all, sketch_frame as sketch_frame
+    from everloop.monitoring.sketches import Sketch as Sketch, add_all as add_all, sketch_frame as sketch_frame
+    from everloop.monitoring.subject_shift import Shift as Shift, measure_shifts as measure_shifts
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "alarm_budget": ["AlarmBudget", "benjamini_hochberg", "budget_for"],
         "baseline": [
             "Baseline",
             "ReferenceMetric",
@@ -62,7 +67,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "load_baseline",
         ],
         "bins": ["CategoryBins", "NumericBins", "choose_bins"],
-        "budget": ["AlarmBudget", "benjamini_hochberg", "budget_for"],
         "distances": [
             "chi_square",
             "chi_square_test",
@@ -73,10 +77,10 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "wasserstein",
         ],
         "drift": ["check_drift", "compare_window"],
-        "looking": ["Look", "baseline_of", "look_at_drift"],
+        "drift_report": ["Look", "baseline_of", "look_at_drift"],
         "noise": ["NoiseFloor", "noise_floor"],
         "performance": ["Measured", "check_performance", "measure_labelled", "performance_by", "usual_metric"],
-        "shift": ["Shift", "measure_shifts"],
-        "sketch": ["Sketch", "add_all", "sketch_frame"],
+        "sketches": ["Sketch", "add_all", "sketch_frame"],
+        "subject_shift": ["Shift", "measure_shifts"],
     },
 )

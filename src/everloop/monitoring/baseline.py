@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import CorruptionError, EmptySampleError, NotFoundError, StoreVersionError, UsageError
 from everloop.monitoring.bins import BINS, CATEGORIES, Bins, choose_bins
-from everloop.monitoring.sketch import Sketch, add_all, sketch_frame
+from everloop.monitoring.sketches import Sketch, add_all, sketch_frame
 from everloop.records import Artifact, Json, ModelVersion
 
 if TYPE_CHECKING:

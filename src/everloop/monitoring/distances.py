@@ -17,12 +17,12 @@ import numpy.typing as npt
 
 from everloop.errors import EmptySampleError, UsageError
 from everloop.monitoring.bins import NumericBins
-from everloop.monitoring.probabilities import chi_square_tail
+from everloop.monitoring.tail_probabilities import chi_square_tail
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from everloop.monitoring.sketch import Sketch
+    from everloop.monitoring.sketches import Sketch
 
 Array = npt.NDArray[np.float64]
 DistanceName = Literal["psi", "jensen_shannon", "wasserstein", "ks", "chi_square"]

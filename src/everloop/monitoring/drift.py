@@ -6,12 +6,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from everloop.errors import EmptySampleError
+from everloop.monitoring.alarm_budget import AlarmBudget, budget_for
 from everloop.monitoring.baseline import PREDICTION, Baseline, load_baseline
-from everloop.monitoring.budget import AlarmBudget, budget_for
 from everloop.monitoring.findings import WINDOW, Watched, find_checked, find_suspects, new_finding
-from everloop.monitoring.log import INPUT, read_inputs_and_score
-from everloop.monitoring.shift import LEAST_PSI, Shift, measure_shifts
-from everloop.monitoring.sketch import Sketch, sketch_frame
+from everloop.monitoring.logged_windows import INPUT, read_inputs_and_score
+from everloop.monitoring.sketches import Sketch, sketch_frame
+from everloop.monitoring.subject_shift import LEAST_PSI, Shift, measure_shifts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from everloop.monitoring.budget import MEMORY
+from everloop.monitoring.alarm_budget import MEMORY
 from everloop.records import Finding, FindingKind, Json
 from everloop.stores.clock import new_id
 

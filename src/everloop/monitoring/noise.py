@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from everloop.errors import EmptySampleError, UsageError
 from everloop.monitoring.distances import smoothed_shares
-from everloop.monitoring.probabilities import gamma_tail
+from everloop.monitoring.tail_probabilities import gamma_tail
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,11 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from everloop.errors import EmptySampleError, UsageError
+from everloop.monitoring.alarm_budget import AlarmBudget, budget_for
 from everloop.monitoring.baseline import ReferenceMetric, answered, find_baseline, judged_array
-from everloop.monitoring.budget import AlarmBudget, budget_for
 from everloop.monitoring.findings import WINDOW, Watched, find_checked, find_suspects, new_finding
-from everloop.monitoring.log import due_until, read_truths, read_window
-from everloop.monitoring.probabilities import normal_quantile, normal_tail
+from everloop.monitoring.logged_windows import due_until, read_truths, read_window
+from everloop.monitoring.tail_probabilities import normal_quantile, normal_tail
 from everloop.records import Endpoint, Finding, Json, ModelVersion
 from everloop.stores.durations import parse_duration
 

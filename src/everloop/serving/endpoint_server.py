@@ -73,7 +73,7 @@ def serve_endpoint(
         exposed: listen on any `host` without a token: what stands in front, a platform, checks who asks.
         workers: processes that answer. With one, it is this process; with more, this one starts them and watches.
         grpc_port: where the Open Inference Protocol is spoken over gRPC; 0 takes a free one, None: nowhere.
-        allowed_hosts: further names under which it may be addressed; see `http/host_names.py` for what holds without any.
+        allowed_hosts: further host names to accept; without any, see `http/host_names.py`.
 
     Raises:
         NotFoundError: there is no such endpoint, or a version of it is missing.
@@ -138,7 +138,7 @@ def serve_house(
     """Serve every endpoint of a project at one port until SIGTERM or SIGINT; see `House`.
 
     Args:
-        allowed_hosts: further names under which it may be addressed; see `http/host_names.py` for what holds without any.
+        allowed_hosts: further host names to accept; without any, see `http/host_names.py`.
 
     Raises:
         ConflictError: the port is taken.

@@ -112,7 +112,7 @@ _TYPED = {
     "decimal_comma": "--decimal-comma",
     "drop_unnamed": "--drop-unnamed",
 }
-"""The options of `read` that a command takes, see `everloop.cli.reading`."""
+"""The options of `read` that a command takes, see `everloop.cli.table_options`."""
 
 
 def _written(name: str, value: Any) -> str:

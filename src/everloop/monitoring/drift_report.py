@@ -11,16 +11,16 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import CorruptionError, EmptySampleError, NotFoundError
+from everloop.monitoring.alarm_budget import budget_for
 from everloop.monitoring.baseline import Baseline, build_baseline, find_baseline
-from everloop.monitoring.budget import budget_for
 from everloop.monitoring.drift import compare_window
-from everloop.monitoring.log import read_inputs_and_score, read_window
+from everloop.monitoring.logged_windows import read_inputs_and_score, read_window
 from everloop.records import Endpoint
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from everloop.monitoring.shift import Shift
+    from everloop.monitoring.subject_shift import Shift
     from everloop.packages.signature import Signature
     from everloop.stores import Store
 

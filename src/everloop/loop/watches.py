@@ -11,13 +11,13 @@ from functools import singledispatch
 from typing import TYPE_CHECKING
 
 from everloop.errors import EmptySampleError, UsageError
-from everloop.loop.parts import Drift, Performance, Watch
+from everloop.loop.declarations import Drift, Performance, Watch
 from everloop.loop.rollout import champion_of
 from everloop.records import Endpoint, Finding
 from everloop.stores.durations import parse_duration
 
 if TYPE_CHECKING:
-    from everloop.loop.declaration import Loop
+    from everloop.loop.loop_definition import Loop
     from everloop.records import FindingKind
     from everloop.stores import Store
 

@@ -9,13 +9,13 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import DataError
-from everloop.loop.disguises import column_code, quoted
+from everloop.loop.new_project.disguised_columns import column_code, quoted
 from everloop.loop.stages import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from everloop.loop.looking import TableLook
+    from everloop.loop.new_project.table_inspection import TableLook
     from everloop.records import Json
     from everloop.training.trained_model import Task
 

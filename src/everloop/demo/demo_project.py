@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from everloop.demo.world import BEGINS, OPENS, WEEK, World
+from everloop.demo.flight_world import BEGINS, OPENS, WEEK, World
 from everloop.errors import UsageError
 
 if TYPE_CHECKING:

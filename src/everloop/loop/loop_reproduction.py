@@ -20,9 +20,9 @@ import msgspec
 
 from everloop import plugins
 from everloop.errors import EverloopError, NotFoundError, ProjectError, UsageError
+from everloop.loop.loop_run import take_turn
 from everloop.loop.project import FILE, load_project
 from everloop.loop.stages import graph_of
-from everloop.loop.turn import take_turn
 from everloop.pipeline import code_of
 from everloop.records import KINDS, Artifact, GateResult, Run, Snapshot, Step
 from everloop.stores.home import Store, open_store
@@ -47,7 +47,7 @@ from everloop.tracking.reproduction.run_trust import is_from_here
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from everloop.loop.declaration import Loop
+    from everloop.loop.loop_definition import Loop
     from everloop.pipeline import Graph, Listener
 
 _LEFT_OUT = ("run", "step", "finding", "gate_result")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from everloop.errors import DataError, UsageError
-from everloop.loop.disguises import Conversion, find_date, find_number
+from everloop.loop.new_project.disguised_columns import Conversion, find_date, find_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

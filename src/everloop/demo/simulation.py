@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everloop.demo.landing import land_history, land_week, make_project
-from everloop.demo.world import CLOSES, OPENS, WEEK, World, load_world
+from everloop.demo.demo_project import land_history, land_week, make_project
+from everloop.demo.flight_world import CLOSES, OPENS, WEEK, World, load_world
 from everloop.errors import UnavailableError, UsageError
 from everloop.loop import Loop, load_project, take_turn, tick
 from everloop.loop.rollout import champion_of

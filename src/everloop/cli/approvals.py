@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from everloop.cli import wording
+from everloop.cli import formatting
 from everloop.cli.models import Reason, app as app, named_alias
 from everloop.cli.output import AsJson, Home, emit, opened, say, short, table
 
@@ -138,8 +138,8 @@ def requests(
             ids[one.id],
             f"{one.model}@{one.alias} from {one.holder or 'nobody'} to {one.version}",
             one.state,
-            f"{wording.second(one.created_at)} {one.asked_by}",
-            wording.answers(one),
+            f"{formatting.second(one.created_at)} {one.asked_by}",
+            formatting.answers(one),
             one.reason,
         )
         for one in found

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from everloop.monitoring.alarm_budget import AlarmBudget, Verdict, adjusted
 from everloop.monitoring.baseline import PREDICTION, Baseline, Reference
 from everloop.monitoring.bins import NumericBins
-from everloop.monitoring.budget import AlarmBudget, Verdict, adjusted
 from everloop.monitoring.distances import (
     DistanceName,
     distance_between,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Set
     from datetime import timedelta
 
-    from everloop.monitoring.sketch import Sketch
+    from everloop.monitoring.sketches import Sketch
     from everloop.records import Json
 
 LEAST_PSI = 0.01

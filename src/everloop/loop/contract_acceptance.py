@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from everloop.data import ContractChange
-    from everloop.loop.declaration import Loop
+    from everloop.loop.loop_definition import Loop
     from everloop.records import Contract
     from everloop.stores import Store
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 from everloop.loop.champions import deciding_metric
 from everloop.loop.live_evidence import live_evidence
 from everloop.loop.rollout import apply_answer, find_rolling, hold_release
+from everloop.loop.schema_compatibility import find_understood
 from everloop.loop.triggers import find_due
-from everloop.loop.understood import find_understood
-from everloop.loop.watching import watch
+from everloop.loop.watches import watch
 from everloop.stores.durations import parse_duration
 
 if TYPE_CHECKING:
-    from everloop.loop.declaration import Loop
+    from everloop.loop.declarations import Due, Endpoint
     from everloop.loop.gates import Answer
-    from everloop.loop.parts import Due, Endpoint
+    from everloop.loop.loop_definition import Loop
     from everloop.records import Finding, Release
     from everloop.stores import Store
 

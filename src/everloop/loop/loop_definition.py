@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import UsageError
-from everloop.loop.parts import (
+from everloop.loop.declarations import (
     AtLeast,
     Drift,
     Endpoint,
@@ -25,7 +25,7 @@ from everloop.training.metric_tasks import METRIC_TASKS, check_metric
 
 if TYPE_CHECKING:
     from everloop.data import Dataset
-    from everloop.loop.parts import Gate, Trigger, Watch
+    from everloop.loop.declarations import Gate, Trigger, Watch
     from everloop.pipeline import Step
     from everloop.training import AutoTrain
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from everloop.loop.column_report import ColumnReport
-    from everloop.loop.declaration import Loop
+    from everloop.loop.loop_definition import Loop
     from everloop.pipeline import Executor, GraphRun, Listener, Planned
     from everloop.records import GateResult, ModelVersion, Release, Run, Step
     from everloop.stores import Store
