@@ -88,7 +88,15 @@ TABLE: dict[str, dict[str, str]] = {
     },
     # Folders in which other systems keep a model: read, write and adopt.
     "model_folder": {
-        "mlflow": "everloop.integrations.mlflow:FORMAT",
+        "mlflow": "everloop.integrations.mlflow.model_folders.folder_format:FORMAT",
+    },
+    # Protocols of outside systems that the control plane speaks: (store, options) -> route handlers.
+    "server_routes": {
+        "mlflow": "everloop.integrations.mlflow.tracking_api.mounting:server_routes",
+    },
+    # Web pages that the control plane can show at `/` in place of its own: (folder) -> route handlers.
+    "server_page": {
+        "mlflow": "everloop.integrations.mlflow.tracking_api.mounting:page_routes",
     },
     "records": {
         "sqlite": "everloop.stores.records.sqlite:SqliteRecords",

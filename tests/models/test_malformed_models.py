@@ -474,7 +474,7 @@ FOLDERS: dict[str, tuple[dict[str, Any], Callable[[Callable[..., Files]], bytes]
 def test_changed_models_in_mlflow_folders_are_refused(
     attack: str, packages: Callable[..., Files], tmp_path: Path
 ) -> None:
-    from everloop.integrations.mlflow import FORMAT
+    from everloop.integrations.mlflow.model_folders.folder_format import FORMAT
 
     pytest.importorskip("yaml")
     flavors, data = FOLDERS[attack]
@@ -488,7 +488,7 @@ def test_changed_models_in_mlflow_folders_are_refused(
 
 
 def test_a_sound_mlflow_folder_is_tried_and_taken(tmp_path: Path, store: Store) -> None:
-    from everloop.integrations.mlflow import FORMAT
+    from everloop.integrations.mlflow.model_folders.folder_format import FORMAT
 
     pytest.importorskip("yaml")
     folder = tmp_path / "folder"

@@ -149,7 +149,7 @@ def _model_folder(path: Path) -> None:
 
 
 def _import_folder(path: Path) -> object:
-    from everloop.integrations.mlflow.description import read_description
+    from everloop.integrations.mlflow.model_folders.mlmodel_file import read_description
 
     folder = path.with_name(f"folder-{path.stem}")
     folder.mkdir(exist_ok=True)

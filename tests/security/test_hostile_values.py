@@ -21,12 +21,12 @@ from urllib.parse import quote, unquote, urlencode
 
 import pytest
 
-import everloop.server.mlflow as protocol
+import everloop.integrations.mlflow.tracking_api as protocol
+from everloop.integrations.mlflow.tracking_api import ROUTES
+from everloop.integrations.mlflow.tracking_api.genai.otlp import PATH as OTLP
+from everloop.integrations.mlflow.tracking_api.mlflow_app import FILES, GRAPHQL
 from everloop.server import make_app
-from everloop.server.mlflow import ROUTES
-from everloop.server.mlflow.app import FILES, GRAPHQL
-from everloop.server.mlflow.genai.otlp import PATH as OTLP
-from everloop.server.options import ServerOptions
+from everloop.server.server_options import ServerOptions
 from everloop.stores import open_store
 
 LONGEST_ANSWER = 20_000

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from everloop.server.control import ControlPlane
-from everloop.server.options import ServerOptions
+from everloop.server.control_plane import ControlPlane
+from everloop.server.server_options import ServerOptions
 from everloop.stores import Store, open_store
 
 if TYPE_CHECKING:

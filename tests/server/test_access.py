@@ -14,13 +14,13 @@ from everloop.errors import ConflictError, UsageError
 from everloop.records import ModelVersion
 from everloop.registry import find_alias
 from everloop.server.access import AccessBook, Principal
-from everloop.server.access.limiting import FailureLimit
 from everloop.server.access.passwords import hash_password, verify_password
+from everloop.server.access.rate_limits import FailureLimit
 from everloop.server.access.roles import ROLES, is_enough
-from everloop.server.app import make_app
-from everloop.server.asking import NEEDS
-from everloop.server.control import ControlPlane
-from everloop.server.options import ServerOptions
+from everloop.server.control_app import make_app
+from everloop.server.control_plane import ControlPlane
+from everloop.server.request_context import NEEDS
+from everloop.server.server_options import ServerOptions
 
 ROOTS = ("api", "ajax-api")
 PASSWORD = "correct horse battery"
@@ -130,7 +130,7 @@ def test_nobody_agrees_with_himself_by_a_token(store, guarded):
 
 
 def test_revoked_expired_and_removed_open_nothing(guarded, monkeypatch):
-    monkeypatch.setattr("everloop.server.access.checking.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("everloop.server.access.authentication.LOOK_EVERY_S", 0.0)
     place, tokens = guarded
     book = AccessBook(place.store)
     assert place.ask("GET", "/api/v1/runs", authorization=tokens["viewer"]).status == 200
@@ -227,7 +227,7 @@ def test_mlflow_clients_are_refused_in_their_own_words(guarded):
 
 
 def test_every_route_of_mlflow_needs_a_login_and_its_role(guarded):
-    from everloop.server.mlflow import ROUTES
+    from everloop.integrations.mlflow.tracking_api import ROUTES
 
     place, tokens = guarded
     least = {"read": "viewer", "write": "editor", "delete": "approver", "admin": "admin"}

@@ -19,7 +19,7 @@ import pytest
 from everloop.errors import UsageError
 from everloop.loop.rollout import start_release
 from everloop.records import Finding, ModelVersion, Run
-from everloop.server.settings import ServerSettings
+from everloop.server.server_settings import ServerSettings
 from everloop.server.supervisor import RESTART_AFTER_S, Supervisor, _Restarts
 from everloop.stores import open_store
 from everloop.testing.serving import by_row

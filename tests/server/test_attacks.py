@@ -13,11 +13,11 @@ import re
 
 import pytest
 
+from everloop.integrations.mlflow.tracking_api import ROUTES
 from everloop.records import ModelVersion
 from everloop.server.access import AccessBook
-from everloop.server.app import make_app
-from everloop.server.mlflow import ROUTES
-from everloop.server.options import ServerOptions
+from everloop.server.control_app import make_app
+from everloop.server.server_options import ServerOptions
 
 PASSWORD = "correct horse battery"
 XSS = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'"

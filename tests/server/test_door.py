@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from everloop.http.host_names import HostRule, host_name
 from everloop.http.request_guard import RequestGuard
-from everloop.server.options import ServerOptions
+from everloop.server.server_options import ServerOptions
 
 
 def talk(place, data, timeout_s=10.0):
@@ -203,7 +203,7 @@ _NAMES = [
 def test_nothing_that_is_sent_gives_a_5xx(store, serve):
     from urllib.parse import quote
 
-    from everloop.server.app import make_app
+    from everloop.server.control_app import make_app
 
     routes = [
         (method, route.path)

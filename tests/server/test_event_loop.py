@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from everloop.server.mlflow import ROUTES
+from everloop.integrations.mlflow.tracking_api import ROUTES
 from everloop.stores.records import sqlite
 from everloop.stores.records.sqlite import SqliteDatabase
 
@@ -148,7 +148,7 @@ def test_others_are_answered_while_another_program_holds_the_store(store, serve)
 
 
 def test_a_large_body_is_not_read_in_the_event_loop(store, serve, monkeypatch):
-    from everloop.server.mlflow.wire import Fields
+    from everloop.integrations.mlflow.tracking_api.codec import Fields
 
     read: list[tuple[int, bool]] = []
     real = Fields.of_body.__func__

@@ -20,8 +20,8 @@ from everloop.packages import build_package
 from everloop.records import Endpoint, Route
 from everloop.registry import register
 from everloop.server.access import AccessBook
-from everloop.server.options import ServerOptions
-from everloop.server.ports import EndpointPorts
+from everloop.server.endpoint_ports import EndpointPorts
+from everloop.server.server_options import ServerOptions
 from everloop.serving import EndpointProcess
 from everloop.serving.access.endpoint_tokens import add_token
 from everloop.serving.endpoint_state import lock_name, set_options, set_state
@@ -399,7 +399,9 @@ def test_who_may_call_an_endpoint(store, serve, tokens):
 
 
 def test_an_endpoints_token_opens_nothing_but_what_is_below_its_name(store, serve, tokens, monkeypatch):
-    monkeypatch.setattr("everloop.server.access.checking.FailureLimit.wait_s", lambda self, address, account="": 0.0)
+    monkeypatch.setattr(
+        "everloop.server.access.authentication.FailureLimit.wait_s", lambda self, address, account="": 0.0
+    )
     with standing_in(store) as endpoint, standing_in(store, "other"), serve(store) as place:
         secret = "Bearer " + add_token(store, "delays", "app")
         sleep(0.3)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from everloop.errors import StoreError, UsageError
-from everloop.server.access import AccessBook, Authenticator, CredentialsError, limiting
+from everloop.server.access import AccessBook, Authenticator, CredentialsError, rate_limits
 from everloop.server.access.client_address import client_address, read_networks
-from everloop.server.access.hash_queue import FIRST, HashQueue, HashQueueFullError
-from everloop.server.access.limiting import FailureLimit
-from everloop.server.options import ServerOptions
+from everloop.server.access.password_queue import FIRST, HashQueue, HashQueueFullError
+from everloop.server.access.rate_limits import FailureLimit
+from everloop.server.server_options import ServerOptions
 
 PASSWORD = "correct horse battery"
 HERE = "192.0.2.1"
@@ -53,7 +53,7 @@ class QuickBook(AccessBook):
 
 @pytest.fixture
 def book(store, monkeypatch) -> QuickBook:
-    monkeypatch.setattr("everloop.server.access.book.hash_password", lambda password: f"none${password}")
+    monkeypatch.setattr("everloop.server.access.users.hash_password", lambda password: f"none${password}")
     made = QuickBook(store)
     for name in ("ada", "bob"):
         made.add_user(name, {"*": "admin"}, PASSWORD)
@@ -63,7 +63,7 @@ def book(store, monkeypatch) -> QuickBook:
 @pytest.fixture
 def quick(monkeypatch) -> None:
     """Pauses of milliseconds."""
-    monkeypatch.setattr(limiting, "LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(rate_limits, "LONGEST_PAUSE_S", 0.01)
 
 
 async def status(authenticator: Authenticator, header: bytes, address: str = HERE) -> int:
@@ -118,12 +118,12 @@ def test_an_attack_on_an_account_slows_that_account_from_that_address_only():
 
 def test_guessing_is_slow():
     """From one address no more than 12 attempts a minute for an account are checked, once there were ten failures."""
-    assert limiting.LONGEST_PAUSE_S >= 5
+    assert rate_limits.LONGEST_PAUSE_S >= 5
     limit = FailureLimit()
     for _ in range(20):
         limit.failed(HERE, "ada")
     turns = [limit.turn_s(HERE, "ada") for _ in range(1000)]
-    assert sum(turn is not None for turn in turns) <= limiting.PATIENCE_S / limiting.LONGEST_PAUSE_S + 2
+    assert sum(turn is not None for turn in turns) <= rate_limits.PATIENCE_S / rate_limits.LONGEST_PAUSE_S + 2
 
 
 def test_credentials_that_were_good_before_wait_for_nobody(book):
@@ -144,7 +144,7 @@ def test_credentials_that_were_good_before_wait_for_nobody(book):
 
 def test_memory_is_bounded_and_entries_expire(monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr(limiting, "monotonic", lambda: now[0])
+    monkeypatch.setattr(rate_limits, "monotonic", lambda: now[0])
     limit = FailureLimit(most=100)
     for number in range(5000):
         limit.failed(HERE, f"user{number}" + "x" * 100_000)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.records import Endpoint
 from everloop.server.access import AccessBook
-from everloop.server.options import ServerOptions
+from everloop.server.server_options import ServerOptions
 from everloop.serving.access.endpoint_tokens import add_token, remove_token
 
 if TYPE_CHECKING:

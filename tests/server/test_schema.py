@@ -9,7 +9,7 @@ import pytest
 
 from everloop.records import Package
 from everloop.registry import register
-from everloop.server.options import ServerOptions
+from everloop.server.server_options import ServerOptions
 
 schemathesis = pytest.importorskip("schemathesis")
 

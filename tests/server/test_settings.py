@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from everloop.errors import ProjectError
-from everloop.server.options import ServerOptions
-from everloop.server.settings import ServerSettings, read_settings
+from everloop.server.server_options import ServerOptions
+from everloop.server.server_settings import ServerSettings, read_settings
 
 
 def said(folder, text):

@@ -12,10 +12,10 @@ import pytest
 
 from everloop.errors import UnavailableError
 from everloop.records import ModelVersion, Webhook
-from everloop.server.access.book import PROJECT
-from everloop.server.messages import sign
-from everloop.server.notifying import Notifier, Webhooks
-from everloop.server.options import ServerOptions
+from everloop.server.access.users import PROJECT
+from everloop.server.server_options import ServerOptions
+from everloop.server.webhooks.webhook_delivery import Notifier, Webhooks
+from everloop.server.webhooks.webhook_payloads import sign
 from everloop.stores import open_store
 from everloop.stores.backup import backup, restore
 from everloop.stores.clock import new_id

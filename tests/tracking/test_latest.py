@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from everloop.integrations.mlflow.run_import import _Known, _run
+from everloop.integrations.mlflow.tracking_api.metric_buffer import PendingMetrics
 from everloop.records import Point, Run
-from everloop.server.mlflow.pending import PendingMetrics
 from everloop.stores import FixedClock, Journal, Store, open_store
 from everloop.stores.clock import micros
 from everloop.tracking import fold, search_runs, series_of, start_run

@@ -17,7 +17,7 @@ import uvicorn
 
 from everloop.errors import UnavailableError, UsageError
 from everloop.records import Run
-from everloop.server.app import make_app
+from everloop.server.control_app import make_app
 from everloop.stores import Store, open_store
 from everloop.stores.journals import list_journals
 from everloop.tracking import read_metrics, start_run

@@ -100,7 +100,7 @@ def keep_up(store: Store, folder: Path, *, port: int | None = None, every: float
     import threading
 
     from everloop.server import Supervisor
-    from everloop.server.settings import read_settings
+    from everloop.server.server_settings import read_settings
 
     supervisor = Supervisor(store, folder, settings=read_settings(folder).changed(port=port), every_s=every)
 

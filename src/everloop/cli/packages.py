@@ -154,10 +154,10 @@ def adopt(
 ) -> None:
     """Make a package of a model that MLflow's client has logged and registered, so that it is served like any other."""
     from everloop import plugins
+    from everloop.integrations.mlflow.tracking_api import ArtifactPlaces, open_folder
+    from everloop.integrations.mlflow.tracking_api.model_version_routes import files_of
     from everloop.packages import get_package
     from everloop.registry import get_version
-    from everloop.server.mlflow import ArtifactPlaces, open_folder
-    from everloop.server.mlflow.versions import files_of
 
     with opened(home) as store:
         known = get_version(store, version)

@@ -73,9 +73,9 @@ def server(
     import logging
     import sys
 
-    from everloop.server.control import ControlPlane
-    from everloop.server.options import MEGABYTE
-    from everloop.server.settings import read_settings
+    from everloop.server.control_plane import ControlPlane
+    from everloop.server.server_options import MEGABYTE
+    from everloop.server.server_settings import read_settings
     from everloop.stores import open_store
 
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")

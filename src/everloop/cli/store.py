@@ -238,8 +238,8 @@ def restore(
 
 def _without_key(home: Path) -> list[str]:
     """The webhooks of a home whose secrets cannot be opened."""
-    from everloop.server.notifying import Webhooks
-    from everloop.server.options import ServerOptions
+    from everloop.server.server_options import ServerOptions
+    from everloop.server.webhooks.webhook_delivery import Webhooks
     from everloop.stores import open_store
 
     with open_store(home, create=False) as store:

@@ -9,7 +9,7 @@ import typer
 from everloop.cli.output import AsJson, Home, emit, messages, opened, say, table
 
 if TYPE_CHECKING:
-    from everloop.server.notifying import Webhooks
+    from everloop.server.webhooks.webhook_delivery import Webhooks
     from everloop.stores import Store
 
 app = typer.Typer(
@@ -116,7 +116,7 @@ def rm(name: str, home: Home = None, json: AsJson = False) -> None:
 
 
 def _hooks(store: Store, networks: list[str] | None = None) -> Webhooks:
-    from everloop.server.notifying import Webhooks
-    from everloop.server.options import ServerOptions
+    from everloop.server.server_options import ServerOptions
+    from everloop.server.webhooks.webhook_delivery import Webhooks
 
     return Webhooks(store, ServerOptions(webhook_networks=tuple(networks or ())))

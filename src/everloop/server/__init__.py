@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 from everloop.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from everloop.server.app import make_app as make_app
-    from everloop.server.control import ControlPlane as ControlPlane
-    from everloop.server.options import ServerOptions as ServerOptions
+    from everloop.server.control_app import make_app as make_app
+    from everloop.server.control_plane import ControlPlane as ControlPlane
+    from everloop.server.server_options import ServerOptions as ServerOptions
     from everloop.server.supervisor import Supervisor as Supervisor
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "app": ["make_app"],
-        "control": ["ControlPlane"],
-        "options": ["ServerOptions"],
+        "control_app": ["make_app"],
+        "control_plane": ["ControlPlane"],
+        "server_options": ["ServerOptions"],
         "supervisor": ["Supervisor"],
     },
 )

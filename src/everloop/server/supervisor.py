@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 from everloop.errors import EverloopError
 from everloop.records import Endpoint
-from everloop.server.control import ControlPlane
-from everloop.server.ports import EndpointPorts
-from everloop.server.settings import ServerSettings
+from everloop.server.control_plane import ControlPlane
+from everloop.server.endpoint_ports import EndpointPorts
+from everloop.server.server_settings import ServerSettings
 
 if TYPE_CHECKING:
     from everloop.serving import EndpointProcess

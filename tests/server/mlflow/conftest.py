@@ -93,8 +93,8 @@ def served(tmp_path_factory):
     import uvicorn
     from litestar import Litestar, get
 
-    from everloop.server.mlflow import ArtifactPlaces, ArtifactRoot, make_routes
-    from everloop.server.options import ServerOptions
+    from everloop.integrations.mlflow.tracking_api import ArtifactPlaces, ArtifactRoot, make_routes
+    from everloop.server.server_options import ServerOptions
 
     @get("/health", sync_to_thread=False)
     def health() -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from everloop.server.mlflow.graphql.schema import TEXT
+from everloop.integrations.mlflow.tracking_api.graphql.mlflow_schema import TEXT
 
 Step = tuple[str, str, Any, tuple[str, str] | None]
 BIG = "x" * 7000

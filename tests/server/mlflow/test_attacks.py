@@ -6,8 +6,8 @@ from urllib.parse import quote
 
 import pytest
 
-from everloop.server.mlflow.files.root import ArtifactRoot, safe_parts
-from everloop.server.mlflow.wire import MlflowError
+from everloop.integrations.mlflow.tracking_api.codec import MlflowError
+from everloop.integrations.mlflow.tracking_api.files.local_files import ArtifactRoot, safe_parts
 
 PROXY = "/api/2.0/mlflow-artifacts/artifacts"
 ESCAPES = [

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from everloop import plugins
+from everloop.integrations.mlflow.tracking_api import ArtifactPlaces, ArtifactRoot
+from everloop.integrations.mlflow.tracking_api.model_version_routes import files_of
+from everloop.integrations.mlflow.tracking_api.serializers import record_id
 from everloop.records import Endpoint, ModelVersion, Route, Run
 from everloop.registry.history import alias_history
 from everloop.registry.model_versions import get_version
-from everloop.server.mlflow import ArtifactPlaces, ArtifactRoot
-from everloop.server.mlflow.reply import record_id
-from everloop.server.mlflow.versions import files_of
-from everloop.server.options import ServerOptions
+from everloop.server.server_options import ServerOptions
 from everloop.serving import EndpointProcess
 from everloop.stores import open_store
 from everloop.tracking import read_metrics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from everloop.server.mlflow.page import dataset_summaries
+from everloop.integrations.mlflow.tracking_api.web_page import dataset_summaries
 
 PATHS = [
     f"/{root}/{path}/experiments/search-datasets"

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from everloop.integrations.mlflow.tracking_api.serializers import record_id
 from everloop.records import EvaluationDataset, EvaluationRow
-from everloop.server.mlflow.reply import record_id
 
 pytest.importorskip("opentelemetry.proto")
 

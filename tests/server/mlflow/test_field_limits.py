@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from everloop.server.mlflow.field_limits import (
+from everloop.integrations.mlflow.tracking_api.codec import Fields, MlflowError
+from everloop.integrations.mlflow.tracking_api.field_limits import (
     ELEMENTS,
     LISTS,
     LONGEST_TEXT,
@@ -14,8 +15,7 @@ from everloop.server.mlflow.field_limits import (
     most_characters_each,
     most_elements,
 )
-from everloop.server.mlflow.names import BATCH_BYTES, LONGEST_MODEL_TAG, LONGEST_TAG
-from everloop.server.mlflow.wire import Fields, MlflowError
+from everloop.integrations.mlflow.tracking_api.name_rules import BATCH_BYTES, LONGEST_MODEL_TAG, LONGEST_TAG
 
 
 @pytest.mark.parametrize("name", [*TEXTS, "anything_else"])

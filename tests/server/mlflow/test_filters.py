@@ -7,8 +7,8 @@ from contextlib import suppress
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from everloop.server.mlflow.filters import Grammar, Term, parse_filter, parse_order
-from everloop.server.mlflow.wire import MlflowError
+from everloop.integrations.mlflow.tracking_api.codec import MlflowError
+from everloop.integrations.mlflow.tracking_api.filter_strings import Grammar, Term, parse_filter, parse_order
 from everloop.stores.records.like_patterns import is_like
 
 GRAMMAR = Grammar(

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
-from everloop.server.mlflow import ROUTES
+from everloop.integrations.mlflow.tracking_api import ROUTES
 
 EXAMPLES = int(os.environ.get("EVERLOOP_FUZZ", "5"))
 FIELDS = (

@@ -10,9 +10,9 @@ import time
 import pytest
 
 from everloop.errors import UnavailableError
-from everloop.server.mlflow import access_of
-from everloop.server.mlflow.asking import Route
-from everloop.server.mlflow.graphql import answering
+from everloop.integrations.mlflow.tracking_api import access_of
+from everloop.integrations.mlflow.tracking_api.graphql import query_execution
+from everloop.integrations.mlflow.tracking_api.handler_context import Route
 
 RUN = "query q($id: String) { mlflowGetRun(input: {runId: $id}) { run { %s } } }"
 ECHO = 'test(inputString: "x") { output }'
@@ -79,9 +79,11 @@ def test_many_runs_ask_for_their_versions_together(api, ask, monkeypatch):
     for run in made[:2]:
         api.post("model-versions/create", name="together", source="s3://b/x", run_id=run)
     asked = []
-    looked = answering.Query._look_up
-    monkeypatch.setattr(answering.Query, "_look_up", lambda query, ids: (asked.append(list(ids)), looked(query, ids)))
-    monkeypatch.setattr(answering, "_RUNS_PER_SEARCH", 3)
+    looked = query_execution.Query._look_up
+    monkeypatch.setattr(
+        query_execution.Query, "_look_up", lambda query, ids: (asked.append(list(ids)), looked(query, ids))
+    )
+    monkeypatch.setattr(query_execution, "_RUNS_PER_SEARCH", 3)
     query = "{ mlflowSearchRuns(input: {experimentIds: [%s]}) { runs { info { runId } modelVersions { version } } } }"
     found = _data(ask(query % json.dumps(experiment)))["mlflowSearchRuns"]["runs"]
     assert {one["info"]["runId"]: len(one["modelVersions"]) for one in found} == {
@@ -234,7 +236,7 @@ def test_only_json_by_post_is_a_query(api):
 
 
 def test_aliases_do_not_multiply_what_a_search_may_give(api, ask, monkeypatch):
-    monkeypatch.setattr(answering, "MOST_VALUES", 500)
+    monkeypatch.setattr(query_execution, "MOST_VALUES", 500)
     experiment = api.post("experiments/create", name="multiplied")["experiment_id"]
     for _ in range(10):
         api.run(experiment)
@@ -249,11 +251,11 @@ def test_each_root_field_stands_by_the_role_of_its_route(served, monkeypatch):
     """The address lets viewers in; a field whose route needs more does not become readable by that."""
     from litestar.exceptions import PermissionDeniedException
 
-    from everloop.server.mlflow.wire import Fields
+    from everloop.integrations.mlflow.tracking_api.codec import Fields
 
-    known = answering.ROOTS
+    known = query_execution.ROOTS
     assert {route.access for route in known.values()} == {"read"}
-    kinds = answering.schema()
+    kinds = query_execution.schema()
     fields = {*kinds.query_type.fields, *kinds.mutation_type.fields}
     assert fields == {*known, "test", "testMutation"}
     asked = []
@@ -264,28 +266,28 @@ def test_each_root_field_stands_by_the_role_of_its_route(served, monkeypatch):
 
     for name in known:
         kind = "query" if name in kinds.query_type.fields else "mutation"
-        said = answering.answer_query(Fields({"query": f"{kind} {{ {name} {{ __typename }} }}"}), refuse)
+        said = query_execution.answer_query(Fields({"query": f"{kind} {{ {name} {{ __typename }} }}"}), refuse)
         assert said == {"data": {name: None}, "errors": ["not for you"]}
     assert asked == ["read"] * len(known)
 
 
 def test_what_goes_wrong_inside_is_not_told(caplog):
-    from everloop.server.mlflow.wire import Fields
+    from everloop.integrations.mlflow.tracking_api.codec import Fields
 
     def fails(route: Route, said: Fields):
         raise error
 
     fields = Fields({"query": '{ mlflowGetRun(input: {runId: "x"}) { run { info { runId } } } }'})
     error: Exception = KeyError("a secret")
-    said = answering.answer_query(fields, fails)
+    said = query_execution.answer_query(fields, fails)
     assert said == {"data": {"mlflowGetRun": None}, "errors": ["The server could not answer."]}
     assert "a secret" in caplog.text
     error = UnavailableError("The store is away.")
-    assert answering.answer_query(fields, fails)["errors"] == ["The store is away."]
+    assert query_execution.answer_query(fields, fails)["errors"] == ["The store is away."]
 
 
 def test_the_library_comes_with_the_first_query():
-    code = (
-        "import sys, everloop.server.mlflow.app, everloop.server.mlflow.mounting; assert 'graphql' not in sys.modules"
-    )
+    modules = "mlflow_app", "mounting"
+    code = "\n".join(f"import everloop.integrations.mlflow.tracking_api.{name}" for name in modules)
+    code += "\nimport sys; assert 'graphql' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from everloop.errors import UsageError
-from everloop.server.mlflow.page.site import MlflowPage
-from everloop.server.options import ServerOptions
+from everloop.integrations.mlflow.tracking_api.web_page.page_files import MlflowPage
+from everloop.server.server_options import ServerOptions
 from everloop.stores import open_store
 
 HERE = Path(__file__).parent

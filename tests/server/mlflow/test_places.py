@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from everloop.server.mlflow import ArtifactPlaces, ArtifactRoot
-from everloop.server.mlflow.wire import MlflowError
+from everloop.integrations.mlflow.tracking_api import ArtifactPlaces, ArtifactRoot
+from everloop.integrations.mlflow.tracking_api.codec import MlflowError
 
 EVERLOOP = [sys.executable, "-c", "from everloop.cli import main; main()"]
 REFUSED = [

@@ -309,7 +309,7 @@ def test_what_people_think_counts_for_the_whole_session(asked):
 def test_no_pattern_holds_the_server_up(asked):
     import time
 
-    from everloop.server.mlflow.patterns import fits
+    from everloop.integrations.mlflow.tracking_api.regex_filters import fits
     from everloop.stores.records.like_patterns import is_like
 
     begun = time.monotonic()
@@ -389,7 +389,7 @@ def test_figures_by_groups_and_buckets(asked):
 def test_percentiles_are_numpys():
     import numpy as np
 
-    from everloop.server.mlflow.genai.trace_metrics import Aggregation
+    from everloop.integrations.mlflow.tracking_api.genai.trace_metrics import Aggregation
 
     values = np.random.default_rng(0).normal(size=57).tolist()
     for percentile in (0, 0.1, 12.5, 50, 95, 99.9, 100):
@@ -427,7 +427,7 @@ def test_figures_that_there_are_not(api, fields):
 
 def test_correlations():
     """Values of MLflow's own `calculate_npmi_from_counts`."""
-    from everloop.server.mlflow.genai.trace_correlation import npmi
+    from everloop.integrations.mlflow.tracking_api.genai.trace_correlation import npmi
 
     for counts, plain, smoothed in (
         ((6, 6, 7, 10), 0.6982322877799215, 0.5404578674731575),

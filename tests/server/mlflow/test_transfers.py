@@ -11,13 +11,13 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 
+from everloop.integrations.mlflow.tracking_api import ArtifactPlaces, ArtifactRoot
+from everloop.integrations.mlflow.tracking_api.codec import Fields, MlflowError
+from everloop.integrations.mlflow.tracking_api.files.bucket_files import ArtifactBucket
+from everloop.integrations.mlflow.tracking_api.files.multipart_uploads import Uploads
+from everloop.integrations.mlflow.tracking_api.files.presigned_urls import Sealed, Seals
 from everloop.server.access import AccessBook
-from everloop.server.mlflow import ArtifactPlaces, ArtifactRoot
-from everloop.server.mlflow.files.bucket import ArtifactBucket
-from everloop.server.mlflow.files.parts import Uploads
-from everloop.server.mlflow.files.seals import Sealed, Seals
-from everloop.server.mlflow.wire import Fields, MlflowError
-from everloop.server.options import ServerOptions
+from everloop.server.server_options import ServerOptions
 
 MPU = "/api/2.0/mlflow-artifacts/mpu"
 PROXY = "/api/2.0/mlflow-artifacts/artifacts"

@@ -18,7 +18,7 @@ import pytest
 
 from everloop.records import Package
 from everloop.registry import register, tag
-from everloop.server.messages import EXAMPLES
+from everloop.server.webhooks.webhook_payloads import EXAMPLES
 from everloop.stores import open_store
 
 EVERLOOP = [sys.executable, "-c", "from everloop.cli import main; main()"]

@@ -9,13 +9,13 @@ import time
 
 import pytest
 
+from everloop.integrations.mlflow.tracking_api import ROUTES, access_of
+from everloop.integrations.mlflow.tracking_api.serializers import record_id
 from everloop.loop import promote
 from everloop.records import Endpoint, ModelVersion, RegisteredModel, Run
 from everloop.registry import aliases
 from everloop.registry.approvals import set_policy
 from everloop.registry.history import alias_history
-from everloop.server.mlflow import ROUTES, access_of
-from everloop.server.mlflow.reply import record_id
 from everloop.stores import open_store
 from everloop.tracking import read_metrics, start_run
 
@@ -268,9 +268,9 @@ def test_every_route_says_its_access():
 
 
 def test_metrics_reach_the_record_when_a_process_dies_in_between(tmp_path):
+    from everloop.integrations.mlflow.tracking_api.codec import moment_at
+    from everloop.integrations.mlflow.tracking_api.metric_buffer import PendingMetrics
     from everloop.records import Point
-    from everloop.server.mlflow.pending import PendingMetrics
-    from everloop.server.mlflow.wire import moment_at
     from everloop.tracking import series_of
 
     with open_store(tmp_path, project="p") as store:

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING
 from everloop.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from everloop.server.access.book import AccessBook as AccessBook
-    from everloop.server.access.checking import Authenticator as Authenticator, CredentialsError as CredentialsError
+    from everloop.server.access.authentication import (
+        Authenticator as Authenticator,
+        CredentialsError as CredentialsError,
+    )
     from everloop.server.access.roles import Principal as Principal, is_enough as is_enough
+    from everloop.server.access.users import AccessBook as AccessBook
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "book": ["AccessBook"],
-        "checking": ["Authenticator", "CredentialsError"],
+        "authentication": ["Authenticator", "CredentialsError"],
         "roles": ["Principal", "is_enough"],
+        "users": ["AccessBook"],
     },
 )

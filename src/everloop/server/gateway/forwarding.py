@@ -19,14 +19,14 @@ from litestar.handlers import asgi
 from litestar.types import Receive, Scope, Send
 
 from everloop.http.body_limits import BodyError
-from everloop.server.answers import error_content, send_refusal
-from everloop.server.asking import BODY, BODY_KIND, CALLER, CALLERS, NEEDS, demand
-from everloop.server.gateway.targets import PREFIX, Target, Targets, split_path
-from everloop.server.gateway.upstream import Pool, Upstream, UpstreamError
+from everloop.server.error_responses import error_content, send_refusal
+from everloop.server.gateway.endpoint_addresses import PREFIX, Target, Targets, split_path
+from everloop.server.gateway.upstream_client import Pool, Upstream, UpstreamError
+from everloop.server.request_context import BODY, BODY_KIND, CALLER, CALLERS, NEEDS, demand
 
 if TYPE_CHECKING:
     from everloop.http.body_limits import BodyWatch
-    from everloop.server.options import ServerOptions
+    from everloop.server.server_options import ServerOptions
 
 GATHERED_BYTES = 256 * 1024
 """How much of a body is gathered before the endpoint is asked, so that slow clients hold no connection to it."""

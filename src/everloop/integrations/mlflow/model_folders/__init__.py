@@ -1,0 +1,1 @@
+"""MLflow's model folders, read and written without MLflow."""

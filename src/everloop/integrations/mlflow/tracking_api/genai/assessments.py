@@ -1,0 +1,101 @@
+"""What people and programs think of a trace: feedback, expectations, issues."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from everloop.integrations.mlflow.tracking_api.codec import invalid, missing, not_found
+from everloop.integrations.mlflow.tracking_api.genai.traces import (
+    check_assessment_size,
+    kept_assessment,
+    new_assessment,
+    time_text,
+    trace_of,
+)
+from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Route
+from everloop.records import Trace
+
+if TYPE_CHECKING:
+    from everloop.records import Json
+
+_CHANGEABLE = frozenset({"assessment_name", "feedback", "expectation", "issue", "rationale", "metadata", "valid"})
+
+
+def create_assessment(ask: Ask) -> Mapping[str, Any]:
+    said = ask.fields.raw("assessment")
+    if said is None:
+        raise missing("assessment")
+    store, name = ask.store, ask.path["trace_id"]
+    made = new_assessment(store, name, said)
+    with store.records.transaction():
+        trace = trace_of(store, name)
+        others = trace.assessments
+        overridden = made.get("overrides")
+        if overridden:
+            _find(trace, str(overridden))
+            others = tuple({**one, "valid": False} if one["assessment_id"] == overridden else one for one in others)
+        if any(one["assessment_id"] == made["assessment_id"] for one in others):
+            raise invalid("assessment_id", made["assessment_id"], "There is one already.")
+        store.records.update(replace(trace, assessments=(*others, made)))
+    return {"assessment": made}
+
+
+def get_assessment(ask: Ask) -> Mapping[str, Any]:
+    return {"assessment": _find(trace_of(ask.store, ask.path["trace_id"]), ask.path["assessment_id"])}
+
+
+def update_assessment(ask: Ask) -> Mapping[str, Any]:
+    said = ask.fields.raw("assessment")
+    if not isinstance(said, dict):
+        raise invalid("assessment", said)
+    check_assessment_size(said)
+    mask = ask.fields.text("update_mask")
+    changed = {re.sub(r"[A-Z]", lambda found: f"_{found[0].lower()}", path.strip()) for path in mask.split(",")}
+    if unknown := changed - _CHANGEABLE:
+        raise invalid("update_mask", mask, f"'{min(unknown)}' cannot be changed.")
+    store = ask.store
+    with store.records.transaction():
+        trace = trace_of(store, ask.path["trace_id"])
+        known = _find(trace, ask.path["assessment_id"])
+        kept = kept_assessment(said)
+        new: dict[str, Json] = {**known, **{name: kept[name] for name in changed if name in kept}}
+        if "metadata" in changed:
+            new["metadata"] = {**(known.get("metadata") or {}), **(said.get("metadata") or {})}
+        new["last_update_time"] = time_text(store.now())
+        _put(ask, trace, [new if one is known else one for one in trace.assessments])
+    return {"assessment": new}
+
+
+def delete_assessment(ask: Ask) -> Mapping[str, Any]:
+    with ask.store.records.transaction():
+        trace = trace_of(ask.store, ask.path["trace_id"])
+        gone = ask.path["assessment_id"]
+        known = [one for one in trace.assessments if one["assessment_id"] == gone]
+        overridden = known[0].get("overrides") if known else None
+        left = [one for one in trace.assessments if one["assessment_id"] != gone]
+        # What it had overridden counts again.
+        _put(ask, trace, [{**one, "valid": True} if one["assessment_id"] == overridden else one for one in left])
+    return {}
+
+
+def _put(ask: Ask, trace: Trace, assessments: list[dict[str, Any]]) -> None:
+    ask.store.records.update(replace(trace, assessments=tuple(assessments)))
+
+
+def _find(trace: Trace, name: str) -> dict[str, Any]:
+    for one in trace.assessments:
+        if one["assessment_id"] == name:
+            return one
+    raise not_found(f"Assessment with ID '{name[:200]}' not found for trace '{trace.trace_id}'")
+
+
+_ONE = "3.0/mlflow/traces/{trace_id}/assessments/{assessment_id}"
+ROUTES = (
+    Route("POST", "3.0/mlflow/traces/{trace_id}/assessments", create_assessment, "write"),
+    Route("GET", _ONE, get_assessment, "read"),
+    Route("PATCH", _ONE, update_assessment, "write"),
+    Route("DELETE", _ONE, delete_assessment, "write"),
+)

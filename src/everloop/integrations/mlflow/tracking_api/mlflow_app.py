@@ -1,0 +1,412 @@
+"""The whole protocol as one ASGI application: finds the route, reads the request, answers or says what is wrong.
+
+It is bare ASGI because a client logs one metric per request: what stands between the socket and the handler is a
+table look-up, one JSON decoding and the way to a thread. The event loop never waits for the store: other programs may
+hold it, its disk may be slow, and a search may read much. See `worker_threads`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sqlite3
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from everloop.errors import EverloopError, StoreError
+from everloop.integrations.mlflow.tracking_api import (
+    artifact_routes,
+    experiment_routes,
+    logged_model_routes,
+    metric_history_routes,
+    model_version_routes,
+    registered_model_routes,
+    run_logging_routes,
+    run_routes,
+    run_search_routes,
+    server_info_routes,
+    transfer_routes,
+    webhook_handlers,
+)
+from everloop.integrations.mlflow.tracking_api.approved_files import check_changeable
+from everloop.integrations.mlflow.tracking_api.codec import Fields, MlflowError, error_body, translated
+from everloop.integrations.mlflow.tracking_api.field_limits import LONGEST_ID
+from everloop.integrations.mlflow.tracking_api.files import presigned_urls
+from everloop.integrations.mlflow.tracking_api.files.allowed_locations import ArtifactPlaces
+from everloop.integrations.mlflow.tracking_api.files.artifact_location import LONGEST_PATH
+from everloop.integrations.mlflow.tracking_api.files.artifact_proxy import (
+    Receive,
+    Scope,
+    Send,
+    answer,
+    answer_file,
+    answer_json,
+    download,
+    upload,
+)
+from everloop.integrations.mlflow.tracking_api.files.presigned_urls import Seals
+from everloop.integrations.mlflow.tracking_api.genai import (
+    assessments,
+    dataset_rows,
+    datasets,
+    otlp,
+    scorers,
+    trace_correlation,
+    trace_files,
+    trace_metrics,
+    trace_search,
+    traces,
+    traces_v2,
+)
+from everloop.integrations.mlflow.tracking_api.handler_context import (
+    LARGE_BODY,
+    Ask,
+    Attachment,
+    Finder,
+    Handler,
+    Route,
+)
+from everloop.integrations.mlflow.tracking_api.metric_buffer import PendingMetrics
+from everloop.integrations.mlflow.tracking_api.web_page import ai_gateway, dataset_summaries, promptlab
+from everloop.integrations.mlflow.tracking_api.worker_threads import WorkerThreads
+from everloop.server.request_context import AUTH, STORE, demand
+from everloop.server.request_values import check_text
+from everloop.server.server_options import ServerOptions
+from everloop.server.storage_errors import no_space_error
+
+if TYPE_CHECKING:
+    from everloop.integrations.mlflow.tracking_api.files.artifact_location import ArtifactFolder
+    from everloop.stores import Store
+
+ROUTES: tuple[Route, ...] = (
+    *experiment_routes.ROUTES,
+    *dataset_summaries.ROUTES,
+    *run_routes.ROUTES,
+    *run_logging_routes.ROUTES,
+    *run_search_routes.ROUTES,
+    *metric_history_routes.ROUTES,
+    *artifact_routes.ROUTES,
+    *transfer_routes.ROUTES,
+    *logged_model_routes.ROUTES,
+    *registered_model_routes.ROUTES,
+    *model_version_routes.ROUTES,
+    *traces.ROUTES,
+    *trace_search.ROUTES,
+    *trace_metrics.ROUTES,
+    *trace_correlation.ROUTES,
+    *trace_files.ROUTES,
+    *traces_v2.ROUTES,
+    *scorers.ROUTES,
+    *assessments.ROUTES,
+    *datasets.ROUTES,
+    *dataset_rows.ROUTES,
+    *webhook_handlers.ROUTES,
+    *promptlab.ROUTES,
+    *ai_gateway.ROUTES,
+    *server_info_routes.ROUTES,
+)
+MOUNTS = ("/api/2.0/mlflow", "/api/2.0mlflow", "/api/2.0/mlflow-artifacts", "/api/3.0/mlflow")
+GRAPHQL = "/graphql"
+FILES = {"/get-artifact": artifact_routes.run_file, "/model-versions/get-artifact": artifact_routes.version_file}
+STALE_S = 7 * 86_400.0
+"""After so long without a change a draft of an upload is taken for one that nobody will finish."""
+_SHORT = 1 << 16
+"""Bytes of a body that is read as JSON in less than a millisecond."""
+_PREFIXES = ("/ajax-api/", "/api/")
+_log = logging.getLogger("everloop.server")
+
+_ROLES = {"read": "viewer", "write": "editor", "delete": "approver", "admin": "admin"}
+
+
+class Table:
+    """Finds the route of a request."""
+
+    def __init__(self, routes: tuple[Route, ...]) -> None:
+        self._plain = {(route.method, route.path): route for route in routes if "{" not in route.path}
+        self._others = [(re.compile(_pattern(route.path)), route) for route in routes if "{" in route.path]
+        self._paths = {route.path for route in routes}
+
+    def find(self, method: str, path: str) -> tuple[Route, Mapping[str, str]] | None:
+        """The route and the parts of the path that its template names; they are still as HTTP spells them."""
+        if route := self._plain.get((method, path)):
+            return route, {}
+        for pattern, route in self._others:
+            if route.method == method and (found := pattern.fullmatch(path)):
+                return route, found.groupdict()
+        return None
+
+    def knows(self, path: str) -> bool:
+        """Whether there is a route here for any method."""
+        return path in self._paths or any(pattern.fullmatch(path) for pattern, _ in self._others)
+
+
+def access_of(method: str, path: str) -> str | None:
+    """What a request's path needs: `read`, `write`, `delete` or `admin`; None where there is no such route."""
+    if path in (*FILES, *(f"/ajax-api{name}" for name in FILES)) and method == "GET":
+        return "read"
+    if path == otlp.PATH:
+        return "write" if method == "POST" else None
+    if path == GRAPHQL:
+        return "read" if method == "POST" else None
+    inner = _inner(path)
+    found = _TABLE.find(method, inner) if inner is not None else None
+    return found[0].access if found else None
+
+
+class MlflowApp:
+    """MLflow's protocol over one store.
+
+    Behind the control plane's door it writes in the name of whoever asks, and asks for the role that each route
+    needs by the route that it has found itself.
+    """
+
+    def __init__(self, store: Store, artifacts: ArtifactPlaces, options: ServerOptions | None = None) -> None:
+        self.store = store
+        self.options = options or ServerOptions()
+        self.artifacts = artifacts
+        self.threads = WorkerThreads()
+        self.pending = PendingMetrics(self.threads.later)
+        self.seals = Seals()
+        self._begun: set[str] = set()
+        artifacts.sweep(STALE_S)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._serve(scope, receive, send)
+        except EverloopError as error:
+            said = translated(no_space_error(error) or error)
+            if said.status >= 500 and said.code not in ("NOT_IMPLEMENTED", "RESOURCE_EXHAUSTED"):
+                _log.error("%s %s: %s", scope["method"], _raw_path(scope), said.message)
+            await answer(send, said.status, error_body(said))
+        except (
+            OSError,
+            sqlite3.Error,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            if (full := no_space_error(error)) is not None:
+                said = translated(full)
+                await answer(send, said.status, error_body(said))
+                return
+            # The last line: what went wrong here is for the log, not for whoever asked.
+            _log.exception("%s %s failed", scope["method"], _raw_path(scope))
+            await answer(send, 500, error_body(MlflowError("The server could not answer.", "INTERNAL_ERROR")))
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # A client whose server's address ends in a slash asks for `//get-artifact`.
+        raw, method = "/" + _raw_path(scope).lstrip("/"), scope["method"]
+        head = method == "HEAD"
+        if file := FILES.get(raw.removeprefix("/ajax-api")):
+            if method != "GET":
+                raise _not_allowed(method)
+            fields = Fields.of_query(scope["query_string"])
+            folder, within = await self.threads.short(lambda: file(self._ask(scope, "read", fields)))
+            await download(folder, within, scope, send)
+            return
+        if raw == otlp.PATH:
+            await self._spans(scope, receive, send)
+            return
+        if raw == presigned_urls.PATH:
+            # Not `_ask`: the address itself is the right.
+            fields = Fields.of_query(scope["query_string"])
+            ask = Ask(self.store, fields, self.artifacts, self.pending, seals=self.seals)
+            await transfer_routes.use_address(ask, scope, receive, send, self.threads)
+            return
+        if raw == GRAPHQL:
+            await self._graphql(scope, receive, send)
+            return
+        inner = _inner(raw)
+        found = _TABLE.find("GET" if head else method, inner) if inner is not None else None
+        if found is None:
+            if inner is not None and _TABLE.knows(inner):
+                raise _not_allowed(method)
+            raise MlflowError(f"There is no {method} {raw[:200]} here.", "ENDPOINT_NOT_FOUND")
+        route, spelled = found
+        path = {name: _decoded(part) for name, part in spelled.items()}
+        for name, part in path.items():
+            check_text(name, part, LONGEST_PATH if name == "path" else LONGEST_ID)
+        if route.streams:
+            await self._stream(route, path, scope, receive, send)
+            return
+        if AUTH in scope:
+            # Before the body is read.
+            demand(scope, _ROLES[route.access])
+        if method == "GET":
+            fields, size = Fields.of_query(scope["query_string"]), 0
+        else:
+            body = await _body(receive, route.body_bytes)
+            _check_content_type(scope, body)
+            size = len(body)
+            fields = Fields.of_body(body) if size <= _SHORT else await self.threads.long(lambda: Fields.of_body(body))
+        handler = cast("Handler", route.handler)
+
+        def answered() -> bytes:
+            return msgspec.json.encode(handler(self._ask(scope, route.access, fields, path, size)))
+
+        if route.slow:
+            await self.threads.short(self.pending.fold_all)
+        await answer(send, 200, await (self.threads.long if route.slow else self.threads.short)(answered))
+
+    def _ask(
+        self, scope: Scope, access: str, fields: Fields, path: Mapping[str, str] | None = None, size: int = 0
+    ) -> Ask:
+        if AUTH in scope:
+            demand(scope, _ROLES[access])
+        store = (scope.get("state") or {}).get(STORE, self.store)
+        if store.project not in self._begun:
+            # A full disk is no reason not to read.
+            with suppress(StoreError):
+                experiment_routes.default_experiment(store, self.artifacts.of_experiment(0))
+                self._begun.add(store.project)
+        return Ask(
+            store,
+            fields,
+            self.artifacts,
+            self.pending,
+            path or {},
+            size,
+            self.options,
+            self.seals,
+            self.options.public_url or _origin(scope),
+        )
+
+    async def _spans(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            raise _not_allowed(scope["method"])
+        body = await _body(receive)
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        await self.threads.long(
+            lambda: otlp.take_spans(self._ask(scope, "write", Fields({}), size=len(body)).store, headers, body)
+        )
+        # An empty message is an answer of its own kind: everything was taken.
+        await answer(send, 200, b"", otlp.PROTOBUF.encode())
+
+    async def _stream(self, route: Route, path: Mapping[str, str], scope: Scope, receive: Receive, send: Send) -> None:
+        size = _length(scope)
+        fields, find = Fields.of_query(scope["query_string"]), cast("Finder", route.handler)
+
+        def find_place() -> tuple[ArtifactFolder, str] | Attachment:
+            ask = self._ask(scope, route.access, fields, path, size)
+            found = find(ask)
+            if route.method != "GET" and not isinstance(found, Attachment):
+                check_changeable(ask.store, ask.artifacts, *found)
+            return found
+
+        found = await (self.threads.long if route.slow else self.threads.short)(find_place)
+        if isinstance(found, Attachment):
+            await answer_file(send, found.name, found.body)
+            return
+        folder, within = found
+        if route.method == "GET":
+            await download(folder, within, scope, send)
+        else:
+            await upload(folder, within, receive)
+            await answer_json(send, {})
+
+    async def _graphql(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            raise _not_allowed(scope["method"])
+        if AUTH in scope:
+            demand(scope, _ROLES["read"])
+        # With the first query, since few servers are ever asked one.
+        from everloop.integrations.mlflow.tracking_api import graphql
+
+        body = await _body(receive, graphql.LARGEST_BODY)
+        _check_content_type(scope, body)
+        # What is wrong with a variable stands among the errors of the answer.
+        fields = await self.threads.long(lambda: Fields.of_body(body, nul=True, depth=graphql.MOST_DEPTH))
+
+        def ask_route(route: Route, said: Fields) -> Mapping[str, Any]:
+            handler, ask = cast("Handler", route.handler), self._ask(scope, route.access, said)
+            # What is short may need metrics on their way, which are in the thread of short handlers.
+            return handler(ask) if route.slow else self.threads.short_now(lambda: handler(ask))
+
+        def answered() -> bytes:
+            return msgspec.json.encode(graphql.answer_query(fields, ask_route))
+
+        await self.threads.short(self.pending.fold_all)
+        await answer(send, 200, await self.threads.long(answered))
+
+
+def _pattern(template: str) -> str:
+    parts = re.split(r"\{(\w+)\}", template)
+    return "".join(
+        re.escape(part) if index % 2 == 0 else f"(?P<{part}>{'.+' if part == 'path' else '[^/]+'})"
+        for index, part in enumerate(parts)
+    )
+
+
+_TABLE = Table(ROUTES)
+
+
+def _not_allowed(method: str) -> MlflowError:
+    return MlflowError(f"{method[:40]} is not allowed here.", "METHOD_NOT_ALLOWED")
+
+
+def _raw_path(scope: Scope) -> str:
+    """The path as it was sent, not decoded: what is decoded twice is where attacks hide."""
+    raw: bytes | None = scope.get("raw_path")
+    return raw.partition(b"?")[0].decode("latin-1") if raw else str(scope["path"])
+
+
+def _inner(raw: str) -> str | None:
+    """The path below `/api/` or `/ajax-api/`."""
+    for prefix in _PREFIXES:
+        if raw.startswith(prefix):
+            return raw.removeprefix(prefix)
+    return None
+
+
+def _decoded(part: str) -> str:
+    try:
+        return unquote_to_bytes(part).decode("utf-8")
+    except UnicodeDecodeError:
+        raise MlflowError("Invalid path") from None
+
+
+def _origin(scope: Scope) -> str:
+    """How the asker says that this server is called; the door has looked at the name."""
+    host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+    return f"{scope.get('scheme', 'http')}://{host}"
+
+
+def _length(scope: Scope) -> int:
+    """How long a body says that it is; one that does not say it may have any length that the door lets in."""
+    said = dict(scope["headers"]).get(b"content-length", b"")
+    return int(said) if said.isdigit() else 0
+
+
+async def _body(receive: Receive, largest: int = LARGE_BODY) -> bytes:
+    message = await receive()
+    first: bytes = message.get("body", b"")
+    if message["type"] == "http.request" and not message.get("more_body", False) and len(first) <= largest:
+        return first
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        if message["type"] == "http.disconnect":
+            raise MlflowError("The request broke off.", "BAD_REQUEST")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > largest:
+            raise MlflowError(f"A request has at most {largest} bytes.", "BAD_REQUEST")
+        if not message.get("more_body", False):
+            return b"".join(parts)
+        message = await receive()
+
+
+def _check_content_type(scope: Scope, body: bytes) -> None:
+    # A page of another origin can send a form or a text without asking first, but no JSON.
+    if not body:
+        return
+    kind = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise MlflowError("Bad Request. Content-Type must be one of ['application/json'].", "BAD_REQUEST")

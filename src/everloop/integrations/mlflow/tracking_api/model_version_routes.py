@@ -1,0 +1,284 @@
+"""Model versions: create from a source, get, search, describe, tag, move between stages, delete."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from everloop.integrations.mlflow.tracking_api.codec import MlflowError, ms_of, not_found
+from everloop.integrations.mlflow.tracking_api.experiment_routes import checked_most
+from everloop.integrations.mlflow.tracking_api.filter_strings import Grammar, Term, meets, parse_filter, parse_order
+from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Route
+from everloop.integrations.mlflow.tracking_api.logged_model_routes import find_logged_model, note_version
+from everloop.integrations.mlflow.tracking_api.name_rules import check_key, check_model_tag
+from everloop.integrations.mlflow.tracking_api.page_tokens import Page, paged
+from everloop.integrations.mlflow.tracking_api.registered_model_routes import asks_for_prompts, checked_description
+from everloop.integrations.mlflow.tracking_api.registry_lookup import (
+    ACTIVE_STAGES,
+    aliases_of,
+    canonical_stage,
+    get_model,
+    get_model_version,
+    held_by,
+    show_version,
+    touch_model,
+)
+from everloop.integrations.mlflow.tracking_api.run_routes import find_run
+from everloop.integrations.mlflow.tracking_api.serializers import (
+    artifact_uri,
+    record_id,
+    source_of,
+    version_out,
+    wire_id,
+)
+from everloop.integrations.mlflow.tracking_api.version_sources import Origin, check_source
+from everloop.records import Alias, ModelVersion, Run
+from everloop.registry.aliases import remove_alias
+from everloop.registry.annotations import check_unused
+from everloop.registry.approvals import find_policy, void_requests
+from everloop.registry.model_versions import list_versions, next_number
+from everloop.server.webhooks.webhook_payloads import PROMPT_TAG, is_prompt
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from everloop.integrations.mlflow.tracking_api.files.allowed_locations import ArtifactPlaces
+    from everloop.stores import Store
+
+USUAL, MOST = 10_000, 200_000
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+_GRAMMAR = Grammar(
+    texts=frozenset({"name", "run_id", "source_path", "current_stage", "status", "user_id"}),
+    numbers=frozenset({"version_number", "creation_timestamp", "last_updated_timestamp"}),
+    listed=frozenset({"name", "run_id"}),
+    aliases=(("version", "version_number"), ("source", "source_path")),
+)
+
+
+def create_model_version(ask: Ask) -> Mapping[str, Any]:
+    fields, store = ask.fields, ask.store
+    name, source = fields.text("name"), fields.text("source")
+    tags = fields.pairs("tags")
+    for key, value in tags.items():
+        check_model_tag(key, value)
+    asked = Origin(source, fields.text("run_id", required=False), fields.text("model_id", required=False))
+    # A prompt has no files, and says so by a word that is no place. Its tag can be taken off, so it may say no more.
+    without_files = is_prompt(tags) and _WORD.fullmatch(source)
+    origin = asked if without_files else check_source(store, asked)
+    with store.records.transaction():
+        get_model(store, name)
+        now = store.now()
+        run = record_id(origin.run_id) if origin.run_id else None
+        version = store.new(
+            ModelVersion,
+            model=name,
+            version=next_number(store, name),
+            package="",
+            run=run,
+            metrics=_metrics_of(ask, run),
+            description=checked_description(fields.text("description", required=False)),
+            tags=tags,
+            source=origin.source,
+            logged_model=origin.model_id or None,
+            run_link=fields.text("run_link", required=False),
+            updated_at=now,
+        )
+        store.records.put(version, verb="registered", data={"source": origin.source, "run": run})
+        touch_model(store, name, now)
+        if origin.model_id:
+            note_version(store, origin.model_id, version)
+    return {"model_version": show_version(store, version)}
+
+
+def get_version(ask: Ask) -> Mapping[str, Any]:
+    return {"model_version": show_version(ask.store, _asked(ask))}
+
+
+def get_download_uri(ask: Ask) -> Mapping[str, Any]:
+    version = _asked(ask)
+    return {"artifact_uri": storage_of(ask.store, version)}
+
+
+def update_model_version(ask: Ask) -> Mapping[str, Any]:
+    description = checked_description(ask.fields.optional_text("description") or "")
+    return {"model_version": _change(ask, description=description, updated_at=ask.store.now())}
+
+
+def delete_model_version(ask: Ask) -> Mapping[str, Any]:
+    store = ask.store
+    with store.records.transaction():
+        version = _asked(ask)
+        check_unused(store, version, aliases=False)
+        for alias in aliases_of(store, version.model):
+            if alias.version == version.key:
+                remove_alias(store, version.model, alias.name, reason="the version was deleted")
+        void_requests(store, version.model, version=version.key, reason="the version was deleted")
+        touch_model(store, version.model, store.now())
+        store.records.delete(ModelVersion, version.id)
+    return {}
+
+
+def set_model_version_tag(ask: Ask) -> Mapping[str, Any]:
+    key, value = ask.fields.text("key"), ask.fields.text("value", required=False)
+    check_model_tag(key, value)
+    with ask.store.records.transaction():
+        version = _asked(ask)
+        if version.tags.get(key) != value:
+            tagged = replace(version, tags={**version.tags, key: value})
+            ask.store.records.update(tagged, verb="tagged", data={"tags": {key: value}})
+    return {}
+
+
+def delete_model_version_tag(ask: Ask) -> Mapping[str, Any]:
+    key = ask.fields.text("key")
+    check_key(key)
+    with ask.store.records.transaction():
+        version = _asked(ask)
+        if key in version.tags:
+            left = {tag: value for tag, value in version.tags.items() if tag != key}
+            ask.store.records.update(replace(version, tags=left), verb="tagged", data={"tags": {key: None}})
+    return {}
+
+
+def transition_stage(ask: Ask) -> Mapping[str, Any]:
+    store, said = ask.store, ask.fields.text("stage")
+    stage, others_go = canonical_stage(said), ask.fields.flag("archive_existing_versions")
+    if others_go and stage not in ACTIVE_STAGES:
+        raise MlflowError(
+            f"Model version transition cannot archive existing model versions because '{said}' is not an Active stage."
+            f" Valid stages are {list(ACTIVE_STAGES)}",
+            "INTERNAL_ERROR",
+        )
+    with store.records.transaction():
+        version, now = _asked(ask), store.now()
+        _check_unguarded(store, version.model, stage, version.stage)
+        if others_go:
+            others = [v for v in list_versions(store, version.model) if v.stage == stage and v.id != version.id]
+            store.records.update(*(replace(v, stage="Archived", updated_at=now) for v in others), verb="stage_set")
+        version = store.records.update(replace(version, stage=stage, updated_at=now), verb="stage_set")[0]
+        touch_model(store, version.model, now)
+    return {"model_version": show_version(store, version)}
+
+
+def _check_unguarded(store: Store, model: str, *stages: str) -> None:
+    """Refuse to move versions into or out of a stage whose alias, `production` or `staging`, a policy guards: clients
+    load `models:/name/Production` as they load an alias, and a stage has nobody who could agree."""
+    for stage in stages:
+        if find_policy(store, model, stage.lower()) is not None:
+            raise MlflowError(
+                f"'{model}@{stage.lower()}' is guarded by a policy, and so is the stage. Move the alias instead.",
+                "PERMISSION_DENIED",
+            )
+
+
+def search_model_versions(ask: Ask) -> Mapping[str, Any]:
+    fields, store = ask.fields, ask.store
+    most = checked_most(fields, USUAL, MOST, lowest=1)
+    terms = parse_filter(fields.text("filter", required=False), _GRAMMAR)
+    orders = [parse_order(text, _GRAMMAR) for text in fields.texts("order_by")]
+    page = Page.of(fields.text("page_token", required=False))
+    prompts = asks_for_prompts(terms)
+    terms = [term for term in terms if prompts or term.key != PROMPT_TAG]
+    rows = [
+        version
+        for version in store.records.find(ModelVersion)
+        if (prompts or not is_prompt(version.tags)) and meets(terms, lambda term, v=version: _value(v, term))  # type: ignore[misc]
+    ]
+    rows.sort(key=lambda v: -v.version)
+    rows.sort(key=lambda v: v.model)
+    for _, key, ascending in reversed(orders or [("attribute", "last_updated_timestamp", False)]):
+        rows.sort(key=lambda v, k=key: _attribute(v, k) or "", reverse=not ascending)  # type: ignore[misc]
+    held = held_by(store.records.find(Alias))
+    return paged(rows, page, most, lambda v: version_out(v, held.get(v.key, ())), "model_versions")
+
+
+def storage_of(store: Store, version: ModelVersion) -> str:
+    """Where a client finds a version's files: what its source leads to in the end."""
+    source = source_of(version)
+    for _ in range(100):
+        if not source.startswith("models:/"):
+            return source
+        named = source.removeprefix("models:/")
+        if named.startswith("m-") and "/" not in named:
+            return find_logged_model(store, named, deleted=True).artifacts_at
+        name, _, number = named.rpartition("/")
+        source = source_of(get_model_version(store, name, number))
+    raise MlflowError(f"The source of '{version.key}' leads in a circle.")
+
+
+def files_uri(store: Store, version: ModelVersion) -> str:
+    """Where a version's files are, also where its source is a path of a run."""
+    source = storage_of(store, version)
+    if not source.startswith("runs:/"):
+        return source
+    run, _, path = source.removeprefix("runs:/").partition("/")
+    return f"{artifact_uri(find_run(store, run)).rstrip('/')}/{path}"
+
+
+def files_of(store: Store, version: ModelVersion, artifacts: ArtifactPlaces) -> Path:
+    """The folder of a version's files, where they are kept on this machine.
+
+    Raises:
+        MlflowError: they are elsewhere, or not there.
+    """
+    source = files_uri(store, version)
+    folder, within = artifacts.find(source)
+    place = folder.on_disk(within)
+    if not place.is_dir():
+        raise not_found(f"The files of '{version.key}' are not at {source}.")
+    return place
+
+
+def _asked(ask: Ask) -> ModelVersion:
+    return get_model_version(ask.store, ask.fields.text("name"), ask.fields.text("version"))
+
+
+def _change(ask: Ask, **changes: Any) -> dict[str, Any]:
+    with ask.store.records.transaction():
+        version = ask.store.records.update(replace(_asked(ask), **changes))[0]
+    return show_version(ask.store, version)
+
+
+def _metrics_of(ask: Ask, run: str | None) -> dict[str, float]:
+    found = ask.store.records.find(Run, ("id", "=", run), limit=1) if run else []
+    return dict(found[0].metrics) if found else {}
+
+
+def _value(version: ModelVersion, term: Term) -> Any:
+    return version.tags.get(term.key) if term.entity == "tag" else _attribute(version, term.key)
+
+
+def _attribute(version: ModelVersion, key: str) -> Any:
+    match key:
+        case "name":
+            return version.model
+        case "version_number":
+            return version.version
+        case "run_id":
+            return wire_id(version.run) if version.run else None
+        case "source_path":
+            return source_of(version)
+        case "current_stage":
+            return version.stage
+        case "status":
+            return "READY"
+        case "user_id":
+            return version.user
+        case "creation_timestamp":
+            return ms_of(version.created_at)
+    return ms_of(version.updated_at or version.created_at)
+
+
+ROUTES = (
+    Route("POST", "2.0/mlflow/model-versions/create", create_model_version, "write"),
+    Route("GET", "2.0/mlflow/model-versions/get", get_version, "read"),
+    Route("GET", "2.0/mlflow/model-versions/get-download-uri", get_download_uri, "read"),
+    Route("GET", "2.0/mlflow/model-versions/search", search_model_versions, "read", slow=True),
+    Route("PATCH", "2.0/mlflow/model-versions/update", update_model_version, "write"),
+    Route("DELETE", "2.0/mlflow/model-versions/delete", delete_model_version, "delete"),
+    Route("POST", "2.0/mlflow/model-versions/set-tag", set_model_version_tag, "write"),
+    Route("DELETE", "2.0/mlflow/model-versions/delete-tag", delete_model_version_tag, "write"),
+    Route("POST", "2.0/mlflow/model-versions/transition-stage", transition_stage, "write"),
+)

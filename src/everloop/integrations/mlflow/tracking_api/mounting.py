@@ -1,0 +1,77 @@
+"""The protocol as handlers of the control plane."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from litestar import MediaType, get
+from litestar.handlers import asgi
+from litestar.types import Receive, Scope, Send
+
+from everloop.integrations.mlflow.tracking_api.files.presigned_urls import PATH as SIGNED
+from everloop.integrations.mlflow.tracking_api.genai.otlp import PATH
+from everloop.integrations.mlflow.tracking_api.mlflow_app import FILES, GRAPHQL, MOUNTS, MlflowApp
+from everloop.integrations.mlflow.tracking_api.server_info_routes import PROTOCOL
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from everloop.integrations.mlflow.tracking_api.files.allowed_locations import ArtifactPlaces
+    from everloop.server.server_options import ServerOptions
+    from everloop.stores import Store
+
+
+def server_routes(store: Store, options: ServerOptions) -> list[Any]:
+    """The protocol over a control plane's own store, with artifacts where its options say."""
+    from everloop.integrations.mlflow.tracking_api.files.allowed_locations import ArtifactPlaces, open_folder
+
+    places = ArtifactPlaces(
+        open_folder(options.artifacts_destination or store.home / "artifacts"),
+        options.default_artifact_root,
+        options.allowed_artifact_roots,
+    )
+    return make_routes(store, places, options)
+
+
+def page_routes(folder: Path) -> list[Any]:
+    """MLflow's own web page at `/`, from the folder of its files."""
+    from everloop.integrations.mlflow.tracking_api.web_page.page_files import MlflowPage
+
+    return MlflowPage(folder).routes()
+
+
+def make_routes(store: Store, artifacts: ArtifactPlaces, options: ServerOptions | None = None) -> list[Any]:
+    """Handlers at every address of the protocol, for `Litestar(route_handlers=[…])`.
+
+    Args:
+        store: what requests read and write where no door has bound a store to who asks.
+    """
+    app = MlflowApp(store, artifacts, options)
+    mounts = [path for mount in MOUNTS for path in (mount, mount.replace("/api/", "/ajax-api/"))]
+
+    @asgi(mounts, is_mount=True, copy_scope=True, opt={"role": "viewer", "body": "upload"})
+    async def mlflow_protocol(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope, receive, send)  # type: ignore[arg-type]
+
+    @asgi(list(FILES), copy_scope=True, opt={"role": "viewer"})
+    async def mlflow_files(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope, receive, send)  # type: ignore[arg-type]
+
+    @asgi(PATH, copy_scope=True, opt={"role": "editor"})
+    async def opentelemetry_traces(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope, receive, send)  # type: ignore[arg-type]
+
+    @asgi(SIGNED, copy_scope=True, opt={"role": "anyone", "body": "upload"})
+    async def signed_artifacts(scope: Scope, receive: Receive, send: Send) -> None:
+        # Whoever has such an address was given it by somebody with the right.
+        await app(scope, receive, send)  # type: ignore[arg-type]
+
+    @asgi(GRAPHQL, copy_scope=True, opt={"role": "viewer"})
+    async def graphql_queries(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope, receive, send)  # type: ignore[arg-type]
+
+    @get("/version", opt={"role": "anyone"}, media_type=MediaType.TEXT, sync_to_thread=False, include_in_schema=False)
+    def version() -> str:
+        return PROTOCOL
+
+    return [mlflow_protocol, mlflow_files, opentelemetry_traces, graphql_queries, signed_artifacts, version]

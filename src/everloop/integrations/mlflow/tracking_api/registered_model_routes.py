@@ -1,0 +1,259 @@
+"""Registered models: create, get, search, describe, rename, tag, delete, and their aliases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from everloop.integrations.mlflow.tracking_api.codec import MlflowError, invalid, ms_of
+from everloop.integrations.mlflow.tracking_api.experiment_routes import checked_most
+from everloop.integrations.mlflow.tracking_api.filter_strings import Grammar, Term, meets, parse_filter, parse_order
+from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Route
+from everloop.integrations.mlflow.tracking_api.name_rules import (
+    check_alias,
+    check_alias_free,
+    check_key,
+    check_length,
+    check_model,
+    check_model_tag,
+)
+from everloop.integrations.mlflow.tracking_api.page_tokens import Page, paged
+from everloop.integrations.mlflow.tracking_api.registry_lookup import (
+    aliases_of,
+    all_models,
+    canonical_stage,
+    find_model,
+    get_model,
+    get_model_version,
+    held_by,
+    latest_versions,
+    show_model,
+    show_version,
+    touch_model,
+)
+from everloop.integrations.mlflow.tracking_api.serializers import version_out
+from everloop.loop.rollout import move_alias
+from everloop.records import AliasPolicy, RegisteredModel
+from everloop.registry.aliases import remove_alias, set_alias
+from everloop.registry.annotations import MOST_TEXT, check_unused
+from everloop.registry.approvals import void_requests
+from everloop.registry.model_versions import list_versions
+from everloop.server.webhooks.webhook_payloads import PROMPT_TAG, is_prompt
+
+USUAL, MOST = 100, 1000
+_GRAMMAR = Grammar(texts=frozenset({"name"}), listed=frozenset({"name"}))
+_ORDERS = Grammar(
+    texts=frozenset({"name"}),
+    numbers=frozenset({"timestamp"}),
+    entities=frozenset({"attribute"}),
+    aliases=(("last_updated_timestamp", "timestamp"),),
+)
+
+
+def create_registered_model(ask: Ask) -> Mapping[str, Any]:
+    fields, store = ask.fields, ask.store
+    name, tags = fields.text("name"), fields.pairs("tags")
+    check_model(name)
+    _check_readable("name", name)
+    for key, value in tags.items():
+        check_model_tag(key, value)
+    with store.records.transaction():
+        if find_model(store, name) is not None:
+            raise MlflowError(f"Registered Model (name={name}) already exists.", "RESOURCE_ALREADY_EXISTS")
+        made = store.new(
+            RegisteredModel,
+            name=name,
+            description=checked_description(fields.text("description", required=False)),
+            tags=tags,
+            updated_at=store.now(),
+        )
+        store.records.put(made)
+    return {"registered_model": show_model(store, made)}
+
+
+def get_registered_model(ask: Ask) -> Mapping[str, Any]:
+    return {"registered_model": show_model(ask.store, get_model(ask.store, ask.fields.text("name")))}
+
+
+def update_registered_model(ask: Ask) -> Mapping[str, Any]:
+    name, description = ask.fields.text("name"), checked_description(ask.fields.text("description", required=False))
+    with ask.store.records.transaction():
+        model = touch_model(ask.store, name, ask.store.now(), description=description)
+    return {"registered_model": show_model(ask.store, model)}
+
+
+def rename_registered_model(ask: Ask) -> Mapping[str, Any]:
+    name, new = ask.fields.text("name"), ask.fields.text("new_name")
+    check_model(new, "new_name")
+    _check_readable("new_name", new)
+    store = ask.store
+    with store.records.transaction():
+        model = get_model(store, name)
+        if new != name:
+            if find_model(store, new) is not None:
+                raise MlflowError(f"Registered Model (name={new}) already exists.", "RESOURCE_ALREADY_EXISTS")
+            now = store.now()
+            versions, aliases = list_versions(store, name), aliases_of(store, name)
+            for version in versions:
+                check_unused(store, version, aliases=False)
+            for policy in store.records.find(AliasPolicy, ("model", "=", name), limit=1):
+                # Under another name the alias would be unguarded.
+                raise MlflowError(
+                    f"'{policy.key}' is guarded by a policy; the model keeps its name.", "PERMISSION_DENIED"
+                )
+            for alias in aliases:
+                remove_alias(store, name, alias.name, reason=f"the model is now called '{new}'")
+            void_requests(store, name, reason=f"the model is now called '{new}'")
+            touch_model(store, name, now)
+            model = store.records.get(RegisteredModel, name)
+            model = store.records.update(replace(model, name=new, updated_at=now), verb="renamed")[0]
+            store.records.update(*(replace(v, model=new, updated_at=now) for v in versions), verb="renamed")
+            for alias in aliases:
+                number = alias.version.rpartition("@")[2]
+                set_alias(store, new, alias.name, f"{new}@{number}", reason=f"the model was called '{name}'")
+    return {"registered_model": show_model(store, model)}
+
+
+def delete_registered_model(ask: Ask) -> Mapping[str, Any]:
+    name, store = ask.fields.text("name"), ask.store
+    with store.records.transaction():
+        get_model(store, name)
+        for alias in aliases_of(store, name):
+            remove_alias(store, name, alias.name, reason="the model was deleted")
+        void_requests(store, name, reason="the model was deleted")
+        for version in list_versions(store, name):
+            check_unused(store, version, aliases=False)
+            store.records.delete(type(version), version.id)
+        for model in store.records.find(RegisteredModel, ("key", "=", name)):
+            store.records.delete(RegisteredModel, model.id)
+    return {}
+
+
+def search_registered_models(ask: Ask) -> Mapping[str, Any]:
+    fields, store = ask.fields, ask.store
+    most = checked_most(fields, USUAL, MOST, lowest=1)
+    terms = parse_filter(fields.text("filter", required=False), _GRAMMAR)
+    orders = [parse_order(text, _ORDERS) for text in fields.texts("order_by")]
+    page = Page.of(fields.text("page_token", required=False))
+    prompts = asks_for_prompts(terms)
+    terms = [term for term in terms if prompts or term.key != PROMPT_TAG]
+    rows = [
+        model
+        for model in all_models(store)
+        if (prompts or not is_prompt(model.tags)) and meets(terms, lambda term, m=model: _value(m, term))  # type: ignore[misc]
+    ]
+    rows.sort(key=lambda model: model.name)
+    for _, key, ascending in reversed(orders):
+        rows.sort(key=lambda m, k=key: m.name if k == "name" else ms_of(m.updated_at), reverse=not ascending)  # type: ignore[misc]
+    return paged(rows, page, most, lambda model: show_model(store, model), "registered_models")
+
+
+def set_registered_model_tag(ask: Ask) -> Mapping[str, Any]:
+    name, key = ask.fields.text("name"), ask.fields.text("key")
+    value = ask.fields.text("value", required=False)
+    check_model_tag(key, value)
+    with ask.store.records.transaction():
+        model = get_model(ask.store, name)
+        if model.tags.get(key) != value:
+            touch_model(ask.store, name, model.updated_at, tagged={key: value}, tags={**model.tags, key: value})
+    return {}
+
+
+def delete_registered_model_tag(ask: Ask) -> Mapping[str, Any]:
+    name, key = ask.fields.text("name"), ask.fields.text("key")
+    check_key(key)
+    with ask.store.records.transaction():
+        model = get_model(ask.store, name)
+        if key in model.tags:
+            left = {tag: value for tag, value in model.tags.items() if tag != key}
+            touch_model(ask.store, name, model.updated_at, tagged={key: None}, tags=left)
+    return {}
+
+
+def get_latest_versions(ask: Ask) -> Mapping[str, Any]:
+    name, store = ask.fields.text("name"), ask.store
+    stages = [canonical_stage(stage) for stage in ask.fields.texts("stages")]
+    get_model(store, name)
+    held = held_by(aliases_of(store, name))
+    found = latest_versions(list_versions(store, name), stages)
+    return {"model_versions": [version_out(version, held.get(version.key, ())) for version in found]} if found else {}
+
+
+def set_model_alias(ask: Ask) -> Mapping[str, Any]:
+    fields, store = ask.fields, ask.store
+    name, alias, number = fields.text("name"), fields.text("alias"), fields.text("version")
+    check_alias(alias)
+    check_alias_free(alias)
+    version = get_model_version(store, name, number)
+    move_alias(store, name, alias, version.key, "set by MLflow's client")
+    return {}
+
+
+def delete_model_alias(ask: Ask) -> Mapping[str, Any]:
+    name, alias, store = ask.fields.text("name"), ask.fields.text("alias"), ask.store
+    check_alias(alias)
+    get_model(store, name)
+    with store.records.transaction():
+        if any(held.name == alias for held in aliases_of(store, name)):
+            remove_alias(store, name, alias, reason="removed by MLflow's client")
+    return {}
+
+
+def get_version_by_alias(ask: Ask) -> Mapping[str, Any]:
+    name, alias, store = ask.fields.text("name"), ask.fields.text("alias"), ask.store
+    check_alias(alias)
+    model = get_model(store, name)
+    if alias.lower() == "latest":
+        versions = list_versions(store, name)
+        if versions:
+            return {"model_version": show_version(store, versions[0])}
+    for held in aliases_of(store, model.name):
+        if held.name == alias:
+            number = held.version.rpartition("@")[2]
+            return {"model_version": show_version(store, get_model_version(store, name, number))}
+    raise MlflowError(f"Registered model alias {alias} not found.")
+
+
+def checked_description(text: str) -> str:
+    check_length("description", MOST_TEXT, text)
+    return text
+
+
+def _check_readable(field: str, name: str) -> None:
+    """A model's name goes into files, logs and commands: it stays in its line, and is what it seems to be."""
+    if not name.isprintable():
+        raise invalid(field, name, "Names are of printable characters.")
+
+
+def asks_for_prompts(terms: list[Term]) -> bool:
+    """Whether a filter asks for prompts, which are kept among the models and shown only then."""
+    return any(
+        term.entity == "tag"
+        and term.key == PROMPT_TAG
+        and (term.op, str(term.value).lower()) in {("=", "true"), ("!=", "false")}
+        for term in terms
+    )
+
+
+def _value(model: RegisteredModel, term: Term) -> Any:
+    return model.tags.get(term.key) if term.entity == "tag" else model.name
+
+
+_ALIAS = "2.0/mlflow/registered-models/alias"
+_LATEST = "2.0/mlflow/registered-models/get-latest-versions"
+ROUTES = (
+    Route("POST", "2.0/mlflow/registered-models/create", create_registered_model, "write"),
+    Route("GET", "2.0/mlflow/registered-models/get", get_registered_model, "read"),
+    Route("GET", "2.0/mlflow/registered-models/search", search_registered_models, "read", slow=True),
+    Route("POST", "2.0/mlflow/registered-models/rename", rename_registered_model, "write", slow=True),
+    Route("PATCH", "2.0/mlflow/registered-models/update", update_registered_model, "write"),
+    Route("DELETE", "2.0/mlflow/registered-models/delete", delete_registered_model, "delete", slow=True),
+    Route("POST", "2.0/mlflow/registered-models/set-tag", set_registered_model_tag, "write"),
+    Route("DELETE", "2.0/mlflow/registered-models/delete-tag", delete_registered_model_tag, "write"),
+    Route("POST", _LATEST, get_latest_versions, "read"),
+    Route("GET", _LATEST, get_latest_versions, "read"),
+    Route("POST", _ALIAS, set_model_alias, "write"),
+    Route("GET", _ALIAS, get_version_by_alias, "read"),
+    Route("DELETE", _ALIAS, delete_model_alias, "delete"),
+)

@@ -1,0 +1,184 @@
+"""MLflow's webhooks: URLs that receive MLflow's events about models, versions, tags and aliases.
+
+everloop delivers and guards them as its own, see `server/webhooks/webhook_delivery.py`. Only admins may change them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from everloop.errors import NotFoundError, UnavailableError, UsageError
+from everloop.integrations.mlflow.tracking_api.codec import Fields, MlflowError, missing, ms_of, not_found
+from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Route
+from everloop.integrations.mlflow.tracking_api.page_tokens import Page, paged
+from everloop.records import Webhook
+from everloop.server.webhooks.safe_http import check_url
+from everloop.server.webhooks.webhook_delivery import Webhooks
+from everloop.server.webhooks.webhook_payloads import EXAMPLES
+
+USUAL, MOST = 100, 1000
+_NAME = re.compile(r"(?=.{1,63}$)[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+_STATUS = {"ACTIVE": True, "DISABLED": False}
+UNSHOWN = "What the address answered is not shown, for it may be anybody's."
+
+
+def create_webhook(ask: Ask) -> Mapping[str, Any]:
+    fields = ask.fields
+    name, url = _name(fields.text("name")), _url(fields.text("url"))
+    verbs = _verbs(fields)
+    if not verbs:
+        raise missing("events")
+    hook = _reached(
+        lambda: _hooks(ask).add_for_mlflow(
+            name,
+            url,
+            verbs,
+            description=fields.text("description", required=False),
+            secret=fields.text("secret", required=False),
+            active=_active(fields, usual=True),
+        )
+    )
+    return {"webhook": _shown(hook)}
+
+
+def list_webhooks(ask: Ask) -> Mapping[str, Any]:
+    most = ask.fields.integer("max_results", USUAL) or USUAL
+    if not 1 <= most <= MOST:
+        raise MlflowError("max_results must be between 1 and 1000.")
+    page = Page.of(ask.fields.text("page_token", required=False))
+    found = [hook for hook in _hooks(ask).list() if hook.form == "mlflow"]
+    found.sort(key=lambda hook: hook.id, reverse=True)
+    return paged(found, page, most, _shown, "webhooks")
+
+
+def get_webhook(ask: Ask) -> Mapping[str, Any]:
+    return {"webhook": _shown(_asked(ask))}
+
+
+def update_webhook(ask: Ask) -> Mapping[str, Any]:
+    fields, changes = ask.fields, dict[str, Any]()
+    hook = _asked(ask)
+    if name := fields.text("name", required=False):
+        changes["name"] = _name(name)
+    if url := fields.text("url", required=False):
+        changes["url"] = _url(url)
+    if verbs := _verbs(fields):
+        changes["verbs"] = verbs
+    for field in ("description", "secret"):
+        if (text := fields.optional_text(field)) is not None:
+            changes[field] = text
+    if fields.has("status"):
+        changes["active"] = _active(fields, usual=hook.active)
+    return {"webhook": _shown(_reached(lambda: _hooks(ask).change(hook.id, **changes)))}
+
+
+def delete_webhook(ask: Ask) -> Mapping[str, Any]:
+    _hooks(ask).remove(_asked(ask).id)
+    return {}
+
+
+def try_webhook(ask: Ask) -> Mapping[str, Any]:
+    """Send an example; of the answer only its status is told, because the address may be anybody's."""
+    hook = _asked(ask)
+    event = ask.fields.raw("event")
+    if event is not None and not isinstance(event, dict):
+        raise MlflowError("The event of a webhook has an entity and an action.")
+    verb = _verb(Fields(event)) if event else hook.verbs[0]
+    try:
+        status = _hooks(ask).test(hook.id, verb)
+    except (UnavailableError, UsageError) as error:
+        return {"result": {"success": False, "error_message": f"Failed to test webhook: {error}"}}
+    return {"result": {"success": status < 400, "response_status": status, "response_body": UNSHOWN}}
+
+
+def _hooks(ask: Ask) -> Webhooks:
+    return Webhooks(ask.store, ask.options)
+
+
+def _asked(ask: Ask) -> Webhook:
+    name = ask.path["webhook_id"]
+    try:
+        hook = _hooks(ask).get(name)
+    except NotFoundError:
+        hook = None
+    if hook is None or hook.form != "mlflow":
+        raise not_found(f"Webhook with ID {name} not found.")
+    return hook
+
+
+def _name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise MlflowError(
+            f"Webhook name {name!r} is invalid. It must start and end with a letter or digit, be less than 63"
+            " characters long, and contain only letters, digits, dots (.), underscores (_), and hyphens (-)."
+        )
+    return name
+
+
+def _url(url: str) -> str:
+    if not url.strip():
+        raise MlflowError(f"Webhook URL cannot be empty or just whitespace: {url!r}")
+    scheme, separator, _ = url.partition(":")
+    if separator and scheme.lower() not in ("http", "https"):
+        raise MlflowError(f"Invalid webhook URL scheme: {scheme[:40]!r}. Allowed schemes are: https, http.")
+    check_url(url)
+    return url
+
+
+def _verbs(fields: Fields) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_verb(event) for event in fields.objects("events")))
+
+
+def _verb(event: Fields) -> str:
+    entity, action = event.text("entity").lower(), event.text("action").lower()
+    verb = f"{entity}.{action}"
+    if verb not in EXAMPLES:
+        actions = sorted(known.partition(".")[2] for known in EXAMPLES if known.startswith(f"{entity}."))
+        raise MlflowError(f"Invalid action '{action}' for entity '{entity}'. Valid actions are: {actions}")
+    return verb
+
+
+def _active(fields: Fields, *, usual: bool) -> bool:
+    status = fields.text("status", required=False)
+    if not status:
+        return usual
+    if status not in _STATUS:
+        raise MlflowError(f"Invalid webhook status: {status[:40]!r}. It is ACTIVE or DISABLED.")
+    return _STATUS[status]
+
+
+def _reached(kept: Any) -> Webhook:
+    try:
+        hook: Webhook = kept()
+    except UnavailableError as error:
+        # A name that does not resolve will not do so when the client asks again a second later.
+        raise MlflowError(str(error)) from error
+    return hook
+
+
+def _shown(hook: Webhook) -> dict[str, Any]:
+    shown: dict[str, Any] = {"webhook_id": hook.id, "name": hook.name}
+    if hook.description:
+        shown["description"] = hook.description
+    events = [verb.upper().partition(".") for verb in hook.verbs]
+    return {
+        **shown,
+        "url": hook.url,
+        "events": [{"entity": entity, "action": action} for entity, _, action in events],
+        "status": "ACTIVE" if hook.active else "DISABLED",
+        "creation_timestamp": ms_of(hook.created_at),
+        "last_updated_timestamp": ms_of(hook.updated_at or hook.created_at),
+    }
+
+
+_ONE = "2.0/mlflow/webhooks/{webhook_id}"
+ROUTES = (
+    Route("POST", "2.0/mlflow/webhooks", create_webhook, "admin", slow=True),
+    Route("GET", "2.0/mlflow/webhooks", list_webhooks, "admin"),
+    Route("GET", _ONE, get_webhook, "admin"),
+    Route("PATCH", _ONE, update_webhook, "admin", slow=True),
+    Route("DELETE", _ONE, delete_webhook, "admin"),
+    Route("POST", f"{_ONE}/test", try_webhook, "admin", slow=True),
+)

@@ -1,0 +1,204 @@
+"""The control plane's app: every route, what each needs, and the guard before them.
+
+    GET /status                   the status page; also at / unless MLflow's own page is there
+    GET /health                   200 while the process answers; the one open path
+    GET /api/openapi.json         what /api/v1 is
+    /api/v1/...                   records, registry, users and tokens: see the modules of `api/`
+    /endpoints/NAME/...           the routes of an endpoint's process: see `gateway/`
+    /api/2.0/mlflow/... and kin   what MLflow's clients speak: see `mlflow/`
+    POST /graphql                 what MLflow's page asks: see `mlflow/graphql/`
+
+Nothing is mounted without saying which role it needs: `make_app` fails on a route that does not.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from litestar import Litestar, MediaType, Request, Response, get
+from litestar.exceptions import HTTPException
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.router import Router
+
+from everloop import plugins
+from everloop.errors import EverloopError
+from everloop.http.body_limits import BodyError
+from everloop.server.access.roles import ANYONE, ROLES
+from everloop.server.error_responses import error_content
+from everloop.server.middleware import AccessGuard
+from everloop.server.request_context import NEEDS, guard
+from everloop.server.server_options import ServerOptions
+from everloop.server.storage_errors import no_space_error
+from everloop.version import VERSION
+
+if TYPE_CHECKING:
+    from litestar.types import ControllerRouterHandler
+
+    from everloop.stores import Store
+
+Asked = Request[Any, Any, Any]
+
+_log = logging.getLogger("everloop.server")
+_STATIC = {"status.js": "text/javascript", "status.css": "text/css"}
+
+
+def make_app(store: Store, options: ServerOptions | None = None) -> AccessGuard:
+    """The control plane of one store and project, as an ASGI app.
+
+    Raises:
+        UsageError: the options name what cannot be used.
+    """
+    from everloop.server.access import AccessBook, Authenticator
+    from everloop.server.api import access_routes, journal_routes, record_routes, registry_routes, webhook_routes
+    from everloop.server.gateway.endpoint_addresses import Targets
+    from everloop.server.gateway.forwarding import Gateway
+
+    options = options or ServerOptions()
+    gateway = Gateway(Targets(store, stale_s=options.access_stale_s), options)
+    authenticator = Authenticator(AccessBook(store), stale_s=options.access_stale_s) if options.auth else None
+    routes: list[ControllerRouterHandler] = [
+        status,
+        static,
+        *_front(options),
+        health,
+        *record_routes.routes(),
+        *registry_routes.routes(),
+        *access_routes.routes(),
+        *webhook_routes.routes(options),
+        *gateway.routes(),
+        *_integrations(store, options),
+        *journal_routes.make_routes(store, options),
+    ]
+    app = Litestar(
+        route_handlers=routes,
+        guards=[guard],
+        on_shutdown=[gateway.close],
+        exception_handlers={
+            EverloopError: _refuse,
+            BodyError: _refuse_body,
+            HTTPException: _refuse_http,
+            Exception: _fail,
+        },
+        openapi_config=OpenAPIConfig(
+            title="everloop",
+            version=VERSION,
+            use_handler_docstrings=True,
+            openapi_router=Router("/api", route_handlers=[], opt={NEEDS: "viewer"}),
+            render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+        ),
+        # The access guard watches sizes, by route.
+        request_max_body_size=None,
+        logging_config=None,
+        debug=False,
+    )
+    return AccessGuard(app, store, options, authenticator, _open_paths(app), gateway.targets)
+
+
+@get("/status", media_type=MediaType.HTML, sync_to_thread=False, include_in_schema=False, opt={NEEDS: "viewer"})
+def status() -> str:
+    return _static("status.html")
+
+
+@get("/", media_type=MediaType.HTML, sync_to_thread=False, include_in_schema=False, opt={NEEDS: "viewer"})
+def page() -> str:
+    return _static("status.html")
+
+
+@get("/static/{name:str}", sync_to_thread=False, include_in_schema=False, opt={NEEDS: "viewer"})
+def static(request: Asked) -> Response[str]:
+    # A name is looked up in a table; no path is ever made of it.
+    name = request.path_params["name"]
+    if name not in _STATIC:
+        raise HTTPException(status_code=404, detail=f"No file '{name[:100]}'.")
+    return Response(_static(name), media_type=_STATIC[name])
+
+
+@get("/health", sync_to_thread=False, opt={NEEDS: ANYONE})
+def health() -> dict[str, str]:
+    """Whether the process answers."""
+    return {"status": "ok"}
+
+
+def _front(options: ServerOptions) -> list[Any]:
+    """What is at `/`: the status page, or MLflow's if the operator configured it."""
+    if options.mlflow_page is None:
+        return [page]
+    return list(plugins.load("server_page", "mlflow")(Path(options.mlflow_page)))
+
+
+def _integrations(store: Store, options: ServerOptions) -> list[Any]:
+    """Routes of outside systems' protocols, such as MLflow's tracking API."""
+    return [
+        route
+        for name in plugins.names("server_routes")
+        for route in plugins.load("server_routes", name)(store, options)
+    ]
+
+
+def _open_paths(app: Litestar) -> frozenset[str]:
+    """The exact paths that need no login. Fails on a route that does not say what it needs."""
+    open_paths = set()
+    for route in app.routes:
+        handlers = getattr(route, "route_handlers", None) or [getattr(route, "route_handler", None)]
+        for handler in handlers:
+            methods = getattr(handler, "http_methods", ())
+            if set(methods) == {"OPTIONS"}:
+                continue
+            needed = handler.opt.get(NEEDS) if handler is not None else None
+            if needed != ANYONE and needed not in ROLES:
+                raise RuntimeError(f"The route {route.path} does not say which role it needs.")
+            if needed == ANYONE:
+                if "{" in route.path:
+                    raise RuntimeError(f"The open route {route.path} takes a parameter.")
+                open_paths.add(route.path)
+    return frozenset(open_paths)
+
+
+def _refuse(request: Asked, error: EverloopError) -> Response[Any]:
+    error = no_space_error(error) or error
+    if error.http_status >= 500 and error.http_status != 507:
+        _log.error("%s: %s", type(error).__name__, error, exc_info=error)
+    content = error_content(_path(request), error.http_status, type(error).__name__, error.message, error.help)
+    return Response(content, status_code=error.http_status, media_type=MediaType.JSON)
+
+
+def _refuse_body(request: Asked, error: BodyError) -> Response[Any]:
+    """A body that is not taken: the connection closes, so that the rest of it need not be read."""
+    content = error_content(_path(request), error.status_code, "BodyError", error.detail)
+    closing = {"connection": "close"}
+    return Response(content, status_code=error.status_code, headers=closing, media_type=MediaType.JSON)
+
+
+def _refuse_http(request: Asked, error: HTTPException) -> Response[Any]:
+    told = error.detail
+    if isinstance(error.extra, list):
+        # What Litestar found wrong with the body, field by field.
+        told += " " + "; ".join(f"{one.get('key', 'body')}: {one.get('message', '')}" for one in error.extra)
+    content = error_content(_path(request), error.status_code, type(error).__name__, told)
+    return Response(content, status_code=error.status_code, headers=error.headers, media_type=MediaType.JSON)
+
+
+def _fail(request: Asked, error: Exception) -> Response[Any]:
+    """A bug. What it was stands in the log, not in the answer."""
+    if isinstance(error, RecursionError):
+        # Nothing here calls itself without end but what reads a body.
+        content = error_content(_path(request), 400, "UsageError", "The body is nested too deeply.")
+        return Response(content, status_code=400, media_type=MediaType.JSON)
+    if (full := no_space_error(error)) is not None:
+        return _refuse(request, full)
+    _log.error("%s on %s failed", request.method, request.scope["path"], exc_info=error)
+    content = error_content(_path(request), 500, "InternalError", "The server failed at this request.")
+    return Response(content, status_code=500, media_type=MediaType.JSON)
+
+
+def _path(request: Asked) -> str:
+    """The path as it came; a mount takes its own part off the other one."""
+    return request.scope["raw_path"].decode("latin-1")
+
+
+def _static(name: str) -> str:
+    return (files("everloop.server") / "static" / name).read_text(encoding="utf-8")
