@@ -21,6 +21,8 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytest_plugins = ["tests.fixtures.control_plane", "tests.fixtures.models", "tests.fixtures.serving"]
+
 # What continuous integration refuses must fail again where it is looked at: there, examples follow from the test.
 settings.register_profile("ci", derandomize=True, deadline=None)
 if os.environ.get("CI"):

@@ -1,7 +1,7 @@
 """What pages in a browser, other names, other spellings and missing rights gain on the whole server: nothing.
 
 Paths, sources, outside addresses and model files have their own pages: `mlflow/test_attacks.py`, `test_outbound.py`,
-`test_door.py`, and `tests/integrations/mlflow/test_folders.py`.
+`test_middleware.py`, and `tests/integrations/mlflow/model_folders/test_folders.py`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
+ROOT = HERE.parents[3]
 
 
 @pytest.fixture(scope="session")

@@ -166,7 +166,7 @@ def run_client(client_python, client_server):
 
 
 def _mlflow_python(name: str, variable: str) -> str:
-    here = Path(__file__).parents[3] / ".bench" / name / "bin" / "python"
+    here = Path(__file__).parents[4] / ".bench" / name / "bin" / "python"
     python = os.environ.get(variable) or (str(here) if here.exists() else "")
     missing = not python
     if python:

@@ -1,4 +1,4 @@
-"""What Azure ML's scoring script logs; Microsoft's own server runs it in tests/models/test_azure_server.py."""
+"""What Azure ML's scoring script logs; Microsoft's own server runs it in tests/deploy/test_azure_server.py."""
 
 from __future__ import annotations
 
