@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -48,12 +49,16 @@ ROOMS = [
     "data",
     "pipeline",
     "training",
-    "models",
+    "packages",
+    "registry",
+    "prediction_log",
     "http",
     "serving",
     "monitoring",
+    "deploy",
     "loop",
     "server",
+    "integrations",
     "demo",
 ]
 
@@ -129,3 +134,45 @@ def test_lazy_packages_export_what_type_checkers_see():
             for name in imports.names
         }
         assert typed == {(f"{package}.{module}", name) for module, names in table.items() for name in names}, path
+
+
+def _import_graph() -> dict[str, set[str]]:
+    """Module to the modules that it imports: at load time, inside functions and for type checkers."""
+    paths = {}
+    for path in SOURCE.rglob("*.py"):
+        parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+        if "template" not in parts and parts[1:3] != ("demo", "project"):
+            paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    graph: dict[str, set[str]] = {}
+    for module, path in paths.items():
+        found = graph.setdefault(module, set())
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found.update(name.name for name in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                for name in node.names:
+                    whole = f"{node.module}.{name.name}"
+                    found.add(whole if whole in paths else node.module)
+        found &= paths.keys()
+        # A package lists the names of its modules for type checkers; that is not a dependency of the package.
+        if path.name == "__init__.py" and "lazy_exports" in path.read_text(encoding="utf-8"):
+            found &= {"everloop.lazy_exports", "everloop.errors", "everloop.version"}
+    return graph
+
+
+def test_no_circle_of_modules_hides_in_local_or_type_checking_imports():
+    graph = _import_graph()
+    assert len(graph) > 400
+    sorter = TopologicalSorter(graph)
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_no_class_has_grown_too_large():
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not any("Protocol" in ast.unparse(base) for base in node.bases):
+                methods = [one for one in node.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
+                assert len(methods) <= 40 or "testing" in path.parts, f"{path}: {node.name} has {len(methods)} methods"

@@ -22,7 +22,7 @@ from everloop.cli.container import find_model, hyperparameters, port_of
 from everloop.deploy.images import write_context
 from everloop.errors import NotFoundError, UsageError
 from everloop.packages import build_package
-from everloop.prediction_log.segments import open_segments
+from everloop.prediction_log.segment_stores import open_segments
 from everloop.registry import export_package, load_model, register
 from everloop.stores import open_store
 from everloop.testing.models import sample_rows, sample_table, train_sample

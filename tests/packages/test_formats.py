@@ -26,7 +26,7 @@ from everloop.packages.formats.mojo import MojoModel, adopt_mojo, read_mojo
 from everloop.packages.package import get_package
 from everloop.records import Route
 from everloop.registry import load_model, save_model, verify_package
-from everloop.serving.loaded_endpoint import Scorer
+from everloop.serving.route_scorer import Scorer
 
 if TYPE_CHECKING:
     from everloop.stores import Store

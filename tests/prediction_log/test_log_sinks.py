@@ -20,7 +20,8 @@ pytest.register_assert_rewrite("everloop.testing.log_sinks")
 from everloop.errors import CorruptionError, InsufficientStorageError, UnavailableError, UsageError  # noqa: E402
 from everloop.prediction_log.log_sinks import Shipping, new_instance  # noqa: E402
 from everloop.prediction_log.prediction_log import Group, PredictionLog, fold_predictions, stream_name  # noqa: E402
-from everloop.prediction_log.segments import Segment, open_segments, shown  # noqa: E402
+from everloop.prediction_log.segment_stores import open_segments  # noqa: E402
+from everloop.prediction_log.segments import Segment, shown  # noqa: E402
 from everloop.prediction_log.shipping import ShippingSink, ship_leftovers  # noqa: E402
 from everloop.stores.home import Places, open_places  # noqa: E402
 from everloop.stores.journals import Journal  # noqa: E402

@@ -140,7 +140,7 @@ def test_a_canary_that_wants_more_than_the_client_sends(release: Any, route: Any
 
 
 def _ask(rows: list[dict[str, Any]]) -> Any:
-    from everloop.serving.scoring import Ask
+    from everloop.serving.score_request import Ask
 
     return Ask(None, rows)
 

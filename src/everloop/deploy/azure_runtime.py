@@ -21,7 +21,8 @@ from everloop.deploy.azure_ml import Scoring, find_package
 from everloop.errors import EverloopError, RequestError
 from everloop.prediction_log.log_sinks import VARIABLE, NoSink, choose_place, log_of, make_own_folder
 from everloop.prediction_log.prediction_log import PREDICTIONS, Group, PredictionLog, label_text, stream_of
-from everloop.prediction_log.segments import open_segments, shown
+from everloop.prediction_log.segment_stores import open_segments
+from everloop.prediction_log.segments import shown
 from everloop.prediction_log.shipping import ShippingSink
 from everloop.stores.clock import SystemClock, micros, new_id
 

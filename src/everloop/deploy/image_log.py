@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from everloop.errors import EverloopError, UnavailableError
 from everloop.prediction_log.log_sinks import VARIABLE, choose_place, log_of, make_own_folder
-from everloop.prediction_log.segments import open_segments, shown
+from everloop.prediction_log.segment_stores import open_segments
+from everloop.prediction_log.segments import shown
 from everloop.prediction_log.shipping import bytes_left, ship_leftovers
 
 if TYPE_CHECKING:

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from everloop.packages.predictor import Predictor
+    from everloop.packages.predictor_view import PredictorView
     from everloop.records import Json
 
 MOST_ROWS = 10_000
 
 
-def explain(predictor: Predictor, rows: pl.DataFrame | Sequence[Mapping[str, object]]) -> list[dict[str, Json]]:
+def explain(predictor: PredictorView, rows: pl.DataFrame | Sequence[Mapping[str, object]]) -> list[dict[str, Json]]:
     """Bias and contributions of each row.
 
     Returns:
@@ -65,7 +65,7 @@ def explain(predictor: Predictor, rows: pl.DataFrame | Sequence[Mapping[str, obj
     return answers
 
 
-def _contributions(predictor: Predictor, frame: pl.DataFrame) -> tuple[NDArray[np.float64], list[str]]:
+def _contributions(predictor: PredictorView, frame: pl.DataFrame) -> tuple[NDArray[np.float64], list[str]]:
     """Shape (n, answers, columns + 1) with the bias last, and the input of each column."""
     import numpy as np
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from everloop.packages.parity import Row
-    from everloop.packages.predictor import Predictor
+    from everloop.packages.predictor_view import PredictorView
     from everloop.packages.signature import Signature
     from everloop.training.class_decisions import Answers
     from everloop.training.trained_model import Model
@@ -51,7 +51,7 @@ def _some(rows: list[Row], answers: list[Answers | Exception]) -> list[tuple[Row
     return list(zip(rows, answers, strict=True))[:: max(1, len(rows) // ROWS)][:ROWS]
 
 
-def check_answers(predictor: Predictor, recorded: bytes) -> tuple[int, float]:
+def check_answers(predictor: PredictorView, recorded: bytes) -> tuple[int, float]:
     """Ask the same again: how many rows, and the largest difference.
 
     Raises:

@@ -9,13 +9,13 @@ from everloop.errors import EverloopError, RequestError
 from everloop.training.class_decisions import answer_rows, rule_of
 
 if TYPE_CHECKING:
-    from everloop.packages.predictor import Predictor
+    from everloop.packages.predictor_view import PredictorView
 
 RowFunction = Callable[[tuple[Any, ...]], tuple[Any, ...]]
 Ask = Callable[[tuple[Any, ...]], Sequence[float]]
 
 
-def row_function(predictor: Predictor, labels: Sequence[Any] | None = None) -> RowFunction:
+def row_function(predictor: PredictorView, labels: Sequence[Any] | None = None) -> RowFunction:
     """See `Predictor.row_function`.
 
     Args:
@@ -36,7 +36,7 @@ def row_function(predictor: Predictor, labels: Sequence[Any] | None = None) -> R
     return answer
 
 
-def _answering(predictor: Predictor, labels: Sequence[Any]) -> RowFunction:
+def _answering(predictor: PredictorView, labels: Sequence[Any]) -> RowFunction:
     model: Any = predictor.model
     rule = rule_of(model)
     if rule is None and predictor.task != "regression":
@@ -68,7 +68,7 @@ def _answering(predictor: Predictor, labels: Sequence[Any]) -> RowFunction:
     return from_there
 
 
-def _ask(predictor: Predictor) -> Ask:
+def _ask(predictor: PredictorView) -> Ask:
     model: Any = predictor.model
     if not predictor.manifest.lookups and (predictor.compiled or model.format == "mojo"):
         ask: Ask = model.form.row
@@ -83,7 +83,7 @@ def _ask(predictor: Predictor) -> Ask:
     return by_name
 
 
-def _asking(predictor: Predictor, labels: Sequence[Any]) -> RowFunction:
+def _asking(predictor: PredictorView, labels: Sequence[Any]) -> RowFunction:
     model, names = predictor.model, predictor.input_names
 
     def answer(values: tuple[Any, ...]) -> tuple[Any, ...]:

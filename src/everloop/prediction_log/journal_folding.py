@@ -9,42 +9,24 @@ writer is dead and every whole frame of it is in the table.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 from everloop.errors import CorruptionError
+from everloop.prediction_log.fold_target import Entry, FoldTarget
 from everloop.prediction_log.segment_folding import fold_segments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
-    import polars as pl
-
     from everloop.stores import Store
-
-Entry = TypeVar("Entry")
 
 CHUNK_BYTES = 16 << 20
 """Journal bytes that become one commit; bounds the memory that folding takes."""
 
 
-class Fold(Generic[Entry]):
-    """How the journals of one stream become rows of one table.
-
-    `decode` reads a payload; `frame_of` makes the rows of many entries, with `event_at` and `arrived_at`.
-    """
-
-    def __init__(
-        self,
-        stream: str,
-        table: str,
-        decode: Callable[[bytes], Entry],
-        frame_of: Callable[[Store, str, list[Entry]], pl.DataFrame],
-    ) -> None:
-        self.stream = stream
-        self.table = table
-        self.decode = decode
-        self.frame_of = frame_of
+class Fold(FoldTarget[Entry]):
+    """Moves the journals and segments of one stream into its table."""
 
     def run(self, store: Store) -> int:
         """Fold everything that has been appended and return the number of rows that moved.

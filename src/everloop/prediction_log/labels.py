@@ -14,9 +14,9 @@ import msgspec
 
 from everloop.errors import ConflictError, CorruptionError, DataError, RequestError
 from everloop.packages.signature import utc
+from everloop.prediction_log.configured_sink import open_sink
 from everloop.prediction_log.journal_folding import Fold
 from everloop.prediction_log.label_matching import find_unmatched, label_horizon
-from everloop.prediction_log.log_sinks import open_sink
 from everloop.prediction_log.prediction_log import (
     LABELS,
     entity_text,

@@ -35,7 +35,6 @@ from everloop.stores.journals import Journal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from everloop.stores import Store
 
 Kind = Literal["journal", "store", "none"]
 
@@ -157,22 +156,6 @@ class Shipping:
     grace_s: float = 12.0
     confirm_s: float = 20.0
     """How long an answer waits for its segment, with `durable="store"`."""
-
-
-def open_sink(store: Store, stream: str, environment: Mapping[str, str] = os.environ) -> LogSink:
-    """The sink that the environment asks for.
-
-    Raises:
-        UsageError: the environment asks for something that is not there.
-    """
-    found = log_of(environment)
-    if found is None:
-        return JournalSink(store.journals, stream)
-    if isinstance(found, str):
-        return NoSink()
-    from everloop.prediction_log.shipping import ShippingSink
-
-    return ShippingSink(found, stream)
 
 
 def log_of(environment: Mapping[str, str]) -> Shipping | Literal["none"] | None:
@@ -327,4 +310,4 @@ def _number(environment: Mapping[str, str], name: str, default: float, *, least:
     return value
 
 
-__all__ = ["JournalSink", "LogSink", "NoSink", "Shipping", "SinkState", "instance_id", "log_of", "open_sink"]
+__all__ = ["JournalSink", "LogSink", "NoSink", "Shipping", "SinkState", "instance_id", "log_of"]

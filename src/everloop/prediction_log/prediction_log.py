@@ -31,8 +31,8 @@ import msgspec
 
 from everloop.errors import CorruptionError
 from everloop.packages.signature import polars_type
+from everloop.prediction_log.configured_sink import open_sink
 from everloop.prediction_log.journal_folding import Fold
-from everloop.prediction_log.log_sinks import open_sink
 from everloop.prediction_log.retention import forget_old
 
 if TYPE_CHECKING:

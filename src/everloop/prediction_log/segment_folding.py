@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from everloop.errors import CorruptionError, EverloopError, InsufficientStorageError, NotFoundError, UnavailableError
 from everloop.prediction_log import segments
-from everloop.prediction_log.segments import SPOOL, first_line, frames_of, open_segments, shown
+from everloop.prediction_log.segment_stores import open_segments
+from everloop.prediction_log.segments import SPOOL, first_line, frames_of, shown
 from everloop.prediction_log.shipping import ship_leftovers
 from everloop.stores.clock import moment_of, system_micros
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from everloop.prediction_log.journal_folding import Fold
+    from everloop.prediction_log.fold_target import FoldTarget
     from everloop.prediction_log.segments import Segment, SegmentStore
     from everloop.stores import Store
 
@@ -66,7 +67,7 @@ def has_segments(store: Store, stream: str) -> bool:
     return False
 
 
-def fold_segments(store: Store, fold: Fold[Entry]) -> int:
+def fold_segments(store: Store, fold: FoldTarget[Entry]) -> int:
     """Fold what instances have shipped, and return the number of rows that moved.
 
     A store that does not answer is passed over with a warning: what is in it is folded later.
@@ -101,7 +102,7 @@ def fold_segments(store: Store, fold: Fold[Entry]) -> int:
 class _Folding(Generic[Entry]):
     """One pass over the segments of one store."""
 
-    def __init__(self, store: Store, fold: Fold[Entry], source: SegmentStore) -> None:
+    def __init__(self, store: Store, fold: FoldTarget[Entry], source: SegmentStore) -> None:
         self._store = store
         self._fold = fold
         self._source = source

@@ -15,12 +15,11 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
-from everloop.errors import CorruptionError, EverloopError, InsufficientStorageError, UnavailableError, UsageError
+from everloop.errors import CorruptionError, EverloopError, InsufficientStorageError, UnavailableError
 from everloop.stores.journals import HEADER, split_frames
-from everloop.stores.objects.byte_stores import LocalBytes, ObstoreBytes, open_bytes
+from everloop.stores.objects.byte_stores import LocalBytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -171,34 +170,9 @@ class ObjectSegments:
         return f"ObjectSegments({self._store!r})"
 
 
-@lru_cache(maxsize=16)
-def open_segments(where: str) -> SegmentStore:
-    """The segments at a folder, a bucket's URL or a PostgreSQL URL. Nothing is asked of it yet.
-
-    Raises:
-        UsageError: the URL names no such store.
-        MissingExtraError: the library for it is not installed.
-    """
-    scheme = where.partition("://")[0] if _URL.match(where) else ""
-    if scheme in ("postgresql", "postgres"):
-        from everloop.prediction_log.segments_postgres import PostgresSegments
-
-        return PostgresSegments(where)
-    if scheme in ("", "file"):
-        return ObjectSegments(open_bytes(where))
-    if scheme not in BUCKETS:
-        raise UsageError(f"A log cannot be kept at '{scheme}://…'.", help=PLACES_HELP)
-    try:
-        return ObjectSegments(ObstoreBytes(where, **_patience()))
-    except EverloopError:
-        raise
-    except Exception as error:
-        # Not the URL itself and not the library's words: either may hold a password.
-        raise UsageError(
-            f"The log cannot be kept at '{scheme}://…': this URL, or its provider's settings, cannot be used "
-            f"({type(error).__name__}).",
-            help=PLACES_HELP,
-        ) from error
+def is_url(where: str) -> bool:
+    """Whether a place is a URL, not a path."""
+    return bool(_URL.match(where))
 
 
 def is_folder(where: str) -> bool:
@@ -256,19 +230,6 @@ def frames_of(segment: Segment, data: bytes) -> list[bytes]:
     return [payload for payload, _ in split_frames(data[len(HEADER) :])]
 
 
-def _patience() -> dict[str, object]:
-    """obstore would repeat a failed request for three minutes; a container that is stopping has less."""
-    from datetime import timedelta
-
-    limit = timedelta(seconds=PUT_TIMEOUT_S)
-    # Options that are passed hide those of the environment, which a stand-in without TLS needs.
-    plain = any(os.environ.get(f"{of}_ALLOW_HTTP", "").lower() in ("1", "true") for of in ("AWS", "AZURE", "GOOGLE"))
-    return {
-        "retry_config": {"max_retries": 3, "retry_timeout": limit},
-        "client_options": {"timeout": limit, "connect_timeout": limit / 2, "allow_http": plain},
-    }
-
-
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -277,4 +238,4 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-__all__ = ["ObjectSegments", "Segment", "SegmentStore", "frames_of", "open_segments", "shown"]
+__all__ = ["ObjectSegments", "Segment", "SegmentStore", "frames_of", "shown"]

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Literal
 
 from everloop.errors import CorruptionError, EverloopError, InsufficientStorageError, NotFoundError, UnavailableError
 from everloop.prediction_log.log_sinks import Shipping, SinkState, make_own_folder, new_instance, on_this_kernel
-from everloop.prediction_log.segments import Segment, first_line, open_segments, shown
+from everloop.prediction_log.segment_stores import open_segments
+from everloop.prediction_log.segments import Segment, first_line, shown
 from everloop.stores.clock import system_micros
 from everloop.stores.journals import HEADER, SUFFIX, Journal, list_journals, read_journal, writer_alive
 

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
     from everloop.serving.loaded_endpoint import Live
     from everloop.serving.observability.metrics_aggregation import Gathering
-    from everloop.serving.scoring import Answer, Ask, ShadowOutcome
+    from everloop.serving.score_request import Answer, Ask, ShadowOutcome
     from everloop.stores import Store
 
 logger = logging.getLogger("everloop.serving")

@@ -6,108 +6,27 @@ it. That is all there is to a hot swap.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import msgspec
-
-from everloop.errors import RequestError, UnavailableError
+from everloop.errors import UnavailableError
 from everloop.packages.predictor import Predictor, load_package
-from everloop.packages.row_scoring import row_function
-from everloop.prediction_log.prediction_log import label_text
-from everloop.prediction_log.redaction import check_hidden, redaction_for
+from everloop.prediction_log.redaction import check_hidden
 from everloop.records import Route
 from everloop.registry.model_versions import get_version
 from everloop.serving.endpoint_settings import settings_of
+from everloop.serving.route_scorer import Scorer, encoded_inputs, other_inputs
 from everloop.serving.routing import RoutingTable
-from everloop.serving.schema_routing import encoded_inputs, other_inputs
-from everloop.serving.throughput import measure_pace, pace_of
+from everloop.serving.throughput import measure_pace
 from everloop.serving.unseen_values import checks_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
-    from everloop.records import Endpoint, Json
-    from everloop.serving.endpoint_settings import Settings
+    from everloop.records import Endpoint
     from everloop.stores import Store
 
 T = TypeVar("T")
-
-
-class Scorer:
-    """One route with its loaded model, and how its answers are written down."""
-
-    def __init__(
-        self, route: Route, predictor: Predictor, settings: Settings | None = None, *, role: str | None = None
-    ) -> None:
-        """Prepare.
-
-        Args:
-            role: what the log calls it, where that is not the route's role.
-        """
-        self.route = route
-        self.version = route.version
-        self.number = int(route.version.rpartition("@")[2])
-        self.role = role or route.role
-        self.predictor = predictor
-        self.package = predictor.digest
-        self.signature = predictor.signature
-        self.names = predictor.input_names
-        kept: dict[str, str] = {item.name: item.type for item in predictor.signature.inputs}
-        self.redaction = None if settings is None else redaction_for(self.signature, settings)
-        if self.redaction is not None:
-            kept = self.redaction.inputs
-        self.kept = kept
-        self.logged_inputs = msgspec.Raw(msgspec.msgpack.encode(kept))
-        self.others: tuple[tuple[int, int, str, str], ...] = ()
-        """The other versions' inputs that the log keeps beside its own; see `understanding`."""
-        self.mixed_inputs = self.logged_inputs
-        self.task = predictor.task
-        self._labels = predictor.classes
-        self._texts = tuple(label_text(value) for value in predictor.classes)
-        self._row = row_function(predictor, range(len(predictor.classes))) if predictor.cheap else None
-        self.pace = pace_of(predictor)
-
-    def score(self, rows: Sequence[tuple[Any, ...]]) -> tuple[list[Any], list[Json] | None, list[str] | None]:
-        """Scores, labels and the labels' texts of rows whose values stand in the order of the signature.
-
-        Raises:
-            RequestError: the model cannot score them, or a score is not a finite number.
-        """
-        if len(rows) == 1 and self._row is not None:
-            return self._score_one(rows[0])
-        names = self.names
-        answer, found = self.predictor.answer_rows([dict(zip(names, row, strict=True)) for row in rows])
-        scores: list[Any] = answer.tolist()
-        if not (all(map(math.isfinite, scores)) if answer.ndim == 1 else math.isfinite(answer.sum())):
-            raise self._not_finite()
-        if found is None:
-            return scores, None, None
-        places = found.tolist()
-        return scores, [self._labels[place] for place in places], [self._texts[place] for place in places]
-
-    def _not_finite(self) -> RequestError:
-        return RequestError(f"The model {self.version} gives no finite score for these inputs.")
-
-    def _score_one(self, row: tuple[Any, ...]) -> tuple[list[Any], list[Json] | None, list[str] | None]:
-        """A row alone, through the model's own function for it: no frame, no array."""
-        assert self._row is not None  # noqa: S101 - the caller has looked
-        found = self._row(row)
-        if self.task == "binary":
-            place, score = found
-            if score - score != 0.0:
-                # An infinity or no number at all.
-                raise self._not_finite()
-            return [score], [self._labels[place]], [self._texts[place]]
-        numbers = found if self.task == "regression" else found[1:]
-        if not all(map(math.isfinite, numbers)):
-            raise self._not_finite()
-        if self.task == "regression":
-            return [found[0]], None, None
-        scores = list(numbers)
-        place = found[0]
-        return [scores], [self._labels[place]], [self._texts[place]]
 
 
 class Live:

@@ -12,8 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from everloop.errors import RequestError
 from everloop.serving.coercion import mend
 
@@ -22,7 +20,8 @@ if TYPE_CHECKING:
 
     from everloop.packages.signature import Signature
     from everloop.records import Json
-    from everloop.serving.loaded_endpoint import Live, Scorer
+    from everloop.serving.loaded_endpoint import Live
+    from everloop.serving.route_scorer import Scorer
 
 Values = tuple[Any, ...]
 
@@ -135,29 +134,6 @@ def fitting_rows(scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> tuple[lis
     return places, [row for row in values if row is not None]
 
 
-def other_inputs(scorers: Sequence[Scorer], own: int, hidden: frozenset[str]) -> list[tuple[int, int, str, str]]:
-    """What the log keeps of the other versions' inputs beside those of the version that answered.
-
-    Args:
-        hidden: inputs that the log may not hold as they are; these are left out.
-
-    Returns:
-        The number of the version, the place in its signature, the name in the log, and the type of each.
-    """
-    known = {item.name: item.type for item in scorers[own].signature.inputs}
-    found: dict[str, tuple[int, int, str, str]] = {}
-    for number, scorer in enumerate(scorers):
-        for place, item in enumerate(scorer.signature.inputs):
-            if number == own or known.get(item.name) == item.type or item.name in hidden:
-                continue
-            # An input that changed its type has a column of its own, see `prediction_log`.
-            name = item.name if item.name not in known else f"{item.name}@{item.type}"
-            if name in found and found[name][3] != item.type:
-                name = f"{item.name}@{item.type}"
-            found.setdefault(name, (number, place, name, item.type))
-    return list(found.values())
-
-
 def _fitting(
     signature: Signature, rows: Sequence[Mapping[str, Any]]
 ) -> tuple[list[Values | None], dict[int, RequestError]]:
@@ -217,10 +193,4 @@ def _note(found: Understanding, scorer: Scorer, refused: Mapping[int, RequestErr
         found.why[scorer.version] = (len(refused), first.message)
 
 
-def encoded_inputs(scorer: Scorer) -> msgspec.Raw:
-    """The inputs that a group of mixed rows has in the log: those of its version, then those of the others."""
-    kept: dict[str, str] = {**scorer.kept, **{name: kind for _, _, name, kind in scorer.others}}
-    return msgspec.Raw(msgspec.msgpack.encode(kept))
-
-
-__all__ = ["Share", "Understanding", "encoded_inputs", "fitting_rows", "other_inputs", "understand"]
+__all__ = ["Share", "Understanding", "fitting_rows", "understand"]

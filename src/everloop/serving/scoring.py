@@ -6,7 +6,7 @@ No protocol is known here: a protocol turns bytes into an `Ask` and an `Answer` 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -18,17 +18,19 @@ from everloop.serving.protocols.protocol import TABLE_MARKS
 from everloop.serving.protocols.unpacked_limits import check_row_sizes, check_rows
 from everloop.serving.routing import place_of
 from everloop.serving.schema_routing import Share, fitting_rows, understand
+from everloop.serving.score_request import Answer, Ask, Part, ShadowOutcome
 from everloop.serving.throughput import INSTANT_S
 from everloop.stores.clock import EPOCH, micros, new_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from everloop.records import Json
     from everloop.serving.endpoint_settings import Settings
-    from everloop.serving.loaded_endpoint import Live, Scorer
+    from everloop.serving.loaded_endpoint import Live
     from everloop.serving.observability.endpoint_metrics import Metrics
     from everloop.serving.protocols.protocol import Request
+    from everloop.serving.route_scorer import Scorer
     from everloop.serving.schema_routing import Understanding
     from everloop.stores.clock import Clock
 
@@ -39,79 +41,6 @@ MAX_EXPLAINED = 1_000
 
 Values = tuple[Any, ...]
 _MICROSECOND = timedelta(microseconds=1)
-
-
-@dataclass(slots=True)
-class Ask:
-    """The rows of one request. `values`: in the order of the champion's signature, where all routes share it;
-    else `rows`: plain dicts. `keys` and `event_at` have one item per row, or are None."""
-
-    values: Sequence[Values] | None
-    rows: Sequence[Mapping[str, Any]] | None
-    keys: Sequence[str | float | None] | None = None
-    event_at: Sequence[datetime | None] | None = None
-    began: float = 0.0
-    """`perf_counter()` when the request was whole."""
-    explain: bool = False
-    flags: Sequence[dict[str, Json]] = ()
-    """What was mended before the rows fitted; see `mending`."""
-
-
-@dataclass(slots=True)
-class Part:
-    """The rows that one version answered."""
-
-    scorer: Scorer
-    places: list[int] | None
-    """Where they stand in the request; None: they are the request."""
-    scores: list[Any]
-    labels: list[Json] | None
-    fallbacks: int = 0
-    explanations: list[dict[str, Json]] | None = None
-
-
-@dataclass(slots=True)
-class Answer:
-    """What is sent, and what is left to do once it is on its way."""
-
-    request: str
-    rows: int
-    parts: list[Part]
-    shadow: Callable[[], ShadowOutcome] | None
-    seconds: float
-    flags: list[dict[str, Json]] | None = None
-    """What the rows hold that the champion did not see in training, and what was mended; None: nobody asked."""
-    logged: bool = True
-    """Whether it is in the log, or was not to be; False: there was no space, and the endpoint answers all the same."""
-    unasked: Mapping[str, tuple[int, str]] = field(default_factory=dict)
-    """The versions that did not understand some of the rows: how many, and why the first."""
-
-    def explanations(self) -> list[dict[str, Json]] | None:
-        """Why, for each row in the order of the request; None: nobody asked."""
-        if self.parts[0].explanations is None:
-            return None
-        told: list[dict[str, Json]] = [{}] * self.rows
-        for part in self.parts:
-            for place, one in zip(part.places or range(self.rows), part.explanations or (), strict=True):
-                told[place] = one
-        return told
-
-    def version(self) -> str:
-        """The key of the version that answered; of several, with commas between, in the order of the rows."""
-        if len(self.parts) == 1:
-            return self.parts[0].scorer.version
-        first = sorted(self.parts, key=lambda part: (part.places or [0])[0])
-        return ", ".join(dict.fromkeys(part.scorer.version for part in first))
-
-
-@dataclass(slots=True)
-class ShadowOutcome:
-    """What the shadows scored: (version, rows) each, and how many of them failed."""
-
-    scored: list[tuple[str, int]]
-    failures: int = 0
-    unasked: int = 0
-    """Rows that a shadow does not understand, because its inputs are others."""
 
 
 def rows_of(ask: Ask) -> int:

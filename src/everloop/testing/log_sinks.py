@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from everloop.prediction_log.configured_sink import open_sink
 from everloop.prediction_log.journal_folding import Fold
-from everloop.prediction_log.log_sinks import open_sink
 from everloop.prediction_log.shipping import ShippingSink
 from everloop.stores.home import Places, open_places
 from everloop.stores.journals import Journal

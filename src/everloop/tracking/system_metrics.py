@@ -18,15 +18,26 @@ import threading
 from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from everloop.errors import EverloopError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
-    from everloop.tracking.runs import ActiveRun
+    from collections.abc import Mapping
+
+    from everloop.stores import Store
 
 _log = logging.getLogger("everloop.tracking")
 _MB = 1e6
+
+
+class MeasuredRun(Protocol):
+    """What the watch needs of a run."""
+
+    @property
+    def store(self) -> Store: ...
+
+    def log(self, metrics: Mapping[str, Any], /, *, step: int) -> None: ...
 
 
 class SystemWatch:
@@ -37,7 +48,7 @@ class SystemWatch:
         UsageError: the interval is no positive number.
     """
 
-    def __init__(self, run: ActiveRun, every_s: float = 10.0) -> None:
+    def __init__(self, run: MeasuredRun, every_s: float = 10.0) -> None:
         if not every_s > 0:
             raise UsageError(f"every_s={every_s} is no interval.", help="Give seconds, such as 10.")
         if find_spec("psutil") is None:

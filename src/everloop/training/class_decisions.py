@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from everloop.training.trained_model import Json
+    from everloop.records import Json
 
     Array = NDArray[np.float64]
     Places = NDArray[np.intp]

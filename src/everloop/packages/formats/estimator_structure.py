@@ -11,7 +11,8 @@ import gc
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from everloop.errors import CorruptionError, TrustError
+from everloop.errors import TrustError
+from everloop.packages.formats.tree_structure import broken_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     Whole = NDArray[np.int64]
 
-DEEPEST = 10_000
-"""Levels of a tree. Libraries explain answers by recursion, whose stack ends somewhere."""
 _LEAF = -1
 _FORESTS = ("sklearn.ensemble._forest.", "sklearn.ensemble._gb.", "sklearn.ensemble._iforest.")
 """Ensembles that ask their trees without letting them look at the rows."""
@@ -51,7 +50,9 @@ def check_structure(estimator: Any, *, boosters: bool = False) -> None:
         if kind == "sklearn.tree._tree.Tree":
             _check_nodes(value.children_left, value.children_right, value.feature, value.node_count, value.n_features)
             if value.n_features != width:
-                raise _broken(f"a tree of {value.n_features} columns in an estimator of {width or 'an unknown number'}")
+                raise broken_model(
+                    f"a tree of {value.n_features} columns in an estimator of {width or 'an unknown number'}"
+                )
         elif kind == "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor":
             _check_predictor(value, width)
         elif kind.startswith("sklearn.neighbors._kd_tree."):
@@ -85,10 +86,10 @@ def _check_parts(kind: str, own: dict[str, Any], width: int | None) -> None:
             tree = getattr(member, "tree_", None)
             wanted = len(sets[place]) if place < len(sets) else width
             if tree is not None and tree.n_features != wanted:
-                raise _broken(f"a tree of {tree.n_features} columns in an ensemble of {wanted}")
+                raise broken_model(f"a tree of {tree.n_features} columns in an ensemble of {wanted}")
     centers = own.get("cluster_centers_")
     if isinstance(centers, np.ndarray) and (centers.ndim != 2 or centers.shape[1] != width):
-        raise _broken(f"centers of the shape {centers.shape} for {width} columns")
+        raise broken_model(f"centers of the shape {centers.shape} for {width} columns")
     if kind.startswith("sklearn.svm.") and "_n_support" in own:
         _check_vectors(own, width)
 
@@ -102,15 +103,15 @@ def _check_vectors(own: dict[str, Any], width: int | None) -> None:
     pairs = classes * (classes - 1) // 2
     kernel = own.get("kernel") != "precomputed"
     if len(counts) not in (1, 2, classes) or (counts < 0).any():
-        raise _broken("counts of support vectors that fit no class")
+        raise broken_model("counts of support vectors that fit no class")
     if "classes_" in own and (len(counts) != classes or int(counts.sum()) != total):
-        raise _broken(f"{int(counts.sum())} support vectors where there are {total}")
+        raise broken_model(f"{int(counts.sum())} support vectors where there are {total}")
     if kernel and vectors.shape != (total, width):
-        raise _broken(f"support vectors of the shape {vectors.shape} for {total} of {width} columns")
+        raise broken_model(f"support vectors of the shape {vectors.shape} for {total} of {width} columns")
     if own["_dual_coef_"].shape != (classes - 1, total) or len(own["_intercept_"]) != pairs:
-        raise _broken("coefficients that do not fit its support vectors")
+        raise broken_model("coefficients that do not fit its support vectors")
     if any(len(own.get(name, ())) not in (0, pairs) for name in ("_probA", "_probB")):
-        raise _broken("probabilities that do not fit its classes")
+        raise broken_model("probabilities that do not fit its classes")
 
 
 def _check_neighbours(data: Any, index: Any, nodes: Any, bounds: Any) -> None:
@@ -120,20 +121,20 @@ def _check_neighbours(data: Any, index: Any, nodes: Any, bounds: Any) -> None:
     rows, order = len(data), np.asarray(index)
     start, end = np.asarray(nodes["idx_start"]), np.asarray(nodes["idx_end"])
     if len(order) != rows or (rows and not 0 <= int(order.min()) <= int(order.max()) < rows):
-        raise _broken("a tree of neighbours with rows that there are not")
+        raise broken_model("a tree of neighbours with rows that there are not")
     if not len(nodes) or (start < 0).any() or (end > rows).any() or (start > end).any():
-        raise _broken("a tree of neighbours with a node that leads out of it")
+        raise broken_model("a tree of neighbours with a node that leads out of it")
     inner = np.flatnonzero(~np.asarray(nodes["is_leaf"]).astype(bool))
     if len(inner) and 2 * int(inner.max()) + 2 >= len(nodes):
-        raise _broken("a tree of neighbours that ends too soon")
+        raise broken_model("a tree of neighbours that ends too soon")
     if np.asarray(bounds).shape[1:] != (len(nodes), np.asarray(data).shape[1]):
-        raise _broken("a tree of neighbours whose bounds do not fit")
+        raise broken_model("a tree of neighbours whose bounds do not fit")
 
 
 def _check_predictor(predictor: Any, width: int | None) -> None:
     """A tree of a histogram boosting, and the sets of categories that its nodes may name."""
     if width is None:
-        raise _broken("trees in an estimator of an unknown number of columns")
+        raise broken_model("trees in an estimator of an unknown number of columns")
     nodes = predictor.nodes
     leaf = nodes["is_leaf"].astype(bool)
     left, right = (nodes[side].astype("int64") for side in ("left", "right"))
@@ -143,7 +144,7 @@ def _check_predictor(predictor: Any, width: int | None) -> None:
     if len(named) and int(named.max()) >= min(
         len(predictor.raw_left_cat_bitsets), len(predictor.binned_left_cat_bitsets)
     ):
-        raise _broken("a node that names a set of categories which is not there")
+        raise broken_model("a node that names a set of categories which is not there")
 
 
 def _check_nodes(left: Any, right: Any, feature: Any, count: int, width: int | None) -> None:
@@ -151,47 +152,18 @@ def _check_nodes(left: Any, right: Any, feature: Any, count: int, width: int | N
 
     left, right, feature = (np.asarray(part).astype(np.int64) for part in (left, right, feature))
     if not len(left) == len(right) == len(feature) == count or count < 1:
-        raise _broken("a tree whose parts differ in length")
+        raise broken_model("a tree whose parts differ in length")
     inner = left != _LEAF
     if ((right != _LEAF) != inner).any():
-        raise _broken("a node with one child")
+        raise broken_model("a node with one child")
     own = np.arange(count)[inner]
     for side in (left[inner], right[inner]):
         # Children stand behind their parent, so that following them always ends.
         if (side <= own).any() or (side >= count).any():
-            raise _broken("a node that leads out of its tree")
+            raise broken_model("a node that leads out of its tree")
     asked = feature[inner]
     if len(asked) and (asked.min() < 0 or (width is not None and asked.max() >= width)):
-        raise _broken("a node that asks for a column which no row has")
-
-
-def check_children(left: Whole, right: Whole, leaves: int, where: str) -> None:
-    """Refuse a tree whose nodes lead out of it, or from which some way does not end at a leaf.
-
-    Args:
-        left, right: the children of each inner node: an inner node by its number, a leaf by -1 - its number.
-
-    Raises:
-        CorruptionError: it is such a tree.
-    """
-    import numpy as np
-
-    children = np.concatenate([left, right])
-    if not len(children):
-        return
-    if int(children.max()) >= len(left) or int(children.min()) < -leaves:
-        raise _broken(f"{where} with a node that leads out of it")
-    inner = children[children >= 0]
-    # Each node has one parent and the first has none, so no way from the first leads back.
-    if len(inner) and (int(inner.min()) < 1 or len(np.unique(inner)) != len(inner)):
-        raise _broken(f"{where} which runs into itself")
-    level = np.zeros(1, dtype=np.int64)
-    for _ in range(DEEPEST):
-        level = np.concatenate([left[level], right[level]])
-        level = level[level >= 0]
-        if not len(level):
-            return
-    raise _broken(f"{where} of more than {DEEPEST} levels")
+        raise broken_model("a node that asks for a column which no row has")
 
 
 def _check_lightgbm(booster: Any) -> None:
@@ -212,7 +184,3 @@ _BOOSTERS = {
     "lightgbm.basic.Booster": _check_lightgbm,
     "xgboost.core.Booster": _check_xgboost,
 }
-
-
-def _broken(what: str) -> CorruptionError:
-    return CorruptionError(f"The model holds {what}.", help="Build it again from the estimator that was fitted.")

@@ -14,7 +14,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import CorruptionError
-from everloop.packages.formats.estimator_structure import check_children
+from everloop.packages.formats.tree_structure import check_children
 
 if TYPE_CHECKING:
     import numpy as np

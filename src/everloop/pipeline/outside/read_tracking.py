@@ -141,11 +141,11 @@ def watching(store: Store, packages: Collection[str] = ()) -> Iterator[Watch]:
         store: its own files do not count.
         packages: the distributions that the step uses.
     """
-    from everloop.pipeline.outside.reader_wrappers import wrap_readers
+    from everloop.pipeline.outside.reader_wrappers import Recorder, wrap_readers
 
     with _installed:
         _install()
-    wrap_readers(packages)
+    wrap_readers(packages, Recorder(is_watching, note_read, note_unseen, note_written))
     watch = Watch(_folders_of(store))
     for package in sorted(_NATIVE_PACKAGES.intersection(name.lower().replace("-", "_") for name in packages)):
         watch.note("unseen", f"files that {package} opens", None)

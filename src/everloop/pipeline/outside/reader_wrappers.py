@@ -10,6 +10,7 @@ import functools
 import importlib
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -67,8 +68,18 @@ _NAMES = ("source", "path", "input_file", "where", "file", "dest", "path_or_buf"
 _done: set[str] = set()
 
 
-def wrap_readers(packages: Collection[str]) -> None:
-    """Wrap what is imported by now, and what a step is about to import since it uses the package."""
+@dataclass(frozen=True, slots=True)
+class Recorder:
+    """Where the wrappers report what the running step reads and writes."""
+
+    is_watching: Callable[[], bool]
+    read: Callable[..., None]
+    unseen: Callable[[str], None]
+    written: Callable[[object], None]
+
+
+def wrap_readers(packages: Collection[str], recorder: Recorder) -> None:
+    """Wrap the readers of modules that are imported already, and of those that a step's packages will import."""
     for module, names in _TABLE.items():
         if module in _done:
             continue
@@ -82,10 +93,10 @@ def wrap_readers(packages: Collection[str]) -> None:
                 continue
         _done.add(module)
         for name, use in names.items():
-            _wrap(sys.modules[module], f"{module}.{name}", name, use)
+            _wrap(sys.modules[module], f"{module}.{name}", name, use, recorder)
 
 
-def _wrap(module: Any, full: str, name: str, use: Use) -> None:
+def _wrap(module: Any, full: str, name: str, use: Use, recorder: Recorder) -> None:
     holder = module
     *holders, last = name.split(".")
     for one in holders:
@@ -95,7 +106,7 @@ def _wrap(module: Any, full: str, name: str, use: Use) -> None:
         return
     # A method is given its own object first.
     place = int(bool(holders)) + int(full in _SECOND)
-    watched = _watched(plain, place, use)
+    watched = _watched(plain, place, use, recorder)
     setattr(holder, last, watched)
     home = sys.modules.get(getattr(plain, "__module__", ""))
     if not holders and home is not None and getattr(home, last, None) is plain:
@@ -103,26 +114,22 @@ def _wrap(module: Any, full: str, name: str, use: Use) -> None:
         setattr(home, last, watched)
 
 
-def _watched(plain: Callable[..., Any], place: int, use: Use) -> Callable[..., Any]:
-    from everloop.pipeline.outside import read_tracking
-
+def _watched(plain: Callable[..., Any], place: int, use: Use, recorder: Recorder) -> Callable[..., Any]:
     @functools.wraps(plain)
     def watched(*args: Any, **options: Any) -> Any:
-        if read_tracking.is_watching():
+        if recorder.is_watching():
             given = args[place] if len(args) > place else next((options[n] for n in _NAMES if n in options), None)
-            _note(given, use)
+            _note(given, use, recorder)
         return plain(*args, **options)
 
     setattr(watched, WATCHED, True)
     return watched
 
 
-def _note(given: Any, use: Use) -> None:
-    from everloop.pipeline.outside.read_tracking import note_read, note_unseen, note_written
-
+def _note(given: Any, use: Use, recorder: Recorder) -> None:
     if isinstance(given, list | tuple):
         for one in given:
-            _note(one, use)
+            _note(one, use, recorder)
         return
     if not isinstance(given, str | bytes | os.PathLike):
         return  # an open file, which is noticed by itself, or data
@@ -131,17 +138,17 @@ def _note(given: Any, use: Use) -> None:
         return  # the content itself
     if "://" in path and not path.startswith("file://"):
         if use == "reads":
-            note_unseen(f"what {path.partition('://')[0]}://{path.partition('://')[2].partition('/')[0]} holds")
+            recorder.unseen(f"what {path.partition('://')[0]}://{path.partition('://')[2].partition('/')[0]} holds")
         return
     path = path.removeprefix("file://")
     if use == "writes":
-        note_written(path)
+        recorder.written(path)
     elif Path(path).is_dir():
-        note_read(str(Path(path) / "**" / "*"), kind="pattern")
+        recorder.read(str(Path(path) / "**" / "*"), kind="pattern")
     elif any(character in path for character in "*?[") and not Path(path).exists():
-        note_read(path, kind="pattern")
+        recorder.read(path, kind="pattern")
     else:
-        note_read(Path(path).expanduser())
+        recorder.read(Path(path).expanduser())
 
 
-__all__ = ["wrap_readers"]
+__all__ = ["Recorder", "wrap_readers"]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from everloop.serving.endpoint_settings import Settings
     from everloop.serving.loaded_endpoint import Live
     from everloop.serving.protocols.protocol import Request
-    from everloop.serving.scoring import Answer, Ask
+    from everloop.serving.score_request import Answer, Ask
 
 STREAM = b"application/vnd.apache.arrow.stream"
 FILE = b"application/vnd.apache.arrow.file"

@@ -29,7 +29,7 @@ from everloop.serving.protocols.arrow_bodies import STREAM, answer_table, ask_of
 from everloop.serving.protocols.protocol import Request, Response, Service
 from everloop.serving.protocols.protocol_common import asked
 from everloop.serving.protocols.unpacked_limits import TYPED_CONTAINERS_PER_ROW, check_json, check_row_sizes
-from everloop.serving.scoring import Answer, Ask
+from everloop.serving.score_request import Answer, Ask
 
 if TYPE_CHECKING:
     from everloop.serving.loaded_endpoint import Live

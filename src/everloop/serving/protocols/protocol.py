@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from everloop.serving.endpoint_settings import Settings
     from everloop.serving.loaded_endpoint import Live
     from everloop.serving.observability.endpoint_metrics import Metrics
-    from everloop.serving.scoring import Answer, Ask
+    from everloop.serving.score_request import Answer, Ask
 
 JSON = b"application/json"
 TABLE_MARKS = (b"\xff\xff\xff\xff", b"ARRO", b"PAR1")

@@ -18,7 +18,7 @@ from everloop.http.error_bodies import clipped
 from everloop.serving.coercion import mend
 from everloop.serving.loaded_endpoint import Live, pinned
 from everloop.serving.protocols.protocol import Handle, Request, Response, Service
-from everloop.serving.scoring import Answer, Ask
+from everloop.serving.score_request import Answer, Ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

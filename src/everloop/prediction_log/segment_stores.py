@@ -1,0 +1,57 @@
+"""Which segment store a place names: a folder, a bucket or PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from everloop.errors import EverloopError, UsageError
+from everloop.prediction_log.segments import BUCKETS, PLACES_HELP, PUT_TIMEOUT_S, ObjectSegments, is_url
+from everloop.stores.objects.byte_stores import ObstoreBytes, open_bytes
+
+if TYPE_CHECKING:
+    from everloop.prediction_log.segments import SegmentStore
+
+
+@lru_cache(maxsize=16)
+def open_segments(where: str) -> SegmentStore:
+    """The segments at a folder, a bucket's URL or a PostgreSQL URL. Nothing is asked of it yet.
+
+    Raises:
+        UsageError: the URL names no such store.
+        MissingExtraError: the library for it is not installed.
+    """
+    scheme = where.partition("://")[0] if is_url(where) else ""
+    if scheme in ("postgresql", "postgres"):
+        from everloop.prediction_log.segments_postgres import PostgresSegments
+
+        return PostgresSegments(where)
+    if scheme in ("", "file"):
+        return ObjectSegments(open_bytes(where))
+    if scheme not in BUCKETS:
+        raise UsageError(f"A log cannot be kept at '{scheme}://…'.", help=PLACES_HELP)
+    try:
+        return ObjectSegments(ObstoreBytes(where, **_patience()))
+    except EverloopError:
+        raise
+    except Exception as error:
+        # Not the URL itself and not the library's words: either may hold a password.
+        raise UsageError(
+            f"The log cannot be kept at '{scheme}://…': this URL, or its provider's settings, cannot be used "
+            f"({type(error).__name__}).",
+            help=PLACES_HELP,
+        ) from error
+
+
+def _patience() -> dict[str, object]:
+    """obstore would repeat a failed request for three minutes; a container that is stopping has less."""
+
+    limit = timedelta(seconds=PUT_TIMEOUT_S)
+    # Options that are passed hide those of the environment, which a stand-in without TLS needs.
+    plain = any(os.environ.get(f"{of}_ALLOW_HTTP", "").lower() in ("1", "true") for of in ("AWS", "AZURE", "GOOGLE"))
+    return {
+        "retry_config": {"max_retries": 3, "retry_timeout": limit},
+        "client_options": {"timeout": limit, "connect_timeout": limit / 2, "allow_http": plain},
+    }

@@ -1,0 +1,125 @@
+"""One route of an endpoint with its loaded model: rows in, scores and what the log keeps of them out."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from everloop.errors import RequestError
+from everloop.packages.row_scoring import row_function
+from everloop.prediction_log.prediction_log import label_text
+from everloop.prediction_log.redaction import redaction_for
+from everloop.serving.throughput import pace_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from everloop.packages.predictor import Predictor
+    from everloop.records import Json, Route
+    from everloop.serving.endpoint_settings import Settings
+
+
+class Scorer:
+    """One route with its loaded model, and how its answers are written down."""
+
+    def __init__(
+        self, route: Route, predictor: Predictor, settings: Settings | None = None, *, role: str | None = None
+    ) -> None:
+        """Prepare.
+
+        Args:
+            role: what the log calls it, where that is not the route's role.
+        """
+        self.route = route
+        self.version = route.version
+        self.number = int(route.version.rpartition("@")[2])
+        self.role = role or route.role
+        self.predictor = predictor
+        self.package = predictor.digest
+        self.signature = predictor.signature
+        self.names = predictor.input_names
+        kept: dict[str, str] = {item.name: item.type for item in predictor.signature.inputs}
+        self.redaction = None if settings is None else redaction_for(self.signature, settings)
+        if self.redaction is not None:
+            kept = self.redaction.inputs
+        self.kept = kept
+        self.logged_inputs = msgspec.Raw(msgspec.msgpack.encode(kept))
+        self.others: tuple[tuple[int, int, str, str], ...] = ()
+        """The other versions' inputs that the log keeps beside its own; see `understanding`."""
+        self.mixed_inputs = self.logged_inputs
+        self.task = predictor.task
+        self._labels = predictor.classes
+        self._texts = tuple(label_text(value) for value in predictor.classes)
+        self._row = row_function(predictor, range(len(predictor.classes))) if predictor.cheap else None
+        self.pace = pace_of(predictor)
+
+    def score(self, rows: Sequence[tuple[Any, ...]]) -> tuple[list[Any], list[Json] | None, list[str] | None]:
+        """Scores, labels and the labels' texts of rows whose values stand in the order of the signature.
+
+        Raises:
+            RequestError: the model cannot score them, or a score is not a finite number.
+        """
+        if len(rows) == 1 and self._row is not None:
+            return self._score_one(rows[0])
+        names = self.names
+        answer, found = self.predictor.answer_rows([dict(zip(names, row, strict=True)) for row in rows])
+        scores: list[Any] = answer.tolist()
+        if not (all(map(math.isfinite, scores)) if answer.ndim == 1 else math.isfinite(answer.sum())):
+            raise self._not_finite()
+        if found is None:
+            return scores, None, None
+        places = found.tolist()
+        return scores, [self._labels[place] for place in places], [self._texts[place] for place in places]
+
+    def _not_finite(self) -> RequestError:
+        return RequestError(f"The model {self.version} gives no finite score for these inputs.")
+
+    def _score_one(self, row: tuple[Any, ...]) -> tuple[list[Any], list[Json] | None, list[str] | None]:
+        """A row alone, through the model's own function for it: no frame, no array."""
+        assert self._row is not None  # noqa: S101 - the caller has looked
+        found = self._row(row)
+        if self.task == "binary":
+            place, score = found
+            if score - score != 0.0:
+                # An infinity or no number at all.
+                raise self._not_finite()
+            return [score], [self._labels[place]], [self._texts[place]]
+        numbers = found if self.task == "regression" else found[1:]
+        if not all(map(math.isfinite, numbers)):
+            raise self._not_finite()
+        if self.task == "regression":
+            return [found[0]], None, None
+        scores = list(numbers)
+        place = found[0]
+        return [scores], [self._labels[place]], [self._texts[place]]
+
+
+def other_inputs(scorers: Sequence[Scorer], own: int, hidden: frozenset[str]) -> list[tuple[int, int, str, str]]:
+    """What the log keeps of the other versions' inputs beside those of the version that answered.
+
+    Args:
+        hidden: inputs that the log may not hold as they are; these are left out.
+
+    Returns:
+        The number of the version, the place in its signature, the name in the log, and the type of each.
+    """
+    known = {item.name: item.type for item in scorers[own].signature.inputs}
+    found: dict[str, tuple[int, int, str, str]] = {}
+    for number, scorer in enumerate(scorers):
+        for place, item in enumerate(scorer.signature.inputs):
+            if number == own or known.get(item.name) == item.type or item.name in hidden:
+                continue
+            # An input that changed its type has a column of its own, see `prediction_log`.
+            name = item.name if item.name not in known else f"{item.name}@{item.type}"
+            if name in found and found[name][3] != item.type:
+                name = f"{item.name}@{item.type}"
+            found.setdefault(name, (number, place, name, item.type))
+    return list(found.values())
+
+
+def encoded_inputs(scorer: Scorer) -> msgspec.Raw:
+    """The inputs that a group of mixed rows has in the log: those of its version, then those of the others."""
+    kept: dict[str, str] = {**scorer.kept, **{name: kind for _, _, name, kind in scorer.others}}
+    return msgspec.Raw(msgspec.msgpack.encode(kept))
