@@ -213,7 +213,7 @@ def trained() -> tuple[Any, Any]:
 def own(folder: Path, seconds: float, repeat: int) -> float:
     """everloop in turns with the echo; returns its requests a second at sixteen connections."""
     from everloop.packages import build_package
-    from everloop.records import Endpoint, Route
+    from everloop.records import EndpointRecord, Route
     from everloop.registry import register, save_model
     from everloop.serving import EndpointProcess
     from everloop.stores import open_store
@@ -235,7 +235,7 @@ def own(folder: Path, seconds: float, repeat: int) -> float:
             if name != "pipeline":
                 saved = register(store, name, build_package(train_sample(name), store=store, sample=sample_table(100)))
             routes = (Route(version=saved.key, percent=100.0),)
-            store.records.put(store.new(Endpoint, name=name, model=name, routes=routes))
+            store.records.put(store.new(EndpointRecord, name=name, model=name, routes=routes))
             began = time.perf_counter()
             with EndpointProcess(store, name) as process:
                 ready = time.perf_counter() - began
@@ -299,7 +299,7 @@ def batch(folder: Path, rows: int) -> None:
     import polars as pl
     from sklearn.linear_model import LogisticRegression
 
-    from everloop.records import Endpoint
+    from everloop.records import EndpointRecord
     from everloop.registry import load_model, save_model
     from everloop.serving.batch.batch_scoring import score_files, score_piece
     from everloop.stores import open_store
@@ -310,7 +310,7 @@ def batch(folder: Path, rows: int) -> None:
     table = pl.concat([pl.from_pandas(frame)] * max(1, rows // len(frame)), rechunk=True)
     path, workers = folder / "rows.parquet", os.cpu_count() or 1
     with open_store(folder / "batch") as store:
-        store.records.put(store.new(Endpoint, name="nightly", model="linear"))
+        store.records.put(store.new(EndpointRecord, name="nightly", model="linear"))
         for name, fitted, example in (("linear", linear, numbers), ("100 trees", model, frame)):
             version = save_model(fitted, name.replace(" ", "-"), example=example, store=store)
             given = table.select(list(example.columns))

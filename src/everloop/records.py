@@ -123,7 +123,7 @@ StepStatus = Literal["ran", "cached", "failed", "skipped", "interrupted"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step(Record):
+class StepRun(Record):
     """What became of one step in one run."""
 
     run: str
@@ -210,7 +210,7 @@ class Snapshot(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureView(Record):
+class FeatureViewRecord(Record):
     """A named, versioned set of features of an entity over time."""
 
     name: str
@@ -413,7 +413,7 @@ class EvaluationRow(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scorer(Record):
+class ScorerRecord(Record):
     """How the answers of a language program are judged: a text that MLflow's clients read, and everloop never runs."""
 
     experiment: str
@@ -457,7 +457,7 @@ EndpointState = Literal["stopped", "starting", "ready", "draining"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint(Record):
+class EndpointRecord(Record):
     """Where a model answers, and which versions share its traffic."""
 
     name: str
@@ -711,11 +711,11 @@ class Point:
 
 KINDS: dict[str, type[Record]] = {
     "run": Run,
-    "step": Step,
+    "step": StepRun,
     "artifact": Artifact,
     "contract": Contract,
     "snapshot": Snapshot,
-    "feature_view": FeatureView,
+    "feature_view": FeatureViewRecord,
     "package": Package,
     "model_version": ModelVersion,
     "registered_model": RegisteredModel,
@@ -724,9 +724,9 @@ KINDS: dict[str, type[Record]] = {
     "trace": Trace,
     "evaluation_dataset": EvaluationDataset,
     "evaluation_row": EvaluationRow,
-    "scorer": Scorer,
+    "scorer": ScorerRecord,
     "alias": Alias,
-    "endpoint": Endpoint,
+    "endpoint": EndpointRecord,
     "finding": Finding,
     "gate_result": GateResult,
     "release": Release,

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 import everloop as el
-from everloop.records import Endpoint, Route
+from everloop.records import EndpointRecord, Route
 from everloop.serving import EndpointApp
 from everloop.serving.protocols.protocol import Request
-from everloop.serving.reloader import Follower
+from everloop.serving.reloader import EndpointReloader
 from everloop.stores import open_store
 
 KINDS = ("binary", "multiclass", "regression")
@@ -37,12 +37,12 @@ def serve(store, task, example_rows=200):
     model = (LinearRegression() if task == "regression" else LogisticRegression()).fit(train, truth)
     version = el.save_model(model, task, example=train.head(example_rows), y=truth.head(example_rows), store=store)
     routes = (Route(version=version.key, percent=100.0),)
-    store.records.put(store.new(Endpoint, name=task, model=task, routes=routes))
+    store.records.put(store.new(EndpointRecord, name=task, model=task, routes=routes))
 
 
 def ask(store, name, rows, labels):
     app = EndpointApp(store, name)
-    Follower(store, app).load()
+    EndpointReloader(store, app).load()
     keys = list(range(len(rows)))
     body = {"rows": rows[["age"]].to_dict("records"), "keys": keys}
     for path, sent in (

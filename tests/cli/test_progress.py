@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from everloop.cli.progress import MOST_SHOWN, StepLines, packaging
-from everloop.packages.time_budget import Progress
+from everloop.packages.time_budget import PackagingProgress
 from everloop.pipeline import StepProgress
 
 SLOW = """
@@ -117,12 +117,12 @@ def test_packaging_shows_its_stage():
     out = io.StringIO()
     with packaging(Console(file=out, width=100), line_every_s=10) as progress:
         for seconds in (1.0, 12.0, 13.0, 75.0):
-            progress(Progress(stage="training rows", done=int(seconds), total=8000, seconds=seconds))
+            progress(PackagingProgress(stage="training rows", done=int(seconds), total=8000, seconds=seconds))
     assert out.getvalue().splitlines() == [
         "  … packaging    12 s  training rows: 12 of 8,000",
         "  … packaging    1 min 15 s  training rows: 75 of 8,000",
     ]
     drawn = io.StringIO()
     with packaging(Console(file=drawn, width=100, force_terminal=True)) as progress:
-        progress(Progress(stage="edge rows", done=0, total=74, seconds=1.0))
+        progress(PackagingProgress(stage="edge rows", done=0, total=74, seconds=1.0))
     assert "edge rows: 0 of 74" in drawn.getvalue()

@@ -106,9 +106,9 @@ def test_a_difference_is_named_and_ends_with_1(everloop, shop):
 
 
 def steps_of(store, run):
-    from everloop.records import Step
+    from everloop.records import StepRun
 
-    return store.records.find(Step, ("run", "=", run))
+    return store.records.find(StepRun, ("run", "=", run))
 
 
 def test_the_scratch_home_can_be_kept_and_is_never_overwritten(everloop, shop, tmp_path):

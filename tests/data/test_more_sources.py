@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from everloop import plugins
-from everloop.data import Progress, read, watch_progress
+from everloop.data import ReadProgress, read, watch_progress
 from everloop.errors import MissingExtraError, SourceError, UsageError
 from everloop.stores import Store, collect_observations
 from everloop.tracking import start_run
@@ -129,7 +129,7 @@ def test_what_a_source_gives_wrongly_is_named(store: Store, service: Service) ->
 
 def test_progress_is_told(store: Store, service: Service) -> None:
     service.rows = [order(number) for number in range(2500)]
-    heard: list[Progress] = []
+    heard: list[ReadProgress] = []
     with watch_progress(heard.append):
         read_orders(store)
     assert [(news.done, news.unit, news.name) for news in heard] == [(1000, "rows", "orders"), (2000, "rows", "orders")]

@@ -16,7 +16,7 @@ import pytest
 
 from everloop import plugins
 from everloop.data import (
-    Progress,
+    ReadProgress,
     add_folder,
     add_table,
     delete_snapshots,
@@ -131,7 +131,7 @@ def test_a_file_that_changes_while_it_is_read(store: Store, tmp_path: Path, monk
 
 
 def test_a_folder_is_kept_and_comes_back(store: Store, pictures: Path, tmp_path: Path) -> None:
-    heard: list[Progress] = []
+    heard: list[ReadProgress] = []
     with watch_progress(heard.append):
         snapshot = add_folder(pictures, "pictures", store)
     assert (snapshot.rows, snapshot.entity) == (6, "path")

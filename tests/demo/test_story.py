@@ -11,7 +11,7 @@ import pytest
 
 from everloop.cli.demo import _as_json
 from everloop.cli.output import to_json
-from everloop.demo import Story, Telling, load_world, read_outcome
+from everloop.demo import Simulation, SimulationListener, load_world, read_outcome
 from everloop.demo.demo_project import MARK, make_project
 from everloop.demo.flight_world import OPENS, WEEK
 from everloop.errors import UsageError
@@ -26,7 +26,7 @@ KEYS = {
 }  # fmt: skip
 
 
-class Counting(Telling):
+class Counting(SimulationListener):
     """Counts the questions; stops the story in the middle of a week if asked to."""
 
     def __init__(self, stop_after=None):
@@ -70,8 +70,8 @@ def test_story_is_told_stopped_and_gone_on_with(tmp_path, monkeypatch, forget):
     folder = tmp_path / "flights"
     until = OPENS + 2 * WEEK
     with pytest.raises(KeyboardInterrupt):
-        Story(folder, Counting(stop_after=400), until=until).tell()
-    story = Story(folder, second := Counting(), until=until)
+        Simulation(folder, Counting(stop_after=400), until=until).tell()
+    story = Simulation(folder, second := Counting(), until=until)
     with story.tell() as store:
         assert second.turns == []  # the first turn was not taken again
         assert verify(store).problems == ()

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pytest
 
-from everloop.deploy.azure_ml import Scoring, export_script, find_package
+from everloop.deploy.azure_ml import AzureScoring, export_script, find_package
 from everloop.deploy.images import dockerfile, write_context
 from everloop.errors import DataError, NotFoundError, TrustError, UsageError
 from everloop.packages import build_package
 from everloop.packages.environment_lock import Locked, requirements
-from everloop.packages.package_manifest import Environment, Manifest
+from everloop.packages.package_manifest import Manifest, PackageEnvironment
 from everloop.registry import load_model, register, save_model
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def test_the_scoring_script_answers_and_refuses(
 
     register(store, "delays", build_package(linear, store=store, sample=table))
     folder = export_script(store, "delays@1", tmp_path / "azure")
-    scoring = Scoring.start(folder)
+    scoring = AzureScoring.start(folder)
     rows = sample_rows(2)
     answer = scoring.answer(msgspec.json.encode({"instances": rows}))
     assert answer["probabilities"] == linear.predict_scores(table.head(2)).tolist()
@@ -99,19 +99,23 @@ def test_the_scoring_script_answers_and_refuses(
             scoring.answer(body)
     # The deployment's own model goes first; Azure mounts it one folder below.
     monkeypatch.setenv("AZUREML_MODEL_DIR", str(tmp_path / "mounted"))
-    assert Scoring.start(folder).predictor.digest == scoring.predictor.digest
+    assert AzureScoring.start(folder).predictor.digest == scoring.predictor.digest
     (tmp_path / "mounted").mkdir()
     (folder / "package").rename(tmp_path / "mounted" / "delays")
-    assert Scoring.start(folder).predictor.digest == scoring.predictor.digest
+    assert AzureScoring.start(folder).predictor.digest == scoring.predictor.digest
     monkeypatch.delenv("AZUREML_MODEL_DIR")
     with pytest.raises(NotFoundError, match="no package"):
-        Scoring.start(folder)
+        AzureScoring.start(folder)
     assert find_package(tmp_path / "nothing") is None
 
 
 def manifest(python: str = "3.12.1") -> Manifest:
     return Manifest(
-        format="linear", target="y", signature={}, files={}, environment=Environment(python=python, platform="linux")
+        format="linear",
+        target="y",
+        signature={},
+        files={},
+        environment=PackageEnvironment(python=python, platform="linux"),
     )
 
 

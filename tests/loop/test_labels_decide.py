@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import FixedThresholdClassifier
 
 from everloop.loop import Canary
-from everloop.loop.champions import Rival, find_rival
+from everloop.loop.champions import ComparedVersion, find_rival
 from everloop.loop.declarations import NotWorseThan
 from everloop.loop.gates import Trial, judge
 from everloop.loop.live_evidence import live_evidence
@@ -72,7 +72,7 @@ def gain_of_scores(store: Store, metric: str) -> float:
     return own - other
 
 
-def trial(store: Store, rival: Rival) -> Trial:
+def trial(store: Store, rival: ComparedVersion) -> Trial:
     candidate = load_model(store, "returns@2")
     scores, places = candidate.answer_frame(TEST)
     return Trial(
@@ -107,7 +107,7 @@ def test_the_gate_compares_predicted_labels_on_rows_apart(store: Store) -> None:
     own = float(np.mean([label == true for label, true in zip(load_model(store, "returns@2").predict_labels(TEST) or (),
                                                               TEST["returned"], strict=True)]))  # fmt: skip
     told = {"accuracy": {"value": 0.65, "low": 0.62, "high": 0.68}}
-    answer = judge(NotWorseThan(), trial(store, Rival("returns@1", why="no reason", metrics=told)))
+    answer = judge(NotWorseThan(), trial(store, ComparedVersion("returns@1", why="no reason", metrics=told)))
     assert answer.evidence["candidate_value"] == pytest.approx(own)
     assert answer.outcome == "fail"
 

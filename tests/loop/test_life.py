@@ -15,12 +15,12 @@ from datetime import timedelta
 import polars as pl
 import pytest
 
-from everloop.loop import take_turn, tick
+from everloop.loop import reconcile, run_loop
 from everloop.loop.lineage import trace_lineage
 from everloop.loop.triggers import find_due
 from everloop.loop.watches import due_windows
 from everloop.prediction_log import add_labels
-from everloop.records import Endpoint, Finding, ModelVersion, Release, Run, Snapshot, Step
+from everloop.records import EndpointRecord, Finding, ModelVersion, Release, Run, Snapshot, StepRun
 from everloop.serving import EndpointProcess
 from everloop.stores.verify import mark_lost, verify
 from everloop.testing.serving import by_row
@@ -51,7 +51,7 @@ def test_the_world_turns_and_the_loop_follows(shop, load):
     with shop.open() as store:
         clock = store.simulate(shop.opens)
         loop = load()
-        first = take_turn(loop, store, trigger="first")
+        first = run_loop(loop, store, trigger="first")
         assert first.version.key == "returns@1"
         with EndpointProcess(store, "returns") as endpoint:
             number, start = 1500, shop.opens
@@ -65,19 +65,19 @@ def test_the_world_turns_and_the_loop_follows(shop, load):
                 label(store, flow)
                 shop.land(f"w{week}", flow)
                 clock.set(start + timedelta(days=(week + 1) * 7))
-                beat = tick(loop, store)
+                beat = reconcile(loop, store)
                 seen += beat.findings
             alarms = [finding for finding in seen if finding.severity == "alarm"]
             assert {finding.kind for finding in alarms} == {"performance"}
             assert beat.due is not None
             assert beat.due.trigger == "OnPerformance"
             # The same window is never looked at twice.
-            assert tick(loop, store).findings == []
+            assert reconcile(loop, store).findings == []
 
-            second = take_turn(loop, store, trigger="OnPerformance")
+            second = run_loop(loop, store, trigger="OnPerformance")
             assert second.version.key == "returns@2"
             assert second.release.state == "rolling_out"
-            endpoint.wait_for(store.records.get(Endpoint, "returns").revision)
+            endpoint.wait_for(store.records.get(EndpointRecord, "returns").revision)
             assert find_due(loop, store) is None  # not while a candidate is on its way
 
             flow = shop.orders(number, 600, start + timedelta(days=21), seed=20, turned=True)
@@ -86,13 +86,13 @@ def test_the_world_turns_and_the_loop_follows(shop, load):
             shares = pl.Series([answer["version"] for answer in answers]).value_counts()
             canary = dict(shares.iter_rows())["returns@2"]
             assert 70 <= canary <= 180  # 20 percent of 600, by the hash of the key
-            assert tick(loop, store).release.decisions[-1].action == "hold"  # no labels yet
+            assert reconcile(loop, store).release.decisions[-1].action == "hold"  # no labels yet
             label(store, flow)
             clock.set(start + timedelta(days=22, minutes=800))
-            done = tick(loop, store).release
+            done = reconcile(loop, store).release
             assert done.state == "completed"
             assert done.decisions[-1].evidence["champion"] == "returns@1"
-            endpoint.wait_for(store.records.get(Endpoint, "returns").revision)
+            endpoint.wait_for(store.records.get(EndpointRecord, "returns").revision)
             assert {answer["version"] for answer in ask(endpoint.url, flow.head(50))} == {"returns@2"}
 
             found = trace_lineage(store, answers[0]["id"])
@@ -109,28 +109,28 @@ def test_a_worse_candidate_is_rolled_back_by_itself(shop, load):
     with shop.open() as store:
         clock = store.simulate(shop.opens)
         loop = load()
-        take_turn(loop, store)
+        run_loop(loop, store)
         # What has landed says the opposite of what is still true: the gates, which know only that, are deceived.
         shop.land("lie", shop.orders(1500, 3500, shop.opens - timedelta(hours=20), seed=5, turned=True))
         clock.set(shop.opens + timedelta(hours=40))
-        second = take_turn(loop, store)
+        second = run_loop(loop, store)
         assert second.release.state == "rolling_out"
         with EndpointProcess(store, "returns") as endpoint:
             flow = shop.orders(5000, 400, shop.opens + timedelta(hours=41), seed=6)
             clock.set(shop.opens + timedelta(hours=50))
             ask(endpoint.url, flow)
             label(store, flow)
-            ended = tick(loop, store).release
+            ended = reconcile(loop, store).release
         assert ended.state == "rolled_back"
         assert ended.decisions[-1].evidence["gain"] < 0
         assert store.records.get(ModelVersion, "returns@2").state == "rolled_back"
-        assert [route.version for route in store.records.get(Endpoint, "returns").routes] == ["returns@1"]
+        assert [route.version for route in store.records.get(EndpointRecord, "returns").routes] == ["returns@1"]
 
 
 def test_windows_follow_each_other_without_gap(shop):
     with shop.open() as store:
         clock = store.simulate(shop.opens)
-        store.records.put(store.new(Endpoint, name="e", model="m"))
+        store.records.put(store.new(EndpointRecord, name="e", model="m"))
         week = timedelta(days=7)
         assert due_windows(store, "e", "drift", week, timedelta(0)) == []
         clock.set(shop.opens + 2 * week)
@@ -147,7 +147,7 @@ def test_every_fires_by_age_and_by_cron(shop, load):
         clock = store.simulate(shop.opens)  # a Monday, midnight
         loop = load()
         assert find_due(loop, store).trigger == "first"
-        take_turn(loop, store)
+        run_loop(loop, store)
         assert find_due(loop, store) is None
         clock.set(shop.opens + timedelta(hours=7))
         assert find_due(loop, store).trigger == "Every"
@@ -179,13 +179,13 @@ def test_a_turn_that_was_cut_off_is_asked_for_again(shop, load):
 KILLED = """
 import sys
 from pathlib import Path
-from everloop.loop import load_project, take_turn
+from everloop.loop import load_project, run_loop
 from everloop.stores import open_store
 folder = Path(sys.argv[1])
 print("ready", flush=True)
 loop = load_project(folder).loop()
 with open_store(folder / ".everloop", project="shop") as store:
-    take_turn(loop, store, trigger="killed")
+    run_loop(loop, store, trigger="killed")
 print("done", flush=True)
 """
 
@@ -211,11 +211,11 @@ def test_killed_at_any_moment_the_store_is_whole_and_nothing_is_done_twice(shop,
                 child.send_signal(signal.SIGKILL)
             mark_lost(store)
             assert verify(store).problems == ()
-        turn = take_turn(load(), store)
+        turn = run_loop(load(), store)
         assert turn.release.state in ("completed", "rolling_out")
         assert verify(store).problems == ()
         # What a step read from outside is no part of its fingerprint, but makes it another piece of work.
-        ran = [(step.fingerprint, str(step.observed)) for step in store.records.find(Step, ("status", "=", "ran"))]
+        ran = [(step.fingerprint, str(step.observed)) for step in store.records.find(StepRun, ("status", "=", "ran"))]
         assert len(ran) == len(set(ran))  # no finished step was repeated
         versions = store.records.find(ModelVersion)
         assert len({version.package for version in versions}) == len(versions)
@@ -228,7 +228,7 @@ def test_two_turns_at_once_are_both_right(shop):
     children = [start(shop), start(shop)]
     assert ["done" in child.communicate(timeout=120)[0] for child in children] == [True, True]
     with shop.open() as store:
-        ran = [step.fingerprint for step in store.records.find(Step, ("status", "=", "ran"))]
+        ran = [step.fingerprint for step in store.records.find(StepRun, ("status", "=", "ran"))]
         assert len(ran) == len(set(ran))
         assert [version.key for version in store.records.find(ModelVersion)] == ["returns@1"]
         assert [release.state for release in store.records.find(Release)] == ["completed"]
@@ -239,7 +239,7 @@ def test_ctrl_c_leaves_a_run_that_says_so(shop):
     with start(shop) as child, shop.open() as store:
         child.stdout.readline()
         deadline = time.monotonic() + 60
-        while not store.records.find(Step, ("name", "=", "prepare")) and time.monotonic() < deadline:
+        while not store.records.find(StepRun, ("name", "=", "prepare")) and time.monotonic() < deadline:
             time.sleep(0.02)
         os.kill(child.pid, signal.SIGINT)
         child.wait(timeout=60)

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from everloop.errors import DataError, GraphError, ProjectError, StepError
-from everloop.loop import explain_turn, load_project, take_turn
+from everloop.loop import explain_run, load_project, run_loop
 from everloop.pipeline import Listener
 from everloop.records import GateResult, ModelVersion, Release, Run, Snapshot
 
@@ -28,7 +28,7 @@ class Heard(Listener):
 def test_first_turn_makes_a_champion(shop, load):
     heard = Heard()
     with shop.open() as store:
-        turn = take_turn(load(), store, trigger="manual", listener=heard)
+        turn = run_loop(load(), store, trigger="manual", listener=heard)
         assert ("package", "edge rows") in heard.news
         assert ("package", "training rows") in heard.news
         assert [step.name for step in turn.steps] == STAGES
@@ -48,10 +48,10 @@ def test_first_turn_makes_a_champion(shop, load):
 
 def test_editing_a_comment_executes_nothing(shop, load):
     with shop.open() as store:
-        take_turn(load(), store)
+        run_loop(load(), store)
         shop.change("loop.py", "# what the model may see", "# what the model is allowed to see,\n    # and no more")
         shop.change("rules.py", "What the preparation reaches", "All that the preparation reaches")
-        again = take_turn(load(), store)
+        again = run_loop(load(), store)
         assert set(statuses(again).values()) == {"cached"}
         assert again.version.key == "returns@1"
         assert store.records.find(Release) == [again.release]
@@ -59,14 +59,14 @@ def test_editing_a_comment_executes_nothing(shop, load):
 
 def test_constant_behind_two_modules_reruns_prepare_and_what_follows(shop, load):
     with shop.open() as store:
-        take_turn(load(), store)
+        run_loop(load(), store)
         shop.change("limits.py", "1.0", "20.0")
         loop = load()
-        planned = {step.name: step for step in explain_turn(loop, store)}
+        planned = {step.name: step for step in explain_run(loop, store)}
         assert planned["orders"].status == "cached"
         assert planned["prepare"].status == "would run"
         assert "LEAST_PRICE" in planned["prepare"].reason
-        again = take_turn(loop, store)
+        again = run_loop(loop, store)
         assert statuses(again) == {name: "cached" if name == "orders" else "ran" for name in STAGES}
         assert "LEAST_PRICE" in next(step.reason for step in again.steps if step.name == "prepare")
         assert again.version.key == "returns@2"
@@ -74,20 +74,20 @@ def test_constant_behind_two_modules_reruns_prepare_and_what_follows(shop, load)
 
 def test_edit_that_changes_no_row_stops_at_the_first_equal_result(shop, load):
     with shop.open() as store:
-        take_turn(load(), store)
+        run_loop(load(), store)
         shop.change("limits.py", "1.0", "1.5")  # no order costs less than 2
-        again = take_turn(load(), store)
+        again = run_loop(load(), store)
         assert statuses(again) == {name: "ran" if name == "prepare" else "cached" for name in STAGES}
 
 
 def test_new_file_is_a_new_snapshot_and_a_new_candidate(shop, load):
     with shop.open() as store:
-        take_turn(load(), store)
+        run_loop(load(), store)
         shop.land("1", shop.orders(1500, 800, shop.opens, seed=1))
         loop = load()
-        planned = {step.name: step.reason for step in explain_turn(loop, store)}
+        planned = {step.name: step.reason for step in explain_run(loop, store)}
         assert planned["orders"].startswith("source changed")
-        again = take_turn(loop, store, trigger="OnNewData")
+        again = run_loop(loop, store, trigger="OnNewData")
         assert again.version.key == "returns@2"
         assert again.release.state == "rolling_out"
         assert again.release.percent == 20
@@ -97,7 +97,7 @@ def test_new_file_is_a_new_snapshot_and_a_new_candidate(shop, load):
 def test_failed_gate_rejects_and_leaves_the_champion(shop, load):
     shop.change("loop.py", '"roc_auc", 0.60', '"roc_auc", 0.999')
     with shop.open() as store:
-        turn = take_turn(load(), store)
+        turn = run_loop(load(), store)
         assert turn.release.state == "rejected"
         assert store.records.get(ModelVersion, "returns@1").state == "rejected"
         assert "0.999" in turn.release.decisions[0].reason
@@ -106,7 +106,7 @@ def test_failed_gate_rejects_and_leaves_the_champion(shop, load):
 
 def test_params_can_be_set_and_target_stops_early(shop, load):
     with shop.open() as store:
-        turn = take_turn(load(), store, target="split", params={"split.holdout": 0.1})
+        turn = run_loop(load(), store, target="split", params={"split.holdout": 0.1})
         assert [step.name for step in turn.steps] == STAGES[:4]
         assert turn.version is None
         assert store.records.find(ModelVersion) == []
@@ -129,22 +129,22 @@ def test_what_is_wrong_is_named(shop, load, old, new, error, says):
     shop.change("loop.py", old, new)
     with shop.open() as store:
         with pytest.raises(error, match=says):
-            take_turn(load(), store)
+            run_loop(load(), store)
         assert store.records.find(ModelVersion, ("state", "=", "released")) == []
 
 
 def test_cycle_is_named(shop, load):
     shop.change("loop.py", "def orders() ->", "def orders(prepare: pl.DataFrame) ->")
     with shop.open() as store, pytest.raises(GraphError, match=r"orders → prepare|prepare → orders"):
-        take_turn(load(), store)
+        run_loop(load(), store)
 
 
 def test_rows_that_break_the_contract_are_kept_aside(shop, load):
     with shop.open() as store:
-        take_turn(load(), store)
+        run_loop(load(), store)
         wrong = shop.orders(1500, 100, shop.opens, seed=2).with_columns(pl.lit(-99999.0).alias("weight"))
         shop.land("1", pl.concat([wrong, shop.orders(1600, 300, shop.opens, seed=3)]))
-        again = take_turn(load(), store)
+        again = run_loop(load(), store)
         assert store.records.get(Snapshot, again.version.snapshot).rows == 1800
         aside = store.records.find(Snapshot, ("dataset", "=", "quarantine/shop"))
         assert [snapshot.rows for snapshot in aside] == [100]
@@ -155,10 +155,10 @@ def test_rows_that_break_the_contract_are_kept_aside(shop, load):
 
 def test_missing_column_is_refused_with_the_file_to_edit(shop, load):
     with shop.open() as store:
-        take_turn(load(), store)
+        run_loop(load(), store)
         shop.change("loop.py", "return keep(orders)", "return keep(orders).drop('weight')")
         with pytest.raises(DataError, match=r"weight.*contracts/shop\.toml"):
-            take_turn(load(), store)
+            run_loop(load(), store)
 
 
 @pytest.mark.parametrize(

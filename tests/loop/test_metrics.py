@@ -98,7 +98,7 @@ CUT = "pl.when(pl.col('price') < 30).then(1).when(pl.col('price') < 60).then(2).
     ],
 )
 def test_without_a_name_the_usual_metric_of_the_task_decides(shop, load, expression, metric, task):
-    from everloop.loop import take_turn
+    from everloop.loop import run_loop
     from everloop.monitoring import find_baseline
 
     nothing_named(shop, expression)
@@ -106,13 +106,13 @@ def test_without_a_name_the_usual_metric_of_the_task_decides(shop, load, express
         declared = load()
         assert declared.training_metric is None
         assert declared.live_metric is None
-        turn = take_turn(declared, store)
+        turn = run_loop(declared, store)
         assert turn.version.signature["task"] == task
         assert turn.metric == metric
         assert [gate.outcome for gate in turn.gates] == ["pass", "pass"]
         assert find_baseline(store, turn.version.key).metric.name == metric
         shop.land("1", shop.orders(1500, 300, shop.opens, seed=1))
-        again = take_turn(declared, store)
+        again = run_loop(declared, store)
         compared = next(gate for gate in again.gates if gate.gate == "not worse than champion")
         assert compared.evidence["metric"] == metric
         assert again.metric == metric
@@ -134,20 +134,20 @@ def test_the_run_says_which_metric_was_chosen(shop, monkeypatch, capsys):
 
 
 def test_a_named_metric_that_does_not_fit_stays_an_error(shop, load):
-    from everloop.loop import take_turn
+    from everloop.loop import run_loop
 
     nothing_named(shop, "pl.col('price') * 2 + pl.col('weight')")
     shop.change("loop.py", "el.Performance()", 'el.Performance("roc_auc")')
     with shop.open() as store, pytest.raises(UsageError, match="'roc_auc' is not for regression targets"):
-        take_turn(load(), store)
+        run_loop(load(), store)
 
 
 def test_the_baseline_holds_the_metric_that_is_watched(shop, load):
-    from everloop.loop import take_turn
+    from everloop.loop import run_loop
     from everloop.monitoring import find_baseline
 
     shop.change("loop.py", 'el.Performance("roc_auc")', 'el.Performance("f1")')
     with shop.open() as store:
-        turn = take_turn(load(), store)
+        turn = run_loop(load(), store)
         assert turn.metric == "roc_auc"
         assert find_baseline(store, turn.version.key).metric.name == "f1"

@@ -11,11 +11,11 @@ from datetime import timedelta
 import polars as pl
 import pytest
 
-from everloop.loop import take_turn, tick
+from everloop.loop import reconcile, run_loop
 from everloop.loop.contract_acceptance import accept_contract, propose_contract
 from everloop.loop.schema_compatibility import find_understood
 from everloop.prediction_log import add_labels, read_predictions
-from everloop.records import Endpoint, Route
+from everloop.records import EndpointRecord, Route
 from everloop.serving import EndpointProcess
 
 OLD = ["price", "weight", "shop"]
@@ -51,12 +51,12 @@ def rolling(shop, load):
     """The store in the middle of a rollout of `returns@2`, which has `root` where `returns@1` has `weight`."""
     with shop.open() as store:
         clock = store.simulate(shop.opens)
-        take_turn(load(), store)
+        run_loop(load(), store)
         shop.change("loop.py", "return keep(orders)", "return keep(orders).drop('weight')" + ROOT)
         loop = load()
         accept_contract(store, propose_contract(store, "shop", loop))
         clock.set(shop.opens + timedelta(hours=1))
-        second = take_turn(loop, store)
+        second = run_loop(loop, store)
         assert second.release.state == "rolling_out"
         yield store, clock, loop
 
@@ -108,7 +108,7 @@ def test_requests_that_either_version_understands_are_answered_and_counted(shop,
         assert "returns@1 takes" in told["help"]
         assert "returns@2 takes" in told["help"]
 
-        beat = tick(loop, store).release
+        beat = reconcile(loop, store).release
         assert beat.decisions[-1].action == "hold"
         assert "returns@2 could not be asked for 200 of 600 rows" in beat.decisions[-1].reason
         logged = read_predictions(store, "returns").collect()
@@ -118,7 +118,7 @@ def test_requests_that_either_version_understands_are_answered_and_counted(shop,
 
         label(store, flow)
         clock.set(shop.opens + timedelta(days=3))
-        beat = tick(loop, store).release
+        beat = reconcile(loop, store).release
         last = beat.decisions[-1]
         # Compared on the rows that both understand, and on no others.
         assert last.evidence["rows"] == 200
@@ -140,7 +140,7 @@ def test_a_candidate_is_not_promoted_while_it_would_refuse_requests(shop, rollin
         ask(endpoint.url, flow[100:], BOTH)
         label(store, flow)
         clock.set(shop.opens + timedelta(days=20))
-        held = tick(loop, store).release
+        held = reconcile(loop, store).release
         assert (held.state, held.decisions[-1].action) == ("rolling_out", "hold")
         assert "could not be asked for 100 of 500 rows" in held.decisions[-1].reason
         assert "would refuse such requests" in held.decisions[-1].reason
@@ -154,7 +154,7 @@ def test_no_evidence_promotes_nothing(shop, rolling):
         ask(endpoint.url, flow, OLD)
         label(store, flow)
         clock.set(shop.opens + timedelta(days=90))
-        held = tick(loop, store).release
+        held = reconcile(loop, store).release
         assert (held.state, held.decisions[-1].action) == ("rolling_out", "hold")
         assert "returns@2 could not be asked for 300 of 300 rows" in held.decisions[-1].reason
         assert held.decisions[-1].evidence["candidate_not_asked"] == 300
@@ -169,10 +169,10 @@ def test_when_clients_have_moved_on_the_candidate_takes_over(shop, rolling):
         ask(endpoint.url, flow, BOTH)
         label(store, flow)
         clock.set(shop.opens + timedelta(days=3))
-        done = tick(loop, store).release
+        done = reconcile(loop, store).release
         assert done.state == "completed"
         assert done.decisions[-1].evidence["rows"] == 400
-        endpoint.wait_for(store.records.get(Endpoint, "returns").revision)
+        endpoint.wait_for(store.records.get(EndpointRecord, "returns").revision)
         said, headers = ask(endpoint.url, flow[:5], NEW)
         assert answered_by(said) == {2}
         assert headers["x-everloop-unasked"] is None
@@ -180,7 +180,7 @@ def test_when_clients_have_moved_on_the_candidate_takes_over(shop, rolling):
 
 def test_a_shadow_of_another_schema_sees_what_it_understands(shop, rolling):
     store, clock, _ = rolling
-    place = store.records.get(Endpoint, "returns")
+    place = store.records.get(EndpointRecord, "returns")
     routes = (Route(version="returns@1", percent=100), Route(version="returns@2", percent=0, role="shadow"))
     store.records.update(replace(place, routes=routes))
     with EndpointProcess(store, "returns") as endpoint:

@@ -8,9 +8,9 @@ import pytest
 
 from everloop.errors import ConflictError, NotFoundError
 from everloop.loop import abort_release, advance_release, move_alias, promote, roll_back
-from everloop.loop.gates import Answer
+from everloop.loop.gates import GateOutcome
 from everloop.loop.rollout import apply_answer, champion_of, find_rolling, start_release
-from everloop.records import Endpoint, GateResult, ModelVersion, Release
+from everloop.records import EndpointRecord, GateResult, ModelVersion, Release
 from everloop.registry import alias_history, approve, list_requests, set_policy
 from everloop.stores import open_store
 from everloop.stores.clock import FixedClock
@@ -35,7 +35,7 @@ def gate(store, candidate, outcome):
 
 
 def routes(store):
-    return {route.version: (route.percent, route.role) for route in store.records.get(Endpoint, "e").routes}
+    return {route.version: (route.percent, route.role) for route in store.records.get(EndpointRecord, "e").routes}
 
 
 def test_first_champion_takes_all_traffic_at_once(store):
@@ -84,13 +84,13 @@ def test_undecided_gate_may_enter_a_canary_but_not_all_traffic(store):
 def test_evidence_decides(store):
     start_release(store, "e", version(store, 1))
     release = start_release(store, "e", version(store, 2), steps=(10, 50, 100))
-    held = apply_answer(store, release, Answer("undecided", "too few", {"gain": -0.1}), impatient=False)
+    held = apply_answer(store, release, GateOutcome("undecided", "too few", {"gain": -0.1}), impatient=False)
     assert (held.state, held.decisions[-1].action) == ("rolling_out", "hold")
-    again = apply_answer(store, held, Answer("undecided", "still too few", {"gain": -0.1}), impatient=False)
+    again = apply_answer(store, held, GateOutcome("undecided", "still too few", {"gain": -0.1}), impatient=False)
     assert len(again.decisions) == len(held.decisions)  # once a day is enough
-    moved = apply_answer(store, again, Answer("pass", "good", {"gain": 0.1}), impatient=False)
+    moved = apply_answer(store, again, GateOutcome("pass", "good", {"gain": 0.1}), impatient=False)
     assert moved.percent == 50
-    ended = apply_answer(store, moved, Answer("fail", "worse", {"gain": -0.2}), impatient=False)
+    ended = apply_answer(store, moved, GateOutcome("fail", "worse", {"gain": -0.2}), impatient=False)
     assert ended.state == "rolled_back"
     assert ended.decisions[-1].evidence == {"gain": -0.2}
     assert routes(store) == {"m@1": (100.0, "champion")}
@@ -101,7 +101,7 @@ def test_evidence_decides(store):
 def test_when_patience_is_over_the_better_estimate_wins(store, gain, state):
     start_release(store, "e", version(store, 1))
     release = start_release(store, "e", version(store, 2), steps=(10, 50, 100))
-    moved = apply_answer(store, release, Answer("undecided", "?", {"gain": gain}), impatient=True)
+    moved = apply_answer(store, release, GateOutcome("undecided", "?", {"gain": gain}), impatient=True)
     assert moved.state == state
     assert moved.percent == (50 if gain > 0 else 0)
 

@@ -10,14 +10,14 @@ import polars as pl
 import pytest
 
 from everloop.errors import ConflictError, ContractError, UsageError
-from everloop.loop import Canary, Loop, take_turn
+from everloop.loop import Canary, Loop, run_loop
 from everloop.loop.champions import classes_of_both, same_classes, spread
 from everloop.loop.contract_acceptance import accept_contract, propose_contract
-from everloop.loop.gates import Answer, judge_apart
+from everloop.loop.gates import GateOutcome, judge_apart
 from everloop.loop.live_evidence import live_evidence
 from everloop.prediction_log.prediction_log import input_column
 from everloop.records import Decision, GateResult, ModelVersion
-from everloop.training.class_decisions import Answers
+from everloop.training.class_decisions import ClassScores
 from everloop.training.intervals import interval
 
 
@@ -44,14 +44,14 @@ def store(shop):
 
 @pytest.fixture
 def first(shop, load, store):
-    turn = take_turn(load(), store)
+    turn = run_loop(load(), store)
     assert turn.release.state == "completed"
     return turn
 
 
 def test_added_column_is_compared_on_the_same_rows(shop, load, store, first):
     change(shop, ".with_columns(pl.col('price').log().alias('log price'))")
-    turn = take_turn(load(), store)
+    turn = run_loop(load(), store)
     gate = champion_gate(turn)
     assert gate.champion == "returns@1"
     assert gate.evidence["rows"] == 300
@@ -61,7 +61,7 @@ def test_added_column_is_compared_on_the_same_rows(shop, load, store, first):
 
 def test_excluded_column_stays_with_the_test_rows(shop, load, store, first):
     shop.change("loop.py", 'key="order"', 'key="order", exclude=["weight"]')
-    turn = take_turn(load(), store)
+    turn = run_loop(load(), store)
     assert "weight" not in [item["name"] for item in turn.version.signature["inputs"]]
     gate = champion_gate(turn)
     assert gate.evidence["rows"] == 300
@@ -71,10 +71,10 @@ def test_excluded_column_stays_with_the_test_rows(shop, load, store, first):
 def test_dropped_column_comes_from_the_rows_that_the_champion_was_judged_by(shop, load, store, first):
     change(shop, ".drop('weight')")
     with pytest.raises(ContractError, match=r"'weight' is missing.*everloop data contract shop --accept"):
-        take_turn(load(), store)
+        run_loop(load(), store)
     loop = load()
     assert accept(store, loop) == {("dropped", "weight")}
-    turn = take_turn(loop, store)
+    turn = run_loop(loop, store)
     gate = champion_gate(turn)
     assert gate.evidence["rows"] == 300
     assert "'weight' taken from the rows of the same 'order' that returns@1 was judged by" in gate.message
@@ -95,7 +95,7 @@ def test_rows_that_the_champion_cannot_be_asked_about_are_judged_apart(shop, loa
     shop.land("1", shop.orders(1500, 800, shop.opens, seed=1))
     loop = load()
     accept(store, loop)
-    turn = take_turn(loop, store)
+    turn = run_loop(loop, store)
     gate = champion_gate(turn)
     assert gate.evidence["paired"] is False
     assert why in gate.message
@@ -109,7 +109,7 @@ def test_text_that_holds_numbers_is_put_to_a_champion_of_numbers(shop, load, sto
     change(shop, ".with_columns(pl.col('weight').cast(pl.String))")
     loop = load()
     assert accept(store, loop) == {("retyped", "weight")}
-    gate = champion_gate(take_turn(loop, store))
+    gate = champion_gate(run_loop(loop, store))
     assert gate.evidence["champion_value"] == pytest.approx(first.version.metrics["roc_auc"])
     assert "paired" not in gate.evidence
 
@@ -120,37 +120,37 @@ def test_another_question_is_refused_before_training(shop, load, store, first):
     shop.change("loop.py", 'gates=[el.AtLeast("roc_auc", 0.60)', 'gates=[el.AtLeast("r2", 0.1)')
     shop.change("loop.py", 'el.Performance("roc_auc")', 'el.Performance("r2")')
     with pytest.raises(ConflictError, match=r"asks for amounts, but returns@1 answers one of False, True.*el\.Loop\("):
-        take_turn(load(), store)
+        run_loop(load(), store)
     # With names of its own it begins afresh.
     shop.change("loop.py", 'el.Loop(\n    "shop"', 'el.Loop(\n    "shop-2"')
     shop.change("loop.py", 'el.Endpoint("returns"', 'el.Endpoint("amounts"')
-    assert take_turn(load(), store).version.key == "amounts@1"
+    assert run_loop(load(), store).version.key == "amounts@1"
 
 
 def test_labels_under_other_names_are_another_question(shop, load, store, first):
     change(shop, ".with_columns(returned=pl.when(pl.col('returned')).then(pl.lit('back')).otherwise(pl.lit('kept')))")
     with pytest.raises(ConflictError, match="one of 'back', 'kept', but returns@1 answers one of False, True"):
-        take_turn(load(), store)
+        run_loop(load(), store)
 
 
 def test_a_metric_that_does_not_fit_the_target_is_refused_before_training(shop, load, store):
     shop.change("loop.py", '"roc_auc"', '"r2"')
     with pytest.raises(UsageError, match=r"'r2' is not for binary targets, and 'returned' holds two classes.*roc_auc"):
-        take_turn(load(), store)
+        run_loop(load(), store)
     assert store.records.find(ModelVersion) == []
 
 
 def test_a_class_more_is_compared_with_what_the_champion_knows(shop, load, store):
     text = "pl.when(pl.col('returned')).then(pl.lit('back'))"
     change(shop, f".with_columns(returned={text}.otherwise(pl.lit('kept')))")
-    first = take_turn(load(), store)
+    first = run_loop(load(), store)
     assert first.version.signature["classes"] == ["back", "kept"]
     new = f"{text}.when(pl.col('price') < 25).then(pl.lit('lost'))"
     shop.change("loop.py", f"{text}.", f"{new}.")
     loop = load()
     # The contract binds the target's classes: rows of a new one are set aside until it is accepted.
     assert accept(store, loop) == {("widened", "returned")}
-    turn = take_turn(loop, store)
+    turn = run_loop(loop, store)
     assert turn.version.signature["classes"] == ["back", "kept", "lost"]
     gate = champion_gate(turn)
     assert "returns@1 does not know 'lost'" in gate.message
@@ -164,16 +164,16 @@ def test_classes_are_matched_by_what_they_mean():
     two, three = SimpleNamespace(classes=["b", "a"]), SimpleNamespace(classes=["a", "c", "b"])
     every = classes_of_both(two, three)
     assert every == ["b", "a", "c"]
-    scores, places = spread(Answers(np.array([0.2, 0.9]), np.array([1, 0])), two.classes, every)
+    scores, places = spread(ClassScores(np.array([0.2, 0.9]), np.array([1, 0])), two.classes, every)
     assert np.allclose(scores, [[0.8, 0.2, 0], [0.1, 0.9, 0]])
     assert places.tolist() == [1, 0]
-    scores, places = spread(Answers(np.array([[0.5, 0.3, 0.2]]), np.array([2])), three.classes, every)
+    scores, places = spread(ClassScores(np.array([[0.5, 0.3, 0.2]]), np.array([2])), three.classes, every)
     assert scores.tolist() == [[0.2, 0.5, 0.3]]
     assert places.tolist() == [0]
 
 
 def test_the_same_two_classes_in_the_other_order_stay_one_column():
-    scores, places = spread(Answers(np.array([0.2, 0.9]), np.array([1, 1])), ["no", "yes"], ["yes", "no"])
+    scores, places = spread(ClassScores(np.array([0.2, 0.9]), np.array([1, 1])), ["no", "yes"], ["yes", "no"])
     assert scores == pytest.approx([0.8, 0.1])
     assert places.tolist() == [0, 0]
 
@@ -216,7 +216,7 @@ def test_live_evidence_across_columns(shop, load, store, first, monkeypatch, eve
     loop = load()
     assert isinstance(loop, Loop)
     accept(store, loop)
-    second = take_turn(loop, store)
+    second = run_loop(loop, store)
     assert second.release.state == "rolling_out"
     flow = shop.orders(5000, 600, shop.opens, seed=7).with_columns(pl.col("price").sqrt().alias("root"))
     names = {"returns@1": ["price", "weight", "shop"], "returns@2": ["price", "shop", "root"]}
@@ -230,7 +230,7 @@ def test_live_evidence_across_columns(shop, load, store, first, monkeypatch, eve
     started = Decision(at=shop.opens - timedelta(days=1), action="start", percent=20, reason="")
     release = SimpleNamespace(endpoint="returns", candidate="returns@2", created_at=started.at, decisions=(started,))
     answer = live_evidence(store, release, "returns@1", Canary(least_labels=100), "roc_auc")
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, GateOutcome)
     if everything:
         assert answer.evidence["rows"] == 600
         assert answer.evidence["answered_by_canary"] == 200

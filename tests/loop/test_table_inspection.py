@@ -13,7 +13,7 @@ from polars.testing import assert_frame_equal
 from everloop.errors import DataError
 from everloop.loop.new_project.disguised_columns import find_date, find_number
 from everloop.loop.new_project.project_draft import draft_files, find_goal, project_name
-from everloop.loop.new_project.table_inspection import look_at
+from everloop.loop.new_project.table_inspection import inspect_table
 
 ROWS = 200
 RNG = np.random.default_rng(0)
@@ -29,7 +29,7 @@ def table(**columns: object) -> pl.DataFrame:
 
 
 def treated(frame: pl.DataFrame, **roles: str) -> dict[str, tuple[str, str]]:
-    return {one.name: (one.kind, one.treatment) for one in look_at(frame, "y", **roles).columns}
+    return {one.name: (one.kind, one.treatment) for one in inspect_table(frame, "y", **roles).columns}
 
 
 def prepared(frame: pl.DataFrame, look, goal) -> pl.DataFrame:
@@ -102,18 +102,18 @@ def test_what_tells_the_target_is_a_leak_and_a_copy_is_a_copy():
 def test_rows_that_come_twice_go_where_they_break_the_key():
     frame = table(id=[f"u-{n}" for n in range(ROWS)])
     doubled = pl.concat([frame, frame.head(3)])
-    look = look_at(doubled, "y", key="id")
+    look = inspect_table(doubled, "y", key="id")
     assert look.rows.height == ROWS
     assert "3 rows repeat" in look.remarks[0]
     assert_frame_equal(prepared(doubled, look, find_goal(look)), look.rows)
     with pytest.raises(DataError, match=r"'id' is not unique: 1 of its values"):
-        look_at(pl.concat([frame, frame.head(1).with_columns(x=pl.lit(9.0))]), "y", key="id")
+        inspect_table(pl.concat([frame, frame.head(1).with_columns(x=pl.lit(9.0))]), "y", key="id")
 
 
 def test_rows_without_a_time_and_rare_classes_are_taken_out_by_the_written_project():
     frame = table(when=[None if n < 4 else f"2024-01-{1 + n % 28:02d}T10:00:00Z" for n in range(ROWS)])
     frame = frame.with_columns(y=pl.when(pl.int_range(ROWS) == 50).then(pl.lit("odd")).otherwise("y"))
-    look = look_at(frame, "y", time="when")
+    look = inspect_table(frame, "y", time="when")
     assert look.untimed == 4
     goal = find_goal(look)
     assert (goal.task, goal.classes, goal.rare) == ("binary", ("no", "yes"), ("odd",))
@@ -136,7 +136,7 @@ def test_rows_without_a_time_and_rare_classes_are_taken_out_by_the_written_proje
     ],
 )
 def test_the_target_decides_task_metric_and_gate(target, task, metric):
-    look = look_at(table().with_columns(y=pl.Series(target)), "y")
+    look = inspect_table(table().with_columns(y=pl.Series(target)), "y")
     goal = find_goal(look)
     assert (goal.task, goal.metric) == (task, metric)
     assert f'el.AtLeast("{metric}", {goal.bar:g})' in draft_files("p", "p", "p.csv", {}, look, goal)["loop.py"]
@@ -204,7 +204,7 @@ COLUMNS = st.sampled_from(
 def test_the_written_project_runs_whatever_the_columns_are_called(columns, target):
     frame = table(**columns).rename({"y": target}) if target not in columns and target != "colour" else table()
     named = target if target in frame.columns else "y"
-    look = look_at(frame, named)
+    look = inspect_table(frame, named)
     goal = find_goal(look)
     assert_frame_equal(prepared(frame, look, goal), look.rows)
 

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from everloop.records import Endpoint, ModelVersion
+from everloop.records import EndpointRecord, ModelVersion
 from everloop.stores import SharedClock, Store, open_store
 
 START = datetime(2024, 3, 4, tzinfo=UTC)
@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     with open_store(tmp_path / "home", project="default", actor="user:test") as opened:
         opened.simulate(START)
         opened.records.put(
-            opened.new(Endpoint, name="delays", model="delays"),
+            opened.new(EndpointRecord, name="delays", model="delays"),
             *(
                 opened.new(ModelVersion, model="delays", version=number, package=f"none-{number}", signature=SIGNATURE)
                 for number in (1, 2)

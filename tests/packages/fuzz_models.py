@@ -20,7 +20,7 @@ import polars as pl
 
 from everloop.errors import EverloopError
 from everloop.packages.isolation import child_process
-from everloop.packages.isolation.isolated_load import Limits
+from everloop.packages.isolation.isolated_load import ProcessLimits
 from everloop.packages.package_manifest import Manifest
 from everloop.packages.parity import try_answers
 from everloop.packages.predictor import predictor_from
@@ -28,7 +28,7 @@ from everloop.packages.predictor import predictor_from
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LIMITS = Limits(cpu_s=3, wall_s=60, memory_bytes=2**30)
+LIMITS = ProcessLimits(cpu_s=3, wall_s=60, memory_bytes=2**30)
 ROWS = 200
 
 

@@ -26,7 +26,7 @@ from everloop.packages.formats.mojo import MojoModel, adopt_mojo, read_mojo
 from everloop.packages.package import get_package
 from everloop.records import Route
 from everloop.registry import load_model, save_model, verify_package
-from everloop.serving.route_scorer import Scorer
+from everloop.serving.route_scorer import RouteScorer
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -47,7 +47,7 @@ def check(store: Store, name: str, wanted: Any, *, format: str, rtol: float = 1e
     answer = predictor.row_function()(tuple(rows[0].values()))
     assert answer[-1] == pytest.approx(np.asarray(wanted[0]).reshape(-1)[-1], rel=1e-5)
     # As an endpoint asks: one row, and several.
-    scorer = Scorer(Route(version=str(predictor.version), percent=100.0), predictor)
+    scorer = RouteScorer(Route(version=str(predictor.version), percent=100.0), predictor)
     for few in (1, 3):
         scores, _, _ = scorer.score([tuple(row.values()) for row in rows[:few]])
         np.testing.assert_allclose(scores, wanted[:few], rtol=1e-5, atol=1e-6)

@@ -24,7 +24,7 @@ import pytest
 import everloop as el
 from everloop.errors import CorruptionError, EverloopError
 from everloop.packages import import_package, package_manifest as manifests, read_package
-from everloop.packages.isolation.isolated_load import Job, Limits, probe_package, run
+from everloop.packages.isolation.isolated_load import IsolatedJob, ProcessLimits, probe_package, run
 from everloop.packages.isolation.isolation_policy import admit
 from everloop.packages.package import digest_of, digest_of_files, write_files
 from everloop.records import ModelVersion, Package
@@ -286,9 +286,9 @@ def test_what_ends_the_child_is_a_refusal(last: str, reason: str, monkeypatch: p
     from everloop.packages.isolation import isolated_load
 
     monkeypatch.setattr(isolated_load, "_START", "path = {path!r}; " + last)
-    limits = Limits(cpu_s=1, wall_s=1 if "sleep" in last else 60, memory_bytes=2**30)
+    limits = ProcessLimits(cpu_s=1, wall_s=1 if "sleep" in last else 60, memory_bytes=2**30)
     with pytest.raises(CorruptionError, match=reason) as refused:
-        run(Job(name="package", limits=limits), "The package 'x'")
+        run(IsolatedJob(name="package", limits=limits), "The package 'x'")
     assert "The package 'x' ended the process that read it on trial" in refused.value.message
 
 
@@ -300,7 +300,7 @@ def test_the_child_has_nothing_of_this_process(monkeypatch: pytest.MonkeyPatch, 
     said = "import json, os; print(json.dumps(dict(error='DataError', message=repr((os.listdir(), dict(os.environ))))))"
     monkeypatch.setattr(isolated_load, "_START", "path = {path!r}; " + said)
     with pytest.raises(EverloopError) as told:
-        run(Job(name="package", limits=Limits.of(0)), "x")
+        run(IsolatedJob(name="package", limits=ProcessLimits.of(0)), "x")
     held, environment = eval(told.value.message)  # noqa: S307 - the child above wrote it
     assert not held
     assert "secret" not in str(environment)

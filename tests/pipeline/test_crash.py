@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from everloop.records import Artifact, Step as StepRecord
+from everloop.records import Artifact, StepRun as StepRecord
 from everloop.stores import open_store
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import pytest
 
 from everloop.errors import StepError, WorkerLostError
 from everloop.pipeline import Graph, run_graph, step
-from everloop.records import Run, Step as StepRecord
+from everloop.records import Run, StepRun as StepRecord
 
 if TYPE_CHECKING:
     from everloop.stores import Store

@@ -16,7 +16,7 @@ from everloop.errors import StepError, StepTimeoutError, UsageError, WorkerLostE
 from everloop.pipeline import Graph, current_step, run_graph, step, trace
 from everloop.pipeline.executors.pool import PoolExecutor
 from everloop.pipeline.resources import parse_amount
-from everloop.records import Run, Step as StepRecord
+from everloop.records import Run, StepRun as StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

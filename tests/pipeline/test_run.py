@@ -21,7 +21,7 @@ from everloop import plugins
 from everloop.errors import ContractError, GraphError, StepError, StepOutputError, UsageError
 from everloop.pipeline import Graph, Listener, Step, current_step, plan, run_graph, step, trace
 from everloop.pipeline.type_annotations import matches
-from everloop.records import Artifact, Run, Step as StepRecord
+from everloop.records import Artifact, Run, StepRun as StepRecord
 from everloop.stores import observe
 from everloop.tracking import start_run
 

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from everloop.pipeline import Graph, plan, run_graph
-from everloop.records import Step as StepRecord
+from everloop.records import StepRun as StepRecord
 
 if TYPE_CHECKING:
     from pathlib import Path

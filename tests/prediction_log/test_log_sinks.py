@@ -18,12 +18,12 @@ import pytest
 pytest.register_assert_rewrite("everloop.testing.log_sinks")
 
 from everloop.errors import CorruptionError, InsufficientStorageError, UnavailableError, UsageError  # noqa: E402
-from everloop.prediction_log.log_sinks import Shipping, new_instance  # noqa: E402
+from everloop.prediction_log.log_sinks import ShippingOptions, new_instance  # noqa: E402
 from everloop.prediction_log.prediction_log import Group, PredictionLog, fold_predictions, stream_name  # noqa: E402
 from everloop.prediction_log.segment_stores import open_segments  # noqa: E402
 from everloop.prediction_log.segments import Segment, shown  # noqa: E402
 from everloop.prediction_log.shipping import ShippingSink, ship_leftovers  # noqa: E402
-from everloop.stores.home import Places, open_places  # noqa: E402
+from everloop.stores.home import StoreUrls, open_urls  # noqa: E402
 from everloop.stores.journals import Journal  # noqa: E402
 from everloop.testing.log_sinks import STREAM, LogPlace, LogSinkSuite, frames_in, write_and_die  # noqa: E402
 
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 
-def places_in(home: Path, **more: Any) -> Places:
+def places_in(home: Path, **more: Any) -> StoreUrls:
     parts: dict[str, Any] = {"records": str(home / "everloop.db"), "objects": str(home / "objects")}
-    return Places(home=home, **{**parts, "tables": str(home / "tables"), **more})
+    return StoreUrls(home=home, **{**parts, "tables": str(home / "tables"), **more})
 
 
 def shipped(tmp_path: Path, where: str, **places: Any) -> LogPlace:
@@ -134,9 +134,9 @@ class Gate:
 
 
 @pytest.fixture
-def options(tmp_path: Path) -> Shipping:
+def options(tmp_path: Path) -> ShippingOptions:
     home = tmp_path / "home"
-    return Shipping(
+    return ShippingOptions(
         where=str(home), folder=tmp_path / "spool", segment_s=0.05, segment_bytes=4096, backlog_bytes=64 << 10
     )
 
@@ -156,7 +156,9 @@ def disk_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_store_that_does_not_answer_bounds_the_disk_and_loses_nothing(tmp_path: Path, options: Shipping) -> None:
+def test_a_store_that_does_not_answer_bounds_the_disk_and_loses_nothing(
+    tmp_path: Path, options: ShippingOptions
+) -> None:
     gate: Any = Gate(open_segments(options.where))
     gate.opened = False
     sink = ShippingSink(options, STREAM, gate)
@@ -188,7 +190,7 @@ def test_a_store_that_does_not_answer_bounds_the_disk_and_loses_nothing(tmp_path
     assert disk_bytes(options.folder) == 0
 
 
-def test_a_store_that_does_not_answer_is_not_hammered(options: Shipping) -> None:
+def test_a_store_that_does_not_answer_is_not_hammered(options: ShippingOptions) -> None:
     gate: Any = Gate(open_segments(options.where))
     gate.opened = False
     sink = ShippingSink(replace(options, grace_s=0.0), STREAM, gate)
@@ -200,7 +202,7 @@ def test_a_store_that_does_not_answer_is_not_hammered(options: Shipping) -> None
 
 
 def test_an_answer_that_the_store_must_have_is_refused_at_once_while_it_does_not_answer(
-    tmp_path: Path, options: Shipping
+    tmp_path: Path, options: ShippingOptions
 ) -> None:
     gate: Any = Gate(open_segments(options.where))
     sink = ShippingSink(replace(options, durable="store", confirm_s=0.5), STREAM, gate)
@@ -220,7 +222,7 @@ def test_an_answer_that_the_store_must_have_is_refused_at_once_while_it_does_not
     assert fold(tmp_path) == ["late", "one", "shadow", "two"]
 
 
-def test_answers_that_wait_share_segments(tmp_path: Path, options: Shipping) -> None:
+def test_answers_that_wait_share_segments(tmp_path: Path, options: ShippingOptions) -> None:
     class Slow(Gate):
         def put(self, segment: Segment, data: bytes) -> None:
             sleep(0.05)
@@ -240,7 +242,7 @@ def test_answers_that_wait_share_segments(tmp_path: Path, options: Shipping) -> 
     assert len(fold(tmp_path)) == 100
 
 
-def test_a_damaged_segment_holds_up_its_instance_only(tmp_path: Path, options: Shipping) -> None:
+def test_a_damaged_segment_holds_up_its_instance_only(tmp_path: Path, options: ShippingOptions) -> None:
     for name in ("a", "b"):
         sink = ShippingSink(options, STREAM)
         for number in range(3):
@@ -256,7 +258,7 @@ def test_a_damaged_segment_holds_up_its_instance_only(tmp_path: Path, options: S
     for _ in range(2):
         with pytest.raises(CorruptionError, match=found[1].key):
             fold(tmp_path)
-    with open_places(places_in(tmp_path / "home")) as store:
+    with open_urls(places_in(tmp_path / "home")) as store:
         assert len(frames_in(store)) == 4
     assert segments.find(STREAM) == [found[1], found[2]]
     damaged.write_bytes(whole)
@@ -264,7 +266,7 @@ def test_a_damaged_segment_holds_up_its_instance_only(tmp_path: Path, options: S
     assert segments.find(STREAM) == []
 
 
-def test_frames_that_make_no_rows_hold_up_their_instance_only(store: Store, options: Shipping) -> None:
+def test_frames_that_make_no_rows_hold_up_their_instance_only(store: Store, options: ShippingOptions) -> None:
     """Whoever can write to the store can put such a segment there."""
     inputs = msgspec.Raw(msgspec.msgpack.encode({"x": "float"}))
     stream = stream_name(store, "predictions", "delays")
@@ -305,7 +307,7 @@ def test_frames_that_make_no_rows_hold_up_their_instance_only(store: Store, opti
 
 
 def test_what_follows_a_segment_that_was_deleted_waits_an_hour(
-    tmp_path: Path, options: Shipping, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, options: ShippingOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink = ShippingSink(options, STREAM)
     for number in range(3):
@@ -318,7 +320,7 @@ def test_what_follows_a_segment_that_was_deleted_waits_an_hour(
     assert len(fold(tmp_path)) == 2
 
 
-def test_a_leftover_journal_with_a_torn_or_damaged_end(tmp_path: Path, options: Shipping) -> None:
+def test_a_leftover_journal_with_a_torn_or_damaged_end(tmp_path: Path, options: ShippingOptions) -> None:
     folder = options.folder / STREAM / new_instance()
     for number, cut in enumerate(("torn", "damaged")):
         with Journal.create(folder, f"{number:012d}") as journal:
@@ -332,7 +334,7 @@ def test_a_leftover_journal_with_a_torn_or_damaged_end(tmp_path: Path, options: 
     assert [path.suffix for path in folder.iterdir()] == [".damaged"]
 
 
-def test_what_a_living_instance_has_is_left_alone(options: Shipping) -> None:
+def test_what_a_living_instance_has_is_left_alone(options: ShippingOptions) -> None:
     sink = ShippingSink(replace(options, segment_s=60.0), STREAM)
     sink.append(b"x")
     spool = options.folder / STREAM
@@ -349,7 +351,7 @@ def test_what_a_living_instance_has_is_left_alone(options: Shipping) -> None:
 
 
 def test_a_folder_among_temporary_files_that_another_user_made_is_refused(
-    tmp_path: Path, options: Shipping, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, options: ShippingOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     (tmp_path / "real").mkdir()
@@ -392,7 +394,7 @@ print(len(taken), refused, taken[-1])
 
 
 def test_a_journal_is_shipped_although_there_is_no_space_to_begin_the_next(
-    tmp_path: Path, options: Shipping, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, options: ShippingOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink = ShippingSink(replace(options, segment_s=3600.0), STREAM)
 

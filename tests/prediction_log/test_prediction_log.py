@@ -13,7 +13,7 @@ import pytest
 from everloop.errors import CorruptionError, NotFoundError
 from everloop.packages.signature import Signature
 from everloop.prediction_log import find_prediction, fold_predictions, prediction_log, read_inputs, read_predictions
-from everloop.prediction_log.journal_folding import Fold
+from everloop.prediction_log.journal_folding import StreamFold
 from everloop.registry import load_model
 from everloop.stores import open_store
 from everloop.stores.journals import list_journals
@@ -360,7 +360,7 @@ def test_fold_is_generic(store: Store) -> None:
     def frame(store: Store, table: str, entries: list[Any]) -> pl.DataFrame:
         return pl.DataFrame(entries).with_columns(event_at=pl.lit(store.now()))
 
-    fold: Fold[Any] = Fold("things", "things/all", json.loads, frame)
+    fold: StreamFold[Any] = StreamFold("things", "things/all", json.loads, frame)
     assert fold.run(store) == 0
     with Journal.create(store.journals, "things") as journal:
         journal.append(b'{"a": 1}')

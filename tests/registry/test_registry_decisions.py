@@ -10,7 +10,7 @@ import pytest
 from everloop.errors import ConflictError, NotFoundError, TrustError, UsageError
 from everloop.loop import promote, roll_back
 from everloop.loop.rollout import start_release
-from everloop.records import Endpoint, GateResult, ModelVersion, Package, Run, Source
+from everloop.records import EndpointRecord, GateResult, ModelVersion, Package, Run, Source
 from everloop.registry import (
     ApprovalError,
     alias_at,
@@ -135,11 +135,11 @@ def test_release_code_is_held_to_the_policy_as_well(store: Store, three: list[st
     set_policy(store, "delays", "champion", 1)
     with pytest.raises(ApprovalError):
         promote(ann, "delays", get_version(store, three[1]), "now")
-    place = store.records.get(Endpoint, "delays")
+    place = store.records.get(EndpointRecord, "delays")
     assert [route.version for route in place.routes] == [three[0]]  # nothing of it is left
     approve(bob, request_alias(ann, "delays", "champion", three[1]).id)
     promote(ann, "delays", get_version(store, three[1]), "now")
-    assert store.records.get(Endpoint, "delays").routes[0].version == three[1]
+    assert store.records.get(EndpointRecord, "delays").routes[0].version == three[1]
 
 
 def test_who_was_champion_then(tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_archived_versions_get_no_traffic(store: Store, three: list[str]) -> Non
         start_release(store, "delays", read_before, steps=(10, 100))
     with pytest.raises(ConflictError, match="archived"):
         set_routes(store, "delays", routes_of(("delays@1=90", "delays@2=10")))
-    assert [route.version for route in store.records.get(Endpoint, "delays").routes] == [three[0]]
+    assert [route.version for route in store.records.get(EndpointRecord, "delays").routes] == [three[0]]
 
 
 def test_going_back_passes_by_what_changed_no_version(store: Store, three: list[str]) -> None:
@@ -353,4 +353,4 @@ def test_going_back_passes_by_what_changed_no_version(store: Store, three: list[
     ended = roll_back(store, "delays", "bad after all")
     assert (ended.candidate, ended.previous) == (three[1], three[0])
     assert find_alias(store, "delays", "champion").version == three[0]  # type: ignore[union-attr]
-    assert [route.version for route in store.records.get(Endpoint, "delays").routes] == [three[0]]
+    assert [route.version for route in store.records.get(EndpointRecord, "delays").routes] == [three[0]]

@@ -13,7 +13,7 @@ import pytest
 
 from everloop.errors import EverloopError
 from everloop.loop import promote
-from everloop.records import Endpoint, ModelVersion, Package, Release
+from everloop.records import EndpointRecord, ModelVersion, Package, Release
 from everloop.registry import (
     alias_history,
     approve,
@@ -217,7 +217,7 @@ def test_every_move_starts_from_the_version_that_it_expected(store: Store) -> No
     assert last is not None
     assert last.version == history[-1].version
     # No half release is left: alias, traffic and versions' states say the same.
-    assert [route.version for route in store.records.get(Endpoint, "delays").routes] == [last.version]
+    assert [route.version for route in store.records.get(EndpointRecord, "delays").routes] == [last.version]
     assert len(store.records.find(Release, ("state", "=", "completed"))) == len(history)
 
 
@@ -228,7 +228,7 @@ def test_of_two_who_promote_at_once_the_later_has_the_last_word(store: Store) ->
     assert said == [[keys[1]], [keys[2]]]
     history = alias_history(store, "delays", "champion")
     assert {tenure.version for tenure in history[1:]} == set(keys[1:])
-    routes = store.records.get(Endpoint, "delays").routes
+    routes = store.records.get(EndpointRecord, "delays").routes
     assert [(route.version, route.percent) for route in routes] == [(history[-1].version, 100.0)]
 
 
@@ -335,7 +335,7 @@ def test_a_version_is_promoted_or_goes(store: Store, deciders: Deciders, end: st
         taken, gone = deciders.both(("user:ann", "promote", key), ("user:bob", end, key))
         assert taken[0] is not gone[0], (taken, gone)
         assert holder(store, "champion") == (key if taken[0] else before)
-        routes = [route.version for route in store.records.get(Endpoint, "delays").routes]
+        routes = [route.version for route in store.records.get(EndpointRecord, "delays").routes]
         assert routes == [holder(store, "champion")]
     for version in store.records.find(ModelVersion, ("state", "=", "archived")):
         assert version.key != holder(store, "champion")
@@ -367,7 +367,7 @@ def test_going_back_and_on_at_once(store: Store, deciders: Deciders) -> None:
         now = after[-1].version
         # Either order, and nothing between: the last word is one of the two's.
         assert now in (onward, said[1][1] if said[1][0] else onward)
-        routes = store.records.get(Endpoint, "delays").routes
+        routes = store.records.get(EndpointRecord, "delays").routes
         assert [(route.version, route.percent) for route in routes] == [(now, 100.0)]
         assert get_version(store, now).state == "released"
 

@@ -67,9 +67,9 @@ def _package(path: Path) -> None:
 
 
 def _import_package(path: Path) -> object:
-    from everloop.packages.archive import open_bundle
+    from everloop.packages.archive import open_archive
 
-    return open_bundle(path)
+    return open_archive(path)
 
 
 def _runs(path: Path) -> None:

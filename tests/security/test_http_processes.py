@@ -16,11 +16,11 @@ import pytest
 from everloop.http.connection import LimitedHttp
 from everloop.http.request_guard import RequestGuard
 from everloop.packages import build_package
-from everloop.records import Endpoint, Route
+from everloop.records import EndpointRecord, Route
 from everloop.registry import register
 from everloop.serving import EndpointApp
-from everloop.serving.multi_endpoint import House
-from everloop.serving.reloader import Follower
+from everloop.serving.multi_endpoint import MultiEndpointApp
+from everloop.serving.reloader import EndpointReloader
 from everloop.stores import Store, open_store
 from everloop.testing.models import sample_table, train_sample
 
@@ -54,7 +54,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
             opened.records.put(package)
         version = register(opened, "delays", package)
         endpoint = opened.new(
-            Endpoint, name="delays", model="delays", routes=(Route(version=version.key, percent=100.0),)
+            EndpointRecord, name="delays", model="delays", routes=(Route(version=version.key, percent=100.0),)
         )
         opened.records.put(endpoint)
         yield opened
@@ -95,7 +95,7 @@ def hold(app: Any, routes: set[tuple[str, str]]) -> None:
 
 def test_before_every_route_of_an_endpoint(store: Store) -> None:
     app = EndpointApp(store, "delays")
-    Follower(store, app).load()
+    EndpointReloader(store, app).load()
     try:
         routes = {*app.exact, *((method, path) for method, _, path, _ in app._patterns)}
         assert len(routes) > 25
@@ -108,7 +108,7 @@ def test_before_every_route_of_an_endpoint(store: Store) -> None:
 
 
 def test_before_every_route_of_many_endpoints_behind_one_port(store: Store) -> None:
-    house = House(store)
+    house = MultiEndpointApp(store)
     routes = {
         ("GET", "/"), ("GET", "/health"), ("GET", "/ready"), ("GET", "/metrics"), ("GET", "/v2/models"),
         ("POST", "/v2/repository/index"), ("POST", "/v2/repository/models/delays/load"),
@@ -143,10 +143,10 @@ def test_before_every_route_of_the_control_plane(store: Store, auth: bool) -> No
 
 
 def test_every_server_is_made_of_the_shared_parts(store: Store) -> None:
-    from everloop.serving.fast_path import QuickProtocol
+    from everloop.serving.fast_path import FastPathProtocol
 
-    assert issubclass(QuickProtocol, LimitedHttp)
-    allowed = {"LimitedHttp", "QuickProtocol", "http"}
+    assert issubclass(FastPathProtocol, LimitedHttp)
+    allowed = {"LimitedHttp", "FastPathProtocol", "http"}
     found = []
     for path in SOURCE.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
@@ -162,6 +162,6 @@ def test_every_server_is_made_of_the_shared_parts(store: Store) -> None:
                 name = ast.unparse(node)
                 assert name not in {"HTTPServer", "ThreadingHTTPServer", "uvicorn.run", "asyncio.start_server"}, path
     assert sorted(found) == ["http/listening.py", "serving/endpoint_server.py"]
-    for app in (EndpointApp(store, "delays"), House(store)):
+    for app in (EndpointApp(store, "delays"), MultiEndpointApp(store)):
         assert isinstance(app.guard, RequestGuard)
         app.close()

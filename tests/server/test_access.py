@@ -13,7 +13,7 @@ import pytest
 from everloop.errors import ConflictError, UsageError
 from everloop.records import ModelVersion
 from everloop.registry import find_alias
-from everloop.server.access import AccessBook, Principal
+from everloop.server.access import Principal, UserStore
 from everloop.server.access.passwords import hash_password, verify_password
 from everloop.server.access.rate_limits import FailureLimit
 from everloop.server.access.roles import ROLES, is_enough
@@ -38,7 +38,7 @@ def _quick(monkeypatch):
 
 @pytest.fixture
 def book(store):
-    return AccessBook(store)
+    return UserStore(store)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_events_name_who_did_it(guarded):
     password = made.json["password"]
     me = place.ask("GET", "/api/v1/access/me", authorization=basic("ada", password)).json
     assert (me["actor"], me["role"], me["login"]) == ("user:ada", "editor", True)
-    last = AccessBook(place.store).records.events_since(0)
+    last = UserStore(place.store).records.events_since(0)
     assert [event.actor for event in last if event.key == "ada"] == ["user:admin/of-admin"]
     shown = place.ask("GET", "/api/v1/access/users", authorization=tokens["admin"])
     assert b"scrypt" not in shown.body
@@ -132,7 +132,7 @@ def test_nobody_agrees_with_himself_by_a_token(store, guarded):
 def test_revoked_expired_and_removed_open_nothing(guarded, monkeypatch):
     monkeypatch.setattr("everloop.server.access.authentication.LOOK_EVERY_S", 0.0)
     place, tokens = guarded
-    book = AccessBook(place.store)
+    book = UserStore(place.store)
     assert place.ask("GET", "/api/v1/runs", authorization=tokens["viewer"]).status == 200
     book.revoke_token("of-viewer")
     assert place.ask("GET", "/api/v1/runs", authorization=tokens["viewer"]).status == 401

@@ -15,7 +15,7 @@ import pytest
 
 from everloop.integrations.mlflow.tracking_api import ROUTES
 from everloop.records import ModelVersion
-from everloop.server.access import AccessBook
+from everloop.server.access import UserStore
 from everloop.server.control_app import make_app
 from everloop.server.server_options import ServerOptions
 
@@ -113,7 +113,7 @@ def spellings(path):
 
 
 def test_no_spelling_of_a_path_needs_less(store, serve):
-    book = AccessBook(store)
+    book = UserStore(store)
     for name, role in (("root", "admin"), ("eve", "viewer")):
         book.add_user(name, {"*": role}, PASSWORD)
     viewer = "Bearer " + book.create_token("t", "eve")[1]
@@ -138,7 +138,7 @@ def test_no_spelling_of_a_path_needs_less(store, serve):
 
 
 def test_nobody_signs_up_and_no_password_is_known(store, serve):
-    AccessBook(store).add_user("admin", {"*": "admin"}, PASSWORD)
+    UserStore(store).add_user("admin", {"*": "admin"}, PASSWORD)
     with serve(store) as place:
         for path in (
             "/signup",
@@ -160,7 +160,7 @@ def test_what_a_list_or_a_batch_names_is_of_this_project(store, serve):
     run = other.records
     version = other.new(ModelVersion, model="hidden", version=1, package="sha256:0", description="secret-of-other")
     run.put(version)
-    AccessBook(store).add_user("root", {"*": "admin", "p": "viewer"}, PASSWORD)
+    UserStore(store).add_user("root", {"*": "admin", "p": "viewer"}, PASSWORD)
     header = "Basic " + base64.b64encode(f"root:{PASSWORD}".encode()).decode()
     with serve(store) as place:
         asked = [

@@ -87,9 +87,9 @@ def test_no_route_asks_the_store_in_the_event_loop(store, serve, loop_calls):
 
 
 def test_credentials_are_not_looked_up_in_the_event_loop(store, serve, loop_calls):
-    from everloop.server.access import AccessBook
+    from everloop.server.access import UserStore
 
-    book = AccessBook(store)
+    book = UserStore(store)
     book.add_user("ada", {"*": "admin"}, "a long password")
     _, secret = book.create_token("ci", "ada")
     with serve(store, auth=True) as place:

@@ -198,12 +198,12 @@ def test_a_store_that_may_not_grow(serve, monkeypatch, tmp_path):
 
 
 def test_a_token_works_while_the_disk_is_full(serve, monkeypatch, tmp_path):
-    from everloop.server.access import AccessBook
+    from everloop.server.access import UserStore
 
     monkeypatch.setenv("EVERLOOP_KEYS", str(tmp_path / "keys"))
     pages = Pages(monkeypatch)
     with open_store(tmp_path / "home", project="p") as store:
-        book = AccessBook(store)
+        book = UserStore(store)
         book.add_user("ada", {"*": "admin"}, "a long password")
         _, secret = book.create_token("ci", "ada")
         with serve(store, auth=True) as place:

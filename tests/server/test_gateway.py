@@ -17,9 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from everloop.packages import build_package
-from everloop.records import Endpoint, Route
+from everloop.records import EndpointRecord, Route
 from everloop.registry import register
-from everloop.server.access import AccessBook
+from everloop.server.access import UserStore
 from everloop.server.endpoint_ports import EndpointPorts
 from everloop.server.server_options import ServerOptions
 from everloop.serving import EndpointProcess
@@ -99,7 +99,7 @@ def ok(body, *headers):
 def standing_in(store, name="delays", answer=None, **options):
     """An endpoint's record, its lock, and a stand-in at its address."""
     route = Route(version="delays@1", percent=100)
-    store.records.put(store.new(Endpoint, name=name, model="delays", routes=(route,), options=options))
+    store.records.put(store.new(EndpointRecord, name=name, model="delays", routes=(route,), options=options))
     stand_in = StandIn(answer)
     stand_in.start()
     with store.lock(lock_name(store, name), block=False) as held:
@@ -273,8 +273,8 @@ def test_a_body_beyond_the_endpoints_limit_is_refused_with_an_answer(store, serv
 
 def test_an_endpoint_that_is_not_there(store, serve):
     route = Route(version="delays@1", percent=100)
-    store.records.put(store.new(Endpoint, name="idle", model="delays"))
-    store.records.put(store.new(Endpoint, name="off", model="delays", routes=(route,)))
+    store.records.put(store.new(EndpointRecord, name="idle", model="delays"))
+    store.records.put(store.new(EndpointRecord, name="off", model="delays", routes=(route,)))
     with serve(store) as place, socket.create_server(("127.0.0.1", 0)) as stranger:
         got = place.ask("POST", "/endpoints/idle/predict", {})
         assert (got.status, "everloop run" in got.json["error"]["help"]) == (503, True)
@@ -367,7 +367,7 @@ def test_handshakes_of_web_sockets_get_an_ordinary_answer(store, serve):
 @pytest.fixture
 def tokens(store, monkeypatch):
     monkeypatch.setattr("everloop.server.access.passwords._N", 16)
-    book = AccessBook(store)
+    book = UserStore(store)
     made = {}
     for role in ("viewer", "editor", "admin"):
         book.add_user(role, {"*": role}, PASSWORD)
@@ -440,7 +440,7 @@ def test_a_real_endpoint_and_one_that_is_killed_under_load(store, serve):
     package = build_package(train_sample(), store=store, sample=sample_table(100, 0))
     version = register(store, "delays", package)
     route = Route(version=version.key, percent=100)
-    store.records.put(store.new(Endpoint, name="delays", model="delays", routes=(route,)))
+    store.records.put(store.new(EndpointRecord, name="delays", model="delays", routes=(route,)))
     (row,) = sample_rows(1)
     body = {"rows": [row], "keys": ["a"]}
     with serve(store) as place, EndpointProcess(store, "delays") as first:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from everloop.errors import StoreError, UsageError
-from everloop.server.access import AccessBook, Authenticator, CredentialsError, rate_limits
+from everloop.server.access import Authenticator, CredentialsError, UserStore, rate_limits
 from everloop.server.access.client_address import client_address, read_networks
 from everloop.server.access.password_queue import FIRST, HashQueue, HashQueueFullError
 from everloop.server.access.rate_limits import FailureLimit
@@ -24,7 +24,7 @@ def basic(user: str, password: str) -> bytes:
     return b"Basic " + base64.b64encode(f"{user}:{password}".encode())
 
 
-class QuickBook(AccessBook):
+class QuickBook(UserStore):
     """The book, whose passwords are compared without a slow hash; it says how many checks run at once."""
 
     def __init__(self, store: Any) -> None:
@@ -264,7 +264,7 @@ def test_tokens_do_not_wait_for_passwords(book):
 
 def test_what_was_revoked_while_it_was_looked_up_is_not_remembered(book, monkeypatch):
     _, secret = book.create_token("ci", "ada")
-    real = AccessBook.find_by_token
+    real = UserStore.find_by_token
     revoked, seen = threading.Event(), threading.Event()
 
     def slow(self: Any, text: str) -> Any:
@@ -331,7 +331,7 @@ def test_a_proxy_has_an_address():
 
 
 def test_clients_behind_a_trusted_proxy_are_told_apart(store, serve, monkeypatch):
-    AccessBook(store).add_user("ada", {"*": "admin"}, PASSWORD)
+    UserStore(store).add_user("ada", {"*": "admin"}, PASSWORD)
     checked: list[tuple[str, str]] = []
     failed = FailureLimit.failed
     monkeypatch.setattr(FailureLimit, "failed", lambda self, *who: (checked.append(who), failed(self, *who))[1])

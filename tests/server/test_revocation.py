@@ -6,8 +6,8 @@ from datetime import timedelta
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
-from everloop.records import Endpoint
-from everloop.server.access import AccessBook
+from everloop.records import EndpointRecord
+from everloop.server.access import UserStore
 from everloop.server.server_options import ServerOptions
 from everloop.serving.access.endpoint_tokens import add_token, remove_token
 
@@ -29,7 +29,7 @@ def until(wanted: Any, seconds: float = 20.0) -> None:
 
 
 def test_roles_tokens_and_users_that_are_taken_back(store: Store, serve: Any) -> None:
-    book = AccessBook(store)
+    book = UserStore(store)
     book.add_user("admin", {"*": "admin"}, PASSWORD)
     book.add_user("ada", {"*": "admin"}, PASSWORD)
     with serve(store) as place:
@@ -47,7 +47,7 @@ def test_roles_tokens_and_users_that_are_taken_back(store: Store, serve: Any) ->
 
 
 def test_a_book_that_cannot_be_read_closes_after_a_while(store: Store, serve: Any) -> None:
-    book = AccessBook(store)
+    book = UserStore(store)
     book.add_user("admin", {"*": "admin"}, PASSWORD)
     _, token = book.create_token("ci", "admin", {"*": "admin"})
     with serve(store, ServerOptions(access_stale_s=1.0)) as place:
@@ -65,8 +65,8 @@ def test_a_book_that_cannot_be_read_closes_after_a_while(store: Store, serve: An
 
 
 def test_an_endpoints_own_token_at_the_gateway(store: Store, serve: Any) -> None:
-    AccessBook(store).add_user("admin", {"*": "admin"}, PASSWORD)
-    store.records.put(store.new(Endpoint, name="delays", model="delays", routes=()))
+    UserStore(store).add_user("admin", {"*": "admin"}, PASSWORD)
+    store.records.put(store.new(EndpointRecord, name="delays", model="delays", routes=()))
     with serve(store, ServerOptions(access_stale_s=1.0)) as place:
         token = add_token(store, "delays", "team")
         path = "/endpoints/delays/health"

@@ -13,7 +13,7 @@ from everloop.records import ModelVersion
 from everloop.registry import set_alias
 from everloop.server.server_options import ServerOptions
 from everloop.server.webhooks import safe_http
-from everloop.server.webhooks.webhook_delivery import Notifier, Webhooks
+from everloop.server.webhooks.webhook_delivery import WebhookDelivery, Webhooks
 from everloop.server.webhooks.webhook_payloads import PROMPT_TAG, PROMPT_TEXT, sign, sign_as_mlflow
 
 LOCAL = ServerOptions(webhook_networks=("127.0.0.0/8",))
@@ -122,7 +122,7 @@ def test_a_name_that_leads_elsewhere_later_is_looked_at_each_time(store, monkeyp
         with pytest.raises(UsageError, match="not a public address"):
             hooks.change(hook.id, url=f"http://other.example:{listener.server_port}/")
         store.records.put(store.new(ModelVersion, model=f"m{leads[0]}", version=1, package="sha256:0"))
-        Notifier(store, ServerOptions(), retry_after_s=()).look()
+        WebhookDelivery(store, ServerOptions(), retry_after_s=()).look()
     assert listener.got == []
 
 
@@ -150,7 +150,7 @@ def test_events_come_signed_in_order_and_again_until_taken(store, listener):
     set_alias(store, "m", "champion", "m@1", reason="first")
     set_alias(store, "m", "champion", "m@2")
     listener.answers = [500, 204, 204]
-    notifier = Notifier(store, LOCAL, retry_after_s=(0.0, 0.0))
+    notifier = WebhookDelivery(store, LOCAL, retry_after_s=(0.0, 0.0))
     for _ in range(5):
         notifier.look()
     bodies = [json.loads(body) for _, _, body in listener.got]
@@ -160,7 +160,7 @@ def test_events_come_signed_in_order_and_again_until_taken(store, listener):
     assert headers["X-Everloop-Signature"] == sign(hook.secret, headers["X-Everloop-Timestamp"], body)
     assert listener.got[0][1]["X-Everloop-Delivery"] == listener.got[1][1]["X-Everloop-Delivery"]
     # What was delivered is not sent again by the next process.
-    Notifier(store, LOCAL).look()
+    WebhookDelivery(store, LOCAL).look()
     assert len(listener.got) == 3
     assert hooks.test("ops") == 204
 
@@ -172,7 +172,7 @@ def test_what_nobody_takes_is_given_up(store, listener):
     set_alias(store, "m", "a", "m@1")
     set_alias(store, "m", "b", "m@1")
     listener.answers = [500, 500, 204]
-    notifier = Notifier(store, LOCAL, retry_after_s=(0.0,))
+    notifier = WebhookDelivery(store, LOCAL, retry_after_s=(0.0,))
     for _ in range(3):
         notifier.look()
     assert [json.loads(body)["event"]["key"] for _, _, body in listener.got] == ["m@a", "m@a", "m@b"]
@@ -305,7 +305,7 @@ def test_what_happens_while_a_webhook_is_off_is_not_sent_later(store, listener):
     url = f"http://127.0.0.1:{listener.server_port}/m"
     more = {"description": "", "secret": "", "active": True}
     hook = hooks.add_for_mlflow("a", url, ["model_version_alias.created"], **more)
-    notifier = Notifier(store, LOCAL)
+    notifier = WebhookDelivery(store, LOCAL)
     for active, alias in ((False, "missed"), (True, "heard")):
         hooks.change(hook.id, active=active)
         set_alias(store, "m", alias, "m@1")

@@ -9,10 +9,10 @@ import pytest
 
 from everloop import plugins
 from everloop.serving import EndpointApp
-from everloop.serving.endpoint_settings import Settings
+from everloop.serving.endpoint_settings import EndpointSettings
 from everloop.serving.observability.endpoint_metrics import Metrics
 from everloop.serving.protocols.protocol import Response
-from everloop.serving.reloader import Follower
+from everloop.serving.reloader import EndpointReloader
 from everloop.testing.models import sample_rows
 from everloop.testing.serving import by_row
 
@@ -92,8 +92,8 @@ def test_a_client_that_leaves_half_way(app: EndpointApp) -> None:
 def test_body_that_is_too_large(store: Store, release: Any, route: Any) -> None:
     route(release().key)
     app = EndpointApp(store, "delays")
-    Follower(store, app).load()
-    app.configure(Settings(max_body_bytes=100))
+    EndpointReloader(store, app).load()
+    app.configure(EndpointSettings(max_body_bytes=100))
     assert over_asgi(app, "POST", "/predict", b"x" * 60, b"x" * 60, b"x" * 60)[0] == 413
     assert over_asgi(app, "POST", "/predict", b"x" * 100)[0] == 400
     app.close()
@@ -198,7 +198,7 @@ def test_large_requests_queue_up_to_a_limit_and_no_longer_than_their_clients_wai
 
     from everloop.serving.endpoint_app import WORKERS
 
-    app.configure(Settings(max_queued=WORKERS + 1))
+    app.configure(EndpointSettings(max_queued=WORKERS + 1))
     body = json.dumps({"rows": [ROW] * 500}).encode()
     held = threading.Event()
     for _ in range(WORKERS):

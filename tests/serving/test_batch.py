@@ -16,13 +16,13 @@ import pytest
 
 from everloop.errors import ConflictError, NotFoundError, RequestError, UsageError
 from everloop.prediction_log import find_prediction, read_predictions
-from everloop.records import Endpoint, Run
+from everloop.records import EndpointRecord, Run
 from everloop.registry import load_model
 from everloop.serving.batch import batch_scoring
 from everloop.serving.batch.batch_runs import score_as_run
 from everloop.serving.batch.batch_scoring import (
-    Part,
-    Scored,
+    BatchPart,
+    BatchResult,
     describe,
     score_files,
     score_part,
@@ -39,7 +39,7 @@ READERS: dict[str, Any] = {".parquet": pl.read_parquet, ".csv": pl.read_csv, ".j
 
 def scored(
     store: Store, version: str, table: pl.DataFrame, output: Path, inputs: list[Path] | None = None, **options: Any
-) -> Scored:
+) -> BatchResult:
     return score_files(store, version, table.lazy(), inputs or [], output, **options)
 
 
@@ -85,13 +85,13 @@ def test_what_fails_leaves_no_output(store: Store, release: Any, tmp_path: Path)
 
 def test_what_was_cut_off_goes_on(store: Store, release: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     version = release().key
-    store.records.put(store.new(Endpoint, name="nightly", model="delays"))
+    store.records.put(store.new(EndpointRecord, name="nightly", model="delays"))
     path, output = tmp_path / "in.parquet", tmp_path / "out.parquet"
     table = sample_table(100, seed=5)
     table.write_parquet(path)
     real, taken = batch_scoring.score_part, []
 
-    def dies_at_the_fourth(part: Part) -> int:
+    def dies_at_the_fourth(part: BatchPart) -> int:
         if len(taken) == 3:
             raise KeyboardInterrupt
         taken.append(part.number)
@@ -136,7 +136,7 @@ def test_a_folder_of_parts(store: Store, release: Any, tmp_path: Path) -> None:
 
 def test_a_jobs_log_hides_what_an_endpoints_does(store: Store, release: Any, tmp_path: Path) -> None:
     version = release().key
-    store.records.put(store.new(Endpoint, name="nightly", model="delays"))
+    store.records.put(store.new(EndpointRecord, name="nightly", model="delays"))
     set_options(store, "nightly", {"log_drop": "distance", "log_hash": "carrier,seats"})
     table = sample_table(30, seed=5)
     scored(store, version, table, tmp_path / "out.csv", log="nightly")
@@ -149,10 +149,10 @@ def test_a_jobs_log_hides_what_an_endpoints_does(store: Store, release: Any, tmp
 
 def test_a_part_may_be_scored_anywhere_and_again(store: Store, release: Any, tmp_path: Path) -> None:
     version = release().key
-    store.records.put(store.new(Endpoint, name="nightly", model="delays"))
+    store.records.put(store.new(EndpointRecord, name="nightly", model="delays"))
     table = sample_table(50, seed=5)
     table.write_parquet(tmp_path / "in.parquet")
-    part = Part(
+    part = BatchPart(
         number=0,
         path=str(tmp_path / "in.parquet"),
         offset=10,

@@ -10,7 +10,7 @@ import pytest
 
 from everloop.cli.app import run
 from everloop.prediction_log import read_labelled
-from everloop.records import Endpoint
+from everloop.records import EndpointRecord
 from everloop.serving.access.endpoint_tokens import digest_of
 from everloop.testing.models import sample_rows
 from everloop.testing.serving import by_row
@@ -70,9 +70,9 @@ def test_a_token_is_shown_once(store: Store, release: Any, route: Any, capsys: p
     home = ["--home", str(store.home)]
     assert run(["endpoints", "token", "delays", "--name", "team", *home]) == 0
     token = capsys.readouterr().out.strip()
-    assert store.records.get(Endpoint, "delays").options["tokens"] == {"team": digest_of(token)}
+    assert store.records.get(EndpointRecord, "delays").options["tokens"] == {"team": digest_of(token)}
     assert run(["endpoints", "token", "delays", "--name", "team", "--remove", *home]) == 0
-    assert store.records.get(Endpoint, "delays").options["tokens"] == {}
+    assert store.records.get(EndpointRecord, "delays").options["tokens"] == {}
     assert run(["endpoints", "token", "delays", "--name", "team", "--remove", *home]) == 3
 
 
@@ -82,7 +82,7 @@ def test_options_are_checked(store: Store, release: Any, route: Any, local: Any)
     app = local()
     strange = {"rows": [{**sample_rows()[0], "carrier": "never heard of"}]}
     assert run(["endpoints", "set", "delays", "unseen=refuse", "max_in_flight=9", *home]) == 0
-    assert store.records.get(Endpoint, "delays").options == {"unseen": "refuse", "max_in_flight": 9}
+    assert store.records.get(EndpointRecord, "delays").options == {"unseen": "refuse", "max_in_flight": 9}
     app.follower.look()
     assert app.post("/predict", strange)[0] == 422
     assert run(["endpoints", "set", "delays", "unseen=", *home]) == 0

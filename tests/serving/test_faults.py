@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from everloop.prediction_log import fold_predictions, read_predictions
-from everloop.records import Endpoint
+from everloop.records import EndpointRecord
 from everloop.registry import load_model
 from everloop.serving import EndpointProcess
 from everloop.serving.endpoint_state import set_options
@@ -133,7 +133,7 @@ def test_a_worker_killed_under_load(store: Store, release: Any, route: Any, tmp_
     kept = read_predictions(store, "delays").collect()["id"]
     assert set(ids_of(clients)) <= set(kept)
     assert kept.n_unique() == len(kept)
-    assert store.records.get(Endpoint, "delays").state == "stopped"
+    assert store.records.get(EndpointRecord, "delays").state == "stopped"
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")

@@ -12,7 +12,7 @@ import pytest
 from everloop.errors import RequestError, TooLargeError
 from everloop.prediction_log import fold_predictions
 from everloop.serving import EndpointProcess
-from everloop.serving.endpoint_settings import Settings
+from everloop.serving.endpoint_settings import EndpointSettings
 from everloop.serving.protocols.grpc_limits import check_infer_request, plain_message
 from everloop.testing.models import sample_rows
 
@@ -24,7 +24,7 @@ grpc = pytest.importorskip("grpc")
 from everloop.serving.protocols.grpc_messages import SERVICE, messages  # noqa: E402
 
 ROW = sample_rows()[0]
-LIMITS = Settings()
+LIMITS = EndpointSettings()
 
 
 def varint(number: int) -> bytes:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from everloop.prediction_log import fold_predictions, read_predictions
-from everloop.records import Endpoint
+from everloop.records import EndpointRecord
 from everloop.registry import load_model
 from everloop.serving.access.endpoint_tokens import add_token
 from everloop.serving.endpoint_state import set_options
-from everloop.serving.multi_endpoint import House
+from everloop.serving.multi_endpoint import MultiEndpointApp
 from everloop.testing.models import sample_rows
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ ROW = sample_rows()[0]
 BODY = json.dumps({"rows": [ROW]}).encode()
 
 
-def ask(house: House, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, Any]:
+def ask(house: MultiEndpointApp, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, Any]:
     sent: list[Any] = []
 
     async def receive() -> Any:
@@ -50,14 +50,14 @@ def three(store: Store, release: Any, route: Any) -> list[str]:
 
 
 @pytest.fixture
-def house(store: Store, three: list[str]) -> Iterator[House]:
-    opened = House(store)
+def house(store: Store, three: list[str]) -> Iterator[MultiEndpointApp]:
+    opened = MultiEndpointApp(store)
     opened.start()
     yield opened
     opened.close()
 
 
-def test_each_is_loaded_when_it_is_first_asked(house: House, store: Store, three: list[str]) -> None:
+def test_each_is_loaded_when_it_is_first_asked(house: MultiEndpointApp, store: Store, three: list[str]) -> None:
     assert house.loaded() == []
     assert ask(house, "GET", "/")[1] == {"endpoints": three, "loaded": []}
     for place, name in enumerate(three, start=1):
@@ -87,7 +87,7 @@ def test_each_is_loaded_when_it_is_first_asked(house: House, store: Store, three
 
 
 def test_what_does_not_fit_leaves(store: Store, three: list[str]) -> None:
-    house = House(store, memory_bytes=1)
+    house = MultiEndpointApp(store, memory_bytes=1)
     try:
         for name in [*three, "a", "a"]:
             assert ask(house, "POST", f"/endpoints/{name}/predict", BODY)[0] == 200
@@ -101,7 +101,7 @@ def test_what_does_not_fit_leaves(store: Store, three: list[str]) -> None:
         house.close()
 
 
-def test_changes_are_followed(house: House, release: Any, route: Any, store: Store) -> None:
+def test_changes_are_followed(house: MultiEndpointApp, release: Any, route: Any, store: Store) -> None:
     assert ask(house, "POST", "/endpoints/a/predict", BODY)[1]["version"] == 1
     newest = release(seed=7)
     route(newest.key, name="a")
@@ -110,7 +110,7 @@ def test_changes_are_followed(house: House, release: Any, route: Any, store: Sto
     assert ask(house, "POST", "/endpoints/a/predict", BODY)[1]["version"] == newest.version
 
 
-def test_who_has_no_token_loads_nothing(house: House, store: Store) -> None:
+def test_who_has_no_token_loads_nothing(house: MultiEndpointApp, store: Store) -> None:
     token = add_token(store, "b", "team")
     assert ask(house, "POST", "/endpoints/b/predict", BODY)[0] == 401
     assert ask(house, "POST", "/v2/repository/models/b/load")[0] == 401
@@ -120,17 +120,17 @@ def test_who_has_no_token_loads_nothing(house: House, store: Store) -> None:
     assert ask(house, "POST", "/endpoints/b/predict", BODY, authorization=f"Bearer {token}")[0] == 200
     assert ask(house, "POST", "/endpoints/b/predict", BODY)[0] == 401
     assert ask(house, "POST", "/v2/repository/models/b/unload")[0] == 401
-    far = House(store, open_to_all=False)
+    far = MultiEndpointApp(store, open_to_all=False)
     assert ask(far, "POST", "/endpoints/a/predict", BODY)[0] == 403
     assert ask(far, "GET", "/")[0] == 404
     assert ask(far, "POST", "/endpoints/b/predict", BODY, authorization=f"Bearer {token}")[0] == 200
     far.close()
 
 
-def test_one_that_cannot_be_loaded_does_not_harm_the_others(house: House, store: Store, route: Any) -> None:
+def test_one_that_cannot_be_loaded_does_not_harm_the_others(house: MultiEndpointApp, store: Store, route: Any) -> None:
     route("delays@9", name="broken")
     assert ask(house, "POST", "/endpoints/broken/predict", BODY)[0] == 404
-    store.records.put(store.new(Endpoint, name="empty", model="delays"))
+    store.records.put(store.new(EndpointRecord, name="empty", model="delays"))
     assert ask(house, "POST", "/endpoints/empty/predict", BODY)[0] == 503
     assert ask(house, "POST", "/endpoints/a/predict", BODY)[0] == 200
     set_options(store, "a", {"max_body_bytes": "10"})

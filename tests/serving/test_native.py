@@ -140,9 +140,9 @@ def test_a_canary_that_wants_more_than_the_client_sends(release: Any, route: Any
 
 
 def _ask(rows: list[dict[str, Any]]) -> Any:
-    from everloop.serving.score_request import Ask
+    from everloop.serving.score_request import ScoreRequest
 
-    return Ask(None, rows)
+    return ScoreRequest(None, rows)
 
 
 def test_a_shadow_that_wants_more_fails_alone(release: Any, route: Any, local: Any) -> None:

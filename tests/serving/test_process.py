@@ -18,7 +18,7 @@ import pytest
 
 from everloop.errors import ConflictError, CorruptionError, NotFoundError, UnavailableError, UsageError
 from everloop.prediction_log import fold_labels, fold_predictions, read_labelled, read_predictions
-from everloop.records import Endpoint
+from everloop.records import EndpointRecord
 from everloop.registry import load_model
 from everloop.serving import EndpointProcess, is_served, serving_url
 from everloop.serving.endpoint_server import bind
@@ -56,7 +56,7 @@ def test_start_answer_stop(release: Any, route: Any, store: Store) -> None:
     with EndpointProcess(store, "delays") as process:
         # About a second on a quiet machine; the bound only catches what has gone wrong.
         assert monotonic() - began < 15
-        record = store.records.get(Endpoint, "delays")
+        record = store.records.get(EndpointRecord, "delays")
         assert (record.state, record.url) == ("ready", process.url)
         assert serving_url(store, "delays") == process.url
         assert is_served(store, "delays")
@@ -75,7 +75,7 @@ def test_start_answer_stop(release: Any, route: Any, store: Store) -> None:
             EndpointProcess(store, "delays").start()
         assert process.alive
     assert not is_served(store, "delays")
-    record = store.records.get(Endpoint, "delays")
+    record = store.records.get(EndpointRecord, "delays")
     assert (record.state, record.url) == ("stopped", None)
     with pytest.raises(UnavailableError):
         serving_url(store, "delays")
@@ -110,7 +110,7 @@ def test_kill_right_behind_answers_loses_none(release: Any, route: Any, store: S
     process.kill()
     for thread in threads:
         thread.join()
-    assert store.records.get(Endpoint, "delays").state == "stopped"
+    assert store.records.get(EndpointRecord, "delays").state == "stopped"
     fold_predictions(store, "delays")
     kept = read_predictions(store, "delays", roles=["champion"]).collect()["id"]
     assert set(answered) <= set(kept)
@@ -196,7 +196,7 @@ def test_sigterm_finishes_what_has_begun(release: Any, route: Any, store: Store)
     assert answer.startswith(b"HTTP/1.1 200")
     assert process.stop() == 0
     assert fold_predictions(store, "delays") == 1
-    assert store.records.get(Endpoint, "delays").state == "stopped"
+    assert store.records.get(EndpointRecord, "delays").state == "stopped"
 
 
 def test_garbage_on_the_wire(release: Any, route: Any, store: Store) -> None:
@@ -243,7 +243,7 @@ def test_ports(release: Any, route: Any, store: Store) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConflictError, match=f"Port {port}"):
             EndpointProcess(store, "delays", port=port).start()
-    assert store.records.get(Endpoint, "delays").state == "stopped"
+    assert store.records.get(EndpointRecord, "delays").state == "stopped"
     with EndpointProcess(store, "delays", port=port) as process:
         assert process.url == f"http://127.0.0.1:{port}"
     for host, wrong in (
@@ -272,7 +272,7 @@ def test_what_cannot_start_says_why(release: Any, route: Any, store: Store) -> N
         break
     with pytest.raises(CorruptionError):
         EndpointProcess(store, "delays").start()
-    assert store.records.get(Endpoint, "delays").state == "stopped"
+    assert store.records.get(EndpointRecord, "delays").state == "stopped"
 
 
 def test_the_process_ends_with_its_parent(release: Any, route: Any, store: Store) -> None:
@@ -294,7 +294,7 @@ os.kill(os.getpid(), 9)
     while is_served(store, "delays") and monotonic() < deadline:
         sleep(0.05)
     assert not is_served(store, "delays")
-    assert store.records.get(Endpoint, "delays").state == "stopped"
+    assert store.records.get(EndpointRecord, "delays").state == "stopped"
 
 
 def test_simulated_time_is_the_endpoints_time(release: Any, route: Any, store: Store) -> None:
@@ -316,7 +316,7 @@ def test_simulated_time_is_the_endpoints_time(release: Any, route: Any, store: S
     assert read_labelled(store, "delays").collect()["label_arrived_at"].to_list() == [moment + timedelta(days=30)]
 
 
-def test_endpoint_waits_for_its_first_version(release: Any, route: Callable[..., Endpoint], store: Store) -> None:
+def test_endpoint_waits_for_its_first_version(release: Any, route: Callable[..., EndpointRecord], store: Store) -> None:
     route()
     with EndpointProcess(store, "delays") as process:
         with connected(str(process.url)) as connection:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from everloop.errors import CorruptionError, NotFoundError
-from everloop.records import Endpoint, Route
+from everloop.records import EndpointRecord, Route
 from everloop.serving import reloader
 from everloop.testing.models import sample_rows
 from everloop.testing.serving import by_row
@@ -85,7 +85,7 @@ def test_what_cannot_be_served_changes_nothing(
     route(one.key)
     app = local()
     served = app.app.revision
-    endpoint = store.records.get(Endpoint, "delays")
+    endpoint = store.records.get(EndpointRecord, "delays")
     refused = store.records.update(replace(endpoint, routes=broken))[0]
     app.follower.look()
     assert version_of(app) == one.key
@@ -146,7 +146,7 @@ def test_a_record_that_is_gone_leaves_the_endpoint_answering(
 ) -> None:
     route(release().key)
     app = local()
-    store.records.delete(Endpoint, "delays")
+    store.records.delete(EndpointRecord, "delays")
     app.follower.look()
     assert version_of(app) == "delays@1"
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from everloop.prediction_log import fold_labels, fold_predictions
-from everloop.records import Endpoint
+from everloop.records import EndpointRecord
 from everloop.serving import EndpointProcess
 from everloop.serving.access.endpoint_tokens import add_token
 from everloop.testing.models import sample_rows
@@ -145,7 +145,7 @@ def test_where_the_first_line_names_a_host_that_one_counts(port: int) -> None:
 
 
 def test_slow_bodies_keep_nobody_else_from_being_answered(port: int, store: Store) -> None:
-    record = store.records.get(Endpoint, "delays")
+    record = store.records.get(EndpointRecord, "delays")
     store.records.update(replace(record, options={"max_in_flight": 2}))
     head = "POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{"
     with ExitStack() as slow:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from everloop.errors import UnavailableError
-from everloop.records import Endpoint, Route
+from everloop.records import EndpointRecord, Route
 from everloop.serving import reloader
 from everloop.serving.access.endpoint_tokens import OPEN_PATHS, access_of, add_token, remove_token
-from everloop.serving.endpoint_settings import Settings
-from everloop.serving.multi_endpoint import House
+from everloop.serving.endpoint_settings import EndpointSettings
+from everloop.serving.multi_endpoint import MultiEndpointApp
 from everloop.serving.protocols.protocol import Request
 from everloop.testing.models import sample_rows
 
@@ -35,7 +35,7 @@ def status(app: Any, token: str | None, path: str = "/predict", method: str = "P
 
 
 def change(store: Store, **fields: Any) -> None:
-    endpoint = store.records.get(Endpoint, "delays")
+    endpoint = store.records.get(EndpointRecord, "delays")
     options = {**endpoint.options, **fields.pop("options", {})}
     store.records.update(replace(endpoint, options=options, **fields), verb="changed")
 
@@ -80,14 +80,14 @@ def test_while_a_version_is_being_loaded(
     token = add_token(store, "delays", "team")
     app.follower.look()
     loading, go_on = threading.Event(), threading.Event()
-    real = reloader.load_live
+    real = reloader.load_versions
 
     def slowly(*given: Any) -> Any:
         loading.set()
         assert go_on.wait(30)
         return real(*given)
 
-    monkeypatch.setattr(reloader, "load_live", slowly)
+    monkeypatch.setattr(reloader, "load_versions", slowly)
     app.follower.start()
     try:
         route(release(seed=1).key)
@@ -95,7 +95,7 @@ def test_while_a_version_is_being_loaded(
         assert status(app.app, token) == 200
         remove_token(store, "delays", "team")
         until(lambda: status(app.app, token) == 401)
-        assert app.app.revision != store.records.get(Endpoint, "delays").revision
+        assert app.app.revision != store.records.get(EndpointRecord, "delays").revision
     finally:
         go_on.set()
         app.follower.stop()
@@ -138,7 +138,7 @@ def test_tokens_end_with_their_endpoint(store: Store, release: Any, route: Any, 
     app = local()
     token = add_token(store, "delays", "team")
     app.follower.look()
-    store.records.delete(Endpoint, "delays")
+    store.records.delete(EndpointRecord, "delays")
     app.follower.look()
     assert status(app.app, token) == 401
 
@@ -192,7 +192,7 @@ def test_a_file_that_was_replaced_is_not_believed(store: Store, release: Any, ro
 def test_an_endpoint_that_asks_for_no_token_answers_on(store: Store, release: Any, route: Any, local: Any) -> None:
     route(release().key)
     app = local()
-    app.app.configure(Settings(access_stale_s=0.01))
+    app.app.configure(EndpointSettings(access_stale_s=0.01))
     app.app.confirm_access()
     sleep(0.05)
     assert status(app.app, None) == 200
@@ -203,10 +203,10 @@ def test_behind_one_port_loading_one_endpoint_holds_no_revocation_up(
 ) -> None:
     route(release().key)
     token = add_token(store, "delays", "team")
-    house = House(store)
+    house = MultiEndpointApp(store)
     house.start()
     loading, go_on = threading.Event(), threading.Event()
-    real = reloader.load_live
+    real = reloader.load_versions
     try:
         room = house._load("delays")
         assert status(room.app, token) == 200
@@ -216,7 +216,7 @@ def test_behind_one_port_loading_one_endpoint_holds_no_revocation_up(
             assert go_on.wait(30)
             return real(*given)
 
-        monkeypatch.setattr(reloader, "load_live", slowly)
+        monkeypatch.setattr(reloader, "load_versions", slowly)
         route(release(seed=1).key)
         assert loading.wait(20)
         remove_token(store, "delays", "team")

@@ -15,7 +15,7 @@ import pytest
 
 import everloop as el
 from everloop.prediction_log import read_predictions
-from everloop.records import Endpoint, Route
+from everloop.records import EndpointRecord, Route
 from everloop.serving import EndpointProcess
 from everloop.serving.endpoint_state import set_options, set_routes
 from everloop.serving.throughput import INSTANT_S, MOST_ROWS, Pace
@@ -48,7 +48,7 @@ def waiting_model(store: Store, name: str = "slow", value: float = 1.0) -> str:
 def served(store: Store) -> Iterator[EndpointProcess]:
     """An endpoint with that model."""
     key = waiting_model(store)
-    store.records.put(store.new(Endpoint, name="slow", model="slow", routes=(Route(version=key, percent=100.0),)))
+    store.records.put(store.new(EndpointRecord, name="slow", model="slow", routes=(Route(version=key, percent=100.0),)))
     with EndpointProcess(store, "slow") as process:
         yield process
 
@@ -112,7 +112,7 @@ def test_deadline_ends_a_prediction_that_is_being_scored(served: EndpointProcess
 
 def test_the_endpoint_s_own_limit_caps_what_clients_ask(served: EndpointProcess, gate: Path, store: Store) -> None:
     set_options(store, "slow", {"request_timeout_s": "0.2"})
-    served.wait_for(store.records.get(Endpoint, "slow").revision)
+    served.wait_for(store.records.get(EndpointRecord, "slow").revision)
     assert ask(served, str(gate), X_Request_Timeout_Ms="60000")[0] == 504
     assert ask(served, str(gate))[0] == 504
     assert ask(served, "", X_Request_Timeout_Ms="soon")[0] == 422

@@ -16,7 +16,7 @@ import pytest
 from everloop.errors import MissingExtraError
 from everloop.serving import EndpointProcess
 from everloop.serving.observability.endpoint_metrics import Metrics
-from everloop.serving.observability.metrics_aggregation import Gathering
+from everloop.serving.observability.metrics_aggregation import MetricsAggregation
 from everloop.serving.observability.telemetry import FORM_VARIABLE
 from everloop.testing.models import sample_rows
 
@@ -136,7 +136,7 @@ def test_counts_of_all_workers_together(tmp_path: Path) -> None:
         metrics.in_flight = rows
         metrics.revision = rows
         metrics.unlogged = rows
-    here = Gathering(tmp_path)
+    here = MetricsAggregation(tmp_path)
     here.leave(mine)
     (tmp_path / "1.json").write_bytes(json.dumps(its.totals()).encode())
     with subprocess.Popen([sys.executable, "-c", ""]) as dead:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from everloop.errors import NotFoundError, UsageError
-from everloop.records import Endpoint
+from everloop.records import EndpointRecord
 from everloop.serving import EndpointProcess
 from everloop.serving.access.endpoint_tokens import OPEN_PATHS, add_token, admitted, digest_of, remove_token
 from everloop.serving.endpoint_server import serve_endpoint
-from everloop.serving.endpoint_settings import Settings
+from everloop.serving.endpoint_settings import EndpointSettings
 from everloop.serving.protocols.protocol import Request
 from everloop.stores import Store
 from everloop.testing.models import sample_rows
@@ -43,7 +43,7 @@ def test_every_route_but_the_health_checks(store: Store, release: Any, route: An
     for wrong in (token[:-1], "", token.upper(), "evl_" + "a" * 43):
         assert ask(app, "/predict", "POST", wrong) == 401
     assert ask(app, "/predict", "POST", token) == 200
-    assert token not in json.dumps(store.records.get(Endpoint, "delays").options)
+    assert token not in json.dumps(store.records.get(EndpointRecord, "delays").options)
     remove_token(store, "delays", "team")
     app.follower.look()
     # An endpoint that had tokens does not fall open when the last is taken back.
@@ -82,12 +82,12 @@ def test_too_many_at_once_are_told_to_come_back(store: Store, release: Any, rout
     import asyncio
 
     from everloop.serving import EndpointApp
-    from everloop.serving.reloader import Follower
+    from everloop.serving.reloader import EndpointReloader
 
     route(release().key)
     app = EndpointApp(store, "delays")
-    Follower(store, app).load()
-    app.configure(Settings(max_in_flight=1, request_timeout_s=0.2))
+    EndpointReloader(store, app).load()
+    app.configure(EndpointSettings(max_in_flight=1, request_timeout_s=0.2))
 
     async def both() -> list[list[Any]]:
         sent: list[list[Any]] = [[], []]

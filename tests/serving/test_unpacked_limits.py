@@ -22,7 +22,7 @@ import pytest
 
 from everloop.errors import RequestError, TooLargeError
 from everloop.prediction_log import fold_labels, fold_predictions
-from everloop.serving.endpoint_settings import Settings
+from everloop.serving.endpoint_settings import EndpointSettings
 from everloop.serving.protocols import arrow_messages, parquet_pages
 from everloop.serving.protocols.arrow_bodies import PARQUET, STREAM, read_frame
 from everloop.serving.protocols.protocol import Request
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 ROW = sample_rows()[0]
 MOST_BYTES = 50 << 20
-MOST_ROWS = Settings().max_rows
+MOST_ROWS = EndpointSettings().max_rows
 
 
 def start_peak() -> int:
@@ -170,27 +170,27 @@ def test_tables_within_the_limits_are_read_whoever_wrote_them() -> None:
     )
     rows = table.to_pylist()
     for compression in (None, "zstd", "lz4"):
-        assert read_frame(stream(table, compression), Settings()).to_dicts() == rows
+        assert read_frame(stream(table, compression), EndpointSettings()).to_dicts() == rows
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
             for batch in table.to_batches(max_chunksize=50):
                 writer.write_batch(batch)
-        assert read_frame(sink.getvalue().to_pybytes(), Settings()).to_dicts() == rows
+        assert read_frame(sink.getvalue().to_pybytes(), EndpointSettings()).to_dicts() == rows
     frame = pl.DataFrame(table)
     for write in (frame.write_ipc, frame.write_ipc_stream):
         for packed in ("uncompressed", "zstd", "lz4"):
             sink = io.BytesIO()
             write(sink, compression=packed)  # type: ignore[operator]
-            assert read_frame(sink.getvalue(), Settings()).to_dicts() == rows
+            assert read_frame(sink.getvalue(), EndpointSettings()).to_dicts() == rows
     for options in (
         {}, {"compression": "gzip"}, {"compression": "brotli"}, {"compression": "none"}, {"row_group_size": 7},
         {"data_page_version": "2.0"}, {"use_dictionary": False}, {"version": "1.0"}, {"data_page_size": 64},
         {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY", "when": "DELTA_BINARY_PACKED"}},
     ):  # fmt: skip
-        assert read_frame(parquet(table, **options), Settings(), PARQUET[0]).to_dicts() == rows, options
+        assert read_frame(parquet(table, **options), EndpointSettings(), PARQUET[0]).to_dicts() == rows, options
     sink = io.BytesIO()
     frame.write_parquet(sink)
-    assert read_frame(sink.getvalue(), Settings(), PARQUET[0]).to_dicts() == rows
+    assert read_frame(sink.getvalue(), EndpointSettings(), PARQUET[0]).to_dicts() == rows
 
 
 def test_damaged_tables_are_refused_and_take_nothing(send: Any) -> None:
@@ -206,12 +206,12 @@ def test_damaged_tables_are_refused_and_take_nothing(send: Any) -> None:
             for place in chance.integers(8, len(body), chance.integers(1, 4)):
                 broken[place] = chance.integers(256)
             try:
-                read_frame(bytes(broken), Settings(), kind)
+                read_frame(bytes(broken), EndpointSettings(), kind)
             except RequestError:
                 continue
         for cut in (8, 12, 40, len(body) // 2, len(body) - 9, len(body) - 1):
             with pytest.raises(RequestError):
-                read_frame(body[:cut] if kind in PARQUET or cut < len(body) // 2 + 1 else b"", Settings(), kind)
+                read_frame(body[:cut] if kind in PARQUET or cut < len(body) // 2 + 1 else b"", EndpointSettings(), kind)
     for size in (2**31 - 1, 2**31, 2**32 - 1):
         body = parquet(table)
         lying = body[:-8] + (size & 0xFFFFFFFF).to_bytes(4, "little") + b"PAR1"
@@ -315,7 +315,7 @@ def test_json_of_many_values(send: Any, store: Store, name: str) -> None:
 
 
 def test_separators_within_texts_are_not_counted() -> None:
-    limits = Settings(max_rows=100, max_cells=1_000)
+    limits = EndpointSettings(max_rows=100, max_cells=1_000)
     text = json.dumps({"rows": [{"text": '{"a": [1, 2], "b": {}}, \\' * 5_000}]}).encode()
     assert len(text) > 100_000
     check_json(text, limits)
@@ -460,7 +460,7 @@ def test_nothing_stands_behind_the_last_message_that_is_counted() -> None:
                     writer.write_batch(empty)
                 writer.write_batch(large)
             if number < arrow_messages.MOST_MESSAGES:
-                assert read_frame(sink.getvalue(), Settings()).height == 1
+                assert read_frame(sink.getvalue(), EndpointSettings()).height == 1
             else:
                 with pytest.raises(RequestError, match="parts"):
-                    arrow_messages.check_messages(sink.getvalue(), Settings())
+                    arrow_messages.check_messages(sink.getvalue(), EndpointSettings())

@@ -9,9 +9,9 @@ import pytest
 
 from everloop.errors import UsageError
 from everloop.packages.signature import Input, Signature
-from everloop.records import Endpoint
+from everloop.records import EndpointRecord
 from everloop.serving.endpoint_settings import settings_of
-from everloop.serving.unseen_values import Checks, checks_for
+from everloop.serving.unseen_values import UnseenValueChecks, checks_for
 from everloop.testing.models import sample_rows
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ SIGNATURE = Signature(
 
 
 def test_what_is_found() -> None:
-    checks = Checks(SIGNATURE, refuse=False)
+    checks = UnseenValueChecks(SIGNATURE, refuse=False)
     assert checks.find([(1, "a", 1e9), (9, "b", None), (None, None, -1.0)]) == []
     assert checks.find([(5, "a", 0.0), (10, "c", 0.0)]) == [
         {"row": 1, "input": "age", "flag": "out_of_range", "seen": [1.0, 9.0]},
@@ -43,7 +43,7 @@ def test_what_is_found() -> None:
 @pytest.mark.parametrize("policy", ["flag", "refuse"])
 def test_every_protocol_keeps_the_policy(store: Store, release: Any, route: Any, local: Any, policy: str) -> None:
     endpoint = route(release().key)
-    store.records.update(replace(store.records.get(Endpoint, endpoint.name), options={"unseen": policy}))
+    store.records.update(replace(store.records.get(EndpointRecord, endpoint.name), options={"unseen": policy}))
     app = local()
     strange = {**ROW, "carrier": "never heard of"}
     for path, rows in (

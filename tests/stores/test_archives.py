@@ -22,9 +22,9 @@ from everloop.errors import CorruptionError, EverloopError
 from everloop.records import Run
 from everloop.stores import Store, open_store
 from everloop.stores.archives import (
-    Budget,
-    Limits,
+    ArchiveLimits,
     SafeZip,
+    UnpackBudget,
     is_safe_name,
     limits_for,
     open_zip,
@@ -36,7 +36,7 @@ from everloop.tracking import read_metrics, start_run
 from everloop.tracking.run_archive import export_runs, import_runs
 
 MIB = 1 << 20
-SMALL = Limits(total_bytes=8 * MIB, free_bytes=MIB, entries=100)
+SMALL = ArchiveLimits(total_bytes=8 * MIB, free_bytes=MIB, entries=100)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def write_zip(path: Path, *members: tuple[str, bytes], method: int = zipfile.ZIP
     return path
 
 
-def refused_zip(path: Path, limits: Limits = SMALL) -> str:
+def refused_zip(path: Path, limits: ArchiveLimits = SMALL) -> str:
     with pytest.raises(CorruptionError) as caught, open_zip(path, limits) as file:
         read_zip(file)
     return str(caught.value)
@@ -96,7 +96,7 @@ def test_names_stay_within_the_archive(name: str, tmp_path: Path) -> None:
         tar.addfile(info, io.BytesIO(b"x"))
     stream.seek(0)
     with pytest.raises(CorruptionError):
-        list(tar_members(stream, Budget(SMALL, 0, tmp_path / "x.tar")))
+        list(tar_members(stream, UnpackBudget(SMALL, 0, tmp_path / "x.tar")))
     refused_zip(write_zip(tmp_path / "x.zip", (name, b"x")))
 
 
@@ -217,8 +217,8 @@ def tar_bytes(
     return stream.getvalue()
 
 
-def read_tar(data: bytes, limits: Limits = SMALL) -> dict[str, bytes]:
-    budget = Budget(limits, len(data), Path("x.tar"))
+def read_tar(data: bytes, limits: ArchiveLimits = SMALL) -> dict[str, bytes]:
+    budget = UnpackBudget(limits, len(data), Path("x.tar"))
     return {member.name: member.read() for member in tar_members(io.BytesIO(data), budget)}
 
 
@@ -288,16 +288,16 @@ def test_declared_sizes_are_checked_before_anything_is_read() -> None:
     ):
         stream = Endless(start)
         with pytest.raises(CorruptionError):
-            list(tar_members(stream, Budget(SMALL, 0, Path("x.tar"))))
+            list(tar_members(stream, UnpackBudget(SMALL, 0, Path("x.tar"))))
         assert stream.given <= len(start) + 512
 
 
 def test_what_comes_counts_also_where_nothing_is_declared() -> None:
     data = tar_bytes(*((f"n{number}", bytes(MIB // 2)) for number in range(30)))
     with pytest.raises(CorruptionError, match="holds more than"):
-        read_tar(data, Limits(total_bytes=4 * MIB, ratio=None))
+        read_tar(data, ArchiveLimits(total_bytes=4 * MIB, ratio=None))
     with pytest.raises(CorruptionError, match="more than 10 files"):
-        read_tar(tar_bytes(*((f"n{number}", b"") for number in range(20))), Limits(total_bytes=MIB, entries=10))
+        read_tar(tar_bytes(*((f"n{number}", b"") for number in range(20))), ArchiveLimits(total_bytes=MIB, entries=10))
 
 
 def test_torn_and_damaged_tars_are_refusals() -> None:
@@ -316,7 +316,7 @@ def test_a_compressed_bomb_is_stopped_on_its_way(tmp_path: Path) -> None:
             out.write(bytes(MIB))
     assert path.stat().st_size < MIB
     with zstd_or_plain(path) as stream, pytest.raises(CorruptionError, match="holds more than"):
-        list(tar_members(stream, Budget(SMALL, path.stat().st_size, path)))
+        list(tar_members(stream, UnpackBudget(SMALL, path.stat().st_size, path)))
 
 
 # --- who reads archives -----------------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from everloop.records import Alias, Artifact, ModelVersion, Package, Run, Source, Step
+from everloop.records import Alias, Artifact, ModelVersion, Package, Run, Source, StepRun
 from everloop.stores import Journal, Store
-from everloop.stores.verify import Problem, digests_in, mark_lost, projects_with_runs, verify
+from everloop.stores.verify import StoreProblem, digests_in, mark_lost, projects_with_runs, verify
 from everloop.testing.stores import START
 
 
@@ -30,7 +30,7 @@ def put_model(store: Store, tmp_path: Path) -> tuple[ModelVersion, str]:
         Artifact, run=run.id, name="model", type="package", digest=store.objects.add(b"a"), size_bytes=1
     )
     step = store.new(
-        Step, run=run.id, name="train", status="ran", reason="new", fingerprint="fp:1", code="code:1",
+        StepRun, run=run.id, name="train", status="ran", reason="new", fingerprint="fp:1", code="code:1",
         outputs={"model": artifact.id},
     )  # fmt: skip
     package = store.new(Package, digest=digest, format="lightgbm", signature={}, size_bytes=2)
@@ -94,7 +94,7 @@ def test_flipped_bits_are_told(store: Store, tmp_path: Path) -> None:
 
 def test_missing_relations_are_told(store: Store, tmp_path: Path) -> None:
     put_model(store, tmp_path)
-    (artifact,), (alias,), (step,) = (store.records.find(kind) for kind in (Artifact, Alias, Step))
+    (artifact,), (alias,), (step,) = (store.records.find(kind) for kind in (Artifact, Alias, StepRun))
     store.records.delete(Artifact, artifact.id)
     store.records.delete(ModelVersion, "delays@1")
     assert found(store) == sorted([("reference", alias.id), ("reference", step.id)])
@@ -185,4 +185,5 @@ def test_digests_anywhere_in_a_value(value: object, count: int) -> None:
 
 
 def test_problems_are_values() -> None:
-    assert Problem(kind="run", subject="x", message="y") == Problem(kind="run", subject="x", message="y", repair=None)
+    first, second = (StoreProblem(kind="run", subject="x", message="y", **more) for more in ({}, {"repair": None}))
+    assert first == second

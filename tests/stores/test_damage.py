@@ -18,9 +18,9 @@ from everloop.errors import CorruptionError, EverloopError
 from everloop.records import Point, Run
 from everloop.stores import Store, open_store
 from everloop.stores.backup import backup, restore
-from everloop.stores.home import Places, find_places, open_places
+from everloop.stores.home import StoreUrls, find_store_urls, open_urls
 from everloop.stores.repair import repair
-from everloop.stores.verify import look_before_opening, seal, verify
+from everloop.stores.verify import check_before_opening, seal, verify
 from everloop.testing import damage
 from everloop.testing.stores import START, ManualClock
 
@@ -101,18 +101,18 @@ def test_frames_that_a_log_has_lost_are_seen(tmp_path: Path) -> None:
         "os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", code, str(home)], check=True, timeout=60)
-    places, _ = find_places(home)
-    assert look_before_opening(places) == []
+    places, _ = find_store_urls(home)
+    assert check_before_opening(places) == []
     shuffled = random.Random(SEED)
     log = home / "everloop.db-wal"
     before = log.read_bytes()
     for at in [*shuffled.sample(range(len(before) * 8), FLIPS), len(before) * 8 - 3]:
         damage.flip(log, at)
-        assert look_before_opening(places) != [], at
+        assert check_before_opening(places) != [], at
         log.write_bytes(before)
     # A torn tail, as a killed writer leaves it, is not damage.
     log.write_bytes(before + before[-4120:-2000])
-    assert look_before_opening(places) == []
+    assert check_before_opening(places) == []
     with open_store(home, create=False, project="flights") as store:
         assert len(store.records.find(Run)) == 8
 
@@ -252,8 +252,8 @@ def test_rows_on_a_server_have_checksums_as_well(postgres_url: str, tmp_path: Pa
     import psycopg
 
     home = tmp_path / "home"
-    places = Places(home=home, records=postgres_url, objects=str(home / "objects"), tables=str(home / "tables"))
-    with open_places(places, project="flights", clock=ManualClock()) as store:
+    places = StoreUrls(home=home, records=postgres_url, objects=str(home / "objects"), tables=str(home / "tables"))
+    with open_urls(places, project="flights", clock=ManualClock()) as store:
         run = store.new(Run, name="run-7", started_at=store.now(), state="finished", params={"lr": 0.5})
         store.records.put(run)
         store.records.update(run)

@@ -14,7 +14,7 @@ import pytest
 
 from everloop.records import Run
 from everloop.stores import open_store, open_stores as module
-from everloop.stores.open_stores import close_kept, kept_store
+from everloop.stores.open_stores import close_shared, shared_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    close_kept()
+    close_shared()
     place = tmp_path / "a home with spaces"
     monkeypatch.setenv("EVERLOOP_STORE", str(place))
     yield place
-    close_kept()
+    close_shared()
 
 
 def put(store: Store, name: str = "r") -> Run:
@@ -51,59 +51,59 @@ def open_files(folder: Path) -> list[str]:
 
 
 def test_one_connection_serves_all_who_take_it_and_closing_does_nothing(home: Path) -> None:
-    with kept_store() as first:
+    with shared_store() as first:
         run = put(first)
-    with kept_store(project="other") as other:
+    with shared_store(project="other") as other:
         assert other.project == "other"
         assert other.records.find(Run) == []
-    again = kept_store()
+    again = shared_store()
     again.as_actor("somebody").for_project("third").close()
     assert again.records.get(Run, run.id).name == "r"
-    assert kept_store(actor="x").actor == "x"
+    assert shared_store(actor="x").actor == "x"
     assert len([path for path in open_files(home) if path.endswith("everloop.db")]) == 1
 
 
 def test_it_is_the_store_that_open_store_opens(home: Path) -> None:
-    run = put(kept_store())
+    run = put(shared_store())
     with open_store() as opened:
-        assert (opened.project, opened.actor) == (kept_store().project, kept_store().actor)
+        assert (opened.project, opened.actor) == (shared_store().project, shared_store().actor)
         assert opened.records.get(Run, run.id) == run
         later = put(opened)
-    assert kept_store().records.get(Run, later.id) == later
+    assert shared_store().records.get(Run, later.id) == later
 
 
 def test_a_home_that_was_removed_or_replaced_is_opened_again(home: Path, tmp_path: Path) -> None:
-    first = put(kept_store())
+    first = put(shared_store())
     shutil.rmtree(home)
-    assert kept_store().records.find(Run) == []
-    second = put(kept_store())
+    assert shared_store().records.find(Run) == []
+    second = put(shared_store())
     shutil.move(home, tmp_path / "moved")
     with open_store(home) as made:
         third = put(made)
-    assert [run.id for run in kept_store().records.find(Run)] == [third.id]
-    assert {first.id, second.id, third.id} & {run.id for run in kept_store().records.find(Run)} == {third.id}
+    assert [run.id for run in shared_store().records.find(Run)] == [third.id]
+    assert {first.id, second.id, third.id} & {run.id for run in shared_store().records.find(Run)} == {third.id}
 
 
 def test_a_home_that_gets_a_clock_is_opened_again(home: Path) -> None:
     from datetime import UTC, datetime
 
-    assert not kept_store().clock.simulated
+    assert not shared_store().clock.simulated
     moment = datetime(2020, 1, 1, tzinfo=UTC)
     with open_store() as other:
         other.simulate(moment)
-    assert kept_store().now() == moment
+    assert shared_store().now() == moment
 
 
 def test_few_homes_are_kept_and_nothing_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(8):
         monkeypatch.setenv("EVERLOOP_STORE", str(tmp_path / f"{number}"))
-        put(kept_store())
+        put(shared_store())
     gc.collect()
     assert len([path for path in open_files(tmp_path) if path.endswith("everloop.db")]) <= module._MOST
-    close_kept()
+    close_shared()
     gc.collect()
     assert open_files(tmp_path) == []
-    assert len(kept_store().records.find(Run)) == 1  # opened again where it is needed
+    assert len(shared_store().records.find(Run)) == 1  # opened again where it is needed
 
 
 def test_threads_share_it(home: Path) -> None:
@@ -112,7 +112,7 @@ def test_threads_share_it(home: Path) -> None:
     def work() -> None:
         try:
             for _ in range(10):
-                put(kept_store())
+                put(shared_store())
         except BaseException as error:
             failed.append(error)
 
@@ -122,11 +122,11 @@ def test_threads_share_it(home: Path) -> None:
     for thread in threads:
         thread.join()
     assert failed == []
-    assert len(kept_store().records.find(Run)) == 60
+    assert len(shared_store().records.find(Run)) == 60
 
 
 def test_a_forked_child_has_connections_of_its_own(home: Path) -> None:
-    put(kept_store())
+    put(shared_store())
     children = []
     for _ in range(4):
         child = os.fork()
@@ -134,16 +134,16 @@ def test_a_forked_child_has_connections_of_its_own(home: Path) -> None:
             code = 1
             try:
                 for _ in range(10):
-                    put(kept_store())
-                close_kept()
+                    put(shared_store())
+                close_shared()
                 code = 0
             finally:
                 os._exit(code)
         children.append(child)
-        put(kept_store())
+        put(shared_store())
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
-    assert len(kept_store().records.find(Run)) == 45
-    assert kept_store().records.problems() == []
+    assert len(shared_store().records.find(Run)) == 45
+    assert shared_store().records.problems() == []
 
 
 def test_it_is_closed_when_the_process_ends(home: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from everloop.errors import NotFoundError, UsageError
-from everloop.records import Endpoint, Run
+from everloop.records import EndpointRecord, Run
 from everloop.stores import RecordStore, new_id
 from everloop.stores.clock import micros
 from everloop.stores.records import migrations as migrations_package
@@ -183,7 +183,7 @@ def test_what_cannot_be_searched_is_said(store: RecordStore) -> None:
     with pytest.raises(UsageError, match="cannot be searched by 'source'"):
         store.search(Run, Compare(("source",), "=", "x"))
     with pytest.raises(UsageError, match="Fields: none"):
-        store.count(Endpoint, Compare(("name",), "=", "x"))
+        store.count(EndpointRecord, Compare(("name",), "=", "x"))
     many = Or(tuple(Compare(("name",), "=", str(number)) for number in range(501)))
     with pytest.raises(UsageError, match="too long"):
         store.count(Run, many)

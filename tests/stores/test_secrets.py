@@ -136,16 +136,16 @@ def test_a_backup_holds_the_key_only_when_asked(keys: SecretKeys, store: Store, 
 
 def test_no_record_of_access_holds_a_secret(store: Store) -> None:
     """Users, tokens and the tokens of endpoints, all of them as digests."""
-    from everloop.records import Endpoint
-    from everloop.server.access import AccessBook
+    from everloop.records import EndpointRecord
+    from everloop.server.access import UserStore
     from everloop.serving.access.endpoint_tokens import add_token
 
-    book = AccessBook(store)
+    book = UserStore(store)
     _, password = book.add_user("ann", {"*": "admin"})
     _, token = book.create_token("ci", "ann")
     chosen = "a password of Ann's own"
     book.set_password("ann", chosen)
-    store.records.put(store.new(Endpoint, name="e", model="m"))
+    store.records.put(store.new(EndpointRecord, name="e", model="m"))
     opened = add_token(store, "e", "client")
     store.close()
     held = b"".join(path.read_bytes() for path in store.home.rglob("*") if path.is_file())

@@ -13,7 +13,7 @@ import pytest
 
 from everloop.errors import EverloopError, UsageError
 from everloop.stores import ObstoreBytes, open_store
-from everloop.stores.home import find_places
+from everloop.stores.home import find_store_urls
 from everloop.stores.records.postgres_connections import PostgresConnector
 from everloop.stores.store_urls import check_path, check_url, database_name, mask_text, mask_url, recalled, remembered
 
@@ -145,7 +145,7 @@ def test_no_form_shows_its_secret_when_a_store_is_opened_with_it(
         (tmp_path / "everloop.toml").write_text(f'[store]\n{part} = "{spelled}"\n')
         if part == "records" and "@host" in url and not url.startswith("postgresql://user:hunter2XYZZY@host:"):
             # Looking names up takes as long as the machine's resolver likes; checking the URL is what matters.
-            attempt(find_places)
+            attempt(find_store_urls)
         else:
             attempt(lambda: open_store().objects)
     attempt(lambda: ObstoreBytes(url).size("x"))
@@ -255,7 +255,7 @@ def test_commands_show_no_password(tmp_path: Path) -> None:
 def test_places_and_stores_of_objects_hide_what_is_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "everloop.toml").write_text(f'[store]\nrecords = "postgresql://user:{SECRET}@host/db"\n')
-    places, _ = find_places()
+    places, _ = find_store_urls()
     assert hides(repr(places))
     assert SECRET in places.records
     with pytest.raises(UsageError, match=r"come from the environment"):

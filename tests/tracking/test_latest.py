@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from everloop.integrations.mlflow.run_import import _Known, _run
-from everloop.integrations.mlflow.tracking_api.metric_buffer import PendingMetrics
+from everloop.integrations.mlflow.tracking_api.metric_buffer import MetricBuffer
 from everloop.records import Point, Run
 from everloop.stores import FixedClock, Journal, Store, open_store
 from everloop.stores.clock import micros
@@ -93,7 +93,7 @@ def test_however_points_come_the_record_shows_the_same_last_value(
         store = stack.enter_context(open_store(tmp_path / "home"))
         run = store.new(Run, name="r", started_at=NOW)
         store.records.put(run, verb="started")
-        pending = PendingMetrics()
+        pending = MetricBuffer()
         for way, row in zip(ways, found, strict=True):
             key, step, at, value = row
             if way == "j":

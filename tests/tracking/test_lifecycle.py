@@ -24,7 +24,7 @@ from everloop.errors import (
     UsageError,
 )
 from everloop.integrations.mlflow.run_import import import_mlflow
-from everloop.records import Artifact, Experiment, Run, Step
+from everloop.records import Artifact, Experiment, Run, StepRun
 from everloop.stores import Store, open_store
 from everloop.stores.gc import gc
 from everloop.tracking import read_metrics, start_run
@@ -53,7 +53,7 @@ def _family(store: Store, folder: Path) -> Run:
     with start_run("parent", store=store, params={"lr": 0.1}) as run:
         run.log_artifact("notes", b"bytes")
         run.log_artifact("model", folder / "model")
-        step = store.new(Step, run=run.id, name="s", status="ran", reason="first", fingerprint="f", code="c")
+        step = store.new(StepRun, run=run.id, name="s", status="ran", reason="first", fingerprint="f", code="c")
         store.records.put(step)
         with start_run("child", store=store) as child:
             child.log(loss=math.nan)

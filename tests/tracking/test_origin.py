@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from everloop.tracking import imported_packages, look_around, start_run
+from everloop.tracking import capture_source, imported_packages, start_run
 from everloop.tracking.provenance import GitState, git_state, uncommitted
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def test_the_code_of_a_run_is_said_while_it_goes_on(store: Store) -> None:
         run.set_code("code:abc")
     assert run.record.source.code == "code:abc"
     assert run.record.source.python == platform.python_version()
-    assert run.record.source.command == look_around().command
+    assert run.record.source.command == capture_source().command
 
 
 def test_importing_the_room_loads_the_standard_library_only() -> None:

@@ -15,7 +15,15 @@ import pytest
 from everloop.records import Run, Source
 from everloop.stores import Journal, Store
 from everloop.stores.verify import mark_lost
-from everloop.tracking import bring_in, compare_runs, count_runs, read_metrics, search_runs, series_of, start_run
+from everloop.tracking import (
+    compare_runs,
+    count_runs,
+    read_metrics,
+    recover_journals,
+    search_runs,
+    series_of,
+    start_run,
+)
 from everloop.tracking.journal import journal_frames
 from everloop.tracking.journal.ingest import receive_frames
 from everloop.tracking.lifecycle import find_run
@@ -232,9 +240,9 @@ def test_a_look_takes_bounded_time_and_the_rest_comes_at_the_next(
 ) -> None:
     monkeypatch.setattr("everloop.tracking.journal.run_folding._BATCH", 2)
     run = orphan(store)
-    bring_in(store, within_s=0.0)
+    recover_journals(store, within_s=0.0)
     assert store.records.get(Run, run.id).state == "running"  # its journal may yet say how it ended
-    bring_in(store)
+    recover_journals(store)
     assert store.records.get(Run, run.id).state == "lost"
     assert len(store.records.read_points(series_of(run.id))) == 3
 
@@ -245,9 +253,9 @@ def test_a_journal_that_another_process_folds_is_not_waited_for(store: Store) ->
     import zlib
 
     with store.lock(f"fold-{zlib.crc32(path.name.encode()) % 16}"):
-        bring_in(store, within_s=0.05)
+        recover_journals(store, within_s=0.05)
         assert store.records.get(Run, run.id).state == "running"
-    bring_in(store)
+    recover_journals(store)
     assert store.records.get(Run, run.id).state == "lost"
 
 

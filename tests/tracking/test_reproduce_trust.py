@@ -445,16 +445,16 @@ loop = el.Loop("shop")
 
 
 def test_the_loop_of_a_foreign_turn_is_not_loaded(store: Store, tmp_path: Path) -> None:
-    from everloop.loop.loop_reproduction import reproduce_turn
-    from everloop.records import Step
+    from everloop.loop.loop_reproduction import reproduce_loop_run
+    from everloop.records import StepRun
 
     mark, folder = tmp_path / "mark", tmp_path / "theirs"
     folder.mkdir()
     (folder / "loop.py").write_text(LOOP.format(mark=str(mark)))
     run = evil(store, mark, loop="shop")
     run = replace(run, source=replace(run.source, folder=str(folder)))
-    step = store.new(Step, run=run.id, name="orders", code="x", status="ran", reason="", fingerprint="f")
+    step = store.new(StepRun, run=run.id, name="orders", code="x", status="ran", reason="", fingerprint="f")
     store.records.put(run, step)
     with pytest.raises(TrustError, match="executes its loop as you"):
-        reproduce_turn(store, run, tmp_path / "scratch")
+        reproduce_loop_run(store, run, tmp_path / "scratch")
     assert not mark.exists()

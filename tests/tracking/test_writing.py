@@ -213,7 +213,7 @@ def test_frames_that_make_no_sense_are_named_as_damage(payload: bytes) -> None:
 def test_frames_that_say_more_than_we_know_are_read(store: Store) -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     read = journal_frames.decode(journal_frames._encoder.encode([1, now, 3, {"a": 1.0}, "of a later version"]))
-    assert read == journal_frames.Logged(now, 3, {"a": 1.0})
+    assert read == journal_frames.PointsFrame(now, 3, {"a": 1.0})
     assert journal_frames.decode(journal_frames._encoder.encode([17, "what?"])) is None
 
 

@@ -37,14 +37,14 @@ def promote(
     """Give a version all the traffic, on your word. Where a policy guards the alias this asks the others instead; once
     they have agreed, the same command moves it. Straight back to the version before needs no agreement, once.
     """
-    from everloop.records import Alias, AliasRequest, Endpoint
+    from everloop.records import Alias, AliasRequest, EndpointRecord
     from everloop.registry import ApprovalError, get_version, list_requests, request_alias
     from everloop.registry.history import last_move
 
     with opened(home) as store:
         record = get_version(store, version)
         if endpoint is None:
-            serving = store.records.find(Endpoint, ("model", "=", record.model), limit=1)
+            serving = store.records.find(EndpointRecord, ("model", "=", record.model), limit=1)
             endpoint = serving[0].name if serving else record.model
         if reason is None:
             agreed = list_requests(store, record.model, alias, state="approved")
@@ -103,14 +103,14 @@ def rollback(
 ) -> None:
     """Give the traffic back to the champion before. Or another alias to the version that held it before."""
     from everloop.cli.release import take_back
-    from everloop.records import Endpoint
+    from everloop.records import EndpointRecord
     from everloop.registry import take_back_alias
 
     model, alias = named_alias(of)
     with opened(home) as store:
         # A champion that no endpoint serves, as one that MLflow's client has set, is an alias like any other.
         served = alias == "champion" and any(
-            store.records.find(Endpoint, (field, "=", model), limit=1) for field in ("model", "name")
+            store.records.find(EndpointRecord, (field, "=", model), limit=1) for field in ("model", "name")
         )
     if served:
         take_back(model, reason, home, json)

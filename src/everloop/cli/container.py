@@ -151,24 +151,24 @@ def _serve(work: Path, given: argparse.Namespace) -> None:
 
 def _endpoint(store: Store, version: ModelVersion, name: str) -> str:
     """The endpoint of this name, which gives the version all the traffic."""
-    from everloop.records import Endpoint, Route
+    from everloop.records import EndpointRecord, Route
     from everloop.serving.endpoint_state import check_endpoint_name
 
     check_endpoint_name(name)
     routes = (Route(version=version.key, percent=100.0),)
-    store.records.put(store.new(Endpoint, name=name, model=version.model, routes=routes))
+    store.records.put(store.new(EndpointRecord, name=name, model=version.model, routes=routes))
     return name
 
 
 def _registered(store: Store, path: Path, name: str | None) -> ModelVersion:
     """The package in the store, as the version that it was where it came from."""
     from everloop.packages import import_package
-    from everloop.packages.archive import open_bundle
+    from everloop.packages.archive import open_archive
     from everloop.records import ModelVersion
     from everloop.registry import register
 
     package = import_package(store, path)
-    _, _, told, _ = open_bundle(path)
+    _, _, told, _ = open_archive(path)
     model, _, number = str(told.get("version", "")).partition("@")
     model = name or model or "model"
     if not number.isdecimal() or store.records.find(ModelVersion, ("model", "=", model), limit=1):

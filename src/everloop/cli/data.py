@@ -31,8 +31,8 @@ from everloop.errors import AlreadyExistsError, NotFoundError, ProjectError, Usa
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from everloop.data import Progress
-    from everloop.loop.contract_acceptance import Proposal
+    from everloop.data import ReadProgress
+    from everloop.loop.contract_acceptance import ContractProposal
     from everloop.records import Snapshot
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Dataset versions: what a model learned from.")
@@ -361,7 +361,7 @@ def _accept(dataset: str, project: Path | None, home: Path | None, *, yes: bool,
     emit(said, json, draw)
 
 
-def _draw_changes(proposal: Proposal) -> None:
+def _draw_changes(proposal: ContractProposal) -> None:
     if proposal.before is None:
         console().print(f"'{proposal.contract.dataset}' has no contract yet: it is inferred from the data of today.")
         return
@@ -447,7 +447,7 @@ def _drawn() -> Iterator[None]:
     with Bars(*columns, console=messages(), transient=True) as bars:
         tasks: dict[tuple[str, str], Any] = {}
 
-        def draw(news: Progress) -> None:
+        def draw(news: ReadProgress) -> None:
             name = (news.what, news.name)
             if name not in tasks:
                 tasks[name] = bars.add_task(f"{news.what} {news.name} ({news.unit})", total=news.total)

@@ -12,7 +12,7 @@ import typer
 from everloop.cli.output import AsJson, console, emit, messages, table
 
 if TYPE_CHECKING:
-    from everloop.demo import Outcome, Story, Telling
+    from everloop.demo import Simulation, SimulationListener, YearOutcome
 
 PORT = 8100
 
@@ -26,10 +26,10 @@ def demo(
     json: AsJson = False,
 ) -> None:
     """A model's whole life on the flights of New York in 2013: trained, served, gone stale, noticed, replaced."""
-    from everloop.demo import Story, read_outcome
+    from everloop.demo import Simulation, read_outcome
 
     started = perf_counter()
-    story = Story(folder, _telling(json))
+    story = Simulation(folder, _telling(json))
     with story.tell() as store:
         story.telling.chapter("Reading the year back from the store")
         outcome = read_outcome(store, story.loop.name, story.endpoint)
@@ -46,17 +46,17 @@ def demo(
         keep_up(store, story.folder, port=port)
 
 
-def _telling(quiet: bool) -> Telling:
-    from everloop.demo import Telling
+def _telling(quiet: bool) -> SimulationListener:
+    from everloop.demo import SimulationListener
 
     if quiet:
-        return Telling()
+        return SimulationListener()
     from everloop.cli.demo_view import Timeline
 
     return Timeline()
 
 
-def _as_json(outcome: Outcome, seconds: float) -> dict[str, Any]:
+def _as_json(outcome: YearOutcome, seconds: float) -> dict[str, Any]:
     return {
         "snapshots": outcome.snapshots,
         "runs": outcome.runs,
@@ -72,7 +72,7 @@ def _as_json(outcome: Outcome, seconds: float) -> dict[str, Any]:
     }
 
 
-def _draw(outcome: Outcome, story: Story, seconds: float) -> None:
+def _draw(outcome: YearOutcome, story: Simulation, seconds: float) -> None:
     def day(at: datetime) -> str:
         return f"{at:%Y-%m-%d}"
 

@@ -10,17 +10,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from everloop.cli.output import messages
 from everloop.cli.progress import MARKS
-from everloop.demo import Telling
+from everloop.demo import SimulationListener
 from everloop.pipeline import Listener
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from everloop.loop import Tick, Turn
-    from everloop.records import Finding, Step
+    from everloop.loop import LoopRun, Reconciliation
+    from everloop.records import Finding, StepRun
 
 
-class Timeline(Telling):
+class Timeline(SimulationListener):
     """Draws on standard error; where that is no terminal, the bar is left out and the lines remain."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Timeline(Telling):
         if self._task is not None:
             self._bar.update(self._task, description=what)
 
-    def ticked(self, now: datetime, seen: Tick) -> None:
+    def ticked(self, now: datetime, seen: Reconciliation) -> None:
         for finding in seen.findings:
             if finding.kind == "performance" and finding.severity == "info" and finding.value is not None:
                 who = f"[dim]{escape(finding.version or '')}[/dim]"
@@ -83,7 +83,7 @@ class Timeline(Telling):
         if seen.due is not None:
             self._line(now, f"[yellow]retrain[/yellow]   {seen.due.trigger}: {escape(seen.due.reason)}")
 
-    def turned(self, now: datetime, turn: Turn) -> None:
+    def turned(self, now: datetime, turn: LoopRun) -> None:
         if turn.version is None:
             return
         colours = {"pass": "green", "fail": "red", "undecided": "yellow"}
@@ -115,6 +115,6 @@ class _Steps(Listener):
     def on_start(self, name: str, reason: str) -> None:
         self._timeline.doing(name)
 
-    def on_finish(self, step: Step) -> None:
+    def on_finish(self, step: StepRun) -> None:
         if self._timeline._task is None:
             messages().print(f"  {MARKS[step.status]} {step.name:<10} [dim]{step.seconds:6.2f} s[/dim]")

@@ -14,10 +14,10 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Where model
 @app.command()
 def ls(home: Home = None, json: AsJson = False) -> None:
     """List endpoints with their routes."""
-    from everloop.records import Endpoint
+    from everloop.records import EndpointRecord
 
     with opened(home) as store:
-        endpoints = store.records.find(Endpoint, order="name")
+        endpoints = store.records.find(EndpointRecord, order="name")
     rows = [(e.name, e.model, e.state, e.url, _routes(e.routes)) for e in endpoints]
     columns = ("endpoint", "model", "state", "address", "routes")
     emit(endpoints, json, lambda: table("Endpoints", columns, rows, empty="No endpoints yet. Try: everloop run"))
@@ -26,10 +26,10 @@ def ls(home: Home = None, json: AsJson = False) -> None:
 @app.command()
 def show(endpoint: str, home: Home = None, json: AsJson = False) -> None:
     """Show one endpoint, its traffic and its newest releases."""
-    from everloop.records import Endpoint, Release
+    from everloop.records import EndpointRecord, Release
 
     with opened(home) as store:
-        record = store.records.get(Endpoint, endpoint)
+        record = store.records.get(EndpointRecord, endpoint)
         releases = store.records.find(Release, ("endpoint", "=", record.name), order="-created_at", limit=10)
 
     def draw() -> None:

@@ -31,11 +31,11 @@ Online = Annotated[
 def ls(home: Home = None, json: AsJson = False) -> None:
     """List the newest version of each view, and how fresh it is."""
     from everloop.data.features import check_freshness
-    from everloop.records import FeatureView
+    from everloop.records import FeatureViewRecord
 
     with opened(home) as store:
-        newest: dict[str, FeatureView] = {}
-        for record in store.records.find(FeatureView, order="version"):
+        newest: dict[str, FeatureViewRecord] = {}
+        for record in store.records.find(FeatureViewRecord, order="version"):
             newest[record.name] = record
         found = [(record, check_freshness(store, record.key)) for record in newest.values()]
     rows = [

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from everloop.records import AliasRequest, Event, Json, ModelVersion
-    from everloop.registry import Tenure
+    from everloop.registry import AliasTenure
 
 FIRST_COLUMNS = 12
 FIRST_ITEMS = 10
@@ -49,12 +49,12 @@ def done(event: Event, key: str) -> str:
     return " ".join((event.verb.replace("_", " "), *named))
 
 
-def deciders(tenure: Tenure) -> str:
+def deciders(tenure: AliasTenure) -> str:
     """Who moved an alias, and who agreed."""
     return " + ".join((tenure.actor, *tenure.approved_by))
 
 
-def since(tenure: Tenure) -> str:
+def since(tenure: AliasTenure) -> str:
     """Since when an alias is held, by whose decision and why."""
     why = f": {tenure.reason}" if tenure.reason else ""
     return f"{second(tenure.since)} UTC by {deciders(tenure)}{why}"

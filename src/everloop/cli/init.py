@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from everloop.loop.new_project.project_draft import Goal
-    from everloop.loop.new_project.table_inspection import TableLook
+    from everloop.loop.new_project.table_inspection import TableInspection
 
 _EXAMPLE = {
     "loop.py": "loop.py",
@@ -116,14 +116,14 @@ def _own_table(
 ) -> None:
     from everloop.data import split
     from everloop.loop.new_project.project_draft import draft_files, find_goal, project_name
-    from everloop.loop.new_project.table_inspection import look_at
+    from everloop.loop.new_project.table_inspection import inspect_table
 
     rows = _read(data, options)
     if target is None:
         raise UsageError(
             "Which column is to be predicted?", help=f"Add --target with one of: {', '.join(rows.columns)}"
         )
-    look = look_at(rows, target, time=time, key=key)
+    look = inspect_table(rows, target, time=time, key=key)
     goal = find_goal(look)
     kept = _learnable(look, goal)
     # What the loop will do with these rows; whatever stops it there, such as a class that is not in the last rows, is
@@ -173,7 +173,7 @@ def _read(data: str, options: Mapping[str, Any]) -> pl.DataFrame:
     return rows
 
 
-def _learnable(look: TableLook, goal: Goal) -> pl.DataFrame:
+def _learnable(look: TableInspection, goal: Goal) -> pl.DataFrame:
     import polars as pl
 
     known = look.rows.filter(pl.col(look.target).is_not_null())

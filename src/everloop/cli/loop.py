@@ -13,9 +13,9 @@ from everloop.cli.output import AsJson, Home, cell, console, emit, messages, tab
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from everloop.loop import Loop, Turn
+    from everloop.loop import Loop, LoopRun
     from everloop.pipeline import Planned
-    from everloop.records import Step
+    from everloop.records import StepRun
     from everloop.stores import Store
 
 
@@ -43,7 +43,7 @@ def run(
 ) -> None:
     """Take one turn: data → train → judge → register → release. Does only what is not done yet."""
     from everloop.errors import UsageError
-    from everloop.loop import explain_turn, load_project, take_turn
+    from everloop.loop import explain_run, load_project, run_loop
 
     executors = {"local": "inline", "pool": "pool"}
     if on not in executors:
@@ -53,7 +53,7 @@ def run(
     with _store_of(loaded.folder, home) as store:
         params = _params(set_ or [])
         if explain:
-            planned = explain_turn(loop, store, target=step, params=params, force=force or ())
+            planned = explain_run(loop, store, target=step, params=params, force=force or ())
             shown = {"loop": loop.name, "steps": [_planned_json(one) for one in planned]}
             emit(shown, json, lambda: _draw_plan(planned))
             return
@@ -63,7 +63,7 @@ def run(
 
             listener = StepLines()
             messages().print(f"[bold]{cell(loop.name)}[/bold] → {cell(store.home)}")
-        turn = take_turn(
+        turn = run_loop(
             loop,
             store,
             trigger="manual",
@@ -175,7 +175,7 @@ def _planned_json(planned: Planned) -> dict[str, Any]:
     return {"name": planned.name, "status": planned.status, "reason": planned.reason}
 
 
-def _step_json(step: Step) -> dict[str, Any]:
+def _step_json(step: StepRun) -> dict[str, Any]:
     return {
         "name": step.name,
         "status": step.status,
@@ -186,7 +186,7 @@ def _step_json(step: Step) -> dict[str, Any]:
     }
 
 
-def _turn_json(turn: Turn) -> dict[str, Any]:
+def _turn_json(turn: LoopRun) -> dict[str, Any]:
     return {
         "run": turn.run,
         "steps": [_step_json(step) for step in turn.steps],
@@ -204,7 +204,7 @@ def _draw_plan(planned: list[Planned]) -> None:
     table("What a run would do", ("step", "status", "why"), rows, empty="The graph has no steps.")
 
 
-def _draw_turn(turn: Turn, loop: Loop) -> None:
+def _draw_turn(turn: LoopRun, loop: Loop) -> None:
     _draw_broken(turn)
     if turn.version is None:
         console().print(f"{turn.ran} of {len(turn.steps)} steps ran.")
@@ -236,7 +236,7 @@ def _draw_turn(turn: Turn, loop: Loop) -> None:
             console().print("Its live evidence decides while this runs: everloop up")
 
 
-def _draw_columns(turn: Turn) -> None:
+def _draw_columns(turn: LoopRun) -> None:
     """One line for the columns that the model reads, one for each other, and what is different from the champion."""
     found = turn.columns
     if found is None:
@@ -259,7 +259,7 @@ def _draw_columns(turn: Turn) -> None:
         say(f"  since {found.against}: {'; '.join(news)}")
 
 
-def _draw_broken(turn: Turn) -> None:
+def _draw_broken(turn: LoopRun) -> None:
     from shlex import quote
 
     for told in turn.broken:

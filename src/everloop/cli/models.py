@@ -13,7 +13,7 @@ from everloop.cli import formatting
 from everloop.cli.output import AsJson, Home, emit, facts, main_metrics, opened, say, table
 
 if TYPE_CHECKING:
-    from everloop.registry import Tenure
+    from everloop.registry import AliasTenure
     from everloop.stores import Store
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Registered model versions and their aliases.")
@@ -284,7 +284,7 @@ def _nobody(store: Store, model: str, name: str) -> str:
     return f"Nobody held {model}@{name} so far. {what_exists(store, model)}"
 
 
-def _draw_moment(alias: str, moment: datetime, held: Tenure | None) -> None:
+def _draw_moment(alias: str, moment: datetime, held: AliasTenure | None) -> None:
     when = f"{formatting.second(moment.astimezone(UTC))} UTC"
     if held is None:
         say(f"Nobody held {alias} at {when}. See: everloop models history {quote(alias)}")

@@ -23,7 +23,7 @@ def ls(
 ) -> None:
     """List findings, newest first."""
     from everloop.errors import UsageError
-    from everloop.records import Endpoint, Finding, FindingKind, Severity
+    from everloop.records import EndpointRecord, Finding, FindingKind, Severity
 
     asked = {"endpoint": endpoint, "severity": severity, "kind": kind}
     for name, words in (("severity", get_args(Severity)), ("kind", get_args(FindingKind))):
@@ -31,7 +31,7 @@ def ls(
             raise UsageError(f"No {name} called '{asked[name]}'.", help=f"There are: {', '.join(words)}")
     with opened(home) as store:
         if endpoint is not None:
-            store.records.get(Endpoint, endpoint)
+            store.records.get(EndpointRecord, endpoint)
         where = [(name, "=", value) for name, value in asked.items() if value]
         findings = store.records.find(Finding, *where, order="-id", limit=limit)  # type: ignore[arg-type]
     rows = [(f.window_from, f.window_to, f.version, f.kind, f.severity, f.subject, f.message) for f in findings]
@@ -55,10 +55,10 @@ def performance(
 ) -> None:
     """The live metric by period: as it was, or as another version would have done on the same questions."""
     from everloop.monitoring import performance_by, usual_metric
-    from everloop.records import Endpoint
+    from everloop.records import EndpointRecord
 
     with opened(home) as store:
-        store.records.get(Endpoint, endpoint)
+        store.records.get(EndpointRecord, endpoint)
         metric = metric if metric is not None else usual_metric(store, endpoint)
         found = performance_by(store, endpoint, metric, every, as_if=as_if, labels_after=labels_after)
     periods = found.to_dicts()
@@ -86,19 +86,19 @@ def drift(
     Where a loop watches the endpoint, its newest window is shown. Otherwise, or with --window or --version, the answers
     are compared now, and nothing is kept.
     """
-    from everloop.monitoring import look_at_drift
-    from everloop.records import Endpoint, Finding
+    from everloop.monitoring import report_drift
+    from everloop.records import EndpointRecord, Finding
     from everloop.stores.durations import parse_duration
 
     span = None if window is None else parse_duration(window)
     with opened(home) as store:
-        store.records.get(Endpoint, endpoint)
+        store.records.get(EndpointRecord, endpoint)
         newest = store.records.find(
             Finding, ("endpoint", "=", endpoint), ("kind", "=", "drift"), ("subject", "=", "window"),
             order="-id", limit=1,
         )  # fmt: skip
         watched = bool(newest) and "subjects" in newest[0].evidence and window is None and version is None
-        look = None if watched else look_at_drift(store, endpoint, version=version, window=span)
+        look = None if watched else report_drift(store, endpoint, version=version, window=span)
     columns = ("subject", "PSI", "verdict")
     if look is None:
         subjects = newest[0].evidence["subjects"]

@@ -154,7 +154,7 @@ def adopt(
 ) -> None:
     """Make a package of a model that MLflow's client has logged and registered, so that it is served like any other."""
     from everloop import plugins
-    from everloop.integrations.mlflow.tracking_api import ArtifactPlaces, open_folder
+    from everloop.integrations.mlflow.tracking_api import ArtifactLocations, open_folder
     from everloop.integrations.mlflow.tracking_api.model_version_routes import files_of
     from everloop.packages import get_package
     from everloop.registry import get_version
@@ -162,7 +162,7 @@ def adopt(
     with opened(home) as store:
         known = get_version(store, version)
         named = (artifacts,) if artifacts else ()
-        places = ArtifactPlaces(open_folder(artifacts or store.home / "artifacts"), allowed=named)
+        places = ArtifactLocations(open_folder(artifacts or store.home / "artifacts"), allowed=named)
         folder = files_of(store, known, places)
         reader = plugins.load("model_folder", "mlflow")
         with packaging() as progress:

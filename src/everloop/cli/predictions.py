@@ -114,7 +114,7 @@ def add(
     from everloop.errors import DataError
     from everloop.prediction_log import add_labels
     from everloop.prediction_log.labels import find_unmatched_labels, shape_labels, unmatched_notice
-    from everloop.records import Endpoint
+    from everloop.records import EndpointRecord
 
     frame = _read_labels(file)
     if str(frame.schema.get("event_at")) == "String":
@@ -128,7 +128,7 @@ def add(
             )
         frame = frame.with_columns(times)
     with opened(home) as store:
-        store.records.get(Endpoint, endpoint)
+        store.records.get(EndpointRecord, endpoint)
         shaped = shape_labels(store, frame)
         add_labels(store, endpoint, frame)
         unmatched = find_unmatched_labels(store, endpoint, shaped)

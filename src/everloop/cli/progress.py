@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
 
-    from everloop.packages.time_budget import Progress
+    from everloop.packages.time_budget import PackagingProgress
     from everloop.pipeline import StepProgress
-    from everloop.records import Step
+    from everloop.records import StepRun
 
 MARKS = {
     "ran": "[green]✓[/green]",
@@ -77,7 +77,7 @@ class StepLines(Listener):
 
         self._console.print(f"  [yellow]↻[/yellow] {escape(name)}: {escape(str(error))}; again in {wait_s:.1f} s")
 
-    def on_finish(self, step: Step) -> None:
+    def on_finish(self, step: StepRun) -> None:
         from rich.markup import escape
 
         with self._guard:
@@ -136,7 +136,7 @@ class StepLines(Listener):
 @contextmanager
 def packaging(
     console: Console | None = None, *, line_every_s: float = LINE_EVERY_S
-) -> Iterator[Callable[[Progress], None]]:
+) -> Iterator[Callable[[PackagingProgress], None]]:
     """Show how far packaging a model has come: what is called in the block draws a line, gone at its end.
 
     Where standard error is not a terminal, a line of its own at most every `line_every_s` seconds.
@@ -148,7 +148,7 @@ def packaging(
         return
     said = 0.0
 
-    def say(at: Progress) -> None:
+    def say(at: PackagingProgress) -> None:
         nonlocal said
         if at.seconds - said >= line_every_s:
             said = at.seconds
@@ -157,7 +157,7 @@ def packaging(
     yield say
 
 
-def _packaging(at: Progress) -> str:
+def _packaging(at: PackagingProgress) -> str:
     return _line("packaging", at.seconds, f"{at.stage}: {at.done:,} of {at.total:,}")
 
 

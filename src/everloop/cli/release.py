@@ -94,20 +94,20 @@ def rollback(endpoint: str, reason: Reason = "by hand", home: Home = None, json:
 def take_back(endpoint: str, reason: str, home: Path | None, json: bool) -> None:
     """Roll back an endpoint, named by itself or by its model."""
     from everloop.loop import roll_back
-    from everloop.records import Endpoint
+    from everloop.records import EndpointRecord
 
     with opened(home) as store:
-        serving = store.records.find(Endpoint, ("model", "=", endpoint), limit=1)
-        place = serving[0] if serving else store.records.get(Endpoint, endpoint)
+        serving = store.records.find(EndpointRecord, ("model", "=", endpoint), limit=1)
+        place = serving[0] if serving else store.records.get(EndpointRecord, endpoint)
         ended = roll_back(store, place.name, reason)
     emit(ended, json, lambda: say(f"{ended.candidate} is rolled back; {ended.previous} takes all traffic."))
 
 
 def _find(store: Store, which: str, *, rolling: bool = True) -> Release:
     from everloop.errors import NotFoundError
-    from everloop.records import Endpoint, Release
+    from everloop.records import EndpointRecord, Release
 
-    if not store.records.find(Endpoint, ("name", "=", which), limit=1):
+    if not store.records.find(EndpointRecord, ("name", "=", which), limit=1):
         named = store.records.find(Release, ("id", "prefix", which), limit=2) if which else []
         return named[0] if len(named) == 1 else store.records.get(Release, which)
     state = [("state", "=", "rolling_out")] if rolling else []

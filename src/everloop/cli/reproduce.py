@@ -116,14 +116,14 @@ def _do(
             draw_plan(messages(), plan, whole=plan.provenance.kind == "foreign")
 
     if record.loop is not None:
-        from everloop.loop.loop_reproduction import reproduce_turn
+        from everloop.loop.loop_reproduction import reproduce_loop_run
 
         listener = None
         if not quiet:
             from everloop.cli.progress import StepLines
 
             listener = StepLines()
-        return reproduce_turn(
+        return reproduce_loop_run(
             store,
             record,
             scratch,
@@ -193,9 +193,9 @@ def _given(secrets: list[str]) -> dict[str, str]:
 def _find(store: Store, run: str) -> Run:
     from everloop.errors import UsageError
     from everloop.records import Run
-    from everloop.tracking import bring_in
+    from everloop.tracking import recover_journals
 
-    bring_in(store)
+    recover_journals(store)
     if len(run) >= 36:
         return store.records.get(Run, run)
     found = store.records.find(Run, ("id", "prefix", run), limit=2)

@@ -96,12 +96,12 @@ def ls(
 @app.command()
 def show(run: RunRef, home: Home = None, json: AsJson = False) -> None:
     """Show one run: where it came from, its steps and why each ran or not."""
-    from everloop.records import Artifact, Step
+    from everloop.records import Artifact, StepRun
     from everloop.tracking.lifecycle import find_run
 
     with opened(home) as store:
         record = find_run(store, run)
-        steps = store.records.find(Step, ("run", "=", record.id), order="id")
+        steps = store.records.find(StepRun, ("run", "=", record.id), order="id")
         artifacts = store.records.find(Artifact, ("run", "=", record.id), ("step", "is", None), order="id")
 
     def draw() -> None:

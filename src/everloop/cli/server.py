@@ -124,11 +124,11 @@ def add_user(
     json: AsJson = False,
 ) -> None:
     """Add somebody. Without --ask a password is made and printed once."""
-    from everloop.server.access import AccessBook
+    from everloop.server.access import UserStore
 
     password = _asked() if ask else None
     with opened(home, create=True) as store:
-        user, made = AccessBook(store).add_user(name, _roles(role or ["viewer"]), password)
+        user, made = UserStore(store).add_user(name, _roles(role or ["viewer"]), password)
     shown = {"name": user.name, "roles": user.roles, "password": made}
 
     def draw() -> None:
@@ -143,10 +143,10 @@ def add_user(
 @users.command("ls")
 def list_users(home: Home = None, json: AsJson = False) -> None:
     """List users."""
-    from everloop.server.access import AccessBook
+    from everloop.server.access import UserStore
 
     with opened(home) as store:
-        found = AccessBook(store).users()
+        found = UserStore(store).users()
     shown = [{"name": user.name, "roles": user.roles, "created_at": user.created_at} for user in found]
     rows = [(user.name, _told(dict(user.roles)), user.created_at) for user in found]
     empty = "No users: the server is for this machine only. Add one with: everloop users add NAME --role admin"
@@ -156,10 +156,10 @@ def list_users(home: Home = None, json: AsJson = False) -> None:
 @users.command("role")
 def set_roles(name: str, role: Roles = None, home: Home = None, json: AsJson = False) -> None:
     """Replace somebody's roles."""
-    from everloop.server.access import AccessBook
+    from everloop.server.access import UserStore
 
     with opened(home) as store:
-        user = AccessBook(store).set_roles(name, _roles(role or []))
+        user = UserStore(store).set_roles(name, _roles(role or []))
     emit({"name": user.name, "roles": user.roles}, json, lambda: say(f"{name}: {_told(dict(user.roles))}"))
 
 
@@ -171,21 +171,21 @@ def set_password(
     json: AsJson = False,
 ) -> None:
     """Give somebody a new password; without --ask it is made and printed once."""
-    from everloop.server.access import AccessBook
+    from everloop.server.access import UserStore
 
     password = _asked() if ask else None
     with opened(home) as store:
-        made = AccessBook(store).set_password(name, password)
+        made = UserStore(store).set_password(name, password)
     emit({"name": name, "password": made}, json, lambda: say(f"password: {made}" if made else "Changed."))
 
 
 @users.command("rm")
 def remove_user(name: str, home: Home = None, json: AsJson = False) -> None:
     """Remove somebody; what the tokens of a removed user open is nothing."""
-    from everloop.server.access import AccessBook
+    from everloop.server.access import UserStore
 
     with opened(home) as store:
-        AccessBook(store).remove_user(name)
+        UserStore(store).remove_user(name)
     emit({"removed": name}, json, lambda: say(f"{name} may not enter any more."))
 
 
@@ -199,12 +199,12 @@ def create_token(
     json: AsJson = False,
 ) -> None:
     """Make a token for a user, printed once. It may at most what --role says, and what the user may."""
-    from everloop.server.access import AccessBook
+    from everloop.server.access import UserStore
     from everloop.stores.durations import parse_duration
 
     lifetime = parse_duration(expires) if expires else None
     with opened(home) as store:
-        token, secret = AccessBook(store).create_token(name, user, _roles(role) if role else None, lifetime)
+        token, secret = UserStore(store).create_token(name, user, _roles(role) if role else None, lifetime)
     shown = {"name": name, "owner": user, "roles": token.roles, "expires_at": token.expires_at, "secret": secret}
     emit(shown, json, lambda: say(secret))
 
@@ -212,10 +212,10 @@ def create_token(
 @tokens.command("ls")
 def list_tokens(home: Home = None, json: AsJson = False) -> None:
     """List tokens; their secrets are kept nowhere."""
-    from everloop.server.access import AccessBook
+    from everloop.server.access import UserStore
 
     with opened(home) as store:
-        found = AccessBook(store).tokens()
+        found = UserStore(store).tokens()
     names = ("name", "owner", "prefix", "roles", "created_at", "expires_at", "used_at", "revoked_at")
     shown = [{name: getattr(token, name) for name in names} for token in found]
     rows = [
@@ -228,10 +228,10 @@ def list_tokens(home: Home = None, json: AsJson = False) -> None:
 @tokens.command("revoke")
 def revoke_token(name: str, home: Home = None, json: AsJson = False) -> None:
     """Make a token open nothing from now on."""
-    from everloop.server.access import AccessBook
+    from everloop.server.access import UserStore
 
     with opened(home) as store:
-        token = AccessBook(store).revoke_token(name)
+        token = UserStore(store).revoke_token(name)
     shown = {"name": name, "revoked_at": token.revoked_at}
     emit(shown, json, lambda: say(f"{name} opens nothing any more."))
 

@@ -56,7 +56,7 @@ def serve(
 ) -> None:
     """Answer requests until Ctrl-C. A version that no endpoint routes to gets an endpoint of its own."""
     from everloop.errors import UsageError
-    from everloop.serving import serve_endpoint, serve_house
+    from everloop.serving import serve_endpoint, serve_endpoints
     from everloop.serving.observability.telemetry import write_requests
     from everloop.serving.resolve_endpoint import find_place
 
@@ -68,7 +68,7 @@ def serve(
         with opened(home) as store:
             folder, project = store.home, store.project
         memory = None if memory_mb is None else memory_mb << 20
-        serve_house(folder, host, port, project=project, memory_bytes=memory, allowed_hosts=allowed_host or ())
+        serve_endpoints(folder, host, port, project=project, memory_bytes=memory, allowed_hosts=allowed_host or ())
         return
     with opened(home) as store:
         name = find_place(store, endpoint)

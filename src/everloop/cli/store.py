@@ -15,7 +15,7 @@ from everloop.errors import CorruptionError, StoreError, StoreVersionError, Unav
 if TYPE_CHECKING:
     from everloop.records import Run
     from everloop.stores.repair import Repair
-    from everloop.stores.verify_report import Problem
+    from everloop.stores.verify_report import StoreProblem
 
 _KINDS = ("alias", "model_version", "release", "endpoint", "snapshot", "contract", "run", "finding")
 """What `everloop events` shows without --kind."""
@@ -99,14 +99,14 @@ def verify(
     Exit code 0: all is whole. 10: something is damaged or missing. 9: nothing was found damaged, and something could
     not be checked. What was written by an earlier version without checksums gets them when all is whole.
     """
-    from everloop.stores.home import find_places
+    from everloop.stores.home import find_store_urls
     from everloop.stores.repair import can_heal, keep_database_log, repair
-    from everloop.stores.verify import look_before_opening, mark_lost, projects_with_runs, seal, verify as verify_store
+    from everloop.stores.verify import check_before_opening, mark_lost, projects_with_runs, seal, verify as verify_store
 
     if source is not None and not heal:
         raise UsageError("--from names a backup to heal from.", help="Add --repair.")
-    places, _ = find_places(home)
-    found = look_before_opening(places)
+    places, _ = find_store_urls(home)
+    found = check_before_opening(places)
     if found:
         kept_log = keep_database_log(places.home, Path(places.records))
         messages().print(f"The database and its log were copied to {kept_log} before they were opened.")
@@ -170,7 +170,7 @@ def verify(
     return UnavailableError.exit_code if report.unchecked else 0
 
 
-def _show_problems(problems: Sequence[Problem]) -> None:
+def _show_problems(problems: Sequence[StoreProblem]) -> None:
     rows = [(one.kind, one.subject, one.message, one.heal or one.repair or "-") for one in problems]
     table("Problems", ("kind", "subject", "what", "what heals it"), rows, empty="", wrap=("what heals it",))
 

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
         load_snapshot as load_snapshot,
         take_snapshot as take_snapshot,
     )
-    from everloop.data.sources.read_progress import Progress as Progress, watch_progress as watch_progress
+    from everloop.data.sources.read_progress import ReadProgress as ReadProgress, watch_progress as watch_progress
     from everloop.data.sources.reading import (
         files_change as files_change,
         files_state as files_state,
@@ -98,7 +98,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "snapshots.import_export": ["add_table", "delete_snapshots", "export_table", "restore_snapshot"],
         "snapshots.snapshot_diff": ["SnapshotDiff", "diff_snapshots"],
         "snapshots.snapshots": ["get_snapshot", "load_snapshot", "take_snapshot"],
-        "sources.read_progress": ["Progress", "watch_progress"],
+        "sources.read_progress": ["ReadProgress", "watch_progress"],
         "sources.reading": ["files_change", "files_state", "read", "sql_change", "sql_state"],
         "sources.reading_notes": ["ReadingNote", "collect_notes"],
         "splits": ["Split", "split"],

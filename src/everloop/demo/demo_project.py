@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from everloop.demo.flight_world import BEGINS, OPENS, WEEK, World
+from everloop.demo.flight_world import BEGINS, OPENS, WEEK, FlightWorld
 from everloop.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def _copy(source: Traversable, target: Path) -> None:
             (target / entry.name).write_bytes(entry.read_bytes())
 
 
-def land_history(world: World, folder: Path) -> None:
+def land_history(world: FlightWorld, folder: Path) -> None:
     """Everything that was known when the demo opens: planes, airports, and the weeks before."""
     data = folder / "data"
     _write(world.planes, data / "planes.parquet")
@@ -60,7 +60,7 @@ def land_history(world: World, folder: Path) -> None:
         monday -= WEEK
 
 
-def land_week(world: World, folder: Path, until: datetime) -> None:
+def land_week(world: FlightWorld, folder: Path, until: datetime) -> None:
     """The flights and the weather of the week that ends at `until`, a Monday, as one file each."""
     import polars as pl
 

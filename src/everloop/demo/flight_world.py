@@ -36,7 +36,7 @@ _REPORTED_AFTER = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class FlightWorld:
     """All of 2013. Flights are sorted by `departs_at`; `landed_at` is when their outcome becomes known."""
 
     flights: pl.DataFrame
@@ -50,7 +50,7 @@ class World:
         return [OPENS + index * WEEK for index in range(count)]
 
 
-def load_world() -> World:
+def load_world() -> FlightWorld:
     """Read the packaged files.
 
     Raises:
@@ -64,7 +64,7 @@ def load_world() -> World:
     folder = Path(spec.submodule_search_locations[0]) / "data"
     with zipfile.ZipFile(folder / "flights.csv.zip") as archive:
         flights = _csv(archive.read("flights.csv"))
-    return World(
+    return FlightWorld(
         flights=_flights(flights),
         weather=_weather(_csv((folder / "weather.csv").read_bytes())),
         planes=_csv((folder / "planes.csv").read_bytes()).select(

@@ -17,7 +17,7 @@ LABELS_AFTER = "1d"
 
 
 @dataclass(frozen=True, slots=True)
-class Turned:
+class LoopRunOutcome:
     """One turn of the loop and what came of it."""
 
     at: datetime
@@ -43,7 +43,7 @@ class Month:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class YearOutcome:
     """The demo's result."""
 
     snapshots: list[Snapshot]
@@ -51,13 +51,13 @@ class Outcome:
     versions: list[ModelVersion]
     alarms: list[Finding]
     releases: list[Release]
-    turns: list[Turned]
+    turns: list[LoopRunOutcome]
     months: list[Month]
     sample: str | None
     """Id of one prediction, to trace."""
 
     @property
-    def retrainings(self) -> list[Turned]:
+    def retrainings(self) -> list[LoopRunOutcome]:
         """The turns after the first, but those that were cut off and taken again."""
         return [turn for turn in self.turns[1:] if turn.state not in ("interrupted", "lost")]
 
@@ -71,7 +71,7 @@ class Outcome:
         return [release for release in self.releases if release.state == "rolled_back"]
 
 
-def read_outcome(store: Store, loop: str, endpoint: str) -> Outcome:
+def read_outcome(store: Store, loop: str, endpoint: str) -> YearOutcome:
     """Gather the outcome. The frozen column scores the logged questions again with the first version."""
     import polars as pl
 
@@ -102,7 +102,7 @@ def read_outcome(store: Store, loop: str, endpoint: str) -> Outcome:
     for run in runs:
         release = by_run.get(run.id)
         turns.append(
-            Turned(
+            LoopRunOutcome(
                 at=run.started_at,
                 run=run.id,
                 trigger=run.trigger or "",
@@ -114,7 +114,7 @@ def read_outcome(store: Store, loop: str, endpoint: str) -> Outcome:
             )
         )
     newest = read_predictions(store, endpoint).filter(pl.col("role") != "shadow").select("id").last().collect()
-    return Outcome(
+    return YearOutcome(
         snapshots=store.records.find(Snapshot, order="id"),
         runs=runs,
         versions=versions,

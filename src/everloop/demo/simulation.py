@@ -1,7 +1,7 @@
 """The demo's year: the clock moves, passengers ask, flights land, and the loop keeps its model alive.
 
-Nothing here decides anything: questions go through the endpoint's HTTP, labels into its log, and `tick` and
-`take_turn` do what they would do in `everloop up`. The story can be stopped at any moment; told again, it goes on
+Nothing here decides anything: questions go through the endpoint's HTTP, labels into its log, and `reconcile` and
+`run_loop` do what they would do in `everloop up`. The story can be stopped at any moment; told again, it goes on
 from where the clock stands.
 """
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everloop.demo.demo_project import land_history, land_week, make_project
-from everloop.demo.flight_world import CLOSES, OPENS, WEEK, World, load_world
+from everloop.demo.flight_world import CLOSES, OPENS, WEEK, FlightWorld, load_world
 from everloop.errors import UnavailableError, UsageError
-from everloop.loop import Loop, load_project, take_turn, tick
+from everloop.loop import Loop, load_project, reconcile, run_loop
 from everloop.loop.rollout import champion_of
 from everloop.prediction_log import add_labels
-from everloop.records import Endpoint, Run
+from everloop.records import EndpointRecord, Run
 from everloop.serving import EndpointProcess
 from everloop.stores import SharedClock, Store, open_store
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import httpx
     import polars as pl
 
-    from everloop.loop import Tick, Turn
+    from everloop.loop import LoopRun, Reconciliation
     from everloop.pipeline import Listener
 
 SHARE = 0.3
@@ -36,7 +36,7 @@ BATCH = 200
 DAY = timedelta(days=1)
 
 
-class Telling:
+class SimulationListener:
     """Told how the story goes; override what you want to show."""
 
     def chapter(self, title: str) -> None:
@@ -52,14 +52,14 @@ class Telling:
     def answered(self, questions: int) -> None:
         """So many more questions were answered."""
 
-    def ticked(self, now: datetime, seen: Tick) -> None:
+    def ticked(self, now: datetime, seen: Reconciliation) -> None:
         """The loop has looked at what happened."""
 
-    def turned(self, now: datetime, turn: Turn) -> None:
+    def turned(self, now: datetime, turn: LoopRun) -> None:
         """The loop has taken a turn."""
 
 
-class Story:
+class Simulation:
     """One demo project and its year.
 
     Args:
@@ -68,7 +68,7 @@ class Story:
         until: the Monday on which the story ends.
     """
 
-    def __init__(self, folder: Path, telling: Telling, *, until: datetime = CLOSES) -> None:
+    def __init__(self, folder: Path, telling: SimulationListener, *, until: datetime = CLOSES) -> None:
         self.folder = folder.absolute()
         self.telling = telling
         self.until = until
@@ -105,7 +105,7 @@ class Story:
                 self._live(world, clock, endpoint)
         return self.store
 
-    def _live(self, world: World, clock: SharedClock, endpoint: EndpointProcess) -> None:
+    def _live(self, world: FlightWorld, clock: SharedClock, endpoint: EndpointProcess) -> None:
         import httpx
 
         passengers = _Passengers(world, self.folder)
@@ -130,7 +130,7 @@ class Story:
             self._look(world, clock, self.until + DAY, endpoint, last=True)
 
     def _look(
-        self, world: World, clock: SharedClock, moment: datetime, endpoint: EndpointProcess, *, last: bool = False
+        self, world: FlightWorld, clock: SharedClock, moment: datetime, endpoint: EndpointProcess, *, last: bool = False
     ) -> None:
         """Deliver the labels that have come by `moment`, and let the loop do its part."""
         if self.store.now() > moment:
@@ -139,15 +139,15 @@ class Story:
         labels = _labels(asking(world.flights), moment - WEEK, moment)
         if labels.height:
             add_labels(self.store, self.endpoint, labels)
-        seen = tick(self.loop, self.store)
+        seen = reconcile(self.loop, self.store)
         self.telling.ticked(moment, seen)
         if seen.due is not None and not last:
             self._turn(f"{seen.due.trigger}: {seen.due.reason}")
         # A real client would not wait; here a day passes in a blink, and the endpoint must see the new routes.
-        endpoint.wait_for(self.store.records.get(Endpoint, self.endpoint).revision)
+        endpoint.wait_for(self.store.records.get(EndpointRecord, self.endpoint).revision)
 
     def _turn(self, trigger: str) -> None:
-        turn = take_turn(self.loop, self.store, trigger=trigger, listener=self.telling.listener())
+        turn = run_loop(self.loop, self.store, trigger=trigger, listener=self.telling.listener())
         self.telling.turned(self.store.now(), turn)
 
     def _ask(self, passengers: _Passengers, clock: SharedClock, morning: datetime, client: httpx.Client) -> None:
@@ -173,7 +173,7 @@ class _Batch:
 class _Passengers:
     """Who ask an hour before departure, with what is known then: the project's own features."""
 
-    def __init__(self, world: World, folder: Path) -> None:
+    def __init__(self, world: FlightWorld, folder: Path) -> None:
         import polars as pl
 
         project = _features_of(folder)

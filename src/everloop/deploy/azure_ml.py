@@ -76,14 +76,14 @@ def export_script(store: Store, ref: str, folder: Path | str) -> Path:
     return target
 
 
-class Scoring:
+class AzureScoring:
     """A loaded package that answers bodies of requests."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
 
     @classmethod
-    def start(cls, beside: Path) -> Scoring:
+    def start(cls, beside: Path) -> AzureScoring:
         """Load the package: the deployment's model where it holds one, else the one beside the script.
 
         Raises:

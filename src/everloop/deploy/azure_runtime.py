@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from everloop.deploy.azure_ml import Scoring, find_package
+from everloop.deploy.azure_ml import AzureScoring, find_package
 from everloop.errors import EverloopError, RequestError
-from everloop.prediction_log.log_sinks import VARIABLE, NoSink, choose_place, log_of, make_own_folder
+from everloop.prediction_log.log_sinks import VARIABLE, NoSink, choose_log_url, log_of, make_own_folder
 from everloop.prediction_log.prediction_log import PREDICTIONS, Group, PredictionLog, label_text, stream_of
 from everloop.prediction_log.segment_stores import open_segments
 from everloop.prediction_log.segments import shown
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("everloop.serving")
 
 
-class LoggedScoring(Scoring):
+class LoggedScoring(AzureScoring):
     """A loaded package whose answers are in the log before they are given."""
 
     def __init__(self, predictor: Predictor, version: str = "", log: PredictionLog | None = None) -> None:
@@ -45,15 +45,15 @@ class LoggedScoring(Scoring):
 
     @classmethod
     def start(cls, beside: Path) -> LoggedScoring:
-        """Load the package as `Scoring.start` does, and open its log.
+        """Load the package as `AzureScoring.start` does, and open its log.
 
         Raises:
             UsageError: the environment says nothing of a log, or something that cannot be used.
             UnavailableError: the log's store does not answer, or does not let us write.
-            NotFoundError, CorruptionError, TrustError: as `Scoring.start`.
+            NotFoundError, CorruptionError, TrustError: as `AzureScoring.start`.
         """
-        os.environ[VARIABLE] = choose_place(os.environ)
-        predictor = Scoring.start(beside).predictor
+        os.environ[VARIABLE] = choose_log_url(os.environ)
+        predictor = AzureScoring.start(beside).predictor
         version = _version_in(beside, predictor)
         found = log_of(os.environ)
         if found is None or isinstance(found, str):
@@ -74,7 +74,7 @@ class LoggedScoring(Scoring):
         return self._log.sink.kind
 
     def answer(self, raw: str | bytes) -> dict[str, Any]:
-        """As `Scoring.answer`; the answer is in the log on return.
+        """As `AzureScoring.answer`; the answer is in the log on return.
 
         Raises:
             RequestError: the body breaks the signature; nothing was logged.
@@ -128,11 +128,11 @@ def _response(body: Any, status: int, headers: dict[str, str]) -> Any:
 
 def _version_in(beside: Path, predictor: Predictor) -> str:
     """The version that the package says it is, else its digest."""
-    from everloop.packages.archive import open_bundle
+    from everloop.packages.archive import open_archive
 
     places = [os.environ.get("AZUREML_MODEL_DIR", ""), str(beside)]
     package = next((found for place in places if place and (found := find_package(Path(place)))), None)
-    told = open_bundle(package)[2] if package is not None else {}
+    told = open_archive(package)[2] if package is not None else {}
     return str(told.get("version") or predictor.digest or "model")
 
 

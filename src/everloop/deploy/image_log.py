@@ -7,23 +7,23 @@ import sys
 from typing import TYPE_CHECKING
 
 from everloop.errors import EverloopError, UnavailableError
-from everloop.prediction_log.log_sinks import VARIABLE, choose_place, log_of, make_own_folder
+from everloop.prediction_log.log_sinks import VARIABLE, choose_log_url, log_of, make_own_folder
 from everloop.prediction_log.segment_stores import open_segments
 from everloop.prediction_log.segments import shown
 from everloop.prediction_log.shipping import bytes_left, ship_leftovers
 
 if TYPE_CHECKING:
-    from everloop.prediction_log.log_sinks import Shipping
+    from everloop.prediction_log.log_sinks import ShippingOptions
 
 
-def open_log(given: str | None) -> Shipping | None:
+def open_log(given: str | None) -> ShippingOptions | None:
     """Have the log's place in the environment, where all processes of this container look, and say what it is.
 
     Raises:
         UsageError: there is none, or one that cannot be used.
         UnavailableError: it does not answer, or does not let us write.
     """
-    os.environ[VARIABLE] = choose_place(os.environ, given)
+    os.environ[VARIABLE] = choose_log_url(os.environ, given)
     log = log_of(os.environ)
     if log is None or isinstance(log, str):
         sys.stderr.write("everloop log: none. No answer is written down, and every answer says so (X-Everloop-Log).\n")
@@ -40,7 +40,7 @@ def open_log(given: str | None) -> Shipping | None:
     return log
 
 
-def ship_rest(log: Shipping, *, again: bool) -> None:
+def ship_rest(log: ShippingOptions, *, again: bool) -> None:
     """Say what is left of the log.
 
     Args:

@@ -46,7 +46,7 @@ _EPOCH = 315532800
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
+class BuildContext:
     """What was written."""
 
     folder: Path
@@ -65,7 +65,7 @@ def write_context(
     base: str | None = None,
     train: bool = False,
     postgres: bool = False,
-) -> Context:
+) -> BuildContext:
     """Write a build context into a folder that is made for it.
 
     Args:
@@ -92,7 +92,7 @@ def write_context(
         **{f"keys/trusted/{name}": data for name, data in keys(manifest, files).items()},
     }
     write_steadily(target, whole)
-    return Context(
+    return BuildContext(
         folder=target,
         version=version.key,
         package=version.package,

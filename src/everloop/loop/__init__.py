@@ -23,10 +23,10 @@ if TYPE_CHECKING:
         Slices as Slices,
     )
     from everloop.loop.loop_definition import Loop as Loop
-    from everloop.loop.loop_run import Turn as Turn, explain_turn as explain_turn, take_turn as take_turn
+    from everloop.loop.loop_run import LoopRun as LoopRun, explain_run as explain_run, run_loop as run_loop
     from everloop.loop.project import Project as Project, load_project as load_project
     from everloop.loop.project_features import backfill as backfill, materialize as materialize
-    from everloop.loop.reconcile import Tick as Tick, tick as tick
+    from everloop.loop.reconciler import Reconciliation as Reconciliation, reconcile as reconcile
     from everloop.loop.rollout import (
         abort_release as abort_release,
         advance_release as advance_release,
@@ -54,10 +54,10 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "Slices",
         ],
         "loop_definition": ["Loop"],
-        "loop_run": ["Turn", "explain_turn", "take_turn"],
+        "loop_run": ["LoopRun", "explain_run", "run_loop"],
         "project": ["Project", "load_project"],
         "project_features": ["backfill", "materialize"],
-        "reconcile": ["Tick", "tick"],
+        "reconciler": ["Reconciliation", "reconcile"],
         "rollout": ["abort_release", "advance_release", "move_alias", "promote", "roll_back"],
     },
 )

@@ -56,14 +56,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _beat(loop: Loop, store: Store, troubles: dict[str, str]) -> None:
     """One beat of one loop. `troubles`: the last error by loop, so that one that stays is told once."""
-    from everloop.loop.loop_run import take_turn
-    from everloop.loop.reconcile import tick
+    from everloop.loop.loop_run import run_loop
+    from everloop.loop.reconciler import reconcile
 
     due = None
     try:
-        due = tick(loop, store).due
+        due = reconcile(loop, store).due
         if due is not None:
-            take_turn(loop, store, trigger=f"{due.trigger}: {due.reason}")
+            run_loop(loop, store, trigger=f"{due.trigger}: {due.reason}")
         troubles.pop(loop.name, None)
     except EverloopError as error:
         # The run says what failed; the loop lives on and asks its triggers again at the next beat.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from everloop.packages.signature import Signature
     from everloop.records import Json, ModelVersion
     from everloop.stores import Store
-    from everloop.training.class_decisions import Answers
+    from everloop.training.class_decisions import ClassScores
 
     Array = np.ndarray[Any, Any]
 
@@ -40,8 +40,8 @@ class Pairs:
     """Both models' answers to the same rows: scores and predicted labels, in the same classes."""
 
     truth: Array
-    candidate: Answers
-    holder: Answers
+    candidate: ClassScores
+    holder: ClassScores
     remark: str = ""
     """Which rows these are, where they are not all of the test rows as they stand."""
 
@@ -53,7 +53,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Rival:
+class ComparedVersion:
     """The holder of an alias. `pairs` is None where it cannot be asked about the candidate's rows: `why` says so."""
 
     version: str
@@ -78,11 +78,11 @@ def find_rival(
     candidate: Predictor,
     test: pl.DataFrame,
     truth: Array,
-    answers: Answers,
+    answers: ClassScores,
     *,
     target: str,
     key: str | None,
-) -> Rival:
+) -> ComparedVersion:
     """What the holder of an alias can say about the candidate's test rows.
 
     Args:
@@ -104,15 +104,15 @@ def find_rival(
     try:
         model = load_model(store, holder.key)
     except NotFoundError as error:
-        return Rival(holder.key, why=error.message.rstrip("."), same_classes=same, metrics=metrics)
+        return ComparedVersion(holder.key, why=error.message.rstrip("."), same_classes=same, metrics=metrics)
     rows, kept, remark = _completed(store, holder, model.signature, test, target=target, key=key)
     if rows is None:
-        return Rival(holder.key, why=remark, same_classes=same, metrics=metrics)
+        return ComparedVersion(holder.key, why=remark, same_classes=same, metrics=metrics)
     try:
         answered = model.answer_frame(rows)
     except RequestError as error:
         # A column of the same name has another type by now.
-        return Rival(holder.key, why=error.message.rstrip("."), same_classes=same, metrics=metrics)
+        return ComparedVersion(holder.key, why=error.message.rstrip("."), same_classes=same, metrics=metrics)
     own = answers if kept is None else answers.take(kept)
     labels = truth if kept is None else truth[kept]
     if not same:
@@ -123,7 +123,7 @@ def find_rival(
         told = [f"{holder.key} does not know {', '.join(news)}"] if news else []
         told += [f"the candidate does not know {', '.join(gone)}"] if gone else []
         remark = "; ".join([*([remark] if remark else []), *told])
-    return Rival(holder.key, Pairs(labels, own, answered, remark), same_classes=same, metrics=metrics)
+    return ComparedVersion(holder.key, Pairs(labels, own, answered, remark), same_classes=same, metrics=metrics)
 
 
 def refuse_other_question(holder: str, signature: Signature, task: str, classes: Sequence[Json], target: str) -> None:
@@ -169,11 +169,11 @@ def classes_of_both(candidate: Predictor, holder: Predictor) -> list[Json]:
     return [*candidate.classes, *(one for one in holder.classes if _place(one, candidate.classes) is None)]
 
 
-def spread(answers: Answers, classes: Sequence[Json], every: Sequence[Json]) -> Answers:
+def spread(answers: ClassScores, classes: Sequence[Json], every: Sequence[Json]) -> ClassScores:
     """Answers in some classes as answers in `every`, which holds them all; as they stand where these are the same."""
     import numpy as np
 
-    from everloop.training.class_decisions import Answers
+    from everloop.training.class_decisions import ClassScores
 
     if same_classes(classes, every):
         return answers
@@ -184,7 +184,7 @@ def spread(answers: Answers, classes: Sequence[Json], every: Sequence[Json]) -> 
     wide[:, to] = np.column_stack([1.0 - scores, scores]) if scores.ndim == 1 else scores
     moved = None if chosen is None else np.array(to, dtype=np.intp)[chosen]
     # The same two classes in the other order stay one column.
-    return Answers(wide[:, 1].copy() if len(every) == 2 else wide, moved)
+    return ClassScores(wide[:, 1].copy() if len(every) == 2 else wide, moved)
 
 
 def _completed(
@@ -220,11 +220,11 @@ def _held_out(store: Store, holder: ModelVersion) -> pl.DataFrame | None:
     import polars as pl
 
     from everloop.pipeline.artifacts import load_value
-    from everloop.records import Artifact, Step
+    from everloop.records import Artifact, StepRun
 
     if holder.run is None:
         return None
-    steps = store.records.find(Step, ("run", "=", holder.run), ("name", "=", "split"), limit=1)
+    steps = store.records.find(StepRun, ("run", "=", holder.run), ("name", "=", "split"), limit=1)
     kept = steps[0].outputs.get("test") if steps else None
     found = store.records.find(Artifact, ("id", "=", kept), limit=1) if kept else []
     if not found:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Proposal:
+class ContractProposal:
     """A contract as the data of today ask for it. `changes` is empty where they keep the one that there is."""
 
     loop: str | None
@@ -32,7 +32,7 @@ class Proposal:
     declared: str | None = None
 
 
-def propose_contract(store: Store, dataset: str, loop: Loop | None = None) -> Proposal:
+def propose_contract(store: Store, dataset: str, loop: Loop | None = None) -> ContractProposal:
     """What accepting the data of today would change in a dataset's contract.
 
     Args:
@@ -43,7 +43,7 @@ def propose_contract(store: Store, dataset: str, loop: Loop | None = None) -> Pr
         EverloopError: a step failed.
     """
     from everloop.data import adapt_contract, find_contract, get_snapshot, infer_contract, load_snapshot
-    from everloop.data.contracts.project_contracts import declared_contract, find_kept, labelled_rows
+    from everloop.data.contracts.project_contracts import declared_contract, find_project_contract, labelled_rows
 
     declared: str | None = None
     target: str | None
@@ -52,7 +52,7 @@ def propose_contract(store: Store, dataset: str, loop: Loop | None = None) -> Pr
         goal, time, key = loop.data.target, loop.data.time, loop.data.key
         others = [name for name in (time, key) if name is not None]
         rows, target = labelled_rows(_table_of(loop, store), dataset, goal, others), goal
-        kept = find_kept(store, dataset, declared)
+        kept = find_project_contract(store, dataset, declared)
     else:
         snapshot = get_snapshot(dataset, store)
         rows = load_snapshot(snapshot, store).collect()
@@ -61,12 +61,12 @@ def propose_contract(store: Store, dataset: str, loop: Loop | None = None) -> Pr
     name = loop.name if loop is not None else None
     if kept is None:
         inferred = infer_contract(rows, dataset, store, target=target, time=time, key=key)
-        return Proposal(name, inferred, None, (), declared)
+        return ContractProposal(name, inferred, None, (), declared)
     adapted, changes = adapt_contract(kept, rows, store, target=target, time=time, key=key, now=store.now())
-    return Proposal(name, adapted, kept.key, changes, declared)
+    return ContractProposal(name, adapted, kept.key, changes, declared)
 
 
-def accept_contract(store: Store, proposal: Proposal) -> tuple[Contract, Path | None]:
+def accept_contract(store: Store, proposal: ContractProposal) -> tuple[Contract, Path | None]:
     """Store what was proposed, write it to the project's file, and say so in an event.
 
     Returns:

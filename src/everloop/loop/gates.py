@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
-    from everloop.loop.champions import Rival
+    from everloop.loop.champions import ComparedVersion
     from everloop.records import Json, Outcome
     from everloop.training.intervals import Interval
     from everloop.training.trained_model import Task
@@ -31,7 +31,7 @@ _LATENCY_PASSES = 3
 
 
 @dataclass(frozen=True)
-class Answer:
+class GateOutcome:
     """What a gate said."""
 
     outcome: Outcome
@@ -50,7 +50,7 @@ class Trial:
     rows: pl.DataFrame
     truth: np.ndarray[Any, Any]
     scores: np.ndarray[Any, Any]
-    champions: dict[str, Rival]
+    champions: dict[str, ComparedVersion]
     metric: str
     task: Task
     predict: Any
@@ -67,13 +67,13 @@ class Trial:
 
 
 @singledispatch
-def judge(gate: Gate, trial: Trial) -> Answer:
+def judge(gate: Gate, trial: Trial) -> GateOutcome:
     """Put one gate's question to a candidate."""
     raise UsageError(f"No way to judge {gate!r}.")
 
 
 @judge.register(AtLeast)
-def _(gate: AtLeast, trial: Trial) -> Answer:
+def _(gate: AtLeast, trial: Trial) -> GateOutcome:
     from everloop.training.intervals import interval
     from everloop.training.metrics import get_metric
 
@@ -90,16 +90,16 @@ def _(gate: AtLeast, trial: Trial) -> Answer:
         "bar": gate.value,
         "rows": trial.rows.height,
     }
-    return Answer(outcome, message, evidence)
+    return GateOutcome(outcome, message, evidence)
 
 
 @judge.register(NotWorseThan)
-def _(gate: NotWorseThan, trial: Trial) -> Answer:
+def _(gate: NotWorseThan, trial: Trial) -> GateOutcome:
     from everloop.training.metrics import get_metric
 
     holder = trial.champions.get(gate.alias)
     if holder is None:
-        return Answer("pass", f"no {gate.alias} yet", {"champion": None})
+        return GateOutcome("pass", f"no {gate.alias} yet", {"champion": None})
     metric = gate.metric or trial.metric
     get_metric(metric, trial.task)
     pairs = holder.pairs
@@ -113,7 +113,7 @@ def _(gate: NotWorseThan, trial: Trial) -> Answer:
     if not pairs.remark:
         return answer
     evidence = {**answer.evidence, "remark": pairs.remark}
-    return Answer(answer.outcome, f"{answer.message} ({pairs.remark})", evidence)
+    return GateOutcome(answer.outcome, f"{answer.message} ({pairs.remark})", evidence)
 
 
 def compare(
@@ -123,7 +123,7 @@ def compare(
     metric: str,
     margin: float,
     name: str,
-) -> Answer:
+) -> GateOutcome:
     """Compare two models on the same rows by paired bootstrap; gates and rollouts both decide by it.
 
     `candidate` and `champion` are what `scores_for` gives for the metric: scores, or the predicted labels as 0 and 1.
@@ -152,17 +152,17 @@ def compare(
         "margin": margin,
         "rows": len(truth),
     }
-    return Answer(outcome, message, evidence)
+    return GateOutcome(outcome, message, evidence)
 
 
 def compare_apart(
     truth: np.ndarray[Any, Any],
     candidate: np.ndarray[Any, Any],
-    holder: Rival,
+    holder: ComparedVersion,
     metric: str,
     margin: float,
     why: str,
-) -> Answer:
+) -> GateOutcome:
     """Compare a candidate with a version that cannot be asked about its rows: each on its own held-out rows.
 
     Where the classes differ, the two values answer different questions, and nothing is decided.
@@ -176,14 +176,14 @@ def compare_apart(
         reason = f"not comparable on the same rows: {why}"
         message = f"{reason}; and {holder.version} was judged without an interval of {metric}"
         evidence = {"champion": holder.version, "metric": metric, "candidate_value": _finite(own.value), "why": why}
-        return Answer("undecided", message, evidence)
+        return GateOutcome("undecided", message, evidence)
     other = Interval(value=value, low=low, high=high, standard_error=math.nan, method="as evaluated")
     answer = judge_apart(own, other, metric, margin, holder.version, why)
     answer.evidence["rows"] = len(truth)
-    return answer if holder.same_classes else Answer("undecided", answer.message, answer.evidence)
+    return answer if holder.same_classes else GateOutcome("undecided", answer.message, answer.evidence)
 
 
-def judge_apart(own: Interval, other: Interval, metric: str, margin: float, name: str, why: str) -> Answer:
+def judge_apart(own: Interval, other: Interval, metric: str, margin: float, name: str, why: str) -> GateOutcome:
     """Compare two values of a metric, measured on different rows; decides as `compare` does.
 
     The interval of the gain is put together from those of the values, as of two samples that are independent.
@@ -219,7 +219,7 @@ def judge_apart(own: Interval, other: Interval, metric: str, margin: float, name
         "paired": False,
         "why": why,
     }
-    return Answer(outcome, message, evidence)
+    return GateOutcome(outcome, message, evidence)
 
 
 def _finite(value: float) -> float | None:
@@ -227,7 +227,7 @@ def _finite(value: float) -> float | None:
 
 
 @judge.register(Slices)
-def _(gate: Slices, trial: Trial) -> Answer:
+def _(gate: Slices, trial: Trial) -> GateOutcome:
     import numpy as np
 
     from everloop.training.intervals import interval
@@ -263,13 +263,13 @@ def _(gate: Slices, trial: Trial) -> Answer:
     evidence = {"whole": whole, "slices": judged, "worst_gap": worst[0] if worst else None, "allowed": gate.worst_gap}
     if worst is None:
         message = f"no slice of {gate.column} has {gate.least_rows} rows of both classes"
-        return Answer("undecided", message, evidence)
+        return GateOutcome("undecided", message, evidence)
     message = f"worst: {worst[1]}, {worst[0]:.3f} below the whole ({whole:.3f}); allowed {gate.worst_gap:g}"
-    return Answer("fail" if failed else "undecided" if wide else "pass", message, evidence)
+    return GateOutcome("fail" if failed else "undecided" if wide else "pass", message, evidence)
 
 
 @judge.register(Latency)
-def _(gate: Latency, trial: Trial) -> Answer:
+def _(gate: Latency, trial: Trial) -> GateOutcome:
     import numpy as np
 
     rows = [[row] for row in trial.rows.select(trial.features).head(gate.rows).to_dicts()]
@@ -286,4 +286,4 @@ def _(gate: Latency, trial: Trial) -> Answer:
     p50, p99 = (float(value) for value in min(passes, key=lambda pair: pair[1]))
     outcome: Outcome = "pass" if p99 <= gate.p99_ms else "fail"
     message = f"p99 {p99:.2g} ms over {len(rows)} single rows, allowed {gate.p99_ms:g} ms"
-    return Answer(outcome, message, {"p50_ms": p50, "p99_ms": p99, "allowed_ms": gate.p99_ms, "rows": len(rows)})
+    return GateOutcome(outcome, message, {"p50_ms": p50, "p99_ms": p99, "allowed_ms": gate.p99_ms, "rows": len(rows)})

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from everloop.errors import NotFoundError
-from everloop.records import Artifact, Json, ModelVersion, Prediction, Release, Run, Snapshot, Step
+from everloop.records import Artifact, Json, ModelVersion, Prediction, Release, Run, Snapshot, StepRun
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -87,7 +87,7 @@ def _of_run(store: Store, start: Lineage, run_id: str | None) -> Lineage:
     if run_id is None:
         return start
     run = store.records.get(Run, run_id)
-    steps = store.records.find(Step, ("run", "=", run_id), order="id")
+    steps = store.records.find(StepRun, ("run", "=", run_id), order="id")
     sources: list[dict[str, Json]] = []
     for step in steps:
         for seen in step.observed:

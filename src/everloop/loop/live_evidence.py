@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from everloop.loop.champions import classes_of_both, same_classes, spread
-from everloop.loop.gates import Answer, compare, judge_apart
+from everloop.loop.gates import GateOutcome, compare, judge_apart
 from everloop.loop.schema_compatibility import does_not_understand
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from everloop.packages import Predictor
     from everloop.records import Release
     from everloop.stores import Store
-    from everloop.training.class_decisions import Answers
+    from everloop.training.class_decisions import ClassScores
 
     Array = np.ndarray[Any, Any]
 
@@ -30,7 +30,7 @@ _SERVED_APART = 1e-9
 """A served answer that lies further from its package's own is not rounding: it comes from another model."""
 
 
-def live_evidence(store: Store, release: Release, previous: str, canary: Canary, metric: str) -> Answer | None:
+def live_evidence(store: Store, release: Release, previous: str, canary: Canary, metric: str) -> GateOutcome | None:
     """The verdict on the labelled rows since the rollout began; None where there are too few of them.
 
     What the canary really answered must be what its package answers; anything else fails it.
@@ -56,7 +56,7 @@ def live_evidence(store: Store, release: Release, previous: str, canary: Canary,
         apart = float(np.abs(own - by_candidate["score"].to_numpy()).max())
         if apart > _SERVED_APART:
             evidence = {"largest_difference": apart, "rows": by_candidate.height}
-            return Answer("fail", f"the canary answers {apart:.2g} apart from its own package", evidence)
+            return GateOutcome("fail", f"the canary answers {apart:.2g} apart from its own package", evidence)
     shared = rows.filter(_askable(rows, {release.candidate: candidate, previous: champion}))
     fresh = shared.filter(pl.col("event_at") >= step_began).height
     if fresh >= canary.least_labels:
@@ -74,20 +74,20 @@ def live_evidence(store: Store, release: Release, previous: str, canary: Canary,
     return _each_on_its_own(rows, candidate, champion, metric, canary.margin, (release.candidate, previous))
 
 
-def _answers(rows: pl.DataFrame, model: Predictor, version: str) -> Answers:
+def _answers(rows: pl.DataFrame, model: Predictor, version: str) -> ClassScores:
     """What a version says of logged rows; of those that it answered itself, with the labels that it served."""
     import numpy as np
     import polars as pl
 
     from everloop.prediction_log import read_inputs
-    from everloop.training.class_decisions import Answers
+    from everloop.training.class_decisions import ClassScores
 
     scores, places = model.answer_frame(read_inputs(rows, model.signature))
     if places is None or "predicted" not in rows.columns:
-        return Answers(scores, places)
+        return ClassScores(scores, places)
     served = rows.select(pl.when(pl.col("version") == version).then("predicted")).to_series()
     by_itself = served.is_not_null().to_numpy()
-    return Answers(scores, np.where(by_itself, served.fill_null(0).to_numpy(), places).astype(np.intp))
+    return ClassScores(scores, np.where(by_itself, served.fill_null(0).to_numpy(), places).astype(np.intp))
 
 
 def _with_truth(labelled: pl.DataFrame, candidate: Predictor, champion: Predictor) -> pl.DataFrame:
@@ -139,7 +139,7 @@ def _each_on_its_own(
     metric: str,
     margin: float,
     versions: tuple[str, str],
-) -> Answer | None:
+) -> GateOutcome | None:
     import polars as pl
 
     from everloop.training.intervals import interval

@@ -20,11 +20,11 @@ import msgspec
 
 from everloop import plugins
 from everloop.errors import EverloopError, NotFoundError, ProjectError, UsageError
-from everloop.loop.loop_run import take_turn
+from everloop.loop.loop_run import run_loop
 from everloop.loop.project import FILE, load_project
 from everloop.loop.stages import graph_of
 from everloop.pipeline import code_of
-from everloop.records import KINDS, Artifact, GateResult, Run, Snapshot, Step
+from everloop.records import KINDS, Artifact, GateResult, Run, Snapshot, StepRun
 from everloop.stores.home import Store, open_store
 from everloop.tracking.reproduction.checkout import check_out
 from everloop.tracking.reproduction.environments import other_packages
@@ -36,8 +36,8 @@ from everloop.tracking.reproduction.execution_plan import (
     unmasked,
 )
 from everloop.tracking.reproduction.result_comparison import (
-    Difference,
     Reproduction,
+    ResultDifference,
     compare_artifacts,
     compare_ends,
     compare_metrics,
@@ -55,7 +55,7 @@ _JUST_BEFORE = timedelta(microseconds=1)
 _BATCH = 500
 
 
-def reproduce_turn(
+def reproduce_loop_run(
     store: Store,
     run: Run,
     scratch: Path,
@@ -99,7 +99,7 @@ def reproduce_turn(
         remarks.append(f"Packages differ from those of the run: {', '.join(others)}.")
     with _scratch_home(store, run, steps, scratch / "home", remarks) as home, _working_in(folder):
         try:
-            take_turn(
+            run_loop(
                 loop,
                 home,
                 trigger=run.trigger or "manual",
@@ -119,7 +119,7 @@ def reproduce_turn(
     return Reproduction(run.id, again.id, tuple(differences), tuple(remarks), looked + metrics + artifacts)
 
 
-def doer_of(store: Store, run: Run, remarks: list[str]) -> tuple[Run, list[Step]]:
+def doer_of(store: Store, run: Run, remarks: list[str]) -> tuple[Run, list[StepRun]]:
     """The run that did the work of a turn that found everything done, with its steps.
 
     Raises:
@@ -150,8 +150,8 @@ def _unmasked(value: Any, given: Mapping[str, str]) -> Any:
     return value
 
 
-def _steps_of(store: Store, run: Run) -> list[Step]:
-    return store.records.find(Step, ("run", "=", run.id), order="id")
+def _steps_of(store: Store, run: Run) -> list[StepRun]:
+    return store.records.find(StepRun, ("run", "=", run.id), order="id")
 
 
 def project_folder(store: Store, run: Run, folder: Path | None) -> Path:
@@ -172,7 +172,7 @@ def project_folder(store: Store, run: Run, folder: Path | None) -> Path:
 def _load(
     store: Store,
     run: Run,
-    steps: list[Step],
+    steps: list[StepRun],
     folder: Path,
     scratch: Path,
     remarks: list[str],
@@ -216,7 +216,7 @@ def _forget_modules(folder: Path) -> None:
     importlib.invalidate_caches()
 
 
-def _loaded(folder: Path, run: Run, steps: list[Step]) -> tuple[Loop, Graph, list[str]]:
+def _loaded(folder: Path, run: Run, steps: list[StepRun]) -> tuple[Loop, Graph, list[str]]:
     loop = load_project(folder).loop(run.loop)
     graph = graph_of(loop)
     recorded = {step.name: step.code for step in steps if "[" not in step.name}
@@ -228,7 +228,7 @@ def _loaded(folder: Path, run: Run, steps: list[Step]) -> tuple[Loop, Graph, lis
     return loop, graph, changed
 
 
-def _target(graph: Graph, steps: list[Step]) -> str | None:
+def _target(graph: Graph, steps: list[StepRun]) -> str | None:
     """The step that the turn was to lead to; None where it was all of them."""
     recorded = {step.name for step in steps} & set(graph.nodes)
     if recorded == set(graph.nodes):
@@ -242,7 +242,7 @@ def _target(graph: Graph, steps: list[Step]) -> str | None:
 
 
 @contextmanager
-def _scratch_home(store: Store, run: Run, steps: list[Step], path: Path, remarks: list[str]) -> Iterator[Store]:
+def _scratch_home(store: Store, run: Run, steps: list[StepRun], path: Path, remarks: list[str]) -> Iterator[Store]:
     with open_store(path, project=store.project, actor="everloop:reproduce") as opened:
         # Bytes are known by their digests: those of the store serve, and what comes out the same is there already.
         places = replace(opened.places, objects=store.places.objects)
@@ -265,7 +265,7 @@ def _remember(past: Store, home: Store) -> None:
             home.records.put(*kept[start : start + _BATCH], verb="remembered")
 
 
-def _stand_in(store: Store, run: Run, steps: list[Step], home: Store, remarks: list[str]) -> None:
+def _stand_in(store: Store, run: Run, steps: list[StepRun], home: Store, remarks: list[str]) -> None:
     """Steps whose data have changed since are found done: with what they had returned, and nothing to look at."""
     for step in steps:
         changed = _changed_since(step)
@@ -278,7 +278,7 @@ def _stand_in(store: Store, run: Run, steps: list[Step], home: Store, remarks: l
         remarks.append(f"What '{step.name}' reads has changed since ({changed}): what it had returned was taken.")
 
 
-def _changed_since(step: Step) -> str | None:
+def _changed_since(step: StepRun) -> str | None:
     for seen in step.observed:
         try:
             now = plugins.load("observation", seen["kind"])(seen["spec"], since=seen["state"])
@@ -311,21 +311,21 @@ class _Outputs:
 
 
 def _compare_steps(
-    store: Store, steps: list[Step], home: Store, again: Run, remarks: list[str]
-) -> tuple[int, list[Difference]]:
+    store: Store, steps: list[StepRun], home: Store, again: Run, remarks: list[str]
+) -> tuple[int, list[ResultDifference]]:
     after = {step.name: step for step in _steps_of(home, again)}
-    found: list[Difference] = []
+    found: list[ResultDifference] = []
     loose: list[str] = []
     looked = 0
     for step in steps:
         other = after.pop(step.name, None)
         if other is None:
             if not (step.status == "skipped" or "[" in step.name):
-                found.append(Difference(f"step {step.name}", step.status, "not taken"))
+                found.append(ResultDifference(f"step {step.name}", step.status, "not taken"))
             continue
         looked += 1
         if ("failed" in (step.status, other.status)) and step.status != other.status:
-            found.append(Difference(f"step {step.name}", step.status, f"{other.status}: {other.error}"))
+            found.append(ResultDifference(f"step {step.name}", step.status, f"{other.status}: {other.error}"))
             continue
         before, now = _outputs(store, step), _outputs(home, other)
         for name in sorted({*before.said, *now.said}):
@@ -334,15 +334,17 @@ def _compare_steps(
                 loose.append(step.name)
             elif one != two:
                 what = step.name if name == "result" else f"{step.name}.{name}"
-                found.append(Difference(f"step {what}", one[:60], two[:60]))
-    found += [Difference(f"step {name}", "not taken", step.status) for name, step in after.items() if "[" not in name]
+                found.append(ResultDifference(f"step {what}", one[:60], two[:60]))
+    found += [
+        ResultDifference(f"step {name}", "not taken", step.status) for name, step in after.items() if "[" not in name
+    ]
     if loose:
         names = ", ".join(dict.fromkeys(loose))
         remarks.append(f"Pickles of equal objects may differ: of {names}, what follows from it was compared.")
     return looked, found
 
 
-def _outputs(store: Store, step: Step) -> _Outputs:
+def _outputs(store: Store, step: StepRun) -> _Outputs:
     said: dict[str, str | None] = {}
     for name, key in step.outputs.items():
         artifact = store.records.get(Artifact, key)

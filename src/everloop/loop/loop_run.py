@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from everloop.loop.column_report import ColumnReport
     from everloop.loop.loop_definition import Loop
     from everloop.pipeline import Executor, GraphRun, Listener, Planned
-    from everloop.records import GateResult, ModelVersion, Release, Run, Step
+    from everloop.records import GateResult, ModelVersion, Release, Run, StepRun
     from everloop.stores import Store
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class LoopRun:
     """What a turn did. `version`, `gates`, `release` and `columns` are of the candidate, new or found again."""
 
     run: Run
-    steps: list[Step]
+    steps: list[StepRun]
     version: ModelVersion | None
     gates: list[GateResult]
     release: Release | None
@@ -45,7 +45,7 @@ class Turn:
         return sum(step.status == "ran" for step in self.steps)
 
 
-def take_turn(
+def run_loop(
     loop: Loop,
     store: Store,
     *,
@@ -55,7 +55,7 @@ def take_turn(
     executor: str | Executor = "inline",
     force: Iterable[str] | bool = (),
     listener: Listener | None = None,
-) -> Turn:
+) -> LoopRun:
     """Take one turn, or the part of it that leads to the step `target`.
 
     Two turns at once are safe: the second waits for the first's steps and finds them done. A turn that was killed
@@ -87,7 +87,7 @@ def take_turn(
     return _told(store, store.records.get(Run, run.id), done, before)
 
 
-def explain_turn(
+def explain_run(
     loop: Loop,
     store: Store,
     *,
@@ -99,7 +99,7 @@ def explain_turn(
     return plan(graph_of(loop), store, targets=None if target is None else [target], params=params, force=force)
 
 
-def _told(store: Store, run: Run, done: GraphRun, before: int) -> Turn:
+def _told(store: Store, run: Run, done: GraphRun, before: int) -> LoopRun:
     from everloop.loop.column_report import report_columns
     from everloop.records import GateResult, Release
     from everloop.registry import get_version
@@ -112,7 +112,7 @@ def _told(store: Store, run: Run, done: GraphRun, before: int) -> Turn:
     rivals = [release.previous if release is not None else None, *(gate.champion for gate in gates)]
     previous = next((rival for rival in rivals if rival is not None), None)
     events = store.records.events_since(before, kinds=("contract",))
-    return Turn(
+    return LoopRun(
         run=run,
         steps=done.steps,
         version=version,

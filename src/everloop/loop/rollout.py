@@ -17,14 +17,14 @@ from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
 from everloop.errors import ConflictError, NotFoundError
-from everloop.records import Alias, Decision, Endpoint, GateResult, Json, ModelVersion, Release, Route
+from everloop.records import Alias, Decision, EndpointRecord, GateResult, Json, ModelVersion, Release, Route
 from everloop.registry.aliases import ANYONE, check_holder
 from everloop.registry.approvals import check_usable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from everloop.loop.gates import Answer
+    from everloop.loop.gates import GateOutcome
     from everloop.stores import Store
 
 CHAMPION = "champion"
@@ -110,7 +110,7 @@ def advance_release(store: Store, release: Release, reason: str, evidence: dict[
     """
     _must_roll(release)
     with store.records.transaction():
-        place = store.records.get(Endpoint, release.endpoint)
+        place = store.records.get(EndpointRecord, release.endpoint)
         later = [step for step in release.steps if step > release.percent]
         if not later or later[0] >= 100:
             return _complete_or_wait(store, release, place, reason, evidence or {})
@@ -146,7 +146,7 @@ def abort_release(
     """
     _must_roll(release)
     with store.records.transaction():
-        place = store.records.get(Endpoint, release.endpoint)
+        place = store.records.get(EndpointRecord, release.endpoint)
         ended = _decided(release, store, "roll_back", 0.0, reason, evidence, state=state)
         (ended,) = store.records.update(ended, verb=state, data={"reason": reason})
         if release.previous is not None:
@@ -164,7 +164,7 @@ def promote(store: Store, endpoint: str, version: ModelVersion, reason: str) -> 
         ConflictError: the version has no package, or is archived.
     """
     with store.records.transaction():
-        places = store.records.find(Endpoint, ("name", "=", endpoint), limit=1)
+        places = store.records.find(EndpointRecord, ("name", "=", endpoint), limit=1)
         answering = [route.version for route in places[0].routes if route.role != "shadow"] if places else []
         if answering == [version.key] and champion_of(store, version.model) == version.key:
             last = _completed(store, endpoint, version.key)
@@ -182,7 +182,7 @@ def move_alias(
     with store.records.transaction():
         held = check_holder(store, model, alias, expect)
         version = get_version(store, version_key)
-        serving = store.records.find(Endpoint, ("model", "=", model), limit=1) if alias == CHAMPION else []
+        serving = store.records.find(EndpointRecord, ("model", "=", model), limit=1) if alias == CHAMPION else []
         if serving and version.model == model and (held is None or held.version != version.key):
             promote(store, serving[0].name, version, reason)
             moved = find_alias(store, model, alias)
@@ -201,7 +201,7 @@ def roll_back(store: Store, endpoint: str, reason: str) -> Release:
         current = find_rolling(store, endpoint)
         if current is not None:
             return abort_release(store, current, reason)
-        place = store.records.get(Endpoint, endpoint)
+        place = store.records.get(EndpointRecord, endpoint)
         champion = champion_of(store, place.model)
         done = _completed(store, endpoint, champion) or _completed(store, endpoint)
         if not done:
@@ -215,7 +215,7 @@ def roll_back(store: Store, endpoint: str, reason: str) -> Release:
             )
         ended = _decided(last, store, "roll_back", 0.0, reason, state="rolled_back")
         (ended,) = store.records.update(ended, verb="rolled_back", data={"reason": reason})
-        _crown(store, last.previous, reason, {"rolled_back": last.candidate})
+        _set_champion(store, last.previous, reason, {"rolled_back": last.candidate})
         _set_state(store, last.candidate, "rolled_back")
         _route(store, place, last.previous, None, 0.0)
         return ended
@@ -247,7 +247,7 @@ def champion_of(store: Store, model: str) -> str | None:
     return found[0].version if found else None
 
 
-def apply_answer(store: Store, release: Release, answer: Answer, *, impatient: bool) -> Release:
+def apply_answer(store: Store, release: Release, answer: GateOutcome, *, impatient: bool) -> Release:
     """Turn live evidence into a decision. `impatient`: the patience is over, so the better estimate wins."""
     if answer.outcome == "pass":
         return advance_release(store, release, answer.message, answer.evidence)
@@ -283,7 +283,7 @@ def _decided(
 
 
 def _complete_or_wait(
-    store: Store, release: Release, place: Endpoint, reason: str, evidence: dict[str, Json]
+    store: Store, release: Release, place: EndpointRecord, reason: str, evidence: dict[str, Json]
 ) -> Release:
     """Complete, or ask for the agreement that a policy on the champion wants and stay where it is until it is there."""
     from everloop.registry import ApprovalError, request_alias
@@ -301,16 +301,16 @@ def _complete_or_wait(
         return hold_release(store, release, f"waits for agreement ({asked.id[:18]}): {error.message}", evidence)
 
 
-def _complete(store: Store, release: Release, place: Endpoint, reason: str, evidence: dict[str, Json]) -> Release:
+def _complete(store: Store, release: Release, place: EndpointRecord, reason: str, evidence: dict[str, Json]) -> Release:
     done = _decided(release, store, "complete", 100.0, reason, evidence, state="completed")
     (done,) = store.records.update(done, verb="completed", data={"reason": reason})
-    _crown(store, release.candidate, reason, {"release": release.id, **evidence})
+    _set_champion(store, release.candidate, reason, {"release": release.id, **evidence})
     _set_state(store, release.candidate, "released")
     _route(store, place, release.candidate, None, 0.0)
     return done
 
 
-def _crown(store: Store, version: str, reason: str, evidence: dict[str, Json]) -> None:
+def _set_champion(store: Store, version: str, reason: str, evidence: dict[str, Json]) -> None:
     from everloop.registry import set_alias
 
     set_alias(store, version.rpartition("@")[0], CHAMPION, version, reason=reason, evidence=evidence)
@@ -322,17 +322,17 @@ def _supersede(store: Store, endpoint: str) -> None:
         abort_release(store, current, "a newer candidate came", state="superseded")
 
 
-def _endpoint(store: Store, name: str, model: str) -> Endpoint:
-    found = store.records.find(Endpoint, ("name", "=", name), limit=1)
+def _endpoint(store: Store, name: str, model: str) -> EndpointRecord:
+    found = store.records.find(EndpointRecord, ("name", "=", name), limit=1)
     if found:
         return found[0]
-    place = store.new(Endpoint, name=name, model=model)
+    place = store.new(EndpointRecord, name=name, model=model)
     store.records.put(place)
-    return store.records.get(Endpoint, name)
+    return store.records.get(EndpointRecord, name)
 
 
-def _route(store: Store, place: Endpoint, champion: str | None, canary: str | None, percent: float) -> None:
-    place = store.records.get(Endpoint, place.name)
+def _route(store: Store, place: EndpointRecord, champion: str | None, canary: str | None, percent: float) -> None:
+    place = store.records.get(EndpointRecord, place.name)
     routes = []
     if champion is not None:
         routes.append(Route(version=champion, percent=100.0 - percent, role="champion"))

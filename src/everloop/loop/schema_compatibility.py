@@ -21,7 +21,7 @@ MOST_UNASKED = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Understood:
+class SchemaCoverage:
     """Rows answered since the rollout began, of those that were held against both versions."""
 
     candidate: str
@@ -56,7 +56,7 @@ class Understood:
         }
 
 
-def find_understood(store: Store, release: Release, champion: str) -> Understood | None:
+def find_understood(store: Store, release: Release, champion: str) -> SchemaCoverage | None:
     """Count; None where the endpoint has answered no row that it held against both versions, because these have the
     same inputs."""
     import polars as pl
@@ -84,7 +84,7 @@ def find_understood(store: Store, release: Release, champion: str) -> Understood
     )
     if not counts["rows"]:
         return None
-    return Understood(release.candidate, champion, **{name: int(count) for name, count in counts.items()})
+    return SchemaCoverage(release.candidate, champion, **{name: int(count) for name, count in counts.items()})
 
 
 def does_not_understand(version: str) -> pl.Expr:
@@ -94,4 +94,4 @@ def does_not_understand(version: str) -> pl.Expr:
     return pl.col("unasked").fill_null("").str.split(",").list.contains(version)
 
 
-__all__ = ["Understood", "does_not_understand", "find_understood"]
+__all__ = ["SchemaCoverage", "does_not_understand", "find_understood"]

@@ -30,7 +30,7 @@ def find_due(loop: Loop, store: Store) -> Due | None:
     if loop.serve is not None and find_rolling(store, loop.serve.name) is not None:
         return None
     mark_lost(store)
-    last = last_turn(loop, store)
+    last = last_run(loop, store)
     if last is None:
         return Due("first", "the loop has not turned yet")
     for trigger in loop.retrain:
@@ -40,7 +40,7 @@ def find_due(loop: Loop, store: Store) -> Due | None:
     return None
 
 
-def last_turn(loop: Loop, store: Store) -> Run | None:
+def last_run(loop: Loop, store: Store) -> Run | None:
     """The newest turn that came to an end of its own.
 
     One that was interrupted, or whose process died, left its work undone: what asked for it asks again, and the next
@@ -87,9 +87,9 @@ def _(trigger: Every, loop: Loop, store: Store, last: Run) -> Due | None:
 def _(trigger: OnNewData, loop: Loop, store: Store, last: Run) -> Due | None:
     if store.now() - last.started_at < parse_duration(trigger.cooldown):
         return None
-    from everloop.loop.loop_run import explain_turn
+    from everloop.loop.loop_run import explain_run
 
-    changed = [step for step in explain_turn(loop, store) if step.reason.startswith("source changed")]
+    changed = [step for step in explain_run(loop, store) if step.reason.startswith("source changed")]
     if not changed:
         return None
     return Due("OnNewData", "; ".join(step.reason for step in changed), {"steps": [step.name for step in changed]})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from everloop.errors import EmptySampleError, UsageError
 from everloop.loop.declarations import Drift, Performance, Watch
 from everloop.loop.rollout import champion_of
-from everloop.records import Endpoint, Finding
+from everloop.records import EndpointRecord, Finding
 from everloop.stores.durations import parse_duration
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def due_windows(
     A window is closed when its end is `delay` ago.
     """
     last = store.records.find(Finding, ("endpoint", "=", endpoint), ("kind", "=", kind), order="-window_to", limit=1)
-    start = last[0].window_to if last else store.records.get(Endpoint, endpoint).created_at
+    start = last[0].window_to if last else store.records.get(EndpointRecord, endpoint).created_at
     closed = int((store.now() - delay - start) / span)
     first = max(0, closed - MOST_WINDOWS)
     return [(start + index * span, start + (index + 1) * span) for index in range(first, closed)]

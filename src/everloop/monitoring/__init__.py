@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     )
     from everloop.monitoring.drift import check_drift as check_drift, compare_window as compare_window
     from everloop.monitoring.drift_report import (
-        Look as Look,
+        DriftReport as DriftReport,
         baseline_of as baseline_of,
-        look_at_drift as look_at_drift,
+        report_drift as report_drift,
     )
     from everloop.monitoring.noise import NoiseFloor as NoiseFloor, noise_floor as noise_floor
     from everloop.monitoring.performance import (
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
         usual_metric as usual_metric,
     )
     from everloop.monitoring.sketches import Sketch as Sketch, add_all as add_all, sketch_frame as sketch_frame
-    from everloop.monitoring.subject_shift import Shift as Shift, measure_shifts as measure_shifts
+    from everloop.monitoring.subject_shift import SubjectShift as SubjectShift, measure_shifts as measure_shifts
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -77,10 +77,10 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "wasserstein",
         ],
         "drift": ["check_drift", "compare_window"],
-        "drift_report": ["Look", "baseline_of", "look_at_drift"],
+        "drift_report": ["DriftReport", "baseline_of", "report_drift"],
         "noise": ["NoiseFloor", "noise_floor"],
         "performance": ["Measured", "check_performance", "measure_labelled", "performance_by", "usual_metric"],
         "sketches": ["Sketch", "add_all", "sketch_frame"],
-        "subject_shift": ["Shift", "measure_shifts"],
+        "subject_shift": ["SubjectShift", "measure_shifts"],
     },
 )

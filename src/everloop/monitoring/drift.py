@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from everloop.errors import EmptySampleError
 from everloop.monitoring.alarm_budget import AlarmBudget, budget_for
 from everloop.monitoring.baseline import PREDICTION, Baseline, load_baseline
-from everloop.monitoring.findings import WINDOW, Watched, find_checked, find_suspects, new_finding
+from everloop.monitoring.findings import WINDOW, CheckedWindow, find_checked, find_suspects, new_finding
 from everloop.monitoring.logged_windows import INPUT, read_inputs_and_score
 from everloop.monitoring.sketches import Sketch, sketch_frame
-from everloop.monitoring.subject_shift import LEAST_PSI, Shift, measure_shifts
+from everloop.monitoring.subject_shift import LEAST_PSI, SubjectShift, measure_shifts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +60,7 @@ def check_drift(
     budget = budget_for(alarms_per_month, until - since, windows_per_month)
     known = baseline if baseline is not None else load_baseline(store, version)
     rows = read_inputs_and_score(store, endpoint, version, since, until, list(known.bins))
-    watched = Watched(endpoint, version, "drift")
+    watched = CheckedWindow(endpoint, version, "drift")
     earlier = find_checked(store, watched, since, until, {"rows": rows.height, **asdict(budget)})
     if earlier:
         return earlier
@@ -133,7 +133,7 @@ def compare_window(
     budget: AlarmBudget,
     suspects: Sequence[str] = (),
     least_psi: float = LEAST_PSI,
-) -> list[Shift]:
+) -> list[SubjectShift]:
     """The shifts of a frame of predictions against a baseline, without any store. See `measure_shifts`."""
     features, score = sketch_window(baseline, predictions)
     return measure_shifts(
@@ -141,18 +141,18 @@ def compare_window(
     )
 
 
-def _named(shift: Shift) -> str:
+def _named(shift: SubjectShift) -> str:
     return "The score" if shift.subject == PREDICTION else f"'{shift.subject}'"
 
 
-def _summary(shifts: Sequence[Shift], rows: int) -> str:
+def _summary(shifts: Sequence[SubjectShift], rows: int) -> str:
     counts = {verdict: sum(shift.verdict == verdict for shift in shifts) for verdict in ("alarm", "warning")}
     loud = [f"{count} {verdict}{'s' if count > 1 else ''}" for verdict, count in counts.items() if count]
     return f"{' and '.join(loud) or 'No drift'} among {len(shifts)} subjects in {rows} predictions."
 
 
 def _overview(
-    shifts: Sequence[Shift], rows: int, budget: AlarmBudget, suspects: set[str], baseline: Baseline
+    shifts: Sequence[SubjectShift], rows: int, budget: AlarmBudget, suspects: set[str], baseline: Baseline
 ) -> dict[str, Json]:
     return {
         "rows": rows,

@@ -15,12 +15,12 @@ from everloop.monitoring.alarm_budget import budget_for
 from everloop.monitoring.baseline import Baseline, build_baseline, find_baseline
 from everloop.monitoring.drift import compare_window
 from everloop.monitoring.logged_windows import read_inputs_and_score, read_window
-from everloop.records import Endpoint
+from everloop.records import EndpointRecord
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from everloop.monitoring.subject_shift import Shift
+    from everloop.monitoring.subject_shift import SubjectShift
     from everloop.packages.signature import Signature
     from everloop.stores import Store
 
@@ -30,7 +30,7 @@ _INSTANT = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class DriftReport:
     """What a version's answers in a window look like beside its baseline."""
 
     endpoint: str
@@ -39,19 +39,19 @@ class Look:
     window_to: datetime
     rows: int
     reference_rows: int
-    shifts: list[Shift]
+    shifts: list[SubjectShift]
     notice: str | None
     """What to know about the baseline; None: it was built when the version was trained."""
 
 
-def look_at_drift(
+def report_drift(
     store: Store,
     endpoint: str,
     *,
     version: str | None = None,
     window: timedelta | None = None,
     alarms_per_month: float = 1.0,
-) -> Look:
+) -> DriftReport:
     """Compare a version's newest answers with its baseline.
 
     Args:
@@ -62,7 +62,7 @@ def look_at_drift(
         NotFoundError: no such endpoint, or it has no version yet.
         EmptySampleError: the version has not answered yet.
     """
-    record = store.records.get(Endpoint, endpoint)
+    record = store.records.get(EndpointRecord, endpoint)
     if version is None:
         champions = [route.version for route in record.routes if route.role == "champion"]
         if not champions:
@@ -78,7 +78,7 @@ def look_at_drift(
     rows = read_inputs_and_score(store, endpoint, version, since, until, list(baseline.bins))
     span = max(until - since, _LEAST_SPAN)
     shifts = compare_window(baseline, rows, span=span, budget=budget_for(alarms_per_month, span))
-    return Look(
+    return DriftReport(
         endpoint=endpoint,
         version=version,
         window_from=since,
@@ -156,4 +156,4 @@ def _example_of(store: Store, version: str) -> tuple[pl.DataFrame, pl.DataFrame]
     return pl.DataFrame(list(columns.values())), pl.DataFrame({"score": best})
 
 
-__all__ = ["Look", "baseline_of", "frame_for", "look_at_drift"]
+__all__ = ["DriftReport", "baseline_of", "frame_for", "report_drift"]

@@ -31,7 +31,7 @@ def new_finding(store: Store, **fields: Any) -> Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class CheckedWindow:
     """What is watched: a kind of finding about an endpoint and a version, of one metric where it is performance."""
 
     endpoint: str
@@ -49,7 +49,7 @@ class Watched:
         return of_this and finding.evidence.get("metric") == self.metric
 
 
-def find_suspects(store: Store, watched: Watched, since: datetime, until: datetime) -> set[str]:
+def find_suspects(store: Store, watched: CheckedWindow, since: datetime, until: datetime) -> set[str]:
     """The subjects that were a warning or an alarm in one of the two windows checked before this one.
 
     Only windows that do not overlap count, since rows that were seen twice are no second evidence; a window without
@@ -78,7 +78,7 @@ def find_suspects(store: Store, watched: Watched, since: datetime, until: dateti
 
 
 def find_checked(
-    store: Store, watched: Watched, since: datetime, until: datetime, facts: Mapping[str, Json]
+    store: Store, watched: CheckedWindow, since: datetime, until: datetime, facts: Mapping[str, Json]
 ) -> list[Finding]:
     """What the last check of this very window found, if its summary's evidence agrees with `facts`; else nothing."""
     found = store.records.find(

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from everloop.errors import EmptySampleError, UsageError
 from everloop.monitoring.alarm_budget import AlarmBudget, budget_for
 from everloop.monitoring.baseline import ReferenceMetric, answered, find_baseline, judged_array
-from everloop.monitoring.findings import WINDOW, Watched, find_checked, find_suspects, new_finding
+from everloop.monitoring.findings import WINDOW, CheckedWindow, find_checked, find_suspects, new_finding
 from everloop.monitoring.logged_windows import due_until, read_truths, read_window
 from everloop.monitoring.tail_probabilities import normal_quantile, normal_tail
-from everloop.records import Endpoint, Finding, Json, ModelVersion
+from everloop.records import EndpointRecord, Finding, Json, ModelVersion
 from everloop.stores.durations import parse_duration
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def check_performance(
             f"None of the {predictions.height} predictions of '{endpoint}' in the window has a label yet.",
             help="Send labels with the same key as the prediction: POST /labels.",
         )
-    watched = Watched(endpoint, version, "performance", metric)
+    watched = CheckedWindow(endpoint, version, "performance", metric)
     facts = {
         "rows": labelled.height,
         # A corrected label changes what is measured and not how many rows there are.
@@ -367,7 +367,7 @@ def _reference_metric(
 
 def _versions(store: Store, endpoint: str) -> list[str]:
     """The versions that an endpoint routes to, the champion first."""
-    return [route.version for route in store.records.get(Endpoint, endpoint).routes]
+    return [route.version for route in store.records.get(EndpointRecord, endpoint).routes]
 
 
 def _task_of(store: Store, version: str) -> Task | None:

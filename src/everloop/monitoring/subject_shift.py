@@ -38,7 +38,7 @@ MOVED_CELLS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Shift:
+class SubjectShift:
     """One subject in one window.
 
     Attributes:
@@ -120,7 +120,7 @@ def measure_shifts(
     suspects: Set[str] = frozenset(),
     least_psi: float = LEAST_PSI,
     draws: int = DRAWS,
-) -> list[Shift]:
+) -> list[SubjectShift]:
     """Compare one window with the baseline, all its subjects together.
 
     Args:
@@ -155,7 +155,9 @@ def measure_shifts(
     for name, (known, live, distance, floor) in found.items():
         limit = max(least_psi, floor.limit(budget.limit_of(p_values, name, suspects)))
         verdict: Verdict = verdicts[name] if distance >= least_psi else "quiet"
-        shifts.append(Shift(name, distance, floor.mean, p_values[name], corrected[name], limit, verdict, known, live))
+        shifts.append(
+            SubjectShift(name, distance, floor.mean, p_values[name], corrected[name], limit, verdict, known, live)
+        )
     return sorted(shifts, key=lambda shift: (shift.p_value, -shift.psi, shift.subject))
 
 

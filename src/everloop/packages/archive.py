@@ -21,7 +21,7 @@ from everloop.packages.isolation.isolation_policy import admit
 from everloop.packages.package import digest_of, digest_of_files, get_package, read_package, write_files
 from everloop.packages.package_manifest import Manifest
 from everloop.records import Package
-from everloop.stores.archives import Budget, Limits, limits_for, tar_members, zstd_or_plain
+from everloop.stores.archives import ArchiveLimits, UnpackBudget, limits_for, tar_members, zstd_or_plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,7 +95,7 @@ def import_package(store: Store, path: Path | str, *, max_bytes: int | None = No
     """
     from everloop.stores.trust import check, sign
 
-    manifest, files, told, digest = open_bundle(Path(path), max_bytes=max_bytes)
+    manifest, files, told, digest = open_archive(Path(path), max_bytes=max_bytes)
     trust = trust_of(told)
     try:
         check(digest, trust)
@@ -126,7 +126,7 @@ def import_package(store: Store, path: Path | str, *, max_bytes: int | None = No
     return package
 
 
-def open_bundle(path: Path, *, max_bytes: int | None = None) -> tuple[Manifest, dict[str, bytes], dict[str, Any], str]:
+def open_archive(path: Path, *, max_bytes: int | None = None) -> tuple[Manifest, dict[str, bytes], dict[str, Any], str]:
     """The manifest, the files (the manifest among them), what stands in `signature.json`, and the digest.
 
     Nothing is run, and who vouches for it is not looked at.
@@ -158,7 +158,7 @@ def open_bundle(path: Path, *, max_bytes: int | None = None) -> tuple[Manifest, 
     return manifest, files, told, digest
 
 
-def check_bundle(manifest: Manifest, told: Mapping[str, Any], digest: str) -> None:
+def check_archive(manifest: Manifest, told: Mapping[str, Any], digest: str) -> None:
     """Refuse a package that bears code, unless somebody trusted vouches for it.
 
     Raises:
@@ -197,7 +197,7 @@ def _read_folder(path: Path) -> dict[str, bytes]:
     from everloop.stores.objects.manifests import walk_files
 
     files: dict[str, bytes] = {}
-    budget = Budget(_limits(None), 0, path)
+    budget = UnpackBudget(_limits(None), 0, path)
     try:
         for name, _ in walk_files(path, ()):
             size = (path / name).stat().st_size
@@ -216,7 +216,7 @@ def _read_file(path: Path, most_bytes: int | None) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     try:
         with zstd_or_plain(path) as stream:
-            for member in tar_members(stream, Budget(_limits(most_bytes), path.stat().st_size, path)):
+            for member in tar_members(stream, UnpackBudget(_limits(most_bytes), path.stat().st_size, path)):
                 files[member.name] = member.read()
     except CorruptionError:
         raise
@@ -227,5 +227,5 @@ def _read_file(path: Path, most_bytes: int | None) -> dict[str, bytes]:
     return files
 
 
-def _limits(most_bytes: int | None) -> Limits:
-    return limits_for(Limits(total_bytes=MOST_BYTES, entries=MOST_FILES), most_bytes)
+def _limits(most_bytes: int | None) -> ArchiveLimits:
+    return limits_for(ArchiveLimits(total_bytes=MOST_BYTES, entries=MOST_FILES), most_bytes)

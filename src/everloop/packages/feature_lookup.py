@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from everloop.records import Json
     from everloop.stores import Store
-    from everloop.training.class_decisions import Answers, Rule
+    from everloop.training.class_decisions import ClassScores, Rule
     from everloop.training.trained_model import Model, Task
 
     Array = NDArray[np.float64]
@@ -32,7 +32,7 @@ ADDRESS = "EVERLOOP_ONLINE"
 """Names the online store: a file, `postgresql://…` or `redis://…`; default: `online.db` in the store's folder."""
 
 
-class LookingUpModel:
+class FeatureLookupModel:
     """A model whose rows are completed out of the online store. See `Model` for what it answers."""
 
     def __init__(self, inner: Model, signature: Signature, lookup: Any) -> None:
@@ -55,11 +55,11 @@ class LookingUpModel:
         """How classes follow from scores: as those of the model behind the look-ups."""
         return rule_of(self.inner)
 
-    def answer_frame(self, frame: pl.DataFrame) -> Answers:
+    def answer_frame(self, frame: pl.DataFrame) -> ClassScores:
         """Scores and classes."""
         return self.answer_rows(frame.to_dicts())
 
-    def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> Answers:
+    def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> ClassScores:
         """Scores and classes."""
         return answer_rows(self.inner, self._whole(rows))
 
@@ -127,7 +127,7 @@ def plan_lookups(
     return request, {"views": told, "signature": signature.to_json()}
 
 
-def look_up_for(inner: Model, lookups: Mapping[str, Json], store: Store | None) -> LookingUpModel:
+def look_up_for(inner: Model, lookups: Mapping[str, Json], store: Store | None) -> FeatureLookupModel:
     """The model with its look-ups, out of a store's online features.
 
     Raises:
@@ -144,4 +144,4 @@ def look_up_for(inner: Model, lookups: Mapping[str, Json], store: Store | None) 
         )
     online = open_online(os.environ.get(ADDRESS) or store.home / "online.db")
     lookup = OnlineLookup(store, online, names)
-    return LookingUpModel(inner, Signature.from_json(lookups["signature"]), lookup)
+    return FeatureLookupModel(inner, Signature.from_json(lookups["signature"]), lookup)

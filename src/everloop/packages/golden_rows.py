@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import CorruptionError, EverloopError, ParityError
 from everloop.packages.parity import each_answer, edge_rows, frame_of, plain_rows
-from everloop.packages.time_budget import Effort
+from everloop.packages.time_budget import TimeBudget
 from everloop.training.class_decisions import answer_rows
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from everloop.packages.parity import Row
     from everloop.packages.predictor_view import PredictorView
     from everloop.packages.signature import Signature
-    from everloop.training.class_decisions import Answers
+    from everloop.training.class_decisions import ClassScores
     from everloop.training.trained_model import Model
 
 FILE = "answers.json"
@@ -34,7 +34,7 @@ def record_answers(model: Model, signature: Signature, sample: pl.DataFrame) -> 
     import msgspec
 
     # Asked as the proof asks for them, so that a model that remembers need not be asked again.
-    some, edges = Effort.first_piece(sample), edge_rows(signature, sample)
+    some, edges = TimeBudget.first_piece(sample), edge_rows(signature, sample)
     asked = [
         *_some(plain_rows(some, signature), each_answer(model, some)),
         *_some(edges, each_answer(model, frame_of(edges, signature))),
@@ -47,7 +47,7 @@ def record_answers(model: Model, signature: Signature, sample: pl.DataFrame) -> 
     return msgspec.json.format(msgspec.json.encode(kept, order="deterministic"), indent=1) + b"\n"
 
 
-def _some(rows: list[Row], answers: list[Answers | Exception]) -> list[tuple[Row, Answers | Exception]]:
+def _some(rows: list[Row], answers: list[ClassScores | Exception]) -> list[tuple[Row, ClassScores | Exception]]:
     return list(zip(rows, answers, strict=True))[:: max(1, len(rows) // ROWS)][:ROWS]
 
 

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     import polars as pl
 
     from everloop.packages.formats.input_tables import TableKind
-    from everloop.packages.time_budget import Effort
+    from everloop.packages.time_budget import TimeBudget
 
 ROWS = 300
 TOLERANCE = 1e-9
 
 
-def prove_faithful(model: Any, made: Any, example: Any, frame: pl.DataFrame, effort: Effort | None = None) -> int:
+def prove_faithful(model: Any, made: Any, example: Any, frame: pl.DataFrame, effort: TimeBudget | None = None) -> int:
     """Compare what a model says to rows of the example as they are, and as the packaged model hands them on.
 
     Args:

@@ -27,11 +27,11 @@ from everloop.packages import package_manifest as manifests
 from everloop.packages.environment_lock import requirements
 from everloop.packages.golden_rows import FILE as ANSWERS, record_answers
 from everloop.packages.isolation.isolation_policy import remember
-from everloop.packages.package_manifest import COMPILED_FOLDER, MODEL_FOLDER, Lineage, Manifest
+from everloop.packages.package_manifest import COMPILED_FOLDER, MODEL_FOLDER, Manifest, PackageLineage
 from everloop.packages.parity import plain_rows, probe, prove, sample_of
-from everloop.packages.prediction_cache import Remembering
+from everloop.packages.prediction_cache import CachedModel
 from everloop.packages.signature import Input, Signature, input_type
-from everloop.packages.time_budget import Effort
+from everloop.packages.time_budget import TimeBudget
 from everloop.records import Json, Package, Snapshot
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from everloop.packages.time_budget import Progress
+    from everloop.packages.time_budget import PackagingProgress
     from everloop.stores import Store
     from everloop.training.evaluation import Evaluation
     from everloop.training.trained_model import Model, Trained
@@ -73,8 +73,8 @@ def build_package(
     run: str | None = None,
     compile: bool = True,
     lookups: Sequence[str] = (),
-    effort: Effort | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    effort: TimeBudget | None = None,
+    progress: Callable[[PackagingProgress], None] | None = None,
 ) -> Package:
     """Package a trained model, prove it, compile it where that can be proved as well, sign it, and keep it.
 
@@ -87,7 +87,7 @@ def build_package(
         compile: look for a faster form; see `compilation`.
         lookups: feature views out of which a request is completed; the sample then has their entity's columns too.
         effort: how long proving and measuring may take; None allows `PROOF_S` seconds.
-        progress: called with a `Progress` as packaging moves on, where no `effort` is given that has one.
+        progress: called with a `PackagingProgress` as packaging moves on, where no `effort` is given that has one.
 
     Returns:
         The record, in the store already; the one that was there if the same package was built before.
@@ -103,14 +103,14 @@ def build_package(
         problem = f"lacks the inputs {', '.join(missing)}" if missing else "has no rows"
         raise UsageError(f"The sample for the package {problem}.", help="Pass rows of the training data.")
     if effort is None:
-        effort = Effort(progress=progress)
+        effort = TimeBudget(progress=progress)
         effort.tell("asking the model", 0, 1)
         # The first answer may load libraries and compile; the time counts from behind it.
         model.predict_scores(sample.head(1))
         effort.start()
     whole, sample = sample, sample_of(sample, signature)
     # Proving, compiling and recording ask for the same rows.
-    known = cast("Model", Remembering(model))
+    known = cast("Model", CachedModel(model))
     signature = probe(known, _ranged(signature, sample), sample)
     model_files = model.to_files()
 
@@ -163,7 +163,9 @@ def build_package(
         signature=request.to_json(),
         lookups=looked_up,
         files={name: digest_of(data) for name, data in files.items()},
-        lineage=Lineage(run=run, snapshot=snapshot.key if isinstance(snapshot, Snapshot) else snapshot, code=code),
+        lineage=PackageLineage(
+            run=run, snapshot=snapshot.key if isinstance(snapshot, Snapshot) else snapshot, code=code
+        ),
         environment=environment,
         training=_training(trained),
         compiled=compiled,

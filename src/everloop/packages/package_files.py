@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from everloop.packages.archive import SIGNATURE, check_bundle, open_bundle, trust_of
+from everloop.packages.archive import SIGNATURE, check_archive, open_archive, trust_of
 from everloop.packages.isolation.isolation_policy import admit
 from everloop.packages.package import digest_of_files, read_folder
 from everloop.packages.package_manifest import FILE
@@ -25,8 +25,8 @@ def load_path(path: Path) -> Predictor:
         told: dict[str, Any] = {}
         known, digest = None, digest_of_files(whole)
     else:
-        manifest, whole, told, digest = open_bundle(path)
+        manifest, whole, told, digest = open_archive(path)
         known = digest
-    check_bundle(manifest, told, digest)
+    check_archive(manifest, told, digest)
     admit(manifest, whole, digest, trust_of(told), told=f"The package '{path}'")
     return predictor_from(manifest, whole, digest=digest if manifest.code_bearing else known)

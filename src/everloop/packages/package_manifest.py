@@ -46,7 +46,7 @@ _NEEDS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lineage:
+class PackageLineage:
     """Where the model came from. The run is left out where packages of two runs shall be comparable by digest."""
 
     run: str | None = None
@@ -55,7 +55,7 @@ class Lineage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Environment:
+class PackageEnvironment:
     """What the model was built with: `packages` maps distributions to versions, `locked` says more of each."""
 
     python: str
@@ -77,8 +77,8 @@ class Manifest:
     target: str
     signature: dict[str, Json]
     files: dict[str, str]
-    lineage: Lineage = Lineage()
-    environment: Environment
+    lineage: PackageLineage = PackageLineage()
+    environment: PackageEnvironment
     training: dict[str, Json] = field(default_factory=dict)
     """How it was made: recipe, rows, importance, dropped columns."""
     lookups: dict[str, Json] = field(default_factory=dict)
@@ -139,7 +139,7 @@ class Manifest:
             raise CorruptionError(f"The package's {FILE} is damaged: {error}.") from error
 
 
-def environment(format: str, also: Iterable[str] = ()) -> Environment:
+def environment(format: str, also: Iterable[str] = ()) -> PackageEnvironment:
     """The environment of this process, with the distributions that a model of this format needs.
 
     Args:
@@ -149,7 +149,7 @@ def environment(format: str, also: Iterable[str] = ()) -> Environment:
     # An everloop run from its source tree has no distribution. Its own requirements are not the model's.
     own = {name: replace(one, requires=()) for name, one in lock(("everloop",)).items() if name == "everloop"}
     locked = dict(sorted({**locked, **own}.items()))
-    return Environment(
+    return PackageEnvironment(
         python=platform.python_version(),
         platform=sys.platform,
         packages={name: one.version for name, one in locked.items()},

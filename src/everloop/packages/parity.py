@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import EverloopError, ParityError, TrainingError
 from everloop.packages.signature import Input, Signature, polars_type
-from everloop.packages.time_budget import Effort
-from everloop.training.class_decisions import Answers, answer_frame, answer_rows
+from everloop.packages.time_budget import TimeBudget
+from everloop.training.class_decisions import ClassScores, answer_frame, answer_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -140,7 +140,7 @@ def prove(
     sample: pl.DataFrame,
     *,
     tolerance: float,
-    effort: Effort | None = None,
+    effort: TimeBudget | None = None,
 ) -> Parity:
     """Compare scores and classes of the two on the sample and on edge rows, asked as a frame and as dicts.
 
@@ -152,7 +152,7 @@ def prove(
     Raises:
         ParityError: an answer differs, or one of the two refuses rows that the other takes.
     """
-    effort = effort or Effort()
+    effort = effort or TimeBudget()
     # Edge rows first: they are few, and most of what goes wrong goes wrong there.
     edges = edge_rows(signature, sample)
     effort.tell("edge rows", 0, len(edges))
@@ -166,7 +166,7 @@ def prove(
             few = piece.head(PLAIN_ROWS)
             plain = _ask_rows(packaged, plain_rows(few, signature), "the training sample, as dicts")
             places = None if expected.places is None else expected.places[: few.height]
-            wanted = Answers(expected.scores[: few.height], places)
+            wanted = ClassScores(expected.scores[: few.height], places)
             worst = max(worst, compare(wanted, plain, few, "dicts", tolerance))
         compared += piece.height
     return Parity(
@@ -208,13 +208,13 @@ def _prove_edges(
     return len(refused), worst
 
 
-def _taken(answer: Answers | Exception, row: Row, way: str) -> Answers:
+def _taken(answer: ClassScores | Exception, row: Row, way: str) -> ClassScores:
     if isinstance(answer, Exception):
         raise ParityError(f"The packaged model refuses an edge row ({way}): {row}: {answer}") from answer
     return answer
 
 
-def each_answer(model: Model, frame: pl.DataFrame) -> list[Answers | Exception]:
+def each_answer(model: Model, frame: pl.DataFrame) -> list[ClassScores | Exception]:
     """The answer to each row, each of one row, or why there is none.
 
     Asks for all rows together, and halves what is refused until each refused row has been asked alone.
@@ -223,7 +223,7 @@ def each_answer(model: Model, frame: pl.DataFrame) -> list[Answers | Exception]:
     return _halved(model, frame, found) if isinstance(found, Exception) else _single(found)
 
 
-def _halved(model: Model, frame: pl.DataFrame, refusal: Exception) -> list[Answers | Exception]:
+def _halved(model: Model, frame: pl.DataFrame, refusal: Exception) -> list[ClassScores | Exception]:
     """The same of rows that are refused together."""
     if frame.height == 1:
         return [refusal]
@@ -238,21 +238,21 @@ def _halved(model: Model, frame: pl.DataFrame, refusal: Exception) -> list[Answe
     return [*first, *each_answer(model, frame[middle:])]
 
 
-def _single(answers: Answers) -> list[Answers | Exception]:
+def _single(answers: ClassScores) -> list[ClassScores | Exception]:
     scores, places = answers
     return [
-        Answers(scores[place : place + 1], None if places is None else places[place : place + 1])
+        ClassScores(scores[place : place + 1], None if places is None else places[place : place + 1])
         for place in range(len(scores))
     ]
 
 
-def stacked(answers: Sequence[Answers]) -> Answers:
+def stacked(answers: Sequence[ClassScores]) -> ClassScores:
     """Answers to several rows as one."""
     import numpy as np
 
     places = [answer.places for answer in answers if answer.places is not None]
     scores = np.concatenate([answer.scores for answer in answers])
-    return Answers(scores, np.concatenate(places) if places else None)
+    return ClassScores(scores, np.concatenate(places) if places else None)
 
 
 def frame_of(rows: Sequence[Mapping[str, object]], signature: Signature) -> pl.DataFrame:
@@ -302,7 +302,7 @@ def _turn(values: tuple[object, ...], turn: int) -> object:
     return values[-1 - turn % len(values)]
 
 
-def _ask(model: Model, frame: pl.DataFrame, what: str) -> Answers:
+def _ask(model: Model, frame: pl.DataFrame, what: str) -> ClassScores:
     answer = try_answers(model, frame)
     if isinstance(answer, EverloopError):
         raise answer
@@ -311,14 +311,14 @@ def _ask(model: Model, frame: pl.DataFrame, what: str) -> Answers:
     return answer
 
 
-def _ask_rows(model: Model, rows: list[Row], what: str) -> Answers:
+def _ask_rows(model: Model, rows: list[Row], what: str) -> ClassScores:
     try:
         return answer_rows(model, rows)
     except Exception as error:
         raise ParityError(f"The packaged model cannot score {what}: {error}.") from error
 
 
-def try_answers(model: Model, frame: pl.DataFrame) -> Answers | Exception:
+def try_answers(model: Model, frame: pl.DataFrame) -> ClassScores | Exception:
     """The answers, or why there are none: any estimator may stand behind a model, and it raises whatever it likes."""
     import numpy as np
 
@@ -332,7 +332,7 @@ def try_answers(model: Model, frame: pl.DataFrame) -> Answers | Exception:
     return answers if np.isfinite(answers.scores).all() else TrainingError("the score is not a finite number")
 
 
-def _try_rows(model: Model, rows: Sequence[Row]) -> Answers | Exception:
+def _try_rows(model: Model, rows: Sequence[Row]) -> ClassScores | Exception:
     import numpy as np
 
     try:
@@ -343,7 +343,7 @@ def _try_rows(model: Model, rows: Sequence[Row]) -> Answers | Exception:
         return error
 
 
-def compare(expected: Answers, found: Answers, frame: pl.DataFrame, way: str, tolerance: float) -> float:
+def compare(expected: ClassScores, found: ClassScores, frame: pl.DataFrame, way: str, tolerance: float) -> float:
     """The largest difference of scores.
 
     Raises:

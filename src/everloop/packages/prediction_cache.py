@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any, cast
 
-from everloop.training.class_decisions import Answers, answer_frame, answer_rows
+from everloop.training.class_decisions import ClassScores, answer_frame, answer_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from everloop.training.trained_model import Model, Task
 
 
-class Remembering:
+class CachedModel:
     """The trained model with its answers to whole frames; asks it only for frames that it has not had.
 
     It is for the trained model alone: what is held against it is always asked. Rows as dicts are not remembered, so
@@ -32,13 +32,13 @@ class Remembering:
         self.format = model.format
         self.task: Task = model.task
         self.inputs = model.inputs
-        self._known: dict[bytes, Answers | Exception] = {}
+        self._known: dict[bytes, ClassScores | Exception] = {}
 
     @property
     def rule(self) -> Any:
         return getattr(self.model, "rule", None)
 
-    def answer_frame(self, frame: pl.DataFrame) -> Answers:
+    def answer_frame(self, frame: pl.DataFrame) -> ClassScores:
         """Scores and classes of a frame; raises what the model raised."""
         key = _key(frame.select(self.inputs))
         if key not in self._known:
@@ -51,7 +51,7 @@ class Remembering:
             raise known
         return known
 
-    def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> Answers:
+    def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> ClassScores:
         return answer_rows(self.model, rows)
 
     def predict_scores(self, frame: pl.DataFrame) -> NDArray[Any]:
@@ -63,7 +63,7 @@ class Remembering:
 
 def plain_model(model: object) -> Model:
     """The model itself."""
-    return model.model if isinstance(model, Remembering) else cast("Model", model)
+    return model.model if isinstance(model, CachedModel) else cast("Model", model)
 
 
 def _key(frame: pl.DataFrame) -> bytes:
@@ -73,4 +73,4 @@ def _key(frame: pl.DataFrame) -> bytes:
     return hashlib.blake2b(written, digest_size=16).digest()
 
 
-__all__ = ["Remembering", "plain_model"]
+__all__ = ["CachedModel", "plain_model"]

@@ -10,7 +10,7 @@ from everloop.packages.isolation.isolation_policy import admit, is_admitted
 from everloop.packages.package import read_package
 from everloop.packages.package_manifest import COMPILED_FOLDER, MODEL_FOLDER, Manifest
 from everloop.records import Package
-from everloop.training.class_decisions import Answers, answer_frame, answer_rows, rule_of
+from everloop.training.class_decisions import ClassScores, answer_frame, answer_rows, rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -134,13 +134,13 @@ class Predictor:
             return cast("Scores", self._of_frame(frame, self.model.predict_scores))
         return self.answer_frame(frame).scores
 
-    def answer_frame(self, frame: pl.DataFrame) -> Answers:
+    def answer_frame(self, frame: pl.DataFrame) -> ClassScores:
         """Scores and predicted classes of a Polars frame with at least the inputs' columns.
 
         Raises:
             RequestError: a column is missing, or the model cannot score the rows.
         """
-        return cast("Answers", self._of_frame(frame, lambda rows: answer_frame(self.model, rows)))
+        return cast("ClassScores", self._of_frame(frame, lambda rows: answer_frame(self.model, rows)))
 
     def _of_frame(self, frame: pl.DataFrame, ask: Callable[[pl.DataFrame], Any]) -> Any:
         import numpy as np
@@ -154,7 +154,7 @@ class Predictor:
         if not frame.height:
             scores = np.empty((0, len(self.classes)) if self.task == "multiclass" else (0,), dtype=np.float64)
             places = None if self.task == "regression" else np.empty(0, dtype=np.intp)
-            return Answers(scores, places)
+            return ClassScores(scores, places)
         try:
             return ask(frame)
         except EverloopError:
@@ -176,7 +176,7 @@ class Predictor:
         except Exception as error:
             raise RequestError(f"The model {self.told} cannot score these rows: {error}") from error
 
-    def answer_rows(self, rows: Sequence[Mapping[str, Any]]) -> Answers:
+    def answer_rows(self, rows: Sequence[Mapping[str, Any]]) -> ClassScores:
         """Scores and predicted classes of rows that `validate` or the signature's own decoder has passed.
 
         Raises:

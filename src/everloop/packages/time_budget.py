@@ -22,7 +22,7 @@ MOST_ROWS = 16_384
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class PackagingProgress:
     """How far saving a model has come."""
 
     stage: str
@@ -33,15 +33,15 @@ class Progress:
     """Since saving began."""
 
 
-class Effort:
+class TimeBudget:
     """The time that is left. What was begun is finished, so a model that is asked once more may exceed it.
 
     Args:
         seconds: beyond the model's first answer.
-        progress: called with a `Progress` at every step.
+        progress: called with a `PackagingProgress` at every step.
     """
 
-    def __init__(self, seconds: float = PROOF_S, progress: Callable[[Progress], None] | None = None) -> None:
+    def __init__(self, seconds: float = PROOF_S, progress: Callable[[PackagingProgress], None] | None = None) -> None:
         self.seconds = seconds
         self.began = perf_counter()
         self._end = self.began + seconds
@@ -70,7 +70,7 @@ class Effort:
     def tell(self, stage: str, done: int, total: int) -> None:
         if self._progress is not None:
             seconds = perf_counter() - self.began
-            self._progress(Progress(stage=stage, done=done, total=total, seconds=seconds))
+            self._progress(PackagingProgress(stage=stage, done=done, total=total, seconds=seconds))
 
     @staticmethod
     def first_piece(frame: pl.DataFrame) -> pl.DataFrame:
@@ -122,4 +122,4 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-__all__ = ["PROOF_S", "Effort", "Progress", "one_thread"]
+__all__ = ["PROOF_S", "PackagingProgress", "TimeBudget", "one_thread"]

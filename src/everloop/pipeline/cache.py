@@ -12,7 +12,7 @@ from everloop.errors import EverloopError
 from everloop.pipeline.artifacts import Stored
 from everloop.pipeline.artifacts.lists import ListFormat, load_elements
 from everloop.pipeline.fingerprint import MISSING
-from everloop.records import Artifact, Json, Step
+from everloop.records import Artifact, Json, StepRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -31,17 +31,17 @@ _OVERLAP = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
+class CacheHit:
     """A result that can be used again."""
 
     outputs: dict[str, Stored]
     artifacts: dict[str, str]
     """Output name to the id of its artifact."""
-    step: Step
+    step: StepRun
 
 
 @dataclass(frozen=True, slots=True)
-class Miss:
+class CacheMiss:
     """No usable result. `reason` says what became of one with this fingerprint, if there was one."""
 
     reason: str | None = None
@@ -52,8 +52,8 @@ class Cache:
     """Former results of the steps of one graph. What has been looked at is remembered for as long as it lives."""
 
     store: Store
-    _known: dict[str, list[Step]] = field(default_factory=dict)
-    _last: dict[str, Step] = field(default_factory=dict)
+    _known: dict[str, list[StepRun]] = field(default_factory=dict)
+    _last: dict[str, StepRun] = field(default_factory=dict)
     _artifacts: dict[str, Artifact] = field(default_factory=dict)
     _since: datetime | None = None
     _whole: bool = False
@@ -64,25 +64,25 @@ class Cache:
         # A record is made a moment before it is written.
         self._since = self.store.now() - _OVERLAP
         limit = 2 * len(names) + _NEWEST
-        newest = self.store.records.find(Step, order="-created_at", limit=limit)
+        newest = self.store.records.find(StepRun, order="-created_at", limit=limit)
         for step in newest:
             self._remember(step)
         self._whole = len(newest) < limit
         unknown = [] if self._whole else [name for name in names if name not in self._last]
         for batch in _batches(unknown):
             found = self.store.records.find(
-                Step, ("name", "in", batch), ("status", "in", _USABLE), order="-created_at", limit=3 * len(batch)
+                StepRun, ("name", "in", batch), ("status", "in", _USABLE), order="-created_at", limit=3 * len(batch)
             )
             for step in found:
                 self._last.setdefault(step.name, step)
         wanted = [key for steps in self._known.values() for step in steps[:1] for key in step.outputs.values()]
         self._load_artifacts(wanted)
 
-    def last(self, name: str) -> Step | None:
+    def last(self, name: str) -> StepRun | None:
         """The last time that a step of this name had a result."""
         return self._last.get(name)
 
-    def find(self, fingerprint: str, *, again: bool = False) -> Hit | Miss:
+    def find(self, fingerprint: str, *, again: bool = False) -> CacheHit | CacheMiss:
         """Look for a usable result.
 
         Args:
@@ -90,7 +90,7 @@ class Cache:
         """
         candidates = self._known.get(fingerprint, [])
         found = self._judge(candidates)
-        if isinstance(found, Hit) or not again:
+        if isinstance(found, CacheHit) or not again:
             return found
         where: list[Condition] = [("fingerprint", "=", fingerprint), ("status", "in", _USABLE)]
         # Among equal fingerprints, the newest id first; and a store that is slow at it learns to index this order.
@@ -99,18 +99,18 @@ class Cache:
             # All that is older has been read; what others have finished since is a short way back.
             where.append(("created_at", ">=", self._since))
             order = "-created_at"
-        asked = self.store.records.find(Step, *where, order=order, limit=_CANDIDATES)
+        asked = self.store.records.find(StepRun, *where, order=order, limit=_CANDIDATES)
         fresh = [step for step in asked if all(step.id != other.id for other in candidates)]
         if not fresh:
             return found
         return self._judge(fresh)
 
-    def _remember(self, step: Step) -> None:
+    def _remember(self, step: StepRun) -> None:
         if step.status in _USABLE:
             self._known.setdefault(step.fingerprint, []).append(step)
             self._last.setdefault(step.name, step)
 
-    def _judge(self, candidates: Sequence[Step]) -> Hit | Miss:
+    def _judge(self, candidates: Sequence[StepRun]) -> CacheHit | CacheMiss:
         """The first candidate that holds, or why the newest does not."""
         why: str | None = None
         seen: list[object] = []
@@ -127,9 +127,9 @@ class Cache:
                     return hit
                 trouble = MISSING
             why = why or trouble
-        return Miss(why)
+        return CacheMiss(why)
 
-    def _with_artifacts(self, step: Step) -> Hit | None:
+    def _with_artifacts(self, step: StepRun) -> CacheHit | None:
         self._load_artifacts(step.outputs.values())
         outputs: dict[str, Stored] = {}
         for name, key in step.outputs.items():
@@ -137,7 +137,7 @@ class Cache:
             if artifact is None or not self._is_there(stored := Stored.of(artifact)):
                 return None
             outputs[name] = stored
-        return Hit(outputs, dict(step.outputs), step)
+        return CacheHit(outputs, dict(step.outputs), step)
 
     def _is_there(self, stored: Stored) -> bool:
         objects = self.store.objects
@@ -153,7 +153,7 @@ class Cache:
             for artifact in self.store.records.find(Artifact, ("id", "in", batch)):
                 self._artifacts[artifact.id] = artifact
 
-    def _changed_source(self, step: Step) -> str | None:
+    def _changed_source(self, step: StepRun) -> str | None:
         """What differs outside from what the step saw; None if nothing does."""
         for observation in step.observed:
             kind, spec, state = observation["kind"], observation["spec"], observation["state"]

@@ -60,7 +60,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class JobOutcome:
     """What became of a job that succeeded."""
 
     outputs: dict[str, Stored]
@@ -87,7 +87,7 @@ def perform(
     *,
     log: Callable[[dict[str, Any], int | None], None] | None = None,
     held: MutableMapping[str, Any] | None = None,
-) -> Outcome:
+) -> JobOutcome:
     """Load the inputs, call the function, check and keep what it returns.
 
     Args:
@@ -117,7 +117,7 @@ def perform(
         # A lazy frame is only computed while it is kept, so that belongs to the step as well.
         outputs = _keep_result(job, value, types.get("return", Any), store, held)
     read = [one for one in watch.observations(job.reached) if one not in seen]
-    return Outcome(outputs, (*seen, *read), time.perf_counter() - began, tuple(logged))
+    return JobOutcome(outputs, (*seen, *read), time.perf_counter() - began, tuple(logged))
 
 
 def _call(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from everloop.pipeline import fingerprint as fp
 from everloop.pipeline.binding import bind_inputs, set_params, targets_of
-from everloop.pipeline.cache import Cache, Hit
+from everloop.pipeline.cache import Cache, CacheHit
 from everloop.pipeline.code.step_code import code_of
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def plan(
             planned.append(Planned(name, "would run", untold))
             continue
         found = cache.find(fp.fingerprint(parts), again=True)
-        if isinstance(found, Hit):
+        if isinstance(found, CacheHit):
             results[name] = found.outputs
             planned.append(Planned(name, "cached", fp.cached(found.step.observed)))
             continue

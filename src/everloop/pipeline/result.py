@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.errors import GraphError
 from everloop.pipeline.artifacts import Stored, load_value
 from everloop.pipeline.steps import RESULT
-from everloop.records import Artifact, Step
+from everloop.records import Artifact, StepRun
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -21,18 +21,18 @@ class GraphRun:
     run: str
     """Id of the run."""
     store: Store
-    steps: list[Step] = field(default_factory=list)
+    steps: list[StepRun] = field(default_factory=list)
     """A record per step, in the order in which they ended; of a step that fans out, its elements before it."""
     error: BaseException | None = None
     _results: dict[str, dict[str, Stored]] = field(default_factory=dict, repr=False)
     _artifacts: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
 
     @property
-    def failed(self) -> Step | None:
+    def failed(self) -> StepRun | None:
         """The step that failed, if one did."""
         return next((step for step in self.steps if step.status == "failed"), None)
 
-    def step(self, name: str) -> Step:
+    def step(self, name: str) -> StepRun:
         """The record of one step.
 
         Raises:

@@ -9,7 +9,7 @@ from everloop import plugins
 from everloop.pipeline.binding import set_params, targets_of
 from everloop.pipeline.planning import forced_steps
 from everloop.pipeline.run_listener import Listener
-from everloop.pipeline.scheduler import Turn
+from everloop.pipeline.scheduler import GraphScheduler
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -57,14 +57,14 @@ def run_graph(
             stack.callback(chosen.close)
         else:
             chosen = executor
-        turn: Turn | None = None
+        turn: GraphScheduler | None = None
         try:
             with ExitStack() as tracked:
                 if run is None:
                     from everloop.tracking import start_run
 
                     run = tracked.enter_context(start_run(graph.name, store=store, params=dict(params or {})))
-                turn = Turn(store, run, nodes, order, chosen, forced, listener or Listener())
+                turn = GraphScheduler(store, run, nodes, order, chosen, forced, listener or Listener())
                 turn.go()
                 if turn.result.error is not None:
                     raise turn.result.error

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from everloop.pipeline.step_progress import StepProgress
-    from everloop.records import Step
+    from everloop.records import StepRun
 
 
 class Listener:
@@ -26,7 +26,7 @@ class Listener:
     def on_retry(self, name: str, error: BaseException, wait_s: float) -> None:
         """An attempt failed and another follows in so many seconds."""
 
-    def on_finish(self, step: Step) -> None:
+    def on_finish(self, step: StepRun) -> None:
         """A step has ended, with any status; of a step that fans out, each element by itself and then the whole."""
 
     def on_end(self) -> None:

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from everloop.pipeline.artifacts import Stored
     from everloop.pipeline.code.step_code import Code
     from everloop.pipeline.graph import Node
-    from everloop.records import Step
+    from everloop.records import StepRun
 
 
 @dataclass
-class Task:
+class ScheduledTask:
     """One step, or one element of a step that fans out."""
 
     node: Node
@@ -47,7 +47,7 @@ class Task:
 
 
 @dataclass
-class Fan:
+class FanOut:
     """A step that fans out, while its elements run."""
 
     node: Node
@@ -56,7 +56,7 @@ class Fan:
     parts: dict[str, str]
     reason: str
     elements: list[Stored | None]
-    steps: list[Step] = field(default_factory=list)
+    steps: list[StepRun] = field(default_factory=list)
 
 
 def count_readers(nodes: Mapping[str, Node], order: Iterable[str]) -> dict[str, int]:

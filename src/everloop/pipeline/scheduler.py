@@ -19,16 +19,16 @@ from everloop.pipeline import fingerprint as fp
 from everloop.pipeline.artifacts import Stored, keep_value
 from everloop.pipeline.artifacts.lists import keep_elements
 from everloop.pipeline.binding import bind_inputs, elements_of
-from everloop.pipeline.cache import Cache, Hit
+from everloop.pipeline.cache import Cache, CacheHit
 from everloop.pipeline.code.step_code import code_of, settle
-from everloop.pipeline.job import Job, Kept, Outcome
+from everloop.pipeline.job import Job, JobOutcome, Kept
 from everloop.pipeline.result import GraphRun
-from everloop.pipeline.scheduled_tasks import Fan, Task, count_readers, needs_of
-from everloop.pipeline.step_failures import clean_text, describe_failure, show_error, tell_failure
+from everloop.pipeline.scheduled_tasks import FanOut, ScheduledTask, count_readers, needs_of
+from everloop.pipeline.step_failures import clean_text, describe_failure, failure_text, show_error
 from everloop.pipeline.step_progress import watch_steps
 from everloop.pipeline.steps import RESULT
 from everloop.pipeline.value_digests import UndigestibleError, digest_text, digest_value
-from everloop.records import Artifact, Record, Step, StepStatus
+from everloop.records import Artifact, Record, StepRun, StepStatus
 
 if TYPE_CHECKING:
     from everloop.pipeline.executors import Executor
@@ -46,7 +46,7 @@ _LONGEST_WAIT_S = 0.25
 _EVENT_EVERY_S = 10.0
 
 
-class Turn:
+class GraphScheduler:
     """The state of one run. All of it is touched by one thread only."""
 
     def __init__(
@@ -71,13 +71,13 @@ class Turn:
         self.codes = {name: code_of(nodes[name].step.function) for name in order}
         self.results = self.result._results
         self.unplaced = list(order)
-        self.tasks: list[Task] = []
-        self.running: dict[Future[Outcome], Task] = {}
-        self.fans: dict[str, Fan] = {}
+        self.tasks: list[ScheduledTask] = []
+        self.running: dict[Future[JobOutcome], ScheduledTask] = {}
+        self.fans: dict[str, FanOut] = {}
         self.unwritten: list[Record] = []
         self.readers = count_readers(nodes, order)
         self.held: dict[str, Any] = {}
-        self.active: list[Task] = []
+        self.active: list[ScheduledTask] = []
         self._isolating: Executor | None = None
         self._next_event: dict[str, float] = {}
 
@@ -143,18 +143,18 @@ class Turn:
         code = self.codes[node.name]
         inputs = bind_inputs(node, self.results)
         parts = fp.parts_of(node, inputs, self.store.objects, code=code)
-        task = Task(node, node.name, inputs, code, parts)
+        task = ScheduledTask(node, node.name, inputs, code, parts)
         if self._settle_from_cache(task):
             return
         if node.mapped is None:
             self.tasks.append(task)
             return
         values = elements_of(node, inputs[node.mapped], self.store.objects)
-        self.fans[node.name] = Fan(node, inputs, code, parts, task.reason, [None] * len(values))
+        self.fans[node.name] = FanOut(node, inputs, code, parts, task.reason, [None] * len(values))
         for index, value in enumerate(values):
             given = {**inputs, node.mapped: self._element(value)}
             own = fp.parts_of(node, given, self.store.objects, code=code)
-            element = Task(node, f"{node.name}[{index}]", given, code, own, index)
+            element = ScheduledTask(node, f"{node.name}[{index}]", given, code, own, index)
             if not self._settle_from_cache(element):
                 self.tasks.append(element)
         if not values:
@@ -170,7 +170,7 @@ class Turn:
             return Kept(keep_value(value, self.store.objects))
         return value
 
-    def _settle_from_cache(self, task: Task, *, again: bool = False) -> bool:
+    def _settle_from_cache(self, task: ScheduledTask, *, again: bool = False) -> bool:
         """Use a former result if there is one; else say why the task has to run."""
         if task.node.name in self.forced:
             task.reason = fp.FORCED
@@ -183,7 +183,7 @@ class Turn:
             task.reason = untold
             return False
         found = self.cache.find(task.fingerprint, again=again)
-        if isinstance(found, Hit):
+        if isinstance(found, CacheHit):
             self._finish(
                 task, "cached", fp.cached(found.step.observed), found.outputs, found.artifacts, found.step.observed
             )
@@ -214,7 +214,7 @@ class Turn:
                 break
         return moved
 
-    def _lock(self, task: Task) -> bool:
+    def _lock(self, task: ScheduledTask) -> bool:
         """Take the lock of the task's fingerprint, so that no two processes do the same at once.
 
         While another has it, this turn goes on with other tasks: waiting with locks in hand could be a deadlock.
@@ -235,7 +235,7 @@ class Turn:
         task.lock = stack
         return True
 
-    def _start(self, task: Task) -> None:
+    def _start(self, task: ScheduledTask) -> None:
         self._write()
         self.listener.on_start(task.name, task.reason)
         job = Job(
@@ -256,7 +256,7 @@ class Turn:
         future = self._executor_of(task).submit(job, self.store, log=self._log_metrics, held=held)
         self.running[future] = task
 
-    def _executor_of(self, task: Task) -> Executor:
+    def _executor_of(self, task: ScheduledTask) -> Executor:
         if task.node.step.timeout_s is None or self.executor.isolates:
             return self.executor
         if self._isolating is None:
@@ -266,7 +266,7 @@ class Turn:
     def _room(self) -> bool:
         return len(self.active) < self.executor.slots
 
-    def _fits(self, task: Task) -> bool:
+    def _fits(self, task: ScheduledTask) -> bool:
         """Whether the resources of what runs leave enough. Alone, a task may have whatever there is."""
         if not self._room():
             return False
@@ -317,7 +317,7 @@ class Turn:
 
     # --- ends -----------------------------------------------------------------------------------------------
 
-    def _finish_ran(self, task: Task, outcome: Outcome) -> None:
+    def _finish_ran(self, task: ScheduledTask, outcome: JobOutcome) -> None:
         artifacts = [
             self.store.new(
                 Artifact,
@@ -338,7 +338,7 @@ class Turn:
 
     def _finish(
         self,
-        task: Task,
+        task: ScheduledTask,
         status: StepStatus,
         reason: str,
         outputs: dict[str, Stored],
@@ -372,12 +372,12 @@ class Turn:
         observed: list[dict[str, Any]] = []
         for step in fan.steps:
             observed += [one for one in step.observed if one not in observed]
-        whole = Task(fan.node, name, fan.inputs, fan.code, fan.parts)
+        whole = ScheduledTask(fan.node, name, fan.inputs, fan.code, fan.parts)
         whole.reason = f"{fan.reason} ({len(ran)} of {len(fan.steps)} elements ran)"
-        outcome = Outcome({RESULT: stored}, tuple(observed), sum(step.seconds for step in ran))
+        outcome = JobOutcome({RESULT: stored}, tuple(observed), sum(step.seconds for step in ran))
         self._finish_ran(whole, outcome)
 
-    def _retry(self, task: Task, error: BaseException) -> bool:
+    def _retry(self, task: ScheduledTask, error: BaseException) -> bool:
         step = task.node.step
         if task.attempt > step.retries or isinstance(error, StepOutputError | TrustError) or self.result.error:
             return False
@@ -393,12 +393,12 @@ class Turn:
         self.tasks.append(task)
         return True
 
-    def _fail(self, task: Task, error: BaseException) -> None:
+    def _fail(self, task: ScheduledTask, error: BaseException) -> None:
         self._add(self._record(task, "failed", task.reason, error=describe_failure(error)))
         self._write()
         task.release()
         if self.result.error is None:
-            self.result.error = tell_failure(task.name, error)
+            self.result.error = failure_text(task.name, error)
 
     def _skip_rest(self) -> None:
         failed = self.result.failed
@@ -411,7 +411,7 @@ class Turn:
             missing = [name for name in self.order if name not in self.results and name != failed.name]
             for name in missing:
                 if not any(step.name == name for step in self.result.steps):
-                    whole = Task(self.nodes[name], name, {}, self.codes[name], {})
+                    whole = ScheduledTask(self.nodes[name], name, {}, self.codes[name], {})
                     self._add(self._record(whole, "skipped", f"'{failed.name}' failed"))
         self._write()
 
@@ -430,7 +430,7 @@ class Turn:
             done.add(task.name)
         for name in self.order:
             if name not in done:
-                whole = Task(self.nodes[name], name, {}, self.codes[name], {})
+                whole = ScheduledTask(self.nodes[name], name, {}, self.codes[name], {})
                 self._add(self._record(whole, "skipped", clean_text(why)))
         try:
             self._write()
@@ -441,7 +441,7 @@ class Turn:
 
     def _record(
         self,
-        task: Task,
+        task: ScheduledTask,
         status: StepStatus,
         reason: str,
         *,
@@ -449,9 +449,9 @@ class Turn:
         observed: tuple[dict[str, Any], ...] = (),
         seconds: float = 0.0,
         error: str | None = None,
-    ) -> Step:
+    ) -> StepRun:
         return self.store.new(
-            Step,
+            StepRun,
             run=self.run.id,
             name=task.name,
             status=status,
@@ -468,7 +468,7 @@ class Turn:
             error=error,
         )
 
-    def _add(self, step: Step) -> None:
+    def _add(self, step: StepRun) -> None:
         self.unwritten.append(step)
         self.result.steps.append(step)
         self.listener.on_finish(step)

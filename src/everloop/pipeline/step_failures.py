@@ -11,7 +11,7 @@ from everloop.pipeline.job import RemoteError
 _OWN_CODE = str(Path(__file__).parent)
 
 
-def tell_failure(name: str, error: BaseException) -> BaseException:
+def failure_text(name: str, error: BaseException) -> BaseException:
     """The error that a run raises: everloop's own as they are, with the step's name; others inside a StepError."""
     if isinstance(error, EverloopError):
         if f"'{name}'" not in str(error):

@@ -25,7 +25,7 @@ CHUNK_BYTES = 16 << 20
 """Journal bytes that become one commit; bounds the memory that folding takes."""
 
 
-class Fold(FoldTarget[Entry]):
+class StreamFold(FoldTarget[Entry]):
     """Moves the journals and segments of one stream into its table."""
 
     def run(self, store: Store) -> int:

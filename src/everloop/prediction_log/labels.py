@@ -15,7 +15,7 @@ import msgspec
 from everloop.errors import ConflictError, CorruptionError, DataError, RequestError
 from everloop.packages.signature import utc
 from everloop.prediction_log.configured_sink import open_sink
-from everloop.prediction_log.journal_folding import Fold
+from everloop.prediction_log.journal_folding import StreamFold
 from everloop.prediction_log.label_matching import find_unmatched, label_horizon
 from everloop.prediction_log.prediction_log import (
     LABELS,
@@ -105,7 +105,7 @@ class LabelLog:
 
 def fold_labels(store: Store, endpoint: str) -> int:
     """Move the labels that the endpoint has taken into its table, once, and return how many moved."""
-    fold = Fold(stream_name(store, LABELS, endpoint), table_name(store, LABELS, endpoint), _decode, _frame)
+    fold = StreamFold(stream_name(store, LABELS, endpoint), table_name(store, LABELS, endpoint), _decode, _frame)
     return fold.run(store)
 
 

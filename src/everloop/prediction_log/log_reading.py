@@ -28,7 +28,7 @@ from everloop.prediction_log.prediction_log import (
     table_name,
 )
 from everloop.prediction_log.segment_folding import has_segments
-from everloop.records import Endpoint, Json, ModelVersion, Prediction
+from everloop.records import EndpointRecord, Json, ModelVersion, Prediction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -85,7 +85,7 @@ def read_predictions(
     fold_logs(store, endpoint)
     table = table_name(store, PREDICTIONS, endpoint)
     if not store.tables.exists(table):
-        store.records.get(Endpoint, endpoint)
+        store.records.get(EndpointRecord, endpoint)
         return pl.LazyFrame(schema=_prediction_schema())
     frame = store.tables.scan(table, since=since, until=until)
     if version is not None:
@@ -185,7 +185,7 @@ def find_prediction(store: Store, id: str) -> Prediction | None:
     arrived = _moment_of(id)
     if arrived is None:
         return None
-    for endpoint in store.records.find(Endpoint):
+    for endpoint in store.records.find(EndpointRecord):
         found = _find_folded(store, endpoint.name, id, arrived) or _find_journaled(store, endpoint.name, id)
         if (
             found is None

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from everloop.errors import UsageError
-from everloop.records import Endpoint
+from everloop.records import EndpointRecord
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -32,7 +32,7 @@ def read_days(
     Raises:
         UsageError: the option is not a number of days from 0 to 2**31.
     """
-    found = store.records.find(Endpoint, ("name", "=", endpoint), limit=1)
+    found = store.records.find(EndpointRecord, ("name", "=", endpoint), limit=1)
     days = found[0].options.get(option) if found else None
     if days is None:
         return None

@@ -143,7 +143,7 @@ class JournalSink:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shipping:
+class ShippingOptions:
     """How a log is shipped; see the top of this module."""
 
     where: str
@@ -158,7 +158,7 @@ class Shipping:
     """How long an answer waits for its segment, with `durable="store"`."""
 
 
-def log_of(environment: Mapping[str, str]) -> Shipping | Literal["none"] | None:
+def log_of(environment: Mapping[str, str]) -> ShippingOptions | Literal["none"] | None:
     """What the environment says of the log; None: it says nothing.
 
     Raises:
@@ -173,7 +173,7 @@ def log_of(environment: Mapping[str, str]) -> Shipping | Literal["none"] | None:
     durable = environment.get("EVERLOOP_LOG_DURABLE") or "local"
     if durable not in ("local", "store"):
         raise UsageError(f"EVERLOOP_LOG_DURABLE is '{durable}'.", help="Set it to local or store.")
-    return Shipping(
+    return ShippingOptions(
         where=where,
         folder=spool_of(where, environment),
         durable=durable,  # type: ignore[arg-type]
@@ -201,7 +201,7 @@ def spool_of(where: str, environment: Mapping[str, str]) -> Path:
     return Path(tempfile.gettempdir()) / "everloop-log"
 
 
-def choose_place(environment: Mapping[str, str], given: str | None = None) -> str:
+def choose_log_url(environment: Mapping[str, str], given: str | None = None) -> str:
     """Where a process without a home of its own, as in an image, keeps its log: `given`, else `EVERLOOP_LOG`, else
     `EVERLOOP_STORE`; "none" where that says so.
 
@@ -310,4 +310,4 @@ def _number(environment: Mapping[str, str], name: str, default: float, *, least:
     return value
 
 
-__all__ = ["JournalSink", "LogSink", "NoSink", "Shipping", "SinkState", "instance_id", "log_of"]
+__all__ = ["JournalSink", "LogSink", "NoSink", "ShippingOptions", "SinkState", "instance_id", "log_of"]

@@ -32,7 +32,7 @@ import msgspec
 from everloop.errors import CorruptionError
 from everloop.packages.signature import polars_type
 from everloop.prediction_log.configured_sink import open_sink
-from everloop.prediction_log.journal_folding import Fold
+from everloop.prediction_log.journal_folding import StreamFold
 from everloop.prediction_log.retention import forget_old
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Group(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The digest of the package that answered."""
 
 
-class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class LogEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One journal frame."""
 
     version: int
@@ -130,10 +130,10 @@ def fold_predictions(store: Store, endpoint: str) -> int:
     return rows
 
 
-def prediction_fold(store: Store, endpoint: str) -> Fold[Entry]:
+def prediction_fold(store: Store, endpoint: str) -> StreamFold[LogEntry]:
     """How an endpoint's journals of answers become rows of its table."""
     stream, table = stream_name(store, PREDICTIONS, endpoint), table_name(store, PREDICTIONS, endpoint)
-    return Fold(stream, table, decode_entry, _frame)
+    return StreamFold(stream, table, decode_entry, _frame)
 
 
 def stream_name(store: Store, what: str, endpoint: str) -> str:
@@ -178,7 +178,7 @@ def answer_id(group: Group, place: int) -> str:
     return f"{group.request}-{place}~{group.version}" if group.role == "shadow" else f"{group.request}-{place}"
 
 
-def decode_entry(payload: bytes) -> Entry:
+def decode_entry(payload: bytes) -> LogEntry:
     """Read a frame.
 
     Raises:
@@ -193,10 +193,10 @@ def decode_entry(payload: bytes) -> Entry:
     return entry
 
 
-_DECODER = msgspec.msgpack.Decoder(Entry)
+_DECODER = msgspec.msgpack.Decoder(LogEntry)
 
 
-def _frame(store: Store, table: str, entries: list[Entry]) -> pl.DataFrame:
+def _frame(store: Store, table: str, entries: list[LogEntry]) -> pl.DataFrame:
     """The rows of many entries. Groups of one signature are laid out together, column by column."""
     import polars as pl
 

@@ -22,7 +22,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Literal
 
 from everloop.errors import CorruptionError, EverloopError, InsufficientStorageError, NotFoundError, UnavailableError
-from everloop.prediction_log.log_sinks import Shipping, SinkState, make_own_folder, new_instance, on_this_kernel
+from everloop.prediction_log.log_sinks import ShippingOptions, SinkState, make_own_folder, new_instance, on_this_kernel
 from everloop.prediction_log.segment_stores import open_segments
 from everloop.prediction_log.segments import Segment, first_line, shown
 from everloop.stores.clock import system_micros
@@ -53,7 +53,7 @@ class ShippingSink:
 
     kind: Literal["journal", "store", "none"] = "store"
 
-    def __init__(self, options: Shipping, stream: str, segments: SegmentStore | None = None) -> None:
+    def __init__(self, options: ShippingOptions, stream: str, segments: SegmentStore | None = None) -> None:
         """Begin a journal and the thread that ships.
 
         Raises:

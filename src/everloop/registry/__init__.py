@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from everloop.registry.diff import VersionDiff as VersionDiff, diff_versions as diff_versions
     from everloop.registry.history import (
-        Tenure as Tenure,
+        AliasTenure as AliasTenure,
         alias_at as alias_at,
         alias_history as alias_history,
         version_history as version_history,
@@ -65,7 +65,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "withdraw",
         ],
         "diff": ["VersionDiff", "diff_versions"],
-        "history": ["Tenure", "alias_at", "alias_history", "version_history"],
+        "history": ["AliasTenure", "alias_at", "alias_history", "version_history"],
         "model_card": ["version_card"],
         "model_versions": ["find_alias", "get_version", "list_versions", "register"],
         "saving": ["save_model"],

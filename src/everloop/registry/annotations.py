@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from everloop.errors import ConflictError, UsageError
-from everloop.records import Alias, Endpoint, ModelVersion
+from everloop.records import Alias, EndpointRecord, ModelVersion
 from everloop.registry.approvals import void_requests
 from everloop.registry.model_versions import get_version
 
@@ -71,7 +71,7 @@ def check_unused(store: Store, version: ModelVersion, *, aliases: bool = True) -
     holding = store.records.find(Alias, ("version", "=", version.key)) if aliases else []
     places = [
         place
-        for place in store.records.find(Endpoint, ("model", "=", version.model))
+        for place in store.records.find(EndpointRecord, ("model", "=", version.model))
         if any(route.version == version.key for route in place.routes)
     ]
     if holding or places:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import NotFoundError
 from everloop.packages.package import get_package
-from everloop.records import Json, ModelVersion, Run, Snapshot, Source, Step
+from everloop.records import Json, ModelVersion, Run, Snapshot, Source, StepRun
 from everloop.registry.model_versions import get_version
 
 if TYPE_CHECKING:
@@ -136,5 +136,5 @@ def _run(store: Store, version: ModelVersion) -> Run | None:
 def _code(store: Store, version: ModelVersion, run: Run | None) -> dict[str, Json]:
     if run is None:
         return {}
-    steps: dict[str, Json] = {step.name: step.code for step in store.records.find(Step, ("run", "=", run.id))}
+    steps: dict[str, Json] = {step.name: step.code for step in store.records.find(StepRun, ("run", "=", run.id))}
     return {**steps, "git commit": run.source.git_commit} if run.source.git_commit else steps

@@ -20,7 +20,7 @@ _ENDS = frozenset({"deleted", "alias_removed"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tenure:
+class AliasTenure:
     """One version's time under an alias. `until` is None for the one that holds it now."""
 
     version: str
@@ -33,7 +33,7 @@ class Tenure:
     """Who agreed, where a policy guards the alias."""
 
 
-def alias_history(store: Store, model: str, alias: str) -> list[Tenure]:
+def alias_history(store: Store, model: str, alias: str) -> list[AliasTenure]:
     """Who held an alias when and why, oldest first; empty where it was never set.
 
     A time without a holder, after an alias was removed, shows as a gap between two tenures.
@@ -44,7 +44,7 @@ def alias_history(store: Store, model: str, alias: str) -> list[Tenure]:
         if event.verb in _ENDS:
             continue
         tenures.append(
-            Tenure(
+            AliasTenure(
                 version=str(event.data["version"]),
                 since=event.at,
                 until=later.at if later else None,
@@ -57,7 +57,7 @@ def alias_history(store: Store, model: str, alias: str) -> list[Tenure]:
     return tenures
 
 
-def alias_at(store: Store, model: str, alias: str, moment: datetime) -> Tenure | None:
+def alias_at(store: Store, model: str, alias: str, moment: datetime) -> AliasTenure | None:
     """Who held an alias at a moment, with who made it so; None where nobody did.
 
     Raises:

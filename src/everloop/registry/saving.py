@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from everloop.errors import EverloopError, NotFoundError, TrainingError, UsageError
 from everloop.packages.formats.input_tables import TableKind, read_example
 from everloop.packages.signature import Task
-from everloop.packages.time_budget import PROOF_S, Effort, one_thread
+from everloop.packages.time_budget import PROOF_S, TimeBudget, one_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import polars as pl
 
     from everloop.packages.formats.input_tables import Container
-    from everloop.packages.time_budget import Progress
+    from everloop.packages.time_budget import PackagingProgress
     from everloop.records import Json
     from everloop.registry.saved_model import SavedVersion
     from everloop.stores import Store
-    from everloop.training.estimator_scores import Question
+    from everloop.training.estimator_scores import EstimatorScores
     from everloop.training.trained_model import Model, Trained
 
 PROBE_ROWS = 20
@@ -50,7 +50,7 @@ def save_model(
     artifacts: Mapping[str, Path | str] | None = None,
     lookups: Sequence[str] = (),
     proof_s: float = PROOF_S,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[PackagingProgress], None] | None = None,
 ) -> SavedVersion:
     """Package a fitted model and register it as the next version of `name`.
 
@@ -78,7 +78,7 @@ def save_model(
             example then has the entity's columns beside the features.
         proof_s: seconds that proving and measuring may take beyond the model's first answer. What was not tried by
             then is on the card; the version is made all the same.
-        progress: called with a `Progress` (stage, done, total, seconds) as saving moves on.
+        progress: called with a `PackagingProgress` (stage, done, total, seconds) as saving moves on.
 
     Returns:
         The version; printed, it says what was made.
@@ -97,7 +97,7 @@ def save_model(
     parts = {"before": before, "after": after, "weights": weights, "artifacts": artifacts}
     if proof_s < 0:
         raise UsageError(f"`proof_s` is {proof_s}; it cannot be negative.", help="0 proves the least that is safe.")
-    effort = Effort(proof_s, progress)
+    effort = TimeBudget(proof_s, progress)
     effort.tell("asking the model", 0, 1)
     with ExitStack() as closing:
         closing.enter_context(one_thread())
@@ -335,7 +335,7 @@ def _renamed(asked: list[str], names: Sequence[str]) -> list[str]:
 
 def _question(
     model: Any, table: TableKind, frame: pl.DataFrame, task: Task | None, truth: pl.Series | None
-) -> tuple[Question, Container, list[Json]]:
+) -> tuple[EstimatorScores, Container, list[Json]]:
     """How a model is asked, the container that it takes (the example's own kind first), and its classes."""
     import warnings
 
@@ -386,7 +386,7 @@ def _decided(
 ) -> tuple[Task, list[Json], list[int]]:
     """The task, the classes in everloop's order, and where the model has each."""
     from everloop.packages.formats.plain_function import Function
-    from everloop.packages.formats.pyfunc import Asked
+    from everloop.packages.formats.pyfunc import PyfuncScores
     from everloop.training.estimator_tasks import arranged, decides, found_classes, known_classes, task_for
     from everloop.training.targets import find_classes
 
@@ -395,7 +395,7 @@ def _decided(
         classes, order = arranged(known)
         return task or task_for(classes), classes, order
     few = table.fill(table.cast(frame.head(PROBE_ROWS)))
-    if task != "regression" and not isinstance(model, Function | Asked) and hasattr(model, "predict"):
+    if task != "regression" and not isinstance(model, Function | PyfuncScores) and hasattr(model, "predict"):
         if decides(model, model.predict(few)):
             width = model.predict_proba(few).shape[1] if hasattr(model, "predict_proba") else None
             predicted = model.predict(table.fill(table.cast(frame.head(CLASS_ROWS))))

@@ -29,7 +29,7 @@ from everloop.errors import EverloopError
 from everloop.http.body_limits import BodyError
 from everloop.server.access.roles import ANYONE, ROLES
 from everloop.server.error_responses import error_content
-from everloop.server.middleware import AccessGuard
+from everloop.server.middleware import AccessMiddleware
 from everloop.server.request_context import NEEDS, guard
 from everloop.server.server_options import ServerOptions
 from everloop.server.storage_errors import no_space_error
@@ -46,20 +46,20 @@ _log = logging.getLogger("everloop.server")
 _STATIC = {"status.js": "text/javascript", "status.css": "text/css"}
 
 
-def make_app(store: Store, options: ServerOptions | None = None) -> AccessGuard:
+def make_app(store: Store, options: ServerOptions | None = None) -> AccessMiddleware:
     """The control plane of one store and project, as an ASGI app.
 
     Raises:
         UsageError: the options name what cannot be used.
     """
-    from everloop.server.access import AccessBook, Authenticator
+    from everloop.server.access import Authenticator, UserStore
     from everloop.server.api import access_routes, journal_routes, record_routes, registry_routes, webhook_routes
-    from everloop.server.gateway.endpoint_addresses import Targets
+    from everloop.server.gateway.endpoint_addresses import EndpointAddresses
     from everloop.server.gateway.forwarding import Gateway
 
     options = options or ServerOptions()
-    gateway = Gateway(Targets(store, stale_s=options.access_stale_s), options)
-    authenticator = Authenticator(AccessBook(store), stale_s=options.access_stale_s) if options.auth else None
+    gateway = Gateway(EndpointAddresses(store, stale_s=options.access_stale_s), options)
+    authenticator = Authenticator(UserStore(store), stale_s=options.access_stale_s) if options.auth else None
     routes: list[ControllerRouterHandler] = [
         status,
         static,
@@ -95,7 +95,7 @@ def make_app(store: Store, options: ServerOptions | None = None) -> AccessGuard:
         logging_config=None,
         debug=False,
     )
-    return AccessGuard(app, store, options, authenticator, _open_paths(app), gateway.targets)
+    return AccessMiddleware(app, store, options, authenticator, _open_paths(app), gateway.targets)
 
 
 @get("/status", media_type=MediaType.HTML, sync_to_thread=False, include_in_schema=False, opt={NEEDS: "viewer"})

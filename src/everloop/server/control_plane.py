@@ -56,11 +56,11 @@ class ControlPlane:
         """Answer until SIGINT, SIGTERM or `stop`. `ready` is called once requests are taken."""
         from everloop.http.listening import ControlServer
         from everloop.server.control_app import make_app
-        from everloop.server.webhooks.webhook_delivery import Notifier
+        from everloop.server.webhooks.webhook_delivery import WebhookDelivery
 
         server = ControlServer(make_app(self.store, self.options), ready=ready)
         self._server = server
-        notifier = Notifier(self.store, self.options)
+        notifier = WebhookDelivery(self.store, self.options)
         notifier.start()
         try:
             server.run(sockets=[self._socket])
@@ -79,9 +79,9 @@ class ControlPlane:
 
 
 def _login(store: Store, asked: bool | None, *, public: bool, host: str) -> bool:
-    from everloop.server.access import AccessBook
+    from everloop.server.access import UserStore
 
-    book = AccessBook(store)
+    book = UserStore(store)
     if public and asked is False:
         raise UsageError(
             f"Without a login nothing but loopback is served, and {host} is not.",

@@ -25,7 +25,7 @@ from everloop.server.request_context import AUTH, BODY, CALLER, PRINCIPAL, STORE
 if TYPE_CHECKING:
     from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-    from everloop.server.gateway.endpoint_addresses import Targets
+    from everloop.server.gateway.endpoint_addresses import EndpointAddresses
     from everloop.server.server_options import ServerOptions
     from everloop.stores import Store
 
@@ -33,7 +33,7 @@ _access = logging.getLogger("everloop.access")
 _LOGIN = ((b"www-authenticate", b'Basic realm="everloop", charset="UTF-8"'),)
 
 
-class AccessGuard:
+class AccessMiddleware:
     """ASGI middleware around the whole app."""
 
     def __init__(
@@ -43,7 +43,7 @@ class AccessGuard:
         options: ServerOptions,
         authenticator: Authenticator | None,
         open_paths: Collection[str],
-        targets: Targets | None = None,
+        targets: EndpointAddresses | None = None,
     ) -> None:
         """Prepare.
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from everloop.records import Alias, Endpoint, Event, Finding, ModelVersion, Release, Run
-from everloop.tracking import bring_in
+from everloop.records import Alias, EndpointRecord, Event, Finding, ModelVersion, Release, Run
+from everloop.tracking import recover_journals
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -22,7 +22,7 @@ class Status:
     project: str
     now: datetime
     simulated: bool
-    endpoints: list[Endpoint]
+    endpoints: list[EndpointRecord]
     aliases: list[Alias]
     releases: list[Release]
     versions: list[ModelVersion]
@@ -35,7 +35,7 @@ class Status:
 
 def read_status(store: Store) -> Status:
     """Read it. A few indexed queries: some milliseconds, whatever the store's size."""
-    bring_in(store)
+    recover_journals(store)
     records = store.records
     performance = records.find(Finding, ("kind", "=", "performance"), ("severity", "=", "info"), order="-id", limit=60)
     last = records.last_event()
@@ -43,7 +43,7 @@ def read_status(store: Store) -> Status:
         project=store.project,
         now=store.now(),
         simulated=store.clock.simulated,
-        endpoints=records.find(Endpoint, order="name"),
+        endpoints=records.find(EndpointRecord, order="name"),
         aliases=records.find(Alias, order="-id", limit=50),
         releases=records.find(Release, order="-id", limit=20),
         versions=records.find(ModelVersion, order="-id", limit=20),

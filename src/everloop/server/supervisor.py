@@ -18,7 +18,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from everloop.errors import EverloopError
-from everloop.records import Endpoint
+from everloop.records import EndpointRecord
 from everloop.server.control_plane import ControlPlane
 from everloop.server.endpoint_ports import EndpointPorts
 from everloop.server.server_settings import ServerSettings
@@ -106,7 +106,7 @@ class Supervisor:
         """Addresses by endpoint, once every endpoint that has a champion answers."""
         deadline = monotonic() + timeout_s
         while True:
-            places = [place for place in self.store.records.find(Endpoint) if place.routes]
+            places = [place for place in self.store.records.find(EndpointRecord) if place.routes]
             if places and all(place.state == "ready" and place.url for place in places):
                 return {place.name: str(place.url) for place in places}
             if monotonic() > deadline or self._stopping.wait(0.1):
@@ -123,7 +123,7 @@ class Supervisor:
     def _look(self) -> None:
         from everloop.serving import EndpointProcess, is_served
 
-        for place in self.store.records.find(Endpoint):
+        for place in self.store.records.find(EndpointRecord):
             known = self._endpoints.get(place.name)
             if known is not None and known.alive:
                 continue

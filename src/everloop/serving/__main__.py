@@ -28,13 +28,15 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     from everloop.serving.endpoint_server import serve_endpoint, serve_listener
     from everloop.serving.observability.telemetry import write_requests
-    from everloop.serving.worker_processes import Place
+    from everloop.serving.worker_processes import WorkerIdentity
 
     if given.log_requests is not None:
         write_requests(given.log_requests)
     try:
         if given.listener is not None:
-            place = Place(given.host, given.grpc_port, given.workers, tuple(given.allowed_host), given.contained)
+            place = WorkerIdentity(
+                given.host, given.grpc_port, given.workers, tuple(given.allowed_host), given.contained
+            )
             said = Path(given.port_file)
             serve_listener(given.name, given.home, given.listener, place, project=given.project, port_file=said)
             return 0

@@ -25,7 +25,9 @@ MOST_FLAGS = 100_000
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-def mend(rows: Sequence[Mapping[str, Any]], signature: Signature) -> tuple[list[dict[str, Any]], list[dict[str, Json]]]:
+def coerce_rows(
+    rows: Sequence[Mapping[str, Any]], signature: Signature
+) -> tuple[list[dict[str, Any]], list[dict[str, Json]]]:
     """The rows as the signature wants them where that can be, and what was done."""
     mended: list[dict[str, Any]] = []
     flags: list[dict[str, Json]] = []

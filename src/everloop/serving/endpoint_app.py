@@ -40,9 +40,9 @@ from everloop.prediction_log.labels import GivenLabel, LabelLog, unmatched_of
 from everloop.prediction_log.log_sinks import grace_s
 from everloop.prediction_log.prediction_log import PredictionLog
 from everloop.serving import scoring
-from everloop.serving.access.authorization import Admission
+from everloop.serving.access.authorization import Authorization
 from everloop.serving.access.endpoint_tokens import OPEN_PATHS
-from everloop.serving.endpoint_settings import Settings
+from everloop.serving.endpoint_settings import EndpointSettings
 from everloop.serving.loaded_endpoint import pinned
 from everloop.serving.observability.endpoint_metrics import CONTENT_TYPE, Metrics
 from everloop.serving.protocols.example_requests import SHOWN, show_example
@@ -53,9 +53,9 @@ from everloop.serving.timeouts import limit
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from everloop.serving.loaded_endpoint import Live
-    from everloop.serving.observability.metrics_aggregation import Gathering
-    from everloop.serving.score_request import Answer, Ask, ShadowOutcome
+    from everloop.serving.loaded_endpoint import LoadedEndpoint
+    from everloop.serving.observability.metrics_aggregation import MetricsAggregation
+    from everloop.serving.score_request import ScoreRequest, ScoreResult, ShadowOutcome
     from everloop.stores import Store
 
 logger = logging.getLogger("everloop.serving")
@@ -91,7 +91,7 @@ class EndpointApp:
         store: Store,
         endpoint: str,
         *,
-        settings: Settings | None = None,
+        settings: EndpointSettings | None = None,
         workers: int = 1,
         guard: RequestGuard | None = None,
     ) -> None:
@@ -103,22 +103,22 @@ class EndpointApp:
         """
         self.endpoint = endpoint
         self.guard = guard or RequestGuard(HostRule())
-        self.settings = settings or Settings()
+        self.settings = settings or EndpointSettings()
         self.processes = workers
         self.metrics = Metrics(endpoint)
         self.leaving: list[Any] = []
         """Answers of this turn of the event loop, see `quick`."""
-        self.gathering: Gathering | None = None
+        self.gathering: MetricsAggregation | None = None
         """Where the counts of the other processes are; None: there are none."""
         self.observers: list[Callable[[Request, Response], None]] = []
         """What is told of every request once its answer is on its way."""
         self.draining = False
         self.refused: dict[str, Any] | None = None
         """The newest revision that could not be taken over, and why."""
-        self._admission = Admission(self.settings)
+        self._admission = Authorization(self.settings)
         self._store = store
         self._clock = store.clock
-        self._live: Live | None = None
+        self._live: LoadedEndpoint | None = None
         self._revision = 0
         self._log = PredictionLog(store, endpoint)
         self._labels = LabelLog(store, endpoint)
@@ -150,7 +150,7 @@ class EndpointApp:
 
     # -- what the endpoint has in use; called by the thread that follows its record
 
-    def switch(self, live: Live | None, revision: int) -> None:
+    def switch(self, live: LoadedEndpoint | None, revision: int) -> None:
         """Answer new requests with `live` from now on; requests on their way keep what they began with."""
         self._live = live
         self._revision = revision
@@ -160,10 +160,13 @@ class EndpointApp:
         self.metrics.reloads["done"] += 1
 
     def configure(
-        self, settings: Settings, digests: Mapping[str, str] | None = None, testers: frozenset[str] = frozenset()
+        self,
+        settings: EndpointSettings,
+        digests: Mapping[str, str] | None = None,
+        testers: frozenset[str] = frozenset(),
     ) -> None:
         """Hold new requests against these settings, and ask for one of these tokens; None: for none."""
-        admission = Admission(settings, digests, testers, settings.workers or self.processes)
+        admission = Authorization(settings, digests, testers, settings.workers or self.processes)
         admission.confirmed = self._admission.confirmed
         self.settings = settings
         self._admission = admission
@@ -228,7 +231,7 @@ class EndpointApp:
     def revision(self) -> int:
         return self._revision
 
-    def live(self, request: Request | None = None) -> Live:
+    def live(self, request: Request | None = None) -> LoadedEndpoint:
         live = self._live
         if live is None:
             raise UnavailableError(
@@ -237,7 +240,7 @@ class EndpointApp:
         wanted = None if request is None else request.header(b"x-everloop-version")
         return live if wanted is None else self._chosen(live, wanted.decode("latin-1").strip(), request)
 
-    def _chosen(self, live: Live, wanted: str, request: Request | None) -> Live:
+    def _chosen(self, live: LoadedEndpoint, wanted: str, request: Request | None) -> LoadedEndpoint:
         if not self._admission.may_choose(None if request is None else request.client):
             raise TrustError(
                 "This client may not choose a version.",
@@ -249,13 +252,13 @@ class EndpointApp:
             raise NotFoundError(f"No version '{wanted[:100]}' is in use here.", help=f"In use: {in_use}")
         return found
 
-    def answer(self, live: Live, ask: Ask) -> Answer:
+    def answer(self, live: LoadedEndpoint, ask: ScoreRequest) -> ScoreResult:
         attempting = self._attempting
         if attempting is not None and attempting[0] == threading.get_ident():
             if ask.explain or self._log.sink.waits or live.takes_long(scoring.rows_of(ask)):
                 raise TakesLong
-            return scoring.answer(live, ask, self._log, self._clock, attempting[1])
-        return scoring.answer(live, ask, self._log, self._clock, getattr(self._working, "request", None))
+            return scoring.score_request(live, ask, self._log, self._clock, attempting[1])
+        return scoring.score_request(live, ask, self._log, self._clock, getattr(self._working, "request", None))
 
     def label(self, labels: Sequence[GivenLabel]) -> list[str] | None:
         attempting = self._attempting

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop import errors
 from everloop.errors import EverloopError, UnavailableError
-from everloop.records import Endpoint
+from everloop.records import EndpointRecord
 from everloop.serving.endpoint_state import check_endpoint_name, is_served, set_state
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def serving_url(store: Store, name: str) -> str:
         NotFoundError: there is no such endpoint.
         UnavailableError: nobody serves it.
     """
-    url = store.records.get(Endpoint, name).url
+    url = store.records.get(EndpointRecord, name).url
     if url is None or not is_served(store, name):
         raise UnavailableError(f"Nobody serves the endpoint '{name}'.", help=f"Start it: everloop serve {name}")
     return url

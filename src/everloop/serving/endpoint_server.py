@@ -21,17 +21,17 @@ from everloop.errors import ConflictError, EverloopError, UsageError
 from everloop.http.connection import LimitedHttp
 from everloop.http.host_names import LOOPBACK, allowed_hosts as hosts_allowed, rule_for
 from everloop.http.request_guard import RequestGuard
-from everloop.records import Endpoint
+from everloop.records import EndpointRecord
 from everloop.serving.access.endpoint_tokens import token_digests
 from everloop.serving.endpoint_app import EndpointApp
 from everloop.serving.endpoint_settings import MOST_WORKERS, settings_of
 from everloop.serving.endpoint_state import check_endpoint_name, lock_name, set_state
-from everloop.serving.fast_path import QuickProtocol
-from everloop.serving.multi_endpoint import House
-from everloop.serving.observability.metrics_aggregation import Gathering
+from everloop.serving.fast_path import FastPathProtocol
+from everloop.serving.multi_endpoint import MultiEndpointApp
+from everloop.serving.observability.metrics_aggregation import MetricsAggregation
 from everloop.serving.observability.telemetry import observers
-from everloop.serving.reloader import Follower
-from everloop.serving.worker_processes import Place, Workers
+from everloop.serving.reloader import EndpointReloader
+from everloop.serving.worker_processes import WorkerIdentity, Workers
 from everloop.stores import Store, open_store
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def serve_endpoint(
     Call it in the main thread of a process of its own (`python -m everloop.serving`).
 
     Args:
-        name: of an `Endpoint` record; one without routes answers 503 until its first version is released.
+        name: of an `EndpointRecord` record; one without routes answers 503 until its first version is released.
         port: 0 takes a free one.
         port_file: gets `{"port", "pid", "url", "grpc_port"}` once the endpoint answers.
         with_parent: stop when the process that started this one is gone.
@@ -84,7 +84,7 @@ def serve_endpoint(
     if not 1 <= workers <= MOST_WORKERS:
         raise UsageError(f"{workers} workers cannot serve.", help=f"Give 1 to {MOST_WORKERS}, about one a core.")
     with open_store(home, project=project, create=False) as store:
-        record = store.records.get(Endpoint, name)
+        record = store.records.get(EndpointRecord, name)
         if host not in LOOPBACK and not exposed and not token_digests(record.options):
             raise UsageError(
                 f"The endpoint '{name}' has no login, so it does not listen on '{host}'.",
@@ -92,7 +92,7 @@ def serve_endpoint(
             )
         with store.lock(lock_name(store, name), block=False) as held:
             if not held:
-                url = store.records.get(Endpoint, name).url
+                url = store.records.get(EndpointRecord, name).url
                 raise ConflictError(
                     f"The endpoint '{name}' is being served already{f' at {url}' if url else ''}.",
                     help="Stop that process first.",
@@ -101,7 +101,7 @@ def serve_endpoint(
             workers = settings_of(record.options).workers or workers
             grpc = None if grpc_port is None else bind(host, grpc_port, shared=workers > 1)
             port_of_grpc = None if grpc is None else grpc.getsockname()[1]
-            place = Place(host, port_of_grpc, workers, hosts_allowed(allowed_hosts), exposed)
+            place = WorkerIdentity(host, port_of_grpc, workers, hosts_allowed(allowed_hosts), exposed)
 
             def tell(url: str) -> None:
                 if port_file is not None:
@@ -125,7 +125,7 @@ def serve_endpoint(
                 set_state(store, name, "stopped", None)
 
 
-def serve_house(
+def serve_endpoints(
     home: Path | str | None = None,
     host: str = "127.0.0.1",
     port: int = 0,
@@ -135,7 +135,7 @@ def serve_house(
     port_file: Path | str | None = None,
     allowed_hosts: Sequence[str] = (),
 ) -> None:
-    """Serve every endpoint of a project at one port until SIGTERM or SIGINT; see `House`.
+    """Serve every endpoint of a project at one port until SIGTERM or SIGINT; see `MultiEndpointApp`.
 
     Args:
         allowed_hosts: further host names to accept; without any, see `http/host_names.py`.
@@ -146,7 +146,7 @@ def serve_house(
     with open_store(home, project=project, create=False) as store, bind(host, port) as listener:
         # Elsewhere than on loopback only endpoints that ask for a token are served.
         guard = RequestGuard(rule_for(host, hosts_allowed(allowed_hosts), asks_token=True))
-        house = House(store, memory_bytes=memory_bytes, open_to_all=host in LOOPBACK, guard=guard)
+        house = MultiEndpointApp(store, memory_bytes=memory_bytes, open_to_all=host in LOOPBACK, guard=guard)
         house.start()
 
         def announce() -> None:
@@ -164,7 +164,13 @@ def serve_house(
 
 
 def serve_listener(
-    name: str, home: Path | str | None, number: int, place: Place, *, project: str | None = None, port_file: Path
+    name: str,
+    home: Path | str | None,
+    number: int,
+    place: WorkerIdentity,
+    *,
+    project: str | None = None,
+    port_file: Path,
 ) -> None:
     """Answer at a socket that the parent process holds, until it ends or says so.
 
@@ -190,7 +196,7 @@ def _watch(
     store: Store,
     name: str,
     listener: socket.socket,
-    place: Place,
+    place: WorkerIdentity,
     with_parent: bool,
     tell: Callable[[str], None],
 ) -> None:
@@ -220,7 +226,7 @@ def _watch(
             try:
                 last = store.records.last_event()
                 if last != seen:
-                    options = store.records.get(Endpoint, name).options
+                    options = store.records.get(EndpointRecord, name).options
                     others.scale(settings_of(options).workers or place.workers)
                     seen = last
             except EverloopError as error:
@@ -272,7 +278,7 @@ def _serve(
     store: Store,
     name: str,
     listener: socket.socket,
-    place: Place,
+    place: WorkerIdentity,
     with_parent: bool,
     ready: Callable[[str], object] | None = None,
     tell: Callable[[str], None] | None = None,
@@ -282,9 +288,9 @@ def _serve(
     app = EndpointApp(store, name, workers=place.workers, guard=RequestGuard(rule))
     app.observers += observers(name)
     if place.workers > 1:
-        app.gathering = Gathering(_counts_folder(store, name))
+        app.gathering = MetricsAggregation(_counts_folder(store, name))
     url = _url(listener)
-    config = _config(app, QuickProtocol)
+    config = _config(app, FastPathProtocol)
 
     def announce() -> None:
         if ready is not None:
@@ -304,7 +310,7 @@ def _serve(
     def stop() -> None:
         server.should_exit = True
 
-    follower = Follower(store, app, orphaned=stop if with_parent else None)
+    follower = EndpointReloader(store, app, orphaned=stop if with_parent else None)
     _stop_on_signals(server)
     try:
         # A version that cannot be loaded shall fail before anything says that the endpoint is up.
@@ -316,7 +322,7 @@ def _serve(
         app.close()
 
 
-def _config(app: EndpointApp | House, http: Any) -> uvicorn.Config:
+def _config(app: EndpointApp | MultiEndpointApp, http: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=http,
@@ -346,7 +352,11 @@ class _AnnouncingServer(uvicorn.Server):
     """Tells when it listens, and lets the app know when it stops listening. Its gRPC port opens and closes with it."""
 
     def __init__(
-        self, config: uvicorn.Config, app: EndpointApp | House, announce: Callable[[], None], place: Place | None = None
+        self,
+        config: uvicorn.Config,
+        app: EndpointApp | MultiEndpointApp,
+        announce: Callable[[], None],
+        place: WorkerIdentity | None = None,
     ) -> None:
         super().__init__(config)
         self._app = app

@@ -29,7 +29,7 @@ ACCESS_STALE_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class EndpointSettings:
     """The options of an endpoint, each with what holds where it is not set.
 
     workers: processes that answer, whatever the endpoint was started with, if it was started with several or this was
@@ -87,16 +87,16 @@ WORDS: dict[str, tuple[str, ...]] = {
     "log_full": ("refuse", "answer"),
 }
 _FROM_ZERO = ("rate_limit", "log_retention_days", "label_horizon_days")
-NAMES = tuple(field.name for field in fields(Settings))
+NAMES = tuple(field.name for field in fields(EndpointSettings))
 
 
-def settings_of(options: Mapping[str, Json]) -> Settings:
+def settings_of(options: Mapping[str, Json]) -> EndpointSettings:
     """The settings that an endpoint's options make; what else they hold is not looked at.
 
     Raises:
         UsageError: an option has a value that it cannot have.
     """
-    return Settings(**{name: _checked(name, options[name]) for name in NAMES if options.get(name) is not None})
+    return EndpointSettings(**{name: _checked(name, options[name]) for name in NAMES if options.get(name) is not None})
 
 
 def read_setting(name: str, text: str) -> Json:
@@ -154,4 +154,4 @@ def _refused(name: str, value: object) -> UsageError:
     return UsageError(f"{name}: {value!r} cannot be set.", help=f"It is {wanted}.")
 
 
-__all__ = ["NAMES", "Settings", "read_setting", "settings_of"]
+__all__ = ["NAMES", "EndpointSettings", "read_setting", "settings_of"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from everloop.errors import ConflictError, NotFoundError, UsageError
-from everloop.records import Endpoint, EndpointState, Release, Route
+from everloop.records import EndpointRecord, EndpointState, Release, Route
 from everloop.serving.endpoint_settings import NAMES, read_setting
 from everloop.serving.routing import RoutingTable
 
@@ -42,7 +42,7 @@ def set_state(store: Store, name: str, state: EndpointState, url: str | None) ->
     """Write an endpoint's state and URL, whoever else changes its record meanwhile; nothing if it is gone."""
     while True:
         try:
-            endpoint = store.records.get(Endpoint, name)
+            endpoint = store.records.get(EndpointRecord, name)
         except NotFoundError:
             return
         if (endpoint.state, endpoint.url) == (state, url):
@@ -68,7 +68,7 @@ def set_options(store: Store, name: str, changes: Mapping[str, str | None]) -> d
             raise UsageError(f"An endpoint has no option '{option}'.", help=f"Options: {', '.join(NAMES)}")
         values[option] = None if text is None else read_setting(option, text)
     while True:
-        endpoint = store.records.get(Endpoint, name)
+        endpoint = store.records.get(EndpointRecord, name)
         options = {key: value for key, value in {**endpoint.options, **values}.items() if value is not None}
         try:
             if options != endpoint.options:
@@ -78,7 +78,7 @@ def set_options(store: Store, name: str, changes: Mapping[str, str | None]) -> d
         return {option: options[option] for option in NAMES if option in options}
 
 
-def set_routes(store: Store, name: str, routes: Sequence[Route]) -> Endpoint:
+def set_routes(store: Store, name: str, routes: Sequence[Route]) -> EndpointRecord:
     """Share an endpoint's traffic anew, at once and whatever a release under way wants.
 
     Raises:
@@ -94,7 +94,7 @@ def set_routes(store: Store, name: str, routes: Sequence[Route]) -> Endpoint:
         versions = [check_usable(get_version(store, route.version)) for route in routes]
         routes = tuple(replace(route, version=version.key) for route, version in zip(routes, versions, strict=True))
         RoutingTable(name, routes)
-        endpoint = store.records.get(Endpoint, name)
+        endpoint = store.records.get(EndpointRecord, name)
         strange = [version.key for version in versions if version.model != endpoint.model]
         if strange:
             raise UsageError(f"The endpoint '{name}' answers with versions of '{endpoint.model}', not {strange[0]}.")
@@ -103,7 +103,7 @@ def set_routes(store: Store, name: str, routes: Sequence[Route]) -> Endpoint:
         return store.records.update(replace(endpoint, routes=routes), verb="routed", data=told)[0]
 
 
-def _check_agreed(store: Store, endpoint: Endpoint, routes: Sequence[Route]) -> None:
+def _check_agreed(store: Store, endpoint: EndpointRecord, routes: Sequence[Route]) -> None:
     """Hold routes by hand to the policy on the champion: traffic is what the others are asked to agree to."""
     from everloop.registry.approvals import ApprovalError, find_policy
     from everloop.registry.model_versions import CHAMPION, find_alias

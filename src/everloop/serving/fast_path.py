@@ -33,7 +33,7 @@ _MOST_AT_ONCE = 256
 _PLAIN = re.compile(rb"/[A-Za-z0-9_.:/-]*")
 
 
-class QuickProtocol(LimitedHttp):
+class FastPathProtocol(LimitedHttp):
     """One connection. In the event loop's thread."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
@@ -224,4 +224,4 @@ def _send_all(waiting: list[tuple[Any, bytes, bool]]) -> None:
     waiting.clear()
 
 
-__all__ = ["QuickProtocol"]
+__all__ = ["FastPathProtocol"]

@@ -1,7 +1,7 @@
 """The versions that an endpoint has in use at one moment: loaded, warmed and immutable.
 
-A change of the endpoint's record makes a new `Live` beside the old one; requests that began on the old one end on
-it. That is all there is to a hot swap.
+A change of the endpoint's record loads a new `LoadedEndpoint` beside the old one. Requests that started on the old one
+finish on it; that is the whole hot swap.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from everloop.prediction_log.redaction import check_hidden
 from everloop.records import Route
 from everloop.registry.model_versions import get_version
 from everloop.serving.endpoint_settings import settings_of
-from everloop.serving.route_scorer import Scorer, encoded_inputs, other_inputs
+from everloop.serving.route_scorer import RouteScorer, encoded_inputs, other_inputs
 from everloop.serving.routing import RoutingTable
 from everloop.serving.throughput import measure_pace
 from everloop.serving.unseen_values import checks_for
@@ -23,13 +23,13 @@ from everloop.serving.unseen_values import checks_for
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from everloop.records import Endpoint
+    from everloop.records import EndpointRecord
     from everloop.stores import Store
 
 T = TypeVar("T")
 
 
-class Live:
+class LoadedEndpoint:
     """Everything that answering needs, of one revision of the endpoint's record.
 
     Attributes:
@@ -38,7 +38,7 @@ class Live:
         scorers: one per answering route, in the order of `table.answering`.
     """
 
-    def __init__(self, endpoint: Endpoint, scorers: Mapping[str, Scorer]) -> None:
+    def __init__(self, endpoint: EndpointRecord, scorers: Mapping[str, RouteScorer]) -> None:
         self.endpoint = endpoint
         self.name = endpoint.name
         self.revision = endpoint.revision
@@ -65,15 +65,15 @@ class Live:
         """Whether scoring so many rows may take longer than the event loop can wait."""
         return any(rows > scorer.pace.rows for scorer in self.scorers)
 
-    def made(self, key: str, make: Callable[[Live], T]) -> T:
-        """What a protocol makes once per `Live`, such as its decoder."""
+    def made(self, key: str, make: Callable[[LoadedEndpoint], T]) -> T:
+        """What a protocol makes once per `LoadedEndpoint`, such as its decoder."""
         try:
             return self._made[key]  # type: ignore[no-any-return]
         except KeyError:
             return self._made.setdefault(key, make(self))  # type: ignore[no-any-return]
 
 
-def pinned(live: Live, wanted: str, role: str = "champion") -> Live | None:
+def pinned(live: LoadedEndpoint, wanted: str, role: str = "champion") -> LoadedEndpoint | None:
     """The same endpoint with one of its versions, shadows too, answering everything; None where it has no such.
 
     Args:
@@ -84,17 +84,20 @@ def pinned(live: Live, wanted: str, role: str = "champion") -> Live | None:
     if chosen is None:
         return None
 
-    def make(whole: Live) -> Live:
+    def make(whole: LoadedEndpoint) -> LoadedEndpoint:
         route = Route(version=chosen.version, percent=100.0)
-        scorer = Scorer(route, chosen.predictor, whole.settings, role=role)
-        return Live(replace(whole.endpoint, routes=(route,)), {_route_key(route): scorer})
+        scorer = RouteScorer(route, chosen.predictor, whole.settings, role=role)
+        return LoadedEndpoint(replace(whole.endpoint, routes=(route,)), {_route_key(route): scorer})
 
     return live.made(f"pinned {role} {chosen.version}", make)
 
 
-def load_live(
-    store: Store, endpoint: Endpoint, old: Live | None = None, kept: Mapping[str, Predictor] | None = None
-) -> Live:
+def load_versions(
+    store: Store,
+    endpoint: EndpointRecord,
+    old: LoadedEndpoint | None = None,
+    kept: Mapping[str, Predictor] | None = None,
+) -> LoadedEndpoint:
     """Load and warm the versions that the endpoint's routes name; those that `old` has already are taken over.
 
     Args:
@@ -115,7 +118,7 @@ def load_live(
     loaded = dict(kept or {})
     if old is not None:
         loaded |= {scorer.version: scorer.predictor for scorer in (*old.scorers, *old.shadows)}
-    scorers: dict[str, Scorer] = {}
+    scorers: dict[str, RouteScorer] = {}
     for route in endpoint.routes:
         predictor = loaded.get(route.version)
         if predictor is None:
@@ -124,11 +127,11 @@ def load_live(
             predictor.warm()
             measure_pace(predictor)
             loaded[route.version] = predictor
-        scorers[_route_key(route)] = Scorer(route, predictor, settings)
-    return Live(endpoint, scorers)
+        scorers[_route_key(route)] = RouteScorer(route, predictor, settings)
+    return LoadedEndpoint(endpoint, scorers)
 
 
-def _names(scorer: Scorer) -> tuple[str, ...]:
+def _names(scorer: RouteScorer) -> tuple[str, ...]:
     return (*scorer.names, *scorer.signature.ignored)
 
 

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 from everloop.errors import EverloopError, TrustError
 from everloop.http.host_names import HostRule
 from everloop.http.request_guard import RequestGuard
-from everloop.records import Endpoint, ModelVersion, Package
-from everloop.serving.access.authorization import Admission
+from everloop.records import EndpointRecord, ModelVersion, Package
+from everloop.serving.access.authorization import Authorization
 from everloop.serving.access.endpoint_tokens import OPEN_PATHS, access_of
 from everloop.serving.endpoint_app import EndpointApp, problem, refused_by, send_response
 from everloop.serving.endpoint_settings import settings_of
@@ -35,7 +35,7 @@ from everloop.serving.observability.endpoint_metrics import CONTENT_TYPE
 from everloop.serving.observability.telemetry import observers
 from everloop.serving.protocols.protocol import Response
 from everloop.serving.protocols.protocol_common import encode
-from everloop.serving.reloader import POLL_S, Follower
+from everloop.serving.reloader import POLL_S, EndpointReloader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,9 +51,9 @@ _MOVED = re.compile(r"/v2/repository/models/(?P<name>[^/]+)/(?P<what>load|unload
 
 
 @dataclass
-class _Room:
+class _LoadedApp:
     app: EndpointApp
-    follower: Follower
+    follower: EndpointReloader
     size_bytes: int
     users: int = 0
     used_at: float = 0.0
@@ -63,7 +63,7 @@ _LISTS = frozenset({("GET", "/"), ("GET", "/v2/models"), ("GET", "/v1/models"), 
 """Requests for the names of all endpoints."""
 
 
-class House:
+class MultiEndpointApp:
     """An ASGI app over the endpoints of a store.
 
     Args:
@@ -84,13 +84,13 @@ class House:
         self.guard = guard or RequestGuard(HostRule())
         self._memory_bytes = memory_bytes
         self._open_to_all = open_to_all
-        self._rooms: dict[str, _Room] = {}
+        self._rooms: dict[str, _LoadedApp] = {}
         self._guard = threading.Lock()
-        self._loading: dict[str, asyncio.Future[_Room]] = {}
+        self._loading: dict[str, asyncio.Future[_LoadedApp]] = {}
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="everloop-loading")
         self._stopped = threading.Event()
         self._threads = [
-            threading.Thread(target=self._follow, args=(Follower.look,), name="everloop-follower", daemon=True),
+            threading.Thread(target=self._follow, args=(EndpointReloader.look,), name="everloop-follower", daemon=True),
             # A token that is taken back does not wait until another endpoint is loaded.
             threading.Thread(target=self._follow, args=(_look_at_access,), name="everloop-access", daemon=True),
         ]
@@ -177,7 +177,7 @@ class House:
         return Response(body=encode(states))
 
     def _names(self) -> list[str]:
-        return [endpoint.name for endpoint in self._store.records.find(Endpoint, order="name")]
+        return [endpoint.name for endpoint in self._store.records.find(EndpointRecord, order="name")]
 
     async def _move(self, name: str, what: str, headers: Any) -> Response:
         loop = asyncio.get_running_loop()
@@ -194,7 +194,7 @@ class House:
             await loop.run_in_executor(self._loader, self._leave, name)
         return Response(body=b"{}")
 
-    async def _room(self, name: str, path: str, headers: Any) -> _Room | Response:
+    async def _room(self, name: str, path: str, headers: Any) -> _LoadedApp | Response:
         """The loaded endpoint, with one more user; or why this client does not get it."""
         room = self._rooms.get(name)
         loop = asyncio.get_running_loop()
@@ -217,27 +217,27 @@ class House:
         return room
 
     def _refused(self, name: str, path: str, headers: dict[bytes, bytes]) -> Response | None:
-        endpoint = self._store.records.get(Endpoint, name)
+        endpoint = self._store.records.get(EndpointRecord, name)
         digests, chosen = access_of(endpoint.options)
         if not digests and not self._open_to_all:
             raise TrustError(
                 f"The endpoint '{name}' has no login, so it is not served here.",
                 help=f"Make a token: everloop endpoints token {name}",
             )
-        admission = Admission(settings_of({}), digests, chosen)
+        admission = Authorization(settings_of({}), digests, chosen)
         status, _ = admission.look(path, headers.get(b"authorization"))
         return None if status == 200 else problem(status, "TrustError", "This endpoint asks for a token.")
 
     # -- in the loader's thread
 
-    def _load(self, name: str) -> _Room:
+    def _load(self, name: str) -> _LoadedApp:
         room = self._rooms.get(name)
         if room is not None:
             return room
         app = EndpointApp(self._store, name, guard=self.guard)
         app.observers += observers(name)
         try:
-            follower = Follower(self._store, app)
+            follower = EndpointReloader(self._store, app)
             before = _resident_bytes()
             follower.load()
             if self._threads[0].is_alive():
@@ -246,7 +246,7 @@ class House:
         except BaseException:
             app.close()
             raise
-        room = _Room(app, follower, size, used_at=monotonic())
+        room = _LoadedApp(app, follower, size, used_at=monotonic())
         with self._guard:
             self._rooms[name] = room
             self.loads += 1
@@ -274,7 +274,7 @@ class House:
 
     def _package_bytes(self, name: str) -> int:
         total = 0
-        for route in self._store.records.get(Endpoint, name).routes:
+        for route in self._store.records.get(EndpointRecord, name).routes:
             version = self._store.records.get(ModelVersion, route.version)
             packages = self._store.records.find(Package, ("digest", "=", version.package), limit=1)
             total += sum(package.size_bytes for package in packages)
@@ -282,7 +282,7 @@ class House:
 
     # -- in a thread of its own
 
-    def _follow(self, look: Callable[[Follower], None]) -> None:
+    def _follow(self, look: Callable[[EndpointReloader], None]) -> None:
         while not self._stopped.wait(POLL_S):
             with self._guard:
                 followers = [room.follower for room in self._rooms.values()]
@@ -316,7 +316,7 @@ class House:
         return ("\n".join(_by_family(lines)) + "\n").encode()
 
 
-def _look_at_access(follower: Follower) -> None:
+def _look_at_access(follower: EndpointReloader) -> None:
     follower.access.look()
 
 
@@ -342,4 +342,4 @@ def _resident_bytes() -> int:
     return pages * 4096
 
 
-__all__ = ["House"]
+__all__ = ["MultiEndpointApp"]

@@ -16,10 +16,10 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from everloop.errors import EverloopError, NotFoundError
-from everloop.records import Endpoint
-from everloop.serving.access.access_reloader import AccessFollower
+from everloop.records import EndpointRecord
+from everloop.serving.access.access_reloader import AccessReloader
 from everloop.serving.endpoint_settings import settings_of
-from everloop.serving.loaded_endpoint import Live, load_live
+from everloop.serving.loaded_endpoint import LoadedEndpoint, load_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +39,7 @@ KEPT_VERSIONS = 2
 """Versions that have left the routes and stay loaded, so that going back to one takes no time."""
 
 
-class Follower:
+class EndpointReloader:
     """Follows one endpoint's record for one app. `start` before serving, `stop` after."""
 
     def __init__(
@@ -55,8 +55,8 @@ class Follower:
         self._orphaned = orphaned
         self._poll_s = poll_s
         self._parent = os.getppid()
-        self.access = AccessFollower(store, app, poll_s=poll_s)
-        self._live: Live | None = None
+        self.access = AccessReloader(store, app, poll_s=poll_s)
+        self._live: LoadedEndpoint | None = None
         self._kept: dict[str, Predictor] = {}
         self._seen = -1
         self._retry_at: float | None = None
@@ -75,7 +75,7 @@ class Follower:
         """
         self.access.look()
         self._seen = self._store.records.last_event()
-        endpoint = self._store.records.get(Endpoint, self._app.endpoint)
+        endpoint = self._store.records.get(EndpointRecord, self._app.endpoint)
         self._take(endpoint)
 
     def start(self) -> None:
@@ -120,7 +120,7 @@ class Follower:
         if last == self._seen and not due:
             return
         try:
-            endpoint = self._store.records.get(Endpoint, self._app.endpoint)
+            endpoint = self._store.records.get(EndpointRecord, self._app.endpoint)
         except NotFoundError:
             # Whoever removes the record of a running endpoint stops its process; until then it answers.
             self._seen = last
@@ -133,7 +133,7 @@ class Follower:
             self._retry_at = None
         self._seen = last
 
-    def _try(self, endpoint: Endpoint) -> None:
+    def _try(self, endpoint: EndpointRecord) -> None:
         try:
             self._take(endpoint)
         except EverloopError as error:
@@ -151,9 +151,9 @@ class Follower:
             self._retry_at = monotonic() + self._retry_s
             self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)
 
-    def _take(self, endpoint: Endpoint) -> None:
+    def _take(self, endpoint: EndpointRecord) -> None:
         settings_of(endpoint.options)
-        live = load_live(self._store, endpoint, self._live, self._kept) if endpoint.routes else None
+        live = load_versions(self._store, endpoint, self._live, self._kept) if endpoint.routes else None
         self._keep(live)
         self._live = live
         # Who may ask was taken over before: a revision that asks for a token never answers without one.
@@ -161,7 +161,7 @@ class Follower:
         self._retry_at = None
         self._refused = -1
 
-    def _keep(self, live: Live | None) -> None:
+    def _keep(self, live: LoadedEndpoint | None) -> None:
         """Keep what leaves the routes with this change, and let go of what left them long ago."""
         if self._live is None:
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from everloop.records import Endpoint, Route
+from everloop.records import EndpointRecord, Route
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -17,16 +17,16 @@ def find_place(store: Store, name: str) -> str:
     Raises:
         NotFoundError: no endpoint, version or alias is called so.
     """
-    if store.records.find(Endpoint, ("name", "=", name), limit=1):
+    if store.records.find(EndpointRecord, ("name", "=", name), limit=1):
         return name
     from everloop.registry import get_version
 
     version = get_version(store, name)
     own = name.replace("@", "-").replace(".", "-")
     routes = (Route(version=version.key, percent=100.0),)
-    found = store.records.find(Endpoint, ("name", "=", own), limit=1)
+    found = store.records.find(EndpointRecord, ("name", "=", own), limit=1)
     if not found:
-        store.records.put(store.new(Endpoint, name=own, model=version.model, routes=routes))
+        store.records.put(store.new(EndpointRecord, name=own, model=version.model, routes=routes))
     elif found[0].routes != routes:
         store.records.update(replace(found[0], routes=routes), verb="routed")
     return own

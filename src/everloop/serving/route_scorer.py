@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
     from everloop.packages.predictor import Predictor
     from everloop.records import Json, Route
-    from everloop.serving.endpoint_settings import Settings
+    from everloop.serving.endpoint_settings import EndpointSettings
 
 
-class Scorer:
+class RouteScorer:
     """One route with its loaded model, and how its answers are written down."""
 
     def __init__(
-        self, route: Route, predictor: Predictor, settings: Settings | None = None, *, role: str | None = None
+        self, route: Route, predictor: Predictor, settings: EndpointSettings | None = None, *, role: str | None = None
     ) -> None:
         """Prepare.
 
@@ -96,7 +96,7 @@ class Scorer:
         return [scores], [self._labels[place]], [self._texts[place]]
 
 
-def other_inputs(scorers: Sequence[Scorer], own: int, hidden: frozenset[str]) -> list[tuple[int, int, str, str]]:
+def other_inputs(scorers: Sequence[RouteScorer], own: int, hidden: frozenset[str]) -> list[tuple[int, int, str, str]]:
     """What the log keeps of the other versions' inputs beside those of the version that answered.
 
     Args:
@@ -119,7 +119,7 @@ def other_inputs(scorers: Sequence[Scorer], own: int, hidden: frozenset[str]) ->
     return list(found.values())
 
 
-def encoded_inputs(scorer: Scorer) -> msgspec.Raw:
+def encoded_inputs(scorer: RouteScorer) -> msgspec.Raw:
     """The inputs that a group of mixed rows has in the log: those of its version, then those of the others."""
     kept: dict[str, str] = {**scorer.kept, **{name: kind for _, _, name, kind in scorer.others}}
     return msgspec.Raw(msgspec.msgpack.encode(kept))

@@ -13,40 +13,40 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import RequestError
-from everloop.serving.coercion import mend
+from everloop.serving.coercion import coerce_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from everloop.packages.signature import Signature
     from everloop.records import Json
-    from everloop.serving.loaded_endpoint import Live
-    from everloop.serving.route_scorer import Scorer
+    from everloop.serving.loaded_endpoint import LoadedEndpoint
+    from everloop.serving.route_scorer import RouteScorer
 
 Values = tuple[Any, ...]
 
 
 @dataclass(slots=True)
-class Share:
+class VersionRows:
     """The rows that one version answers."""
 
-    scorer: Scorer
+    scorer: RouteScorer
     places: list[int] | None
     """Where they stand in the request; None: they are the request."""
     values: Sequence[Values]
     fallbacks: int = 0
     """Rows whose key leads to another version, which does not understand them."""
     others: list[Values] | None = None
-    """A row each: the inputs of the other versions, in the order of `Understanding.others`."""
+    """A row each: the inputs of the other versions, in the order of `SchemaMatch.others`."""
     unasked: list[str] | None = None
     """A row each: the versions that could not be asked, with commas between."""
 
 
 @dataclass(slots=True)
-class Understanding:
-    """What the versions of a `Live` make of the rows of one request."""
+class SchemaMatch:
+    """What the versions of a `LoadedEndpoint` make of the rows of one request."""
 
-    live: Live
+    live: LoadedEndpoint
     size: int
     fits: list[list[Values | None]]
     """For each answering version, and each row: its values, or None where the version does not understand it."""
@@ -55,7 +55,7 @@ class Understanding:
     flags: list[dict[str, Json]] = field(default_factory=list)
     """What was mended."""
 
-    def share(self, picked: Mapping[int, list[int]]) -> list[Share]:
+    def share(self, picked: Mapping[int, list[int]]) -> list[VersionRows]:
         """The rows by the version that answers them.
 
         Args:
@@ -63,11 +63,11 @@ class Understanding:
         """
         scorers, champion = self.live.scorers, self.live.table.champion
         order = [champion, *(number for number in range(len(scorers)) if number != champion)]
-        shares: dict[int, Share] = {}
+        shares: dict[int, VersionRows] = {}
         for wanted, places in picked.items():
             for place in places:
                 chosen = next(one for one in (wanted, *order) if self.fits[one][place] is not None)
-                share = shares.setdefault(chosen, Share(scorers[chosen], [], [], 0, [], []))
+                share = shares.setdefault(chosen, VersionRows(scorers[chosen], [], [], 0, [], []))
                 values = self.fits[chosen][place]
                 assert share.places is not None and share.others is not None and share.unasked is not None  # noqa: S101, PT018
                 share.places.append(place)
@@ -93,7 +93,7 @@ class Understanding:
         return tuple(found)
 
 
-def understand(live: Live, rows: Sequence[Mapping[str, Any]]) -> Understanding:
+def match_schemas(live: LoadedEndpoint, rows: Sequence[Mapping[str, Any]]) -> SchemaMatch:
     """Hold rows against every version.
 
     Raises:
@@ -113,7 +113,7 @@ def understand(live: Live, rows: Sequence[Mapping[str, Any]]) -> Understanding:
         values, refused = _fitting(scorer.signature, rows)
         fits.append(values)
         errors.append(refused)
-    found = Understanding(live, len(rows), fits)
+    found = SchemaMatch(live, len(rows), fits)
     _mend(found, rows)
     for place in range(len(rows)):
         if all(values[place] is None for values in fits):
@@ -127,7 +127,7 @@ def understand(live: Live, rows: Sequence[Mapping[str, Any]]) -> Understanding:
     return found
 
 
-def fitting_rows(scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[Values]]:
+def fitting_rows(scorer: RouteScorer, rows: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[Values]]:
     """The rows that a version understands: their places and values."""
     values, _ = _fitting(scorer.signature, rows)
     places = [place for place, row in enumerate(values) if row is not None]
@@ -154,7 +154,7 @@ def _fitting(
     return values, refused
 
 
-def _mend(found: Understanding, rows: Sequence[Mapping[str, Any]]) -> None:
+def _mend(found: SchemaMatch, rows: Sequence[Mapping[str, Any]]) -> None:
     """Mend for the champion what no version understands, where the endpoint's settings say so."""
     live = found.live
     if live.settings.unfit != "flag":
@@ -165,14 +165,14 @@ def _mend(found: Understanding, rows: Sequence[Mapping[str, Any]]) -> None:
             extra = [name for name in row if name not in live.known_names]
             found.flags += [{"row": place, "input": str(name)[:200], "flag": "extra"} for name in extra]
             continue
-        mended, flags = mend([row], live.signature)
+        mended, flags = coerce_rows([row], live.signature)
         values, _ = _fitting(live.signature, mended)
         if values[0] is not None:
             champion[place] = values[0]
             found.flags += [{**flag, "row": place} for flag in flags]
 
 
-def _nobody(live: Live, place: int, refused: Sequence[RequestError]) -> RequestError:
+def _nobody(live: LoadedEndpoint, place: int, refused: Sequence[RequestError]) -> RequestError:
     """Why no version takes a row: the champion's complaint, those of the others, and what each wants."""
     own = refused[live.table.champion]
     told = [own.message]
@@ -187,10 +187,10 @@ def _nobody(live: Live, place: int, refused: Sequence[RequestError]) -> RequestE
     return RequestError(" ".join(told), help=f"{'; '.join(wants)}." if len(wants) > 1 else own.help)
 
 
-def _note(found: Understanding, scorer: Scorer, refused: Mapping[int, RequestError]) -> None:
+def _note(found: SchemaMatch, scorer: RouteScorer, refused: Mapping[int, RequestError]) -> None:
     if refused:
         first = refused[min(refused)]
         found.why[scorer.version] = (len(refused), first.message)
 
 
-__all__ = ["Share", "Understanding", "fitting_rows", "understand"]
+__all__ = ["SchemaMatch", "VersionRows", "fitting_rows", "match_schemas"]

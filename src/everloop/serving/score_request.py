@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from everloop.records import Json
-    from everloop.serving.route_scorer import Scorer
+    from everloop.serving.route_scorer import RouteScorer
 
 Values = tuple[Any, ...]
 
 
 @dataclass(slots=True)
-class Ask:
+class ScoreRequest:
     """The rows of one request. `values`: in the order of the champion's signature, where all routes share it;
     else `rows`: plain dicts. `keys` and `event_at` have one item per row, or are None."""
 
@@ -32,10 +32,10 @@ class Ask:
 
 
 @dataclass(slots=True)
-class Part:
+class VersionScores:
     """The rows that one version answered."""
 
-    scorer: Scorer
+    scorer: RouteScorer
     places: list[int] | None
     """Where they stand in the request; None: they are the request."""
     scores: list[Any]
@@ -45,12 +45,12 @@ class Part:
 
 
 @dataclass(slots=True)
-class Answer:
+class ScoreResult:
     """What is sent, and what is left to do once it is on its way."""
 
     request: str
     rows: int
-    parts: list[Part]
+    parts: list[VersionScores]
     shadow: Callable[[], ShadowOutcome] | None
     seconds: float
     flags: list[dict[str, Json]] | None = None

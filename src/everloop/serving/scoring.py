@@ -1,6 +1,6 @@
 """From checked rows to logged answers: pick a version per row, score, append to the log, and only then answer.
 
-No protocol is known here: a protocol turns bytes into an `Ask` and an `Answer` into bytes.
+No protocol is known here: a protocol turns bytes into an `ScoreRequest` and an `ScoreResult` into bytes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from everloop.prediction_log.prediction_log import Group, PredictionLog, entity_
 from everloop.serving.protocols.protocol import TABLE_MARKS
 from everloop.serving.protocols.unpacked_limits import check_row_sizes, check_rows
 from everloop.serving.routing import place_of
-from everloop.serving.schema_routing import Share, fitting_rows, understand
-from everloop.serving.score_request import Answer, Ask, Part, ShadowOutcome
+from everloop.serving.schema_routing import VersionRows, fitting_rows, match_schemas
+from everloop.serving.score_request import ScoreRequest, ScoreResult, ShadowOutcome, VersionScores
 from everloop.serving.throughput import INSTANT_S
 from everloop.stores.clock import EPOCH, micros, new_id
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from everloop.records import Json
-    from everloop.serving.endpoint_settings import Settings
-    from everloop.serving.loaded_endpoint import Live
+    from everloop.serving.endpoint_settings import EndpointSettings
+    from everloop.serving.loaded_endpoint import LoadedEndpoint
     from everloop.serving.observability.endpoint_metrics import Metrics
     from everloop.serving.protocols.protocol import Request
-    from everloop.serving.route_scorer import Scorer
-    from everloop.serving.schema_routing import Understanding
+    from everloop.serving.route_scorer import RouteScorer
+    from everloop.serving.schema_routing import SchemaMatch
     from everloop.stores.clock import Clock
 
 logger = logging.getLogger("everloop.serving")
@@ -43,12 +43,14 @@ Values = tuple[Any, ...]
 _MICROSECOND = timedelta(microseconds=1)
 
 
-def rows_of(ask: Ask) -> int:
+def rows_of(ask: ScoreRequest) -> int:
     """How many rows are asked."""
     return len(ask.values if ask.values is not None else ask.rows or ())
 
 
-def answer(live: Live, ask: Ask, log: PredictionLog, clock: Clock, request_sent: Request | None = None) -> Answer:
+def score_request(
+    live: LoadedEndpoint, ask: ScoreRequest, log: PredictionLog, clock: Clock, request_sent: Request | None = None
+) -> ScoreResult:
     """Score and log a request. Thread-safe.
 
     Args:
@@ -73,7 +75,7 @@ def answer(live: Live, ask: Ask, log: PredictionLog, clock: Clock, request_sent:
     events = _events(ask.event_at, size)
     if ask.explain and size > MAX_EXPLAINED:
         raise RequestError(f"{size} rows are too many to explain.", help=f"Explain at most {MAX_EXPLAINED} at once.")
-    understood = None if ask.values is not None else understand(live, ask.rows or ())
+    understood = None if ask.values is not None else match_schemas(live, ask.rows or ())
     mended = [*ask.flags, *(understood.flags if understood is not None else ())]
     flags: list[dict[str, Json]] | None = mended or None
     if live.checks is not None:
@@ -82,7 +84,7 @@ def answer(live: Live, ask: Ask, log: PredictionLog, clock: Clock, request_sent:
     request = new_id(now)
     arrived = micros(now)
     if ask.values is not None and live.table.single:
-        shares = [Share(live.champion, None, ask.values)]
+        shares = [VersionRows(live.champion, None, ask.values)]
     else:
         shares = _shares(live, ask, understood, entities, request, size)
     parts, groups = [], []
@@ -93,7 +95,7 @@ def answer(live: Live, ask: Ask, log: PredictionLog, clock: Clock, request_sent:
         pace = share.scorer.pace
         if seconds > INSTANT_S or len(share.values) > pace.rows:
             pace.learn(len(share.values), seconds)
-        part = Part(share.scorer, share.places, scores, labels, share.fallbacks)
+        part = VersionScores(share.scorer, share.places, scores, labels, share.fallbacks)
         if ask.explain:
             part.explanations = _explained(share)
         parts.append(part)
@@ -105,10 +107,10 @@ def answer(live: Live, ask: Ask, log: PredictionLog, clock: Clock, request_sent:
     if live.shadows:
         shadow = _Shadow(live, ask, log, request, arrived, entities, events).run
     unasked = understood.why if understood is not None else {}
-    return Answer(request, size, parts, shadow, perf_counter() - ask.began, flags, logged, unasked)
+    return ScoreResult(request, size, parts, shadow, perf_counter() - ask.began, flags, logged, unasked)
 
 
-def count(metrics: Metrics, given: Answer) -> None:
+def count(metrics: Metrics, given: ScoreResult) -> None:
     """Add an answer to the counters. In the event loop's thread."""
     metrics.time_request(given.seconds)
     if not given.logged:
@@ -128,14 +130,14 @@ def count_shadows(metrics: Metrics, outcome: ShadowOutcome) -> None:
         metrics.count_predictions(version, "shadow", rows)
 
 
-def plain_rows(ask: Ask, signature: Signature) -> list[dict[str, Any]]:
+def plain_rows(ask: ScoreRequest, signature: Signature) -> list[dict[str, Any]]:
     """The rows as dicts, whichever way they came."""
     if ask.values is not None:
         return [dict(zip(signature.names, row, strict=True)) for row in ask.values]
     return [dict(row) for row in ask.rows or ()]
 
 
-def _unseen(live: Live, ask: Ask, understood: Understanding | None) -> list[dict[str, Json]]:
+def _unseen(live: LoadedEndpoint, ask: ScoreRequest, understood: SchemaMatch | None) -> list[dict[str, Json]]:
     """What the champion has not seen in training, of the rows that it understands."""
     assert live.checks is not None  # noqa: S101 - the caller has looked
     if understood is None:
@@ -153,13 +155,13 @@ def _unseen(live: Live, ask: Ask, understood: Understanding | None) -> list[dict
 
 
 def _shares(
-    live: Live,
-    ask: Ask,
-    understood: Understanding | None,
+    live: LoadedEndpoint,
+    ask: ScoreRequest,
+    understood: SchemaMatch | None,
     entities: list[str | None] | None,
     request: str,
     size: int,
-) -> list[Share]:
+) -> list[VersionRows]:
     """The rows by the version that answers them."""
     picked: dict[int, list[int]] = {}
     pick = live.table.pick
@@ -169,18 +171,19 @@ def _shares(
     if ask.values is not None:
         values = ask.values
         if len(picked) == 1:
-            return [Share(live.scorers[next(iter(picked))], None, values)]
+            return [VersionRows(live.scorers[next(iter(picked))], None, values)]
         return [
-            Share(live.scorers[route], places, [values[place] for place in places]) for route, places in picked.items()
+            VersionRows(live.scorers[route], places, [values[place] for place in places])
+            for route, places in picked.items()
         ]
     assert understood is not None  # noqa: S101 - the rows are plain
     return understood.share(picked)
 
 
 def _group(
-    part: Part,
+    part: VersionScores,
     texts: list[str] | None,
-    share: Share,
+    share: VersionRows,
     request: str,
     arrived: int,
     seconds: float,
@@ -218,8 +221,8 @@ def _group(
 class _Shadow:
     """Scores a request with every shadow, unheard, after its answer has gone."""
 
-    live: Live
-    ask: Ask
+    live: LoadedEndpoint
+    ask: ScoreRequest
     log: PredictionLog
     request: str
     arrived: int
@@ -249,9 +252,9 @@ class _Shadow:
                 outcome.failures += 1
                 logger.warning("The shadow %s did not score request %s: %s", scorer.version, self.request, error)
                 continue
-            part = Part(scorer, places, scores, labels)
+            part = VersionScores(scorer, places, scores, labels)
             seconds = perf_counter() - began
-            share = Share(scorer, places, values)
+            share = VersionRows(scorer, places, values)
             groups.append(_group(part, texts, share, self.request, self.arrived, seconds, self.entities, self.events))
             outcome.scored.append((scorer.version, len(values)))
         if groups:
@@ -262,7 +265,7 @@ class _Shadow:
                 return ShadowOutcome([], len(self.live.shadows))
         return outcome
 
-    def _mirrored(self, scorer: Scorer, size: int) -> list[int] | None:
+    def _mirrored(self, scorer: RouteScorer, size: int) -> list[int] | None:
         """The rows that a shadow sees: its share of the keys; None: all, as with a share of 0 or 100."""
         percent = scorer.route.percent
         if percent in (0, 100):
@@ -271,7 +274,9 @@ class _Shadow:
         return [place for place, key in enumerate(keys) if place_of(f"{self.live.name}~shadow", key) < percent]
 
 
-def _log(settings: Settings, log: PredictionLog, groups: Sequence[Group], request: str, *, wait: bool = True) -> bool:
+def _log(
+    settings: EndpointSettings, log: PredictionLog, groups: Sequence[Group], request: str, *, wait: bool = True
+) -> bool:
     """Write what was answered, as the settings say; False: there is no space, and it is answered all the same."""
     if settings.log_sample < 1.0 and int(request[-8:], 16) >= settings.log_sample * 2**32:
         # The last digits of an id are random.
@@ -286,7 +291,7 @@ def _log(settings: Settings, log: PredictionLog, groups: Sequence[Group], reques
     return True
 
 
-def _explained(share: Share) -> list[dict[str, Json]]:
+def _explained(share: VersionRows) -> list[dict[str, Json]]:
     names = share.scorer.names
     try:
         return share.scorer.predictor.explain([dict(zip(names, row, strict=True)) for row in share.values])

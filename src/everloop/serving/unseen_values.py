@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from everloop.records import Json
 
 
-class Checks:
+class UnseenValueChecks:
     """Looks at rows whose values stand in the order of the signature. Immutable."""
 
     def __init__(self, signature: Signature, *, refuse: bool) -> None:
@@ -60,6 +60,6 @@ class Checks:
         return found
 
 
-def checks_for(signature: Signature, policy: str | None) -> Checks | None:
+def checks_for(signature: Signature, policy: str | None) -> UnseenValueChecks | None:
     """The checks that an endpoint's setting `unseen` asks for."""
-    return None if policy is None else Checks(signature, refuse=policy == "refuse")
+    return None if policy is None else UnseenValueChecks(signature, refuse=policy == "refuse")

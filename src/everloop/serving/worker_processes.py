@@ -36,7 +36,7 @@ _STOP_S = 24
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerIdentity:
     """Where an endpoint answers beside its listener, under which names, and how many processes do."""
 
     host: str
@@ -50,7 +50,7 @@ class Place:
 class Workers:
     """The processes that answer at a listener. For one thread."""
 
-    def __init__(self, name: str, store: Store, listener: socket.socket, place: Place, folder: Path) -> None:
+    def __init__(self, name: str, store: Store, listener: socket.socket, place: WorkerIdentity, folder: Path) -> None:
         """Prepare.
 
         Args:
@@ -144,4 +144,4 @@ def _error(kind: str, message: str) -> EverloopError:
     return found(message) if isinstance(found, type) and issubclass(found, EverloopError) else UnavailableError(message)
 
 
-__all__ = ["Place", "Workers"]
+__all__ = ["WorkerIdentity", "Workers"]

@@ -43,7 +43,7 @@ class _Readable(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class ArchiveLimits:
     """How much an archive may unpack to."""
 
     total_bytes: int
@@ -67,11 +67,11 @@ class Limits:
         return min(self.total_bytes, max(self.free_bytes, int(size_bytes * self.ratio)))
 
 
-def limits_for(default: Limits, most_bytes: int | None) -> Limits:
+def limits_for(default: ArchiveLimits, most_bytes: int | None) -> ArchiveLimits:
     """The limits where the owner of an archive has said how much it may unpack to: that much, at any ratio."""
     if most_bytes is None:
         return default
-    return Limits(
+    return ArchiveLimits(
         total_bytes=most_bytes,
         ratio=None,
         entry_bytes=None,
@@ -82,10 +82,10 @@ def limits_for(default: Limits, most_bytes: int | None) -> Limits:
     )
 
 
-class Budget:
+class UnpackBudget:
     """What is left of an archive's limits while it is read."""
 
-    def __init__(self, limits: Limits, size_bytes: int, archive: Path) -> None:
+    def __init__(self, limits: ArchiveLimits, size_bytes: int, archive: Path) -> None:
         self.limits = limits
         self.archive = archive
         self._most = self._left = limits.for_archive(size_bytes)
@@ -141,7 +141,7 @@ def is_safe_name(name: str) -> bool:
 
 
 @contextmanager
-def open_zip(path: Path, limits: Limits) -> Iterator[SafeZip]:
+def open_zip(path: Path, limits: ArchiveLimits) -> Iterator[SafeZip]:
     """A zip whose names and declared sizes have been checked.
 
     Raises:
@@ -159,9 +159,9 @@ def open_zip(path: Path, limits: Limits) -> Iterator[SafeZip]:
 class SafeZip:
     """The files of a zip, to be read by name."""
 
-    def __init__(self, archive: zipfile.ZipFile, path: Path, limits: Limits) -> None:
+    def __init__(self, archive: zipfile.ZipFile, path: Path, limits: ArchiveLimits) -> None:
         self._archive = archive
-        self._budget = Budget(limits, path.stat().st_size, path)
+        self._budget = UnpackBudget(limits, path.stat().st_size, path)
         self._members: dict[str, zipfile.ZipInfo] = {}
         declared = 0
         for member in archive.infolist():
@@ -233,7 +233,7 @@ def _no_text(path: Path, error: UnicodeDecodeError) -> CorruptionError:
     return CorruptionError(f"'{path}' holds a name that is not UTF-8: {error}.", help="Get or export it again.")
 
 
-def _check_directory(raw: IO[bytes], path: Path, limits: Limits) -> None:
+def _check_directory(raw: IO[bytes], path: Path, limits: ArchiveLimits) -> None:
     """Refuse a list of files that is longer than the limit, before it is read into memory."""
     size = raw.seek(0, 2)
     raw.seek(max(0, size - (1 << 16) - _ZIP_END.size))
@@ -287,7 +287,7 @@ class TarMember:
 class _Stream:
     """Bytes of a tar, counted as they come."""
 
-    def __init__(self, raw: _Readable, budget: Budget) -> None:
+    def __init__(self, raw: _Readable, budget: UnpackBudget) -> None:
         self._raw = raw
         self._budget = budget
 
@@ -311,7 +311,7 @@ class _Stream:
         return b"".join(pieces)
 
 
-def tar_members(raw: _Readable, budget: Budget) -> Iterator[TarMember]:
+def tar_members(raw: _Readable, budget: UnpackBudget) -> Iterator[TarMember]:
     """The files of a tar in their order, each checked before it is given out; what is not read is skipped.
 
     Plain files only: links, devices, folders, sparse files and global headers are refused. The end of a tar is two
@@ -350,7 +350,7 @@ def tar_members(raw: _Readable, budget: Budget) -> Iterator[TarMember]:
         member.skip()
 
 
-def _extended(data: bytes, budget: Budget) -> tuple[str | None, int | None]:
+def _extended(data: bytes, budget: UnpackBudget) -> tuple[str | None, int | None]:
     """Name and size that an extended header gives; other records but a few harmless ones are refused."""
     found: dict[str, str] = {}
     at = 0

@@ -22,7 +22,15 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, cast
 
 from everloop.errors import AlreadyExistsError, CorruptionError, NotFoundError, StoreVersionError, UsageError
-from everloop.stores.archives import CHUNK, Budget, Limits, TarMember, limits_for, tar_members, zstd_or_plain
+from everloop.stores.archives import (
+    CHUNK,
+    ArchiveLimits,
+    TarMember,
+    UnpackBudget,
+    limits_for,
+    tar_members,
+    zstd_or_plain,
+)
 from everloop.stores.full_disk import insufficient, is_full, writing
 from everloop.stores.gc import LOCK
 from everloop.stores.home import open_store, prepare_home
@@ -48,7 +56,7 @@ _MOST_HEAD = 64 << 10
 _MOST_END_ENTRY = 4 << 10
 """Bytes that a backup's end may have for each file: its name and its digest."""
 # Two tables of a home may differ in case only.
-LIMITS = Limits(total_bytes=1 << 42, entries=50_000_000, fold_case=False, depth=64)
+LIMITS = ArchiveLimits(total_bytes=1 << 42, entries=50_000_000, fold_case=False, depth=64)
 # A hint at which entry of a table's log to begin with. It may have moved on since the log was copied.
 _LEFT_OUT = "_last_checkpoint"
 
@@ -130,7 +138,7 @@ def restore(path: Path | str, home: Path | str, *, max_bytes: int | None = None)
         make_folder(draft, shared=False)
         try:
             with zstd_or_plain(source) as stream:
-                budget = Budget(limits_for(LIMITS, max_bytes), source.stat().st_size, source)
+                budget = UnpackBudget(limits_for(LIMITS, max_bytes), source.stat().st_size, source)
                 _unpack(_members(tar_members(stream, budget)), source, draft)
         except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError) as error:
             if is_full(error):
@@ -161,7 +169,7 @@ def members(path: Path | str, names: set[str], *, max_bytes: int | None = None) 
         raise NotFoundError(f"There is no backup '{source}'.")
     try:
         with zstd_or_plain(source) as stream:
-            budget = Budget(limits_for(LIMITS, max_bytes), source.stat().st_size, source)
+            budget = UnpackBudget(limits_for(LIMITS, max_bytes), source.stat().st_size, source)
             for member in _members(tar_members(stream, budget)):
                 if member.name in names:
                     yield member.name, member.read()

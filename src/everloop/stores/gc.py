@@ -30,7 +30,7 @@ _TABLE_HOURS = 168
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sweep:
+class SweepResult:
     """What was removed, or would be."""
 
     records: int
@@ -42,7 +42,7 @@ class Sweep:
     dry_run: bool
 
 
-def gc(store: Store, *, dry_run: bool = False, grace_s: float = 3600.0) -> Sweep:
+def gc(store: Store, *, dry_run: bool = False, grace_s: float = 3600.0) -> SweepResult:
     """Purge the deleted records of all projects, and remove each object that nothing refers to.
 
     An object is kept while a record, also one that an update has replaced, a journal or an object that is kept
@@ -77,7 +77,7 @@ def gc(store: Store, *, dry_run: bool = False, grace_s: float = 3600.0) -> Sweep
         if not dry_run:
             for name in store.tables.names():
                 store.tables.vacuum(name, keep_hours=max(_TABLE_HOURS, math.ceil(grace_s / 3600)))
-    return Sweep(records=records, objects=objects, size_bytes=size_bytes, drafts=drafts, dry_run=dry_run)
+    return SweepResult(records=records, objects=objects, size_bytes=size_bytes, drafts=drafts, dry_run=dry_run)
 
 
 def _purge(store: Store, before: datetime, *, dry_run: bool) -> int:

@@ -41,7 +41,7 @@ R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
+class StoreUrls:
     """Where the parts of a store are. Records, objects and tables are a URL each, or a path below the home. `log`:
     where instances elsewhere ship their prediction logs to, if that is neither the home nor the records' database."""
 
@@ -64,7 +64,7 @@ class Store:
 
     def __init__(
         self,
-        places: Places,
+        places: StoreUrls,
         *,
         project: str,
         actor: str,
@@ -214,12 +214,12 @@ def open_store(
         ProjectError: `everloop.toml` cannot be read.
         StoreVersionError: a newer everloop wrote it.
     """
-    places, configured = find_places(home)
-    return open_places(places, project=project or configured, actor=actor, clock=clock, create=create)
+    places, configured = find_store_urls(home)
+    return open_urls(places, project=project or configured, actor=actor, clock=clock, create=create)
 
 
-def open_places(
-    places: Places,
+def open_urls(
+    places: StoreUrls,
     *,
     project: str | None = None,
     actor: str | None = None,
@@ -244,7 +244,7 @@ def open_places(
     return Store(places, project=chosen, actor=who, clock=clock, records=records)
 
 
-def find_places(home: Path | str | None = None) -> tuple[Places, str | None]:
+def find_store_urls(home: Path | str | None = None) -> tuple[StoreUrls, str | None]:
     """Where the parts of a store are, without opening it, and the project that `everloop.toml` names."""
     named = home if home is not None else os.environ.get("EVERLOOP_STORE")
     config = nearest_config(Path.cwd())
@@ -294,13 +294,13 @@ def default_actor() -> str:
     return f"user:{name}@{os.uname().nodename}"
 
 
-def _places(home: Path, settings: dict[str, str | bool]) -> Places:
+def _places(home: Path, settings: dict[str, str | bool]) -> StoreUrls:
     def place(part: str, default: str) -> str:
         chosen = str(settings.get(part, default))
         _check_place(part, chosen)
         return chosen if "://" in chosen else str(home / Path(chosen).expanduser())
 
-    return Places(
+    return StoreUrls(
         home=home,
         records=place("records", "everloop.db"),
         objects=place("objects", "objects"),
@@ -355,7 +355,7 @@ def _settings(config: Path) -> tuple[dict[str, str | bool], str | None]:
     return settings, project
 
 
-def _open_records(places: Places, project: str, actor: str, clock: Clock) -> RecordStore:
+def _open_records(places: StoreUrls, project: str, actor: str, clock: Clock) -> RecordStore:
     scheme, found, rest = places.records.partition("://")
     if not found:
         scheme, rest = "sqlite", places.records

@@ -14,16 +14,16 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from everloop.stores.home import Store, default_actor, find_places, open_places
+from everloop.stores.home import Store, default_actor, find_store_urls, open_urls
 
 if TYPE_CHECKING:
-    from everloop.stores.home import Places
+    from everloop.stores.home import StoreUrls
 
 _MOST = 4
 """Homes that are kept open at once; the one that was not used for longest makes room."""
 
 
-class KeptStore(Store):
+class OpenStore(Store):
     """A store that others use as well: closing it does nothing."""
 
     def close(self) -> None:
@@ -32,16 +32,16 @@ class KeptStore(Store):
 
 @dataclass(slots=True)
 class _Kept:
-    store: KeptStore
+    store: OpenStore
     seen: tuple[object, ...]
     """What the home looked like when the store was opened."""
 
 
-_kept: OrderedDict[Places, _Kept] = OrderedDict()
+_kept: OrderedDict[StoreUrls, _Kept] = OrderedDict()
 _guard = threading.RLock()
 
 
-def kept_store(places: Places | None = None, *, project: str | None = None, actor: str | None = None) -> Store:
+def shared_store(places: StoreUrls | None = None, *, project: str | None = None, actor: str | None = None) -> Store:
     """The store that `open_store` would open, or that of these places, which stays open until the process ends.
 
     A home that was removed, replaced or given a clock meanwhile is opened again.
@@ -51,15 +51,15 @@ def kept_store(places: Places | None = None, *, project: str | None = None, acto
         StoreVersionError: a newer everloop wrote the store.
     """
     if places is None:
-        places, configured = find_places()
+        places, configured = find_store_urls()
         project = project or configured
     project, actor = project or "default", actor or default_actor()
     with _guard:
         kept = _kept.get(places)
         if kept is None or kept.store.closed or kept.seen != _look(places):
             # A run may still use the one that it replaces, which is closed when nothing does.
-            opened = open_places(places, project=project, actor=actor)
-            store = KeptStore(places, project=project, actor=opened.actor, clock=opened.clock, records=opened.records)
+            opened = open_urls(places, project=project, actor=actor)
+            store = OpenStore(places, project=project, actor=opened.actor, clock=opened.clock, records=opened.records)
             kept = _kept[places] = _Kept(store, _look(places))
         _kept.move_to_end(places)
         while len(_kept) > _MOST:
@@ -70,7 +70,7 @@ def kept_store(places: Places | None = None, *, project: str | None = None, acto
     return found if found.actor == actor else found.as_actor(actor)
 
 
-def close_kept() -> None:
+def close_shared() -> None:
     """Close every kept store. Runs when the process ends; one that is needed later is opened again."""
     with _guard:
         for kept in _kept.values():
@@ -78,7 +78,7 @@ def close_kept() -> None:
         _kept.clear()
 
 
-def _look(places: Places) -> tuple[object, ...]:
+def _look(places: StoreUrls) -> tuple[object, ...]:
     return (
         _identity(str(places.home / "locks")),
         None if "://" in places.records else _identity(places.records),
@@ -101,4 +101,4 @@ def _free_guard() -> None:
 
 
 os.register_at_fork(after_in_child=_free_guard)
-atexit.register(close_kept)
+atexit.register(close_shared)

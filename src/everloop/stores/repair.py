@@ -26,14 +26,14 @@ from everloop.stores.records.sql_records import SqlRecords
 from everloop.stores.records.sqlite import SqliteDatabase
 from everloop.stores.tables.table_digests import HINT
 from everloop.stores.tables.table_verification import check_table
-from everloop.stores.verify_report import Checked, Problem
+from everloop.stores.verify_report import Checked, StoreProblem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from everloop.stores.home import Store
     from everloop.stores.records.sql_logs import Database
-    from everloop.stores.verify_report import Report
+    from everloop.stores.verify_report import VerifyReport
 
 FOLDER = "quarantine"
 _ORDER = ("sum", "row", "index", "search", "log-entry", "log-aside", "checkpoint", "hint", "digests")
@@ -44,19 +44,19 @@ _ORDER = ("sum", "row", "index", "search", "log-entry", "log-aside", "checkpoint
 class Repair:
     """What became of one problem."""
 
-    problem: Problem
+    problem: StoreProblem
     healed: bool
     message: str
     kept: str | None = None
     """Where the damaged original is now, below the home."""
 
 
-def can_heal(problem: Problem, *, backup: bool = False) -> bool:
+def can_heal(problem: StoreProblem, *, backup: bool = False) -> bool:
     """Whether `repair` would try."""
     return problem.cure is not None or (backup and problem.kind == "table" and problem.place is not None)
 
 
-def repair(store: Store, report: Report, *, backup: Path | str | None = None) -> list[Repair]:
+def repair(store: Store, report: VerifyReport, *, backup: Path | str | None = None) -> list[Repair]:
     """Heal what can be healed of what `verify` has found, and nothing else.
 
     Args:
@@ -76,8 +76,8 @@ class _Repair:
         self._aside = store.home / FOLDER / f"{store.now():%Y%m%dT%H%M%S}-{system_micros() % 1_000_000:06}"
         self._reindexed = False
 
-    def run(self, problems: Sequence[Problem]) -> list[Repair]:
-        cures: dict[str, Callable[[Problem], str | None]] = {
+    def run(self, problems: Sequence[StoreProblem]) -> list[Repair]:
+        cures: dict[str, Callable[[StoreProblem], str | None]] = {
             "sum": self._sum,
             "row": self._row,
             "index": self._index,
@@ -116,7 +116,7 @@ class _Repair:
 
     # Rows
 
-    def _sum(self, problem: Problem) -> str | None:
+    def _sum(self, problem: StoreProblem) -> str | None:
         check, number, at = self._place(problem)
         crc, row = self._read_row(check, number, at)
         kept = self._keep_row(check, at, crc, row)
@@ -126,7 +126,7 @@ class _Repair:
             )
         return kept
 
-    def _row(self, problem: Problem) -> str | None:
+    def _row(self, problem: StoreProblem) -> str | None:
         check, number, at = self._place(problem)
         crc, row = self._read_row(check, number, at)
         whole = check.mended(row, crc)
@@ -144,7 +144,7 @@ class _Repair:
                 self._database.write(statement, (*whole, at))
         return kept
 
-    def _index(self, problem: Problem) -> str | None:
+    def _index(self, problem: StoreProblem) -> str | None:
         if self._reindexed or problem.message not in self.store.records.problems():
             # Writing a row again, or an earlier problem, has put the indexes right.
             return None
@@ -183,14 +183,14 @@ class _Repair:
         with database.transaction():
             database.write(f"REINDEX {table}")
 
-    def _search(self, problem: Problem) -> str | None:
+    def _search(self, problem: StoreProblem) -> str | None:
         if isinstance(self.store.records, SqlRecords):
             self.store.records.list_again(problem.place or problem.subject)
         return None
 
     # Tables
 
-    def _log_entry(self, problem: Problem) -> str | None:
+    def _log_entry(self, problem: StoreProblem) -> str | None:
         files = self.store.tables.files(problem.subject)
         path = problem.place or ""
         version = int(Path(path).stem)
@@ -202,12 +202,12 @@ class _Repair:
         files.replace(path, entry)
         return kept
 
-    def _log_aside(self, problem: Problem) -> str | None:
+    def _log_aside(self, problem: StoreProblem) -> str | None:
         kept = self._keep_table_file(problem)
         self.store.tables.files(problem.subject).remove(problem.place or "")
         return kept
 
-    def _checkpoint(self, problem: Problem) -> str | None:
+    def _checkpoint(self, problem: StoreProblem) -> str | None:
         from deltalake import DeltaTable
 
         kept = self._log_aside(problem)
@@ -221,7 +221,7 @@ class _Repair:
         files.seal_all()
         return kept
 
-    def _digests(self, problem: Problem) -> str | None:
+    def _digests(self, problem: StoreProblem) -> str | None:
         files = self.store.tables.files(problem.subject)
         path = problem.place or ""
         before = files.read(path)
@@ -237,7 +237,7 @@ class _Repair:
 
     # Journals and objects
 
-    def _journal(self, problem: Problem) -> str | None:
+    def _journal(self, problem: StoreProblem) -> str | None:
         path = Path(problem.place or "")
         if writer_alive(path):
             raise StoreError("Its writer is alive.", help="Stop it first.")
@@ -251,7 +251,7 @@ class _Repair:
         draft.replace(path)
         return kept
 
-    def _object(self, problem: Problem) -> str | None:
+    def _object(self, problem: StoreProblem) -> str | None:
         digest = problem.place or ""
         data = self._find_object(digest)
         if data is None:
@@ -289,7 +289,7 @@ class _Repair:
         name = f"objects/{_object_key(digest)}"
         return next((data for _, data in members(self.backup, {name}) if _is(data, digest)), None)
 
-    def _from_backup(self, problem: Problem) -> str | None:
+    def _from_backup(self, problem: StoreProblem) -> str | None:
         if self.backup is None:
             raise NotFoundError("No backup was named.")
         files = self.store.tables.files(problem.subject)
@@ -306,7 +306,7 @@ class _Repair:
 
     # Keeping what is replaced
 
-    def _keep_table_file(self, problem: Problem) -> str | None:
+    def _keep_table_file(self, problem: StoreProblem) -> str | None:
         files = self.store.tables.files(problem.subject)
         try:
             data = files.read(problem.place or "")
@@ -346,7 +346,7 @@ class _Repair:
             raise StoreError("Only records in a SQL database can be healed.")
         return self.store.records.database
 
-    def _place(self, problem: Problem) -> tuple[RowSum, str, object]:
+    def _place(self, problem: StoreProblem) -> tuple[RowSum, str, object]:
         table, _, at = (problem.place or "").partition(" ")
         check = next(one for one in SUMS if one.table == table)
         number = self._database.row_id if check.number == "rowid" else check.number

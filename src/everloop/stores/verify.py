@@ -21,7 +21,7 @@ from everloop.errors import (
     UnavailableError,
     UsageError,
 )
-from everloop.records import Alias, Artifact, ModelVersion, Record, Run, Step
+from everloop.records import Alias, Artifact, ModelVersion, Record, Run, StepRun
 from everloop.stores.clock import SharedClock
 from everloop.stores.journals import check_tail, list_journals, mended, read_journal, whole_part, writer_alive
 from everloop.stores.objects.manifests import DIGEST
@@ -31,20 +31,20 @@ from everloop.stores.records.row_verification import REPAIR, RESTORE, check_rows
 from everloop.stores.records.sql_records import SqlRecords
 from everloop.stores.records.sqlite import SqliteDatabase
 from everloop.stores.tables.table_verification import check_table
-from everloop.stores.verify_report import Checked, Cure, Problem, Report
+from everloop.stores.verify_report import Checked, Cure, StoreProblem, VerifyReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from everloop.records import Json
-    from everloop.stores.home import Places, Store
+    from everloop.stores.home import Store, StoreUrls
 
 __all__ = [
     "Checked",
-    "Problem",
-    "Report",
+    "StoreProblem",
+    "VerifyReport",
+    "check_before_opening",
     "digests_in",
-    "look_before_opening",
     "mark_lost",
     "seal",
     "verify",
@@ -56,21 +56,21 @@ _BEGINNINGS = _ELSEWHERE | {"created", "started", "resumed"}
 """Verbs of the events by which a run begins, or goes on."""
 
 
-def verify(store: Store, *, found: Sequence[str] = ()) -> Report:
+def verify(store: Store, *, found: Sequence[str] = ()) -> VerifyReport:
     """Check the whole home, all of its projects: every byte that it promises to keep is read and compared with the
     checksum that was written with it.
 
     Writes nothing. Others may go on working meanwhile.
 
     Args:
-        found: what `look_before_opening` has found wrong with the database.
+        found: what `check_before_opening` has found wrong with the database.
     """
     counts = dict.fromkeys(("records", "objects", "journals", "tables"), 0)
     checked = Checked()
     records: list[Record] = []
-    problems: list[Problem] = []
-    unchecked: list[Problem] = []
-    parts: list[tuple[str, Callable[[], Iterable[Problem]]]] = [
+    problems: list[StoreProblem] = []
+    unchecked: list[StoreProblem] = []
+    parts: list[tuple[str, Callable[[], Iterable[StoreProblem]]]] = [
         ("records", lambda: _check_database(store, found, records, counts, checked)),
         ("search", lambda: _check_search(store, records, problems)),
         ("object", lambda: _check_objects(store, records, counts, checked)),
@@ -86,14 +86,14 @@ def verify(store: Store, *, found: Sequence[str] = ()) -> Report:
         try:
             problems += part()
         except (UnavailableError, PermissionError, OSError) as error:
-            unchecked.append(Problem(kind=kind, subject=kind, message=f"Not checked to the end: {error}"))
+            unchecked.append(StoreProblem(kind=kind, subject=kind, message=f"Not checked to the end: {error}"))
         except StoreError as error:
             # The database is damaged so far that it cannot be asked.
-            problems.append(Problem(kind=kind, subject="database", message=error.message, repair=RESTORE))
-    return Report(problems=tuple(problems), counts=counts, checked=checked, unchecked=tuple(unchecked))
+            problems.append(StoreProblem(kind=kind, subject="database", message=error.message, repair=RESTORE))
+    return VerifyReport(problems=tuple(problems), counts=counts, checked=checked, unchecked=tuple(unchecked))
 
 
-def look_before_opening(places: Places) -> list[str]:
+def check_before_opening(places: StoreUrls) -> list[str]:
     """What is wrong with the database's write-ahead log. Opening a database after a crash makes SQLite forget what it
     cannot read of the log, so this comes first.
 
@@ -197,7 +197,7 @@ def _lock(run: Run) -> str:
 
 def _check_database(
     store: Store, found: Sequence[str], records: list[Record], counts: dict[str, int], checked: Checked
-) -> Iterator[Problem]:
+) -> Iterator[StoreProblem]:
     messages = list(dict.fromkeys([*found, *store.records.problems()]))
     for message in messages:
         yield _database_problem(message)
@@ -211,17 +211,17 @@ def _check_database(
     counts["records"] += len(records)
 
 
-def _database_problem(message: str) -> Problem:
+def _database_problem(message: str) -> StoreProblem:
     cure: Cure | None = None
     heal = None
     if _INDEX_PROBLEM.match(message):
         cure, heal = "index", "Make the indexes again from their tables, if all rows are whole."
-    return Problem(
+    return StoreProblem(
         kind="records", subject="database", message=message, repair=REPAIR if heal else RESTORE, heal=heal, cure=cure
     )
 
 
-def _check_search(store: Store, records: list[Record], known: list[Problem]) -> Iterator[Problem]:
+def _check_search(store: Store, records: list[Record], known: list[StoreProblem]) -> Iterator[StoreProblem]:
     """What searches find records by follows from the records, and must fit them."""
     if not isinstance(store.records, SqlRecords):
         return
@@ -235,7 +235,7 @@ def _check_search(store: Store, records: list[Record], known: list[Problem]) -> 
         now = here.get_many(type(record), [record.id])
         if now and here.misfiled(now[0]):
             message = f"What searches find {_name(record)} by differs from what it says."
-            yield Problem(
+            yield StoreProblem(
                 kind="search",
                 subject=record.id,
                 message=message,
@@ -247,7 +247,7 @@ def _check_search(store: Store, records: list[Record], known: list[Problem]) -> 
     for identity in store.records.strayed():
         if identity not in damaged:
             message = "Searches would find a record that is not there."
-            yield Problem(
+            yield StoreProblem(
                 kind="search",
                 subject=identity,
                 message=message,
@@ -258,7 +258,9 @@ def _check_search(store: Store, records: list[Record], known: list[Problem]) -> 
             )
 
 
-def _check_objects(store: Store, records: list[Record], counts: dict[str, int], checked: Checked) -> Iterator[Problem]:
+def _check_objects(
+    store: Store, records: list[Record], counts: dict[str, int], checked: Checked
+) -> Iterator[StoreProblem]:
     bad: set[str] = set()
     present: set[str] = set()
     for digest, size in store.objects.digests():
@@ -286,7 +288,7 @@ def _check_objects(store: Store, records: list[Record], counts: dict[str, int], 
                 yield from _check_tree(store, digest, present)
 
 
-def _check_tree(store: Store, digest: str, present: set[str]) -> Iterator[Problem]:
+def _check_tree(store: Store, digest: str, present: set[str]) -> Iterator[StoreProblem]:
     if not store.objects.is_tree(digest):
         return
     try:
@@ -297,11 +299,11 @@ def _check_tree(store: Store, digest: str, present: set[str]) -> Iterator[Proble
             elif entry.pack is not None:
                 store.objects.read_entry(entry)
     except EverloopError as error:
-        yield Problem(kind="tree", subject=digest, message=error.message)
+        yield StoreProblem(kind="tree", subject=digest, message=error.message)
 
 
-def _object_problem(kind: str, subject: str, message: str, digest: str) -> Problem:
-    return Problem(
+def _object_problem(kind: str, subject: str, message: str, digest: str) -> StoreProblem:
+    return StoreProblem(
         kind=kind,
         subject=subject,
         message=message,
@@ -312,21 +314,21 @@ def _object_problem(kind: str, subject: str, message: str, digest: str) -> Probl
     )
 
 
-def _check_relations(records: list[Record]) -> Iterator[Problem]:
+def _check_relations(records: list[Record]) -> Iterator[StoreProblem]:
     artifacts = {(record.project, record.id) for record in records if isinstance(record, Artifact)}
     versions = {(record.project, record.key) for record in records if isinstance(record, ModelVersion)}
     for record in records:
-        if isinstance(record, Step):
+        if isinstance(record, StepRun):
             for name, artifact in record.outputs.items():
                 if (record.project, artifact) not in artifacts:
                     message = f"The output '{name}' of the step '{record.name}' is the artifact '{artifact}'"
-                    yield Problem(kind="reference", subject=record.id, message=f"{message}, which is not there.")
+                    yield StoreProblem(kind="reference", subject=record.id, message=f"{message}, which is not there.")
         elif isinstance(record, Alias) and (record.project, record.version) not in versions:
             message = f"The alias '{record.key}' names the version '{record.version}', which is not there."
-            yield Problem(kind="reference", subject=record.id, message=message)
+            yield StoreProblem(kind="reference", subject=record.id, message=message)
 
 
-def _check_journals(folder: Path, counts: dict[str, int], checked: Checked) -> Iterator[Problem]:
+def _check_journals(folder: Path, counts: dict[str, int], checked: Checked) -> Iterator[StoreProblem]:
     # Those that wait to be shipped elsewhere lie in a folder below.
     folders = [folder, *(path for path in folder.iterdir() if path.is_dir())] if folder.is_dir() else []
     for path in [path for one in folders for path in list_journals(one)]:
@@ -344,7 +346,7 @@ def _check_journals(folder: Path, counts: dict[str, int], checked: Checked) -> I
             yield _journal_problem(path, error.message)
 
 
-def _journal_problem(path: Path, message: str) -> Problem:
+def _journal_problem(path: Path, message: str) -> StoreProblem:
     heal: str | None = None
     cure: Cure | None = None
     if writer_alive(path):
@@ -353,7 +355,7 @@ def _journal_problem(path: Path, message: str) -> Problem:
         cure, heal = "journal-frame", "Flip back the single bit that was flipped, which the checksum proves."
     elif path.stat().st_size > len(whole_part(path)) > 0 and _is_tail(path):
         cure, heal = "journal-tail", "Cut off the damaged last frame; what it said is lost."
-    return Problem(
+    return StoreProblem(
         kind="journal",
         subject=path.name,
         message=message,
@@ -374,29 +376,29 @@ def _is_tail(path: Path) -> bool:
 
 
 def _check_tables(
-    store: Store, counts: dict[str, int], checked: Checked, unchecked: list[Problem]
-) -> Iterator[Problem]:
+    store: Store, counts: dict[str, int], checked: Checked, unchecked: list[StoreProblem]
+) -> Iterator[StoreProblem]:
     for name in store.tables.names():
         counts["tables"] += 1
         try:
             yield from check_table(store.tables.files(name), checked)
         except (UnavailableError, OSError) as error:
-            unchecked.append(Problem(kind="table", subject=name, message=f"Not checked to the end: {error}"))
+            unchecked.append(StoreProblem(kind="table", subject=name, message=f"Not checked to the end: {error}"))
         except EverloopError as error:
-            yield Problem(kind="table", subject=name, message=error.message)
+            yield StoreProblem(kind="table", subject=name, message=error.message)
 
 
-def _check_permissions(home: Path) -> Iterator[Problem]:
+def _check_permissions(home: Path) -> Iterator[StoreProblem]:
     found = list(exposed(home))
     # One line for all: below a folder that is open there may be a file for every object.
     for path, who in found[:1]:
         more = f", and {len(found) - 1:,} more below the home" if len(found) > 1 else ""
         message = f"Not only its owner can use '{path}', but {who}{more}."
         repair = f"chmod -R {'o=' if is_shared(home) else 'go='} '{home}'"
-        yield Problem(kind="permissions", subject=str(path), message=message, repair=repair)
+        yield StoreProblem(kind="permissions", subject=str(path), message=message, repair=repair)
 
 
-def _check_clock(store: Store, checked: Checked) -> Iterator[Problem]:
+def _check_clock(store: Store, checked: Checked) -> Iterator[StoreProblem]:
     path = store.home / "clock"
     if not path.exists():
         return
@@ -404,10 +406,10 @@ def _check_clock(store: Store, checked: Checked) -> Iterator[Problem]:
     try:
         SharedClock(path).now()
     except EverloopError as error:
-        yield Problem(kind="clock", subject=path.name, message=error.message, repair=error.help)
+        yield StoreProblem(kind="clock", subject=path.name, message=error.message, repair=error.help)
 
 
-def _check_keys(checked: Checked) -> Iterator[Problem]:
+def _check_keys(checked: Checked) -> Iterator[StoreProblem]:
     """The keys of this machine, by which packages of this home are trusted."""
     from everloop.stores.trust import Keyring
 
@@ -417,13 +419,13 @@ def _check_keys(checked: Checked) -> Iterator[Problem]:
     try:
         checked.files += len(ring.listing())
     except EverloopError as error:
-        yield Problem(kind="key", subject=str(ring.folder), message=error.message, repair=error.help)
+        yield StoreProblem(kind="key", subject=str(ring.folder), message=error.message, repair=error.help)
 
 
-def _check_runs(store: Store, records: list[Record]) -> Iterator[Problem]:
+def _check_runs(store: Store, records: list[Record]) -> Iterator[StoreProblem]:
     for run in records:
         if isinstance(run, Run) and _is_lost(store, run):
-            yield Problem(
+            yield StoreProblem(
                 kind="run",
                 subject=run.id,
                 message=f"The run '{run.name}' is said to be running, and its process is gone.",

@@ -26,7 +26,7 @@ Cure = Literal[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
+class StoreProblem:
     """One thing that is not as it should be."""
 
     kind: str
@@ -59,14 +59,14 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class VerifyReport:
     """What a check has looked at and found."""
 
-    problems: tuple[Problem, ...]
+    problems: tuple[StoreProblem, ...]
     counts: dict[str, int]
     """How many records, objects, journals and tables were looked at."""
     checked: Checked = field(default_factory=Checked)
-    unchecked: tuple[Problem, ...] = ()
+    unchecked: tuple[StoreProblem, ...] = ()
     """What could not be read, because it did not answer or may not be read, and so is neither whole nor damaged."""
 
     @property

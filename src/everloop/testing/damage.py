@@ -15,23 +15,23 @@ import polars as pl
 from everloop.errors import EverloopError
 from everloop.records import KINDS, Alias, Artifact, ModelVersion, Package, Point, Run
 from everloop.stores import Journal, Store, open_store, read_journal
-from everloop.stores.home import find_places
+from everloop.stores.home import find_store_urls
 from everloop.stores.records.expressions import Compare
 from everloop.stores.repair import repair
 from everloop.stores.trust import Keyring
-from everloop.stores.verify import look_before_opening, verify
+from everloop.stores.verify import check_before_opening, verify
 from everloop.testing.stores import START, ManualClock
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from everloop.stores.verify_report import Report
+    from everloop.stores.verify_report import VerifyReport
 
 TABLE = "predictions/delays"
 
 
 @dataclass
-class Outcome:
+class DamageOutcome:
     """What became of some flips of one kind of file."""
 
     seen: int = 0
@@ -136,18 +136,18 @@ def values(home: Path) -> str:
     return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
-def check(home: Path) -> Report | EverloopError:
+def check(home: Path) -> VerifyReport | EverloopError:
     """What `everloop verify` does."""
     os.environ["EVERLOOP_KEYS"] = str(home / "keys")
     try:
-        found = look_before_opening(find_places(home)[0])
+        found = check_before_opening(find_store_urls(home)[0])
         with open_store(home, create=False, project="flights", clock=ManualClock()) as store:
             return verify(store, found=found)
     except EverloopError as error:
         return error
 
 
-def heal(home: Path, *, backup: Path | None = None) -> Report:
+def heal(home: Path, *, backup: Path | None = None) -> VerifyReport:
     """What `everloop verify --repair` does; returns what is found afterwards."""
     os.environ["EVERLOOP_KEYS"] = str(home / "keys")
     with open_store(home, create=False, project="flights", clock=ManualClock()) as store:
@@ -199,9 +199,9 @@ def files(home: Path) -> dict[str, list[Path]]:
 
 def attack(
     home: Path, scratch: Path, kind: str, paths: list[Path], flips: int, seed: int, whole: str, *, repairs: bool = False
-) -> Outcome:
+) -> DamageOutcome:
     """Flip one bit at a time in a copy of the home, and see what a check says and what reading gives."""
-    outcome = Outcome()
+    outcome = DamageOutcome()
     shuffled = random.Random(f"{seed} {kind}")  # noqa: S311
     sizes = [path.stat().st_size for path in paths]
     for number in range(flips):

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from everloop.prediction_log.configured_sink import open_sink
-from everloop.prediction_log.journal_folding import Fold
+from everloop.prediction_log.journal_folding import StreamFold
 from everloop.prediction_log.shipping import ShippingSink
-from everloop.stores.home import Places, open_places
+from everloop.stores.home import StoreUrls, open_urls
 from everloop.stores.journals import Journal
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ TABLE = "frames/all"
 class LogPlace:
     """Where frames are written and where they are folded."""
 
-    places: Places
+    places: StoreUrls
     """Of the store with the tables."""
     writers: Path
     """The home of the writing processes; the same as that store's where they write its journals."""
@@ -46,12 +46,12 @@ class LogPlace:
 
     def store(self) -> Store:
         """The store that folds."""
-        return open_places(self.places)
+        return open_urls(self.places)
 
     @contextmanager
     def sink(self, **more: str) -> Iterator[LogSink]:
         """A sink of this process."""
-        with open_places(_own_places(self.writers)) as store:
+        with open_urls(_own_places(self.writers)) as store:
             made = open_sink(store, STREAM, {**self.environment, **more})
             try:
                 yield made
@@ -122,7 +122,7 @@ class LogSinkSuite:
             places = place.places
             if place.writers != places.home:
                 places = replace(places, home=tmp_path / f"folder-{number}", log=places.log or str(places.home))
-            with open_places(places) as store:
+            with open_urls(places) as store:
                 for _ in range(3):
                     moved.append(frames_fold().run(store))
 
@@ -216,7 +216,7 @@ def _step_around(patch: pytest.MonkeyPatch, owner: Any, name: str, step: Any) ->
     patch.setattr(owner, name, stepping)
 
 
-def frames_fold() -> Fold[str]:
+def frames_fold() -> StreamFold[str]:
     """A fold whose rows are the frames' texts."""
 
     def frame(store: Store, table: str, entries: list[str]) -> Any:
@@ -224,7 +224,7 @@ def frames_fold() -> Fold[str]:
 
         return pl.DataFrame({"text": entries}).with_columns(event_at=pl.lit(store.now()))
 
-    return Fold(STREAM, TABLE, bytes.decode, frame)
+    return StreamFold(STREAM, TABLE, bytes.decode, frame)
 
 
 def frames_in(store: Store) -> list[str]:
@@ -234,8 +234,8 @@ def frames_in(store: Store) -> list[str]:
     return sorted(store.tables.scan(TABLE).collect()["text"].to_list())
 
 
-def _own_places(home: Path) -> Places:
-    return Places(
+def _own_places(home: Path) -> StoreUrls:
+    return StoreUrls(
         home=home, records=str(home / "everloop.db"), objects=str(home / "objects"), tables=str(home / "tables")
     )
 
@@ -260,7 +260,7 @@ def _killed_writer(place: LogPlace, name: str, seconds: float) -> list[str]:
 
 def write_until_killed(home: str, name: str) -> None:
     """Append, and print what was appended, until this process is killed."""
-    with open_places(_own_places(Path(home))) as store:
+    with open_urls(_own_places(Path(home))) as store:
         sink = open_sink(store, STREAM)
         number = 0
         while True:
@@ -292,7 +292,7 @@ def fold_until_killed(places: str, point: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     found = json.loads(places)
-    with open_places(Places(**{**found, "home": Path(found["home"])})) as store, pytest.MonkeyPatch.context() as patch:
+    with open_urls(StoreUrls(**{**found, "home": Path(found["home"])})) as store, pytest.MonkeyPatch.context() as patch:
         _step_around(patch, type(store.tables), "append", step)
         _step_around(patch, Path, "unlink", step)
         _step_around(patch, segment_folding._Folding, "_delete", step)

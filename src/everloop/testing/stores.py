@@ -22,7 +22,7 @@ from everloop.errors import (
 from everloop.records import (
     Alias,
     Decision,
-    Endpoint,
+    EndpointRecord,
     GateResult,
     Json,
     ModelVersion,
@@ -111,7 +111,7 @@ def _full_records() -> list[Record]:
             decisions=(Decision(at=START, action="start", percent=10.0, reason="new", evidence={"p": 0.5}),),
             gates=("g1", "g2"),
         ),
-        Endpoint(id=new_id(START), **common, name="e", model="m", routes=(Route(version="m@1", percent=100.0),)),
+        EndpointRecord(id=new_id(START), **common, name="e", model="m", routes=(Route(version="m@1", percent=100.0),)),
         GateResult(id=new_id(START), **common, gate="g", outcome="undecided", candidate="m@1", message=""),
         Alias(id=new_id(START), **common, model="m", name="champion", version="m@1"),
     ]
@@ -201,11 +201,13 @@ class RecordStoreSuite:
         assert store.last_event() == before
 
     def test_one_key_in_two_kinds_and_two_projects(self, store: RecordStore) -> None:
-        endpoint = Endpoint(id=new_id(START), project="flights", created_at=START, name="delays@1", model="delays")
+        endpoint = EndpointRecord(
+            id=new_id(START), project="flights", created_at=START, name="delays@1", model="delays"
+        )
         store.put(_version(1), endpoint)
         other = store.for_project("trains")
         other.put(replace(_version(1), project="trains"))
-        assert store.get(Endpoint, "delays@1") == endpoint
+        assert store.get(EndpointRecord, "delays@1") == endpoint
         assert [version.project for version in other.find(ModelVersion)] == ["trains"]
 
     def test_a_project_does_not_see_another(self, store: RecordStore) -> None:

@@ -12,7 +12,7 @@ from everloop.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from everloop.tracking.autologging import autolog as autolog
     from everloop.tracking.journal.last_points import series_of as series_of
-    from everloop.tracking.journal.recovery import bring_in as bring_in
+    from everloop.tracking.journal.recovery import recover_journals as recover_journals
     from everloop.tracking.journal.run_folding import (
         fold as fold,
         fold_journal as fold_journal,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         unarchive_run as unarchive_run,
     )
     from everloop.tracking.metric_history import History as History, read_history as read_history
-    from everloop.tracking.provenance import imported_packages as imported_packages, look_around as look_around
+    from everloop.tracking.provenance import capture_source as capture_source, imported_packages as imported_packages
     from everloop.tracking.run_archive import export_runs as export_runs, import_runs as import_runs
     from everloop.tracking.run_params import Params as Params
     from everloop.tracking.runs import (
@@ -55,7 +55,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "autologging": ["autolog"],
         "journal.last_points": ["series_of"],
-        "journal.recovery": ["bring_in"],
+        "journal.recovery": ["recover_journals"],
         "journal.run_folding": ["fold", "fold_journal", "read_metrics"],
         "lifecycle": [
             "archive_run",
@@ -67,7 +67,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "unarchive_run",
         ],
         "metric_history": ["History", "read_history"],
-        "provenance": ["imported_packages", "look_around"],
+        "provenance": ["imported_packages", "capture_source"],
         "run_archive": ["export_runs", "import_runs"],
         "run_params": ["Params"],
         "runs": ["ActiveRun", "current_run", "join_run", "start_run"],

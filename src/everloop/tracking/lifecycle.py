@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import ConflictError, NotFoundError, UsageError
-from everloop.records import Artifact, Record, Run, Step
+from everloop.records import Artifact, Record, Run, StepRun
 from everloop.stores.records.expressions import Compare
 from everloop.tracking.journal.last_points import series_of
-from everloop.tracking.journal.recovery import bring_in
+from everloop.tracking.journal.recovery import recover_journals
 from everloop.tracking.journal.run_folding import fold_run
 from everloop.tracking.reproduction.run_trust import is_from_here, sealed
 
@@ -37,7 +37,7 @@ class Family:
     run: Run
     children: tuple[Run, ...]
     """Of every depth, parents before their own children."""
-    steps: tuple[Step, ...]
+    steps: tuple[StepRun, ...]
     artifacts: tuple[Artifact, ...]
 
     @property
@@ -56,7 +56,7 @@ def find_run(store: Store, ref: str) -> Run:
         NotFoundError: there is none.
         UsageError: several begin so.
     """
-    bring_in(store)
+    recover_journals(store)
     if len(ref) >= 36 or not ref:
         return store.records.get(Run, ref)
     found = store.records.find(Run, ("id", "prefix", ref), limit=2)
@@ -85,7 +85,7 @@ def family_of(store: Store, run: str) -> Family:
     return Family(
         run=root,
         children=tuple(children),
-        steps=tuple(store.records.find(Step, ("run", "in", ids))),
+        steps=tuple(store.records.find(StepRun, ("run", "in", ids))),
         artifacts=tuple(store.records.find(Artifact, ("run", "in", ids))),
     )
 
@@ -144,7 +144,7 @@ def restore_run(store: Store, run: str) -> Run:
     with store.records.transaction():
         store.records.restore(Run, run)
         along = _deletion(store, run)
-        for name, kind in (("children", Run), ("steps", Step), ("artifacts", Artifact)):
+        for name, kind in (("children", Run), ("steps", StepRun), ("artifacts", Artifact)):
             for identity in along.get(name, ()):
                 try:
                     store.records.restore(kind, identity)

@@ -56,7 +56,7 @@ class GitState:
     """Python files that git does not know and does not ignore, from the root on."""
 
 
-def look_around() -> Source:
+def capture_source() -> Source:
     """Return what is running now, and where. Takes some milliseconds once, then tens of microseconds."""
     state = git_state(code_folder())
     return Source(
@@ -73,9 +73,9 @@ def look_around() -> Source:
     )
 
 
-def kept_source(store: Store) -> Source:
-    """What `look_around` says, with what differs from the commit kept in the store."""
-    source = look_around()
+def stored_source(store: Store) -> Source:
+    """What `capture_source` says, with what differs from the commit kept in the store."""
+    source = capture_source()
     if source.git_commit is None:
         return source
     state = git_state(code_folder())

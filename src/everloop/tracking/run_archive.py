@@ -22,13 +22,13 @@ from typing import IO, TYPE_CHECKING, Any
 import msgspec
 
 from everloop.errors import AlreadyExistsError, CorruptionError, NotFoundError, StoreVersionError, UsageError
-from everloop.records import Artifact, Record, Run, Step
-from everloop.stores.archives import Limits, SafeZip, limits_for, open_zip
+from everloop.records import Artifact, Record, Run, StepRun
+from everloop.stores.archives import ArchiveLimits, SafeZip, limits_for, open_zip
 from everloop.stores.clock import micros
 from everloop.stores.records.expressions import And
 from everloop.stores.records.record_codec import decode, encode
 from everloop.tracking.journal.last_points import series_of
-from everloop.tracking.journal.recovery import bring_in
+from everloop.tracking.journal.recovery import recover_journals
 from everloop.tracking.journal.run_folding import read_metrics
 from everloop.tracking.reproduction.run_trust import signed
 
@@ -47,7 +47,7 @@ _MOST_RECORDS = 512 << 20
 _FREE_RECORDS = 8 << 20
 _RECORD_RATIO = 20
 """Points and records of a real run pack to a fourth or a tenth."""
-LIMITS = Limits(total_bytes=1 << 40)
+LIMITS = ArchiveLimits(total_bytes=1 << 40)
 _STORED_FROM = 50
 """An object that packs better than this is stored as it is, so that what we export passes our own limits."""
 _BATCH = 20_000
@@ -113,7 +113,7 @@ def export_runs(store: Store, runs: Sequence[Run | str] | None, path: Path | str
         raise UsageError(f"'{target.name}' is no name for the file.", help="End it in .zip.")
     if target.exists():
         raise AlreadyExistsError(f"There is a file '{target}' already.", help="Name another.")
-    bring_in(store)
+    recover_journals(store)
     if runs is None:
         runs = [hit.id for hit in store.records.search(Run, And(()))]
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +183,7 @@ def _body(store: Store, ref: str) -> tuple[_Body, set[str]]:
         value = point.value if abs(point.value) < float("inf") else repr(point.value)
         points.setdefault(point.key, []).append((point.step, micros(point.at), value))
     run = store.records.get(Run, ref)  # folding may have brought it further
-    steps = store.records.find(Step, ("run", "=", run.id))
+    steps = store.records.find(StepRun, ("run", "=", run.id))
     artifacts = store.records.find(Artifact, ("run", "=", run.id))
     digests = {artifact.digest for artifact in artifacts}
     if run.source.changes:
@@ -308,7 +308,7 @@ def _broken(why: str) -> CorruptionError:
 def _put(store: Store, run: Run, body: _Body) -> bool:
     """Write one run and what belongs to it, all or nothing; False where it is here already."""
     along: list[Record] = [
-        *(replace(decode(Step, text), project=store.project, revision=0) for text in body.steps),
+        *(replace(decode(StepRun, text), project=store.project, revision=0) for text in body.steps),
         *(replace(decode(Artifact, text), project=store.project, revision=0) for text in body.artifacts),
     ]
     if any(getattr(record, "run", None) != run.id for record in along):

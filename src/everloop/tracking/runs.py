@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 from everloop.errors import EverloopError, UnavailableError, UsageError
 from everloop.records import Run
-from everloop.stores.open_stores import kept_store
+from everloop.stores.open_stores import shared_store
 from everloop.tracking.display import html_of, panel_of
 from everloop.tracking.journal import journal_frames
 from everloop.tracking.journal.journal_writer import RunWriter
 from everloop.tracking.journal.run_folding import STREAM_PREFIX, fold_journal, fold_run
 from everloop.tracking.journal.step_counter import StepCounter
 from everloop.tracking.key_collisions import check_spellings, joined
-from everloop.tracking.provenance import imported_packages, kept_source
+from everloop.tracking.provenance import imported_packages, stored_source
 from everloop.tracking.reproduction.run_trust import is_from_here, sealed
 from everloop.tracking.run_artifacts import ArtifactLog
 from everloop.tracking.run_params import Params
@@ -84,12 +84,12 @@ def start_run(
     """
     with ExitStack() as cleanup:
         if store is None:
-            store = kept_store()
+            store = shared_store()
         if resume is not None:
-            from everloop.tracking.journal.recovery import bring_in
+            from everloop.tracking.journal.recovery import recover_journals
             from everloop.tracking.resuming import reopen
 
-            bring_in(store)
+            recover_journals(store)
             # Held for as long as this process lives: how others see that the run is not lost. Of several who resume
             # one run, the first has it.
             resume = store.records.get(Run, resume).id
@@ -113,7 +113,7 @@ def start_run(
                     parent=parent if parent is None or isinstance(parent, str) else parent.id,
                     loop=loop,
                     trigger=trigger,
-                    source=kept_source(store),
+                    source=stored_source(store),
                 )
             )
             cleanup.enter_context(store.lock(f"run-{run.id}"))
@@ -204,7 +204,7 @@ class ActiveRun(ArtifactLog):
         """
         store = self.store
         if store.closed:
-            store = kept_store(store.places, project=store.project, actor=store.actor)
+            store = shared_store(store.places, project=store.project, actor=store.actor)
         if self._ended:
             fold_run(store, self.id)  # where the store did not answer at the end
         return store.records.get(Run, self.id)

@@ -15,7 +15,7 @@ import numpy as np
 
 from everloop.errors import CorruptionError, MissingExtraError, RequestError, TrainingError, TrustError, UsageError
 from everloop.training.encoding import arrow_type
-from everloop.training.estimator_scores import Question
+from everloop.training.estimator_scores import EstimatorScores
 from everloop.training.estimator_tasks import (
     arranged,
     check_one_output,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from everloop.training.class_decisions import Answers, Rule
+    from everloop.training.class_decisions import ClassScores, Rule
     from everloop.training.trained_model import Files, Json, Task
 
     Array = NDArray[np.float64]
@@ -62,7 +62,7 @@ class AdoptedModel:
         *,
         format: str,
         blob: bytes,
-        question: Question,
+        question: EstimatorScores,
         inputs: Sequence[str],
         types: Mapping[str, str],
         container: Container,
@@ -90,14 +90,14 @@ class AdoptedModel:
     def predict_scores(self, frame: pl.DataFrame) -> Array:
         return self.question.scores(self.estimator, self._contained(frame))
 
-    def answer_frame(self, frame: pl.DataFrame) -> Answers:
+    def answer_frame(self, frame: pl.DataFrame) -> ClassScores:
         """Scores and classes."""
         return self.question.answer(self.estimator, self._contained(frame))
 
     def predict_rows(self, rows: Sequence[Mapping[str, object]]) -> Array:
         return self.predict_scores(self._frame_of(rows))
 
-    def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> Answers:
+    def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> ClassScores:
         """Scores and classes."""
         return self.answer_frame(self._frame_of(rows))
 
@@ -138,7 +138,7 @@ class AdoptedModel:
         try:
             state, blob = json.loads(files["adopted.json"]), files[f"model.{kept}"]
             known = {name: state[name] for name in ("inputs", "types", "container")}
-            question = Question.from_json(state, state["task"])
+            question = EstimatorScores.from_json(state, state["task"])
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptionError(f"These files are no adopted model: {error!r}.", help="Build it again.") from error
         return cls(_load(blob, kept), format=kept, blob=blob, question=question, **known)
@@ -285,7 +285,7 @@ def _fitting_container(
     classes: list[Json],
     order: Sequence[int],
     asked: Container | None,
-) -> tuple[Question, Container]:
+) -> tuple[EstimatorScores, Container]:
     """How the estimator is asked, and the kind of table that it takes."""
     import warnings
 

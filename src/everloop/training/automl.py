@@ -18,7 +18,7 @@ import numpy as np
 from everloop import plugins
 from everloop.errors import TrainingError, UsageError
 from everloop.pipeline.step_progress import progress
-from everloop.training.algorithms.algorithm import Problem
+from everloop.training.algorithms.algorithm import TrainingProblem
 from everloop.training.encoding import Encoder
 from everloop.training.intervals import delong_covariance, paired_bootstrap
 from everloop.training.metrics import get_metric, metrics_of
@@ -184,8 +184,8 @@ class AutoTrain:
 
     def _problem(
         self, encoder: Encoder, rows: pl.DataFrame, target: str, task: Task, classes: list[Json], metric: Metric
-    ) -> Problem:
-        return Problem(
+    ) -> TrainingProblem:
+        return TrainingProblem(
             task=task,
             outputs=len(classes) if task == "multiclass" else 1,
             encoder=encoder,
@@ -271,7 +271,7 @@ class _Search:
     def leaderboard(self) -> list[dict[str, Json]]:
         return [entry for _, entry in sorted(self._entries, key=lambda item: -item[0])]
 
-    def run(self, problem: Problem, judged: pl.DataFrame, encoding_s: float, listener: Listener | None) -> None:
+    def run(self, problem: TrainingProblem, judged: pl.DataFrame, encoding_s: float, listener: Listener | None) -> None:
         """Make trials until the time is up. `encoding_s`: what encoding the rows took, it is done once more."""
         self._problem = problem
         assert problem.valid_matrix is not None  # noqa: S101  (set by the caller)
@@ -423,7 +423,7 @@ class _Search:
 
 def _trained(
     model: Model,
-    problem: Problem,
+    problem: TrainingProblem,
     *,
     target: str,
     classes: list[Json],
@@ -460,7 +460,7 @@ def _importance(model: Any, matrix: Array) -> dict[str, float]:
     return shares
 
 
-def _check_classes(problem: Problem, classes: list[Json], target: str) -> None:
+def _check_classes(problem: TrainingProblem, classes: list[Json], target: str) -> None:
     if problem.task == "regression":
         return
     assert problem.valid_y is not None  # noqa: S101

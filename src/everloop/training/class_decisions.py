@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 THRESHOLD = 0.5
 
 
-class Answers(NamedTuple):
+class ClassScores(NamedTuple):
     """Scores as `Model` promises them, and the predicted class of each row by its place in `classes`.
 
     `places` has shape (n,); None for a regression.
@@ -34,9 +34,9 @@ class Answers(NamedTuple):
     scores: Array
     places: Places | None
 
-    def take(self, rows: Places) -> Answers:
+    def take(self, rows: Places) -> ClassScores:
         """The answers to some of the rows."""
-        return Answers(self.scores[rows], None if self.places is None else self.places[rows])
+        return ClassScores(self.scores[rows], None if self.places is None else self.places[rows])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,29 +76,29 @@ def rule_of(model: Any) -> Rule | None:
     return getattr(model, "rule", PLAIN)
 
 
-def answer_frame(model: Any, frame: pl.DataFrame) -> Answers:
+def answer_frame(model: Any, frame: pl.DataFrame) -> ClassScores:
     """Scores and classes of the rows of a frame, from any `Model`."""
     own = getattr(model, "answer_frame", None)
     if own is not None:
-        answers: Answers = own(frame)
+        answers: ClassScores = own(frame)
         return answers
     return by_rule(model, model.predict_scores(frame))
 
 
-def answer_rows(model: Any, rows: Sequence[Mapping[str, object]]) -> Answers:
+def answer_rows(model: Any, rows: Sequence[Mapping[str, object]]) -> ClassScores:
     """The same of plain rows."""
     own = getattr(model, "answer_rows", None)
     if own is not None:
-        answers: Answers = own(rows)
+        answers: ClassScores = own(rows)
         return answers
     return by_rule(model, model.predict_rows(rows))
 
 
-def by_rule(model: Any, scores: Array) -> Answers:
+def by_rule(model: Any, scores: Array) -> ClassScores:
     """Scores with the classes that the model's rule reads off them."""
     if getattr(model, "task", None) == "regression":
-        return Answers(scores, None)
-    return Answers(scores, (getattr(model, "rule", None) or PLAIN).places(scores))
+        return ClassScores(scores, None)
+    return ClassScores(scores, (getattr(model, "rule", None) or PLAIN).places(scores))
 
 
 def votes(places: Places, classes: int) -> Array:
@@ -110,4 +110,4 @@ def votes(places: Places, classes: int) -> Array:
     return found
 
 
-__all__ = ["PLAIN", "THRESHOLD", "Answers", "Rule", "answer_frame", "answer_rows", "by_rule", "rule_of", "votes"]
+__all__ = ["PLAIN", "THRESHOLD", "ClassScores", "Rule", "answer_frame", "answer_rows", "by_rule", "rule_of", "votes"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from everloop.errors import RequestError, UsageError
-from everloop.training.class_decisions import PLAIN, Answers, Rule, votes
+from everloop.training.class_decisions import PLAIN, ClassScores, Rule, votes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ _LARGEST = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class EstimatorScores:
     """How an estimator is asked.
 
     Attributes:
@@ -59,23 +59,23 @@ class Question:
     choice: Choice = "rule"
     rule: Rule = PLAIN
 
-    def answer(self, estimator: Any, rows: Any) -> Answers:
+    def answer(self, estimator: Any, rows: Any) -> ClassScores:
         """Scores and classes of a table that the estimator takes."""
         if self.task == "regression":
-            return Answers(_numbers(estimator.predict(rows)), None)
+            return ClassScores(_numbers(estimator.predict(rows)), None)
         if self.choice == "votes":
             places = self._places(estimator.predict(rows))
-            return Answers(votes(places, len(self.classes)), places)
+            return ClassScores(votes(places, len(self.classes)), places)
         if self.choice == "predict":
             estimator, rows = _prepared(estimator, rows)
             scores = self._arranged(_chances(estimator, rows))
-            return Answers(scores, self._places(estimator.predict(rows)))
+            return ClassScores(scores, self._places(estimator.predict(rows)))
         chances = _chances(estimator, rows)
         scores = self._arranged(chances)
         if self.choice == "largest" and chances.ndim == 2:
             largest = np.argmax(chances, axis=1)
-            return Answers(scores, np.argsort(self.order)[largest] if self.order else largest)
-        return Answers(scores, self.rule.places(scores))
+            return ClassScores(scores, np.argsort(self.order)[largest] if self.order else largest)
+        return ClassScores(scores, self.rule.places(scores))
 
     def scores(self, estimator: Any, rows: Any) -> Array:
         """Scores alone, which cost half where the estimator would have to be asked for its classes as well."""
@@ -127,7 +127,7 @@ class Question:
 
 def question_for(
     estimator: Any, task: Task, order: Sequence[int], classes: Sequence[Json], *, chances: bool = True
-) -> Question:
+) -> EstimatorScores:
     """How an estimator's classes are found.
 
     Args:
@@ -140,7 +140,7 @@ def question_for(
         last = last_step(estimator)
         known = _LARGEST.get(type(last).__module__.partition(".")[0], set())
         choice = "largest" if type(last).__name__ in known else "predict"
-    return Question(task=task, order=tuple(order), classes=tuple(classes), choice=choice)
+    return EstimatorScores(task=task, order=tuple(order), classes=tuple(classes), choice=choice)
 
 
 def last_step(estimator: Any) -> Any:
@@ -184,4 +184,4 @@ def _known(value: Any, known: Mapping[Any, int]) -> bool:
         return False
 
 
-__all__ = ["Choice", "Question", "is_pipeline", "last_step", "question_for"]
+__all__ = ["Choice", "EstimatorScores", "is_pipeline", "last_step", "question_for"]

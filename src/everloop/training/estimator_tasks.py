@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from everloop.errors import UsageError
-from everloop.training.estimator_scores import Question, last_step, question_for
+from everloop.training.estimator_scores import EstimatorScores, last_step, question_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import polars as pl
 
-    from everloop.training.class_decisions import Answers
+    from everloop.training.class_decisions import ClassScores
     from everloop.training.trained_model import Json, Task
 
 _CLASS_TYPES = (str, bool, int, float)
@@ -137,7 +137,7 @@ def decides(estimator: Any, predicted: Any) -> bool:
 
 def first_answers(
     estimator: Any, rows: Any, task: Task, order: Sequence[int], classes: Sequence[Json]
-) -> tuple[Question, Answers]:
+) -> tuple[EstimatorScores, ClassScores]:
     """Ask an estimator for the first time, and find out how it wants to be asked.
 
     Raises:

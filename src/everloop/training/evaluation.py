@@ -32,7 +32,7 @@ LEAST_SLICE_ROWS = 10
 CALIBRATION_BINS = 10
 
 
-class Scorer(Protocol):
+class ScoreFunction(Protocol):
     """Whatever answers a frame: a `Model`, a `Trained`. Where it has `answer_frame`, that tells its classes too."""
 
     def predict_scores(self, frame: pl.DataFrame) -> Array: ...
@@ -138,7 +138,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: Scorer,
+    model: ScoreFunction,
     frame: pl.DataFrame | pl.LazyFrame,
     target: str,
     *,

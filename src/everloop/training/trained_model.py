@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from everloop.training.class_decisions import Answers
+    from everloop.training.class_decisions import ClassScores
 
     Scores = NDArray[np.float64]
 
@@ -170,7 +170,7 @@ class Trained:
         """As `model.predict_scores`."""
         return self.model.predict_scores(frame)
 
-    def answer_frame(self, frame: pl.DataFrame) -> Answers:
+    def answer_frame(self, frame: pl.DataFrame) -> ClassScores:
         """Scores and predicted classes of every row of a frame."""
         from everloop.training.class_decisions import answer_frame
 

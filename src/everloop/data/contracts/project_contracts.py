@@ -96,7 +96,7 @@ def _contract(
     from everloop.data import files_state, infer_contract, save_contract
     from everloop.stores import observe
 
-    contract = find_kept(store, dataset, declared)
+    contract = find_project_contract(store, dataset, declared)
     if declared is not None and "@" in declared and contract is not None:
         return contract
     name = _file(dataset, declared)
@@ -107,7 +107,7 @@ def _contract(
     return contract
 
 
-def find_kept(store: Store, dataset: str, declared: str | None) -> Contract | None:
+def find_project_contract(store: Store, dataset: str, declared: str | None) -> Contract | None:
     """The contract that a dataset is held to, from its file or the store; None where none has been inferred yet.
 
     Raises:

@@ -16,7 +16,7 @@ from everloop.data.features.on_demand import OnDemand, split_views
 from everloop.data.features.timelines import timeline
 from everloop.data.table_inputs import Frame, as_eager, as_utc, require_column
 from everloop.errors import DataError, UsageError
-from everloop.records import FeatureView as FeatureViewRecord, Finding
+from everloop.records import FeatureViewRecord as FeatureViewRecord, Finding
 from everloop.stores.durations import parse_duration
 from everloop.stores.tables.delta_tables import ARRIVED_AT, EVENT_AT
 

@@ -28,7 +28,7 @@ from everloop.data.features.new_rows import fresh_rows
 from everloop.data.features.timelines import timeline
 from everloop.data.table_inputs import Frame, as_eager, as_lazy, as_utc
 from everloop.errors import DataError, NotFoundError
-from everloop.records import FeatureView as FeatureViewRecord
+from everloop.records import FeatureViewRecord as FeatureViewRecord
 from everloop.stores.tables.delta_tables import ARRIVED_AT, EVENT_AT
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ _MAX_CLASSES = 1_000
 
 
 @dataclass(frozen=True)
-class Shift:
+class ColumnShift:
     """One column's move."""
 
     distance: float
@@ -35,7 +35,7 @@ class Shift:
     after: float | str | None
 
 
-def find_shifts(before: pl.LazyFrame, after: pl.LazyFrame, rows: tuple[int, int]) -> dict[str, Shift]:
+def find_shifts(before: pl.LazyFrame, after: pl.LazyFrame, rows: tuple[int, int]) -> dict[str, ColumnShift]:
     """The columns of both frames that have moved further than chance explains.
 
     Looks at up to `SAMPLE_ROWS` rows of each, evenly spread.
@@ -44,7 +44,7 @@ def find_shifts(before: pl.LazyFrame, after: pl.LazyFrame, rows: tuple[int, int]
         frame.gather_every(max(1, count // SAMPLE_ROWS)).collect(engine="streaming")
         for frame, count in zip((before, after), rows, strict=True)
     ]
-    found: dict[str, Shift] = {}
+    found: dict[str, ColumnShift] = {}
     for name, dtype in sides[0].schema.items():
         one, two = (side[name] for side in sides)
         if type_name(dtype) != type_name(two.dtype) or not len(one) or not len(two):
@@ -55,7 +55,7 @@ def find_shifts(before: pl.LazyFrame, after: pl.LazyFrame, rows: tuple[int, int]
     return found
 
 
-def _shift(one: pl.Series, two: pl.Series) -> Shift | None:
+def _shift(one: pl.Series, two: pl.Series) -> ColumnShift | None:
     dtype = one.dtype
     nulls = (one.null_count() / len(one), two.null_count() / len(two))
     moved_nulls = abs(nulls[0] - nulls[1]) > _limit(len(one), len(two))
@@ -79,7 +79,7 @@ def _shift(one: pl.Series, two: pl.Series) -> Shift | None:
         return None
     if not apart:
         kind, distance = "nulls", abs(nulls[0] - nulls[1])
-    return Shift(round(distance, 4), kind, (round(nulls[0], 4), round(nulls[1], 4)), *shown)
+    return ColumnShift(round(distance, 4), kind, (round(nulls[0], 4), round(nulls[1], 4)), *shown)
 
 
 def _limit(one: int, two: int) -> float:

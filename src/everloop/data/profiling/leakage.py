@@ -32,7 +32,7 @@ Kind = Literal["knows the target", "nulls know the target", "id", "later", "futu
 
 
 @dataclass(frozen=True)
-class Suspect:
+class LeakageSuspect:
     """One reason to look."""
 
     kind: Kind
@@ -71,7 +71,7 @@ def column_scores(rows: pl.DataFrame, target: str) -> dict[str, float]:
     return found
 
 
-def find_suspects(rows: pl.DataFrame, snapshot: Snapshot, scores: Mapping[str, float]) -> Iterator[Suspect]:
+def find_suspects(rows: pl.DataFrame, snapshot: Snapshot, scores: Mapping[str, float]) -> Iterator[LeakageSuspect]:
     """Every reason to look at the rows of a snapshot, the gravest kinds first."""
     yield from _knowing(rows, snapshot, scores)
     yield from _later(rows, snapshot)
@@ -80,11 +80,11 @@ def find_suspects(rows: pl.DataFrame, snapshot: Snapshot, scores: Mapping[str, f
     yield from _idle(rows, snapshot)
 
 
-def _knowing(rows: pl.DataFrame, snapshot: Snapshot, scores: Mapping[str, float]) -> Iterator[Suspect]:
+def _knowing(rows: pl.DataFrame, snapshot: Snapshot, scores: Mapping[str, float]) -> Iterator[LeakageSuspect]:
     for name, score in sorted(scores.items(), key=lambda pair: -pair[1]):
         if score >= TOO_GOOD:
             said = f"'{name}' alone tells {score:.0%} of '{snapshot.target}': is it known before?"
-            yield Suspect("knows the target", name, said, score)
+            yield LeakageSuspect("knows the target", name, said, score)
     target = snapshot.target
     if target is None or target not in rows.columns:
         return
@@ -100,10 +100,10 @@ def _knowing(rows: pl.DataFrame, snapshot: Snapshot, scores: Mapping[str, float]
         told = _score(missing, goal) or 0.0
         if told >= _NULLS_TELL:
             said = f"Whether '{name}' is null tells {told:.0%} of '{target}': is it filled in after the fact?"
-            yield Suspect("nulls know the target", name, said, told)
+            yield LeakageSuspect("nulls know the target", name, said, told)
 
 
-def _later(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[Suspect]:
+def _later(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[LeakageSuspect]:
     for name, dtype in rows.schema.items():
         if not is_moment(dtype):
             continue
@@ -112,16 +112,16 @@ def _later(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[Suspect]:
         if ahead:
             newest = pl.Series([moments.max()]).cast(pl.String)[0]
             said = f"{ahead:,} values of '{name}' lie after the snapshot was taken, up to {newest}."
-            yield Suspect("future", name, said, float(ahead) / rows.height)
+            yield LeakageSuspect("future", name, said, float(ahead) / rows.height)
         if snapshot.time is not None and name != snapshot.time:
             own = rows.select(as_utc(snapshot.time, rows.schema[snapshot.time])).to_series()
             share = (moments > own).mean()
             if isinstance(share, float) and share > _LATER:
                 said = f"'{name}' lies after '{snapshot.time}' in {share:.0%} of the rows: known only later?"
-                yield Suspect("later", name, said, share)
+                yield LeakageSuspect("later", name, said, share)
 
 
-def _names(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[Suspect]:
+def _names(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[LeakageSuspect]:
     for name, dtype in rows.schema.items():
         if name in (snapshot.entity, snapshot.target, snapshot.time) or rows.height < _MANY:
             continue
@@ -129,10 +129,10 @@ def _names(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[Suspect]:
             share = rows[name].n_unique() / rows.height
             if share >= _NAMES_ROWS:
                 said = f"'{name}' hardly ever repeats ({share:.0%} distinct): it names rows and says nothing of others."
-                yield Suspect("id", name, said, share)
+                yield LeakageSuspect("id", name, said, share)
 
 
-def _doubles(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[Suspect]:
+def _doubles(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[LeakageSuspect]:
     features = [
         name
         for name, dtype in rows.schema.items()
@@ -144,7 +144,7 @@ def _doubles(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[Suspect]:
     doubled = int(rows.select(facts.is_duplicated().sum()).item())
     if doubled:
         said = f"{doubled:,} rows have the same features as another row."
-        yield Suspect("duplicates", None, said, doubled / rows.height)
+        yield LeakageSuspect("duplicates", None, said, doubled / rows.height)
     try:
         parts = split(rows, time=snapshot.time, key=snapshot.entity, target=snapshot.target)
     except EverloopError:
@@ -154,13 +154,13 @@ def _doubles(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[Suspect]:
     if again:
         share = again / parts.test.height
         said = f"{again:,} rows of the test part ({share:.0%}) have the features of a row to train on."
-        yield Suspect("across splits", None, said, share)
+        yield LeakageSuspect("across splits", None, said, share)
 
 
-def _idle(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[Suspect]:
+def _idle(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[LeakageSuspect]:
     for name in rows.columns:
         if rows.height > 1 and rows[name].drop_nulls().n_unique() <= 1 and _countable(rows.schema[name]):
-            yield Suspect("constant", name, f"'{name}' has one value only.", 1.0)
+            yield LeakageSuspect("constant", name, f"'{name}' has one value only.", 1.0)
     plain = [name for name in rows.columns if _countable(rows.schema[name])]
     texts = rows.select(_text(name, rows.schema[name]) for name in plain)
     digests = texts.select(pl.all().hash().sum())
@@ -168,7 +168,7 @@ def _idle(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[Suspect]:
     for name in plain:
         first = seen.setdefault(digests[name][0], name)
         if first != name and texts[name].equals(texts[first], null_equal=True):
-            yield Suspect("same", name, f"'{name}' and '{first}' are the same in every row.", 1.0)
+            yield LeakageSuspect("same", name, f"'{name}' and '{first}' are the same in every row.", 1.0)
 
 
 def _text(name: str, dtype: pl.DataType) -> pl.Expr:

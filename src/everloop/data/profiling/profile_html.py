@@ -9,7 +9,7 @@ from everloop.stores.printable import html_text
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from everloop.data.profiling.leakage import Suspect
+    from everloop.data.profiling.leakage import LeakageSuspect
     from everloop.data.profiling.profiles import Bars, ColumnProfile, Profile
 
 _STYLE = """
@@ -105,7 +105,7 @@ def _page(profile: Profile) -> Iterator[str]:
     yield "</main></body></html>"
 
 
-def _suspects(suspects: tuple[Suspect, ...]) -> Iterator[str]:
+def _suspects(suspects: tuple[LeakageSuspect, ...]) -> Iterator[str]:
     yield "<h2>What could mislead a model</h2>"
     if not suspects:
         yield "<p>Nothing was found: no column knows the target too well, names rows, or comes from the future.</p>"

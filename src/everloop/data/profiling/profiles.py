@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from everloop.data.profiling.leakage import Suspect, find_suspects, single_scores
+from everloop.data.profiling.leakage import LeakageSuspect, find_suspects, single_scores
 from everloop.data.snapshots.column_statistics import column_statistics
 from everloop.data.snapshots.snapshots import get_snapshot, load_snapshot
 from everloop.data.table_inputs import Frame, as_lazy, require_column, type_name
@@ -65,7 +65,7 @@ class Profile:
     correlated: tuple[str, ...]
     correlations: tuple[tuple[float | None, ...], ...]
     """Of ranks, between the numbers of `correlated`."""
-    suspects: tuple[Suspect, ...]
+    suspects: tuple[LeakageSuspect, ...]
 
 
 def profile_snapshot(snapshot: Snapshot | str, store: Store) -> Profile:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from everloop.data.profiling.column_shifts import Shift, find_shifts
+from everloop.data.profiling.column_shifts import ColumnShift, find_shifts
 from everloop.data.snapshots.snapshots import get_snapshot, load_snapshot
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class SnapshotDiff:
     """Type before and after, by column."""
     values_changed: dict[str, int] = field(default_factory=dict)
     """By column, the rows in which it changed; empty where rows are not paired."""
-    shifts: dict[str, Shift] = field(default_factory=dict)
+    shifts: dict[str, ColumnShift] = field(default_factory=dict)
     """By column, how far its distribution has moved, where chance does not explain it."""
 
     @property

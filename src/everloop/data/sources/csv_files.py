@@ -20,11 +20,11 @@ from everloop.data.sources.csv_rows import explain, refuse_short_rows
 from everloop.data.sources.csv_text import has_no_rows, plain_text, refused_bytes, unnamed_places
 from everloop.data.sources.csv_values import (
     KIND_NAMES,
-    Form,
+    ColumnReading,
     Kind,
     Marks,
-    Reading,
     Tally,
+    ValueFormat,
     convert,
     count_kinds,
     counted,
@@ -79,7 +79,7 @@ def scan_csv(files: list[DataFile], options: Mapping[str, Any]) -> list[pl.LazyF
         SourceError: a file is empty or ragged, a value does not fit its column's type, or files differ in columns.
         UsageError: an option does not exist, or names a column or a type that does not.
     """
-    return _Table(files, options).frames()
+    return _CsvTable(files, options).frames()
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -123,11 +123,11 @@ class _Settled:
     dtype: pl.DataType
     native: bool = False
     """Polars reads the type itself."""
-    form: Form | None = None
+    form: ValueFormat | None = None
     """How all its values are written, where that is known."""
 
 
-class _Table:
+class _CsvTable:
     """The files of one set, and what is known of their columns."""
 
     def __init__(self, files: list[DataFile], options: Mapping[str, Any]) -> None:
@@ -136,7 +136,7 @@ class _Table:
         self.files = [file for file, _ in prepared]
         left = prepared[0][1]
         nulls = left.get("null_values")
-        self.reading = Reading(
+        self.reading = ColumnReading(
             usual_nulls=not (isinstance(nulls, list | tuple | dict) and not nulls),
             dates=bool(left.get("try_parse_dates", True)),
             comma=bool(left.get("decimal_comma", False)),
@@ -216,7 +216,7 @@ class _Table:
 
     # Looking at values.
 
-    def _likely(self, names: list[str]) -> dict[str, Form | None]:
+    def _likely(self, names: list[str]) -> dict[str, ValueFormat | None]:
         """How the first rows are written, None for texts; only decides what is looked for first."""
         if not names:
             return {}

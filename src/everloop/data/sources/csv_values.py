@@ -47,7 +47,7 @@ _FINER = r"[.,]\d{6}\d*[1-9]\d*"
 
 
 @dataclass(frozen=True)
-class Reading:
+class ColumnReading:
     """How values are written."""
 
     usual_nulls: bool = True
@@ -147,7 +147,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Form:
+class ValueFormat:
     """A way in which all values of a column are often written, which is quick to tell.
 
     A column whose every value has one form needs no second look: its type is as `decide` would have it, and loses
@@ -179,13 +179,13 @@ class Form:
         return fits.sum()
 
 
-def forms(reading: Reading) -> list[Form]:
+def forms(reading: ColumnReading) -> list[ValueFormat]:
     """The forms to look for, in this order."""
     point = "," if reading.comma else r"\."
     number = [
-        Form("number", pl.Int64(), r"^-?(?:0|[1-9][0-9]{0,16})$", native=True),
+        ValueFormat("number", pl.Int64(), r"^-?(?:0|[1-9][0-9]{0,16})$", native=True),
         # No exponent and few digits in front of the point: exact, as far as a fraction is.
-        Form(
+        ValueFormat(
             "number",
             pl.Float64(),
             rf"^-?(?:0|[1-9][0-9]{{0,14}})(?:{point}[0-9]{{1,20}})?$",
@@ -193,12 +193,12 @@ def forms(reading: Reading) -> list[Form]:
         ),
     ]
     day, clock = r"^\d{4}-\d{2}-\d{2}", r"\d{2}:\d{2}:\d{2}(?:\.\d{1,6})?"
-    dates = [Form("date", pl.Date(), rf"{day}$", format="%Y-%m-%d")]
+    dates = [ValueFormat("date", pl.Date(), rf"{day}$", format="%Y-%m-%d")]
     for between in ("T", " "):
         pattern = f"%Y-%m-%d{between}%H:%M:%S%.f"
         dates += [
-            Form("datetime", pl.Datetime("us"), rf"{day}{between}{clock}$", format=pattern),
-            Form(
+            ValueFormat("datetime", pl.Datetime("us"), rf"{day}{between}{clock}$", format=pattern),
+            ValueFormat(
                 "moment",
                 pl.Datetime("us", "UTC"),
                 rf"{day}{between}{clock}(?:Z|[+-]\d{{2}}:\d{{2}})$",
@@ -261,7 +261,7 @@ class Marks:
         )
 
 
-def find_marks(name: str, reading: Reading) -> list[pl.Expr]:
+def find_marks(name: str, reading: ColumnReading) -> list[pl.Expr]:
     """Expressions for the `Marks` of a column."""
     text = reading.trimmed(name)
     whole = reading.is_whole(text)
@@ -283,7 +283,7 @@ def marked(name: str, row: dict[str, Any]) -> Marks:
     return Marks(bool(fraction), int(digits or 0), bool(risky), bool(finer))
 
 
-def count_kinds(name: str, reading: Reading) -> list[pl.Expr]:
+def count_kinds(name: str, reading: ColumnReading) -> list[pl.Expr]:
     """Expressions for a `Tally` of a column, in the order of its fields."""
     text = reading.trimmed(name)
     null = reading.is_null(text).fill_null(value=False)
@@ -299,7 +299,7 @@ def count_kinds(name: str, reading: Reading) -> list[pl.Expr]:
     return [each.alias(f"{place} {name}") for place, each in enumerate(asked)]
 
 
-def counted(name: str, row: dict[str, Any], reading: Reading) -> Tally:
+def counted(name: str, row: dict[str, Any], reading: ColumnReading) -> Tally:
     """The tally from the results of `count_kinds`."""
     filled, blanks, nulls, names, whole, *kinds = (
         int(row[f"{place} {name}"] or 0) for place in range(5 + len(reading.kinds))
@@ -307,7 +307,7 @@ def counted(name: str, row: dict[str, Any], reading: Reading) -> Tally:
     return Tally(filled, blanks, nulls, names, whole, dict(zip(reading.kinds, kinds, strict=True)))
 
 
-def loses(reading: Reading, name: str, dtype: pl.DataType) -> pl.Expr:
+def loses(reading: ColumnReading, name: str, dtype: pl.DataType) -> pl.Expr:
     """Which values of a typed column its type cannot hold as they are written."""
     text = reading.trimmed(name)
     if dtype.is_float():
@@ -386,7 +386,7 @@ _PARSERS: dict[Kind, Callable[[pl.Expr], pl.Expr]] = {
 }
 
 
-def convert(reading: Reading, name: str, dtype: pl.DataType) -> pl.Expr:
+def convert(reading: ColumnReading, name: str, dtype: pl.DataType) -> pl.Expr:
     """The column in a type; null where a value is missing or does not fit."""
     if isinstance(dtype, pl.String):
         return pl.col(name)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from everloop.data.sources.file_states import content_hash, is_settled
 from everloop.errors import SourceError
 from everloop.stores.clock import SystemClock, micros
-from everloop.stores.home import find_places
+from everloop.stores.home import find_store_urls
 from everloop.stores.permissions import make_folder, private_opener
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def copied(path: Path, how: str, suffix: str, pieces: Callable[[], Iterable[byte
         # It may be written again within the same tick of the file system's clock.
         stamps = content_hash(path)
     what, state = (hashlib.sha256(text.encode()).hexdigest()[:32] for text in (f"{path.resolve()} {how}", stamps))
-    copy = find_places(None)[0].home / "cache" / "copies" / f"{what}-{state}{suffix}"
+    copy = find_store_urls(None)[0].home / "cache" / "copies" / f"{what}-{state}{suffix}"
     if copy.exists():
         return copy
     make_folder(copy.parent)

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import polars as pl
 
-from everloop.data.sources.csv_values import Reading, convert, count_kinds, counted, decide, find_marks, marked
+from everloop.data.sources.csv_values import ColumnReading, convert, count_kinds, counted, decide, find_marks, marked
 from everloop.errors import SourceError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from everloop.data.sources.data_files import DataFile
 
 NULL = "__HIVE_DEFAULT_PARTITION__"
-_READING = Reading(usual_nulls=False)
+_READING = ColumnReading(usual_nulls=False)
 _INT64_DIGITS = 18
 Partition = tuple[tuple[str, str | None], ...]
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class ReadProgress:
     """One piece of news."""
 
     what: str
@@ -30,11 +30,11 @@ class Progress:
     """Of the file or table that it is about."""
 
 
-_watcher: ContextVar[Callable[[Progress], None] | None] = ContextVar("everloop_progress", default=None)
+_watcher: ContextVar[Callable[[ReadProgress], None] | None] = ContextVar("everloop_progress", default=None)
 
 
 @contextmanager
-def watch_progress(watcher: Callable[[Progress], None]) -> Iterator[None]:
+def watch_progress(watcher: Callable[[ReadProgress], None]) -> Iterator[None]:
     """Inside the block, call `watcher` with each piece of news, in the thread that does the work."""
     token = _watcher.set(watcher)
     try:
@@ -47,4 +47,4 @@ def tell(what: str, done: int, total: int | None, unit: str, name: str = "") -> 
     """Say how far it has come."""
     watcher = _watcher.get()
     if watcher is not None:
-        watcher(Progress(what, done, total, unit, name))
+        watcher(ReadProgress(what, done, total, unit, name))

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from everloop.data.sources.read_progress import tell
 from everloop.errors import SourceError
-from everloop.stores.home import find_places
+from everloop.stores.home import find_store_urls
 from everloop.stores.permissions import make_folder, private_opener
 from everloop.stores.store_urls import mask_text, mask_url, recalled
 
@@ -162,7 +162,7 @@ def _translated(pattern: str) -> str:
 
 
 def _fetch(file: RemoteFile) -> Path:
-    folder = find_places(None)[0].home / "cache" / "remote" / hashlib.sha256(file.url.encode()).hexdigest()[:32]
+    folder = find_store_urls(None)[0].home / "cache" / "remote" / hashlib.sha256(file.url.encode()).hexdigest()[:32]
     name = re.sub(r"[^A-Za-z0-9._-]", "_", urlsplit(file.url).path.rpartition("/")[2]) or "file"
     path, part, note = folder / name, folder / f"{name}.part", folder / "note.json"
     described = {"url": mask_url(file.url), "size": file.size, "tag": file.tag}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from everloop.packages import Predictor
 
 
-class Answers:
+class PyfuncAdapter:
     """A package as MLflow asks its models."""
 
     def __init__(self, predictor: Predictor) -> None:
@@ -35,7 +35,7 @@ class Answers:
         return scores if labels is None else np.asarray(labels)
 
 
-def _load_pyfunc(path: str) -> Answers:
+def _load_pyfunc(path: str) -> PyfuncAdapter:
     from everloop.registry import load_model
 
-    return Answers(load_model(Path(path)))
+    return PyfuncAdapter(load_model(Path(path)))

@@ -15,7 +15,7 @@ from everloop.loop.stages import STAGES
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from everloop.loop.new_project.table_inspection import TableLook
+    from everloop.loop.new_project.table_inspection import TableInspection
     from everloop.records import Json
     from everloop.training.trained_model import Task
 
@@ -43,7 +43,7 @@ class Goal:
     """Classes with too few rows to be learned."""
 
 
-def find_goal(look: TableLook) -> Goal:
+def find_goal(look: TableInspection) -> Goal:
     """The task of a table's target, and a metric and a bar that fit it.
 
     Raises:
@@ -92,7 +92,7 @@ def find_goal(look: TableLook) -> Goal:
 
 
 def draft_files(
-    name: str, title: str, source: str, options: Mapping[str, Any], look: TableLook, goal: Goal
+    name: str, title: str, source: str, options: Mapping[str, Any], look: TableInspection, goal: Goal
 ) -> dict[str, str]:
     """The files of the project by their paths in its folder.
 
@@ -125,7 +125,7 @@ def project_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", plain).strip("-_") or "my-loop"
 
 
-def _check_rows(look: TableLook, rows: int) -> None:
+def _check_rows(look: TableInspection, rows: int) -> None:
     from everloop.training.automl import LEAST_ROWS
 
     # A fifth is held out for the test before the rest is counted.
@@ -137,7 +137,7 @@ def _check_rows(look: TableLook, rows: int) -> None:
         )
 
 
-def _loop_file(name: str, step: str, source: str, options: Mapping[str, Any], look: TableLook, goal: Goal) -> str:
+def _loop_file(name: str, step: str, source: str, options: Mapping[str, Any], look: TableInspection, goal: Goal) -> str:
     said = "".join(f", {option}={_value(value)}" for option, value in options.items())
     rows = f"{look.rows.height:,} rows" + (" after what is taken out below" if look.doubles or look.untimed else "")
     return f'''"""{name}: predicts {_doc(look.target)}, {_doc(goal.says)}.
@@ -182,7 +182,7 @@ loop = el.Loop(
 '''
 
 
-def _prepare_body(step: str, look: TableLook, goal: Goal) -> str:
+def _prepare_body(step: str, look: TableInspection, goal: Goal) -> str:
     calls: list[list[str]] = []
     if look.renamed:
         pairs = ", ".join(f"{quoted(old)}: {quoted(new)}" for old, new in look.renamed.items())
@@ -214,7 +214,7 @@ def _prepare_body(step: str, look: TableLook, goal: Goal) -> str:
     return "\n    ".join(["return (", f"    {step}", *(f"    {line}" for line in lines), ")"])
 
 
-def _dataset_lines(look: TableLook) -> str:
+def _dataset_lines(look: TableInspection) -> str:
     lines = [f"target={quoted(look.target)},"]
     if look.time is not None:
         lines.append(f"time={quoted(look.time)},  # the later rows are held out, as a model meets them")
@@ -227,7 +227,7 @@ def _dataset_lines(look: TableLook) -> str:
     return "\n".join(f"        {line}" for line in lines)
 
 
-def _test_file(name: str, step: str, look: TableLook) -> str:
+def _test_file(name: str, step: str, look: TableInspection) -> str:
     unique = "\n    assert table[loop.data.key].is_unique().all()" if look.key is not None else ""
     return f'''"""Quick checks of {name}: `pytest`. They train nothing."""
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    Maker = Callable[..., "ColumnLook"]
+    Maker = Callable[..., "ColumnInspection"]
 
 Kind = Literal[
     "target", "key", "time", "number", "flag", "date", "category", "number as text", "date as text", "id", "constant",
@@ -44,7 +44,7 @@ _YEARLY = re.compile(r"year|date|time|age|month|day", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class ColumnLook:
+class ColumnInspection:
     """One column: what it is, what happens to it, and why."""
 
     name: str
@@ -56,10 +56,10 @@ class ColumnLook:
 
 
 @dataclass(frozen=True)
-class TableLook:
+class TableInspection:
     """A table as a first project treats it. `rows` are as `prepare` of that project will give them."""
 
-    columns: tuple[ColumnLook, ...]
+    columns: tuple[ColumnInspection, ...]
     rows: pl.DataFrame
     target: str
     time: str | None
@@ -73,12 +73,14 @@ class TableLook:
     renamed: dict[str, str] = field(default_factory=dict)
     """Columns whose names no request can carry, and the names that they get."""
 
-    def of(self, treatment: Treatment) -> list[ColumnLook]:
+    def of(self, treatment: Treatment) -> list[ColumnInspection]:
         """The columns that are treated so, in the order of the table."""
         return [look for look in self.columns if look.treatment == treatment]
 
 
-def look_at(table: pl.DataFrame, target: str, *, time: str | None = None, key: str | None = None) -> TableLook:
+def inspect_table(
+    table: pl.DataFrame, target: str, *, time: str | None = None, key: str | None = None
+) -> TableInspection:
     """Look at every column of a table.
 
     Args:
@@ -95,7 +97,7 @@ def look_at(table: pl.DataFrame, target: str, *, time: str | None = None, key: s
     target, time, key = renamed.get(target, target), renamed.get(time or "", time), renamed.get(key or "", key)
     if table[target].null_count() == table.height:
         raise DataError(f"The target '{target}' has no value in any of the {table.height:,} rows.")
-    looks: dict[str, ColumnLook] = {target: _target(table[target])}
+    looks: dict[str, ColumnInspection] = {target: _target(table[target])}
     if time is not None:
         looks[time] = _time(table[time])
     for name in table.columns:
@@ -110,7 +112,9 @@ def look_at(table: pl.DataFrame, target: str, *, time: str | None = None, key: s
         doubles = _check_key(table, key)
     if key is not None:
         kind = _type(table[key])
-        looks[key] = ColumnLook(key, kind, "key", "key", "never repeats: names a row, and is not shown to the model")
+        looks[key] = ColumnInspection(
+            key, kind, "key", "key", "never repeats: names a row, and is not shown to the model"
+        )
     if repeated := table.height - table.unique().height:
         remarks.append(f"{repeated:,} rows repeat another row in every column{': taken out' if doubles else ''}.")
     single = table.unique(maintain_order=True) if doubles else table
@@ -130,7 +134,7 @@ def look_at(table: pl.DataFrame, target: str, *, time: str | None = None, key: s
     if not any(look.treatment == "feature" for look in ordered):
         told = "; ".join(f"'{look.name}': {look.message}" for look in ordered if look.treatment != "target")
         raise DataError(f"No column is left to predict '{target}' from ({told or 'there is no other'}).")
-    return TableLook(ordered, rows, target, time, key, tuple(remarks), doubles, untimed, renamed)
+    return TableInspection(ordered, rows, target, time, key, tuple(remarks), doubles, untimed, renamed)
 
 
 def _check_roles(table: pl.DataFrame, target: str, time: str | None, key: str | None) -> None:
@@ -153,7 +157,7 @@ def _check_roles(table: pl.DataFrame, target: str, time: str | None, key: str | 
         raise UsageError(f"The column '{doubled}' cannot be two of --target, --time and --key.")
 
 
-def _converted(rows: pl.DataFrame, looks: Iterable[ColumnLook]) -> pl.DataFrame:
+def _converted(rows: pl.DataFrame, looks: Iterable[ColumnInspection]) -> pl.DataFrame:
     casts = [look.conversion.expression for look in looks if look.conversion is not None]
     return rows.with_columns(casts) if casts else rows
 
@@ -170,22 +174,22 @@ def _plain_names(names: list[str]) -> dict[str, str]:
     return renamed
 
 
-def _target(values: pl.Series) -> ColumnLook:
+def _target(values: pl.Series) -> ColumnInspection:
     import polars as pl
 
     made = find_number(values) if isinstance(values.dtype, pl.String) else None
     told = f"numbers written as text{_lost(made)}" if made is not None else "what is predicted"
-    return ColumnLook(values.name, _type(values), "target", "target", told, made)
+    return ColumnInspection(values.name, _type(values), "target", "target", told, made)
 
 
-def _time(values: pl.Series) -> ColumnLook:
+def _time(values: pl.Series) -> ColumnInspection:
     import polars as pl
 
     from everloop.data.table_inputs import is_moment
 
     told = "says when a row happened: the later rows are held out; not shown to the model"
     if is_moment(values.dtype):
-        return ColumnLook(values.name, _type(values), "time", "time", told)
+        return ColumnInspection(values.name, _type(values), "time", "time", told)
     textual = isinstance(values.dtype, pl.String) or values.dtype.is_integer()
     made = find_date(values) if textual else None
     if made is None:
@@ -196,7 +200,9 @@ def _time(values: pl.Series) -> ColumnLook:
             help="Name a column of dates with --time, or leave it out: then rows are held out at random.",
         )
     twice = f" ({made.remark})" if made.remark else ""
-    return ColumnLook(values.name, _type(values), "time", "time", f"{told}; read from text{_lost(made)}{twice}", made)
+    return ColumnInspection(
+        values.name, _type(values), "time", "time", f"{told}; read from text{_lost(made)}{twice}", made
+    )
 
 
 def _check_key(table: pl.DataFrame, key: str) -> bool:
@@ -218,7 +224,7 @@ def _check_key(table: pl.DataFrame, key: str) -> bool:
     )  # fmt: skip
 
 
-def _could_be_key(look: ColumnLook, values: pl.Series) -> bool:
+def _could_be_key(look: ColumnInspection, values: pl.Series) -> bool:
     return look.kind == "id" and look.treatment == "excluded" and _names_all(values)
 
 
@@ -229,14 +235,14 @@ def _names_all(values: pl.Series) -> bool:
     return plain and not values.null_count() and bool(values.is_unique().all())
 
 
-def _look(values: pl.Series) -> ColumnLook:
+def _look(values: pl.Series) -> ColumnInspection:
     """A column without a role, seen alone."""
     import polars as pl
 
     dtype, name, kind = values.dtype, values.name, _type(values)
 
-    def made(what: Kind, treatment: Treatment, message: str, conversion: Conversion | None = None) -> ColumnLook:
-        return ColumnLook(name, kind, what, treatment, message, conversion)
+    def made(what: Kind, treatment: Treatment, message: str, conversion: Conversion | None = None) -> ColumnInspection:
+        return ColumnInspection(name, kind, what, treatment, message, conversion)
 
     if not name:
         return made("id", "dropped", "has no name, as the row numbers that pandas writes: dropped")
@@ -267,7 +273,7 @@ def _look(values: pl.Series) -> ColumnLook:
     return _text(values, known, made)
 
 
-def _text(values: pl.Series, known: pl.Series, made: Maker) -> ColumnLook:
+def _text(values: pl.Series, known: pl.Series, made: Maker) -> ColumnInspection:
     distinct, nulls = known.n_unique(), values.null_count()
     missing = f", {nulls:,} null" if nulls else ""
     if (number := find_number(values)) is not None:
@@ -299,13 +305,13 @@ def _names_by_number(values: pl.Series) -> bool:
     return counted and low in (0, 1) and bool(values.is_sorted())
 
 
-def _knowing(rows: pl.DataFrame, looks: dict[str, ColumnLook], target: str) -> dict[str, ColumnLook]:
+def _knowing(rows: pl.DataFrame, looks: dict[str, ColumnInspection], target: str) -> dict[str, ColumnInspection]:
     """Columns that tell the target too well to have been known before it."""
     from everloop.data.profiling.leakage import column_scores
 
     asked = [name for name, look in looks.items() if look.treatment == "feature" and look.kind != "constant"]
     scores = column_scores(rows.select(*asked, target), target)
-    found: dict[str, ColumnLook] = {}
+    found: dict[str, ColumnInspection] = {}
     for name in asked:
         score = scores.get(name, 0.0)
         same = _is_target(rows[name], rows[target])
@@ -337,10 +343,10 @@ def _is_target(values: pl.Series, target: pl.Series) -> bool:
     return False
 
 
-def _copies(rows: pl.DataFrame, looks: dict[str, ColumnLook]) -> dict[str, ColumnLook]:
+def _copies(rows: pl.DataFrame, looks: dict[str, ColumnInspection]) -> dict[str, ColumnInspection]:
     """Features that are the same as an earlier one in every row."""
     seen: dict[tuple[str, int], str] = {}
-    found: dict[str, ColumnLook] = {}
+    found: dict[str, ColumnInspection] = {}
     for name, look in looks.items():
         if look.treatment != "feature" or look.kind == "constant":
             continue

@@ -40,7 +40,7 @@ FEW_ROWS = 64
 """Up to here rows are answered one by one, which skips building a frame."""
 
 
-class Form(Protocol):
+class CompiledForm(Protocol):
     """One way to answer prepared rows. Scores are laid out as `Model` promises them."""
 
     name: str
@@ -221,7 +221,7 @@ class CompiledModel:
 
     format = "compiled"
 
-    def __init__(self, form: Form, task: Task, inputs: Sequence[str], rule: Rule = PLAIN) -> None:
+    def __init__(self, form: CompiledForm, task: Task, inputs: Sequence[str], rule: Rule = PLAIN) -> None:
         self.form = form
         self.rule = rule
         """How classes follow from scores; proved to give what the original predicts."""
@@ -274,7 +274,7 @@ class CompiledModel:
         return _reread, (self.to_files(),)
 
 
-def _read_form(state: Mapping[str, Any], files: Mapping[str, bytes], task: Task) -> Form:
+def _read_form(state: Mapping[str, Any], files: Mapping[str, bytes], task: Task) -> CompiledForm:
     if state["form"] == "onnx":
         from everloop.packages.compilation.onnx_graphs import GraphForm
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import ParityError
 from everloop.packages.parity import each_answer, edge_rows, frame_of, mixed_rows, plain_rows, stacked, try_answers
-from everloop.packages.time_budget import Effort
-from everloop.training.class_decisions import Answers, answer_frame, by_rule
+from everloop.packages.time_budget import TimeBudget
+from everloop.training.class_decisions import ClassScores, answer_frame, by_rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -45,7 +45,11 @@ Row = dict[str, Any]
 
 
 def prove_compiled(
-    original: Model, compiled: CompiledModel, signature: Signature, sample: pl.DataFrame, effort: Effort | None = None
+    original: Model,
+    compiled: CompiledModel,
+    signature: Signature,
+    sample: pl.DataFrame,
+    effort: TimeBudget | None = None,
 ) -> dict[str, Json]:
     """Compare the two; returns the evidence.
 
@@ -55,7 +59,7 @@ def prove_compiled(
     Raises:
         ParityError: a score or a class differs, or one refuses a row that the other takes.
     """
-    effort = effort or Effort()
+    effort = effort or TimeBudget()
     edges, infinite = edge_rows(signature, sample), _infinite_rows(signature, sample)
     thresholds = split_thresholds(compiled)
     beside = rows_beside_thresholds(thresholds, signature, sample)
@@ -260,7 +264,7 @@ class _Prover:
             if not isinstance(try_answers(self.compiled, frame[place : place + 1]), Exception):
                 raise ParityError(f"The compiled form answers a frame that the original refuses ({what}).")
 
-    def _compare(self, expected: Answers, found: Answers, frame: pl.DataFrame, what: str) -> None:
+    def _compare(self, expected: ClassScores, found: ClassScores, frame: pl.DataFrame, what: str) -> None:
         import numpy as np
 
         wanted, got = expected.scores, found.scores
@@ -290,7 +294,7 @@ class _Prover:
             )
 
 
-def _try_row(compiled: CompiledModel, values: tuple[Any, ...]) -> Answers | Exception:
+def _try_row(compiled: CompiledModel, values: tuple[Any, ...]) -> ClassScores | Exception:
     import numpy as np
 
     try:

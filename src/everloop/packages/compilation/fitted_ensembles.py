@@ -18,7 +18,7 @@ from everloop.packages.compilation.pipelines import (
     tabulate,
 )
 from everloop.packages.compilation.preprocessing import DOUBLE_MAX
-from everloop.packages.compilation.tree_ensembles import Node, Tree, build_tree, model_text
+from everloop.packages.compilation.tree_ensembles import Tree, TreeNode, build_tree, model_text
 from everloop.training.class_decisions import PLAIN, Rule
 
 if TYPE_CHECKING:
@@ -157,10 +157,10 @@ def _hist_boosting(estimator: Any, outputs: list[Output], task: Task, ground: Gr
 def _hist_node(predictor: Any, known: dict[int, frozenset[int]]) -> Any:
     nodes = predictor.nodes
 
-    def node(at: int) -> Node:
+    def node(at: int) -> TreeNode:
         seen = nodes[at]
         if seen["is_leaf"]:
-            return Node(leaf=float(seen["value"]), count=float(seen["count"]))
+            return TreeNode(leaf=float(seen["value"]), count=float(seen["count"]))
         feature, missing_left = int(seen["feature_idx"]), bool(seen["missing_go_to_left"])
         chosen = None
         if seen["is_categorical"]:
@@ -168,7 +168,7 @@ def _hist_node(predictor: Any, known: dict[int, frozenset[int]]) -> Any:
             if missing_left:
                 # Missing and unknown share the first code beyond the known ones.
                 chosen |= {max(known[feature], default=0) + 1}
-        return Node(
+        return TreeNode(
             feature=feature,
             threshold=float(seen["num_threshold"]),
             missing_left=missing_left,
@@ -268,10 +268,10 @@ def _sklearn_node(tree: Any, values: Any) -> Any:
     left, right, feature, threshold = tree.children_left, tree.children_right, tree.feature, tree.threshold
     rows = tree.weighted_n_node_samples
 
-    def node(at: int) -> Node:
+    def node(at: int) -> TreeNode:
         if left[at] < 0:
-            return Node(leaf=float(values[at]), count=float(rows[at]))
-        return Node(
+            return TreeNode(leaf=float(values[at]), count=float(rows[at]))
+        return TreeNode(
             feature=int(feature[at]),
             threshold=float(threshold[at]),
             missing_left=bool(missing[at]) if missing is not None else False,
@@ -333,11 +333,11 @@ def _xgboost(estimator: Any, outputs: list[Output], task: Task) -> Trees:
 
 
 def _xgboost_node(data: dict[str, Any]) -> Any:
-    def node(at: int) -> Node:
+    def node(at: int) -> TreeNode:
         value = np.float32(data["split_conditions"][at])
         if data["left_children"][at] < 0:
-            return Node(leaf=float(value), count=1000.0 * data["sum_hessian"][at])
-        return Node(
+            return TreeNode(leaf=float(value), count=1000.0 * data["sum_hessian"][at])
+        return TreeNode(
             feature=int(data["split_indices"][at]),
             threshold=float(np.nextafter(value, np.float32(-np.inf))),
             missing_left=bool(data["default_left"][at]),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import EverloopError
-from everloop.packages.compilation.preprocessing import Op, Segment
+from everloop.packages.compilation.preprocessing import InputSegment, Op
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -132,15 +132,15 @@ def run_steps(steps: Sequence[Any], outputs: list[Output], ground: Ground) -> li
     return outputs
 
 
-def segments_of(outputs: Sequence[Output], signature: Signature) -> list[Segment]:
+def segments_of(outputs: Sequence[Output], signature: Signature) -> list[InputSegment]:
     """Neighbours out of the same table become one segment."""
-    segments: list[Segment] = []
+    segments: list[InputSegment] = []
     for output in outputs:
         name = signature.inputs[output.source].name
         if isinstance(output, Number):
             if output.text:
                 raise NotCompilableError(f"the text '{name}' reaches the estimator as it is")
-            segments.append(Segment(source=output.source, name=name, ops=output.ops))
+            segments.append(InputSegment(source=output.source, name=name, ops=output.ops))
             continue
         keys = tuple(output.values)
         last = segments[-1] if segments else None
@@ -154,7 +154,7 @@ def segments_of(outputs: Sequence[Output], signature: Signature) -> list[Segment
             segments[-1] = _joined(last, output)
         else:
             segments.append(
-                Segment(
+                InputSegment(
                     source=output.source,
                     name=name,
                     keys=keys,
@@ -175,7 +175,7 @@ def append_op(outputs: Sequence[Output], *ops: Op) -> list[Output]:
         if isinstance(output, Number):
             found.append(Number(source=output.source, ops=(*output.ops, *ops), text=output.text, single=output.single))
             continue
-        run = number_reader(Segment(source=output.source, name="a table's value", ops=tuple(ops)))
+        run = number_reader(InputSegment(source=output.source, name="a table's value", ops=tuple(ops)))
         if run is None:
             found.append(output)
             continue
@@ -390,11 +390,11 @@ def _imputed(step: Any, outputs: list[Output]) -> list[Output]:
     return filled
 
 
-def _joined(segment: Segment, output: Lookup) -> Segment:
+def _joined(segment: InputSegment, output: Lookup) -> InputSegment:
     def longer(row: tuple[float, ...] | None, value: float | None) -> tuple[float, ...] | None:
         return None if row is None or value is None else (*row, value)
 
-    return Segment(
+    return InputSegment(
         source=segment.source,
         name=segment.name,
         width=segment.width + 1,

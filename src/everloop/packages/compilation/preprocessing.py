@@ -42,7 +42,7 @@ Op = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
+class InputSegment:
     """Consecutive floats of the row that come from one input."""
 
     source: int
@@ -63,7 +63,7 @@ class Segment:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Segment:
+    def from_json(cls, data: Mapping[str, Any]) -> InputSegment:
         def floats(values: Any) -> tuple[float, ...] | None:
             return None if values is None else tuple(values)
 
@@ -82,7 +82,7 @@ class Segment:
 class Preparation:
     """Segments in the order of the floats that the estimator takes. Immutable; any number of threads may share it."""
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
+    def __init__(self, segments: Sequence[InputSegment]) -> None:
         self.segments = tuple(segments)
         self.width = sum(segment.width for segment in self.segments)
         numbers = [segment for segment in self.segments if segment.keys is None]
@@ -135,10 +135,10 @@ class Preparation:
 
     @classmethod
     def from_json(cls, data: Sequence[Mapping[str, Any]]) -> Preparation:
-        return cls([Segment.from_json(item) for item in data])
+        return cls([InputSegment.from_json(item) for item in data])
 
 
-def number_reader(segment: Segment) -> Read | None:
+def number_reader(segment: InputSegment) -> Read | None:
     """What a number runs through, as one function; None where it is taken as it is."""
     return _chain(segment.name, segment.ops)
 
@@ -183,7 +183,7 @@ def _standard(name: str, filled: float, centre: float, scale: float) -> Read:
     return run
 
 
-def column_values(segment: Segment, frame: pl.DataFrame) -> Array:
+def column_values(segment: InputSegment, frame: pl.DataFrame) -> Array:
     """A segment's floats for a whole frame: shape (n,) for a number, (n, width) for a table."""
     if segment.name not in frame.columns:
         raise RequestError(f"Column '{segment.name}' is missing.", help=f"Given: {', '.join(frame.columns[:30])}")
@@ -193,7 +193,7 @@ def column_values(segment: Segment, frame: pl.DataFrame) -> Array:
     return table_rows(segment)[table_codes(segment, series)]
 
 
-def table_rows(segment: Segment) -> Array:
+def table_rows(segment: InputSegment) -> Array:
     """A table as a matrix: its keys' rows, then that of the unseen, then that of null."""
     import numpy as np
 
@@ -201,7 +201,7 @@ def table_rows(segment: Segment) -> Array:
     return np.array([*segment.rows, segment.unseen or empty, segment.null or empty], dtype=np.float64)
 
 
-def table_codes(segment: Segment, series: pl.Series) -> NDArray[np.intp]:
+def table_codes(segment: InputSegment, series: pl.Series) -> NDArray[np.intp]:
     """Places in `table_rows`, shape (n,).
 
     Raises:
@@ -241,7 +241,7 @@ def _number(value: Any, read: Read | None) -> float:
     return value if read is None else read(value)
 
 
-def _table(segment: Segment) -> tuple[dict[Any, tuple[float, ...]], Callable[[Any], tuple[float, ...]]]:
+def _table(segment: InputSegment) -> tuple[dict[Any, tuple[float, ...]], Callable[[Any], tuple[float, ...]]]:
     table: dict[Any, tuple[float, ...]] = dict(zip(segment.keys or (), segment.rows, strict=True))
     if segment.null is not None:
         table[None] = segment.null
@@ -297,7 +297,7 @@ def _wide_single(value: float) -> float:
         return float(np.float32(value))
 
 
-def _run_column(segment: Segment, values: Array) -> Array:
+def _run_column(segment: InputSegment, values: Array) -> Array:
     import numpy as np
 
     for kind, *numbers in segment.ops:
@@ -325,14 +325,14 @@ def _run_column(segment: Segment, values: Array) -> Array:
     return values
 
 
-def _numbers(segment: Segment, series: pl.Series) -> Array:
+def _numbers(segment: InputSegment, series: pl.Series) -> Array:
     import polars as pl
 
     found: Array = _cast(segment, series, pl.Float64()).fill_null(math.nan).to_numpy()
     return found
 
 
-def _cast(segment: Segment, series: pl.Series, dtype: pl.DataType) -> pl.Series:
+def _cast(segment: InputSegment, series: pl.Series, dtype: pl.DataType) -> pl.Series:
     import polars as pl
 
     try:
@@ -343,7 +343,7 @@ def _cast(segment: Segment, series: pl.Series, dtype: pl.DataType) -> pl.Series:
         ) from error
 
 
-def _check(segment: Segment, values: Array, bad: NDArray[np.bool_]) -> None:
+def _check(segment: InputSegment, values: Array, bad: NDArray[np.bool_]) -> None:
     import numpy as np
 
     if bad.any():

@@ -25,7 +25,7 @@ from everloop.packages.compilation.pipelines import (
 )
 from everloop.packages.parity import plain_rows
 from everloop.packages.prediction_cache import plain_model
-from everloop.packages.time_budget import Effort
+from everloop.packages.time_budget import TimeBudget
 from everloop.training.class_decisions import Rule, answer_rows
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Compilation:
 
 
 def compile_model(
-    original: Model, signature: Signature, sample: pl.DataFrame, effort: Effort | None = None
+    original: Model, signature: Signature, sample: pl.DataFrame, effort: TimeBudget | None = None
 ) -> Compilation:
     """Look for a compiled form that is proved equal to `original`.
 
@@ -75,14 +75,14 @@ def compile_model(
         sample: rows of the training data with the signature's columns, at most as many as `parity.sample_of` gives.
         effort: how long it may take; forms that time does not allow are not tried, and noted.
     """
-    effort = effort or Effort()
+    effort = effort or TimeBudget()
     with warnings.catch_warnings():
         # Values at the edge are asked on purpose.
         warnings.simplefilter("ignore")
         return _compile(original, signature, sample, effort)
 
 
-def _compile(original: Model, signature: Signature, sample: pl.DataFrame, effort: Effort) -> Compilation:
+def _compile(original: Model, signature: Signature, sample: pl.DataFrame, effort: TimeBudget) -> Compilation:
     row = plain_rows(sample.head(1), signature)[0]
     times = {"original": seconds_a_row(lambda: answer_rows(original, [row]))}
     seen = _subject(plain_model(original), sample)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from everloop.packages.compilation.pipelines import NotCompilableError
-from everloop.packages.compilation.tree_ensembles import Node, Tree, build_tree
+from everloop.packages.compilation.tree_ensembles import Tree, TreeNode, build_tree
 
 if TYPE_CHECKING:
     from everloop.training.trained_model import Task
@@ -74,17 +74,17 @@ def _node(
 ) -> Any:
     depth = len(splits)
 
-    def node(at: int) -> Node:
+    def node(at: int) -> TreeNode:
         # Numbered as a heap: the root is 0, and the questions are asked from the last bit down.
         level = (at + 1).bit_length() - 1
         path = at + 1 - (1 << level)
         if level == depth:
             # The first question on the way gave the highest bit of `path`, and is the last of the splits.
-            return Node(leaf=float(leaves[path]), count=float(weights[path]))
+            return TreeNode(leaf=float(leaves[path]), count=float(weights[path]))
         split = splits[depth - 1 - level]
         feature = split["float_feature_index"]
         below = range(path << (depth - level), (path + 1) << (depth - level))
-        return Node(
+        return TreeNode(
             feature=flat[feature],
             threshold=float(np.float32(split["border"])),
             missing_left=not nulls_right[feature],

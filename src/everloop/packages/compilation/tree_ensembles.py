@@ -41,7 +41,7 @@ class Tree:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
+class TreeNode:
     """A node of a library's tree; `leaf` is its value where it is one."""
 
     leaf: float | None = None
@@ -54,7 +54,7 @@ class Node:
     count: float = 1.0
 
 
-def build_tree(node: Callable[[int], Node]) -> Tree:
+def build_tree(node: Callable[[int], TreeNode]) -> Tree:
     """Number the nodes of a library's tree anew: inner nodes and leaves apart. `node(0)` is the root."""
     tree = Tree()
     # Place of the node, and the list and index where its number goes.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from everloop.training.class_decisions import Answers, Rule
+    from everloop.training.class_decisions import ClassScores, Rule
     from everloop.training.trained_model import Files, Model, Task
 
     Array = NDArray[np.float64]
@@ -121,15 +121,15 @@ class ProcessedModel:
         """How classes follow from scores: by the model's own rule, unless a function changes its scores."""
         return PLAIN if self._after is not None else rule_of(self.parts[0])
 
-    def answer_frame(self, frame: pl.DataFrame) -> Answers:
+    def answer_frame(self, frame: pl.DataFrame) -> ClassScores:
         """Scores and classes."""
         return self._answers(self.table.cast(frame))
 
-    def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> Answers:
+    def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> ClassScores:
         """Scores and classes."""
         return self._answers(self.table.from_rows(rows))
 
-    def _answers(self, frame: pl.DataFrame) -> Answers:
+    def _answers(self, frame: pl.DataFrame) -> ClassScores:
         if self._after is None:
             return answer_frame(self.parts[0], self._prepared(frame))
         return by_rule(self, self._answer(frame))

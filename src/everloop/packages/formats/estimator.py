@@ -21,7 +21,7 @@ from everloop.errors import CorruptionError, MissingExtraError, TrustError
 from everloop.packages.formats.estimator_structure import check_structure
 from everloop.packages.formats.input_tables import TableKind
 from everloop.packages.formats.user_code import dump_code
-from everloop.training.estimator_scores import Question
+from everloop.training.estimator_scores import EstimatorScores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from everloop.training.class_decisions import Answers, Rule
+    from everloop.training.class_decisions import ClassScores, Rule
     from everloop.training.trained_model import Files, Task
 
     Array = NDArray[np.float64]
@@ -73,7 +73,9 @@ class EstimatorModel:
     reads: ClassVar[tuple[str, ...]] = ("sklearn", "xgboost", "catboost")
     """The formats that `from_files` reads. What a package says of itself is no reason to run code out of it."""
 
-    def __init__(self, estimator: Any, *, format: str, blob: bytes, question: Question, table: TableKind) -> None:
+    def __init__(
+        self, estimator: Any, *, format: str, blob: bytes, question: EstimatorScores, table: TableKind
+    ) -> None:
         self.estimator = estimator
         self.format = format
         self.question = question
@@ -98,11 +100,11 @@ class EstimatorModel:
     def predict_rows(self, rows: Sequence[Mapping[str, object]]) -> Array:
         return self.question.scores(self.estimator, self.table.fill(self.table.from_rows(rows)))
 
-    def answer_frame(self, frame: pl.DataFrame) -> Answers:
+    def answer_frame(self, frame: pl.DataFrame) -> ClassScores:
         """Scores and classes."""
         return self.question.answer(self.estimator, self.table.fill(self.table.cast(frame)))
 
-    def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> Answers:
+    def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> ClassScores:
         """Scores and classes."""
         return self.question.answer(self.estimator, self.table.fill(self.table.from_rows(rows)))
 
@@ -124,7 +126,7 @@ class EstimatorModel:
         kept = next((name for name in cls.reads if _FILES[name] in files), "")
         try:
             state, blob = json.loads(files[_STATE]), files[_FILES[kept]]
-            table, question = TableKind.from_json(state["table"]), Question.from_json(state, state["task"])
+            table, question = TableKind.from_json(state["table"]), EstimatorScores.from_json(state, state["task"])
             name = str(state["class"])
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptionError(f"These files are no estimator: {error!r}.", help="Build it again.") from error

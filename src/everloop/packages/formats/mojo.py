@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from everloop.errors import CorruptionError, RequestError, UsageError
-from everloop.packages.compilation.compiled_model import Form, LinearForm, TreeForm
-from everloop.packages.compilation.preprocessing import DOUBLE_MAX, Op, Preparation, Segment
-from everloop.packages.compilation.tree_ensembles import Node, Tree, build_tree, model_text
+from everloop.packages.compilation.compiled_model import CompiledForm, LinearForm, TreeForm
+from everloop.packages.compilation.preprocessing import DOUBLE_MAX, InputSegment, Op, Preparation
+from everloop.packages.compilation.tree_ensembles import Tree, TreeNode, build_tree, model_text
 from everloop.packages.formats.input_tables import TableKind
 from everloop.training.class_decisions import PLAIN, Rule
 
@@ -195,14 +195,14 @@ def _sections(text: str) -> dict[str, list[str]]:
     return found
 
 
-def _form(mojo: Mojo) -> Form:
+def _form(mojo: Mojo) -> CompiledForm:
     try:
         return _linear(mojo) if mojo.info["algo"] == "glm" else _trees(mojo)
     except (KeyError, IndexError, TypeError, ValueError, OverflowError, struct.error) as error:
         raise CorruptionError(f"The MOJO does not hold together: {error!r}.", help="Export it again.") from error
 
 
-def _trees(mojo: Mojo) -> Form:
+def _trees(mojo: Mojo) -> CompiledForm:
     rounds, width = int(mojo.info["n_trees"]), int(mojo.info["n_trees_per_class"])
     classes = len(mojo.classes)
     boosted = mojo.info["algo"] == "gbm"
@@ -236,7 +236,7 @@ def _trees(mojo: Mojo) -> Form:
             objective = "poisson"
     text = model_text(trees, width=len(mojo.features), outputs=answers, objective=objective)
     segments = [
-        Segment(source=place, name=name, ops=(("bounded",),))
+        InputSegment(source=place, name=name, ops=(("bounded",),))
         if place not in mojo.domains
         else _codes(place, name, mojo.domains[place])
         for place, name in enumerate(mojo.features)
@@ -245,11 +245,11 @@ def _trees(mojo: Mojo) -> Form:
     return _Shares(form) if mojo.task == "multiclass" and not boosted else form
 
 
-def _codes(place: int, name: str, domain: tuple[str, ...]) -> Segment:
+def _codes(place: int, name: str, domain: tuple[str, ...]) -> InputSegment:
     # A null and a category that training never saw are the same to H2O.
     gone = (float(len(domain)),)
     rows = tuple((float(code),) for code in range(len(domain)))
-    return Segment(source=place, name=name, keys=domain, rows=rows, null=gone, unseen=gone)
+    return InputSegment(source=place, name=name, keys=domain, rows=rows, null=gone, unseen=gone)
 
 
 class _Shares:
@@ -280,7 +280,7 @@ class _Reader:
         self._blob, self._domains, self._width = blob, mojo.domains, len(mojo.features)
         self._seen: set[int] = set()
 
-    def node(self, at: int) -> Node:
+    def node(self, at: int) -> TreeNode:
         if at in self._seen:
             raise CorruptionError("A tree of the MOJO runs into itself.")
         self._seen.add(at)
@@ -289,13 +289,13 @@ class _Reader:
         except (struct.error, IndexError) as error:
             raise CorruptionError(f"A tree of the MOJO ends too soon: {error}") from error
 
-    def _node(self, at: int) -> Node:
+    def _node(self, at: int) -> TreeNode:
         if at < 0:
-            return Node(leaf=self._float(-at))
+            return TreeNode(leaf=self._float(-at))
         kind, column = struct.unpack_from("<BH", self._blob, at)
         at += 3
         if column == _LEAF:
-            return Node(leaf=self._float(at))
+            return TreeNode(leaf=self._float(at))
         if column >= self._width:
             raise CorruptionError(f"A tree of the MOJO asks for column {column} of {self._width}.")
         direction = self._blob[at]
@@ -323,7 +323,7 @@ class _Reader:
         left, right = self._children(kind, at)
         domain = self._domains.get(column)
         if domain is None:
-            return Node(feature=column, threshold=threshold, missing_left=nulls_left, left=left, right=right)
+            return TreeNode(feature=column, threshold=threshold, missing_left=nulls_left, left=left, right=right)
         codes: frozenset[int]
         if equal or direction == _NA_VS_REST:
             known = set(range(len(domain)))
@@ -332,7 +332,7 @@ class _Reader:
         else:
             codes = frozenset(code for code in range(len(domain)) if code <= threshold)
         codes |= {len(domain)} if nulls_left else frozenset()
-        return Node(feature=column, categories=codes, left=left, right=right)
+        return TreeNode(feature=column, categories=codes, left=left, right=right)
 
     def _children(self, kind: int, at: int) -> tuple[int, int]:
         left_mask = kind & 51
@@ -349,7 +349,7 @@ class _Reader:
         return float(struct.unpack_from("<f", self._blob, at)[0])
 
 
-def _linear(mojo: Mojo) -> Form:
+def _linear(mojo: Mojo) -> CompiledForm:
     links = {"gaussian": "identity", "binomial": "logit", "quasibinomial": "logit", "multinomial": "multinomial"}
     family, link = mojo.info["family"], mojo.info["link"]
     if links.get(family) != link:
@@ -370,13 +370,13 @@ def _linear(mojo: Mojo) -> Form:
             )
             gone = rows[int(modes[place])] if filled else None
             segments.append(
-                Segment(
+                InputSegment(
                     source=place, name=name, width=width, keys=mojo.domains[place], rows=rows, null=gone, unseen=gone
                 )
             )
         else:
             ops: tuple[Op, ...] = (("fill", means[place - cats]),) if filled else (("known",),)
-            segments.append(Segment(source=place, name=name, ops=ops))
+            segments.append(InputSegment(source=place, name=name, ops=ops))
     return LinearForm(Preparation(segments), np.ascontiguousarray(weights[:-1]), weights[-1].copy(), mojo.task)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from everloop.errors import CorruptionError, RequestError, TrainingError, UsageError
 from everloop.packages.compilation.onnx_graphs import GraphForm, open_session
 from everloop.packages.formats.input_tables import TableKind
-from everloop.training.class_decisions import PLAIN, Answers, by_rule
+from everloop.training.class_decisions import PLAIN, ClassScores, by_rule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,15 +47,15 @@ class OnnxModel:
     def predict_rows(self, rows: Sequence[Mapping[str, object]]) -> Array:
         return self.form.frame(self.table.from_rows(rows))
 
-    def answer_frame(self, frame: pl.DataFrame) -> Answers:
+    def answer_frame(self, frame: pl.DataFrame) -> ClassScores:
         """Scores, and the class that the graph itself names."""
         return self._answer(self.table.cast(frame))
 
-    def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> Answers:
+    def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> ClassScores:
         """Scores, and the class that the graph itself names."""
         return self._answer(self.table.from_rows(rows))
 
-    def _answer(self, frame: pl.DataFrame) -> Answers:
+    def _answer(self, frame: pl.DataFrame) -> ClassScores:
         if self.label is None:
             return by_rule(self, self.form.frame(frame))
         scores, said = self.form.labelled(frame, self.label)
@@ -66,7 +66,7 @@ class OnnxModel:
                 f"The ONNX model predicts {strange!r}, which is not one of its classes.",
                 help=f"They are: {', '.join(map(repr, self.labels[:10]))}",
             )
-        return Answers(scores, np.array([known[value] for value in said.tolist()], dtype=np.intp))
+        return ClassScores(scores, np.array([known[value] for value in said.tolist()], dtype=np.intp))
 
     def to_files(self) -> Files:
         files = self.form.to_files()

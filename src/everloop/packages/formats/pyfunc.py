@@ -22,7 +22,7 @@ from everloop.errors import CorruptionError, NotFoundError, UsageError
 from everloop.packages.formats.input_tables import TableKind
 from everloop.packages.formats.user_code import dump_code
 from everloop.stores.objects.manifests import safe_path
-from everloop.training.estimator_scores import Question
+from everloop.training.estimator_scores import EstimatorScores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from everloop.training.class_decisions import Answers, Rule
+    from everloop.training.class_decisions import ClassScores, Rule
     from everloop.training.trained_model import Files, Task
 
     Array = NDArray[np.float64]
@@ -40,7 +40,7 @@ _STATE, _OBJECT, _ARTIFACTS = "pyfunc.json", "python_model.pkl", "artifacts/"
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class PyfuncContext:
     """What the model gets: where its artifacts lie, by name, and nothing to configure."""
 
     artifacts: dict[str, str] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class PyfuncModel:
     def __init__(self, blob: bytes, artifacts: Mapping[str, bytes], names: Mapping[str, str], **state: Any) -> None:
         import cloudpickle
 
-        self.question: Question = state.get("question") or Question(task=state["task"])
+        self.question: EstimatorScores = state.get("question") or EstimatorScores(task=state["task"])
         self.task: Task = self.question.task
         self.table: TableKind = state["table"]
         self.inputs = self.table.names
@@ -67,9 +67,9 @@ class PyfuncModel:
             place = Path(folder.name, name)
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(data)
-        self.context = Context({name: str(Path(folder.name, path)) for name, path in self._names.items()})
+        self.context = PyfuncContext({name: str(Path(folder.name, path)) for name, path in self._names.items()})
         self.python_model = cloudpickle.loads(blob)
-        self.asked = Asked(self.python_model, self.context)
+        self.asked = PyfuncScores(self.python_model, self.context)
         """The model, asked as an estimator is."""
 
     def predict_scores(self, frame: pl.DataFrame) -> Array:
@@ -83,11 +83,11 @@ class PyfuncModel:
         """How classes follow from scores; None where the model is asked for them."""
         return self.question.rule if self.question.choice == "rule" else None
 
-    def answer_frame(self, frame: pl.DataFrame) -> Answers:
+    def answer_frame(self, frame: pl.DataFrame) -> ClassScores:
         """Scores and classes."""
         return self.question.answer(self.asked, self.table.fill(self.table.cast(frame)))
 
-    def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> Answers:
+    def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> ClassScores:
         """Scores and classes."""
         return self.question.answer(self.asked, self.table.fill(self.table.from_rows(rows)))
 
@@ -107,7 +107,7 @@ class PyfuncModel:
         try:
             state, blob = json.loads(files[_STATE]), files[_OBJECT]
             known: dict[str, Any] = {"task": state["task"], "table": TableKind.from_json(state["table"])}
-            known["question"] = Question.from_json({"order": (), **state}, state["task"])
+            known["question"] = EstimatorScores.from_json({"order": (), **state}, state["task"])
             names = {str(name): str(path) for name, path in state["artifacts"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptionError(f"These files are no Python model: {error!r}.", help="Build it again.") from error
@@ -120,10 +120,10 @@ class PyfuncModel:
         return _reread, (self.to_files(),)
 
 
-class Asked:
+class PyfuncScores:
     """Asked as an estimator is, whatever of `context` and `params` the model's own `predict` takes."""
 
-    def __init__(self, model: Any, context: Context) -> None:
+    def __init__(self, model: Any, context: PyfuncContext) -> None:
         self._model, self._context = model, context
         if hasattr(model, "load_context"):
             model.load_context(context)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from everloop.packages.isolation.isolated_load import Job, Limits
+    from everloop.packages.isolation.isolated_load import IsolatedJob, ProcessLimits
     from everloop.packages.package_manifest import Manifest
     from everloop.packages.signature import Signature
     from everloop.training.trained_model import Model
@@ -60,7 +60,7 @@ def main() -> None:
     os.dup2(nothing, 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # The parent made it; it holds a model's bytes and does not read them.
-    job: Job = pickle.load(sys.stdin.buffer)  # noqa: S301
+    job: IsolatedJob = pickle.load(sys.stdin.buffer)  # noqa: S301
     try:
         _JOBS[job.name](job.limits, **job.given)
         answer: dict[str, Any] = {"ok": True}
@@ -77,7 +77,7 @@ def main() -> None:
     os._exit(0)
 
 
-def _package(limits: Limits, manifest: bytes, files: Mapping[str, bytes]) -> None:
+def _package(limits: ProcessLimits, manifest: bytes, files: Mapping[str, bytes]) -> None:
     from everloop.packages.formats.estimator_structure import check_structure
     from everloop.packages.formats.file_checks import check_files
     from everloop.packages.package_manifest import COMPILED_FOLDER, MODEL_FOLDER, Manifest
@@ -161,7 +161,7 @@ def _check_request(manifest: Manifest, files: Mapping[str, bytes]) -> None:
             raise CorruptionError(f"The package's example is not a request: {error}") from error
 
 
-def _folder(limits: Limits, format: str, libraries: list[str], **given: Any) -> None:
+def _folder(limits: ProcessLimits, format: str, libraries: list[str], **given: Any) -> None:
     """Read a model out of a folder that another system wrote."""
     from everloop import plugins
 
@@ -173,7 +173,7 @@ def _folder(limits: Limits, format: str, libraries: list[str], **given: Any) -> 
 _JOBS: dict[str, Callable[..., None]] = {"package": _package, "folder": _folder}
 
 
-def _limit_time(limits: Limits) -> None:
+def _limit_time(limits: ProcessLimits) -> None:
     cpu_s = int(_START_CPU_S + limits.cpu_s) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (_MOST_FILE_BYTES, _MOST_FILE_BYTES))
@@ -183,7 +183,7 @@ def _limit_time(limits: Limits) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 
 
-def _limit_memory(limits: Limits, formats: list[str]) -> None:
+def _limit_memory(limits: ProcessLimits, formats: list[str]) -> None:
     """Import what the formats need, and limit from here on what reading the model takes."""
     for name in dict.fromkeys(library for form in formats for library in _LIBRARIES.get(form, ())):
         with suppress(ImportError):

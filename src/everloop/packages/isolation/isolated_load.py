@@ -53,7 +53,7 @@ _SIGNALS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class ProcessLimits:
     """What a child may take. Memory is counted from when the libraries are loaded."""
 
     cpu_s: float
@@ -61,7 +61,7 @@ class Limits:
     memory_bytes: int
 
     @classmethod
-    def of(cls, size_bytes: int) -> Limits:
+    def of(cls, size_bytes: int) -> ProcessLimits:
         """Limits for a model of this size."""
         cpu_s = CPU_S + CPU_S_PER_MB * size_bytes / 2**20
         return cls(
@@ -72,12 +72,12 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class IsolatedJob:
     """What a child is to do: a name of `probe_process` and what it is given."""
 
     name: str
     given: dict[str, Any] = field(default_factory=dict)
-    limits: Limits
+    limits: ProcessLimits
 
 
 def probe_package(manifest: bytes, files: Mapping[str, bytes], told: str) -> None:
@@ -93,10 +93,13 @@ def probe_package(manifest: bytes, files: Mapping[str, bytes], told: str) -> Non
         CorruptionError: a model does not hold together, or reading or asking it ended the child.
     """
     size = sum(map(len, files.values()))
-    run(Job(name="package", given={"manifest": manifest, "files": dict(files)}, limits=Limits.of(size)), told)
+    run(
+        IsolatedJob(name="package", given={"manifest": manifest, "files": dict(files)}, limits=ProcessLimits.of(size)),
+        told,
+    )
 
 
-def run(job: Job, told: str) -> None:
+def run(job: IsolatedJob, told: str) -> None:
     """Do a job in a child process.
 
     Raises:
@@ -130,7 +133,7 @@ def run(job: Job, told: str) -> None:
     _settle(answer, status, job.limits, told)
 
 
-def _settle(answer: bytes, status: int, limits: Limits, told: str) -> None:
+def _settle(answer: bytes, status: int, limits: ProcessLimits, told: str) -> None:
     try:
         found = json.loads(answer)
     except ValueError:
@@ -149,7 +152,7 @@ def _settle(answer: bytes, status: int, limits: Limits, told: str) -> None:
     raise kind(str(found.get("message")), help=None if advice is None else str(advice))
 
 
-def _reason(status: int, limits: Limits) -> str:
+def _reason(status: int, limits: ProcessLimits) -> str:
     if status >= 0:
         return f"it left with status {status}"
     try:

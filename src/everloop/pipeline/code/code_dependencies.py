@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.pipeline.code.canonical_syntax import write_syntax
 from everloop.pipeline.code.code_origin import find_distribution, origin_of
-from everloop.pipeline.code.name_usage import Reading, readings
+from everloop.pipeline.code.name_usage import NameUsage, readings
 from everloop.pipeline.code.object_inspection import cells_of, file_of_methods, label_of, names_in, unwrapped
 from everloop.pipeline.code.source_files import (
     SourceFile,
@@ -135,7 +135,7 @@ seen, before any step ran here."""
 
 
 @dataclass
-class Reach:
+class CodeDependencies:
     parts: dict[str, str] = field(default_factory=dict)
     packages: dict[str, str] = field(default_factory=dict)
     modules: dict[str, str] = field(default_factory=dict)
@@ -192,7 +192,7 @@ class Reach:
         if node is None:
             # No text, or a text that is not what was imported: the compiled code is the truth.
             self._add(label, write_instructions(code))
-            names = [Reading((name,)) for name in names_in(code)]
+            names = [NameUsage((name,)) for name in names_in(code)]
         else:
             skip = self._is_ours(function.__globals__)
             self._add(label, write_syntax(node, entry=entry, skip_decorator=skip))
@@ -256,7 +256,7 @@ class Reach:
             for base in cls.__bases__:
                 self._later(base, cls.__module__, base.__name__, source)
             for method in own:
-                reads = [Reading((name,)) for name in names_in(method.__code__)]
+                reads = [NameUsage((name,)) for name in names_in(method.__code__)]
                 self._follow(reads, method.__globals__, cells, source, label)
             return
         skip = self._is_ours(names)
@@ -355,7 +355,7 @@ class Reach:
 
     def _follow(
         self,
-        names: Iterable[Reading],
+        names: Iterable[NameUsage],
         space: Mapping[str, Any],
         cells: Mapping[str, Any],
         source: SourceFile | None,
@@ -378,7 +378,7 @@ class Reach:
                 self._follow_attributes(found, reading, str(module), source)
             # Otherwise a builtin, or a name that is not there yet: the syntax tells it.
 
-    def _follow_attributes(self, value: Any, reading: Reading, module: str, source: SourceFile | None) -> None:
+    def _follow_attributes(self, value: Any, reading: NameUsage, module: str, source: SourceFile | None) -> None:
         """Walk `helpers.tables.read` through modules to the first thing that is none."""
         names = reading.names
         place, at = module, names[0]
@@ -399,7 +399,7 @@ class Reach:
                 self._note_written(value)
         self._later(value, place, at, source)
 
-    def _follow_import(self, reading: Reading, space: Mapping[str, Any]) -> None:
+    def _follow_import(self, reading: NameUsage, space: Mapping[str, Any]) -> None:
         """A name that the function imports by itself. Packages are not imported for this, project modules are."""
         module = str(reading.module)
         if reading.level:

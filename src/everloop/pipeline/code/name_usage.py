@@ -20,7 +20,7 @@ _CHANGING = frozenset({
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class NameUsage:
     """A dotted name that code reads and does not bind itself.
 
     `module` is set when the first part is bound by an import inside the function: then `names` is relative to
@@ -38,7 +38,7 @@ class Reading:
 class Scope:
     """The names that one scope binds; for those bound by an import, what is imported."""
 
-    names: dict[str, Reading | None] = field(default_factory=dict)
+    names: dict[str, NameUsage | None] = field(default_factory=dict)
     is_class: bool = False
 
     @classmethod
@@ -73,10 +73,10 @@ class Scope:
             case ast.Import(names=aliases):
                 for alias in aliases:
                     top = alias.name.partition(".")[0]
-                    self.names[alias.asname or top] = Reading((), alias.name if alias.asname else top)
+                    self.names[alias.asname or top] = NameUsage((), alias.name if alias.asname else top)
             case ast.ImportFrom(module=module, names=aliases, level=level):
                 for alias in aliases:
-                    self.names[alias.asname or alias.name] = Reading((alias.name,), module or "", level)
+                    self.names[alias.asname or alias.name] = NameUsage((alias.name,), module or "", level)
             case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
                 self.names.setdefault(name)
             case ast.MatchMapping(rest=str(name)):
@@ -89,16 +89,16 @@ class Scope:
 
 def readings(
     node: ast.AST, *, entry: bool = False, skip_decorator: Callable[[ast.expr], bool] = lambda _: False
-) -> list[Reading]:
+) -> list[NameUsage]:
     """The dotted names that code reads from outside itself, in order of their first appearance."""
-    found: dict[Reading, None] = {}
+    found: dict[NameUsage, None] = {}
     _Reader(found, skip_decorator).read(node, [], entry=entry)
     return list(found)
 
 
 @dataclass
 class _Reader:
-    found: dict[Reading, None]
+    found: dict[NameUsage, None]
     skip: Callable[[ast.expr], bool]
 
     def read(self, node: ast.AST, scopes: list[Scope], *, entry: bool = False) -> None:
@@ -112,7 +112,7 @@ class _Reader:
             self.read(node.slice, scopes)
         elif isinstance(node, ast.Global):
             for name in node.names:
-                self.found[Reading((name,), changes=True)] = None
+                self.found[NameUsage((name,), changes=True)] = None
         elif isinstance(node, _FUNCTIONS):
             self._read_function(node, scopes, entry=entry)
         elif isinstance(node, ast.ClassDef):
@@ -177,6 +177,6 @@ class _Reader:
                 imported = scope.names[root.id]
                 if imported is not None:
                     joined = (*imported.names, *names[1:])
-                    self.found[Reading(joined, imported.module, imported.level, changes)] = None
+                    self.found[NameUsage(joined, imported.module, imported.level, changes)] = None
                 return
-        self.found[Reading(tuple(names), changes=changes)] = None
+        self.found[NameUsage(tuple(names), changes=changes)] = None

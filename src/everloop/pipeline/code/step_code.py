@@ -6,7 +6,7 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from everloop.pipeline.code.code_dependencies import Code, Known, Reach
+from everloop.pipeline.code.code_dependencies import Code, CodeDependencies, Known
 from everloop.pipeline.steps import Step
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ def code_of(function: Callable[..., Any]) -> Code:
     try:
         known = _KNOWN.get(function)
     except TypeError:
-        return Reach().trace(function).code
+        return CodeDependencies().trace(function).code
     if known is None or not known.still():
-        known = Reach().trace(function)
+        known = CodeDependencies().trace(function)
         _KNOWN[function] = known
     return known.code
 

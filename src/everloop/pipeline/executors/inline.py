@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from everloop.pipeline.job import Job, Outcome, perform
+from everloop.pipeline.job import Job, JobOutcome, perform
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, MutableMapping
@@ -27,8 +27,8 @@ class InlineExecutor:
     capacity: Mapping[str, float] = {}
     isolates = False
 
-    def submit(self, job: Job, store: Store, *, log: LogWriter, held: MutableMapping[str, Any]) -> Future[Outcome]:
-        future: Future[Outcome] = Future()
+    def submit(self, job: Job, store: Store, *, log: LogWriter, held: MutableMapping[str, Any]) -> Future[JobOutcome]:
+        future: Future[JobOutcome] = Future()
         future.set_running_or_notify_cancel()
         with _interrupts() as interrupts, _exits():
             try:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
 
     from everloop.pipeline.executors.executor import LogWriter
-    from everloop.pipeline.job import Job, Outcome
+    from everloop.pipeline.job import Job, JobOutcome
     from everloop.stores import Store
 
 _log = logging.getLogger("everloop.pipeline")
@@ -68,11 +68,11 @@ class PoolExecutor:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self.capacity: dict[str, float] = {"cpu": float(max(cores, self.slots)), "memory": float(memory)}
         self.capacity |= {name: parse_amount(amount) for name, amount in (resources or {}).items()}
-        self._busy: dict[_Slot, Future[Outcome]] = {}
+        self._busy: dict[_Slot, Future[JobOutcome]] = {}
         self._guard = threading.Lock()
 
-    def submit(self, job: Job, store: Store, *, log: LogWriter, held: MutableMapping[str, Any]) -> Future[Outcome]:
-        future: Future[Outcome] = Future()
+    def submit(self, job: Job, store: Store, *, log: LogWriter, held: MutableMapping[str, Any]) -> Future[JobOutcome]:
+        future: Future[JobOutcome] = Future()
         future.set_running_or_notify_cancel()
         self._send(_Sending(job, store, log, future), _take_slot())
         return future
@@ -95,7 +95,7 @@ class PoolExecutor:
             self._release(slot, warm=True)
             sending.future.set_exception(error)
 
-    def _receive(self, sending: _Sending, slot: _Slot, inner: Future[Outcome | Failed | Stale]) -> None:
+    def _receive(self, sending: _Sending, slot: _Slot, inner: Future[JobOutcome | Failed | Stale]) -> None:
         """Called in a thread of loky's when a worker has answered or is no more."""
         from loky.process_executor import BrokenProcessPool, ShutdownExecutorError
 
@@ -144,7 +144,7 @@ class PoolExecutor:
 class _Sending:
     """A job on its way, perhaps for the second time."""
 
-    def __init__(self, job: Job, store: Store, log: LogWriter, future: Future[Outcome]) -> None:
+    def __init__(self, job: Job, store: Store, log: LogWriter, future: Future[JobOutcome]) -> None:
         self.job = job
         self.store = store
         self.log = log
@@ -206,7 +206,7 @@ class _Slot:
         self,
         envelope: bytes,
         timeout_s: float | None,
-        done: Callable[[Future[Outcome | Failed | Stale]], None],
+        done: Callable[[Future[JobOutcome | Failed | Stale]], None],
     ) -> None:
         if timeout_s is not None:
             # Time runs from when the worker is there and has imported what it needs: that takes longer than many steps.

@@ -18,7 +18,7 @@ from everloop.errors import NotFoundError, StepError, StoreError, UnavailableErr
 from everloop.pipeline.code.project_modules import finder
 from everloop.pipeline.code.source_files import Stamp, stamp_of
 from everloop.pipeline.code.step_code import code_of, settle
-from everloop.pipeline.job import Job, Outcome, RemoteError, perform
+from everloop.pipeline.job import Job, JobOutcome, RemoteError, perform
 from everloop.pipeline.outside.read_tracking import worker_variables
 from everloop.pipeline.step_failures import show_error
 
@@ -85,7 +85,7 @@ def prepare_worker(data: bytes) -> None:
         _open(envelope)
 
 
-def run_envelope(data: bytes) -> Outcome | Failed | Stale:
+def run_envelope(data: bytes) -> JobOutcome | Failed | Stale:
     """Open an envelope and do what it says. Never raises what the step raises."""
     envelope, job = _unpack(data)
     if not isinstance(job, Job):

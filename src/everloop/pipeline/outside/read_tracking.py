@@ -57,7 +57,7 @@ _NATIVE_PACKAGES = frozenset(
     {"duckdb", "h5py", "netcdf4", "opencv_python", "opencv_python_headless", "rasterio", "fiona", "tables", "pyogrio"}
 )
 
-_watches: list[Watch] = []
+_watches: list[ReadTracker] = []
 _read_by: dict[str, tuple[dict[str, Any], dict[tuple[str, str], Any]]] = {}
 """Function of the project to its module's names and what it has read in this process: a helper that remembers its file
 opens it only once. A module that is imported again has forgotten it."""
@@ -65,7 +65,7 @@ _installed = threading.Lock()
 
 
 @dataclass
-class Watch:
+class ReadTracker:
     """What one step reads from outside while it runs."""
 
     ignored: tuple[str, ...]
@@ -134,7 +134,7 @@ class Watch:
 
 
 @contextmanager
-def watching(store: Store, packages: Collection[str] = ()) -> Iterator[Watch]:
+def watching(store: Store, packages: Collection[str] = ()) -> Iterator[ReadTracker]:
     """Notice what is read inside the block.
 
     Args:
@@ -146,7 +146,7 @@ def watching(store: Store, packages: Collection[str] = ()) -> Iterator[Watch]:
     with _installed:
         _install()
     wrap_readers(packages, Recorder(is_watching, note_read, note_unseen, note_written))
-    watch = Watch(_folders_of(store))
+    watch = ReadTracker(_folders_of(store))
     for package in sorted(_NATIVE_PACKAGES.intersection(name.lower().replace("-", "_") for name in packages)):
         watch.note("unseen", f"files that {package} opens", None)
     _watches.append(watch)
@@ -199,7 +199,7 @@ def note_unseen(what: str) -> None:
             _note(watch, caller, "unseen", what, None)
 
 
-def _note(watch: Watch, caller: list[FrameType], kind: str, name: str, state: Any) -> None:
+def _note(watch: ReadTracker, caller: list[FrameType], kind: str, name: str, state: Any) -> None:
     watch.note(kind, name, state)
     for frame in caller[:-1]:  # the last is the step's own function
         space = frame.f_globals
@@ -210,7 +210,7 @@ def _note(watch: Watch, caller: list[FrameType], kind: str, name: str, state: An
         known[1][kind, name] = state
 
 
-def _here() -> list[Watch]:
+def _here() -> list[ReadTracker]:
     """The steps that run in this thread; in one that no step was started in, all of them."""
     own = [watch for watch in _watches if watch.thread == threading.get_ident()]
     return own or list(_watches)
@@ -255,7 +255,7 @@ def _absolute(path: object) -> str | None:
         return None  # not a path: whoever opens it says so
 
 
-def _counts(path: str, watch: Watch, *, by_project: bool) -> bool:
+def _counts(path: str, watch: ReadTracker, *, by_project: bool) -> bool:
     if path.startswith(watch.ignored):
         return False
     project = os.environ._data.get(b"EVERLOOP_PROJECT")  # type: ignore[attr-defined]
@@ -387,4 +387,4 @@ def _note_variable(name: str) -> None:
             _note(watch, caller, "variable", name, state)
 
 
-__all__ = ["Watch", "is_watching", "note_read", "note_unseen", "note_written", "stat_of", "watching"]
+__all__ = ["ReadTracker", "is_watching", "note_read", "note_unseen", "note_written", "stat_of", "watching"]

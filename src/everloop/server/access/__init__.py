@@ -12,13 +12,13 @@ if TYPE_CHECKING:
         CredentialsError as CredentialsError,
     )
     from everloop.server.access.roles import Principal as Principal, is_enough as is_enough
-    from everloop.server.access.users import AccessBook as AccessBook
+    from everloop.server.access.users import UserStore as UserStore
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "authentication": ["Authenticator", "CredentialsError"],
         "roles": ["Principal", "is_enough"],
-        "users": ["AccessBook"],
+        "users": ["UserStore"],
     },
 )

@@ -28,7 +28,7 @@ from everloop.server.access.password_queue import FIRST, HashQueue, HashQueueFul
 from everloop.server.access.passwords import TOKEN_MARK
 from everloop.server.access.rate_limits import FailureLimit, network_of
 from everloop.server.access.roles import Principal
-from everloop.server.access.users import AccessBook
+from everloop.server.access.users import UserStore
 from everloop.serving.access.access_reloader import check_same_file, store_file
 
 REMEMBERED_S = 600.0
@@ -70,7 +70,7 @@ class Authenticator:
 
     def __init__(
         self,
-        book: AccessBook,
+        book: UserStore,
         limit: FailureLimit | None = None,
         hashes: HashQueue | None = None,
         *,

@@ -41,7 +41,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]{0,63}")
 _log = logging.getLogger("everloop.server")
 
 
-class AccessBook:
+class UserStore:
     """Users and tokens of one home. Safe from any thread; what one process writes the others see."""
 
     def __init__(self, store: Store) -> None:
@@ -241,4 +241,4 @@ def _later(now: datetime, lifetime: timedelta) -> datetime:
         raise UsageError(f"A token cannot live for {lifetime}.", help="Give some days, such as 90d.") from error
 
 
-__all__ = ["PROJECT", "AccessBook", "Role"]
+__all__ = ["PROJECT", "Role", "UserStore"]

@@ -20,7 +20,7 @@ from litestar import Request, delete, get, post, put
 
 from everloop.errors import NotFoundError, UsageError
 from everloop.records import Token, User
-from everloop.server.access import AccessBook, is_enough
+from everloop.server.access import UserStore, is_enough
 from everloop.server.access.roles import EVERY_PROJECT
 from everloop.server.request_context import NEEDS, Forbidden, Sent, principal_of, store_of
 from everloop.server.request_values import Name, Secret
@@ -173,11 +173,11 @@ def revoke_token(request: Asked) -> None:
     book.revoke_token(name)
 
 
-def _book(request: Asked) -> AccessBook:
-    return AccessBook(store_of(request))
+def _book(request: Asked) -> UserStore:
+    return UserStore(store_of(request))
 
 
-def _all_of(request: Asked) -> AccessBook:
+def _all_of(request: Asked) -> UserStore:
     """The book, for somebody who may change every page: an admin of one project could else name himself another's."""
     principal = principal_of(request)
     if principal is not None and principal.role_in(EVERY_PROJECT) != "admin":

@@ -17,7 +17,7 @@ from everloop.records import KINDS, Event, Record, Run
 from everloop.server.error_responses import encoded
 from everloop.server.request_context import NEEDS, store_of
 from everloop.server.status_page import Status, read_status
-from everloop.tracking import bring_in
+from everloop.tracking import recover_journals
 from everloop.tracking.search.run_filters import Compare, check_state
 
 Asked = Request[Any, Any, Any]
@@ -59,7 +59,7 @@ def records(request: Asked) -> list[Any]:
     if cls is Run:
         for name, _, value in asked:
             check_state(Compare((name,), "=", value))
-        bring_in(store_of(request))
+        recover_journals(store_of(request))
     found = store_of(request).records.find(cls, *asked, order="-id", limit=_rows(request), after=after)  # type: ignore[arg-type]
     return cast("list[Any]", encoded(found))
 
@@ -69,7 +69,7 @@ def record(request: Asked) -> Any:
     """One record, by key or id."""
     cls = _kind(request.path_params["kind"])
     if cls is Run:
-        bring_in(store_of(request))
+        recover_journals(store_of(request))
     return store_of(request).records.get(cls, request.path_params["ref"])
 
 

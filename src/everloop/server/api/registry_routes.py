@@ -51,7 +51,7 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class AliasChange:
     version: Name
     reason: Why = ""
 
@@ -178,7 +178,7 @@ def policy(request: Asked, data: Sent[Policy]) -> AliasPolicy | None:
 
 
 @post("/api/v1/models/{model:str}/aliases/{alias:str}/requests", sync_to_thread=True, opt=_WRITES)
-def ask(request: Asked, data: Sent[Wish]) -> AliasRequest:
+def ask(request: Asked, data: Sent[AliasChange]) -> AliasRequest:
     """Ask the others to let an alias move."""
     from everloop.registry import request_alias
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from everloop.errors import EverloopError
-from everloop.records import Endpoint
+from everloop.records import EndpointRecord
 from everloop.server.access.authentication import REMEMBERED_STALE_S, CredentialsError
 from everloop.serving.access.access_reloader import check_same_file, store_file
 from everloop.serving.access.endpoint_tokens import access_of, admitted
-from everloop.serving.endpoint_settings import Settings, settings_of
+from everloop.serving.endpoint_settings import EndpointSettings, settings_of
 from everloop.serving.endpoint_state import is_served
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _log = logging.getLogger("everloop.server")
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class EndpointAddress:
     """One endpoint. `address`: where its process says that it answers; None: nowhere."""
 
     name: str
@@ -58,7 +58,7 @@ def split_path(scope: Mapping[str, Any]) -> tuple[str, bytes] | None:
     return (name.decode("ascii"), slash + rest) if _NAME.fullmatch(name) else None
 
 
-class Targets:
+class EndpointAddresses:
     """The endpoints of the store's project, at most `LOOK_EVERY_S` old. Belongs to one event loop."""
 
     def __init__(self, store: Store, *, stale_s: float = REMEMBERED_STALE_S) -> None:
@@ -66,13 +66,13 @@ class Targets:
         self._stale_s = stale_s
         self._confirmed = float("-inf")
         self._file = store_file(store)
-        self._known: dict[str, Target] = {}
+        self._known: dict[str, EndpointAddress] = {}
         self._seen = -1
         self._looked = float("-inf")
         self._looking = asyncio.Lock()
         self._unserved: dict[str, float] = {}
 
-    async def find(self, name: str) -> Target | None:
+    async def find(self, name: str) -> EndpointAddress | None:
         await self._look()
         return self._known.get(name)
 
@@ -80,7 +80,7 @@ class Targets:
         await self._look()
         return sorted(self._known)
 
-    async def all(self) -> list[Target]:
+    async def all(self) -> list[EndpointAddress]:
         await self._look()
         return [self._known[name] for name in sorted(self._known)]
 
@@ -140,27 +140,27 @@ class Targets:
                 self._known = found
             self._looked = monotonic()
 
-    def _read(self, seen: int) -> tuple[int, dict[str, Target] | None]:
+    def _read(self, seen: int) -> tuple[int, dict[str, EndpointAddress] | None]:
         check_same_file(self._store, self._file)
         last = self._store.records.last_event()
         if last == seen:
             return seen, None
-        return last, {record.name: _target(record) for record in self._store.records.find(Endpoint)}
+        return last, {record.name: _target(record) for record in self._store.records.find(EndpointRecord)}
 
 
-def _target(record: Endpoint) -> Target:
+def _target(record: EndpointRecord) -> EndpointAddress:
     digests, _ = access_of(record.options)
     try:
         settings = settings_of(record.options)
     except EverloopError as error:
         _log.warning("The options of the endpoint '%s' cannot be read: %s", record.name, error)
-        settings = Settings()
+        settings = EndpointSettings()
     address = None
     if record.url is not None:
         parts = urlsplit(record.url)
         if parts.hostname and parts.port:
             address = (parts.hostname, parts.port)
-    return Target(
+    return EndpointAddress(
         name=record.name,
         address=address,
         state=record.state,
@@ -170,4 +170,4 @@ def _target(record: Endpoint) -> Target:
     )
 
 
-__all__ = ["PREFIX", "Target", "Targets", "split_path"]
+__all__ = ["PREFIX", "EndpointAddress", "EndpointAddresses", "split_path"]

@@ -20,7 +20,7 @@ from litestar.types import Receive, Scope, Send
 
 from everloop.http.body_limits import BodyError
 from everloop.server.error_responses import error_content, send_refusal
-from everloop.server.gateway.endpoint_addresses import PREFIX, Target, Targets, split_path
+from everloop.server.gateway.endpoint_addresses import PREFIX, EndpointAddress, EndpointAddresses, split_path
 from everloop.server.gateway.upstream_client import Pool, Upstream, UpstreamError
 from everloop.server.request_context import BODY, BODY_KIND, CALLER, CALLERS, NEEDS, demand
 
@@ -55,7 +55,7 @@ _SOON = ((b"retry-after", b"1"),)
 class Gateway:
     """The ASGI app below `/endpoints`. Belongs to one event loop."""
 
-    def __init__(self, targets: Targets, options: ServerOptions) -> None:
+    def __init__(self, targets: EndpointAddresses, options: ServerOptions) -> None:
         self.targets = targets
         self.options = options
         self.pool = Pool()
@@ -127,7 +127,7 @@ class Gateway:
             help=f"Endpoints: {', '.join(names)}" if names else "There are none yet: a loop's first release makes one.",
         )  # fmt: skip
 
-    async def _too_long(self, watch: BodyWatch, target: Target, path: str, send: Send) -> None:
+    async def _too_long(self, watch: BodyWatch, target: EndpointAddress, path: str, send: Send) -> None:
         """Refuse a body for its length, but swallow a part of it: many clients read no answer before they
         have sent everything, and would see a broken connection only."""
         body = msgspec.json.encode(
@@ -146,7 +146,7 @@ class Gateway:
         await watch.swallow(MOST_SWALLOWED_BYTES, SWALLOW_S)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _can_be_asked(self, target: Target, path: str, send: Send) -> bool:
+    async def _can_be_asked(self, target: EndpointAddress, path: str, send: Send) -> bool:
         if not target.has_routes:
             message = f"The endpoint '{target.name}' has no version to answer with."
             advice = "Release one: everloop run"
@@ -162,7 +162,7 @@ class Gateway:
         return False
 
     async def _forward(
-        self, target: Target, rest: bytes, scope: dict[str, Any], receive: Receive, send: Send, path: str
+        self, target: EndpointAddress, rest: bytes, scope: dict[str, Any], receive: Receive, send: Send, path: str
     ) -> None:
         query = scope.get("query_string", b"")
         wanted = rest + (b"?" + query if query else b"")
@@ -206,7 +206,7 @@ class Gateway:
                 upstream.close()
             self.pool.keep_only(self.targets.addresses())
 
-    async def _asked(self, target: Target, first: bytes, *, bodiless: bool, again: bool) -> Upstream:
+    async def _asked(self, target: EndpointAddress, first: bytes, *, bodiless: bool, again: bool) -> Upstream:
         """A connection on which the request has been begun.
 
         A kept connection may have been closed a moment ago. What changes nothing is then sent again on a new one; of
@@ -262,7 +262,7 @@ class Gateway:
             async with asyncio.timeout(self.options.stall_s):
                 await send({"type": "http.response.body", "body": piece, "more_body": more})
 
-    async def _down(self, target: Target, error: UpstreamError, path: str, send: Send) -> None:
+    async def _down(self, target: EndpointAddress, error: UpstreamError, path: str, send: Send) -> None:
         if error.sent:
             # The request may have been scored and logged: whether it is asked again is for the client to decide.
             message = f"The endpoint '{target.name}' broke off before it answered: {error}"
@@ -273,7 +273,7 @@ class Gateway:
         advice = f"Ask again in a second. 'everloop up' starts it again, 'everloop serve {target.name}' by hand."
         await send_refusal(send, path, 503, message, name="UnavailableError", help=advice, headers=_SOON)
 
-    def _head(self, scope: dict[str, Any], wanted: bytes, target: Target, size: int | None) -> bytes:
+    def _head(self, scope: dict[str, Any], wanted: bytes, target: EndpointAddress, size: int | None) -> bytes:
         """The request's first line and headers. `size`: of the body; None: it follows in pieces."""
         assert target.address is not None  # noqa: S101 - the caller has looked
         host, port = target.address

@@ -30,7 +30,7 @@ from everloop.errors import (
 from everloop.records import Event, Webhook
 from everloop.server.access.users import PROJECT
 from everloop.server.webhooks.safe_http import TOTAL_S, post, resolve
-from everloop.server.webhooks.webhook_payloads import EXAMPLES, MLFLOW_KINDS, Message, messages_of, test_message
+from everloop.server.webhooks.webhook_payloads import EXAMPLES, MLFLOW_KINDS, WebhookMessage, messages_of, test_message
 from everloop.server.webhooks.webhook_secrets import WebhookSecrets
 from everloop.stores.clock import new_id
 
@@ -230,7 +230,7 @@ class Webhooks:
         )
         return self.send(hook, test_message(hook, event, verb or (hook.verbs or tuple(EXAMPLES))[0]))
 
-    def send(self, hook: Webhook, message: Message) -> int:
+    def send(self, hook: Webhook, message: WebhookMessage) -> int:
         """Send one message once and return the status.
 
         Raises:
@@ -241,7 +241,7 @@ class Webhooks:
         return post(hook.url, message.body, headers, self.options.webhook_networks)
 
 
-class Notifier:
+class WebhookDelivery:
     """A thread that follows the events and sends them. Of the servers of one home, one at a time does."""
 
     def __init__(self, store: Store, options: ServerOptions, *, retry_after_s: Sequence[float] = RETRY_AFTER_S) -> None:
@@ -344,7 +344,7 @@ class Notifier:
         self._note(replace(far, failures=hook.failures + 1 if given_up else 0), verb)
         return True
 
-    def _next(self, hook: Webhook) -> tuple[Event, list[Message]] | None:
+    def _next(self, hook: Webhook) -> tuple[Event, list[WebhookMessage]] | None:
         """The next event that the webhook is to be told of, and the messages that say it."""
         trying = self._tries.get(hook.id)
         if trying is None or trying.seq < hook.seq:

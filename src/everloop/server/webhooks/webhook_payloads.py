@@ -79,7 +79,7 @@ _Said = tuple[str, dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class WebhookMessage:
     """One body to send; its headers depend on when it is sent."""
 
     name: str
@@ -103,14 +103,14 @@ class Message:
         return headers
 
 
-def messages_of(store: Store, hook: Webhook, event: Event) -> list[Message]:
+def messages_of(store: Store, hook: Webhook, event: Event) -> list[WebhookMessage]:
     """What the webhook is to be told of an event; nothing where it did not ask for it."""
     if hook.form == "everloop":
         name = f"{event.kind}.{event.verb}"
         if hook.verbs and name not in hook.verbs:
             return []
         body = msgspec.json.encode({"project": hook.for_project, "event": event})
-        return [Message(name, body, f"{hook.for_project}-{event.seq}")]
+        return [WebhookMessage(name, body, f"{hook.for_project}-{event.seq}")]
     return [
         _message(name, data, event.at, f"{hook.id}-{event.seq}-{number}")
         for number, (name, data) in enumerate(_told(store, event))
@@ -118,11 +118,11 @@ def messages_of(store: Store, hook: Webhook, event: Event) -> list[Message]:
     ]
 
 
-def test_message(hook: Webhook, event: Event, name: str) -> Message:
+def test_message(hook: Webhook, event: Event, name: str) -> WebhookMessage:
     """A message that says nothing, to see whether it arrives."""
     if hook.form == "everloop":
         body = msgspec.json.encode({"project": hook.for_project, "event": event})
-        return Message(f"{event.kind}.{event.verb}", body, f"{hook.for_project}-{event.seq}")
+        return WebhookMessage(f"{event.kind}.{event.verb}", body, f"{hook.for_project}-{event.seq}")
     return _message(name, EXAMPLES[name], event.at, str(uuid.uuid4()))
 
 
@@ -143,10 +143,10 @@ def is_prompt(tags: Mapping[str, str]) -> bool:
     return tags.get(PROMPT_TAG, "").lower() == "true"
 
 
-def _message(name: str, data: Mapping[str, Any], at: datetime, delivery: str) -> Message:
+def _message(name: str, data: Mapping[str, Any], at: datetime, delivery: str) -> WebhookMessage:
     entity, _, action = name.partition(".")
     body = msgspec.json.encode({"entity": entity, "action": action, "timestamp": at.isoformat(), "data": data})
-    return Message(name, body, str(uuid.uuid5(uuid.NAMESPACE_OID, delivery)))
+    return WebhookMessage(name, body, str(uuid.uuid5(uuid.NAMESPACE_OID, delivery)))
 
 
 def _told(store: Store, event: Event) -> Iterator[_Said]:

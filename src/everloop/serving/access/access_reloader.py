@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from everloop.errors import EverloopError, NotFoundError, UnavailableError, UsageError
-from everloop.records import Endpoint
+from everloop.records import EndpointRecord
 from everloop.serving.access.endpoint_tokens import access_of
 from everloop.serving.endpoint_settings import settings_of
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("everloop.serving")
 
 
-class AccessFollower:
+class AccessReloader:
     """Keeps one app's tokens, testers and settings equal to its endpoint's record. Safe to use from several threads."""
 
     def __init__(self, store: Store, app: EndpointApp, *, poll_s: float) -> None:
@@ -71,7 +71,7 @@ class AccessFollower:
     def _take(self) -> None:
         app = self._app
         try:
-            options = self._store.records.get(Endpoint, app.endpoint).options
+            options = self._store.records.get(EndpointRecord, app.endpoint).options
         except NotFoundError:
             # Its tokens went with it. An endpoint that asks for none answers until its process is stopped.
             if app.asks_token:
@@ -124,4 +124,4 @@ def check_same_file(store: Store, opened: tuple[int, int] | None) -> None:
         raise UnavailableError("The store's file is gone or has been replaced.", help="Start this process again.")
 
 
-__all__ = ["AccessFollower", "check_same_file", "store_file"]
+__all__ = ["AccessReloader", "check_same_file", "store_file"]

@@ -15,13 +15,13 @@ from everloop.serving.access.endpoint_tokens import OPEN_PATHS, admitted
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from everloop.serving.endpoint_settings import Settings
+    from everloop.serving.endpoint_settings import EndpointSettings
 
 BURST_S = 1.0
 """How long somebody may have been silent to ask for as much at once."""
 
 
-class Admission:
+class Authorization:
     """What one worker asks of each request. Safe to use from several threads.
 
     Args:
@@ -32,7 +32,7 @@ class Admission:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: EndpointSettings,
         digests: Mapping[str, str] | None = None,
         testers: frozenset[str] = frozenset(),
         workers: int = 1,
@@ -96,4 +96,4 @@ class Admission:
         return good
 
 
-__all__ = ["Admission"]
+__all__ = ["Authorization"]

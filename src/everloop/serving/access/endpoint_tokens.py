@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from everloop.errors import ConflictError, NotFoundError, UsageError
-from everloop.records import Endpoint
+from everloop.records import EndpointRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,7 +95,7 @@ def remove_token(store: Store, endpoint: str, name: str) -> None:
 
 def _change(store: Store, endpoint: str, name: str, digest: str | None, tester: bool = False) -> None:
     while True:
-        record = store.records.get(Endpoint, endpoint)
+        record = store.records.get(EndpointRecord, endpoint)
         tokens = dict(record.options.get("tokens", {}))
         if digest is not None:
             tokens[name] = digest

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from everloop.data.sources.file_states import match_files
 from everloop.errors import AlreadyExistsError
-from everloop.records import Endpoint, Run
+from everloop.records import EndpointRecord, Run
 from everloop.registry.model_versions import get_version
 from everloop.registry.version_packages import load_model
-from everloop.serving.batch.batch_scoring import PIECE_ROWS, Scored, check_columns, score_files
+from everloop.serving.batch.batch_scoring import PIECE_ROWS, BatchResult, check_columns, score_files
 
 if TYPE_CHECKING:
     import polars as pl
@@ -32,7 +32,7 @@ def score_as_run(
     log: str | None = None,
     no_log: bool = False,
     prefix: str = "",
-) -> tuple[Scored, Run]:
+) -> tuple[BatchResult, Run]:
     """Score the files that a pattern matches; see `score_files`.
 
     Args:
@@ -76,11 +76,11 @@ def _end(store: Store, run: Run, began: float, **changes: object) -> Run:
 def _place(store: Store, log: str | None, model: str) -> str:
     """The endpoint in whose log the answers are."""
     if log is not None:
-        return store.records.get(Endpoint, log).name
+        return store.records.get(EndpointRecord, log).name
     name = f"batch-{model}"[:64]
-    if not store.records.find(Endpoint, ("name", "=", name), limit=1):
+    if not store.records.find(EndpointRecord, ("name", "=", name), limit=1):
         try:
-            store.records.put(store.new(Endpoint, name=name, model=model))
+            store.records.put(store.new(EndpointRecord, name=name, model=model))
         except AlreadyExistsError:
             return name
     return name

@@ -1,6 +1,6 @@
 """Scoring a whole table: in parts that are values, by several processes, resumed where it was cut off.
 
-A table becomes parts of a fixed number of rows. A part is plain data (`Part`), scoring it is one function of it
+A table becomes parts of a fixed number of rows. A part is plain data (`BatchPart`), scoring it is one function of it
 (`score_part`), and its result a file that appears whole or not at all; so parts can be scored anywhere that sees the
 files and the store, in any order, and again. What was done before a crash is found by the job's digest, which covers
 the version, the input files as they are, and the size of a part. At last the parts become the output, in order.
@@ -40,7 +40,7 @@ _PARENT_LOOK_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class BatchPart:
     """Rows to be scored, and where the answers go. Plain values: any process that sees the files can take it."""
 
     number: int
@@ -63,7 +63,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class BatchResult:
     """What became of a table."""
 
     version: str
@@ -97,7 +97,7 @@ def score_files(
     log: str | None = None,
     prefix: str = "",
     progress: Callable[[int], object] | None = None,
-) -> Scored:
+) -> BatchResult:
     """Score a table with a version, by its key, and write its rows with their answers behind, in order.
 
     Args:
@@ -122,8 +122,8 @@ def score_files(
         _claim(folder, _digest([version, log, piece_rows, prefix, [_state(path) for path in inputs]]), store)
         job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
 
-        def part(number: int, path: Path, offset: int | None, rows: int) -> Part:
-            return Part(
+        def part(number: int, path: Path, offset: int | None, rows: int) -> BatchPart:
+            return BatchPart(
                 first=number * piece_rows if offset is None else offset,
                 prefix=prefix,
                 number=number,
@@ -153,10 +153,10 @@ def score_files(
                 )
             (folder / "job.json").unlink()
             folder.rename(output)
-    return Scored(version=version, rows=rows, parts=done, resumed=resumed, output=str(output), log=log)
+    return BatchResult(version=version, rows=rows, parts=done, resumed=resumed, output=str(output), log=log)
 
 
-def score_part(part: Part) -> int:
+def score_part(part: BatchPart) -> int:
     """Score a part, log its answers and write them down; returns its rows. May be repeated, here or elsewhere."""
     import polars as pl
 
@@ -254,8 +254,8 @@ def score_piece(predictor: Predictor, piece: pl.DataFrame, prefix: str = "", fir
 
 
 def _parts(
-    table: pl.LazyFrame, inputs: list[Path], folder: Path, piece_rows: int, part: Callable[..., Part]
-) -> Iterator[Part]:
+    table: pl.LazyFrame, inputs: list[Path], folder: Path, piece_rows: int, part: Callable[..., BatchPart]
+) -> Iterator[BatchPart]:
     """The parts in order. Of Parquet files they are places; of others they are files that this makes on the way."""
     if inputs and all(path.suffix == ".parquet" for path in inputs):
         import pyarrow.parquet as pq
@@ -292,7 +292,7 @@ def _pieces(table: pl.LazyFrame, piece_rows: int) -> Iterator[pl.DataFrame]:
         yield rest
 
 
-def _scored(parts: Iterator[Part], workers: int) -> Iterator[tuple[Part, bool]]:
+def _scored(parts: Iterator[BatchPart], workers: int) -> Iterator[tuple[BatchPart, bool]]:
     """Each part once it is scored, and whether that was done now. At most a few parts more than workers wait."""
     if workers == 1:
         for part in parts:
@@ -304,7 +304,7 @@ def _scored(parts: Iterator[Part], workers: int) -> Iterator[tuple[Part, bool]]:
     with ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=_begin_worker, initargs=(workers, os.getpid())
     ) as pool:
-        running: dict[Future[int], Part] = {}
+        running: dict[Future[int], BatchPart] = {}
         try:
             for part in parts:
                 if Path(part.output).exists():
@@ -320,7 +320,7 @@ def _scored(parts: Iterator[Part], workers: int) -> Iterator[tuple[Part, bool]]:
             raise
 
 
-def _finished(running: dict[Future[int], Part]) -> Iterator[tuple[Part, bool]]:
+def _finished(running: dict[Future[int], BatchPart]) -> Iterator[tuple[BatchPart, bool]]:
     done, _ = wait(running, return_when=FIRST_COMPLETED)
     for future in done:
         part = running.pop(future)
@@ -360,14 +360,14 @@ def _predictor(store: Store, version: str) -> Predictor:
     return _loaded[key]
 
 
-def _log(store: Store, predictor: Predictor, part: Part, piece: pl.DataFrame, scored: pl.DataFrame) -> None:
+def _log(store: Store, predictor: Predictor, part: BatchPart, piece: pl.DataFrame, scored: pl.DataFrame) -> None:
     """The part's answers as rows of the prediction log, once."""
     import polars as pl
 
     from everloop.packages.signature import polars_type
     from everloop.prediction_log.prediction_log import PREDICTIONS, input_column, table_name
     from everloop.prediction_log.redaction import redaction_for
-    from everloop.records import Endpoint
+    from everloop.records import EndpointRecord
     from everloop.serving.endpoint_settings import settings_of
 
     assert part.log is not None  # noqa: S101 - the caller has looked
@@ -393,7 +393,7 @@ def _log(store: Store, predictor: Predictor, part: Part, piece: pl.DataFrame, sc
     if many:
         each = [pl.lit(scored[f"{part.prefix}score_{name}"]).cast(pl.Float64) for name in predictor.classes]
         columns.insert(9, pl.concat_list(each).alias("scores"))
-    settings = settings_of(store.records.get(Endpoint, part.log).options)
+    settings = settings_of(store.records.get(EndpointRecord, part.log).options)
     redaction = redaction_for(predictor.signature, settings)
     for item in predictor.signature.inputs:
         if redaction is not None and item.name not in redaction.inputs:
@@ -467,9 +467,9 @@ def _join(store: Store, version: str, table: pl.LazyFrame, parts: list[Path], ou
         draft.unlink(missing_ok=True)
 
 
-def describe(part: Part) -> dict[str, Any]:
-    """A part as JSON, to be sent to whoever scores it: `Part(**described)`."""
+def describe(part: BatchPart) -> dict[str, Any]:
+    """A part as JSON, to be sent to whoever scores it: `BatchPart(**described)`."""
     return asdict(part)
 
 
-__all__ = ["Part", "Scored", "check_output", "describe", "score_files", "score_part", "score_piece"]
+__all__ = ["BatchPart", "BatchResult", "check_output", "describe", "score_files", "score_part", "score_piece"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from everloop.serving.observability.endpoint_metrics import Metrics
 
 
-class Gathering:
+class MetricsAggregation:
     """One process's part in it. `leave` is called about once a second, by one thread."""
 
     def __init__(self, folder: Path) -> None:
@@ -63,4 +63,4 @@ def _lives(process: int) -> bool:
     return True
 
 
-__all__ = ["Gathering"]
+__all__ = ["MetricsAggregation"]

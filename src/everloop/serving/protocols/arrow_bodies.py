@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from everloop.serving.endpoint_settings import Settings
-    from everloop.serving.loaded_endpoint import Live
+    from everloop.serving.endpoint_settings import EndpointSettings
+    from everloop.serving.loaded_endpoint import LoadedEndpoint
     from everloop.serving.protocols.protocol import Request
-    from everloop.serving.score_request import Answer, Ask
+    from everloop.serving.score_request import ScoreRequest, ScoreResult
 
 STREAM = b"application/vnd.apache.arrow.stream"
 FILE = b"application/vnd.apache.arrow.file"
@@ -41,7 +41,7 @@ def looks_like_arrow(body: bytes) -> bool:
     return body[:4] == b"\xff\xff\xff\xff" or body[: len(FILE_MARK)] == FILE_MARK
 
 
-def ask_of(live: Live, request: Request, frame: pl.DataFrame) -> Ask:
+def ask_of(live: LoadedEndpoint, request: Request, frame: pl.DataFrame) -> ScoreRequest:
     """The rows of a frame, with the keys and times in the columns that the query names.
 
     Raises:
@@ -64,7 +64,7 @@ def ask_of(live: Live, request: Request, frame: pl.DataFrame) -> Ask:
     return ask
 
 
-def read_frame(body: bytes, limits: Settings, kind: bytes = STREAM) -> pl.DataFrame:
+def read_frame(body: bytes, limits: EndpointSettings, kind: bytes = STREAM) -> pl.DataFrame:
     """The table in a body, its values as the signature's decoder takes them.
 
     Raises:
@@ -84,7 +84,7 @@ def read_frame(body: bytes, limits: Settings, kind: bytes = STREAM) -> pl.DataFr
     return _plain(table)
 
 
-def answer_table(answer: Answer, ids: list[str]) -> bytes:
+def answer_table(answer: ScoreResult, ids: list[str]) -> bytes:
     """An answer as an Arrow IPC stream: id, version, prediction, and probability where there are classes."""
     import pyarrow as pa
 
@@ -107,7 +107,7 @@ def answer_table(answer: Answer, ids: list[str]) -> bytes:
     return body
 
 
-def _ipc(body: bytes, limits: Settings) -> Any:
+def _ipc(body: bytes, limits: EndpointSettings) -> Any:
     import pyarrow as pa
 
     check_messages(body, limits)
@@ -119,7 +119,7 @@ def _ipc(body: bytes, limits: Settings) -> Any:
     return _joined(stream.schema, stream, limits)
 
 
-def _parquet(body: bytes, limits: Settings) -> Any:
+def _parquet(body: bytes, limits: EndpointSettings) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -130,7 +130,7 @@ def _parquet(body: bytes, limits: Settings) -> Any:
     return _joined(file.schema_arrow, file.iter_batches(batch_size=at_once, use_threads=False), limits)
 
 
-def _joined(schema: Any, batches: Iterable[Any], limits: Settings) -> Any:
+def _joined(schema: Any, batches: Iterable[Any], limits: EndpointSettings) -> Any:
     """The batches as one table; each is checked and counted before the next is decoded."""
     import pyarrow as pa
 
@@ -269,7 +269,7 @@ def _plain(table: Any) -> pl.DataFrame:
     return frame
 
 
-def _check(ask: Ask) -> None:
+def _check(ask: ScoreRequest) -> None:
     """Keys and times of a column may be of any type."""
     from datetime import datetime
 

@@ -20,7 +20,7 @@ from everloop.serving.protocols.unpacked_limits import check_cells, check_rows, 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from everloop.serving.endpoint_settings import Settings
+    from everloop.serving.endpoint_settings import EndpointSettings
 
 MOST_COLUMNS = 5_000
 MOST_MESSAGES = 5_000
@@ -38,7 +38,7 @@ _TAKEN = frozenset(
 )  # fmt: skip
 
 
-def check_messages(body: bytes, limits: Settings) -> None:
+def check_messages(body: bytes, limits: EndpointSettings) -> None:
     """Refuse a stream or a file that would become too large, or holds what no model takes.
 
     Raises:

@@ -17,7 +17,7 @@ from everloop.serving.protocols.tensors import DATATYPES
 
 if TYPE_CHECKING:
     from everloop.packages.signature import Input
-    from everloop.serving.loaded_endpoint import Live
+    from everloop.serving.loaded_endpoint import LoadedEndpoint
 
 SHOWN = (400, 405, 415, 422)
 """The statuses of requests that could have been put otherwise."""
@@ -36,7 +36,7 @@ _VALUES: dict[str, Any] = {
 }
 
 
-def show_example(response: Response, request: Request, live: Live) -> Response:
+def show_example(response: Response, request: Request, live: LoadedEndpoint) -> Response:
     """The refusal with a body that this model takes; unchanged where the route takes none."""
     body = valid_body(request.path, live)
     if response.content_type != JSON or body is None:
@@ -62,7 +62,7 @@ def show_example(response: Response, request: Request, live: Live) -> Response:
     return response
 
 
-def valid_body(path: str, live: Live) -> dict[str, Any] | None:
+def valid_body(path: str, live: LoadedEndpoint) -> dict[str, Any] | None:
     """A body that the route takes, as JSON has it; None where it takes none."""
     row = example_row(live)
     if path == "/predict":
@@ -84,7 +84,7 @@ def valid_body(path: str, live: Live) -> dict[str, Any] | None:
     return None
 
 
-def example_row(live: Live) -> dict[str, Any]:
+def example_row(live: LoadedEndpoint) -> dict[str, Any]:
     """A row that the champion takes: its package's own example, or one made up where inputs are kept secret."""
     own = live.champion.predictor.example
     settings = live.settings
@@ -120,7 +120,7 @@ def _hint(request: Request) -> str | None:
     return None
 
 
-def _curl(request: Request, live: Live, body: dict[str, Any]) -> str:
+def _curl(request: Request, live: LoadedEndpoint, body: dict[str, Any]) -> str:
     host = (request.header(ADDRESS) or request.header(b"host") or b"127.0.0.1:8080").decode("latin-1")
     path = request.path.replace("{model}", live.name).replace("{version}", str(live.champion.number))
     data = shlex.quote(_encode(body).decode())

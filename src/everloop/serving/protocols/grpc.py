@@ -39,7 +39,7 @@ from everloop.version import VERSION
 
 if TYPE_CHECKING:
     from everloop.serving.endpoint_app import EndpointApp
-    from everloop.serving.endpoint_settings import Settings
+    from everloop.serving.endpoint_settings import EndpointSettings
 
 logger = logging.getLogger("everloop.serving")
 
@@ -185,7 +185,7 @@ class InferencePort:
         return await app.beside(request, work, large=large)
 
 
-def read_message(name: str, kind: Any, data: bytes, limits: Settings) -> Any:
+def read_message(name: str, kind: Any, data: bytes, limits: EndpointSettings) -> Any:
     """The message in the bytes of a call, counted before objects are made of it.
 
     Raises:
@@ -271,7 +271,7 @@ _CALLS = {
 }
 
 
-def _tensors(message: Any, raw: list[bytes], limits: Settings) -> list[Tensor]:
+def _tensors(message: Any, raw: list[bytes], limits: EndpointSettings) -> list[Tensor]:
     tensors = [Tensor(one.name, list(one.shape), one.datatype) for one in message.inputs]
     if raw:
         if len(raw) != len(tensors):

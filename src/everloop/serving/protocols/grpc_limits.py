@@ -16,7 +16,7 @@ from everloop.serving.protocols.unpacked_limits import check_cells
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from everloop.serving.endpoint_settings import Settings
+    from everloop.serving.endpoint_settings import EndpointSettings
 
 MOST_MESSAGES = 20_000
 """Tensors, parameters, outputs and shapes of a request together."""
@@ -27,7 +27,7 @@ _WIDTHS = {1: 0, 2: 0, 3: 0, 4: 0, 5: 0, 6: 4, 7: 8}
 """Field of `InferTensorContents` to bytes of a value; 0: as many as it needs."""
 
 
-def plain_message(data: bytes, limits: Settings) -> bytes:
+def plain_message(data: bytes, limits: EndpointSettings) -> bytes:
     """A message as it is, unpacked where it came packed.
 
     Raises:
@@ -45,7 +45,7 @@ def plain_message(data: bytes, limits: Settings) -> bytes:
     return data
 
 
-def check_infer_request(data: bytes, limits: Settings) -> None:
+def check_infer_request(data: bytes, limits: EndpointSettings) -> None:
     """Refuse a `ModelInferRequest` of too many messages or values.
 
     Raises:
@@ -69,7 +69,7 @@ def check_infer_request(data: bytes, limits: Settings) -> None:
                 cells = _count_contents(view, first, last, cells, limits)
 
 
-def _count_contents(view: memoryview, first: int, last: int, cells: int, limits: Settings) -> int:
+def _count_contents(view: memoryview, first: int, last: int, cells: int, limits: EndpointSettings) -> int:
     for field, kind, begins, ends in _fields(view, first, last):
         if kind == _BYTES and field in _WIDTHS:
             width = _WIDTHS[field]

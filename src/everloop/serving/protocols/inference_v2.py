@@ -24,7 +24,7 @@ from everloop.serving.protocols.unpacked_limits import check_json
 from everloop.version import VERSION
 
 if TYPE_CHECKING:
-    from everloop.serving.loaded_endpoint import Live
+    from everloop.serving.loaded_endpoint import LoadedEndpoint
 
 _BINARY = b"inference-header-content-length"
 
@@ -93,7 +93,7 @@ def metadata(service: Service, request: Request) -> Response:
     return Response(body=protocol_common.encode(described(protocol_common.named(service, request))))
 
 
-def described(found: Live) -> dict[str, Any]:
+def described(found: LoadedEndpoint) -> dict[str, Any]:
     """A model's metadata: its versions, inputs and outputs."""
     outputs = [{"name": "predictions", "datatype": _label_type(found), "shape": [-1]}]
     if found.champion.task != "regression":
@@ -147,7 +147,7 @@ def versions_of(columns: protocol_common.Columns) -> str:
     return ",".join(dict.fromkeys(protocol_common.short(version) for version in columns.versions))
 
 
-def check_wanted(found: Live, wanted: list[str] | None) -> None:
+def check_wanted(found: LoadedEndpoint, wanted: list[str] | None) -> None:
     """Look at the outputs that a request names, before anything is scored for it.
 
     Raises:
@@ -162,7 +162,7 @@ def check_wanted(found: Live, wanted: list[str] | None) -> None:
 
 
 def outputs_of(
-    columns: protocol_common.Columns, found: Live, wanted: list[str] | None
+    columns: protocol_common.Columns, found: LoadedEndpoint, wanted: list[str] | None
 ) -> list[tuple[str, str, list[int], list[Any]]]:
     """Name, datatype, shape and values of the outputs that are wanted, see `check_wanted`; None: of all."""
     ready: dict[str, tuple[str, list[Any]]] = {"predictions": (_label_type(found), columns.predictions)}
@@ -176,7 +176,9 @@ def outputs_of(
     return outputs
 
 
-def _outputs(columns: protocol_common.Columns, found: Live, body: _Body) -> tuple[list[dict[str, Any]], list[bytes]]:
+def _outputs(
+    columns: protocol_common.Columns, found: LoadedEndpoint, body: _Body
+) -> tuple[list[dict[str, Any]], list[bytes]]:
     everything = body.parameters.get("binary_data_output") is True
     asked = None if body.outputs is None else [one.name for one in body.outputs]
     binary_wanted = {one.name: one.parameters.get("binary_data", everything) for one in body.outputs or ()}
@@ -192,7 +194,7 @@ def _outputs(columns: protocol_common.Columns, found: Live, body: _Body) -> tupl
     return outputs, binary
 
 
-def _label_type(found: Live) -> str:
+def _label_type(found: LoadedEndpoint) -> str:
     classes = found.signature.classes
     if found.champion.task == "regression":
         return "FP64"

@@ -30,7 +30,7 @@ from everloop.serving.protocols.unpacked_limits import check_cells, check_csv, c
 from everloop.version import VERSION
 
 if TYPE_CHECKING:
-    from everloop.serving.loaded_endpoint import Live
+    from everloop.serving.loaded_endpoint import LoadedEndpoint
 
 _FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 _CODES = {
@@ -105,7 +105,7 @@ ROUTES = {
 }
 
 
-def _json_rows(body: Any, live: Live) -> list[dict[str, Any]]:
+def _json_rows(body: Any, live: LoadedEndpoint) -> list[dict[str, Any]]:
     given = [form for form in _FORMS if isinstance(body, dict) and form in body]
     if len(given) != 1:
         raise RequestError(f"Send exactly one of {', '.join(_FORMS)}; got {', '.join(given) or 'none'}.")
@@ -136,7 +136,7 @@ def _split_rows(value: Any) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in data]
 
 
-def _csv_rows(body: bytes, live: Live) -> list[dict[str, Any]]:
+def _csv_rows(body: bytes, live: LoadedEndpoint) -> list[dict[str, Any]]:
     # Decoded line by line: one letter of four bytes would make each letter of the whole text as long.
     text = io.TextIOWrapper(io.BytesIO(body), encoding="utf-8", newline="")
     fields = live.fields

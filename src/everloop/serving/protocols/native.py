@@ -29,10 +29,10 @@ from everloop.serving.protocols.arrow_bodies import STREAM, answer_table, ask_of
 from everloop.serving.protocols.protocol import Request, Response, Service
 from everloop.serving.protocols.protocol_common import asked
 from everloop.serving.protocols.unpacked_limits import TYPED_CONTAINERS_PER_ROW, check_json, check_row_sizes
-from everloop.serving.score_request import Answer, Ask
+from everloop.serving.score_request import ScoreRequest, ScoreResult
 
 if TYPE_CHECKING:
-    from everloop.serving.loaded_endpoint import Live
+    from everloop.serving.loaded_endpoint import LoadedEndpoint
 
 Key = str | int | float | None
 
@@ -57,7 +57,7 @@ def predict(service: Service, request: Request) -> Response:
     return Response(body=_encode(body), answer=answer)
 
 
-def _predict_table(service: Service, live: Live, request: Request) -> Response:
+def _predict_table(service: Service, live: LoadedEndpoint, request: Request) -> Response:
     answer = service.answer(live, ask_of(live, request, read_frame(request.body, live.settings)))
     ids = [f"{answer.request}-{place}" for place in range(answer.rows)]
     return Response(body=answer_table(answer, ids), content_type=STREAM, answer=answer)
@@ -108,7 +108,7 @@ ROUTES = {
 }
 
 
-def answered(live: Live, answer: Answer) -> dict[str, Any]:
+def answered(live: LoadedEndpoint, answer: ScoreResult) -> dict[str, Any]:
     """The answer by columns, in the order of the request."""
     first = answer.parts[0]
     request = answer.request
@@ -137,7 +137,7 @@ def answered(live: Live, answer: Answer) -> dict[str, Any]:
     return body
 
 
-def _ask(live: Live, request: Request) -> Ask:
+def _ask(live: LoadedEndpoint, request: Request) -> ScoreRequest:
     decoder = live.made("native", _body_decoder)
     if live.uniform:
         check_json(request.body, live.settings, TYPED_CONTAINERS_PER_ROW)
@@ -169,19 +169,19 @@ def _ask(live: Live, request: Request) -> Ask:
     else:
         raise RequestError('The input \'rows\' is missing: send {"rows": [{…}]} or {"inputs": {…}}.')
     if not live.uniform:
-        return Ask(None, rows, keys, event_at, request.began, explain)
+        return ScoreRequest(None, rows, keys, event_at, request.began, explain)
     if rows and type(rows[0]) is dict:
         ask = asked(live, rows, request, explain=explain)
         ask.keys, ask.event_at = keys, event_at
         return ask
-    return Ask(live.signature.values_of(rows), None, keys, event_at, request.began, explain)
+    return ScoreRequest(live.signature.values_of(rows), None, keys, event_at, request.began, explain)
 
 
-def _plain_decoder(live: Live) -> msgspec.json.Decoder[Any]:
+def _plain_decoder(live: LoadedEndpoint) -> msgspec.json.Decoder[Any]:
     return _decoder(dict[str, Any])
 
 
-def _body_decoder(live: Live) -> msgspec.json.Decoder[Any]:
+def _body_decoder(live: LoadedEndpoint) -> msgspec.json.Decoder[Any]:
     return _decoder(live.signature.row_type if live.uniform else dict[str, Any])
 
 

@@ -10,7 +10,7 @@ from everloop.version import VERSION
 
 if TYPE_CHECKING:
     from everloop.packages.signature import Input
-    from everloop.serving.loaded_endpoint import Live
+    from everloop.serving.loaded_endpoint import LoadedEndpoint
 
 _TYPES: dict[str, dict[str, str]] = {
     "float": {"type": "number"},
@@ -47,7 +47,7 @@ def openapi(service: Service, request: Request) -> Response:
 ROUTES = {("GET", "/openapi.json"): openapi}
 
 
-def document(live: Live) -> dict[str, Any]:
+def document(live: LoadedEndpoint) -> dict[str, Any]:
     """The OpenAPI 3.1 document of an endpoint."""
     rows = {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Row"}}
     keys = {"type": "array", "items": {"type": ["string", "number", "null"]}}
@@ -147,7 +147,7 @@ def document(live: Live) -> dict[str, Any]:
     }
 
 
-def _row_list(live: Live) -> dict[str, Any]:
+def _row_list(live: LoadedEndpoint) -> dict[str, Any]:
     items = [_schema(item) for item in live.signature.inputs]
     return {"type": "array", "prefixItems": items, "minItems": len(items), "maxItems": len(items)}
 

@@ -14,7 +14,7 @@ from everloop.errors import RequestError
 from everloop.serving.protocols.unpacked_limits import check_cells, check_rows, check_unpacked
 
 if TYPE_CHECKING:
-    from everloop.serving.endpoint_settings import Settings
+    from everloop.serving.endpoint_settings import EndpointSettings
 
 MARK = b"PAR1"
 MOST_COLUMNS = 5_000
@@ -42,7 +42,7 @@ class Layout:
     as long as its page."""
 
 
-def check_file(body: bytes, limits: Settings) -> Layout:
+def check_file(body: bytes, limits: EndpointSettings) -> Layout:
     """Refuse a file that would become too large, or holds what no model takes.
 
     Raises:
@@ -55,7 +55,7 @@ def check_file(body: bytes, limits: Settings) -> Layout:
         raise RequestError("The body is no table that can be read: its footer or a page is damaged.") from None
 
 
-def _checked(body: bytes, limits: Settings) -> Layout:
+def _checked(body: bytes, limits: EndpointSettings) -> Layout:
     size = int.from_bytes(body[-8:-4], "little")
     ends = len(body) - 8 - size
     if body[:4] != MARK or body[-4:] != MARK or ends < 4:

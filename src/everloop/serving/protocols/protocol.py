@@ -17,10 +17,10 @@ from everloop.errors import DeadlineError
 
 if TYPE_CHECKING:
     from everloop.prediction_log.labels import GivenLabel
-    from everloop.serving.endpoint_settings import Settings
-    from everloop.serving.loaded_endpoint import Live
+    from everloop.serving.endpoint_settings import EndpointSettings
+    from everloop.serving.loaded_endpoint import LoadedEndpoint
     from everloop.serving.observability.endpoint_metrics import Metrics
-    from everloop.serving.score_request import Answer, Ask
+    from everloop.serving.score_request import ScoreRequest, ScoreResult
 
 JSON = b"application/json"
 TABLE_MARKS = (b"\xff\xff\xff\xff", b"ARRO", b"PAR1")
@@ -77,7 +77,7 @@ class Response:
     body: bytes = b""
     content_type: bytes = JSON
     headers: Sequence[tuple[bytes, bytes]] = ()
-    answer: Answer | None = None
+    answer: ScoreResult | None = None
     version: str | None = None
     """The key of the version that answered; of several, with commas between. Sent as `X-Everloop-Version`."""
 
@@ -95,7 +95,7 @@ class Service(Protocol):
 
     endpoint: str
     metrics: Metrics
-    settings: Settings
+    settings: EndpointSettings
 
     @property
     def ready(self) -> bool:
@@ -107,7 +107,7 @@ class Service(Protocol):
         """Where answers are written down: journal, store or none."""
         ...
 
-    def live(self, request: Request | None = None) -> Live:
+    def live(self, request: Request | None = None) -> LoadedEndpoint:
         """The versions in use for this request. Ask once per request: the next call may give others.
 
         A request with `X-Everloop-Version` is answered by that version, if its client may choose.
@@ -119,7 +119,7 @@ class Service(Protocol):
         """
         ...
 
-    def answer(self, live: Live, ask: Ask) -> Answer:
+    def answer(self, live: LoadedEndpoint, ask: ScoreRequest) -> ScoreResult:
         """Score and log rows; see `answering.answer`."""
         ...
 

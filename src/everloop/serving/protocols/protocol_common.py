@@ -15,10 +15,10 @@ import msgspec
 
 from everloop.errors import EverloopError, NotFoundError, RequestError, TooLargeError
 from everloop.http.error_bodies import clipped
-from everloop.serving.coercion import mend
-from everloop.serving.loaded_endpoint import Live, pinned
+from everloop.serving.coercion import coerce_rows
+from everloop.serving.loaded_endpoint import LoadedEndpoint, pinned
 from everloop.serving.protocols.protocol import Handle, Request, Response, Service
-from everloop.serving.score_request import Answer, Ask
+from everloop.serving.score_request import ScoreRequest, ScoreResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +32,7 @@ encode = msgspec.json.Encoder(enc_hook=str).encode
 class Columns:
     """An answer by columns, in the order of the request. `probabilities` is None for regression."""
 
-    answer: Answer
+    answer: ScoreResult
     ids: list[str]
     predictions: list[Json]
     probabilities: list[Any] | None
@@ -51,25 +51,32 @@ class Columns:
         return found
 
 
-def asked(live: Live, rows: Sequence[Mapping[str, Any]], request: Request, *, explain: bool = False) -> Ask:
+def asked(
+    live: LoadedEndpoint, rows: Sequence[Mapping[str, Any]], request: Request, *, explain: bool = False
+) -> ScoreRequest:
     """Plain rows, checked, as what is asked; mended where the endpoint's settings say so.
 
     Raises:
         RequestError: a row breaks the signature; the message names row and field.
     """
     if not live.uniform:
-        return Ask(None, rows, began=request.began, explain=explain)
+        return ScoreRequest(None, rows, began=request.began, explain=explain)
     try:
-        return Ask(live.signature.rows_of(rows), None, began=request.began, explain=explain)
+        return ScoreRequest(live.signature.rows_of(rows), None, began=request.began, explain=explain)
     except RequestError:
         if live.settings.unfit != "flag":
             raise
-    mended, flags = mend(rows, live.signature)
-    return Ask(live.signature.rows_of(mended), None, began=request.began, explain=explain, flags=flags)
+    mended, flags = coerce_rows(rows, live.signature)
+    return ScoreRequest(live.signature.rows_of(mended), None, began=request.began, explain=explain, flags=flags)
 
 
 def score(
-    service: Service, live: Live, rows: Sequence[Mapping[str, Any]], request: Request, *, explain: bool = False
+    service: Service,
+    live: LoadedEndpoint,
+    rows: Sequence[Mapping[str, Any]],
+    request: Request,
+    *,
+    explain: bool = False,
 ) -> Columns:
     """Check, score and log plain rows.
 
@@ -95,7 +102,7 @@ def respond(columns: Columns, body: Any) -> Response:
     return Response(body=encode(body), answer=columns.answer)
 
 
-def named(service: Service, request: Request) -> Live:
+def named(service: Service, request: Request) -> LoadedEndpoint:
     """The versions in use, where the path names this endpoint or its model, and maybe a version of it.
 
     Raises:
@@ -159,7 +166,7 @@ def plain(value: Any, kind: str, where: str) -> Any:
     return value
 
 
-def by_order(row: Sequence[Any], live: Live, number: int) -> dict[str, Any]:
+def by_order(row: Sequence[Any], live: LoadedEndpoint, number: int) -> dict[str, Any]:
     """A row without names, its values in the order of the signature.
 
     Raises:
@@ -180,7 +187,7 @@ def by_order(row: Sequence[Any], live: Live, number: int) -> dict[str, Any]:
     }
 
 
-def instances(given: Any, live: Live) -> list[dict[str, Any]]:
+def instances(given: Any, live: LoadedEndpoint) -> list[dict[str, Any]]:
     """Rows as a list of objects, or of lists in the order of the signature.
 
     Raises:

@@ -18,8 +18,8 @@ from everloop.serving.protocols.protocol_common import by_order, plain
 from everloop.serving.protocols.unpacked_limits import check_cells, check_rows
 
 if TYPE_CHECKING:
-    from everloop.serving.endpoint_settings import Settings
-    from everloop.serving.loaded_endpoint import Live
+    from everloop.serving.endpoint_settings import EndpointSettings
+    from everloop.serving.loaded_endpoint import LoadedEndpoint
 
 FORMATS = {
     "BOOL": "?", "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q", "INT8": "b", "INT16": "h",
@@ -40,7 +40,7 @@ class Tensor(msgspec.Struct):
     parameters: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-def take_binary(tensors: list[Tensor], tail: bytes, limits: Settings) -> None:
+def take_binary(tensors: list[Tensor], tail: bytes, limits: EndpointSettings) -> None:
     """Give every tensor that has its data behind the header its part of `tail`.
 
     Raises:
@@ -64,7 +64,7 @@ def take_binary(tensors: list[Tensor], tail: bytes, limits: Settings) -> None:
         raise RequestError(f"{len(tail) - at} bytes behind the header belong to no tensor.")
 
 
-def rows_of(tensors: list[Tensor], live: Live) -> list[dict[str, Any]]:
+def rows_of(tensors: list[Tensor], live: LoadedEndpoint) -> list[dict[str, Any]]:
     """The rows: one tensor of shape [n] or [n, 1] for each input, or one of shape [n, inputs] for all.
 
     Raises:
@@ -122,7 +122,7 @@ def flat(values: Any) -> list[Any]:
     return found
 
 
-def _shaped(tensor: Tensor, limits: Settings) -> int:
+def _shaped(tensor: Tensor, limits: EndpointSettings) -> int:
     """How many values the shape of a tensor has.
 
     Raises:

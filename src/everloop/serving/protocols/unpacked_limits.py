@@ -14,7 +14,7 @@ from everloop.errors import RequestError, TooLargeError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from everloop.serving.endpoint_settings import Settings
+    from everloop.serving.endpoint_settings import EndpointSettings
 
 SMALL_BYTES = 64 << 10
 """Text of this length cannot become much, so it is not counted."""
@@ -28,7 +28,7 @@ _CHUNK_BYTES = 1 << 20
 _QUOTE, _COMMA, _LINE_FEED, _RETURN, _ZERO, _NINE = b'",\n\r09'
 
 
-def check_json(body: bytes, limits: Settings, containers_per_row: int = _CONTAINERS_PER_ROW) -> None:
+def check_json(body: bytes, limits: EndpointSettings, containers_per_row: int = _CONTAINERS_PER_ROW) -> None:
     """Refuse JSON that would become too many values.
 
     Args:
@@ -49,7 +49,7 @@ def check_json(body: bytes, limits: Settings, containers_per_row: int = _CONTAIN
         )
 
 
-def check_csv(body: bytes, limits: Settings) -> None:
+def check_csv(body: bytes, limits: EndpointSettings) -> None:
     """Refuse CSV of too many lines or cells, as far as its separators show it; see `checked_lines` for the rest.
 
     Raises:
@@ -65,7 +65,7 @@ def check_csv(body: bytes, limits: Settings) -> None:
         check_cells(_count(bare, _COMMA), limits)
 
 
-def checked_lines(lines: Iterable[str], limits: Settings) -> Iterator[str]:
+def checked_lines(lines: Iterable[str], limits: EndpointSettings) -> Iterator[str]:
     """The lines of a CSV text, for its reader. A quote in the middle of a field is a letter, so some are counted here
     that seemed to be quoted.
 
@@ -78,7 +78,7 @@ def checked_lines(lines: Iterable[str], limits: Settings) -> Iterator[str]:
         yield line
 
 
-def check_rows(rows: int, limits: Settings) -> None:
+def check_rows(rows: int, limits: EndpointSettings) -> None:
     """Refuse more rows than a request may have.
 
     Raises:
@@ -91,7 +91,7 @@ def check_rows(rows: int, limits: Settings) -> None:
         )
 
 
-def check_cells(cells: int, limits: Settings) -> None:
+def check_cells(cells: int, limits: EndpointSettings) -> None:
     """Refuse more values than a request may have.
 
     Raises:
@@ -103,7 +103,7 @@ def check_cells(cells: int, limits: Settings) -> None:
         )
 
 
-def check_unpacked(size_bytes: int, limits: Settings) -> None:
+def check_unpacked(size_bytes: int, limits: EndpointSettings) -> None:
     """Refuse a table that is too large once it is unpacked.
 
     Raises:
@@ -117,7 +117,7 @@ def check_unpacked(size_bytes: int, limits: Settings) -> None:
 
 
 def check_row_sizes(
-    rows: Iterable[Iterable[Any]], keys: Sequence[str | None] | None, limits: Settings, what: str = "rows"
+    rows: Iterable[Iterable[Any]], keys: Sequence[str | None] | None, limits: EndpointSettings, what: str = "rows"
 ) -> None:
     """Refuse a row that is too long for the log.
 
@@ -145,7 +145,7 @@ def check_row_sizes(
                 )
 
 
-def _json_fits(text: bytes, limits: Settings, containers_per_row: int) -> bool:
+def _json_fits(text: bytes, limits: EndpointSettings, containers_per_row: int) -> bool:
     containers = _count(text, *b"[{")
     if containers > containers_per_row * limits.max_rows:
         return False

@@ -56,7 +56,7 @@ class Paths(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SqlPart:
     """One stretch of an order: the rows that have a number where it looks, or a text, or neither."""
 
     where: Sql
@@ -85,15 +85,15 @@ class Part:
         )
 
 
-def parse_order(order: str, kind: str, paths: Paths) -> list[Part]:
+def parse_order(order: str, kind: str, paths: Paths) -> list[SqlPart]:
     """The stretches of an order, one after the other."""
     descending = order.startswith("-")
     path = parse_path(order.removeprefix("-"), kind)
     if path == ("id",):
-        return [Part(Sql("1 = 1"), None, descending)]
+        return [SqlPart(Sql("1 = 1"), None, descending)]
     if len(path) == 1 and path[0] in COLUMNS and path[0] != "state":
         # Columns that are never null are one stretch, and an index can serve them.
-        return [Part(Sql("1 = 1"), Sql(path[0]), descending)]
+        return [SqlPart(Sql("1 = 1"), Sql(path[0]), descending)]
     parts = []
     possible = families(kind, path)
     if "number" in possible:
@@ -104,8 +104,8 @@ def parse_order(order: str, kind: str, paths: Paths) -> list[Part]:
         " AND ".join(f"{part.text} IS NULL" for part in parts) or "1 = 1",
         tuple(v for part in parts for v in part.values),
     )
-    stretches = [Part(Sql(f"{part.text} IS NOT NULL", part.values), part, descending) for part in parts]
-    return [*stretches, Part(without, None, descending)]
+    stretches = [SqlPart(Sql(f"{part.text} IS NOT NULL", part.values), part, descending) for part in parts]
+    return [*stretches, SqlPart(without, None, descending)]
 
 
 def parse_path(field: FieldPath, kind: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from everloop.stores.records.expression_sql import Compiler, SortKey, behind, or
 
 if TYPE_CHECKING:
     from everloop.stores.records.expressions import Expression
-    from everloop.stores.records.search_results import Hit
+    from everloop.stores.records.search_results import SearchHit
 
 _NUMBERS, _TEXTS = 0, 1
 _THERE = ("k0.number IS NOT NULL", "k0.text IS NOT NULL AND k0.number IS NULL")
@@ -23,7 +23,7 @@ _WITHOUT = (
 
 
 @dataclass(frozen=True, slots=True)
-class Walk:
+class KeysetScan:
     """A search in an order. Its stretches are 0, the numbers of the first key, 1, its texts, and 2, the rest."""
 
     compiler: Compiler
@@ -32,7 +32,7 @@ class Walk:
     project: str
     kind: str
 
-    def border(self, stretch: int, begin: Hit | None, window: int) -> Sql:
+    def border(self, stretch: int, begin: SearchHit | None, window: int) -> Sql:
         """Reads the value of the first key at which a window of so many rows ends; no row if there are no more."""
         column, way = self._column(stretch), " DESC" if self.keys[0].descending else ""
         # The other keys are not at hand here, so a few rows may count that the last page has shown.
@@ -44,7 +44,7 @@ class Walk:
             (self.compiler.number_of(self.keys[0].path), *start.values, window),
         )
 
-    def query(self, stretch: int, begin: Hit | None, border: object, limit: int, *, sets: bool) -> Sql:
+    def query(self, stretch: int, begin: SearchHit | None, border: object, limit: int, *, sets: bool) -> Sql:
         """Reads number and sort values of the stretch's records behind a hit.
 
         Args:
@@ -86,7 +86,7 @@ class Walk:
     def _rows(self) -> list[tuple[SortKey, str]]:
         return [(key, f"k{at}") for at, key in enumerate(self.keys)][1:]
 
-    def _from(self, stretch: int, begin: Hit | None) -> Sql:
+    def _from(self, stretch: int, begin: SearchHit | None) -> Sql:
         """True behind a hit."""
         if begin is None:
             return Sql("1 = 1")

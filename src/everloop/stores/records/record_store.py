@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from everloop.stores.clock import Clock
     from everloop.stores.records.expressions import Expression
-    from everloop.stores.records.search_results import Hit
+    from everloop.stores.records.search_results import SearchHit
 
 Op = Literal["=", "!=", "<", "<=", ">", ">=", "in", "prefix", "is"]
 FieldPath = str | tuple[str, ...]
@@ -110,8 +110,8 @@ class RecordStore(Protocol):
         *,
         order: Sequence[tuple[tuple[str, ...], bool]] = (),
         limit: int | None = None,
-        after: Hit | None = None,
-    ) -> list[Hit]:
+        after: SearchHit | None = None,
+    ) -> list[SearchHit]:
         """Which live records of a searchable kind meet the expression, by an index where `find` reads every record.
 
         Args:

@@ -11,7 +11,7 @@ from everloop.errors import EverloopError
 from everloop.records import KINDS
 from everloop.stores.records.record_codec import decode, decode_value
 from everloop.stores.records.row_checksums import SUMS, RowSum, only_sum_differs
-from everloop.stores.verify_report import Problem
+from everloop.stores.verify_report import StoreProblem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +40,7 @@ def walk(database: Database, check: RowSum, *, unsealed: bool = False) -> Iterat
         last = rows[-1][0]
 
 
-def check_rows(database: Database, records: list[Record], checked: Checked) -> Iterator[Problem]:
+def check_rows(database: Database, records: list[Record], checked: Checked) -> Iterator[StoreProblem]:
     """Compare every row with its checksum; the live records that are whole are added to `records`."""
     for check in SUMS:
         try:
@@ -51,12 +51,12 @@ def check_rows(database: Database, records: list[Record], checked: Checked) -> I
                 yield from _check_row(check, at, crc, row, records, checked)
         except EverloopError as error:
             # The database itself is damaged from here on.
-            yield Problem(kind="records", subject=check.table, message=error.message, repair=RESTORE)
+            yield StoreProblem(kind="records", subject=check.table, message=error.message, repair=RESTORE)
 
 
 def _check_row(
     check: RowSum, at: Any, crc: int | None, row: list[Any], records: list[Record], checked: Checked
-) -> Iterator[Problem]:
+) -> Iterator[StoreProblem]:
     subject = str(row[0]) if check.table == "records" else f"{check.table} {at}"
     kind = "record" if check.table == "records" else "row"
     if crc is None:
@@ -65,7 +65,7 @@ def _check_row(
         try:
             expected = check.of(row)
         except (struct.error, TypeError, ValueError) as error:
-            yield Problem(kind=kind, subject=subject, message=f"It cannot be read: {error}.", repair=RESTORE)
+            yield StoreProblem(kind=kind, subject=subject, message=f"It cannot be read: {error}.", repair=RESTORE)
             return
         if expected != crc:
             yield _differing(check, at, crc, row, expected, kind, subject)
@@ -76,30 +76,36 @@ def _check_row(
         if check.table not in ("records", "revisions"):
             return
         if row[2] not in KINDS:
-            yield Problem(kind=kind, subject=subject, message=f"It is of the kind '{row[2]}', unknown here.")
+            yield StoreProblem(kind=kind, subject=subject, message=f"It is of the kind '{row[2]}', unknown here.")
             return
         record = decode(KINDS[row[2]], row[8])
     except (EverloopError, ValueError) as error:
         message = error.message if isinstance(error, EverloopError) else f"It cannot be read: {error}."
-        yield Problem(kind=kind, subject=subject, message=message, repair=RESTORE)
+        yield StoreProblem(kind=kind, subject=subject, message=message, repair=RESTORE)
         return
     if check.table == "records" and row[-1] is None:
         records.append(record)
 
 
-def _differing(check: RowSum, at: Any, crc: object, row: list[Any], expected: int, kind: str, subject: str) -> Problem:
+def _differing(
+    check: RowSum, at: Any, crc: object, row: list[Any], expected: int, kind: str, subject: str
+) -> StoreProblem:
     message = f"It differs from its checksum, in the table '{check.table}'."
     place = f"{check.table} {at}"
     if not isinstance(crc, int):
         # What was damaged is the type of the checksum's value: the row itself may be as it was, and nothing proves it.
-        return Problem(kind=kind, subject=subject, message=message, repair=RESTORE, place=place)
+        return StoreProblem(kind=kind, subject=subject, message=message, repair=RESTORE, place=place)
     if only_sum_differs(expected, crc):
         heal = "Write the checksum again: a single bit of it was flipped, and the row is as it was."
-        return Problem(kind=kind, subject=subject, message=message, repair=REPAIR, heal=heal, cure="sum", place=place)
+        return StoreProblem(
+            kind=kind, subject=subject, message=message, repair=REPAIR, heal=heal, cure="sum", place=place
+        )
     if check.mended(row, crc) is not None:
         heal = "Flip back the single bit that was flipped, which the checksum proves."
-        return Problem(kind=kind, subject=subject, message=message, repair=REPAIR, heal=heal, cure="row", place=place)
-    return Problem(kind=kind, subject=subject, message=message, repair=RESTORE, place=place)
+        return StoreProblem(
+            kind=kind, subject=subject, message=message, repair=REPAIR, heal=heal, cure="row", place=place
+        )
+    return StoreProblem(kind=kind, subject=subject, message=message, repair=RESTORE, place=place)
 
 
 def seal_rows(database: Database) -> int:

@@ -15,7 +15,7 @@ Place = tuple[int, Value]
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
+class SearchHit:
     """A record that was found. Its place serves to go on behind it, in the same order of the same store."""
 
     id: str
@@ -26,7 +26,7 @@ class Hit:
     """One place per key of the order."""
 
 
-def sort_value(hit: Hit, descending: Sequence[bool]) -> tuple[Any, ...]:
+def sort_value(hit: SearchHit, descending: Sequence[bool]) -> tuple[Any, ...]:
     """Sorts hits as the database does: numbers before texts before nothing, each key in its own direction."""
     found: list[Any] = []
     for (rank, value), down in zip(hit.position, descending, strict=True):

@@ -30,7 +30,7 @@ _SPELLED_LENGTH = 64
 _BEGINS = frozenset("+-.0123456789")
 
 
-class Entry(NamedTuple):
+class SearchEntry(NamedTuple):
     """One value: as a number and as a text where it has such forms."""
 
     number: float | None
@@ -65,9 +65,9 @@ def _fields(kind: str) -> tuple[tuple[str, tuple[str, ...], bool, bool], ...]:
     )
 
 
-def entries(record: Record) -> dict[tuple[str, ...], Entry]:
+def entries(record: Record) -> dict[tuple[str, ...], SearchEntry]:
     """Every value of a record that can be searched, by its path. Runs on every write."""
-    found: dict[tuple[str, ...], Entry] = {}
+    found: dict[tuple[str, ...], SearchEntry] = {}
     for field, path, number, numbers in _fields(kind_of(type(record))):
         value = getattr(record, field)
         if value is None:
@@ -85,23 +85,27 @@ def entries(record: Record) -> dict[tuple[str, ...], Entry]:
     return found
 
 
-def entry(value: Any) -> Entry:
+def entry(value: Any) -> SearchEntry:
     """One value as it is kept."""
     kind = type(value)
     if kind is str:
-        return Entry(_spelled(value) if value[:1] in _BEGINS else None, value, TEXT)
+        return SearchEntry(_spelled(value) if value[:1] in _BEGINS else None, value, TEXT)
     if kind is bool:
-        return Entry(None, "true" if value else "false", JSON)
+        return SearchEntry(None, "true" if value else "false", JSON)
     if kind is int or kind is float:
         number = _number(value)
         # JSON has no infinities.
-        return number if number.number is None or math.isinf(number.number) else Entry(number.number, repr(value), JSON)
+        return (
+            number
+            if number.number is None or math.isinf(number.number)
+            else SearchEntry(number.number, repr(value), JSON)
+        )
     if isinstance(value, datetime):
-        return Entry(float(micros(value)), None, TIME)
+        return SearchEntry(float(micros(value)), None, TIME)
     try:
-        return Entry(None, msgspec.json.encode(value, enc_hook=_unwrapped).decode(), JSON)
+        return SearchEntry(None, msgspec.json.encode(value, enc_hook=_unwrapped).decode(), JSON)
     except TypeError:
-        return Entry(None, str(value), TEXT)
+        return SearchEntry(None, str(value), TEXT)
 
 
 def value_of(number: float | None, text: str | None, form: int) -> Json | datetime:
@@ -126,12 +130,12 @@ def _leaves(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-def _number(value: Any) -> Entry:
+def _number(value: Any) -> SearchEntry:
     try:
         number = float(value)
     except OverflowError:
         number = math.inf if value > 0 else -math.inf
-    return Entry(number, None, NUMBER) if number == number else Entry(None, None, NAN)
+    return SearchEntry(number, None, NUMBER) if number == number else SearchEntry(None, None, NAN)
 
 
 def _spelled(text: str) -> float | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import AlreadyExistsError, ConflictError, CorruptionError, NotFoundError, UsageError
 from everloop.stores.clock import micros, moment_of
-from everloop.stores.records.condition_sql import Part, Sql, parse_conditions, parse_order
+from everloop.stores.records.condition_sql import Sql, SqlPart, parse_conditions, parse_order
 from everloop.stores.records.record_codec import R, decode, encode, kind_of
 from everloop.stores.records.record_store import StoredRecord
 from everloop.stores.records.row_checksums import SUMS, ended_part, record_sum
@@ -98,7 +98,7 @@ class SqlRecords(SqlSearch):
             behind = _ALL
         return [decode(kind, body) for body in bodies]
 
-    def _behind(self, kind: str, parts: list[Part], after: str) -> tuple[list[Part], Sql]:
+    def _behind(self, kind: str, parts: list[SqlPart], after: str) -> tuple[list[SqlPart], Sql]:
         """What is left of an order behind a record, and the condition that holds behind it in the first part left."""
         view = self._view(kind)
         values = [part.value or Sql("NULL") for part in parts]

@@ -17,9 +17,9 @@ from everloop.records import KINDS
 from everloop.stores.clock import micros
 from everloop.stores.records.expression_sql import TEXT_SORTED, Compiler, SortKey
 from everloop.stores.records.expressions import And, Compare, Expression, Not, Or, matches
-from everloop.stores.records.keyset import Walk, joined_keys
+from everloop.stores.records.keyset import KeysetScan, joined_keys
 from everloop.stores.records.record_codec import R, decode, families, kind_of
-from everloop.stores.records.search_results import Hit, Place, sort_value
+from everloop.stores.records.search_results import Place, SearchHit, sort_value
 from everloop.stores.records.searchable import entries, is_searchable, path_number, value_of
 from everloop.stores.records.sql_logs import SqlLogs
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from everloop.records import Record
     from everloop.stores.records.condition_sql import Sql
-    from everloop.stores.records.searchable import Entry
+    from everloop.stores.records.searchable import SearchEntry
 
 FEW = 5000
 """So many records are looked at and sorted at once rather than met one by one on the way through an index."""
@@ -53,8 +53,8 @@ class SqlSearch(SqlLogs):
         *,
         order: Sequence[tuple[tuple[str, ...], bool]] = (),
         limit: int | None = None,
-        after: Hit | None = None,
-    ) -> list[Hit]:
+        after: SearchHit | None = None,
+    ) -> list[SearchHit]:
         name = self._searched(kind, where, order)
         keys = [SortKey(path, descending) for path, descending in order]
         ways = [key.descending for key in keys]
@@ -296,7 +296,7 @@ class SqlSearch(SqlLogs):
 
     def _sorted(
         self, compiler: Compiler, kind: str, where: Expression, keys: list[SortKey], driver: Sql | None
-    ) -> list[Hit]:
+    ) -> list[SearchHit]:
         """Every hit, sorted here."""
         base, values = self._base(kind, driver)
         columns, joins, joined = joined_keys(compiler, keys, "b.rec", 0)
@@ -312,11 +312,11 @@ class SqlSearch(SqlLogs):
         return hits
 
     def _walked(
-        self, compiler: Compiler, kind: str, where: Expression, keys: list[SortKey], limit: int, after: Hit | None
-    ) -> list[Hit]:
+        self, compiler: Compiler, kind: str, where: Expression, keys: list[SortKey], limit: int, after: SearchHit | None
+    ) -> list[SearchHit]:
         """The next hits on the way through the index of the first key: its numbers, its texts, then those without."""
-        walk = Walk(compiler, where, keys, self.project, kind)
-        found: list[Hit] = []
+        walk = KeysetScan(compiler, where, keys, self.project, kind)
+        found: list[SearchHit] = []
         long = False  # whether a whole window was walked: hardly any record meets the expression then
         for stretch in range(after.position[0][0] if after else 0, 3):
             begin = after if after is not None and after.position[0][0] == stretch else None
@@ -344,8 +344,8 @@ class SqlSearch(SqlLogs):
         return found
 
     def _search_past(
-        self, kind: type[R], where: Expression, keys: list[SortKey], limit: int | None, after: Hit | None
-    ) -> list[Hit]:
+        self, kind: type[R], where: Expression, keys: list[SortKey], limit: int | None, after: SearchHit | None
+    ) -> list[SearchHit]:
         """As of a moment there is no table of values: every record is looked at."""
         view = self._view(kind_of(kind))
         ways = [key.descending for key in keys]
@@ -355,7 +355,7 @@ class SqlSearch(SqlLogs):
             held = entries(record)
             if matches(where, lambda path, held=held: _held(held.get(path))):  # type: ignore[misc]
                 position = tuple(_placed(held.get(key.path)) for key in keys)
-                hits.append(Hit(record.id, f"{micros(record.created_at):020d} {record.id}", position))
+                hits.append(SearchHit(record.id, f"{micros(record.created_at):020d} {record.id}", position))
         hits.sort(key=lambda hit: sort_value(hit, ways))
         hits = [hit for hit in hits if after is None or sort_value(hit, ways) > sort_value(after, ways)]
         return hits if limit is None else hits[: max(limit, 0)]
@@ -365,9 +365,9 @@ class SqlSearch(SqlLogs):
         raise NotImplementedError
 
 
-def _hit(row: Sequence[Any], keys: int) -> Hit:
+def _hit(row: Sequence[Any], keys: int) -> SearchHit:
     rec, identity, *values = row
-    return Hit(identity, rec, tuple(_place(values[2 * at], values[2 * at + 1]) for at in range(keys)))
+    return SearchHit(identity, rec, tuple(_place(values[2 * at], values[2 * at + 1]) for at in range(keys)))
 
 
 def _place(number: float | None, text: str | None) -> Place:
@@ -376,13 +376,13 @@ def _place(number: float | None, text: str | None) -> Place:
     return (2, None) if text is None else (1, text)
 
 
-def _placed(entry: Entry | None) -> Place:
+def _placed(entry: SearchEntry | None) -> Place:
     if entry is None:
         return 2, None
     return _place(entry.number, entry.text and entry.text[:TEXT_SORTED])
 
 
-def _held(entry: Entry | None) -> tuple[float | None, str | None] | None:
+def _held(entry: SearchEntry | None) -> tuple[float | None, str | None] | None:
     return None if entry is None else (entry.number, entry.text)
 
 

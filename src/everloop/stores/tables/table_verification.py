@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import NotFoundError
 from everloop.stores.tables.table_digests import HINT, LOG
-from everloop.stores.verify_report import Problem
+from everloop.stores.verify_report import StoreProblem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 RESTORE = "everloop verify --repair --from BACKUP"
 
 
-def check_table(files: TableFiles, checked: Checked) -> Iterator[Problem]:
+def check_table(files: TableFiles, checked: Checked) -> Iterator[StoreProblem]:
     """Compare every file that the table consists of with its digest."""
     return _TableCheck(files, checked).run()
 
@@ -32,7 +32,7 @@ class _TableCheck:
         self.log = files.log_versions()
         self.checkpoints = files.checkpoints()
 
-    def run(self) -> Iterator[Problem]:
+    def run(self) -> Iterator[StoreProblem]:
         self.checked.files += self.known.count
         self.checked.size_bytes += self.known.size_bytes
         for path in self.known.damaged:
@@ -47,7 +47,7 @@ class _TableCheck:
         else:
             yield from self._check_known_data()
 
-    def _check_log(self, checkpoint: int) -> Iterator[Problem]:
+    def _check_log(self, checkpoint: int) -> Iterator[StoreProblem]:
         """Args: checkpoint: the newest that is sound; the log's entries up to it are not read."""
         for version in sorted(self.log.keys() | self.known.versions):
             path = f"{LOG}/{version:020}.json"
@@ -68,7 +68,7 @@ class _TableCheck:
             else:
                 yield self._problem(problem, path)
 
-    def _check_checkpoints(self, sound: set[int]) -> Iterator[Problem]:
+    def _check_checkpoints(self, sound: set[int]) -> Iterator[StoreProblem]:
         for version, path in sorted(self.checkpoints.items()):
             if version in sound:
                 continue
@@ -83,7 +83,7 @@ class _TableCheck:
             heal = "Put it aside and write it again from the log's entries."
             yield self._problem(problem, path, heal=heal if whole else None, cure="checkpoint" if whole else None)
 
-    def _check_hint(self) -> Iterator[Problem]:
+    def _check_hint(self) -> Iterator[StoreProblem]:
         """The hint at the newest checkpoint is replaced time and again and has no digest: it must fit what it names."""
         for _ in range(2):
             try:
@@ -112,7 +112,7 @@ class _TableCheck:
             return f"gives the checkpoint {version} another size than it has"
         return None
 
-    def _check_data(self) -> Iterator[Problem]:
+    def _check_data(self) -> Iterator[StoreProblem]:
         try:
             active = self.files.active()
         except NotFoundError:
@@ -134,7 +134,7 @@ class _TableCheck:
             if problem is not None and path in self._active_again():
                 yield self._problem(problem, path)
 
-    def _check_known_data(self) -> Iterator[Problem]:
+    def _check_known_data(self) -> Iterator[StoreProblem]:
         """Where the log is damaged: every data file that has a digest and is there."""
         for path in sorted(self.known.files):
             if path.startswith(LOG) or self.files.size(path) is None:
@@ -200,8 +200,8 @@ class _TableCheck:
         entry, noted = self.known.entries.get(version), self.known.files.get(f"{LOG}/{version:020}.json")
         return entry is not None and noted is not None and hashlib.sha256(entry.encode()).hexdigest() == noted[1]
 
-    def _problem(self, message: str, path: str, *, heal: str | None = None, cure: Any = None) -> Problem:
-        return Problem(
+    def _problem(self, message: str, path: str, *, heal: str | None = None, cure: Any = None) -> StoreProblem:
+        return StoreProblem(
             kind="table",
             subject=self.files.name,
             message=message,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from everloop.tracking.autologging.sessions import Session, logged
+from everloop.tracking.autologging.sessions import FitSession, logged
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -19,12 +19,12 @@ def patch(module: ModuleType, patches: Patches) -> None:
             patches.replace(cls, "fit", logged(vars(cls)["fit"], lambda model: type(model).__name__, _before, _after))
 
 
-def _before(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _before(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     session.params(args[0].get_params())
     session.tags(estimator=type(args[0]).__name__, estimator_module="catboost")
 
 
-def _after(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+def _after(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
     model = args[0]
     for data, metrics in model.get_evals_result().items():
         for metric, values in metrics.items():

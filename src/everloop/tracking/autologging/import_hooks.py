@@ -8,7 +8,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from everloop.tracking.autologging.sessions import said_once
+from everloop.tracking.autologging.sessions import warn_once
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,4 +87,4 @@ def _apply(module: ModuleType, patcher: str, patches: Patches) -> None:
         import_module(patcher).patch(module, patches)
     except Exception as error:
         # A version of the library that is built otherwise: it works on as if nobody had asked.
-        said_once(f"{module.__name__} cannot log itself: {error!r}")
+        warn_once(f"{module.__name__} cannot log itself: {error!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from everloop.tracking.autologging.sessions import Session, guarded, logged
+from everloop.tracking.autologging.sessions import FitSession, guarded, logged
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -19,7 +19,7 @@ def patch(module: ModuleType, patches: Patches) -> None:
     signature = inspect.signature(original)
 
     class Heard(module.callbacks.Callback):  # type: ignore[name-defined,misc]
-        def __init__(self, session: Session) -> None:
+        def __init__(self, session: FitSession) -> None:
             super().__init__()
             self.session = session
 
@@ -27,7 +27,7 @@ def patch(module: ModuleType, patches: Patches) -> None:
             with guarded():
                 self.session.metrics(logs or {}, step=epoch)
 
-    def before(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = signature.bind_partial(*args, **kwargs)
         call.apply_defaults()
         given = {name: call.arguments.get(name) for name in ("batch_size", "epochs", "validation_split")}
@@ -39,7 +39,7 @@ def patch(module: ModuleType, patches: Patches) -> None:
             several = callbacks if isinstance(callbacks, list | tuple) else [callbacks]
             kwargs["callbacks"] = [*several, Heard(session)]
 
-    def after(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def after(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         session.metrics({"parameters": args[0].count_params()})
 
     patches.replace(model_class, "fit", logged(original, lambda model: getattr(model, "name", "keras"), before, after))

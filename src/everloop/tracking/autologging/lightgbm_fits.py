@@ -6,7 +6,7 @@ import functools
 import sys
 from typing import TYPE_CHECKING, Any
 
-from everloop.tracking.autologging.sessions import Session, current_session, guarded, logged
+from everloop.tracking.autologging.sessions import FitSession, current_session, guarded, logged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +45,7 @@ def _inside(original: Callable[..., Any], alone: Callable[..., Any]) -> Callable
     return train
 
 
-def _before(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _before(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     params = args[0] if args else kwargs.get("params", {})
     rounds = args[2] if len(args) > 2 else kwargs.get("num_boost_round", 100)
     session.params({"num_boost_round": rounds, **params})
@@ -53,18 +53,18 @@ def _before(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     _listen(session, kwargs)
 
 
-def _after(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any], booster: Any) -> None:
+def _after(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any], booster: Any) -> None:
     _tell_best(session, booster)
     session.model(booster)
 
 
-def _tell_best(session: Session, booster: Any) -> None:
+def _tell_best(session: FitSession, booster: Any) -> None:
     with guarded():
         if booster.best_iteration > 0:
             session.metrics({"best_iteration": booster.best_iteration})
 
 
-def _listen(session: Session, kwargs: dict[str, Any]) -> None:
+def _listen(session: FitSession, kwargs: dict[str, Any]) -> None:
     def heard(environment: Any) -> None:
         values = {f"{data}/{metric}": value for data, metric, value, *_ in environment.evaluation_result_list or ()}
         session.metrics(values, step=environment.iteration)

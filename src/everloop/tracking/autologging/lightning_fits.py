@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from everloop.tracking.autologging.sessions import Session, guarded, logged
+from everloop.tracking.autologging.sessions import FitSession, guarded, logged
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -16,7 +16,7 @@ def patch(module: ModuleType, patches: Patches) -> None:
     trainer = module.Trainer
 
     class Heard(module.Callback):  # type: ignore[name-defined,misc]
-        def __init__(self, session: Session) -> None:
+        def __init__(self, session: FitSession) -> None:
             super().__init__()
             self.session = session
             self.last: dict[str, Any] = {}
@@ -37,13 +37,13 @@ def patch(module: ModuleType, patches: Patches) -> None:
                     self.session.metrics(new, step=int(trainer.current_epoch))
                     self.last, self.validated = seen, False
 
-    def before(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         model = args[1] if len(args) > 1 else kwargs.get("model")
         session.params({"max_epochs": args[0].max_epochs, **dict(getattr(model, "hparams", None) or {})})
         session.tags(estimator=type(model).__name__, estimator_module="lightning")
         args[0].callbacks.append(Heard(session))
 
-    def after(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def after(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         args[0].callbacks[:] = [one for one in args[0].callbacks if not isinstance(one, Heard)]
 
     new = logged(trainer.fit, lambda _: "lightning", before, after)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from everloop.tracking.autologging.sessions import Session, logged
+from everloop.tracking.autologging.sessions import FitSession, logged
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -18,7 +18,7 @@ def patch(module: ModuleType, patches: Patches) -> None:
     patches.replace(study, "optimize", new)
 
 
-def _before(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _before(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     study = args[0]
     session.params(
         {
@@ -39,7 +39,7 @@ def _before(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), heard]
 
 
-def _after(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+def _after(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
     study = args[0]
     session.metrics({"trials": len(study.trials)})
     if len(study.directions) == 1 and any(trial.state.name == "COMPLETE" for trial in study.trials):

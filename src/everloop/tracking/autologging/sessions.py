@@ -23,19 +23,19 @@ _LONGEST = 500  # characters of one parameter
 
 
 @dataclass
-class Settings:
+class AutologSettings:
     models: bool = False
 
 
-settings = Settings()
+settings = AutologSettings()
 
-_current: ContextVar[Session | None] = ContextVar("everloop_autolog", default=None)
-_open: dict[int, Session] = {}
+_current: ContextVar[FitSession | None] = ContextVar("everloop_autolog", default=None)
+_open: dict[int, FitSession] = {}
 _fits: WeakKeyDictionary[ActiveRun, int] = WeakKeyDictionary()
 _said: set[str] = set()
 
 
-class Session:
+class FitSession:
     """What a fit logs to. Every method is safe: trouble becomes one warning, and the fit goes on."""
 
     def __init__(self, name: str, fitted: Any) -> None:
@@ -88,7 +88,7 @@ class Session:
                 self._own.finish("failed", journal_frames.text(f"{type(error).__name__}: {error}"))
 
 
-def current_session() -> Session | None:
+def current_session() -> FitSession | None:
     """The fit that this code runs inside of, also where it does so in a thread which that fit has started."""
     session = _current.get()
     if session is not None:
@@ -102,8 +102,8 @@ def current_session() -> Session | None:
 def logged(
     original: Callable[..., Any],
     name: Callable[[Any], str | None],
-    before: Callable[[Session, tuple[Any, ...], dict[str, Any]], None] | None = None,
-    after: Callable[[Session, tuple[Any, ...], dict[str, Any], Any], None] | None = None,
+    before: Callable[[FitSession, tuple[Any, ...], dict[str, Any]], None] | None = None,
+    after: Callable[[FitSession, tuple[Any, ...], dict[str, Any], Any], None] | None = None,
 ) -> Callable[..., Any]:
     """`original`, logging itself where it is the outermost fit.
 
@@ -142,7 +142,7 @@ def logged(
     return fit
 
 
-def said_once(message: str) -> None:
+def warn_once(message: str) -> None:
     """Warn, the first time. Where warnings are errors, it stays unsaid: a fit must not fail for it."""
     if message not in _said:
         _said.add(message)
@@ -159,17 +159,17 @@ class guarded:  # noqa: N801 - used like contextlib.suppress
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         if not isinstance(error, Exception):
             return False
-        said_once(f"A fit could not log itself: {type(error).__name__}: {error}")
+        warn_once(f"A fit could not log itself: {type(error).__name__}: {error}")
         return True
 
 
-def _begin(name: Callable[[Any], str | None], args: tuple[Any, ...]) -> Session | None:
+def _begin(name: Callable[[Any], str | None], args: tuple[Any, ...]) -> FitSession | None:
     with guarded():
         if current_session() is not None:
             return None
         first = args[0] if args else None
         called = name(first)
-        return None if called is None else Session(called, first)
+        return None if called is None else FitSession(called, first)
     return None
 
 

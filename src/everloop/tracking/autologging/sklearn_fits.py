@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from everloop.tracking.autologging.sessions import Session, logged
+from everloop.tracking.autologging.sessions import FitSession, logged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,13 +50,13 @@ def _name(estimator: Any) -> str | None:
     return type(estimator).__name__ if hasattr(estimator, "predict") else None
 
 
-def _before(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _before(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     estimator = args[0]
     session.params(estimator.get_params(deep=True))
     session.tags(estimator=type(estimator).__name__, estimator_module=type(estimator).__module__.partition(".")[0])
 
 
-def _after(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+def _after(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
     estimator = args[0]
     found: dict[str, Any] = {}
     for attribute, name in _ENDED.items():

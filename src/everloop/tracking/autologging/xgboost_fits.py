@@ -6,7 +6,7 @@ import functools
 import sys
 from typing import TYPE_CHECKING, Any
 
-from everloop.tracking.autologging.sessions import Session, current_session, guarded, logged
+from everloop.tracking.autologging.sessions import FitSession, current_session, guarded, logged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +19,7 @@ def patch(module: ModuleType, patches: Patches) -> None:
     original = module.train
     listen = _listener(module.callback.TrainingCallback)
 
-    def before(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         params = args[0] if args else kwargs.get("params", {})
         rounds = args[2] if len(args) > 2 else kwargs.get("num_boost_round", 10)
         session.params({"num_boost_round": rounds, **params})
@@ -34,7 +34,7 @@ def patch(module: ModuleType, patches: Patches) -> None:
 
 
 def _inside(
-    original: Callable[..., Any], alone: Callable[..., Any], listen: Callable[[Session, dict[str, Any]], None]
+    original: Callable[..., Any], alone: Callable[..., Any], listen: Callable[[FitSession, dict[str, Any]], None]
 ) -> Callable[..., Any]:
     """Inside the fit of an XGBoost estimator iterations are logged to its run; inside other fits nothing is."""
 
@@ -56,23 +56,23 @@ def _inside(
     return train
 
 
-def _after(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any], booster: Any) -> None:
+def _after(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any], booster: Any) -> None:
     _tell_best(session, booster)
     session.model(booster)
 
 
-def _tell_best(session: Session, booster: Any) -> None:
+def _tell_best(session: FitSession, booster: Any) -> None:
     # Without early stopping the booster has none, and says so by an error.
     best = booster.attr("best_iteration")
     if best is not None:
         session.metrics({"best_iteration": best})
 
 
-def _listener(base: Any) -> Callable[[Session, dict[str, Any]], None]:
+def _listener(base: Any) -> Callable[[FitSession, dict[str, Any]], None]:
     """XGBoost takes only callbacks of its own class, which is there only now."""
 
     class Heard(base):  # type: ignore[misc]
-        def __init__(self, session: Session) -> None:
+        def __init__(self, session: FitSession) -> None:
             super().__init__()
             self.session = session
 
@@ -87,7 +87,7 @@ def _listener(base: Any) -> Callable[[Session, dict[str, Any]], None]:
                 self.session.metrics(last, step=epoch)
             return False
 
-    def listen(session: Session, kwargs: dict[str, Any]) -> None:
+    def listen(session: FitSession, kwargs: dict[str, Any]) -> None:
         kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), Heard(session)]
 
     return listen

@@ -38,11 +38,11 @@ _decoder = msgspec.msgpack.Decoder()
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
-class Started(msgspec.Struct, array_like=True, tag=START, frozen=True):
+class StartFrame(msgspec.Struct, array_like=True, tag=START, frozen=True):
     run: Run
 
 
-class Logged(msgspec.Struct, array_like=True, tag=METRICS, frozen=True):
+class PointsFrame(msgspec.Struct, array_like=True, tag=METRICS, frozen=True):
     """Metrics of one step."""
 
     at: Moment
@@ -50,30 +50,30 @@ class Logged(msgspec.Struct, array_like=True, tag=METRICS, frozen=True):
     values: dict[str, float]
 
 
-class Params(msgspec.Struct, array_like=True, tag=PARAMS, frozen=True):
+class ParamsFrame(msgspec.Struct, array_like=True, tag=PARAMS, frozen=True):
     values: dict[str, Json]
 
 
-class Tags(msgspec.Struct, array_like=True, tag=TAGS, frozen=True):
+class TagsFrame(msgspec.Struct, array_like=True, tag=TAGS, frozen=True):
     values: dict[str, str]
 
 
-class Origin(msgspec.Struct, array_like=True, tag=ORIGIN, frozen=True):
+class OriginFrame(msgspec.Struct, array_like=True, tag=ORIGIN, frozen=True):
     packages: dict[str, str]
     code: str | None
     seal: str | None = None
 
 
-class End(msgspec.Struct, array_like=True, tag=END, frozen=True):
+class EndFrame(msgspec.Struct, array_like=True, tag=END, frozen=True):
     state: RunState
     at: Moment
     seconds: float
     error: str | None
 
 
-Frame = Run | Logged | Params | Tags | Origin | End
+Frame = Run | PointsFrame | ParamsFrame | TagsFrame | OriginFrame | EndFrame
 
-_known = msgspec.msgpack.Decoder(Started | Logged | Params | Tags | Origin | End)
+_known = msgspec.msgpack.Decoder(StartFrame | PointsFrame | ParamsFrame | TagsFrame | OriginFrame | EndFrame)
 
 
 def encode_start(run: Run) -> bytes:
@@ -115,7 +115,7 @@ def decode(payload: bytes) -> Frame | None:
         raise CorruptionError(
             f"A journal holds a frame that is no part of a run: {error}.", help="See: everloop verify"
         ) from error
-    return frame.run if isinstance(frame, Started) else frame
+    return frame.run if isinstance(frame, StartFrame) else frame
 
 
 def decode_all(payloads: Sequence[bytes]) -> list[Frame | None]:
@@ -124,14 +124,14 @@ def decode_all(payloads: Sequence[bytes]) -> list[Frame | None]:
         found = [*map(_known.decode, payloads)]
     except msgspec.MsgspecError:
         return [decode(payload) for payload in payloads]
-    return [frame.run if isinstance(frame, Started) else frame for frame in found]
+    return [frame.run if isinstance(frame, StartFrame) else frame for frame in found]
 
 
 def rows_of(said: Iterable[Frame | None]) -> list[tuple[str, int, int, float]]:
     """The points that frames tell: metric, step, µs since 1970, value."""
     rows: list[tuple[str, int, int, float]] = []
     for frame in said:
-        if type(frame) is Logged:
+        if type(frame) is PointsFrame:
             at, step = micros(frame.at), frame.step
             rows += [(key, step, at, value) for key, value in frame.values.items()]
     return rows
@@ -139,7 +139,7 @@ def rows_of(said: Iterable[Frame | None]) -> list[tuple[str, int, int, float]]:
 
 def others_of(said: Iterable[Frame | None]) -> list[Frame]:
     """The frames that tell no points."""
-    return [frame for frame in said if frame is not None and type(frame) is not Logged]
+    return [frame for frame in said if frame is not None and type(frame) is not PointsFrame]
 
 
 def _is_of_later_kind(payload: bytes) -> bool:

@@ -27,7 +27,7 @@ PATIENCE_S = 2.0
 """How long a look waits for what was left behind; the rest comes in at the next look."""
 
 
-def bring_in(store: Store, projects: Iterable[str] | None = None, *, within_s: float = PATIENCE_S) -> None:
+def recover_journals(store: Store, projects: Iterable[str] | None = None, *, within_s: float = PATIENCE_S) -> None:
     """Fold the journals of dead processes, then mark their runs as lost. Does nothing on a view of the past.
 
     Trouble is named in the log and not raised: the look goes on with what the store has.

@@ -142,7 +142,7 @@ def _fold(store: Store, path: Path, finished: bool, deadline: float | None) -> i
         total += len(rows)
         if more and deadline is not None and time.monotonic() > deadline:
             return total
-    if finished and (started_here(start) or any(isinstance(frame, journal_frames.End) for frame in others)):
+    if finished and (started_here(start) or any(isinstance(frame, journal_frames.EndFrame) for frame in others)):
         # A damaged last frame is not what a killed writer leaves. Removing it would hide that something is lost.
         check_tail(path)
         _give_up(path)
@@ -210,16 +210,16 @@ def apply_frames(known: Run, said: Iterable[journal_frames.Frame | None]) -> Run
     run = replace(known, params=dict(known.params), tags=dict(known.tags))
     for frame in said:
         match frame:
-            case journal_frames.Params(values=params):
+            case journal_frames.ParamsFrame(values=params):
                 run.params.update(params)
-            case journal_frames.Tags(values=tags):
+            case journal_frames.TagsFrame(values=tags):
                 run.tags.update(tags)
-            case journal_frames.Origin(packages=packages, code=code, seal=seal):
+            case journal_frames.OriginFrame(packages=packages, code=code, seal=seal):
                 source = run.source
                 packages = {**source.packages, **packages}
                 source = replace(source, packages=packages, code=code or source.code, seal=seal or source.seal)
                 run = replace(run, source=source)
-            case journal_frames.End(state=state, at=at, seconds=seconds, error=error):
+            case journal_frames.EndFrame(state=state, at=at, seconds=seconds, error=error):
                 run = replace(run, state=state, ended_at=at, seconds=seconds, error=error)
     return run
 

@@ -108,7 +108,7 @@ class StepCounter:
     def _catch_up(self, path: Path, offset: int) -> None:
         for payload, end in read_journal(path, offset):
             frame = journal_frames.decode(payload)
-            if type(frame) is journal_frames.Logged:
+            if type(frame) is journal_frames.PointsFrame:
                 self._raise(frame.values, frame.step)
             self._read[path] = end
 

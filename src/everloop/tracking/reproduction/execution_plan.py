@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from everloop.errors import NotFoundError, TrustError, UsageError
 from everloop.tracking.reproduction.code_patches import PatchedFile, check_patch, left_out, masked_lines
 from everloop.tracking.reproduction.environments import other_packages, pinned_packages
-from everloop.tracking.reproduction.run_trust import Provenance, provenance_of
+from everloop.tracking.reproduction.run_trust import RunProvenance, provenance_of
 from everloop.tracking.secrets.masking import mask_text
 from everloop.tracking.secrets.secret_names import MARK
 
@@ -40,7 +40,7 @@ class ReproductionPlan:
     run: str
     name: str
     kind: Literal["script", "loop"]
-    provenance: Provenance
+    provenance: RunProvenance
     argv: tuple[str, ...]
     """The command, argument by argument, as the operating system will be given it; of a loop's turn, empty."""
     folder: str

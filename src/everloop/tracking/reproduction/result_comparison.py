@@ -21,7 +21,7 @@ WATCHED = "system/"
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class ResultDifference:
     """One thing that is not as it was: `metric auc`, `artifact model`, `step train`, …"""
 
     subject: str
@@ -39,7 +39,7 @@ class Reproduction:
     run: str
     again: str
     """Id of the new run, in its scratch home."""
-    differences: tuple[Difference, ...]
+    differences: tuple[ResultDifference, ...]
     remarks: tuple[str, ...] = ()
     """What was not as it was, or could not be compared, without being a difference of the results."""
     compared: int = 0
@@ -52,7 +52,7 @@ class Reproduction:
 
 def compare_metrics(
     store: Store, run: Run, other: Store, again: Run, *, tolerance: float = 0.0
-) -> tuple[int, list[Difference]]:
+) -> tuple[int, list[ResultDifference]]:
     """Compare every point of every metric, by name and step.
 
     Args:
@@ -62,29 +62,29 @@ def compare_metrics(
         How many metrics there are, and what differs: of each metric the first point.
     """
     before, after = _series(store, run), _series(other, again)
-    found: list[Difference] = []
+    found: list[ResultDifference] = []
     names = sorted({*before, *after})
     for name in names:
         found += list(_differing(name, before.get(name, []), after.get(name, []), tolerance))[:1]
     return len(names), found
 
 
-def compare_artifacts(store: Store, run: Run, other: Store, again: Run) -> tuple[int, list[Difference]]:
+def compare_artifacts(store: Store, run: Run, other: Store, again: Run) -> tuple[int, list[ResultDifference]]:
     """Compare what the runs logged, by name and digest. Outputs of steps are not among it."""
     before, after = _digests(store, run), _digests(other, again)
     found = []
     names = sorted({*before, *after})
     for name in names:
         if before.get(name) != after.get(name):
-            found.append(Difference(f"artifact {name}", _said(before.get(name)), _said(after.get(name))))
+            found.append(ResultDifference(f"artifact {name}", _said(before.get(name)), _said(after.get(name))))
     return len(names), found
 
 
-def compare_ends(run: Run, again: Run) -> list[Difference]:
+def compare_ends(run: Run, again: Run) -> list[ResultDifference]:
     """Whether both ended alike."""
     if run.state == again.state or run.state in ("running", "lost"):
         return []
-    return [Difference("state", run.state, f"{again.state}{f' ({again.error})' if again.error else ''}")]
+    return [ResultDifference("state", run.state, f"{again.state}{f' ({again.error})' if again.error else ''}")]
 
 
 def same(one: float, two: float, tolerance: float = 0.0) -> bool:
@@ -94,16 +94,16 @@ def same(one: float, two: float, tolerance: float = 0.0) -> bool:
     return tolerance > 0 and math.isclose(one, two, rel_tol=tolerance)
 
 
-def _differing(name: str, before: list[Point], after: list[Point], tolerance: float) -> Iterator[Difference]:
+def _differing(name: str, before: list[Point], after: list[Point], tolerance: float) -> Iterator[ResultDifference]:
     if len(before) != len(after):
-        yield Difference(f"metric {name}", _points(before), _points(after))
+        yield ResultDifference(f"metric {name}", _points(before), _points(after))
         return
     for one, two in zip(before, after, strict=True):
         if one.step != two.step:
-            yield Difference(f"metric {name}", f"step {one.step}", f"step {two.step}")
+            yield ResultDifference(f"metric {name}", f"step {one.step}", f"step {two.step}")
         elif not same(one.value, two.value, tolerance):
             at = f" at step {one.step}" if len(before) > 1 else ""
-            yield Difference(f"metric {name}{at}", repr(one.value), repr(two.value))
+            yield ResultDifference(f"metric {name}{at}", repr(one.value), repr(two.value))
 
 
 def _points(points: list[Point]) -> str:

@@ -28,7 +28,7 @@ _CONTEXT = b"everloop:run:1:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Provenance:
+class RunProvenance:
     """Where a run comes from, as far as that can be proved."""
 
     kind: Literal["here", "signed", "foreign"]
@@ -89,19 +89,19 @@ def signed(run: Run) -> Run:
     return replace(run, source=source)
 
 
-def provenance_of(run: Run) -> Provenance:
+def provenance_of(run: Run) -> RunProvenance:
     """Where a run comes from. Nothing in its record counts but a seal or a signature."""
     digest = digest_of(run)
     if is_from_here(run):
-        return Provenance(kind="here", digest=digest)
+        return RunProvenance(kind="here", digest=digest)
     keyring = Keyring()
     signature = run.source.signature
     try:
         keyring.check(digest, signature)
     except TrustError:
-        return Provenance(kind="foreign", digest=digest, why=_why(run, keyring))
+        return RunProvenance(kind="foreign", digest=digest, why=_why(run, keyring))
     names = {entry.id: entry.name for entry in keyring.listing()}
-    return Provenance(kind="signed", digest=digest, key=names.get((signature or {}).get("key", ""), "digest"))
+    return RunProvenance(kind="signed", digest=digest, key=names.get((signature or {}).get("key", ""), "digest"))
 
 
 def _why(run: Run, keyring: Keyring) -> str:

@@ -9,7 +9,7 @@ from everloop.errors import UsageError
 from everloop.records import Run
 from everloop.stores.printable import shell_line
 from everloop.stores.records.searchable import entries, value_of
-from everloop.tracking.journal.recovery import bring_in
+from everloop.tracking.journal.recovery import recover_journals
 from everloop.tracking.metric_history import read_history
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def compare_runs(store: Store, runs: Sequence[Run | str]) -> Comparison:
     """
     if not 2 <= len(runs) <= MOST_RUNS:
         raise UsageError(f"{len(runs)} runs cannot be compared.", help=f"Name 2 to {MOST_RUNS}.")
-    bring_in(store)
+    recover_journals(store)
     found = tuple(run if isinstance(run, Run) else store.records.get(Run, run) for run in runs)
     values = [_values(run) for run in found]
     groups: dict[str, dict[str, tuple[Json, ...]]] = {}

@@ -19,8 +19,8 @@ import msgspec
 
 from everloop.errors import UsageError
 from everloop.records import Json, Run
-from everloop.stores.records.search_results import Hit, sort_value
-from everloop.tracking.journal.recovery import bring_in
+from everloop.stores.records.search_results import SearchHit, sort_value
+from everloop.tracking.journal.recovery import recover_journals
 from everloop.tracking.search.name_suggestions import check_names
 from everloop.tracking.search.run_filters import (
     And,
@@ -122,7 +122,7 @@ def search_runs(
     chosen = _projects(store, projects)
     scope = _scope(order, chosen)
     start = None if after is None else _read_token(after, scope, len(order))
-    bring_in(store, chosen)
+    recover_journals(store, chosen)
     asked = [path for path, _ in order] + [path for _, path in wanted or ()]
     check_names(store, chosen, [*(leaf.path for leaf in leaves(expression)), *asked])
     page = [
@@ -147,7 +147,7 @@ def count_runs(
     """How many runs meet a filter."""
     expression = _expression(store, where, include_archived)
     chosen = _projects(store, projects)
-    bring_in(store, chosen)
+    recover_journals(store, chosen)
     check_names(store, chosen, [leaf.path for leaf in leaves(expression)])
     total = 0
     for name in chosen:
@@ -166,7 +166,7 @@ def aggregate_children(store: Store, parents: Iterable[str], metrics: Sequence[s
     paths = [("metrics", name) for name in metrics]
     values: dict[tuple[str, str], list[float]] = {}
     asked = list(dict.fromkeys(parents))
-    bring_in(store)
+    recover_journals(store)
     for start in range(0, len(asked), _CHILDREN):
         part = tuple(asked[start : start + _CHILDREN])
         hits = store.records.search(Run, Compare(("parent",), "in", part))
@@ -235,8 +235,8 @@ def _projects(store: Store, projects: Sequence[str] | None) -> list[str]:
 
 
 def _hits(
-    store: Store, expression: Expression, order: list[tuple[tuple[str, ...], bool]], limit: int, start: Hit | None
-) -> list[Hit]:
+    store: Store, expression: Expression, order: list[tuple[tuple[str, ...], bool]], limit: int, start: SearchHit | None
+) -> list[SearchHit]:
     """The next hits of one project. The project as a key has one value here, which the store need not know."""
     at = [number for number, (path, _) in enumerate(order) if path == _PROJECT]
     own = [key for number, key in enumerate(order) if number not in at]
@@ -246,7 +246,7 @@ def _hits(
     hits = store.records.search(Run, _within(expression, store.project), order=own, limit=limit, after=start)
     if not at:
         return hits
-    return [Hit(hit.id, hit.number, _with(hit.position, at, project)) for hit in hits]
+    return [SearchHit(hit.id, hit.number, _with(hit.position, at, project)) for hit in hits]
 
 
 def _hits_across(
@@ -255,13 +255,13 @@ def _hits_across(
     order: list[tuple[tuple[str, ...], bool]],
     own: list[tuple[tuple[str, ...], bool]],
     limit: int,
-    start: Hit,
-) -> list[Hit]:
+    start: SearchHit,
+) -> list[SearchHit]:
     """Behind a hit of perhaps another project, in an order of which the project is a key."""
     at = [number for number, (path, _) in enumerate(order) if path == _PROJECT]
     ways = [way for _, way in order]
     hits = store.records.search(Run, _within(expression, store.project), order=own)
-    whole = (Hit(hit.id, hit.number, _with(hit.position, at, (1, store.project))) for hit in hits)
+    whole = (SearchHit(hit.id, hit.number, _with(hit.position, at, (1, store.project))) for hit in hits)
     return [hit for hit in whole if sort_value(hit, ways) > sort_value(start, ways)][:limit]
 
 
@@ -272,7 +272,7 @@ def _with(position: tuple[Any, ...], at: list[int], place: tuple[int, Any]) -> t
     return tuple(found)
 
 
-def _whole(store: Store, shown: list[tuple[str, Hit]]) -> list[Run]:
+def _whole(store: Store, shown: list[tuple[str, SearchHit]]) -> list[Run]:
     runs: dict[str, Run] = {}
     for name in {name for name, _ in shown}:
         ids = [hit.id for project, hit in shown if project == name]
@@ -281,7 +281,7 @@ def _whole(store: Store, shown: list[tuple[str, Hit]]) -> list[Run]:
 
 
 def _narrow(
-    store: Store, shown: list[tuple[str, Hit]], wanted: list[tuple[str, tuple[str, ...]]]
+    store: Store, shown: list[tuple[str, SearchHit]], wanted: list[tuple[str, tuple[str, ...]]]
 ) -> list[dict[str, Any]]:
     paths = [path for _, path in wanted if path != _PROJECT]
     values: dict[str, dict[tuple[str, ...], Any]] = {}
@@ -296,13 +296,13 @@ def _scope(order: list[tuple[tuple[str, ...], bool]], projects: list[str]) -> st
     return hashlib.sha256(msgspec.json.encode([order, projects])).hexdigest()[:12]
 
 
-def _token(hit: Hit, scope: str) -> str:
+def _token(hit: SearchHit, scope: str) -> str:
     # Numbers in the form that keeps every bit and the infinities.
     places = [[rank, value.hex() if isinstance(value, float) else value] for rank, value in hit.position]
     return base64.urlsafe_b64encode(msgspec.json.encode([scope, hit.id, hit.number, places])).decode()
 
 
-def _read_token(token: str, scope: str, keys: int) -> Hit:
+def _read_token(token: str, scope: str, keys: int) -> SearchHit:
     try:
         said, identity, number, places = msgspec.json.decode(base64.b64decode(token, altchars=b"-_", validate=True))
         position = tuple(
@@ -323,7 +323,7 @@ def _read_token(token: str, scope: str, keys: int) -> Hit:
             "That page token belongs to a search with another order or other projects.",
             help="Begin with the first page.",
         )
-    return Hit(identity, number, position)
+    return SearchHit(identity, number, position)
 
 
 def _no_token(token: str) -> UsageError:

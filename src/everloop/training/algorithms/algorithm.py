@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class TrainingProblem:
     """Encoded rows to learn from, and rows to be judged by."""
 
     task: Task
@@ -55,7 +55,7 @@ class Attempt:
 
 
 class Algorithm(Protocol):
-    """One way to fit a model to a `Problem`.
+    """One way to fit a model to a `TrainingProblem`.
 
     * Made once for a problem; what all fits share (binned data) is prepared then.
     * `params` yields plain settings, a good first guess first; it may end or go on for ever. The same problem, metric
@@ -79,7 +79,7 @@ class Algorithm(Protocol):
         """
         ...
 
-    def __init__(self, problem: Problem) -> None: ...
+    def __init__(self, problem: TrainingProblem) -> None: ...
 
     def params(self) -> Iterator[dict[str, Any]]: ...
 

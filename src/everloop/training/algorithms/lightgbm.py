@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from everloop.training.algorithms.algorithm import Problem
+    from everloop.training.algorithms.algorithm import TrainingProblem
     from everloop.training.trained_model import Files, Task
 
     Array = NDArray[np.float64]
@@ -134,7 +134,7 @@ class LightGBM:
         except ImportError:
             raise MissingExtraError.of("The candidate 'lightgbm'", "lightgbm", "ml") from None
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: TrainingProblem) -> None:
         self.load_libraries()
         import lightgbm
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from everloop.training.algorithms.algorithm import Problem
+    from everloop.training.algorithms.algorithm import TrainingProblem
     from everloop.training.trained_model import Files, Json, Task
 
     Array = NDArray[np.float64]
@@ -219,7 +219,7 @@ class Linear:
         except ImportError:
             raise MissingExtraError.of("The candidate 'linear'", "scipy", "ml") from None
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: TrainingProblem) -> None:
         self.load_libraries()
         from scipy import optimize, sparse
 

@@ -93,7 +93,7 @@ def served(tmp_path_factory):
     import uvicorn
     from litestar import Litestar, get
 
-    from everloop.integrations.mlflow.tracking_api import ArtifactPlaces, ArtifactRoot, make_routes
+    from everloop.integrations.mlflow.tracking_api import ArtifactLocations, ArtifactRoot, make_routes
     from everloop.server.server_options import ServerOptions
 
     @get("/health", sync_to_thread=False)
@@ -102,7 +102,7 @@ def served(tmp_path_factory):
 
     home = tmp_path_factory.mktemp("mlflow")
     with open_store(home / ".everloop", project="p") as store:
-        places = ArtifactPlaces(ArtifactRoot(home / "artifacts"), allowed=("s3://allowed/",))
+        places = ArtifactLocations(ArtifactRoot(home / "artifacts"), allowed=("s3://allowed/",))
         handlers = [health, *make_routes(store, places, ServerOptions(webhook_networks=("127.0.0.0/8",)))]
         app = Litestar(route_handlers=handlers, openapi_config=None, logging_config=None)
         bound = socket.socket()

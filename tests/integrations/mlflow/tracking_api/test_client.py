@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from everloop import plugins
-from everloop.integrations.mlflow.tracking_api import ArtifactPlaces, ArtifactRoot
+from everloop.integrations.mlflow.tracking_api import ArtifactLocations, ArtifactRoot
 from everloop.integrations.mlflow.tracking_api.model_version_routes import files_of
 from everloop.integrations.mlflow.tracking_api.serializers import record_id
-from everloop.records import Endpoint, ModelVersion, Route, Run
+from everloop.records import EndpointRecord, ModelVersion, Route, Run
 from everloop.registry.history import alias_history
 from everloop.registry.model_versions import get_version
 from everloop.server.server_options import ServerOptions
@@ -183,13 +183,13 @@ def test_a_logged_model_is_adopted_and_served_and_answers_alike(said, served):
     """Logged, registered and named champion by MLflow's client; answered by everloop's endpoint."""
     store = served.store
     version = get_version(store, "renamed@champion")
-    folder = files_of(store, version, ArtifactPlaces(ArtifactRoot(store.home / "artifacts")))
+    folder = files_of(store, version, ArtifactLocations(ArtifactRoot(store.home / "artifacts")))
     # Older clients log pickles.
     pickled = not (folder / "model.skops").exists()
     adopted = plugins.load("model_folder", "mlflow").adopt(store, version, folder, allow_code=pickled)
     assert (adopted.key, adopted.run, adopted.source) == (version.key, version.run, version.source)
     routes = (Route(version=adopted.key, percent=100.0),)
-    store.records.put(store.new(Endpoint, name="clf", model="renamed", routes=routes))
+    store.records.put(store.new(EndpointRecord, name="clf", model="renamed", routes=routes))
     features = np.random.default_rng(0).random((50, 3))
     with EndpointProcess(store, "clf") as endpoint:
         body = json.dumps({"instances": features.tolist()}).encode()

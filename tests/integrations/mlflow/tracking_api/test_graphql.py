@@ -12,7 +12,7 @@ import pytest
 from everloop.errors import UnavailableError
 from everloop.integrations.mlflow.tracking_api import access_of
 from everloop.integrations.mlflow.tracking_api.graphql import query_execution
-from everloop.integrations.mlflow.tracking_api.handler_context import Route
+from everloop.integrations.mlflow.tracking_api.handler_context import HandlerRoute
 
 RUN = "query q($id: String) { mlflowGetRun(input: {runId: $id}) { run { %s } } }"
 ECHO = 'test(inputString: "x") { output }'
@@ -260,7 +260,7 @@ def test_each_root_field_stands_by_the_role_of_its_route(served, monkeypatch):
     assert fields == {*known, "test", "testMutation"}
     asked = []
 
-    def refuse(route: Route, said: Fields):
+    def refuse(route: HandlerRoute, said: Fields):
         asked.append(route.access)
         raise PermissionDeniedException(detail="not for you")
 
@@ -274,7 +274,7 @@ def test_each_root_field_stands_by_the_role_of_its_route(served, monkeypatch):
 def test_what_goes_wrong_inside_is_not_told(caplog):
     from everloop.integrations.mlflow.tracking_api.codec import Fields
 
-    def fails(route: Route, said: Fields):
+    def fails(route: HandlerRoute, said: Fields):
         raise error
 
     fields = Fields({"query": '{ mlflowGetRun(input: {runId: "x"}) { run { info { runId } } } }'})

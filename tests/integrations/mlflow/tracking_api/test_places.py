@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from everloop.integrations.mlflow.tracking_api import ArtifactPlaces, ArtifactRoot
+from everloop.integrations.mlflow.tracking_api import ArtifactLocations, ArtifactRoot
 from everloop.integrations.mlflow.tracking_api.codec import MlflowError
 
 EVERLOOP = [sys.executable, "-c", "from everloop.cli import main; main()"]
@@ -45,14 +45,14 @@ def places(tmp_path):
     working = tmp_path / "working"
     working.mkdir()
     allowed = ["s3://team/", "shared"]
-    return ArtifactPlaces(ArtifactRoot(tmp_path / "proxied"), (tmp_path / "root").as_uri(), allowed, working)
+    return ArtifactLocations(ArtifactRoot(tmp_path / "proxied"), (tmp_path / "root").as_uri(), allowed, working)
 
 
 def test_new_experiments_go_below_the_default(tmp_path, places):
     proxied = ArtifactRoot(tmp_path / "proxied")
-    assert ArtifactPlaces(proxied).of_experiment(7) == "mlflow-artifacts:/7"
-    assert ArtifactPlaces(proxied, "s3://bucket/team/").of_experiment(7) == "s3://bucket/team/7"
-    assert ArtifactPlaces(proxied, "runs", working=tmp_path).of_experiment(7) == f"{tmp_path}/runs/7"
+    assert ArtifactLocations(proxied).of_experiment(7) == "mlflow-artifacts:/7"
+    assert ArtifactLocations(proxied, "s3://bucket/team/").of_experiment(7) == "s3://bucket/team/7"
+    assert ArtifactLocations(proxied, "runs", working=tmp_path).of_experiment(7) == f"{tmp_path}/runs/7"
     assert places.of_experiment(7) == f"file://{tmp_path}/root/7"
 
 
@@ -78,7 +78,7 @@ def test_other_locations_are_refused(places, uri):
 @pytest.mark.parametrize("uri", ["my_location", "/srv/x", "file:///srv/x", "s3://team/x"])
 def test_nothing_is_allowed_unless_the_operator_says_so(tmp_path, uri):
     with pytest.raises(MlflowError, match="allow-artifact-root"):
-        ArtifactPlaces(ArtifactRoot(tmp_path / "proxied"), working=tmp_path).checked(uri)
+        ArtifactLocations(ArtifactRoot(tmp_path / "proxied"), working=tmp_path).checked(uri)
 
 
 def test_only_named_folders_are_read(tmp_path, places):
@@ -97,7 +97,7 @@ def test_only_named_folders_are_read(tmp_path, places):
 
 def test_the_proxy_by_its_whole_address(tmp_path):
     address = "http://127.0.0.1:5000/api/2.0/mlflow-artifacts/artifacts"
-    places = ArtifactPlaces(ArtifactRoot(tmp_path / "proxied"), address, working=tmp_path)
+    places = ArtifactLocations(ArtifactRoot(tmp_path / "proxied"), address, working=tmp_path)
     assert places.of_experiment(3) == f"{address}/3"
     folder, within = places.find(f"{address}/3/run/artifacts", "dir/file")
     assert (folder.root, within) == (tmp_path / "proxied", "3/run/artifacts/dir/file")

@@ -11,12 +11,12 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 
-from everloop.integrations.mlflow.tracking_api import ArtifactPlaces, ArtifactRoot
+from everloop.integrations.mlflow.tracking_api import ArtifactLocations, ArtifactRoot
 from everloop.integrations.mlflow.tracking_api.codec import Fields, MlflowError
 from everloop.integrations.mlflow.tracking_api.files.bucket_files import ArtifactBucket
 from everloop.integrations.mlflow.tracking_api.files.multipart_uploads import Uploads
-from everloop.integrations.mlflow.tracking_api.files.presigned_urls import Sealed, Seals
-from everloop.server.access import AccessBook
+from everloop.integrations.mlflow.tracking_api.files.presigned_urls import PresignedUrl, PresignedUrls
+from everloop.server.access import UserStore
 from everloop.server.server_options import ServerOptions
 
 MPU = "/api/2.0/mlflow-artifacts/mpu"
@@ -119,17 +119,17 @@ def test_an_address_allows_one_thing(api):
 
 
 def test_an_address_ends():
-    seals = Seals()
+    seals = PresignedUrls()
 
     def opened(seals, address):
         return seals.opened(Fields.of_query(urlsplit(address).query.encode()))
 
-    allowed = Sealed("get", "mlflow-artifacts:/", "a")
+    allowed = PresignedUrl("get", "mlflow-artifacts:/", "a")
     assert opened(seals, seals.address("http://h", allowed, 5)) == allowed
     with pytest.raises(MlflowError, match="time of this address is over"):
         opened(seals, seals.address("http://h", allowed, -1))
     with pytest.raises(MlflowError, match="not given by this server"):
-        opened(Seals(), seals.address("http://h", allowed, 5))
+        opened(PresignedUrls(), seals.address("http://h", allowed, 5))
 
 
 def test_addresses_of_runs_and_models(api):
@@ -158,7 +158,7 @@ def test_addresses_of_runs_and_models(api):
 def test_behind_a_login_an_address_is_enough_and_nothing_else(store):
     from tests.server.conftest import serving
 
-    AccessBook(store).add_user("ada", {"*": "admin"}, "a long enough password")
+    UserStore(store).add_user("ada", {"*": "admin"}, "a long enough password")
     with serving(store, ServerOptions(public_url="https://ml.example.com"), auth=True) as place:
         import base64
 
@@ -223,7 +223,7 @@ def test_abandoned_uploads_are_swept(tmp_path):
     (root.drafts() / "draft").write_bytes(b"x")
     for name in (old, "draft"):
         os.utime(root.drafts() / name, (0, 0))
-    ArtifactPlaces(root).sweep(60)
+    ArtifactLocations(root).sweep(60)
     assert [one.name for one in root.drafts().iterdir()] == [new]
 
 

@@ -12,7 +12,7 @@ import pytest
 from everloop.integrations.mlflow.tracking_api import ROUTES, access_of
 from everloop.integrations.mlflow.tracking_api.serializers import record_id
 from everloop.loop import promote
-from everloop.records import Endpoint, ModelVersion, RegisteredModel, Run
+from everloop.records import EndpointRecord, ModelVersion, RegisteredModel, Run
 from everloop.registry import aliases
 from everloop.registry.approvals import set_policy
 from everloop.registry.history import alias_history
@@ -185,7 +185,7 @@ def test_what_an_endpoint_serves_stays_where_it_is(api, served):
     assert alias_history(store, "live", "champion")[-1].until is None
     # Where the champion moves, the traffic moves with it.
     api.post("registered-models/alias", name="live", alias="champion", version="2")
-    assert [route.version for route in store.records.get(Endpoint, "place").routes] == ["live@2"]
+    assert [route.version for route in store.records.get(EndpointRecord, "place").routes] == ["live@2"]
     assert api.call("DELETE", "model-versions/delete", {"name": "live", "version": "1"}).status == 200
 
 
@@ -269,7 +269,7 @@ def test_every_route_says_its_access():
 
 def test_metrics_reach_the_record_when_a_process_dies_in_between(tmp_path):
     from everloop.integrations.mlflow.tracking_api.codec import moment_at
-    from everloop.integrations.mlflow.tracking_api.metric_buffer import PendingMetrics
+    from everloop.integrations.mlflow.tracking_api.metric_buffer import MetricBuffer
     from everloop.records import Point
     from everloop.tracking import series_of
 
@@ -278,7 +278,7 @@ def test_metrics_reach_the_record_when_a_process_dies_in_between(tmp_path):
         store.records.put(run)
         points = [Point(key="m", value=float(n), step=n, at=moment_at("t", n)) for n in range(3)]
         store.records.append_points(series_of(run.id), points)  # and the process that noted them is gone
-        assert PendingMetrics().current(store, run.id).metrics == {"m": 2.0}
+        assert MetricBuffer().current(store, run.id).metrics == {"m": 2.0}
         assert store.records.get(Run, run.id).metric_at == {"m": (2, 2)}
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from everloop.packages.time_budget import Progress
+    from everloop.packages.time_budget import PackagingProgress
     from everloop.records import ModelVersion, Package
     from everloop.stores import Store
 
@@ -33,7 +33,7 @@ def import_folder(
     *,
     allow_code: bool = False,
     example: Any = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[PackagingProgress], None] | None = None,
 ) -> ModelVersion:
     """Register a model folder as the next version of a model.
 
@@ -62,7 +62,7 @@ def adopt_version(
     *,
     allow_code: bool = False,
     example: Any = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[PackagingProgress], None] | None = None,
 ) -> ModelVersion:
     """Give a version that came over MLflow's protocol its package; number, lineage, tags and aliases stay.
 
@@ -84,7 +84,7 @@ def _package(
     found: Description,
     allow_code: bool,
     example: Any,
-    progress: Callable[[Progress], None] | None,
+    progress: Callable[[PackagingProgress], None] | None,
 ) -> tuple[Package, dict[str, str]]:
     flavor = found.flavors.get("python_function", {})
     if flavor.get("loader_module") == OWN_LOADER:
@@ -125,7 +125,7 @@ def probe_folder(folder: Path, example: Any) -> None:
 
 def _try(found: Description, example: Any) -> None:
     """Have a child process read the folder first: it came from elsewhere, and libraries crash on what is damaged."""
-    from everloop.packages.isolation.isolated_load import Job, Limits, run
+    from everloop.packages.isolation.isolated_load import IsolatedJob, ProcessLimits, run
 
     files = [place for place in found.folder.rglob("*") if place.is_file() and not place.is_symlink()]
     size = min(sum(place.stat().st_size for place in files), LARGEST_FILE)
@@ -135,7 +135,7 @@ def _try(found: Description, example: Any) -> None:
         "folder": found.folder.resolve(),
         "example": example,
     }
-    run(Job(name="folder", given=given, limits=Limits.of(size)), f"The model in '{found.folder}'")
+    run(IsolatedJob(name="folder", given=given, limits=ProcessLimits.of(size)), f"The model in '{found.folder}'")
 
 
 def _rows(found: Description, fitted: Fitted, example: Any) -> tuple[Any, str]:

@@ -173,10 +173,10 @@ def _pyfunc(found: Description, flavor: Mapping[str, Any], allow_code: bool) -> 
             f"The Python model in '{found.folder}' is read by MLflow itself, which is not installed here.",
             help="Install it: pip install mlflow",
         ) from error
-    return Fitted(PyfuncAnswers(pyfunc.load_model(str(found.folder))), "python_function")
+    return Fitted(PyfuncScores(pyfunc.load_model(str(found.folder))), "python_function")
 
 
-class PyfuncAnswers:
+class PyfuncScores:
     """Asks a model that MLflow has loaded. Pickled with the model inside, so wherever it answers, MLflow has to be."""
 
     name = "pyfunc"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from everloop.packages.time_budget import Progress
+    from everloop.packages.time_budget import PackagingProgress
     from everloop.records import ModelVersion
     from everloop.stores import Store
 
@@ -34,7 +34,7 @@ class MlflowFormat:
         *,
         allow_code: bool = False,
         example: Any = None,
-        progress: Callable[[Progress], None] | None = None,
+        progress: Callable[[PackagingProgress], None] | None = None,
     ) -> ModelVersion:
         from everloop.integrations.mlflow.model_folders.adoption import import_folder
 
@@ -48,7 +48,7 @@ class MlflowFormat:
         *,
         allow_code: bool = False,
         example: Any = None,
-        progress: Callable[[Progress], None] | None = None,
+        progress: Callable[[PackagingProgress], None] | None = None,
     ) -> ModelVersion:
         from everloop.integrations.mlflow.model_folders.adoption import adopt_version
 

@@ -12,7 +12,7 @@ from everloop.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from everloop.integrations.mlflow.tracking_api.files.allowed_locations import (
-        ArtifactPlaces as ArtifactPlaces,
+        ArtifactLocations as ArtifactLocations,
         open_folder as open_folder,
     )
     from everloop.integrations.mlflow.tracking_api.files.local_files import ArtifactRoot as ArtifactRoot
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "files.allowed_locations": ["ArtifactPlaces", "open_folder"],
+        "files.allowed_locations": ["ArtifactLocations", "open_folder"],
         "files.local_files": ["ArtifactRoot"],
         "mlflow_app": ["MlflowApp", "ROUTES", "access_of"],
         "mounting": ["make_routes"],

@@ -20,12 +20,12 @@ from everloop.registry.approvals import list_requests
 from everloop.registry.model_versions import get_version
 
 if TYPE_CHECKING:
-    from everloop.integrations.mlflow.tracking_api.files.allowed_locations import ArtifactPlaces
-    from everloop.integrations.mlflow.tracking_api.files.artifact_location import ArtifactFolder
+    from everloop.integrations.mlflow.tracking_api.files.allowed_locations import ArtifactLocations
+    from everloop.integrations.mlflow.tracking_api.files.artifact_location import ArtifactLocation
     from everloop.stores import Store
 
 
-def check_changeable(store: Store, places: ArtifactPlaces, folder: ArtifactFolder, path: str) -> None:
+def check_changeable(store: Store, places: ArtifactLocations, folder: ArtifactLocation, path: str) -> None:
     """Refuse to change a file, or a folder with what is in it, that belongs to what was agreed to.
 
     Raises:
@@ -55,7 +55,7 @@ def _agreed(store: Store, policy: AliasPolicy) -> Iterator[str]:
         yield from (one.version for one in list_requests(store, policy.model, policy.alias, state=state))
 
 
-def _parts(store: Store, places: ArtifactPlaces, folder: ArtifactFolder, key: str) -> tuple[str, ...] | None:
+def _parts(store: Store, places: ArtifactLocations, folder: ArtifactLocation, key: str) -> tuple[str, ...] | None:
     """Where in the folder a version's files are; None where they are elsewhere."""
     try:
         kept, within = places.find(files_uri(store, get_version(store, key)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.integrations.mlflow.tracking_api.codec import Fields, MlflowError, mistyped, ms_of, not_found
 from everloop.integrations.mlflow.tracking_api.filter_strings import Grammar, Term, meets, parse_filter, parse_order
-from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Route
+from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.name_rules import check_experiment, check_experiment_tag
 from everloop.integrations.mlflow.tracking_api.page_tokens import Page, paged
 from everloop.integrations.mlflow.tracking_api.serializers import DEFAULT, experiment_out
@@ -31,7 +31,7 @@ _ORDERS = Grammar(
 VIEWS = {"ACTIVE_ONLY": "active", "DELETED_ONLY": "deleted", "ALL": "all", "1": "active", "2": "deleted", "3": "all"}
 
 
-def create_experiment(ask: Ask) -> Mapping[str, Any]:
+def create_experiment(ask: HandlerContext) -> Mapping[str, Any]:
     name = ask.fields.text("name")
     place = ask.fields.text("artifact_location", required=False)
     tags = ask.fields.pairs("tags")
@@ -51,11 +51,11 @@ def create_experiment(ask: Ask) -> Mapping[str, Any]:
     return {"experiment_id": str(made.number)}
 
 
-def get_experiment(ask: Ask) -> Mapping[str, Any]:
+def get_experiment(ask: HandlerContext) -> Mapping[str, Any]:
     return {"experiment": experiment_out(experiment_of(ask.store, ask.fields.text("experiment_id")))}
 
 
-def get_experiment_by_name(ask: Ask) -> Mapping[str, Any]:
+def get_experiment_by_name(ask: HandlerContext) -> Mapping[str, Any]:
     name = ask.fields.text("experiment_name")
     default_experiment(ask.store)
     found = ask.store.records.find(Experiment, ("key", "=", name), limit=1)
@@ -64,17 +64,17 @@ def get_experiment_by_name(ask: Ask) -> Mapping[str, Any]:
     return {"experiment": experiment_out(found[0])}
 
 
-def delete_experiment(ask: Ask) -> Mapping[str, Any]:
+def delete_experiment(ask: HandlerContext) -> Mapping[str, Any]:
     _archive(ask, away=True)
     return {}
 
 
-def restore_experiment(ask: Ask) -> Mapping[str, Any]:
+def restore_experiment(ask: HandlerContext) -> Mapping[str, Any]:
     _archive(ask, away=False)
     return {}
 
 
-def update_experiment(ask: Ask) -> Mapping[str, Any]:
+def update_experiment(ask: HandlerContext) -> Mapping[str, Any]:
     number, name = ask.fields.text("experiment_id"), ask.fields.text("new_name", required=False)
     if not name:
         return {}
@@ -92,7 +92,7 @@ def update_experiment(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def set_experiment_tag(ask: Ask) -> Mapping[str, Any]:
+def set_experiment_tag(ask: HandlerContext) -> Mapping[str, Any]:
     number, key = ask.fields.text("experiment_id"), ask.fields.text("key")
     value = ask.fields.text("value", required=False)
     check_experiment_tag(key, value)
@@ -103,7 +103,7 @@ def set_experiment_tag(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def delete_experiment_tag(ask: Ask) -> Mapping[str, Any]:
+def delete_experiment_tag(ask: HandlerContext) -> Mapping[str, Any]:
     number, key = ask.fields.text("experiment_id"), ask.fields.text("key")
     with ask.store.records.transaction():
         found = active_experiment(ask.store, number)
@@ -114,7 +114,7 @@ def delete_experiment_tag(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def search_experiments(ask: Ask) -> Mapping[str, Any]:
+def search_experiments(ask: HandlerContext) -> Mapping[str, Any]:
     fields = ask.fields
     most = checked_most(fields, USUAL, MOST, lowest=1, strict=False)
     terms = parse_filter(fields.text("filter", required=False), _GRAMMAR)
@@ -206,7 +206,7 @@ def checked_most(fields: Fields, usual: int, most: int, *, lowest: int = 0, stri
     return asked
 
 
-def _archive(ask: Ask, *, away: bool) -> None:
+def _archive(ask: HandlerContext, *, away: bool) -> None:
     store, number = ask.store, ask.fields.text("experiment_id")
     with store.records.transaction():
         found = experiment_of(store, number)
@@ -255,14 +255,14 @@ def _sort_value(experiment: Experiment, key: str) -> Any:
 
 
 ROUTES = (
-    Route("POST", "2.0/mlflow/experiments/create", create_experiment, "write"),
-    Route("GET", "2.0/mlflow/experiments/get", get_experiment, "read"),
-    Route("GET", "2.0/mlflow/experiments/get-by-name", get_experiment_by_name, "read"),
-    Route("POST", "2.0/mlflow/experiments/search", search_experiments, "read", slow=True),
-    Route("GET", "2.0/mlflow/experiments/search", search_experiments, "read", slow=True),
-    Route("POST", "2.0/mlflow/experiments/delete", delete_experiment, "delete", slow=True),
-    Route("POST", "2.0/mlflow/experiments/restore", restore_experiment, "write", slow=True),
-    Route("POST", "2.0/mlflow/experiments/update", update_experiment, "write"),
-    Route("POST", "2.0/mlflow/experiments/set-experiment-tag", set_experiment_tag, "write"),
-    Route("POST", "2.0/mlflow/experiments/delete-experiment-tag", delete_experiment_tag, "write"),
+    HandlerRoute("POST", "2.0/mlflow/experiments/create", create_experiment, "write"),
+    HandlerRoute("GET", "2.0/mlflow/experiments/get", get_experiment, "read"),
+    HandlerRoute("GET", "2.0/mlflow/experiments/get-by-name", get_experiment_by_name, "read"),
+    HandlerRoute("POST", "2.0/mlflow/experiments/search", search_experiments, "read", slow=True),
+    HandlerRoute("GET", "2.0/mlflow/experiments/search", search_experiments, "read", slow=True),
+    HandlerRoute("POST", "2.0/mlflow/experiments/delete", delete_experiment, "delete", slow=True),
+    HandlerRoute("POST", "2.0/mlflow/experiments/restore", restore_experiment, "write", slow=True),
+    HandlerRoute("POST", "2.0/mlflow/experiments/update", update_experiment, "write"),
+    HandlerRoute("POST", "2.0/mlflow/experiments/set-experiment-tag", set_experiment_tag, "write"),
+    HandlerRoute("POST", "2.0/mlflow/experiments/delete-experiment-tag", delete_experiment_tag, "write"),
 )

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from everloop.integrations.mlflow.tracking_api.codec import Fields
-from everloop.integrations.mlflow.tracking_api.files.presigned_urls import Seals
+from everloop.integrations.mlflow.tracking_api.files.presigned_urls import PresignedUrls
 from everloop.server.server_options import ServerOptions
 
 if TYPE_CHECKING:
-    from everloop.integrations.mlflow.tracking_api.files.allowed_locations import ArtifactPlaces
-    from everloop.integrations.mlflow.tracking_api.files.artifact_location import ArtifactFolder
-    from everloop.integrations.mlflow.tracking_api.metric_buffer import PendingMetrics
+    from everloop.integrations.mlflow.tracking_api.files.allowed_locations import ArtifactLocations
+    from everloop.integrations.mlflow.tracking_api.files.artifact_location import ArtifactLocation
+    from everloop.integrations.mlflow.tracking_api.metric_buffer import MetricBuffer
     from everloop.stores import Store
 
 ORDINARY_BODY = 4 << 20
@@ -22,18 +22,18 @@ Access = Literal["read", "write", "delete", "admin"]
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class HandlerContext:
     """One request."""
 
     store: Store
     fields: Fields
-    artifacts: ArtifactPlaces
-    pending: PendingMetrics
+    artifacts: ArtifactLocations
+    pending: MetricBuffer
     path: Mapping[str, str] = field(default_factory=dict)
     """Parts of the address, by name; not decoded further than HTTP asks for."""
     size_bytes: int = 0
     options: ServerOptions = field(default_factory=ServerOptions)
-    seals: Seals = field(default_factory=Seals)
+    seals: PresignedUrls = field(default_factory=PresignedUrls)
     origin: str = ""
     """How the asker reaches this server: `http://127.0.0.1:8100`."""
 
@@ -46,13 +46,13 @@ class Attachment:
     body: bytes
 
 
-Handler = Callable[[Ask], Mapping[str, Any]]
-Finder = Callable[[Ask], "tuple[ArtifactFolder, str] | Attachment"]
+Handler = Callable[[HandlerContext], Mapping[str, Any]]
+Finder = Callable[[HandlerContext], "tuple[ArtifactLocation, str] | Attachment"]
 """Says in which folder, and where below it, the file is that a request sends or fetches; or makes what is fetched."""
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class HandlerRoute:
     """One address of MLflow's protocol: `2.0/mlflow/runs/get`, below `/api` and `/ajax-api`."""
 
     method: str

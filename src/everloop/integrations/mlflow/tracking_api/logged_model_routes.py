@@ -11,7 +11,7 @@ from everloop.errors import NotFoundError
 from everloop.integrations.mlflow.tracking_api.codec import Fields, MlflowError, invalid, mistyped, ms_of, not_found
 from everloop.integrations.mlflow.tracking_api.experiment_routes import active_experiment
 from everloop.integrations.mlflow.tracking_api.filter_strings import Grammar, Term, meets, parse_filter, parse_key
-from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Route
+from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.name_rules import check_length
 from everloop.integrations.mlflow.tracking_api.page_tokens import Page, paged
 from everloop.integrations.mlflow.tracking_api.serializers import logged_model_out, model_id, record_id, wire_id
@@ -48,7 +48,7 @@ _GRAMMAR = Grammar(
 )
 
 
-def create_logged_model(ask: Ask) -> Mapping[str, Any]:
+def create_logged_model(ask: HandlerContext) -> Mapping[str, Any]:
     fields, store = ask.fields, ask.store
     experiment: Experiment = active_experiment(store, fields.text("experiment_id"))
     now = store.now()
@@ -77,12 +77,12 @@ def create_logged_model(ask: Ask) -> Mapping[str, Any]:
     return {"model": logged_model_out(made)}
 
 
-def get_logged_model(ask: Ask) -> Mapping[str, Any]:
+def get_logged_model(ask: HandlerContext) -> Mapping[str, Any]:
     model = find_logged_model(ask.store, ask.path["model_id"], deleted=ask.fields.flag("allow_deleted"))
     return {"model": logged_model_out(model)}
 
 
-def finalize_logged_model(ask: Ask) -> Mapping[str, Any]:
+def finalize_logged_model(ask: HandlerContext) -> Mapping[str, Any]:
     said = ask.fields.raw("status")
     state = _STATES.get(str(said))
     if state is None:
@@ -91,12 +91,12 @@ def finalize_logged_model(ask: Ask) -> Mapping[str, Any]:
     return {"model": logged_model_out(changed)}
 
 
-def delete_logged_model(ask: Ask) -> Mapping[str, Any]:
+def delete_logged_model(ask: HandlerContext) -> Mapping[str, Any]:
     _change(ask, lambda model: replace(model, archived_at=ask.store.now()), verb="archived")
     return {}
 
 
-def set_logged_model_tags(ask: Ask) -> Mapping[str, Any]:
+def set_logged_model_tags(ask: HandlerContext) -> Mapping[str, Any]:
     tags = ask.fields.pairs("tags")
     for key, value in tags.items():
         check_length("key", 250, key)
@@ -105,7 +105,7 @@ def set_logged_model_tags(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def delete_logged_model_tag(ask: Ask) -> Mapping[str, Any]:
+def delete_logged_model_tag(ask: HandlerContext) -> Mapping[str, Any]:
     key = ask.path["key"]
 
     def without(model: LoggedModel) -> LoggedModel:
@@ -117,7 +117,7 @@ def delete_logged_model_tag(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def log_logged_model_params(ask: Ask) -> Mapping[str, Any]:
+def log_logged_model_params(ask: HandlerContext) -> Mapping[str, Any]:
     params = ask.fields.pairs("params")
     for key, value in params.items():
         check_length("key", 250, key)
@@ -126,7 +126,7 @@ def log_logged_model_params(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def search_logged_models(ask: Ask) -> Mapping[str, Any]:
+def search_logged_models(ask: HandlerContext) -> Mapping[str, Any]:
     fields = ask.fields
     experiments = fields.texts("experiment_ids", required=True)
     terms = parse_filter(fields.text("filter", required=False), _GRAMMAR)
@@ -199,7 +199,7 @@ def note_version(store: Store, name: str, version: ModelVersion) -> None:
         store.records.update(tagged, verb="tagged")
 
 
-def _change(ask: Ask, change: Callable[[LoggedModel], LoggedModel], verb: str = "updated") -> LoggedModel:
+def _change(ask: HandlerContext, change: Callable[[LoggedModel], LoggedModel], verb: str = "updated") -> LoggedModel:
     with ask.store.records.transaction():
         model = find_logged_model(ask.store, ask.path["model_id"])
         changed = change(model)
@@ -278,12 +278,12 @@ def _order(order: Fields) -> tuple[Callable[[LoggedModel], Any], bool]:
 
 
 ROUTES = (
-    Route("POST", "2.0/mlflow/logged-models", create_logged_model, "write"),
-    Route("POST", "2.0/mlflow/logged-models/search", search_logged_models, "read", slow=True),
-    Route("GET", "2.0/mlflow/logged-models/{model_id}", get_logged_model, "read"),
-    Route("PATCH", "2.0/mlflow/logged-models/{model_id}", finalize_logged_model, "write"),
-    Route("DELETE", "2.0/mlflow/logged-models/{model_id}", delete_logged_model, "delete"),
-    Route("PATCH", "2.0/mlflow/logged-models/{model_id}/tags", set_logged_model_tags, "write"),
-    Route("DELETE", "2.0/mlflow/logged-models/{model_id}/tags/{key}", delete_logged_model_tag, "write"),
-    Route("POST", "2.0/mlflow/logged-models/{model_id}/params", log_logged_model_params, "write"),
+    HandlerRoute("POST", "2.0/mlflow/logged-models", create_logged_model, "write"),
+    HandlerRoute("POST", "2.0/mlflow/logged-models/search", search_logged_models, "read", slow=True),
+    HandlerRoute("GET", "2.0/mlflow/logged-models/{model_id}", get_logged_model, "read"),
+    HandlerRoute("PATCH", "2.0/mlflow/logged-models/{model_id}", finalize_logged_model, "write"),
+    HandlerRoute("DELETE", "2.0/mlflow/logged-models/{model_id}", delete_logged_model, "delete"),
+    HandlerRoute("PATCH", "2.0/mlflow/logged-models/{model_id}/tags", set_logged_model_tags, "write"),
+    HandlerRoute("DELETE", "2.0/mlflow/logged-models/{model_id}/tags/{key}", delete_logged_model_tag, "write"),
+    HandlerRoute("POST", "2.0/mlflow/logged-models/{model_id}/params", log_logged_model_params, "write"),
 )

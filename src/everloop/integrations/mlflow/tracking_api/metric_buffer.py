@@ -32,7 +32,7 @@ _log = logging.getLogger("everloop.server")
 Mark = tuple[str, str, int, datetime, float | str]
 
 
-class PendingMetrics:
+class MetricBuffer:
     """What has been logged through this process and is not yet in the runs' records."""
 
     def __init__(self, later: Callable[[float, Callable[[], object]], None] | None = None) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import NotFoundError
 from everloop.integrations.mlflow.tracking_api.codec import MlflowError, missing, ms_of
-from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Route
+from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.page_tokens import Page
 from everloop.integrations.mlflow.tracking_api.run_routes import find_run
 from everloop.integrations.mlflow.tracking_api.serializers import metric_out, wire_id
@@ -22,7 +22,7 @@ MOST_RUNS = 100
 MOST_SAMPLES = 2500
 
 
-def get_history(ask: Ask) -> Mapping[str, Any]:
+def get_history(ask: HandlerContext) -> Mapping[str, Any]:
     fields = ask.fields
     name, key = fields.run_id(), fields.text("metric_key")
     most = fields.integer("max_results") if fields.has("max_results") else None
@@ -39,7 +39,7 @@ def get_history(ask: Ask) -> Mapping[str, Any]:
     return answer
 
 
-def get_history_bulk(ask: Ask) -> Mapping[str, Any]:
+def get_history_bulk(ask: HandlerContext) -> Mapping[str, Any]:
     """Whole histories of several runs, one run after the other, each by time."""
     fields = ask.fields
     runs = fields.texts("run_id")
@@ -58,7 +58,7 @@ def get_history_bulk(ask: Ask) -> Mapping[str, Any]:
     return {"metrics": rows[:most]}
 
 
-def get_history_sampled(ask: Ask) -> Mapping[str, Any]:
+def get_history_sampled(ask: HandlerContext) -> Mapping[str, Any]:
     """Points evenly spread over each run, the last one always among them: enough to draw a line."""
     fields = ask.fields
     runs = fields.texts("run_ids", required=True)
@@ -119,7 +119,7 @@ def _out(point: Point) -> dict[str, Any]:
 
 
 ROUTES = (
-    Route("GET", "2.0/mlflow/metrics/get-history", get_history, "read", slow=True),
-    Route("GET", "2.0/mlflow/metrics/get-history-bulk", get_history_bulk, "read", slow=True),
-    Route("GET", "2.0/mlflow/metrics/get-history-bulk-interval", get_history_sampled, "read", slow=True),
+    HandlerRoute("GET", "2.0/mlflow/metrics/get-history", get_history, "read", slow=True),
+    HandlerRoute("GET", "2.0/mlflow/metrics/get-history-bulk", get_history_bulk, "read", slow=True),
+    HandlerRoute("GET", "2.0/mlflow/metrics/get-history-bulk-interval", get_history_sampled, "read", slow=True),
 )

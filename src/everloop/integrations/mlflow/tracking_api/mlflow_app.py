@@ -36,7 +36,7 @@ from everloop.integrations.mlflow.tracking_api.approved_files import check_chang
 from everloop.integrations.mlflow.tracking_api.codec import Fields, MlflowError, error_body, translated
 from everloop.integrations.mlflow.tracking_api.field_limits import LONGEST_ID
 from everloop.integrations.mlflow.tracking_api.files import presigned_urls
-from everloop.integrations.mlflow.tracking_api.files.allowed_locations import ArtifactPlaces
+from everloop.integrations.mlflow.tracking_api.files.allowed_locations import ArtifactLocations
 from everloop.integrations.mlflow.tracking_api.files.artifact_location import LONGEST_PATH
 from everloop.integrations.mlflow.tracking_api.files.artifact_proxy import (
     Receive,
@@ -48,7 +48,7 @@ from everloop.integrations.mlflow.tracking_api.files.artifact_proxy import (
     download,
     upload,
 )
-from everloop.integrations.mlflow.tracking_api.files.presigned_urls import Seals
+from everloop.integrations.mlflow.tracking_api.files.presigned_urls import PresignedUrls
 from everloop.integrations.mlflow.tracking_api.genai import (
     assessments,
     dataset_rows,
@@ -64,13 +64,13 @@ from everloop.integrations.mlflow.tracking_api.genai import (
 )
 from everloop.integrations.mlflow.tracking_api.handler_context import (
     LARGE_BODY,
-    Ask,
     Attachment,
     Finder,
     Handler,
-    Route,
+    HandlerContext,
+    HandlerRoute,
 )
-from everloop.integrations.mlflow.tracking_api.metric_buffer import PendingMetrics
+from everloop.integrations.mlflow.tracking_api.metric_buffer import MetricBuffer
 from everloop.integrations.mlflow.tracking_api.web_page import ai_gateway, dataset_summaries, promptlab
 from everloop.integrations.mlflow.tracking_api.worker_threads import WorkerThreads
 from everloop.server.request_context import AUTH, STORE, demand
@@ -79,10 +79,10 @@ from everloop.server.server_options import ServerOptions
 from everloop.server.storage_errors import no_space_error
 
 if TYPE_CHECKING:
-    from everloop.integrations.mlflow.tracking_api.files.artifact_location import ArtifactFolder
+    from everloop.integrations.mlflow.tracking_api.files.artifact_location import ArtifactLocation
     from everloop.stores import Store
 
-ROUTES: tuple[Route, ...] = (
+ROUTES: tuple[HandlerRoute, ...] = (
     *experiment_routes.ROUTES,
     *dataset_summaries.ROUTES,
     *run_routes.ROUTES,
@@ -125,12 +125,12 @@ _ROLES = {"read": "viewer", "write": "editor", "delete": "approver", "admin": "a
 class Table:
     """Finds the route of a request."""
 
-    def __init__(self, routes: tuple[Route, ...]) -> None:
+    def __init__(self, routes: tuple[HandlerRoute, ...]) -> None:
         self._plain = {(route.method, route.path): route for route in routes if "{" not in route.path}
         self._others = [(re.compile(_pattern(route.path)), route) for route in routes if "{" in route.path]
         self._paths = {route.path for route in routes}
 
-    def find(self, method: str, path: str) -> tuple[Route, Mapping[str, str]] | None:
+    def find(self, method: str, path: str) -> tuple[HandlerRoute, Mapping[str, str]] | None:
         """The route and the parts of the path that its template names; they are still as HTTP spells them."""
         if route := self._plain.get((method, path)):
             return route, {}
@@ -164,13 +164,13 @@ class MlflowApp:
     needs by the route that it has found itself.
     """
 
-    def __init__(self, store: Store, artifacts: ArtifactPlaces, options: ServerOptions | None = None) -> None:
+    def __init__(self, store: Store, artifacts: ArtifactLocations, options: ServerOptions | None = None) -> None:
         self.store = store
         self.options = options or ServerOptions()
         self.artifacts = artifacts
         self.threads = WorkerThreads()
-        self.pending = PendingMetrics(self.threads.later)
-        self.seals = Seals()
+        self.pending = MetricBuffer(self.threads.later)
+        self.seals = PresignedUrls()
         self._begun: set[str] = set()
         artifacts.sweep(STALE_S)
 
@@ -217,7 +217,7 @@ class MlflowApp:
         if raw == presigned_urls.PATH:
             # Not `_ask`: the address itself is the right.
             fields = Fields.of_query(scope["query_string"])
-            ask = Ask(self.store, fields, self.artifacts, self.pending, seals=self.seals)
+            ask = HandlerContext(self.store, fields, self.artifacts, self.pending, seals=self.seals)
             await transfer_routes.use_address(ask, scope, receive, send, self.threads)
             return
         if raw == GRAPHQL:
@@ -257,7 +257,7 @@ class MlflowApp:
 
     def _ask(
         self, scope: Scope, access: str, fields: Fields, path: Mapping[str, str] | None = None, size: int = 0
-    ) -> Ask:
+    ) -> HandlerContext:
         if AUTH in scope:
             demand(scope, _ROLES[access])
         store = (scope.get("state") or {}).get(STORE, self.store)
@@ -266,7 +266,7 @@ class MlflowApp:
             with suppress(StoreError):
                 experiment_routes.default_experiment(store, self.artifacts.of_experiment(0))
                 self._begun.add(store.project)
-        return Ask(
+        return HandlerContext(
             store,
             fields,
             self.artifacts,
@@ -289,11 +289,13 @@ class MlflowApp:
         # An empty message is an answer of its own kind: everything was taken.
         await answer(send, 200, b"", otlp.PROTOBUF.encode())
 
-    async def _stream(self, route: Route, path: Mapping[str, str], scope: Scope, receive: Receive, send: Send) -> None:
+    async def _stream(
+        self, route: HandlerRoute, path: Mapping[str, str], scope: Scope, receive: Receive, send: Send
+    ) -> None:
         size = _length(scope)
         fields, find = Fields.of_query(scope["query_string"]), cast("Finder", route.handler)
 
-        def find_place() -> tuple[ArtifactFolder, str] | Attachment:
+        def find_place() -> tuple[ArtifactLocation, str] | Attachment:
             ask = self._ask(scope, route.access, fields, path, size)
             found = find(ask)
             if route.method != "GET" and not isinstance(found, Attachment):
@@ -324,7 +326,7 @@ class MlflowApp:
         # What is wrong with a variable stands among the errors of the answer.
         fields = await self.threads.long(lambda: Fields.of_body(body, nul=True, depth=graphql.MOST_DEPTH))
 
-        def ask_route(route: Route, said: Fields) -> Mapping[str, Any]:
+        def ask_route(route: HandlerRoute, said: Fields) -> Mapping[str, Any]:
             handler, ask = cast("Handler", route.handler), self._ask(scope, route.access, said)
             # What is short may need metrics on their way, which are in the thread of short handlers.
             return handler(ask) if route.slow else self.threads.short_now(lambda: handler(ask))

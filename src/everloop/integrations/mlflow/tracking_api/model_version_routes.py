@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.integrations.mlflow.tracking_api.codec import MlflowError, ms_of, not_found
 from everloop.integrations.mlflow.tracking_api.experiment_routes import checked_most
 from everloop.integrations.mlflow.tracking_api.filter_strings import Grammar, Term, meets, parse_filter, parse_order
-from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Route
+from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.logged_model_routes import find_logged_model, note_version
 from everloop.integrations.mlflow.tracking_api.name_rules import check_key, check_model_tag
 from everloop.integrations.mlflow.tracking_api.page_tokens import Page, paged
@@ -33,7 +33,7 @@ from everloop.integrations.mlflow.tracking_api.serializers import (
     version_out,
     wire_id,
 )
-from everloop.integrations.mlflow.tracking_api.version_sources import Origin, check_source
+from everloop.integrations.mlflow.tracking_api.version_sources import SourceOrigin, check_source
 from everloop.records import Alias, ModelVersion, Run
 from everloop.registry.aliases import remove_alias
 from everloop.registry.annotations import check_unused
@@ -44,7 +44,7 @@ from everloop.server.webhooks.webhook_payloads import PROMPT_TAG, is_prompt
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from everloop.integrations.mlflow.tracking_api.files.allowed_locations import ArtifactPlaces
+    from everloop.integrations.mlflow.tracking_api.files.allowed_locations import ArtifactLocations
     from everloop.stores import Store
 
 USUAL, MOST = 10_000, 200_000
@@ -57,13 +57,13 @@ _GRAMMAR = Grammar(
 )
 
 
-def create_model_version(ask: Ask) -> Mapping[str, Any]:
+def create_model_version(ask: HandlerContext) -> Mapping[str, Any]:
     fields, store = ask.fields, ask.store
     name, source = fields.text("name"), fields.text("source")
     tags = fields.pairs("tags")
     for key, value in tags.items():
         check_model_tag(key, value)
-    asked = Origin(source, fields.text("run_id", required=False), fields.text("model_id", required=False))
+    asked = SourceOrigin(source, fields.text("run_id", required=False), fields.text("model_id", required=False))
     # A prompt has no files, and says so by a word that is no place. Its tag can be taken off, so it may say no more.
     without_files = is_prompt(tags) and _WORD.fullmatch(source)
     origin = asked if without_files else check_source(store, asked)
@@ -92,21 +92,21 @@ def create_model_version(ask: Ask) -> Mapping[str, Any]:
     return {"model_version": show_version(store, version)}
 
 
-def get_version(ask: Ask) -> Mapping[str, Any]:
+def get_version(ask: HandlerContext) -> Mapping[str, Any]:
     return {"model_version": show_version(ask.store, _asked(ask))}
 
 
-def get_download_uri(ask: Ask) -> Mapping[str, Any]:
+def get_download_uri(ask: HandlerContext) -> Mapping[str, Any]:
     version = _asked(ask)
     return {"artifact_uri": storage_of(ask.store, version)}
 
 
-def update_model_version(ask: Ask) -> Mapping[str, Any]:
+def update_model_version(ask: HandlerContext) -> Mapping[str, Any]:
     description = checked_description(ask.fields.optional_text("description") or "")
     return {"model_version": _change(ask, description=description, updated_at=ask.store.now())}
 
 
-def delete_model_version(ask: Ask) -> Mapping[str, Any]:
+def delete_model_version(ask: HandlerContext) -> Mapping[str, Any]:
     store = ask.store
     with store.records.transaction():
         version = _asked(ask)
@@ -120,7 +120,7 @@ def delete_model_version(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def set_model_version_tag(ask: Ask) -> Mapping[str, Any]:
+def set_model_version_tag(ask: HandlerContext) -> Mapping[str, Any]:
     key, value = ask.fields.text("key"), ask.fields.text("value", required=False)
     check_model_tag(key, value)
     with ask.store.records.transaction():
@@ -131,7 +131,7 @@ def set_model_version_tag(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def delete_model_version_tag(ask: Ask) -> Mapping[str, Any]:
+def delete_model_version_tag(ask: HandlerContext) -> Mapping[str, Any]:
     key = ask.fields.text("key")
     check_key(key)
     with ask.store.records.transaction():
@@ -142,7 +142,7 @@ def delete_model_version_tag(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def transition_stage(ask: Ask) -> Mapping[str, Any]:
+def transition_stage(ask: HandlerContext) -> Mapping[str, Any]:
     store, said = ask.store, ask.fields.text("stage")
     stage, others_go = canonical_stage(said), ask.fields.flag("archive_existing_versions")
     if others_go and stage not in ACTIVE_STAGES:
@@ -173,7 +173,7 @@ def _check_unguarded(store: Store, model: str, *stages: str) -> None:
             )
 
 
-def search_model_versions(ask: Ask) -> Mapping[str, Any]:
+def search_model_versions(ask: HandlerContext) -> Mapping[str, Any]:
     fields, store = ask.fields, ask.store
     most = checked_most(fields, USUAL, MOST, lowest=1)
     terms = parse_filter(fields.text("filter", required=False), _GRAMMAR)
@@ -217,7 +217,7 @@ def files_uri(store: Store, version: ModelVersion) -> str:
     return f"{artifact_uri(find_run(store, run)).rstrip('/')}/{path}"
 
 
-def files_of(store: Store, version: ModelVersion, artifacts: ArtifactPlaces) -> Path:
+def files_of(store: Store, version: ModelVersion, artifacts: ArtifactLocations) -> Path:
     """The folder of a version's files, where they are kept on this machine.
 
     Raises:
@@ -231,17 +231,17 @@ def files_of(store: Store, version: ModelVersion, artifacts: ArtifactPlaces) -> 
     return place
 
 
-def _asked(ask: Ask) -> ModelVersion:
+def _asked(ask: HandlerContext) -> ModelVersion:
     return get_model_version(ask.store, ask.fields.text("name"), ask.fields.text("version"))
 
 
-def _change(ask: Ask, **changes: Any) -> dict[str, Any]:
+def _change(ask: HandlerContext, **changes: Any) -> dict[str, Any]:
     with ask.store.records.transaction():
         version = ask.store.records.update(replace(_asked(ask), **changes))[0]
     return show_version(ask.store, version)
 
 
-def _metrics_of(ask: Ask, run: str | None) -> dict[str, float]:
+def _metrics_of(ask: HandlerContext, run: str | None) -> dict[str, float]:
     found = ask.store.records.find(Run, ("id", "=", run), limit=1) if run else []
     return dict(found[0].metrics) if found else {}
 
@@ -272,13 +272,13 @@ def _attribute(version: ModelVersion, key: str) -> Any:
 
 
 ROUTES = (
-    Route("POST", "2.0/mlflow/model-versions/create", create_model_version, "write"),
-    Route("GET", "2.0/mlflow/model-versions/get", get_version, "read"),
-    Route("GET", "2.0/mlflow/model-versions/get-download-uri", get_download_uri, "read"),
-    Route("GET", "2.0/mlflow/model-versions/search", search_model_versions, "read", slow=True),
-    Route("PATCH", "2.0/mlflow/model-versions/update", update_model_version, "write"),
-    Route("DELETE", "2.0/mlflow/model-versions/delete", delete_model_version, "delete"),
-    Route("POST", "2.0/mlflow/model-versions/set-tag", set_model_version_tag, "write"),
-    Route("DELETE", "2.0/mlflow/model-versions/delete-tag", delete_model_version_tag, "write"),
-    Route("POST", "2.0/mlflow/model-versions/transition-stage", transition_stage, "write"),
+    HandlerRoute("POST", "2.0/mlflow/model-versions/create", create_model_version, "write"),
+    HandlerRoute("GET", "2.0/mlflow/model-versions/get", get_version, "read"),
+    HandlerRoute("GET", "2.0/mlflow/model-versions/get-download-uri", get_download_uri, "read"),
+    HandlerRoute("GET", "2.0/mlflow/model-versions/search", search_model_versions, "read", slow=True),
+    HandlerRoute("PATCH", "2.0/mlflow/model-versions/update", update_model_version, "write"),
+    HandlerRoute("DELETE", "2.0/mlflow/model-versions/delete", delete_model_version, "delete"),
+    HandlerRoute("POST", "2.0/mlflow/model-versions/set-tag", set_model_version_tag, "write"),
+    HandlerRoute("DELETE", "2.0/mlflow/model-versions/delete-tag", delete_model_version_tag, "write"),
+    HandlerRoute("POST", "2.0/mlflow/model-versions/transition-stage", transition_stage, "write"),
 )

@@ -16,16 +16,16 @@ from everloop.integrations.mlflow.tracking_api.server_info_routes import PROTOCO
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from everloop.integrations.mlflow.tracking_api.files.allowed_locations import ArtifactPlaces
+    from everloop.integrations.mlflow.tracking_api.files.allowed_locations import ArtifactLocations
     from everloop.server.server_options import ServerOptions
     from everloop.stores import Store
 
 
 def server_routes(store: Store, options: ServerOptions) -> list[Any]:
     """The protocol over a control plane's own store, with artifacts where its options say."""
-    from everloop.integrations.mlflow.tracking_api.files.allowed_locations import ArtifactPlaces, open_folder
+    from everloop.integrations.mlflow.tracking_api.files.allowed_locations import ArtifactLocations, open_folder
 
-    places = ArtifactPlaces(
+    places = ArtifactLocations(
         open_folder(options.artifacts_destination or store.home / "artifacts"),
         options.default_artifact_root,
         options.allowed_artifact_roots,
@@ -40,7 +40,7 @@ def page_routes(folder: Path) -> list[Any]:
     return MlflowPage(folder).routes()
 
 
-def make_routes(store: Store, artifacts: ArtifactPlaces, options: ServerOptions | None = None) -> list[Any]:
+def make_routes(store: Store, artifacts: ArtifactLocations, options: ServerOptions | None = None) -> list[Any]:
     """Handlers at every address of the protocol, for `Litestar(route_handlers=[…])`.
 
     Args:

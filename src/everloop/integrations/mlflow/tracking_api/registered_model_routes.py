@@ -9,7 +9,7 @@ from typing import Any
 from everloop.integrations.mlflow.tracking_api.codec import MlflowError, invalid, ms_of
 from everloop.integrations.mlflow.tracking_api.experiment_routes import checked_most
 from everloop.integrations.mlflow.tracking_api.filter_strings import Grammar, Term, meets, parse_filter, parse_order
-from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Route
+from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.name_rules import (
     check_alias,
     check_alias_free,
@@ -51,7 +51,7 @@ _ORDERS = Grammar(
 )
 
 
-def create_registered_model(ask: Ask) -> Mapping[str, Any]:
+def create_registered_model(ask: HandlerContext) -> Mapping[str, Any]:
     fields, store = ask.fields, ask.store
     name, tags = fields.text("name"), fields.pairs("tags")
     check_model(name)
@@ -72,18 +72,18 @@ def create_registered_model(ask: Ask) -> Mapping[str, Any]:
     return {"registered_model": show_model(store, made)}
 
 
-def get_registered_model(ask: Ask) -> Mapping[str, Any]:
+def get_registered_model(ask: HandlerContext) -> Mapping[str, Any]:
     return {"registered_model": show_model(ask.store, get_model(ask.store, ask.fields.text("name")))}
 
 
-def update_registered_model(ask: Ask) -> Mapping[str, Any]:
+def update_registered_model(ask: HandlerContext) -> Mapping[str, Any]:
     name, description = ask.fields.text("name"), checked_description(ask.fields.text("description", required=False))
     with ask.store.records.transaction():
         model = touch_model(ask.store, name, ask.store.now(), description=description)
     return {"registered_model": show_model(ask.store, model)}
 
 
-def rename_registered_model(ask: Ask) -> Mapping[str, Any]:
+def rename_registered_model(ask: HandlerContext) -> Mapping[str, Any]:
     name, new = ask.fields.text("name"), ask.fields.text("new_name")
     check_model(new, "new_name")
     _check_readable("new_name", new)
@@ -115,7 +115,7 @@ def rename_registered_model(ask: Ask) -> Mapping[str, Any]:
     return {"registered_model": show_model(store, model)}
 
 
-def delete_registered_model(ask: Ask) -> Mapping[str, Any]:
+def delete_registered_model(ask: HandlerContext) -> Mapping[str, Any]:
     name, store = ask.fields.text("name"), ask.store
     with store.records.transaction():
         get_model(store, name)
@@ -130,7 +130,7 @@ def delete_registered_model(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def search_registered_models(ask: Ask) -> Mapping[str, Any]:
+def search_registered_models(ask: HandlerContext) -> Mapping[str, Any]:
     fields, store = ask.fields, ask.store
     most = checked_most(fields, USUAL, MOST, lowest=1)
     terms = parse_filter(fields.text("filter", required=False), _GRAMMAR)
@@ -149,7 +149,7 @@ def search_registered_models(ask: Ask) -> Mapping[str, Any]:
     return paged(rows, page, most, lambda model: show_model(store, model), "registered_models")
 
 
-def set_registered_model_tag(ask: Ask) -> Mapping[str, Any]:
+def set_registered_model_tag(ask: HandlerContext) -> Mapping[str, Any]:
     name, key = ask.fields.text("name"), ask.fields.text("key")
     value = ask.fields.text("value", required=False)
     check_model_tag(key, value)
@@ -160,7 +160,7 @@ def set_registered_model_tag(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def delete_registered_model_tag(ask: Ask) -> Mapping[str, Any]:
+def delete_registered_model_tag(ask: HandlerContext) -> Mapping[str, Any]:
     name, key = ask.fields.text("name"), ask.fields.text("key")
     check_key(key)
     with ask.store.records.transaction():
@@ -171,7 +171,7 @@ def delete_registered_model_tag(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def get_latest_versions(ask: Ask) -> Mapping[str, Any]:
+def get_latest_versions(ask: HandlerContext) -> Mapping[str, Any]:
     name, store = ask.fields.text("name"), ask.store
     stages = [canonical_stage(stage) for stage in ask.fields.texts("stages")]
     get_model(store, name)
@@ -180,7 +180,7 @@ def get_latest_versions(ask: Ask) -> Mapping[str, Any]:
     return {"model_versions": [version_out(version, held.get(version.key, ())) for version in found]} if found else {}
 
 
-def set_model_alias(ask: Ask) -> Mapping[str, Any]:
+def set_model_alias(ask: HandlerContext) -> Mapping[str, Any]:
     fields, store = ask.fields, ask.store
     name, alias, number = fields.text("name"), fields.text("alias"), fields.text("version")
     check_alias(alias)
@@ -190,7 +190,7 @@ def set_model_alias(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def delete_model_alias(ask: Ask) -> Mapping[str, Any]:
+def delete_model_alias(ask: HandlerContext) -> Mapping[str, Any]:
     name, alias, store = ask.fields.text("name"), ask.fields.text("alias"), ask.store
     check_alias(alias)
     get_model(store, name)
@@ -200,7 +200,7 @@ def delete_model_alias(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def get_version_by_alias(ask: Ask) -> Mapping[str, Any]:
+def get_version_by_alias(ask: HandlerContext) -> Mapping[str, Any]:
     name, alias, store = ask.fields.text("name"), ask.fields.text("alias"), ask.store
     check_alias(alias)
     model = get_model(store, name)
@@ -243,17 +243,17 @@ def _value(model: RegisteredModel, term: Term) -> Any:
 _ALIAS = "2.0/mlflow/registered-models/alias"
 _LATEST = "2.0/mlflow/registered-models/get-latest-versions"
 ROUTES = (
-    Route("POST", "2.0/mlflow/registered-models/create", create_registered_model, "write"),
-    Route("GET", "2.0/mlflow/registered-models/get", get_registered_model, "read"),
-    Route("GET", "2.0/mlflow/registered-models/search", search_registered_models, "read", slow=True),
-    Route("POST", "2.0/mlflow/registered-models/rename", rename_registered_model, "write", slow=True),
-    Route("PATCH", "2.0/mlflow/registered-models/update", update_registered_model, "write"),
-    Route("DELETE", "2.0/mlflow/registered-models/delete", delete_registered_model, "delete", slow=True),
-    Route("POST", "2.0/mlflow/registered-models/set-tag", set_registered_model_tag, "write"),
-    Route("DELETE", "2.0/mlflow/registered-models/delete-tag", delete_registered_model_tag, "write"),
-    Route("POST", _LATEST, get_latest_versions, "read"),
-    Route("GET", _LATEST, get_latest_versions, "read"),
-    Route("POST", _ALIAS, set_model_alias, "write"),
-    Route("GET", _ALIAS, get_version_by_alias, "read"),
-    Route("DELETE", _ALIAS, delete_model_alias, "delete"),
+    HandlerRoute("POST", "2.0/mlflow/registered-models/create", create_registered_model, "write"),
+    HandlerRoute("GET", "2.0/mlflow/registered-models/get", get_registered_model, "read"),
+    HandlerRoute("GET", "2.0/mlflow/registered-models/search", search_registered_models, "read", slow=True),
+    HandlerRoute("POST", "2.0/mlflow/registered-models/rename", rename_registered_model, "write", slow=True),
+    HandlerRoute("PATCH", "2.0/mlflow/registered-models/update", update_registered_model, "write"),
+    HandlerRoute("DELETE", "2.0/mlflow/registered-models/delete", delete_registered_model, "delete", slow=True),
+    HandlerRoute("POST", "2.0/mlflow/registered-models/set-tag", set_registered_model_tag, "write"),
+    HandlerRoute("DELETE", "2.0/mlflow/registered-models/delete-tag", delete_registered_model_tag, "write"),
+    HandlerRoute("POST", _LATEST, get_latest_versions, "read"),
+    HandlerRoute("GET", _LATEST, get_latest_versions, "read"),
+    HandlerRoute("POST", _ALIAS, set_model_alias, "write"),
+    HandlerRoute("GET", _ALIAS, get_version_by_alias, "read"),
+    HandlerRoute("DELETE", _ALIAS, delete_model_alias, "delete"),
 )

@@ -23,7 +23,7 @@ from everloop.integrations.mlflow.tracking_api.codec import (
     real,
     whole,
 )
-from everloop.integrations.mlflow.tracking_api.handler_context import LARGE_BODY, Ask, Route
+from everloop.integrations.mlflow.tracking_api.handler_context import LARGE_BODY, HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.logged_model_routes import find_logged_model
 from everloop.integrations.mlflow.tracking_api.name_rules import (
     BATCH_BYTES,
@@ -43,7 +43,7 @@ from everloop.tracking import series_of
 MODELS_TAG = "mlflow.log-model.history"
 
 
-def log_metric(ask: Ask) -> Mapping[str, Any]:
+def log_metric(ask: HandlerContext) -> Mapping[str, Any]:
     fields = ask.fields
     name, key = fields.run_id(), fields.text("key")
     value, at_ms = fields.number("value"), fields.integer("timestamp", required=True)
@@ -59,7 +59,7 @@ def log_metric(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def log_param(ask: Ask) -> Mapping[str, Any]:
+def log_param(ask: HandlerContext) -> Mapping[str, Any]:
     name, key = ask.fields.run_id(), ask.fields.text("key")
     value = check_param(key, ask.fields.text("value", required=False))
     with ask.store.records.transaction():
@@ -74,7 +74,7 @@ def log_param(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def set_tag(ask: Ask) -> Mapping[str, Any]:
+def set_tag(ask: HandlerContext) -> Mapping[str, Any]:
     name, key = ask.fields.run_id(), ask.fields.text("key")
     value = check_tag(key, ask.fields.text("value", required=False))
     with ask.store.records.transaction():
@@ -85,7 +85,7 @@ def set_tag(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def delete_tag(ask: Ask) -> Mapping[str, Any]:
+def delete_tag(ask: HandlerContext) -> Mapping[str, Any]:
     name, key = ask.fields.run_id(), ask.fields.text("key")
     with ask.store.records.transaction():
         run = active_run(ask.store, name)
@@ -96,7 +96,7 @@ def delete_tag(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def log_batch(ask: Ask) -> Mapping[str, Any]:
+def log_batch(ask: HandlerContext) -> Mapping[str, Any]:
     if ask.size_bytes > BATCH_BYTES:
         raise MlflowError(
             f"Batched logging API requests must be at most {BATCH_BYTES} bytes, got a request of size {ask.size_bytes}."
@@ -135,7 +135,7 @@ def log_batch(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def log_model(ask: Ask) -> Mapping[str, Any]:
+def log_model(ask: HandlerContext) -> Mapping[str, Any]:
     """The older way to say that a run has a model: its description joins a tag."""
     name, text = ask.fields.run_id(), ask.fields.text("model_json")
     try:
@@ -181,7 +181,7 @@ def _with_params(run: Run, params: Mapping[str, str], name: str) -> Run:
     return replace(run, params={**run.params, **new}) if new else run
 
 
-def _append(ask: Ask, run: Run, points: Sequence[Point]) -> None:
+def _append(ask: HandlerContext, run: Run, points: Sequence[Point]) -> None:
     fresh = ask.pending.fresh(run.id, points)
     if not fresh:
         return
@@ -264,7 +264,7 @@ def _twice(keys: Sequence[str]) -> list[str]:
     return twice
 
 
-def _log_to_models(ask: Ask, run: Run, measured: Sequence[tuple[str, Point, Fields]]) -> None:
+def _log_to_models(ask: HandlerContext, run: Run, measured: Sequence[tuple[str, Point, Fields]]) -> None:
     """Keep metrics with the logged models that they were measured of, each once."""
     changed: dict[str, LoggedModel] = {}
     for name, point, fields in measured:
@@ -285,10 +285,10 @@ def _log_to_models(ask: Ask, run: Run, measured: Sequence[tuple[str, Point, Fiel
 
 
 ROUTES = (
-    Route("POST", "2.0/mlflow/runs/log-metric", log_metric, "write"),
-    Route("POST", "2.0/mlflow/runs/log-parameter", log_param, "write"),
-    Route("POST", "2.0/mlflow/runs/set-tag", set_tag, "write"),
-    Route("POST", "2.0/mlflow/runs/delete-tag", delete_tag, "write"),
-    Route("POST", "2.0/mlflow/runs/log-batch", log_batch, "write", body_bytes=LARGE_BODY),
-    Route("POST", "2.0/mlflow/runs/log-model", log_model, "write"),
+    HandlerRoute("POST", "2.0/mlflow/runs/log-metric", log_metric, "write"),
+    HandlerRoute("POST", "2.0/mlflow/runs/log-parameter", log_param, "write"),
+    HandlerRoute("POST", "2.0/mlflow/runs/set-tag", set_tag, "write"),
+    HandlerRoute("POST", "2.0/mlflow/runs/delete-tag", delete_tag, "write"),
+    HandlerRoute("POST", "2.0/mlflow/runs/log-batch", log_batch, "write", body_bytes=LARGE_BODY),
+    HandlerRoute("POST", "2.0/mlflow/runs/log-model", log_model, "write"),
 )

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from everloop.errors import NotFoundError
 from everloop.integrations.mlflow.tracking_api.codec import Fields, MlflowError, invalid, moment_at, not_found
 from everloop.integrations.mlflow.tracking_api.experiment_routes import active_experiment
-from everloop.integrations.mlflow.tracking_api.handler_context import LARGE_BODY, Ask, Route
+from everloop.integrations.mlflow.tracking_api.handler_context import LARGE_BODY, HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.name_rules import check_length, check_tag
 from everloop.integrations.mlflow.tracking_api.serializers import STATE_OF, record_id, run_info, run_out, wire_id
 from everloop.records import Json, Run, Source
 from everloop.stores import new_id
-from everloop.tracking import bring_in
+from everloop.tracking import recover_journals
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -28,14 +28,14 @@ _FIRST = ("amber", "brisk", "calm", "eager", "gentle", "hardy", "jolly", "keen",
 _SECOND = ("bee", "crane", "doe", "elk", "finch", "gull", "hare", "jay", "kite", "lark", "mole", "newt", "owl")
 
 
-def create_run(ask: Ask) -> Mapping[str, Any]:
+def create_run(ask: HandlerContext) -> Mapping[str, Any]:
     run = new_run(ask)
     ask.store.records.put(run, verb="started")
     ask.pending.started(ask.store, run.id)
     return {"run": run_out(run)}
 
 
-def new_run(ask: Ask) -> Run:
+def new_run(ask: HandlerContext) -> Run:
     """The run that a request asks for. It is not kept yet."""
     fields, store = ask.fields, ask.store
     experiment = active_experiment(store, fields.text("experiment_id", required=False))
@@ -69,16 +69,16 @@ def new_run(ask: Ask) -> Run:
     )
 
 
-def get_run(ask: Ask) -> Mapping[str, Any]:
+def get_run(ask: HandlerContext) -> Mapping[str, Any]:
     name = ask.fields.run_id()
-    bring_in(ask.store, within_s=_PATIENCE_S)
+    recover_journals(ask.store, within_s=_PATIENCE_S)
     try:
         return {"run": run_out(ask.pending.current(ask.store, record_id(name)))}
     except NotFoundError:
         raise _no_run(name) from None
 
 
-def update_run(ask: Ask) -> Mapping[str, Any]:
+def update_run(ask: HandlerContext) -> Mapping[str, Any]:
     fields = ask.fields
     name = fields.run_id()
     state = _state(fields)
@@ -102,15 +102,15 @@ def update_run(ask: Ask) -> Mapping[str, Any]:
     return {"run_info": run_info(changed)}
 
 
-def delete_run(ask: Ask) -> Mapping[str, Any]:
+def delete_run(ask: HandlerContext) -> Mapping[str, Any]:
     return _archive(ask, away=True)
 
 
-def restore_run(ask: Ask) -> Mapping[str, Any]:
+def restore_run(ask: HandlerContext) -> Mapping[str, Any]:
     return _archive(ask, away=False)
 
 
-def log_inputs(ask: Ask) -> Mapping[str, Any]:
+def log_inputs(ask: HandlerContext) -> Mapping[str, Any]:
     name = ask.fields.run_id()
     entries: list[dict[str, Json]] = [{"dataset": _dataset(item)} for item in ask.fields.objects("datasets")]
     entries += [{"model_input": {"model_id": item.text("model_id")}} for item in ask.fields.objects("models")]
@@ -118,7 +118,7 @@ def log_inputs(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def log_outputs(ask: Ask) -> Mapping[str, Any]:
+def log_outputs(ask: HandlerContext) -> Mapping[str, Any]:
     name = ask.fields.run_id()
     models = ask.fields.objects("models", required=True)
     _add_inputs(
@@ -158,7 +158,7 @@ def _state(fields: Fields) -> Any:
     return STATE_OF[text]
 
 
-def _archive(ask: Ask, *, away: bool) -> Mapping[str, Any]:
+def _archive(ask: HandlerContext, *, away: bool) -> Mapping[str, Any]:
     name = ask.fields.run_id()
     with ask.store.records.transaction():
         run = find_run(ask.store, name)
@@ -200,7 +200,7 @@ def _dataset(item: Fields) -> dict[str, Json]:
     return {"tags": tags, "dataset": dataset} if tags else {"dataset": dataset}
 
 
-def _add_inputs(ask: Ask, name: str, entries: list[dict[str, Json]]) -> None:
+def _add_inputs(ask: HandlerContext, name: str, entries: list[dict[str, Json]]) -> None:
     with ask.store.records.transaction():
         run = active_run(ask.store, name)
         known = dict(zip(_marks(run.inputs), run.inputs, strict=True))
@@ -221,11 +221,11 @@ def _marks(entries: Any) -> Iterator[tuple[Any, ...]]:
 
 
 ROUTES = (
-    Route("POST", "2.0/mlflow/runs/create", create_run, "write"),
-    Route("POST", "2.0/mlflow/runs/update", update_run, "write"),
-    Route("GET", "2.0/mlflow/runs/get", get_run, "read"),
-    Route("POST", "2.0/mlflow/runs/delete", delete_run, "delete"),
-    Route("POST", "2.0/mlflow/runs/restore", restore_run, "write"),
-    Route("POST", "2.0/mlflow/runs/log-inputs", log_inputs, "write", body_bytes=LARGE_BODY),
-    Route("POST", "2.0/mlflow/runs/outputs", log_outputs, "write"),
+    HandlerRoute("POST", "2.0/mlflow/runs/create", create_run, "write"),
+    HandlerRoute("POST", "2.0/mlflow/runs/update", update_run, "write"),
+    HandlerRoute("GET", "2.0/mlflow/runs/get", get_run, "read"),
+    HandlerRoute("POST", "2.0/mlflow/runs/delete", delete_run, "delete"),
+    HandlerRoute("POST", "2.0/mlflow/runs/restore", restore_run, "write"),
+    HandlerRoute("POST", "2.0/mlflow/runs/log-inputs", log_inputs, "write", body_bytes=LARGE_BODY),
+    HandlerRoute("POST", "2.0/mlflow/runs/outputs", log_outputs, "write"),
 )

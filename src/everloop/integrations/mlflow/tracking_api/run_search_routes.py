@@ -10,7 +10,7 @@ from everloop.errors import UsageError
 from everloop.integrations.mlflow.tracking_api.codec import MlflowError
 from everloop.integrations.mlflow.tracking_api.experiment_routes import checked_most, view_of
 from everloop.integrations.mlflow.tracking_api.filter_strings import Grammar, Term, meets, parse_filter, parse_order
-from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Route
+from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.page_tokens import Page, paged
 from everloop.integrations.mlflow.tracking_api.serializers import DEFAULT, STATE_OF, STATUS_OF, record_id, run_out
 from everloop.records import Run
@@ -45,7 +45,7 @@ _FIELD = {
 _MAP = {"metric": "metrics", "param": "params", "tag": "tags"}
 
 
-def search_runs(ask: Ask) -> Mapping[str, Any]:
+def search_runs(ask: HandlerContext) -> Mapping[str, Any]:
     fields = ask.fields
     most = checked_most(fields, USUAL, MOST)
     experiments = fields.texts("experiment_ids")
@@ -77,7 +77,7 @@ def search_runs(ask: Ask) -> Mapping[str, Any]:
     return answer
 
 
-def _found(ask: Ask, where: Expression, order: Sequence[str], most: int, after: str | None) -> Any:
+def _found(ask: HandlerContext, where: Expression, order: Sequence[str], most: int, after: str | None) -> Any:
     try:
         return search(ask.store, where, order_by=order, limit=most, after=after, include_archived=True)
     except UsageError as error:
@@ -158,4 +158,4 @@ def datasets_of(run: Run) -> list[dict[str, Any]]:
     return found
 
 
-ROUTES = (Route("POST", "2.0/mlflow/runs/search", search_runs, "read", slow=True),)
+ROUTES = (HandlerRoute("POST", "2.0/mlflow/runs/search", search_runs, "read", slow=True),)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Route
+from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 
 PROTOCOL = "3.17.2"
 """The version of MLflow whose protocol this is; clients compare it with their own."""
 
 
-def get_server_info(ask: Ask) -> Mapping[str, Any]:
+def get_server_info(ask: HandlerContext) -> Mapping[str, Any]:
     return {
         "store_type": "SqlStore",
         "workspaces_enabled": False,
@@ -24,4 +24,4 @@ def get_server_info(ask: Ask) -> Mapping[str, Any]:
     }
 
 
-ROUTES = (Route("GET", "3.0/mlflow/server-info", get_server_info, "read"),)
+ROUTES = (HandlerRoute("GET", "3.0/mlflow/server-info", get_server_info, "read"),)

@@ -21,8 +21,8 @@ from everloop.integrations.mlflow.tracking_api.files.artifact_proxy import (
     upload,
 )
 from everloop.integrations.mlflow.tracking_api.files.multipart_uploads import entity_tag
-from everloop.integrations.mlflow.tracking_api.files.presigned_urls import LONGEST_S, Sealed
-from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Route
+from everloop.integrations.mlflow.tracking_api.files.presigned_urls import LONGEST_S, PresignedUrl
+from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.logged_model_routes import find_logged_model
 from everloop.integrations.mlflow.tracking_api.run_routes import find_run
 from everloop.integrations.mlflow.tracking_api.serializers import artifact_uri
@@ -33,7 +33,7 @@ PARTS_S = 86_400
 PROXY = "mlflow-artifacts:/"
 
 
-def presign_upload(ask: Ask) -> Mapping[str, Any]:
+def presign_upload(ask: HandlerContext) -> Mapping[str, Any]:
     run, model = ask.fields.text("run_id", required=False), ask.fields.text("model_id", required=False)
     path, seconds = _path(ask.fields.text("path")), _seconds(ask)
     if bool(run) == bool(model):
@@ -42,32 +42,33 @@ def presign_upload(ask: Ask) -> Mapping[str, Any]:
     folder, within = ask.artifacts.find(uri, path)
     folder.check(within)
     check_changeable(ask.store, ask.artifacts, folder, within)
-    own = ask.seals.address(ask.origin, Sealed("put", uri, path), seconds)
+    own = ask.seals.address(ask.origin, PresignedUrl("put", uri, path), seconds)
     return {"presigned_url": folder.address("PUT", within, seconds) or own, "headers": {}}
 
 
-def presign_download(ask: Ask) -> Mapping[str, Any]:
+def presign_download(ask: HandlerContext) -> Mapping[str, Any]:
     run, path, seconds = ask.fields.text("run_id"), _path(ask.fields.text("path")), _seconds(ask)
     url, size = _download(ask, artifact_uri(find_run(ask.store, run)), path, seconds)
     return {"presigned_url": url, "headers": {}, "file_size": size}
 
 
-def presign_proxied(ask: Ask) -> Mapping[str, Any]:
+def presign_proxied(ask: HandlerContext) -> Mapping[str, Any]:
     url, size = _download(ask, PROXY, _path(ask.path["path"]), USUAL_S)
     return {"url": url, "headers": {}, "file_size": size}
 
 
-def begin_upload(ask: Ask) -> Mapping[str, Any]:
+def begin_upload(ask: HandlerContext) -> Mapping[str, Any]:
     path, count = _destination(ask), ask.fields.integer("num_parts", 1)
     identity = ask.artifacts.uploads.begin(path, count)
     addresses = [
-        ask.seals.address(ask.origin, Sealed("part", identity, str(number)), PARTS_S) for number in range(1, count + 1)
+        ask.seals.address(ask.origin, PresignedUrl("part", identity, str(number)), PARTS_S)
+        for number in range(1, count + 1)
     ]
     credentials = [{"url": url, "part_number": number, "headers": {}} for number, url in enumerate(addresses, 1)]
     return {"upload_id": identity, "credentials": credentials}
 
 
-def complete_upload(ask: Ask) -> Mapping[str, Any]:
+def complete_upload(ask: HandlerContext) -> Mapping[str, Any]:
     path, identity = _destination(ask), ask.fields.text("upload_id")
     parts = [(part.integer("part_number"), part.text("etag", required=False)) for part in ask.fields.objects("parts")]
     check_changeable(ask.store, ask.artifacts, ask.artifacts.proxied, path)
@@ -75,13 +76,13 @@ def complete_upload(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def abort_upload(ask: Ask) -> Mapping[str, Any]:
+def abort_upload(ask: HandlerContext) -> Mapping[str, Any]:
     path, identity = _destination(ask), ask.fields.text("upload_id")
     ask.artifacts.uploads.abort(identity, path)
     return {}
 
 
-async def use_address(ask: Ask, scope: Scope, receive: Receive, send: Send, threads: WorkerThreads) -> None:
+async def use_address(ask: HandlerContext, scope: Scope, receive: Receive, send: Send, threads: WorkerThreads) -> None:
     """Do what the address of this request allows.
 
     Raises:
@@ -110,15 +111,15 @@ def _keep_part(part: Path, draft: Path) -> None:
     draft.replace(part)
 
 
-def _download(ask: Ask, uri: str, path: str, seconds: int) -> tuple[str, int]:
+def _download(ask: HandlerContext, uri: str, path: str, seconds: int) -> tuple[str, int]:
     folder, within = ask.artifacts.find(uri, path)
     file = folder.open(within)
     file.close()
-    own = ask.seals.address(ask.origin, Sealed("get", uri, path), seconds)
+    own = ask.seals.address(ask.origin, PresignedUrl("get", uri, path), seconds)
     return folder.address("GET", within, seconds) or own, file.size_bytes
 
 
-def _destination(ask: Ask) -> str:
+def _destination(ask: HandlerContext) -> str:
     """What an upload in parts will be called: the folder that is asked, and the last name of the client's own path."""
     name = re.split(r"[/\\]", ask.fields.text("path"))[-1]
     if name in ("", ".", ".."):
@@ -132,7 +133,7 @@ def _path(path: str) -> str:
     return path
 
 
-def _seconds(ask: Ask) -> int:
+def _seconds(ask: HandlerContext) -> int:
     seconds = ask.fields.integer("expiration", USUAL_S)
     if not 1 <= seconds <= LONGEST_S:
         raise MlflowError(f"expiration must be between 1 and {LONGEST_S} seconds (got {seconds}).")
@@ -140,10 +141,10 @@ def _seconds(ask: Ask) -> int:
 
 
 ROUTES = (
-    Route("POST", "2.0/mlflow/artifacts/presigned-upload-url", presign_upload, "write", slow=True),
-    Route("POST", "2.0/mlflow/artifacts/presigned-download-url", presign_download, "read", slow=True),
-    Route("GET", "2.0/mlflow-artifacts/presigned/{path}", presign_proxied, "read", slow=True),
-    Route("POST", "2.0/mlflow-artifacts/mpu/create/{path}", begin_upload, "write", slow=True),
-    Route("POST", "2.0/mlflow-artifacts/mpu/complete/{path}", complete_upload, "write", slow=True),
-    Route("POST", "2.0/mlflow-artifacts/mpu/abort/{path}", abort_upload, "write", slow=True),
+    HandlerRoute("POST", "2.0/mlflow/artifacts/presigned-upload-url", presign_upload, "write", slow=True),
+    HandlerRoute("POST", "2.0/mlflow/artifacts/presigned-download-url", presign_download, "read", slow=True),
+    HandlerRoute("GET", "2.0/mlflow-artifacts/presigned/{path}", presign_proxied, "read", slow=True),
+    HandlerRoute("POST", "2.0/mlflow-artifacts/mpu/create/{path}", begin_upload, "write", slow=True),
+    HandlerRoute("POST", "2.0/mlflow-artifacts/mpu/complete/{path}", complete_upload, "write", slow=True),
+    HandlerRoute("POST", "2.0/mlflow-artifacts/mpu/abort/{path}", abort_upload, "write", slow=True),
 )

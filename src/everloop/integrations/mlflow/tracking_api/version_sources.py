@@ -30,7 +30,7 @@ _PROXY = "/api/2.0/mlflow-artifacts/artifacts"
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class SourceOrigin:
     """A source and the run and logged model that it is said to come from; empty where not said."""
 
     source: str
@@ -38,7 +38,7 @@ class Origin:
     model_id: str = ""
 
 
-def check_source(store: Store, asked: Origin) -> Origin:
+def check_source(store: Store, asked: SourceOrigin) -> SourceOrigin:
     """The origin with the run and model that follow from the source.
 
     Raises:
@@ -68,7 +68,7 @@ def check_source(store: Store, asked: Origin) -> Origin:
     return _with_run(store, asked)
 
 
-def _of_models(store: Store, asked: Origin, netloc: str) -> Origin:
+def _of_models(store: Store, asked: SourceOrigin, netloc: str) -> SourceOrigin:
     named = asked.source.removeprefix("models:/")
     if netloc:
         raise _misplaced(asked)
@@ -86,10 +86,10 @@ def _of_models(store: Store, asked: Origin, netloc: str) -> Origin:
             f"Invalid model version source: '{asked.source}'. The run_id and model_id request parameters must match"
             " the referenced model version."
         )
-    return Origin(asked.source, run, model)
+    return SourceOrigin(asked.source, run, model)
 
 
-def _of_local(store: Store, asked: Origin) -> Origin:
+def _of_local(store: Store, asked: SourceOrigin) -> SourceOrigin:
     """A path that clients of this machine share: it lies in the folder of its run or model, however it is spelled."""
     which = "model_id" if asked.model_id else "run_id"
     wrong = MlflowError(
@@ -110,7 +110,7 @@ def _of_local(store: Store, asked: Origin) -> Origin:
         path = further
 
 
-def _of_proxy(store: Store, asked: Origin) -> Origin:
+def _of_proxy(store: Store, asked: SourceOrigin) -> SourceOrigin:
     root = _root_of(store, asked)
     if root is None:
         raise _misplaced(asked)
@@ -120,7 +120,7 @@ def _of_proxy(store: Store, asked: Origin) -> Origin:
     return _with_run(store, asked)
 
 
-def _root_of(store: Store, asked: Origin) -> str | None:
+def _root_of(store: Store, asked: SourceOrigin) -> str | None:
     """Where the run or model keeps its files that the source is said to come from; None where there is none."""
     try:
         if asked.model_id:
@@ -130,11 +130,11 @@ def _root_of(store: Store, asked: Origin) -> str | None:
         return None
 
 
-def _with_run(store: Store, asked: Origin) -> Origin:
+def _with_run(store: Store, asked: SourceOrigin) -> SourceOrigin:
     if asked.run_id or not asked.model_id:
         return asked
     model = find_logged_model(store, asked.model_id)
-    return Origin(asked.source, wire_id(model.run) if model.run else "", asked.model_id)
+    return SourceOrigin(asked.source, wire_id(model.run) if model.run else "", asked.model_id)
 
 
 def _parts(uri: str) -> tuple[str, ...]:
@@ -157,7 +157,7 @@ def _refuse_relative(source: str) -> None:
         )
 
 
-def _misplaced(asked: Origin) -> MlflowError:
+def _misplaced(asked: SourceOrigin) -> MlflowError:
     which = "model_id" if asked.model_id or asked.source.startswith("models:") else "run_id"
     return MlflowError(
         f"Invalid model version source: '{asked.source}'. The {which} request parameter must identify the resource"

@@ -11,7 +11,7 @@ from typing import Any
 
 from everloop.errors import NotFoundError, UnavailableError, UsageError
 from everloop.integrations.mlflow.tracking_api.codec import Fields, MlflowError, missing, ms_of, not_found
-from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Route
+from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.page_tokens import Page, paged
 from everloop.records import Webhook
 from everloop.server.webhooks.safe_http import check_url
@@ -24,7 +24,7 @@ _STATUS = {"ACTIVE": True, "DISABLED": False}
 UNSHOWN = "What the address answered is not shown, for it may be anybody's."
 
 
-def create_webhook(ask: Ask) -> Mapping[str, Any]:
+def create_webhook(ask: HandlerContext) -> Mapping[str, Any]:
     fields = ask.fields
     name, url = _name(fields.text("name")), _url(fields.text("url"))
     verbs = _verbs(fields)
@@ -43,7 +43,7 @@ def create_webhook(ask: Ask) -> Mapping[str, Any]:
     return {"webhook": _shown(hook)}
 
 
-def list_webhooks(ask: Ask) -> Mapping[str, Any]:
+def list_webhooks(ask: HandlerContext) -> Mapping[str, Any]:
     most = ask.fields.integer("max_results", USUAL) or USUAL
     if not 1 <= most <= MOST:
         raise MlflowError("max_results must be between 1 and 1000.")
@@ -53,11 +53,11 @@ def list_webhooks(ask: Ask) -> Mapping[str, Any]:
     return paged(found, page, most, _shown, "webhooks")
 
 
-def get_webhook(ask: Ask) -> Mapping[str, Any]:
+def get_webhook(ask: HandlerContext) -> Mapping[str, Any]:
     return {"webhook": _shown(_asked(ask))}
 
 
-def update_webhook(ask: Ask) -> Mapping[str, Any]:
+def update_webhook(ask: HandlerContext) -> Mapping[str, Any]:
     fields, changes = ask.fields, dict[str, Any]()
     hook = _asked(ask)
     if name := fields.text("name", required=False):
@@ -74,12 +74,12 @@ def update_webhook(ask: Ask) -> Mapping[str, Any]:
     return {"webhook": _shown(_reached(lambda: _hooks(ask).change(hook.id, **changes)))}
 
 
-def delete_webhook(ask: Ask) -> Mapping[str, Any]:
+def delete_webhook(ask: HandlerContext) -> Mapping[str, Any]:
     _hooks(ask).remove(_asked(ask).id)
     return {}
 
 
-def try_webhook(ask: Ask) -> Mapping[str, Any]:
+def try_webhook(ask: HandlerContext) -> Mapping[str, Any]:
     """Send an example; of the answer only its status is told, because the address may be anybody's."""
     hook = _asked(ask)
     event = ask.fields.raw("event")
@@ -93,11 +93,11 @@ def try_webhook(ask: Ask) -> Mapping[str, Any]:
     return {"result": {"success": status < 400, "response_status": status, "response_body": UNSHOWN}}
 
 
-def _hooks(ask: Ask) -> Webhooks:
+def _hooks(ask: HandlerContext) -> Webhooks:
     return Webhooks(ask.store, ask.options)
 
 
-def _asked(ask: Ask) -> Webhook:
+def _asked(ask: HandlerContext) -> Webhook:
     name = ask.path["webhook_id"]
     try:
         hook = _hooks(ask).get(name)
@@ -175,10 +175,10 @@ def _shown(hook: Webhook) -> dict[str, Any]:
 
 _ONE = "2.0/mlflow/webhooks/{webhook_id}"
 ROUTES = (
-    Route("POST", "2.0/mlflow/webhooks", create_webhook, "admin", slow=True),
-    Route("GET", "2.0/mlflow/webhooks", list_webhooks, "admin"),
-    Route("GET", _ONE, get_webhook, "admin"),
-    Route("PATCH", _ONE, update_webhook, "admin", slow=True),
-    Route("DELETE", _ONE, delete_webhook, "admin"),
-    Route("POST", f"{_ONE}/test", try_webhook, "admin", slow=True),
+    HandlerRoute("POST", "2.0/mlflow/webhooks", create_webhook, "admin", slow=True),
+    HandlerRoute("GET", "2.0/mlflow/webhooks", list_webhooks, "admin"),
+    HandlerRoute("GET", _ONE, get_webhook, "admin"),
+    HandlerRoute("PATCH", _ONE, update_webhook, "admin", slow=True),
+    HandlerRoute("DELETE", _ONE, delete_webhook, "admin"),
+    HandlerRoute("POST", f"{_ONE}/test", try_webhook, "admin", slow=True),
 )

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from everloop.integrations.mlflow.tracking_api.codec import MlflowError
-from everloop.integrations.mlflow.tracking_api.files.artifact_location import UPLOADS, ArtifactFolder, safe_parts
+from everloop.integrations.mlflow.tracking_api.files.artifact_location import UPLOADS, ArtifactLocation, safe_parts
 from everloop.integrations.mlflow.tracking_api.files.bucket_files import ArtifactBucket
 from everloop.integrations.mlflow.tracking_api.files.local_files import ArtifactRoot
 from everloop.integrations.mlflow.tracking_api.files.multipart_uploads import Uploads, sweep
@@ -37,7 +37,7 @@ class _Local:
     folder: ArtifactRoot
 
 
-class ArtifactPlaces:
+class ArtifactLocations:
     """Where new experiments keep their files, which places clients may name, and which of them this server reads.
 
     Args:
@@ -52,7 +52,7 @@ class ArtifactPlaces:
 
     def __init__(
         self,
-        proxied: ArtifactFolder,
+        proxied: ArtifactLocation,
         default: str | None = None,
         allowed: Sequence[str] = (),
         working: Path | None = None,
@@ -100,7 +100,7 @@ class ArtifactPlaces:
             + ". Its operator can allow more: everloop server --allow-artifact-root"
         )
 
-    def find(self, uri: str, path: str = "") -> tuple[ArtifactFolder, str]:
+    def find(self, uri: str, path: str = "") -> tuple[ArtifactLocation, str]:
         """The folder that this server reads a URI in, and the path below it, for a path below the URI.
 
         Raises:
@@ -118,7 +118,7 @@ class ArtifactPlaces:
             if isinstance(folder, ArtifactRoot) and (folder.root / UPLOADS).is_dir():
                 sweep(folder.drafts(), older_than_s)
 
-    def _find(self, uri: str) -> tuple[ArtifactFolder, str] | None:
+    def _find(self, uri: str) -> tuple[ArtifactLocation, str] | None:
         within = relative_path(uri)
         if within is not None:
             return self.proxied, within
@@ -148,7 +148,7 @@ class ArtifactPlaces:
         return str(self._working / path)
 
 
-def open_folder(place: str | Path) -> ArtifactFolder:
+def open_folder(place: str | Path) -> ArtifactLocation:
     """The folder or bucket that the operator has named for what clients send to this server.
 
     Raises:

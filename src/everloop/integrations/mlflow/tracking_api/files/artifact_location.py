@@ -44,7 +44,7 @@ class OpenFile(Protocol):
     def close(self) -> None: ...
 
 
-class ArtifactFolder(Protocol):
+class ArtifactLocation(Protocol):
     """A place below which clients' files are, by relative paths. Safe from any thread.
 
     - A path that leads elsewhere, however it is spelled, is refused with MlflowError, and so is one that names a

@@ -22,7 +22,7 @@ from everloop.stores import new_id
 from everloop.stores.clock import SystemClock
 
 if TYPE_CHECKING:
-    from everloop.integrations.mlflow.tracking_api.files.artifact_location import ArtifactFolder
+    from everloop.integrations.mlflow.tracking_api.files.artifact_location import ArtifactLocation
 
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
@@ -57,7 +57,7 @@ GUARDS = [
 ]
 
 
-async def upload(folder: ArtifactFolder, path: str, receive: Receive) -> None:
+async def upload(folder: ArtifactLocation, path: str, receive: Receive) -> None:
     """Keep a request's body as a file; of an upload that breaks off nothing is left."""
     folder.check(path)
     await take(folder.drafts(), partial(folder.keep, path=path), receive, quick=folder.quick)
@@ -102,7 +102,7 @@ async def take(drafts: Path, keep: Callable[[Path], None], receive: Receive, *, 
         place.unlink(missing_ok=True)
 
 
-async def download(folder: ArtifactFolder, path: str, scope: Scope, send: Send) -> None:
+async def download(folder: ArtifactLocation, path: str, scope: Scope, send: Send) -> None:
     """Answer with a file, or with the part of it that a `Range` header asks for."""
     file = folder.open(path) if folder.quick else await asyncio.to_thread(folder.open, path)
     size = file.size_bytes
@@ -139,7 +139,7 @@ async def download(folder: ArtifactFolder, path: str, scope: Scope, send: Send) 
         file.close()
 
 
-def listing(folder: ArtifactFolder, path: str, *, below: str = "") -> dict[str, Any]:
+def listing(folder: ArtifactLocation, path: str, *, below: str = "") -> dict[str, Any]:
     """What is in a folder, each name with `below` in front."""
     files = []
     for entry in folder.list(path):

@@ -22,7 +22,7 @@ from everloop.stores import new_id
 from everloop.stores.clock import SystemClock
 
 if TYPE_CHECKING:
-    from everloop.integrations.mlflow.tracking_api.files.artifact_location import ArtifactFolder
+    from everloop.integrations.mlflow.tracking_api.files.artifact_location import ArtifactLocation
 
 MOST_PARTS = 10_000
 _ID = re.compile(r"[0-9a-f-]{36}")
@@ -43,7 +43,7 @@ class Plan:
 class Uploads:
     """The unfinished uploads to one folder. Safe from any thread."""
 
-    def __init__(self, folder: ArtifactFolder) -> None:
+    def __init__(self, folder: ArtifactLocation) -> None:
         self._folder = folder
         self._completing = Lock()
 

@@ -15,7 +15,7 @@ from everloop.integrations.mlflow.tracking_api.genai.traces import (
     time_text,
     trace_of,
 )
-from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Route
+from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 from everloop.records import Trace
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _CHANGEABLE = frozenset({"assessment_name", "feedback", "expectation", "issue", "rationale", "metadata", "valid"})
 
 
-def create_assessment(ask: Ask) -> Mapping[str, Any]:
+def create_assessment(ask: HandlerContext) -> Mapping[str, Any]:
     said = ask.fields.raw("assessment")
     if said is None:
         raise missing("assessment")
@@ -43,11 +43,11 @@ def create_assessment(ask: Ask) -> Mapping[str, Any]:
     return {"assessment": made}
 
 
-def get_assessment(ask: Ask) -> Mapping[str, Any]:
+def get_assessment(ask: HandlerContext) -> Mapping[str, Any]:
     return {"assessment": _find(trace_of(ask.store, ask.path["trace_id"]), ask.path["assessment_id"])}
 
 
-def update_assessment(ask: Ask) -> Mapping[str, Any]:
+def update_assessment(ask: HandlerContext) -> Mapping[str, Any]:
     said = ask.fields.raw("assessment")
     if not isinstance(said, dict):
         raise invalid("assessment", said)
@@ -69,7 +69,7 @@ def update_assessment(ask: Ask) -> Mapping[str, Any]:
     return {"assessment": new}
 
 
-def delete_assessment(ask: Ask) -> Mapping[str, Any]:
+def delete_assessment(ask: HandlerContext) -> Mapping[str, Any]:
     with ask.store.records.transaction():
         trace = trace_of(ask.store, ask.path["trace_id"])
         gone = ask.path["assessment_id"]
@@ -81,7 +81,7 @@ def delete_assessment(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def _put(ask: Ask, trace: Trace, assessments: list[dict[str, Any]]) -> None:
+def _put(ask: HandlerContext, trace: Trace, assessments: list[dict[str, Any]]) -> None:
     ask.store.records.update(replace(trace, assessments=tuple(assessments)))
 
 
@@ -94,8 +94,8 @@ def _find(trace: Trace, name: str) -> dict[str, Any]:
 
 _ONE = "3.0/mlflow/traces/{trace_id}/assessments/{assessment_id}"
 ROUTES = (
-    Route("POST", "3.0/mlflow/traces/{trace_id}/assessments", create_assessment, "write"),
-    Route("GET", _ONE, get_assessment, "read"),
-    Route("PATCH", _ONE, update_assessment, "write"),
-    Route("DELETE", _ONE, delete_assessment, "write"),
+    HandlerRoute("POST", "3.0/mlflow/traces/{trace_id}/assessments", create_assessment, "write"),
+    HandlerRoute("GET", _ONE, get_assessment, "read"),
+    HandlerRoute("PATCH", _ONE, update_assessment, "write"),
+    HandlerRoute("DELETE", _ONE, delete_assessment, "write"),
 )

@@ -22,7 +22,7 @@ from everloop.integrations.mlflow.tracking_api.genai.datasets import (
     find_dataset,
     read_json,
 )
-from everloop.integrations.mlflow.tracking_api.handler_context import LARGE_BODY, Ask, Route
+from everloop.integrations.mlflow.tracking_api.handler_context import LARGE_BODY, HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.serializers import record_id, wire_id
 from everloop.records import EvaluationDataset, EvaluationRow
 
@@ -39,7 +39,7 @@ _AT_ONCE = 200
 _NO_FIELDS: dict[str, Json] = {"inputs": {}, "outputs": {}, "expectations": {}, "version": "1.0"}
 
 
-def upsert_rows(ask: Ask) -> Mapping[str, Any]:
+def upsert_rows(ask: HandlerContext) -> Mapping[str, Any]:
     """Put rows in. One whose inputs are there already is merged into that one, so that a request may come twice."""
     store, name = ask.store, ask.path["dataset_id"]
     said = [_checked(row) for row in _list(read_json(ask.fields, "records"))]
@@ -71,7 +71,7 @@ def upsert_rows(ask: Ask) -> Mapping[str, Any]:
     return {"inserted_count": len(made), "updated_count": updated}
 
 
-def get_rows(ask: Ask) -> Mapping[str, Any]:
+def get_rows(ask: HandlerContext) -> Mapping[str, Any]:
     most = checked_most(ask.fields, USUAL, MOST, lowest=1, strict=False)
     after = _after(ask.fields.text("page_token", required=False))
     dataset = find_dataset(ask.store, ask.path["dataset_id"])
@@ -89,7 +89,7 @@ def get_rows(ask: Ask) -> Mapping[str, Any]:
     return answer
 
 
-def delete_rows(ask: Ask) -> Mapping[str, Any]:
+def delete_rows(ask: HandlerContext) -> Mapping[str, Any]:
     asked = {record_id(name.removeprefix(ROW_PREFIX)) for name in ask.fields.texts("dataset_record_ids")}
     store = ask.store
     with store.records.transaction():
@@ -252,7 +252,7 @@ def _after(token: str) -> str:
 
 _ROWS = "3.0/mlflow/datasets/{dataset_id}/records"
 ROUTES = (
-    Route("POST", _ROWS, upsert_rows, "write", slow=True, body_bytes=LARGE_BODY),
-    Route("GET", _ROWS, get_rows, "read", slow=True),
-    Route("DELETE", _ROWS, delete_rows, "delete", slow=True),
+    HandlerRoute("POST", _ROWS, upsert_rows, "write", slow=True, body_bytes=LARGE_BODY),
+    HandlerRoute("GET", _ROWS, get_rows, "read", slow=True),
+    HandlerRoute("DELETE", _ROWS, delete_rows, "delete", slow=True),
 )

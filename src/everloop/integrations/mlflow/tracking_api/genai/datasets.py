@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.integrations.mlflow.tracking_api.codec import Fields, MlflowError, invalid, mistyped, ms_of, not_found
 from everloop.integrations.mlflow.tracking_api.experiment_routes import checked_most, experiment_of
 from everloop.integrations.mlflow.tracking_api.filter_strings import Grammar, Term, meets, parse_filter, parse_order
-from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Route
+from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.name_rules import check_length
 from everloop.integrations.mlflow.tracking_api.page_tokens import Page, paged
 from everloop.integrations.mlflow.tracking_api.serializers import record_id, wire_id
@@ -45,7 +45,7 @@ _ORDERS = Grammar(
 )
 
 
-def create_dataset(ask: Ask) -> Mapping[str, Any]:
+def create_dataset(ask: HandlerContext) -> Mapping[str, Any]:
     fields, store = ask.fields, ask.store
     name = fields.text("name")
     check_length("name", LONGEST_NAME, name)
@@ -66,11 +66,11 @@ def create_dataset(ask: Ask) -> Mapping[str, Any]:
     return {"dataset": {**dataset_out(made), "experiment_ids": list(made.experiments)}}
 
 
-def get_dataset(ask: Ask) -> Mapping[str, Any]:
+def get_dataset(ask: HandlerContext) -> Mapping[str, Any]:
     return {"dataset": dataset_out(dataset_of(ask.store, ask.path["dataset_id"]))}
 
 
-def delete_dataset(ask: Ask) -> Mapping[str, Any]:
+def delete_dataset(ask: HandlerContext) -> Mapping[str, Any]:
     """Delete a dataset with its rows; that there is none is no error."""
     records, found = ask.store.records, find_dataset(ask.store, ask.path["dataset_id"])
     while found is not None:
@@ -84,7 +84,7 @@ def delete_dataset(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def search_datasets(ask: Ask) -> Mapping[str, Any]:
+def search_datasets(ask: HandlerContext) -> Mapping[str, Any]:
     fields = ask.fields
     most = checked_most(fields, USUAL, MOST, lowest=1, strict=False)
     terms = parse_filter(fields.text("filter_string", required=False), _GRAMMAR)
@@ -105,7 +105,7 @@ def search_datasets(ask: Ask) -> Mapping[str, Any]:
     return paged(rows, page, most, dataset_out, "datasets")
 
 
-def set_dataset_tags(ask: Ask) -> Mapping[str, Any]:
+def set_dataset_tags(ask: HandlerContext) -> Mapping[str, Any]:
     name, tags = ask.path["dataset_id"], _tags(ask.fields, required=True)
     with ask.store.records.transaction():
         found = find_dataset(ask.store, name)
@@ -115,7 +115,7 @@ def set_dataset_tags(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def delete_dataset_tag(ask: Ask) -> Mapping[str, Any]:
+def delete_dataset_tag(ask: HandlerContext) -> Mapping[str, Any]:
     """Take a tag away; that there is none is no error."""
     key = ask.path["key"]
     with ask.store.records.transaction():
@@ -126,12 +126,12 @@ def delete_dataset_tag(ask: Ask) -> Mapping[str, Any]:
     return {}
 
 
-def get_experiment_ids(ask: Ask) -> Mapping[str, Any]:
+def get_experiment_ids(ask: HandlerContext) -> Mapping[str, Any]:
     found = find_dataset(ask.store, ask.path["dataset_id"])
     return {"experiment_ids": list(found.experiments)} if found is not None and found.experiments else {}
 
 
-def add_to_experiments(ask: Ask) -> Mapping[str, Any]:
+def add_to_experiments(ask: HandlerContext) -> Mapping[str, Any]:
     numbers = ask.fields.texts("experiment_ids")
     with ask.store.records.transaction():
         found = _linked(ask)
@@ -144,7 +144,7 @@ def add_to_experiments(ask: Ask) -> Mapping[str, Any]:
     return {"dataset": dataset_out(found)}
 
 
-def remove_from_experiments(ask: Ask) -> Mapping[str, Any]:
+def remove_from_experiments(ask: HandlerContext) -> Mapping[str, Any]:
     gone = set(ask.fields.texts("experiment_ids"))
     with ask.store.records.transaction():
         found = _linked(ask)
@@ -228,7 +228,7 @@ def _numbers(store: Store, asked: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(experiment_of(store, number).number) for number in asked))
 
 
-def _linked(ask: Ask) -> EvaluationDataset:
+def _linked(ask: HandlerContext) -> EvaluationDataset:
     name = ask.path["dataset_id"]
     found = find_dataset(ask.store, name)
     if found is None:
@@ -255,14 +255,14 @@ def _attribute(dataset: EvaluationDataset, key: str) -> Any:
 
 _ONE = "3.0/mlflow/datasets/{dataset_id}"
 ROUTES = (
-    Route("POST", "3.0/mlflow/datasets/create", create_dataset, "write", slow=True),
-    Route("POST", "3.0/mlflow/datasets/search", search_datasets, "read", slow=True),
-    Route("GET", "3.0/mlflow/datasets/search", search_datasets, "read", slow=True),
-    Route("GET", _ONE, get_dataset, "read"),
-    Route("DELETE", _ONE, delete_dataset, "delete", slow=True),
-    Route("PATCH", f"{_ONE}/tags", set_dataset_tags, "write"),
-    Route("DELETE", f"{_ONE}/tags/{{key}}", delete_dataset_tag, "write"),
-    Route("GET", f"{_ONE}/experiment-ids", get_experiment_ids, "read"),
-    Route("POST", f"{_ONE}/add-experiments", add_to_experiments, "write", slow=True),
-    Route("POST", f"{_ONE}/remove-experiments", remove_from_experiments, "write", slow=True),
+    HandlerRoute("POST", "3.0/mlflow/datasets/create", create_dataset, "write", slow=True),
+    HandlerRoute("POST", "3.0/mlflow/datasets/search", search_datasets, "read", slow=True),
+    HandlerRoute("GET", "3.0/mlflow/datasets/search", search_datasets, "read", slow=True),
+    HandlerRoute("GET", _ONE, get_dataset, "read"),
+    HandlerRoute("DELETE", _ONE, delete_dataset, "delete", slow=True),
+    HandlerRoute("PATCH", f"{_ONE}/tags", set_dataset_tags, "write"),
+    HandlerRoute("DELETE", f"{_ONE}/tags/{{key}}", delete_dataset_tag, "write"),
+    HandlerRoute("GET", f"{_ONE}/experiment-ids", get_experiment_ids, "read"),
+    HandlerRoute("POST", f"{_ONE}/add-experiments", add_to_experiments, "write", slow=True),
+    HandlerRoute("POST", f"{_ONE}/remove-experiments", remove_from_experiments, "write", slow=True),
 )

@@ -12,9 +12,9 @@ from uuid import uuid4
 
 from everloop.integrations.mlflow.tracking_api.codec import Fields, MlflowError, ms_of, not_found
 from everloop.integrations.mlflow.tracking_api.experiment_routes import active_experiment
-from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Route
+from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.name_rules import check_length
-from everloop.records import Experiment, Scorer
+from everloop.records import Experiment, ScorerRecord
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LONGEST_NAME, LONGEST_DEFINITION = 256, 1 << 20
 
 
-def register_scorer(ask: Ask) -> Mapping[str, Any]:
+def register_scorer(ask: HandlerContext) -> Mapping[str, Any]:
     fields, store = ask.fields, ask.store
     number, name = fields.text("experiment_id"), fields.text("name")
     definition = fields.text("serialized_scorer")
@@ -38,7 +38,7 @@ def register_scorer(ask: Ask) -> Mapping[str, Any]:
         experiment = str(active_experiment(store, number).number)
         known = _versions(store, experiment, name)
         made = store.new(
-            Scorer,
+            ScorerRecord,
             experiment=experiment,
             name=name,
             version=known[-1].version + 1 if known else 1,
@@ -56,7 +56,7 @@ def register_scorer(ask: Ask) -> Mapping[str, Any]:
     }
 
 
-def list_scorers(ask: Ask) -> Mapping[str, Any]:
+def list_scorers(ask: HandlerContext) -> Mapping[str, Any]:
     """The last version of each scorer, of one experiment, of several, or of all that are not put away."""
     fields, store = ask.fields, ask.store
     number = fields.text("experiment_id", required=False)
@@ -70,32 +70,32 @@ def list_scorers(ask: Ask) -> Mapping[str, Any]:
     else:
         wanted = {str(found.number) for found in store.records.find(Experiment, ("archived_at", "is", None))}
         wanted &= set(fields.texts("experiment_ids")) if fields.has("experiment_ids") else wanted
-    last: dict[tuple[int, str], Scorer] = {}
-    for scorer in store.records.find(Scorer, order="version"):
+    last: dict[tuple[int, str], ScorerRecord] = {}
+    for scorer in store.records.find(ScorerRecord, order="version"):
         if scorer.experiment in wanted:
             last[int(scorer.experiment), scorer.name] = scorer
     return {"scorers": [scorer_out(last[at]) for at in sorted(last)]} if last else {}
 
 
-def list_scorer_versions(ask: Ask) -> Mapping[str, Any]:
+def list_scorer_versions(ask: HandlerContext) -> Mapping[str, Any]:
     return {"scorers": [scorer_out(scorer) for scorer in _found(ask)]}
 
 
-def get_scorer(ask: Ask) -> Mapping[str, Any]:
+def get_scorer(ask: HandlerContext) -> Mapping[str, Any]:
     found, version = _found(ask), _version(ask.fields)
     return {"scorer": scorer_out(found[-1] if version is None else _chosen(ask, found, version))}
 
 
-def delete_scorer(ask: Ask) -> Mapping[str, Any]:
+def delete_scorer(ask: HandlerContext) -> Mapping[str, Any]:
     records = ask.store.records
     with records.transaction():
         found, version = _found(ask), _version(ask.fields)
         for scorer in found if version is None else [_chosen(ask, found, version)]:
-            records.delete(Scorer, scorer.id)
+            records.delete(ScorerRecord, scorer.id)
     return {}
 
 
-def scorer_out(scorer: Scorer) -> dict[str, Any]:
+def scorer_out(scorer: ScorerRecord) -> dict[str, Any]:
     return {
         "experiment_id": int(scorer.experiment),
         "scorer_name": scorer.name,
@@ -110,11 +110,11 @@ def _version(fields: Fields) -> int | None:
     return fields.integer("version") if fields.has("version") else None
 
 
-def _versions(store: Store, experiment: str, name: str) -> list[Scorer]:
-    return store.records.find(Scorer, ("experiment", "=", experiment), ("name", "=", name), order="version")
+def _versions(store: Store, experiment: str, name: str) -> list[ScorerRecord]:
+    return store.records.find(ScorerRecord, ("experiment", "=", experiment), ("name", "=", name), order="version")
 
 
-def _found(ask: Ask) -> list[Scorer]:
+def _found(ask: HandlerContext) -> list[ScorerRecord]:
     number, name = ask.fields.text("experiment_id"), ask.fields.text("name")
     found = _versions(ask.store, str(active_experiment(ask.store, number).number), name)
     if not found:
@@ -122,7 +122,7 @@ def _found(ask: Ask) -> list[Scorer]:
     return found
 
 
-def _chosen(ask: Ask, found: list[Scorer], version: int) -> Scorer:
+def _chosen(ask: HandlerContext, found: list[ScorerRecord], version: int) -> ScorerRecord:
     for scorer in found:
         if scorer.version == version:
             return scorer
@@ -134,9 +134,9 @@ def _chosen(ask: Ask, found: list[Scorer], version: int) -> Scorer:
 
 _S = "3.0/mlflow/scorers/"
 ROUTES = (
-    Route("POST", _S + "register", register_scorer, "write"),
-    Route("GET", _S + "list", list_scorers, "read", slow=True),
-    Route("GET", _S + "versions", list_scorer_versions, "read"),
-    Route("GET", _S + "get", get_scorer, "read"),
-    Route("DELETE", _S + "delete", delete_scorer, "delete"),
+    HandlerRoute("POST", _S + "register", register_scorer, "write"),
+    HandlerRoute("GET", _S + "list", list_scorers, "read", slow=True),
+    HandlerRoute("GET", _S + "versions", list_scorer_versions, "read"),
+    HandlerRoute("GET", _S + "get", get_scorer, "read"),
+    HandlerRoute("DELETE", _S + "delete", delete_scorer, "delete"),
 )

@@ -11,17 +11,17 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from everloop.integrations.mlflow.tracking_api.genai.trace_search import Question, matching, traces_in
-from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Route
+from everloop.integrations.mlflow.tracking_api.genai.trace_search import TraceQuery, matching, traces_in
+from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 
 SMOOTHING = 0.5
 
 
-def calculate_correlation(ask: Ask) -> Mapping[str, Any]:
+def calculate_correlation(ask: HandlerContext) -> Mapping[str, Any]:
     fields = ask.fields
     numbers = fields.texts("experiment_ids", required=True)
-    first, second = Question.of(fields.text("filter_string1")), Question.of(fields.text("filter_string2"))
-    base = Question.of(fields.text("base_filter", required=False))
+    first, second = TraceQuery.of(fields.text("filter_string1")), TraceQuery.of(fields.text("filter_string2"))
+    base = TraceQuery.of(fields.text("base_filter", required=False))
     traces = matching(ask.store, traces_in(ask.store, numbers), base)
     firsts, seconds = (
         {trace.trace_id for trace in matching(ask.store, traces, question)} for question in (first, second)
@@ -54,4 +54,6 @@ def npmi(both: int, first: int, second: int, total: int, smoothing: float = 0.0)
     return max(-1.0, min(1.0, mutual / (math.log(everything) - math.log(together))))
 
 
-ROUTES = (Route("POST", "3.0/mlflow/traces/calculate-filter-correlation", calculate_correlation, "read", slow=True),)
+ROUTES = (
+    HandlerRoute("POST", "3.0/mlflow/traces/calculate-filter-correlation", calculate_correlation, "read", slow=True),
+)

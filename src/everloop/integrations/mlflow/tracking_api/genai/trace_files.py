@@ -10,16 +10,16 @@ from everloop.integrations.mlflow.tracking_api.codec import MlflowError
 from everloop.integrations.mlflow.tracking_api.experiment_routes import experiment_of
 from everloop.integrations.mlflow.tracking_api.genai.spans import span_out, spans_of
 from everloop.integrations.mlflow.tracking_api.genai.traces import place_of, trace_of
-from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Attachment, Route
+from everloop.integrations.mlflow.tracking_api.handler_context import Attachment, HandlerContext, HandlerRoute
 
 if TYPE_CHECKING:
-    from everloop.integrations.mlflow.tracking_api.files.artifact_location import ArtifactFolder
+    from everloop.integrations.mlflow.tracking_api.files.artifact_location import ArtifactLocation
 
 NAME = "traces.json"
 """Where older clients keep the spans themselves, and what the answer is called."""
 
 
-def get_trace_artifact(ask: Ask) -> tuple[ArtifactFolder, str] | Attachment:
+def get_trace_artifact(ask: HandlerContext) -> tuple[ArtifactLocation, str] | Attachment:
     name, path = ask.fields.text("request_id", required=False), ask.fields.text("path", required=False)
     if not name:
         raise MlflowError('Request must include the "request_id" query parameter.', "BAD_REQUEST")
@@ -42,6 +42,6 @@ def _is_uuid(text: str) -> bool:
 
 
 ROUTES = (
-    Route("GET", "2.0/mlflow/get-trace-artifact", get_trace_artifact, "read", slow=True, streams=True),
-    Route("GET", "3.0/mlflow/get-trace-artifact", get_trace_artifact, "read", slow=True, streams=True),
+    HandlerRoute("GET", "2.0/mlflow/get-trace-artifact", get_trace_artifact, "read", slow=True, streams=True),
+    HandlerRoute("GET", "3.0/mlflow/get-trace-artifact", get_trace_artifact, "read", slow=True, streams=True),
 )

@@ -30,7 +30,7 @@ from everloop.integrations.mlflow.tracking_api.genai.spans import (
 )
 from everloop.integrations.mlflow.tracking_api.genai.trace_search import assessed_value, kind_of, traces_in
 from everloop.integrations.mlflow.tracking_api.genai.traces import NAME, SAID, SESSION, SOURCE_RUN, TOKENS
-from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Route
+from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.serializers import wire_id
 from everloop.records import Trace
 
@@ -121,7 +121,7 @@ class Aggregation:
         return float(ordered[below] + (ordered[above] - ordered[below]) * (place - below))
 
 
-def query_metrics(ask: Ask) -> Mapping[str, Any]:
+def query_metrics(ask: HandlerContext) -> Mapping[str, Any]:
     fields, store = ask.fields, ask.store
     numbers = fields.texts("experiment_ids", required=True)
     view, metric = fields.text("view_type"), fields.text("metric_name")
@@ -311,4 +311,4 @@ def _filter(text: str, view: str) -> Callable[[Item], bool]:
     return lambda item: item.trace.metadata.get(key) == value
 
 
-ROUTES = (Route("POST", "3.0/mlflow/traces/metrics", query_metrics, "read", slow=True),)
+ROUTES = (HandlerRoute("POST", "3.0/mlflow/traces/metrics", query_metrics, "read", slow=True),)

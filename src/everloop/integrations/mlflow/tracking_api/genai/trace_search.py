@@ -35,7 +35,7 @@ from everloop.integrations.mlflow.tracking_api.genai.traces import (
     is_there,
     trace_out,
 )
-from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Route
+from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.page_tokens import Page, paged
 from everloop.integrations.mlflow.tracking_api.serializers import wire_id
 from everloop.records import Trace
@@ -82,7 +82,7 @@ _ATTRIBUTES = "attributes."
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class TraceQuery:
     """A filter, its comparisons by what they speak of."""
 
     plain: tuple[Term, ...]
@@ -90,7 +90,7 @@ class Question:
     assessments: tuple[Term, ...]
 
     @classmethod
-    def of(cls, text: str) -> Question:
+    def of(cls, text: str) -> TraceQuery:
         """Read a filter.
 
         Raises:
@@ -107,7 +107,7 @@ class Question:
         return cls(tuple(plain), tuple(spans), tuple(assessments))
 
 
-def search_traces(ask: Ask) -> Mapping[str, Any]:
+def search_traces(ask: HandlerContext) -> Mapping[str, Any]:
     numbers = [
         experiment_in(place)
         for place in ask.fields.objects("locations", required=True)
@@ -119,11 +119,11 @@ def search_traces(ask: Ask) -> Mapping[str, Any]:
     return paged(rows, page, most, trace_out, "traces")
 
 
-def found_traces(ask: Ask, numbers: Sequence[str]) -> tuple[list[Trace], Page, int]:
+def found_traces(ask: HandlerContext, numbers: Sequence[str]) -> tuple[list[Trace], Page, int]:
     """The traces of these experiments that a request's filter finds, in its order, and which page of them it wants."""
     fields = ask.fields
     most = checked_most(fields, USUAL, MOST, lowest=1)
-    question = Question.of(fields.text("filter", required=False))
+    question = TraceQuery.of(fields.text("filter", required=False))
     orders = [parse_order(text, _ORDERS) for text in fields.texts("order_by")]
     if len({order[:2] for order in orders}) != len(orders):
         raise MlflowError(f"`order_by` contains duplicate fields: {fields.texts('order_by')}")
@@ -149,7 +149,7 @@ def traces_in(store: Store, numbers: Sequence[str]) -> list[Trace]:
     ]
 
 
-def matching(store: Store, traces: Sequence[Trace], question: Question) -> list[Trace]:
+def matching(store: Store, traces: Sequence[Trace], question: TraceQuery) -> list[Trace]:
     """The traces for which all comparisons hold.
 
     Raises:
@@ -338,4 +338,4 @@ def _sessions(traces: Iterable[Trace], term: Term) -> frozenset[str]:
     )
 
 
-ROUTES = (Route("POST", "3.0/mlflow/traces/search", search_traces, "read", slow=True),)
+ROUTES = (HandlerRoute("POST", "3.0/mlflow/traces/search", search_traces, "read", slow=True),)

@@ -28,7 +28,7 @@ from everloop.integrations.mlflow.tracking_api.codec import (
 from everloop.integrations.mlflow.tracking_api.experiment_routes import active_experiment
 from everloop.integrations.mlflow.tracking_api.field_limits import LONGEST_TEXT, MOST_ELEMENTS
 from everloop.integrations.mlflow.tracking_api.genai.spans import spans_of
-from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Route
+from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.name_rules import check_tag
 from everloop.integrations.mlflow.tracking_api.serializers import DEFAULT, record_id, wire_id
 from everloop.records import Run, Trace, TraceState
@@ -62,7 +62,7 @@ _OURS = frozenset({SPANS_AT, ARTIFACTS_AT, "mlflow.trace.archiveLocation", "mlfl
 _ID = re.compile(r"[A-Za-z0-9_:.\-]+")
 
 
-def start_trace(ask: Ask) -> Mapping[str, Any]:
+def start_trace(ask: HandlerContext) -> Mapping[str, Any]:
     """Take in what a client says of a whole trace; said twice, the later word counts."""
     info = _object(_object(ask.fields, "trace"), "trace_info")
     name = checked_id(info.text("trace_id"))
@@ -136,11 +136,11 @@ def place_of(experiment: Experiment, name: str) -> str:
     return f"{experiment.artifacts_at}/traces/{name}/artifacts"
 
 
-def get_trace_info(ask: Ask) -> Mapping[str, Any]:
+def get_trace_info(ask: HandlerContext) -> Mapping[str, Any]:
     return {"trace": {"trace_info": trace_out(trace_of(ask.store, ask.path["trace_id"]))}}
 
 
-def get_trace(ask: Ask) -> Mapping[str, Any]:
+def get_trace(ask: HandlerContext) -> Mapping[str, Any]:
     name = ask.fields.text("trace_id")
     found = find_trace(ask.store, name)
     if found is None:
@@ -148,17 +148,17 @@ def get_trace(ask: Ask) -> Mapping[str, Any]:
     return {"trace": _whole(ask, found)}
 
 
-def batch_get_traces(ask: Ask) -> Mapping[str, Any]:
+def batch_get_traces(ask: HandlerContext) -> Mapping[str, Any]:
     found = _several(ask)
     return {"traces": [_whole(ask, trace) for trace in found]} if found else {}
 
 
-def batch_get_trace_infos(ask: Ask) -> Mapping[str, Any]:
+def batch_get_trace_infos(ask: HandlerContext) -> Mapping[str, Any]:
     found = _several(ask)
     return {"trace_infos": [trace_out(trace) for trace in found]} if found else {}
 
 
-def delete_traces(ask: Ask) -> Mapping[str, Any]:
+def delete_traces(ask: HandlerContext) -> Mapping[str, Any]:
     fields, store = ask.fields, ask.store
     number, names = fields.text("experiment_id"), fields.texts("request_ids")
     before, most = fields.integer("max_timestamp_millis"), fields.integer("max_traces")
@@ -182,14 +182,14 @@ def delete_traces(ask: Ask) -> Mapping[str, Any]:
     return {"traces_deleted": len(chosen)}
 
 
-def set_trace_tag(ask: Ask) -> Mapping[str, Any]:
+def set_trace_tag(ask: HandlerContext) -> Mapping[str, Any]:
     key, value = ask.fields.text("key"), ask.fields.text("value", required=False)
     _check_changeable(key, "set")
     value = check_tag(key, value)
     return _changed(ask, lambda trace: replace(trace, tags={**trace.tags, key: value}))
 
 
-def delete_trace_tag(ask: Ask) -> Mapping[str, Any]:
+def delete_trace_tag(ask: HandlerContext) -> Mapping[str, Any]:
     name, key = ask.path["trace_id"], ask.fields.text("key")
     _check_changeable(key, "deleted")
 
@@ -201,7 +201,7 @@ def delete_trace_tag(ask: Ask) -> Mapping[str, Any]:
     return _changed(ask, without)
 
 
-def link_to_run(ask: Ask) -> Mapping[str, Any]:
+def link_to_run(ask: HandlerContext) -> Mapping[str, Any]:
     names, run = ask.fields.texts("trace_ids", required=True), record_id(ask.fields.text("run_id"))
     if len(names) > MOST_LINKED:
         raise MlflowError(
@@ -231,7 +231,7 @@ def link_traces(store: Store, names: Sequence[str], run: str) -> None:
                 store.records.update(replace(found[0], runs=(*found[0].runs, run)))
 
 
-def link_prompts(ask: Ask) -> Mapping[str, Any]:
+def link_prompts(ask: HandlerContext) -> Mapping[str, Any]:
     asked = [
         {"name": one.text("name"), "version": one.text("version")}
         for one in ask.fields.objects("prompt_versions", required=True)
@@ -345,14 +345,14 @@ def kept_assessment(said: Mapping[str, Any]) -> dict[str, Any]:
     return {**said, "expectation": {"serialized_value": text}}
 
 
-def _whole(ask: Ask, trace: Trace) -> dict[str, Any]:
+def _whole(ask: HandlerContext, trace: Trace) -> dict[str, Any]:
     answer: dict[str, Any] = {"trace_info": trace_out(trace)}
     if spans := spans_of(ask.store, trace):
         answer["spans"] = spans
     return answer
 
 
-def _several(ask: Ask) -> list[Trace]:
+def _several(ask: HandlerContext) -> list[Trace]:
     names = list(dict.fromkeys(ask.fields.texts("trace_ids", required=True)))
     known = {
         trace.trace_id: trace
@@ -367,7 +367,7 @@ def _check_changeable(key: str, how: str) -> None:
         raise MlflowError(f"Tag '{key}' is immutable and cannot be {how} on a trace.")
 
 
-def _changed(ask: Ask, how: Any) -> Mapping[str, Any]:
+def _changed(ask: HandlerContext, how: Any) -> Mapping[str, Any]:
     with ask.store.records.transaction():
         ask.store.records.update(how(trace_of(ask.store, ask.path["trace_id"])))
     return {}
@@ -422,17 +422,17 @@ def _seconds(text: str) -> float:
 
 
 ROUTES = (
-    Route("POST", "3.0/mlflow/traces", start_trace, "write"),
-    Route("GET", "3.0/mlflow/traces/get", get_trace, "read", slow=True),
-    Route("GET", "3.0/mlflow/traces/batchGet", batch_get_traces, "read", slow=True),
-    Route("POST", "3.0/mlflow/traces/batchGetInfos", batch_get_trace_infos, "read", slow=True),
-    Route("POST", "3.0/mlflow/traces/delete-traces", delete_traces, "delete", slow=True),
-    Route("POST", "2.0/mlflow/traces/delete-traces", delete_traces, "delete", slow=True),
-    Route("POST", "2.0/mlflow/traces/link-to-run", link_to_run, "write"),
-    Route("POST", "2.0/mlflow/traces/link-prompts", link_prompts, "write"),
-    Route("GET", "3.0/mlflow/traces/{trace_id}", get_trace_info, "read"),
-    Route("PATCH", "3.0/mlflow/traces/{trace_id}/tags", set_trace_tag, "write"),
-    Route("DELETE", "3.0/mlflow/traces/{trace_id}/tags", delete_trace_tag, "write"),
-    Route("PATCH", "2.0/mlflow/traces/{trace_id}/tags", set_trace_tag, "write"),
-    Route("DELETE", "2.0/mlflow/traces/{trace_id}/tags", delete_trace_tag, "write"),
+    HandlerRoute("POST", "3.0/mlflow/traces", start_trace, "write"),
+    HandlerRoute("GET", "3.0/mlflow/traces/get", get_trace, "read", slow=True),
+    HandlerRoute("GET", "3.0/mlflow/traces/batchGet", batch_get_traces, "read", slow=True),
+    HandlerRoute("POST", "3.0/mlflow/traces/batchGetInfos", batch_get_trace_infos, "read", slow=True),
+    HandlerRoute("POST", "3.0/mlflow/traces/delete-traces", delete_traces, "delete", slow=True),
+    HandlerRoute("POST", "2.0/mlflow/traces/delete-traces", delete_traces, "delete", slow=True),
+    HandlerRoute("POST", "2.0/mlflow/traces/link-to-run", link_to_run, "write"),
+    HandlerRoute("POST", "2.0/mlflow/traces/link-prompts", link_prompts, "write"),
+    HandlerRoute("GET", "3.0/mlflow/traces/{trace_id}", get_trace_info, "read"),
+    HandlerRoute("PATCH", "3.0/mlflow/traces/{trace_id}/tags", set_trace_tag, "write"),
+    HandlerRoute("DELETE", "3.0/mlflow/traces/{trace_id}/tags", delete_trace_tag, "write"),
+    HandlerRoute("PATCH", "2.0/mlflow/traces/{trace_id}/tags", set_trace_tag, "write"),
+    HandlerRoute("DELETE", "2.0/mlflow/traces/{trace_id}/tags", delete_trace_tag, "write"),
 )

@@ -13,7 +13,7 @@ from uuid import uuid4
 from everloop.integrations.mlflow.tracking_api.codec import Fields, invalid, moment_at, ms_of, pairs_out
 from everloop.integrations.mlflow.tracking_api.genai.trace_search import found_traces
 from everloop.integrations.mlflow.tracking_api.genai.traces import SAID, STATES, change, trace_of
-from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Route
+from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.name_rules import check_tag
 from everloop.integrations.mlflow.tracking_api.page_tokens import paged
 
@@ -24,7 +24,7 @@ LONGEST = 250
 """Characters of a key or value of the metadata that are shown."""
 
 
-def start_trace(ask: Ask) -> Mapping[str, Any]:
+def start_trace(ask: HandlerContext) -> Mapping[str, Any]:
     fields = ask.fields
     number, begun = fields.text("experiment_id"), moment_at("timestamp_ms", fields.integer("timestamp_ms"))
     metadata, tags = _said(fields)
@@ -37,7 +37,7 @@ def start_trace(ask: Ask) -> Mapping[str, Any]:
     return {"trace_info": info_out(change(ask.store, uuid4().hex, number, begin))}
 
 
-def end_trace(ask: Ask) -> Mapping[str, Any]:
+def end_trace(ask: HandlerContext) -> Mapping[str, Any]:
     fields = ask.fields
     ended = moment_at("timestamp_ms", fields.integer("timestamp_ms"))
     said = fields.text("status", required=False) or "STATE_UNSPECIFIED"
@@ -59,11 +59,11 @@ def end_trace(ask: Ask) -> Mapping[str, Any]:
     return {"trace_info": info_out(trace)}
 
 
-def get_trace_info(ask: Ask) -> Mapping[str, Any]:
+def get_trace_info(ask: HandlerContext) -> Mapping[str, Any]:
     return {"trace_info": info_out(trace_of(ask.store, ask.path["trace_id"]))}
 
 
-def search_traces(ask: Ask) -> Mapping[str, Any]:
+def search_traces(ask: HandlerContext) -> Mapping[str, Any]:
     rows, page, most = found_traces(ask, ask.fields.texts("experiment_ids", required=True))
     return paged(rows, page, most, info_out, "traces")
 
@@ -89,8 +89,8 @@ def _said(fields: Fields) -> tuple[dict[str, str], dict[str, str]]:
 
 _ONE = "2.0/mlflow/traces/{trace_id}"
 ROUTES = (
-    Route("POST", "2.0/mlflow/traces", start_trace, "write"),
-    Route("GET", "2.0/mlflow/traces", search_traces, "read", slow=True),
-    Route("PATCH", _ONE, end_trace, "write"),
-    Route("GET", f"{_ONE}/info", get_trace_info, "read"),
+    HandlerRoute("POST", "2.0/mlflow/traces", start_trace, "write"),
+    HandlerRoute("GET", "2.0/mlflow/traces", search_traces, "read", slow=True),
+    HandlerRoute("PATCH", _ONE, end_trace, "write"),
+    HandlerRoute("GET", f"{_ONE}/info", get_trace_info, "read"),
 )

@@ -38,7 +38,7 @@ from everloop.integrations.mlflow.tracking_api import (
 from everloop.integrations.mlflow.tracking_api.codec import Fields, MlflowError, mistyped, translated
 from everloop.integrations.mlflow.tracking_api.graphql.document_limits import check_document, check_text
 from everloop.integrations.mlflow.tracking_api.graphql.mlflow_schema import schema
-from everloop.integrations.mlflow.tracking_api.handler_context import Handler, Route
+from everloop.integrations.mlflow.tracking_api.handler_context import Handler, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.web_page import dataset_summaries
 from everloop.server.request_values import check_json
 
@@ -50,11 +50,11 @@ MOST_VALUES = 300_000
 _RUNS_PER_SEARCH = 1000
 _MOST_VERSIONS = 200_000
 
-AskRoute = Callable[[Route, Fields], Mapping[str, Any]]
+AskRoute = Callable[[HandlerRoute, Fields], Mapping[str, Any]]
 """Asks a route in the name of who sent the query, from whichever thread, and answers as the route would."""
 
 _log = logging.getLogger("everloop.server")
-_ROUTES: Mapping[Handler | None, Route] = {
+_ROUTES: Mapping[Handler | None, HandlerRoute] = {
     route.handler: route
     for module in (
         artifact_routes,
@@ -67,7 +67,7 @@ _ROUTES: Mapping[Handler | None, Route] = {
     )
     for route in module.ROUTES
 }
-ROOTS: Mapping[str, Route] = {
+ROOTS: Mapping[str, HandlerRoute] = {
     "mlflowGetExperiment": _ROUTES[experiment_routes.get_experiment],
     "mlflowGetMetricHistoryBulkInterval": _ROUTES[metric_history_routes.get_history_sampled],
     "mlflowGetRun": _ROUTES[run_routes.get_run],

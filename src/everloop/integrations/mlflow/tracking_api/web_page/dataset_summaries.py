@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from everloop.integrations.mlflow.tracking_api.codec import MlflowError
-from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Route
+from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.run_search_routes import datasets_of, experiment_numbers
 from everloop.integrations.mlflow.tracking_api.serializers import DEFAULT
 from everloop.records import Run
@@ -22,7 +22,7 @@ Summary = tuple[str, str, str, str | None]
 """Number of the experiment, name and digest of the dataset, and what it was read for, where that was said."""
 
 
-def search_datasets(ask: Ask) -> Mapping[str, Any]:
+def search_datasets(ask: HandlerContext) -> Mapping[str, Any]:
     asked = ask.fields.texts("experiment_ids")
     if not asked:
         raise MlflowError("SearchDatasets request must specify at least one experiment_id.")
@@ -59,7 +59,7 @@ def _out(summary: Summary) -> dict[str, str]:
 
 
 ROUTES = (
-    Route("POST", "2.0/mlflow/experiments/search-datasets", search_datasets, "read", slow=True),
+    HandlerRoute("POST", "2.0/mlflow/experiments/search-datasets", search_datasets, "read", slow=True),
     # MLflow's definition of the route lacks the slash, so clients made from it ask here.
-    Route("POST", "2.0mlflow/experiments/search-datasets", search_datasets, "read", slow=True),
+    HandlerRoute("POST", "2.0mlflow/experiments/search-datasets", search_datasets, "read", slow=True),
 )

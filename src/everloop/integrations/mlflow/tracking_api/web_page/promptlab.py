@@ -9,7 +9,7 @@ from typing import Any
 
 from everloop.errors import EverloopError
 from everloop.integrations.mlflow.tracking_api.codec import Fields, MlflowError, mistyped
-from everloop.integrations.mlflow.tracking_api.handler_context import Ask, Route
+from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.name_rules import check_param
 from everloop.integrations.mlflow.tracking_api.run_routes import new_run
 from everloop.integrations.mlflow.tracking_api.serializers import artifact_uri, run_out
@@ -23,7 +23,7 @@ _TAGS = {
 }
 
 
-def create_promptlab_run(ask: Ask) -> Mapping[str, Any]:
+def create_promptlab_run(ask: HandlerContext) -> Mapping[str, Any]:
     """A run that has ended, with the prompt as parameters; one whose table cannot be kept has failed."""
     fields = ask.fields
     for name in _REQUIRED:
@@ -69,7 +69,7 @@ def _pairs(fields: Fields, name: str) -> dict[str, str]:
     return found
 
 
-def _keep(ask: Ask, uri: str, table: bytes) -> bool:
+def _keep(ask: HandlerContext, uri: str, table: bytes) -> bool:
     try:
         folder, path = ask.artifacts.find(uri, TABLE)
         draft = folder.drafts() / new_id(ask.store.now())
@@ -83,4 +83,4 @@ def _keep(ask: Ask, uri: str, table: bytes) -> bool:
     return True
 
 
-ROUTES = (Route("POST", "2.0/mlflow/runs/create-promptlab-run", create_promptlab_run, "write", slow=True),)
+ROUTES = (HandlerRoute("POST", "2.0/mlflow/runs/create-promptlab-run", create_promptlab_run, "write", slow=True),)

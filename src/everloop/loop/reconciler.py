@@ -19,14 +19,14 @@ from everloop.stores.durations import parse_duration
 
 if TYPE_CHECKING:
     from everloop.loop.declarations import Due, Endpoint
-    from everloop.loop.gates import Answer
+    from everloop.loop.gates import GateOutcome
     from everloop.loop.loop_definition import Loop
     from everloop.records import Finding, Release
     from everloop.stores import Store
 
 
 @dataclass(frozen=True, slots=True)
-class Tick:
+class Reconciliation:
     """What one heartbeat found and did."""
 
     folded: int
@@ -37,10 +37,10 @@ class Tick:
     due: Due | None
 
 
-def tick(loop: Loop, store: Store) -> Tick:
+def reconcile(loop: Loop, store: Store) -> Reconciliation:
     """Take one heartbeat. Two processes may tick at once: the second finds the work done."""
     if loop.serve is None:
-        return Tick(0, [], None, find_due(loop, store))
+        return Reconciliation(0, [], None, find_due(loop, store))
     from everloop.data.features import watch_freshness
     from everloop.prediction_log import fold_labels, fold_predictions
     from everloop.prediction_log.prediction_log import LABELS, PREDICTIONS, table_name
@@ -52,7 +52,7 @@ def tick(loop: Loop, store: Store) -> Tick:
                 store.tables.tidy(table_name(store, log, loop.serve.name))
         findings = [*watch(loop, store), *watch_freshness(store)]
         release = _move_rollout(loop, loop.serve, store)
-        return Tick(folded, findings, release, find_due(loop, store))
+        return Reconciliation(folded, findings, release, find_due(loop, store))
 
 
 def _move_rollout(loop: Loop, place: Endpoint, store: Store) -> Release | None:
@@ -85,7 +85,7 @@ def _move_rollout(loop: Loop, place: Endpoint, store: Store) -> Release | None:
     return moved if len(moved.decisions) > decisions else None
 
 
-def _would_complete(release: Release, answer: Answer, *, impatient: bool) -> bool:
+def _would_complete(release: Release, answer: GateOutcome, *, impatient: bool) -> bool:
     """Whether this answer gives the candidate all the traffic."""
     gain = answer.evidence.get("gain")
     advances = answer.outcome == "pass" or (
