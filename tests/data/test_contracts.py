@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from polars.testing.parametric import dataframes
 
 from everloop.data import (
@@ -21,6 +21,7 @@ from everloop.data import (
     quarantine,
     save_contract,
 )
+from everloop.data.contracts.bounds import is_known
 from everloop.errors import ContractError, DataError, UsageError
 from everloop.records import Contract, Json
 from everloop.stores import Store, open_store
@@ -115,6 +116,8 @@ texts = st.text(st.characters(codec="utf-8"), max_size=10)
 def test_toml_keeps_every_text_and_number(
     name: str, kind: str, value: str, number: float, whole: int, nullable: bool
 ) -> None:
+    # A type that is known here limits its bounds; the text of an unknown one is kept as it is.
+    assume(not is_known(kind))
     contract = Contract(
         id="i", project="p", created_at=NOW, dataset=kind, version=3,
         columns=({"name": name, "type": kind, "nullable": nullable, "least": number, "min": whole, "max": value,

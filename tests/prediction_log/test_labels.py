@@ -227,7 +227,7 @@ def test_several_processes_may_read_at_once(release: Any, route: Any, local: Any
         predict(app, f"k{number}", at=None)
         app.post("/labels", {"labels": [{"key": f"k{number}", "value": 1}]})
     code = (
-        "import sys; from everloop.stores import open_store; from everloop.serving import read_labelled\n"
+        "import sys; from everloop.stores import open_store; from everloop.prediction_log import read_labelled\n"
         "with open_store(sys.argv[1]) as store: print(read_labelled(store, 'delays').collect().height)"
     )
     readers = [

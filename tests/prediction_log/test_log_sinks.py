@@ -367,11 +367,12 @@ FULL = """
 import sys
 from pathlib import Path
 from everloop.errors import InsufficientStorageError
-from everloop.prediction_log.log_sinks import Shipping
+from everloop.prediction_log.log_sinks import ShippingOptions
 from everloop.prediction_log.shipping import ShippingSink
 
 small, where = map(Path, sys.argv[1:3])
-sink = ShippingSink(Shipping(where=str(where), folder=small / "spool", segment_s=3600.0, segment_bytes=16384), "frames")
+options = ShippingOptions(where=str(where), folder=small / "spool", segment_s=3600.0, segment_bytes=16384)
+sink = ShippingSink(options, "frames")
 taken, refused, filler = [], 0, small / "filler"
 for number in range(60):
     if number == 20:

@@ -245,7 +245,7 @@ from pathlib import Path
 from time import perf_counter
 from everloop.serving import EndpointApp
 from everloop.serving.protocols.protocol import Request
-from everloop.serving.reloader import Follower
+from everloop.serving.reloader import EndpointReloader
 from everloop.stores import open_store
 
 home, small, policy = sys.argv[1:4]
@@ -254,7 +254,7 @@ with open_store(home, create=False) as store:
     store.journals.rmdir()
     store.journals.symlink_to(small)
     app = EndpointApp(store, "delays")
-    Follower(store, app).load()
+    EndpointReloader(store, app).load()
     def ask():
         response = app.respond(Request("POST", "/predict", body, perf_counter()))
         if response.answer is not None:

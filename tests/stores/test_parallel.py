@@ -21,7 +21,8 @@ CROWD = """
 import os, sys, traceback
 from everloop.records import Point, Run
 from everloop.stores import open_store
-from everloop.stores import content, sqlite
+from everloop.stores.objects import content_addressing
+from everloop.stores.records import sqlite
 
 def work(number, home, url):
 {work}

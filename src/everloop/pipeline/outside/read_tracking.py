@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Stamp = tuple[int, int, int] | None
 
-_OWN = str(Path(__file__).parents[1]) + os.sep
+_OWN = str(Path(__file__).parents[2]) + os.sep
 _SOURCES = (".py", ".pyc", ".pyi", ".pyd", ".so", ".dylib", ".pth", ".ipynb")
 _SKIPPED_PARTS = frozenset({".git", ".hg", "__pycache__", "node_modules", "site-packages", "dist-packages", ".venv"})
 _SYSTEM = tuple(
@@ -239,7 +239,7 @@ def _kind(filename: str) -> str:
         return "import"
     if filename.startswith(_OWN):
         # This module and the wrapped readers stand between the step and what it calls.
-        return "watching" if Path(filename).name in ("watching.py", "readers.py") else "everloop"
+        return "watching" if Path(filename).name in ("read_tracking.py", "reader_wrappers.py") else "everloop"
     if filename.startswith("<"):
         # A cell of a notebook, or a function that was sent to this process whole.
         return "other" if filename.startswith(("<frozen", "<__array_function__")) else "project"

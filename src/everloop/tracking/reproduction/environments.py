@@ -106,7 +106,7 @@ def _make(source: Source, folder: Path, remarks: list[str], cwd: str | None) -> 
 
 def _own() -> list[str]:
     """How to install everloop: from its source where it runs from there, else its release."""
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     if (root / "pyproject.toml").is_file():
         return ["--editable", str(root)]
     return [f"everloop=={VERSION}"]

@@ -156,7 +156,7 @@ def test_addresses_of_runs_and_models(api):
 
 
 def test_behind_a_login_an_address_is_enough_and_nothing_else(store):
-    from tests.server.conftest import serving
+    from tests.fixtures.control_plane import serving
 
     UserStore(store).add_user("ada", {"*": "admin"}, "a long enough password")
     with serving(store, ServerOptions(public_url="https://ml.example.com"), auth=True) as place:
@@ -270,7 +270,7 @@ def test_a_bucket_does_what_a_folder_does(bucket, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_server_keeps_files_in_a_bucket(bucket, store):
-    from tests.server.conftest import serving
+    from tests.fixtures.control_plane import serving
 
     options = ServerOptions(artifacts_destination="s3://models/proxied", default_artifact_root="s3://models/direct")
     with serving(store, options) as place:
