@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the targets build as far as they need it: with uv where it is installed, else with venv
 # and pip. An environment that uv made has no pip, so a later step without uv brings it.
 .POSIX:
-.PHONY: env demo test test-lowest check lint docs bench clean
+.PHONY: env demo test test-lowest check lint docs site bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -54,12 +54,17 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 check: lint test
 
 # Rewrites the command reference from the commands themselves.
 docs: env
 	$(BIN)/python docs/generate.py
+
+# The documentation as a web site, in build/site.
+site: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Each beside its peers, which it installs into environments of their own; together they take hours.
 bench: env
