@@ -1,8 +1,7 @@
-"""everloop keeps machine-learning models alive.
+"""everloop runs the whole life cycle of machine-learning models from one declaration.
 
-One declaration of a whole life cycle: gather and check data, engineer features, train and tune, evaluate,
-package, release, serve, watch, retrain. Importing this package loads the standard library only; each name
-brings its room when it is first used.
+It gathers and checks data, engineers features, trains, tunes, evaluates, packages, releases, serves, monitors and
+retrains. Importing this package loads only the standard library; each name imports its sub-package on first use.
 """
 
 from __future__ import annotations

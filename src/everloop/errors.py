@@ -1,35 +1,35 @@
-"""Every error that everloop raises on purpose.
+"""The exceptions that everloop raises.
 
     EverloopError                 exit 1   HTTP 500
-    ├── UsageError                exit 2   400   a command or a call was given something it cannot use
+    ├── UsageError                exit 2   400   an invalid argument or option
     │   └── MissingExtraError     exit 2   501   an optional dependency is not installed
     ├── ProjectError              exit 2   400   loop.py is missing, broken or declares nothing
     ├── NotFoundError             exit 3   404   no such run, version, snapshot, …
     ├── AlreadyExistsError        exit 4   409
-    ├── ConflictError             exit 4   409   someone else changed it first
-    ├── TrustError                exit 5   403   code-bearing bytes without a trusted signature
+    ├── ConflictError             exit 4   409   another process changed it first
+    ├── TrustError                exit 5   403   bytes that contain code have no trusted signature
     ├── DataError                 exit 6   422
-    │   ├── SourceError           exit 6   422   a file, table or address cannot be read as declared
+    │   ├── SourceError           exit 6   422   a file, table or URL cannot be read as declared
     │   ├── ContractError         exit 6   422   rows break the contract
-    │   └── EmptySampleError      exit 6   422   a statistic was asked of no rows
-    ├── GraphError                exit 2   400   a cycle, an unknown input, two steps of one name
+    │   └── EmptySampleError      exit 6   422   a statistic of zero rows
+    ├── GraphError                exit 2   400   a cycle, an unknown input, two steps with the same name
     ├── StepError                 exit 7   500   the user's step failed
     │   ├── StepTimeoutError      exit 7   504
     │   ├── StepOutputError       exit 7   500   it returned something other than it declared
     │   └── WorkerLostError       exit 7   500   its process died
-    ├── TrainingError             exit 8   422   no model can be made of this data
-    ├── ParityError               exit 8   422   a package does not answer as its model does
+    ├── TrainingError             exit 8   422   no model can be trained on this data
+    ├── ParityError               exit 8   422   a package and its model give different predictions
     ├── RequestError              exit 2   422   a prediction request breaks the signature
     │   └── TooLargeError             exit 2   413   it is too large once it is unpacked
-    ├── UnavailableError          exit 9   503   an endpoint or store does not answer now
-    │   └── DeadlineError         exit 9   504   the time of a request ran out before its answer was there
+    ├── UnavailableError          exit 9   503   an endpoint or store is not responding right now
+    │   └── DeadlineError         exit 9   504   a request's time ran out before the response was ready
     └── StoreError                exit 10  500
         ├── CorruptionError       exit 10  500   bytes differ from their digest
         ├── StoreVersionError     exit 10  500   the store was written by a newer everloop
         ├── InsufficientStorageError  exit 10  507   the disk or quota that the store writes to is full
-        └── ReadOnlyError         exit 10  409   a store opened as of a moment takes no writes
+        └── ReadOnlyError         exit 10  409   the store is a view of the past, or read-only for this user
 
-A message says what happened with the value, what exists instead, and the command that helps.
+A message says what happened, with the value; what was expected or exists instead; and what to do next.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from typing import ClassVar
 
 
 class EverloopError(Exception):
-    """Root of the tree. `help` names the command or the change that leads out.
+    """Base class of all exceptions here. `help` names the command or change that solves the problem.
 
-    `option_help` says the same to somebody who typed a command that takes options, where `help` names an argument of
-    a Python function. Such a command shows it in place of `help`.
+    If `help` names an argument of a Python function, `option_help` gives the same advice with the command-line option.
+    Commands that have this option show it instead of `help`.
     """
 
     exit_code: ClassVar[int] = 1
@@ -57,7 +57,7 @@ class EverloopError(Exception):
         return f"{self.message} {self.help}" if self.help else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Errors cross process borders; the default reduce would lose `help`.
+        # Errors are pickled between processes; the default `__reduce__` would lose `help`.
         return _rebuild, (type(self), self.message, self.help, self.option_help)
 
 
@@ -70,7 +70,7 @@ class UsageError(EverloopError):
 
 
 class MissingExtraError(UsageError):
-    """Something needs an optional dependency that is not installed."""
+    """An optional dependency is not installed."""
 
     http_status = 501
 
@@ -148,7 +148,7 @@ class RequestError(EverloopError):
 
 
 class TooLargeError(RequestError):
-    """A request becomes too large when it is unpacked, or holds a row that is too long for the log."""
+    """A request is too large once it is unpacked, or has a row that is too long for the prediction log."""
 
     http_status = 413
 

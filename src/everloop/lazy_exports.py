@@ -1,7 +1,8 @@
-"""Public names of a package that are imported when they are first used.
+"""Public names of a package that are imported on first use.
 
-Importing everloop must stay cheap (the standard library only), while `everloop.data.read` and the like must work. So
-a package's `__init__` lists its public names once for type checkers, under `TYPE_CHECKING`, and once here:
+Importing everloop must stay cheap (the standard library only), but names such as `everloop.data.read` must work. So
+a package's `__init__` lists its public names twice: under `TYPE_CHECKING` for type checkers, and in a call of
+`lazy_exports`:
 
     __getattr__, __dir__, __all__ = lazy_exports(__name__, {"clock": ["Clock", "new_id"]})
 """
@@ -23,7 +24,7 @@ def lazy_exports(
 
     Args:
         package: the package's `__name__`.
-        modules: module, relative to the package, to the public names that it defines.
+        modules: the public names that each module defines, by the module's name relative to the package.
     """
     module_of = {name: module for module, names in modules.items() for name in names}
     public = sorted(module_of)

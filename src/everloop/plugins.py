@@ -1,6 +1,6 @@
-"""One table of everything exchangeable: kind -> name -> "module:attribute".
+"""The plugin table: kind -> name -> "module:attribute".
 
-Nothing is imported until it is asked for. Other people's packages add rows through the entry-point group
+A plugin is imported when it is first loaded. Other packages add plugins through the entry-point group
 `everloop.plugins`, with names of the form `kind.name`.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 from everloop.errors import NotFoundError
 
 TABLE: dict[str, dict[str, str]] = {
-    # How to look again at outside state that a step has read: (spec) -> state.
+    # How to check outside state that a step has read: (spec) -> state.
     "observation": {
         "files": "everloop.data.sources.reading:files_state",
         "sql": "everloop.data.sources.reading:sql_state",
@@ -26,7 +26,7 @@ TABLE: dict[str, dict[str, str]] = {
         "environment": "everloop.pipeline.outside.outside_state:environment_state",
         "unseen": "everloop.pipeline.outside.outside_state:unseen_state",
     },
-    # What happened to it, in words: (state before, state after) -> "1 new file".
+    # How to describe a change of that state: (state before, state after) -> "1 new file".
     "observation_change": {
         "files": "everloop.data.sources.reading:files_change",
         "sql": "everloop.data.sources.reading:sql_change",
@@ -37,7 +37,7 @@ TABLE: dict[str, dict[str, str]] = {
         "listed": "everloop.pipeline.outside.outside_state:listed_change",
         "environment": "everloop.pipeline.outside.outside_state:environment_change",
     },
-    # How a value is kept as an artifact, tried in this order.
+    # How a value is stored as an artifact; tried in this order.
     "artifact": {
         "frame": "everloop.pipeline.artifacts.frame:FrameFormat",
         "array": "everloop.pipeline.artifacts.array:ArrayFormat",
@@ -53,7 +53,7 @@ TABLE: dict[str, dict[str, str]] = {
         "inline": "everloop.pipeline.executors.inline:InlineExecutor",
         "pool": "everloop.pipeline.executors.pool:PoolExecutor",
     },
-    # What AutoTrain can try.
+    # Algorithms that AutoTrain can try.
     "algorithm": {
         "lightgbm": "everloop.training.algorithms.lightgbm:LightGBM",
         "linear": "everloop.training.algorithms.linear:Linear",
@@ -78,7 +78,7 @@ TABLE: dict[str, dict[str, str]] = {
         "processed": "everloop.packages.formats.composite_models:ProcessedModel",
         "compiled": "everloop.packages.compilation.compiled_model:CompiledModel",
     },
-    # What an endpoint speaks: tables of paths, see everloop.serving.protocols.protocol.
+    # Protocols of an endpoint, as tables of routes; see everloop.serving.protocols.protocol.
     "protocol": {
         "native": "everloop.serving.protocols.native:ROUTES",
         "inference_v2": "everloop.serving.protocols.inference_v2:ROUTES",
@@ -86,18 +86,19 @@ TABLE: dict[str, dict[str, str]] = {
         "invocations": "everloop.serving.protocols.invocations:ROUTES",
         "openapi": "everloop.serving.protocols.openapi:ROUTES",
     },
-    # Folders in which other systems keep a model: read, write and adopt.
+    # Model folders of other systems: read, write and adopt.
     "model_folder": {
         "mlflow": "everloop.integrations.mlflow.model_folders.folder_format:FORMAT",
     },
-    # Protocols of outside systems that the control plane speaks: (store, options) -> route handlers.
+    # Protocols of other systems that the control plane serves: (store, options) -> route handlers.
     "server_routes": {
         "mlflow": "everloop.integrations.mlflow.tracking_api.mounting:server_routes",
     },
-    # Web pages that the control plane can show at `/` in place of its own: (folder) -> route handlers.
+    # Web pages that the control plane can serve at `/` instead of its own: (folder) -> route handlers.
     "server_page": {
         "mlflow": "everloop.integrations.mlflow.tracking_api.mounting:page_routes",
     },
+    # Databases for records, by the scheme of their URL.
     "records": {
         "sqlite": "everloop.stores.records.sqlite:SqliteRecords",
         "postgresql": "everloop.stores.records.postgres:PostgresRecords",
@@ -106,7 +107,7 @@ TABLE: dict[str, dict[str, str]] = {
 
 
 def names(kind: str) -> list[str]:
-    """Every name of one kind, our own first."""
+    """All plugin names of one kind, built-in ones first."""
     return [*TABLE.get(kind, {}), *(name for name in _entry_points(kind) if name not in TABLE.get(kind, {}))]
 
 
@@ -114,7 +115,7 @@ def load(kind: str, name: str) -> Any:
     """Import and return one plugin.
 
     Raises:
-        NotFoundError: there is no such kind or name.
+        NotFoundError: no plugin has this kind and name.
     """
     target = TABLE.get(kind, {}).get(name)
     if target is not None:
@@ -123,7 +124,7 @@ def load(kind: str, name: str) -> Any:
     entry = _entry_points(kind).get(name)
     if entry is None:
         known = ", ".join(names(kind)) or "none"
-        raise NotFoundError(f"No {kind} called '{name}'.", help=f"There are: {known}")
+        raise NotFoundError(f"There is no {kind} plugin called '{name}'.", help=f"Available: {known}")
     return entry.load()
 
 

@@ -1,11 +1,12 @@
-"""The nouns of everloop, each one frozen dataclass.
+"""The record types of everloop, each a frozen dataclass.
 
-What Python returns is what the store keeps, HTTP sends and the command line prints: there are no twins.
-Only the standard library is imported here. Times are timezone-aware UTC; digests are `sha256:<64 hex>`.
+The same classes are used everywhere: Python returns them, the store keeps them, HTTP sends them and the command line
+prints them. This module imports only the standard library. Times are timezone-aware UTC; digests are
+`sha256:<64 hex>`.
 
-A record belongs to a project, has an id that sorts by time (UUIDv7) and a `key`: the name by which people
-call it, unique among its kind in a project (`delays@3`, `delays@champion`). Where people never name a thing,
-its key is its id.
+Every record belongs to a project, has an id that sorts by time (UUIDv7) and a `key`. The key is the name that people
+use, unique within its kind and project (`delays@3`, `delays@champion`). Records that people never name have their id
+as key.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ Json = Any  # None, bool, int, float, str, or a list or str-keyed dict of these
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What every noun has. `revision` counts the writes; the store compares it before it sets."""
+    """The fields that every record has."""
 
     id: str
     project: str
     created_at: datetime
     revision: int = 0
+    """Number of updates so far. An update is refused if the stored revision differs from the record's."""
 
     searchable: ClassVar[tuple[str, ...]] = ()
-    """The fields by whose values a store lets records of this kind be searched; dicts by each name in them."""
+    """The fields that records of this kind can be searched by. A dict can be searched by each of its names."""
 
     @property
     def key(self) -> str:
@@ -36,10 +38,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What made a run: enough to find the code again."""
+    """The code and environment of a run: enough to find them again."""
 
     code: str | None = None
-    """Digest over the code of every step of the run."""
+    """Digest of the code of all steps of the run."""
     git_commit: str | None = None
     git_dirty: bool | None = None
     python: str | None = None
@@ -50,16 +52,16 @@ class Source:
     git_root: str | None = None
     """Folder of the repository, on `host`."""
     changes: str | None = None
-    """Digest of what differed from the commit, as a patch; new Python files are in it."""
+    """Digest of a patch with all changes since the commit. New Python files are included."""
     launch: tuple[str, ...] = ()
-    """The command as the operating system was given it, its interpreter first, without secrets. There is no other
-    record of it: what is shown and what is run again are both read from here."""
+    """The command line as the operating system received it, interpreter first, with secrets removed. The command is
+    stored only here: it is shown from this field and run again from it."""
     folder: str | None = None
     """The working folder, on `host`."""
     seal: str | None = field(default=None, compare=False)
-    """Proves to the machine where the run was started that it was; see `tracking.provenance`."""
+    """An HMAC that lets the machine where the run was started recognise it; see `tracking.provenance`."""
     signature: dict[str, str] | None = field(default=None, compare=False)
-    """Of an exported run: key and signature of the machine where it was started."""
+    """For an exported run: key id and signature of the machine where it was started."""
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -71,10 +73,11 @@ RunState = Literal["scheduled", "running", "finished", "failed", "interrupted", 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run(Record):
-    """One turn of a loop, or one tracked script. `lost`: its process died without saying so."""
+    """One run of a loop, or of a tracked script."""
 
     name: str
     state: RunState = "running"
+    """`lost`: its process died without recording an end."""
     loop: str | None = None
     trigger: str | None = None
     parent: str | None = None
@@ -87,16 +90,16 @@ class Run(Record):
     source: Source = Source()
     error: str | None = None
     experiment: str | None = None
-    """Number of the experiment that it belongs to; None: the one called Default."""
+    """Number of the experiment that the run belongs to. None means the experiment Default."""
     archived_at: datetime | None = None
-    """When it was put away, out of every list, by somebody who may yet bring it back; None while it is shown."""
+    """When the run was archived. Archived runs are left out of lists and can be restored; None while it is shown."""
     metric_at: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Step and time (ms since 1970) of each metric's last value, where they are known: see `tracking.latest`."""
+    """Step and time (ms since 1970) of each metric's last value, if known; see `tracking.latest`."""
     artifacts_at: str | None = None
-    """Where its client keeps its files, as a URI, for a run that came over MLflow's protocol."""
+    """For a run logged over MLflow's protocol: the URI where its client stores its files."""
     user: str = ""
     inputs: tuple[dict[str, Json], ...] = ()
-    """Datasets and models that it read, and models that it made, as MLflow's clients tell them."""
+    """Datasets and models that the run read and models that it created, in the form that MLflow's clients send."""
 
     searchable: ClassVar[tuple[str, ...]] = (
         "id",
@@ -124,15 +127,15 @@ StepStatus = Literal["ran", "cached", "failed", "skipped", "interrupted"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRun(Record):
-    """What became of one step in one run."""
+    """The outcome of one step in one run."""
 
     run: str
     name: str
     status: StepStatus
     reason: str
-    """Why it ran or did not: `cached`, `code changed: prepare`, `input changed: flights`, …"""
+    """Why the step ran or did not run: `cached`, `code changed: prepare`, `input changed: flights`, …"""
     fingerprint: str
-    """Digest over code, inputs, parameters and package versions: the cache key."""
+    """The cache key: a digest of code, inputs, parameters and package versions."""
     code: str
     inputs: dict[str, str] = field(default_factory=dict)
     """Input name to content digest."""
@@ -140,9 +143,9 @@ class StepRun(Record):
     """Output name to artifact id."""
     depends_on: tuple[str, ...] = ()
     observed: tuple[dict[str, Json], ...] = ()
-    """Outside state that the step read (files, queries), each with how to look again."""
+    """Outside state that the step read (files, queries), each with what is needed to check it again."""
     parts: dict[str, str] = field(default_factory=dict)
-    """The parts of the fingerprint, each a digest, so that a later run can say what changed."""
+    """The parts of the fingerprint, each a digest. A later run compares them to report what changed."""
     attempts: int = 1
     seconds: float = 0.0
     error: str | None = None
@@ -161,12 +164,12 @@ class Artifact(Record):
     size_bytes: int
     meta: dict[str, Json] = field(default_factory=dict)
     signature: dict[str, str] | None = None
-    """For code-bearing formats: who vouches for the bytes."""
+    """For formats that contain code: key id and signature of the machine that signed the bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contract(Record):
-    """What a table looks like: inferred once, edited by people, used three times."""
+    """The expected columns and rules of a table: inferred once, edited by people, and checked against the data."""
 
     dataset: str
     version: int
@@ -185,13 +188,13 @@ class Snapshot(Record):
     dataset: str
     version: int
     digest: str
-    """Digest of the manifest: same content, same digest, same version."""
+    """Digest of the manifest. The same content has the same digest and is the same version."""
     rows: int
     size_bytes: int
     columns: dict[str, str]
-    """Column name to Arrow type, in order."""
+    """Column name to Arrow type, in the order of the columns."""
     files: tuple[dict[str, Json], ...] = ()
-    """What the manifest lists: digest, rows and size_bytes of each Parquet file, in the order of the rows."""
+    """The Parquet files of the manifest in the order of their rows, each with `digest`, `rows` and `size_bytes`."""
     stats: dict[str, dict[str, Json]] = field(default_factory=dict)
     target: str | None = None
     time: str | None = None
@@ -200,7 +203,7 @@ class Snapshot(Record):
     starts_at: datetime | None = None
     ends_at: datetime | None = None
     contract: str | None = None
-    """Key of the contract that it was checked against."""
+    """Key of the contract that the data was checked against."""
     run: str | None = None
     sources: tuple[dict[str, Json], ...] = ()
 
@@ -219,14 +222,14 @@ class FeatureViewRecord(Record):
     time: str
     arrival: str | None = None
     ttl: str | None = None
-    """Such as `6h`: how long a row counts."""
+    """How long a row stays valid, such as `6h`."""
     features: tuple[str, ...] = ()
     columns: dict[str, str] = field(default_factory=dict)
-    """Name to type, of what is kept in the view's table."""
+    """Column name to type, for the columns stored in the view's table."""
     windows: tuple[dict[str, Json], ...] = ()
     entity_as_text: bool = False
     code: str | None = None
-    """Fingerprint of the declaration and of the code that gives the rows."""
+    """Fingerprint of the declaration and of the code that produces the rows."""
 
     @property
     def key(self) -> str:
@@ -235,7 +238,7 @@ class FeatureViewRecord(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package(Record):
-    """A model in its own safe format, with everything needed to answer; kept as a tree by digest."""
+    """A model in everloop's own safe format, with everything needed to score. Stored as a file tree by digest."""
 
     digest: str
     format: str
@@ -244,7 +247,7 @@ class Package(Record):
     size_bytes: int
     compiled: bool = False
     parity: dict[str, Json] = field(default_factory=dict)
-    """Evidence that the packaged form answers as the trained one did."""
+    """Evidence that the packaged model gives the same predictions as the trained one."""
     trust: dict[str, str] | None = None
 
 
@@ -262,7 +265,7 @@ class ModelVersion(Record):
     state: VersionState = "registered"
     run: str | None = None
     snapshot: str | None = None
-    """Key of the snapshot that it was trained on."""
+    """Key of the snapshot that the model was trained on."""
     metrics: dict[str, float] = field(default_factory=dict)
     evaluation: dict[str, Json] = field(default_factory=dict)
     signature: dict[str, Json] = field(default_factory=dict)
@@ -270,11 +273,11 @@ class ModelVersion(Record):
     description: str = ""
     tags: dict[str, str] = field(default_factory=dict)
     source: str | None = None
-    """Where its files are, as a URI, for a version that came over MLflow's protocol; it has no package then."""
+    """For a version registered over MLflow's protocol: the URI of its files. Such a version has no package."""
     logged_model: str | None = None
-    """Id of the logged model that it was made from."""
+    """Id of the logged model that the version was created from."""
     stage: str = "None"
-    """MLflow's older way to say what a version is for: None, Staging, Production or Archived."""
+    """MLflow's stage, which aliases have replaced: None, Staging, Production or Archived."""
     run_link: str = ""
     user: str = ""
     updated_at: datetime | None = None
@@ -286,7 +289,7 @@ class ModelVersion(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisteredModel(Record):
-    """What is said of a model as a whole, beside its versions. A model without one is known by its versions."""
+    """Description and tags of a model as a whole. A model can have versions without having this record."""
 
     name: str
     description: str = ""
@@ -300,12 +303,12 @@ class RegisteredModel(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment(Record):
-    """A named set of runs. Number 0 is called Default and holds what belongs to no other."""
+    """A named set of runs. Number 0 is called Default; it holds all runs without an experiment."""
 
     number: int
     name: str
     artifacts_at: str
-    """Where clients keep the files of its runs, as a URI."""
+    """URI where clients store the files of the experiment's runs."""
     tags: dict[str, str] = field(default_factory=dict)
     updated_at: datetime
     archived_at: datetime | None = None
@@ -320,7 +323,7 @@ LoggedModelState = Literal["pending", "ready", "failed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggedModel(Record):
-    """Model files that a client has kept with an experiment, before anybody registers them."""
+    """Model files that a client has logged to an experiment. They can be registered later."""
 
     name: str
     experiment: str
@@ -333,7 +336,7 @@ class LoggedModel(Record):
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     metrics: tuple[dict[str, Json], ...] = ()
-    """Each with key, value, step, at (ms since 1970), and the run and dataset that it was measured with."""
+    """Each with `key`, `value`, `step`, `at` (ms since 1970), and the run and dataset that it was measured with."""
     updated_at: datetime
     archived_at: datetime | None = None
 
@@ -343,28 +346,28 @@ TraceState = Literal["unspecified", "in_progress", "ok", "error"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace(Record):
-    """One request through somebody's program, as a tree of spans, told by MLflow's or OpenTelemetry's clients."""
+    """One request through a program, as a tree of spans sent by MLflow's or OpenTelemetry's clients."""
 
     trace_id: str
-    """As the client names it: `tr-` and 32 hexadecimal digits."""
+    """The client's id of the trace: `tr-` and 32 hexadecimal digits."""
     experiment: str
     """Number of the experiment."""
     requested_at: datetime
     seconds: float | None = None
     state: TraceState = "unspecified"
     told: bool = False
-    """Whether the client has said what the trace is, or so far only spans have come."""
+    """Whether the client has sent the trace's own metadata. False while only spans have arrived."""
     client_request: str | None = None
     request_preview: str | None = None
     response_preview: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     assessments: tuple[dict[str, Json], ...] = ()
-    """What people and programs think of it, in the form of MLflow's protocol."""
+    """Feedback and expectations from people and programs, in the form of MLflow's protocol."""
     runs: tuple[str, ...] = ()
-    """Ids of the runs that it was linked to, beside the one in which it was made."""
+    """Ids of the runs that the trace was linked to, besides the run that produced it."""
     spans: tuple[str, ...] = ()
-    """Digests of the batches in which its spans came, each a JSON list in OpenTelemetry's form."""
+    """Digests of the batches in which the spans arrived, each a JSON list in OpenTelemetry's form."""
 
     @property
     def key(self) -> str:
@@ -373,16 +376,16 @@ class Trace(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationDataset(Record):
-    """A named set of questions to a language program, with what is expected of the answers; its rows stand beside."""
+    """A named set of inputs for a language-model application, with the expected outputs. Rows are separate records."""
 
     name: str
     digest: str
-    """Eight digits that change with every write of rows, as MLflow's clients compare them."""
+    """Eight digits that change with every write of rows. MLflow's clients compare them."""
     experiments: tuple[str, ...] = ()
-    """Numbers of the experiments that it belongs to."""
+    """Numbers of the experiments that the dataset belongs to."""
     tags: dict[str, str] = field(default_factory=dict)
     fields: dict[str, Json] = field(default_factory=dict)
-    """Names and types of what its rows' inputs, outputs and expectations have ever had; empty before the first."""
+    """Names and types of all inputs, outputs and expectations that rows have ever had; empty before the first row."""
     rows: int = 0
     user: str | None = None
     updated_by: str | None = None
@@ -391,18 +394,18 @@ class EvaluationDataset(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRow(Record):
-    """One question of an evaluation dataset. Its inputs are what it is: the same inputs are the same row."""
+    """One row of an evaluation dataset. Its inputs identify it: the same inputs are the same row."""
 
     dataset: str
     """Id of the evaluation dataset."""
     digest: str
-    """Of the inputs."""
+    """Digest of the inputs."""
     inputs: dict[str, Json]
     outputs: Json = None
     expectations: dict[str, Json] | None = None
     tags: dict[str, Json] = field(default_factory=dict)
     source: dict[str, Json] | None = None
-    """Where it comes from, in the form of MLflow's protocol: `source_type` and `source_data`."""
+    """Origin of the row, in the form of MLflow's protocol: `source_type` and `source_data`."""
     user: str | None = None
     updated_by: str | None = None
     updated_at: datetime
@@ -414,15 +417,16 @@ class EvaluationRow(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScorerRecord(Record):
-    """How the answers of a language program are judged: a text that MLflow's clients read, and everloop never runs."""
+    """How the outputs of a language-model application are scored. MLflow's clients run it; everloop only stores it."""
 
     experiment: str
     """Number of the experiment."""
     name: str
     version: int
     scorer: str
-    """What all versions have in common, as MLflow's clients name it."""
+    """Id that all versions of the scorer share, as MLflow's clients use it."""
     definition: str
+    """The scorer as text, in the form of MLflow's clients."""
 
     @property
     def key(self) -> str:
@@ -431,12 +435,12 @@ class ScorerRecord(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alias(Record):
-    """A name that moves between versions, such as `champion`. Its history says who held it when."""
+    """A name that points to a version and can be moved, such as `champion`. Its history shows every earlier version."""
 
     model: str
     name: str
     version: str
-    """Key of the model version that holds the alias."""
+    """Key of the model version that the alias points to."""
 
     @property
     def key(self) -> str:
@@ -445,11 +449,12 @@ class Alias(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """One version's part of an endpoint's traffic."""
+    """One version's share of an endpoint's traffic."""
 
     version: str
     """Key of the model version."""
     percent: float
+    """Share of the traffic, from 0 to 100."""
     role: Literal["champion", "canary", "shadow"] = "champion"
 
 
@@ -458,7 +463,7 @@ EndpointState = Literal["stopped", "starting", "ready", "draining"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointRecord(Record):
-    """Where a model answers, and which versions share its traffic."""
+    """A served model: its URL, and the versions that share its traffic."""
 
     name: str
     model: str
@@ -474,7 +479,7 @@ class EndpointRecord(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """One answer that an endpoint gave. Kept as a row of the prediction log."""
+    """One prediction that an endpoint has returned, stored as a row of the prediction log."""
 
     id: str
     endpoint: str
@@ -486,19 +491,9 @@ class Prediction:
     inputs: dict[str, Json]
     outputs: dict[str, Json]
     package: str | None = None
-    """The digest of the package that answered."""
+    """Digest of the package that made the prediction."""
     instance: str | None = None
-    """The process that answered, `<host>.<32 digits>`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Label:
-    """The truth about one entity, as it arrived. Kept as a row of the label table."""
-
-    entity: str
-    value: Json
-    event_at: datetime
-    arrived_at: datetime
+    """The serving process, `<host>.<32 digits>`."""
 
 
 FindingKind = Literal["drift", "performance", "quality", "freshness", "latency"]
@@ -507,14 +502,14 @@ Severity = Literal["info", "warning", "alarm"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding(Record):
-    """Something that monitoring saw in one window of an endpoint's log."""
+    """Something that monitoring detected in one window of an endpoint's prediction log."""
 
     endpoint: str
     version: str | None = None
     kind: FindingKind
     severity: Severity
     subject: str
-    """A feature, `prediction`, or a metric's name."""
+    """A feature, `prediction`, or the name of a metric."""
     window_from: datetime
     window_to: datetime
     value: float | None = None
@@ -528,7 +523,7 @@ Outcome = Literal["pass", "fail", "undecided"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateResult(Record):
-    """One gate's answer about one candidate."""
+    """The result of one gate for one candidate."""
 
     gate: str
     outcome: Outcome
@@ -541,7 +536,7 @@ class GateResult(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """One step of a rollout: what was decided, when, and on what evidence."""
+    """One decision of a rollout, with its time, reason and evidence."""
 
     at: datetime
     action: Literal["start", "advance", "hold", "complete", "roll_back", "reject"]
@@ -555,7 +550,7 @@ ReleaseState = Literal["rejected", "rolling_out", "completed", "rolled_back", "s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release(Record):
-    """A candidate's way to all the traffic, or back out."""
+    """The rollout of a candidate: step by step to all of the traffic, or back to the previous version."""
 
     endpoint: str
     candidate: str
@@ -571,18 +566,18 @@ class Release(Record):
 
 
 Role = Literal["viewer", "editor", "approver", "admin"]
-"""What somebody may do in a project; each may what those before it may."""
+"""A user's rights in a project. Each role includes the rights of those before it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User(Record):
-    """Somebody who may log in. Kept apart from every project's records."""
+    """A user who can log in. Users are stored apart from the records of all projects."""
 
     name: str
     roles: dict[str, Role] = field(default_factory=dict)
-    """Project, or `*` for all, to role."""
+    """Project to role; `*` stands for all projects."""
     password: str | None = None
-    """scrypt's parameters, salt and hash; None where only tokens open the door."""
+    """scrypt parameters, salt and hash. None if the user can only use tokens."""
 
     @property
     def key(self) -> str:
@@ -591,18 +586,18 @@ class User(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token(Record):
-    """A long random secret that stands for its owner; of the secret only the digest is kept."""
+    """A long random secret that authenticates its owner. Only its digest is stored."""
 
     name: str
     owner: str
     digest: str
     prefix: str
-    """The secret's first characters, by which people recognise it."""
+    """The secret's first characters, so that people can recognise it."""
     roles: dict[str, Role] = field(default_factory=dict)
-    """No more than this, and no more than the owner has."""
+    """Upper limit of the token's rights. It never has more rights than its owner."""
     expires_at: datetime | None = None
     used_at: datetime | None = None
-    """Last use, to the hour."""
+    """Last use, rounded to the hour."""
     revoked_at: datetime | None = None
 
     @property
@@ -612,30 +607,31 @@ class Token(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Webhook(Record):
-    """An outside address that is told of events."""
+    """A URL that receives events."""
 
     name: str
     url: str
     verbs: tuple[str, ...] = ()
-    """`kind.verb`, such as `alias.alias_set`; empty: every one that concerns models. In MLflow's form its own names,
-    such as `model_version_alias.created`."""
+    """The events to send, as `kind.verb`, such as `alias.alias_set`. Empty means all events that concern models. With
+    MLflow's form they have MLflow's names, such as `model_version_alias.created`."""
     form: Literal["everloop", "mlflow"] = "everloop"
-    """Whose words the messages are in."""
+    """Format of the messages: everloop's own, or MLflow's."""
     description: str = ""
     active: bool = True
-    """Whether messages are sent; what happens meanwhile is not sent later."""
+    """Whether messages are sent. Events that occur while this is false are not sent later."""
     updated_at: datetime | None = None
     for_project: str
+    """The project whose events are sent."""
     secret: str
-    """Key of the signature (HMAC-SHA256) over each message; sealed in the store."""
+    """Key that signs each message (HMAC-SHA256). It is encrypted in the store."""
     sealed_url: str = ""
-    """The whole URL, sealed, since its path often holds a token. `url` is then the part that everybody may see."""
+    """The full URL, encrypted because its path often holds a token. `url` is then the part that is safe to show."""
     seq: int = 0
-    """The last event that was delivered or given up."""
+    """Number of the last event that was delivered or given up."""
     part: int = 0
-    """How many of the messages that the event after `seq` makes are out already."""
+    """How many messages of the event after `seq` have been sent already."""
     failures: int = 0
-    """Messages given up since the last that was delivered."""
+    """Number of messages given up since the last successful delivery."""
 
     @property
     def key(self) -> str:
@@ -644,11 +640,12 @@ class Webhook(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AliasPolicy(Record):
-    """How many people besides the one who asks must agree before an alias moves."""
+    """The approvals that are needed before an alias moves."""
 
     model: str
     alias: str
     approvals: int
+    """Number of people, besides the requester, who must approve."""
 
     @property
     def key(self) -> str:
@@ -657,7 +654,7 @@ class AliasPolicy(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vote:
-    """One person's answer to a request."""
+    """One person's approval or rejection of a request."""
 
     by: str
     at: datetime
@@ -670,15 +667,16 @@ AliasRequestState = Literal["open", "approved", "rejected", "applied", "withdraw
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AliasRequest(Record):
-    """Somebody's wish to move an alias to a version, and what the others said."""
+    """A request to move an alias to a version, and the votes on it."""
 
     model: str
     alias: str
     version: str
     """Key of the model version."""
     holder: str | None = None
-    """Key of the version that held the alias when it was asked."""
+    """Key of the version that the alias pointed to when the request was made."""
     asked_by: str
+    """The user who made the request."""
     reason: str = ""
     state: AliasRequestState = "open"
     votes: tuple[Vote, ...] = ()
@@ -686,16 +684,18 @@ class AliasRequest(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Who did what, when. Append-only; `seq` grows without reuse."""
+    """One entry of the append-only audit log: who did what, and when."""
 
     seq: int
+    """Increases with every event; numbers are never reused."""
     at: datetime
     actor: str
     verb: str
     kind: str
     subject: str
-    """Id of the record."""
+    """Id of the record that the event is about."""
     key: str
+    """Key of that record."""
     data: dict[str, Json] = field(default_factory=dict)
 
 
@@ -736,4 +736,4 @@ KINDS: dict[str, type[Record]] = {
     "alias_policy": AliasPolicy,
     "alias_request": AliasRequest,
 }
-"""Every record kind by the name under which the store keeps it."""
+"""Every kind of record by its name in the store."""

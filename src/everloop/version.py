@@ -1,3 +1,3 @@
-"""The version, said once; the build reads it here."""
+"""The version number. The build reads it from here."""
 
 VERSION = "0.1.0"
