@@ -145,7 +145,7 @@ def _flags() -> pa.Array:
             pa.UnionArray.from_dense(pa.array([0], pa.int8()), pa.array([0], pa.int32()), [pa.array([1])]),
             "'column' holds dense_union",
         ),
-        (pa.array([Decimal(10) ** 45], pa.decimal256(50, 0)), "not all its values fit"),
+        (pa.array([Decimal(10) ** 45], pa.decimal256(50, 0)), "has values that do not fit"),
         (pa.array([[Decimal(100)]], pa.list_(pa.decimal128(38, -2))), "at most 38 digits"),
     ],
 )

@@ -211,7 +211,7 @@ def test_what_belongs_to_others_is_reported_and_not_changed(tmp_path: Path) -> N
         assert stat.S_IMODE(home.stat().st_mode) == 0o777
         problems = [problem for problem in verify(store).problems if problem.kind == "permissions"]
     assert len(problems) == 1
-    assert "everybody" in problems[0].message
+    assert "everyone" in problems[0].message
     assert str(problems[0].repair).startswith("chmod -R go= ")
 
 

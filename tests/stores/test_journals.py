@@ -114,7 +114,6 @@ def test_a_reader_follows_a_living_writer(tmp_path: Path) -> None:
 def test_the_writers_life_shows(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path, "s")
     assert writer_alive(journal.path)
-    journal.sync()
     journal.close()
     journal.close()
     assert not writer_alive(journal.path)

@@ -55,7 +55,7 @@ def test_the_homes_key_is_its_owners_and_no_part_of_the_database(keys: SecretKey
     assert stat.S_IMODE(keys.path.stat().st_mode) == 0o600
     assert [path.name for path in store.home.glob("*secret*")] == ["secret.key"], "no draft is left"
     keys.path.unlink()
-    with pytest.raises(UnavailableError, match="which is not here") as caught:
+    with pytest.raises(UnavailableError, match="which is missing here") as caught:
         keys.open(sealed, ABOUT)
     assert "EVERLOOP_SECRET_KEY" in str(caught.value.help)
 

@@ -252,13 +252,13 @@ def test_commands_show_no_password(tmp_path: Path) -> None:
     assert "postgresql://127.0.0.1:1/db" in done.stdout
 
 
-def test_places_and_stores_of_objects_hide_what_is_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_urls_and_object_stores_hide_what_is_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "everloop.toml").write_text(f'[store]\nrecords = "postgresql://user:{SECRET}@host/db"\n')
-    places, _ = find_store_urls()
-    assert hides(repr(places))
-    assert SECRET in places.records
-    with pytest.raises(UsageError, match=r"come from the environment"):
+    urls, _ = find_store_urls()
+    assert hides(repr(urls))
+    assert SECRET in urls.records
+    with pytest.raises(UsageError, match="in the environment"):
         ObstoreBytes(f"s3://AKIA:{SECRET}@bucket")
 
 

@@ -37,10 +37,10 @@ def test_the_folder_is_the_users_by_default(monkeypatch: pytest.MonkeyPatch, tmp
     assert keys_folder() == tmp_path / ".config" / "everloop" / "keys"
 
 
-def test_what_nobody_vouches_for(tmp_path: Path) -> None:
+def test_unsigned_digests_are_refused(tmp_path: Path) -> None:
     signature = sign(DIGEST)
     for missing in (None, {}, {"key": signature["key"]}, {"signature": signature["signature"]}):
-        with pytest.raises(TrustError, match="Nobody vouches"):
+        with pytest.raises(TrustError, match="is unsigned"):
             check(DIGEST, missing)
 
 

@@ -245,7 +245,7 @@ def _target(graph: Graph, steps: list[StepRun]) -> str | None:
 def _scratch_home(store: Store, run: Run, steps: list[StepRun], path: Path, remarks: list[str]) -> Iterator[Store]:
     with open_store(path, project=store.project, actor="everloop:reproduce") as opened:
         # Bytes are known by their digests: those of the store serve, and what comes out the same is there already.
-        places = replace(opened.places, objects=store.places.objects)
+        places = replace(opened.urls, objects=store.urls.objects)
         home = Store(places, project=store.project, actor=opened.actor, clock=opened.clock, records=opened.records)
         _remember(store.as_of(run.started_at - _JUST_BEFORE), home)
         _stand_in(store, run, steps, home, remarks)

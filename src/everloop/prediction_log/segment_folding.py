@@ -43,10 +43,10 @@ def segment_sources(store: Store) -> list[tuple[str, SegmentStore]]:
     """Where instances may have shipped the logs of this home, each with its name for people: the home itself where it
     is a folder that they reach, the database of its records, and what `everloop.toml` calls `log`."""
     places = [str(store.home)] if (store.home / segments.FOLDER).is_dir() else []
-    if store.places.records.startswith(("postgresql://", "postgres://")):
-        places.append(store.places.records)
-    if store.places.log is not None and store.places.log not in places:
-        places.append(store.places.log)
+    if store.urls.records.startswith(("postgresql://", "postgres://")):
+        places.append(store.urls.records)
+    if store.urls.log is not None and store.urls.log not in places:
+        places.append(store.urls.log)
     found = []
     for place in places:
         try:

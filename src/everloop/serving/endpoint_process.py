@@ -143,7 +143,7 @@ class EndpointProcess:
 
     def _command(self, port_file: Path) -> list[str]:
         command = [sys.executable, "-m", "everloop.serving", self.name, "--project", self._store.project]
-        places = self._store.places
+        places = self._store.urls
         if (places.records, places.objects, places.tables) == tuple(
             str(places.home / part) for part in ("everloop.db", "objects", "tables")
         ):

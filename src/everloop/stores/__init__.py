@@ -1,6 +1,6 @@
-"""Where things are kept: records, objects, tables and journals, under one home and one clock.
+"""The store: records, objects, tables and journals in one home folder, with one clock.
 
-Importing this package loads only the standard library; each name brings its own module when first used.
+Importing this package loads only the standard library; each name imports its module on first use.
 """
 
 from __future__ import annotations

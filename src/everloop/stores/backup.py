@@ -1,11 +1,12 @@
-"""One file with everything that a home holds, and a home from such a file.
+"""Backing up a whole home into one file, and restoring it.
 
-The file is a tar, compressed where its name ends in `.zst`. Its first member, `everloop-backup.json`, says its
-format, and its last, `everloop-backup.end`, how many files lie between, so that a cut is noticed, and the SHA-256 of
-each, so that damage is: nothing appears under the home's name before all of them are right. Older backups
-have no digests; what is in such a file is checked by `everloop verify` on the home that it becomes. What is copied
-first can be behind what is copied later and never before it: journals and segments, then records, then the objects and
-tables that the records name. So the copy is whole although others go on writing.
+The file is a tar, compressed if its name ends in `.zst`. Its first member, `everloop-backup.json`, has the format. Its
+last member, `everloop-backup.end`, has the number of files, which shows truncation, and the SHA-256 of each file, which
+shows damage. A restored home appears only after all of them were checked. Older backups have no digests; run
+`everloop verify` on the home that was restored from one.
+
+Other processes may write during a backup. The order of copying keeps it consistent: journals and segments first, then
+records, then the objects and tables that the records refer to. What is copied later may be newer, but never older.
 """
 
 from __future__ import annotations
@@ -54,38 +55,41 @@ _SHIPPED = ("spool", "segments")
 _TOPS = ("journals/", "objects/", "tables/", "spool/", "segments/")
 _MOST_HEAD = 64 << 10
 _MOST_END_ENTRY = 4 << 10
-"""Bytes that a backup's end may have for each file: its name and its digest."""
-# Two tables of a home may differ in case only.
+"""Largest size of one entry of the last member, with a file's name and digest."""
+# `fold_case` is off because the names of two tables may differ only in case.
 LIMITS = ArchiveLimits(total_bytes=1 << 42, entries=50_000_000, fold_case=False, depth=64)
-# A hint at which entry of a table's log to begin with. It may have moved on since the log was copied.
+# Delta's hint at the newest checkpoint. It may be newer than the copy of the log.
 _LEFT_OUT = "_last_checkpoint"
 
 
 def backup(store: Store, path: Path | str, *, with_key: bool = False) -> Path:
-    """Write everything that the home holds, of all projects, into one file, which appears whole or not at all.
+    """Write the whole home, with all projects, into one file. The file appears only when it is complete.
 
     Args:
-        path: ends in `.tar` or `.tar.zst`. The file is for its owner's eyes only.
-        with_key: also the home's key, which opens the secrets of webhooks. Without it the file alone gives none away.
+        path: ends in `.tar` or `.tar.zst`. Only the file's owner can read it.
+        with_key: include the home's key, which decrypts the secrets of webhooks. Without the key, the file reveals
+            none of them.
 
     Raises:
-        UsageError: another ending, or a part of the store that lies outside of the home's machine.
-        InsufficientStorageError: no space left for it; then there is no file.
-        AlreadyExistsError: there is such a file.
+        UsageError: the file name has another ending, or a part of the store is not on this machine.
+        InsufficientStorageError: no space is left. No file is written.
+        AlreadyExistsError: the file exists already.
     """
     target = Path(path)
     database = _local(store)
     if not target.name.endswith((".tar", ".tar.zst")):
-        raise UsageError(f"'{target.name}' says no format.", help="End the name in .tar or .tar.zst.")
+        raise UsageError(
+            f"The backup file '{target.name}' has an unknown ending.", help="Use a name that ends in .tar or .tar.zst."
+        )
     if target.exists():
-        raise AlreadyExistsError(f"There is a file '{target}' already.", help="Name another.")
+        raise AlreadyExistsError(f"The file '{target}' already exists.", help="Use another name.")
     with writing(target):
         _write(store, database, target, with_key=with_key)
     return target
 
 
 def _write(store: Store, database: SqliteDatabase, target: Path, *, with_key: bool) -> None:
-    """Write the backup beside its place, and name it when it is whole."""
+    """Write the backup to a temporary folder beside the target, and move it when it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".everloop-backup-", dir=target.parent) as scratch, store.lock(LOCK):
         draft = Path(scratch) / "backup"
@@ -93,7 +97,7 @@ def _write(store: Store, database: SqliteDatabase, target: Path, *, with_key: bo
         with _tar_writer(draft, compressed=target.name.endswith(".zst")) as tar:
             head = {"format": FORMAT, "created_at": store.now().isoformat(), "project": store.project}
             _add_bytes(tar, _HEAD, json.dumps(head).encode())
-            # What instances elsewhere have shipped here, in the order of its way.
+            # Data that instances on other machines have shipped here, in the order in which it moves.
             for name in _SHIPPED:
                 _add_folder(tar, store.home / name, name, digests)
             _add_folder(tar, store.journals, "journals", digests)
@@ -101,8 +105,8 @@ def _write(store: Store, database: SqliteDatabase, target: Path, *, with_key: bo
             database.copy_to(copy)
             _add_file(tar, copy, _RECORDS, digests)
             copy.unlink()
-            _add_folder(tar, Path(store.places.objects), "objects", digests)
-            _add_folder(tar, Path(store.places.tables), "tables", digests)
+            _add_folder(tar, Path(store.urls.objects), "objects", digests)
+            _add_folder(tar, Path(store.urls.tables), "tables", digests)
             if (store.home / "clock").exists():
                 _add_file(tar, store.home / "clock", "clock", digests)
             if with_key and (store.home / KEY_FILE).exists():
@@ -115,23 +119,23 @@ def _write(store: Store, database: SqliteDatabase, target: Path, *, with_key: bo
 
 
 def restore(path: Path | str, home: Path | str, *, max_bytes: int | None = None) -> Path:
-    """Make a home of a backup. It appears whole or not at all; the backup's names cannot lead out of it.
+    """Restore a backup to a new home. The home appears only when it is complete, and no file is written outside of it.
 
     Args:
-        home: absent or empty.
-        max_bytes: how much the backup may unpack to, at any ratio; default: a hundred times its own size.
+        home: a folder that does not exist or is empty.
+        max_bytes: limit of the unpacked size. Default: a hundred times the size of the backup.
 
     Raises:
-        NotFoundError: there is no such file.
-        UsageError: the home holds something.
-        CorruptionError: the file is no backup, or damaged.
+        NotFoundError: the file does not exist.
+        UsageError: the home is not empty.
+        CorruptionError: the file is not a backup, or is damaged.
         StoreVersionError: a newer everloop wrote it.
     """
     source, target = Path(path), Path(home).absolute()
     if not source.is_file():
         raise NotFoundError(f"There is no backup '{source}'.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"'{target}' is not empty.", help="Name a new folder.")
+        raise UsageError(f"The folder '{target}' is not empty.", help="Use a new folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".everloop-restore-", dir=target.parent) as scratch:
         draft = Path(scratch) / "home"
@@ -143,9 +147,10 @@ def restore(path: Path | str, home: Path | str, *, max_bytes: int | None = None)
         except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError) as error:
             if is_full(error):
                 raise insufficient(f"to restore '{target}'") from error
-            raise CorruptionError(f"'{source}' is no whole backup: {error}.") from error
+            message = f"'{source}' is not a complete backup: {error}."
+            raise CorruptionError(message, help="Use another backup.") from error
         prepare_home(draft)
-        # Opening proves that this everloop can read the records, before anything shows.
+        # Opening the store proves that this everloop can read the records, before the home appears.
         with open_store(draft, create=False) as opened:
             _local(opened).use_log()
         if target.exists():
@@ -155,13 +160,13 @@ def restore(path: Path | str, home: Path | str, *, max_bytes: int | None = None)
 
 
 def members(path: Path | str, names: set[str], *, max_bytes: int | None = None) -> Iterator[tuple[str, bytes]]:
-    """The files of these names in a backup, with what they hold. They are not compared with their digests.
+    """Yield name and content of the files in a backup that have these names. Digests are not checked.
 
     Args:
-        max_bytes: how much the backup may unpack to, at any ratio; default: a hundred times its own size.
+        max_bytes: limit of the unpacked size. Default: a hundred times the size of the backup.
 
     Raises:
-        NotFoundError: there is no such backup.
+        NotFoundError: the backup does not exist.
         CorruptionError: it cannot be read to its end.
     """
     source = Path(path)
@@ -174,16 +179,22 @@ def members(path: Path | str, names: set[str], *, max_bytes: int | None = None) 
                 if member.name in names:
                     yield member.name, member.read()
     except (OSError, EOFError, ValueError) as error:
-        raise CorruptionError(f"'{source}' is no whole backup: {error}.") from error
+        raise CorruptionError(f"'{source}' is not a complete backup: {error}.", help="Use another backup.") from error
 
 
 def _local(store: Store) -> SqliteDatabase:
-    """The database of a home all of whose parts are on this machine."""
+    """Return the database if all parts of the store are on this machine, else raise UsageError."""
     records = store.records
     if not isinstance(records, SqlRecords) or not isinstance(records.database, SqliteDatabase):
-        raise UsageError("A backup holds no records from a server.", help="Use the server's own tool, such as pg_dump.")
-    if not isinstance(store.objects.bytes_store, LocalBytes) or "://" in store.places.tables:
-        raise UsageError("A backup holds nothing from a bucket.", help="Use the bucket's own versions or copies.")
+        raise UsageError(
+            "The records of this store are on a database server, which everloop cannot back up.",
+            help="Use the server's own tool, such as pg_dump.",
+        )
+    if not isinstance(store.objects.bytes_store, LocalBytes) or "://" in store.urls.tables:
+        raise UsageError(
+            "The objects or tables of this store are in a bucket, which everloop cannot back up.",
+            help="Use the bucket's own versioning or copies.",
+        )
     return records.database
 
 
@@ -194,7 +205,7 @@ def _tar_writer(path: Path, *, compressed: bool) -> Iterator[tarfile.TarFile]:
             with tarfile.open(fileobj=file, mode="w|") as tar:
                 yield tar
             return
-        # Zstandard comes with pyarrow; the standard library has it from Python 3.14 on.
+        # pyarrow includes Zstandard; the standard library has it only from Python 3.14 on.
         import pyarrow as pa
 
         with pa.CompressedOutputStream(file, "zstd") as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
@@ -212,8 +223,8 @@ class _Readable(Protocol):
     def read(self, size: int = -1, /) -> bytes: ...
 
 
-class _Summed:
-    """A file that is read once, and the SHA-256 of what was read."""
+class _HashingReader:
+    """Computes the SHA-256 of a file while it is read."""
 
     def __init__(self, file: _Readable) -> None:
         self._file = file
@@ -226,7 +237,7 @@ class _Summed:
 
 
 def _end(digests: dict[str, str]) -> bytes:
-    """The last member. Its own digest comes first, because nothing else covers it."""
+    """The content of the last member. It carries its own digest, because no other one covers it."""
     body = json.dumps({"files": len(digests), "digests": digests})
     return json.dumps({"files": len(digests), "body": body, "sha256": _digest(body.encode())}).encode()
 
@@ -239,17 +250,17 @@ def _add_file(tar: tarfile.TarFile, path: Path, name: str, digests: dict[str, st
     with path.open("rb") as file:
         stat = os.fstat(file.fileno())
         info = tarfile.TarInfo(name)
-        # A journal may grow under our hands: exactly so much is copied, and a torn tail is its readers' daily bread.
+        # A journal may grow meanwhile. Only its present size is copied; its readers can handle a torn last frame.
         info.size, info.mtime, info.mode = stat.st_size, stat.st_mtime, PRIVATE_FILE
-        summed = _Summed(file)
-        tar.addfile(info, cast("IO[bytes]", summed))
-        digests[name] = summed.sum.hexdigest()
+        reader = _HashingReader(file)
+        tar.addfile(info, cast("IO[bytes]", reader))
+        digests[name] = reader.sum.hexdigest()
 
 
 def _add_folder(tar: tarfile.TarFile, folder: Path, top: str, digests: dict[str, str]) -> None:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
-    # The digests of a table before its log, which may be ahead of them and never behind; and its log before its files:
-    # what the log names has been written by then, and is not removed for days.
+    # A table's digests before its log, because the log may be newer than the digests but not older. The log before the
+    # data files: all files that it names have been written by then, and are not removed for days.
     for path in sorted(files, key=lambda path: (FOLDER not in path.parts, LOG not in path.parts)):
         below = path.relative_to(folder)
         if TEMPORARY in below.parts or below.name.startswith(".") or below.name == _LEFT_OUT:
@@ -257,7 +268,7 @@ def _add_folder(tar: tarfile.TarFile, folder: Path, top: str, digests: dict[str,
         try:
             _add_file(tar, path, f"{top}/{below.as_posix()}", digests)
         except FileNotFoundError:
-            # A journal that has just been folded: its points are in the records, which are copied after it.
+            # This journal was just folded. Its points are in the records, which are copied later.
             continue
 
 
@@ -265,32 +276,37 @@ def _members(members: Iterator[TarMember]) -> Iterator[TarMember]:
     try:
         yield from members
     except CorruptionError as error:
-        raise CorruptionError(f"{error.message.rstrip('.')}, which no backup does.", help=error.help) from error
+        raise CorruptionError(f"The backup is refused: {error.message}", help=error.help) from error
 
 
 def _unpack(members: Iterator[TarMember], source: Path, home: Path) -> None:
     first = next(members, None)
     if first is None or first.name != _HEAD:
-        raise CorruptionError(f"'{source}' is no everloop backup.")
+        raise CorruptionError(
+            f"'{source}' is not a backup of everloop.", help="Use a file that `everloop backup` wrote."
+        )
     version = json.loads(_small(first))["format"]
     if version > FORMAT:
         raise StoreVersionError(
-            f"The backup '{source}' has format {version}; this everloop knows {FORMAT}.", help="Upgrade everloop."
+            f"The backup '{source}' has format {version}, but this everloop reads formats up to {FORMAT}.",
+            help="Upgrade everloop.",
         )
     names: dict[str, str] = {}
     while (member := next(members, None)) is not None and member.name != _END:
         if not (member.name in (_RECORDS, "clock", KEY_FILE) or member.name.startswith(_TOPS)):
-            raise CorruptionError(f"'{source}' holds '{member.name}', which no backup does.")
+            raise CorruptionError(
+                f"The backup is refused: '{source}' contains '{member.name}', which does not belong there."
+            )
         path = home / member.name
         make_folder(path.parent)
         with os.fdopen(make_private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
-            summed = _Summed(member)
-            shutil.copyfileobj(summed, file, CHUNK)
-        names[member.name] = summed.sum.hexdigest()
+            reader = _HashingReader(member)
+            shutil.copyfileobj(reader, file, CHUNK)
+        names[member.name] = reader.sum.hexdigest()
         path.chmod(file_mode(path.parent, read_only=member.name.startswith("objects/")))
     end = {} if member is None else json.loads(_small(member, _MOST_HEAD + len(names) * _MOST_END_ENTRY))
     if not end or end["files"] != len(names) or _RECORDS not in names:
-        raise CorruptionError(f"'{source}' is a backup without its end.")
+        raise CorruptionError(f"The backup '{source}' is incomplete: its end is missing.", help="Use another backup.")
     if "body" not in end:
         return
     if _digest(end["body"].encode()) != end["sha256"]:
@@ -298,14 +314,15 @@ def _unpack(members: Iterator[TarMember], source: Path, home: Path) -> None:
     digests = json.loads(end["body"])["digests"]
     different = sorted(name for name in digests.keys() | names.keys() if digests.get(name) != names.get(name))
     if different:
-        more = f" and {len(different) - 1} others" if len(different) > 1 else ""
-        raise CorruptionError(
-            f"The backup '{source}' is damaged: '{different[0]}'{more} differ from their digests.",
-            help="Use another backup.",
-        )
+        what = f"'{different[0]}' differs from its digest"
+        if len(different) > 1:
+            what = f"{len(different)} files differ from their digests, among them '{different[0]}'"
+        raise CorruptionError(f"The backup '{source}' is damaged: {what}.", help="Use another backup.")
 
 
 def _small(member: TarMember, most: int = _MOST_HEAD) -> bytes:
     if member.size_bytes > most:
-        raise CorruptionError(f"The backup's '{member.name}' has {member.size_bytes} bytes.")
+        raise CorruptionError(
+            f"The backup is refused: its '{member.name}' has {member.size_bytes} bytes, more than the limit of {most}."
+        )
     return member.read()

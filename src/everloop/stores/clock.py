@@ -1,8 +1,7 @@
-"""The one clock of everloop, and the ids that sort by it.
+"""The clock of everloop, and ids that sort by time.
 
-Every room asks its store for the time, and this module is the only place that asks the operating system for
-the date. That is what lets a replay move through history: it hands the rooms a clock that it moves itself.
-Times are timezone-aware UTC with microseconds.
+All code gets the time from its store, and only this module reads the operating system's clock. So a replay can move
+through history: it passes a clock that it sets itself. Times are timezone-aware UTC with microseconds.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def micros(moment: datetime) -> int:
     """Microseconds since 1970, exact.
 
     Raises:
-        UsageError: `moment` has no timezone, so it names no instant.
+        UsageError: `moment` has no timezone.
     """
     if moment.tzinfo is None:
         raise UsageError(f"The time {moment.isoformat()} has no timezone.", help="Use times in UTC: tzinfo=UTC.")
@@ -47,9 +46,9 @@ def moment_of(microseconds: int) -> datetime:
 
 
 class Clock(Protocol):
-    """What time it is, and whether that is the world's time or a story's.
+    """Tells the time, which is real or simulated.
 
-    `now` is safe to call from any thread and process and returns aware UTC.
+    `now` can be called from any thread and process and returns timezone-aware UTC.
     """
 
     @property
@@ -59,7 +58,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The world's time."""
+    """The operating system's clock."""
 
     simulated = False
 
@@ -71,7 +70,7 @@ class SystemClock:
 
 
 class FixedClock:
-    """A clock that shows one moment for ever: a view of the past, or a test."""
+    """A clock that always shows the same moment, for views of the past and for tests."""
 
     simulated = True
 
@@ -89,11 +88,11 @@ class FixedClock:
 class SharedClock:
     """A simulated clock that every process of one home reads from a small file.
 
-    The file holds 24 bytes, little-endian: `EVCK`, format version (u16), check (u16), base (i64, µs since 1970)
-    and anchor (i64, µs). With anchor 0 the clock stands still at its base and moves only by `set`; otherwise it
-    ticks in real time: base plus what the system's clock has gained over the anchor.
+    The file holds 24 bytes, little-endian: `EVCK`, format version (u16), checksum (u16), base (i64, µs since 1970)
+    and anchor (i64, µs). If the anchor is 0, the clock stands still at its base and moves only by `set`. Otherwise
+    it runs in real time: it shows the base plus the time that has passed on the system's clock since the anchor.
 
-    The file is mapped into memory, so that a look costs no system call, and is written in place, never replaced.
+    The file is mapped into memory, so that reading it costs no system call. It is written in place, never replaced.
     """
 
     simulated = True
@@ -108,7 +107,7 @@ class SharedClock:
             with self.path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), self._LAYOUT.size, access=mmap.ACCESS_READ)
         except FileNotFoundError:
-            raise NotFoundError(f"There is no clock at '{self.path}'.") from None
+            raise NotFoundError(f"There is no clock file '{self.path}'.") from None
         except ValueError:
             raise self._damaged() from None
         self._seen = b""
@@ -117,7 +116,7 @@ class SharedClock:
 
     @classmethod
     def create(cls, path: Path | str, moment: datetime) -> SharedClock:
-        """Open the clock at `path` and set it to `moment`; make it first where there is none."""
+        """Open the clock at `path` and set it to `moment`. The file is created if it is missing."""
         target = Path(path)
         if not target.exists():
             make_folder(target.parent)
@@ -126,7 +125,7 @@ class SharedClock:
                 with writing(target):
                     with open(draft, "wb", opener=private_opener) as file:
                         file.write(cls._pack(micros(moment), 0))
-                    # A link fails where a rename would replace: of several creators, one wins and the others follow.
+                    # A link fails if the file exists, where a rename would replace it: the first creator wins.
                     with suppress(FileExistsError):
                         target.hardlink_to(draft)
             finally:
@@ -150,26 +149,27 @@ class SharedClock:
         """Move the clock to `moment`, for every process.
 
         Raises:
-            ConflictError: `moment` lies behind what the clock shows; it never goes backwards.
+            ConflictError: `moment` is before the clock's present time. The clock never goes backwards.
         """
         target = micros(moment)
-        with self._turn() as (now, anchor):
+        with self._exclusive() as (now, anchor):
             if target < now:
                 raise ConflictError(
-                    f"The clock shows {moment_of(now).isoformat()} and does not go back to {moment.isoformat()}.",
-                    help="Open another store to tell the story again.",
+                    f"The simulated clock shows {moment_of(now).isoformat()} and cannot go back to"
+                    f" {moment.isoformat()}.",
+                    help="Use a later time, or start again with a new store.",
                 )
             self._write(target, 0 if anchor == 0 else system_micros())
 
     def tick(self) -> None:
-        """Let the clock run in real time from what it shows."""
-        with self._turn() as (now, anchor):
+        """Let the clock run in real time from its present time on."""
+        with self._exclusive() as (now, anchor):
             if anchor == 0:
                 self._write(now, system_micros())
 
     def stop(self) -> None:
-        """Let the clock stand still at what it shows."""
-        with self._turn() as (now, anchor):
+        """Stop the clock at its present time."""
+        with self._exclusive() as (now, anchor):
             if anchor != 0:
                 self._write(now, 0)
 
@@ -182,23 +182,24 @@ class SharedClock:
             magic, version, check, base, anchor = self._LAYOUT.unpack(packed)
             if magic == self._MAGIC and version > self._VERSION:
                 raise StoreVersionError(
-                    f"The clock '{self.path}' has format {version}; this everloop knows {self._VERSION}.",
+                    f"The clock file '{self.path}' has format {version}, but this everloop reads formats up to"
+                    f" {self._VERSION}.",
                     help="Upgrade everloop.",
                 )
             if magic == self._MAGIC and check == _check(packed[8:]):
                 if anchor == 0:
-                    # In this order: another thread that finds the bytes must find their moment.
+                    # In this order, because another thread that sees the new bytes must also see their moment.
                     self._seen, self._shown = b"", moment_of(base)
                     self._seen = packed
                 return base, anchor
-            # A reader may meet a writer half way; the check notices and the next look finds it whole.
+            # A writer may be in the middle of its write: the checksum shows that, and the next read succeeds.
             time.sleep(0.0001)
         raise self._damaged()
 
     @contextmanager
-    def _turn(self) -> Iterator[tuple[int, int]]:
-        """Keep other writers out and yield what the clock shows (µs) and its anchor."""
-        # A descriptor of its own: the lock belongs to it, so threads of one process exclude each other as well.
+    def _exclusive(self) -> Iterator[tuple[int, int]]:
+        """Lock out other writers and yield the clock's present time (µs) and its anchor."""
+        # The lock belongs to the descriptor. A new one each time excludes other threads of this process as well.
         descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -212,7 +213,9 @@ class SharedClock:
             file.write(self._pack(base, anchor))
 
     def _damaged(self) -> CorruptionError:
-        return CorruptionError(f"The clock '{self.path}' is damaged.", help="Remove it to return to the system's time.")
+        return CorruptionError(
+            f"The clock file '{self.path}' is damaged.", help="Remove it to return to the system's time."
+        )
 
     @classmethod
     def _pack(cls, base: int, anchor: int) -> bytes:
@@ -221,7 +224,7 @@ class SharedClock:
 
 
 def system_micros() -> int:
-    """What the operating system's clock shows, for what has its time from there, such as files. µs since 1970."""
+    """The operating system's time in µs since 1970, to compare with times from there, such as those of files."""
     return time.time_ns() // 1000
 
 
@@ -230,7 +233,7 @@ def _check(body: bytes) -> int:
 
 
 class _Ids:
-    """The state behind `new_id`: the last time stamp given out and the number that followed it."""
+    """The state of `new_id`: the last timestamp, and the last number that was used with it."""
 
     def __init__(self) -> None:
         self.guard = threading.Lock()
@@ -240,7 +243,7 @@ class _Ids:
         self._used = 0
 
     def random(self, count: int) -> int:
-        """So many random bytes as a number. Asking the system for a few costs as much as for a few thousand."""
+        """A random number of `count` bytes. Bytes are read in bulk: 4096 from the system cost as much as 4."""
         if self._used + count > len(self._pool):
             self._pool, self._used = os.urandom(4096), 0
         found = self._pool[self._used : self._used + count]
@@ -252,7 +255,7 @@ _ids = _Ids()
 
 
 def _forget_ids() -> None:
-    # A forked child starts from fresh random numbers, or parent and child would count on in step.
+    # Without this, a forked child would produce the same ids as its parent.
     global _ids
     _ids = _Ids()
 
@@ -263,7 +266,7 @@ os.register_at_fork(after_in_child=_forget_ids)
 def new_id(moment: datetime) -> str:
     """A UUIDv7 for `moment`, in the usual 36 characters (RFC 9562, section 5.7; method 3 for its 12 bits).
 
-    Ids of one process increase strictly for moments that do not go back, also when the clock stands still.
+    Within one process, ids strictly increase as long as moments do not go back, even if the clock stands still.
     """
     since = micros(moment)
     milliseconds, rest = divmod(since, 1000)
@@ -273,7 +276,7 @@ def new_id(moment: datetime) -> str:
         if stamp == ids.stamp:
             ids.tail += 1 + ids.random(4)
         else:
-            # The top bit stays free: room for 2**29 further ids of the same stamp, at the least.
+            # The top bits stay free, which leaves room for at least 2**29 more ids of the same timestamp.
             ids.stamp, ids.tail = stamp, ids.random(8) >> 3
         tail = ids.tail
     number = ((stamp >> 12) << 80) | (0x7 << 76) | ((stamp & 0xFFF) << 64) | (0b10 << 62) | tail

@@ -1,4 +1,4 @@
-"""Spans of time as people write them: `90s`, `15m`, `12h`, `14d`, `1w`, and `2d12h` for their sums."""
+"""Durations as people write them: `90s`, `15m`, `12h`, `14d`, `1w`, and sums such as `2d12h`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _PART = re.compile(r"(\d++(?:\.\d++)?+)([smhdw])")
 
 
 def parse_duration(text: str) -> timedelta:
-    """Return the span that `text` names.
+    """Parse a duration such as `14d` or `2d12h`.
 
     Raises:
-        UsageError: it is not a sum of numbers with a unit.
+        UsageError: `text` is not a sum of numbers with units, or is too long a duration.
     """
     compact = text.replace(" ", "").lower()
     seconds, at = 0.0, 0
@@ -30,11 +30,13 @@ def parse_duration(text: str) -> timedelta:
     try:
         return timedelta(seconds=seconds)
     except OverflowError:
-        raise UsageError(f"'{text[:100]}' is too long.", help="A duration is at most 999999999d.") from None
+        raise UsageError(
+            f"The duration '{text[:100]}' is too long.", help="The longest possible duration is 999999999d."
+        ) from None
 
 
 def format_duration(span: timedelta) -> str:
-    """The shortest exact way to write `span`, largest unit first."""
+    """Write a duration in its shortest exact form, largest unit first."""
     seconds = span.total_seconds()
     if seconds == 0:
         return "0s"

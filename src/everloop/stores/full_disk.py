@@ -1,4 +1,4 @@
-"""A disk, quota or file size limit that is used up, whichever library says so and in whatever words."""
+"""Errors for a full disk, quota or file size limit, recognised in the errors of all libraries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""No space on the device, the user's quota is used up, or the file may not grow any further."""
+"""No space on the device, the user's quota is used up, or the file has reached the size limit."""
 
 _PROTECTED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _WORDS = tuple(os.strerror(number) for number in sorted(FULL))
@@ -22,9 +22,9 @@ _SPARE_BYTES = 1 << 16
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error, or one that led to it, says that there is no space.
+    """Whether an error, or one of its causes, means that no space is left.
 
-    Libraries written in Rust or C++ pass on the operating system's words and not its number.
+    Libraries written in Rust or C++ pass on the operating system's message, but not its error number.
     """
     seen: BaseException | None = error
     for _ in range(10):
@@ -32,7 +32,7 @@ def is_full(error: BaseException) -> bool:
             return False
         if isinstance(seen, InsufficientStorageError) or (isinstance(seen, OSError) and seen.errno in FULL):
             return True
-        # What everloop itself says may quote a value of the user's.
+        # Messages of everloop itself are not searched, because they may quote a value of the user.
         if not isinstance(seen, EverloopError) and any(words in str(seen) for words in _WORDS):
             return True
         seen = seen.__cause__
@@ -40,19 +40,19 @@ def is_full(error: BaseException) -> bool:
 
 
 def insufficient(what: str) -> InsufficientStorageError:
-    """The error for something that did not fit.
+    """The error for a write that did not fit.
 
     Args:
-        what: as it ends "No space left …", such as "in '/data'".
+        what: how the message "No space left …" continues, such as "in '/data'".
     """
     return InsufficientStorageError(
-        f"No space left {what}: the disk, the quota or the limit for the size of a file is used up.",
+        f"No space left {what}: the disk, the quota or the file size limit is used up.",
         help="Free some space; nothing needs to be restarted.",
     )
 
 
 def storage_error(error: OSError, where: Path | str) -> StoreError:
-    """What a failed write to a file or folder of the store means to a caller."""
+    """The error to raise for a failed write to a file or folder of the store."""
     if error.errno in FULL:
         return insufficient(f"in '{where}'")
     if error.errno in _PROTECTED:
@@ -61,7 +61,7 @@ def storage_error(error: OSError, where: Path | str) -> StoreError:
 
 
 def read_only(where: Path | str) -> ReadOnlyError:
-    """The error for a write to something that this process may only read."""
+    """The error for a write to a path that this process may only read."""
     return ReadOnlyError(
         f"'{where}' is read-only for this user, so nothing was written.",
         help="Check who owns it (ls -ld) and whether its disk is mounted read-only, or use another home: --home, "
@@ -71,7 +71,7 @@ def read_only(where: Path | str) -> ReadOnlyError:
 
 @contextmanager
 def writing(where: Path | str) -> Iterator[None]:
-    """Raise a failed write of the block as `InsufficientStorageError`, `ReadOnlyError` or `StoreError`."""
+    """Turn an OSError of the block into `InsufficientStorageError`, `ReadOnlyError` or `StoreError`."""
     try:
         yield
     except OSError as error:
@@ -79,7 +79,7 @@ def writing(where: Path | str) -> Iterator[None]:
 
 
 def looks_full(path: Path) -> bool:
-    """Whether a file can not grow now. For libraries that report a failed write without its reason."""
+    """Whether a file cannot grow right now. For libraries that report a failed write without the reason."""
     import resource
 
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
@@ -89,7 +89,7 @@ def looks_full(path: Path) -> bool:
                 return True
         except OSError:
             continue
-    # Quotas show in no statistics of the file system: only a write finds out.
+    # File system statistics do not include quotas, so a test write is needed.
     draft = path.with_name(f".{path.name}.{os.getpid()}.space")
     try:
         with draft.open("xb", buffering=0) as file:

@@ -1,4 +1,4 @@
-"""Removing for good what nothing refers to any more: mark and sweep."""
+"""Garbage collection: purging deleted records and removing unreferenced objects, by mark and sweep."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from everloop.stores.records.record_store import StoredRecord
 
 LOCK = "sweep"
-"""Held by whoever removes objects, and by whoever needs that nobody does."""
+"""Name of the lock that is held while objects are removed, and while none may be removed, such as during a backup."""
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _DIGEST_BYTES = re.compile(rb"sha256:[0-9a-f]{64}")
@@ -31,46 +31,49 @@ _TABLE_HOURS = 168
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepResult:
-    """What was removed, or would be."""
+    """What was removed, or would be removed."""
 
     records: int
     objects: int
     size_bytes: int
-    """Of the objects."""
+    """Total size of the objects."""
     drafts: int
-    """Unfinished files that killed processes had left."""
+    """Unfinished files left behind by killed processes."""
     dry_run: bool
 
 
 def gc(store: Store, *, dry_run: bool = False, grace_s: float = 3600.0) -> SweepResult:
-    """Purge the deleted records of all projects, and remove each object that nothing refers to.
+    """Purge the deleted records of all projects, and remove every object that nothing refers to.
 
-    An object is kept while a record, also one that an update has replaced, a journal or an object that is kept
-    names its digest, and while it is younger than the grace; so is a record that was deleted within the grace.
-    Others may go on working meanwhile, as long as none takes longer than the grace from adding an object, or from
-    reading its digest, to putting the record that names it.
+    An object stays while its digest is named by a record (in any revision), by a journal or by another object that
+    stays. Objects that are younger than the grace period stay as well, and so do records that were deleted within it.
+    Other processes may continue to work, provided that none needs longer than the grace period between adding an
+    object, or reading its digest, and putting the record that names it.
 
     Args:
-        dry_run: remove nothing and say what would be.
-        grace_s: in seconds; for objects of the system's clock, for records of the store's.
+        dry_run: remove nothing, and report what would be removed.
+        grace_s: grace period in seconds. It is measured by the system's clock for objects, by the store's for records.
 
     Raises:
         ReadOnlyError: the store is a view of the past.
     """
     if grace_s < 0:
-        raise UsageError(f"A grace of {grace_s} s is none.", help="Name a number of seconds from 0 up.")
+        raise UsageError(f"The grace period is {grace_s} s, which is negative.", help="Use 0 or more seconds.")
     if store.read_only:
-        raise ReadOnlyError("A view of the past is not swept.")
+        raise ReadOnlyError(
+            "Garbage collection cannot run on a view of the past.", help="Open the store without as_of."
+        )
     grace = timedelta(seconds=grace_s)
     with store.lock(LOCK):
         since = SystemClock().now() - grace
-        # A record that was deleted only just may have been read before, and what it names be on its way into another.
+        # Another process may have read a record just before it was deleted, and may be about to put a new record that
+        # refers to the same objects.
         before = store.now() - grace
         records = _purge(store, before, dry_run=dry_run)
-        kept = _mark(store, before)
+        referenced = _mark(store, before)
         objects = size_bytes = 0
         for digest, size in list(store.objects.digests()):
-            if digest not in kept and _is_swept(store, digest, since, dry_run=dry_run):
+            if digest not in referenced and _remove(store, digest, since, dry_run=dry_run):
                 objects += 1
                 size_bytes += size
         drafts = _sweep_drafts(store, since.timestamp(), dry_run=dry_run)
@@ -81,25 +84,25 @@ def gc(store: Store, *, dry_run: bool = False, grace_s: float = 3600.0) -> Sweep
 
 
 def _purge(store: Store, before: datetime, *, dry_run: bool) -> int:
-    doomed = {(kept.project, kept.id) for kept in store.records.stored() if _is_doomed(kept, before)}
+    expired = {(stored.project, stored.id) for stored in store.records.stored() if _is_expired(stored, before)}
     if not dry_run:
-        for project in sorted({project for project, _ in doomed}):
+        for project in sorted({project for project, _ in expired}):
             store.records.for_project(project).purge(before)
-    return len(doomed)
+    return len(expired)
 
 
-def _is_doomed(kept: StoredRecord, before: datetime) -> bool:
-    return kept.deleted_at is not None and kept.deleted_at <= before
+def _is_expired(stored: StoredRecord, before: datetime) -> bool:
+    return stored.deleted_at is not None and stored.deleted_at <= before
 
 
 def _mark(store: Store, before: datetime) -> set[str]:
-    """The digests of every object that is to stay."""
+    """The digests of all objects that stay."""
     found: set[str] = set()
-    for kept in store.records.stored():
-        if not _is_doomed(kept, before):
-            found.update(_DIGEST.findall(kept.body))
+    for stored in store.records.stored():
+        if not _is_expired(stored, before):
+            found.update(_DIGEST.findall(stored.body))
     for path in list_journals(store.journals):
-        # As bytes, whatever a frame may mean: what is on its way into the store counts as being there.
+        # Journals hold data that is not in the database yet. They are searched as bytes, whatever their frames mean.
         with suppress(FileNotFoundError):
             found.update(match.decode() for match in _DIGEST_BYTES.findall(path.read_bytes()))
     marked: set[str] = set()
@@ -109,13 +112,13 @@ def _mark(store: Store, before: datetime) -> set[str]:
         if digest in marked:
             continue
         marked.add(digest)
-        # What a record names without its being there is for `verify` to tell.
+        # Missing objects are reported by `verify`, not here.
         with suppress(NotFoundError):
             waiting += store.objects.references(digest) - marked
     return marked
 
 
-def _is_swept(store: Store, digest: str, since: datetime, *, dry_run: bool) -> bool:
+def _remove(store: Store, digest: str, since: datetime, *, dry_run: bool) -> bool:
     if not dry_run:
         return store.objects.remove(digest, unless_since=since)
     written = store.objects.written_at(digest)

@@ -1,4 +1,4 @@
-"""One home of everything kept: where it is, and its parts bound to one project, one actor and one clock."""
+"""The store of a home folder: finding its parts and opening it for one project, one actor and one clock."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from everloop.records import Record
 from everloop.stores.clock import Clock, FixedClock, SharedClock, SystemClock, new_id
 from everloop.stores.full_disk import writing
 from everloop.stores.locks import file_lock, is_locked
-from everloop.stores.permissions import close_to_others, make_folder, make_private, settle
+from everloop.stores.permissions import close_to_others, make_folder, private_opener, settle
 from everloop.stores.store_urls import BUCKETS, check_path, check_url, has_scheme, mask_url
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 FOLDER = ".everloop"
 CONFIG = "everloop.toml"
 SHARED_VARIABLE = "EVERLOOP_STORE_SHARED"
-"""Set to 1, the home's group may use it, as with `shared = true` in everloop.toml."""
+"""If this is 1, the home's group may use the home, as with `shared = true` in everloop.toml."""
 SCHEMES = ("postgresql", "postgres", "sqlite")
-"""Of records. Others are plugins, which check their URLs themselves."""
+"""Schemes for records. Other schemes are plugins, which check their URLs themselves."""
 _SETTINGS = ("home", "records", "objects", "tables", "log")
 _LOCK = re.compile(r"[A-Za-z0-9_@=+-][A-Za-z0-9_.@=+-]{0,199}")
 
@@ -42,29 +42,29 @@ R = TypeVar("R", bound=Record)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreUrls:
-    """Where the parts of a store are. Records, objects and tables are a URL each, or a path below the home. `log`:
-    where instances elsewhere ship their prediction logs to, if that is neither the home nor the records' database."""
+    """Where the parts of a store are. Records, objects and tables each have a URL or a path in the home."""
 
     home: Path
     records: str
     objects: str
     tables: str
     shared: bool = False
-    """Whether the home's group may read and write what is in it."""
+    """Whether the home's group may read and write the home."""
     log: str | None = None
+    """Where instances on other machines ship their prediction logs, if not to the home or the database of records."""
 
     def __repr__(self) -> str:
         urls = {"records": self.records, "objects": self.objects, "tables": self.tables, "log": self.log}
         parts = (f"{part}={(mask_url(url) if url else url)!r}" for part, url in urls.items())
-        return f"Places(home={str(self.home)!r}, {', '.join(parts)}, shared={self.shared})"
+        return f"StoreUrls(home={str(self.home)!r}, {', '.join(parts)}, shared={self.shared})"
 
 
 class Store:
-    """One home, seen from one project. Opened by `open_store`; safe from any thread, and after a fork."""
+    """A store, opened for one project. Use `open_store` to open one. Safe to use from any thread and after a fork."""
 
     def __init__(
         self,
-        places: StoreUrls,
+        urls: StoreUrls,
         *,
         project: str,
         actor: str,
@@ -73,8 +73,8 @@ class Store:
         moment: datetime | None = None,
         origin: Store | None = None,
     ) -> None:
-        self.places = places
-        self.home = places.home
+        self.urls = urls
+        self.home = urls.home
         self.project = project
         self.actor = actor
         self.clock = clock
@@ -85,17 +85,17 @@ class Store:
     @cached_property
     def objects(self) -> ContentStore:
         if self._origin is not None:
-            # One for all views: it remembers what it has proved, and a bucket's client is dear to make.
+            # All views share one: it remembers which objects it has verified, and a bucket's client is slow to create.
             return self._origin.objects if self._moment is None else self._origin.objects.read_only()
         from everloop.stores.objects.content_addressing import ContentStore
 
-        return ContentStore(self.places.objects, cache=self.home / "cache")
+        return ContentStore(self.urls.objects, cache=self.home / "cache")
 
     @cached_property
     def tables(self) -> Tables:
         from everloop.stores.tables.delta_tables import Tables
 
-        return Tables(self.places.tables, self.clock, as_of=self._moment)
+        return Tables(self.urls.tables, self.clock, as_of=self._moment)
 
     @property
     def read_only(self) -> bool:
@@ -114,47 +114,47 @@ class Store:
         return self.clock.now()
 
     def new(self, kind: type[R], /, **fields: Any) -> R:
-        """A record of this project that is not yet put, with a new id and the clock's time."""
+        """Create a record of this project with a new id and the clock's time. It is not stored yet."""
         now = self.clock.now()
         return kind(**{"id": new_id(now), "project": self.project, "created_at": now, **fields})
 
     def lock(self, name: str, *, block: bool = True) -> AbstractContextManager[bool]:
-        """A lock among all processes of this home on this machine; yields whether it is held.
+        """Hold a lock among all processes on this machine that use this home. Yields whether it was acquired.
 
-        Not re-entrant. The operating system gives it back when its holder dies.
+        Not re-entrant. The operating system releases it when its holder dies.
         """
         return file_lock(self._lock_path(name), block=block)
 
     def locked(self, name: str) -> bool:
-        """Whether somebody alive holds the lock."""
+        """Whether a running process holds the lock."""
         return is_locked(self._lock_path(name))
 
     def was_locked(self, name: str) -> bool:
-        """Whether the lock has ever been held in this home, by the living or the dead."""
+        """Whether the lock has ever been held in this home."""
         return self._lock_path(name).exists()
 
     def for_project(self, project: str) -> Store:
-        """The same home, seen from another project."""
+        """The same store for another project."""
         return self._with(project=_checked_project(project), records=self.records.for_project(project))
 
     def as_actor(self, actor: str) -> Store:
-        """The same home, written to in another name."""
+        """The same store, with another actor in the events of its writes."""
         return self._with(actor=actor, records=self.records.as_actor(actor))
 
     def as_of(self, moment: datetime) -> Store:
-        """A read-only view of what had been written, and had arrived, by a moment; its clock stands there."""
+        """A read-only view of everything that had been written and had arrived by a moment. Its clock stands still."""
         if self._moment is not None:
             moment = min(moment, self._moment)
         return self._with(clock=FixedClock(moment), records=self.records.as_of(moment), moment=moment)
 
     def simulate(self, moment: datetime) -> SharedClock:
-        """Give the home a simulated clock, for this store and all that are opened from now on, and set it.
+        """Give the home a simulated clock and set it. It applies to this store and all that are opened from now on.
 
         Raises:
-            ConflictError: the home's clock is simulated already and shows a later time.
+            ConflictError: the home already has a simulated clock, which shows a later time.
         """
         if self._moment is not None:
-            raise ReadOnlyError("A view of the past keeps its time.")
+            raise ReadOnlyError("The clock of a view of the past cannot be set.", help="Open the store without as_of.")
         clock = SharedClock.create(self.home / "clock", moment)
         self.clock = clock
         self.records = self.records.with_clock(clock)
@@ -176,7 +176,7 @@ class Store:
 
     def _lock_path(self, name: str) -> Path:
         if not _LOCK.fullmatch(name):
-            raise UsageError(f"'{name}' is no name for a lock.", help="Use letters, digits and -_.@=+ only.")
+            raise UsageError(f"'{name}' is not a valid name for a lock.", help="Use only letters, digits and -_.@=+")
         return self.home / "locks" / f"{name}.lock"
 
     def _with(self, **changes: Any) -> Store:
@@ -188,7 +188,7 @@ class Store:
             "moment": self._moment,
             "origin": self._origin or self,
         }
-        return type(self)(self.places, **{**parts, **changes})
+        return type(self)(self.urls, **{**parts, **changes})
 
 
 def open_store(
@@ -199,53 +199,53 @@ def open_store(
     clock: Clock | None = None,
     create: bool = True,
 ) -> Store:
-    """Open the store of `home`, or of `EVERLOOP_STORE`, or of the nearest `everloop.toml` upwards, or `./.everloop`.
+    """Open the store of `home`, or else of `EVERLOOP_STORE`, the nearest `everloop.toml` upwards, or `./.everloop`.
 
-    A home that another process is just making is waited for.
+    If another process is just creating the home, this waits until it is ready.
 
     Args:
-        project: default: what `everloop.toml` says, else `default`.
-        actor: in whose name events are written; default: the user at this machine.
-        clock: default: the home's simulated clock where it has one, else the system's.
-        create: make a home that is not there yet.
+        project: default: the one in `everloop.toml`, else `default`.
+        actor: the name that events are written under; default: this user on this machine.
+        clock: default: the home's simulated clock if it has one, else the system's.
+        create: create the home if it is missing.
 
     Raises:
-        NotFoundError: there is no home, and `create` is off.
+        NotFoundError: the home is missing and `create` is off.
         ProjectError: `everloop.toml` cannot be read.
         StoreVersionError: a newer everloop wrote it.
     """
-    places, configured = find_store_urls(home)
-    return open_urls(places, project=project or configured, actor=actor, clock=clock, create=create)
+    urls, configured = find_store_urls(home)
+    return open_urls(urls, project=project or configured, actor=actor, clock=clock, create=create)
 
 
 def open_urls(
-    places: StoreUrls,
+    urls: StoreUrls,
     *,
     project: str | None = None,
     actor: str | None = None,
     clock: Clock | None = None,
     create: bool = True,
 ) -> Store:
-    """As `open_store`, of a store whose parts are known."""
-    if not (places.home / "locks").is_dir():
+    """As `open_store`, for a store whose URLs are known."""
+    if not (urls.home / "locks").is_dir():
         if not create:
             raise NotFoundError(
-                f"There is no everloop store at '{places.home}'.", help="Make one: everloop init, or everloop demo"
+                f"There is no everloop store at '{urls.home}'.", help="Create one: everloop init, or everloop demo"
             )
-        prepare_home(places.home, shared=places.shared)
-    settle(places.home, shared=places.shared)
-    if "://" not in places.records and Path(places.records).parent != places.home:
-        close_to_others(Path(f"{places.records}{end}") for end in ("", "-wal", "-shm"))
+        prepare_home(urls.home, shared=urls.shared)
+    settle(urls.home, shared=urls.shared)
+    if "://" not in urls.records and Path(urls.records).parent != urls.home:
+        close_to_others(Path(f"{urls.records}{end}") for end in ("", "-wal", "-shm"))
     if clock is None:
-        clock = SharedClock(places.home / "clock") if (places.home / "clock").exists() else SystemClock()
+        clock = SharedClock(urls.home / "clock") if (urls.home / "clock").exists() else SystemClock()
     chosen = _checked_project(project or "default")
     who = actor or default_actor()
-    records = _open_records(places, chosen, who, clock)
-    return Store(places, project=chosen, actor=who, clock=clock, records=records)
+    records = _open_records(urls, chosen, who, clock)
+    return Store(urls, project=chosen, actor=who, clock=clock, records=records)
 
 
 def find_store_urls(home: Path | str | None = None) -> tuple[StoreUrls, str | None]:
-    """Where the parts of a store are, without opening it, and the project that `everloop.toml` names."""
+    """Find the URLs of a store without opening it, and the project that is set in `everloop.toml`."""
     named = home if home is not None else os.environ.get("EVERLOOP_STORE")
     config = nearest_config(Path.cwd())
     settings, project = _settings(config) if config is not None else ({}, None)
@@ -255,34 +255,29 @@ def find_store_urls(home: Path | str | None = None) -> tuple[StoreUrls, str | No
     check_path(str(settings.get("home", FOLDER)), "The home")
     configured = (base / Path(str(settings.get("home", FOLDER))).expanduser()).absolute()
     chosen = configured if named is None else Path(named).expanduser().absolute()
-    # Another home than the configured one has its parts in itself.
-    return _places(chosen, settings if chosen == configured else {}), project
+    # The settings apply only to the configured home. Any other home contains all of its parts.
+    return _store_urls(chosen, settings if chosen == configured else {}), project
 
 
 def prepare_home(home: Path, *, shared: bool = False) -> None:
-    """Make what every home has. Safe in parallel; what is there stays.
+    """Create the folders that every home has. Existing ones stay as they are. Safe to call in parallel.
 
     Args:
-        shared: for the group of the folder and not only for its owner.
+        shared: give access to the folder's group, not only to its owner.
     """
     with writing(home):
-        # What lies around a home is not everloop's, so the umask says who may look at it.
+        # The folders above a home do not belong to everloop, so their mode follows the umask.
         home.parent.mkdir(parents=True, exist_ok=True)
         make_folder(home, shared=shared)
-        with suppress(FileExistsError):
-            # A home lies in the user's repository, and nothing in it is source.
-            os.close(_written(make_private(home / ".gitignore", os.O_WRONLY | os.O_CREAT | os.O_EXCL), b"*\n"))
+        # A home is often inside the user's git repository, and none of its files belong there.
+        with suppress(FileExistsError), open(home / ".gitignore", "xb", opener=private_opener) as file:
+            file.write(b"*\n")
     for folder in ("journals", "locks"):
         make_folder(home / folder)
 
 
-def _written(descriptor: int, data: bytes) -> int:
-    os.write(descriptor, data)
-    return descriptor
-
-
 def default_actor() -> str:
-    """`user:<name>@<host>` of this process."""
+    """The actor of this process: `user:<name>@<host>`."""
     import pwd
 
     name = os.environ.get("LOGNAME") or os.environ.get("USER")
@@ -294,25 +289,25 @@ def default_actor() -> str:
     return f"user:{name}@{os.uname().nodename}"
 
 
-def _places(home: Path, settings: dict[str, str | bool]) -> StoreUrls:
-    def place(part: str, default: str) -> str:
+def _store_urls(home: Path, settings: dict[str, str | bool]) -> StoreUrls:
+    def url(part: str, default: str) -> str:
         chosen = str(settings.get(part, default))
-        _check_place(part, chosen)
+        _check_part(part, chosen)
         return chosen if "://" in chosen else str(home / Path(chosen).expanduser())
 
     return StoreUrls(
         home=home,
-        records=place("records", "everloop.db"),
-        objects=place("objects", "objects"),
-        tables=place("tables", "tables"),
+        records=url("records", "everloop.db"),
+        objects=url("objects", "objects"),
+        tables=url("tables", "tables"),
         shared=bool(settings.get("shared")) or os.environ.get(SHARED_VARIABLE, "").lower() in ("1", "true", "yes"),
-        log=place("log", "") if settings.get("log") else None,
+        log=url("log", "") if settings.get("log") else None,
     )
 
 
-def _check_place(part: str, chosen: str) -> None:
-    """Raise UsageError where a part of a store is malformed, before it is opened, shown or made a folder of."""
-    what = f"The place of the {part}"
+def _check_part(part: str, chosen: str) -> None:
+    """Raise UsageError if a path or URL is malformed, before it is opened, shown or created as a folder."""
+    what = f"The path or URL of the {part}"
     scheme, found, _ = chosen.partition("://")
     if not found or scheme == "sqlite":
         check_path(chosen.removeprefix("sqlite://"), what)
@@ -323,7 +318,7 @@ def _check_place(part: str, chosen: str) -> None:
 
 
 def nearest_config(start: Path) -> Path | None:
-    """The `everloop.toml` of a folder or of the nearest above it that has one."""
+    """The `everloop.toml` of a folder, or of the nearest folder above it that has one."""
     for folder in (start, *start.parents):
         if (folder / CONFIG).is_file():
             return folder / CONFIG
@@ -334,32 +329,36 @@ def _settings(config: Path) -> tuple[dict[str, str | bool], str | None]:
     try:
         content = tomllib.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ProjectError(f"'{config}' cannot be read: {error}.") from error
+        raise ProjectError(f"Cannot read '{config}': {error}.") from error
     settings, named = content.get("store", {}), content.get("project", {})
     if not isinstance(named, dict):
-        raise ProjectError(f"[project] in '{config}' takes a name.")
+        raise ProjectError(f"'project' in '{config}' is not a table.", help='Write [project] and below it name = "…".')
     project = named.get("name")
     if not isinstance(settings, dict):
-        raise ProjectError(f"[store] in '{config}' takes texts: {', '.join(_SETTINGS)}.")
+        raise ProjectError(f"'store' in '{config}' is not a table.", help="Write [store] and the settings below it.")
     unknown = set(settings) - {*_SETTINGS, "shared"}
     if unknown:
         raise ProjectError(
-            f"[store] in '{config}' has no '{min(unknown)}'.", help=f"It takes {', '.join(_SETTINGS)} and shared."
+            f"[store] in '{config}' has an unknown setting '{min(unknown)}'.",
+            help=f"Known settings: {', '.join(_SETTINGS)}, shared",
         )
-    if not all(isinstance(settings.get(name, ""), str) for name in _SETTINGS):
-        raise ProjectError(f"[store] in '{config}' takes texts: {', '.join(_SETTINGS)}.")
+    for name in _SETTINGS:
+        if not isinstance(settings.get(name, ""), str):
+            raise ProjectError(
+                f"'{name}' in [store] of '{config}' is not a string.", help="Put the path or URL in quotes."
+            )
     if not isinstance(settings.get("shared", False), bool):
         raise ProjectError(f"'shared' in [store] of '{config}' is neither true nor false.")
     if project is not None and not isinstance(project, str):
-        raise ProjectError(f"[project] name in '{config}' is no text.")
+        raise ProjectError(f"'name' in [project] of '{config}' is not a string.", help="Put the name in quotes.")
     return settings, project
 
 
-def _open_records(places: StoreUrls, project: str, actor: str, clock: Clock) -> RecordStore:
-    scheme, found, rest = places.records.partition("://")
+def _open_records(urls: StoreUrls, project: str, actor: str, clock: Clock) -> RecordStore:
+    scheme, found, rest = urls.records.partition("://")
     if not found:
-        scheme, rest = "sqlite", places.records
-    where = rest if scheme == "sqlite" else places.records
+        scheme, rest = "sqlite", urls.records
+    where = rest if scheme == "sqlite" else urls.records
     name = "postgresql" if scheme == "postgres" else scheme
     opened = plugins.load("records", name)(where, project=project, actor=actor, clock=clock)
     return cast("RecordStore", opened)
@@ -368,6 +367,7 @@ def _open_records(places: StoreUrls, project: str, actor: str, clock: Clock) -> 
 def _checked_project(project: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", project):
         raise UsageError(
-            f"'{project}' is no name for a project.", help="Use letters, digits, '-', '_' and '.'; a letter first."
+            f"'{project}' is not a valid name for a project.",
+            help="Use letters, digits, '-', '_' and '.'. Begin with a letter or digit.",
         )
     return project

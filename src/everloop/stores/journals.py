@@ -1,10 +1,10 @@
-"""Append-only files that survive the death of their writer.
+"""Append-only files that survive the death of the process that writes them.
 
-A journal is one file of one writing process: a header of 8 bytes (`EVJL`, format version as u16, two bytes of
-zero), then frames. A frame is the payload's length (u32), a CRC-32 over that length and the payload (u32), and
-the payload; all little-endian. Each append is one `write`, so what a killed process leaves is whole frames and at
-most one torn tail. The length is under the checksum so that a tail of zero bytes, which some file systems leave
-after a power cut, is no frame.
+A journal is written by a single process. It has a header of 8 bytes (`EVJL`, format version as u16, two zero bytes),
+followed by frames. A frame consists of the payload's length (u32), a CRC-32 over that length and the payload (u32), and
+the payload; all little-endian. Each append is one `write`, so a killed process leaves complete frames and at most one
+torn frame at the end. The checksum covers the length as well. Otherwise the zero bytes that some file systems leave at
+the end after a power cut would be valid frames.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _open: weakref.WeakSet[Journal] = weakref.WeakSet()
 
 
 class Journal:
-    """The writing end. Safe to use from several threads; a forked child continues in a file of its own.
+    """A journal open for writing. Safe to use from several threads. A forked child continues in a new file.
 
-    The file is locked while its writer lives, so that others can tell an orphan (`writer_alive`).
+    The file stays locked while its writer lives, so that other processes can detect an orphan (`writer_alive`).
     """
 
     def __init__(self, folder: Path, stream: str) -> None:
@@ -61,20 +61,22 @@ class Journal:
 
     @classmethod
     def create(cls, folder: Path | str, stream: str) -> Journal:
-        """Start the file `<stream>.<random id>.journal` in `folder`, which is made where needed.
+        """Start the file `<stream>.<random id>.journal` in `folder`, which is created if needed.
 
         Raises:
-            UsageError: the stream's name does not make a file name.
+            UsageError: the stream's name cannot be used as a file name.
         """
         if not _STREAM.fullmatch(stream):
-            raise UsageError(f"'{stream}' is no name for a journal.", help="Use letters, digits and -_@=+,. only.")
+            raise UsageError(
+                f"'{stream}' is not a valid name for a journal.", help="Use only letters, digits and -_@=+,."
+            )
         return cls(Path(folder), stream)
 
     def append(self, payload: bytes) -> int:
-        """Write one frame and return the offset behind it. The bytes are with the operating system on return.
+        """Write one frame and return the offset of its end. On return, the operating system has the bytes.
 
         Raises:
-            InsufficientStorageError: the disk is full; nothing of the frame stays in the file.
+            InsufficientStorageError: the disk is full. No part of the frame stays in the file.
         """
         length = len(payload)
         frame = _FRAME.pack(length, zlib.crc32(payload, zlib.crc32(_LENGTH.pack(length)))) + payload
@@ -92,14 +94,8 @@ class Journal:
             self._size += written
             return self._size
 
-    def sync(self) -> None:
-        """Return when everything appended is on the device itself, safe against a power cut."""
-        with self._guard:
-            if self._descriptor is not None:
-                os.fsync(self._descriptor)
-
     def close(self) -> None:
-        """Give the file up. Appending afterwards is an error; closing twice is not."""
+        """Close the file. Appending afterwards is an error; closing twice is not."""
         with self._guard:
             self._closed = True
             if self._descriptor is not None:
@@ -120,7 +116,7 @@ class Journal:
         if self._closed:
             raise UsageError(f"The journal '{self.path.name}' is closed.")
         make_folder(self.folder)
-        # Locked under a name that no reader looks for: a journal is never seen without its writer's lock.
+        # It gets its name only when it is locked, so readers never see a journal without its writer's lock.
         draft = self.folder / f".{self.stream}.{secrets.token_hex(8)}"
         try:
             descriptor = make_private(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
@@ -129,13 +125,13 @@ class Journal:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             try:
-                whole = os.write(descriptor, HEADER) == len(HEADER)
+                complete = os.write(descriptor, HEADER) == len(HEADER)
             except OSError as error:
                 if error.errno not in FULL:
                     raise
-                whole = False
-            if not whole:
-                raise insufficient(f"to begin a journal in '{self.folder}'")
+                complete = False
+            if not complete:
+                raise insufficient(f"to create a journal in '{self.folder}'")
             path = self.folder / f"{draft.name[1:]}{SUFFIX}"
             draft.rename(path)
         except BaseException as error:
@@ -151,29 +147,29 @@ class Journal:
         return descriptor
 
     def _forked(self) -> None:
-        # The lock belongs to the open file, which the child shares: unless the child lets go of its copy,
-        # the parent would seem to live for as long as the child does.
+        # The lock belongs to the open file, which the child shares. So the child must close its copy: otherwise the
+        # parent would seem to be alive for as long as the child lives.
         self._guard = threading.Lock()
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
 
-def _leave_to_parent() -> None:
+def _close_inherited() -> None:
     for journal in list(_open):
         journal._forked()
 
 
-os.register_at_fork(after_in_child=_leave_to_parent)
+os.register_at_fork(after_in_child=_close_inherited)
 
 
 def stream_of(path: Path) -> str:
-    """The stream whose frames the file holds."""
+    """The name of a journal's stream."""
     return path.name.removesuffix(SUFFIX).rpartition(".")[0]
 
 
 def list_journals(folder: Path, stream: str | None = None) -> list[Path]:
-    """The journals of a folder, of one stream or of all, oldest first by the file's name and stream."""
+    """The journals in a folder, of one stream or of all, sorted by file name."""
     if not folder.is_dir():
         return []
     found = (path for path in folder.iterdir() if path.name.endswith(SUFFIX) and not path.name.startswith("."))
@@ -181,18 +177,18 @@ def list_journals(folder: Path, stream: str | None = None) -> list[Path]:
 
 
 def writer_alive(path: Path | str) -> bool:
-    """Whether the process that writes the journal still lives; False also for a file that is gone."""
+    """Whether the process that writes the journal is still running. False if the file no longer exists."""
     return is_locked(Path(path))
 
 
 def read_journal(path: Path | str, offset: int = 0) -> Iterator[tuple[bytes, int]]:
-    """Yield each whole frame's payload and the offset behind it, which a later call can start from.
+    """Yield the payload of each complete frame and the offset of its end, where a later call can continue.
 
-    Stops quietly at a torn tail, so the file of a living or a killed writer reads alike.
+    A torn frame at the end is ignored, so it does not matter whether the writer is running or was killed.
 
     Raises:
-        NotFoundError: there is no such file.
-        CorruptionError: a damaged frame with whole frames behind it, or no journal at all.
+        NotFoundError: the file does not exist.
+        CorruptionError: a damaged frame is followed by intact ones, or the file is not a journal.
         StoreVersionError: a newer everloop wrote the file.
     """
     source = Path(path)
@@ -208,29 +204,29 @@ def read_journal(path: Path | str, offset: int = 0) -> Iterator[tuple[bytes, int
 
 
 def split_frames(data: bytes) -> list[tuple[bytes, int]]:
-    """Each frame's payload and the offset behind it, of bytes cut out of a journal between two frames.
+    """Split a section of a journal that begins and ends between frames: each frame's payload and the offset of its end.
 
     Raises:
-        CorruptionError: they are not whole and sound frames to the last byte.
+        CorruptionError: the bytes are not a sequence of intact frames up to the last byte.
     """
-    found = _whole(data, 0)
+    found = _intact_frames(data, 0)
     at = found[-1][1] if found else 0
     if at < len(data):
-        raise CorruptionError(f"There is no whole frame at byte {at} of {len(data)}.")
+        raise CorruptionError(f"There is no intact frame at byte {at} of {len(data)}.")
     return found
 
 
 def check_tail(path: Path | str) -> None:
-    """Return if what stands behind the last whole frame may be what a killed writer left: a part of a frame, or zeros.
+    """Check that the last intact frame is followed only by an incomplete frame or zeros, as a killed writer leaves.
 
-    `read_journal` stops there either way, because the writer may be in the middle of it. Before a journal is removed,
-    and where damage is looked for, the two must be told apart.
+    `read_journal` stops at these bytes in any case, because a writer may be in the middle of a frame. Call this before
+    a journal is removed and when looking for damage.
 
     Raises:
-        CorruptionError: the last frame is there in full length, and damaged.
+        CorruptionError: the last frame has its full length but is damaged.
     """
     source = Path(path)
-    for last_look in (False, True):
+    for last_attempt in (False, True):
         end = 0
         for _, end in read_journal(source):  # noqa: B007 - only the last one counts
             pass
@@ -239,49 +235,49 @@ def check_tail(path: Path | str) -> None:
             rest = file.read()
         if not _is_damaged(rest):
             return
-        if not last_look:
+        if not last_attempt:
             time.sleep(0.01)
     raise CorruptionError(
         f"The last frame of the journal '{path}' is damaged, at byte {end or len(HEADER)}.", help="See: everloop verify"
     )
 
 
-def mended(path: Path | str) -> bytes | None:
-    """The journal as it was before a single bit of it was flipped, if checksums prove that; else None."""
+def repaired_journal(path: Path | str) -> bytes | None:
+    """The content of a journal with one flipped bit corrected, if checksums prove which bit it was; else None."""
     data = Path(path).read_bytes()
-    whole = _whole(data, len(HEADER))
-    at = whole[-1][1] if whole else len(HEADER)
+    intact = _intact_frames(data, len(HEADER))
+    at = intact[-1][1] if intact else len(HEADER)
     if data[: len(HEADER)] != HEADER:
-        return HEADER + data[len(HEADER) :] if whole and len(data) == at else None
-    for frame in _other_frames(data[at:]):
+        return HEADER + data[len(HEADER) :] if intact and len(data) == at else None
+    for frame in _possible_originals(data[at:]):
         candidate = data[:at] + frame + data[at + len(frame) :]
-        found = _whole(candidate, at)
-        if found and not _is_damaged(candidate[found[-1][1] :]) and not _behind(candidate, found[-1][1]):
+        found = _intact_frames(candidate, at)
+        if found and not _is_damaged(candidate[found[-1][1] :]) and not _has_frame_after(candidate, found[-1][1]):
             return candidate
     return None
 
 
-def whole_part(path: Path | str) -> bytes:
-    """The journal's header and the whole frames that follow it."""
+def intact_part(path: Path | str) -> bytes:
+    """The journal's header and the intact frames that follow it."""
     data = Path(path).read_bytes()
-    found = _whole(data, len(HEADER))
+    found = _intact_frames(data, len(HEADER))
     return data[: found[-1][1] if found else len(HEADER)]
 
 
 def _is_damaged(rest: bytes) -> bool:
-    """Whether bytes behind the last whole frame are a whole frame with damage in it."""
+    """Whether the bytes after the last intact frame are a complete but damaged frame."""
     if len(rest) < _FRAME.size or not rest.strip(b"\0"):
         return False
     length, check = _FRAME.unpack_from(rest)
     if length <= len(rest) - _FRAME.size:
         return True
-    # Torn, unless it is the length that is wrong.
+    # The frame is incomplete, unless only its length is wrong.
     body = rest[_FRAME.size :]
     return zlib.crc32(body, zlib.crc32(_LENGTH.pack(len(body)))) == int(check)
 
 
-def _other_frames(rest: bytes) -> Iterator[bytes]:
-    """What the frame at the beginning of these bytes may have been before one of its bits was flipped."""
+def _possible_originals(rest: bytes) -> Iterator[bytes]:
+    """The frames that these bytes may have begun with before one bit was flipped."""
     if len(rest) < _FRAME.size:
         return
     length, check = _FRAME.unpack_from(rest)
@@ -305,40 +301,40 @@ def _other_frames(rest: bytes) -> Iterator[bytes]:
         yield _FRAME.pack(length, check) + bytes(changed)
 
 
-def _behind(data: bytes, at: int) -> bool:
-    """Whether a whole frame follows somewhere behind a position."""
-    return any(_whole(data, start, 1) for start in range(at + 1, len(data) - _FRAME.size + 1))
+def _has_frame_after(data: bytes, at: int) -> bool:
+    """Whether an intact frame begins anywhere after a position."""
+    return any(_intact_frames(data, start, 1) for start in range(at + 1, len(data) - _FRAME.size + 1))
 
 
 def _frames(path: Path, file: BinaryIO, offset: int) -> Iterator[tuple[bytes, int]]:
-    # What looks damaged is looked at twice: a writer who finds the device full takes half a frame back, and a reader
-    # may have seen that half.
-    for last_look in (False, True):
+    # Apparent damage is read a second time: a writer on a full device removes half a frame again, and a reader may have
+    # seen that half.
+    for last_attempt in (False, True):
         file.seek(offset)
         buffer, at = b"", 0
         while True:
             base = offset - at
-            for payload, end in _whole(buffer, at):
+            for payload, end in _intact_frames(buffer, at):
                 offset, at = base + end, end
                 yield payload, offset
             more = file.read(max(_CHUNK, len(buffer) - at))
             if not more:
                 break
             buffer, at = buffer[at:] + more, 0
-        # A whole frame further on is the difference between damage and a torn tail.
-        if not any(_whole(buffer, start, 1) for start in range(at + 1, len(buffer) - _FRAME.size + 1)):
+        # An intact frame further on means damage. Without one, this is the torn end of the file.
+        if not _has_frame_after(buffer, at):
             return
-        if last_look:
+        if last_attempt:
             raise CorruptionError(
-                f"The journal '{path}' is damaged at byte {offset}; frames behind it are whole.",
+                f"The journal '{path}' is damaged at byte {offset}, and intact frames follow.",
                 help="See: everloop verify",
             )
 
 
-def _whole(buffer: bytes, at: int, most: int | None = None) -> list[tuple[bytes, int]]:
-    """The payloads of the whole and sound frames that follow each other from a position, each with its end."""
+def _intact_frames(buffer: bytes, at: int, most: int | None = None) -> list[tuple[bytes, int]]:
+    """The intact frames from a position on, up to the first that is not: each payload and the offset of its end."""
     found: list[tuple[bytes, int]] = []
-    # A journal can have millions: what the loop needs is at hand, and nothing is called that need not be.
+    # A journal can have millions of frames, so the loop uses local names and as few calls as possible.
     unpack, crc, head, last = _FRAME.unpack_from, zlib.crc32, _FRAME.size, len(buffer) - _FRAME.size
     while at <= last and len(found) != most:
         length, check = unpack(buffer, at)
@@ -353,14 +349,15 @@ def _whole(buffer: bytes, at: int, most: int | None = None) -> list[tuple[bytes,
 
 
 def _check_header(path: Path, header: bytes) -> bool:
-    """Whether frames may follow. A header that is not whole yet is an empty journal."""
+    """Whether frames may follow. A journal with an incomplete header is empty."""
     if len(header) < len(HEADER) and HEADER.startswith(header):
         return False
     magic, version, _ = struct.unpack("<4sHH", header.ljust(8, b"\0"))
     if magic != HEADER[:4]:
-        raise CorruptionError(f"'{path}' is no journal.", help="See: everloop verify")
+        raise CorruptionError(f"'{path}' is not a journal.", help="See: everloop verify")
     if version > VERSION:
         raise StoreVersionError(
-            f"The journal '{path}' has format {version}; this everloop knows {VERSION}.", help="Upgrade everloop."
+            f"The journal '{path}' has format {version}, but this everloop reads formats up to {VERSION}.",
+            help="Upgrade everloop.",
         )
     return True

@@ -1,4 +1,4 @@
-"""Locks between processes: `flock` on a file, given back by the operating system when its holder dies."""
+"""Locks between processes, by `flock` on a file. The operating system releases them when their holder dies."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class _Held:
-    """An open lock file. A lock belongs to the open file, which a forked child shares: unless the child lets go of
-    its copy, the parent would seem to live, and hold the lock, for as long as the child does."""
+class _LockFile:
+    """An open lock file.
+
+    A lock belongs to the open file, which a forked child shares. So the child must close its copy: otherwise the
+    parent would seem to hold the lock for as long as the child lives.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor: int | None = descriptor
@@ -28,33 +31,33 @@ class _Held:
             self.descriptor = None
 
 
-_held: set[_Held] = set()
+_open_files: set[_LockFile] = set()
 
 
-def _leave_to_parent() -> None:
-    for held in _held:
-        held.close()
-    _held.clear()
+def _close_inherited() -> None:
+    for file in _open_files:
+        file.close()
+    _open_files.clear()
 
 
-os.register_at_fork(after_in_child=_leave_to_parent)
+os.register_at_fork(after_in_child=_close_inherited)
 
 
 @contextmanager
 def file_lock(path: Path, *, block: bool = True) -> Iterator[bool]:
-    """Hold the lock of `path`; yields whether it is held, which is always so when `block` is set.
+    """Hold the lock of `path`. Yields whether it was acquired, which is always true with `block`.
 
-    Not re-entrant: a second lock of the same path waits, even in the same thread. The file stays behind, because
-    removing it would let two holders lock two files of the same name. A forked child does not hold it.
+    Not re-entrant: a second lock of the same path waits, even in the same thread. The file is not removed afterwards,
+    because then two processes could hold locks on two files of the same name. A forked child does not hold the lock.
 
     Raises:
-        InsufficientStorageError, ReadOnlyError: the file cannot be made.
+        InsufficientStorageError, ReadOnlyError: the file cannot be created.
     """
     make_folder(path.parent)
     with writing(path):
         descriptor = make_private(path, os.O_RDWR | os.O_CREAT)
-    held = _Held(descriptor)
-    _held.add(held)
+    file = _LockFile(descriptor)
+    _open_files.add(file)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX if block else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -63,8 +66,8 @@ def file_lock(path: Path, *, block: bool = True) -> Iterator[bool]:
             return
         yield True
     finally:
-        _held.discard(held)
-        held.close()
+        _open_files.discard(file)
+        file.close()
 
 
 def is_locked(path: Path) -> bool:
@@ -74,10 +77,10 @@ def is_locked(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except PermissionError:
-        # Another user's. Nothing may be done for a holder that could be alive.
+        # The file belongs to another user, whose process may be alive.
         return True
     try:
-        # A shared lock, so that two who only ask do not take each other for a holder.
+        # A shared lock, so that two processes that check at the same time both succeed.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -1,7 +1,7 @@
-"""How a step tells what outside state it has read.
+"""Recording which outside state a step has read.
 
-A source that reads a file or a query calls `observe`; whoever runs the step collects. Neither knows the other,
-and outside a collector `observe` does nothing.
+A source that reads a file or runs a query calls `observe`. The code that runs the step collects the observations.
+Neither depends on the other. Outside a collector, observations are discarded.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _collector: ContextVar[list[dict[str, Json]] | None] = ContextVar("everloop_obse
 
 
 def observe(kind: str, spec: dict[str, Json], state: str) -> dict[str, Json]:
-    """Say that outside state was read; returns what is remembered of it, to which `notes` may be added.
+    """Record that outside state was read, and return the observation. The caller may add `notes` to it.
 
     Args:
-        kind: name in the plugin table under `observation`, whose function looks again.
-        spec: what was looked at; what that function is called with.
-        state: what was seen, as a short text that changes when the outside does.
+        kind: name of the `observation` plugin whose function checks the state again.
+        spec: what was read; the argument of that function.
+        state: the state that was found, as a short text that changes when the outside state changes.
     """
     observation: dict[str, Json] = {"kind": kind, "spec": spec, "state": state}
     seen = _collector.get()
@@ -39,10 +39,10 @@ def observe(kind: str, spec: dict[str, Json], state: str) -> dict[str, Json]:
 
 @contextmanager
 def collect_observations() -> Iterator[list[dict[str, Json]]]:
-    """Collect what is observed inside the block, each distinct observation once, in order.
+    """Collect the observations made inside the block, each distinct one once, in order.
 
-    Collectors nest: the inner one takes what is observed within it. A thread started inside the block is outside
-    of it, unless it runs in a copy of the context.
+    Collectors nest: observations go to the innermost one. A thread started inside the block does not belong to it,
+    unless the thread runs in a copy of the context.
     """
     seen: list[dict[str, Json]] = []
     token = _collector.set(seen)

@@ -1,9 +1,9 @@
-"""Who may read what a home holds: its owner, or on purpose its group, and never everybody.
+"""File permissions of a home: for its owner only, or on request for its group, but never for everyone.
 
-Folders are made with mode 0700 and files with 0600, whatever the umask. A home that a group shares has 2770 and 0660:
-the set-group-id bit together with the group's right to write marks a folder as shared, and everything that is made
-below it follows the folder that it is made in. Deltalake and other libraries make files of their own by the umask;
-the folders around them keep others out.
+Folders are created with mode 0700 and files with 0600, whatever the umask. A shared home has 2770 and 0660: the
+set-group-id bit together with the group's write permission marks a folder as shared, and new files and folders follow
+the folder that contains them. deltalake and other libraries create files by the umask; the folders around them keep
+other users out.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ _PARTS = frozenset(
         *(f"{name}{end}" for name in _DATABASES for end in ("", "-wal", "-shm", "-journal")),
     )
 )
-"""Names that everloop gives to what lies in a home."""
+"""Names of the files and folders that everloop creates in a home."""
 _BY_UMASK = frozenset(("logs", "run"))
-"""What processes write about themselves. Operators let other tools read it, so the umask decides."""
+"""Logs and state of processes. Other tools may need to read them, so the umask decides."""
 _OWN_NAME = ".everloop"
 
 
 def is_shared(folder: Path | str) -> bool:
-    """Whether a folder is shared by its group on purpose. A folder that is not there is not."""
+    """Whether a folder is marked as shared with its group. False for a missing folder."""
     try:
-        mode = os.stat(folder).st_mode  # noqa: PTH116 - runs at each file that is made
+        mode = os.stat(folder).st_mode  # noqa: PTH116 - runs for each file that is created
     except OSError:
         return False
     return mode & _SHARED_MARK == _SHARED_MARK
 
 
 def make_folder(folder: Path, *, shared: bool | None = None) -> None:
-    """Make a folder, and those above it that are missing, for the owner only, or for the group of a shared home.
+    """Create a folder and its missing parents, for the owner only or for the group of a shared home.
 
     Args:
-        shared: default: as the folder above it.
+        shared: default: the same as the parent folder.
 
     Raises:
-        InsufficientStorageError, ReadOnlyError, StoreError: it cannot be made.
+        InsufficientStorageError, ReadOnlyError, StoreError: it cannot be created.
     """
     if folder.is_dir():
         return
@@ -67,10 +67,10 @@ def private_opener(path: str, flags: int) -> int:
 
 
 def make_private(path: Path | str, flags: int, *, read_only: bool = False) -> int:
-    """Open a file of a home, make it where `flags` have O_CREAT, and return its descriptor.
+    """Open a file of a home, or create it if `flags` contain O_CREAT, and return its descriptor.
 
     Args:
-        read_only: nobody is to write to the file once its descriptor is closed.
+        read_only: create the file without write permission. It can be written only through this descriptor.
     """
     shared = is_shared(os.path.dirname(path))  # noqa: PTH120 - as in `is_shared`
     mode = SHARED_FILE if shared else PRIVATE_FILE
@@ -78,49 +78,49 @@ def make_private(path: Path | str, flags: int, *, read_only: bool = False) -> in
         mode &= 0o440
     descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
     if shared:
-        # The umask has taken the group's rights away.
+        # The umask may have removed the group's permissions.
         with suppress(PermissionError):
             os.fchmod(descriptor, mode)
     return descriptor
 
 
 def file_mode(folder: Path | str, *, read_only: bool = False) -> int:
-    """The mode of a file in this folder."""
+    """The mode that a file in this folder must have."""
     mode = SHARED_FILE if is_shared(folder) else PRIVATE_FILE
     return mode & 0o440 if read_only else mode
 
 
 def close_to_others(paths: Iterable[Path]) -> None:
-    """Give files and folders that a library has made the mode that they would have from here."""
+    """Give files and folders that a library created the mode that everloop would have given them."""
     for path in paths:
         with suppress(OSError):
-            held = path.lstat()
+            status = path.lstat()
             folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                _settle(folder, path.name, held, shared=is_shared(path.parent), deep=False)
+                _settle(folder, path.name, status, shared=is_shared(path.parent), deep=False)
             finally:
                 os.close(folder)
 
 
 def settle(home: Path, *, shared: bool = False) -> None:
-    """Take from others what an earlier version, or an umask, has let them read in a home.
+    """Correct the modes in a home, which an earlier version or the umask may have left open to other users.
 
-    Only what belongs to this user is changed, no symbolic link is followed, and a folder that holds other things
-    besides a home keeps its mode. A home that is in order costs a look at its own folder.
+    Only files and folders of this user are changed, and symbolic links are not followed. A folder that contains other
+    files besides the home keeps its mode. If all is in order, this only reads the home's own folder.
 
     Args:
-        shared: the home's group keeps its rights. A home whose folder is marked as shared is so anyway.
+        shared: the home's group keeps its permissions, as it does if the home's folder is marked as shared.
     """
     with suppress(OSError):
         descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            held = os.fstat(descriptor)
-            shared = shared or held.st_mode & _SHARED_MARK == _SHARED_MARK
+            status = os.fstat(descriptor)
+            shared = shared or status.st_mode & _SHARED_MARK == _SHARED_MARK
             found = os.listdir(descriptor)  # noqa: PTH208 - of a descriptor
             names = [name for name in found if _is_part(name)]
-            wanted = _wanted(held, shared)
-            whole = home.name == _OWN_NAME or set(found) <= {*names, *_BY_UMASK}
-            if wanted != stat.S_IMODE(held.st_mode) and _is_ours(held) and whole:
+            wanted = _wanted(status, shared)
+            only_home = home.name == _OWN_NAME or set(found) <= {*names, *_BY_UMASK}
+            if wanted != stat.S_IMODE(status.st_mode) and _is_ours(status) and only_home:
                 os.fchmod(descriptor, wanted)
             for name in names:
                 with suppress(OSError):
@@ -130,7 +130,7 @@ def settle(home: Path, *, shared: bool = False) -> None:
 
 
 def exposed(home: Path) -> Iterator[tuple[Path, str]]:
-    """What others can read or change in a home: each file and folder, and who can, as `everybody` or `the group`."""
+    """Find the files and folders of a home that others can access, each with `everyone` or `the group`."""
     shared = is_shared(home)
     waiting = [home]
     while waiting:
@@ -138,7 +138,7 @@ def exposed(home: Path) -> Iterator[tuple[Path, str]]:
         with suppress(OSError):
             who = _open_to(folder.stat() if folder == home else folder.lstat(), shared)
             if not who:
-                # Nobody else gets past this folder, so what lies in it is closed as well.
+                # Other users cannot enter this folder, so its contents are closed as well.
                 continue
             yield folder, who
             with os.scandir(folder) as entries:
@@ -153,10 +153,10 @@ def exposed(home: Path) -> Iterator[tuple[Path, str]]:
                             yield Path(entry.path), who
 
 
-def _open_to(held: os.stat_result, shared: bool) -> str:
-    if held.st_mode & 0o007:
-        return "everybody"
-    return "the group" if held.st_mode & 0o070 and not shared else ""
+def _open_to(status: os.stat_result, shared: bool) -> str:
+    if status.st_mode & 0o007:
+        return "everyone"
+    return "the group" if status.st_mode & 0o070 and not shared else ""
 
 
 def _make(folder: Path, shared: bool | None) -> None:
@@ -177,37 +177,37 @@ def _make(folder: Path, shared: bool | None) -> None:
             folder.chmod(mode)
 
 
-def _is_ours(held: os.stat_result) -> bool:
-    # A folder such as /tmp is for everybody, whoever made it.
-    return held.st_uid == os.geteuid() and not held.st_mode & stat.S_ISVTX
+def _is_ours(status: os.stat_result) -> bool:
+    # A folder such as /tmp is meant for all users, even if this user created it.
+    return status.st_uid == os.geteuid() and not status.st_mode & stat.S_ISVTX
 
 
 def _is_part(name: str) -> bool:
     return name in _PARTS or name.startswith(".everloop-")
 
 
-def _wanted(held: os.stat_result, shared: bool) -> int:
-    mode = stat.S_IMODE(held.st_mode)
-    if stat.S_ISDIR(mode | stat.S_IFMT(held.st_mode)):
+def _wanted(status: os.stat_result, shared: bool) -> int:
+    mode = stat.S_IMODE(status.st_mode)
+    if stat.S_ISDIR(mode | stat.S_IFMT(status.st_mode)):
         return (mode | SHARED_FOLDER) & ~0o007 if shared else mode & ~0o077
     return (mode & 0o700) | ((mode & 0o600) >> 3) if shared else mode & 0o700
 
 
-def _settle(folder: int, name: str, held: os.stat_result, *, shared: bool, deep: bool = True) -> None:
-    """Correct the mode of one thing in a folder, and of what lies below a folder whose mode was wrong."""
-    wanted = _wanted(held, shared)
-    if wanted == stat.S_IMODE(held.st_mode) or not _is_ours(held):
+def _settle(folder: int, name: str, status: os.stat_result, *, shared: bool, deep: bool = True) -> None:
+    """Correct the mode of one entry of a folder. If it is a folder whose mode was wrong, also of its contents."""
+    wanted = _wanted(status, shared)
+    if wanted == stat.S_IMODE(status.st_mode) or not _is_ours(status):
         return
-    if stat.S_ISREG(held.st_mode):
-        # A file with a second name may be somebody's own, elsewhere.
-        if held.st_nlink == 1:
+    if stat.S_ISREG(status.st_mode):
+        # A file with a second hard link may belong to something outside of the home.
+        if status.st_nlink == 1:
             _change_mode(folder, name, wanted)
         return
-    if not stat.S_ISDIR(held.st_mode):
+    if not stat.S_ISDIR(status.st_mode):
         return
     below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
-        # First the folder, so that nobody else exchanges what lies in it meanwhile.
+        # The folder comes first, so that other users cannot replace its contents meanwhile.
         os.fchmod(below, wanted)
         for inner in os.listdir(below) if deep else ():  # noqa: PTH208 - of a descriptor
             with suppress(OSError):
@@ -217,7 +217,7 @@ def _settle(folder: int, name: str, held: os.stat_result, *, shared: bool, deep:
 
 
 def _change_mode(folder: int, name: str, mode: int) -> None:
-    """chmod of a file that is not a link. The file is not opened: closing it would release SQLite's locks."""
+    """Change the mode of a file that is not a link, without opening it: closing it would release SQLite's locks."""
     if sys.platform != "linux":
         os.chmod(name, mode, dir_fd=folder, follow_symlinks=False)
         return

@@ -1,8 +1,8 @@
-"""Text from others, made safe to show: on a terminal, in Markdown and in HTML.
+"""Making untrusted text safe to show on a terminal, in Markdown and in HTML.
 
-Names, descriptions, tags and messages come from data, imports and other machines. A terminal obeys escape sequences in
-them, bidirectional controls make a text read otherwise than it is, and Markdown or HTML in them can load images or
-run scripts where a card is rendered. What is shown here is the text itself, with such characters spelled out.
+Names, descriptions, tags and messages come from data, imports and other machines. They may contain escape sequences
+that a terminal obeys, bidirectional controls that change how a text reads, or Markdown and HTML that load images or
+run scripts when a model card is rendered. The functions here show such characters in escaped form.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 _MARKDOWN = re.compile(r"[\\`*\[\]|~!#&<>]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _LINE_START = re.compile(r"^([ \t]*+)([-+](?=[ \t]|$)|(?:-++|=++)(?=[ \t]*+$)|\d{1,9}[.)](?=[ \t]|$))", re.MULTILINE)
 _INDENT = re.compile(r"^(?:[ ]{4}|[ ]{0,3}\t)[ \t]*+", re.MULTILINE)
-"""From four columns on, indented text is code."""
+"""Markdown treats text that is indented by four columns or more as code."""
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def printable(text: str, *, breaks: bool = True) -> str:
-    """The text with control, bidirectional and invisible characters written as `\\x1b` or `\\u202e`.
+    """Return the text with control, bidirectional and invisible characters escaped as `\\x1b` or `\\u202e`.
 
     Args:
         breaks: leave line breaks and tabs as they are.
@@ -36,9 +36,9 @@ def printable(text: str, *, breaks: bool = True) -> str:
 
 
 def shell_word(word: str) -> str:
-    """One argument as a POSIX shell reads it; with anything that cannot be seen, as `$'…'` in bash's spelling.
+    """Quote one argument for a POSIX shell. If it has invisible characters, it becomes `$'…'` in bash's syntax.
 
-    No two arguments are written alike.
+    Two different arguments never give the same text.
     """
     if not _CONTROLS_AND_BREAKS.search(word):
         return shlex.quote(word)
@@ -47,29 +47,29 @@ def shell_word(word: str) -> str:
 
 
 def shell_line(words: tuple[str, ...] | list[str]) -> str:
-    """A command as one line that a shell would take apart into the very same arguments."""
+    """Join a command into one line that a shell splits into exactly the same arguments."""
     return " ".join(shell_word(word) for word in words)
 
 
 def markdown_text(text: str) -> str:
-    """Plain text for a Markdown document: it shows as it is, and is neither a link, an image, a heading nor HTML."""
+    """Escape plain text for Markdown, so that it is never read as a link, an image, a heading or HTML."""
     safe = _MARKDOWN.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), printable(text))
     return _LINE_START.sub(_harmless_start, _INDENT.sub("   ", safe))
 
 
 def markdown_cell(text: str) -> str:
-    """As `markdown_text`, of one line, for a cell of a table."""
+    """As `markdown_text`, but on one line, for a table cell."""
     return markdown_text(" ".join(text.split()))
 
 
 def markdown_code(text: str) -> str:
-    """A name as a code span in a table or a line. Backticks in it become quotes: nothing can end the span early."""
+    """Format a name as a code span for a table or a line. Backticks become quotes, so nothing ends the span early."""
     plain = printable(" ".join(text.split()), breaks=False).replace("`", "'")
     return f"`{plain.replace('|', chr(92) + '|').replace('<', '&lt;').replace('>', '&gt;')}`"
 
 
 def html_text(text: str) -> str:
-    """Text for HTML, in an element or a quoted attribute."""
+    """Escape text for an HTML element or a quoted attribute."""
     return escape(printable(text))
 
 

@@ -1,10 +1,10 @@
-"""What can be healed of what a check has found, and healing it.
+"""Repairing problems that a check has found.
 
-Only what a checksum proves right, or what follows from other things, is written. What is replaced is kept in the
-home's folder `quarantine`, below the time of the repair, and each repair is an event.
+Only data that a checksum proves right, or that can be derived from other data, is written. The damaged originals are
+moved to the home's folder `quarantine`, into a subfolder named after the time. Every repair is recorded as an event.
 """
 
-# ruff: noqa: S608 - only names that stand in this room are ever put into SQL; every value is a parameter.
+# ruff: noqa: S608 - only names that are defined in this package are put into SQL; every value is a parameter.
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from everloop.errors import CorruptionError, EverloopError, NotFoundError, StoreError
 from everloop.stores.backup import members
 from everloop.stores.clock import system_micros
-from everloop.stores.journals import mended, whole_part, writer_alive
+from everloop.stores.journals import intact_part, repaired_journal, writer_alive
 from everloop.stores.objects.manifests import DIGEST
+from everloop.stores.objects.object_store import object_key
 from everloop.stores.records.row_checksums import SUMS, RowSum
 from everloop.stores.records.row_verification import REPAIR, check_rows
 from everloop.stores.records.sql_records import SqlRecords
@@ -37,34 +38,34 @@ if TYPE_CHECKING:
 
 FOLDER = "quarantine"
 _ORDER = ("sum", "row", "index", "search", "log-entry", "log-aside", "checkpoint", "hint", "digests")
-"""Rows before what follows from them, and a table's log before its checkpoints. Everything else comes after."""
+"""Order of the cures: rows before data that is derived from them, logs of tables before checkpoints, the rest last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repair:
-    """What became of one problem."""
+    """The outcome for one problem."""
 
     problem: StoreProblem
     healed: bool
     message: str
     kept: str | None = None
-    """Where the damaged original is now, below the home."""
+    """Where the damaged original was moved, relative to the home."""
 
 
 def can_heal(problem: StoreProblem, *, backup: bool = False) -> bool:
-    """Whether `repair` would try."""
-    return problem.cure is not None or (backup and problem.kind == "table" and problem.place is not None)
+    """Whether `repair` would try to fix the problem."""
+    return problem.cure is not None or (backup and problem.kind == "table" and problem.location is not None)
 
 
 def repair(store: Store, report: VerifyReport, *, backup: Path | str | None = None) -> list[Repair]:
-    """Heal what can be healed of what `verify` has found, and nothing else.
+    """Repair those problems of a report by `verify` that can be repaired.
 
     Args:
-        backup: a file that `everloop backup` wrote; damaged objects and files of tables are taken from it if it has
-            them as they were.
+        backup: a file that `everloop backup` wrote. Damaged objects and table files are restored from it if it has
+            intact copies.
 
     Raises:
-        NotFoundError: there is no such backup.
+        NotFoundError: the backup does not exist.
     """
     return _Repair(store, None if backup is None else Path(backup)).run(report.problems)
 
@@ -73,7 +74,7 @@ class _Repair:
     def __init__(self, store: Store, backup: Path | None) -> None:
         self.store = store
         self.backup = backup
-        self._aside = store.home / FOLDER / f"{store.now():%Y%m%dT%H%M%S}-{system_micros() % 1_000_000:06}"
+        self._folder = store.home / FOLDER / f"{store.now():%Y%m%dT%H%M%S}-{system_micros() % 1_000_000:06}"
         self._reindexed = False
 
     def run(self, problems: Sequence[StoreProblem]) -> list[Repair]:
@@ -94,7 +95,7 @@ class _Repair:
         done = []
         for problem in sorted(problems, key=lambda one: _ORDER.index(one.cure) if one.cure in _ORDER else len(_ORDER)):
             if not can_heal(problem, backup=self.backup is not None):
-                done.append(Repair(problem=problem, healed=False, message="Nothing here can heal it."))
+                done.append(Repair(problem=problem, healed=False, message="This problem cannot be repaired here."))
                 continue
             cure = cures.get(problem.cure or "", self._from_backup)
             try:
@@ -110,16 +111,16 @@ class _Repair:
                 data={"kind": problem.kind, "what": problem.message, "cure": problem.cure or "backup", "kept": kept},
             )
             done.append(
-                Repair(problem=problem, healed=True, message=problem.heal or "Taken from the backup.", kept=kept)
+                Repair(problem=problem, healed=True, message=problem.heal or "Restored from the backup.", kept=kept)
             )
         return done
 
     # Rows
 
     def _sum(self, problem: StoreProblem) -> str | None:
-        check, number, at = self._place(problem)
+        check, number, at = self._row_of(problem)
         crc, row = self._read_row(check, number, at)
-        kept = self._keep_row(check, at, crc, row)
+        kept = self._quarantine_row(check, at, crc, row)
         with self._database.transaction():
             self._database.write(
                 f"UPDATE {check.table} SET crc = ? WHERE {number} = ? AND crc = ?", (check.of(row), at, crc)
@@ -127,30 +128,31 @@ class _Repair:
         return kept
 
     def _row(self, problem: StoreProblem) -> str | None:
-        check, number, at = self._place(problem)
+        check, number, at = self._row_of(problem)
         crc, row = self._read_row(check, number, at)
-        whole = check.mended(row, crc)
-        if whole is None:
-            raise CorruptionError("The row has changed since it was checked.", help=f"Run it again: {REPAIR}")
-        kept = self._keep_row(check, at, crc, row)
+        repaired = check.repaired(row, crc)
+        if repaired is None:
+            raise CorruptionError("The row has changed since it was checked.", help=f"Run the repair again: {REPAIR}")
+        kept = self._quarantine_row(check, at, crc, row)
         statement = f"UPDATE {check.table} SET {', '.join(f'{name} = ?' for name in check.columns)} WHERE {number} = ?"
         try:
             with self._database.transaction():
-                self._database.write(statement, (*whole, at))
+                self._database.write(statement, (*repaired, at))
         except CorruptionError:
             # An index still has the value from before the damage.
             self._reindex(check.table)
             with self._database.transaction():
-                self._database.write(statement, (*whole, at))
+                self._database.write(statement, (*repaired, at))
         return kept
 
     def _index(self, problem: StoreProblem) -> str | None:
         if self._reindexed or problem.message not in self.store.records.problems():
-            # Writing a row again, or an earlier problem, has put the indexes right.
+            # The repair of a row, or of an earlier problem, has fixed the indexes already.
             return None
         rows = [one for one in check_rows(self._database, [], Checked()) if one.kind in ("record", "row")]
         if rows:
-            raise CorruptionError(f"{len(rows)} rows are damaged, and indexes made from them would hide that.")
+            count = "1 row is" if len(rows) == 1 else f"{len(rows)} rows are"
+            raise CorruptionError(f"{count} damaged, and rebuilding the indexes would hide that.")
         for table in ("records", "revisions", "events", "metrics", "points"):
             self._reindex(table)
         with self._database.transaction():
@@ -162,10 +164,10 @@ class _Repair:
         return None
 
     def _reindex(self, table: str) -> None:
-        """Make a table's indexes again, unless they know of other rows than the table has."""
+        """Rebuild a table's indexes, unless their rows differ from those of the table."""
         database = self._database
         if not isinstance(database, SqliteDatabase):
-            raise StoreError("Only SQLite's indexes are made again here.", help="Use REINDEX on the server.")
+            raise StoreError("everloop rebuilds only SQLite's indexes.", help="Use REINDEX on the server.")
         indexes = database.read(
             "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = ? AND (sql IS NULL OR sql NOT LIKE ?)",
             (table, "%WHERE%"),
@@ -185,26 +187,26 @@ class _Repair:
 
     def _search(self, problem: StoreProblem) -> str | None:
         if isinstance(self.store.records, SqlRecords):
-            self.store.records.list_again(problem.place or problem.subject)
+            self.store.records.rebuild_entries(problem.location or problem.subject)
         return None
 
     # Tables
 
     def _log_entry(self, problem: StoreProblem) -> str | None:
         files = self.store.tables.files(problem.subject)
-        path = problem.place or ""
+        path = problem.location or ""
         version = int(Path(path).stem)
         known = files.load()
         entry = known.entries[version].encode()
         if hashlib.sha256(entry).hexdigest() != known.files[path][1]:
-            raise CorruptionError("The copy of the entry is not what it was.")
-        kept = self._keep_table_file(problem)
+            raise CorruptionError("The copy of the log entry is damaged as well.")
+        kept = self._quarantine_table_file(problem)
         files.replace(path, entry)
         return kept
 
     def _log_aside(self, problem: StoreProblem) -> str | None:
-        kept = self._keep_table_file(problem)
-        self.store.tables.files(problem.subject).remove(problem.place or "")
+        kept = self._quarantine_table_file(problem)
+        self.store.tables.files(problem.subject).remove(problem.location or "")
         return kept
 
     def _checkpoint(self, problem: StoreProblem) -> str | None:
@@ -217,34 +219,36 @@ class _Repair:
         try:
             DeltaTable(f"{self.store.tables.root}/{problem.subject}").create_checkpoint()
         except Exception as error:
-            raise StoreError(f"No new checkpoint was written: {error}") from error
+            raise StoreError(f"Cannot write a new checkpoint: {error}") from error
         files.seal_all()
         return kept
 
     def _digests(self, problem: StoreProblem) -> str | None:
         files = self.store.tables.files(problem.subject)
-        path = problem.place or ""
+        path = problem.location or ""
         before = files.read(path)
-        kept = self._keep_table_file(problem)
+        kept = self._quarantine_table_file(problem)
         files.remove(path)
-        # What has no digest now is read to its end.
-        left = [one for one in check_table(files, Checked()) if one.cure != "digests"]
-        if left:
+        # Files without a digest are read to their end now.
+        remaining = [one for one in check_table(files, Checked()) if one.cure != "digests"]
+        if remaining:
             files.replace(path, before)
-            raise CorruptionError(left[0].message)
+            raise CorruptionError(remaining[0].message)
         files.seal_all()
         return kept
 
     # Journals and objects
 
     def _journal(self, problem: StoreProblem) -> str | None:
-        path = Path(problem.place or "")
+        path = Path(problem.location or "")
         if writer_alive(path):
-            raise StoreError("Its writer is alive.", help="Stop it first.")
-        data = mended(path) if problem.cure == "journal-frame" else whole_part(path)
+            raise StoreError("The process that writes this journal is still running.", help="Stop it first.")
+        data = repaired_journal(path) if problem.cure == "journal-frame" else intact_part(path)
         if data is None:
-            raise CorruptionError("The journal has changed since it was checked.", help=f"Run it again: {REPAIR}")
-        kept = self._keep(path, path.relative_to(self.store.home))
+            raise CorruptionError(
+                "The journal has changed since it was checked.", help=f"Run the repair again: {REPAIR}"
+            )
+        kept = self._quarantine_file(path, path.relative_to(self.store.home))
         draft = path.with_name(f".{path.name}.repair")
         draft.write_bytes(data)
         draft.chmod(path.stat().st_mode & 0o777)
@@ -252,7 +256,7 @@ class _Repair:
         return kept
 
     def _object(self, problem: StoreProblem) -> str | None:
-        digest = problem.place or ""
+        digest = problem.location or ""
         data = self._find_object(digest)
         if data is None:
             where = "the cache, the trees or the backup" if self.backup else "the cache or the trees"
@@ -264,16 +268,17 @@ class _Repair:
         except NotFoundError:
             pass
         except CorruptionError:
-            kept = self._keep_bytes(objects.bytes_store.get(_object_key(digest)), Path("objects") / _object_key(digest))
+            damaged = objects.bytes_store.get(object_key(digest))
+            kept = self._quarantine(damaged, Path("objects") / object_key(digest))
         else:
             return None
-        objects.bytes_store.put(_object_key(digest), data, if_absent=False)
+        objects.bytes_store.put(object_key(digest), data, if_absent=False)
         return kept
 
     def _find_object(self, digest: str) -> bytes | None:
         if not DIGEST.fullmatch(digest):
             return None
-        cached = self.store.home / "cache" / _object_key(digest)
+        cached = self.store.home / "cache" / object_key(digest)
         if cached.is_file() and _is(cached.read_bytes(), digest):
             return cached.read_bytes()
         for other, _ in self.store.objects.digests():
@@ -286,68 +291,69 @@ class _Repair:
                 continue
         if self.backup is None:
             return None
-        name = f"objects/{_object_key(digest)}"
+        name = f"objects/{object_key(digest)}"
         return next((data for _, data in members(self.backup, {name}) if _is(data, digest)), None)
 
     def _from_backup(self, problem: StoreProblem) -> str | None:
         if self.backup is None:
-            raise NotFoundError("No backup was named.")
+            raise NotFoundError("This problem can only be repaired from a backup.", help=f"Try: {REPAIR} --from BACKUP")
         files = self.store.tables.files(problem.subject)
-        path = problem.place or ""
-        noted = files.load().files.get(path)
-        if noted is None:
-            raise NotFoundError("There is no digest of what the file was.")
+        path = problem.location or ""
+        recorded = files.load().files.get(path)
+        if recorded is None:
+            raise NotFoundError(f"There is no digest of '{path}', so a copy from the backup cannot be checked.")
         for _, data in members(self.backup, {f"tables/{problem.subject}/{path}"}):
-            if _is(data, f"sha256:{noted[1]}"):
-                kept = self._keep_table_file(problem)
+            if _is(data, f"sha256:{recorded[1]}"):
+                kept = self._quarantine_table_file(problem)
                 files.replace(path, data)
                 return kept
-        raise NotFoundError(f"The backup has no whole '{path}' of the table '{problem.subject}'.")
+        raise NotFoundError(f"The backup has no intact copy of '{path}' of the table '{problem.subject}'.")
 
-    # Keeping what is replaced
+    # Quarantine: each method returns where the copy is, relative to the home.
 
-    def _keep_table_file(self, problem: StoreProblem) -> str | None:
+    def _quarantine_table_file(self, problem: StoreProblem) -> str | None:
         files = self.store.tables.files(problem.subject)
         try:
-            data = files.read(problem.place or "")
+            data = files.read(problem.location or "")
         except NotFoundError:
             return None
-        return self._keep_bytes(data, Path("tables") / problem.subject / (problem.place or ""))
+        return self._quarantine(data, Path("tables") / problem.subject / (problem.location or ""))
 
-    def _keep_row(self, check: RowSum, at: object, crc: int, row: Sequence[object]) -> str:
-        told = {"table": check.table, "number": at, "crc": crc, "row": dict(zip(check.columns, row, strict=True))}
-        path = self._prepared(Path("rows") / f"{check.table}.jsonl")
+    def _quarantine_row(self, check: RowSum, at: object, crc: int, row: Sequence[object]) -> str:
+        entry = {"table": check.table, "number": at, "crc": crc, "row": dict(zip(check.columns, row, strict=True))}
+        path = self._quarantine_path(Path("rows") / f"{check.table}.jsonl")
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(told) + "\n")
-        return self._shown(path)
+            file.write(json.dumps(entry) + "\n")
+        return self._in_home(path)
 
-    def _keep(self, path: Path, below: Path) -> str:
-        target = self._prepared(below)
+    def _quarantine_file(self, path: Path, relative: Path) -> str:
+        target = self._quarantine_path(relative)
         shutil.copy2(path, target)
-        return self._shown(target)
+        return self._in_home(target)
 
-    def _keep_bytes(self, data: bytes, below: Path) -> str:
-        target = self._prepared(below)
+    def _quarantine(self, data: bytes, relative: Path) -> str:
+        target = self._quarantine_path(relative)
         target.write_bytes(data)
-        return self._shown(target)
+        return self._in_home(target)
 
-    def _prepared(self, below: Path) -> Path:
-        target = self._aside / below
+    def _quarantine_path(self, relative: Path) -> Path:
+        target = self._folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         (self.store.home / FOLDER).chmod(0o700)
         return target
 
-    def _shown(self, path: Path) -> str:
+    def _in_home(self, path: Path) -> str:
         return path.relative_to(self.store.home).as_posix()
 
     @property
     def _database(self) -> Database:
         if not isinstance(self.store.records, SqlRecords):
-            raise StoreError("Only records in a SQL database can be healed.")
+            raise StoreError("The records of this store are not in an SQL database, so they cannot be repaired.")
         return self.store.records.database
 
-    def _place(self, problem: StoreProblem) -> tuple[RowSum, str, object]:
-        table, _, at = (problem.place or "").partition(" ")
+    def _row_of(self, problem: StoreProblem) -> tuple[RowSum, str, object]:
+        """The table of a damaged row, the column that identifies the row, and its value there."""
+        table, _, at = (problem.location or "").partition(" ")
         check = next(one for one in SUMS if one.table == table)
         number = self._database.row_id if check.number == "rowid" else check.number
         return check, number, at if number == "id" and table == "records" else int(at)
@@ -357,13 +363,15 @@ class _Repair:
             f"SELECT crc, {', '.join(check.columns)} FROM {check.table} WHERE {number} = ?", (at,)
         )
         if not rows or rows[0][0] is None:
-            raise NotFoundError("The row is gone.")
+            raise NotFoundError("The row no longer exists.")
         return rows[0][0], list(rows[0][1:])
 
 
 def keep_database_log(home: Path, database: Path) -> str | None:
-    """Copy a database and its damaged write-ahead log aside, before opening it makes SQLite forget what is behind the
-    damage; returns where to, below the home."""
+    """Copy a database and its damaged write-ahead log to the quarantine, and return the folder relative to the home.
+
+    Call this before opening the database: SQLite then discards everything after the damage.
+    """
     folder = home / FOLDER / f"log-{system_micros()}"
     folder.mkdir(parents=True, mode=0o700)
     for ending in ("", "-wal", "-shm"):
@@ -371,10 +379,6 @@ def keep_database_log(home: Path, database: Path) -> str | None:
         if path.exists():
             shutil.copy2(path, folder / path.name)
     return folder.relative_to(home).as_posix()
-
-
-def _object_key(digest: str) -> str:
-    return f"sha256/{digest[7:9]}/{digest[9:]}"
 
 
 def _is(data: bytes, digest: str) -> bool:

@@ -1,13 +1,13 @@
-"""Texts that the store must give back and nobody must read in it: encrypted under a key that lies elsewhere.
+"""Encrypting secrets that the store must return later, such as the keys of webhooks.
 
-AES-256-GCM with a random nonce (NIST SP 800-38D). A sealed text reads `sealed:1:<key's id>:<base64>`, and is bound to
-what it belongs to, so that it cannot be moved to another record. Keys come, in this order, from
+AES-256-GCM with a random nonce (NIST SP 800-38D). An encrypted text reads `sealed:1:<key id>:<base64>`. It is bound
+to its record and field, so that it cannot be moved to another record. Keys are read, in this order, from
 
-- `EVERLOOP_SECRET_KEY`, one or more keys of 32 bytes in base64, separated by commas or spaces;
-- the file that `EVERLOOP_SECRET_KEY_FILE` names, one key a line;
-- `secret.key` in the home, made when something is first sealed and neither of the two is set.
+- `EVERLOOP_SECRET_KEY`: one or more keys of 32 bytes in base64, separated by commas or spaces;
+- the file named by `EVERLOOP_SECRET_KEY_FILE`: one key per line;
+- `secret.key` in the home: created at the first encryption if neither of the two is set.
 
-The first key seals, and every key opens. Servers on several machines that share a database need one of the first two.
+The first key encrypts; all keys decrypt. If servers on several machines share a database, use one of the variables.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MARK = "sealed:1:"
 
 _KEY_BYTES = 32
 _NONCE_BYTES = 12
-_COMMENT = "# Opens what everloop keeps sealed in this home. Keep it secret, and apart from backups."
+_COMMENT = "# Decrypts the secrets that everloop stores in this home. Keep this file secret, and apart from backups."
 _HELP = f"A key is 32 random bytes in base64: python -c 'import secrets; print(secrets.token_urlsafe({_KEY_BYTES}))'"
 
 
@@ -44,7 +44,7 @@ def is_sealed(text: str) -> bool:
 
 
 class SecretKeys:
-    """The keys of one home. Reads them at each use, so that a new key counts at once."""
+    """The keys of one home. They are read at every use, so a new key takes effect immediately."""
 
     def __init__(self, home: Path) -> None:
         self.path = home / FILE
@@ -54,20 +54,20 @@ class SecretKeys:
 
         Raises:
             UsageError: a key in the environment or the file is malformed.
-            ReadOnlyError, InsufficientStorageError: the home's key must be made and cannot be written.
+            ReadOnlyError, InsufficientStorageError: the home has no key yet and a new one cannot be written.
         """
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         key = self._first()
         nonce = secrets.token_bytes(_NONCE_BYTES)
-        kept = nonce + AESGCM(key).encrypt(nonce, text.encode("utf-8", "surrogatepass"), about.encode())
-        return f"{MARK}{_id(key)}:{base64.urlsafe_b64encode(kept).decode()}"
+        payload = nonce + AESGCM(key).encrypt(nonce, text.encode("utf-8", "surrogatepass"), about.encode())
+        return f"{MARK}{_id(key)}:{base64.urlsafe_b64encode(payload).decode()}"
 
     def open(self, sealed: str, about: str) -> str:
-        """The text that was sealed for `about`.
+        """Decrypt the text that was encrypted for `about`.
 
         Raises:
-            UnavailableError: its key is not here, or it was changed or sealed for something else.
+            UnavailableError: its key is missing here, or it was changed or encrypted for another record.
         """
         from cryptography.exceptions import InvalidTag
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -76,23 +76,23 @@ class SecretKeys:
         key = next((key for key in self._all() if _id(key) == identity), None)
         if key is None:
             raise UnavailableError(
-                f"A secret is sealed with the key '{identity[:16]}', which is not here.",
-                help=f"Set {VARIABLE}, or copy '{FILE}' of the home in which it was sealed to '{self.path}'.",
+                f"A secret is encrypted with the key '{identity[:16]}', which is missing here.",
+                help=f"Set {VARIABLE}, or copy '{FILE}' from the home where it was encrypted to '{self.path}'.",
             )
         try:
-            kept = base64.urlsafe_b64decode(rest)
+            payload = base64.urlsafe_b64decode(rest)
             return (
                 AESGCM(key)
-                .decrypt(kept[:_NONCE_BYTES], kept[_NONCE_BYTES:], about.encode())
+                .decrypt(payload[:_NONCE_BYTES], payload[_NONCE_BYTES:], about.encode())
                 .decode("utf-8", "surrogatepass")
             )
         except (InvalidTag, ValueError):
             raise UnavailableError(
-                "A sealed secret was changed, or belongs to another record.", help="Set the secret again."
+                "An encrypted secret was changed, or belongs to another record.", help="Set the secret again."
             ) from None
 
     def is_current(self, sealed: str) -> bool:
-        """Whether a text is sealed with the first key."""
+        """Whether a text is encrypted with the first key."""
         keys = self._all()
         return bool(keys) and sealed.startswith(f"{MARK}{_id(keys[0])}:")
 
@@ -101,18 +101,18 @@ class SecretKeys:
         return bool(os.environ.get(VARIABLE) or os.environ.get(FILE_VARIABLE))
 
     def add_key(self) -> None:
-        """Put a new key before those in the home's file; what is sealed from now on is sealed with it."""
+        """Put a new key first in the home's file. New secrets are encrypted with it from now on."""
         self._write([_new_key(), *self._of_home()], replace=True)
 
     def drop_old_keys(self) -> None:
-        """Keep the first key of the home's file only."""
+        """Remove all keys but the first from the home's file."""
         self._write(self._of_home()[:1], replace=True)
 
     def _first(self) -> bytes:
         keys = self._all()
         if keys:
             return keys[0]
-        # Whichever process comes first makes the key; the others read it.
+        # If several processes get here at once, the first one creates the key and the others read it.
         self._write([_new_key()], replace=False)
         return self._of_home()[0]
 
@@ -154,7 +154,7 @@ def _new_key() -> bytes:
 
 
 def _id(key: bytes) -> str:
-    """A short name of a key, which does not give it away."""
+    """A short id of a key that does not reveal the key."""
     return hashlib.sha256(b"everloop:sealing:1:" + key).hexdigest()[:16]
 
 
@@ -164,7 +164,7 @@ def _of_file(path: Path | str) -> list[bytes]:
             lines = [line for line in file if not line.lstrip().startswith("#")]
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        raise UsageError(f"The file of secret keys '{path}' cannot be read: {reason}.", help=_HELP) from None
+        raise UsageError(f"Cannot read the file of secret keys '{path}': {reason}.", help=_HELP) from None
     return _parsed(" ".join(lines), f"The file '{path}'")
 
 
@@ -176,7 +176,7 @@ def _parsed(text: str, where: str) -> list[bytes]:
         except (binascii.Error, ValueError):
             key = b""
         if len(key) != _KEY_BYTES:
-            # The word itself is not shown: it may be a key with one character too few.
-            raise UsageError(f"{where} holds a key that is not {_KEY_BYTES} bytes in base64.", help=_HELP)
+            # The word itself is not shown: it may be a key with one missing character.
+            raise UsageError(f"{where} has a key that is not {_KEY_BYTES} bytes in base64.", help=_HELP)
         keys.append(key)
     return keys

@@ -1,8 +1,7 @@
-"""URLs of stores: which are well formed, and what of one may be shown.
+"""URLs of stores: checking them, and hiding their secrets in messages.
 
-Everything that names a URL in a message, a record or a log shows `mask_url(url)`, and everything that passes on the
-words of a library that was given one shows `mask_text(words, url)`. Both take any text, however malformed, and never
-fail: a password that was not encoded is the usual reason for a malformed URL.
+Messages, records and logs show a URL as `mask_url(url)`, and a library's error about a URL as `mask_text(text, url)`.
+Both accept any text and never fail, because a malformed URL usually contains a password that was not encoded.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ if TYPE_CHECKING:
 HIDDEN = "***"
 MOST_SHOWN = 300
 SHORT = 4
-"""So many characters, such as those of `true`, are not taken for a secret."""
+"""Values of at most this many characters, such as `true`, are not treated as secrets."""
 
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "adl", "wasb", "wasbs", "r2")
 _AZURE = ("abfs", "abfss", "wasb", "wasbs")
 _PLAIN = ("http", "https", "file", "memory", *_BUCKETS)
-"""Schemes whose paths may well hold an `@`. Everything else is taken for a database, with a user in front of one."""
+"""Schemes whose paths may contain an `@`. All other URLs are treated as databases, with a user before the `@`."""
 BUCKETS = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss", "memory", "file")
-"""Schemes of stores for objects and tables."""
+"""Schemes that are supported for objects and tables."""
 _SHOWN_OPTIONS = frozenset(
     (
         *("application_name", "connect_timeout", "dbname", "host", "hostaddr", "keepalives", "mode", "port"),
@@ -51,45 +50,45 @@ _IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,39}://\S+")
 
 
 def mask_url(url: str) -> str:
-    """A URL, or what was meant as one, without what may be secret in it.
+    """Return a URL, or what was meant as one, with possible secrets hidden.
 
-    Of the part before `@` only a database's user stays, and of the options after `?` only those that are known to
-    hold no secret keep their values.
+    Before the `@`, only the user of a database is shown. After the `?`, values are shown only for options that are
+    known to hold no secret.
     """
     text = "".join(sign if sign.isprintable() else "?" for sign in str(url))
     scheme, found, rest = text.partition("://")
     if not found or not _SCHEME.fullmatch(scheme):
         return _short(_without_scheme(text))
     head, mark, options = _options(scheme, rest)
-    user, at, place = _userinfo(scheme, head)
+    user, at, address = _userinfo(scheme, head)
     if mark:
         mark += _shown_options(scheme, options) if mark == "?" else HIDDEN
-    return _short(f"{scheme}://{user}{at}{place}{mark}")
+    return _short(f"{scheme}://{user}{at}{address}{mark}")
 
 
 def mask_text(text: str, *urls: str) -> str:
-    """What a library says, without what may be secret in it.
+    """Return a library's message with possible secrets hidden.
 
     Args:
-        urls: those that the library was given; what is secret in them is hidden wherever it stands.
+        urls: the URLs that the library was called with. Their secrets are hidden wherever they occur.
     """
     shown = str(text)
     for secret in sorted({secret for url in urls for secret in _secrets(url)}, key=len, reverse=True):
         if len(secret) >= 4:
             shown = shown.replace(secret, HIDDEN)
         else:
-            # Replaced everywhere, a short one would be guessed by the gaps that it leaves.
+            # A short secret is replaced only as a whole word. Otherwise the gaps in other words would reveal it.
             shown = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", HIDDEN, shown)
     shown = _IN_TEXT.sub(lambda match: mask_url(match[0]), shown)
     return _PAIR.sub(lambda match: f"{match[1]}{match[2]}{HIDDEN}", shown)
 
 
 def check_url(url: str, what: str, schemes: tuple[str, ...]) -> None:
-    """Raise UsageError if a URL is malformed, before a library sees it and quotes it in an error of its own.
+    """Raise UsageError if a URL is malformed, before a library can quote it in its own error.
 
     Args:
-        what: the URL is for, as a message begins: "The URL of the records".
-        schemes: those that are supported.
+        what: the beginning of the message, such as "The URL of the records".
+        schemes: the supported schemes.
     """
     reason, advice = _fault(url, schemes)
     if reason:
@@ -101,19 +100,20 @@ def has_scheme(url: str) -> bool:
 
 
 def check_path(path: str, what: str) -> None:
-    """Raise UsageError if what is to be a path looks like a URL: taken for a path, it would name a folder after a
-    password."""
+    """Raise UsageError if a path looks like a URL. Used as a path, it could create a folder named after a password."""
     if any(sign < " " or sign == "\x7f" for sign in path):
-        raise UsageError(f"{what} '{mask_url(path)}' holds a line break or a control character.", help="Name a folder.")
+        raise UsageError(
+            f"{what} '{mask_url(path)}' contains a line break or a control character.", help="Use the path of a folder."
+        )
     if "://" in path or _ALMOST_URL.match(path) or _PAIR.search(path):
         raise UsageError(
             f"{what} '{mask_url(path)}' is not a path.",
-            help="A home is a folder. URLs for its parts go into everloop.toml: [store] records, objects, tables.",
+            help="A home is a folder. Put URLs of its parts into everloop.toml: [store] records, objects, tables.",
         )
 
 
 def remembered(url: str) -> str:
-    """`mask_url(url)`, for a record. This process remembers what stands for it, see `recalled`."""
+    """Return `mask_url(url)` for use in a record. This process remembers the full URL for `recalled`."""
     shown = mask_url(url)
     if shown != url:
         _full[shown] = url
@@ -121,26 +121,28 @@ def remembered(url: str) -> str:
 
 
 def recalled(url: str) -> str:
-    """The URL that `remembered` has masked in this process; any other as it is."""
+    """Return the full URL if `remembered` has masked it in this process. Any other URL is returned unchanged."""
     return _full.get(url, url)
 
 
 def database_name(url: str) -> str:
-    """A database's URL with host and name only, as messages about the database show it."""
+    """Return a database URL with only its host and name, for messages about the database."""
     scheme, _, rest = url.partition("://")
     head, _, options = _options(scheme, rest)
-    place = _userinfo(scheme, head)[2]
+    address = _userinfo(scheme, head)[2]
     host = next((value for name, value in _pairs(options) if name == "host"), "")
-    return mask_url(f"{scheme}://{place}" if place.strip("/") or not host else f"{scheme}://{host}{place}")
+    return mask_url(f"{scheme}://{address}" if address.strip("/") or not host else f"{scheme}://{host}{address}")
 
 
 def _fault(url: str, schemes: tuple[str, ...]) -> tuple[str, str]:
-    encode = "Encode special characters of user and password: a space as %20, @ as %40, : as %3A, / as %2F, % as %25."
+    encode = (
+        "Encode special characters in the user and password: a space as %20, @ as %40, : as %3A, / as %2F, % as %25."
+    )
     scheme, found, rest = url.partition("://")
     if any(sign <= " " or sign == "\x7f" for sign in url):
-        return "holds a space, a line break or a control character", encode
+        return "contains a space, a line break or a control character", encode
     if not url.isascii():
-        return "holds characters outside of ASCII", "Encode them by their UTF-8 bytes, such as %C3%A4 for ä."
+        return "contains characters that are not ASCII", "Encode their UTF-8 bytes, such as %C3%A4 for ä."
     known = ", ".join(f"{name}://" for name in schemes)
     if not found or not _SCHEME.fullmatch(scheme):
         return "does not begin with a scheme", f"Supported: {known}"
@@ -155,8 +157,7 @@ def _fault(url: str, schemes: tuple[str, ...]) -> tuple[str, str]:
         return "has more than one @ before its host", encode
     if "@" not in authority and "@" in rest:
         return "has an unencoded /, ? or # in its user or password", encode
-    place = authority.rpartition("@")[2]
-    for host in place.split(","):
+    for host in authority.rpartition("@")[2].split(","):
         name, _, port = host.rpartition("]")[2].partition(":")
         if ":" in port or (port and not (_PORT.fullmatch(port) and 0 < int(port) < 65536)):
             return "has a port that is not a number from 1 to 65535, or an unencoded character before it", encode
@@ -169,17 +170,17 @@ def _plain_fault(scheme: str, authority: str, rest: str) -> tuple[str, str]:
     if scheme in _BUCKETS and (":" in authority or ("@" in authority and scheme not in _AZURE)):
         return (
             "has more than a bucket's name before its path",
-            "Credentials and endpoints of object stores come from the environment, such as AWS_ACCESS_KEY_ID.",
+            "Set credentials and endpoints of object stores in the environment, such as AWS_ACCESS_KEY_ID.",
         )
     if "@" in authority and scheme not in _AZURE:
-        return "holds a user or password", "Give credentials in the environment."
+        return "contains a user or password", "Set credentials in the environment."
     if re.search(r"[?#]", rest):
-        return "has options, and takes none", "Give credentials and options in the environment."
+        return "has options, which are not supported", "Set credentials and options in the environment."
     return "", ""
 
 
 def _options(scheme: str, rest: str) -> tuple[str, str, str]:
-    """What is in front of the options of a URL, the sign that begins them, and the options."""
+    """Split a URL without its scheme into the part before the options, the `?` or `#`, and the options."""
     start = 0 if scheme.lower() in _PLAIN else rest.rfind("@") + 1
     found = re.search(r"[?#]", rest[start:])
     if found is None:
@@ -189,11 +190,11 @@ def _options(scheme: str, rest: str) -> tuple[str, str, str]:
 
 
 def _userinfo(scheme: str, head: str) -> tuple[str, str, str]:
-    """What may be shown in front of the host, the sign behind it, and the rest."""
+    """Split the part before the options into the user as it may be shown, the `@`, and the rest."""
     scheme = scheme.lower()
     authority = head.partition("/")[0]
     port = authority.rpartition(":")[2] if ":" in authority else ""
-    # A `/` in a password ends what looks like the host, and leaves something that is not a port behind it.
+    # A `/` in a password ends the part that looks like host and port. The port is then not a number.
     broken = scheme not in _PLAIN or "@" in authority or (bool(port) and not _PORT.fullmatch(port) and "]" not in port)
     end = head.rfind("@") if broken else authority.rfind("@")
     if end < 0:
@@ -202,15 +203,15 @@ def _userinfo(scheme: str, head: str) -> tuple[str, str, str]:
         return "", "", head
     user, colon, _ = head[:end].partition(":")
     if scheme in _PLAIN or not _USER.fullmatch(user):
-        # In front of the host of a web address or bucket there may be a token, or the number of a key. Azure alone
-        # writes the name of a container there.
+        # Before the host of a web address or bucket there may be a token or the id of a key. Only Azure has the name of
+        # a container there.
         container = scheme in _AZURE and not colon and _USER.fullmatch(user)
         return (user if container else HIDDEN), "@", head[end + 1 :]
     return user, "@", head[end + 1 :]
 
 
 def _plain_host(head: str) -> str:
-    """A database's host without a user. What stands where the port should be may be a password whose @ was lost."""
+    """The host of a database URL without a user. What looks like its port may be a password if the @ is missing."""
     authority, slash, path = head.partition("/")
     host, colon, port = authority.partition(":")
     if colon and not _PORT.fullmatch(port) and not authority.startswith("[") and "," not in authority:
@@ -235,7 +236,7 @@ def _shown_options(scheme: str, options: str) -> str:
     shown = []
     for name, value in _pairs(options):
         if not value or not _USER.fullmatch(name):
-            # Without a value the name may be what follows an unencoded `?` of a password.
+            # Without a value, this may be the rest of a password with an unencoded `?`.
             shown.append(HIDDEN)
         else:
             shown.append(f"{name}={value if _is_shown(scheme, name, value) and '@' not in value else HIDDEN}")

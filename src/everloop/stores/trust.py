@@ -1,8 +1,12 @@
-"""Who vouches for bytes: Ed25519 signatures over digests, and the keys that this machine trusts.
+"""Signatures: signing digests with Ed25519, and the keys and packages that this machine trusts.
 
-Trust lives outside of what is trusted: in a folder of keys, `$EVERLOOP_KEYS` or `~/.config/everloop/keys`, with
-`machine.key`, made on first use and known to nobody else; `trusted/*.pub`, the public keys of others; and `digests/`,
-one file for each package that is trusted by its bytes alone, whoever signed it. What a machine signs it trusts itself.
+The keys are stored outside of any home, in the folder `$EVERLOOP_KEYS` or `~/.config/everloop/keys`. It contains:
+
+- `machine.key`: the machine's private key, created at the first use. It never leaves the machine.
+- `trusted/*.pub`: public keys of other machines.
+- `digests/`: one file for each package that is trusted by its digest, whoever has signed it.
+
+A machine trusts everything that it has signed itself.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ _CONTEXT = b"everloop:trust:1:"
 _SEALS = b"everloop:seals:1"
 _KEY_BYTES = 32
 MACHINE = "machine"
-"""The name of the machine's own key."""
+"""Name of this machine's own key."""
 
 
 def keys_folder() -> Path:
@@ -39,33 +43,33 @@ def keys_folder() -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trusted:
-    """One entry of what this machine trusts: a key, or a package by its digest."""
+    """A key that this machine trusts, or a package that it trusts by its digest."""
 
     kind: Literal["key", "digest"]
     name: str
-    """A key's name, `machine` for the machine's own; of a digest, why it is trusted."""
+    """The name of a key, with `machine` for the machine's own key. For a digest, the reason why it is trusted."""
     id: str
     """The key's id, or the digest."""
     public: str | None = None
-    """The public key as one line, for others to trust."""
+    """The public key as one line of base64, for use on other machines."""
 
 
 def sign(digest: str) -> dict[str, str]:
-    """Vouch for a digest with the machine's key; returns `{"key": key id, "signature": base64}`."""
+    """Sign a digest with the machine's key. Returns `{"key": key id, "signature": base64}`."""
     return Keyring().sign(digest)
 
 
 def check(digest: str, signature: dict[str, str] | None) -> None:
-    """Return if a trusted key vouches for the digest, or the digest itself is on the list of what is trusted.
+    """Check that a digest is signed by a trusted key, or is trusted itself.
 
     Raises:
-        TrustError: there is no signature, its key is not trusted, or it is for other bytes.
+        TrustError: there is no signature, its key is not trusted, or it is not a signature of this digest.
     """
     Keyring().check(digest, signature)
 
 
 class Keyring:
-    """One folder of keys."""
+    """A folder of keys."""
 
     def __init__(self, folder: Path | str | None = None) -> None:
         self.folder = keys_folder() if folder is None else Path(folder)
@@ -82,89 +86,95 @@ class Keyring:
             return
         if not signature or not signature.get("key") or not signature.get("signature"):
             raise TrustError(
-                f"Nobody vouches for {digest}, and it holds code.",
-                help=f"If you have looked at it yourself and trust these very bytes: everloop trust add {digest}",
+                f"{digest} contains code and is unsigned.",
+                help=f"If you have inspected it and trust exactly these bytes, run: everloop trust add {digest}",
             )
         name = signature["key"]
         key = self.trusted().get(name)
         if key is None:
             raise TrustError(
-                f"The key '{name}', which vouches for {digest}, is not trusted here.",
-                help="If you trust its owner: everloop trust add KEY --name WHO, with what 'trust show' prints there.",
+                f"{digest} is signed with the key '{name}', which is not trusted here.",
+                help="If you trust its owner, run 'everloop trust show' on that machine, and here: everloop trust add "
+                "KEY --name NAME",
             )
         try:
             key.verify(base64.b64decode(signature["signature"], validate=True), _message(digest))
         except (InvalidSignature, ValueError):
             raise TrustError(
-                f"The signature by the key '{name}' is not one of {digest}: the bytes or the signature were changed.",
-                help="Get it again from where it was made. What is trusted here: everloop trust ls",
+                f"The signature with the key '{name}' does not match {digest}: the bytes or the signature changed.",
+                help="Get the package again from where it was built. To list what is trusted here: everloop trust ls",
             ) from None
 
     def trusted(self) -> dict[str, Ed25519PublicKey]:
-        """Every trusted public key by its id: the machine's own, where it has been made, and those of others."""
+        """All trusted public keys by id: those of other machines, and the machine's own if it exists."""
         keys = [key for _, key in self._others()]
         if (self.folder / "machine.key").exists():
             keys.insert(0, self._machine_key().public_key())
         return {key_id(key): key for key in keys}
 
     def seal(self, message: bytes) -> str:
-        """A proof that this machine can check again, and no other can make: an HMAC, in microseconds."""
+        """An HMAC of the message that only this machine can create and check. Takes microseconds."""
         return hmac.digest(self._seal_key(), message, "sha256").hex()
 
     def is_sealed(self, message: bytes, seal: str) -> bool:
-        """Whether `seal` was made here, of this message. Without a key of its own nothing was."""
+        """Whether `seal` was created on this machine for this message. False if the machine has no key yet."""
         if not (self.folder / "machine.key").exists():
             return False
         return hmac.compare_digest(self.seal(message).encode(), seal.encode("utf-8", "replace"))
 
     def public_key(self) -> str:
-        """The machine's public key as one line of base64, for others to trust."""
+        """The machine's public key as one line of base64, for use on other machines."""
         return _line(self._machine_key().public_key())
 
     def trust(self, public: str, name: str) -> str:
-        """Trust a key that somebody else has published, and return its id.
+        """Trust the public key of another machine, and return its id.
 
         Args:
-            public: what `public_key` returned there.
-            name: of the file that keeps it: letters, digits, `-` and `_`.
+            public: the result of `public_key` on the other machine.
+            name: name for the key and its file: letters, digits, `-` and `_`.
         """
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
         if not name.replace("-", "").replace("_", "").isalnum() or name == MACHINE:
-            raise UsageError(f"'{name}' is no name for a key.", help="Use letters, digits, '-' and '_'.")
+            raise UsageError(
+                f"'{name}' is not a valid name for a key.",
+                help=f"Use letters, digits, '-' and '_', and not the name '{MACHINE}'.",
+            )
         try:
             key = Ed25519PublicKey.from_public_bytes(base64.b64decode(public.split()[0], validate=True))
         except (ValueError, IndexError) as error:
             raise UsageError(
-                f"That is no public key: {error}.", help="Use the line that `everloop trust show` prints."
+                f"This is not a public key: {error}.",
+                help="Use the line that `everloop trust show` prints on the other machine.",
             ) from error
-        held = self.folder / "trusted" / f"{name}.pub"
-        if held.exists() and held.read_text().split()[:1] != public.split()[:1]:
+        path = self.folder / "trusted" / f"{name}.pub"
+        if path.exists() and path.read_text().split()[:1] != public.split()[:1]:
             raise AlreadyExistsError(
-                f"Another key is trusted as '{name}' already.", help=f"Take that back first: everloop trust rm {name}"
+                f"Another key with the name '{name}' is already trusted.",
+                help=f"Use another name, or remove that key first: everloop trust rm {name}",
             )
         _private_folder(self.folder)
-        _private_folder(held.parent)
-        _write_whole(held, f"{public.split()[0]} {key_id(key)}\n".encode(), replace=True)
+        _private_folder(path.parent)
+        _write_atomically(path, f"{public.split()[0]} {key_id(key)}\n".encode(), replace=True)
         return key_id(key)
 
     def trust_digest(self, digest: str, why: str = "") -> None:
-        """Trust a package by its bytes, whoever signed it or nobody.
+        """Trust a package by its digest, whether it is signed or not.
 
         Args:
-            why: for people, one line.
+            why: the reason, one line for people to read.
         """
         _message(digest)
-        place = self._digest_file(digest)
+        path = self._digest_file(digest)
         _private_folder(self.folder)
-        _private_folder(place.parent)
-        _write_whole(place, (" ".join(why.split()) + "\n").encode(), replace=True)
+        _private_folder(path.parent)
+        _write_atomically(path, (" ".join(why.split()) + "\n").encode(), replace=True)
 
     def distrust(self, what: str) -> Trusted:
-        """Take trust back from a key, by name or id, or from a digest. Returns what was trusted.
+        """Stop trusting a key, given by name or id, or a digest. Returns the removed entry.
 
         Raises:
-            NotFoundError: nothing of that name is trusted.
+            NotFoundError: no trusted key or digest matches.
             UsageError: it is the machine's own key.
         """
         entries = self.listing()
@@ -172,11 +182,14 @@ class Keyring:
         found = found or next((entry for entry in entries if what == entry.id), None)
         if found is None:
             known = ", ".join(entry.name if entry.kind == "key" else entry.id for entry in entries)
-            raise NotFoundError(f"'{what}' is not trusted here.", help=f"Trusted: {known or 'nothing'}")
+            raise NotFoundError(
+                f"'{what}' is not trusted here, so there is nothing to remove.", help=f"Trusted: {known or 'nothing'}"
+            )
         if found.name == MACHINE and found.kind == "key":
             raise UsageError(
-                "The machine's own key signs what is made here and stays.",
-                help=f"To start anew, remove '{self.folder / 'machine.key'}'; what it signed is then trusted no more.",
+                "The machine's own key cannot be removed, because it signs the packages that are built here.",
+                help=f"To replace it, delete '{self.folder / 'machine.key'}'. Packages that it has signed are then no "
+                "longer trusted.",
             )
         if found.kind == "digest":
             self._digest_file(found.id).unlink(missing_ok=True)
@@ -185,11 +198,11 @@ class Keyring:
         return found
 
     def listing(self) -> list[Trusted]:
-        """Everything that is trusted: the machine's own key, those of others, and digests."""
+        """Everything that is trusted: the machine's own key, keys of other machines, and digests."""
         found = []
         if (self.folder / "machine.key").exists():
-            own = self._machine_key().public_key()
-            found.append(Trusted(kind="key", name=MACHINE, id=key_id(own), public=_line(own)))
+            machine = self._machine_key().public_key()
+            found.append(Trusted(kind="key", name=MACHINE, id=key_id(machine), public=_line(machine)))
         found += [
             Trusted(kind="key", name=path.stem, id=key_id(key), public=_line(key)) for path, key in self._others()
         ]
@@ -207,11 +220,11 @@ class Keyring:
             try:
                 words = path.read_text().split()
                 key = Ed25519PublicKey.from_public_bytes(base64.b64decode(words[0]))
-                # Any 32 bytes are a key; its id beside it tells which ones it had.
+                # Any 32 bytes are a valid key, so the id in the file is needed to notice damage.
                 if len(words) > 1 and words[1] != key_id(key):
-                    raise ValueError("it is not the key whose id stands beside it")
+                    raise ValueError("its id in the file does not match")
             except (ValueError, IndexError) as error:
-                raise TrustError(f"'{path}' holds no public key: {error}.", help="Remove it.") from error
+                raise TrustError(f"'{path}' is not a valid public key: {error}.", help="Remove the file.") from error
             keys.append((path, key))
         return keys
 
@@ -227,26 +240,25 @@ class Keyring:
         return hmac.digest(self._machine_secret(), _SEALS, "sha256")
 
     def _machine_secret(self) -> bytes:
-        """The machine's private key, made where there is none: an Ed25519 key is any 32 random bytes."""
+        """The machine's private key, created if it is missing. An Ed25519 key is any 32 random bytes."""
         path = self.folder / "machine.key"
         try:
-            held = path.read_bytes()
+            content = path.read_bytes()
         except FileNotFoundError:
             _private_folder(self.folder)
-            # The first process makes the key; the others read it.
-            made = secrets.token_bytes(_KEY_BYTES)
-            _write_whole(path, base64.b64encode(made) + b" " + _key_sum(made) + b"\n")
-            held = path.read_bytes()
-        words = held.split()
+            # If several processes get here at once, the first one creates the key and the others read it.
+            new = secrets.token_bytes(_KEY_BYTES)
+            _write_atomically(path, base64.b64encode(new) + b" " + _key_sum(new) + b"\n")
+            content = path.read_bytes()
+        words = content.split()
         try:
             secret = base64.b64decode(words[0], validate=True)
         except (ValueError, IndexError):
             secret = b""
-        # Any 32 bytes are a key; the checksum beside it shows that these are the ones that were written.
+        # Any 32 bytes are a valid key, so the checksum in the file is needed to notice damage.
         if len(secret) != _KEY_BYTES or (len(words) > 1 and words[1] != _key_sum(secret)):
             raise StoreError(
-                f"The machine's key '{path}' is damaged.",
-                help="Remove it; a new one is made.",
+                f"The machine's key '{path}' is damaged.", help="Delete the file. A new key is created at the next use."
             )
         return secret
 
@@ -260,27 +272,27 @@ def _line(key: Ed25519PublicKey) -> str:
 
 
 def key_id(key: Ed25519PublicKey) -> str:
-    """A short name of a public key: 16 hexadecimal digits of its SHA-256."""
+    """A short id of a public key: the first 16 hexadecimal digits of its SHA-256."""
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
 
 
 def _message(digest: str) -> bytes:
     if not DIGEST.fullmatch(digest):
-        raise UsageError(f"'{digest}' is no digest.", help="A digest reads sha256:<64 hexadecimal digits>.")
-    # The words in front keep a signature from meaning something elsewhere.
+        raise UsageError(f"'{digest}' is not a digest.", help="A digest has the form sha256:<64 hexadecimal digits>.")
+    # The prefix makes sure that a signature cannot be used for another purpose.
     return _CONTEXT + digest.encode()
 
 
 def _private_folder(folder: Path) -> None:
-    """The folder of keys, for its owner only. One that another has made, such as a mounted secret, stays as it is."""
+    """Create a folder for its owner only. A folder of another user, such as a mounted secret, stays as it is."""
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
     close_to_others([folder, *folder.glob("*.key"), *folder.glob("trusted"), *folder.glob("digests")])
 
 
-def _write_whole(path: Path, data: bytes, *, replace: bool = False) -> None:
-    """Write a file for its owner only, which appears whole or not at all; one that is there stays unless replaced."""
+def _write_atomically(path: Path, data: bytes, *, replace: bool = False) -> None:
+    """Write a file for its owner only, which appears when it is complete. Without `replace`, an existing one stays."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with writing(path):

@@ -1,4 +1,4 @@
-"""Whether everything that a home promises to hold is there and whole."""
+"""Checking a whole home: that nothing is missing and that every byte matches its checksum."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ from everloop.errors import (
 )
 from everloop.records import Alias, Artifact, ModelVersion, Record, Run, StepRun
 from everloop.stores.clock import SharedClock
-from everloop.stores.journals import check_tail, list_journals, mended, read_journal, whole_part, writer_alive
+from everloop.stores.journals import (
+    check_tail,
+    intact_part,
+    list_journals,
+    read_journal,
+    repaired_journal,
+    writer_alive,
+)
 from everloop.stores.objects.manifests import DIGEST
 from everloop.stores.permissions import exposed, is_shared
 from everloop.stores.records.expressions import Compare
@@ -53,17 +60,16 @@ __all__ = [
 _INDEX_PROBLEM = re.compile(r"row \d+ missing from index|wrong # of entries in index|non-unique entry in index")
 _ELSEWHERE = frozenset({"received", "imported", "running"})
 _BEGINNINGS = _ELSEWHERE | {"created", "started", "resumed"}
-"""Verbs of the events by which a run begins, or goes on."""
+"""Verbs of the events that start or resume a run."""
 
 
 def verify(store: Store, *, found: Sequence[str] = ()) -> VerifyReport:
-    """Check the whole home, all of its projects: every byte that it promises to keep is read and compared with the
-    checksum that was written with it.
+    """Check all projects of a home: read every stored byte and compare it with its checksum.
 
-    Writes nothing. Others may go on working meanwhile.
+    Writes nothing. Other processes may continue to work meanwhile.
 
     Args:
-        found: what `check_before_opening` has found wrong with the database.
+        found: problems of the database that `check_before_opening` has returned.
     """
     counts = dict.fromkeys(("records", "objects", "journals", "tables"), 0)
     checked = Checked()
@@ -86,32 +92,34 @@ def verify(store: Store, *, found: Sequence[str] = ()) -> VerifyReport:
         try:
             problems += part()
         except (UnavailableError, PermissionError, OSError) as error:
-            unchecked.append(StoreProblem(kind=kind, subject=kind, message=f"Not checked to the end: {error}"))
+            unchecked.append(StoreProblem(kind=kind, subject=kind, message=f"The check did not finish: {error}"))
         except StoreError as error:
-            # The database is damaged so far that it cannot be asked.
+            # The database is so badly damaged that it cannot be queried.
             problems.append(StoreProblem(kind=kind, subject="database", message=error.message, repair=RESTORE))
     return VerifyReport(problems=tuple(problems), counts=counts, checked=checked, unchecked=tuple(unchecked))
 
 
-def check_before_opening(places: StoreUrls) -> list[str]:
-    """What is wrong with the database's write-ahead log. Opening a database after a crash makes SQLite forget what it
-    cannot read of the log, so this comes first.
+def check_before_opening(urls: StoreUrls) -> list[str]:
+    """Return the problems of the database's write-ahead log.
+
+    Call this before opening the store: when SQLite opens a database after a crash, it discards the part of the log
+    that it cannot read.
 
     Raises:
-        CorruptionError: there is no database, or an empty file, beside parts that only a store with one can have.
-            Opening it would make a new one.
+        CorruptionError: the database is missing or empty, although other parts of the store exist. Opening the store
+            would create a new one.
     """
-    if "://" in places.records:
+    if "://" in urls.records:
         return []
     from everloop.stores.records.sqlite_files import log_problems
 
-    path = Path(places.records)
+    path = Path(urls.records)
     if not path.exists() or path.stat().st_size == 0:
-        parts = [Path(part) for part in (places.objects, places.tables) if "://" not in part]
+        parts = [Path(part) for part in (urls.objects, urls.tables) if "://" not in part]
         if any(part.is_dir() and any(part.iterdir()) for part in parts):
             raise CorruptionError(
-                f"The database '{path}' is {'empty' if path.exists() else 'missing'}, and other parts of the store are"
-                " there.",
+                f"The database '{path}' is {'empty' if path.exists() else 'missing'}, although other parts of the"
+                " store exist.",
                 help=f"Restore a backup: {RESTORE}",
             )
         return []
@@ -119,10 +127,12 @@ def check_before_opening(places: StoreUrls) -> list[str]:
 
 
 def seal(store: Store) -> tuple[int, int]:
-    """Give everything that has no checksum one, because an earlier version wrote it or its writer was killed; returns
-    how many rows and how many files of tables that were.
+    """Add the checksums that are missing because an earlier version wrote the data or its writer was killed.
 
-    To be called when a check has found nothing wrong: what is damaged by now cannot be told from what was written.
+    Call this only after a check without problems: from then on, damage that is already there looks right.
+
+    Returns:
+        The number of rows and of table files that were sealed.
     """
     rows = 0
     if isinstance(store.records, SqlRecords):
@@ -131,7 +141,7 @@ def seal(store: Store) -> tuple[int, int]:
 
 
 def projects_with_runs(store: Store) -> list[str]:
-    """The projects that have running runs; the store's own where its records do not say."""
+    """The projects that have running runs. If the records are not in an SQL database, the store's own project."""
     if not isinstance(store.records, SqlRecords):
         return [store.project]
     query = "SELECT DISTINCT project FROM records WHERE kind = 'run' AND state = 'running' AND deleted_at IS NULL"
@@ -139,14 +149,14 @@ def projects_with_runs(store: Store) -> list[str]:
 
 
 def mark_lost(store: Store, *, started_here: bool = False) -> list[Run]:
-    """Give the running runs of the store's project whose process is gone the state `lost`, and return them.
+    """Set the state `lost` for the project's running runs whose process is gone, and return them.
 
     The process of a running run holds the store's lock `run-<id>`, from before the run is put until after it has
-    ended, and another that logs to it holds its journal. Runs of other machines are left alone, and so are those that
-    a client keeps running over HTTP.
+    ended. Another process that logs to the run holds its journal. Runs of other machines and runs that a client
+    updates over HTTP are left alone.
 
     Args:
-        started_here: only runs of which this home has had the lock: those are certain to have been started here.
+        started_here: only consider runs whose lock exists in this home, which proves that they were started here.
     """
     running = [hit.id for hit in store.records.search(Run, Compare(("state",), "=", "running"))]
     lost: list[Run] = []
@@ -156,16 +166,16 @@ def mark_lost(store: Store, *, started_here: bool = False) -> list[Run]:
         try:
             lost += store.records.update(replace(run, state="lost", ended_at=store.now()), verb="lost")
         except (ConflictError, NotFoundError):
-            # It ended by itself between the two looks.
+            # The run ended in the meantime.
             continue
         except (ReadOnlyError, InsufficientStorageError):
-            # Who looks after others' runs only in passing does not fail for a home that takes no writes.
+            # Callers do this in passing. They should not fail because the home cannot be written to.
             return lost
     return lost
 
 
 def digests_in(value: Json) -> Iterator[str]:
-    """Every text that is a digest, anywhere in a value of plain JSON types."""
+    """Find all strings that are digests, at any depth of a JSON value."""
     match value:
         case str():
             if value.startswith("sha256:") and DIGEST.fullmatch(value):
@@ -184,14 +194,14 @@ def _is_lost(store: Store, run: Run) -> bool:
         return False
     if any(writer_alive(path) for path in list_journals(store.journals, _lock(run))):
         return False
-    # A run that arrived from elsewhere, or that a client has set running, has its process elsewhere.
+    # If the run was received, imported or set running by a client, its process is on another machine.
     events = store.for_project(run.project).records.events_since(0, kinds=["run"], subject=run.id)
-    begun = [event.verb for event in events if event.verb in _BEGINNINGS]
-    return not begun or begun[-1] not in _ELSEWHERE
+    starts = [event.verb for event in events if event.verb in _BEGINNINGS]
+    return not starts or starts[-1] not in _ELSEWHERE
 
 
 def _lock(run: Run) -> str:
-    """The lock that the run's process holds; its journals bear the same name."""
+    """Name of the lock that the run's process holds. Its journals have the same name."""
     return f"run-{run.id}"
 
 
@@ -202,7 +212,7 @@ def _check_database(
     for message in messages:
         yield _database_problem(message)
     if not isinstance(store.records, SqlRecords):
-        raise UsageError("Only records in a SQL database can be checked.")
+        raise UsageError("The records of this store are not in an SQL database, so they cannot be checked.")
     database = store.records.database
     if isinstance(database, SqliteDatabase):
         checked.files += 1
@@ -215,26 +225,26 @@ def _database_problem(message: str) -> StoreProblem:
     cure: Cure | None = None
     heal = None
     if _INDEX_PROBLEM.match(message):
-        cure, heal = "index", "Make the indexes again from their tables, if all rows are whole."
+        cure, heal = "index", "Rebuild the indexes from their tables, if all rows are intact."
     return StoreProblem(
         kind="records", subject="database", message=message, repair=REPAIR if heal else RESTORE, heal=heal, cure=cure
     )
 
 
 def _check_search(store: Store, records: list[Record], known: list[StoreProblem]) -> Iterator[StoreProblem]:
-    """What searches find records by follows from the records, and must fit them."""
+    """Check that the search tables match the records that they are derived from."""
     if not isinstance(store.records, SqlRecords):
         return
     damaged = {problem.subject for problem in known if problem.kind == "record"}
-    heal = "Make it again from the records."
+    heal = "Rebuild the search entries from the records."
     for record in records:
         here = store.records.for_project(record.project)
-        if not here.misfiled(record):
+        if not here.has_stale_entries(record):
             continue
-        # It may have been written to since it was read.
+        # The record may have been updated since it was read.
         now = here.get_many(type(record), [record.id])
-        if now and here.misfiled(now[0]):
-            message = f"What searches find {_name(record)} by differs from what it says."
+        if now and here.has_stale_entries(now[0]):
+            message = f"The search entries of {_name(record, start=False)} differ from the record."
             yield StoreProblem(
                 kind="search",
                 subject=record.id,
@@ -242,11 +252,11 @@ def _check_search(store: Store, records: list[Record], known: list[StoreProblem]
                 repair=REPAIR,
                 heal=heal,
                 cure="search",
-                place=record.id,
+                location=record.id,
             )
-    for identity in store.records.strayed():
+    for identity in store.records.orphaned_entries():
         if identity not in damaged:
-            message = "Searches would find a record that is not there."
+            message = "There are search entries for a record that does not exist."
             yield StoreProblem(
                 kind="search",
                 subject=identity,
@@ -254,7 +264,7 @@ def _check_search(store: Store, records: list[Record], known: list[StoreProblem]
                 repair=REPAIR,
                 heal=heal,
                 cure="search",
-                place=identity,
+                location=identity,
             )
 
 
@@ -271,7 +281,7 @@ def _check_objects(
         try:
             store.objects.prove(digest)
         except NotFoundError:
-            # Swept since it was listed.
+            # Garbage-collected since it was listed.
             present.discard(digest)
         except EverloopError as error:
             bad.add(digest)
@@ -281,7 +291,7 @@ def _check_objects(
         builtins: Any = msgspec.to_builtins(record)
         for digest in digests_in(builtins):
             if digest not in present:
-                message = f"{_name(record)} refers to the object {digest}, which is not there."
+                message = f"{_name(record)} refers to the object {digest}, which does not exist."
                 yield _object_problem("reference", record.id, message, digest)
             elif digest not in seen and digest not in bad:
                 seen.add(digest)
@@ -294,7 +304,7 @@ def _check_tree(store: Store, digest: str, present: set[str]) -> Iterator[StoreP
     try:
         for entry in store.objects.tree(digest):
             if entry.holder not in present:
-                message = f"The object {entry.holder} with its file '{entry.path}' is not there."
+                message = f"The object {entry.holder} with its file '{entry.path}' does not exist."
                 yield _object_problem("tree", digest, message, entry.holder)
             elif entry.pack is not None:
                 store.objects.read_entry(entry)
@@ -308,9 +318,9 @@ def _object_problem(kind: str, subject: str, message: str, digest: str) -> Store
         subject=subject,
         message=message,
         repair=f"{REPAIR} --from BACKUP",
-        heal="Take the object from the cache or from a tree's pack, or with --from out of a backup, if it is there.",
+        heal="Restore the object from the cache or from a tree's pack, or from a backup with --from.",
         cure="object",
-        place=digest,
+        location=digest,
     )
 
 
@@ -321,15 +331,15 @@ def _check_relations(records: list[Record]) -> Iterator[StoreProblem]:
         if isinstance(record, StepRun):
             for name, artifact in record.outputs.items():
                 if (record.project, artifact) not in artifacts:
-                    message = f"The output '{name}' of the step '{record.name}' is the artifact '{artifact}'"
-                    yield StoreProblem(kind="reference", subject=record.id, message=f"{message}, which is not there.")
+                    message = f"The output '{name}' of the step '{record.name}' refers to the artifact '{artifact}'"
+                    yield StoreProblem(kind="reference", subject=record.id, message=f"{message}, which does not exist.")
         elif isinstance(record, Alias) and (record.project, record.version) not in versions:
-            message = f"The alias '{record.key}' names the version '{record.version}', which is not there."
+            message = f"The alias '{record.key}' points to the version '{record.version}', which does not exist."
             yield StoreProblem(kind="reference", subject=record.id, message=message)
 
 
 def _check_journals(folder: Path, counts: dict[str, int], checked: Checked) -> Iterator[StoreProblem]:
-    # Those that wait to be shipped elsewhere lie in a folder below.
+    # Journals that wait to be shipped to another machine are in subfolders.
     folders = [folder, *(path for path in folder.iterdir() if path.is_dir())] if folder.is_dir() else []
     for path in [path for one in folders for path in list_journals(one)]:
         counts["journals"] += 1
@@ -351,10 +361,10 @@ def _journal_problem(path: Path, message: str) -> StoreProblem:
     cure: Cure | None = None
     if writer_alive(path):
         heal = None
-    elif mended(path) is not None:
-        cure, heal = "journal-frame", "Flip back the single bit that was flipped, which the checksum proves."
-    elif path.stat().st_size > len(whole_part(path)) > 0 and _is_tail(path):
-        cure, heal = "journal-tail", "Cut off the damaged last frame; what it said is lost."
+    elif repaired_journal(path) is not None:
+        cure, heal = "journal-frame", "Correct the one flipped bit; the checksum proves which one it is."
+    elif path.stat().st_size > len(intact_part(path)) > 0 and _is_tail(path):
+        cure, heal = "journal-tail", "Cut off the damaged last frame. Its content is lost."
     return StoreProblem(
         kind="journal",
         subject=path.name,
@@ -362,7 +372,7 @@ def _journal_problem(path: Path, message: str) -> StoreProblem:
         repair=REPAIR if heal else RESTORE,
         heal=heal,
         cure=cure,
-        place=str(path),
+        location=str(path),
     )
 
 
@@ -383,17 +393,17 @@ def _check_tables(
         try:
             yield from check_table(store.tables.files(name), checked)
         except (UnavailableError, OSError) as error:
-            unchecked.append(StoreProblem(kind="table", subject=name, message=f"Not checked to the end: {error}"))
+            unchecked.append(StoreProblem(kind="table", subject=name, message=f"The check did not finish: {error}"))
         except EverloopError as error:
             yield StoreProblem(kind="table", subject=name, message=error.message)
 
 
 def _check_permissions(home: Path) -> Iterator[StoreProblem]:
     found = list(exposed(home))
-    # One line for all: below a folder that is open there may be a file for every object.
+    # One problem for all paths: an open folder may contain a file for every object.
     for path, who in found[:1]:
-        more = f", and {len(found) - 1:,} more below the home" if len(found) > 1 else ""
-        message = f"Not only its owner can use '{path}', but {who}{more}."
+        others = f", as well as {len(found) - 1:,} other paths in the home" if len(found) > 1 else ""
+        message = f"'{path}' can be accessed by {who}, not only by its owner{others}."
         repair = f"chmod -R {'o=' if is_shared(home) else 'go='} '{home}'"
         yield StoreProblem(kind="permissions", subject=str(path), message=message, repair=repair)
 
@@ -410,7 +420,7 @@ def _check_clock(store: Store, checked: Checked) -> Iterator[StoreProblem]:
 
 
 def _check_keys(checked: Checked) -> Iterator[StoreProblem]:
-    """The keys of this machine, by which packages of this home are trusted."""
+    """Check the keys of this machine, which decide which packages are trusted."""
     from everloop.stores.trust import Keyring
 
     ring = Keyring()
@@ -428,10 +438,10 @@ def _check_runs(store: Store, records: list[Record]) -> Iterator[StoreProblem]:
             yield StoreProblem(
                 kind="run",
                 subject=run.id,
-                message=f"The run '{run.name}' is said to be running, and its process is gone.",
+                message=f"The run '{run.name}' has the state 'running', but its process is gone.",
                 repair="everloop verify",
             )
 
 
-def _name(record: Record) -> str:
-    return f"The {type(record).__name__} '{record.key}'"
+def _name(record: Record, *, start: bool = True) -> str:
+    return f"{'The' if start else 'the'} {type(record).__name__} '{record.key}'"

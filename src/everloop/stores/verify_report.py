@@ -1,4 +1,4 @@
-"""What a check of a home can find, and what it says that it has looked at."""
+"""The report of `everloop verify`: the problems found, and how much was checked."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Cure = Literal[
     "object",
     "points-cache",
 ]
-"""What `repair` can do about a problem; `repair.py` holds one function for each."""
+"""How `repair` can fix a problem. `repair.py` has one function for each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreProblem:
-    """One thing that is not as it should be."""
+    """One problem found by a check."""
 
     kind: str
     """`records`, `record`, `row`, `search`, `object`, `tree`, `reference`, `journal`, `table`, `permissions`, `key`,
@@ -35,39 +35,39 @@ class StoreProblem:
     subject: str
     message: str
     repair: str | None = None
-    """The command that helps, where one does."""
+    """A command that helps, if there is one."""
     heal: str | None = None
-    """What `everloop verify --repair` would do about it; None where it can do nothing."""
+    """What `everloop verify --repair` would do about it. None if it cannot fix the problem."""
     cure: Cure | None = None
-    place: str | None = None
-    """For the cure: a path, or a table and a row's number."""
+    location: str | None = None
+    """What the cure works on: a path, a digest, or a table and the number of a row."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Checked:
-    """How much a check has read and compared."""
+    """How much a check has read."""
 
     files: int = 0
     size_bytes: int = 0
     rows: int = 0
-    """Of the database: records, their earlier revisions, events, metrics and points."""
+    """Database rows: records, their earlier revisions, events, metrics and points."""
     unsealed_files: int = 0
-    """Files of tables without a digest, because an earlier version wrote them or their writer was killed. They were
-    read to the end, and no more than that can be said of them."""
+    """Table files without a digest, because an earlier version wrote them or their writer was killed. The check can
+    only read them to the end."""
     unsealed_rows: int = 0
-    """Rows without a checksum, which an earlier version wrote."""
+    """Rows without a checksum, written by an earlier version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """What a check has looked at and found."""
+    """The result of a check."""
 
     problems: tuple[StoreProblem, ...]
     counts: dict[str, int]
-    """How many records, objects, journals and tables were looked at."""
+    """Number of records, objects, journals and tables that were checked."""
     checked: Checked = field(default_factory=Checked)
     unchecked: tuple[StoreProblem, ...] = ()
-    """What could not be read, because it did not answer or may not be read, and so is neither whole nor damaged."""
+    """What could not be checked, because a server did not respond or permission was denied."""
 
     @property
     def ok(self) -> bool:

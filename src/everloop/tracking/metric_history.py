@@ -164,7 +164,7 @@ def _parity(rows: Any) -> Any:
 
 
 def _cache_path(store: Store, series: str, key: str) -> Path:
-    named = "\0".join((store.places.records, store.project, series, key))
+    named = "\0".join((store.urls.records, store.project, series, key))
     return store.home / "cache" / "points" / f"{hashlib.sha256(named.encode()).hexdigest()}.points"
 
 

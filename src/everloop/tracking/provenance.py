@@ -98,8 +98,8 @@ _patch: tuple[str, bytes, str] = ("", b"", "")
 def _kept_patch(store: Store, patch: bytes) -> str:
     """The patch's digest. A process that starts many runs keeps the same patch once."""
     global _patch
-    if _patch[0] != store.places.objects or _patch[1] is not patch:
-        _patch = (store.places.objects, patch, store.objects.add(patch))
+    if _patch[0] != store.urls.objects or _patch[1] is not patch:
+        _patch = (store.urls.objects, patch, store.objects.add(patch))
     return _patch[2]
 
 

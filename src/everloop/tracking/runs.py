@@ -204,7 +204,7 @@ class ActiveRun(ArtifactLog):
         """
         store = self.store
         if store.closed:
-            store = shared_store(store.places, project=store.project, actor=store.actor)
+            store = shared_store(store.urls, project=store.project, actor=store.actor)
         if self._ended:
             fold_run(store, self.id)  # where the store did not answer at the end
         return store.records.get(Run, self.id)

@@ -180,7 +180,7 @@ class _Sending:
                 compare=self.job.code if by_name else None,
                 modules=self.job.modules,
                 home=str(store.home),
-                places=repr(store.places),
+                places=repr(store.urls),
                 project=store.project,
                 actor=store.actor,
                 folder=os.getcwd(),  # noqa: PTH109 - a string is what travels

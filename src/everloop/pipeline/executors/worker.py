@@ -213,7 +213,7 @@ def _open(envelope: Envelope) -> Store:
     if store is None:
         for home in (envelope.home, None):
             store = open_store(home, project=envelope.project, actor=envelope.actor, create=False)
-            if repr(store.places) == envelope.places:
+            if repr(store.urls) == envelope.places:
                 break
         else:
             raise StoreError(

@@ -106,7 +106,7 @@ class AccessReloader:
 def store_file(store: Store) -> tuple[int, int] | None:
     """Which file a store's records are in, where they are in a file: one that was opened stays readable when it is
     gone, and says for ever what it said."""
-    path = Path(store.places.records)
+    path = Path(store.urls.records)
     try:
         found = path.stat()
     except OSError:

@@ -1,1 +1,1 @@
-"""Bytes by key and by content: local folders and buckets, SHA-256 addresses, folders as manifests."""
+"""Object storage: bytes by key in local folders and buckets, and content-addressed objects and folders above them."""

@@ -1,6 +1,6 @@
-"""Bytes by key: the protocol of six verbs, over a local folder or over anything that `obstore` reaches."""
+"""Byte stores: bytes by key, in a local folder or in any object store that `obstore` supports."""
 
-# Paths as texts: here a Path would cost more than the call that it is for.
+# Paths are strings here, because creating a Path would take longer than the call that uses it.
 # ruff: noqa: PTH104, PTH108, PTH110, PTH116, PTH123
 
 from __future__ import annotations
@@ -26,67 +26,70 @@ if TYPE_CHECKING:
     from obstore import ObjectMeta
 
 TEMPORARY = ".tmp"
-"""The folder, beside the keys, in which local files come to be. What a killed process leaves there is swept by gc."""
+"""Subfolder where local files are written first. `gc` removes what killed processes leave there."""
 
 _CHUNK = 1 << 20
 _FRESH_S = 600.0
-"""A file put to within so many seconds need not be marked as put to again; far less than any sweep's grace."""
+"""The time of a file that is younger than this is not updated by another put. Far below the grace period of `gc`."""
 
 _KEY = re.compile(r"(?!\.)[A-Za-z0-9_.=@+-]+(?:/(?!\.)[A-Za-z0-9_.=@+-]+)*")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
-"""What file systems without hard links answer. There the last of several who put at once wins, which does no harm
-to a key that is named by its content."""
+"""Errors of file systems without hard links. There, the last of several simultaneous writers wins, which is harmless
+if the key is the digest of the content."""
 
 _counter = itertools.count()
 
 
 class ByteStore(Protocol):
-    """Six verbs over bytes by key. Keys are parts of letters, digits and `_.=@+-`, joined by `/`; no part begins
-    with a dot. Safe from any thread and process.
+    """Six operations on bytes by key. Safe to use from any thread and process.
 
-    - A key holds either all of its bytes or nothing: no reader and no crash ever sees half of a `put`.
-    - Of several who put to one key with `if_absent`, exactly one is told that it wrote.
-    - What was put is there for everybody when `put` returns.
+    A key consists of parts joined by `/`. Parts have letters, digits and `_.=@+-`, and do not begin with a dot.
+
+    - Writes are atomic: no reader ever sees a part of a `put`, even after a crash.
+    - If several callers `put` the same key with `if_absent`, `put` returns True for exactly one of them.
+    - When `put` returns, all processes can read the bytes.
     """
 
     def put(self, key: str, data: bytes | Path, *, if_absent: bool = True) -> bool:
         """Store bytes, or the bytes of a file, and return whether they were written.
 
         Args:
-            if_absent: leave a key that holds something alone and return False; else replace it.
+            if_absent: if the key exists, leave it alone and return False. Otherwise replace it.
 
         Raises:
-            InsufficientStorageError: no space left.
+            InsufficientStorageError: no space is left.
         """
 
     def get(self, key: str, start: int | None = None, length: int | None = None) -> bytes:
-        """The bytes of a key, or `length` of them from `start` on; fewer where they end before.
+        """The bytes of a key, or up to `length` bytes from `start` on.
 
         Raises:
-            NotFoundError: the key holds nothing.
+            NotFoundError: the key does not exist.
         """
 
     def size(self, key: str) -> int | None:
-        """How many bytes the key holds; None where it holds nothing."""
+        """The number of bytes of a key, or None if it does not exist."""
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """Every key below the folder `prefix` ("" for all) with its size in bytes, in the order of keys."""
+        """All keys in the folder `prefix` ("" for all) with their sizes in bytes, sorted by key."""
 
     def written_at(self, key: str) -> datetime | None:
-        """When the key was last put to, by the system's clock or the store's own; None where it holds nothing. In a
-        local folder a put that found the key taken counts as well; elsewhere only one that wrote does."""
+        """When the key was last put, by the clock of the system or of the store; None if it does not exist.
+
+        In a local folder, a `put` that found the key taken counts as well. Elsewhere, only a `put` that wrote does.
+        """
 
     def delete(self, key: str, *, unless_since: datetime | None = None) -> bool:
-        """Remove a key and return whether it held something that is now gone.
+        """Remove a key and return whether it existed and is now removed.
 
         Args:
-            unless_since: leave a key alone that was put to at or after this moment.
+            unless_since: do not remove a key that was put at or after this moment.
         """
 
 
 def open_bytes(where: str | Path) -> ByteStore:
-    """The byte store at a folder or URL: `LocalBytes` for folders, `ObstoreBytes` for everything else."""
+    """Open the byte store at a folder or URL: `LocalBytes` for folders, `ObstoreBytes` for everything else."""
     text = str(where)
     if text.startswith("file://"):
         from urllib.parse import unquote, urlsplit
@@ -94,18 +97,18 @@ def open_bytes(where: str | Path) -> ByteStore:
         return LocalBytes(unquote(urlsplit(text).path))
     if _URL.match(text):
         return ObstoreBytes(text)
-    check_path(text, "The place of the objects")
+    check_path(text, "The path of the objects")
     return LocalBytes(where)
 
 
 class LocalBytes:
     """A `ByteStore` in a local folder, one read-only file per key.
 
-    By hand and not through `obstore`: nothing is imported for it, a finished file is taken in without a copy, and a
-    put that finds its key taken leaves a mark that a sweep sees. A file is written under another name and linked to
-    its own, which either happens or does not, also for a process that is killed. Nothing is forced to the device: a
-    power cut may leave a name without its bytes, which whoever names by content notices on reading and heals by
-    adding.
+    It does not use `obstore`, so it needs no import, can take in a finished file without copying it, and can update
+    the time of a key that exists already, which protects it from `gc`. A file is written under a temporary name and
+    then linked to its final one. The link is atomic, even if the process is killed. Files are not synced to the device:
+    a power cut may leave a file without its bytes. Content-addressed stores notice that on reading, and repair it when
+    the content is added again.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -113,7 +116,7 @@ class LocalBytes:
         self._root = str(self.folder)
 
     def path(self, key: str) -> Path:
-        """Where the key's file is or would be."""
+        """The path of the key's file, whether it exists or not."""
         return Path(f"{self._root}/{_checked(key)}")
 
     def put(self, key: str, data: bytes | Path, *, if_absent: bool = True) -> bool:
@@ -123,24 +126,22 @@ class LocalBytes:
         draft = self._draft()
         try:
             self._write(draft, data)
-            return self._name(draft, target, if_absent)
+            return self._publish(draft, target, if_absent)
         except OSError as error:
             raise storage_error(error, self.folder) from error
         finally:
-            # After a link this is a second name, after a rename it is gone, after a failure it is rubbish. Where
-            # nothing can be written, it was never made.
+            # The draft is a second name after a link, and useless after a failure. After a rename it does not exist.
             with suppress(OSError):
                 os.unlink(draft)
 
     def adopt(self, key: str, file: Path) -> bool:
-        """As `put` of a file that lies in this folder, is finished and will not be written to again: it is linked
-        and not copied."""
+        """As `put`, for a finished file on the same device: it is linked, not copied, and must not change later."""
         target = f"{self._root}/{_checked(key)}"
         if self._refresh(target):
             return False
         with writing(self.folder):
             file.chmod(file_mode(self._root, read_only=True))
-            return self._name(str(file), target, if_absent=True)
+            return self._publish(str(file), target, if_absent=True)
 
     def get(self, key: str, start: int | None = None, length: int | None = None) -> bytes:
         try:
@@ -155,7 +156,7 @@ class LocalBytes:
                     length -= len(part)
                 return parts[0] if len(parts) == 1 else b"".join(parts)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise _absent(key, self._root) from None
+            raise _missing(key, self._root) from None
 
     def size(self, key: str) -> int | None:
         try:
@@ -181,12 +182,12 @@ class LocalBytes:
             if unless_since is None:
                 os.unlink(target)
                 return True
-            return self._discard(target, unless_since.timestamp())
+            return self._delete_older(target, unless_since.timestamp())
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return False
 
     def drafts(self) -> Iterator[Path]:
-        """Unfinished files, of living processes and of dead ones."""
+        """Unfinished files of processes that are running or were killed."""
         folder = self.folder / TEMPORARY
         yield from folder.iterdir() if folder.is_dir() else ()
 
@@ -194,7 +195,7 @@ class LocalBytes:
         return f"LocalBytes({self._root!r})"
 
     def _refresh(self, target: str) -> bool:
-        """Whether the file is there; if so it counts as put now, so that a sweep under way does not take it."""
+        """Whether the file exists. If so, its time is updated, so that a running `gc` does not remove it."""
         try:
             if system_micros() / 1e6 - os.stat(target).st_mtime > _FRESH_S:
                 os.utime(target)
@@ -202,9 +203,12 @@ class LocalBytes:
             return False
         return True
 
-    def _discard(self, target: str, since: float) -> bool:
-        """Remove a file that nobody has put to since. It is moved out of sight first: whoever puts to it before the
-        move leaves a newer time, and it is moved back; whoever comes after writes it anew."""
+    def _delete_older(self, target: str, since: float) -> bool:
+        """Remove a file unless its key was put since then.
+
+        The file is renamed first. If the key was put before the rename, the file has a newer time, and is moved back.
+        If it is put after the rename, the file is written again.
+        """
         if os.stat(target).st_mtime >= since:
             return False
         draft = self._draft()
@@ -216,14 +220,14 @@ class LocalBytes:
         try:
             if os.stat(draft).st_mtime < since:
                 return True
-            self._name(draft, target, if_absent=True)
+            self._publish(draft, target, if_absent=True)
             return False
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(draft)
 
     def _draft(self) -> str:
-        # The process id and a count make the name unique among the living; a random part, among the dead.
+        # Process id and counter make the name unique among running processes, the random part among leftovers.
         return f"{self._root}/{TEMPORARY}/{os.getpid()}-{next(_counter)}-{os.urandom(4).hex()}"
 
     def _write(self, draft: str, data: bytes | Path) -> None:
@@ -243,19 +247,20 @@ class LocalBytes:
         finally:
             os.close(descriptor)
 
-    def _name(self, draft: str, target: str, if_absent: bool) -> bool:
-        name = os.link if if_absent else os.rename
+    def _publish(self, draft: str, target: str, if_absent: bool) -> bool:
+        """Give a finished file its final name, and return whether that was done."""
+        link_or_rename = os.link if if_absent else os.rename
         try:
-            name(draft, target)
+            link_or_rename(draft, target)
         except FileExistsError:
             return False
         except FileNotFoundError:
             make_folder(Path(target).parent)
-            return self._name(draft, target, if_absent)
+            return self._publish(draft, target, if_absent)
         except OSError as error:
             if not if_absent or error.errno not in _NO_LINKS:
                 raise
-            return not os.path.exists(target) and self._name(draft, target, if_absent=False)
+            return not os.path.exists(target) and self._publish(draft, target, if_absent=False)
         return True
 
     def _walk(self, folder: str, prefix: str) -> Iterator[tuple[str, int]]:
@@ -275,14 +280,14 @@ class LocalBytes:
 class ObstoreBytes:
     """A `ByteStore` over `obstore`: `s3://bucket/prefix`, `gs://…`, `az://…`, `memory://`, `file:///…` or a folder.
 
-    Credentials and regions come from the environment, as each provider's own tools read it.
+    Credentials and regions are read from the same environment variables as by each provider's own tools.
     """
 
     def __init__(self, url: str | Path, **options: Any) -> None:
-        """Open.
-
+        """
         Args:
-            options: for `obstore.store.from_url`, such as `retry_config` and `client_options`; not for folders.
+            options: passed to `obstore.store.from_url`, such as `retry_config` and `client_options`. Ignored for
+                folders.
         """
         from obstore.store import LocalStore, from_url
 
@@ -296,7 +301,7 @@ class ObstoreBytes:
             from urllib.parse import unquote, urlsplit
 
             folder = unquote(urlsplit(text).path) if _URL.match(text) else text
-            check_path(folder, "The place of the objects")
+            check_path(folder, "The path of the objects")
             self._store = LocalStore(folder, automatic_cleanup=False, mkdir=True)
 
     def put(self, key: str, data: bytes | Path, *, if_absent: bool = True) -> bool:
@@ -305,14 +310,14 @@ class ObstoreBytes:
 
         if if_absent and isinstance(data, Path) and self.size(key) is not None:
             return False
-        # Conditional puts go up in one piece; only they can promise that one of several writers wins.
+        # A conditional put cannot be a multipart upload. Only a conditional put ensures that exactly one writer wins.
         options: dict[str, Any] = {"mode": "create", "use_multipart": False} if if_absent else {"mode": "overwrite"}
         try:
             obstore.put(self._store, _checked(key), data, **options)
         except AlreadyExistsError:
             return False
         except Exception as error:
-            raise self._told(error, key) from error
+            raise self._translated(error, key) from error
         return True
 
     def get(self, key: str, start: int | None = None, length: int | None = None) -> bytes:
@@ -329,7 +334,7 @@ class ObstoreBytes:
                 return b""
             return bytes(obstore.get_range(self._store, key, start=begin, end=end))
         except Exception as error:
-            raise self._told(error, key) from error
+            raise self._translated(error, key) from error
 
     def size(self, key: str) -> int | None:
         meta = self._head(key)
@@ -353,7 +358,7 @@ class ObstoreBytes:
         import obstore
 
         try:
-            # Most stores delete what is not there without a word, so a look comes first.
+            # Most stores do not report whether a deleted key existed, so this is checked first.
             written = obstore.head(self._store, _checked(key))["last_modified"]
             if unless_since is not None and written >= unless_since:
                 return False
@@ -361,7 +366,7 @@ class ObstoreBytes:
         except FileNotFoundError:
             return False
         except Exception as error:
-            raise self._told(error, key) from error
+            raise self._translated(error, key) from error
         return True
 
     def __repr__(self) -> str:
@@ -375,20 +380,20 @@ class ObstoreBytes:
         except FileNotFoundError:
             return None
         except Exception as error:
-            raise self._told(error, key) from error
+            raise self._translated(error, key) from error
 
-    def _told(self, error: Exception, key: str) -> Exception:
+    def _translated(self, error: Exception, key: str) -> Exception:
         if isinstance(error, FileNotFoundError):
-            return _absent(key, self.url)
+            return _missing(key, self.url)
         if is_full(error):
             return insufficient(f"in '{self.url}'")
         if type(error).__module__.startswith("obstore"):
-            return UnavailableError(f"The object store '{self.url}' failed at '{key}': {mask_text(str(error))}")
+            return UnavailableError(f"The object store '{self.url}' failed for '{key}': {mask_text(str(error))}")
         return error
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
-    # A device that is nearly full takes a part, and says so only by the count.
+    # If the device is nearly full, only a part is written, and only the returned count shows it.
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
@@ -396,9 +401,12 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 def _checked(key: str) -> str:
     if not _KEY.fullmatch(key):
-        raise UsageError(f"'{key}' is no key of an object.", help="Keys are names joined by '/', none in front.")
+        raise UsageError(
+            f"'{key}' is not a valid key for an object.",
+            help="A key consists of names joined by '/'. It does not begin with '/', and no name begins with '.'.",
+        )
     return key
 
 
-def _absent(key: str, where: str) -> NotFoundError:
+def _missing(key: str, where: str) -> NotFoundError:
     return NotFoundError(f"There is no object '{key}' in '{where}'.")

@@ -1,8 +1,8 @@
-"""Folders as manifests: which file has which bytes, and where those bytes are.
+"""Manifests of folders: the paths, digests and locations of all files.
 
-A manifest is a JSON object by digest. Files below 64 KiB are put together into packs, in the order of their paths,
-so that a folder of a thousand small files is a handful of objects; larger ones are objects of their own. The same
-folder has the same manifest, whoever adds it and wherever.
+A manifest is stored as a JSON object by its digest. Files below 64 KiB are combined into packs, in the order of their
+paths, so that a folder with a thousand small files needs only a few objects. Each larger file is an object. The same
+folder always has the same manifest, on every machine.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ class TreeEntry:
     """One file of a tree."""
 
     path: str
-    """Relative, with `/` between its parts."""
+    """Relative path with `/` as separator."""
     mode: int
-    """0o644, or 0o755 where the owner may execute it."""
+    """0o644, or 0o755 if the owner may execute the file."""
     size_bytes: int
     digest: str
-    """Of the file's own bytes."""
+    """Digest of the file's bytes."""
     pack: str | None = None
-    """Digest of the pack that holds the bytes; None where they are an object of their own."""
+    """Digest of the pack that contains the bytes. None if the file is an object by itself."""
     offset: int = 0
-    """Where in the pack they begin."""
+    """Offset of the bytes in the pack."""
 
     @property
     def holder(self) -> str:
-        """Digest of the object that holds the bytes."""
+        """Digest of the object that contains the bytes."""
         return self.pack or self.digest
 
 
 def encode_tree(entries: list[TreeEntry]) -> bytes:
-    """The manifest of these files, the same bytes for the same files."""
+    """Encode the manifest of these files. The same files give the same bytes."""
     rows = [_row(entry) for entry in sorted(entries, key=lambda entry: entry.path)]
     body = json.dumps(rows, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
     return MAGIC + f'"version":{VERSION},"entries":{body}}}'.encode()
@@ -62,30 +62,30 @@ def decode_tree(data: bytes, digest: str) -> list[TreeEntry]:
     """The inverse of `encode_tree`.
 
     Raises:
-        UsageError: the object is no tree.
+        UsageError: the object is not a tree.
         StoreVersionError: a newer everloop wrote it.
-        CorruptionError: it is a tree, but not a sound one, such as one with a path that leads out of its folder.
+        CorruptionError: the tree is invalid. For example, it has a path that leads out of the folder.
     """
     if not data.startswith(MAGIC):
-        raise UsageError(f"The object {digest} is no tree.")
+        raise UsageError(f"The object {digest} is not a tree.")
     try:
         manifest = json.loads(data)
         if manifest["version"] > VERSION:
             raise StoreVersionError(
-                f"The tree {digest} has format {manifest['version']}; this everloop knows {VERSION}.",
+                f"The tree {digest} has format {manifest['version']}, but this everloop reads formats up to {VERSION}.",
                 help="Upgrade everloop.",
             )
         entries = [TreeEntry(**row) for row in manifest["entries"]]
-        sound = all(_is_sound(entry) for entry in entries) and len({entry.path for entry in entries}) == len(entries)
+        valid = all(_is_valid(entry) for entry in entries) and len({entry.path for entry in entries}) == len(entries)
     except (ValueError, KeyError, TypeError) as error:
-        raise CorruptionError(f"The tree {digest} cannot be read: {error}.") from error
-    if not sound:
-        raise CorruptionError(f"The tree {digest} has entries that no folder can hold.")
+        raise CorruptionError(f"Cannot read the tree {digest}: {error}.", help="See: everloop verify") from error
+    if not valid:
+        raise CorruptionError(f"The tree {digest} has invalid entries.", help="See: everloop verify")
     return entries
 
 
 def safe_path(path: str) -> bool:
-    """Whether a path stays within the folder that it is relative to."""
+    """Whether a relative path stays inside its folder."""
     pure = PurePosixPath(path)
     return (
         bool(path)
@@ -99,12 +99,12 @@ def safe_path(path: str) -> bool:
 
 
 def walk_files(top: Path, ignore: tuple[str, ...], below: str = "") -> Iterator[tuple[str, int]]:
-    """The relative path and the mode (0o644 or 0o755) of every file of a folder that no pattern ignores.
+    """The relative path and the mode (0o644 or 0o755) of every file in a folder that no pattern ignores.
 
     Raises:
-        UsageError: something that no tree can hold.
+        UsageError: the folder has an entry that a tree cannot contain.
     """
-    # Read to the end at once, so that no folder stays open while its files are.
+    # The list is read completely first, so that no folder stays open while the caller reads its files.
     with os.scandir(top / below) as found:
         entries = list(found)
     for entry in entries:
@@ -114,9 +114,9 @@ def walk_files(top: Path, ignore: tuple[str, ...], below: str = "") -> Iterator[
         try:
             path.encode()
         except UnicodeEncodeError:
-            raise UsageError(f"The name {path!r} in '{top}' is no text.", help="Rename it or ignore it.") from None
+            raise UsageError(f"The name {path!r} in '{top}' is not valid text.", help="Rename or ignore it.") from None
         if "\\" in entry.name:
-            raise UsageError(f"The name '{path}' in '{top}' has a backslash.", help="Rename it or ignore it.")
+            raise UsageError(f"The name '{path}' in '{top}' contains a backslash.", help="Rename or ignore it.")
         if entry.is_symlink():
             raise UsageError(f"'{path}' in '{top}' is a symbolic link.", help="Copy the file or ignore the link.")
         if entry.is_dir():
@@ -139,7 +139,7 @@ def _row(entry: TreeEntry) -> dict[str, Any]:
     return row
 
 
-def _is_sound(entry: TreeEntry) -> bool:
+def _is_valid(entry: TreeEntry) -> bool:
     return (
         safe_path(entry.path)
         and entry.mode in (0o644, 0o755)

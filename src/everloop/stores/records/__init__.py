@@ -1,1 +1,1 @@
-"""Records, points and events: one protocol over SQLite and PostgreSQL, and one query tree for searches."""
+"""The database of records, metric points and events: one protocol, implemented for SQLite and PostgreSQL."""

@@ -1,7 +1,7 @@
-"""Conditions and orders as SQL.
+"""Translating conditions and orders to SQL.
 
-A dialect says how one value of a record is read as a number, a text or a boolean, each NULL where the value is of
-another type; everything else is the same SQL in every database.
+Only reading a value from a record's JSON depends on the SQL dialect: as a number, a text or a boolean, each NULL if the
+value has another type. Everything else is the same SQL for all databases.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
     from everloop.stores.records.record_store import Condition, FieldPath
 
 COLUMNS = {"id": "text", "project": "text", "key": "text", "state": "text", "created_at": "time", "revision": "number"}
-"""Fields that have a column of their own, with what the column holds; times as µs since 1970."""
+"""Fields with a separate column, with the type of the column. Times are stored as µs since 1970."""
 
 LITERAL = re.compile(r"[A-Za-z0-9_./ @:+-]+")
-"""Names that may stand in a statement as they are, for no dialect gives these signs a meaning within a text."""
+"""Names that can be written into a string literal, because no dialect treats these characters specially there."""
 
 _OPS = frozenset({"=", "!=", "<", "<=", ">", ">=", "in", "prefix", "is"})
 
 
 @dataclass(frozen=True, slots=True)
 class Sql:
-    """A piece of SQL, its parameters marked by `?`."""
+    """A piece of SQL with its parameters, which are marked by `?`."""
 
     text: str
     values: tuple[object, ...] = ()
 
 
 class Paths(Protocol):
-    """How a dialect reads one value out of a record's body. Each is NULL where the value has another type."""
+    """How a dialect reads a value from a record's JSON. The result is NULL if the value has another type."""
 
     column: str
-    """Where it reads: the column `body` with the text, or one beside it with the same in the dialect's own form."""
+    """The column to read from: `body` with the JSON text, or another with the same JSON in the dialect's own type."""
 
     def number(self, path: Sequence[str]) -> Sql: ...
 
@@ -52,17 +52,17 @@ class Paths(Protocol):
         """1 or 0."""
 
     def absent(self, path: Sequence[str]) -> Sql:
-        """True where there is no value or null."""
+        """True if the value is missing or null."""
 
 
 @dataclass(frozen=True, slots=True)
 class SqlPart:
-    """One stretch of an order: the rows that have a number where it looks, or a text, or neither."""
+    """One section of an order: the rows whose value is a number, the rows whose value is a text, or the others."""
 
     where: Sql
-    """Which rows belong to it."""
+    """Condition for the rows of this section."""
     value: Sql | None
-    """By what they sort; None where only by their ids."""
+    """The value that they are sorted by, or None if they are sorted only by id."""
     descending: bool
 
     @property
@@ -73,12 +73,12 @@ class SqlPart:
         return Sql(f"{self.value.text}{way}, id{way}", self.value.values)
 
     def behind(self, value: object, identity: str) -> Sql:
-        """True for the rows of this stretch that come after the one with this value and id."""
+        """True for the rows of this section after the one with this value and id."""
         further = "<" if self.descending else ">"
         if self.value is None:
             return Sql(f"id {further} ?", (identity,))
         at, values = self.value.text, self.value.values
-        # In this form an index can begin where the last page ended.
+        # Written in this form, so that an index scan can start where the last page ended.
         return Sql(
             f"{at} {further}= ? AND ({at} {further} ? OR id {further} ?)",
             (*values, value, *values, value, identity),
@@ -86,13 +86,13 @@ class SqlPart:
 
 
 def parse_order(order: str, kind: str, paths: Paths) -> list[SqlPart]:
-    """The stretches of an order, one after the other."""
+    """The sections of an order, in their sequence."""
     descending = order.startswith("-")
     path = parse_path(order.removeprefix("-"), kind)
     if path == ("id",):
         return [SqlPart(Sql("1 = 1"), None, descending)]
     if len(path) == 1 and path[0] in COLUMNS and path[0] != "state":
-        # Columns that are never null are one stretch, and an index can serve them.
+        # Columns that are never null need only one section, for which an index can be used.
         return [SqlPart(Sql("1 = 1"), Sql(path[0]), descending)]
     parts = []
     possible = families(kind, path)
@@ -104,12 +104,12 @@ def parse_order(order: str, kind: str, paths: Paths) -> list[SqlPart]:
         " AND ".join(f"{part.text} IS NULL" for part in parts) or "1 = 1",
         tuple(v for part in parts for v in part.values),
     )
-    stretches = [SqlPart(Sql(f"{part.text} IS NOT NULL", part.values), part, descending) for part in parts]
-    return [*stretches, SqlPart(without, None, descending)]
+    sections = [SqlPart(Sql(f"{part.text} IS NOT NULL", part.values), part, descending) for part in parts]
+    return [*sections, SqlPart(without, None, descending)]
 
 
 def parse_path(field: FieldPath, kind: str) -> tuple[str, ...]:
-    """The path's names, the first of them checked.
+    """Split a path into its names, and check the first one.
 
     Raises:
         UsageError: records of this kind have no such field.
@@ -124,7 +124,7 @@ def parse_path(field: FieldPath, kind: str) -> tuple[str, ...]:
 
 
 def parse_conditions(where: Sequence[Condition], kind: str, paths: Paths) -> Sql:
-    """All conditions at once, each in brackets, joined by AND; of none, `TRUE`-like SQL."""
+    """Join all conditions by AND, each in brackets. Without conditions, the result is always true."""
     parts = [_condition(parse_path(field, kind), op, value, kind, paths) for field, op, value in where]
     return Sql(" AND ".join(f"({part.text})" for part in parts) or "1 = 1", tuple(v for p in parts for v in p.values))
 
@@ -132,10 +132,10 @@ def parse_conditions(where: Sequence[Condition], kind: str, paths: Paths) -> Sql
 def _condition(path: tuple[str, ...], op: str, value: object, kind: str, paths: Paths) -> Sql:
     shown = ".".join(path)
     if op not in _OPS:
-        raise UsageError(f"'{op}' is no comparison.", help=f"There are: {' '.join(sorted(_OPS))}")
+        raise UsageError(f"'{op}' is not a comparison operator.", help=f"Operators: {' '.join(sorted(_OPS))}")
     if op == "in":
         if isinstance(value, str) or not isinstance(value, (list, tuple, set, frozenset)):
-            raise UsageError(f"'{shown} in' takes a list, not {value!r}.")
+            raise UsageError(f"'{shown} in' needs a list, not {value!r}.", help="Put the value in brackets.")
         return _any_of(path, value, kind, paths)
     if value is None:
         absent = _absent(path, paths)
@@ -144,10 +144,10 @@ def _condition(path: tuple[str, ...], op: str, value: object, kind: str, paths: 
         if op == "!=":
             return Sql(f"NOT ({absent.text})", absent.values)
     if op == "is":
-        raise UsageError(f"'{shown} is' takes None, not {value!r}.", help="Use '=' for a value.")
+        raise UsageError(f"'{shown} is' can only be used with None, not {value!r}.", help="Use '=' for a value.")
     if op == "prefix":
         if not isinstance(value, str):
-            raise UsageError(f"'{shown} prefix' takes a text, not {value!r}.")
+            raise UsageError(f"'{shown} prefix' needs a text, not {value!r}.")
         return _prefix(_text(path, kind, paths), value)
     at, against = _typed(path, value, kind, paths)
     if op == "!=":
@@ -158,7 +158,7 @@ def _condition(path: tuple[str, ...], op: str, value: object, kind: str, paths: 
 
 
 def _any_of(path: tuple[str, ...], values: Iterable[object], kind: str, paths: Paths) -> Sql:
-    """True where a value is one of these. A chain of OR would nest deeper than a database reads."""
+    """True if a value is one of these. Uses IN lists: a chain of ORs would be nested too deeply for a database."""
     either: list[Sql] = []
     # At most one list for numbers, one for texts and one for booleans.
     lists: list[tuple[Sql, list[object]]] = []
@@ -191,7 +191,10 @@ def _typed(path: tuple[str, ...], value: object, kind: str, paths: Paths) -> tup
             return _text(path, kind, paths, plain=True), value
         case datetime():
             if len(path) > 1 or path[0] not in time_fields(kind):
-                raise UsageError(f"'{'.'.join(path)}' of a {kind.replace('_', ' ')} is no time.")
+                raise UsageError(
+                    f"'{'.'.join(path)}' of a {kind.replace('_', ' ')} is not a time.",
+                    help=f"Fields with times: {', '.join(sorted(time_fields(kind)))}",
+                )
             if path[0] == "created_at":
                 return _number(path, paths), micros(value)
             micros(value)
@@ -211,7 +214,7 @@ def _prefix(at: Sql, start: str) -> Sql:
 
 
 def _column(path: tuple[str, ...], *holds: str) -> Sql | None:
-    """The path's column where it has one: NULL where the column holds something else than asked."""
+    """The column of a path if it has one, or NULL if the column has none of the types in `holds`."""
     if path[0] not in COLUMNS:
         return None
     if len(path) == 1 and COLUMNS[path[0]] in holds:
@@ -239,7 +242,7 @@ def _text(path: tuple[str, ...], kind: str, paths: Paths, *, plain: bool = False
     text = paths.text(path)
     if plain or len(path) > 1 or path[0] not in time_fields(kind):
         return text
-    # Whole seconds are written without a fraction, which would sort them behind the rest of their second.
+    # Times at whole seconds are encoded without a fraction, so without this they would be sorted wrongly.
     return Sql(
         f"CASE length({text.text}) WHEN 20 THEN substr({text.text}, 1, 19) || '.000000Z' ELSE {text.text} END",
         text.values * 3,

@@ -1,7 +1,8 @@
 """One database connection per thread and process.
 
-Connections do not survive a fork: two processes on one SQLite handle corrupt the file, two on one socket mix
-their answers. So a child opens its own and never touches, not even to close, what it has inherited.
+Connections cannot be used after a fork: two processes with the same SQLite handle corrupt the file, and two processes
+with the same socket get each other's responses. So a child opens its own connections, and does not even close the
+inherited ones.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
 
 
 class Connection(Protocol):
-    """What SQLite's and PostgreSQL's connections have in common, as this room uses them: outside of a transaction
-    each statement stands for itself, and `commit` and `rollback` end one that `execute` began."""
+    """The common interface of SQLite's and PostgreSQL's connections.
+
+    Outside of a transaction, each statement is committed immediately. `commit` and `rollback` end a transaction that
+    `execute` has begun.
+    """
 
     def execute(self, statement: str, /) -> Any: ...
 
@@ -37,7 +41,7 @@ _inherited: list[object] = []
 
 
 class Slot(Generic[C]):
-    """One thread's connection and how deep it stands in transactions."""
+    """A thread's connection, and the number of nested transactions on it."""
 
     def __init__(self, connection: C) -> None:
         self.connection = connection
@@ -48,7 +52,7 @@ class Slot(Generic[C]):
 
     @contextmanager
     def transaction(self, begin: Callable[[], object]) -> Iterator[None]:
-        """One transaction on the outside, savepoints within. `begin` starts the outermost."""
+        """Open a transaction, which `begin` starts, or a savepoint inside of one."""
         if self.depth:
             with self._savepoint():
                 yield
@@ -82,7 +86,7 @@ class Slot(Generic[C]):
         try:
             attempt()
         except Exception:
-            # The connection is lost, or a full disk has ended the whole transaction. What led here says more.
+            # The connection is lost, or a full disk has ended the transaction. The original error is more useful.
             self.broken = True
 
     def close(self) -> None:
@@ -91,12 +95,12 @@ class Slot(Generic[C]):
             self.connection.close()
 
     def __del__(self) -> None:
-        # A thread that ends drops its slot, and with it the connection.
+        # When a thread ends, its slot is released, and the connection with it.
         self.close()
 
 
 class Connections(Generic[C]):
-    """Opens a connection where a thread has none yet."""
+    """The connections of all threads. A thread's connection is opened at its first use."""
 
     def __init__(self, connect: Callable[[], C]) -> None:
         self._connect = connect
@@ -111,7 +115,8 @@ class Connections(Generic[C]):
         if slot is not None and slot.process == os.getpid() and not slot.broken:
             return slot
         if self._process != os.getpid():
-            # The parent's lock may have been held at the fork.
+            # The inherited slots stay referenced, so that they are never closed. The lock is new, because another
+            # thread of the parent may have held it at the fork.
             _inherited.extend((slot, list(self._slots)))
             self._guard, self._slots, self._process = threading.Lock(), weakref.WeakSet(), os.getpid()
         if self._closed:
@@ -134,7 +139,7 @@ class Connections(Generic[C]):
             slot.close()
 
     def close(self) -> None:
-        """Close every thread's connection; using the pool afterwards is an error."""
+        """Close the connections of all threads. Using the pool afterwards is an error."""
         with self._guard:
             self._closed = True
             for slot in list(self._slots):

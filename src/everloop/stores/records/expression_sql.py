@@ -1,10 +1,10 @@
-"""Expressions and orders as SQL over the table of single values.
+"""Translating search expressions and orders to SQL over the table `searched_values`.
 
-A piece of a condition asks about one row of `searched_values`; what a record must meet is asked by its number `rec`.
-`rank` is 0 for a number, 1 for a text and 2 for neither, which is how values sort whatever the direction.
+A comparison becomes a test of one row of `searched_values`, and an expression a condition on a record's number `rec`.
+`rank` is 0 for a number, 1 for a text and 2 for neither. Values are sorted by rank first, in both directions.
 """
 
-# ruff: noqa: S608 - only names that stand in this room are ever put into SQL; every value is a parameter.
+# ruff: noqa: S608 - only names that are defined in this package are put into SQL; every value is a parameter.
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from everloop.stores.records.condition_sql import Sql
 from everloop.stores.records.expressions import OPPOSITE, And, Compare, Expression, Not, Or, Scalar, comparable, is_nan
 
 if TYPE_CHECKING:
-    from everloop.stores.records.search_results import Place
+    from everloop.stores.records.search_results import Position
 
 TEXT_SORTED = 200
-"""Characters by which texts are sorted; longer ones that begin alike stay in the order in which they came."""
+"""Number of characters that texts are sorted by. Texts that differ only later are in the order of their records."""
 
 MOST_COMPARISONS = 500
 MOST_CONSTANTS = 5000
@@ -29,7 +29,7 @@ PathNumber = Callable[[tuple[str, ...]], int]
 
 
 class Patterns(Protocol):
-    """How a dialect matches a text with a pattern; see `expressions.Compare` for what one means."""
+    """How a dialect matches texts with patterns. `expressions.Compare` describes the patterns."""
 
     def like(self, column: str, pattern: str, *, any_case: bool) -> Sql: ...
 
@@ -49,17 +49,17 @@ class Compiler:
     number_of: PathNumber
     patterns: Patterns
     never_nan: Callable[[tuple[str, ...]], bool]
-    """Whether a value at a path has a number or a text wherever there is one."""
+    """Whether values at a path are never NaN, so that each has a number or a text."""
     sets: bool = False
-    """Ask whether a record is among all that meet a comparison, which are found once, rather than look each up: for
-    statements that meet most records anyway."""
+    """For statements that read most records anyway: compute the set of records that meet a comparison once, instead of
+    looking up the value of each record."""
 
     def condition(self, expression: Expression, rec: str, row: tuple[tuple[str, ...], str] | None = None) -> Sql:
         """True for the records that meet the expression.
 
         Args:
-            rec: how the statement calls the record's number.
-            row: a path and the name of its row, where the statement has that at hand.
+            rec: the column with the record's number in the statement.
+            row: a path and the alias of its row, if the statement already joins it.
 
         Raises:
             UsageError: the expression is too long for a database.
@@ -87,7 +87,7 @@ class Compiler:
                     inner = self._condition(Compare(path, OPPOSITE[op], value), rec, row)
                     return Sql(f"NOT ({inner.text})", inner.values)
                 if row is not None and row[0] == path and op not in ("is not null",):
-                    # NULL is no answer, and would spoil a NOT around it.
+                    # The negation of NULL would be NULL, so it becomes false first.
                     test = self.of_row(expression, row[1])
                     return Sql(f"coalesce({test.text}, 1 = 0)", test.values)
                 if self.sets and (found := self._set(expression)) is not None:
@@ -99,7 +99,7 @@ class Compiler:
                 )
 
     def _set(self, compare: Compare) -> Sql | None:
-        """The numbers of the records that meet a comparison, if an index can tell."""
+        """The numbers of the records that meet a comparison, if an index can be used."""
         select = "SELECT v.rec FROM searched_values v WHERE"
         if compare.op == "is not null":
             if not self.never_nan(compare.path):
@@ -113,7 +113,7 @@ class Compiler:
         return None if ranged is None else Sql(f"{select} {ranged.text}", ranged.values)
 
     def of_row(self, compare: Compare, row: str) -> Sql:
-        """True where the comparison, no negative one, holds for a row of its path."""
+        """True if the comparison, which must not be negated, is true for a row of its path."""
         if compare.op == "is not null":
             return Sql("1 = 1")
         if isinstance(compare.value, tuple):
@@ -141,13 +141,13 @@ class Compiler:
         return _joined(" OR ", "1 = 0", found)
 
     def ranged(self, compare: Compare, row: str) -> Sql | None:
-        """The rows of a comparison in a form that an index over numbers or texts can answer, if there is one."""
+        """The comparison in a form that can use an index over numbers or texts, if there is one."""
         constants = compare.value if compare.op == "in" else (compare.value,)
         if compare.op not in ("=", "<", "<=", ">", ">=", "in") or not isinstance(constants, tuple) or not constants:
             return None
         values = [comparable(value) for value in constants]  # type: ignore[arg-type]
         if any(is_nan(value) for value in values):
-            return None  # no index has them
+            return None  # NaN is not in an index
         test = self.of_row(compare, row)
         head = Sql(f"{row}.path = ?", (self.number_of(compare.path),))
         if all(isinstance(value, float) for value in values):
@@ -159,7 +159,7 @@ class Compiler:
                 (*head.values, *starts),
             )
             if max(map(len, starts)) < TEXT_SORTED:
-                return found  # what an index holds is the whole text then
+                return found  # the index contains the full texts
             return Sql(f"{found.text} AND ({test.text})", (*found.values, *test.values))
         return None
 
@@ -177,17 +177,17 @@ def rank(row: str) -> str:
 
 
 def order_by(keys: list[tuple[SortKey, str]], rec: str, *, descending: bool) -> str:
-    """The terms of an ORDER BY over the rows of several keys, and last the number of the record."""
+    """The terms of an ORDER BY over the rows of several keys, with the number of the record as last term."""
     terms = []
     for key, row in keys:
         way = " DESC" if key.descending else ""
-        # Within one rank only one of the two columns has values, so NULLs never meet them.
+        # Within a rank, only one of the two columns has values, so the position of NULLs does not matter.
         terms += [rank(row), f"{row}.number{way}", f"CASE WHEN {row}.number IS NULL THEN {sorted_text(row)} END{way}"]
     return ", ".join([*terms, f"{rec}{' DESC' if descending else ''}"])
 
 
-def behind(keys: list[tuple[SortKey, str]], position: list[Place], rec: str, last: int, *, down: bool) -> Sql:
-    """True for the records after the one that has these ranks and values, in the order of `order_by`."""
+def behind(keys: list[tuple[SortKey, str]], position: list[Position], rec: str, last: int, *, down: bool) -> Sql:
+    """True for the records after the one with these ranks and values, in the order of `order_by`."""
     if not keys:
         return Sql(f"{rec} {'<' if down else '>'} ?", (last,))
     (key, row), (at, value) = keys[0], position[0]

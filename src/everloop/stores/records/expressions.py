@@ -1,11 +1,11 @@
-"""What a search asks of a record: a tree of comparisons, which any caller can build without text.
+"""Search expressions: trees of comparisons, which code can build without a query language.
 
     And((Compare(("metrics", "auc"), ">", 0.9), Not(Compare(("tags", "team"), "in", ("a", "b")))))
 
-A comparison is true or false, never unknown. One whose record has no such value is false, except `!=`, `not in`,
-`not like`, `not ilike` and `is null`, which say the opposite of their counterparts. A number compares with numbers
-only, also with those that a text spells; a text compares with texts, and with the JSON of values that are no
-texts (`true`, `0.5`). NaN equals NaN and no other number, and has no order.
+A comparison is true or false, never unknown. If the record has no value at the path, it is false. `!=`, `not in`,
+`not like`, `not ilike` and `is null` are the exact negations of their counterparts. A number is compared with numbers,
+including texts that represent a number. A text is compared with texts, and with the JSON of other values (`true`,
+`0.5`). NaN equals only NaN, and cannot be ordered.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CompareOp = Literal[
 ]
 Scalar = str | int | float | bool | datetime
 PATTERN_LIMIT = 1000
-"""Characters of a pattern; a longer one takes a database too long."""
+"""Limit for the length of a pattern, because databases are too slow with longer ones."""
 
 OPPOSITE: dict[CompareOp, CompareOp] = {
     "!=": "=",
@@ -35,19 +35,19 @@ OPPOSITE: dict[CompareOp, CompareOp] = {
     "not ilike": "ilike",
     "is null": "is not null",
 }
-"""Each negative operation with the one that it denies."""
+"""Each negated operation with its counterpart."""
 
-_NAN = "Use = or != to find values that are NaN, or are not."
+_NAN = "Use = or != to find values that are, or are not, NaN."
 _POSITIVE = frozenset({"=", "<", "<=", ">", ">=", "in", "like", "ilike", "is not null"})
 
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """One value of a record against a constant.
+    """Compares a value of a record with a constant.
 
     `path` is a field, `("name",)`, or a field and a name in it, `("metrics", "val/auc")`. `value` is a text, number,
-    boolean or time; for `in` a tuple of them; for `is null` and `is not null` it is None. In patterns `%` stands
-    for any characters and `_` for one; `ilike` takes small and capital letters of ASCII for equal.
+    boolean or time. For `in` it is a tuple of these, for `is null` and `is not null` it is None. In patterns, `%`
+    stands for any characters and `_` for one character. `ilike` ignores the case of ASCII letters.
     """
 
     path: tuple[str, ...]
@@ -56,42 +56,46 @@ class Compare:
 
     def __post_init__(self) -> None:
         if self.op not in _POSITIVE and self.op not in OPPOSITE:
-            raise UsageError(f"'{self.op}' is no comparison.", help=f"There are: {', '.join([*_POSITIVE, *OPPOSITE])}")
+            raise UsageError(
+                f"'{self.op}' is not a comparison operator.", help=f"Operators: {', '.join([*_POSITIVE, *OPPOSITE])}"
+            )
         if not self.path or not all(isinstance(name, str) for name in self.path):
-            raise UsageError(f"{self.path!r} is no path.", help='Use a tuple of names, such as ("metrics", "auc").')
+            raise UsageError(
+                f"{self.path!r} is not a valid path.", help='Use a tuple of names, such as ("metrics", "auc").'
+            )
         shown = ".".join(self.path)
         if "\0" in shown or not _is_unicode(shown):
-            raise UsageError(f"There is no field {shown[:100]!r}: no name of a store holds that.")
+            raise UsageError(f"There is no field {shown[:100]!r}, because names never contain such characters.")
         op = OPPOSITE.get(self.op, self.op)
         if op == "in":
             if not isinstance(self.value, tuple):
-                raise UsageError(f"'{shown} {self.op}' takes a tuple, not {self.value!r}.")
+                raise UsageError(f"'{shown} {self.op}' needs a tuple, not {self.value!r}.")
             for item in self.value:
                 _check(shown, item)
         elif op == "is not null":
             if self.value is not None:
-                raise UsageError(f"'{shown} {self.op}' takes no value, not {self.value!r}.")
+                raise UsageError(f"'{shown} {self.op}' takes no value, but got {self.value!r}.")
         else:
             _check(shown, self.value)
             if op != "=" and is_nan(self.value):
-                raise UsageError(f"'{shown} {self.op}' cannot be compared with NaN, which has no order.", help=_NAN)
+                raise UsageError(f"'{shown} {self.op}' cannot be used with NaN, which has no order.", help=_NAN)
             if op in ("like", "ilike") and (not isinstance(self.value, str) or len(self.value) > PATTERN_LIMIT):
                 raise UsageError(
-                    f"'{shown} {self.op}' takes a text of at most {PATTERN_LIMIT} characters.",
-                    help="Write % for any characters and _ for one.",
+                    f"'{shown} {self.op}' needs a text of at most {PATTERN_LIMIT} characters.",
+                    help="Use % for any characters and _ for one character.",
                 )
 
 
 @dataclass(frozen=True, slots=True)
 class And:
-    """True where all parts are; of no parts, always."""
+    """True if all parts are true. Without parts, always true."""
 
     parts: tuple[Expression, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Or:
-    """True where one of the parts is; of no parts, never."""
+    """True if one of the parts is true. Without parts, never true."""
 
     parts: tuple[Expression, ...]
 
@@ -103,12 +107,16 @@ class Not:
 
 Expression = Compare | And | Or | Not
 
-Held = tuple[float | None, str | None] | None
-"""What a record has at a path: its number and its text, each if it has one; None where there is nothing."""
+NumberAndText = tuple[float | None, str | None] | None
+"""A record's value at a path as a number and as a text, if it has these forms. None if there is no value."""
 
 
-def matches(expression: Expression, at: Callable[[tuple[str, ...]], Held]) -> bool:
-    """Whether the expression is true of a record, whose values `at` finds. What a database would say, in Python."""
+def matches(expression: Expression, at: Callable[[tuple[str, ...]], NumberAndText]) -> bool:
+    """Evaluate an expression for a record in Python, with the same result as in a database.
+
+    Args:
+        at: returns the record's value at a path.
+    """
     match expression:
         case And(parts):
             return all(matches(part, at) for part in parts)
@@ -119,14 +127,14 @@ def matches(expression: Expression, at: Callable[[tuple[str, ...]], Held]) -> bo
         case Compare(path, op, value):
             if op in OPPOSITE:
                 return not matches(Compare(path, OPPOSITE[op], value), at)
-            held = at(path)
-            return held is not None and (op == "is not null" or _holds(held, op, value))
+            found = at(path)
+            return found is not None and (op == "is not null" or _is_true(found, op, value))
 
 
-def _holds(held: tuple[float | None, str | None], op: str, value: object) -> bool:
-    number, text = held
+def _is_true(found: tuple[float | None, str | None], op: str, value: object) -> bool:
+    number, text = found
     if isinstance(value, tuple):
-        return any(_holds(held, "=", item) for item in value)
+        return any(_is_true(found, "=", item) for item in value)
     against = comparable(value)  # type: ignore[arg-type]
     if is_nan(against):
         return number is None and text is None
@@ -140,7 +148,7 @@ def _holds(held: tuple[float | None, str | None], op: str, value: object) -> boo
 
 
 def comparable(value: Scalar) -> str | float:
-    """The text or the number as which a constant is compared: a time as µs since 1970, a boolean as its JSON."""
+    """Convert a constant to the text or number that is compared: a time to µs since 1970, a boolean to its JSON."""
     from everloop.stores.clock import micros
 
     if isinstance(value, str):
@@ -154,7 +162,7 @@ def comparable(value: Scalar) -> str | float:
 
 
 def is_nan(value: object) -> bool:
-    """Whether a constant is NaN. A value that is NaN is kept with neither a number nor a text."""
+    """Whether a constant is NaN. The search entry of a NaN has neither a number nor a text."""
     return isinstance(value, float) and math.isnan(value)
 
 
@@ -173,9 +181,11 @@ def _ordered(left: float | str, op: str, right: float | str) -> bool:
 
 def _check(shown: str, value: object) -> None:
     if isinstance(value, str) and ("\0" in value or not _is_unicode(value)):
-        raise UsageError(f"'{shown}' cannot be compared with {value!r}: no text of a store holds that.")
+        raise UsageError(
+            f"'{shown}' cannot be compared with {value!r}, because stored texts never contain such characters."
+        )
     if isinstance(value, datetime) and value.tzinfo is None:
-        raise UsageError(f"'{shown}' cannot be compared with a time without a zone.", help="Use times in UTC.")
+        raise UsageError(f"'{shown}' cannot be compared with a time without a time zone.", help="Use times in UTC.")
     if not isinstance(value, str | int | float | datetime):
         raise UsageError(f"'{shown}' cannot be compared with {value!r}.", help="Use a text, number, boolean or time.")
 

@@ -1,6 +1,6 @@
-"""One stretch of a search's order as a statement that an index answers from its beginning to the page's end."""
+"""Keyset pagination: SQL statements that read a page by scanning an index from where the last page ended."""
 
-# ruff: noqa: S608 - only names that stand in this room are ever put into SQL; every value is a parameter.
+# ruff: noqa: S608 - only names that are defined in this package are put into SQL; every value is a parameter.
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WITHOUT = (
 
 @dataclass(frozen=True, slots=True)
 class KeysetScan:
-    """A search in an order. Its stretches are 0, the numbers of the first key, 1, its texts, and 2, the rest."""
+    """An ordered search. It has three sections by the value of the first key: 0 numbers, 1 texts, 2 no value."""
 
     compiler: Compiler
     where: Expression
@@ -32,23 +32,26 @@ class KeysetScan:
     project: str
     kind: str
 
-    def border(self, stretch: int, begin: SearchHit | None, window: int) -> Sql:
-        """Reads the value of the first key at which a window of so many rows ends; no row if there are no more."""
-        column, way = self._column(stretch), " DESC" if self.keys[0].descending else ""
-        # The other keys are not at hand here, so a few rows may count that the last page has shown.
+    def border(self, section: int, begin: SearchHit | None, window: int) -> Sql:
+        """A statement that reads the value of the first key at the end of a window of rows.
+
+        It returns no row if fewer rows than `window` are left.
+        """
+        column, way = self._column(section), " DESC" if self.keys[0].descending else ""
+        # The other keys are not compared here, so a few rows that the last page has shown may be counted again.
         further = "<=" if self.keys[0].descending else ">="
         start = Sql("1 = 1") if begin is None else Sql(f"{column} {further} ?", (begin.position[0][1],))
         return Sql(
-            f"SELECT {column} FROM searched_values k0 WHERE k0.path = ? AND {_THERE[stretch]} AND {start.text}"
+            f"SELECT {column} FROM searched_values k0 WHERE k0.path = ? AND {_THERE[section]} AND {start.text}"
             f" ORDER BY {column}{way}, k0.rec{way} LIMIT 1 OFFSET ?",
             (self.compiler.number_of(self.keys[0].path), *start.values, window),
         )
 
-    def query(self, stretch: int, begin: SearchHit | None, border: object, limit: int, *, sets: bool) -> Sql:
-        """Reads number and sort values of the stretch's records behind a hit.
+    def query(self, section: int, begin: SearchHit | None, border: object, limit: int, *, sets: bool) -> Sql:
+        """A statement that reads number and sort values of the section's records after a result.
 
         Args:
-            border: where there is one, only records up to it, or with `sets` only those beyond.
+            border: if given, read only records up to this value; with `sets`, only those after it.
             sets: see `Compiler.sets`.
         """
         first, down = self.keys[0], self.keys[0].descending
@@ -56,20 +59,20 @@ class KeysetScan:
         columns, joins, joined = joined_keys(compiler, self.keys, "k0.rec", 1)
         rows = self._rows()
         number = compiler.number_of(first.path)
-        if stretch > _TEXTS:
+        if section > _TEXTS:
             source, head, sort = "searched_records k0", "NULL, NULL", ""
             tests = [Sql(_WITHOUT, (self.project, self.kind, number)), compiler.condition(self.where, "k0.rec")]
             if begin is not None:
                 tests.append(behind(rows, list(begin.position[1:]), "k0.rec", int(begin.number), down=down))
         else:
-            column = self._column(stretch)
+            column = self._column(section)
             source = "searched_values k0"
-            head = f"{column}, NULL" if stretch == _NUMBERS else f"NULL, {column}"
+            head = f"{column}, NULL" if section == _NUMBERS else f"NULL, {column}"
             sort = f"{column}{' DESC' if down else ''}, "
             tests = [
-                Sql(f"k0.path = ? AND {_THERE[stretch]}", (number,)),
+                Sql(f"k0.path = ? AND {_THERE[section]}", (number,)),
                 compiler.condition(self.where, "k0.rec", (first.path, "k0")),
-                self._from(stretch, begin),
+                self._from(section, begin),
             ]
             if border is not None:
                 within, beyond = (">=", "<") if down else ("<=", ">")
@@ -80,26 +83,26 @@ class KeysetScan:
             (*joined, *(value for test in tests for value in test.values), limit),
         )
 
-    def _column(self, stretch: int) -> str:
-        return "k0.number" if stretch == _NUMBERS else sorted_text("k0")
+    def _column(self, section: int) -> str:
+        return "k0.number" if section == _NUMBERS else sorted_text("k0")
 
     def _rows(self) -> list[tuple[SortKey, str]]:
         return [(key, f"k{at}") for at, key in enumerate(self.keys)][1:]
 
-    def _from(self, stretch: int, begin: SearchHit | None) -> Sql:
-        """True behind a hit."""
+    def _from(self, section: int, begin: SearchHit | None) -> Sql:
+        """True for the rows after a result."""
         if begin is None:
             return Sql("1 = 1")
-        column, value = self._column(stretch), begin.position[0][1]
+        column, value = self._column(section), begin.position[0][1]
         further = "<" if self.keys[0].descending else ">"
         down = self.keys[0].descending
         rest = behind(self._rows(), list(begin.position[1:]), "k0.rec", int(begin.number), down=down)
-        # In this form an index can begin where the last page ended.
+        # Written in this form, so that an index scan can start where the last page ended.
         return Sql(f"{column} {further}= ? AND ({column} {further} ? OR {rest.text})", (value, value, *rest.values))
 
 
 def joined_keys(compiler: Compiler, keys: list[SortKey], rec: str, start: int) -> tuple[str, str, tuple[object, ...]]:
-    """The columns, joins and values that bring the sort values of all keys from the number `start` on."""
+    """The columns, joins and parameters that add the sort values of the keys from index `start` on."""
     columns = joins = ""
     values: list[object] = []
     for at, key in enumerate(keys[start:], start):

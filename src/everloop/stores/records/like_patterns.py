@@ -1,9 +1,9 @@
-"""Matching a text with a LIKE pattern, in Python, in a time that no pattern can make long.
+"""Matching texts with LIKE patterns in Python, in linear time for every pattern.
 
-`%` stands for any characters and `_` for one. Between its `%` a pattern is a sequence of pieces, and the earliest
-place of each is the best one. Plain pieces are found in linear time, and so are short ones with `_`. A pattern with
-longer ones runs as an automaton whose states are the bits of one whole number (the Shift-And algorithm of Baeza-Yates
-and Gonnet, 1992, with states that stay set at a `%`): each character of the text costs one step, whatever the pattern.
+`%` stands for any characters and `_` for one character. The `%` split a pattern into pieces, and it is always best to
+match each piece as early in the text as possible. Plain pieces and short pieces with `_` are found in linear time.
+Patterns with longer pieces run as an automaton whose states are the bits of an integer (the Shift-And algorithm of
+Baeza-Yates and Gonnet, 1992, with states that stay set at a `%`). It takes one step per character of the text.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 SHORT = 64
-"""Characters of a piece with `_` that are compared anew at each place of the text."""
+"""Length up to which a piece with `_` is compared separately at each position of the text."""
 _FOLD = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 def is_like(text: str, pattern: str, *, any_case: bool = False) -> bool:
-    """Whether the whole of a text matches a pattern.
+    """Whether a whole text matches a pattern.
 
     Args:
-        any_case: whether small and capital letters of ASCII are equal, as databases have it.
+        any_case: ignore the case of ASCII letters, as databases do.
     """
     if any_case:
         text, pattern = text.translate(_FOLD), pattern.translate(_FOLD)
@@ -35,7 +35,7 @@ def is_like(text: str, pattern: str, *, any_case: bool = False) -> bool:
         return False
     at = len(first)
     for part in others[:-1]:
-        # The earliest place leaves the most room for what follows.
+        # The earliest match leaves the most text for the following pieces.
         found = _find(text, part, at)
         if found < 0:
             return False
@@ -45,7 +45,7 @@ def is_like(text: str, pattern: str, *, any_case: bool = False) -> bool:
 
 
 def longest_piece(pattern: str) -> int:
-    """Characters of the longest piece between `%` that has a `_`; 0 where none has."""
+    """Length of the longest piece that contains a `_`, or 0 if there is none."""
     return max((len(piece) for piece in pattern.split("%") if "_" in piece), default=0)
 
 
@@ -64,20 +64,20 @@ def _find(text: str, part: str, at: int) -> int:
 
 @lru_cache(maxsize=256)
 def _expression(part: str) -> re.Pattern[str]:
-    """A piece without repetitions: from each place it takes as many steps as it has characters, which are few."""
+    """A regular expression without repetitions. At each position it takes at most as many steps as its length."""
     return re.compile("".join("." if sign == "_" else re.escape(sign) for sign in part), re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class _Automaton:
-    """Bit n of a state says that the first n characters of the pattern, without its `%`, match what was read."""
+    """Bit n of a state is set if the first n characters of the pattern, without `%`, match the text read so far."""
 
     takes: dict[str, int]
-    """For a character of the pattern, the bits that are reached by reading it."""
+    """For each character of the pattern, the bits that can be set when it is read."""
     takes_any: int
-    """The bits that any character reaches."""
+    """The bits that can be set by any character."""
     keeps: int
-    """The bits before which a `%` stands: once set they stay."""
+    """The bits at a `%`, which stay set."""
     last: int
 
     def accepts(self, text: str) -> bool:

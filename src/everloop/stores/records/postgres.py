@@ -1,7 +1,7 @@
-"""Records in a PostgreSQL database, by `psycopg`.
+"""Records in a PostgreSQL database, with `psycopg`.
 
-Writers take turns by one advisory lock per database schema, as they do in SQLite. That keeps the promise about
-events: their numbers are given out in the order in which they become visible.
+An advisory lock per database schema allows only one writer at a time, as in SQLite. So events become visible in the
+order of their numbers, as `RecordStore.events_since` promises.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ if TYPE_CHECKING:
 
 INDEX_PREFIX = "search_"
 MOST_INDEXES = 16
-"""Each costs every write a little."""
+"""Limit for indexes that are created for slow searches, because each index makes every write a little slower."""
 
-# Two statements in one message. The lock's key is "ever" together with the number of the schema.
+# Two statements in one message. The lock's key consists of "ever" and the number of the schema.
 _BEGIN = b"BEGIN; SELECT pg_advisory_xact_lock(1702258034, current_schema()::regnamespace::oid::bigint::int)"
 
 
 class PostgresRecords(SqlRecords):
     """A `RecordStore` in the database at `postgresql://user:password@host/name`.
 
-    Tables come to be in the first schema of the connection's search path. Safe to open in parallel, also at first.
+    Tables are created in the first schema of the connection's search path. Several processes can open, and create, it
+    at the same time.
     """
 
     def __init__(self, url: str, *, project: str, actor: str, clock: Clock) -> None:
@@ -44,7 +45,7 @@ class PostgresRecords(SqlRecords):
 
 
 class PostgresDatabase:
-    """A `Database`."""
+    """A `Database` on a PostgreSQL server."""
 
     row_id = "id"
 
@@ -70,33 +71,33 @@ class PostgresDatabase:
             return slot.connection.execute(_marked(statement), values).fetchall()
         except self._psycopg.OperationalError as error:
             if slot.depth or not slot.connection.closed:
-                raise self._told(error) from error
+                raise self._translated(error) from error
         except (self._psycopg.Error, UnicodeEncodeError) as error:
-            raise self._told(error) from error
-        # The server has hung up, as it does when it restarts. Outside of a transaction nothing is lost by
-        # asking again on a new connection.
+            raise self._translated(error) from error
+        # The server has closed the connection, for example because it restarts. Outside of a transaction, the query can
+        # simply be repeated on a new connection.
         self._connections.drop()
         try:
             return self._connections.slot().connection.execute(_marked(statement), values).fetchall()
         except self._psycopg.Error as error:
-            raise self._told(error) from error
+            raise self._translated(error) from error
 
     def read_raw(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
-        # The server refuses to send a text that is damaged.
+        # The server never sends invalid text, so this is the same as `read`.
         return self.read(statement, values)
 
     def write(self, statement: str, values: Sequence[object] = ()) -> int:
         try:
             return self._connections.slot().connection.execute(_marked(statement), values).rowcount
         except (self._psycopg.Error, UnicodeEncodeError) as error:
-            raise self._told(error) from error
+            raise self._translated(error) from error
 
     def write_many(self, statement: str, rows: Sequence[Sequence[object]]) -> None:
         try:
             with self._connections.slot().connection.cursor() as cursor:
                 cursor.executemany(_marked(statement), rows)
         except (self._psycopg.Error, UnicodeEncodeError) as error:
-            raise self._told(error) from error
+            raise self._translated(error) from error
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -108,10 +109,10 @@ class PostgresDatabase:
             with slot.transaction(lambda: self._begin(slot)):
                 yield
                 if slot.connection.info.transaction_status == self._psycopg.pq.TransactionStatus.INERROR:
-                    # PostgreSQL would answer COMMIT with a rollback, and not call that an error.
-                    raise StoreError("A statement of this transaction failed, so nothing of it is kept.")
+                    # On COMMIT, PostgreSQL would roll back without reporting an error.
+                    raise StoreError("A statement of this transaction failed, so the transaction was rolled back.")
         except self._psycopg.Error as error:
-            raise self._told(error) from error
+            raise self._translated(error) from error
 
     def index(self, value: Sql) -> None:
         if value.values or self._connections.slot().depth:
@@ -124,14 +125,14 @@ class PostgresDatabase:
         if len(ours) >= MOST_INDEXES or (name,) in ours:
             return
         with suppress(StoreError, UnavailableError), self.transaction():
-            # A quicker search is no reason to fail one that has succeeded.
+            # The search itself has succeeded, so it must not fail because of the index.
             self.write(
                 f"CREATE INDEX IF NOT EXISTS {name} ON records (project, kind, ({value.text}), id)"
                 " WHERE deleted_at IS NULL"
             )
 
     def problems(self) -> list[str]:
-        """None: a server checks its own files, and tells nobody without the rights of its owner."""
+        """Always empty: checking a server's files needs the rights of the server's administrator."""
         return []
 
     @property
@@ -147,7 +148,7 @@ class PostgresDatabase:
         except self._psycopg.OperationalError:
             if not slot.connection.closed:
                 raise
-            # The server has hung up, as it does when it restarts. Nothing has begun yet, so nothing is lost.
+            # The server has closed the connection. The transaction has not begun yet, so a new connection will do.
             slot.connection = self._connect()
             slot.connection.execute(_BEGIN)
 
@@ -172,21 +173,21 @@ class PostgresDatabase:
         rows = self.read("SELECT number FROM everloop_version")
         return int(rows[0][0]) if rows else 0
 
-    def _told(self, error: Exception) -> Exception:
-        """What a caller can do something about."""
-        where = self._connector.name
+    def _translated(self, error: Exception) -> Exception:
+        """The everloop exception for a psycopg error."""
+        name = self._connector.name
         if isinstance(error, self._psycopg.errors.DiskFull) or is_full(error):
-            return insufficient(f"for the store '{where}', on its server")
-        words = self._connector.told(error)
+            return insufficient(f"for the store '{name}', on its server")
+        text = self._connector.error_text(error)
         if isinstance(error, self._psycopg.errors.ReadOnlySqlTransaction):
             return ReadOnlyError(
-                f"The store '{where}' takes no writes: {words}", help="Is its server a standby? Use the primary's URL."
+                f"The store '{name}' is read-only: {text}", help="Is its server a standby? Use the primary's URL."
             )
         if isinstance(error, (self._psycopg.DataError, UnicodeEncodeError)):
-            return UsageError(f"PostgreSQL cannot hold that value: {words}", help="Use texts without NUL characters.")
+            return UsageError(f"PostgreSQL cannot store this value: {text}", help="Use texts without NUL characters.")
         if isinstance(error, self._psycopg.OperationalError):
-            return UnavailableError(f"The store '{where}' does not answer: {words}", help="Is its server running?")
-        return StoreError(f"The store '{where}' failed: {words}")
+            return UnavailableError(f"The store '{name}' does not respond: {text}", help="Is its server running?")
+        return StoreError(f"The database of the store '{name}' reported an error: {text}")
 
 
 class PostgresPaths:
@@ -209,20 +210,20 @@ class PostgresPaths:
     def _where(self, path: Sequence[str], kind: str, value: str) -> Sql:
         test = f"(CASE WHEN jsonb_typeof(doc #> ?::text[]) = '{kind}' THEN {value} END)"
         if LITERAL.fullmatch("".join(path)) and all(path):
-            # Spelled out, because an index over an expression serves only the very same expression.
+            # The path is written into the statement: an expression index is used only for exactly the same expression.
             names = ", ".join(f"'{name}'" for name in path)
             return Sql(test.replace("?", f"ARRAY[{names}]"))
         return Sql(test, (list(path), list(path)))
 
 
 class PostgresPatterns:
-    """A `Patterns`. The columns have the collation "C", so that ILIKE knows the letters of ASCII only."""
+    """A `Patterns`. The columns have the collation "C", so ILIKE ignores the case of ASCII letters only."""
 
     def like(self, column: str, pattern: str, *, any_case: bool) -> Sql:
-        # An empty escape leaves the backslash a sign like any other.
+        # With an empty escape character, a backslash has no special meaning.
         return Sql(f"{column} {'ILIKE' if any_case else 'LIKE'} ? ESCAPE ''", (pattern,))
 
 
 def _marked(statement: str) -> bytes:
-    """The statement with psycopg's marks. No statement of this room has a question mark or percent sign of its own."""
+    """The statement with psycopg's placeholders. Statements here have no other question marks or percent signs."""
     return statement.replace("?", "%s").encode()

@@ -1,8 +1,8 @@
-"""Connections to PostgreSQL, and patience with a server that has none to give at the moment.
+"""Connecting to PostgreSQL, with retries while the server is unavailable.
 
-A server that has no free connection, that is just starting or that restarts is tried again for some seconds, in
-pauses that grow and differ from process to process. What cannot be mended by waiting, such as a wrong password, is
-raised at once. The server's messages are recognised in English.
+If a server has no free connection, is starting or restarts, connecting is retried for some seconds, with growing,
+random pauses. Errors that do not go away by waiting, such as a wrong password, are raised immediately. The server's
+messages are recognised only in English.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WAIT_S = 10.0
 WAIT_VARIABLE = "EVERLOOP_POSTGRES_WAIT_S"
 MOST_WAIT_S = 600.0
 EVENT_LOOP_WAIT_S = 1.0
-"""A thread with an event loop waits no longer than this: everything else on it stands still meanwhile."""
+"""Limit for threads that run an event loop, because waiting blocks the whole loop."""
 
 _PAUSE_S = (0.05, 1.0)
 _BUSY = re.compile(
@@ -43,17 +43,17 @@ _AWAY = re.compile(
 
 
 class PostgresConnector:
-    """Opens connections to one database. Safe from any thread.
+    """Opens connections to one database. Safe to use from any thread.
 
-    Once a server has been waited for in vain, the next calls try it only once, until one gets through: of the many
-    threads of a server each would wait as long otherwise.
+    After a wait without success, the next calls try only once, until one of them succeeds. Otherwise each of a server's
+    many threads would wait for the full time.
     """
 
     def __init__(self, url: str, wait_s: float | None = None, *, needed_by: str = "PostgreSQL") -> None:
         """
         Args:
-            wait_s: default: `EVERLOOP_POSTGRES_WAIT_S`, else ten seconds.
-            needed_by: what needs the library, for the message if it is not installed.
+            wait_s: how long to retry. Default: `EVERLOOP_POSTGRES_WAIT_S`, else ten seconds.
+            needed_by: the name of the feature that needs psycopg, for the error if it is not installed.
 
         Raises:
             MissingExtraError: psycopg is not installed.
@@ -67,52 +67,52 @@ class PostgresConnector:
         self.url = url
         self.name = database_name(url)
         self.wait_s = _wait_s() if wait_s is None else wait_s
-        self._in_vain = False
+        self._gave_up = False
 
     def connect(self, **options: Any) -> psycopg.Connection[Any]:
-        """A new connection.
+        """Open a new connection.
 
         Raises:
-            UnavailableError: it has had no connection to give for as long as it is waited for, or refuses this user.
+            UnavailableError: the server was unavailable until the end of the wait, or refuses this user.
         """
         deadline = time.monotonic() + self._patience()
         pause = _PAUSE_S[0]
         while True:
             connection, problem = self._try(options)
             if connection is not None:
-                self._in_vain = False
+                self._gave_up = False
                 return connection
             left = deadline - time.monotonic()
             if not _BUSY.search(problem) and not _AWAY.search(problem):
                 break
             if left <= 0:
-                self._in_vain = True
+                self._gave_up = True
                 break
-            # Many that lost the same server should not come back to it at once.
-            time.sleep(min(left, pause * random.uniform(0.5, 1.5)))  # noqa: S311 - no secret hangs on it
+            # Processes that lost the same server should not all reconnect at the same moment.
+            time.sleep(min(left, pause * random.uniform(0.5, 1.5)))  # noqa: S311 - not used for secrets
             pause = min(2 * pause, _PAUSE_S[1])
-        # Raised here and not where it was caught, so that no traceback shows what the library says of the URL.
+        # Raised here and not in an except block, so that no traceback shows the library's error with the URL.
         raise self._unavailable(problem)
 
-    def told(self, error: Exception) -> str:
-        """What psycopg says, on one line and without secrets."""
+    def error_text(self, error: Exception) -> str:
+        """The message of a psycopg error, on one line and without secrets."""
         return mask_text(" ".join(str(error).split()) or type(error).__name__, self.url)
 
     def _try(self, options: dict[str, Any]) -> tuple[psycopg.Connection[Any] | None, str]:
         import psycopg
 
-        # Without a limit a host that drops packets would be waited for as long as the operating system does.
+        # Without a timeout, a host that drops packets would block until the operating system gives up.
         if "connect_timeout" not in self.url and "PGCONNECT_TIMEOUT" not in os.environ:
             options = {"connect_timeout": max(2, math.ceil(self.wait_s)), **options}
         try:
             return psycopg.connect(self.url, **options), ""
         except psycopg.Error as error:
-            return None, self.told(error)
+            return None, self.error_text(error)
         except (UnicodeError, ValueError) as error:
             return None, f"{type(error).__name__} while the URL was read"
 
     def _patience(self) -> float:
-        if self._in_vain:
+        if self._gave_up:
             return 0.0
         try:
             asyncio.get_running_loop()
@@ -124,16 +124,16 @@ class PostgresConnector:
         if _BUSY.search(problem):
             return UnavailableError(
                 f"PostgreSQL at '{self.name}' has had no free connection for {self.wait_s:g} s: {problem}",
-                help="Close connections, raise max_connections or use a pooler. "
+                help="Close other connections, raise max_connections or use a connection pooler. "
                 f"To wait longer, set {WAIT_VARIABLE} to a number of seconds.",
             )
         if _AWAY.search(problem):
             return UnavailableError(
-                f"The database '{self.name}' does not answer, also after {self.wait_s:g} s: {problem}",
+                f"The database '{self.name}' has not responded for {self.wait_s:g} s: {problem}",
                 help=f"Is its server running? To wait longer, set {WAIT_VARIABLE} to a number of seconds.",
             )
         return UnavailableError(
-            f"The database '{self.name}' does not answer: {problem}", help="Check its URL, user and password."
+            f"Cannot connect to the database '{self.name}': {problem}", help="Check its URL, user and password."
         )
 
 

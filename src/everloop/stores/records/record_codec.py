@@ -1,6 +1,6 @@
-"""Records as JSON and back.
+"""Encoding records as JSON, and decoding them.
 
-JSON has no NaN and no infinities, which metrics do reach; they are kept as `{"$float": "nan"}`.
+Metrics can be NaN or infinite, which JSON cannot represent. Such numbers are encoded as `{"$float": "nan"}`.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _PLAIN = frozenset({str, int, bool, datetime, type(None)})
 
 
 def kind_of(record: type[Record]) -> str:
-    """The name under which records of this class are kept.
+    """The name of a record class in the store.
 
     Raises:
-        UsageError: the class is no kind of record.
+        UsageError: the class is not a kind of record.
     """
     kind = next((_KIND_NAMES[one] for one in record.__mro__ if one in _KIND_NAMES), None)
     if kind is None:
-        raise UsageError(f"{record.__name__} is no kind of record.", help=f"Kinds: {', '.join(KINDS)}")
+        raise UsageError(f"{record.__name__} is not a kind of record.", help=f"Kinds: {', '.join(KINDS)}")
     return kind
 
 
 @cache
 def field_names(kind: str) -> frozenset[str]:
-    """The fields by which records of a kind can be found."""
+    """The fields that can be used in conditions for a kind."""
     return frozenset(field.name for field in fields(KINDS[kind])) | {"key"}
 
 
@@ -51,7 +51,7 @@ def time_fields(kind: str) -> frozenset[str]:
 
 @cache
 def families(kind: str, path: tuple[str, ...]) -> frozenset[str]:
-    """What may lie at a path of a record: `number`, `text`, both or neither, as far as the record declares it."""
+    """The types that a value at a path can have by the record's declaration: `number`, `text`, both or neither."""
     hint: Any = get_type_hints(KINDS[kind]).get(path[0], str)
     for _ in path[1:]:
         inner = [get_args(part)[1] for part in _alternatives(hint) if get_origin(part) is dict]
@@ -72,10 +72,10 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def encode(record: Record) -> str:
-    """The JSON of a record, its times in UTC.
+    """Encode a record as JSON, with times in UTC.
 
     Raises:
-        UsageError: a time without a timezone, or a value that JSON, and every database's text, cannot hold.
+        UsageError: a time has no timezone, or a value cannot be represented in JSON and in the text of every database.
     """
     changed: dict[str, Any] = {}
     for name in time_fields(kind_of(type(record))):
@@ -88,18 +88,18 @@ def encode(record: Record) -> str:
 
 
 def encode_value(value: Any, name: str) -> str:
-    """The JSON of any value; `name` is what an error calls it."""
+    """Encode any value as JSON. `name` is used in errors."""
     try:
         odd = _has_odd(value)
         text = _ENCODER.encode(_spell_odd(msgspec.to_builtins(value, enc_hook=_unwrapped)) if odd else value).decode()
         if f'"{_ODD}":' in text and not odd:
             raise ValueError(f"the name '{_ODD}' is reserved")
     except (TypeError, OverflowError, UnicodeEncodeError, RecursionError, ValueError) as error:
-        raise UsageError(f"{name} cannot be kept: {error}.", help="Use values that JSON can hold.") from error
-    # PostgreSQL's text takes no NUL, and a store must be able to move there. An escaped backslash before `u0000`
-    # is a harmless text, so pairs of backslashes do not count.
+        raise UsageError(f"{name} cannot be stored: {error}.", help="Use values that JSON can represent.") from error
+    # PostgreSQL's text type does not support NUL, so SQLite must refuse it too: stores can move between them.
+    # `\\u0000` with an escaped backslash is harmless, so pairs of backslashes are ignored.
     if "\\u0000" in text and "\\u0000" in text.replace("\\\\", ""):
-        raise UsageError(f"{name} cannot be kept: a text has a NUL character.", help="Remove it.")
+        raise UsageError(f"{name} cannot be stored: a text contains a NUL character.", help="Remove it.")
     return text
 
 
@@ -109,10 +109,10 @@ def _decoder(kind: str) -> msgspec.json.Decoder[Any]:
 
 
 def decode(record: type[R], body: str) -> R:
-    """The inverse of `encode`. Fields that this version does not know are left out.
+    """The inverse of `encode`. Fields that this version does not know are ignored.
 
     Raises:
-        CorruptionError: the body does not hold such a record.
+        CorruptionError: the body is not a record of this class.
     """
     try:
         if _ODD in body:
@@ -136,7 +136,7 @@ def _name(record: Record) -> str:
 
 
 def _has_odd(value: Any) -> bool:
-    """Whether a NaN or an infinity is anywhere in a value. Runs on every write, so plain types are skipped first."""
+    """Whether a value contains a NaN or an infinity. Runs on every write, so plain types are skipped first."""
     if type(value) is dict:
         value = value.values()
     elif isinstance(value, float):
@@ -150,15 +150,15 @@ def _has_odd(value: Any) -> bool:
 
 
 def _is_scalar(value: Any) -> bool:
-    """Whether it is a number of an array library, as computed metrics are: `numpy.float32`, a tensor of one element."""
+    """Whether a value is a number of an array library, such as `numpy.float32` or a tensor with one element."""
     return hasattr(value, "item") and getattr(value, "shape", None) == ()
 
 
 def _unwrapped(value: Any) -> Any:
-    """What msgspec makes of the values that it does not know."""
+    """Convert a value that msgspec does not support."""
     if _is_scalar(value):
         return value.item()
-    raise TypeError(f"{type(value).__name__} is no JSON value")
+    raise TypeError(f"{type(value).__name__} is not a JSON value")
 
 
 def _spell_odd(value: Any) -> Json:

@@ -1,4 +1,4 @@
-"""Where records, points and events are kept: the protocol, and what a condition looks like."""
+"""The protocol of record stores, which keep records, metric points and events, and the form of conditions."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ if TYPE_CHECKING:
 Op = Literal["=", "!=", "<", "<=", ">", ">=", "in", "prefix", "is"]
 FieldPath = str | tuple[str, ...]
 Condition = tuple[FieldPath, Op, object]
-"""`(field, op, value)`: the field `"state"`, or a path into a dict field, `"params.lr"`, as a tuple where a name
-has dots of its own, `("metrics", "val/auc.1")`. See `RecordStore.find` for what each `op` means."""
+"""`(field, op, value)`. The field is a name such as `"state"`, or a path into a dict field such as `"params.lr"`. If a
+name contains dots, the path must be a tuple: `("metrics", "val/auc.1")`. `RecordStore.find` describes each `op`."""
 
 R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredRecord:
-    """A record as the store keeps it."""
+    """A revision of a record in its stored form."""
 
     project: str
     kind: str
     id: str
     body: str
-    """JSON."""
+    """The record as JSON."""
     current: bool
-    """Whether it is the record's last revision, or one that an update has replaced."""
+    """Whether this is the record's last revision. False if an update has replaced it."""
     deleted_at: datetime | None
-    """When the record was deleted; None while it lives."""
+    """When the record was deleted, or None if it is not deleted."""
 
 
 class RecordStore(Protocol):
-    """About ten verbs over every kind of record, with points and events beside them.
+    """Stores records of all kinds, metric points and events.
 
-    A store object is bound to one project, whose records alone it sees, and to one actor, whose name its events
-    carry. It may be used from any thread, and after a fork in the child; each thread has its own connection.
+    A store object belongs to one project, and sees only its records, and to one actor, who is named in its events. It
+    can be used from any thread, and in a child after a fork. Each thread has its own connection.
 
-    - A write is all or nothing, alone or inside `transaction`, and is there for every other process on return.
-    - Writers take turns and wait for theirs; no reader waits for a writer, and no caller ever learns that the
-      store was busy, unless it waited for minutes in vain: `UnavailableError`.
-    - Each put, update, delete and restore appends one event per record, in the same transaction.
-    - Nothing is overwritten: what `update` replaces stays as history until `purge`.
-    - A store `as_of` a moment shows what had been written by then, and `ReadOnlyError` meets each write.
+    - Every write is atomic, alone or inside `transaction`, and visible to all other processes when it returns.
+    - Writers wait for each other, and readers never wait for writers. Callers do not notice that the store is busy,
+      except if it stays busy for minutes: `UnavailableError`.
+    - Each put, update, delete and restore appends one event per record in the same transaction.
+    - Nothing is overwritten: a revision that `update` replaces stays in the history until `purge`.
+    - A store `as_of` a moment shows what had been written by then. Every write to it raises `ReadOnlyError`.
     """
 
     @property
@@ -67,39 +67,44 @@ class RecordStore(Protocol):
         """Add new records.
 
         Args:
-            data: what the events say beside the record's kind, id and key.
+            data: data for the events, besides the record's kind, id and key.
 
         Raises:
-            AlreadyExistsError: an id is taken, or a key by a live record of the same kind and project.
-            UsageError: a record of another project, of no known kind, or with a value that JSON cannot hold.
+            AlreadyExistsError: an id exists already, or a live record of the same kind and project has the same key.
+            UsageError: a record belongs to another project, has an unknown kind, or has a value that JSON cannot
+                represent.
         """
 
     def get(self, kind: type[R], ref: str) -> R:
-        """The live record with this id or, failing that, this key.
+        """The live record with this id, or else with this key.
 
         Raises:
-            NotFoundError: there is none; the message names those with the nearest keys.
+            NotFoundError: there is none. The message lists similar keys.
         """
 
     def find(
         self, kind: type[R], *where: Condition, order: str = "id", limit: int | None = None, after: str | None = None
     ) -> list[R]:
-        """The live records that meet every condition.
+        """The live records that meet all conditions.
 
-        A number compares with numbers only (true and false are none), a text with texts by code point, a time
-        (of a field that the record declares as such) with times. `=` and `in` hold for an equal value; `!=` for
-        all others, also where the value is absent; `prefix` for texts that begin so; `is` takes None and holds
-        where the value is absent or null; `<` and its kin hold only where there is a value of the same type.
+        A number is compared only with numbers (true and false are not numbers), a text only with texts, by code point,
+        and a time only with times, in fields that the record declares as times.
+
+        - `=` and `in` are true for an equal value.
+        - `!=` is true in all other cases, also if the value is absent.
+        - `<`, `<=`, `>` and `>=` are true only if there is a value of the same type.
+        - `prefix` is true for texts with this beginning.
+        - `is` takes None and is true if the value is absent or null.
 
         Args:
-            order: a field or path, `-` in front for the greatest first; equal ones by id, in the same direction.
-                Numbers come before texts, and records without a number, text or time there come last.
-            limit: at most so many.
-            after: id of a record, wherever it stands now; only those behind it in this order. Pages that follow
-                one another so neither skip nor repeat a record that does not change meanwhile.
+            order: a field or path, with `-` in front for descending order. Records with equal values are ordered by
+                id, in the same direction. Numbers come before texts, and records without a number, text or time last.
+            limit: maximum number of records.
+            after: id of a record. Only records after its present position in the order are returned. Pages that
+                continue in this way neither skip nor repeat a record, unless it changes meanwhile.
 
         Raises:
-            UsageError: no such field, or a value that the operation cannot compare.
+            UsageError: the field does not exist, or the operation cannot compare the value.
             NotFoundError: no record has the id `after`.
         """
 
@@ -112,85 +117,89 @@ class RecordStore(Protocol):
         limit: int | None = None,
         after: SearchHit | None = None,
     ) -> list[SearchHit]:
-        """Which live records of a searchable kind meet the expression, by an index where `find` reads every record.
+        """Find the live records of a searchable kind that meet an expression. Uses an index, unlike `find`.
 
         Args:
-            order: paths, each with whether the greatest comes first. Numbers come before texts, of which the first
-                200 characters count, and records without a value come last in both directions; equal ones are in
-                the order in which they came, or against it if the first key is descending.
-            limit: at most so many.
-            after: only those behind this one in the same order.
+            order: paths, each with True for descending order. Numbers come before texts, which are compared by their
+                first 200 characters. Records without a value come last in both directions. Records with equal values
+                are in the order in which they were added, or in reverse if the first path is descending.
+            limit: maximum number of records.
+            after: a result of an earlier search with the same order. Only records after it are returned.
 
         Raises:
-            UsageError: records of this kind cannot be searched by a path.
+            UsageError: records of this kind cannot be searched by one of the paths.
         """
 
     def count(self, kind: type[Record], where: Expression) -> int:
-        """How many records `search` would find."""
+        """The number of records that `search` would find."""
 
     def get_many(self, kind: type[R], ids: Sequence[str]) -> list[R]:
-        """The live records with these ids, in that order; those that are gone are left out."""
+        """The live records with these ids, in the same order. Missing ones are left out."""
 
     def values_at(
         self, kind: type[Record], ids: Sequence[str], paths: Sequence[tuple[str, ...]]
     ) -> list[dict[tuple[str, ...], Any]]:
-        """What records hold at these paths, where they hold anything, without reading the whole of them."""
+        """The values of records at these paths, without reading whole records. Paths without a value are left out."""
 
     def search_names(self, kind: type[Record], field: str) -> list[str]:
-        """The names that records have ever had in a dict field, such as every metric's."""
+        """All names that records have ever had in a dict field, such as the names of all metrics."""
 
     def update(self, *records: R, verb: str = "updated", data: Mapping[str, Json] | None = None) -> tuple[R, ...]:
-        """Replace records, each only if nobody else has since it was read.
+        """Replace records, provided that none of them has changed since it was read.
 
         Returns:
-            The records as they now stand, with a revision one higher.
+            The records as stored, with the revision incremented.
 
         Raises:
-            ConflictError: the stored revision is not the record's.
+            ConflictError: the stored revision differs from the record's.
             NotFoundError: no live record has the id.
-            AlreadyExistsError: the record's new key is another's.
+            AlreadyExistsError: another record has the record's new key.
         """
 
     def delete(
         self, kind: type[Record], ref: str, verb: str = "deleted", data: Mapping[str, Json] | None = None
     ) -> None:
-        """Hide a record from `get` and `find` and free its key. `restore` undoes it until `purge`."""
+        """Hide a record from `get` and `find` and free its key. `restore` can undo this until `purge`."""
 
     def restore(
         self, kind: type[Record], ref: str, verb: str = "restored", data: Mapping[str, Json] | None = None
     ) -> None:
-        """Show a deleted record again; by key, the one that was deleted last.
+        """Restore a deleted record. If `ref` is a key, restore the record with this key that was deleted last.
 
         Raises:
             NotFoundError: no deleted record has this id or key.
-            AlreadyExistsError: another has taken its key.
+            AlreadyExistsError: another record has the same key now.
         """
 
     def move(self, kind: type[Record], ref: str, project: str, data: Mapping[str, Json] | None = None) -> None:
-        """Give a live record, its history and its points (the series `<id>` and `<kind>:<id>`) to another project,
-        of which it then has always been a part.
+        """Move a live record with its history and its points (the series `<id>` and `<kind>:<id>`) to another project.
+
+        Afterwards, views of the past also show it in the new project.
 
         Raises:
-            AlreadyExistsError: its key is taken there.
+            AlreadyExistsError: a record of that project has the same key.
         """
 
     def history(self, kind: type[R], ref: str) -> list[tuple[datetime, R]]:
-        """Every revision with the time at which it was written, oldest first; also of a deleted record, by id."""
+        """All revisions with the times when they were written, oldest first. Deleted records are found by id."""
 
     def append_points(self, series: str, points: Sequence[Point]) -> None:
-        """Add points to a series, usually a run's id. Points are never replaced: equal steps stand side by side."""
+        """Add points to a series, usually a run's id. Points are never replaced: a step can have several points."""
 
     def append_rows(self, series: str, rows: Sequence[tuple[str, int, int, float]]) -> None:
-        """As `append_points`, each point as key, step, µs since 1970 and value: for those who bring many."""
+        """As `append_points`, but faster: each point is a tuple of key, step, µs since 1970 and value."""
 
     def read_points(
         self, series: str, key: str | None = None, *, since_step: int | None = None, limit: int | None = None
     ) -> list[Point]:
-        """The points of one metric or of all, by key, then step, then arrival; `since_step` is included."""
+        """The points of one metric or of all, by key, then step, then arrival. `since_step` is included."""
 
     def read_columns(self, series: str, key: str, *, after: int = 0) -> list[tuple[int, int, int, float]]:
-        """The points of one metric in the order of arrival, each as number, step, µs since 1970 and value. The
-        numbers grow, and `after` one come only those that arrived later: for those who keep what they have read."""
+        """The points of one metric in order of arrival, each as number, step, µs since 1970 and value.
+
+        The numbers increase. With `after`, only points with greater numbers are returned, which arrived later. So a
+        cache needs to read only new points.
+        """
 
     def greatest_steps(self, series: str) -> dict[str, int]:
         """The greatest step of each metric that has points."""
@@ -198,45 +207,53 @@ class RecordStore(Protocol):
     def append_event(
         self, verb: str, kind: str, subject: str, key: str = "", data: Mapping[str, Json] | None = None
     ) -> Event:
-        """Say that something happened which no write of a record says."""
+        """Append an event that does not belong to the write of a record."""
 
     def events_since(
         self, seq: int, *, kinds: Sequence[str] = (), subject: str | None = None, limit: int = 1000
     ) -> list[Event]:
-        """Events after `seq`, in order. Once an event is seen, none with a smaller `seq` appears any more."""
+        """Events after `seq`, in order. Once an event is visible, no event with a smaller `seq` appears later."""
 
     def last_event(self) -> int:
-        """The `seq` of the project's last event, 0 before the first. Cheap enough to poll (tens of µs)."""
+        """The `seq` of the project's last event, or 0 if there is none. Cheap enough to poll (tens of µs)."""
 
     def transaction(self) -> AbstractContextManager[None]:
-        """Make everything that this thread writes inside the block one write, and let it read its own writes.
+        """Make all writes of this thread inside the block one atomic write. The block can read its own writes.
 
-        Blocks nest; an inner one that fails is undone by itself. Other writers wait meanwhile, so keep it short,
-        and await nothing inside: the transaction belongs to the thread, not to a task.
+        Blocks can be nested; if an inner one fails, only its writes are undone. Other writers wait until the block
+        ends, so keep it short. Do not await anything inside: the transaction belongs to the thread, not to a task.
         """
 
     def purge(self, before: datetime) -> int:
-        """Remove what was deleted no later than `before`, with its history and points, and return how many records."""
+        """Permanently remove the records that were deleted at or before `before`, with their history and points.
+
+        Returns:
+            The number of records.
+        """
 
     def stored(self) -> Iterator[StoredRecord]:
-        """Every record of every project as it is kept, and all that updates have replaced. For those who check and
-        sweep: it reads in portions, so what is written meanwhile may be seen or not."""
+        """All revisions of all records of all projects, in their stored form, for checks and garbage collection.
+
+        They are read in portions, so concurrent writes may or may not be included.
+        """
 
     def problems(self) -> list[str]:
-        """What the database's own check finds wrong with its files, if it has one; empty when it is sound."""
+        """The problems that the database's own check finds in its files. Empty if there are none or it has no check."""
 
     def for_project(self, project: str) -> RecordStore:
-        """The same store, seen from another project."""
+        """The same store for another project."""
 
     def as_actor(self, actor: str) -> RecordStore:
-        """The same store, written to in another name."""
+        """The same store, with another actor in the events of its writes."""
 
     def with_clock(self, clock: Clock) -> RecordStore:
-        """The same store, its writes dated by another clock."""
+        """The same store, with another clock for the times of its writes."""
 
     def as_of(self, moment: datetime) -> RecordStore:
-        """A read-only view: every record in its last revision written at or before `moment`, events and points
-        likewise. What has been purged since is gone from the past as well."""
+        """A read-only view of the records, events and points that had been written at or before `moment`.
+
+        Data that has been purged since then is missing from the view.
+        """
 
     def close(self) -> None:
-        """Give up the connections of every thread of this process; the store cannot be used afterwards."""
+        """Close the connections of all threads of this process. The store cannot be used afterwards."""

@@ -1,10 +1,11 @@
-"""Checksums of database rows, and finding the bit that was flipped in one.
+"""Checksums of database rows, and locating a flipped bit with them.
 
-Each row of records, revisions, events, points and metrics carries a CRC-32 of its own columns. SQLite has no page
-checksums of its own, and a server may run without them. The low 32 bits of a record's checksum cover everything but
-the time at which it was deleted or replaced; the bits above cover that time, so that setting it needs no look at the
-body. A CRC-32 notices every flipped bit and every run of damage up to 32 bits, and misses other damage once in four
-billion times. It guards against failing disks and memory, not against a person who writes to the file on purpose.
+Each row of records, revisions, events, points and metrics has a CRC-32 of its columns, because SQLite has no page
+checksums and a server may run without them. The low 32 bits of a record's checksum cover everything except the time of
+its deletion or replacement. The bits above cover that time, so that it can be set without reading the body.
+
+A CRC-32 detects every flipped bit and every burst of damage up to 32 bits. It misses other damage once in four billion
+times. It protects against failing disks and memory, not against people who change the file on purpose.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ _NAN = struct.unpack("<d", b"\0\0\0\0\0\0\xf8\x7f")[0]
 _HIGH = 1 << 32
 _HALF = 1 << 31
 _ENDING = frozenset({"records", "revisions"})
-"""Tables whose last column is a time at which a row stopped being current."""
+"""Tables whose last column is the time when a row was deleted or replaced."""
 _MOST_BYTES = 1 << 20
-"""In longer rows another kind of damage could pass for a flipped bit too easily."""
+"""In longer rows, other damage is too likely to look like one flipped bit."""
 _pack_point = _POINT.pack
 
 
@@ -49,7 +50,7 @@ def record_sum(
 
 
 def ended_part(moment: int | None) -> int:
-    """What the time of a deletion, or of a replacement, adds to a record's checksum."""
+    """The summand that the time of a deletion or replacement adds to a record's checksum."""
     return 0 if moment is None else (crc32(_TIME.pack(moment)) & 0x7FFFFFFF) * _HIGH
 
 
@@ -62,25 +63,25 @@ def metric_sum(project: str, series: str, key: str) -> int:
 
 
 def point_sum(metric: int, step: int, at: int, written_at: int, value: float | None) -> int:
-    """The checksum of one point as a signed number of 32 bits, which takes less room."""
-    # Adding zero makes one of the two zeros, which SQLite does not tell apart.
+    """The checksum of one point, as a signed 32-bit number to save space."""
+    # Adding zero turns -0.0 into 0.0, because SQLite does not distinguish them.
     return crc32(_pack_point(metric, step, at, written_at, _NAN if value is None else value + 0.0)) - _HALF
 
 
 def sum_points(
     metrics: dict[str, int], rows: Sequence[tuple[str, int, int, float]], now: int
 ) -> list[tuple[int, int, int, int, float | None, int]]:
-    """The rows of the table of points, with their checksums, as `point_sum` has them. Runs for every logged point.
+    """The rows for the table of points, with the same checksums as `point_sum`. Runs for every logged point.
 
     Args:
         metrics: the number of each metric by its key.
-        rows: each key, step, µs since 1970 and value.
+        rows: key, step, µs since 1970 and value of each point.
 
     Raises:
-        struct.error: a number is too large for the database, or is not a whole one.
+        struct.error: a number is too large for the database, or is not an integer.
     """
     pack, crc = _pack_point, crc32
-    # SQL has no NaN that every database keeps; a point always has a value, so NULL is free to mean it.
+    # Not every database can store NaN. A point always has a value, so NULL can stand for NaN.
     return [
         (metric := metrics[key], step, at, now, value, crc(pack(metric, step, at, now, value + 0.0)) - _HALF)
         if value == value
@@ -90,7 +91,7 @@ def sum_points(
 
 
 class RowSum:
-    """How the rows of one table are checked: which columns, and how a checksum follows from them."""
+    """The checksum of one table's rows: the columns that it covers, and how it is computed."""
 
     def __init__(
         self,
@@ -102,16 +103,16 @@ class RowSum:
     ) -> None:
         self.table = table
         self.number = number
-        """The column by which the table is walked; `rowid` where SQL has none that grows."""
+        """The column that identifies rows; `rowid` if the table has no increasing column."""
         self.columns = columns
         self._message = message
         self._row = row
 
     def of(self, row: Sequence[Any]) -> int:
-        """The checksum that a row of these columns must have.
+        """The checksum that a row with these columns must have.
 
         Raises:
-            struct.error, TypeError: a value is not of its column's type.
+            struct.error, TypeError: a value does not have the type of its column.
         """
         if self.table == "points":
             return point_sum(*row)
@@ -119,13 +120,13 @@ class RowSum:
             return crc32(self._message(tuple(row[:-1]))) + ended_part(row[-1])
         return crc32(self._message(tuple(row)))
 
-    def mended(self, row: Sequence[Any], stored: int) -> Row | None:
-        """The row as it was before a single bit of it was flipped, if its checksum proves that; else None."""
+    def repaired(self, row: Sequence[Any], stored: int) -> Row | None:
+        """The row with one flipped bit corrected, if its checksum proves which bit it was; else None."""
         try:
             if len(self._message(tuple(row[: -1 if self.table in _ENDING else None]))) > _MOST_BYTES:
                 return None
             if self.table in _ENDING:
-                return self._mended_record(row, stored)
+                return self._repaired_record(row, stored)
             if self.table == "points" and row[-1] is not None:
                 row = (*row[:-1], row[-1] + 0.0)
             message = self._message(tuple(row))
@@ -134,10 +135,10 @@ class RowSum:
         except (struct.error, TypeError, ValueError):
             return None
 
-    def _mended_record(self, row: Sequence[Any], stored: int) -> Row | None:
+    def _repaired_record(self, row: Sequence[Any], stored: int) -> Row | None:
         message, ended = self._message(tuple(row[:-1])), row[-1]
         if crc32(message) == stored & 0xFFFFFFFF:
-            # Only the time at its end differs.
+            # The damage is in the time of deletion or replacement.
             for bit in range(64 if ended is not None else 0):
                 other = _TIME.unpack(_flip(_TIME.pack(ended), bit))[0]
                 if ended_part(other) == stored - (stored & 0xFFFFFFFF):
@@ -152,16 +153,16 @@ class RowSum:
 def only_sum_differs(expected: int, stored: int) -> bool:
     """Whether exactly one bit of the checksum itself was flipped.
 
-    No single flipped bit of a row makes a difference of a single bit in its checksum.
+    A flipped bit in the row always changes more than one bit of its checksum.
     """
     return ((expected ^ stored) & (_HIGH * _HIGH - 1)).bit_count() == 1
 
 
 def flipped_bit(message: bytes, stored: int) -> int | None:
-    """The number of the bit, counted from the first byte's lowest, whose flip gives the message this CRC-32."""
+    """The bit that has to be flipped so that the message has this CRC-32, counted from the first byte's lowest bit."""
     wanted = crc32(message) ^ stored
-    # What a flip changes does not depend on the other bits, and one byte further from the end it is one step of the
-    # CRC further on.
+    # The change caused by a flip does not depend on the other bits. One byte further from the end, it is one step of
+    # the CRC further.
     steps = _steps()
     changes = [crc32(bytes([1 << bit])) ^ crc32(b"\0") for bit in range(8)]
     for position in range(len(message) - 1, -1, -1):
@@ -188,14 +189,14 @@ def _flip(message: bytes, at: int) -> bytes:
 
 
 def _texts(*texts: str | None) -> bytes:
-    # A stored text has no NUL. One that is not UTF-8 any more is read with its odd bytes kept.
+    # Stored texts contain no NUL. In damaged ones, bytes that are not valid UTF-8 have become surrogates.
     joined = "\0".join([_NONE if text is None else text for text in texts])
     for errors in ("strict", "surrogateescape"):
         try:
             return joined.encode("utf-8", errors)
         except UnicodeEncodeError:
             continue
-    # The database refuses such a text, with a better message than one from here.
+    # The database will refuse such a text, with a better message.
     return joined.encode("utf-8", "surrogatepass")
 
 

@@ -1,6 +1,6 @@
-"""Whether the rows of the database are what was written: each is compared with its checksum."""
+"""Checking the rows of the database against their checksums."""
 
-# ruff: noqa: S608 - only names that stand in this room are ever put into SQL; every value is a parameter.
+# ruff: noqa: S608 - only names that are defined in this package are put into SQL; every value is a parameter.
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ REPAIR = "everloop verify --repair"
 RESTORE = "everloop restore BACKUP --home NEW"
 
 
-def walk(database: Database, check: RowSum, *, unsealed: bool = False) -> Iterator[tuple[Any, int | None, Any]]:
-    """Every row of a table, or every one without a checksum: its number, its checksum and its columns."""
+def iterate_rows(database: Database, check: RowSum, *, unsealed: bool = False) -> Iterator[tuple[Any, int | None, Any]]:
+    """Yield number, checksum and columns of every row of a table, or of the rows without a checksum."""
     number = database.row_id if check.number == "rowid" else check.number
     last: object = "" if number == "id" and check.number == "rowid" else -(2**63)
     columns = ", ".join(check.columns)
@@ -41,16 +41,16 @@ def walk(database: Database, check: RowSum, *, unsealed: bool = False) -> Iterat
 
 
 def check_rows(database: Database, records: list[Record], checked: Checked) -> Iterator[StoreProblem]:
-    """Compare every row with its checksum; the live records that are whole are added to `records`."""
+    """Compare every row with its checksum. Intact live records are appended to `records`."""
     for check in SUMS:
         try:
-            for at, crc, row in walk(database, check):
+            for at, crc, row in iterate_rows(database, check):
                 checked.rows += 1
                 texts = 0 if check.table == "points" else sum(len(value) for value in row if isinstance(value, str))
                 checked.size_bytes += 8 * len(row) + texts
                 yield from _check_row(check, at, crc, row, records, checked)
         except EverloopError as error:
-            # The database itself is damaged from here on.
+            # The database itself is damaged, so the rest of this table cannot be read.
             yield StoreProblem(kind="records", subject=check.table, message=error.message, repair=RESTORE)
 
 
@@ -65,10 +65,10 @@ def _check_row(
         try:
             expected = check.of(row)
         except (struct.error, TypeError, ValueError) as error:
-            yield StoreProblem(kind=kind, subject=subject, message=f"It cannot be read: {error}.", repair=RESTORE)
+            yield StoreProblem(kind=kind, subject=subject, message=f"The row cannot be read: {error}.", repair=RESTORE)
             return
         if expected != crc:
-            yield _differing(check, at, crc, row, expected, kind, subject)
+            yield _mismatch(check, at, crc, row, expected, kind, subject)
             return
     try:
         if check.table == "events" and row[-1] is not None:
@@ -76,49 +76,50 @@ def _check_row(
         if check.table not in ("records", "revisions"):
             return
         if row[2] not in KINDS:
-            yield StoreProblem(kind=kind, subject=subject, message=f"It is of the kind '{row[2]}', unknown here.")
+            message = f"This version of everloop does not know records of the kind '{row[2]}'."
+            yield StoreProblem(kind=kind, subject=subject, message=message)
             return
         record = decode(KINDS[row[2]], row[8])
     except (EverloopError, ValueError) as error:
-        message = error.message if isinstance(error, EverloopError) else f"It cannot be read: {error}."
+        message = error.message if isinstance(error, EverloopError) else f"The row cannot be read: {error}."
         yield StoreProblem(kind=kind, subject=subject, message=message, repair=RESTORE)
         return
     if check.table == "records" and row[-1] is None:
         records.append(record)
 
 
-def _differing(
+def _mismatch(
     check: RowSum, at: Any, crc: object, row: list[Any], expected: int, kind: str, subject: str
 ) -> StoreProblem:
-    message = f"It differs from its checksum, in the table '{check.table}'."
-    place = f"{check.table} {at}"
+    message = f"A row of the table '{check.table}' differs from its checksum."
+    location = f"{check.table} {at}"
     if not isinstance(crc, int):
-        # What was damaged is the type of the checksum's value: the row itself may be as it was, and nothing proves it.
-        return StoreProblem(kind=kind, subject=subject, message=message, repair=RESTORE, place=place)
+        # The damage has changed the type of the checksum. The row may be intact, but nothing proves it.
+        return StoreProblem(kind=kind, subject=subject, message=message, repair=RESTORE, location=location)
     if only_sum_differs(expected, crc):
-        heal = "Write the checksum again: a single bit of it was flipped, and the row is as it was."
+        heal = "Write the checksum again: one bit of it was flipped, and the row is intact."
         return StoreProblem(
-            kind=kind, subject=subject, message=message, repair=REPAIR, heal=heal, cure="sum", place=place
+            kind=kind, subject=subject, message=message, repair=REPAIR, heal=heal, cure="sum", location=location
         )
-    if check.mended(row, crc) is not None:
-        heal = "Flip back the single bit that was flipped, which the checksum proves."
+    if check.repaired(row, crc) is not None:
+        heal = "Correct the one flipped bit; the checksum proves which one it is."
         return StoreProblem(
-            kind=kind, subject=subject, message=message, repair=REPAIR, heal=heal, cure="row", place=place
+            kind=kind, subject=subject, message=message, repair=REPAIR, heal=heal, cure="row", location=location
         )
-    return StoreProblem(kind=kind, subject=subject, message=message, repair=RESTORE, place=place)
+    return StoreProblem(kind=kind, subject=subject, message=message, repair=RESTORE, location=location)
 
 
 def seal_rows(database: Database) -> int:
-    """Give every row without a checksum one, and return how many there were."""
+    """Add a checksum to every row that has none, and return the number of these rows."""
     total = 0
     for check in SUMS:
         number = database.row_id if check.number == "rowid" else check.number
         columns = ", ".join(check.columns)
-        numbers = [at for at, _, _ in walk(database, check, unsealed=True)]
+        numbers = [at for at, _, _ in iterate_rows(database, check, unsealed=True)]
         for start in range(0, len(numbers), _PORTION):
             part = numbers[start : start + _PORTION]
             with database.transaction():
-                # Read again, because others may have written meanwhile.
+                # Read the rows again, because other processes may have changed them meanwhile.
                 rows = database.read(
                     f"SELECT {number}, {columns} FROM {check.table} WHERE crc IS NULL AND {number} BETWEEN ? AND ?",
                     (part[0], part[-1]),

@@ -1,4 +1,4 @@
-"""Removing what was once written in clear from a database's files, as far as the database can."""
+"""Removing secrets that were once stored unencrypted from the database's files, as far as the database allows."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from everloop.stores.records.record_store import RecordStore
 
 MOST_BYTES = 512 << 20
-"""A larger SQLite file is not written anew as a whole; its free pages keep old bytes until they are used again."""
+"""A larger SQLite file is not rewritten. Its free pages keep their old bytes until they are reused."""
 
 
 def forget_history(records: RecordStore, kind: type[Record]) -> None:
-    """Remove the earlier revisions, the deleted records and the events' data of a kind, in the store's project.
+    """Remove the earlier revisions, the deleted records and the data of events of a kind, in the store's project.
 
-    Views of the past and the history no longer show them. Backups, and PostgreSQL's log, still hold what was there.
+    Views of the past and the history no longer show them. Backups and PostgreSQL's log still contain the old data.
     """
     if not isinstance(records, SqlRecords):
         return
@@ -33,7 +33,7 @@ def forget_history(records: RecordStore, kind: type[Record]) -> None:
         database.write("DELETE FROM revisions WHERE project = ? AND kind = ?", known)
         database.write("DELETE FROM records WHERE project = ? AND kind = ? AND deleted_at IS NOT NULL", known)
         database.write("UPDATE events SET data = NULL WHERE project = ? AND kind = ? AND data IS NOT NULL", known)
-    # What follows needs the database for itself; where others use it, its old bytes go when they are overwritten.
+    # The following needs exclusive access. If other processes use the database, old bytes stay until overwritten.
     with suppress(StoreError, UnavailableError):
         if not isinstance(database, SqliteDatabase):
             for table in ("records", "revisions", "events"):

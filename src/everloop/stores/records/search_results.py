@@ -1,4 +1,4 @@
-"""What a search finds: which records, and where each stands in the order that was asked for."""
+"""Search results: the records that were found, and their positions in the requested order."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Value = float | str | None
-Place = tuple[int, Value]
-"""0 and a number, 1 and the beginning of a text, or 2 and None: what there is to sort by at one path."""
+Position = tuple[int, Value]
+"""The sort value at one path: 0 and a number, 1 and the beginning of a text, or 2 and None if there is no value."""
 
 
 @dataclass(frozen=True, slots=True)
 class SearchHit:
-    """A record that was found. Its place serves to go on behind it, in the same order of the same store."""
+    """A record that was found. Its position allows a later search in the same order to continue after it."""
 
     id: str
     number: int | str
-    """Grows in the order in which the records came; what is equal in every key is sorted by it, in the first
-    key's direction."""
-    position: tuple[Place, ...]
-    """One place per key of the order."""
+    """Increases in the order in which records were added. Records that are equal in all keys are sorted by it, in the
+    direction of the first key."""
+    position: tuple[Position, ...]
+    """The sort value of each key of the order."""
 
 
 def sort_value(hit: SearchHit, descending: Sequence[bool]) -> tuple[Any, ...]:
-    """Sorts hits as the database does: numbers before texts before nothing, each key in its own direction."""
+    """A sort key that orders results as the database does: numbers, texts, then no value; each key in its direction."""
     found: list[Any] = []
     for (rank, value), down in zip(hit.position, descending, strict=True):
         found += [rank, _reversed(value) if down and rank < 2 else value]
@@ -35,13 +35,13 @@ def sort_value(hit: SearchHit, descending: Sequence[bool]) -> tuple[Any, ...]:
 
 
 def _reversed(value: Any) -> Any:
-    # A number's negative sorts without a call of ours for each comparison.
+    # Negating a number is faster than a Python call for each comparison.
     return _Reversed(value) if isinstance(value, str) else -value
 
 
 @total_ordering
 class _Reversed:
-    """A value that sorts the other way round."""
+    """A value that sorts in reverse order."""
 
     __slots__ = ("value",)
 

@@ -1,7 +1,7 @@
-"""What of a record can be searched: its declared fields, each as single numbers and texts.
+"""Search entries: the values of a record that can be searched, each as a number and a text.
 
-A kind of record says by its `searchable` which of its fields these are. A field that is a dict has one value per
-name; dicts within it are joined by dots, `params.model.depth`.
+`searchable` of a record class lists its searchable fields. A dict field has one value per name; the names of nested
+dicts are joined by dots, as in `params.model.depth`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NUMBER, TEXT, JSON, NAN, TIME = range(5)
-"""How a value is kept: a number alone, a text as it is, JSON in the text, not a number, or µs since 1970."""
+"""How an entry represents its value: as a number, a text, JSON in the text, NaN, or µs since 1970."""
 
 _SPELLED = re.compile(r"[-+]?(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][-+]?\d++)?")
 _SPELLED_LENGTH = 64
@@ -31,7 +31,7 @@ _BEGINS = frozenset("+-.0123456789")
 
 
 class SearchEntry(NamedTuple):
-    """One value: as a number and as a text where it has such forms."""
+    """One value, as a number and as a text if it has these forms."""
 
     number: float | None
     text: str | None
@@ -39,7 +39,7 @@ class SearchEntry(NamedTuple):
 
 
 class Names(NamedTuple):
-    """Where a value is: a field, and a name in it or the empty text."""
+    """The path of a value: a field and a name in it, which is empty if the field is not a dict."""
 
     field: str
     name: str
@@ -47,7 +47,7 @@ class Names(NamedTuple):
 
 @lru_cache(maxsize=65_536)
 def path_number(project: str, kind: str, path: tuple[str, ...]) -> int:
-    """The number under which the values at a path are kept: 64 bits of a digest, so that nobody has to look it up."""
+    """The number that identifies a path in the database: 64 bits of a digest, so that it can be computed anywhere."""
     digest = hashlib.sha256("\0".join((project, kind, *path)).encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
 
@@ -58,7 +58,7 @@ def is_searchable(kind: str) -> bool:
 
 @lru_cache(maxsize=256)
 def _fields(kind: str) -> tuple[tuple[str, tuple[str, ...], bool, bool], ...]:
-    """Each field with its path, whether it holds numbers only, and whether the values in it do if it is a dict."""
+    """Each field with its path, whether it is a number, and whether it is a dict of numbers."""
     return tuple(
         (field, (field,), families(kind, (field,)) == {"number"}, families(kind, (field, "")) == {"number"})
         for field in KINDS[kind].searchable
@@ -66,7 +66,7 @@ def _fields(kind: str) -> tuple[tuple[str, tuple[str, ...], bool, bool], ...]:
 
 
 def entries(record: Record) -> dict[tuple[str, ...], SearchEntry]:
-    """Every value of a record that can be searched, by its path. Runs on every write."""
+    """All searchable values of a record by path. Runs on every write."""
     found: dict[tuple[str, ...], SearchEntry] = {}
     for field, path, number, numbers in _fields(kind_of(type(record))):
         value = getattr(record, field)
@@ -79,14 +79,14 @@ def entries(record: Record) -> dict[tuple[str, ...], SearchEntry]:
                 found[field, name] = _number(item)
         else:
             for name, item in _leaves(value, ""):
-                # A name with a dot of its own stands before the dict that spells the same.
+                # `{"a.b": 1}` takes precedence over `{"a": {"b": 2}}`, which has the same path.
                 if item is not None and ((field, name) not in found or name in value):
                     found[field, name] = entry(item)
     return found
 
 
 def entry(value: Any) -> SearchEntry:
-    """One value as it is kept."""
+    """Convert one value to a search entry."""
     kind = type(value)
     if kind is str:
         return SearchEntry(_spelled(value) if value[:1] in _BEGINS else None, value, TEXT)
@@ -94,7 +94,7 @@ def entry(value: Any) -> SearchEntry:
         return SearchEntry(None, "true" if value else "false", JSON)
     if kind is int or kind is float:
         number = _number(value)
-        # JSON has no infinities.
+        # JSON has no infinities, so these stay plain numbers.
         return (
             number
             if number.number is None or math.isinf(number.number)
@@ -109,7 +109,7 @@ def entry(value: Any) -> SearchEntry:
 
 
 def value_of(number: float | None, text: str | None, form: int) -> Json | datetime:
-    """The value that an entry was made of."""
+    """Convert a search entry back to its value."""
     match form:
         case 1:
             return text
@@ -139,7 +139,7 @@ def _number(value: Any) -> SearchEntry:
 
 
 def _spelled(text: str) -> float | None:
-    """The number that a text spells, as parameters from other tools do."""
+    """The number that a text represents, if any. Other tools log parameters as texts."""
     if len(text) > _SPELLED_LENGTH or not _SPELLED.fullmatch(text):
         return None
     number = float(text)

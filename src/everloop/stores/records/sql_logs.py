@@ -1,10 +1,10 @@
-"""Points and events over any SQL database: the lists that only grow.
+"""Metric points and events, the append-only logs, in an SQL database.
 
-A `Database` runs statements and transactions and knows its dialect's way into JSON; everything that `RecordStore`
-promises is here and in `sql_records`, once. Times are kept as µs since 1970.
+A `Database` runs statements and transactions and reads JSON in its SQL dialect. The methods of `RecordStore` are
+implemented once for all databases: here, in `sql_search` and in `sql_records`. Times are stored as µs since 1970.
 """
 
-# ruff: noqa: S608 - only names that stand in this room are ever put into SQL; every value is a parameter.
+# ruff: noqa: S608 - only names that are defined in this package are put into SQL; every value is a parameter.
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BATCH = 500
 
 
 class Database(Protocol):
-    """What a dialect brings. Statements mark their parameters by `?`."""
+    """The operations that each SQL dialect implements. Parameters of statements are marked by `?`."""
 
     @property
     def paths(self) -> Paths: ...
@@ -41,24 +41,24 @@ class Database(Protocol):
 
     @property
     def row_id(self) -> str:
-        """The column by which all records can be walked while their ids may be damaged."""
+        """A column that identifies rows even if the ids of records are damaged."""
 
     def read_raw(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
-        """As `read`, for checking: texts that are not UTF-8 any more keep their odd bytes as lone surrogates."""
+        """As `read`, for checks: in texts that are not valid UTF-8, the invalid bytes become lone surrogates."""
 
     def read(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
-        """All rows, each a tuple."""
+        """All rows of the result as tuples."""
 
     def write(self, statement: str, values: Sequence[object] = ()) -> int:
-        """Run one statement inside a transaction; returns how many rows it touched."""
+        """Run one statement inside a transaction, and return the number of rows that it has changed."""
 
     def write_many(self, statement: str, rows: Sequence[Sequence[object]]) -> None: ...
 
     def transaction(self) -> AbstractContextManager[None]:
-        """As `RecordStore.transaction`; on entering the outermost, no other process is inside one."""
+        """As `RecordStore.transaction`. The outermost one excludes transactions of all other processes."""
 
     def index(self, value: Sql) -> None:
-        """Let later orders by this value be quick, if the dialect can. Does nothing inside a transaction."""
+        """Create an index that speeds up sorting by this value, if possible. Does nothing inside a transaction."""
 
     def problems(self) -> list[str]:
         """As `RecordStore.problems`."""
@@ -70,7 +70,7 @@ class Database(Protocol):
 
 
 class SqlLogs:
-    """One project's points and events, the clock that dates them and the actor that they name."""
+    """Points and events of one project, with the clock for their times and the actor for the events."""
 
     def __init__(self, database: Database, *, project: str, actor: str, clock: Clock) -> None:
         self.database = database
@@ -78,7 +78,7 @@ class SqlLogs:
         self.actor = actor
         self.clock = clock
         self._moment: int | None = None
-        # Shared by all views of one store: what they have found in the tables for searching.
+        # Shared by all views of a store: paths known to be in `searched_paths`, and whether all records have entries.
         self._named: set[int] = set()
         self._caught_up = [False]
 
@@ -112,7 +112,7 @@ class SqlLogs:
     def transaction(self) -> AbstractContextManager[None]:
         if self._moment is not None:
             raise ReadOnlyError(
-                f"This store is open as of {moment_of(self._moment).isoformat()} and takes no writes.",
+                f"This store is open as of {moment_of(self._moment).isoformat()} and cannot be changed.",
                 help="Open it without as_of.",
             )
         return self.database.transaction()
@@ -140,7 +140,7 @@ class SqlLogs:
             try:
                 summed = sum_points(metrics, rows, now)
             except struct.error:
-                # A number that is too large: the database says so, with a better message.
+                # A number is too large. The database will raise an error with a better message.
                 summed = [(metrics[row[0]], *row[1:3], now, None if row[3] != row[3] else row[3], None) for row in rows]
             self.database.write_many(
                 "INSERT INTO points (metric, step, at, written_at, value, crc) VALUES (?, ?, ?, ?, ?, ?)", summed
@@ -173,7 +173,8 @@ class SqlLogs:
         ]
 
     def read_columns(self, series: str, key: str, *, after: int = 0) -> list[tuple[int, int, int, float]]:
-        # The rows after a number are the table's last ones. Without the sign SQLite would walk all of the metric's.
+        # The rows after a number are the table's last ones. Without the `+`, SQLite would use the index of the metric
+        # and read all of its rows.
         rows = self.database.read(
             f"SELECT p.seq, p.step, p.at, p.value FROM points p WHERE {'+' if after else ''}p.metric ="
             " (SELECT id FROM metrics WHERE project = ? AND series = ? AND key = ?)"
@@ -196,7 +197,7 @@ class SqlLogs:
     ) -> Event:
         with self.transaction():
             now = self._now()
-            self._say(now, verb, kind, subject, key, data)
+            self._write_event(now, verb, kind, subject, key, data)
             seq = self.last_event()
         return Event(
             seq=seq,
@@ -257,7 +258,9 @@ class SqlLogs:
     def _limit(self) -> int:
         return 2**63 - 1 if self._moment is None else self._moment
 
-    def _say(self, now: int, verb: str, kind: str, subject: str, key: str, data: Mapping[str, Json] | None) -> None:
+    def _write_event(
+        self, now: int, verb: str, kind: str, subject: str, key: str, data: Mapping[str, Json] | None
+    ) -> None:
         text = encode_value(dict(data), f"An event about '{key or subject}'") if data else None
         row = (self.project, now, self.actor, verb, kind, subject, key, text)
         self.database.write(

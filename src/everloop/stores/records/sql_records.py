@@ -1,6 +1,6 @@
-"""Records over any SQL database; what `sql_logs` says of the database and of times holds here as well."""
+"""Records in an SQL database; see `sql_logs` for the database and for times."""
 
-# ruff: noqa: S608 - only names that stand in this room are ever put into SQL; every value is a parameter.
+# ruff: noqa: S608 - only names that are defined in this package are put into SQL; every value is a parameter.
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ _LIST_COMMANDS = {
 
 
 SLOW_S = 0.05
-"""A page that took longer than this to find gets an index for the next time. Whoever searches by a metric among a
-hundred thousand runs waits once; whoever never does pays for no index at each write."""
+"""If reading a page takes longer than this, an index is created. So sorting a hundred thousand runs by a metric is slow
+only once, and stores that never do it have no index that makes writes slower."""
 
 
 class SqlRecords(SqlSearch):
-    """A `RecordStore`; see there for what the verbs promise."""
+    """A `RecordStore` in an SQL database."""
 
     def put(self, *records: Record, verb: str = "created", data: Mapping[str, Json] | None = None) -> None:
         rows = [self._row(record) for record in records]
@@ -61,8 +61,8 @@ class SqlRecords(SqlSearch):
                 )
                 if not added:
                     raise self._taken(record)
-                self._list(record)
-                self._say(now, verb, row[2], record.id, record.key, data)
+                self._index_record(record)
+                self._write_event(now, verb, row[2], record.id, record.key, data)
 
     def get(self, kind: type[R], ref: str) -> R:
         name = kind_of(kind)
@@ -91,22 +91,25 @@ class SqlRecords(SqlSearch):
                 break
             query = [Sql(f"SELECT body FROM {view.text} WHERE", view.values), chosen, _AND, part.where, _AND, behind]
             query += [Sql("ORDER BY"), part.by, *([] if left is None else [Sql("LIMIT ?", (left,))])]
-            begun = perf_counter()
+            started = perf_counter()
             bodies += [body for (body,) in self._read(query)]
-            if left is not None and part.value is not None and perf_counter() - begun > SLOW_S:
+            if left is not None and part.value is not None and perf_counter() - started > SLOW_S:
                 self.database.index(part.value)
             behind = _ALL
         return [decode(kind, body) for body in bodies]
 
     def _behind(self, kind: str, parts: list[SqlPart], after: str) -> tuple[list[SqlPart], Sql]:
-        """What is left of an order behind a record, and the condition that holds behind it in the first part left."""
+        """The remaining parts of an order after a record, and the condition for the rest of the first one."""
         view = self._view(kind)
         values = [part.value or Sql("NULL") for part in parts]
         columns = Sql(", ".join(value.text for value in values), tuple(one for value in values for one in value.values))
         rows = self._read([Sql("SELECT"), columns, Sql(f"FROM {view.text} WHERE id = ?", (*view.values, after))])
         if not rows:
-            raise NotFoundError(f"No {_spoken(kind)} '{after}' to go on behind.", help="Begin with the first page.")
-        # The last part has the records without a value.
+            raise NotFoundError(
+                f"Cannot continue after the {_kind_label(kind)} '{after}', because it does not exist.",
+                help="Begin again with the first page.",
+            )
+        # The last part contains the records without a value.
         number = next((at for at, value in enumerate(rows[0]) if value is not None), len(parts) - 1)
         return parts[number:], parts[number].behind(rows[0][number], after)
 
@@ -121,12 +124,12 @@ class SqlRecords(SqlSearch):
         with self.transaction():
             now = self._now()
             for before, record, row in zip(records, written, rows, strict=True):
-                kept = self.database.write(
+                inserted = self.database.write(
                     f"INSERT INTO revisions ({_COLUMNS}, until, crc) SELECT {_COLUMNS}, ?, crc + ? FROM records"
                     " WHERE id = ? AND project = ? AND kind = ? AND revision = ? AND deleted_at IS NULL",
                     (now, ended_part(now), record.id, self.project, row[2], before.revision),
                 )
-                if not kept:
+                if not inserted:
                     raise self._stale(before)
                 if record.key != record.id and self._holder(row[2], record.key) not in (None, record.id):
                     raise self._taken(record)
@@ -135,8 +138,8 @@ class SqlRecords(SqlSearch):
                     " crc = ? WHERE id = ?",
                     (*row[3:7], now, row[7], record_sum(*row[:7], now, row[7]), record.id),
                 )
-                self._list(record)
-                self._say(now, verb, row[2], record.id, record.key, data)
+                self._index_record(record)
+                self._write_event(now, verb, row[2], record.id, record.key, data)
         return written
 
     def delete(
@@ -148,8 +151,8 @@ class SqlRecords(SqlSearch):
             self.database.write(
                 "UPDATE records SET deleted_at = ?, crc = crc + ? WHERE id = ?", (now, ended_part(now), record.id)
             )
-            self._unlist(record.id)
-            self._say(now, verb, kind_of(kind), record.id, record.key, data)
+            self._remove_entries(record.id)
+            self._write_event(now, verb, kind_of(kind), record.id, record.key, data)
 
     def restore(
         self, kind: type[Record], ref: str, verb: str = "restored", data: Mapping[str, Json] | None = None
@@ -163,23 +166,26 @@ class SqlRecords(SqlSearch):
                 (self.project, name, ref, ref, ref),
             )
             if not found:
-                raise NotFoundError(f"No deleted {_spoken(name)} '{ref}'.", help="What `gc` has purged is gone.")
+                raise NotFoundError(
+                    f"There is no deleted {_kind_label(name)} '{ref}'.",
+                    help="Records that `everloop gc` has purged cannot be restored.",
+                )
             identity, key = found[0]
             if self._holder(name, key) is not None:
                 raise AlreadyExistsError(
-                    f"The {_spoken(name)} '{ref}' cannot come back: another has taken the key '{key}'.",
-                    help="Delete that one first.",
+                    f"Cannot restore the {_kind_label(name)} '{ref}': another one has the key '{key}' now.",
+                    help="Delete the other one first.",
                 )
             now = self._now()
-            # The time until the deletion becomes history, so that a view of the past still shows the gap.
+            # The time before the deletion becomes a revision, so that views of the past still show the gap.
             self.database.write(
                 f"INSERT INTO revisions ({_COLUMNS}, until, crc) SELECT {_COLUMNS}, deleted_at, crc FROM records"
                 " WHERE id = ?",
                 (identity,),
             )
             self._rewrite("records", "id = ?", (identity,), deleted_at=None, written_at=now)
-            self._list(self.get(kind, identity))
-            self._say(now, verb, name, identity, key, data)
+            self._index_record(self.get(kind, identity))
+            self._write_event(now, verb, name, identity, key, data)
 
     def move(self, kind: type[Record], ref: str, project: str, data: Mapping[str, Json] | None = None) -> None:
         name = kind_of(kind)
@@ -188,12 +194,13 @@ class SqlRecords(SqlSearch):
             record = self.get(kind, ref)
             if there._holder(name, record.key) is not None:
                 raise AlreadyExistsError(
-                    f"The project '{project}' has a {_spoken(name)} '{record.key}' already.", help=_list_command(name)
+                    f"The project '{project}' already has a {_kind_label(name)} '{record.key}'.",
+                    help=_list_command(name),
                 )
             if project == self.project:
                 return
-            self._unlist(record.id)
-            # What the body says of its project is the body of another revision.
+            self._remove_entries(record.id)
+            # The body contains the project, so the move is a new revision.
             (moved,) = self.update(record, verb="moved", data={**(data or {}), "to": project})
             moved = replace(moved, project=project)
             row = there._row(moved)
@@ -201,9 +208,11 @@ class SqlRecords(SqlSearch):
             self._rewrite("revisions", "id = ?", (record.id,), project=project)
             for series in (record.id, f"{name}:{record.id}"):
                 self._rewrite("metrics", "project = ? AND series = ?", (self.project, series), project=project)
-            self._unlist(record.id)
-            there._list(moved)
-            there._say(self._now(), "moved", name, record.id, record.key, {**(data or {}), "from": self.project})
+            self._remove_entries(record.id)
+            there._index_record(moved)
+            there._write_event(
+                self._now(), "moved", name, record.id, record.key, {**(data or {}), "from": self.project}
+            )
 
     def history(self, kind: type[R], ref: str) -> list[tuple[datetime, R]]:
         name = kind_of(kind)
@@ -222,10 +231,10 @@ class SqlRecords(SqlSearch):
 
     def purge(self, before: datetime) -> int:
         with self.transaction():
-            doomed = self.database.read(
+            expired = self.database.read(
                 "SELECT id, kind FROM records WHERE project = ? AND deleted_at <= ?", (self.project, micros(before))
             )
-            for identity, kind in doomed:
+            for identity, kind in expired:
                 for series in (identity, f"{kind}:{identity}"):
                     for statement in (
                         "DELETE FROM points WHERE metric IN (SELECT id FROM metrics WHERE project = ? AND series = ?)",
@@ -237,7 +246,7 @@ class SqlRecords(SqlSearch):
                     "DELETE FROM records WHERE project = ? AND id = ?",
                 ):
                     self.database.write(statement, (self.project, identity))
-        return len(doomed)
+        return len(expired)
 
     def stored(self) -> Iterator[StoredRecord]:
         for source, at, last, current in (
@@ -265,7 +274,11 @@ class SqlRecords(SqlSearch):
         return self.database.problems()
 
     def _rewrite(self, table: str, where: str, values: Sequence[object], **changes: object) -> None:
-        """Change columns of some rows, and their checksums, which must have been right until now."""
+        """Change columns of some rows and update their checksums.
+
+        Raises:
+            CorruptionError: a row did not match its checksum before the change.
+        """
         check = next(one for one in SUMS if one.table == table)
         number = self.database.row_id if check.number == "rowid" else check.number
         columns = ", ".join(check.columns)
@@ -278,15 +291,15 @@ class SqlRecords(SqlSearch):
                     help="See: everloop verify",
                 )
             changed = {**dict(zip(check.columns, row, strict=True)), **changes}
-            # Rows that never had a checksum get one when they have been looked at: `everloop verify`.
+            # Rows without a checksum get one from `everloop verify`, after a check.
             new = {**changes, "crc": None if crc is None else check.of(tuple(changed.values()))}
             assigned = ", ".join(f"{column} = ?" for column in new)
             self.database.write(f"UPDATE {table} SET {assigned} WHERE {number} = ?", (*new.values(), at))
 
     def _view(self, kind: str) -> Sql:
-        """What `SELECT … FROM` reads: the live records of one kind, now or as of the view's moment."""
-        own = self.database.paths.column
-        columns = f"id, project, key, state, created_at, revision, body{'' if own == 'body' else f', {own}'}"
+        """The source for `SELECT … FROM`: the live records of one kind, now or as of the view's moment."""
+        column = self.database.paths.column
+        columns = f"id, project, key, state, created_at, revision, body{'' if column == 'body' else f', {column}'}"
         if self._moment is None:
             return Sql(
                 f"(SELECT {columns} FROM records WHERE project = ? AND kind = ? AND deleted_at IS NULL) AS shown",
@@ -305,7 +318,7 @@ class SqlRecords(SqlSearch):
         kind = kind_of(type(record))
         if record.project != self.project:
             raise UsageError(
-                f"The {_spoken(kind)} '{record.key}' belongs to the project '{record.project}',"
+                f"The {_kind_label(kind)} '{record.key}' belongs to the project '{record.project}',"
                 f" and this store is open for '{self.project}'.",
                 help=f"Use store.for_project('{record.project}').",
             )
@@ -323,7 +336,7 @@ class SqlRecords(SqlSearch):
         )
 
     def _holder(self, kind: str, key: str) -> str | None:
-        """The id of the live record that has this key, or this id."""
+        """The id of the live record with this key."""
         rows = self.database.read(
             "SELECT id FROM records WHERE project = ? AND kind = ? AND key = ? AND deleted_at IS NULL",
             (self.project, kind, key),
@@ -336,10 +349,12 @@ class SqlRecords(SqlSearch):
             "SELECT deleted_at IS NOT NULL FROM records WHERE id = ? AND project = ? AND kind = ?",
             (record.id, self.project, kind),
         )
-        name = f"{_spoken(kind)} '{record.key}'"
+        name = f"{_kind_label(kind)} '{record.key}'"
         if deleted and deleted[0][0]:
-            return AlreadyExistsError(f"There was a {name} of the same id, which is deleted.", help="Restore it.")
-        return AlreadyExistsError(f"There is a {name} already.", help=_list_command(kind))
+            return AlreadyExistsError(
+                f"The {name} already exists and is deleted.", help="Restore it instead of adding it again."
+            )
+        return AlreadyExistsError(f"The {name} already exists.", help=_list_command(kind))
 
     def _stale(self, record: Record) -> ConflictError | NotFoundError:
         kind = type(record)
@@ -350,8 +365,8 @@ class SqlRecords(SqlSearch):
         if not rows:
             return self._missing(kind, record.id)
         return ConflictError(
-            f"The {_spoken(kind_of(kind))} '{record.key}' was changed meanwhile:"
-            f" revision {rows[0][0]}, not {record.revision}.",
+            f"The {_kind_label(kind_of(kind))} '{record.key}' was changed by another process:"
+            f" it has revision {rows[0][0]}, not {record.revision}.",
             help="Read it again and repeat the change.",
         )
 
@@ -365,13 +380,13 @@ class SqlRecords(SqlSearch):
         )
         keys = [row[0] for row in rows]
         near = get_close_matches(ref, keys, n=5, cutoff=0.5) or keys[:5]
-        known = f" Nearest: {', '.join(near)}." if near else " There are none yet."
+        known = f" Similar: {', '.join(near)}." if near else " There are none yet."
         return NotFoundError(
-            f"No {_spoken(name)} '{ref}' in the project '{self.project}'.{known}", help=_list_command(name)
+            f"No {_kind_label(name)} '{ref}' in the project '{self.project}'.{known}", help=_list_command(name)
         )
 
 
-def _spoken(kind: str) -> str:
+def _kind_label(kind: str) -> str:
     return kind.replace("_", " ")
 
 

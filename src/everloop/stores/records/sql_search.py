@@ -1,11 +1,11 @@
-"""Searching records by any of their values, over any SQL database.
+"""Searching records by any of their values in an SQL database.
 
-Beside each live record of a searchable kind stand its single values in the table `searched_values`, written in the
-record's own transaction, and only those that have changed. So a page is found by walking an index, and no record is
-decoded that is not shown.
+The table `searched_values` contains each searchable value of every live record. It is updated in the transaction that
+writes the record, and only values that have changed are written. So a page is found by scanning an index, and only
+records that are shown are decoded.
 """
 
-# ruff: noqa: S608 - only names that stand in this room are ever put into SQL; every value is a parameter.
+# ruff: noqa: S608 - only names that are defined in this package are put into SQL; every value is a parameter.
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from everloop.stores.records.expression_sql import TEXT_SORTED, Compiler, SortKe
 from everloop.stores.records.expressions import And, Compare, Expression, Not, Or, matches
 from everloop.stores.records.keyset import KeysetScan, joined_keys
 from everloop.stores.records.record_codec import R, decode, families, kind_of
-from everloop.stores.records.search_results import Place, SearchHit, sort_value
+from everloop.stores.records.search_results import Position, SearchHit, sort_value
 from everloop.stores.records.searchable import entries, is_searchable, path_number, value_of
 from everloop.stores.records.sql_logs import SqlLogs
 
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
     from everloop.stores.records.searchable import SearchEntry
 
 FEW = 5000
-"""So many records are looked at and sorted at once rather than met one by one on the way through an index."""
+"""If at most this many records meet a comparison, they are all read and sorted instead of scanning an index."""
 
 WINDOW = 4000
-"""So many rows of an index are walked before the records that meet each comparison are looked up as a whole."""
+"""Number of index rows to scan before the set of records that meet each comparison is computed instead."""
 
 _BATCH = 500
-_KEPT = (
+_UPSERT = (
     "INSERT INTO searched_values (rec, path, number, text, form) VALUES (?, ?, ?, ?, ?) ON CONFLICT (rec, path)"
     " DO UPDATE SET number = excluded.number, text = excluded.text, form = excluded.form"
 )
 
 
 class SqlSearch(SqlLogs):
-    """The part of `RecordStore` that searches, and what the writing part has to tell it."""
+    """The part of `RecordStore` that searches, and methods that keep the search entries up to date."""
 
     def search(
         self,
@@ -59,7 +59,10 @@ class SqlSearch(SqlLogs):
         keys = [SortKey(path, descending) for path, descending in order]
         ways = [key.descending for key in keys]
         if after is not None and (isinstance(after.number, str) != (self._moment is not None)):
-            raise UsageError("A page of the past and one of the present do not follow each other.")
+            raise UsageError(
+                "A search of the present cannot continue a search of the past, or the other way round.",
+                help="Begin again with the first page.",
+            )
         if self._moment is not None:
             return self._search_past(kind, where, keys, limit, after)
         self._catch_up()
@@ -70,7 +73,7 @@ class SqlSearch(SqlLogs):
             found = self._sorted(compiler, name, where, keys, driver)
             found = [hit for hit in found if after is None or sort_value(hit, ways) > sort_value(after, ways)]
             return found if most is None else found[:most]
-        return self._walked(compiler, name, where, keys, most, after)
+        return self._scan(compiler, name, where, keys, most, after)
 
     def count(self, kind: type[Record], where: Expression) -> int:
         name = self._searched(kind, where, ())
@@ -124,8 +127,8 @@ class SqlSearch(SqlLogs):
         )
         return [row[0] for row in rows]
 
-    def _list(self, record: Record) -> None:
-        """Bring a record's values to what it says. Runs in the transaction that writes the record."""
+    def _index_record(self, record: Record) -> None:
+        """Update the search entries of a record. Runs in the transaction that writes the record."""
         kind = kind_of(type(record))
         if not is_searchable(kind):
             return
@@ -143,14 +146,14 @@ class SqlSearch(SqlLogs):
         now = {path_number(self.project, kind, path): (path, value) for path, value in entries(record).items()}
         changed = [(rec, number, *value) for number, (_, value) in now.items() if before.get(number) != value]
         if changed:
-            self.database.write_many(_KEPT, changed)
+            self.database.write_many(_UPSERT, changed)
             self._name_paths(kind, {number: now[number][0] for _, number, *_ in changed})
         gone = [(rec, number) for number in before.keys() - now.keys()]
         if gone:
             self.database.write_many("DELETE FROM searched_values WHERE rec = ? AND path = ?", gone)
 
-    def _unlist(self, identity: str) -> None:
-        """Take a record out of every search. Runs in the transaction that deletes it."""
+    def _remove_entries(self, identity: str) -> None:
+        """Remove the search entries of a record. Runs in the transaction that deletes it."""
         for (rec,) in self.database.read("SELECT rec FROM searched_records WHERE id = ?", (identity,)):
             self.database.write("DELETE FROM searched_values WHERE rec = ?", (rec,))
             self.database.write("DELETE FROM searched_records WHERE rec = ?", (rec,))
@@ -162,13 +165,13 @@ class SqlSearch(SqlLogs):
             rows = self.database.read(
                 f"SELECT path FROM searched_paths WHERE path IN ({', '.join('?' * len(part))})", part
             )
-            there = {row[0] for row in rows}
-            # What this transaction adds may yet be undone, so only what was found there before is remembered.
-            self._named |= there
+            existing = {row[0] for row in rows}
+            # This transaction may be rolled back, so only paths that existed before are remembered.
+            self._named |= existing
             added = [
                 (number, self.project, kind, paths[number][0], "".join(paths[number][1:]))
                 for number in part
-                if number not in there
+                if number not in existing
             ]
             if added:
                 self.database.write_many(
@@ -177,14 +180,14 @@ class SqlSearch(SqlLogs):
                     added,
                 )
 
-    def misfiled(self, record: Record) -> bool:
-        """Whether what searches find a live record by differs from what it says."""
+    def has_stale_entries(self, record: Record) -> bool:
+        """Whether the search entries of a live record differ from the record."""
         kind = kind_of(type(record))
         if not is_searchable(kind):
             return False
         known = self.database.read_raw("SELECT rec, project, kind FROM searched_records WHERE id = ?", (record.id,))
         if not known:
-            # Records of earlier versions are brought in by the first search.
+            # Records that earlier versions wrote get their entries at the first search.
             return not self.database.read("SELECT 1 FROM searched_backlog WHERE id = ?", (record.id,))
         if known[0][1:] != (self.project, kind):
             return True
@@ -199,8 +202,8 @@ class SqlSearch(SqlLogs):
         }
         return {row[0]: tuple(row[1:]) for row in stored} != expected
 
-    def list_again(self, identity: str) -> None:
-        """Make what searches find a record by from the record."""
+    def rebuild_entries(self, identity: str) -> None:
+        """Rebuild the search entries of a record from the record."""
         with self.transaction():
             found = self.database.read(
                 "SELECT project, kind, body FROM records WHERE id = ? AND deleted_at IS NULL", (identity,)
@@ -209,7 +212,7 @@ class SqlSearch(SqlLogs):
                 self.database.write(
                     "DELETE FROM searched_paths WHERE path IN (SELECT path FROM searched_values WHERE rec = ?)", (rec,)
                 )
-            self._unlist(identity)
+            self._remove_entries(identity)
             for project, kind, body in found:
                 record = decode(KINDS[kind], body)
                 here = self.for_project(project)
@@ -217,10 +220,10 @@ class SqlSearch(SqlLogs):
                 for number in numbers:
                     self.database.write("DELETE FROM searched_paths WHERE path = ?", (number,))
                 self._named.difference_update(numbers)
-                here._list(record)
+                here._index_record(record)
 
-    def strayed(self) -> list[str]:
-        """The ids under which searches would find records that are not there."""
+    def orphaned_entries(self) -> list[str]:
+        """The ids in the search entries that belong to no live record."""
         rows = self.database.read_raw(
             "SELECT s.id FROM searched_records s LEFT JOIN records r"
             " ON r.id = s.id AND r.deleted_at IS NULL AND r.kind = s.kind AND r.project = s.project WHERE r.id IS NULL"
@@ -228,7 +231,7 @@ class SqlSearch(SqlLogs):
         return [row[0] for row in rows]
 
     def _catch_up(self) -> None:
-        """Bring in what was written by versions that had no such table."""
+        """Add search entries for records that were written by versions without them."""
         if self._caught_up[0]:
             return
         while rows := self.database.read("SELECT id FROM searched_backlog ORDER BY id LIMIT ?", (_BATCH,)):
@@ -239,27 +242,28 @@ class SqlSearch(SqlLogs):
                     )
                     for project, kind, body in found:
                         if kind in KINDS:
-                            self.for_project(project)._list(decode(KINDS[kind], body))
+                            self.for_project(project)._index_record(decode(KINDS[kind], body))
                 self.database.write_many("DELETE FROM searched_backlog WHERE id = ?", rows)
         self._caught_up[0] = True
 
     def _searched(self, kind: type[Record], where: Expression, order: Sequence[tuple[tuple[str, ...], bool]]) -> str:
+        """Check that all paths can be searched, and return the name of the kind."""
         name = kind_of(kind)
-        asked = [path for path, _ in order]
+        paths = [path for path, _ in order]
         waiting: list[Expression] = [where]
         while waiting:
             match waiting.pop():
                 case Compare(path=path):
-                    asked.append(path)
+                    paths.append(path)
                 case And(parts) | Or(parts):
                     waiting += parts
                 case Not(part):
                     waiting.append(part)
-        for path in asked:
+        for path in paths:
             if path[0] not in kind.searchable:
                 raise UsageError(
                     f"A {name.replace('_', ' ')} cannot be searched by '{'.'.join(path)}'.",
-                    help=f"Fields: {', '.join(kind.searchable) or 'none'}",
+                    help=f"Searchable fields: {', '.join(kind.searchable) or 'none'}",
                 )
         return name
 
@@ -271,7 +275,7 @@ class SqlSearch(SqlLogs):
         )
 
     def _few(self, compiler: Compiler, where: Expression) -> Sql | None:
-        """The rows of that one of the comparisons, all of which must hold, which fewest records meet, if few do."""
+        """The condition for the most selective of the comparisons that must all be true, if few records meet it."""
         parts = where.parts if isinstance(where, And) else (where,)
         best, best_count = None, FEW + 1
         for part in _flat(parts):
@@ -297,7 +301,7 @@ class SqlSearch(SqlLogs):
     def _sorted(
         self, compiler: Compiler, kind: str, where: Expression, keys: list[SortKey], driver: Sql | None
     ) -> list[SearchHit]:
-        """Every hit, sorted here."""
+        """All results, sorted in Python."""
         base, values = self._base(kind, driver)
         columns, joins, joined = joined_keys(compiler, keys, "b.rec", 0)
         chosen = replace(compiler, sets=driver is None).condition(where, "b.rec")
@@ -311,25 +315,25 @@ class SqlSearch(SqlLogs):
         hits.sort(key=lambda hit: sort_value(hit, ways))
         return hits
 
-    def _walked(
+    def _scan(
         self, compiler: Compiler, kind: str, where: Expression, keys: list[SortKey], limit: int, after: SearchHit | None
     ) -> list[SearchHit]:
-        """The next hits on the way through the index of the first key: its numbers, its texts, then those without."""
-        walk = KeysetScan(compiler, where, keys, self.project, kind)
+        """The next results in index order of the first key: its numbers, its texts, then records without a value."""
+        scan = KeysetScan(compiler, where, keys, self.project, kind)
         found: list[SearchHit] = []
-        long = False  # whether a whole window was walked: hardly any record meets the expression then
-        for stretch in range(after.position[0][0] if after else 0, 3):
-            begin = after if after is not None and after.position[0][0] == stretch else None
+        long = False  # whether there are more rows than a window: then few records meet the expression
+        for section in range(after.position[0][0] if after else 0, 3):
+            begin = after if after is not None and after.position[0][0] == section else None
             border = None
-            if stretch < 2:
-                window = walk.border(stretch, begin, WINDOW)
+            if section < 2:
+                window = scan.border(section, begin, WINDOW)
                 border = next((row[0] for row in self.database.read(window.text, window.values)), None)
                 long = long or border is not None
-            for sets in (long and stretch == 2,) if border is None else (False, True):
+            for sets in (long and section == 2,) if border is None else (False, True):
                 left = limit - len(found)
                 if left <= 0:
                     return found
-                query = walk.query(stretch, begin, border, left, sets=sets)
+                query = scan.query(section, begin, border, left, sets=sets)
                 rows = self.database.read(query.text, query.values)
                 ids = self._ids([row[0] for row in rows])
                 found += [_hit((row[0], ids[row[0]], *row[1:]), len(keys)) for row in rows if row[0] in ids]
@@ -346,49 +350,49 @@ class SqlSearch(SqlLogs):
     def _search_past(
         self, kind: type[R], where: Expression, keys: list[SortKey], limit: int | None, after: SearchHit | None
     ) -> list[SearchHit]:
-        """As of a moment there is no table of values: every record is looked at."""
+        """Search a view of the past. Search entries exist only for the present, so every record is read."""
         view = self._view(kind_of(kind))
         ways = [key.descending for key in keys]
         hits = []
         for (body,) in self.database.read(f"SELECT body FROM {view.text} ORDER BY created_at, id", view.values):
             record = decode(kind, body)
-            held = entries(record)
-            if matches(where, lambda path, held=held: _held(held.get(path))):  # type: ignore[misc]
-                position = tuple(_placed(held.get(key.path)) for key in keys)
+            values = entries(record)
+            if matches(where, lambda path, values=values: _number_and_text(values.get(path))):  # type: ignore[misc]
+                position = tuple(_position_of(values.get(key.path)) for key in keys)
                 hits.append(SearchHit(record.id, f"{micros(record.created_at):020d} {record.id}", position))
         hits.sort(key=lambda hit: sort_value(hit, ways))
         hits = [hit for hit in hits if after is None or sort_value(hit, ways) > sort_value(after, ways)]
         return hits if limit is None else hits[: max(limit, 0)]
 
     def _view(self, kind: str) -> Sql:
-        # The record store that this class is a part of knows how an as-of view is selected.
+        # Implemented by `SqlRecords`, which knows how the records of a view are selected.
         raise NotImplementedError
 
 
 def _hit(row: Sequence[Any], keys: int) -> SearchHit:
     rec, identity, *values = row
-    return SearchHit(identity, rec, tuple(_place(values[2 * at], values[2 * at + 1]) for at in range(keys)))
+    return SearchHit(identity, rec, tuple(_position(values[2 * at], values[2 * at + 1]) for at in range(keys)))
 
 
-def _place(number: float | None, text: str | None) -> Place:
+def _position(number: float | None, text: str | None) -> Position:
     if number is not None:
         return 0, number
     return (2, None) if text is None else (1, text)
 
 
-def _placed(entry: SearchEntry | None) -> Place:
+def _position_of(entry: SearchEntry | None) -> Position:
     if entry is None:
         return 2, None
-    return _place(entry.number, entry.text and entry.text[:TEXT_SORTED])
+    return _position(entry.number, entry.text and entry.text[:TEXT_SORTED])
 
 
-def _held(entry: SearchEntry | None) -> tuple[float | None, str | None] | None:
+def _number_and_text(entry: SearchEntry | None) -> tuple[float | None, str | None] | None:
     return None if entry is None else (entry.number, entry.text)
 
 
 def _values(record: Record, paths: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], Any]:
-    held = entries(record)
-    return {path: value_of(*held[path]) for path in paths if path in held}
+    found = entries(record)
+    return {path: value_of(*found[path]) for path in paths if path in found}
 
 
 def _flat(parts: Iterable[Expression]) -> Iterator[Expression]:

@@ -1,10 +1,10 @@
-"""Records in one SQLite file, by the standard library's `sqlite3`.
+"""Records in a SQLite file, with the standard library's `sqlite3`.
 
-Write-ahead logging lets readers go on beside a writer; writers begin `IMMEDIATE`, so that each waits at the door
-and none has to give up in the middle.
+With write-ahead logging, readers can read while another process writes. Write transactions begin `IMMEDIATE`: they wait
+for other writers at their start, so that none has to be aborted in the middle.
 """
 
-# ruff: noqa: S608 - only names that stand in this room are ever put into SQL; every value is a parameter.
+# ruff: noqa: S608 - only names that are defined in this package are put into SQL; every value is a parameter.
 
 from __future__ import annotations
 
@@ -35,32 +35,32 @@ if TYPE_CHECKING:
 
 BUSY_TIMEOUT_S = 60.0
 PATIENCE_S = 180.0
-"""How long a call tries again, over several busy timeouts, before it says that the store is unavailable."""
+"""How long a call retries, over several busy timeouts, before it raises `UnavailableError`."""
 
 INDEX_PREFIX = "search_"
 LONGEST_PIECE = 32
-"""Characters of a piece of a pattern with `_` that SQLite itself looks for."""
+"""Up to this length, pieces of a pattern with `_` are matched by SQLite itself."""
 MOST_INDEXES = 16
-"""Each costs every write a little."""
+"""Limit for indexes that are created for slow searches, because each index makes every write a little slower."""
 
 _UNCLEAR = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
-"""What SQLite says also where a quota or the limit for the size of a file is used up."""
+"""Error codes that SQLite also uses if a quota or the file size limit is used up."""
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _FAILED = (sqlite3.Error, UnicodeDecodeError)
-"""What SQLite raises. The latter where its message quotes a damaged declaration, which is not text."""
-_UNKEEPABLE = (UnicodeEncodeError, OverflowError)
+"""Exceptions of `sqlite3`. The second is raised if an error message quotes a damaged declaration that is not UTF-8."""
+_UNSUPPORTED = (UnicodeEncodeError, OverflowError)
 T = TypeVar("T")
 
 
 class SqliteRecords(SqlRecords):
-    """A `RecordStore` in the file `path`, which is made where needed. Safe to open in parallel, also at first."""
+    """A `RecordStore` in the file `path`, which is created if needed. Several processes can do so at the same time."""
 
     def __init__(self, path: Path | str, *, project: str, actor: str, clock: Clock) -> None:
         super().__init__(SqliteDatabase(Path(path)), project=project, actor=actor, clock=clock)
 
 
 class SqliteDatabase:
-    """A `Database`."""
+    """A `Database` in a SQLite file."""
 
     row_id = "rowid"
 
@@ -92,26 +92,26 @@ class SqliteDatabase:
             if not slot.depth and getattr(error, "sqlite_errorcode", None) in UNREADABLE_BESIDE:
                 return self._read_frozen(statement, values, error)
             if not _is_busy(error):
-                raise _told(error, self.path) from error
-        except _UNKEEPABLE as error:
-            raise _refused(error) from error
-        return _patiently(lambda: connection.execute(statement, values).fetchall(), self.path)
+                raise _translated(error, self.path) from error
+        except _UNSUPPORTED as error:
+            raise _unsupported_value(error) from error
+        return _retry_while_busy(lambda: connection.execute(statement, values).fetchall(), self.path)
 
     def read_raw(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
         if not self._writable:
-            return self._read_frozen(statement, values, text=_odd_text)
+            return self._read_frozen(statement, values, text=_decode_surrogates)
         slot = self._connections.slot()
         connection = slot.connection
         try:
-            connection.text_factory = _odd_text
+            connection.text_factory = _decode_surrogates
             try:
                 return connection.execute(statement, values).fetchall()
             finally:
                 connection.text_factory = str
         except _FAILED as error:
             if not slot.depth and getattr(error, "sqlite_errorcode", None) in UNREADABLE_BESIDE:
-                return self._read_frozen(statement, values, error, text=_odd_text)
-            raise _told(error, self.path) from error
+                return self._read_frozen(statement, values, error, text=_decode_surrogates)
+            raise _translated(error, self.path) from error
 
     def _read_frozen(
         self,
@@ -121,38 +121,38 @@ class SqliteDatabase:
         *,
         text: Callable[[bytes], str] = bytes.decode,
     ) -> list[Any]:
-        """Read although nothing can be written beside the database.
+        """Read although no files can be created beside the database.
 
         Args:
-            first: why the usual way failed, which says more than that this one fails as well.
-            text: from the bytes of a text to what is returned for it.
+            first: the error of the usual way to read. It is raised if this way fails as well.
+            text: converts the bytes of a text to the value that is returned.
         """
         if self.closed:
             raise UsageError("The store is closed.", help="Open it again.")
         try:
             return self._frozen.read(statement, values, text, may_copy=not self._writable)
         except _FAILED as error:
-            raise _told(first or error, self.path) from error
+            raise _translated(first or error, self.path) from error
         except OSError as error:
-            raise (_told(first, self.path) if first else storage_error(error, self.path)) from error
-        except _UNKEEPABLE as error:
-            raise _refused(error) from error
+            raise (_translated(first, self.path) if first else storage_error(error, self.path)) from error
+        except _UNSUPPORTED as error:
+            raise _unsupported_value(error) from error
 
     def write(self, statement: str, values: Sequence[object] = ()) -> int:
         try:
             return self._connections.slot().connection.execute(statement, values).rowcount
         except _FAILED as error:
-            raise _told(error, self.path) from error
-        except _UNKEEPABLE as error:
-            raise _refused(error) from error
+            raise _translated(error, self.path) from error
+        except _UNSUPPORTED as error:
+            raise _unsupported_value(error) from error
 
     def write_many(self, statement: str, rows: Sequence[Sequence[object]]) -> None:
         try:
             self._connections.slot().connection.executemany(statement, rows)
         except _FAILED as error:
-            raise _told(error, self.path) from error
-        except _UNKEEPABLE as error:
-            raise _refused(error) from error
+            raise _translated(error, self.path) from error
+        except _UNSUPPORTED as error:
+            raise _unsupported_value(error) from error
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -164,7 +164,7 @@ class SqliteDatabase:
             with slot.transaction(lambda: self._begin(slot.connection)):
                 yield
         except _FAILED as error:
-            raise _told(error, self.path) from error
+            raise _translated(error, self.path) from error
 
     def _begin(self, connection: sqlite3.Connection) -> None:
         try:
@@ -172,7 +172,7 @@ class SqliteDatabase:
         except _FAILED as error:
             if not _is_busy(error):
                 raise
-            _patiently(lambda: connection.execute("BEGIN IMMEDIATE"), self.path)
+            _retry_while_busy(lambda: connection.execute("BEGIN IMMEDIATE"), self.path)
 
     def index(self, value: Sql) -> None:
         if value.values or not self._writable or self._connections.slot().depth:
@@ -182,7 +182,7 @@ class SqliteDatabase:
         if len(ours) >= MOST_INDEXES or (name,) in ours:
             return
         with suppress(StoreError, UnavailableError), self.transaction():
-            # A quicker search is no reason to fail one that has succeeded.
+            # The search itself has succeeded, so it must not fail because of the index.
             self.write(
                 f"CREATE INDEX IF NOT EXISTS {name} ON records (project, kind, {value.text}, id)"
                 " WHERE deleted_at IS NULL"
@@ -201,7 +201,7 @@ class SqliteDatabase:
         return found + schema_problems(self.read("SELECT type, name, sql FROM sqlite_master"), INDEX_PREFIX)
 
     def copy_to(self, path: Path) -> None:
-        """Write a consistent copy of the database while others go on writing."""
+        """Write a consistent copy of the database. Other processes may write meanwhile."""
         target = sqlite3.connect(path)
         try:
             if self._writable:
@@ -210,14 +210,14 @@ class SqliteDatabase:
                 self._frozen.backup(target)
             target.execute("PRAGMA journal_mode = DELETE")
         except _FAILED as error:
-            raise _told(error, path) from error
+            raise _translated(error, path) from error
         finally:
             target.close()
 
     def use_log(self) -> None:
-        """Let the database have a write-ahead log again, which a copy of it has not."""
+        """Turn on write-ahead logging, which is off in a copy of the database."""
         connection = self._connections.slot().connection
-        _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchall(), self.path)
+        _retry_while_busy(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchall(), self.path)
 
     @property
     def closed(self) -> bool:
@@ -238,19 +238,19 @@ class SqliteDatabase:
                 cached_statements=256,
             )
             connection.create_function("everloop_like", 3, _like, deterministic=True)
-            # Under write-ahead logging NORMAL keeps the file consistent through a power cut and every commit
-            # through a killed process.
+            # With write-ahead logging, NORMAL keeps the file consistent after a power cut, and all commits if the
+            # process is killed.
             connection.execute("PRAGMA synchronous = NORMAL")
-            # In KiB; taken as pages are read. Searches in a home of many runs meet the same pages again and again.
+            # In KiB, allocated as pages are read. Searches in a home with many runs read the same pages repeatedly.
             connection.execute("PRAGMA cache_size = -32768")
-            # In pages: 16 MB. Writing the log back waits for the disk, and pages that many runs change go once.
+            # In pages: 16 MB. A checkpoint waits for the disk, and writes a page that has changed often only once.
             connection.execute("PRAGMA wal_autocheckpoint = 4000")
         except _FAILED as error:
-            raise _told(error, self.path) from error
+            raise _translated(error, self.path) from error
         return connection
 
     def _make_file(self) -> None:
-        """Make the file before SQLite does, which would go by the umask. Its log follows the file's mode."""
+        """Create the file before SQLite does, which would use the umask. SQLite gives its log the same mode."""
         with writing(self.path), suppress(FileExistsError, FileNotFoundError):
             os.close(make_private(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
 
@@ -260,14 +260,15 @@ class SqliteDatabase:
             return
         if not self._writable:
             raise ReadOnlyError(
-                f"The store '{self.path}' was written by an older everloop, must be upgraded, and is read-only here.",
-                help="Open it once as its owner, such as with: everloop runs ls",
+                f"The store '{self.path}' was written by an older everloop and has to be upgraded, but this user cannot"
+                " write to it.",
+                help="Open it once as its owner, for example with: everloop runs ls",
             )
         make_folder(self.path.parent)
         with file_lock(self.path.parent / "locks" / f"{self.path.name}.lock"):
             connection = self._connections.slot().connection
             try:
-                _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchall(), self.path)
+                _retry_while_busy(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchall(), self.path)
                 for step in steps[self._version(steps) :]:
                     connection.executescript(
                         f"BEGIN IMMEDIATE;\n{step.script}\nPRAGMA user_version = {step.number};\nCOMMIT;"
@@ -275,7 +276,7 @@ class SqliteDatabase:
             except _FAILED as error:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
-                raise _told(error, self.path) from error
+                raise _translated(error, self.path) from error
 
     def _version(self, steps: Sequence[Migration]) -> int:
         if not self.path.exists():
@@ -306,7 +307,7 @@ class SqlitePaths:
 
     def _where(self, path: Sequence[str], types: str) -> Sql:
         if LITERAL.fullmatch("".join(path)) and all(path):
-            # Spelled out, because an index over an expression serves only the very same expression.
+            # The path is written into the statement: an expression index is used only for exactly the same expression.
             at = f"'{_pointer(path)}'"
             return Sql(f"CASE WHEN json_type(body, {at}) IN ({types}) THEN json_extract(body, {at}) END")
         if _plain(path):
@@ -315,7 +316,7 @@ class SqlitePaths:
         return self._search(path, "e.value", f"e.type IN ({types})")
 
     def _search(self, path: Sequence[str], wanted: str, test: str) -> Sql:
-        """For names that a JSON path cannot spell: walk the objects and compare names as texts."""
+        """For names that a JSON path cannot express: iterate over the objects and compare the names as texts."""
         within = "body"
         for _ in path[:-1]:
             within = f"(SELECT e.value FROM json_each({within}) e WHERE e.key = ? AND e.type = 'object')"
@@ -323,9 +324,10 @@ class SqlitePaths:
 
 
 class SqlitePatterns:
-    """A `Patterns`: GLOB tells small letters from capitals, and LIKE does not, within ASCII.
+    """A `Patterns`: GLOB is case-sensitive, and LIKE ignores the case of ASCII letters.
 
-    Both try a piece with `_` at each place of a text, so one with long pieces runs in Python, a step per character.
+    Both compare a piece with `_` separately at each position of a text. So patterns with long pieces are matched in
+    Python, in linear time.
     """
 
     def like(self, column: str, pattern: str, *, any_case: bool) -> Sql:
@@ -337,7 +339,7 @@ class SqlitePatterns:
         return Sql(f"{column} GLOB ?", ("".join(signs.get(sign, sign) for sign in pattern),))
 
 
-def _odd_text(data: bytes) -> str:
+def _decode_surrogates(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
@@ -358,9 +360,11 @@ def _is_busy(error: sqlite3.Error | UnicodeDecodeError) -> bool:
     return code is not None and code & 0xFF in _BUSY
 
 
-def _patiently(attempt: Callable[[], T], path: Path) -> T:
-    """Repeat what found the database busy. SQLite waits by itself nearly always; it does not while another process
-    recovers the log, or changes the journal's mode."""
+def _retry_while_busy(attempt: Callable[[], T], path: Path) -> T:
+    """Repeat a call while the database is busy.
+
+    Usually SQLite itself waits, but not while another process recovers the log or changes the journal mode.
+    """
     deadline = time.monotonic() + PATIENCE_S
     pause = 0.002
     while True:
@@ -368,22 +372,24 @@ def _patiently(attempt: Callable[[], T], path: Path) -> T:
             return attempt()
         except _FAILED as error:
             if not _is_busy(error):
-                raise _told(error, path) from error
+                raise _translated(error, path) from error
             if time.monotonic() > deadline:
                 raise UnavailableError(
-                    f"The store '{path}' has been busy for {PATIENCE_S:.0f} s.",
-                    help="Look for a process that holds a long transaction.",
+                    f"The store '{path}' has been locked by another process for {PATIENCE_S:.0f} s.",
+                    help="Look for a process with a long transaction.",
                 ) from error
         time.sleep(pause)
         pause = min(pause * 2, 0.1)
 
 
-def _refused(error: Exception) -> UsageError:
-    return UsageError(f"SQLite cannot hold that value: {error}.", help="Use whole texts, and integers of 64 bits.")
+def _unsupported_value(error: Exception) -> UsageError:
+    return UsageError(
+        f"SQLite cannot store this value: {error}.", help="Use valid Unicode texts and integers of up to 64 bits."
+    )
 
 
-def _told(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> Exception:
-    """What a caller can do something about."""
+def _translated(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> Exception:
+    """The everloop exception for an error of SQLite."""
     if isinstance(error, UnicodeDecodeError):
         return CorruptionError(
             f"The store '{path}' is damaged: a declaration is not text.", help="See: everloop verify"
@@ -396,9 +402,11 @@ def _told(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> Exception:
     if code == sqlite3.SQLITE_READONLY:
         return read_only(path)
     if code in _BUSY:
-        return UnavailableError(f"The store '{path}' is busy: {error}.")
+        return UnavailableError(f"The store '{path}' is locked by another process: {error}.", help="Try again.")
     if code == sqlite3.SQLITE_CANTOPEN:
-        return StoreError(f"The store '{path}' cannot be opened: {error}.", help="Check its folder and rights.")
+        return StoreError(
+            f"Cannot open the store '{path}': {error}.", help="Check that its folder exists, and its permissions."
+        )
     if isinstance(error, sqlite3.OperationalError):
-        return StoreError(f"The store '{path}' failed: {error}.")
+        return StoreError(f"The database of the store '{path}' reported an error: {error}.")
     return error

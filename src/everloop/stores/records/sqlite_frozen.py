@@ -1,14 +1,14 @@
-"""Reading a SQLite database beside which nothing can be written: in a home that is read-only, or on a full disk.
+"""Reading a SQLite database in a folder that cannot be written to: in a read-only home or on a full disk.
 
-Under write-ahead logging even a reader makes two files beside the database. Where it cannot, there are three ways, and
-the first that works is taken:
+With write-ahead logging, even a reader creates two files beside the database. If it cannot, there are three
+alternatives. The first that works is used:
 
-1. Another process has the database open, and its files are there and can be read: SQLite reads it as ever.
-2. There is no log, so the database's file holds everything: SQLite reads it as one that does not change.
-3. There is a log, which a writer that died has left: both files are copied to a temporary folder and read there.
+1. Another process has the database open, and its files exist and can be read: SQLite reads the database as usual.
+2. There is no log, so the database file contains everything: SQLite opens it as immutable.
+3. There is a log, left by a writer that died: both files are copied to a temporary folder and read there.
 
-For the last two, SQLite takes no locks. So each statement is read between two looks at the files, and again if they
-have changed meanwhile.
+In the last two cases SQLite takes no locks. So the state of the files is compared before and after each statement, and
+the statement is repeated if they have changed.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ UNREADABLE_BESIDE = frozenset(
         sqlite3.SQLITE_READONLY_RECOVERY,
     }
 )
-"""What SQLite answers, in its extended codes, where a reader cannot make what it needs beside the database."""
+"""SQLite's extended error codes if a reader cannot create the files that it needs beside the database."""
 
 
 def can_write_beside(path: Path) -> bool:
-    """Whether this process may write to a database and make files in its folder. True where there is none yet."""
+    """Whether this process may write to a database and create files in its folder. True if it does not exist yet."""
     effective = os.access in os.supports_effective_ids
     if not path.exists():
         return True
-    return all(os.access(place, os.W_OK, effective_ids=effective) for place in (path, path.parent))
+    return all(os.access(one, os.W_OK, effective_ids=effective) for one in (path, path.parent))
 
 
 class FrozenReader:
-    """Reads one database. Safe from any thread; a forked child opens it again."""
+    """Reads one database. Safe to use from any thread. A forked child opens the database again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -79,14 +79,14 @@ class FrozenReader:
         """All rows of a statement.
 
         Args:
-            text: from the bytes of a text to what is returned for it.
-            may_copy: whether this process has no other connection to the database. Closing a copied file would give
-                up the locks of one.
+            text: converts the bytes of a text to the value that is returned.
+            may_copy: whether the database may be copied. Must be false if this process has another connection to it,
+                because closing the copied file would release the locks of that connection.
 
         Raises:
-            sqlite3.Error: as the statement itself does.
-            UnavailableError: others write to the database all the time.
-            OSError: a copy was needed and cannot be made.
+            sqlite3.Error: the statement failed.
+            UnavailableError: other processes write to the database all the time.
+            OSError: a copy is needed and cannot be created.
         """
         with self._locked():
             for attempt in range(ATTEMPTS):
@@ -95,7 +95,7 @@ class FrozenReader:
                 try:
                     rows = connection.execute(statement, values).fetchall()
                 except sqlite3.DatabaseError:
-                    # A page that was written half way looks like damage.
+                    # A page that is just being written looks like damage.
                     if self._is_same():
                         raise
                 else:
@@ -104,7 +104,8 @@ class FrozenReader:
                 self._drop()
                 time.sleep(0.002 * attempt)
         raise UnavailableError(
-            f"The store '{self.path}' is written to all the time, and cannot be locked by this user.",
+            f"The store '{self.path}' cannot be read: other processes write to it all the time, and this user may not"
+            " lock it.",
             help="Try again, or read it as its owner.",
         )
 
@@ -117,7 +118,9 @@ class FrozenReader:
                     return
                 self._drop()
                 time.sleep(0.002 * attempt)
-        raise UnavailableError(f"The store '{self.path}' is written to all the time.", help="Try again.")
+        raise UnavailableError(
+            f"The store '{self.path}' cannot be copied: other processes write to it all the time.", help="Try again."
+        )
 
     def close(self) -> None:
         with self._locked():
@@ -125,7 +128,7 @@ class FrozenReader:
 
     def _locked(self) -> threading.RLock:
         if self._process != os.getpid():
-            # The parent's connection is not the child's to use or close; another thread may have held its lock.
+            # A child must not use or close its parent's connection. The lock may have been held at the fork.
             self._guard, self._process = threading.RLock(), os.getpid()
             self._connection, self._state, self._copies = None, None, []
         return self._guard
@@ -136,7 +139,7 @@ class FrozenReader:
             if live is not None:
                 self._connection, self._state = live, None
                 return live
-            self._state = self._look()
+            self._state = self._file_state()
             if self._state[1] is None or self._state[1][2] == 0:
                 frozen = self._try("mode=ro&immutable=1")
                 if frozen is not None:
@@ -177,11 +180,11 @@ class FrozenReader:
         connection.execute("PRAGMA query_only = ON")
         return connection
 
-    def _look(self) -> _State:
+    def _file_state(self) -> _State:
         return tuple(_stamp(self.path.with_name(self.path.name + end)) for end in ("", "-wal"))
 
     def _is_same(self) -> bool:
-        return self._state is None or self._state == self._look()
+        return self._state is None or self._state == self._file_state()
 
     def _drop(self) -> None:
         if self._connection is not None:

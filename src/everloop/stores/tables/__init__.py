@@ -1,1 +1,1 @@
-"""Tables that grow (Delta), their checks, and frames of other libraries as Polars frames."""
+"""Append-only Delta tables, checking their files, and converting data frames of other libraries to Polars."""

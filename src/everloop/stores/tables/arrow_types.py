@@ -1,6 +1,6 @@
-"""Arrow tables as Polars can hold them: every value as it was, in the nearest type that Polars has.
+"""Converting Arrow tables to types that Polars supports, without changing any value.
 
-| Arrow | kept as |
+| Arrow | becomes |
 |---|---|
 | bool, (u)int8–64, float16–64, null, date32, timestamp ms–ns, duration ms–ns, fixed-size list, struct, map | itself |
 | string, large string, string view | string |
@@ -11,10 +11,10 @@
 | decimal32–256 of up to 38 digits | decimal |
 | list, large list, and views of lists | list |
 | dictionary of text | categorical |
-| dictionary of anything else, run-end encoded | its values |
-| JSON and other extension types | their storage |
+| dictionary of any other type, run-end encoded | its values |
+| JSON and other extension types | their storage type |
 
-Unions, intervals of months and decimals of more digits have no type there: they are refused by name.
+Unions, intervals of months and decimals with more digits have no counterpart and raise an error with the column's name.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ MAX_DIGITS = 38
 
 
 def readable(table: Any) -> Any:
-    """A pyarrow table, batch or reader whose every column Polars can read.
+    """Convert a pyarrow table, batch or reader so that Polars can read all of its columns.
 
     Raises:
-        DataError: a column holds a type that has no counterpart, or a decimal with too many digits.
+        DataError: a column has a type without a counterpart, or a decimal with too many digits.
     """
     import pyarrow as pa
 
@@ -39,9 +39,10 @@ def readable(table: Any) -> Any:
     wanted = [_wanted(field.name, field.type) for field in table.schema]
     if all(kind == field.type for kind, field in zip(wanted, table.schema, strict=True)):
         return table
-    whole = table.read_all() if isinstance(table, pa.RecordBatchReader) else table
-    columns = [_cast(whole.column(place), kind) for place, kind in enumerate(wanted)]
-    return pa.Table.from_arrays(columns, names=whole.schema.names)
+    if isinstance(table, pa.RecordBatchReader):
+        table = table.read_all()
+    columns = [_cast(table.column(position), kind) for position, kind in enumerate(wanted)]
+    return pa.Table.from_arrays(columns, names=table.schema.names)
 
 
 def _wanted(name: str, kind: Any) -> Any:
@@ -56,8 +57,8 @@ def _wanted(name: str, kind: Any) -> Any:
         return kind
     if is_.is_union(kind) or is_.is_interval(kind):
         raise DataError(
-            f"The column '{name}' holds {kind}, which no table here can hold.",
-            help="Cast it before, a union to one type, an interval to a duration.",
+            f"The column '{name}' has the type {kind}, which tables do not support.",
+            help="Cast it first: a union to one of its types, an interval to a duration.",
         )
     if is_.is_decimal(kind):
         digits, scale = kind.precision - min(kind.scale, 0), max(kind.scale, 0)
@@ -96,7 +97,7 @@ def _cast(column: Any, kind: Any) -> Any:
     try:
         return pa.chunked_array([_rebuilt(chunk, kind) for chunk in column.chunks], type=kind)
     except pa.ArrowInvalid as error:
-        raise DataError(f"A column holds {column.type}, and not all its values fit into {kind}: {error}.") from error
+        raise DataError(f"A column of type {column.type} has values that do not fit into {kind}: {error}.") from error
 
 
 def _rebuilt(array: Any, kind: Any) -> Any:
@@ -111,7 +112,7 @@ def _rebuilt(array: Any, kind: Any) -> Any:
     if array.type == kind:
         return array
     if is_.is_list(kind) or is_.is_large_list(kind):
-        # Arrow's own cast of a view that holds nulls only gives an array that is not sound.
+        # Arrow's own cast of a list view with only nulls produces an invalid array.
         lengths = pc.fill_null(pc.list_value_length(array), 0).cast(pa.int64())
         offsets = pa.concat_arrays([pa.array([0], pa.int64()), pc.cumulative_sum(lengths)])
         make, width = (pa.ListArray, pa.int32()) if is_.is_list(kind) else (pa.LargeListArray, pa.int64())
@@ -124,4 +125,7 @@ def _rebuilt(array: Any, kind: Any) -> Any:
 
 
 def _too_long(name: str, kind: Any) -> DataError:
-    return DataError(f"The column '{name}' holds {kind}; at most {MAX_DIGITS} digits can be kept.", help="Cast it.")
+    return DataError(
+        f"The column '{name}' has the type {kind}, but at most {MAX_DIGITS} digits are supported.",
+        help="Cast it to a float or to text.",
+    )

@@ -1,4 +1,4 @@
-"""Tables that grow: Delta tables, local or remote, with event time and arrival time in every row."""
+"""Append-only Delta tables, local or remote, with an event time and an arrival time in every row."""
 
 from __future__ import annotations
 
@@ -49,23 +49,23 @@ ARRIVED_AT = "arrived_at"
 _NAME = re.compile(r"[A-Za-z0-9_@=+-][A-Za-z0-9_.@=+-]*(?:/[A-Za-z0-9_@=+-][A-Za-z0-9_.@=+-]*)*")
 _ATTEMPTS = 20
 _SETTINGS = {"delta.checkpointInterval": "10"}
-"""Opening a table reads every commit since its last checkpoint, at about half a millisecond each."""
+"""Opening a table reads all commits since its last checkpoint, which takes about half a millisecond per commit."""
 MANY_FILES = 40
 _READ_ONLY = re.compile(f"{os.strerror(errno.EROFS)}|{os.strerror(errno.EACCES)}")
 
 
 class Tables:
-    """The growing tables below one root, by names such as `predictions/delays`. Safe from any thread and process."""
+    """The tables of a store, with names such as `predictions/delays`. Safe to use from any thread and process."""
 
     def __init__(self, root: str | Path, clock: Clock, *, as_of: datetime | None = None) -> None:
         self.root = str(root).rstrip("/")
         self.clock = clock
         self._as_of = as_of
-        self._kept = threading.local()
+        self._open_tables = threading.local()
         self._bytes: ByteStore | None = None
 
     def as_of(self, moment: datetime) -> Tables:
-        """A read-only view that shows only rows which had arrived by `moment`."""
+        """A read-only view of the rows that had arrived by `moment`."""
         return Tables(self.root, self.clock, as_of=moment if self._as_of is None else min(moment, self._as_of))
 
     def append(
@@ -76,22 +76,23 @@ class Tables:
         batch: tuple[str, int] | None = None,
         progress: Sequence[tuple[str, int, int]] = (),
     ) -> bool:
-        """Append rows, making the table where there is none, and return whether they were written.
+        """Append rows and return whether they were written. The table is created if it is missing.
 
-        A column that the table does not have yet is added, and is null in the rows before; one that is missing
-        here is null in these rows.
+        New columns are added to the table and are null in earlier rows. Columns that are missing in the frame are null
+        in the new rows.
 
         Args:
-            frame: a Polars frame, or anything that speaks the Arrow C stream interface. Has the column `event_at`;
-                `arrived_at` is the clock's time where the column is missing. Both are kept as UTC with µs.
-            batch: `(writer, n)`: rows with an `n` not above the writer's last are skipped, so that a batch that
-                is sent again after a crash is written once.
-            progress: `(writer, before, after)` of several writers: the rows are written only where the last batch of
-                each is `before`, and it is `after` then. So of several who fold the same rows, one does.
+            frame: a Polars frame, or any object with the Arrow C stream interface. It must have the column `event_at`.
+                If it has no `arrived_at`, this is the clock's time. Both are stored as UTC with µs.
+            batch: `(writer, n)`. The rows are skipped if `n` is not greater than the writer's last batch number. So a
+                batch that is sent again after a crash is written only once.
+            progress: `(writer, before, after)` for several writers. The rows are written only if the last batch number
+                of each writer is `before`, and the number is then set to `after`. So if several processes fold the
+                same rows, only one of them writes.
 
         Raises:
-            DataError: no `event_at`, or a time that is null or no time, or a column of another type than before.
-            InsufficientStorageError: no space left.
+            DataError: `event_at` is missing, a time is null or not a time, or a column has another type than before.
+            InsufficientStorageError: no space is left.
         """
         from deltalake import CommitProperties, Transaction, write_deltalake
 
@@ -103,8 +104,8 @@ class Tables:
         marks = [*(() if batch is None else (batch,)), *((writer, after) for writer, _, after in progress)]
         transactions = [Transaction(*mark) for mark in marks] or None
         for attempt in range(_ATTEMPTS):
-            # The batch is looked for in the very version that the commit builds on: if another writes it meanwhile,
-            # the commit fails, and the next look finds it.
+            # The batch number is read from the same version that the commit builds on. If another process writes the
+            # batch meanwhile, the commit fails and the next attempt sees it.
             table = self._find(name)
             make_table_folder(uri)
             if batch is not None and table is not None and _last(table, batch[0]) >= batch[1]:
@@ -112,9 +113,10 @@ class Tables:
             if any((-1 if table is None else _last(table, writer)) != before for writer, before, _ in progress):
                 return False
             if table is None:
-                # What a process that was killed while it dropped a table of this name may have left.
+                # Remove leftovers of a process that was killed while it dropped a table with this name.
                 self.files(name).clear()
-            # A commit that makes a table must not be retried: deltalake would put it behind another's as a second one.
+            # A commit that creates a table must not be retried: deltalake would append it after another process' first
+            # commit.
             retries = 0 if table is None else 50
             try:
                 write_deltalake(
@@ -127,15 +129,15 @@ class Tables:
                 )
             except Exception as error:
                 self._forget(name)
-                # Besides its own errors deltalake raises bare ones, such as for a cast that fails.
+                # Besides its own exceptions deltalake raises others, such as for a failed cast.
                 if attempt + 1 == _ATTEMPTS or not _is_race(error):
-                    raise _told(error, name) from error
+                    raise _translated(error, name) from error
                 time.sleep(0.005 * attempt)
                 continue
             close_new_files(uri)
             self._seal(name, 0 if table is None else int(table.version()))
             return True
-        raise StoreError(f"The table '{name}' was written to by too many at once.", help="Try again.")
+        raise StoreError(f"Too many processes write to the table '{name}' at the same time.", help="Try again.")
 
     def scan(
         self,
@@ -147,10 +149,10 @@ class Tables:
         as_of: datetime | None = None,
         verify: bool = False,
     ) -> pl.LazyFrame:
-        """The rows with `since <= event_at < until` that had arrived by `as_of`; in no particular order.
+        """The rows with `since <= event_at < until` that had arrived by `as_of`, in no particular order.
 
         Args:
-            verify: compare every file of the table with its digest first.
+            verify: first compare every file of the table with its digest.
 
         Raises:
             NotFoundError: there is no such table.
@@ -176,20 +178,20 @@ class Tables:
         return DeltaTable.is_deltatable(self._uri(name))
 
     def names(self, prefix: str = "") -> list[str]:
-        """The names of all tables that begin with `prefix`, sorted."""
+        """The names of all tables whose names begin with `prefix`, sorted."""
         found = self._local_names() if "://" not in self.root else self._remote_names()
         return sorted(name for name in found if name.startswith(prefix))
 
     def last_batch(self, name: str, writer: str) -> int:
-        """The number of the writer's last batch; -1 before its first, also where there is no table."""
+        """The number of the writer's last batch, or -1 if there is none or the table does not exist."""
         table = self._find(name)
         return -1 if table is None else _last(table, writer)
 
     def prove(self, name: str) -> None:
-        """Compare every file of a table with its digest; read to the end what has none.
+        """Compare every file of a table with its digest. Files without a digest are read to the end.
 
         Raises:
-            CorruptionError: a file of it is missing or damaged.
+            CorruptionError: a file is missing or damaged.
         """
         self._open(name)
         problem = next(check_table(self.files(name), Checked()), None)
@@ -204,10 +206,10 @@ class Tables:
         return TableFiles(self.root, name, self._bytes)
 
     def compact(self, name: str) -> None:
-        """Join small files into larger ones. Readers and writers go on meanwhile.
+        """Merge small files into larger ones. Others can read and write meanwhile.
 
         Raises:
-            CorruptionError: one of them differs from its digest. Nothing is joined then, so that the damage shows.
+            CorruptionError: a file differs from its digest. Then nothing is merged, so that the damage can be repaired.
         """
         self._writable()
         table = self._open(name)
@@ -216,67 +218,69 @@ class Tables:
             table.optimize.compact()
         except Exception as error:
             self._forget(name)
-            raise _told(error, name) from error
+            raise _translated(error, name) from error
         close_new_files(self._uri(name))
         self._seal(name, int(table.version()))
 
     def tidy(self, name: str, *, most_files: int = MANY_FILES) -> bool:
-        """Compact a table that has come to more than `most_files` files; returns whether it was done.
+        """Compact a table if it has more than `most_files` files, and return whether that was done.
 
-        One that is damaged is left as it is, with a warning.
+        A damaged table is not compacted; a warning is logged instead.
         """
         if not self.exists(name) or len(self._open(name).file_uris()) <= most_files:
             return False
         try:
             self.compact(name)
         except CorruptionError as error:
-            _log.warning("The table '%s' is not compacted: %s", name, error)
+            _log.warning("The table '%s' was not compacted: %s", name, error)
             return False
         return True
 
     def forget(self, name: str, before: datetime) -> int:
-        """Remove the rows that arrived before a moment, and return how many went. Older versions keep them: `vacuum`.
+        """Delete the rows that arrived before a moment, and return their number.
+
+        Older versions of the table still contain them, until `vacuum` removes their files.
 
         Raises:
-            StoreError: somebody else wrote to the same files meanwhile.
-            CorruptionError: a file that would be written again differs from its digest.
+            StoreError: another process wrote to the same files meanwhile.
+            CorruptionError: a file that has to be rewritten differs from its digest.
         """
         self._writable()
         table = self._open(name)
         self.files(name).prove(_files_before(table, before))
         try:
             moment = f"'{before.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}'"
-            told = table.delete(f"{ARRIVED_AT} < arrow_cast({moment}, 'Timestamp(Microsecond, Some(\"UTC\"))')")
+            metrics = table.delete(f"{ARRIVED_AT} < arrow_cast({moment}, 'Timestamp(Microsecond, Some(\"UTC\"))')")
         except Exception as error:
             self._forget(name)
-            raise _told(error, name) from error
+            raise _translated(error, name) from error
         close_new_files(self._uri(name))
         self._seal(name, int(table.version()))
-        return int(told.get("num_deleted_rows") or 0)
+        return int(metrics.get("num_deleted_rows") or 0)
 
     def vacuum(self, name: str, *, keep_hours: int = 168) -> list[str]:
         """Remove files that no version of the last `keep_hours` refers to, and return their names."""
         self._writable()
         table = self._open(name)
-        gone = table.vacuum(keep_hours, dry_run=False, enforce_retention_duration=False)
+        removed = table.vacuum(keep_hours, dry_run=False, enforce_retention_duration=False)
         self._seal(name, int(table.version()))
         files = self.files(name)
         checkpoint = max(files.checkpoints(), default=-1)
         if checkpoint >= 0:
             with suppress(EverloopError, OSError):
                 files.join(checkpoint, set(active_files(table)))
-        return gone
+        return removed
 
     def drop(self, name: str) -> None:
-        """Remove a table with all its rows, for good.
+        """Permanently delete a table with all its rows.
 
         Raises:
-            NotFoundError: there is no such table.
+            NotFoundError: the table does not exist.
         """
         self._writable()
         uri = self._open(name).table_uri
         if "://" not in self.root:
-            # Without its log a folder is no table any more: readers see it whole or not at all.
+            # The log goes first. Without it the folder is not a table, so readers never see a part of the table.
             folder = Path(self.root) / name
             with writing(folder):
                 shutil.rmtree(folder / "_delta_log")
@@ -290,45 +294,45 @@ class Tables:
         obstore.delete(store, sorted(files, key=lambda path: not path.startswith("_delta_log")))
 
     def _seal(self, name: str, version: int) -> None:
-        """Note the digests of what a commit has written. The commit stands, whatever becomes of them."""
+        """Record the digests of the files of a commit. If that fails, the commit is valid nevertheless."""
         try:
             self.files(name).seal(version)
         except (EverloopError, OSError, ValueError) as error:
-            _log.warning("The table '%s' has no digests of its version %d: %s", name, version, error)
+            _log.warning("Cannot write the digests of version %d of the table '%s': %s", version, name, error)
 
     def _open(self, name: str) -> DeltaTable:
         table = self._find(name)
         if table is None:
             known = ", ".join(self.names()[:5]) or "none yet"
-            raise NotFoundError(f"There is no table '{name}'.", help=f"There are: {known}")
+            raise NotFoundError(f"There is no table '{name}'.", help=f"Existing tables: {known}")
         return table
 
     def _find(self, name: str) -> DeltaTable | None:
-        """The table as it is now. Opening one costs some 15 ms, reading on in a log that is open, 2 ms."""
+        """The table in its present version. Opening a table takes about 15 ms, updating an open one 2 ms."""
         from deltalake import DeltaTable
 
         uri = self._uri(name)
-        birth = None if "://" in self.root else _birth(uri)
-        kept = self._tables().get(name)
-        if kept is not None and kept[0] == birth:
-            kept[1].update_incremental()
-            return kept[1]
+        identity = None if "://" in self.root else _identity(uri)
+        cached = self._tables().get(name)
+        if cached is not None and cached[0] == identity:
+            cached[1].update_incremental()
+            return cached[1]
         if not DeltaTable.is_deltatable(uri):
             return None
         try:
             table = DeltaTable(uri)
         except Exception as error:
-            # deltalake tells of missing and of damaged logs by half a dozen kinds of error.
+            # deltalake raises half a dozen different exceptions for missing and damaged logs.
             raise _unreadable(error, name) from error
-        if birth is not None:
-            self._tables()[name] = (birth, table)
+        if identity is not None:
+            self._tables()[name] = (identity, table)
         return table
 
     def _tables(self) -> dict[str, tuple[tuple[int, int], DeltaTable]]:
-        """This thread's open tables: an object of deltalake changes when it is written to."""
-        if getattr(self._kept, "pid", None) != os.getpid():
-            self._kept.pid, self._kept.tables = os.getpid(), {}
-        tables: dict[str, tuple[tuple[int, int], DeltaTable]] = self._kept.tables
+        """The open tables of this thread. Threads cannot share a DeltaTable, because writing changes it."""
+        if getattr(self._open_tables, "pid", None) != os.getpid():
+            self._open_tables.pid, self._open_tables.tables = os.getpid(), {}
+        tables: dict[str, tuple[tuple[int, int], DeltaTable]] = self._open_tables.tables
         return tables
 
     def _forget(self, name: str) -> None:
@@ -336,7 +340,10 @@ class Tables:
 
     def _uri(self, name: str) -> str:
         if not _NAME.fullmatch(name):
-            raise UsageError(f"'{name}' is no name of a table.", help="Names are words joined by '/'.")
+            raise UsageError(
+                f"'{name}' is not a valid name for a table.",
+                help="Use letters, digits and -_.@=+ in names joined by '/', such as 'predictions/delays'.",
+            )
         return f"{self.root}/{name}"
 
     def _stamped(self, name: str, frame: Any) -> pl.DataFrame:
@@ -346,7 +353,10 @@ class Tables:
         if rows is None:
             raise DataError(f"A {type(frame).__name__} is not a table of rows.", help="Use a frame or Arrow data.")
         if EVENT_AT not in rows.columns:
-            raise DataError(f"Rows for '{name}' have no column '{EVENT_AT}'.", help="Say when each of them happened.")
+            raise DataError(
+                f"The rows for the table '{name}' have no column '{EVENT_AT}'.",
+                help="Add it with the time of each row's event.",
+            )
         if ARRIVED_AT not in rows.columns:
             rows = rows.with_columns(pl.lit(self.clock.now()).alias(ARRIVED_AT))
         return rows.with_columns(_as_time(rows, name, column) for column in (EVENT_AT, ARRIVED_AT))
@@ -370,11 +380,14 @@ class Tables:
 
     def _writable(self) -> None:
         if self._as_of is not None:
-            raise ReadOnlyError(f"These tables are open as of {self._as_of.isoformat()} and take no writes.")
+            raise ReadOnlyError(
+                f"These tables are open as of {self._as_of.isoformat()} and cannot be changed.",
+                help="Open the store without as_of.",
+            )
 
 
-def _birth(uri: str) -> tuple[int, int] | None:
-    """What a table that was dropped and made anew does not share with the one before: its first commit."""
+def _identity(uri: str) -> tuple[int, int] | None:
+    """Inode and time of a table's first commit. They change if the table is dropped and created again."""
     try:
         found = os.stat(f"{uri}/_delta_log/{0:020}.json")  # noqa: PTH116 - a Path costs more than the call
     except FileNotFoundError:
@@ -385,12 +398,14 @@ def _birth(uri: str) -> tuple[int, int] | None:
 def _unreadable(error: Exception, name: str) -> StoreError:
     text = str(error).partition("\n")[0]
     if "ermission denied" in text:
-        return StoreError(f"The table '{name}' may not be read: {text}")
-    return CorruptionError(f"The log of the table '{name}' cannot be read: {text}", help="See: everloop verify")
+        return StoreError(
+            f"Cannot read the table '{name}': {text}", help="Check who owns its folder (ls -ld) and its permissions."
+        )
+    return CorruptionError(f"Cannot read the log of the table '{name}': {text}", help="See: everloop verify")
 
 
 def _files_before(table: DeltaTable, moment: datetime) -> list[str]:
-    """The files that may hold rows which arrived before a moment."""
+    """The files that may contain rows which arrived before a moment."""
     actions: Any = table.get_add_actions(flatten=True)
     paths = [unquote(path) for path in actions.column("path").to_pylist()]
     if f"min.{ARRIVED_AT}" not in actions.schema.names:
@@ -409,7 +424,11 @@ def _as_time(rows: pl.DataFrame, name: str, column: str) -> pl.Expr:
 
     kind = rows.schema[column]
     if rows[column].null_count():
-        raise DataError(f"{rows[column].null_count()} rows for '{name}' have no '{column}'.")
+        count = rows[column].null_count()
+        raise DataError(
+            f"'{column}' is null in {count} {'row' if count == 1 else 'rows'} for the table '{name}'.",
+            help="Fill in the time or remove the rows.",
+        )
     match kind:
         case pl.Datetime(time_zone=None):
             return pl.col(column).dt.cast_time_unit("us").dt.replace_time_zone("UTC")
@@ -417,11 +436,14 @@ def _as_time(rows: pl.DataFrame, name: str, column: str) -> pl.Expr:
             return pl.col(column).dt.cast_time_unit("us").dt.convert_time_zone("UTC")
         case pl.Date:
             return pl.col(column).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    raise DataError(f"'{column}' of rows for '{name}' is {kind}, not a time.", help="Cast it to a datetime in UTC.")
+    raise DataError(
+        f"The column '{column}' for the table '{name}' has the type {kind}, which is not a time.",
+        help="Cast it to a datetime in UTC.",
+    )
 
 
 def _is_race(error: Exception) -> bool:
-    """Whether another writer was faster, so that the commit can be tried on what stands now."""
+    """Whether another writer was faster, so that the commit can be tried again on the new version."""
     from deltalake.exceptions import CommitFailedError
 
     return isinstance(error, CommitFailedError) or any(
@@ -429,7 +451,7 @@ def _is_race(error: Exception) -> bool:
     )
 
 
-def _told(error: Exception, name: str) -> Exception:
+def _translated(error: Exception, name: str) -> Exception:
     text = str(error)
     if is_full(error):
         return insufficient(f"for the table '{name}'")
@@ -439,5 +461,5 @@ def _told(error: Exception, name: str) -> Exception:
             help="Check who owns its folder (ls -ld) and whether its disk is mounted read-only.",
         )
     if "schema" in text.lower() or "cast" in text.lower() or "type" in text.lower():
-        return DataError(f"Rows do not fit the table '{name}': {text}")
-    return StoreError(f"The table '{name}' cannot be written: {text}")
+        return DataError(f"The rows do not fit the table '{name}': {text}")
+    return StoreError(f"Cannot write to the table '{name}': {text}")

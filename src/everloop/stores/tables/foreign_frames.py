@@ -1,4 +1,4 @@
-"""Tables of pandas, pyarrow, DuckDB and whatever speaks Arrow as Polars frames, wherever a frame is taken."""
+"""Converting tables of pandas, pyarrow, DuckDB and other Arrow libraries to Polars frames."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def read_frame(frame: Any) -> pl.DataFrame | None:
-    """A table of any library as a Polars frame; None for what is not a table.
+    """Convert a table of any library to a Polars frame. Returns None if it is not a table.
 
     Raises:
-        DataError: a column holds what Arrow has no type for, or a name or an index would be lost; it is named.
+        DataError: a column has no Arrow type, or a name or an index would be lost. The message says which one.
     """
     import polars as pl
 
@@ -37,4 +37,4 @@ def read_frame(frame: Any) -> pl.DataFrame | None:
     try:
         return pl.DataFrame(frame)
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"The {type(frame).__name__} is not a table that can be kept: {error}.") from error
+        raise DataError(f"Cannot convert the {type(frame).__name__} to a table: {error}.") from error

@@ -1,15 +1,15 @@
-"""pandas frames as Polars frames: nothing is lost, and nothing is turned into something else without a word.
+"""Converting pandas frames to Polars, without silently losing or changing anything.
 
 The index is data unless it only counts the rows:
 
 | index | becomes |
 |---|---|
 | 0, 1, 2, … without a name | nothing |
-| one with a name, also of several levels | columns of these names |
-| one without a name that holds text, times, … | the column `index`; of several levels `level_0`, `level_1`, … |
-| whole numbers without a name, as filtering and sorting leave them | an error: name them, or drop them |
+| one with a name, or with several named levels | columns with these names |
+| one without a name that holds text, times, … | the column `index`; for several levels `level_0`, `level_1`, … |
+| unnamed integers, as filtering and sorting leave them | an error: name the index or drop it |
 
-Columns that Arrow has no type for are refused by name, with what to write instead. NaN is null, as pandas means it.
+A column without an Arrow type raises an error that names the column and a solution. NaN becomes null, as in pandas.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from everloop.errors import DataError
 if TYPE_CHECKING:
     import polars as pl
 
-_WAYS_OUT = {
+_SOLUTIONS = {
     "complex": "Split it: df[{0}].map(lambda z: z.real), and .imag.",
-    "period": "Make it times: df[{0}].dt.to_timestamp(), or text: df[{0}].astype(str).",
-    "interval": "Make it text: df[{0}].astype(str), or keep its ends apart: .map(lambda i: i.left), .right.",
+    "period": "Convert it to times: df[{0}].dt.to_timestamp(), or to text: df[{0}].astype(str).",
+    "interval": "Convert it to text: df[{0}].astype(str), or split it: .map(lambda i: i.left), .right.",
     "longdouble": "Cast it: df[{0}].astype('float64').",
 }
 _LISTS = frozenset({"list", "tuple", "ndarray"})
 
 
 def read_pandas(frame: Any) -> pl.DataFrame:
-    """A pandas frame as a Polars frame, with its index.
+    """Convert a pandas frame and its index to a Polars frame.
 
     Raises:
-        DataError: see above.
+        DataError: the index or a column cannot be converted; see above.
     """
     import polars as pl
 
@@ -44,11 +44,11 @@ def read_pandas(frame: Any) -> pl.DataFrame:
     for name, values in _index(frame):
         if name in labels:
             raise DataError(
-                f"The index is called '{name}', and so is a column.",
+                f"The index and a column are both called '{name}'.",
                 help="Rename one: df.rename_axis('…'), or drop the index: df.reset_index(drop=True).",
             )
         columns[name] = values
-    columns |= {label: frame.iloc[:, place] for place, label in enumerate(labels)}
+    columns |= {label: frame.iloc[:, position] for position, label in enumerate(labels)}
     return pl.DataFrame([_column(name, values) for name, values in columns.items()])
 
 
@@ -56,7 +56,7 @@ def _labels(frame: Any) -> list[str]:
     """The columns' names as text."""
     labels: list[str] = []
     for label in frame.columns:
-        # Whole numbers are what a frame made of an array has.
+        # A frame that was created from an array has integers as column names.
         whole = isinstance(label, int) or type(label).__name__.startswith(("int", "uint"))
         if not isinstance(label, str) and (not whole or isinstance(label, bool)):
             several = isinstance(label, tuple)
@@ -81,8 +81,8 @@ def _index(frame: Any) -> list[tuple[str, Any]]:
 
     index = frame.index
     if isinstance(index, pd.MultiIndex):
-        names = [f"level_{place}" if name is None else name for place, name in enumerate(index.names)]
-        found = [(name, index.get_level_values(place)) for place, name in enumerate(names)]
+        names = [f"level_{level}" if name is None else name for level, name in enumerate(index.names)]
+        found = [(name, index.get_level_values(level)) for level, name in enumerate(names)]
     elif index.name is not None:
         found = [(index.name, index)]
     elif not len(index) or (
@@ -92,7 +92,7 @@ def _index(frame: Any) -> list[tuple[str, Any]]:
     elif pd.api.types.is_integer_dtype(index.dtype):
         shown = ", ".join(str(value) for value in index[:3])
         raise DataError(
-            f"The frame's index counts {shown}, … and has no name, so it cannot be told whether it is data.",
+            f"The frame's index ({shown}, …) has no name, so it is unclear whether it is data.",
             help="Drop it: df.reset_index(drop=True), or keep it as a column: df.rename_axis('row').",
         )
     else:
@@ -115,19 +115,19 @@ def _column(name: str, values: Any) -> pl.Series:
     try:
         made = pl.from_pandas(pd.DataFrame({name: values.reset_index(drop=True)}))
     except Exception as error:
-        # pyarrow, pandas and polars have a dozen errors for values that do not fit together.
+        # pyarrow, pandas and polars have a dozen exceptions for values of mixed types.
         raise DataError(
-            f"The column '{name}' cannot be kept: {' '.join(str(error).split())}.",
-            help=f"A column holds values of one type: df[{name!r}] = df[{name!r}].astype(…).",
+            f"The column '{name}' cannot be stored: {' '.join(str(error).split())}.",
+            help=f"All values of a column must have one type: df[{name!r}] = df[{name!r}].astype(…).",
         ) from error
     return made.to_series()
 
 
 def _plain(name: str, values: Any) -> Any:
-    """The values in a form that Arrow takes.
+    """Convert values to a form that Arrow accepts.
 
     Raises:
-        DataError: they have none.
+        DataError: there is no such form.
     """
     import pandas as pd
 
@@ -136,7 +136,7 @@ def _plain(name: str, values: Any) -> Any:
     if isinstance(dtype, pd.SparseDtype):
         return _plain(name, values.sparse.to_dense())
     if isinstance(dtype, pd.CategoricalDtype):
-        # What the categories are counts, not that they are listed.
+        # The type of the categories decides.
         _plain(name, pd.Series(dtype.categories))
         return values
     kind = "period" if isinstance(dtype, pd.PeriodDtype) else "interval" if isinstance(dtype, pd.IntervalDtype) else ""
@@ -148,41 +148,42 @@ def _plain(name: str, values: Any) -> Any:
         kind = _object_kind(name, values)
         if kind == "integer":
             return _whole_numbers(name, values)
-    if kind in _WAYS_OUT:
+    if kind in _SOLUTIONS:
         raise DataError(
-            f"The column '{name}' holds {kind if objects else dtype} values, which no table here can hold.",
-            help=_WAYS_OUT[kind].format(repr(name)),
+            f"The column '{name}' has {kind if objects else dtype} values, which tables do not support.",
+            help=_SOLUTIONS[kind].format(repr(name)),
         )
     return values
 
 
 def _object_kind(name: str, values: Any) -> str:
-    """What a column of Python objects holds, as pandas tells it.
+    """The type of values in a column of Python objects, as pandas infers it.
 
     Raises:
-        DataError: values of several types, of which Arrow would take the first or turn one into another.
+        DataError: the values have several types. Arrow would use the type of the first, or convert some of them.
     """
     import pandas as pd
 
     kind = str(pd.api.types.infer_dtype(values, skipna=True))
     if kind == "date" and any(isinstance(value, datetime) for value in values.dropna()):
-        # pandas calls them dates after the first, and a date has no time of day.
+        # pandas looks only at the first value, and a date has no time of day.
         raise DataError(
-            f"The column '{name}' holds both dates and times.", help=f"Make them one: pd.to_datetime(df[{name!r}])."
+            f"The column '{name}' has both dates and times.",
+            help=f"Convert all of them to times: pd.to_datetime(df[{name!r}]).",
         )
     if kind in ("datetime", "datetime64"):
         zoned = {getattr(value, "tzinfo", None) is not None for value in values.dropna()}
         if len(zoned) > 1:
             raise DataError(
-                f"The column '{name}' holds times with and without a time zone.",
-                help=f"Give them one: pd.to_datetime(df[{name!r}], utc=True).",
+                f"The column '{name}' has times with and without a time zone.",
+                help=f"Give all of them a time zone: pd.to_datetime(df[{name!r}], utc=True).",
             )
     if kind.startswith("mixed") and kind != "mixed-integer-float":
         types = {type(value).__name__ for value in values if not (pd.api.types.is_scalar(value) and pd.isna(value))}
         if len(types) > 1 and not types <= _LISTS:
             raise DataError(
-                f"The column '{name}' holds values of several types: {', '.join(sorted(types))}.",
-                help=f"Make them one: df[{name!r}].astype(str), or pd.to_numeric(df[{name!r}], errors='coerce').",
+                f"The column '{name}' has values of several types: {', '.join(sorted(types))}.",
+                help=f"Convert them: df[{name!r}].astype(str), or pd.to_numeric(df[{name!r}], errors='coerce').",
             )
     return kind
 
@@ -195,6 +196,6 @@ def _whole_numbers(name: str, values: Any) -> Any:
     if least >= 0 and most < 1 << 64:
         return values.astype("UInt64")
     raise DataError(
-        f"The column '{name}' holds {most if most >= 1 << 63 else least}, beyond 64 bits.",
-        help=f"Keep it as text: df[{name!r}].astype(str), or as a float.",
+        f"The column '{name}' has the value {most if most >= 1 << 63 else least}, which does not fit into 64 bits.",
+        help=f"Convert it to text: df[{name!r}].astype(str), or to a float.",
     )

@@ -1,12 +1,12 @@
-"""Digests of the files of growing tables, so that damage to them can be noticed and undone.
+"""Digests of the files of Delta tables, so that damage to them can be detected and repaired.
 
-Beside a table's log lies the folder `_digests`, in which each commit has a file of the same number: the SHA-256 and
-size of every data file that the commit added and of its checkpoint, and a copy of the log's entry. It is written
-right after the commit. What the commit of a killed writer left without is noted by the next writer. The digests of
-all commits up to a checkpoint can be joined into one file, `<number>.all.json`.
+A table has the folder `_digests` beside its log. For each commit it contains a file with the same number, which has the
+SHA-256 and size of every data file that the commit added and of its checkpoint, and a copy of the log entry. It is
+written right after the commit. If a writer is killed in between, the next writer adds the missing file. The digests of
+all commits up to a checkpoint can be merged into one file, `<number>.all.json`.
 
-A file of digests is one line of JSON and a second line with the SHA-256 of the first. Readers of Delta tables other
-than everloop ignore the folder, because its name begins with an underscore.
+A file of digests consists of one line of JSON and a second line with the SHA-256 of the first. Other readers of Delta
+tables ignore the folder, because its name begins with an underscore.
 """
 
 from __future__ import annotations
@@ -32,25 +32,27 @@ LOG = "_delta_log"
 HINT = f"{LOG}/_last_checkpoint"
 _CHUNK = 8 << 20
 _LOOK_BACK = 50
-"""How many commits of writers that were killed in between one writer notes."""
+"""The number of earlier commits without digests for which a writer adds them."""
 _LOG_FILE = re.compile(r"(\d{20})\.(json|checkpoint\.parquet)")
 _DIGEST_FILE = re.compile(r"(\d{20})(\.all)?\.json")
 
 
 @dataclass(slots=True)
 class Digests:
-    """What is known of a table's files."""
+    """The recorded digests of a table's files."""
 
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """Size in bytes and SHA-256 by path, relative to the table."""
+    """Size in bytes and SHA-256 by path, relative to the table's folder."""
     entries: dict[int, str] = field(default_factory=dict)
-    """Copies of the log's entries by version."""
+    """Copies of the log entries by version."""
     through: int = -1
     """All versions up to this one are covered."""
     versions: set[int] = field(default_factory=set)
+    """Later versions that are covered."""
     damaged: list[str] = field(default_factory=list)
-    """Files of digests that are not what their own digest says."""
+    """Files of digests whose content differs from their own digest."""
     count: int = 0
+    """Number of files of digests, and their total size."""
     size_bytes: int = 0
 
     def covers(self, version: int) -> bool:
@@ -58,16 +60,16 @@ class Digests:
 
 
 class TableFiles:
-    """The files of one table, and their digests."""
+    """The files of one table and their digests."""
 
     def __init__(self, root: str, name: str, store: ByteStore | None = None) -> None:
         self.name = name
         self._store = open_bytes(root) if store is None else store
 
     def seal(self, version: int, *, look_back: int = _LOOK_BACK) -> None:
-        """Note the digests of a commit, and of those right before it that have none.
+        """Record the digests of a commit, and of the commits right before it that have none.
 
-        Older commits are left alone: a table of an earlier version of everloop is sealed as a whole, by `verify`.
+        Older commits are left alone. Tables that were written by an earlier version of everloop are sealed by `verify`.
         """
         for number in range(version, max(version - look_back, -1), -1):
             if number != version and self.size(_digest_path(number)) is not None:
@@ -78,24 +80,26 @@ class TableFiles:
                 return
 
     def seal_all(self) -> int:
-        """Note the digests of everything that has none, and return how many files that were."""
+        """Record the digests of all files that have none, and return the number of these files."""
         known = self.load()
         before = len(known.files)
         for version in sorted(self.log_versions()):
             if not known.covers(version):
                 self._seal(version)
         known = self.load()
-        # Checkpoints that came later than their commit was noted, and files whose commits are gone from the log.
-        loose = {path for path, _ in self._list("") if _LOG_FILE.fullmatch(path.removeprefix(f"{LOG}/"))}
-        loose |= set(self.active())
-        loose = {path for path in loose if path not in known.files and self.size(path) is not None}
-        if loose:
+        # Also checkpoints that were written later than the digests of their commit, and files whose log entries are
+        # gone.
+        missing = {path for path, _ in self._list("") if _LOG_FILE.fullmatch(path.removeprefix(f"{LOG}/"))}
+        missing |= set(self.active())
+        missing = {path for path in missing if path not in known.files and self.size(path) is not None}
+        if missing:
             newest = max(self.log_versions())
-            self._write(newest, {path: self.digest(path) for path in sorted(loose)} | self._own(newest), newest)
+            digests = {path: self.digest(path) for path in sorted(missing)}
+            self._write(newest, digests | self._recorded(newest), newest)
         return len(self.load().files) - before
 
     def load(self) -> Digests:
-        """Everything that has been noted."""
+        """Read all recorded digests."""
         found = Digests()
         for path, size in self._list(FOLDER):
             named = _DIGEST_FILE.fullmatch(path.removeprefix(f"{FOLDER}/"))
@@ -104,59 +108,61 @@ class TableFiles:
             try:
                 data = self.read(path)
             except NotFoundError:
-                # Joined with others since it was listed.
+                # It was merged with others since it was listed.
                 continue
             found.count += 1
             found.size_bytes += size
-            noted = _parse(data)
+            content = _parse(data)
             version = int(named[1])
-            if noted is None or noted["version"] != version:
+            if content is None or content["version"] != version:
                 found.damaged.append(path)
                 continue
-            found.files |= {name: (int(length), str(digest)) for name, (length, digest) in noted["files"].items()}
+            found.files |= {name: (int(length), str(digest)) for name, (length, digest) in content["files"].items()}
             if named[2]:
                 found.through = max(found.through, version)
             else:
                 found.versions.add(version)
-                found.entries[version] = noted["entry"]
+                found.entries[version] = content["entry"]
         return found
 
     def join(self, checkpoint: int, active: set[str]) -> None:
-        """Join the digests of all commits up to a checkpoint, without those of files that are gone."""
+        """Merge the digests of all commits up to a checkpoint into one file, without those of removed files."""
         known = self.load()
         if known.damaged or not all(known.covers(version) for version in range(checkpoint + 1)):
             return
-        there = {path for path, _ in self._list(LOG)} | active
-        kept = {path: noted for path, noted in known.files.items() if path in there}
-        self._put(_digest_path(checkpoint, ".all"), {"version": checkpoint, "files": kept})
+        existing = {path for path, _ in self._list(LOG)} | active
+        files = {path: recorded for path, recorded in known.files.items() if path in existing}
+        self._put(_digest_path(checkpoint, ".all"), {"version": checkpoint, "files": files})
         for path, _ in list(self._list(FOLDER)):
             named = _DIGEST_FILE.fullmatch(path.removeprefix(f"{FOLDER}/"))
             if named and int(named[1]) <= checkpoint and (not named[2] or int(named[1]) < checkpoint):
                 self._store.delete(self._key(path))
 
     def clear(self) -> None:
-        """Remove all digests, of a table that is about to begin."""
+        """Remove all digests, before a new table is created."""
         for path, _ in list(self._list(FOLDER)):
             self._store.delete(self._key(path))
 
-    def check(self, path: str, noted: tuple[int, str]) -> str | None:
-        """What is wrong with a file; None when it is as noted."""
+    def check(self, path: str, recorded: tuple[int, str]) -> str | None:
+        """The problem of a file, or None if it has the recorded size and digest."""
         size = self.size(path)
         if size is None:
             return f"The file '{path}' of the table '{self.name}' is missing."
-        if size != noted[0]:
-            return f"The file '{path}' of the table '{self.name}' has {size} bytes, not {noted[0]}."
+        if size != recorded[0]:
+            return f"The file '{path}' of the table '{self.name}' has {size} bytes, not {recorded[0]}."
         try:
             found = self.digest(path)[1]
         except NotFoundError:
             return f"The file '{path}' of the table '{self.name}' is missing."
-        return None if found == noted[1] else f"The file '{path}' of the table '{self.name}' differs from its digest."
+        if found == recorded[1]:
+            return None
+        return f"The file '{path}' of the table '{self.name}' differs from its digest."
 
     def prove(self, paths: list[str]) -> None:
-        """Compare files with their digests; those that have none are passed over.
+        """Compare files with their digests. Files without a digest are skipped.
 
         Raises:
-            CorruptionError: one differs, or is missing.
+            CorruptionError: a file differs from its digest, or is missing.
         """
         known = self.load()
         for path in paths:
@@ -165,7 +171,7 @@ class TableFiles:
                 raise CorruptionError(problem, help="See: everloop verify")
 
     def log_versions(self) -> dict[int, str]:
-        """The log's entries on disk: path by version."""
+        """The existing log entries: path by version."""
         found = {}
         for path, _ in self._list(LOG):
             named = _LOG_FILE.fullmatch(path.removeprefix(f"{LOG}/"))
@@ -182,7 +188,7 @@ class TableFiles:
         return found
 
     def active(self) -> dict[str, int]:
-        """The data files of the table as its log has it now, with their sizes."""
+        """The data files of the table's present version, with their sizes in bytes."""
         from deltalake import DeltaTable
 
         table = DeltaTable(f"{self._root()}/{self.name}")
@@ -205,7 +211,7 @@ class TableFiles:
         return self._store.get(self._key(path))
 
     def local(self, path: str) -> Path | None:
-        """Where the file is on this machine; None for a bucket."""
+        """The path of the file on this machine, or None for a bucket."""
         from everloop.stores.objects.byte_stores import LocalBytes
 
         return self._store.path(self._key(path)) if isinstance(self._store, LocalBytes) else None
@@ -222,7 +228,7 @@ class TableFiles:
         return str(self._store.folder) if isinstance(self._store, LocalBytes) else str(getattr(self._store, "url", ""))
 
     def _seal(self, version: int) -> bool:
-        """Note the digests of one commit; returns whether its entry was there."""
+        """Record the digests of one commit, and return whether its log entry exists."""
         try:
             entry = self.read(_log_path(version))
         except NotFoundError:
@@ -232,18 +238,19 @@ class TableFiles:
             try:
                 files[path] = self.digest(path)
             except NotFoundError:
-                # Most commits have no checkpoint; and a data file may have been compacted and removed since.
+                # Most commits have no checkpoint, and a data file may have been removed after a compaction.
                 continue
         files[_log_path(version)] = (len(entry), hashlib.sha256(entry).hexdigest())
         self._write(version, files, version, entry)
         return True
 
-    def _own(self, version: int) -> dict[str, tuple[int, str]]:
+    def _recorded(self, version: int) -> dict[str, tuple[int, str]]:
+        """The digests in the file of one commit."""
         try:
-            noted = _parse(self.read(_digest_path(version)))
+            content = _parse(self.read(_digest_path(version)))
         except NotFoundError:
             return {}
-        return {} if noted is None else {path: tuple(one) for path, one in noted["files"].items()}
+        return {} if content is None else {path: tuple(one) for path, one in content["files"].items()}
 
     def _write(self, version: int, files: dict[str, tuple[int, str]], log: int, entry: bytes | None = None) -> None:
         text = self.read(_log_path(log)) if entry is None else entry
@@ -264,7 +271,7 @@ class TableFiles:
 
 
 def active_files(table: Any) -> dict[str, int]:
-    """The data files that a Delta table consists of, with their sizes in bytes."""
+    """The data files of a Delta table, with their sizes in bytes."""
     actions = table.get_add_actions()
     paths, sizes = (actions.column(name).to_pylist() for name in ("path", "size_bytes"))
     return {unquote(path): int(size) for path, size in zip(paths, sizes, strict=True)}
@@ -283,8 +290,8 @@ def _parse(data: bytes) -> dict[str, Any] | None:
     line, _, rest = data.partition(b"\n")
     if rest != hashlib.sha256(line).hexdigest().encode() + b"\n":
         return None
-    noted: dict[str, Any] = json.loads(line)
-    return noted
+    content: dict[str, Any] = json.loads(line)
+    return content
 
 
 def _log_path(version: int) -> str:

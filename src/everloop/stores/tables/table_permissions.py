@@ -1,4 +1,4 @@
-"""The files of a local Delta table, which deltalake makes by the umask, given to their owner only."""
+"""Restricting the files of a local Delta table to their owner, because deltalake creates them by the umask."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _LOG = "_delta_log"
 
 
 def make_table_folder(uri: str) -> None:
-    """Make the folder of a table that is about to be written, so that nobody else reads what deltalake puts there."""
+    """Create a table's folder before deltalake writes to it, so that other users cannot read the files."""
     if "://" not in uri:
         make_folder(Path(uri))
 
 
 def close_new_files(uri: str) -> None:
-    """Give the files of a table's last commit the mode that everloop's own files have.
+    """Give the files of a table's last commit the same mode as everloop's own files.
 
-    Others are kept out by the table's folder already. This matters where the folder is opened later, and where a
-    group shares it: its members must be able to write beside what deltalake has made.
+    The table's folder keeps other users out already. The mode matters if the folder is opened later, and if a group
+    shares it: the members must be able to write to folders that deltalake has created.
     """
     if "://" in uri:
         return
@@ -37,7 +37,7 @@ def close_new_files(uri: str) -> None:
 
 def _last_files(folder: Path) -> Iterator[Path]:
     log = folder / _LOG
-    # Names of commits are numbers of one length. A checkpoint of the same number is written after its commit.
+    # Commits are named by numbers of equal length. A checkpoint with the same number is written after its commit.
     names = sorted(entry.name for entry in os.scandir(log) if entry.name[:1].isdigit())
     commit = next((name for name in reversed(names) if name.endswith(".json")), None)
     if commit is None:
@@ -51,7 +51,7 @@ def _last_files(folder: Path) -> Iterator[Path]:
         if added is None:
             continue
         file = folder / unquote(added["path"])
-        # Folders of partitions that this commit has brought.
+        # Folders of partitions that this commit may have created.
         between = [parent for parent in file.parents if folder in parent.parents]
         yield from reversed(between) if shared else between
         yield file

@@ -1,4 +1,4 @@
-"""Whether the files of a growing table are what was written: its log, its checkpoints and its data."""
+"""Checking the files of a Delta table, its log, checkpoints and data, against their digests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RESTORE = "everloop verify --repair --from BACKUP"
 
 
 def check_table(files: TableFiles, checked: Checked) -> Iterator[StoreProblem]:
-    """Compare every file that the table consists of with its digest."""
+    """Compare every file of the table with its digest."""
     return _TableCheck(files, checked).run()
 
 
@@ -36,55 +36,59 @@ class _TableCheck:
         self.checked.files += self.known.count
         self.checked.size_bytes += self.known.size_bytes
         for path in self.known.damaged:
-            heal = "Read the files that it was about to their ends, and write it again."
+            heal = "Read its files to the end, and compute the digests again."
             yield self._problem(f"The list of digests '{path}' is damaged.", path, heal=heal, cure="digests")
-        sound = [version for version, path in self.checkpoints.items() if self._compare(path) is None]
-        log = [*self._check_log(max(sound, default=-1)), *self._check_checkpoints(set(sound))]
-        yield from log
-        if not log:
+        intact = [version for version, path in self.checkpoints.items() if self._compare(path) is None]
+        log_problems = [*self._check_log(max(intact, default=-1)), *self._check_checkpoints(set(intact))]
+        yield from log_problems
+        if not log_problems:
             yield from self._check_hint()
             yield from self._check_data()
         else:
             yield from self._check_known_data()
 
     def _check_log(self, checkpoint: int) -> Iterator[StoreProblem]:
-        """Args: checkpoint: the newest that is sound; the log's entries up to it are not read."""
+        """Check the log.
+
+        Args:
+            checkpoint: version of the newest intact checkpoint. Missing log entries up to it are not a problem.
+        """
         for version in sorted(self.log.keys() | self.known.versions):
             path = f"{LOG}/{version:020}.json"
             if version not in self.log:
                 if version <= checkpoint or self.files.size(path) is not None:
                     continue
-                problem: str | None = f"The entry {version} of the log of the table '{self.files.name}' is missing."
+                problem: str | None = f"The log entry {version} of the table '{self.files.name}' is missing."
             else:
                 problem = self._compare(path) if path in self.known.files else self._parse_entry(path)
             if problem is None:
                 continue
             if self._has_copy(version):
-                heal = "Write the entry again from its copy."
+                heal = "Restore the entry from its copy."
                 yield self._problem(problem, path, heal=heal, cure="log-entry")
             elif version <= checkpoint:
-                heal = "Put it aside: a later checkpoint says all that it says."
+                heal = "Move it to the quarantine: a later checkpoint contains the same data."
                 yield self._problem(problem, path, heal=heal, cure="log-aside")
             else:
                 yield self._problem(problem, path)
 
-    def _check_checkpoints(self, sound: set[int]) -> Iterator[StoreProblem]:
+    def _check_checkpoints(self, intact: set[int]) -> Iterator[StoreProblem]:
         for version, path in sorted(self.checkpoints.items()):
-            if version in sound:
+            if version in intact:
                 continue
             problem = self._compare(path)
             if problem is None:
                 continue
-            base = max((other for other in sound if other < version), default=-1)
+            base = max((other for other in intact if other < version), default=-1)
             entries = range(base + 1, version + 1)
-            whole = all(
+            complete = all(
                 one in self.log and (self._compare(self.log[one]) is None or self._has_copy(one)) for one in entries
             )
-            heal = "Put it aside and write it again from the log's entries."
-            yield self._problem(problem, path, heal=heal if whole else None, cure="checkpoint" if whole else None)
+            heal = "Move it to the quarantine and write a new one from the log entries."
+            yield self._problem(problem, path, heal=heal if complete else None, cure="checkpoint" if complete else None)
 
     def _check_hint(self) -> Iterator[StoreProblem]:
-        """The hint at the newest checkpoint is replaced time and again and has no digest: it must fit what it names."""
+        """Check that the hint at the newest checkpoint matches it. It is often replaced, so it has no digest."""
         for _ in range(2):
             try:
                 data = self.files.read(HINT)
@@ -96,7 +100,7 @@ class _TableCheck:
                 self.checked.size_bytes += len(data)
                 return
             self.checkpoints = self.files.checkpoints()
-        heal = "Put it aside: without it the newest checkpoint is looked for."
+        heal = "Move it to the quarantine: without it, readers find the newest checkpoint in the list of files."
         yield self._problem(f"'{HINT}' of the table '{self.files.name}' {problem}.", HINT, heal=heal, cure="hint")
 
     def _hint_problem(self, data: bytes) -> str | None:
@@ -106,10 +110,10 @@ class _TableCheck:
         except (ValueError, KeyError, TypeError):
             return "cannot be read"
         if version not in self.checkpoints:
-            return f"names the checkpoint {version}, which is not there"
+            return f"refers to the checkpoint {version}, which does not exist"
         size = hint.get("sizeInBytes")
         if size is not None and size != self.files.size(self.checkpoints[version]):
-            return f"gives the checkpoint {version} another size than it has"
+            return f"has a wrong size for the checkpoint {version}"
         return None
 
     def _check_data(self) -> Iterator[StoreProblem]:
@@ -119,9 +123,9 @@ class _TableCheck:
             # Dropped since it was listed.
             return
         except Exception as error:
-            # deltalake tells of missing and of damaged logs by half a dozen kinds of error.
+            # deltalake raises half a dozen different exceptions for missing and damaged logs.
             if self.files.size(f"{LOG}/{0:020}.json") is None and not self.log and self.known.count == 0:
-                message = f"The table '{self.files.name}' has a folder for its log, and no log in it."
+                message = f"The log of the table '{self.files.name}' is empty."
             else:
                 message = f"The table '{self.files.name}' cannot be read: {error}"
             yield self._problem(message, LOG)
@@ -135,7 +139,7 @@ class _TableCheck:
                 yield self._problem(problem, path)
 
     def _check_known_data(self) -> Iterator[StoreProblem]:
-        """Where the log is damaged: every data file that has a digest and is there."""
+        """If the log is damaged, check all existing data files that have a digest."""
         for path in sorted(self.known.files):
             if path.startswith(LOG) or self.files.size(path) is None:
                 continue
@@ -144,19 +148,19 @@ class _TableCheck:
                 yield self._problem(problem, path)
 
     def _active_again(self) -> dict[str, int]:
-        """What a file that is not whole has been replaced by meanwhile does not matter."""
+        """The data files now. A damaged file does not matter if it has been replaced in the meantime."""
         try:
             return self.files.active()
         except Exception:
             return {}
 
     def _compare(self, path: str) -> str | None:
-        noted = self.known.files.get(path)
-        if noted is None:
+        recorded = self.known.files.get(path)
+        if recorded is None:
             return self._parse_data(path) if path.endswith(".parquet") else self._parse_entry(path)
-        problem = self.files.check(path, noted)
+        problem = self.files.check(path, recorded)
         self.checked.files += 1
-        self.checked.size_bytes += noted[0]
+        self.checked.size_bytes += recorded[0]
         return problem
 
     def _parse_entry(self, path: str) -> str | None:
@@ -167,7 +171,7 @@ class _TableCheck:
         except NotFoundError:
             return None
         except ValueError as error:
-            return f"The entry '{path}' of the log of the table '{self.files.name}' cannot be read: {error}."
+            return f"The log entry '{path}' of the table '{self.files.name}' cannot be read: {error}."
         self._count_unsealed(len(data))
         return None
 
@@ -178,8 +182,8 @@ class _TableCheck:
 
         local = self.files.local(path)
         try:
-            # In this thread alone. What pyarrow's own threads still hold when Python ends can end the process by an
-            # abort, as they give back what belongs to Python.
+            # Without pyarrow's own threads: if they still hold Python objects when the interpreter exits, releasing
+            # them can abort the process.
             source: Any = str(local) if local is not None else pa.BufferReader(self.files.read(path))
             with pq.ParquetFile(source, pre_buffer=False, memory_map=False) as file:
                 for _ in file.iter_batches(use_threads=False):
@@ -197,8 +201,8 @@ class _TableCheck:
         self.checked.unsealed_files += 1
 
     def _has_copy(self, version: int) -> bool:
-        entry, noted = self.known.entries.get(version), self.known.files.get(f"{LOG}/{version:020}.json")
-        return entry is not None and noted is not None and hashlib.sha256(entry.encode()).hexdigest() == noted[1]
+        entry, recorded = self.known.entries.get(version), self.known.files.get(f"{LOG}/{version:020}.json")
+        return entry is not None and recorded is not None and hashlib.sha256(entry.encode()).hexdigest() == recorded[1]
 
     def _problem(self, message: str, path: str, *, heal: str | None = None, cure: Any = None) -> StoreProblem:
         return StoreProblem(
@@ -208,5 +212,5 @@ class _TableCheck:
             repair="everloop verify --repair" if heal else RESTORE,
             heal=heal,
             cure=cure,
-            place=path,
+            location=path,
         )

@@ -1,4 +1,4 @@
-"""The numbered steps by which a database reaches the present shape: `<dialect>/<number>_<name>.sql`."""
+"""The numbered migrations that bring a database to the present schema: `<dialect>/<number>_<name>.sql`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Migration:
 
 @cache
 def migrations(dialect: str) -> tuple[Migration, ...]:
-    """Every step of a dialect, in order, numbered from 1 without a gap."""
+    """All migrations of a dialect in order, numbered from 1 without gaps."""
     found = []
     for path in sorted((Path(__file__).parent / dialect).glob("*.sql")):
         number, _, name = path.stem.partition("_")
@@ -31,15 +31,15 @@ def migrations(dialect: str) -> tuple[Migration, ...]:
 
 
 def check_version(stored: int, steps: Sequence[Migration], where: str) -> int:
-    """Return the version that a store has.
+    """Return the version of a store.
 
     Raises:
-        StoreVersionError: it is newer than the newest step here.
+        StoreVersionError: it is newer than the newest migration.
     """
     newest = steps[-1].number
     if stored > newest:
         raise StoreVersionError(
-            f"The store '{where}' has version {stored}; this everloop knows versions up to {newest}.",
+            f"The store '{where}' has version {stored}, but this everloop supports versions up to {newest}.",
             help="Upgrade everloop: pip install --upgrade everloop",
         )
     return stored
