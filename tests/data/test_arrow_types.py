@@ -136,14 +136,14 @@ def _flags() -> pa.Array:
 @pytest.mark.parametrize(
     ("array", "said"),
     [
-        (pa.array([(1, 2, 3)], pa.month_day_nano_interval()), "'column' holds month_day_nano_interval"),
+        (pa.array([(1, 2, 3)], pa.month_day_nano_interval()), "'column' has the type month_day_nano_interval"),
         (
             pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1]), pa.array(["a"])]),
-            "'column' holds sparse_union",
+            "'column' has the type sparse_union",
         ),
         (
             pa.UnionArray.from_dense(pa.array([0], pa.int8()), pa.array([0], pa.int32()), [pa.array([1])]),
-            "'column' holds dense_union",
+            "'column' has the type dense_union",
         ),
         (pa.array([Decimal(10) ** 45], pa.decimal256(50, 0)), "has values that do not fit"),
         (pa.array([[Decimal(100)]], pa.list_(pa.decimal128(38, -2))), "at most 38 digits"),

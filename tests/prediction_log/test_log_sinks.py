@@ -84,7 +84,7 @@ class TestBucket(LogSinkSuite):
 class TestWaiting(LogSinkSuite):
     """Answers that wait for the store. Their segments are folded as all others are."""
 
-    test_folds_killed_at_random_lose_and_double_nothing = None  # type: ignore[assignment]
+    test_folds_killed_at_random_lose_and_duplicate_nothing = None  # type: ignore[assignment]
 
     @pytest.fixture
     def place(self, tmp_path: Path) -> LogPlace:

@@ -125,7 +125,7 @@ def test_what_unpacks_to_too_much_is_refused_before_it_is_unpacked(tmp_path: Pat
     finally:
         tracemalloc.stop()
     many = write_zip(tmp_path / "many.zip", *((f"n{number}", bytes(MIB)) for number in range(60)))
-    assert "holds more than" in refused_zip(many)
+    assert "unpacks to more than" in refused_zip(many)
     assert "more than 100 files" in refused_zip(write_zip(tmp_path / "f.zip", *((f"n{n}", b"") for n in range(101))))
     with open_zip(bomb, limits_for(SMALL, 64 * MIB)) as file:
         assert len(file.read("a")) == 64 * MIB
@@ -294,7 +294,7 @@ def test_declared_sizes_are_checked_before_anything_is_read() -> None:
 
 def test_what_comes_counts_also_where_nothing_is_declared() -> None:
     data = tar_bytes(*((f"n{number}", bytes(MIB // 2)) for number in range(30)))
-    with pytest.raises(CorruptionError, match="holds more than"):
+    with pytest.raises(CorruptionError, match="unpacks to more than"):
         read_tar(data, ArchiveLimits(total_bytes=4 * MIB, ratio=None))
     with pytest.raises(CorruptionError, match="more than 10 files"):
         read_tar(tar_bytes(*((f"n{number}", b"") for number in range(20))), ArchiveLimits(total_bytes=MIB, entries=10))
@@ -315,7 +315,7 @@ def test_a_compressed_bomb_is_stopped_on_its_way(tmp_path: Path) -> None:
         for _ in range(64):
             out.write(bytes(MIB))
     assert path.stat().st_size < MIB
-    with zstd_or_plain(path) as stream, pytest.raises(CorruptionError, match="holds more than"):
+    with zstd_or_plain(path) as stream, pytest.raises(CorruptionError, match="unpacks to more than"):
         list(tar_members(stream, UnpackBudget(SMALL, path.stat().st_size, path)))
 
 
@@ -347,7 +347,7 @@ def test_an_import_of_runs_that_unpacks_to_a_gigabyte_changes_nothing(store: Sto
         assert path.stat().st_size < MIB
         tracemalloc.start()
         try:
-            with pytest.raises(CorruptionError, match=r"unpacks|holds more than"):
+            with pytest.raises(CorruptionError, match="unpacks"):
                 import_runs(store, path)
             assert tracemalloc.get_traced_memory()[1] < 30 * MIB
         finally:

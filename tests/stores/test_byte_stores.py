@@ -62,8 +62,8 @@ class TestFolderWithoutLinks(ByteStoreSuite):
         monkeypatch.setattr(os, "link", refuse)
         return LocalBytes(tmp_path / "objects")
 
-    def test_of_many_who_put_to_one_key_one_is_told_that_it_wrote(self, byte_store: ByteStore) -> None:
-        # Here several may be told so, and the last of them has. The bytes are one writer's all the same.
+    def test_of_simultaneous_puts_to_one_key_one_writes(self, byte_store: ByteStore) -> None:
+        # Without hard links, `put` may return True for several writers. The bytes are those of one of them.
         with ThreadPoolExecutor(8) as pool:
             wrote = list(pool.map(lambda number: byte_store.put("k", bytes([number]) * 1000), range(8)))
         data = byte_store.get("k")

@@ -118,7 +118,7 @@ def test_an_old_sqlite_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_place_that_cannot_be_a_database(tmp_path: Path) -> None:
     (tmp_path / "r.db").mkdir()
-    with pytest.raises(StoreError, match="cannot be opened"):
+    with pytest.raises(StoreError, match="Cannot open"):
         SqliteDatabase(tmp_path / "r.db")
 
 

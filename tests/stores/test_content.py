@@ -111,7 +111,7 @@ def test_what_is_not_there(content: ContentStore, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("digest", ["", "sha256:", "md5:" + "0" * 64, "sha256:" + "g" * 64, "sha256:../../etc/passwd"])
 def test_what_is_no_digest(content: ContentStore, digest: str) -> None:
-    with pytest.raises(UsageError, match="no digest"):
+    with pytest.raises(UsageError, match="not a digest"):
         content.read(digest)
 
 

@@ -70,7 +70,7 @@ def test_the_lock_of_a_killed_process_is_free(store: Store) -> None:
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "a b", "x" * 300])
 def test_a_name_that_is_none(store: Store, name: str) -> None:
-    with pytest.raises(UsageError, match="no name"):
+    with pytest.raises(UsageError, match="not a valid name"):
         store.lock(name)
 
 

@@ -196,7 +196,7 @@ def test_waiting_in_vain_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sqlite, "PATIENCE_S", 0.05)
     first = SqliteRecords(tmp_path / "r.db", project="p", actor="a", clock=ManualClock())
     second = SqliteRecords(tmp_path / "r.db", project="p", actor="a", clock=ManualClock())
-    with first.transaction(), pytest.raises(UnavailableError, match="busy"):
+    with first.transaction(), pytest.raises(UnavailableError, match="locked by another process"):
         second.append_event("x", "y", "z")
     second.append_event("x", "y", "z")
     first.close()

@@ -107,7 +107,7 @@ def test_a_malformed_key_is_refused_and_not_shown(keys: SecretKeys, text: str, m
 
 def test_a_file_of_keys_that_is_not_there_is_said(keys: SecretKeys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVERLOOP_SECRET_KEY_FILE", "/nowhere/key")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="Cannot read the file of secret keys"):
         keys.seal("x", ABOUT)
 
 

@@ -116,7 +116,7 @@ def test_rows_that_do_not_fit_are_refused(tables: Tables) -> None:
     tables.append("t", rows(1))
     for wrong, word in (
         (pl.DataFrame({"x": [1]}), "event_at"),
-        (pl.DataFrame({"event_at": [None, day(1)]}), "1 rows"),
+        (pl.DataFrame({"event_at": [None, day(1)]}), "null in 1 row for"),
         (pl.DataFrame({"event_at": ["yesterday"]}), "not a time"),
         (pl.DataFrame({"event_at": [day(1)], "arrived_at": [3]}), "not a time"),
         (pl.DataFrame({"event_at": [day(1)], "x": ["a text"]}), "do not fit"),
@@ -136,7 +136,7 @@ def test_names(tables: Tables) -> None:
     assert tables.exists("labels")
     assert not tables.exists("predictions")
     for name in ("", "/a", "a/", "../a", "a/../b", ".a", "a b", "_delta_log/.."):
-        with pytest.raises(UsageError, match="no name"):
+        with pytest.raises(UsageError, match="not a valid name"):
             tables.append(name, rows(1))
 
 

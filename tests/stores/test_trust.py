@@ -100,7 +100,7 @@ def test_damaged_keys_are_told(tmp_path: Path) -> None:
 
 
 def test_what_is_no_digest_is_not_signed() -> None:
-    with pytest.raises(UsageError, match="no digest"):
+    with pytest.raises(UsageError, match="not a digest"):
         sign("hello")
 
 

@@ -103,7 +103,7 @@ class UnpackBudget:
         self._left -= size_bytes
         if self._left < 0:
             raise CorruptionError(
-                f"'{self.archive}' unpacks to more than the limit of {self._most} bytes.", help=_MORE_BYTES
+                f"'{self.archive}' unpacks to more than {self._most} bytes, which is the limit.", help=_MORE_BYTES
             )
 
     def admit(self, name: str, size_bytes: int) -> None:
@@ -130,8 +130,8 @@ class UnpackBudget:
         most = self._left if limits.entry_bytes is None else min(limits.entry_bytes, self._left)
         if not 0 <= size_bytes <= most:
             raise CorruptionError(
-                f"'{self.archive}' unpacks to more than the limit of {self._most} bytes:"
-                f" {name} alone has {size_bytes}.",
+                f"'{self.archive}' unpacks to more than {self._most} bytes, which is the limit:"
+                f" {name} alone has {size_bytes} bytes.",
                 help=_MORE_BYTES,
             )
 

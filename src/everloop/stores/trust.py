@@ -4,7 +4,7 @@ The keys are stored outside of any home, in the folder `$EVERLOOP_KEYS` or `~/.c
 
 - `machine.key`: the machine's private key, created at the first use. It never leaves the machine.
 - `trusted/*.pub`: public keys of other machines.
-- `digests/`: one file for each package that is trusted by its digest, whoever has signed it.
+- `digests/`: one file for each package that is trusted by its digest, even if it is not signed.
 
 A machine trusts everything that it has signed itself.
 """

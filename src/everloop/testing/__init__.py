@@ -1,5 +1,5 @@
-"""Conformance suites and fakes, shipped so that others can prove their backends.
+"""Conformance suites and fakes, shipped so that you can test your own backends.
 
-A suite is a plain class of test functions. To prove a backend, derive from it in your own tests and give the
-fixture that its docstring names; pytest finds and runs the rest.
+A suite is a class of test functions. To test a backend, derive a class from the suite in your tests and define the
+fixture that its docstring names. pytest finds and runs the tests.
 """

@@ -1,4 +1,4 @@
-"""A home with every kind of file that everloop keeps, and one flipped bit at a time."""
+"""Damage tests: a home with all types of files that everloop writes, in which one bit at a time is flipped."""
 
 from __future__ import annotations
 
@@ -32,15 +32,18 @@ TABLE = "predictions/delays"
 
 @dataclass
 class DamageOutcome:
-    """What became of some flips of one kind of file."""
+    """The results of flipping bits in one type of file."""
 
     seen: int = 0
+    """Number of flips that the check has detected."""
     healed: int = 0
-    """Of those that were seen."""
+    """Number of detected flips that were repaired."""
     wrongly: list[str] = field(default_factory=list)
-    """What a repair called whole, and is not as it was."""
+    """Flips after which the check found nothing wrong with the repaired home, although it had changed."""
     harmless: int = 0
+    """Number of flips without any effect on what is read."""
     missed: list[str] = field(default_factory=list)
+    """Flips that changed what is read and were not detected."""
 
     @property
     def total(self) -> int:
@@ -48,8 +51,8 @@ class DamageOutcome:
 
 
 def build(home: Path, *, rows: int = 400, commits: int = 13) -> None:
-    """Make a home: runs with parameters, points and revisions, a package as a tree, a table with a checkpoint and a
-    compacted one, a journal, a simulated clock, and keys."""
+    """Create a home with runs, their parameters, points and revisions, a package as a tree, a table with a checkpoint,
+    a compacted table, a journal and keys."""
     shuffled = random.Random(7)  # noqa: S311
     clock = ManualClock()
     with open_store(home, project="flights", actor="user:ann@desk", clock=clock) as store:
@@ -109,35 +112,35 @@ def _finished(run: Run, store: Store) -> Run:
 
 
 def values(home: Path) -> str:
-    """A digest of everything that the home holds, as the library reads it."""
-    told: list[Any] = []
+    """A digest of everything in the home, as the library reads it."""
+    contents: list[Any] = []
     with open_store(home, create=False, project="flights", clock=ManualClock()) as store:
         for kind in KINDS.values():
             for record in store.records.find(kind):
-                told += [record, store.records.history(kind, record.id)]
+                contents += [record, store.records.history(kind, record.id)]
         found = store.records.search(Run, Compare(("state",), "=", "finished"), order=[(("params", "lr"), True)])
-        told.append([hit.id for hit in found])
+        contents.append([hit.id for hit in found])
         paths = [("params", "lr"), ("params", "layers"), ("tags", "note"), ("metrics", "auc"), ("name",)]
-        told.append(store.records.values_at(Run, [hit.id for hit in found], paths))
-        told.append(store.records.search_names(Run, "params"))
+        contents.append(store.records.values_at(Run, [hit.id for hit in found], paths))
+        contents.append(store.records.search_names(Run, "params"))
         for run in store.records.find(Run):
-            told.append(store.records.read_points(f"run:{run.id}"))
-        told.append([one for one in store.records.events_since(0, limit=100_000) if one.verb != "repaired"])
+            contents.append(store.records.read_points(f"run:{run.id}"))
+        contents.append([one for one in store.records.events_since(0, limit=100_000) if one.verb != "repaired"])
         for digest, _ in store.objects.digests():
-            told.append(store.objects.read(digest))
+            contents.append(store.objects.read(digest))
             if store.objects.is_tree(digest):
-                told += [(entry.path, store.objects.read_entry(entry)) for entry in store.objects.tree(digest)]
+                contents += [(entry.path, store.objects.read_entry(entry)) for entry in store.objects.tree(digest)]
         for name in store.tables.names():
-            told += [name, store.tables.last_batch(name, "w")]
-            told.append(store.tables.scan(name).collect().sort("event_at").rows())
+            contents += [name, store.tables.last_batch(name, "w")]
+            contents.append(store.tables.scan(name).collect().sort("event_at").rows())
         for path in sorted(store.journals.glob("*.journal")):
-            told.append([payload for payload, _ in read_journal(path)])
-    told.append([(one.name, one.id) for one in Keyring(home / "keys").listing()])
-    return hashlib.sha256(repr(told).encode()).hexdigest()
+            contents.append([payload for payload, _ in read_journal(path)])
+    contents.append([(one.name, one.id) for one in Keyring(home / "keys").listing()])
+    return hashlib.sha256(repr(contents).encode()).hexdigest()
 
 
 def check(home: Path) -> VerifyReport | EverloopError:
-    """What `everloop verify` does."""
+    """Check the home as `everloop verify` does."""
     os.environ["EVERLOOP_KEYS"] = str(home / "keys")
     try:
         found = check_before_opening(find_store_urls(home)[0])
@@ -148,7 +151,7 @@ def check(home: Path) -> VerifyReport | EverloopError:
 
 
 def heal(home: Path, *, backup: Path | None = None) -> VerifyReport:
-    """What `everloop verify --repair` does; returns what is found afterwards."""
+    """Repair the home as `everloop verify --repair` does, and return the report of another check."""
     os.environ["EVERLOOP_KEYS"] = str(home / "keys")
     with open_store(home, create=False, project="flights", clock=ManualClock()) as store:
         repair(store, verify(store), backup=backup)
@@ -184,7 +187,7 @@ def kind_of_file(path: Path, home: Path) -> str | None:
 
 
 def files(home: Path) -> dict[str, list[Path]]:
-    """The files of the home by kind. Data files that a table does not consist of any more count for nothing."""
+    """The files of the home by type, without data files that a table no longer uses."""
     found: dict[str, list[Path]] = {}
     with open_store(home, create=False, clock=ManualClock()) as store:
         active = {f"{name}/{path}" for name in store.tables.names() for path in store.tables.files(name).active()}
@@ -200,7 +203,12 @@ def files(home: Path) -> dict[str, list[Path]]:
 def attack(
     home: Path, scratch: Path, kind: str, paths: list[Path], flips: int, seed: int, whole: str, *, repairs: bool = False
 ) -> DamageOutcome:
-    """Flip one bit at a time in a copy of the home, and see what a check says and what reading gives."""
+    """Flip one bit at a time in a copy of the home, then check and read the copy.
+
+    Args:
+        whole: `values` of the undamaged home.
+        repairs: also repair each copy.
+    """
     outcome = DamageOutcome()
     shuffled = random.Random(f"{seed} {kind}")  # noqa: S311
     sizes = [path.stat().st_size for path in paths]

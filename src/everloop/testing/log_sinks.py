@@ -1,4 +1,4 @@
-"""What every log sink must do, together with the fold that reads it, as tests: nothing lost, nothing twice."""
+"""The conformance suite for log sinks and the fold that reads them: no frame is lost, and none is duplicated."""
 
 from __future__ import annotations
 
@@ -35,41 +35,41 @@ TABLE = "frames/all"
 
 @dataclass(frozen=True, kw_only=True)
 class LogPlace:
-    """Where frames are written and where they are folded."""
+    """Where frames are written, and where they are folded."""
 
     places: StoreUrls
-    """Of the store with the tables."""
+    """URLs of the store with the tables."""
     writers: Path
-    """The home of the writing processes; the same as that store's where they write its journals."""
+    """Home of the writing processes. The same as that store's if they write to its journals."""
     environment: Mapping[str, str]
-    """What the writing processes have in theirs, `EVERLOOP_LOG` above all."""
+    """Environment variables of the writing processes, such as `EVERLOOP_LOG`."""
 
     def store(self) -> Store:
-        """The store that folds."""
+        """Open the store that folds."""
         return open_urls(self.places)
 
     @contextmanager
     def sink(self, **more: str) -> Iterator[LogSink]:
-        """A sink of this process."""
-        with open_urls(_own_places(self.writers)) as store:
-            made = open_sink(store, STREAM, {**self.environment, **more})
+        """Open a sink in this process."""
+        with open_urls(_home_urls(self.writers)) as store:
+            sink = open_sink(store, STREAM, {**self.environment, **more})
             try:
-                yield made
+                yield sink
             finally:
-                made.close()
+                sink.close()
 
     def fold(self) -> list[str]:
-        """Fold what has been written, and return every frame in the table."""
+        """Fold everything that was written, and return all frames in the table."""
         with self.store() as store:
             frames_fold().run(store)
             return frames_in(store)
 
 
 class LogSinkSuite:
-    """Derive from this and give a fixture `place` that returns a `LogPlace`."""
+    """Derive from this class and define a fixture `place` that returns a `LogPlace`."""
 
     kills = int(os.environ.get("EVERLOOP_KILLS", "1"))
-    """Processes that are killed in each test that kills at random."""
+    """Number of processes to kill in each test that kills at random."""
 
     def test_each_frame_is_folded_once(self, place: LogPlace) -> None:
         with place.sink() as sink:
@@ -82,7 +82,7 @@ class LogSinkSuite:
             sink.close()
         assert "more" in place.fold()
 
-    def test_a_sink_that_was_never_written_to_leaves_nothing(self, place: LogPlace) -> None:
+    def test_an_unused_sink_leaves_nothing(self, place: LogPlace) -> None:
         with place.sink():
             pass
         with place.store() as store:
@@ -107,22 +107,22 @@ class LogSinkSuite:
                 thread.join()
         assert place.fold() == sorted(f"{s}-{t}-{n}" for s in range(2) for t in range(3) for n in range(40))
 
-    def test_large_frames_come_through(self, place: LogPlace) -> None:
+    def test_large_frames_are_folded(self, place: LogPlace) -> None:
         frames = [letter * (3 << 20) for letter in ("a", "b", "c")]
         with place.sink() as sink:
             for frame in frames:
                 sink.append(frame.encode())
         assert place.fold() == frames
 
-    def test_folds_at_once_double_nothing(self, place: LogPlace, tmp_path: Path) -> None:
-        """Also those of other machines, with which no lock is shared."""
+    def test_simultaneous_folds_duplicate_nothing(self, place: LogPlace, tmp_path: Path) -> None:
+        """Also folds on other machines, which do not share a lock."""
         moved: list[int] = []
 
         def fold(number: int) -> None:
-            places = place.places
-            if place.writers != places.home:
-                places = replace(places, home=tmp_path / f"folder-{number}", log=places.log or str(places.home))
-            with open_urls(places) as store:
+            urls = place.places
+            if place.writers != urls.home:
+                urls = replace(urls, home=tmp_path / f"folder-{number}", log=urls.log or str(urls.home))
+            with open_urls(urls) as store:
                 for _ in range(3):
                     moved.append(frames_fold().run(store))
 
@@ -139,20 +139,20 @@ class LogSinkSuite:
         assert place.fold() == sorted(str(number) for number in range(60))
         assert sum(moved) <= 60
 
-    def test_writers_killed_at_random_lose_and_double_nothing(self, place: LogPlace) -> None:
+    def test_writers_killed_at_random_lose_and_duplicate_nothing(self, place: LogPlace) -> None:
         chance = random.Random(11)  # noqa: S311 - a test
         acknowledged: list[str] = []
         for number in range(self.kills):
             acknowledged += _killed_writer(place, f"w{number}", chance.uniform(0.0, 0.4))
         with place.sink():
-            # The next process ships what the dead have left.
+            # The next process ships what killed ones have left behind.
             sleep(0.3)
         found = place.fold()
         assert set(acknowledged) <= set(found)
         assert len(set(found)) == len(found)
         assert acknowledged
 
-    def test_folds_killed_at_random_lose_and_double_nothing(self, place: LogPlace) -> None:
+    def test_folds_killed_at_random_lose_and_duplicate_nothing(self, place: LogPlace) -> None:
         chance = random.Random(13)  # noqa: S311 - a test
         for begin in range(0, 60, 20):
             with place.sink() as sink:
@@ -162,7 +162,7 @@ class LogSinkSuite:
             _killed_fold(place, chance.randrange(1, 8))
         assert place.fold() == sorted(str(number) for number in range(60))
 
-    def test_a_fold_that_stops_between_any_two_steps_goes_on(self, place: LogPlace) -> None:
+    def test_a_fold_that_stops_between_any_two_steps_can_be_repeated(self, place: LogPlace) -> None:
         for point in range(12):
             with place.sink() as sink:
                 sink.append(b"%d" % (2 * point))
@@ -174,12 +174,12 @@ class LogSinkSuite:
 
 
 class _StopHere(BaseException):
-    """In place of a kill: nothing may catch it."""
+    """Simulates a kill, so nothing may catch it."""
 
 
 @contextmanager
 def _maybe() -> Iterator[None]:
-    """The last steps are reached only where there is that much to do."""
+    """For late steps, which are not always reached."""
     try:
         yield
     except _StopHere:
@@ -188,7 +188,7 @@ def _maybe() -> Iterator[None]:
 
 @contextmanager
 def _stops(store: Store, point: int) -> Iterator[Store]:
-    """A store in which the n-th step of a fold is the last one."""
+    """A store in which a fold stops at its n-th step."""
     from everloop.prediction_log import segment_folding
 
     steps = iter(range(point, -1, -1))
@@ -207,9 +207,9 @@ def _stops(store: Store, point: int) -> Iterator[Store]:
 def _step_around(patch: pytest.MonkeyPatch, owner: Any, name: str, step: Any) -> None:
     call = getattr(owner, name)
 
-    def stepping(*given: Any, **named: Any) -> Any:
+    def stepping(*args: Any, **kwargs: Any) -> Any:
         step()
-        result = call(*given, **named)
+        result = call(*args, **kwargs)
         step()
         return result
 
@@ -217,7 +217,7 @@ def _step_around(patch: pytest.MonkeyPatch, owner: Any, name: str, step: Any) ->
 
 
 def frames_fold() -> StreamFold[str]:
-    """A fold whose rows are the frames' texts."""
+    """A fold that writes the texts of the frames as rows."""
 
     def frame(store: Store, table: str, entries: list[str]) -> Any:
         import polars as pl
@@ -228,25 +228,25 @@ def frames_fold() -> StreamFold[str]:
 
 
 def frames_in(store: Store) -> list[str]:
-    """Every frame that has been folded, sorted."""
+    """All frames that have been folded, sorted."""
     if not store.tables.exists(TABLE):
         return []
     return sorted(store.tables.scan(TABLE).collect()["text"].to_list())
 
 
-def _own_places(home: Path) -> StoreUrls:
+def _home_urls(home: Path) -> StoreUrls:
     return StoreUrls(
         home=home, records=str(home / "everloop.db"), objects=str(home / "objects"), tables=str(home / "tables")
     )
 
 
-# -- what runs in processes that are killed
+# -- functions for processes that are killed
 
 _CALL = "import sys; from everloop.testing import log_sinks; getattr(log_sinks, sys.argv[1])(*sys.argv[2:])"
 
 
 def _killed_writer(place: LogPlace, name: str, seconds: float) -> list[str]:
-    """The frames for which `append` had returned when the process was killed."""
+    """Start a writer and kill it. Returns the frames for which `append` had returned by then."""
     command = [sys.executable, "-c", _CALL, "write_until_killed", str(place.writers), name]
     env = {**os.environ, **place.environment}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE) as process:
@@ -259,8 +259,8 @@ def _killed_writer(place: LogPlace, name: str, seconds: float) -> list[str]:
 
 
 def write_until_killed(home: str, name: str) -> None:
-    """Append, and print what was appended, until this process is killed."""
-    with open_urls(_own_places(Path(home))) as store:
+    """Append frames, and print each one after it was appended, until this process is killed."""
+    with open_urls(_home_urls(Path(home))) as store:
         sink = open_sink(store, STREAM)
         number = 0
         while True:
@@ -273,14 +273,14 @@ def write_until_killed(home: str, name: str) -> None:
 
 
 def _killed_fold(place: LogPlace, point: int) -> None:
-    places = {name: None if value is None else str(value) for name, value in asdict(place.places).items()}
-    command = [sys.executable, "-c", _CALL, "fold_until_killed", json.dumps(places), str(point)]
+    urls = {name: None if value is None else str(value) for name, value in asdict(place.places).items()}
+    command = [sys.executable, "-c", _CALL, "fold_until_killed", json.dumps(urls), str(point)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
 
 
-def fold_until_killed(places: str, point: str) -> None:
-    """Fold, and be killed at the n-th step; or come to the end."""
+def fold_until_killed(urls: str, point: str) -> None:
+    """Fold, and kill this process at the n-th step, if the fold has that many."""
     from everloop.prediction_log import segment_folding
 
     left = int(point)
@@ -291,7 +291,7 @@ def fold_until_killed(places: str, point: str) -> None:
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    found = json.loads(places)
+    found = json.loads(urls)
     with open_urls(StoreUrls(**{**found, "home": Path(found["home"])})) as store, pytest.MonkeyPatch.context() as patch:
         _step_around(patch, type(store.tables), "append", step)
         _step_around(patch, Path, "unlink", step)
@@ -300,9 +300,12 @@ def fold_until_killed(places: str, point: str) -> None:
 
 
 def write_and_die(place: LogPlace, name: str, point: int) -> list[str]:
-    """Append in a forked child that is killed at the n-th step of writing and shipping; what it had appended by then.
+    """Append in a forked child that is killed at the n-th step of writing and shipping.
 
-    For sinks whose libraries survive a fork.
+    Only for sinks whose libraries survive a fork.
+
+    Returns:
+        The frames for which `append` had returned by then.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -318,7 +321,7 @@ def write_and_die(place: LogPlace, name: str, point: int) -> list[str]:
     return lines
 
 
-def _write_and_die(place: LogPlace, name: str, point: int, told: int) -> None:
+def _write_and_die(place: LogPlace, name: str, point: int, pipe: int) -> None:
     left = point
     guard = threading.Lock()
 
@@ -338,7 +341,7 @@ def _write_and_die(place: LogPlace, name: str, point: int, told: int) -> None:
         for number in range(8):
             text = f"{name}-{number}"
             sink.append(text.encode())
-            os.write(told, f"{text}\n".encode())
+            os.write(pipe, f"{text}\n".encode())
             sleep(0.01)
     os._exit(0)
 

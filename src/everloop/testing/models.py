@@ -1,6 +1,6 @@
-"""A small table with every kind of column, and real models trained on it in a fraction of a second.
+"""A small table with all types of columns, and real models that are trained on it in a fraction of a second.
 
-For proving protocols, backends and integrations against something that answers as a user's model does.
+Use them to test protocols, backends and integrations with models that behave like a user's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from everloop.training.trained_model import Trained
 
 TARGETS = {"binary": "late", "multiclass": "delay", "regression": "minutes"}
-"""The column of `sample_table` that asks for each task."""
+"""The target column in `sample_table` for each task."""
 
 _PARAMS: dict[str, dict[str, Any]] = {
     "linear": {"l2": 1.0},
@@ -22,7 +22,7 @@ _PARAMS: dict[str, dict[str, Any]] = {
 
 
 def sample_table(rows: int = 400, seed: int = 0) -> pl.DataFrame:
-    """Made-up flights: numbers, nulls, categories, flags, dates and times, a constant column, and three targets."""
+    """Synthetic flights: numbers, nulls, categories, booleans, dates, times, a constant column and three targets."""
     from datetime import UTC, datetime, timedelta
 
     import numpy as np
@@ -67,7 +67,7 @@ def train_sample(
     seed: int = 0,
     features: tuple[str, ...] = FEATURES,
 ) -> Trained:
-    """A real model of `sample_table(rows, seed)`. `currency` is constant there, so training leaves it out."""
+    """Train a model on `sample_table(rows, seed)`. Training leaves out `currency`, because it is constant."""
     from everloop.training import Recipe, fit_recipe
 
     rounds = 20 if algorithm == "lightgbm" else None
@@ -76,7 +76,7 @@ def train_sample(
 
 
 def sample_rows(rows: int = 1, seed: int = 0) -> list[dict[str, Any]]:
-    """The first rows of `sample_table(400, seed)` as a client sends them: JSON-able, with all features."""
+    """The first rows of `sample_table(400, seed)` as a client sends them: JSON-compatible, with all features."""
     table = sample_table(max(rows, 400), seed).head(rows).select(FEATURES)
     return [
         {name: value.isoformat() if hasattr(value, "isoformat") else value for name, value in row.items()}

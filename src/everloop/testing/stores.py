@@ -1,4 +1,4 @@
-"""What every record store and every byte store must do, as tests, and a clock to move by hand."""
+"""The conformance suites for record stores and byte stores, and a clock that tests can move."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ START = datetime(2024, 3, 1, 12, 0, 0, 250, tzinfo=UTC)
 
 
 class ManualClock:
-    """A clock for tests: stands still until it is moved."""
+    """A clock for tests, which stands still until it is moved."""
 
     simulated = True
 
@@ -62,13 +62,13 @@ class ManualClock:
 
 
 class OpenRecords(Protocol):
-    """Opens the one store of a test, empty at first, as often as it is called."""
+    """Opens the store of a test. Every call opens the same store, which is empty at the first call."""
 
     def __call__(self, clock: Clock, project: str = "flights", actor: str = "user:ann@desk") -> RecordStore: ...
 
 
 def _full_records() -> list[Record]:
-    """One record of each shape: nested classes, tuples, ordered names, empty and full fields."""
+    """Records with all kinds of fields: nested classes, tuples, ordered names, empty and filled fields."""
     common: dict[str, Any] = {"project": "flights", "created_at": START}
     return [
         Run(
@@ -118,7 +118,7 @@ def _full_records() -> list[Record]:
 
 
 class RecordStoreSuite:
-    """Derive from this and give a fixture `open_records` that returns an `OpenRecords`."""
+    """Derive from this class and define a fixture `open_records` that returns an `OpenRecords`."""
 
     @pytest.fixture
     def clock(self) -> ManualClock:
@@ -130,18 +130,18 @@ class RecordStoreSuite:
 
     # put and get
 
-    def test_what_is_put_is_got_by_id_and_by_key(self, store: RecordStore) -> None:
+    def test_a_record_is_found_by_id_and_by_key(self, store: RecordStore) -> None:
         version = _version(3)
         store.put(version)
         assert store.get(ModelVersion, version.id) == version
         assert store.get(ModelVersion, "delays@3") == version
 
     @pytest.mark.parametrize("record", [pytest.param(case, id=type(case).__name__) for case in _full_records()])
-    def test_every_value_comes_back_as_it_went(self, store: RecordStore, record: Record) -> None:
+    def test_every_value_is_returned_unchanged(self, store: RecordStore, record: Record) -> None:
         store.put(record)
         assert store.get(type(record), record.id) == record
 
-    def test_numbers_without_a_json_form_come_back(self, store: RecordStore) -> None:
+    def test_numbers_that_json_cannot_represent_are_returned_unchanged(self, store: RecordStore) -> None:
         run = _run("odd", metrics={"a": math.inf, "b": -math.inf, "c": math.nan, "d": 0.1 + 0.2, "e": 1e-320})
         store.put(run)
         back = store.get(Run, run.id).metrics
@@ -167,7 +167,7 @@ class RecordStoreSuite:
             ({"$float": 1, "b": math.nan}, "reserved"),
         ],
     )
-    def test_a_value_that_cannot_be_kept_is_refused(
+    def test_a_value_that_cannot_be_stored_is_refused(
         self, store: RecordStore, params: dict[str, Json], word: str
     ) -> None:
         with pytest.raises(UsageError, match=word):
@@ -178,12 +178,12 @@ class RecordStoreSuite:
         with pytest.raises(UsageError, match="timezone"):
             store.put(replace(_run("r"), ended_at=datetime(2024, 1, 1)))
 
-    def test_a_text_that_spells_a_nul_escape_is_kept(self, store: RecordStore) -> None:
+    def test_a_text_with_a_spelled_out_nul_escape_is_stored(self, store: RecordStore) -> None:
         run = _run("r", params={"pattern": "\\u0000", "path": "C:\\u0000\\"})
         store.put(run)
         assert store.get(Run, run.id) == run
 
-    def test_an_id_or_key_can_be_taken_once(self, store: RecordStore) -> None:
+    def test_ids_and_keys_are_unique(self, store: RecordStore) -> None:
         first = _version(1)
         store.put(first)
         with pytest.raises(AlreadyExistsError, match="delays@1"):
@@ -226,7 +226,7 @@ class RecordStoreSuite:
         with pytest.raises(UsageError, match="for_project"):
             other.put(_run("s"))
 
-    def test_what_is_missing_is_told_with_what_is_near(self, store: RecordStore) -> None:
+    def test_the_error_for_a_missing_record_lists_similar_keys(self, store: RecordStore) -> None:
         store.put(_version(1), _version(12))
         with pytest.raises(NotFoundError) as caught:
             store.get(ModelVersion, "delays@13")
@@ -235,7 +235,7 @@ class RecordStoreSuite:
         assert caught.value.help == "See: everloop models ls"
 
     @pytest.mark.parametrize("ref", ["", "\0", "a\0b", "\ud800", "%", "?", "' OR 1=1", "x" * 100_000])
-    def test_strange_names_are_no_more_than_errors(self, store: RecordStore, ref: str) -> None:
+    def test_strange_names_cause_only_errors(self, store: RecordStore, ref: str) -> None:
         store.put(_version(1))
         with pytest.raises((NotFoundError, UsageError)):
             store.get(ModelVersion, ref)
@@ -250,7 +250,7 @@ class RecordStoreSuite:
             assert store.read_points(ref) == [_point(ref, 1.0)]
         assert store.get(ModelVersion, "delays@1").version == 1
 
-    def test_numbers_beyond_all_columns_are_no_more_than_errors(self, store: RecordStore) -> None:
+    def test_numbers_that_are_too_large_cause_only_errors(self, store: RecordStore) -> None:
         with pytest.raises(UsageError):
             store.append_points("s", [_point("loss", 1.0, 2**63)])
         assert store.read_points("s") == []
@@ -316,7 +316,7 @@ class RecordStoreSuite:
             found = store.find(Run, *where, order="name")
             assert " ".join(run.name for run in found) == names, where
 
-    def test_find_by_names_with_signs_in_them(self, store: RecordStore) -> None:
+    def test_find_by_names_with_special_characters(self, store: RecordStore) -> None:
         names = ["val/auc.1", 'say "x"', "a\\b", "ü", "a[0]", "", "$", "%", "?", "a.b.c", "tab\there", "'"]
         for number, name in enumerate(names):
             store.put(_run(f"r{number:02}", metrics={name: float(number)}))
@@ -326,7 +326,7 @@ class RecordStoreSuite:
             assert [run.name for run in store.find(Run, (path, "!=", None))] == [f"r{number:02}"], name
             assert len(store.find(Run, (path, "is", None))) == len(names) - 1, name
 
-    def test_find_by_texts_with_signs_in_them(self, store: RecordStore) -> None:
+    def test_find_by_texts_with_special_characters(self, store: RecordStore) -> None:
         texts = ["", "a", "A", "%", "_", "a%b", "?", "'", '"', "\\", "ü", "\U0001f600", "\uffff", "z\U0010ffff", "a b"]
         store.put(*(_run(text) for text in texts))
         for text in texts:
@@ -349,18 +349,18 @@ class RecordStoreSuite:
         ("condition", "word"),
         [
             (("colour", "=", 1), "no field 'colour'"),
-            (("state", "~", 1), "no comparison"),
+            (("state", "~", 1), "not a comparison operator"),
             (("state", "=", ["x"]), "cannot be compared"),
-            (("state", "in", "finished"), "takes a list"),
-            (("state", "is", "x"), "takes None"),
+            (("state", "in", "finished"), "needs a list"),
+            (("state", "is", "x"), "can only be used with None"),
             (("state", "<", None), "cannot be compared"),
             (("params.on", "<", True), "cannot compare"),
-            (("name", "prefix", 1), "takes a text"),
-            (("name", ">", START), "no time"),
+            (("name", "prefix", 1), "needs a text"),
+            (("name", ">", START), "not a time"),
             (("metrics.auc", "=", math.nan), "NaN"),
         ],
     )
-    def test_a_condition_that_cannot_be_met_is_told(self, store: RecordStore, condition: Any, word: str) -> None:
+    def test_an_invalid_condition_is_refused(self, store: RecordStore, condition: Any, word: str) -> None:
         with pytest.raises(UsageError, match=word):
             store.find(Run, condition)
 
@@ -405,7 +405,9 @@ class RecordStoreSuite:
 
     # update
 
-    def test_an_update_counts_the_revision_and_keeps_what_was(self, store: RecordStore, clock: ManualClock) -> None:
+    def test_an_update_increments_the_revision_and_keeps_the_old_one(
+        self, store: RecordStore, clock: ManualClock
+    ) -> None:
         run = _run("r")
         store.put(run)
         clock.advance()
@@ -440,7 +442,7 @@ class RecordStoreSuite:
         assert store.get(Run, first.id) == first
         assert len(store.history(Run, first.id)) == 1
 
-    def test_an_update_may_change_the_key_but_not_to_a_taken_one(self, store: RecordStore) -> None:
+    def test_an_update_may_change_the_key_but_not_to_an_existing_one(self, store: RecordStore) -> None:
         first, second = _version(1), _version(2)
         store.put(first, second)
         with pytest.raises(AlreadyExistsError, match="delays@2"):
@@ -450,7 +452,7 @@ class RecordStoreSuite:
         with pytest.raises(NotFoundError):
             store.get(ModelVersion, "delays@1")
 
-    def test_an_update_of_nothing_is_refused(self, store: RecordStore) -> None:
+    def test_an_update_of_a_missing_record_is_refused(self, store: RecordStore) -> None:
         with pytest.raises(NotFoundError):
             store.update(_run("r"))
 
@@ -495,7 +497,7 @@ class RecordStoreSuite:
         with pytest.raises(NotFoundError):
             store.restore(ModelVersion, "delays@1")
 
-    def test_a_deleted_key_is_free_and_then_taken(self, store: RecordStore) -> None:
+    def test_the_key_of_a_deleted_record_can_be_used_again(self, store: RecordStore) -> None:
         first, second = _version(1), _version(1)
         store.put(first)
         store.delete(ModelVersion, first.id)
@@ -515,7 +517,7 @@ class RecordStoreSuite:
         store.restore(ModelVersion, "delays@1")
         assert store.get(ModelVersion, "delays@1") == versions[-1]
 
-    def test_purge_removes_what_was_deleted_by_then(self, store: RecordStore, clock: ManualClock) -> None:
+    def test_purge_removes_records_that_were_deleted_by_then(self, store: RecordStore, clock: ManualClock) -> None:
         early, late, live = _run("early"), _run("late"), _run("live")
         store.put(early, late, live)
         (early,) = store.update(replace(early, state="failed"))
@@ -543,7 +545,7 @@ class RecordStoreSuite:
         assert store.greatest_steps("s") == {"loss": 7, "auc": -2}
         assert store.for_project("elsewhere").greatest_steps("s") == {}
 
-    def test_points_come_back_by_key_step_and_arrival(self, store: RecordStore) -> None:
+    def test_points_are_ordered_by_key_step_and_arrival(self, store: RecordStore) -> None:
         store.append_points("s", [_point("loss", 3.0, 2), _point("auc", 0.5, 0), _point("loss", 1.0, 1)])
         store.append_points("s", [_point("loss", 4.0, 1), _point("loss", math.inf, 3), _point("loss", math.nan, 4)])
         store.append_points("t", [_point("loss", 9.0)])
@@ -585,7 +587,7 @@ class RecordStoreSuite:
         bob.update(replace(version, state="released"), verb="released")
         bob.delete(ModelVersion, version.id)
         bob.restore(ModelVersion, version.id)
-        said = store.append_event("alarm", "endpoint", "e1", "delays", {"value": math.inf, "at": [1, None]})
+        appended = store.append_event("alarm", "endpoint", "e1", "delays", {"value": math.inf, "at": [1, None]})
         events = store.events_since(0)
         assert [event.verb for event in events] == ["created", "released", "deleted", "restored", "alarm"]
         assert [event.actor for event in events] == ["user:ann@desk", *["user:bob@desk"] * 3, "user:ann@desk"]
@@ -594,9 +596,9 @@ class RecordStoreSuite:
         }
         assert events[0].data == {"why": "first"}
         assert (events[0].at, events[1].at) == (START, START + timedelta(seconds=1))
-        assert events[-1] == said
-        assert said.data == {"value": math.inf, "at": [1, None]}
-        assert store.last_event() == said.seq
+        assert events[-1] == appended
+        assert appended.data == {"value": math.inf, "at": [1, None]}
+        assert store.last_event() == appended.seq
 
     def test_events_are_numbered_without_reuse_and_read_in_portions(self, store: RecordStore) -> None:
         for number in range(5):
@@ -671,7 +673,7 @@ class RecordStoreSuite:
             store.put(_run("d"))
         assert [run.name for run in store.find(Run)] == ["a", "d"]
 
-    def test_writers_take_turns(self, open_records: OpenRecords, clock: ManualClock) -> None:
+    def test_writers_exclude_each_other(self, open_records: OpenRecords, clock: ManualClock) -> None:
         stores = [open_records(clock) for _ in range(2)]
         inside = 0
         most = 0
@@ -740,7 +742,7 @@ class RecordStoreSuite:
         (second,) = store.update(replace(run, state="finished"))
         assert store.as_of(clock.now()).get(Run, run.id) == second
 
-    def test_the_past_takes_no_writes(self, store: RecordStore, clock: ManualClock) -> None:
+    def test_views_of_the_past_are_read_only(self, store: RecordStore, clock: ManualClock) -> None:
         run = _run("r")
         store.put(run)
         past = store.as_of(clock.now())
@@ -759,26 +761,26 @@ class RecordStoreSuite:
                 write()
         assert past.as_of(clock.now() - timedelta(days=1)).find(Run) == []
 
-    # for those who check and sweep
+    # for checks and garbage collection
 
-    def test_everything_stored_is_told(self, store: RecordStore) -> None:
-        kept, gone = _version(1), _version(2)
-        store.put(kept, gone)
-        store.update(replace(kept, description="x"))
-        store.update(replace(gone, description="x"))
-        store.delete(ModelVersion, gone.id)
+    def test_stored_returns_all_revisions(self, store: RecordStore) -> None:
+        live, deleted = _version(1), _version(2)
+        store.put(live, deleted)
+        store.update(replace(live, description="x"))
+        store.update(replace(deleted, description="x"))
+        store.delete(ModelVersion, deleted.id)
         store.for_project("trains").put(replace(_run("r"), project="trains"))
-        told = sorted(((one.project, one.kind, one.deleted_at) for one in store.stored() if one.current), key=str)
-        assert told == [
+        current = sorted(((one.project, one.kind, one.deleted_at) for one in store.stored() if one.current), key=str)
+        assert current == [
             ("flights", "model_version", None),
             ("flights", "model_version", START),
             ("trains", "run", None),
         ]
         assert sorted(one.deleted_at is None for one in store.stored() if not one.current) == [False, True]
-        assert {one.id for one in store.stored()} >= {kept.id, gone.id}
+        assert {one.id for one in store.stored()} >= {live.id, deleted.id}
         assert store.problems() == []
 
-    def test_a_closed_store_says_so(self, store: RecordStore) -> None:
+    def test_a_closed_store_cannot_be_used(self, store: RecordStore) -> None:
         store.close()
         store.close()
         with pytest.raises(UsageError, match="closed"):
@@ -786,10 +788,10 @@ class RecordStoreSuite:
 
 
 class ByteStoreSuite:
-    """Derive from this and give a fixture `byte_store` that returns an empty `ByteStore`."""
+    """Derive from this class and define a fixture `byte_store` that returns an empty `ByteStore`."""
 
     @pytest.mark.parametrize("size", [0, 1, 1000, 3_000_000])
-    def test_what_is_put_is_got(self, byte_store: ByteStore, tmp_path: Path, size: int) -> None:
+    def test_bytes_and_files_are_returned_unchanged(self, byte_store: ByteStore, tmp_path: Path, size: int) -> None:
         data = bytes(range(256)) * (size // 256 + 1)
         data = data[:size]
         source = tmp_path / "source"
@@ -810,7 +812,7 @@ class ByteStoreSuite:
         assert byte_store.get("k", 0, 0) == b""
         assert byte_store.get("k", 100) == b""
 
-    def test_a_taken_key_is_left_alone_or_replaced(self, byte_store: ByteStore) -> None:
+    def test_an_existing_key_is_left_alone_or_replaced(self, byte_store: ByteStore) -> None:
         assert byte_store.put("k", b"one") is True
         assert byte_store.put("k", b"two") is False
         assert byte_store.get("k") == b"one"
@@ -818,7 +820,7 @@ class ByteStoreSuite:
         assert byte_store.get("k") == b"three"
         assert byte_store.put("fresh", b"x", if_absent=False) is True
 
-    def test_of_many_who_put_to_one_key_one_is_told_that_it_wrote(self, byte_store: ByteStore) -> None:
+    def test_of_simultaneous_puts_to_one_key_one_writes(self, byte_store: ByteStore) -> None:
         barrier = threading.Barrier(8)
 
         def put(number: int) -> bool:
@@ -830,7 +832,7 @@ class ByteStoreSuite:
         assert sum(wrote) == 1
         assert byte_store.get("k") == bytes([wrote.index(True)]) * 1000
 
-    def test_what_is_absent(self, byte_store: ByteStore) -> None:
+    def test_missing_keys(self, byte_store: ByteStore) -> None:
         assert byte_store.size("none") is None
         assert byte_store.written_at("none") is None
         assert byte_store.delete("none") is False
@@ -845,7 +847,7 @@ class ByteStoreSuite:
         with pytest.raises(NotFoundError):
             byte_store.get("folder")
 
-    def test_lists_are_in_order_and_below_a_folder(self, byte_store: ByteStore) -> None:
+    def test_list_is_sorted_and_limited_to_a_folder(self, byte_store: ByteStore) -> None:
         keys = ["a/b/c", "a/b.txt", "a/bc", "ab/c", "z", "a/b-1", "A"]
         for size, key in enumerate(keys):
             byte_store.put(key, b"x" * size)
@@ -860,7 +862,7 @@ class ByteStoreSuite:
         assert byte_store.size("k") is None
         assert byte_store.put("k", b"y") is True
 
-    def test_delete_spares_what_was_put_to_since(self, byte_store: ByteStore) -> None:
+    def test_delete_does_not_remove_keys_that_were_put_since(self, byte_store: ByteStore) -> None:
         byte_store.put("k", b"x")
         written = byte_store.written_at("k")
         assert written is not None
@@ -873,7 +875,7 @@ class ByteStoreSuite:
     @pytest.mark.parametrize(
         "key", ["", "/", "/a", "a/", "a//b", "..", "a/../b", "./a", ".tmp/x", "a\\b", "a b", "a\0"]
     )
-    def test_a_key_that_is_none_is_refused(self, byte_store: ByteStore, key: str) -> None:
+    def test_an_invalid_key_is_refused(self, byte_store: ByteStore, key: str) -> None:
         for use in (
             lambda: byte_store.put(key, b"x"),
             lambda: byte_store.get(key),
@@ -913,6 +915,6 @@ def _pages(store: RecordStore, order: str, size: int) -> list[str]:
 
 
 def _elsewhere(call: Callable[[], Any]) -> Any:
-    """What a call returns in another thread, which has its own connection."""
+    """The result of a call in another thread, which has its own connection."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(call).result()
