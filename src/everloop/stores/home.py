@@ -246,15 +246,15 @@ def open_urls(
 
 def find_store_urls(home: Path | str | None = None) -> tuple[StoreUrls, str | None]:
     """Find the URLs of a store without opening it, and the project that is set in `everloop.toml`."""
-    named = home if home is not None else os.environ.get("EVERLOOP_STORE")
+    requested = home if home is not None else os.environ.get("EVERLOOP_STORE")
     config = nearest_config(Path.cwd())
     settings, project = _settings(config) if config is not None else ({}, None)
-    if named is not None:
-        check_path(str(named), "The home")
+    if requested is not None:
+        check_path(str(requested), "The home")
     base = Path.cwd() if config is None else config.parent
     check_path(str(settings.get("home", FOLDER)), "The home")
     configured = (base / Path(str(settings.get("home", FOLDER))).expanduser()).absolute()
-    chosen = configured if named is None else Path(named).expanduser().absolute()
+    chosen = configured if requested is None else Path(requested).expanduser().absolute()
     # The settings apply only to the configured home. Any other home contains all of its parts.
     return _store_urls(chosen, settings if chosen == configured else {}), project
 
@@ -330,10 +330,10 @@ def _settings(config: Path) -> tuple[dict[str, str | bool], str | None]:
         content = tomllib.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ProjectError(f"Cannot read '{config}': {error}.") from error
-    settings, named = content.get("store", {}), content.get("project", {})
-    if not isinstance(named, dict):
+    settings, table = content.get("store", {}), content.get("project", {})
+    if not isinstance(table, dict):
         raise ProjectError(f"'project' in '{config}' is not a table.", help='Write [project] and below it name = "…".')
-    project = named.get("name")
+    project = table.get("name")
     if not isinstance(settings, dict):
         raise ProjectError(f"'store' in '{config}' is not a table.", help="Write [store] and the settings below it.")
     unknown = set(settings) - {*_SETTINGS, "shared"}

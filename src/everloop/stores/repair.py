@@ -99,7 +99,7 @@ class _Repair:
                 continue
             cure = cures.get(problem.cure or "", self._from_backup)
             try:
-                kept = cure(problem)
+                quarantined = cure(problem)
             except (EverloopError, OSError) as error:
                 message = error.message if isinstance(error, EverloopError) else str(error)
                 done.append(Repair(problem=problem, healed=False, message=message))
@@ -108,10 +108,17 @@ class _Repair:
                 "repaired",
                 "store",
                 problem.subject,
-                data={"kind": problem.kind, "what": problem.message, "cure": problem.cure or "backup", "kept": kept},
+                data={
+                    "kind": problem.kind,
+                    "what": problem.message,
+                    "cure": problem.cure or "backup",
+                    "kept": quarantined,
+                },
             )
             done.append(
-                Repair(problem=problem, healed=True, message=problem.heal or "Restored from the backup.", kept=kept)
+                Repair(
+                    problem=problem, healed=True, message=problem.heal or "Restored from the backup.", kept=quarantined
+                )
             )
         return done
 
@@ -120,12 +127,12 @@ class _Repair:
     def _sum(self, problem: StoreProblem) -> str | None:
         check, number, at = self._row_of(problem)
         crc, row = self._read_row(check, number, at)
-        kept = self._quarantine_row(check, at, crc, row)
+        quarantined = self._quarantine_row(check, at, crc, row)
         with self._database.transaction():
             self._database.write(
                 f"UPDATE {check.table} SET crc = ? WHERE {number} = ? AND crc = ?", (check.of(row), at, crc)
             )
-        return kept
+        return quarantined
 
     def _row(self, problem: StoreProblem) -> str | None:
         check, number, at = self._row_of(problem)
@@ -133,7 +140,7 @@ class _Repair:
         repaired = check.repaired(row, crc)
         if repaired is None:
             raise CorruptionError("The row has changed since it was checked.", help=f"Run the repair again: {REPAIR}")
-        kept = self._quarantine_row(check, at, crc, row)
+        quarantined = self._quarantine_row(check, at, crc, row)
         statement = f"UPDATE {check.table} SET {', '.join(f'{name} = ?' for name in check.columns)} WHERE {number} = ?"
         try:
             with self._database.transaction():
@@ -143,7 +150,7 @@ class _Repair:
             self._reindex(check.table)
             with self._database.transaction():
                 self._database.write(statement, (*repaired, at))
-        return kept
+        return quarantined
 
     def _index(self, problem: StoreProblem) -> str | None:
         if self._reindexed or problem.message not in self.store.records.problems():
@@ -174,10 +181,10 @@ class _Repair:
         )
         for (index,) in indexes:
             for one, other in (("NOT INDEXED", f'INDEXED BY "{index}"'), (f'INDEXED BY "{index}"', "NOT INDEXED")):
-                strange = database.read_raw(
+                differing = database.read_raw(
                     f"SELECT rowid FROM {table} {one} EXCEPT SELECT rowid FROM {table} {other} LIMIT 1"
                 )
-                if strange:
+                if differing:
                     raise CorruptionError(
                         f"The table '{table}' and its index '{index}' do not have the same rows.",
                         help="Restore a backup: everloop restore",
@@ -200,19 +207,19 @@ class _Repair:
         entry = known.entries[version].encode()
         if hashlib.sha256(entry).hexdigest() != known.files[path][1]:
             raise CorruptionError("The copy of the log entry is damaged as well.")
-        kept = self._quarantine_table_file(problem)
+        quarantined = self._quarantine_table_file(problem)
         files.replace(path, entry)
-        return kept
+        return quarantined
 
     def _log_aside(self, problem: StoreProblem) -> str | None:
-        kept = self._quarantine_table_file(problem)
+        quarantined = self._quarantine_table_file(problem)
         self.store.tables.files(problem.subject).remove(problem.location or "")
-        return kept
+        return quarantined
 
     def _checkpoint(self, problem: StoreProblem) -> str | None:
         from deltalake import DeltaTable
 
-        kept = self._log_aside(problem)
+        quarantined = self._log_aside(problem)
         files = self.store.tables.files(problem.subject)
         if files.size(HINT) is not None:
             files.remove(HINT)
@@ -221,13 +228,13 @@ class _Repair:
         except Exception as error:
             raise StoreError(f"Cannot write a new checkpoint: {error}") from error
         files.seal_all()
-        return kept
+        return quarantined
 
     def _digests(self, problem: StoreProblem) -> str | None:
         files = self.store.tables.files(problem.subject)
         path = problem.location or ""
         before = files.read(path)
-        kept = self._quarantine_table_file(problem)
+        quarantined = self._quarantine_table_file(problem)
         files.remove(path)
         # Files without a digest are read to their end now.
         remaining = [one for one in check_table(files, Checked()) if one.cure != "digests"]
@@ -235,7 +242,7 @@ class _Repair:
             files.replace(path, before)
             raise CorruptionError(remaining[0].message)
         files.seal_all()
-        return kept
+        return quarantined
 
     # Journals and objects
 
@@ -248,12 +255,12 @@ class _Repair:
             raise CorruptionError(
                 "The journal has changed since it was checked.", help=f"Run the repair again: {REPAIR}"
             )
-        kept = self._quarantine_file(path, path.relative_to(self.store.home))
+        quarantined = self._quarantine_file(path, path.relative_to(self.store.home))
         draft = path.with_name(f".{path.name}.repair")
         draft.write_bytes(data)
         draft.chmod(path.stat().st_mode & 0o777)
         draft.replace(path)
-        return kept
+        return quarantined
 
     def _object(self, problem: StoreProblem) -> str | None:
         digest = problem.location or ""
@@ -262,18 +269,18 @@ class _Repair:
             where = "the cache, the trees or the backup" if self.backup else "the cache or the trees"
             raise NotFoundError(f"The object {digest} is not in {where}.", help=f"Try: {REPAIR} --from BACKUP")
         objects = self.store.objects
-        kept = None
+        quarantined = None
         try:
             objects.prove(digest)
         except NotFoundError:
             pass
         except CorruptionError:
             damaged = objects.bytes_store.get(object_key(digest))
-            kept = self._quarantine(damaged, Path("objects") / object_key(digest))
+            quarantined = self._quarantine(damaged, Path("objects") / object_key(digest))
         else:
             return None
         objects.bytes_store.put(object_key(digest), data, if_absent=False)
-        return kept
+        return quarantined
 
     def _find_object(self, digest: str) -> bytes | None:
         if not DIGEST.fullmatch(digest):
@@ -304,9 +311,9 @@ class _Repair:
             raise NotFoundError(f"There is no digest of '{path}', so a copy from the backup cannot be checked.")
         for _, data in members(self.backup, {f"tables/{problem.subject}/{path}"}):
             if _is(data, f"sha256:{recorded[1]}"):
-                kept = self._quarantine_table_file(problem)
+                quarantined = self._quarantine_table_file(problem)
                 files.replace(path, data)
-                return kept
+                return quarantined
         raise NotFoundError(f"The backup has no intact copy of '{path}' of the table '{problem.subject}'.")
 
     # Quarantine: each method returns where the copy is, relative to the home.

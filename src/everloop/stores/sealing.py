@@ -117,10 +117,10 @@ class SecretKeys:
         return self._of_home()[0]
 
     def _all(self) -> Sequence[bytes]:
-        named = os.environ.get(FILE_VARIABLE)
+        key_file = os.environ.get(FILE_VARIABLE)
         return [
             *_parsed(os.environ.get(VARIABLE, ""), VARIABLE),
-            *(_of_file(named) if named else ()),
+            *(_of_file(key_file) if key_file else ()),
             *self._of_home(),
         ]
 

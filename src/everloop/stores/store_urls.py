@@ -244,15 +244,18 @@ def _shown_options(scheme: str, options: str) -> str:
 
 
 def _is_shown(scheme: str, option: str, value: str) -> bool:
-    """Whether the value of an option may be shown. A web address has options of any name. A database's are known, and
-    one of another name may be a misspelled password, unless it is too short to be one."""
+    """Whether the value of an option may be shown.
+
+    The options of a web address can have any name. Those of a database are known, so an unknown one may be a misspelled
+    password, unless its value is too short.
+    """
     if option.lower() in _SHOWN_OPTIONS:
         return True
     return not _SECRET_OPTION.search(option) and (scheme.lower() in _PLAIN or len(value) <= SHORT)
 
 
 def _secrets(url: str) -> Iterator[str]:
-    """Texts that are secret in a URL, as they stand in it and decoded."""
+    """The secrets in a URL, both encoded as in the URL and decoded."""
     scheme, found, rest = str(url).partition("://")
     if not found:
         scheme, rest = "", str(url)

@@ -37,8 +37,8 @@ MACHINE = "machine"
 
 
 def keys_folder() -> Path:
-    named = os.environ.get("EVERLOOP_KEYS")
-    return Path(named) if named else Path.home() / ".config" / "everloop" / "keys"
+    folder = os.environ.get("EVERLOOP_KEYS")
+    return Path(folder) if folder else Path.home() / ".config" / "everloop" / "keys"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

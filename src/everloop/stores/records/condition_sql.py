@@ -67,10 +67,10 @@ class SqlPart:
 
     @property
     def by(self) -> Sql:
-        way = " DESC" if self.descending else ""
+        direction = " DESC" if self.descending else ""
         if self.value is None:
-            return Sql(f"id{way}")
-        return Sql(f"{self.value.text}{way}, id{way}", self.value.values)
+            return Sql(f"id{direction}")
+        return Sql(f"{self.value.text}{direction}, id{direction}", self.value.values)
 
     def behind(self, value: object, identity: str) -> Sql:
         """True for the rows of this section after the one with this value and id."""

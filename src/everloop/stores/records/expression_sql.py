@@ -180,9 +180,13 @@ def order_by(keys: list[tuple[SortKey, str]], rec: str, *, descending: bool) -> 
     """The terms of an ORDER BY over the rows of several keys, with the number of the record as last term."""
     terms = []
     for key, row in keys:
-        way = " DESC" if key.descending else ""
+        direction = " DESC" if key.descending else ""
         # Within a rank, only one of the two columns has values, so the position of NULLs does not matter.
-        terms += [rank(row), f"{row}.number{way}", f"CASE WHEN {row}.number IS NULL THEN {sorted_text(row)} END{way}"]
+        terms += [
+            rank(row),
+            f"{row}.number{direction}",
+            f"CASE WHEN {row}.number IS NULL THEN {sorted_text(row)} END{direction}",
+        ]
     return ", ".join([*terms, f"{rec}{' DESC' if descending else ''}"])
 
 

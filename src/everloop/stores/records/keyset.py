@@ -37,13 +37,13 @@ class KeysetScan:
 
         It returns no row if fewer rows than `window` are left.
         """
-        column, way = self._column(section), " DESC" if self.keys[0].descending else ""
+        column, direction = self._column(section), " DESC" if self.keys[0].descending else ""
         # The other keys are not compared here, so a few rows that the last page has shown may be counted again.
         further = "<=" if self.keys[0].descending else ">="
         start = Sql("1 = 1") if begin is None else Sql(f"{column} {further} ?", (begin.position[0][1],))
         return Sql(
             f"SELECT {column} FROM searched_values k0 WHERE k0.path = ? AND {_THERE[section]} AND {start.text}"
-            f" ORDER BY {column}{way}, k0.rec{way} LIMIT 1 OFFSET ?",
+            f" ORDER BY {column}{direction}, k0.rec{direction} LIMIT 1 OFFSET ?",
             (self.compiler.number_of(self.keys[0].path), *start.values, window),
         )
 

@@ -20,7 +20,7 @@ from everloop.records import KINDS, Json, Record
 R = TypeVar("R", bound=Record)
 
 _KIND_NAMES = {record: kind for kind, record in KINDS.items()}
-_ODD = "$float"
+_FLOAT_KEY = "$float"
 _PLAIN = frozenset({str, int, bool, datetime, type(None)})
 
 
@@ -90,10 +90,12 @@ def encode(record: Record) -> str:
 def encode_value(value: Any, name: str) -> str:
     """Encode any value as JSON. `name` is used in errors."""
     try:
-        odd = _has_odd(value)
-        text = _ENCODER.encode(_spell_odd(msgspec.to_builtins(value, enc_hook=_unwrapped)) if odd else value).decode()
-        if f'"{_ODD}":' in text and not odd:
-            raise ValueError(f"the name '{_ODD}' is reserved")
+        nonfinite = _has_nonfinite(value)
+        text = _ENCODER.encode(
+            _encode_nonfinite(msgspec.to_builtins(value, enc_hook=_unwrapped)) if nonfinite else value
+        ).decode()
+        if f'"{_FLOAT_KEY}":' in text and not nonfinite:
+            raise ValueError(f"the name '{_FLOAT_KEY}' is reserved")
     except (TypeError, OverflowError, UnicodeEncodeError, RecursionError, ValueError) as error:
         raise UsageError(f"{name} cannot be stored: {error}.", help="Use values that JSON can represent.") from error
     # PostgreSQL's text type does not support NUL, so SQLite must refuse it too: stores can move between them.
@@ -115,8 +117,8 @@ def decode(record: type[R], body: str) -> R:
         CorruptionError: the body is not a record of this class.
     """
     try:
-        if _ODD in body:
-            return msgspec.convert(_read_odd(msgspec.json.decode(body)), record)
+        if _FLOAT_KEY in body:
+            return msgspec.convert(_decode_nonfinite(msgspec.json.decode(body)), record)
         decoded: R = _decoder(kind_of(record)).decode(body)
     except (msgspec.DecodeError, ValueError) as error:
         raise CorruptionError(
@@ -128,14 +130,14 @@ def decode(record: type[R], body: str) -> R:
 def decode_value(body: str) -> Any:
     """The inverse of `encode_value` for values of plain JSON types."""
     value = msgspec.json.decode(body)
-    return _read_odd(value) if _ODD in body else value
+    return _decode_nonfinite(value) if _FLOAT_KEY in body else value
 
 
 def _name(record: Record) -> str:
     return f"{kind_of(type(record))} '{record.key}'"
 
 
-def _has_odd(value: Any) -> bool:
+def _has_nonfinite(value: Any) -> bool:
     """Whether a value contains a NaN or an infinity. Runs on every write, so plain types are skipped first."""
     if type(value) is dict:
         value = value.values()
@@ -144,9 +146,9 @@ def _has_odd(value: Any) -> bool:
     elif type(value) is not list and type(value) is not tuple:
         names = getattr(type(value), "__dataclass_fields__", None)
         if names is None:
-            return _has_odd(value.item()) if _is_scalar(value) else False
+            return _has_nonfinite(value.item()) if _is_scalar(value) else False
         value = [getattr(value, name) for name in names]
-    return any(_has_odd(item) for item in value if type(item) not in _PLAIN)
+    return any(_has_nonfinite(item) for item in value if type(item) not in _PLAIN)
 
 
 def _is_scalar(value: Any) -> bool:
@@ -161,27 +163,27 @@ def _unwrapped(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not a JSON value")
 
 
-def _spell_odd(value: Any) -> Json:
+def _encode_nonfinite(value: Any) -> Json:
     match value:
         case float() if not math.isfinite(value):
-            return {_ODD: repr(value)}
+            return {_FLOAT_KEY: repr(value)}
         case dict():
-            if _ODD in value:
-                raise ValueError(f"the name '{_ODD}' is reserved")
-            return {key: _spell_odd(item) for key, item in value.items()}
+            if _FLOAT_KEY in value:
+                raise ValueError(f"the name '{_FLOAT_KEY}' is reserved")
+            return {key: _encode_nonfinite(item) for key, item in value.items()}
         case list() | tuple():
-            return [_spell_odd(item) for item in value]
+            return [_encode_nonfinite(item) for item in value]
     return value
 
 
-def _read_odd(value: Json) -> Json:
+def _decode_nonfinite(value: Json) -> Json:
     match value:
         case {"$float": str() as spelled} if len(value) == 1:
             return float(spelled)
         case dict():
-            return {key: _read_odd(item) for key, item in value.items()}
+            return {key: _decode_nonfinite(item) for key, item in value.items()}
         case list():
-            return [_read_odd(item) for item in value]
+            return [_decode_nonfinite(item) for item in value]
     return value
 
 

@@ -79,7 +79,7 @@ class SqlLogs:
         self.clock = clock
         self._moment: int | None = None
         # Shared by all views of a store: paths known to be in `searched_paths`, and whether all records have entries.
-        self._named: set[int] = set()
+        self._known_paths: set[int] = set()
         self._caught_up = [False]
 
     def for_project(self, project: str) -> Self:

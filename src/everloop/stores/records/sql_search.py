@@ -57,7 +57,7 @@ class SqlSearch(SqlLogs):
     ) -> list[SearchHit]:
         name = self._searched(kind, where, order)
         keys = [SortKey(path, descending) for path, descending in order]
-        ways = [key.descending for key in keys]
+        directions = [key.descending for key in keys]
         if after is not None and (isinstance(after.number, str) != (self._moment is not None)):
             raise UsageError(
                 "A search of the present cannot continue a search of the past, or the other way round.",
@@ -71,7 +71,9 @@ class SqlSearch(SqlLogs):
         driver = self._few(compiler, where)
         if driver is not None or most is None or not keys:
             found = self._sorted(compiler, name, where, keys, driver)
-            found = [hit for hit in found if after is None or sort_value(hit, ways) > sort_value(after, ways)]
+            found = [
+                hit for hit in found if after is None or sort_value(hit, directions) > sort_value(after, directions)
+            ]
             return found if most is None else found[:most]
         return self._scan(compiler, name, where, keys, most, after)
 
@@ -148,9 +150,9 @@ class SqlSearch(SqlLogs):
         if changed:
             self.database.write_many(_UPSERT, changed)
             self._name_paths(kind, {number: now[number][0] for _, number, *_ in changed})
-        gone = [(rec, number) for number in before.keys() - now.keys()]
-        if gone:
-            self.database.write_many("DELETE FROM searched_values WHERE rec = ? AND path = ?", gone)
+        removed = [(rec, number) for number in before.keys() - now.keys()]
+        if removed:
+            self.database.write_many("DELETE FROM searched_values WHERE rec = ? AND path = ?", removed)
 
     def _remove_entries(self, identity: str) -> None:
         """Remove the search entries of a record. Runs in the transaction that deletes it."""
@@ -159,7 +161,7 @@ class SqlSearch(SqlLogs):
             self.database.write("DELETE FROM searched_records WHERE rec = ?", (rec,))
 
     def _name_paths(self, kind: str, paths: dict[int, tuple[str, ...]]) -> None:
-        fresh = [number for number in paths if number not in self._named]
+        fresh = [number for number in paths if number not in self._known_paths]
         for start in range(0, len(fresh), _BATCH):
             part = fresh[start : start + _BATCH]
             rows = self.database.read(
@@ -167,7 +169,7 @@ class SqlSearch(SqlLogs):
             )
             existing = {row[0] for row in rows}
             # This transaction may be rolled back, so only paths that existed before are remembered.
-            self._named |= existing
+            self._known_paths |= existing
             added = [
                 (number, self.project, kind, paths[number][0], "".join(paths[number][1:]))
                 for number in part
@@ -219,7 +221,7 @@ class SqlSearch(SqlLogs):
                 numbers = {path_number(project, kind, path): path for path in entries(record)}
                 for number in numbers:
                     self.database.write("DELETE FROM searched_paths WHERE path = ?", (number,))
-                self._named.difference_update(numbers)
+                self._known_paths.difference_update(numbers)
                 here._index_record(record)
 
     def orphaned_entries(self) -> list[str]:
@@ -310,9 +312,9 @@ class SqlSearch(SqlLogs):
             f" WHERE {chosen.text}",
             (*values, *joined, *chosen.values),
         )
-        ways = [key.descending for key in keys]
+        directions = [key.descending for key in keys]
         hits = [_hit(row, len(keys)) for row in rows]
-        hits.sort(key=lambda hit: sort_value(hit, ways))
+        hits.sort(key=lambda hit: sort_value(hit, directions))
         return hits
 
     def _scan(
@@ -352,7 +354,7 @@ class SqlSearch(SqlLogs):
     ) -> list[SearchHit]:
         """Search a view of the past. Search entries exist only for the present, so every record is read."""
         view = self._view(kind_of(kind))
-        ways = [key.descending for key in keys]
+        directions = [key.descending for key in keys]
         hits = []
         for (body,) in self.database.read(f"SELECT body FROM {view.text} ORDER BY created_at, id", view.values):
             record = decode(kind, body)
@@ -360,8 +362,8 @@ class SqlSearch(SqlLogs):
             if matches(where, lambda path, values=values: _number_and_text(values.get(path))):  # type: ignore[misc]
                 position = tuple(_position_of(values.get(key.path)) for key in keys)
                 hits.append(SearchHit(record.id, f"{micros(record.created_at):020d} {record.id}", position))
-        hits.sort(key=lambda hit: sort_value(hit, ways))
-        hits = [hit for hit in hits if after is None or sort_value(hit, ways) > sort_value(after, ways)]
+        hits.sort(key=lambda hit: sort_value(hit, directions))
+        hits = [hit for hit in hits if after is None or sort_value(hit, directions) > sort_value(after, directions)]
         return hits if limit is None else hits[: max(limit, 0)]
 
     def _view(self, kind: str) -> Sql:

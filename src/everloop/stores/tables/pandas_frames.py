@@ -57,8 +57,8 @@ def _labels(frame: Any) -> list[str]:
     labels: list[str] = []
     for label in frame.columns:
         # A frame that was created from an array has integers as column names.
-        whole = isinstance(label, int) or type(label).__name__.startswith(("int", "uint"))
-        if not isinstance(label, str) and (not whole or isinstance(label, bool)):
+        is_integer = isinstance(label, int) or type(label).__name__.startswith(("int", "uint"))
+        if not isinstance(label, str) and (not is_integer or isinstance(label, bool)):
             several = isinstance(label, tuple)
             raise DataError(
                 f"A column is called {label!r}, which is {'several names' if several else 'not text'}.",
@@ -113,14 +113,14 @@ def _column(name: str, values: Any) -> pl.Series:
 
     values = _plain(name, values)
     try:
-        made = pl.from_pandas(pd.DataFrame({name: values.reset_index(drop=True)}))
+        converted = pl.from_pandas(pd.DataFrame({name: values.reset_index(drop=True)}))
     except Exception as error:
         # pyarrow, pandas and polars have a dozen exceptions for values of mixed types.
         raise DataError(
             f"The column '{name}' cannot be stored: {' '.join(str(error).split())}.",
             help=f"All values of a column must have one type: df[{name!r}] = df[{name!r}].astype(…).",
         ) from error
-    return made.to_series()
+    return converted.to_series()
 
 
 def _plain(name: str, values: Any) -> Any:

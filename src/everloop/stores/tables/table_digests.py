@@ -102,8 +102,8 @@ class TableFiles:
         """Read all recorded digests."""
         found = Digests()
         for path, size in self._list(FOLDER):
-            named = _DIGEST_FILE.fullmatch(path.removeprefix(f"{FOLDER}/"))
-            if named is None:
+            match = _DIGEST_FILE.fullmatch(path.removeprefix(f"{FOLDER}/"))
+            if match is None:
                 continue
             try:
                 data = self.read(path)
@@ -113,12 +113,12 @@ class TableFiles:
             found.count += 1
             found.size_bytes += size
             content = _parse(data)
-            version = int(named[1])
+            version = int(match[1])
             if content is None or content["version"] != version:
                 found.damaged.append(path)
                 continue
             found.files |= {name: (int(length), str(digest)) for name, (length, digest) in content["files"].items()}
-            if named[2]:
+            if match[2]:
                 found.through = max(found.through, version)
             else:
                 found.versions.add(version)
@@ -134,8 +134,8 @@ class TableFiles:
         files = {path: recorded for path, recorded in known.files.items() if path in existing}
         self._put(_digest_path(checkpoint, ".all"), {"version": checkpoint, "files": files})
         for path, _ in list(self._list(FOLDER)):
-            named = _DIGEST_FILE.fullmatch(path.removeprefix(f"{FOLDER}/"))
-            if named and int(named[1]) <= checkpoint and (not named[2] or int(named[1]) < checkpoint):
+            match = _DIGEST_FILE.fullmatch(path.removeprefix(f"{FOLDER}/"))
+            if match and int(match[1]) <= checkpoint and (not match[2] or int(match[1]) < checkpoint):
                 self._store.delete(self._key(path))
 
     def clear(self) -> None:
@@ -174,17 +174,17 @@ class TableFiles:
         """The existing log entries: path by version."""
         found = {}
         for path, _ in self._list(LOG):
-            named = _LOG_FILE.fullmatch(path.removeprefix(f"{LOG}/"))
-            if named and named[2] == "json":
-                found[int(named[1])] = path
+            match = _LOG_FILE.fullmatch(path.removeprefix(f"{LOG}/"))
+            if match and match[2] == "json":
+                found[int(match[1])] = path
         return found
 
     def checkpoints(self) -> dict[int, str]:
         found = {}
         for path, _ in self._list(LOG):
-            named = _LOG_FILE.fullmatch(path.removeprefix(f"{LOG}/"))
-            if named and named[2] != "json":
-                found[int(named[1])] = path
+            match = _LOG_FILE.fullmatch(path.removeprefix(f"{LOG}/"))
+            if match and match[2] != "json":
+                found[int(match[1])] = path
         return found
 
     def active(self) -> dict[str, int]:
