@@ -1,4 +1,4 @@
-"""Archives from others unpack to what is allowed and to nothing else, whatever they say of themselves."""
+"""Untrusted archives unpack only within the limits, whatever they declare."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_names_in_any_script_are_taken(tmp_path: Path) -> None:
         assert file.names == names
 
 
-def test_a_name_comes_once(tmp_path: Path) -> None:
+def test_duplicate_names_are_refused(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Duplicate"):
         path = write_zip(tmp_path / "x.zip", ("a", b"1"), ("a", b"2"))
     assert "twice" in refused_zip(path)
@@ -115,7 +115,7 @@ def test_a_name_comes_once(tmp_path: Path) -> None:
     assert "twice" in refused_zip(write_zip(tmp_path / "z.zip", ("caf\u00e9", b"1"), ("cafe\u0301", b"2")))
 
 
-def test_what_unpacks_to_too_much_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+def test_archives_that_are_too_large_are_refused_before_unpacking(tmp_path: Path) -> None:
     bomb = write_zip(tmp_path / "x.zip", ("a", bytes(64 * MIB)))
     assert bomb.stat().st_size < MIB
     tracemalloc.start()
@@ -131,7 +131,7 @@ def test_what_unpacks_to_too_much_is_refused_before_it_is_unpacked(tmp_path: Pat
         assert len(file.read("a")) == 64 * MIB
 
 
-def test_a_zip_that_lies_about_sizes_gives_no_more_than_it_says(tmp_path: Path) -> None:
+def test_a_zip_with_wrong_sizes_gives_no_more_than_it_declares(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", ("a", bytes(32 * MIB)))
     data = bytearray(path.read_bytes())
     entry = data.rfind(b"PK\1\2")
@@ -157,7 +157,7 @@ def test_files_that_share_bytes_are_refused(tmp_path: Path) -> None:
     assert "overlap" in refused_zip(patched(path, share))
 
 
-def test_lists_of_files_that_lie_are_refused(tmp_path: Path) -> None:
+def test_wrong_lists_of_files_are_refused(tmp_path: Path) -> None:
     def long_list(data: bytearray) -> None:
         struct.pack_into("<L", data, data.rfind(b"PK\5\6") + 12, 0xFFFFFFF0)
 
@@ -191,7 +191,7 @@ def test_a_long_list_of_files_is_not_read_into_memory(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def test_anything_that_is_damaged_is_a_refusal(tmp_path: Path) -> None:
+def test_damaged_zips_are_refused(tmp_path: Path) -> None:
     whole = write_zip(tmp_path / "x.zip", ("a", b"x" * 1000), ("b/c", b"y" * 10)).read_bytes()
     for at in range(0, len(whole), 3):
         for data in (whole[:at], whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :]):
@@ -232,7 +232,7 @@ def test_tars_of_every_kind_are_read(format: int) -> None:
     assert read_tar(tar_bytes(*members, edit=aged, format=format)) == dict(members)
 
 
-def test_only_plain_files_are_read(tmp_path: Path) -> None:
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
     kinds = [
         tarfile.SYMTYPE,
         tarfile.LNKTYPE,
@@ -263,7 +263,7 @@ def header(name: str, size: int, kind: bytes = b"0", prefix: bytes = b"") -> byt
 
 def test_declared_sizes_are_checked_before_anything_is_read() -> None:
     class Endless:
-        """A stream that must not be read for long."""
+        """A stream that fails if too much is read."""
 
         def __init__(self, start: bytes) -> None:
             self.start = io.BytesIO(start)
@@ -292,7 +292,7 @@ def test_declared_sizes_are_checked_before_anything_is_read() -> None:
         assert stream.given <= len(start) + 512
 
 
-def test_what_comes_counts_also_where_nothing_is_declared() -> None:
+def test_bytes_are_counted_even_if_no_size_is_declared() -> None:
     data = tar_bytes(*((f"n{number}", bytes(MIB // 2)) for number in range(30)))
     with pytest.raises(CorruptionError, match="unpacks to more than"):
         read_tar(data, ArchiveLimits(total_bytes=4 * MIB, ratio=None))
@@ -300,7 +300,7 @@ def test_what_comes_counts_also_where_nothing_is_declared() -> None:
         read_tar(tar_bytes(*((f"n{number}", b"") for number in range(20))), ArchiveLimits(total_bytes=MIB, entries=10))
 
 
-def test_torn_and_damaged_tars_are_refusals() -> None:
+def test_truncated_and_damaged_tars_are_refused() -> None:
     whole = tar_bytes(("a", b"x" * 1000), ("b", b"y" * 600), format=tarfile.PAX_FORMAT)
     for at in range(0, 4096, 7):
         for data in (whole[:at], whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :]):
@@ -308,7 +308,7 @@ def test_torn_and_damaged_tars_are_refusals() -> None:
                 read_tar(data)
 
 
-def test_a_compressed_bomb_is_stopped_on_its_way(tmp_path: Path) -> None:
+def test_a_compressed_bomb_is_stopped_while_it_unpacks(tmp_path: Path) -> None:
     path = tmp_path / "x.tar.zst"
     with pa.OSFile(str(path), "wb") as raw, pa.CompressedOutputStream(raw, "zstd") as out:
         out.write(header("a", 1 << 30))
@@ -319,7 +319,7 @@ def test_a_compressed_bomb_is_stopped_on_its_way(tmp_path: Path) -> None:
         list(tar_members(stream, UnpackBudget(SMALL, path.stat().st_size, path)))
 
 
-# --- who reads archives -----------------------------------------------------------------------------------------
+# --- functions that read archives -----------------------------------------------------------------------------------
 
 
 def export_of(tmp_path: Path, members: dict[str, bytes], name: str = "evil.zip") -> Path:
@@ -373,7 +373,7 @@ def test_an_import_of_runs_that_unpacks_to_a_gigabyte_changes_nothing(store: Sto
         b"[" * 100_000 + b"]" * 100_000,
     ],
 )
-def test_points_that_are_none_change_nothing(points: bytes, store: Store, tmp_path: Path) -> None:
+def test_invalid_points_change_nothing(points: bytes, store: Store, tmp_path: Path) -> None:
     good = body_of(store)
     path = export_of(tmp_path, {"runs/0.json": good, "runs/1.json": body_of(store, points)})
     with pytest.raises(CorruptionError):
@@ -381,7 +381,7 @@ def test_points_that_are_none_change_nothing(points: bytes, store: Store, tmp_pa
     assert store.records.find(Run) == []
 
 
-def test_deep_and_damaged_records_are_refusals(store: Store, tmp_path: Path) -> None:
+def test_deep_and_damaged_records_are_refused(store: Store, tmp_path: Path) -> None:
     deep = '{"params":{"a":' + "[" * 200_000 + "]" * 200_000 + "}}"
     for number, run in enumerate((deep, "[]", "{}", '"x"', "null")):
         path = export_of(tmp_path, {"runs/0.json": body_of(store, run=run)}, f"{number}.zip")
@@ -390,7 +390,7 @@ def test_deep_and_damaged_records_are_refusals(store: Store, tmp_path: Path) -> 
     assert store.records.find(Run) == []
 
 
-def test_what_we_export_passes_our_own_limits(store: Store, tmp_path: Path) -> None:
+def test_own_exports_are_within_the_limits(store: Store, tmp_path: Path) -> None:
     with start_run("train", store=store) as run:
         run.log_artifact("zeros", bytes(100 * MIB))
         for step in range(5):
@@ -406,7 +406,7 @@ def test_what_we_export_passes_our_own_limits(store: Store, tmp_path: Path) -> N
         assert len(told) == 5 * 304
 
 
-def test_a_backup_that_unpacks_to_too_much_leaves_nothing(store: Store, tmp_path: Path) -> None:
+def test_a_backup_that_is_too_large_leaves_no_files(store: Store, tmp_path: Path) -> None:
     head = json.dumps({"format": 1}).encode()
     data = tar_bytes(("everloop-backup.json", head), ("objects/x", bytes(80 * MIB)))
     path = tmp_path / "b.tar.zst"
@@ -416,7 +416,7 @@ def test_a_backup_that_unpacks_to_too_much_leaves_nothing(store: Store, tmp_path
     assert "--max-bytes" in (caught.value.help or "")
     assert not (tmp_path / "again").exists()
     assert [found.name for found in tmp_path.iterdir() if found.name.startswith(".everloop-restore")] == []
-    # The owner of one that packs so well can allow it.
+    # The user can raise the limit for a backup that compresses this well.
     store.objects.add(bytes(80 * MIB))
     ours = backup(store, tmp_path / "ours.tar.zst")
     with pytest.raises(CorruptionError):
@@ -424,7 +424,7 @@ def test_a_backup_that_unpacks_to_too_much_leaves_nothing(store: Store, tmp_path
     assert restore(ours, tmp_path / "again", max_bytes=1 << 30) == tmp_path / "again"
 
 
-def test_tables_whose_names_differ_in_case_come_back(store: Store, tmp_path: Path) -> None:
+def test_tables_whose_names_differ_in_case_are_restored(store: Store, tmp_path: Path) -> None:
     import polars as pl
 
     for name in ("sales", "Sales"):
@@ -433,14 +433,14 @@ def test_tables_whose_names_differ_in_case_come_back(store: Store, tmp_path: Pat
         assert all(again.tables.scan(name).collect().height == 1 for name in ("sales", "Sales"))
 
 
-def test_a_manifest_that_is_too_deep_is_a_refusal(store: Store, tmp_path: Path) -> None:
+def test_a_manifest_that_is_too_deep_is_refused(store: Store, tmp_path: Path) -> None:
     for content in (b"[" * 200_000, b"{}", b"null", b'{"format":1}', b"\xff", zlib.compress(b"x")):
         with pytest.raises(CorruptionError):
             import_runs(store, write_zip(tmp_path / "x.zip", ("manifest.json", content)))
     assert msgspec.json.decode(b"{}") == {}
 
 
-def test_names_and_places_that_cannot_be_read_are_a_refusal(tmp_path: Path) -> None:
+def test_unreadable_names_and_offsets_are_refused(tmp_path: Path) -> None:
     whole = write_zip(tmp_path / "whole.zip", ("\u00e9.txt", b"x")).read_bytes()
     end, name = whole.rfind(b"PK\5\6"), "\u00e9".encode()
     path = tmp_path / "other.zip"

@@ -31,7 +31,7 @@ def fill(store: Store) -> tuple[Run, str]:
 
 
 @pytest.mark.parametrize("name", ["kept.tar", "deep/kept.tar.zst"])
-def test_a_home_comes_back_whole(store: Store, tmp_path: Path, name: str) -> None:
+def test_a_home_is_restored_completely(store: Store, tmp_path: Path, name: str) -> None:
     run, digest = fill(store)
     path = backup(store, tmp_path / name)
     assert path.stat().st_mode & 0o777 == 0o600
@@ -50,19 +50,19 @@ def test_a_home_comes_back_whole(store: Store, tmp_path: Path, name: str) -> Non
     assert [path.name for path in path.parent.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_simulated_clock_comes_back(store: Store, tmp_path: Path) -> None:
+def test_a_simulated_clock_is_restored(store: Store, tmp_path: Path) -> None:
     store.simulate(START)
     with open_store(restore(backup(store, tmp_path / "b.tar"), tmp_path / "again")) as again:
         assert again.now() == START
 
 
-def test_an_empty_home_comes_back(store: Store, tmp_path: Path) -> None:
+def test_an_empty_home_is_restored(store: Store, tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     with open_store(restore(backup(store, tmp_path / "b.tar.zst"), tmp_path / "again")) as again:
         assert verify(again).ok
 
 
-def test_a_backup_beside_writers_is_whole(store: Store, tmp_path: Path) -> None:
+def test_a_backup_during_writes_is_consistent(store: Store, tmp_path: Path) -> None:
     stop = threading.Event()
 
     def write() -> None:
@@ -88,7 +88,7 @@ def test_a_backup_beside_writers_is_whole(store: Store, tmp_path: Path) -> None:
         thread.join()
 
 
-def test_what_is_there_is_not_overwritten(store: Store, tmp_path: Path) -> None:
+def test_existing_files_are_not_overwritten(store: Store, tmp_path: Path) -> None:
     path = backup(store, tmp_path / "b.tar")
     with pytest.raises(AlreadyExistsError):
         backup(store, path)
@@ -146,7 +146,7 @@ def test_a_backup_cannot_lead_out_of_its_home(tmp_path: Path, name: str) -> None
     assert sorted(found.name for found in tmp_path.rglob("*")) == ["b.tar", "inside"]
 
 
-def test_a_backup_holds_neither_links_nor_doubles(tmp_path: Path) -> None:
+def test_backups_with_links_or_duplicates_are_refused(tmp_path: Path) -> None:
     def link(info: tarfile.TarInfo) -> None:
         info.type, info.linkname, info.size = tarfile.SYMTYPE, "/etc/passwd", 0
 
@@ -162,7 +162,7 @@ def test_a_backup_holds_neither_links_nor_doubles(tmp_path: Path) -> None:
         restore(path, tmp_path / "home")
 
 
-def test_files_that_are_no_backup(store: Store, tmp_path: Path) -> None:
+def test_files_that_are_not_backups(store: Store, tmp_path: Path) -> None:
     fill(store)
     whole = backup(store, tmp_path / "whole.tar").read_bytes()
     packed = backup(store, tmp_path / "whole.tar.zst").read_bytes()

@@ -35,7 +35,7 @@ class TestObstoreMemory(ByteStoreSuite):
         return ObstoreBytes("memory://")
 
 
-def test_a_folder_and_a_url_open_what_they_name(tmp_path: Path) -> None:
+def test_folders_and_urls_open_the_right_store(tmp_path: Path) -> None:
     assert isinstance(open_bytes(tmp_path), LocalBytes)
     assert isinstance(open_bytes(str(tmp_path)), LocalBytes)
     assert isinstance(open_bytes("memory://"), ObstoreBytes)
@@ -44,7 +44,7 @@ def test_a_folder_and_a_url_open_what_they_name(tmp_path: Path) -> None:
     assert by_url.folder == tmp_path / "with space"
 
 
-def test_both_ways_into_a_folder_see_the_same(tmp_path: Path) -> None:
+def test_both_backends_for_a_folder_read_the_same(tmp_path: Path) -> None:
     LocalBytes(tmp_path).put("a/b", b"x")
     assert ObstoreBytes(tmp_path).get("a/b") == b"x"
     ObstoreBytes(tmp_path).put("a/c", b"y")
@@ -52,7 +52,7 @@ def test_both_ways_into_a_folder_see_the_same(tmp_path: Path) -> None:
 
 
 class TestFolderWithoutLinks(ByteStoreSuite):
-    """As some shared and removable file systems are."""
+    """A file system without hard links, like some shared and removable ones."""
 
     @pytest.fixture
     def byte_store(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ByteStore:
@@ -86,8 +86,8 @@ def test_a_finished_file_is_taken_in_without_a_copy(tmp_path: Path) -> None:
     assert store.get("k") == b"data"
 
 
-def test_what_is_put_to_while_it_is_swept_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody puts between the sweep's look and its move: the sweep sees it and puts the file back."""
+def test_a_key_that_is_put_during_a_delete_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the key is put between the check of its time and the rename, the file is moved back."""
     store = LocalBytes(tmp_path)
     store.put("k", b"x")
     os.utime(store.path("k"), (1, 1))

@@ -39,7 +39,7 @@ def test_microseconds_and_back(moment: datetime) -> None:
     assert moment_of(micros(moment)) == moment
 
 
-def test_a_time_without_a_zone_names_no_instant() -> None:
+def test_a_time_without_a_zone_is_refused() -> None:
     with pytest.raises(UsageError, match="timezone"):
         micros(datetime(2024, 1, 1))
     with pytest.raises(UsageError, match="timezone"):

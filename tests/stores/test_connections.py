@@ -14,7 +14,7 @@ from everloop.stores.records.sqlite import SqliteDatabase
 
 
 class Wire:
-    """A connection that remembers what was said to it."""
+    """A connection that records the statements it executes."""
 
     def __init__(self, log: list[str], *, fails: str = "") -> None:
         self.log = log
@@ -79,7 +79,7 @@ def test_transactions_nest_as_savepoints() -> None:
     assert slot.depth == 0
 
 
-def test_a_connection_that_cannot_undo_is_given_up() -> None:
+def test_a_connection_that_cannot_roll_back_is_dropped() -> None:
     log: list[str] = []
     pool = Connections(lambda: Wire(log, fails="ROLLBACK"))
     slot = pool.slot()
@@ -103,20 +103,20 @@ def test_a_child_touches_nothing_of_its_parents() -> None:
     if child == 0:
         alike = pool.slot() is mine
         pool.close()
-        # Its own one is closed, and the parent's is not.
+        # The child's own connection is closed, and the parent's is not.
         os._exit(1 if alike or log != ["close"] else 0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert log == []
     pool.close()
 
 
-def test_an_old_sqlite_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_sqlite_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sqlite3.sqlite_version_info", (3, 36, 0))
     with pytest.raises(StoreError, match=r"3\.37"):
         SqliteDatabase(tmp_path / "r.db")
 
 
-def test_a_place_that_cannot_be_a_database(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_a_database(tmp_path: Path) -> None:
     (tmp_path / "r.db").mkdir()
     with pytest.raises(StoreError, match="Cannot open"):
         SqliteDatabase(tmp_path / "r.db")

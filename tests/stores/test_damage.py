@@ -1,4 +1,4 @@
-"""One flipped bit anywhere: either `verify` says so, or everything reads as before."""
+"""If one bit anywhere is flipped, either `verify` reports it, or everything is read as before."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from everloop.testing.stores import START, ManualClock
 
 KINDS = ("database", "journal", "object", "log", "digests", "table data", "checkpoint", "key")
 HEALED = ("journal", "log", "digests", "checkpoint")
-"""Kinds of which a single flipped bit is always healed without a backup."""
+"""Types of files in which a single flipped bit can always be repaired without a backup."""
 FLIPS = int(os.environ.get("EVERLOOP_FUZZ", "0")) or 4
 SEED = random.SystemRandom().randrange(10_000) if "EVERLOOP_FUZZ" in os.environ else 11
 
@@ -44,7 +44,7 @@ def copy(whole: tuple[Path, str], tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole[0], tmp_path / "copy"))
 
 
-def test_a_whole_home_is_whole(whole: tuple[Path, str]) -> None:
+def test_an_undamaged_home_passes_the_check(whole: tuple[Path, str]) -> None:
     report = damage.check(whole[0])
     assert not isinstance(report, EverloopError)
     assert report.ok
@@ -57,21 +57,21 @@ def test_a_whole_home_is_whole(whole: tuple[Path, str]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_flipped_bit_is_seen_or_does_nothing(whole: tuple[Path, str], tmp_path: Path, kind: str) -> None:
+def test_a_flipped_bit_is_detected_or_harmless(whole: tuple[Path, str], tmp_path: Path, kind: str) -> None:
     home, values = whole
     flips = FLIPS * 3 if kind == "database" else FLIPS
     outcome = damage.attack(home, tmp_path, kind, damage.files(home)[kind], flips, SEED, values, repairs=True)
     assert outcome.missed == [], f"seed {SEED}"
     assert outcome.wrongly == [], f"seed {SEED}"
     if kind != "database":
-        # What a database file has free is nobody's; every byte of the others counts.
+        # Only database files have unused bytes.
         assert outcome.harmless == 0
     if kind in HEALED:
         assert outcome.healed == outcome.seen
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_a_damaged_backup_becomes_no_home(whole: tuple[Path, str], tmp_path: Path, *, compressed: bool) -> None:
+def test_a_damaged_backup_is_not_restored(whole: tuple[Path, str], tmp_path: Path, *, compressed: bool) -> None:
     home, values = whole
     with open_store(home, create=False) as store:
         source = backup(store, tmp_path / ("b.tar.zst" if compressed else "b.tar"))
@@ -91,8 +91,8 @@ def test_a_damaged_backup_becomes_no_home(whole: tuple[Path, str], tmp_path: Pat
             assert damage.values(_with_keys(target, home)) == values, at
 
 
-def test_frames_that_a_log_has_lost_are_seen(tmp_path: Path) -> None:
-    """After a crash SQLite forgets, without a word, what is behind a damaged frame of its log."""
+def test_lost_frames_of_a_log_are_detected(tmp_path: Path) -> None:
+    """After a crash, SQLite silently discards everything after a damaged frame of its log."""
     home = tmp_path / "home"
     code = (
         "import os, sys; from everloop.records import Run; from everloop.stores import open_store\n"
@@ -101,31 +101,31 @@ def test_frames_that_a_log_has_lost_are_seen(tmp_path: Path) -> None:
         "os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", code, str(home)], check=True, timeout=60)
-    places, _ = find_store_urls(home)
-    assert check_before_opening(places) == []
+    urls, _ = find_store_urls(home)
+    assert check_before_opening(urls) == []
     shuffled = random.Random(SEED)
     log = home / "everloop.db-wal"
     before = log.read_bytes()
     for at in [*shuffled.sample(range(len(before) * 8), FLIPS), len(before) * 8 - 3]:
         damage.flip(log, at)
-        assert check_before_opening(places) != [], at
+        assert check_before_opening(urls) != [], at
         log.write_bytes(before)
-    # A torn tail, as a killed writer leaves it, is not damage.
+    # An incomplete frame at the end, as a killed writer leaves it, is not damage.
     log.write_bytes(before + before[-4120:-2000])
-    assert check_before_opening(places) == []
+    assert check_before_opening(urls) == []
     with open_store(home, create=False, project="flights") as store:
         assert len(store.records.find(Run)) == 8
 
 
-def test_single_flipped_bits_of_rows_are_flipped_back(copy: Path) -> None:
-    """Also where an index still has the value from before."""
+def test_single_flipped_bits_of_rows_are_corrected(copy: Path) -> None:
+    """Also if an index still has the value from before the damage."""
     with sqlite3.connect(copy / "everloop.db") as connection:
         for statement in (
             "UPDATE records SET body = replace(body, 'run-7', 'run-6') WHERE body LIKE '%\"run-7\"%'",
             "UPDATE points SET at = at + 1 WHERE seq = 4 AND at % 2 = 0",
             "UPDATE events SET actor = 'user:cnn@desk' WHERE seq = 3",
             "UPDATE metrics SET crc = crc + 1 WHERE id = 1 AND crc % 2 = 0",
-            # Two bits, so that nothing proves which.
+            # Two flipped bits, which a checksum cannot locate.
             "UPDATE events SET actor = 'user:bnn@desk' WHERE seq = 5",
         ):
             connection.execute(statement)
@@ -142,7 +142,7 @@ def test_single_flipped_bits_of_rows_are_flipped_back(copy: Path) -> None:
         assert [one.subject for one in verify(store).problems] == ["events 5"]
 
 
-def test_what_cannot_be_healed_is_taken_from_a_backup(whole: tuple[Path, str], copy: Path, tmp_path: Path) -> None:
+def test_other_damage_is_repaired_from_a_backup(whole: tuple[Path, str], copy: Path, tmp_path: Path) -> None:
     with open_store(whole[0], create=False) as store:
         source = backup(store, tmp_path / "kept.tar.zst")
     kinds = damage.files(copy)
@@ -174,7 +174,7 @@ def test_damage_is_not_compacted_away(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["missing", "empty"])
-def test_a_database_that_is_gone_is_not_made_again(copy: Path, how: str) -> None:
+def test_a_missing_database_is_not_created_again(copy: Path, how: str) -> None:
     path = copy / "everloop.db"
     path.unlink()
     if how == "empty":
@@ -202,7 +202,7 @@ def test_homes_of_earlier_versions_are_sealed(copy: Path, whole: tuple[Path, str
         again = verify(store)
         assert again.ok
         assert (again.checked.unsealed_rows, again.checked.unsealed_files) == (0, 0)
-        # A table of an earlier version goes on growing, and its digests with it.
+        # A table of an earlier version can be appended to, and digests are added.
         store.tables.append(damage.TABLE, pl.DataFrame({"event_at": [START], "score": [1.0], "carrier": ["c"]}))
         assert verify(store).checked.unsealed_files == 0
         store.tables.compact(damage.TABLE)
@@ -210,7 +210,7 @@ def test_homes_of_earlier_versions_are_sealed(copy: Path, whole: tuple[Path, str
         assert verify(store).ok
 
 
-def test_digests_of_many_commits_are_joined(store: Store) -> None:
+def test_digests_of_many_commits_are_merged(store: Store) -> None:
     frame = pl.DataFrame({"event_at": [START], "x": [1]})
     for _ in range(23):
         store.tables.append("t", frame)
@@ -221,13 +221,13 @@ def test_digests_of_many_commits_are_joined(store: Store) -> None:
     report = verify(store)
     assert report.ok
     assert report.checked.unsealed_files == 0
-    # A table that is dropped takes its digests with it.
+    # Dropping a table also removes its digests.
     store.tables.drop("t")
     store.tables.append("t", frame)
     assert verify(store).ok
 
 
-def test_what_a_killed_writer_did_not_note_is_noted_by_the_next(store: Store) -> None:
+def test_digests_missing_after_a_kill_are_added_by_the_next_writer(store: Store) -> None:
     frame = pl.DataFrame({"event_at": [START], "x": [1]})
     for _ in range(4):
         store.tables.append("t", frame)
@@ -237,7 +237,7 @@ def test_what_a_killed_writer_did_not_note_is_noted_by_the_next(store: Store) ->
     assert verify(store).checked.unsealed_files == 4
     store.tables.append("t", frame)
     assert verify(store).checked.unsealed_files == 0
-    # A log that has lost its last entries is not a shorter table.
+    # Missing last entries of a log are damage, not an earlier version of the table.
     (store.home / "tables" / "t" / "_delta_log" / f"{4:020}.json").unlink()
     (problem,) = verify(store).problems
     assert problem.cure == "log-entry"
@@ -252,8 +252,8 @@ def test_rows_on_a_server_have_checksums_as_well(postgres_url: str, tmp_path: Pa
     import psycopg
 
     home = tmp_path / "home"
-    places = StoreUrls(home=home, records=postgres_url, objects=str(home / "objects"), tables=str(home / "tables"))
-    with open_urls(places, project="flights", clock=ManualClock()) as store:
+    urls = StoreUrls(home=home, records=postgres_url, objects=str(home / "objects"), tables=str(home / "tables"))
+    with open_urls(urls, project="flights", clock=ManualClock()) as store:
         run = store.new(Run, name="run-7", started_at=store.now(), state="finished", params={"lr": 0.5})
         store.records.put(run)
         store.records.update(run)
@@ -289,8 +289,8 @@ def test_moved_deleted_and_restored_records_keep_right_checksums(store: Store) -
     assert report.checked.unsealed_rows == 0
 
 
-def test_a_check_ends_as_a_process_should(whole: tuple[Path, str]) -> None:
-    """Threads of a library that still held objects of Python's used to abort the process at its end."""
+def test_the_process_of_a_check_ends_normally(whole: tuple[Path, str]) -> None:
+    """Threads of a library that still held Python objects used to abort the process at its exit."""
     environment = {**os.environ, "EVERLOOP_KEYS": str(whole[0] / "keys")}
     command = [sys.executable, "-c", "from everloop.cli import main; main()", "verify", "--home", str(whole[0])]
     for _ in range(2):

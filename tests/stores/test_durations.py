@@ -1,4 +1,4 @@
-"""Spans of time as people write them."""
+"""Parsing and formatting durations."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from everloop.stores.durations import format_duration, parse_duration
     ("text", "seconds"),
     [("90s", 90), ("15m", 900), ("12h", 43_200), ("14d", 1_209_600), ("1w", 604_800), ("2d12h", 216_000), ("0s", 0)],
 )
-def test_what_people_write(text, seconds):
+def test_durations_are_parsed(text, seconds):
     assert parse_duration(text).total_seconds() == seconds
 
 
 @pytest.mark.parametrize("text", ["", "d", "14", "14 days", "-1d", "1y", "1d x", "1e3s"])
-def test_what_is_no_duration_is_refused_by_its_value(text):
+def test_invalid_durations_are_refused(text):
     with pytest.raises(UsageError, match="is not a duration"):
         parse_duration(text)
 

@@ -1,4 +1,4 @@
-"""What is left when a process is killed, a device is full, or bytes rot."""
+"""Killed processes, full devices and damaged bytes do not break a store."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ while True:
 """
 
 
-def test_a_killed_writer_leaves_whole_writes_only(tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_only_complete_writes(tmp_path: Path) -> None:
     home = tmp_path / "home"
     told: dict[int, str] = {}
     for attempt in range(3):
@@ -80,14 +80,14 @@ def test_a_killed_opener_leaves_a_store_that_opens(tmp_path: Path) -> None:
             assert store.records.last_event() == 1
 
 
-def test_a_damaged_database_is_told(tmp_path: Path) -> None:
+def test_a_damaged_database_is_reported(tmp_path: Path) -> None:
     home = tmp_path / "home"
     with open_store(home) as store:
         store.records.put(*(store.new(Run, name="x" * 500, started_at=store.now()) for _ in range(200)))
     path = home / "everloop.db"
     whole = bytearray(path.read_bytes())
     pages = len(whole) // 4096
-    # The first pages say which tables there are; without those nothing opens.
+    # The first pages contain the schema, without which the database cannot be opened.
     for page in range(pages // 2, pages):
         whole[page * 4096 : page * 4096 + 100] = b"\xff" * 100
     path.write_bytes(whole)
@@ -101,11 +101,11 @@ def test_a_damaged_database_is_told(tmp_path: Path) -> None:
         open_store(home)
 
 
-def test_a_damaged_record_is_told(store: Store) -> None:
+def test_a_damaged_record_is_reported(store: Store) -> None:
     run = store.new(Run, name="r", started_at=store.now())
     store.records.put(run)
     connection = sqlite3.connect(store.home / "everloop.db")
-    # Damage comes from below; an UPDATE that the index can read would be refused by the database itself.
+    # The file is changed directly, because the database itself would refuse such an UPDATE.
     connection.execute("DROP INDEX records_by_fingerprint")
     for body in ('{"id": 3}', "{", '{"id": {"$float": "x"}}'):
         connection.execute("UPDATE records SET body = ?", (body,))
@@ -115,7 +115,7 @@ def test_a_damaged_record_is_told(store: Store) -> None:
     connection.close()
 
 
-def test_a_full_database_takes_nothing_and_recovers(tmp_path: Path) -> None:
+def test_a_full_database_refuses_writes_and_recovers(tmp_path: Path) -> None:
     from everloop.stores.records.sqlite import SqliteDatabase, SqliteRecords
 
     records = SqliteRecords(tmp_path / "r.db", project="p", actor="a", clock=ManualClock())
@@ -181,7 +181,7 @@ raises(fill)
 assert not os.path.exists(folder + "/copy")
 os.unlink(folder + "/filler")
 os.unlink(folder + "/big")
-# With space again, everything goes on and nothing is broken.
+# When there is space again, everything works and nothing is damaged.
 journal.append(b"last")
 store.records.put(store.new(Run, name="last", started_at=store.now(), state="finished"))
 from everloop.stores.verify import verify
@@ -195,7 +195,7 @@ print("recovered")
 """
 
 
-def test_a_full_device_takes_nothing_and_recovers(
+def test_a_full_device_refuses_writes_and_recovers(
     tmp_path: Path, small_device: Callable[[Path, str], list[str]]
 ) -> None:
     done = subprocess.run(
@@ -208,7 +208,7 @@ def test_a_full_device_takes_nothing_and_recovers(
     assert done.stdout == "recovered\n", done.stderr[-3000:]
 
 
-def test_a_draft_of_a_killed_process_is_no_object(tmp_path: Path) -> None:
+def test_a_draft_of_a_killed_process_is_not_an_object(tmp_path: Path) -> None:
     store = LocalBytes(tmp_path)
     store.put("a/b", b"x")
     (tmp_path / ".tmp" / "1-1-00").write_bytes(b"half")
@@ -217,7 +217,7 @@ def test_a_draft_of_a_killed_process_is_no_object(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 10, 100])
-def test_random_bytes_are_no_store(tmp_path: Path, size: int) -> None:
+def test_random_bytes_are_not_a_store(tmp_path: Path, size: int) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "everloop.db").write_bytes(os.urandom(size * 4096))
     try:
@@ -225,7 +225,7 @@ def test_random_bytes_are_no_store(tmp_path: Path, size: int) -> None:
     except EverloopError:
         assert size > 0
     else:
-        # An empty file is a database of which nothing has been written yet.
+        # An empty file is a database that nothing has been written to yet.
         assert size == 0
         assert store.records.last_event() == 0
         store.close()

@@ -1,4 +1,4 @@
-"""What a home holds is its owner's, whatever the umask and whoever made it."""
+"""Only its owner can access a home, whatever the umask and whichever library created the files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def under(umask: int) -> Iterator[None]:
 
 
 def modes(top: Path) -> dict[str, int]:
-    """The mode of everything below a folder, and of the folder itself."""
+    """The modes of a folder and of everything in it."""
     found = {".": stat.S_IMODE(top.lstat().st_mode)}
     for path in top.rglob("*"):
         found[str(path.relative_to(top))] = stat.S_IMODE(path.lstat().st_mode)
@@ -71,7 +71,7 @@ def fill(store: Store, folder: Path) -> None:
     store.simulate(moment)
 
 
-def test_a_new_home_is_its_owners(umask: int, tmp_path: Path) -> None:
+def test_a_new_home_is_private(umask: int, tmp_path: Path) -> None:
     home = tmp_path / "home"
     with open_store(home) as store:
         fill(store, tmp_path)
@@ -83,7 +83,7 @@ def test_a_new_home_is_its_owners(umask: int, tmp_path: Path) -> None:
         assert not [problem for problem in verify(store).problems if problem.kind == "permissions"]
 
 
-def test_backups_and_restored_homes_are_their_owners(umask: int, tmp_path: Path) -> None:
+def test_backups_and_restored_homes_are_private(umask: int, tmp_path: Path) -> None:
     with open_store(tmp_path / "home") as store:
         fill(store, tmp_path)
         for name in ("kept.tar", "kept.tar.zst"):
@@ -96,7 +96,7 @@ def test_backups_and_restored_homes_are_their_owners(umask: int, tmp_path: Path)
     assert not list(tmp_path.glob(".everloop-*"))
 
 
-def test_keys_are_their_owners(umask: int, tmp_path: Path) -> None:
+def test_keys_are_private(umask: int, tmp_path: Path) -> None:
     ring = Keyring(tmp_path / "keys")
     ring.sign(f"sha256:{'0' * 64}")
     ring.trust(Keyring(tmp_path / "other").public_key(), "ann")
@@ -113,7 +113,7 @@ def test_keys_that_were_open_are_closed_when_the_folder_is_next_written(tmp_path
     assert wide(ring.folder) == {}
 
 
-def test_caches_are_their_owners(umask: int, tmp_path: Path) -> None:
+def test_caches_are_private(umask: int, tmp_path: Path) -> None:
     from everloop.stores import ContentStore, ObstoreBytes
 
     (tmp_path / "home").mkdir(mode=0o700)
@@ -122,7 +122,7 @@ def test_caches_are_their_owners(umask: int, tmp_path: Path) -> None:
     assert wide(tmp_path / "home" / "cache") == {}
 
 
-def test_what_a_user_takes_out_follows_the_umask(umask: int, tmp_path: Path) -> None:
+def test_exported_files_follow_the_umask(umask: int, tmp_path: Path) -> None:
     with open_store(tmp_path / "home") as store:
         digest = store.objects.add(b"x" * 100_000)
         (tmp_path / "tree").mkdir()
@@ -139,7 +139,7 @@ def test_what_a_user_takes_out_follows_the_umask(umask: int, tmp_path: Path) -> 
 
 
 def open_up(home: Path) -> None:
-    """As earlier versions left a home under a generous umask."""
+    """A home as earlier versions created it with a permissive umask."""
     for path in [home, *home.rglob("*")]:
         path.chmod(0o777 if path.is_dir() else 0o666)
 
@@ -161,13 +161,13 @@ def test_a_home_is_closed_while_others_have_it_open(tmp_path: Path) -> None:
         fill(first, tmp_path)
         open_up(home)
         with first.records.transaction(), open_store(home) as second:
-            # Changing the mode of a database must not give up the locks on it.
+            # Changing the mode of a database must not release its locks.
             assert second.records.find(Run)[0].name == "r"
             assert wide(home) == {}
         first.records.append_event("x", "y", "z")
 
 
-def test_links_lead_to_nothing_that_is_changed(tmp_path: Path) -> None:
+def test_links_are_not_followed(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir(mode=0o755)
     (outside / "file").write_text("x")
@@ -199,7 +199,7 @@ def test_a_folder_that_holds_other_things_keeps_its_mode(tmp_path: Path) -> None
         assert {name for name in wide(project) if name not in (".", "notes.txt")} == set()
 
 
-def test_what_belongs_to_others_is_reported_and_not_changed(tmp_path: Path) -> None:
+def test_files_of_other_users_are_reported_and_not_changed(tmp_path: Path) -> None:
     home = tmp_path / "home"
     open_store(home).close()
     if os.geteuid() != 0:
@@ -249,9 +249,9 @@ def test_a_group_may_share_a_home_on_purpose(
         if folder:
             assert mode & 0o2070 == 0o2070, (name, oct(mode))
         elif not name.startswith("objects/") and "/_digests/" not in name:
-            # Those two never change once they are written.
+            # These are read-only, because they never change after they were written.
             assert mode & 0o020, (name, oct(mode))
-    # The folder itself is marked, so processes that know nothing of the setting keep it so.
+    # The folder itself is marked, so it stays shared for processes without the setting.
     monkeypatch.delenv("EVERLOOP_STORE_SHARED", raising=False)
     monkeypatch.chdir("/")
     with open_store(home) as store:
@@ -270,7 +270,7 @@ def test_a_home_becomes_shared_by_its_setting(tmp_path: Path, monkeypatch: pytes
     assert found["everloop.db"] == 0o660
 
 
-def test_the_setting_is_a_truth_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_setting_is_a_boolean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "everloop.toml").write_text('[store]\nshared = "group"\n')
     with pytest.raises(ProjectError, match="'shared' in"):

@@ -1,4 +1,4 @@
-"""What `find` returns, against a plain reading of its contract in Python."""
+"""`find` compared with a simple implementation of its contract in Python."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def family(value: Any) -> str:
         case bool():
             return "boolean"
         case int() | float():
-            # Those without a JSON form are kept, and compare with nothing.
+            # Numbers without a JSON form are stored, but no comparison with them is true.
             return "number" if value == value and abs(value) != float("inf") else "odd"
         case str():
             return "text"
@@ -128,7 +128,7 @@ def meets(run: Run, condition: Condition) -> bool:
         case "prefix":
             return alike and value.startswith(asked)
     if family(asked) == "odd":
-        # An infinity can be asked for, and lies beyond all numbers.
+        # Infinities can be used in conditions, and are beyond all other numbers.
         return family(value) == "number" and compare(float(value), asked, op)
     return alike and compare(value, asked, op)
 
@@ -174,7 +174,7 @@ def sqlite_records(tmp_path_factory: pytest.TempPathFactory) -> RecordStore:
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kept=lists, where=st.lists(conditions, max_size=2), order=orders)
-def test_find_means_what_its_contract_says_in_sqlite(
+def test_find_follows_its_contract_in_sqlite(
     sqlite_records: RecordStore, kept: list[Run], where: list[Condition], order: str
 ) -> None:
     _check_in_project(sqlite_records, kept, where, order)
@@ -192,14 +192,14 @@ def postgres_records(postgres_url: str) -> Iterator[RecordStore]:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kept=lists, where=st.lists(conditions, max_size=2), order=orders)
-def test_find_means_what_its_contract_says_in_postgresql(
+def test_find_follows_its_contract_in_postgresql(
     postgres_records: RecordStore, kept: list[Run], where: list[Condition], order: str
 ) -> None:
     _check_in_project(postgres_records, kept, where, order)
 
 
 class UndoError(Exception):
-    """Ends an example, so that all share one store and none leaves anything."""
+    """Rolls back an example, so that all examples can share one store."""
 
 
 def _check_in_project(store: RecordStore, kept: list[Run], where: list[Condition], order: str) -> None:
@@ -215,7 +215,7 @@ def _check_in_project(store: RecordStore, kept: list[Run], where: list[Condition
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def indexed(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SqlRecords]:
-    """A store that finds every page slow."""
+    """A store that treats every page as slow."""
     monkeypatch.setattr(sql_records, "SLOW_S", -1.0)
     store: SqlRecords
     if request.param == "sqlite":
@@ -254,7 +254,7 @@ def make_runs(count: int) -> list[Run]:
     ]
 
 
-def test_a_slow_order_gets_an_index_that_changes_no_answer(indexed: SqlRecords) -> None:
+def test_a_slow_order_gets_an_index_that_changes_no_result(indexed: SqlRecords) -> None:
     kept = make_runs(200)
     indexed.put(*kept)
     for order in ("-params.p", "params.p", "-started_at"):
@@ -281,7 +281,7 @@ def test_an_index_serves_the_page(indexed: SqlRecords) -> None:
         f" AND {part.where.text} ORDER BY {part.by.text} LIMIT 5"
     )
     if isinstance(indexed, SqliteRecords):
-        # One line: the index gives the rows in their order, and nothing is sorted.
+        # The plan has one line: the index returns the rows in order, without sorting.
         (plan,) = indexed.database.read(f"EXPLAIN QUERY PLAN {statement}")
         assert "search_" in plan[-1]
     else:
@@ -315,6 +315,6 @@ def test_numbers_beyond_every_float_find_nothing(store: Store) -> None:
 
 
 @pytest.mark.parametrize("name", ["\0", "a\0b", "\ud800", "a\udfff"])
-def test_no_field_has_a_name_that_no_store_keeps(name: str) -> None:
+def test_names_that_cannot_be_stored_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="names never contain"):
         Compare(("metrics", name), ">", 1)

@@ -1,4 +1,4 @@
-"""pandas frames wherever a frame is taken: the index is kept, and what cannot be kept is named."""
+"""pandas frames in all functions that accept frames: the index is kept, and unsupported columns are named."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ INDEXES = {
 
 
 @pytest.mark.parametrize("name", INDEXES)
-def test_an_index_is_kept_unless_it_only_counts(name: str) -> None:
+def test_an_index_becomes_columns_unless_it_only_counts_rows(name: str) -> None:
     given_, expected = INDEXES[name]
     made = read_frame(given_)
     assert made is not None
@@ -87,7 +87,7 @@ def test_an_index_is_kept_unless_it_only_counts(name: str) -> None:
         ),
     ],
 )
-def test_what_would_be_lost_is_refused_by_name(frame: pd.DataFrame, message: str, store: Store) -> None:
+def test_frames_that_cannot_be_converted_are_refused(frame: pd.DataFrame, message: str, store: Store) -> None:
     takers: list[Callable[[], object]] = [lambda: read_frame(frame), lambda: el.read(frame)]
     takers.append(lambda: take_snapshot(frame, "d", store))
     for take in takers:
@@ -95,7 +95,7 @@ def test_what_would_be_lost_is_refused_by_name(frame: pd.DataFrame, message: str
             take()
 
 
-def test_every_taker_keeps_the_index(store: Store, tmp_path: Path) -> None:
+def test_all_functions_that_accept_frames_keep_the_index(store: Store, tmp_path: Path) -> None:
     frame = named(pd.Index(["a", "b"], name="who"))
     expected = [("a", 1.5), ("b", 2.5)]
     assert el.read(frame).collect().rows() == expected
@@ -109,7 +109,7 @@ def test_every_taker_keeps_the_index(store: Store, tmp_path: Path) -> None:
     assert pl.read_parquet(store.objects.path(kept.digest)).rows() == expected
 
 
-def test_what_fits_is_kept_as_it_is() -> None:
+def test_supported_values_are_unchanged() -> None:
     frame = pd.DataFrame(
         {
             "sparse": pd.arrays.SparseArray([0, 7]),
@@ -166,7 +166,7 @@ plain = st.one_of(
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(plain, min_size=1, max_size=3))
-def test_objects_are_kept_or_refused_by_name(values: list[Any]) -> None:
+def test_objects_are_converted_or_refused_by_name(values: list[Any]) -> None:
     frame = pd.DataFrame({"x": pd.Series(values, dtype=object)})
     try:
         made = read_frame(frame)

@@ -1,5 +1,5 @@
-"""A full disk is one error, leaves nothing half-written, does not keep anybody from reading, and is forgotten once
-there is space again."""
+"""A full disk always raises the same error, leaves nothing half-written and does not prevent reading. Once there is
+space again, everything works."""
 
 from __future__ import annotations
 
@@ -108,14 +108,14 @@ full(Keyring(folder + "/more-keys").public_key)
 full(SecretKeys(store.home).seal, "x", "y")
 fill()
 
-# Tracking's calls never raise: what cannot be written is held in memory.
-with warnings.catch_warnings(record=True) as said:
+# Tracking never raises: data that cannot be written stays in memory.
+with warnings.catch_warnings(record=True) as warned:
     warnings.simplefilter("always")
     for step in range(2, 3000):
         tracked.log({"loss": 1.0 / step}, step=step)
-assert len(said) == 1 and "holds back" in str(said[0].message), [str(one.message) for one in said]
+assert len(warned) == 1 and "holds back" in str(warned[0].message), [str(one.message) for one in warned]
 
-# Reading goes on: in this process, and in one that only now opens the home.
+# Reading still works: in this process, and in one that opens the home only now.
 count = len(store.records.find(Run))
 assert store.objects.read(digest) == b"kept"
 assert store.tables.scan("t").collect().height == 3
@@ -132,7 +132,7 @@ assert not {name for name in left if not name.endswith((".db",))}, left
 assert not os.path.exists(folder + "/out/copy") and not os.path.exists(folder + "/kept.tar")
 
 os.unlink(folder + "/filler")
-# With space again, everything goes on in the same process.
+# When there is space again, everything works in the same process.
 assert store.objects.add_file(folder + "/large")
 assert store.objects.add_tree(folder + "/tree")
 assert store.tables.append("t", rows(10)) and store.tables.append("new", rows(10))
@@ -184,7 +184,7 @@ def run(program: str, folder: Path, before: list[str] | None = None) -> None:
     assert done.stdout == "recovered\n", done.stderr[-3000:]
 
 
-def test_a_full_device_takes_nothing_more_is_read_and_recovers(
+def test_a_full_device_refuses_writes_can_be_read_and_recovers(
     tmp_path: Path, small_device: Callable[[Path, str], list[str]]
 ) -> None:
     run(DEVICE, tmp_path, small_device(tmp_path, "6m"))
@@ -199,7 +199,7 @@ def test_every_reason_is_one_error(number: int, tmp_path: Path) -> None:
     error = OSError(number, os.strerror(number))
     assert isinstance(storage_error(error, tmp_path), InsufficientStorageError)
     assert is_full(error)
-    # As libraries written in Rust and C++ pass it on.
+    # The form in which libraries written in Rust and C++ report it.
     assert is_full(RuntimeError(f"Generic LocalFileSystem error: {os.strerror(number)} (os error {number})"))
     caused = ValueError("upload failed")
     caused.__cause__ = error

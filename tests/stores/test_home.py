@@ -46,11 +46,11 @@ def test_a_new_home_has_its_parts(tmp_path: Path) -> None:
         assert {path.name for path in store.home.iterdir()} >= {"objects", "tables"}
 
 
-def test_the_default_actor_says_who_and_where() -> None:
+def test_the_default_actor_has_user_and_host() -> None:
     assert re.fullmatch(r"user:[^@]+@.+", default_actor())
 
 
-def test_the_order_in_which_a_home_is_looked_for(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_in_which_a_home_is_searched(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_store() as store:
         assert store.home == here / ".everloop"
     (here.parent / "everloop.toml").write_text('[project]\nname = "flights"\n[store]\nhome = "kept"\n')
@@ -102,7 +102,7 @@ def test_records_on_a_server(here: Path, postgres_url: str) -> None:
         ('project = "x"\n', "takes a name"),
     ],
 )
-def test_a_configuration_that_is_wrong(here: Path, text: str, word: str) -> None:
+def test_invalid_configurations(here: Path, text: str, word: str) -> None:
     (here / "everloop.toml").write_text(text)
     with pytest.raises(ProjectError, match=re.escape(word)):
         open_store()
@@ -114,7 +114,7 @@ def test_an_unknown_kind_of_records(here: Path) -> None:
         open_store()
 
 
-def test_a_missing_home_is_not_made_when_it_is_not_to_be(tmp_path: Path) -> None:
+def test_a_missing_home_is_not_created_without_create(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="everloop init"):
         open_store(tmp_path / "none", create=False)
     assert not (tmp_path / "none").exists()
@@ -123,7 +123,7 @@ def test_a_missing_home_is_not_made_when_it_is_not_to_be(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "-x", "a b", "x" * 200])
-def test_a_project_that_is_none(tmp_path: Path, store: Store, name: str) -> None:
+def test_invalid_project_names(tmp_path: Path, store: Store, name: str) -> None:
     if name:
         with pytest.raises(UsageError, match="project"):
             open_store(tmp_path / "home", project=name)
@@ -151,7 +151,7 @@ def test_views_share_one_home(store: Store) -> None:
     assert bob.for_project("trains").actor == "user:bob@desk"
 
 
-def test_the_past_of_a_whole_store(store: Store, clock: ManualClock) -> None:
+def test_a_view_of_the_past_of_a_store(store: Store, clock: ManualClock) -> None:
     digest = store.objects.add(b"x")
     run = run_in(store)
     store.tables.append("t", pl.DataFrame({"event_at": [START]}))
@@ -235,7 +235,7 @@ def test_a_forked_child_uses_the_store_of_its_parent(store: Store) -> None:
         run_in(store, "kept")
         child = os.fork()
         if child == 0:
-            # The child has left the parent's transaction behind, and would wait for it if it wrote.
+            # The child is not in the parent's transaction, and would wait for it if it wrote.
             alike = store.records.find(Run) == [run]
             os._exit(0 if alike else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -1,4 +1,4 @@
-"""What the room costs to import, and that it says what it holds."""
+"""What importing `everloop.stores` loads, and that its public names are documented."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import everloop.stores
 
 ROOM = Path(everloop.stores.__file__).parent
 
-# Loaded by the interpreter itself, by a site file or by a coverage tool, before any of ours.
+# Modules that the interpreter, a site file or a coverage tool loads before everloop.
 PRELUDE = "import sys\nbefore = set(sys.modules)\n"
 TELL = (
     "tops = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
@@ -26,7 +26,7 @@ def loaded_by(program: str) -> list[str]:
     return done.stdout.split()
 
 
-def test_the_room_itself_loads_only_the_standard_library() -> None:
+def test_importing_the_package_loads_only_the_standard_library() -> None:
     assert loaded_by("import everloop.stores\n") == []
     assert loaded_by("from everloop.stores import Clock, SystemClock, new_id, observe, Journal, RecordStore\n") == []
 

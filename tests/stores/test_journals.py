@@ -64,7 +64,7 @@ def test_a_flipped_bit_never_yields_a_wrong_frame(tmp_path: Path, frames: list[b
     damaged = next(number for number, end in enumerate(ends[1:]) if at < end)
     read: list[bytes] = []
     if damaged == len(frames) - 1:
-        # A damaged last frame cannot be told from a torn one.
+        # A damaged last frame looks the same as an incomplete one.
         assert payloads(path) == frames[:-1]
         return
     with pytest.raises(CorruptionError, match=f"byte {ends[damaged]}"):
@@ -84,7 +84,7 @@ def test_a_tail_of_zeros_is_torn(tmp_path: Path) -> None:
     assert payloads(path) == [b"one"]
 
 
-def test_a_header_that_is_torn_strange_or_newer(tmp_path: Path) -> None:
+def test_a_header_that_is_incomplete_invalid_or_newer(tmp_path: Path) -> None:
     path = tmp_path / "s.1.journal"
     for torn in (b"", HEADER[:3], HEADER):
         path.write_bytes(torn)
@@ -111,7 +111,7 @@ def test_a_reader_follows_a_living_writer(tmp_path: Path) -> None:
         assert payloads(journal.path, offset + 10_000) == []
 
 
-def test_the_writers_life_shows(tmp_path: Path) -> None:
+def test_a_journal_shows_whether_its_writer_lives(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path, "s")
     assert writer_alive(journal.path)
     journal.close()
@@ -165,7 +165,7 @@ def test_a_living_child_does_not_keep_its_dead_parents_journal_alive(tmp_path: P
         os.read(reading, 1)
         os._exit(0)
     journal.close()
-    # The child lets go as soon as it runs, before it waits for us.
+    # The child closes its copy as soon as it runs, before it waits.
     deadline = time.monotonic() + 10
     while writer_alive(journal.path) and time.monotonic() < deadline:
         time.sleep(0.005)

@@ -28,7 +28,7 @@ def test_a_lock_keeps_others_out_until_it_is_left(store: Store) -> None:
         assert again
 
 
-def test_a_waiting_lock_gets_its_turn(store: Store) -> None:
+def test_a_waiting_lock_is_acquired_later(store: Store) -> None:
     got = threading.Event()
 
     def wait() -> None:
@@ -69,11 +69,11 @@ def test_the_lock_of_a_killed_process_is_free(store: Store) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "a b", "x" * 300])
-def test_a_name_that_is_none(store: Store, name: str) -> None:
+def test_invalid_lock_names(store: Store, name: str) -> None:
     with pytest.raises(UsageError, match="not a valid name"):
         store.lock(name)
 
 
-def test_asking_makes_no_file(store: Store) -> None:
+def test_checking_a_lock_creates_no_file(store: Store) -> None:
     assert not store.locked("nobody")
     assert not Path(store.home / "locks" / "nobody.lock").exists()

@@ -1,4 +1,4 @@
-"""Sixty-four processes at once: nobody is turned away, and nothing is lost or doubled."""
+"""Sixty-four simultaneous processes: all of them succeed, and nothing is lost or duplicated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from everloop.testing.stores import START, ManualClock
 
 PROCESSES = 64
 
-# Forked from one that has imported everything, so that all begin within milliseconds.
+# Forked from a process that has imported everything, so that all begin within milliseconds.
 CROWD = """
 import os, sys, traceback
 from everloop.records import Point, Run
@@ -152,12 +152,12 @@ def test_all_add_the_same_objects(tmp_path: Path) -> None:
 
 
 def test_several_append_to_one_new_table(store: Store) -> None:
-    # Delta's runtime has threads of its own, which no fork survives; so these are threads too.
+    # Delta's runtime has threads, which do not survive a fork, so this test uses threads too.
     from concurrent.futures import ThreadPoolExecutor
 
     def append(number: int) -> int:
         frame = pl.DataFrame({"event_at": [START], "x": [number]})
-        # Each sends its first batch twice, as after a crash.
+        # Each writer sends its first batch twice, as after a crash.
         return sum(store.tables.append("t", frame, batch=(f"w{number}", batch)) for batch in (0, 0, 1))
 
     with ThreadPoolExecutor(6) as pool:
@@ -188,7 +188,7 @@ def test_a_reader_waits_for_no_writer(tmp_path: Path) -> None:
     second.close()
 
 
-def test_waiting_in_vain_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_store_is_an_error_after_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from everloop.errors import UnavailableError
     from everloop.stores.records import sqlite
 

@@ -1,4 +1,4 @@
-"""A server that has no connection to give is waited for, and not for ever."""
+"""Connecting waits for a server without a free connection, for a limited time."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def plain(server: Any) -> str:
 
 
 def fill(url: str, stack: ExitStack) -> list[Any]:
-    """Take every connection that the server has for this user."""
+    """Use all connections that the server has for this user."""
     import psycopg
 
     taken = []
@@ -53,13 +53,13 @@ def fill(url: str, stack: ExitStack) -> list[Any]:
 
 @pytest.mark.parametrize("reserved", [True, False])
 def test_a_free_connection_is_waited_for(server: Any, plain: str, reserved: bool) -> None:
-    """Also where the last ones are kept for the superuser, whose message is another."""
+    """Also if the last connections are reserved for the superuser, where the server's message differs."""
     with ExitStack() as stack:
         taken = fill(plain, stack)
         if not reserved:
             taken += fill(server.url, stack)
         assert len(taken) >= MOST - 2
-        # The last free one is kept for the superuser.
+        # The last free connection is reserved for the superuser.
         timer = threading.Timer(0.4, lambda: [one.close() for one in (taken[0], taken[-1])])
         timer.start()
         stack.callback(timer.join)
@@ -82,7 +82,7 @@ def test_the_wait_ends_with_one_clear_error(plain: str) -> None:
 
 
 def test_many_threads_do_not_wait_one_after_the_other(plain: str) -> None:
-    """Once it was waited for in vain, a server is tried once, until it answers again."""
+    """After a wait without success, the next calls try only once, until one succeeds."""
     with ExitStack() as stack:
         taken = fill(plain, stack)
         connector = PostgresConnector(plain, 0.3)
@@ -106,7 +106,7 @@ def test_many_threads_do_not_wait_one_after_the_other(plain: str) -> None:
         assert time.monotonic() - begun >= 0.3, "it is waited for again"
 
 
-def test_what_waiting_does_not_mend_is_raised_at_once(plain: str) -> None:
+def test_permanent_errors_are_raised_immediately(plain: str) -> None:
     for url, words in (
         (plain.replace("/postgres?", "/nosuchdatabase?"), "does not exist"),
         (plain.replace("plain@", "nobody@"), "does not exist"),
@@ -115,7 +115,7 @@ def test_what_waiting_does_not_mend_is_raised_at_once(plain: str) -> None:
             PostgresConnector(url, 3600.0).connect()
 
 
-def test_a_store_is_opened_and_goes_on_when_there_is_room_again(plain: str) -> None:
+def test_a_store_can_be_used_when_connections_are_free_again(plain: str) -> None:
     with ExitStack() as stack:
         taken = fill(plain, stack)
         timer = threading.Timer(0.3, taken[0].close)
@@ -130,7 +130,7 @@ def test_a_store_is_opened_and_goes_on_when_there_is_room_again(plain: str) -> N
             found.append(records.last_event())
             records.close()
 
-        # A second thread needs a second connection, for which there is no room yet.
+        # A second thread needs a second connection, which is not available yet.
         timer = threading.Timer(0.3, taken[1].close)
         timer.start()
         stack.callback(timer.join)
@@ -196,6 +196,6 @@ def test_the_environment_says_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
     assert PostgresConnector("postgresql:///x").wait_s == 2.5
 
 
-def test_errors_of_the_connector_are_everloops_own(plain: str) -> None:
+def test_errors_of_the_connector_are_everloop_errors(plain: str) -> None:
     with pytest.raises(EverloopError):
         PostgresConnector(f"{plain}&nosuchoption=1", 0).connect()

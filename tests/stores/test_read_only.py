@@ -1,4 +1,4 @@
-"""Reading works in a home that takes no writes, makes nothing there, and shows what is true."""
+"""Reading works in a read-only home, creates no files there, and returns the right data."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ print("read")
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A filled home that another user could reach, were it not for its own modes."""
+    """A home with data, in a folder that other users can enter."""
     folder = Path(tempfile.mkdtemp(prefix="everloop-read-only-"))
     folder.chmod(0o755)
     yield folder / "home"
@@ -80,7 +80,7 @@ def home() -> Iterator[Path]:
 
 
 def fill(home: Path) -> tuple[str, str]:
-    """A little of everything; returns the run's id and an object's digest."""
+    """Write some data of each type. Returns the run's id and an object's digest."""
     from everloop.data import take_snapshot
     from everloop.records import Point
 
@@ -103,7 +103,7 @@ def listing(top: Path) -> dict[str, tuple[int, int]]:
 
 
 def by_modes(home: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a program whose user may write nothing of the home. Root may whatever the modes say, until that is taken."""
+    """Run a program as a user who may not write to the home. Root may always write, so it drops this right first."""
     for path in [home, *home.rglob("*")]:
         path.chmod(path.stat().st_mode & ~0o222)
     limits = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
@@ -111,7 +111,7 @@ def by_modes(home: Path, program: str, *arguments: str) -> subprocess.CompletedP
 
 
 def by_mount(home: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a program with the home's disk mounted read-only, in a name space of its own."""
+    """Run a program with the home's disk mounted read-only, in a separate namespace."""
     own = ["unshare", "--mount", "--propagation", "private"]
     if os.geteuid() != 0:
         own += ["--user", "--map-root-user"]
@@ -157,7 +157,7 @@ def test_verify_reads_as_well(home: Path) -> None:
     program = "import sys\nfrom everloop.cli.app import run\nprint(run(['verify', '--home', sys.argv[1], '--json']))\n"
     before = listing(home)
     done = by_modes(home, program)
-    # The version's package is not there, which verify says, and nothing else.
+    # The only problem that verify reports is the version's missing package.
     report = json.loads(done.stdout.rpartition("}")[0] + "}")["report"]
     assert [problem["kind"] for problem in report["problems"]] == ["reference"], done.stderr
     assert report["counts"]["records"] == 3
@@ -165,7 +165,7 @@ def test_verify_reads_as_well(home: Path) -> None:
 
 
 def test_a_log_that_a_dead_writer_left_is_read(home: Path) -> None:
-    """Without its index, which nobody can make there."""
+    """The log has no index, and none can be created there."""
     open_store(home).close()
     dying = (
         "import os, sys\nfrom everloop.stores import open_store\nstore = open_store(sys.argv[1])\n"
@@ -187,7 +187,7 @@ def test_a_log_that_a_dead_writer_left_is_read(home: Path) -> None:
 
 
 def test_a_living_writers_rows_are_seen(home: Path) -> None:
-    """The owner goes on writing; a reader who may only read sees each write that was before its look."""
+    """While the owner writes, a user who may only read sees all earlier writes."""
     with open_store(home) as store:
         store.records.append_event("one", "y", "z")
         reader = FrozenReader(home / "everloop.db")
@@ -199,7 +199,7 @@ def test_a_living_writers_rows_are_seen(home: Path) -> None:
 
 
 def test_a_database_that_changes_without_a_log_is_read_again(tmp_path: Path) -> None:
-    """As when its owner opens it, writes, writes the log back and closes it between two reads."""
+    """The owner opens the database, writes, writes the log back and closes it between two reads."""
     path = tmp_path / "r.db"
 
     def write(number: int) -> None:
@@ -215,7 +215,7 @@ def test_a_database_that_changes_without_a_log_is_read_again(tmp_path: Path) -> 
     real = reader._try
 
     def only_frozen(options: str) -> sqlite3.Connection | None:
-        # Root may write anywhere, so the way that needs files beside the database is closed here.
+        # Root may write anywhere, so reading with files beside the database is prevented here.
         tried.append(options)
         return real(options) if "immutable" in options else None
 
@@ -232,11 +232,11 @@ def test_a_database_that_changes_without_a_log_is_read_again(tmp_path: Path) -> 
 
 
 def test_a_home_that_is_writable_again_is_written_to(home: Path) -> None:
-    """Without being opened again."""
+    """The store does not have to be opened again."""
     fill(home)
     for path in (home, home / "everloop.db"):
         path.chmod(path.stat().st_mode & ~0o222)
-    # The same process cannot be two users, so what the operating system answers to the question is given.
+    # One process cannot be two users, so the result of the operating system's check is patched.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("everloop.stores.records.sqlite.can_write_beside", lambda path: False)
         records = SqliteRecords(home / "everloop.db", project="default", actor="a", clock=ManualClock())

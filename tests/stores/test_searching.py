@@ -1,4 +1,4 @@
-"""Searching by any value, beside a plain reading of what the words mean, on every database."""
+"""Searching by any value on every database, compared with a simple implementation in Python."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_every_search_finds_what_a_plain_reading_finds(store: RecordStore, monke
         size: int,
         at_once: bool,
     ) -> None:
-        # Both ways to a page: all of few rows at once, and along an index.
+        # Both strategies for a page: sorting a few rows, and scanning an index.
         monkeypatch.setattr("everloop.stores.records.sql_search.FEW", 5000 if at_once else -1)
         monkeypatch.setattr("everloop.stores.records.sql_search.WINDOW", size)
         own = store.for_project(f"p{next(turn)}")
@@ -120,7 +120,7 @@ def test_every_search_finds_what_a_plain_reading_finds(store: RecordStore, monke
     check()
 
 
-def test_values_come_back_as_they_went(store: RecordStore) -> None:
+def test_values_are_returned_unchanged(store: RecordStore) -> None:
     params = {"a": 1, "b": 0.5, "c": "0.5", "d": True, "e": [1, None], "f": {"g": "h"}, "n": None}
     run = _run(store, name="r", params=params, metrics={"m": math.inf, "bad": math.nan}, ended_at=START)
     store.put(run)
@@ -179,7 +179,7 @@ def test_a_search_stays_in_its_project_and_its_moment(store: RecordStore) -> Non
     assert _ids(store.for_project("trains"), And(())) == []
 
 
-def test_what_cannot_be_searched_is_said(store: RecordStore) -> None:
+def test_paths_that_cannot_be_searched_are_refused(store: RecordStore) -> None:
     with pytest.raises(UsageError, match="cannot be searched by 'source'"):
         store.search(Run, Compare(("source",), "=", "x"))
     with pytest.raises(UsageError, match="Searchable fields: none"):
@@ -203,13 +203,13 @@ def test_what_cannot_be_searched_is_said(store: RecordStore) -> None:
         Compare(("started_at",), ">", datetime(2024, 1, 1))
 
 
-def test_records_of_older_versions_are_brought_in_by_the_first_search(store: RecordStore) -> None:
+def test_records_of_older_versions_are_indexed_by_the_first_search(store: RecordStore) -> None:
     runs = [_run(store, name=f"r{number}", metrics={"m": float(number)}) for number in range(5)]
     store.put(*runs)
     store.delete(Run, runs[0].id)
     database = store.database  # type: ignore[attr-defined]
     with store.transaction():
-        # As a home looks just after the step that makes the tables.
+        # The state of a home right after the migration that creates the tables.
         for table in ("searched_values", "searched_records", "searched_paths"):
             database.write(f"DELETE FROM {table}")  # noqa: S608
         database.write("INSERT INTO searched_backlog SELECT id FROM records WHERE deleted_at IS NULL")

@@ -1,4 +1,4 @@
-"""What a server does that a file does not: it hangs up, fails in the middle, and is not there."""
+"""Failures of a database server: lost connections, errors in a transaction, and a missing server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def records(postgres_shared: str) -> Iterator[PostgresRecords]:
 
 
 def hang_up(records: PostgresRecords, server: str) -> None:
-    """What the server does when it restarts."""
+    """Close the connection as the server does when it restarts."""
     import psycopg
 
     ((process,),) = records.database.read("SELECT pg_backend_pid()")
@@ -28,7 +28,7 @@ def hang_up(records: PostgresRecords, server: str) -> None:
         connection.execute("SELECT pg_terminate_backend(%s, 5000)", (process,))
 
 
-def test_reads_and_writes_go_on_after_the_server_has_hung_up(records: PostgresRecords, postgres_shared: str) -> None:
+def test_reads_and_writes_continue_after_a_lost_connection(records: PostgresRecords, postgres_shared: str) -> None:
     records.append_event("one", "x", "y")
     hang_up(records, postgres_shared)
     assert records.last_event() == 1
@@ -40,7 +40,9 @@ def test_reads_and_writes_go_on_after_the_server_has_hung_up(records: PostgresRe
     assert [event.verb for event in records.events_since(0)] == ["one", "two", "three"]
 
 
-def test_a_transaction_that_loses_its_server_is_told_and_undone(records: PostgresRecords, postgres_shared: str) -> None:
+def test_a_transaction_that_loses_its_server_is_an_error_and_rolled_back(
+    records: PostgresRecords, postgres_shared: str
+) -> None:
     def write() -> None:
         with records.transaction():
             records.append_event("lost", "x", "y")
@@ -54,7 +56,7 @@ def test_a_transaction_that_loses_its_server_is_told_and_undone(records: Postgre
     assert len(records.events_since(0)) == 1
 
 
-def test_a_transaction_in_which_a_statement_failed_is_not_taken_for_kept(records: PostgresRecords) -> None:
+def test_a_transaction_with_a_failed_statement_is_an_error(records: PostgresRecords) -> None:
     def write() -> None:
         with records.transaction():
             records.append_event("lost", "x", "y")
@@ -66,7 +68,7 @@ def test_a_transaction_in_which_a_statement_failed_is_not_taken_for_kept(records
     assert records.events_since(0) == []
 
 
-def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVERLOOP_POSTGRES_WAIT_S", "0.2")
     with pytest.raises(UnavailableError, match="has not responded for") as caught:
         PostgresDatabase("postgresql://user:secret@127.0.0.1:1/name?connect_timeout=2")

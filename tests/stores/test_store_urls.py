@@ -1,4 +1,4 @@
-"""What is secret in a URL is shown nowhere, however malformed the URL is."""
+"""Secrets in URLs are never shown, however malformed a URL is."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def hides(text: str) -> bool:
 
 
 def all_of(error: BaseException) -> str:
-    """Everything that a log may show of an error: message, help, chain and traceback."""
+    """Everything of an error that can appear in a log: message, help, causes and traceback."""
     shown = "".join(traceback.format_exception(error)) + repr(error) + str(error)
     for cause in (error.__cause__, error.__context__):
         if cause is not None and not error.__suppress_context__:
@@ -121,7 +121,7 @@ def test_no_form_shows_its_secret(url: str) -> None:
 def test_no_form_shows_its_secret_when_a_store_is_opened_with_it(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As a home, as each part of one, and by the connector."""
+    """As the home, as each part of a store, and in the connector."""
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("EVERLOOP_POSTGRES_WAIT_S", "0")
     monkeypatch.setenv("PGCONNECT_TIMEOUT", "1")
@@ -144,7 +144,7 @@ def test_no_form_shows_its_secret_when_a_store_is_opened_with_it(
         spelled = "".join(f"\\u{ord(sign):04x}" for sign in url)
         (tmp_path / "everloop.toml").write_text(f'[store]\n{part} = "{spelled}"\n')
         if part == "records" and "@host" in url and not url.startswith("postgresql://user:hunter2XYZZY@host:"):
-            # Looking names up takes as long as the machine's resolver likes; checking the URL is what matters.
+            # Resolving names can be slow, and only the check of the URL matters here.
             attempt(find_store_urls)
         else:
             attempt(lambda: open_store().objects)
@@ -231,7 +231,7 @@ def test_a_failed_connection_shows_no_password_anywhere(
 
 
 def test_commands_show_no_password(tmp_path: Path) -> None:
-    """On either channel, with and without --json, whatever the command."""
+    """On stdout and stderr, with and without --json, for all commands."""
     (tmp_path / ".everloop" / "locks").mkdir(parents=True)
     (tmp_path / "everloop.toml").write_text(f'[store]\nrecords = "postgresql://user:{SECRET}@127.0.0.1:1/db"\n')
     environment = {**os.environ, "EVERLOOP_POSTGRES_WAIT_S": "0"}

@@ -34,7 +34,7 @@ def seen(frame: pl.LazyFrame) -> list[int]:
     return sorted(frame.collect()["x"].to_list())
 
 
-def test_rows_come_back_with_both_times(tables: Tables) -> None:
+def test_rows_have_both_times(tables: Tables) -> None:
     assert tables.append("predictions/delays", rows(1, 2)) is True
     frame = tables.scan("predictions/delays").collect().sort("x")
     assert frame.schema["event_at"] == frame.schema["arrived_at"] == pl.Datetime("us", "UTC")
@@ -44,7 +44,7 @@ def test_rows_come_back_with_both_times(tables: Tables) -> None:
     assert seen(tables.scan("predictions/delays")) == [1, 2, 3]
 
 
-def test_what_speaks_arrow_is_a_frame(tables: Tables) -> None:
+def test_arrow_data_is_accepted_as_a_frame(tables: Tables) -> None:
     arrow = pa.table({"event_at": pa.array([day(1)], pa.timestamp("ns", "Europe/Berlin")), "x": [1]})
     tables.append("t", arrow)
     tables.append("t", rows(2).lazy())
@@ -107,7 +107,7 @@ def test_columns_may_be_added_and_may_be_missing(tables: Tables) -> None:
     assert frame["y"].to_list() == [None, "new", None]
 
 
-def test_rows_that_are_none(tables: Tables) -> None:
+def test_empty_frames_write_nothing(tables: Tables) -> None:
     assert tables.append("t", rows().cast({"x": pl.Int64, "event_at": pl.Datetime("us", "UTC")})) is False
     assert not tables.exists("t")
 
@@ -198,7 +198,7 @@ def test_tables_over_a_url(tmp_path: Path, clock: ManualClock) -> None:
     assert not tables.exists("c")
 
 
-def test_of_those_who_make_a_table_at_once_one_does_and_the_others_append(store: Store) -> None:
+def test_of_simultaneous_creators_of_a_table_one_creates_it_and_the_others_append(store: Store) -> None:
     for number in range(10):
         name = f"race/{number}"
         start = Barrier(3)

@@ -24,7 +24,7 @@ def test_a_machine_trusts_what_it_signed() -> None:
     assert sign(DIGEST) == signature
 
 
-def test_the_key_is_its_owners_alone() -> None:
+def test_the_key_is_private() -> None:
     sign(DIGEST)
     assert (keys_folder() / "machine.key").stat().st_mode & 0o777 == 0o600
     assert keys_folder().stat().st_mode & 0o777 == 0o700
@@ -73,20 +73,20 @@ def test_a_key_of_another_machine_is_trusted_once_it_is_added(tmp_path: Path) ->
         ours.check(DIGEST, signature)
 
 
-def test_checking_makes_no_key(tmp_path: Path) -> None:
+def test_checking_creates_no_key(tmp_path: Path) -> None:
     with pytest.raises(TrustError):
         Keyring(tmp_path / "ours").check(DIGEST, Keyring(tmp_path / "theirs").sign(DIGEST))
     assert not (tmp_path / "ours").exists()
 
 
 @pytest.mark.parametrize(("public", "name"), [("x", "fine"), ("", "fine"), ("AAAA", "fine"), (None, "../evil")])
-def test_what_is_no_key_is_not_trusted(tmp_path: Path, public: str | None, name: str) -> None:
+def test_invalid_keys_are_not_trusted(tmp_path: Path, public: str | None, name: str) -> None:
     ring = Keyring(tmp_path / "ours")
     with pytest.raises(UsageError):
         ring.trust(public if public is not None else ring.public_key(), name)
 
 
-def test_damaged_keys_are_told(tmp_path: Path) -> None:
+def test_damaged_keys_are_reported(tmp_path: Path) -> None:
     ring = Keyring(tmp_path / "keys")
     signature = ring.sign(DIGEST)
     (tmp_path / "keys" / "trusted").mkdir()
@@ -99,7 +99,7 @@ def test_damaged_keys_are_told(tmp_path: Path) -> None:
         ring.sign(DIGEST)
 
 
-def test_what_is_no_digest_is_not_signed() -> None:
+def test_malformed_digests_are_not_signed() -> None:
     with pytest.raises(UsageError, match="not a digest"):
         sign("hello")
 

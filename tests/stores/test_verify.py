@@ -19,7 +19,7 @@ def found(store: Store) -> list[tuple[str, str]]:
 
 
 def put_model(store: Store, tmp_path: Path) -> tuple[ModelVersion, str]:
-    """A version whose package is a tree of a small and a large file, with all that belongs to it."""
+    """Put a version whose package is a tree of a small and a large file, with all related records."""
     folder = tmp_path / "package"
     folder.mkdir()
     (folder / "everloop.json").write_text("{}")
@@ -44,7 +44,7 @@ def lose(store: Store, digest: str) -> None:
     assert store.objects.remove(digest)
 
 
-def test_a_sound_home_has_no_problems(store: Store, tmp_path: Path) -> None:
+def test_an_intact_home_has_no_problems(store: Store, tmp_path: Path) -> None:
     put_model(store, tmp_path)
     store.tables.append("t", pl.DataFrame({"event_at": [START], "x": [1]}))
     with Journal.create(store.journals, "s") as journal:
@@ -60,7 +60,7 @@ def test_an_empty_home_has_no_problems(store: Store) -> None:
     assert verify(store).ok
 
 
-def test_missing_objects_are_told_with_who_names_them(store: Store, tmp_path: Path) -> None:
+def test_missing_objects_are_reported_with_their_referrers(store: Store, tmp_path: Path) -> None:
     version, digest = put_model(store, tmp_path)
     (package,) = store.records.find(Package)
     lose(store, digest)
@@ -68,7 +68,7 @@ def test_missing_objects_are_told_with_who_names_them(store: Store, tmp_path: Pa
     assert any("delays@1" in problem.message and digest in problem.message for problem in verify(store).problems)
 
 
-def test_missing_parts_of_a_tree_are_told(store: Store, tmp_path: Path) -> None:
+def test_missing_parts_of_a_tree_are_reported(store: Store, tmp_path: Path) -> None:
     _, digest = put_model(store, tmp_path)
     small, large = store.objects.tree(digest)
     lose(store, small.holder)
@@ -79,7 +79,7 @@ def test_missing_parts_of_a_tree_are_told(store: Store, tmp_path: Path) -> None:
     assert any("model.txt" in message for message in messages)
 
 
-def test_flipped_bits_are_told(store: Store, tmp_path: Path) -> None:
+def test_flipped_bits_are_reported(store: Store, tmp_path: Path) -> None:
     _, digest = put_model(store, tmp_path)
     (artifact,) = store.records.find(Artifact)
     (_, large) = store.objects.tree(digest)
@@ -92,7 +92,7 @@ def test_flipped_bits_are_told(store: Store, tmp_path: Path) -> None:
     assert found(store) == sorted([("object", artifact.digest), ("object", large.digest)])
 
 
-def test_missing_relations_are_told(store: Store, tmp_path: Path) -> None:
+def test_missing_relations_are_reported(store: Store, tmp_path: Path) -> None:
     put_model(store, tmp_path)
     (artifact,), (alias,), (step,) = (store.records.find(kind) for kind in (Artifact, Alias, StepRun))
     store.records.delete(Artifact, artifact.id)
@@ -106,7 +106,7 @@ def test_records_of_every_project_are_checked(store: Store) -> None:
     assert [kind for kind, _ in found(store)] == ["reference"]
 
 
-def test_records_that_cannot_be_read_are_told(store: Store) -> None:
+def test_unreadable_records_are_reported(store: Store) -> None:
     runs = [store.new(Run, name="r", started_at=store.now(), state="finished") for _ in range(3)]
     store.records.put(*runs)
     connection = sqlite3.connect(store.home / "everloop.db")
@@ -117,7 +117,7 @@ def test_records_that_cannot_be_read_are_told(store: Store) -> None:
     assert found(store) == sorted([("record", runs[0].id), ("record", runs[1].id)])
 
 
-def test_damaged_journals_and_tables_are_told(store: Store) -> None:
+def test_damaged_journals_and_tables_are_reported(store: Store) -> None:
     with Journal.create(store.journals, "s") as journal:
         for _ in range(3):
             journal.append(b"x" * 50)
@@ -133,7 +133,7 @@ def test_damaged_journals_and_tables_are_told(store: Store) -> None:
     assert found(store) == sorted([("journal", journal.path.name), ("table", "a"), ("table", "b")])
 
 
-def test_a_run_whose_process_is_gone_is_told_and_marked(store: Store) -> None:
+def test_a_run_whose_process_is_gone_is_reported_and_marked(store: Store) -> None:
     gone, alive, done, away = (
         store.new(Run, name=name, started_at=store.now(), **fields)  # type: ignore[arg-type]
         for name, fields in {
@@ -184,6 +184,6 @@ def test_digests_anywhere_in_a_value(value: object, count: int) -> None:
     assert len(list(digests_in(value))) == count
 
 
-def test_problems_are_values() -> None:
+def test_problems_are_dataclasses() -> None:
     first, second = (StoreProblem(kind="run", subject="x", message="y", **more) for more in ({}, {"repair": None}))
     assert first == second

@@ -1,4 +1,4 @@
-"""What the store must give back and nobody must read in it lies there sealed, under a key that lies elsewhere."""
+"""Secrets are stored encrypted, with a key that is not in the database."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def keys(store: Store, monkeypatch: pytest.MonkeyPatch) -> SecretKeys:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_sealed_text_comes_back(keys: SecretKeys, text: str) -> None:
+def test_a_sealed_text_is_decrypted(keys: SecretKeys, text: str) -> None:
     sealed = keys.seal(text, ABOUT)
     assert is_sealed(sealed)
     assert sealed.isascii()
@@ -105,7 +105,7 @@ def test_a_malformed_key_is_refused_and_not_shown(keys: SecretKeys, text: str, m
     assert not keys.path.exists()
 
 
-def test_a_file_of_keys_that_is_not_there_is_said(keys: SecretKeys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_of_keys_is_an_error(keys: SecretKeys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVERLOOP_SECRET_KEY_FILE", "/nowhere/key")
     with pytest.raises(UsageError, match="Cannot read the file of secret keys"):
         keys.seal("x", ABOUT)
@@ -123,7 +123,7 @@ def test_a_new_key_takes_over_and_the_old_one_goes(keys: SecretKeys) -> None:
         keys.open(old, ABOUT)
 
 
-def test_a_backup_holds_the_key_only_when_asked(keys: SecretKeys, store: Store, tmp_path: Path) -> None:
+def test_a_backup_contains_the_key_only_on_request(keys: SecretKeys, store: Store, tmp_path: Path) -> None:
     sealed = keys.seal("x", ABOUT)
     without = restore(backup(store, tmp_path / "without.tar"), tmp_path / "a")
     assert keys.path.read_bytes()[-40:] not in (tmp_path / "without.tar").read_bytes()
@@ -135,7 +135,7 @@ def test_a_backup_holds_the_key_only_when_asked(keys: SecretKeys, store: Store, 
 
 
 def test_no_record_of_access_holds_a_secret(store: Store) -> None:
-    """Users, tokens and the tokens of endpoints, all of them as digests."""
+    """Users, tokens and tokens of endpoints are stored only as digests."""
     from everloop.records import EndpointRecord
     from everloop.server.access import UserStore
     from everloop.serving.access.endpoint_tokens import add_token
@@ -167,7 +167,7 @@ def test_a_password_in_the_address_of_a_query_is_not_recorded(tmp_path: Path, mo
 
 
 def test_the_key_of_a_home_is_read_again(keys: SecretKeys, tmp_path: Path) -> None:
-    """A server that runs sees a key that was copied into its home."""
+    """A running server uses a key that was copied into its home."""
     sealed = keys.seal("x", ABOUT)
     with open_store(tmp_path / "second") as second:
         other = SecretKeys(second.home)

@@ -1,4 +1,4 @@
-"""The store that a process keeps open."""
+"""Stores that stay open until the process ends."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     close_shared()
-    place = tmp_path / "a home with spaces"
-    monkeypatch.setenv("EVERLOOP_STORE", str(place))
-    yield place
+    folder = tmp_path / "a home with spaces"
+    monkeypatch.setenv("EVERLOOP_STORE", str(folder))
+    yield folder
     close_shared()
 
 
@@ -50,7 +50,7 @@ def open_files(folder: Path) -> list[str]:
     return found
 
 
-def test_one_connection_serves_all_who_take_it_and_closing_does_nothing(home: Path) -> None:
+def test_one_connection_is_shared_and_closing_does_nothing(home: Path) -> None:
     with shared_store() as first:
         run = put(first)
     with shared_store(project="other") as other:
@@ -94,7 +94,7 @@ def test_a_home_that_gets_a_clock_is_opened_again(home: Path) -> None:
     assert shared_store().now() == moment
 
 
-def test_few_homes_are_kept_and_nothing_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_homes_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(8):
         monkeypatch.setenv("EVERLOOP_STORE", str(tmp_path / f"{number}"))
         put(shared_store())
@@ -125,7 +125,7 @@ def test_threads_share_it(home: Path) -> None:
     assert len(shared_store().records.find(Run)) == 60
 
 
-def test_a_forked_child_has_connections_of_its_own(home: Path) -> None:
+def test_a_forked_child_has_its_own_connections(home: Path) -> None:
     put(shared_store())
     children = []
     for _ in range(4):

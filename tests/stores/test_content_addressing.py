@@ -48,7 +48,7 @@ def make_folder(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def test_bytes_go_by_what_they_are(content: ContentStore) -> None:
+def test_bytes_are_addressed_by_content(content: ContentStore) -> None:
     digest = content.add(b"hello")
     assert digest == digest_of(b"hello")
     assert content.add(b"hello") == digest
@@ -60,7 +60,7 @@ def test_bytes_go_by_what_they_are(content: ContentStore) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, SMALL_BYTES - 1, SMALL_BYTES, 3_000_001])
-def test_files_go_by_what_they_are(content: ContentStore, tmp_path: Path, size: int) -> None:
+def test_files_are_addressed_by_content(content: ContentStore, tmp_path: Path, size: int) -> None:
     data = os.urandom(size)
     source = tmp_path / "source"
     source.write_bytes(data)
@@ -75,7 +75,7 @@ def test_files_go_by_what_they_are(content: ContentStore, tmp_path: Path, size: 
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_what_is_kept_lies_where_it_is_said_to_and_is_not_writable(local: ContentStore, tmp_path: Path) -> None:
+def test_objects_have_the_documented_path_and_are_read_only(local: ContentStore, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"x" * 100_000)
     digest = local.add_file(source)
@@ -110,12 +110,12 @@ def test_what_is_not_there(content: ContentStore, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("digest", ["", "sha256:", "md5:" + "0" * 64, "sha256:" + "g" * 64, "sha256:../../etc/passwd"])
-def test_what_is_no_digest(content: ContentStore, digest: str) -> None:
+def test_malformed_digests_are_refused(content: ContentStore, digest: str) -> None:
     with pytest.raises(UsageError, match="not a digest"):
         content.read(digest)
 
 
-def test_a_flipped_bit_is_noticed_by_every_reader(content: ContentStore, tmp_path: Path) -> None:
+def test_every_read_detects_a_flipped_bit(content: ContentStore, tmp_path: Path) -> None:
     data = bytes(200_000)
     digest = content.add(data)
     damage(content, digest, data[:-1] + b"\x01")
@@ -130,7 +130,7 @@ def test_a_flipped_bit_is_noticed_by_every_reader(content: ContentStore, tmp_pat
     assert not (tmp_path / "copy").exists()
 
 
-def test_a_path_is_proved_again_when_its_file_is_another(local: ContentStore) -> None:
+def test_a_path_is_verified_again_when_its_file_changes(local: ContentStore) -> None:
     digest = local.add(b"hello")
     local.path(digest)
     damage(local, digest, b"jello")
@@ -138,7 +138,7 @@ def test_a_path_is_proved_again_when_its_file_is_another(local: ContentStore) ->
         local.path(digest)
 
 
-def test_adding_heals_a_name_without_its_bytes(content: ContentStore, tmp_path: Path) -> None:
+def test_adding_repairs_a_file_without_its_bytes(content: ContentStore, tmp_path: Path) -> None:
     digest = content.add(b"hello")
     damage(content, digest, b"")
     assert content.add(b"hello") == digest
@@ -167,7 +167,7 @@ def test_a_read_only_view_adds_nothing(content: ContentStore, tmp_path: Path) ->
             use()
 
 
-def test_a_folder_comes_back_as_it_went(content: ContentStore, tmp_path: Path) -> None:
+def test_a_folder_is_restored_unchanged(content: ContentStore, tmp_path: Path) -> None:
     files = {
         "model.txt": b"m" * 1000,
         "deep/er/é.json": b"{}",
@@ -205,7 +205,7 @@ def test_the_same_folder_is_the_same_tree_and_another_is_not(content: ContentSto
     assert content.add_tree(make_folder(tmp_path / "none", {})) == content.add_tree(make_folder(tmp_path / "nil", {}))
 
 
-def test_what_is_ignored_is_left_out(content: ContentStore, tmp_path: Path) -> None:
+def test_ignored_files_are_left_out(content: ContentStore, tmp_path: Path) -> None:
     files = {"a.py": b"", "a.pyc": b"", "__pycache__/a.pyc": b"", "data/x.csv": b"", "data/y.csv": b"", "x.csv": b""}
     source = make_folder(tmp_path / "source", files)
     digest = content.add_tree(source, ignore=("*.pyc", "__pycache__", "data/x.*"))
@@ -220,7 +220,7 @@ def test_many_small_files_are_few_objects(content: ContentStore, tmp_path: Path)
     assert all((tmp_path / "target" / name).read_bytes() == data for name, data in files.items())
 
 
-def test_what_no_tree_can_hold_is_refused(content: ContentStore, tmp_path: Path) -> None:
+def test_unsupported_entries_are_refused(content: ContentStore, tmp_path: Path) -> None:
     (tmp_path / "target").mkdir()
     for number, make in enumerate(
         (
@@ -237,7 +237,7 @@ def test_what_no_tree_can_hold_is_refused(content: ContentStore, tmp_path: Path)
             content.add_tree(source)
 
 
-def test_a_folder_that_is_taken_is_not_written_into(content: ContentStore, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_not_written_to(content: ContentStore, tmp_path: Path) -> None:
     digest = content.add_tree(make_folder(tmp_path / "source", {"a": b"1"}))
     with pytest.raises(UsageError, match="not empty"):
         content.restore_tree(digest, make_folder(tmp_path / "taken", {"b": b"2"}))
@@ -263,7 +263,7 @@ def test_a_tree_with_damage_is_not_restored(content: ContentStore, tmp_path: Pat
 @pytest.mark.parametrize(
     "path", ["../evil", "/etc/passwd", "a/../../b", "", ".", "a//b", "a/./b", "a/", "..", "a\0b", "a\\..\\b"]
 )
-def test_a_path_that_leads_out_is_no_tree(content: ContentStore, tmp_path: Path, path: str) -> None:
+def test_trees_with_unsafe_paths_are_refused(content: ContentStore, tmp_path: Path, path: str) -> None:
     assert not safe_path(path)
     data = content.add(b"evil")
     manifest = encode_tree([TreeEntry(path=path, mode=0o644, size_bytes=4, digest=data)])
@@ -272,7 +272,7 @@ def test_a_path_that_leads_out_is_no_tree(content: ContentStore, tmp_path: Path,
     assert sorted(path.name for path in tmp_path.iterdir()) in (["inside", "objects"], ["inside"], ["objects"], [])
 
 
-def test_other_trees_that_are_none(content: ContentStore) -> None:
+def test_other_invalid_trees_are_refused(content: ContentStore) -> None:
     entry = TreeEntry(path="a", mode=0o644, size_bytes=1, digest=digest_of(b"x"))
     with pytest.raises(UsageError, match="not a tree"):
         content.tree(content.add(b"hello"))
@@ -308,7 +308,7 @@ entries_of_trees = st.lists(
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=30)
 @given(entries_of_trees)
-def test_manifests_come_back_in_the_order_of_paths(entries: list[TreeEntry]) -> None:
+def test_manifests_are_sorted_by_path(entries: list[TreeEntry]) -> None:
     data = encode_tree(entries)
     assert decode_tree(data, "d") == sorted(entries, key=lambda entry: entry.path)
     assert encode_tree(entries[::-1]) == data
@@ -316,7 +316,7 @@ def test_manifests_come_back_in_the_order_of_paths(entries: list[TreeEntry]) -> 
 
 @settings(deadline=None, max_examples=100)
 @given(data=st.data())
-def test_no_damage_to_a_manifest_is_more_than_an_error(data: st.DataObject) -> None:
+def test_damage_to_a_manifest_causes_only_errors(data: st.DataObject) -> None:
     manifest = bytearray(encode_tree([TreeEntry(path="a", mode=0o644, size_bytes=1, digest=digest_of(b"x"))]))
     manifest[data.draw(st.integers(0, len(manifest) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     try:

@@ -28,14 +28,14 @@ def kept(store: Store) -> set[str]:
 
 
 def age(store: Store, seconds: float) -> None:
-    """Make every object look as if it had been put so long ago."""
+    """Make all objects look as if they had been put this many seconds ago."""
     for digest, _ in store.objects.digests():
         path = store.objects.path(digest)
         before = path.stat().st_mtime - seconds
         os.utime(path, (before, before))
 
 
-def test_what_nothing_names_goes_and_the_rest_stays(store: Store, tmp_path: Path) -> None:
+def test_unreferenced_objects_are_removed_and_the_others_stay(store: Store, tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / "package").mkdir(exist_ok=True)
         (tmp_path / "package" / f"f{number}").write_bytes(os.urandom(70_000 if number else 10))
@@ -75,7 +75,7 @@ def test_deleted_records_are_purged_and_free_their_objects(store: Store) -> None
         store.records.restore(Artifact, artifact.id)
 
 
-def test_a_dry_run_tells_the_same_and_removes_nothing(store: Store) -> None:
+def test_a_dry_run_reports_the_same_and_removes_nothing(store: Store) -> None:
     loose, gone = store.objects.add(b"loose"), store.objects.add(b"gone!")
     artifact = put_artifact(store, gone)
     store.records.update(replace(artifact, name="b"))
@@ -87,7 +87,7 @@ def test_a_dry_run_tells_the_same_and_removes_nothing(store: Store) -> None:
     assert (told.records, told.objects, told.size_bytes) == (done.records, done.objects, done.size_bytes) == (1, 2, 10)
 
 
-def test_within_the_grace_nothing_goes(store: Store, clock: ManualClock) -> None:
+def test_nothing_is_removed_within_the_grace_period(store: Store, clock: ManualClock) -> None:
     digest = store.objects.add(b"young")
     artifact = put_artifact(store, store.objects.add(b"named"))
     store.records.delete(Artifact, artifact.id)
@@ -113,7 +113,7 @@ def test_what_is_added_again_is_young_again(store: Store, tmp_path: Path) -> Non
 
 
 def test_adding_while_sweeping_loses_nothing(store: Store) -> None:
-    """Whoever adds an object has it: either the sweep spares it, or it is written anew."""
+    """An added object exists afterwards: either gc does not remove it, or it is written again."""
     stop = threading.Event()
     failures: list[str] = []
 
@@ -141,7 +141,7 @@ def test_adding_while_sweeping_loses_nothing(store: Store) -> None:
 
 
 def _comes_back(store: Store, digest: str) -> bool:
-    """A sweep moves an object out of sight for a moment before it sees that it is young."""
+    """gc renames an object for a moment before it sees that the object is new."""
     import time
 
     deadline = time.monotonic() + 5
@@ -151,7 +151,7 @@ def _comes_back(store: Store, digest: str) -> bool:
     return False
 
 
-def test_drafts_of_dead_processes_go(store: Store) -> None:
+def test_drafts_of_dead_processes_are_removed(store: Store) -> None:
     store.objects.add(b"x")
     folder = store.home / "objects" / ".tmp"
     (folder / "1-1-00").write_bytes(b"half")
@@ -181,7 +181,7 @@ def test_tables_keep_their_rows(store: Store) -> None:
     assert store.tables.scan("t").collect().height == 3
 
 
-def test_a_sweep_waits_for_the_one_before(store: Store) -> None:
+def test_gc_waits_for_another_gc(store: Store) -> None:
     done = threading.Event()
 
     def sweep() -> None:
@@ -196,7 +196,7 @@ def test_a_sweep_waits_for_the_one_before(store: Store) -> None:
     thread.join()
 
 
-def test_what_cannot_be_swept(store: Store) -> None:
+def test_views_of_the_past_cannot_be_collected(store: Store) -> None:
     with pytest.raises(ReadOnlyError):
         gc(store.as_of(START))
     with pytest.raises(UsageError, match="grace"):

@@ -1,4 +1,4 @@
-"""LIKE in Python: equal to what SQLite says, and steps in proportion to the text."""
+"""LIKE in Python: the same results as SQLite's, in linear time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PATTERNS = st.text(alphabet="aAb%_%_", max_size=12)
 
 @settings(max_examples=400, deadline=None)
 @given(TEXTS, PATTERNS)
-def test_both_ways_say_what_sqlite_says(text, pattern):
+def test_results_equal_those_of_sqlite(text, pattern):
     said = bool(sqlite3.connect(":memory:").execute("SELECT ? LIKE ?", (text, pattern)).fetchone()[0])
     assert is_like(text, pattern, any_case=True) is said
     folded = (text.replace("A", "a"), pattern.replace("A", "a"))
@@ -35,7 +35,7 @@ def test_a_piece_of_any_length(length):
 
 
 class Counted(str):
-    """A text that counts how many of its characters are read one by one."""
+    """A text that counts the characters that are read one by one."""
 
     __slots__ = ("read",)
 
@@ -54,7 +54,7 @@ def test_the_automaton_reads_each_character_once(pattern):
 
 
 def test_a_chain_of_percent_signs_is_not_tried_in_every_way():
-    """A regular expression of `.*` would need more than the fourth power of the text's length here."""
+    """A regular expression with `.*` would need more than the fourth power of the text's length here."""
     text = "a" * 100_000
     for pattern in ("%a" * 300 + "%b", "%a_" * 300 + "%b", "%_a%" * 200 + "b", "%" + "a%" * 400 + "_b"):
         for op in ("like", "ilike"):
@@ -62,7 +62,7 @@ def test_a_chain_of_percent_signs_is_not_tried_in_every_way():
             assert matches(Compare(("name",), f"not {op}", pattern), lambda _: (None, text))
 
 
-def test_a_store_asked_for_long_pieces_answers_alike(store):
+def test_a_store_matches_long_pieces_the_same_way(store):
     from everloop.records import Run
     from everloop.stores.records.expressions import Compare
     from everloop.stores.records.sqlite import LONGEST_PIECE, SqlitePatterns
