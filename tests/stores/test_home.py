@@ -94,12 +94,12 @@ def test_records_on_a_server(here: Path, postgres_url: str) -> None:
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("[store", "cannot be read"),
-        ("[store]\nhome = 1\n", "takes texts"),
-        ("store = 1\n", "takes texts"),
-        ('[store]\nobject = "x"\n', "no 'object'"),
-        ("[project]\nname = 1\n", "no text"),
-        ('project = "x"\n', "takes a name"),
+        ("[store", "Cannot read"),
+        ("[store]\nhome = 1\n", "'home' in [store]"),
+        ("store = 1\n", "not a table"),
+        ('[store]\nobject = "x"\n', "unknown setting 'object'"),
+        ("[project]\nname = 1\n", "not a string"),
+        ('project = "x"\n', "not a table"),
     ],
 )
 def test_invalid_configurations(here: Path, text: str, word: str) -> None:

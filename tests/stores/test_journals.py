@@ -90,7 +90,7 @@ def test_a_header_that_is_incomplete_invalid_or_newer(tmp_path: Path) -> None:
         path.write_bytes(torn)
         assert payloads(path) == []
     path.write_bytes(b"something else entirely")
-    with pytest.raises(CorruptionError, match="no journal"):
+    with pytest.raises(CorruptionError, match="not a journal"):
         payloads(path)
     path.write_bytes(struct.pack("<4sHH", b"EVJL", 2, 0))
     with pytest.raises(StoreVersionError, match="format 2"):
@@ -129,7 +129,7 @@ def test_streams_and_names(tmp_path: Path) -> None:
         assert list_journals(one.folder, "run-2") == [two.path]
     assert list_journals(tmp_path / "none") == []
     for name in ("", "a/b", "..", ".hidden", "a b", "a\0", "x" * 200):
-        with pytest.raises(UsageError, match="no name"):
+        with pytest.raises(UsageError, match="not a valid name"):
             Journal.create(tmp_path, name)
 
 
