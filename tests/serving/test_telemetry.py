@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import inspect
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ import pytest
 
 from everloop.errors import MissingExtraError
 from everloop.serving import EndpointProcess
+from everloop.serving.observability.counter_cells import CounterCells, read_counters
 from everloop.serving.observability.endpoint_metrics import Metrics
 from everloop.serving.observability.metrics_aggregation import MetricsAggregation
 from everloop.serving.observability.telemetry import FORM_VARIABLE
@@ -127,22 +130,57 @@ except MissingExtraError as error:
     assert MissingExtraError.of("x", "y", "otel").help == "Install it with: pip install 'everloop[otel]'"
 
 
+def count_rows(metrics: Metrics, rows: int) -> None:
+    metrics.count_predictions("delays@1", "champion", rows)
+    metrics.count_response("/predict", 200)
+    metrics.time_request(0.001)
+    metrics.in_flight.set(rows)
+    metrics.revision.set(rows)
+    metrics.unlogged.add(rows)
+
+
+def test_more_counters_than_one_block_holds(tmp_path: Path) -> None:
+    cells = CounterCells(tmp_path / "one.counters")
+    names = [("prediction", f"{'m' * (number % 300)}@{number}", "champion") for number in range(1000)]
+    for number, name in enumerate(names):
+        cells.counter(*name).add(number)
+    assert read_counters(tmp_path / "one.counters") == ({name: at for at, name in enumerate(names)}, True)
+    cells.close()
+    cells.counter(*names[0]).add(5)
+    counters, alive = read_counters(tmp_path / "one.counters")
+    assert (counters[names[0]], alive) == (5, False)
+
+
+def test_counters_without_a_file_count_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cells = CounterCells(tmp_path / "missing" / "one.counters")
+    assert "other workers do not see" in caplog.text
+    cells.counter("response", "/predict", "200").add(3)
+    assert cells.totals() == {("response", "/predict", "200"): 3}
+
+
 def test_counts_of_all_workers_together(tmp_path: Path) -> None:
-    mine, its, gone = (Metrics("delays") for _ in range(3))
-    for metrics, rows in ((mine, 1), (its, 10), (gone, 100)):
-        metrics.count_predictions("delays@1", "champion", rows)
-        metrics.count_response("/predict", 200)
-        metrics.time_request(0.001)
-        metrics.in_flight = rows
-        metrics.revision = rows
-        metrics.unlogged = rows
-    here = MetricsAggregation(tmp_path)
-    here.leave(mine)
-    (tmp_path / "1.json").write_bytes(json.dumps(its.totals()).encode())
-    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
-        pass
-    (tmp_path / f"{dead.pid}.json").write_bytes(json.dumps(gone.totals()).encode())
-    (tmp_path / "2.json").write_bytes(b"{half")
+    here, there = MetricsAggregation(tmp_path), MetricsAggregation(tmp_path)
+    mine, its = Metrics("delays", here.cells), Metrics("delays", there.cells)
+    count_rows(mine, 1)
+    count_rows(its, 10)
+    here.publish()
+    there.publish()
+    # A third process counts and is killed; a fourth has not begun to answer.
+    code = f"""
+import os, signal
+from pathlib import Path
+from everloop.serving.observability.endpoint_metrics import Metrics
+from everloop.serving.observability.metrics_aggregation import MetricsAggregation
+{inspect.getsource(count_rows)}
+for rows, answers in ((100, True), (1000, False)):
+    part = MetricsAggregation(Path({str(tmp_path)!r}))
+    count_rows(Metrics("delays", part.cells), rows)
+    if answers:
+        part.publish()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    (tmp_path / "2.counters").write_bytes(b"half of a file" * 100)
     values = dict(line.rsplit(" ", 1) for line in here.text(mine).decode().splitlines() if not line.startswith("#"))
     own = '{endpoint="delays"}'
     assert values['everloop_predictions_total{endpoint="delays",version="delays@1",role="champion"}'] == "111"

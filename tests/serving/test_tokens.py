@@ -109,5 +109,5 @@ def test_too_many_at_once_are_told_to_come_back(store: Store, release: Any, rout
     assert slow[0]["status"] == 408
     assert busy[0]["status"] == 503
     assert dict(busy[0]["headers"])[b"retry-after"] == b"1"
-    assert app.metrics.in_flight == 0
+    assert app.metrics.in_flight.value == 0
     app.close()

@@ -94,22 +94,23 @@ class EndpointApp:
         settings: EndpointSettings | None = None,
         workers: int = 1,
         guard: RequestGuard | None = None,
+        aggregation: MetricsAggregation | None = None,
     ) -> None:
         """Open the logs.
 
         Args:
             workers: the processes that share the endpoint's traffic, this one included.
             guard: what every request passes first. None: one that knows the names of this machine only.
+            aggregation: sums the metrics of the processes that share the port; None: this is the only one.
         """
         self.endpoint = endpoint
         self.guard = guard or RequestGuard(HostRule())
         self.settings = settings or EndpointSettings()
         self.processes = workers
-        self.metrics = Metrics(endpoint)
+        self.metrics = Metrics(endpoint, None if aggregation is None else aggregation.cells)
         self.leaving: list[Any] = []
         """Answers of this turn of the event loop, see `quick`."""
-        self.gathering: MetricsAggregation | None = None
-        """Where the counts of the other processes are; None: there are none."""
+        self.aggregation = aggregation
         self.observers: list[Callable[[Request, Response], None]] = []
         """What is told of every request once its answer is on its way."""
         self.draining = False
@@ -155,9 +156,9 @@ class EndpointApp:
         self._live = live
         self._revision = revision
         self.refused = None
-        self.metrics.revision = revision
-        self.metrics.ready = live is not None
-        self.metrics.reloads["done"] += 1
+        self.metrics.revision.set(revision)
+        self.metrics.ready.set(live is not None)
+        self.metrics.reloads_done.add()
 
     def configure(
         self,
@@ -192,7 +193,7 @@ class EndpointApp:
     def refuse(self, revision: int, error: EverloopError) -> None:
         """Stay with what is in use: `revision` cannot be taken over."""
         self.refused = {"revision": revision, "type": type(error).__name__, "message": str(error)}
-        self.metrics.reloads["failed"] += 1
+        self.metrics.reloads_failed.add()
 
     def close(self) -> None:
         self._workers.shutdown(wait=True, cancel_futures=True)
@@ -201,6 +202,9 @@ class EndpointApp:
         until = None if self._log.sink.kind != "store" else monotonic() + grace_s()
         self._log.close(until)
         self._labels.close(until)
+        self.metrics.read_log_state()
+        if self.aggregation is not None:
+            self.aggregation.close()
 
     # -- Service
 
@@ -302,10 +306,10 @@ class EndpointApp:
         limited = scope["path"] not in OPEN_PATHS
         # Bodies that are still coming are counted by themselves: slow clients keep nobody else from being answered.
         arriving = WHOLE not in scope
-        if limited and (self._arriving if arriving else metrics.in_flight) >= self.most:
+        if limited and (self._arriving if arriving else metrics.in_flight.value) >= self.most:
             await send_response(send, self.busy())
             return
-        metrics.in_flight += not arriving
+        metrics.in_flight.add(not arriving)
         self._arriving += arriving
         try:
             if not self._admission.open and BESIDE not in scope:
@@ -323,8 +327,8 @@ class EndpointApp:
             if arriving:
                 arriving = False
                 self._arriving -= 1
-                metrics.in_flight += 1
-                if limited and metrics.in_flight > self.most:
+                metrics.in_flight.add()
+                if limited and metrics.in_flight.value > self.most:
                     await send_response(send, self.busy())
                     return
             await self._serve(scope, body, send)
@@ -334,7 +338,7 @@ class EndpointApp:
             await send_response(send, problem(408, "RequestError", message))
         finally:
             self._arriving -= arriving
-            metrics.in_flight -= not arriving
+            metrics.in_flight.add(-(not arriving))
 
     async def _body(self, receive: Receive) -> bytes | None:
         """The body, whole or just larger than is allowed; None: the client has left."""
@@ -460,7 +464,7 @@ class EndpointApp:
         request.deadline = request.began + int(given) / 1000
 
     def busy(self) -> Response:
-        self.metrics.refused += 1
+        self.metrics.refused.add()
         self.metrics.count_response("other", 503)
         return problem(503, "UnavailableError", "The endpoint is busy.", "Ask again in a second.")
 
@@ -482,7 +486,7 @@ class EndpointApp:
         if answer.shadow is None:
             return None
         if self._waiting_shadows >= MOST_WAITING_SHADOWS:
-            metrics.shadow_skipped += 1
+            metrics.shadow_skipped.add()
             return None
         self._waiting_shadows += 1
         return self._shadows.submit(self._score_shadow, answer.shadow)
@@ -575,7 +579,7 @@ class EndpointApp:
             denied = problem(401, "TrustError", "This endpoint asks for a token.", "Authorization: Bearer …")
             denied.headers = [(b"www-authenticate", b"Bearer")]
             return denied
-        self.metrics.limited += 1
+        self.metrics.limited.add()
         limited = problem(429, "UnavailableError", "This client asks too often.", "Ask again later.")
         limited.headers = [(b"retry-after", b"%d" % self._admission.wait_s())]
         return limited
@@ -642,7 +646,7 @@ def _ready(service: Any, request: Request) -> Response:
 
 def _metrics(service: Any, request: Request) -> Response:
     app: EndpointApp = service
-    text = app.metrics.text() if app.gathering is None else app.gathering.text(app.metrics)
+    text = app.metrics.text() if app.aggregation is None else app.aggregation.text(app.metrics)
     return Response(body=text, content_type=CONTENT_TYPE)
 
 

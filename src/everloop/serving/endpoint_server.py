@@ -210,7 +210,7 @@ def _watch(
     signal.signal(signal.SIGINT, on_signal)
     listener.listen(BACKLOG)
     listener.setblocking(False)
-    counts = _counts_folder(store, name)
+    counts = _counters_folder(store, name)
     shutil.rmtree(counts, ignore_errors=True)
     counts.mkdir(parents=True)
     parent = os.getppid()
@@ -238,8 +238,8 @@ def _watch(
         shutil.rmtree(counts, ignore_errors=True)
 
 
-def _counts_folder(store: Store, name: str) -> Path:
-    return store.home / "run" / f"counts-{store.project}-{name}"
+def _counters_folder(store: Store, name: str) -> Path:
+    return store.home / "run" / f"counters-{store.project}-{name}"
 
 
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
@@ -285,10 +285,9 @@ def _serve(
 ) -> None:
     # Elsewhere than on loopback an endpoint asks for a token, unless it stands in a container.
     rule = rule_for(place.host, place.allowed_hosts, asks_token=not place.contained, contained=place.contained)
-    app = EndpointApp(store, name, workers=place.workers, guard=RequestGuard(rule))
+    aggregation = MetricsAggregation(_counters_folder(store, name)) if place.workers > 1 else None
+    app = EndpointApp(store, name, workers=place.workers, guard=RequestGuard(rule), aggregation=aggregation)
     app.observers += observers(name)
-    if place.workers > 1:
-        app.gathering = MetricsAggregation(_counts_folder(store, name))
     url = _url(listener)
     config = _config(app, FastPathProtocol)
 
@@ -298,6 +297,8 @@ def _serve(
         # The write has made a revision of its own; it is served before anybody hears of it.
         follower.look()
         follower.start()
+        if aggregation is not None:
+            aggregation.publish()
         # What is loaded stays; looking through it for garbage again and again would cost each request its part.
         gc.collect()
         gc.freeze()

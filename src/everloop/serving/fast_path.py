@@ -154,7 +154,7 @@ class FastPathProtocol(LimitedHttp):
             len(body) > LARGE_BODY_BYTES
             or body[:4] in TABLE_MARKS
             or self.flow.write_paused
-            or endpoint.metrics.in_flight >= endpoint.most
+            or endpoint.metrics.in_flight.value >= endpoint.most
             or self._answered >= _MOST_AT_ONCE
         ):
             self._take_long_way()

@@ -33,8 +33,8 @@ logger = logging.getLogger("everloop.serving")
 POLL_S = 0.1
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 30.0
-TELL_S = 0.5
-"""How often a process that shares its port writes its counts down."""
+LOG_STATE_S = 0.5
+"""How often a process that shares its port updates the log's counters for the other processes."""
 KEPT_VERSIONS = 2
 """Versions that have left the routes and stay loaded, so that going back to one takes no time."""
 
@@ -62,7 +62,7 @@ class EndpointReloader:
         self._retry_at: float | None = None
         self._retry_s = FIRST_RETRY_S
         self._refused = -1
-        self._tell_at = 0.0
+        self._log_state_at = 0.0
         self._failed = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="everloop-follower", daemon=True)
@@ -87,17 +87,15 @@ class EndpointReloader:
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
-        if self._app.gathering is not None:
-            self._app.gathering.leave(self._app.metrics)
 
     def _run(self) -> None:
         while not self._stopped.wait(self._poll_s):
             if self._orphaned is not None and os.getppid() != self._parent:
                 self._orphaned()
                 self._orphaned = None
-            if self._app.gathering is not None and monotonic() >= self._tell_at:
-                self._app.gathering.leave(self._app.metrics)
-                self._tell_at = monotonic() + TELL_S
+            if self._app.aggregation is not None and monotonic() >= self._log_state_at:
+                self._app.metrics.read_log_state()
+                self._log_state_at = monotonic() + LOG_STATE_S
             try:
                 self.look()
             except EverloopError as error:

@@ -114,18 +114,20 @@ def count(metrics: Metrics, given: ScoreResult) -> None:
     """Add an answer to the counters. In the event loop's thread."""
     metrics.time_request(given.seconds)
     if not given.logged:
-        metrics.unlogged += given.rows
-    metrics.unasked += sum(rows for rows, _ in given.unasked.values())
+        metrics.unlogged.add(given.rows)
+    if given.unasked:
+        metrics.unasked.add(sum(rows for rows, _ in given.unasked.values()))
     for part in given.parts:
         rows = given.rows if part.places is None else len(part.places)
         metrics.count_predictions(part.scorer.version, part.scorer.role, rows)
-        metrics.fallbacks += part.fallbacks
+        if part.fallbacks:
+            metrics.fallbacks.add(part.fallbacks)
 
 
 def count_shadows(metrics: Metrics, outcome: ShadowOutcome) -> None:
-    """Add what the shadows did to the counters. In the event loop's thread."""
-    metrics.shadow_failures += outcome.failures
-    metrics.shadow_unasked += outcome.unasked
+    """Add what the shadows did to the counters. In the shadows' thread."""
+    metrics.shadow_failures.add(outcome.failures)
+    metrics.shadow_unasked.add(outcome.unasked)
     for version, rows in outcome.scored:
         metrics.count_predictions(version, "shadow", rows)
 

@@ -1,15 +1,17 @@
-"""The counts of processes that share a port: each leaves its own in a file, and whoever is asked reads them all.
+"""Sums the counters of all processes that share a port. Each keeps its own in a file; any of them can read them all.
 
-The files lie in a folder of one start of the endpoint, `<process id>.json`. A process that is gone keeps its file, so
-that no counter falls; only what it had on its way is forgotten.
+The files lie in a folder that belongs to one start of the endpoint. The file of an ended process stays there, however
+the process ended, so no counter ever falls; only its gauges (such as requests in flight) no longer count.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+import secrets
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
-import msgspec
+from everloop.serving.observability.counter_cells import CounterCells, read_counters
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,49 +20,40 @@ if TYPE_CHECKING:
 
 
 class MetricsAggregation:
-    """One process's part in it. `leave` is called about once a second, by one thread."""
+    """One process's part in the sum.
+
+    Attributes:
+        cells: the counters of this process.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._own = folder / f"{os.getpid()}.json"
         folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        # A process id alone may come twice.
+        self._path = folder / f"{os.getpid()}-{secrets.token_hex(4)}.counters"
+        self._draft = self._path.with_suffix(".draft")
+        self.cells = CounterCells(self._draft)
 
-    def leave(self, metrics: Metrics) -> None:
-        """Write this process's counts down, whole; a full disk only makes them old."""
-        draft = self._own.with_suffix(".draft")
-        try:
-            draft.write_bytes(msgspec.json.encode(metrics.totals()))
-            draft.replace(self._own)
-        except OSError:
-            return
+    def publish(self) -> None:
+        """Let the other processes count this one from now on: it answers requests."""
+        # Without space on the disk there was no file.
+        with suppress(FileNotFoundError):
+            self._draft.replace(self._path)
+
+    def close(self) -> None:
+        """Let the other processes take this one for ended. What it counted stays counted."""
+        self.cells.close()
 
     def text(self, metrics: Metrics) -> bytes:
-        """The sum, as Prometheus reads it; the other processes' counts may be a second old."""
-        others: list[dict[str, Any]] = []
-        alive = 1
-        for path in sorted(self._folder.glob("*.json")):
-            if path == self._own or not path.stem.isdigit():
-                continue
-            try:
-                found: dict[str, Any] = msgspec.json.decode(path.read_bytes())
-            except (OSError, msgspec.DecodeError):
-                continue
-            if _lives(int(path.stem)):
-                alive += 1
-            else:
-                found["gauges"] = None
-            others.append(found)
-        return metrics.sum_with(others).text(alive)
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        """The sum over all processes, in the Prometheus text format."""
+        others = []
+        for path in sorted(self._folder.glob("*.counters")):
+            if path != self._path:
+                try:
+                    others.append(read_counters(path))
+                except (OSError, ValueError):
+                    continue
+        return metrics.text(others)
 
 
 __all__ = ["MetricsAggregation"]

@@ -112,7 +112,7 @@ class InferencePort:
         app, codes = self._app, self._grpc.StatusCode
 
         async def answer(data: bytes, context: Any) -> Any:
-            if app.metrics.in_flight >= app.most and name not in OPEN_CALLS:
+            if app.metrics.in_flight.value >= app.most and name not in OPEN_CALLS:
                 app.busy()
                 context.set_trailing_metadata((("retry-after", "1"),))
                 await context.abort(codes.UNAVAILABLE, "The endpoint is busy. Ask again in a second.")
@@ -122,11 +122,11 @@ class InferencePort:
             remaining = context.time_remaining()
             if remaining is not None:
                 request.deadline = began + remaining
-            app.metrics.in_flight += 1
+            app.metrics.in_flight.add()
             try:
                 code, told, response = await self._answered(name, call, kind, data, request)
             finally:
-                app.metrics.in_flight -= 1
+                app.metrics.in_flight.add(-1)
             app.sent(request, response)
             if code is not None:
                 await context.abort(code, told)
