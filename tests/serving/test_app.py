@@ -93,7 +93,7 @@ def test_body_that_is_too_large(store: Store, release: Any, route: Any) -> None:
     route(release().key)
     app = EndpointApp(store, "delays")
     EndpointReloader(store, app).load()
-    app.configure(EndpointSettings(max_body_bytes=100))
+    app.service.configure(EndpointSettings(max_body_bytes=100))
     assert over_asgi(app, "POST", "/predict", b"x" * 60, b"x" * 60, b"x" * 60)[0] == 413
     assert over_asgi(app, "POST", "/predict", b"x" * 100)[0] == 400
     app.close()
@@ -187,7 +187,7 @@ def test_no_space_for_the_log_means_no_answer(app: EndpointApp, monkeypatch: pyt
     def full(payload: bytes) -> int:
         raise InsufficientStorageError("No space left.")
 
-    monkeypatch.setattr(app._log.sink._journal, "append", full)
+    monkeypatch.setattr(app.service._log.sink._journal, "append", full)
     status, _, body = over_asgi(app, "POST", "/predict", json.dumps({"rows": [ROW]}).encode())
     assert status == 507
     assert b"predictions" not in body
@@ -196,13 +196,13 @@ def test_no_space_for_the_log_means_no_answer(app: EndpointApp, monkeypatch: pyt
 def test_large_requests_queue_up_to_a_limit_and_no_longer_than_their_clients_wait(app: EndpointApp) -> None:
     import threading
 
-    from everloop.serving.endpoint_app import WORKERS
+    from everloop.serving.endpoint_service import WORKERS
 
-    app.configure(EndpointSettings(max_queued=WORKERS + 1))
+    app.service.configure(EndpointSettings(max_queued=WORKERS + 1))
     body = json.dumps({"rows": [ROW] * 500}).encode()
     held = threading.Event()
     for _ in range(WORKERS):
-        app.scoring.submit(held.wait)
+        app.executor.threads.submit(held.wait)
 
     async def ask(wait_ms: str | None) -> tuple[int, dict[bytes, bytes]]:
         sent: list[Any] = []

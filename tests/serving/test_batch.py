@@ -167,7 +167,7 @@ def test_a_part_may_be_scored_anywhere_and_again(store: Store, release: Any, tmp
     sent = json.loads(json.dumps(describe(part)))
     code = (
         "import json, sys; from everloop.serving.batch.batch_scoring import *; "
-        "print(score_part(Part(**json.loads(sys.argv[1]))))"
+        "print(score_part(BatchPart(**json.loads(sys.argv[1]))))"
     )
     done = subprocess.run([sys.executable, "-c", code, json.dumps(sent)], capture_output=True, text=True, check=False)
     assert done.stdout == "20\n", done.stderr

@@ -83,10 +83,10 @@ def test_options_are_checked(store: Store, release: Any, route: Any, local: Any)
     strange = {"rows": [{**sample_rows()[0], "carrier": "never heard of"}]}
     assert run(["endpoints", "set", "delays", "unseen=refuse", "max_in_flight=9", *home]) == 0
     assert store.records.get(EndpointRecord, "delays").options == {"unseen": "refuse", "max_in_flight": 9}
-    app.follower.look()
+    app.reloader.reload()
     assert app.post("/predict", strange)[0] == 422
     assert run(["endpoints", "set", "delays", "unseen=", *home]) == 0
-    app.follower.look()
+    app.reloader.reload()
     assert app.post("/predict", strange)[0] == 200
     for wrong in ("unseen=maybe", "max_in_flight=0", "max_in_flight=x", "request_timeout_s=nan", "tokens=x", "x"):
         assert run(["endpoints", "set", "delays", wrong, *home]) == 2

@@ -99,5 +99,5 @@ def test_example_of_an_endpoint_with_hidden_inputs_is_made_up(store: Any, releas
     app = local()
     status, told, command = shown(app, Request("POST", "/predict", b"{}", perf_counter()))
     assert status == 422
-    assert told["error"]["example"]["rows"][0] != app.app._live.champion.predictor.example
+    assert told["error"]["example"]["rows"][0] != app.app.service.loaded_endpoint().champion.predictor.example
     assert send_as(app, command) == 200

@@ -257,7 +257,7 @@ with open_store(home, create=False) as store:
     EndpointReloader(store, app).load()
     def ask():
         response = app.respond(Request("POST", "/predict", body, perf_counter()))
-        if response.answer is not None:
+        if response.result is not None:
             app.sent(Request("POST", "/predict", b"", 0.0), response)
         return response.status
     assert ask() == 200

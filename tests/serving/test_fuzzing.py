@@ -75,7 +75,7 @@ def test_every_route_as_its_document_says(store: Store, release: Any, route: Any
 def test_the_documents_own_example_rows_are_answered(release: Any, route: Any, local: Any) -> None:
     route(release().key)
     app = local()
-    names = app.app.live().signature.names
+    names = app.app.service.loaded_endpoint().signature.names
     rows = [{name: row[name] for name in names} for row in sample_rows(2)]
     split = {"columns": list(names), "data": [list(row.values()) for row in rows]}
     for body in ({"dataframe_split": split}, {"dataframe_records": rows}, {"instances": rows}, {"inputs": rows}):

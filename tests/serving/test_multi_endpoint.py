@@ -105,8 +105,8 @@ def test_changes_are_followed(house: MultiEndpointApp, release: Any, route: Any,
     assert ask(house, "POST", "/endpoints/a/predict", BODY)[1]["version"] == 1
     newest = release(seed=7)
     route(newest.key, name="a")
-    for room in house._rooms.values():
-        room.follower.look()
+    for room in house._apps.values():
+        room.reloader.reload()
     assert ask(house, "POST", "/endpoints/a/predict", BODY)[1]["version"] == newest.version
 
 
@@ -134,6 +134,6 @@ def test_one_that_cannot_be_loaded_does_not_harm_the_others(house: MultiEndpoint
     assert ask(house, "POST", "/endpoints/empty/predict", BODY)[0] == 503
     assert ask(house, "POST", "/endpoints/a/predict", BODY)[0] == 200
     set_options(store, "a", {"max_body_bytes": "10"})
-    for room in house._rooms.values():
-        room.follower.look()
+    for room in house._apps.values():
+        room.reloader.reload()
     assert ask(house, "POST", "/endpoints/a/predict", BODY)[0] == 413

@@ -127,7 +127,7 @@ def test_a_canary_that_wants_more_than_the_client_sends(release: Any, route: Any
     status, body = app.post("/predict", {"rows": few})
     assert status == 200
     assert {answer["version"] for answer in by_row(body)} == {champion.key}
-    assert sum(part.fallbacks for part in app.app.answer(app.app.live(), _ask(few)).parts) > 5
+    assert sum(part.fallbacks for part in app.app.service.score(app.app.service.loaded_endpoint(), _ask(few)).parts) > 5
     status, body = app.post("/predict", {"rows": more})
     assert status == 200
     assert {answer["version"] for answer in by_row(body)} == {champion.key, canary.key}
@@ -175,14 +175,18 @@ def test_a_shadow_that_wants_more_fails_alone(release: Any, route: Any, local: A
         ([], 422, "array"),
         (None, 422, "null"),
         ("rows", 422, "str"),
-        (b"", 400, "no JSON"),
-        (b"{", 400, "no JSON"),
-        (b"\xff\xfe", 400, "no JSON"),
-        (b'{"rows": [{"carrier": "\xff"}]}', 400, "no JSON"),
-        (b'{"rows": [NaN]}', 400, "no JSON"),
+        (b"", 400, "Cannot read the body as JSON"),
+        (b"{", 400, "Cannot read the body as JSON"),
+        (b"\xff\xfe", 400, "Cannot read the body as JSON"),
+        (b'{"rows": [{"carrier": "\xff"}]}', 400, "Cannot read the body as JSON"),
+        (b'{"rows": [NaN]}', 400, "Cannot read the body as JSON"),
         (b"[" * 200_000, 422, "array"),
-        (b'{"rows": [{"currency": ' + b"[" * 200_000 + b"]" * 200_000 + b"}]}", 400, "no JSON"),
-        (json.dumps({"rows": [{**ROW, "carrier": "?"}]}).encode().replace(b"?", b"\\ud800"), 400, "no JSON"),
+        (b'{"rows": [{"currency": ' + b"[" * 200_000 + b"]" * 200_000 + b"}]}", 400, "Cannot read the body as JSON"),
+        (
+            json.dumps({"rows": [{**ROW, "carrier": "?"}]}).encode().replace(b"?", b"\\ud800"),
+            400,
+            "Cannot read the body as JSON",
+        ),
     ],
 )
 def test_garbage_is_the_clients_fault(

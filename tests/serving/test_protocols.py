@@ -175,7 +175,7 @@ def test_openapi_has_the_models_own_fields(release: Any, route: Any, local: Any,
     status, told = app.ask("GET", "/openapi.json")
     assert status == 200
     row = told["components"]["schemas"]["Row"]
-    assert list(row["properties"]) == list(app.app.live().signature.names)
+    assert list(row["properties"]) == list(app.app.service.loaded_endpoint().signature.names)
     assert row["properties"]["seats"]["type"] in ("integer", ["integer", "null"])
     assert row["properties"]["booked_on"]["format"] == "date"
     # What the document promises is what comes.
@@ -222,7 +222,7 @@ def test_content_types_of_invocations(release: Any, route: Any, local: Any) -> N
     app = local()
     assert send(app, "/invocations", b"x", content_type="application/x-avro").status == 415
     # Without a header: the order of the signature, which leaves out what training ignored.
-    names = app.app.live().signature.names
+    names = app.app.service.loaded_endpoint().signature.names
     line = ",".join("" if ROWS[0][name] is None else str(ROWS[0][name]) for name in names).encode()
     plain = send(app, "/invocations", line, content_type="text/csv")
     named = send(app, "/invocations", text(ROWS[:1]), content_type="text/csv")

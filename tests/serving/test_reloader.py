@@ -33,17 +33,17 @@ def test_a_change_of_routes_is_taken_over(release: Any, route: Any, local: Any) 
     app = local()
     assert version_of(app) == one.key
     changed = route(two.key)
-    app.follower.look()
+    app.reloader.reload()
     assert version_of(app) == two.key
     assert app.ask("GET", "/ready") == (
         200,
         {"ready": True, "endpoint": "delays", "revision": changed.revision, "draining": False, "refused": None},
     )
     route()
-    app.follower.look()
+    app.reloader.reload()
     assert app.post("/predict", {"rows": [ROW]})[0] == 503
     route(one.key)
-    app.follower.look()
+    app.reloader.reload()
     assert version_of(app) == one.key
 
 
@@ -51,23 +51,23 @@ def test_versions_in_use_are_not_loaded_again(release: Any, route: Any, local: A
     one, two = release(), release(seed=1)
     route(one.key)
     app = local()
-    kept = app.app.live().champion.predictor
+    kept = app.app.service.loaded_endpoint().champion.predictor
     route(one.key, canary=(two.key, 10))
-    app.follower.look()
-    assert app.app.live().champion.predictor is kept
+    app.reloader.reload()
+    assert app.app.service.loaded_endpoint().champion.predictor is kept
     route(two.key)
-    app.follower.look()
-    assert app.app.live().champion.version == two.key
+    app.reloader.reload()
+    assert app.app.service.loaded_endpoint().champion.version == two.key
 
 
 def test_nothing_is_read_while_nothing_happens(release: Any, route: Any, local: Any, store: Store) -> None:
     route(release().key)
     app = local()
-    live = app.app.live()
+    live = app.app.service.loaded_endpoint()
     store.records.append_event("something", "else", "x")
-    app.follower.look()
-    app.follower.look()
-    assert app.app.live() is live
+    app.reloader.reload()
+    app.reloader.reload()
+    assert app.app.service.loaded_endpoint() is live
 
 
 @pytest.mark.parametrize(
@@ -84,10 +84,10 @@ def test_what_cannot_be_served_changes_nothing(
     one = release()
     route(one.key)
     app = local()
-    served = app.app.revision
+    served = app.app.service.revision
     endpoint = store.records.get(EndpointRecord, "delays")
     refused = store.records.update(replace(endpoint, routes=broken))[0]
-    app.follower.look()
+    app.reloader.reload()
     assert version_of(app) == one.key
     status, state = app.ask("GET", "/ready")
     assert status == 200
@@ -95,10 +95,10 @@ def test_what_cannot_be_served_changes_nothing(
     assert state["refused"]["revision"] == refused.revision
     assert state["refused"]["type"] == kind
     assert 'everloop_reloads_total{endpoint="delays",outcome="failed"} 1' in app.ask("GET", "/metrics")[1]
-    app.follower.look()
+    app.reloader.reload()
     assert 'outcome="failed"} 1' in app.ask("GET", "/metrics")[1]
     mended = route(one.key)
-    app.follower.look()
+    app.reloader.reload()
     assert app.ask("GET", "/ready")[1]["revision"] == mended.revision
     assert app.ask("GET", "/ready")[1]["refused"] is None
 
@@ -117,11 +117,11 @@ def test_a_damaged_package_is_refused_and_tried_again(
     path.chmod(0o644)
     path.write_bytes(whole[:50] + bytes([whole[50] ^ 4]) + whole[51:])
     changed = route(one.key, canary=(two.key, 50))
-    app.follower.look()
+    app.reloader.reload()
     assert version_of(app) == one.key
     assert app.ask("GET", "/ready")[1]["refused"]["type"] == "CorruptionError"
     path.write_bytes(whole)
-    app.follower.look()
+    app.reloader.reload()
     assert app.ask("GET", "/ready")[1]["revision"] == changed.revision
 
 
@@ -147,7 +147,7 @@ def test_a_record_that_is_gone_leaves_the_endpoint_answering(
     route(release().key)
     app = local()
     store.records.delete(EndpointRecord, "delays")
-    app.follower.look()
+    app.reloader.reload()
     assert version_of(app) == "delays@1"
 
 
@@ -155,10 +155,10 @@ def test_a_record_that_is_gone_leaves_the_endpoint_answering(
 def following_app(release: Any, route: Any, local: Any) -> Iterator[Any]:
     route(release().key)
     app = local()
-    app.follower._poll_s = 0.01
-    app.follower.start()
+    app.reloader._poll_s = 0.01
+    app.reloader.start()
     yield app
-    app.follower.stop()
+    app.reloader.stop()
 
 
 def test_requests_meet_whole_versions_while_they_change(
@@ -193,9 +193,9 @@ def test_requests_meet_whole_versions_while_they_change(
     for turn in range(8):
         changed = route(two.key) if turn % 2 else route(one.key, canary=(two.key, 50.0), shadow=two.key)
         deadline = monotonic() + 20
-        while following_app.app.revision < changed.revision and monotonic() < deadline:
+        while following_app.app.service.revision < changed.revision and monotonic() < deadline:
             sleep(0.005)
-        assert following_app.app.revision == changed.revision
+        assert following_app.app.service.revision == changed.revision
     done.set()
     for thread in threads:
         thread.join()

@@ -51,7 +51,7 @@ def test_while_the_routes_cannot_be_loaded(store: Store, release: Any, route: An
     route(release().key)
     app = local()
     kept, taken = add_token(store, "delays", "kept"), add_token(store, "delays", "taken")
-    app.follower.look()
+    app.reloader.reload()
     assert (status(app.app, kept), status(app.app, taken)) == (200, 200)
     for broken in (
         {"routes": (Route(version="delays@9", percent=100.0),)},
@@ -62,13 +62,13 @@ def test_while_the_routes_cannot_be_loaded(store: Store, release: Any, route: An
         new = add_token(store, "delays", "new")
         change(store, **broken)
         remove_token(store, "delays", "new")
-        app.follower.look()
+        app.reloader.reload()
         assert status(app.app, new) == 401, broken
         # The last that could be loaded answers those who may ask.
         assert status(app.app, kept) == 200, broken
     remove_token(store, "delays", "taken")
-    app.follower.look()
-    assert app.app.refused is not None
+    app.reloader.reload()
+    assert app.app.service.refused is not None
     assert (status(app.app, kept), status(app.app, taken)) == (200, 401)
 
 
@@ -78,7 +78,7 @@ def test_while_a_version_is_being_loaded(
     route(release().key)
     app = local()
     token = add_token(store, "delays", "team")
-    app.follower.look()
+    app.reloader.reload()
     loading, go_on = threading.Event(), threading.Event()
     real = reloader.load_versions
 
@@ -88,34 +88,34 @@ def test_while_a_version_is_being_loaded(
         return real(*given)
 
     monkeypatch.setattr(reloader, "load_versions", slowly)
-    app.follower.start()
+    app.reloader.start()
     try:
         route(release(seed=1).key)
         assert loading.wait(20)
         assert status(app.app, token) == 200
         remove_token(store, "delays", "team")
         until(lambda: status(app.app, token) == 401)
-        assert app.app.revision != store.records.get(EndpointRecord, "delays").revision
+        assert app.app.service.revision != store.records.get(EndpointRecord, "delays").revision
     finally:
         go_on.set()
-        app.follower.stop()
+        app.reloader.stop()
 
 
 def test_testers_and_who_may_choose(store: Store, release: Any, route: Any, local: Any) -> None:
     route(release().key, canary=(release(seed=1).key, 10.0))
     app = local()
     token = add_token(store, "delays", "team", tester=True)
-    app.follower.look()
+    app.reloader.reload()
     pinned = {"x_everloop_version": "2"}
     assert status(app.app, token, **pinned) == 200
     change(store, routes=(Route(version="delays@9", percent=100.0),), options={"testers": []})
-    app.follower.look()
+    app.reloader.reload()
     assert status(app.app, token, **pinned) == 403
     change(store, options={"override": "anyone"})
-    app.follower.look()
+    app.reloader.reload()
     assert status(app.app, token, **pinned) == 200
     change(store, options={"override": "testers", "max_in_flight": -1})
-    app.follower.look()
+    app.reloader.reload()
     assert status(app.app, token, **pinned) == 403
 
 
@@ -126,9 +126,9 @@ def test_options_that_cannot_be_understood_open_nothing(
     route(release().key)
     app = local()
     token = add_token(store, "delays", "team")
-    app.follower.look()
+    app.reloader.reload()
     change(store, options={"tokens": tokens, "testers": tokens})
-    app.follower.look()
+    app.reloader.reload()
     assert (status(app.app, token), status(app.app, None)) == (401, 401)
     assert access_of({"tokens": tokens}) == ({}, frozenset())
 
@@ -137,9 +137,9 @@ def test_tokens_end_with_their_endpoint(store: Store, release: Any, route: Any, 
     route(release().key)
     app = local()
     token = add_token(store, "delays", "team")
-    app.follower.look()
+    app.reloader.reload()
     store.records.delete(EndpointRecord, "delays")
-    app.follower.look()
+    app.reloader.reload()
     assert status(app.app, token) == 401
 
 
@@ -150,7 +150,7 @@ def test_a_store_that_cannot_be_read_closes_after_a_while(
     app = local()
     token = add_token(store, "delays", "team")
     change(store, options={"access_stale_s": 0.5})
-    app.follower.look()
+    app.reloader.reload()
     gone = threading.Event()
     real = store.records.last_event
 
@@ -160,7 +160,7 @@ def test_a_store_that_cannot_be_read_closes_after_a_while(
         return real(*given)
 
     monkeypatch.setattr(store.records, "last_event", last_event)
-    app.follower.start()
+    app.reloader.start()
     try:
         assert status(app.app, token) == 200
         gone.set()
@@ -173,7 +173,7 @@ def test_a_store_that_cannot_be_read_closes_after_a_while(
         gone.clear()
         until(lambda: status(app.app, token) == 200)
     finally:
-        app.follower.stop()
+        app.reloader.stop()
 
 
 def test_a_file_that_was_replaced_is_not_believed(store: Store, release: Any, route: Any, local: Any) -> None:
@@ -181,19 +181,19 @@ def test_a_file_that_was_replaced_is_not_believed(store: Store, release: Any, ro
     route(release().key)
     app = local()
     add_token(store, "delays", "team")
-    app.follower.look()
+    app.reloader.reload()
     path = store.home / "everloop.db"
     shutil.copy(path, path.with_suffix(".new"))
     path.with_suffix(".new").replace(path)
     with pytest.raises(UnavailableError, match="replaced"):
-        app.follower.access.look()
+        app.reloader.access.reload()
 
 
 def test_an_endpoint_that_asks_for_no_token_answers_on(store: Store, release: Any, route: Any, local: Any) -> None:
     route(release().key)
     app = local()
-    app.app.configure(EndpointSettings(access_stale_s=0.01))
-    app.app.confirm_access()
+    app.app.service.configure(EndpointSettings(access_stale_s=0.01))
+    app.app.service.authorization.confirm()
     sleep(0.05)
     assert status(app.app, None) == 200
 

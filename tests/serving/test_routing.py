@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 
 from everloop.errors import UsageError
 from everloop.records import Route
-from everloop.serving.routing import RoutingTable, place_of
+from everloop.serving.routing import RoutingTable, position_of
 
 
 def table(*percents: float, endpoint: str = "delays") -> RoutingTable:
@@ -25,7 +25,7 @@ def test_a_growing_canary_keeps_whom_it_has(key: str, one: float, other: float) 
 def test_a_key_always_meets_the_same_version(key: str, percents: list[float]) -> None:
     first, second = table(*percents), table(*percents)
     assert first.pick(key) == second.pick(key)
-    assert 0 <= place_of("delays", key) < 100
+    assert 0 <= position_of("delays", key) < 100
 
 
 def test_shares_are_what_was_asked_for() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from everloop.errors import UsageError
 from everloop.prediction_log import find_prediction, fold_predictions, read_predictions
+from everloop.prediction_log.log_settings import read_days
 from everloop.registry import load_model
 from everloop.serving.access.endpoint_tokens import add_token
 from everloop.serving.endpoint_settings import NAMES, read_setting, settings_of
@@ -78,8 +80,8 @@ def test_the_log_hides_what_it_is_told_to(store: Store, release: Any, route: Any
     assert find_prediction(store, body["ids"][0]) is not None
     # A misspelled name would hide nothing, so it is refused and what is in use stays.
     set_options(store, "delays", {"log_drop": "distnace"})
-    app.follower.look()
-    assert "distnace" in app.app.refused["message"]
+    app.reloader.reload()
+    assert "distnace" in app.app.service.refused["message"]
     assert app.post("/predict", {"rows": [ROW]})[0] == 200
 
 
@@ -87,12 +89,12 @@ def test_a_share_of_the_requests_is_logged(store: Store, release: Any, route: An
     route(release().key)
     app = local()
     set_options(store, "delays", {"log_sample": "0.25"})
-    app.follower.look()
+    app.reloader.reload()
     for _ in range(400):
         assert ask(app).status == 200
     assert 50 <= fold_predictions(store, "delays") <= 160
     set_options(store, "delays", {"log_sample": "0"})
-    app.follower.look()
+    app.reloader.reload()
     assert ask(app).status == 200
     assert fold_predictions(store, "delays") == 0
 
@@ -114,11 +116,30 @@ def test_what_is_too_old_leaves_the_table(store: Store, release: Any, route: Any
     assert kept["arrived_at"].to_list() == [moment]
 
 
+@pytest.mark.parametrize("option", ["log_retention_days", "label_horizon_days"])
+def test_days_have_one_bound(store: Store, release: Any, route: Any, option: Any) -> None:
+    endpoint = route(release().key)
+    for days in ("-1", "36501", "1000000000", "nan"):
+        with pytest.raises(UsageError, match="is not a possible value") as refused:
+            set_options(store, "delays", {option: days})
+        assert refused.value.help == "Use a number of days from 0 to 36500."
+    # An option that was written by other means is held to the same bound.
+    store.records.update(replace(endpoint, options={option: 1_000_000_000}))
+    with pytest.raises(UsageError, match="is not a number of days from 0 to 36500"):
+        read_days(store, "delays", option)
+    # A hundred years before now is still a moment.
+    set_options(store, "delays", {option: "36500"})
+    found = read_days(store, "delays", option)
+    assert found is not None
+    assert (store.now() - found).year < store.now().year - 99
+    assert fold_predictions(store, "delays") is not None
+
+
 def test_who_asks_too_often_waits(store: Store, release: Any, route: Any, local: Any) -> None:
     route(release().key)
     app = local()
     set_options(store, "delays", {"rate_limit": "5"})
-    app.follower.look()
+    app.reloader.reload()
     statuses = [ask(app).status for _ in range(50)]
     assert statuses[:5] == [200] * 5
     assert statuses.count(429) > 30
@@ -128,7 +149,7 @@ def test_who_asks_too_often_waits(store: Store, release: Any, route: Any, local:
     assert 'everloop_limited_total{endpoint="delays"} ' in app.app.metrics.text().decode()
     # Tokens have a rate each.
     tokens = [add_token(store, "delays", name) for name in ("one", "two")]
-    app.follower.look()
+    app.reloader.reload()
     for token in tokens:
         assert [ask(app, authorization=f"Bearer {token}").status for _ in range(6)] == [200] * 5 + [429]
 
@@ -140,7 +161,7 @@ def test_testers_choose_the_version(store: Store, release: Any, route: Any, loca
     assert ask(app, x_everloop_version="2").status == 403
     tester = add_token(store, "delays", "tester", tester=True)
     other = add_token(store, "delays", "other")
-    app.follower.look()
+    app.reloader.reload()
     assert ask(app, x_everloop_version="2", authorization=f"Bearer {other}").status == 403
     assert ask(app, x_everloop_version="9", authorization=f"Bearer {tester}").status == 404
     for version, wanted in ((two, "2"), (three, "delays@3"), (one, "1")):
@@ -154,7 +175,7 @@ def test_testers_choose_the_version(store: Store, release: Any, route: Any, loca
     # What testers ask is no evidence about a canary.
     assert set(read_predictions(store, "delays").collect()["role"]) == {"tester"}
     set_options(store, "delays", {"override": "anyone"})
-    app.follower.look()
+    app.reloader.reload()
     assert ask(app, x_everloop_version="2", authorization=f"Bearer {other}").version == two.key
 
 
@@ -178,7 +199,7 @@ def test_rows_that_do_not_fit_are_mended_where_that_is_wanted(
     del strange["carrier"]
     assert app.post("/predict", {"rows": [strange]})[0] == 422
     set_options(store, "delays", {"unfit": "flag"})
-    app.follower.look()
+    app.reloader.reload()
     plain = {**ROW, "wind": None, "carrier": None}
     wanted = app.post("/predict", {"rows": [plain]})[1]
     for path, rows in (("/predict", "rows"), ("/score", "instances"), ("/invocations", "dataframe_records")):
@@ -219,8 +240,8 @@ def test_routes_by_hand(store: Store, release: Any, route: Any, local: Any) -> N
     route(one.key)
     app = local()
     set_routes(store, "delays", routes_of(["delays@1=70", "delays@2=30", "delays@3=shadow:40"]))
-    app.follower.look()
-    live = app.app.live()
+    app.reloader.reload()
+    live = app.app.service.loaded_endpoint()
     assert [(scorer.version, scorer.role) for scorer in live.scorers] == [(two.key, "canary"), (one.key, "champion")]
     versions = []
     for number in range(300):
@@ -250,7 +271,7 @@ def test_going_back_loads_nothing(
     route(one.key)
     app = local()
     route(two.key)
-    app.follower.look()
+    app.reloader.reload()
     assert app.post("/predict", {"rows": [ROW]})[1]["version"] == 2
 
     def refuse(*given: Any, **named: Any) -> None:
@@ -258,7 +279,7 @@ def test_going_back_loads_nothing(
 
     monkeypatch.setattr(loaded_endpoint, "load_package", refuse)
     route(one.key)
-    app.follower.look()
+    app.reloader.reload()
     assert app.post("/predict", {"rows": [ROW]})[1]["version"] == 1
 
 

@@ -18,7 +18,7 @@ from everloop.prediction_log import read_predictions
 from everloop.records import EndpointRecord, Route
 from everloop.serving import EndpointProcess
 from everloop.serving.endpoint_state import set_options, set_routes
-from everloop.serving.throughput import INSTANT_S, MOST_ROWS, Pace
+from everloop.serving.throughput import INSTANT_S, MOST_ROWS, Throughput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -159,49 +159,49 @@ def test_answers_on_one_connection_keep_their_order(served: EndpointProcess, gat
 SLOW_S, QUICK_S = 2 * INSTANT_S, INSTANT_S / 3
 
 
-def prove(pace: Pace, rows: int) -> int:
+def prove(throughput: Throughput, rows: int) -> int:
     """How many quick scorings in a row it takes until so many rows are scored in the event loop."""
     for count in range(1, 5000):
-        pace.learn(rows, QUICK_S)
-        if pace.rows >= rows:
+        throughput.learn(rows, QUICK_S)
+        if throughput.rows >= rows:
             return count
     raise AssertionError("never")
 
 
 def test_pace_is_learned_from_what_scoring_takes() -> None:
-    pace = Pace()
+    throughput = Throughput()
     # Nothing is known: nothing is scored in the event loop.
-    assert pace.rows == 0
-    pace.measured(1, INSTANT_S / 100)
-    assert pace.rows in (99, 100)
-    pace.measured(1, 1.0)
-    assert pace.rows == 0
-    pace.measured(1, 0.0)
-    assert pace.rows == MOST_ROWS
+    assert throughput.rows == 0
+    throughput.measured(1, INSTANT_S / 100)
+    assert throughput.rows in (99, 100)
+    throughput.measured(1, 1.0)
+    assert throughput.rows == 0
+    throughput.measured(1, 0.0)
+    assert throughput.rows == MOST_ROWS
 
 
 def test_what_was_slow_has_to_prove_itself_longer_each_time() -> None:
-    pace = Pace()
-    pace.measured(1, INSTANT_S / 10)
-    pace.learn(7, SLOW_S)
-    assert pace.rows == 6
-    first = prove(pace, 7)
-    pace.learn(7, SLOW_S)
-    assert pace.rows == 6
-    second = prove(pace, 7)
+    throughput = Throughput()
+    throughput.measured(1, INSTANT_S / 10)
+    throughput.learn(7, SLOW_S)
+    assert throughput.rows == 6
+    first = prove(throughput, 7)
+    throughput.learn(7, SLOW_S)
+    assert throughput.rows == 6
+    second = prove(throughput, 7)
     assert 1 < first < second
     # One slow scoring among the proof begins it again.
-    pace.learn(20, QUICK_S)
-    pace.learn(20, SLOW_S)
-    assert prove(pace, 20) >= second
+    throughput.learn(20, QUICK_S)
+    throughput.learn(20, SLOW_S)
+    assert prove(throughput, 20) >= second
 
 
 def test_code_of_the_user_s_is_never_scored_in_the_event_loop() -> None:
-    pace = Pace(steady=False)
-    pace.measured(1, 0.0)
+    throughput = Throughput(steady=False)
+    throughput.measured(1, 0.0)
     for _ in range(2000):
-        pace.learn(1, 0.0)
-    assert pace.rows == 0
+        throughput.learn(1, 0.0)
+    assert throughput.rows == 0
 
 
 def test_a_model_that_is_quick_is_answered_without_a_thread(
@@ -219,7 +219,7 @@ def test_a_model_that_is_quick_is_answered_without_a_thread(
     assert app.attempt(one).status == 200
     explained = Request("POST", "/predict", json.dumps({"rows": [row], "explain": True}).encode(), perf_counter())
     labels = Request("POST", "/labels", json.dumps({"labels": [{"key": "a", "value": 1}]}).encode(), perf_counter())
-    app._live.champion.pace.rows = 3
+    app.service.loaded_endpoint().champion.throughput.rows = 3
     many = Request("POST", "/predict", json.dumps({"rows": [row] * 4}).encode(), perf_counter())
     for request in (explained, labels, many):
         assert app.attempt(request) is None

@@ -34,8 +34,8 @@ def test_every_route_but_the_health_checks(store: Store, release: Any, route: An
     app = local()
     assert ask(app, "/predict", "POST") == 200
     token = add_token(store, "delays", "team")
-    app.follower.look()
-    routes = [*app.app.exact, *((method, path) for method, _, path, _ in app.app._patterns)]
+    app.reloader.reload()
+    routes = [*app.app.routes.exact, *((method, path) for method, _, path, _ in app.app.routes.patterns)]
     for method, path in routes:
         status = ask(app, path.replace("{model}", "delays").replace("{version}", "1"), method)
         assert (status == 401) is (path not in OPEN_PATHS), path
@@ -45,7 +45,7 @@ def test_every_route_but_the_health_checks(store: Store, release: Any, route: An
     assert ask(app, "/predict", "POST", token) == 200
     assert token not in json.dumps(store.records.get(EndpointRecord, "delays").options)
     remove_token(store, "delays", "team")
-    app.follower.look()
+    app.reloader.reload()
     # An endpoint that had tokens does not fall open when the last is taken back.
     assert ask(app, "/predict", "POST", token) == ask(app, "/predict", "POST") == 401
     with pytest.raises(NotFoundError, match="'team'"):
@@ -87,7 +87,7 @@ def test_too_many_at_once_are_told_to_come_back(store: Store, release: Any, rout
     route(release().key)
     app = EndpointApp(store, "delays")
     EndpointReloader(store, app).load()
-    app.configure(EndpointSettings(max_in_flight=1, request_timeout_s=0.2))
+    app.service.configure(EndpointSettings(max_in_flight=1, request_timeout_s=0.2))
 
     async def both() -> list[list[Any]]:
         sent: list[list[Any]] = [[], []]

@@ -435,9 +435,9 @@ def test_the_limits_are_settings(release: Any, route: Any, local: Any) -> None:
 
     route(release().key)
     app = local()
-    store = app.app._store
+    store = app.app.service._store
     set_options(store, "delays", {"max_rows": "2", "max_row_bytes": "500", "max_unpacked_bytes": "4000"})
-    app.follower.look()
+    app.reloader.reload()
     assert app.post("/predict", {"rows": [ROW] * 2})[0] == 200
     assert app.post("/predict", {"rows": [ROW] * 3})[0] == 422
     assert app.post("/predict", {"rows": [{**ROW, "carrier": "x" * 600}]})[0] == 413

@@ -29,7 +29,7 @@ def coerce_rows(
     rows: Sequence[Mapping[str, Any]], signature: Signature
 ) -> tuple[list[dict[str, Any]], list[dict[str, Json]]]:
     """The rows as the signature wants them where that can be, and what was done."""
-    mended: list[dict[str, Any]] = []
+    coerced: list[dict[str, Any]] = []
     flags: list[dict[str, Json]] = []
     types = {field.encode_name: field.type for field in msgspec.structs.fields(signature.row_type)}
     known = set(signature.names) | set(signature.ignored)
@@ -54,8 +54,8 @@ def coerce_rows(
                 continue
             fixed[item.name], flag = _converted(types[item.name], item, value)
             flags.append({"row": number, "input": item.name, "flag": flag})
-        mended.append(fixed)
-    return mended, flags
+        coerced.append(fixed)
+    return coerced, flags
 
 
 def _fits(kind: Any, item: Input, value: Any) -> bool:

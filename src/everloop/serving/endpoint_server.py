@@ -19,7 +19,7 @@ import uvicorn
 
 from everloop.errors import ConflictError, EverloopError, UsageError
 from everloop.http.connection import LimitedHttp
-from everloop.http.host_names import LOOPBACK, allowed_hosts as hosts_allowed, rule_for
+from everloop.http.host_names import LOOPBACK, allowed_hosts as check_allowed_hosts, rule_for
 from everloop.http.request_guard import RequestGuard
 from everloop.records import EndpointRecord
 from everloop.serving.access.endpoint_tokens import token_digests
@@ -90,8 +90,8 @@ def serve_endpoint(
                 f"The endpoint '{name}' has no login, so it does not listen on '{host}'.",
                 help=f"Make a token first: everloop endpoints token {name}. Or listen on 127.0.0.1, localhost or ::1.",
             )
-        with store.lock(lock_name(store, name), block=False) as held:
-            if not held:
+        with store.lock(lock_name(store, name), block=False) as locked:
+            if not locked:
                 url = store.records.get(EndpointRecord, name).url
                 raise ConflictError(
                     f"The endpoint '{name}' is being served already{f' at {url}' if url else ''}.",
@@ -101,21 +101,21 @@ def serve_endpoint(
             workers = settings_of(record.options).workers or workers
             grpc = None if grpc_port is None else bind(host, grpc_port, shared=workers > 1)
             port_of_grpc = None if grpc is None else grpc.getsockname()[1]
-            place = WorkerIdentity(host, port_of_grpc, workers, hosts_allowed(allowed_hosts), exposed)
+            identity = WorkerIdentity(host, port_of_grpc, workers, check_allowed_hosts(allowed_hosts), exposed)
 
-            def tell(url: str) -> None:
+            def announce_url(url: str) -> None:
                 if port_file is not None:
                     found = {"port": listener.getsockname()[1], "pid": os.getpid(), "url": url}
-                    _write_whole(Path(port_file), {**found, "grpc_port": place.grpc_port})
+                    _write_whole(Path(port_file), {**found, "grpc_port": identity.grpc_port})
 
             try:
                 if workers > 1:
-                    _watch(store, name, listener, place, with_parent, tell)
+                    _watch(store, name, listener, identity, with_parent, announce_url)
                 else:
                     if grpc is not None:
                         grpc.close()
                     ready = partial(set_state, store, name, "ready")
-                    _serve(store, name, listener, place, with_parent, ready, tell)
+                    _serve(store, name, listener, identity, with_parent, ready, announce_url)
             finally:
                 listener.close()
                 if grpc is not None:
@@ -145,29 +145,29 @@ def serve_endpoints(
     """
     with open_store(home, project=project, create=False) as store, bind(host, port) as listener:
         # Elsewhere than on loopback only endpoints that ask for a token are served.
-        guard = RequestGuard(rule_for(host, hosts_allowed(allowed_hosts), asks_token=True))
-        house = MultiEndpointApp(store, memory_bytes=memory_bytes, open_to_all=host in LOOPBACK, guard=guard)
-        house.start()
+        guard = RequestGuard(rule_for(host, check_allowed_hosts(allowed_hosts), asks_token=True))
+        app = MultiEndpointApp(store, memory_bytes=memory_bytes, open_to_all=host in LOOPBACK, guard=guard)
+        app.start()
 
         def announce() -> None:
             if port_file is not None:
-                told = {"port": listener.getsockname()[1], "pid": os.getpid(), "url": _url(listener)}
-                _write_whole(Path(port_file), told)
+                content = {"port": listener.getsockname()[1], "pid": os.getpid(), "url": _url(listener)}
+                _write_whole(Path(port_file), content)
 
-        config = _config(house, LimitedHttp)
-        server = _AnnouncingServer(config, house, announce)
+        config = _config(app, LimitedHttp)
+        server = _AnnouncingServer(config, app, announce)
         _stop_on_signals(server)
         try:
             server.run(sockets=[listener])
         finally:
-            house.close()
+            app.close()
 
 
 def serve_listener(
     name: str,
     home: Path | str | None,
     number: int,
-    place: WorkerIdentity,
+    identity: WorkerIdentity,
     *,
     project: str | None = None,
     port_file: Path,
@@ -183,9 +183,9 @@ def serve_listener(
                 store,
                 name,
                 listener,
-                place,
+                identity,
                 with_parent=True,
-                tell=lambda url: _write_whole(port_file, {"pid": os.getpid()}),
+                announce_url=lambda url: _write_whole(port_file, {"pid": os.getpid()}),
             )
     except EverloopError as error:
         _write_whole(port_file, {"type": type(error).__name__, "message": str(error)})
@@ -196,9 +196,9 @@ def _watch(
     store: Store,
     name: str,
     listener: socket.socket,
-    place: WorkerIdentity,
+    identity: WorkerIdentity,
     with_parent: bool,
-    tell: Callable[[str], None],
+    announce_url: Callable[[str], None],
 ) -> None:
     """Start the workers, tell once all answer, and start again whichever dies, until a signal."""
     stopping = threading.Event()
@@ -214,11 +214,11 @@ def _watch(
     shutil.rmtree(counts, ignore_errors=True)
     counts.mkdir(parents=True)
     parent = os.getppid()
-    others = Workers(name, store, listener, place, counts)
+    worker_processes = Workers(name, store, listener, identity, counts)
     try:
-        if others.start(stopping):
+        if worker_processes.start(stopping):
             set_state(store, name, "ready", _url(listener))
-            tell(_url(listener))
+            announce_url(_url(listener))
         seen = -1
         while not stopping.wait(LOOK_S):
             if with_parent and os.getppid() != parent:
@@ -227,14 +227,14 @@ def _watch(
                 last = store.records.last_event()
                 if last != seen:
                     options = store.records.get(EndpointRecord, name).options
-                    others.scale(settings_of(options).workers or place.workers)
+                    worker_processes.scale(settings_of(options).workers or identity.workers)
                     seen = last
             except EverloopError as error:
                 # A store that does not answer now, or a setting that cannot be: as many go on as there are.
                 logger.warning("The endpoint '%s' cannot look at its record: %s", name, error)
-            others.look()
+            worker_processes.restart_dead()
     finally:
-        others.stop()
+        worker_processes.stop()
         shutil.rmtree(counts, ignore_errors=True)
 
 
@@ -278,15 +278,17 @@ def _serve(
     store: Store,
     name: str,
     listener: socket.socket,
-    place: WorkerIdentity,
+    identity: WorkerIdentity,
     with_parent: bool,
     ready: Callable[[str], object] | None = None,
-    tell: Callable[[str], None] | None = None,
+    announce_url: Callable[[str], None] | None = None,
 ) -> None:
     # Elsewhere than on loopback an endpoint asks for a token, unless it stands in a container.
-    rule = rule_for(place.host, place.allowed_hosts, asks_token=not place.contained, contained=place.contained)
-    aggregation = MetricsAggregation(_counters_folder(store, name)) if place.workers > 1 else None
-    app = EndpointApp(store, name, workers=place.workers, guard=RequestGuard(rule), aggregation=aggregation)
+    rule = rule_for(
+        identity.host, identity.allowed_hosts, asks_token=not identity.contained, contained=identity.contained
+    )
+    aggregation = MetricsAggregation(_counters_folder(store, name)) if identity.workers > 1 else None
+    app = EndpointApp(store, name, workers=identity.workers, guard=RequestGuard(rule), aggregation=aggregation)
     app.observers += observers(name)
     url = _url(listener)
     config = _config(app, FastPathProtocol)
@@ -295,31 +297,31 @@ def _serve(
         if ready is not None:
             ready(url)
         # The write has made a revision of its own; it is served before anybody hears of it.
-        follower.look()
-        follower.start()
+        reloader.reload()
+        reloader.start()
         if aggregation is not None:
             aggregation.publish()
         # What is loaded stays; looking through it for garbage again and again would cost each request its part.
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 20, 20)
-        if tell is not None:
-            tell(url)
+        if announce_url is not None:
+            announce_url(url)
 
-    server = _AnnouncingServer(config, app, announce, place)
+    server = _AnnouncingServer(config, app, announce, identity)
 
     def stop() -> None:
         server.should_exit = True
 
-    follower = EndpointReloader(store, app, orphaned=stop if with_parent else None)
+    reloader = EndpointReloader(store, app, orphaned=stop if with_parent else None)
     _stop_on_signals(server)
     try:
         # A version that cannot be loaded shall fail before anything says that the endpoint is up.
-        follower.load()
+        reloader.load()
         if not server.should_exit:
             server.run(sockets=[listener])
     finally:
-        follower.stop()
+        reloader.stop()
         app.close()
 
 
@@ -357,25 +359,25 @@ class _AnnouncingServer(uvicorn.Server):
         config: uvicorn.Config,
         app: EndpointApp | MultiEndpointApp,
         announce: Callable[[], None],
-        place: WorkerIdentity | None = None,
+        identity: WorkerIdentity | None = None,
     ) -> None:
         super().__init__(config)
         self._app = app
         self._announce = announce
-        self._place = place
+        self._identity = identity
         self._inference: InferencePort | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
-        if self._place is not None and self._place.grpc_port is not None and isinstance(self._app, EndpointApp):
+        if self._identity is not None and self._identity.grpc_port is not None and isinstance(self._app, EndpointApp):
             from everloop.serving.protocols.grpc import InferencePort
 
-            self._inference = InferencePort(self._app, self._place.host, self._place.grpc_port)
+            self._inference = InferencePort(self._app, self._identity.host, self._identity.grpc_port)
             await self._inference.start()
         self._announce()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._app.draining = True
+        self._app.drain()
         if self._inference is not None:
             await self._inference.stop()
         await super().shutdown(sockets=sockets)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
 from everloop.errors import UsageError
+from everloop.prediction_log.log_settings import MOST_DAYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -86,7 +87,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "override": ("testers", "anyone"),
     "log_full": ("refuse", "answer"),
 }
-_FROM_ZERO = ("rate_limit", "log_retention_days", "label_horizon_days")
+_DAYS = ("log_retention_days", "label_horizon_days")
 NAMES = tuple(field.name for field in fields(EndpointSettings))
 
 
@@ -131,7 +132,9 @@ def _checked(name: str, value: Any) -> Any:
         good = 0 <= value <= 1
     elif name == "workers":
         good = 1 <= value <= MOST_WORKERS
-    elif name in _FROM_ZERO:
+    elif name in _DAYS:
+        good = 0 <= value <= MOST_DAYS
+    elif name == "rate_limit":
         good = 0 <= value < 2**31
     else:
         good = 0 < value < 2**40
@@ -148,10 +151,12 @@ def _refused(name: str, value: object) -> UsageError:
     elif name == "workers":
         wanted = f"a number from 1 to {MOST_WORKERS}"
     elif name in ("log_drop", "log_hash"):
-        wanted = "names of inputs with commas between"
+        wanted = "names of inputs, separated by commas"
+    elif name in _DAYS:
+        wanted = f"a number of days from 0 to {MOST_DAYS}"
     else:
-        wanted = "a number above 0" if name not in _FROM_ZERO else "a number from 0 upwards"
-    return UsageError(f"{name}: {value!r} cannot be set.", help=f"It is {wanted}.")
+        wanted = "a number from 0 upwards" if name == "rate_limit" else "a number above 0"
+    return UsageError(f"{name}: {value!r} is not a possible value.", help=f"Use {wanted}.")
 
 
 __all__ = ["NAMES", "EndpointSettings", "read_setting", "settings_of"]

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from everloop.http.connection import FRAMING, LimitedHttp
-from everloop.serving.endpoint_app import BESIDE, LARGE_BODY_BYTES, EndpointApp, head_of
+from everloop.serving.endpoint_app import SLOW_REQUEST, EndpointApp
 from everloop.serving.protocols.protocol import JSON, TABLE_MARKS, Request
+from everloop.serving.request_executor import LARGE_BODY_BYTES
+from everloop.serving.responses import head_of
 
 if TYPE_CHECKING:
     from asyncio import Transport
@@ -42,10 +44,10 @@ class FastPathProtocol(LimitedHttp):
         self._endpoint: EndpointApp = app
         self._body: list[bytes] | None = None
         """The pieces of a body that may take the short way; None: the request takes uvicorn's."""
-        self._served = 0.0
+        self._active_at = 0.0
         self._answered = 0
         """Requests answered in this turn."""
-        self._let_in: tuple[str, list[tuple[bytes, bytes]]] | None = None
+        self._accepted: tuple[str, list[tuple[bytes, bytes]]] | None = None
         """The method and headers that the guard let through last. Most clients send the same again and again."""
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
@@ -57,7 +59,7 @@ class FastPathProtocol(LimitedHttp):
         super().data_received(data)
         if self._body is not None and self.parser is not None:
             # The rest is still to come.
-            self._take_long_way()
+            self._use_slow_path()
 
     def _unset_keepalive_if_required(self) -> None:
         # One timer looks at the connection now and then; setting and unsetting one for each request costs too much.
@@ -68,13 +70,13 @@ class FastPathProtocol(LimitedHttp):
             # uvicorn sets one of its own, which does as well.
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
-        self._served = monotonic()
+        self._active_at = monotonic()
         super().on_response_complete()
         if self.timeout_keep_alive_task is None and not self.transport.is_closing():
             self._watch()
 
     def _watch(self) -> None:
-        self._served = monotonic()
+        self._active_at = monotonic()
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def timeout_keep_alive_handler(self) -> None:
@@ -83,7 +85,7 @@ class FastPathProtocol(LimitedHttp):
                 self.transport.abort()
             return
         busy = self.cycle is not None and not self.cycle.response_complete
-        left = self._served + self.timeout_keep_alive - monotonic()
+        left = self._active_at + self.timeout_keep_alive - monotonic()
         if busy or left > 0:
             later = self.timeout_keep_alive if busy else left + 0.01
             self.timeout_keep_alive_task = self.loop.call_later(later, self.timeout_keep_alive_handler)
@@ -92,7 +94,7 @@ class FastPathProtocol(LimitedHttp):
 
     def shutdown(self) -> None:
         # What was scored is logged, so it is sent, also where the server stops in the same turn.
-        _send_all(self._endpoint.leaving)
+        _send_all(self._endpoint.outbox)
         super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -122,17 +124,17 @@ class FastPathProtocol(LimitedHttp):
             or self.parser.get_http_version() != "1.1"
             or self.parser.should_upgrade()
             or not _PLAIN.fullmatch(self.url)
-            or (method, self.url.decode("ascii")) not in self._endpoint.exact
+            or (method, self.url.decode("ascii")) not in self._endpoint.routes.exact
         ):
-            self._take_long_way()
+            self._use_slow_path()
 
     def _may_pass(self, method: str) -> bool:
-        asked = (method, self.headers)
-        if asked == self._let_in:
+        head = (method, self.headers)
+        if head == self._accepted:
             return True
         if self._endpoint.guard.refusal(method, self.headers, self.server[0] if self.server else None) is not None:
             return False
-        self._let_in = asked
+        self._accepted = head
         return True
 
     def on_body(self, body: bytes) -> None:
@@ -157,7 +159,7 @@ class FastPathProtocol(LimitedHttp):
             or endpoint.metrics.in_flight.value >= endpoint.most
             or self._answered >= _MOST_AT_ONCE
         ):
-            self._take_long_way()
+            self._use_slow_path()
             super().on_message_complete()
             return
         request = Request(
@@ -166,7 +168,7 @@ class FastPathProtocol(LimitedHttp):
         response = endpoint.attempt(request)
         if response is None:
             # It takes longer than an instant: a thread answers it, while this connection's task waits.
-            self._take_long_way(request)
+            self._use_slow_path(request)
             super().on_message_complete()
             return
         self._body = None
@@ -177,29 +179,33 @@ class FastPathProtocol(LimitedHttp):
         endpoint = self._endpoint
         stays = self.parser.should_keep_alive()
         content = response.body
-        if endpoint.marks:
-            response.headers = [*response.headers, *endpoint.marks]
+        if endpoint.extra_headers:
+            response.headers = [*response.headers, *endpoint.extra_headers]
         if response.content_type is JSON and not response.headers and response.status == 200:
-            told = b""
-            if response.version is not None and response.answer is not None:
-                names = (response.version.encode("ascii", "replace"), response.answer.request.encode())
-                told = b"x-everloop-version: %b\r\nx-everloop-request: %b\r\n" % names
-            head = b"%bcontent-type: application/json\r\ncontent-length: %d\r\n%b" % (_LINES[200], len(content), told)
+            identity = b""
+            if response.version is not None and response.result is not None:
+                names = (response.version.encode("ascii", "replace"), response.result.request_id.encode())
+                identity = b"x-everloop-version: %b\r\nx-everloop-request: %b\r\n" % names
+            head = b"%bcontent-type: application/json\r\ncontent-length: %d\r\n%b" % (
+                _LINES[200],
+                len(content),
+                identity,
+            )
         else:
             lines = b"".join([b"%b: %b\r\n" % header for header in head_of(response)])
             head = _LINES[response.status] + lines
         if request.method == "HEAD":
             content = b""
-        waiting = endpoint.leaving
-        if not waiting:
-            self.loop.call_soon(_send_all, waiting)
+        outbox = endpoint.outbox
+        if not outbox:
+            self.loop.call_soon(_send_all, outbox)
         end = b"\r\n" if stays else b"connection: close\r\n\r\n"
-        waiting.append((self.transport, b"".join((head, end, content)), stays))
-        self._served = monotonic()
+        outbox.append((self.transport, b"".join((head, end, content)), stays))
+        self._active_at = monotonic()
         self.server_state.total_requests += 1
         endpoint.sent(request, response)
 
-    def _take_long_way(self, request: Request | None = None) -> None:
+    def _use_slow_path(self, request: Request | None = None) -> None:
         """Hand the request over to uvicorn, with what has come of its body, and the request if it has been read."""
         pieces, self._body = self._body, None
         self.check_pipeline()
@@ -208,20 +214,20 @@ class FastPathProtocol(LimitedHttp):
         self.url, self.headers, self.expect_100_continue = url, headers, expects
         self.scope["headers"] = headers
         if request is not None:
-            self.scope[BESIDE] = request  # type: ignore[literal-required]
+            self.scope[SLOW_REQUEST] = request  # type: ignore[literal-required]
         HttpToolsProtocol.on_headers_complete(self)
         for piece in pieces or ():
             HttpToolsProtocol.on_body(self, piece)
 
 
-def _send_all(waiting: list[tuple[Any, bytes, bool]]) -> None:
-    for transport, data, stays in waiting:
+def _send_all(outbox: list[tuple[Any, bytes, bool]]) -> None:
+    for transport, data, stays in outbox:
         if transport.is_closing():
             continue
         transport.write(data)
         if not stays:
             transport.close()
-    waiting.clear()
+    outbox.clear()
 
 
 __all__ = ["FastPathProtocol"]

@@ -17,7 +17,7 @@ from everloop.registry.model_versions import get_version
 from everloop.serving.endpoint_settings import settings_of
 from everloop.serving.route_scorer import RouteScorer, encoded_inputs, other_inputs
 from everloop.serving.routing import RoutingTable
-from everloop.serving.throughput import measure_pace
+from everloop.serving.throughput import measure_throughput
 from everloop.serving.unseen_values import checks_for
 
 if TYPE_CHECKING:
@@ -59,44 +59,44 @@ class LoadedEndpoint:
                 scorer.others = tuple(other_inputs(self.scorers, number, hidden))
                 scorer.mixed_inputs = encoded_inputs(scorer)
         check_hidden(self.settings, self.known_names)
-        self._made: dict[str, Any] = {}
+        self._cached: dict[str, Any] = {}
 
     def takes_long(self, rows: int) -> bool:
         """Whether scoring so many rows may take longer than the event loop can wait."""
-        return any(rows > scorer.pace.rows for scorer in self.scorers)
+        return any(rows > scorer.throughput.rows for scorer in self.scorers)
 
-    def made(self, key: str, make: Callable[[LoadedEndpoint], T]) -> T:
+    def cached(self, key: str, make: Callable[[LoadedEndpoint], T]) -> T:
         """What a protocol makes once per `LoadedEndpoint`, such as its decoder."""
         try:
-            return self._made[key]  # type: ignore[no-any-return]
+            return self._cached[key]  # type: ignore[no-any-return]
         except KeyError:
-            return self._made.setdefault(key, make(self))  # type: ignore[no-any-return]
+            return self._cached.setdefault(key, make(self))  # type: ignore[no-any-return]
 
 
-def pinned(live: LoadedEndpoint, wanted: str, role: str = "champion") -> LoadedEndpoint | None:
+def pinned(loaded: LoadedEndpoint, wanted: str, role: str = "champion") -> LoadedEndpoint | None:
     """The same endpoint with one of its versions, shadows too, answering everything; None where it has no such.
 
     Args:
         wanted: a version's number or its key.
         role: what the log calls it.
     """
-    chosen = next((one for one in (*live.scorers, *live.shadows) if wanted in (str(one.number), one.version)), None)
+    chosen = next((one for one in (*loaded.scorers, *loaded.shadows) if wanted in (str(one.number), one.version)), None)
     if chosen is None:
         return None
 
-    def make(whole: LoadedEndpoint) -> LoadedEndpoint:
+    def make(full: LoadedEndpoint) -> LoadedEndpoint:
         route = Route(version=chosen.version, percent=100.0)
-        scorer = RouteScorer(route, chosen.predictor, whole.settings, role=role)
-        return LoadedEndpoint(replace(whole.endpoint, routes=(route,)), {_route_key(route): scorer})
+        scorer = RouteScorer(route, chosen.predictor, full.settings, role=role)
+        return LoadedEndpoint(replace(full.endpoint, routes=(route,)), {_route_key(route): scorer})
 
-    return live.made(f"pinned {role} {chosen.version}", make)
+    return loaded.cached(f"pinned {role} {chosen.version}", make)
 
 
 def load_versions(
     store: Store,
     endpoint: EndpointRecord,
     old: LoadedEndpoint | None = None,
-    kept: Mapping[str, Predictor] | None = None,
+    predictors: Mapping[str, Predictor] | None = None,
 ) -> LoadedEndpoint:
     """Load and warm the versions that the endpoint's routes name; those that `old` has already are taken over.
 
@@ -115,18 +115,18 @@ def load_versions(
         )
     RoutingTable(endpoint.name, endpoint.routes)
     settings = settings_of(endpoint.options)
-    loaded = dict(kept or {})
+    known = dict(predictors or {})
     if old is not None:
-        loaded |= {scorer.version: scorer.predictor for scorer in (*old.scorers, *old.shadows)}
+        known |= {scorer.version: scorer.predictor for scorer in (*old.scorers, *old.shadows)}
     scorers: dict[str, RouteScorer] = {}
     for route in endpoint.routes:
-        predictor = loaded.get(route.version)
+        predictor = known.get(route.version)
         if predictor is None:
             version = get_version(store, route.version)
             predictor = load_package(store, version.package, version=version.key)
             predictor.warm()
-            measure_pace(predictor)
-            loaded[route.version] = predictor
+            measure_throughput(predictor)
+            known[route.version] = predictor
         scorers[_route_key(route)] = RouteScorer(route, predictor, settings)
     return LoadedEndpoint(endpoint, scorers)
 

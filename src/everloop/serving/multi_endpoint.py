@@ -29,18 +29,19 @@ from everloop.http.request_guard import RequestGuard
 from everloop.records import EndpointRecord, ModelVersion, Package
 from everloop.serving.access.authorization import Authorization
 from everloop.serving.access.endpoint_tokens import OPEN_PATHS, access_of
-from everloop.serving.endpoint_app import EndpointApp, problem, refused_by, send_response
+from everloop.serving.endpoint_app import EndpointApp
 from everloop.serving.endpoint_settings import settings_of
 from everloop.serving.observability.endpoint_metrics import CONTENT_TYPE
 from everloop.serving.observability.telemetry import observers
 from everloop.serving.protocols.protocol import Response
 from everloop.serving.protocols.protocol_common import encode
 from everloop.serving.reloader import POLL_S, EndpointReloader
+from everloop.serving.responses import problem, refused_by, send_response
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from everloop.serving.endpoint_app import Receive, Scope, Send
+    from everloop.serving.responses import Receive, Scope, Send
     from everloop.stores import Store
 
 logger = logging.getLogger("everloop.serving")
@@ -53,7 +54,7 @@ _MOVED = re.compile(r"/v2/repository/models/(?P<name>[^/]+)/(?P<what>load|unload
 @dataclass
 class _LoadedApp:
     app: EndpointApp
-    follower: EndpointReloader
+    reloader: EndpointReloader
     size_bytes: int
     users: int = 0
     used_at: float = 0.0
@@ -84,15 +85,17 @@ class MultiEndpointApp:
         self.guard = guard or RequestGuard(HostRule())
         self._memory_bytes = memory_bytes
         self._open_to_all = open_to_all
-        self._rooms: dict[str, _LoadedApp] = {}
+        self._apps: dict[str, _LoadedApp] = {}
         self._guard = threading.Lock()
         self._loading: dict[str, asyncio.Future[_LoadedApp]] = {}
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="everloop-loading")
         self._stopped = threading.Event()
         self._threads = [
-            threading.Thread(target=self._follow, args=(EndpointReloader.look,), name="everloop-follower", daemon=True),
+            threading.Thread(
+                target=self._reload_all, args=(EndpointReloader.reload,), name="everloop-follower", daemon=True
+            ),
             # A token that is taken back does not wait until another endpoint is loaded.
-            threading.Thread(target=self._follow, args=(_look_at_access,), name="everloop-access", daemon=True),
+            threading.Thread(target=self._reload_all, args=(_reload_access,), name="everloop-access", daemon=True),
         ]
         self.draining = False
         self.loads = 0
@@ -102,19 +105,23 @@ class MultiEndpointApp:
         for thread in self._threads:
             thread.start()
 
+    def drain(self) -> None:
+        """Say at `/ready` that the process is about to stop."""
+        self.draining = True
+
     def close(self) -> None:
         self._stopped.set()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
         self._loader.shutdown(wait=True)
-        for room in self._rooms.values():
-            room.app.close()
-        self._rooms.clear()
+        for loaded in self._apps.values():
+            loaded.app.close()
+        self._apps.clear()
 
     def loaded(self) -> list[str]:
         """The endpoints that are in memory, the ones unused for longest first."""
-        return sorted(self._rooms, key=lambda name: self._rooms[name].used_at)
+        return sorted(self._apps, key=lambda name: self._apps[name].used_at)
 
     # -- ASGI
 
@@ -125,32 +132,32 @@ class MultiEndpointApp:
         if refused is not None:
             await send_response(send, refused)
             return
-        found = _PREFIXED.fullmatch(scope["path"])
-        named = found or _NAMED.fullmatch(scope["path"])
+        prefixed = _PREFIXED.fullmatch(scope["path"])
+        named = prefixed or _NAMED.fullmatch(scope["path"])
         if named is None:
             try:
-                answered = await self._own(scope)
+                answered = await self._respond(scope)
             except EverloopError as error:
                 answered = problem(error.http_status, type(error).__name__, error.message, error.help)
             await send_response(send, answered)
             return
-        path = found["rest"] if found else scope["path"]
+        path = prefixed["rest"] if prefixed else scope["path"]
         try:
-            room = await self._room(named["name"], path, scope["headers"])
+            loaded = await self._loaded_app(named["name"], path, scope["headers"])
         except EverloopError as error:
-            told = problem(error.http_status, type(error).__name__, error.message, error.help)
-            await send_response(send, told)
+            refusal = problem(error.http_status, type(error).__name__, error.message, error.help)
+            await send_response(send, refusal)
             return
-        if isinstance(room, Response):
-            await send_response(send, room)
+        if isinstance(loaded, Response):
+            await send_response(send, loaded)
             return
         try:
-            await room.app.serve({**scope, "path": path}, receive, send)
+            await loaded.app.serve({**scope, "path": path}, receive, send)
         finally:
-            room.users -= 1
-            room.used_at = monotonic()
+            loaded.users -= 1
+            loaded.used_at = monotonic()
 
-    async def _own(self, scope: Scope) -> Response:
+    async def _respond(self, scope: Scope) -> Response:
         method, path = scope["method"], scope["path"]
         if path in OPEN_PATHS:
             return Response(status=503 if self.draining else 200, body=encode({"ready": not self.draining}))
@@ -172,7 +179,7 @@ class MultiEndpointApp:
         if method == "GET":
             return Response(body=encode({"models": known}))
         states = [
-            {"name": name, "state": "READY" if name in self._rooms else "UNAVAILABLE", "reason": ""} for name in known
+            {"name": name, "state": "READY" if name in self._apps else "UNAVAILABLE", "reason": ""} for name in known
         ]
         return Response(body=encode(states))
 
@@ -184,21 +191,21 @@ class MultiEndpointApp:
         try:
             # Also where it is loaded: who may not ask an endpoint does not move it either.
             refused = await loop.run_in_executor(None, self._refused, name, "/", dict(headers))
-            room = refused or await self._room(name, "/", headers)
+            loaded = refused or await self._loaded_app(name, "/", headers)
         except EverloopError as error:
             return problem(error.http_status, type(error).__name__, error.message, error.help)
-        if isinstance(room, Response):
-            return room
-        room.users -= 1
+        if isinstance(loaded, Response):
+            return loaded
+        loaded.users -= 1
         if what == "unload":
-            await loop.run_in_executor(self._loader, self._leave, name)
+            await loop.run_in_executor(self._loader, self._unload, name)
         return Response(body=b"{}")
 
-    async def _room(self, name: str, path: str, headers: Any) -> _LoadedApp | Response:
+    async def _loaded_app(self, name: str, path: str, headers: Any) -> _LoadedApp | Response:
         """The loaded endpoint, with one more user; or why this client does not get it."""
-        room = self._rooms.get(name)
+        loaded = self._apps.get(name)
         loop = asyncio.get_running_loop()
-        while room is None:
+        while loaded is None:
             refused = await loop.run_in_executor(None, self._refused, name, path, dict(headers))
             if refused is not None:
                 return refused
@@ -211,10 +218,10 @@ class MultiEndpointApp:
             finally:
                 self._loading.pop(name, None)
             # It may have left again before this request's turn came.
-            room = self._rooms.get(name)
-        room.users += 1
-        room.used_at = monotonic()
-        return room
+            loaded = self._apps.get(name)
+        loaded.users += 1
+        loaded.used_at = monotonic()
+        return loaded
 
     def _refused(self, name: str, path: str, headers: dict[bytes, bytes]) -> Response | None:
         endpoint = self._store.records.get(EndpointRecord, name)
@@ -225,52 +232,52 @@ class MultiEndpointApp:
                 help=f"Make a token: everloop endpoints token {name}",
             )
         admission = Authorization(settings_of({}), digests, chosen)
-        status, _ = admission.look(path, headers.get(b"authorization"))
+        status, _ = admission.check(path, headers.get(b"authorization"))
         return None if status == 200 else problem(status, "TrustError", "This endpoint asks for a token.")
 
     # -- in the loader's thread
 
     def _load(self, name: str) -> _LoadedApp:
-        room = self._rooms.get(name)
-        if room is not None:
-            return room
+        loaded = self._apps.get(name)
+        if loaded is not None:
+            return loaded
         app = EndpointApp(self._store, name, guard=self.guard)
         app.observers += observers(name)
         try:
-            follower = EndpointReloader(self._store, app)
+            reloader = EndpointReloader(self._store, app)
             before = _resident_bytes()
-            follower.load()
+            reloader.load()
             if self._threads[0].is_alive():
-                follower.access.begin()
+                reloader.access.begin()
             size = max(_resident_bytes() - before, self._package_bytes(name))
         except BaseException:
             app.close()
             raise
-        room = _LoadedApp(app, follower, size, used_at=monotonic())
+        loaded = _LoadedApp(app, reloader, size, used_at=monotonic())
         with self._guard:
-            self._rooms[name] = room
+            self._apps[name] = loaded
             self.loads += 1
         self._make_space(name)
-        return room
+        return loaded
 
     def _make_space(self, newest: str) -> None:
         if self._memory_bytes is None:
             return
         for name in self.loaded():
-            if sum(room.size_bytes for room in self._rooms.values()) <= self._memory_bytes:
+            if sum(loaded.size_bytes for loaded in self._apps.values()) <= self._memory_bytes:
                 return
             if name != newest:
-                self._leave(name)
+                self._unload(name)
 
-    def _leave(self, name: str) -> None:
+    def _unload(self, name: str) -> None:
         """Let go of an endpoint, unless a request is in it."""
         with self._guard:
-            room = self._rooms.get(name)
-            if room is None or room.users:
+            loaded = self._apps.get(name)
+            if loaded is None or loaded.users:
                 return
-            del self._rooms[name]
+            del self._apps[name]
             self.evictions += 1
-        room.app.close()
+        loaded.app.close()
 
     def _package_bytes(self, name: str) -> int:
         total = 0
@@ -282,13 +289,13 @@ class MultiEndpointApp:
 
     # -- in a thread of its own
 
-    def _follow(self, look: Callable[[EndpointReloader], None]) -> None:
+    def _reload_all(self, reload: Callable[[EndpointReloader], None]) -> None:
         while not self._stopped.wait(POLL_S):
             with self._guard:
-                followers = [room.follower for room in self._rooms.values()]
-            for follower in followers:
+                reloaders = [loaded.reloader for loaded in self._apps.values()]
+            for reloader in reloaders:
                 try:
-                    look(follower)
+                    reload(reloader)
                 except EverloopError as error:
                     logger.warning("An endpoint cannot look at its record: %s", error)
                 except Exception:
@@ -298,7 +305,7 @@ class MultiEndpointApp:
         lines = [
             "# HELP everloop_loaded_endpoints Endpoints whose models are in memory.",
             "# TYPE everloop_loaded_endpoints gauge",
-            f"everloop_loaded_endpoints {len(self._rooms)}",
+            f"everloop_loaded_endpoints {len(self._apps)}",
             "# HELP everloop_loads_total Endpoints that were loaded.",
             "# TYPE everloop_loads_total counter",
             f"everloop_loads_total {self.loads}",
@@ -306,18 +313,18 @@ class MultiEndpointApp:
             "# TYPE everloop_evictions_total counter",
             f"everloop_evictions_total {self.evictions}",
         ]
-        said: set[str] = set()
-        for room in list(self._rooms.values()):
-            for line in room.app.metrics.text().decode().splitlines():
+        seen: set[str] = set()
+        for loaded in list(self._apps.values()):
+            for line in loaded.app.metrics.text().decode().splitlines():
                 # What a family is may be said once only, and its samples belong together.
-                if not line.startswith("#") or line not in said:
+                if not line.startswith("#") or line not in seen:
                     lines.append(line)
-                    said.add(line)
+                    seen.add(line)
         return ("\n".join(_by_family(lines)) + "\n").encode()
 
 
-def _look_at_access(follower: EndpointReloader) -> None:
-    follower.access.look()
+def _reload_access(reloader: EndpointReloader) -> None:
+    reloader.access.reload()
 
 
 def _by_family(lines: list[str]) -> list[str]:
@@ -330,7 +337,7 @@ def _by_family(lines: list[str]) -> list[str]:
         name = re.split(r"[{ ]", line, maxsplit=1)[0]
         family = current if line.startswith("#") else re.sub(r"_(bucket|sum|count)$", "", name)
         families.setdefault(family, []).append(line)
-    return [line for found in families.values() for line in found]
+    return [line for prefixed in families.values() for line in prefixed]
 
 
 def _resident_bytes() -> int:

@@ -51,13 +51,13 @@ class EndpointReloader:
             orphaned: called once when the process that started this one is gone.
         """
         self._store = store
-        self._app = app
+        self._service = app.service
         self._orphaned = orphaned
         self._poll_s = poll_s
         self._parent = os.getppid()
-        self.access = AccessReloader(store, app, poll_s=poll_s)
-        self._live: LoadedEndpoint | None = None
-        self._kept: dict[str, Predictor] = {}
+        self.access = AccessReloader(store, app.service, poll_s=poll_s)
+        self._loaded: LoadedEndpoint | None = None
+        self._predictors: dict[str, Predictor] = {}
         self._seen = -1
         self._retry_at: float | None = None
         self._retry_s = FIRST_RETRY_S
@@ -73,9 +73,9 @@ class EndpointReloader:
         Raises:
             EverloopError: it cannot be served. An endpoint without routes can: it waits for its first.
         """
-        self.access.look()
+        self.access.reload()
         self._seen = self._store.records.last_event()
-        endpoint = self._store.records.get(EndpointRecord, self._app.endpoint)
+        endpoint = self._store.records.get(EndpointRecord, self._service.endpoint)
         self._take(endpoint)
 
     def start(self) -> None:
@@ -93,37 +93,37 @@ class EndpointReloader:
             if self._orphaned is not None and os.getppid() != self._parent:
                 self._orphaned()
                 self._orphaned = None
-            if self._app.aggregation is not None and monotonic() >= self._log_state_at:
-                self._app.metrics.read_log_state()
+            if self._service.aggregation is not None and monotonic() >= self._log_state_at:
+                self._service.metrics.read_log_state()
                 self._log_state_at = monotonic() + LOG_STATE_S
             try:
-                self.look()
+                self.reload()
             except EverloopError as error:
                 # A store that does not answer now does not end the service; it is read again with the next poll.
                 if not self._failed:
-                    logger.warning("The endpoint '%s' cannot look at its record: %s", self._app.endpoint, error)
+                    logger.warning("The endpoint '%s' cannot look at its record: %s", self._service.endpoint, error)
                 self._failed = True
             except Exception:
                 if not self._failed:
-                    logger.exception("Following the endpoint '%s' failed", self._app.endpoint)
+                    logger.exception("Following the endpoint '%s' failed", self._service.endpoint)
                 self._failed = True
             else:
                 self._failed = False
 
-    def look(self) -> None:
+    def reload(self) -> None:
         """Take the record over if it has changed. What cannot be served is refused, not raised."""
-        self.access.look()
+        self.access.reload()
         last = self._store.records.last_event()
         due = self._retry_at is not None and monotonic() >= self._retry_at
         if last == self._seen and not due:
             return
         try:
-            endpoint = self._store.records.get(EndpointRecord, self._app.endpoint)
+            endpoint = self._store.records.get(EndpointRecord, self._service.endpoint)
         except NotFoundError:
             # Whoever removes the record of a running endpoint stops its process; until then it answers.
             self._seen = last
             return
-        if endpoint.revision != self._app.revision or self._refused == endpoint.revision:
+        if endpoint.revision != self._service.revision or self._refused == endpoint.revision:
             if self._refused != endpoint.revision or due:
                 self._try(endpoint)
         else:
@@ -140,33 +140,33 @@ class EndpointReloader:
                 logger.error(
                     "The endpoint '%s' stays with revision %s; %s cannot be served: %s",
                     endpoint.name,
-                    self._app.revision,
+                    self._service.revision,
                     endpoint.revision,
                     error,
                 )
-            self._app.refuse(endpoint.revision, error)
+            self._service.refuse(endpoint.revision, error)
             self._refused = endpoint.revision
             self._retry_at = monotonic() + self._retry_s
             self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)
 
     def _take(self, endpoint: EndpointRecord) -> None:
         settings_of(endpoint.options)
-        live = load_versions(self._store, endpoint, self._live, self._kept) if endpoint.routes else None
-        self._keep(live)
-        self._live = live
+        loaded = load_versions(self._store, endpoint, self._loaded, self._predictors) if endpoint.routes else None
+        self._keep(loaded)
+        self._loaded = loaded
         # Who may ask was taken over before: a revision that asks for a token never answers without one.
-        self._app.switch(live, endpoint.revision)
+        self._service.switch(loaded, endpoint.revision)
         self._retry_at = None
         self._refused = -1
 
-    def _keep(self, live: LoadedEndpoint | None) -> None:
+    def _keep(self, loaded: LoadedEndpoint | None) -> None:
         """Keep what leaves the routes with this change, and let go of what left them long ago."""
-        if self._live is None:
+        if self._loaded is None:
             return
-        used = set() if live is None else {scorer.version for scorer in (*live.scorers, *live.shadows)}
-        for scorer in (*self._live.scorers, *self._live.shadows):
-            self._kept.pop(scorer.version, None)
-            self._kept[scorer.version] = scorer.predictor
-        left = [version for version in self._kept if version not in used]
+        used = set() if loaded is None else {scorer.version for scorer in (*loaded.scorers, *loaded.shadows)}
+        for scorer in (*self._loaded.scorers, *self._loaded.shadows):
+            self._predictors.pop(scorer.version, None)
+            self._predictors[scorer.version] = scorer.predictor
+        left = [version for version in self._predictors if version not in used]
         for version in left[:-KEPT_VERSIONS]:
-            del self._kept[version]
+            del self._predictors[version]

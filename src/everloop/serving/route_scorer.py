@@ -11,7 +11,7 @@ from everloop.errors import RequestError
 from everloop.packages.row_scoring import row_function
 from everloop.prediction_log.prediction_log import label_text
 from everloop.prediction_log.redaction import redaction_for
-from everloop.serving.throughput import pace_of
+from everloop.serving.throughput import throughput_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,12 +40,12 @@ class RouteScorer:
         self.package = predictor.digest
         self.signature = predictor.signature
         self.names = predictor.input_names
-        kept: dict[str, str] = {item.name: item.type for item in predictor.signature.inputs}
+        logged: dict[str, str] = {item.name: item.type for item in predictor.signature.inputs}
         self.redaction = None if settings is None else redaction_for(self.signature, settings)
         if self.redaction is not None:
-            kept = self.redaction.inputs
-        self.kept = kept
-        self.logged_inputs = msgspec.Raw(msgspec.msgpack.encode(kept))
+            logged = self.redaction.inputs
+        self.logged = logged
+        self.logged_inputs = msgspec.Raw(msgspec.msgpack.encode(logged))
         self.others: tuple[tuple[int, int, str, str], ...] = ()
         """The other versions' inputs that the log keeps beside its own; see `understanding`."""
         self.mixed_inputs = self.logged_inputs
@@ -53,7 +53,7 @@ class RouteScorer:
         self._labels = predictor.classes
         self._texts = tuple(label_text(value) for value in predictor.classes)
         self._row = row_function(predictor, range(len(predictor.classes))) if predictor.cheap else None
-        self.pace = pace_of(predictor)
+        self.throughput = throughput_of(predictor)
 
     def score(self, rows: Sequence[tuple[Any, ...]]) -> tuple[list[Any], list[Json] | None, list[str] | None]:
         """Scores, labels and the labels' texts of rows whose values stand in the order of the signature.
@@ -64,14 +64,14 @@ class RouteScorer:
         if len(rows) == 1 and self._row is not None:
             return self._score_one(rows[0])
         names = self.names
-        answer, found = self.predictor.answer_rows([dict(zip(names, row, strict=True)) for row in rows])
-        scores: list[Any] = answer.tolist()
-        if not (all(map(math.isfinite, scores)) if answer.ndim == 1 else math.isfinite(answer.sum())):
+        scores_array, found = self.predictor.answer_rows([dict(zip(names, row, strict=True)) for row in rows])
+        scores: list[Any] = scores_array.tolist()
+        if not (all(map(math.isfinite, scores)) if scores_array.ndim == 1 else math.isfinite(scores_array.sum())):
             raise self._not_finite()
         if found is None:
             return scores, None, None
         places = found.tolist()
-        return scores, [self._labels[place] for place in places], [self._texts[place] for place in places]
+        return scores, [self._labels[position] for position in places], [self._texts[position] for position in places]
 
     def _not_finite(self) -> RequestError:
         return RequestError(f"The model {self.version} gives no finite score for these inputs.")
@@ -81,22 +81,24 @@ class RouteScorer:
         assert self._row is not None  # noqa: S101 - the caller has looked
         found = self._row(row)
         if self.task == "binary":
-            place, score = found
+            position, score = found
             if score - score != 0.0:
                 # An infinity or no number at all.
                 raise self._not_finite()
-            return [score], [self._labels[place]], [self._texts[place]]
+            return [score], [self._labels[position]], [self._texts[position]]
         numbers = found if self.task == "regression" else found[1:]
         if not all(map(math.isfinite, numbers)):
             raise self._not_finite()
         if self.task == "regression":
             return [found[0]], None, None
         scores = list(numbers)
-        place = found[0]
-        return [scores], [self._labels[place]], [self._texts[place]]
+        position = found[0]
+        return [scores], [self._labels[position]], [self._texts[position]]
 
 
-def other_inputs(scorers: Sequence[RouteScorer], own: int, hidden: frozenset[str]) -> list[tuple[int, int, str, str]]:
+def other_inputs(
+    scorers: Sequence[RouteScorer], answering: int, hidden: frozenset[str]
+) -> list[tuple[int, int, str, str]]:
     """What the log keeps of the other versions' inputs beside those of the version that answered.
 
     Args:
@@ -105,21 +107,21 @@ def other_inputs(scorers: Sequence[RouteScorer], own: int, hidden: frozenset[str
     Returns:
         The number of the version, the place in its signature, the name in the log, and the type of each.
     """
-    known = {item.name: item.type for item in scorers[own].signature.inputs}
+    known = {item.name: item.type for item in scorers[answering].signature.inputs}
     found: dict[str, tuple[int, int, str, str]] = {}
     for number, scorer in enumerate(scorers):
-        for place, item in enumerate(scorer.signature.inputs):
-            if number == own or known.get(item.name) == item.type or item.name in hidden:
+        for position, item in enumerate(scorer.signature.inputs):
+            if number == answering or known.get(item.name) == item.type or item.name in hidden:
                 continue
             # An input that changed its type has a column of its own, see `prediction_log`.
             name = item.name if item.name not in known else f"{item.name}@{item.type}"
             if name in found and found[name][3] != item.type:
                 name = f"{item.name}@{item.type}"
-            found.setdefault(name, (number, place, name, item.type))
+            found.setdefault(name, (number, position, name, item.type))
     return list(found.values())
 
 
 def encoded_inputs(scorer: RouteScorer) -> msgspec.Raw:
     """The inputs that a group of mixed rows has in the log: those of its version, then those of the others."""
-    kept: dict[str, str] = {**scorer.kept, **{name: kind for _, _, name, kind in scorer.others}}
-    return msgspec.Raw(msgspec.msgpack.encode(kept))
+    logged: dict[str, str] = {**scorer.logged, **{name: kind for _, _, name, kind in scorer.others}}
+    return msgspec.Raw(msgspec.msgpack.encode(logged))

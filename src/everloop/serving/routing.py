@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _SPAN = 2.0**64
 
 
-def place_of(endpoint: str, key: str) -> float:
+def position_of(endpoint: str, key: str) -> float:
     """Where a key stands on an endpoint, in [0, 100). The endpoint's name salts it: two endpoints split anew."""
     digest = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8, key=endpoint.encode()[:64]).digest()
     return int.from_bytes(digest, "big") / _SPAN * 100.0
@@ -71,4 +71,4 @@ class RoutingTable:
         if self.single:
             return self.champion
         # The edges are ascending; a route without a share has an empty span and is never picked.
-        return min(bisect_right(self._edges, place_of(self.endpoint, key)), self.champion)
+        return min(bisect_right(self._edges, position_of(self.endpoint, key)), self.champion)

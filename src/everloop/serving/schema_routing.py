@@ -31,7 +31,7 @@ class VersionRows:
     """The rows that one version answers."""
 
     scorer: RouteScorer
-    places: list[int] | None
+    positions: list[int] | None
     """Where they stand in the request; None: they are the request."""
     values: Sequence[Values]
     fallbacks: int = 0
@@ -46,7 +46,7 @@ class VersionRows:
 class SchemaMatch:
     """What the versions of a `LoadedEndpoint` make of the rows of one request."""
 
-    live: LoadedEndpoint
+    loaded: LoadedEndpoint
     size: int
     fits: list[list[Values | None]]
     """For each answering version, and each row: its values, or None where the version does not understand it."""
@@ -55,45 +55,47 @@ class SchemaMatch:
     flags: list[dict[str, Json]] = field(default_factory=list)
     """What was mended."""
 
-    def share(self, picked: Mapping[int, list[int]]) -> list[VersionRows]:
+    def assign(self, picked: Mapping[int, list[int]]) -> list[VersionRows]:
         """The rows by the version that answers them.
 
         Args:
             picked: for each answering version, the rows whose keys lead to it.
         """
-        scorers, champion = self.live.scorers, self.live.table.champion
+        scorers, champion = self.loaded.scorers, self.loaded.table.champion
         order = [champion, *(number for number in range(len(scorers)) if number != champion)]
-        shares: dict[int, VersionRows] = {}
-        for wanted, places in picked.items():
-            for place in places:
-                chosen = next(one for one in (wanted, *order) if self.fits[one][place] is not None)
-                share = shares.setdefault(chosen, VersionRows(scorers[chosen], [], [], 0, [], []))
-                values = self.fits[chosen][place]
-                assert share.places is not None and share.others is not None and share.unasked is not None  # noqa: S101, PT018
-                share.places.append(place)
-                share.values.append(values)  # type: ignore[attr-defined]
-                share.others.append(self._others(chosen, place))
-                share.unasked.append(self._unasked(place))
-                share.fallbacks += chosen != wanted
-        return list(shares.values())
+        by_version: dict[int, VersionRows] = {}
+        for wanted, positions in picked.items():
+            for position in positions:
+                chosen = next(one for one in (wanted, *order) if self.fits[one][position] is not None)
+                group = by_version.setdefault(chosen, VersionRows(scorers[chosen], [], [], 0, [], []))
+                values = self.fits[chosen][position]
+                assert group.positions is not None and group.others is not None and group.unasked is not None  # noqa: S101, PT018
+                group.positions.append(position)
+                group.values.append(values)  # type: ignore[attr-defined]
+                group.others.append(self._others(chosen, position))
+                group.unasked.append(self._unasked(position))
+                group.fallbacks += chosen != wanted
+        return list(by_version.values())
 
     def champions_rows(self) -> list[tuple[int, Values]]:
         """The rows that the champion understands, each with its place."""
-        return [(place, row) for place, row in enumerate(self.fits[self.live.table.champion]) if row is not None]
+        return [
+            (position, row) for position, row in enumerate(self.fits[self.loaded.table.champion]) if row is not None
+        ]
 
-    def _unasked(self, place: int) -> str:
-        pairs = zip(self.live.scorers, self.fits, strict=True)
-        return ",".join(scorer.version for scorer, fits in pairs if fits[place] is None)
+    def _unasked(self, position: int) -> str:
+        pairs = zip(self.loaded.scorers, self.fits, strict=True)
+        return ",".join(scorer.version for scorer, fits in pairs if fits[position] is None)
 
-    def _others(self, chosen: int, place: int) -> Values:
-        found = []
-        for version, at, _, _ in self.live.scorers[chosen].others:
-            row = self.fits[version][place]
-            found.append(None if row is None else row[at])
-        return tuple(found)
+    def _others(self, chosen: int, position: int) -> Values:
+        schema_match = []
+        for version, at, _, _ in self.loaded.scorers[chosen].others:
+            row = self.fits[version][position]
+            schema_match.append(None if row is None else row[at])
+        return tuple(schema_match)
 
 
-def match_schemas(live: LoadedEndpoint, rows: Sequence[Mapping[str, Any]]) -> SchemaMatch:
+def match_schemas(loaded: LoadedEndpoint, rows: Sequence[Mapping[str, Any]]) -> SchemaMatch:
     """Hold rows against every version.
 
     Raises:
@@ -101,96 +103,98 @@ def match_schemas(live: LoadedEndpoint, rows: Sequence[Mapping[str, Any]]) -> Sc
     """
     for number, row in enumerate(rows):
         for name in row:
-            if name not in live.known_names:
-                if live.settings.unfit == "flag":
+            if name not in loaded.known_names:
+                if loaded.settings.unfit == "flag":
                     continue
-                raise live.signature.explain(
+                raise loaded.signature.explain(
                     ValueError(f"Object contains unknown field `{name}` - at `$.rows[{number}]`")
                 )
     errors: list[dict[int, RequestError]] = []
     fits = []
-    for scorer in live.scorers:
+    for scorer in loaded.scorers:
         values, refused = _fitting(scorer.signature, rows)
         fits.append(values)
         errors.append(refused)
-    found = SchemaMatch(live, len(rows), fits)
-    _mend(found, rows)
-    for place in range(len(rows)):
-        if all(values[place] is None for values in fits):
-            raise _nobody(live, place, [refused[place] for refused in errors])
-    for scorer, refused, values in zip(live.scorers, errors, fits, strict=True):
+    schema_match = SchemaMatch(loaded, len(rows), fits)
+    _coerce(schema_match, rows)
+    for position in range(len(rows)):
+        if all(values[position] is None for values in fits):
+            raise _no_version_error(loaded, position, [refused[position] for refused in errors])
+    for scorer, refused, values in zip(loaded.scorers, errors, fits, strict=True):
         # What was mended since is understood after all.
-        _note(found, scorer, {place: error for place, error in refused.items() if values[place] is None})
-    for shadow in live.shadows:
-        if shadow.signature.shape != live.signature.shape:
-            _note(found, shadow, _fitting(shadow.signature, rows)[1])
-    return found
+        _note(
+            schema_match, scorer, {position: error for position, error in refused.items() if values[position] is None}
+        )
+    for shadow in loaded.shadows:
+        if shadow.signature.shape != loaded.signature.shape:
+            _note(schema_match, shadow, _fitting(shadow.signature, rows)[1])
+    return schema_match
 
 
 def fitting_rows(scorer: RouteScorer, rows: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[Values]]:
     """The rows that a version understands: their places and values."""
     values, _ = _fitting(scorer.signature, rows)
-    places = [place for place, row in enumerate(values) if row is not None]
-    return places, [row for row in values if row is not None]
+    positions = [position for position, row in enumerate(values) if row is not None]
+    return positions, [row for row in values if row is not None]
 
 
 def _fitting(
     signature: Signature, rows: Sequence[Mapping[str, Any]]
 ) -> tuple[list[Values | None], dict[int, RequestError]]:
-    own = [{name: row[name] for name in signature.names if name in row} for row in rows]
+    champion_error = [{name: row[name] for name in signature.names if name in row} for row in rows]
     try:
-        return list(signature.rows_of(own)), {}
+        return list(signature.rows_of(champion_error)), {}
     except RequestError:
         # At least one does not fit; which ones is found row by row.
         pass
     values: list[Values | None] = []
     refused: dict[int, RequestError] = {}
-    for place, row in enumerate(own):
+    for position, row in enumerate(champion_error):
         try:
             values.append(signature.rows_of([row])[0])
         except RequestError as error:
             values.append(None)
-            refused[place] = RequestError(error.message.replace("rows[0]", f"rows[{place}]", 1), help=error.help)
+            refused[position] = RequestError(error.message.replace("rows[0]", f"rows[{position}]", 1), help=error.help)
     return values, refused
 
 
-def _mend(found: SchemaMatch, rows: Sequence[Mapping[str, Any]]) -> None:
+def _coerce(schema_match: SchemaMatch, rows: Sequence[Mapping[str, Any]]) -> None:
     """Mend for the champion what no version understands, where the endpoint's settings say so."""
-    live = found.live
-    if live.settings.unfit != "flag":
+    loaded = schema_match.loaded
+    if loaded.settings.unfit != "flag":
         return
-    champion = found.fits[live.table.champion]
-    for place, row in enumerate(rows):
-        if any(values[place] is not None for values in found.fits):
-            extra = [name for name in row if name not in live.known_names]
-            found.flags += [{"row": place, "input": str(name)[:200], "flag": "extra"} for name in extra]
+    champion = schema_match.fits[loaded.table.champion]
+    for position, row in enumerate(rows):
+        if any(values[position] is not None for values in schema_match.fits):
+            extra = [name for name in row if name not in loaded.known_names]
+            schema_match.flags += [{"row": position, "input": str(name)[:200], "flag": "extra"} for name in extra]
             continue
-        mended, flags = coerce_rows([row], live.signature)
-        values, _ = _fitting(live.signature, mended)
+        coerced, flags = coerce_rows([row], loaded.signature)
+        values, _ = _fitting(loaded.signature, coerced)
         if values[0] is not None:
-            champion[place] = values[0]
-            found.flags += [{**flag, "row": place} for flag in flags]
+            champion[position] = values[0]
+            schema_match.flags += [{**flag, "row": position} for flag in flags]
 
 
-def _nobody(live: LoadedEndpoint, place: int, refused: Sequence[RequestError]) -> RequestError:
+def _no_version_error(loaded: LoadedEndpoint, position: int, refused: Sequence[RequestError]) -> RequestError:
     """Why no version takes a row: the champion's complaint, those of the others, and what each wants."""
-    own = refused[live.table.champion]
-    told = [own.message]
-    wants = [f"{live.champion.version} takes {', '.join(live.champion.names[:30])}"]
-    for number, (scorer, error) in enumerate(zip(live.scorers, refused, strict=True)):
-        if number == live.table.champion:
+    champion_error = refused[loaded.table.champion]
+    messages = [champion_error.message]
+    wants = [f"{loaded.champion.version} takes {', '.join(loaded.champion.names[:30])}"]
+    for number, (scorer, error) in enumerate(zip(loaded.scorers, refused, strict=True)):
+        if number == loaded.table.champion:
             continue
-        if error.message != own.message:
-            told.append(f"{scorer.version} does not take the row either: {error.message}")
-        if scorer.names != live.champion.names:
+        if error.message != champion_error.message:
+            messages.append(f"{scorer.version} does not take the row either: {error.message}")
+        if scorer.names != loaded.champion.names:
             wants.append(f"{scorer.version} takes {', '.join(scorer.names[:30])}")
-    return RequestError(" ".join(told), help=f"{'; '.join(wants)}." if len(wants) > 1 else own.help)
+    return RequestError(" ".join(messages), help=f"{'; '.join(wants)}." if len(wants) > 1 else champion_error.help)
 
 
-def _note(found: SchemaMatch, scorer: RouteScorer, refused: Mapping[int, RequestError]) -> None:
+def _note(schema_match: SchemaMatch, scorer: RouteScorer, refused: Mapping[int, RequestError]) -> None:
     if refused:
         first = refused[min(refused)]
-        found.why[scorer.version] = (len(refused), first.message)
+        schema_match.why[scorer.version] = (len(refused), first.message)
 
 
 __all__ = ["SchemaMatch", "VersionRows", "fitting_rows", "match_schemas"]

@@ -36,7 +36,7 @@ class VersionScores:
     """The rows that one version answered."""
 
     scorer: RouteScorer
-    places: list[int] | None
+    positions: list[int] | None
     """Where they stand in the request; None: they are the request."""
     scores: list[Any]
     labels: list[Json] | None
@@ -48,7 +48,7 @@ class VersionScores:
 class ScoreResult:
     """What is sent, and what is left to do once it is on its way."""
 
-    request: str
+    request_id: str
     rows: int
     parts: list[VersionScores]
     shadow: Callable[[], ShadowOutcome] | None
@@ -64,17 +64,17 @@ class ScoreResult:
         """Why, for each row in the order of the request; None: nobody asked."""
         if self.parts[0].explanations is None:
             return None
-        told: list[dict[str, Json]] = [{}] * self.rows
+        explanations: list[dict[str, Json]] = [{}] * self.rows
         for part in self.parts:
-            for place, one in zip(part.places or range(self.rows), part.explanations or (), strict=True):
-                told[place] = one
-        return told
+            for position, one in zip(part.positions or range(self.rows), part.explanations or (), strict=True):
+                explanations[position] = one
+        return explanations
 
     def version(self) -> str:
         """The key of the version that answered; of several, with commas between, in the order of the rows."""
         if len(self.parts) == 1:
             return self.parts[0].scorer.version
-        first = sorted(self.parts, key=lambda part: (part.places or [0])[0])
+        first = sorted(self.parts, key=lambda part: (part.positions or [0])[0])
         return ", ".join(dict.fromkeys(part.scorer.version for part in first))
 
 

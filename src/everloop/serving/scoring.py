@@ -16,7 +16,7 @@ from everloop.packages.signature import Signature, utc
 from everloop.prediction_log.prediction_log import Group, PredictionLog, entity_text
 from everloop.serving.protocols.protocol import TABLE_MARKS
 from everloop.serving.protocols.unpacked_limits import check_row_sizes, check_rows
-from everloop.serving.routing import place_of
+from everloop.serving.routing import position_of
 from everloop.serving.schema_routing import VersionRows, fitting_rows, match_schemas
 from everloop.serving.score_request import ScoreRequest, ScoreResult, ShadowOutcome, VersionScores
 from everloop.serving.throughput import INSTANT_S
@@ -43,13 +43,16 @@ Values = tuple[Any, ...]
 _MICROSECOND = timedelta(microseconds=1)
 
 
-def rows_of(ask: ScoreRequest) -> int:
-    """How many rows are asked."""
-    return len(ask.values if ask.values is not None else ask.rows or ())
+def row_count(score_request: ScoreRequest) -> int:
+    return len(score_request.values if score_request.values is not None else score_request.rows or ())
 
 
-def score_request(
-    live: LoadedEndpoint, ask: ScoreRequest, log: PredictionLog, clock: Clock, request_sent: Request | None = None
+def score_and_log(
+    loaded: LoadedEndpoint,
+    score_request: ScoreRequest,
+    log: PredictionLog,
+    clock: Clock,
+    http_request: Request | None = None,
 ) -> ScoreResult:
     """Score and log a request. Thread-safe.
 
@@ -62,63 +65,71 @@ def score_request(
         TooLargeError: a row is too long for the log.
         InsufficientStorageError, UnavailableError: the answer could not be logged, so there is none.
     """
-    size = rows_of(ask)
+    size = row_count(score_request)
     if size == 0:
         raise RequestError("rows: there is no row to score.")
-    check_rows(size, live.settings)
-    entities = _entities(ask.keys, size)
-    body = b"" if request_sent is None else request_sent.body
-    if not 0 < len(body) <= live.settings.max_row_bytes or body[:4] in TABLE_MARKS:
+    check_rows(size, loaded.settings)
+    entities = _entities(score_request.keys, size)
+    body = b"" if http_request is None else http_request.body
+    if not 0 < len(body) <= loaded.settings.max_row_bytes or body[:4] in TABLE_MARKS:
         # The texts of a row are not longer than the text that it came in.
-        rows = ask.values if ask.values is not None else (row.values() for row in ask.rows or ())
-        check_row_sizes(rows, entities, live.settings)
-    events = _events(ask.event_at, size)
-    if ask.explain and size > MAX_EXPLAINED:
+        rows = (
+            score_request.values
+            if score_request.values is not None
+            else (row.values() for row in score_request.rows or ())
+        )
+        check_row_sizes(rows, entities, loaded.settings)
+    events = _events(score_request.event_at, size)
+    if score_request.explain and size > MAX_EXPLAINED:
         raise RequestError(f"{size} rows are too many to explain.", help=f"Explain at most {MAX_EXPLAINED} at once.")
-    understood = None if ask.values is not None else match_schemas(live, ask.rows or ())
-    mended = [*ask.flags, *(understood.flags if understood is not None else ())]
-    flags: list[dict[str, Json]] | None = mended or None
-    if live.checks is not None:
-        flags = [*mended, *_unseen(live, ask, understood)]
+    schema_match = None if score_request.values is not None else match_schemas(loaded, score_request.rows or ())
+    coerced = [*score_request.flags, *(schema_match.flags if schema_match is not None else ())]
+    flags: list[dict[str, Json]] | None = coerced or None
+    if loaded.checks is not None:
+        flags = [*coerced, *_unseen(loaded, score_request, schema_match)]
     now = clock.now()
-    request = new_id(now)
+    request_id = new_id(now)
     arrived = micros(now)
-    if ask.values is not None and live.table.single:
-        shares = [VersionRows(live.champion, None, ask.values)]
+    if score_request.values is not None and loaded.table.single:
+        groups_of_rows = [VersionRows(loaded.champion, None, score_request.values)]
     else:
-        shares = _shares(live, ask, understood, entities, request, size)
+        groups_of_rows = _rows_by_version(loaded, score_request, schema_match, entities, request_id, size)
     parts, groups = [], []
-    for share in shares:
+    for version_rows in groups_of_rows:
         started = perf_counter()
-        scores, labels, texts = share.scorer.score(share.values)
+        scores, labels, texts = version_rows.scorer.score(version_rows.values)
         seconds = perf_counter() - started
-        pace = share.scorer.pace
-        if seconds > INSTANT_S or len(share.values) > pace.rows:
-            pace.learn(len(share.values), seconds)
-        part = VersionScores(share.scorer, share.places, scores, labels, share.fallbacks)
-        if ask.explain:
-            part.explanations = _explained(share)
+        throughput = version_rows.scorer.throughput
+        if seconds > INSTANT_S or len(version_rows.values) > throughput.rows:
+            throughput.learn(len(version_rows.values), seconds)
+        part = VersionScores(version_rows.scorer, version_rows.positions, scores, labels, version_rows.fallbacks)
+        if score_request.explain:
+            part.explanations = _explanations(version_rows)
         parts.append(part)
-        groups.append(_group(part, texts, share, request, arrived, perf_counter() - ask.began, entities, events))
-    if request_sent is not None:
-        request_sent.claim()
-    logged = _log(live.settings, log, groups, request)
+        groups.append(
+            _group(
+                part, texts, version_rows, request_id, arrived, perf_counter() - score_request.began, entities, events
+            )
+        )
+    if http_request is not None:
+        http_request.claim()
+    logged = _log(loaded.settings, log, groups, request_id)
     shadow = None
-    if live.shadows:
-        shadow = _Shadow(live, ask, log, request, arrived, entities, events).run
-    unasked = understood.why if understood is not None else {}
-    return ScoreResult(request, size, parts, shadow, perf_counter() - ask.began, flags, logged, unasked)
+    if loaded.shadows:
+        shadow = _Shadow(loaded, score_request, log, request_id, arrived, entities, events).run
+    unasked = schema_match.why if schema_match is not None else {}
+    return ScoreResult(request_id, size, parts, shadow, perf_counter() - score_request.began, flags, logged, unasked)
 
 
-def count(metrics: Metrics, given: ScoreResult) -> None:
+def count(metrics: Metrics, result: ScoreResult) -> None:
     """Add an answer to the counters. In the event loop's thread."""
-    metrics.time_request(given.seconds)
-    if not given.logged:
-        metrics.unlogged.add(given.rows)
-    if given.unasked:
-        metrics.unasked.add(sum(rows for rows, _ in given.unasked.values()))
-    for part in given.parts:
-        rows = given.rows if part.places is None else len(part.places)
+    metrics.time_request(result.seconds)
+    if not result.logged:
+        metrics.unlogged.add(result.rows)
+    if result.unasked:
+        metrics.unasked.add(sum(rows for rows, _ in result.unasked.values()))
+    for part in result.parts:
+        rows = result.rows if part.positions is None else len(part.positions)
         metrics.count_predictions(part.scorer.version, part.scorer.role, rows)
         if part.fallbacks:
             metrics.fallbacks.add(part.fallbacks)
@@ -132,75 +143,81 @@ def count_shadows(metrics: Metrics, outcome: ShadowOutcome) -> None:
         metrics.count_predictions(version, "shadow", rows)
 
 
-def plain_rows(ask: ScoreRequest, signature: Signature) -> list[dict[str, Any]]:
+def plain_rows(score_request: ScoreRequest, signature: Signature) -> list[dict[str, Any]]:
     """The rows as dicts, whichever way they came."""
-    if ask.values is not None:
-        return [dict(zip(signature.names, row, strict=True)) for row in ask.values]
-    return [dict(row) for row in ask.rows or ()]
+    if score_request.values is not None:
+        return [dict(zip(signature.names, row, strict=True)) for row in score_request.values]
+    return [dict(row) for row in score_request.rows or ()]
 
 
-def _unseen(live: LoadedEndpoint, ask: ScoreRequest, understood: SchemaMatch | None) -> list[dict[str, Json]]:
+def _unseen(
+    loaded: LoadedEndpoint, score_request: ScoreRequest, schema_match: SchemaMatch | None
+) -> list[dict[str, Json]]:
     """What the champion has not seen in training, of the rows that it understands."""
-    assert live.checks is not None  # noqa: S101 - the caller has looked
-    if understood is None:
-        values = ask.values if ask.values is not None else live.signature.rows_of(ask.rows or ())
-        return live.checks.find(values)
-    kept = understood.champions_rows()
-    places = [place for place, _ in kept]
+    assert loaded.checks is not None  # noqa: S101 - the caller has looked
+    if schema_match is None:
+        values = (
+            score_request.values
+            if score_request.values is not None
+            else loaded.signature.rows_of(score_request.rows or ())
+        )
+        return loaded.checks.find(values)
+    champion_rows = schema_match.champions_rows()
+    positions = [position for position, _ in champion_rows]
     try:
-        found = live.checks.find([row for _, row in kept])
+        found = loaded.checks.find([row for _, row in champion_rows])
     except RequestError as error:
         # It numbers the rows that it was given.
         at = int(error.message[len("rows[") :].partition("]")[0])
-        raise RequestError(error.message.replace(f"rows[{at}]", f"rows[{places[at]}]", 1), help=error.help) from None
-    return [{**flag, "row": places[flag["row"]]} for flag in found]
+        raise RequestError(error.message.replace(f"rows[{at}]", f"rows[{positions[at]}]", 1), help=error.help) from None
+    return [{**flag, "row": positions[flag["row"]]} for flag in found]
 
 
-def _shares(
-    live: LoadedEndpoint,
-    ask: ScoreRequest,
-    understood: SchemaMatch | None,
+def _rows_by_version(
+    loaded: LoadedEndpoint,
+    score_request: ScoreRequest,
+    schema_match: SchemaMatch | None,
     entities: list[str | None] | None,
     request: str,
     size: int,
 ) -> list[VersionRows]:
     """The rows by the version that answers them."""
     picked: dict[int, list[int]] = {}
-    pick = live.table.pick
-    for place in range(size):
-        key = entities[place] if entities else None
-        picked.setdefault(pick(f"{request}-{place}" if key is None else key), []).append(place)
-    if ask.values is not None:
-        values = ask.values
+    pick = loaded.table.pick
+    for position in range(size):
+        key = entities[position] if entities else None
+        picked.setdefault(pick(f"{request}-{position}" if key is None else key), []).append(position)
+    if score_request.values is not None:
+        values = score_request.values
         if len(picked) == 1:
-            return [VersionRows(live.scorers[next(iter(picked))], None, values)]
+            return [VersionRows(loaded.scorers[next(iter(picked))], None, values)]
         return [
-            VersionRows(live.scorers[route], places, [values[place] for place in places])
-            for route, places in picked.items()
+            VersionRows(loaded.scorers[route], positions, [values[position] for position in positions])
+            for route, positions in picked.items()
         ]
-    assert understood is not None  # noqa: S101 - the rows are plain
-    return understood.share(picked)
+    assert schema_match is not None  # noqa: S101 - the rows are plain
+    return schema_match.assign(picked)
 
 
 def _group(
     part: VersionScores,
     texts: list[str] | None,
-    share: VersionRows,
+    version_rows: VersionRows,
     request: str,
     arrived: int,
     seconds: float,
     entities: list[str | None] | None,
     events: list[int | None] | None,
 ) -> Group:
-    places, values, inputs = part.places, share.values, part.scorer.logged_inputs
+    positions, values, inputs = part.positions, version_rows.values, part.scorer.logged_inputs
     if part.scorer.redaction is not None:
         values = part.scorer.redaction.rows(values)
-    if share.others is not None:
-        values = [(*row, *others) for row, others in zip(values, share.others, strict=True)]
+    if version_rows.others is not None:
+        values = [(*row, *others) for row, others in zip(values, version_rows.others, strict=True)]
         inputs = part.scorer.mixed_inputs
-    if places is not None:
-        entities = [entities[place] for place in places] if entities else None
-        events = [events[place] for place in places] if events else None
+    if positions is not None:
+        entities = [entities[position] for position in positions] if entities else None
+        events = [events[position] for position in positions] if events else None
     return Group(
         request=request,
         arrived=arrived,
@@ -208,13 +225,13 @@ def _group(
         version=part.scorer.version,
         role=part.scorer.role,
         inputs=inputs,
-        places=places,
+        places=positions,
         entities=entities,
         events=events,
         scores=part.scores,
         labels=texts,
         rows=values,  # type: ignore[arg-type]
-        unasked=share.unasked,
+        unasked=version_rows.unasked,
         package=part.scorer.package,
     )
 
@@ -223,8 +240,8 @@ def _group(
 class _Shadow:
     """Scores a request with every shadow, unheard, after its answer has gone."""
 
-    live: LoadedEndpoint
-    ask: ScoreRequest
+    loaded: LoadedEndpoint
+    score_request: ScoreRequest
     log: PredictionLog
     request: str
     arrived: int
@@ -234,19 +251,19 @@ class _Shadow:
     def run(self) -> ShadowOutcome:
         outcome = ShadowOutcome([])
         groups = []
-        rows = plain_rows(self.ask, self.live.signature)
-        for scorer in self.live.shadows:
+        rows = plain_rows(self.score_request, self.loaded.signature)
+        for scorer in self.loaded.shadows:
             began = perf_counter()
-            places = self._mirrored(scorer, len(rows))
-            if places is not None and not places:
+            positions = self._mirrored(scorer, len(rows))
+            if positions is not None and not positions:
                 continue
             try:
-                mirrored = rows if places is None else [rows[place] for place in places]
+                mirrored = rows if positions is None else [rows[position] for position in positions]
                 at, values = fitting_rows(scorer, mirrored)
                 if len(values) < len(mirrored):
                     # The rest has no place in its evidence: it was never asked.
                     outcome.unasked += len(mirrored) - len(values)
-                    places = at if places is None else [places[number] for number in at]
+                    positions = at if positions is None else [positions[number] for number in at]
                 if not values:
                     continue
                 scores, labels, texts = scorer.score(values)
@@ -254,17 +271,19 @@ class _Shadow:
                 outcome.failures += 1
                 logger.warning("The shadow %s did not score request %s: %s", scorer.version, self.request, error)
                 continue
-            part = VersionScores(scorer, places, scores, labels)
+            part = VersionScores(scorer, positions, scores, labels)
             seconds = perf_counter() - began
-            share = VersionRows(scorer, places, values)
-            groups.append(_group(part, texts, share, self.request, self.arrived, seconds, self.entities, self.events))
+            version_rows = VersionRows(scorer, positions, values)
+            groups.append(
+                _group(part, texts, version_rows, self.request, self.arrived, seconds, self.entities, self.events)
+            )
             outcome.scored.append((scorer.version, len(values)))
         if groups:
             try:
-                _log(self.live.settings, self.log, groups, self.request, wait=False)
+                _log(self.loaded.settings, self.log, groups, self.request, wait=False)
             except (EverloopError, OSError) as error:
                 logger.warning("The shadows' scores of request %s are lost: %s", self.request, error)
-                return ShadowOutcome([], len(self.live.shadows))
+                return ShadowOutcome([], len(self.loaded.shadows))
         return outcome
 
     def _mirrored(self, scorer: RouteScorer, size: int) -> list[int] | None:
@@ -272,8 +291,10 @@ class _Shadow:
         percent = scorer.route.percent
         if percent in (0, 100):
             return None
-        keys = [(self.entities or [None] * size)[place] or f"{self.request}-{place}" for place in range(size)]
-        return [place for place, key in enumerate(keys) if place_of(f"{self.live.name}~shadow", key) < percent]
+        keys = [(self.entities or [None] * size)[position] or f"{self.request}-{position}" for position in range(size)]
+        return [
+            position for position, key in enumerate(keys) if position_of(f"{self.loaded.name}~shadow", key) < percent
+        ]
 
 
 def _log(
@@ -293,10 +314,12 @@ def _log(
     return True
 
 
-def _explained(share: VersionRows) -> list[dict[str, Json]]:
-    names = share.scorer.names
+def _explanations(version_rows: VersionRows) -> list[dict[str, Json]]:
+    names = version_rows.scorer.names
     try:
-        return share.scorer.predictor.explain([dict(zip(names, row, strict=True)) for row in share.values])
+        return version_rows.scorer.predictor.explain(
+            [dict(zip(names, row, strict=True)) for row in version_rows.values]
+        )
     except UsageError as error:
         raise RequestError(f"explain: {error.message}", help=error.help) from None
 
@@ -315,6 +338,6 @@ def _events(moments: Sequence[datetime | None] | None, size: int) -> list[int | 
     if len(moments) != size:
         raise RequestError(f"event_at: there are {len(moments)} times for {size} rows.")
     return [
-        None if moment is None else (utc(moment, f"event_at[{place}]") - EPOCH) // _MICROSECOND
-        for place, moment in enumerate(moments)
+        None if moment is None else (utc(moment, f"event_at[{position}]") - EPOCH) // _MICROSECOND
+        for position, moment in enumerate(moments)
     ]

@@ -27,7 +27,7 @@ class TakesLong(Exception):  # noqa: N818 - not an error: the work is to be done
     """Raised before anything was scored or logged."""
 
 
-class Pace:
+class Throughput:
     """What one loaded model takes. `learn` may be called from any thread; a lost update is learned the next time.
 
     Attributes:
@@ -44,7 +44,7 @@ class Pace:
         self.rows = 0
         self._steady = steady
         self._proof = _PROVE
-        self._quick = 0
+        self._instants = 0
 
     def measured(self, rows: int, seconds: float) -> None:
         """Take over a first measurement: more rows take proportionally longer at most."""
@@ -61,33 +61,33 @@ class Pace:
                 # time that it happens, more proof is asked for before it is believed again.
                 self._proof = min(_MOST_PROOF, 2 * self._proof)
                 self.rows = rows - 1
-            self._quick = 0
+            self._instants = 0
         elif rows > self.rows:
-            self._quick += 1
-            if self._quick >= self._proof:
-                self.rows, self._quick = rows, 0
+            self._instants += 1
+            if self._instants >= self._proof:
+                self.rows, self._instants = rows, 0
 
 
-_paces: WeakKeyDictionary[Predictor, Pace] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Predictor, Throughput] = WeakKeyDictionary()
 
 
-def pace_of(predictor: Predictor) -> Pace:
+def throughput_of(predictor: Predictor) -> Throughput:
     """The pace of a loaded model, whichever routes lead to it."""
-    found = _paces.get(predictor)
+    found = _known.get(predictor)
     if found is None:
         # What is looked up in a store waits for the store.
         steady = not predictor.manifest.code_bearing and not predictor.manifest.lookups
-        found = _paces[predictor] = Pace(steady=steady)
+        found = _known[predictor] = Throughput(steady=steady)
     return found
 
 
-def measure_pace(predictor: Predictor) -> None:
+def measure_throughput(predictor: Predictor) -> None:
     """Let a warm model answer its package's own example a few times. Does nothing where there is no example."""
-    pace = pace_of(predictor)
+    throughput = throughput_of(predictor)
     example = predictor.example
-    if example is None or not pace._steady:
+    if example is None or not throughput._steady:
         return
-    quickest = float("inf")
+    fastest = float("inf")
     for _ in range(_TRIES):
         began = perf_counter()
         try:
@@ -95,10 +95,10 @@ def measure_pace(predictor: Predictor) -> None:
         except EverloopError:
             # A model that does not take its own example is found out by `warm`; its first requests teach the pace.
             return
-        quickest = min(quickest, perf_counter() - began)
-        if quickest > 10 * INSTANT_S:
+        fastest = min(fastest, perf_counter() - began)
+        if fastest > 10 * INSTANT_S:
             break
-    pace.measured(1, quickest)
+    throughput.measured(1, fastest)
 
 
-__all__ = ["INSTANT_S", "Pace", "TakesLong", "measure_pace", "pace_of"]
+__all__ = ["INSTANT_S", "TakesLong", "Throughput", "measure_throughput", "throughput_of"]

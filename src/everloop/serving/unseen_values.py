@@ -25,11 +25,11 @@ class UnseenValueChecks:
         self.refuse = refuse
         self._names = signature.names
         self._ranges = [
-            (place, item.low, item.high)
-            for place, item in numbered
+            (index, item.low, item.high)
+            for index, item in numbered
             if item.type in ("int", "float") and item.low is not None and item.high is not None
         ]
-        self._categories = [(place, frozenset(item.categories)) for place, item in numbered if item.categories]
+        self._categories = [(index, frozenset(item.categories)) for index, item in numbered if item.categories]
 
     def find(self, rows: Sequence[Sequence[Any]]) -> list[dict[str, Json]]:
         """Every unseen value: `row`, `input`, `flag` (out_of_range or unseen_category), and what was seen.
@@ -39,15 +39,15 @@ class UnseenValueChecks:
         """
         found: list[dict[str, Json]] = []
         for number, row in enumerate(rows):
-            for place, low, high in self._ranges:
-                value = row[place]
+            for index, low, high in self._ranges:
+                value = row[index]
                 if value is not None and not low <= value <= high:
                     seen = {"seen": [low, high]}
-                    found.append({"row": number, "input": self._names[place], "flag": "out_of_range", **seen})
-            for place, known in self._categories:
-                value = row[place]
+                    found.append({"row": number, "input": self._names[index], "flag": "out_of_range", **seen})
+            for index, known in self._categories:
+                value = row[index]
                 if value is not None and value not in known:
-                    found.append({"row": number, "input": self._names[place], "flag": "unseen_category"})
+                    found.append({"row": number, "input": self._names[index], "flag": "unseen_category"})
             if found and self.refuse:
                 first = found[0]
                 name = str(first["input"])

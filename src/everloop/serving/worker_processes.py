@@ -50,7 +50,7 @@ class WorkerIdentity:
 class Workers:
     """The processes that answer at a listener. For one thread."""
 
-    def __init__(self, name: str, store: Store, listener: socket.socket, place: WorkerIdentity, folder: Path) -> None:
+    def __init__(self, name: str, store: Store, listener: socket.socket, index: WorkerIdentity, folder: Path) -> None:
         """Prepare.
 
         Args:
@@ -58,20 +58,20 @@ class Workers:
         """
         self._listener = listener
         self._folder = folder
-        self._count = place.workers
+        self._count = index.workers
         self._command = [
             *(sys.executable, "-m", "everloop.serving", name, "--home", str(store.home), "--project", store.project),
-            *("--listener", str(listener.fileno()), "--host", place.host, "--workers", str(place.workers)),
+            *("--listener", str(listener.fileno()), "--host", index.host, "--workers", str(index.workers)),
         ]
-        if place.grpc_port is not None:
-            self._command += ["--grpc-port", str(place.grpc_port)]
-        for name in place.allowed_hosts:
+        if index.grpc_port is not None:
+            self._command += ["--grpc-port", str(index.grpc_port)]
+        for name in index.allowed_hosts:
             self._command += ["--allowed-host", name]
-        if place.contained:
+        if index.contained:
             self._command.append("--contained")
         self._running: list[subprocess.Popen[bytes]] = []
-        self._leaving: list[subprocess.Popen[bytes]] = []
-        self._born: list[float] = []
+        self._stopping: list[subprocess.Popen[bytes]] = []
+        self._started_at: list[float] = []
 
     def start(self, stopping: threading.Event) -> bool:
         """Start all and wait until they answer; False: it was to stop before.
@@ -79,19 +79,19 @@ class Workers:
         Raises:
             EverloopError: of the class that kept the first of them from answering.
         """
-        said = [self._spawn() for _ in range(self._count)]
+        ready_file = [self._spawn() for _ in range(self._count)]
         until = monotonic() + _START_S
-        for place, path in enumerate(said):
+        for index, path in enumerate(ready_file):
             while not path.exists():
                 if stopping.is_set():
                     return False
-                if self._running[place].poll() is not None or monotonic() > until:
-                    raise UnavailableError(f"A worker did not come up; it ended with {self._running[place].poll()}.")
+                if self._running[index].poll() is not None or monotonic() > until:
+                    raise UnavailableError(f"A worker did not come up; it ended with {self._running[index].poll()}.")
                 sleep(0.005)
-            told = json.loads(path.read_text(encoding="utf-8"))
+            message = json.loads(path.read_text(encoding="utf-8"))
             path.unlink()
-            if "message" in told:
-                raise _error(told["type"], told["message"])
+            if "message" in message:
+                raise _error(message["type"], message["message"])
         return True
 
     def scale(self, count: int) -> None:
@@ -100,43 +100,43 @@ class Workers:
             self._spawn()
         for worker in self._running[count:]:
             worker.terminate()
-            self._leaving.append(worker)
-        del self._running[count:], self._born[count:]
+            self._stopping.append(worker)
+        del self._running[count:], self._started_at[count:]
 
-    def look(self) -> None:
+    def restart_dead(self) -> None:
         """Start again whichever has died."""
-        self._leaving = [worker for worker in self._leaving if worker.poll() is None]
-        for place, worker in enumerate(self._running):
-            if worker.poll() is None or monotonic() < self._born[place] + _PAUSE_S:
+        self._stopping = [worker for worker in self._stopping if worker.poll() is None]
+        for index, worker in enumerate(self._running):
+            if worker.poll() is None or monotonic() < self._started_at[index] + _PAUSE_S:
                 continue
             _log.warning("Worker %s ended with %s; it is started again.", worker.pid, worker.returncode)
-            self._spawn(place)
+            self._spawn(index)
 
     def stop(self) -> None:
         """Ask all to finish what is on its way, and wait for them."""
         for worker in self._running:
             worker.terminate()
-        for worker in (*self._running, *self._leaving):
+        for worker in (*self._running, *self._stopping):
             try:
                 worker.wait(_STOP_S)
             except subprocess.TimeoutExpired:
                 worker.kill()
                 worker.wait()
 
-    def _spawn(self, place: int | None = None) -> Path:
-        said = self._folder / f"worker-{secrets.token_hex(8)}"
+    def _spawn(self, index: int | None = None) -> Path:
+        ready_file = self._folder / f"worker-{secrets.token_hex(8)}"
         worker = subprocess.Popen(
-            [*self._command, "--port-file", str(said)],
+            [*self._command, "--port-file", str(ready_file)],
             pass_fds=[self._listener.fileno()],
             stdin=subprocess.DEVNULL,
         )
-        if place is None:
+        if index is None:
             self._running.append(worker)
-            self._born.append(monotonic())
+            self._started_at.append(monotonic())
         else:
-            self._running[place] = worker
-            self._born[place] = monotonic()
-        return said
+            self._running[index] = worker
+            self._started_at[index] = monotonic()
+        return ready_file
 
 
 def _error(kind: str, message: str) -> EverloopError:

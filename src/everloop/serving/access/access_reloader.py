@@ -19,7 +19,7 @@ from everloop.serving.access.endpoint_tokens import access_of
 from everloop.serving.endpoint_settings import settings_of
 
 if TYPE_CHECKING:
-    from everloop.serving.endpoint_app import EndpointApp
+    from everloop.serving.endpoint_service import EndpointService
     from everloop.stores import Store
 
 logger = logging.getLogger("everloop.serving")
@@ -28,13 +28,13 @@ logger = logging.getLogger("everloop.serving")
 class AccessReloader:
     """Keeps one app's tokens, testers and settings equal to its endpoint's record. Safe to use from several threads."""
 
-    def __init__(self, store: Store, app: EndpointApp, *, poll_s: float) -> None:
+    def __init__(self, store: Store, service: EndpointService, *, poll_s: float) -> None:
         self._store = store
-        self._app = app
+        self._service = service
         self._poll_s = poll_s
         self._seen = -1
         self._file = store_file(store)
-        self._guard = threading.Lock()
+        self._reloading = threading.Lock()
         self._failed = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="everloop-access", daemon=True)
@@ -46,36 +46,36 @@ class AccessReloader:
 
     def begin(self) -> None:
         """Let what is known grow stale from now on; the caller looks again and again."""
-        self._app.confirm_access()
+        self._service.authorization.confirm()
 
     def stop(self) -> None:
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
 
-    def look(self) -> None:
+    def reload(self) -> None:
         """Take over who may ask, if the store has changed.
 
         Raises:
             EverloopError: the store cannot be read.
         """
-        with self._guard:
+        with self._reloading:
             check_same_file(self._store, self._file)
             last = self._store.records.last_event()
             if last != self._seen:
                 self._take()
                 self._seen = last
-            if self._app.access_grows_stale:
-                self._app.confirm_access()
+            if self._service.authorization.grows_stale:
+                self._service.authorization.confirm()
 
     def _take(self) -> None:
-        app = self._app
+        service = self._service
         try:
-            options = self._store.records.get(EndpointRecord, app.endpoint).options
+            options = self._store.records.get(EndpointRecord, service.endpoint).options
         except NotFoundError:
             # Its tokens went with it. An endpoint that asks for none answers until its process is stopped.
-            if app.asks_token:
-                app.configure(app.settings, {})
+            if service.authorization.asks_token:
+                service.configure(service.settings, {})
             return
         digests, testers = access_of(options)
         try:
@@ -83,13 +83,13 @@ class AccessReloader:
         except UsageError:
             # The others stay as they were; who may choose a version does not wait for them.
             anyone = options.get("override") == "anyone"
-            settings = replace(app.settings, override="anyone" if anyone else "testers")
-        app.configure(settings, digests, testers)
+            settings = replace(service.settings, override="anyone" if anyone else "testers")
+        service.configure(settings, digests, testers)
 
     def _run(self) -> None:
         while not self._stopped.wait(self._poll_s):
             try:
-                self.look()
+                self.reload()
             except EverloopError as error:
                 self._note(str(error))
             except Exception as error:
@@ -99,7 +99,7 @@ class AccessReloader:
 
     def _note(self, why: str) -> None:
         if not self._failed:
-            logger.error("Who may ask the endpoint '%s' cannot be read: %s", self._app.endpoint, why)
+            logger.error("Who may ask the endpoint '%s' cannot be read: %s", self._service.endpoint, why)
         self._failed = True
 
 

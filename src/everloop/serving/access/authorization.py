@@ -50,7 +50,7 @@ class Authorization:
         self.open = digests is None and not self._rate
         """Whether everybody is let in, so that nothing needs to be looked at."""
 
-    def look(self, path: str, authorization: bytes | None) -> tuple[int, str | None]:
+    def check(self, path: str, authorization: bytes | None) -> tuple[int, str | None]:
         """200, 401 (no such token), 429 (too often) or 503 (tokens unknown), and the name of the token."""
         if path in OPEN_PATHS:
             return 200, None
@@ -72,6 +72,15 @@ class Authorization:
         """Whether the tokens were the store's too long ago."""
         return self._digests is not None and monotonic() - self.confirmed > self._stale_s
 
+    def confirm(self) -> None:
+        """Note that tokens and testers equal the store's at this moment. From now on they grow stale."""
+        self.confirmed = monotonic()
+
+    @property
+    def grows_stale(self) -> bool:
+        """Whether `confirm` was ever called."""
+        return self.confirmed != math.inf
+
     def knows(self, path: str, authorization: bytes | None) -> bool:
         """Whether a request may be read at all, before its body is there. It is not counted."""
         if self._digests is None or path in OPEN_PATHS:
@@ -91,9 +100,9 @@ class Authorization:
         with self._guard:
             left, since = self._left.get(client, (self._burst, now))
             left = min(self._burst, left + (now - since) * self._rate)
-            good = left >= 1.0
-            self._left[client] = (left - 1.0 if good else left, now)
-        return good
+            granted = left >= 1.0
+            self._left[client] = (left - 1.0 if granted else left, now)
+        return granted
 
 
 __all__ = ["Authorization"]

@@ -62,21 +62,21 @@ def write_requests(form: Literal["json", "text"]) -> None:
 
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        told = getattr(record, "told", {})
-        return msgspec.json.encode({"at": record.created, "logger": record.name, **told}).decode()
+        fields = getattr(record, "fields", {})
+        return msgspec.json.encode({"at": record.created, "logger": record.name, **fields}).decode()
 
 
 def _log_request(endpoint: str) -> Observe:
     def observe(request: Request, response: Response) -> None:
-        told = _told(endpoint, request, response)
+        fields = _fields_of(endpoint, request, response)
         requests.info(
             "%s %s %s %.6f %s",
-            told["method"],
-            told["path"],
-            told["status"],
-            told["seconds"],
-            told["request"] or "-",
-            extra={"told": told},
+            fields["method"],
+            fields["path"],
+            fields["status"],
+            fields["seconds"],
+            fields["request"] or "-",
+            extra={"fields": fields},
         )
 
     return observe
@@ -89,7 +89,7 @@ def _trace_request(endpoint: str, tracer: Any) -> Observe:
     propagator = TraceContextTextMapPropagator()
 
     def observe(request: Request, response: Response) -> None:
-        told = _told(endpoint, request, response)
+        fields = _fields_of(endpoint, request, response)
         now = system_micros() * 1000
         carrier = {
             key.decode("latin-1"): value.decode("latin-1")
@@ -97,16 +97,20 @@ def _trace_request(endpoint: str, tracer: Any) -> Observe:
             if key in (b"traceparent", b"tracestate")
         }
         span = tracer.start_span(
-            f"{told['method']} {told['path']}",
+            f"{fields['method']} {fields['path']}",
             context=propagator.extract(carrier),
             kind=SpanKind.SERVER,
-            start_time=now - int(told["seconds"] * 1e9),
+            start_time=now - int(fields["seconds"] * 1e9),
             attributes={
-                "http.request.method": told["method"],
-                "http.route": told["path"],
-                "http.response.status_code": told["status"],
+                "http.request.method": fields["method"],
+                "http.route": fields["path"],
+                "http.response.status_code": fields["status"],
                 "everloop.endpoint": endpoint,
-                **{f"everloop.{name}": told[name] for name in ("version", "request", "rows") if told[name] is not None},
+                **{
+                    f"everloop.{name}": fields[name]
+                    for name in ("version", "request", "rows")
+                    if fields[name] is not None
+                },
             },
         )
         if response.status >= 500:
@@ -116,8 +120,8 @@ def _trace_request(endpoint: str, tracer: Any) -> Observe:
     return observe
 
 
-def _told(endpoint: str, request: Request, response: Response) -> dict[str, Any]:
-    answer = response.answer
+def _fields_of(endpoint: str, request: Request, response: Response) -> dict[str, Any]:
+    result = response.result
     return {
         "endpoint": endpoint,
         "method": request.method,
@@ -125,9 +129,9 @@ def _told(endpoint: str, request: Request, response: Response) -> dict[str, Any]
         "status": response.status,
         "seconds": perf_counter() - request.began,
         "client": request.client,
-        "request": None if answer is None else answer.request,
+        "request": None if result is None else result.request_id,
         "version": response.version,
-        "rows": None if answer is None else answer.rows,
+        "rows": None if result is None else result.rows,
     }
 
 

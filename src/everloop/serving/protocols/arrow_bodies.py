@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 from everloop.errors import RequestError
 from everloop.serving.protocols.arrow_messages import FILE_MARK, check_messages
 from everloop.serving.protocols.parquet_pages import check_file
-from everloop.serving.protocols.protocol_common import asked
+from everloop.serving.protocols.protocol_common import score_request_of
 from everloop.serving.protocols.unpacked_limits import check_cells, check_rows, check_unpacked
 
 if TYPE_CHECKING:
@@ -41,27 +41,27 @@ def looks_like_arrow(body: bytes) -> bool:
     return body[:4] == b"\xff\xff\xff\xff" or body[: len(FILE_MARK)] == FILE_MARK
 
 
-def ask_of(live: LoadedEndpoint, request: Request, frame: pl.DataFrame) -> ScoreRequest:
+def frame_request(loaded: LoadedEndpoint, request: Request, frame: pl.DataFrame) -> ScoreRequest:
     """The rows of a frame, with the keys and times in the columns that the query names.
 
     Raises:
         RequestError: a row breaks the signature, or the query names a column that is not there.
     """
     named = parse_qs(request.query.decode("latin-1"))
-    apart: dict[str, list[Any] | None] = {"key": None, "event_at": None}
-    for what in apart:
+    columns: dict[str, list[Any] | None] = {"key": None, "event_at": None}
+    for what in columns:
         column = named.get(what, [None])[-1]
         if column is None:
             continue
         if column not in frame.columns:
             raise RequestError(f"{what}: the table has no column '{column[:100]}'.")
-        apart[what] = frame[column].to_list()
-        if column not in live.known_names:
+        columns[what] = frame[column].to_list()
+        if column not in loaded.known_names:
             frame = frame.drop(column)
-    ask = asked(live, rows_of_frame(frame), request, explain=False)
-    ask.keys, ask.event_at = apart["key"], apart["event_at"]
-    _check(ask)
-    return ask
+    score_request = score_request_of(loaded, rows_of_frame(frame), request, explain=False)
+    score_request.keys, score_request.event_at = columns["key"], columns["event_at"]
+    _check(score_request)
+    return score_request
 
 
 def read_frame(body: bytes, limits: EndpointSettings, kind: bytes = STREAM) -> pl.DataFrame:
@@ -84,20 +84,20 @@ def read_frame(body: bytes, limits: EndpointSettings, kind: bytes = STREAM) -> p
     return _plain(table)
 
 
-def answer_table(answer: ScoreResult, ids: list[str]) -> bytes:
+def result_table(result: ScoreResult, ids: list[str]) -> bytes:
     """An answer as an Arrow IPC stream: id, version, prediction, and probability where there are classes."""
     import pyarrow as pa
 
-    predictions: list[Any] = [None] * answer.rows
-    probabilities: list[Any] = [None] * answer.rows
-    versions = [""] * answer.rows
-    for part in answer.parts:
-        for at, place in enumerate(part.places if part.places is not None else range(answer.rows)):
-            predictions[place] = part.scores[at] if part.labels is None else part.labels[at]
-            probabilities[place] = part.scores[at]
-            versions[place] = part.scorer.version
+    predictions: list[Any] = [None] * result.rows
+    probabilities: list[Any] = [None] * result.rows
+    versions = [""] * result.rows
+    for part in result.parts:
+        for at, position in enumerate(part.positions if part.positions is not None else range(result.rows)):
+            predictions[position] = part.scores[at] if part.labels is None else part.labels[at]
+            probabilities[position] = part.scores[at]
+            versions[position] = part.scorer.version
     columns = {"id": ids, "version": versions, "prediction": predictions}
-    if answer.parts[0].labels is not None:
+    if result.parts[0].labels is not None:
         columns["probability"] = probabilities
     table = pa.table(columns)
     sink = pa.BufferOutputStream()
@@ -159,11 +159,11 @@ def _plain_bytes(column: Any) -> int:
         values = column.dictionary
         if _is_text(values.type):
             lengths = _lengths(values)
-            places = column.indices.drop_null().to_numpy(zero_copy_only=False)
-            if len(places) and not 0 <= places.min() <= places.max() < len(lengths):
+            positions = column.indices.drop_null().to_numpy(zero_copy_only=False)
+            if len(positions) and not 0 <= positions.min() <= positions.max() < len(lengths):
                 raise RequestError("The body is no table that can be read: an index leads out of its dictionary.")
             # The dictionary itself counts as well: its values may all show the same bytes.
-            return int(lengths[places].sum()) + int(lengths.sum())
+            return int(lengths[positions].sum()) + int(lengths.sum())
     elif _is_text(kind):
         return int(_lengths(column).sum())
     # A value without a length of its own becomes a number.
@@ -269,16 +269,27 @@ def _plain(table: Any) -> pl.DataFrame:
     return frame
 
 
-def _check(ask: ScoreRequest) -> None:
+def _check(score_request: ScoreRequest) -> None:
     """Keys and times of a column may be of any type."""
     from datetime import datetime
 
-    if ask.keys is not None:
-        ask.keys = [key if key is None or isinstance(key, str | int | float) else str(key) for key in ask.keys]
-    if ask.event_at is not None:
-        for place, moment in enumerate(ask.event_at):
+    if score_request.keys is not None:
+        score_request.keys = [
+            key if key is None or isinstance(key, str | int | float) else str(key) for key in score_request.keys
+        ]
+    if score_request.event_at is not None:
+        for position, moment in enumerate(score_request.event_at):
             if moment is not None and not isinstance(moment, datetime):
-                raise RequestError(f"event_at[{place}]: {str(moment)[:50]!r} is no time.")
+                raise RequestError(f"event_at[{position}]: {str(moment)[:50]!r} is no time.")
 
 
-__all__ = ["FILE", "PARQUET", "STREAM", "answer_table", "ask_of", "looks_like_arrow", "read_frame", "rows_of_frame"]
+__all__ = [
+    "FILE",
+    "PARQUET",
+    "STREAM",
+    "frame_request",
+    "looks_like_arrow",
+    "read_frame",
+    "result_table",
+    "rows_of_frame",
+]

@@ -36,46 +36,46 @@ _VALUES: dict[str, Any] = {
 }
 
 
-def show_example(response: Response, request: Request, live: LoadedEndpoint) -> Response:
+def show_example(response: Response, request: Request, loaded: LoadedEndpoint) -> Response:
     """The refusal with a body that this model takes; unchanged where the route takes none."""
-    body = valid_body(request.path, live)
+    body = valid_body(request.path, loaded)
     if response.content_type != JSON or body is None:
         return response
     try:
-        told: Any = msgspec.json.decode(response.body)
+        payload: Any = msgspec.json.decode(response.body)
     except msgspec.DecodeError:
         return response
-    curl = _curl(request, live, body)
-    error = told.get("error") if isinstance(told, dict) else None
+    curl = _curl(request, loaded, body)
+    error = payload.get("error") if isinstance(payload, dict) else None
     if isinstance(error, dict):
         hint = _hint(request)
         error |= {"example": body, "curl": curl} | (
             {"help": f"{error.get('help') or ''} {hint}".strip()} if hint else {}
         )
     elif isinstance(error, str):
-        told["error"] = " ".join(filter(None, (error, _hint(request), f"This works: {curl}")))
-    elif isinstance(told, dict) and isinstance(told.get("message"), str):
-        told["message"] = " ".join(filter(None, (told["message"], _hint(request), f"This works: {curl}")))
+        payload["error"] = " ".join(filter(None, (error, _hint(request), f"This works: {curl}")))
+    elif isinstance(payload, dict) and isinstance(payload.get("message"), str):
+        payload["message"] = " ".join(filter(None, (payload["message"], _hint(request), f"This works: {curl}")))
     else:
         return response
-    response.body = _encode(told)
+    response.body = _encode(payload)
     return response
 
 
-def valid_body(path: str, live: LoadedEndpoint) -> dict[str, Any] | None:
+def valid_body(path: str, loaded: LoadedEndpoint) -> dict[str, Any] | None:
     """A body that the route takes, as JSON has it; None where it takes none."""
-    row = example_row(live)
+    row = example_row(loaded)
     if path == "/predict":
         return {"rows": [row]}
     if path == "/labels":
-        classes = live.signature.classes
+        classes = loaded.signature.classes
         return {"labels": [{"key": "customer-7", "value": classes[0] if classes else 1.5}]}
     if path.endswith("/invocations"):
         return {"dataframe_records": [row]}
     if path.endswith((":predict", ":explain")) or path == "/score":
         return {"instances": [row]}
     if path.startswith("/v2/models/") and path.endswith("/infer"):
-        kinds = {item.name: DATATYPES.get(item.type, "BYTES") for item in live.signature.inputs}
+        kinds = {item.name: DATATYPES.get(item.type, "BYTES") for item in loaded.signature.inputs}
         return {
             "inputs": [
                 {"name": name, "shape": [1], "datatype": kinds[name], "data": [value]} for name, value in row.items()
@@ -84,13 +84,13 @@ def valid_body(path: str, live: LoadedEndpoint) -> dict[str, Any] | None:
     return None
 
 
-def example_row(live: LoadedEndpoint) -> dict[str, Any]:
+def example_row(loaded: LoadedEndpoint) -> dict[str, Any]:
     """A row that the champion takes: its package's own example, or one made up where inputs are kept secret."""
-    own = live.champion.predictor.example
-    settings = live.settings
-    if own is None or settings.log_drop or settings.log_hash:
-        own = {item.name: _value(item) for item in live.signature.inputs}
-    row: dict[str, Any] = msgspec.json.decode(_encode(own))
+    example = loaded.champion.predictor.example
+    settings = loaded.settings
+    if example is None or settings.log_drop or settings.log_hash:
+        example = {item.name: _value(item) for item in loaded.signature.inputs}
+    row: dict[str, Any] = msgspec.json.decode(_encode(example))
     return row
 
 
@@ -120,9 +120,9 @@ def _hint(request: Request) -> str | None:
     return None
 
 
-def _curl(request: Request, live: LoadedEndpoint, body: dict[str, Any]) -> str:
+def _curl(request: Request, loaded: LoadedEndpoint, body: dict[str, Any]) -> str:
     host = (request.header(ADDRESS) or request.header(b"host") or b"127.0.0.1:8080").decode("latin-1")
-    path = request.path.replace("{model}", live.name).replace("{version}", str(live.champion.number))
+    path = request.path.replace("{model}", loaded.name).replace("{version}", str(loaded.champion.number))
     data = shlex.quote(_encode(body).decode())
     return f"curl -X POST {shlex.quote(f'http://{host}{path}')} -H 'Content-Type: application/json' -d {data}"
 

@@ -32,8 +32,9 @@ from everloop.http.connection import HEADERS_BYTES
 from everloop.serving.protocols import inference_v2, protocol_common
 from everloop.serving.protocols.grpc_limits import check_infer_request, plain_message
 from everloop.serving.protocols.grpc_messages import SERVICE, messages
-from everloop.serving.protocols.protocol import Request, Response, late
+from everloop.serving.protocols.protocol import Request, Response, Service, late
 from everloop.serving.protocols.tensors import FORMATS, Tensor, flat, pack, rows_of, take_binary
+from everloop.serving.request_executor import LARGE_BODY_BYTES
 from everloop.serving.throughput import TakesLong
 from everloop.version import VERSION
 
@@ -74,7 +75,7 @@ class InferencePort:
             raise MissingExtraError.of("The Open Inference Protocol over gRPC", "grpcio", "grpc") from None
         self._app = app
         self._grpc = grpc
-        limit = app.settings.max_body_bytes
+        limit = app.service.settings.max_body_bytes
         options = [
             ("grpc.max_receive_message_length", limit),
             ("grpc.max_send_message_length", -1),
@@ -85,17 +86,17 @@ class InferencePort:
             ("grpc.http2.max_ping_strikes", 2),
             ("grpc.max_connection_idle_ms", IDLE_MS),
         ]
-        self._server = grpc.aio.server(options=[*options, ("grpc.so_reuseport", int(app.processes > 1))])
+        self._server = grpc.aio.server(options=[*options, ("grpc.so_reuseport", int(app.service.processes > 1))])
         kinds = messages()
         calls = {
             name: grpc.unary_unary_rpc_method_handler(
-                self._guarded(name, call, kinds[f"{name}Request"]),
+                self._call_function(name, call, kinds[f"{name}Request"]),
                 response_serializer=kinds[f"{name}Response"].SerializeToString,
             )
             for name, call in _CALLS.items()
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, calls),))
-        app.paths |= {f"/{SERVICE}/{name}" for name in _CALLS}
+        app.routes.paths |= {f"/{SERVICE}/{name}" for name in _CALLS}
         try:
             self.port: int = self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         except RuntimeError as error:
@@ -108,10 +109,10 @@ class InferencePort:
         """Take no new calls and let those on their way end."""
         await self._server.stop(GRACE_S)
 
-    def _guarded(self, name: str, call: Any, kind: Any) -> Any:
+    def _call_function(self, name: str, call: Any, kind: Any) -> Any:
         app, codes = self._app, self._grpc.StatusCode
 
-        async def answer(data: bytes, context: Any) -> Any:
+        async def respond(data: bytes, context: Any) -> Any:
             if app.metrics.in_flight.value >= app.most and name not in OPEN_CALLS:
                 app.busy()
                 context.set_trailing_metadata((("retry-after", "1"),))
@@ -124,24 +125,24 @@ class InferencePort:
                 request.deadline = began + remaining
             app.metrics.in_flight.add()
             try:
-                code, told, response = await self._answered(name, call, kind, data, request)
+                code, reply, response = await self._answered(name, call, kind, data, request)
             finally:
                 app.metrics.in_flight.add(-1)
             app.sent(request, response)
             if code is not None:
-                await context.abort(code, told)
-            if response.version is not None and response.answer is not None:
+                await context.abort(code, reply)
+            if response.version is not None and response.result is not None:
                 versions = response.version.encode("ascii", "replace").decode()
                 await context.send_initial_metadata(
                     (
                         ("x-everloop-version", versions),
-                        ("x-everloop-request", response.answer.request),
-                        *((name.decode(), value.decode()) for name, value in app.marks),
+                        ("x-everloop-request", response.result.request_id),
+                        *((name.decode(), value.decode()) for name, value in app.extra_headers),
                     )
                 )
-            return told
+            return reply
 
-        return answer
+        return respond
 
     async def _answered(
         self, name: str, call: Any, kind: Any, data: bytes, request: Request
@@ -149,7 +150,7 @@ class InferencePort:
         """A status and a text, or None and the message to send; and what is counted."""
         app, codes = self._app, self._grpc.StatusCode
         if name not in OPEN_CALLS:
-            status, request.client = app.admit(request)
+            status, request.client = app.service.authorization.check(request.path, request.header(b"authorization"))
             if status == 401:
                 return codes.UNAUTHENTICATED, "This endpoint asks for a token.", Response(status=401)
             if status == 503:
@@ -157,32 +158,32 @@ class InferencePort:
             if status == 429:
                 return codes.RESOURCE_EXHAUSTED, "This client asks too often.", Response(status=429)
         try:
-            told, response = await self._called(name, call, kind, data, request)
+            reply, response = await self._called(name, call, kind, data, request)
         except EverloopError as error:
             code = next((code for kind, code in _codes(codes) if isinstance(error, kind)), codes.INTERNAL)
             return code, str(error), Response(status=error.http_status)
         except Exception:
             logger.exception("%s failed", request.path)
             return codes.INTERNAL, "The endpoint failed; its log says why.", Response(status=500)
-        if response.answer is not None:
-            response.version = response.answer.version()
-        return None, told, response
+        if response.result is not None:
+            response.version = response.result.version()
+        return None, reply, response
 
     async def _called(self, name: str, call: Any, kind: Any, data: bytes, request: Request) -> tuple[Any, Response]:
         """What a call gives, by the event loop's thread if it takes an instant, else by one beside it."""
-        app = self._app
+        app, service = self._app, self._app.service
 
         def work() -> tuple[Any, Response]:
-            told: tuple[Any, Response] = call(app, read_message(name, kind, data, app.settings), request)
-            return told
+            reply: tuple[Any, Response] = call(service, read_message(name, kind, data, service.settings), request)
+            return reply
 
-        large = len(data) > app.large or data[:2] == b"\x1f\x8b"
+        large = len(data) > LARGE_BODY_BYTES or data[:2] == b"\x1f\x8b"
         if not large:
             try:
-                return app.attempting(request, work)
+                return app.executor.run_inline(request, work)
             except TakesLong:
                 pass
-        return await app.beside(request, work, large=large)
+        return await app.executor.run_in_thread(request, work, service.settings, large=large)
 
 
 def read_message(name: str, kind: Any, data: bytes, limits: EndpointSettings) -> Any:
@@ -205,31 +206,31 @@ def read_message(name: str, kind: Any, data: bytes, limits: EndpointSettings) ->
         raise RequestError(f"The message is not a {name}Request.") from None
 
 
-def _server_live(app: EndpointApp, message: Any, request: Request) -> tuple[Any, Response]:
+def _server_live(service: Service, message: Any, request: Request) -> tuple[Any, Response]:
     return messages()["ServerLiveResponse"](live=True), Response()
 
 
-def _server_ready(app: EndpointApp, message: Any, request: Request) -> tuple[Any, Response]:
-    return messages()["ServerReadyResponse"](ready=app.ready), Response()
+def _server_ready(service: Service, message: Any, request: Request) -> tuple[Any, Response]:
+    return messages()["ServerReadyResponse"](ready=service.ready), Response()
 
 
-def _server_metadata(app: EndpointApp, message: Any, request: Request) -> tuple[Any, Response]:
+def _server_metadata(service: Service, message: Any, request: Request) -> tuple[Any, Response]:
     return messages()["ServerMetadataResponse"](name="everloop", version=VERSION, extensions=[]), Response()
 
 
-def _model_ready(app: EndpointApp, message: Any, request: Request) -> tuple[Any, Response]:
+def _model_ready(service: Service, message: Any, request: Request) -> tuple[Any, Response]:
     _name(request, message.name, message.version)
-    protocol_common.named(app, request)
-    return messages()["ModelReadyResponse"](ready=app.ready), Response()
+    protocol_common.named(service, request)
+    return messages()["ModelReadyResponse"](ready=service.ready), Response()
 
 
-def _model_metadata(app: EndpointApp, message: Any, request: Request) -> tuple[Any, Response]:
+def _model_metadata(service: Service, message: Any, request: Request) -> tuple[Any, Response]:
     _name(request, message.name, message.version)
-    told = inference_v2.described(protocol_common.named(app, request))
-    return messages()["ModelMetadataResponse"](**told), Response()
+    reply = inference_v2.described(protocol_common.named(service, request))
+    return messages()["ModelMetadataResponse"](**reply), Response()
 
 
-def infer(app: EndpointApp, message: Any, request: Request) -> tuple[Any, Response]:
+def infer(service: Service, message: Any, request: Request) -> tuple[Any, Response]:
     """Score a `ModelInferRequest`.
 
     Raises:
@@ -238,27 +239,27 @@ def infer(app: EndpointApp, message: Any, request: Request) -> tuple[Any, Respon
     if request.deadline is not None and perf_counter() > request.deadline:
         raise late()
     _name(request, message.model_name, message.model_version)
-    live = protocol_common.named(app, request)
+    loaded = protocol_common.named(service, request)
     raw = list(message.raw_input_contents)
-    tensors = _tensors(message, raw, live.settings)
+    tensors = _tensors(message, raw, loaded.settings)
     wanted = [one.name for one in message.outputs] or None
-    inference_v2.check_wanted(live, wanted)
-    columns = protocol_common.score(app, live, rows_of(tensors, live), request)
-    answer = messages()["ModelInferResponse"](
+    inference_v2.check_wanted(loaded, wanted)
+    columns = protocol_common.score(service, loaded, rows_of(tensors, loaded), request)
+    reply = messages()["ModelInferResponse"](
         model_name=message.model_name,
         model_version=inference_v2.versions_of(columns),
-        id=message.id or columns.answer.request,
+        id=message.id or columns.result.request_id,
     )
-    for name, datatype, shape, values in inference_v2.outputs_of(columns, live, wanted):
-        output = answer.outputs.add(name=name, datatype=datatype, shape=shape)
+    for name, datatype, shape, values in inference_v2.outputs_of(columns, loaded, wanted):
+        output = reply.outputs.add(name=name, datatype=datatype, shape=shape)
         cells = flat(values)
         if raw:
-            answer.raw_output_contents.append(pack(cells, datatype))
+            reply.raw_output_contents.append(pack(cells, datatype))
         elif datatype == "BYTES":
             output.contents.bytes_contents.extend(str(cell).encode() for cell in cells)
         else:
             getattr(output.contents, CONTENTS[datatype]).extend(cells)
-    return answer, Response(answer=columns.answer)
+    return reply, Response(result=columns.result)
 
 
 _CALLS = {

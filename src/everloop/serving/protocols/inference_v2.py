@@ -48,7 +48,7 @@ def _problem(status: int, error: EverloopError) -> bytes:
     return protocol_common.encode({"error": str(error)})
 
 
-_speaking = protocol_common.speaking(_problem)
+_with_errors = protocol_common.with_errors(_problem)
 
 
 def server(service: Service, request: Request) -> Response:
@@ -65,72 +65,72 @@ def ready(service: Service, request: Request) -> Response:
     return Response(status=200 if service.ready else 503, body=protocol_common.encode({"ready": service.ready}))
 
 
-@_speaking
+@_with_errors
 def models(service: Service, request: Request) -> Response:
-    return Response(body=protocol_common.encode({"models": [service.live().name]}))
+    return Response(body=protocol_common.encode({"models": [service.loaded_endpoint().name]}))
 
 
-@_speaking
+@_with_errors
 def index(service: Service, request: Request) -> Response:
-    found = service.live()
+    loaded = service.loaded_endpoint()
     entries = [
-        {"name": found.name, "version": protocol_common.short(scorer.version), "state": "READY", "reason": ""}
-        for scorer in found.scorers
+        {"name": loaded.name, "version": protocol_common.short(scorer.version), "state": "READY", "reason": ""}
+        for scorer in loaded.scorers
     ]
     return Response(body=protocol_common.encode(entries))
 
 
-@_speaking
+@_with_errors
 def model_ready(service: Service, request: Request) -> Response:
-    found = protocol_common.named(service, request)
+    loaded = protocol_common.named(service, request)
     return Response(
-        status=200 if service.ready else 503, body=protocol_common.encode({"name": found.name, "ready": service.ready})
+        status=200 if service.ready else 503, body=protocol_common.encode({"name": loaded.name, "ready": service.ready})
     )
 
 
-@_speaking
+@_with_errors
 def metadata(service: Service, request: Request) -> Response:
     return Response(body=protocol_common.encode(described(protocol_common.named(service, request))))
 
 
-def described(found: LoadedEndpoint) -> dict[str, Any]:
+def described(loaded: LoadedEndpoint) -> dict[str, Any]:
     """A model's metadata: its versions, inputs and outputs."""
-    outputs = [{"name": "predictions", "datatype": _label_type(found), "shape": [-1]}]
-    if found.champion.task != "regression":
-        shape = [-1] if found.champion.task == "binary" else [-1, len(found.signature.classes)]
+    outputs = [{"name": "predictions", "datatype": _label_type(loaded), "shape": [-1]}]
+    if loaded.champion.task != "regression":
+        shape = [-1] if loaded.champion.task == "binary" else [-1, len(loaded.signature.classes)]
         outputs.append({"name": "probabilities", "datatype": "FP64", "shape": shape})
     return {
-        "name": found.name,
-        "versions": [protocol_common.short(scorer.version) for scorer in found.scorers],
+        "name": loaded.name,
+        "versions": [protocol_common.short(scorer.version) for scorer in loaded.scorers],
         "platform": "everloop",
         "inputs": [
             {"name": item.name, "datatype": DATATYPES.get(item.type, "BYTES"), "shape": [-1]}
-            for item in found.signature.inputs
+            for item in loaded.signature.inputs
         ],
         "outputs": outputs,
     }
 
 
-@_speaking
+@_with_errors
 def infer(service: Service, request: Request) -> Response:
-    found = protocol_common.named(service, request)
+    loaded = protocol_common.named(service, request)
     head, tail = request.body, b""
-    given = request.header(_BINARY)
-    if given is not None:
-        if not given.isdigit() or len(given) > 12 or int(given) > len(request.body):
+    header = request.header(_BINARY)
+    if header is not None:
+        if not header.isdigit() or len(header) > 12 or int(header) > len(request.body):
             raise RequestError("Inference-Header-Content-Length: expected the length of the JSON part, in bytes.")
-        head, tail = request.body[: int(given)], request.body[int(given) :]
-    check_json(head, found.settings)
+        head, tail = request.body[: int(header)], request.body[int(header) :]
+    check_json(head, loaded.settings)
     body = _decoder.decode(head)
-    take_binary(body.inputs, tail, found.settings)
+    take_binary(body.inputs, tail, loaded.settings)
     wanted = None if body.outputs is None else [one.name for one in body.outputs]
-    check_wanted(found, wanted)
-    columns = protocol_common.score(service, found, rows_of(body.inputs, found), request)
-    outputs, binary = _outputs(columns, found, body)
+    check_wanted(loaded, wanted)
+    columns = protocol_common.score(service, loaded, rows_of(body.inputs, loaded), request)
+    outputs, binary = _outputs(columns, loaded, body)
     answer = {
         "model_name": request.params["model"],
         "model_version": versions_of(columns),
-        "id": body.id or columns.answer.request,
+        "id": body.id or columns.result.request_id,
         "outputs": outputs,
     }
     response = protocol_common.respond(columns, answer)
@@ -147,25 +147,25 @@ def versions_of(columns: protocol_common.Columns) -> str:
     return ",".join(dict.fromkeys(protocol_common.short(version) for version in columns.versions))
 
 
-def check_wanted(found: LoadedEndpoint, wanted: list[str] | None) -> None:
+def check_wanted(loaded: LoadedEndpoint, wanted: list[str] | None) -> None:
     """Look at the outputs that a request names, before anything is scored for it.
 
     Raises:
         RequestError: there is no such output, or one is named twice.
     """
-    there = ("predictions",) if found.champion.task == "regression" else ("predictions", "probabilities")
-    for place, name in enumerate(wanted or ()):
+    there = ("predictions",) if loaded.champion.task == "regression" else ("predictions", "probabilities")
+    for position, name in enumerate(wanted or ()):
         if name not in there:
             raise RequestError(f"There is no output '{name[:100]}'.", help=f"There are: {', '.join(there)}")
-        if place >= len(there) or wanted is None or name in wanted[:place]:
+        if position >= len(there) or wanted is None or name in wanted[:position]:
             raise RequestError(f"The output '{name}' is named twice.")
 
 
 def outputs_of(
-    columns: protocol_common.Columns, found: LoadedEndpoint, wanted: list[str] | None
+    columns: protocol_common.Columns, loaded: LoadedEndpoint, wanted: list[str] | None
 ) -> list[tuple[str, str, list[int], list[Any]]]:
     """Name, datatype, shape and values of the outputs that are wanted, see `check_wanted`; None: of all."""
-    ready: dict[str, tuple[str, list[Any]]] = {"predictions": (_label_type(found), columns.predictions)}
+    ready: dict[str, tuple[str, list[Any]]] = {"predictions": (_label_type(loaded), columns.predictions)}
     if columns.probabilities is not None:
         ready["probabilities"] = ("FP64", columns.probabilities)
     outputs = []
@@ -177,13 +177,13 @@ def outputs_of(
 
 
 def _outputs(
-    columns: protocol_common.Columns, found: LoadedEndpoint, body: _Body
+    columns: protocol_common.Columns, loaded: LoadedEndpoint, body: _Body
 ) -> tuple[list[dict[str, Any]], list[bytes]]:
     everything = body.parameters.get("binary_data_output") is True
-    asked = None if body.outputs is None else [one.name for one in body.outputs]
+    wanted = None if body.outputs is None else [one.name for one in body.outputs]
     binary_wanted = {one.name: one.parameters.get("binary_data", everything) for one in body.outputs or ()}
     outputs, binary = [], []
-    for name, datatype, shape, values in outputs_of(columns, found, asked):
+    for name, datatype, shape, values in outputs_of(columns, loaded, wanted):
         output: dict[str, Any] = {"name": name, "shape": shape, "datatype": datatype}
         if binary_wanted.get(name, everything) is True:
             binary.append(pack(flat(values), datatype))
@@ -194,9 +194,9 @@ def _outputs(
     return outputs, binary
 
 
-def _label_type(found: LoadedEndpoint) -> str:
-    classes = found.signature.classes
-    if found.champion.task == "regression":
+def _label_type(loaded: LoadedEndpoint) -> str:
+    classes = loaded.signature.classes
+    if loaded.champion.task == "regression":
         return "FP64"
     if all(isinstance(value, bool) for value in classes):
         return "BOOL"

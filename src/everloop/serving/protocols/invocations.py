@@ -47,32 +47,32 @@ def _problem(status: int, error: EverloopError) -> bytes:
     return protocol_common.encode({"error_code": _CODES.get(status, "INTERNAL_ERROR"), "message": str(error)})
 
 
-@protocol_common.speaking(_problem)
+@protocol_common.with_errors(_problem)
 def invoke(service: Service, request: Request) -> Response:
-    live = service.live(request)
+    loaded = service.loaded_endpoint(request)
     if "model" in request.params:
-        live = protocol_common.named(service, request)
+        loaded = protocol_common.named(service, request)
     kind = (request.header(b"content-type") or b"application/json").partition(b";")[0].strip().lower()
     if kind == b"application/json":
-        check_json(request.body, live.settings)
-        rows = _json_rows(msgspec.json.decode(request.body), live)
+        check_json(request.body, loaded.settings)
+        rows = _json_rows(msgspec.json.decode(request.body), loaded)
     elif kind == b"text/csv":
-        check_csv(request.body, live.settings)
-        rows = _csv_rows(request.body, live)
+        check_csv(request.body, loaded.settings)
+        rows = _csv_rows(request.body, loaded)
     elif kind in (arrow_bodies.STREAM, arrow_bodies.FILE, *arrow_bodies.PARQUET):
-        rows = arrow_bodies.rows_of_frame(arrow_bodies.read_frame(request.body, live.settings, kind))
+        rows = arrow_bodies.rows_of_frame(arrow_bodies.read_frame(request.body, loaded.settings, kind))
     else:
-        told = RequestError(
+        error = RequestError(
             f"The content type '{kind[:100].decode('latin-1')}' is not taken.",
             help="Send application/json, text/csv, application/vnd.apache.parquet or …arrow.stream.",
         )
-        return Response(status=415, body=_problem(400, told))
-    columns = protocol_common.score(service, live, rows, request)
+        return Response(status=415, body=_problem(400, error))
+    columns = protocol_common.score(service, loaded, rows, request)
     if (request.header(b"accept") or b"").partition(b";")[0].strip().lower() == arrow_bodies.STREAM:
         return Response(
-            body=arrow_bodies.answer_table(columns.answer, columns.ids),
+            body=arrow_bodies.result_table(columns.result, columns.ids),
             content_type=arrow_bodies.STREAM,
-            answer=columns.answer,
+            result=columns.result,
         )
     return protocol_common.respond(columns, columns.body())
 
@@ -105,7 +105,7 @@ ROUTES = {
 }
 
 
-def _json_rows(body: Any, live: LoadedEndpoint) -> list[dict[str, Any]]:
+def _json_rows(body: Any, loaded: LoadedEndpoint) -> list[dict[str, Any]]:
     given = [form for form in _FORMS if isinstance(body, dict) and form in body]
     if len(given) != 1:
         raise RequestError(f"Send exactly one of {', '.join(_FORMS)}; got {', '.join(given) or 'none'}.")
@@ -113,7 +113,7 @@ def _json_rows(body: Any, live: LoadedEndpoint) -> list[dict[str, Any]]:
     if form == "dataframe_split":
         return _split_rows(value)
     if form == "dataframe_records" or form == "instances" or isinstance(value, list):
-        return protocol_common.instances(value, live)
+        return protocol_common.instances(value, loaded)
     if not isinstance(value, dict):
         raise RequestError("inputs: expected an object with one list for each input, or a list of rows.")
     columns = {name: cells if isinstance(cells, list) else [cells] for name, cells in value.items()}
@@ -136,22 +136,22 @@ def _split_rows(value: Any) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in data]
 
 
-def _csv_rows(body: bytes, live: LoadedEndpoint) -> list[dict[str, Any]]:
+def _csv_rows(body: bytes, loaded: LoadedEndpoint) -> list[dict[str, Any]]:
     # Decoded line by line: one letter of four bytes would make each letter of the whole text as long.
     text = io.TextIOWrapper(io.BytesIO(body), encoding="utf-8", newline="")
-    fields = live.fields
-    names = list(live.signature.names)
+    fields = loaded.fields
+    names = list(loaded.signature.names)
     kinds: list[str] = []
     rows: list[dict[str, Any]] = []
     cells_seen = blank = 0
     try:
-        for line in csv.reader(checked_lines(text, live.settings), strict=True):
+        for line in csv.reader(checked_lines(text, loaded.settings), strict=True):
             if not line:
                 blank += 1
-                check_rows(blank, live.settings)
+                check_rows(blank, loaded.settings)
                 continue
             cells_seen += len(line)
-            check_cells(cells_seen, live.settings)
+            check_cells(cells_seen, loaded.settings)
             if not kinds:
                 named = bool(set(line) & set(fields))
                 names = line if named else names
@@ -159,10 +159,10 @@ def _csv_rows(body: bytes, live: LoadedEndpoint) -> list[dict[str, Any]]:
                 if named:
                     continue
             number = len(rows)
-            check_rows(number + 1, live.settings)
+            check_rows(number + 1, loaded.settings)
             if len(line) != len(names):
-                told = ", ".join(names[:20])
-                raise RequestError(f"rows[{number}]: {len(line)} values for the columns {clipped(told, 500)}.")
+                columns = ", ".join(names[:20])
+                raise RequestError(f"rows[{number}]: {len(line)} values for the columns {clipped(columns, 500)}.")
             cells = (
                 _cell(cell, kind, f"rows[{number}].{name}") for name, kind, cell in zip(names, kinds, line, strict=True)
             )

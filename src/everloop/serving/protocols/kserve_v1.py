@@ -30,31 +30,31 @@ def _problem(status: int, error: EverloopError) -> bytes:
     return protocol_common.encode({"error": str(error)})
 
 
-_speaking = protocol_common.speaking(_problem)
+_with_errors = protocol_common.with_errors(_problem)
 
 
-@_speaking
+@_with_errors
 def models(service: Service, request: Request) -> Response:
-    return Response(body=protocol_common.encode({"models": [service.live().name]}))
+    return Response(body=protocol_common.encode({"models": [service.loaded_endpoint().name]}))
 
 
-@_speaking
+@_with_errors
 def model(service: Service, request: Request) -> Response:
-    live = protocol_common.named(service, request)
+    loaded = protocol_common.named(service, request)
     return Response(
-        status=200 if service.ready else 503, body=protocol_common.encode({"name": live.name, "ready": True})
+        status=200 if service.ready else 503, body=protocol_common.encode({"name": loaded.name, "ready": True})
     )
 
 
-@_speaking
+@_with_errors
 def predict(service: Service, request: Request) -> Response:
-    live = protocol_common.named(service, request)
-    check_json(request.body, live.settings)
+    loaded = protocol_common.named(service, request)
+    check_json(request.body, loaded.settings)
     body: Any = msgspec.json.decode(request.body)
     if not isinstance(body, dict) or "instances" not in body:
         raise RequestError('Send {"instances": [{…}, …]}, one object for each row.')
-    given = protocol_common.instances(body["instances"], live)
-    columns = protocol_common.score(service, live, given, request, explain=request.path.endswith(":explain"))
+    rows = protocol_common.instances(body["instances"], loaded)
+    columns = protocol_common.score(service, loaded, rows, request, explain=request.path.endswith(":explain"))
     return protocol_common.respond(columns, columns.body())
 
 

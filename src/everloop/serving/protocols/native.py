@@ -25,9 +25,9 @@ import msgspec
 
 from everloop.errors import RequestError
 from everloop.prediction_log.labels import GivenLabel, unmatched_notice
-from everloop.serving.protocols.arrow_bodies import STREAM, answer_table, ask_of, looks_like_arrow, read_frame
+from everloop.serving.protocols.arrow_bodies import STREAM, frame_request, looks_like_arrow, read_frame, result_table
 from everloop.serving.protocols.protocol import Request, Response, Service
-from everloop.serving.protocols.protocol_common import asked
+from everloop.serving.protocols.protocol_common import score_request_of
 from everloop.serving.protocols.unpacked_limits import TYPED_CONTAINERS_PER_ROW, check_json, check_row_sizes
 from everloop.serving.score_request import ScoreRequest, ScoreResult
 
@@ -40,27 +40,27 @@ _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
 def predict(service: Service, request: Request) -> Response:
-    live = service.live(request)
+    loaded = service.loaded_endpoint(request)
     if looks_like_arrow(request.body):
-        return _predict_table(service, live, request)
-    ask = _ask(live, request)
-    answer = service.answer(live, ask)
-    body = answered(live, answer)
-    if answer.flags:
-        body["flags"] = answer.flags
-    if answer.unasked:
+        return _predict_table(service, loaded, request)
+    score_request = _score_request(loaded, request)
+    result = service.score(loaded, score_request)
+    body = columns_of(loaded, result)
+    if result.flags:
+        body["flags"] = result.flags
+    if result.unasked:
         body["unasked"] = [
-            {"version": version, "rows": rows, "why": why} for version, (rows, why) in answer.unasked.items()
+            {"version": version, "rows": rows, "why": why} for version, (rows, why) in result.unasked.items()
         ]
-    if ask.explain:
-        body["explanations"] = answer.explanations()
-    return Response(body=_encode(body), answer=answer)
+    if score_request.explain:
+        body["explanations"] = result.explanations()
+    return Response(body=_encode(body), result=result)
 
 
-def _predict_table(service: Service, live: LoadedEndpoint, request: Request) -> Response:
-    answer = service.answer(live, ask_of(live, request, read_frame(request.body, live.settings)))
-    ids = [f"{answer.request}-{place}" for place in range(answer.rows)]
-    return Response(body=answer_table(answer, ids), content_type=STREAM, answer=answer)
+def _predict_table(service: Service, loaded: LoadedEndpoint, request: Request) -> Response:
+    result = service.score(loaded, frame_request(loaded, request, read_frame(request.body, loaded.settings)))
+    ids = [f"{result.request_id}-{position}" for position in range(result.rows)]
+    return Response(body=result_table(result, ids), content_type=STREAM, result=result)
 
 
 def label(service: Service, request: Request) -> Response:
@@ -85,17 +85,17 @@ def label(service: Service, request: Request) -> Response:
 
 
 def describe(service: Service, request: Request) -> Response:
-    live = service.live()
+    loaded = service.loaded_endpoint()
     routes = [
         {"version": scorer.version, "role": scorer.role, "percent": scorer.route.percent}
-        for scorer in (*live.scorers, *live.shadows)
+        for scorer in (*loaded.scorers, *loaded.shadows)
     ]
     body = {
-        "endpoint": live.name,
-        "model": live.endpoint.model,
-        "revision": live.revision,
+        "endpoint": loaded.name,
+        "model": loaded.endpoint.model,
+        "revision": loaded.revision,
         "routes": routes,
-        "signature": live.signature.to_json(),
+        "signature": loaded.signature.to_json(),
         "log": service.log_kind,
     }
     return Response(body=_encode(body))
@@ -108,28 +108,32 @@ ROUTES = {
 }
 
 
-def answered(live: LoadedEndpoint, answer: ScoreResult) -> dict[str, Any]:
+def columns_of(loaded: LoadedEndpoint, result: ScoreResult) -> dict[str, Any]:
     """The answer by columns, in the order of the request."""
-    first = answer.parts[0]
-    request = answer.request
-    body: dict[str, Any] = {"model": live.endpoint.model, "version": first.scorer.number}
-    if len(answer.parts) == 1 and first.places is None:
-        body["ids"] = [f"{request}-{place}" for place in range(answer.rows)]
+    first = result.parts[0]
+    request = result.request_id
+    body: dict[str, Any] = {"model": loaded.endpoint.model, "version": first.scorer.number}
+    if len(result.parts) == 1 and first.positions is None:
+        body["ids"] = [f"{request}-{position}" for position in range(result.rows)]
         body["predictions"] = first.scores if first.labels is None else first.labels
         if first.labels is not None:
             body["probabilities"] = first.scores
         return body
-    size = answer.rows
+    size = result.rows
     predictions: list[Any] = [None] * size
     probabilities: list[Any] = [None] * size
     versions = [0] * size
-    for part in answer.parts:
+    for part in result.parts:
         number = part.scorer.number
-        for at, place in enumerate(part.places if part.places is not None else range(size)):
-            predictions[place] = part.scores[at] if part.labels is None else part.labels[at]
-            probabilities[place] = part.scores[at]
-            versions[place] = number
-    body |= {"version": versions[0], "ids": [f"{request}-{place}" for place in range(size)], "predictions": predictions}
+        for at, position in enumerate(part.positions if part.positions is not None else range(size)):
+            predictions[position] = part.scores[at] if part.labels is None else part.labels[at]
+            probabilities[position] = part.scores[at]
+            versions[position] = number
+    body |= {
+        "version": versions[0],
+        "ids": [f"{request}-{position}" for position in range(size)],
+        "predictions": predictions,
+    }
     if first.labels is not None:
         body["probabilities"] = probabilities
     if len(set(versions)) > 1:
@@ -137,21 +141,21 @@ def answered(live: LoadedEndpoint, answer: ScoreResult) -> dict[str, Any]:
     return body
 
 
-def _ask(live: LoadedEndpoint, request: Request) -> ScoreRequest:
-    decoder = live.made("native", _body_decoder)
-    if live.uniform:
-        check_json(request.body, live.settings, TYPED_CONTAINERS_PER_ROW)
+def _score_request(loaded: LoadedEndpoint, request: Request) -> ScoreRequest:
+    decoder = loaded.cached("native", _body_decoder)
+    if loaded.uniform:
+        check_json(request.body, loaded.settings, TYPED_CONTAINERS_PER_ROW)
     else:
-        check_json(request.body, live.settings)
+        check_json(request.body, loaded.settings)
     try:
         body: Any = decoder.decode(request.body)
     except msgspec.ValidationError as error:
-        if live.settings.unfit != "flag" or not live.uniform:
-            raise live.signature.explain(error) from None
+        if loaded.settings.unfit != "flag" or not loaded.uniform:
+            raise loaded.signature.explain(error) from None
         try:
-            body = live.made("native plain", _plain_decoder).decode(request.body)
+            body = loaded.cached("native plain", _plain_decoder).decode(request.body)
         except msgspec.ValidationError:
-            raise live.signature.explain(error) from None
+            raise loaded.signature.explain(error) from None
     explain = body.explain
     if body.inputs is not msgspec.UNSET:
         if body.rows is not msgspec.UNSET:
@@ -168,21 +172,21 @@ def _ask(live: LoadedEndpoint, request: Request) -> ScoreRequest:
             event_at = [event_at] * len(rows)
     else:
         raise RequestError('The input \'rows\' is missing: send {"rows": [{…}]} or {"inputs": {…}}.')
-    if not live.uniform:
+    if not loaded.uniform:
         return ScoreRequest(None, rows, keys, event_at, request.began, explain)
     if rows and type(rows[0]) is dict:
-        ask = asked(live, rows, request, explain=explain)
-        ask.keys, ask.event_at = keys, event_at
-        return ask
-    return ScoreRequest(live.signature.values_of(rows), None, keys, event_at, request.began, explain)
+        score_request = score_request_of(loaded, rows, request, explain=explain)
+        score_request.keys, score_request.event_at = keys, event_at
+        return score_request
+    return ScoreRequest(loaded.signature.values_of(rows), None, keys, event_at, request.began, explain)
 
 
-def _plain_decoder(live: LoadedEndpoint) -> msgspec.json.Decoder[Any]:
+def _plain_decoder(loaded: LoadedEndpoint) -> msgspec.json.Decoder[Any]:
     return _decoder(dict[str, Any])
 
 
-def _body_decoder(live: LoadedEndpoint) -> msgspec.json.Decoder[Any]:
-    return _decoder(live.signature.row_type if live.uniform else dict[str, Any])
+def _body_decoder(loaded: LoadedEndpoint) -> msgspec.json.Decoder[Any]:
+    return _decoder(loaded.signature.row_type if loaded.uniform else dict[str, Any])
 
 
 def _decoder(row: Any) -> msgspec.json.Decoder[Any]:

@@ -40,41 +40,41 @@ _TENSOR = {
 
 
 def openapi(service: Service, request: Request) -> Response:
-    live = service.live()
-    return Response(body=live.made("openapi", lambda whole: encode(document(whole))))
+    loaded = service.loaded_endpoint()
+    return Response(body=loaded.cached("openapi", lambda whole: encode(document(whole))))
 
 
 ROUTES = {("GET", "/openapi.json"): openapi}
 
 
-def document(live: LoadedEndpoint) -> dict[str, Any]:
+def document(loaded: LoadedEndpoint) -> dict[str, Any]:
     """The OpenAPI 3.1 document of an endpoint."""
     rows = {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Row"}}
     keys = {"type": "array", "items": {"type": ["string", "number", "null"]}}
     number: dict[str, Any] = {"type": "number"}
-    task = live.champion.task
-    answer: dict[str, Any] = {
+    task = loaded.champion.task
+    answer_schema: dict[str, Any] = {
         "model": {"type": "string"},
         "version": {"type": "integer"},
         "ids": {"type": "array", "items": {"type": "string"}},
         "predictions": {
             "type": "array",
-            "items": number if task == "regression" else {"enum": list(live.signature.classes)},
+            "items": number if task == "regression" else {"enum": list(loaded.signature.classes)},
         },
     }
     probability = {"type": "array", "items": number} if task == "multiclass" else number
     if task != "regression":
-        answer["probabilities"] = {"type": "array", "items": probability}
+        answer_schema["probabilities"] = {"type": "array", "items": probability}
     optional = {"flags": _FLAGS, "explanations": _EXPLANATIONS, "versions": {"type": "array"}}
     times = {"type": "array", "items": {"type": ["string", "null"], "format": "date-time"}}
     native = _object({"rows": rows, "keys": keys, "event_at": times, "explain": {"type": "boolean"}}, ["rows"])
-    native_answer = _object({**answer, **optional}, list(answer))
+    native_answer = _object({**answer_schema, **optional}, list(answer_schema))
     values = {"type": "array", "items": {}}
     columns = _object({"predictions": values, "probabilities": values, **optional}, ["predictions"])
     instances = _object({"instances": rows}, ["instances"])
     explained = _object({**columns["properties"]}, ["predictions", "explanations"])
     split = _object(
-        {"columns": {"const": list(live.signature.names)}, "data": {"type": "array", "items": _row_list(live)}},
+        {"columns": {"const": list(loaded.signature.names)}, "data": {"type": "array", "items": _row_list(loaded)}},
         ["columns", "data"],
     )
     forms = {
@@ -102,7 +102,11 @@ def document(live: LoadedEndpoint) -> dict[str, Any]:
     table: dict[str, Any] = {_ARROW: {}}
     return {
         "openapi": "3.1.0",
-        "info": {"title": live.name, "version": live.champion.version, "description": f"Served by everloop {VERSION}."},
+        "info": {
+            "title": loaded.name,
+            "version": loaded.champion.version,
+            "description": f"Served by everloop {VERSION}.",
+        },
         "paths": {
             "/predict": {"post": _operation("predict", native, native_answer, more=table, more_answers=table)},
             "/labels": {
@@ -115,12 +119,12 @@ def document(live: LoadedEndpoint) -> dict[str, Any]:
                     "invocations", forms, columns, more={"text/csv": {}, _PARQUET: {}, **table}, more_answers=table
                 )
             },
-            f"/v1/models/{live.name}:predict": {"post": _operation("kserve_v1", instances, columns)},
-            f"/v1/models/{live.name}:explain": {"post": _operation("kserve_v1_explain", instances, explained)},
-            f"/v1/models/{live.name}": {"get": _look("kserve_v1_model")},
-            f"/v2/models/{live.name}/infer": {"post": _operation("inference_v2", tensors, outputs)},
-            f"/v2/models/{live.name}": {"get": _look("inference_v2_model")},
-            f"/v2/models/{live.name}/ready": {"get": _look("inference_v2_ready")},
+            f"/v1/models/{loaded.name}:predict": {"post": _operation("kserve_v1", instances, columns)},
+            f"/v1/models/{loaded.name}:explain": {"post": _operation("kserve_v1_explain", instances, explained)},
+            f"/v1/models/{loaded.name}": {"get": _look("kserve_v1_model")},
+            f"/v2/models/{loaded.name}/infer": {"post": _operation("inference_v2", tensors, outputs)},
+            f"/v2/models/{loaded.name}": {"get": _look("inference_v2_model")},
+            f"/v2/models/{loaded.name}/ready": {"get": _look("inference_v2_ready")},
             "/v2": {"get": _look("inference_v2_server")},
             "/score": {"post": _operation("score", instances, columns)},
             "/": {"get": _look("describe")},
@@ -134,11 +138,11 @@ def document(live: LoadedEndpoint) -> dict[str, Any]:
             "schemas": {
                 "Row": {
                     **_object(
-                        {item.name: _schema(item) for item in live.signature.inputs},
-                        [item.name for item in live.signature.inputs],
+                        {item.name: _schema(item) for item in loaded.signature.inputs},
+                        [item.name for item in loaded.signature.inputs],
                     ),
                     # What training was offered and left out may be sent; anything else is a misspelled name.
-                    "additionalProperties": bool(live.signature.ignored),
+                    "additionalProperties": bool(loaded.signature.ignored),
                 }
             },
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
@@ -147,8 +151,8 @@ def document(live: LoadedEndpoint) -> dict[str, Any]:
     }
 
 
-def _row_list(live: LoadedEndpoint) -> dict[str, Any]:
-    items = [_schema(item) for item in live.signature.inputs]
+def _row_list(loaded: LoadedEndpoint) -> dict[str, Any]:
+    items = [_schema(item) for item in loaded.signature.inputs]
     return {"type": "array", "prefixItems": items, "minItems": len(items), "maxItems": len(items)}
 
 
@@ -170,7 +174,7 @@ def _object(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
 def _operation(
     name: str,
     body: dict[str, Any],
-    answer: dict[str, Any],
+    answer_schema: dict[str, Any],
     *,
     more: dict[str, Any] | None = None,
     more_answers: dict[str, Any] | None = None,
@@ -189,7 +193,10 @@ def _operation(
         "parameters": headers,
         "requestBody": {"required": True, "content": content(body, more)},
         "responses": {
-            "200": {"description": "One answer for each row, in order.", "content": content(answer, more_answers)},
+            "200": {
+                "description": "One answer for each row, in order.",
+                "content": content(answer_schema, more_answers),
+            },
             "4XX": {"description": "The request cannot be used; the message names row and input."},
             "503": {"description": "No version is in use, or too many requests are on their way."},
         },

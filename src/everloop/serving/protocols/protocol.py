@@ -77,7 +77,7 @@ class Response:
     body: bytes = b""
     content_type: bytes = JSON
     headers: Sequence[tuple[bytes, bytes]] = ()
-    answer: ScoreResult | None = None
+    result: ScoreResult | None = None
     version: str | None = None
     """The key of the version that answered; of several, with commas between. Sent as `X-Everloop-Version`."""
 
@@ -107,7 +107,7 @@ class Service(Protocol):
         """Where answers are written down: journal, store or none."""
         ...
 
-    def live(self, request: Request | None = None) -> LoadedEndpoint:
+    def loaded_endpoint(self, request: Request | None = None) -> LoadedEndpoint:
         """The versions in use for this request. Ask once per request: the next call may give others.
 
         A request with `X-Everloop-Version` is answered by that version, if its client may choose.
@@ -119,8 +119,8 @@ class Service(Protocol):
         """
         ...
 
-    def answer(self, live: LoadedEndpoint, ask: ScoreRequest) -> ScoreResult:
-        """Score and log rows; see `answering.answer`."""
+    def score(self, loaded: LoadedEndpoint, score_request: ScoreRequest) -> ScoreResult:
+        """Score and log rows; see `scoring.score_and_log`."""
         ...
 
     def label(self, labels: Sequence[GivenLabel]) -> list[str] | None:

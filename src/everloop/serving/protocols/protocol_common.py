@@ -32,7 +32,7 @@ encode = msgspec.json.Encoder(enc_hook=str).encode
 class Columns:
     """An answer by columns, in the order of the request. `probabilities` is None for regression."""
 
-    answer: ScoreResult
+    result: ScoreResult
     ids: list[str]
     predictions: list[Json]
     probabilities: list[Any] | None
@@ -40,39 +40,39 @@ class Columns:
 
     def body(self) -> dict[str, Any]:
         """`predictions`, and `probabilities` where there are any."""
-        found: dict[str, Any] = {"predictions": self.predictions}
+        body: dict[str, Any] = {"predictions": self.predictions}
         if self.probabilities is not None:
-            found["probabilities"] = self.probabilities
-        if self.answer.flags:
-            found["flags"] = self.answer.flags
-        explanations = self.answer.explanations()
+            body["probabilities"] = self.probabilities
+        if self.result.flags:
+            body["flags"] = self.result.flags
+        explanations = self.result.explanations()
         if explanations is not None:
-            found["explanations"] = explanations
-        return found
+            body["explanations"] = explanations
+        return body
 
 
-def asked(
-    live: LoadedEndpoint, rows: Sequence[Mapping[str, Any]], request: Request, *, explain: bool = False
+def score_request_of(
+    loaded: LoadedEndpoint, rows: Sequence[Mapping[str, Any]], request: Request, *, explain: bool = False
 ) -> ScoreRequest:
     """Plain rows, checked, as what is asked; mended where the endpoint's settings say so.
 
     Raises:
         RequestError: a row breaks the signature; the message names row and field.
     """
-    if not live.uniform:
+    if not loaded.uniform:
         return ScoreRequest(None, rows, began=request.began, explain=explain)
     try:
-        return ScoreRequest(live.signature.rows_of(rows), None, began=request.began, explain=explain)
+        return ScoreRequest(loaded.signature.rows_of(rows), None, began=request.began, explain=explain)
     except RequestError:
-        if live.settings.unfit != "flag":
+        if loaded.settings.unfit != "flag":
             raise
-    mended, flags = coerce_rows(rows, live.signature)
-    return ScoreRequest(live.signature.rows_of(mended), None, began=request.began, explain=explain, flags=flags)
+    coerced, flags = coerce_rows(rows, loaded.signature)
+    return ScoreRequest(loaded.signature.rows_of(coerced), None, began=request.began, explain=explain, flags=flags)
 
 
 def score(
     service: Service,
-    live: LoadedEndpoint,
+    loaded: LoadedEndpoint,
     rows: Sequence[Mapping[str, Any]],
     request: Request,
     *,
@@ -83,23 +83,23 @@ def score(
     Raises:
         RequestError: a row breaks the signature; the message names row and field.
     """
-    answer = service.answer(live, asked(live, rows, request, explain=explain))
-    size = answer.rows
+    result = service.score(loaded, score_request_of(loaded, rows, request, explain=explain))
+    size = result.rows
     predictions: list[Any] = [None] * size
     probabilities: list[Any] = [None] * size
     versions = [""] * size
-    for part in answer.parts:
-        for at, place in enumerate(range(size) if part.places is None else part.places):
-            predictions[place] = part.scores[at] if part.labels is None else part.labels[at]
-            probabilities[place] = part.scores[at]
-            versions[place] = part.scorer.version
-    ids = [f"{answer.request}-{place}" for place in range(size)]
-    return Columns(answer, ids, predictions, None if live.champion.task == "regression" else probabilities, versions)
+    for part in result.parts:
+        for at, position in enumerate(range(size) if part.positions is None else part.positions):
+            predictions[position] = part.scores[at] if part.labels is None else part.labels[at]
+            probabilities[position] = part.scores[at]
+            versions[position] = part.scorer.version
+    ids = [f"{result.request_id}-{position}" for position in range(size)]
+    return Columns(result, ids, predictions, None if loaded.champion.task == "regression" else probabilities, versions)
 
 
 def respond(columns: Columns, body: Any) -> Response:
     """A JSON response, of which the headers will say which version answered and under which id it was logged."""
-    return Response(body=encode(body), answer=columns.answer)
+    return Response(body=encode(body), result=columns.result)
 
 
 def named(service: Service, request: Request) -> LoadedEndpoint:
@@ -108,20 +108,22 @@ def named(service: Service, request: Request) -> LoadedEndpoint:
     Raises:
         NotFoundError: it names another model, or a version that the endpoint does not use.
     """
-    live = service.live(request)
-    name = request.params.get("model", live.name)
-    if name not in (live.name, live.endpoint.model):
-        raise NotFoundError(f"Model with name {name[:100]} does not exist.", help=f"This endpoint serves: {live.name}")
+    loaded = service.loaded_endpoint(request)
+    name = request.params.get("model", loaded.name)
+    if name not in (loaded.name, loaded.endpoint.model):
+        raise NotFoundError(
+            f"Model with name {name[:100]} does not exist.", help=f"This endpoint serves: {loaded.name}"
+        )
     wanted = request.params.get("version")
     if wanted is None:
-        return live
-    if wanted in {short(scorer.version) for scorer in live.scorers}:
-        chosen = pinned(live, wanted)
+        return loaded
+    if wanted in {short(scorer.version) for scorer in loaded.scorers}:
+        chosen = pinned(loaded, wanted)
         assert chosen is not None  # noqa: S101 - it is among them
         return chosen
     raise NotFoundError(
         f"Model {name[:100]} has no version {wanted[:50]} here.",
-        help=f"In use: {', '.join(short(scorer.version) for scorer in live.scorers)}",
+        help=f"In use: {', '.join(short(scorer.version) for scorer in loaded.scorers)}",
     )
 
 
@@ -130,7 +132,7 @@ def short(version: str) -> str:
     return version.rpartition("@")[2]
 
 
-def speaking(problem: Callable[[int, EverloopError], bytes], *, status: int = 400) -> Callable[[Handle], Handle]:
+def with_errors(problem: Callable[[int, EverloopError], bytes], *, status: int = 400) -> Callable[[Handle], Handle]:
     """Let a function's errors leave in a protocol's own form; bad requests get `status`."""
 
     def wrap(handle: Handle) -> Handle:
@@ -144,11 +146,11 @@ def speaking(problem: Callable[[int, EverloopError], bytes], *, status: int = 40
                 error.message = clipped(error.message)
                 return Response(status=code, body=problem(code, error))
             except msgspec.ValidationError as error:
-                told = RequestError(f"{clipped(str(error))}.".replace(" - at `$", " at `"))
-                return Response(status=status, body=problem(status, told))
+                problem_error = RequestError(f"{clipped(str(error))}.".replace(" - at `$", " at `"))
+                return Response(status=status, body=problem(status, problem_error))
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                told = RequestError(f"The body is no JSON that can be read: {error}")
-                return Response(status=400, body=problem(400, told))
+                problem_error = RequestError(f"The body is no JSON that can be read: {error}")
+                return Response(status=400, body=problem(400, problem_error))
 
         return guarded
 
@@ -166,20 +168,20 @@ def plain(value: Any, kind: str, where: str) -> Any:
     return value
 
 
-def by_order(row: Sequence[Any], live: LoadedEndpoint, number: int) -> dict[str, Any]:
+def by_order(row: Sequence[Any], loaded: LoadedEndpoint, number: int) -> dict[str, Any]:
     """A row without names, its values in the order of the signature.
 
     Raises:
         RequestError: it has another length.
     """
-    every = (live.champion, *live.scorers)
+    every = (loaded.champion, *loaded.scorers)
     # Values without names are those of the first version, the champion before all, that has as many inputs.
     inputs = next((one.signature.inputs for one in every if len(one.signature.inputs) == len(row)), None)
     if inputs is None:
-        inputs = live.signature.inputs
+        inputs = loaded.signature.inputs
         raise RequestError(
             f"rows[{number}]: {len(row)} values for {len(inputs)} inputs.",
-            help=f"The inputs in order: {', '.join(live.signature.names[:20])}",
+            help=f"The inputs in order: {', '.join(loaded.signature.names[:20])}",
         )
     return {
         item.name: plain(value, item.type, f"rows[{number}].{item.name}")
@@ -187,22 +189,22 @@ def by_order(row: Sequence[Any], live: LoadedEndpoint, number: int) -> dict[str,
     }
 
 
-def instances(given: Any, live: LoadedEndpoint) -> list[dict[str, Any]]:
+def instances(values: Any, loaded: LoadedEndpoint) -> list[dict[str, Any]]:
     """Rows as a list of objects, or of lists in the order of the signature.
 
     Raises:
         RequestError: something else.
     """
-    if not isinstance(given, list):
+    if not isinstance(values, list):
         raise RequestError("instances: expected a list with one object or list for each row.")
     rows = []
-    for number, row in enumerate(given):
+    for number, row in enumerate(values):
         if isinstance(row, dict):
             rows.append(row)
         elif isinstance(row, list):
-            rows.append(by_order(row, live, number))
-        elif len(live.signature.inputs) == 1:
-            rows.append(by_order([row], live, number))
+            rows.append(by_order(row, loaded, number))
+        elif len(loaded.signature.inputs) == 1:
+            rows.append(by_order([row], loaded, number))
         else:
             raise RequestError(f"instances[{number}]: expected an object with the inputs by name, or a list of them.")
     return rows

@@ -64,14 +64,14 @@ def take_binary(tensors: list[Tensor], tail: bytes, limits: EndpointSettings) ->
         raise RequestError(f"{len(tail) - at} bytes behind the header belong to no tensor.")
 
 
-def rows_of(tensors: list[Tensor], live: LoadedEndpoint) -> list[dict[str, Any]]:
+def rows_of(tensors: list[Tensor], loaded: LoadedEndpoint) -> list[dict[str, Any]]:
     """The rows: one tensor of shape [n] or [n, 1] for each input, or one of shape [n, inputs] for all.
 
     Raises:
         RequestError: shapes, sizes or names that do not fit; the message names the tensor.
         TooLargeError: the tensors have too many values.
     """
-    fields, limits = live.fields, live.settings
+    fields, limits = loaded.fields, loaded.settings
     if not tensors:
         raise RequestError("inputs: there is no tensor.")
     check_cells(sum(_shaped(tensor, limits) for tensor in tensors), limits)
@@ -82,7 +82,7 @@ def rows_of(tensors: list[Tensor], live: LoadedEndpoint) -> list[dict[str, Any]]
         if not width:
             raise RequestError("rows: there is no row to score.")
         check_rows(len(values) // width, limits)
-        return [by_order(values[at : at + width], live, at // width) for at in range(0, len(values), width)]
+        return [by_order(values[at : at + width], loaded, at // width) for at in range(0, len(values), width)]
     columns: dict[str, list[Any]] = {}
     for tensor in tensors:
         if tensor.name in columns:
