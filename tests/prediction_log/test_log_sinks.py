@@ -289,7 +289,7 @@ def test_frames_that_make_no_rows_hold_up_their_instance_only(store: Store, opti
                         version="delays@1",
                         role="champion",
                         inputs=inputs if number else inputs_of,
-                        places=None,
+                        positions=None,
                         entities=None,
                         events=None,
                         scores=[0.5],

@@ -62,7 +62,7 @@ def test_shadows_answer_nobody() -> None:
 @pytest.mark.parametrize(
     ("routes", "told"),
     [
-        ([], "needs one champion; it has: none"),
+        ([], "needs exactly one champion; it has: none"),
         ([Route(version="m@1", percent=50), Route(version="m@2", percent=50)], "m@1, m@2"),
         ([Route(version="m@1", percent=60)], "60 percent"),
         ([Route(version="m@1", percent=120), Route(version="m@2", percent=-20, role="canary")], "cannot take"),

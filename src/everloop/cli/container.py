@@ -128,7 +128,7 @@ def _trust(work: Path) -> None:
 def _serve(work: Path, given: argparse.Namespace) -> None:
     from everloop.deploy.image_log import open_log, ship_rest
     from everloop.serving import serve_endpoint
-    from everloop.serving.resolve_endpoint import find_place
+    from everloop.serving.resolve_endpoint import find_endpoint
     from everloop.stores import open_store
 
     # First of all: a container that cannot keep its promise says so before it fetches a model.
@@ -138,7 +138,7 @@ def _serve(work: Path, given: argparse.Namespace) -> None:
     project, _, name = (given.endpoint or "").rpartition("/")
     with open_store(work / "home", project=project or "default", create=True) as store:
         version = _registered(store, path, given.model_name)
-        place = _endpoint(store, version, name) if name else find_place(store, version.key)
+        place = _endpoint(store, version, name) if name else find_endpoint(store, version.key)
         where, project = store.home, store.project
     sys.stderr.write(
         f"everloop serves {version.key} out of {path} at port {port}, as the endpoint {project}/{place}.\n"

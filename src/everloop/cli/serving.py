@@ -58,7 +58,7 @@ def serve(
     from everloop.errors import UsageError
     from everloop.serving import serve_endpoint, serve_endpoints
     from everloop.serving.observability.telemetry import write_requests
-    from everloop.serving.resolve_endpoint import find_place
+    from everloop.serving.resolve_endpoint import find_endpoint
 
     if all == (endpoint is not None):
         raise UsageError("Serve what?", help="Name an endpoint, a version or an alias; or give --all.")
@@ -71,7 +71,7 @@ def serve(
         serve_endpoints(folder, host, port, project=project, memory_bytes=memory, allowed_hosts=allowed_host or ())
         return
     with opened(home) as store:
-        name = find_place(store, endpoint)
+        name = find_endpoint(store, endpoint)
         folder, project = store.home, store.project
     workers = workers or os.cpu_count() or 1
     if log_requests is not None:

@@ -94,7 +94,7 @@ class LoggedScoring(AzureScoring):
                 version=self._version,
                 role="champion",
                 inputs=self._inputs,
-                places=None,
+                positions=None,
                 entities=None,
                 events=None,
                 scores=answer["probabilities" if binary else "predictions"],

@@ -1,5 +1,5 @@
-"""What every HTTP process shares: the request guard, the limits of connections and bodies, the form of refusals.
+"""What every HTTP process shares: the request guard, limits for connections and bodies, and the form of errors.
 
-The control plane, the process of an endpoint, `everloop serve --all` and container images all stand on these modules.
-They need no framework, so the data plane stays quick.
+The control plane, endpoint processes, `everloop serve --all` and container images all use these modules. They need no
+framework, so the data plane stays fast.
 """

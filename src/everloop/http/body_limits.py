@@ -1,7 +1,7 @@
-"""Limits of a request's body: while it arrives (length, time, wholeness), and once it is unpacked.
+"""Limits for a request's body: while it arrives (length, time, completeness) and when it is decompressed.
 
-A limit counts what is unpacked, and holds before memory is taken for it: a kilobyte can be packed so that it becomes a
-gigabyte.
+A limit counts decompressed bytes and applies before memory is allocated for them, because a kilobyte can decompress to
+a gigabyte.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class BodyLimits(Protocol):
-    """What an operator has set. Sizes in bytes, times in seconds."""
+    """The operator's settings. Sizes in bytes, times in seconds."""
 
     @property
     def json_bytes(self) -> int:
-        """The longest body that is read as a whole."""
+        """The longest body that is read into memory."""
         ...
 
     @property
@@ -35,18 +35,18 @@ class BodyLimits(Protocol):
 
     @property
     def body_s(self) -> float:
-        """The longest time that a body which is read as a whole may take."""
+        """How long a body that is read into memory may take to arrive."""
         ...
 
     @property
     def least_upload_bytes_per_s(self) -> int:
-        """The slowest upload that is waited for, on average after the first `body_s`."""
+        """The slowest upload that is accepted, on average after the first `body_s`."""
         ...
 
 
 class BodyError(Exception):
-    """A body that cannot be taken: too long (413), too slow (408), cut off or damaged (400), of an encoding that is
-    not known (415). The connection closes with the answer."""
+    """A body that is refused: too long (413), too slow (408), cut off or damaged (400), or of an unknown encoding
+    (415). The connection closes after the response."""
 
     def __init__(self, status_code: int, detail: str) -> None:
         super().__init__(detail)
@@ -55,7 +55,7 @@ class BodyError(Exception):
 
 
 class BodyWatch:
-    """Stands before `receive`. A route that streams lifts the limit before it reads, see `allow_upload`."""
+    """Wraps an ASGI `receive`. A route that streams raises the limit before it reads; see `allow_upload`."""
 
     def __init__(self, receive: Callable[[], Awaitable[Any]], options: BodyLimits, declared: int | None) -> None:
         self._receive = receive
@@ -65,24 +65,24 @@ class BodyWatch:
         self._upload = False
         self._size = 0
         self._began = 0.0
-        self._whole = False
+        self._complete = False
 
     def allow_upload(self) -> None:
-        """Take as much as the operator allows for uploads."""
+        """Accept as much as the operator allows for uploads."""
         self._limit = self._options.upload_bytes
         self._upload = True
 
     def limit_to(self, size_bytes: int) -> None:
-        """Take no longer body than this, whatever else is allowed."""
+        """Accept at most this much, even if more is allowed."""
         self._limit = min(self._limit, size_bytes)
 
     @property
     def too_long(self) -> bool:
-        """Whether the announced length is more than is taken."""
+        """Whether the declared length exceeds the limit."""
         return (self._declared or 0) > self._limit
 
     async def swallow(self, size_bytes: int, seconds: float) -> None:
-        """Read and drop the body of a request that is refused, at most this much of it and for so long."""
+        """Read and drop the body of a refused request, up to this size and time."""
         left = size_bytes
         try:
             async with asyncio.timeout(seconds):
@@ -100,7 +100,7 @@ class BodyWatch:
         Raises:
             BodyError: 413, 408 or 400.
         """
-        if self._whole:
+        if self._complete:
             return await self._receive()
         self._check_length(self._declared or 0)
         try:
@@ -112,12 +112,12 @@ class BodyWatch:
             raise BodyError(400, f"The body was cut off after {self._size} bytes.")
         self._size += len(event.get("body", b""))
         self._check_length(self._size)
-        self._whole = not event.get("more_body", False)
+        self._complete = not event.get("more_body", False)
         return event
 
     def _check_length(self, size: int) -> None:
         if size > self._limit:
-            raise BodyError(413, f"A body of more than {self._limit} bytes is not taken here.")
+            raise BodyError(413, f"The body is longer than the limit of {self._limit} bytes.")
 
     def _left_s(self) -> float:
         """How long to wait for the next event."""
@@ -130,7 +130,7 @@ class BodyWatch:
 
 
 def declared_length(headers: list[tuple[bytes, bytes]]) -> int | None:
-    """What `Content-Length` announces; None where it announces nothing."""
+    """The length in `Content-Length`; None if there is none, or it is not a number."""
     for name, value in headers:
         if name == b"content-length":
             return int(value) if value.isdigit() and len(value) < 20 else None
@@ -140,27 +140,27 @@ def declared_length(headers: list[tuple[bytes, bytes]]) -> int | None:
 def unpacked(encoding: str, body: bytes, most_bytes: int) -> bytes:
     """A body without its `Content-Encoding`: `gzip` or `deflate`, once.
 
-    No more than `most_bytes` are ever unpacked, whatever the body would become.
+    Never decompresses more than `most_bytes`.
 
     Raises:
-        BodyError: another encoding or several (415), damaged or cut off (400), too long once unpacked (413).
+        BodyError: another encoding or several (415), damaged or cut off (400), too long when decompressed (413).
     """
     name = encoding.strip().lower()
     if name in ("", "identity"):
         return body
     if name not in ("gzip", "x-gzip", "deflate"):
-        raise BodyError(415, f"The content encoding '{encoding[:50]}' is not taken. Send gzip, deflate or none.")
+        raise BodyError(415, f"The content encoding '{encoding[:50]}' is not supported. Send gzip, deflate or none.")
     try:
-        # 47: gzip or zlib, whichever header is there. Some clients mean the bare format by `deflate`.
-        bare = name == "deflate" and (body[:1] or b"\x78")[0] & 0x0F != 8
-        unpacking = zlib.decompressobj(wbits=-15 if bare else 47 if name != "deflate" else 15)
-        data = unpacking.decompress(body, most_bytes + 1)
+        # 47 detects gzip or zlib by its header. Some clients send the raw format as `deflate`.
+        raw = name == "deflate" and (body[:1] or b"\x78")[0] & 0x0F != 8
+        decompressor = zlib.decompressobj(wbits=-15 if raw else 47 if name != "deflate" else 15)
+        data = decompressor.decompress(body, most_bytes + 1)
     except zlib.error as error:
         raise BodyError(400, f"The body is not {name}: {error}.") from None
     if len(data) > most_bytes:
-        raise BodyError(413, f"The body becomes more than {most_bytes} bytes when it is unpacked.")
-    if not unpacking.eof:
+        raise BodyError(413, f"The body is longer than {most_bytes} bytes when decompressed.")
+    if not decompressor.eof:
         raise BodyError(400, f"The {name} body is cut off.")
-    if unpacking.unused_data:
-        raise BodyError(400, f"There are bytes behind the end of the {name} body.")
+    if decompressor.unused_data:
+        raise BodyError(400, f"There are bytes after the end of the {name} body.")
     return data

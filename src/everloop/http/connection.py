@@ -1,6 +1,6 @@
-"""One HTTP/1.1 connection whose client may be slow, endless or silent: uvicorn's protocol with limits of its own.
+"""uvicorn's HTTP/1.1 protocol with limits against clients that are slow, silent or never stop sending.
 
-uvicorn has none for headers, for what stands between a body's pieces, and for clients that do not read their answer.
+uvicorn itself has no limits for headers, for the framing of chunked bodies, or for clients that do not read responses.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ HEADERS_S = 15.0
 """How long a request's first line and headers may take, and the first request of a connection to begin."""
 HEADERS_BYTES = 64 * 1024
 UNREAD_S = 30.0
-"""How long a client may read nothing of an answer that waits for it."""
+"""How long a client may leave a response unread."""
 MOST_PIPELINED = 256
-"""Requests of one connection that may wait behind one which is being answered. Each takes some kilobytes."""
+"""Pipelined requests of one connection that may wait behind the current one. Each takes some kilobytes."""
 HEALTH = b"/health"
 WHOLE = "everloop.whole"
-"""In the scope of a request whose body has arrived to its end: reading it waits for nobody."""
+"""Key in the scope of a request whose body has arrived completely, so reading it does not wait."""
 FRAMING = 8
-"""Bytes of framing (lengths of pieces, extensions, trailers) that may come with each byte of a body."""
+"""Bytes of framing (chunk lengths, extensions, trailers) allowed for each byte of a body."""
 
 
 class LimitedHttp(HttpToolsProtocol):
-    """uvicorn's protocol, with an end to headers, to framing and to waiting for readers."""
+    """uvicorn's protocol with limits for headers, framing and unread responses."""
 
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._waiting: asyncio.TimerHandle | None = None
         self._reading: asyncio.TimerHandle | None = None
         self._in_head = False
         self._in_body = False
         self._arrived = 0
-        """Bytes that may belong to the headers that are being read."""
+        """Bytes received that may belong to the current headers."""
         self._framing = 0
-        """Bytes of the body's framing, less those that its content allows for."""
+        """Bytes of the body's framing, minus those that its content allows."""
         self._refused = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -73,7 +73,7 @@ class LimitedHttp(HttpToolsProtocol):
         else:
             self._arrived = 0
 
-    # -- what the parser finds
+    # -- callbacks of the parser
 
     def on_message_begin(self) -> None:
         self._in_head, self._in_body = True, False
@@ -81,9 +81,9 @@ class LimitedHttp(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_body:
-            # A trailer. What has been checked before the body came is not changed behind it.
+            # A trailer. It must not change headers that were checked before the body came.
             return
-        # As uvicorn's own, without the call: it is one for each header of each request.
+        # The same as in uvicorn, inlined: a call for each header of each request costs too much.
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
@@ -94,7 +94,7 @@ class LimitedHttp(HttpToolsProtocol):
         self.check_pipeline()
         limit = self.limit_concurrency
         if self.url == HEALTH:
-            # Whether the server lives is told also where it has too many connections.
+            # The health check is answered also when there are too many connections.
             self.limit_concurrency = None
         super().on_headers_complete()
         self.limit_concurrency = limit
@@ -112,18 +112,18 @@ class LimitedHttp(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.pipeline and not self.transport.is_closing():
-            # uvicorn reads on after each answer, also while earlier requests wait, which a client can keep up for ever.
+            # uvicorn resumes reading after each response even while requests wait. A client can keep that up for ever.
             self.flow.pause_reading()
 
     def check_pipeline(self) -> None:
-        """Refuse a request behind which too many others wait already. To be called before it joins them."""
+        """Refuse a request if too many are pipelined already. Call it before the request joins them."""
         if len(self.pipeline) >= MOST_PIPELINED:
             self._refused = 429
-            # The parser ends with this, and `send_400_response` is called.
+            # This stops the parser, and uvicorn calls `send_400_response`.
             raise ValueError("too many requests wait")
 
     def check_head(self) -> None:
-        """Refuse headers that are too many or too long. To be called once they are there."""
+        """Refuse headers that are too many or too long. Call it when they have arrived."""
         self._in_head, self._in_body = False, True
         self._framing = 0
         if self._waiting is not None:
@@ -134,14 +134,14 @@ class LimitedHttp(HttpToolsProtocol):
             and len(self.url) + sum(len(name) + len(value) + 4 for name, value in headers) > HEADERS_BYTES
         ):
             self._refused = 431
-            # The parser ends with this, and `send_400_response` is called.
+            # This stops the parser, and uvicorn calls `send_400_response`.
             raise ValueError("headers too long")
         self._arrived = 0
         if not self.url.startswith(b"/"):
-            self._take_named_host()
+            self._use_request_line_host()
 
-    def _take_named_host(self) -> None:
-        """Where the first line names a host, that one counts, whatever `Host` says (RFC 9112, section 3.2.2)."""
+    def _use_request_line_host(self) -> None:
+        """A host in the request line takes precedence over the `Host` header (RFC 9112, section 3.2.2)."""
         scheme, found, rest = self.url.partition(b"://")
         if found and scheme.lower() in (b"http", b"https"):
             host = rest.partition(b"/")[0]
@@ -191,9 +191,9 @@ class LimitedHttp(HttpToolsProtocol):
         super().resume_writing()
 
     def _watch_reader(self, unread: int) -> None:
-        self._reading = self.loop.call_later(UNREAD_S, self._look_at_reader, unread)
+        self._reading = self.loop.call_later(UNREAD_S, self._check_reader, unread)
 
-    def _look_at_reader(self, unread: int) -> None:
+    def _check_reader(self, unread: int) -> None:
         self._reading = None
         left = self.transport.get_write_buffer_size()
         if left >= unread:
@@ -203,7 +203,7 @@ class LimitedHttp(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         if not self.transport.is_closing() and self.transport.get_write_buffer_size():
-            # It would stay open until the client has read what it does not read.
+            # A graceful close would wait for ever for a client that does not read.
             self.transport.abort()
             return
         super().timeout_keep_alive_handler()

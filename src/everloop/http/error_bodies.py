@@ -1,4 +1,4 @@
-"""How a request is refused before a route has seen it: one JSON body, and a connection that closes."""
+"""Refuses a request before a route has seen it: one JSON body, then the connection closes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
 LONGEST_MESSAGE = 2_000
-"""Characters of a message. What a client sent may stand in it, and an answer is not an echo of 8 MB."""
+"""Characters of a message. It may quote what a client sent, which must not echo 8 MB."""
 
 
 def clipped(text: str, most: int = LONGEST_MESSAGE) -> str:
-    """The text, shortened where it is longer than `most` characters."""
+    """The text, cut to `most` characters if it is longer."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def error_content(name: str, message: str, help: str | None = None) -> dict[str, Any]:
-    """The body of a refusal: `{"error": {"type", "message", "help"}}`."""
+    """The JSON body of an error: `{"error": {"type", "message", "help"}}`."""
     return {"error": {"type": name, "message": clipped(message), "help": None if help is None else clipped(help)}}
 
 
@@ -27,7 +27,7 @@ async def send_refusal(
     content: Any,
     headers: Iterable[tuple[bytes, bytes]] = (),
 ) -> None:
-    """Answer without having read the body. The connection closes, so that the rest of it need not be read."""
+    """Respond without reading the body. The connection closes, so the rest need not be read."""
     import msgspec
 
     body = msgspec.json.encode(content)

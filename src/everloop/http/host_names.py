@@ -1,7 +1,7 @@
-"""Under which names a server may be addressed.
+"""The host names that a server answers to.
 
-A page of another site can make its own name lead to this machine (DNS rebinding). Its requests then look as if they
-came from a page of this server, but for the `Host` header, which holds the name of the other site.
+Another site can point its own domain at this machine (DNS rebinding). Requests of its pages then look as if they came
+from this server's own pages, except for the `Host` header, which holds the other site's domain.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 VARIABLE = "EVERLOOP_ALLOWED_HOSTS"
-"""The environment variable that names further hosts, with commas or spaces between; `*` allows every name."""
+"""The environment variable with further host names, separated by commas or spaces; `*` allows every name."""
 _INTERNAL = (".local", ".internal", ".localhost", ".svc", ".cluster.local", ".test", ".home.arpa")
 _PLATFORMS = (
     "KUBERNETES_SERVICE_HOST", "K_SERVICE", "AIP_", "SAGEMAKER_", "AWS_EXECUTION_ENV", "ECS_CONTAINER_METADATA_URI",
     "AWS_CONTAINER_CREDENTIALS_", "AZUREML_", "WEBSITE_SITE_NAME", "CONTAINER_APP_NAME",
 )  # fmt: skip
-"""Variables, or how their names begin, by which platforms that run containers let themselves be known."""
+"""Environment variables, or prefixes of them, by which container platforms can be recognized."""
 _MOST_REMEMBERED = 1_000
 
 
 def host_name(value: str) -> str | None:
-    """The name in a `Host` header, in small letters and without port or brackets; None if it is none."""
+    """The name in a `Host` header, in lower case, without port or brackets; None if it is not a valid name."""
     if value.startswith("["):
         name, closed, port = value[1:].partition("]")
         if not closed or (port and not _is_port(port)):
@@ -52,7 +52,7 @@ def _is_port(text: str) -> bool:
 
 
 def is_address(name: str) -> bool:
-    """Whether a name is an IP address. No other site's name can be one."""
+    """Whether a name is an IP address. The domain of another site cannot be one."""
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -61,49 +61,49 @@ def is_address(name: str) -> bool:
 
 
 class HostRule:
-    """Which `Host` is this server's.
+    """Decides whether a `Host` header names this server.
 
-    Always right: loopback's names, and the address at which the connection arrived.
+    The loopback names and the address at which the connection arrived are always allowed.
     """
 
     def __init__(self, allowed: Sequence[str] = (), *, addresses: bool = False, internal: bool = False) -> None:
         """Prepare.
 
         Args:
-            allowed: further names; `*.example.com` for all below it, `*` for every name.
-            addresses: allow every IP address: this server is reached through others than its own (NAT, probes).
-            internal: allow names that no page of the internet can have: those without a dot, `.local`, `.internal`,
-                `.svc` and the like.
+            allowed: further names; `*.example.com` for all subdomains, `*` for every name.
+            addresses: allow every IP address, for servers that are reached by others than their own (NAT, probes).
+            internal: allow names that no public site can have: those without a dot, `.local`, `.internal`, `.svc` and
+                the like.
         """
         names = [name.strip().lower() for name in allowed]
         self._names = LOOPBACK | {name for name in names if not name.startswith("*")}
         self._endings = tuple(name[1:] for name in names if name.startswith("*."))
-        self._every = "*" in names
+        self._all = "*" in names
         self._addresses = addresses
         self._internal = internal
-        self._good: set[bytes] = set()
+        self._accepted: set[bytes] = set()
         self.origins = frozenset(name.encode() for name in names if not name.startswith("*"))
-        """The configured names, as the authority of an `Origin`: a proxy may have changed `Host` on the way."""
+        """The configured names as they appear in `Origin`, because a proxy may have changed `Host`."""
 
     def allows(self, headers: Iterable[tuple[bytes, bytes]], local: str | None) -> bool:
         """Whether the one `Host` header names this server.
 
         Args:
-            local: the address at which the connection arrived. A name can be made to lead anywhere, a number
-                cannot, so this number itself is always right.
+            local: the address at which the connection arrived. It is always allowed: a domain can be pointed anywhere,
+                an IP address cannot.
         """
         values = [value for name, value in headers if name == b"host"]
         return len(values) == 1 and self.allows_value(values[0], local)
 
     def allows_value(self, value: bytes, local: str | None) -> bool:
         """Whether the value of a `Host` header names this server."""
-        if value in self._good:
+        if value in self._accepted:
             return True
         name = host_name(value.decode("latin-1"))
-        if name is None or not (self._every or self._allows_name(name, local)):
+        if name is None or not (self._all or self._allows_name(name, local)):
             return False
-        if len(self._good) < _MOST_REMEMBERED:
-            self._good.add(value)
+        if len(self._accepted) < _MOST_REMEMBERED:
+            self._accepted.add(value)
         return True
 
     def _allows_name(self, name: str, local: str | None) -> bool:
@@ -111,21 +111,23 @@ class HostRule:
             return True
         if is_address(name):
             return self._addresses
-        # Numbers with other dots (127.1, 0x7f.1) are addresses to some clients. No platform sends them.
+        # Some clients take short or hexadecimal numbers (127.1, 0x7f.1) for addresses. No platform sends them.
         return self._internal and not name[-1].isdigit() and ("." not in name or name.endswith(_INTERNAL))
 
 
 def rule_for(host: str, allowed: Sequence[str] = (), *, asks_token: bool = False, contained: bool = False) -> HostRule:
     """The rule of a process that serves endpoints at `host`.
 
-    On loopback: loopback's names and `allowed`. At any other address, where a list is given: that list, and IP
-    addresses, which probes send. Without a list: every name where each request needs a token, since a page of another
-    site does not have it; in a container every name where a platform runs it, which stands in front and sends names
-    of its own, else IP addresses and internal names.
+    On loopback: the loopback names and `allowed`. At any other address:
+
+    - with a list, the names in it, and IP addresses, because probes send them;
+    - without a list, every name if each request needs a token, because a page of another site does not have one;
+    - in a container without a list, every name if a platform runs it, because the platform sends its own names; else
+      IP addresses and internal names.
 
     Args:
-        asks_token: everything but health checks needs a token.
-        contained: the process listens in a container without a token of its own.
+        asks_token: every request except health checks needs a token.
+        contained: the process listens in a container and does not check tokens.
     """
     if host in LOOPBACK:
         return HostRule(allowed)
@@ -140,15 +142,15 @@ def on_platform(environment: Mapping[str, str]) -> bool:
 
 
 def allowed_hosts(given: Sequence[str] = (), start: Path | None = None) -> tuple[str, ...]:
-    """The names under which an endpoint's process may be addressed, beside its own.
+    """The further host names that an endpoint's process answers to.
 
     Args:
-        given: on the command line. Without any, those of the environment variable `EVERLOOP_ALLOWED_HOSTS`, else
+        given: from the command line. If empty, those in the environment variable `EVERLOOP_ALLOWED_HOSTS`, else
             `allowed_hosts` under `[serving]` in the nearest `everloop.toml`.
-        start: where that file is looked for, upwards.
+        start: the folder from which that file is searched upwards.
 
     Raises:
-        ProjectError: the file has something else there.
+        ProjectError: `allowed_hosts` in the file is not a list of names.
     """
     from everloop.stores.home import nearest_config
 
@@ -159,7 +161,7 @@ def allowed_hosts(given: Sequence[str] = (), start: Path | None = None) -> tuple
         try:
             found = tomllib.loads(config.read_text(encoding="utf-8")).get("serving", {})
         except (OSError, ValueError) as error:
-            raise ProjectError(f"'{config}' cannot be read: {error}.") from error
+            raise ProjectError(f"Cannot read '{config}': {error}.") from error
         texts = found.get("allowed_hosts", ()) if isinstance(found, dict) else ()
         if not isinstance(texts, list | tuple) or not all(isinstance(one, str) for one in texts):
             raise ProjectError(

@@ -1,4 +1,4 @@
-"""Listening: a socket, a server, and a clean end."""
+"""Binding a socket, running a server on it, and stopping it cleanly."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from litestar.types import ASGIApp
 
 STOP_S = 3
-"""How long requests under way may take once the server is told to stop."""
+"""How long requests in flight may take when the server stops."""
 
 
 class ControlServer(uvicorn.Server):
-    """A server that ends on SIGINT and SIGTERM and gives the control back to its caller.
+    """A server that stops on SIGINT and SIGTERM and then returns to its caller.
 
-    uvicorn's own raises the signal again once it has stopped, which kills the process before the caller can stop
-    its children.
+    uvicorn's server raises the signal again after it has stopped, which kills the process before the caller can stop
+    its child processes.
     """
 
     def __init__(self, app: ASGIApp, *, ready: Callable[[], None] | None = None) -> None:
@@ -65,15 +65,15 @@ class ControlServer(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens nowhere yet.
+    """A bound socket that does not listen yet.
 
     Raises:
-        UsageError: the address is not this machine's, or the port is taken.
+        UsageError: the address does not belong to this machine, or the port is in use.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
-        raise UsageError(f"'{host}' is no address of this machine.", help="Give one with --host.") from error
+        raise UsageError(f"'{host}' is not an address of this machine.", help="Choose one with --host.") from error
     bound = socket.socket(family, kind)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -82,18 +82,18 @@ def bind(host: str, port: int) -> socket.socket:
         bound.close()
         why = error.strerror if isinstance(error, OSError) else error
         raise UsageError(
-            f"Port {port} of {host} cannot be used: {why}.", help="Choose another with --port, 0 for any."
+            f"Cannot listen on port {port} of {host}: {why}.", help="Choose another with --port, or 0 for any."
         ) from error
     return bound
 
 
 def url_of(bound: socket.socket) -> str:
-    """Where people reach it."""
+    """The URL of a bound socket."""
     address: Any = bound.getsockname()
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
     return f"http://{host}:{address[1]}"
 
 
 def is_loopback(bound: socket.socket) -> bool:
-    """Whether only this machine can reach it."""
+    """Whether only this machine can reach the socket."""
     return ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback

@@ -1,9 +1,9 @@
-"""What every request must be before a route sees it: addressed to this server, and not sent by another site's page.
+"""Checks every request before a route sees it: it must be addressed to this server and not come from another site.
 
-A browser sends requests to any address that a page names, also to this machine's own, and with what the browser knows
-of it. Three things show it: `Origin` or `Sec-Fetch-Site` name another origin; the body has one of the three media types
-that a page may send without asking first; or, where the page's name was made to lead here, `Host` is not ours.
-Programs (curl, clients, proxies) send no `Origin`, and are let through.
+A browser lets any page send requests to any address, including this machine, along with the cookies that it has for it.
+Three things give such requests away: `Origin` or `Sec-Fetch-Site` name another origin; the body has one of the three
+media types that a page may send without a preflight; or, if the page's domain was pointed at this machine, `Host` is
+not one of this server's names. Programs (curl, clients, proxies) send no `Origin` and pass.
 
 Source: Fetch standard, "CORS-safelisted request-header", "Origin header"; W3C, Fetch Metadata Request Headers.
 """
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from everloop.http.host_names import HostRule
 
 SIMPLE_TYPES = frozenset({b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data"})
-"""The media types that a page of any site may post without asking the server first."""
+"""The media types that a page of any site may post without a preflight request."""
 MOST_HEADERS = 100
-_LOOKED_AT = frozenset({b"host", b"origin", b"content-type", b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest"})
+_CHECKED = frozenset({b"host", b"origin", b"content-type", b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest"})
 _OWN_SITES = (b"same-origin", b"none")
 
 
@@ -34,8 +34,8 @@ class Refusal:
     help: str | None = None
 
 
-_TWICE = Refusal(400, "A header that may come once came twice.", "Send Host, Origin and Content-Type once.")
-_STRANGE_HOST = Refusal(
+_TWICE = Refusal(400, "A header that may be sent once was sent twice.", "Send Host, Origin and Content-Type once.")
+_WRONG_HOST = Refusal(
     421,
     "This server does not answer to that host name.",
     "The operator may add names with --allowed-host, or with the environment variable EVERLOOP_ALLOWED_HOSTS.",
@@ -48,21 +48,20 @@ _CROSS_ORIGIN = Refusal(
 )
 _SIMPLE = Refusal(
     415,
-    "This media type is not accepted, because any web page can send it without asking.",
-    "Send the body as what it is: curl -H 'Content-Type: application/json' -d …",
+    "This media type is not accepted, because any web page can send it without a preflight request.",
+    "Send the real content type: curl -H 'Content-Type: application/json' -d …",
 )
 _HEADERS = Refusal(431, f"The request has more than {MOST_HEADERS} headers.")
 
 
 class RequestGuard:
-    """Looks at a request's method and headers. Safe to use from several threads; holds no request."""
+    """Checks a request's method and headers. Thread-safe and stateless."""
 
     def __init__(self, hosts: HostRule, origins: Collection[str] = ()) -> None:
         """Prepare.
 
         Args:
-            origins: authorities (`ml.example.com`) under which pages of this server are seen, where something in front
-                changes `Host`.
+            origins: domains (`ml.example.com`) under which browsers see this server's pages, if a proxy changes `Host`.
         """
         self.hosts = hosts
         self._origins = hosts.origins | {origin.lower().encode() for origin in origins}
@@ -76,10 +75,10 @@ class RequestGuard:
         """
         host = origin = site = mode = destination = kind = None
         for name, value in headers:
-            if name in _LOOKED_AT:
+            if name in _CHECKED:
                 if name == b"host":
                     if host is not None:
-                        return _STRANGE_HOST
+                        return _WRONG_HOST
                     host = value
                 elif name == b"content-type":
                     if kind is not None:
@@ -102,16 +101,16 @@ class RequestGuard:
         if host is None:
             return _NO_HOST
         if not self.hosts.allows_value(host, local):
-            return _STRANGE_HOST
+            return _WRONG_HOST
         if origin is not None and not self._is_own(origin, host):
             return _CROSS_ORIGIN
         if site is not None and site.lower() not in _OWN_SITES:
-            # A link on another site may lead here: what the browser shows then, that site cannot read.
+            # A link on another site may lead here; that site cannot read what the browser then shows.
             navigates = method == "GET" and origin is None and mode == b"navigate" and destination == b"document"
             if not navigates:
                 return _CROSS_ORIGIN
         if method == "POST" and kind is not None and is_simple(kind) and origin is None and site != b"same-origin":
-            # Nothing shows that it is a page of this server, and old browsers do not say which page it is.
+            # Nothing proves that a page of this server sent it; old browsers do not send the page's origin.
             return _SIMPLE
         return None
 
@@ -121,6 +120,6 @@ class RequestGuard:
 
 
 def is_simple(kind: bytes) -> bool:
-    """Whether a page of any site may post a body of this `Content-Type` without asking first."""
-    # With a comma it is two types, of which the browser and a reader may choose different ones.
+    """Whether a page of any site may post a body of this `Content-Type` without a preflight request."""
+    # A comma separates two types, and browser and server may disagree about which one counts.
     return b"," in kind or kind.partition(b";")[0].strip().lower() in SIMPLE_TYPES

@@ -1,4 +1,4 @@
-"""Predictions and labels on their way to tables: sinks, folding, reading and retention."""
+"""Logs predictions and labels: sinks, folding into tables, reading and retention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log sink that the environment configures."""
+"""Opens the log sink that the environment configures."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def open_sink(store: Store, stream: str, environment: Mapping[str, str] = os.environ) -> LogSink:
-    """The sink that the environment asks for.
+    """Open the sink that the environment configures.
 
     Raises:
-        UsageError: the environment asks for something that is not there.
+        UsageError: the environment has an impossible value.
     """
     found = log_of(environment)
     if found is None:

@@ -1,4 +1,4 @@
-"""What a fold writes: the stream, the table, and how payloads become rows."""
+"""Describes a fold: the stream, the table, and how payloads become rows."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ class FoldTarget(Generic[Entry]):
     stream: str
     table: str
     decode: Callable[[bytes], Entry]
-    """Reads one payload."""
+    """Decodes one payload."""
     frame_of: Callable[[Store, str, list[Entry]], pl.DataFrame]
-    """Rows of many entries, with the columns `event_at` and `arrived_at`."""
+    """Turns entries into rows, with the columns `event_at` and `arrived_at`."""

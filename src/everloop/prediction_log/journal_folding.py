@@ -1,9 +1,9 @@
-"""Moving journals into tables, exactly once, whatever dies on the way. Segments that instances elsewhere have shipped
-are moved by `segment_folding`, in the same calls.
+"""Moves journals into tables exactly once, even if processes die meanwhile.
 
-The table's own commit remembers how far each journal has been read (`batch=(journal, offset)`), so rows and
-progress cannot part. A lock keeps two folders from reading the same stretch; a journal is removed only when its
-writer is dead and every whole frame of it is in the table.
+`segment_folding` moves the segments that instances elsewhere have shipped, in the same calls. The table's commit
+records how far each journal has been read (`batch=(journal, offset)`), so rows and progress cannot diverge. A lock
+keeps two folds from reading the same part. A journal is removed only when its writer is dead and every complete frame
+of it is in the table.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 CHUNK_BYTES = 16 << 20
-"""Journal bytes that become one commit; bounds the memory that folding takes."""
+"""Journal bytes per commit, which bounds the memory that folding needs."""
 
 
 class StreamFold(FoldTarget[Entry]):
@@ -31,10 +31,10 @@ class StreamFold(FoldTarget[Entry]):
     def run(self, store: Store) -> int:
         """Fold everything that has been appended and return the number of rows that moved.
 
-        Safe beside living writers and other folders.
+        Safe beside running writers and other folds.
 
         Raises:
-            CorruptionError: a journal or a segment is damaged; what stands before the damage has been folded, and so
+            CorruptionError: a journal or a segment is damaged. Everything before the damage has been folded, and so
                 have the other journals and the segments of other instances.
         """
         damage: CorruptionError | None = None
@@ -66,7 +66,7 @@ class StreamFold(FoldTarget[Entry]):
         return rows
 
     def waiting(self, store: Store) -> Iterator[Entry]:
-        """The entries that no fold has moved yet, read where they are. They may be moved meanwhile.
+        """The entries that no fold has moved yet, read from the journals. They may be moved meanwhile.
 
         Raises:
             CorruptionError: a journal is damaged in its middle.
@@ -85,7 +85,7 @@ class StreamFold(FoldTarget[Entry]):
                 continue
 
     def waiting_bytes(self, store: Store) -> int:
-        """How much has been appended that no fold has moved yet."""
+        """The number of appended bytes that no fold has moved yet."""
         from everloop.stores.journals import list_journals
 
         total = 0
@@ -100,7 +100,7 @@ class StreamFold(FoldTarget[Entry]):
         from everloop.stores import read_journal, writer_alive
         from everloop.stores.journals import check_tail
 
-        # Asked before reading: a writer that dies afterwards may have appended behind what is read here.
+        # Checked before reading: a writer that dies later may have appended after what is read here.
         finished = not writer_alive(path)
         writer = path.name
         done = max(0, store.tables.last_batch(self.table, writer))
@@ -117,7 +117,7 @@ class StreamFold(FoldTarget[Entry]):
         finally:
             rows += self._commit(store, writer, end, entries)
         if finished and path.exists():
-            # A damaged last frame is not what a killed writer leaves. Removing it would hide that something is lost.
+            # A killed writer does not leave a damaged last frame. Removing the journal would hide the loss.
             check_tail(path)
             path.unlink(missing_ok=True)
         return rows

@@ -1,13 +1,13 @@
-"""Which prediction a label is about.
+"""Matches labels with the predictions that they belong to.
 
-A label belongs to the nearest prediction with its key that was made for the same moment or an earlier one, and no
-further back than the endpoint's `label_horizon_days`, where that is set. It counts for that prediction only: not for
-an earlier one, and not for a later one with the same key. Of several labels about one prediction the one that arrived
-last counts, so a correction is simply sent again.
+A label belongs to the last prediction with its key whose event time is not later than the label's, and no further back
+than the endpoint's `label_horizon_days`, if that is set. It counts for that prediction only, not for earlier or later
+ones with the same key. If several labels match a prediction, the one that arrived last counts. So a correction is
+simply sent as another label.
 
-What clients were answered (by the champion or a canary) is one history for each key. A shadow scored the same
-requests, so its rows share the labels of the answers beside which they stand. Answers to testers and batch jobs are
-histories of their own: trying a key out never takes a label away from the answer that the client got.
+For each key, the answers to clients (by the champion or a canary) are one history. A shadow scored the same requests,
+so its rows share the labels of those answers. Answers to testers and batch jobs are separate histories, so trying out a
+key never takes a label away from the answer that a client got.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NO_LIMIT = timedelta(days=365 * 5000)
 
 
 def label_horizon(store: Store, endpoint: str) -> timedelta | None:
-    """How long after a prediction a label may still be about it, as the endpoint's settings say; None: no limit."""
+    """How long after a prediction a label can still match it, by the endpoint's settings; None: no limit."""
     return read_days(store, endpoint, "label_horizon_days")
 
 
@@ -38,20 +38,20 @@ def match_labels(predictions: pl.LazyFrame, labels: pl.LazyFrame, horizon: timed
     """The label that counts for each prediction that has one.
 
     Args:
-        predictions: columns `id`, `entity`, `event_at`, `arrived_at`, `role`; those that could be nearer must be there,
-            whatever version made them.
+        predictions: columns `id`, `entity`, `event_at`, `arrived_at`, `role`; of all versions, because any may be the
+            nearest to a label.
         labels: columns `entity`, `label_event_at`, `label_arrived_at` and any others.
-        horizon: a label that comes about later than this after a prediction is not about it; None: no limit.
+        horizon: a label with a later event time than this after a prediction does not match it; None: no limit.
 
     Returns:
-        The columns of `labels` but `entity`, and `_base`: the id of the prediction (see `base_id`), each once.
+        The columns of `labels` except `entity`, and `_base`: the id of the prediction (see `base_id`), each once.
     """
     import polars as pl
 
-    own = predictions.filter(pl.col("entity").is_not_null(), pl.col("role") != SHADOW)
+    answers = predictions.filter(pl.col("entity").is_not_null(), pl.col("role") != SHADOW)
     history = pl.when(pl.col("role").is_in(list(ANSWERED))).then(pl.lit("answered")).otherwise(pl.col("role"))
-    # Where several were made for one moment, the last answer is the one that stands.
-    ordered = own.with_columns(history.alias("_history")).sort("event_at", "arrived_at", "id")
+    # If several predictions have the same event time, the last answer counts.
+    ordered = answers.with_columns(history.alias("_history")).sort("event_at", "arrived_at", "id")
     made = ordered.select("entity", "_history", "event_at", pl.col("id").alias("_base"))
     each = labels.join(made.select("_history").unique(), how="cross").sort("label_event_at")
     nearest = each.join_asof(
@@ -70,14 +70,14 @@ def match_labels(predictions: pl.LazyFrame, labels: pl.LazyFrame, horizon: timed
 
 
 def base_id() -> pl.Expr:
-    """The id of the answer to a row: a shadow's own id names its version behind it."""
+    """The id of the answer to a row. A shadow's id is the same with its version appended."""
     import polars as pl
 
     return pl.col("id").str.split("~").list.first()
 
 
 def find_unmatched(predictions: pl.DataFrame, labels: pl.DataFrame, horizon: timedelta | None) -> list[str]:
-    """The keys of the labels that are about no prediction that a client was given, in the order of the labels.
+    """The keys of the labels that match no answer to a client, in the order of the labels.
 
     Args:
         predictions: columns `entity`, `event_at`, `role`.
@@ -91,7 +91,7 @@ def find_unmatched(predictions: pl.DataFrame, labels: pl.DataFrame, horizon: tim
         .sort("_made")
     )
     found = (
-        labels.with_row_index("_place")
+        labels.with_row_index("_position")
         .sort("event_at")
         .join_asof(
             made,
@@ -104,7 +104,7 @@ def find_unmatched(predictions: pl.DataFrame, labels: pl.DataFrame, horizon: tim
             check_sortedness=False,
         )
     )
-    keys: list[str] = found.filter(pl.col("_made").is_null()).sort("_place")["entity"].to_list()
+    keys: list[str] = found.filter(pl.col("_made").is_null()).sort("_position")["entity"].to_list()
     return keys
 
 

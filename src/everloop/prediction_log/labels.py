@@ -1,8 +1,8 @@
-"""The labels that come back: appended to a journal like predictions, or as a whole table at once.
+"""Labels: appended to a journal like predictions, or added as a table.
 
-The table `labels/<endpoint>` has the columns entity, value (a number, or null), text (the class as text),
-event_at (when the truth came about; without a time of its own, when it arrived) and arrived_at. A label is never
-overwritten: of several about one prediction the one that arrived last counts; see `label_matching`.
+The table `labels/<endpoint>` has the columns entity, value (a number, or null), text (the class as text), event_at
+(when the outcome happened, or when the label arrived if that is unknown) and arrived_at. A label is never overwritten.
+If several labels match a prediction, the one that arrived last counts; see `label_matching`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _VERSION = 1
 _MICROSECOND = timedelta(microseconds=1)
 _MOST_WAITING_BYTES = 4 << 20
-"""More answers than this are folded before labels are looked up among them; fewer are read where they are."""
+"""More bytes of answers than this are folded before labels are looked up; fewer are read from the journals."""
 
 Value = bool | int | float | str
 
@@ -61,50 +61,50 @@ class _Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class LabelLog:
-    """The writing end. Safe to use from several threads."""
+    """Writes an endpoint's labels. Thread-safe."""
 
     def __init__(self, store: Store, endpoint: str, sink: LogSink | None = None) -> None:
         """Open the log.
 
         Args:
-            sink: where it is written; default: as the environment says, see `log_sinks`.
+            sink: where it is written; default: by the environment, see `log_sinks`.
         """
         self._clock = store.clock
         self.sink = sink or open_sink(store, stream_name(store, LABELS, endpoint))
 
     def append(self, labels: Sequence[GivenLabel]) -> list[tuple[str, int]]:
-        """Write labels and return their keys and times in µs; with the operating system on return.
+        """Write labels and return their keys and times in µs. Returns after the `write` call.
 
         Raises:
-            RequestError: a time that cannot be UTC, or a number that is too large to be kept.
+            RequestError: a time cannot be converted to UTC, or a number is too large.
             InsufficientStorageError: no space is left; nothing was written.
             UnavailableError: the log's store does not answer, see `LogSink`.
-            ConflictError: this process keeps no log, so it can keep no labels.
+            ConflictError: this process has no log, so it cannot store labels.
         """
         if self.sink.kind == "none":
             raise ConflictError(
-                "This endpoint keeps no log (EVERLOOP_LOG=none), so it can keep no labels.",
-                help="Send them to an endpoint that keeps one, or use: everloop labels add ENDPOINT FILE",
+                "This endpoint has no log (EVERLOOP_LOG=none), so it cannot store labels.",
+                help="Send them to an endpoint with a log, or use: everloop labels add ENDPOINT FILE",
             )
         if not labels:
             return []
         arrived = micros(self._clock.now())
-        given: dict[tuple[str, int], Value] = {}
-        for place, label in enumerate(labels):
+        by_key: dict[tuple[str, int], Value] = {}
+        for index, label in enumerate(labels):
             moment = label.event_at
-            event = arrived if moment is None else (utc(moment, f"labels[{place}].event_at") - EPOCH) // _MICROSECOND
-            # Of two for one key and time in one request, the later one corrects the first.
-            given[entity_text(label.key), event] = _checked(label.value, place)
-        rows = [(entity, value, event) for (entity, event), value in given.items()]
+            event = arrived if moment is None else (utc(moment, f"labels[{index}].event_at") - EPOCH) // _MICROSECOND
+            # If a request has two labels for one key and time, the second corrects the first.
+            by_key[entity_text(label.key), event] = _checked(label.value, index)
+        rows = [(entity, value, event) for (entity, event), value in by_key.items()]
         self.sink.append(msgspec.msgpack.encode((_VERSION, arrived, rows)))
-        return list(given)
+        return list(by_key)
 
     def close(self, until: float | None = None) -> None:
         self.sink.close(until)
 
 
 def fold_labels(store: Store, endpoint: str) -> int:
-    """Move the labels that the endpoint has taken into its table, once, and return how many moved."""
+    """Move the appended labels into the endpoint's table, exactly once, and return their number."""
     fold = StreamFold(stream_name(store, LABELS, endpoint), table_name(store, LABELS, endpoint), _decode, _frame)
     return fold.run(store)
 
@@ -113,12 +113,12 @@ def add_labels(store: Store, endpoint: str, frame: Any) -> int:
     """Add a table of labels and return its number of rows.
 
     Args:
-        frame: anything with the Arrow C stream interface; columns `entity` (text or number; `key` does as well),
-            `value` (boolean, number or text), `event_at` where the labels have times of their own, and `arrived_at`
-            where they arrived earlier than now.
+        frame: anything with the Arrow C stream interface; columns `entity` (text or number; may be called `key`),
+            `value` (boolean, number or text), optionally `event_at` (default: the arrival), and `arrived_at` (default:
+            now).
 
     Raises:
-        DataError: a column is missing, an entity is null, or the values are of a type that no label has.
+        DataError: a column is missing, an entity is null, or the values have a type that labels cannot have.
     """
     shaped = shape_labels(store, frame)
     if not shaped.is_empty():
@@ -127,7 +127,7 @@ def add_labels(store: Store, endpoint: str, frame: Any) -> int:
 
 
 def shape_labels(store: Store, frame: Any) -> pl.DataFrame:
-    """A table of labels as `labels/<endpoint>` holds it; rows without a value are left out. Errors as `add_labels`."""
+    """Labels in the form of the table `labels/<endpoint>`, without rows that have no value. Raises like `add_labels`."""
     import polars as pl
 
     rows = frame.collect() if isinstance(frame, pl.LazyFrame) else pl.DataFrame(frame)
@@ -156,21 +156,21 @@ def shape_labels(store: Store, frame: Any) -> pl.DataFrame:
     rows = rows.filter(pl.col("value").is_not_null())
     kind = rows.schema["value"]
     if not (kind.is_numeric() or kind in (pl.Boolean, pl.String, pl.Categorical, pl.Enum, pl.Null)):
-        raise DataError(f"Labels of type {kind} cannot be kept.", help="Make them booleans, numbers or texts.")
+        raise DataError(f"Cannot store labels of type {kind}.", help="Convert them to booleans, numbers or texts.")
     value = pl.col("value")
     if kind == pl.Boolean or kind.is_numeric():
         number = value.cast(pl.Float64)
         text = _number_text("value", kind)
     else:
         number, text = pl.lit(None, dtype=pl.Float64), value.cast(pl.String)
-    kept = ["event_at", *(name for name in ("arrived_at",) if name in rows.columns)]
+    columns = ["event_at", *(name for name in ("arrived_at",) if name in rows.columns)]
     return rows.select(
-        _number_text("entity", keys).alias("entity"), number.alias("value"), text.alias("text"), *map(pl.col, kept)
+        _number_text("entity", keys).alias("entity"), number.alias("value"), text.alias("text"), *map(pl.col, columns)
     )
 
 
 def find_unmatched_labels(store: Store, endpoint: str, labels: pl.DataFrame) -> list[str]:
-    """The keys of those labels that are about no prediction that has been answered so far; see `label_matching`.
+    """The keys of the labels that match no answer so far; see `label_matching`.
 
     Args:
         labels: columns `entity` (text) and `event_at`.
@@ -184,7 +184,7 @@ def find_unmatched_labels(store: Store, endpoint: str, labels: pl.DataFrame) -> 
     fold = prediction_fold(store, endpoint)
     if not store.read_only and (fold.waiting_bytes(store) > _MOST_WAITING_BYTES or has_segments(store, fold.stream)):
         fold_predictions(store, endpoint)
-    # The journals first: what is moved between the two looks is then seen twice, and not missed.
+    # Journals first: an answer that is moved between the two reads is then seen twice instead of missed.
     known = set(wanted.to_list())
     waiting = [
         (entity, event, group.role)
@@ -211,7 +211,7 @@ def find_unmatched_labels(store: Store, endpoint: str, labels: pl.DataFrame) -> 
 
 
 def unmatched_of(store: Store, endpoint: str, labels: Sequence[tuple[str, int]]) -> list[str]:
-    """The same of labels as `LabelLog.append` returns them."""
+    """The same for labels as `LabelLog.append` returns them."""
     import polars as pl
 
     frame = pl.DataFrame(labels, schema={"entity": pl.String, "event_at": pl.Int64}, orient="row")
@@ -219,19 +219,19 @@ def unmatched_of(store: Store, endpoint: str, labels: Sequence[tuple[str, int]])
 
 
 def unmatched_notice(keys: Sequence[str]) -> str:
-    """What to tell about labels that found no prediction."""
+    """The message about labels that found no prediction."""
     several = len(keys) != 1
     some = ", ".join(repr(key[:50]) for key in list(dict.fromkeys(keys))[:5])
     return (
         f"{len(keys)} label{'s' if several else ''} found no prediction with {'their' if several else 'its'} key from "
         f"before {'them' if several else 'it'}: {some}{', …' if len(set(keys)) > 5 else ''}. "
-        f"{'They are' if several else 'It is'} kept. Send the key of the request, as in "
+        f"{'They are' if several else 'It is'} stored. Send the key of the request, as in "
         '/predict {"inputs": {…}, "key": "…"}.'
     )
 
 
 def _number_text(name: str, kind: pl.DataType) -> pl.Expr:
-    """A column of keys or values as text, whole numbers without a fraction whatever type they came in."""
+    """A column of keys or values as text; integers have no fraction, whatever their type."""
     import polars as pl
 
     value = pl.col(name)
@@ -242,9 +242,9 @@ def _number_text(name: str, kind: pl.DataType) -> pl.Expr:
     return pl.when(whole).then(number.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(value.cast(pl.String))
 
 
-def _checked(value: Value, place: int) -> Value:
+def _checked(value: Value, index: int) -> Value:
     if isinstance(value, int) and abs(value) > 2**63 - 1:
-        raise RequestError(f"labels[{place}].value: {value} is too large.")
+        raise RequestError(f"labels[{index}].value: {value} does not fit into 64 bits.")
     return value
 
 
@@ -252,9 +252,11 @@ def _decode(payload: bytes) -> _Entry:
     try:
         entry = _DECODER.decode(payload)
     except msgspec.MsgspecError as error:
-        raise CorruptionError(f"A frame of the labels cannot be read: {error}.") from error
+        raise CorruptionError(f"Cannot read a frame of the labels: {error}.") from error
     if entry.version != _VERSION:
-        raise CorruptionError(f"A frame of the labels has format {entry.version}.", help="Upgrade everloop.")
+        raise CorruptionError(
+            f"A frame of the labels has the unknown format {entry.version}.", help="Upgrade everloop."
+        )
     return entry
 
 

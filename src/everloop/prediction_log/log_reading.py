@@ -1,8 +1,8 @@
-"""Reading the logs: predictions, predictions with the labels that have come, one prediction by its id.
+"""Reads the logs: predictions, predictions with their labels, and single predictions by id.
 
-Reading first folds what endpoints have appended, so everything that was answered or labelled before the call is seen,
-also where no other process folds; of instances that ship their logs, what they have shipped. A view of the past
-(`store.as_of`) writes nothing and shows what has been folded.
+Reading first folds what endpoints have appended. So everything that was answered or labelled before the call is
+included, even if no other process folds. From instances that ship their logs, it includes what they have shipped. A
+view of the past (`store.as_of`) writes nothing and shows what has been folded.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _WHOLE = re.compile(r"-?\d+\.0+")
 
 
 def fold_logs(store: Store, endpoint: str) -> int:
-    """Move what the endpoint's processes have appended into its tables, once, and return how many rows moved.
+    """Move what the endpoint's processes have appended into its tables, exactly once, and return the number of rows.
 
-    Safe from several processes at once. Nothing moves in a view of the past. What stands behind a damaged place of a
-    journal stays where it is, with a warning: one damaged file does not hide everything else.
+    Safe from several processes at once. Does nothing in a view of the past. Rows after the damage in a damaged journal
+    stay there, with a warning, so one damaged file does not hide everything else.
     """
     if store.read_only:
         return 0
@@ -55,10 +55,10 @@ def fold_logs(store: Store, endpoint: str) -> int:
         try:
             moved = fold(store, endpoint)
         except CorruptionError as error:
-            logger.warning("Some rows of '%s' are not read: %s", endpoint, error)
+            logger.warning("Cannot read some rows of '%s': %s", endpoint, error)
             continue
         if moved:
-            # Each fold leaves a file: many looks at few answers would make many small ones.
+            # Each fold adds a file, so reading a few answers often would create many small files.
             store.tables.tidy(table_name(store, what, endpoint))
         rows += moved
     return rows
@@ -75,10 +75,10 @@ def read_predictions(
 ) -> pl.LazyFrame:
     """The predictions with `since <= event_at < until`, of one version or all, in no particular order.
 
-    The columns are those of `prediction_log`; an endpoint that has not answered yet gives no rows.
+    The columns are those of `prediction_log`. For an endpoint that has not answered yet there are no rows.
 
     Raises:
-        NotFoundError: there is no such endpoint.
+        NotFoundError: the endpoint does not exist.
     """
     import polars as pl
 
@@ -96,7 +96,7 @@ def read_predictions(
 
 
 def read_labels(store: Store, endpoint: str) -> pl.LazyFrame:
-    """The labels: entity, value, text, event_at, arrived_at; of several for one entity and time, the newest."""
+    """The labels: entity, value, text, event_at, arrived_at; only the newest for each entity and time."""
     import polars as pl
 
     fold_logs(store, endpoint)
@@ -119,19 +119,19 @@ def read_labelled(
 ) -> pl.LazyFrame:
     """The predictions of `read_predictions` whose labels have arrived, ordered by event_at.
 
-    Adds `actual`: 0 or 1 (binary: 1 is the positive class), the index of the class, or the value; null where the
-    label is a class that the version does not know, or no number where one is predicted. And `predicted`, the class
-    that was answered, counted alike, `actual_text`, `label_event_at`, `label_arrived_at`.
+    Adds `actual`: 0 or 1 (binary: 1 is the positive class), the index of the class, or the value. It is null if the
+    label is a class that the version does not know, or not a number for a regression. Also adds `predicted` (the
+    predicted class, encoded in the same way), `actual_text`, `label_event_at` and `label_arrived_at`.
 
-    A label counts for one prediction, the nearest before it; see `label_matching`.
+    A label counts for one prediction, the last one before it; see `label_matching`.
 
     Args:
-        horizon: a label that comes about later than this after a prediction is not about it; default: the endpoint's
-            setting `label_horizon_days`.
+        horizon: a label with a later event time than this after a prediction does not match it; default: the
+            endpoint's setting `label_horizon_days`.
     """
     import polars as pl
 
-    # Whatever was made from `since` on may be nearer to a label, whichever version made it and however late.
+    # Any prediction from `since` on may be nearer to a label, of any version and at any time.
     made = read_predictions(store, endpoint, since)
     labels = read_labels(store, endpoint).select(
         "entity",
@@ -156,9 +156,9 @@ def read_labelled(
 
 
 def read_inputs(frame: pl.DataFrame, signature: Signature) -> pl.DataFrame:
-    """The logged inputs of predictions as the columns that a model of this signature takes.
+    """The logged inputs of predictions as the columns that a model with this signature expects.
 
-    An input that was not logged, because the version that answered had none of that name, is null.
+    An input is null if it was not logged because the version that answered does not have it.
     """
     import polars as pl
 
@@ -166,14 +166,16 @@ def read_inputs(frame: pl.DataFrame, signature: Signature) -> pl.DataFrame:
     for item in signature.inputs:
         name = input_column(item.name)
         wanted = polars_type(item.type)
-        # Times and durations are kept as numbers: a Delta table has no such types.
-        kept = pl.Int64() if item.type in ("time", "duration") else wanted
-        there = [
+        # Times and durations are stored as numbers, because Delta tables have no such types.
+        stored = pl.Int64() if item.type in ("time", "duration") else wanted
+        present = [
             column
             for column in dict.fromkeys((name, f"{name}@{item.type}", f"{name}@int", f"{name}@float"))
-            if column in frame.columns and _fits(frame.schema[column], kept)
+            if column in frame.columns and _fits(frame.schema[column], stored)
         ]
-        value = pl.coalesce([pl.col(column).cast(kept, strict=False) for column in there]) if there else pl.lit(None)
+        value = (
+            pl.coalesce([pl.col(column).cast(stored, strict=False) for column in present]) if present else pl.lit(None)
+        )
         if item.type == "time":
             value = value.cast(pl.Int64) * 1000
         columns.append(value.cast(wanted, strict=False).alias(item.name))
@@ -181,7 +183,7 @@ def read_inputs(frame: pl.DataFrame, signature: Signature) -> pl.DataFrame:
 
 
 def find_prediction(store: Store, id: str) -> Prediction | None:
-    """One prediction by its id, folded or not, its inputs as JSON has them; None where there is none."""
+    """One prediction by its id, folded or not, with its inputs as JSON values; None if there is none."""
     arrived = _moment_of(id)
     if arrived is None:
         return None
@@ -206,7 +208,7 @@ def _find_folded(store: Store, endpoint: str, id: str, arrived: datetime) -> Pre
     table = table_name(store, PREDICTIONS, endpoint)
     if not store.tables.exists(table):
         return None
-    # An id carries its moment, so that files of other times are not opened; it may run ahead of the clock a little.
+    # An id contains its time, so files of other times need not be opened. It may be slightly ahead of the clock.
     near = timedelta(seconds=2)
     at = pl.col("arrived_at")
     rows = store.tables.scan(table).filter(at >= arrived - near, at <= arrived + near, pl.col("id") == id).collect()
@@ -250,9 +252,9 @@ def _find_journaled(store: Store, endpoint: str, id: str) -> Prediction | None:
                 continue
             entry = decode_entry(payload)
             for group in entry.groups:
-                places = group.places if group.places is not None else range(len(group.rows))
-                for at, place in enumerate(places):
-                    if answer_id(group, place) != id:
+                positions = group.positions if group.positions is not None else range(len(group.rows))
+                for at, position in enumerate(positions):
+                    if answer_id(group, position) != id:
                         continue
                     names = msgspec.msgpack.decode(group.inputs, type=dict[str, str])
                     event = group.events[at] if group.events else None
@@ -279,7 +281,7 @@ def _find_journaled(store: Store, endpoint: str, id: str) -> Prediction | None:
 
 
 def _actual(store: Store, predictions: pl.LazyFrame, column: str = "actual_text") -> pl.Expr:
-    """The label as the number that the version's scores are about; of `label`, the class that it predicted."""
+    """The label encoded as a number like the version's scores; for the column `label`, the predicted class."""
     import polars as pl
 
     versions = predictions.select(pl.col("version").unique()).collect()["version"].to_list()
@@ -289,7 +291,7 @@ def _actual(store: Store, predictions: pl.LazyFrame, column: str = "actual_text"
         if signature.task == "regression" and column == "label":
             continue
         if signature.task == "regression":
-            # Numbers may come as text, out of a csv file.
+            # Numbers from a CSV file may be text.
             number = pl.coalesce("_value", pl.col("actual_text").cast(pl.Float64, strict=False))
         else:
             codes = _codes(signature.classes)
@@ -299,13 +301,13 @@ def _actual(store: Store, predictions: pl.LazyFrame, column: str = "actual_text"
 
 
 def _codes(classes: Sequence[Json]) -> Mapping[str, float]:
-    """Every text that means one of the classes: labels come from other systems, as 1, true or "1"."""
+    """Every text that means one of the classes. Labels come from other systems, as 1, true or "1"."""
     codes: dict[str, float] = {}
     for index, value in enumerate(classes):
         codes[label_text(value)] = float(index)
     for index, value in enumerate(classes):
         if isinstance(value, str) and _WHOLE.fullmatch(value):
-            # The class "1.0" of the training data comes back as the number 1.
+            # A label for the class "1.0" of the training data arrives as the number 1.
             codes.setdefault(value.partition(".")[0], float(index))
     for index, value in enumerate(classes):
         if value in (0, 1) and not isinstance(value, str):
@@ -314,12 +316,12 @@ def _codes(classes: Sequence[Json]) -> Mapping[str, float]:
     return codes
 
 
-def _fits(kept: pl.DataType, wanted: pl.DataType) -> bool:
-    return kept == wanted or (kept.is_numeric() and wanted.is_numeric())
+def _fits(stored: pl.DataType, wanted: pl.DataType) -> bool:
+    return stored == wanted or (stored.is_numeric() and wanted.is_numeric())
 
 
 def _moment_of(id: str) -> datetime | None:
-    """The moment in a UUIDv7, None for anything else."""
+    """The time in a UUIDv7; None for anything else."""
     digits = id[:36].replace("-", "")
     if len(digits) != 32 or len(id) < 38:
         return None

@@ -1,16 +1,16 @@
-"""Where an endpoint's process writes what it answers: a `LogSink`.
+"""Log sinks: where an endpoint's process writes its answers.
 
-EVERLOOP_LOG            unset: a journal in the store's home, which `fold_predictions` reads there
+EVERLOOP_LOG            unset: a journal in the store's home, from which `fold_predictions` reads
                         none: nowhere; every answer says so in the header X-Everloop-Log
                         a folder, s3://…, gs://…, az://… or postgresql://…: a local journal, whose sealed segments
                         are shipped there for another process to fold
-EVERLOOP_LOG_FOLDER     where the local journal of a shipped log is; default: in the folder that is shipped to, else
-                        `everloop-log` in the folder for temporary files
-EVERLOOP_LOG_DURABLE    `local` (default): an answer waits until the local journal has it; `store`: until the
-                        segment with it is in the store
-EVERLOOP_LOG_SEGMENT_S  how old a segment may become before it is shipped; default 30
-EVERLOOP_LOG_BACKLOG_MB what may wait on the local disk; with more, requests get 503; default 512
-EVERLOOP_LOG_GRACE_S    how long a stopping process ships what is left; default 12
+EVERLOOP_LOG_FOLDER     folder of the local journal of a shipped log; default: in the folder that it is shipped to,
+                        else `everloop-log` in the folder for temporary files
+EVERLOOP_LOG_DURABLE    `local` (default): an answer waits until it is in the local journal; `store`: until its
+                        segment is in the store
+EVERLOOP_LOG_SEGMENT_S  maximum age of a segment before it is shipped, in seconds; default 30
+EVERLOOP_LOG_BACKLOG_MB limit for what waits on the local disk; beyond it, requests get 503; default 512
+EVERLOOP_LOG_GRACE_S    how long a stopping process ships what is left, in seconds; default 12
 EVERLOOP_INSTANCE       the readable part of the instance's id; default: the host's name
 """
 
@@ -40,33 +40,32 @@ Kind = Literal["journal", "store", "none"]
 
 VARIABLE = "EVERLOOP_LOG"
 ROTATE_BYTES = 64 << 20
-"""A journal of this size is closed, so that folding can remove it while the endpoint lives on."""
+"""A journal of this size is closed, so folding can remove it while the endpoint keeps running."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 @dataclass(slots=True)
 class SinkState:
-    """What a sink has done and what it still has to do."""
+    """The progress of a sink."""
 
     backlog_bytes: int = 0
-    """What has been appended and is on the local disk only."""
+    """Appended bytes that are only on the local disk."""
     shipped: int = 0
     """Segments that the store has confirmed."""
     failures: int = 0
-    """Attempts to ship that failed."""
+    """Failed attempts to ship."""
 
 
 class LogSink(Protocol):
-    """Takes the frames of one stream. Safe from several threads.
+    """Stores the frames of one stream. Thread-safe.
 
-    - What `append` has returned for survives the death of this process, as long as the disk or the store that it is
-      on does.
-    - Every such frame reaches the table that a fold writes, and once, whatever dies in between and how often.
+    - Once `append` has returned, the frame survives the death of this process, as long as its disk or store survives.
+    - Every such frame reaches the table exactly once, whichever processes die in between.
     - An `append` that raises `InsufficientStorageError` has written nothing.
-    - Memory does not grow with what waits; neither does the disk beyond the limit that was set.
+    - Memory does not grow with the backlog, and the disk only up to the configured limit.
 
-    `instance`: whose frames these are, as the log's rows say. `kind`: journal, store or none. `waits`: whether `append`
-    may wait for a network, so that it must not be called where others would be held up.
+    `instance`: the writer's id in the rows of the log. `kind`: journal, store or none. `waits`: whether `append` may
+    wait for a network, so it must not be called in the event loop.
     """
 
     kind: Kind
@@ -77,24 +76,26 @@ class LogSink(Protocol):
         """Write one frame, and return when it is as durable as the sink promises.
 
         Args:
-            wait: False: on the local disk is enough, also where `waits`.
+            wait: False: return once the frame is on the local disk, even if `waits`.
 
         Raises:
             InsufficientStorageError: no space is left on the local disk.
-            UnavailableError: too much waits for a store that does not answer; nothing was written. Or the store has
-                not confirmed the segment in time: then the frame is on the local disk, and will be shipped.
+            UnavailableError: the backlog is full because the store does not answer; nothing was written. Or the store
+                has not confirmed the segment in time: then the frame is on the local disk and will be shipped.
         """
 
     def state(self) -> SinkState:
-        """How it stands."""
+        """The sink's progress."""
 
     def close(self, until: float | None = None) -> None:
-        """Ship what is left, until this `monotonic()` moment; default: for as long as is set. What could not be
-        shipped stays on the local disk for the next process that looks there."""
+        """Ship what is left, until this `monotonic()` time; default: the configured grace period.
+
+        Whatever cannot be shipped stays on the local disk for the next process that uses the folder.
+        """
 
 
 class NoSink:
-    """Keeps nothing."""
+    """Discards everything."""
 
     kind: Kind = "none"
     waits = False
@@ -113,7 +114,7 @@ class NoSink:
 
 
 class JournalSink:
-    """A journal in the home of the store whose tables the frames go to. With the operating system on return."""
+    """A journal in the home of the store whose tables the frames go to. `append` returns after the `write` call."""
 
     kind: Kind = "journal"
     waits = False
@@ -126,11 +127,11 @@ class JournalSink:
         self.instance = instance_id()
 
     def append(self, payload: bytes, *, wait: bool = True) -> None:
-        # Held also while rotating: nobody may append to a journal that another thread has just closed.
+        # Held also while rotating, so no thread appends to a journal that another has just closed.
         with self._guard:
             if self._journal.append(payload) > ROTATE_BYTES:
                 full = self._journal
-                # What was appended is kept, so a disk that is full by now fails the next append and not this one.
+                # The frame is stored already. If the disk is full by now, the next append must fail, not this one.
                 with suppress(InsufficientStorageError):
                     self._journal = Journal.create(self._folder, self._stream)
                     full.close()
@@ -148,7 +149,7 @@ class ShippingOptions:
 
     where: str
     folder: Path
-    """The spool: one folder a stream, in it one an instance."""
+    """The spool: one folder per stream, with one folder per instance."""
     durable: Literal["local", "store"] = "local"
     segment_s: float = 30.0
     segment_bytes: int = 4 << 20
@@ -159,20 +160,22 @@ class ShippingOptions:
 
 
 def log_of(environment: Mapping[str, str]) -> ShippingOptions | Literal["none"] | None:
-    """What the environment says of the log; None: it says nothing.
+    """The log settings in the environment; None: there are none.
 
     Raises:
-        UsageError: a value cannot be used.
+        UsageError: a value is invalid.
     """
     where = environment.get(VARIABLE, "").strip()
     if where.lower() == "none":
         return "none"
     if not where:
         return None
-    where = _checked_place(where)
+    where = _checked_location(where)
     durable = environment.get("EVERLOOP_LOG_DURABLE") or "local"
     if durable not in ("local", "store"):
-        raise UsageError(f"EVERLOOP_LOG_DURABLE is '{durable}'.", help="Set it to local or store.")
+        raise UsageError(
+            f"EVERLOOP_LOG_DURABLE is '{durable}', which is not a known value.", help="Set it to local or store."
+        )
     return ShippingOptions(
         where=where,
         folder=spool_of(where, environment),
@@ -196,24 +199,25 @@ def spool_of(where: str, environment: Mapping[str, str]) -> Path:
     if given:
         return Path(given)
     if is_folder(where):
-        # On the same volume: what an instance leaves there, every other one can ship.
+        # On the same volume, so other instances can ship what this one leaves.
         return Path(where) / SPOOL
     return Path(tempfile.gettempdir()) / "everloop-log"
 
 
 def choose_log_url(environment: Mapping[str, str], given: str | None = None) -> str:
-    """Where a process without a home of its own, as in an image, keeps its log: `given`, else `EVERLOOP_LOG`, else
-    `EVERLOOP_STORE`; "none" where that says so.
+    """The log location of a process without a store's home, as in a container image.
+
+    It is `given`, else `EVERLOOP_LOG`, else `EVERLOOP_STORE`; it may be "none".
 
     Raises:
-        UsageError: none of them says anything.
+        UsageError: none of them is set.
     """
     for value in (given, environment.get(VARIABLE), environment.get("EVERLOOP_STORE")):
         if value and value.strip():
             return value.strip()
     raise UsageError(
-        "EVERLOOP_STORE is not set, so there is no place for the prediction log and nothing is served: every answer "
-        "must be written down before it leaves, and this container's own disk is deleted with it.",
+        "EVERLOOP_STORE is not set, so the prediction log cannot be stored and the endpoint does not start: every "
+        "answer must be logged before it is sent, and this container's own disk is deleted with it.",
         help="In the deployment, set EVERLOOP_STORE to the absolute path of a mounted volume, s3://BUCKET/PREFIX, "
         "gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or postgresql://USER@HOST/NAME. To answer without a log, set "
         "EVERLOOP_LOG=none.",
@@ -224,22 +228,22 @@ def make_own_folder(folder: Path) -> None:
     """Make a folder that only the user of this process can read.
 
     Raises:
-        UsageError: it cannot be made or written to; or others could have made it before us, among temporary files.
+        UsageError: it cannot be created or written to, or another user has created it among the temporary files.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
     except OSError as error:
         raise UsageError(
-            f"The folder '{folder}' for the log cannot be made: {error.strerror}.",
+            f"Cannot create the folder '{folder}' for the log: {error.strerror}.",
             help="Set EVERLOOP_LOG_FOLDER to a folder that this user can write to.",
         ) from error
-    # Elsewhere a mounted file system may show another owner than the one that it lets write.
+    # Elsewhere the owner is not checked: a mounted file system may show another owner than the user who may write.
     foreign = folder.parent == Path(tempfile.gettempdir()) and found.st_uid != os.geteuid()
     if not S_ISDIR(found.st_mode) or foreign or not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(
-            f"The folder '{folder}' for the log is not ours to write to.",
-            help="Set EVERLOOP_LOG_FOLDER to a folder of this user.",
+            f"The folder '{folder}' for the log belongs to another user or is not writable.",
+            help="Set EVERLOOP_LOG_FOLDER to a folder that belongs to this user.",
         )
 
 
@@ -250,14 +254,16 @@ def host_name(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def new_instance() -> str:
-    """An id of a process that writes logs: `<host>.<32 digits>`. No other process ever has it. The first eight digits
-    are the same for all processes that run on one kernel, and so see each other's locks."""
+    """A unique id for a process that writes logs: `<host>.<32 digits>`.
+
+    The first eight digits are the same for all processes that run on one kernel and so see each other's locks.
+    """
     return f"{host_name()}.{kernel_digits()}{uuid.uuid4().hex[:24]}"
 
 
 @lru_cache(maxsize=1)
 def kernel_digits() -> str:
-    """Eight digits of the kernel that runs this process."""
+    """Eight digits that identify the kernel that runs this process."""
     try:
         kernel = Path("/proc/sys/kernel/random/boot_id").read_bytes()
     except OSError:
@@ -266,33 +272,33 @@ def kernel_digits() -> str:
 
 
 def on_this_kernel(instance: str) -> bool:
-    """Whether an instance runs, or ran, where its locks can be seen from here."""
+    """Whether an instance runs, or ran, on this kernel, so its locks can be seen."""
     return instance.rpartition(".")[2].startswith(kernel_digits())
 
 
 def instance_id() -> str:
     """The id of this process. A forked child has its own."""
     process = os.getpid()
-    if _own[0] != process:
-        _own[:] = [process, new_instance()]
-    return str(_own[1])
+    if _process_instance[0] != process:
+        _process_instance[:] = [process, new_instance()]
+    return str(_process_instance[1])
 
 
-_own: list[int | str] = [0, ""]
+_process_instance: list[int | str] = [0, ""]
 
 
-def _checked_place(where: str) -> str:
-    """A log's place, a folder as its path."""
+def _checked_location(where: str) -> str:
+    """The location of a log; a folder as its path."""
     from urllib.parse import unquote, urlsplit
 
     from everloop.prediction_log.segments import PLACES_HELP, is_folder
 
     if where.startswith("file://"):
         where = unquote(urlsplit(where).path)
-    # A word such as "off" is no folder that anybody means.
+    # A word such as "off" is probably not meant as a folder.
     if is_folder(where) and not Path(where).is_absolute():
         raise UsageError(
-            f"The place of the log is '{where[:100]}', which is not an absolute path.", help=f"{PLACES_HELP} Or none."
+            f"Cannot keep the log in '{where[:100]}': it is not an absolute path.", help=f"{PLACES_HELP} Or none."
         )
     return where
 
@@ -306,7 +312,9 @@ def _number(environment: Mapping[str, str], name: str, default: float, *, least:
     except ValueError:
         value = -1.0
     if not least <= value < 1e9:
-        raise UsageError(f"{name} is '{given[:50]}'.", help=f"Set it to a number of at least {least:g}.")
+        raise UsageError(
+            f"{name} is '{given[:50]}', which is out of range.", help=f"Set it to a number of at least {least:g}."
+        )
     return value
 
 

@@ -1,25 +1,25 @@
-"""The prediction log: every answer, on disk before it leaves, and later a row of a table.
+"""The prediction log: every answer is on disk before it is sent, and later becomes a row of a table.
 
-An endpoint appends one frame per request, with all its rows, to a `LogSink`, and only then answers. What it appended
-survives the process. `fold_predictions` moves frames into the table `predictions/<endpoint>`, whose columns are
+An endpoint appends one frame per request, with all its rows, to a `LogSink`, and only then answers. The frame survives
+the process. `fold_predictions` moves frames into the table `predictions/<endpoint>`, whose columns are
 
-    id, request       the prediction's id, `<request>-<place in the request>` (a shadow's: `…~<version>`), and the
-                      request's, a UUIDv7
-    event_at          when the thing predicted about happened: as the client says, else the arrival
+    id, request       the prediction's id, `<request>-<position in the request>` (a shadow's: `…~<version>`), and the
+                      request's id, a UUIDv7
+    event_at          when the predicted event happened, if the client sent that, else the arrival
     arrived_at        when the request arrived
-    version, role     who answered: a model version's key; champion, canary or shadow
+    version, role     the key of the version that answered; champion, canary or shadow
     package           the digest of the package that answered
     instance          the process that answered, `<host>.<32 digits>`
-    entity            the key that the client gave, or null
+    entity            the key that the client sent, or null
     score, label      binary: probability of the positive class; multiclass: of the label; regression: the value
     scores            multiclass only: a probability per class, in the version's order
-    seconds           from the whole request to its score
-    unasked           where the versions have different inputs: those that did not understand the row, with commas
-                      between; null where all have the same. The table has this column once there was such a row
-    input_<name>      what was asked, typed by the signature; a time as µs of the day, a duration as µs
+    seconds           from the complete request to its score
+    unasked           the versions whose inputs the row does not fit, comma-separated; null if all versions have the
+                      same inputs. The table has this column once there was such a row
+    input_<name>      the input, typed by the signature; a time as µs of the day, a duration as µs
 
-An input whose type changes between versions gets a column of its own, `input_<name>@<type>`, because a table's
-column keeps its type.
+An input whose type differs between versions gets a separate column, `input_<name>@<type>`, because the type of a
+table's column cannot change.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Group(msgspec.Struct, array_like=True, frozen=True, gc=False):
     role: str
     inputs: msgspec.Raw
     """Input name to type, encoded: the same bytes in every frame of a version."""
-    places: list[int] | None
-    """Where the rows stand in the request; None: they are the request."""
+    positions: list[int] | None
+    """The rows' positions in the request; None: all rows, in order."""
     entities: list[str | None] | None
     events: list[int | None] | None
     scores: list[Any]
@@ -71,7 +71,7 @@ class Group(msgspec.Struct, array_like=True, frozen=True, gc=False):
     rows: list[Any]
     """The inputs' values per row, in the order of `inputs`."""
     unasked: list[str] | None = None
-    """A text per row: the versions that did not understand it, with commas between; None: all have the same inputs."""
+    """A text per row: the versions that it does not fit, comma-separated; None: all have the same inputs."""
     package: str | None = None
     """The digest of the package that answered."""
 
@@ -86,14 +86,14 @@ class LogEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class PredictionLog:
-    """The writing end of an endpoint's log. Safe to use from several threads."""
+    """Writes an endpoint's log. Thread-safe."""
 
     def __init__(self, store: Store | None, endpoint: str, sink: LogSink | None = None) -> None:
         """Open the log.
 
         Args:
             store: None only with a `sink`.
-            sink: where it is written; default: as the environment says, see `log_sinks`.
+            sink: where it is written; default: by the environment, see `log_sinks`.
         """
         if sink is None:
             assert store is not None  # noqa: S101 - see above
@@ -104,10 +104,10 @@ class PredictionLog:
         self._encode = msgspec.msgpack.encode
 
     def append(self, groups: Sequence[Group], *, wait: bool = True) -> None:
-        """Write the answers to one request; on return they are as durable as the sink promises.
+        """Write the answers to one request. On return they are as durable as the sink promises.
 
         Args:
-            wait: False where nobody waits for these answers: then the local disk is enough.
+            wait: False if no client waits for these answers, so the local disk is enough.
 
         Raises:
             InsufficientStorageError: no space is left; nothing was written.
@@ -120,7 +120,7 @@ class PredictionLog:
 
 
 def fold_predictions(store: Store, endpoint: str) -> int:
-    """Move what the endpoint has appended into its table, once, and return how many rows moved.
+    """Move the appended frames into the endpoint's table, exactly once, and return the number of rows.
 
     Raises:
         CorruptionError: a journal is damaged in its middle; everything else has been moved.
@@ -137,7 +137,7 @@ def prediction_fold(store: Store, endpoint: str) -> StreamFold[LogEntry]:
 
 
 def stream_name(store: Store, what: str, endpoint: str) -> str:
-    """The journal stream of an endpoint; the projects of one home keep apart."""
+    """The journal stream of an endpoint. Its name includes the project, because projects share a home."""
     return stream_of(store.project, what, endpoint)
 
 
@@ -147,13 +147,15 @@ def stream_of(project: str, what: str, endpoint: str) -> str:
 
 
 def table_name(store: Store, what: str, endpoint: str) -> str:
-    """The table of an endpoint: `predictions/delays`, in another project than the default one
-    `predictions@<project>/delays`, because the projects of one home share its tables."""
+    """The table of an endpoint: `predictions/delays`, or `predictions@<project>/delays` outside the default project.
+
+    The projects of one home share its tables.
+    """
     return f"{what}/{endpoint}" if store.project == "default" else f"{what}@{store.project}/{endpoint}"
 
 
 def label_text(value: Json) -> str:
-    """A class as the logs keep it: true, false, 3, late."""
+    """A class as text in the logs: true, false, 3, late."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer():
@@ -162,34 +164,36 @@ def label_text(value: Json) -> str:
 
 
 def entity_text(key: str | float) -> str:
-    """A key as the logs keep it: 7, 7.0 and "7" are one key. Text stays as it is, so "007" and "1.10" keep apart."""
+    """A key as text in the logs: 7, 7.0 and "7" are one key. Text is unchanged, so "007" and "7" differ."""
     if type(key) is str:
         return key
     return str(int(key)) if isinstance(key, float) and key.is_integer() else str(key)
 
 
 def input_column(name: str) -> str:
-    """The column of the prediction log that holds an input."""
+    """The column of an input in the prediction log."""
     return f"input_{name}"
 
 
-def answer_id(group: Group, place: int) -> str:
-    """The id of the prediction at a place of the request. A shadow's names its version, the answer's has the client."""
-    return f"{group.request}-{place}~{group.version}" if group.role == "shadow" else f"{group.request}-{place}"
+def answer_id(group: Group, position: int) -> str:
+    """The id of the prediction at a position of the request. A shadow's id has its version appended."""
+    return f"{group.request}-{position}~{group.version}" if group.role == "shadow" else f"{group.request}-{position}"
 
 
 def decode_entry(payload: bytes) -> LogEntry:
-    """Read a frame.
+    """Decode a frame.
 
     Raises:
-        CorruptionError: it is none, or a newer everloop wrote it.
+        CorruptionError: the payload is not a frame, or a newer everloop wrote it.
     """
     try:
         entry = _DECODER.decode(payload)
     except msgspec.MsgspecError as error:
-        raise CorruptionError(f"A frame of the prediction log cannot be read: {error}.") from error
+        raise CorruptionError(f"Cannot read a frame of the prediction log: {error}.") from error
     if entry.version != _VERSION:
-        raise CorruptionError(f"A frame of the prediction log has format {entry.version}.", help="Upgrade everloop.")
+        raise CorruptionError(
+            f"A frame of the prediction log has the unknown format {entry.version}.", help="Upgrade everloop."
+        )
     return entry
 
 
@@ -197,7 +201,7 @@ _DECODER = msgspec.msgpack.Decoder(LogEntry)
 
 
 def _frame(store: Store, table: str, entries: list[LogEntry]) -> pl.DataFrame:
-    """The rows of many entries. Groups of one signature are laid out together, column by column."""
+    """The rows of many entries. Groups with the same signature are laid out together, column by column."""
     import polars as pl
 
     shapes: dict[tuple[bytes, bool], list[tuple[Group, str | None]]] = {}
@@ -233,7 +237,9 @@ def _columns(
     unasked: list[str | None] = []
     for group, instance in groups:
         size = len(group.rows)
-        ids += [answer_id(group, place) for place in (range(size) if group.places is None else group.places)]
+        ids += [
+            answer_id(group, position) for position in (range(size) if group.positions is None else group.positions)
+        ]
         for name, value in (
             ("request", group.request),
             ("arrived_at", group.arrived),
@@ -271,8 +277,8 @@ def _columns(
         columns.insert(9, pl.Series("scores", scores, dtype=pl.List(pl.Float64)))
     if any(text is not None for text in unasked):
         columns.append(pl.Series("unasked", unasked, dtype=pl.String))
-    for place, (name, kind) in enumerate(inputs.items()):
-        columns.append(_input_series(name, kind, [row[place] for row in rows], known))
+    for position, (name, kind) in enumerate(inputs.items()):
+        columns.append(_input_series(name, kind, [row[position] for row in rows], known))
     return pl.DataFrame(columns)
 
 
@@ -281,7 +287,7 @@ def _input_series(name: str, kind: str, values: list[Any], known: dict[str, pl.D
 
     plain = _PLAIN.get(kind)
     if plain is not None:
-        # msgpack has no such types; they travel as text.
+        # msgpack has no such types, so they are texts in it.
         values = msgspec.convert(values, list[plain | None])  # type: ignore[valid-type]
     column = input_column(name)
     series = pl.Series(column, values, dtype=polars_type(kind))

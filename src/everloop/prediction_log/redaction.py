@@ -1,7 +1,7 @@
-"""What the prediction log does not keep: inputs that are dropped, and inputs of which only a keyed digest stays.
+"""Removes inputs from the prediction log, or replaces them with a keyed digest.
 
-The digest is HMAC-SHA-256 under a key of this machine, which lies with its other keys and not in the store: who reads
-the log can count and join the values, and cannot try them all.
+The digest is HMAC-SHA-256 with a key of this machine, which is stored with its other keys and not in the store. So
+readers of the log can count and join the values, but cannot guess them by trying.
 """
 
 from __future__ import annotations
@@ -26,52 +26,52 @@ KEY_FILE = "log-hash.key"
 
 
 class Redaction:
-    """Makes the rows that the log keeps out of the rows that were scored, for one signature. Immutable.
+    """Turns scored rows into the rows that the log keeps, for one signature. Immutable.
 
     Attributes:
-        inputs: the types of what is kept, by name.
+        inputs: the types of the logged inputs, by name.
     """
 
     def __init__(self, signature: Signature, settings: HiddenInputs) -> None:
         hashed = frozenset(settings.log_hash)
         self.inputs: dict[str, str] = {}
         self._plan: list[tuple[int, bool]] = []
-        for place, item in enumerate(signature.inputs):
+        for index, item in enumerate(signature.inputs):
             if item.name in settings.log_drop:
                 continue
             self.inputs[item.name] = "string" if item.name in hashed else item.type
-            self._plan.append((place, item.name in hashed))
+            self._plan.append((index, item.name in hashed))
         self._key = _hash_key() if any(hidden for _, hidden in self._plan) else b""
 
     def rows(self, values: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
         plan, digest = self._plan, self.digest
-        return [tuple(digest(row[place]) if hidden else row[place] for place, hidden in plan) for row in values]
+        return [tuple(digest(row[index]) if hidden else row[index] for index, hidden in plan) for row in values]
 
     def digest(self, value: Any) -> str | None:
-        """What is kept of a value that is hashed; the same for the same value, on one machine."""
+        """The digest of a value; the same for the same value on one machine."""
         if value is None:
             return None
         return hmac.new(self._key, repr(value).encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:32]
 
 
 def redaction_for(signature: Signature, settings: HiddenInputs) -> Redaction | None:
-    """None where everything is kept."""
+    """The redaction for a signature; None if everything is logged."""
     hidden = {*settings.log_drop, *settings.log_hash}
     return Redaction(signature, settings) if hidden & set(signature.names) else None
 
 
 def check_hidden(settings: HiddenInputs, known: Collection[str]) -> None:
-    """Raise UsageError where a setting names what no version takes: a misspelled name would hide nothing."""
+    """Raise UsageError if a setting names an unknown input, because a misspelled name would hide nothing."""
     for name in (*settings.log_drop, *settings.log_hash):
         if name not in known:
             raise UsageError(
-                f"The log is to hide '{name}', and no version in use has such an input.",
+                f"Cannot hide '{name}' in the log: no version in use has such an input.",
                 help=f"Inputs: {', '.join(sorted(known)[:20])}",
             )
 
 
 def _hash_key() -> bytes:
-    """The machine's key for this, made on first use, whoever else makes it at the same moment."""
+    """The machine's key for digests, created on first use. Safe if several processes create it at once."""
     path = keys_folder() / KEY_FILE
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

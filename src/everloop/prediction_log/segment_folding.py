@@ -1,8 +1,8 @@
-"""Moving shipped segments into tables, exactly once, whichever process does it and whatever dies on the way.
+"""Moves shipped segments into tables exactly once, even if several processes do so and die meanwhile.
 
-The commit that adds the rows also says how far each instance's segments have been read, so rows and progress cannot
-part, and of two processes that fold the same segments at once the second commit fails. Only then are the segments
-deleted: those that a killed process has left are seen to be folded, and go.
+The commit that adds the rows also records how far each instance's segments have been read. So rows and progress cannot
+diverge, and if two processes fold the same segments at once, the second commit fails. Segments are deleted after the
+commit. If a process is killed in between, the next fold recognizes its segments as folded and deletes them.
 """
 
 from __future__ import annotations
@@ -32,45 +32,47 @@ logger = logging.getLogger("everloop.serving")
 Entry = TypeVar("Entry")
 
 CHUNK_BYTES = 16 << 20
-"""Segment bytes that become one commit; bounds the memory that folding takes."""
+"""Segment bytes per commit, which bounds the memory that folding needs."""
 AT_ONCE = 8
-"""Segments that are fetched at once."""
+"""Segments that are fetched in parallel."""
 GAP_WAIT = timedelta(hours=1)
-"""A segment whose predecessor is not there waits so long for it."""
+"""How long a segment waits for a missing predecessor."""
 
 
 def segment_sources(store: Store) -> list[tuple[str, SegmentStore]]:
-    """Where instances may have shipped the logs of this home, each with its name for people: the home itself where it
-    is a folder that they reach, the database of its records, and what `everloop.toml` calls `log`."""
-    places = [str(store.home)] if (store.home / segments.FOLDER).is_dir() else []
+    """The stores to which instances may have shipped the logs of this home, each with its name for messages.
+
+    These are the home itself if it is a folder, the database of its records, and `log` in `everloop.toml`.
+    """
+    locations = [str(store.home)] if (store.home / segments.FOLDER).is_dir() else []
     if store.urls.records.startswith(("postgresql://", "postgres://")):
-        places.append(store.urls.records)
-    if store.urls.log is not None and store.urls.log not in places:
-        places.append(store.urls.log)
+        locations.append(store.urls.records)
+    if store.urls.log is not None and store.urls.log not in locations:
+        locations.append(store.urls.log)
     found = []
-    for place in places:
+    for location in locations:
         try:
-            found.append((shown(place), open_segments(place)))
+            found.append((shown(location), open_segments(location)))
         except EverloopError as error:
-            logger.warning("Segments in '%s' are not read: %s", shown(place), error)
+            logger.warning("Cannot read the segments in '%s': %s", shown(location), error)
     return found
 
 
 def has_segments(store: Store, stream: str) -> bool:
-    """Whether a store holds segments of this stream that may not have been folded."""
+    """Whether a store has segments of this stream that may not have been folded."""
     for shown_as, source in segment_sources(store):
         try:
             if source.find(stream):
                 return True
         except (EverloopError, OSError) as error:
-            logger.warning("Segments in '%s' are not read: %s", shown_as, error)
+            logger.warning("Cannot read the segments in '%s': %s", shown_as, error)
     return False
 
 
 def fold_segments(store: Store, fold: FoldTarget[Entry]) -> int:
-    """Fold what instances have shipped, and return the number of rows that moved.
+    """Fold the shipped segments, and return the number of rows that moved.
 
-    A store that does not answer is passed over with a warning: what is in it is folded later.
+    A store that does not answer is skipped with a warning; its segments are folded later.
 
     Raises:
         CorruptionError: a segment is damaged. Those of its instance that come after it wait; all others are folded.
@@ -80,20 +82,20 @@ def fold_segments(store: Store, fold: FoldTarget[Entry]) -> int:
         try:
             ship_leftovers(open_segments(str(store.home)), spool)
         except (EverloopError, OSError) as error:
-            logger.warning("What dead instances have left in '%s' stays for now: %s", spool, error)
+            logger.warning("Cannot ship what dead instances have left in '%s' now: %s", spool, error)
     rows = 0
     damage: CorruptionError | None = None
     for shown_as, source in segment_sources(store):
         try:
             segments = source.find(fold.stream)
             if segments:
-                # Others on this machine wait; others elsewhere are found out by the commit.
+                # The lock makes other processes on this machine wait. The commit detects those on other machines.
                 with store.lock(f"fold-{fold.stream}"):
                     rows += _Folding(store, fold, source).run(source.find(fold.stream))
         except CorruptionError as error:
             damage = error
         except (EverloopError, OSError) as error:
-            logger.warning("Segments in '%s' are not read: %s", shown_as, error)
+            logger.warning("Cannot read the segments in '%s': %s", shown_as, error)
     if damage is not None:
         raise damage
     return rows
@@ -109,11 +111,11 @@ class _Folding(Generic[Entry]):
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="everloop-folding")
         self._damage: CorruptionError | None = None
         self._read: dict[str, int] = {}
-        """How far each instance had been folded when its segments were listed, and by this pass since then."""
+        """The number of each instance's last folded segment."""
         self._unread: set[str] = set()
-        """Instances with a segment that cannot be read: what comes before it can be committed."""
+        """Instances with an unreadable segment. The segments before it can be committed."""
         self._stopped: set[str] = set()
-        """Instances of which nothing more can be committed."""
+        """Instances from which nothing more can be committed."""
 
     def run(self, segments: Sequence[Segment]) -> int:
         with self._pool:
@@ -131,13 +133,13 @@ class _Folding(Generic[Entry]):
         return rows
 
     def _due(self, segments: Sequence[Segment]) -> list[Segment]:
-        """The segments that no fold has read, each instance's without a gap; those that one has are deleted."""
+        """The segments that no fold has read, without gaps within an instance. Deletes those already folded."""
         due: list[Segment] = []
         old: list[Segment] = []
-        for instance, own in groupby(segments, key=lambda segment: segment.instance):
+        for instance, of_instance in groupby(segments, key=lambda segment: segment.instance):
             last = self._store.tables.last_batch(self._fold.table, instance)
             self._read[instance] = last
-            for segment in own:
+            for segment in of_instance:
                 if segment.number <= last:
                     old.append(segment)
                 elif segment.number == last + 1 or self._gone_for_good(segment, last):
@@ -149,13 +151,15 @@ class _Folding(Generic[Entry]):
         return due
 
     def _gone_for_good(self, segment: Segment, last: int) -> bool:
-        """Whether a gap before a segment is to be passed over: its instance puts them in order, so what is missing
-        has been deleted, unless a folder's listing is a little behind."""
+        """Whether the segments missing before this one are lost.
+
+        An instance puts its segments in order, so missing ones have been deleted, unless a folder's listing lags.
+        """
         put_at = self._source.put_at(segment)
         if put_at is None or moment_of(system_micros()) - put_at < GAP_WAIT:
             return False
         logger.error(
-            "Segments %s to %s of the instance '%s' are missing; what comes after them is read all the same.",
+            "Segments %s to %s of the instance '%s' are missing. The segments after them are read all the same.",
             last + 1,
             segment.number - 1,
             segment.instance,
@@ -163,7 +167,7 @@ class _Folding(Generic[Entry]):
         return True
 
     def _fetched(self, due: Sequence[Segment]) -> Iterator[tuple[Segment, bytes]]:
-        """The segments with their bytes, a few at once; without those behind one that cannot be read."""
+        """The segments with their bytes, a few in parallel, without those after an unreadable one."""
         for begin in range(0, len(due), AT_ONCE):
             over = self._unread | self._stopped
             window = [segment for segment in due[begin : begin + AT_ONCE] if segment.instance not in over]
@@ -176,12 +180,12 @@ class _Folding(Generic[Entry]):
                     self._damage = data
 
     def _get(self, segment: Segment) -> bytes | CorruptionError | None:
-        for last_look in (False, True):
+        for last_try in (False, True):
             try:
                 return self._source.get(segment)
             except CorruptionError as error:
-                # What came over a network is looked at twice.
-                if last_look:
+                # Fetch it twice, because the network may have damaged it.
+                if last_try:
                     return error
             except NotFoundError:
                 # Another process has folded it since it was listed.
@@ -189,7 +193,7 @@ class _Folding(Generic[Entry]):
         return None
 
     def _commit(self, due: Sequence[tuple[Segment, bytes]]) -> int:
-        """Add the rows of some segments, and delete these."""
+        """Add the rows of some segments, and delete the segments."""
         entries: list[Entry] = []
         done: list[Segment] = []
         for segment, data in due:
@@ -213,16 +217,16 @@ class _Folding(Generic[Entry]):
         except (UnavailableError, InsufficientStorageError):
             raise
         except Exception as error:
-            # Frames that can be read and do not make rows: those of one instance must not hold up the others'.
+            # Some frames can be read but do not make rows. They must not hold up other instances.
             if len(done) > 1:
                 return sum(self._commit([one]) for one in due if one[0] in done)
             why = f"The segment '{done[0].key}' makes no rows: {first_line(error)}"
-            self._damage = CorruptionError(why, help="Delete it, or see the error of its instance.")
+            self._damage = CorruptionError(why, help="Delete the segment, or see the error in the log of its instance.")
             self._stopped.add(done[0].instance)
             logger.debug("Folding a segment failed", exc_info=True)
             return 0
         if not written:
-            # Another process folds the same segments, and has been faster. The next call sees what is left.
+            # Another process folded the same segments faster. The next call sees what is left.
             self._stopped.update(upto)
             return 0
         self._read.update(upto)

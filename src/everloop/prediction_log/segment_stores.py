@@ -1,4 +1,4 @@
-"""Which segment store a place names: a folder, a bucket or PostgreSQL."""
+"""Opens the segment store at a location: a folder, a bucket or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=16)
 def open_segments(where: str) -> SegmentStore:
-    """The segments at a folder, a bucket's URL or a PostgreSQL URL. Nothing is asked of it yet.
+    """Open the segments in a folder, at a bucket's URL or at a PostgreSQL URL, without connecting yet.
 
     Raises:
-        UsageError: the URL names no such store.
+        UsageError: the URL does not name such a store.
         MissingExtraError: the library for it is not installed.
     """
     scheme = where.partition("://")[0] if is_url(where) else ""
@@ -31,25 +31,24 @@ def open_segments(where: str) -> SegmentStore:
     if scheme in ("", "file"):
         return ObjectSegments(open_bytes(where))
     if scheme not in BUCKETS:
-        raise UsageError(f"A log cannot be kept at '{scheme}://…'.", help=PLACES_HELP)
+        raise UsageError(f"Cannot keep a log at '{scheme}://…'.", help=PLACES_HELP)
     try:
-        return ObjectSegments(ObstoreBytes(where, **_patience()))
+        return ObjectSegments(ObstoreBytes(where, **_time_limits()))
     except EverloopError:
         raise
     except Exception as error:
-        # Not the URL itself and not the library's words: either may hold a password.
+        # Neither the URL nor the library's message is quoted, because either may contain a password.
         raise UsageError(
-            f"The log cannot be kept at '{scheme}://…': this URL, or its provider's settings, cannot be used "
+            f"Cannot keep the log at '{scheme}://…': this URL, or its provider's settings, cannot be used "
             f"({type(error).__name__}).",
             help=PLACES_HELP,
         ) from error
 
 
-def _patience() -> dict[str, object]:
-    """obstore would repeat a failed request for three minutes; a container that is stopping has less."""
-
+def _time_limits() -> dict[str, object]:
+    """Time limits for requests. By default obstore retries for three minutes, but a stopping container has less."""
     limit = timedelta(seconds=PUT_TIMEOUT_S)
-    # Options that are passed hide those of the environment, which a stand-in without TLS needs.
+    # Passed options replace those of the environment, which a test server without TLS needs.
     plain = any(os.environ.get(f"{of}_ALLOW_HTTP", "").lower() in ("1", "true") for of in ("AWS", "AZURE", "GOOGLE"))
     return {
         "retry_config": {"max_retries": 3, "retry_timeout": limit},

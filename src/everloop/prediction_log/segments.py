@@ -1,12 +1,12 @@
-"""Sealed segments of a log: the unit in which an instance hands its answers to a store that others read.
+"""Sealed segments of a log: the unit in which an instance passes its answers to a store that others read.
 
-A segment is a whole journal file that nobody writes any more. Its name says whose it is, its place in the order of
-that instance, and what it holds:
+A segment is a complete journal file that no longer changes. Its name contains the instance, the segment's number within
+the instance, and a digest of its content:
 
     segments/<stream>/<instance>/<number, twelve digits>-<first half of its sha256>
 
-An instance puts its segments one after the other, so a reader that finds number 7 finds 0 to 6 as well, or they have
-been folded already. Putting the same segment twice leaves one.
+An instance puts its segments in order, so a reader that finds number 7 also finds 0 to 6, or they have already been
+folded. Putting the same segment twice leaves one.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 FOLDER = "segments"
 SPOOL = "spool"
-"""In a store that is a folder: where instances keep what they have not sealed and put yet."""
+"""The folder, in a store that is a folder, for journals that are not sealed and put yet."""
 WRITABLE = "writable"
-"""The key below the folder that shows whether anything can be put."""
+"""A key below the folder, written to test whether segments can be put."""
 PUT_TIMEOUT_S = 10.0
-"""How long one request to a bucket may take, and how long failed ones are repeated."""
+"""How long one request to a bucket may take, and how long failed ones are retried."""
 
 BUCKETS = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss")
 PLACES_HELP = (
@@ -48,7 +48,7 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Segment:
-    """The name of one segment. Sorted by instance and, within it, in the order of writing."""
+    """The name of one segment. Sorts by instance, then in the order of writing."""
 
     stream: str
     instance: str
@@ -61,38 +61,38 @@ class Segment:
 
     @classmethod
     def of(cls, stream: str, instance: str, number: int, data: bytes) -> Segment:
-        """The name of a segment that holds these bytes."""
+        """The name of a segment with this content."""
         return cls(stream, instance, number, digest_of(data))
 
     @classmethod
     def parse(cls, key: str) -> Segment | None:
-        """The segment with this key; None where the key names something else."""
+        """The segment with this key; None if the key is not that of a segment."""
         parts = key.split("/")
         found = _NAME.fullmatch(parts[-1]) if len(parts) == 4 and parts[0] == FOLDER else None
         return None if found is None else cls(parts[1], parts[2], int(found["number"]), found["digest"])
 
 
 class SegmentStore(Protocol):
-    """Where sealed segments wait for a fold. Safe from any thread and process.
+    """Keeps sealed segments until a fold. Safe from any thread and process.
 
     - When `put` returns, the segment is there for every reader, whole, and stays until `delete`.
     - Putting a segment that is there already changes nothing and succeeds.
     - `find` never shows half of a segment, and shows a segment only if it shows those that its instance put before
       it, except the deleted ones.
 
-    All verbs raise `UnavailableError` where the store does not answer, and `InsufficientStorageError` where it has no
+    All methods raise `UnavailableError` if the store does not answer, and `InsufficientStorageError` if it has no
     space.
     """
 
     def check(self) -> None:
-        """Return if segments can be put here.
+        """Return if segments can be put.
 
         Raises:
-            UnavailableError: it does not answer, or does not let us.
+            UnavailableError: the store does not answer, or denies writing.
         """
 
     def put(self, segment: Segment, data: bytes) -> None:
-        """Keep a segment."""
+        """Store a segment."""
 
     def find(self, stream: str) -> Sequence[Segment]:
         """The segments of a stream, sorted."""
@@ -104,15 +104,15 @@ class SegmentStore(Protocol):
         """The bytes of a segment.
 
         Raises:
-            NotFoundError: it is not there, or no longer.
-            CorruptionError: they differ from the digest in its name.
+            NotFoundError: the segment does not exist, or no longer.
+            CorruptionError: its content differs from the digest in its name.
         """
 
     def put_at(self, segment: Segment) -> datetime | None:
-        """When a segment was put; None where it is not there."""
+        """When a segment was put; None if it does not exist."""
 
     def delete(self, segment: Segment) -> None:
-        """Remove a segment; one that is not there is no error."""
+        """Remove a segment, if it exists."""
 
 
 class ObjectSegments:
@@ -123,23 +123,23 @@ class ObjectSegments:
 
     def check(self) -> None:
         try:
-            # Conditional, as segments are: not every store that speaks S3 can do that.
+            # A conditional put, as for segments, because not every store with an S3 API supports that.
             self._store.put(f"{FOLDER}/{WRITABLE}", b"everloop\n")
         except InsufficientStorageError:
             raise
         except (EverloopError, OSError) as error:
-            raise UnavailableError(f"The log's store cannot be written to: {first_line(error)}") from error
+            raise UnavailableError(f"Cannot write to the log's store: {first_line(error)}") from error
 
     def put(self, segment: Segment, data: bytes) -> None:
         store, key = self._store, segment.key
         if not store.put(key, data) and store.size(key) != len(data):
-            # A power cut can leave a file without its bytes. The name says which bytes belong there.
+            # A power cut can leave a file without its content. The name says which content belongs there.
             store.put(key, data, if_absent=False)
         if isinstance(store, LocalBytes):
-            # The journal goes once this returns, so this copy must survive a power cut by itself.
+            # The journal is removed once this returns, so this copy must survive a power cut.
             path = store.path(key)
-            for place in (path, path.parent):
-                _sync(place)
+            for synced in (path, path.parent):
+                _sync(synced)
 
     def find(self, stream: str) -> Sequence[Segment]:
         return sorted(self._below(f"{FOLDER}/{stream}"))
@@ -162,7 +162,7 @@ class ObjectSegments:
         except (EverloopError, OSError):
             raise
         except Exception as error:
-            # Each provider has errors of its own.
+            # Each provider has its own errors.
             raise UnavailableError(f"The log's store does not answer: {first_line(error)}") from error
         return [segment for segment in found if segment is not None]
 
@@ -171,17 +171,17 @@ class ObjectSegments:
 
 
 def is_url(where: str) -> bool:
-    """Whether a place is a URL, not a path."""
+    """Whether a location is a URL, not a path."""
     return bool(_URL.match(where))
 
 
 def is_folder(where: str) -> bool:
-    """Whether a log's place is a folder of this machine, or one that is mounted."""
+    """Whether a log's location is a local or mounted folder."""
     return not _URL.match(where)
 
 
 def shown(where: str) -> str:
-    """A log's place for people to read: without user, password and query."""
+    """A log's location for messages, without user, password and query."""
     if is_folder(where):
         return where
     from urllib.parse import urlsplit
@@ -196,34 +196,34 @@ def shown(where: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What a store's error says, in short. What stands behind a question mark may be a signature, and goes."""
+    """The first line of a store's error. A query string is cut off, because it may contain a signature."""
     return re.sub(r"\?\S+", "?…", str(error).partition("\n")[0])[:300]
 
 
 def digest_of(data: bytes) -> str:
-    """Half of a sha256, which is enough to tell contents apart."""
+    """Half of a sha256, which is enough to distinguish contents."""
     return hashlib.sha256(data).hexdigest()[:32]
 
 
 def checked(segment: Segment, data: bytes) -> bytes:
-    """The same bytes.
+    """The same bytes, checked against the segment's name.
 
     Raises:
-        CorruptionError: they are not those that the segment's name says.
+        CorruptionError: they differ from the digest in the name.
     """
     if digest_of(data) != segment.digest:
         raise CorruptionError(
             f"The segment '{segment.key}' differs from the digest in its name.",
-            help="Restore it from a copy, or delete it; the segments behind it wait for it.",
+            help="Restore it from a copy, or delete it. The segments after it wait for it.",
         )
     return data
 
 
 def frames_of(segment: Segment, data: bytes) -> list[bytes]:
-    """The payloads in a segment's bytes.
+    """The payloads in a segment.
 
     Raises:
-        CorruptionError: they are not the frames of a journal.
+        CorruptionError: the bytes are not the frames of a journal.
     """
     if data[: len(HEADER)] != HEADER:
         raise CorruptionError(f"The segment '{segment.key}' is not a journal of this format.")

@@ -1,6 +1,6 @@
-"""Segments of a log in a table of PostgreSQL, for those who keep their records there already.
+"""Keeps segments of a log in a PostgreSQL table, for projects whose records are in PostgreSQL already.
 
-The table `log_segments` comes to be with the first segment, in the first schema of the connection's search path.
+The table `log_segments` is created with the first segment, in the first schema of the connection's search path.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _WHERE = b" WHERE stream = %s AND instance = %s AND number = %s AND digest = %s"
 class PostgresSegments:
     """A `SegmentStore` in the database at `postgresql://user:password@host/name`. One connection, opened when needed.
 
-    Every statement stands for itself, so whatever dies leaves a segment whole or not at all.
+    Every statement is its own transaction, so a process that dies leaves a segment complete or not at all.
     """
 
     def __init__(self, url: str) -> None:
@@ -53,23 +53,23 @@ class PostgresSegments:
         self._guard = threading.Lock()
         self._connection: Any = None
         self._process = 0
-        self._made = False
+        self._created = False
 
     def check(self) -> None:
-        self._make()
+        self._create_table()
 
     def put(self, segment: Segment, data: bytes) -> None:
         statement = (
             b"INSERT INTO log_segments (stream, instance, number, digest, frames) VALUES (%s, %s, %s, %s, %s)"
             b" ON CONFLICT DO NOTHING"
         )
-        if not self._made:
-            self._make()
+        if not self._created:
+            self._create_table()
         try:
             self._run(statement, (*_values(segment), data))
         except _NoTableError:
-            # Somebody has dropped it since.
-            self._make()
+            # The table was dropped meanwhile.
+            self._create_table()
             self._run(statement, (*_values(segment), data))
 
     def find(self, stream: str) -> Sequence[Segment]:
@@ -93,7 +93,7 @@ class PostgresSegments:
         self._run(b"DELETE FROM log_segments" + _WHERE, _values(segment))
 
     def close(self) -> None:
-        """Hang up. The next use connects again."""
+        """Disconnect. The next use connects again."""
         with self._guard:
             self._drop()
 
@@ -108,17 +108,17 @@ class PostgresSegments:
         try:
             return self._run(statement, values)
         except _NoTableError:
-            # Nothing has been put yet.
+            # No segment has been put yet.
             return []
 
-    def _make(self) -> None:
+    def _create_table(self) -> None:
         try:
             self._run(_TABLE, ())
         except StoreError:
-            # Two who make it at the same moment collide in PostgreSQL's catalogue; then it is there.
+            # Two processes that create it at once collide in PostgreSQL's catalogue, but then it exists.
             if not self._run(b"SELECT to_regclass('log_segments')", ())[0][0]:
                 raise
-        self._made = True
+        self._created = True
 
     def _run(self, statement: bytes, values: Sequence[object]) -> list[Any]:
         with self._guard:
@@ -128,24 +128,24 @@ class PostgresSegments:
             except self._psycopg.OperationalError as error:
                 lost = self._connection is None or self._connection.closed
                 if fresh or not lost:
-                    raise self._told(error) from error
+                    raise self._error_of(error) from error
             except self._psycopg.Error as error:
-                raise self._told(error) from error
-            # The server has hung up, as it does when it restarts. Each statement may be run again.
+                raise self._error_of(error) from error
+            # The server has disconnected, as it does when it restarts. Every statement can be repeated.
             self._open()
             try:
                 return self._execute(statement, values)
             except self._psycopg.Error as error:
-                raise self._told(error) from error
+                raise self._error_of(error) from error
 
     def _execute(self, statement: bytes, values: Sequence[object]) -> list[Any]:
         cursor = self._connection.execute(statement, values)
         return list(cursor.fetchall()) if cursor.description is not None else []
 
     def _open(self) -> bool:
-        """Have a connection; whether it is a new one."""
+        """Ensure a connection. Returns whether it is new."""
         if self._process != os.getpid():
-            # A connection does not survive a fork; what the parent has must not be closed here either.
+            # A connection does not survive a fork, and the parent's must not be closed here either.
             self._inherited, self._connection, self._process = self._connection, None, os.getpid()
         if self._connection is not None and not self._connection.closed:
             return False
@@ -158,7 +158,7 @@ class PostgresSegments:
             )
             self._connection.execute(f"SET statement_timeout = {int(PUT_TIMEOUT_S * 1000)}".encode())
         except self._psycopg.Error as error:
-            raise self._told(error) from error
+            raise self._error_of(error) from error
         return True
 
     def _drop(self) -> None:
@@ -167,26 +167,26 @@ class PostgresSegments:
             with suppress(Exception):
                 connection.close()
 
-    def _told(self, error: Exception) -> Exception:
+    def _error_of(self, error: Exception) -> Exception:
         where = shown(self._url)
         kinds = self._psycopg.errors
         if isinstance(error, kinds.UndefinedTable):
-            self._made = False
+            self._created = False
             return _NoTableError(f"The database '{where}' has no table 'log_segments'.")
         if isinstance(error, kinds.DiskFull):
             return InsufficientStorageError(f"No space left in '{where}'.", help="Free some space on its server.")
         if type(error) is self._psycopg.ProgrammingError:
-            # Such as a URL that cannot be read. The library's words may repeat it, password included.
-            return UsageError(f"The database URL '{where}' cannot be used.", help="postgresql://USER@HOST/NAME")
+            # Such as an invalid URL. The library's message may quote it, password included.
+            return UsageError(f"The database URL '{where}' is invalid.", help="Use postgresql://USER@HOST/NAME.")
         if isinstance(error, self._psycopg.OperationalError):
             self._drop()
-            told = str(error).partition("\n")[0]
-            return UnavailableError(f"The store '{where}' does not answer: {told}", help="Is its server running?")
+            reason = str(error).partition("\n")[0]
+            return UnavailableError(f"The store '{where}' does not answer: {reason}", help="Is its server running?")
         return StoreError(f"The store '{where}' failed: {error}")
 
 
 class _NoTableError(StoreError):
-    """Nothing has been put yet."""
+    """The table does not exist yet."""
 
 
 def _values(segment: Segment) -> tuple[object, ...]:

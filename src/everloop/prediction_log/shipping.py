@@ -1,14 +1,14 @@
-"""A log that is shipped: a local journal now, and in a store that others read before long.
+"""Ships a log: frames go to a local journal first, and soon afterwards to a store that others read.
 
-Every frame first goes to a journal on the local disk, which is what an answer waits for. A journal is sealed when it
-is large or old, and a thread puts sealed ones to the store, in order; only when the store has confirmed one is it
-removed here. What an instance leaves behind, because it was killed or the store did not answer, any later process that
-uses the same folder ships:
+An answer waits only until its frame is in a journal on the local disk. A journal is sealed when it is large or old, and
+a thread uploads sealed journals to the store in order. A journal is removed here only when the store has confirmed it.
+If an instance leaves journals behind, because it was killed or the store did not answer, any later process that uses
+the same folder ships them:
 
     <folder>/<stream>/<instance>/<number, twelve digits>.<random>.journal
 
-A killed instance's journal is not written any more, so whoever ships it, and however often, puts the same bytes under
-the same name.
+The journal of a killed instance no longer changes, so shipping it twice, by any process, puts the same bytes under the
+same name.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("everloop.serving")
 
 STALE_S = 120.0
-"""An instance of another host is taken for dead when it has shown no life for so long and holds no lock: not every
-network file system carries locks from host to host."""
+"""An instance of another host counts as dead if its files are unchanged for this long and it holds no lock. Not every
+network file system shares locks between hosts."""
 BEAT_S = 10.0
 LOOK_S = 30.0
-"""How often a shipper looks for what others have left."""
+"""How often a shipper looks for journals that other instances have left."""
 FIRST_PAUSE_S = 0.5
 LAST_PAUSE_S = 15.0
 TELL_S = 60.0
@@ -54,10 +54,10 @@ class ShippingSink:
     kind: Literal["journal", "store", "none"] = "store"
 
     def __init__(self, options: ShippingOptions, stream: str, segments: SegmentStore | None = None) -> None:
-        """Begin a journal and the thread that ships.
+        """Create a journal and start the thread that ships.
 
         Raises:
-            UsageError: the folder cannot be used, or the URL names no store.
+            UsageError: the folder cannot be used, or the URL does not name a store.
             InsufficientStorageError: the local disk is full.
         """
         self.instance = new_instance()
@@ -74,15 +74,15 @@ class ShippingSink:
         self._number = 0
         self._journal = self._begin()
         self._full = False
-        """There was no space to begin another journal; the one before is sealed."""
+        """There was no space for the next journal; the previous one is sealed."""
         self._size = 0
-        """Bytes of frames in the journal that is being written."""
+        """Bytes of frames in the current journal."""
         self._since = 0.0
         self._sealed: deque[tuple[int, Path, int]] = deque()
         self._waiting = 0
         """Bytes of frames in sealed journals."""
         self._others = 0
-        """Bytes that other instances have in the same spool."""
+        """Bytes of other instances in the same spool."""
         self._shipped_to = -1
         self._failing = False
         self._state = SinkState()
@@ -98,13 +98,13 @@ class ShippingSink:
             if self._waiting + self._size + self._others > self._options.backlog_bytes:
                 raise UnavailableError(
                     f"{(self._waiting + self._size + self._others) >> 20} MB of answers wait for the log's store, which"
-                    " does not answer; no more are given until it does.",
-                    help="See everloop_log_backlog_bytes, and the process's log for what the store says.",
+                    " does not answer. No more requests are answered until it does.",
+                    help="See everloop_log_backlog_bytes, and the store's error in the process's log.",
                 )
             if self._failing and wait and self.waits:
                 raise UnavailableError(
-                    "The log's store does not answer, and no answer is given that it does not have.",
-                    help="See the process's log for what the store says.",
+                    "The log's store does not answer, and answers must be in it before they are sent.",
+                    help="See the store's error in the process's log.",
                 )
             if self._full:
                 self._journal = self._begin()
@@ -124,7 +124,7 @@ class ShippingSink:
         if not done:
             raise UnavailableError(
                 f"The log's store has not confirmed this answer within {self._options.confirm_s:g} s.",
-                help="The answer is in the local journal and will be shipped. Ask again.",
+                help="The answer is in the local journal and will be shipped. Try again.",
             )
 
     def state(self) -> SinkState:
@@ -161,7 +161,7 @@ class ShippingSink:
         return Journal.create(self._folder, f"{self._number:012d}")
 
     def _seal(self, *, last: bool = False) -> None:
-        """Put the journal that is written into the line for shipping, and begin the next one."""
+        """Queue the current journal for shipping, and begin the next one."""
         full, number, size = self._journal, self._number, self._size
         if not size:
             if last:
@@ -170,10 +170,10 @@ class ShippingSink:
         if not last:
             self._number += 1
             try:
-                # The next is there before this one is closed: a folder without a locked journal is a dead instance's.
+                # Create the next before closing this one: a folder without a locked journal belongs to a dead instance.
                 self._journal = self._begin()
             except InsufficientStorageError:
-                # What is sealed can be shipped, which makes space. Until then nothing can be appended.
+                # Shipping the sealed journals makes space. Until then nothing can be appended.
                 self._full = True
             full.close()
         self._sealed.append((number, full.path, size))
@@ -183,7 +183,7 @@ class ShippingSink:
     # -- the shipper's thread
 
     def _run(self) -> None:
-        pause, beat, look, told = 0.0, 0.0, 0.0, 0.0
+        pause, beat, look, warn_at = 0.0, 0.0, 0.0, 0.0
         self._wake.set()
         while True:
             self._wake.wait(pause or min(self._options.segment_s / 4, 1.0))
@@ -203,9 +203,9 @@ class ShippingSink:
                 self._state.failures += 1
                 self._failing = bool(self._sealed)
                 pause = min(2 * pause, LAST_PAUSE_S) or FIRST_PAUSE_S
-                if monotonic() >= told:
-                    told = monotonic() + TELL_S
-                    logger.warning("The log '%s' cannot be shipped now: %s", self._stream, first_line(error))
+                if monotonic() >= warn_at:
+                    warn_at = monotonic() + TELL_S
+                    logger.warning("Cannot ship the log '%s' now: %s", self._stream, first_line(error))
             except Exception:
                 self._state.failures += 1
                 pause = LAST_PAUSE_S
@@ -216,7 +216,7 @@ class ShippingSink:
                 pause = min(pause, 0.2)
                 self._wake.clear()
             elif pause:
-                # Waits of those who append must not make it hammer a store that does not answer.
+                # Waiting writers set the event, but must not make this thread hammer a store that does not answer.
                 self._rest(pause)
 
     def _rest(self, pause: float) -> None:
@@ -250,29 +250,29 @@ class ShippingSink:
         return self._until is not None and monotonic() >= self._until
 
     def _help_others(self) -> None:
-        """Ship what dead instances have left in the same spool, and see how much the living have there."""
+        """Ship what dead instances have left in the same spool, and measure what other instances have there."""
         self._others = _bytes_of_others(self._spool, self.instance)
         if ship_leftovers(self._store, self._spool, until=self._is_late, but=self.instance):
             self._others = _bytes_of_others(self._spool, self.instance)
 
 
 def ship_journal(store: SegmentStore, stream: str, instance: str, path: Path) -> None:
-    """Put a sealed journal to the store, and remove it once the store has it.
+    """Upload a sealed journal to the store, and then remove it.
 
     Raises:
-        UnavailableError, InsufficientStorageError: the store does not take it now; it stays.
+        UnavailableError, InsufficientStorageError: the store does not accept it now; the journal stays.
     """
     try:
-        data, whole = _whole_frames(path)
+        data, complete = _complete_frames(path)
     except NotFoundError:
         logger.warning("The journal '%s' is gone: another process has shipped it, or it was deleted.", path)
         return
     if len(data) > len(HEADER):
         store.put(Segment.of(stream, instance, _number_of(path), data), data)
-    if whole:
+    if complete:
         path.unlink(missing_ok=True)
         return
-    logger.error("The journal '%s' is damaged in its middle. What stands before that has been shipped.", path)
+    logger.error("The journal '%s' is damaged in its middle. Everything before the damage has been shipped.", path)
     with suppress(FileNotFoundError):
         path.rename(path.with_name(path.name + DAMAGED))
 
@@ -280,52 +280,52 @@ def ship_journal(store: SegmentStore, stream: str, instance: str, path: Path) ->
 def ship_leftovers(
     store: SegmentStore, spool: Path, *, until: Callable[[], bool] = lambda: False, but: str | None = None
 ) -> int:
-    """Ship what the dead instances of one stream have left in its spool, and return how many journals went.
+    """Ship the journals that dead instances of one stream have left in its spool, and return their number.
 
-    Safe beside the living, and beside others who do the same.
+    Safe beside running instances, and beside other processes that do the same.
 
     Args:
-        until: looked at between two journals; True stops.
-        but: an instance to leave alone: one's own.
+        until: called between two journals; True stops.
+        but: an instance to skip: the caller's own.
 
     Raises:
-        UnavailableError, InsufficientStorageError: the store does not take them now; they stay.
+        UnavailableError, InsufficientStorageError: the store does not accept them now; the journals stay.
     """
-    gone = 0
+    shipped = 0
     for folder in _instances(spool):
         if folder.name == but or _alive(folder):
             continue
-        # In the order of their numbers, as the instance would have put them.
+        # In the order of their numbers, as the instance itself would have shipped them.
         for path in list_journals(folder):
             if until():
-                return gone
+                return shipped
             if writer_alive(path):
                 break
             ship_journal(store, spool.name, folder.name, path)
-            gone += 1
+            shipped += 1
         else:
             _remove(folder)
-    return gone
+    return shipped
 
 
 def bytes_left(folder: Path) -> int:
-    """How much of what this host's dead instances have written no store has confirmed, of all streams of a spool."""
+    """The bytes of this host's dead instances that no store has confirmed, over all streams of a spool."""
     instances = (instance for spool in _instances(folder) for instance in _instances(spool))
     return sum(_size(one) for one in instances if on_this_kernel(one.name) and not _alive(one))
 
 
-def _whole_frames(path: Path) -> tuple[bytes, bool]:
-    """A journal's bytes up to its last whole frame, and whether nothing but a torn tail follows."""
+def _complete_frames(path: Path) -> tuple[bytes, bool]:
+    """A journal's bytes up to its last complete frame, and whether nothing but a torn tail follows."""
     end = len(HEADER)
-    whole = True
+    complete = True
     try:
         for _, offset in read_journal(path):
             end = offset
     except CorruptionError:
-        whole = False
+        complete = False
     try:
         with path.open("rb") as file:
-            return file.read(end), whole
+            return file.read(end), complete
     except FileNotFoundError:
         raise NotFoundError(f"There is no journal '{path}'.") from None
 
@@ -353,13 +353,13 @@ def _alive(folder: Path) -> bool:
         return True
     quiet = system_micros() / 1e6 - newest
     if not journals:
-        # It may be about to begin its first one.
+        # It may be about to create its first journal.
         return quiet < STALE_S
     return not on_this_kernel(folder.name) and quiet < STALE_S
 
 
 def _bytes_of_others(spool: Path, own: str) -> int:
-    """What fills this host's disk beside one's own: the living of other hosts have theirs to look after."""
+    """The bytes of other instances on this host's disk. Running instances of other hosts do not count here."""
     others = (folder for folder in _instances(spool) if folder.name != own)
     return sum(_size(folder) for folder in others if on_this_kernel(folder.name) or not _alive(folder))
 
@@ -375,7 +375,7 @@ def _size(folder: Path) -> int:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a dead instance's folder, with the drafts of journals that it left; damaged journals keep it."""
+    """Remove a dead instance's folder with its draft journals, unless it has damaged journals."""
     with suppress(OSError):
         for path in folder.iterdir():
             if path.name.startswith(".") or (path.name.endswith(SUFFIX) and path.stat().st_size <= len(HEADER)):

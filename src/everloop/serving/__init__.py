@@ -1,4 +1,4 @@
-"""A version behind an endpoint: it answers, and every answer is on disk before it leaves."""
+"""Serves model versions behind endpoints. Every answer is on disk before it is sent."""
 
 from __future__ import annotations
 

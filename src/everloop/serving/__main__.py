@@ -10,47 +10,57 @@ from everloop.errors import EverloopError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until a signal; the exit status is the error's, 0 after a stop that was asked for."""
+    """Serve until a signal. The exit status is that of the error, or 0 after a requested stop."""
     parser = argparse.ArgumentParser(prog="python -m everloop.serving", description=__doc__)
-    parser.add_argument("name", help="the endpoint")
-    parser.add_argument("--home", help="the store; default: as everywhere")
+    parser.add_argument("name", help="name of the endpoint")
+    parser.add_argument("--home", help="folder of the store; default: EVERLOOP_STORE, everloop.toml or .everloop")
     parser.add_argument("--project")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    parser.add_argument("--port-file", help="gets port, process id and URL as JSON once the endpoint answers")
-    parser.add_argument("--with-parent", action="store_true", help="stop when the parent process is gone")
-    parser.add_argument("--workers", type=int, default=1, help="processes that answer, on one port")
-    parser.add_argument("--grpc-port", type=int, help="the Open Inference Protocol over gRPC; 0 takes a free one")
-    parser.add_argument("--log-requests", choices=("json", "text"), help="write a line for each request to stderr")
-    parser.add_argument("--allowed-host", action="append", default=[], help="a further name to be addressed by")
-    parser.add_argument("--contained", action="store_true", help="it listens in a container, without a token")
-    parser.add_argument("--listener", type=int, help="file number of a socket to share, given by the parent process")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 picks a free one")
+    parser.add_argument(
+        "--port-file", help="file that receives port, process id and URL as JSON once the endpoint answers"
+    )
+    parser.add_argument("--with-parent", action="store_true", help="stop when the parent process has ended")
+    parser.add_argument("--workers", type=int, default=1, help="number of processes that share the port")
+    parser.add_argument(
+        "--grpc-port", type=int, help="port for the Open Inference Protocol over gRPC; 0 picks a free one"
+    )
+    parser.add_argument(
+        "--log-requests", choices=("json", "text"), help="log each request to standard error in this format"
+    )
+    parser.add_argument(
+        "--allowed-host", action="append", default=[], help="a further host name to accept; can be repeated"
+    )
+    parser.add_argument("--contained", action="store_true", help="it runs in a container and needs no token")
+    parser.add_argument("--listener", type=int, help="file descriptor of a socket inherited from the parent process")
+    options = parser.parse_args(arguments)
     from everloop.serving.endpoint_server import serve_endpoint, serve_listener
     from everloop.serving.observability.telemetry import write_requests
     from everloop.serving.worker_processes import WorkerIdentity
 
-    if given.log_requests is not None:
-        write_requests(given.log_requests)
+    if options.log_requests is not None:
+        write_requests(options.log_requests)
     try:
-        if given.listener is not None:
-            place = WorkerIdentity(
-                given.host, given.grpc_port, given.workers, tuple(given.allowed_host), given.contained
+        if options.listener is not None:
+            identity = WorkerIdentity(
+                options.host, options.grpc_port, options.workers, tuple(options.allowed_host), options.contained
             )
-            said = Path(given.port_file)
-            serve_listener(given.name, given.home, given.listener, place, project=given.project, port_file=said)
+            ready_file = Path(options.port_file)
+            serve_listener(
+                options.name, options.home, options.listener, identity, project=options.project, port_file=ready_file
+            )
             return 0
         serve_endpoint(
-            given.name,
-            given.home,
-            given.host,
-            given.port,
-            project=given.project,
-            port_file=given.port_file,
-            with_parent=given.with_parent,
-            workers=given.workers,
-            grpc_port=given.grpc_port,
-            allowed_hosts=given.allowed_host,
+            options.name,
+            options.home,
+            options.host,
+            options.port,
+            project=options.project,
+            port_file=options.port_file,
+            with_parent=options.with_parent,
+            workers=options.workers,
+            grpc_port=options.grpc_port,
+            allowed_hosts=options.allowed_host,
         )
     except EverloopError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")

@@ -1,9 +1,9 @@
-"""Rows that break the signature and are answered all the same, where an endpoint's setting `unfit` says `flag`.
+"""Coerces rows that do not fit the signature, if the endpoint's setting `unfit` is `flag`.
 
-What can be mended: an input that is missing and may be null becomes null; a field that is no input is left out; a
-text that reads as the number, truth value or time that is wanted becomes it, and a value of a wrong type becomes
-null where the input may be null. Every mend is a flag in the answer: `row`, `input`, and `missing`, `extra`,
-`converted` or `wrong_type`. What cannot be mended is refused as ever.
+A missing input becomes null if it may be null. An unknown field is dropped. A text that reads as the expected number,
+boolean or time is converted, and a value of a wrong type becomes null if the input may be null. The response flags
+each change with `row`, `input`, and `missing`, `extra`, `converted` or `wrong_type`. Rows that still do not fit are
+refused as usual.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from everloop.records import Json
 
 MOST_FLAGS = 100_000
-"""What is mended in one request; each is said in its answer."""
+"""Changes in one request. The response lists each."""
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 def coerce_rows(
     rows: Sequence[Mapping[str, Any]], signature: Signature
 ) -> tuple[list[dict[str, Any]], list[dict[str, Json]]]:
-    """The rows as the signature wants them where that can be, and what was done."""
+    """The rows, changed to fit the signature where possible, and a flag for each change."""
     coerced: list[dict[str, Any]] = []
     flags: list[dict[str, Json]] = []
     types = {field.encode_name: field.type for field in msgspec.structs.fields(signature.row_type)}
@@ -37,7 +37,10 @@ def coerce_rows(
         if not isinstance(row, dict):
             raise RequestError(f"rows[{number}]: expected an object with the inputs by name.")
         if len(flags) > MOST_FLAGS:
-            raise RequestError(f"There is more to mend than {MOST_FLAGS} values.", help="Send fewer rows at once.")
+            raise RequestError(
+                f"More than {MOST_FLAGS} values do not fit the signature.",
+                help="Correct them, or send fewer rows at once.",
+            )
         fixed: dict[str, Any] = {}
         for name in row:
             if name not in known:

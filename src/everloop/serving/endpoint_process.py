@@ -1,4 +1,4 @@
-"""An endpoint's process as seen from outside: start it, wait until it answers, stop it."""
+"""Starts, watches and stops the process of an endpoint from another process."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 START_S = 30.0
 STOP_S = 30.0
-_TELL = re.compile(r"^(\w+Error): (.*)$", re.MULTILINE)
+_ERROR_LINE = re.compile(r"^(\w+Error): (.*)$", re.MULTILINE)
 
 
 class EndpointProcess:
     """Starts and stops the process that serves one endpoint.
 
-    A context manager: started on entry, stopped on exit. The process also stops when this one is gone.
+    Use it as a context manager: the process starts on entry and stops on exit. It also stops when this process ends.
     """
 
     def __init__(
@@ -54,15 +54,15 @@ class EndpointProcess:
 
     @property
     def log(self) -> Path:
-        """What the process writes to its standard streams."""
+        """The file with the process's standard output and error."""
         return self._store.home / "logs" / f"endpoint-{self._store.project}-{self.name}.log"
 
     def start(self, timeout_s: float = START_S) -> str:
         """Start the process, wait until it answers, and return its URL.
 
         Raises:
-            EverloopError: of the class with which the process ended: the port is taken, a version is missing, …
-            UnavailableError: it did not answer in time, or ended without saying why.
+            EverloopError: of the class with which the process ended: the port is in use, a version is missing, …
+            UnavailableError: the process did not answer in time, or ended without an error message.
         """
         if self.alive and self.url is not None:
             return self.url
@@ -84,17 +84,17 @@ class EndpointProcess:
                     f"The endpoint '{self.name}' did not answer within {timeout_s:g} s.", help=f"See: {self.log}"
                 )
             sleep(0.01)
-        said = json.loads(port_file.read_text(encoding="utf-8"))
-        self.url = str(said["url"])
-        self.grpc_port = said["grpc_port"]
+        announced = json.loads(port_file.read_text(encoding="utf-8"))
+        self.url = str(announced["url"])
+        self.grpc_port = announced["grpc_port"]
         return self.url
 
     def wait_for(self, revision: int, timeout_s: float = START_S) -> None:
         """Return once the process serves this revision of the endpoint's record, or a later one.
 
         Raises:
-            EverloopError: it cannot be served; of the class that the process met.
-            UnavailableError: the process is gone, or did not get there in time.
+            EverloopError: the revision cannot be served; of the class that the process met.
+            UnavailableError: the process has ended, or did not get there in time.
         """
         deadline = monotonic() + timeout_s
         while True:
@@ -105,16 +105,16 @@ class EndpointProcess:
             if refused is not None and refused["revision"] >= revision:
                 raise _error(refused["type"], refused["message"])
             if not self.alive:
-                raise UnavailableError(f"The process of the endpoint '{self.name}' is gone.", help=f"See: {self.log}")
+                raise UnavailableError(f"The process of the endpoint '{self.name}' has ended.", help=f"See: {self.log}")
             if monotonic() > deadline:
                 raise UnavailableError(
-                    f"The endpoint '{self.name}' did not come to revision {revision} within {timeout_s:g} s.",
+                    f"The endpoint '{self.name}' did not reach revision {revision} within {timeout_s:g} s.",
                     help=f"See: {self.log}",
                 )
             sleep(0.02)
 
     def stop(self, timeout_s: float = STOP_S) -> int | None:
-        """Let the process finish the requests on their way, and return its exit status."""
+        """Let the process finish the requests in flight, and return its exit status."""
         process = self._process
         if process is None:
             return None
@@ -124,15 +124,15 @@ class EndpointProcess:
                 process.wait(timeout_s)
             except subprocess.TimeoutExpired:
                 self.kill()
-        self._leave()
+        self._correct_record()
         return process.returncode
 
     def kill(self) -> None:
-        """End the process at once. What it has answered is in its journal."""
+        """Kill the process. Its answers are in its journal."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            self._leave()
+            self._correct_record()
 
     def __enter__(self) -> EndpointProcess:
         self.start()
@@ -148,7 +148,7 @@ class EndpointProcess:
             str(places.home / part) for part in ("everloop.db", "objects", "tables")
         ):
             command += ["--home", str(places.home)]
-        # Else the home's parts are elsewhere, as an everloop.toml says, which the process finds as this one did.
+        # Otherwise an everloop.toml says where the parts of the store are, and the process finds it as this one did.
         command += ["--host", self.host, "--port", str(self.port), "--port-file", str(port_file), "--with-parent"]
         if self.grpc_port is not None:
             command += ["--grpc-port", str(self.grpc_port)]
@@ -172,20 +172,20 @@ class EndpointProcess:
 
     def _ended(self, began: int) -> EverloopError:
         status = self._process.returncode if self._process is not None else None
-        self._leave()
+        self._correct_record()
         with self.log.open("rb") as log:
             log.seek(began)
             text = log.read()[-20_000:].decode("utf-8", "replace")
-        told = _TELL.findall(text)
-        if told:
-            return _error(*told[-1])
-        last = text.strip().splitlines()[-1:] or ["it said nothing"]
+        errors_found = _ERROR_LINE.findall(text)
+        if errors_found:
+            return _error(*errors_found[-1])
+        last = text.strip().splitlines()[-1:] or ["it printed nothing"]
         return UnavailableError(
             f"The process of the endpoint '{self.name}' ended with status {status}: {last[0]}", help=f"See: {self.log}"
         )
 
-    def _leave(self) -> None:
-        """Correct the record where the process could not: it was killed."""
+    def _correct_record(self) -> None:
+        """Correct the record if the process could not because it was killed."""
         self.url = None
         if not is_served(self._store, self.name):
             set_state(self._store, self.name, "stopped", None)
@@ -199,15 +199,15 @@ def _error(kind: str, message: str) -> EverloopError:
 
 
 def serving_url(store: Store, name: str) -> str:
-    """Where an endpoint answers now.
+    """The URL at which an endpoint answers now.
 
     Raises:
-        NotFoundError: there is no such endpoint.
-        UnavailableError: nobody serves it.
+        NotFoundError: the endpoint does not exist.
+        UnavailableError: no process serves it.
     """
     url = store.records.get(EndpointRecord, name).url
     if url is None or not is_served(store, name):
-        raise UnavailableError(f"Nobody serves the endpoint '{name}'.", help=f"Start it: everloop serve {name}")
+        raise UnavailableError(f"The endpoint '{name}' is not running.", help=f"Start it: everloop serve {name}")
     return url
 
 

@@ -1,4 +1,4 @@
-"""One endpoint's server process: its socket, its record's state, and a stop that loses nothing."""
+"""The server process of an endpoint: its socket, its record's state, and a stop that loses no request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import uvicorn
 
 from everloop.errors import ConflictError, EverloopError, UsageError
 from everloop.http.connection import LimitedHttp
-from everloop.http.host_names import LOOPBACK, allowed_hosts as check_allowed_hosts, rule_for
+from everloop.http.host_names import LOOPBACK, allowed_hosts as configured_hosts, rule_for
 from everloop.http.request_guard import RequestGuard
 from everloop.records import EndpointRecord
 from everloop.serving.access.endpoint_tokens import token_digests
@@ -44,7 +44,7 @@ logger = logging.getLogger("everloop.serving")
 BACKLOG = 2048
 LOOK_S = 0.1
 GRACE_S = 9
-"""How long a stopping server waits for requests on their way."""
+"""How long a stopping server waits for requests in flight."""
 
 
 def serve_endpoint(
@@ -61,52 +61,52 @@ def serve_endpoint(
     grpc_port: int | None = None,
     allowed_hosts: Sequence[str] = (),
 ) -> None:
-    """Serve an endpoint until SIGTERM or SIGINT; then finish the requests on their way and return.
+    """Serve an endpoint until SIGTERM or SIGINT, then finish the requests in flight and return.
 
-    Call it in the main thread of a process of its own (`python -m everloop.serving`).
+    Call it in the main thread of a separate process (`python -m everloop.serving`).
 
     Args:
-        name: of an `EndpointRecord` record; one without routes answers 503 until its first version is released.
-        port: 0 takes a free one.
-        port_file: gets `{"port", "pid", "url", "grpc_port"}` once the endpoint answers.
-        with_parent: stop when the process that started this one is gone.
-        exposed: listen on any `host` without a token: what stands in front, a platform, checks who asks.
-        workers: processes that answer. With one, it is this process; with more, this one starts them and watches.
-        grpc_port: where the Open Inference Protocol is spoken over gRPC; 0 takes a free one, None: nowhere.
-        allowed_hosts: further host names to accept; without any, see `http/host_names.py`.
+        name: the endpoint's. Without routes it answers 503 until its first version is released.
+        port: 0 picks a free one.
+        port_file: receives `{"port", "pid", "url", "grpc_port"}` once the endpoint answers.
+        with_parent: stop when the parent process has ended.
+        exposed: listen on any `host` without tokens, because a platform in front checks the clients.
+        workers: processes that answer. With one, it is this process; with more, this process starts and watches them.
+        grpc_port: the port of the Open Inference Protocol over gRPC; 0 picks a free one, None: no gRPC.
+        allowed_hosts: further host names to accept; if empty, see `http/host_names.py`.
 
     Raises:
-        NotFoundError: there is no such endpoint, or a version of it is missing.
-        ConflictError: it is being served already, or a port is taken.
-        UsageError: `host` is an address that other machines can reach, and the endpoint has no token.
+        NotFoundError: the endpoint or one of its versions does not exist.
+        ConflictError: the endpoint is already being served, or a port is in use.
+        UsageError: other machines can reach `host`, and the endpoint has no token.
     """
     check_endpoint_name(name)
     if not 1 <= workers <= MOST_WORKERS:
-        raise UsageError(f"{workers} workers cannot serve.", help=f"Give 1 to {MOST_WORKERS}, about one a core.")
+        raise UsageError(f"Cannot serve with {workers} workers.", help=f"Use 1 to {MOST_WORKERS}, about one per core.")
     with open_store(home, project=project, create=False) as store:
         record = store.records.get(EndpointRecord, name)
         if host not in LOOPBACK and not exposed and not token_digests(record.options):
             raise UsageError(
-                f"The endpoint '{name}' has no login, so it does not listen on '{host}'.",
-                help=f"Make a token first: everloop endpoints token {name}. Or listen on 127.0.0.1, localhost or ::1.",
+                f"The endpoint '{name}' has no token, so it does not listen on '{host}', where others can reach it.",
+                help=f"Create a token: everloop endpoints token {name}. Or listen on 127.0.0.1, localhost or ::1.",
             )
         with store.lock(lock_name(store, name), block=False) as locked:
             if not locked:
                 url = store.records.get(EndpointRecord, name).url
                 raise ConflictError(
-                    f"The endpoint '{name}' is being served already{f' at {url}' if url else ''}.",
+                    f"The endpoint '{name}' is already being served{f' at {url}' if url else ''}.",
                     help="Stop that process first.",
                 )
             listener = bind(host, port)
             workers = settings_of(record.options).workers or workers
             grpc = None if grpc_port is None else bind(host, grpc_port, shared=workers > 1)
             port_of_grpc = None if grpc is None else grpc.getsockname()[1]
-            identity = WorkerIdentity(host, port_of_grpc, workers, check_allowed_hosts(allowed_hosts), exposed)
+            identity = WorkerIdentity(host, port_of_grpc, workers, configured_hosts(allowed_hosts), exposed)
 
             def announce_url(url: str) -> None:
                 if port_file is not None:
                     found = {"port": listener.getsockname()[1], "pid": os.getpid(), "url": url}
-                    _write_whole(Path(port_file), {**found, "grpc_port": identity.grpc_port})
+                    _write_json(Path(port_file), {**found, "grpc_port": identity.grpc_port})
 
             try:
                 if workers > 1:
@@ -138,21 +138,21 @@ def serve_endpoints(
     """Serve every endpoint of a project at one port until SIGTERM or SIGINT; see `MultiEndpointApp`.
 
     Args:
-        allowed_hosts: further host names to accept; without any, see `http/host_names.py`.
+        allowed_hosts: further host names to accept; if empty, see `http/host_names.py`.
 
     Raises:
-        ConflictError: the port is taken.
+        ConflictError: the port is in use.
     """
     with open_store(home, project=project, create=False) as store, bind(host, port) as listener:
-        # Elsewhere than on loopback only endpoints that ask for a token are served.
-        guard = RequestGuard(rule_for(host, check_allowed_hosts(allowed_hosts), asks_token=True))
+        # On other addresses than loopback, only endpoints with tokens are served.
+        guard = RequestGuard(rule_for(host, configured_hosts(allowed_hosts), asks_token=True))
         app = MultiEndpointApp(store, memory_bytes=memory_bytes, open_to_all=host in LOOPBACK, guard=guard)
         app.start()
 
         def announce() -> None:
             if port_file is not None:
                 content = {"port": listener.getsockname()[1], "pid": os.getpid(), "url": _url(listener)}
-                _write_whole(Path(port_file), content)
+                _write_json(Path(port_file), content)
 
         config = _config(app, LimitedHttp)
         server = _AnnouncingServer(config, app, announce)
@@ -172,10 +172,10 @@ def serve_listener(
     project: str | None = None,
     port_file: Path,
 ) -> None:
-    """Answer at a socket that the parent process holds, until it ends or says so.
+    """Answer at a socket that the parent process holds, until the parent ends or sends a signal.
 
     Args:
-        port_file: gets `{"pid"}` once this process answers, or `{"type", "message"}` of what kept it from that.
+        port_file: receives `{"pid"}` once this process answers, or `{"type", "message"}` of the error if it cannot.
     """
     try:
         with open_store(home, project=project, create=False) as store, socket.socket(fileno=number) as listener:
@@ -185,10 +185,10 @@ def serve_listener(
                 listener,
                 identity,
                 with_parent=True,
-                announce_url=lambda url: _write_whole(port_file, {"pid": os.getpid()}),
+                announce_url=lambda url: _write_json(port_file, {"pid": os.getpid()}),
             )
     except EverloopError as error:
-        _write_whole(port_file, {"type": type(error).__name__, "message": str(error)})
+        _write_json(port_file, {"type": type(error).__name__, "message": str(error)})
         raise
 
 
@@ -200,7 +200,7 @@ def _watch(
     with_parent: bool,
     announce_url: Callable[[str], None],
 ) -> None:
-    """Start the workers, tell once all answer, and start again whichever dies, until a signal."""
+    """Start the workers, announce the endpoint when all answer, and restart those that die, until a signal."""
     stopping = threading.Event()
 
     def on_signal(number: int, frame: object) -> None:
@@ -230,8 +230,8 @@ def _watch(
                     worker_processes.scale(settings_of(options).workers or identity.workers)
                     seen = last
             except EverloopError as error:
-                # A store that does not answer now, or a setting that cannot be: as many go on as there are.
-                logger.warning("The endpoint '%s' cannot look at its record: %s", name, error)
+                # The store does not answer, or a setting is invalid: keep the present workers.
+                logger.warning("The endpoint '%s' cannot read its record: %s", name, error)
             worker_processes.restart_dead()
     finally:
         worker_processes.stop()
@@ -243,24 +243,24 @@ def _counters_folder(store: Store, name: str) -> Path:
 
 
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """A bound socket; `shared`: other processes that say so may bind the same port.
+    """A bound socket; `shared`: other processes may bind the same port in the same way.
 
     Raises:
-        ConflictError: the port is taken.
-        UsageError: the address cannot be bound here.
+        ConflictError: the port is in use.
+        UsageError: this machine cannot bind the address.
     """
     if not 0 <= port <= 65535:
-        raise UsageError(f"{port} is no port.", help="Ports go from 0 to 65535.")
+        raise UsageError(f"{port} is not a port.", help="Use a number from 0 to 65535.")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise UsageError(f"'{host}:{port}' is no address to serve at: {error}.") from error
+        raise UsageError(f"Cannot listen on '{host}:{port}': {error}.") from error
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
         if shared:
-            # Only now, so that a port which somebody else shares is found taken.
+            # Bound without sharing first, to notice a port that others share.
             taken = listener.getsockname()
             listener.close()
             listener = socket.socket(family, socket.SOCK_STREAM)
@@ -269,8 +269,10 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            raise ConflictError(f"Port {port} on {host} is taken.", help="Use another, or 0 for a free one.") from error
-        raise UsageError(f"Cannot serve at {host}:{port}: {error.strerror}.") from error
+            raise ConflictError(
+                f"Port {port} on {host} is in use.", help="Use another, or 0 for a free one."
+            ) from error
+        raise UsageError(f"Cannot listen on {host}:{port}: {error.strerror}.") from error
     return listener
 
 
@@ -283,7 +285,7 @@ def _serve(
     ready: Callable[[str], object] | None = None,
     announce_url: Callable[[str], None] | None = None,
 ) -> None:
-    # Elsewhere than on loopback an endpoint asks for a token, unless it stands in a container.
+    # On other addresses than loopback an endpoint requires a token, unless it runs in a container.
     rule = rule_for(
         identity.host, identity.allowed_hosts, asks_token=not identity.contained, contained=identity.contained
     )
@@ -296,12 +298,12 @@ def _serve(
     def announce() -> None:
         if ready is not None:
             ready(url)
-        # The write has made a revision of its own; it is served before anybody hears of it.
+        # The write made a new revision. It is loaded before the endpoint is announced.
         reloader.reload()
         reloader.start()
         if aggregation is not None:
             aggregation.publish()
-        # What is loaded stays; looking through it for garbage again and again would cost each request its part.
+        # Loaded models stay. Scanning them for garbage again and again would slow every request down.
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 20, 20)
@@ -316,7 +318,7 @@ def _serve(
     reloader = EndpointReloader(store, app, orphaned=stop if with_parent else None)
     _stop_on_signals(server)
     try:
-        # A version that cannot be loaded shall fail before anything says that the endpoint is up.
+        # A version that cannot be loaded must fail before the endpoint is announced.
         reloader.load()
         if not server.should_exit:
             server.run(sockets=[listener])
@@ -346,13 +348,13 @@ def _stop_on_signals(server: uvicorn.Server) -> None:
     def on_signal(number: int, frame: object) -> None:
         server.should_exit = True
 
-    # uvicorn takes these signals while it serves and raises them again when it is done; then they have been obeyed.
+    # uvicorn handles these signals while it serves, and raises them again afterwards. By then they have been obeyed.
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
 
 
 class _AnnouncingServer(uvicorn.Server):
-    """Tells when it listens, and lets the app know when it stops listening. Its gRPC port opens and closes with it."""
+    """Announces when it listens, and tells the app to drain when it stops. Its gRPC port opens and closes with it."""
 
     def __init__(
         self,
@@ -385,12 +387,12 @@ class _AnnouncingServer(uvicorn.Server):
 
 def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - how to reach it from here
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - this is how to reach it from this machine
         host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _write_whole(path: Path, content: object) -> None:
+def _write_json(path: Path, content: object) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(json.dumps(content), encoding="utf-8")
     draft.replace(path)

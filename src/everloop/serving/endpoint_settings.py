@@ -1,7 +1,7 @@
-"""What can be set about an endpoint: its limits, who may choose a version, and what the prediction log keeps.
+"""The settings of an endpoint: its limits, who may choose a version, and what the prediction log keeps.
 
-Settings are the endpoint's options, so a change of them is a revision of its record, and a running endpoint takes it
-over within a fraction of a second, without a restart.
+Settings are the endpoint's options, so changing them makes a new revision of its record. A running endpoint applies it
+within a fraction of a second, without a restart.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ ACCESS_STALE_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointSettings:
-    """The options of an endpoint, each with what holds where it is not set.
+    """The options of an endpoint with their defaults.
 
-    workers: processes that answer, whatever the endpoint was started with, if it was started with several or this was
-        set by then. 0: as it was started.
-    max_body_bytes: a larger body gets 413, as it comes and once its `Content-Encoding` is undone.
-    max_rows: rows, or labels, of one request; more belong into batch scoring (`everloop predict`).
-    max_cells: values of one request, whatever its form.
-    max_unpacked_bytes: what a table (Arrow, Parquet) may become when it is unpacked; more gets 413.
-    max_row_bytes: the texts of one row and its key; a longer row gets 413 and is not logged.
-    max_in_flight: requests on their way at once, in each worker; one more gets 503 and `Retry-After`.
-    max_queued: large requests that wait for a scoring thread, in each worker; likewise.
-    access_stale_s: how long the endpoint's tokens hold on while the store cannot be read; then requests that need one
-        get 503.
-    request_timeout_s: how long a body may take to come, and a request to be answered from then on; a client's own
-        deadline (`X-Request-Timeout-Ms`, or that of gRPC) counts where it is shorter.
-    rate_limit: requests a second of one token, or of all who ask without; more get 429. 0: no limit.
-    unseen: `refuse` or `flag` values that training has not seen; see `checks`.
-    unfit: `refuse` rows that break the signature, or `flag` what can be mended; see `mending`.
-    override: who may choose a version by `X-Everloop-Version`: `testers` (tokens made for it), or `anyone`.
-    log_sample: the share of requests that is logged, 0 to 1. All answers have ids; those of the rest lead nowhere.
-    log_drop: inputs that are never written down.
-    log_hash: inputs of which a keyed digest is written down, so that they can be counted and joined, not read.
-    log_retention_days: how long the table keeps a prediction. 0: for ever.
-    label_horizon_days: how long after a prediction a label may still be about it; see `label_matching`. 0: no limit.
-    log_full: what becomes of answers that cannot be logged, because the disk is full: `refuse` them, or `answer`
-        all the same and count them in `/metrics`.
+    workers: number of worker processes. Replaces the number that the endpoint was started with, if it was started with
+        several or this was already set. 0: as it was started.
+    max_body_bytes: a larger body gets 413, both as it arrives and after its `Content-Encoding` is undone.
+    max_rows: rows, or labels, of one request. For more, use batch scoring (`everloop predict`).
+    max_cells: values of one request, in any format.
+    max_unpacked_bytes: size of a table (Arrow, Parquet) when decompressed; a larger one gets 413.
+    max_row_bytes: size of the texts of one row and its key; a longer row gets 413 and is not logged.
+    max_in_flight: requests in flight in each worker; one more gets 503 and `Retry-After`.
+    max_queued: large requests that wait for a scoring thread in each worker; one more gets 503 and `Retry-After`.
+    access_stale_s: how long tokens stay valid while the store cannot be read; then requests that need one get 503.
+    request_timeout_s: how long a body may take to arrive, and from then on how long the request may take. A client's
+        own deadline (`X-Request-Timeout-Ms`, or that of gRPC) counts if it is shorter.
+    rate_limit: requests per second for one token, or for all clients without one; more get 429. 0: no limit.
+    unseen: `refuse` or `flag` values that training has not seen; see `unseen_values`.
+    unfit: `refuse` rows that do not fit the signature, or coerce them if possible and `flag` it; see `coercion`.
+    override: who may choose a version by `X-Everloop-Version`: `testers` (tokens created for that), or `anyone`.
+    log_sample: the share of requests that is logged, 0 to 1. Answers that are not logged have ids, too.
+    log_drop: inputs that are never logged.
+    log_hash: inputs that are logged as a keyed digest, so they can be counted and joined but not read.
+    log_retention_days: how long the table keeps a prediction, up to 36,500. 0: for ever.
+    label_horizon_days: how long after a prediction a label can still match it, up to 36,500; see `label_matching`. 0:
+        no limit.
+    log_full: whether answers that cannot be logged because the disk is full are refused (`refuse`) or sent all the same
+        and counted in `/metrics` (`answer`).
     """
 
     workers: int = 0
@@ -92,19 +92,19 @@ NAMES = tuple(field.name for field in fields(EndpointSettings))
 
 
 def settings_of(options: Mapping[str, Json]) -> EndpointSettings:
-    """The settings that an endpoint's options make; what else they hold is not looked at.
+    """The settings in an endpoint's options. Other options are ignored.
 
     Raises:
-        UsageError: an option has a value that it cannot have.
+        UsageError: an option has an impossible value.
     """
     return EndpointSettings(**{name: _checked(name, options[name]) for name in NAMES if options.get(name) is not None})
 
 
 def read_setting(name: str, text: str) -> Json:
-    """A setting given as text, as it is kept.
+    """Parse a setting that was given as text.
 
     Raises:
-        UsageError: no such setting, or not a value of its.
+        UsageError: the setting does not exist, or the value is not possible.
     """
     if name not in NAMES:
         raise UsageError(f"An endpoint has no option '{name}'.", help=f"Options: {', '.join(NAMES)}")
@@ -122,23 +122,23 @@ def read_setting(name: str, text: str) -> Json:
 
 def _checked(name: str, value: Any) -> Any:
     if name in WORDS:
-        good = value in WORDS[name]
+        valid = value in WORDS[name]
     elif name in ("log_drop", "log_hash"):
-        good = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
-        value = tuple(value) if good else value
+        valid = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+        value = tuple(value) if valid else value
     elif isinstance(value, bool) or not isinstance(value, int | float):
-        good = False
+        valid = False
     elif name == "log_sample":
-        good = 0 <= value <= 1
+        valid = 0 <= value <= 1
     elif name == "workers":
-        good = 1 <= value <= MOST_WORKERS
+        valid = 1 <= value <= MOST_WORKERS
     elif name in _DAYS:
-        good = 0 <= value <= MOST_DAYS
+        valid = 0 <= value <= MOST_DAYS
     elif name == "rate_limit":
-        good = 0 <= value < 2**31
+        valid = 0 <= value < 2**31
     else:
-        good = 0 < value < 2**40
-    if not good:
+        valid = 0 < value < 2**40
+    if not valid:
         raise _refused(name, value)
     return value
 

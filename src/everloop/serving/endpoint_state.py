@@ -1,4 +1,4 @@
-"""What is known of an endpoint beside its traffic: its name, its lock, its state."""
+"""Reads and changes an endpoint's record: its name, lock, state, options and routes."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ def check_endpoint_name(name: str) -> None:
     """Raise UsageError unless the name can be part of file, table and lock names."""
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"'{name}' is no name for an endpoint.", help="Use letters, digits, '.', '_' and '-', at most 64."
+            f"'{name}' is not a valid name for an endpoint.",
+            help="Use up to 64 letters, digits, '.', '_' and '-', beginning with a letter or digit.",
         )
 
 
 def lock_name(store: Store, name: str) -> str:
-    """The lock that the process which serves an endpoint holds."""
+    """The name of the lock that is held by the process that serves an endpoint."""
     return f"endpoint@{store.project}@{name}"
 
 
 def is_served(store: Store, name: str) -> bool:
-    """Whether a living process of this machine serves the endpoint, whatever its record says."""
+    """Whether a running process on this machine serves the endpoint, regardless of its record."""
     return store.locked(lock_name(store, name))
 
 
 def set_state(store: Store, name: str, state: EndpointState, url: str | None) -> None:
-    """Write an endpoint's state and URL, whoever else changes its record meanwhile; nothing if it is gone."""
+    """Write an endpoint's state and URL, also if its record changes meanwhile. Does nothing if it is gone."""
     while True:
         try:
             endpoint = store.records.get(EndpointRecord, name)
@@ -55,15 +56,15 @@ def set_state(store: Store, name: str, state: EndpointState, url: str | None) ->
 
 
 def set_options(store: Store, name: str, changes: Mapping[str, str | None]) -> dict[str, Json]:
-    """Change an endpoint's options, given as text; None removes one. Returns what can be set and is; see `Settings`.
+    """Change an endpoint's options, given as text; None removes one. Returns all that are set; see `EndpointSettings`.
 
     Raises:
-        NotFoundError: there is no such endpoint.
-        UsageError: no such option, or not a value of its.
+        NotFoundError: the endpoint does not exist.
+        UsageError: the option does not exist, or the value is not possible.
     """
     values: dict[str, Json] = {}
     for option, text in changes.items():
-        # Looked at first, so that removing a misspelled option does not seem to have worked.
+        # Checked first, so removing a misspelled option does not seem to work.
         if option not in NAMES:
             raise UsageError(f"An endpoint has no option '{option}'.", help=f"Options: {', '.join(NAMES)}")
         values[option] = None if text is None else read_setting(option, text)
@@ -79,13 +80,13 @@ def set_options(store: Store, name: str, changes: Mapping[str, str | None]) -> d
 
 
 def set_routes(store: Store, name: str, routes: Sequence[Route]) -> EndpointRecord:
-    """Share an endpoint's traffic anew, at once and whatever a release under way wants.
+    """Set an endpoint's traffic split at once, also during a release.
 
     Raises:
-        NotFoundError: there is no such endpoint or version.
-        UsageError: the routes make no table, or lead to versions of different models.
-        ConflictError: one leads to an archived version or, where a policy guards the champion, answers by another
-            version than the champion and, up to its share, the one that is being released.
+        NotFoundError: the endpoint or a version does not exist.
+        UsageError: the routes are invalid, or lead to a version of another model.
+        ConflictError: a route leads to an archived version. Or a policy guards the champion, and a version answers that
+            is neither the champion nor, up to its share, the version that is being released.
     """
     from everloop.registry.approvals import check_usable
     from everloop.registry.model_versions import get_version
@@ -95,16 +96,16 @@ def set_routes(store: Store, name: str, routes: Sequence[Route]) -> EndpointReco
         routes = tuple(replace(route, version=version.key) for route, version in zip(routes, versions, strict=True))
         RoutingTable(name, routes)
         endpoint = store.records.get(EndpointRecord, name)
-        strange = [version.key for version in versions if version.model != endpoint.model]
-        if strange:
-            raise UsageError(f"The endpoint '{name}' answers with versions of '{endpoint.model}', not {strange[0]}.")
+        wrong = [version.key for version in versions if version.model != endpoint.model]
+        if wrong:
+            raise UsageError(f"The endpoint '{name}' answers with versions of '{endpoint.model}', not {wrong[0]}.")
         _check_agreed(store, endpoint, routes)
-        told = {"routes": {f"{route.role} {route.version}": route.percent for route in routes}}
-        return store.records.update(replace(endpoint, routes=routes), verb="routed", data=told)[0]
+        evidence = {"routes": {f"{route.role} {route.version}": route.percent for route in routes}}
+        return store.records.update(replace(endpoint, routes=routes), verb="routed", data=evidence)[0]
 
 
 def _check_agreed(store: Store, endpoint: EndpointRecord, routes: Sequence[Route]) -> None:
-    """Hold routes by hand to the policy on the champion: traffic is what the others are asked to agree to."""
+    """Apply the policy on the champion to routes set by hand, since traffic is what its approvers approve."""
     from everloop.registry.approvals import ApprovalError, find_policy
     from everloop.registry.model_versions import CHAMPION, find_alias
 
@@ -118,18 +119,18 @@ def _check_agreed(store: Store, endpoint: EndpointRecord, routes: Sequence[Route
     for route in routes:
         if route.role != "shadow" and route.percent > most.get(route.version, 0.0):
             raise ApprovalError(
-                f"'{endpoint.model}@{CHAMPION}' is guarded: '{route.version}' cannot have {route.percent:g}% by hand.",
-                help=f"Ask for it: everloop models promote {route.version}; a shadow needs no agreement.",
+                f"'{endpoint.model}@{CHAMPION}' needs approval: '{route.version}' cannot get {route.percent:g}% by hand.",
+                help=f"Ask for approval: everloop models promote {route.version}. A shadow needs none.",
             )
 
 
 def read_route(text: str) -> Route:
     """A route as people write it: `delays@3=90`, `delays@4=10`, `delays@5=shadow`, `delays@5=shadow:20`.
 
-    Canaries are those with a percentage that are not the first; see `routes_of`.
+    A percentage makes a champion here; `routes_of` makes all but the first canaries.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the text is not a route.
     """
     version, _, share = text.partition("=")
     word, _, part = share.partition(":")
@@ -139,12 +140,14 @@ def read_route(text: str) -> Route:
     except ValueError:
         percent = -1.0
     if not version or not 0 <= percent <= 100:
-        raise UsageError(f"'{text}' is no route.", help="Write delays@3=90, or delays@4=shadow, or delays@4=shadow:20.")
+        raise UsageError(f"'{text}' is not a route.", help="Write delays@3=90, delays@4=shadow or delays@4=shadow:20.")
     return Route(version=version, percent=percent, role="shadow" if shadow else "champion")
 
 
 def routes_of(texts: Sequence[str]) -> list[Route]:
-    """Routes as people write them; the first that answers is the champion, the others canaries."""
+    """Routes as people write them. The first that answers is the champion, the others are canaries."""
     routes = [read_route(text) for text in texts]
-    answering = [place for place, route in enumerate(routes) if route.role != "shadow"]
-    return [replace(route, role="canary") if place in answering[1:] else route for place, route in enumerate(routes)]
+    answering = [position for position, route in enumerate(routes) if route.role != "shadow"]
+    return [
+        replace(route, role="canary") if position in answering[1:] else route for position, route in enumerate(routes)
+    ]

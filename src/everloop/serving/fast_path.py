@@ -1,12 +1,12 @@
-"""The short way of a request: whole in one piece, small, to a path that is known; answered where its bytes arrived.
+"""Answers small, complete requests to fixed paths as soon as their bytes arrive, without uvicorn's request cycle.
 
-uvicorn makes a scope, a task and two coroutine calls of every request, which costs more than scoring a row does. What
-this protocol finds whole and plain it answers at once; everything else (a body that is still coming, a large one, a
-path with parts, another HTTP version, an upgrade, a pipelined request behind an unfinished one) takes uvicorn's way
-from its first byte. Both ways end in `EndpointApp.respond` and `sent`, so they answer alike.
+uvicorn creates a scope, a task and two coroutine calls for every request, which costs more than scoring a row. This
+protocol answers a simple request at once. Everything else (an incomplete body, a large one, a path with parameters,
+another HTTP version, an upgrade, a pipelined request behind an unfinished one) takes the slow path: uvicorn handles it
+from its first byte. Both paths end in `EndpointApp.respond` and `sent`, so they answer alike.
 
-Answers of one turn of the event loop leave together at its end: what arrived at once is answered at once, and a client
-with many connections is woken for all of them, not for each.
+The answers of one pass of the event loop are sent together at its end. So requests that arrive together are answered
+together, and a client with many connections wakes up once for all of them.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
 
 _LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _MOST_AT_ONCE = 256
-"""Requests of one connection that are answered in one turn of the event loop; others must have their turns, too."""
+"""Requests of one connection that are answered in one pass of the event loop, so others get their share."""
 _PLAIN = re.compile(rb"/[A-Za-z0-9_.:/-]*")
 
 
 class FastPathProtocol(LimitedHttp):
     """One connection. In the event loop's thread."""
 
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         app: Any = self.config.app
         self._endpoint: EndpointApp = app
         self._body: list[bytes] | None = None
-        """The pieces of a body that may take the short way; None: the request takes uvicorn's."""
+        """The pieces of the body so far; None: the request takes the slow path."""
         self._active_at = 0.0
         self._answered = 0
-        """Requests answered in this turn."""
+        """Requests answered in this pass of the event loop."""
         self._accepted: tuple[str, list[tuple[bytes, bytes]]] | None = None
-        """The method and headers that the guard let through last. Most clients send the same again and again."""
+        """The method and headers that the guard accepted last. Most clients send the same again and again."""
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -58,16 +58,16 @@ class FastPathProtocol(LimitedHttp):
         self._answered = 0
         super().data_received(data)
         if self._body is not None and self.parser is not None:
-            # The rest is still to come.
+            # The rest of the body has not arrived yet.
             self._use_slow_path()
 
     def _unset_keepalive_if_required(self) -> None:
-        # One timer looks at the connection now and then; setting and unsetting one for each request costs too much.
+        # One timer checks the connection now and then. Setting one for each request would cost too much.
         return
 
     def on_response_complete(self) -> None:
         if self.timeout_keep_alive_task is not None:
-            # uvicorn sets one of its own, which does as well.
+            # uvicorn sets its own timer, which serves as well.
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
         self._active_at = monotonic()
@@ -93,7 +93,7 @@ class FastPathProtocol(LimitedHttp):
         super().timeout_keep_alive_handler()
 
     def shutdown(self) -> None:
-        # What was scored is logged, so it is sent, also where the server stops in the same turn.
+        # Scored answers are logged, so they are sent, even if the server stops in the same pass of the event loop.
         _send_all(self._endpoint.outbox)
         super().shutdown()
 
@@ -103,7 +103,7 @@ class FastPathProtocol(LimitedHttp):
             self.timeout_keep_alive_task = None
         super().connection_lost(exc)
 
-    # -- what the parser finds
+    # -- callbacks of the parser
 
     def on_message_begin(self) -> None:
         self._in_head, self._in_body = True, False
@@ -118,7 +118,7 @@ class FastPathProtocol(LimitedHttp):
         method = self.parser.get_method().decode("ascii")
         if (
             self.expect_100_continue
-            # The long way says why.
+            # uvicorn's path sends the refusal.
             or not self._may_pass(method)
             or (self.cycle is not None and not self.cycle.response_complete)
             or self.parser.get_http_version() != "1.1"
@@ -167,7 +167,7 @@ class FastPathProtocol(LimitedHttp):
         )
         response = endpoint.attempt(request)
         if response is None:
-            # It takes longer than an instant: a thread answers it, while this connection's task waits.
+            # It takes longer than an instant, so a thread answers it while this connection's task waits.
             self._use_slow_path(request)
             super().on_message_complete()
             return
@@ -206,7 +206,7 @@ class FastPathProtocol(LimitedHttp):
         endpoint.sent(request, response)
 
     def _use_slow_path(self, request: Request | None = None) -> None:
-        """Hand the request over to uvicorn, with what has come of its body, and the request if it has been read."""
+        """Hand the request over to uvicorn, with the body so far, and with the request if it is complete."""
         pieces, self._body = self._body, None
         self.check_pipeline()
         url, headers, expects = self.url, self.headers, self.expect_100_continue

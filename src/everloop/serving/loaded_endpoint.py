@@ -1,7 +1,7 @@
-"""The versions that an endpoint has in use at one moment: loaded, warmed and immutable.
+"""The versions that an endpoint uses at one moment: loaded, warmed and immutable.
 
-A change of the endpoint's record loads a new `LoadedEndpoint` beside the old one. Requests that started on the old one
-finish on it; that is the whole hot swap.
+When the endpoint's record changes, a new `LoadedEndpoint` is loaded beside the old one. Requests that began with the
+old one finish with it. That is all there is to a hot swap.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ T = TypeVar("T")
 
 
 class LoadedEndpoint:
-    """Everything that answering needs, of one revision of the endpoint's record.
+    """Everything that is needed to answer requests, for one revision of the endpoint's record.
 
     Attributes:
-        uniform: whether all routes have the same inputs, so that one decoder serves them all.
+        uniform: whether all routes have the same inputs, so one decoder serves them all.
         fields: the inputs of all routes by name, the champion's first.
         scorers: one per answering route, in the order of `table.answering`.
     """
@@ -62,11 +62,11 @@ class LoadedEndpoint:
         self._cached: dict[str, Any] = {}
 
     def takes_long(self, rows: int) -> bool:
-        """Whether scoring so many rows may take longer than the event loop can wait."""
+        """Whether scoring this number of rows may take longer than the event loop can wait."""
         return any(rows > scorer.throughput.rows for scorer in self.scorers)
 
     def cached(self, key: str, make: Callable[[LoadedEndpoint], T]) -> T:
-        """What a protocol makes once per `LoadedEndpoint`, such as its decoder."""
+        """A value that a protocol makes once per `LoadedEndpoint`, such as its decoder."""
         try:
             return self._cached[key]  # type: ignore[no-any-return]
         except KeyError:
@@ -74,11 +74,11 @@ class LoadedEndpoint:
 
 
 def pinned(loaded: LoadedEndpoint, wanted: str, role: str = "champion") -> LoadedEndpoint | None:
-    """The same endpoint with one of its versions, shadows too, answering everything; None where it has no such.
+    """The same endpoint with one of its versions (also a shadow) answering everything; None if it has no such version.
 
     Args:
         wanted: a version's number or its key.
-        role: what the log calls it.
+        role: its role in the log.
     """
     chosen = next((one for one in (*loaded.scorers, *loaded.shadows) if wanted in (str(one.number), one.version)), None)
     if chosen is None:
@@ -98,16 +98,16 @@ def load_versions(
     old: LoadedEndpoint | None = None,
     predictors: Mapping[str, Predictor] | None = None,
 ) -> LoadedEndpoint:
-    """Load and warm the versions that the endpoint's routes name; those that `old` has already are taken over.
+    """Load and warm the versions that the endpoint's routes name. Those that `old` already has are reused.
 
     Args:
-        kept: further predictors by version, of routes that were in use before: going back to one loads nothing.
+        kept: predictors by version of earlier routes, so going back to one loads nothing.
 
     Raises:
         UnavailableError: the endpoint has no routes yet.
-        UsageError: its routes make no table.
+        UsageError: its routes are invalid.
         NotFoundError: a version or package is missing.
-        CorruptionError, TrustError: a package may not be used.
+        CorruptionError, TrustError: a package is damaged or not trusted.
     """
     if not endpoint.routes:
         raise UnavailableError(

@@ -1,4 +1,4 @@
-"""Many endpoints behind one port: each is loaded when it is first asked, and leaves when others need its memory.
+"""Serves many endpoints at one port. Each is loaded on its first request, and unloaded when others need its memory.
 
     /endpoints/{endpoint}/…     any path of that endpoint: /endpoints/delays/predict, /endpoints/delays/invocations
     /v1/models/{endpoint}…      KServe v1 and
@@ -7,8 +7,8 @@
     GET /v2/models, POST /v2/repository/index, POST /v2/repository/models/{endpoint}/load and …/unload
     GET /health, /ready, /ping, /v2/health/live, /v2/health/ready, /metrics
 
-Each endpoint keeps its own settings, tokens, routes and prediction log, and follows its own record, as it does alone. A
-request is let in before anything is loaded for it. Several processes may serve the same endpoints.
+Each endpoint has its own settings, tokens, routes and prediction log, and follows its own record, as when it is served
+alone. A request is authorized before an endpoint is loaded for it. Several processes may serve the same endpoints.
 """
 
 from __future__ import annotations
@@ -61,16 +61,16 @@ class _LoadedApp:
 
 
 _LISTS = frozenset({("GET", "/"), ("GET", "/v2/models"), ("GET", "/v1/models"), ("POST", "/v2/repository/index")})
-"""Requests for the names of all endpoints."""
+"""Requests for the list of endpoints."""
 
 
 class MultiEndpointApp:
     """An ASGI app over the endpoints of a store.
 
     Args:
-        memory_bytes: what the loaded models may take together; the ones unused for longest leave first. None: no limit.
-        open_to_all: whether endpoints without a token are served; False where other machines reach this one.
-        guard: what every request passes first. None: one that knows the names of this machine only.
+        memory_bytes: limit for all loaded models together; the least recently used are unloaded first. None: no limit.
+        open_to_all: whether endpoints without tokens are served; False if other machines can reach this process.
+        guard: checks every request first. None: one that accepts only the names of this machine.
     """
 
     def __init__(
@@ -92,9 +92,9 @@ class MultiEndpointApp:
         self._stopped = threading.Event()
         self._threads = [
             threading.Thread(
-                target=self._reload_all, args=(EndpointReloader.reload,), name="everloop-follower", daemon=True
+                target=self._reload_all, args=(EndpointReloader.reload,), name="everloop-reloader", daemon=True
             ),
-            # A token that is taken back does not wait until another endpoint is loaded.
+            # A revoked token must stop working also while another endpoint is being loaded.
             threading.Thread(target=self._reload_all, args=(_reload_access,), name="everloop-access", daemon=True),
         ]
         self.draining = False
@@ -120,14 +120,14 @@ class MultiEndpointApp:
         self._apps.clear()
 
     def loaded(self) -> list[str]:
-        """The endpoints that are in memory, the ones unused for longest first."""
+        """The endpoints in memory, least recently used first."""
         return sorted(self._apps, key=lambda name: self._apps[name].used_at)
 
     # -- ASGI
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            raise RuntimeError(f"Endpoints speak HTTP only, not {scope['type']}.")
+            raise RuntimeError(f"Endpoints speak only HTTP, not {scope['type']}.")
         refused = refused_by(self.guard, scope)
         if refused is not None:
             await send_response(send, refused)
@@ -162,17 +162,17 @@ class MultiEndpointApp:
         if path in OPEN_PATHS:
             return Response(status=503 if self.draining else 200, body=encode({"ready": not self.draining}))
         if not self._open_to_all:
-            # Which endpoints there are is told to nobody who may not ask any of them.
-            return problem(404, "NotFoundError", "Ask an endpoint: /endpoints/NAME/…")
+            # The list of endpoints is not public if endpoints need tokens.
+            return problem(404, "NotFoundError", "Use the path of an endpoint: /endpoints/NAME/…")
         if (method, path) == ("GET", "/metrics"):
             return Response(body=self._metrics(), content_type=CONTENT_TYPE)
         moved = _MOVED.fullmatch(path)
         if method == "POST" and moved is not None:
             return await self._move(moved["name"], moved["what"], scope["headers"])
         if (method, path) not in _LISTS:
-            missing = f"There is no {path[:200]} here."
-            return problem(404, "NotFoundError", missing, "Ask an endpoint: /endpoints/NAME/…")
-        # The store may take its time to answer.
+            missing = f"This server has no path {path[:200]}."
+            return problem(404, "NotFoundError", missing, "Use the path of an endpoint: /endpoints/NAME/…")
+        # The store may be slow.
         known = await asyncio.get_running_loop().run_in_executor(None, self._names)
         if (method, path) == ("GET", "/"):
             return Response(body=encode({"endpoints": known, "loaded": self.loaded()}))
@@ -189,7 +189,7 @@ class MultiEndpointApp:
     async def _move(self, name: str, what: str, headers: Any) -> Response:
         loop = asyncio.get_running_loop()
         try:
-            # Also where it is loaded: who may not ask an endpoint does not move it either.
+            # Checked also if it is loaded: loading and unloading need the same token as requests.
             refused = await loop.run_in_executor(None, self._refused, name, "/", dict(headers))
             loaded = refused or await self._loaded_app(name, "/", headers)
         except EverloopError as error:
@@ -202,7 +202,7 @@ class MultiEndpointApp:
         return Response(body=b"{}")
 
     async def _loaded_app(self, name: str, path: str, headers: Any) -> _LoadedApp | Response:
-        """The loaded endpoint, with one more user; or why this client does not get it."""
+        """The loaded endpoint, with one more user, or the response that refuses this client."""
         loaded = self._apps.get(name)
         loop = asyncio.get_running_loop()
         while loaded is None:
@@ -217,7 +217,7 @@ class MultiEndpointApp:
                 await waiting
             finally:
                 self._loading.pop(name, None)
-            # It may have left again before this request's turn came.
+            # It may have been unloaded again meanwhile.
             loaded = self._apps.get(name)
         loaded.users += 1
         loaded.used_at = monotonic()
@@ -228,12 +228,12 @@ class MultiEndpointApp:
         digests, chosen = access_of(endpoint.options)
         if not digests and not self._open_to_all:
             raise TrustError(
-                f"The endpoint '{name}' has no login, so it is not served here.",
-                help=f"Make a token: everloop endpoints token {name}",
+                f"The endpoint '{name}' has no token, so it is not served at an address that other machines can reach.",
+                help=f"Create a token: everloop endpoints token {name}",
             )
         admission = Authorization(settings_of({}), digests, chosen)
         status, _ = admission.check(path, headers.get(b"authorization"))
-        return None if status == 200 else problem(status, "TrustError", "This endpoint asks for a token.")
+        return None if status == 200 else problem(status, "TrustError", "This endpoint requires a token.")
 
     # -- in the loader's thread
 
@@ -270,7 +270,7 @@ class MultiEndpointApp:
                 self._unload(name)
 
     def _unload(self, name: str) -> None:
-        """Let go of an endpoint, unless a request is in it."""
+        """Unload an endpoint, unless it is answering a request."""
         with self._guard:
             loaded = self._apps.get(name)
             if loaded is None or loaded.users:
@@ -287,7 +287,7 @@ class MultiEndpointApp:
             total += sum(package.size_bytes for package in packages)
         return total
 
-    # -- in a thread of its own
+    # -- in the reloading threads
 
     def _reload_all(self, reload: Callable[[EndpointReloader], None]) -> None:
         while not self._stopped.wait(POLL_S):
@@ -297,9 +297,9 @@ class MultiEndpointApp:
                 try:
                     reload(reloader)
                 except EverloopError as error:
-                    logger.warning("An endpoint cannot look at its record: %s", error)
+                    logger.warning("An endpoint cannot read its record: %s", error)
                 except Exception:
-                    logger.exception("Following an endpoint failed")
+                    logger.exception("Reloading an endpoint failed")
 
     def _metrics(self) -> bytes:
         lines = [
@@ -309,14 +309,14 @@ class MultiEndpointApp:
             "# HELP everloop_loads_total Endpoints that were loaded.",
             "# TYPE everloop_loads_total counter",
             f"everloop_loads_total {self.loads}",
-            "# HELP everloop_evictions_total Endpoints that left the memory.",
+            "# HELP everloop_evictions_total Endpoints that were unloaded.",
             "# TYPE everloop_evictions_total counter",
             f"everloop_evictions_total {self.evictions}",
         ]
         seen: set[str] = set()
         for loaded in list(self._apps.values()):
             for line in loaded.app.metrics.text().decode().splitlines():
-                # What a family is may be said once only, and its samples belong together.
+                # The format allows each family's header only once.
                 if not line.startswith("#") or line not in seen:
                     lines.append(line)
                     seen.add(line)
@@ -328,7 +328,7 @@ def _reload_access(reloader: EndpointReloader) -> None:
 
 
 def _by_family(lines: list[str]) -> list[str]:
-    """Metrics with every family's lines together, as the format wants them."""
+    """Metrics lines with those of each family together, as the format requires."""
     families: dict[str, list[str]] = {}
     current = ""
     for line in lines:
@@ -337,11 +337,11 @@ def _by_family(lines: list[str]) -> list[str]:
         name = re.split(r"[{ ]", line, maxsplit=1)[0]
         family = current if line.startswith("#") else re.sub(r"_(bucket|sum|count)$", "", name)
         families.setdefault(family, []).append(line)
-    return [line for prefixed in families.values() for line in prefixed]
+    return [line for lines_of_family in families.values() for line in lines_of_family]
 
 
 def _resident_bytes() -> int:
-    """Memory of this process; 0 where the system does not say."""
+    """Resident memory of this process; 0 if the system does not report it."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:

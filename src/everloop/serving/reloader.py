@@ -1,10 +1,9 @@
-"""Keeping an endpoint equal to its record: a thread that looks for changes and takes them over.
+"""Keeps a running endpoint equal to its record, in a thread that polls for changes.
 
-It asks the store for its last event every tenth of a second, which is cheap, and reads the record only when there
-was one. New versions are loaded and warmed here, beside the event loop, before any request meets them. A revision
-that cannot be taken over (a damaged package, a version that is not there) changes nothing but `/ready`, and is
-tried again, ever less often, in case what was missing arrives. Who may ask does not wait for any of this; see
-`access_following`.
+It reads the store's last event number every tenth of a second, which is cheap, and reads the record only if there was
+an event. New versions are loaded and warmed in this thread before any request uses them. A revision that cannot be
+loaded (a damaged package, a missing version) changes only `/ready`, and is retried at growing intervals in case the
+missing part arrives. Tokens do not wait for any of this; see `access_reloader`.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ LAST_RETRY_S = 30.0
 LOG_STATE_S = 0.5
 """How often a process that shares its port updates the log's counters for the other processes."""
 KEPT_VERSIONS = 2
-"""Versions that have left the routes and stay loaded, so that going back to one takes no time."""
+"""Versions that stay loaded after they left the routes, so going back to one takes no time."""
 
 
 class EndpointReloader:
-    """Follows one endpoint's record for one app. `start` before serving, `stop` after."""
+    """Follows one endpoint's record for one app. Call `start` before serving and `stop` after."""
 
     def __init__(
         self, store: Store, app: EndpointApp, *, orphaned: Callable[[], None] | None = None, poll_s: float = POLL_S
@@ -48,7 +47,7 @@ class EndpointReloader:
         """Prepare.
 
         Args:
-            orphaned: called once when the process that started this one is gone.
+            orphaned: called once when the parent process has ended.
         """
         self._store = store
         self._service = app.service
@@ -65,18 +64,18 @@ class EndpointReloader:
         self._log_state_at = 0.0
         self._failed = False
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="everloop-follower", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="everloop-reloader", daemon=True)
 
     def load(self) -> None:
-        """Take the record over as it stands, for the first time.
+        """Load the record for the first time.
 
         Raises:
-            EverloopError: it cannot be served. An endpoint without routes can: it waits for its first.
+            EverloopError: it cannot be served. An endpoint without routes can be: it waits for its first version.
         """
         self.access.reload()
         self._seen = self._store.records.last_event()
         endpoint = self._store.records.get(EndpointRecord, self._service.endpoint)
-        self._take(endpoint)
+        self._apply(endpoint)
 
     def start(self) -> None:
         self.access.start()
@@ -99,19 +98,19 @@ class EndpointReloader:
             try:
                 self.reload()
             except EverloopError as error:
-                # A store that does not answer now does not end the service; it is read again with the next poll.
+                # The endpoint keeps serving while the store does not answer. The next poll tries again.
                 if not self._failed:
-                    logger.warning("The endpoint '%s' cannot look at its record: %s", self._service.endpoint, error)
+                    logger.warning("The endpoint '%s' cannot read its record: %s", self._service.endpoint, error)
                 self._failed = True
             except Exception:
                 if not self._failed:
-                    logger.exception("Following the endpoint '%s' failed", self._service.endpoint)
+                    logger.exception("Reloading the endpoint '%s' failed", self._service.endpoint)
                 self._failed = True
             else:
                 self._failed = False
 
     def reload(self) -> None:
-        """Take the record over if it has changed. What cannot be served is refused, not raised."""
+        """Apply the record if it has changed. A revision that cannot be served is refused, not raised."""
         self.access.reload()
         last = self._store.records.last_event()
         due = self._retry_at is not None and monotonic() >= self._retry_at
@@ -120,25 +119,25 @@ class EndpointReloader:
         try:
             endpoint = self._store.records.get(EndpointRecord, self._service.endpoint)
         except NotFoundError:
-            # Whoever removes the record of a running endpoint stops its process; until then it answers.
+            # Removing the record of a running endpoint also stops its process. Until then it answers.
             self._seen = last
             return
         if endpoint.revision != self._service.revision or self._refused == endpoint.revision:
             if self._refused != endpoint.revision or due:
                 self._try(endpoint)
         else:
-            # A revision that was refused and then undone leaves nothing to retry.
+            # The refused revision was undone, so there is nothing to retry.
             self._retry_at = None
         self._seen = last
 
     def _try(self, endpoint: EndpointRecord) -> None:
         try:
-            self._take(endpoint)
+            self._apply(endpoint)
         except EverloopError as error:
             if self._refused != endpoint.revision:
                 self._retry_s = FIRST_RETRY_S
                 logger.error(
-                    "The endpoint '%s' stays with revision %s; %s cannot be served: %s",
+                    "The endpoint '%s' stays with revision %s, because revision %s cannot be served: %s",
                     endpoint.name,
                     self._service.revision,
                     endpoint.revision,
@@ -149,18 +148,18 @@ class EndpointReloader:
             self._retry_at = monotonic() + self._retry_s
             self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)
 
-    def _take(self, endpoint: EndpointRecord) -> None:
+    def _apply(self, endpoint: EndpointRecord) -> None:
         settings_of(endpoint.options)
         loaded = load_versions(self._store, endpoint, self._loaded, self._predictors) if endpoint.routes else None
         self._keep(loaded)
         self._loaded = loaded
-        # Who may ask was taken over before: a revision that asks for a token never answers without one.
+        # Tokens were applied before, so a revision that requires a token never answers without one.
         self._service.switch(loaded, endpoint.revision)
         self._retry_at = None
         self._refused = -1
 
     def _keep(self, loaded: LoadedEndpoint | None) -> None:
-        """Keep what leaves the routes with this change, and let go of what left them long ago."""
+        """Keep the versions that leave the routes with this change loaded, and drop those that left long ago."""
         if self._loaded is None:
             return
         used = set() if loaded is None else {scorer.version for scorer in (*loaded.scorers, *loaded.shadows)}

@@ -1,4 +1,4 @@
-"""One route of an endpoint with its loaded model: rows in, scores and what the log keeps of them out."""
+"""One route of an endpoint with its loaded model: turns rows into scores, and knows what of them is logged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class RouteScorer:
-    """One route with its loaded model, and how its answers are written down."""
+    """One route with its loaded model, and how its answers are logged."""
 
     def __init__(
         self, route: Route, predictor: Predictor, settings: EndpointSettings | None = None, *, role: str | None = None
@@ -30,7 +30,7 @@ class RouteScorer:
         """Prepare.
 
         Args:
-            role: what the log calls it, where that is not the route's role.
+            role: its role in the log, if that is not the route's role.
         """
         self.route = route
         self.version = route.version
@@ -47,7 +47,7 @@ class RouteScorer:
         self.logged = logged
         self.logged_inputs = msgspec.Raw(msgspec.msgpack.encode(logged))
         self.others: tuple[tuple[int, int, str, str], ...] = ()
-        """The other versions' inputs that the log keeps beside its own; see `understanding`."""
+        """The other versions' inputs that the log keeps beside its own; see `schema_routing`."""
         self.mixed_inputs = self.logged_inputs
         self.task = predictor.task
         self._labels = predictor.classes
@@ -56,10 +56,10 @@ class RouteScorer:
         self.throughput = throughput_of(predictor)
 
     def score(self, rows: Sequence[tuple[Any, ...]]) -> tuple[list[Any], list[Json] | None, list[str] | None]:
-        """Scores, labels and the labels' texts of rows whose values stand in the order of the signature.
+        """Scores, labels and the labels' texts of rows whose values are in the order of the signature.
 
         Raises:
-            RequestError: the model cannot score them, or a score is not a finite number.
+            RequestError: the model cannot score them, or a score is not finite.
         """
         if len(rows) == 1 and self._row is not None:
             return self._score_one(rows[0])
@@ -74,16 +74,16 @@ class RouteScorer:
         return scores, [self._labels[position] for position in places], [self._texts[position] for position in places]
 
     def _not_finite(self) -> RequestError:
-        return RequestError(f"The model {self.version} gives no finite score for these inputs.")
+        return RequestError(f"The model {self.version} returned a score that is not finite for these inputs.")
 
     def _score_one(self, row: tuple[Any, ...]) -> tuple[list[Any], list[Json] | None, list[str] | None]:
-        """A row alone, through the model's own function for it: no frame, no array."""
-        assert self._row is not None  # noqa: S101 - the caller has looked
+        """Score a single row with the model's own function for that, without a frame or an array."""
+        assert self._row is not None  # noqa: S101 - the caller has checked
         found = self._row(row)
         if self.task == "binary":
             position, score = found
             if score - score != 0.0:
-                # An infinity or no number at all.
+                # Infinity or NaN.
                 raise self._not_finite()
             return [score], [self._labels[position]], [self._texts[position]]
         numbers = found if self.task == "regression" else found[1:]
@@ -99,13 +99,13 @@ class RouteScorer:
 def other_inputs(
     scorers: Sequence[RouteScorer], answering: int, hidden: frozenset[str]
 ) -> list[tuple[int, int, str, str]]:
-    """What the log keeps of the other versions' inputs beside those of the version that answered.
+    """The other versions' inputs that the log keeps beside those of the version that answered.
 
     Args:
-        hidden: inputs that the log may not hold as they are; these are left out.
+        hidden: inputs that the log may not store as they are; they are left out.
 
     Returns:
-        The number of the version, the place in its signature, the name in the log, and the type of each.
+        For each: the number of the version, the position in its signature, the name in the log, and the type.
     """
     known = {item.name: item.type for item in scorers[answering].signature.inputs}
     found: dict[str, tuple[int, int, str, str]] = {}
@@ -113,7 +113,7 @@ def other_inputs(
         for position, item in enumerate(scorer.signature.inputs):
             if number == answering or known.get(item.name) == item.type or item.name in hidden:
                 continue
-            # An input that changed its type has a column of its own, see `prediction_log`.
+            # An input whose type changed gets its own column; see `prediction_log`.
             name = item.name if item.name not in known else f"{item.name}@{item.type}"
             if name in found and found[name][3] != item.type:
                 name = f"{item.name}@{item.type}"
@@ -122,6 +122,6 @@ def other_inputs(
 
 
 def encoded_inputs(scorer: RouteScorer) -> msgspec.Raw:
-    """The inputs that a group of mixed rows has in the log: those of its version, then those of the others."""
+    """The logged inputs of a group of mixed rows: those of its version, then those of the others."""
     logged: dict[str, str] = {**scorer.logged, **{name: kind for _, _, name, kind in scorer.others}}
     return msgspec.Raw(msgspec.msgpack.encode(logged))

@@ -1,10 +1,10 @@
-"""Versions with different inputs behind one endpoint: which of them understands which row, and which answers it.
+"""Routes rows between versions with different inputs behind one endpoint.
 
-While a release changes the inputs, clients send rows of the old schema, of the new one, or of both. Each row is held
-against the signature of every version. It is answered by the version that its key leads to if that understands it,
-else by the champion, else by any other that does; only a row that no version understands is refused. The versions that
-could not be asked are named in the answer and in the log, where each row also keeps the inputs of the others, so that
-the evidence of a release compares two versions on rows that both understand, and on no others.
+While a release changes the inputs, clients send rows of the old schema, of the new one, or of both. Each row is checked
+against the signature of every version. The version that its key is routed to answers if the row fits it, else the
+champion, else any other version that it fits; a row that fits no version is refused. The response and the log name the
+versions that a row does not fit. The log also keeps the inputs of the other versions, so a release compares two
+versions only on rows that fit both.
 """
 
 from __future__ import annotations
@@ -32,34 +32,34 @@ class VersionRows:
 
     scorer: RouteScorer
     positions: list[int] | None
-    """Where they stand in the request; None: they are the request."""
+    """Their positions in the request; None: all rows, in order."""
     values: Sequence[Values]
     fallbacks: int = 0
-    """Rows whose key leads to another version, which does not understand them."""
+    """Rows whose key is routed to another version, which they do not fit."""
     others: list[Values] | None = None
-    """A row each: the inputs of the other versions, in the order of `SchemaMatch.others`."""
+    """For each row: the inputs of the other versions, in the order of `RouteScorer.others`."""
     unasked: list[str] | None = None
-    """A row each: the versions that could not be asked, with commas between."""
+    """For each row: the versions that it does not fit, comma-separated."""
 
 
 @dataclass(slots=True)
 class SchemaMatch:
-    """What the versions of a `LoadedEndpoint` make of the rows of one request."""
+    """Which versions of a `LoadedEndpoint` the rows of one request fit."""
 
     loaded: LoadedEndpoint
     size: int
     fits: list[list[Values | None]]
-    """For each answering version, and each row: its values, or None where the version does not understand it."""
+    """For each answering version and each row: the values, or None if the row does not fit the version."""
     why: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """Versions, the answering and the shadows, that could not be asked: for how many rows, and why the first."""
+    """Versions, shadows included, that some rows do not fit: the number of rows, and the reason for the first."""
     flags: list[dict[str, Json]] = field(default_factory=list)
-    """What was mended."""
+    """Values that were coerced."""
 
     def assign(self, picked: Mapping[int, list[int]]) -> list[VersionRows]:
-        """The rows by the version that answers them.
+        """Group the rows by the version that answers them.
 
         Args:
-            picked: for each answering version, the rows whose keys lead to it.
+            picked: for each answering version, the rows whose keys are routed to it.
         """
         scorers, champion = self.loaded.scorers, self.loaded.table.champion
         order = [champion, *(number for number in range(len(scorers)) if number != champion)]
@@ -78,7 +78,7 @@ class SchemaMatch:
         return list(by_version.values())
 
     def champions_rows(self) -> list[tuple[int, Values]]:
-        """The rows that the champion understands, each with its place."""
+        """The rows that fit the champion, each with its position."""
         return [
             (position, row) for position, row in enumerate(self.fits[self.loaded.table.champion]) if row is not None
         ]
@@ -96,10 +96,10 @@ class SchemaMatch:
 
 
 def match_schemas(loaded: LoadedEndpoint, rows: Sequence[Mapping[str, Any]]) -> SchemaMatch:
-    """Hold rows against every version.
+    """Check rows against the signature of every version.
 
     Raises:
-        RequestError: no version that answers understands a row; the message says what each wants.
+        RequestError: a row fits no answering version; the message says what each version expects.
     """
     for number, row in enumerate(rows):
         for name in row:
@@ -121,7 +121,7 @@ def match_schemas(loaded: LoadedEndpoint, rows: Sequence[Mapping[str, Any]]) -> 
         if all(values[position] is None for values in fits):
             raise _no_version_error(loaded, position, [refused[position] for refused in errors])
     for scorer, refused, values in zip(loaded.scorers, errors, fits, strict=True):
-        # What was mended since is understood after all.
+        # A row that was coerced since fits after all.
         _note(
             schema_match, scorer, {position: error for position, error in refused.items() if values[position] is None}
         )
@@ -132,7 +132,7 @@ def match_schemas(loaded: LoadedEndpoint, rows: Sequence[Mapping[str, Any]]) -> 
 
 
 def fitting_rows(scorer: RouteScorer, rows: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[Values]]:
-    """The rows that a version understands: their places and values."""
+    """The positions and values of the rows that fit a version."""
     values, _ = _fitting(scorer.signature, rows)
     positions = [position for position, row in enumerate(values) if row is not None]
     return positions, [row for row in values if row is not None]
@@ -145,7 +145,7 @@ def _fitting(
     try:
         return list(signature.rows_of(champion_error)), {}
     except RequestError:
-        # At least one does not fit; which ones is found row by row.
+        # At least one row does not fit. Checking them one by one finds which.
         pass
     values: list[Values | None] = []
     refused: dict[int, RequestError] = {}
@@ -159,7 +159,7 @@ def _fitting(
 
 
 def _coerce(schema_match: SchemaMatch, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Mend for the champion what no version understands, where the endpoint's settings say so."""
+    """Coerce rows that fit no version to the champion's signature, if the endpoint's settings say so."""
     loaded = schema_match.loaded
     if loaded.settings.unfit != "flag":
         return
@@ -177,18 +177,20 @@ def _coerce(schema_match: SchemaMatch, rows: Sequence[Mapping[str, Any]]) -> Non
 
 
 def _no_version_error(loaded: LoadedEndpoint, position: int, refused: Sequence[RequestError]) -> RequestError:
-    """Why no version takes a row: the champion's complaint, those of the others, and what each wants."""
+    """The error for a row that fits no version: the reason of each, and the inputs that each expects."""
     champion_error = refused[loaded.table.champion]
     messages = [champion_error.message]
-    wants = [f"{loaded.champion.version} takes {', '.join(loaded.champion.names[:30])}"]
+    expected = [f"{loaded.champion.version} expects {', '.join(loaded.champion.names[:30])}"]
     for number, (scorer, error) in enumerate(zip(loaded.scorers, refused, strict=True)):
         if number == loaded.table.champion:
             continue
         if error.message != champion_error.message:
-            messages.append(f"{scorer.version} does not take the row either: {error.message}")
+            messages.append(f"The row does not fit {scorer.version} either: {error.message}")
         if scorer.names != loaded.champion.names:
-            wants.append(f"{scorer.version} takes {', '.join(scorer.names[:30])}")
-    return RequestError(" ".join(messages), help=f"{'; '.join(wants)}." if len(wants) > 1 else champion_error.help)
+            expected.append(f"{scorer.version} expects {', '.join(scorer.names[:30])}")
+    return RequestError(
+        " ".join(messages), help=f"{'; '.join(expected)}." if len(expected) > 1 else champion_error.help
+    )
 
 
 def _note(schema_match: SchemaMatch, scorer: RouteScorer, refused: Mapping[int, RequestError]) -> None:

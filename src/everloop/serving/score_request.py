@@ -1,4 +1,4 @@
-"""The rows of one request, and their scores: what protocols and scoring hand to each other."""
+"""The rows of one request and their scores, as protocols and scoring pass them to each other."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ Values = tuple[Any, ...]
 
 @dataclass(slots=True)
 class ScoreRequest:
-    """The rows of one request. `values`: in the order of the champion's signature, where all routes share it;
-    else `rows`: plain dicts. `keys` and `event_at` have one item per row, or are None."""
+    """The rows of one request.
+
+    Either `values` is set (tuples in the order of the champion's signature, if all routes share it) or `rows` is (plain
+    dicts). `keys` and `event_at` have one item per row, or are None.
+    """
 
     values: Sequence[Values] | None
     rows: Sequence[Mapping[str, Any]] | None
     keys: Sequence[str | float | None] | None = None
     event_at: Sequence[datetime | None] | None = None
     began: float = 0.0
-    """`perf_counter()` when the request was whole."""
+    """`perf_counter()` when the request had arrived."""
     explain: bool = False
     flags: Sequence[dict[str, Json]] = ()
-    """What was mended before the rows fitted; see `mending`."""
+    """What was coerced to fit the signature; see `coercion`."""
 
 
 @dataclass(slots=True)
@@ -37,7 +40,7 @@ class VersionScores:
 
     scorer: RouteScorer
     positions: list[int] | None
-    """Where they stand in the request; None: they are the request."""
+    """Their positions in the request; None: all rows, in order."""
     scores: list[Any]
     labels: list[Json] | None
     fallbacks: int = 0
@@ -46,7 +49,7 @@ class VersionScores:
 
 @dataclass(slots=True)
 class ScoreResult:
-    """What is sent, and what is left to do once it is on its way."""
+    """The scores of a request, and the shadows' work that is left once they are sent."""
 
     request_id: str
     rows: int
@@ -54,14 +57,14 @@ class ScoreResult:
     shadow: Callable[[], ShadowOutcome] | None
     seconds: float
     flags: list[dict[str, Json]] | None = None
-    """What the rows hold that the champion did not see in training, and what was mended; None: nobody asked."""
+    """Values that training has not seen, and values that were coerced; None: not checked."""
     logged: bool = True
-    """Whether it is in the log, or was not to be; False: there was no space, and the endpoint answers all the same."""
+    """False: the disk was full, and the endpoint is set to answer all the same."""
     unasked: Mapping[str, tuple[int, str]] = field(default_factory=dict)
-    """The versions that did not understand some of the rows: how many, and why the first."""
+    """The versions that could not score some rows: the number of rows, and the reason for the first."""
 
     def explanations(self) -> list[dict[str, Json]] | None:
-        """Why, for each row in the order of the request; None: nobody asked."""
+        """One explanation per row, in the order of the request; None: not requested."""
         if self.parts[0].explanations is None:
             return None
         explanations: list[dict[str, Json]] = [{}] * self.rows
@@ -71,7 +74,7 @@ class ScoreResult:
         return explanations
 
     def version(self) -> str:
-        """The key of the version that answered; of several, with commas between, in the order of the rows."""
+        """The key of the version that answered; if several did, comma-separated in the order of the rows."""
         if len(self.parts) == 1:
             return self.parts[0].scorer.version
         first = sorted(self.parts, key=lambda part: (part.positions or [0])[0])
@@ -80,9 +83,9 @@ class ScoreResult:
 
 @dataclass(slots=True)
 class ShadowOutcome:
-    """What the shadows scored: (version, rows) each, and how many of them failed."""
+    """What the shadows scored, as (version, rows), and how many of them failed."""
 
     scored: list[tuple[str, int]]
     failures: int = 0
     unasked: int = 0
-    """Rows that a shadow does not understand, because its inputs are others."""
+    """Rows that a shadow cannot score because its inputs differ."""

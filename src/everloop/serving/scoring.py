@@ -1,6 +1,6 @@
-"""From checked rows to logged answers: pick a version per row, score, append to the log, and only then answer.
+"""Scores checked rows and logs the answers: picks a version per row, scores, appends to the log, and then returns.
 
-No protocol is known here: a protocol turns bytes into an `ScoreRequest` and an `ScoreResult` into bytes.
+This module knows no protocol. A protocol turns bytes into a `ScoreRequest` and a `ScoreResult` into bytes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("everloop.serving")
 
 MAX_EXPLAINED = 1_000
-"""Rows of one request that are explained; that costs many times what scoring costs."""
+"""Rows of one request that can be explained. Explaining costs many times as much as scoring."""
 
 Values = tuple[Any, ...]
 _MICROSECOND = timedelta(microseconds=1)
@@ -57,13 +57,13 @@ def score_and_log(
     """Score and log a request. Thread-safe.
 
     Args:
-        request_sent: what is asked to `claim` itself before its answer is logged; None: no deadline is held.
+        http_request: claimed before its answer is logged; None: there is no deadline.
 
     Raises:
-        DeadlineError: its time ran out while it was scored; nothing was logged.
-        RequestError: the rows, keys or times cannot be used; nothing was logged.
+        DeadlineError: the deadline passed during scoring; nothing was logged.
+        RequestError: the rows, keys or times are invalid; nothing was logged.
         TooLargeError: a row is too long for the log.
-        InsufficientStorageError, UnavailableError: the answer could not be logged, so there is none.
+        InsufficientStorageError, UnavailableError: the answer could not be logged, so it is not returned.
     """
     size = row_count(score_request)
     if size == 0:
@@ -72,7 +72,7 @@ def score_and_log(
     entities = _entities(score_request.keys, size)
     body = b"" if http_request is None else http_request.body
     if not 0 < len(body) <= loaded.settings.max_row_bytes or body[:4] in TABLE_MARKS:
-        # The texts of a row are not longer than the text that it came in.
+        # The texts of a row cannot be longer than the body that contains them.
         rows = (
             score_request.values
             if score_request.values is not None
@@ -81,7 +81,9 @@ def score_and_log(
         check_row_sizes(rows, entities, loaded.settings)
     events = _events(score_request.event_at, size)
     if score_request.explain and size > MAX_EXPLAINED:
-        raise RequestError(f"{size} rows are too many to explain.", help=f"Explain at most {MAX_EXPLAINED} at once.")
+        raise RequestError(
+            f"{size} rows are too many to explain.", help=f"Explain at most {MAX_EXPLAINED} rows per request."
+        )
     schema_match = None if score_request.values is not None else match_schemas(loaded, score_request.rows or ())
     coerced = [*score_request.flags, *(schema_match.flags if schema_match is not None else ())]
     flags: list[dict[str, Json]] | None = coerced or None
@@ -122,7 +124,7 @@ def score_and_log(
 
 
 def count(metrics: Metrics, result: ScoreResult) -> None:
-    """Add an answer to the counters. In the event loop's thread."""
+    """Count an answer. Call it in the event loop's thread."""
     metrics.time_request(result.seconds)
     if not result.logged:
         metrics.unlogged.add(result.rows)
@@ -136,7 +138,7 @@ def count(metrics: Metrics, result: ScoreResult) -> None:
 
 
 def count_shadows(metrics: Metrics, outcome: ShadowOutcome) -> None:
-    """Add what the shadows did to the counters. In the shadows' thread."""
+    """Count what the shadows scored. Call it in the shadows' thread."""
     metrics.shadow_failures.add(outcome.failures)
     metrics.shadow_unasked.add(outcome.unasked)
     for version, rows in outcome.scored:
@@ -144,7 +146,7 @@ def count_shadows(metrics: Metrics, outcome: ShadowOutcome) -> None:
 
 
 def plain_rows(score_request: ScoreRequest, signature: Signature) -> list[dict[str, Any]]:
-    """The rows as dicts, whichever way they came."""
+    """The rows as dicts, in whichever form they were sent."""
     if score_request.values is not None:
         return [dict(zip(signature.names, row, strict=True)) for row in score_request.values]
     return [dict(row) for row in score_request.rows or ()]
@@ -153,8 +155,8 @@ def plain_rows(score_request: ScoreRequest, signature: Signature) -> list[dict[s
 def _unseen(
     loaded: LoadedEndpoint, score_request: ScoreRequest, schema_match: SchemaMatch | None
 ) -> list[dict[str, Json]]:
-    """What the champion has not seen in training, of the rows that it understands."""
-    assert loaded.checks is not None  # noqa: S101 - the caller has looked
+    """Flags for values that the champion has not seen in training, in the rows that fit it."""
+    assert loaded.checks is not None  # noqa: S101 - the caller has checked
     if schema_match is None:
         values = (
             score_request.values
@@ -167,7 +169,7 @@ def _unseen(
     try:
         found = loaded.checks.find([row for _, row in champion_rows])
     except RequestError as error:
-        # It numbers the rows that it was given.
+        # The error counts only the rows that fit.
         at = int(error.message[len("rows[") :].partition("]")[0])
         raise RequestError(error.message.replace(f"rows[{at}]", f"rows[{positions[at]}]", 1), help=error.help) from None
     return [{**flag, "row": positions[flag["row"]]} for flag in found]
@@ -181,7 +183,7 @@ def _rows_by_version(
     request: str,
     size: int,
 ) -> list[VersionRows]:
-    """The rows by the version that answers them."""
+    """The rows grouped by the version that answers them."""
     picked: dict[int, list[int]] = {}
     pick = loaded.table.pick
     for position in range(size):
@@ -225,7 +227,7 @@ def _group(
         version=part.scorer.version,
         role=part.scorer.role,
         inputs=inputs,
-        places=positions,
+        positions=positions,
         entities=entities,
         events=events,
         scores=part.scores,
@@ -238,7 +240,7 @@ def _group(
 
 @dataclass(slots=True)
 class _Shadow:
-    """Scores a request with every shadow, unheard, after its answer has gone."""
+    """Scores a request with every shadow after its answer has been sent."""
 
     loaded: LoadedEndpoint
     score_request: ScoreRequest
@@ -261,7 +263,7 @@ class _Shadow:
                 mirrored = rows if positions is None else [rows[position] for position in positions]
                 at, values = fitting_rows(scorer, mirrored)
                 if len(values) < len(mirrored):
-                    # The rest has no place in its evidence: it was never asked.
+                    # The other rows are not evidence about the shadow, since it cannot score them.
                     outcome.unasked += len(mirrored) - len(values)
                     positions = at if positions is None else [positions[number] for number in at]
                 if not values:
@@ -282,12 +284,12 @@ class _Shadow:
             try:
                 _log(self.loaded.settings, self.log, groups, self.request, wait=False)
             except (EverloopError, OSError) as error:
-                logger.warning("The shadows' scores of request %s are lost: %s", self.request, error)
+                logger.warning("Cannot log the shadows' scores of request %s: %s", self.request, error)
                 return ShadowOutcome([], len(self.loaded.shadows))
         return outcome
 
     def _mirrored(self, scorer: RouteScorer, size: int) -> list[int] | None:
-        """The rows that a shadow sees: its share of the keys; None: all, as with a share of 0 or 100."""
+        """The rows that a shadow scores, by its share of the keys; None: all, which shares of 0 and 100 mean."""
         percent = scorer.route.percent
         if percent in (0, 100):
             return None
@@ -300,7 +302,7 @@ class _Shadow:
 def _log(
     settings: EndpointSettings, log: PredictionLog, groups: Sequence[Group], request: str, *, wait: bool = True
 ) -> bool:
-    """Write what was answered, as the settings say; False: there is no space, and it is answered all the same."""
+    """Log an answer as the settings say; False: the disk is full, and the endpoint answers all the same."""
     if settings.log_sample < 1.0 and int(request[-8:], 16) >= settings.log_sample * 2**32:
         # The last digits of an id are random.
         return True
@@ -309,7 +311,7 @@ def _log(
     except (InsufficientStorageError, UnavailableError, OSError) as error:
         if settings.log_full != "answer":
             raise
-        logger.warning("The answer to request %s is not in the log: %s", request, error)
+        logger.warning("Cannot log the answer to request %s: %s", request, error)
         return False
     return True
 
@@ -328,7 +330,7 @@ def _entities(keys: Sequence[str | float | None] | None, size: int) -> list[str 
     if keys is None:
         return None
     if len(keys) != size:
-        raise RequestError(f"keys: there are {len(keys)} keys for {size} rows.")
+        raise RequestError(f"keys: there are {len(keys)} keys for {size} rows. Send one per row.")
     return [key if key is None or type(key) is str else entity_text(key) for key in keys]
 
 
@@ -336,7 +338,7 @@ def _events(moments: Sequence[datetime | None] | None, size: int) -> list[int | 
     if moments is None:
         return None
     if len(moments) != size:
-        raise RequestError(f"event_at: there are {len(moments)} times for {size} rows.")
+        raise RequestError(f"event_at: there are {len(moments)} times for {size} rows. Send one per row.")
     return [
         None if moment is None else (utc(moment, f"event_at[{position}]") - EPOCH) // _MICROSECOND
         for position, moment in enumerate(moments)

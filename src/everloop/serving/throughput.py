@@ -1,7 +1,7 @@
-"""How many rows a model scores in an instant, learned from what scoring took.
+"""How many rows a model scores in an instant, learned from measured times.
 
-The event loop answers health checks, metrics and every other request between two scorings, so it scores by itself only
-what takes a few milliseconds at most. Anything that may take longer is scored by a thread beside it.
+Between two scorings, the event loop answers health checks, metrics and every other request. So its own thread scores
+only what takes a few milliseconds at most; a worker thread scores the rest.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ if TYPE_CHECKING:
     from everloop.packages.predictor import Predictor
 
 INSTANT_S = 0.003
-"""What scoring may take in the event loop's own thread. Handing it to another costs about a tenth of a millisecond."""
+"""How long scoring may take in the event loop's thread. Handing it to another costs about a tenth of a millisecond."""
 MOST_ROWS = 1 << 20
 _TRIES = 3
 _PROVE = 8
 _MOST_PROOF = 1024
 
 
-class TakesLong(Exception):  # noqa: N818 - not an error: the work is to be done beside the event loop
+class TakesLong(Exception):  # noqa: N818 - not an error: a worker thread must do the work
     """Raised before anything was scored or logged."""
 
 
 class Throughput:
-    """What one loaded model takes. `learn` may be called from any thread; a lost update is learned the next time.
+    """The speed of one loaded model. `learn` may be called from any thread; a lost update is learned the next time.
 
     Attributes:
-        rows: requests of at most this many rows take an instant, as far as is known.
+        rows: requests of up to this many rows are expected to take an instant.
     """
 
     def __init__(self, *, steady: bool = True) -> None:
-        """Know nothing yet.
+        """Begin without a measurement.
 
         Args:
-            steady: whether equally many rows take about equally long. Code of the user's may wait for whatever it
-                likes, so it is never scored in the event loop.
+            steady: whether the same number of rows always takes about the same time. The user's own code may wait for
+                anything, so it never runs in the event loop.
         """
         self.rows = 0
         self._steady = steady
@@ -47,18 +47,18 @@ class Throughput:
         self._instants = 0
 
     def measured(self, rows: int, seconds: float) -> None:
-        """Take over a first measurement: more rows take proportionally longer at most."""
+        """Start from a first measurement, assuming that more rows take at most proportionally longer."""
         if self._steady:
             self.rows = min(MOST_ROWS, int(rows * INSTANT_S / max(seconds, 1e-9)))
 
     def learn(self, rows: int, seconds: float) -> None:
-        """Take over what scoring took, where it was more than an instant or more rows than were known to be quick."""
+        """Learn from a scoring that took more than an instant, or that had more rows than `rows`."""
         if not self._steady:
             return
         if seconds > INSTANT_S:
             if rows <= self.rows:
-                # It was thought to be quick. A busy machine may be the reason, or this model takes long at times: each
-                # time that it happens, more proof is asked for before it is believed again.
+                # It was slower than expected: the machine may be busy, or this model may be slow at times. Each time
+                # that happens, more proof is needed before `rows` grows again.
                 self._proof = min(_MOST_PROOF, 2 * self._proof)
                 self.rows = rows - 1
             self._instants = 0
@@ -72,17 +72,17 @@ _known: WeakKeyDictionary[Predictor, Throughput] = WeakKeyDictionary()
 
 
 def throughput_of(predictor: Predictor) -> Throughput:
-    """The pace of a loaded model, whichever routes lead to it."""
+    """The throughput of a loaded model, shared by all routes to it."""
     found = _known.get(predictor)
     if found is None:
-        # What is looked up in a store waits for the store.
+        # A lookup in a store waits for the store.
         steady = not predictor.manifest.code_bearing and not predictor.manifest.lookups
         found = _known[predictor] = Throughput(steady=steady)
     return found
 
 
 def measure_throughput(predictor: Predictor) -> None:
-    """Let a warm model answer its package's own example a few times. Does nothing where there is no example."""
+    """Time a warm model on its package's example row. Does nothing if the package has none."""
     throughput = throughput_of(predictor)
     example = predictor.example
     if example is None or not throughput._steady:
@@ -93,7 +93,7 @@ def measure_throughput(predictor: Predictor) -> None:
         try:
             predictor.score_rows([example])
         except EverloopError:
-            # A model that does not take its own example is found out by `warm`; its first requests teach the pace.
+            # `warm` reports a model that cannot score its own example. The first requests are the measurement then.
             return
         fastest = min(fastest, perf_counter() - began)
         if fastest > 10 * INSTANT_S:

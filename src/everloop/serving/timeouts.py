@@ -1,7 +1,7 @@
-"""Time limits for what nearly always takes no time.
+"""Time limits for work that is nearly always done at once.
 
-A timer a request costs more than the request's model. Here whatever is there at once is taken without one, and only
-what has to be waited for is timed.
+A timer for each request costs more than scoring it. So the work first runs without a timer, and only if it has to wait
+is it timed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 async def limit(work: Coroutine[Any, Any, T], seconds: float) -> T:
-    """What `work` returns.
+    """The result of `work`.
 
     Raises:
         TimeoutError: it waited for longer than `seconds`.
@@ -43,11 +43,11 @@ class _Begun:
         while True:
             try:
                 try:
-                    given = yield waiting
+                    value = yield waiting
                 except BaseException as error:
                     waiting = self._work.throw(error)
                 else:
-                    waiting = self._work.send(given)
+                    waiting = self._work.send(value)
             except StopIteration as done:
                 return done.value
 

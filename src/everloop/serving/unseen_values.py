@@ -1,7 +1,7 @@
-"""What a model has not seen in training: numbers outside its range, categories that are new to it.
+"""Finds values that a model has not seen in training: numbers outside their range and new categories.
 
-An endpoint's option `unseen` says what is done about it: `refuse` (the request gets a 4xx that names row and input)
-or `flag` (it is answered, and the answer lists what was unseen). Without the option nothing is looked at.
+The endpoint's option `unseen` decides what happens then: `refuse` (the request gets a 4xx that names row and input) or
+`flag` (it is answered, and the response lists the values). Without the option, values are not checked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class UnseenValueChecks:
-    """Looks at rows whose values stand in the order of the signature. Immutable."""
+    """Checks rows whose values are in the order of the signature. Immutable."""
 
     def __init__(self, signature: Signature, *, refuse: bool) -> None:
         numbered = list(enumerate(signature.inputs))
@@ -32,10 +32,10 @@ class UnseenValueChecks:
         self._categories = [(index, frozenset(item.categories)) for index, item in numbered if item.categories]
 
     def find(self, rows: Sequence[Sequence[Any]]) -> list[dict[str, Json]]:
-        """Every unseen value: `row`, `input`, `flag` (out_of_range or unseen_category), and what was seen.
+        """A flag for every unseen value: `row`, `input`, `flag` (out_of_range or unseen_category), and the seen range.
 
         Raises:
-            RequestError: there is one, and such rows are refused.
+            RequestError: a value is unseen, and such rows are refused.
         """
         found: list[dict[str, Json]] = []
         for number, row in enumerate(rows):
@@ -55,11 +55,11 @@ class UnseenValueChecks:
                 raise RequestError(
                     f"rows[{number}].{name}: {row[self._names.index(name)]!r} was not seen in training"
                     f" ({str(first['flag']).replace('_', ' ')}{seen_text}).",
-                    help="This endpoint refuses such rows.",
+                    help="This endpoint refuses rows with values that training has not seen.",
                 )
         return found
 
 
 def checks_for(signature: Signature, policy: str | None) -> UnseenValueChecks | None:
-    """The checks that an endpoint's setting `unseen` asks for."""
+    """The checks for an endpoint's setting `unseen`; None if it is not set."""
     return None if policy is None else UnseenValueChecks(signature, refuse=policy == "refuse")

@@ -1,8 +1,8 @@
-"""More processes behind one port: they share the listening socket, and one that dies is started again.
+"""Starts several processes behind one port. They share the listening socket, and those that die are restarted.
 
-The process that starts them loads no model and answers nobody: it holds the endpoint's lock and its socket, tells of
-its state, and ends with all of them. So whichever process that answers dies, the others go on. Each writes a prediction
-log of its own, and none waits for another.
+The parent process loads no model and answers no request. It holds the endpoint's lock and socket, keeps its record's
+state, and ends together with the workers. So if a worker dies, the others continue. Each worker writes its own
+prediction log, and none waits for another.
 """
 
 from __future__ import annotations
@@ -28,65 +28,67 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("everloop.serving")
 
-# A worker that dies at once would otherwise be started as fast as the machine can.
+# Otherwise a worker that dies at once would be restarted as fast as the machine can.
 _PAUSE_S = 0.5
 _START_S = 60.0
 _STOP_S = 24
-"""A worker waits 9 seconds for its requests and ships its log for 12; platforms give a container 30."""
+"""A worker waits 9 seconds for its requests and ships its log for up to 12; platforms give a container 30."""
 
 
 @dataclass(frozen=True)
 class WorkerIdentity:
-    """Where an endpoint answers beside its listener, under which names, and how many processes do."""
+    """How the processes of an endpoint answer: addresses beside the listener, host names, and their number."""
 
     host: str
     grpc_port: int | None = None
     workers: int = 1
     allowed_hosts: tuple[str, ...] = ()
     contained: bool = False
-    """Whether it listens in a container, without a token: what stands in front checks who asks."""
+    """Whether it listens in a container without tokens, because a platform in front checks the clients."""
 
 
 class Workers:
-    """The processes that answer at a listener. For one thread."""
+    """The worker processes of one listener. Not thread-safe."""
 
-    def __init__(self, name: str, store: Store, listener: socket.socket, index: WorkerIdentity, folder: Path) -> None:
+    def __init__(
+        self, name: str, store: Store, listener: socket.socket, identity: WorkerIdentity, folder: Path
+    ) -> None:
         """Prepare.
 
         Args:
-            folder: where workers say that they answer.
+            folder: where workers write a file once they answer.
         """
         self._listener = listener
         self._folder = folder
-        self._count = index.workers
+        self._count = identity.workers
         self._command = [
             *(sys.executable, "-m", "everloop.serving", name, "--home", str(store.home), "--project", store.project),
-            *("--listener", str(listener.fileno()), "--host", index.host, "--workers", str(index.workers)),
+            *("--listener", str(listener.fileno()), "--host", identity.host, "--workers", str(identity.workers)),
         ]
-        if index.grpc_port is not None:
-            self._command += ["--grpc-port", str(index.grpc_port)]
-        for name in index.allowed_hosts:
+        if identity.grpc_port is not None:
+            self._command += ["--grpc-port", str(identity.grpc_port)]
+        for name in identity.allowed_hosts:
             self._command += ["--allowed-host", name]
-        if index.contained:
+        if identity.contained:
             self._command.append("--contained")
         self._running: list[subprocess.Popen[bytes]] = []
         self._stopping: list[subprocess.Popen[bytes]] = []
         self._started_at: list[float] = []
 
     def start(self, stopping: threading.Event) -> bool:
-        """Start all and wait until they answer; False: it was to stop before.
+        """Start all workers and wait until they answer; False: `stopping` was set before.
 
         Raises:
-            EverloopError: of the class that kept the first of them from answering.
+            EverloopError: of the class that the first worker that failed to start met.
         """
-        ready_file = [self._spawn() for _ in range(self._count)]
+        ready_files = [self._spawn() for _ in range(self._count)]
         until = monotonic() + _START_S
-        for index, path in enumerate(ready_file):
+        for index, path in enumerate(ready_files):
             while not path.exists():
                 if stopping.is_set():
                     return False
                 if self._running[index].poll() is not None or monotonic() > until:
-                    raise UnavailableError(f"A worker did not come up; it ended with {self._running[index].poll()}.")
+                    raise UnavailableError(f"A worker did not start; its exit status is {self._running[index].poll()}.")
                 sleep(0.005)
             message = json.loads(path.read_text(encoding="utf-8"))
             path.unlink()
@@ -95,7 +97,7 @@ class Workers:
         return True
 
     def scale(self, count: int) -> None:
-        """Come to so many; those that are too many finish what is on its way."""
+        """Run this number of workers. Surplus ones finish their requests and stop."""
         while len(self._running) < count:
             self._spawn()
         for worker in self._running[count:]:
@@ -104,16 +106,16 @@ class Workers:
         del self._running[count:], self._started_at[count:]
 
     def restart_dead(self) -> None:
-        """Start again whichever has died."""
+        """Restart the workers that have died."""
         self._stopping = [worker for worker in self._stopping if worker.poll() is None]
         for index, worker in enumerate(self._running):
             if worker.poll() is None or monotonic() < self._started_at[index] + _PAUSE_S:
                 continue
-            _log.warning("Worker %s ended with %s; it is started again.", worker.pid, worker.returncode)
+            _log.warning("Worker %s ended with status %s; restarting it.", worker.pid, worker.returncode)
             self._spawn(index)
 
     def stop(self) -> None:
-        """Ask all to finish what is on its way, and wait for them."""
+        """Let all workers finish their requests, and wait for them."""
         for worker in self._running:
             worker.terminate()
         for worker in (*self._running, *self._stopping):

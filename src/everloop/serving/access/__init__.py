@@ -1,1 +1,1 @@
-"""Who may call an endpoint: tokens and their limits, reloaded while it serves."""
+"""Controls who may call an endpoint: tokens and rate limits, reloaded while it serves."""

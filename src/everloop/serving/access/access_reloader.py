@@ -1,8 +1,8 @@
-"""Who may ask an endpoint, followed by itself: a thread that does nothing else.
+"""Keeps an endpoint's tokens and settings up to date, in a thread that does nothing else.
 
-Tokens are read apart from routes and models. So a token that is taken back opens nothing a moment later, also while new
-versions are being loaded, or cannot be. Options that cannot be understood open nothing, and where the record cannot be
-read for `access_stale_s`, requests that need a token get 503: what is not known to be allowed is refused.
+Tokens are read separately from routes and models. So a revoked token stops working a moment later, even while new
+versions are being loaded or fail to load. With invalid options no token is valid, and if the record cannot be read for
+`access_stale_s`, requests that need a token get 503: a request is refused unless it is known to be allowed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger("everloop.serving")
 
 
 class AccessReloader:
-    """Keeps one app's tokens, testers and settings equal to its endpoint's record. Safe to use from several threads."""
+    """Keeps one service's tokens, testers and settings equal to its endpoint's record. Thread-safe."""
 
     def __init__(self, store: Store, service: EndpointService, *, poll_s: float) -> None:
         self._store = store
@@ -40,12 +40,12 @@ class AccessReloader:
         self._thread = threading.Thread(target=self._run, name="everloop-access", daemon=True)
 
     def start(self) -> None:
-        """Look again and again, and let what is known grow stale from now on."""
+        """Start the thread. From now on tokens grow stale unless they are confirmed."""
         self.begin()
         self._thread.start()
 
     def begin(self) -> None:
-        """Let what is known grow stale from now on; the caller looks again and again."""
+        """Let tokens grow stale from now on. The caller calls `reload` regularly."""
         self._service.authorization.confirm()
 
     def stop(self) -> None:
@@ -54,7 +54,7 @@ class AccessReloader:
             self._thread.join()
 
     def reload(self) -> None:
-        """Take over who may ask, if the store has changed.
+        """Apply the record's tokens and settings if the store has changed.
 
         Raises:
             EverloopError: the store cannot be read.
@@ -63,17 +63,17 @@ class AccessReloader:
             check_same_file(self._store, self._file)
             last = self._store.records.last_event()
             if last != self._seen:
-                self._take()
+                self._apply()
                 self._seen = last
             if self._service.authorization.grows_stale:
                 self._service.authorization.confirm()
 
-    def _take(self) -> None:
+    def _apply(self) -> None:
         service = self._service
         try:
             options = self._store.records.get(EndpointRecord, service.endpoint).options
         except NotFoundError:
-            # Its tokens went with it. An endpoint that asks for none answers until its process is stopped.
+            # Its tokens went with it. An endpoint without tokens answers until its process is stopped.
             if service.authorization.asks_token:
                 service.configure(service.settings, {})
             return
@@ -81,7 +81,7 @@ class AccessReloader:
         try:
             settings = settings_of(options)
         except UsageError:
-            # The others stay as they were; who may choose a version does not wait for them.
+            # The other settings stay, but a change of who may choose a version still applies.
             anyone = options.get("override") == "anyone"
             settings = replace(service.settings, override="anyone" if anyone else "testers")
         service.configure(settings, digests, testers)
@@ -99,13 +99,15 @@ class AccessReloader:
 
     def _note(self, why: str) -> None:
         if not self._failed:
-            logger.error("Who may ask the endpoint '%s' cannot be read: %s", self._service.endpoint, why)
+            logger.error("Cannot read the tokens of the endpoint '%s': %s", self._service.endpoint, why)
         self._failed = True
 
 
 def store_file(store: Store) -> tuple[int, int] | None:
-    """Which file a store's records are in, where they are in a file: one that was opened stays readable when it is
-    gone, and says for ever what it said."""
+    """The identity (device, inode) of the file with a store's records; None if they are not in a file.
+
+    An opened file stays readable after it is deleted, with its last content for ever.
+    """
     path = Path(store.urls.records)
     try:
         found = path.stat()
@@ -115,13 +117,13 @@ def store_file(store: Store) -> tuple[int, int] | None:
 
 
 def check_same_file(store: Store, opened: tuple[int, int] | None) -> None:
-    """Refuse a store whose file is another than the one that was opened.
+    """Check that a store's file is still the one that was opened.
 
     Raises:
-        UnavailableError: it is gone, or has been replaced.
+        UnavailableError: the file is gone, or has been replaced.
     """
     if store_file(store) != opened:
-        raise UnavailableError("The store's file is gone or has been replaced.", help="Start this process again.")
+        raise UnavailableError("The store's file is gone or has been replaced.", help="Restart this process.")
 
 
 __all__ = ["AccessReloader", "check_same_file", "store_file"]

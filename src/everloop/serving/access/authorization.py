@@ -1,6 +1,7 @@
-"""Who may ask an endpoint now: tokens, how often a token may be used, and who may choose a version.
+"""Decides for each request whether it is let in: tokens, rate limits, and who may choose a version.
 
-Tokens hold for `access_stale_s` after they were last known to be the store's; then nobody is let in who needs one.
+Tokens stay valid for `access_stale_s` after they were last confirmed by the store. After that, every request that needs
+a token is refused.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ if TYPE_CHECKING:
     from everloop.serving.endpoint_settings import EndpointSettings
 
 BURST_S = 1.0
-"""How long somebody may have been silent to ask for as much at once."""
+"""A client that was idle may send as many requests at once as this time allows."""
 
 
 class Authorization:
-    """What one worker asks of each request. Safe to use from several threads.
+    """The checks of one process. Thread-safe.
 
     Args:
-        digests: the tokens' names and digests; None: it asks for none.
-        testers: the names of the tokens whose holders may choose a version.
-        workers: the processes that share the traffic, and so the rate.
+        digests: the tokens' digests by name; None: no token is needed.
+        testers: the names of the tokens that may choose a version.
+        workers: the number of processes that share the traffic, and thus the rate limit.
     """
 
     def __init__(
@@ -41,17 +42,17 @@ class Authorization:
         self._testers = testers
         self._stale_s = settings.access_stale_s
         self.confirmed = math.inf
-        """When the tokens were last known to be the store's; infinite where nobody looks again."""
+        """When the store last confirmed the tokens; infinite if they never grow stale."""
         self._anyone = settings.override == "anyone"
         self._rate = settings.rate_limit / workers
         self._burst = max(1.0, self._rate * BURST_S)
         self._left: dict[str | None, tuple[float, float]] = {}
         self._guard = threading.Lock()
         self.open = digests is None and not self._rate
-        """Whether everybody is let in, so that nothing needs to be looked at."""
+        """Whether every request is let in, so there is nothing to check."""
 
     def check(self, path: str, authorization: bytes | None) -> tuple[int, str | None]:
-        """200, 401 (no such token), 429 (too often) or 503 (tokens unknown), and the name of the token."""
+        """200, 401 (no such token), 429 (rate limit) or 503 (tokens are stale), and the name of the token."""
         if path in OPEN_PATHS:
             return 200, None
         client = None
@@ -69,11 +70,11 @@ class Authorization:
 
     @property
     def stale(self) -> bool:
-        """Whether the tokens were the store's too long ago."""
+        """Whether the store confirmed the tokens too long ago."""
         return self._digests is not None and monotonic() - self.confirmed > self._stale_s
 
     def confirm(self) -> None:
-        """Note that tokens and testers equal the store's at this moment. From now on they grow stale."""
+        """The tokens and testers equal the store's at this moment. From now on they grow stale."""
         self.confirmed = monotonic()
 
     @property
@@ -82,17 +83,17 @@ class Authorization:
         return self.confirmed != math.inf
 
     def knows(self, path: str, authorization: bytes | None) -> bool:
-        """Whether a request may be read at all, before its body is there. It is not counted."""
+        """Whether a request's body may be read. Does not count against the rate limit."""
         if self._digests is None or path in OPEN_PATHS:
             return True
         return not self.stale and admitted(self._digests, authorization) is not None
 
     def may_choose(self, client: str | None) -> bool:
-        """Whether this client may say which version answers it."""
+        """Whether this client may choose the version that answers."""
         return self._anyone or client in self._testers
 
     def wait_s(self) -> int:
-        """How long to wait until there is room for one more request, in whole seconds."""
+        """The time until one more request is allowed, in whole seconds."""
         return max(1, math.ceil(1.0 / self._rate)) if self._rate else 1
 
     def _take(self, client: str | None) -> bool:

@@ -1,6 +1,6 @@
-"""Who may ask an endpoint: bearer tokens, of which only the digests are kept, in the endpoint's options.
+"""An endpoint's bearer tokens. Only their digests are stored, in the endpoint's options.
 
-A token is 256 random bits, so a plain SHA-256 of it tells nobody anything. Health checks need none.
+A token is 256 random bits, so a plain SHA-256 of it reveals nothing. Health checks need no token.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 OPEN_PATHS = frozenset(("/health", "/ready", "/ping", "/v2/health/live", "/v2/health/ready"))
-"""What whoever watches the process may ask without a token."""
+"""Health checks, which need no token."""
 
 
 def digest_of(token: str | bytes) -> str:
@@ -29,23 +29,23 @@ def digest_of(token: str | bytes) -> str:
 
 
 def token_digests(options: Mapping[str, Json]) -> dict[str, str] | None:
-    """The names of an endpoint's tokens and their digests; None: it asks for none.
+    """The digests of an endpoint's tokens by name; None: it needs no token.
 
     Raises:
-        UsageError: the options hold something else.
+        UsageError: the option is not an object of names and digests.
     """
     tokens = options.get("tokens")
     if tokens is None:
         return None
     if not isinstance(tokens, dict) or not all(isinstance(value, str) for value in tokens.values()):
-        raise UsageError("An endpoint's option 'tokens' is an object of names and digests.")
+        raise UsageError("The endpoint's option 'tokens' is not an object of names and digests.")
     return dict(tokens)
 
 
 def access_of(options: Mapping[str, Json]) -> tuple[dict[str, str] | None, frozenset[str]]:
-    """The digests of an endpoint's tokens by name, None where it asks for none, and the names of its testers.
+    """The digests of an endpoint's tokens by name (None if it needs none), and the names of its testers.
 
-    Never raises: options that cannot be understood open nothing.
+    Never raises. With invalid options, no token is valid.
     """
     try:
         digests = token_digests(options)
@@ -57,24 +57,24 @@ def access_of(options: Mapping[str, Json]) -> tuple[dict[str, str] | None, froze
 
 
 def testers(options: Mapping[str, Json]) -> frozenset[str]:
-    """The names of the tokens whose holders may choose the version that answers them."""
+    """The names of the tokens that may choose the version that answers."""
     return frozenset(options.get("testers", ()))
 
 
 def admitted(digests: Mapping[str, str], header: bytes | None) -> str | None:
-    """The name of the token that an Authorization header holds; None: of none. Takes equally long for all."""
+    """The name of the token in an Authorization header; None if it has no valid one. Takes constant time."""
     scheme, _, token = (header or b"").partition(b" ")
     given = digest_of(token.strip())
-    # Every digest is compared, so that the time tells nothing.
+    # Comparing every digest keeps the time from revealing which one matched.
     found = [name for name, digest in digests.items() if hmac.compare_digest(given, digest)]
     return found[0] if found and scheme.lower() == b"bearer" else None
 
 
 def add_token(store: Store, endpoint: str, name: str, *, tester: bool = False) -> str:
-    """Make a token and return it; it cannot be seen again. A token of this name is replaced.
+    """Create a token and return it. It cannot be shown again. An existing token of this name is replaced.
 
     Args:
-        tester: its holder may choose the version that answers, by `X-Everloop-Version`.
+        tester: it may choose the version that answers, with the header `X-Everloop-Version`.
 
     Raises:
         NotFoundError: there is no such endpoint.
@@ -85,7 +85,7 @@ def add_token(store: Store, endpoint: str, name: str, *, tester: bool = False) -
 
 
 def remove_token(store: Store, endpoint: str, name: str) -> None:
-    """Take a token back; a running endpoint refuses it within a fraction of a second.
+    """Revoke a token. A running endpoint refuses it within a fraction of a second.
 
     Raises:
         NotFoundError: there is no such endpoint, or it has no such token.
@@ -103,7 +103,7 @@ def _change(store: Store, endpoint: str, name: str, digest: str | None, tester: 
             raise NotFoundError(
                 f"The endpoint '{endpoint}' has no token '{name}'.", help=f"Tokens: {', '.join(tokens) or 'none'}"
             )
-        # An empty object is kept: an endpoint that had tokens does not fall open when the last is taken back.
+        # An empty object stays: an endpoint does not become open when its last token is revoked.
         chosen = sorted((testers(record.options) - {name}) | ({name} if tester else set()))
         options = {**record.options, "tokens": tokens, "testers": chosen}
         try:

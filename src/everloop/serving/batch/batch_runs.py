@@ -1,4 +1,4 @@
-"""Batch scoring as a run: which version scored which files, when, how many rows, into what, and under which log."""
+"""Records batch scoring as a run: the version, the input files, the rows, the output, the log and the time."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def score_as_run(
     """Score the files that a pattern matches; see `score_files`.
 
     Args:
-        model: a version or an alias; settled now, so that a job which is resumed says what it is resumed with.
-        log: an endpoint's name; None: `batch-<model>`, which is made where there is none.
+        model: a version or an alias. An alias is resolved once, so a resumed job uses the version that it states.
+        log: an endpoint's name; None: `batch-<model>`, which is created if missing.
 
     Raises:
-        EverloopError: as `score_files`; the run is kept, as failed.
+        EverloopError: as `score_files`; the run is stored as failed.
     """
     version = get_version(store, model)
-    place = None if no_log else _place(store, log, version.model)
+    log_endpoint = None if no_log else _log_endpoint(store, log, version.model)
     inputs = [Path(path) for path in match_files(pattern)]
     began = perf_counter()
-    params = {"input": pattern, "output": str(output), "version": version.key, "workers": workers, "log": place}
+    params = {"input": pattern, "output": str(output), "version": version.key, "workers": workers, "log": log_endpoint}
     run = store.new(
         Run,
         name=f"predict {version.key}",
@@ -59,7 +59,15 @@ def score_as_run(
     try:
         check_columns(load_model(store, version.key), table.collect_schema().names(), prefix)
         scored = score_files(
-            store, version.key, table, inputs, output, piece_rows=piece_rows, workers=workers, log=place, prefix=prefix
+            store,
+            version.key,
+            table,
+            inputs,
+            output,
+            piece_rows=piece_rows,
+            workers=workers,
+            log=log_endpoint,
+            prefix=prefix,
         )
     except BaseException as error:
         _end(store, run, began, state="failed", error=f"{type(error).__name__}: {error}")
@@ -73,8 +81,8 @@ def _end(store: Store, run: Run, began: float, **changes: object) -> Run:
     return store.records.update(ended)[0]
 
 
-def _place(store: Store, log: str | None, model: str) -> str:
-    """The endpoint in whose log the answers are."""
+def _log_endpoint(store: Store, log: str | None, model: str) -> str:
+    """The name of the endpoint whose log receives the answers."""
     if log is not None:
         return store.records.get(EndpointRecord, log).name
     name = f"batch-{model}"[:64]

@@ -1,12 +1,14 @@
-"""Scoring a whole table: in parts that are values, by several processes, resumed where it was cut off.
+"""Scores a large table in parts, with several processes, and resumes after a crash.
 
-A table becomes parts of a fixed number of rows. A part is plain data (`BatchPart`), scoring it is one function of it
-(`score_part`), and its result a file that appears whole or not at all; so parts can be scored anywhere that sees the
-files and the store, in any order, and again. What was done before a crash is found by the job's digest, which covers
-the version, the input files as they are, and the size of a part. At last the parts become the output, in order.
+A table is split into parts of a fixed number of rows. A part is plain data (`BatchPart`), one function scores it
+(`score_part`), and its result is a file that appears complete or not at all. So parts can be scored in any order, more
+than once, and on any machine that sees the files and the store. After a crash, finished parts are found by the job's
+digest, which covers the version, the state of the input files, and the size of a part. At the end the parts are joined
+into the output, in order.
 
-Neither the table nor its answers need to fit into memory. With `log`, every answer is also a row of the prediction
-log, once, whatever is repeated: a part's rows are one batch of the table, under an id that the part has from the start.
+Neither the table nor its answers need to fit into memory. With `log`, every answer also becomes a row of the prediction
+log exactly once, even if parts are repeated: the rows of a part are one batch of the table, under an id that the part
+has from the start.
 """
 
 from __future__ import annotations
@@ -36,50 +38,50 @@ if TYPE_CHECKING:
 
 PIECE_ROWS = 250_000
 ENDINGS = (".parquet", ".csv", ".jsonl", ".ndjson")
-_PARENT_LOOK_S = 1.0
+_PARENT_POLL_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPart:
-    """Rows to be scored, and where the answers go. Plain values: any process that sees the files can take it."""
+    """Rows to score, and where the answers go. Plain data, so any process that sees the files can score it."""
 
     number: int
     path: str
     offset: int | None
-    """Of the rows in a Parquet file; None: the whole of an Arrow file, made for this part."""
+    """Offset of the rows in a Parquet file; None: all rows of an Arrow file that was written for this part."""
     rows: int
     output: str
     home: str
     project: str
     version: str
     request: str
-    """The id under which its answers are logged."""
+    """The request id under which its answers are logged."""
     log: str | None
-    """The endpoint in whose log they are; None: in none."""
+    """The endpoint whose log receives the answers; None: they are not logged."""
     first: int = 0
     """The number of its first row in the file, from 0."""
     prefix: str = ""
-    """What stands before the names of the columns that are added."""
+    """Prefix for the names of the added columns."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchResult:
-    """What became of a table."""
+    """The result of scoring a table."""
 
     version: str
     rows: int
     parts: int
     resumed: int
-    """Parts that an earlier try had left."""
+    """Parts that an earlier attempt had finished."""
     output: str
     log: str | None
 
 
 def check_output(output: Path) -> None:
-    """Raise UsageError unless answers can be written so: by the file's ending, or as a folder that is not there yet."""
+    """Raise UsageError unless the output has a known file ending, or is a folder that does not exist yet."""
     if not output.suffix:
         if output.exists():
-            raise UsageError(f"'{output}' is there already.", help="Name a folder that is to be made.")
+            raise UsageError(f"'{output}' is there already.", help="Choose a folder that does not exist yet.")
         return
     if output.suffix not in ENDINGS:
         raise UsageError(f"Cannot write '{output.suffix}' files.", help=f"Use one of: {', '.join(ENDINGS)}")
@@ -98,28 +100,29 @@ def score_files(
     prefix: str = "",
     progress: Callable[[int], object] | None = None,
 ) -> BatchResult:
-    """Score a table with a version, by its key, and write its rows with their answers behind, in order.
+    """Score a table with a version, and write its rows in order, with the answers as further columns.
 
     Args:
-        output: a file, by its ending; a name without one becomes a folder of Parquet files, a part each.
-        table: what the input files hold. Where all are Parquet, they are read part by part instead.
-        inputs: the files; that they are as they were decides whether an earlier try is resumed.
-        workers: processes; 1: this one.
+        output: a file whose ending sets the format; a name without an ending becomes a folder with one Parquet file
+            per part.
+        table: the content of the input files. If all are Parquet, they are read part by part instead.
+        inputs: the files. An earlier attempt is resumed only if they are unchanged.
+        workers: number of processes; 1: this one.
         log: an endpoint's name; every answer becomes a row of its log, with the role `batch`.
-        prefix: what stands before the names of the columns that are added.
-        progress: told the rows that are done, after each part.
+        prefix: prefix for the names of the added columns.
+        progress: called with the number of finished rows after each part.
 
     Raises:
-        UsageError: the output's ending names no form that is written.
+        UsageError: the output's ending is not that of a supported format.
         ConflictError: another process writes the same output.
         RequestError: an input's column is missing, or the model cannot score a row.
     """
     check_output(output)
     folder = output.with_name(f".{output.name}.everloop")
-    with store.lock(f"batch-{_digest(str(output.resolve()))}", block=False) as held:
-        if not held:
+    with store.lock(f"batch-{_digest(str(output.resolve()))}", block=False) as locked:
+        if not locked:
             raise ConflictError(f"Another process is writing '{output}'.", help="Wait for it, or choose another name.")
-        _claim(folder, _digest([version, log, piece_rows, prefix, [_state(path) for path in inputs]]), store)
+        _prepare_folder(folder, _digest([version, log, piece_rows, prefix, [_state(path) for path in inputs]]), store)
         job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
 
         def part(number: int, path: Path, offset: int | None, rows: int) -> BatchPart:
@@ -157,7 +160,7 @@ def score_files(
 
 
 def score_part(part: BatchPart) -> int:
-    """Score a part, log its answers and write them down; returns its rows. May be repeated, here or elsewhere."""
+    """Score a part, log its answers, write them to a file, and return the number of rows. May be repeated anywhere."""
     import polars as pl
 
     from everloop.stores import open_store
@@ -195,40 +198,40 @@ def added_columns(predictor: Predictor, prefix: str = "") -> list[str]:
 
 
 def check_columns(predictor: Predictor, columns: Sequence[str], prefix: str = "") -> None:
-    """Raise unless a table with these columns has every input, and none that an answer would overwrite.
+    """Raise unless a table with these columns has every input, and no column that an answer would overwrite.
 
     Raises:
         RequestError: an input is missing.
-        UsageError: a column is called like one that is added.
+        UsageError: a column has the name of an added one.
     """
     missing = [name for name in predictor.input_names if name not in columns]
     if missing:
         near = get_close_matches(missing[0], columns, n=1)
         raise RequestError(
             f"The table lacks the inputs {', '.join(map(repr, missing))}.",
-            help=f"{f'Is it {near[0]!r}? ' if near else ''}It has: {', '.join(columns)}",
+            help=f"{f'Did you mean {near[0]!r}? ' if near else ''}It has: {', '.join(columns)}",
         )
     taken = [name for name in added_columns(predictor, prefix) if name in columns]
     if taken:
         raise UsageError(
-            f"The table has a column '{taken[0]}' already, which the answers would overwrite.",
+            f"The table already has a column '{taken[0]}', which the answers would overwrite.",
             help="Choose other names for the answers: --prefix predicted_",
         )
 
 
 def score_piece(predictor: Predictor, piece: pl.DataFrame, prefix: str = "", first: int = 0) -> pl.DataFrame:
-    """The rows with their answers behind.
+    """The rows with their answers as further columns.
+
+    Adds `score` (multiclass: the highest), `score_<class>` for each class of a multiclass model, and `label` if there
+    are classes.
 
     Args:
-        prefix: what stands before the names of the columns that are added.
-        first: the number of the first row in its file, from 0; errors name rows by it.
+        prefix: prefix for the names of the added columns.
+        first: the number of the first row in its file, from 0, for row numbers in errors.
 
     Raises:
-        UsageError: a column is called like one that is added.
-        RequestError: the model gives no number for a row; the message names such rows.
-
-    The columns that are added: `score` (of several classes the best), `score_<class>` for each of several classes,
-    and `label` where there are classes.
+        UsageError: a column has the name of an added one.
+        RequestError: the model returns a score that is not finite; the message names such rows.
     """
     import numpy as np
     import polars as pl
@@ -240,7 +243,7 @@ def score_piece(predictor: Predictor, piece: pl.DataFrame, prefix: str = "", fir
     if len(wrong):
         some = ", ".join(str(first + place + 1) for place in wrong[:10].tolist())
         raise RequestError(
-            f"The model {predictor.told} gives no finite score for {len(wrong)} rows: {some}"
+            f"The model {predictor.told} returned scores that are not finite for {len(wrong)} rows: {some}"
             f"{', …' if len(wrong) > 10 else ''} (the first row of a file is 1)."
         )
     best = scores if not many else scores.max(axis=1) if len(scores) else scores[:, 0]
@@ -256,7 +259,7 @@ def score_piece(predictor: Predictor, piece: pl.DataFrame, prefix: str = "", fir
 def _parts(
     table: pl.LazyFrame, inputs: list[Path], folder: Path, piece_rows: int, part: Callable[..., BatchPart]
 ) -> Iterator[BatchPart]:
-    """The parts in order. Of Parquet files they are places; of others they are files that this makes on the way."""
+    """The parts in order. In Parquet files a part is a range of rows; of other files, each part becomes a file."""
     if inputs and all(path.suffix == ".parquet" for path in inputs):
         import pyarrow.parquet as pq
 
@@ -277,23 +280,23 @@ def _parts(
 
 
 def _pieces(table: pl.LazyFrame, piece_rows: int) -> Iterator[pl.DataFrame]:
-    """A table in pieces of exactly so many rows, so that it falls into the same ones again."""
+    """A table in pieces of exactly this number of rows, so the pieces are the same when it is repeated."""
     import polars as pl
 
     waiting: list[pl.DataFrame] = []
     for found in table.collect_batches(chunk_size=piece_rows, maintain_order=True):
         waiting.append(found)
         while sum(piece.height for piece in waiting) >= piece_rows:
-            whole = pl.concat(waiting, rechunk=True)
-            yield whole.head(piece_rows)
-            waiting = [whole.slice(piece_rows)]
+            joined = pl.concat(waiting, rechunk=True)
+            yield joined.head(piece_rows)
+            waiting = [joined.slice(piece_rows)]
     rest = pl.concat(waiting, rechunk=True) if waiting else None
     if rest is not None and rest.height:
         yield rest
 
 
 def _scored(parts: Iterator[BatchPart], workers: int) -> Iterator[tuple[BatchPart, bool]]:
-    """Each part once it is scored, and whether that was done now. At most a few parts more than workers wait."""
+    """Each part once it is scored, and whether it was scored now. Queues few more parts than there are workers."""
     if workers == 1:
         for part in parts:
             new = not Path(part.output).exists()
@@ -329,7 +332,7 @@ def _finished(running: dict[Future[int], BatchPart]) -> Iterator[tuple[BatchPart
 
 
 def _begin_worker(workers: int, parent: int) -> None:
-    """In a process of the pool, before it loads anything that starts threads."""
+    """Set up a process of the pool, before it imports anything that starts threads."""
     threading.Thread(target=_end_with, args=(parent,), name="everloop-parent", daemon=True).start()
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     for name in ("POLARS_MAX_THREADS", "OMP_NUM_THREADS"):
@@ -337,12 +340,12 @@ def _begin_worker(workers: int, parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process once its parent is gone: a killed job tells its pool nothing, and the pool would wait for ever.
+    """End this process once its parent has ended. A killed job cannot stop its pool, which would wait for ever.
 
-    What it was writing is a draft, which the same command writes again.
+    The file that this process was writing is a draft, which the repeated command replaces.
     """
     while os.getppid() == parent:
-        sleep(_PARENT_LOOK_S)
+        sleep(_PARENT_POLL_S)
     os._exit(1)
 
 
@@ -350,7 +353,7 @@ _loaded: dict[tuple[str, str, str], Predictor] = {}
 
 
 def _predictor(store: Store, version: str) -> Predictor:
-    """The version, loaded once in a process."""
+    """The version, loaded once per process."""
     from everloop.registry.version_packages import load_model
 
     key = (str(store.home), store.project, version)
@@ -361,7 +364,7 @@ def _predictor(store: Store, version: str) -> Predictor:
 
 
 def _log(store: Store, predictor: Predictor, part: BatchPart, piece: pl.DataFrame, scored: pl.DataFrame) -> None:
-    """The part's answers as rows of the prediction log, once."""
+    """Append the part's answers to the prediction log, once."""
     import polars as pl
 
     from everloop.packages.signature import polars_type
@@ -370,7 +373,7 @@ def _log(store: Store, predictor: Predictor, part: BatchPart, piece: pl.DataFram
     from everloop.records import EndpointRecord
     from everloop.serving.endpoint_settings import settings_of
 
-    assert part.log is not None  # noqa: S101 - the caller has looked
+    assert part.log is not None  # noqa: S101 - the caller has checked
     table = table_name(store, PREDICTIONS, part.log)
     now = store.now()
     many = predictor.task == "multiclass"
@@ -411,13 +414,13 @@ def _log(store: Store, predictor: Predictor, part: BatchPart, piece: pl.DataFram
     store.tables.append(table, piece.select(columns), batch=(f"batch-{part.request}", 1))
 
 
-def _claim(folder: Path, digest: str, store: Store) -> None:
-    """Make the folder this job's: what an equal one has left in it stays, anything else goes."""
+def _prepare_folder(folder: Path, digest: str, store: Store) -> None:
+    """Prepare the job's folder. Finished parts of an equal job stay, everything else is removed."""
     from everloop.stores.clock import new_id
 
-    told = folder / "job.json"
+    job_file = folder / "job.json"
     try:
-        if json.loads(told.read_text(encoding="utf-8"))["digest"] == digest:
+        if json.loads(job_file.read_text(encoding="utf-8"))["digest"] == digest:
             for path in (*folder.glob(".*"), *folder.glob("input-*")):
                 path.unlink()
             return
@@ -427,11 +430,11 @@ def _claim(folder: Path, digest: str, store: Store) -> None:
     folder.mkdir(parents=True)
     draft = folder / "job.draft"
     draft.write_text(json.dumps({"digest": digest, "request": new_id(store.now())}), encoding="utf-8")
-    draft.replace(told)
+    draft.replace(job_file)
 
 
 def _request(first: str, number: int) -> str:
-    """A part's id: that of the job with the part's number in its last digits, so that it is the same again."""
+    """A part's id: the job's id plus the part's number, so it is the same when the part is repeated."""
     last = (int(first[-12:], 16) + number) % 16**12
     return f"{first[:-12]}{last:012x}"
 
@@ -446,13 +449,13 @@ def _digest(value: object) -> str:
 
 
 def _join(store: Store, version: str, table: pl.LazyFrame, parts: list[Path], output: Path, prefix: str) -> None:
-    """The parts as one file, which appears whole."""
+    """Join the parts into one file, which appears complete or not at all."""
     import polars as pl
 
     if parts:
         frame = pl.scan_ipc(parts)
     else:
-        # An empty table gets its columns all the same.
+        # An empty table gets the added columns, too.
         frame = score_piece(_predictor(store, version), table.head(0).collect(), prefix).lazy()
     draft = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:
@@ -468,7 +471,7 @@ def _join(store: Store, version: str, table: pl.LazyFrame, parts: list[Path], ou
 
 
 def describe(part: BatchPart) -> dict[str, Any]:
-    """A part as JSON, to be sent to whoever scores it: `BatchPart(**described)`."""
+    """A part as JSON, to send to another process: `BatchPart(**described)`."""
     return asdict(part)
 
 

@@ -1,1 +1,1 @@
-"""An endpoint's metrics, summed over its worker processes, and its access log and traces."""
+"""An endpoint's metrics (summed over its worker processes), access log and traces."""

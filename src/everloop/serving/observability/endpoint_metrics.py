@@ -1,4 +1,4 @@
-"""The metrics of an endpoint as Prometheus text (exposition format 0.0.4).
+"""Counts what an endpoint does and writes the metrics as Prometheus text (exposition format 0.0.4).
 
 Counters are plain integers behind names, because a client library would cost too much per request: counting is one
 addition, and everything else happens when `/metrics` is requested. Only the event loop's thread writes them, except
@@ -61,7 +61,7 @@ class Metrics:
         """Create the counters.
 
         Args:
-            cells: where they are; None: in memory that nobody shares.
+            cells: where they are kept; None: in this process's memory.
         """
         self.endpoint = endpoint
         self.log = "journal"

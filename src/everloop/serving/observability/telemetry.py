@@ -1,9 +1,9 @@
-"""What others see of each request: a line in a log, a span in a trace. Off unless asked for.
+"""Access logs and traces: a log record and a span for each request. Both are off by default.
 
-Requests are logged as records of the logger `everloop.requests`, level INFO, with everything as attributes of the
-record; nothing is configured here but by `write_requests`, which the command line calls. Spans go to OpenTelemetry when
-its own environment variables say where: `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`. A
-client's `traceparent` is continued.
+Requests are logged by the logger `everloop.requests` at level INFO, with all fields as attributes of the record. Only
+`write_requests`, which the command line calls, configures that logger. Spans are exported with OpenTelemetry if its own
+environment variables name a target: `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`. A client's
+`traceparent` is continued.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 requests = logging.getLogger("everloop.requests")
 
 FORM_VARIABLE = "EVERLOOP_LOG_REQUESTS"
-_SPANS_GO_TO = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_EXPORTER_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 def observers(endpoint: str) -> list[Observe]:
-    """Whoever is to be told of every request of an endpoint.
+    """The functions to call for every request of an endpoint: the access log, tracing, or none.
 
     Raises:
-        MissingExtraError: traces are asked for and OpenTelemetry is not installed.
+        MissingExtraError: tracing is configured and OpenTelemetry is not installed.
     """
     found: list[Observe] = []
     form = os.environ.get(FORM_VARIABLE)
@@ -45,13 +45,13 @@ def observers(endpoint: str) -> list[Observe]:
         write_requests(form)  # type: ignore[arg-type]
     if requests.isEnabledFor(logging.INFO) and requests.hasHandlers():
         found.append(_log_request(endpoint))
-    if any(os.environ.get(name) for name in _SPANS_GO_TO):
+    if any(os.environ.get(name) for name in _EXPORTER_VARIABLES):
         found.append(_trace_request(endpoint, _tracer(endpoint)))
     return found
 
 
 def write_requests(form: Literal["json", "text"]) -> None:
-    """Write a line for each request to the standard error stream, in this process and those it starts."""
+    """Write a line for each request to standard error, in this process and in those that it starts."""
     os.environ[FORM_VARIABLE] = form
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(message)s"))

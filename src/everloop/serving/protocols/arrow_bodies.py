@@ -1,9 +1,10 @@
-"""Tables as bodies: Arrow IPC (streams and files) and Parquet in, an Arrow IPC stream out.
+"""Tables as bodies: reads Arrow IPC (streams and files) and Parquet, writes Arrow IPC streams.
 
-For bulk: no text is made of numbers and back. What comes is held against the endpoint's limits before anything of it
-is decoded (see `arrow_messages` and `parquet_pages`), checked in full, becomes rows of the signature's types, and
-then goes the way of every request. A table may bear the keys and the event times beside the inputs; the query names
-their columns: `POST /predict?key=flight_id&event_at=departs_at`."""
+They are for bulk requests, because numbers are not converted to text and back. A table is checked against the
+endpoint's limits before anything is decoded (see `arrow_messages` and `parquet_pages`), then validated in full and
+turned into rows like those of every other request. It may contain keys and event times beside the inputs; the query
+names their columns: `POST /predict?key=flight_id&event_at=departs_at`.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ _A_DAY = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_
 
 
 def looks_like_arrow(body: bytes) -> bool:
-    """Whether a body is Arrow IPC; no JSON begins so."""
+    """Whether a body is Arrow IPC. JSON cannot begin like that."""
     return body[:4] == b"\xff\xff\xff\xff" or body[: len(FILE_MARK)] == FILE_MARK
 
 
@@ -45,7 +46,7 @@ def frame_request(loaded: LoadedEndpoint, request: Request, frame: pl.DataFrame)
     """The rows of a frame, with the keys and times in the columns that the query names.
 
     Raises:
-        RequestError: a row breaks the signature, or the query names a column that is not there.
+        RequestError: a row does not fit the signature, or the query names a missing column.
     """
     named = parse_qs(request.query.decode("latin-1"))
     columns: dict[str, list[Any] | None] = {"key": None, "event_at": None}
@@ -65,11 +66,11 @@ def frame_request(loaded: LoadedEndpoint, request: Request, frame: pl.DataFrame)
 
 
 def read_frame(body: bytes, limits: EndpointSettings, kind: bytes = STREAM) -> pl.DataFrame:
-    """The table in a body, its values as the signature's decoder takes them.
+    """Decode the table in a body, with values that the signature's decoder accepts.
 
     Raises:
-        RequestError: it is damaged, too long, or holds what no model takes.
-        TooLargeError: it has too many values, or becomes too many bytes.
+        RequestError: the table is damaged or too long, or has values of a type that models do not accept.
+        TooLargeError: it has too many values, or is too large when decompressed.
     """
     import pyarrow as pa
 
@@ -78,14 +79,14 @@ def read_frame(body: bytes, limits: EndpointSettings, kind: bytes = STREAM) -> p
     except RequestError:
         raise
     except (pa.ArrowException, OSError, ValueError, TypeError, EOFError, NotImplementedError) as error:
-        raise RequestError(f"The body is no table that can be read: {str(error)[:300]}") from None
+        raise RequestError(f"Cannot read the table in the body: {str(error)[:300]}") from None
     if len(set(table.column_names)) != table.num_columns:
-        raise RequestError("The table names a column twice.")
+        raise RequestError("The table has two columns of the same name.")
     return _plain(table)
 
 
 def result_table(result: ScoreResult, ids: list[str]) -> bytes:
-    """An answer as an Arrow IPC stream: id, version, prediction, and probability where there are classes."""
+    """A result as an Arrow IPC stream: id, version, prediction, and probability if there are classes."""
     import pyarrow as pa
 
     predictions: list[Any] = [None] * result.rows
@@ -125,13 +126,13 @@ def _parquet(body: bytes, limits: EndpointSettings) -> Any:
 
     layout = check_file(body, limits)
     file = pq.ParquetFile(pa.BufferReader(body), read_dictionary=list(layout.dictionaries))
-    # Where a text is written as a part of the one before, a few bytes become a page's length each.
+    # Texts can be encoded as prefixes of one another, so a few bytes may decode to the length of a whole page.
     at_once = max(1, min(layout.rows, _TEXT_BYTES_AT_ONCE // layout.longest if layout.longest else layout.rows))
     return _joined(file.schema_arrow, file.iter_batches(batch_size=at_once, use_threads=False), limits)
 
 
 def _joined(schema: Any, batches: Iterable[Any], limits: EndpointSettings) -> Any:
-    """The batches as one table; each is checked and counted before the next is decoded."""
+    """Join the batches into one table. Each is checked and counted before the next is decoded."""
     import pyarrow as pa
 
     found, rows, size = [], 0, 0
@@ -139,7 +140,7 @@ def _joined(schema: Any, batches: Iterable[Any], limits: EndpointSettings) -> An
         rows += batch.num_rows
         check_rows(rows, limits)
         check_cells(rows * batch.num_columns, limits)
-        # A full validation reads each text, which may be many times the same long one: so only once they are counted.
+        # A full validation reads each text, and many may share the same long bytes. So it comes after counting them.
         batch.validate()
         size += sum(_plain_bytes(column) for column in batch.columns)
         check_unpacked(size, limits)
@@ -151,7 +152,7 @@ def _joined(schema: Any, batches: Iterable[Any], limits: EndpointSettings) -> An
 
 
 def _plain_bytes(column: Any) -> int:
-    """How many bytes a column of a batch has once each value stands by itself."""
+    """The size of a column of a batch if no values share bytes."""
     import pyarrow as pa
 
     kind = column.type
@@ -161,27 +162,27 @@ def _plain_bytes(column: Any) -> int:
             lengths = _lengths(values)
             positions = column.indices.drop_null().to_numpy(zero_copy_only=False)
             if len(positions) and not 0 <= positions.min() <= positions.max() < len(lengths):
-                raise RequestError("The body is no table that can be read: an index leads out of its dictionary.")
-            # The dictionary itself counts as well: its values may all show the same bytes.
+                raise RequestError("Cannot read the table in the body: an index is outside its dictionary.")
+            # The dictionary itself counts as well, because its values may all share the same bytes.
             return int(lengths[positions].sum()) + int(lengths.sum())
     elif _is_text(kind):
         return int(_lengths(column).sum())
-    # A value without a length of its own becomes a number.
+    # Other values become numbers of 8 bytes.
     return 8 * len(column)
 
 
 def _check_times(name: str, column: Any) -> None:
-    """Refuse dates, moments and durations that no calendar has: what converts them does not return from these.
+    """Refuse dates, times and durations outside the calendar, because converting them crashes.
 
     Raises:
-        RequestError: there is one, or a number that is too wide.
+        RequestError: there is such a value, or a decimal of 256 bits.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     kind = column.type
     if pa.types.is_decimal256(kind):
-        raise RequestError(f"{name[:100]}: values of type {kind} are no inputs.")
+        raise RequestError(f"{name[:100]}: values of type {kind} cannot be inputs.")
     if pa.types.is_date32(kind):
         unit, width = 1, pa.int32()
     elif pa.types.is_date64(kind):
@@ -194,7 +195,7 @@ def _check_times(name: str, column: Any) -> None:
     if ends["min"] is None:
         return
     lowest, highest = (-_LONGEST_DAYS, _LONGEST_DAYS) if pa.types.is_duration(kind) else (_FIRST_DAY, _LAST_DAY)
-    # The last day of the year 9999 is left to time zones.
+    # The last day of the year 9999 is excluded because of time zones.
     if not lowest * unit <= ends["min"] <= ends["max"] <= highest * unit:
         raise RequestError(f"{name[:100]}: a value is outside the years 1 to 9999, or a duration is too long.")
 
@@ -213,7 +214,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def _lengths(column: Any) -> Any:
-    """The length of each text in bytes, as a NumPy array. No text is looked at.
+    """The length of each text in bytes, as a NumPy array, without reading the texts.
 
     Raises:
         RequestError: one is negative.
@@ -224,13 +225,13 @@ def _lengths(column: Any) -> Any:
 
     kind = column.type
     if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
-        # A view is 16 bytes, the first four of which are its length.
+        # A view has 16 bytes; the first four are its length.
         views = np.frombuffer(column.buffers()[1] or b"", dtype="<i4")
         found = views[4 * column.offset : 4 * (column.offset + len(column)) : 4].astype("int64")
     else:
         found = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False).astype("int64")
     if len(found) and found.min() < 0:
-        raise RequestError("The body is no table that can be read: a text has a negative length.")
+        raise RequestError("Cannot read the table in the body: a text has a negative length.")
     return found
 
 
@@ -238,14 +239,14 @@ def rows_of_frame(frame: pl.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table.
 
     Raises:
-        RequestError: a value cannot be told in Python.
+        RequestError: a value cannot be represented in Python.
     """
     from polars.exceptions import PanicException
 
     try:
         return frame.to_dicts()
     except (PanicException, OverflowError, ValueError) as error:
-        raise RequestError(f"The table holds a value that cannot be read: {str(error)[:300]}") from None
+        raise RequestError(f"The table has a value that cannot be read: {str(error)[:300]}") from None
 
 
 def _plain(table: Any) -> pl.DataFrame:
@@ -256,21 +257,21 @@ def _plain(table: Any) -> pl.DataFrame:
     try:
         frame = pl.DataFrame(table)
     except (pl.exceptions.PolarsError, PanicException, TypeError, ValueError, NotImplementedError) as error:
-        raise RequestError(f"The table holds a type that no model takes: {str(error)[:300]}") from None
+        raise RequestError(f"The table has a type that models do not accept: {str(error)[:300]}") from None
     nested = [name for name, kind in frame.schema.items() if kind.is_nested() or kind == pl.Binary or kind == pl.Object]
     if nested:
-        raise RequestError(f"{nested[0][:100]}: values of type {frame.schema[nested[0]]} are no inputs.")
+        raise RequestError(f"{nested[0][:100]}: values of type {frame.schema[nested[0]]} cannot be inputs.")
     frame = frame.with_columns(
         cs.categorical().cast(pl.String), cs.enum().cast(pl.String), cs.decimal().cast(pl.Float64)
     ).with_columns(cs.float().cast(pl.Float64).fill_nan(None))
     for name in frame.select(cs.float()).columns:
         if frame[name].is_infinite().any():
-            raise RequestError(f"{name[:100]}: an infinity is no number that a model takes.")
+            raise RequestError(f"{name[:100]}: infinity is not a valid input.")
     return frame
 
 
 def _check(score_request: ScoreRequest) -> None:
-    """Keys and times of a column may be of any type."""
+    """Convert keys to texts or numbers, and check the types of event times: a column may have any type."""
     from datetime import datetime
 
     if score_request.keys is not None:
@@ -280,7 +281,7 @@ def _check(score_request: ScoreRequest) -> None:
     if score_request.event_at is not None:
         for position, moment in enumerate(score_request.event_at):
             if moment is not None and not isinstance(moment, datetime):
-                raise RequestError(f"event_at[{position}]: {str(moment)[:50]!r} is no time.")
+                raise RequestError(f"event_at[{position}]: {str(moment)[:50]!r} is not a time.")
 
 
 __all__ = [

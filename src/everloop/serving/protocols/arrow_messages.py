@@ -1,9 +1,9 @@
-"""What an Arrow IPC stream or file says of itself, read before anything of it is decoded.
+"""Checks the size of an Arrow IPC stream or file from its metadata, before anything is decoded.
 
-A stream is a row of messages: a schema, then dictionaries and record batches; a file has a list at its end that says
-where they are. Each has a small flatbuffer in front, which says how many rows it has and how its buffers are packed; a
-packed buffer says in its first eight bytes how long it becomes. A reader that believes these takes as much memory as
-they say. So they are added up first.
+A stream is a sequence of messages: a schema, then dictionaries and record batches. A file has a list of their positions
+at its end. Each message begins with a small flatbuffer that states the number of rows and how the buffers are
+compressed; a compressed buffer states its decompressed length in its first eight bytes. A reader that trusts these
+numbers allocates as much memory as they say. So they are added up first.
 Source: Arrow columnar format, "Serialization and Interprocess Communication"; format/Message.fbs, format/Schema.fbs,
 format/File.fbs.
 """
@@ -39,11 +39,11 @@ _TAKEN = frozenset(
 
 
 def check_messages(body: bytes, limits: EndpointSettings) -> None:
-    """Refuse a stream or a file that would become too large, or holds what no model takes.
+    """Refuse a stream or a file that would become too large, or has columns of unsupported types.
 
     Raises:
-        RequestError: it is damaged, has too many rows or columns, or a column of a type that is not taken.
-        TooLargeError: it has too many values, or becomes too many bytes.
+        RequestError: it is damaged, has too many rows or columns, or a column of an unsupported type.
+        TooLargeError: it has too many values, or is too large when decompressed.
     """
     view = memoryview(body)
     rows = columns = size = 0
@@ -56,7 +56,9 @@ def check_messages(body: bytes, limits: EndpointSettings) -> None:
             batch = table
             if kind == _DICTIONARY:
                 if table.flag(2):
-                    raise RequestError("A dictionary comes in several parts.", help="Send each dictionary whole.")
+                    raise RequestError(
+                        "A dictionary is sent in several parts.", help="Send each dictionary in one message."
+                    )
                 batch = table.get_table(1)
                 check_cells(_positive(batch.int64(0)), limits)
             else:
@@ -66,11 +68,11 @@ def check_messages(body: bytes, limits: EndpointSettings) -> None:
             size += _unpacked(batch, content)
             check_unpacked(size, limits)
     except (struct.error, IndexError, ValueError):
-        raise RequestError("The body is no table that can be read: its messages are damaged.") from None
+        raise RequestError("Cannot read the table in the body: its messages are damaged.") from None
 
 
 class _Table:
-    """A table of a flatbuffer: its fields by number, each where the table's own list says."""
+    """A table of a flatbuffer, which finds its fields by number."""
 
     def __init__(self, data: memoryview, at: int) -> None:
         self._data = data
@@ -81,7 +83,7 @@ class _Table:
         self._count = (_uint16(data, self._list) - 4) // 2
 
     def _place(self, field: int) -> int:
-        """Where a field is; 0: it is not there."""
+        """The position of a field; 0: it is missing."""
         if field >= self._count:
             return 0
         offset = _uint16(self._data, self._list + 4 + 2 * field)
@@ -108,7 +110,7 @@ class _Table:
         return _Table(self._data, place + _uint32(self._data, place))
 
     def vector(self, field: int) -> tuple[int, int]:
-        """Where a vector's items begin, and how many there are."""
+        """The position of a vector's first item, and the number of items."""
         place = self._place(field)
         if not place:
             return 0, 0
@@ -137,7 +139,7 @@ def _of_stream(view: memoryview) -> Iterator[tuple[int, _Table, memoryview]]:
     """Kind, header and body of each message of a stream."""
     at = 0
     for number in itertools.count():
-        # Some writers leave the mark of the end out.
+        # Some writers omit the end marker.
         if at + 8 > len(view) or (view[at : at + 4] == _CONTINUES and _int32(view, at + 4) == 0):
             return
         _check_count(number)
@@ -149,7 +151,7 @@ def _of_stream(view: memoryview) -> Iterator[tuple[int, _Table, memoryview]]:
 
 
 def _of_file(view: memoryview) -> Iterator[tuple[int, _Table, memoryview]]:
-    """The same of a file: what its footer names, in that order, as often as it is named."""
+    """The same for a file: the messages that its footer lists, in that order, repetitions included."""
     size = _int32(view, len(view) - len(FILE_MARK) - 4)
     ends = len(view) - len(FILE_MARK) - 4
     if bytes(view[-len(FILE_MARK) :]) != FILE_MARK or not 0 < size <= ends:
@@ -169,13 +171,13 @@ def _of_file(view: memoryview) -> Iterator[tuple[int, _Table, memoryview]]:
 
 
 def _message(view: memoryview, at: int, before: int | None) -> tuple[int, _Table, int, int]:
-    """Kind and header of the message that begins here, and where its body is.
+    """Kind and header of the message at this position, and the position and length of its body.
 
     Args:
-        before: how many bytes stand before the body; None: as many as the message says.
+        before: the number of bytes before the body; None: as many as the message says.
     """
     if at < 0 or view[at : at + 4] != _CONTINUES:
-        raise RequestError("The body is no table that can be read: it is not Arrow IPC of today's format.")
+        raise RequestError("Cannot read the table in the body: it is not Arrow IPC in the current format.")
     size = _int32(view, at + 4)
     if size <= 0 or at + 8 + size > len(view) or (before is not None and before < 8 + size):
         raise ValueError("outside")
@@ -190,24 +192,24 @@ def _message(view: memoryview, at: int, before: int | None) -> tuple[int, _Table
 
 def _check_count(number: int) -> None:
     if number > MOST_MESSAGES:
-        raise RequestError(f"The table comes in more than {MOST_MESSAGES} parts.", help="Send larger record batches.")
+        raise RequestError(f"The table has more than {MOST_MESSAGES} parts.", help="Send larger record batches.")
 
 
 def _check_schema(schema: _Table) -> int:
-    """Refuse columns that no model takes; how many there are."""
+    """Refuse columns of unsupported types. Returns the number of columns."""
     count = schema.vector(1)[1]
     if count > MOST_COLUMNS:
-        raise RequestError(f"The table has {count} columns; at most {MOST_COLUMNS} are taken.")
+        raise RequestError(f"The table has {count} columns; the limit is {MOST_COLUMNS}.")
     for field in schema.tables(1, MOST_COLUMNS):
         number = field.byte(2)
         kind = _NAMES[number] if number < len(_NAMES) else str(number)
         if kind not in _TAKEN or field.vector(5)[1]:
-            raise RequestError(f"{field.text(0)[:100]}: values of type {kind} are no inputs.")
+            raise RequestError(f"{field.text(0)[:100]}: values of type {kind} cannot be inputs.")
     return count
 
 
 def _unpacked(batch: _Table, body: memoryview) -> int:
-    """How many bytes the packed buffers of a batch become. What is not packed is read where it lies."""
+    """The decompressed size of a batch's compressed buffers. Other buffers are read in place."""
     packed = batch.has(3)
     total = 0
     for offset, length in batch.structs(2, "<qq"):

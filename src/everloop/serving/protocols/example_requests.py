@@ -1,7 +1,7 @@
-"""What a refused request is shown: one body that this model takes, in the form of the route that was asked.
+"""Adds a working example to the response of a refused request, in the form of the route that it was sent to.
 
-Each protocol's error keeps its own form. everloop's own gets `example` and `curl` beside `message` and `help`; those of
-other servers have one text, and the command that works stands at its end.
+Each protocol's error keeps its own form. everloop's own error gets `example` and `curl` beside `message` and `help`.
+Errors of other servers have a single text, so the working command is appended to it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from everloop.serving.loaded_endpoint import LoadedEndpoint
 
 SHOWN = (400, 405, 415, 422)
-"""The statuses of requests that could have been put otherwise."""
+"""The statuses of requests that a client can correct."""
 ADDRESS = b"x-everloop-address"
-"""Header by which a proxy, such as the control plane, says where these routes begin for the client: `host/prefix`."""
+"""Header in which a proxy (the control plane) sends the client's address for these routes: `host/prefix`."""
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 _VALUES: dict[str, Any] = {
     "float": 1.5,
@@ -37,7 +37,7 @@ _VALUES: dict[str, Any] = {
 
 
 def show_example(response: Response, request: Request, loaded: LoadedEndpoint) -> Response:
-    """The refusal with a body that this model takes; unchanged where the route takes none."""
+    """Add a body that this model accepts; no change if the route takes no body."""
     body = valid_body(request.path, loaded)
     if response.content_type != JSON or body is None:
         return response
@@ -63,7 +63,7 @@ def show_example(response: Response, request: Request, loaded: LoadedEndpoint) -
 
 
 def valid_body(path: str, loaded: LoadedEndpoint) -> dict[str, Any] | None:
-    """A body that the route takes, as JSON has it; None where it takes none."""
+    """A JSON body that the route accepts; None if it takes none."""
     row = example_row(loaded)
     if path == "/predict":
         return {"rows": [row]}
@@ -85,7 +85,7 @@ def valid_body(path: str, loaded: LoadedEndpoint) -> dict[str, Any] | None:
 
 
 def example_row(loaded: LoadedEndpoint) -> dict[str, Any]:
-    """A row that the champion takes: its package's own example, or one made up where inputs are kept secret."""
+    """A row that the champion accepts: its package's example, or a made-up one if the log hides inputs."""
     example = loaded.champion.predictor.example
     settings = loaded.settings
     if example is None or settings.log_drop or settings.log_hash:
@@ -104,18 +104,18 @@ def _value(item: Input) -> Any:
 
 
 def _hint(request: Request) -> str | None:
-    """What is wrong with bodies that newcomers send, where the decoder's own words do not say it."""
+    """Explain common mistakes that the decoder's message does not explain."""
     if request.method not in ("POST", "PUT"):
         return None
     if not request.body.strip():
         return "The body is empty."
     if any(word in request.body for word in (b"NaN", b"Infinity")):
-        return "JSON has no NaN and no infinity: send null for a value that is missing."
+        return "JSON has no NaN and no infinity: send null for a missing value."
     if request.path == "/predict" and request.body.lstrip()[:1] == b"[":
-        return "A list of rows goes into an object, under 'rows'."
+        return "Put the list of rows into an object, under 'rows'."
     if request.path == "/predict" and any(word in request.body[:40] for word in (b'"instances"', b'"dataframe_')):
         return (
-            f"That is the form of {'/v1/models/NAME:predict' if b'instances' in request.body[:40] else '/invocations'}."
+            f"This is a body for {'/v1/models/NAME:predict' if b'instances' in request.body[:40] else '/invocations'}."
         )
     return None
 

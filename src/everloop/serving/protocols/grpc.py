@@ -1,12 +1,12 @@
-"""The Open Inference Protocol, version 2, over gRPC: the six calls of `GRPCInferenceService` on a port of its own.
+"""The Open Inference Protocol, version 2, over gRPC: the six calls of `GRPCInferenceService` on a separate port.
 
-The same versions, checks, settings and prediction log as over REST: a call becomes the tensors that the REST protocol
-reads, and its answer the outputs that REST writes. Contents come typed or raw, and the answer goes as the question
-came. A token is the metadata `authorization: Bearer …`; the client's deadline is held; the version that answered is
-in the initial metadata `x-everloop-version`.
+Versions, checks, settings and the prediction log are the same as over REST: a call becomes the tensors that the REST
+protocol reads, and the reply has the outputs that REST writes. Contents are typed or raw, and the reply uses the form
+of the request. A token is sent as the metadata `authorization: Bearer …`. The client's deadline is respected. The
+version that answered is in the initial metadata `x-everloop-version`.
 
-There is no check of names here as there is over HTTP/1.1: a browser does not speak HTTP/2 without TLS, so no web page
-can reach this port, whatever name leads to it.
+Host names are not checked as they are over HTTP/1.1. A browser does not speak HTTP/2 without TLS, so a web page cannot
+reach this port under any name.
 Source: kserve/open-inference-protocol, open_inference_grpc.proto."""
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ logger = logging.getLogger("everloop.serving")
 
 GRACE_S = 9
 MOST_STREAMS = 1_000
-"""Calls on their way on one connection."""
+"""Calls in flight on one connection."""
 IDLE_MS = 600_000
 """How long a connection without a call is kept."""
 _SMALL_BYTES = 64 << 10
 OPEN_CALLS = ("ServerLive", "ServerReady")
-"""What whoever watches the process may ask without a token."""
+"""Health checks, which need no token."""
 CONTENTS = {
     "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
     "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
@@ -63,11 +63,11 @@ class InferencePort:
     """A gRPC server in front of an endpoint's app, in the app's event loop. `start` and `stop` once each."""
 
     def __init__(self, app: EndpointApp, host: str, port: int) -> None:
-        """Bind the port; 0 takes a free one, see `port`.
+        """Bind the port; 0 picks a free one, see `port`.
 
         Raises:
             MissingExtraError: grpcio is not installed.
-            ConflictError: the port cannot be had.
+            ConflictError: the port cannot be used.
         """
         try:
             import grpc
@@ -79,7 +79,7 @@ class InferencePort:
         options = [
             ("grpc.max_receive_message_length", limit),
             ("grpc.max_send_message_length", -1),
-            # Messages come here as they were sent, and are unpacked within the limits; see `grpc_limits`.
+            # Messages arrive as they were sent, and are decompressed within the limits; see `grpc_limits`.
             ("grpc.per_message_decompression", 0),
             ("grpc.max_metadata_size", HEADERS_BYTES),
             ("grpc.max_concurrent_streams", MOST_STREAMS),
@@ -87,11 +87,11 @@ class InferencePort:
             ("grpc.max_connection_idle_ms", IDLE_MS),
         ]
         self._server = grpc.aio.server(options=[*options, ("grpc.so_reuseport", int(app.service.processes > 1))])
-        kinds = messages()
+        message_types = messages()
         calls = {
             name: grpc.unary_unary_rpc_method_handler(
-                self._call_function(name, call, kinds[f"{name}Request"]),
-                response_serializer=kinds[f"{name}Response"].SerializeToString,
+                self._call_function(name, call, message_types[f"{name}Request"]),
+                response_serializer=message_types[f"{name}Response"].SerializeToString,
             )
             for name, call in _CALLS.items()
         }
@@ -100,13 +100,13 @@ class InferencePort:
         try:
             self.port: int = self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         except RuntimeError as error:
-            raise ConflictError(f"Cannot serve gRPC at {host}:{port}.", help="Use another port.") from error
+            raise ConflictError(f"Cannot listen for gRPC on {host}:{port}.", help="Use another port.") from error
 
     async def start(self) -> None:
         await self._server.start()
 
     async def stop(self) -> None:
-        """Take no new calls and let those on their way end."""
+        """Accept no new calls, and let those in flight finish."""
         await self._server.stop(GRACE_S)
 
     def _call_function(self, name: str, call: Any, kind: Any) -> Any:
@@ -116,7 +116,7 @@ class InferencePort:
             if app.metrics.in_flight.value >= app.most and name not in OPEN_CALLS:
                 app.busy()
                 context.set_trailing_metadata((("retry-after", "1"),))
-                await context.abort(codes.UNAVAILABLE, "The endpoint is busy. Ask again in a second.")
+                await context.abort(codes.UNAVAILABLE, "The endpoint is busy. Try again in a second.")
             began = perf_counter()
             headers = [(key.encode(), _bytes(value)) for key, value in context.invocation_metadata() or ()]
             request = Request("POST", f"/{SERVICE}/{name}", b"", began, headers)
@@ -147,16 +147,16 @@ class InferencePort:
     async def _answered(
         self, name: str, call: Any, kind: Any, data: bytes, request: Request
     ) -> tuple[Any, Any, Response]:
-        """A status and a text, or None and the message to send; and what is counted."""
+        """A status and a text, or None and the message to send; and the response to count."""
         app, codes = self._app, self._grpc.StatusCode
         if name not in OPEN_CALLS:
             status, request.client = app.service.authorization.check(request.path, request.header(b"authorization"))
             if status == 401:
-                return codes.UNAUTHENTICATED, "This endpoint asks for a token.", Response(status=401)
+                return codes.UNAUTHENTICATED, "This endpoint requires a token.", Response(status=401)
             if status == 503:
-                return codes.UNAVAILABLE, "The endpoint's tokens cannot be read now.", Response(status=503)
+                return codes.UNAVAILABLE, "Cannot check the token: the store cannot be read.", Response(status=503)
             if status == 429:
-                return codes.RESOURCE_EXHAUSTED, "This client asks too often.", Response(status=429)
+                return codes.RESOURCE_EXHAUSTED, "This client exceeds its rate limit.", Response(status=429)
         try:
             reply, response = await self._called(name, call, kind, data, request)
         except EverloopError as error:
@@ -170,7 +170,7 @@ class InferencePort:
         return None, reply, response
 
     async def _called(self, name: str, call: Any, kind: Any, data: bytes, request: Request) -> tuple[Any, Response]:
-        """What a call gives, by the event loop's thread if it takes an instant, else by one beside it."""
+        """Run a call: in the event loop's thread if it takes an instant, else in a worker thread."""
         app, service = self._app, self._app.service
 
         def work() -> tuple[Any, Response]:
@@ -187,7 +187,7 @@ class InferencePort:
 
 
 def read_message(name: str, kind: Any, data: bytes, limits: EndpointSettings) -> Any:
-    """The message in the bytes of a call, counted before objects are made of it.
+    """Decode the message of a call, after checking its size.
 
     Raises:
         RequestError: it is damaged or has too many parts.
@@ -199,7 +199,7 @@ def read_message(name: str, kind: Any, data: bytes, limits: EndpointSettings) ->
     if name == "ModelInfer":
         check_infer_request(data, limits)
     elif len(data) > _SMALL_BYTES:
-        raise TooLargeError(f"The message has {len(data)} bytes; at most {_SMALL_BYTES} are taken for {name}.")
+        raise TooLargeError(f"The message has {len(data)} bytes; the limit for {name} is {_SMALL_BYTES}.")
     try:
         return kind.FromString(data)
     except DecodeError:
@@ -234,7 +234,7 @@ def infer(service: Service, message: Any, request: Request) -> tuple[Any, Respon
     """Score a `ModelInferRequest`.
 
     Raises:
-        DeadlineError: its client does not wait any more; nothing was scored.
+        DeadlineError: its client no longer waits; nothing was scored.
     """
     if request.deadline is not None and perf_counter() > request.deadline:
         raise late()
@@ -292,7 +292,7 @@ def _tensors(message: Any, raw: list[bytes], limits: EndpointSettings) -> list[T
             try:
                 values = [value.decode() for value in values]
             except UnicodeDecodeError:
-                raise RequestError(f"{tensor.name}: an element is no UTF-8 text.") from None
+                raise RequestError(f"{tensor.name}: an element is not UTF-8 text.") from None
         tensor.data = values
     return tensors
 

@@ -1,8 +1,8 @@
-"""What a `ModelInferRequest` becomes, counted on its wire bytes before protobuf makes objects of them.
+"""Limits the size of a `ModelInferRequest`, counted on its wire bytes before protobuf creates objects.
 
-Two bytes of an empty message in a list become an object of a hundred; so the messages, and the values in their
-contents, are counted first. A packed message (gzip, zlib) is unpacked here, never beyond the limit of a body, because
-not every version of gRPC holds its own limit against what comes out.
+An empty message in a list has two bytes but becomes an object of a hundred. So the messages and the values in their
+contents are counted first. A compressed message (gzip, zlib) is decompressed here, up to the limit for a body, because
+not every version of gRPC applies its own limit to the decompressed size.
 Source: protobuf, "Encoding"; kserve/open-inference-protocol, open_inference_grpc.proto."""
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _INPUTS, _CONTENTS, _SHAPE = 5, 5, 3
 _TEXTS = 8
 _WIDTHS = {1: 0, 2: 0, 3: 0, 4: 0, 5: 0, 6: 4, 7: 8}
-"""Field of `InferTensorContents` to bytes of a value; 0: as many as it needs."""
+"""Field of `InferTensorContents` to bytes per value; 0: variable length."""
 
 
 def plain_message(data: bytes, limits: EndpointSettings) -> bytes:
-    """A message as it is, unpacked where it came packed.
+    """A message, decompressed if it was compressed.
 
     Raises:
-        TooLargeError: it becomes longer than a body may be.
+        TooLargeError: it is longer than a body may be.
         RequestError: it is damaged.
     """
     # No field of any message here begins with these bytes.
@@ -46,7 +46,7 @@ def plain_message(data: bytes, limits: EndpointSettings) -> bytes:
 
 
 def check_infer_request(data: bytes, limits: EndpointSettings) -> None:
-    """Refuse a `ModelInferRequest` of too many messages or values.
+    """Refuse a `ModelInferRequest` with too many messages or values.
 
     Raises:
         RequestError: there are too many messages, or they are damaged.
@@ -87,14 +87,14 @@ def _check_messages(count: int) -> None:
 
 
 def _varints(view: memoryview) -> int:
-    """How many numbers of variable length there are: each ends with a byte below 128."""
+    """The number of variable-length numbers: each ends with a byte below 128."""
     import numpy as np
 
     return int(np.count_nonzero(np.frombuffer(view, dtype=np.uint8) < 128)) if view.nbytes else 0
 
 
 def _fields(view: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Number, wire type and place of each field of a message."""
+    """Number, wire type and position of each field of a message."""
     while at < end:
         tag, at = _varint(view, at, end)
         kind = tag & 7
@@ -107,7 +107,7 @@ def _fields(view: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int
         elif kind in (_FIXED64, _FIXED32):
             at += 8 if kind == _FIXED64 else 4
         else:
-            raise RequestError("The message cannot be read.")
+            raise RequestError("Cannot read the message: it is not valid protobuf.")
         if at > end:
             raise RequestError("The message is cut off.")
         yield tag >> 3, kind, begins, at
@@ -124,7 +124,7 @@ def _varint(view: memoryview, at: int, end: int) -> tuple[int, int]:
         if byte < 128:
             return number, at
         shift += 7
-    raise RequestError("The message cannot be read.")
+    raise RequestError("Cannot read the message: it is not valid protobuf.")
 
 
 __all__ = ["check_infer_request", "plain_message"]

@@ -1,8 +1,8 @@
-"""The messages of the Open Inference Protocol over gRPC, as protobuf classes of our own pool.
+"""The messages of the Open Inference Protocol over gRPC, as protobuf classes in a separate pool.
 
-They are described here field by field instead of being generated, in a descriptor pool that nobody else uses: clients
-of Triton and of KServe each register the same names in protobuf's common pool, and no third could be loaded beside
-either. Source: kserve/open-inference-protocol, open_inference_grpc.proto (package `inference`).
+They are described here field by field instead of being generated. The descriptor pool is separate because the clients
+of Triton and of KServe each register the same names in protobuf's default pool, so a third definition there would
+conflict with either. Source: kserve/open-inference-protocol, open_inference_grpc.proto (package `inference`).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _MESSAGES: dict[str, str] = {
 
 @lru_cache(maxsize=1)
 def messages() -> dict[str, Any]:
-    """Every message's class by its name.
+    """The classes of all messages by name.
 
     Raises:
         MissingExtraError: protobuf is not installed.

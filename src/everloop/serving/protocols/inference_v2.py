@@ -5,8 +5,8 @@
     POST /v2/models/{model}[/versions/{version}]/infer
     POST /v2/repository/index
 
-A body is JSON whatever its content type says; with `Inference-Header-Content-Length` the JSON is followed by binary
-tensors. Outputs are `predictions` and, where the model has classes, `probabilities`. Errors are {"error": text}.
+A body is parsed as JSON regardless of its content type. With `Inference-Header-Content-Length`, binary tensors follow
+the JSON. Outputs are `predictions` and, if the model has classes, `probabilities`. Errors are {"error": text}.
 Source: kserve/open-inference-protocol, open_inference_rest.yaml; Triton's extension_binary_data.
 """
 
@@ -143,20 +143,20 @@ def infer(service: Service, request: Request) -> Response:
 
 
 def versions_of(columns: protocol_common.Columns) -> str:
-    """The numbers of the versions that answered, with commas between."""
+    """The numbers of the versions that answered, comma-separated."""
     return ",".join(dict.fromkeys(protocol_common.short(version) for version in columns.versions))
 
 
 def check_wanted(loaded: LoadedEndpoint, wanted: list[str] | None) -> None:
-    """Look at the outputs that a request names, before anything is scored for it.
+    """Check the outputs that a request names, before it is scored.
 
     Raises:
-        RequestError: there is no such output, or one is named twice.
+        RequestError: an output does not exist, or is named twice.
     """
     there = ("predictions",) if loaded.champion.task == "regression" else ("predictions", "probabilities")
     for position, name in enumerate(wanted or ()):
         if name not in there:
-            raise RequestError(f"There is no output '{name[:100]}'.", help=f"There are: {', '.join(there)}")
+            raise RequestError(f"There is no output '{name[:100]}'.", help=f"Outputs: {', '.join(there)}")
         if position >= len(there) or wanted is None or name in wanted[:position]:
             raise RequestError(f"The output '{name}' is named twice.")
 
@@ -164,7 +164,7 @@ def check_wanted(loaded: LoadedEndpoint, wanted: list[str] | None) -> None:
 def outputs_of(
     columns: protocol_common.Columns, loaded: LoadedEndpoint, wanted: list[str] | None
 ) -> list[tuple[str, str, list[int], list[Any]]]:
-    """Name, datatype, shape and values of the outputs that are wanted, see `check_wanted`; None: of all."""
+    """Name, datatype, shape and values of the `wanted` outputs (see `check_wanted`); None: of all."""
     ready: dict[str, tuple[str, list[Any]]] = {"predictions": (_label_type(loaded), columns.predictions)}
     if columns.probabilities is not None:
         ready["probabilities"] = ("FP64", columns.probabilities)

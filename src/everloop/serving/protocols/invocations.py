@@ -5,12 +5,12 @@
                         application/vnd.apache.parquet, application/vnd.apache.arrow.stream
                         → {"predictions": […], "probabilities"?: […]}
                         with `Accept: application/vnd.apache.arrow.stream` as an Arrow table
-    POST /endpoints/{endpoint}/invocations   the same, where SageMaker's runtime client asks
-    GET  /execution-parameters               what a batch transform may ask for at once
+    POST /endpoints/{endpoint}/invocations   the same, for SageMaker's runtime client
+    GET  /execution-parameters               limits for a SageMaker batch transform
     GET  /ping          200 while the endpoint answers
     GET  /version       everloop's version
 
-Errors are {"error_code", "message"}; a content type that is not known gets 415. Sources: MLflow's scoring server;
+Errors are {"error_code", "message"}; an unknown content type gets 415. Sources: MLflow's scoring server;
 SageMaker, "Use your own inference code with hosting services".
 """
 
@@ -63,7 +63,7 @@ def invoke(service: Service, request: Request) -> Response:
         rows = arrow_bodies.rows_of_frame(arrow_bodies.read_frame(request.body, loaded.settings, kind))
     else:
         error = RequestError(
-            f"The content type '{kind[:100].decode('latin-1')}' is not taken.",
+            f"The content type '{kind[:100].decode('latin-1')}' is not supported.",
             help="Send application/json, text/csv, application/vnd.apache.parquet or …arrow.stream.",
         )
         return Response(status=415, body=_problem(400, error))
@@ -82,7 +82,7 @@ def ping(service: Service, request: Request) -> Response:
 
 
 def execution_parameters(service: Service, request: Request) -> Response:
-    """How a batch transform may ask: SageMaker reads it where a container has it."""
+    """Limits for a batch transform, which SageMaker reads from the container."""
     settings = service.settings
     body = {
         "MaxConcurrentTransforms": min(8, settings.max_in_flight),
@@ -119,7 +119,7 @@ def _json_rows(body: Any, loaded: LoadedEndpoint) -> list[dict[str, Any]]:
     columns = {name: cells if isinstance(cells, list) else [cells] for name, cells in value.items()}
     sizes = {len(cells) for cells in columns.values()}
     if len(sizes) != 1:
-        raise RequestError("inputs: the lists of the inputs are not of one length.")
+        raise RequestError("inputs: the lists of the inputs differ in length.")
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -137,7 +137,7 @@ def _split_rows(value: Any) -> list[dict[str, Any]]:
 
 
 def _csv_rows(body: bytes, loaded: LoadedEndpoint) -> list[dict[str, Any]]:
-    # Decoded line by line: one letter of four bytes would make each letter of the whole text as long.
+    # Decoded line by line: a single four-byte character would make Python store the whole text with four bytes each.
     text = io.TextIOWrapper(io.BytesIO(body), encoding="utf-8", newline="")
     fields = loaded.fields
     names = list(loaded.signature.names)
@@ -168,7 +168,7 @@ def _csv_rows(body: bytes, loaded: LoadedEndpoint) -> list[dict[str, Any]]:
             )
             rows.append(dict(zip(names, cells, strict=True)))
     except csv.Error as error:
-        raise RequestError(f"The body is no CSV that can be read: {error}.") from None
+        raise RequestError(f"Cannot read the body as CSV: {error}.") from None
     return rows
 
 
@@ -179,7 +179,7 @@ def _cell(text: str, kind: str, where: str) -> Any:
         try:
             return protocol_common.plain(int(text) if kind == "int" and "." not in text else float(text), kind, where)
         except ValueError:
-            raise RequestError(f"{where}: {text[:100]!r} is no number.") from None
+            raise RequestError(f"{where}: {text[:100]!r} is not a number.") from None
     if kind == "bool":
         try:
             return _BOOLEANS[text.lower()]

@@ -1,11 +1,11 @@
-"""KServe's first protocol, and Vertex AI's and Azure's, which take the same body.
+"""The V1 protocol of KServe, and the protocols of Vertex AI and Azure, which use the same body.
 
     GET  /v1/models                    → {"models": [name]}
     GET  /v1/models/{model}            → {"name", "ready"}
     POST /v1/models/{model}:predict    {"instances": [{…} or […], …]} → {"predictions": […], "probabilities"?: […]}
     POST /v1/models/{model}:explain    the same → also {"explanations": [{"bias", "contributions": {input: …}}, …]}
     POST /score                        the same: Azure's scoring route; `GET /` is its health check
-    $AIP_PREDICT_ROUTE, $AIP_HEALTH_ROUTE   the same where Vertex AI says, as its environment variables say
+    $AIP_PREDICT_ROUTE, $AIP_HEALTH_ROUTE   the same, at the paths in Vertex AI's environment variables
 
 Source: KServe's V1 protocol; Vertex AI, custom container requirements for prediction.
 """
@@ -52,7 +52,7 @@ def predict(service: Service, request: Request) -> Response:
     check_json(request.body, loaded.settings)
     body: Any = msgspec.json.decode(request.body)
     if not isinstance(body, dict) or "instances" not in body:
-        raise RequestError('Send {"instances": [{…}, …]}, one object for each row.')
+        raise RequestError('Send {"instances": [{…}, …]}, one object per row.')
     rows = protocol_common.instances(body["instances"], loaded)
     columns = protocol_common.score(service, loaded, rows, request, explain=request.path.endswith(":explain"))
     return protocol_common.respond(columns, columns.body())
@@ -63,7 +63,7 @@ def healthy(service: Service, request: Request) -> Response:
 
 
 def routes(environment: Mapping[str, str]) -> dict[tuple[str, str], Handle]:
-    """The paths, with those that Vertex AI asks for in the environment."""
+    """The routes, including those that Vertex AI sets in the environment."""
     found: dict[tuple[str, str], Handle] = {
         ("GET", "/v1/models"): models,
         ("GET", "/v1/models/{model}"): model,
@@ -73,7 +73,7 @@ def routes(environment: Mapping[str, str]) -> dict[tuple[str, str], Handle]:
     }
     for name, method, handle in (("AIP_PREDICT_ROUTE", "POST", predict), ("AIP_HEALTH_ROUTE", "GET", healthy)):
         path = environment.get(name, "")
-        # A route of our own, such as /health, stays ours; braces would be taken for a pattern.
+        # Everloop's own routes, such as /health, are not replaced. Braces would be taken for parameters.
         if path.startswith("/") and "{" not in path and path not in ("/health", "/ready", "/metrics", "/predict"):
             found[method, path] = handle
     return found

@@ -1,19 +1,19 @@
-"""everloop's own way to ask an endpoint.
+"""everloop's own protocol.
 
     POST /predict   {"rows": [{…}, …], "keys": [...]?, "event_at": [...]?}   or   {"inputs": {…}, "key"?, "event_at"?}
                     → {"model", "version", "ids": […], "predictions": […], "probabilities"?: […], "versions"?: […]}
-                    where versions with different inputs answer, also {"unasked": [{"version", "rows", "why"}, …]}:
-                    the versions that do not understand some of the rows
+                    if versions have different inputs, also {"unasked": [{"version", "rows", "why"}, …]}: the
+                    versions that some of the rows do not fit
                     with `"explain": true` also {"explanations": [{"bias", "contributions": {input: …}}, …]}
-                    an Arrow IPC stream (application/vnd.apache.arrow.stream) is answered with one; see `arrow`
+                    an Arrow IPC stream (application/vnd.apache.arrow.stream) gets one back; see `arrow_bodies`
     POST /labels    {"labels": [{"key", "value", "event_at"?}, …]}   → {"endpoint", "accepted", "unmatched", "notice"?}
-    GET  /          what the endpoint is and which inputs it takes
+    GET  /          the endpoint's model, routes and inputs
 
-A prediction is the likeliest class, or the value of a regression. A probability is that of the second class where
-there are two, else a list of one per class; a regression has none. `version` is a number; where a canary has answered
-some of the rows, `versions` has one per row. `key` is the entity's name: it keeps an entity on one version and lets
-labels find the prediction; `unmatched` counts the labels that are about no prediction so far. Unknown fields are
-refused, since they are misspelled.
+A prediction is the most likely class, or the value of a regression. A probability is that of the second class if
+there are two, else a list with one per class; a regression has none. `version` is a number; if a canary answered some
+of the rows, `versions` has one per row. `key` identifies the entity: it keeps an entity on one version and lets labels
+find the prediction. `unmatched` counts the labels that match no prediction so far. Unknown fields are refused, since
+they are probably misspelled.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ ROUTES = {
 
 
 def columns_of(loaded: LoadedEndpoint, result: ScoreResult) -> dict[str, Any]:
-    """The answer by columns, in the order of the request."""
+    """The JSON body: a result as columns, in the order of the request."""
     first = result.parts[0]
     request = result.request_id
     body: dict[str, Any] = {"model": loaded.endpoint.model, "version": first.scorer.number}
@@ -166,7 +166,7 @@ def _score_request(loaded: LoadedEndpoint, request: Request) -> ScoreRequest:
         event_at = body.event_at if isinstance(body.event_at, list) or body.event_at is None else [body.event_at]
     elif body.rows is not msgspec.UNSET:
         if body.key is not msgspec.UNSET:
-            raise RequestError("'key' goes with 'inputs'; with 'rows' send 'keys', one per row.")
+            raise RequestError("'key' belongs to 'inputs'. With 'rows', send 'keys', one per row.")
         rows, keys, event_at = body.rows, body.keys, body.event_at
         if event_at is not None and not isinstance(event_at, list):
             event_at = [event_at] * len(rows)

@@ -1,4 +1,4 @@
-"""GET /openapi.json: how to ask this endpoint, with the inputs of the model that it serves now."""
+"""GET /openapi.json: the OpenAPI document of this endpoint, with the inputs of the model that it serves now."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _TENSOR = {
 
 def openapi(service: Service, request: Request) -> Response:
     loaded = service.loaded_endpoint()
-    return Response(body=loaded.cached("openapi", lambda whole: encode(document(whole))))
+    return Response(body=loaded.cached("openapi", lambda full: encode(document(full))))
 
 
 ROUTES = {("GET", "/openapi.json"): openapi}
@@ -121,18 +121,18 @@ def document(loaded: LoadedEndpoint) -> dict[str, Any]:
             },
             f"/v1/models/{loaded.name}:predict": {"post": _operation("kserve_v1", instances, columns)},
             f"/v1/models/{loaded.name}:explain": {"post": _operation("kserve_v1_explain", instances, explained)},
-            f"/v1/models/{loaded.name}": {"get": _look("kserve_v1_model")},
+            f"/v1/models/{loaded.name}": {"get": _get("kserve_v1_model")},
             f"/v2/models/{loaded.name}/infer": {"post": _operation("inference_v2", tensors, outputs)},
-            f"/v2/models/{loaded.name}": {"get": _look("inference_v2_model")},
-            f"/v2/models/{loaded.name}/ready": {"get": _look("inference_v2_ready")},
-            "/v2": {"get": _look("inference_v2_server")},
+            f"/v2/models/{loaded.name}": {"get": _get("inference_v2_model")},
+            f"/v2/models/{loaded.name}/ready": {"get": _get("inference_v2_ready")},
+            "/v2": {"get": _get("inference_v2_server")},
             "/score": {"post": _operation("score", instances, columns)},
-            "/": {"get": _look("describe")},
-            "/health": {"get": _look("health")},
-            "/ready": {"get": _look("ready")},
-            "/ping": {"get": _look("ping")},
-            "/execution-parameters": {"get": _look("execution_parameters")},
-            "/metrics": {"get": _look("metrics", "text/plain")},
+            "/": {"get": _get("describe")},
+            "/health": {"get": _get("health")},
+            "/ready": {"get": _get("ready")},
+            "/ping": {"get": _get("ping")},
+            "/execution-parameters": {"get": _get("execution_parameters")},
+            "/metrics": {"get": _get("metrics", "text/plain")},
         },
         "components": {
             "schemas": {
@@ -141,7 +141,7 @@ def document(loaded: LoadedEndpoint) -> dict[str, Any]:
                         {item.name: _schema(item) for item in loaded.signature.inputs},
                         [item.name for item in loaded.signature.inputs],
                     ),
-                    # What training was offered and left out may be sent; anything else is a misspelled name.
+                    # Columns that training ignored may be sent; any other name is misspelled.
                     "additionalProperties": bool(loaded.signature.ignored),
                 }
             },
@@ -179,7 +179,7 @@ def _operation(
     more: dict[str, Any] | None = None,
     more_answers: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A route that takes JSON and gives JSON, and `more` of other content types."""
+    """A route that takes and returns JSON, and `more` content types."""
 
     def content(schema: dict[str, Any], others: dict[str, Any] | None) -> dict[str, Any]:
         return {"application/json": {"schema": schema}, **(others or {})}
@@ -194,22 +194,22 @@ def _operation(
         "requestBody": {"required": True, "content": content(body, more)},
         "responses": {
             "200": {
-                "description": "One answer for each row, in order.",
+                "description": "One prediction per row, in order.",
                 "content": content(answer_schema, more_answers),
             },
-            "4XX": {"description": "The request cannot be used; the message names row and input."},
-            "503": {"description": "No version is in use, or too many requests are on their way."},
+            "4XX": {"description": "The request is invalid; the message names row and input."},
+            "503": {"description": "No version is in use, or too many requests are in flight."},
         },
     }
 
 
-def _look(name: str, kind: str = "application/json") -> dict[str, Any]:
-    """A route that takes nothing."""
+def _get(name: str, kind: str = "application/json") -> dict[str, Any]:
+    """A route without a body."""
     return {
         "operationId": name,
         "responses": {
-            "200": {"description": "As it stands now.", "content": {kind: {}}},
-            "4XX": {"description": "It is not there, or asks for a token."},
+            "200": {"description": "The current state.", "content": {kind: {}}},
+            "4XX": {"description": "It does not exist, or requires a token."},
             "503": {"description": "No version is in use."},
         },
     }

@@ -1,8 +1,8 @@
-"""What a Parquet file says of itself and of each of its pages, read before anything of it is decoded.
+"""Checks the size of a Parquet file from its footer and page headers, before anything is decoded.
 
-The footer says how many rows there are, and it may lie. What memory a reader takes is decided by the headers of the
-pages: each says how long its packed content becomes. So all of them are read and added up. Only flat tables are
-taken, whose rows and values are the same number.
+The footer states the number of rows, but it may lie. The page headers decide how much memory a reader allocates: each
+states the decompressed length of its page. So all of them are read and added up. Only flat tables are supported, in
+which every column has one value per row.
 Source: apache/parquet-format, parquet.thrift; Thrift compact protocol."""
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ MARK = b"PAR1"
 MOST_COLUMNS = 5_000
 MOST_FOOTER_BYTES = 2 << 20
 MOST_VALUES = 150_000
-"""Numbers and texts in the footer and the pages' headers together."""
+"""Numbers and texts in the footer and the page headers together."""
 MOST_FIXED_BYTES = 64
-"""Bytes of a value of fixed length: decimals, UUIDs and half floats have at most 32."""
+"""Bytes of a fixed-length value. Decimals, UUIDs and half floats have at most 32."""
 _DEEPEST = 16
 _BYTE_ARRAY, _FIXED = 6, 7
 _REPEATED = 2
@@ -32,36 +32,36 @@ _DELTA_BYTE_ARRAY = 7
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What there is to know for reading a file."""
+    """What the reader of a file has to know."""
 
     rows: int
     dictionaries: tuple[str, ...]
-    """The columns of text that have a dictionary: read as such, a value that many rows share is kept once."""
+    """The text columns with a dictionary. Reading them as such stores a value once that many rows share."""
     longest: int
-    """The longest page of texts that are written as prefixes of one another, 0 where there are none. A row may become
-    as long as its page."""
+    """The longest page of texts that are encoded as prefixes of one another; 0 if there are none. A row may become as
+    long as its page."""
 
 
 def check_file(body: bytes, limits: EndpointSettings) -> Layout:
-    """Refuse a file that would become too large, or holds what no model takes.
+    """Refuse a file that would become too large, or has columns of unsupported types.
 
     Raises:
-        RequestError: it is damaged, has too many rows or columns, or columns within columns.
-        TooLargeError: it has too many values, or becomes too many bytes.
+        RequestError: it is damaged, has too many rows or columns, or nested columns.
+        TooLargeError: it has too many values, or is too large when decompressed.
     """
     try:
         return _checked(body, limits)
     except (IndexError, KeyError, TypeError, AttributeError, ValueError):
-        raise RequestError("The body is no table that can be read: its footer or a page is damaged.") from None
+        raise RequestError("Cannot read the table in the body: its footer or a page is damaged.") from None
 
 
 def _checked(body: bytes, limits: EndpointSettings) -> Layout:
     size = int.from_bytes(body[-8:-4], "little")
     ends = len(body) - 8 - size
     if body[:4] != MARK or body[-4:] != MARK or ends < 4:
-        raise RequestError("The body is no table that can be read: it is not a whole Parquet file.")
+        raise RequestError("Cannot read the table in the body: it is not a complete Parquet file.")
     if size > MOST_FOOTER_BYTES:
-        raise RequestError(f"The footer has {size} bytes; at most {MOST_FOOTER_BYTES} are taken.")
+        raise RequestError(f"The footer has {size} bytes; the limit is {MOST_FOOTER_BYTES}.")
     reader = _Thrift(body, ends, len(body) - 8)
     footer = reader.struct()
     columns = _columns(footer[2])
@@ -77,7 +77,7 @@ def _checked(body: bytes, limits: EndpointSettings) -> Layout:
             raise ValueError("columns")
         for name, chunk in zip(columns, group[1], strict=True):
             if 1 in chunk:
-                raise RequestError("The table names another file.")
+                raise RequestError("The table refers to another file.")
             pages = _pages(reader, chunk[3], group[3], 4, ends)
             unpacked += pages.unpacked
             check_unpacked(unpacked, limits)
@@ -93,13 +93,13 @@ def _columns(schema: list[dict[int, Any]]) -> list[str]:
     """The names of the columns of a flat schema."""
     root, *leaves = schema
     if len(leaves) > MOST_COLUMNS:
-        raise RequestError(f"The table has {len(leaves)} columns; at most {MOST_COLUMNS} are taken.")
+        raise RequestError(f"The table has {len(leaves)} columns; the limit is {MOST_COLUMNS}.")
     for leaf in leaves:
         name = leaf[4].decode("utf-8", "replace")
         if leaf.get(5) or leaf.get(3) == _REPEATED or 1 not in leaf:
-            raise RequestError(f"{name[:100]}: values within values are no inputs.")
+            raise RequestError(f"{name[:100]}: nested values cannot be inputs.")
         if leaf[1] == _FIXED and not 0 < leaf.get(2, 0) <= MOST_FIXED_BYTES:
-            raise RequestError(f"{name[:100]}: values of {leaf.get(2, 0)} bytes each are no inputs.")
+            raise RequestError(f"{name[:100]}: values of {leaf.get(2, 0)} bytes each cannot be inputs.")
     if root.get(5) != len(leaves):
         raise ValueError("children")
     return [leaf[4].decode("utf-8") for leaf in leaves]
@@ -113,7 +113,7 @@ class _Pages:
 
 
 def _pages(reader: _Thrift, chunk: dict[int, Any], rows: int, first: int, end: int) -> _Pages:
-    """Walk the pages of one column in one group of rows."""
+    """Check the pages of one column in one row group."""
     begins = chunk[9]
     if 0 < chunk.get(11, 0) < begins:
         begins = chunk[11]
@@ -131,7 +131,7 @@ def _pages(reader: _Thrift, chunk: dict[int, Any], rows: int, first: int, end: i
         found.unpacked += unpacked
         kind = header[1]
         if kind == _DICTIONARY_PAGE:
-            # Each value takes a byte at least, so no number of them is longer than its page.
+            # Each value takes at least a byte, so a page cannot have more values than bytes.
             if not 0 <= header[7][1] <= unpacked:
                 raise ValueError("dictionary")
             found.dictionary = True
@@ -148,7 +148,7 @@ def _pages(reader: _Thrift, chunk: dict[int, Any], rows: int, first: int, end: i
 
 
 class _Thrift:
-    """Reads structs of the compact protocol into dicts from field number to value."""
+    """Reads structs of the Thrift compact protocol into dicts from field number to value."""
 
     def __init__(self, data: bytes, at: int, end: int) -> None:
         self._data = data

@@ -1,9 +1,9 @@
-"""What a protocol is written against: a request, a response, and the service behind them.
+"""The interface of protocols: a request, a response, and the service that answers.
 
-A protocol is one module with a table `ROUTES`: (method, path) to a function `(service, request) -> Response`. A
-path may have parts in braces, `/v2/models/{model}/infer`; what stood there is in `request.params`. The functions
-are plain, they compute and do not wait; what they raise becomes the status of its class. Each protocol has one line
-in the plugin table, kind `protocol`.
+A protocol is one module with a table `ROUTES` from (method, path) to a function `(service, request) -> Response`. A
+path may have parameters in braces, `/v2/models/{model}/infer`; their values are in `request.params`. The functions are
+plain: they compute and do not wait. An exception becomes the status of its class. Each protocol has one line in the
+plugin table, kind `protocol`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 JSON = b"application/json"
 TABLE_MARKS = (b"\xff\xff\xff\xff", b"ARRO", b"PAR1")
-"""How tables begin. They may become much larger than they are, and what reads them is loaded with the first."""
+"""The first bytes of tables. A table may decompress to much more, and its reader is imported with the first one."""
 
 
 @dataclass(slots=True)
 class Request:
-    """One whole request. `began`: `perf_counter()` when its body had come in."""
+    """One complete request. `began`: `perf_counter()` when its body had arrived."""
 
     method: str
     path: str
@@ -40,29 +40,29 @@ class Request:
     query: bytes = b""
     params: Mapping[str, str] = field(default_factory=dict)
     client: str | None = None
-    """The name of the token with which it came; None where the endpoint asks for none."""
+    """The name of its token; None if the endpoint needs none."""
     deadline: float | None = None
     """`perf_counter()` until which the client waits."""
     handle: Handle | None = None
-    """The protocol's function for it, once it has been found; then it has been let in, too."""
+    """The protocol's function for it, once found. The request has been authorized then."""
     decided: dict[str, str] | None = None
-    """How it ends where a thread scores it: whoever writes first, the thread or the deadline, decides. See `claim`."""
+    """How it ends if a thread scores it: the thread or the deadline, whichever writes first. See `claim`."""
 
     def claim(self) -> None:
-        """Decide that the request is answered, before anything is written down for it.
+        """Decide that the request will be answered, before anything is logged for it.
 
         Raises:
-            DeadlineError: its time has run out, and its client has been told so or will be.
+            DeadlineError: its deadline has passed. The client gets that error, or has got it already.
         """
         if self.decided is not None:
-            # A dict's `setdefault` is one step for all threads.
+            # A dict's `setdefault` is atomic.
             if self.decided.setdefault("by", "answer") != "answer":
                 raise late()
         elif self.deadline is not None and perf_counter() > self.deadline:
             raise late()
 
     def header(self, name: bytes) -> bytes | None:
-        # A loop, because a generator costs more than everything that it would look at.
+        # A loop, because a generator expression costs more than the comparisons.
         for key, value in self.headers:
             if key == name:
                 return value
@@ -71,7 +71,7 @@ class Request:
 
 @dataclass(slots=True)
 class Response:
-    """What is sent. `answer`: set where rows were scored, so that they are counted and shadows asked."""
+    """A response. `result` is set if rows were scored; they are then counted, and shadows score them."""
 
     status: int = 200
     body: bytes = b""
@@ -79,19 +79,19 @@ class Response:
     headers: Sequence[tuple[bytes, bytes]] = ()
     result: ScoreResult | None = None
     version: str | None = None
-    """The key of the version that answered; of several, with commas between. Sent as `X-Everloop-Version`."""
+    """The key of the version that answered; if several did, comma-separated. Sent as `X-Everloop-Version`."""
 
 
 def late() -> DeadlineError:
-    """What a request gets whose time ran out; nothing was logged for it."""
+    """The error of a request whose deadline has passed. Nothing was logged for it."""
     return DeadlineError(
-        "The time of this request ran out before it was answered.",
-        help="Wait longer (X-Request-Timeout-Ms), or send fewer rows at once.",
+        "The deadline of this request passed before it was answered.",
+        help="Allow more time (X-Request-Timeout-Ms), or send fewer rows at once.",
     )
 
 
 class Service(Protocol):
-    """The endpoint as a protocol sees it. Its functions may be called from any thread."""
+    """The endpoint as protocols see it. Thread-safe."""
 
     endpoint: str
     metrics: Metrics
@@ -104,18 +104,18 @@ class Service(Protocol):
 
     @property
     def log_kind(self) -> str:
-        """Where answers are written down: journal, store or none."""
+        """Where answers are logged: journal, store or none."""
         ...
 
     def loaded_endpoint(self, request: Request | None = None) -> LoadedEndpoint:
-        """The versions in use for this request. Ask once per request: the next call may give others.
+        """The versions in use for this request. Call it once per request, because the next call may return others.
 
-        A request with `X-Everloop-Version` is answered by that version, if its client may choose.
+        With the header `X-Everloop-Version`, that version answers everything, if the client may choose.
 
         Raises:
             UnavailableError: there are none yet.
-            TrustError: the request chooses a version, and its client may not.
-            NotFoundError: it chooses one that is not in use.
+            TrustError: the request chooses a version, but its client may not.
+            NotFoundError: the chosen version is not in use.
         """
         ...
 
@@ -124,9 +124,9 @@ class Service(Protocol):
         ...
 
     def label(self, labels: Sequence[GivenLabel]) -> list[str] | None:
-        """Log labels, see `LabelLog.append`, and return the keys of those that are about no prediction so far.
+        """Log labels (see `LabelLog.append`) and return the keys of those that match no prediction so far.
 
-        None: they are logged, but the predictions cannot be looked up now.
+        None: they are logged, but the predictions cannot be looked up.
         """
         ...
 

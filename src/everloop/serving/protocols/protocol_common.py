@@ -1,7 +1,7 @@
-"""What the protocols of other servers have in common: plain rows in, columns of answers out, errors in their own form.
+"""Shared code of the protocols of other servers: plain rows in, columns of results out, errors in their own form.
 
-A prediction is the label where the model has classes, else the value; a probability is that of the positive class
-where there are two classes, else one per class in the version's order.
+A prediction is the label if the model has classes, else the value. A probability is that of the positive class if there
+are two classes, else one per class in the version's order.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ encode = msgspec.json.Encoder(enc_hook=str).encode
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """An answer by columns, in the order of the request. `probabilities` is None for regression."""
+    """A result as columns, in the order of the request. `probabilities` is None for regression."""
 
     result: ScoreResult
     ids: list[str]
@@ -39,7 +39,7 @@ class Columns:
     versions: list[str]
 
     def body(self) -> dict[str, Any]:
-        """`predictions`, and `probabilities` where there are any."""
+        """The JSON body: `predictions`, and `probabilities`, `flags` and `explanations` if there are any."""
         body: dict[str, Any] = {"predictions": self.predictions}
         if self.probabilities is not None:
             body["probabilities"] = self.probabilities
@@ -54,10 +54,10 @@ class Columns:
 def score_request_of(
     loaded: LoadedEndpoint, rows: Sequence[Mapping[str, Any]], request: Request, *, explain: bool = False
 ) -> ScoreRequest:
-    """Plain rows, checked, as what is asked; mended where the endpoint's settings say so.
+    """Check plain rows against the signature; coerce them if the endpoint's settings say so.
 
     Raises:
-        RequestError: a row breaks the signature; the message names row and field.
+        RequestError: a row does not fit the signature; the message names row and field.
     """
     if not loaded.uniform:
         return ScoreRequest(None, rows, began=request.began, explain=explain)
@@ -81,7 +81,7 @@ def score(
     """Check, score and log plain rows.
 
     Raises:
-        RequestError: a row breaks the signature; the message names row and field.
+        RequestError: a row does not fit the signature; the message names row and field.
     """
     result = service.score(loaded, score_request_of(loaded, rows, request, explain=explain))
     size = result.rows
@@ -98,15 +98,15 @@ def score(
 
 
 def respond(columns: Columns, body: Any) -> Response:
-    """A JSON response, of which the headers will say which version answered and under which id it was logged."""
+    """A JSON response. Its headers will name the version that answered and the id in the log."""
     return Response(body=encode(body), result=columns.result)
 
 
 def named(service: Service, request: Request) -> LoadedEndpoint:
-    """The versions in use, where the path names this endpoint or its model, and maybe a version of it.
+    """The versions in use, for a path that names this endpoint or its model, and perhaps a version.
 
     Raises:
-        NotFoundError: it names another model, or a version that the endpoint does not use.
+        NotFoundError: the path names another model, or a version that the endpoint does not use.
     """
     loaded = service.loaded_endpoint(request)
     name = request.params.get("model", loaded.name)
@@ -119,7 +119,7 @@ def named(service: Service, request: Request) -> LoadedEndpoint:
         return loaded
     if wanted in {short(scorer.version) for scorer in loaded.scorers}:
         chosen = pinned(loaded, wanted)
-        assert chosen is not None  # noqa: S101 - it is among them
+        assert chosen is not None  # noqa: S101 - the version is one of them
         return chosen
     raise NotFoundError(
         f"Model {name[:100]} has no version {wanted[:50]} here.",
@@ -133,7 +133,7 @@ def short(version: str) -> str:
 
 
 def with_errors(problem: Callable[[int, EverloopError], bytes], *, status: int = 400) -> Callable[[Handle], Handle]:
-    """Let a function's errors leave in a protocol's own form; bad requests get `status`."""
+    """A decorator that sends a function's errors in a protocol's own form. Bad requests get `status`."""
 
     def wrap(handle: Handle) -> Handle:
         @wraps(handle)
@@ -149,7 +149,7 @@ def with_errors(problem: Callable[[int, EverloopError], bytes], *, status: int =
                 problem_error = RequestError(f"{clipped(str(error))}.".replace(" - at `$", " at `"))
                 return Response(status=status, body=problem(status, problem_error))
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                problem_error = RequestError(f"The body is no JSON that can be read: {error}")
+                problem_error = RequestError(f"Cannot read the body as JSON: {error}")
                 return Response(status=400, body=problem(400, problem_error))
 
         return guarded
@@ -158,24 +158,24 @@ def with_errors(problem: Callable[[int, EverloopError], bytes], *, status: int =
 
 
 def plain(value: Any, kind: str, where: str) -> Any:
-    """A value from a tensor or a text as JSON has it: NaN is null, an infinity is refused, 0 and 1 may be a bool."""
+    """A value of a tensor or text as in JSON: NaN becomes null, infinity is refused, 0 and 1 may become a bool."""
     if type(value) is float and not math.isfinite(value):
         if math.isnan(value):
             return None
-        raise RequestError(f"{where}: {value} is no number that a model takes.")
+        raise RequestError(f"{where}: {value} is not a finite number, which models require.")
     if kind == "bool" and type(value) in (int, float) and value in (0, 1):
         return bool(value)
     return value
 
 
 def by_order(row: Sequence[Any], loaded: LoadedEndpoint, number: int) -> dict[str, Any]:
-    """A row without names, its values in the order of the signature.
+    """A row without names, whose values are in the order of the signature.
 
     Raises:
-        RequestError: it has another length.
+        RequestError: its length fits no version.
     """
     every = (loaded.champion, *loaded.scorers)
-    # Values without names are those of the first version, the champion before all, that has as many inputs.
+    # Values without names belong to the first version with as many inputs; the champion comes first.
     inputs = next((one.signature.inputs for one in every if len(one.signature.inputs) == len(row)), None)
     if inputs is None:
         inputs = loaded.signature.inputs
@@ -193,10 +193,10 @@ def instances(values: Any, loaded: LoadedEndpoint) -> list[dict[str, Any]]:
     """Rows as a list of objects, or of lists in the order of the signature.
 
     Raises:
-        RequestError: something else.
+        RequestError: the value is something else.
     """
     if not isinstance(values, list):
-        raise RequestError("instances: expected a list with one object or list for each row.")
+        raise RequestError("instances: expected a list with one object or list per row.")
     rows = []
     for number, row in enumerate(values):
         if isinstance(row, dict):

@@ -1,6 +1,6 @@
-"""Tensors of the Open Inference Protocol: reading JSON and binary ones into rows, writing columns as either.
+"""Reads tensors of the Open Inference Protocol (JSON or binary) into rows, and writes columns as tensors.
 
-Binary layout (the `binary_tensor_data` extension): little-endian, row-major, one tensor after the other behind the
+Binary layout (the `binary_tensor_data` extension): little-endian, row-major, one tensor after the other after the
 JSON header; a BYTES element is its length (u32) and its bytes; a BOOL is one byte.
 """
 
@@ -26,12 +26,12 @@ FORMATS = {
     "INT32": "i", "INT64": "q", "FP16": "e", "FP32": "f", "FP64": "d",
 }  # fmt: skip
 DATATYPES = {"float": "FP64", "int": "INT64", "bool": "BOOL"}
-"""Input type to the datatype that the metadata names; all others travel as BYTES."""
+"""Input type to the datatype in the metadata; all other types are sent as BYTES."""
 MOST_DIMENSIONS = 8
 
 
 class Tensor(msgspec.Struct):
-    """One tensor as it stands in a request."""
+    """One tensor of a request."""
 
     name: str
     shape: list[int]
@@ -41,11 +41,11 @@ class Tensor(msgspec.Struct):
 
 
 def take_binary(tensors: list[Tensor], tail: bytes, limits: EndpointSettings) -> None:
-    """Give every tensor that has its data behind the header its part of `tail`.
+    """Set the data of every binary tensor from `tail`, the bytes after the JSON header.
 
     Raises:
-        RequestError: a size that does not fit its tensor, or bytes that belong to none.
-        TooLargeError: they have too many values.
+        RequestError: a size does not fit its tensor, or bytes are left over.
+        TooLargeError: the tensors have too many values.
     """
     at = cells = 0
     for tensor in tensors:
@@ -53,27 +53,27 @@ def take_binary(tensors: list[Tensor], tail: bytes, limits: EndpointSettings) ->
         if size is None:
             continue
         if type(size) is not int or size < 0 or at + size > len(tail):
-            raise RequestError(f"{tensor.name}: the body does not hold its binary_data_size of {size!r} bytes.")
-        # The shape is held against the bytes before any value is made of them.
+            raise RequestError(f"{tensor.name}: the body does not have binary_data_size={size!r} bytes for it.")
+        # The shape is checked against the bytes before values are created from them.
         count = _shaped(tensor, limits)
         cells += count
         check_cells(cells, limits)
         tensor.data = _unpack(tensor, tail[at : at + size], count)
         at += size
     if at != len(tail):
-        raise RequestError(f"{len(tail) - at} bytes behind the header belong to no tensor.")
+        raise RequestError(f"{len(tail) - at} bytes after the header belong to no tensor.")
 
 
 def rows_of(tensors: list[Tensor], loaded: LoadedEndpoint) -> list[dict[str, Any]]:
-    """The rows: one tensor of shape [n] or [n, 1] for each input, or one of shape [n, inputs] for all.
+    """The rows of one tensor of shape [n] or [n, 1] for each input, or of one of shape [n, inputs] for all.
 
     Raises:
-        RequestError: shapes, sizes or names that do not fit; the message names the tensor.
+        RequestError: shapes, sizes or names do not fit; the message names the tensor.
         TooLargeError: the tensors have too many values.
     """
     fields, limits = loaded.fields, loaded.settings
     if not tensors:
-        raise RequestError("inputs: there is no tensor.")
+        raise RequestError("inputs: the list of tensors is empty.")
     check_cells(sum(_shaped(tensor, limits) for tensor in tensors), limits)
     if len(tensors) == 1 and tensors[0].name not in fields:
         tensor = tensors[0]
@@ -86,7 +86,7 @@ def rows_of(tensors: list[Tensor], loaded: LoadedEndpoint) -> list[dict[str, Any
     columns: dict[str, list[Any]] = {}
     for tensor in tensors:
         if tensor.name in columns:
-            raise RequestError(f"The tensor '{tensor.name}' is there twice.")
+            raise RequestError(f"The tensor '{tensor.name}' is sent twice.")
         if any(size != 1 for size in tensor.shape[1:]):
             raise RequestError(f"{tensor.name}: expected the shape [rows] or [rows, 1], got {tensor.shape}.")
         check_rows(tensor.shape[0], limits)
@@ -95,12 +95,12 @@ def rows_of(tensors: list[Tensor], loaded: LoadedEndpoint) -> list[dict[str, Any
             plain(value, kind, f"rows[{number}].{tensor.name}") for number, value in enumerate(_values(tensor))
         ]
     if len({len(values) for values in columns.values()}) != 1:
-        raise RequestError("inputs: the tensors are not of one length.")
+        raise RequestError("inputs: the tensors differ in length.")
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def pack(values: list[Any], datatype: str) -> bytes:
-    """Values as a binary tensor."""
+    """Encode values as a binary tensor."""
     if datatype == "BYTES":
         texts = [str(value).encode() for value in values]
         return b"".join(struct.pack("<I", len(text)) + text for text in texts)
@@ -108,7 +108,7 @@ def pack(values: list[Any], datatype: str) -> bytes:
 
 
 def flat(values: Any) -> list[Any]:
-    """Nested lists as one, row-major, without recursion: a client chooses how deep they are."""
+    """Flatten nested lists, row-major. Without recursion, because a client chooses how deep they are."""
     found: list[Any] = []
     stack = [iter(values)]
     while stack:
@@ -132,14 +132,14 @@ def _shaped(tensor: Tensor, limits: EndpointSettings) -> int:
     shape = tensor.shape
     if not 1 <= len(shape) <= MOST_DIMENSIONS:
         raise RequestError(
-            f"{clipped(tensor.name, 200)}: a shape of {len(shape)} dimensions is not taken.",
+            f"{clipped(tensor.name, 200)}: a shape cannot have {len(shape)} dimensions.",
             help=f"Send 1 to {MOST_DIMENSIONS}.",
         )
     cells = 1
     for size in shape:
         if size < 0:
-            raise RequestError(f"{clipped(tensor.name, 200)}: a shape has no negative numbers.")
-        # Before it is multiplied: numbers of any length stand in JSON.
+            raise RequestError(f"{clipped(tensor.name, 200)}: a shape cannot have negative numbers.")
+        # Checked before multiplying, because a number in JSON can have any length.
         check_cells(min(size, 2**63), limits)
         cells *= size
     check_cells(cells, limits)
@@ -152,9 +152,11 @@ def _misshaped(tensor: Tensor, told: str) -> RequestError:
 
 def _values(tensor: Tensor) -> list[Any]:
     if tensor.datatype != "BYTES" and tensor.datatype not in FORMATS:
-        raise RequestError(f"{tensor.name}: '{tensor.datatype[:50]}' is no datatype.", help=", ".join(FORMATS))
+        raise RequestError(
+            f"{tensor.name}: '{tensor.datatype[:50]}' is not a datatype.", help=f"Datatypes: {', '.join(FORMATS)}"
+        )
     if tensor.data is None:
-        raise RequestError(f"{tensor.name}: there is no data.")
+        raise RequestError(f"{tensor.name}: its data is missing.")
     values = flat(tensor.data)
     if math.prod(tensor.shape) != len(values):
         raise _misshaped(tensor, f"{len(values)} values")
@@ -162,15 +164,19 @@ def _values(tensor: Tensor) -> list[Any]:
 
 
 def _unpack(tensor: Tensor, data: bytes, count: int) -> list[Any]:
-    """The values in the bytes of a tensor whose shape has `count`."""
+    """Decode the values of a binary tensor whose shape has `count` of them."""
     if tensor.datatype == "BYTES":
         return _texts(tensor, data, count)
     letter = FORMATS.get(tensor.datatype)
     if letter is None:
-        raise RequestError(f"{tensor.name}: '{tensor.datatype[:50]}' is no datatype.", help=", ".join(FORMATS))
+        raise RequestError(
+            f"{tensor.name}: '{tensor.datatype[:50]}' is not a datatype.", help=f"Datatypes: {', '.join(FORMATS)}"
+        )
     found, rest = divmod(len(data), struct.calcsize(f"<{letter}"))
     if rest:
-        raise RequestError(f"{tensor.name}: {len(data)} bytes are no whole number of {tensor.datatype} values.")
+        raise RequestError(
+            f"{tensor.name}: {len(data)} bytes are not a multiple of the size of {tensor.datatype} values."
+        )
     if found != count:
         raise _misshaped(tensor, f"{found} values")
     return list(struct.unpack(f"<{count}{letter}", data))
@@ -188,6 +194,6 @@ def _texts(tensor: Tensor, data: bytes, count: int) -> list[Any]:
         try:
             found.append(data[at + 4 : end].decode())
         except UnicodeDecodeError:
-            raise RequestError(f"{tensor.name}: element {len(found)} is no UTF-8 text.") from None
+            raise RequestError(f"{tensor.name}: element {len(found)} is not UTF-8 text.") from None
         at = end
     return found

@@ -1,8 +1,9 @@
-"""How much a request may become once it is unpacked, counted before memory is taken for it.
+"""Limits the size of a decoded request, counted before memory is allocated for it.
 
-Bytes say little: two of JSON can become an object of 64, a kilobyte of Parquet a gigabyte of text. What is counted is
-rows, cells and unpacked bytes. Text formats are counted by their separators, which takes a few milliseconds for 8 MB;
-only where these are too many are quoted texts, which may hold separators of their own, left out.
+The size of a body says little: two bytes of JSON can become an object of 64 bytes, a kilobyte of Parquet a gigabyte of
+text. So rows, cells and decompressed bytes are counted. Text formats are counted by their separators, which takes a few
+milliseconds for 8 MB. Only if there are too many is the count repeated without quoted texts, which may contain
+separators.
 """
 
 from __future__ import annotations
@@ -17,29 +18,29 @@ if TYPE_CHECKING:
     from everloop.serving.endpoint_settings import EndpointSettings
 
 SMALL_BYTES = 64 << 10
-"""Text of this length cannot become much, so it is not counted."""
+"""Shorter texts cannot become large, so they are not counted."""
 _CONTAINERS_PER_ROW = 5
-"""JSON lists and objects that come with a row: itself, and its part in the columns of a protocol."""
+"""JSON lists and objects per row: the row itself, and its share of a protocol's columns."""
 TYPED_CONTAINERS_PER_ROW = 20
-"""The same where the decoder knows the type of a row, and stops at the first that is another."""
+"""The same if the decoder knows the type of a row and stops at the first value of another type."""
 LONGEST_NUMBER = 400
-"""Digits of a number. The largest float has 309; to read a number of thousands takes their square."""
+"""Digits of a number. The largest float has 309. Parsing time grows with the square of the digits."""
 _CHUNK_BYTES = 1 << 20
 _QUOTE, _COMMA, _LINE_FEED, _RETURN, _ZERO, _NINE = b'",\n\r09'
 
 
 def check_json(body: bytes, limits: EndpointSettings, containers_per_row: int = _CONTAINERS_PER_ROW) -> None:
-    """Refuse JSON that would become too many values.
+    """Refuse JSON with too many values.
 
     Args:
-        containers_per_row: how many lists and objects may come with each of `max_rows`.
+        containers_per_row: how many lists and objects are allowed for each of `max_rows`.
 
     Raises:
-        TooLargeError: it has more than `max_cells` values, or more lists and objects than `max_rows` rows need.
+        TooLargeError: there are more than `max_cells` values, or more lists and objects than `max_rows` rows need.
     """
     if len(body) <= SMALL_BYTES or _json_fits(body, limits, containers_per_row):
         return
-    # Within a text a quote stands behind a backslash, which may stand behind another.
+    # A quote within a text follows a backslash, which may itself follow a backslash.
     bare = _unquoted(body.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in body else body)
     if not _json_fits(bare, limits, containers_per_row):
         raise TooLargeError(
@@ -50,15 +51,15 @@ def check_json(body: bytes, limits: EndpointSettings, containers_per_row: int = 
 
 
 def check_csv(body: bytes, limits: EndpointSettings) -> None:
-    """Refuse CSV of too many lines or cells, as far as its separators show it; see `checked_lines` for the rest.
+    """Refuse CSV with too many lines or cells, as far as its separators show; see `checked_lines` for the rest.
 
     Raises:
-        RequestError: it has more than `max_rows` lines.
-        TooLargeError: it has more than `max_cells` cells.
+        RequestError: there are more than `max_rows` lines.
+        TooLargeError: there are more than `max_cells` cells.
     """
     if len(body) <= SMALL_BYTES:
         return
-    # One line more for the header.
+    # One more line for the header.
     if _lines(body) > limits.max_rows + 1 or _count(body, _COMMA) > limits.max_cells:
         bare = _unquoted(body)
         check_rows(_lines(bare) - 1, limits)
@@ -66,11 +67,12 @@ def check_csv(body: bytes, limits: EndpointSettings) -> None:
 
 
 def checked_lines(lines: Iterable[str], limits: EndpointSettings) -> Iterator[str]:
-    """The lines of a CSV text, for its reader. A quote in the middle of a field is a letter, so some are counted here
-    that seemed to be quoted.
+    """The lines of a CSV text, for its reader, with their cells counted.
+
+    A quote in the middle of a field is an ordinary character, so `check_csv` may have taken cells for quoted text.
 
     Raises:
-        TooLargeError: one has more than `max_cells` cells.
+        TooLargeError: a line has more than `max_cells` cells.
     """
     for line in lines:
         if len(line) > SMALL_BYTES:
@@ -82,7 +84,7 @@ def check_rows(rows: int, limits: EndpointSettings) -> None:
     """Refuse more rows than a request may have.
 
     Raises:
-        RequestError: there are.
+        RequestError: there are too many.
     """
     if rows > limits.max_rows:
         raise RequestError(
@@ -95,23 +97,23 @@ def check_cells(cells: int, limits: EndpointSettings) -> None:
     """Refuse more values than a request may have.
 
     Raises:
-        TooLargeError: there are.
+        TooLargeError: there are too many.
     """
     if cells > limits.max_cells:
         raise TooLargeError(
-            f"The request has {cells} values; at most {limits.max_cells} are taken.", help=_fewer("max_cells")
+            f"The request has {cells} values; the limit is {limits.max_cells}.", help=_fewer("max_cells")
         )
 
 
 def check_unpacked(size_bytes: int, limits: EndpointSettings) -> None:
-    """Refuse a table that is too large once it is unpacked.
+    """Refuse a table that is too large when decompressed.
 
     Raises:
-        TooLargeError: it is.
+        TooLargeError: it is too large.
     """
     if size_bytes > limits.max_unpacked_bytes:
         raise TooLargeError(
-            f"The table becomes {size_bytes} bytes when it is unpacked; at most {limits.max_unpacked_bytes} are taken.",
+            f"The table has {size_bytes} bytes when decompressed; the limit is {limits.max_unpacked_bytes}.",
             help=_fewer("max_unpacked_bytes"),
         )
 
@@ -132,7 +134,7 @@ def check_row_sizes(
                 size += len(value)
         if keys is not None and (key := keys[number]) is not None:
             size += len(key)
-        # A letter has at most four bytes.
+        # A character has at most four bytes.
         if size * 4 > most:
             texts = [value for value in row if type(value) is str]
             if keys is not None and (key := keys[number]) is not None:
@@ -140,8 +142,8 @@ def check_row_sizes(
             size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
             if size > most:
                 raise TooLargeError(
-                    f"{what}[{number}]: there are {size} bytes of text; at most {most} are taken and logged.",
-                    help=f"Send shorter texts, or raise it: everloop endpoints set NAME max_row_bytes={size}",
+                    f"{what}[{number}]: there are {size} bytes of text; the limit is {most}.",
+                    help=f"Send shorter texts, or raise the limit: everloop endpoints set NAME max_row_bytes={size}",
                 )
 
 
@@ -155,7 +157,7 @@ def _json_fits(text: bytes, limits: EndpointSettings, containers_per_row: int) -
 
 
 def _count(text: bytes, *letters: int) -> int:
-    """How often these bytes stand in a text. Where they are dense, `bytes.count` takes fifty times as long."""
+    """Count these bytes in a text. If they are dense, `bytes.count` takes fifty times as long."""
     import numpy as np
 
     found = 0
@@ -172,7 +174,7 @@ def _lines(text: bytes) -> int:
 
 
 def _unquoted(text: bytes) -> bytes:
-    """A text without what stands between one quote and the next."""
+    """A text without everything between one quote and the next."""
     if b'"' not in text:
         return text
     import numpy as np
@@ -189,12 +191,12 @@ def _unquoted(text: bytes) -> bytes:
 
 
 def _has_long_number(text: bytes) -> bool:
-    """Whether there is a number of `LONGEST_NUMBER` digits: then a block of half that length is all digits."""
+    """Whether there is a number of `LONGEST_NUMBER` digits. If so, a block of half that length is all digits."""
     import numpy as np
 
     size = LONGEST_NUMBER // 2
     blocks = np.frombuffer(text, np.uint8, len(text) // size * size).reshape(-1, size)
-    # Few blocks have digits at each of four places, so few are looked at as a whole.
+    # Few blocks have digits at each of four positions, so few are checked in full.
     blocks = blocks[_all_digits(blocks[:, :: size // 4])]
     return bool(_all_digits(blocks).any())
 
@@ -205,7 +207,7 @@ def _all_digits(blocks: Any) -> Any:
 
 def _fewer(*names: str) -> str:
     raised = " or ".join(f"{name}=N" for name in names)
-    return f"Send fewer rows at once, or raise it: everloop endpoints set NAME {raised}"
+    return f"Send fewer rows at once, or raise the limit: everloop endpoints set NAME {raised}"
 
 
 __all__ = [
