@@ -92,4 +92,4 @@ def test_what_is_remembered_is_bounded() -> None:
     rule = HostRule(("*.example.com",))
     for number in range(3_000):
         assert allows(rule, f"h{number}.example.com")
-    assert len(rule._good) <= 1_000
+    assert len(rule._accepted) <= 1_000

@@ -357,7 +357,7 @@ def test_a_folder_among_temporary_files_that_another_user_made_is_refused(
     (tmp_path / "real").mkdir()
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "real")
-    with pytest.raises(UsageError, match="not ours"):
+    with pytest.raises(UsageError, match="belongs to another user"):
         ShippingSink(replace(options, folder=link), STREAM)
     ShippingSink(options, STREAM).close()
     assert options.folder.stat().st_mode & 0o777 == 0o700

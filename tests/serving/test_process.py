@@ -71,7 +71,7 @@ def test_start_answer_stop(release: Any, route: Any, store: Store) -> None:
             assert status == 200
             assert ready["revision"] == record.revision
         assert process.start() == process.url
-        with pytest.raises(ConflictError, match="served already at http"):
+        with pytest.raises(ConflictError, match="already being served at http"):
             EndpointProcess(store, "delays").start()
         assert process.alive
     assert not is_served(store, "delays")
@@ -260,7 +260,7 @@ def test_ports(release: Any, route: Any, store: Store) -> None:
 def test_what_cannot_start_says_why(release: Any, route: Any, store: Store) -> None:
     with pytest.raises(NotFoundError, match="nobody"):
         EndpointProcess(store, "nobody").start()
-    with pytest.raises(UsageError, match="is no name"):
+    with pytest.raises(UsageError, match="is not a valid name"):
         EndpointProcess(store, "../x")
     version = release()
     route(version.key)

@@ -324,9 +324,9 @@ def test_tables_in_and_out(store: Store, release: Any, route: Any, local: Any, t
         (arrow(frame.with_columns(distance=pl.lit([1.0]))), b"distance"),
         (arrow(keyed), b"who"),
         (arrow(frame)[:-20], b""),
-        (arrow(frame, "file")[:100], b"no table"),
+        (arrow(frame, "file")[:100], b"Cannot read the table"),
         (arrow(frame.clear()), b"no row"),
-        (b"\xff\xff\xff\xff" + b"\x10\x00\x00\x00" * 20, b"no table"),
+        (b"\xff\xff\xff\xff" + b"\x10\x00\x00\x00" * 20, b"Cannot read the table"),
     ):
         answered = ask(app, body=wrong)
         assert answered.status in (400, 422), answered.body

@@ -64,7 +64,7 @@ def test_the_scheme_counts() -> None:
 
 def test_other_machines_only_with_a_token(store: Store, release: Any, route: Any) -> None:
     route(release().key)
-    with pytest.raises(UsageError, match="no login"):
+    with pytest.raises(UsageError, match="has no token"):
         serve_endpoint("delays", store.home, "0.0.0.0")
     token = add_token(store, "delays", "team")
     with EndpointProcess(store, "delays", host="0.0.0.0") as process:

@@ -127,7 +127,7 @@ def add_labels(store: Store, endpoint: str, frame: Any) -> int:
 
 
 def shape_labels(store: Store, frame: Any) -> pl.DataFrame:
-    """Labels in the form of the table `labels/<endpoint>`, without rows that have no value. Raises like `add_labels`."""
+    """Labels in the form of the table `labels/<endpoint>`, without rows that have no value. Raises as `add_labels`."""
     import polars as pl
 
     rows = frame.collect() if isinstance(frame, pl.LazyFrame) else pl.DataFrame(frame)

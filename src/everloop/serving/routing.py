@@ -22,7 +22,7 @@ _SPAN = 2.0**64
 
 
 def position_of(endpoint: str, key: str) -> float:
-    """The position of a key on an endpoint, in [0, 100). The endpoint's name is the salt, so each splits differently."""
+    """The position of a key on an endpoint, in [0, 100). Salted with the endpoint, so each splits differently."""
     digest = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8, key=endpoint.encode()[:64]).digest()
     return int.from_bytes(digest, "big") / _SPAN * 100.0
 
