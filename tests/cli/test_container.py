@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from everloop.cli.container import find_model, hyperparameters, port_of
+from everloop.deploy.image_environment import port_of
+from everloop.deploy.image_serving import find_model
+from everloop.deploy.image_training import hyperparameters
 from everloop.deploy.images import write_context
 from everloop.errors import NotFoundError, UsageError
 from everloop.packages import build_package
@@ -173,7 +175,7 @@ def test_train_and_serve_what_was_trained(image, tmp_path):
         ('{"target": "nonsense"}', "nonsense"),
         ('{"depth": "3"}', "no hyperparameter 'depth'"),
         ('{"target": "late", "budget_s": "-1"}', "budget_s"),
-        ("{", "no JSON"),
+        ("{", "not valid JSON"),
     ],
 )
 def test_training_that_fails_says_why_where_it_is_looked_for(image, tmp_path, hyper, told):

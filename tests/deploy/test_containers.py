@@ -142,16 +142,16 @@ def test_a_models_name_stays_one_value_in_a_dockerfile(model: str, told: str) ->
 def test_nothing_adds_a_line_to_a_dockerfile(text: str) -> None:
     with pytest.raises(UsageError, match="Dockerfile"):
         dockerfile(manifest(), text, {})
-    with pytest.raises(UsageError, match="no name of an image"):
+    with pytest.raises(UsageError, match="not the name of an image"):
         dockerfile(manifest(), "delays", {}, base=f"python:{text}")
-    with pytest.raises(DataError, match="no version of Python"):
+    with pytest.raises(DataError, match="not a Python version"):
         dockerfile(manifest(f"3.12{text}"), "delays", {})
 
 
 @pytest.mark.parametrize("base", ["", "-x", "a b", "a;id", "$(id)", "python:3.12 AS x", "a#b", "a\\"])
 def test_an_image_is_named_by_a_name(base: str) -> None:
     if base:
-        with pytest.raises(UsageError, match="no name of an image"):
+        with pytest.raises(UsageError, match="not the name of an image"):
             dockerfile(manifest(), "delays", {}, base=base)
 
 

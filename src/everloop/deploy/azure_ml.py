@@ -1,11 +1,11 @@
-"""Azure ML's scoring script for a version: a folder with `score.py`, whose `init` and `run` Microsoft's server calls.
+"""Export a version as a scoring script for Azure ML: a folder with `score.py`, which Microsoft's server runs.
 
     score.py           `init()` loads the package, `run(raw_data)` answers a request
-    requirements.txt   what the environment must hold beside Microsoft's azureml-inference-server-http
-    everloop/, package/, keys/   as in a build context, see `containers`
+    requirements.txt   distributions to install in addition to Microsoft's azureml-inference-server-http
+    everloop/, package/, keys/   as in a build context; see `images`
 
-This module writes the folder; `everloop.deploy.azure_runtime` is what the script runs. The package may also come as
-the deployment's model: then `AZUREML_MODEL_DIR` says where, and it goes before the one beside the script. Source: Azure
+This module writes the folder; the script runs `everloop.deploy.azure_runtime`. The package can also be the deployment's
+model: `AZUREML_MODEL_DIR` then holds its path, and it takes precedence over the one beside the script. Source: Azure
 ML, "Author scoring scripts for online endpoints".
 """
 
@@ -50,9 +50,9 @@ def export_script(store: Store, ref: str, folder: Path | str) -> Path:
 
     Raises:
         NotFoundError: there is no such version.
-        UsageError: the folder exists already.
+        UsageError: the folder exists already and is not empty.
     """
-    from everloop.deploy.images import keys, named, needed, new_folder, sources, write_steadily
+    from everloop.deploy.images import keys, named, needed, new_folder, sources, write_reproducibly
     from everloop.packages.archive import signed_files
     from everloop.packages.environment_lock import requirements
     from everloop.registry.model_versions import get_version
@@ -63,7 +63,7 @@ def export_script(store: Store, ref: str, folder: Path | str) -> Path:
     manifest = manifests.Manifest.from_bytes(files[manifests.FILE])
     serving = {"httptools", "uvicorn", "uvloop", "click", "h11"}
     locked = {name: one for name, one in needed(manifest, files).items() if name not in serving}
-    write_steadily(
+    write_reproducibly(
         target,
         {
             "score.py": SCRIPT.encode(),
@@ -77,49 +77,55 @@ def export_script(store: Store, ref: str, folder: Path | str) -> Path:
 
 
 class AzureScoring:
-    """A loaded package that answers bodies of requests."""
+    """A loaded package that answers request bodies."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
 
     @classmethod
-    def start(cls, beside: Path) -> AzureScoring:
-        """Load the package: the deployment's model where it holds one, else the one beside the script.
+    def start(cls, script_folder: Path) -> AzureScoring:
+        """Load the deployment's model if it is a package, otherwise the package beside the script.
 
         Raises:
-            NotFoundError: neither holds a package.
-            CorruptionError, TrustError: it may not be used.
+            NotFoundError: there is no package in either folder.
+            CorruptionError, TrustError: the package is damaged or not trusted.
         """
         from everloop.registry.version_packages import load_model
 
-        # The keys beside the script are its operator's, who made the folder.
-        if (beside / "keys").is_dir():
-            os.environ.setdefault("EVERLOOP_KEYS", str(beside / "keys"))
-        places = [os.environ.get("AZUREML_MODEL_DIR", ""), str(beside)]
-        package = next((found for place in places if place and (found := find_package(Path(place)))), None)
+        # The operator wrote the keys beside the script, so they are trusted.
+        if (script_folder / "keys").is_dir():
+            os.environ.setdefault("EVERLOOP_KEYS", str(script_folder / "keys"))
+        package = deployed_package(script_folder)
         if package is None:
-            raise NotFoundError(f"There is no package in {' or '.join(filter(None, places))}.")
+            folders = [os.environ.get("AZUREML_MODEL_DIR", ""), str(script_folder)]
+            raise NotFoundError(
+                f"There is no package in {' or '.join(filter(None, folders))}.",
+                help="Write the folder again: everloop models azure MODEL@VERSION FOLDER",
+            )
         predictor = load_model(package)
         predictor.warm()
         return cls(predictor)
 
     def answer(self, raw: str | bytes) -> dict[str, Any]:
-        """Predictions, and probabilities where there are classes, for a body as the endpoint's `/score` takes it.
+        """Return the predictions, and for classifiers the probabilities, for a body in the format of `/score`.
 
         Raises:
-            RequestError: the body breaks the signature; the message names row and field.
+            RequestError: the body does not match the signature; the message names row and field.
         """
         return self.answer_rows(self.rows_of(raw))
 
     def rows_of(self, raw: str | bytes) -> list[dict[str, Any]]:
-        """The checked rows of a body; errors as `answer`."""
+        """Decode and check the rows of a body; raises what `answer` raises."""
         signature = self.predictor.signature
         try:
             body = json.loads(raw)
         except ValueError as error:
-            raise RequestError(f"The body is no JSON that can be read: {error}") from None
+            raise RequestError(f"The body is not valid JSON: {error}") from None
         if not isinstance(body, dict) or not isinstance(body.get("instances"), list) or not body["instances"]:
-            raise RequestError('Send {"instances": [{…}, …]}, one object or list for each row.')
+            raise RequestError(
+                'The body has no list "instances" with rows.',
+                help='Send {"instances": [{…}, …]}, one object or list for each row.',
+            )
         rows = [
             dict(zip(signature.names, row, strict=True))
             if isinstance(row, list) and len(row) == len(signature.names)
@@ -129,16 +135,22 @@ class AzureScoring:
         return self.predictor.validate(rows)
 
     def answer_rows(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """The answer to checked rows; errors as `answer`."""
-        scores, places = self.predictor.answer_rows(rows)
-        labels = self.predictor.name_places(places)
+        """Return the response to checked rows; raises what `answer` raises."""
+        scores, indices = self.predictor.answer_rows(rows)
+        labels = self.predictor.name_places(indices)
         if labels is None:
             return {"predictions": scores.tolist()}
         return {"predictions": labels, "probabilities": scores.tolist()}
 
 
+def deployed_package(script_folder: Path) -> Path | None:
+    """Return the path of the package to score with; see `AzureScoring.start`."""
+    folders = [os.environ.get("AZUREML_MODEL_DIR", ""), str(script_folder)]
+    return next((found for folder in folders if folder and (found := find_package(Path(folder)))), None)
+
+
 def find_package(folder: Path) -> Path | None:
-    """The package in a folder that a platform has filled: the folder itself, one below it, or one file."""
+    """Return the package in a folder that a platform has filled: the folder itself, a subfolder, or a file in it."""
     if not folder.is_dir():
         return None
     if (folder / manifests.FILE).is_file():

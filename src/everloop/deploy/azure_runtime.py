@@ -1,8 +1,8 @@
-"""What `score.py` for Azure ML's own inference server runs: a package that answers, and a log of what it answered.
+"""The code behind `score.py` on Azure ML's own inference server: it scores requests and logs the predictions.
 
-As in an image (`everloop.cli.container`), EVERLOOP_STORE says where the log is shipped, EVERLOOP_LOG=none that there is
-none, and without either `init` fails. EVERLOOP_ENDPOINT is `[PROJECT/]NAME`. With `none` every response has the header
-`X-Everloop-Log: none`.
+As in an image (`everloop.deploy.image_serving`), EVERLOOP_STORE is where the log is shipped, and EVERLOOP_LOG=none
+turns it off; without either `init` fails. EVERLOOP_ENDPOINT is `[PROJECT/]NAME`. With `none` every response has the
+header `X-Everloop-Log: none`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import atexit
 import logging
 import os
 from importlib import import_module
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from everloop.deploy.azure_ml import AzureScoring, find_package
+from everloop.deploy.azure_ml import AzureScoring, deployed_package
 from everloop.errors import EverloopError, RequestError
 from everloop.prediction_log.log_sinks import VARIABLE, NoSink, choose_log_url, log_of, make_own_folder
 from everloop.prediction_log.prediction_log import PREDICTIONS, Group, PredictionLog, label_text, stream_of
@@ -27,13 +26,15 @@ from everloop.prediction_log.shipping import ShippingSink
 from everloop.stores.clock import SystemClock, micros, new_id
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from everloop.packages.predictor import Predictor
 
 logger = logging.getLogger("everloop.serving")
 
 
 class LoggedScoring(AzureScoring):
-    """A loaded package whose answers are in the log before they are given."""
+    """A loaded package that logs each prediction before it returns the response."""
 
     def __init__(self, predictor: Predictor, version: str = "", log: PredictionLog | None = None) -> None:
         super().__init__(predictor)
@@ -44,20 +45,20 @@ class LoggedScoring(AzureScoring):
         self._inputs = msgspec.Raw(msgspec.msgpack.encode({item.name: item.type for item in signature.inputs}))
 
     @classmethod
-    def start(cls, beside: Path) -> LoggedScoring:
+    def start(cls, script_folder: Path) -> LoggedScoring:
         """Load the package as `AzureScoring.start` does, and open its log.
 
         Raises:
-            UsageError: the environment says nothing of a log, or something that cannot be used.
-            UnavailableError: the log's store does not answer, or does not let us write.
+            UsageError: the environment configures no log, or its settings are invalid.
+            UnavailableError: the log's store does not respond or is not writable.
             NotFoundError, CorruptionError, TrustError: as `AzureScoring.start`.
         """
         os.environ[VARIABLE] = choose_log_url(os.environ)
-        predictor = AzureScoring.start(beside).predictor
-        version = _version_in(beside, predictor)
+        predictor = AzureScoring.start(script_folder).predictor
+        version = _version_in(script_folder, predictor)
         found = log_of(os.environ)
         if found is None or isinstance(found, str):
-            logger.warning("everloop log: none. No answer is written down, and every answer says so (X-Everloop-Log).")
+            logger.warning("everloop log: none. Predictions are not logged; every response says so in X-Everloop-Log.")
             return cls(predictor, version)
         project, _, name = os.environ.get("EVERLOOP_ENDPOINT", "").rpartition("/")
         stream = stream_of(project or "default", PREDICTIONS, name or version.replace("@", "-").replace(".", "-"))
@@ -70,15 +71,15 @@ class LoggedScoring(AzureScoring):
 
     @property
     def kind(self) -> str:
-        """store or none."""
+        """`store` or `none`."""
         return self._log.sink.kind
 
     def answer(self, raw: str | bytes) -> dict[str, Any]:
-        """As `AzureScoring.answer`; the answer is in the log on return.
+        """Answer a body as `AzureScoring.answer` does, once its predictions are logged.
 
         Raises:
-            RequestError: the body breaks the signature; nothing was logged.
-            InsufficientStorageError, UnavailableError: the answer could not be logged, so there is none.
+            RequestError: the body does not match the signature; nothing was logged.
+            InsufficientStorageError, UnavailableError: the predictions could not be logged, so they are not returned.
         """
         began = perf_counter()
         now = self._clock.now()
@@ -107,7 +108,7 @@ class LoggedScoring(AzureScoring):
 
 
 def respond(scoring: LoggedScoring, raw_data: Any) -> Any:
-    """What `run` gives back: the answer, or Azure's own response with the error's status."""
+    """Return what `run` returns: the predictions, or Azure's response object with the error's status."""
     headers = {"X-Everloop-Log": "none"} if scoring.kind == "none" else {}
     try:
         answer = scoring.answer(raw_data)
@@ -121,19 +122,18 @@ def respond(scoring: LoggedScoring, raw_data: Any) -> Any:
 
 
 def _response(body: Any, status: int, headers: dict[str, str]) -> Any:
-    # Microsoft's server has it, in an environment of its own.
-    made = import_module("azureml_inference_server_http.api.aml_response").AMLResponse
-    return made(body, status, headers, json_str=True)
+    # Only Microsoft's server has this package installed.
+    response = import_module("azureml_inference_server_http.api.aml_response").AMLResponse
+    return response(body, status, headers, json_str=True)
 
 
-def _version_in(beside: Path, predictor: Predictor) -> str:
-    """The version that the package says it is, else its digest."""
+def _version_in(script_folder: Path, predictor: Predictor) -> str:
+    """Return the version named in the package's signature, or its digest."""
     from everloop.packages.archive import open_archive
 
-    places = [os.environ.get("AZUREML_MODEL_DIR", ""), str(beside)]
-    package = next((found for place in places if place and (found := find_package(Path(place)))), None)
-    told = open_archive(package)[2] if package is not None else {}
-    return str(told.get("version") or predictor.digest or "model")
+    package = deployed_package(script_folder)
+    signature = open_archive(package)[2] if package is not None else {}
+    return str(signature.get("version") or predictor.digest or "model")
 
 
 __all__ = ["LoggedScoring", "respond"]

@@ -1,9 +1,8 @@
-"""The prediction log of an image: opened before anything is served, and what is left of it when the container stops."""
+"""The prediction log of an image: open it before serving, ship the rest of it when the container stops."""
 
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING
 
 from everloop.errors import EverloopError, UnavailableError
@@ -13,41 +12,51 @@ from everloop.prediction_log.segments import shown
 from everloop.prediction_log.shipping import bytes_left, ship_leftovers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from everloop.prediction_log.log_sinks import ShippingOptions
 
 
-def open_log(given: str | None) -> ShippingOptions | None:
-    """Have the log's place in the environment, where all processes of this container look, and say what it is.
+def open_log(url: str | None, report: Callable[[str], None]) -> ShippingOptions | None:
+    """Check that the prediction log can be written, and put its URL into the environment for all worker processes.
+
+    Args:
+        url: the log's URL, or `none`; None takes the environment's.
+        report: receives each line about the log, with its line break.
+
+    Returns:
+        How predictions are shipped; None if nothing is logged.
 
     Raises:
-        UsageError: there is none, or one that cannot be used.
-        UnavailableError: it does not answer, or does not let us write.
+        UsageError: no log is configured, or its settings are invalid.
+        UnavailableError: the log's store does not respond or is not writable.
     """
-    os.environ[VARIABLE] = choose_log_url(os.environ, given)
+    os.environ[VARIABLE] = choose_log_url(os.environ, url)
     log = log_of(os.environ)
     if log is None or isinstance(log, str):
-        sys.stderr.write("everloop log: none. No answer is written down, and every answer says so (X-Everloop-Log).\n")
+        report("everloop log: none. Predictions are not logged; every response says so in X-Everloop-Log.\n")
         return None
     make_own_folder(log.folder)
     open_segments(log.where).check()
-    wait = f"the local journal in {log.folder}" if log.durable == "local" else "the store"
-    sys.stderr.write(f"everloop log: {shown(log.where)}. An answer leaves when {wait} has it.\n")
+    journal = f"the local journal in {log.folder}" if log.durable == "local" else "the store"
+    report(f"everloop log: {shown(log.where)}. A response is sent once {journal} has it.\n")
     if log.durable == "local":
-        sys.stderr.write(
-            f"everloop log: if {log.folder} is not on a mounted volume, the answers of the last {log.segment_s:g} s are"
-            " lost with the container's disk. EVERLOOP_LOG_DURABLE=store waits for the store instead.\n"
+        report(
+            f"everloop log: if {log.folder} is not on a mounted volume, the predictions of the last {log.segment_s:g} s"
+            " can be lost with the container's disk. Set EVERLOOP_LOG_DURABLE=store to wait for the store instead.\n"
         )
     return log
 
 
-def ship_rest(log: ShippingOptions, *, again: bool) -> None:
-    """Say what is left of the log.
+def ship_rest(log: ShippingOptions, report: Callable[[str], None], *, again: bool) -> None:
+    """Check that the whole log has reached its store.
 
     Args:
-        again: try to ship it first: some of it may be of workers that were killed.
+        report: receives each line about a problem, with its line break.
+        again: ship the rest first; killed workers may have left some.
 
     Raises:
-        UnavailableError: something is left that the store does not have.
+        UnavailableError: part of the log has not reached the store.
     """
     left = bytes_left(log.folder)
     if left and again:
@@ -55,12 +64,12 @@ def ship_rest(log: ShippingOptions, *, again: bool) -> None:
             for spool in sorted(log.folder.iterdir()):
                 ship_leftovers(open_segments(log.where), spool)
         except (EverloopError, OSError) as error:
-            sys.stderr.write(f"{type(error).__name__}: {error}\n")
+            report(f"{type(error).__name__}: {error}\n")
         left = bytes_left(log.folder)
     if left:
         raise UnavailableError(
             f"{left} bytes of the log have not reached {shown(log.where)}.",
-            help=f"They are in {log.folder}: the next container that has this folder ships them.",
+            help=f"They are in {log.folder}. Start another container with this folder, and it ships them.",
         )
 
 

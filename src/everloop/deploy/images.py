@@ -1,13 +1,13 @@
-"""A build context for a version: everything that an image needs, so that building it asks nothing of this machine.
+"""Write a build context for a version: everything that `docker build` needs to make an image that serves it.
 
-    Dockerfile         small, not root; its entry point answers `serve` and `train`
+    Dockerfile         a small image that does not run as root; its entry point takes `serve` and `train`
     requirements.txt   every distribution, pinned
     everloop/          everloop itself, as it is installed here
     package/           the package with its signature
-    keys/trusted/      the public key that signed it, where the package brings code
+    keys/trusted/      the public key that signed it, if the package contains code
 
-The same version gives the same bytes, times and modes included. Who builds the image is its operator, so the key comes
-out of this machine's list of trusted keys and not out of the package.
+The same version gives the same bytes, including times and modes. The operator who builds the image decides whom it
+trusts, so the key comes from this machine's list of trusted keys, not from the package.
 """
 
 from __future__ import annotations
@@ -33,21 +33,20 @@ if TYPE_CHECKING:
     from everloop.packages.environment_lock import Locked
     from everloop.stores import Store
 
-PLACE = "/opt/everloop"
-"""Where the parts lie in the image."""
+IMAGE_FOLDER = "/opt/everloop"
 SERVING = ("cryptography", "httptools", "msgspec", "numpy", "obstore", "polars", "pyarrow", "uvicorn", "uvloop")
 TRAINING = ("lightgbm", "scipy")
 POSTGRES = ("psycopg", "psycopg-binary")
 _ALONE = {"lightgbm"}
-"""Only its shared library is used, and that needs none of what the distribution asks for."""
+"""Installed without its requirements: only its shared library is used."""
 _FORMS = {"compiled trees": ("lightgbm",), "onnx": ("onnxruntime",)}
 _EPOCH = 315532800
-"""1980, the first moment that every archive can hold."""
+"""1980-01-01, the earliest time that every archive format can hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildContext:
-    """What was written."""
+    """A build context that was written."""
 
     folder: Path
     version: str
@@ -66,24 +65,24 @@ def write_context(
     train: bool = False,
     postgres: bool = False,
 ) -> BuildContext:
-    """Write a build context into a folder that is made for it.
+    """Write a build context into a new folder.
 
     Args:
-        base: the image to build on; default: the slim one of the Python that made the package.
-        train: with what training needs, so that `train` works as well.
-        postgres: with what a prediction log in PostgreSQL needs.
+        base: the image to build on; None takes the slim image of the Python that made the package.
+        train: install the training libraries too, so that `train` works in the image.
+        postgres: install the driver for a prediction log in PostgreSQL.
 
     Raises:
         NotFoundError: there is no such version.
-        UsageError: the folder exists already.
-        TrustError: the package brings code, and its signature is not trusted here.
+        UsageError: the folder exists already and is not empty.
+        TrustError: the package contains code, and its signature is not trusted here.
     """
     target = new_folder(folder)
     version = get_version(store, ref)
     files = signed_files(store, version.package)
     manifest = Manifest.from_bytes(files[manifests.FILE])
     locked = needed(manifest, files, train=train, postgres=postgres)
-    whole = {
+    contents = {
         "Dockerfile": dockerfile(manifest, version.model, locked, base=base).encode(),
         ".dockerignore": b"**/__pycache__\n",
         "requirements.txt": requirements(locked),
@@ -91,45 +90,48 @@ def write_context(
         **{f"package/{name}": data for name, data in named(files, version.key).items()},
         **{f"keys/trusted/{name}": data for name, data in keys(manifest, files).items()},
     }
-    write_steadily(target, whole)
+    write_reproducibly(target, contents)
     return BuildContext(
         folder=target,
         version=version.key,
         package=version.package,
-        files=len(whole),
-        size_bytes=sum(map(len, whole.values())),
+        files=len(contents),
+        size_bytes=sum(map(len, contents.values())),
         distributions=tuple(f"{name}=={one.version}" for name, one in locked.items()),
     )
 
 
 def dockerfile(manifest: Manifest, model: str, locked: dict[str, Locked], *, base: str | None = None) -> str:
-    """The Dockerfile of a context.
+    """Return the text of a context's Dockerfile.
 
     Raises:
-        UsageError: the base image's name, or the model's, is none that can stand there.
-        DataError: the package's Python is no version.
+        UsageError: the name of the base image or of the model is not allowed in a Dockerfile.
+        DataError: the Python version in the package is malformed.
     """
     python = manifest.environment.python
     if not re.fullmatch(r"[0-9]+(?:\.[0-9]+)*(?:[a-z+][a-z0-9+]*)?", python):
-        raise DataError(f"'{python[:100]}' is no version of Python.")
+        raise DataError(f"'{python[:100]}' is not a Python version.")
     if base is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*", base):
-        raise UsageError(f"'{base[:100]}' is no name of an image.", help="Write it as python:3.12-slim.")
+        raise UsageError(f"'{base[:100]}' is not the name of an image.", help="Write it as python:3.12-slim.")
     if not model.isprintable():
-        raise UsageError(f"{model[:100]!r} cannot be named in a Dockerfile.", help="Rename the model.")
+        raise UsageError(
+            f"The model's name {model[:100]!r} is not allowed in a Dockerfile.",
+            help="Use printable characters only: save the model under another name.",
+        )
     system = "libgomp1" if "lightgbm" in locked else ""
     install = (
         f"RUN apt-get update && apt-get install -y --no-install-recommends {system} && rm -rf /var/lib/apt/lists/*\n"
     )
-    return f"""# Answers `serve` and `train` as SageMaker, Vertex AI, Azure ML and KServe ask it to.
+    return f"""# Runs `serve` and `train` as SageMaker, Vertex AI, Azure ML and KServe start them.
 # `serve` needs EVERLOOP_STORE in the deployment: a mounted folder, s3://…, gs://…, az://… or postgresql://… for the
-# prediction log. EVERLOOP_LOG=none answers without one.
+# prediction log. Set EVERLOOP_LOG=none to serve without one.
 FROM {base or f"python:{python}-slim"}
-{install if system else ""}COPY requirements.txt {PLACE}/
-RUN pip install --no-cache-dir --no-deps --no-compile -r {PLACE}/requirements.txt
-COPY everloop {PLACE}/lib/everloop
-COPY package {PLACE}/package
-COPY key[s] {PLACE}/keys
-ENV PYTHONPATH={PLACE}/lib PYTHONUNBUFFERED=1 EVERLOOP_IMAGE={PLACE} EVERLOOP_MODEL={_quoted(model)}
+{install if system else ""}COPY requirements.txt {IMAGE_FOLDER}/
+RUN pip install --no-cache-dir --no-deps --no-compile -r {IMAGE_FOLDER}/requirements.txt
+COPY everloop {IMAGE_FOLDER}/lib/everloop
+COPY package {IMAGE_FOLDER}/package
+COPY key[s] {IMAGE_FOLDER}/keys
+ENV PYTHONPATH={IMAGE_FOLDER}/lib PYTHONUNBUFFERED=1 EVERLOOP_IMAGE={IMAGE_FOLDER} EVERLOOP_MODEL={_quoted(model)}
 USER 10001:10001
 EXPOSE 8080
 LABEL com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true
@@ -139,7 +141,7 @@ CMD ["serve"]
 
 
 def _quoted(text: str) -> str:
-    """A value as a Dockerfile takes it: a plain word as it is, all else in quotes, with nothing left to expand."""
+    """Quote a value for a Dockerfile so that nothing in it is expanded; a plain word stays as it is."""
     if re.fullmatch(r"[A-Za-z0-9._-]+", text):
         return text
     return '"' + re.sub(r'(["\\$])', r"\\\1", text) + '"'
@@ -148,9 +150,10 @@ def _quoted(text: str) -> str:
 def needed(
     manifest: Manifest, files: Iterable[str], *, train: bool = False, postgres: bool = False
 ) -> dict[str, Locked]:
-    """The distributions that an image with this package needs.
+    """Return the distributions that an image with this package needs, by name.
 
-    A compiled form needs little; else the package's own lock holds, whose versions go before those installed here.
+    A compiled form needs few. Otherwise they come from the package's lock, whose versions take precedence over the
+    installed ones.
     """
     form = _form(files)
     if manifest.compiled and form is not None:
@@ -166,23 +169,23 @@ def needed(
 
 
 def sources() -> dict[str, bytes]:
-    """everloop's own files, as they are installed here."""
-    top = Path(__file__).parents[1]
+    """Return the files of everloop itself, as they are installed here, by path."""
+    root = Path(__file__).parents[1]
     return {
-        path.relative_to(top).as_posix(): path.read_bytes()
-        for path in sorted(top.rglob("*"))
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in sorted(root.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"
     }
 
 
 def named(files: dict[str, bytes], version: str) -> dict[str, bytes]:
-    """A package's files, whose signature also says which version they are."""
-    told = json.loads(files[SIGNATURE])
-    return {**files, SIGNATURE: json.dumps({**told, "version": version}, sort_keys=True).encode()}
+    """Return a package's files with the version's key added to the signature file."""
+    signature = json.loads(files[SIGNATURE])
+    return {**files, SIGNATURE: json.dumps({**signature, "version": version}, sort_keys=True).encode()}
 
 
 def keys(manifest: Manifest, files: dict[str, bytes]) -> dict[str, bytes]:
-    """The public key that signed a package of code, out of those that are trusted here; none for a safe format."""
+    """Return the trusted public key that signed the package, as a file; empty for formats without code."""
     from everloop.stores.trust import Keyring
 
     if not manifest.code_bearing:
@@ -194,10 +197,10 @@ def keys(manifest: Manifest, files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def new_folder(folder: Path | str) -> Path:
-    """The path of a folder that is to be made.
+    """Return the path of a folder to write to.
 
     Raises:
-        UsageError: it exists already, and holds something.
+        UsageError: it exists already and is not empty.
     """
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -205,8 +208,8 @@ def new_folder(folder: Path | str) -> Path:
     return target
 
 
-def write_steadily(folder: Path, files: dict[str, bytes]) -> None:
-    """Write files whose times and modes say nothing of when and where they were written."""
+def write_reproducibly(folder: Path, files: dict[str, bytes]) -> None:
+    """Write files with fixed times and modes, so that the same content always gives the same folder."""
     write_files(folder, files)
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
@@ -214,7 +217,7 @@ def write_steadily(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def _form(files: Iterable[str]) -> str | None:
-    """The compiled form that the files hold."""
+    """Return the name of the compiled form in the files, or None."""
     names = {name.partition("/")[2] for name in files if name.startswith(manifests.COMPILED_FOLDER)}
     if not names:
         return None
