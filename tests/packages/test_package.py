@@ -72,7 +72,7 @@ def test_card_lists_the_columns_left_out(store: Store, linear: Trained, table: p
     assert "| `site` | every row has the same value: 7 |" in version_card(store, version.key)
     whole = replace(linear, dropped={})
     plain = register(store, "delays", build_package(whole, store=store, sample=table))
-    assert "Columns left out" not in version_card(store, plain.key)
+    assert "Columns not used" not in version_card(store, plain.key)
 
 
 def test_same_training_gives_the_same_package(tmp_path: Path, linear: Trained, table: pl.DataFrame) -> None:

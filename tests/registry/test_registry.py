@@ -83,7 +83,7 @@ def test_many_register_at_once(tmp_path: Path, store: Store) -> None:
 
 @pytest.mark.parametrize("name", ["", "a@b", "a/b", "-a", "x" * 129, "a b"])
 def test_names_that_make_no_key(store: Store, name: str) -> None:
-    with pytest.raises(UsageError, match="is no name for a model"):
+    with pytest.raises(UsageError, match="is not a valid name for a model"):
         register(store, name, package(store, 1))
 
 
@@ -148,9 +148,9 @@ def test_alias_moves_by_compare_and_set_and_keeps_its_history(store: Store) -> N
 def test_alias_goes_to_versions_of_its_own_model_only(store: Store) -> None:
     register(store, "delays", package(store, 1))
     other = register(store, "other", package(store, 2))
-    with pytest.raises(UsageError, match="no version of 'delays'"):
+    with pytest.raises(UsageError, match="not a version of 'delays'"):
         set_alias(store, "delays", "champion", other.key)
-    with pytest.raises(UsageError, match="no name for an alias"):
+    with pytest.raises(UsageError, match="not a valid name for an alias"):
         set_alias(store, "other", "7", other.key)
     with pytest.raises(NotFoundError):
         set_alias(store, "delays", "champion", "delays@7")

@@ -72,7 +72,7 @@ def show(version: Version, home: Home = None, json: AsJson = False) -> None:
     from everloop.packages import get_package
     from everloop.records import Alias, GateResult
     from everloop.registry import alias_history, get_version, list_requests, version_history
-    from everloop.registry.model_card import answering, lineage
+    from everloop.registry.model_card import lineage, prediction_facts
 
     with opened(home) as store:
         record = get_version(store, version)
@@ -105,7 +105,7 @@ def show(version: Version, home: Home = None, json: AsJson = False) -> None:
                 ("task", record.signature.get("task")),
                 ("inputs", formatting.columns(record.signature.get("inputs"), record.key)),
                 ("outputs", formatting.columns(record.signature.get("outputs"), record.key)),
-                *((name.lower(), told) for name, told in (answering(package) if package else ())),
+                *((name.lower(), told) for name, told in (prediction_facts(package) if package else ())),
                 ("environment", package and f"everloop models sbom {quote(record.key)}"),
                 ("card", f"everloop models card {quote(record.key)}"),
             ],

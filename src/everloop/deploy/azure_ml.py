@@ -100,7 +100,7 @@ class AzureScoring:
             folders = [os.environ.get("AZUREML_MODEL_DIR", ""), str(script_folder)]
             raise NotFoundError(
                 f"There is no package in {' or '.join(filter(None, folders))}.",
-                help="Write the folder again: everloop models azure MODEL@VERSION FOLDER",
+                help="Write the folder again: everloop models azure MODEL@VERSION --output FOLDER",
             )
         predictor = load_model(package)
         predictor.warm()

@@ -48,7 +48,7 @@ def serve_image(
     """
     from everloop.deploy.image_log import open_log, ship_rest
     from everloop.serving import serve_endpoint
-    from everloop.serving.resolve_endpoint import find_place
+    from everloop.serving.resolve_endpoint import find_endpoint
     from everloop.stores import open_store
 
     # The log comes first: a container that cannot keep one must fail before it fetches a model.
@@ -58,7 +58,7 @@ def serve_image(
     project, _, name = (endpoint or "").rpartition("/")
     with open_store(work / "home", project=project or "default", create=True) as store:
         version = _register(store, path, model)
-        name = _create_endpoint(store, version, name) if name else find_place(store, version.key)
+        name = _create_endpoint(store, version, name) if name else find_endpoint(store, version.key)
         home, project = store.home, store.project
     report(f"everloop serves {version.key} from {path} on port {port} as endpoint {project}/{name}.\n")
     # The container does not check who sends a request: only its platform can reach it.
@@ -83,8 +83,8 @@ def find_model(work: Path, environment: Mapping[str, str]) -> Path:
         root / "mnt/models",
         *([Path(image)] if (image := environment.get("EVERLOOP_IMAGE")) else []),
     ]
-    for folder in folders:
-        if (found := find_package(folder)) is not None:
+    for candidate in folders:
+        if (found := find_package(candidate)) is not None:
             return found
     raise NotFoundError(
         f"There is no package in {', '.join(map(str, folders))}.",

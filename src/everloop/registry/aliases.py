@@ -1,6 +1,6 @@
-"""Aliases that move between a model's versions, each move by compare-and-set and kept as an event.
+"""Aliases that move between the versions of a model. Each move is a compare-and-set and is recorded as an event.
 
-`delays@champion` is held by one version at a time. Of two who move it at once with the same `expect`, one succeeds.
+One version holds `delays@champion` at a time. If two callers move it at once with the same `expect`, one succeeds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _ANYONE = object()
 ANYONE: str = _ANYONE  # type: ignore[assignment]
-"""The default of `set_alias(expect=…)`: whoever holds it now."""
+"""The default of `set_alias(expect=…)`: the current holder does not matter."""
 
 
 def set_alias(
@@ -34,24 +34,25 @@ def set_alias(
     evidence: Mapping[str, Json] | None = None,
     expect: str | None = ANYONE,
 ) -> Alias:
-    """Move an alias to a version; an event keeps reason and evidence. Moving it where it is changes nothing.
+    """Move an alias to a version, and record reason and evidence in an event. Does nothing if it is there already.
 
     Args:
         version_key: key of one of the model's versions, `delays@3`.
-        expect: key of the version that must hold the alias now, or None: nobody must. Without it, anybody may.
+        expect: key of the version that must hold the alias now; None if it must not be set. By default the current
+            holder is not checked.
 
     Raises:
-        ApprovalError: a policy guards the alias, and not enough others have agreed.
-        ConflictError: another version holds the alias than was expected, or the version is archived.
-        NotFoundError: no such version.
-        UsageError: a name that could be taken for a version's number, or a version of another model.
+        ApprovalError: a policy guards the alias, and too few people have approved the move.
+        ConflictError: the alias is not held by the expected version, or the new version is archived.
+        NotFoundError: there is no such version.
+        UsageError: the alias reads like a version number, or the version belongs to another model.
     """
     check_names(model, alias)
     with store.records.transaction():
-        # Read in here: what was read before could be archived or deleted by now.
+        # Read inside the transaction: a version read earlier could be archived or deleted by now.
         version = get_version(store, version_key)
         if version.model != model:
-            raise UsageError(f"'{version.key}' is no version of '{model}'.", help=what_exists(store, model))
+            raise UsageError(f"'{version.key}' is not a version of '{model}'.", help=what_exists(store, model))
         held = check_holder(store, model, alias, expect)
         holder = held.version if held else None
         if held is not None and holder == version.key:
@@ -73,7 +74,9 @@ def set_alias(
 
 
 def check_holder(store: Store, model: str, alias: str, expect: str | None = ANYONE) -> Alias | None:
-    """The alias as it stands, if the expected version holds it. Ask inside the transaction that moves it.
+    """Return the alias if the expected version holds it; None if it is not set.
+
+    Call it inside the transaction that moves the alias.
 
     Raises:
         ConflictError: another version holds it.
@@ -82,19 +85,20 @@ def check_holder(store: Store, model: str, alias: str, expect: str | None = ANYO
     holder = held.version if held else None
     if expect is not ANYONE and holder != expect:
         raise ConflictError(
+            # 'nobody' is what `expect` is called over HTTP and on the command line.
             f"'{model}@{alias}' is held by {holder or 'nobody'}, not by {expect or 'nobody'}.",
-            help=f"Look again and decide anew. See: everloop models history {model}@{alias}",
+            help=f"It has moved. Check its history and decide again: everloop models history {model}@{alias}",
         )
     return held
 
 
 def take_back_alias(store: Store, model: str, alias: str, *, reason: str = "") -> Alias:
-    """Give an alias back to the version that held it before; doing it again goes forth again.
+    """Move an alias back to the version that held it before. A second call moves it forward again.
 
     Raises:
-        ApprovalError: a policy guards the alias, and the last move was a way back already.
-        ConflictError: the version before is archived.
-        NotFoundError: nobody holds the alias, nobody held it before, or the version before is gone.
+        ApprovalError: a policy guards the alias, and its last move was a rollback already.
+        ConflictError: the earlier version is archived.
+        NotFoundError: the alias is not set, had no earlier version, or that version is deleted.
     """
     with store.records.transaction():
         held = find_alias(store, model, alias)
@@ -104,8 +108,8 @@ def take_back_alias(store: Store, model: str, alias: str, *, reason: str = "") -
         before = move.data.get("previous")
         if not isinstance(before, str):
             raise NotFoundError(
-                f"'{held.version}' is the first to hold '{held.key}': there is none to go back to.",
-                help=f"Move it to another: everloop models promote {model}@N --alias {alias}",
+                f"'{held.version}' is the first to hold '{held.key}', so there is no earlier version to go back to.",
+                help=f"Move it to another version: everloop models promote {model}@N --alias {alias}",
             )
         return set_alias(
             store, model, alias, before, reason=reason, evidence={"rolled_back": held.version}, expect=held.version
@@ -113,11 +117,11 @@ def take_back_alias(store: Store, model: str, alias: str, *, reason: str = "") -
 
 
 def remove_alias(store: Store, model: str, alias: str, *, reason: str = "") -> None:
-    """Take an alias away; its history stays.
+    """Remove an alias. Its history stays.
 
     Raises:
-        ApprovalError: a policy guards it: lift that first.
-        NotFoundError: nobody holds it.
+        ApprovalError: a policy guards it. Lift the policy first.
+        NotFoundError: the alias is not set.
     """
     with store.records.transaction():
         held = find_alias(store, model, alias)
@@ -126,7 +130,7 @@ def remove_alias(store: Store, model: str, alias: str, *, reason: str = "") -> N
         if find_policy(store, model, alias) is not None:
             raise ApprovalError(
                 f"'{model}@{alias}' is guarded by a policy and cannot be removed.",
-                help=f"An admin may lift it: everloop models policy {model}@{alias} --approvals 0",
+                help=f"An admin can lift the policy: everloop models policy {model}@{alias} --approvals 0",
             )
         void_requests(store, model, alias)
         store.records.delete(Alias, held.id, verb="alias_removed", data={"version": held.version, "reason": reason})

@@ -1,4 +1,4 @@
-"""What people add to a version: a description, tags, and the decision that it is not for use any more."""
+"""Descriptions and tags of a version, and archiving it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ MOST_TAG = 8000
 
 
 def describe(store: Store, ref: str, text: str) -> ModelVersion:
-    """Replace a version's description, plain text of at most 50,000 characters. Its card shows it as it is."""
+    """Replace a version's description: plain text of at most 50,000 characters, shown unchanged on its card."""
     if len(text) > MOST_TEXT:
-        raise UsageError(f"A description of {len(text)} characters is too long.", help=f"At most {MOST_TEXT}.")
+        raise UsageError(
+            f"A description of {len(text):,} characters is too long.", help=f"Shorten it to {MOST_TEXT:,} characters."
+        )
     version = get_version(store, ref)
     if version.description == text:
         return version
@@ -30,27 +32,30 @@ def describe(store: Store, ref: str, text: str) -> ModelVersion:
 
 
 def tag(store: Store, ref: str, tags: Mapping[str, str | None]) -> ModelVersion:
-    """Set tags; None removes one.
+    """Set tags; the value None removes a tag.
 
     Raises:
-        UsageError: a name that is empty or longer than 250 characters, or a value longer than 8,000.
+        UsageError: a name is empty or longer than 250 characters, or a value is longer than 8,000.
     """
     for name, value in tags.items():
         if not name or len(name) > 250 or len(value or "") > MOST_TAG:
-            raise UsageError(f"'{name[:50]}' cannot be kept as a tag.", help=f"Names to 250, values to {MOST_TAG}.")
+            raise UsageError(
+                f"The tag '{name[:50]}' is empty or too long.",
+                help=f"A name has 1 to 250 characters, a value at most {MOST_TAG:,}.",
+            )
     version = get_version(store, ref)
-    kept = {**version.tags, **{name: value for name, value in tags.items() if value is not None}}
-    changed = {name: value for name, value in kept.items() if tags.get(name, value) is not None}
+    merged = {**version.tags, **{name: value for name, value in tags.items() if value is not None}}
+    changed = {name: value for name, value in merged.items() if tags.get(name, value) is not None}
     if changed == version.tags:
         return version
     return store.records.update(replace(version, tags=changed), verb="tagged", data={"tags": dict(tags)})[0]
 
 
 def archive(store: Store, ref: str, reason: str = "") -> ModelVersion:
-    """Take a version out of use. It stays readable, with its history, and `unarchive` undoes it.
+    """Take a version out of use. The version and its history stay readable, and `unarchive` undoes it.
 
     Raises:
-        ConflictError: an alias or an endpoint's route still leads to it.
+        ConflictError: an alias or an endpoint's route still points to it.
     """
     with store.records.transaction():
         version = get_version(store, ref)
@@ -63,27 +68,27 @@ def archive(store: Store, ref: str, reason: str = "") -> ModelVersion:
 
 
 def check_unused(store: Store, version: ModelVersion, *, aliases: bool = True) -> None:
-    """Refuse what would take a version away from those who use it.
+    """Check that a version is not in use, before it is archived or deleted.
 
     Raises:
-        ConflictError: an endpoint's route leads to it or, if `aliases` count, an alias.
+        ConflictError: an endpoint's route points to it or, with `aliases`, an alias does.
     """
     holding = store.records.find(Alias, ("version", "=", version.key)) if aliases else []
-    places = [
-        place
-        for place in store.records.find(EndpointRecord, ("model", "=", version.model))
-        if any(route.version == version.key for route in place.routes)
+    endpoints = [
+        endpoint
+        for endpoint in store.records.find(EndpointRecord, ("model", "=", version.model))
+        if any(route.version == version.key for route in endpoint.routes)
     ]
-    if holding or places:
-        users = [alias.key for alias in holding] + [f"endpoint '{place.name}'" for place in places]
+    if holding or endpoints:
+        users = [alias.key for alias in holding] + [f"endpoint '{endpoint.name}'" for endpoint in endpoints]
         raise ConflictError(
             f"'{version.key}' is in use: {', '.join(users)}.",
-            help=f"Promote another first: everloop models promote {version.model}@N",
+            help=f"Promote another version first: everloop models promote {version.model}@N",
         )
 
 
 def unarchive(store: Store, ref: str, reason: str = "") -> ModelVersion:
-    """Give an archived version the state back that it had."""
+    """Return an archived version to the state that it had before."""
     with store.records.transaction():
         version = get_version(store, ref)
         if version.state != "archived":

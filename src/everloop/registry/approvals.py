@@ -1,16 +1,17 @@
-"""Four eyes: an alias that a policy guards moves only when others than the one who asks agree.
+"""Approvals (the four-eyes principle): a guarded alias moves only after other people have approved the move.
 
     request_alias -> open -> approved -> applied
-                          -> rejected    one "no" is enough
-                          -> withdrawn   by the one who asked
-                          -> void        the alias has moved meanwhile
+                          -> rejected    one rejection is enough
+                          -> withdrawn   by the person who made the request
+                          -> void        the alias has moved in the meantime
 
-A request is about one version and the holder of that moment: when the alias moves by anything else, the request is
-void for good and must be made anew, even if that holder comes back. `set_alias` looks here before it moves a guarded
-alias. One way needs no new agreement: straight back to the version that held the alias before, as that one was agreed
-upon and a rollback must not wait for an office to open; it can be taken once, not to and fro.
+A request names one version and the version that held the alias at that time. If the alias moves in any other way, the
+request becomes void for good, even if the old holder comes back; make a new one. `set_alias` checks the approvals
+before it moves a guarded alias. A rollback to the version that held the alias before needs no new approval: that
+version was approved once, and a rollback must not wait for office hours. This works once, not back and forth.
 
-Eyes are people's, not credentials': who asks with a password and agrees with a token of his own is one person.
+People approve, not credentials: a request made with a password and an approval given with a token of the same user
+come from one person.
 """
 
 from __future__ import annotations
@@ -30,30 +31,30 @@ MOST_APPROVALS = 10
 
 
 class ApprovalError(ConflictError):
-    """An alias is guarded, and not enough others have agreed."""
+    """The alias is guarded by a policy, and too few people have approved the move."""
 
 
 def person_of(actor: str) -> str:
-    """Whose doing an actor's is: `user:ada` of both `user:ada` and `user:ada/ci`, where her token `ci` acts."""
+    """Return the person behind an actor: `user:ada` for `user:ada` and for `user:ada/ci`, Ada's token `ci`."""
     return actor.partition("/")[0]
 
 
 def find_policy(store: Store, model: str, alias: str) -> AliasPolicy | None:
-    """The policy that guards `model@alias`, or None."""
+    """Return the policy that guards `model@alias`, or None."""
     found = store.records.find(AliasPolicy, ("key", "=", f"{model}@{alias}"), limit=1)
     return found[0] if found else None
 
 
 def set_policy(store: Store, model: str, alias: str, approvals: int) -> AliasPolicy | None:
-    """Say how many others must agree before the alias moves; 0 lifts the guard.
+    """Set how many other people must approve before the alias moves; 0 removes the policy.
 
     Raises:
-        UsageError: a number below 0 or above 10, or names that make no key.
+        UsageError: the number is below 0 or above 10, or a name is invalid.
     """
     check_names(model, alias)
     if not 0 <= approvals <= MOST_APPROVALS:
         raise UsageError(
-            f"{approvals} approvals cannot be asked for.", help=f"Give a number from 0 to {MOST_APPROVALS}."
+            f"A policy cannot require {approvals} approvals.", help=f"Give a number from 0 to {MOST_APPROVALS}."
         )
     with store.records.transaction():
         known = find_policy(store, model, alias)
@@ -70,13 +71,13 @@ def set_policy(store: Store, model: str, alias: str, approvals: int) -> AliasPol
 
 
 def request_alias(store: Store, model: str, alias: str, version_key: str, reason: str = "") -> AliasRequest:
-    """Ask the others to let an alias move to a version. The store's actor is who asks.
+    """Request approval to move an alias to a version, in the name of the store's actor.
 
-    Asking again for what is open already gives the open request.
+    If the same person has the same request open already, that one is returned.
 
     Raises:
-        NotFoundError: no such version.
-        UsageError: a version of another model, or one that holds the alias.
+        NotFoundError: there is no such version.
+        UsageError: the version belongs to another model, or holds the alias already.
         ConflictError: the version is archived.
     """
     check_names(model, alias)
@@ -85,7 +86,7 @@ def request_alias(store: Store, model: str, alias: str, version_key: str, reason
         held = find_alias(store, model, alias)
         holder = held.version if held else None
         if version.model != model or version.key == holder:
-            problem = f"is no version of '{model}'" if version.model != model else f"is '{model}@{alias}' already"
+            problem = f"is not a version of '{model}'" if version.model != model else f"is '{model}@{alias}' already"
             raise UsageError(f"'{version.key}' {problem}.", help=f"See: everloop models ls {model}")
         for known in list_requests(store, model, alias, state="open"):
             same = known.version == version.key and known.holder == holder
@@ -107,16 +108,16 @@ def request_alias(store: Store, model: str, alias: str, version_key: str, reason
 def list_requests(
     store: Store, model: str | None = None, alias: str | None = None, *, state: str | None = None
 ) -> list[AliasRequest]:
-    """Requests, newest first."""
-    asked = [(name, "=", value) for name, value in (("model", model), ("alias", alias), ("state", state)) if value]
-    return store.records.find(AliasRequest, *asked, order="-id")  # type: ignore[arg-type]
+    """Return the requests that match, newest first."""
+    terms = [(name, "=", value) for name, value in (("model", model), ("alias", alias), ("state", state)) if value]
+    return store.records.find(AliasRequest, *terms, order="-id")  # type: ignore[arg-type]
 
 
 def get_request(store: Store, id: str) -> AliasRequest:
-    """The request with this id, or with the only id that begins like this.
+    """Return the request with this id, or the only one whose id begins with it.
 
     Raises:
-        NotFoundError: there is none, or there are several.
+        NotFoundError: no id begins with it, or several do.
     """
     found = store.records.find(AliasRequest, ("id", "prefix", id), limit=2) if id else []
     if len(found) == 1:
@@ -126,66 +127,71 @@ def get_request(store: Store, id: str) -> AliasRequest:
 
 
 def approve(store: Store, request_id: str, reason: str = "") -> AliasRequest:
-    """Agree, in the name of the store's actor. With the last voice that is needed the request is `approved`.
+    """Approve a request in the name of the store's actor. The last approval that is needed makes it `approved`.
 
     Raises:
-        ConflictError: it is not open, as where the alias has moved meanwhile, or the version is archived or gone, or
-            the actor has voted already.
-        TrustError: the actor is the one who asked.
+        ConflictError: the request is not open (the alias has moved, say), the version is archived or deleted, or the
+            actor has approved already.
+        TrustError: the actor made the request.
     """
     return _vote(store, request_id, approve=True, reason=reason)
 
 
 def reject(store: Store, request_id: str, reason: str = "") -> AliasRequest:
-    """Disagree, which ends the request."""
+    """Reject a request in the name of the store's actor. This ends it."""
     return _vote(store, request_id, approve=False, reason=reason)
 
 
 def withdraw(store: Store, request_id: str, reason: str = "") -> AliasRequest:
-    """Take one's own request back.
+    """Withdraw a request that the store's actor has made.
 
     Raises:
-        ConflictError: it is over.
-        TrustError: somebody else made it.
+        ConflictError: the request has ended already.
+        TrustError: another person made it.
     """
     with store.records.transaction():
         request = get_request(store, request_id)
         if person_of(request.asked_by) != person_of(store.actor):
-            raise TrustError(f"{request.asked_by} asked, not {store.actor}.", help="Reject it instead.")
+            raise TrustError(
+                f"You ({store.actor}) cannot withdraw a request that {request.asked_by} made.",
+                help="Reject it instead: everloop models reject ID",
+            )
         if request.state not in ("open", "approved"):
-            raise ConflictError(f"The request is over: {request.state}.")
+            raise ConflictError(f"The request has ended already: {request.state}.")
         ended = replace(request, state="withdrawn")
         return store.records.update(ended, verb="withdrawn", data=_about(ended, reason))[0]
 
 
 def clear_move(store: Store, model: str, alias: str, version: ModelVersion, held: Alias | None) -> dict[str, Json]:
-    """Let a guarded alias move, using up the agreement, or refuse; nothing to do where no policy stands.
+    """Use up the approved request that allows a guarded alias to move. Does nothing if there is no policy.
 
     Called by `set_alias` inside its transaction.
 
     Returns:
-        What the event of the move shall say: the request and who agreed, or that it is a way back.
+        Fields for the event of the move: the request and who approved it, or `way_back` for a rollback.
 
     Raises:
-        ApprovalError: not enough others have agreed.
+        ApprovalError: too few people have approved the move.
     """
     policy = find_policy(store, model, alias)
     if policy is None:
         return {}
     holder = held.version if held else None
     for request in list_requests(store, model, alias, state="approved"):
-        agreed = _voices(request)
-        if request.version == version.key and request.holder == holder and len(agreed) >= policy.approvals:
+        approvers = _approvers(request)
+        if request.version == version.key and request.holder == holder and len(approvers) >= policy.approvals:
             store.records.update(replace(request, state="applied"), verb="applied", data=_about(request, ""))
-            return {"request": request.id, "asked_by": request.asked_by, "approved_by": list(agreed)}
+            return {"request": request.id, "asked_by": request.asked_by, "approved_by": list(approvers)}
     move = last_move(store, model, alias)
     if move is not None and not move.data.get("way_back"):
         came_from, led_to = move.data.get("previous"), move.data.get("version")
         if came_from == version.key and led_to == holder:
             return {"way_back": True}
+    people = f"{policy.approvals} other {'person has' if policy.approvals == 1 else 'people have'}"
     raise ApprovalError(
-        f"'{model}@{alias}' moves only when {policy.approvals} other than who asks agree.",
-        help=f"Ask for it: everloop models promote {version.key} --alias {alias}; others: everloop models approve ID",
+        f"'{model}@{alias}' is guarded: it moves to {version.key} only after {people} approved that.",
+        help=f"Request it: everloop models promote {version.key} --alias {alias}. "
+        "Others approve it: everloop models approve ID",
     )
 
 
@@ -197,8 +203,10 @@ def void_requests(
     version: str | None = None,
     reason: str = "the alias has moved",
 ) -> None:
-    """End what is asked for an alias that has just moved, or for a version that is going, or for a whole model; inside
-    the transaction that does so."""
+    """End the open requests for an alias that has moved, for a version that is archived or deleted, or for a model.
+
+    Call it inside the transaction that makes the change.
+    """
     for request in list_requests(store, model, alias):
         if request.state in ("open", "approved") and version in (None, request.version):
             ended = replace(request, state="void")
@@ -206,14 +214,14 @@ def void_requests(
 
 
 def check_usable(version: ModelVersion) -> ModelVersion:
-    """The version, if it is not archived.
+    """Return the version if it is not archived.
 
     Raises:
-        ConflictError: it is.
+        ConflictError: it is archived.
     """
     if version.state == "archived":
         raise ConflictError(
-            f"'{version.key}' is archived.", help=f"Take it back first: everloop models unarchive {version.key}"
+            f"'{version.key}' is archived.", help=f"Restore it first: everloop models unarchive {version.key}"
         )
     return version
 
@@ -225,38 +233,42 @@ def _vote(store: Store, request_id: str, *, approve: bool, reason: str) -> Alias
             raise ConflictError(
                 f"The request is not open any more: {request.state}.", help="See: everloop models requests --all"
             )
-        me = person_of(store.actor)
-        if approve and person_of(request.asked_by) == me:
-            raise TrustError(f"{store.actor} asked for this and cannot agree to it.", help="Somebody else must.")
-        if approve and any(person_of(vote.by) == me and vote.approve for vote in request.votes):
-            raise ConflictError(f"{store.actor} has agreed already.", help="Somebody else must agree, too.")
+        voter = person_of(store.actor)
+        if approve and person_of(request.asked_by) == voter:
+            raise TrustError(
+                f"You cannot approve your own request ({store.actor} made it).", help="Another person must approve it."
+            )
+        if approve and any(person_of(vote.by) == voter and vote.approve for vote in request.votes):
+            raise ConflictError(
+                f"{store.actor} has approved this request already.", help="Another person must approve it too."
+            )
         if approve:
-            _check_still_there(store, request)
+            _check_version(store, request)
         policy = find_policy(store, request.model, request.alias)
         vote = Vote(by=store.actor, at=store.now(), approve=approve, reason=reason)
         voted = replace(request, votes=(*request.votes, vote))
         if not approve:
             voted = replace(voted, state="rejected")
-        elif len(_voices(voted)) >= (policy.approvals if policy else 1):
+        elif len(_approvers(voted)) >= (policy.approvals if policy else 1):
             voted = replace(voted, state="approved")
         verb = {"open": "agreed", "approved": "approved", "rejected": "rejected"}[voted.state]
         return store.records.update(voted, verb=verb, data=_about(voted, reason))[0]
 
 
 def _about(request: AliasRequest, reason: str) -> dict[str, Json]:
-    """What every event of a request says, so that whoever is told of it need not look it up."""
+    """Return the fields that every event of a request has, so that its readers need not look the request up."""
     return {"alias": f"{request.model}@{request.alias}", "version": request.version, "reason": reason}
 
 
-def _voices(request: AliasRequest) -> tuple[str, ...]:
-    """Who has agreed, each person once."""
-    agreed = {person_of(vote.by): vote.by for vote in request.votes if vote.approve}
-    agreed.pop(person_of(request.asked_by), None)
-    return tuple(sorted(agreed.values()))
+def _approvers(request: AliasRequest) -> tuple[str, ...]:
+    """Return the actors who have approved, one for each person, without the one who made the request."""
+    actors = {person_of(vote.by): vote.by for vote in request.votes if vote.approve}
+    actors.pop(person_of(request.asked_by), None)
+    return tuple(sorted(actors.values()))
 
 
-def _check_still_there(store: Store, request: AliasRequest) -> None:
+def _check_version(store: Store, request: AliasRequest) -> None:
     try:
         check_usable(get_version(store, request.version))
     except NotFoundError as error:
-        raise ConflictError(f"'{request.version}' is gone.", help="Reject the request.") from error
+        raise ConflictError(f"'{request.version}' has been deleted.", help="Reject the request.") from error

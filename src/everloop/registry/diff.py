@@ -1,4 +1,4 @@
-"""Two versions side by side: what differs, and by how much."""
+"""Compare two versions: what differs, and by how much."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricChange:
-    """A metric of two versions; None where one has none. `change` is b minus a."""
+    """A metric of two versions; None if a version does not have it. `change` is b minus a."""
 
     a: float | None
     b: float | None
@@ -26,7 +26,7 @@ class MetricChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A value of two versions; None where one has none."""
+    """A value of two versions; None if a version does not have it."""
 
     a: Json
     b: Json
@@ -34,20 +34,20 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionDiff:
-    """What differs between two versions. `metrics` has all, the rest only what differs."""
+    """What differs between two versions. `metrics` holds every metric, the other fields only differences."""
 
     a: str
     b: str
     metrics: dict[str, MetricChange] = field(default_factory=dict)
     data: dict[str, Change] = field(default_factory=dict)
-    """Snapshot, digest, rows, times, and by name columns that have come, gone or changed their type."""
+    """Snapshot, digest, rows, time range, and each column that was added or removed or has another type."""
     params: dict[str, Change] = field(default_factory=dict)
     signature: dict[str, Change] = field(default_factory=dict)
-    """By input or output name, and `task` and `classes`."""
+    """By name of an input or output; also `task` and `classes`."""
     packages: dict[str, Change] = field(default_factory=dict)
-    """Of the environments in which the runs took place: distributions, and Python itself."""
+    """Versions of Python and of distributions in the environments of the two runs."""
     code: dict[str, Change] = field(default_factory=dict)
-    """By step: digests of its code; and the git commits."""
+    """Digest of each step's code, and the git commit."""
     tags: dict[str, Change] = field(default_factory=dict)
     facts: dict[str, Change] = field(default_factory=dict)
     """Run, package, format, size, state and the like."""
@@ -58,10 +58,10 @@ class VersionDiff:
 
 
 def diff_versions(store: Store, a: str, b: str) -> VersionDiff:
-    """Compare two versions, named as `get_version` takes them.
+    """Compare two versions, each given as `get_version` takes it.
 
     Raises:
-        NotFoundError: one of them is none.
+        NotFoundError: one of them does not exist.
     """
     left, right = get_version(store, a), get_version(store, b)
     runs = _run(store, left), _run(store, right)
@@ -94,9 +94,10 @@ def _changes(a: Mapping[str, Json], b: Mapping[str, Json]) -> dict[str, Change]:
 def _signature(signature: Mapping[str, Json]) -> dict[str, Json]:
     flat: dict[str, Any] = {name: signature.get(name) for name in ("task", "classes")}
     for side in ("inputs", "outputs"):
-        for place, one in enumerate(signature.get(side) or ()):
-            if isinstance(one, Mapping):
-                flat[f"{side}.{one.get('name', place)}"] = {key: value for key, value in one.items() if key != "name"}
+        for index, column in enumerate(signature.get(side) or ()):
+            if isinstance(column, Mapping):
+                name = column.get("name", index)
+                flat[f"{side}.{name}"] = {key: value for key, value in column.items() if key != "name"}
     return flat
 
 

@@ -1,4 +1,4 @@
-"""Who held an alias when, and by whose decision; read from the events, so that nothing can be left out."""
+"""The history of aliases and versions, read from the events, so that nothing is missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ENDS = frozenset({"deleted", "alias_removed"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AliasTenure:
-    """One version's time under an alias. `until` is None for the one that holds it now."""
+    """The time in which one version held an alias. `until` is None for the current holder."""
 
     version: str
     since: datetime
@@ -30,13 +30,13 @@ class AliasTenure:
     evidence: dict[str, Json]
     actor: str
     approved_by: tuple[str, ...] = ()
-    """Who agreed, where a policy guards the alias."""
+    """The actors who approved the move, if a policy guards the alias."""
 
 
 def alias_history(store: Store, model: str, alias: str) -> list[AliasTenure]:
-    """Who held an alias when and why, oldest first; empty where it was never set.
+    """Return which version held an alias when and why, oldest first; empty if it was never set.
 
-    A time without a holder, after an alias was removed, shows as a gap between two tenures.
+    If the alias was removed for a while, there is a gap between two tenures.
     """
     moves = [event for event in _events_of(store, f"{model}@{alias}") if _changes_holder(event)]
     tenures = []
@@ -58,7 +58,7 @@ def alias_history(store: Store, model: str, alias: str) -> list[AliasTenure]:
 
 
 def alias_at(store: Store, model: str, alias: str, moment: datetime) -> AliasTenure | None:
-    """Who held an alias at a moment, with who made it so; None where nobody did.
+    """Return the tenure of an alias at a moment; None if it was not set then.
 
     Raises:
         UsageError: the moment has no timezone.
@@ -74,8 +74,10 @@ def alias_at(store: Store, model: str, alias: str, moment: datetime) -> AliasTen
 
 
 def version_history(store: Store, key: str) -> list[Event]:
-    """Everything that was done about a version, oldest first: what changed of it, which aliases came and went, who
-    asked for it, who agreed and who refused. A version that was deleted still has its history."""
+    """Return every event about a version, oldest first: its changes, aliases, requests, approvals and rejections.
+
+    A deleted version keeps its history.
+    """
     found, seq = [], 0
     while events := store.records.events_since(seq, kinds=("model_version", "alias", "alias_request"), limit=10_000):
         seq = events[-1].seq
@@ -87,7 +89,7 @@ def version_history(store: Store, key: str) -> list[Event]:
 
 
 def last_move(store: Store, model: str, alias: str) -> Event | None:
-    """The event by which the alias came to where it is."""
+    """Return the event of the alias's last move, or None if it was never set."""
     last = None
     for event in _events_of(store, f"{model}@{alias}"):
         if event.verb == ALIAS_SET:
@@ -100,7 +102,7 @@ def _changes_holder(event: Event) -> bool:
 
 
 def _events_of(store: Store, key: str) -> Iterator[Event]:
-    """Every event of the aliases that bore this key, oldest first; a removed one and its successor are two records."""
+    """Return every event of aliases with this key, oldest first; one set again after its removal is a new record."""
     seq = 0
     while events := store.records.events_since(seq, kinds=("alias",), limit=10_000):
         seq = events[-1].seq

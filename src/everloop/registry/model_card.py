@@ -1,7 +1,7 @@
-"""A version's card: what it is, where it comes from, how good it is and what was decided, as readable markdown.
+"""The model card of a version, as markdown: what it is, how good it is, where it comes from and what was decided.
 
-Everything in it that people or data have written (the description, tags, names, reasons) is shown as plain text: cards
-are rendered by pages and tools that would follow links, load images and run what stands in HTML.
+Text that people or data have written (description, tags, names, reasons) is escaped to plain text, because cards are
+rendered by pages and tools that follow links, load images and run HTML.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def version_card(store: Store, ref: str) -> str:
-    """The card of a version, named as `get_version` takes it; markdown, ending with a line break.
+    """Return the card of a version, given as `get_version` takes it: markdown that ends with a line break.
 
     Raises:
         NotFoundError: there is no such version.
@@ -35,7 +35,7 @@ def version_card(store: Store, ref: str) -> str:
         _facts(store, version),
         _metrics(version),
         _gates(store, version),
-        _answering(store, version),
+        _prediction(store, version),
         _left_out(store, version),
         _signature(version.signature),
         _lineage(store, version),
@@ -69,47 +69,50 @@ def _metrics(version: ModelVersion) -> str:
         low, high = (known.get("low"), known.get("high")) if isinstance(known, Mapping) else (None, None)
         between = f"{low:.4g} to {high:.4g}" if isinstance(low, float) and isinstance(high, float) else ""
         rows.append((_Markup(markdown_code(name)), f"{value:.6g}", between))
-    return "## Metrics\n\n" + _table(("metric", "value", "interval"), rows) if rows else ""
+    return "## Metrics\n\n" + _table(("Metric", "Value", "Confidence interval"), rows) if rows else ""
 
 
 def _gates(store: Store, version: ModelVersion) -> str:
     gates = store.records.find(GateResult, ("candidate", "=", version.key), order="id")
     rows = [(gate.gate, gate.outcome, gate.champion or "", gate.message) for gate in gates]
-    return "## Gates\n\n" + _table(("gate", "outcome", "against", "evidence"), rows) if rows else ""
+    return "## Gates\n\n" + _table(("Gate", "Outcome", "Compared with", "Evidence"), rows) if rows else ""
 
 
-def answering(package: Package) -> list[tuple[str, Json]]:
-    """What answers, how long a row takes, and on what it was proved; where another form does not answer, why."""
+def prediction_facts(package: Package) -> list[tuple[str, Json]]:
+    """Return how a package predicts, as (name, value) pairs: its form, the time per row, and how it was verified.
+
+    They also give the reason for each faster form that is not used, and what could not be verified in time.
+    """
     if not package.parity:
         return []
-    found = package.parity
-    times = found.get("row_us")
+    parity = package.parity
+    times = parity.get("row_us")
     times = times if isinstance(times, Mapping) else {}
-    form = str(found.get("form") or "original")
+    form = str(parity.get("form") or "original")
     rows: list[tuple[str, Json]] = [
-        ("Answered by", "the original" if form == "original" else form),
-        ("One row", " / ".join(f"{name} {micro:,.1f} µs" for name, micro in times.items())),
-        ("Proved on", _proof(found, "compiled_" if found.get("compiled") else "")),
+        ("Predicts with", "the original model" if form == "original" else form),
+        ("Time per row", " / ".join(f"{name} {micro:,.1f} µs" for name, micro in times.items())),
+        ("Verified on", _verified_rows(parity, "compiled_" if parity.get("compiled") else "")),
     ]
-    if found.get("votes"):
+    if parity.get("votes"):
         rows.append(("Scores", "1 for the predicted class, 0 for the others: the model gives no probabilities"))
-    reasons = found.get("reasons")
+    reasons = parity.get("reasons")
     if isinstance(reasons, Mapping):
-        rows += [(f"Not as {name}", reason) for name, reason in reasons.items()]
-    untried = found.get("not_tried")
+        rows += [(f"Form '{name}' not used", reason) for name, reason in reasons.items()]
+    untried = parity.get("not_tried")
     if isinstance(untried, Sequence) and untried:
-        rows.append((f"Not tried within {found.get('proof_s', 0):g} s", "; ".join(map(str, untried))))
+        rows.append((f"Not verified within {parity.get('proof_s', 0):g} s", "; ".join(map(str, untried))))
     return [row for row in rows if row[1]]
 
 
-def _answering(store: Store, version: ModelVersion) -> str:
+def _prediction(store: Store, version: ModelVersion) -> str:
     package = _package(store, version)
-    rows = answering(package) if package is not None else []
-    return "## Answering\n\n" + _table(("", ""), rows) if rows else ""
+    rows = prediction_facts(package) if package is not None else []
+    return "## Prediction\n\n" + _table(("", ""), rows) if rows else ""
 
 
 def left_out(store: Store, version: ModelVersion) -> tuple[LeftOut, ...]:
-    """The columns that training was given and did not use, each with its reason."""
+    """Return the columns of the training data that the model does not use, each with the reason."""
     try:
         entries = {entry.path: entry for entry in store.objects.tree(version.package)} if version.package else {}
     except NotFoundError:
@@ -121,38 +124,38 @@ def left_out(store: Store, version: ModelVersion) -> tuple[LeftOut, ...]:
 
 
 def _left_out(store: Store, version: ModelVersion) -> str:
-    rows = [(_Markup(markdown_code(one.column)), one.reason) for one in left_out(store, version)]
-    return "## Columns left out\n\n" + _table(("column", "why"), rows) if rows else ""
+    rows = [(_Markup(markdown_code(column.column)), column.reason) for column in left_out(store, version)]
+    return "## Columns not used\n\n" + _table(("Column", "Reason"), rows) if rows else ""
 
 
-def _proof(found: Mapping[str, Json], prefix: str) -> str:
+def _verified_rows(parity: Mapping[str, Json], prefix: str) -> str:
     kinds = {"sample_rows": "training rows", "edge_rows": "edge rows", "threshold_rows": "rows beside splits"}
-    told = [f"{found[prefix + name]:,} {kind}" for name, kind in kinds.items() if found.get(prefix + name)]
-    worst = found.get(f"{prefix}largest_difference")
-    return ", ".join(told) + (f"; apart by {worst:.2g} at most" if isinstance(worst, float) else "")
+    counts = [f"{parity[prefix + name]:,} {kind}" for name, kind in kinds.items() if parity.get(prefix + name)]
+    worst = parity.get(f"{prefix}largest_difference")
+    return ", ".join(counts) + (f"; largest difference {worst:.2g}" if isinstance(worst, float) else "")
 
 
 def _signature(signature: Mapping[str, Json]) -> str:
     rows = []
     for side in ("inputs", "outputs"):
-        for one in signature.get(side) or ():
-            if isinstance(one, Mapping):
-                categories = one.get("categories")
+        for column in signature.get(side) or ():
+            if isinstance(column, Mapping):
+                categories = column.get("categories")
                 known = f"{len(categories)} categories" if isinstance(categories, Sequence) and categories else ""
-                nullable = "may be null" if one.get("nullable") else ""
+                nullable = "may be null" if column.get("nullable") else ""
                 rows.append(
                     (
                         side[:-1],
-                        _Markup(markdown_code(str(one.get("name", "")))),
-                        one.get("type", ""),
+                        _Markup(markdown_code(str(column.get("name", "")))),
+                        column.get("type", ""),
                         nullable or known,
                     )
                 )
-    return "## Signature\n\n" + _table(("", "name", "type", ""), rows) if rows else ""
+    return "## Inputs and outputs\n\n" + _table(("", "Name", "Type", "Values"), rows) if rows else ""
 
 
 def lineage(store: Store, version: ModelVersion) -> list[tuple[str, Json]]:
-    """Run, data and code that a version comes from, as far as they are known."""
+    """Return the run, data and code that a version comes from, as (name, value) pairs; unknown ones are left out."""
     runs = store.records.find(Run, ("id", "=", version.run), limit=1) if version.run else []
     snapshots = store.records.find(Snapshot, ("key", "=", version.snapshot), limit=1) if version.snapshot else []
     rows: list[tuple[str, Json]] = [("Run", version.run)]
@@ -166,7 +169,7 @@ def lineage(store: Store, version: ModelVersion) -> list[tuple[str, Json]]:
     rows.append(("Code", version.code))
     for run in runs:
         source = run.source
-        dirty = " with changes that are not committed" if source.git_dirty else ""
+        dirty = " with uncommitted changes" if source.git_dirty else ""
         rows += [
             ("Code of the steps", source.code if source.code != version.code else None),
             ("Git commit", source.git_commit and f"{source.git_commit}{dirty}"),
@@ -187,10 +190,10 @@ def _aliases(store: Store, version: ModelVersion) -> str:
         for tenure in alias_history(store, version.model, alias.name):
             if tenure.version == version.key:
                 until = f"{tenure.until:%Y-%m-%d %H:%M}" if tenure.until else "now"
-                agreed = f", agreed by {', '.join(tenure.approved_by)}" if tenure.approved_by else ""
-                who = f"{tenure.actor}{agreed}"
+                approved = f", approved by {', '.join(tenure.approved_by)}" if tenure.approved_by else ""
+                who = f"{tenure.actor}{approved}"
                 rows.append((alias.name, f"{tenure.since:%Y-%m-%d %H:%M}", until, who, tenure.reason))
-    return "## Aliases held\n\n" + _table(("alias", "from", "until", "by", "why"), rows) if rows else ""
+    return "## Alias history\n\n" + _table(("Alias", "From", "Until", "Set by", "Reason"), rows) if rows else ""
 
 
 def _package(store: Store, version: ModelVersion) -> Package | None:
@@ -206,11 +209,11 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[Json]]) -> str:
 
 
 class _Markup(str):
-    """A cell that is markdown already."""
+    """A table cell that is markdown already."""
 
     __slots__ = ()
 
 
 def _text(value: Json) -> str:
-    """One table cell: no line break, no column, no markup that a renderer would run."""
+    """Escape a table cell: no line breaks, no column separators, no markup."""
     return value if isinstance(value, _Markup) else markdown_cell(str(value))

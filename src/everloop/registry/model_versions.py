@@ -1,7 +1,7 @@
-"""Registered model versions, and how they are named.
+"""Registered model versions and their names.
 
-A version is `delays@3`; numbers rise by one and are never given twice. An alias is `delays@champion`. Registering
-the same package again gives the version that it has, so a step that registers can be run twice.
+A version is `delays@3`; numbers increase by one and are never reused. An alias is `delays@champion`. Registering the
+same package again returns the version that it has, so a step that registers can run twice.
 """
 
 from __future__ import annotations
@@ -36,26 +36,27 @@ def register(
     description: str = "",
     tags: Mapping[str, str] | None = None,
 ) -> ModelVersion:
-    """Give a package the model's next version number, or return the version that it has already.
+    """Register a package as the model's next version, or return the version that it has already.
 
     Args:
         package: the record or its digest.
-        run: id of the run that made it.
+        run: id of the run that created it.
         snapshot: key of the snapshot that it was trained on.
         evaluation: an `Evaluation` or its dict; its metrics become the version's unless `metrics` is given.
 
     Raises:
-        UsageError: the model's name does not make a key.
+        UsageError: the model's name is invalid.
         NotFoundError: the store has no such package.
     """
     if not _NAME.fullmatch(model_name):
         raise UsageError(
-            f"'{model_name}' is no name for a model.", help="Use letters, digits, '.', '_' and '-', at most 128."
+            f"'{model_name}' is not a valid name for a model.",
+            help="Use letters, digits, '.', '_' and '-', at most 128 characters, beginning with a letter or digit.",
         )
     record = package if isinstance(package, Package) else get_package(store, package)
-    judged = plain_evaluation(evaluation)
+    plain = plain_evaluation(evaluation)
     with store.records.transaction():
-        # The transaction is the only writer, so nobody takes the number between finding and putting.
+        # The transaction is the only writer, so the number cannot be taken between finding and putting.
         same = store.records.find(
             ModelVersion, ("model", "=", model_name), ("package", "=", record.digest), order="-version", limit=1
         )
@@ -64,12 +65,12 @@ def register(
         version = store.new(
             ModelVersion,
             model=model_name,
-            version=_last_number(store, model_name) + 1,
+            version=next_number(store, model_name),
             package=record.digest,
             run=run,
             snapshot=snapshot,
-            metrics=dict(metrics) if metrics is not None else _metrics(judged),
-            evaluation=judged,
+            metrics=dict(metrics) if metrics is not None else _metrics(plain),
+            evaluation=plain,
             signature=record.signature,
             code=code,
             description=description,
@@ -80,12 +81,12 @@ def register(
 
 
 def get_version(store: Store, ref: str) -> ModelVersion:
-    """The version that `delays@3`, `delays@champion`, `delays` or an id names.
+    """Return the version for `delays@3`, `delays@champion`, `delays` or an id.
 
-    The bare name is the champion or, where there is none, the newest version.
+    The name alone stands for the champion or, if there is none, for the newest version.
 
     Raises:
-        NotFoundError: there is none; the message says which there are.
+        NotFoundError: there is no such version; the message lists those that exist.
     """
     model, at, which = ref.partition("@")
     if not at:
@@ -108,38 +109,40 @@ def get_version(store: Store, ref: str) -> ModelVersion:
 
 
 def list_versions(store: Store, model: str) -> list[ModelVersion]:
-    """Every version of a model, newest first."""
+    """Return every version of a model, newest first."""
     return store.records.find(ModelVersion, ("model", "=", model), order="-version")
 
 
 def find_alias(store: Store, model: str, alias: str) -> Alias | None:
-    """The alias `model@alias`, or None where it was never set or has been removed."""
+    """Return the alias `model@alias`, or None if it is not set."""
     found = store.records.find(Alias, ("key", "=", f"{model}@{alias}"), limit=1)
     return found[0] if found else None
 
 
 def check_names(model: str, alias: str) -> None:
-    """Refuse names that make no key `model@alias`.
+    """Check that the names form a key `model@alias`.
 
     Raises:
-        UsageError: one of them does not.
+        UsageError: a name is invalid.
     """
-    # Models that came over MLflow's protocol may have spaces in their names, and they exist already.
+    # Models that were created through MLflow's protocol may have spaces in their names.
     if not model.strip() or len(model) > 256 or not model.isprintable() or any(sign in "@/:" for sign in model):
         raise UsageError(
-            f"'{model}' is no name for a model.", help="Use letters, digits, '.', '_' and '-', at most 128."
+            f"'{model}' is not a valid name for a model.",
+            help="Use letters, digits, '.', '_' and '-', at most 128 characters, beginning with a letter or digit.",
         )
     if not _NAME.fullmatch(alias) or alias.isdecimal():
-        raise UsageError(f"'{alias}' is no name for an alias.", help="Use letters, digits, '.', '_' and '-'.")
+        raise UsageError(
+            f"'{alias}' is not a valid name for an alias.",
+            help="Use letters, digits, '.', '_' and '-', but not a number alone.",
+        )
 
 
 def next_number(store: Store, model: str) -> int:
-    """The number of the model's next version. Ask inside the transaction that puts the version."""
-    return _last_number(store, model) + 1
+    """Return the number of the model's next version. Call it inside the transaction that puts the version.
 
-
-def _last_number(store: Store, model: str) -> int:
-    """The highest number that the model ever gave out: a deleted version's name is not given to another."""
+    Numbers come from the events, so the number of a deleted version is not used again.
+    """
     last, seq = 0, 0
     while events := store.records.events_since(seq, kinds=("model_version",)):
         seq = events[-1].seq
@@ -147,11 +150,11 @@ def _last_number(store: Store, model: str) -> int:
             name, _, number = event.key.rpartition("@")
             if name == model and number.isdecimal():
                 last = max(last, int(number))
-    return last
+    return last + 1
 
 
 def what_exists(store: Store, model: str) -> str:
-    """For an error's message: the model's versions and aliases, or the models that there are."""
+    """Describe for an error message which versions and aliases the model has, or which models exist."""
     numbers = [version.version for version in list_versions(store, model)]
     if not numbers:
         models = sorted({version.model for version in store.records.find(ModelVersion, limit=1000)})
@@ -162,7 +165,7 @@ def what_exists(store: Store, model: str) -> str:
 
 
 def _metrics(evaluation: Mapping[str, Json]) -> dict[str, float]:
-    """The plain values among an evaluation's metrics, which may each be a number or {value, low, high}."""
+    """Return the values of an evaluation's metrics, each given as a number or as {value, low, high}."""
     found: dict[str, float] = {}
     metrics = evaluation.get("metrics")
     if isinstance(metrics, Mapping):

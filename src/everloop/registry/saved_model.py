@@ -1,4 +1,4 @@
-"""What saving a model gives back: its version, which says in print what was made."""
+"""The version that `save_model` returns, which prints a summary of the package."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 
 class SavedVersion(ModelVersion):
-    """A `ModelVersion`, equal to the one in the store, that prints what was made."""
+    """A `ModelVersion`, equal to the one in the store, that prints a summary of its package."""
 
-    __slots__ = ("_told",)
+    __slots__ = ("_summary",)
 
     @classmethod
     def of(cls, version: ModelVersion, package: Package, home: str) -> Self:
         made = cls(**{one.name: getattr(version, one.name) for one in fields(ModelVersion)})
-        object.__setattr__(made, "_told", describe(version, package, home))
+        object.__setattr__(made, "_summary", describe(version, package, home))
         return made
 
     def __repr__(self) -> str:
-        # What `dataclasses.replace` makes of it has nothing to tell.
-        return str(getattr(self, "_told", None) or ModelVersion.__repr__(self))
+        # A copy made by `dataclasses.replace` has no summary.
+        return str(getattr(self, "_summary", None) or ModelVersion.__repr__(self))
 
     __str__ = __repr__
 
@@ -41,32 +41,32 @@ class SavedVersion(ModelVersion):
 
 
 def describe(version: ModelVersion, package: Package, home: str) -> str:
-    """A version in some lines: format, what answers, on what it was proved, whether it needs trust, where it is."""
-    from everloop.registry.model_card import answering
+    """Summarize a version in a few lines: format, form, verification, trust and size, and how to serve it."""
+    from everloop.registry.model_card import prediction_facts
 
-    told = dict(answering(package))
-    form = str(told.get("Answered by", "the original"))
+    facts = dict(prediction_facts(package))
+    form = str(facts.get("Predicts with", "the original model"))
     times = package.parity.get("row_us")
     lines = [f"{version.key}  ({package.format}, {_task(version.signature)})"]
     lines.append(
-        f"  answered by   {form}" + (f": {told['One row']} a row" if isinstance(times, dict) and times else "")
+        f"  predicts with {form}" + (f": {facts['Time per row']} per row" if isinstance(times, dict) and times else "")
     )
-    if told.get("Proved on"):
-        lines.append(f"  proved on     {told['Proved on']}")
-    lines += [f"  {_lower(name)}: {reason}" for name, reason in told.items() if name.startswith("Not ")]
+    if facts.get("Verified on"):
+        lines.append(f"  verified on   {facts['Verified on']}")
+    lines += [f"  {_lower(name)}: {reason}" for name, reason in facts.items() if name.startswith(("Form ", "Not "))]
     lines.append(f"  loading       {trust_of(package)}")
-    lines.append(f"  kept in       {home}, {package.size_bytes:,} bytes")
+    lines.append(f"  stored in     {home}, {package.size_bytes:,} bytes")
     lines.append(f"  serve it      everloop serve {version.key}")
     return "\n".join(lines)
 
 
 def trust_of(package: Package) -> str:
-    """Whether loading a package runs code, and what that asks of the machine that loads it."""
+    """Say whether loading a package runs code from it, and whether its signer must be trusted."""
     signer = (package.trust or {}).get("key")
     signed = f"signed by {str(signer)[:20]}" if signer else "not signed"
     if package.format in SAFE:
-        return f"runs no code of the package, needs no trust ({signed})"
-    return f"runs code: only where its signer is trusted, as on this machine ({signed})"
+        return f"runs no code from the package, so any machine may load it ({signed})"
+    return f"runs code from the package, so only machines that trust its signer load it ({signed})"
 
 
 def _task(signature: Mapping[str, Any]) -> str:

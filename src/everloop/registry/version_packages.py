@@ -1,4 +1,4 @@
-"""The package of a version, by the version's name: loaded, verified, exported."""
+"""Load, verify and export the package of a version, given the version's name."""
 
 from __future__ import annotations
 
@@ -16,42 +16,45 @@ if TYPE_CHECKING:
 
 
 def load_model(source: Store | Path | str, ref: str | None = None) -> Predictor:
-    """Load a model for answering, without the library that trained it where its format allows.
+    """Load a model for prediction; many formats do not need the library that trained it.
 
     Args:
-        source: a store, or the folder or file of a package, as `export_package` writes it (then without `ref`).
+        source: a store, or the folder or file that `export_package` wrote (then without `ref`).
         ref: `delays@3`, `delays@champion`, `delays` (champion or newest), or a package's digest.
 
     Raises:
-        NotFoundError: no such version, package or folder.
-        CorruptionError: a byte of the package is not as it was, or a foreign one failed its trial.
-        TrustError: the package bears code and is not signed by a trusted key, or its model names something outside of
+        NotFoundError: there is no such version, package or folder.
+        CorruptionError: the package is damaged, or it is from another machine and its trial load failed.
+        TrustError: the package contains code and no trusted key signed it, or its model refers to a file outside of
             the package.
     """
     if isinstance(source, str | Path):
         if ref is not None:
-            raise UsageError("A package's folder is loaded without a version.", help="Pass an open store to name one.")
+            raise UsageError(
+                f"The package in '{source}' is a single version, so it is loaded without `ref`.",
+                help="Leave `ref` out, or pass an open store: load_model(store, 'delays@champion')",
+            )
         from everloop.packages.package_files import load_path
 
         return load_path(Path(source))
     if ref is None:
-        raise UsageError("Which model?", help="Name it: load_model(store, 'delays@champion')")
+        raise UsageError("No model is named.", help="Name one with `ref`: load_model(store, 'delays@champion')")
     if ref.startswith("sha256:"):
         return load_package(source, ref)
     version = get_version(source, ref)
     if not version.package:
         raise NotFoundError(
-            f"'{version.key}' came over MLflow's protocol and has no package yet.",
-            help=f"Make one: everloop models adopt {version.key}",
+            f"'{version.key}' was registered through MLflow's protocol and has no package yet.",
+            help=f"Package it: everloop models adopt {version.key}",
         )
     return load_package(source, version.package, version=version.key)
 
 
 def verify_package(store: Store, ref: str) -> Verification:
-    """Check the package of a version, or one by its digest; code in it runs only if it is trusted.
+    """Verify the package of a version, or one given by its digest. Code in it runs only if it is trusted.
 
     Raises:
-        NotFoundError: there is no such version or package. Problems of one that exists are in the result.
+        NotFoundError: there is no such version or package. Problems with an existing one are in the result.
     """
     from everloop.packages.verification import verify_digest
 
@@ -62,11 +65,11 @@ def verify_package(store: Store, ref: str) -> Verification:
 
 
 def export_package(store: Store, ref: str, path: Path | str) -> Path:
-    """Write the package of a version, or one by its digest, as one `.tar.zst` file or as a folder.
+    """Write the package of a version, or one given by its digest, as one `.tar.zst` file or as a folder.
 
     Raises:
         NotFoundError: there is no such version or package.
-        UsageError: the path exists already, or has the suffix of another kind of archive.
+        UsageError: the path exists already, or has the suffix of another archive format.
     """
     from everloop.packages.archive import write_archive
 
