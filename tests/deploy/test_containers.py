@@ -171,5 +171,5 @@ def test_an_image_is_named_by_a_name(base: str) -> None:
     ],
 )
 def test_a_lock_names_distributions_and_nothing_else(name: str, version: str, archive: str | None) -> None:
-    with pytest.raises(DataError, match="no distribution"):
+    with pytest.raises(DataError, match="not a valid distribution"):
         requirements({name: Locked(version=version, archive=archive)})

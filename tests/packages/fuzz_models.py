@@ -22,7 +22,7 @@ from everloop.errors import EverloopError
 from everloop.packages.isolation import child_process
 from everloop.packages.isolation.isolated_load import ProcessLimits
 from everloop.packages.package_manifest import Manifest
-from everloop.packages.parity import try_answers
+from everloop.packages.parity import try_predict
 from everloop.packages.predictor import predictor_from
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ def asked(manifest: bytes, files: dict[str, bytes]) -> str:
         else:
             columns[item.name] = chance.normal(size=ROWS) * 10.0 ** chance.integers(-3, 5, ROWS)
     frame = pl.DataFrame(columns)
-    found = try_answers(predictor.model, frame)
+    found = try_predict(predictor.model, frame)
     for at in range(0, ROWS, 50):
-        try_answers(predictor.model, frame[at : at + 1])
+        try_predict(predictor.model, frame[at : at + 1])
     return "answers" if not isinstance(found, Exception) else f"refuses rows: {type(found).__name__}"
 
 

@@ -77,7 +77,7 @@ def test_contributions_of_compiled_models_add_up(store: Store, numbers: pd.DataF
 
 def test_a_function_tells_no_contributions(store: Store, numbers: pd.DataFrame) -> None:
     save_model(lambda table: table["a"], "plain", numbers, store=store)
-    with pytest.raises(UsageError, match="tells no contributions"):
+    with pytest.raises(UsageError, match="cannot explain its predictions"):
         load_model(store, "plain").explain(pl.DataFrame(numbers).head(1))
 
 

@@ -143,7 +143,7 @@ def test_a_python_model_with_its_files(store: Store, tmp_path: Path, monkeypatch
         save_model(Thresholds(), "limits", NUMBERS, artifacts={"more": tmp_path / "more"}, store=store)
     with pytest.raises(UsageError, match="is no name"):
         save_model(Thresholds(), "limits", NUMBERS, artifacts={"../x": tmp_path / "more"}, store=store)
-    with pytest.raises(UsageError, match="Artifacts are for"):
+    with pytest.raises(UsageError, match="`artifacts` needs an object"):
         save_model(Ridge().fit(NUMBERS, TRUTH), "limits", NUMBERS, artifacts=artifacts, store=store)
     monkeypatch.setenv("EVERLOOP_KEYS", str(tmp_path / "elsewhere"))
     with pytest.raises(TrustError):

@@ -53,13 +53,13 @@ def test_features_are_looked_up_by_entity(store: Store, tmp_path: Path) -> None:
     # Of an unknown origin nothing is known, and this model takes no nulls.
     with pytest.raises(RequestError):
         predictor.predict([{"origin": "XXX", "distance": 5.0}])
-    with pytest.raises(UsageError, match="there is no store"):
+    with pytest.raises(UsageError, match="loaded without a store"):
         load_model(export_package(store, "delay@1", tmp_path / "delay"))
     with pytest.raises(NotFoundError, match="'tides'"):
         save_model(model, "delay", table.to_pandas(), lookups=["tides"], store=store)
     with pytest.raises(UsageError, match="lacks 'origin'"):
         save_model(model, "delay", inputs.to_pandas(), lookups=["weather"], store=store)
     alone = LinearRegression().fit(table.select("distance").to_pandas(), table["temp"])
-    with pytest.raises(UsageError, match="reads none of the features"):
+    with pytest.raises(UsageError, match="uses none of the features"):
         save_model(alone, "delay", table.to_pandas(), lookups=["weather"], store=store)
     online.close()

@@ -289,7 +289,7 @@ def test_what_ends_the_child_is_a_refusal(last: str, reason: str, monkeypatch: p
     limits = ProcessLimits(cpu_s=1, wall_s=1 if "sleep" in last else 60, memory_bytes=2**30)
     with pytest.raises(CorruptionError, match=reason) as refused:
         run(IsolatedJob(name="package", limits=limits), "The package 'x'")
-    assert "The package 'x' ended the process that read it on trial" in refused.value.message
+    assert "The package 'x' ended the process that loaded it on trial" in refused.value.message
 
 
 def test_the_child_has_nothing_of_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

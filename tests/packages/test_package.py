@@ -128,7 +128,7 @@ def test_folder_that_was_changed(tmp_path: Path, store: Store, linear: Trained, 
     example.unlink()
     with pytest.raises(NotFoundError, match=r"example\.json"):
         load_model(folder)
-    with pytest.raises(NotFoundError, match="is no package"):
+    with pytest.raises(NotFoundError, match="is not a package"):
         load_model(tmp_path)
 
 

@@ -179,7 +179,7 @@ class Reader(ClassifierMixin, BaseEstimator):
 
 def test_what_the_rows_lose_on_their_way_is_refused(store: Store) -> None:
     table = pd.DataFrame({"a": NUMBERS}, index=np.arange(ROWS) * 2)
-    with pytest.raises(ParityError, match="as it answers the example itself"):
+    with pytest.raises(ParityError, match="than for the example itself"):
         save_model(Reader().fit(table, NUMBERS > 0), "m", table, store=store)
 
 

@@ -106,7 +106,7 @@ def test_misspelled_field_is_answered_with_the_nearest() -> None:
 def test_missing_field_is_refused_and_null_is_offered() -> None:
     with pytest.raises(RequestError, match="'flag' is missing") as caught:
         SIGNATURE.rows_of([{name: value for name, value in ROW.items() if name != "flag"}])
-    assert caught.value.help == "Send null where it is unknown."
+    assert caught.value.help == "Send null if it is unknown."
     with pytest.raises(RequestError, match="'seats' is missing") as caught:
         SIGNATURE.rows_of([{name: value for name, value in ROW.items() if name != "seats"}])
     assert caught.value.help is None

@@ -228,10 +228,10 @@ class Broken:
         (lambda m, x: (m, x.drop(columns="city")), "lacks the columns 'city'"),
         (lambda m, x: (m, x.head(0)), "0 rows"),
         (lambda m, x: (m, x.to_dict("records")), "The example is a list"),
-        (lambda m, x: (m, x.assign(age="old")), "cannot answer its example"),
-        (lambda m, x: (Broken(), x), "cannot answer its example"),
+        (lambda m, x: (m, x.assign(age="old")), "cannot predict the example"),
+        (lambda m, x: (Broken(), x), "cannot predict the example"),
         (lambda m, x: (LogisticRegression, x), "is a class"),
-        (lambda m, x: (42, x), "is no model"),
+        (lambda m, x: (42, x), "is not a model"),
         (lambda m, x: (b"no graph", x), "not an ONNX model"),
     ],
 )

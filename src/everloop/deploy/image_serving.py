@@ -79,7 +79,7 @@ def find_model(work: Path, environment: Mapping[str, str]) -> Path:
     folders = [
         root / "opt/ml/model",
         *([_fetch(uri, work)] if (uri := environment.get("AIP_STORAGE_URI")) else []),
-        *([Path(folder)] if (folder := environment.get("AZUREML_MODEL_DIR")) else []),
+        *([Path(azure)] if (azure := environment.get("AZUREML_MODEL_DIR")) else []),
         root / "mnt/models",
         *([Path(image)] if (image := environment.get("EVERLOOP_IMAGE")) else []),
     ]

@@ -1,4 +1,4 @@
-"""A package: a trained model in a folder by digest, with everything that answering needs, proved equal to it."""
+"""Packages: a trained model with everything that prediction needs, verified, in a folder named by its digest."""
 
 from __future__ import annotations
 

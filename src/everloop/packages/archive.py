@@ -1,9 +1,8 @@
-"""A package to carry to another machine: one file, `churn.tar.zst`, or a folder, with the signature that vouches for
-it.
+"""Export and import packages: one file, `churn.tar.zst`, or a folder, together with the package's signature.
 
-Reading trusts nothing in it: names that lead outside and anything that is no plain file are refused, sizes are bounded,
-every file is checked against the manifest, and what bears code comes in only with a signature by a key, or with a
-digest, that is trusted here.
+Import trusts nothing in an archive. It refuses paths that lead outside and anything that is not a plain file, limits
+sizes, and checks every file against the manifest. A package with code is imported only if a trusted key signed it or
+its digest is trusted here.
 """
 
 from __future__ import annotations
@@ -29,22 +28,23 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 SIGNATURE = "signature.json"
-"""Beside the package's own files; a package has no file of this name."""
+"""Added to the package's own files on export; a package itself has no file of this name."""
 ENDING = ".tar.zst"
 MOST_BYTES = 4 * 2**30
 MOST_FILES = 10_000
 _LEVEL = 9
+_EXPORT_AGAIN = "Export the package again on the machine that has it: everloop models export MODEL@VERSION"
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".zst", ".bz2", ".xz", ".whl")
 
 
 def write_archive(store: Store, digest: str, path: Path | str) -> Path:
-    """Write a package as one file where `path` ends in `.tar.zst`, otherwise as a folder.
+    """Write a package as one file if `path` ends in `.tar.zst`, otherwise as a folder.
 
     The same package gives the same bytes.
 
     Raises:
         NotFoundError: there is no such package.
-        UsageError: the path exists already, or ends as another kind of archive does.
+        UsageError: the path exists already, or has the suffix of another archive format.
     """
     target = Path(path)
     if target.exists():
@@ -52,7 +52,8 @@ def write_archive(store: Store, digest: str, path: Path | str) -> Path:
     packed = target.name.endswith(ENDING)
     if not packed and target.suffix in _ARCHIVES:
         raise UsageError(
-            f"A package is not written as '{target.suffix}'.", help=f"End the name in {ENDING}, or name a folder."
+            f"A package cannot be written as '{target.suffix}'.",
+            help=f"Choose a name that ends in {ENDING}, or name a folder.",
         )
     files = signed_files(store, digest)
     draft = target.with_name(f".{target.name}.part")
@@ -65,7 +66,7 @@ def write_archive(store: Store, digest: str, path: Path | str) -> Path:
 
 
 def signed_files(store: Store, digest: str) -> dict[str, bytes]:
-    """Every file of a package, including its manifest and signature.
+    """Return every file of a package, including its manifest and signature.
 
     Raises:
         NotFoundError: there is no such package.
@@ -81,29 +82,29 @@ def signed_files(store: Store, digest: str) -> dict[str, bytes]:
 
 
 def import_package(store: Store, path: Path | str, *, max_bytes: int | None = None) -> Package:
-    """Read what `export_package` wrote into a store; register it then as any other package.
+    """Import into a store what `export_package` wrote. The package can then be registered like any other.
 
     Args:
-        max_bytes: how much the file may unpack to, at any ratio; default: a hundred times its own size, 4 GiB at most.
+        max_bytes: the most bytes that the file may unpack to; default: a hundred times its size, at most 4 GiB.
 
     Raises:
         NotFoundError: there is no such file.
-        CorruptionError: it is not a package, not as it was written, or its model does not hold together.
-        TrustError: it bears code, and nobody whom this machine trusts vouches for it; or its model names something
-            outside of the package.
-        MissingExtraError: the library that reads its model, and so could check it, is not installed.
+        CorruptionError: it is not a package, it is damaged, or its model is invalid.
+        TrustError: it contains code and is not signed by a key that this machine trusts; or its model refers to a
+            file outside of the package.
+        MissingExtraError: the library that reads its model, and is needed to check it, is not installed.
     """
     from everloop.stores.trust import check, sign
 
-    manifest, files, told, digest = open_archive(Path(path), max_bytes=max_bytes)
-    trust = trust_of(told)
+    manifest, files, signature, digest = open_archive(Path(path), max_bytes=max_bytes)
+    trust = trust_of(signature)
     try:
         check(digest, trust)
     except TrustError:
         if manifest.code_bearing:
             raise
-        # Nothing in it can run, and what it names lies in it; this machine vouches only for what it could read.
-        admit(manifest, files, digest, trust, store=store, told=f"The package '{path}'")
+        # The format contains no code. This machine signs the package only after a trial load.
+        admit(manifest, files, digest, trust, store=store, name=f"The package '{path}'")
         trust = sign(digest)
     with tempfile.TemporaryDirectory(prefix="everloop-import-") as folder:
         store.objects.add_tree(write_files(Path(folder, "package"), files))
@@ -111,7 +112,7 @@ def import_package(store: Store, path: Path | str, *, max_bytes: int | None = No
         found = store.records.find(Package, ("digest", "=", digest), limit=1)
         if found:
             return found[0]
-        parity = told.get("parity")
+        parity = signature.get("parity")
         package = store.new(
             Package,
             digest=digest,
@@ -127,53 +128,64 @@ def import_package(store: Store, path: Path | str, *, max_bytes: int | None = No
 
 
 def open_archive(path: Path, *, max_bytes: int | None = None) -> tuple[Manifest, dict[str, bytes], dict[str, Any], str]:
-    """The manifest, the files (the manifest among them), what stands in `signature.json`, and the digest.
+    """Read an archive: its manifest, its files including the manifest, the content of `signature.json`, its digest.
 
-    Nothing is run, and who vouches for it is not looked at.
+    Nothing is run, and the signature is not checked.
 
     Raises:
         NotFoundError: there is no such file.
-        CorruptionError: it is no package, or not as it was written.
+        CorruptionError: it is not a package, or it is damaged.
     """
     files = _read_folder(path) if path.is_dir() else _read_file(path, max_bytes)
     if manifests.FILE not in files:
-        raise CorruptionError(f"'{path}' is no package: it has no {manifests.FILE}.")
+        raise CorruptionError(
+            f"'{path}' is not a package: it has no {manifests.FILE}.",
+            help=f"Give a file or folder that `everloop models export` wrote; a file ends in {ENDING}.",
+        )
     try:
-        told = json.loads(files.pop(SIGNATURE, b"{}"))
+        signature = json.loads(files.pop(SIGNATURE, b"{}"))
     except (ValueError, RecursionError) as error:
-        raise CorruptionError(f"The {SIGNATURE} in '{path}' is damaged: {error}.") from error
-    told = told if isinstance(told, dict) else {}
+        raise CorruptionError(f"The {SIGNATURE} in '{path}' is damaged: {error}.", help=_EXPORT_AGAIN) from error
+    signature = signature if isinstance(signature, dict) else {}
     manifest = Manifest.from_bytes(files[manifests.FILE])
     for name, expected in manifest.files.items():
         if name not in files:
-            raise CorruptionError(f"'{path}' lacks its file {name}.")
+            raise CorruptionError(f"The file {name} is missing in '{path}'.", help=_EXPORT_AGAIN)
         if digest_of(files[name]) != expected:
-            raise CorruptionError(f"The file {name} in '{path}' differs from its digest.")
-    strangers = sorted(set(files) - set(manifest.files) - {manifests.FILE})
-    if strangers:
-        raise CorruptionError(f"'{path}' holds a file that its manifest does not name: {strangers[0]}.")
+            raise CorruptionError(f"The file {name} in '{path}' differs from its digest.", help=_EXPORT_AGAIN)
+    unknown = sorted(set(files) - set(manifest.files) - {manifests.FILE})
+    if unknown:
+        raise CorruptionError(
+            f"'{path}' holds a file that its manifest does not name: {unknown[0]}.", help=_EXPORT_AGAIN
+        )
     digest = digest_of_files(files)
-    if told.get("package") not in (None, digest):
-        raise CorruptionError(f"'{path}' says that it is {told['package']}, its files are {digest}.")
-    return manifest, files, told, digest
+    if signature.get("package") not in (None, digest):
+        raise CorruptionError(
+            f"'{path}' says that it is {signature['package']}, but its files are {digest}.", help=_EXPORT_AGAIN
+        )
+    return manifest, files, signature, digest
 
 
-def check_archive(manifest: Manifest, told: Mapping[str, Any], digest: str) -> None:
-    """Refuse a package that bears code, unless somebody trusted vouches for it.
+def check_archive(manifest: Manifest, signature: Mapping[str, Any], digest: str) -> None:
+    """Check that a package with code is trusted here and fits this Python.
+
+    Args:
+        signature: the content of `signature.json`.
 
     Raises:
-        TrustError: nobody does.
+        TrustError: it contains code and is not signed by a trusted key.
+        OtherPythonError: another minor version of Python wrote the code.
     """
     if manifest.code_bearing:
         from everloop.stores.trust import check
 
-        check(digest, trust_of(told))
+        check(digest, trust_of(signature))
         manifest.check_python()
 
 
-def trust_of(told: Mapping[str, Any]) -> dict[str, str] | None:
-    """The signature in what stands in `signature.json`, if there is one."""
-    trust = told.get("trust")
+def trust_of(signature: Mapping[str, Any]) -> dict[str, str] | None:
+    """Return the trust entry of a `signature.json`, or None."""
+    trust = signature.get("trust")
     return {str(key): str(value) for key, value in trust.items()} if isinstance(trust, dict) else None
 
 
@@ -188,7 +200,10 @@ def _pack(files: Mapping[str, bytes]) -> bytes:
             try:
                 archive.addfile(member, io.BytesIO(files[name]))
             except ValueError as error:
-                raise UsageError(f"The file '{name}' has a name that no archive holds: {error}.") from error
+                raise UsageError(
+                    f"The name of the file '{name}' does not fit into an archive: {error}.",
+                    help="Export the package as a folder: give a path without a suffix.",
+                ) from error
     packed = pa.Codec("zstd", compression_level=_LEVEL).compress(out.getvalue(), asbytes=True)
     return cast("bytes", packed)
 
@@ -205,14 +220,14 @@ def _read_folder(path: Path) -> dict[str, bytes]:
             budget.spend(size)
             files[name] = (path / name).read_bytes()
     except UsageError as error:
-        raise CorruptionError(f"'{path}' is no package: {error.message}") from error
+        raise CorruptionError(f"'{path}' is not a package: {error.message}") from error
     return files
 
 
 def _read_file(path: Path, most_bytes: int | None) -> dict[str, bytes]:
-    """The files in an archive by name."""
+    """Return the files in an archive by name."""
     if not path.exists():
-        raise NotFoundError(f"There is no file '{path}'.")
+        raise NotFoundError(f"There is no file '{path}'.", help="Check the path of the package.")
     files: dict[str, bytes] = {}
     try:
         with zstd_or_plain(path) as stream:
@@ -220,9 +235,9 @@ def _read_file(path: Path, most_bytes: int | None) -> dict[str, bytes]:
                 files[member.name] = member.read()
     except CorruptionError:
         raise
-    except Exception as error:  # a damaged archive makes its readers raise whatever they like
+    except Exception as error:  # the readers can raise anything on a damaged archive
         raise CorruptionError(
-            f"'{path}' is no package: {str(error).rstrip('.')}.", help=f"A package in one file ends in {ENDING}."
+            f"'{path}' is not a package: {str(error).rstrip('.')}.", help=f"A package in one file ends in {ENDING}."
         ) from error
     return files
 

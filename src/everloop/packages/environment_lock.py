@@ -1,8 +1,8 @@
-"""The environment lock of a package: every distribution that answering needs, in its exact version, and what it holds.
+"""The environment lock of a package: every distribution that prediction needs, with exact version and content digest.
 
-From the few that a format names the lock follows what each requires, as far as it is installed here. `content` is a
-digest over the list of files that a distribution was installed with (its `RECORD`, less what an installer adds), so it
-is the same for the same wheel on every machine, and an environment can be held against it.
+A format names a few distributions; the lock adds everything that they require and that is installed here. `content` is
+a digest of the list of installed files (the `RECORD`, without what an installer adds), so it is the same for the same
+wheel on every machine, and an environment can be compared with it.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ _INSTALLERS = ("/INSTALLER", "/REQUESTED", "/RECORD", "/direct_url.json", "/uv_c
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Locked:
-    """One distribution."""
+    """One distribution in a lock."""
 
     version: str
     requires: tuple[str, ...] = ()
-    """The distributions of the lock that it needs."""
+    """The distributions in the lock that it requires."""
     content: str | None = None
-    """`sha256:…` of what it was installed with; None where the installer kept no list."""
+    """`sha256:…` of its installed files; None if the installer wrote no list of them."""
     archive: str | None = None
-    """`sha256:…` of the file that it was installed from, where the installer noted that."""
+    """`sha256:…` of the file that it was installed from; None if the installer did not record it."""
 
 
 def lock(names: Iterable[str]) -> dict[str, Locked]:
-    """The distributions of these names and everything that they require, of what is installed here, by name.
+    """Return the installed distributions with these names and everything that they require, by name.
 
-    A requirement that is not installed (of another system, or optional) is passed over.
+    A requirement that is not installed (because it is optional or for another system) is left out.
     """
     found: dict[str, Locked] = {}
     waiting = sorted(names)
@@ -66,30 +66,30 @@ def lock(names: Iterable[str]) -> dict[str, Locked]:
 
 
 def differences(locked: Mapping[str, Locked]) -> list[str]:
-    """What of a lock is not installed here as it was there, one line each; empty where all is."""
-    told = []
+    """Return how this environment differs from a lock, one line for each distribution."""
+    lines = []
     for name, wanted in sorted(locked.items()):
         here = _locked(name)
         if here is None:
-            told.append(f"{name} {wanted.version} is not installed")
+            lines.append(f"{name} {wanted.version} is not installed")
         elif here.version != wanted.version:
-            told.append(f"{name} is {here.version}, not {wanted.version}")
+            lines.append(f"{name} is {here.version}, not {wanted.version}")
         elif None not in (here.content, wanted.content) and here.content != wanted.content:
-            told.append(f"{name} {wanted.version} was built otherwise")
-    return told
+            lines.append(f"{name} {wanted.version} is another build")
+    return lines
 
 
 def requirements(locked: Mapping[str, Locked]) -> bytes:
-    """`requirements.txt`: every distribution pinned, with hashes where all of them are known.
+    """Return a `requirements.txt`: every distribution pinned, with hashes if all of them are known.
 
-    pip takes hashes only for all or for none.
+    pip accepts hashes only for all distributions or for none.
 
     Raises:
-        DataError: a name or version is none, so that the line would say something else to pip.
+        DataError: a name or version is malformed, so pip would read something else from the line.
     """
     for name, one in locked.items():
         if not (_PLAIN.fullmatch(name) and _VERSION.fullmatch(one.version) and _HASH.fullmatch(one.archive or "")):
-            raise DataError(f"'{name[:100]}' in version '{one.version[:100]}' is no distribution.")
+            raise DataError(f"'{name[:100]}' in version '{one.version[:100]}' is not a valid distribution.")
     hashed = all(one.archive for one in locked.values())
     lines = [
         f"{name}=={one.version}" + (f" --hash={one.archive}" if hashed else "") for name, one in sorted(locked.items())
@@ -98,7 +98,7 @@ def requirements(locked: Mapping[str, Locked]) -> bytes:
 
 
 def normal(name: str) -> str:
-    """A distribution's name as all spell it alike."""
+    """Return a distribution's name in normalized form (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -110,8 +110,8 @@ def _locked(name: str) -> Locked | None:
         return None
     required = set()
     for line in found.requires or ():
-        asked, _, marker = line.partition(";")
-        match = _NAME.match(asked)
+        requirement, _, marker = line.partition(";")
+        match = _NAME.match(requirement)
         if match and "extra ==" not in marker.replace("'", '"').replace('extra=="', 'extra == "'):
             required.add(normal(match[1]))
     return Locked(
@@ -123,20 +123,20 @@ def _content(found: Distribution) -> str | None:
     text = found.read_text("RECORD")
     if text is None or '"editable": true' in (found.read_text("direct_url.json") or ""):
         return None
-    # Scripts lie outside and hold the path of their interpreter; bytecode has no digest.
-    kept = sorted(
+    # Scripts are outside of the folder and contain the path of their interpreter; bytecode has no digest.
+    listed = sorted(
         line
         for line in text.splitlines()
         if "sha256=" in line and not line.startswith(("..", '"..')) and not line.partition(",")[0].endswith(_INSTALLERS)
     )
-    joined = "\n".join(kept)
-    return f"sha256:{hashlib.sha256(joined.encode()).hexdigest()}" if kept else None
+    joined = "\n".join(listed)
+    return f"sha256:{hashlib.sha256(joined.encode()).hexdigest()}" if listed else None
 
 
 def _archive(found: Distribution) -> str | None:
     try:
-        told = json.loads(found.read_text("direct_url.json") or "{}")
-        digest = told.get("archive_info", {}).get("hashes", {}).get("sha256")
+        origin = json.loads(found.read_text("direct_url.json") or "{}")
+        digest = origin.get("archive_info", {}).get("hashes", {}).get("sha256")
     except (ValueError, AttributeError):
         return None
     return f"sha256:{digest}" if isinstance(digest, str) else None

@@ -1,8 +1,8 @@
-"""Why a model answered so: what each input added.
+"""Explain predictions: the contribution of each input.
 
-Contributions add up: bias and contributions of a row give the sum before the link, which is the log-odds for a
-classifier of boosted trees or of weights, and the answer itself for a regression (and for a forest, which has no link).
-Trees are taken apart by TreeSHAP, weights directly.
+Contributions add up: bias plus contributions of a row give the score before the link function. That is the log-odds
+for a boosted or linear classifier, and the prediction itself for a regression (and for a forest, which has no link).
+Contributions of trees come from TreeSHAP; those of a linear model are weight times value.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ MOST_ROWS = 10_000
 
 
 def explain(predictor: PredictorView, rows: pl.DataFrame | Sequence[Mapping[str, object]]) -> list[dict[str, Json]]:
-    """Bias and contributions of each row.
+    """Return the bias and the contributions of each row.
 
     Returns:
-        For each row `{"bias": b, "contributions": {input: c}}`; for several classes b and c are lists, one number for
-        each class in order.
+        For each row `{"bias": b, "contributions": {input: c}}`; for several classes b and c are lists with one number
+        for each class, in order.
 
     Raises:
-        UsageError: the model is neither of trees nor of weights that are known here, or the rows are too many.
-        RequestError: the rows break the signature.
+        UsageError: the model is not a tree ensemble or linear model of everloop, or there are too many rows.
+        RequestError: the rows do not match the signature.
     """
     from everloop.packages.parity import frame_of, plain_rows
 
@@ -45,28 +45,30 @@ def explain(predictor: PredictorView, rows: pl.DataFrame | Sequence[Mapping[str,
 
         frame = frame_of(plain_rows(pl.DataFrame(rows), signature), signature)
     if frame.height > MOST_ROWS:
-        raise UsageError(f"{frame.height} rows are too many to explain.", help=f"Explain at most {MOST_ROWS} at once.")
+        raise UsageError(
+            f"{frame.height:,} rows are too many to explain.", help=f"Explain at most {MOST_ROWS:,} rows at once."
+        )
     if not frame.height:
         return []
     found, sources = _contributions(predictor, frame)
     one = found.shape[1] == 1
-    answers: list[dict[str, Json]] = []
+    explanations: list[dict[str, Json]] = []
     for row in found:
         added: dict[str, Any] = {name: [0.0] * len(row) for name in predictor.input_names}
-        for place, name in enumerate(sources):
-            added[name] = [total + float(value) for total, value in zip(added[name], row[:, place], strict=True)]
+        for index, name in enumerate(sources):
+            added[name] = [total + float(value) for total, value in zip(added[name], row[:, index], strict=True)]
         bias = [float(value) for value in row[:, -1]]
-        answers.append(
+        explanations.append(
             {
                 "bias": bias[0] if one else bias,
                 "contributions": {name: values[0] if one else values for name, values in added.items()},
             }
         )
-    return answers
+    return explanations
 
 
 def _contributions(predictor: PredictorView, frame: pl.DataFrame) -> tuple[NDArray[np.float64], list[str]]:
-    """Shape (n, answers, columns + 1) with the bias last, and the input of each column."""
+    """Return contributions of shape (n, outputs, columns + 1) with the bias last, and the input of each column."""
     import numpy as np
 
     from everloop.packages.compilation.compiled_model import CompiledModel, LinearForm, TreeForm
@@ -84,6 +86,6 @@ def _contributions(predictor: PredictorView, frame: pl.DataFrame) -> tuple[NDArr
     if hasattr(model, "contributions") and hasattr(model, "encoder"):
         return model.contributions(model.encoder.encode(frame)), model.encoder.sources
     raise UsageError(
-        f"The model {predictor.version or predictor.digest or ''} ({predictor.form}) tells no contributions.",
-        help="Models of trees and of weights that were trained or compiled by everloop do.",
+        f"The model {predictor.display_name} ({predictor.form}) cannot explain its predictions.",
+        help="Use a tree ensemble or a linear model that everloop trained or compiled.",
     )

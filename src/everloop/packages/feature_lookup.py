@@ -1,8 +1,8 @@
-"""Feature look-ups in front of a model: a request names an entity, and the features come from the online store.
+"""Feature look-ups in front of a model: a request names an entity, and its features come from the online store.
 
-A model that was trained on point-in-time features of a view is asked with the entity's columns and whatever else it
-reads; the view's features are looked up when it is asked, in the version of the view that it was packaged with, so that
-serving sees what training would have seen.
+A request to a model that was trained on point-in-time features of a view contains the entity's columns and the model's
+other inputs. The features are looked up at prediction time, in the version of the view with which the model was
+packaged, so that serving sees what training saw.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 ADDRESS = "EVERLOOP_ONLINE"
-"""Names the online store: a file, `postgresql://…` or `redis://…`; default: `online.db` in the store's folder."""
+"""Variable with the online store: a file, `postgresql://…` or `redis://…`; default: `online.db` in the store."""
 
 
 class FeatureLookupModel:
-    """A model whose rows are completed out of the online store. See `Model` for what it answers."""
+    """A `Model` whose rows are completed from the online store."""
 
     def __init__(self, inner: Model, signature: Signature, lookup: Any) -> None:
         self.inner = inner
@@ -41,32 +41,30 @@ class FeatureLookupModel:
         self.task: Task = inner.task
         self.inputs = inner.inputs
         self.signature = signature
-        """What the model itself takes."""
+        """The signature of the inner model, including the features that are looked up."""
         self._lookup = lookup
 
     def predict_scores(self, frame: pl.DataFrame) -> Array:
         return self.predict_rows(frame.to_dicts())
 
     def predict_rows(self, rows: Sequence[Mapping[str, object]]) -> Array:
-        return self.inner.predict_rows(self._whole(rows))
+        return self.inner.predict_rows(self._complete(rows))
 
     @property
     def rule(self) -> Rule | None:
-        """How classes follow from scores: as those of the model behind the look-ups."""
+        """How classes follow from scores: by the rule of the inner model."""
         return rule_of(self.inner)
 
     def answer_frame(self, frame: pl.DataFrame) -> ClassScores:
-        """Scores and classes."""
         return self.answer_rows(frame.to_dicts())
 
     def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> ClassScores:
-        """Scores and classes."""
-        return answer_rows(self.inner, self._whole(rows))
+        return answer_rows(self.inner, self._complete(rows))
 
-    def _whole(self, rows: Sequence[Mapping[str, object]]) -> list[dict[str, Any]]:
+    def _complete(self, rows: Sequence[Mapping[str, object]]) -> list[dict[str, Any]]:
         names = self.signature.names
-        whole = [{**row, **self._lookup.get(row)} for row in rows]
-        values = self.signature.rows_of([{name: row[name] for name in names} for row in whole])
+        complete = [{**row, **self._lookup.get(row)} for row in rows]
+        values = self.signature.rows_of([{name: row[name] for name in names} for row in complete])
         return [dict(zip(names, row, strict=True)) for row in values]
 
     def to_files(self) -> dict[str, bytes]:
@@ -76,59 +74,59 @@ class FeatureLookupModel:
 def plan_lookups(
     store: Store, views: Sequence[str], signature: Signature, sample: pl.DataFrame
 ) -> tuple[Signature, dict[str, Json]]:
-    """What a request gives, and what the manifest says of the look-ups.
+    """Return the signature of a request, and the manifest's description of the look-ups.
 
     Args:
-        views: names of feature views, `weather` or `weather@2`, that have been materialized.
-        signature: what the model takes.
-        sample: rows with the views' entity columns as well.
+        views: names of materialized feature views, `weather` or `weather@2`.
+        signature: signature of the model.
+        sample: rows that include the views' entity columns.
 
     Raises:
-        NotFoundError: a view is not there.
-        UsageError: the model reads none of a view's features, or the sample lacks its entity.
+        NotFoundError: a view does not exist.
+        UsageError: the model does not use a view's features, or the sample lacks the view's entity.
     """
     from everloop.data.features.materializing import find_version, view_features
 
     looked_up: dict[str, str] = {}
     entity: list[str] = []
-    told: list[Json] = []
+    described: list[Json] = []
     for name in views:
         record = find_version(store, name)
         features = [feature for feature in view_features(record) if feature in signature.fields]
         if not features:
             raise UsageError(
-                f"The model reads none of the features of '{record.key}'.",
-                help=f"They are: {', '.join(view_features(record))}",
+                f"The model uses none of the features of '{record.key}'.",
+                help=f"Leave the view out, or train on one of: {', '.join(view_features(record))}",
             )
         absent = [column for column in record.entity if column not in sample.columns]
         if absent:
             raise UsageError(
-                f"The example lacks '{absent[0]}', by which '{record.key}' is asked.",
-                help="Pass the training table with the entity's columns in it.",
+                f"The example lacks '{absent[0]}', the entity by which features of '{record.key}' are looked up.",
+                help="Pass the training table with the entity's columns.",
             )
         for feature in features:
             if feature in looked_up:
                 raise UsageError(
                     f"'{looked_up[feature]}' and '{record.key}' both have a feature '{feature}'.",
-                    help="Rename one, or choose with features=.",
+                    help="Rename one of them in its view.",
                 )
         looked_up |= dict.fromkeys(features, record.key)
         entity += [column for column in record.entity if column not in entity]
-        told.append({"view": record.key, "entity": list(record.entity), "features": features})
-    asked = [
+        described.append({"view": record.key, "entity": list(record.entity), "features": features})
+    entity_inputs = [
         Input(name=column, type=input_type(str(sample.schema[column])), nullable=False)
         for column in entity
         if column not in signature.fields
     ]
     rest = [item for item in signature.inputs if item.name not in looked_up]
     request = Signature(
-        inputs=(*asked, *rest), task=signature.task, classes=signature.classes, ignored=signature.ignored
+        inputs=(*entity_inputs, *rest), task=signature.task, classes=signature.classes, ignored=signature.ignored
     )
-    return request, {"views": told, "signature": signature.to_json()}
+    return request, {"views": described, "signature": signature.to_json()}
 
 
 def look_up_for(inner: Model, lookups: Mapping[str, Json], store: Store | None) -> FeatureLookupModel:
-    """The model with its look-ups, out of a store's online features.
+    """Return the model with its look-ups in a store's online features.
 
     Raises:
         UsageError: there is no store.
@@ -139,8 +137,8 @@ def look_up_for(inner: Model, lookups: Mapping[str, Json], store: Store | None) 
     names = [view["view"] for view in lookups["views"]]
     if store is None:
         raise UsageError(
-            f"The model looks up features of {', '.join(names)}, and there is no store.",
-            help="Load it from the store that has the views: load_model(store, 'model@champion').",
+            f"The model looks up features of {', '.join(names)}, but it was loaded without a store.",
+            help="Load it from the store that has the views: load_model(store, 'MODEL@champion').",
         )
     online = open_online(os.environ.get(ADDRESS) or store.home / "online.db")
     lookup = OnlineLookup(store, online, names)

@@ -1,7 +1,7 @@
-"""Answers that travel with a package: rows, and what the trained model said to each.
+"""Golden predictions of a package: rows, and the prediction of the trained model for each.
 
-With them any machine can show that the package answers there as the model that was evaluated, whatever versions of
-libraries stand between the two.
+With them any machine can check that the package predicts there what the evaluated model predicted, even if versions of
+libraries differ.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import CorruptionError, EverloopError, ParityError
-from everloop.packages.parity import each_answer, edge_rows, frame_of, plain_rows
+from everloop.packages.parity import edge_rows, frame_of, plain_rows, predict_each
 from everloop.packages.time_budget import TimeBudget
 from everloop.training.class_decisions import answer_rows
 
@@ -24,78 +24,85 @@ if TYPE_CHECKING:
 
 FILE = "answers.json"
 ROWS = 20
-"""So many rows of the training sample, and as many edge rows."""
+"""Number of rows of the training sample, and of edge rows."""
 TOLERANCE = 1e-5
-"""Absolute below one, relative above. Nothing but another arithmetic is as near."""
+"""Absolute for values below one, relative above. Only a difference in floating-point arithmetic is smaller."""
 
 
-def record_answers(model: Model, signature: Signature, sample: pl.DataFrame) -> bytes:
-    """What `model` answers to some rows of the sample and to edge rows that it takes, as JSON."""
+_OTHER_LIBRARY = "A library may have another version here. List the differences: everloop models verify MODEL@VERSION"
+
+
+def record_predictions(model: Model, signature: Signature, sample: pl.DataFrame) -> bytes:
+    """Return the model's predictions for some rows of the sample and for the edge rows that it takes, as JSON."""
     import msgspec
 
-    # Asked as the proof asks for them, so that a model that remembers need not be asked again.
-    some, edges = TimeBudget.first_piece(sample), edge_rows(signature, sample)
-    asked = [
-        *_some(plain_rows(some, signature), each_answer(model, some)),
-        *_some(edges, each_answer(model, frame_of(edges, signature))),
+    # The same frames as in the proof, so that `CachedModel` has their predictions already.
+    first, edges = TimeBudget.first_piece(sample), edge_rows(signature, sample)
+    predicted = [
+        *_some(plain_rows(first, signature), predict_each(model, first)),
+        *_some(edges, predict_each(model, frame_of(edges, signature))),
     ]
-    kept: list[dict[str, Any]] = []
-    for row, answer in asked:
-        if not isinstance(answer, Exception):
-            told = {} if answer.places is None else {"label": signature.classes[int(answer.places[0])]}
-            kept.append({"row": row, "scores": answer.scores[0].tolist(), **told})
-    return msgspec.json.format(msgspec.json.encode(kept, order="deterministic"), indent=1) + b"\n"
+    entries: list[dict[str, Any]] = []
+    for row, prediction in predicted:
+        if not isinstance(prediction, Exception):
+            label = {} if prediction.places is None else {"label": signature.classes[int(prediction.places[0])]}
+            entries.append({"row": row, "scores": prediction.scores[0].tolist(), **label})
+    return msgspec.json.format(msgspec.json.encode(entries, order="deterministic"), indent=1) + b"\n"
 
 
-def _some(rows: list[Row], answers: list[ClassScores | Exception]) -> list[tuple[Row, ClassScores | Exception]]:
-    return list(zip(rows, answers, strict=True))[:: max(1, len(rows) // ROWS)][:ROWS]
+def _some(rows: list[Row], predictions: list[ClassScores | Exception]) -> list[tuple[Row, ClassScores | Exception]]:
+    return list(zip(rows, predictions, strict=True))[:: max(1, len(rows) // ROWS)][:ROWS]
 
 
-def check_answers(predictor: PredictorView, recorded: bytes) -> tuple[int, float]:
-    """Ask the same again: how many rows, and the largest difference.
+def check_predictions(predictor: PredictorView, recorded: bytes) -> tuple[int, float]:
+    """Predict the golden rows again. Return their number and the largest difference.
 
     Raises:
-        ParityError: an answer is another, or a row is refused.
-        CorruptionError: the file holds no answers.
+        ParityError: a prediction differs, or a row is refused.
+        CorruptionError: the file does not hold golden rows.
     """
     import msgspec
     import numpy as np
 
     try:
-        kept = msgspec.json.decode(recorded)
-        # Where features are looked up, the model behind the look-ups is held to its word: they change, it does not.
+        entries = msgspec.json.decode(recorded)
+        # Looked-up features change over time, so the inner model is checked, which does not.
         model: Any = getattr(predictor.model, "inner", predictor.model)
         signature = getattr(predictor.model, "signature", predictor.signature)
-        values = signature.rows_of([entry["row"] for entry in kept])
+        values = signature.rows_of([entry["row"] for entry in entries])
         rows = [dict(zip(signature.names, row, strict=True)) for row in values]
-        wanted = np.array([entry["scores"] for entry in kept], dtype=np.float64)
+        wanted = np.array([entry["scores"] for entry in entries], dtype=np.float64)
     except (msgspec.MsgspecError, KeyError, TypeError, ValueError, EverloopError) as error:
         raise CorruptionError(f"The package's {FILE} cannot be read: {error}") from error
-    if not kept:
+    if not entries:
         return 0, 0.0
     try:
-        scores, places = answer_rows(model, rows)
+        scores, indices = answer_rows(model, rows)
         found = np.asarray(scores, dtype=np.float64)
-    except Exception as error:  # any estimator may stand behind it
+    except Exception as error:  # a foreign estimator can raise anything
         raise ParityError(
-            f"The model {predictor.told} refuses a row that it answered when it was packaged: {error}"
+            f"The model {predictor.display_name} refuses a row that it predicted when it was packaged: {error}",
+            help=_OTHER_LIBRARY,
         ) from error
     if found.shape != wanted.shape:
-        raise ParityError(f"The model {predictor.told} gives scores of shape {found.shape}, not {wanted.shape}.")
+        raise ParityError(
+            f"The model {predictor.display_name} gives scores of shape {found.shape}, not {wanted.shape}.",
+            help=_OTHER_LIBRARY,
+        )
     apart = np.nan_to_num(np.abs(found - wanted) / np.maximum(1.0, np.abs(wanted)), nan=np.inf)
     if apart.max() > TOLERANCE:
-        at = int(np.argmax(apart.reshape(len(kept), -1).max(axis=1)))
+        at = int(np.argmax(apart.reshape(len(entries), -1).max(axis=1)))
         raise ParityError(
-            f"The model {predictor.told} answers {found[at].tolist()} where it answered {wanted[at].tolist()} "
-            "when it was packaged.",
-            help="A library here may be of another version: everloop models verify tells which.",
+            f"The model {predictor.display_name} predicts {found[at].tolist()}, but it predicted "
+            f"{wanted[at].tolist()} for the same row when it was packaged.",
+            help=_OTHER_LIBRARY,
         )
-    for entry, place in zip(kept, () if places is None else places.tolist(), strict=False):
-        # A package of an earlier version holds no labels.
-        if entry.get("label", predictor.classes[place]) != predictor.classes[place]:
+    for entry, index in zip(entries, () if indices is None else indices.tolist(), strict=False):
+        # Packages of earlier everloop versions hold no labels.
+        if entry.get("label", predictor.classes[index]) != predictor.classes[index]:
             raise ParityError(
-                f"The model {predictor.told} predicts {predictor.classes[place]!r} where it predicted "
-                f"{entry['label']!r} when it was packaged ({entry['row']}).",
-                help="A library here may be of another version: everloop models verify tells which.",
+                f"The model {predictor.display_name} predicts {predictor.classes[index]!r}, but it predicted "
+                f"{entry['label']!r} for the same row when it was packaged ({entry['row']}).",
+                help=_OTHER_LIBRARY,
             )
-    return len(kept), float(apart.max())
+    return len(entries), float(apart.max())

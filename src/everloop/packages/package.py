@@ -1,16 +1,16 @@
-"""Making a package: a folder by digest that holds a model and everything needed to answer with it.
+"""Build packages: a folder, named by its digest, that holds a model and everything needed to predict with it.
 
-    everloop.json     what the package is (see `manifest`)
+    everloop.json     the manifest (see `package_manifest`)
     model/…           the model in its own format
-    compiled/…        a faster form of it, proved equal, where there is one
-    example.json      a request that the model answers
-    answers.json      rows and what the trained model said to them, to hold any machine against
-    requirements.txt  what answering needs, pinned
-    evaluation.json   how good the model was found to be
-    contract.toml     what its data must look like, where a contract is given
+    compiled/…        a faster form of it, proved equal, if there is one
+    example.json      an example request
+    answers.json      golden rows with the trained model's predictions (see `golden_rows`)
+    requirements.txt  the distributions that prediction needs, pinned
+    evaluation.json   the evaluation of the model, if one is given
+    contract.toml     the data contract, if one is given
 
-A package exists only if its packaged form has been proved equal to the trained model. Who vouches for it is kept
-outside of it, in the record's `trust`.
+A package exists only if the packaged model has been proved equal to the trained one. Its signature is stored outside of
+it, in the record's `trust`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 from everloop.errors import CorruptionError, NotFoundError, ParityError, UsageError
 from everloop.packages import package_manifest as manifests
 from everloop.packages.environment_lock import requirements
-from everloop.packages.golden_rows import FILE as ANSWERS, record_answers
+from everloop.packages.golden_rows import FILE as GOLDEN_ROWS, record_predictions
 from everloop.packages.isolation.isolation_policy import remember
 from everloop.packages.package_manifest import COMPILED_FOLDER, MODEL_FOLDER, Manifest, PackageLineage
 from everloop.packages.parity import plain_rows, probe, prove, sample_of
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
     from everloop.training.trained_model import Model, Trained
 
 _TOLERANCE = {"lightgbm": 0.0, "linear": 0.0, "torch": 1e-6, "keras": 1e-6}
-"""The built-in formats keep every bit; a foreign one may add in another order, or in single precision."""
+"""Built-in formats reproduce every bit; others may add in another order or compute in single precision."""
 
 
 def signature_of(trained: Trained) -> Signature:
-    """The signature of a trained model, before it has been asked what it takes."""
+    """Return the signature of a trained model, before `probe` has tried nulls and unseen categories."""
     return Signature(
         inputs=tuple(
             Input(name=name, type=input_type(dtype), categories=tuple(map(str, trained.categories.get(name, ()))))
@@ -76,24 +76,24 @@ def build_package(
     effort: TimeBudget | None = None,
     progress: Callable[[PackagingProgress], None] | None = None,
 ) -> Package:
-    """Package a trained model, prove it, compile it where that can be proved as well, sign it, and keep it.
+    """Package a trained model, prove it equal to the original, compile it if possible, sign it and store it.
 
     Args:
-        sample: rows of the training data; at most 100,000, spread evenly, are compared.
-        evaluation: an `Evaluation` or a dict; kept beside the model.
+        sample: rows of the training data; at most 100,000 of them, spread evenly, are compared.
+        evaluation: an `Evaluation` or a dict; stored in the package.
         contract: the contract as TOML.
-        code: digest of the code that made it.
-        run: id of the run; leave it out where two runs of the same training shall give the same package.
+        code: digest of the code that trained the model.
+        run: id of the run; leave it out if two runs of the same training should give the same package.
         compile: look for a faster form; see `compilation`.
-        lookups: feature views out of which a request is completed; the sample then has their entity's columns too.
+        lookups: feature views that complete a request; the sample must then have their entity's columns as well.
         effort: how long proving and measuring may take; None allows `PROOF_S` seconds.
-        progress: called with a `PackagingProgress` as packaging moves on, where no `effort` is given that has one.
+        progress: called with a `PackagingProgress` during packaging, if `effort` is None.
 
     Returns:
-        The record, in the store already; the one that was there if the same package was built before.
+        The stored record; the existing one if the same package was built before.
 
     Raises:
-        ParityError: the packaged form answers otherwise; the event `parity_failed` keeps the evidence.
+        ParityError: the packaged model predicts something else; the event `parity_failed` records the evidence.
         UsageError: the sample has no rows or lacks an input.
     """
     model = trained.model
@@ -104,21 +104,21 @@ def build_package(
         raise UsageError(f"The sample for the package {problem}.", help="Pass rows of the training data.")
     if effort is None:
         effort = TimeBudget(progress=progress)
-        effort.tell("asking the model", 0, 1)
-        # The first answer may load libraries and compile; the time counts from behind it.
+        effort.report("predicting the first rows", 0, 1)
+        # The first prediction may load libraries and compile code, so the time counts from its end.
         model.predict_scores(sample.head(1))
         effort.start()
-    whole, sample = sample, sample_of(sample, signature)
-    # Proving, compiling and recording ask for the same rows.
-    known = cast("Model", CachedModel(model))
-    signature = probe(known, _ranged(signature, sample), sample)
+    full, sample = sample, sample_of(sample, signature)
+    # Proving, compiling and recording predict the same rows.
+    cached = cast("Model", CachedModel(model))
+    signature = probe(cached, _with_ranges(signature, sample), sample)
     model_files = model.to_files()
 
     from everloop.training.trained_model import model_from_files
 
     try:
         parity = prove(
-            known,
+            cached,
             model_from_files(model.format, model_files),
             signature,
             sample,
@@ -135,7 +135,7 @@ def build_package(
     if compile:
         from everloop.packages.compilation.selection import compile_model
 
-        compilation = compile_model(known, signature, sample, effort)
+        compilation = compile_model(cached, signature, sample, effort)
         compiled = compilation.model is not None
         proof |= compilation.evidence
         if compilation.model is not None:
@@ -148,9 +148,9 @@ def build_package(
     if lookups:
         from everloop.packages.feature_lookup import plan_lookups
 
-        request, looked_up = plan_lookups(store, lookups, signature, whole)
-    files["example.json"] = _example(request, whole.select(request.names))
-    files[ANSWERS] = record_answers(known, signature, sample)
+        request, looked_up = plan_lookups(store, lookups, signature, full)
+    files["example.json"] = _example(request, full.select(request.names))
+    files[GOLDEN_ROWS] = record_predictions(cached, signature, sample)
     environment = manifests.environment(model.format, _libraries(model))
     files["requirements.txt"] = requirements(environment.locked)
     if evaluation is not None:
@@ -170,11 +170,11 @@ def build_package(
         training=_training(trained),
         compiled=compiled,
     )
-    return _keep(store, manifest, files, proof)
+    return _add_package(store, manifest, files, proof)
 
 
 def get_package(store: Store, digest: str) -> Package:
-    """The record of a package by digest.
+    """Return the record of a package.
 
     Raises:
         NotFoundError: no package has this digest.
@@ -188,63 +188,72 @@ def get_package(store: Store, digest: str) -> Package:
 def read_package(
     store: Store, digest: str, *, trust: Mapping[str, str] | None = None
 ) -> tuple[Manifest, dict[str, bytes]]:
-    """The manifest and the files of a package, every byte checked against its digest.
+    """Read the manifest and the files of a package, and check every byte against its digest.
 
     Args:
-        trust: the signature that vouches for it; looked up in the package's record where not given.
+        trust: the signature of the package; None takes the one in the package's record.
 
     Raises:
-        NotFoundError: the store does not have it.
-        CorruptionError: a byte is not as it was.
-        TrustError: it bears code and nobody whom this machine trusts vouches for it.
+        NotFoundError: the store does not have the package.
+        CorruptionError: the package is damaged.
+        TrustError: it contains code and is not signed by a key that this machine trusts.
     """
     entries = {entry.path: entry for entry in store.objects.tree(digest)}
     if manifests.FILE not in entries:
-        raise NotFoundError(f"{digest} is no package: it has no {manifests.FILE}.")
+        raise NotFoundError(f"{digest} is not a package: it has no {manifests.FILE}.", help="See: everloop models ls")
     manifest = Manifest.from_bytes(store.objects.read_entry(entries[manifests.FILE]))
     if manifest.code_bearing:
         _check_trust(store, digest, trust)
         manifest.check_python()
     missing = sorted(set(manifest.files) - set(entries))
     if missing:
-        raise NotFoundError(f"The package {digest} lacks its file {missing[0]}.")
+        raise NotFoundError(f"The file {missing[0]} is missing in the package {digest}.", help="Run: everloop verify")
     files = {name: store.objects.read_entry(entries[name]) for name in manifest.files}
     for name, data in files.items():
         if digest_of(data) != manifest.files[name]:
-            raise CorruptionError(f"The file {name} of the package {digest} differs from its digest.")
+            raise CorruptionError(
+                f"The file {name} of the package {digest} differs from its digest.", help="Run: everloop verify"
+            )
     return manifest, files
 
 
 def read_folder(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
-    """The manifest and the files of a package that lies in a folder, each checked against the manifest.
+    """Read the manifest and the files of a package in a folder, and check each file against the manifest.
 
     Raises:
-        NotFoundError: the folder is no package, or a file of it is missing.
-        CorruptionError: a file is not as the manifest says.
+        NotFoundError: the folder is not a package, or a file is missing.
+        CorruptionError: a file differs from its digest in the manifest.
     """
     try:
         manifest = Manifest.from_bytes((folder / manifests.FILE).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise NotFoundError(f"'{folder}' is no package: it has no {manifests.FILE}.") from None
+        raise NotFoundError(
+            f"'{folder}' is not a package: it has no {manifests.FILE}.",
+            help="Name a folder that `everloop models export` wrote.",
+        ) from None
     root = folder.resolve()
     files: dict[str, bytes] = {}
     for name, digest in manifest.files.items():
-        place = (folder / name).resolve()
-        if not place.is_relative_to(root):
+        path = (folder / name).resolve()
+        if not path.is_relative_to(root):
             raise CorruptionError(f"The package '{folder}' names a file outside of itself: {name}.")
         try:
-            files[name] = place.read_bytes()
+            files[name] = path.read_bytes()
         except (FileNotFoundError, IsADirectoryError):
-            raise NotFoundError(f"The package '{folder}' lacks its file {name}.") from None
+            raise NotFoundError(
+                f"The file {name} is missing in the package '{folder}'.", help="Export the package again."
+            ) from None
         if digest_of(files[name]) != digest:
-            raise CorruptionError(f"The file {name} of the package '{folder}' differs from its digest.")
+            raise CorruptionError(
+                f"The file {name} of the package '{folder}' differs from its digest.", help="Export the package again."
+            )
     return manifest, files
 
 
-def _keep(store: Store, manifest: Manifest, files: Mapping[str, bytes], parity: dict[str, Json]) -> Package:
+def _add_package(store: Store, manifest: Manifest, files: Mapping[str, bytes], parity: dict[str, Json]) -> Package:
     with tempfile.TemporaryDirectory(prefix="everloop-package-") as folder:
-        whole = {**files, manifests.FILE: manifest.to_bytes()}
-        digest = store.objects.add_tree(write_files(Path(folder, "package"), whole))
+        contents = {**files, manifests.FILE: manifest.to_bytes()}
+        digest = store.objects.add_tree(write_files(Path(folder, "package"), contents))
     from everloop.stores.trust import sign
 
     remember(digest, store)
@@ -276,18 +285,18 @@ def _check_trust(store: Store, digest: str, trust: Mapping[str, str] | None) -> 
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
-    """Write files by name into a folder that is made for them."""
+    """Write files by name into a folder, which is created."""
     for name, data in files.items():
-        place = folder / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(data)
-        # Whatever the umask says: the digest of a tree minds who may run a file.
-        place.chmod(0o644)
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        # Independent of the umask, because the mode is part of a tree's digest.
+        path.chmod(0o644)
     return folder
 
 
 def digest_of_files(files: Mapping[str, bytes]) -> str:
-    """The digest that a package of these files, the manifest among them, has in any store."""
+    """Return the digest that a package of these files, including its manifest, has in every store."""
     from everloop.stores.objects.content_addressing import ContentStore
 
     with tempfile.TemporaryDirectory(prefix="everloop-digest-") as folder:
@@ -295,14 +304,14 @@ def digest_of_files(files: Mapping[str, bytes]) -> str:
 
 
 def plain_evaluation(evaluation: Evaluation | Mapping[str, Json] | None) -> dict[str, Json]:
-    """An evaluation as plain data; empty where there is none."""
+    """Return an evaluation as plain data; empty for None."""
     if evaluation is None:
         return {}
     return dict(evaluation) if isinstance(evaluation, Mapping) else evaluation.to_dict()
 
 
-def _ranged(signature: Signature, sample: pl.DataFrame) -> Signature:
-    """The signature with the range of each number in the sample."""
+def _with_ranges(signature: Signature, sample: pl.DataFrame) -> Signature:
+    """Return the signature with the range of each numeric input in the sample."""
     inputs = []
     for item in signature.inputs:
         if item.type in ("float", "int"):
@@ -315,7 +324,7 @@ def _ranged(signature: Signature, sample: pl.DataFrame) -> Signature:
 
 
 def _libraries(model: object) -> tuple[str, ...]:
-    """Distributions that the classes of an estimator come from, where it is one; of all members, where it has some."""
+    """Return the distributions that define the classes of an estimator, or of all members of a composite model."""
     members = getattr(model, "parts", ())
     if members:
         found = {name for part in members for name in (*_libraries(part), *manifests.needs(part.format))}
@@ -324,8 +333,8 @@ def _libraries(model: object) -> tuple[str, ...]:
     if estimator is None:
         return ()
     named = {"sklearn": "scikit-learn"}
-    rooms = {type(part).__module__.partition(".")[0] for part in _parts(estimator)}
-    return tuple(sorted({named.get(room, room) for room in rooms} - {"builtins", "__main__"}))
+    packages = {type(part).__module__.partition(".")[0] for part in _parts(estimator)}
+    return tuple(sorted({named.get(package, package) for package in packages} - {"builtins", "__main__"}))
 
 
 def _parts(estimator: Any) -> list[Any]:
@@ -336,9 +345,10 @@ def _parts(estimator: Any) -> list[Any]:
 
 
 def _training(trained: Trained) -> dict[str, Json]:
-    # Seconds and the leaderboard differ from run to run; they belong to the run, not to the package.
-    told = trained.to_dict()
-    return {name: told[name] for name in ("recipe", "metric", "dropped", "notes", "rows", "importance") if name in told}
+    # Times and the leaderboard differ from run to run, so they belong to the run and not to the package.
+    described = trained.to_dict()
+    names = ("recipe", "metric", "dropped", "notes", "rows", "importance")
+    return {name: described[name] for name in names if name in described}
 
 
 def _example(signature: Signature, sample: pl.DataFrame) -> bytes:
@@ -352,5 +362,5 @@ def _json(value: Any) -> bytes:
 
 
 def digest_of(data: bytes) -> str:
-    """The digest by which a manifest names a file's bytes."""
+    """Return the digest of a file's bytes as a manifest writes it."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"

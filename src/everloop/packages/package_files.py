@@ -1,4 +1,4 @@
-"""A package that lies in a folder or an archive, loaded without a store."""
+"""Load a package from a folder or an archive, without a store."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 def load_path(path: Path) -> Predictor:
-    """Load a package from the folder or archive that `export_package` writes; errors as `load_package`."""
+    """Load a package from the folder or archive that `export_package` writes; raises what `load_package` raises."""
     if path.is_dir() and not (path / SIGNATURE).exists():
-        # A bare folder may lie among other files, and has nobody's word for it.
-        manifest, files = read_folder(path)
-        whole = {**files, FILE: (path / FILE).read_bytes()}
-        told: dict[str, Any] = {}
-        known, digest = None, digest_of_files(whole)
+        # A folder without a signature may also contain other files.
+        manifest, listed = read_folder(path)
+        files = {**listed, FILE: (path / FILE).read_bytes()}
+        signature: dict[str, Any] = {}
+        known, digest = None, digest_of_files(files)
     else:
-        manifest, whole, told, digest = open_archive(path)
+        manifest, files, signature, digest = open_archive(path)
         known = digest
-    check_archive(manifest, told, digest)
-    admit(manifest, whole, digest, trust_of(told), told=f"The package '{path}'")
-    return predictor_from(manifest, whole, digest=digest if manifest.code_bearing else known)
+    check_archive(manifest, signature, digest)
+    admit(manifest, files, digest, trust_of(signature), name=f"The package '{path}'")
+    return predictor_from(manifest, files, digest=digest if manifest.code_bearing else known)

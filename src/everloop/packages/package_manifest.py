@@ -1,6 +1,6 @@
-"""`everloop.json`: the first file of a package, which says what the others are.
+"""The manifest of a package, `everloop.json`: its format, signature, files, lineage and environment.
 
-It holds no time and no name of a machine, so the same training gives the same package, byte for byte.
+It holds no times and no machine names, so the same training gives the same package, byte for byte.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COMPILED_FOLDER = "compiled/"
 FORMAT_VERSION = 1
 
 CODE_BEARING = frozenset({"pickle", "python", "pyfunc", "torch", "processed", "average_code"})
-"""Formats whose reading runs code that the bytes bring along. Formats of other people's plugins count as such."""
+"""Formats that contain code, which runs when they are read. Formats from plugins count as such."""
 SAFE = frozenset({"lightgbm", "linear", "skops", "sklearn", "xgboost", "catboost", "onnx", "mojo", "keras", "average"})
 
 _NEEDS = {
@@ -47,7 +47,7 @@ _NEEDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackageLineage:
-    """Where the model came from. The run is left out where packages of two runs shall be comparable by digest."""
+    """Where the model came from. The run is left out if packages of two runs should have the same digest."""
 
     run: str | None = None
     snapshot: str | None = None
@@ -56,7 +56,7 @@ class PackageLineage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackageEnvironment:
-    """What the model was built with: `packages` maps distributions to versions, `locked` says more of each."""
+    """The environment that built the model: `packages` maps distributions to versions, `locked` has the details."""
 
     python: str
     platform: str
@@ -65,12 +65,12 @@ class PackageEnvironment:
 
 
 class OtherPythonError(UsageError):
-    """The package's code was made by a Python whose bytecode this one does not run as it should."""
+    """The package's code was written by another minor version of Python, whose bytecode cannot run here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a package is. `files` maps each other file of the package to its digest."""
+    """Description of a package. `files` maps each other file of the package to its digest."""
 
     format_version: int = FORMAT_VERSION
     format: str
@@ -80,27 +80,27 @@ class Manifest:
     lineage: PackageLineage = PackageLineage()
     environment: PackageEnvironment
     training: dict[str, Json] = field(default_factory=dict)
-    """How it was made: recipe, rows, importance, dropped columns."""
+    """How the model was trained: recipe, rows, importance, dropped columns."""
     lookups: dict[str, Json] = field(default_factory=dict)
-    """Feature views that complete a request, and what the model itself takes then; see `lookups`."""
+    """Feature views that complete a request, and the model's own signature; see `feature_lookup`."""
     compiled: bool = False
-    """A proved second form, under `compiled/`, answers in place of the model."""
+    """A faster form, proved equal and stored under `compiled/`, predicts in place of the model."""
 
     @property
     def code_bearing(self) -> bool:
         return self.format not in SAFE
 
     def check_python(self) -> None:
-        """Refuse code that another Python wrote: it is kept as bytecode, which each minor version reads otherwise.
+        """Check that code in the package fits this Python: it is bytecode, which differs between minor versions.
 
         Raises:
-            OtherPythonError: this Python is of another minor version, and the package bears code.
+            OtherPythonError: the package contains code of another minor version.
         """
-        made, here = self.environment.python, platform.python_version()
-        if self.code_bearing and made.split(".")[:2] != here.split(".")[:2]:
-            short = ".".join(made.split(".")[:2])
+        built, here = self.environment.python, platform.python_version()
+        if self.code_bearing and built.split(".")[:2] != here.split(".")[:2]:
+            short = ".".join(built.split(".")[:2])
             raise OtherPythonError(
-                f"The package holds code of Python {made} (format '{self.format}'), and this is Python {here}.",
+                f"The package holds code of Python {built} (format '{self.format}'), but this is Python {here}.",
                 help=f"Load it with Python {short}, or package the model again here; safe formats load in any Python.",
             )
 
@@ -112,8 +112,8 @@ class Manifest:
     def to_bytes(self) -> bytes:
         import msgspec
 
-        # Sorted, so that the digest does not hang on the order in which somebody filled a dict; but the inputs
-        # are a list and keep theirs.
+        # Keys are sorted, so that the digest does not depend on the order of a dict. The inputs are a list and keep
+        # their order.
         return msgspec.json.format(msgspec.json.encode(asdict(self), order="deterministic"), indent=2) + b"\n"
 
     @classmethod
@@ -121,32 +121,34 @@ class Manifest:
         """Read `everloop.json`.
 
         Raises:
-            CorruptionError: it is no manifest.
+            CorruptionError: it is not a manifest.
             StoreVersionError: a newer everloop wrote it.
         """
         import msgspec
 
         try:
-            seen = msgspec.json.decode(data)
-            number = seen.get("format_version") if isinstance(seen, Mapping) else None
+            decoded = msgspec.json.decode(data)
+            number = decoded.get("format_version") if isinstance(decoded, Mapping) else None
             if isinstance(number, int) and number > FORMAT_VERSION:
                 raise StoreVersionError(
-                    f"The package has format version {number}; this everloop knows {FORMAT_VERSION}.",
+                    f"The package has format version {number}, but this everloop reads only up to {FORMAT_VERSION}.",
                     help="Upgrade everloop.",
                 )
-            return msgspec.convert(seen, cls)
+            return msgspec.convert(decoded, cls)
         except msgspec.MsgspecError as error:
-            raise CorruptionError(f"The package's {FILE} is damaged: {error}.") from error
+            raise CorruptionError(
+                f"The package's {FILE} is damaged: {error}.", help="Package the model again, or export it again."
+            ) from error
 
 
 def environment(format: str, also: Iterable[str] = ()) -> PackageEnvironment:
-    """The environment of this process, with the distributions that a model of this format needs.
+    """Return the environment of this process, with the distributions that a model of this format needs.
 
     Args:
-        also: further distributions that the model needs; those that are not installed are passed over.
+        also: further distributions that the model needs; those that are not installed are left out.
     """
     locked = lock((*needs(format), *also))
-    # An everloop run from its source tree has no distribution. Its own requirements are not the model's.
+    # everloop has no distribution if it runs from its source tree, and its requirements are not the model's.
     own = {name: replace(one, requires=()) for name, one in lock(("everloop",)).items() if name == "everloop"}
     locked = dict(sorted({**locked, **own}.items()))
     return PackageEnvironment(
@@ -158,5 +160,5 @@ def environment(format: str, also: Iterable[str] = ()) -> PackageEnvironment:
 
 
 def needs(format: str) -> tuple[str, ...]:
-    """The distributions that a format's loader imports."""
+    """Return the distributions that a format's loader imports."""
     return (*_NEEDS.get(format, ("numpy",)), "msgspec", "polars")

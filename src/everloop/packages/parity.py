@@ -1,9 +1,9 @@
-"""Proof that a packaged model answers as the trained one did.
+"""Proof that a packaged model predicts what the trained one did.
 
-The rows are a sample of the training data and edge rows, where packaged forms go wrong: nulls, categories that
-training never saw, extremes, all of them in one column at a time and in all columns at once. Known traps that this
-catches: scaling before trees changes answers in float32; calibrated wrappers convert without any error and answer
-wrongly; an encoder that sorts its categories anew.
+The rows are a sample of the training data, and edge rows, on which packaged models tend to fail: nulls, unseen
+categories and extremes, in one column at a time and in all columns at once. This catches known traps: scaling before
+trees changes predictions in float32; calibrated wrappers convert without an error and predict wrongly; an encoder
+sorts its categories again.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 SAMPLE_ROWS = 100_000
 PLAIN_ROWS = 500
-"""Sample rows that are also asked as dicts, the way in which an endpoint asks."""
+"""Sample rows that are also predicted as dicts, as an endpoint does."""
 MIXED_ROWS = 2000
-_ALONE = 3
-"""As few rows as these are asked one by one when they are refused together."""
+_FEW_ROWS = 3
+"""Up to this number, rows that are refused together are predicted one by one."""
 UNSEEN = "\N{REPLACEMENT CHARACTER} never seen in training"
 
 _EDGES: dict[str, tuple[object, ...]] = {
@@ -50,12 +50,14 @@ _EDGES: dict[str, tuple[object, ...]] = {
     "duration": (timedelta(0), timedelta(microseconds=-1), timedelta(days=36500)),
 }
 
+_OTHER_FORMAT = "Train with a built-in algorithm, or adopt the estimator in its own format."
+
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
-    """What was compared and how far apart the answers were. `refused`: edge rows that neither form takes."""
+    """Result of a proof: rows compared and the largest difference. `refused`: edge rows that both models refuse."""
 
     sample_rows: int
     edge_rows: int
@@ -68,31 +70,31 @@ class Parity:
 
 
 def sample_of(frame: pl.DataFrame, signature: Signature, rows: int = SAMPLE_ROWS) -> pl.DataFrame:
-    """The inputs' columns of at most `rows` rows of `frame`, spread evenly."""
+    """Return the inputs' columns for at most `rows` rows of `frame`, spread evenly."""
     chosen = frame.select(list(signature.names))
     return chosen if chosen.height <= rows else chosen.gather_every(-(-chosen.height // rows))
 
 
 def edge_rows(signature: Signature, sample: pl.DataFrame) -> list[Row]:
-    """Rows at the borders of what the signature admits, each built on a row of the sample.
+    """Return rows at the limits of what the signature allows, each built on a row of the sample.
 
-    Deterministic. Values are as a decoded request has them. Rows with the same value in one input after the other are
-    neighbours: what refuses one of them mostly refuses all.
+    Deterministic. Values have the types of a decoded request. Rows that have the same value in different inputs are
+    neighbours, because a model that refuses one of them usually refuses all.
     """
     base = plain_rows(sample.head(1), signature)[0]
     values = {item.name: _edge_values(item) for item in signature.inputs}
-    widest = max(map(len, values.values()))
+    longest = max(map(len, values.values()))
     rows = [
-        {**base, name: known[turn]} for turn in range(widest) for name, known in values.items() if turn < len(known)
+        {**base, name: known[index]} for index in range(longest) for name, known in values.items() if index < len(known)
     ]
-    rows += [{name: _turn(known, turn) for name, known in values.items()} for turn in range(widest)]
+    rows += [{name: _from_end(known, index) for name, known in values.items()} for index in range(longest)]
     return rows
 
 
 def mixed_rows(sample: pl.DataFrame, rows: int = MIXED_ROWS) -> pl.DataFrame:
-    """Rows whose values come from different rows of the sample: what training did not see, and where ties are.
+    """Return rows whose values come from different rows of the sample: combinations that training did not see.
 
-    Deterministic.
+    Deterministic. Ties are frequent among them.
     """
     import numpy as np
 
@@ -101,25 +103,25 @@ def mixed_rows(sample: pl.DataFrame, rows: int = MIXED_ROWS) -> pl.DataFrame:
 
 
 def probe(model: Model, signature: Signature, sample: pl.DataFrame) -> Signature:
-    """Ask the model what it takes: inputs whose nulls or unseen categories it refuses are marked so.
+    """Try nulls and unseen categories, and mark in the signature which inputs do not take them.
 
-    A model that takes everything keeps its signature; one that raises on nulls would otherwise fail a client's
+    A model that takes everything keeps its signature. Without the marks, a model that raises on nulls would fail a
     request instead of refusing it.
 
     Raises:
-        TrainingError: the model does not even answer the first row of its own training data.
+        TrainingError: the model cannot predict the first row of its training data.
     """
     base = plain_rows(sample.head(1), signature)[0]
     texts = [item.name for item in signature.inputs if item.type == "string" and item.categories]
     probes = [(item.name, None) for item in signature.inputs if item.nullable] + [(name, UNSEEN) for name in texts]
-    # The row itself first, so that one call is enough for a model that takes everything.
-    asked = frame_of([base, *({**base, name: value} for name, value in probes)], signature)
-    if isinstance(try_answers(model, asked), Exception) and isinstance(try_answers(model, asked[:1]), Exception):
-        _ask(model, asked[:1], "the first row of its training sample")
+    # The unchanged row comes first, so that one call is enough for a model that takes everything.
+    rows = frame_of([base, *({**base, name: value} for name, value in probes)], signature)
+    if isinstance(try_predict(model, rows), Exception) and isinstance(try_predict(model, rows[:1]), Exception):
+        _predict(model, rows[:1], "the first row of its training sample")
     if not probes:
         return signature
-    _, *found = each_answer(model, asked)
-    refused = {probe for probe, answer in zip(probes, found, strict=True) if isinstance(answer, Exception)}
+    _, *found = predict_each(model, rows)
+    refused = {probe for probe, prediction in zip(probes, found, strict=True) if isinstance(prediction, Exception)}
     return replace(
         signature,
         inputs=tuple(
@@ -142,32 +144,32 @@ def prove(
     tolerance: float,
     effort: TimeBudget | None = None,
 ) -> Parity:
-    """Compare scores and classes of the two on the sample and on edge rows, asked as a frame and as dicts.
+    """Compare scores and classes of two models on the sample and on edge rows, passed as a frame and as dicts.
 
     Args:
-        sample: rows of the training data with at least the signature's columns; use `sample_of` to bound it.
-        tolerance: the largest difference allowed, relative to scores above one. 0 asks for the same bits.
+        sample: rows of the training data with at least the signature's columns; limit them with `sample_of`.
+        tolerance: the largest difference allowed; relative for scores above one. 0 requires identical bits.
         effort: how long it may take.
 
     Raises:
-        ParityError: an answer differs, or one of the two refuses rows that the other takes.
+        ParityError: a prediction differs, or one of the two refuses rows that the other takes.
     """
     effort = effort or TimeBudget()
-    # Edge rows first: they are few, and most of what goes wrong goes wrong there.
+    # Edge rows come first: they are few, and most failures occur there.
     edges = edge_rows(signature, sample)
-    effort.tell("edge rows", 0, len(edges))
+    effort.report("edge rows", 0, len(edges))
     refused, worst = _prove_edges(original, packaged, signature, edges, tolerance)
     compared = 0
     for piece in effort.pieces(sample, "training rows"):
-        expected = _ask(original, piece, "the training sample")
-        found = _ask(packaged, piece, "the training sample")
+        expected = _predict(original, piece, "the training sample")
+        found = _predict(packaged, piece, "the training sample")
         worst = max(worst, compare(expected, found, piece, "frame", tolerance))
         if not compared:
-            few = piece.head(PLAIN_ROWS)
-            plain = _ask_rows(packaged, plain_rows(few, signature), "the training sample, as dicts")
-            places = None if expected.places is None else expected.places[: few.height]
-            wanted = ClassScores(expected.scores[: few.height], places)
-            worst = max(worst, compare(wanted, plain, few, "dicts", tolerance))
+            first = piece.head(PLAIN_ROWS)
+            plain = _predict_rows(packaged, plain_rows(first, signature), "the training sample, as dicts")
+            indices = None if expected.places is None else expected.places[: first.height]
+            wanted = ClassScores(expected.scores[: first.height], indices)
+            worst = max(worst, compare(wanted, plain, first, "dicts", tolerance))
         compared += piece.height
     return Parity(
         sample_rows=compared,
@@ -181,82 +183,89 @@ def prove(
 def _prove_edges(
     original: Model, packaged: Model, signature: Signature, edges: list[Row], tolerance: float
 ) -> tuple[int, float]:
-    """Compare edge rows: how many both refuse, and the largest difference."""
+    """Compare edge rows. Return how many rows both models refuse, and the largest difference."""
     together = frame_of(edges, signature)
-    wanted = each_answer(original, together)
-    taken = [place for place, answer in enumerate(wanted) if not isinstance(answer, Exception)]
+    wanted = predict_each(original, together)
+    accepted = [index for index, prediction in enumerate(wanted) if not isinstance(prediction, Exception)]
     worst = 0.0
-    if taken:
-        kept, rows = together[taken], [edges[place] for place in taken]
-        # Asked together once more: single precision rounds by how many rows are asked at once.
-        again = try_answers(original, kept)
-        alone = [answer for answer in wanted if not isinstance(answer, Exception)]
-        expected = stacked(alone) if isinstance(again, Exception) else again
-        for found, way in ((try_answers(packaged, kept), "frame"), (_try_rows(packaged, rows), "dicts")):
+    if accepted:
+        frame, rows = together[accepted], [edges[index] for index in accepted]
+        # Predicted once more as one frame, because rounding in single precision depends on the number of rows.
+        again = try_predict(original, frame)
+        single = [prediction for prediction in wanted if not isinstance(prediction, Exception)]
+        expected = stacked(single) if isinstance(again, Exception) else again
+        for found, way in ((try_predict(packaged, frame), "frame"), (_try_predict_rows(packaged, rows), "dicts")):
             if isinstance(found, Exception):
-                # It may be one row of them; the message shall name that.
-                each = each_answer(packaged, kept) if way == "frame" else [_try_rows(packaged, [row]) for row in rows]
-                found = stacked([_taken(answer, row, way) for answer, row in zip(each, rows, strict=True)])
-            worst = max(worst, compare(expected, found, kept, f"edge rows as {way}", tolerance))
-    refused = [place for place, answer in enumerate(wanted) if isinstance(answer, Exception)]
-    if refused:
-        for place in refused:
-            if not isinstance(try_answers(packaged, together[place : place + 1]), Exception):
-                raise ParityError(
-                    f"The packaged model answers an edge row that the trained one refuses: {edges[place]}."
+                # Predict row by row, so that the message can name the row that is refused.
+                each = (
+                    predict_each(packaged, frame)
+                    if way == "frame"
+                    else [_try_predict_rows(packaged, [row]) for row in rows]
                 )
+                found = stacked([_accepted(prediction, row, way) for prediction, row in zip(each, rows, strict=True)])
+            worst = max(worst, compare(expected, found, frame, f"edge rows as {way}", tolerance))
+    refused = [index for index, prediction in enumerate(wanted) if isinstance(prediction, Exception)]
+    for index in refused:
+        if not isinstance(try_predict(packaged, together[index : index + 1]), Exception):
+            raise ParityError(
+                f"The packaged model accepts an edge row that the trained one refuses: {edges[index]}.",
+                help=_OTHER_FORMAT,
+            )
     return len(refused), worst
 
 
-def _taken(answer: ClassScores | Exception, row: Row, way: str) -> ClassScores:
-    if isinstance(answer, Exception):
-        raise ParityError(f"The packaged model refuses an edge row ({way}): {row}: {answer}") from answer
-    return answer
+def _accepted(prediction: ClassScores | Exception, row: Row, way: str) -> ClassScores:
+    if isinstance(prediction, Exception):
+        raise ParityError(
+            f"The packaged model refuses an edge row that the trained one accepts ({way}): {row}: {prediction}",
+            help=_OTHER_FORMAT,
+        ) from prediction
+    return prediction
 
 
-def each_answer(model: Model, frame: pl.DataFrame) -> list[ClassScores | Exception]:
-    """The answer to each row, each of one row, or why there is none.
+def predict_each(model: Model, frame: pl.DataFrame) -> list[ClassScores | Exception]:
+    """Return for each row its prediction, or the error with which the model refuses it.
 
-    Asks for all rows together, and halves what is refused until each refused row has been asked alone.
+    All rows are predicted together. If they are refused, they are halved until each refused row was predicted alone.
     """
-    found = try_answers(model, frame)
-    return _halved(model, frame, found) if isinstance(found, Exception) else _single(found)
+    found = try_predict(model, frame)
+    return _halve(model, frame, found) if isinstance(found, Exception) else _single(found)
 
 
-def _halved(model: Model, frame: pl.DataFrame, refusal: Exception) -> list[ClassScores | Exception]:
-    """The same of rows that are refused together."""
+def _halve(model: Model, frame: pl.DataFrame, refusal: Exception) -> list[ClassScores | Exception]:
+    """Do the same for rows that are refused together."""
     if frame.height == 1:
         return [refusal]
-    if frame.height <= _ALONE:
-        return [found for place in range(frame.height) for found in each_answer(model, frame[place : place + 1])]
+    if frame.height <= _FEW_ROWS:
+        return [found for index in range(frame.height) for found in predict_each(model, frame[index : index + 1])]
     middle = frame.height // 2
-    left = try_answers(model, frame[:middle])
+    left = try_predict(model, frame[:middle])
     if not isinstance(left, Exception) and frame.height - middle > 1:
-        # What is refused is in the other half, which need not be asked to know that.
-        return [*_single(left), *_halved(model, frame[middle:], refusal)]
-    first = _halved(model, frame[:middle], left) if isinstance(left, Exception) else _single(left)
-    return [*first, *each_answer(model, frame[middle:])]
+        # The refused rows are in the other half, so it need not be tried as a whole.
+        return [*_single(left), *_halve(model, frame[middle:], refusal)]
+    first = _halve(model, frame[:middle], left) if isinstance(left, Exception) else _single(left)
+    return [*first, *predict_each(model, frame[middle:])]
 
 
-def _single(answers: ClassScores) -> list[ClassScores | Exception]:
-    scores, places = answers
+def _single(predictions: ClassScores) -> list[ClassScores | Exception]:
+    scores, indices = predictions
     return [
-        ClassScores(scores[place : place + 1], None if places is None else places[place : place + 1])
-        for place in range(len(scores))
+        ClassScores(scores[row : row + 1], None if indices is None else indices[row : row + 1])
+        for row in range(len(scores))
     ]
 
 
-def stacked(answers: Sequence[ClassScores]) -> ClassScores:
-    """Answers to several rows as one."""
+def stacked(predictions: Sequence[ClassScores]) -> ClassScores:
+    """Join the predictions of several frames."""
     import numpy as np
 
-    places = [answer.places for answer in answers if answer.places is not None]
-    scores = np.concatenate([answer.scores for answer in answers])
-    return ClassScores(scores, np.concatenate(places) if places else None)
+    indices = [prediction.places for prediction in predictions if prediction.places is not None]
+    scores = np.concatenate([prediction.scores for prediction in predictions])
+    return ClassScores(scores, np.concatenate(indices) if indices else None)
 
 
 def frame_of(rows: Sequence[Mapping[str, object]], signature: Signature) -> pl.DataFrame:
-    """Decoded rows as a frame with the signature's types.
+    """Return decoded rows as a frame with the signature's types.
 
     Raises:
         RequestError: a value does not fit its column.
@@ -271,7 +280,7 @@ def frame_of(rows: Sequence[Mapping[str, object]], signature: Signature) -> pl.D
 
 
 def plain_rows(frame: pl.DataFrame, signature: Signature) -> list[Row]:
-    """Rows of a frame as a decoded request has them: floats for every float width, UTC times."""
+    """Return the rows of a frame with the types of a decoded request: one float type, times in UTC."""
     import polars as pl
 
     casts = []
@@ -297,42 +306,44 @@ def _edge_values(item: Input) -> tuple[object, ...]:
     return (*values, None) if item.nullable else values
 
 
-def _turn(values: tuple[object, ...], turn: int) -> object:
-    # Counted from the back, so that the first combined row is null wherever null may be.
-    return values[-1 - turn % len(values)]
+def _from_end(values: tuple[object, ...], index: int) -> object:
+    # Counted from the end, so that the first combined row is null in every nullable input.
+    return values[-1 - index % len(values)]
 
 
-def _ask(model: Model, frame: pl.DataFrame, what: str) -> ClassScores:
-    answer = try_answers(model, frame)
-    if isinstance(answer, EverloopError):
-        raise answer
-    if isinstance(answer, Exception):
-        raise TrainingError(f"The model cannot score {what}: {answer}.") from answer
-    return answer
+def _predict(model: Model, frame: pl.DataFrame, rows: str) -> ClassScores:
+    prediction = try_predict(model, frame)
+    if isinstance(prediction, EverloopError):
+        raise prediction
+    if isinstance(prediction, Exception):
+        raise TrainingError(
+            f"The model cannot score {rows}: {prediction}.", help="Pass rows like those that the model was fitted on."
+        ) from prediction
+    return prediction
 
 
-def _ask_rows(model: Model, rows: list[Row], what: str) -> ClassScores:
+def _predict_rows(model: Model, rows: list[Row], what: str) -> ClassScores:
     try:
         return answer_rows(model, rows)
     except Exception as error:
-        raise ParityError(f"The packaged model cannot score {what}: {error}.") from error
+        raise ParityError(f"The packaged model cannot score {what}: {error}.", help=_OTHER_FORMAT) from error
 
 
-def try_answers(model: Model, frame: pl.DataFrame) -> ClassScores | Exception:
-    """The answers, or why there are none: any estimator may stand behind a model, and it raises whatever it likes."""
+def try_predict(model: Model, frame: pl.DataFrame) -> ClassScores | Exception:
+    """Return the predictions, or the error: a foreign estimator can raise anything."""
     import numpy as np
 
     try:
-        # Rows at the edge are asked on purpose; that they overflow somewhere is nothing to tell the user.
+        # Edge rows overflow on purpose, which is not worth a warning.
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            answers = answer_frame(model, frame)
+            predictions = answer_frame(model, frame)
     except Exception as error:
         return error
-    return answers if np.isfinite(answers.scores).all() else TrainingError("the score is not a finite number")
+    return predictions if np.isfinite(predictions.scores).all() else TrainingError("the score is not a finite number")
 
 
-def _try_rows(model: Model, rows: Sequence[Row]) -> ClassScores | Exception:
+def _try_predict_rows(model: Model, rows: Sequence[Row]) -> ClassScores | Exception:
     import numpy as np
 
     try:
@@ -344,16 +355,18 @@ def _try_rows(model: Model, rows: Sequence[Row]) -> ClassScores | Exception:
 
 
 def compare(expected: ClassScores, found: ClassScores, frame: pl.DataFrame, way: str, tolerance: float) -> float:
-    """The largest difference of scores.
+    """Return the largest difference of scores.
 
     Raises:
-        ParityError: it is above `tolerance`, or a class is another.
+        ParityError: it is above `tolerance`, or a predicted class differs.
     """
     import numpy as np
 
     wanted, got = expected.scores, found.scores
     if wanted.shape != got.shape:
-        raise ParityError(f"The packaged model gives scores of shape {got.shape} ({way}), not {wanted.shape}.")
+        raise ParityError(
+            f"The packaged model gives scores of shape {got.shape} ({way}), not {wanted.shape}.", help=_OTHER_FORMAT
+        )
     if not wanted.size:
         return 0.0
     apart = np.abs(got - wanted) / np.maximum(1.0, np.abs(wanted))
@@ -362,16 +375,17 @@ def compare(expected: ClassScores, found: ClassScores, frame: pl.DataFrame, way:
     if worst > tolerance:
         at = int(np.argmax(apart.reshape(len(frame), -1).max(axis=1)))
         raise ParityError(
-            f"The packaged model answers {got[at].tolist()} where the trained one answers {wanted[at].tolist()} "
+            f"The packaged model predicts {got[at].tolist()}, but the trained one predicts {wanted[at].tolist()} "
             f"({way}, row {frame.row(at, named=True)}); the difference {worst:.3g} is above {tolerance:g}.",
-            help="Train with a built-in algorithm, or adopt the estimator in its own format.",
+            help=_OTHER_FORMAT,
         )
     if expected.places is not None and found.places is not None:
-        others = np.flatnonzero(expected.places != found.places)
-        if len(others):
-            at = int(others[0])
+        different = np.flatnonzero(expected.places != found.places)
+        if len(different):
+            at = int(different[0])
             raise ParityError(
-                f"The packaged model predicts class {found.places[at]} where the trained one predicts class "
+                f"The packaged model predicts class {found.places[at]}, but the trained one predicts class "
                 f"{expected.places[at]} ({way}, row {frame.row(at, named=True)}).",
+                help=_OTHER_FORMAT,
             )
     return worst

@@ -1,7 +1,7 @@
-"""A model that is not asked the same rows twice while it is packaged.
+"""Cache a model's predictions while it is packaged.
 
-Proving, compiling and recording look at the same training rows and edge rows. A slow model is asked
-for each of them once.
+Proving, compiling and recording predict the same training rows and edge rows. With the cache, a slow model predicts
+each of them once.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class CachedModel:
-    """The trained model with its answers to whole frames; asks it only for frames that it has not had.
+    """The trained model with a cache of its predictions for frames.
 
-    It is for the trained model alone: what is held against it is always asked. Rows as dicts are not remembered, so
-    that measuring measures.
+    Only the trained model is cached; a packaged model that is compared with it always predicts. Predictions for dicts
+    are not cached, so that measuring their time works.
     """
 
     def __init__(self, model: Model) -> None:
@@ -32,24 +32,24 @@ class CachedModel:
         self.format = model.format
         self.task: Task = model.task
         self.inputs = model.inputs
-        self._known: dict[bytes, ClassScores | Exception] = {}
+        self._cache: dict[bytes, ClassScores | Exception] = {}
 
     @property
     def rule(self) -> Any:
         return getattr(self.model, "rule", None)
 
     def answer_frame(self, frame: pl.DataFrame) -> ClassScores:
-        """Scores and classes of a frame; raises what the model raised."""
+        """Return scores and classes of a frame; raises the model's own errors."""
         key = _key(frame.select(self.inputs))
-        if key not in self._known:
+        if key not in self._cache:
             try:
-                self._known[key] = answer_frame(self.model, frame)
-            except Exception as error:  # whatever the model raises is its answer
-                self._known[key] = error
-        known = self._known[key]
-        if isinstance(known, Exception):
-            raise known
-        return known
+                self._cache[key] = answer_frame(self.model, frame)
+            except Exception as error:  # errors are cached as well
+                self._cache[key] = error
+        cached = self._cache[key]
+        if isinstance(cached, Exception):
+            raise cached
+        return cached
 
     def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> ClassScores:
         return answer_rows(self.model, rows)
@@ -62,15 +62,15 @@ class CachedModel:
 
 
 def plain_model(model: object) -> Model:
-    """The model itself."""
+    """Return the model without its cache."""
     return model.model if isinstance(model, CachedModel) else cast("Model", model)
 
 
 def _key(frame: pl.DataFrame) -> bytes:
-    """A digest of the rows, bit by bit: -0.0 and 0.0 are two questions."""
-    # Arrow's bytes do not depend on how the frame was put together once it lies in one piece.
-    written = frame.rechunk().write_ipc(None).getvalue()
-    return hashlib.blake2b(written, digest_size=16).digest()
+    """Return a digest of the rows, bit by bit: -0.0 and 0.0 differ."""
+    # In one chunk, Arrow's bytes do not depend on how the frame was built.
+    content = frame.rechunk().write_ipc(None).getvalue()
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 __all__ = ["CachedModel", "plain_model"]

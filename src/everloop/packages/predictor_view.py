@@ -1,4 +1,4 @@
-"""What the parts of a predictor (single rows, explanations, golden rows) read from it."""
+"""The read-only side of a predictor, for the modules that work on one: row scoring, explanation, golden rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class PredictorView(Protocol):
-    """The read-only side of `Predictor`; see there."""
+    """The attributes of `Predictor` that other modules of this package read."""
 
     manifest: Manifest
     model: Model
@@ -27,7 +27,7 @@ class PredictorView(Protocol):
     compiled: bool
 
     @property
-    def told(self) -> str: ...
+    def display_name(self) -> str: ...
 
     @property
     def form(self) -> str: ...

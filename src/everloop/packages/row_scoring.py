@@ -1,4 +1,4 @@
-"""The quick way for one row: decoded values in, label and probabilities out."""
+"""Score one row as fast as possible: decoded values in, label and probabilities out."""
 
 from __future__ import annotations
 
@@ -12,67 +12,67 @@ if TYPE_CHECKING:
     from everloop.packages.predictor_view import PredictorView
 
 RowFunction = Callable[[tuple[Any, ...]], tuple[Any, ...]]
-Ask = Callable[[tuple[Any, ...]], Sequence[float]]
+ScoreRow = Callable[[tuple[Any, ...]], Sequence[float]]
 
 
 def row_function(predictor: PredictorView, labels: Sequence[Any] | None = None) -> RowFunction:
     """See `Predictor.row_function`.
 
     Args:
-        labels: what to call each class instead of its own name, in the order of `classes`.
+        labels: the label of each class, in the order of `classes`; None takes the classes themselves.
     """
-    told = predictor.version or predictor.digest or ""
-    found = _answering(predictor, predictor.classes if labels is None else labels)
+    name = predictor.display_name
+    predict = _predict_function(predictor, predictor.classes if labels is None else labels)
 
-    def answer(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    def predict_row(values: tuple[Any, ...]) -> tuple[Any, ...]:
         try:
-            return found(values)
+            return predict(values)
         except EverloopError:
             raise
         except Exception as error:
-            # An adopted estimator raises whatever it likes about rows that it does not take.
-            raise RequestError(f"The model {told} cannot score this row: {error}") from error
+            # A foreign estimator can raise anything on rows that it does not take.
+            raise RequestError(f"The model {name} cannot score this row: {error}") from error
 
-    return answer
+    return predict_row
 
 
-def _answering(predictor: PredictorView, labels: Sequence[Any]) -> RowFunction:
+def _predict_function(predictor: PredictorView, labels: Sequence[Any]) -> RowFunction:
     model: Any = predictor.model
     rule = rule_of(model)
     if rule is None and predictor.task != "regression":
-        return _asking(predictor, labels)
-    ask = _ask(predictor)
+        return _predict_with_model_labels(predictor, labels)
+    score_row = _score_function(predictor)
     if predictor.task == "regression":
-        return lambda values: (ask(values)[0],)
+        return lambda values: (score_row(values)[0],)
     if predictor.task == "multiclass":
 
-        def several(values: tuple[Any, ...]) -> tuple[Any, ...]:
-            scores = ask(values)
+        def largest(values: tuple[Any, ...]) -> tuple[Any, ...]:
+            scores = score_row(values)
             return (labels[scores.index(max(scores))], *scores)
 
-        return several
-    assert rule is not None  # noqa: S101 - looked at above
+        return largest
+    assert rule is not None  # noqa: S101 - checked above
     (low, high), threshold = labels, rule.threshold
     if rule.strict:
 
         def above(values: tuple[Any, ...]) -> tuple[Any, ...]:
-            score = ask(values)[0]
+            score = score_row(values)[0]
             return (high if score > threshold else low, score)
 
         return above
 
-    def from_there(values: tuple[Any, ...]) -> tuple[Any, ...]:
-        score = ask(values)[0]
+    def at_least(values: tuple[Any, ...]) -> tuple[Any, ...]:
+        score = score_row(values)[0]
         return (high if score >= threshold else low, score)
 
-    return from_there
+    return at_least
 
 
-def _ask(predictor: PredictorView) -> Ask:
+def _score_function(predictor: PredictorView) -> ScoreRow:
     model: Any = predictor.model
     if not predictor.manifest.lookups and (predictor.compiled or model.format == "mojo"):
-        ask: Ask = model.form.row
-        return ask
+        score_row: ScoreRow = model.form.row
+        return score_row
     names = predictor.input_names
 
     def by_name(values: tuple[Any, ...]) -> Sequence[float]:
@@ -83,12 +83,13 @@ def _ask(predictor: PredictorView) -> Ask:
     return by_name
 
 
-def _asking(predictor: PredictorView, labels: Sequence[Any]) -> RowFunction:
+def _predict_with_model_labels(predictor: PredictorView, labels: Sequence[Any]) -> RowFunction:
+    """For models whose classes do not follow from their scores, so that the model itself must name the class."""
     model, names = predictor.model, predictor.input_names
 
-    def answer(values: tuple[Any, ...]) -> tuple[Any, ...]:
-        scores, places = answer_rows(model, [dict(zip(names, values, strict=True))])
+    def predict(values: tuple[Any, ...]) -> tuple[Any, ...]:
+        scores, indices = answer_rows(model, [dict(zip(names, values, strict=True))])
         numbers = scores.reshape(-1).tolist()
-        return tuple(numbers) if places is None else (labels[int(places[0])], *numbers)
+        return tuple(numbers) if indices is None else (labels[int(indices[0])], *numbers)
 
-    return answer
+    return predict

@@ -1,7 +1,7 @@
-"""A bill of materials of what answering with a model needs: CycloneDX 1.6 as JSON.
+"""The software bill of materials (SBOM) of a package: CycloneDX 1.6 as JSON.
 
-Source: https://cyclonedx.org/docs/1.6/json/. Names and versions are the package's own pinned environment; licences are
-read off the distributions that are installed here in that very version.
+Source: https://cyclonedx.org/docs/1.6/json/. Names and versions come from the package's pinned environment; licences
+come from the distributions that are installed here in exactly that version.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def environment_sbom(manifest: Manifest, *, name: str, version: str = "", digest: str = "") -> dict[str, Json]:
-    """The bill of a package. The same package gives the same bill.
+    """Return the SBOM of a package. The same package gives the same SBOM.
 
     Args:
-        name: of the model. version: its number, where it has one. digest: of the package, `sha256:…`.
+        name: name of the model. version: its number, if it has one. digest: the package's, `sha256:…`.
     """
     bare = digest.removeprefix("sha256:")
     root = f"model:{name}" + (f"@{version}" if version else "")
@@ -37,7 +37,7 @@ def environment_sbom(manifest: Manifest, *, name: str, version: str = "", digest
         _component(package, number, environment.locked.get(package))
         for package, number in sorted(environment.packages.items())
     ]
-    places = {item["name"]: item["bom-ref"] for item in components}
+    refs = {item["name"]: item["bom-ref"] for item in components}
     components.append(
         {
             "type": "platform",
@@ -59,7 +59,7 @@ def environment_sbom(manifest: Manifest, *, name: str, version: str = "", digest
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
-        # From the content, so that a bill can be compared with one that was made before.
+        # Derived from the content, so that two SBOMs of the same package are equal.
         "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'everloop:{root}:{bare}')}",
         "version": 1,
         "metadata": {
@@ -70,7 +70,7 @@ def environment_sbom(manifest: Manifest, *, name: str, version: str = "", digest
         "dependencies": [
             {"ref": root, "dependsOn": [item["bom-ref"] for item in (*components, *files)]},
             *(
-                {"ref": places[name], "dependsOn": [places[other] for other in one.requires]}
+                {"ref": refs[name], "dependsOn": [refs[other] for other in one.requires]}
                 for name, one in sorted(environment.locked.items())
                 if one.requires
             ),
@@ -79,25 +79,25 @@ def environment_sbom(manifest: Manifest, *, name: str, version: str = "", digest
 
 
 def _component(name: str, number: str, locked: Locked | None) -> dict[str, Json]:
-    place = f"pkg:pypi/{re.sub(r'[-_.]+', '-', name).lower()}@{number}"
+    purl = f"pkg:pypi/{re.sub(r'[-_.]+', '-', name).lower()}@{number}"
     component: dict[str, Any] = {
         "type": "library",
-        "bom-ref": place,
+        "bom-ref": purl,
         "name": name,
         "version": number,
-        "purl": place,
+        "purl": purl,
     }
     if locked is not None and locked.archive:
         component["hashes"] = [{"alg": "SHA-256", "content": locked.archive.removeprefix("sha256:")}]
     if locked is not None and locked.content:
         component["properties"] = [{"name": "everloop:content", "value": locked.content}]
     try:
-        told = metadata(name)
+        found = metadata(name)
     except PackageNotFoundError:
         return component
-    if told["Version"] == number:
-        expression = (told.get_all("License-Expression") or [""])[0]
-        short = (told.get_all("License") or [""])[0]
+    if found["Version"] == number:
+        expression = (found.get_all("License-Expression") or [""])[0]
+        short = (found.get_all("License") or [""])[0]
         if expression:
             component["licenses"] = [{"expression": expression}]
         elif short and "\n" not in short and len(short) < 80:

@@ -1,9 +1,9 @@
-"""What a model takes and what it answers: the signature that a package carries.
+"""The signature of a model: its inputs, task, classes and outputs.
 
-Every input has a name, a type out of a short list, and says whether its value may be null. A request must give
-every input, because a field that may be left out hides a misspelled name; null says "unknown".
+Every input has a name and one of a few types, and may be nullable. A request must contain every input, because an
+optional field would hide a misspelled name; null means "unknown".
 
-The signature makes its own row type (a `msgspec` struct), so a request body is decoded and checked in one pass.
+The signature builds its own row type (a `msgspec` struct), so a request body is decoded and checked in one pass.
 Types on the wire: `float` and `int` are JSON numbers, `bool` is true or false, `string` a string, `date`,
 `datetime` and `time` are RFC 3339 strings (a datetime without an offset is read as UTC), `duration` is ISO 8601.
 """
@@ -32,17 +32,17 @@ Task = Literal["binary", "multiclass", "regression"]
 
 _INT64 = 2**63
 _LONGEST_DAYS = 100_000_000
-"""A duration of more does not fit 64 bits of microseconds."""
-_LONGEST_COMPLAINT = 1_000
-_PLACE = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
+"""A longer duration does not fit into 64 bits of microseconds."""
+_LONGEST_MESSAGE = 1_000
+_LOCATION = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
     """One input of a model.
 
-    `categories`: what the model saw in training; `closed`: it takes no others. `low` and `high`: the range of a number
-    in training, to know and to watch, never to refuse by.
+    `categories`: the values seen in training; `closed`: others are refused. `low` and `high`: the range of a number in
+    training, for information and monitoring; values outside of it are accepted.
     """
 
     name: str
@@ -58,8 +58,8 @@ class Input:
 class Signature:
     """Inputs in the model's order, the task, and for classifiers the classes in the order of the scores.
 
-    `ignored`: columns that training was offered and left out (constant in that stretch of data, say). A row may
-    hold them, so that a client who sends its whole table does not break when a column comes or goes.
+    `ignored`: columns of the training data that the model does not use (because they were constant, say). A row may
+    contain them, so that a client that sends its whole table keeps working when such a column comes or goes.
     """
 
     inputs: tuple[Input, ...]
@@ -72,16 +72,17 @@ class Signature:
         if self.task not in get_args(Task):
             raise UsageError(f"A signature's task cannot be '{self.task}'.", help=f"Tasks: {', '.join(get_args(Task))}")
         if not self.inputs:
-            raise UsageError("A signature needs at least one input.")
+            raise UsageError("A signature needs at least one input.", help="Pass inputs=(Input(…), …).")
         fields = {item.name: item for item in self.inputs}
         object.__setattr__(self, "ignored", tuple(name for name in dict.fromkeys(self.ignored) if name not in fields))
         if len(fields) != len(self.inputs):
-            raise UsageError("A signature names an input twice.")
+            raise UsageError("A signature names an input twice.", help="Give each input its own name.")
         for name in (*fields, *self.ignored):
-            # The decoder compares names as they stand in the request, where these would be escaped.
+            # The decoder compares names as they are written in the request, where JSON would escape these characters.
             if any(letter in '\\"' or letter < " " for letter in name):
                 raise UsageError(
-                    f"A model input cannot be called {name!r}.", help="Rename the column: no quotes, no backslashes."
+                    f"A model input cannot be called {name!r}.",
+                    help="Rename the column: quotes, backslashes and control characters are not allowed.",
                 )
         object.__setattr__(self, "fields", fields)
 
@@ -91,7 +92,7 @@ class Signature:
 
     @cached_property
     def shape(self) -> tuple[tuple[object, ...], ...]:
-        """What decides which rows are taken: two signatures of one shape take the same."""
+        """The part of the signature that decides which rows are accepted: signatures of equal shape accept the same."""
         return (
             *((item.name, item.type, item.nullable, item.categories if item.closed else None) for item in self.inputs),
             self.ignored,
@@ -99,35 +100,37 @@ class Signature:
 
     @cached_property
     def row_type(self) -> type[msgspec.Struct]:
-        """The struct of one row: the inputs in order, then what is ignored. `values_of` makes its values."""
+        """The struct of one row: the inputs in order, then ignored columns. `values_of` converts its instances."""
         import msgspec
 
-        fields: list[Any] = [(f"f{place}", _wire_type(item)) for place, item in enumerate(self.inputs)]
-        rename = {f"f{place}": item.name for place, item in enumerate(self.inputs)}
-        for place, name in enumerate(self.ignored, start=len(fields)):
-            fields.append((f"f{place}", Any, None))
-            rename[f"f{place}"] = name
+        fields: list[Any] = [(f"f{index}", _wire_type(item)) for index, item in enumerate(self.inputs)]
+        rename = {f"f{index}": item.name for index, item in enumerate(self.inputs)}
+        for index, name in enumerate(self.ignored, start=len(fields)):
+            fields.append((f"f{index}", Any, None))
+            rename[f"f{index}"] = name
         return msgspec.defstruct("Row", fields, rename=rename, forbid_unknown_fields=True, frozen=True, gc=False)
 
     @cached_property
-    def _looks(
+    def _unchecked(
         self,
     ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[tuple[int, frozenset[str]], ...]]:
-        """The places of integers, datetimes and durations, and the closed inputs with their categories: what the
-        row type leaves to be looked at."""
+        """Inputs that the row type cannot check completely.
+
+        Indices of integers, datetimes and durations, and indices of closed inputs with their categories.
+        """
         numbered = list(enumerate(self.inputs))
         return (
-            tuple(place for place, item in numbered if item.type == "int"),
-            tuple(place for place, item in numbered if item.type == "datetime"),
-            tuple(place for place, item in numbered if item.type == "duration"),
-            tuple((place, frozenset(item.categories)) for place, item in numbered if item.closed),
+            tuple(index for index, item in numbered if item.type == "int"),
+            tuple(index for index, item in numbered if item.type == "datetime"),
+            tuple(index for index, item in numbered if item.type == "duration"),
+            tuple((index, frozenset(item.categories)) for index, item in numbered if item.closed),
         )
 
     def rows_of(self, rows: Sequence[Mapping[str, object]]) -> list[tuple[Any, ...]]:
-        """Check plain rows and return their values, a tuple in the order of `inputs` for each.
+        """Check plain rows and return their values, one tuple in the order of `inputs` for each row.
 
         Raises:
-            RequestError: a row breaks the signature; the message names row and field.
+            RequestError: a row does not match the signature; the message names row and field.
         """
         import msgspec
 
@@ -138,10 +141,10 @@ class Signature:
         return self.values_of(structs)
 
     def values_of(self, structs: Sequence[msgspec.Struct]) -> list[tuple[Any, ...]]:
-        """The values of decoded rows, integers and times normalised.
+        """Return the values of decoded rows, with integers and times normalized.
 
         Raises:
-            RequestError: a value that the row type cannot refuse by itself (2.5 for an integer, …).
+            RequestError: a value is invalid in a way that the row type cannot check (2.5 for an integer, say).
         """
         from msgspec.structs import astuple
 
@@ -149,30 +152,33 @@ class Signature:
         if self.ignored:
             width = len(self.inputs)
             rows = [row[:width] for row in rows]
-        integers, moments, durations, closed = self._looks
+        integers, moments, durations, closed = self._unchecked
         for number, row in enumerate(rows):
-            # Each look is cheap and mostly finds nothing to do: this is the way of every request.
-            for place in integers:
-                if type(row[place]) is float:
-                    rows[number] = row = self._with(row, place, number)
-            for place in moments:
-                value = row[place]
+            # Every request runs this loop, so each check is cheap; most find nothing to change.
+            for index in integers:
+                if type(row[index]) is float:
+                    rows[number] = row = self._normalized(row, index, number)
+            for index in moments:
+                value = row[index]
                 if value is not None and value.tzinfo is not UTC:
-                    rows[number] = row = self._with(row, place, number)
-            for place in durations:
-                value = row[place]
+                    rows[number] = row = self._normalized(row, index, number)
+            for index in durations:
+                value = row[index]
                 if value is not None and abs(value.days) > _LONGEST_DAYS:
-                    where = f"rows[{number}].{self.inputs[place].name}"
-                    raise RequestError(f"{where}: {value.days} days are too long.")
-            for place, known in closed:
-                value = row[place]
+                    where = f"rows[{number}].{self.inputs[index].name}"
+                    raise RequestError(
+                        f"{where}: a duration of {value.days} days is too long.",
+                        help=f"Send at most {_LONGEST_DAYS:,} days.",
+                    )
+            for index, known in closed:
+                value = row[index]
                 if value is not None and value not in known:
-                    self._refuse_category(value, self.inputs[place], number)
+                    self._refuse_category(value, self.inputs[index], number)
         return rows
 
-    def _with(self, row: tuple[Any, ...], place: int, number: int) -> tuple[Any, ...]:
-        """The row with the integer or datetime at a place made what it should be."""
-        item, value = self.inputs[place], row[place]
+    def _normalized(self, row: tuple[Any, ...], index: int, number: int) -> tuple[Any, ...]:
+        """Return the row with the integer or datetime at an index normalized."""
+        item, value = self.inputs[index], row[index]
         where = f"rows[{number}].{item.name}"
         if item.type == "datetime":
             fixed: Any = utc(value, where)
@@ -180,21 +186,22 @@ class Signature:
             fixed = int(value)
         else:
             raise RequestError(f"{where}: expected an integer, got {value!r}.")
-        return (*row[:place], fixed, *row[place + 1 :])
+        return (*row[:index], fixed, *row[index + 1 :])
 
     def _refuse_category(self, value: str, item: Input, number: int) -> None:
         known = ", ".join(map(repr, item.categories[:12]))
         raise RequestError(
-            f"rows[{number}].{item.name}: the model takes no category {value[:200]!r}.", help=f"It takes: {known}"
+            f"rows[{number}].{item.name}: the model does not know the category {value[:200]!r}.",
+            help=f"Known categories: {known}",
         )
 
     def explain(self, error: Exception, where: str = "") -> RequestError:
-        """Turn a decoder's complaint into an error that names the field as the client wrote it."""
+        """Convert a decoder's error into one that names the field as the client wrote it."""
         text = str(error)
-        if len(text) > _LONGEST_COMPLAINT:
-            # A name that a client sent stands in it, of any length; what is wrong with it stands at both ends.
-            text = f"{text[: _LONGEST_COMPLAINT // 2]}…{text[-_LONGEST_COMPLAINT // 2 :]}"
-        match = cast("re.Match[str]", _PLACE.match(text))
+        if len(text) > _LONGEST_MESSAGE:
+            # It can contain a name of any length that a client sent; the start and the end say what is wrong.
+            text = f"{text[: _LONGEST_MESSAGE // 2]}…{text[-_LONGEST_MESSAGE // 2 :]}"
+        match = cast("re.Match[str]", _LOCATION.match(text))
         path = (match["path"] or "").lstrip(".")
         path = f"{where}{path}" if path.startswith("[") else path
         what = match["what"].replace("`", "'")
@@ -207,7 +214,7 @@ class Signature:
             what = f"the input '{missing[1]}' is missing"
             wanted = self.fields.get(missing[1])
             if wanted is not None and wanted.nullable:
-                help_text = "Send null where it is unknown."
+                help_text = "Send null if it is unknown."
         return RequestError(f"{path}: {what[:1].lower()}{what[1:]}." if path else f"{what}.", help=help_text)
 
     def to_json(self) -> dict[str, Json]:
@@ -220,17 +227,17 @@ class Signature:
         }
 
     def outputs(self) -> list[dict[str, Json]]:
-        """Name, type and meaning of what an answer holds."""
+        """Return name, type and nullability of each field of a prediction."""
         if self.task == "regression":
             return [{"name": "score", "type": "float", "nullable": False}]
         label = "string" if all(isinstance(value, str) for value in self.classes) else _class_type(self.classes)
-        answers: list[dict[str, Json]] = [
+        outputs: list[dict[str, Json]] = [
             {"name": "score", "type": "float", "nullable": False},
             {"name": "label", "type": label, "nullable": False},
         ]
         if self.task == "multiclass":
-            answers.append({"name": "scores", "type": "list[float]", "nullable": False})
-        return answers
+            outputs.append({"name": "scores", "type": "list[float]", "nullable": False})
+        return outputs
 
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> Signature:
@@ -258,26 +265,29 @@ class Signature:
                 ignored=tuple(data.get("ignored", ())),
             )
         except (KeyError, TypeError) as error:
-            raise UsageError(f"This is no signature: {error!r}.") from error
+            raise UsageError(
+                f"This is not a signature: {error!r}.", help="Pass what `Signature.to_json` returned."
+            ) from error
 
 
 def input_type(dtype: str) -> InputType:
-    """The type of an input, from the text of an Arrow or a Polars data type (`timestamp[us]`, `Int32`, …).
+    """Return the type of an input for the name of an Arrow or Polars data type (`timestamp[us]`, `Int32`, …).
 
     Raises:
-        UsageError: models take no such columns (lists, structs, bytes, …).
+        UsageError: a model input cannot have this type (lists, structs, bytes, …).
     """
     name = re.split(r"[(\[<]", dtype, maxsplit=1)[0].strip()
     found = _TYPES.get(name.lower())
     if found is None:
         raise UsageError(
-            f"A model input cannot be of type {dtype}.", help=f"It may be: {', '.join(get_args(InputType))}"
+            f"A model input cannot be of type {dtype}.",
+            help=f"Convert the column to one of: {', '.join(get_args(InputType))}",
         )
     return cast("InputType", found)
 
 
 def polars_type(kind: str) -> pl.DataType:
-    """The Polars type in which values of an input are kept."""
+    """Return the Polars type for values of an input."""
     import polars as pl
 
     types: dict[str, pl.DataType] = {
@@ -294,10 +304,10 @@ def polars_type(kind: str) -> pl.DataType:
 
 
 def utc(moment: datetime, where: str) -> datetime:
-    """`moment` as aware UTC; without an offset it is UTC already.
+    """Return `moment` as an aware datetime in UTC; without an offset it counts as UTC.
 
     Raises:
-        RequestError: it lies outside the years 1 to 9999 once moved to UTC.
+        RequestError: in UTC it is outside the years 1 to 9999.
     """
     if moment.tzinfo is None:
         return moment.replace(tzinfo=UTC)
@@ -329,7 +339,7 @@ def _wire_type(item: Input) -> Any:
 
     types: dict[str, Any] = {
         "float": float,
-        # A column of integers that once had nulls comes from many clients as 3.0.
+        # Many clients send 3.0 for integers if the column once had nulls.
         "int": Annotated[int, msgspec.Meta(ge=-_INT64, le=_INT64 - 1)] | float,
         "bool": bool,
         "string": str,

@@ -1,6 +1,6 @@
-"""How long proving and measuring a model may take, and what was left out when the time was up.
+"""The time budget for proving and measuring a model, and what was left out when it ran out.
 
-A model that answers slowly would otherwise be asked for minutes before its version exists.
+Without it, saving a slow model could take many minutes.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ if TYPE_CHECKING:
     import polars as pl
 
 PROOF_S = 10.0
-"""Seconds of proving and measuring, beyond the model's first answer."""
+"""Seconds for proving and measuring, after the model's first prediction."""
 FIRST_ROWS = 256
 MOST_ROWS = 16_384
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackagingProgress:
-    """How far saving a model has come."""
+    """Progress of saving a model."""
 
     stage: str
-    """What is being done, in words."""
+    """The current work, in words."""
     done: int
     total: int
     seconds: float
-    """Since saving began."""
+    """Since saving started."""
 
 
 class TimeBudget:
-    """The time that is left. What was begun is finished, so a model that is asked once more may exceed it.
+    """The time that is left. A started step is finished, so a slow model may exceed the budget by one call.
 
     Args:
-        seconds: beyond the model's first answer.
+        seconds: time after the model's first prediction.
         progress: called with a `PackagingProgress` at every step.
     """
 
@@ -48,10 +48,10 @@ class TimeBudget:
         self._progress = progress
         self._sizes: dict[tuple[str, int, int], int] = {}
         self.not_tried: list[str] = []
-        """What was left out, in words."""
+        """Descriptions of what was left out."""
 
     def start(self) -> None:
-        """Count from now on: the model has answered for the first time."""
+        """Start the time, once the model has predicted for the first time."""
         self._end = perf_counter() + self.seconds
 
     @property
@@ -67,14 +67,14 @@ class TimeBudget:
         if what not in self.not_tried:
             self.not_tried.append(what)
 
-    def tell(self, stage: str, done: int, total: int) -> None:
+    def report(self, stage: str, done: int, total: int) -> None:
         if self._progress is not None:
             seconds = perf_counter() - self.began
             self._progress(PackagingProgress(stage=stage, done=done, total=total, seconds=seconds))
 
     @staticmethod
     def first_piece(frame: pl.DataFrame) -> pl.DataFrame:
-        """The rows that come first in `pieces`, whatever the time."""
+        """Return the rows that `pieces` yields first, however little time is left."""
         import numpy as np
 
         if frame.height <= FIRST_ROWS:
@@ -82,10 +82,12 @@ class TimeBudget:
         return frame[np.sort(np.random.default_rng(0).permutation(frame.height)[:FIRST_ROWS])]
 
     def pieces(self, frame: pl.DataFrame, what: str) -> Iterator[pl.DataFrame]:
-        """The rows of a frame in pieces, each spread over all of it, until the time is up; at least one piece.
+        """Yield the rows of a frame in pieces until the time is up, but at least one piece.
+
+        Each piece is spread over the whole frame.
 
         Args:
-            what: the rows, in words, for the note of what was left out.
+            what: description of the rows, for progress and for the note of what was left out.
         """
         import numpy as np
 
@@ -95,23 +97,23 @@ class TimeBudget:
             if at and self.over:
                 self.leave_out(f"{frame.height - at:,} of {frame.height:,} {what}")
                 return
-            self.tell(what, at, frame.height)
+            self.report(what, at, frame.height)
             began = perf_counter()
             yield frame[np.sort(order[at : at + size])] if at else self.first_piece(frame)
             taken = perf_counter() - began
-            # As many more as a third of the time is enough for, if every row takes as long as those did: a call costs
-            # something as well, so few large pieces are quicker than many small ones.
+            # The next piece should take a third of the time that is left, at the speed of this one. Each call has some
+            # overhead, so a few large pieces are faster than many small ones.
             at, more = at + size, int(size / max(1e-6, taken) * self.left_s / 3)
-            # The same rows are cut in the same way again, so that what is known of them need not be asked.
+            # The same rows are always cut in the same way, so that `CachedModel` recognizes the pieces.
             size = self._sizes.setdefault((what, frame.height, at), min(max(FIRST_ROWS, more), MOST_ROWS))
-        self.tell(what, frame.height, frame.height)
+        self.report(what, frame.height, frame.height)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Ask models with one thread: the rows are few, and on a busy machine threads mostly wait for each other.
+    """Limit numeric libraries to one thread: the rows are few, and on a busy machine threads wait for each other.
 
-    Only where threadpoolctl is installed, as it is with scikit-learn, and only as long as the block.
+    Needs threadpoolctl, which scikit-learn installs; without it nothing changes.
     """
     try:
         from threadpoolctl import threadpool_limits

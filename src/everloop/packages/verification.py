@@ -1,5 +1,4 @@
-"""Checking a package: every byte, who vouches for it, whether this machine trusts them, and whether it answers as
-it did when it was packaged."""
+"""Verify a package: its bytes, its signature, and that it predicts what it did when it was packaged."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What was found. `ok`: the bytes are whole, a key that is trusted here vouches for them, and they answer."""
+    """Result of a verification. `ok`: intact, signed by a key that is trusted here, and predicting as it should."""
 
     ok: bool
     package: str
@@ -30,31 +29,31 @@ class Verification:
     signed_by: str | None
     trusted: bool
     answers: bool
-    """It answers here, and as the trained model did."""
+    """It loads here and predicts what the trained model did."""
     answered_rows: int = 0
-    """Rows that were asked again, whose answers came with the package."""
+    """Number of golden rows that were predicted again."""
     largest_difference: float = 0.0
     environment: tuple[str, ...] = ()
-    """What is installed here otherwise than where the package was made. No problem while the answers are the same."""
+    """Differences to the environment that built the package. They do not matter while predictions are the same."""
     problems: tuple[str, ...] = ()
 
 
 def verify_digest(store: Store, digest: str, *, version: str | None = None) -> Verification:
-    """Check a package by its digest; code in it runs only if it is trusted.
+    """Verify a package given by its digest. Code in it runs only if it is trusted.
 
     Args:
-        version: key of the version whose package it is, for the result.
+        version: key of the package's version, for the result.
 
     Raises:
-        NotFoundError: there is no such package. Problems of one that exists are in the result.
+        NotFoundError: there is no such package. Problems with an existing one are in the result.
     """
     record = get_package(store, digest)
     problems: list[str] = []
     manifest, files = _manifest(store, digest, problems)
     trusted = _trusted(digest, record.trust, problems)
-    asked = None
-    if manifest is not None and not problems and _admitted(store, digest, record.trust, problems):
-        asked = _answers(store, digest, problems)
+    checked = None
+    if manifest is not None and not problems and _loads_on_trial(store, digest, record.trust, problems):
+        checked = _check_predictions(store, digest, problems)
     return Verification(
         ok=not problems,
         package=digest,
@@ -65,9 +64,9 @@ def verify_digest(store: Store, digest: str, *, version: str | None = None) -> V
         size_bytes=record.size_bytes,
         signed_by=(record.trust or {}).get("key"),
         trusted=trusted,
-        answers=asked is not None,
-        answered_rows=asked[0] if asked else 0,
-        largest_difference=asked[1] if asked else 0.0,
+        answers=checked is not None,
+        answered_rows=checked[0] if checked else 0,
+        largest_difference=checked[1] if checked else 0.0,
         environment=() if manifest is None else tuple(differences(manifest.environment.locked)),
         problems=tuple(problems),
     )
@@ -90,8 +89,8 @@ def _manifest(store: Store, digest: str, problems: list[str]) -> tuple[Manifest 
                 problems.append(f"The file {name} differs from its digest.")
         except EverloopError as error:
             problems.append(f"The file {name}: {error.message}")
-    strangers = sorted(set(entries) - set(manifest.files) - {manifests.FILE})
-    problems.extend(f"The file {name} is not named in the manifest." for name in strangers)
+    unknown = sorted(set(entries) - set(manifest.files) - {manifests.FILE})
+    problems.extend(f"The file {name} is not named in the manifest." for name in unknown)
     return manifest, len(entries)
 
 
@@ -106,8 +105,8 @@ def _trusted(digest: str, trust: dict[str, str] | None, problems: list[str]) -> 
     return True
 
 
-def _admitted(store: Store, digest: str, trust: dict[str, str] | None, problems: list[str]) -> bool:
-    """Whether its model holds together, seen in a process of its own: a signature says who, not what."""
+def _loads_on_trial(store: Store, digest: str, trust: dict[str, str] | None, problems: list[str]) -> bool:
+    """Whether the model is valid, tried in a child process. A signature does not show that."""
     from everloop.packages.isolation.isolation_policy import admit
     from everloop.packages.package import read_package
 
@@ -120,13 +119,13 @@ def _admitted(store: Store, digest: str, trust: dict[str, str] | None, problems:
     return True
 
 
-def _answers(store: Store, digest: str, problems: list[str]) -> tuple[int, float] | None:
+def _check_predictions(store: Store, digest: str, problems: list[str]) -> tuple[int, float] | None:
     from everloop.packages.predictor import load_package
 
     try:
         predictor = load_package(store, digest)
         predictor.warm()
-        return predictor.check_answers()
+        return predictor.check_predictions()
     except EverloopError as error:
-        problems.append(f"It does not answer as it should: {error.message}")
+        problems.append(f"It does not predict as it should: {error.message}")
         return None

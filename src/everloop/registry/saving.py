@@ -1,4 +1,4 @@
-"""A fitted model of any library becomes a registered version in one call."""
+"""Package a fitted model of any library and register it as a version, in one call."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 PROBE_ROWS = 20
 CLASS_ROWS = 10_000
-"""Rows whose predictions are looked at for the classes of a model that does not name them."""
+"""Rows whose predictions are searched for the classes of a model that does not name them."""
 MOST_CATEGORIES = 1000
-"""A text column with more distinct values is kept without a list of them."""
+"""The categories of a text column are listed only up to this number of distinct values."""
 
 
 def save_model(
@@ -55,39 +55,39 @@ def save_model(
     """Package a fitted model and register it as the next version of `name`.
 
         version = el.save_model(pipeline, "churn", example=X_train)
-        print(version)             # churn@1, its format, what answers and how fast, whether it needs trust
+        print(version)             # churn@1, its format, how fast it predicts, whether it needs trust
         # everloop serve churn@1
 
     Args:
         model: a fitted estimator or scikit-learn `Pipeline`; an XGBoost, LightGBM or CatBoost model; a PyTorch module
             or exported program; a Keras model; an ONNX model or an H2O MOJO, as bytes or as the path of its file; an
-            object with `predict(context, table)`, as MLflow's `PythonModel` is; a plain function from the table to
-            predictions: shape (n,) numbers, or (n, classes) probabilities; or a list of such models, to be averaged.
-        example: the table that it was fitted on, or some of its rows: pandas, Polars, NumPy or Arrow. Names, types,
-            nulls, categories and ranges of the inputs are read off it, and the packaged model is proved on it.
-        y: the target of the same rows; needed only where the model does not tell its classes.
-        task: `binary`, `multiclass` or `regression`; None asks the model.
-        store: default: the one that `open_store()` finds.
-        compile: try a faster form, which answers only if it is proved equal to the model.
-        before: a function from the example's table to the one that the model takes.
+            object with `predict(context, table)`, like MLflow's `PythonModel`; a plain function from the table to
+            predictions: shape (n,) numbers, or (n, classes) probabilities; or a list of such models to average.
+        example: the table that it was fitted on, or some of its rows: pandas, Polars, NumPy or Arrow. It determines
+            names, types, nulls, categories and ranges of the inputs, and the packaged model is verified on it.
+        y: the target of the same rows; needed only if the model does not name its classes.
+        task: `binary`, `multiclass` or `regression`; None infers it from the model.
+        store: None opens the one that `open_store()` finds.
+        compile: try faster forms; one is used only if its predictions are proved equal to the model's.
+        before: a function from the example's table to the table that the model takes.
         after: a function from scores to scores of the same shape.
-        weights: of the models of a list; None weighs them alike.
-        artifacts: files and folders by name, which an object that predicts with a context finds in
-            `context.artifacts`; they travel in the package.
-        lookups: feature views by name: a request gives their entity, and their features are looked up online. The
-            example then has the entity's columns beside the features.
-        proof_s: seconds that proving and measuring may take beyond the model's first answer. What was not tried by
-            then is on the card; the version is made all the same.
-        progress: called with a `PackagingProgress` (stage, done, total, seconds) as saving moves on.
+        weights: one weight for each model of a list; None weights them equally.
+        artifacts: files and folders by name; they are stored in the package, and an object that predicts with a
+            context finds them in `context.artifacts`.
+        lookups: names of feature views: a request contains their entity, and their features are looked up online. The
+            example must then have the entity's columns as well.
+        proof_s: seconds that verifying and measuring may take after the model's first prediction. What could not be
+            verified in time is listed on the card; the version is registered all the same.
+        progress: called with a `PackagingProgress` (stage, done, total, seconds) during saving.
 
     Returns:
-        The version; printed, it says what was made.
+        The version. Printing it shows a summary of the package.
 
     Raises:
         UsageError: the model is not fitted or predicts several targets, or the example is empty or lacks columns
             that the model was fitted on.
-        TrainingError: the model cannot answer the example.
-        ParityError: the packaged form does not answer as the model does.
+        TrainingError: the model cannot predict the example.
+        ParityError: the packaged model does not predict the same as the original.
     """
     from everloop.packages.package import build_package
     from everloop.registry.model_versions import register
@@ -96,9 +96,11 @@ def save_model(
 
     parts = {"before": before, "after": after, "weights": weights, "artifacts": artifacts}
     if proof_s < 0:
-        raise UsageError(f"`proof_s` is {proof_s}; it cannot be negative.", help="0 proves the least that is safe.")
+        raise UsageError(
+            f"`proof_s` is {proof_s}; it cannot be negative.", help="Pass 0 to verify the minimum that is safe."
+        )
     effort = TimeBudget(proof_s, progress)
-    effort.tell("asking the model", 0, 1)
+    effort.report("predicting the first rows", 0, 1)
     with ExitStack() as closing:
         closing.enter_context(one_thread())
         trained, frame = describe(model, example, y=y, task=task, **parts)
@@ -113,7 +115,7 @@ def save_model(
 def describe(
     model: Any, example: Any, *, y: Any = None, task: Task | None = None, **parts: Any
 ) -> tuple[Trained, pl.DataFrame]:
-    """The model with everything that a package needs to know of it, and the example as a Polars frame.
+    """Return the model with everything that a package needs to know about it, and the example as a Polars frame.
 
     Args:
         parts: `before`, `after`, `weights` and `artifacts` of `save_model`.
@@ -131,7 +133,7 @@ def describe(
     if task is not None and task not in get_args(Task):
         raise UsageError(f"There is no task '{task}'.", help=f"Tasks: {', '.join(get_args(Task))}")
     frame, table = read_example(example)
-    made, classes, what = _read(model, table, frame, task, _target_values(y), parts)
+    made, classes, origin = _read(model, table, frame, task, _target_values(y), parts)
     if isinstance(made, EstimatorModel):
         prove_faithful(made.estimator, made, example, frame)
     frame = frame.select(made.inputs)
@@ -149,15 +151,15 @@ def describe(
         categories=categories,
         classes=classes,
         metric=metrics_of(made.task)[0],
-        notes=[f"saved {what}, kept as {made.format}", *_notes(made)],
+        notes=[f"saved {origin}, stored as {made.format}", *_notes(made)],
         rows={"example": frame.height},
     )
     return trained, frame
 
 
 def _notes(made: Model) -> list[str]:
-    question = getattr(made, "question", None)
-    if question is not None and question.choice == "votes":
+    scoring = getattr(made, "question", None)
+    if scoring is not None and scoring.choice == "votes":
         return ["gives no probabilities: the score of the predicted class is 1, of the others 0"]
     return []
 
@@ -167,10 +169,10 @@ def _read(
     table: TableKind,
     frame: pl.DataFrame,
     task: Task | None,
-    truth: pl.Series | None,
+    target: pl.Series | None,
     parts: Mapping[str, Any],
 ) -> tuple[Model, list[Json], str]:
-    """A model of any kind as ours, its classes, and what it was."""
+    """Return a model of any kind as a `Model`, its classes, and a description of the original."""
     from everloop.packages.formats import composite_models as composed
 
     before, after = parts.get("before"), parts.get("after")
@@ -178,36 +180,41 @@ def _read(
         given: Any = table.fill(table.cast(frame)) if before is None else composed.prepared(before, table, frame)
         inner_frame, inner_table = read_example(given)
         inner = {**parts, "before": None, "after": None}
-        made, classes, what = _read(model, inner_table, inner_frame, task, truth, inner)
+        made, classes, origin = _read(model, inner_table, inner_frame, task, target, inner)
         return (
             cast("Model", composed.processed(made, table, before, after)),
             classes,
-            f"{what} with functions around it",
+            f"{origin} with functions around it",
         )
     if isinstance(model, list | tuple):
-        members = [_read(one, table, frame, task, truth, {}) for one in model]
-        if any(one[1] != members[0][1] for one in members):
-            raise UsageError("These models have different classes.", help="Average models of the same question.")
-        made = cast("Model", composed.average([one[0] for one in members], parts.get("weights")))
-        return made, members[0][1] if members else [], " + ".join(one[2] for one in members)
+        members = [_read(member, table, frame, task, target, {}) for member in model]
+        if any(member[1] != members[0][1] for member in members):
+            raise UsageError(
+                "These models have different classes, so they cannot be averaged.",
+                help="Pass models that were trained on the same target.",
+            )
+        made = cast("Model", composed.average([member[0] for member in members], parts.get("weights")))
+        return made, members[0][1] if members else [], " + ".join(member[2] for member in members)
     if parts.get("weights") is not None:
-        raise UsageError("Weights are for a list of models.", help="Pass the models as a list.")
+        raise UsageError("`weights` needs a list of models.", help="Pass the models as a list, or leave it out.")
     if isinstance(model, str | Path):
         model = _file(Path(model))
     if isinstance(model, bytes | bytearray):
-        return _of_bytes(bytes(model), table, frame, task, truth)
-    made, classes = _of_object(model, table, frame, task, truth, parts)
+        return _of_bytes(bytes(model), table, frame, task, target)
+    made, classes = _of_object(model, table, frame, task, target, parts)
     return made, classes, f"{type(model).__module__}.{type(model).__qualname__}"
 
 
 def _file(path: Path) -> bytes:
     if not path.is_file():
-        raise NotFoundError(f"There is no file '{path}'.", help="Pass a model, or the file of an ONNX model or a MOJO.")
+        raise NotFoundError(
+            f"There is no file '{path}'.", help="Pass a model, or the path of an ONNX model or of a MOJO."
+        )
     return path.read_bytes()
 
 
 def _of_bytes(
-    blob: bytes, table: TableKind, frame: pl.DataFrame, task: Task | None, truth: pl.Series | None
+    blob: bytes, table: TableKind, frame: pl.DataFrame, task: Task | None, target: pl.Series | None
 ) -> tuple[Model, list[Json], str]:
     from everloop.packages.formats.mojo import adopt_mojo, is_mojo
     from everloop.packages.formats.onnx import adopt_onnx
@@ -215,7 +222,7 @@ def _of_bytes(
     if is_mojo(blob):
         mojo, classes = adopt_mojo(blob, table)
         return cast("Model", mojo), classes, f"H2O MOJO ({mojo.mojo.info['algo']})"
-    graph, classes = adopt_onnx(blob, table, frame, task, truth)
+    graph, classes = adopt_onnx(blob, table, frame, task, target)
     return cast("Model", graph), classes, "ONNX model"
 
 
@@ -224,7 +231,7 @@ def _of_object(
     table: TableKind,
     frame: pl.DataFrame,
     task: Task | None,
-    truth: pl.Series | None,
+    target: pl.Series | None,
     parts: Mapping[str, Any],
 ) -> tuple[Model, list[Json]]:
     from everloop.packages.formats.keras import adopt_keras, is_keras
@@ -233,21 +240,23 @@ def _of_object(
     from everloop.packages.formats.pytorch import adopt_torch, is_torch
 
     if is_torch(model) or is_keras(model):
-        # Where PyTorch computes for Keras, a Keras model is a PyTorch module as well.
+        # With PyTorch as its backend, a Keras model is a PyTorch module as well.
         network = (adopt_keras if is_keras(model) else adopt_torch)(model, table, task or "regression")
-        return cast("Model", network), describe_network(network, frame, task, truth)
+        return cast("Model", network), describe_network(network, frame, task, target)
     if is_pyfunc(model):
         made = adopt_pyfunc(model, table, task or "regression", parts.get("artifacts") or {})
-        made.question, container, classes = _question(made.asked, table, frame, task, truth)
+        made.question, container, classes = _choose_scoring(made.scorer, table, frame, task, target)
         made.task, made.table = made.question.task, replace(table, container=container)
         return cast("Model", made), classes
     if parts.get("artifacts"):
-        raise UsageError("Artifacts are for an object with predict(context, table).", help="Leave them out.")
-    return _adopt(model, table, frame, task, truth)
+        raise UsageError(
+            "`artifacts` needs an object with predict(context, table).", help="Leave it out, or pass such an object."
+        )
+    return _adopt(model, table, frame, task, target)
 
 
 def _adopt(
-    model: Any, table: TableKind, frame: pl.DataFrame, task: Task | None, truth: pl.Series | None
+    model: Any, table: TableKind, frame: pl.DataFrame, task: Task | None, target: pl.Series | None
 ) -> tuple[Model, list[Json]]:
     from everloop.packages.formats.estimator import EstimatorModel, PickledEstimator, dump_estimator
     from everloop.packages.formats.plain_function import Function
@@ -258,7 +267,7 @@ def _adopt(
     if not hasattr(model, "predict") and not hasattr(model, "predict_proba"):
         if not callable(model):
             raise UsageError(
-                f"A {type(model).__name__} is no model.",
+                f"A {type(model).__name__} is not a model.",
                 help="Pass a fitted estimator (with predict), ONNX bytes, or a function from a table to predictions.",
             )
         model = Function(model)
@@ -268,11 +277,11 @@ def _adopt(
     check_one_output(model)
     table = _columns_of(model, table)
     chosen = frame.select(table.names)
-    question, container, classes = _question(model, table, chosen, task, truth)
+    scoring, container, classes = _choose_scoring(model, table, chosen, task, target)
     table = replace(table, container=container)
-    kept, blob = dump_estimator(model)
-    kind = PickledEstimator if kept == "python" else EstimatorModel
-    return cast("Model", kind(model, format=kept, blob=blob, question=question, table=table)), classes
+    stored_as, blob = dump_estimator(model)
+    kind = PickledEstimator if stored_as == "python" else EstimatorModel
+    return cast("Model", kind(model, format=stored_as, blob=blob, question=scoring, table=table)), classes
 
 
 def _check_fitted(model: Any) -> None:
@@ -295,22 +304,22 @@ def _check_fitted(model: Any) -> None:
     except NotFittedError as error:
         raise UsageError(f"The {name} is not fitted.", help=fix) from error
     except (TypeError, ValueError):
-        # Some estimators cannot be asked; they will say so when they answer the example.
+        # Some estimators cannot be checked; they fail when they predict the example.
         return
 
 
 def _columns_of(model: Any, table: TableKind) -> TableKind:
-    """The columns that the model reads, in its order."""
-    told = getattr(model, "feature_names_in_", None)
-    if told is None and type(model).__module__.startswith(("catboost", "lightgbm")):
-        told = getattr(model, "feature_names_", None) or getattr(model, "feature_name_", None)
+    """Select the columns that the model was fitted on, in its order."""
+    fitted = getattr(model, "feature_names_in_", None)
+    if fitted is None and type(model).__module__.startswith(("catboost", "lightgbm")):
+        fitted = getattr(model, "feature_names_", None) or getattr(model, "feature_name_", None)
     width = getattr(model, "n_features_in_", None)
     names = table.names
-    if told is not None and table.container != "numpy":
-        asked = [str(name) for name in told]
+    if fitted is not None and table.container != "numpy":
+        fitted_names = [str(name) for name in fitted]
         if type(model).__module__.startswith("lightgbm"):
-            asked = _renamed(asked, names)
-        absent = [name for name in asked if name not in names]
+            fitted_names = _original_names(fitted_names, names)
+        absent = [name for name in fitted_names if name not in names]
         if absent and not type(model).__module__.startswith("lightgbm") and hasattr(model, "feature_names_in_"):
             raise UsageError(
                 f"The example lacks the columns {', '.join(map(repr, absent[:8]))}, which the model was fitted on.",
@@ -318,73 +327,76 @@ def _columns_of(model: Any, table: TableKind) -> TableKind:
             )
         if not absent:
             by_name = {column.name: column for column in table.columns}
-            return replace(table, columns=tuple(by_name[name] for name in asked))
+            return replace(table, columns=tuple(by_name[name] for name in fitted_names))
     if width is not None and int(width) != len(names):
         raise UsageError(
-            f"The model was fitted on {width} columns, the example has {len(names)}.",
+            f"The model was fitted on {width} columns, but the example has {len(names)}.",
             help="Pass the table that was given to fit(), without the target.",
         )
     return table
 
 
-def _renamed(asked: list[str], names: Sequence[str]) -> list[str]:
-    """The columns that LightGBM calls by names of its own: it puts an underscore for every space."""
-    own = {re.sub(r"\s", "_", name): name for name in names}
-    return [own.get(name, name) for name in asked] if len(own) == len(names) else asked
+def _original_names(fitted: list[str], names: Sequence[str]) -> list[str]:
+    """Undo LightGBM's renaming of columns: it replaces each space by an underscore."""
+    original = {re.sub(r"\s", "_", name): name for name in names}
+    return [original.get(name, name) for name in fitted] if len(original) == len(names) else fitted
 
 
-def _question(
-    model: Any, table: TableKind, frame: pl.DataFrame, task: Task | None, truth: pl.Series | None
+def _choose_scoring(
+    model: Any, table: TableKind, frame: pl.DataFrame, task: Task | None, target: pl.Series | None
 ) -> tuple[EstimatorScores, Container, list[Json]]:
-    """How a model is asked, the container that it takes (the example's own kind first), and its classes."""
+    """Find out how to get scores from a model, which container it takes, and its classes.
+
+    The container of the example is tried first.
+    """
     import warnings
 
     import numpy as np
 
     from everloop.training.estimator_tasks import first_answers
 
-    few = table.cast(frame.head(PROBE_ROWS))
+    first_rows = table.cast(frame.head(PROBE_ROWS))
     failures = []
     first: Exception | None = None
     for container in dict.fromkeys((table.container, "pandas", "polars", "numpy")):
         kind = replace(table, container=cast("Any", container))
         try:
             with warnings.catch_warnings():
-                # A model that misses its column names says so by a warning; another container has them.
+                # A model that misses its column names warns; another container has them.
                 warnings.simplefilter("error" if container != table.container else "ignore")
-                asked, classes, order = _decided(model, kind, frame, task, truth)
-                question, answers = first_answers(model, kind.fill(few), asked, order, classes)
+                found, classes, order = _task_and_classes(model, kind, frame, task, target)
+                scoring, predictions = first_answers(model, kind.fill(first_rows), found, order, classes)
         except EverloopError as error:
             if isinstance(error, UsageError):
                 raise
             failures.append(f"as {container}: {error.message}")
             first = first or error
             continue
-        except Exception as error:  # whatever a stranger's model raises
+        except Exception as error:  # a foreign model can raise anything
             failures.append(f"as {container}: {type(error).__name__}: {error}")
             first = first or error
             continue
-        scores, width = answers.scores, len(classes)
-        wanted = (few.height, width) if asked == "multiclass" and width else (few.height,)
-        if asked == "multiclass" and not classes and scores.ndim == 2:
-            classes, wanted = list(range(scores.shape[1])), scores.shape
-        if scores.shape != wanted:
-            failures.append(f"as {container}: answers of shape {scores.shape} for {few.height} rows")
+        scores, width = predictions.scores, len(classes)
+        expected = (first_rows.height, width) if found == "multiclass" and width else (first_rows.height,)
+        if found == "multiclass" and not classes and scores.ndim == 2:
+            classes, expected = list(range(scores.shape[1])), scores.shape
+        if scores.shape != expected:
+            failures.append(f"as {container}: scores of shape {scores.shape} for {first_rows.height} rows")
         elif not np.isfinite(scores).all():
-            failures.append(f"as {container}: an answer is not a finite number")
+            failures.append(f"as {container}: a score is not a finite number")
         else:
-            return question, container, classes
+            return scoring, container, classes
     name = getattr(model, "name", type(model).__name__)
     raise TrainingError(
-        f"The {name} cannot answer its example ({'; '.join(failures)}).",
-        help="Pass the table that was given to fit(), before any preparation that the model does not do itself.",
+        f"The {name} cannot predict the example ({'; '.join(failures)}).",
+        help="Pass the table that was given to fit(), or pass the missing preparation as before=.",
     ) from first
 
 
-def _decided(
-    model: Any, table: TableKind, frame: pl.DataFrame, task: Task | None, truth: pl.Series | None
+def _task_and_classes(
+    model: Any, table: TableKind, frame: pl.DataFrame, task: Task | None, target: pl.Series | None
 ) -> tuple[Task, list[Json], list[int]]:
-    """The task, the classes in everloop's order, and where the model has each."""
+    """Return the task, the classes in everloop's order, and the index at which the model has each class."""
     from everloop.packages.formats.plain_function import Function
     from everloop.packages.formats.pyfunc import PyfuncScores
     from everloop.training.estimator_tasks import arranged, decides, found_classes, known_classes, task_for
@@ -394,39 +406,39 @@ def _decided(
     if known is not None:
         classes, order = arranged(known)
         return task or task_for(classes), classes, order
-    few = table.fill(table.cast(frame.head(PROBE_ROWS)))
+    first_rows = table.fill(table.cast(frame.head(PROBE_ROWS)))
     if task != "regression" and not isinstance(model, Function | PyfuncScores) and hasattr(model, "predict"):
-        if decides(model, model.predict(few)):
-            width = model.predict_proba(few).shape[1] if hasattr(model, "predict_proba") else None
+        if decides(model, model.predict(first_rows)):
+            width = model.predict_proba(first_rows).shape[1] if hasattr(model, "predict_proba") else None
             predicted = model.predict(table.fill(table.cast(frame.head(CLASS_ROWS))))
-            found = found_classes(model, predicted, width, truth)
+            found = found_classes(model, predicted, width, target)
             if found is None:
                 raise UsageError(
-                    f"The {type(model).__name__} does not tell its classes.",
+                    f"The {type(model).__name__} does not name its classes.",
                     help="Pass the target of the example's rows as y=, or set `classes_` on the model.",
                 )
             return task or task_for(found), found, []
         if hasattr(model, "fit") or task is None:
             return "regression", [], []
     if task is None:
-        task = _task_by_answer(model, few, truth)
+        task = _task_by_prediction(model, first_rows, target)
     if task == "regression":
         return task, [], []
-    if truth is not None:
-        return task, list(find_classes(truth, task)), []
+    if target is not None:
+        return task, list(find_classes(target, task)), []
     return task, [False, True] if task == "binary" else [], []
 
 
-def _task_by_answer(model: Any, few: Any, truth: pl.Series | None) -> Task:
-    """The task of a function, or of a model that only gives probabilities."""
+def _task_by_prediction(model: Any, first_rows: Any, target: pl.Series | None) -> Task:
+    """Infer the task of a function, or of a model that only gives probabilities."""
     import numpy as np
 
     from everloop.training.targets import infer_task
 
-    answer = np.asarray(model.predict(few) if hasattr(model, "predict") else model.predict_proba(few))
-    if answer.ndim == 2 and answer.shape[1] > 1:
-        return "binary" if answer.shape[1] == 2 else "multiclass"
-    return "regression" if truth is None else infer_task(truth)
+    prediction = np.asarray(model.predict(first_rows) if hasattr(model, "predict") else model.predict_proba(first_rows))
+    if prediction.ndim == 2 and prediction.shape[1] > 1:
+        return "binary" if prediction.shape[1] == 2 else "multiclass"
+    return "regression" if target is None else infer_task(target)
 
 
 def _target_values(y: Any) -> pl.Series | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import ParityError
-from everloop.packages.parity import each_answer, edge_rows, frame_of, mixed_rows, plain_rows, stacked, try_answers
+from everloop.packages.parity import edge_rows, frame_of, mixed_rows, plain_rows, predict_each, stacked, try_predict
 from everloop.packages.time_budget import TimeBudget
 from everloop.training.class_decisions import ClassScores, answer_frame, by_rule
 
@@ -70,7 +70,7 @@ def prove_compiled(
         prover = _Prover(original, compiled, signature)
         few = sample.gather_every(max(1, sample.height // PLAIN_ROWS)).head(PLAIN_ROWS)
         prover.rows(plain_rows(few, signature), "training row")
-        effort.tell("edge rows", 0, len(edges))
+        effort.report("edge rows", 0, len(edges))
         prover.rows(edges, "edge row")
         prover.rows(infinite, "row with an infinity")
         for piece in effort.pieces(sample, "training rows"):
@@ -228,7 +228,7 @@ class _Prover:
             careful: the original may refuse rows of it; those are left out.
         """
         if careful:
-            wanted = each_answer(self.original, frame)
+            wanted = predict_each(self.original, frame)
             taken = [place for place, answer in enumerate(wanted) if not isinstance(answer, Exception)]
             if not taken:
                 return
@@ -242,7 +242,7 @@ class _Prover:
         if not rows:
             return
         frame = frame_of(rows, self.signature)
-        wanted = each_answer(self.original, frame)
+        wanted = predict_each(self.original, frame)
         got = [_try_row(self.compiled, tuple(row[name] for name in self.signature.names)) for row in rows]
         for answer, found, row in zip(wanted, got, rows, strict=True):
             if isinstance(answer, Exception) and isinstance(found, Exception):
@@ -261,7 +261,7 @@ class _Prover:
             self._compare(expected, alone, kept, what)
             self._compare(expected, answer_frame(self.compiled, kept), kept, what)
         for place in [place for place, answer in enumerate(wanted) if isinstance(answer, Exception)][:20]:
-            if not isinstance(try_answers(self.compiled, frame[place : place + 1]), Exception):
+            if not isinstance(try_predict(self.compiled, frame[place : place + 1]), Exception):
                 raise ParityError(f"The compiled form answers a frame that the original refuses ({what}).")
 
     def _compare(self, expected: ClassScores, found: ClassScores, frame: pl.DataFrame, what: str) -> None:

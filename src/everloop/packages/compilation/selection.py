@@ -97,7 +97,7 @@ def _compile(original: Model, signature: Signature, sample: pl.DataFrame, effort
         if effort.over and name != "native":
             effort.leave_out(f"the form '{name}'")
             continue
-        effort.tell(f"compiling as {name}", turn, len(_MAKERS))
+        effort.report(f"compiling as {name}", turn, len(_MAKERS))
         try:
             if best is not None and (best[0].size_bytes > _MOST_TEXT or name not in ("native", "onnx")):
                 raise NotCompilableError(f"{best[0].form.name} is proved already")

@@ -69,14 +69,14 @@ class PyfuncModel:
             place.write_bytes(data)
         self.context = PyfuncContext({name: str(Path(folder.name, path)) for name, path in self._names.items()})
         self.python_model = cloudpickle.loads(blob)
-        self.asked = PyfuncScores(self.python_model, self.context)
+        self.scorer = PyfuncScores(self.python_model, self.context)
         """The model, asked as an estimator is."""
 
     def predict_scores(self, frame: pl.DataFrame) -> Array:
-        return self.question.scores(self.asked, self.table.fill(self.table.cast(frame)))
+        return self.question.scores(self.scorer, self.table.fill(self.table.cast(frame)))
 
     def predict_rows(self, rows: Sequence[Mapping[str, object]]) -> Array:
-        return self.question.scores(self.asked, self.table.fill(self.table.from_rows(rows)))
+        return self.question.scores(self.scorer, self.table.fill(self.table.from_rows(rows)))
 
     @property
     def rule(self) -> Rule | None:
@@ -85,11 +85,11 @@ class PyfuncModel:
 
     def answer_frame(self, frame: pl.DataFrame) -> ClassScores:
         """Scores and classes."""
-        return self.question.answer(self.asked, self.table.fill(self.table.cast(frame)))
+        return self.question.answer(self.scorer, self.table.fill(self.table.cast(frame)))
 
     def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> ClassScores:
         """Scores and classes."""
-        return self.question.answer(self.asked, self.table.fill(self.table.from_rows(rows)))
+        return self.question.answer(self.scorer, self.table.fill(self.table.from_rows(rows)))
 
     def to_files(self) -> Files:
         state = {

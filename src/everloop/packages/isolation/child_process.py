@@ -1,8 +1,8 @@
-"""The child process in which a foreign model is read on trial; see `probing`.
+"""The child process that loads a foreign model on trial; see `isolated_load`.
 
-It limits itself before it reads anything of the model: no core dump, so much processor time, so much memory beyond
-what the libraries take. Then it reads the model, looks through its trees, and asks it the rows that came with it, since
-some damage shows only there. It answers in one line of JSON.
+It sets limits before it reads the model: no core dumps, a maximum of processor time, and a maximum of memory beyond
+what the libraries take. Then it reads the model, checks its trees, and predicts the package's golden rows, because some
+damage shows only there. It reports the result as one line of JSON.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from everloop.training.trained_model import Model
 
 _LONGEST = 2000
-"""Characters of a message: a library may put the whole file into it."""
+"""Characters of a message; a library may put the whole file into it."""
 _MOST_FILE_BYTES = 2**30
 _START_CPU_S = 10
-"""For importing the libraries."""
+"""Processor time for importing the libraries."""
 _LIBRARY_BYTES = 6 * 2**30
-"""Address space that libraries map when they are imported; most of it is never touched."""
+"""Address space that libraries map on import; they never touch most of it."""
 _LIBRARIES = {
     "skops": ("polars", "skops.io"),
     "sklearn": ("polars", "skops.io"),
@@ -46,32 +46,35 @@ _LIBRARIES = {
     "onnx": ("polars", "onnxruntime"),
     "keras": ("polars", "keras"),
 }
-"""What is imported before memory is counted, as far as it is installed."""
+"""Modules to import, if installed, before memory is measured."""
 _RESERVED_BYTES = {"catboost": 2 * 2**30}
-"""Address space that a format's library reserves at its first model: CatBoost takes a GiB, and touches little of it."""
+"""Address space that a library reserves for its first model: CatBoost reserves a GiB and touches little of it."""
 
 
 def main() -> None:
-    """Read a job from standard input and answer on standard output."""
+    """Read a job from standard input and write the result to standard output."""
     out = os.fdopen(os.dup(1), "wb")
-    # Libraries print, to both.
+    # Libraries print to both streams.
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # The parent made it; it holds a model's bytes and does not read them.
+    # The parent process wrote this pickle; it holds the model's bytes unread.
     job: IsolatedJob = pickle.load(sys.stdin.buffer)  # noqa: S301
     try:
-        _JOBS[job.name](job.limits, **job.given)
-        answer: dict[str, Any] = {"ok": True}
+        _JOBS[job.name](job.limits, **job.arguments)
+        result: dict[str, Any] = {"ok": True}
     except EverloopError as error:
-        answer = {"error": type(error).__name__, "message": error.message[:_LONGEST], "help": error.help}
+        result = {"error": type(error).__name__, "message": error.message[:_LONGEST], "help": error.help}
     except MemoryError:
-        answer = {"error": "CorruptionError", "message": f"It takes more than {job.limits.memory_bytes:,} bytes."}
-    except BaseException as error:  # whatever a stranger's bytes make a library raise
-        told = f"It cannot be read: {type(error).__name__}: {error}"
-        answer = {"error": "CorruptionError", "message": told[:_LONGEST]}
-    out.write(json.dumps(answer).encode())
+        result = {
+            "error": "CorruptionError",
+            "message": f"Reading it takes more than {job.limits.memory_bytes:,} bytes of memory.",
+        }
+    except BaseException as error:  # a library can raise anything on foreign bytes
+        message = f"It cannot be read: {type(error).__name__}: {error}"
+        result = {"error": "CorruptionError", "message": message[:_LONGEST]}
+    out.write(json.dumps(result).encode())
     out.flush()
     # A library's threads may fail when the interpreter ends, and there is nothing left to do.
     os._exit(0)
@@ -87,14 +90,14 @@ def _package(limits: ProcessLimits, manifest: bytes, files: Mapping[str, bytes])
     known = Manifest.from_bytes(manifest)
     signature = known.read_signature()
     if known.lookups:
-        # What is looked up is not here; the model itself takes what it finds.
+        # There is no online store here, so the inner model is tried.
         signature = Signature.from_json(known.lookups["signature"])
     folders = {known.format: MODEL_FOLDER} | ({"compiled": COMPILED_FOLDER} if known.compiled else {})
     forms = {
         form: {name.removeprefix(folder): data for name, data in files.items() if name.startswith(folder)}
         for form, folder in folders.items()
     }
-    # What the bytes alone show is found before the libraries are loaded, which take longer.
+    # Check the bytes first, because loading the libraries takes longer.
     _limit_time(limits)
     _check_request(known, files)
     for form, inner in forms.items():
@@ -106,14 +109,14 @@ def _package(limits: ProcessLimits, manifest: bytes, files: Mapping[str, bytes])
         except MissingExtraError:
             if not known.compiled or form == "compiled":
                 raise
-            # Where its library is not installed, only its compiled form can ever answer.
+            # Without its library, only the compiled form can ever predict.
             continue
         check_structure(model, boosters=True)
-        _ask(model, signature, files)
+        _predict(model, signature, files)
 
 
-def _ask(model: Model, signature: Signature, files: Mapping[str, bytes]) -> None:
-    """Ask for the rows whose answers came with the package, and for rows at the borders of what it takes."""
+def _predict(model: Model, signature: Signature, files: Mapping[str, bytes]) -> None:
+    """Predict the package's golden rows, and edge rows."""
     from everloop.packages.parity import frame_of
     from everloop.training.class_decisions import answer_frame, answer_rows
 
@@ -122,20 +125,20 @@ def _ask(model: Model, signature: Signature, files: Mapping[str, bytes]) -> None
         answer_rows(model, rows)
         answer_frame(model, frame_of(rows, signature))
     base = rows[:1] or [dict.fromkeys(signature.names)]
-    ask_edges(model, signature, frame_of(base, signature))
+    predict_edges(model, signature, frame_of(base, signature))
 
 
-def ask_edges(model: Model, signature: Signature, sample: pl.DataFrame) -> None:
-    """Ask for rows at the borders of what a model takes. Some are refused by right; what matters is to come back.
+def predict_edges(model: Model, signature: Signature, sample: pl.DataFrame) -> None:
+    """Predict edge rows. A model may refuse some of them, but it must not crash or hang.
 
-    Each is asked for with the others and alone, which are two ways through a library.
+    Each row is predicted together with the others and alone, since libraries use different code for the two.
     """
-    from everloop.packages.parity import edge_rows, frame_of, try_answers
+    from everloop.packages.parity import edge_rows, frame_of, try_predict
 
     edges = edge_rows(signature, sample)
-    found = try_answers(model, frame_of(edges, signature))
+    found = try_predict(model, frame_of(edges, signature))
     for row in edges if isinstance(found, Exception) else edges[:20]:
-        try_answers(model, frame_of([row], signature))
+        try_predict(model, frame_of([row], signature))
 
 
 def _rows(signature: Signature, files: Mapping[str, bytes]) -> list[dict[str, Any]]:
@@ -144,8 +147,8 @@ def _rows(signature: Signature, files: Mapping[str, bytes]) -> list[dict[str, An
     from everloop.packages.golden_rows import FILE
 
     try:
-        kept = [entry["row"] for entry in msgspec.json.decode(files.get(FILE, b"[]"))]
-        values = signature.rows_of(kept)
+        golden = [entry["row"] for entry in msgspec.json.decode(files.get(FILE, b"[]"))]
+        values = signature.rows_of(golden)
     except (msgspec.MsgspecError, KeyError, TypeError, ValueError, EverloopError) as error:
         raise CorruptionError(f"The package's {FILE} cannot be read: {error}") from error
     return [dict(zip(signature.names, row, strict=True)) for row in values]
@@ -158,16 +161,16 @@ def _check_request(manifest: Manifest, files: Mapping[str, bytes]) -> None:
         try:
             manifest.read_signature().rows_of(msgspec.json.decode(files["example.json"])["rows"])
         except (msgspec.MsgspecError, KeyError, TypeError, EverloopError) as error:
-            raise CorruptionError(f"The package's example is not a request: {error}") from error
+            raise CorruptionError(f"The package's example is not a valid request: {error}") from error
 
 
-def _folder(limits: ProcessLimits, format: str, libraries: list[str], **given: Any) -> None:
-    """Read a model out of a folder that another system wrote."""
+def _folder(limits: ProcessLimits, format: str, libraries: list[str], **arguments: Any) -> None:
+    """Read a model from a folder that another system wrote."""
     from everloop import plugins
 
     _limit_time(limits)
     _limit_memory(limits, libraries)
-    plugins.load("model_folder", format).probe(**given)
+    plugins.load("model_folder", format).probe(**arguments)
 
 
 _JOBS: dict[str, Callable[..., None]] = {"package": _package, "folder": _folder}
@@ -178,22 +181,22 @@ def _limit_time(limits: ProcessLimits) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (_MOST_FILE_BYTES, _MOST_FILE_BYTES))
     if sys.platform == "linux":
-        # A first limit, which leaves room for the libraries.
+        # This first limit leaves room for the libraries.
         most = _mapped() + limits.memory_bytes + _LIBRARY_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 
 
 def _limit_memory(limits: ProcessLimits, formats: list[str]) -> None:
-    """Import what the formats need, and limit from here on what reading the model takes."""
+    """Import what the formats need, and then limit what reading the model may take."""
     for name in dict.fromkeys(library for form in formats for library in _LIBRARIES.get(form, ())):
         with suppress(ImportError):
             import_module(name)
-    # What importing left of its share of the time is not the model's.
+    # The model must not get the processor time that importing has not used.
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (min(hard, int(used + limits.cpu_s) + 1), hard))
     if "polars" in sys.modules:
-        # Its threads start with the first query.
+        # Start its threads, which begin with the first query.
         sys.modules["polars"].DataFrame({"a": [1]}).select("a")
     if sys.platform == "linux":
         most = _mapped() + limits.memory_bytes + sum(_RESERVED_BYTES.get(form, 0) for form in set(formats))
@@ -208,10 +211,10 @@ def _mapped() -> int:
 
 
 def _watch_memory(memory_bytes: int) -> None:
-    """Elsewhere the address space has no limit that holds, so a thread looks at what has been taken."""
+    """Watch memory in a thread, for systems on which a limit of the address space has no effect."""
 
     def taken() -> int:
-        # Of macOS in bytes, of others in kilobytes.
+        # In bytes on macOS, in kilobytes elsewhere.
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return most if sys.platform == "darwin" else most * 1024
 

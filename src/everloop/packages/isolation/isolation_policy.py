@@ -1,8 +1,8 @@
-"""Which packages are read on trial before they are read here, and what is remembered of it.
+"""Decide which packages need a trial load in a child process, and remember those that passed it.
 
-A package that this machine made, or that a trusted key signed, is read at once. Any other is foreign: it is read once
-in a child process (see `probing`), and what passed is remembered by its digest, on this machine and outside of the
-package. A package that brings code is not read on trial: it loads only if it is signed by a trusted key.
+A package that this machine built, or that a trusted key signed, is loaded at once. Any other package is foreign: it is
+first loaded in a child process (see `isolated_load`). If it passes, its digest is remembered on this machine, outside
+of the package. A package with code gets no trial: it loads only if a trusted key signed it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 _RULES = 1
-"""Counts up when the trial sees more than before, so that what passed earlier is tried again."""
+"""Increase it when the trial checks more than before, so that packages that passed earlier are tried again."""
 
 
 def admit(
@@ -31,37 +31,37 @@ def admit(
     trust: Mapping[str, str] | None,
     *,
     store: Store | None = None,
-    told: str = "",
+    name: str = "",
     signed_too: bool = False,
 ) -> None:
-    """Return if a package may be read in this process; read it on trial first if it is foreign.
+    """Check that a package may be loaded in this process; a foreign package gets a trial load first.
 
     Args:
-        files: all of the package, checked against the manifest.
-        trust: the signature that came with it.
-        store: where what passed is remembered; without one, beside this machine's keys.
-        told: what to call it in a message.
-        signed_too: try also what a trusted key signed, unless it has passed before.
+        files: all files of the package, checked against the manifest.
+        trust: the signature of the package.
+        store: where a passed trial is remembered; None remembers it beside this machine's keys.
+        name: how messages call the package.
+        signed_too: also try a package that a trusted key signed, unless it has passed before.
 
     Raises:
-        TrustError, MissingExtraError, CorruptionError: as `probing.probe_package`.
+        TrustError, MissingExtraError, CorruptionError: as `isolated_load.probe_package`.
     """
     if manifest.code_bearing or is_admitted(digest, store):
         return
-    # Asked each time: a key that is trusted today may be removed tomorrow.
+    # Checked each time, because a key that is trusted today may be removed tomorrow.
     if not signed_too and is_trusted(digest, trust):
         return
     from everloop.packages.isolation.isolated_load import probe_package
 
     raw = files.get(manifests.FILE) or manifest.to_bytes()
     inner = {name: data for name, data in files.items() if name != manifests.FILE}
-    probe_package(raw, inner, told or f"The package {digest}")
+    probe_package(raw, inner, name or f"The package {digest}")
     remember(digest, store)
 
 
 def is_admitted(digest: str, store: Store | None) -> bool:
-    """Whether a package was made here or has passed a trial."""
-    return _place(digest, store).exists()
+    """Whether a package was built here or has passed a trial."""
+    return _marker(digest, store).exists()
 
 
 def is_trusted(digest: str, trust: Mapping[str, str] | None) -> bool:
@@ -71,22 +71,22 @@ def is_trusted(digest: str, trust: Mapping[str, str] | None) -> bool:
     try:
         check(digest, dict(trust) if trust else None)
     except (TrustError, StoreError):
-        # Without a readable key nothing is proved; the trial needs none.
+        # Without a readable key the signature cannot be checked. The trial needs no key.
         return False
     return True
 
 
 def remember(digest: str, store: Store | None) -> None:
-    """Remember that a package needs no trial: it was made here or has passed one."""
-    place = _place(digest, store)
-    # A home that cannot be written to is tried again each time.
+    """Remember that a package needs no trial, because it was built here or has passed one."""
+    marker = _marker(digest, store)
+    # If the folder is not writable, the package is tried again each time.
     with suppress(OSError):
-        for folder in (place.parent.parent, place.parent):
+        for folder in (marker.parent.parent, marker.parent):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        place.touch(mode=0o600)
+        marker.touch(mode=0o600)
 
 
-def _place(digest: str, store: Store | None) -> Path:
+def _marker(digest: str, store: Store | None) -> Path:
     from everloop.stores.trust import keys_folder
 
     root = keys_folder() if store is None else store.home / "cache"

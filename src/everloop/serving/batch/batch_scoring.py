@@ -243,7 +243,7 @@ def score_piece(predictor: Predictor, piece: pl.DataFrame, prefix: str = "", fir
     if len(wrong):
         some = ", ".join(str(first + place + 1) for place in wrong[:10].tolist())
         raise RequestError(
-            f"The model {predictor.told} returned scores that are not finite for {len(wrong)} rows: {some}"
+            f"The model {predictor.display_name} returned scores that are not finite for {len(wrong)} rows: {some}"
             f"{', …' if len(wrong) > 10 else ''} (the first row of a file is 1)."
         )
     best = scores if not many else scores.max(axis=1) if len(scores) else scores[:, 0]

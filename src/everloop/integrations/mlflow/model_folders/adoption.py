@@ -111,7 +111,7 @@ def probe_folder(folder: Path, example: Any) -> None:
         TrustError, CorruptionError, DataError: as `import_folder`.
     """
     from everloop.packages.formats.estimator_structure import check_structure
-    from everloop.packages.isolation.child_process import ask_edges
+    from everloop.packages.isolation.child_process import predict_edges
     from everloop.packages.package import signature_of
     from everloop.registry.saving import describe
 
@@ -120,7 +120,7 @@ def probe_folder(folder: Path, example: Any) -> None:
     check_structure(fitted.model, boosters=True)
     rows, _ = _rows(found, fitted, example)
     trained, frame = describe(fitted.model, rows, y=list(range(fitted.classes)) or None, task=fitted.task)
-    ask_edges(trained.model, signature_of(trained), frame)
+    predict_edges(trained.model, signature_of(trained), frame)
 
 
 def _try(found: Description, example: Any) -> None:
@@ -129,13 +129,15 @@ def _try(found: Description, example: Any) -> None:
 
     files = [place for place in found.folder.rglob("*") if place.is_file() and not place.is_symlink()]
     size = min(sum(place.stat().st_size for place in files), LARGEST_FILE)
-    given = {
+    arguments = {
         "format": "mlflow",
         "libraries": libraries_of(found),
         "folder": found.folder.resolve(),
         "example": example,
     }
-    run(IsolatedJob(name="folder", given=given, limits=ProcessLimits.of(size)), f"The model in '{found.folder}'")
+    run(
+        IsolatedJob(name="folder", arguments=arguments, limits=ProcessLimits.of(size)), f"The model in '{found.folder}'"
+    )
 
 
 def _rows(found: Description, fitted: Fitted, example: Any) -> tuple[Any, str]:
