@@ -45,7 +45,7 @@ from everloop.packages.compilation import onnx_graphs
 from everloop.packages.compilation.compiled_model import CompiledModel, TreeForm
 from everloop.packages.compilation.deadline import OutOfTimeError, deadline
 from everloop.packages.compilation.equivalence_proof import prove_compiled, rows_beside_thresholds, split_thresholds
-from everloop.packages.compilation.pipelines import Subject
+from everloop.packages.compilation.pipelines import CompilationSource
 from everloop.packages.compilation.selection import compile_model
 from everloop.packages.package import signature_of
 from everloop.packages.parity import probe
@@ -246,7 +246,7 @@ def test_catboost_with_categories_of_its_own_is_left_alone() -> None:
     model = catboost.CatBoostRegressor(iterations=5, verbose=0, cat_features=["c"], allow_writing_files=False)
     _, form, _, _, evidence = compiled(model.fit(table, table["n"]), table)
     assert form is None
-    assert "of its own" in evidence["reasons"]["native"] or "the text" in evidence["reasons"]["native"]
+    assert "its own categorical" in evidence["reasons"]["native"] or "the text" in evidence["reasons"]["native"]
 
 
 def test_scaling_before_trees_in_single_precision_is_caught() -> None:
@@ -270,7 +270,7 @@ def test_scaling_before_trees_in_single_precision_is_caught() -> None:
     single = onnx_graphs.GraphForm(
         graph.SerializeToString(), names=signature.names, task="binary", output="probabilities", joined=True
     )
-    with pytest.raises(ParityError, match="compiled form answers"):
+    with pytest.raises(ParityError, match="compiled form predicts"):
         prove_compiled(original, CompiledModel(single, "binary", signature.names), signature, frame)
 
 
@@ -290,7 +290,7 @@ def test_calibrated_wrapper_that_converts_wrongly_is_caught(name: str, single: b
     table = rng.normal(size=(600, 2))
     model = WRONG[name].fit(table, table[:, 0] + rng.normal(size=600) > 0)
     original, form, signature, frame, evidence = compiled(model, table)
-    subject = Subject(estimator=model, table=original.table, task="binary", order=(), model=original)
+    subject = CompilationSource(estimator=model, table=original.table, task="binary", order=(), model=original)
     graph = CompiledModel(onnx_graphs.convert(subject, signature, frame, single=single), "binary", signature.names)
     apart = np.abs(graph.predict_scores(frame) - original.predict_scores(frame)).max()
     wrong = apart > 1e-3
@@ -298,7 +298,7 @@ def test_calibrated_wrapper_that_converts_wrongly_is_caught(name: str, single: b
     assert wrong or skl2onnx.__version__.split(".")[:2] != ["1", "20"]
     assert wrong == (form is None)
     if wrong:
-        assert evidence["reasons"]["onnx"].startswith("refused: The compiled form answers")
+        assert evidence["reasons"]["onnx"].startswith("refused: The compiled form predicts")
         with pytest.raises(ParityError, match="training row"):
             prove_compiled(original, graph, signature, frame)
 
@@ -312,7 +312,7 @@ def test_a_conversion_that_is_right_on_all_training_rows_and_wrong_beside_them_i
     model = CalibratedClassifierCV(forest).fit(table, table[:, 0] + rng.normal(size=600) > 0)
     original, form, signature, frame, _ = compiled(model, table)
     assert form is None
-    subject = Subject(estimator=model, table=original.table, task="binary", order=(), model=original)
+    subject = CompilationSource(estimator=model, table=original.table, task="binary", order=(), model=original)
     graph = CompiledModel(onnx_graphs.convert(subject, signature, frame, single=True), "binary", signature.names)
     np.testing.assert_allclose(graph.predict_scores(frame), original.predict_scores(frame), atol=1e-5)
     with pytest.raises(ParityError):
@@ -367,7 +367,9 @@ def test_ensembles_behind_encoders_become_graphs(name: str) -> None:
 def test_a_forest_on_which_the_converter_never_ends_is_not_given_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """skl2onnx halves an interval that is infinite, and so never narrows, where a tree splits nulls from all else."""
     pytest.importorskip("skl2onnx")
-    monkeypatch.setattr("everloop.packages.compilation.selection._SESSION_S", 0.0)  # or it would not even be tried
+    # Otherwise the conversion would not be tried at all.
+    monkeypatch.setattr("everloop.packages.compilation.selection._SESSION_S", 0.0)
+    monkeypatch.setattr("everloop.packages.compilation.selection._INPUT_S", 0.0)
     table = np.random.default_rng(0).normal(size=(200, 1))
     truth = (np.arange(200) % 3 == 0).astype(int)
     table[truth == 1] = np.nan
@@ -375,7 +377,7 @@ def test_a_forest_on_which_the_converter_never_ends_is_not_given_to_it(monkeypat
     _, form, _, _, evidence = compiled(model, table)
     assert form is not None, evidence
     assert form.form.name == "compiled trees"
-    assert "splits nulls from all else" in evidence["reasons"]["onnx"]
+    assert "separates nulls from all other values" in evidence["reasons"]["onnx"]
 
 
 def test_a_deadline_ends_what_never_ends() -> None:

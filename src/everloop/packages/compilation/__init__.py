@@ -1,1 +1,1 @@
-"""A faster form of a packaged model, which answers only where it has been proved equal to the original."""
+"""Compile a packaged model to a faster form, which is used only if it has been proved equal to the original."""

@@ -1,6 +1,6 @@
-"""The compiled form at work: prepared floats into trees, weights, or an ONNX graph.
+"""Compiled models: preprocessed floats go into trees, weights, or an ONNX graph.
 
-Needs NumPy, and LightGBM's shared library for trees or onnxruntime for a graph; never the library that trained.
+Needs NumPy, and LightGBM's shared library for trees or onnxruntime for a graph, but never the library that trained.
 """
 
 from __future__ import annotations
@@ -37,34 +37,34 @@ if TYPE_CHECKING:
 STATE = "compiled.json"
 ABOVE_HALF = math.nextafter(0.5, 1.0)
 FEW_ROWS = 64
-"""Up to here rows are answered one by one, which skips building a frame."""
+"""Up to this number, rows are scored one by one, which avoids building a frame."""
 
 
 class CompiledForm(Protocol):
-    """One way to answer prepared rows. Scores are laid out as `Model` promises them."""
+    """One way to score rows. Scores have the layout that `Model` defines."""
 
     name: str
 
     def row(self, values: Sequence[Any]) -> Sequence[float]:
-        """Scores of one row of decoded values in the order of the inputs: one number, or one for each class."""
+        """Score one row of decoded values in the order of the inputs: one number, or one for each class."""
         ...
 
     def frame(self, frame: pl.DataFrame) -> Array:
-        """Scores of a frame: shape (n,), or (n, classes)."""
+        """Score a frame: shape (n,), or (n, classes)."""
         ...
 
     def to_files(self) -> Files: ...
 
 
 class TreeForm:
-    """Trees in LightGBM's text.
+    """Trees in LightGBM's text format.
+
+    If there are trees for each of two classes, the class with the larger sum wins. The score is then that of the second
+    class, changed in its last bit if rounding would put it on the wrong side of one half.
 
     Args:
-        divisor: what the sum of the trees is divided by, in the order in which a forest's own mean is taken: shares
-            that are divided first add up to something else in the last bit, and ties are no longer ties.
-
-    Trees for both of two classes, whose larger sum decides, give one score: the second's, moved in its last bit where
-    rounding would put it on the other side of one half.
+        divisor: the sum of the trees is divided by it, in the same order as a forest computes its mean. Dividing each
+            tree first would change the last bit of the sum, and ties would be broken differently.
     """
 
     name = "compiled trees"
@@ -75,12 +75,12 @@ class TreeForm:
         self._text = text
         self.booster = Booster(text)
         if self.booster.width != preparation.width:
-            raise CorruptionError("The compiled trees do not fit their preparation.", help="Build the package again.")
-        self._prepare, self._ask = preparation.row, self.booster.predict_row
+            raise CorruptionError("The compiled trees do not fit their preparation.", help="Package the model again.")
+        self._prepare, self._predict_row = preparation.row, self.booster.predict_row
         self._paired = task == "binary" and self.booster.outputs == 2
 
     def row(self, values: Sequence[Any]) -> Sequence[float]:
-        found = self._ask(self._prepare(values))
+        found = self._predict_row(self._prepare(values))
         if self.divisor != 1:
             found = [value / self.divisor for value in found]
         if not self._paired:
@@ -98,7 +98,7 @@ class TreeForm:
         return np.where(high > low, np.maximum(high, ABOVE_HALF), np.minimum(high, 0.5))
 
     def contributions(self, matrix: Array) -> Array:
-        """As `Booster.contributions`."""
+        """Return what `Booster.contributions` returns."""
         found = self.booster.contributions(matrix) / self.divisor
         return found[:, 1:] if self._paired else found
 
@@ -114,11 +114,11 @@ class TreeForm:
 
 
 class LinearForm:
-    """Weights. A table's floats and their weights are multiplied once, when it is loaded.
+    """A linear model. The products of lookup tables with their weights are computed once, when it is loaded.
 
     Args:
-        weights: shape (floats, answers). bias: shape (answers,).
-        task: decides the link: none, sigmoid, softmax.
+        weights: shape (floats, outputs). bias: shape (outputs,).
+        task: determines the link: none, sigmoid, softmax.
     """
 
     name = "compiled linear"
@@ -127,13 +127,13 @@ class LinearForm:
         self.preparation = preparation
         self.weights, self.bias, self.task = weights, bias, task
         if weights.shape != (preparation.width, len(bias)):
-            raise CorruptionError("The compiled weights do not fit their preparation.", help="Build the package again.")
+            raise CorruptionError("The compiled weights do not fit their preparation.", help="Package the model again.")
         self._parts: list[tuple[Any, Array, Array | None]] = []
         at = 0
         for segment in preparation.segments:
             part = weights[at : at + segment.width]
             at += segment.width
-            # A row that is refused holds NaN, which must not meet the weights of the others.
+            # The row of a refused value is NaN, so each table is multiplied on its own.
             sums = None if segment.keys is None else table_rows(segment) @ part
             self._parts.append((segment, part, sums))
         self._one = self._row_function()
@@ -146,14 +146,14 @@ class LinearForm:
         for segment, part, sums in self._parts:
             if sums is None:
                 values = column_values(segment, frame)
-                for answer in range(part.shape[1]):
-                    total[:, answer] += values * part[0, answer]
+                for output in range(part.shape[1]):
+                    total[:, output] += values * part[0, output]
             else:
                 total += sums[table_codes(segment, frame[segment.name])]
         return link(total, self.task)
 
     def contributions(self, values: Sequence[Any]) -> list[tuple[int, list[float]]]:
-        """What each segment adds to the sums of one row: place of its input, one number for each answer."""
+        """Return what each segment adds to the sums of one row: index of its input, one number for each output."""
         found = []
         at = 0
         row = np.array(self.preparation.row(values))
@@ -197,7 +197,7 @@ class LinearForm:
                 value = values[source]
                 add = known.get(value, unseen)
                 if add is None:
-                    # A refusal; the slow way names the value.
+                    # The value is refused; the slow path raises the error that names it.
                     return several(values)
                 total += add
             if not squash:
@@ -211,9 +211,8 @@ class LinearForm:
 
     def _row_of_several(self, values: Sequence[Any]) -> Sequence[float]:
         sums = np.array(self.preparation.row(values)) @ self.weights + self.bias
-        answers = link(sums[None, :], self.task)
-        found: list[float] = answers.reshape(-1).tolist()
-        return found
+        scores: list[float] = link(sums[None, :], self.task).reshape(-1).tolist()
+        return scores
 
 
 class CompiledModel:
@@ -224,13 +223,13 @@ class CompiledModel:
     def __init__(self, form: CompiledForm, task: Task, inputs: Sequence[str], rule: Rule = PLAIN) -> None:
         self.form = form
         self.rule = rule
-        """How classes follow from scores; proved to give what the original predicts."""
+        """How classes follow from scores; proved to give the classes that the original predicts."""
         self.task: Task = task
         self.inputs = tuple(inputs)
 
     @property
     def size_bytes(self) -> int:
-        """Of its files."""
+        """Total size of its files."""
         return sum(map(len, self.form.to_files().values()))
 
     def predict_scores(self, frame: pl.DataFrame) -> Array:
@@ -239,9 +238,9 @@ class CompiledModel:
     def predict_rows(self, rows: Sequence[Mapping[str, object]]) -> Array:
         if len(rows) > FEW_ROWS:
             return self.form.frame(_frame_of(rows, self.inputs))
-        ask, names = self.form.row, self.inputs
-        answers = np.array([ask([row[name] for name in names]) for row in rows], dtype=np.float64)
-        return answers if self.task == "multiclass" else answers.reshape(len(rows))
+        score_row, names = self.form.row, self.inputs
+        scores = np.array([score_row([row[name] for name in names]) for row in rows], dtype=np.float64)
+        return scores if self.task == "multiclass" else scores.reshape(len(rows))
 
     def to_files(self) -> Files:
         files = self.form.to_files()
@@ -264,14 +263,16 @@ class CompiledModel:
         try:
             state = json.loads(files[STATE])
             task, inputs = state["task"], state["inputs"]
-            # Compiled by an earlier version, it has no rule of its own.
+            # Models compiled by an earlier everloop version have no rule.
             rule = Rule.from_json(state["rule"]) if "rule" in state else PLAIN
             return cls(_read_form(state, files, task), task, inputs, rule)
         except (KeyError, TypeError, ValueError) as error:
-            raise CorruptionError(f"These files are no compiled model: {error!r}.", help="Build it again.") from error
+            raise CorruptionError(
+                f"These files are not a compiled model: {error!r}.", help="Package the model again."
+            ) from error
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _reread, (self.to_files(),)
+        return _read, (self.to_files(),)
 
 
 def _read_form(state: Mapping[str, Any], files: Mapping[str, bytes], task: Task) -> CompiledForm:
@@ -283,9 +284,9 @@ def _read_form(state: Mapping[str, Any], files: Mapping[str, bytes], task: Task)
     if state["form"] == LinearForm.name:
         return LinearForm(preparation, np.array(state["weights"]), np.array(state["bias"]), task)
     text = files["trees.txt"]
-    # LightGBM does not survive a damaged text, so nothing but the very bytes gets near it.
+    # LightGBM crashes on a damaged text, so it gets only the original bytes.
     if hashlib.sha256(text).hexdigest() != state["sha256"]:
-        raise CorruptionError("trees.txt is not the text that was compiled.", help="Build the package again.")
+        raise CorruptionError("trees.txt differs from the text that was compiled.", help="Package the model again.")
     return TreeForm(preparation, text.decode(), task, int(state.get("divisor", 1)))
 
 
@@ -299,5 +300,5 @@ def _json(state: Any) -> bytes:
     return json.dumps(state, sort_keys=True).encode()
 
 
-def _reread(files: Files) -> CompiledModel:
+def _read(files: Files) -> CompiledModel:
     return CompiledModel.from_files(files)

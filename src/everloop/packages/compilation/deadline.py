@@ -1,7 +1,7 @@
-"""A limit to how long somebody else's pure Python code may run in this thread.
+"""Limit how long third-party Python code may run in this thread.
 
-Converters are known to loop without end on some models. A thread cannot be stopped from outside, but the interpreter
-can be asked to raise in it at its next step, which is enough for code that is Python all through.
+Some converters loop forever on some models. A thread cannot be stopped from outside, but the interpreter can raise an
+exception in it at its next bytecode instruction, which is enough for pure Python code.
 Source: CPython, "Thread State and the Global Interpreter Lock", `PyThreadState_SetAsyncExc`.
 """
 
@@ -22,7 +22,7 @@ class OutOfTimeError(Exception):
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Raise OutOfTimeError in the block once it has run for so long."""
+    """Raise OutOfTimeError in the block once it has run for `seconds`."""
     thread = ctypes.c_ulong(threading.get_ident())
     lock, over, fired = threading.Lock(), False, False
 
@@ -43,5 +43,5 @@ def deadline(seconds: float) -> Iterator[None]:
         with lock:
             over = True
             if fired:
-                # Asked for and perhaps not yet raised: it must not go off somewhere else.
+                # It may be pending still, and must not be raised after the block.
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)

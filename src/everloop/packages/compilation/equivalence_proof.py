@@ -1,8 +1,8 @@
-"""The proof that a compiled form answers as its original: on training rows, edge rows, and beside split thresholds.
+"""Prove that a compiled form predicts what its original does: on training rows, edge rows, and beside split thresholds.
 
-Numbers may differ by a little, see `TOLERANCES`: absolute for probabilities, relative for a regression. The predicted
-class must be the one that the original predicts, ties included, and what one of the two refuses the other must refuse.
-Where a form goes wrong it goes wrong silently, so nothing is taken on trust, whatever converter made it.
+Scores may differ slightly, see `TOLERANCES`: absolutely for probabilities, relatively for a regression. The predicted
+class must be the same, including ties, and both must refuse the same rows. Wrong conversions raise no errors, so every
+form is checked, whichever converter made it.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     Scores = NDArray[np.float64]
 
 TOLERANCES = {"binary": 1e-5, "multiclass": 1e-5, "regression": 1e-5}
-"""By task: of a probability; of a regression's answer relative to what is above one."""
+"""By task: absolute for a probability; for a regression relative to values above one."""
 ZERO = 1e-35
-"""What is nearer to zero is zero to LightGBM's library, and in practice; it is not held against a form."""
+"""LightGBM treats smaller numbers as zero. They do not matter in practice, so they are not compared."""
 PLAIN_ROWS = 500
-"""Rows that are also asked one by one, the way in which an endpoint asks."""
+"""Rows that are also scored one by one, as an endpoint does."""
 BESIDE_ROWS = 1500
-"""Rows beside split thresholds that are asked one by one."""
+"""Rows beside split thresholds that are scored one by one."""
 BESIDE_MOST = 200_000
-"""Rows beside split thresholds that are asked as frames: of all thresholds, unless there are more than this holds."""
+"""Rows beside split thresholds that are scored as frames; they cover all thresholds if this number allows it."""
 
 Row = dict[str, Any]
 
@@ -51,10 +51,10 @@ def prove_compiled(
     sample: pl.DataFrame,
     effort: TimeBudget | None = None,
 ) -> dict[str, Json]:
-    """Compare the two; returns the evidence.
+    """Compare the two models and return the evidence.
 
     Args:
-        effort: how long it may take; rows beyond that are not compared, and noted.
+        effort: how long it may take; it notes the rows that were not compared.
 
     Raises:
         ParityError: a score or a class differs, or one refuses a row that the other takes.
@@ -65,11 +65,11 @@ def prove_compiled(
     beside = rows_beside_thresholds(thresholds, signature, sample)
     compared = frames = 0
     with warnings.catch_warnings():
-        # Edge rows overflow where they should; the answers are compared all the same.
+        # Edge rows overflow on purpose; only the predictions matter.
         warnings.simplefilter("ignore")
         prover = _Prover(original, compiled, signature)
-        few = sample.gather_every(max(1, sample.height // PLAIN_ROWS)).head(PLAIN_ROWS)
-        prover.rows(plain_rows(few, signature), "training row")
+        spread = sample.gather_every(max(1, sample.height // PLAIN_ROWS)).head(PLAIN_ROWS)
+        prover.rows(plain_rows(spread, signature), "training row")
         effort.report("edge rows", 0, len(edges))
         prover.rows(edges, "edge row")
         prover.rows(infinite, "row with an infinity")
@@ -78,7 +78,7 @@ def prove_compiled(
             compared += piece.height
         mixed = mixed_rows(sample)
         for piece in effort.pieces(mixed, "mixed rows"):
-            prover.frame(piece, "mixed row", careful=True)
+            prover.frame(piece, "mixed row", may_refuse=True)
         prover.rows(beside, "row beside a split")
         for frame in frames_beside_thresholds(thresholds, signature, sample):
             for piece in effort.pieces(frame, "rows beside splits"):
@@ -97,24 +97,24 @@ def prove_compiled(
 def rows_beside_thresholds(
     thresholds: Mapping[int, NDArray[np.float64]], signature: Signature, sample: pl.DataFrame
 ) -> list[Row]:
-    """Rows whose numbers lie on split thresholds and the next doubles and singles beside them."""
+    """Return rows whose numbers are split thresholds, or the next double or single below or above one."""
     import numpy as np
 
     values = dict(thresholds)
     if not values:
         values = {
-            place: np.unique(sample[item.name].drop_nulls().to_numpy().astype(np.float64))
-            for place, item in enumerate(signature.inputs)
+            index: np.unique(sample[item.name].drop_nulls().to_numpy().astype(np.float64))
+            for index, item in enumerate(signature.inputs)
             if item.type == "float" and sample[item.name].drop_nulls().len()
         }
     base = plain_rows(sample.gather_every(max(1, sample.height // 50)).head(50), signature)
     rows: list[Row] = []
     share = max(1, BESIDE_ROWS // (5 * max(1, len(values))))
-    for place, every in values.items():
-        item = signature.inputs[place]
+    for index, splits in values.items():
+        item = signature.inputs[index]
         if item.type not in ("float", "int"):
             continue
-        some = every[np.linspace(0, len(every) - 1, min(share, len(every))).astype(int)]
+        some = splits[np.linspace(0, len(splits) - 1, min(share, len(splits))).astype(int)]
         for value in some.tolist():
             for near in _beside(value, item):
                 rows.append({**base[len(rows) % len(base)], item.name: near})
@@ -124,15 +124,15 @@ def rows_beside_thresholds(
 def frames_beside_thresholds(
     thresholds: Mapping[int, NDArray[np.float64]], signature: Signature, sample: pl.DataFrame
 ) -> Iterator[pl.DataFrame]:
-    """The same for every split threshold, one frame for each input, as far as `BESIDE_MOST` goes."""
+    """Yield such rows for every split threshold, one frame for each input, limited by `BESIDE_MOST`."""
     import numpy as np
     import polars as pl
 
-    numbers = {place: values for place, values in thresholds.items() if signature.inputs[place].type == "float"}
+    numbers = {index: values for index, values in thresholds.items() if signature.inputs[index].type == "float"}
     if not numbers:
         return
     share = max(1, BESIDE_MOST // (5 * len(numbers)))
-    for place, values in numbers.items():
+    for index, values in numbers.items():
         some = values[np.linspace(0, len(values) - 1, min(share, len(values))).astype(int)]
         narrow = some[np.abs(some) < 3e38].astype(np.float32)
         near = np.concatenate(
@@ -147,7 +147,7 @@ def frames_beside_thresholds(
         near = near[np.isfinite(near) & ((near == 0.0) | (np.abs(near) > ZERO))]
         base = sample.head(50)
         rows = base[np.arange(len(near)) % base.height]
-        name = signature.inputs[place].name
+        name = signature.inputs[index].name
         yield rows.with_columns(pl.Series(name, near).cast(rows.schema[name]))
 
 
@@ -164,7 +164,7 @@ def _beside(value: float, item: Input) -> list[float | int]:
 
 
 def split_thresholds(compiled: CompiledModel) -> dict[int, NDArray[np.float64]]:
-    """Split thresholds of compiled trees in the unit of their inputs, by the input's place."""
+    """Return the split thresholds of compiled trees in the units of their inputs, by index of the input."""
     import numpy as np
 
     from everloop.packages.compilation.compiled_model import TreeForm
@@ -190,11 +190,11 @@ def split_thresholds(compiled: CompiledModel) -> dict[int, NDArray[np.float64]]:
             values = np.array(sorted(map(float, parts)))
             undone = _undone(values[np.abs(values) < 1e300], owner[1])
             found.setdefault(owner[0], set()).update(undone.tolist())
-    return {place: np.array(sorted(values)) for place, values in sorted(found.items()) if values}
+    return {index: np.array(sorted(values)) for index, values in sorted(found.items()) if values}
 
 
 def _undone(values: NDArray[np.float64], ops: Sequence[tuple[Any, ...]]) -> NDArray[np.float64]:
-    """The inputs that operations turn into `values`, to within rounding."""
+    """Return the inputs that the operations turn into `values`, up to rounding."""
     for kind, *numbers in reversed(ops):
         if kind == "sub":
             values = values + numbers[0]
@@ -221,18 +221,19 @@ class _Prover:
     worst: float = 0.0
     refused: int = 0
 
-    def frame(self, frame: pl.DataFrame, what: str, *, careful: bool = False) -> None:
-        """Compare the answers to a frame.
+    def frame(self, frame: pl.DataFrame, what: str, *, may_refuse: bool = False) -> None:
+        """Compare the predictions for a frame.
 
         Args:
-            careful: the original may refuse rows of it; those are left out.
+            may_refuse: the original may refuse rows; those are left out.
         """
-        if careful:
+        if may_refuse:
             wanted = predict_each(self.original, frame)
-            taken = [place for place, answer in enumerate(wanted) if not isinstance(answer, Exception)]
-            if not taken:
+            accepted = [index for index, prediction in enumerate(wanted) if not isinstance(prediction, Exception)]
+            if not accepted:
                 return
-            expected, frame = stacked([answer for answer in wanted if not isinstance(answer, Exception)]), frame[taken]
+            expected = stacked([prediction for prediction in wanted if not isinstance(prediction, Exception)])
+            frame = frame[accepted]
         else:
             expected = answer_frame(self.original, frame)
         self._compare(expected, answer_frame(self.compiled, frame), frame, what)
@@ -244,25 +245,26 @@ class _Prover:
         frame = frame_of(rows, self.signature)
         wanted = predict_each(self.original, frame)
         got = [_try_row(self.compiled, tuple(row[name] for name in self.signature.names)) for row in rows]
-        for answer, found, row in zip(wanted, got, rows, strict=True):
-            if isinstance(answer, Exception) and isinstance(found, Exception):
+        for prediction, found, row in zip(wanted, got, rows, strict=True):
+            if isinstance(prediction, Exception) and isinstance(found, Exception):
                 self.refused += 1
-            elif isinstance(answer, Exception) or isinstance(found, Exception):
-                who = "refuses" if isinstance(found, Exception) else "answers"
+            elif isinstance(prediction, Exception) or isinstance(found, Exception):
+                verb = "refuses" if isinstance(found, Exception) else "accepts"
                 raise ParityError(
-                    f"The compiled form {who} a row that the original does not ({what} {_short(row)}: "
-                    f"{found if isinstance(found, Exception) else answer})."
+                    f"The compiled form {verb} a row that the original does not ({what} {_short(row)}: "
+                    f"{found if isinstance(found, Exception) else prediction})."
                 )
-        taken = [place for place, answer in enumerate(wanted) if not isinstance(answer, Exception)]
-        if taken:
-            kept = frame[taken]
-            expected = stacked([answer for answer in wanted if not isinstance(answer, Exception)])
-            alone = stacked([answer for answer in got if not isinstance(answer, Exception)])
-            self._compare(expected, alone, kept, what)
-            self._compare(expected, answer_frame(self.compiled, kept), kept, what)
-        for place in [place for place, answer in enumerate(wanted) if isinstance(answer, Exception)][:20]:
-            if not isinstance(try_predict(self.compiled, frame[place : place + 1]), Exception):
-                raise ParityError(f"The compiled form answers a frame that the original refuses ({what}).")
+        accepted = [index for index, prediction in enumerate(wanted) if not isinstance(prediction, Exception)]
+        if accepted:
+            chosen = frame[accepted]
+            expected = stacked([prediction for prediction in wanted if not isinstance(prediction, Exception)])
+            single = stacked([prediction for prediction in got if not isinstance(prediction, Exception)])
+            self._compare(expected, single, chosen, what)
+            self._compare(expected, answer_frame(self.compiled, chosen), chosen, what)
+        refused = [index for index, prediction in enumerate(wanted) if isinstance(prediction, Exception)]
+        for index in refused[:20]:
+            if not isinstance(try_predict(self.compiled, frame[index : index + 1]), Exception):
+                raise ParityError(f"The compiled form accepts a frame that the original refuses ({what}).")
 
     def _compare(self, expected: ClassScores, found: ClassScores, frame: pl.DataFrame, what: str) -> None:
         import numpy as np
@@ -277,18 +279,18 @@ class _Prover:
         worst = int(np.argmax(apart))
         if apart[worst] > TOLERANCES[self.signature.task]:
             raise ParityError(
-                f"The compiled form answers {got[worst].tolist()} where the original answers "
+                f"The compiled form predicts {got[worst].tolist()}, but the original predicts "
                 f"{wanted[worst].tolist()} ({what} {_short(frame.row(worst, named=True))})."
             )
         self.worst = max(self.worst, float(apart[worst]))
         if expected.places is None or found.places is None:
             return
-        others = np.flatnonzero(expected.places != found.places)
-        if len(others):
-            at = int(others[0])
+        different = np.flatnonzero(expected.places != found.places)
+        if len(different):
+            at = int(different[0])
             classes = self.signature.classes
             raise ParityError(
-                f"The compiled form predicts {classes[int(found.places[at])]!r} where the original predicts "
+                f"The compiled form predicts {classes[int(found.places[at])]!r}, but the original predicts "
                 f"{classes[int(expected.places[at])]!r}, with scores {got[at].tolist()} and {wanted[at].tolist()} "
                 f"({what} {_short(frame.row(at, named=True))})."
             )
@@ -299,7 +301,7 @@ def _try_row(compiled: CompiledModel, values: tuple[Any, ...]) -> ClassScores | 
 
     try:
         scores = np.array(compiled.form.row(values), dtype=np.float64)
-    except Exception as error:  # any exception means "I do not take this"
+    except Exception as error:  # any exception means that the row is refused
         return error
     if not np.isfinite(scores).all():
         return ParityError("the score is not a finite number")

@@ -1,4 +1,4 @@
-"""Reading fitted estimators: their trees, or their weights."""
+"""Read the trees or the weights of fitted estimators."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from everloop.packages.compilation.pipelines import (
-    Ground,
+    InputContext,
     Lookup,
     NotCompilableError,
     Number,
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 STRICT = Rule(strict=True)
-"""Two classes: the second above one half, as the first of the largest and `decision > 0` have it."""
+"""Two classes: the second if its score is above one half, like `argmax` and `decision > 0`."""
 Link = Literal["none", "logit", "softmax"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trees:
-    """LightGBM text whose answers, divided by `divisor`, are the scores."""
+    """LightGBM text whose predictions, divided by `divisor`, are the scores."""
 
     text: str
     outputs: list[Output]
@@ -45,7 +45,7 @@ class Trees:
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A linear model: shape (floats, answers), (answers,)."""
+    """A linear model: weights of shape (floats, outputs), bias of shape (outputs,)."""
 
     weights: Array
     bias: Array
@@ -54,22 +54,22 @@ class Weights:
     rule: Rule = STRICT
 
 
-def read_estimator(estimator: Any, outputs: list[Output], task: Task, ground: Ground) -> Trees | Weights:
-    """The estimator behind `outputs`.
+def read_estimator(estimator: Any, outputs: list[Output], task: Task, context: InputContext) -> Trees | Weights:
+    """Read the estimator that takes `outputs`.
 
     Raises:
-        NotCompilableError: it is of another kind, or set in a way that is not known here.
+        NotCompilableError: its kind or one of its settings is not supported.
     """
-    name, room = type(estimator).__name__, type(estimator).__module__.partition(".")[0]
-    if room == "lightgbm" and name in ("LGBMClassifier", "LGBMRegressor"):
-        return _lightgbm(estimator, outputs, ground)
-    if room == "xgboost" and name in ("XGBClassifier", "XGBRegressor"):
+    name, library = type(estimator).__name__, type(estimator).__module__.partition(".")[0]
+    if library == "lightgbm" and name in ("LGBMClassifier", "LGBMRegressor"):
+        return _lightgbm(estimator, outputs, context)
+    if library == "xgboost" and name in ("XGBClassifier", "XGBRegressor"):
         return _xgboost(estimator, outputs, task)
-    if room == "catboost" and name in ("CatBoostClassifier", "CatBoostRegressor"):
+    if library == "catboost" and name in ("CatBoostClassifier", "CatBoostRegressor"):
         return _catboost(estimator, outputs, task)
-    if room == "sklearn":
+    if library == "sklearn":
         if name.startswith("HistGradientBoosting"):
-            return _hist_boosting(estimator, outputs, task, ground)
+            return _hist_boosting(estimator, outputs, task, context)
         if name in _FORESTS:
             return _forest(estimator, outputs, task)
         if name in ("GradientBoostingClassifier", "GradientBoostingRegressor"):
@@ -106,7 +106,7 @@ _LINEAR = {
 
 def _linear(estimator: Any, outputs: list[Output], task: Task) -> Weights:
     if type(estimator).__name__ == "SGDClassifier" and (estimator.loss != "log_loss" or task != "binary"):
-        raise NotCompilableError("the SGDClassifier has no logistic loss, or several classes")
+        raise NotCompilableError("the SGDClassifier has another loss than log_loss, or several classes")
     weights = np.atleast_2d(np.asarray(estimator.coef_, dtype=np.float64)).T
     bias = np.broadcast_to(np.atleast_1d(np.asarray(estimator.intercept_, dtype=np.float64)), weights.shape[1:])
     link: Link = {"regression": "none", "binary": "logit", "multiclass": "softmax"}[task]  # type: ignore[assignment]
@@ -118,38 +118,38 @@ def _linear(estimator: Any, outputs: list[Output], task: Task) -> Weights:
     )
 
 
-def _hist_boosting(estimator: Any, outputs: list[Output], task: Task, ground: Ground) -> Trees:
+def _hist_boosting(estimator: Any, outputs: list[Output], task: Task, context: InputContext) -> Trees:
     objectives = {"HalfBinomialLoss": "binary sigmoid:1", "HalfSquaredError": "", "AbsoluteError": ""}
     loss = type(estimator._loss).__name__
     width = estimator.n_trees_per_iteration_
     objectives |= {"HalfMultinomialLoss": f"multiclass num_class:{width}", "PinballLoss": ""}
     objectives |= {"HalfPoissonLoss": "poisson", "HalfGammaLoss": "poisson"}
     if loss not in objectives:
-        raise NotCompilableError(f"the loss {loss} is not known")
+        raise NotCompilableError(f"the loss {loss} is not supported")
     if estimator._preprocessor is not None:
-        outputs = _hist_categories(estimator, outputs, ground)
+        outputs = _hist_categories(estimator, outputs, context)
     known = {}
-    # In the order behind the booster's own encoding, where the trees look.
+    # In the column order after the booster's own encoding, which the trees use.
     coded = estimator._is_categorical_remapped
     if coded is not None and coded.any():
-        bitsets, places = estimator._bin_mapper.make_known_categories_bitsets()
-        known = {int(feature): _codes_of(bitsets[places[feature]]) for feature in np.flatnonzero(coded)}
+        bitsets, positions = estimator._bin_mapper.make_known_categories_bitsets()
+        known = {int(feature): _codes_of(bitsets[positions[feature]]) for feature in np.flatnonzero(coded)}
         outputs = [
-            _coded(output, max(known[place], default=0) + 1) if place in known else output
-            for place, output in enumerate(outputs)
+            _coded(output, max(known[index], default=0) + 1) if index in known else output
+            for index, output in enumerate(outputs)
         ]
     base = np.asarray(estimator._baseline_prediction, dtype=np.float64).reshape(-1)
     trees: list[Tree] = []
-    for turn, iteration in enumerate(estimator._predictors):
-        for place, predictor in enumerate(iteration):
+    for iteration, predictors in enumerate(estimator._predictors):
+        for index, predictor in enumerate(predictors):
             tree = build_tree(_hist_node(predictor, known))
-            if turn == 0:
-                # In the first leaves rather than added at the end: the original starts its sum with it too.
-                tree.leaves = [float(base[place]) + value for value in tree.leaves]
+            if iteration == 0:
+                # Added to the first leaves, because the original starts its sum with it too.
+                tree.leaves = [float(base[index]) + value for value in tree.leaves]
             trees.append(tree)
     text = model_text(trees, width=len(outputs), outputs=width, objective=objectives[loss])
     if any(threshold > DOUBLE_MAX for tree in trees for threshold in tree.threshold):
-        # A split between missing and all else asks for `x <= infinity`, which the text cannot hold.
+        # A split between missing and other values has the threshold infinity, which the text format cannot hold.
         outputs = append_op(outputs, ("bounded",))
     return Trees(text=text, outputs=outputs)
 
@@ -158,45 +158,45 @@ def _hist_node(predictor: Any, known: dict[int, frozenset[int]]) -> Any:
     nodes = predictor.nodes
 
     def node(at: int) -> TreeNode:
-        seen = nodes[at]
-        if seen["is_leaf"]:
-            return TreeNode(leaf=float(seen["value"]), count=float(seen["count"]))
-        feature, missing_left = int(seen["feature_idx"]), bool(seen["missing_go_to_left"])
+        data = nodes[at]
+        if data["is_leaf"]:
+            return TreeNode(leaf=float(data["value"]), count=float(data["count"]))
+        feature, missing_left = int(data["feature_idx"]), bool(data["missing_go_to_left"])
         chosen = None
-        if seen["is_categorical"]:
-            chosen = _codes_of(predictor.raw_left_cat_bitsets[seen["bitset_idx"]])
+        if data["is_categorical"]:
+            chosen = _codes_of(predictor.raw_left_cat_bitsets[data["bitset_idx"]])
             if missing_left:
-                # Missing and unknown share the first code beyond the known ones.
+                # Missing and unknown values share the first code after the known ones.
                 chosen |= {max(known[feature], default=0) + 1}
         return TreeNode(
             feature=feature,
-            threshold=float(seen["num_threshold"]),
+            threshold=float(data["num_threshold"]),
             missing_left=missing_left,
             categories=chosen,
-            left=int(seen["left"]),
-            right=int(seen["right"]),
-            count=float(seen["count"]),
+            left=int(data["left"]),
+            right=int(data["right"]),
+            count=float(data["count"]),
         )
 
     return node
 
 
-def _hist_categories(estimator: Any, outputs: list[Output], ground: Ground) -> list[Output]:
-    """The booster's own encoding puts categories in front, as codes."""
-    prepare = estimator._preprocessor
-    places = prepare._transformer_to_input_indices
+def _hist_categories(estimator: Any, outputs: list[Output], context: InputContext) -> list[Output]:
+    """Apply the booster's own encoding, which puts categories first, as codes."""
+    preprocessor = estimator._preprocessor
+    indices = preprocessor._transformer_to_input_indices
     found: list[Output] = []
-    for name, transformer, _ in prepare.transformers_:
-        chosen = [outputs[place] for place in places.get(name, ())]
+    for name, transformer, _ in preprocessor.transformers_:
+        chosen = [outputs[index] for index in indices.get(name, ())]
         if chosen:
-            found.extend(tabulate([transformer], chosen, ground) if name == "encoder" else chosen)
+            found.extend(tabulate([transformer], chosen, context) if name == "encoder" else chosen)
     return found
 
 
 def _coded(output: Output, spare: int) -> Output:
-    """Category codes, in which a null and an unknown one get a code of their own."""
+    """Map categories to codes; nulls and unknown categories get the spare code."""
     if not isinstance(output, Lookup):
-        raise NotCompilableError("a category of the booster comes as a number")
+        raise NotCompilableError("a categorical column of the booster is a number")
 
     def code(value: float | None) -> float | None:
         return None if value is None else float(spare) if value != value or value < 0 else value
@@ -207,26 +207,26 @@ def _coded(output: Output, spare: int) -> Output:
 
 def _codes_of(bitset: Any) -> frozenset[int]:
     words = [int(word) for word in np.asarray(bitset).reshape(-1)]
-    return frozenset(32 * place + bit for place, word in enumerate(words) for bit in range(32) if word >> bit & 1)
+    return frozenset(32 * index + bit for index, word in enumerate(words) for bit in range(32) if word >> bit & 1)
 
 
 def _forest(estimator: Any, outputs: list[Output], task: Task) -> Trees:
     members = list(getattr(estimator, "estimators_", [estimator]))
     takes_nulls = members[0].__sklearn_tags__().input_tags.allow_nan
-    held = [member.tree_.value for member in members]
-    if any(values.shape[1] != 1 for values in held):
-        raise NotCompilableError("it answers several targets")
-    if task != "regression" and not all(np.allclose(values.sum(axis=2), 1.0) for values in held):
-        # Shares of the classes in a leaf; older versions kept counts there.
-        held = [values / values.sum(axis=2, keepdims=True) for values in held]
+    leaf_values = [member.tree_.value for member in members]
+    if any(values.shape[1] != 1 for values in leaf_values):
+        raise NotCompilableError("it predicts several targets")
+    if task != "regression" and not all(np.allclose(values.sum(axis=2), 1.0) for values in leaf_values):
+        # Leaves hold the shares of the classes; in older versions they hold counts.
+        leaf_values = [values / values.sum(axis=2, keepdims=True) for values in leaf_values]
     classes = 1 if task != "multiclass" else len(estimator.classes_)
-    if task == "binary" and not all(((values == 0.0) | (values == 1.0)).all() for values in held):
-        # Where leaves are mixed, the two sums are rounded apart, and which of them is larger decides a tie.
+    if task == "binary" and not all(((values == 0.0) | (values == 1.0)).all() for values in leaf_values):
+        # With mixed leaves, both sums are rounded separately, and the larger one decides a tie.
         classes = 2
     trees = []
-    for member, values in zip(members, held, strict=True):
-        for place in range(classes):
-            column = place if classes > 1 else values.shape[2] - 1
+    for member, values in zip(members, leaf_values, strict=True):
+        for index in range(classes):
+            column = index if classes > 1 else values.shape[2] - 1
             trees.append(build_tree(_sklearn_node(member.tree_, values[:, 0, column])))
     return Trees(
         text=model_text(trees, width=len(outputs), outputs=classes),
@@ -240,25 +240,22 @@ def _gradient_boosting(estimator: Any, outputs: list[Output], task: Task) -> Tre
     if estimator.init is not None and estimator.init != "zero":
         raise NotCompilableError("it starts from another estimator")
     if task != "regression" and estimator.loss != "log_loss":
-        raise NotCompilableError(f"the loss {estimator.loss} is not known")
+        raise NotCompilableError(f"the loss {estimator.loss} is not supported")
     members = estimator.estimators_
     width = members.shape[1]
     trees = []
-    for turn in range(len(members)):
-        for place in range(width):
-            tree = build_tree(
-                _sklearn_node(
-                    members[turn, place].tree_, members[turn, place].tree_.value[:, 0, 0] * estimator.learning_rate
-                )
-            )
-            if turn == 0:
-                tree.leaves = [float(base[0, place]) + value for value in tree.leaves]
+    for iteration in range(len(members)):
+        for index in range(width):
+            fitted = members[iteration, index].tree_
+            tree = build_tree(_sklearn_node(fitted, fitted.value[:, 0, 0] * estimator.learning_rate))
+            if iteration == 0:
+                tree.leaves = [float(base[0, index]) + value for value in tree.leaves]
             trees.append(tree)
     objective = {"binary": "binary sigmoid:1", "multiclass": f"multiclass num_class:{width}", "regression": ""}[task]
     return Trees(
         text=model_text(trees, width=len(outputs), outputs=width, objective=objective),
         outputs=append_op(outputs, ("known",), ("narrow",), ("single",)),
-        # Its `predict` asks `decision >= 0`, unlike all others.
+        # Its `predict` compares `decision >= 0`, unlike all others.
         rule=PLAIN,
     )
 
@@ -302,7 +299,7 @@ def _xgboost(estimator: Any, outputs: list[Output], task: Task) -> Trees:
         raise NotCompilableError(f"its booster is {boosting['name']}")
     known = {"binary:logistic": "binary sigmoid:1", "reg:squarederror": "", "multi:softprob": "multiclass num_class:{}"}
     if objective not in known or estimator.missing == estimator.missing:
-        raise NotCompilableError(f"the objective {objective} or its mark for nulls is not known")
+        raise NotCompilableError(f"the objective {objective} or its marker for nulls is not supported")
     width = max(1, int(learner["learner_model_param"]["num_class"]))
     text = str(learner["learner_model_param"]["base_score"]).strip("[]")
     base = [float(part) for part in text.split(",")]
@@ -313,21 +310,21 @@ def _xgboost(estimator: Any, outputs: list[Output], task: Task) -> Trees:
     by_class: list[list[Tree]] = [[] for _ in range(width)]
     rounds = boosting["model"].get("iteration_indptr")
     end = len(boosting["model"]["trees"]) if best is None or not rounds else int(rounds[int(best) + 1])
-    for data, place in list(zip(boosting["model"]["trees"], boosting["model"]["tree_info"], strict=True))[:end]:
+    for data, group in list(zip(boosting["model"]["trees"], boosting["model"]["tree_info"], strict=True))[:end]:
         if any(data["split_type"]):
-            raise NotCompilableError("it splits on categories of its own")
+            raise NotCompilableError("it has its own categorical splits")
         tree = build_tree(_xgboost_node(data))
-        if not by_class[place]:
-            tree.leaves = [base[place] + value for value in tree.leaves]
-        by_class[place].append(tree)
+        if not by_class[group]:
+            tree.leaves = [base[group] + value for value in tree.leaves]
+        by_class[group].append(tree)
     return Trees(
         text=model_text(
-            [tree for turn in zip(*by_class, strict=True) for tree in turn],
+            [tree for iteration in zip(*by_class, strict=True) for tree in iteration],
             width=len(outputs),
             outputs=width,
             objective=known[objective].format(width),
         ),
-        # What single precision cannot hold becomes an infinity there as well, which is greater than every threshold.
+        # XGBoost also turns numbers that do not fit into single precision into infinity, above every threshold.
         outputs=append_op(outputs, ("single",)),
     )
 
@@ -349,7 +346,7 @@ def _xgboost_node(data: dict[str, Any]) -> Any:
     return node
 
 
-def _lightgbm(estimator: Any, outputs: list[Output], ground: Ground) -> Trees:
+def _lightgbm(estimator: Any, outputs: list[Output], context: InputContext) -> Trees:
     booster = estimator.booster_
     objective = str(estimator.objective_)
     if callable(estimator.objective) or objective.startswith("none"):
@@ -358,7 +355,7 @@ def _lightgbm(estimator: Any, outputs: list[Output], ground: Ground) -> Trees:
     waiting = iter(codes)
     coded: list[Output] = []
     for output in outputs:
-        column = ground.table.columns[output.source]
+        column = context.table.columns[output.source]
         if isinstance(output, Number) and not output.ops and column.pandas == "category":
             values = {value: float(code) for code, value in enumerate(next(waiting))}
             coded.append(Lookup(source=output.source, values=values, null=float("nan"), unseen=float("nan")))

@@ -1,8 +1,8 @@
-"""A model as an ONNX graph, answered by onnxruntime.
+"""Models as ONNX graphs, run by onnxruntime.
 
-Inputs go in as they are declared: one tensor of shape (n, 1) for each column, or one of shape (n, columns) for an
-array. Converters are known to go wrong without a word (calibrated wrappers, scaling before trees in single precision),
-so a converted graph means nothing until it has been proved.
+Inputs are passed as the graph declares them: one tensor of shape (n, 1) for each column, or one of shape (n, columns)
+for an array. Some converters silently produce wrong graphs (calibrated wrappers, scaling before trees in single
+precision), so a converted graph is used only after it has been proved equal.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from everloop.packages.compilation.pipelines import Subject
+    from everloop.packages.compilation.pipelines import CompilationSource
     from everloop.packages.signature import Signature
     from everloop.records import Json
     from everloop.training.trained_model import Files, Task
@@ -50,10 +50,10 @@ class GraphForm:
     Args:
         names: inputs of the signature, in order. joined: all of them go into one tensor.
         output: name of the output that holds the scores.
-        finite: infinities are refused, as the original does.
-        narrow: so is what single precision cannot hold.
-        unseen: a null text counts as one that training never saw; else it is refused.
-        bound: it is cut to a number that leaves room for arithmetic, where every model has settled long before.
+        finite: refuse infinities, as the original does.
+        narrow: refuse numbers that do not fit into single precision.
+        unseen: treat a null text as an unseen category; otherwise it is refused.
+        bound: clip numbers to ±1e30, so that arithmetic in single precision does not overflow.
     """
 
     name = "onnx"
@@ -77,7 +77,10 @@ class GraphForm:
         self.session = open_session(graph)
         self._inputs = [(item.name, _dtype(item.type)) for item in self.session.get_inputs()]
         if len(self._inputs) != (1 if joined else len(self.names)):
-            raise CorruptionError(f"The graph takes {len(self._inputs)} inputs, the model has {len(self.names)}.")
+            raise CorruptionError(
+                f"The graph takes {len(self._inputs)} inputs, but the model has {len(self.names)}.",
+                help="Package the model again.",
+            )
         self._outputs = [output]
 
     @classmethod
@@ -89,10 +92,10 @@ class GraphForm:
     def row(self, values: Sequence[Any]) -> Sequence[float]:
         if self.joined:
             name, dtype = self._inputs[0]
-            feed = {name: self._cut([[_NAN if value is None else value for value in values]], dtype)}
+            feed = {name: self._to_dtype([[_NAN if value is None else value for value in values]], dtype)}
         else:
             feed = {
-                name: self._cut([[self._missing(dtype, column) if value is None else value]], dtype)
+                name: self._to_dtype([[self._missing(dtype, column) if value is None else value]], dtype)
                 for (name, dtype), column, value in zip(self._inputs, self.names, values, strict=True)
             }
         scores: list[float] = self._scores(feed).reshape(-1).tolist()
@@ -102,7 +105,7 @@ class GraphForm:
         return self._scores(self._feed(frame))
 
     def labelled(self, frame: pl.DataFrame, label: str) -> tuple[Array, NDArray[Any]]:
-        """Scores, and what the output `label` says to the same rows."""
+        """Return the scores, and the output `label` for the same rows."""
         feed = self._feed(frame)
         scores, labels = self.session.run([self.output, label], feed)
         return self._shaped(scores), np.asarray(labels).reshape(-1)
@@ -114,12 +117,12 @@ class GraphForm:
         if self.joined:
             name, dtype = self._inputs[0]
             matrix = np.column_stack([self._column(frame[column], np.float64) for column in self.names])
-            return {name: self._cut(matrix, dtype)}
+            return {name: self._to_dtype(matrix, dtype)}
         feed = {}
         for (name, dtype), column in zip(self._inputs, self.names, strict=True):
-            # Numbers come whole, so that what single precision cannot hold is seen before it is cut.
+            # In double precision, so that numbers which do not fit into single precision are noticed.
             values = self._column(frame[column], np.float64 if dtype is np.float32 else dtype)
-            feed[name] = self._cut(values, dtype)[:, None]
+            feed[name] = self._to_dtype(values, dtype)[:, None]
         return feed
 
     def to_files(self) -> Files:
@@ -140,9 +143,9 @@ class GraphForm:
         if dtype in (np.float32, np.float64):
             return _NAN
         if dtype is np.object_ and self.unseen:
-            # Encoders that take nulls mostly take them as something never seen; the proof finds those that do not.
+            # Most encoders that take nulls treat them as an unseen category; the proof finds those that do not.
             return UNSEEN
-        raise RequestError(f"'{name}' is null, which the graph does not take.")
+        raise RequestError(f"'{name}' is null, which the model does not take.")
 
     def _column(self, series: pl.Series, dtype: Any) -> NDArray[Any]:
         if dtype in (np.float32, np.float64):
@@ -154,8 +157,8 @@ class GraphForm:
             return np.array(series.to_list(), dtype=np.object_)
         return series.to_numpy().astype(dtype)
 
-    def _cut(self, values: Any, dtype: Any) -> NDArray[Any]:
-        """An array of the graph's type."""
+    def _to_dtype(self, values: Any, dtype: Any) -> NDArray[Any]:
+        """Convert values to an array of the graph's type."""
         if dtype is not np.float32:
             return np.asarray(values, dtype=dtype)
         wide = np.asarray(values, dtype=np.float64)
@@ -182,24 +185,24 @@ class GraphForm:
 _NAN = float("nan")
 _BOUND = 1e30
 CONVERSION_S = 10.0
-"""No converter may take longer."""
+"""The longest time that a converter may take."""
 _MOST_QUANTILES = 200
-"""Converting takes half a second for 60 of them, ten seconds for 600, and grows with their number."""
+"""Converting takes half a second for 60 quantiles and ten seconds for 600."""
 _CONVERTED = frozenset({"sklearn", "lightgbm", "xgboost"})
-"""Libraries whose estimators skl2onnx and onnxmltools know."""
+"""Libraries whose estimators skl2onnx and onnxmltools support."""
 _OPSET = {"": 18, "ai.onnx.ml": 3}
-"""The newest that skl2onnx and onnxmltools write alike."""
+"""The newest that both skl2onnx and onnxmltools write."""
 
 
 def open_session(graph: bytes) -> Any:
-    """A session with one thread for each operator: a row is too small to share.
+    """Open a session with one thread: a row is too small to share between threads.
 
-    The model is loaded from memory, so a path in it has no folder to start from; that it holds none is checked first.
+    The graph is checked first for references to files and foreign operators.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
-        TrustError: the graph names a file, or an operator that onnxruntime does not bring along.
-        CorruptionError: the bytes are no graph that it can run.
+        TrustError: the graph refers to a file, or to an operator that is not part of onnxruntime.
+        CorruptionError: onnxruntime cannot run the graph.
     """
     check_references(graph)
     try:
@@ -210,30 +213,34 @@ def open_session(graph: bytes) -> Any:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    # onnxruntime would guess by the bytes, and its own format is not what has been checked.
+    # Otherwise onnxruntime guesses the format, and its own format has not been checked.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a class for every cause and no common root
-        raise CorruptionError(f"The bytes are no ONNX model that can be run: {error}") from error
+    except Exception as error:  # onnxruntime's errors have no common base class
+        raise CorruptionError(
+            f"onnxruntime cannot run this ONNX model: {error}", help="Export the model again."
+        ) from error
 
 
-def convert(original: Subject, signature: Signature, sample: pl.DataFrame, *, single: bool = False) -> GraphForm:
-    """A scikit-learn estimator or pipeline through skl2onnx; LightGBM's and XGBoost's through onnxmltools.
+def convert(
+    original: CompilationSource, signature: Signature, sample: pl.DataFrame, *, single: bool = False
+) -> GraphForm:
+    """Convert a scikit-learn estimator or pipeline with skl2onnx; LightGBM's and XGBoost's with onnxmltools.
 
     Args:
-        single: with numbers in single precision, in which more converters work; the proof finds out what it costs.
+        single: use single precision, which more converters support; the proof shows whether it is exact enough.
 
     Raises:
-        NotCompilableError: a converter is not installed, or does not know the model.
+        NotCompilableError: a converter is not installed, or does not support the model.
     """
     if original.order:
         raise NotCompilableError("its classes are not in order")
     last = last_step(original.estimator)
-    room = type(last).__module__.partition(".")[0]
-    if room not in _CONVERTED and "skl2onnx" not in sys.modules:
-        # Others have registered a converter of their own, if they have one, and skl2onnx is loaded then.
-        raise NotCompilableError(f"no converter is known for {type(last).__name__}")
+    library = type(last).__module__.partition(".")[0]
+    if library not in _CONVERTED and "skl2onnx" not in sys.modules:
+        # A library that registers its own converter has imported skl2onnx.
+        raise NotCompilableError(f"there is no converter for {type(last).__name__}")
     if max(map(_quantiles, _steps(original.estimator)), default=0) > _MOST_QUANTILES:
         raise NotCompilableError("skl2onnx takes too long for the quantiles of a QuantileTransformer")
     try:
@@ -242,8 +249,8 @@ def convert(original: Subject, signature: Signature, sample: pl.DataFrame, *, si
     except ImportError:
         raise NotCompilableError("skl2onnx is not installed: pip install 'everloop[onnx]'") from None
     if any(np.isinf(thresholds).any() for thresholds in _thresholds(last)):
-        # Halving an interval that is infinite, skl2onnx would never end.
-        raise NotCompilableError("a tree of it splits nulls from all else")
+        # skl2onnx would halve an infinite interval forever.
+        raise NotCompilableError("one of its trees separates nulls from all other values")
     _register_boosters()
     kinds: dict[str, Json] = {
         "string": data_types.StringTensorType,
@@ -252,21 +259,21 @@ def convert(original: Subject, signature: Signature, sample: pl.DataFrame, *, si
         "float": data_types.FloatTensorType if single else data_types.DoubleTensorType,
     }
     joined = original.table.container == "numpy"
-    strange = [item.name for item in signature.inputs if item.type not in kinds]
-    if strange:
-        raise NotCompilableError(f"'{strange[0]}' is of a type that no graph takes")
+    unsupported = [item.name for item in signature.inputs if item.type not in kinds]
+    if unsupported:
+        raise NotCompilableError(f"a graph cannot take the type of '{unsupported[0]}'")
     if joined:
         initial = [("X", kinds["float"]([None, len(signature.inputs)]))]
     else:
         initial = [(item.name, kinds[item.type]([None, 1])) for item in signature.inputs]
-    subject = _convertible(original.estimator)
-    options = {id(last_step(subject)): {"zipmap": False}} if original.task != "regression" else None
+    estimator = _convertible(original.estimator)
+    options = {id(last_step(estimator)): {"zipmap": False}} if original.task != "regression" else None
     try:
         with _plain_attributes(), warnings.catch_warnings(), deadline(CONVERSION_S):
             warnings.simplefilter("ignore")
-            graph = skl2onnx.convert_sklearn(subject, initial_types=initial, options=options, target_opset=_OPSET)
+            graph = skl2onnx.convert_sklearn(estimator, initial_types=initial, options=options, target_opset=_OPSET)
     except OutOfTimeError:
-        raise NotCompilableError(f"skl2onnx had not converted it after {CONVERSION_S:g} s") from None
+        raise NotCompilableError(f"skl2onnx could not convert it within {CONVERSION_S:g} s") from None
     output = graph.graph.output[-1].name
     return GraphForm(
         graph.SerializeToString(),
@@ -282,7 +289,7 @@ def convert(original: Subject, signature: Signature, sample: pl.DataFrame, *, si
 
 
 def _convertible(estimator: Any) -> Any:
-    """The same without a setting that converters do not know and that no prediction minds."""
+    """Return a copy without a setting that converters do not support and that does not change predictions."""
     if hasattr(estimator, "steps"):
         (*before, (name, last)), made = estimator.steps, copy.copy(estimator)
         made.steps = [*before, (name, _convertible(last))]
@@ -295,41 +302,41 @@ def _convertible(estimator: Any) -> Any:
 
 
 def _steps(estimator: Any) -> list[Any]:
-    """The estimator and everything that its pipelines, column transformers and unions hold."""
+    """Return the estimator and all steps of its pipelines, column transformers and unions."""
     inner = [step[1] for step in getattr(estimator, "steps", ())]
     inner += [entry[1] for entry in getattr(estimator, "transformers_", getattr(estimator, "transformer_list", ()))]
     return [estimator, *(part for step in inner if not isinstance(step, str) for part in _steps(step))]
 
 
 def _quantiles(step: Any) -> int:
-    """Quantiles that a step holds, over all its columns."""
+    """Return the number of quantiles that a step holds for all its columns."""
     if type(step).__module__.startswith("sklearn.") and type(step).__name__ == "QuantileTransformer":
         return int(np.size(getattr(step, "quantiles_", ())))
     return 0
 
 
 def last_step(estimator: Any) -> Any:
-    """The estimator at the end of a pipeline."""
+    """Return the estimator at the end of a pipeline."""
     return last_step(estimator.steps[-1][1]) if hasattr(estimator, "steps") else estimator
 
 
 def _thresholds(estimator: Any) -> list[NDArray[np.float64]]:
-    """The split thresholds of scikit-learn's trees, as far as it has some."""
-    held = getattr(estimator, "estimators_", [estimator])
-    members = held.ravel().tolist() if isinstance(held, np.ndarray) else list(held)
+    """Return the split thresholds of scikit-learn's trees; empty for other estimators."""
+    estimators = getattr(estimator, "estimators_", [estimator])
+    members = estimators.ravel().tolist() if isinstance(estimators, np.ndarray) else list(estimators)
     found = [member.tree_.threshold for member in members if hasattr(member, "tree_")]
-    rounds = getattr(estimator, "_predictors", ())
-    return found + [predictor.nodes["num_threshold"] for turn in rounds for predictor in turn]
+    iterations = getattr(estimator, "_predictors", ())
+    return found + [predictor.nodes["num_threshold"] for predictors in iterations for predictor in predictors]
 
 
-def _refuses(original: Subject, signature: Signature, sample: pl.DataFrame, value: float) -> bool:
-    """Whether the original takes no row whose numbers are all this value."""
+def _refuses(original: CompilationSource, signature: Signature, sample: pl.DataFrame, value: float) -> bool:
+    """Whether the original refuses a row whose numbers are all this value."""
     import polars as pl
 
     names = [item.name for item in signature.inputs if item.type == "float"]
     try:
         original.model.predict_scores(sample.head(1).with_columns(pl.lit(value).alias(name) for name in names))
-    except Exception:  # whatever the estimator raises: it refuses the row
+    except Exception:  # any error of the estimator means that it refuses the row
         return True
     return False
 
@@ -364,8 +371,8 @@ def _register_boosters() -> None:
         )
 
 
-class _plain_attributes:  # noqa: N801 - reads as a context
-    """skl2onnx gives NumPy numbers to attributes, which newer onnx refuses; they are made plain on their way."""
+class _plain_attributes:  # noqa: N801 - used like a function
+    """Convert NumPy numbers that skl2onnx passes as attributes, because newer versions of onnx refuse them."""
 
     def __enter__(self) -> None:
         import onnx.helper
@@ -400,7 +407,9 @@ def _dtype(kind: str) -> Any:
     try:
         return _DTYPES[kind]
     except KeyError:
-        raise CorruptionError(f"The graph takes a {kind}, which no model input can be.") from None
+        raise CorruptionError(
+            f"The graph takes a {kind}, which a model input cannot be.", help=f"Supported: {', '.join(_DTYPES)}."
+        ) from None
 
 
 def _float() -> Any:

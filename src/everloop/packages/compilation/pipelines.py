@@ -1,8 +1,8 @@
-"""Reading a fitted scikit-learn pipeline: which floats it makes of which input.
+"""Read a fitted scikit-learn pipeline: which floats it computes from which input.
 
-Imputers and scalers of numbers are read off their attributes, operation by operation. Encoders are *tabulated*: the
-fitted encoder itself is asked about every value that it knows, a null and a value that it does not know, so whatever
-it does with them is what the table says. Anything that mixes inputs or that is not known here is refused.
+Imputers and scalers of numbers are read from their attributes, operation by operation. Encoders are *tabulated*: the
+fitted encoder transforms every value that it knows, a null and an unknown value, and a table records the results. Steps
+that mix inputs or are not supported raise `NotCompilableError`.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ _NUMERIC = {"SimpleImputer", "StandardScaler", "MinMaxScaler", "MaxAbsScaler", "
 
 
 class NotCompilableError(EverloopError):
-    """This model has no compiled form; the message says why."""
+    """This model cannot be compiled; the message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Number:
-    """One float that a number runs through operations to become."""
+    """One float that operations compute from a number."""
 
     source: int
     ops: tuple[Op, ...] = ()
     text: bool = False
-    """An input that is no number; only an encoder takes it."""
+    """The input is not a number, so only an encoder can take it."""
     single: bool = False
-    """Its array is of single precision, and stays so."""
+    """Its array has single precision, also after each operation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lookup:
-    """One float that is looked up."""
+    """One float that a table looks up."""
 
     source: int
     values: dict[Any, float]
@@ -62,41 +62,41 @@ Output = Number | Lookup
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A fitted estimator, how it is asked, and the model that asks it."""
+class CompilationSource:
+    """What is compiled: a fitted estimator with its table and task, and the model that wraps it."""
 
     estimator: Any
     table: TableKind
     task: Task
     order: tuple[int, ...]
-    """Where it has each class; empty where it has them in order."""
+    """Index at which the estimator has each class; empty if they are in order."""
     model: Model
     rule: Rule | None = None
-    """How classes follow from scores, where a wrapper around the estimator says so."""
+    """How classes follow from scores, if a wrapper around the estimator determines it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ground:
-    """What tabulating needs: the kind of table, its signature, and rows of the training data."""
+class InputContext:
+    """The inputs of a pipeline: the kind of table, the signature, and rows of the training data."""
 
     table: TableKind
     signature: Signature
     sample: pl.DataFrame
 
-    def start(self) -> list[Output]:
-        """Every input as it comes."""
+    def outputs(self) -> list[Output]:
+        """Return every input unchanged, as the first step of a pipeline gets it."""
         return [
             Number(
-                source=place,
-                text=item.type not in ("float", "int", "bool") or self.table.columns[place].pandas == "category",
-                single=self.table.columns[place].type == "Float32",
+                source=index,
+                text=item.type not in ("float", "int", "bool") or self.table.columns[index].pandas == "category",
+                single=self.table.columns[index].type == "Float32",
             )
-            for place, item in enumerate(self.signature.inputs)
+            for index, item in enumerate(self.signature.inputs)
         ]
 
 
 def split_pipeline(estimator: Any) -> tuple[list[Any], Any]:
-    """The preparing steps of a pipeline, nested ones laid out, and the estimator at its end."""
+    """Return the preprocessing steps of a pipeline, with nested pipelines flattened, and the estimator at its end."""
     if not hasattr(estimator, "steps"):
         return [], estimator
     steps = [step for _, step in estimator.steps if step is not None and not isinstance(step, str)]
@@ -104,42 +104,41 @@ def split_pipeline(estimator: Any) -> tuple[list[Any], Any]:
     return [*steps[:-1], *inner], last
 
 
-def run_steps(steps: Sequence[Any], outputs: list[Output], ground: Ground) -> list[Output]:
-    """What the steps make of the outputs before them.
+def run_steps(steps: Sequence[Any], outputs: list[Output], context: InputContext) -> list[Output]:
+    """Return the outputs of the steps, given the outputs before them.
 
     Raises:
-        NotCompilableError: a step is not known, or mixes inputs.
+        NotCompilableError: a step is not supported, or mixes inputs.
     """
-    flat = [inner for step in steps for inner in (_laid_out(step))]
+    flat = [inner for step in steps for inner in (_flattened(step))]
     if any(type(step).__name__ in _ENCODERS for step in flat):
-        # From the table to behind the last encoder as one: an imputer before an encoder changes what it is asked.
-        at = max(place for place, step in enumerate(flat) if type(step).__name__ in _ENCODERS) + 1
+        # All steps up to the last encoder are tabulated together, because an imputer changes what an encoder gets.
+        end = max(index for index, step in enumerate(flat) if type(step).__name__ in _ENCODERS) + 1
         known = _ENCODERS | _NUMERIC
-        strangers = [type(step).__name__ for step in flat[:at] if type(step).__name__ not in known]
-        if not strangers:
-            outputs = tabulate(flat[:at], outputs, ground)
-            flat = flat[at:]
+        if all(type(step).__name__ in known for step in flat[:end]):
+            outputs = tabulate(flat[:end], outputs, context)
+            flat = flat[end:]
     for step in flat:
         name = type(step).__name__
         if name == "ColumnTransformer":
-            outputs = _column_transformer(step, outputs, ground)
+            outputs = _column_transformer(step, outputs, context)
         elif name in _NUMERIC:
             outputs = _numeric(step, outputs)
         elif name == "FunctionTransformer" and step.func is None:
             continue
         else:
-            raise NotCompilableError(f"a step of it is a {name}")
+            raise NotCompilableError(f"one of its steps is a {name}")
     return outputs
 
 
 def segments_of(outputs: Sequence[Output], signature: Signature) -> list[InputSegment]:
-    """Neighbours out of the same table become one segment."""
+    """Convert outputs to segments; neighbouring outputs of the same table become one segment."""
     segments: list[InputSegment] = []
     for output in outputs:
         name = signature.inputs[output.source].name
         if isinstance(output, Number):
             if output.text:
-                raise NotCompilableError(f"the text '{name}' reaches the estimator as it is")
+                raise NotCompilableError(f"the text '{name}' reaches the estimator without an encoder")
             segments.append(InputSegment(source=output.source, name=name, ops=output.ops))
             continue
         keys = tuple(output.values)
@@ -167,7 +166,7 @@ def segments_of(outputs: Sequence[Output], signature: Signature) -> list[InputSe
 
 
 def append_op(outputs: Sequence[Output], *ops: Op) -> list[Output]:
-    """Further operations at the end of every float."""
+    """Append operations to every output."""
     from everloop.packages.compilation.preprocessing import number_reader
 
     found: list[Output] = []
@@ -200,14 +199,14 @@ def append_op(outputs: Sequence[Output], *ops: Op) -> list[Output]:
     return found
 
 
-def tabulate(steps: Sequence[Any], outputs: list[Output], ground: Ground) -> list[Output]:
-    """Ask fitted steps, whose inputs are inputs of the model as they come, about every value of each."""
+def tabulate(steps: Sequence[Any], outputs: list[Output], context: InputContext) -> list[Output]:
+    """Record the results of fitted steps for every value of every input; the steps take inputs unchanged."""
     import numpy as np
 
     sources = [_plain_source(output) for output in outputs]
-    base = ground.table.cast(ground.sample.head(1))
+    base = context.table.cast(context.sample.head(1))
 
-    def ask(name: str, values: list[Any]) -> np.ndarray[Any, Any]:
+    def transform(name: str, values: list[Any]) -> np.ndarray[Any, Any]:
         import polars as pl
 
         frame = pl.concat([base] * len(values))
@@ -215,32 +214,32 @@ def tabulate(steps: Sequence[Any], outputs: list[Output], ground: Ground) -> lis
         frame = frame.with_columns(pl.Series(name, values, dtype=dtype))
         from sklearn.utils import _safe_indexing
 
-        rows = _safe_indexing(ground.table.fill(frame), sources, axis=1)
+        rows = _safe_indexing(context.table.fill(frame), sources, axis=1)
         for step in steps:
             rows = step.transform(rows)
         dense = rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows)
         return np.asarray(dense, dtype=np.float64)
 
-    tables = [_ask_column(place, source, steps, ground, ask) for place, source in enumerate(sources)]
-    start = tables[0].base
+    tables = [_tabulate_input(index, source, steps, context, transform) for index, source in enumerate(sources)]
+    width = len(tables[0].base)
     found: list[Output] = []
-    for at in range(len(start)):
-        movers = [table for table in tables if table.moves(at)]
-        if len(movers) > 1:
+    for at in range(width):
+        varying = [table for table in tables if table.varies(at)]
+        if len(varying) > 1:
             raise NotCompilableError("an encoder mixes inputs")
-        table = movers[0] if movers else tables[0]
+        table = varying[0] if varying else tables[0]
         found.append(table.lookup(at))
-    # A refusal must stand somewhere, also of an input whose values all give the same.
-    kept = {output.source for output in found}
+    # If the values of an input do not change the result, no table is left to refuse its nulls or unseen values.
+    used = {output.source for output in found}
     for table in tables:
-        if table.source not in kept and (table.null is None or table.unseen is None):
+        if table.source not in used and (table.null is None or table.unseen is None):
             raise NotCompilableError("an encoder refuses values of an input that it does not use")
     return found
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Answers:
-    """What one input's values gave: rows of all outputs."""
+class _InputTable:
+    """The results of the steps for the values of one input: a row of all outputs for each value."""
 
     source: int
     base: Any
@@ -249,11 +248,12 @@ class _Answers:
     null: Any
     unseen: Any
 
-    def moves(self, at: int) -> bool:
+    def varies(self, at: int) -> bool:
+        """Whether the output at this index depends on the input."""
         import numpy as np
 
-        seen = [*self.rows[:, at], *(row[at] for row in (self.null, self.unseen) if row is not None)]
-        return not all(np.array_equal(value, seen[0], equal_nan=True) for value in seen)
+        results = [*self.rows[:, at], *(row[at] for row in (self.null, self.unseen) if row is not None)]
+        return not all(np.array_equal(value, results[0], equal_nan=True) for value in results)
 
     def lookup(self, at: int) -> Lookup:
         return Lookup(
@@ -264,16 +264,20 @@ class _Answers:
         )
 
 
-def _ask_column(place: int, source: int, steps: Sequence[Any], ground: Ground, ask: Any) -> _Answers:
-    item = ground.signature.inputs[source]
+def _tabulate_input(
+    index: int, source: int, steps: Sequence[Any], context: InputContext, transform: Any
+) -> _InputTable:
+    item = context.signature.inputs[source]
     if item.type not in ("string", "float", "int", "bool"):
-        raise NotCompilableError(f"the {item.type} '{item.name}' is encoded")
-    values: set[Any] = set(ground.sample[item.name].drop_nulls().unique().to_list()) if item.type == "string" else set()
+        raise NotCompilableError(f"'{item.name}' is encoded, which is not supported for the type {item.type}")
+    values: set[Any] = (
+        set(context.sample[item.name].drop_nulls().unique().to_list()) if item.type == "string" else set()
+    )
     for step in steps:
         known = getattr(step, "categories_", None)
-        if known is not None and len(known) > place:
-            values |= {value.item() if hasattr(value, "item") else value for value in known[place]}
-    column = ground.table.columns[source]
+        if known is not None and len(known) > index:
+            values |= {value.item() if hasattr(value, "item") else value for value in known[index]}
+    column = context.table.columns[source]
     values |= set(column.categories or ())
     fitting: Any = {"string": str, "bool": bool}.get(item.type, (int, float))
     keys: list[Any] = sorted(value for value in values if isinstance(value, fitting) and value == value)
@@ -281,53 +285,53 @@ def _ask_column(place: int, source: int, steps: Sequence[Any], ground: Ground, a
         keys = sorted({float(key) for key in keys})
     if not keys or len(keys) > MOST_VALUES:
         raise NotCompilableError(f"'{item.name}' has {len(keys)} categories")
-    strange: Any = UNSEEN if item.type == "string" else (keys[-1] + 1.0 if item.type != "bool" else None)
-    asked = [int(key) for key in keys] if item.type == "int" else keys
+    unseen: Any = UNSEEN if item.type == "string" else (keys[-1] + 1.0 if item.type != "bool" else None)
+    inputs = [int(key) for key in keys] if item.type == "int" else keys
 
-    def one(value: Any) -> Any:
+    def transform_one(value: Any) -> Any:
         try:
-            return ask(item.name, [value])[0]
-        except Exception:  # whatever the encoder raises: it refuses the value
+            return transform(item.name, [value])[0]
+        except Exception:  # any error of the encoder means that it refuses the value
             return None
 
-    rows = ask(item.name, asked)
-    return _Answers(
+    rows = transform(item.name, inputs)
+    return _InputTable(
         source=source,
         base=rows[0],
         keys=keys,
         rows=rows,
-        null=one(None),
-        unseen=one(int(strange) if item.type == "int" else strange) if strange is not None else None,
+        null=transform_one(None),
+        unseen=transform_one(int(unseen) if item.type == "int" else unseen) if unseen is not None else None,
     )
 
 
 def _plain_source(output: Output) -> int:
     if isinstance(output, Lookup) or output.ops:
-        raise NotCompilableError("an encoder stands behind other steps")
+        raise NotCompilableError("an encoder follows other steps")
     return output.source
 
 
-def _laid_out(step: Any) -> list[Any]:
+def _flattened(step: Any) -> list[Any]:
     if hasattr(step, "steps"):
-        return [inner for _, part in step.steps for inner in _laid_out(part)]
+        return [inner for _, part in step.steps for inner in _flattened(part)]
     return [] if step is None or isinstance(step, str) else [step]
 
 
-def _column_transformer(step: Any, outputs: list[Output], ground: Ground) -> list[Output]:
+def _column_transformer(step: Any, outputs: list[Output], context: InputContext) -> list[Output]:
     if step.transformer_weights:
         raise NotCompilableError("its ColumnTransformer has weights")
     found: list[Output] = []
-    places = step._transformer_to_input_indices
+    indices = step._transformer_to_input_indices
     for name, transformer, columns in step.transformers_:
         if isinstance(columns, str):
             raise NotCompilableError(f"'{name}' takes a single column as a list of texts")
-        chosen = [outputs[place] for place in places.get(name, ())]
+        chosen = [outputs[index] for index in indices.get(name, ())]
         if not chosen or (isinstance(transformer, str) and transformer == "drop"):
             continue
         if isinstance(transformer, str):
             found.extend(chosen)
         else:
-            found.extend(run_steps([transformer], chosen, ground))
+            found.extend(run_steps([transformer], chosen, context))
     return found
 
 
@@ -336,18 +340,18 @@ def _numeric(step: Any, outputs: list[Output]) -> list[Output]:
 
     name = type(step).__name__
     if any(isinstance(output, Number) and output.text for output in outputs):
-        raise NotCompilableError(f"a {name} takes texts")
+        raise NotCompilableError(f"a {name} takes a column that is not a number")
     if name == "SimpleImputer":
         return _imputed(step, outputs)
-    # An array is of single precision if all its columns are; then every operation is cut to it.
+    # An array has single precision if all its columns have; then every operation is rounded to it.
     single = all(isinstance(output, Number) and output.single for output in outputs)
     found: list[Output] = []
-    for place, output in enumerate(outputs):
+    for index, output in enumerate(outputs):
         ops: list[Op] = [("finite",)]
         for kind, numbers in _arithmetic(step, name):
             if numbers is None:
                 continue
-            value = float(np.asarray(numbers)[place])
+            value = float(np.asarray(numbers)[index])
             value = float(np.float32(value)) if single else value
             ops.append((kind, value))
             if single:
@@ -386,7 +390,7 @@ def _imputed(step: Any, outputs: list[Output]) -> list[Output]:
         for output, value in zip(outputs, statistics, strict=True)
     ]
     if step.add_indicator:
-        filled += append_op([outputs[int(place)] for place in step.indicator_.features_], ("missing",))
+        filled += append_op([outputs[int(index)] for index in step.indicator_.features_], ("missing",))
     return filled
 
 

@@ -1,8 +1,7 @@
-"""Compiled preparation: inputs become one row of floats by arithmetic and look-ups, and nothing else.
+"""Compiled preprocessing: arithmetic and table look-ups turn the inputs into one row of floats.
 
-A segment reads one input and gives one float or more. A *number* runs through a few operations in the very order and
-precision of the original; a *table* looks a value up. Both ways in, a row of decoded values and a frame, give the
-same floats.
+A segment reads one input and returns one or more floats. A *number* goes through a few operations in the same order and
+precision as in the original; a *table* looks a value up. A row of decoded values and a frame give the same floats.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ DOUBLE_MAX = 1.7976931348623157e308
 _NAN = float("nan")
 
 Op = tuple[Any, ...]
-"""A name and its numbers:
+"""An operation: its name and its numbers.
 
     fill v         a null becomes v                 missing        1 for a null, else 0
     sub add mul div v                               clip low high
-    single         cut to single precision          bounded        infinities become the largest double
+    single         round to single precision        bounded        infinity becomes the largest double
     finite         refuse infinities                known          refuse nulls
-    narrow         refuse what single precision cannot hold
+    narrow         refuse numbers that do not fit into single precision
 """
 
 
@@ -46,18 +45,18 @@ class InputSegment:
     """Consecutive floats of the row that come from one input."""
 
     source: int
-    """Place of the input in the signature."""
+    """Index of the input in the signature."""
     name: str
     width: int = 1
     ops: tuple[Op, ...] = ()
     keys: tuple[Any, ...] | None = None
-    """Of a table: the values that it knows; None for a number."""
+    """The values that a table knows; None for a number."""
     rows: tuple[tuple[float, ...], ...] = ()
-    """Of a table: the floats of each key."""
+    """The floats for each key of a table."""
     null: tuple[float, ...] | None = None
-    """Floats of a null; None refuses it."""
+    """The floats for a null; None refuses nulls."""
     unseen: tuple[float, ...] | None = None
-    """Floats of a value that is no key; None refuses it."""
+    """The floats for a value that is not a key; None refuses such values."""
 
     def to_json(self) -> dict[str, Json]:
         return asdict(self)
@@ -80,13 +79,13 @@ class InputSegment:
 
 
 class Preparation:
-    """Segments in the order of the floats that the estimator takes. Immutable; any number of threads may share it."""
+    """Segments in the order of the floats that the estimator takes. Immutable and thread-safe."""
 
     def __init__(self, segments: Sequence[InputSegment]) -> None:
         self.segments = tuple(segments)
         self.width = sum(segment.width for segment in self.segments)
         numbers = [segment for segment in self.segments if segment.keys is None]
-        # Cut to single precision all at once, where every number ends so; what tables hold has been cut already.
+        # If every number ends with rounding to single precision, all are rounded at once; tables hold rounded values.
         self._single = bool(numbers) and all(segment.ops[-1:] == (("single",),) for segment in numbers)
         last = -1 if self._single else None
         self._plan = [
@@ -98,7 +97,7 @@ class Preparation:
         ]
 
     def row(self, values: Sequence[Any]) -> Sequence[float]:
-        """The floats of one row of decoded values.
+        """Return the floats for one row of decoded values.
 
         Raises:
             RequestError: the original would refuse the row.
@@ -115,7 +114,7 @@ class Preparation:
         return array("f", out) if self._single else out
 
     def matrix(self, frame: pl.DataFrame) -> Array:
-        """The floats of every row of a frame, shape (n, width).
+        """Return the floats for every row of a frame, shape (n, width).
 
         Raises:
             RequestError: the original would refuse a row, or a column is missing.
@@ -139,7 +138,7 @@ class Preparation:
 
 
 def number_reader(segment: InputSegment) -> Read | None:
-    """What a number runs through, as one function; None where it is taken as it is."""
+    """Return a number's operations as one function; None if there are none."""
     return _chain(segment.name, segment.ops)
 
 
@@ -147,7 +146,7 @@ def _chain(name: str, ops: Sequence[Op]) -> Read | None:
     ops = _without_repeats(ops)
     steps: list[Read] = []
     if [op[0] for op in ops[:4]] == ["finite", "fill", "sub", "div"]:
-        # By far the most frequent preparation, so it is one call instead of four.
+        # The most frequent preprocessing by far, so it is one call instead of four.
         steps.append(_standard(name, *(op[1] for op in ops[1:4])))
         ops = ops[4:]
     steps += [_step(op, name) for op in ops]
@@ -165,13 +164,13 @@ def _chain(name: str, ops: Sequence[Op]) -> Read | None:
 
 
 def _without_repeats(ops: Sequence[Op]) -> list[Op]:
-    """Every step of a pipeline looks for infinities anew; where nothing made one in between, one look is enough."""
-    kept: list[Op] = []
+    """Drop repeated checks for infinities: every step of a pipeline checks again, even if none can have appeared."""
+    needed: list[Op] = []
     for op in ops:
-        if op[0] == "finite" and kept and {earlier[0] for earlier in kept} <= {"finite", "fill"}:
+        if op[0] == "finite" and needed and {earlier[0] for earlier in needed} <= {"finite", "fill"}:
             continue
-        kept.append(op)
-    return kept
+        needed.append(op)
+    return needed
 
 
 def _standard(name: str, filled: float, centre: float, scale: float) -> Read:
@@ -184,7 +183,7 @@ def _standard(name: str, filled: float, centre: float, scale: float) -> Read:
 
 
 def column_values(segment: InputSegment, frame: pl.DataFrame) -> Array:
-    """A segment's floats for a whole frame: shape (n,) for a number, (n, width) for a table."""
+    """Return a segment's floats for a frame: shape (n,) for a number, (n, width) for a table."""
     if segment.name not in frame.columns:
         raise RequestError(f"Column '{segment.name}' is missing.", help=f"Given: {', '.join(frame.columns[:30])}")
     series = frame[segment.name]
@@ -194,7 +193,7 @@ def column_values(segment: InputSegment, frame: pl.DataFrame) -> Array:
 
 
 def table_rows(segment: InputSegment) -> Array:
-    """A table as a matrix: its keys' rows, then that of the unseen, then that of null."""
+    """Return a table as a matrix: the rows of its keys, then the row for unseen values, then the row for nulls."""
     import numpy as np
 
     empty = (_NAN,) * segment.width
@@ -202,7 +201,7 @@ def table_rows(segment: InputSegment) -> Array:
 
 
 def table_codes(segment: InputSegment, series: pl.Series) -> NDArray[np.intp]:
-    """Places in `table_rows`, shape (n,).
+    """Return indices into `table_rows`, shape (n,).
 
     Raises:
         RequestError: a value that the table refuses.
@@ -215,19 +214,19 @@ def table_codes(segment: InputSegment, series: pl.Series) -> NDArray[np.intp]:
         text = _cast(segment, series, pl.String())
         codes = text.cast(pl.Enum(list(keys)), strict=False).to_physical().cast(pl.Int64).fill_null(len(keys))
         found = codes.to_numpy().astype(np.intp)
-        gone = series.is_null().to_numpy()
+        null = series.is_null().to_numpy()
     else:
         values = _numbers(segment, series)
         order = np.argsort(np.array(keys, dtype=np.float64), kind="stable")
         known = np.array(keys, dtype=np.float64)[order]
-        place = np.minimum(np.searchsorted(known, values), len(known) - 1)
-        found = np.where(known[place] == values, order[place], len(keys)).astype(np.intp)
-        gone = np.isnan(values)
-    found[gone] = len(keys) + 1
+        position = np.minimum(np.searchsorted(known, values), len(known) - 1)
+        found = np.where(known[position] == values, order[position], len(keys)).astype(np.intp)
+        null = np.isnan(values)
+    found[null] = len(keys) + 1
     if segment.unseen is None and (found == len(keys)).any():
         value = series[int(np.argmax(found == len(keys)))]
         raise _refused(segment.name, value)
-    if segment.null is None and gone.any():
+    if segment.null is None and null.any():
         raise _refused(segment.name, None)
     return found
 
@@ -237,7 +236,7 @@ def _number(value: Any, read: Read | None) -> float:
         try:
             value = _NAN if value is None else float(value)
         except (TypeError, ValueError, OverflowError) as error:
-            raise RequestError(f"{value!r} is no number.") from error
+            raise RequestError(f"{value!r} is not a number.", help="Send a JSON number, or null.") from error
     return value if read is None else read(value)
 
 
@@ -274,7 +273,7 @@ def _step(op: Op, name: str) -> Read:
         return lambda x: _raise(name, x) if abs(x) > SINGLE_MAX else x
     if kind == "single":
         single = np.float32
-        # Beyond single precision's range NumPy would warn; the answer is the infinity that it gives.
+        # Beyond the range of single precision the result is an infinity, and NumPy would warn.
         return lambda x: float(single(x)) if abs(x) <= SINGLE_MAX or x != x else _wide_single(x)
     first = numbers[0] if numbers else 0.0
     second = numbers[1] if len(numbers) > 1 else 0.0
@@ -339,7 +338,8 @@ def _cast(segment: InputSegment, series: pl.Series, dtype: pl.DataType) -> pl.Se
         return series if series.dtype == dtype else series.cast(dtype)
     except pl.exceptions.PolarsError as error:
         raise RequestError(
-            f"Column '{segment.name}' is of a type that the model cannot read: {series.dtype}."
+            f"Column '{segment.name}' has the type {series.dtype}, which the model cannot read.",
+            help=f"Cast it to {dtype}.",
         ) from error
 
 

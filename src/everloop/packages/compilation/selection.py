@@ -1,6 +1,6 @@
-"""Compiling a model: forms that can be made are measured beside the original, and the quickest that is proved answers.
+"""Select the form that predicts: candidates are built and measured, and the fastest one that is proved equal wins.
 
-A form that is not clearly quicker than one that has been proved already is not proved any more: it could not win.
+A candidate that is not clearly faster than one that has been proved already is not proved, because it cannot win.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from everloop.packages.compilation.compiled_model import CompiledModel, LinearFo
 from everloop.packages.compilation.equivalence_proof import prove_compiled
 from everloop.packages.compilation.fitted_ensembles import STRICT
 from everloop.packages.compilation.pipelines import (
-    Ground,
+    CompilationSource,
+    InputContext,
     NotCompilableError,
-    Subject,
     run_steps,
     segments_of,
     split_pipeline,
@@ -40,26 +40,27 @@ if TYPE_CHECKING:
 logger = logging.getLogger("everloop.packages")
 
 CLEARLY = 0.5
-"""The share of a proved form's time below which another takes its place: noise shall not decide what is packaged."""
+"""A candidate replaces a proved form only if it takes less than this share of its time, so that noise does not decide.
+"""
 _SESSION_S = 5e-6
 _INPUT_S = 1e-6
-"""No session of ONNX answers a row in less, nor with less for each input that it has; what has to be quicker is not
-converted: that, and loading the converter, can take seconds."""
-_TURNS = 300
+"""Lower bounds for scoring a row with ONNX: for the session, and for each input. If a graph would have to be faster, it
+is not converted, because loading the converter and converting can take seconds."""
+_REPEATS = 300
 _MOST_S = 0.05
-"""Measuring one form takes no longer, unless one answer does."""
+"""Longest time for measuring one form, unless a single prediction takes longer."""
 _SEARCHES = {"GridSearchCV", "RandomizedSearchCV", "HalvingGridSearchCV", "HalvingRandomSearchCV"}
 _THRESHOLDS = {"FixedThresholdClassifier", "TunedThresholdClassifierCV"}
 _MOST_TEXT = 4_000_000
-"""Bytes of trees above which no graph is made just to be compared: converting takes minutes then."""
+"""With trees of more bytes than this, no graph is converted for comparison, because that takes minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compilation:
-    """What came of it. `model` is None where the original answers; `evidence` says why, form by form.
+    """Result of a compilation. `model` is None if the original predicts; `evidence` gives the reasons.
 
-    `evidence`: `compiled`, `form` (what answers), `row_us` (microseconds of one row by form, here and then),
-    `reasons` (why a form does not answer), and what the proof looked at.
+    `evidence`: `compiled`, `form` (the form that predicts), `row_us` (microseconds per row, by form, measured here),
+    `reasons` (why a form is not used), and the evidence of the proof.
     """
 
     model: CompiledModel | None
@@ -72,70 +73,68 @@ def compile_model(
     """Look for a compiled form that is proved equal to `original`.
 
     Args:
-        sample: rows of the training data with the signature's columns, at most as many as `parity.sample_of` gives.
-        effort: how long it may take; forms that time does not allow are not tried, and noted.
+        sample: rows of the training data with the signature's columns, limited by `parity.sample_of`.
+        effort: how long it may take; it notes the forms that were not tried.
     """
     effort = effort or TimeBudget()
     with warnings.catch_warnings():
-        # Values at the edge are asked on purpose.
+        # Edge rows cause warnings on purpose.
         warnings.simplefilter("ignore")
         return _compile(original, signature, sample, effort)
 
 
 def _compile(original: Model, signature: Signature, sample: pl.DataFrame, effort: TimeBudget) -> Compilation:
     row = plain_rows(sample.head(1), signature)[0]
-    times = {"original": seconds_a_row(lambda: answer_rows(original, [row]))}
-    seen = _subject(plain_model(original), sample)
-    if seen is None:
-        return Compilation(model=None, evidence={"row_us": _told(times)})
-    told: dict[str, Json] = {}
+    times = {"original": measure_row(lambda: answer_rows(original, [row]))}
+    source = _source(plain_model(original), sample)
+    if source is None:
+        return Compilation(model=None, evidence={"row_us": _microseconds(times)})
+    reasons: dict[str, Json] = {}
     best: tuple[CompiledModel, dict[str, Json]] | None = None
-    quickest = times["original"]
+    fastest = times["original"]
     values = tuple(row.values())
-    for turn, (name, make) in enumerate(_MAKERS.items()):
-        # Reading trees and weights is quick, and nothing else makes a model as quick.
+    for number, (name, compile_form) in enumerate(_COMPILERS.items()):
+        # The native form is compiled quickly and is the fastest, so it is always tried.
         if effort.over and name != "native":
             effort.leave_out(f"the form '{name}'")
             continue
-        effort.report(f"compiling as {name}", turn, len(_MAKERS))
+        effort.report(f"compiling as {name}", number, len(_COMPILERS))
         try:
             if best is not None and (best[0].size_bytes > _MOST_TEXT or name not in ("native", "onnx")):
                 raise NotCompilableError(f"{best[0].form.name} is proved already")
-            inputs = 1 if seen.table.container == "numpy" else len(signature.inputs)
-            if best is not None and quickest * CLEARLY < _SESSION_S + inputs * _INPUT_S:
+            inputs = 1 if source.table.container == "numpy" else len(signature.inputs)
+            if best is not None and fastest * CLEARLY < _SESSION_S + inputs * _INPUT_S:
                 raise NotCompilableError(
-                    f"{best[0].form.name} takes {quickest * 1e6:.3g} µs a row, which no graph halves"
+                    f"{best[0].form.name} takes {fastest * 1e6:.3g} µs per row, and a graph cannot halve that"
                 )
-            made = make(seen, signature, sample)
-            ask = made.form.row
-            taken = seconds_a_row(lambda ask=ask: ask(values))  # type: ignore[misc]
+            made = compile_form(source, signature, sample)
+            score_row = made.form.row
+            taken = measure_row(lambda score_row=score_row: score_row(values))  # type: ignore[misc]
             times[made.form.name] = taken
-            if taken >= quickest * (1.0 if best is None else CLEARLY):
-                told[name] = f"not clearly quicker: {taken * 1e6:.3g} µs a row, {quickest * 1e6:.3g} µs without it"
+            if taken >= fastest * (1.0 if best is None else CLEARLY):
+                reasons[name] = f"not clearly faster: {taken * 1e6:.3g} µs per row, {fastest * 1e6:.3g} µs without it"
                 continue
-            best, quickest = (made, prove_compiled(original, made, signature, sample, effort)), taken
-        except NotCompilableError as error:
-            told[name] = f"not compiled: {error.message}"
+            best, fastest = (made, prove_compiled(original, made, signature, sample, effort)), taken
         except ParityError as error:
-            told[name] = f"refused: {error.message}"
+            reasons[name] = f"refused: {error.message}"
         except EverloopError as error:
-            told[name] = f"not compiled: {error.message}"
-        except Exception as error:  # a foreign converter raises whatever it likes; the original then answers
+            reasons[name] = f"not compiled: {error.message}"
+        except Exception as error:  # a converter can raise anything; the original predicts then
             logger.debug("compiling as %s failed", name, exc_info=True)
-            told[name] = f"not compiled: {type(error).__name__}: {str(error)[:300]}"
-    evidence = {"row_us": _told(times), **({"reasons": told} if told else {})}
+            reasons[name] = f"not compiled: {type(error).__name__}: {str(error)[:300]}"
+    evidence = {"row_us": _microseconds(times), **({"reasons": reasons} if reasons else {})}
     if best is None:
         return Compilation(model=None, evidence={"compiled": False, **evidence})
     chosen, parity = best
     return Compilation(model=chosen, evidence={"compiled": True, "form": chosen.form.name, **evidence, **parity})
 
 
-def _told(times: dict[str, float]) -> dict[str, Json]:
+def _microseconds(times: dict[str, float]) -> dict[str, Json]:
     return {name: round(seconds * 1e6, 2) for name, seconds in times.items()}
 
 
-def _subject(original: Model, sample: pl.DataFrame) -> Subject | None:
-    """What there is to compile; None where the model is of a form that answers in microseconds as it is."""
+def _source(original: Model, sample: pl.DataFrame) -> CompilationSource | None:
+    """Return what can be compiled; None if the model is in a format that predicts in microseconds already."""
     from everloop.packages.formats.estimator import EstimatorModel
     from everloop.packages.formats.input_tables import read_example
     from everloop.training.adopted_estimator import AdoptedModel
@@ -150,40 +149,40 @@ def _subject(original: Model, sample: pl.DataFrame) -> Subject | None:
         table = replace(table, container=original.container)
     else:
         return None
-    estimator, rule = _peeled(original.estimator)
-    return Subject(
+    estimator, rule = _unwrap(original.estimator)
+    return CompilationSource(
         estimator=estimator, table=table, task=original.task, order=original.order, model=original, rule=rule
     )
 
 
-def _peeled(estimator: Any) -> tuple[Any, Rule | None]:
-    """The estimator inside of a search or of a threshold that was fixed or tuned, and the rule of the threshold."""
-    room, name = type(estimator).__module__, type(estimator).__name__
-    if room.startswith("sklearn.model_selection.") and name in _SEARCHES and hasattr(estimator, "best_estimator_"):
-        return _peeled(estimator.best_estimator_)
-    if room.startswith("sklearn.") and name == "FrozenEstimator":
-        return _peeled(estimator.estimator)
-    if room.startswith("sklearn.model_selection.") and name in _THRESHOLDS:
+def _unwrap(estimator: Any) -> tuple[Any, Rule | None]:
+    """Unwrap a search or a threshold classifier. Return the inner estimator and the rule of the threshold."""
+    module, name = type(estimator).__module__, type(estimator).__name__
+    if module.startswith("sklearn.model_selection.") and name in _SEARCHES and hasattr(estimator, "best_estimator_"):
+        return _unwrap(estimator.best_estimator_)
+    if module.startswith("sklearn.") and name == "FrozenEstimator":
+        return _unwrap(estimator.estimator)
+    if module.startswith("sklearn.model_selection.") and name in _THRESHOLDS:
         threshold = estimator.best_threshold_ if name == "TunedThresholdClassifierCV" else estimator.threshold
-        by_chances = getattr(estimator, "response_method", "auto") != "decision_function"
-        if isinstance(threshold, str) or not by_chances or not hasattr(estimator.estimator_, "predict_proba"):
+        on_probabilities = getattr(estimator, "response_method", "auto") != "decision_function"
+        if isinstance(threshold, str) or not on_probabilities or not hasattr(estimator.estimator_, "predict_proba"):
             return estimator, None
-        inner, _ = _peeled(estimator.estimator_)
+        inner, _ = _unwrap(estimator.estimator_)
         return inner, Rule(threshold=float(threshold))
     return estimator, None
 
 
-def _native(original: Subject, signature: Signature, sample: pl.DataFrame) -> CompiledModel:
-    """Compiled encoders with trees or weights."""
+def _native(original: CompilationSource, signature: Signature, sample: pl.DataFrame) -> CompiledModel:
+    """Compile encoders together with trees or weights."""
     from everloop.packages.compilation.fitted_ensembles import Trees, read_estimator
     from everloop.packages.compilation.preprocessing import Preparation
 
     if original.order:
         raise NotCompilableError("its classes are not in order")
-    ground = Ground(table=original.table, signature=signature, sample=sample)
+    context = InputContext(table=original.table, signature=signature, sample=sample)
     steps, last = split_pipeline(original.estimator)
-    outputs = run_steps(steps, ground.start(), ground)
-    read = read_estimator(last, outputs, original.task, ground)
+    outputs = run_steps(steps, context.outputs(), context)
+    read = read_estimator(last, outputs, original.task, context)
     preparation = Preparation(segments_of(read.outputs, signature))
     form = (
         TreeForm(preparation, read.text, original.task, read.divisor)
@@ -193,13 +192,13 @@ def _native(original: Subject, signature: Signature, sample: pl.DataFrame) -> Co
     return CompiledModel(form, original.task, signature.names, original.rule or read.rule)
 
 
-def _graph(original: Subject, signature: Signature, sample: pl.DataFrame) -> CompiledModel:
+def _graph(original: CompilationSource, signature: Signature, sample: pl.DataFrame) -> CompiledModel:
     from everloop.packages.compilation.onnx_graphs import convert
 
     return CompiledModel(convert(original, signature, sample), original.task, signature.names, original.rule or STRICT)
 
 
-def _single_graph(original: Subject, signature: Signature, sample: pl.DataFrame) -> CompiledModel:
+def _single_graph(original: CompilationSource, signature: Signature, sample: pl.DataFrame) -> CompiledModel:
     from everloop.packages.compilation.onnx_graphs import convert
 
     return CompiledModel(
@@ -207,21 +206,24 @@ def _single_graph(original: Subject, signature: Signature, sample: pl.DataFrame)
     )
 
 
-_MAKERS: dict[str, Callable[[Any, Any, Any], CompiledModel]] = {
+_COMPILERS: dict[str, Callable[[Any, Any, Any], CompiledModel]] = {
     "native": _native,
     "onnx": _graph,
     "onnx in single precision": _single_graph,
 }
 
 
-def seconds_a_row(ask: Callable[[], object]) -> float:
-    """What asking one row takes when nothing else is in its way, in seconds; infinite where it is refused."""
+def measure_row(score_row: Callable[[], object]) -> float:
+    """Return the seconds that scoring one row takes on an idle machine; infinity if the row is refused.
+
+    It is the 10th percentile of the measurements, because other load can only slow them down.
+    """
     times: list[float] = []
     until = perf_counter() + _MOST_S
-    while len(times) < _TURNS and (not times or perf_counter() < until):
+    while len(times) < _REPEATS and (not times or perf_counter() < until):
         began = perf_counter()
         try:
-            ask()
+            score_row()
         except EverloopError:
             return float("inf")
         times.append(perf_counter() - began)

@@ -1,7 +1,7 @@
-"""CatBoost's symmetric trees: every node of a level asks the same question, so a leaf's number is the answers' bits.
+"""CatBoost's symmetric trees: all nodes of a level have the same split, so the results are the bits of a leaf's index.
 
-Values are cut to single precision first, and a question is `x > border`; a null answers as the feature's treatment
-says. Source: CatBoost's JSON export, "Model export as JSON".
+Values are rounded to single precision first, and a split is `x > border`; the feature's setting decides the direction
+of nulls. Source: CatBoost's JSON export, "Model export as JSON".
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ MOST_DEPTH = 10
 
 
 def catboost_trees(estimator: Any, task: Task) -> tuple[list[Tree], int]:
-    """The trees round by round, in each round one for each answer, and how many answers there are.
+    """Return the trees by iteration, one for each output in each iteration, and the number of outputs.
 
     Raises:
-        NotCompilableError: it has categories or texts of its own, or trees or a loss that are not known here.
+        NotCompilableError: it has categorical or text features, or trees or a loss that are not supported.
     """
     loss = str(estimator.get_all_params().get("loss_function")).partition(":")[0]
     if loss not in _LOSSES[task]:
-        raise NotCompilableError(f"the loss {loss} is not known")
+        raise NotCompilableError(f"the loss {loss} is not supported")
     with tempfile.TemporaryDirectory(prefix="everloop-catboost-") as folder:
-        place = Path(folder, "model.json")
-        estimator.save_model(str(place), format="json")
-        model = json.loads(place.read_bytes())
+        path = Path(folder, "model.json")
+        estimator.save_model(str(path), format="json")
+        model = json.loads(path.read_bytes())
     if "oblivious_trees" not in model:
         raise NotCompilableError("its trees are not symmetric")
     features = model["features_info"]
     if features.get("categorical_features") or features.get("text_features") or features.get("embedding_features"):
-        raise NotCompilableError("it splits on categories or texts of its own")
+        raise NotCompilableError("it has its own categorical or text splits")
     nulls_right = {
         one["feature_index"]: one.get("nan_value_treatment") == "AsTrue" for one in features["float_features"]
     }
@@ -53,19 +53,19 @@ def catboost_trees(estimator: Any, task: Task) -> tuple[list[Tree], int]:
     start = list(bias) if isinstance(bias, list) else [bias]
     trees: list[Tree] = []
     width = 0
-    for turn, data in enumerate(model["oblivious_trees"]):
+    for iteration, data in enumerate(model["oblivious_trees"]):
         splits = data["splits"] or []
         if len(splits) > MOST_DEPTH or any(split["split_type"] != "FloatFeature" for split in splits):
-            raise NotCompilableError("a split of it is not one of a number")
+            raise NotCompilableError("one of its splits is not numeric, or a tree is too deep")
         width = len(data["leaf_values"]) >> len(splits)
         leaves = np.asarray(data["leaf_values"], dtype=np.float64).reshape(-1, width) * float(scale)
         weights = np.asarray(data.get("leaf_weights") or [1.0] * len(leaves), dtype=np.float64)
-        if turn == 0:
+        if iteration == 0:
             leaves = leaves + np.resize(np.asarray(start, dtype=np.float64), width)
-        for answer in range(width):
-            trees.append(build_tree(_node(splits, leaves[:, answer], weights, flat, nulls_right)))
+        for output in range(width):
+            trees.append(build_tree(_node(splits, leaves[:, output], weights, flat, nulls_right)))
     if width != (1 if task != "multiclass" else len(estimator.classes_)):
-        raise NotCompilableError(f"it gives {width} answers")
+        raise NotCompilableError(f"it has {width} outputs")
     return trees, width
 
 
@@ -75,11 +75,11 @@ def _node(
     depth = len(splits)
 
     def node(at: int) -> TreeNode:
-        # Numbered as a heap: the root is 0, and the questions are asked from the last bit down.
+        # Nodes are numbered like a heap, with the root at 0, and the last split is tested first.
         level = (at + 1).bit_length() - 1
         path = at + 1 - (1 << level)
         if level == depth:
-            # The first question on the way gave the highest bit of `path`, and is the last of the splits.
+            # The first split on the way is the highest bit of `path`, and the last in the list.
             return TreeNode(leaf=float(leaves[path]), count=float(weights[path]))
         split = splits[depth - 1 - level]
         feature = split["float_feature_index"]
@@ -90,7 +90,7 @@ def _node(
             missing_left=not nulls_right[feature],
             left=2 * at + 1,
             right=2 * at + 2,
-            count=float(sum(weights[place] for place in below)),
+            count=float(sum(weights[leaf] for leaf in below)),
         )
 
     return node

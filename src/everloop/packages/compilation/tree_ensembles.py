@@ -1,9 +1,8 @@
-"""Tree ensembles of any library as one LightGBM model text.
+"""Convert tree ensembles of any library to a LightGBM model text.
 
-LightGBM compares in double precision and answers one row in microseconds through its C interface, so it serves as
-the machine for everybody's trees. Each library's comparison is kept exact: scikit-learn's forests and XGBoost cut
-values to single precision first, XGBoost asks `x < t`, which over single-precision values is `x <= the next smaller
-t`.
+LightGBM compares in double precision and scores one row in microseconds through its C interface, so it runs the trees
+of all libraries. Each library's comparisons stay exact: scikit-learn's forests and XGBoost round values to single
+precision first; XGBoost compares `x < t`, which for single-precision values is `x <= the next smaller t`.
 
 Source: LightGBM `src/io/gbdt_model_text.cpp` and `src/io/tree.cpp`, model text version v4.
 """
@@ -25,7 +24,10 @@ _CATEGORICAL, _DEFAULT_LEFT, _MISSING_NAN = 1, 2, 8
 
 @dataclass(slots=True)
 class Tree:
-    """One tree: the root is node 0 of `feature` and the like, and a child below zero is the leaf `-child - 1`."""
+    """One tree. Node 0 is the root, each list has an entry for each inner node, and a child below 0 is a leaf.
+
+    The child `-1` is the first leaf, `-2` the second, and so on.
+    """
 
     feature: list[int] = field(default_factory=list)
     threshold: list[float] = field(default_factory=list)
@@ -36,13 +38,13 @@ class Tree:
     right: list[int] = field(default_factory=list)
     leaves: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
-    """Training rows in each inner node, and in each leaf: explanations weigh branches by them."""
+    """Training rows in each inner node; explanations weight branches by them. `leaf_counts` has those of the leaves."""
     leaf_counts: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeNode:
-    """A node of a library's tree; `leaf` is its value where it is one."""
+    """A node of a library's tree. `leaf` is the value of a leaf, and None for an inner node."""
 
     leaf: float | None = None
     feature: int = 0
@@ -55,13 +57,13 @@ class TreeNode:
 
 
 def build_tree(node: Callable[[int], TreeNode]) -> Tree:
-    """Number the nodes of a library's tree anew: inner nodes and leaves apart. `node(0)` is the root."""
+    """Build a tree from a library's nodes, and number inner nodes and leaves separately. `node(0)` is the root."""
     tree = Tree()
-    # Place of the node, and the list and index where its number goes.
+    # The library's number of a node, and the list and index to which its new number is written.
     waiting: list[tuple[int, list[int] | None, int]] = [(0, None, 0)]
     while waiting:
-        place, parents, at = waiting.pop()
-        seen = node(place)
+        original, parents, at = waiting.pop()
+        seen = node(original)
         if seen.leaf is not None:
             tree.leaves.append(float(seen.leaf))
             tree.leaf_counts.append(_count(seen.count))
@@ -83,12 +85,12 @@ def build_tree(node: Callable[[int], TreeNode]) -> Tree:
 
 
 def model_text(trees: Sequence[Tree], *, width: int, outputs: int = 1, objective: str = "") -> str:
-    """The trees as LightGBM's model text.
+    """Return the trees as LightGBM's model text.
 
     Args:
-        trees: round by round, in each round one for each output.
-        width: floats in a row.
-        objective: LightGBM's, which says how sums become answers; empty leaves the sums.
+        trees: by iteration, one for each output in each iteration.
+        width: number of floats in a row.
+        objective: LightGBM's objective, which sets the link function; empty for the plain sums.
     """
     blocks = [f"Tree={number}\n{_block(tree)}\n\n" for number, tree in enumerate(trees)]
     header = [
@@ -99,7 +101,7 @@ def model_text(trees: Sequence[Tree], *, width: int, outputs: int = 1, objective
         "label_index=0",
         f"max_feature_idx={width - 1}",
         *([f"objective={objective}"] if objective else []),
-        f"feature_names={' '.join(f'f{place}' for place in range(width))}",
+        f"feature_names={' '.join(f'f{index}' for index in range(width))}",
         f"feature_infos={' '.join(['none'] * width)}",
         f"tree_sizes={' '.join(str(len(block)) for block in blocks)}",
     ]
@@ -113,7 +115,7 @@ def _block(tree: Tree) -> str:
     for at, chosen in enumerate(tree.categories):
         kind = _MISSING_NAN | (_DEFAULT_LEFT if tree.missing_left[at] else 0)
         if chosen is None:
-            # LightGBM's text knows no infinity; inputs are bounded where a tree asks for one.
+            # LightGBM's text has no infinity; the operation `bounded` limits the inputs of such a tree.
             thresholds.append(repr(float(min(max(tree.threshold[at], -DOUBLE_MAX), DOUBLE_MAX))))
         else:
             kind = _CATEGORICAL
