@@ -141,7 +141,7 @@ def test_a_python_model_with_its_files(store: Store, tmp_path: Path, monkeypatch
         save_model(Thresholds(), "limits", NUMBERS, artifacts=artifacts, store=store)
     with pytest.raises(UsageError, match="cannot be loaded"):
         save_model(Thresholds(), "limits", NUMBERS, artifacts={"more": tmp_path / "more"}, store=store)
-    with pytest.raises(UsageError, match="is no name"):
+    with pytest.raises(UsageError, match="is not a valid name"):
         save_model(Thresholds(), "limits", NUMBERS, artifacts={"../x": tmp_path / "more"}, store=store)
     with pytest.raises(UsageError, match="`artifacts` needs an object"):
         save_model(Ridge().fit(NUMBERS, TRUTH), "limits", NUMBERS, artifacts=artifacts, store=store)
@@ -173,10 +173,10 @@ def test_pytorch_module_as_weights_and_code(store: Store, need: Any) -> None:
     assert {"model/weights.safetensors", "model/module.pkl"} <= set(predictor.manifest.files)
     assert predictor.classes == (False, True)
     assert {"torch", "safetensors"} <= set(predictor.manifest.environment.packages)
-    for bare, told in ((torch.nn.Linear(3, 1), "no probabilities"), (torch.nn.Linear(4, 1), "cannot answer")):
+    for bare, told in ((torch.nn.Linear(3, 1), "not probabilities"), (torch.nn.Linear(4, 1), "cannot predict")):
         with pytest.raises(EverloopError, match=told):
             save_model(bare, "bad", NUMBERS, y=TRUTH, store=store)
-    with pytest.raises(UsageError, match="is no number"):
+    with pytest.raises(UsageError, match="is not numeric"):
         save_model(net, "bad", NUMBERS.assign(a="x"), y=TRUTH, store=store)
 
 
@@ -328,7 +328,7 @@ def test_a_mojo_that_is_none_or_not_read_here(mojos: Path, store: Store) -> None
     with pytest.raises(EverloopError):
         adopt_mojo(changed(trees_t00_000_bin=tree[:5]), table)
     # A column that is not there would be read out of somebody else's memory.
-    with pytest.raises(CorruptionError, match="asks for column"):
+    with pytest.raises(CorruptionError, match="split on column"):
         adopt_mojo(changed(trees_t00_000_bin=tree[:1] + b"\x99\x00" + tree[3:]), table)
     for at in range(0, len(tree), 3):
         broken = tree[:at] + bytes([tree[at] ^ 0x55]) + tree[at + 1 :]

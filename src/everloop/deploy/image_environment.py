@@ -34,7 +34,7 @@ def port_of(environment: Mapping[str, str]) -> int:
 
 
 def container_root(environment: Mapping[str, str]) -> Path:
-    """Return the root of the container's file system: `/`, or `$EVERLOOP_CONTAINER_ROOT` in its place."""
+    """Return the root of the container's file system: `$EVERLOOP_CONTAINER_ROOT` if it is set, otherwise `/`."""
     return Path(environment.get("EVERLOOP_CONTAINER_ROOT", "/"))
 
 

@@ -85,7 +85,7 @@ def check_holder(store: Store, model: str, alias: str, expect: str | None = ANYO
     holder = held.version if held else None
     if expect is not ANYONE and holder != expect:
         raise ConflictError(
-            # 'nobody' is what `expect` is called over HTTP and on the command line.
+            # Over HTTP and on the command line, `nobody` stands for an alias that is not set.
             f"'{model}@{alias}' is held by {holder or 'nobody'}, not by {expect or 'nobody'}.",
             help=f"It has moved. Check its history and decide again: everloop models history {model}@{alias}",
         )

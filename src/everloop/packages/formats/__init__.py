@@ -1,1 +1,1 @@
-"""Other libraries' models as `Model`: how each is kept in files, read back and asked."""
+"""Models of other libraries as `Model`: how each is saved to files, loaded, and used for prediction."""

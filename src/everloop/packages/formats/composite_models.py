@@ -1,10 +1,10 @@
-"""Models out of models: an average of several, and functions before and after one.
+"""Composite models: the average of several models, and a model with functions before and after it.
 
-average         each member in its own format, and their weights: safe, and refuses members that bring code
-average_code    the same with members that bring code
-processed       a function that prepares the table, a model, a function that turns its scores into others: code
+average         members in their own formats, and their weights: safe, refuses members that contain code
+average_code    the same with members that contain code
+processed       a function that prepares the table, a model, and a function that converts its scores: code
 
-Members are kept each in its own safe format, so that only what has to be code is.
+Each member is stored in its own format, so that only what must be code is code.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _AVERAGE, _PROCESSED, _FUNCTIONS = "average.json", "processed.json", "functions.
 
 
 class AverageModel:
-    """The weighted mean of the scores of several models. See `Model` for what it answers."""
+    """A `Model` that averages the scores of several models with weights."""
 
     code: ClassVar[bool] = False
-    """Whether its members may bring code."""
+    """Whether its members may contain code."""
 
     def __init__(self, members: Sequence[Model], weights: Sequence[float]) -> None:
         self.parts = tuple(members)
@@ -60,8 +60,8 @@ class AverageModel:
     def to_files(self) -> Files:
         state = {"version": 1, "weights": list(self.weights), "formats": [part.format for part in self.parts]}
         files = {_AVERAGE: json.dumps(state, sort_keys=True).encode()}
-        for place, part in enumerate(self.parts):
-            files |= {f"{place}/{name}": data for name, data in part.to_files().items()}
+        for index, part in enumerate(self.parts):
+            files |= {f"{index}/{name}": data for name, data in part.to_files().items()}
         return files
 
     @classmethod
@@ -72,8 +72,10 @@ class AverageModel:
             if len(weights) != len(formats) or not formats:
                 raise ValueError(f"{len(weights)} weights for {len(formats)} members")
         except (KeyError, TypeError, ValueError) as error:
-            raise CorruptionError(f"These files are no average: {error!r}.", help="Build it again.") from error
-        members = [_inner(files, f"{place}/", one, code=cls.code) for place, one in enumerate(formats)]
+            raise CorruptionError(
+                f"These files are not an average: {error!r}.", help="Package the model again."
+            ) from error
+        members = [_inner(files, f"{index}/", one, code=cls.code) for index, one in enumerate(formats)]
         return cls(members, weights)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -81,17 +83,17 @@ class AverageModel:
 
 
 class CodeAverageModel(AverageModel):
-    """An average with members that bring code: somebody trusted must have signed it."""
+    """An average with members that contain code: it loads only if a trusted key signed it."""
 
     code = True
 
 
 class ProcessedModel:
-    """A model with functions of the user's before and after it. See `Model` for what it answers.
+    """A `Model` with the user's functions before and after it.
 
     Args:
-        before: from the table as the caller has it to the table that the model takes; None where it takes that one.
-        after: from scores to scores of the same shape.
+        before: from the caller's table to the table that the inner model takes; None for no change.
+        after: from scores to scores of the same shape; None for no change.
     """
 
     format = "processed"
@@ -111,34 +113,32 @@ class ProcessedModel:
         self._before, self._after, self._blob = before, after, blob
 
     def predict_scores(self, frame: pl.DataFrame) -> Array:
-        return self._answer(self.table.cast(frame))
+        return self._scores(self.table.cast(frame))
 
     def predict_rows(self, rows: Sequence[Mapping[str, object]]) -> Array:
-        return self._answer(self.table.from_rows(rows))
+        return self._scores(self.table.from_rows(rows))
 
     @property
     def rule(self) -> Rule | None:
-        """How classes follow from scores: by the model's own rule, unless a function changes its scores."""
+        """How classes follow from scores: by the inner model's rule, unless `after` changes its scores."""
         return PLAIN if self._after is not None else rule_of(self.parts[0])
 
     def answer_frame(self, frame: pl.DataFrame) -> ClassScores:
-        """Scores and classes."""
-        return self._answers(self.table.cast(frame))
+        return self._scores_and_classes(self.table.cast(frame))
 
     def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> ClassScores:
-        """Scores and classes."""
-        return self._answers(self.table.from_rows(rows))
+        return self._scores_and_classes(self.table.from_rows(rows))
 
-    def _answers(self, frame: pl.DataFrame) -> ClassScores:
+    def _scores_and_classes(self, frame: pl.DataFrame) -> ClassScores:
         if self._after is None:
-            return answer_frame(self.parts[0], self._prepared(frame))
-        return by_rule(self, self._answer(frame))
+            return answer_frame(self.parts[0], self._prepare(frame))
+        return by_rule(self, self._scores(frame))
 
-    def _answer(self, frame: pl.DataFrame) -> Array:
-        scores = self.parts[0].predict_scores(self._prepared(frame))
+    def _scores(self, frame: pl.DataFrame) -> Array:
+        scores = self.parts[0].predict_scores(self._prepare(frame))
         return scores if self._after is None else np.asarray(self._after(scores), dtype=np.float64)
 
-    def _prepared(self, frame: pl.DataFrame) -> pl.DataFrame:
+    def _prepare(self, frame: pl.DataFrame) -> pl.DataFrame:
         return frame if self._before is None else read_example(self._before(self.table.fill(frame)))[0]
 
     def to_files(self) -> Files:
@@ -154,7 +154,9 @@ class ProcessedModel:
             state, blob = json.loads(files[_PROCESSED]), files[_FUNCTIONS]
             inner, table = str(state["format"]), TableKind.from_json(state["table"])
         except (KeyError, TypeError, ValueError) as error:
-            raise CorruptionError(f"These files are no processed model: {error!r}.", help="Build it again.") from error
+            raise CorruptionError(
+                f"These files are not a processed model: {error!r}.", help="Package the model again."
+            ) from error
         before, after = cloudpickle.loads(blob)
         return cls(_inner(files, "inner/", inner, code=True), table, before, after, blob)
 
@@ -163,47 +165,55 @@ class ProcessedModel:
 
 
 def average(members: Sequence[Model], weights: Sequence[float] | None) -> AverageModel:
-    """The mean of models that answer the same question.
+    """Return the weighted average of models with the same task.
 
     Raises:
-        UsageError: there are none, they differ in their task, or the weights do not fit.
+        UsageError: there are no models, their tasks differ, or the weights do not fit.
     """
     if not members:
-        raise UsageError("An average of no models.", help="Pass at least one.")
+        raise UsageError("There are no models to average.", help="Pass at least one model in the list.")
     tasks = {member.task for member in members}
     if len(tasks) > 1:
-        raise UsageError(f"These models have different tasks: {', '.join(sorted(tasks))}.")
-    given = [1.0] * len(members) if weights is None else [float(weight) for weight in weights]
-    if len(given) != len(members) or any(weight < 0 for weight in given) or not sum(given):
         raise UsageError(
-            f"The weights {given} do not fit {len(members)} models.", help="Give each a weight of zero or more."
+            f"These models have different tasks: {', '.join(sorted(tasks))}.", help="Average models of one task."
+        )
+    numbers = [1.0] * len(members) if weights is None else [float(weight) for weight in weights]
+    if len(numbers) != len(members) or any(weight < 0 for weight in numbers) or not sum(numbers):
+        raise UsageError(
+            f"The weights {numbers} do not fit {len(members)} models.",
+            help="Give one weight for each model, zero or more, and not all zero.",
         )
     kind = AverageModel if all(member.format in SAFE for member in members) else CodeAverageModel
-    return kind(members, [weight / sum(given) for weight in given])
+    return kind(members, [weight / sum(numbers) for weight in numbers])
 
 
 def processed(
     part: Model, table: TableKind, before: Callable[[Any], Any] | None, after: Callable[[Array], Any] | None
 ) -> ProcessedModel:
-    """A model between two functions, either of which may be None."""
+    """Return a model between two functions, either of which may be None."""
     return ProcessedModel(part, table, before, after, dump_code((before, after)))
 
 
 def prepared(before: Callable[[Any], Any], table: TableKind, frame: pl.DataFrame) -> Any:
-    """What a function makes of the example.
+    """Apply `before` to the example.
 
     Raises:
-        UsageError: it raises, or gives another number of rows.
+        UsageError: it raises an error, or returns another number of rows.
     """
     try:
         made = before(table.fill(table.cast(frame)))
         rows = len(made)
     except EverloopError:
         raise
-    except Exception as error:  # whatever a stranger's function raises
-        raise UsageError(f"`before` cannot prepare the example: {type(error).__name__}: {error}") from error
+    except Exception as error:  # a user's function can raise anything
+        raise UsageError(
+            f"`before` cannot prepare the example: {type(error).__name__}: {error}",
+            help="It must take the example's table and return the table for the model.",
+        ) from error
     if rows != frame.height:
-        raise UsageError(f"`before` makes {rows} rows of {frame.height}.", help="It must give one row for each.")
+        raise UsageError(
+            f"`before` returns {rows} rows of {frame.height}.", help="It must return one row for each row."
+        )
     return made
 
 
@@ -211,7 +221,10 @@ def _inner(files: Mapping[str, bytes], prefix: str, format: str, *, code: bool) 
     from everloop.training.trained_model import model_from_files
 
     if format not in SAFE and not code:
-        raise TrustError(f"A member of the package is of the format '{format}', which runs code when it is read.")
+        raise TrustError(
+            f"A member of the average has the format '{format}', which runs code when it is loaded.",
+            help="Package the model again: the average is then stored as code and signed.",
+        )
     return model_from_files(
         format, {name.removeprefix(prefix): data for name, data in files.items() if name.startswith(prefix)}
     )

@@ -1,9 +1,9 @@
-"""A fitted estimator of any library, asked exactly as it was fitted.
+"""Fitted estimators of any library, which get the same kind of table for prediction as for fitting.
 
-sklearn    skops' format, where every type in it is known to be harmless: nothing of it runs when it is read
+sklearn    skops' format, if every type in it is known to be harmless: reading it runs no code
 xgboost    XGBoost's own binary JSON (ubj)
-catboost   CatBoost's own binary (cbm)
-python     cloudpickle: runs code when read, therefore only with a trusted signature
+catboost   CatBoost's own binary format (cbm)
+python     cloudpickle: reading it runs code, so it needs a trusted signature
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ HARMLESS = frozenset(
         "sklearn.utils._bunch.Bunch",
     }
 )
-"""Types beyond skops' own list: reading them sets attributes and parses a model, and runs no code of the bytes."""
+"""Types in addition to skops' own list. Reading them sets attributes and parses a model, but runs no code."""
 
 
 class EstimatorModel:
-    """An estimator with what it takes to ask it. See `Model` for what it answers.
+    """A `Model` around a fitted estimator, with its table and the way to get scores from it.
 
-    Whether one row's answer depends on the rows asked with it is up to the estimator.
+    Whether the prediction of a row depends on the rows in the same call is up to the estimator.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("sklearn", "xgboost", "catboost")
-    """The formats that `from_files` reads. What a package says of itself is no reason to run code out of it."""
+    """The formats that `from_files` reads; a package cannot make it run code by claiming another format."""
 
     def __init__(
         self, estimator: Any, *, format: str, blob: bytes, question: EstimatorScores, table: TableKind
@@ -86,12 +86,12 @@ class EstimatorModel:
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Where the estimator has each class; empty where it has them in order."""
+        """Index at which the estimator has each class; empty if they are in order."""
         return self.question.order
 
     @property
     def rule(self) -> Rule | None:
-        """How classes follow from scores; None where the estimator is asked for them."""
+        """How classes follow from scores; None if the estimator predicts them separately."""
         return self.question.rule if self.question.choice == "rule" else None
 
     def predict_scores(self, frame: pl.DataFrame) -> Array:
@@ -101,11 +101,9 @@ class EstimatorModel:
         return self.question.scores(self.estimator, self.table.fill(self.table.from_rows(rows)))
 
     def answer_frame(self, frame: pl.DataFrame) -> ClassScores:
-        """Scores and classes."""
         return self.question.answer(self.estimator, self.table.fill(self.table.cast(frame)))
 
     def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> ClassScores:
-        """Scores and classes."""
         return self.question.answer(self.estimator, self.table.fill(self.table.from_rows(rows)))
 
     def to_files(self) -> Files:
@@ -117,41 +115,43 @@ class EstimatorModel:
             "class": type(self.estimator).__name__,
         }
         if self.format == "xgboost" and self.estimator.missing == self.estimator.missing:
-            # Its file holds the trees, and not what they take for missing.
+            # XGBoost's file has the trees, but not the value that counts as missing.
             state["missing"] = float(self.estimator.missing)
         return {_FILES[self.format]: self._blob, _STATE: json.dumps(state, sort_keys=True).encode()}
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
-        kept = next((name for name in cls.reads if _FILES[name] in files), "")
+        stored_as = next((name for name in cls.reads if _FILES[name] in files), "")
         try:
-            state, blob = json.loads(files[_STATE]), files[_FILES[kept]]
+            state, blob = json.loads(files[_STATE]), files[_FILES[stored_as]]
             table, question = TableKind.from_json(state["table"]), EstimatorScores.from_json(state, state["task"])
             name = str(state["class"])
         except (KeyError, TypeError, ValueError) as error:
-            raise CorruptionError(f"These files are no estimator: {error!r}.", help="Build it again.") from error
-        estimator = load_estimator(blob, kept, name)
+            raise CorruptionError(
+                f"These files are not an estimator: {error!r}.", help="Package the model again."
+            ) from error
+        estimator = load_estimator(blob, stored_as, name)
         if "missing" in state:
             estimator.set_params(missing=float(state["missing"]))
-        return cls(estimator, format=kept, blob=blob, question=question, table=table)
+        return cls(estimator, format=stored_as, blob=blob, question=question, table=table)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _reread, (type(self), self.to_files())
 
 
 class PickledEstimator(EstimatorModel):
-    """An estimator that no safe format holds: reading it runs code, so somebody trusted must have signed it."""
+    """An estimator that no safe format can hold: loading it runs code, so a trusted key must have signed it."""
 
     reads = ("python",)
 
 
 def dump_estimator(estimator: Any) -> tuple[str, bytes]:
-    """The safest format that holds the estimator, and its bytes in it."""
-    room = type(estimator).__module__.partition(".")[0]
+    """Return the name of the safest format that can hold the estimator, and its bytes in this format."""
+    library = type(estimator).__module__.partition(".")[0]
     name = type(estimator).__name__
-    if room == "xgboost" and name in ("XGBClassifier", "XGBRegressor"):
+    if library == "xgboost" and name in ("XGBClassifier", "XGBRegressor"):
         return "xgboost", bytes(estimator.get_booster().save_raw("ubj"))
-    if room == "catboost" and name in ("CatBoostClassifier", "CatBoostRegressor"):
+    if library == "catboost" and name in ("CatBoostClassifier", "CatBoostRegressor"):
         with tempfile.TemporaryDirectory(prefix="everloop-catboost-") as folder:
             estimator.save_model(str(Path(folder, "model.cbm")), format="cbm")
             return "catboost", Path(folder, "model.cbm").read_bytes()
@@ -161,22 +161,22 @@ def dump_estimator(estimator: Any) -> tuple[str, bytes]:
         skops = None
     if skops is not None:
         try:
-            blob = _steady(skops.dumps(estimator))
+            blob = _reproducible(skops.dumps(estimator))
             if set(skops.get_untrusted_types(data=blob)) <= HARMLESS:
                 _load_skops(blob)
                 return "sklearn", blob
-        except Exception as error:  # of many kinds, for what it cannot hold; the pickle is the answer to all of them
+        except Exception as error:  # skops raises many kinds for what it cannot hold; then the estimator is pickled
             logger.debug("skops cannot hold %s: %s", name, error)
     return "python", dump_code(estimator)
 
 
 def load_estimator(blob: bytes, format: str, name: str) -> Any:
-    """Read an estimator back. The format `python` runs code: check the bytes' signature first.
+    """Load an estimator. The format `python` runs code: check the signature first.
 
     Raises:
         MissingExtraError: its library is not installed.
-        TrustError: a skops file holds a type that is not known to be harmless.
-        CorruptionError: the bytes are no such model.
+        TrustError: a skops file contains a type that is not known to be harmless.
+        CorruptionError: the bytes are not such a model.
     """
     if format == "python":
         import cloudpickle
@@ -200,13 +200,13 @@ def load_estimator(blob: bytes, format: str, name: str) -> Any:
         loaded.load_model(blob=blob)
     except ImportError:
         raise MissingExtraError.of(f"This {name}", format, "boosters") from None
-    except Exception as error:  # each library has its own kinds for bytes that it cannot read
-        raise CorruptionError(f"The bytes are no {format} model: {error}", help="Build the package again.") from error
+    except Exception as error:  # each library raises its own errors for bytes that it cannot read
+        raise CorruptionError(f"The {format} model cannot be read: {error}", help="Package the model again.") from error
     return loaded
 
 
-def _steady(blob: bytes) -> bytes:
-    """A skops file without addresses of memory and times of day, so that the same estimator gives the same bytes."""
+def _reproducible(blob: bytes) -> bytes:
+    """Remove memory addresses and times from a skops file, so that the same estimator gives the same bytes."""
     with zipfile.ZipFile(io.BytesIO(blob)) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     schema = files.pop("schema.json").decode()
@@ -216,16 +216,16 @@ def _steady(blob: bytes) -> bytes:
         return f"{match[1]}{numbers.setdefault(match[2], str(len(numbers) + 1))}"
 
     schema = re.sub(r'("__id__": |"file": ")(\d+)', numbered, schema)
-    steady = {"schema.json": schema.encode()}
+    renamed = {"schema.json": schema.encode()}
     for name, data in files.items():
         stem, dot, rest = name.partition(".")
-        steady[f"{numbers.get(stem, stem)}{dot}{rest}"] = data
-    if len(steady) != len(files) + 1:
+        renamed[f"{numbers.get(stem, stem)}{dot}{rest}"] = data
+    if len(renamed) != len(files) + 1:
         return blob
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in sorted(steady):
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), steady[name], zipfile.ZIP_DEFLATED)
+        for name in sorted(renamed):
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), renamed[name], zipfile.ZIP_DEFLATED)
     return out.getvalue()
 
 
@@ -239,9 +239,14 @@ def _load_skops(blob: bytes) -> Any:
         found = set(skops.get_untrusted_types(data=blob))
         loaded = skops.loads(blob, trusted=sorted(found & HARMLESS))
     except UntrustedTypesFoundException as error:
-        raise TrustError(f"The model holds types that are not known to be harmless: {error}") from error
-    except Exception as error:  # whatever a stranger's bytes make it raise
-        raise CorruptionError(f"This is no model in skops' format: {type(error).__name__}: {error}") from error
+        raise TrustError(
+            f"The model contains types that are not known to be harmless: {error}",
+            help="Package the model again: it is then stored as code and signed.",
+        ) from error
+    except Exception as error:  # foreign bytes can make it raise anything
+        raise CorruptionError(
+            f"The skops file cannot be read: {type(error).__name__}: {error}", help="Package the model again."
+        ) from error
     check_structure(loaded)
     return loaded
 

@@ -1,8 +1,8 @@
-"""Whether a fitted estimator that came out of a file holds together.
+"""Check the structure of a fitted estimator that was loaded from a file.
 
-skops runs nothing of a file, but scikit-learn follows the numbers in a tree without looking whether they lead anywhere:
-a node that points beyond the tree, or asks for a column that no row has, reads memory that is not its own. So the trees
-of a file are looked through once, before anybody asks the model.
+skops runs no code from a file, but scikit-learn does not check the numbers in a tree: a node whose child is outside of
+the tree, or a split on a column that does not exist, reads foreign memory. So all trees are checked once after loading,
+before the model predicts.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Whole = NDArray[np.int64]
+    Integers = NDArray[np.int64]
 
 _LEAF = -1
 _FORESTS = ("sklearn.ensemble._forest.", "sklearn.ensemble._gb.", "sklearn.ensemble._iforest.")
-"""Ensembles that ask their trees without letting them look at the rows."""
+"""Ensembles that call their trees without the checks that a single tree makes."""
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, ModuleType, FunctionType)
 
 
 def check_structure(estimator: Any, *, boosters: bool = False) -> None:
-    """Look through every tree that an estimator reaches.
+    """Check every tree in an estimator.
 
     Args:
-        boosters: also through the trees that LightGBM and XGBoost hold. They are written out for that, which takes as
-            long as saving them, so it is left out for what was fitted here.
+        boosters: also check the trees of LightGBM and XGBoost. This takes as long as saving them, so it is not done for
+            models that were fitted here.
 
     Raises:
-        CorruptionError: a node leads out of its tree, or asks for a column that the estimator does not have.
-        TrustError: the estimator reads files that its rows name.
+        CorruptionError: a node's child is outside of its tree, or a split is on a column that does not exist.
+        TrustError: the estimator reads files whose names are in its rows.
     """
     import numpy as np
 
@@ -64,75 +64,76 @@ def check_structure(estimator: Any, *, boosters: bool = False) -> None:
             if value.dtype == object:
                 waiting += [(item, width) for item in value.ravel().tolist()]
         else:
-            own = getattr(value, "__dict__", None) or {}
-            if kind.startswith("sklearn.feature_extraction.text.") and own.get("input", "content") != "content":
+            attributes = getattr(value, "__dict__", None) or {}
+            if kind.startswith("sklearn.feature_extraction.text.") and attributes.get("input", "content") != "content":
                 raise TrustError(
-                    f"The model holds a {type(value).__name__} that reads files, whose names its rows give."
+                    f"The model contains a {type(value).__name__} that reads files, whose names are in its rows.",
+                    help="Fit it with input='content' and pass the texts themselves.",
                 )
-            columns = own.get("n_features_in_", width)
+            columns = attributes.get("n_features_in_", width)
             inner = width if columns is None else int(columns)
             if kind.startswith("sklearn."):
-                _check_parts(kind, own, inner)
+                _check_parts(kind, attributes, inner)
             waiting += [(item, inner) for item in gc.get_referents(value)]
 
 
-def _check_parts(kind: str, own: dict[str, Any], width: int | None) -> None:
-    """What one of scikit-learn's estimators hands to compiled code without looking."""
+def _check_parts(kind: str, attributes: dict[str, Any], width: int | None) -> None:
+    """Check the attributes that one of scikit-learn's estimators passes to compiled code without a check."""
     import numpy as np
 
     if kind.startswith(_FORESTS):
-        sets = own.get("estimators_features_") or []
-        for place, member in enumerate(np.ravel(np.asarray(own.get("estimators_", []), dtype=object))):
+        sets = attributes.get("estimators_features_") or []
+        for index, member in enumerate(np.ravel(np.asarray(attributes.get("estimators_", []), dtype=object))):
             tree = getattr(member, "tree_", None)
-            wanted = len(sets[place]) if place < len(sets) else width
+            wanted = len(sets[index]) if index < len(sets) else width
             if tree is not None and tree.n_features != wanted:
                 raise broken_model(f"a tree of {tree.n_features} columns in an ensemble of {wanted}")
-    centers = own.get("cluster_centers_")
+    centers = attributes.get("cluster_centers_")
     if isinstance(centers, np.ndarray) and (centers.ndim != 2 or centers.shape[1] != width):
         raise broken_model(f"centers of the shape {centers.shape} for {width} columns")
-    if kind.startswith("sklearn.svm.") and "_n_support" in own:
-        _check_vectors(own, width)
+    if kind.startswith("sklearn.svm.") and "_n_support" in attributes:
+        _check_vectors(attributes, width)
 
 
-def _check_vectors(own: dict[str, Any], width: int | None) -> None:
-    """Support vectors, and the numbers that go with each of them and with each pair of classes."""
+def _check_vectors(attributes: dict[str, Any], width: int | None) -> None:
+    """Check support vectors, and the numbers for each of them and for each pair of classes."""
     import numpy as np
 
-    counts, vectors = np.asarray(own["_n_support"]), own["support_vectors_"]
-    total, classes = len(own["support_"]), max(2, len(own.get("classes_", ())))
+    counts, vectors = np.asarray(attributes["_n_support"]), attributes["support_vectors_"]
+    total, classes = len(attributes["support_"]), max(2, len(attributes.get("classes_", ())))
     pairs = classes * (classes - 1) // 2
-    kernel = own.get("kernel") != "precomputed"
+    kernel = attributes.get("kernel") != "precomputed"
     if len(counts) not in (1, 2, classes) or (counts < 0).any():
-        raise broken_model("counts of support vectors that fit no class")
-    if "classes_" in own and (len(counts) != classes or int(counts.sum()) != total):
-        raise broken_model(f"{int(counts.sum())} support vectors where there are {total}")
+        raise broken_model("counts of support vectors that do not fit its classes")
+    if "classes_" in attributes and (len(counts) != classes or int(counts.sum()) != total):
+        raise broken_model(f"counts of {int(counts.sum())} support vectors, but {total} vectors")
     if kernel and vectors.shape != (total, width):
         raise broken_model(f"support vectors of the shape {vectors.shape} for {total} of {width} columns")
-    if own["_dual_coef_"].shape != (classes - 1, total) or len(own["_intercept_"]) != pairs:
+    if attributes["_dual_coef_"].shape != (classes - 1, total) or len(attributes["_intercept_"]) != pairs:
         raise broken_model("coefficients that do not fit its support vectors")
-    if any(len(own.get(name, ())) not in (0, pairs) for name in ("_probA", "_probB")):
+    if any(len(attributes.get(name, ())) not in (0, pairs) for name in ("_probA", "_probB")):
         raise broken_model("probabilities that do not fit its classes")
 
 
 def _check_neighbours(data: Any, index: Any, nodes: Any, bounds: Any) -> None:
-    """A tree of neighbours: an order of its rows, and where each node's part of it starts and ends."""
+    """Check a tree of neighbours: the order of its rows, and the start and end of each node's part."""
     import numpy as np
 
     rows, order = len(data), np.asarray(index)
     start, end = np.asarray(nodes["idx_start"]), np.asarray(nodes["idx_end"])
     if len(order) != rows or (rows and not 0 <= int(order.min()) <= int(order.max()) < rows):
-        raise broken_model("a tree of neighbours with rows that there are not")
+        raise broken_model("a tree of neighbours with rows that do not exist")
     if not len(nodes) or (start < 0).any() or (end > rows).any() or (start > end).any():
-        raise broken_model("a tree of neighbours with a node that leads out of it")
+        raise broken_model("a tree of neighbours with a node outside of its rows")
     inner = np.flatnonzero(~np.asarray(nodes["is_leaf"]).astype(bool))
     if len(inner) and 2 * int(inner.max()) + 2 >= len(nodes):
-        raise broken_model("a tree of neighbours that ends too soon")
+        raise broken_model("a tree of neighbours with missing nodes")
     if np.asarray(bounds).shape[1:] != (len(nodes), np.asarray(data).shape[1]):
         raise broken_model("a tree of neighbours whose bounds do not fit")
 
 
 def _check_predictor(predictor: Any, width: int | None) -> None:
-    """A tree of a histogram boosting, and the sets of categories that its nodes may name."""
+    """Check a tree of histogram gradient boosting, and its sets of categories."""
     if width is None:
         raise broken_model("trees in an estimator of an unknown number of columns")
     nodes = predictor.nodes
@@ -144,7 +145,7 @@ def _check_predictor(predictor: Any, width: int | None) -> None:
     if len(named) and int(named.max()) >= min(
         len(predictor.raw_left_cat_bitsets), len(predictor.binned_left_cat_bitsets)
     ):
-        raise broken_model("a node that names a set of categories which is not there")
+        raise broken_model("a node with a set of categories that does not exist")
 
 
 def _check_nodes(left: Any, right: Any, feature: Any, count: int, width: int | None) -> None:
@@ -156,14 +157,14 @@ def _check_nodes(left: Any, right: Any, feature: Any, count: int, width: int | N
     inner = left != _LEAF
     if ((right != _LEAF) != inner).any():
         raise broken_model("a node with one child")
-    own = np.arange(count)[inner]
-    for side in (left[inner], right[inner]):
-        # Children stand behind their parent, so that following them always ends.
-        if (side <= own).any() or (side >= count).any():
-            raise broken_model("a node that leads out of its tree")
-    asked = feature[inner]
-    if len(asked) and (asked.min() < 0 or (width is not None and asked.max() >= width)):
-        raise broken_model("a node that asks for a column which no row has")
+    parents = np.arange(count)[inner]
+    for children in (left[inner], right[inner]):
+        # Children have larger numbers than their parent, so that following them always ends.
+        if (children <= parents).any() or (children >= count).any():
+            raise broken_model("a node whose child is outside of its tree")
+    columns = feature[inner]
+    if len(columns) and (columns.min() < 0 or (width is not None and columns.max() >= width)):
+        raise broken_model("a split on a column that does not exist")
 
 
 def _check_lightgbm(booster: Any) -> None:

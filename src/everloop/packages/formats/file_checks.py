@@ -1,7 +1,7 @@
-"""What is seen in a model's files before a library reads them: names of things outside, and trees that do not end.
+"""Check a foreign model's files before a library reads them: references to the outside, and invalid trees.
 
-Each format's own reader does what is cheap and matters always (ONNX: external data; Keras: classes). Here is what takes
-as long as reading the model does, for files that came from elsewhere.
+Each format's own reader makes the cheap checks that always matter (ONNX: external data; Keras: classes). These checks
+take as long as reading the model does, so they are made only for files from elsewhere.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 MOST_UNPACKED = 4 * 2**30
 MOST_SCHEMA = 2**28
-"""Bytes of the description in a skops file."""
+"""Bytes of `schema.json` in a skops file."""
 
 
 def check_files(format: str, files: Mapping[str, bytes]) -> None:
-    """Look through the files of a model, as `Model.to_files` names them.
+    """Check the files of a model, with the names that `Model.to_files` gives them.
 
     Raises:
-        TrustError: one names a file, a library or an operator outside of the model.
-        CorruptionError: one does not hold together.
+        TrustError: one refers to a file, a library or an operator outside of the model.
+        CorruptionError: one is damaged.
     """
     if format == "average":
         _check_members(files)
@@ -37,7 +37,7 @@ def check_files(format: str, files: Mapping[str, bytes]) -> None:
 
 
 def check_skops(blob: bytes) -> None:
-    """Look through a skops file: what it unpacks to, and the texts of LightGBM models in it.
+    """Check a skops file: its unpacked size, and the texts of LightGBM models in it.
 
     Raises:
         TrustError, CorruptionError: as `check_files`.
@@ -48,11 +48,16 @@ def check_skops(blob: bytes) -> None:
         with zipfile.ZipFile(io.BytesIO(blob)) as archive:
             sizes = {member.filename: member.file_size for member in archive.infolist()}
             if sum(sizes.values()) > MOST_UNPACKED or sizes.get("schema.json", 0) > MOST_SCHEMA:
-                raise CorruptionError(f"The skops file unpacks to {sum(sizes.values()):,} bytes, which is too many.")
+                raise CorruptionError(
+                    f"The skops file unpacks to {sum(sizes.values()):,} bytes, which is too many.",
+                    help=f"At most {MOST_UNPACKED:,} bytes are read.",
+                )
             schema = json.loads(archive.read("schema.json"))
     except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, OSError, EOFError, RuntimeError) as error:
-        # A RuntimeError: it is encrypted, packed in a way that Python does not know, or nested too deeply.
-        raise CorruptionError(f"There is no model in skops' format here: {type(error).__name__}: {error}") from error
+        # A RuntimeError means that it is encrypted, packed with an unknown method, or nested too deeply.
+        raise CorruptionError(
+            f"The skops file cannot be read: {type(error).__name__}: {error}", help="Package the model again."
+        ) from error
     waiting: list[Any] = [schema]
     while waiting:
         node = waiting.pop()
@@ -61,11 +66,13 @@ def check_skops(blob: bytes) -> None:
         elif isinstance(node, list):
             waiting.extend(node)
         elif isinstance(node, str) and node.startswith('"tree\\n'):
-            # A text is kept as JSON in the JSON.
+            # The text is JSON inside of the JSON.
             try:
                 text = json.loads(node)
             except ValueError as error:
-                raise CorruptionError(f"A text in the skops file is damaged: {error}") from error
+                raise CorruptionError(
+                    f"A text in the skops file is damaged: {error}", help="Package the model again."
+                ) from error
             check_text(text.encode())
 
 
@@ -73,11 +80,11 @@ def _check_members(files: Mapping[str, bytes]) -> None:
     try:
         formats = [str(name) for name in json.loads(files["average.json"])["formats"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise CorruptionError(f"These files are not an average: {error!r}.", help="Build it again.") from error
-    for place, one in enumerate(formats):
-        prefix = f"{place}/"
+        raise CorruptionError(f"These files are not an average: {error!r}.", help="Package the model again.") from error
+    for index, member in enumerate(formats):
+        prefix = f"{index}/"
         inner = {name.removeprefix(prefix): data for name, data in files.items() if name.startswith(prefix)}
-        check_files(one, inner)
+        check_files(member, inner)
 
 
 def _check_text(text: bytes) -> None:
@@ -112,4 +119,4 @@ _CHECKS: dict[str, Callable[[bytes], None]] = {
     "model.onnx": _check_onnx,
     "model.keras": _check_keras,
 }
-"""By the names that the formats give their files."""
+"""The check for each name of a file in the formats."""

@@ -1,7 +1,7 @@
-"""The table that an estimator was fitted on, and how to make the same kind of table again from decoded rows.
+"""The kind of table that an estimator was fitted on, and how to build such a table from decoded rows.
 
-An estimator answers as it was fitted only if it gets the same kind of table: pandas with its category columns, a
-plain array in single precision, Polars. What is known of it is JSON-able and travels in the package.
+An estimator predicts correctly only if it gets the same kind of table as in fitting: pandas with its category columns,
+an array in single precision, Polars. The description of the table is JSON and is stored in the package.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ _SCALARS = {"Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UIn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableColumn:
-    """One column: its Polars type for us, its pandas type for the estimator."""
+    """One column: its Polars type in everloop, and its type in the estimator's table."""
 
     name: str
     type: str
     """Polars type, as text: `Float64`, `Int64`, `String`, `Boolean`, `Date`, `Datetime` (microseconds, UTC)."""
     pandas: str = ""
-    """pandas' name of the type: `float32`, `category`, `str`, …; empty where the example was no pandas frame."""
+    """pandas' name of the type: `float32`, `category`, `str`, …; empty if the example was not a pandas frame."""
     categories: tuple[Any, ...] | None = None
-    """Of a pandas category, in its order, which decides the codes."""
+    """Categories of a pandas column, in the order that determines their codes."""
     ordered: bool = False
     none: bool = False
-    """A missing text is None rather than NaN, which some encoders tell apart."""
+    """A missing text is None rather than NaN; some encoders distinguish the two."""
     polars: str = ""
-    """Polars' name of the type, where the example was a Polars frame and had another than `type`."""
+    """Polars' name of the type, if the example was a Polars frame with another type than `type`."""
     number: bool = False
-    """The column is called by a whole number in pandas, as where nobody has named it."""
+    """The column's name in pandas is an integer, as in a frame whose columns were never named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,17 +50,17 @@ class TableKind:
     container: Container
     columns: tuple[TableColumn, ...]
     dtype: str = ""
-    """NumPy's name of the type of an array; empty where the example was no array."""
+    """NumPy's name of the array's type; empty if the example was not an array."""
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(column.name for column in self.columns)
 
     def cast(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The columns of `frame` that the estimator reads, in their types.
+        """Return the columns of `frame` that the estimator reads, with their types.
 
         Raises:
-            RequestError: a column is missing or cannot be read as the known type.
+            RequestError: a column is missing or cannot be converted to its type.
         """
         import polars as pl
 
@@ -70,13 +70,13 @@ class TableKind:
         try:
             return frame.select(_cast(frame[column.name], polars_type(column.type)) for column in self.columns)
         except pl.exceptions.PolarsError as error:
-            raise RequestError(f"The rows do not have the types that the model knows: {error}") from error
+            raise RequestError(f"The rows do not have the types that the model expects: {error}") from error
 
     def fill(self, frame: pl.DataFrame) -> Any:
-        """A cast frame as the table that the estimator takes."""
+        """Convert a frame from `cast` to the table that the estimator takes."""
         if self.container == "polars":
             return frame.with_columns(
-                frame[column.name].cast(_own_polars_type(column), strict=False)
+                frame[column.name].cast(_polars_type_of(column), strict=False)
                 for column in self.columns
                 if column.polars
             )
@@ -98,7 +98,7 @@ class TableKind:
         return made
 
     def from_rows(self, rows: Sequence[Mapping[str, object]]) -> pl.DataFrame:
-        """Decoded rows as a cast frame.
+        """Return decoded rows as a frame with the columns' types.
 
         Raises:
             RequestError: a column is missing, or a value does not fit its column.
@@ -113,7 +113,7 @@ class TableKind:
         except KeyError as error:
             raise RequestError(f"Column {error} is missing.") from error
         except (TypeError, OverflowError, pl.exceptions.PolarsError) as error:
-            raise RequestError(f"The rows do not have the types that the model knows: {error}") from error
+            raise RequestError(f"The rows do not have the types that the model expects: {error}") from error
         return self.cast(pl.DataFrame(columns))
 
     def to_json(self) -> dict[str, Json]:
@@ -128,18 +128,20 @@ class TableKind:
             ]
             return cls(container=data["container"], columns=tuple(columns), dtype=data.get("dtype", ""))
         except (KeyError, TypeError) as error:
-            raise CorruptionError(f"This describes no table: {error!r}.", help="Build the package again.") from error
+            raise CorruptionError(
+                f"This is not the description of a table: {error!r}.", help="Package the model again."
+            ) from error
 
 
 def read_example(example: Any) -> tuple[pl.DataFrame, TableKind]:
-    """An example table of any kind as a Polars frame, and what its columns are.
+    """Return an example table of any kind as a Polars frame, and the description of its columns.
 
     Args:
-        example: a pandas frame, whose index is not read, a Polars frame, an array of shape (n, columns), or anything
-            that speaks Arrow.
+        example: a pandas frame (its index is not read), a Polars frame, an array of shape (n, columns), or any object
+            with the Arrow C stream interface.
 
     Raises:
-        UsageError: it is none of these, has no rows or no columns, or holds a column that no model input can be.
+        UsageError: it is none of these, has no rows or columns, or has a column that cannot be a model input.
     """
     import numpy as np
     import polars as pl
@@ -150,12 +152,12 @@ def read_example(example: Any) -> tuple[pl.DataFrame, TableKind]:
     columns: dict[str, TableColumn]
     container: Container
     if isinstance(example, list) and example and all(isinstance(row, list | tuple) for row in example):
-        # As scikit-learn reads it.
+        # scikit-learn does the same.
         example = np.asarray(example)
     if hasattr(example, "tocsr") and hasattr(example, "nnz"):
         raise UsageError(
-            f"The example is a sparse matrix of {example.shape[1]} columns, which no request can give by name.",
-            help="Put the vectorizer into the pipeline and pass what it takes: make_pipeline(vectorizer, model).",
+            f"The example is a sparse matrix of {example.shape[1]} columns, which a request cannot pass by name.",
+            help="Put the vectorizer into the pipeline and pass its input: make_pipeline(vectorizer, model).",
         )
     if (alone := _column_alone(example)) is not None:
         frame, columns, container = alone
@@ -169,8 +171,8 @@ def read_example(example: Any) -> tuple[pl.DataFrame, TableKind]:
                 f"The example is an array of {example.ndim} dimensions.",
                 help="Pass shape (rows, columns), as in fit.",
             )
-        names = [f"x{place}" for place in range(example.shape[1])]
-        frame = pl.DataFrame([_array_column(name, example[:, place]) for place, name in enumerate(names)])
+        names = [f"x{index}" for index in range(example.shape[1])]
+        frame = pl.DataFrame([_array_column(name, example[:, index]) for index, name in enumerate(names)])
         columns, container, dtype = {}, "numpy", _array_type(example)
     elif isinstance(example, pl.DataFrame) or hasattr(example, "__arrow_c_stream__"):
         frame, container = pl.DataFrame(example), "polars"
@@ -182,18 +184,18 @@ def read_example(example: Any) -> tuple[pl.DataFrame, TableKind]:
     if not frame.height or not frame.width:
         raise UsageError(
             f"The example has {frame.height} rows and {frame.width} columns.",
-            help="Pass rows that the model was fitted on: they tell columns, types and categories.",
+            help="Pass rows that the model was fitted on: they determine columns, types and categories.",
         )
     frame = frame.select(_plain(series) for series in frame.get_columns())
     known = []
     for name, kind in frame.schema.items():
         column = replace(columns.get(name, TableColumn(name=name, type="")), type=_type_name(kind))
-        known.append(replace(column, polars=_kept_polars_type(column, kind)))
+        known.append(replace(column, polars=_original_polars_type(column, kind)))
     return frame, TableKind(container=container, columns=tuple(known), dtype=dtype)
 
 
 def polars_type(name: str) -> pl.DataType:
-    """The Polars type of a `TableColumn.type`."""
+    """Return the Polars type for a `TableColumn.type`."""
     import polars as pl
 
     if name == "Datetime":
@@ -206,7 +208,7 @@ def polars_type(name: str) -> pl.DataType:
 
 
 def _wide(name: str) -> pl.DataType:
-    """The type in which decoded values come, before they are cut to the column's own."""
+    """Return the Polars type of decoded values, before they are converted to the column's type."""
     return polars_type({"Float32": "Float64", "NaiveDatetime": "Datetime"}.get(name, name))
 
 
@@ -221,7 +223,7 @@ def _type_name(dtype: pl.DataType) -> str:
 
 
 def _plain(series: pl.Series) -> pl.Series:
-    """The column in one of the types that are told apart here."""
+    """Convert a column to one of the types that this module distinguishes."""
     import polars as pl
 
     dtype = series.dtype
@@ -241,8 +243,8 @@ def _plain(series: pl.Series) -> pl.Series:
     if isinstance(dtype, pl.String | pl.Boolean | pl.Date | pl.Time):
         return series
     raise UsageError(
-        f"The example's column '{series.name}' is of type {dtype}, which no model input can be.",
-        help="Inputs are numbers, texts, flags, dates and times.",
+        f"The example's column '{series.name}' is of type {dtype}, which a model input cannot be.",
+        help="Convert it to numbers, texts, booleans, dates or times, or drop it.",
     )
 
 
@@ -273,15 +275,15 @@ def _read_pandas(example: Any) -> tuple[pl.DataFrame, dict[str, TableColumn]]:
     names = [str(label) for label in example.columns]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UsageError(f"The example has the column '{twice}' twice.", help="Give every column a name of its own.")
-    for place, own in enumerate(example.columns):
-        number = isinstance(own, int | np.integer) and not isinstance(own, bool)
-        if not isinstance(own, str) and not number:
+        raise UsageError(f"The example has the column '{twice}' twice.", help="Give every column a different name.")
+    for index, original in enumerate(example.columns):
+        number = isinstance(original, int | np.integer) and not isinstance(original, bool)
+        if not isinstance(original, str) and not number:
             raise UsageError(
-                f"The example's column {own!r} has a name that is neither a text nor a whole number.",
+                f"The name of the example's column {original!r} is neither a text nor an integer.",
                 help="Name the columns before fitting: X.columns = [...], or fit on X.to_numpy().",
             )
-        label, values = str(own), example.iloc[:, place]
+        label, values = str(original), example.iloc[:, index]
         kind = str(values.dtype)
         categories: tuple[Any, ...] | None = None
         if kind == "category":
@@ -302,12 +304,12 @@ def _read_pandas(example: Any) -> tuple[pl.DataFrame, dict[str, TableColumn]]:
             if kind == "float16":
                 series.append(pl.Series(label, values.to_numpy().astype(np.float32), nan_to_null=True))
             elif kind.startswith(("datetime64", "timedelta64")) and "," not in kind:
-                # Polars has no whole seconds; what is kept is microseconds in any case.
+                # Polars has no unit of seconds; times are converted to microseconds anyway.
                 unit = "datetime64[us]" if kind.startswith("datetime64") else "timedelta64[us]"
                 series.append(pl.Series(label, values.to_numpy().astype(unit), nan_to_null=True))
             elif kind in ("object", "category", "str", "string", "bool", "boolean") or kind in _SCALARS:
                 missing = pd.isna(values).to_numpy()
-                plain = [None if gone else value for gone, value in zip(missing, values.tolist(), strict=True)]
+                plain = [None if null else value for null, value in zip(missing, values.tolist(), strict=True)]
                 series.append(pl.Series(label, plain, strict=True))
             elif "datetime" in kind and getattr(values.dtype, "tz", None) is not None:
                 naive = values.dt.tz_convert("UTC").dt.tz_localize(None)
@@ -316,7 +318,8 @@ def _read_pandas(example: Any) -> tuple[pl.DataFrame, dict[str, TableColumn]]:
                 series.append(pl.Series(label, values.to_numpy(), nan_to_null=True))
         except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
             raise UsageError(
-                f"The example's column '{label}' cannot be read: {error}.", help="A column holds values of one type."
+                f"The example's column '{label}' cannot be read: {error}.",
+                help="Convert its values to one type before fitting.",
             ) from error
     return pl.DataFrame(series), columns
 
@@ -330,7 +333,8 @@ def _array_column(name: str, values: Any) -> pl.Series:
         return pl.Series(name, [None if value != value else value for value in values.tolist()])
     except (TypeError, pl.exceptions.PolarsError) as error:
         raise UsageError(
-            f"The example's column '{name}' cannot be read: {error}.", help="A column holds values of one type."
+            f"The example's column '{name}' cannot be read: {error}.",
+            help="Convert its values to one type before fitting.",
         ) from error
 
 
@@ -341,7 +345,7 @@ def _to_pandas(series: pl.Series, column: TableColumn) -> Any:
     kind = column.pandas
     if kind == "category":
         known = set(column.categories or ())
-        # An unknown category is a null to whatever was fitted, and pandas soon refuses to make it one.
+        # Fitted estimators treat an unknown category as a null; newer versions of pandas do not convert it themselves.
         codes = [value if value in known else None for value in series.to_list()]
         return pd.Categorical(codes, categories=list(column.categories or ()), ordered=column.ordered)
     if kind == "object" or (not kind and column.type == "String"):
@@ -358,11 +362,11 @@ def _to_pandas(series: pl.Series, column: TableColumn) -> Any:
         return pd.Series(series.to_list(), dtype=kind)
     values = series.to_numpy()
     if kind.startswith(("datetime64", "timedelta64")):
-        # In the unit that the estimator was fitted on: code of its users may count the ticks.
+        # In the unit of the example, because a user's code may depend on the unit.
         return _in_unit(values, kind)
     if kind.startswith(("int", "uint")) and values.dtype.kind == "i":
         return _narrowed(values, kind)
-    # Whole numbers with a null among them come as floats, as pandas has them.
+    # Integers with nulls become floats, as in pandas.
     return values.astype(kind) if kind.startswith("float") and values.dtype.kind == "f" else values
 
 
@@ -371,12 +375,14 @@ def _in_unit(values: Any, kind: str) -> Any:
 
     made = values.astype(kind)
     if (made.astype(values.dtype) != values)[~np.isnat(values)].any():
-        raise RequestError(f"A time is out of the range of {kind}, or finer than it, which the model was fitted on.")
+        raise RequestError(
+            f"A time does not fit the type {kind} that the model was fitted on: it is out of range or too precise."
+        )
     return made
 
 
 def _narrowed(values: Any, kind: str) -> Any:
-    """Whole numbers in the width of the example, unless one of them does not fit: that is not cut."""
+    """Convert integers to the width of the example, unless one of them does not fit."""
     import numpy as np
 
     bounds = np.iinfo(kind)
@@ -385,7 +391,7 @@ def _narrowed(values: Any, kind: str) -> Any:
 
 
 def _as_array(frame: pl.DataFrame, dtype: str) -> Any:
-    """A frame as an array in the type of the example's, as far as its values fit that."""
+    """Convert a frame to an array with the example's type, if the values fit that type."""
     import numpy as np
 
     array = frame.to_numpy()
@@ -408,12 +414,12 @@ def _array_type(array: Any) -> str:
 
 
 def _column_alone(example: Any) -> tuple[pl.DataFrame, dict[str, TableColumn], Container] | None:
-    """An example of one column that is no table: a Series, an array of one dimension, a list of values."""
+    """Read an example that is a single column: a Series, an array of one dimension, or a list of values."""
     import numpy as np
     import polars as pl
 
-    room = type(example).__module__.partition(".")[0]
-    if room == "pandas" and hasattr(example, "to_frame") and not hasattr(example, "columns"):
+    library = type(example).__module__.partition(".")[0]
+    if library == "pandas" and hasattr(example, "to_frame") and not hasattr(example, "columns"):
         name = str(example.name) if example.name is not None else "value"
         frame, columns = _read_pandas(example.rename(name).to_frame())
         return frame, columns, "series"
@@ -424,22 +430,22 @@ def _column_alone(example: Any) -> tuple[pl.DataFrame, dict[str, TableColumn], C
     return None
 
 
-def _kept_polars_type(column: TableColumn, kind: pl.DataType) -> str:
-    """The example's own type, where it is another than ours and its name is enough to make it again."""
-    own = column.polars
-    if not own or own == str(kind):
+def _original_polars_type(column: TableColumn, kind: pl.DataType) -> str:
+    """Return the name of the example's type if it differs from ours and `_type_by_name` knows it; else empty."""
+    original = column.polars
+    if not original or original == str(kind):
         return ""
-    return own if _own_type(own) is not None else ""
+    return original if _type_by_name(original) is not None else ""
 
 
-def _own_polars_type(column: TableColumn) -> pl.DataType:
-    found = _own_type(column.polars)
+def _polars_type_of(column: TableColumn) -> pl.DataType:
+    found = _type_by_name(column.polars)
     if found is None:
-        raise CorruptionError(f"There is no type {column.polars}.", help="Build the package again.")
+        raise CorruptionError(f"There is no Polars type {column.polars}.", help="Package the model again.")
     return found
 
 
-def _own_type(name: str) -> pl.DataType | None:
+def _type_by_name(name: str) -> pl.DataType | None:
     import polars as pl
 
     if name in ("Int8", "Int16", "Int32", "UInt8", "UInt16", "UInt32", "UInt64", "Categorical"):

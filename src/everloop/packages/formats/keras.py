@@ -1,9 +1,9 @@
-"""Keras: its own `.keras` file, read in safe mode and only if every class in it is one of a list.
+"""Keras models: `.keras` files, read in safe mode and only if every class in them is on a list.
 
-Keras' safe mode refuses code in lambdas, and has been got around before by configurations that name other modules or
-files. So the configuration is read here first: every class that it names must be a layer, an initialiser or the like
-that is known to do nothing but arithmetic. The weights are an HDF5 file, which can point to other files; that it does
-not is checked before Keras reads it. Networks with layers of one's own are saved as a Python model, which is code.
+Keras' safe mode refuses code in lambdas, but configurations that name other modules or files have bypassed it. So the
+configuration is checked first: every class that it names must be a layer, an initializer or the like that is known to
+do only arithmetic. The weights are an HDF5 file, which can link to other files, so that is checked as well before Keras
+reads it. Networks with custom layers are saved as Python models, which are code.
 Sources: Keras, "Save, serialize, and export models"; The HDF Group, "HDF5 File Format Specification".
 """
 
@@ -69,21 +69,21 @@ class KerasModel(NetworkModel):
     """A Keras model of known layers."""
 
     format = "keras"
-    final = "Give the last layer an activation: 'sigmoid' for one number, 'softmax' for one each class."
+    final = "Give the last layer an activation: 'sigmoid' for one output, 'softmax' for one output per class."
 
     def __init__(self, model: Any, blob: bytes, table: TableKind, task: Task) -> None:
         super().__init__(table, task)
         self.model, self._blob = model, blob
 
-    def answer(self, matrix: NDArray[np.float32]) -> NDArray[Any]:
+    def forward(self, matrix: NDArray[np.float32]) -> NDArray[Any]:
         import numpy as np
 
-        given: Any = matrix
+        inputs: Any = matrix
         if len(self.model.inputs) > 1:
             # One input for each column, by its name.
-            places = {name: place for place, name in enumerate(self.inputs)}
-            given = {item.name: matrix[:, [places[item.name]]] for item in self.model.inputs}
-        found = self.model(given, training=False)
+            indices = {name: index for index, name in enumerate(self.inputs)}
+            inputs = {item.name: matrix[:, [indices[item.name]]] for item in self.model.inputs}
+        found = self.model(inputs, training=False)
         return np.asarray(found.detach().cpu() if hasattr(found, "detach") else found)
 
     def to_files(self) -> Files:
@@ -96,7 +96,9 @@ class KerasModel(NetworkModel):
             state, blob = json.loads(files[_STATE]), files[_MODEL]
             task, table = state["task"], TableKind.from_json(state["table"])
         except (KeyError, TypeError, ValueError) as error:
-            raise CorruptionError(f"These files are no Keras model: {error!r}.", help="Build it again.") from error
+            raise CorruptionError(
+                f"These files are not a Keras model: {error!r}.", help="Package the model again."
+            ) from error
         return cls(load_keras(blob), blob, table, task)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -104,7 +106,7 @@ class KerasModel(NetworkModel):
 
 
 def is_keras(model: Any) -> bool:
-    """Whether it is a Keras model, without importing Keras for the answer."""
+    """Whether it is a Keras model. Does not import Keras."""
     import sys
 
     keras = sys.modules.get("keras")
@@ -112,27 +114,30 @@ def is_keras(model: Any) -> bool:
 
 
 def adopt_keras(model: Any, table: TableKind, task: Task) -> KerasModel:
-    """Take a built Keras model as it is.
+    """Wrap a built Keras model without changing it.
 
     Raises:
-        UsageError: it holds something of the user's own, which no safe format keeps, or inputs that are no columns.
+        UsageError: it contains custom classes, which no safe format can hold, or inputs that are not columns.
     """
     with tempfile.TemporaryDirectory(prefix="everloop-keras-") as folder, warnings.catch_warnings():
-        # Keras' own, about NumPy and the like.
+        # Keras warns about NumPy and the like.
         warnings.simplefilter("ignore")
-        place = Path(folder, _MODEL)
-        model.save(str(place), include_optimizer=False)
-        blob = _steady(place.read_bytes())
+        path = Path(folder, _MODEL)
+        model.save(str(path), include_optimizer=False)
+        blob = _reproducible(path.read_bytes())
     try:
         loaded = load_keras(blob)
     except TrustError as error:
         raise UsageError(
             error.message,
-            help="Save it as a Python model, which is code and signed: an object with predict(context, …).",
+            help="Save it as a Python model, which is code and signed: an object with predict(context, table).",
         ) from error
     absent = [item.name for item in loaded.inputs if item.name not in table.names] if len(loaded.inputs) > 1 else []
     if absent:
-        raise UsageError(f"The example lacks the column '{absent[0]}', which is an input of the Keras model.")
+        raise UsageError(
+            f"The example lacks the column '{absent[0]}', which is an input of the Keras model.",
+            help=f"It has: {', '.join(table.names[:30])}",
+        )
     return KerasModel(loaded, blob, table, task)
 
 
@@ -140,13 +145,13 @@ def load_keras(blob: bytes) -> Any:
     """Read a `.keras` file.
 
     Raises:
-        MissingExtraError: Keras or what computes for it is not installed.
+        MissingExtraError: Keras or its backend is not installed.
         TrustError: it names a class that is not known to be harmless.
-        CorruptionError: it is no such file.
+        CorruptionError: it is not a `.keras` file.
     """
     check_keras(blob)
     if "KERAS_BACKEND" not in os.environ:
-        # Keras itself would insist on TensorFlow, whatever is there.
+        # By default Keras requires TensorFlow, even if another backend is installed.
         found = next((name for name in ("tensorflow", "jax", "torch") if find_spec(name)), None)
         if found is not None:
             os.environ["KERAS_BACKEND"] = found
@@ -157,31 +162,36 @@ def load_keras(blob: bytes) -> Any:
     _check_weights(blob)
     with tempfile.TemporaryDirectory(prefix="everloop-keras-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        place = Path(folder, _MODEL)
-        place.write_bytes(blob)
+        path = Path(folder, _MODEL)
+        path.write_bytes(blob)
         try:
-            return keras.saving.load_model(str(place), compile=False, safe_mode=True)
-        except Exception as error:  # Keras has no class of its own for it
-            raise CorruptionError(f"The bytes are no Keras model: {error}", help="Build the package again.") from error
+            return keras.saving.load_model(str(path), compile=False, safe_mode=True)
+        except Exception as error:  # Keras raises many kinds of errors
+            raise CorruptionError(
+                f"The Keras model cannot be read: {error}", help="Package the model again."
+            ) from error
 
 
 def check_keras(blob: bytes) -> None:
-    """Refuse a `.keras` file that names what is not known, without needing Keras for it.
+    """Check that a `.keras` file names only known classes. Does not need Keras.
 
     Raises:
         TrustError: it names a class that is not known to be harmless.
-        CorruptionError: it is no such file.
+        CorruptionError: it is not a `.keras` file.
     """
-    strange = next((name for name in _classes(blob) if name is not None), None)
-    if strange is not None:
-        raise TrustError(f"The Keras model holds '{strange}', which is not known to be harmless.")
+    unknown = next(_unknown_names(blob), None)
+    if unknown is not None:
+        raise TrustError(
+            f"The Keras model contains '{unknown}', which is not known to be harmless.",
+            help="Save it as a Python model, which is code and signed: an object with predict(context, table).",
+        )
 
 
 def _check_weights(blob: bytes) -> None:
-    """Refuse weights that lie in other files, which HDF5 knows in four ways.
+    """Check that all weights are in this file; HDF5 has four ways to keep them in another.
 
     Raises:
-        TrustError: they do.
+        TrustError: some are in another file.
         CorruptionError: they cannot be read.
     """
     h5py: Any = import_module("h5py")
@@ -192,66 +202,73 @@ def _check_weights(blob: bytes) -> None:
     try:
         with h5py.File(weights, "r") as file:
             waiting = [file]
-            seen = 0
+            links = 0
             while waiting:
                 group = waiting.pop()
                 for name in group:
-                    seen += 1
+                    links += 1
                     link = group.get(name, getlink=True)
-                    if not isinstance(link, h5py.HardLink) or seen > 1_000_000:
-                        raise TrustError(f"The Keras model's weights hold the link '{name}', which leads elsewhere.")
-                    held = group[name]
-                    if isinstance(held, h5py.Group):
-                        waiting.append(held)
-                    elif isinstance(held, h5py.Dataset) and (held.external or held.is_virtual):
+                    if not isinstance(link, h5py.HardLink) or links > 1_000_000:
                         raise TrustError(
-                            f"The numbers of '{held.name}' in the Keras model's weights lie in other files."
+                            f"The Keras model's weights contain the link '{name}', which points to another file.",
+                            help="Save the model again as a single .keras file.",
+                        )
+                    member = group[name]
+                    if isinstance(member, h5py.Group):
+                        waiting.append(member)
+                    elif isinstance(member, h5py.Dataset) and (member.external or member.is_virtual):
+                        raise TrustError(
+                            f"The numbers of '{member.name}' in the Keras model's weights are in other files.",
+                            help="Save the model again as a single .keras file.",
                         )
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise CorruptionError(f"The Keras model's weights cannot be read: {error}") from error
+        raise CorruptionError(
+            f"The Keras model's weights cannot be read: {error}", help="Package the model again."
+        ) from error
 
 
-def _classes(blob: bytes) -> Iterator[str | None]:
-    """What is named in the configuration and not known; None for each that is."""
+def _unknown_names(blob: bytes) -> Iterator[str]:
+    """Yield files in the archive, and classes in the configuration, that are not known."""
     try:
         with zipfile.ZipFile(io.BytesIO(blob)) as archive:
             names = archive.namelist()
             sizes = {member.filename: member.file_size for member in archive.infolist()}
             if len(set(names)) != len(names):
-                raise ValueError("a file stands twice in it")
+                raise ValueError("a file is in it twice")
             if sizes.get("config.json", 0) > _MOST_CONFIG or sum(sizes.values()) > _MOST_BYTES:
                 raise ValueError(f"it unpacks to {sum(sizes.values()):,} bytes")
             config = json.loads(archive.read("config.json"))
     except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, OSError, EOFError, RuntimeError) as error:
-        raise CorruptionError(f"The bytes are no Keras model: {error}", help="Build the package again.") from error
+        raise CorruptionError(f"The Keras model cannot be read: {error}", help="Package the model again.") from error
     yield from (name for name in names if name not in _MEMBERS)
     waiting: list[Any] = [config]
     while waiting:
         item = waiting.pop()
         if isinstance(item, dict):
-            if "class_name" in item:
-                yield _strange(item)
-            # Keras compiles a model in a model even where it is asked not to.
+            if "class_name" in item and (unknown := _unknown_class(item)) is not None:
+                yield unknown
+            # All values are searched, because Keras compiles inner models even with compile=False.
             waiting.extend(item.values())
         elif isinstance(item, list):
             waiting.extend(item)
 
 
-def _strange(item: Mapping[str, Any]) -> str | None:
-    module, name, own = str(item.get("module")), str(item["class_name"]), item.get("registered_name")
-    told = f"{module}.{name}"
+def _unknown_class(item: Mapping[str, Any]) -> str | None:
+    """Return the qualified name of a class if it is not known to be harmless."""
+    module, name, registered = str(item.get("module")), str(item["class_name"]), item.get("registered_name")
+    qualified = f"{module}.{name}"
     if name in ("__keras_tensor__", "__tuple__", "__numpy__", "__tensor__", "__slice__", "DTypePolicy"):
         return None
-    if own not in (None, name) or not (module == "keras" or module.startswith("keras.")):
-        return told
+    if registered not in (None, name) or not (module == "keras" or module.startswith("keras.")):
+        return qualified
     kind = module.removeprefix("keras.src.").removeprefix("keras.").partition(".")[0]
     if kind in _KINDS:
-        return None if name in _KINDS[kind] else told
-    return None if kind in ("layers", "models", "keras") and name in KNOWN else told
+        return None if name in _KINDS[kind] else qualified
+    return None if kind in ("layers", "models", "keras") and name in KNOWN else qualified
 
 
-def _steady(blob: bytes) -> bytes:
-    """The file without the time of day, and without how it was trained, so that the same model gives the same bytes."""
+def _reproducible(blob: bytes) -> bytes:
+    """Remove times and the training configuration from a file, so that the same model gives the same bytes."""
     with zipfile.ZipFile(io.BytesIO(blob)) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     metadata = json.loads(files["metadata.json"])

@@ -1,8 +1,8 @@
-"""Whether a LightGBM model's text holds together, seen before LightGBM's library reads it.
+"""Check a LightGBM model text before LightGBM's library reads it.
 
-The library believes what a text says: a child that is not there, a column that no row has, a set of categories beyond
-the last one read memory that is not its own, and a tree that runs into itself is followed forever. So a text from
-elsewhere is read here first. Its parameters may name files (of data, of forced splits); a package holds none of them.
+The library trusts its text: a child, column or set of categories that does not exist makes it read foreign memory, and
+it follows a tree with a cycle forever. So a text from elsewhere is checked first. Its parameters can name files (of
+data, of forced splits), which are never part of a package.
 
 Source: LightGBM 4.7, `Tree::Tree(const char*)`, `GBDT::LoadModelFromString`, `Config`.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Whole = NDArray[np.int64]
+    Integers = NDArray[np.int64]
 
 MOST_COLUMNS = 10_000_000
 
@@ -36,7 +36,7 @@ _FILES = frozenset(
         *("machine_list", "mlist", "machines", "workers", "nodes"),
     }
 )
-"""Parameters of LightGBM, with their other names, whose value is a file or the address of a machine."""
+"""Parameters of LightGBM, with their aliases, whose value is a file or the address of a machine."""
 _INNER = ("left_child", "right_child", "split_feature", "decision_type")
 _INNER_TOO = ("split_gain", "internal_value", "internal_weight", "internal_count")
 _LEAVES_TOO = ("leaf_weight", "leaf_count")
@@ -45,11 +45,11 @@ _CLASSES = ("multiclass", "softmax", "multiclassova", "multiclass_ova", "ova", "
 
 
 def check_text(text: bytes) -> None:
-    """Refuse a text that names a file or whose trees lead out of themselves.
+    """Check that a text names no files and that its trees are valid.
 
     Raises:
         TrustError: a parameter names a file or the address of a machine.
-        CorruptionError: a tree is not whole, leads out of itself or runs into itself.
+        CorruptionError: a tree is incomplete, has a cycle, or has a child outside of it.
     """
     head, _, rest = text.partition(b"\n\n")
     if not head.startswith(b"tree\n"):
@@ -57,17 +57,17 @@ def check_text(text: bytes) -> None:
     header = _values(head.split(b"\n")[1:], "the header")
     try:
         columns = _digits(header["max_feature_idx"]) + 1
-        outputs, a_round = _digits(header["num_class"]), _digits(header["num_tree_per_iteration"])
+        outputs, per_iteration = _digits(header["num_class"]), _digits(header["num_tree_per_iteration"])
         sizes = [_digits(size) for size in header["tree_sizes"].split()]
     except (KeyError, ValueError) as error:
-        raise _broken(f"a header without a number that it needs ({error})") from error
+        raise _broken(f"a header in which a required number is missing ({error})") from error
     if not 1 <= columns <= MOST_COLUMNS:
         raise _broken(f"{columns} columns")
     for name in ("feature_names", "feature_infos"):
         if name in header and len(header[name].split()) != columns:
             raise _broken(f"{len(header[name].split())} entries in '{name}' for {columns} columns")
-    if outputs < 1 or outputs != a_round or len(sizes) % a_round:
-        raise _broken(f"{len(sizes)} trees in rounds of {a_round} for {outputs} outputs")
+    if outputs < 1 or outputs != per_iteration or len(sizes) % per_iteration:
+        raise _broken(f"{len(sizes)} trees in iterations of {per_iteration} for {outputs} outputs")
     _check_objective(header.get("objective", ""), outputs)
     at = 0
     for number, size in enumerate(sizes):
@@ -84,10 +84,10 @@ def check_text(text: bytes) -> None:
 
 def _check_objective(objective: str, outputs: int) -> None:
     name, *settings = objective.split() or [""]
-    told = [one.removeprefix("num_class:") for one in settings if one.startswith("num_class:")]
-    # The link writes as many answers as the objective has classes.
-    if (told or name in _CLASSES) and told != [str(outputs)]:
-        raise _broken(f"an objective of {', '.join(told) or 'no'} classes for {outputs} outputs")
+    classes = [setting.removeprefix("num_class:") for setting in settings if setting.startswith("num_class:")]
+    # The link function writes one output for each class of the objective.
+    if (classes or name in _CLASSES) and classes != [str(outputs)]:
+        raise _broken(f"an objective of {', '.join(classes) or 'no'} classes for {outputs} outputs")
 
 
 def _check_parameters(tail: bytes) -> None:
@@ -98,8 +98,8 @@ def _check_parameters(tail: bytes) -> None:
         if parameter in _FILES and value.strip():
             raise TrustError(
                 f"The LightGBM model's parameter '{parameter}' names '{value.strip().decode('utf-8', 'replace')}', "
-                "which lies outside of the model.",
-                help="Empty that line in the model's text; answers do not depend on it.",
+                "which is outside of the model.",
+                help="Delete the value in the model's text; predictions do not depend on it.",
             )
 
 
@@ -107,17 +107,17 @@ def _check_tree(chunk: bytes, number: int, columns: int) -> None:
     where = f"tree {number}"
     lines = chunk.rstrip(b"\n").split(b"\n")
     if lines[0] != b"Tree=%d" % number or b"" in lines:
-        raise _broken(f"something else where {where} should be")
+        raise _broken(f"something else instead of {where}")
     tree = _values(lines[1:], where)
     try:
         leaves, sets = _digits(tree["num_leaves"]), _digits(tree["num_cat"])
     except (KeyError, ValueError) as error:
-        raise _broken(f"{where} without a number that it needs ({error})") from error
+        raise _broken(f"{where} in which a required number is missing ({error})") from error
     if leaves < 1:
         raise _broken(f"{where} without leaves")
     _numbers(tree, "leaf_value", leaves, where)
     _numbers(tree, "threshold", leaves - 1, where)
-    left, right, column, decision = (_whole(tree, name, leaves - 1, where) for name in _INNER)
+    left, right, column, decision = (_integers(tree, name, leaves - 1, where) for name in _INNER)
     for name in (*_INNER_TOO, *_LEAVES_TOO):
         if tree.get(name):
             _numbers(tree, name, leaves - 1 if name in _INNER_TOO else leaves, where)
@@ -125,34 +125,34 @@ def _check_tree(chunk: bytes, number: int, columns: int) -> None:
         _check_linear(tree, leaves, columns, where)
     check_children(left, right, leaves, where)
     if len(column) and not 0 <= int(column.min()) <= int(column.max()) < columns:
-        raise _broken(f"{where} which asks for a column that no row has")
+        raise _broken(f"{where} with a split on a column that does not exist")
     _check_sets(tree, decision, sets, where)
 
 
-def _check_sets(tree: dict[str, str], decision: Whole, sets: int, where: str) -> None:
+def _check_sets(tree: dict[str, str], decision: Integers, sets: int, where: str) -> None:
     if len(decision) and not 0 <= int(decision.min()) <= int(decision.max()) < 12:
-        raise _broken(f"{where} with a kind of decision that there is not")
+        raise _broken(f"{where} with an unknown kind of decision")
     if sets:
-        borders = _whole(tree, "cat_boundaries", sets + 1, where)
+        borders = _integers(tree, "cat_boundaries", sets + 1, where)
         words = len(tree.get("cat_threshold", "").split())
-        _whole(tree, "cat_threshold", words, where)
+        _integers(tree, "cat_threshold", words, where)
         if int(borders[0]) or (borders[1:] < borders[:-1]).any() or int(borders[-1]) != words:
-            raise _broken(f"{where} with sets of categories that are not where it says")
+            raise _broken(f"{where} with sets of categories that do not fit their boundaries")
     for kind, named in zip(decision.tolist(), tree.get("threshold", "").split(), strict=True):
         if kind & 1 and not (named.isascii() and named.isdigit() and len(named) < 10 and int(named) < sets):
-            raise _broken(f"{where} which names a set of categories that is not there")
+            raise _broken(f"{where} with a set of categories that does not exist")
 
 
 def _check_linear(tree: dict[str, str], leaves: int, columns: int, where: str) -> None:
     _numbers(tree, "leaf_const", leaves, where)
-    counts = _whole(tree, "num_features", leaves, where)
+    counts = _integers(tree, "num_features", leaves, where)
     if int(counts.min()) < 0:
-        raise _broken(f"{where} with a leaf of fewer than no columns")
+        raise _broken(f"{where} with a leaf of a negative number of columns")
     total = int(counts.sum())
-    asked = _whole(tree, "leaf_features", total, where)
+    used = _integers(tree, "leaf_features", total, where)
     _numbers(tree, "leaf_coeff", total, where)
-    if len(asked) and not 0 <= int(asked.min()) <= int(asked.max()) < columns:
-        raise _broken(f"{where} with a leaf that asks for a column that no row has")
+    if len(used) and not 0 <= int(used.min()) <= int(used.max()) < columns:
+        raise _broken(f"{where} with a leaf that uses a column that does not exist")
 
 
 def _values(lines: list[bytes], where: str) -> dict[str, str]:
@@ -160,7 +160,7 @@ def _values(lines: list[bytes], where: str) -> dict[str, str]:
     for line in lines:
         name, _, value = line.decode("utf-8", "replace").partition("=")
         if name in found:
-            raise _broken(f"'{name}' twice in {where}")
+            raise _broken(f"the entry '{name}' twice in {where}")
         found[name] = value
     return found
 
@@ -180,16 +180,16 @@ def _numbers(tree: dict[str, str], name: str, count: int, where: str) -> Any:
     try:
         return np.array(parts, dtype=np.float64)
     except ValueError as error:
-        raise _broken(f"something in '{name}' of {where} that is not a number") from error
+        raise _broken(f"a value in '{name}' of {where} that is not a number") from error
 
 
-def _whole(tree: dict[str, str], name: str, count: int, where: str) -> Whole:
-    """Whole numbers, spelled as LightGBM's own reader takes them: it would stop at any other sign."""
+def _integers(tree: dict[str, str], name: str, count: int, where: str) -> Integers:
+    """Read integers, written as LightGBM's own reader expects them: it stops at any other character."""
     import numpy as np
 
     text = tree.get(name, "").strip(" ")
     if text and not _WHOLE.fullmatch(text):
-        raise _broken(f"something in '{name}' of {where} that is not a whole number")
+        raise _broken(f"a value in '{name}' of {where} that is not an integer")
     parts = text.split()
     if len(parts) != count:
         raise _broken(f"{len(parts)} numbers in '{name}' of {where}, which needs {count}")
@@ -197,7 +197,4 @@ def _whole(tree: dict[str, str], name: str, count: int, where: str) -> Whole:
 
 
 def _broken(what: str) -> CorruptionError:
-    return CorruptionError(
-        f"There is no LightGBM model here that can be read: it holds {what}.",
-        help="Save it again where it was trained.",
-    )
+    return CorruptionError(f"The LightGBM model is damaged: it has {what}.", help="Save it again where it was trained.")

@@ -1,7 +1,7 @@
-"""Neural networks: a table of numbers goes in as one matrix in single precision, and scores come out.
+"""Neural networks: they take one matrix in single precision, and return scores.
 
-For classes the network must give probabilities; whether an answer is a logit cannot be told for sure, so one that is no
-probability is refused and not guessed at.
+A classifier must return probabilities. Logits cannot be recognized with certainty, so other outputs are refused rather
+than guessed.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _NUMBERS = ("Float32", "Float64", "Int64", "Boolean")
 
 
 class NetworkModel(ABC):
-    """A network with its columns. See `Model` for what it answers. Subclasses say how it is asked and kept."""
+    """A `Model` around a network. Subclasses define how it predicts and how it is stored."""
 
     format: str
     final: ClassVar[str] = ""
-    """How to make the last layer give probabilities, in words."""
+    """Advice for errors: how to make the last layer return probabilities."""
 
     def __init__(self, table: TableKind, task: Task) -> None:
         self.table, self.task = table, task
         self.inputs = table.names
 
     @abstractmethod
-    def answer(self, matrix: NDArray[np.float32]) -> NDArray[Any]:
-        """What the network gives for rows, shape (n,), (n, 1) or (n, classes)."""
+    def forward(self, matrix: NDArray[np.float32]) -> NDArray[Any]:
+        """Return the network's output for rows, shape (n,), (n, 1) or (n, classes)."""
 
     @abstractmethod
     def to_files(self) -> Files: ...
@@ -56,7 +56,7 @@ class NetworkModel(ABC):
         columns = [series.cast(_float()).fill_null(float("nan")).to_numpy() for series in frame.get_columns()]
         with np.errstate(over="ignore"):
             matrix = np.column_stack(columns).astype(np.float32)
-        scores = np.asarray(self.answer(matrix), dtype=np.float64)
+        scores = np.asarray(self.forward(matrix), dtype=np.float64)
         if self.task == "multiclass":
             return scores
         if self.task == "binary" and scores.ndim == 2 and scores.shape[1] == 2:
@@ -65,49 +65,52 @@ class NetworkModel(ABC):
 
 
 def describe_network(
-    model: NetworkModel, frame: pl.DataFrame, task: Task | None, truth: pl.Series | None
+    model: NetworkModel, frame: pl.DataFrame, task: Task | None, target: pl.Series | None
 ) -> list[Json]:
-    """Find the task and the classes of a network by asking it, and set its task.
+    """Infer the task and the classes of a network from its output, and set its task.
 
     Raises:
-        UsageError: a column is no number, or classes come without probabilities.
-        TrainingError: it cannot answer the example.
+        UsageError: a column is not numeric, or a classifier does not return probabilities.
+        TrainingError: it cannot predict the example.
     """
     from everloop.training.targets import find_classes, infer_task
 
     name = type(model).__name__
-    strange = next((column.name for column in model.table.columns if column.type not in _NUMBERS), None)
-    if strange is not None:
+    other = next((column.name for column in model.table.columns if column.type not in _NUMBERS), None)
+    if other is not None:
         raise UsageError(
-            f"The column '{strange}' is no number, and a network takes a matrix of numbers.",
-            help="Prepare it with a function: save_model(model, …, before=prepare).",
+            f"The column '{other}' is not numeric, but a network takes a matrix of numbers.",
+            help="Convert it with a function: save_model(model, …, before=prepare).",
         )
-    few = model.table.cast(frame.head(20))
-    matrix = np.column_stack([series.cast(_float()).fill_null(0.0).to_numpy() for series in few.get_columns()])
+    rows = model.table.cast(frame.head(20))
+    matrix = np.column_stack([series.cast(_float()).fill_null(0.0).to_numpy() for series in rows.get_columns()])
     try:
-        raw = np.asarray(model.answer(matrix.astype(np.float32)), dtype=np.float64)
+        raw = np.asarray(model.forward(matrix.astype(np.float32)), dtype=np.float64)
         raw = raw.reshape(len(matrix), -1)
-    except Exception as error:  # whatever a stranger's network raises
+    except Exception as error:  # a foreign network can raise anything
         raise TrainingError(
-            f"The {name} cannot answer its example: {type(error).__name__}: {error}",
-            help="It must take one tensor of shape (rows, columns) in single precision, and give one row for each.",
+            f"The {name} cannot predict the example: {type(error).__name__}: {error}",
+            help="It must take one tensor of shape (rows, columns) in single precision, and return one row for each.",
         ) from error
     width = raw.shape[1]
     found = task or ("binary" if width == 2 else "multiclass" if width > 2 else None)
     if found is None:
-        found = "regression" if truth is None else infer_task(truth)
+        found = "regression" if target is None else infer_task(target)
     if (width > 2) != (found == "multiclass") or (width == 2 and found == "regression"):
-        raise UsageError(f"The {name} gives {width} numbers a row, which is no {found}.", help="Say the right task.")
+        raise UsageError(
+            f"The {name} returns {width} numbers per row, which does not fit the task {found}.",
+            help="Pass the right task=.",
+        )
     model.task = found
     if found == "regression":
         return []
     sums = raw.sum(axis=1) if width > 1 else np.ones(len(raw))
     if raw.min() < 0 or raw.max() > 1 or np.abs(sums - 1).max() > 1e-3:
         raise UsageError(
-            f"The {name} gives numbers that are no probabilities ({raw.min():.3g} to {raw.max():.3g}).",
+            f"The {name} returns numbers that are not probabilities ({raw.min():.3g} to {raw.max():.3g}).",
             help=model.final,
         )
-    classes: list[Any] = list(find_classes(truth, found)) if truth is not None else []
+    classes: list[Any] = list(find_classes(target, found)) if target is not None else []
     return classes or ([False, True] if found == "binary" else list(range(width)))
 
 

@@ -1,4 +1,4 @@
-"""An ONNX model that somebody gives as it is: kept byte for byte, answered by onnxruntime."""
+"""ONNX models that the user provides: stored unchanged, and run by onnxruntime."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 class OnnxModel:
-    """A graph with its columns. See `Model` for what it answers."""
+    """A `Model` around an ONNX graph."""
 
     format = "onnx"
 
     def __init__(
         self, form: GraphForm, table: TableKind, *, label: str | None = None, labels: Sequence[Json] = ()
     ) -> None:
-        """`label`: the output that names each row's class, where the graph has one; `labels`: its values by class."""
+        """`label`: the output with each row's class, if the graph has one; `labels`: its value for each class."""
         self.form = form
         self.table = table
         self.task: Task = form.task
@@ -48,25 +48,25 @@ class OnnxModel:
         return self.form.frame(self.table.from_rows(rows))
 
     def answer_frame(self, frame: pl.DataFrame) -> ClassScores:
-        """Scores, and the class that the graph itself names."""
-        return self._answer(self.table.cast(frame))
+        """Return scores, and the class in the graph's label output."""
+        return self._predict(self.table.cast(frame))
 
     def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> ClassScores:
-        """Scores, and the class that the graph itself names."""
-        return self._answer(self.table.from_rows(rows))
+        """Return scores, and the class in the graph's label output."""
+        return self._predict(self.table.from_rows(rows))
 
-    def _answer(self, frame: pl.DataFrame) -> ClassScores:
+    def _predict(self, frame: pl.DataFrame) -> ClassScores:
         if self.label is None:
             return by_rule(self, self.form.frame(frame))
-        scores, said = self.form.labelled(frame, self.label)
-        known = {value: place for place, value in enumerate(self.labels)}
-        strange = next((value for value in said.tolist() if value not in known), None)
-        if strange is not None:
+        scores, predicted = self.form.labelled(frame, self.label)
+        indices = {value: index for index, value in enumerate(self.labels)}
+        unknown = next((value for value in predicted.tolist() if value not in indices), None)
+        if unknown is not None:
             raise RequestError(
-                f"The ONNX model predicts {strange!r}, which is not one of its classes.",
-                help=f"They are: {', '.join(map(repr, self.labels[:10]))}",
+                f"The ONNX model predicts {unknown!r}, which is not one of its classes.",
+                help=f"Its classes are: {', '.join(map(repr, self.labels[:10]))}",
             )
-        return ClassScores(scores, np.array([known[value] for value in said.tolist()], dtype=np.intp))
+        return ClassScores(scores, np.array([indices[value] for value in predicted.tolist()], dtype=np.intp))
 
     def to_files(self) -> Files:
         files = self.form.to_files()
@@ -86,7 +86,9 @@ class OnnxModel:
                 labels=state.get("labels", ()),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise CorruptionError(f"These files are no ONNX model: {error!r}.", help="Build it again.") from error
+            raise CorruptionError(
+                f"These files are not an ONNX model: {error!r}.", help="Package the model again."
+            ) from error
 
     def __reduce__(self) -> tuple[object, ...]:
         return _reread, (self.to_files(),)
@@ -97,74 +99,80 @@ def _reread(files: Files) -> OnnxModel:
 
 
 def adopt_onnx(
-    graph: bytes, table: TableKind, frame: pl.DataFrame, task: Task | None, truth: pl.Series | None
+    graph: bytes, table: TableKind, frame: pl.DataFrame, task: Task | None, target: pl.Series | None
 ) -> tuple[OnnxModel, list[Json]]:
-    """Take an ONNX model as it is: inputs by name or, where it takes one tensor, by place.
+    """Wrap an ONNX model without changing it. Columns are matched by name or, for one input tensor, by position.
 
     Raises:
-        UsageError: the example's columns do not fit its inputs, or the task cannot be told from its outputs.
-        TrainingError: it cannot answer the example.
+        UsageError: the example's columns do not fit its inputs, or the task does not fit its outputs.
+        TrainingError: it cannot predict the example.
     """
     from everloop.training.targets import find_classes
 
     session = open_session(graph)
-    asked = [item.name for item in session.get_inputs()]
-    joined = len(asked) == 1 and table.names != tuple(asked)
+    names = [item.name for item in session.get_inputs()]
+    joined = len(names) == 1 and table.names != tuple(names)
     if not joined:
-        absent = [name for name in asked if name not in table.names]
+        absent = [name for name in names if name not in table.names]
         if absent:
             raise UsageError(
                 f"The example lacks the columns {', '.join(map(repr, absent[:8]))}, which the ONNX model takes.",
                 help=f"It has: {', '.join(table.names[:30])}",
             )
         by_name = {column.name: column for column in table.columns}
-        table = replace(table, columns=tuple(by_name[name] for name in asked))
+        table = replace(table, columns=tuple(by_name[name] for name in names))
     output = next(
         (item.name for item in session.get_outputs() if "prob" in item.name.lower()), session.get_outputs()[-1].name
     )
-    few = table.cast(frame.head(5))
     try:
         form = GraphForm(graph, names=table.names, task="multiclass", output=output, joined=joined)
-        answer = np.asarray(form.frame(few))
-    except Exception as error:  # onnxruntime has a class for every cause and no common root
-        raise TrainingError(f"The ONNX model cannot answer its example: {error}") from error
-    width = answer.shape[1] if answer.ndim == 2 else 1
+        scores = np.asarray(form.frame(table.cast(frame.head(5))))
+    except Exception as error:  # onnxruntime's errors have no common base class
+        raise TrainingError(
+            f"The ONNX model cannot predict the example: {error}",
+            help="Pass a table with the columns and types that the model takes.",
+        ) from error
+    width = scores.shape[1] if scores.ndim == 2 else 1
     found: Task = task or ("regression" if width == 1 else "binary" if width == 2 else "multiclass")
     if (width > 2) != (found == "multiclass"):
         raise UsageError(
-            f"The ONNX model gives {width} numbers a row, which is no {found}.", help="Say the right task."
+            f"The ONNX model returns {width} numbers per row, which does not fit the task {found}.",
+            help="Pass the right task=.",
         )
     form = GraphForm(graph, names=table.names, task=found, output=output, joined=joined)
     if found == "regression":
         return OnnxModel(form, table), []
     label = next((item.name for item in session.get_outputs() if item.name != output and _is_label(item.type)), None)
-    classes: list[Any] = list(find_classes(truth, found)) if truth is not None else list(range(max(width, 2)))
+    classes: list[Any] = list(find_classes(target, found)) if target is not None else list(range(max(width, 2)))
     if label is None:
         return OnnxModel(form, table), classes
-    said = set(form.labelled(table.cast(frame), label)[1].tolist())
-    labels = _labels(said, classes, given=truth is not None)
-    return OnnxModel(form, table, label=label, labels=labels), classes if truth is not None else labels
+    predicted = set(form.labelled(table.cast(frame), label)[1].tolist())
+    labels = _labels(predicted, classes, given=target is not None)
+    return OnnxModel(form, table, label=label, labels=labels), classes if target is not None else labels
 
 
 def _is_label(kind: str) -> bool:
     return kind in ("tensor(int64)", "tensor(int32)", "tensor(string)", "tensor(bool)")
 
 
-def _labels(said: set[Any], classes: list[Any], *, given: bool) -> list[Any]:
-    """The graph's own label of each class, given the labels that it says to the example.
+def _labels(predicted: set[Any], classes: list[Any], *, given: bool) -> list[Any]:
+    """Return the graph's label for each class, from the labels that it predicts for the example.
+
+    Args:
+        given: the classes come from the user's target.
 
     Raises:
-        UsageError: they are not those of the classes.
+        UsageError: the labels do not fit the classes.
     """
-    # Whole numbers that are not the classes themselves count them.
+    # Integers that are not classes themselves are indices of classes.
     for candidate in (classes, list(range(len(classes)))):
-        if said <= set(candidate):
+        if predicted <= set(candidate):
             return candidate
-    if not given and len(said) == len(classes):
-        # Converters keep the classes in order.
-        return sorted(said)
-    told = ", ".join(map(repr, sorted(said, key=str)[:10]))
+    if not given and len(predicted) == len(classes):
+        # Converters sort the classes.
+        return sorted(predicted)
+    listed = ", ".join(map(repr, sorted(predicted, key=str)[:10]))
     raise UsageError(
-        f"The ONNX model predicts {told} for its example, and its classes are {', '.join(map(repr, classes[:10]))}.",
+        f"The ONNX model predicts {listed} for the example, but its classes are {', '.join(map(repr, classes[:10]))}.",
         help="Pass as y= the target of the example's rows, with every class in it.",
     )

@@ -1,14 +1,14 @@
-"""What an ONNX model names outside of its own bytes: files, libraries, operators of others.
+"""Refuse ONNX models that refer to anything outside of their own bytes: files, libraries, foreign operators.
 
-Nothing of that is allowed. The model's protobuf is walked without building it, so serving needs no `onnx` package and
-the walk costs little beside loading. Refused are
+The model's protobuf is scanned without parsing it into objects, so serving needs no `onnx` package and the scan is fast
+compared with loading. Refused are
 
-* external data: a tensor, wherever it stands, whose numbers lie in a file (or at an address in memory);
-* operators that onnxruntime does not bring along, and those of its own that read files;
+* external data: a tensor at any level whose numbers are in a file (or at an address in memory);
+* operators that are not part of onnxruntime, and those of its own that read files;
 * training graphs, a configuration of onnxruntime in the metadata, and onnxruntime's other file format;
-* functions of the model that call themselves, or that unfold to more nodes than any real model has.
+* functions of the model that call themselves, or that expand to more nodes than any real model has.
 
-A field that occurs twice is merged by protobuf; here each occurrence is checked. Groups, which ONNX does not have, are
+Protobuf merges a field that occurs twice; here each occurrence is checked. Groups, which ONNX does not use, are
 refused.
 Sources: onnx.proto (IR version 13); Protocol Buffers, "Encoding"; onnxruntime, `ContribOperators.md`.
 """
@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from everloop.errors import CorruptionError, TrustError
 
 DEEPEST = 100
-"""Messages in messages, as protobuf itself limits them."""
+"""Nested messages; protobuf has the same limit."""
 MOST_NODES = 10_000_000
-"""Nodes after functions have been unfolded."""
+"""Nodes after functions have been expanded."""
 
 STANDARD = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 """Operator domains of the ONNX standard. All their operators compute from their inputs alone."""
@@ -51,7 +51,7 @@ _MICROSOFT_DOMAIN = "com.microsoft"
 _RUNTIME_CONFIGURATION = "ort_config"
 _RUNTIME_FORMAT = b"ORTM"
 
-# Of each message: its fields that hold messages of interest, by number.
+# For each message, by number, the fields that must be checked.
 _MODEL = {7: "graph", 14: "metadata", 20: "training", 25: "function"}
 _GRAPH = {1: "node", 5: "tensor", 15: "sparse"}
 _NODE = {4: "name", 5: "attribute", 7: "domain", 8: "overload"}
@@ -70,15 +70,15 @@ _FIELDS = {
     "metadata": {1: "key"},
 }
 
-# Numbers in long rows are one field each in an attribute. A pattern passes over a row of them at once: it takes fields
-# of one-byte tags (so up to number 15) that hold a number, and that no message above looks at.
+# In an attribute, each number of a long list is a field. This pattern skips a sequence of them at once: it matches
+# fields with one-byte tags (up to number 15) that hold a number, none of which must be checked.
 _NUMBERS = re.compile(
     rb"(?:[\x08\x10\x18\x20\x28\x30\x38\x40\x48\x50\x58\x60\x68\x78][\x80-\xff]{0,9}+[\x00-\x7f]"
     rb"|[\x0d\x15\x1d\x25\x2d\x35\x3d\x45\x4d\x55\x5d\x65\x6d\x75\x7d].{4}"
     rb"|[\x09\x11\x19\x21\x29\x31\x39\x41\x49\x51\x59\x61\x69\x71\x79].{8})++",
     re.DOTALL,
 )
-# Likewise the short texts of an attribute (field 9), one for each node of a tree.
+# The same for the short texts of an attribute (field 9), one for each node of a tree.
 _TEXTS = re.compile(
     b"(?:\x4a(?:" + b"|".join(b"\\x%02x.{%d}" % (size, size) for size in range(32)) + b"))++", re.DOTALL
 )
@@ -88,28 +88,28 @@ _Key = tuple[str, str]
 
 @dataclass
 class _Calls:
-    """How many nodes a function holds, and which others it calls how often."""
+    """The number of nodes in a function, and how often it calls each other function."""
 
     nodes: int = 0
     called: dict[_Key, int] = field(default_factory=dict)
 
 
 def check_references(graph: bytes) -> None:
-    """Refuse a model that reaches outside of its bytes.
+    """Check that a model refers to nothing outside of its bytes.
 
     Raises:
-        TrustError: it names a file, an address, or an operator that is not on the list.
-        CorruptionError: the bytes are not a protobuf message that is read in one way only.
+        TrustError: it refers to a file, an address, or an operator that is not on the list.
+        CorruptionError: the bytes are not an unambiguous protobuf message.
     """
     if graph[4:8] == _RUNTIME_FORMAT:
         raise TrustError(
-            "The model is in onnxruntime's own format (.ort), which is not checked here.", help="Save it as ONNX."
+            "The model is in onnxruntime's own format (.ort), which cannot be checked.", help="Save it as ONNX."
         )
-    _Walk(graph).model()
+    _Scan(graph).model()
 
 
-class _Walk:
-    """One walk through the bytes of a model."""
+class _Scan:
+    """A scan of the bytes of a model."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -122,19 +122,22 @@ class _Walk:
         for domain, name in self._used:
             if (domain, name) not in self._functions and not _known(domain, name):
                 raise TrustError(
-                    f"The ONNX model uses the operator '{domain}:{name}', which onnxruntime does not bring along "
+                    f"The ONNX model uses the operator '{domain}:{name}', which is not part of onnxruntime "
                     "or which reads files.",
-                    help=f"Operators may come from {', '.join(sorted(filter(None, STANDARD)))} and, those that only "
-                    f"compute, from {_MICROSOFT_DOMAIN}.",
+                    help=f"Use operators of {', '.join(sorted(filter(None, STANDARD)))}, or those of "
+                    f"{_MICROSOFT_DOMAIN} that only compute.",
                 )
-        self._check_unfolding()
+        self._check_expansion()
 
     def _message(self, kind: str, at: int, end: int, calls: _Calls, depth: int) -> None:
-        """Walk through the message of a kind between two places."""
+        """Scan a message of a kind between two offsets."""
         if depth > DEEPEST:
-            raise CorruptionError(f"The ONNX model nests messages deeper than {DEEPEST}.")
+            raise CorruptionError(f"The ONNX model nests messages deeper than {DEEPEST} levels.")
         if kind == "training":
-            raise TrustError("The ONNX model holds a training graph, which answering does not need.")
+            raise TrustError(
+                "The ONNX model contains a training graph, which prediction does not need.",
+                help="Export it for inference.",
+            )
         if kind == "external":
             raise _external()
         data, fields = self._data, _FIELDS[kind]
@@ -159,7 +162,10 @@ class _Walk:
                 if inner in ("name", "domain", "overload", "key"):
                     texts[inner] = data[at : at + size].decode("utf-8", "replace")
                     if inner == "key" and texts[inner] == _RUNTIME_CONFIGURATION:
-                        raise TrustError("The ONNX model's metadata configures onnxruntime.")
+                        raise TrustError(
+                            "The ONNX model's metadata configures onnxruntime.",
+                            help=f"Remove the entry '{_RUNTIME_CONFIGURATION}' from its metadata.",
+                        )
                 elif inner is not None and inner != "location":
                     self._message(inner, at, at + size, calls, depth + 1)
                 at += size
@@ -170,9 +176,9 @@ class _Walk:
             elif wire in (1, 5):
                 at += 8 if wire == 1 else 4
                 if at > end:
-                    raise _damaged("a number that is cut")
+                    raise _damaged("a number that is cut off")
             else:
-                raise _damaged("a group, which ONNX does not have")
+                raise _damaged("a group, which ONNX does not use")
         self._finish(kind, texts, calls)
 
     def _finish(self, kind: str, texts: dict[str, str], calls: _Calls) -> None:
@@ -184,14 +190,19 @@ class _Walk:
             calls.called[key] = calls.called.get(key, 0) + 1
         elif kind == "function":
             if _standard(domain):
-                raise TrustError(f"The ONNX model defines the standard operator '{domain}:{key[1]}' as a function.")
+                raise TrustError(
+                    f"The ONNX model defines the standard operator '{domain}:{key[1]}' as a function.",
+                    help="Rename the function, or remove it.",
+                )
             if key in self._functions:
-                raise TrustError(f"The ONNX model defines the function '{domain}:{key[1]}' twice.")
+                raise TrustError(
+                    f"The ONNX model defines the function '{domain}:{key[1]}' twice.", help="Remove one of them."
+                )
             self._functions[key] = calls
 
-    def _check_unfolding(self) -> None:
+    def _check_expansion(self) -> None:
         sizes: dict[_Key, int] = {}
-        under_way: set[_Key] = set()
+        active: set[_Key] = set()
 
         def size_of(calls: _Calls, depth: int) -> int:
             total = calls.nodes
@@ -199,15 +210,15 @@ class _Walk:
                 inner = self._functions.get(key)
                 if inner is None:
                     continue
-                if key in under_way or depth > DEEPEST:
+                if key in active or depth > DEEPEST:
                     raise CorruptionError(f"The ONNX model's function '{key[0]}:{key[1]}' calls itself.")
                 if key not in sizes:
-                    under_way.add(key)
+                    active.add(key)
                     sizes[key] = size_of(inner, depth + 1)
-                    under_way.discard(key)
+                    active.discard(key)
                 total += times * sizes[key]
             if total > MOST_NODES:
-                raise CorruptionError(f"The ONNX model's functions unfold to more than {MOST_NODES:,} nodes.")
+                raise CorruptionError(f"The ONNX model's functions expand to more than {MOST_NODES:,} nodes.")
             return total
 
         size_of(self._main, 0)
@@ -215,13 +226,13 @@ class _Walk:
             size_of(calls, 0)
 
     def _varint(self, at: int, end: int, longest: int = 10) -> tuple[int, int]:
-        """A number of seven bits a byte, and the place behind it."""
+        """Read a number with seven bits per byte. Return it and the offset after it."""
         value = 0
-        for place in range(min(longest, end - at)):
-            byte = self._data[at + place]
-            value |= (byte & 0x7F) << 7 * place
+        for index in range(min(longest, end - at)):
+            byte = self._data[at + index]
+            value |= (byte & 0x7F) << 7 * index
             if byte < 0x80:
-                return value, at + place + 1
+                return value, at + index + 1
         raise _damaged("a number that does not end")
 
 
@@ -235,10 +246,10 @@ def _standard(domain: str) -> bool:
 
 def _external() -> TrustError:
     return TrustError(
-        "The ONNX model keeps numbers of a tensor outside of itself (external data), which a package does not hold.",
+        "The ONNX model keeps the numbers of a tensor in another file (external data), which a package cannot hold.",
         help="Save it in one file: onnx.save_model(model, path, save_as_external_data=False).",
     )
 
 
 def _damaged(what: str) -> CorruptionError:
-    return CorruptionError(f"The bytes are not an ONNX model: they hold {what}.", help="Export it again.")
+    return CorruptionError(f"The bytes are not an ONNX model: they contain {what}.", help="Export the model again.")

@@ -1,4 +1,4 @@
-"""A plain function from a table to predictions, asked as an estimator is."""
+"""A plain function from a table to predictions, with the interface of an estimator."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Function:
-    """Gives a function the method that estimators have. Kept as code, so it loads only when signed."""
+    """Gives a function the method `predict`. It is stored as code, so it loads only when signed."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function

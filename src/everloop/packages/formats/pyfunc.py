@@ -1,11 +1,11 @@
-"""A Python model with a context, as MLflow's `PythonModel` is: an object that loads its own files and predicts.
+"""Python models with a context, like MLflow's `PythonModel`: objects that load their own files and predict.
 
     class Scorer:
         def load_context(self, context): self.table = json.load(open(context.artifacts["table"]))
         def predict(self, context, model_input, params=None): ...
 
-It is code, so it loads only when signed; its artifacts travel inside the package and are laid out in a folder of their
-own when it is loaded. Source: MLflow, `mlflow.pyfunc.PythonModel`.
+Such a model is code, so it loads only when signed. Its artifacts are stored in the package and written to a temporary
+folder when it is loaded. Source: MLflow, `mlflow.pyfunc.PythonModel`.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _STATE, _OBJECT, _ARTIFACTS = "pyfunc.json", "python_model.pkl", "artifacts/"
 
 @dataclass(frozen=True, slots=True)
 class PyfuncContext:
-    """What the model gets: where its artifacts lie, by name, and nothing to configure."""
+    """The context that the model receives: the paths of its artifacts by name, and an empty configuration."""
 
     artifacts: dict[str, str] = field(default_factory=dict)
     model_config: dict[str, Any] = field(default_factory=dict)
 
 
 class PyfuncModel:
-    """A Python model with its artifacts. See `Model` for what it answers."""
+    """A `Model` around a Python model with its artifacts."""
 
     format = "pyfunc"
 
@@ -60,17 +60,17 @@ class PyfuncModel:
         self.table: TableKind = state["table"]
         self.inputs = self.table.names
         self._blob, self._artifacts, self._names = blob, dict(artifacts), dict(names)
-        # A bound method keeps the folder; it goes with the model.
+        # The bound method keeps the folder alive; it is removed together with the model.
         folder = tempfile.TemporaryDirectory(prefix="everloop-artifacts-")
         self._finalizer = weakref.finalize(self, folder.cleanup)
         for name, data in self._artifacts.items():
-            place = Path(folder.name, name)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(data)
-        self.context = PyfuncContext({name: str(Path(folder.name, path)) for name, path in self._names.items()})
+            path = Path(folder.name, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        self.context = PyfuncContext({name: str(Path(folder.name, inner)) for name, inner in self._names.items()})
         self.python_model = cloudpickle.loads(blob)
         self.scorer = PyfuncScores(self.python_model, self.context)
-        """The model, asked as an estimator is."""
+        """The model with the interface of an estimator."""
 
     def predict_scores(self, frame: pl.DataFrame) -> Array:
         return self.question.scores(self.scorer, self.table.fill(self.table.cast(frame)))
@@ -80,15 +80,13 @@ class PyfuncModel:
 
     @property
     def rule(self) -> Rule | None:
-        """How classes follow from scores; None where the model is asked for them."""
+        """How classes follow from scores; None if the model predicts them separately."""
         return self.question.rule if self.question.choice == "rule" else None
 
     def answer_frame(self, frame: pl.DataFrame) -> ClassScores:
-        """Scores and classes."""
         return self.question.answer(self.scorer, self.table.fill(self.table.cast(frame)))
 
     def answer_rows(self, rows: Sequence[Mapping[str, object]]) -> ClassScores:
-        """Scores and classes."""
         return self.question.answer(self.scorer, self.table.fill(self.table.from_rows(rows)))
 
     def to_files(self) -> Files:
@@ -110,10 +108,12 @@ class PyfuncModel:
             known["question"] = EstimatorScores.from_json({"order": (), **state}, state["task"])
             names = {str(name): str(path) for name, path in state["artifacts"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CorruptionError(f"These files are no Python model: {error!r}.", help="Build it again.") from error
+            raise CorruptionError(
+                f"These files are not a Python model: {error!r}.", help="Package the model again."
+            ) from error
         artifacts = {name.removeprefix(_ARTIFACTS): data for name, data in files.items() if name.startswith(_ARTIFACTS)}
         if not all(map(safe_path, (*artifacts, *names.values()))):
-            raise CorruptionError("An artifact of the Python model lies outside of it.")
+            raise CorruptionError("The path of an artifact is outside of the Python model.")
         return cls(blob, artifacts, names, **known)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -121,7 +121,7 @@ class PyfuncModel:
 
 
 class PyfuncScores:
-    """Asked as an estimator is, whatever of `context` and `params` the model's own `predict` takes."""
+    """Gives a Python model the interface of an estimator, whether or not its `predict` takes a context."""
 
     def __init__(self, model: Any, context: PyfuncContext) -> None:
         self._model, self._context = model, context
@@ -132,8 +132,8 @@ class PyfuncScores:
     def predict(self, table: Any) -> Any:
         import numpy as np
 
-        answer = self._model.predict(self._context, table) if self._with_context else self._model.predict(table)
-        return np.asarray(answer)
+        predicted = self._model.predict(self._context, table) if self._with_context else self._model.predict(table)
+        return np.asarray(predicted)
 
 
 def is_pyfunc(model: Any) -> bool:
@@ -142,35 +142,39 @@ def is_pyfunc(model: Any) -> bool:
 
 
 def adopt_pyfunc(model: Any, table: TableKind, task: Task, artifacts: Mapping[str, Any]) -> PyfuncModel:
-    """Take a Python model with the files and folders that it reads.
+    """Wrap a Python model together with the files and folders that it reads.
 
     Raises:
         NotFoundError: an artifact does not exist.
-        UsageError: its name cannot be a file's, or loading it fails.
+        UsageError: an artifact's name cannot be a file name, or loading the model fails.
     """
     files: dict[str, bytes] = {}
     names: dict[str, str] = {}
-    for name, given in artifacts.items():
-        place = Path(given)
+    for name, location in artifacts.items():
+        source = Path(location)
         if not safe_path(name) or "/" in name:
-            raise UsageError(f"'{name}' is no name for an artifact.", help="Use letters, digits, '.', '_' and '-'.")
-        if not place.exists():
-            raise NotFoundError(f"The artifact '{name}' is not at '{place}'.")
-        names[name] = f"{name}/{place.name}"
-        if place.is_dir():
+            raise UsageError(
+                f"'{name}' is not a valid name for an artifact.", help="Use letters, digits, '.', '_' and '-'."
+            )
+        if not source.exists():
+            raise NotFoundError(
+                f"There is no file '{source}' for the artifact '{name}'.", help="Check the paths in artifacts=."
+            )
+        names[name] = f"{name}/{source.name}"
+        if source.is_dir():
             files |= {
-                f"{names[name]}/{path.relative_to(place).as_posix()}": path.read_bytes()
-                for path in sorted(place.rglob("*"))
+                f"{names[name]}/{path.relative_to(source).as_posix()}": path.read_bytes()
+                for path in sorted(source.rglob("*"))
                 if path.is_file()
             }
         else:
-            files[names[name]] = place.read_bytes()
+            files[names[name]] = source.read_bytes()
     try:
         return PyfuncModel(dump_code(model), files, names, task=task, table=table)
-    except Exception as error:  # whatever a stranger's model raises
+    except Exception as error:  # a user's model can raise anything
         raise UsageError(
             f"The {type(model).__name__} cannot be loaded: {type(error).__name__}: {error}",
-            help="It must be picklable, and load_context must find all that it reads in its artifacts.",
+            help="It must be picklable, and load_context may read only its artifacts.",
         ) from error
 
 

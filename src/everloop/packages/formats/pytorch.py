@@ -1,9 +1,9 @@
-"""PyTorch: a module as weights (safetensors) and code, or a program that `torch.export` made.
+"""PyTorch models: a module as weights (safetensors) and code, or a program from `torch.export`.
 
 weights.safetensors, module.pkl    the tensors by name; the module without them, which is code
-program.pt2                        the exported program, which needs no class of the user's
+program.pt2                        the exported program, which needs none of the user's classes
 
-Both load only when signed: the module is code by nature, and `torch.export.load` unpickles what it finds.
+Both load only when signed: a module is code, and `torch.export.load` unpickles its files.
 Sources: safetensors; PyTorch, "torch.export", "PT2 Archive".
 """
 
@@ -30,16 +30,16 @@ _STATE, _WEIGHTS, _MODULE, _PROGRAM = "torch.json", "weights.safetensors", "modu
 
 
 class TorchModel(NetworkModel):
-    """A module or an exported program, asked without gradients."""
+    """A module or an exported program, run in inference mode."""
 
     format = "torch"
-    final = "End the module in one: torch.nn.Sequential(model, torch.nn.Sigmoid()), or Softmax(dim=1)."
+    final = "Add a last layer: torch.nn.Sequential(model, torch.nn.Sigmoid()), or Softmax(dim=1) for several classes."
 
     def __init__(self, module: Any, blobs: Mapping[str, bytes], table: TableKind, task: Task) -> None:
         super().__init__(table, task)
         self.module, self._blobs = module, dict(blobs)
 
-    def answer(self, matrix: NDArray[np.float32]) -> NDArray[Any]:
+    def forward(self, matrix: NDArray[np.float32]) -> NDArray[Any]:
         torch: Any = import_module("torch")
         with torch.inference_mode():
             found: NDArray[Any] = self.module(torch.from_numpy(matrix)).numpy()
@@ -56,7 +56,9 @@ class TorchModel(NetworkModel):
             task, table = state["task"], TableKind.from_json(state["table"])
             blobs = {name: files[name] for name in ((_PROGRAM,) if _PROGRAM in files else (_WEIGHTS, _MODULE))}
         except (KeyError, TypeError, ValueError) as error:
-            raise CorruptionError(f"These files are no PyTorch model: {error!r}.", help="Build it again.") from error
+            raise CorruptionError(
+                f"These files are not a PyTorch model: {error!r}.", help="Package the model again."
+            ) from error
         return cls(_load(blobs), blobs, table, task)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -64,7 +66,7 @@ class TorchModel(NetworkModel):
 
 
 def is_torch(model: Any) -> bool:
-    """Whether it is a module or an exported program, without importing PyTorch for the answer."""
+    """Whether it is a module or an exported program. Does not import PyTorch."""
     import sys
 
     torch = sys.modules.get("torch")
@@ -72,7 +74,7 @@ def is_torch(model: Any) -> bool:
 
 
 def adopt_torch(model: Any, table: TableKind, task: Task) -> TorchModel:
-    """Take a module in evaluation mode, or an exported program, as it is.
+    """Wrap a module, in evaluation mode, or an exported program.
 
     Raises:
         MissingExtraError: safetensors is not installed.
@@ -84,7 +86,7 @@ def adopt_torch(model: Any, table: TableKind, task: Task) -> TorchModel:
         blobs = {_PROGRAM: out.getvalue()}
     else:
         blobs = _dump(model)
-    # What is kept is what answers from here on, so that nothing that is trained further changes it.
+    # The stored copy predicts from here on, so that further training of the original does not change it.
     return TorchModel(_load(blobs), blobs, table, task)
 
 
@@ -97,7 +99,7 @@ def _dump(module: Any) -> dict[str, bytes]:
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in (*module.named_parameters(remove_duplicate=False), *module.named_buffers())
     }
-    # On the device `meta` a tensor is a shape without numbers.
+    # On the device `meta` a tensor has a shape but no numbers.
     bare = copy.deepcopy(module).eval().to("meta")
     return {_WEIGHTS: _safetensors().save(tensors), _MODULE: cloudpickle.dumps(bare)}
 
@@ -114,11 +116,11 @@ def _load(blobs: Mapping[str, bytes]) -> Any:
     module = cloudpickle.loads(blobs[_MODULE])
     for name, tensor in _safetensors().load(blobs[_WEIGHTS]).items():
         owner, _, leaf = name.rpartition(".")
-        held = module.get_submodule(owner)
-        if leaf in held._parameters:
-            held._parameters[leaf] = torch.nn.Parameter(tensor, requires_grad=False)
+        submodule = module.get_submodule(owner)
+        if leaf in submodule._parameters:
+            submodule._parameters[leaf] = torch.nn.Parameter(tensor, requires_grad=False)
         else:
-            held._buffers[leaf] = tensor
+            submodule._buffers[leaf] = tensor
     return module.eval()
 
 

@@ -1,4 +1,4 @@
-"""Whether the nodes of a decision tree lead only to nodes of the same tree, and end."""
+"""Check that the children of a decision tree's nodes are in the same tree, and that it has no cycles."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Whole = NDArray[np.int64]
+    Integers = NDArray[np.int64]
 
 DEEPEST = 10_000
-"""Most levels of a tree. Libraries explain predictions by recursion, and their stack is limited."""
+"""The most levels of a tree. Libraries explain predictions by recursion, and their stack is limited."""
 
 
-def check_children(left: Whole, right: Whole, leaves: int, where: str) -> None:
-    """Refuse a tree whose nodes lead out of it, or from which some way does not end at a leaf.
+def check_children(left: Integers, right: Integers, leaves: int, where: str) -> None:
+    """Check that every child is in the tree, and that every path from the root ends at a leaf.
 
     Args:
-        left, right: the children of each inner node: an inner node by its number, a leaf by -1 - its number.
+        left, right: the children of each inner node: an inner node by its number, a leaf by -1 minus its number.
+        leaves: number of leaves. where: how messages call the tree.
 
     Raises:
-        CorruptionError: it is such a tree.
+        CorruptionError: a child is outside of the tree, or the tree has a cycle or too many levels.
     """
     import numpy as np
 
@@ -31,11 +32,11 @@ def check_children(left: Whole, right: Whole, leaves: int, where: str) -> None:
     if not len(children):
         return
     if int(children.max()) >= len(left) or int(children.min()) < -leaves:
-        raise broken_model(f"{where} with a node that leads out of it")
+        raise broken_model(f"{where} with a node whose child is outside of it")
     inner = children[children >= 0]
-    # Each node has one parent and the first has none, so no way from the first leads back.
+    # Each node has one parent and the root has none, so no path from the root can return.
     if len(inner) and (int(inner.min()) < 1 or len(np.unique(inner)) != len(inner)):
-        raise broken_model(f"{where} which runs into itself")
+        raise broken_model(f"{where} with a cycle")
     level = np.zeros(1, dtype=np.int64)
     for _ in range(DEEPEST):
         level = np.concatenate([left[level], right[level]])
@@ -46,5 +47,5 @@ def check_children(left: Whole, right: Whole, leaves: int, where: str) -> None:
 
 
 def broken_model(what: str) -> CorruptionError:
-    """The error for a model that holds `what`."""
-    return CorruptionError(f"The model holds {what}.", help="Build it again from the estimator that was fitted.")
+    """Return the error for a model that has `what`."""
+    return CorruptionError(f"The model is damaged: it has {what}.", help="Package it again from the fitted estimator.")

@@ -1,7 +1,7 @@
-"""Python objects as bytes, with the code of their user's own modules in them.
+"""Pickle Python objects together with the code of the user's own modules.
 
-A class or a function of a module that lies beside the user's script is named, not kept, by a pickle, and is not there
-where the model serves. So those modules travel inside. Installed libraries are named: the package's lock has them.
+A pickle only names classes and functions of modules beside the user's script, and those modules are missing where the
+model is served. So their code is included. Installed libraries are only named; the package's lock lists them.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ if TYPE_CHECKING:
 
 
 def dump_code(value: Any) -> bytes:
-    """An object in cloudpickle's format, whole.
+    """Return an object in cloudpickle's format, including the code that it needs.
 
     Raises:
-        UsageError: it cannot be pickled; the message names the module of the user's that is the reason, if one is.
+        UsageError: it cannot be pickled; the message names the user's modules.
     """
     import cloudpickle
 
     try:
         blob: bytes = cloudpickle.dumps(value)
-    except Exception as error:  # pickling raises whatever the object's own methods raise
+    except Exception as error:  # pickling calls the object's own methods, which can raise anything
         raise _refusal(value, error, ()) from error
-    own = _modules_of(blob)
-    if not own:
+    modules = _modules_of(blob)
+    if not modules:
         return blob
     with ExitStack() as stack:
         known = cloudpickle.list_registry_pickle_by_value()
-        for module in own:
+        for module in modules:
             if module.__name__ not in known:
                 cloudpickle.register_pickle_by_value(module)
                 stack.callback(cloudpickle.unregister_pickle_by_value, module)
         try:
-            whole: bytes = cloudpickle.dumps(value)
+            complete: bytes = cloudpickle.dumps(value)
         except Exception as error:
-            raise _refusal(value, error, own) from error
-    return whole
+            raise _refusal(value, error, modules) from error
+    return complete
 
 
 def _modules_of(blob: bytes) -> list[ModuleType]:
-    """The user's own modules that a pickle names, and those that lie beside them."""
+    """Return the user's modules that a pickle names, and the user's modules that those import."""
     found: dict[str, ModuleType] = {}
     for operation, argument, _ in pickletools.genops(blob):
         if not isinstance(argument, str):
@@ -69,10 +69,10 @@ _NOT_OWN = frozenset({"everloop", "__main__", *sys.stdlib_module_names})
 _LIBRARY = f"{sys.base_prefix}/lib/python"
 
 
-def _refusal(value: Any, error: Exception, own: Any) -> UsageError:
-    modules = f" with the code of {', '.join(module.__name__ for module in own)}" if own else ""
+def _refusal(value: Any, error: Exception, modules: Any) -> UsageError:
+    code = f" with the code of {', '.join(module.__name__ for module in modules)}" if modules else ""
     return UsageError(
-        f"The {type(value).__name__} cannot be packaged{modules}: {type(error).__name__}: {error}",
-        help="Move what cannot be pickled (open files, locks, connections) out of the model and out of its modules, "
+        f"The {type(value).__name__} cannot be packaged{code}: {type(error).__name__}: {error}",
+        help="Move what cannot be pickled (open files, locks, connections) out of the model and its modules, "
         "or install the module as a package where the model is served.",
     )
