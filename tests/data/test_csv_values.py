@@ -40,7 +40,7 @@ def outcome(folder: Path, values: list[str], **options: Any) -> tuple[str, Any]:
     try:
         found = column(folder, values, **options)
     except SourceError as error:
-        return "error", error.message.split(" row ")[0] + error.message.split(" says ")[-1]
+        return "error", error.message.split(" row ")[0] + error.message.split(" contains ")[-1]
     return str(found.dtype), sorted(map(repr, found.to_list()))
 
 
@@ -107,7 +107,7 @@ def test_what_means_null_can_be_named(project: Path) -> None:
     assert column(project, ["1", "oops", "NA"], null_values=["oops"]).to_list() == [1, None, None]
     assert column(project, ["Oslo", "NA"], null_values=["NA"]).to_list() == ["Oslo", None]
     assert column(project, ["a", "9"], null_values={"x": "9"}).to_list() == ["a", None]
-    with pytest.raises(SourceError, match=r"row 2 of .* says 'NA'"):
+    with pytest.raises(SourceError, match=r"row 2 of .* contains 'NA'"):
         column(project, ["1", "NA", "2"], null_values=[])
     assert column(project, ["1.5", "nan"], null_values=[])[1] != column(project, ["1.5", "nan"], null_values=[])[1]
     with pytest.raises(UsageError, match="zz"):
@@ -117,7 +117,7 @@ def test_what_means_null_can_be_named(project: Path) -> None:
 def test_a_text_among_numbers_is_an_error_and_many_are_text(project: Path) -> None:
     numbers = [str(n) for n in range(LONG)]
     for place in (0, 1, LONG // 2, LONG - 1):
-        with pytest.raises(SourceError, match=rf"holds int64, but row {place + 1} of .* says 'oops'"):
+        with pytest.raises(SourceError, match=rf"is int64, but row {place + 1} of .* contains 'oops'"):
             column(project, [*numbers[:place], "oops", *numbers[place:]])
     tickets = [*numbers[:600], *(f"A/{n}" for n in range(200))]
     with collect_notes() as notes:
@@ -127,7 +127,9 @@ def test_a_text_among_numbers_is_an_error_and_many_are_text(project: Path) -> No
 
 
 def test_times_finer_than_microseconds_are_refused(project: Path) -> None:
-    with pytest.raises(SourceError, match=r"row 2 of .* says '2026-01-05T10:00:00.1234567', which no timestamp\[us\]"):
+    with pytest.raises(
+        SourceError, match=r"row 2 of .* contains '2026-01-05T10:00:00.1234567', which timestamp\[us\] cannot"
+    ):
         column(project, ["2026-01-05T10:00:00", "2026-01-05T10:00:00.1234567"])
     fine = column(project, ["2026-01-05T10:00:00.123456789"], schema_overrides={"x": pl.Datetime("ns")})
     assert fine.dt.nanosecond().to_list() == [123456789]
@@ -140,7 +142,7 @@ def test_a_type_that_is_named_holds_every_value(project: Path) -> None:
     assert column(project, ["007", "8"], schema_overrides={"x": "int64"}).to_list() == [7, 8]
     assert column(project, ["1.50", "NA"], schema_overrides={"x": "decimal[10, 2]"}).dtype == pl.Decimal(10, 2)
     assert column(project, ["1", "0", "true"], schema_overrides={"x": bool}).to_list() == [True, False, True]
-    with pytest.raises(SourceError, match=r"holds date, but row 2 of .* says '01/02/2026'"):
+    with pytest.raises(SourceError, match=r"is date, but row 2 of .* contains '01/02/2026'"):
         column(project, ["2026-01-01", "01/02/2026"], schema_overrides={"x": pl.Date})
     with pytest.raises(UsageError, match="no column 'y', which an option names"):
         column(project, ["1"], schema_overrides={"y": pl.Int64})
@@ -154,7 +156,7 @@ def test_blank_lines_are_not_rows(project: Path) -> None:
     (project / "a.tsv").write_text("x\ty\n1\ta\n\t\n\n2\tb\n")
     assert read("a.tsv").collect().rows() == [(1, "a"), (None, None), (2, "b")]
     (project / "a.csv").write_text("x,y\n1,2\n\n3,oops\n5,6\n7,8\n")
-    with pytest.raises(SourceError, match=r"row 2 of '.*/project/a.csv' says 'oops'"):
+    with pytest.raises(SourceError, match=r"row 2 of '.*/project/a.csv' contains 'oops'"):
         read("a.csv")
 
 
@@ -163,7 +165,7 @@ def test_blank_lines_are_not_rows(project: Path) -> None:
     [
         ("# made by hand\nx,y\n1,2\n3,4\n", "begins with a comment: '# made by hand'", {"comment_prefix": "#"}),
         ("# one\n# two, with a comma\nx,y,z\n1,2,3\n", "begins with a comment", {"comment_prefix": "#"}),
-        ("Report of May\n\nx,y\n1,2\n3,4\n", "If its header is 'x,y'", {"skip_rows": 1}),
+        ("Report of May\n\nx,y\n1,2\n3,4\n", "If the header is 'x,y'", {"skip_rows": 1}),
     ],
 )
 def test_lines_before_the_header_get_advice_that_works(
@@ -243,8 +245,8 @@ def test_a_decimal_comma_that_nobody_asked_for_is_told(project: Path) -> None:
         "'x': kept as text, because numbers such as '1,5' in row 1 have a decimal comma"
     ]
     assert (notes[0].help, notes[0].option_help) == (
-        "Read them with decimal_comma=True.",
-        "Read them with --decimal-comma.",
+        "To read them as numbers, pass decimal_comma=True.",
+        "To read them as numbers, pass --decimal-comma.",
     )
 
 
@@ -291,5 +293,5 @@ def test_notes_stand_beside_the_source_of_a_snapshot(project: Path, store: Store
 
 def test_errors_name_the_file_and_not_its_copy(project: Path) -> None:
     (project / "a.csv").write_bytes("x,y\n1,é\n2,b\n3,c\noops,d\n".encode("cp1252"))
-    with pytest.raises(EverloopError, match=r"row 4 of '.*/project/a.csv' says 'oops'"):
+    with pytest.raises(EverloopError, match=r"row 4 of '.*/project/a.csv' contains 'oops'"):
         read("a.csv", encoding="cp1252")

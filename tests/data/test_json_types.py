@@ -42,7 +42,7 @@ def test_times_and_decimals_are_read_from_their_texts(path):
     [
         ("a", pl.Duration("us"), "'a' cannot be read as duration"),
         ("at", pl.Binary, "'at' cannot be read as"),
-        ("price", pl.Decimal(10, 0), "'1.50' under 'price'|'2.5' under 'price'"),
+        ("price", pl.Decimal(10, 0), "'1.50', a value of 'price'|'2.5', a value of 'price'"),
         ("price", pl.Time, "cannot be read"),
         ("at", pl.Int8, "cannot be read"),
     ],

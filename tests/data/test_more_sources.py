@@ -95,7 +95,7 @@ def test_new_rows_are_seen_without_being_kept(store: Store, service: Service) ->
         service.rows.append(order(2))
         later = look(one["spec"], since=one["state"])
         assert later != one["state"]
-        assert told(one["state"], later) == "new rows behind 1"
+        assert told(one["state"], later) == "new rows after 1"
         assert told(one["state"], one["state"]) == ""
         assert look(one["spec"], since=one["state"]) == later
 
@@ -111,17 +111,17 @@ def test_cursors_may_be_times_and_texts(store: Store, service: Service) -> None:
 
 def test_what_a_source_gives_wrongly_is_named(store: Store, service: Service) -> None:
     for rows, said in (
-        ([], "gave no rows yet"),
-        ([order(1), {"price": 1.0}], "Row 2 of orders has no 'id'"),
-        ([{"idd": 1}], "gives no column 'id'. Did you mean 'idd'"),
-        ([order(1), "text"], "gave 'text', which is no row"),
-        ([{"id": 1}, {"id": "x"}], "orders: Column 'id' holds int64, but row 2 says 'x'"),
-        ([order(1, event_at=1)], "gives a column 'event_at'"),
+        ([], "has not returned any rows yet"),
+        ([order(1), {"price": 1.0}], "Row 2 of orders has no value in the cursor column 'id'"),
+        ([{"idd": 1}], "have no column 'id'. Did you mean 'idd'"),
+        ([order(1), "text"], "returned 'text', which is not a row"),
+        ([{"id": 1}, {"id": "x"}], "orders: Column 'id' is int64, but row 2 contains 'x'"),
+        ([order(1, event_at=1)], "returns a column 'event_at'"),
     ):
         service.rows = rows
         with pytest.raises(SourceError, match=said):
             read_orders(store)
-    with pytest.raises(UsageError, match="cannot be found again"):
+    with pytest.raises(UsageError, match="cannot be imported by its name"):
         read(lambda since: [], cursor="id")
     with pytest.raises(UsageError, match="cursor= needs a function"):
         read("a.csv", cursor="id")
@@ -184,7 +184,7 @@ def test_each_engine_gives_the_same_rows(database: str, engine: str) -> None:
     (one,) = seen
     assert one["spec"]["engine"] == engine
     assert plugins.load("observation", "sql")(one["spec"], since=one["state"]) == one["state"]
-    with pytest.raises(SourceError, match=r"The query fails on 'sqlite:///flights\.db'"):
+    with pytest.raises(SourceError, match=r"The query failed on 'sqlite:///flights\.db'"):
         read(f"sqlite:///{database}", query="SELECT * FROM nothing", engine=engine)
 
 

@@ -135,7 +135,7 @@ def test_without_a_tag_a_download_starts_over(site: Site) -> None:
 def test_another_file_is_not_joined_to_a_part(site: Site) -> None:
     site.files["flights.parquet"] = content = parquet()
     site.most = len(content) // 20
-    with pytest.raises(SourceError, match="goes on from there"):
+    with pytest.raises(SourceError, match="the download resumes where it stopped"):
         read(site.url("flights.parquet")).collect()
     site.files["flights.parquet"] = parquet(TABLE.reverse())
     site.most = None
@@ -146,20 +146,20 @@ def test_the_checksum_decides(site: Site) -> None:
     site.files["x.csv"] = b"a\n1\n"
     good = hashlib.sha256(b"a\n1\n").hexdigest()
     assert read(site.url("x.csv"), sha256=good).collect().rows() == [(1,)]
-    with pytest.raises(SourceError, match="hashes to"):
+    with pytest.raises(SourceError, match=r"The SHA-256 of .* was expected"):
         read(site.url("x.csv"), sha256="00" * 32)
 
 
 def test_what_is_wrong_is_named(site: Site) -> None:
     for url, message in (
-        (site.url("none.csv"), "is not there"),
+        (site.url("none.csv"), "it does not exist"),
         ("http://127.0.0.1:9/x.csv", "cannot be read"),
-        ("ftp://host/x.csv", "no address that can be read"),
+        ("ftp://host/x.csv", "its URL scheme is not supported"),
     ):
         with pytest.raises(SourceError, match=message):
             read(url)
     site.files["odd"] = b"a"
-    with pytest.raises(SourceError, match="does not say its format"):
+    with pytest.raises(SourceError, match=r"The format of .* is unknown"):
         read(site.url("odd"))
 
 
@@ -192,6 +192,6 @@ def test_a_bucket(s3: str) -> None:
     assert read("s3://flights/2013/*.parquet").collect().height == 14
     with pytest.raises(SourceError, match="cannot be read"):
         read("s3://flights/none.parquet")
-    with pytest.raises(SourceError, match="Nothing in 's3://flights' matches"):
+    with pytest.raises(SourceError, match="No file in 's3://flights' matches"):
         find_remote("s3://flights/none/*.parquet")
     client.close()

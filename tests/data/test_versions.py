@@ -73,12 +73,12 @@ def test_versions_are_read_by_number_by_name_and_by_time(tmp_path: Path, monkeyp
     for ref, said in (
         ("flights@9", "flights@2"),
         ("flihgts", "flights"),
-        ("flights@2026-02-01", "Its first version is of 2026-03-01"),
-        ("flights@2026-02-31", "no time in ISO 8601"),
+        ("flights@2026-02-01", "Its first version was created at 2026-03-01"),
+        ("flights@2026-02-31", "is not a time in ISO 8601"),
     ):
         with pytest.raises(SourceError, match=said):
             read(f"everloop:{ref}")
-    with pytest.raises(UsageError, match="takes no options"):
+    with pytest.raises(UsageError, match="which takes no query=, format= or other options"):
         read("everloop:flights", separator=";")
 
 

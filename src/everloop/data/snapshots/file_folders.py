@@ -21,7 +21,7 @@ import polars as pl
 
 from everloop.data.snapshots.snapshots import get_snapshot, take_snapshot
 from everloop.data.sources.file_states import is_settled
-from everloop.data.sources.read_progress import tell
+from everloop.data.sources.read_progress import report_progress
 from everloop.errors import DataError, SourceError
 from everloop.records import Snapshot
 from everloop.stores.clock import SystemClock, micros
@@ -78,7 +78,7 @@ def add_folder(
     if [(row[0], row[1]) for row in memory.rows] == [(each, stamp) for each, stamp, _ in found]:
         same = store.records.find(Snapshot, ("id", "=", memory.snapshots.get(dataset, "")), limit=1)
         if same and store.objects.has(_tree(same[0], store)):
-            tell("files", len(found), len(found), "files", str(folder))
+            report_progress("files", len(found), len(found), "files", str(folder))
             return same[0]
     entries = _kept(top, found, memory, store)
     listing = pl.DataFrame(
@@ -182,8 +182,8 @@ def _kept(top: Path, found: list[tuple[str, _Stamp | None, int]], memory: _Memor
                 continue
         packer.read(top / path, path, mode)
         if number % _TOLD_EVERY == 0:
-            tell("files", number, len(found), "files", str(top))
-    tell("files", len(found), len(found), "files", str(top))
+            report_progress("files", number, len(found), "files", str(top))
+    report_progress("files", len(found), len(found), "files", str(top))
     return packer.finish()
 
 

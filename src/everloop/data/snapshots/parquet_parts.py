@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from everloop.data.sources.read_progress import tell
+from everloop.data.sources.read_progress import report_progress
 from everloop.errors import DataError
 from everloop.stores.full_disk import insufficient, is_full
 from everloop.stores.objects.byte_stores import TEMPORARY
@@ -46,7 +46,7 @@ def keep_parts(rows: pl.DataFrame | pl.LazyFrame, store: Store) -> list[dict[str
         for part in parts:
             kept.append(_keep(part, store, folder))
             done += part.height
-            tell("snapshot", done, total, "rows")
+            report_progress("snapshot", done, total, "rows")
     return kept
 
 

@@ -1,4 +1,4 @@
-"""Parquet, Arrow and Delta: files that say their types themselves."""
+"""Read Parquet, Arrow and Delta: formats that store the types of their columns."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _Scan = Callable[..., pl.LazyFrame]
-_OURS = ("schema_overrides", "missing_columns")
+_EVERLOOP_OPTIONS = ("schema_overrides", "missing_columns")
 
 
 def scan_parquet(files: list[DataFile], options: Mapping[str, Any]) -> list[pl.LazyFrame]:
-    """The rows of Parquet files, of each by itself, in the order of `files`, with the same columns and types.
+    """The rows of each Parquet file, in the order of `files`, with the same columns and types.
 
     Raises:
-        SourceError: a file is no Parquet, or the files differ in columns, or in types that do not go together.
+        SourceError: a file is not a Parquet file, or the files differ in columns or have incompatible types.
     """
     return _scan_alike(pl.scan_parquet, "parquet", files, options)
 
 
 def scan_arrow(files: list[DataFile], options: Mapping[str, Any]) -> list[pl.LazyFrame]:
-    """The rows of Arrow (Feather 2, IPC) files, likewise.
+    """The rows of each Arrow file (Feather 2, IPC), in the order of `files`, with the same columns and types.
 
     Raises:
-        SourceError: a file is no Arrow file, or the files differ in columns, or in types that do not go together.
+        SourceError: a file is not an Arrow file, or the files differ in columns or have incompatible types.
     """
     return _scan_alike(pl.scan_ipc, "arrow", files, options)
 
@@ -43,45 +43,51 @@ def scan_delta(paths: list[Path], options: Mapping[str, Any]) -> pl.LazyFrame:
     """The rows of a Delta table, given its folder.
 
     Raises:
-        SourceError: several folders, or a table that cannot be read.
+        SourceError: several folders are given, or the table cannot be read.
     """
     if len(paths) > 1:
-        raise SourceError(f"{len(paths)} Delta tables cannot be read as one.", help="Read each, then pl.concat them.")
-    given = {name: value for name, value in options.items() if name != "schema_overrides"}
+        raise SourceError(
+            f"{len(paths)} Delta tables cannot be read together.", help="Read each one, then join them with pl.concat."
+        )
+    polars_options = {name: value for name, value in options.items() if name != "schema_overrides"}
     try:
-        scan = pl.scan_delta(str(paths[0]), **given)
+        scan = pl.scan_delta(str(paths[0]), **polars_options)
     except TypeError as error:
-        raise UsageError(f"Reading delta failed: {error}.", help="Options are those of polars.scan_delta.") from error
-    except Exception as error:  # deltalake raises classes of its own, and not from one root
+        raise UsageError(
+            f"Reading delta failed: {error}.", help="The options are those of polars.scan_delta."
+        ) from error
+    except Exception as error:  # the exceptions of deltalake have no common base class
         raise SourceError(f"'{paths[0]}' cannot be read as a Delta table: {_first_line(error)}.") from error
     file = DataFile.of(paths[0])
     return _cast([(file, scan, scan.collect_schema())], _named(options, file, scan.collect_schema()))[0]
 
 
-def _scan_alike(scan: _Scan, form: str, files: list[DataFile], options: Mapping[str, Any]) -> list[pl.LazyFrame]:
-    # A folder's name is no column of Polars': everloop reads it, for every format alike.
-    hive = {"hive_partitioning": False}
-    given = {**hive, **{name: value for name, value in options.items() if name not in _OURS}}
+def _scan_alike(scan: _Scan, format: str, files: list[DataFile], options: Mapping[str, Any]) -> list[pl.LazyFrame]:
+    # everloop reads partition columns itself, in the same way for every format.
+    polars_options = {"hive_partitioning": False}
+    polars_options |= {name: value for name, value in options.items() if name not in _EVERLOOP_OPTIONS}
     schemas = []
     for file in files:
         try:
-            schemas.append(scan(literal(file.path), **given).collect_schema())
+            schemas.append(scan(literal(file.path), **polars_options).collect_schema())
         except TypeError as error:
-            raise UsageError(f"Reading {form} failed: {error}.", help="Options are those of Polars.") from error
+            raise UsageError(
+                f"Reading {format} failed: {error}.", help="The options are those of the Polars reader."
+            ) from error
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise SourceError(f"'{file}' cannot be read as {form}: {_first_line(error)}.") from error
-    inserted = options.get("missing_columns") == "insert"
-    if not inserted:
+            raise SourceError(f"'{file}' cannot be read as {format}: {_first_line(error)}.") from error
+    if options.get("missing_columns") != "insert":
         for file, schema in zip(files, schemas, strict=True):
             _compare(files[0], schemas[0], file, schema)
     named = _named(options, files[0], {name: None for schema in schemas for name in schema})
     if not named and all(list(schema.items()) == list(schemas[0].items()) for schema in schemas):
         if any(file.partition for file in files):
-            return [scan(literal(file.path), **given) for file in files]
-        return [scan([literal(file.path) for file in files], **given)]
-    held = [(file, scan(literal(file.path), **given), schema) for file, schema in zip(files, schemas, strict=True)]
-    types = _together(held, named)
-    return _cast(held, types)
+            return [scan(literal(file.path), **polars_options) for file in files]
+        return [scan([literal(file.path) for file in files], **polars_options)]
+    opened = [
+        (file, scan(literal(file.path), **polars_options), schema) for file, schema in zip(files, schemas, strict=True)
+    ]
+    return _cast(opened, _common_types(opened, named))
 
 
 def _named(options: Mapping[str, Any], file: DataFile, known: Mapping[str, Any]) -> dict[str, pl.DataType]:
@@ -101,76 +107,76 @@ def _compare(first: DataFile, expected: pl.Schema, file: DataFile, schema: pl.Sc
         raise SourceError(f"'{lacking}' has no column '{name}', which '{having}' has.", help=nearest(name, known))
 
 
-_Held = list[tuple[DataFile, pl.LazyFrame, pl.Schema]]
+_Opened = list[tuple[DataFile, pl.LazyFrame, pl.Schema]]
 
 
-def _together(held: _Held, named: Mapping[str, pl.DataType]) -> dict[str, pl.DataType]:
-    """The type of every column that holds what all files say.
+def _common_types(opened: _Opened, named: Mapping[str, pl.DataType]) -> dict[str, pl.DataType]:
+    """The type of every column that can hold the values of all files.
 
     Raises:
-        SourceError: there is none.
+        SourceError: a column has no such type.
     """
     types: dict[str, pl.DataType] = dict(named)
-    for name in {name: None for _, _, schema in held for name in schema}:
+    for name in {name: None for _, _, schema in opened for name in schema}:
         if name in named:
             continue
-        first = next((file, schema[name]) for file, _, schema in held if name in schema)
-        together: pl.DataType = first[1]
-        for file, _, schema in held:
+        first = next((file, schema[name]) for file, _, schema in opened if name in schema)
+        common: pl.DataType = first[1]
+        for file, _, schema in opened:
             if name not in schema:
                 continue
             if isinstance(first[1], pl.Null):
                 first = file, schema[name]
-            wider = unified(together, schema[name])
+            wider = unified(common, schema[name])
             if wider is None:
                 raise SourceError(
-                    f"Column '{name}' holds {type_name(first[1])} in '{first[0]}' but {type_name(schema[name])} "
+                    f"Column '{name}' is {type_name(first[1])} in '{first[0]}' but {type_name(schema[name])} "
                     f"in '{file}'.",
                     **advice(
-                        "Write the files with one type, or take the column as text, which keeps every value, with {}.",
+                        "Write the files with one type, or read the column as text, which keeps every value, with {}.",
                         schema_overrides={name: pl.String()},
                     ),
                 )
-            together = wider
-        types[name] = together
-        _refuse_loss(held, name, together)
+            common = wider
+        types[name] = common
+        _refuse_loss(opened, name, common)
     return types
 
 
-def _refuse_loss(held: _Held, name: str, together: pl.DataType) -> None:
-    """What a file holds that the common type cannot: long whole numbers, times far from today."""
-    for file, scan, schema in held:
+def _refuse_loss(opened: _Opened, name: str, common: pl.DataType) -> None:
+    """Refuse values that the common type cannot hold: long whole numbers, and times far from today."""
+    for file, scan, schema in opened:
         dtype = schema.get(name)
-        if dtype is None or dtype == together:
+        if dtype is None or dtype == common:
             continue
         column = pl.col(name)
-        if together.is_float() and dtype.is_integer():
+        if common.is_float() and dtype.is_integer():
             number = column.cast(pl.Int128)
             lost = number.cast(pl.Float64).cast(pl.Int128, strict=False) != number
-            said = "and fractions in another file: float64 cannot hold it"
-        elif together.is_integer() and dtype == pl.UInt64():
-            lost, said = column > (1 << 63) - 1, "and signed numbers in another file: int64 cannot hold it"
-        elif isinstance(together, pl.Datetime) and together.time_unit == "ns" and isinstance(dtype, pl.Datetime):
+            reason = "another file has fractions, and float64 cannot hold both exactly"
+        elif common.is_integer() and dtype == pl.UInt64():
+            lost, reason = column > (1 << 63) - 1, "another file has signed numbers, and int64 cannot hold both"
+        elif isinstance(common, pl.Datetime) and common.time_unit == "ns" and isinstance(dtype, pl.Datetime):
             lost = (column.dt.year() < _NS_YEARS[0]) | (column.dt.year() > _NS_YEARS[1])
-            said = "and nanoseconds in another file, which end in 2262"
+            reason = "another file has nanoseconds, which only reach from 1678 to 2262"
         else:
             continue
         found = scan.select(column.filter(lost.fill_null(value=False)).head(1)).collect(engine="streaming")
         if len(found):
             raise SourceError(
-                f"Column '{name}' holds {found.item()} in '{file}' {said}.",
-                **advice("Take it as text, with {}.", schema_overrides={name: pl.String()}),
+                f"Column '{name}' contains {found.item()} in '{file}', but {reason}.",
+                **advice("To read it as text, pass {}.", schema_overrides={name: pl.String()}),
             )
 
 
 _NS_YEARS = (1678, 2261)
 
 
-def _cast(held: _Held, types: Mapping[str, pl.DataType]) -> list[pl.LazyFrame]:
-    """Every file with the same columns, in the same order and types."""
-    names = list({name: None for _, _, schema in held for name in schema})
+def _cast(opened: _Opened, types: Mapping[str, pl.DataType]) -> list[pl.LazyFrame]:
+    """Every file with the same columns, in the same order and with the same types."""
+    names = list({name: None for _, _, schema in opened for name in schema})
     scans = []
-    for file, scan, schema in held:
+    for file, scan, schema in opened:
         columns = []
         for name in names:
             dtype = types.get(name, schema.get(name))
@@ -186,7 +192,7 @@ def _cast(held: _Held, types: Mapping[str, pl.DataType]) -> list[pl.LazyFrame]:
 
 
 def _refuse_cast(file: DataFile, scan: pl.LazyFrame, name: str, before: pl.DataType, after: pl.DataType) -> None:
-    """A type that was named must hold every value."""
+    """Refuse a type that cannot hold every value of the column."""
     if unified(before, after) == after or isinstance(after, pl.String):
         return
     lost = pl.col(name).filter(pl.col(name).is_not_null() & pl.col(name).cast(after, strict=False).is_null()).head(1)
@@ -194,11 +200,15 @@ def _refuse_cast(file: DataFile, scan: pl.LazyFrame, name: str, before: pl.DataT
         found = scan.select(lost).collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
         raise UsageError(
-            f"Column '{name}' of '{file}' holds {type_name(before)}, which cannot become {type_name(after)}: "
+            f"Column '{name}' of '{file}' is {type_name(before)}, which cannot be converted to {type_name(after)}: "
             f"{_first_line(error)}."
         ) from error
     if len(found):
-        raise SourceError(f"Column '{name}' of '{file}' holds {found.item()!r}, which no {type_name(after)} can hold.")
+        raise SourceError(
+            f"Column '{name}' of '{file}' contains {found.item()!r}, which {type_name(after)} cannot hold.",
+            help="Name a wider type for the column in schema_overrides=.",
+            option_help="Name a wider type for the column with --schema.",
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,7 @@
-"""Compressed files: `.gz`, `.bz2`, `.xz`, `.zst`, and `.zip` with one file in it.
+"""Unpack compressed files: `.gz`, `.bz2`, `.xz`, `.zst`, and `.zip` with a single file.
 
-They are unpacked as a stream into the store's cache, so memory holds a piece at a time, and no more than a bound: a
-small archive must not fill the disk.
+Files are unpacked as a stream into the store's cache, so memory holds only one chunk at a time. The unpacked size is
+limited, because a small archive must not fill the disk.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _CHUNK = 1 << 20
 _ALWAYS_BYTES = 1 << 30
 _MOST_RATIO = 1_000
 _FREE_BYTES = 1 << 29
-_LOOKED_EVERY = 64
-"""So many pieces lie between two looks at the room on the disk."""
+_CHUNKS_PER_DISK_CHECK = 64
+"""Free disk space is checked once per this many chunks."""
 
 
 def is_compressed(name: str | Path) -> bool:
@@ -33,7 +33,7 @@ def is_compressed(name: str | Path) -> bool:
 
 
 def plain_name(name: str, path: Path | None = None) -> str:
-    """The name without the suffix of the compression; of a zip archive that can be opened, the name of its file."""
+    """The name without the suffix of the compression; for a zip archive at `path`, the name of the file inside."""
     pure = PurePath(name)
     if not is_compressed(name):
         return name
@@ -44,18 +44,18 @@ def plain_name(name: str, path: Path | None = None) -> str:
 
 
 def unpacked(file: DataFile) -> DataFile:
-    """The file, unpacked into a copy in the store's cache where it is compressed.
+    """The file itself, or if it is compressed, an unpacked copy in the store's cache.
 
     Raises:
-        SourceError: it is damaged, cut short, encrypted, holds several files, or unpacks to more than can be expected.
+        SourceError: it is damaged, truncated, encrypted, contains several files, or unpacks to an implausible size.
     """
     if not is_compressed(file.path):
         return file
     suffix = PurePath(plain_name(file.path.name, file.path)).suffix
-    return file.at(copied(file.path, f"unpacked {suffix}", suffix, lambda: _pieces(file)))
+    return file.at(copied(file.path, f"unpacked {suffix}", suffix, lambda: _chunks(file)))
 
 
-def _pieces(file: DataFile) -> Iterator[bytes]:
+def _chunks(file: DataFile) -> Iterator[bytes]:
     import lzma
     import zipfile
     import zlib
@@ -65,22 +65,26 @@ def _pieces(file: DataFile) -> Iterator[bytes]:
     done = number = 0
     try:
         with _opened(file) as stream:
-            while piece := stream.read(_CHUNK):
-                done += len(piece)
+            while chunk := stream.read(_CHUNK):
+                done += len(chunk)
                 if done > most:
                     raise SourceError(
-                        f"'{file}' has {size:,} bytes and unpacks to more than {most:,}.",
-                        help="If that is right, unpack it by hand and read the file.",
+                        f"'{file}' has {size:,} bytes but unpacks to more than {most:,}, which is suspicious.",
+                        help="If the size is right, unpack the file by hand and read the result.",
                     )
-                if number % _LOOKED_EVERY == 0 and shutil.disk_usage(file.path.parent).free < _FREE_BYTES:
-                    raise SourceError(f"There is no room on the disk to unpack '{file}'.", help="Make room.")
+                if number % _CHUNKS_PER_DISK_CHECK == 0 and shutil.disk_usage(file.path.parent).free < _FREE_BYTES:
+                    raise SourceError(
+                        f"The disk does not have enough free space to unpack '{file}'.", help="Free some space."
+                    )
                 number += 1
-                yield bytes(piece)
+                yield bytes(chunk)
     except EOFError as error:
-        raise SourceError(f"'{file}' ends before its last byte.", help="Copy or download it again.") from error
+        raise SourceError(
+            f"'{file}' is truncated: its compressed data ends too early.", help="Copy or download it again."
+        ) from error
     except (OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-        said = str(error).rstrip(".")
-        raise SourceError(f"'{file}' cannot be unpacked: {said}.", help="Copy or download it again.") from error
+        reason = str(error).rstrip(".")
+        raise SourceError(f"'{file}' cannot be unpacked: {reason}.", help="Copy or download it again.") from error
 
 
 def _opened(file: DataFile) -> IO[bytes] | Any:
@@ -105,7 +109,7 @@ def _opened(file: DataFile) -> IO[bytes] | Any:
 
 
 def _member(path: Path, shown: str) -> str:
-    """The one file in an archive; what macOS puts beside it does not count."""
+    """The name of the one file in a zip archive. Files that macOS adds do not count."""
     import zipfile
 
     try:
@@ -115,8 +119,11 @@ def _member(path: Path, shown: str) -> str:
         raise SourceError(f"'{shown}' cannot be unpacked: {error}.", help="Copy or download it again.") from error
     names = [name for name in names if not name.startswith("__MACOSX/") and PurePath(name).name != ".DS_Store"]
     if len(names) != 1:
-        held = (
+        content = (
             "no file" if not names else f"{len(names)} files ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
         )
-        raise SourceError(f"'{shown}' holds {held}, and one is read.", help="Unpack it and read its folder or a glob.")
+        raise SourceError(
+            f"'{shown}' contains {content}, but must contain exactly one.",
+            help="Unpack it, and read the folder or a glob.",
+        )
     return names[0]

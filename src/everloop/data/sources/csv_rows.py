@@ -1,6 +1,6 @@
-"""Rows of a csv file that are not rows: too short, too long, or inside a quote that nobody closes.
+"""Find malformed rows of a CSV file: too short, too long, or with a quote that is never closed.
 
-Polars says that a file is wrong; only a parser that goes through it row by row can say where.
+Polars reports that a file is malformed. Only a parser that reads it row by row can say where.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
     from everloop.data.sources.data_files import DataFile
 
-_UNIT = "\x1f"  # a separator that no text has: reads whole lines
+_UNIT = "\x1f"  # a separator that does not occur in text, so each line is read as one field
 _SHOWN = 40
 _TOP_LINES = 30
 _LONGEST_FIELD = 1 << 30
 
 
 def refuse_short_rows(file: DataFile, width: int, options: Mapping[str, Any]) -> None:
-    """Polars fills rows that are too short with nulls.
+    """Refuse a file with a row that is too short, which Polars would fill with nulls.
 
     Raises:
-        SourceError: there is one.
+        SourceError: a row has fewer than `width` fields.
     """
     separator = options.get("separator", ",")
     lines = pl.scan_csv(
@@ -41,23 +41,23 @@ def refuse_short_rows(file: DataFile, width: int, options: Mapping[str, Any]) ->
     short = (text.str.count_matches(separator, literal=True) < width - 1) & (text.str.len_bytes() > 0)
     if not lines.select(short.any()).collect(engine="streaming").item():
         return
-    # Short lines may be parts of a quoted value that spans lines: only a real parser knows.
+    # A short line may be part of a quoted value that spans several lines. Only a real parser can tell.
     row = _ragged_row(file, width, options)
     if row is not None:
         raise _ragged(file, width, row, options)
 
 
 def explain(file: DataFile, width: int | None, options: Mapping[str, Any], error: Exception) -> SourceError:
-    """Turn what Polars says about the shape of a file into the row."""
-    said = str(error)
+    """Turn a Polars error about the shape of a file into one that names the row."""
+    message = str(error)
     quote = options.get("quote_char", '"')
     if quote is not None and (problem := _quote_problem(file, options)) is not None:
         return problem
-    if "found more fields" in said:
+    if "found more fields" in message:
         row = _ragged_row(file, width, options)
         if row is not None:
             return _ragged(file, width, row, options)
-    return SourceError(f"'{file}' cannot be read as csv: {said.splitlines()[0]}.")
+    return SourceError(f"'{file}' cannot be read as csv: {message.splitlines()[0]}.")
 
 
 def _parser(file: Any, options: Mapping[str, Any], *, strict: bool = False) -> Iterator[list[str]]:
@@ -73,7 +73,7 @@ def _parser(file: Any, options: Mapping[str, Any], *, strict: bool = False) -> I
 
 
 def _ragged_row(file: DataFile, width: int | None, options: Mapping[str, Any]) -> tuple[int, list[str], int] | None:
-    """Of the first row of another width: its number, its values, and how many are expected."""
+    """The number and values of the first row with a wrong number of fields, and how many were expected."""
     with file.path.open(newline="", encoding="utf-8-sig", errors="replace") as text:
         rows = _parser(text, options)
         header = options.get("has_header", True) is not False
@@ -89,36 +89,39 @@ def _ragged(
 ) -> SourceError:
     number, values, expected = row
     fields = len(values)
-    said = f"Row {number} of '{file}' has {fields} field{'s' if fields != 1 else ''}, not {expected}."
+    message = f"Row {number} of '{file}' has {fields} field{'s' if fields != 1 else ''}, but {expected} were expected."
     if values[0].startswith("#"):
-        return SourceError(said, **advice("Leave out comments with {}.", comment_prefix="#"))
+        return SourceError(message, **advice("If this is a comment, skip comments with {}.", comment_prefix="#"))
     header = _later_header(file, options)
     if header is not None and not options.get("skip_rows"):
         shown = _short(header[1]).replace("{", "{{").replace("}", "}}")
-        return SourceError(said, **advice(f"If its header is '{shown}', read it with {{}}.", skip_rows=header[0]))
+        return SourceError(
+            message, **advice(f"If the header is '{shown}', skip the lines above it with {{}}.", skip_rows=header[0])
+        )
     return SourceError(
-        said,
+        message,
         **advice(
-            "Correct it, or pass {} to take short and long rows as they are.",
-            otherwise="Correct it, or put values that hold the separator in quotes.",
+            "Correct the row, quote values that contain the separator, or pass {} to fill up short rows and cut long "
+            "ones.",
+            otherwise="Correct the row, or put quotes around values that contain the separator.",
             truncate_ragged_lines=True,
         ),
     )
 
 
 def _later_header(file: DataFile, options: Mapping[str, Any]) -> tuple[int, str] | None:
-    """How many lines at the top are narrower than what follows, as titles of reports are, and the line after them."""
+    """The number of lines at the top with fewer fields than the rest, such as a report's title, and the next line."""
     lines = lines_of(file.path, _TOP_LINES)
     widths = [len(next(_parser([line], options), [])) for line in lines]
-    for place in range(1, len(widths) - 1):
-        wide = [width for width in widths[place:] if width]
-        if len(wide) > 1 and len(set(wide)) == 1 and wide[0] > max(widths[:place]):
-            return place, lines[place]
+    for index in range(1, len(widths) - 1):
+        wide = [width for width in widths[index:] if width]
+        if len(wide) > 1 and len(set(wide)) == 1 and wide[0] > max(widths[:index]):
+            return index, lines[index]
     return None
 
 
 def _quote_problem(file: DataFile, options: Mapping[str, Any]) -> SourceError | None:
-    """The first row with a quote that is never closed, or that stands inside a value without quotes around it."""
+    """The error for the first row with a quote that is never closed, or a quote inside an unquoted value."""
     quote = options.get("quote_char") or '"'
     separator = options.get("separator", ",")
     with file.path.open(newline="", encoding="utf-8-sig", errors="replace") as text:
@@ -127,7 +130,7 @@ def _quote_problem(file: DataFile, options: Mapping[str, Any]) -> SourceError | 
         try:
             for row in rows:
                 for value in row:
-                    # The parser gives a quote back only where it was doubled, or stood inside a bare value.
+                    # The parser keeps a quote in the value only if it was doubled or the value was not quoted.
                     if quote in value and _is_bare(value, quote, separator) and value.count(quote) % 2:
                         break
                 else:
@@ -145,15 +148,15 @@ def _quote_problem(file: DataFile, options: Mapping[str, Any]) -> SourceError | 
             return SourceError(
                 f"{_row(number)} of '{file}' has {what}: {opened!r}.",
                 **advice(
-                    "Close it, or double a quote that belongs to the value; where quotes mean nothing, read with {}.",
-                    otherwise="Close it, or double a quote that belongs to the value and put quotes around the value.",
+                    "Close it. If it belongs to the value, double it. If quotes have no meaning in this file, pass {}.",
+                    otherwise="Close it. If it belongs to the value, double it and put quotes around the value.",
                     quote_char=None,
                 ),
             )
     return SourceError(
         f"{_row(number)} of '{file}' has a single quote character inside a value: {_short(value)!r}.",
         **advice(
-            "Double it and put quotes around the value; where quotes mean nothing, read with {}.",
+            "Double it and put quotes around the value. If quotes have no meaning in this file, pass {}.",
             otherwise="Double it and put quotes around the value.",
             quote_char=None,
         ),
@@ -165,12 +168,12 @@ def _row(number: int) -> str:
 
 
 def _is_bare(value: str, quote: str, separator: str) -> bool:
-    """Whether a value can have stood in the file without quotes around it."""
+    """Whether a value may have been unquoted in the file."""
     return separator not in value and "\n" not in value and not value.startswith(quote)
 
 
 def _opened_at(file: DataFile, number: int, options: Mapping[str, Any]) -> str:
-    """The beginning of the row that a strict parser could not finish."""
+    """The beginning of the row at which a strict parser fails."""
     rows = 0
     header = options.get("has_header", True) is not False
     with file.path.open(newline="", encoding="utf-8-sig", errors="replace") as text:
@@ -186,7 +189,7 @@ def _opened_at(file: DataFile, number: int, options: Mapping[str, Any]) -> str:
 
 
 class _Lines:
-    """Lines of a text that remembers the first one since the last mark."""
+    """An iterator over lines that remembers the first line since the last mark."""
 
     def __init__(self, lines: Any) -> None:
         self._lines = iter(lines)

@@ -1,7 +1,7 @@
-"""The text of a csv file before it is taken for a table: its encoding, its separator, its header, its blank lines.
+"""Check and clean the text of a CSV file before it is parsed: encoding, separator, header, comments, blank lines.
 
-What is wrong here would not fail later: it would be a table of one column, of names that nobody wrote, of other
-letters, or with rows of nulls.
+A mistake here would not fail later. It would give a table with a single column, invented names, wrong letters, or rows
+of nulls.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from everloop.data.sources.file_copies import copied
-from everloop.data.sources.reading_options import advice
+from everloop.data.sources.reading_options import Advice, advice
 from everloop.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -38,24 +38,25 @@ _MAGIC = {
 }
 _PADDED = re.compile(rb"\n[ \t]+\r?\n")
 _SHOWN = 40
-_OWN = ("encoding", "skip_rows", "skip_lines", "comment_prefix")
-"""Options that are used up here."""
+_TEXT_OPTIONS = ("encoding", "skip_rows", "skip_lines", "comment_prefix")
+"""Options that this module handles."""
 
 
 def plain_text(file: DataFile, options: Mapping[str, Any]) -> tuple[DataFile, dict[str, Any]]:
-    """The file as plain csv: UTF-8, without comments, blank lines and lines before the header.
+    """Return the file as plain CSV: UTF-8, without comments, blank lines and lines before the header.
 
     Returns:
-        The file itself, or a copy in the store's cache where something had to be left out; and the other options.
+        The file itself, or a cleaned copy in the store's cache if something had to be changed; and the options that
+        are left to apply.
 
     Raises:
-        SourceError: see `check_text`; or a file that is not in the encoding that was named.
-        UsageError: there is no such encoding.
+        SourceError: see `check_text`; or the file is not in the given encoding.
+        UsageError: the encoding does not exist.
     """
-    left = {name: value for name, value in options.items() if name not in _OWN}
+    remaining = {name: value for name, value in options.items() if name not in _TEXT_OPTIONS}
     encoding = str(options.get("encoding") or "utf8")
     if encoding == "utf8-lossy":
-        left["encoding"] = encoding
+        remaining["encoding"] = encoding
     elif encoding.lower().replace("-", "").replace("_", "") not in ("utf8", "utf8sig"):
         file = recoded(file, encoding)
     else:
@@ -68,7 +69,7 @@ def plain_text(file: DataFile, options: Mapping[str, Any]) -> tuple[DataFile, di
         tabs = options.get("separator") == "\t"
 
         def lines() -> Iterator[bytes]:
-            return _kept_lines(
+            return _data_lines(
                 file.path,
                 skip,
                 prefix.encode() if prefix else None,
@@ -79,18 +80,20 @@ def plain_text(file: DataFile, options: Mapping[str, Any]) -> tuple[DataFile, di
         copy = copied(file.path, f"plain {skip} {prefix!r} {quote!r} {tabs}", ".csv", lines)
         file = file.at(copy)
     else:
-        left |= {name: options[name] for name in ("skip_rows", "skip_lines", "comment_prefix") if options.get(name)}
+        remaining |= {
+            name: options[name] for name in ("skip_rows", "skip_lines", "comment_prefix") if options.get(name)
+        }
     if encoding != "utf8-lossy":
-        check_text(file, left)
-    return file, left
+        check_text(file, remaining)
+    return file, remaining
 
 
 def check_text(file: DataFile, options: Mapping[str, Any]) -> None:
-    """Refuse what the beginning of a file shows to be wrong.
+    """Check the beginning of a file for common mistakes.
 
     Raises:
-        SourceError: another separator, line ends that are none, a comment at the top, or a header with a name that is
-            empty or stands there twice.
+        SourceError: the file has another separator, unsupported line endings, a comment at the top, or a header with
+            an empty or repeated name.
     """
     head = _head(file.path)
     lines = head.decode("utf-8-sig", errors="replace").splitlines()
@@ -99,42 +102,44 @@ def check_text(file: DataFile, options: Mapping[str, Any]) -> None:
     first_line = head.split(b"\n", 1)[0]
     if "eol_char" not in options and b"\r" in first_line.rstrip(b"\r"):
         raise SourceError(
-            f"The lines of '{file}' end in CR alone.",
+            f"The lines of '{file}' end in CR alone, not in LF or CR LF.",
             **advice(
                 "Read it with {}.",
-                otherwise=f"Convert its line ends: tr '\\r' '\\n' < '{file}' > copy.csv",
+                otherwise=f"Convert its line endings: tr '\\r' '\\n' < '{file}' > copy.csv",
                 eol_char="\r",
             ),
         )
     if options.get("has_header", True) is False:
         return
-    skipped = _from_header(lines, options)
-    if not skipped:
+    from_header = _from_header(lines, options)
+    if not from_header:
         return
     separator = options.get("separator", ",")
-    _refuse_comment(file, separator, skipped)
-    names = _header(skipped, options)
-    _refuse_separator(file, separator, names, skipped)
+    _refuse_comment(file, separator, from_header)
+    names = _header(from_header, options)
+    _refuse_separator(file, separator, names, from_header)
     if "new_columns" in options or "with_column_names" in options or options.get("schema") is not None:
         return
-    doubled = next((name for place, name in enumerate(names) if name.strip() and name in names[:place]), None)
-    if doubled is not None:
-        places = [str(place) for place, name in enumerate(names, 1) if name == doubled]
+    repeated = next((name for index, name in enumerate(names) if name.strip() and name in names[:index]), None)
+    if repeated is not None:
+        numbers = [str(number) for number, name in enumerate(names, 1) if name == repeated]
         raise SourceError(
-            f"'{file}' has two columns called '{doubled}': columns {' and '.join(places[:2])}.",
-            help="Rename one in its header.",
+            f"'{file}' has two columns called '{repeated}': columns {' and '.join(numbers[:2])}.",
+            help="Rename one of them in the header.",
         )
-    unnamed = next((place for place, name in enumerate(names, 1) if not name.strip()), None)
+    unnamed = next((number for number, name in enumerate(names, 1) if not name.strip()), None)
     if unnamed is not None and not options.get("drop_unnamed"):
-        raise SourceError(f"Column {unnamed} of {len(names)} in '{file}' has no name.", **_unnamed(names, unnamed))
+        raise SourceError(
+            f"Column {unnamed} of {len(names)} in '{file}' has no name.", **_unnamed_advice(names, unnamed)
+        )
 
 
-def unnamed_places(file: DataFile, options: Mapping[str, Any]) -> list[int]:
-    """Which columns have no name in the header, counted from 0; none where the caller names all columns."""
+def unnamed_columns(file: DataFile, options: Mapping[str, Any]) -> list[int]:
+    """The indexes of columns without a name in the header; empty if the caller names all columns."""
     if options.get("has_header", True) is False or options.keys() & {"new_columns", "with_column_names", "schema"}:
         return []
     lines = _from_header(_head(file.path).decode("utf-8-sig", errors="replace").splitlines(), options)
-    return [place for place, name in enumerate(_header(lines, options)) if not name.strip()]
+    return [index for index, name in enumerate(_header(lines, options)) if not name.strip()]
 
 
 def _from_header(lines: list[str], options: Mapping[str, Any]) -> list[str]:
@@ -142,7 +147,7 @@ def _from_header(lines: list[str], options: Mapping[str, Any]) -> list[str]:
 
 
 def _header(lines: list[str], options: Mapping[str, Any]) -> list[str]:
-    """The names in the first of these lines."""
+    """The names in the header, which starts on the first of these lines."""
     quote = options.get("quote_char", '"')
     reader = csv.reader(
         (f"{line}\n" for line in lines),
@@ -160,12 +165,12 @@ def lines_of(path: Path, count: int) -> list[str]:
 
 
 def has_no_rows(file: DataFile) -> bool:
-    """Whether a file is a header only."""
+    """Whether a file has a header and nothing else."""
     return len(lines_of(file.path, 2)) < 2
 
 
-def refused_bytes(file: DataFile) -> SourceError | None:
-    """What a file says that is no UTF-8, with its line; None where everything is."""
+def invalid_utf8(file: DataFile) -> SourceError | None:
+    """The error for the first byte of a file that is not valid UTF-8; None if all of them are."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     line = 1
     with file.path.open("rb") as stream:
@@ -177,24 +182,26 @@ def refused_bytes(file: DataFile) -> SourceError | None:
                 wrong = error.object[error.start : error.start + 1]
                 meant = wrong.decode("cp1252", errors="replace")
                 return SourceError(
-                    f"Line {line} of '{file}' has the byte 0x{wrong.hex()}, which is no UTF-8.",
-                    **advice(f"If it means '{meant}', read it with {{}}.", encoding="cp1252"),
+                    f"Line {line} of '{file}' contains the byte 0x{wrong.hex()}, which is not valid UTF-8.",
+                    **advice(f"If it should be '{meant}', read the file with {{}}.", encoding="cp1252"),
                 )
             line += chunk.count(b"\n")
     return None
 
 
 def recoded(file: DataFile, encoding: str) -> DataFile:
-    """The file in UTF-8: a copy in the store's cache, made once for what the file holds.
+    """The file in UTF-8: a copy in the store's cache, made once per content of the file.
 
     Raises:
-        SourceError: the file is in another encoding.
-        UsageError: there is no such encoding.
+        SourceError: the file is not in this encoding.
+        UsageError: the encoding does not exist.
     """
     try:
         codecs.lookup(encoding)
     except LookupError as error:
-        raise UsageError(f"There is no encoding '{encoding}'.", help="Such as utf-16, cp1252, latin-1.") from error
+        raise UsageError(
+            f"There is no encoding '{encoding}'.", help="Use for example utf-16, cp1252 or latin-1."
+        ) from error
 
     def pieces() -> Iterator[bytes]:
         with file.path.open(encoding=encoding, newline="") as source:
@@ -208,7 +215,7 @@ def recoded(file: DataFile, encoding: str) -> DataFile:
 
 
 def _head(path: Path) -> bytes:
-    """The beginning of a file, at least its first line."""
+    """The beginning of a file, with at least its whole first line."""
     with path.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
         while b"\n" not in head and len(head) < _LONGEST_HEADER and (more := stream.read(_CHUNK)):
@@ -226,14 +233,14 @@ def _has_blank_lines(path: Path, *, keep_tabs: bool) -> bool:
             found = _PADDED.search(chunk)
             if found is not None and not (keep_tabs and b"\t" in found[0]):
                 return True
-            # A blank line may lie across two chunks.
+            # A blank line may span two chunks.
             start = chunk.rfind(b"\n")
             carried = chunk[start:] if start >= 0 and len(chunk) - start < _HEAD_BYTES else b""
     return carried[:1] == b"\n" and len(carried) > 1 and not carried.strip(b" \t\r\n")
 
 
-def _kept_lines(path: Path, skip: int, prefix: bytes | None, quote: bytes | None, blanks: bytes) -> Iterator[bytes]:
-    """Lines that are neither blank nor comments, and those inside a quoted value."""
+def _data_lines(path: Path, skip: int, prefix: bytes | None, quote: bytes | None, blanks: bytes) -> Iterator[bytes]:
+    """The lines that are neither blank nor comments, and all lines inside a quoted value."""
     quoted = False
     with path.open("rb") as stream:
         for number, line in enumerate(stream):
@@ -253,41 +260,45 @@ def _check_encoding(file: DataFile, options: Mapping[str, Any]) -> None:
         head = stream.read(_HEAD_BYTES)
     for magic, what in _MAGIC.items():
         if head.startswith(magic):
-            raise SourceError(f"'{file}' is not a csv: it begins as {what} does.", help="Name it, or pass format=, so.")
+            raise SourceError(
+                f"'{file}' is not a csv: it looks like {what}.",
+                help="Give it the right suffix, or pass format= for what it is.",
+                option_help="Give it the right suffix, or pass --format for what it is.",
+            )
     for bom, encoding in _BOMS.items():
         if head.startswith(bom):
             raise SourceError(f"'{file}' is in {encoding.upper()}.", **advice("Read it with {}.", encoding=encoding))
     if head[:512].count(b"\0") > len(head[:512]) // 4:
         raise SourceError(
-            f"'{file}' is no UTF-8: it may be UTF-16.", **advice("Read it with {}.", encoding="utf-16-le")
+            f"'{file}' is not UTF-8: it may be UTF-16.", **advice("Read it with {}.", encoding="utf-16-le")
         )
     line = head.split(b"\n", 1)[0]
     try:
         line.decode("utf-8")
     except UnicodeDecodeError:
-        found = refused_bytes(file)
+        found = invalid_utf8(file)
         if found is not None:
             raise found from None
 
 
 def _refuse_comment(file: DataFile, separator: str, lines: list[str]) -> None:
-    """A first line that begins with # and has fewer fields than the next ones is not a header."""
-    comments = next((place for place, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    """Refuse a first line that begins with # and has fewer fields than the next lines: it is not a header."""
+    comments = next((index for index, line in enumerate(lines) if not line.startswith("#")), len(lines))
     if not comments or comments >= len(lines):
         return
     width = len(next(csv.reader([lines[comments]], delimiter=separator), []))
     same = len(next(csv.reader([lines[comments - 1]], delimiter=separator), [])) == width
     if same and (width > 1 or not lines[comments - 1].startswith(("# ", "##"))):
-        return  # the last of them is the header, written as a comment
+        return  # the last comment is the header
     first = lines[0] if len(lines[0]) <= _SHOWN else f"{lines[0][:_SHOWN]}…"
     raise SourceError(
         f"'{file}' begins with a comment: '{first}'.",
-        **advice("Leave out such lines with {}.", comment_prefix="#"),
+        **advice("Skip comments with {}.", comment_prefix="#"),
     )
 
 
 def _refuse_separator(file: DataFile, separator: str, names: list[str], lines: list[str]) -> None:
-    """One column whose header and rows all fall into as many pieces by another separator is no column."""
+    """Refuse a single column if another separator splits its header and rows into the same number of fields."""
     if len(names) > 1:
         return
     for other in _OTHERS:
@@ -302,14 +313,18 @@ def _refuse_separator(file: DataFile, separator: str, names: list[str], lines: l
             )
 
 
-def _unnamed(names: list[str], place: int) -> Any:
-    if place == 1 and len(names) > 1:
-        more = "Name it in the header, or leave it out with {}; pandas writes none with to_csv(index=False)"
-    elif place == len(names):
-        more = "Name it in the header, or leave it out with {}"
+def _unnamed_advice(names: list[str], number: int) -> Advice:
+    if number == 1 and len(names) > 1:
+        sentence = (
+            "Name it in the header, or leave it out with {}. If pandas wrote it as the index, write the file with "
+            "to_csv(index=False)."
+        )
+    elif number == len(names):
+        sentence = "Name it in the header, or leave it out with {}."
     else:
-        more = "Name it in the header, or leave out all that have none with {}"
-    told = advice(f"{more}.", drop_unnamed=True)
-    new = [name.strip() or f"column_{number}" for number, name in enumerate(names, 1)]
-    shown = f" Or name all columns: new_columns={new!r}" if len(names) <= 8 else ""
-    return {**told, "help": told["help"] + shown}
+        sentence = "Name it in the header, or leave out all columns without a name with {}."
+    found = advice(sentence, drop_unnamed=True)
+    if len(names) <= 8:
+        new = [name.strip() or f"column_{index}" for index, name in enumerate(names, 1)]
+        found["help"] += f" Or name all columns: new_columns={new!r}"
+    return found

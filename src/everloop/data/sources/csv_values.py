@@ -1,7 +1,7 @@
-"""What the texts of a csv column are: numbers, dates, times, booleans, missing values, or texts.
+"""Classify the texts of a CSV column: numbers, dates, times, booleans, missing values, or text.
 
-Every value is of one kind, whatever stands around it, and a column's type follows from how many values of each kind it
-has (`decide`). So the type does not depend on the order of the rows, or on how many files they stand in.
+Every value has one kind, whatever its neighbours are, and a column's type follows from how many values of each kind it
+has (`decide`). So the type depends neither on the order of the rows nor on how they are spread over files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Kind = Literal["number", "bool", "date", "datetime", "moment", "time", "text"]
 """`datetime` has no offset from UTC, `moment` has one."""
 
 USUAL_NULLS = ("NA", "N/A", "#N/A", "<NA>", "NULL", "NaN", "-NaN", "None", "-", "--", "?", ".")
-"""Texts that mean a missing value among numbers, dates and booleans, in any case; so do blanks."""
+"""Texts that mean a missing value in a column of numbers, dates or booleans, in upper or lower case. So do blanks."""
 
 KIND_NAMES: dict[Kind, str] = {
     "number": "numbers",
@@ -32,10 +32,10 @@ KIND_NAMES: dict[Kind, str] = {
 FEW_VALUES = 10
 FEW_SHARE = 0.01
 EXACT = float(1 << 53)
-"""Up to here every whole number has a float of its own."""
+"""A float holds every whole number up to this one."""
 
 _SURE_DIGITS = 15
-"""So many digits of a number are always kept by a float."""
+"""A float always keeps this many digits of a number."""
 _DAY = r"(?:\d{4}-\d{1,2}-\d{1,2}|\d{4}/\d{1,2}/\d{1,2})"
 _CLOCK = r"\d{2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?"
 _DATE = rf"^(?:{_DAY}|\d{{4}}\.\d{{1,2}}\.\d{{1,2}})$"
@@ -47,8 +47,8 @@ _FINER = r"[.,]\d{6}\d*[1-9]\d*"
 
 
 @dataclass(frozen=True)
-class ColumnReading:
-    """How values are written."""
+class ValueRules:
+    """How the texts of a source are to be understood."""
 
     usual_nulls: bool = True
     dates: bool = True
@@ -56,12 +56,12 @@ class ColumnReading:
     """Numbers have a decimal comma."""
 
     def trimmed(self, name: str) -> pl.Expr:
-        """The text without blanks around it; null where nothing is left."""
+        """The text without surrounding blanks; null if nothing is left."""
         text = pl.col(name).str.strip_chars()
         return pl.when(text != "").then(text)
 
     def is_null(self, text: pl.Expr) -> pl.Expr:
-        """Whether a trimmed text is one of the usual ones for a missing value."""
+        """Whether a trimmed text is one of `USUAL_NULLS`."""
         if not self.usual_nulls:
             return pl.lit(value=False)
         return text.str.to_lowercase().is_in([usual.lower() for usual in USUAL_NULLS])
@@ -70,24 +70,24 @@ class ColumnReading:
         return text.str.contains(r"^-?(?:0|[1-9][0-9]*)$")
 
     def is_number(self, text: pl.Expr) -> pl.Expr:
-        """Numbers as a number writes itself: no sign or zero in front that it would lose."""
+        """Whether a text is a number, without a leading zero or plus that would be lost."""
         point = "," if self.comma else r"\."
         fraction = rf"^-?(?:(?:0|[1-9][0-9]*)(?:{point}[0-9]*)?|{point}[0-9]+)(?:[eE][+-]?[0-9]+)?$"
         words = "inf|infinity" if self.usual_nulls else "inf|infinity|nan"
         return text.str.contains(rf"{fraction}|^-?(?i:{words})$")
 
-    def is_name(self, text: pl.Expr) -> pl.Expr:
-        """Digits behind a zero or a plus, as in 007, 007.50 and +5: a name more often than a number."""
+    def is_code(self, text: pl.Expr) -> pl.Expr:
+        """Whether digits follow a zero or a plus, as in 007, 007.50 and +5: more often a code than a number."""
         point = "," if self.comma else r"\."
         digits = rf"^[+-]?(?:[0-9]+(?:{point}[0-9]*)?|{point}[0-9]+)(?:[eE][+-]?[0-9]+)?$"
         return text.str.contains(digits) & ~self.is_number(text)
 
     def number(self, text: pl.Expr) -> pl.Expr:
-        """The text with a decimal point."""
+        """The text with a decimal point instead of a comma."""
         return text.str.replace(",", ".", literal=True) if self.comma else text
 
     def parsed(self, text: pl.Expr, kind: Kind) -> pl.Expr:
-        """Values of a kind other than numbers and texts; null for everything else."""
+        """The values of one kind other than number and text; null for everything else."""
         return _PARSERS[kind](text)
 
     def is_kind(self, text: pl.Expr, kind: Kind) -> pl.Expr:
@@ -97,6 +97,12 @@ class ColumnReading:
             return text.str.to_lowercase().is_in(["true", "false"])
         return _PARSERS[kind](text).is_not_null()
 
+    def is_other(self, name: str, kind: Kind) -> pl.Expr:
+        """Whether a value of a column is neither missing nor of this kind. Codes count as numbers."""
+        text = self.trimmed(name)
+        code = self.is_code(text) if kind == "number" else pl.lit(value=False)
+        return text.is_not_null() & ~(self.is_kind(text, kind) | code | self.is_null(text))
+
     @property
     def kinds(self) -> tuple[Kind, ...]:
         dated: tuple[Kind, ...] = ("date", "datetime", "moment", "time")
@@ -104,24 +110,24 @@ class ColumnReading:
 
 
 @dataclass(frozen=True)
-class Tally:
+class KindCounts:
     """How many values of each kind a column has."""
 
     filled: int
     """Values that are not empty."""
     blanks: int
     nulls: int
-    """Usual texts for a missing value."""
-    names: int
+    """Values that are one of `USUAL_NULLS`."""
+    codes: int
     whole: int
     kinds: dict[Kind, int] = field(default_factory=dict)
 
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(
+    def __add__(self, other: KindCounts) -> KindCounts:
+        return KindCounts(
             self.filled + other.filled,
             self.blanks + other.blanks,
             self.nulls + other.nulls,
-            self.names + other.names,
+            self.codes + other.codes,
             self.whole + other.whole,
             {kind: self.kinds.get(kind, 0) + other.kinds.get(kind, 0) for kind in {**self.kinds, **other.kinds}},
         )
@@ -131,36 +137,36 @@ class Tally:
         return self.filled - self.blanks - self.nulls
 
     @property
-    def most(self) -> tuple[Kind, int]:
-        """The kind with most values. Names count as numbers."""
-        counts: dict[Kind, int] = {**self.kinds, "number": self.kinds.get("number", 0) + self.names}
+    def most_common(self) -> tuple[Kind, int]:
+        """The kind with the most values, and how many. Codes count as numbers."""
+        counts: dict[Kind, int] = {**self.kinds, "number": self.kinds.get("number", 0) + self.codes}
         kind = max(counts, key=lambda each: counts[each])
         return (kind, counts[kind]) if counts[kind] else ("text", self.valued)
 
     @property
-    def pure(self) -> Kind | None:
-        """The one kind that all values are of."""
+    def only_kind(self) -> Kind | None:
+        """The kind of all values, if they share one."""
         if not self.valued:
             return None
-        kind, count = self.most
+        kind, count = self.most_common
         return kind if count == self.valued else None
 
 
 @dataclass(frozen=True)
 class ValueFormat:
-    """A way in which all values of a column are often written, which is quick to tell.
+    """A common format that all values of a column may share, and that is quick to check.
 
-    A column whose every value has one form needs no second look: its type is as `decide` would have it, and loses
-    nothing.
+    If every value of a column matches, no second pass is needed: the type is the one that `decide` would choose, and
+    no value loses anything.
     """
 
     kind: Kind
     dtype: pl.DataType
     pattern: str
     native: bool = False
-    """Polars reads the type itself."""
+    """Polars reads this type itself."""
     format: str | None = None
-    """Of a date or a time."""
+    """The `strptime` format of a date or a time."""
 
     def value(self, name: str) -> pl.Expr:
         if self.format is None:
@@ -171,25 +177,25 @@ class ValueFormat:
         text = pl.col(name) if zone is None else pl.col(name).str.replace("Z$", "+00:00")
         return text.str.to_datetime(self.format, time_unit="us", time_zone=zone, strict=False)
 
-    def fits(self, name: str) -> pl.Expr:
-        """How many values have this form."""
-        fits = pl.col(name).str.contains(self.pattern)
+    def count_matches(self, name: str) -> pl.Expr:
+        """How many values have this format."""
+        matches = pl.col(name).str.contains(self.pattern)
         if self.format is not None:
-            fits = fits & self.value(name).is_not_null()
-        return fits.sum()
+            matches = matches & self.value(name).is_not_null()
+        return matches.sum()
 
 
-def forms(reading: ColumnReading) -> list[ValueFormat]:
-    """The forms to look for, in this order."""
-    point = "," if reading.comma else r"\."
+def common_formats(rules: ValueRules) -> list[ValueFormat]:
+    """The formats to try, in this order."""
+    point = "," if rules.comma else r"\."
     number = [
         ValueFormat("number", pl.Int64(), r"^-?(?:0|[1-9][0-9]{0,16})$", native=True),
-        # No exponent and few digits in front of the point: exact, as far as a fraction is.
+        # Without an exponent and with few digits before the point, a float is as exact as a fraction can be.
         ValueFormat(
             "number",
             pl.Float64(),
             rf"^-?(?:0|[1-9][0-9]{{0,14}})(?:{point}[0-9]{{1,20}})?$",
-            native=not reading.comma,
+            native=not rules.comma,
         ),
     ]
     day, clock = r"^\d{4}-\d{2}-\d{2}", r"\d{2}:\d{2}:\d{2}(?:\.\d{1,6})?"
@@ -205,55 +211,56 @@ def forms(reading: ColumnReading) -> list[ValueFormat]:
                 format=f"{pattern}%z",
             ),
         ]
-    return [*number, *(dates if reading.dates else [])]
+    return [*number, *(dates if rules.dates else [])]
 
 
-def maybe_typed(name: str) -> pl.Expr:
-    """How many values may be something else than texts; quick to tell."""
+def count_maybe_typed(name: str) -> pl.Expr:
+    """How many values might not be text, by a quick check."""
     return pl.col(name).str.contains(r"^\s*(?:[+-]?[.,]?[0-9]|-?(?i:inf|infinity|nan|true|false)\s*$)").sum()
 
 
-Verdict = Literal["empty", "text", "names", "mixed", "odd", "typed"]
-"""`mixed`: kept as text though most are of one kind; `odd`: most are of one kind, and a few values cannot be."""
+Verdict = Literal["empty", "text", "codes", "mixed", "odd", "typed"]
+"""`mixed`: stays text although most values are of one kind. `odd`: all but a few values are of one kind: an error."""
 
 
-def decide(tally: Tally, distinct_others: Callable[[Kind], int]) -> tuple[Verdict, Kind]:
-    """What the column is.
+def decide(counts: KindCounts, distinct_others: Callable[[Kind], int]) -> tuple[Verdict, Kind]:
+    """Decide what a column is.
 
     Args:
-        distinct_others: how many different values are not of a kind; asked only where it matters.
+        distinct_others: returns how many different values are not of a kind. Called only when the counts alone do not
+            decide.
     """
-    if not tally.valued:
+    if not counts.valued:
         return "empty", "text"
-    kind, count = tally.most
-    others = tally.valued - count
+    kind, count = counts.most_common
+    others = counts.valued - count
     if kind == "text":
         return "text", kind
     if not others:
-        return ("names" if tally.names else "typed"), kind
+        return ("codes" if counts.codes else "typed"), kind
     if count <= others:
         return "text", "text"
-    if tally.names:
+    if counts.codes:
         return "mixed", kind
-    few = others <= FEW_SHARE * tally.valued or distinct_others(kind) <= FEW_VALUES
+    few = others <= FEW_SHARE * counts.valued or distinct_others(kind) <= FEW_VALUES
     return ("odd" if few else "mixed"), kind
 
 
 @dataclass(frozen=True)
-class Marks:
-    """What decides the type of a column of numbers, and whether a type may lose something."""
+class Precision:
+    """How precise the values of a column are. It decides between number types, and whether a type may lose digits."""
 
     fraction: bool = False
-    """A number is not whole."""
+    """Some number is not whole."""
     digits: int = 0
-    """Of the longest whole number."""
+    """The length of the longest whole number."""
     risky: bool = False
-    """A number is so long, or so large, that a float may not hold it."""
+    """Some number is so long or so large that a float may not hold it exactly."""
     finer: bool = False
-    """A time has more than microseconds."""
+    """Some time is finer than microseconds."""
 
-    def __or__(self, other: Marks) -> Marks:
-        return Marks(
+    def __or__(self, other: Precision) -> Precision:
+        return Precision(
             self.fraction or other.fraction,
             max(self.digits, other.digits),
             self.risky or other.risky,
@@ -261,59 +268,59 @@ class Marks:
         )
 
 
-def find_marks(name: str, reading: ColumnReading) -> list[pl.Expr]:
-    """Expressions for the `Marks` of a column."""
-    text = reading.trimmed(name)
-    whole = reading.is_whole(text)
-    number = reading.is_number(text)
-    fraction = number & ~whole & ~reading.is_null(text)
+def precision_expressions(name: str, rules: ValueRules) -> list[pl.Expr]:
+    """Expressions for the `Precision` of a column."""
+    text = rules.trimmed(name)
+    whole = rules.is_whole(text)
+    number = rules.is_number(text)
+    fraction = number & ~whole & ~rules.is_null(text)
     risky = number & ((text.str.len_bytes() > _SURE_DIGITS) | text.str.contains("[eEiI]"))
-    asked = [
+    expressions = [
         fraction.any(),
         pl.when(whole).then(text.str.len_bytes()).max(),
         risky.any(),
         text.str.contains(_FINER).any(),
     ]
-    return [each.alias(f"mark {place} {name}") for place, each in enumerate(asked)]
+    return [each.alias(f"precision {index} {name}") for index, each in enumerate(expressions)]
 
 
-def marked(name: str, row: dict[str, Any]) -> Marks:
-    """The marks from the results of `find_marks`."""
-    fraction, digits, risky, finer = (row[f"mark {place} {name}"] for place in range(4))
-    return Marks(bool(fraction), int(digits or 0), bool(risky), bool(finer))
+def precision_from(name: str, row: dict[str, Any]) -> Precision:
+    """The precision from the results of `precision_expressions`."""
+    fraction, digits, risky, finer = (row[f"precision {index} {name}"] for index in range(4))
+    return Precision(bool(fraction), int(digits or 0), bool(risky), bool(finer))
 
 
-def count_kinds(name: str, reading: ColumnReading) -> list[pl.Expr]:
-    """Expressions for a `Tally` of a column, in the order of its fields."""
-    text = reading.trimmed(name)
-    null = reading.is_null(text).fill_null(value=False)
+def count_expressions(name: str, rules: ValueRules) -> list[pl.Expr]:
+    """Expressions for the `KindCounts` of a column, in the order of its fields."""
+    text = rules.trimmed(name)
+    null = rules.is_null(text).fill_null(value=False)
     value = pl.when(~null).then(text)
-    asked = [
+    expressions = [
         (pl.col(name) != "").sum(),
         (pl.col(name) != "").sum() - text.is_not_null().sum(),
         null.sum(),
-        reading.is_name(value).sum(),
-        reading.is_whole(value).sum(),
-        *(reading.is_kind(value, kind).sum() for kind in reading.kinds),
+        rules.is_code(value).sum(),
+        rules.is_whole(value).sum(),
+        *(rules.is_kind(value, kind).sum() for kind in rules.kinds),
     ]
-    return [each.alias(f"{place} {name}") for place, each in enumerate(asked)]
+    return [each.alias(f"{index} {name}") for index, each in enumerate(expressions)]
 
 
-def counted(name: str, row: dict[str, Any], reading: ColumnReading) -> Tally:
-    """The tally from the results of `count_kinds`."""
-    filled, blanks, nulls, names, whole, *kinds = (
-        int(row[f"{place} {name}"] or 0) for place in range(5 + len(reading.kinds))
+def counts_from(name: str, row: dict[str, Any], rules: ValueRules) -> KindCounts:
+    """The counts from the results of `count_expressions`."""
+    filled, blanks, nulls, codes, whole, *kinds = (
+        int(row[f"{index} {name}"] or 0) for index in range(5 + len(rules.kinds))
     )
-    return Tally(filled, blanks, nulls, names, whole, dict(zip(reading.kinds, kinds, strict=True)))
+    return KindCounts(filled, blanks, nulls, codes, whole, dict(zip(rules.kinds, kinds, strict=True)))
 
 
-def loses(reading: ColumnReading, name: str, dtype: pl.DataType) -> pl.Expr:
-    """Which values of a typed column its type cannot hold as they are written."""
-    text = reading.trimmed(name)
+def loses_precision(rules: ValueRules, name: str, dtype: pl.DataType) -> pl.Expr:
+    """Which values of a column its type cannot hold exactly."""
+    text = rules.trimmed(name)
     if dtype.is_float():
-        number = reading.number(text)
+        number = rules.number(text)
         whole = number.cast(pl.Int128, strict=False)
-        rounded = reading.is_whole(number) & (
+        rounded = rules.is_whole(number) & (
             whole.is_null() | (whole.cast(pl.Float64).cast(pl.Int128, strict=False) != whole)
         )
         value = number.cast(pl.Float64, strict=False)
@@ -321,19 +328,19 @@ def loses(reading: ColumnReading, name: str, dtype: pl.DataType) -> pl.Expr:
         under = (value == 0.0) & number.str.contains(r"^-?[0.]*[1-9]")
         return (rounded | over | under).fill_null(value=False)
     if dtype.is_integer():
-        return (reading.is_whole(text) & text.cast(dtype, strict=False).is_null()).fill_null(value=False)
+        return (rules.is_whole(text) & text.cast(dtype, strict=False).is_null()).fill_null(value=False)
     if dtype.is_temporal():
         return text.str.contains(_FINER).fill_null(value=False)
     return pl.lit(value=False)
 
 
 def looks_typed(value: str) -> bool:
-    """Whether a text has digits, or is one of the words for a boolean."""
+    """Whether a text contains digits or is a boolean word."""
     return any(letter.isdigit() for letter in value) or value.strip().lower() in ("true", "false", "yes", "no")
 
 
 def has_decimal_comma(text: pl.Expr) -> pl.Expr:
-    """Whether a text is a number such as 1,5 or 1.234,50; not 1,234, which may be a thousand."""
+    """Whether a text is a number such as 1,5 or 1.234,50. Not 1,234, where the comma may separate thousands."""
     return text.str.contains(r"^-?(?:[0-9]+|[0-9]{1,3}(?:\.[0-9]{3})+),(?:[0-9]{1,2}|[0-9]{4,})$")
 
 
@@ -386,12 +393,12 @@ _PARSERS: dict[Kind, Callable[[pl.Expr], pl.Expr]] = {
 }
 
 
-def convert(reading: ColumnReading, name: str, dtype: pl.DataType) -> pl.Expr:
-    """The column in a type; null where a value is missing or does not fit."""
+def convert(rules: ValueRules, name: str, dtype: pl.DataType) -> pl.Expr:
+    """The column converted to a type; null if a value is missing or does not fit."""
     if isinstance(dtype, pl.String):
         return pl.col(name)
-    text = reading.trimmed(name)
-    value: pl.Expr = pl.when(~reading.is_null(text)).then(text)
+    text = rules.trimmed(name)
+    value: pl.Expr = pl.when(~rules.is_null(text)).then(text)
     if isinstance(dtype, pl.Boolean):
         lower = value.str.to_lowercase()
         return pl.when(lower.is_in(["true", "false", "1", "0"])).then(lower.is_in(["true", "1"])).alias(name)
@@ -406,5 +413,5 @@ def convert(reading: ColumnReading, name: str, dtype: pl.DataType) -> pl.Expr:
         naive = _datetime(value, unit).dt.replace_time_zone(dtype.time_zone, ambiguous="null", non_existent="null")
         return pl.coalesce(_moment(value, unit).dt.convert_time_zone(dtype.time_zone), naive).cast(dtype).alias(name)
     if dtype.is_numeric():
-        value = reading.number(value)
+        value = rules.number(value)
     return value.cast(dtype, strict=False).alias(name)

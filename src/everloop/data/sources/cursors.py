@@ -1,12 +1,13 @@
-"""Sources that are asked for what is new: a function that takes the last cursor and gives the rows behind it.
+"""Incremental sources: a function that takes the last cursor and returns the rows after it.
 
     def orders(since: int | None):
         yield from api.orders(after_id=since or 0)
 
     el.read(orders, cursor="id")
 
-What came is kept in a growing table, and the cursor is the greatest value in that table: rows and state are one, so a
-process that dies in between has lost neither. A call that fails half-way keeps nothing of itself and is made again.
+The rows are appended to a table in the store, and the cursor is the greatest value in that table. Rows and state are
+the same data, so a process that dies in between loses neither. A call that fails halfway stores nothing and is
+repeated next time.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from everloop.data.sources.read_progress import tell
+from everloop.data.sources.read_progress import report_progress
 from everloop.data.sources.row_values import find_problem
 from everloop.data.table_inputs import as_eager, nearest, type_name
 from everloop.errors import SourceError, UsageError
@@ -34,64 +35,70 @@ if TYPE_CHECKING:
 
 Cursor = int | float | str | datetime | date | None
 Source = Callable[[Cursor], Iterable[Any]]
-_NEWS = " and more"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NEW_ROWS = " and more"
 
 
 def read_new(source: Source, cursor: str) -> pl.LazyFrame:
-    """Ask the source for what lies behind the cursor, keep it, and return all rows that ever came, by the cursor.
+    """Fetch the rows after the cursor, store them, and return all rows so far, sorted by the cursor.
 
     Raises:
-        SourceError: it gave no row yet, a row without the cursor, or a value that is none.
-        UsageError: the source is no function of a module.
+        SourceError: the source has not returned any row yet, or it returned a row without a cursor or something that
+            is not a row.
+        UsageError: the source is not a function of a module.
     """
-    spec = _described(source, cursor)
+    spec = _spec(source, cursor)
     table = _table(spec)
     with ExitStack() as stack:
         store = _store(stack)
         with store.lock(table.replace("/", "@")):
-            since = _last(store, table, cursor)
-            fresh = _fresh(spec, source(since), cursor, since)
+            since = _last_cursor(store, table, cursor)
+            fresh = _fetch(spec, source(since), cursor, since)
             if since is not None and fresh.height:
-                fresh = _unknown(store, table, fresh, cursor, since)
+                fresh = _without_known_rows(store, table, fresh, cursor, since)
             if fresh.height:
                 store.tables.append(table, fresh)
         if not store.tables.exists(table):
-            raise SourceError(f"{spec['function']} gave no rows yet.", help="Its columns are unknown until it does.")
-        last = _last(store, table, cursor)
+            raise SourceError(
+                f"{spec['function']} has not returned any rows yet, so its columns are unknown.",
+                help="Read again once it has rows.",
+            )
+        last = _last_cursor(store, table, cursor)
         observe("cursor", spec, _text(last))
         return store.tables.scan(table).drop(EVENT_AT, ARRIVED_AT).sort(cursor, maintain_order=True)
 
 
 def cursor_state(spec: dict[str, Json], since: str | None = None) -> str:
-    """Whether the source has rows behind the cursor; nothing is kept."""
+    """A text that changes when the source has rows after the cursor. Nothing is stored."""
     with ExitStack() as stack:
         store = _store(stack)
-        last = _last(store, _table(spec), spec["cursor"])
+        last = _last_cursor(store, _table(spec), spec["cursor"])
     if since is not None and _text(last) != since:
         return _text(last)
-    for row in _items(_found(spec)(last)):
+    for row in _items(_load(spec)(last)):
         values = row[spec["cursor"]].to_list() if isinstance(row, pl.DataFrame) else [row.get(spec["cursor"])]
         if any(last is None or value > last for value in values if value is not None):
-            return f"{_text(last)}{_NEWS}"
+            return f"{_text(last)}{_NEW_ROWS}"
     return _text(last)
 
 
 def cursor_change(before: str, after: str) -> str:
-    """What happened between two states, in words."""
-    return "" if before == after else f"new rows behind {before}"
+    """Describe the change between two states; empty if there is none."""
+    return "" if before == after else f"new rows after {before}"
 
 
-def _described(source: Source, cursor: str) -> dict[str, Json]:
+def _spec(source: Source, cursor: str) -> dict[str, Json]:
     function = getattr(source, "function", source)
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
     if not module or not name or "<" in name:
         raise UsageError(
-            f"{source!r} cannot be found again by its name.", help="Define the source as a function of a module."
+            f"{source!r} cannot be imported by its name, so it cannot be read again later.",
+            help="Define the source as a function at the top level of a module.",
         )
     return {"module": module, "function": name, "cursor": cursor}
 
 
-def _found(spec: dict[str, Json]) -> Source:
+def _load(spec: dict[str, Json]) -> Source:
     value: Any = sys.modules.get(spec["module"]) or import_module(spec["module"])
     for part in spec["function"].split("."):
         value = getattr(value, part)
@@ -106,27 +113,27 @@ def _safe(name: str) -> str:
     return "".join(letter if letter.isascii() and letter.isalnum() else f"={ord(letter):x}" for letter in name)
 
 
-def _last(store: Store, table: str, cursor: str) -> Any:
+def _last_cursor(store: Store, table: str, cursor: str) -> Any:
     if not store.tables.exists(table):
         return None
     return store.tables.scan(table).select(pl.col(cursor).max()).collect().item()
 
 
-def gathered(name: str, given: Iterable[Any]) -> pl.DataFrame:
-    """One table of everything that a source yields: dicts, lists of dicts, tables.
+def collect_items(name: str, items: Iterable[Any]) -> pl.DataFrame:
+    """Collect everything that a source yields (dicts, lists of dicts, tables) in one table.
 
     Raises:
-        SourceError: something is no row, or a column mixes types.
+        SourceError: an item is not a row, or a column mixes types.
     """
     dicts: list[Mapping[str, Any]] = []
     frames: list[pl.DataFrame] = []
-    for number, item in enumerate(_items(given), 1):
+    for number, item in enumerate(_items(items), 1):
         if isinstance(item, pl.DataFrame):
             frames.append(item)
         else:
             dicts.append(item)
         if number % 1_000 == 0:
-            tell("source", number, None, "rows", name)
+            report_progress("source", number, None, "rows", name)
     if dicts:
         frames.append(_frame(name, dicts))
     if not frames:
@@ -134,50 +141,57 @@ def gathered(name: str, given: Iterable[Any]) -> pl.DataFrame:
     return pl.concat(frames, how="diagonal_relaxed") if len(frames) > 1 else frames[0]
 
 
-def _fresh(spec: dict[str, Json], given: Iterable[Any], cursor: str, since: Any) -> pl.DataFrame:
-    rows = gathered(spec["function"], given)
+def _fetch(spec: dict[str, Json], items: Iterable[Any], cursor: str, since: Any) -> pl.DataFrame:
+    rows = collect_items(spec["function"], items)
     if not rows.width:
         return rows
     if cursor not in rows.columns:
-        raise SourceError(f"{spec['function']} gives no column '{cursor}'.", help=nearest(cursor, rows.columns))
+        raise SourceError(
+            f"The rows of {spec['function']} have no column '{cursor}'.", help=nearest(cursor, rows.columns)
+        )
     if rows[cursor].null_count():
         first = rows[cursor].is_null().arg_max()
-        raise SourceError(f"Row {(first or 0) + 1} of {spec['function']} has no '{cursor}'.")
+        raise SourceError(
+            f"Row {(first or 0) + 1} of {spec['function']} has no value in the cursor column '{cursor}'.",
+            help="Give every row a cursor value, or leave the row out.",
+        )
     if EVENT_AT in rows.columns or ARRIVED_AT in rows.columns:
-        raise SourceError(f"{spec['function']} gives a column '{EVENT_AT}' or '{ARRIVED_AT}'.", help="Rename it.")
+        raise SourceError(
+            f"{spec['function']} returns a column '{EVENT_AT}' or '{ARRIVED_AT}', which everloop uses itself.",
+            help="Rename it.",
+        )
     if since is not None:
         try:
             rows = rows.filter(pl.col(cursor) >= since)
         except pl.exceptions.PolarsError as error:
             kind = type_name(rows.schema[cursor])
-            raise SourceError(f"'{cursor}' of {spec['function']} holds {kind} now, and was {since!r}.") from error
+            raise SourceError(
+                f"'{cursor}' of {spec['function']} is now {kind}, but its last value was {since!r}.",
+                help="Return cursor values of one type.",
+            ) from error
     dtype = rows.schema[cursor]
-    happened = pl.col(cursor) if isinstance(dtype, pl.Datetime | pl.Date) else pl.lit(_epoch())
-    return rows.with_columns(happened.alias(EVENT_AT))
+    # A number is not a time, but the table needs one. The arrival time tells such rows apart.
+    event_at = pl.col(cursor) if isinstance(dtype, pl.Datetime | pl.Date) else pl.lit(_EPOCH)
+    return rows.with_columns(event_at.alias(EVENT_AT))
 
 
-def _epoch() -> datetime:
-    from datetime import UTC
-
-    # Numbers say no time; the table needs one, and rows are told apart by when they arrived.
-    return datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def _unknown(store: Store, table: str, fresh: pl.DataFrame, cursor: str, since: Any) -> pl.DataFrame:
-    """Sources often give the rows of the cursor itself again."""
+def _without_known_rows(store: Store, table: str, fresh: pl.DataFrame, cursor: str, since: Any) -> pl.DataFrame:
+    """Drop rows that are stored already: sources often return the rows at the cursor itself again."""
     known = store.tables.scan(table).filter(pl.col(cursor) == since).drop(EVENT_AT, ARRIVED_AT).collect()
     names = [name for name in fresh.columns if name in known.columns and name != EVENT_AT]
     seen = known.select(names).with_columns(pl.lit(value=True).alias("__seen"))
     try:
         joined = fresh.join(seen.unique(), on=names, how="left", nulls_equal=True, maintain_order="left")
     except pl.exceptions.PolarsError as error:
-        raise SourceError(f"The columns of '{table}' have changed: {str(error).splitlines()[0]}.") from error
+        raise SourceError(
+            f"The source now returns other columns than '{table}' has: {str(error).splitlines()[0]}."
+        ) from error
     return joined.filter(pl.col("__seen").is_null()).drop("__seen")
 
 
-def _items(given: Iterable[Any]) -> Iterator[Any]:
-    """Rows as dicts and pages of rows as frames, from whatever a source yields."""
-    for item in given:
+def _items(items: Iterable[Any]) -> Iterator[Any]:
+    """Yield single rows as dicts and pages of rows as frames."""
+    for item in items:
         if isinstance(item, Mapping):
             yield item
         elif isinstance(item, pl.DataFrame | pl.LazyFrame) or hasattr(item, "__arrow_c_stream__"):
@@ -185,7 +199,9 @@ def _items(given: Iterable[Any]) -> Iterator[Any]:
         elif isinstance(item, list | tuple) and all(isinstance(each, Mapping) for each in item):
             yield from item
         else:
-            raise SourceError(f"A source gave {item!r}, which is no row.", help="Yield dicts, lists of them or tables.")
+            raise SourceError(
+                f"The source returned {item!r}, which is not a row.", help="Yield dicts, lists of dicts, or tables."
+            )
 
 
 def _frame(name: str, dicts: list[Mapping[str, Any]]) -> pl.DataFrame:
@@ -193,7 +209,7 @@ def _frame(name: str, dicts: list[Mapping[str, Any]]) -> pl.DataFrame:
     values = [[item.get(column) for column in names] for item in dicts]
     mixed = find_problem(names, values)
     if mixed is not None:
-        raise SourceError(f"{name}: {mixed}", help="Convert the values before they are given.")
+        raise SourceError(f"{name}: {mixed}", help="Convert the values before the source returns them.")
     return pl.DataFrame(values, schema=names, orient="row", infer_schema_length=None)
 
 

@@ -1,4 +1,4 @@
-"""A file that is read: what its user called it, where its bytes lie, and what its folders say about its rows."""
+"""A file to read: the name that the user knows, the path of its bytes, and its partition columns."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ class DataFile:
     """One file of a source."""
 
     path: Path
-    """What can be opened: the file itself, or a plain copy of it in the store's cache."""
+    """The file to open: the original, or a plain copy of it in the store's cache."""
     shown: str
-    """What messages call it."""
+    """Its name in messages."""
     partition: tuple[tuple[str, str | None], ...] = ()
-    """Columns that its folders name, such as `year=2025/`, with their values as texts."""
+    """Columns from folder names such as `year=2025/`, with their values as text."""
 
     @classmethod
     def of(cls, path: Path) -> DataFile:
         return cls(path, str(path))
 
     def at(self, path: Path) -> DataFile:
-        """The same file, read from a copy."""
+        """The same file, read from a copy at `path`."""
         return replace(self, path=path)
 
     def __str__(self) -> str:

@@ -1,7 +1,7 @@
-"""Sources of dlt: hundreds of services behind one form, read here without a pipeline or a destination.
+"""Read dlt sources, which cover hundreds of services, without a dlt pipeline or destination.
 
-A resource is run as it is: its own pagination, incremental cursors and transformers work; what it yields, rows or
-tables, becomes one frame.
+A resource runs unchanged: its pagination, incremental cursors and transformers work. The rows or tables that it yields
+become one frame.
 """
 
 from __future__ import annotations
@@ -15,37 +15,40 @@ if TYPE_CHECKING:
 
 
 def is_dlt(source: object) -> bool:
-    """Whether it is a source or a resource of dlt, without importing dlt."""
+    """Whether an object is a dlt source or resource. Does not import dlt."""
     kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(source).__mro__}
     return bool(kinds & {"dlt.DltSource", "dlt.DltResource"})
 
 
 def open_dlt(source: Any, resource: str | None) -> tuple[str, Iterable[Any]]:
-    """Name and items of one resource.
+    """The name and the items of one resource.
 
     Args:
-        resource: which one, of a source that has several.
+        resource: the resource to read, if the source has several.
 
     Raises:
-        UsageError: it has several, or none of that name.
+        UsageError: the source has several resources and none was chosen, or it has none with this name.
     """
     from everloop.data.table_inputs import nearest
 
     resources = getattr(source, "selected_resources", None)
     if resources is None:
-        return str(source.name), _told(source)
+        return str(source.name), _items(source)
     names = list(resources)
     if resource is None and len(names) != 1:
-        raise UsageError(f"The source '{source.name}' has {len(names)} resources.", help=f"resource= of {names}")
+        raise UsageError(
+            f"The source '{source.name}' has {len(names)} resources, and one can be read.",
+            help=f"Choose one with resource=: {', '.join(names)}.",
+        )
     chosen = resource or names[0]
     if chosen not in resources:
         raise UsageError(f"The source '{source.name}' has no resource '{chosen}'.", help=nearest(chosen, names))
-    return chosen, _told(resources[chosen])
+    return chosen, _items(resources[chosen])
 
 
-def _told(resource: Any) -> Iterable[Any]:
+def _items(resource: Any) -> Iterable[Any]:
     try:
         yield from resource
-    except Exception as error:  # dlt wraps whatever the service raised in classes of its own
+    except Exception as error:  # dlt wraps the service's errors in its own classes
         cause = error.__cause__ or error
         raise SourceError(f"The resource '{resource.name}' failed: {cause}.") from error

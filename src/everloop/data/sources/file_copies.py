@@ -1,6 +1,6 @@
-"""Plain copies of files that cannot be read as they are: recoded, unpacked, without comments.
+"""Cached copies of files that cannot be read directly: recoded, unpacked, or without comments.
 
-They lie in the store's cache, each made once for what the file holds, as a stream of pieces.
+The copies are in the store's cache. Each is written once per content of the file, as a stream of chunks.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-_KEPT_NS = 24 * 3600 * 1_000_000_000
+_MAX_AGE_NS = 24 * 3600 * 1_000_000_000
 
 
-def copied(path: Path, how: str, suffix: str, pieces: Callable[[], Iterable[bytes]]) -> Path:
-    """A copy of `path` that consists of the pieces.
+def copied(path: Path, how: str, suffix: str, chunks: Callable[[], Iterable[bytes]]) -> Path:
+    """The cached copy of `path`, written from `chunks` if it does not exist yet.
 
     Args:
-        how: what is done to the file; a copy is used again where this and the file's stamps are the same.
+        how: describes the conversion. A copy is reused if this and the file's stamps are the same.
 
     Raises:
         SourceError: the disk is full.
@@ -37,36 +37,33 @@ def copied(path: Path, how: str, suffix: str, pieces: Callable[[], Iterable[byte
     seen = path.stat()
     stamps = f"{seen.st_size} {seen.st_mtime_ns} {seen.st_ctime_ns} {seen.st_ino}"
     if not is_settled(max(seen.st_mtime_ns, seen.st_ctime_ns), now_ns):
-        # It may be written again within the same tick of the file system's clock.
+        # The file may be written again within the same tick of the file system's clock.
         stamps = content_hash(path)
-    what, state = (hashlib.sha256(text.encode()).hexdigest()[:32] for text in (f"{path.resolve()} {how}", stamps))
-    copy = find_store_urls(None)[0].home / "cache" / "copies" / f"{what}-{state}{suffix}"
+    source, state = (hashlib.sha256(text.encode()).hexdigest()[:32] for text in (f"{path.resolve()} {how}", stamps))
+    copy = find_store_urls(None)[0].home / "cache" / "copies" / f"{source}-{state}{suffix}"
     if copy.exists():
         return copy
     make_folder(copy.parent)
     part = copy.with_name(f"{copy.name}.{os.getpid()}-{threading.get_ident()}.part")
-    made = False
     try:
         with open(part, "wb", opener=private_opener) as target:
-            for piece in pieces():
+            for chunk in chunks():
                 try:
-                    target.write(piece)
+                    target.write(chunk)
                 except OSError as error:
                     raise SourceError(
-                        f"The copy of '{path}' that is read could not be written: {error.strerror}.",
-                        help=f"Make room in '{copy.parent}'.",
+                        f"'{path}' cannot be read directly, and writing a cached copy failed: {error.strerror}.",
+                        help=f"Free some space in '{copy.parent}'.",
                     ) from error
         part.replace(copy)
-        made = True
     finally:
-        if not made:
-            part.unlink(missing_ok=True)
-    _sweep(copy, what, now_ns)
+        part.unlink(missing_ok=True)
+    _remove_old_copies(copy, source, now_ns)
     return copy
 
 
-def _sweep(copy: Path, what: str, now_ns: int) -> None:
-    """Remove copies of what the file held before; queries that were made today may still read theirs."""
-    for old in copy.parent.glob(f"{what}-*"):
-        if old != copy and now_ns - old.stat().st_mtime_ns > _KEPT_NS:
+def _remove_old_copies(copy: Path, source: str, now_ns: int) -> None:
+    """Remove copies of earlier contents of the file, unless they are so new that a query may still read them."""
+    for old in copy.parent.glob(f"{source}-*"):
+        if old != copy and now_ns - old.stat().st_mtime_ns > _MAX_AGE_NS:
             old.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""JSON files: one object per line, or one array of objects per file.
+"""Read JSON files with one object per line, or one array of objects per file.
 
-Every object is looked at before the lazy frame is handed out, so that values of two kinds under one key, whole numbers
-that fractions would round, keys that stand twice in an object, and keys that only some files have are errors with the
-line and the key.
+Every object is checked before the lazy frame is returned. Mixed kinds of values under one key, whole numbers that would
+be rounded among fractions, repeated keys in an object, and keys that only some files have are errors that name the line
+and the key.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
     from everloop.data.sources.data_files import DataFile
 
 _SPACED_KEY = re.compile(rb'"\s{2,}:|"[\t\r\n]:')
-_OURS = ("missing_columns", "schema_overrides")
+_EVERLOOP_OPTIONS = ("missing_columns", "schema_overrides")
 
 
 def scan_json(files: list[DataFile], options: Mapping[str, Any]) -> list[pl.LazyFrame]:
     """The rows of each file, in the order of `files`, with the same columns and types.
 
     Args:
-        options: of `polars.scan_ndjson`; `schema_overrides` names types, of keys that a file may lack as well;
-            `missing_columns="insert"` lets files lack any key.
+        options: those of `polars.scan_ndjson`. `schema_overrides` sets the types of keys; some files may lack these
+            keys. With `missing_columns="insert"`, files may lack any key.
 
     Raises:
-        SourceError: a file is empty, a line is no object, values of a key do not fit together, or files differ in
-            their keys.
-        UsageError: an option does not exist, or names a type that does not.
+        SourceError: a file is empty, a line is not an object, the values of a key have incompatible types, or files
+            have different keys.
+        UsageError: an option does not exist, or it names a type that does not exist.
     """
     named = {**named_types(options.get("schema") or {}), **named_types(options.get("schema_overrides") or {})}
-    given = {name: value for name, value in options.items() if name not in _OURS}
+    polars_options = {name: value for name, value in options.items() if name not in _EVERLOOP_OPTIONS}
     kinds = ValueKinds()
-    keys = [_look(file, kinds, named, several=len(files) > 1) for file in files]
+    keys = [_check_objects(file, kinds, named) for file in files]
     problem = kinds.finish()
     if problem is not None:
         raise _misfit(problem)
@@ -58,16 +58,16 @@ def scan_json(files: list[DataFile], options: Mapping[str, Any]) -> list[pl.Lazy
     scans = []
     for file, found in zip(files, keys, strict=True):
         types = {name: dtype for name, dtype in named.items() if name in found}
-        scans.append(_scan(file, {"schema_overrides": types or None, **given}))
-        # Whole numbers beyond int64 are never beyond uint64 here, and only that can be kept.
+        scans.append(_scan(file, {"schema_overrides": types or None, **polars_options}))
+        # Numbers beyond int64 fit into uint64 here, and only uint64 can be stored.
         large = {name: pl.UInt64() for name, dtype in scans[-1].collect_schema().items() if dtype == pl.Int128()}
         if large:
-            scans[-1] = _scan(file, {"schema_overrides": {**types, **large}, **given})
+            scans[-1] = _scan(file, {"schema_overrides": {**types, **large}, **polars_options})
     if len(files) == 1:
         return scans
-    schema = _together(files, [scan.collect_schema() for scan in scans], named)
-    given.pop("infer_schema_length", None)
-    return [_scan(file, {**given, "schema": schema}) for file in files]
+    schema = _common_types(files, [scan.collect_schema() for scan in scans], named)
+    polars_options.pop("infer_schema_length", None)
+    return [_scan(file, {**polars_options, "schema": schema}) for file in files]
 
 
 def _scan(file: DataFile, options: Mapping[str, Any]) -> pl.LazyFrame:
@@ -84,14 +84,18 @@ def _scan(file: DataFile, options: Mapping[str, Any]) -> pl.LazyFrame:
         if _is_array(file):
             return cast_to(pl.read_json(file.path, **chosen).lazy(), types, str(file)).collect().lazy()
         scan = cast_to(pl.scan_ndjson(literal(file.path), **chosen), types, str(file))
-        # Reads every line now: a bad one would fail in the middle of a query, without its number.
+        # Read every line now. A bad line would otherwise fail in the middle of a query, without a line number.
         scan.null_count().collect(engine="streaming")
     except TypeError as error:
-        raise UsageError(f"Reading json failed: {error}.", help="Options are those of polars.scan_ndjson.") from error
+        raise UsageError(
+            f"Reading json failed: {error}.", help="The options are those of polars.scan_ndjson."
+        ) from error
     except pl.exceptions.PolarsError as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise SourceError(
-            f"'{file}' cannot be read as json: {said}.", help="Correct it, or name types with schema_overrides={…}."
+            f"'{file}' cannot be read as json: {reason}.",
+            help="Correct the file, or set the types of its keys with schema_overrides={…}.",
+            option_help="Correct the file, or set the types of its keys with --schema.",
         ) from error
     return scan
 
@@ -104,8 +108,8 @@ def _is_array(file: DataFile) -> bool:
     raise SourceError(f"'{file}' is empty.", help="Remove it, or write one JSON object per line.")
 
 
-def _look(file: DataFile, kinds: ValueKinds, named: Mapping[str, Any], *, several: bool) -> dict[str, str]:
-    """Every key of a file, with the place where it first stands."""
+def _check_objects(file: DataFile, kinds: ValueKinds, named: Mapping[str, Any]) -> dict[str, str]:
+    """Check every object of a file, and return its keys with the position where each first occurs."""
     keys: dict[str, str] = {}
     known: set[Any] = set()
     unit = "object" if _is_array(file) else "line"
@@ -114,12 +118,12 @@ def _look(file: DataFile, kinds: ValueKinds, named: Mapping[str, Any], *, severa
         if sign is not None and sign in known:
             continue
         known.add(sign)
-        place = f"{unit} {number} of '{file}'"
+        position = f"{unit} {number} of '{file}'"
         for name, value in row.items():
-            keys.setdefault(name, place)
+            keys.setdefault(name, position)
             if name in named:
                 continue
-            problem = kinds.take(name, value, place)
+            problem = kinds.add(name, value, position)
             if problem is not None:
                 raise _misfit(problem)
     if not keys:
@@ -134,14 +138,16 @@ def _objects(file: DataFile, unit: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
     if unit == "object":
         try:
-            # As Polars does, an array is read as a whole.
+            # Polars also reads a whole array at once.
             items = json.loads(file.path.read_bytes(), object_pairs_hook=_Pairs.of)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise SourceError(f"'{file}' is no JSON: {error}.") from error
+            raise SourceError(f"'{file}' is not valid JSON: {error}.") from error
         for number, item in enumerate(items, 1):
             if not isinstance(item, dict):
-                raise SourceError(f"Object {number} of '{file}' is no JSON object.")
-            _refuse_doubled(item, f"Object {number} of '{file}'")
+                raise SourceError(
+                    f"Item {number} of '{file}' is not a JSON object.", help="Write an array of objects, one per row."
+                )
+            _refuse_repeated(item, f"Object {number} of '{file}'")
             yield number, item
         return
     decoder = msgspec.json.Decoder()
@@ -152,49 +158,54 @@ def _objects(file: DataFile, unit: str) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 value = decoder.decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise _no_json(file, number, line) from error
+                raise _invalid_json(file, number, line) from error
             if not isinstance(value, dict):
-                raise SourceError(f"Line {number} of '{file}' is no JSON object.")
+                raise SourceError(
+                    f"Line {number} of '{file}' is not a JSON object.", help="Write one object per line, one per row."
+                )
             if line.count(b'":') + line.count(b'" :') > len(value) or _SPACED_KEY.search(line):
-                # Nested objects, a text that looks like a key, or a key that stands twice.
-                _refuse_doubled(json.loads(line, object_pairs_hook=_Pairs.of), f"Line {number} of '{file}'")
+                # Nested objects, a string that looks like a key, or a repeated key.
+                _refuse_repeated(json.loads(line, object_pairs_hook=_Pairs.of), f"Line {number} of '{file}'")
             yield number, value
 
 
-def _no_json(file: DataFile, number: int, line: bytes) -> SourceError:
+def _invalid_json(file: DataFile, number: int, line: bytes) -> SourceError:
     try:
         json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return SourceError(f"Line {number} of '{file}' has the byte 0x{line[error.start]:02x}, which is no UTF-8.")
+        return SourceError(
+            f"Line {number} of '{file}' contains the byte 0x{line[error.start]:02x}, which is not valid UTF-8.",
+            help="Save the file as UTF-8.",
+        )
     except json.JSONDecodeError as problem:
-        return SourceError(f"Line {number} of '{file}' is no JSON: {problem.msg}.")
+        return SourceError(f"Line {number} of '{file}' is not valid JSON: {problem.msg}.")
     return SourceError(
-        f"Line {number} of '{file}' is no JSON that can be read: it has NaN, Infinity or a number out of range.",
-        help="Write null where there is no value.",
+        f"Line {number} of '{file}' is not valid JSON: it contains NaN, Infinity or a number out of range.",
+        help="Write null for a missing value.",
     )
 
 
 class _Pairs(dict[str, Any]):
-    """An object that remembers a key that stood in it twice."""
+    """A JSON object that remembers a repeated key."""
 
-    doubled: str | None = None
+    repeated: str | None = None
 
     @classmethod
     def of(cls, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) == len(pairs):
-            return made
-        kept = cls(made)
+        plain = dict(pairs)
+        if len(plain) == len(pairs):
+            return plain
         names = [name for name, _ in pairs]
-        kept.doubled = next(name for name in names if names.count(name) > 1)
-        return kept
+        marked = cls(plain)
+        marked.repeated = next(name for name in names if names.count(name) > 1)
+        return marked
 
 
-def _refuse_doubled(value: Any, place: str) -> None:
-    if isinstance(value, _Pairs) and value.doubled is not None:
-        raise SourceError(f"{place} has the key '{value.doubled}' twice.", help="Rename one.")
+def _refuse_repeated(value: Any, position: str) -> None:
+    if isinstance(value, _Pairs) and value.repeated is not None:
+        raise SourceError(f"{position} has the key '{value.repeated}' twice.", help="Rename one of them.")
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _refuse_doubled(inner, place)
+        _refuse_repeated(inner, position)
 
 
 def _misfit(problem: str) -> SourceError:
@@ -202,25 +213,28 @@ def _misfit(problem: str) -> SourceError:
     top = re.split(r"\.|\[\]", column)[0]
     return SourceError(
         problem,
-        **advice("Correct it, or take the values as they are written, with {}.", schema_overrides={top: pl.String()}),
+        **advice(
+            "Correct the value, or read '" + top.replace("{", "{{").replace("}", "}}") + "' as text with {}.",
+            schema_overrides={top: pl.String()},
+        ),
     )
 
 
 def _compare(files: list[DataFile], keys: list[dict[str, str]], named: Mapping[str, Any]) -> None:
     for file, found in zip(files[1:], keys[1:], strict=True):
         for lacking, known, having in ((file, found, keys[0]), (files[0], keys[0], found)):
-            for name, place in having.items():
+            for name, position in having.items():
                 if name not in known and name not in named:
                     raise SourceError(
-                        f"'{lacking}' has no key '{name}', which {place} has.",
+                        f"'{lacking}' has no key '{name}', which {position} has.",
                         **advice(
-                            f"{nearest(name, known)} If the file may lack it, name its type: {{}}.",
+                            f"{nearest(name, known)} If some files may lack this key, name its type: {{}}.",
                             schema_overrides={name: pl.String()},
                         ),
                     )
 
 
-def _together(
+def _common_types(
     files: list[DataFile], schemas: list[pl.Schema], named: Mapping[str, pl.DataType]
 ) -> dict[str, pl.DataType]:
     types: dict[str, pl.DataType] = {}
@@ -233,9 +247,9 @@ def _together(
             wider = unified(types.get(name, pl.Null()), dtype, open_structs=True)
             if wider is None:
                 raise SourceError(
-                    f"Column '{name}' holds {type_name(types[name])} in '{first[name]}' but {type_name(dtype)} "
+                    f"Column '{name}' is {type_name(types[name])} in '{first[name]}' but {type_name(dtype)} "
                     f"in '{file}'.",
-                    **advice("Take it as it is written, with {}.", schema_overrides={name: pl.String()}),
+                    **advice("To read it as text in every file, pass {}.", schema_overrides={name: pl.String()}),
                 )
             types[name] = wider
             first.setdefault(name, file)

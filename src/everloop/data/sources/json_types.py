@@ -1,7 +1,7 @@
-"""Types that a person may name for a key of a JSON file, and what they are read as.
+"""Read the keys of a JSON file as the types that the user names.
 
-The reader of JSON knows some types only, and ends its thread on others. What it does not know is read as a wider type
-or as text, and then cast: a value that does not fit is an error, never changed.
+Polars' JSON reader supports only some types and panics on others. Keys of other types are read as a wider type or as
+text, and then cast. A value that does not fit is an error and is never changed.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _NONE = (pl.Duration, pl.Binary, pl.Object)
 
 
 def readable(name: str, dtype: pl.DataType) -> pl.DataType:
-    """The type as which a key is read: `dtype` itself where the reader knows it.
+    """The type to read a key as: `dtype` itself if the reader supports it.
 
     Raises:
-        UsageError: no JSON holds values of this type.
+        UsageError: JSON cannot contain values of this type.
     """
     if isinstance(dtype, _SMALL):
         return pl.Int64()
@@ -35,26 +35,26 @@ def readable(name: str, dtype: pl.DataType) -> pl.DataType:
     if isinstance(dtype, pl.Time | pl.Decimal):
         return pl.String()
     if isinstance(dtype, _NONE):
-        raise _unheld(name, dtype)
+        raise _unsupported(name, dtype)
     return dtype
 
 
-def cast_to(scan: pl.LazyFrame, types: Mapping[str, pl.DataType], place: str) -> pl.LazyFrame:
-    """The frame with its columns in `types`, each of which was read as `readable` says.
+def cast_to(scan: pl.LazyFrame, types: Mapping[str, pl.DataType], file: str) -> pl.LazyFrame:
+    """Cast columns that were read as their `readable` type to `types`.
 
     Raises:
-        SourceError: a decimal has more digits behind its point than its type.
+        SourceError: a decimal has more digits after the point than its type.
     """
-    held = scan.collect_schema()
-    wanted = {name: dtype for name, dtype in types.items() if name in held and held[name] != dtype}
+    schema = scan.collect_schema()
+    wanted = {name: dtype for name, dtype in types.items() if name in schema and schema[name] != dtype}
     for name, dtype in wanted.items():
         if isinstance(dtype, pl.Decimal):
             finer = pl.col(name).str.contains(rf"\.\d{{{dtype.scale}}}\d*[1-9]|[eE]")
             odd = scan.filter(finer).select(name).head(1).collect()
             if odd.height:
                 raise SourceError(
-                    f"'{odd.item()}' under '{name}' of '{place}' does not fit {type_name(dtype)} exactly.",
-                    help="Name a type with more digits behind the point, or string.",
+                    f"{type_name(dtype)} cannot hold '{odd.item()}', a value of '{name}' in '{file}', exactly.",
+                    help="Name a type with more digits after the point, or string.",
                 )
     return scan.with_columns(
         pl.col(name).str.to_time() if isinstance(dtype, pl.Time) else pl.col(name).cast(dtype)
@@ -65,11 +65,11 @@ def cast_to(scan: pl.LazyFrame, types: Mapping[str, pl.DataType], place: str) ->
 def _nested(name: str, dtype: Any) -> pl.DataType:
     inner: pl.DataType = dtype if isinstance(dtype, pl.DataType) else dtype()
     if isinstance(inner, pl.Time | pl.Decimal):
-        raise _unheld(name, inner, "inside a list or an object ")
+        raise _unsupported(name, inner, "inside a list or an object ")
     return readable(name, inner)
 
 
-def _unheld(name: str, dtype: pl.DataType, where: str = "") -> UsageError:
+def _unsupported(name: str, dtype: pl.DataType, where: str = "") -> UsageError:
     return UsageError(
         f"'{name}' cannot be read as {type_name(dtype)} {where}from JSON.",
         help="Read it as string, int64 or float64, and convert it in a step.",

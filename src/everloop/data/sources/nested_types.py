@@ -1,4 +1,4 @@
-"""What lies inside lists, arrays and structs."""
+"""Walk through the types and values inside lists, arrays and structs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 def instance(dtype: object) -> pl.DataType:
-    """A type as an object: Polars says `Int64` for `Int64()` where it has no parameters."""
-    made: pl.DataType = dtype() if isinstance(dtype, type) else dtype  # type: ignore[assignment]
-    return made
+    """A type as an instance: Polars allows `Int64` instead of `Int64()` for types without parameters."""
+    found: pl.DataType = dtype() if isinstance(dtype, type) else dtype  # type: ignore[assignment]
+    return found
 
 
 def leaf_types(dtype: pl.DataType) -> Iterator[pl.DataType]:
-    """The types of the values inside; a struct without fields is a leaf."""
+    """The innermost types; a struct without fields counts as one."""
     match dtype:
         case pl.List() | pl.Array():
             yield from leaf_types(instance(dtype.inner))
@@ -29,7 +29,7 @@ def leaf_types(dtype: pl.DataType) -> Iterator[pl.DataType]:
 
 
 def leaves(column: pl.Series) -> Iterator[pl.Series]:
-    """The values inside, without nulls, one series for each of `leaf_types`."""
+    """The innermost values without nulls, one series for each of `leaf_types`."""
     match column.dtype:
         case pl.List() | pl.Array():
             yield from leaves(column.drop_nulls().explode())

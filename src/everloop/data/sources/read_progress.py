@@ -1,7 +1,7 @@
-"""How far a long piece of work has come, for whoever wants to draw it.
+"""Progress of long operations, for a progress bar.
 
-Reading and keeping call `tell`; a command line or a notebook watches. Neither knows the other, and where nobody
-watches, telling costs a look.
+The code that reads and stores data calls `report_progress`, and a command line or a notebook watches. Neither depends
+on the other. Without a watcher, a report costs one variable lookup.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ReadProgress:
-    """One piece of news."""
+    """One progress report."""
 
     what: str
-    """Such as `download`, `snapshot`, `files`."""
+    """The operation: `download`, `snapshot`, `files` or `source`."""
     done: int
     total: int | None
-    """None where nobody knows it yet."""
+    """None if not known yet."""
     unit: str
-    """`bytes`, `rows`, `files`."""
+    """`bytes`, `rows` or `files`."""
     name: str = ""
-    """Of the file or table that it is about."""
+    """The file, folder or table being processed."""
 
 
 _watcher: ContextVar[Callable[[ReadProgress], None] | None] = ContextVar("everloop_progress", default=None)
@@ -35,7 +35,7 @@ _watcher: ContextVar[Callable[[ReadProgress], None] | None] = ContextVar("everlo
 
 @contextmanager
 def watch_progress(watcher: Callable[[ReadProgress], None]) -> Iterator[None]:
-    """Inside the block, call `watcher` with each piece of news, in the thread that does the work."""
+    """Inside the block, call `watcher` with each report, in the thread that does the work."""
     token = _watcher.set(watcher)
     try:
         yield
@@ -43,8 +43,8 @@ def watch_progress(watcher: Callable[[ReadProgress], None]) -> Iterator[None]:
         _watcher.reset(token)
 
 
-def tell(what: str, done: int, total: int | None, unit: str, name: str = "") -> None:
-    """Say how far it has come."""
+def report_progress(what: str, done: int, total: int | None, unit: str, name: str = "") -> None:
+    """Send a report to the watcher, if there is one."""
     watcher = _watcher.get()
     if watcher is not None:
         watcher(ReadProgress(what, done, total, unit, name))

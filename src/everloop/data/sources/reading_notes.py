@@ -1,7 +1,7 @@
-"""What reading decided about values, told to whoever asked: `'TotalCharges': 11 blank values read as null`.
+"""Notes about how values were read, such as `'TotalCharges': 11 blank values read as null`.
 
-Reading never prints. Inside `collect_notes` its notes are collected; they also stand beside the source in what a step
-or a snapshot remembers of it, and go to the logger `everloop.data` at level INFO.
+Reading never prints. `collect_notes` collects the notes. They are also stored with the source of a step or a snapshot,
+and logged to `everloop.data` at level INFO.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ _collector: ContextVar[list[ReadingNote] | None] = ContextVar("everloop_reading_
 
 @dataclass(frozen=True)
 class ReadingNote:
-    """One thing that reading a source decided, which its reader should know."""
+    """One decision that was made while reading a source, and that the user should know about."""
 
     source: str
     column: str
     message: str
     help: str = ""
-    """What to pass to `read` where that is not wanted."""
+    """What to pass to `read` for another result."""
     option_help: str = ""
-    """Likewise, what to type on the command line."""
+    """What to type on the command line for another result."""
 
     def __str__(self) -> str:
         return f"'{self.column}': {self.message}"
 
 
 def note(source: str, column: str, message: str, help: str = "", option_help: str = "") -> None:
-    """Tell what was decided about a column."""
+    """Record and log what was decided about a column."""
     found = ReadingNote(source, column, message, help, option_help)
     _log.info("%s: %s", source, found)
     notes = _collector.get()
@@ -46,7 +46,7 @@ def note(source: str, column: str, message: str, help: str = "", option_help: st
 
 @contextmanager
 def collect_notes() -> Iterator[list[ReadingNote]]:
-    """Collect the notes of what is read inside the block, each once. Collectors around it get them, too."""
+    """Collect the notes of what is read inside the block, without duplicates. Enclosing collectors get them too."""
     outer = _collector.get()
     notes: list[ReadingNote] = []
     token = _collector.set(notes)

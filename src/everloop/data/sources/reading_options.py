@@ -1,7 +1,6 @@
-"""The options of reading as people write them: arguments in Python, options of a command, and types by their names.
+"""Read options as users write them: Python arguments, command-line options, and type names.
 
-An error of reading is shown to somebody who wrote `el.read(…)`, or to somebody who typed a command. `advice` writes one
-piece of advice for both.
+Whoever sees a read error has either called `el.read(…)` or typed a command. `advice` phrases one hint for both.
 """
 
 from __future__ import annotations
@@ -41,32 +40,32 @@ _DECIMAL = re.compile(r"decimal(?:128)?[\[(](\d+), *(\d+)[\])]", re.IGNORECASE)
 
 
 class Advice(TypedDict):
-    """What to type next, in Python and on the command line: keywords of an `EverloopError`."""
+    """What to type next, in Python and on the command line: keyword arguments of an `EverloopError`."""
 
     help: str
     option_help: str
 
 
 def advice(sentence: str, *, otherwise: str = "", **options: Any) -> Advice:
-    """One piece of advice for both readers.
+    """Phrase one hint for Python and for the command line.
 
     Args:
-        sentence: `{}` stands where the options are named, as in `Read it with {}.`
-        otherwise: what to say on the command line where none of the options can be typed there.
-        options: of `read`, with the values to give them.
+        sentence: contains `{}` where the options go, as in `Read it with {}.`
+        otherwise: the hint on the command line if none of the options exists there.
+        options: options of `read` with suggested values.
     """
-    typed = [_typed(name, value) for name, value in options.items() if name in _TYPED]
+    cli_options = [_cli_option(name, value) for name, value in options.items() if name in _CLI_OPTIONS]
     return {
-        "help": sentence.format(", or ".join(_written(name, value) for name, value in options.items())),
-        "option_help": sentence.format(", or ".join(typed)) if typed else otherwise,
+        "help": sentence.format(", or ".join(_python_argument(name, value) for name, value in options.items())),
+        "option_help": sentence.format(", or ".join(cli_options)) if cli_options else otherwise,
     }
 
 
 def named_type(name: str) -> pl.DataType:
-    """The type that people call `string`, `int64`, `timestamp[us, UTC]`, `decimal[12, 2]`, …
+    """The type with a name such as `string`, `int64`, `timestamp[us, UTC]` or `decimal[12, 2]`.
 
     Raises:
-        UsageError: there is no such type.
+        UsageError: the type does not exist.
     """
     known = _TYPES.get(name.strip().lower())
     if known is not None:
@@ -76,14 +75,14 @@ def named_type(name: str) -> pl.DataType:
         return pl.Datetime(unit, zone)  # type: ignore[arg-type]
     if found := _DECIMAL.fullmatch(name.strip()):
         return pl.Decimal(int(found[1]), int(found[2]))
-    raise UsageError(f"There is no type '{name}'.", help=f"Such as: {', '.join(_SHOWN)}.")
+    raise UsageError(f"There is no type '{name}'.", help=f"Use for example one of: {', '.join(_SHOWN)}.")
 
 
 def named_types(given: Mapping[str, Any]) -> dict[str, pl.DataType]:
-    """Columns and their types; a type may be a Polars type or its name.
+    """Resolve the types of columns, each given as a Polars type, a Python type or a type name.
 
     Raises:
-        UsageError: what stands for a type is none.
+        UsageError: a value is not a type.
     """
     types: dict[str, pl.DataType] = {}
     for column, kind in given.items():
@@ -96,12 +95,15 @@ def named_types(given: Mapping[str, Any]) -> dict[str, pl.DataType]:
         elif kind in _PYTHON_TYPES:
             types[column] = _PYTHON_TYPES[kind]
         else:
-            raise UsageError(f"The type of column '{column}' is {kind!r}, which is not a type.", help="Use pl.String.")
+            raise UsageError(
+                f"{kind!r} is not a type, but it is given as the type of column '{column}'.",
+                help="Use a Polars type such as pl.String, or a name such as 'string'.",
+            )
     return types
 
 
 _PYTHON_TYPES: dict[Any, pl.DataType] = {str: pl.String(), int: pl.Int64(), float: pl.Float64(), bool: pl.Boolean()}
-_TYPED = {
+_CLI_OPTIONS = {
     "separator": "--separator",
     "encoding": "--encoding",
     "null_values": "--null-values",
@@ -112,29 +114,29 @@ _TYPED = {
     "decimal_comma": "--decimal-comma",
     "drop_unnamed": "--drop-unnamed",
 }
-"""The options of `read` that a command takes, see `everloop.cli.table_options`."""
+"""The options of `read` that exist on the command line, see `everloop.cli.table_options`."""
 
 
-def _written(name: str, value: Any) -> str:
+def _python_argument(name: str, value: Any) -> str:
     if name == "schema_overrides":
         types = ", ".join(f"{column!r}: pl.{kind!r}" for column, kind in value.items())
         return f"{name}={{{types}}}"
     return f"{name}={value!r}"
 
 
-def _typed(name: str, value: Any) -> str:
-    option = _TYPED[name]
+def _cli_option(name: str, value: Any) -> str:
+    option = _CLI_OPTIONS[name]
     if value is True:
         return option
     if name == "schema_overrides":
         return " ".join(f"{option} {shlex.quote(f'{column}={type_name(kind)}')}" for column, kind in value.items())
     if name == "null_values":
-        return " ".join(f"{option} {shlex.quote(_listed(each))}" for each in value)
+        return " ".join(f"{option} {shlex.quote(_csv_quoted(each))}" for each in value)
     if value == "\t":
         return f"{option} tab"
     return f"{option} {shlex.quote(str(value))}"
 
 
-def _listed(value: str) -> str:
-    """One value as it stands in a list with commas."""
+def _csv_quoted(value: str) -> str:
+    """One value, quoted as needed in a comma-separated list."""
     return '"{}"'.format(value.replace('"', '""')) if {",", '"'} & set(value) else value

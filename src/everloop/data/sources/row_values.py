@@ -1,7 +1,7 @@
-"""Python values that are to become columns: rows of dicts, answers of a database, objects of a JSON file.
+"""Check Python values before they become columns: rows as dicts, database results, objects of a JSON file.
 
-Polars would make texts of a column with texts and numbers, and round whole numbers that stand among fractions. Here
-the first such value is found, with its key and its place.
+Polars would turn a column of texts and numbers into text, and would round whole numbers in a column with fractions.
+This module finds the first such value, with its key and its position.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ _UINT64 = 1 << 64
 _INT64 = 1 << 63
 
 
-def find_problem(names: Sequence[str], rows: Sequence[Sequence[Any]], place: str = "row") -> str | None:
-    """What is wrong with the first value that does not fit the others of its column; None where all do.
+def find_problem(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str | None:
+    """Describe the first value that does not fit its column; None if all values fit.
 
     Args:
-        rows: values in the order of `names`; a row's number counts from 1.
-        place: what a row is called.
+        rows: values in the order of `names`. Rows are counted from 1.
     """
     for name, values in zip(names, zip(*rows, strict=True), strict=True) if rows else ():
         kinds = set(map(type, values)) - {_NONE}
@@ -29,7 +28,7 @@ def find_problem(names: Sequence[str], rows: Sequence[Sequence[Any]], place: str
             continue
         seen = ValueKinds()
         for number, value in enumerate(values, 1):
-            problem = seen.take(name, value, f"{place} {number}")
+            problem = seen.add(name, value, f"row {number}")
             if problem is not None:
                 return problem
         if (problem := seen.finish()) is not None:
@@ -38,7 +37,7 @@ def find_problem(names: Sequence[str], rows: Sequence[Sequence[Any]], place: str
 
 
 class ValueKinds:
-    """The kind of every key that was seen, and where."""
+    """The kind of value of every key so far, and where it was first seen."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, tuple[str, str]] = {}
@@ -47,56 +46,64 @@ class ValueKinds:
         self._negative: set[str] = set()
         self._large: dict[str, tuple[int, str]] = {}
 
-    def take(self, key: str, value: Any, place: str) -> str | None:
-        """Look at one value; what is wrong with it, or None."""
+    def add(self, key: str, value: Any, position: str) -> str | None:
+        """Check one value; return what is wrong with it, or None.
+
+        Args:
+            position: where it is, as messages show it: `row 3`, `line 2 of 'a.jsonl'`.
+        """
         if value is None:
             return None
         kind = kind_of(value)
-        known = self._kinds.setdefault(key, (kind, place))
+        known = self._kinds.setdefault(key, (kind, position))
         if known[0] != kind and {known[0], kind} != {"int64", "float64"}:
             shown = value if not isinstance(value, str) else repr(value)
-            return f"Column '{key}' holds {known[0]}, but {place} says {_short(shown)}, {kind}."
+            return f"Column '{key}' is {known[0]}, but {position} contains {_short(shown)} ({kind})."
         if kind == "int64":
-            return self._whole(key, int(value), place)
+            return self._add_whole(key, int(value), position)
         if kind == "float64":
-            self._fractions.setdefault(key, place)
+            self._fractions.setdefault(key, position)
         elif kind == "struct":
             for name, inner in value.items():
-                if (problem := self.take(f"{key}.{name}", inner, place)) is not None:
+                if (problem := self.add(f"{key}.{name}", inner, position)) is not None:
                     return problem
         elif kind == "list":
             for inner in value:
-                if (problem := self.take(f"{key}[]", inner, place)) is not None:
+                if (problem := self.add(f"{key}[]", inner, position)) is not None:
                     return problem
         return None
 
     def finish(self) -> str | None:
-        """What is wrong with all values together, or None."""
-        for key, (value, place) in self._inexact.items():
+        """Check all values of each key together; return what is wrong, or None."""
+        for key, (value, position) in self._inexact.items():
             if key in self._fractions:
                 return (
-                    f"Column '{key}' holds float64, but {place} says {value}, which no float64 can hold: "
-                    f"{self._fractions[key]} has a fraction."
+                    f"Column '{key}' is float64, because {self._fractions[key]} has a fraction, but {position} "
+                    f"contains {value}, which float64 cannot hold."
                 )
-        for key, (value, place) in self._large.items():
+        for key, (value, position) in self._large.items():
             if key in self._negative:
-                return f"Column '{key}' holds int64, but {place} says {value}, which no int64 can hold."
+                return _too_large(key, position, value)
         return None
 
-    def _whole(self, key: str, value: int, place: str) -> str | None:
+    def _add_whole(self, key: str, value: int, position: str) -> str | None:
         if value < 0:
             self._negative.add(key)
         if value >= _UINT64 or value < -_INT64:
-            return f"Column '{key}' holds int64, but {place} says {_short(value)}, which no int64 can hold."
+            return _too_large(key, position, value)
         if value >= _INT64:
-            self._large.setdefault(key, (value, place))
+            self._large.setdefault(key, (value, position))
         if key not in self._inexact and int(float(value)) != value:
-            self._inexact[key] = value, place
+            self._inexact[key] = value, position
         return None
 
 
+def _too_large(key: str, position: str, value: int) -> str:
+    return f"Column '{key}' is int64, but {position} contains {_short(value)}, which int64 cannot hold."
+
+
 def kind_of(value: Any) -> str:
-    """What a value is, as messages say it."""
+    """The type of a value, as messages show it."""
     match value:
         case bool():
             return "bool"
@@ -126,9 +133,9 @@ def kind_of(value: Any) -> str:
 
 
 def signature(value: Any) -> Any:
-    """Hashable, and equal for values that have the same keys and kinds all the way down.
+    """A hashable value that is equal for values with the same keys and kinds at every level.
 
-    What has a known signature needs no second look. None where a whole number is so long that it does.
+    A value with a known signature need not be checked again. None if a whole number is so long that it must be.
     """
     kind = type(value)
     if kind is dict:
@@ -150,7 +157,7 @@ _DEEP = frozenset({dict, list})
 
 
 def _other_kind(value: Any) -> str:
-    """NumPy's numbers are numbers; other classes stand for themselves."""
+    """The kind of a NumPy number, or the name of any other class."""
     import numbers
 
     name = type(value).__name__

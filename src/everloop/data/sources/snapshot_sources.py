@@ -30,12 +30,14 @@ def is_version(source: str) -> bool:
 def scan_version(source: str, columns: Sequence[str] | None = None) -> tuple[pl.LazyFrame, str]:
     """The rows of a version, and its digest.
 
+    The version is looked up in the store of the current run, or else in the store of this folder.
+
     Args:
-        source: `everloop:` and a key such as `flights@3`, a dataset for its newest version, or a dataset and a time
-            in ISO 8601 for what was its newest then. The store is the current run's, else the one of this folder.
+        source: `everloop:` followed by a version such as `flights@3`, by a dataset for its newest version, or by a
+            dataset and a time in ISO 8601 for its newest version at that time.
 
     Raises:
-        SourceError: there is no such version.
+        SourceError: the version does not exist.
     """
     with ExitStack() as stack:
         store = _store(stack)
@@ -47,7 +49,7 @@ def scan_version(source: str, columns: Sequence[str] | None = None) -> tuple[pl.
 
 
 def version_state(spec: dict[str, Json], since: str | None = None) -> str:
-    """Which content the version of `spec["ref"]` has now."""
+    """The digest of the version that `spec["ref"]` currently refers to."""
     with ExitStack() as stack:
         return find_version(spec["ref"], _store(stack)).digest
 
@@ -57,11 +59,11 @@ def version_change(before: str, after: str) -> str:
 
 
 def find_version(ref: str, store: Store) -> Snapshot:
-    """The snapshot by `flights@3`, `flights` or `flights@2026-03-01`.
+    """The snapshot for `flights@3`, `flights` or `flights@2026-03-01`.
 
     Raises:
-        NotFoundError: there is none.
-        SourceError: what follows the @ looks like a time and is none.
+        NotFoundError: it does not exist.
+        SourceError: the text after the @ looks like a time but is not valid.
     """
     dataset, _, version = ref.partition("@")
     if not _MOMENT.fullmatch(version):
@@ -69,14 +71,18 @@ def find_version(ref: str, store: Store) -> Snapshot:
     try:
         moment = datetime.fromisoformat(version)
     except ValueError as error:
-        raise SourceError(f"'{version}' is no time in ISO 8601.") from error
+        raise SourceError(
+            f"'{version}' in '{ref}' is not a time in ISO 8601.", help="Write for example 2026-03-01T12:00:00."
+        ) from error
     moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
     found = store.records.find(
         Snapshot, ("dataset", "=", dataset), ("created_at", "<=", moment), order="-version", limit=1
     )
     if not found:
         first = store.records.find(Snapshot, ("dataset", "=", dataset), order="version", limit=1)
-        known = f"Its first version is of {first[0].created_at.isoformat()}." if first else "See: everloop data ls"
+        known = (
+            f"Its first version was created at {first[0].created_at.isoformat()}." if first else "See: everloop data ls"
+        )
         raise NotFoundError(f"'{dataset}' had no version at {moment.isoformat()}.", help=known)
     return found[0]
 

@@ -1,9 +1,9 @@
-"""Queries: SQLite by the standard library, PostgreSQL by psycopg, and everything else by SQLAlchemy.
+"""Run SQL queries: SQLite through the standard library, PostgreSQL through psycopg, other databases through SQLAlchemy.
 
-`engine=` chooses another way: `sqlalchemy`, `adbc` or `connectorx`, each of which is imported only then.
+`engine=` selects another library: `sqlalchemy`, `adbc` or `connectorx`. Each is imported only when it is used.
 
-The state of a query is a digest over its rows. For SQLite the stamps of the database's files stand beside it, so
-that a database that nobody has written to is not queried again.
+The state of a query is a digest over its rows. For SQLite it also contains the stamps of the database files, so that
+an unchanged database is not queried again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def is_sql(source: str) -> bool:
 
 
 def redacted(url: str) -> str:
-    """The address without its password, as records hold it. This process may look again with what it was given."""
+    """The URL without its password, as it is stored in records. This process remembers the full URL."""
     return url if url.startswith("sqlite:") else remembered(url)
 
 
@@ -50,47 +50,49 @@ def query_frame(url: str, query: str, engine: str | None = None) -> pl.DataFrame
     """Run one query and return its rows.
 
     Args:
-        engine: of `ENGINES`; without it, what suits the address.
+        engine: one of `ENGINES`; by default the one that suits the URL.
 
     Raises:
-        SourceError: the database or a table is missing, the query fails, or a column mixes types.
-        MissingExtraError: the library behind it is not installed.
-        UsageError: there is no such engine.
+        SourceError: the database or a table does not exist, the query fails, or a column mixes types.
+        MissingExtraError: the library for this database is not installed.
+        UsageError: the engine does not exist.
     """
     if engine is not None and engine not in ENGINES:
-        raise UsageError(f"There is no engine '{engine}'.", help=f"There are: {', '.join(ENGINES)}.")
+        raise UsageError(f"There is no engine '{engine}'.", help=f"Use one of: {', '.join(ENGINES)}.")
     if engine in ("adbc", "connectorx"):
         return _by_uri(url, query, engine)
     if engine == "sqlalchemy" or not url.startswith(SCHEMES):
         names, rows = _sqlalchemy(url, query)
     else:
         names, rows = _sqlite(url, query) if url.startswith("sqlite://") else _postgres(url, query)
-    doubled = {name for name in names if names.count(name) > 1}
-    if doubled:
-        raise SourceError(f"The query gives two columns '{min(doubled)}'.", help="Name one with AS.")
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise SourceError(
+            f"The query returns two columns called '{min(repeated)}'.", help="Rename one of them with AS."
+        )
     mixed = find_problem(names, rows)
     if mixed is not None:
         raise SourceError(mixed, help="CAST the column in the query.")
     try:
         return pl.DataFrame(rows, schema=names, orient="row", infer_schema_length=None)
     except (pl.exceptions.PolarsError, TypeError, OverflowError) as error:
-        raise SourceError(f"The rows of the query are no table: {error}.") from error
+        raise SourceError(f"The rows of the query do not form a table: {error}.") from error
 
 
 def query_with_state(url: str, query: str, engine: str | None = None) -> tuple[pl.DataFrame, str]:
-    """The rows of one query and their state, which is as `sql_state` would see it."""
-    # Before the query: what is written in between is then seen as a change.
+    """The rows of one query, and their state as `sql_state` would return it."""
+    # Take the stamps before the query, so that a write in between is noticed later.
     stamps = _stamps(url)
     frame = query_frame(url, query, engine)
     return frame, f"rows {_digest(frame)} at {stamps}"
 
 
 def sql_state(spec: dict[str, Json], since: str | None = None) -> str:
-    """What the query of `spec` gives now.
+    """The state of the current result of a query.
 
     Args:
-        spec: `url`, without password, `query`, and `engine` where one was named.
-        since: an earlier state; returned as it is where the rows are the same.
+        spec: `url` without password, `query`, and `engine` if one was given.
+        since: an earlier state, which is returned unchanged if the rows are the same.
     """
     url: str = spec["url"]
     if since is not None:
@@ -102,7 +104,7 @@ def sql_state(spec: dict[str, Json], since: str | None = None) -> str:
 
 
 def sql_change(before: str, after: str) -> str:
-    """What happened between two states, in words."""
+    """Describe the change between two states; empty if there is none."""
     return "" if before.partition(" at ")[0] == after.partition(" at ")[0] else "other rows"
 
 
@@ -125,30 +127,30 @@ def _sqlite(url: str, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
                 missing = re.search(r"no such table: (?:\w+\.)?(.+)", str(error))
                 tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type != 'index'")]
                 raise SourceError(
-                    f"The query fails on '{path}': {error}.", help=nearest(missing[1], tables) if missing else None
+                    f"The query failed on '{path}': {error}.", help=nearest(missing[1], tables) if missing else None
                 ) from error
             if cursor.description is None:
-                raise SourceError("The query gives no rows.", help="Write a SELECT.")
+                raise _no_result()
             return [column[0] for column in cursor.description], cursor.fetchall()
     except sqlite3.Error as error:
         raise SourceError(f"'{path}' cannot be queried: {error}.") from error
 
 
 def _sqlite_path(url: str) -> Path:
-    # As SQLAlchemy has it: three slashes and a relative path, four and an absolute one.
+    # As in SQLAlchemy: three slashes before a relative path, four before an absolute one.
     if not url.startswith("sqlite:///"):
-        raise UsageError(f"'{url}' names no database file.", help="Write sqlite:///folder/file.db")
+        raise UsageError(f"'{url}' does not name a database file.", help="Write sqlite:///folder/file.db.")
     return project_folder() / unquote(url.removeprefix("sqlite:///"))
 
 
 def _stamps(url: str) -> str:
-    """Stamps of the database and of its write-ahead log, `-` where they prove nothing."""
+    """Stamps of the database file and its write-ahead log; `-` if they prove nothing."""
     if not url.startswith("sqlite://"):
         return "-"
     path = _sqlite_path(url)
-    # Not the change time: whoever opens a database for reading sets the owner of its write-ahead log anew.
-    texts = [write_stamp(path), write_stamp(path.with_name(f"{path.name}-wal"))]
-    return "-" if "-" in texts else " ".join(texts)
+    # The change time is not used: opening a database for reading sets the owner of its write-ahead log again.
+    stamps = [write_stamp(path), write_stamp(path.with_name(f"{path.name}-wal"))]
+    return "-" if "-" in stamps else " ".join(stamps)
 
 
 def _postgres(url: str, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
@@ -161,12 +163,12 @@ def _postgres(url: str, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
             connection.read_only = True
             cursor.execute(query.encode())
             if cursor.description is None:
-                raise SourceError("The query gives no rows.", help="Write a SELECT.")
+                raise _no_result()
             return [column.name for column in cursor.description], cursor.fetchall()
     except UnavailableError as error:
-        raise SourceError(f"The query fails on '{redacted(url)}': {error.message}.", help=error.help) from None
+        raise SourceError(f"The query failed on '{redacted(url)}': {error.message}.", help=error.help) from None
     except psycopg.Error as error:
-        raise SourceError(f"The query fails on '{redacted(url)}': {_first(error, url)}.") from None
+        raise SourceError(f"The query failed on '{redacted(url)}': {_first_line(error, url)}.") from None
 
 
 def _sqlalchemy(url: str, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
@@ -174,13 +176,12 @@ def _sqlalchemy(url: str, query: str) -> tuple[list[str], list[tuple[Any, ...]]]
         import sqlalchemy
     except ImportError as error:
         raise MissingExtraError.of(f"Reading '{redacted(url)}'", "SQLAlchemy", "sql") from error
-    address = _absolute(url)
     try:
-        engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
+        engine = sqlalchemy.create_engine(_absolute(url), poolclass=sqlalchemy.NullPool)
         with engine.connect() as connection:
             result = connection.exec_driver_sql(query)
             if not result.returns_rows:
-                raise SourceError("The query gives no rows.", help="Write a SELECT.")
+                raise _no_result()
             return list(result.keys()), [tuple(row) for row in result.fetchall()]
     except ModuleNotFoundError as error:
         raise MissingExtraError(
@@ -188,12 +189,12 @@ def _sqlalchemy(url: str, query: str) -> tuple[list[str], list[tuple[Any, ...]]]
         ) from error
     except sqlalchemy.exc.NoSuchModuleError as error:
         raise MissingExtraError(
-            f"SQLAlchemy cannot read '{redacted(url)}': {_first(error, url)}.",
-            help="Install the dialect: pip install NAME, see the list in SQLAlchemy's documentation.",
+            f"SQLAlchemy cannot read '{redacted(url)}': {_first_line(error, url)}.",
+            help="Install the dialect with pip install NAME. SQLAlchemy's documentation lists the dialects.",
         ) from error
     except sqlalchemy.exc.SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
-        raise SourceError(f"The query fails on '{redacted(url)}': {_first(cause, url)}.") from None
+        raise SourceError(f"The query failed on '{redacted(url)}': {_first_line(cause, url)}.") from None
 
 
 def _by_uri(url: str, query: str, engine: str) -> pl.DataFrame:
@@ -203,21 +204,25 @@ def _by_uri(url: str, query: str, engine: str) -> pl.DataFrame:
         return pl.read_database_uri(query, _absolute(url), engine="connectorx")
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            f"Reading '{redacted(url)}' by {engine} needs a driver: {_first(error, url)}.",
-            help="Install it with: pip install 'everloop[sql]', and for ADBC the driver of the database.",
+            f"Reading '{redacted(url)}' with {engine} needs a driver: {_first_line(error, url)}.",
+            help="Install it with: pip install 'everloop[sql]'. ADBC also needs the driver of the database.",
         ) from error
-    except Exception as error:  # each driver raises classes of its own
-        raise SourceError(f"The query fails on '{redacted(url)}': {_first(error, url)}.") from None
+    except Exception as error:  # each driver has its own exceptions
+        raise SourceError(f"The query failed on '{redacted(url)}': {_first_line(error, url)}.") from None
 
 
 def _absolute(url: str) -> str:
-    """SQLite's relative paths start in the project's folder."""
+    """The URL with an absolute path: SQLite's relative paths start from the project folder."""
     scheme, found, path = url.partition(":///")
     if not found or not scheme.startswith("sqlite") or path.startswith("/"):
         return url
     return f"{scheme}:///{_sqlite_path(f'sqlite:///{path}').absolute()}"
 
 
-def _first(error: BaseException, url: str) -> str:
-    """The first line of what a library says, without what is secret in the address that it was given."""
+def _no_result() -> SourceError:
+    return SourceError("The query does not return rows.", help="Use a SELECT statement.")
+
+
+def _first_line(error: BaseException, url: str) -> str:
+    """The first line of a library's error message, without the secrets of the URL."""
     return mask_text((str(error).splitlines() or [type(error).__name__])[0], url).rstrip(".")

@@ -1,15 +1,15 @@
-"""One type for a column that different files of a set hold in different types, where no value changes by it.
+"""Find one type for a column whose type differs between files, such that no value changes.
 
-| in one file | in another | together |
+| in one file | in another | common type |
 |---|---|---|
-| only nulls | anything | that |
-| whole numbers | whole numbers of another width | the wider; `int64` where one has no sign |
-| whole numbers, fractions | fractions | `float64`, as long as it holds every whole number |
+| only nulls | any type | that type |
+| integers | integers of another width | the wider one; `int64` or wider if one is unsigned |
+| integers, fractions | fractions | `float64`, if it holds every integer exactly |
 | categories | text | text |
 | categories | other categories | categories |
 | times | times of another unit | the finer unit |
-| decimals | decimals of the same scale | the more digits |
-| lists, structs | lists, structs | by what they hold |
+| decimals | decimals of the same scale | the greater precision |
+| lists, structs | lists, structs | the common type of what they contain |
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _UNSIGNED: dict[int, pl.DataType] = {8: pl.UInt8(), 16: pl.UInt16(), 32: pl.UInt
 
 
 def unified(one: pl.DataType, other: pl.DataType, *, open_structs: bool = False) -> pl.DataType | None:
-    """The type that holds the values of both; None where there is none.
+    """The type that holds the values of both, or None if there is none.
 
     Args:
-        open_structs: structs may have different fields, which are null where they are missing.
+        open_structs: structs may have different fields; missing fields become null.
     """
     if one == other or isinstance(other, pl.Null):
         return one
