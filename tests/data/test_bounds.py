@@ -106,6 +106,30 @@ def test_decimals_and_durations() -> None:
         assert outside(waits, "duration[us]", least=5400) == [True, False, False]
 
 
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (pl.Series([0, 2**64, None], dtype=pl.Int128), "int128"),
+        (pl.Series([0, 2**128 - 1, None], dtype=pl.UInt128), "uint128"),
+        (pl.Series([0.0, 1e30, None]), "float64"),
+        (pl.Series([timedelta(0), timedelta(days=9), None]), "duration[us]"),
+        (pl.Series([Decimal("0.00"), Decimal("-7.25"), None], dtype=pl.Decimal(38, 2)), "decimal[38, 2]"),
+    ],
+)
+def test_a_bound_may_be_larger_than_every_value(values: pl.Series, kind: str) -> None:
+    for huge in (10**40, 10**400, *(["1e50", "1e400"] if kind.startswith("decimal") else [])):
+        negative: Json = f"-{huge}" if isinstance(huge, str) else -huge
+        assert outside(values, kind, most=huge, least=negative) == [False] * 3
+        assert outside(values, kind, least=huge) == [True, True, False]
+        assert outside(values, kind, most=negative) == [True, True, False]
+
+
+def test_decimal_bounds_may_have_more_digits_than_their_column() -> None:
+    money = pl.Series([Decimal("0.10"), Decimal("0.11"), None], dtype=pl.Decimal(20, 2))
+    assert outside(money, "decimal[20, 2]", least="0.10" + "0" * 40 + "1") == [True, False, False]
+    assert outside(money, "decimal[20, 2]", most="0.10" + "9" * 40) == [False, True, False]
+
+
 def test_dates_of_toml_are_bounds() -> None:
     text = 'dataset = "d"\nid = "i"\nproject = "p"\ncreated_at = "2026-03-01T00:00:00+00:00"\n'
     for kind, value, said in (

@@ -44,7 +44,7 @@ def test_each_difference_is_told(store):
     now = people(age=[f"{i} years" for i in range(40)], salary=[float(i) for i in range(40)]).drop("city")
     found = told(store, contract, now, target="left", key="id")
     assert found == {
-        ("dropped", "city"): "held string",
+        ("dropped", "city"): "was string",
         ("retyped", "age"): "int64 → string",
         ("added", "salary"): "float64",
     }
@@ -76,8 +76,8 @@ def test_rules_of_people_are_never_bent(store):
     )
     contract = replace(contract, rules=rules)
     found = told(store, contract, people(age=[120] * 40).drop("city"), target="left", key="id")
-    assert found["rule dropped", None] == "city <> 'Rome': a column of it is gone"
-    assert found["rule dropped", "city"] == "'unique' was about it"
+    assert found["rule dropped", None] == "city <> 'Rome': one of its columns no longer exists"
+    assert found["rule dropped", "city"] == "the rule 'unique' used this column"
     assert "fewer than 41" in found["still broken", None] or "age < 100" in found["still broken", None]
     # A key that repeats is not a key.
     doubled = told(store, replace(contract, rules=()), people(id=["p0"] * 40), target="left", key="id")

@@ -212,7 +212,7 @@ def refused(**columns: Any) -> FeatureView:
         (refused(who=[1], t=[hours(0)], x=[1]), "is String in"),
         (refused(who=["a"], t=pl.Series([None], dtype=pl.Datetime), x=[1]), "'t' is null in 1"),
         (refused(who=["a"], t=[hours(0)], at=[1]), "column 'at' already"),
-        (refused(who=["a"], t=["noon"], x=[1]), "holds string, no times"),
+        (refused(who=["a"], t=["noon"], x=[1]), "is string, but must contain times"),
     ],
 )
 def test_bad_data_is_named(view: FeatureView, message: str) -> None:

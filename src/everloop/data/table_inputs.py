@@ -1,4 +1,4 @@
-"""What everything in this room accepts as a table, and how its columns are named and typed."""
+"""Convert tables of other libraries to Polars, and describe their columns and types in messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def as_lazy(frame: Frame) -> pl.LazyFrame:
     """`frame` as a LazyFrame.
 
     Raises:
-        UsageError: it is no table.
+        UsageError: `frame` is not a table.
+        DataError: see `as_eager`.
     """
     if isinstance(frame, pl.LazyFrame):
         return frame
@@ -29,28 +30,28 @@ def as_lazy(frame: Frame) -> pl.LazyFrame:
 
 
 def as_eager(frame: Frame) -> pl.DataFrame:
-    """`frame` as a DataFrame, its query executed where it is one.
+    """`frame` as a DataFrame. A LazyFrame is collected.
 
     Raises:
-        UsageError: it is not a table.
-        DataError: a column or an index cannot be kept; see `stores/tables/pandas_frames.py` for the rules.
+        UsageError: `frame` is not a table.
+        DataError: a column or an index cannot be converted; see `stores/tables/pandas_frames.py` for the rules.
     """
     if isinstance(frame, pl.DataFrame):
         return frame
     if isinstance(frame, pl.LazyFrame):
         collected = frame.collect(engine="streaming")
         return collected if isinstance(collected, pl.DataFrame) else collected.fetch_blocking()
-    made = read_frame(frame)
-    if made is None:
+    converted = read_frame(frame)
+    if converted is None:
         raise UsageError(
             f"A table was expected, not {_described(frame)}.",
-            help="Give a Polars frame, or what speaks Arrow: pandas, pyarrow, DuckDB, …",
+            help="Pass a Polars frame, or a table of pandas, pyarrow, DuckDB or another library that exports Arrow.",
         )
-    return made
+    return converted
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """What a message says about the names that exist, those most like `name` first."""
+    """A hint for a message: the names most similar to `name`, or else a list of all names."""
     names = list(known)
     close = get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
@@ -60,10 +61,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def require_column(name: str, schema: Iterable[str], what: str) -> None:
-    """Raise DataError, naming the nearest columns, unless there is a column `name`."""
+    """Raise DataError, with the most similar columns, unless there is a column `name`."""
     names = list(schema)
     if name not in names:
-        raise DataError(f"There is no column '{name}' to be the {what}.", help=nearest(name, names))
+        raise DataError(f"There is no column '{name}' to use as the {what}.", help=nearest(name, names))
 
 
 def type_name(dtype: pl.DataType) -> str:
@@ -92,12 +93,12 @@ def type_name(dtype: pl.DataType) -> str:
 
 
 def is_moment(dtype: pl.DataType) -> bool:
-    """Whether values of this type say when: dates and datetimes."""
+    """Whether values of this type are points in time: dates and datetimes."""
     return isinstance(dtype, pl.Date | pl.Datetime)
 
 
 def as_utc(name: str, dtype: pl.DataType) -> pl.Expr:
-    """The column as UTC with microseconds; what has no timezone is UTC already.
+    """The column as UTC with microseconds. Times without a time zone are taken as UTC.
 
     Raises:
         DataError: the column is not temporal.
@@ -111,8 +112,8 @@ def as_utc(name: str, dtype: pl.DataType) -> pl.Expr:
         case pl.Date():
             return column.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     raise DataError(
-        f"The time column '{name}' holds {type_name(dtype)}, no times.",
-        help=f"Make it a datetime, for example with pl.col('{name}').str.to_datetime().",
+        f"The time column '{name}' is {type_name(dtype)}, but must contain times.",
+        help=f"Convert it to a datetime, for example with pl.col('{name}').str.to_datetime().",
     )
 
 

@@ -1,29 +1,30 @@
-"""What a table looks like, inferred once and edited by people.
+"""Data contracts: descriptions of a table that are inferred once and then edited by people.
 
-A column of a contract is a dict with `name` and `type`, and of these what applies:
+A column of a contract is a dict with `name` and `type`, and with those of these keys that apply:
 
-    role          `target`, `time` or `key`; without one the column is a feature
+    role          `target`, `time` or `key`; a column without a role is a feature
     required      false: the column may be missing
-    nullable      false: a null breaks the contract, and so does a NaN
-    nulls         share of nulls and NaNs that was seen
-    max_nulls     more nulls than this share, and than chance explains, is a warning
-    distinct      how many values were seen
+    nullable      false: a null or NaN breaks the contract
+    nulls         observed share of nulls and NaNs
+    max_nulls     a greater share of nulls, beyond what chance explains, is a warning
+    distinct      observed number of distinct values
     unique        true: a repeated value breaks the contract (its first row is good)
-    ordered       true: rows out of order are a warning
-    min, max      what was seen; a value outside is a warning (without `max` where dates move on with the time column)
+    ordered       true: rows that are not sorted by this column are a warning
+    min, max      observed range; a value outside is a warning (no `max` if the dates advance with the time column)
     least, most   a value outside breaks the contract; of the column's type, see `bounds`
-    infinite      true: infinities were seen; else they break the contract
-    quantiles     of the numbers that were seen, at `QUANTILES`
-    pattern       a regular expression that each text has; one without it is a warning
-    future        true: times behind the present are welcome; else, in the time column, a warning
-    severities    by rule `error` or `warning`, where it should not be as said here
-    categories    text of each value that was seen, with its count; another is a warning, in the target a breach
+    infinite      true: infinities were observed; otherwise they break the contract
+    quantiles     observed quantiles of numbers, at `QUANTILES`
+    pattern       a regular expression; a text that does not match is a warning
+    future        true: times after the present are allowed; otherwise they are a warning in the time column
+    severities    `error` or `warning` by rule, to override the severities above
+    categories    each observed value as text, with its count; another value is a warning, in the target an error
 
-Rules about rows and tables: `rows` (at least so many), `fresh` (the newest time), `where` (SQL that holds for a row),
-`unique` (columns that together name a row), `relation` (each value stands in a column of another table).
+There are rules about rows and tables as well: `rows` (minimum number of rows), `fresh` (age of the newest time),
+`where` (a SQL condition for each row), `unique` (columns that together identify a row) and `relation` (each value
+occurs in a column of another table).
 
-Numbers are floats or ints, durations seconds. Inference is lenient on purpose: what breaks a contract is taken out of
-the data, so only what cannot be right does, such as -9999 among temperatures.
+Numbers are floats or ints, durations are seconds. Inference is deliberately lenient: rows that break a contract are
+removed from the data, so only impossible values should break it, such as -9999 among temperatures.
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 MAX_CATEGORIES = 100
 _MAX_TARGET_CLASSES = 20
 _UNIQUE_ROWS = 100
-"""A column without a role is expected never to repeat where none of so many values has."""
+"""A column without a role is expected to be unique if it has at least this many values and none repeats."""
 _SPANS = 10
-"""How many times the seen range a number may lie outside of it before it cannot be right."""
+"""A number may be outside of the observed range by this many times its width. Beyond that it breaks the contract."""
 _NULLS_SLACK = 0.05
 _ATTEMPTS = 50
 _PER_SECOND = {"ms": 1e3, "us": 1e6, "ns": 1e9}
@@ -70,24 +71,27 @@ def infer_contract(
     now: datetime | None = None,
     tables: Mapping[str, Frame] | None = None,
 ) -> Contract:
-    """What `frame` looks like, as a contract that it keeps. It is not stored yet: see `save_contract`.
+    """Infer a contract that `frame` fulfils. It is not stored yet: see `save_contract`.
 
     Args:
-        now: the store's time: then also how fresh the rows are, and whether times may lie ahead.
-        tables: others that this one may refer to, by the name, path or address under which checks will find them: each
-            column whose every value stands in a column of theirs that never repeats becomes a relation.
+        now: the store's time. If given, the contract also describes how fresh the rows are, and whether times may be
+            after the present.
+        tables: other tables that this one may refer to, by the name, path or URL under which checks will find them. A
+            column becomes a relation if each of its values occurs in a unique column of such a table.
 
     Raises:
-        DataError: the table has no rows, or lacks a named column.
+        DataError: the table has no rows, or does not have a column that was named.
     """
     rows = as_eager(frame)
     if not len(rows) or not rows.width:
-        raise DataError("No contract can be inferred from a table without rows.")
+        raise DataError(
+            "No contract can be inferred from a table without rows.", help="Check the step that returned this table."
+        )
     roles = {name: role for role, name in (("target", target), ("time", time), ("key", key)) if name is not None}
     for name, role in roles.items():
         require_column(name, rows.columns, role)
-    moving = None if time is None else _moving_from(rows, time)
-    columns = tuple(_column(rows[name], roles.get(name), now, moving) for name in rows.columns)
+    recent = None if time is None else _recent_from(rows, time)
+    columns = tuple(_column(rows[name], roles.get(name), now, recent) for name in rows.columns)
     rules = [*_relations(rows, tables or {})]
     if time is not None and now is not None and (fresh := _freshness(rows, time, now)) is not None:
         rules.append(fresh)
@@ -97,16 +101,16 @@ def infer_contract(
 
 
 def find_contract(dataset: str, store: Store) -> Contract | None:
-    """The newest contract of a dataset, if it has one."""
+    """The newest contract of a dataset, or None if it has none."""
     found = store.records.find(Contract, ("dataset", "=", dataset), order="-version", limit=1)
     return found[0] if found else None
 
 
 def save_contract(contract: Contract, store: Store) -> Contract:
-    """Store a contract as the dataset's newest version; one that says the same as the newest is that one.
+    """Store a contract as the dataset's newest version. If the newest version has the same content, return that one.
 
     Raises:
-        ConflictError: other machines kept taking the version's number.
+        ConflictError: other machines kept taking the next version number.
     """
     with store.lock(f"contract-{crc32(contract.dataset.encode()):08x}"):
         for _ in range(_ATTEMPTS):
@@ -127,47 +131,52 @@ def save_contract(contract: Contract, store: Store) -> Contract:
             except AlreadyExistsError:
                 continue
             return stored
-    raise ConflictError(f"No version number of the contract of '{contract.dataset}' was free.")
+    raise ConflictError(
+        f"The contract of '{contract.dataset}' was not saved: in {_ATTEMPTS} attempts, other processes took each new "
+        f"version number.",
+        help="Try again.",
+    )
 
 
 def amount(name: str, dtype: pl.DataType) -> pl.Expr | None:
-    """The column as float64, durations in seconds; None for what is no amount.
+    """The column as float64, durations in seconds; None for types that are not amounts.
 
-    Rounding to float64 keeps the order, so bounds that are rounded likewise hold for the values that gave them.
+    Rounding to float64 keeps the order. So bounds that are rounded in the same way still include the values that they
+    were inferred from.
     """
     if dtype.is_numeric():
         return pl.col(name).cast(pl.Float64)
     if isinstance(dtype, pl.Duration):
-        # By its own unit: the longest durations do not fit into nanoseconds.
+        # Keep the column's unit: the longest durations do not fit into nanoseconds.
         return pl.col(name).cast(pl.Int64).cast(pl.Float64) / _PER_SECOND[dtype.time_unit]
     return None
 
 
 def missing(name: str, dtype: pl.DataType) -> pl.Expr:
-    """Whether there is no value: null, or NaN where a column can hold it."""
+    """Whether a value is missing: null, or NaN in a float column."""
     column = pl.col(name)
     return column.is_null() | column.is_nan().fill_null(value=False) if dtype.is_float() else column.is_null()
 
 
 def category(name: str) -> pl.Expr:
-    """The column's values as the texts under which a contract lists them."""
+    """The column's values as text, as a contract lists them."""
     return pl.col(name).cast(pl.String)
 
 
-def _column(values: pl.Series, role: str | None, now: datetime | None, moving: datetime | None) -> dict[str, Json]:
+def _column(values: pl.Series, role: str | None, now: datetime | None, recent: datetime | None) -> dict[str, Json]:
     name, dtype, rows = values.name, values.dtype, len(values)
     nulls = values.to_frame().select(missing(name, dtype).mean()).item()
     found: dict[str, Json] = {"name": name, "type": type_name(dtype)}
     if role is not None:
         found["role"] = role
-        # Features may be null: how many is worth a warning, not which.
+        # Features may be null; only their share of nulls is checked.
         found["nullable"] = nulls > 0
     found["nulls"] = round(nulls, 6)
     found["max_nulls"] = _most_nulls(nulls, rows)
     if isinstance(dtype, pl.String) or dtype.is_integer():
         found["distinct"] = values.drop_nulls().n_unique()
-        whole = found["distinct"] == rows - values.null_count()
-        if whole and (role == "key" or (role is None and rows >= _UNIQUE_ROWS)):
+        all_distinct = found["distinct"] == rows - values.null_count()
+        if all_distinct and (role == "key" or (role is None and rows >= _UNIQUE_ROWS)):
             found["unique"] = True
             if role is None:
                 found["severities"] = {"unique": "warning"}
@@ -183,26 +192,27 @@ def _column(values: pl.Series, role: str | None, now: datetime | None, moving: d
         if pattern is not None:
             found["pattern"] = pattern
     if role == "key":
-        return found  # new rows bring new keys
+        return found  # new rows have new keys
     if _has_categories(values, role):
         found["categories"] = _categories(values)
-    elif (asked := amount(name, dtype)) is not None:
-        found.update(_range(values.to_frame().select(asked).to_series(), whole=dtype.is_integer()))
-    elif dtype.is_temporal() and nulls < 1 and _sayable(values):
+    elif (amounts := amount(name, dtype)) is not None:
+        found.update(_range(values.to_frame().select(amounts).to_series(), whole=dtype.is_integer()))
+    elif dtype.is_temporal() and nulls < 1 and _has_iso_text(values):
         found["min"] = exact_text(values, "min")
         newest = values.to_frame().select(as_utc(name, dtype).max()).item() if is_moment(dtype) else None
-        if newest is None or moving is None or newest < moving:
+        # A column that reaches into the most recent rows gets later dates with every new row.
+        if newest is None or recent is None or newest < recent:
             found["max"] = exact_text(values, "max")
     return found
 
 
-def _sayable(values: pl.Series) -> bool:
-    """Whether ISO 8601 has a text for each date."""
+def _has_iso_text(values: pl.Series) -> bool:
+    """Whether ISO 8601 can express every date."""
     return not is_moment(values.dtype) or bool(values.drop_nulls().dt.year().is_between(1, 9999).all())
 
 
-def _moving_from(rows: pl.DataFrame, time: str) -> datetime | None:
-    """From here on a date moves on with the rows: it lies in the last tenth of the time that they span, or after."""
+def _recent_from(rows: pl.DataFrame, time: str) -> datetime | None:
+    """The start of the last tenth of the time that the rows cover."""
     if not is_moment(rows.schema[time]):
         return None
     moments = as_utc(time, rows.schema[time])
@@ -211,7 +221,7 @@ def _moving_from(rows: pl.DataFrame, time: str) -> datetime | None:
 
 
 def _freshness(rows: pl.DataFrame, time: str, now: datetime) -> dict[str, Json] | None:
-    """Twice what is seen now, or ten times what usually lies between two rows: older than that is worth a word."""
+    """A rule that warns if the newest row is older than twice its present age, or ten times the usual gap of rows."""
     if not is_moment(rows.schema[time]):
         return None
     moments = rows.select(as_utc(time, rows.schema[time])).to_series().drop_nulls().unique().sort()
@@ -228,19 +238,19 @@ def _relations(rows: pl.DataFrame, tables: Mapping[str, Frame]) -> Iterator[dict
     for table, frame in tables.items():
         other = as_eager(frame)
         for key in other.columns:
-            if key not in rows.columns or other.schema[key] != rows.schema[key] or not _names_things(other[key]):
+            if key not in rows.columns or other.schema[key] != rows.schema[key] or not _is_key(other[key]):
                 continue
             if rows[key].drop_nulls().is_in(other[key].implode()).all():
                 yield {"rule": "relation", "column": key, "table": table, "key": key, "severity": "warning"}
 
 
-def _names_things(values: pl.Series) -> bool:
-    named = isinstance(values.dtype, pl.String) or values.dtype.is_integer()
-    return named and len(values) > 0 and not values.null_count() and bool(values.is_unique().all())
+def _is_key(values: pl.Series) -> bool:
+    may_be_key = isinstance(values.dtype, pl.String) or values.dtype.is_integer()
+    return may_be_key and len(values) > 0 and not values.null_count() and bool(values.is_unique().all())
 
 
 def _most_nulls(share: float, rows: int) -> float:
-    """What a sample of this share may reach by chance (four standard errors), and some slack."""
+    """The share of nulls that another sample may reach by chance (four standard errors), or with some slack."""
     chance = 4 * math.sqrt(share * (1 - share) / rows)
     return min(1.0, math.ceil((share + max(_NULLS_SLACK, chance)) * 1e4) / 1e4)
 
@@ -275,5 +285,5 @@ def _range(amounts: pl.Series, *, whole: bool) -> dict[str, Json]:
 
 def _extreme(value: object) -> float:
     if not isinstance(value, float):
-        raise TypeError(f"{value!r} is no amount")
+        raise TypeError(f"{value!r} is not a float")
     return value

@@ -1,7 +1,7 @@
-"""A contract after its data have changed on purpose: what has to change in it, and nothing else.
+"""Adapt a contract to data that changed on purpose, with as few changes as possible.
 
-What people wrote into a contract stays as long as the data keep it. Columns that are gone are taken out, new ones are
-inferred, retyped ones are inferred again, and of a rule that rows break only that rule is widened.
+Whatever people wrote into a contract stays if the data still fulfil it. Columns that no longer exist are removed, new
+ones are inferred, and columns with a new type are inferred again. If rows break a rule, only that rule is widened.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 ChangeKind = Literal["added", "dropped", "retyped", "role", "widened", "rule dropped", "still broken"]
-_SEEN = ("nulls", "distinct", "quantiles")
-"""What a contract says of a column without ever judging by it."""
+_DESCRIPTIVE = ("nulls", "distinct", "quantiles")
+"""Keys that only describe a column and are never checked."""
 _RANGES = {"least": ("least", "min"), "min": ("min",), "most": ("most", "max"), "max": ("max",)}
-"""The keys that describe the same end of a range as the rule that broke."""
+"""Per broken rule, the keys for the same end of the range."""
 
 
 @dataclass(frozen=True)
 class ContractChange:
-    """One difference between a contract and what the data ask for."""
+    """One difference between a contract and what the data require."""
 
     kind: ChangeKind
     column: str | None
@@ -48,13 +48,13 @@ def adapt_contract(
     key: str | None = None,
     now: datetime | None = None,
 ) -> tuple[Contract, tuple[ContractChange, ...]]:
-    """The contract that `frame` keeps, as near to `contract` as can be, and what is different in it.
+    """Change a contract as little as possible so that `frame` fulfils it, and list the changes.
 
-    It is not stored yet: see `save_contract`. A rule that people wrote about rows or the table is never changed for
-    the data: where it is still broken, a change of the kind `still broken` says so.
+    The result is not stored yet: see `save_contract`. Rules about rows or the table, which people write, are never
+    changed. If one is still broken, the list contains a change of the kind `still broken`.
 
     Raises:
-        DataError: the table has no rows, or lacks a named column.
+        DataError: the table has no rows, or does not have a column that was named.
     """
     rows = as_eager(frame)
     inferred = infer_contract(rows, contract.dataset, store, target=target, time=time, key=key, now=now)
@@ -65,7 +65,7 @@ def adapt_contract(
         name = column["name"]
         if name not in fresh:
             if column.get("required", True):
-                changes.append(ContractChange("dropped", name, f"held {column['type']}"))
+                changes.append(ContractChange("dropped", name, f"was {column['type']}"))
                 continue
             columns.append(dict(column))
             continue
@@ -74,19 +74,19 @@ def adapt_contract(
             changes.append(ContractChange("retyped", name, f"{column['type']} → {type_name(rows.schema[name])}"))
             columns.append(dict(new))
         elif column.get("role") != new.get("role"):
-            was, role = column.get("role", "feature"), new.get("role", "feature")
-            changes.append(ContractChange("role", name, f"{was} → {role}"))
+            before, after = column.get("role", "feature"), new.get("role", "feature")
+            changes.append(ContractChange("role", name, f"{before} → {after}"))
             columns.append(dict(new))
         else:
             columns.append(dict(column))
     for name, new in fresh.items():
         changes.append(ContractChange("added", name, str(new["type"])))
         columns.append(dict(new))
-    # In the order of the table, so that the file reads like it; columns that may be missing come last.
-    order = {name: place for place, name in enumerate(rows.columns)}
+    # Keep the order of the table, so that the file is easy to read. Columns that may be missing come last.
+    order = {name: index for index, name in enumerate(rows.columns)}
     columns.sort(key=lambda column: order.get(column["name"], len(order)))
-    rules, gone = _rules(contract, {column["name"] for column in columns})
-    changes += gone
+    rules, dropped = _applicable_rules(contract, {column["name"] for column in columns})
+    changes += dropped
     adapted = replace(contract, columns=tuple(columns), rules=rules)
     report = check_contract(rows, adapted, now=now)
     described = {column["name"]: column for column in inferred.columns}
@@ -94,33 +94,33 @@ def adapt_contract(
         changes += _widen(columns, violation, described)
     if changes:
         for column in columns:
-            seen = described.get(column["name"], {})
-            column.update({name: seen[name] for name in _SEEN if name in seen})
+            observed = described.get(column["name"], {})
+            column.update({name: observed[name] for name in _DESCRIPTIVE if name in observed})
     return replace(adapted, columns=tuple(columns)), tuple(changes)
 
 
-def _rules(contract: Contract, known: set[str]) -> tuple[tuple[dict[str, Json], ...], list[ContractChange]]:
-    """The rules whose columns are all still there; SQL is left to be judged by its own check."""
-    kept, gone = [], []
+def _applicable_rules(contract: Contract, known: set[str]) -> tuple[tuple[dict[str, Json], ...], list[ContractChange]]:
+    """The rules whose columns still exist, and a change for each of the others. Invalid SQL is left to the check."""
+    applicable, dropped = [], []
     for rule in contract.rules:
         named = [*rule.get("columns", ()), *([rule["column"]] if "column" in rule else [])]
         lost = [name for name in named if name not in known]
         if lost:
-            gone.append(ContractChange("rule dropped", lost[0], f"'{rule['rule']}' was about it"))
-        elif rule["rule"] == "where" and not _can_be_asked(rule["sql"], known):
-            gone.append(ContractChange("rule dropped", None, f"{rule['sql']}: a column of it is gone"))
+            dropped.append(ContractChange("rule dropped", lost[0], f"the rule '{rule['rule']}' used this column"))
+        elif rule["rule"] == "where" and not _has_columns(rule["sql"], known):
+            dropped.append(ContractChange("rule dropped", None, f"{rule['sql']}: one of its columns no longer exists"))
         else:
-            kept.append(rule)
-    return tuple(kept), gone
+            applicable.append(rule)
+    return tuple(applicable), dropped
 
 
-def _can_be_asked(sql: str, known: set[str]) -> bool:
+def _has_columns(sql: str, known: set[str]) -> bool:
     import polars as pl
 
     try:
         return set(pl.sql_expr(sql).meta.root_names()) <= known
     except pl.exceptions.PolarsError:
-        return True  # the check says what is wrong with it
+        return True  # the check reports what is wrong with it
 
 
 def _widen(
@@ -129,25 +129,24 @@ def _widen(
     column = next((one for one in columns if one["name"] == broken.column), None)
     rule = broken.rule
     known = column is not None and (rule in column or rule in ("future", "infinite"))
-    # A key that repeats names no row, whoever accepts it.
+    # A repeated key cannot identify rows, so that rule is never widened.
     if column is None or not known or (rule == "unique" and column.get("role") == "key"):
         yield ContractChange("still broken", broken.column, f"{broken.message}: edit the file, or correct the data")
         return
-    seen = described[column["name"]]
-    if rule == "categories" and "categories" in seen:
-        before, now = column["categories"], seen["categories"]
+    observed = described[column["name"]]
+    if rule == "categories" and "categories" in observed:
+        before, now = column["categories"], observed["categories"]
         more = [value for value in now if value not in before]
         column["categories"] = {**before, **now}
         shown = ", ".join(map(repr, more[:5])) + (", …" if len(more) > 5 else "")
         yield ContractChange("widened", column["name"], f"also {shown}")
         return
     for name in _RANGES.get(rule, (rule,)):
-        was = column.pop(name, None)
-        if name in seen:
-            column[name] = seen[name]
+        before = column.pop(name, None)
+        if name in observed:
+            column[name] = observed[name]
         if name == rule:
-            told = f"{rule} {_short(was)} → {_short(seen.get(name))}"
-            yield ContractChange("widened", column["name"], told)
+            yield ContractChange("widened", column["name"], f"{rule} {_short(before)} → {_short(observed.get(name))}")
 
 
 def _short(value: object) -> str:

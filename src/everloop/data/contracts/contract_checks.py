@@ -1,4 +1,4 @@
-"""A table against its contract: what breaks it, which rows are good, and where the others are kept."""
+"""Check a table against its contract: find violations, separate good rows from bad ones, and store the bad ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 BROKEN = "_broken"
-"""Column of the bad rows that lists what each broke, as `column: rule`."""
+"""The column of the bad rows that lists the rules each row broke, as `column: rule`."""
 _SAMPLES = 5
 
 CheckSeverity = Literal["warning", "error"]
@@ -33,22 +33,23 @@ CheckSeverity = Literal["warning", "error"]
 
 @dataclass(frozen=True)
 class Violation:
-    """One rule that does not hold. An error about rows makes those rows bad; a warning leaves them good."""
+    """One broken rule. An error about rows makes those rows bad; with a warning they stay good."""
 
     column: str | None
     rule: str
     severity: CheckSeverity
     rows: int
-    """How many rows; 0 where the rule is about the table."""
+    """How many rows break the rule; 0 for a rule about the table."""
     message: str
     samples: tuple[Json, ...] = ()
+    """Some of the values."""
     first_rows: tuple[int, ...] = ()
-    """The numbers of the first of these rows, from 1."""
+    """The numbers of the first of these rows, counted from 1."""
 
 
 @dataclass(frozen=True)
 class ContractReport:
-    """What a check saw. `good` and `bad` together hold every row once, each in the table's order."""
+    """The result of a check. Each row is either in `good` or in `bad`, both in the table's order."""
 
     contract: str
     rows: int
@@ -76,7 +77,10 @@ class _Rule:
     name: str
     severity: CheckSeverity
     broken: pl.Expr
-    says: str
+    singular: str
+    """The problem after `1 value of 'x'` or `1 row`, such as `is infinite`."""
+    plural: str
+    """The problem after `2 values of 'x'` or `2 rows`, such as `are infinite`."""
 
 
 def check_contract(
@@ -85,12 +89,12 @@ def check_contract(
     """Check every row of a table.
 
     Args:
-        now: for `fresh` rules, and times that lie ahead: the store's time.
-        tables: what `relation` rules refer to, by name; what is not here is read from where the name leads.
+        now: the store's time, needed for `fresh` rules and to find times after the present.
+        tables: the tables that `relation` rules refer to, by name. A name that is not here is read as a source.
 
     Raises:
-        ContractError: the table lacks a column, or one has another type: then no row can be judged.
-        UsageError: a rule of the contract cannot be used.
+        ContractError: a column is missing or has the wrong type, so that no row can be checked.
+        UsageError: a rule of the contract cannot be applied.
     """
     rows = as_lazy(frame)
     schema = rows.collect_schema()
@@ -98,15 +102,13 @@ def check_contract(
     rules = [*_column_rules(schema, contract, now), *_where_rules(schema, contract)]
     rules += _relation_rules(schema, contract, tables or {})
     rules += _unique_rules(schema, contract, _any_error(rules))
-    asked = [rule.broken.fill_null(value=False).sum().alias(str(index)) for index, rule in enumerate(rules)]
+    broken = [rule.broken.fill_null(value=False).sum().alias(str(index)) for index, rule in enumerate(rules)]
     bad = _any_error(rules)
     present = [column for column in contract.columns if column["name"] in schema]
     nulls = [missing(name, schema[name]).sum().alias(f"null {name}") for name in (each["name"] for each in present)]
-    counted = rows.select(pl.len().alias("rows"), bad.sum().alias("bad"), *asked, *nulls).collect().row(0, named=True)
-    violations = [
-        _violation(rule, counted[str(index)], rows, schema) for index, rule in enumerate(rules) if counted[str(index)]
-    ]
-    violations += _table_violations(rows, schema, contract, counted, now)
+    counts = rows.select(pl.len().alias("rows"), bad.sum().alias("bad"), *broken, *nulls).collect().row(0, named=True)
+    violations = [_violation(rule, counts[str(index)], rows) for index, rule in enumerate(rules) if counts[str(index)]]
+    violations += _table_violations(rows, schema, contract, counts, now)
     named = [
         pl.when(rule.broken.fill_null(value=False)).then(
             pl.lit(f"{rule.column}: {rule.name}" if rule.column else rule.name)
@@ -117,26 +119,26 @@ def check_contract(
     reasons = pl.concat_list(named).list.drop_nulls() if named else pl.lit([], dtype=pl.List(pl.String))
     return ContractReport(
         contract=contract.key,
-        rows=counted["rows"],
-        bad_rows=counted["bad"],
+        rows=counts["rows"],
+        bad_rows=counts["bad"],
         violations=tuple(violations),
         good=rows.filter(~bad),
-        # Reasons come first: a rule about repeated values reads differently among the bad rows alone.
+        # Compute the reasons before filtering: among the bad rows alone, other values would count as repeated.
         bad=rows.with_columns(reasons.alias(BROKEN)).filter(pl.col(BROKEN).list.len() > 0),
     )
 
 
 def quarantine(report: ContractReport, dataset: str, store: Store, *, run: Run | str | None = None) -> Snapshot | None:
-    """Keep the bad rows, with what each broke, as a snapshot of `quarantine/<dataset>`; None if there are none."""
+    """Store the bad rows with the rules they broke as a snapshot of `quarantine/<dataset>`; None if all are good."""
     if not report.bad_rows:
         return None
     return take_snapshot(report.bad, f"quarantine/{dataset}", store, run=run, contract=report.contract)
 
 
 def fits(dtype: pl.DataType, declared: str) -> bool:
-    """Whether a column of this type can be judged by a contract that declares another of the same family."""
+    """Whether a column of this type can be checked against the declared type: both belong to the same family."""
     if isinstance(dtype, pl.Null):
-        return True  # no value at all, so none of a wrong type
+        return True  # a column without values has none of a wrong type
     if declared.startswith(("int", "uint")):
         return dtype.is_integer()
     if declared.startswith("float"):
@@ -154,17 +156,17 @@ def fits(dtype: pl.DataType, declared: str) -> bool:
 
 def _refuse_schema(schema: pl.Schema, contract: Contract) -> None:
     problems: list[str] = []
-    way_out = None
+    hint = None
     for column in contract.columns:
         name = column["name"]
         if name not in schema:
             if column.get("required", True):
                 problems.append(f"column '{name}' is missing")
-                way_out = way_out or nearest(name, schema)
+                hint = hint or nearest(name, schema)
         elif not fits(schema[name], column["type"]):
-            problems.append(f"column '{name}' holds {type_name(schema[name])}, not {column['type']}")
+            problems.append(f"column '{name}' is {type_name(schema[name])}, not {column['type']}")
     if problems:
-        raise ContractError(f"The table breaks '{contract.key}': {'; '.join(problems)}.", help=way_out)
+        raise ContractError(f"The table does not fulfil '{contract.key}': {'; '.join(problems)}.", help=hint)
 
 
 def _column_rules(schema: pl.Schema, contract: Contract, now: datetime | None) -> Iterator[_Rule]:
@@ -174,22 +176,27 @@ def _column_rules(schema: pl.Schema, contract: Contract, now: datetime | None) -
             continue
         dtype = schema[name]
         if not column.get("nullable", True):
-            gone = missing(name, dtype)
-            yield _Rule(name, "nullable", _severity(column, "nullable", "error"), gone, "are null or NaN")
+            severity = _severity(column, "nullable", "error")
+            yield _Rule(name, "nullable", severity, missing(name, dtype), "is null or NaN", "are null or NaN")
         if "categories" in column and not isinstance(dtype, pl.Null):
             severity = _severity(column, "categories", "error" if column.get("role") == "target" else "warning")
             known = pl.Series(list(column["categories"]), dtype=pl.String)
-            yield _Rule(name, "categories", severity, ~category(name).is_in(known.implode()), "were never seen")
+            unknown = ~category(name).is_in(known.implode())
+            problem = "not among the contract's categories"
+            yield _Rule(name, "categories", severity, unknown, f"is {problem}", f"are {problem}")
         if "pattern" in column and not isinstance(dtype, pl.Null):
-            alike = category(name).str.contains(column["pattern"])
+            matches = category(name).str.contains(column["pattern"])
             severity = _severity(column, "pattern", "warning")
-            yield _Rule(name, "pattern", severity, ~alike, f"do not look like {column['pattern']}")
+            problem = f"not match {column['pattern']}"
+            yield _Rule(name, "pattern", severity, ~matches, f"does {problem}", f"do {problem}")
         if column.get("role") == "time" and now is not None and not column.get("future") and is_moment(dtype):
-            ahead = as_utc(name, dtype) > now
-            yield _Rule(name, "future", _severity(column, "future", "warning"), ahead, f"lie after {now.isoformat()}")
+            later = as_utc(name, dtype) > now
+            severity = _severity(column, "future", "warning")
+            problem = f"in the future (after {now.isoformat()})"
+            yield _Rule(name, "future", severity, later, f"is {problem}", f"are {problem}")
         if dtype.is_float() and not column.get("infinite"):
             severity = _severity(column, "infinite", "error")
-            yield _Rule(name, "infinite", severity, pl.col(name).is_infinite(), "are infinite")
+            yield _Rule(name, "infinite", severity, pl.col(name).is_infinite(), "is infinite", "are infinite")
         bounds: tuple[tuple[str, CheckSeverity], ...] = (
             ("least", "error"),
             ("most", "error"),
@@ -204,24 +211,27 @@ def _column_rules(schema: pl.Schema, contract: Contract, now: datetime | None) -
             broken = outside(name, dtype, limit, below=below)
             if broken is not None:
                 severity = _severity(column, bound, usual)
-                yield _Rule(name, bound, severity, broken, f"are {'below' if below else 'above'} {column[bound]}")
+                problem = f"{'below' if below else 'above'} {column[bound]}"
+                yield _Rule(name, bound, severity, broken, f"is {problem}", f"are {problem}")
 
 
 def _unique_rules(schema: pl.Schema, contract: Contract, bad: pl.Expr) -> Iterator[_Rule]:
-    """Of rows with one value the first is good, and a row that is bad for another reason counts for none of them."""
+    """Among rows with the same value the first one is good. Rows that are bad for other reasons do not count."""
     for column in contract.columns:
         name = column["name"]
         if column.get("unique") and name in schema:
             first = pl.struct(pl.col(name), bad.alias(BROKEN)).is_first_distinct()
             broken = ~first & ~bad & ~missing(name, schema[name])
-            yield _Rule(name, "unique", _severity(column, "unique", "error"), broken, "repeat")
+            severity = _severity(column, "unique", "error")
+            yield _Rule(name, "unique", severity, broken, "repeats an earlier one", "repeat earlier ones")
     for rule in contract.rules:
         if rule["rule"] == "unique":
             names = list(rule["columns"])
             _require(rule, names, schema)
             first = pl.struct(*names, bad.alias(BROKEN)).is_first_distinct()
-            said = f"repeat in {', '.join(names)}"
-            yield _Rule(None, said, rule.get("severity", "error"), ~first & ~bad, said)
+            listed = ", ".join(names)
+            singular, plural = (f"{verb} an earlier row in {listed}" for verb in ("repeats", "repeat"))
+            yield _Rule(None, f"repeat in {listed}", rule.get("severity", "error"), ~first & ~bad, singular, plural)
 
 
 def _relation_rules(schema: pl.Schema, contract: Contract, tables: Mapping[str, Frame]) -> Iterator[_Rule]:
@@ -233,25 +243,33 @@ def _relation_rules(schema: pl.Schema, contract: Contract, tables: Mapping[str, 
         other = as_lazy(tables[table]) if table in tables else read(table)
         known = other.collect_schema()
         if key not in known:
-            raise UsageError(f"'{table}' has no column '{key}' to relate '{name}' to.", help=nearest(key, known))
+            raise UsageError(
+                f"'{table}' has no column '{key}', which the relation of '{name}' refers to.",
+                help=nearest(key, known),
+            )
         if not isinstance(schema[name], pl.Null) and not fits(schema[name], type_name(known[key])):
-            kinds = f"{type_name(schema[name])} and {type_name(known[key])}"
-            raise UsageError(f"'{name}' cannot be related to '{key}' of '{table}': they hold {kinds}.")
+            raise UsageError(
+                f"'{name}' cannot be related to '{key}' of '{table}': their types are {type_name(schema[name])} and "
+                f"{type_name(known[key])}."
+            )
         keys = other.select(pl.col(key).cast(pl.String)).unique().collect().to_series()
-        lonely = ~category(name).is_in(keys.implode()) & pl.col(name).is_not_null()
+        unknown = ~category(name).is_in(keys.implode()) & pl.col(name).is_not_null()
         severity: CheckSeverity = rule.get("severity", "error")
-        yield _Rule(name, f"relation to {table}", severity, lonely, f"are no '{key}' of {table}")
+        problem = f"not occur in '{key}' of {table}"
+        yield _Rule(name, f"relation to {table}", severity, unknown, f"does {problem}", f"do {problem}")
 
 
 def _require(rule: dict[str, Json], names: list[str], schema: pl.Schema) -> None:
     for name in names:
         if name not in schema:
-            raise ContractError(f"The table has no '{name}', which a rule '{rule['rule']}' is about.")
+            raise ContractError(
+                f"The table has no column '{name}', which a rule '{rule['rule']}' needs.", help=nearest(name, schema)
+            )
 
 
 def _severity(column: dict[str, Json], rule: str, usual: CheckSeverity) -> CheckSeverity:
-    said: CheckSeverity = column.get("severities", {}).get(rule, usual)
-    return said
+    severity: CheckSeverity = column.get("severities", {}).get(rule, usual)
+    return severity
 
 
 def _where_rules(schema: pl.Schema, contract: Contract) -> Iterator[_Rule]:
@@ -264,29 +282,35 @@ def _where_rules(schema: pl.Schema, contract: Contract) -> Iterator[_Rule]:
         except pl.exceptions.PolarsError as error:
             raise UsageError(f'The rule "{rule["sql"]}" cannot be used: {str(error).splitlines()[0]}.') from error
         if not isinstance(kind, pl.Boolean):
-            raise UsageError(f'The rule "{rule["sql"]}" gives {type_name(kind)}, not true or false.')
-        yield _Rule(None, rule["sql"], rule.get("severity", "error"), ~holds, f"do not have {rule['sql']}")
+            raise UsageError(
+                f'The rule "{rule["sql"]}" returns {type_name(kind)}, but it must be true or false.',
+                help="Write a condition, such as: distance > 0",
+            )
+        singular, plural = (f"{verb} not satisfy {rule['sql']}" for verb in ("does", "do"))
+        yield _Rule(None, rule["sql"], rule.get("severity", "error"), ~holds, singular, plural)
 
 
 def _any_error(rules: list[_Rule]) -> pl.Expr:
-    # The literal keeps the expression as long as the table where there is no rule.
+    # The literal gives the expression the length of the table even without rules.
     errors = [rule.broken.fill_null(value=False) for rule in rules if rule.severity == "error"]
     return pl.any_horizontal(pl.repeat(value=False, n=pl.len()), *errors)
 
 
-def _violation(rule: _Rule, count: int, rows: pl.LazyFrame, schema: pl.Schema) -> Violation:
+def _violation(rule: _Rule, count: int, rows: pl.LazyFrame) -> Violation:
     samples: tuple[Json, ...] = ()
     if rule.column is not None and rule.name != "nullable":
         broken = rows.filter(rule.broken).select(rule.column).unique(maintain_order=True).head(_SAMPLES).collect()
         found = broken.to_series()
         if is_moment(found.dtype):
-            # Python has no dates beyond the year 9999.
+            # Python's dates end in the year 9999.
             found = found.filter(found.dt.year().is_between(1, 9999).fill_null(value=True))
         samples = tuple(_sample(value) for value in found)
     numbers = rows.select(pl.arg_where(rule.broken.fill_null(value=False)).head(_SAMPLES) + 1).collect().to_series()
-    subject = f"values of '{rule.column}'" if rule.column is not None else "rows"
+    noun = "row" if rule.column is None else "value"
+    subject = f"{noun}{'' if count == 1 else 's'}" + ("" if rule.column is None else f" of '{rule.column}'")
     shown = f": {', '.join(map(str, samples))}" if samples else ""
-    message = f"{count} {subject} {rule.says}{shown} (first in row {numbers[0]})"
+    problem = rule.singular if count == 1 else rule.plural
+    message = f"{count} {subject} {problem}{shown} (first in row {numbers[0]})"
     return Violation(rule.column, rule.name, rule.severity, count, message, samples, tuple(numbers.to_list()))
 
 
@@ -298,45 +322,45 @@ def _sample(value: object) -> Json:
 
 
 def _table_violations(
-    rows: pl.LazyFrame, schema: pl.Schema, contract: Contract, counted: dict[str, int], now: datetime | None
+    rows: pl.LazyFrame, schema: pl.Schema, contract: Contract, counts: dict[str, int], now: datetime | None
 ) -> Iterator[Violation]:
-    total = counted["rows"]
+    total = counts["rows"]
     known = {column["name"]: column for column in contract.columns}
     for name in schema:
         if name not in known:
-            yield Violation(name, "unexpected", "warning", 0, f"The contract does not know the column '{name}'")
+            yield Violation(name, "unexpected", "warning", 0, f"The column '{name}' is not in the contract")
     for name, column in known.items():
         if name not in schema or not total:
             continue
-        share = counted[f"null {name}"] / total
+        share = counts[f"null {name}"] / total
         most = column.get("max_nulls", 1.0)
-        # A small sample may exceed it by chance: four standard errors.
+        # A small sample may exceed the share by chance, so four standard errors are allowed.
         if share > most and (share == 1 or share - most > 4 * math.sqrt(most * (1 - most) / total)):
-            message = f"{share:.1%} of '{name}' are null or NaN, more than {most:.1%}"
+            message = f"{share:.1%} of '{name}' is null or NaN, more than {most:.1%}"
             severity = _severity(column, "max_nulls", "warning")
-            yield Violation(name, "max_nulls", severity, counted[f"null {name}"], message)
+            yield Violation(name, "max_nulls", severity, counts[f"null {name}"], message)
         if column.get("ordered") and not rows.select(pl.col(name).drop_nulls()).collect().to_series().is_sorted():
             severity = _severity(column, "ordered", "warning")
-            yield Violation(name, "ordered", severity, 0, f"The rows are not in the order of '{name}'")
+            yield Violation(name, "ordered", severity, 0, f"The rows are not sorted by '{name}'")
     for rule in contract.rules:
         if rule["rule"] == "rows" and total < rule["least"]:
-            message = f"The table has {total} rows, fewer than {rule['least']}"
+            message = f"The table has {total} row{'' if total == 1 else 's'}, fewer than {rule['least']}"
             yield Violation(None, "rows", rule.get("severity", "error"), 0, message)
         if rule["rule"] == "fresh":
-            yield from _stale(rows, schema, rule, now)
+            yield from _stale_violations(rows, schema, rule, now)
 
 
-def _stale(rows: pl.LazyFrame, schema: pl.Schema, rule: dict[str, Json], now: datetime | None) -> Iterator[Violation]:
+def _stale_violations(
+    rows: pl.LazyFrame, schema: pl.Schema, rule: dict[str, Json], now: datetime | None
+) -> Iterator[Violation]:
     name = rule["column"]
     if now is None:
-        raise UsageError(
-            "The contract asks for fresh data, which needs to know the time.", help="Pass now=store.now()."
-        )
+        raise UsageError("The contract has a rule 'fresh', which needs the current time.", help="Pass now=store.now().")
     empty = isinstance(schema[name], pl.Null)
     if not empty and not is_moment(schema[name]):
-        raise UsageError(f"The rule 'fresh' needs times, and '{name}' holds {type_name(schema[name])}.")
+        raise UsageError(f"The rule 'fresh' needs a column of times, but '{name}' is {type_name(schema[name])}.")
     newest = None if empty else rows.select(as_utc(name, schema[name]).max()).collect().item()
     if newest is None or now - newest > parse_duration(rule["within"]):
-        seen = "there is no time at all" if newest is None else f"the newest is of {newest.isoformat()}"
-        message = f"'{name}' should lie within {rule['within']} of {now.isoformat()}, but {seen}"
+        problem = "has no time at all" if newest is None else f"ends at {newest.isoformat()}"
+        message = f"'{name}' {problem}, but should reach to within {rule['within']} of {now.isoformat()}"
         yield Violation(name, "fresh", rule.get("severity", "error"), 0, message)

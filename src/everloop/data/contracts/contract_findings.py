@@ -1,4 +1,4 @@
-"""What broke a contract, as findings: records that stay, with the rule, how many rows and some of their values."""
+"""Store contract violations as findings, with the rule, the number of rows and some of their values."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from everloop.data.contracts.contract_checks import ContractReport, Violation
     from everloop.stores import Store
 
-PLACE = "data:"
-"""Findings about a dataset stand under `data:<dataset>`, where those about an endpoint have its name."""
+DATASET_PREFIX = "data:"
+"""The `endpoint` of a finding about a dataset is `data:<dataset>`."""
 
 
 def record_findings(report: ContractReport, dataset: str, store: Store) -> list[Finding]:
-    """Keep one finding for each violation: an alarm for an error, a warning for a warning."""
+    """Store one finding per violation, with the severity `alarm` for an error and `warning` for a warning."""
     now = store.now()
-    made = [
+    findings = [
         store.new(
             Finding,
-            endpoint=f"{PLACE}{dataset}",
+            endpoint=f"{DATASET_PREFIX}{dataset}",
             kind="freshness" if violation.rule == "fresh" else "quality",
             severity="alarm" if violation.severity == "error" else "warning",
             subject=violation.column or violation.rule,
@@ -32,9 +32,9 @@ def record_findings(report: ContractReport, dataset: str, store: Store) -> list[
         )
         for violation in report.violations
     ]
-    if made:
-        store.records.put(*made, verb="found")
-    return made
+    if findings:
+        store.records.put(*findings, verb="found")
+    return findings
 
 
 def _evidence(report: ContractReport, violation: Violation) -> dict[str, Json]:

@@ -1,4 +1,4 @@
-"""A contract as TOML that people read and edit, and back."""
+"""Write a contract as TOML that people can read and edit, and read it back."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 _HEAD = """\
-# What a table looks like. Edit it: new data is checked against it.
-# Breaks the contract: another type, nullable = false, unique, least and most, infinities, every rule.
-# Warns only: max_nulls, min and max, ordered, pattern, future, categories (in the target they bind).
-# Otherwise than that: severities = { unique = "warning", pattern = "error" }, and in a rule severity = "warning".
+# This contract describes a table. New data is checked against it, and you can edit it.
+# Errors: another type, nullable = false, unique, least and most, infinities, every rule, categories of the target.
+# Warnings: max_nulls, min and max, ordered, pattern, future, other categories.
+# To change that: severities = { unique = "warning", pattern = "error" }, and severity = "warning" in a rule.
 """
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -64,9 +64,9 @@ RULES: dict[str, dict[str, tuple[type, ...]]] = {
     "unique": {"columns": (list,)},
     "relation": {"column": (str,), "table": (str,), "key": (str,)},
 }
-"""`rows`: at least so many. `fresh`: the newest time lies within a duration. `where`: SQL that holds for each row.
-`unique`: columns that together name a row. `relation`: each value of a column stands in the key of another table, which
-is a path, an address or a dataset version, or what a check is given under that name. Each may have a `severity`."""
+"""`rows`: the minimum number of rows. `fresh`: the newest time is not older than a duration. `where`: a SQL condition
+for each row. `unique`: columns that together identify a row. `relation`: each value of a column occurs in the key column
+of another table: a path, URL, dataset version, or a table passed to the check by name. Each may have a `severity`."""
 
 
 def contract_to_toml(contract: Contract) -> str:
@@ -98,7 +98,7 @@ def load_contract(path: Path, store: Store | None = None) -> Contract:
     """The contract in a TOML file; see `contract_from_toml`.
 
     Raises:
-        UsageError: the file is not text in UTF-8, not TOML, or says something that a contract does not.
+        UsageError: the file is not UTF-8 text, not TOML, or contains something that does not belong in a contract.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -113,52 +113,55 @@ def contract_from_toml(text: str, store: Store | None = None) -> Contract:
     """The contract that a TOML text describes.
 
     Args:
-        store: needed for a text that was not written by `contract_to_toml` and so has no `id`.
+        store: needed if the text was written by hand and has no `id`.
 
     Raises:
-        UsageError: it is no TOML, or says something that a contract does not.
+        UsageError: the text is not TOML, or contains something that does not belong in a contract.
     """
     try:
-        said = tomllib.loads(text)
+        document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"The contract is no TOML: {error}.") from error
-    _check_keys("The contract", said, ("dataset", "version", "id", "project", "created_at", "columns", "rules"))
-    columns, rules = said.get("columns"), said.get("rules", [])
-    if not isinstance(said.get("dataset"), str) or not isinstance(columns, list) or not columns:
+        raise UsageError(f"The contract is not valid TOML: {error}.") from error
+    _check_keys("The contract", document, ("dataset", "version", "id", "project", "created_at", "columns", "rules"))
+    columns, rules = document.get("columns"), document.get("rules", [])
+    if not isinstance(document.get("dataset"), str) or not isinstance(columns, list) or not columns:
         raise UsageError('A contract needs dataset = "…" and at least one [[columns]].')
     for column in columns:
         _check_column(column)
     names = [column["name"] for column in columns]
-    doubled = next((name for name in names if names.count(name) > 1), None)
-    if doubled is not None:
-        raise UsageError(f"The contract describes the column '{doubled}' twice.")
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise UsageError(f"The contract describes the column '{repeated}' twice.", help="Remove one of them.")
     if not isinstance(rules, list):
-        raise UsageError("Rules are written as [[rules]].")
+        raise UsageError("The rules of a contract must be an array of tables.", help="Write each rule under [[rules]].")
     for rule in rules:
         _check_rule(rule, names)
     fields: dict[str, Any] = {
-        "dataset": said["dataset"],
-        "version": said.get("version", 1),
+        "dataset": document["dataset"],
+        "version": document.get("version", 1),
         "columns": tuple(columns),
         "rules": tuple(rules),
     }
-    if {"id", "project", "created_at"} <= said.keys():
+    if {"id", "project", "created_at"} <= document.keys():
         try:
-            created_at = datetime.fromisoformat(said["created_at"])
+            created_at = datetime.fromisoformat(document["created_at"])
         except (TypeError, ValueError) as error:
-            raise UsageError(f"created_at = {said['created_at']!r} is no time in ISO 8601.") from error
-        return Contract(id=said["id"], project=said["project"], created_at=created_at, **fields)
+            raise UsageError(
+                f"The contract has created_at = {document['created_at']!r}, which is not a time in ISO 8601.",
+                help="Write for example 2026-03-01T12:00:00+00:00.",
+            ) from error
+        return Contract(id=document["id"], project=document["project"], created_at=created_at, **fields)
     if store is None:
-        raise UsageError("The contract has no id, project and created_at.", help="Read it with a store.")
+        raise UsageError("The contract has no id, project and created_at.", help="Pass store= to get them.")
     return store.new(Contract, **fields)
 
 
 def _check_column(column: Any) -> None:
     if not isinstance(column, dict) or not isinstance(column.get("name"), str):
-        raise UsageError("Each [[columns]] needs a name.")
+        raise UsageError("Each [[columns]] needs a name.", help='Write for example name = "age".')
     where = f"Column '{column['name']}' of the contract"
     if "type" not in column:
-        raise UsageError(f"{where} has no type.", help='Such as type = "int64".')
+        raise UsageError(f"{where} has no type.", help='Write for example type = "int64".')
     for bound in BOUNDS:
         if bound in column:
             column[bound] = as_bound(column[bound])
@@ -167,37 +170,55 @@ def _check_column(column: Any) -> None:
         limits = {each: read_bound(where, each, column[each], column["type"]) for each in BOUNDS if each in column}
         for low, high in (("least", "most"), ("min", "max")):
             if low in limits and high in limits and limits[low] > limits[high]:
-                raise UsageError(f"{where} has {low} = {column[low]!r}, above {high} = {column[high]!r}.")
+                raise UsageError(
+                    f"{where} has {low} = {column[low]!r}, above {high} = {column[high]!r}, so no value can satisfy "
+                    f"both.",
+                    help="Correct one of them.",
+                )
     for rule, severity in column.get("severities", {}).items():
         if rule not in COLUMN_RULES:
-            raise UsageError(f"{where} has no rule '{rule}' to be severe about.", help=nearest(rule, COLUMN_RULES))
+            raise UsageError(
+                f"{where} sets a severity for '{rule}', but there is no rule '{rule}'.",
+                help=nearest(rule, COLUMN_RULES),
+            )
         _check_severity(where, severity)
     if "pattern" in column:
         try:
             pl.Series([""]).str.contains(column["pattern"])
         except pl.exceptions.PolarsError as error:
-            raise UsageError(f"{where} has a pattern that is none: {str(error).splitlines()[0]}.") from error
+            raise UsageError(
+                f"{where} has a pattern that is not a valid regular expression: {str(error).splitlines()[0]}."
+            ) from error
 
 
 def _check_rule(rule: Any, columns: list[str]) -> None:
     name = rule.get("rule") if isinstance(rule, dict) else None
     if name not in RULES:
-        raise UsageError(f"The contract has no rule {name!r}.", help=f"There are: {', '.join(RULES)}.")
+        raise UsageError(f"There is no rule {name!r} for a contract.", help=f"Use one of: {', '.join(RULES)}.")
     where = f"Rule '{name}' of the contract"
     if missing := RULES[name].keys() - rule.keys():
-        raise UsageError(f"{where} needs '{min(missing)}'.")
+        raise UsageError(f"{where} needs '{min(missing)}', which is missing.")
     _check_values(where, rule, {"rule": (str,), "severity": (str,), **RULES[name]})
     _check_severity(where, rule.get("severity", "error"))
     for each in rule.get("columns", []):
         if each not in columns:
-            raise UsageError(f"{where} names the column {each!r}.", help=nearest(str(each), columns))
+            raise UsageError(
+                f"{where} names the column {each!r}, which the contract does not describe.",
+                help=nearest(str(each), columns),
+            )
     if "column" in rule and rule["column"] not in columns:
-        raise UsageError(f"{where} names the column '{rule['column']}'.", help=nearest(rule["column"], columns))
+        raise UsageError(
+            f"{where} names the column '{rule['column']}', which the contract does not describe.",
+            help=nearest(rule["column"], columns),
+        )
 
 
 def _check_severity(where: str, severity: Json) -> None:
     if severity not in SEVERITIES:
-        raise UsageError(f"{where} has the severity {severity!r}.", help=f"There are: {', '.join(SEVERITIES)}.")
+        raise UsageError(
+            f"{where} has the severity {severity!r}, which does not exist.",
+            help=f"Use one of: {', '.join(SEVERITIES)}.",
+        )
 
 
 def _check_values(where: str, table: Mapping[str, Json], allowed: Mapping[str, tuple[type, ...]]) -> None:
@@ -206,13 +227,13 @@ def _check_values(where: str, table: Mapping[str, Json], allowed: Mapping[str, t
         fits = isinstance(value, allowed[name]) and (bool in allowed[name] or not isinstance(value, bool))
         if not fits:
             kinds = " or ".join(kind.__name__ for kind in allowed[name])
-            raise UsageError(f"{where} has {name} = {value!r}, where {kinds} belongs.")
+            raise UsageError(f"{where} has {name} = {value!r}, where {kinds} is expected.")
 
 
 def _check_keys(where: str, table: Mapping[str, Json], allowed: tuple[str, ...]) -> None:
     for name in table:
         if name not in allowed:
-            raise UsageError(f"{where} has an unknown '{name}'.", help=nearest(name, allowed))
+            raise UsageError(f"{where} has an unknown key '{name}'.", help=nearest(name, allowed))
 
 
 def _key(name: str) -> str:
@@ -230,13 +251,13 @@ def _value(value: Json) -> str:
         case dict():
             return f"{{ {', '.join(f'{_key(key)} = {_value(item)}' for key, item in value.items())} }}"
         case float():
-            # Also of a subclass, such as NumPy's.
+            # Works for subclasses as well, such as NumPy's.
             return float.__repr__(value)
         case int():
             return int.__repr__(value)
-    raise UsageError(f"A contract cannot hold {value!r}.", help="Use text, numbers, booleans, lists and tables.")
+    raise UsageError(f"A contract cannot contain {value!r}.", help="Use strings, numbers, booleans, lists and dicts.")
 
 
 def _text(value: str) -> str:
-    # TOML's basic strings are JSON's, except that DEL may not stand in them.
+    # TOML's basic strings are JSON strings, except that they may not contain DEL.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,8 +1,8 @@
-"""A pandera schema as a contract.
+"""Convert a pandera schema to a contract.
 
-What a contract can say comes over: types, nulls, uniqueness (of columns and of several together), required columns,
-bounds, classes and patterns, each with the severity that the check has there. A check that it cannot say, such as a
-function of one's own, is refused by name instead of being left out.
+Everything that a contract can express is converted: types, nulls, uniqueness (of single columns and of several
+together), required columns, bounds, categories and patterns, each with the severity of its check. Any other check, such
+as a custom function, is refused by name instead of being left out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.data.contracts.bounds import BOUNDS, as_bound, read_bound
 from everloop.data.contracts.contract import find_contract
-from everloop.data.table_inputs import type_name
+from everloop.data.table_inputs import nearest, type_name
 from everloop.errors import MissingExtraError, UsageError
 from everloop.records import Contract, Json
 
@@ -39,27 +39,27 @@ def contract_from_pandera(
     time: str | None = None,
     key: str | None = None,
 ) -> Contract:
-    """A contract that asks for what a pandera `DataFrameSchema` or `DataFrameModel` does; see `save_contract`.
+    """The contract for a pandera `DataFrameSchema` or `DataFrameModel`. It is not stored yet: see `save_contract`.
 
     Raises:
         MissingExtraError: pandera is not installed.
-        UsageError: it is no schema, or has a check that a contract cannot say.
+        UsageError: `schema` is not a pandera schema, or it has a check that a contract cannot express.
     """
     try:
         import pandera  # noqa: F401
     except ImportError as error:
-        raise MissingExtraError.of("Taking over a pandera schema", "pandera", "pandera") from error
+        raise MissingExtraError.of("Converting a pandera schema", "pandera", "pandera") from error
     if isinstance(schema, type) and hasattr(schema, "to_schema"):
         schema = schema.to_schema()
     if not hasattr(schema, "columns") or not hasattr(schema, "checks"):
-        raise UsageError(f"{schema!r} is no pandera schema.", help="Give a DataFrameSchema or a DataFrameModel.")
+        raise UsageError(f"{schema!r} is not a pandera schema.", help="Pass a DataFrameSchema or a DataFrameModel.")
     if schema.checks:
-        raise _unsaid(schema.checks[0], "the table")
+        raise _unsupported(schema.checks[0], "the table")
     roles = {name: role for role, name in (("target", target), ("time", time), ("key", key)) if name is not None}
     columns = tuple(_column(name, column, roles.get(name)) for name, column in schema.columns.items())
     missing = roles.keys() - schema.columns.keys()
     if missing:
-        raise UsageError(f"The schema has no column '{min(missing)}'.")
+        raise UsageError(f"The schema has no column '{min(missing)}'.", help=nearest(min(missing), schema.columns))
     unique = schema.unique
     rules: list[dict[str, Json]] = []
     if unique:
@@ -71,7 +71,10 @@ def contract_from_pandera(
 
 def _column(name: str, column: Any, role: str | None) -> dict[str, Json]:
     if getattr(column, "regex", False):
-        raise UsageError(f"The schema describes columns by the pattern '{name}'.", help="A contract names each column.")
+        raise UsageError(
+            f"The schema selects columns by the pattern '{name}', but a contract names each column.",
+            help="Write one Column per column.",
+        )
     found: dict[str, Json] = {"name": name, "type": _kind(name, column.dtype)}
     if role is not None:
         found["role"] = role
@@ -82,7 +85,7 @@ def _column(name: str, column: Any, role: str | None) -> dict[str, Json]:
         found["unique"] = True
     severities: dict[str, Json] = {}
     for check in column.checks:
-        for rule, value in _said(check, name, found["type"]).items():
+        for rule, value in _rules_of(check, name, found["type"]).items():
             found[rule] = value
             if rule in BOUNDS:
                 found[rule] = as_bound(value)
@@ -96,7 +99,7 @@ def _column(name: str, column: Any, role: str | None) -> dict[str, Json]:
     return found
 
 
-def _said(check: Any, column: str, kind: str) -> dict[str, Json]:
+def _rules_of(check: Any, column: str, kind: str) -> dict[str, Json]:
     given = getattr(check, "statistics", None) or {}
     whole = kind.startswith(("int", "uint"))
     match check.name:
@@ -115,7 +118,7 @@ def _said(check: Any, column: str, kind: str) -> dict[str, Json]:
         case "equal_to" | "eq":
             return {"categories": {_text(given["value"]): 0}}
         case "str_matches":
-            # pandera matches at the beginning only.
+            # pandera matches from the beginning of the text.
             pattern = _pattern(given["pattern"])
             return {"pattern": pattern if pattern.startswith("^") else f"^(?:{pattern})"}
         case "str_contains":
@@ -127,19 +130,19 @@ def _said(check: Any, column: str, kind: str) -> dict[str, Json]:
         case "str_length" if given.get("exact_value") is None:
             least, most = given.get("min_value"), given.get("max_value")
             return {"pattern": f"^(?s:.){{{least or 0},{'' if most is None else most}}}$"}
-    raise _unsaid(check, f"column '{column}'")
+    raise _unsupported(check, f"column '{column}'")
 
 
-def _unsaid(check: Any, where: str) -> UsageError:
+def _unsupported(check: Any, where: str) -> UsageError:
     return UsageError(
-        f"The check '{check.name or check}' of {where} is nothing that a contract can say.",
-        help='Take it out of the schema, and write it as a rule: rule = "where", sql = "…"',
+        f"A contract cannot express the check '{check.name or check}' of {where}.",
+        help='Remove it from the schema, and add a rule to the contract instead: rule = "where", sql = "…"',
     )
 
 
 def _kind(name: str, dtype: Any) -> str:
     if dtype is None:
-        raise UsageError(f"The schema does not say which type '{name}' has.", help="Name it: Column(int, …)")
+        raise UsageError(f"The schema has no type for '{name}'.", help="Write for example Column(int, …).")
     inner = getattr(dtype, "type", None)
     try:
         import polars as pl

@@ -1,4 +1,4 @@
-"""A dataset's contract in a project: a TOML file that is inferred once, edited by people, and checked each time."""
+"""The contract of a project's dataset: a TOML file that is inferred once, edited by people, and checked on each run."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 FOLDER = "contracts"
-_TOLD = 20
-"""So many violations are written into the event; the rest is counted."""
+_EVENT_VIOLATIONS = 20
+"""The event lists at most this many violations, and counts the others."""
 
 
 def passing_rows(
@@ -33,18 +33,18 @@ def passing_rows(
     declared: str | None,
     run: str | None = None,
 ) -> tuple[pl.DataFrame, Contract]:
-    """The rows that keep the contract, and the contract.
+    """The rows that fulfil the contract, and the contract.
 
-    Rows that break it are kept as a snapshot of `quarantine/<dataset>`; what broke is an event. Without a contract
-    yet, one is inferred from this table and written to `contracts/<dataset>.toml`.
+    Rows that break it are stored as a snapshot of `quarantine/<dataset>`, and an event lists the violations. If there
+    is no contract yet, one is inferred from this table and written to `contracts/<dataset>.toml`.
 
     Args:
-        declared: a contract's key or the path of its TOML file; default: the dataset's own file.
-        run: id of the run that asks.
+        declared: a contract's key or the path of its TOML file; by default the dataset's own file.
+        run: the id of the current run.
 
     Raises:
-        ContractError: the table's columns do not fit, or no row keeps the contract.
-        NotFoundError: a declared contract is not there.
+        ContractError: the table's columns do not fit, or no row fulfils the contract.
+        NotFoundError: a declared contract does not exist.
     """
     from everloop.data import check_contract, quarantine, record_findings
 
@@ -52,35 +52,35 @@ def passing_rows(
     try:
         report = check_contract(table, contract, now=store.now())
     except ContractError as error:
-        way = _way_out("Correct the step", dataset, declared)
-        raise ContractError(error.message, help=f"{error.help} {way}" if error.help else way) from error
+        hint = _hint("Correct the step", dataset, declared)
+        raise ContractError(error.message, help=f"{error.help} {hint}" if error.help else hint) from error
     if report.violations:
-        _tell(store, dataset, contract, report, run)
+        _append_event(store, dataset, contract, report, run)
         record_findings(report, dataset, store)
     if report.errors and not report.bad_rows:
         raise ContractError(
-            f"The table breaks '{contract.key}': {report.errors[0].message}.",
-            help=_way_out("Correct the data", dataset, declared),
+            f"The table does not fulfil '{contract.key}': {report.errors[0].message}.",
+            help=_hint("Correct the data", dataset, declared),
         )
     if not report.bad_rows:
         return table, contract
-    kept = quarantine(report, dataset, store)
+    quarantined = quarantine(report, dataset, store)
     good = report.good.collect()
     if good.height == 0:
-        said = "; ".join(violation.message for violation in report.errors[:3])
-        where = f" They are kept as '{kept.key}'." if kept else ""
+        problems = "; ".join(violation.message for violation in report.errors[:3])
+        where = f" The rows are stored as '{quarantined.key}'." if quarantined else ""
         raise ContractError(
-            f"All {report.rows:,} rows break '{contract.key}': {said}.{where}",
-            help=_way_out("Correct the data", dataset, declared),
+            f"None of the {report.rows:,} rows fulfils '{contract.key}': {problems}.{where}",
+            help=_hint("Correct the data", dataset, declared),
         )
     return good, contract
 
 
-def _way_out(first: str, dataset: str, declared: str | None) -> str:
+def _hint(first: str, dataset: str, declared: str | None) -> str:
     command = f"everloop data contract {quote(dataset)} --accept"
     if declared is not None and "@" in declared:
-        return f"{first}, or if the data changed on purpose, accept them as a new version: {command}"
-    return f"{first}, edit {_file(dataset, declared)}, or if the data changed on purpose: {command}"
+        return f"{first}. If the data changed on purpose, accept them as a new version: {command}"
+    return f"{first}, or edit {_file(dataset, declared)}. If the data changed on purpose: {command}"
 
 
 def _contract(
@@ -108,10 +108,10 @@ def _contract(
 
 
 def find_project_contract(store: Store, dataset: str, declared: str | None) -> Contract | None:
-    """The contract that a dataset is held to, from its file or the store; None where none has been inferred yet.
+    """The contract of a dataset, from its file or the store; None if none has been inferred yet.
 
     Raises:
-        NotFoundError: a declared contract is not there.
+        NotFoundError: a declared contract does not exist.
     """
     from everloop.data import save_contract
     from everloop.data.contracts.contract_toml import load_contract
@@ -123,12 +123,14 @@ def find_project_contract(store: Store, dataset: str, declared: str | None) -> C
     if path.is_file():
         return save_contract(load_contract(path, store), store)
     if declared is not None:
-        raise NotFoundError(f"There is no contract file '{path}'.", help="Leave contract= out to have one inferred.")
+        raise NotFoundError(
+            f"There is no contract file '{path}'.", help="Leave out contract=, and everloop will infer one."
+        )
     return None
 
 
 def write_contract(contract: Contract, declared: str | None) -> Path:
-    """Write a contract to its file in the project, whole or not at all."""
+    """Write a contract to its file in the project, atomically."""
     from everloop.data import contract_to_toml
     from everloop.data.sources.file_states import project_folder
 
@@ -144,7 +146,7 @@ def labelled_rows(table: pl.DataFrame, dataset: str, target: str, others: Sequen
     """The rows whose target is known.
 
     Raises:
-        DataError: the table lacks the target or one of `others`, or has no such row.
+        DataError: the target or one of `others` is not in the table, or no row has a label.
     """
     import polars as pl
 
@@ -152,8 +154,8 @@ def labelled_rows(table: pl.DataFrame, dataset: str, target: str, others: Sequen
 
     if target not in table.columns:
         raise DataError(
-            f"The table of '{dataset}' has no target '{target}'.",
-            help=f"{nearest(target, table.columns)} Name it in loop.py: el.Dataset(…, target=…)",
+            f"The table of '{dataset}' has no target column '{target}'.",
+            help=f"{nearest(target, table.columns)} Set it in loop.py: el.Dataset(…, target=…)",
         )
     missing = [name for name in others if name not in table.columns]
     if missing:
@@ -163,12 +165,12 @@ def labelled_rows(table: pl.DataFrame, dataset: str, target: str, others: Sequen
     known = table.filter(pl.col(target).is_not_null())
     if known.height == 0:
         what = "has no rows" if table.height == 0 else f"has {table.height:,} rows, but no label in '{target}'"
-        raise DataError(f"The table of '{dataset}' {what}.", help="See what the step before it returned.")
+        raise DataError(f"The table of '{dataset}' {what}.", help="Check what the step returned.")
     return known
 
 
 def declared_contract(contract: object) -> str | None:
-    """What `Dataset.contract` names: a contract's key, or the path of its TOML file."""
+    """`Dataset.contract` as text: a contract's key, or the path of its TOML file."""
     if contract is None or isinstance(contract, str):
         return contract
     return contract.key if isinstance(contract, Contract) else str(contract)
@@ -178,16 +180,16 @@ def _file(dataset: str, declared: str | None) -> str:
     return declared or str(Path(FOLDER) / f"{dataset}.toml")
 
 
-def _tell(store: Store, dataset: str, contract: Contract, report: ContractReport, run: str | None) -> None:
-    told = [
+def _append_event(store: Store, dataset: str, contract: Contract, report: ContractReport, run: str | None) -> None:
+    violations = [
         {"column": one.column, "rule": one.rule, "severity": one.severity, "rows": one.rows, "message": one.message}
-        for one in (*report.errors, *report.warnings)[:_TOLD]
+        for one in (*report.errors, *report.warnings)[:_EVENT_VIOLATIONS]
     ]
     store.records.append_event(
         "contract_broken" if report.errors else "contract_bent",
         "contract",
         contract.id,
         contract.key,
-        {"dataset": dataset, "rows": report.rows, "bad_rows": report.bad_rows, "violations": told,
-         "more": max(0, len(report.violations) - _TOLD), "run": run},
+        {"dataset": dataset, "rows": report.rows, "bad_rows": report.bad_rows, "violations": violations,
+         "more": max(0, len(report.violations) - _EVENT_VIOLATIONS), "run": run},
     )  # fmt: skip

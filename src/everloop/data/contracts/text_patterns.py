@@ -1,7 +1,7 @@
-"""What texts look like, as a regular expression: `^[A-Z]{2}-[0-9]+$` for `AA-17`, `UA-1545`, …
+"""Infer a regular expression from texts, such as `^[A-Z]{2}-[0-9]+$` from `AA-17`, `UA-1545`, …
 
-Runs of capitals, small letters and digits become classes, with a length where it never varies; everything else stands
-for itself. Texts of more than `MAX_SHAPES` such shapes have no pattern worth telling.
+Runs of capital letters, small letters and digits become character classes, with a length if it never varies. All other
+characters are literal. Texts with more than `MAX_SHAPES` different shapes have no useful pattern.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _CLASSES = {"A": "[A-Z]", "a": "[a-z]", "0": "[0-9]"}
 
 
 def infer_pattern(values: pl.Series) -> str | None:
-    """The pattern that every text of a column has; None where there are few texts or no common one."""
+    """The pattern that every text of a column matches; None if there are too few texts or too many shapes."""
     texts = values.drop_nulls().unique()
     if len(texts) < LEAST_TEXTS:
         return None
@@ -47,5 +47,5 @@ def _of_shape(shape: str, texts: pl.Series) -> str:
 
 
 def _literal(letter: str) -> str:
-    # Only what means something: people read this.
+    # Escape only special characters, because people read the pattern.
     return f"\\{letter}" if letter in _SPECIAL else letter
