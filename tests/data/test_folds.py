@@ -76,14 +76,14 @@ def test_rows_of_one_moment_stay_together() -> None:
 @pytest.mark.parametrize(
     ("options", "kind", "said"),
     [
-        ({"count": 1}, UsageError, "1 folds divide nothing"),
+        ({"count": 1}, UsageError, "cross-validation needs at least 2 folds"),
         ({"gap": "1h"}, UsageError, "need a time column"),
-        ({"time": "at", "key": "who"}, UsageError, "by time alone"),
-        ({"time": "at", "window": 0}, UsageError, "nothing to learn from"),
+        ({"time": "at", "key": "who"}, UsageError, "Folds by time cannot use key= or target="),
+        ({"time": "at", "window": 0}, UsageError, "leaves no rows to train on"),
         ({"key": "whoo"}, DataError, "Did you mean 'who'"),
         ({"count": 30, "key": "who"}, DataError, "too few rows for 30 folds"),
-        ({"count": 200, "time": "at"}, DataError, "too few moments"),
-        ({"time": "at", "gap": "9d"}, DataError, "leaves fold 1 nothing"),
+        ({"count": 200, "time": "at"}, DataError, "too few different times for 200 folds"),
+        ({"time": "at", "gap": "9d"}, DataError, "leaves no rows to train fold 1 on"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(options: dict[str, object], kind: type[Exception], said: str) -> None:

@@ -209,12 +209,12 @@ def test_what_no_model_could_learn_from_is_refused(store: Store) -> None:
     refuse(store, flights().with_columns(late=None), "null in all 100 rows", target="late")
     refuse(store, flights(), "'carrier' is null in 33 rows", key="carrier")
     doubled = pl.concat([flights(), flights(7)])
-    refuse(store, doubled, r"7 values stand in more than one row, such as 0 \(2 times\), 1 \(2 times\)", key="id")
+    refuse(store, doubled, r"7 values occur in more than one row, such as 0 \(2 times\), 1 \(2 times\)", key="id")
     refuse(store, flights(), "'carrier' is string, but must contain times", time="carrier")
     refuse(store, flights(), "'id' is int64, but must contain times", time="id")
     refuse(store, flights().with_columns(departs_at=pl.lit(None, pl.Datetime)), "null in 100 rows", time="departs_at")
-    refuse(store, pl.DataFrame({"a": pl.Series([object()], dtype=pl.Object)}), "which no file can keep")
-    refuse(store, pl.DataFrame({"a": pl.Series([[{}]], dtype=pl.List(pl.Struct([])))}), "which no file can keep")
+    refuse(store, pl.DataFrame({"a": pl.Series([object()], dtype=pl.Object)}), "which cannot be stored")
+    refuse(store, pl.DataFrame({"a": pl.Series([[{}]], dtype=pl.List(pl.Struct([])))}), "which cannot be stored")
 
 
 @pytest.mark.parametrize("name", ["", "a@1", " a"])

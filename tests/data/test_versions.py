@@ -159,9 +159,9 @@ def test_an_unchanged_file_is_not_read_again(store: Store, pictures: Path, monke
     looked: list[str] = []
     from everloop.data.snapshots import file_folders
 
-    steady = file_folders._steady
+    steady = file_folders._read_unchanged
     monkeypatch.setattr(
-        file_folders, "_steady", lambda source, objects: looked.append(source.name) or steady(source, objects)
+        file_folders, "_read_unchanged", lambda source, objects: looked.append(source.name) or steady(source, objects)
     )
     assert add_folder(pictures, "pictures", store) == first
     assert looked == []
@@ -234,7 +234,7 @@ def test_versions_are_exported(store: Store, tmp_path: Path) -> None:
         assert read(path).collect().equals(FRAME), name
     with pytest.raises(AlreadyExistsError):
         export_table(snapshot, store, tmp_path / "out" / "a.parquet")
-    with pytest.raises(UsageError, match=r"no format that can be written"):
+    with pytest.raises(UsageError, match=r"does not have the suffix of a format that can be written"):
         export_table(snapshot, store, tmp_path / "a.xls")
     nested = take_snapshot(pl.DataFrame({"a": [[1]]}), "nested", store)
     with pytest.raises(UsageError, match=r"cannot be written as \.csv"):
@@ -254,7 +254,7 @@ def test_versions_are_deleted_and_come_back(store: Store) -> None:
     assert load_snapshot("flights@1", store).collect().height == 1
     model = store.new(ModelVersion, model="delays", version=1, package="sha256:" + "0" * 64, snapshot="flights@2")
     store.records.put(model)
-    with pytest.raises(ConflictError, match="delays@1 learned from 'flights@2'"):
+    with pytest.raises(ConflictError, match="delays@1 was trained on 'flights@2'"):
         delete_snapshots(store, ["flights"])
     assert len(delete_snapshots(store, ["flights"], force=True)) == 3
     with pytest.raises(NotFoundError):

@@ -1,6 +1,6 @@
-"""Sources to snapshots: reading, contracts and their checks, splits.
+"""Data from sources to snapshots: reading, contracts, features, profiles and splits.
 
-Importing this package loads only the standard library; each name brings its own module when first used.
+Importing this package loads only the standard library. Each name imports its own module at first use.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ if TYPE_CHECKING:
     from everloop.data.transformers import Transformer as Transformer, transformer as transformer
 
 # Polars reads this variable once, at first use. Prefetching more than one row group costs gigabytes on wide tables and
-# gains nothing on a local disk. A value that the user has set stays.
+# gains nothing on a local disk. A value that the user has set is kept.
 os.environ.setdefault("POLARS_ROW_GROUP_PREFETCH_SIZE", "1")
 
 __getattr__, __dir__, __all__ = lazy_exports(

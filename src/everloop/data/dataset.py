@@ -1,4 +1,4 @@
-"""What a loop learns from: which step gives the rows, and what its columns mean."""
+"""Declare a loop's dataset: the step that returns the rows, and the roles of its columns."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A declaration; nothing is read when it is made.
+    """A declaration of a dataset. Creating one does not read any data.
 
     Args:
-        source: the step that returns the rows, all columns included.
+        source: the step that returns the rows with all columns.
         target: the column to predict.
-        time: the column that says when a row happened; splits and replays go by it.
-        key: the column that names a row's entity; its values are unique in a snapshot.
-        features: the columns that a model may see; without them all but target, time, key and `exclude`.
-        exclude: columns that a model must not see.
-        holdout: the part kept for the test, and as much again before it for validation: a share of the rows below a
-            half, or with `time` a duration such as `14d`.
-        name: of its snapshots; without it the loop's name.
-        contract: what the rows must look like: a contract, or the TOML file of one. Without it, it is inferred from
+        time: the column with the time of each row's event. Splits and replays use it.
+        key: the column that identifies a row's entity; its values are unique in a snapshot.
+        features: the columns that a model may use; by default all except target, time, key and `exclude`.
+        exclude: columns that a model must not use.
+        holdout: the size of the test part, and of the validation part before it: a share of the rows below 0.5, or
+            with `time` a duration such as `14d`.
+        name: the name of the snapshots; by default the loop's name.
+        contract: the contract that the rows must fulfil, or the path of its TOML file. By default it is inferred from
             the first snapshot.
-        labels_after: how long after `time` the target is known, such as `1d`.
+        labels_after: how long after `time` the target becomes known, such as `1d`.
 
     Raises:
-        UsageError: the parts do not fit together.
+        UsageError: the arguments do not fit together.
     """
 
     source: object
@@ -53,30 +53,38 @@ class Dataset:
         for role in ("features", "exclude"):
             given = getattr(self, role)
             if isinstance(given, str):
-                raise UsageError(f"{role}='{given}' is one text.", help=f"Write {role}=['{given}'].")
+                raise UsageError(
+                    f"{role}='{given}' is a string, but a list of columns is expected.",
+                    help=f"Write {role}=['{given}'].",
+                )
             if given is not None:
-                # Lists would make the declaration changeable, and unhashable.
+                # A list would make the declaration mutable and unhashable.
                 object.__setattr__(self, role, tuple(given))
         roles = [(role, name) for role in ("target", "time", "key") if (name := getattr(self, role)) is not None]
         for role, name in roles:
             if not isinstance(name, str) or not name:
-                raise UsageError(f"{role}={name!r} is no name of a column.")
+                raise UsageError(f"{role}={name!r} is not a column name.", help=f"Write for example {role}='column'.")
         names = [name for _, name in roles]
-        doubled = next((name for name in names if names.count(name) > 1), None)
-        if doubled is not None:
-            raise UsageError(f"The column '{doubled}' cannot be two of target, time and key.")
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        if repeated is not None:
+            raise UsageError(
+                f"The column '{repeated}' cannot be two of target, time and key.", help="Choose a column for each."
+            )
         for name in self.features or ():
             if name in self.exclude or name == self.target:
-                what = "the target" if name == self.target else "excluded"
-                raise UsageError(f"The column '{name}' cannot be a feature: it is {what}.")
+                reason = "the target" if name == self.target else "excluded"
+                raise UsageError(
+                    f"The column '{name}' cannot be a feature, because it is {reason}.",
+                    help="Remove it from features=.",
+                )
         if self.features is not None and not self.features:
-            raise UsageError("features=[] leaves nothing to learn from.", help="Leave it out to use every column.")
+            raise UsageError("features=[] leaves no features to train on.", help="Leave it out to use every column.")
         checked_holdout(self.holdout, self.time)
         if self.labels_after is not None:
             parse_duration(self.labels_after)
 
     def feature_names(self, columns: Iterable[str]) -> tuple[str, ...]:
-        """The features among the columns of a table, in its order; those declared, in the declared order."""
+        """The declared features in their order, or else those of the table's columns that have no other role."""
         if self.features is not None:
             return tuple(self.features)
         others = {self.target, self.time, self.key, *self.exclude}
@@ -84,16 +92,18 @@ class Dataset:
 
 
 def checked_holdout(holdout: object, time: str | None) -> None:
-    """Raise UsageError unless `holdout` is a share below a half, or a duration beside a time column."""
+    """Raise UsageError unless `holdout` is a share below 0.5, or a duration together with a time column."""
     if isinstance(holdout, str):
         if parse_duration(holdout).total_seconds() <= 0:
-            raise UsageError(f"holdout='{holdout}' holds nothing out.")
+            raise UsageError(
+                f"holdout='{holdout}' is too short: no rows would be held out.", help="Write for example '14d'."
+            )
         if time is None:
             raise UsageError(
-                f"holdout='{holdout}' needs a time column.", help="Name it with time=, or give a share such as 0.2."
+                f"holdout='{holdout}' needs a time column.", help="Name it with time=, or use a share such as 0.2."
             )
     elif isinstance(holdout, bool) or not isinstance(holdout, int | float) or not 0 < holdout < 0.5:
         raise UsageError(
-            f"holdout={holdout!r} is no share between 0 and 0.5.",
-            help="As much is used for validation as for the test; the rest is for training. Try 0.2, or '14d'.",
+            f"holdout={holdout!r} is not a share between 0 and 0.5.",
+            help="The test and validation parts have this size each, and the rest is for training. Try 0.2, or '14d'.",
         )

@@ -1,9 +1,12 @@
-"""Folds: each row is judged once by a model that has not seen it; in time, each block by a model of the earlier ones.
+"""Folds for cross-validation, by key or by time.
 
-Without a time column rows go by a hash of their key, class by class, so a row lands in the same fold whatever order it
-comes in, and rows of one key stay together. With one, the rows are cut into blocks of equal size in their order: the
-first fold learns from the first block and is judged on the second, the next learns from both, and so on; with `window`
-it learns from the last so many blocks only.
+Without a time column, rows are assigned by a hash of their key within each class. So a row is always in the same fold,
+whatever the order of the rows, and rows with the same key stay together. Each row is in the validation part of exactly
+one fold.
+
+With a time column, the rows are cut into blocks of equal size in the order of time. The first fold trains on the first
+block and validates on the second, the next one trains on both and validates on the third, and so on. With `window`, a
+fold trains only on that many blocks before its validation block.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from everloop.stores.durations import parse_duration
 
 @dataclass(frozen=True)
 class Fold:
-    """Which rows one model learns from and which it is judged on, by their numbers from 0, ascending."""
+    """The training and validation rows of one fold: row numbers from 0, ascending."""
 
     train: pl.Series
     valid: pl.Series
@@ -41,39 +44,41 @@ def split_folds(
     """Divide a table for cross-validation.
 
     Args:
-        time: rows of one moment stay together; each fold is judged on rows after those that it learned from.
-        gap: with `time`, leave out so much before the judged rows, as long as a target takes to be known.
-        window: with `time`, learn from the last so many blocks only.
-        key: without `time`: rows of one key stay together.
-        target: of few classes: each fold gets its share of each class.
-        seed: another division, without `time`.
+        count: the number of folds.
+        time: the time column. Each fold validates on rows later than its training rows; rows of one time stay together.
+        gap: with `time`, the duration to leave out before the validation rows: the time until a label is known.
+        window: with `time`, train only on this many blocks.
+        key: without `time`, rows with the same key stay together.
+        target: if it has few classes, each fold gets the same share of each class.
+        seed: without `time`, selects another division.
 
     Raises:
-        DataError: too few rows, keys or moments for so many folds; a named column is missing; times that are null.
-        UsageError: arguments that do not fit together.
+        DataError: there are too few rows, keys or times for this many folds, a named column is missing, or a time is
+            null.
+        UsageError: the arguments do not fit together.
     """
     if count < 2:
-        raise UsageError(f"{count} folds divide nothing.", help="Ask for at least 2.")
+        raise UsageError(f"count={count} is too small: cross-validation needs at least 2 folds.", help="Try count=5.")
     if time is None and (gap is not None or window is not None):
         raise UsageError("gap= and window= need a time column.", help="Name it with time=.")
     if time is not None and (key is not None or target is not None):
-        raise UsageError("Folds in time are cut by time alone.", help="Leave out key= and target=.")
+        raise UsageError("Folds by time cannot use key= or target=.", help="Leave them out.")
     if window is not None and window < 1:
-        raise UsageError(f"window={window} leaves nothing to learn from.")
+        raise UsageError(f"window={window} leaves no rows to train on.", help="Use at least window=1.")
     rows = as_eager(frame)
     for name, role in ((time, "time column"), (key, "key"), (target, "target")):
         if name is not None:
             require_column(name, rows.columns, role)
     if time is not None:
         return _by_time(rows, count, time, parse_duration(gap) if gap is not None else timedelta(0), window)
-    place = _by_hash(rows, count, key, target, seed)
-    made = []
+    fold_numbers = _by_hash(rows, count, key, target, seed)
+    folds = []
     for number in range(count):
-        judged = place == number
-        if not judged.any() or judged.all():
-            raise DataError(f"There are too few rows for {count} folds.", help="Ask for fewer, or gather more rows.")
-        made.append(Fold(train=(~judged).arg_true(), valid=judged.arg_true()))
-    return made
+        valid = fold_numbers == number
+        if not valid.any() or valid.all():
+            raise DataError(f"There are too few rows for {count} folds.", help="Use fewer folds, or collect more rows.")
+        folds.append(Fold(train=(~valid).arg_true(), valid=valid.arg_true()))
+    return folds
 
 
 def _by_hash(rows: pl.DataFrame, count: int, key: str | None, target: str | None, seed: int) -> pl.Series:
@@ -82,9 +87,9 @@ def _by_hash(rows: pl.DataFrame, count: int, key: str | None, target: str | None
     table = pl.DataFrame({"name": names}).with_columns(class_=classes)
     groups = table.group_by("name", maintain_order=True).first()
     groups = groups.with_columns(hash=hashes(groups["name"], seed)).sort("class_", "hash", nulls_last=True)
-    # Dealt out like cards, class after class: no fold has two more of a class than another.
-    dealt = groups.select("name", fold=pl.int_range(pl.len()) % count)
-    return table.join(dealt, on="name", how="left", maintain_order="left", nulls_equal=True)["fold"]
+    # Assign the keys in turn, class after class, so that the folds' counts of a class differ by at most one.
+    assigned = groups.select("name", fold=pl.int_range(pl.len()) % count)
+    return table.join(assigned, on="name", how="left", maintain_order="left", nulls_equal=True)["fold"]
 
 
 def _by_time(rows: pl.DataFrame, count: int, time: str, gap: timedelta, window: int | None) -> list[Fold]:
@@ -92,18 +97,20 @@ def _by_time(rows: pl.DataFrame, count: int, time: str, gap: timedelta, window: 
         raise DataError(f"The time column '{time}' is null in {nulls} rows.", help="Drop them, or fill them.")
     moments = rows.select(as_utc(time, rows.schema[time])).to_series()
     ordered = moments.sort()
-    starts = [ordered[len(ordered) * place // (count + 1)] for place in range(count + 1)] if len(ordered) else []
+    starts = [ordered[len(ordered) * block // (count + 1)] for block in range(count + 1)] if len(ordered) else []
     if len(set(starts)) != count + 1:
-        raise DataError(f"There are too few moments for {count} folds in time.", help="Ask for fewer.")
-    made = []
+        raise DataError(f"There are too few different times for {count} folds.", help="Use fewer folds.")
+    folds = []
     for number in range(1, count + 1):
-        judged = moments >= starts[number]
+        valid = moments >= starts[number]
         if number < count:
-            judged &= moments < starts[number + 1]
-        learned = moments < starts[number] - gap
+            valid &= moments < starts[number + 1]
+        train = moments < starts[number] - gap
         if window is not None:
-            learned &= moments >= starts[max(0, number - window)]
-        if not learned.any():
-            raise DataError(f"gap={gap} leaves fold {number} nothing to learn from.", help="Ask for fewer folds.")
-        made.append(Fold(train=learned.arg_true(), valid=judged.arg_true()))
-    return made
+            train &= moments >= starts[max(0, number - window)]
+        if not train.any():
+            raise DataError(
+                f"gap={gap} leaves no rows to train fold {number} on.", help="Use fewer folds, or a shorter gap."
+            )
+        folds.append(Fold(train=train.arg_true(), valid=valid.arg_true()))
+    return folds

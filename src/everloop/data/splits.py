@@ -1,7 +1,8 @@
-"""Which rows train, which choose, and which judge.
+"""Split a table into training, validation and test rows.
 
-With a time column the last part is the test and the part before it the validation, as a model meets them. Without,
-rows go by a hash of their key, class by class, so the same row lands on the same side whatever order it comes in.
+With a time column, the latest rows are the test part and the rows before them the validation part, as in production.
+Without one, rows are assigned by a hash of their key within each class. So a row is always in the same part, whatever
+the order of the rows.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ _MAX_CLASSES = 20
 
 @dataclass(frozen=True)
 class Split:
-    """The parts of a table, each in the table's order; together with `gap` they hold every row exactly once."""
+    """The parts of a table, each in the table's order. Every row is in exactly one part or in `gap`."""
 
     train: pl.DataFrame
     valid: pl.DataFrame
     test: pl.DataFrame
     gap: pl.DataFrame
-    """Rows that belong to no side: those within `gap=` before a boundary."""
+    """Rows that are left out: those within `gap=` before a boundary."""
     sides: pl.Series
-    """For each row of the table `train`, `valid`, `test` or `gap`."""
+    """`train`, `valid`, `test` or `gap` for each row of the table."""
 
     def rows(self, side: Side) -> pl.Series:
-        """The row numbers of one side, from 0, ascending."""
+        """The row numbers of one part, from 0, ascending."""
         return (self.sides == side).arg_true()
 
 
@@ -53,16 +54,16 @@ def split(
     """Divide a table into train, valid and test.
 
     Args:
-        time: rows of one moment stay together; the later ones are held out.
-        holdout: share of the rows, or with `time` a duration, for the test; and as much again for validation.
-        gap: with `time`, leave out so much before each boundary, as long as a target takes to be known.
-        key: without `time`: rows of one key stay together. Without a key, each row is its own.
-        target: of few classes: each side gets its share of each class, and one class alone is refused.
-        seed: another division, without `time`.
+        time: the time column. The latest rows are held out; rows of one time stay together.
+        holdout: the size of the test part, and of the validation part: a share of the rows, or with `time` a duration.
+        gap: with `time`, the duration to leave out before each boundary: the time until a label is known.
+        key: without `time`, rows with the same key stay together. By default each row has its own key.
+        target: if it has few classes, each part gets the same share of each class, and needs at least two classes.
+        seed: without `time`, selects another division.
 
     Raises:
-        DataError: a side would have no rows, or one class only; a named column is missing; times that are null.
-        UsageError: arguments that do not fit together.
+        DataError: a part would have no rows or a single class, a named column is missing, or a time is null.
+        UsageError: the arguments do not fit together.
     """
     checked_holdout(holdout, time)
     if gap is not None and time is None:
@@ -72,12 +73,15 @@ def split(
         if name is not None:
             require_column(name, rows.columns, role)
     if len(rows) < 3:
-        raise DataError(f"{len(rows)} rows cannot be divided into train, valid and test.", help="Gather more rows.")
+        raise DataError(
+            f"The table has {len(rows)} row{'' if len(rows) == 1 else 's'}, too few for train, valid and test.",
+            help="Collect more rows.",
+        )
     if target is not None and has_classes(rows[target]) and rows[target].drop_nulls().n_unique() < 2:
         only = rows[target].drop_nulls().head(1).to_list()
         raise DataError(
-            f"The target '{target}' holds one class only: {only[0]!r}." if only else f"The target '{target}' is null.",
-            help="A model needs at least two. Have the labels of both arrived?",
+            f"The target '{target}' has a single class: {only[0]!r}." if only else f"The target '{target}' is null.",
+            help="A model needs at least two classes. Check whether the labels of both have arrived.",
         )
     if time is not None:
         sides = _by_time(rows, time, holdout, parse_duration(gap) if gap is not None else timedelta(0))
@@ -89,7 +93,7 @@ def split(
 
 
 def has_classes(target: pl.Series) -> bool:
-    """Whether the values are classes rather than amounts: booleans, texts, or at most twenty distinct integers."""
+    """Whether the values are classes rather than amounts: booleans, text, or at most twenty distinct integers."""
     dtype = target.dtype
     if isinstance(dtype, pl.Boolean | pl.String | pl.Categorical | pl.Enum):
         return True
@@ -105,7 +109,7 @@ def _by_time(rows: pl.DataFrame, time: str, holdout: float | str, gap: timedelta
     if isinstance(holdout, str):
         length = parse_duration(holdout)
         last = moments.max()
-        # The last moment itself belongs to the test: (last - length, last].
+        # The last time itself belongs to the test part: (last - length, last].
         test = pl.select(pl.lit(last) - length + timedelta(microseconds=1)).to_series()
         valid = pl.select(pl.lit(last) - 2 * length + timedelta(microseconds=1)).to_series()
     else:
@@ -129,24 +133,24 @@ def _by_time(rows: pl.DataFrame, time: str, holdout: float | str, gap: timedelta
 
 
 def _by_hash(rows: pl.DataFrame, holdout: float, key: str | None, target: str | None, seed: int) -> pl.Series:
-    """Within each class the keys are ordered by hash; the first share is the test, the next the validation."""
+    """Order the keys of each class by hash. The first share is the test part, the next one the validation part."""
     names = rows[key] if key is not None else pl.int_range(len(rows), eager=True)
     classes = rows[target].cast(pl.String) if target is not None and has_classes(rows[target]) else pl.lit("")
     table = pl.DataFrame({"name": names}).with_columns(class_=classes)
     groups = table.group_by("name", maintain_order=True).first()
     groups = groups.with_columns(hash=hashes(groups["name"], seed))
-    place = pl.col("hash").rank("ordinal").over("class_").cast(pl.Int64)
-    # At least one of each class for each side, where there are three.
+    rank = pl.col("hash").rank("ordinal").over("class_").cast(pl.Int64)
+    # Each part gets at least one key of each class that has three.
     count = pl.len().over("class_").cast(pl.Int64)
     most = pl.max_horizontal((count - 1) // 2, pl.lit(1, pl.Int64))
-    held = (count * holdout).round().cast(pl.Int64).clip(1, most)
-    side = pl.when(place <= held).then(pl.lit("test")).when(place <= 2 * held).then(pl.lit("valid"))
+    size = (count * holdout).round().cast(pl.Int64).clip(1, most)
+    side = pl.when(rank <= size).then(pl.lit("test")).when(rank <= 2 * size).then(pl.lit("valid"))
     sided = groups.select("name", side.otherwise(pl.lit("train")).alias("side"))
     return table.join(sided, on="name", how="left", maintain_order="left", nulls_equal=True)["side"]
 
 
 def hashes(names: pl.Series, seed: int) -> pl.Series:
-    """64 bits per name, the same on every machine and in every version of Polars."""
+    """A 64-bit hash of each name, the same on every machine and in every version of Polars."""
     salt = seed.to_bytes(8, "little", signed=True)
     texts = names.cast(pl.String).cast(pl.Binary).fill_null(b"").to_list()
     digests = b"".join([blake2b(text, digest_size=8, salt=salt).digest() for text in texts])
@@ -159,14 +163,14 @@ def _refuse(parts: dict[str, pl.DataFrame], target: str | None, classes: bool, h
         if not len(parts[side]):
             raise DataError(
                 f"holdout={holdout!r} leaves no rows for {side} ({sizes}).",
-                help="Hold out less, or more rows of a longer time.",
+                help="Hold out less, or use rows from a longer time.",
             )
         if target is None or not classes:
             continue
         found = parts[side][target].drop_nulls().unique(maintain_order=True)
         if len(found) < 2:
-            said = f"one class only, {found[0]!r}," if len(found) else "no target at all"
+            content = f"a single class {found[0]!r}" if len(found) else "no value"
             raise DataError(
-                f"holdout={holdout!r} leaves {side} with {said} of '{target}' ({sizes}).",
-                help="Hold out more, or gather rows of the other classes.",
+                f"holdout={holdout!r} leaves {side} with {content} of the target '{target}' ({sizes}).",
+                help="Hold out more, or collect rows of the other classes.",
             )

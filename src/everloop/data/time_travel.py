@@ -1,7 +1,7 @@
-"""Up to when the present code may know: how a replay keeps the future out of what is read.
+"""As-of cut-off for reads: how a replay keeps future rows out of what is read.
 
-`read` with an `arrival_time` or `event_time` hides the rows behind the horizon. The horizon is what `as_of` says
-around the code, else the time of the current run where that run's store has a simulated clock, else there is none.
+`read` with an `arrival_time` or `event_time` hides the rows after the horizon. The horizon is set by an enclosing
+`as_of`, or else by the simulated clock of the current run's store. Otherwise there is none.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _horizon: ContextVar[datetime | None] = ContextVar("everloop_horizon", default=N
 
 @contextmanager
 def as_of(moment: datetime) -> Iterator[None]:
-    """Hide, inside the block, what became known after `moment`. An inner block never sees further than an outer.
+    """Hide rows that became known after `moment` from reads inside the block. A nested block never sees more.
 
     Raises:
-        UsageError: the moment has no timezone.
+        UsageError: `moment` has no time zone.
     """
     if moment.tzinfo is None:
-        raise UsageError(f"The time {moment.isoformat()} has no timezone.", help="Use times in UTC: tzinfo=UTC.")
+        raise UsageError(f"The time {moment.isoformat()} has no time zone.", help="Use times in UTC: tzinfo=UTC.")
     outer = _horizon.get()
     token = _horizon.set(moment if outer is None else min(moment, outer))
     try:
@@ -39,17 +39,17 @@ def as_of(moment: datetime) -> Iterator[None]:
 
 
 def find_horizon() -> datetime | None:
-    """The moment behind which nothing is known yet, or None where time is the world's own."""
+    """The time after which nothing is known yet; None if reads are not cut off."""
     from everloop.tracking import current_run
 
-    around = _horizon.get()
+    enclosing = _horizon.get()
     run = current_run()
     if run is None or not run.store.clock.simulated:
-        return around
-    return run.store.now() if around is None else min(run.store.now(), around)
+        return enclosing
+    return run.store.now() if enclosing is None else min(run.store.now(), enclosing)
 
 
 def horizon_state(spec: dict[str, Json], since: str | None = None) -> str:
-    """The horizon as outside state that a step has read."""
+    """The horizon as a text, recorded as outside state of a step."""
     moment = find_horizon()
     return "none" if moment is None else moment.astimezone(UTC).isoformat()

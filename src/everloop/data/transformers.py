@@ -1,8 +1,8 @@
-"""Functions that travel: what prepares the rows for a model goes with the model, so the two cannot differ.
+"""Transformers: preprocessing functions that are packaged with their model, so that the two cannot diverge.
 
-A package that holds a function by its name would need the project's files wherever it answers, and would take
-whatever stands there by then. A transformer is held by what it does: the function, and every function, class and
-constant of the project that it reaches, as they were when the model was packaged.
+If a package referred to a function by name, it would need the project's files wherever it serves, and would use
+whatever version it found there. A transformer is packaged as code instead: the function, and every function, class and
+constant of the project that it uses, as they were when the model was packaged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Transformer:
-    """An ordinary function from a table to a table; called, it is that function.
+    """A function from a table to a table that is packaged with its model. Calling it calls the function.
 
     @el.transformer
     def ratios(table):
@@ -40,7 +40,7 @@ class Transformer:
         return f"<transformer {getattr(self.function, '__qualname__', self.function)}>"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Transformer:
-        # Estimators are cloned for every fold; a function has no state to copy.
+        # Estimators are cloned for every fold. A function has no state to copy.
         return self
 
     def __reduce__(self) -> Any:
@@ -48,16 +48,15 @@ class Transformer:
 
 
 def transformer(function: Callable[..., Any]) -> Transformer:
-    """Make a function travel with the models that it prepares for; with scikit-learn, pandas or Polars inside."""
+    """Package a function with the models that use it. The function may use scikit-learn, pandas or Polars."""
     return Transformer(function)
 
 
 def _packed(function: Callable[..., Any]) -> bytes:
     import cloudpickle
 
-    own = list(own_modules(function))
     before = cloudpickle.list_registry_pickle_by_value()
-    fresh = [module for module in own if module.__name__ not in before]
+    fresh = [module for module in project_modules(function) if module.__name__ not in before]
     for module in fresh:
         cloudpickle.register_pickle_by_value(module)
     try:
@@ -71,12 +70,12 @@ def _packed(function: Callable[..., Any]) -> bytes:
 def _unpacked(packed: bytes) -> Transformer:
     import cloudpickle
 
-    # Only ever reached from within bytes of code that are trusted already: a signed package, or the own process's.
+    # Only reached from bytes of code that are trusted already: a signed package, or data of the same process.
     return Transformer(cloudpickle.loads(packed))
 
 
-def own_modules(function: Any) -> Iterator[ModuleType]:
-    """The modules of the project that the function is from: those whose files lie beside its own, or below."""
+def project_modules(function: Any) -> Iterator[ModuleType]:
+    """The modules of the function's project: those whose files are in the same folder as its package, or below."""
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     file = getattr(module, "__file__", None)
     if module is None or file is None:
@@ -84,9 +83,9 @@ def own_modules(function: Any) -> Iterator[ModuleType]:
     depth = module.__name__.count(".") + (Path(file).name == "__init__.py")
     folder = Path(file).resolve().parents[depth]
     for other in list(sys.modules.values()):
-        place = getattr(other, "__file__", None)
-        if not isinstance(place, str) or other.__name__ == "__main__":
+        other_file = getattr(other, "__file__", None)
+        if not isinstance(other_file, str) or other.__name__ == "__main__":
             continue
-        path = Path(place).resolve()
+        path = Path(other_file).resolve()
         if path.is_relative_to(folder) and not {"site-packages", "dist-packages"} & set(path.relative_to(folder).parts):
             yield other

@@ -65,8 +65,9 @@ RULES: dict[str, dict[str, tuple[type, ...]]] = {
     "relation": {"column": (str,), "table": (str,), "key": (str,)},
 }
 """`rows`: the minimum number of rows. `fresh`: the newest time is not older than a duration. `where`: a SQL condition
-for each row. `unique`: columns that together identify a row. `relation`: each value of a column occurs in the key column
-of another table: a path, URL, dataset version, or a table passed to the check by name. Each may have a `severity`."""
+for each row. `unique`: columns that together identify a row. `relation`: each value of a column occurs in the key
+column of another table: a path, URL, dataset version, or a table passed to the check by name. Each may have a
+`severity`."""
 
 
 def contract_to_toml(contract: Contract) -> str:

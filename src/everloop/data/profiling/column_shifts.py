@@ -1,8 +1,8 @@
-"""How far a column's values have moved between two tables.
+"""Measure how far the distribution of each column has shifted between two tables.
 
-For numbers and times the greatest distance between both distribution functions (Kolmogorov and Smirnov); for texts and
-classes half the sum of the differences of the shares (total variation). Both lie between 0, the same, and 1, nothing in
-common, and both are told only where chance does not explain them.
+For numbers and times, this is the greatest distance between the two distribution functions (Kolmogorov-Smirnov). For
+text and classes, it is half the sum of the differences of the shares (total variation). Both are between 0 (equal) and
+1 (nothing in common), and only shifts that are greater than chance explains are reported.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from everloop.data.table_inputs import type_name
 
 SAMPLE_ROWS = 200_000
 _CERTAINTY = 1.95
-"""√(-ln(α/2)/2) for α = 0.001: so far may two samples of one distribution lie apart, times √(1/n + 1/m)."""
+"""√(-ln(α/2)/2) for α = 0.001. Times √(1/n + 1/m), it is the distance that two samples of one distribution may have."""
 _MAX_CLASSES = 1_000
 
 
 @dataclass(frozen=True)
 class ColumnShift:
-    """One column's move."""
+    """The shift of one column."""
 
     distance: float
     """0 to 1."""
     kind: str
-    """`ks` for amounts, `tv` for classes, `nulls` where only the share of nulls moved."""
+    """`ks` for amounts, `tv` for classes, `nulls` if only the share of nulls changed."""
     nulls: tuple[float, float]
     """Share of nulls before and after."""
     before: float | str | None
@@ -36,9 +36,9 @@ class ColumnShift:
 
 
 def find_shifts(before: pl.LazyFrame, after: pl.LazyFrame, rows: tuple[int, int]) -> dict[str, ColumnShift]:
-    """The columns of both frames that have moved further than chance explains.
+    """The columns of both frames whose distribution has shifted further than chance explains.
 
-    Looks at up to `SAMPLE_ROWS` rows of each, evenly spread.
+    Uses up to about `SAMPLE_ROWS` rows of each frame, evenly spread.
     """
     sides = [
         frame.gather_every(max(1, count // SAMPLE_ROWS)).collect(engine="streaming")
@@ -68,10 +68,10 @@ def _shift(one: pl.Series, two: pl.Series) -> ColumnShift | None:
     elif isinstance(dtype, pl.String | pl.Categorical | pl.Enum | pl.Boolean):
         classes = [side.drop_nulls().cast(pl.String) for side in (one, two)]
         if any(side.n_unique() > _MAX_CLASSES for side in classes):
-            return None  # texts, not classes: new rows bring new ones
+            return None  # free text, not classes: new rows have new texts
         kind, distance = "tv", _variation(*classes)
         sizes = len(classes[0]), len(classes[1])
-        shown = (_commonest(classes[0]), _commonest(classes[1]))
+        shown = (_most_common(classes[0]), _most_common(classes[1]))
     else:
         return None
     apart = bool(min(sizes)) and distance > _limit(*sizes) * (1 if kind == "ks" else 1.5)
@@ -118,6 +118,6 @@ def _mean(values: pl.Series) -> float | None:
     return round(mean, 6) if isinstance(mean, float) else None
 
 
-def _commonest(values: pl.Series) -> str | None:
+def _most_common(values: pl.Series) -> str | None:
     counted = values.alias("class").to_frame().group_by("class").len().sort("len", "class", descending=[True, False])
     return str(counted["class"][0]) if counted.height else None

@@ -1,7 +1,7 @@
-"""What in a table could tell a model more than it will know when it is asked.
+"""Find possible leakage: columns and rows that tell a model more than it will know at prediction time.
 
-A suspect is a reason to look, not a verdict: a column that knows the target too well may be a very good one, or may be
-written after the fact.
+A suspect is a reason to look, not a verdict. A column that predicts the target too well may be a very good feature, or
+it may be filled in after the fact.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from everloop.records import Snapshot
 
 TOO_GOOD = 0.9
-"""A column alone that tells the target this well (of 0 to 1) is suspect."""
-_NULLS_TELL = 0.5
-_NAMES_ROWS = 0.95
-_LATER = 0.5
-_MANY = 100
+"""A column that alone predicts the target this well (0 to 1) is suspect."""
+_PREDICTIVE_NULLS = 0.5
+_DISTINCT_SHARE = 0.95
+_LATER_SHARE = 0.5
+_MIN_ROWS = 100
 
 Kind = Literal["knows the target", "nulls know the target", "id", "later", "future", "duplicates", "across splits",
                "constant", "same"]  # fmt: skip
@@ -39,15 +39,16 @@ class LeakageSuspect:
     column: str | None
     message: str
     share: float
-    """How strong, 0 to 1: of the rows, or of what there is to know."""
+    """The strength, 0 to 1: a share of the rows, or a score as in `single_scores`."""
 
 
 def single_scores(rows: pl.DataFrame, snapshot: Snapshot) -> dict[str, float]:
-    """By column, how well it alone tells the target: 0 as good as nothing, 1 all of it.
+    """How well each column alone predicts the target: 0 not at all, 1 perfectly.
 
-    For two classes twice the area under the ROC curve minus 1, in whichever direction; for amounts the correlation of
-    ranks; for more classes the share of the error of always guessing the commonest that it takes away. What texts tell
-    is learned on every second row and measured on the others: else a text that never repeats would know everything.
+    For two classes the score is |2 AUC - 1|, with AUC the area under the ROC curve. For amounts it is the absolute rank
+    correlation. For more classes it is the share by which the column reduces the error of always guessing the most
+    common class. The score of text columns is learned on every second row and measured on the others; otherwise a text
+    that never repeats would predict everything.
     """
     target = snapshot.target
     if target is None or target not in rows.columns:
@@ -56,51 +57,51 @@ def single_scores(rows: pl.DataFrame, snapshot: Snapshot) -> dict[str, float]:
 
 
 def column_scores(rows: pl.DataFrame, target: str) -> dict[str, float]:
-    """As `single_scores`, of every column beside the target; none where fewer than a hundred rows have a target."""
+    """Like `single_scores`, for every column except the target. Empty if fewer than a hundred rows have a target."""
     known = rows.filter(pl.col(target).is_not_null())
-    goal = _goal(known[target])
-    if goal is None or known.height < _MANY:
+    labels = _labels(known[target])
+    if labels is None or known.height < _MIN_ROWS:
         return {}
     found: dict[str, float] = {}
     for name in known.columns:
         if name == target:
             continue
-        score = _score(known[name], goal)
+        score = _score(known[name], labels)
         if score is not None:
             found[name] = round(score, 4)
     return found
 
 
 def find_suspects(rows: pl.DataFrame, snapshot: Snapshot, scores: Mapping[str, float]) -> Iterator[LeakageSuspect]:
-    """Every reason to look at the rows of a snapshot, the gravest kinds first."""
-    yield from _knowing(rows, snapshot, scores)
+    """Every suspect in the rows of a snapshot, the most serious kinds first."""
+    yield from _predictive(rows, snapshot, scores)
     yield from _later(rows, snapshot)
-    yield from _names(rows, snapshot)
-    yield from _doubles(rows, snapshot)
-    yield from _idle(rows, snapshot)
+    yield from _identifiers(rows, snapshot)
+    yield from _duplicates(rows, snapshot)
+    yield from _redundant(rows, snapshot)
 
 
-def _knowing(rows: pl.DataFrame, snapshot: Snapshot, scores: Mapping[str, float]) -> Iterator[LeakageSuspect]:
+def _predictive(rows: pl.DataFrame, snapshot: Snapshot, scores: Mapping[str, float]) -> Iterator[LeakageSuspect]:
     for name, score in sorted(scores.items(), key=lambda pair: -pair[1]):
         if score >= TOO_GOOD:
-            said = f"'{name}' alone tells {score:.0%} of '{snapshot.target}': is it known before?"
-            yield LeakageSuspect("knows the target", name, said, score)
+            message = f"'{name}' alone predicts {score:.0%} of '{snapshot.target}': is it known at prediction time?"
+            yield LeakageSuspect("knows the target", name, message, score)
     target = snapshot.target
     if target is None or target not in rows.columns:
         return
     known = rows.filter(pl.col(target).is_not_null())
-    goal = _goal(known[target])
-    few = _MANY // 10
+    labels = _labels(known[target])
+    few = _MIN_ROWS // 10
     for name in known.columns:
         missing = known[name].is_null()
-        if goal is None or name == target or scores.get(name, 0.0) >= TOO_GOOD:
+        if labels is None or name == target or scores.get(name, 0.0) >= TOO_GOOD:
             continue
         if not few <= missing.sum() <= known.height - few:
             continue
-        told = _score(missing, goal) or 0.0
-        if told >= _NULLS_TELL:
-            said = f"Whether '{name}' is null tells {told:.0%} of '{target}': is it filled in after the fact?"
-            yield LeakageSuspect("nulls know the target", name, said, told)
+        score = _score(missing, labels) or 0.0
+        if score >= _PREDICTIVE_NULLS:
+            message = f"Whether '{name}' is null predicts {score:.0%} of '{target}': is it filled in after the fact?"
+            yield LeakageSuspect("nulls know the target", name, message, score)
 
 
 def _later(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[LeakageSuspect]:
@@ -108,31 +109,36 @@ def _later(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[LeakageSuspect]:
         if not is_moment(dtype):
             continue
         moments = rows.select(as_utc(name, dtype)).to_series()
-        ahead = (moments > snapshot.created_at).sum()
-        if ahead:
+        later = (moments > snapshot.created_at).sum()
+        if later:
             newest = pl.Series([moments.max()]).cast(pl.String)[0]
-            said = f"{ahead:,} values of '{name}' lie after the snapshot was taken, up to {newest}."
-            yield LeakageSuspect("future", name, said, float(ahead) / rows.height)
+            subject = "1 value" if later == 1 else f"{later:,} values"
+            verb = "is" if later == 1 else "are"
+            message = f"{subject} of '{name}' {verb} later than the snapshot itself, up to {newest}."
+            yield LeakageSuspect("future", name, message, float(later) / rows.height)
         if snapshot.time is not None and name != snapshot.time:
-            own = rows.select(as_utc(snapshot.time, rows.schema[snapshot.time])).to_series()
-            share = (moments > own).mean()
-            if isinstance(share, float) and share > _LATER:
-                said = f"'{name}' lies after '{snapshot.time}' in {share:.0%} of the rows: known only later?"
-                yield LeakageSuspect("later", name, said, share)
+            times = rows.select(as_utc(snapshot.time, rows.schema[snapshot.time])).to_series()
+            share = (moments > times).mean()
+            if isinstance(share, float) and share > _LATER_SHARE:
+                message = f"'{name}' is later than '{snapshot.time}' in {share:.0%} of the rows: is it known in time?"
+                yield LeakageSuspect("later", name, message, share)
 
 
-def _names(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[LeakageSuspect]:
+def _identifiers(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[LeakageSuspect]:
     for name, dtype in rows.schema.items():
-        if name in (snapshot.entity, snapshot.target, snapshot.time) or rows.height < _MANY:
+        if name in (snapshot.entity, snapshot.target, snapshot.time) or rows.height < _MIN_ROWS:
             continue
         if isinstance(dtype, pl.String) or dtype.is_integer():
             share = rows[name].n_unique() / rows.height
-            if share >= _NAMES_ROWS:
-                said = f"'{name}' hardly ever repeats ({share:.0%} distinct): it names rows and says nothing of others."
-                yield LeakageSuspect("id", name, said, share)
+            if share >= _DISTINCT_SHARE:
+                message = (
+                    f"'{name}' hardly ever repeats ({share:.0%} distinct): it identifies rows, and does not help to "
+                    f"predict new ones."
+                )
+                yield LeakageSuspect("id", name, message, share)
 
 
-def _doubles(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[LeakageSuspect]:
+def _duplicates(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[LeakageSuspect]:
     features = [
         name
         for name, dtype in rows.schema.items()
@@ -140,27 +146,29 @@ def _doubles(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[LeakageSuspect]
     ]
     if not features:
         return
-    facts = pl.struct(*features).hash()
-    doubled = int(rows.select(facts.is_duplicated().sum()).item())
-    if doubled:
-        said = f"{doubled:,} rows have the same features as another row."
-        yield LeakageSuspect("duplicates", None, said, doubled / rows.height)
+    hashes = pl.struct(*features).hash()
+    duplicates = int(rows.select(hashes.is_duplicated().sum()).item())
+    if duplicates:
+        message = f"{duplicates:,} rows have the same features as another row."
+        yield LeakageSuspect("duplicates", None, message, duplicates / rows.height)
     try:
         parts = split(rows, time=snapshot.time, key=snapshot.entity, target=snapshot.target)
     except EverloopError:
-        return  # too few rows to be divided
-    seen = parts.train.select(facts.alias("facts")).unique().to_series()
-    again = int(parts.test.select(facts.is_in(seen.implode()).sum()).item())
-    if again:
-        share = again / parts.test.height
-        said = f"{again:,} rows of the test part ({share:.0%}) have the features of a row to train on."
-        yield LeakageSuspect("across splits", None, said, share)
+        return  # too few rows to split
+    seen = parts.train.select(hashes.alias("hash")).unique().to_series()
+    repeated = int(parts.test.select(hashes.is_in(seen.implode()).sum()).item())
+    if repeated:
+        share = repeated / parts.test.height
+        subject = "1 row of the test part" if repeated == 1 else f"{repeated:,} rows of the test part"
+        verb = "has" if repeated == 1 else "have"
+        message = f"{subject} ({share:.0%}) {verb} the same features as a training row."
+        yield LeakageSuspect("across splits", None, message, share)
 
 
-def _idle(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[LeakageSuspect]:
+def _redundant(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[LeakageSuspect]:
     for name in rows.columns:
         if rows.height > 1 and rows[name].drop_nulls().n_unique() <= 1 and _countable(rows.schema[name]):
-            yield LeakageSuspect("constant", name, f"'{name}' has one value only.", 1.0)
+            yield LeakageSuspect("constant", name, f"'{name}' has at most one value.", 1.0)
     plain = [name for name in rows.columns if _countable(rows.schema[name])]
     texts = rows.select(_text(name, rows.schema[name]) for name in plain)
     digests = texts.select(pl.all().hash().sum())
@@ -168,7 +176,7 @@ def _idle(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[LeakageSuspect]:
     for name in plain:
         first = seen.setdefault(digests[name][0], name)
         if first != name and texts[name].equals(texts[first], null_equal=True):
-            yield LeakageSuspect("same", name, f"'{name}' and '{first}' are the same in every row.", 1.0)
+            yield LeakageSuspect("same", name, f"'{name}' and '{first}' are equal in every row.", 1.0)
 
 
 def _text(name: str, dtype: pl.DataType) -> pl.Expr:
@@ -180,8 +188,8 @@ def _countable(dtype: pl.DataType) -> bool:
     return simple or isinstance(dtype, pl.Boolean | pl.String | pl.Categorical | pl.Enum)
 
 
-def _goal(target: pl.Series) -> pl.Series | None:
-    """The target as booleans, amounts or class texts."""
+def _labels(target: pl.Series) -> pl.Series | None:
+    """The target as booleans, amounts or class names; None if it has one class or another type."""
     if isinstance(target.dtype, pl.Boolean):
         return target
     if has_classes(target):
@@ -191,54 +199,56 @@ def _goal(target: pl.Series) -> pl.Series | None:
     return target.cast(pl.Float64) if target.dtype.is_numeric() else None
 
 
-def _score(values: pl.Series, goal: pl.Series) -> float | None:
+def _score(values: pl.Series, labels: pl.Series) -> float | None:
     dtype = values.dtype
     if isinstance(dtype, pl.Boolean):
         values = values.cast(pl.Int8)
     if values.dtype.is_numeric() or dtype.is_temporal():
-        told = (values.to_physical() if dtype.is_temporal() else values).cast(pl.Float64).fill_nan(None)
-        both = pl.DataFrame({"x": told, "y": goal}).filter(pl.col("x").is_not_null(), pl.col("y").is_not_null())
+        numbers = (values.to_physical() if dtype.is_temporal() else values).cast(pl.Float64).fill_nan(None)
+        both = pl.DataFrame({"x": numbers, "y": labels}).filter(pl.col("x").is_not_null(), pl.col("y").is_not_null())
     elif isinstance(dtype, pl.String | pl.Categorical | pl.Enum):
-        return _class_score(values.cast(pl.String), goal)
+        return _class_score(values.cast(pl.String), labels)
     else:
         return None
-    if both.height < _MANY or both["x"].n_unique() < 2:
+    if both.height < _MIN_ROWS or both["x"].n_unique() < 2:
         return None
-    if isinstance(goal.dtype, pl.String):
+    if isinstance(labels.dtype, pl.String):
         edges = both["x"].rank("ordinal") * 20 // (both.height + 1)
         return _class_score(edges.cast(pl.String), both["y"])
-    return _ranked(both)
+    return _rank_score(both)
 
 
-def _ranked(both: pl.DataFrame) -> float | None:
+def _rank_score(both: pl.DataFrame) -> float | None:
     if isinstance(both.schema["y"], pl.Boolean):
-        yes = int(both["y"].sum())
-        no = both.height - yes
-        if not yes or not no:
+        positives = int(both["y"].sum())
+        negatives = both.height - positives
+        if not positives or not negatives:
             return None
-        above = both.select(pl.col("x").rank().filter(pl.col("y")).sum()).item() - yes * (yes + 1) / 2
-        return abs(float(2 * above / (yes * no) - 1))
+        # The Mann-Whitney U statistic; U / (positives * negatives) is the area under the ROC curve.
+        u = both.select(pl.col("x").rank().filter(pl.col("y")).sum()).item() - positives * (positives + 1) / 2
+        return abs(float(2 * u / (positives * negatives) - 1))
     found = both.select(pl.corr(pl.col("x").rank(), pl.col("y").rank())).item()
     return None if found is None or found != found else abs(float(found))
 
 
-def _class_score(values: pl.Series, goal: pl.Series) -> float | None:
-    both = pl.DataFrame({"x": values, "y": goal}).filter(pl.col("y").is_not_null())
-    if both.height < _MANY:
+def _class_score(values: pl.Series, labels: pl.Series) -> float | None:
+    both = pl.DataFrame({"x": values, "y": labels}).filter(pl.col("y").is_not_null())
+    if both.height < _MIN_ROWS:
         return None
     learned, measured = both.gather_every(2), both.gather_every(2, offset=1)
-    if isinstance(goal.dtype, pl.String):
+    if isinstance(labels.dtype, pl.String):
         counts = learned.group_by("x", "y").len().sort("len", "y", descending=[True, False])
         best = counts.unique("x", keep="first", maintain_order=True).select("x", pl.col("y").alias("guess"))
         common = learned["y"].mode().sort()[0]
-        told = measured.join(best, on="x", how="left", nulls_equal=True).with_columns(pl.col("guess").fill_null(common))
-        wrong = (told["y"] != told["guess"]).mean()
-        blind = (measured["y"] != common).mean()
-        if not isinstance(wrong, float) or not isinstance(blind, float) or not blind:
+        guessed = measured.join(best, on="x", how="left", nulls_equal=True)
+        guessed = guessed.with_columns(pl.col("guess").fill_null(common))
+        error = (guessed["y"] != guessed["guess"]).mean()
+        baseline_error = (measured["y"] != common).mean()
+        if not isinstance(error, float) or not isinstance(baseline_error, float) or not baseline_error:
             return None
-        return max(0.0, 1 - wrong / blind)
-    means = learned.group_by("x").agg(pl.col("y").cast(pl.Float64).mean().alias("told"))
+        return max(0.0, 1 - error / baseline_error)
+    means = learned.group_by("x").agg(pl.col("y").cast(pl.Float64).mean().alias("mean"))
     overall = learned["y"].cast(pl.Float64).mean()
-    told = measured.join(means, on="x", how="left", nulls_equal=True)
-    shown = told.select(pl.col("told").fill_null(overall).alias("x"), "y")
-    return _ranked(shown) if shown["x"].n_unique() > 1 else 0.0
+    predicted = measured.join(means, on="x", how="left", nulls_equal=True)
+    predicted = predicted.select(pl.col("mean").fill_null(overall).alias("x"), "y")
+    return _rank_score(predicted) if predicted["x"].n_unique() > 1 else 0.0

@@ -1,4 +1,4 @@
-"""A profile as one HTML page that needs nothing beside it: no script, no font, no other file."""
+"""Write a profile as a single self-contained HTML page, without scripts, fonts or other files."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ footer { margin-top: 44px; color: var(--faint); font-size: 12.5px; }
 """
 _GRAVE = ("knows the target", "nulls know the target", "later", "future", "across splits")
 _WIDTH, _HEIGHT = 320, 96
-_NAMED = 22
+_NAME_LENGTH = 22
 
 
 def profile_page(profile: Profile) -> str:
-    """The page, as text."""
+    """The HTML page of a profile."""
     return "".join(_page(profile))
 
 
 def _page(profile: Profile) -> Iterator[str]:
     snapshot = profile.snapshot
-    # A table that is not kept has no version.
+    # A table that is not stored has no version.
     name = html_text(snapshot.key if snapshot.version else snapshot.dataset)
     yield '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-    # Nothing in the page may run or load, whatever a column is called.
+    # Nothing in the page may run or load, whatever the names of the columns are.
     yield "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield f"<title>{name} · profile</title><style>{_STYLE}</style></head><body><main>"
@@ -90,7 +90,7 @@ def _page(profile: Profile) -> Iterator[str]:
     yield "</section>"
     yield from _suspects(profile.suspects)
     yield "<h2>Columns</h2>"
-    if snapshot.target and any(column.bars and any(_told(column.bars)) for column in profile.columns):
+    if snapshot.target and any(column.bars and any(_scaled_targets(column.bars)) for column in profile.columns):
         yield '<div class="legend"><span><i style="background:var(--bar)"></i>rows</span>'
         yield f'<span><i style="background:var(--rate)"></i>mean of {html_text(snapshot.target)}</span></div>'
     yield '<section class="cards">'
@@ -108,7 +108,7 @@ def _page(profile: Profile) -> Iterator[str]:
 def _suspects(suspects: tuple[LeakageSuspect, ...]) -> Iterator[str]:
     yield "<h2>What could mislead a model</h2>"
     if not suspects:
-        yield "<p>Nothing was found: no column knows the target too well, names rows, or comes from the future.</p>"
+        yield "<p>Nothing was found: no column predicts the target too well, identifies rows or is from the future.</p>"
         return
     yield '<ul class="suspects">'
     for suspect in sorted(suspects, key=lambda each: each.kind not in _GRAVE):
@@ -125,7 +125,7 @@ def _card(column: ColumnProfile, rows: int) -> Iterator[str]:
     yield (
         _chart(column.bars)
         if column.bars is not None
-        else '<p class="faint">Nothing to draw: it names rows, or is no simple value.</p>'
+        else '<p class="faint">No chart: the column identifies rows, or does not contain simple values.</p>'
     )
     yield "<dl>"
     for label, value in _figures(column, rows):
@@ -142,11 +142,11 @@ def _figures(column: ColumnProfile, rows: int) -> Iterator[tuple[str, str]]:
         if label in column.stats:
             yield label, _value(column.stats[label])
     if column.score is not None:
-        yield "tells the target", f"{column.score:.0%}"
+        yield "predicts the target", f"{column.score:.0%}"
 
 
 def _chart(bars: Bars) -> str:
-    # Texts get a row each, amounts a histogram.
+    # Classes get one row each, amounts a histogram.
     ordered = len(bars.counts) > 12
     return _histogram(bars) if ordered else _rows(bars)
 
@@ -155,19 +155,19 @@ def _histogram(bars: Bars) -> str:
     top, tall = max(bars.counts) or 1, _HEIGHT - 18
     step = _WIDTH / len(bars.counts)
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="distribution">']
-    for place, count in enumerate(bars.counts):
+    for index, count in enumerate(bars.counts):
         height = tall * count / top
-        title = f"<title>from {html_text(bars.labels[place])}: {count:,} rows{_rate_text(bars, place)}</title>"
-        shape = f'x="{place * step + 0.5:.1f}" y="{tall - height:.1f}" width="{step - 1:.1f}" height="{height:.1f}"'
+        title = f"<title>from {html_text(bars.labels[index])}: {count:,} rows{_target_text(bars, index)}</title>"
+        shape = f'x="{index * step + 0.5:.1f}" y="{tall - height:.1f}" width="{step - 1:.1f}" height="{height:.1f}"'
         parts.append(f'<rect class="bar" {shape} rx="1">{title}</rect>')
     parts.append(f'<line class="base" x1="0" x2="{_WIDTH}" y1="{tall}" y2="{tall}"/>')
-    told = _told(bars)
-    if any(value is not None for value in told):
-        # Bars of a few rows would make the line jump for no reason.
+    targets = _scaled_targets(bars)
+    if any(value is not None for value in targets):
+        # The means of bars with few rows are noise, and would make the line jump.
         least = max(1, sum(bars.counts) // 500)
         points = [
-            (place * step + step / 2, tall - 4 - (tall - 12) * value)
-            for place, (value, count) in enumerate(zip(told, bars.counts, strict=True))
+            (index * step + step / 2, tall - 4 - (tall - 12) * value)
+            for index, (value, count) in enumerate(zip(targets, bars.counts, strict=True))
             if value is not None and count >= least
         ]
         parts.append(f'<polyline class="rate" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>')
@@ -179,16 +179,16 @@ def _histogram(bars: Bars) -> str:
 
 def _rows(bars: Bars) -> str:
     top, line = max((*bars.counts, 1)), 17
-    told = _told(bars)
+    targets = _scaled_targets(bars)
     height = line * len(bars.counts) + (line if bars.others else 0) + 2
     left, right = 108, _WIDTH - 52
     parts = [f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="distribution">']
-    for place, (label, count) in enumerate(zip(bars.labels, bars.counts, strict=True)):
-        y, wide = place * line, max(1.0, (right - left) * count / top)
-        title = f"<title>{html_text(label)}: {count:,} rows{_rate_text(bars, place)}</title>"
+    for index, (label, count) in enumerate(zip(bars.labels, bars.counts, strict=True)):
+        y, wide = index * line, max(1.0, (right - left) * count / top)
+        title = f"<title>{html_text(label)}: {count:,} rows{_target_text(bars, index)}</title>"
         parts.append(f'<text class="name" x="0" y="{y + 12}">{html_text(_short(label, 17))}</text>')
         parts.append(f'<rect class="bar" x="{left}" y="{y + 3}" width="{wide:.1f}" height="11" rx="1">{title}</rect>')
-        value = told[place]
+        value = targets[index]
         if value is not None:
             x = left + (right - left) * value
             parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y + 8.5}" r="3">{title}</circle>')
@@ -200,8 +200,8 @@ def _rows(bars: Bars) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def _told(bars: Bars) -> list[float | None]:
-    """The target's means between 0 and 1: as they are where they do, else over their own range."""
+def _scaled_targets(bars: Bars) -> list[float | None]:
+    """The means of the target, scaled to 0 to 1 unless they are in that range already."""
     known = [value for value in bars.targets if value is not None]
     if not known:
         return [None] * len(bars.counts)
@@ -210,8 +210,8 @@ def _told(bars: Bars) -> list[float | None]:
     return [None if value is None else (value - low) / span for value in bars.targets]
 
 
-def _rate_text(bars: Bars, place: int) -> str:
-    value = bars.targets[place] if bars.targets else None
+def _target_text(bars: Bars, index: int) -> str:
+    value = bars.targets[index] if bars.targets else None
     return "" if value is None else f", target {value:.3g}"
 
 
@@ -219,13 +219,13 @@ def _scores(profile: Profile) -> Iterator[str]:
     scored = sorted((column for column in profile.columns if column.score is not None), key=lambda one: -_score(one))
     if not scored:
         return
-    yield f"<h2>How well each column alone tells {html_text(profile.snapshot.target or '')}</h2>"
+    yield f"<h2>How well each column alone predicts {html_text(profile.snapshot.target or '')}</h2>"
     line, left, width = 20, 170, 760
     shown = scored[:40]
     yield f'<div class="wide"><svg style="max-width:{width}px" viewBox="0 0 {width} {line * len(shown)}">'
-    for place, column in enumerate(shown):
-        y, score = place * line, _score(column)
-        yield f'<text class="name" x="0" y="{y + 14}">{html_text(_short(column.name, _NAMED))}</text>'
+    for index, column in enumerate(shown):
+        y, score = index * line, _score(column)
+        yield f'<text class="name" x="0" y="{y + 14}">{html_text(_short(column.name, _NAME_LENGTH))}</text>'
         yield f'<rect class="track" x="{left}" y="{y + 5}" width="{width - left - 50}" height="10" rx="2"/>'
         color = "var(--grave)" if score >= 0.9 else "var(--bar)"
         length = (width - left - 50) * score
@@ -242,21 +242,21 @@ def _correlations(profile: Profile) -> Iterator[str]:
     names, table = profile.correlated, profile.correlations
     if not table:
         return
-    yield "<h2>Correlation of ranks</h2>"
+    yield "<h2>Rank correlations</h2>"
     cell = max(16, min(34, 760 // len(names)))
     left, top = 170, 104
     size = cell * len(names)
     yield f'<div class="wide"><svg style="width:{left + size + 60}px" viewBox="0 0 {left + size + 60} {top + size}">'
-    for place, name in enumerate(names):
-        middle = place * cell + cell / 2
-        short = html_text(_short(name, _NAMED))
+    for index, name in enumerate(names):
+        middle = index * cell + cell / 2
+        short = html_text(_short(name, _NAME_LENGTH))
         yield f'<text class="name" x="{left - 8}" y="{top + middle + 4}" text-anchor="end">{short}</text>'
         yield f'<text class="name" transform="translate({left + middle + 3},{top - 8}) rotate(-50)">{short}</text>'
     for row, values in enumerate(table):
         for other, value in enumerate(values):
             square = f'x="{left + other * cell}" y="{top + row * cell}" width="{cell - 1}" height="{cell - 1}"'
-            said = "unknown" if value is None else f"{value:+.2f}"
-            title = f"<title>{html_text(names[row])} and {html_text(names[other])}: {said}</title>"
+            text = "unknown" if value is None else f"{value:+.2f}"
+            title = f"<title>{html_text(names[row])} and {html_text(names[other])}: {text}</title>"
             yield f'<rect {square} rx="2" style="fill:{_shade(value)}">{title}</rect>'
             if value is not None and row != other and abs(value) >= 0.3 and cell >= 26:
                 ink = "#fff" if abs(value) >= 0.6 else "var(--ink)"
@@ -276,21 +276,21 @@ def _missing(profile: Profile) -> Iterator[str]:
     columns = [column for column in profile.columns if column.stripes]
     yield "<h2>Where values are missing</h2>"
     if not columns:
-        yield "<p>Nowhere: no column holds a null.</p>"
+        yield "<p>No column contains nulls.</p>"
         return
-    order = f"by {profile.snapshot.time}" if profile.snapshot.time else "as they stand"
-    yield f'<p class="faint">Along the rows, {html_text(order)}, from first to last; darker where more are null.</p>'
+    order = f"sorted by {profile.snapshot.time}" if profile.snapshot.time else "in their order"
+    yield f'<p class="faint">All rows, {html_text(order)}, from left to right; darker means more nulls.</p>'
     line, left, width = 20, 170, 760
     tall = line * len(columns)
     yield f'<div class="wide"><svg style="max-width:{width + 60}px" viewBox="0 0 {width + 60} {tall}">'
-    for place, gappy in enumerate(columns):
-        y, step = place * line, (width - left) / len(gappy.stripes)
-        yield f'<text class="name" x="0" y="{y + 14}">{html_text(_short(gappy.name, _NAMED))}</text>'
-        for piece, gaps in enumerate(gappy.stripes):
-            fill = f"color-mix(in srgb, var(--null) {gaps * 100:.0f}%, var(--chip))"
-            at = f'x="{left + piece * step:.1f}" y="{y + 3}" width="{step + 0.3:.1f}" height="14"'
-            yield f'<rect {at} style="fill:{fill}"><title>{gaps:.1%} null</title></rect>'
-        yield f'<text x="{width + 60}" y="{y + 14}" text-anchor="end">{gappy.nulls:.1%}</text>'
+    for index, column in enumerate(columns):
+        y, step = index * line, (width - left) / len(column.stripes)
+        yield f'<text class="name" x="0" y="{y + 14}">{html_text(_short(column.name, _NAME_LENGTH))}</text>'
+        for section, nulls in enumerate(column.stripes):
+            fill = f"color-mix(in srgb, var(--null) {nulls * 100:.0f}%, var(--chip))"
+            at = f'x="{left + section * step:.1f}" y="{y + 3}" width="{step + 0.3:.1f}" height="14"'
+            yield f'<rect {at} style="fill:{fill}"><title>{nulls:.1%} null</title></rect>'
+        yield f'<text x="{width + 60}" y="{y + 14}" text-anchor="end">{column.nulls:.1%}</text>'
     yield "</svg></div>"
 
 

@@ -1,7 +1,7 @@
-"""What a dataset version holds, figure by figure, and what in it could mislead a model.
+"""Profile a dataset version: distributions, correlations, missing values, and possible leakage.
 
-Distributions, correlations and suspects are computed from up to `SAMPLE_ROWS` rows, evenly spread; nulls, extremes and
-distinct values are those of the whole snapshot.
+Distributions, correlations and leakage suspects are computed from up to about `SAMPLE_ROWS` evenly spread rows. Nulls,
+extremes and distinct values are those of the whole snapshot.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ STRIPES = 60
 
 @dataclass(frozen=True)
 class Bars:
-    """A distribution: the height of each bar, what stands under it, and the target's mean within it."""
+    """A distribution as bars: for each bar its label, its count, and the mean of the target."""
 
     labels: tuple[str, ...]
     counts: tuple[int, ...]
     targets: tuple[float | None, ...] = ()
     others: int = 0
-    """Rows of the classes that are not drawn."""
+    """The number of rows in classes that have no bar."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class ColumnProfile:
     stats: dict[str, Json]
     bars: Bars | None
     stripes: tuple[float, ...]
-    """Share of nulls along the rows, in as many pieces."""
+    """Share of nulls in consecutive sections of the rows; empty if there are none."""
     score: float | None
-    """How well this column alone tells the target, 0 to 1; None where that cannot be said."""
+    """How well this column alone predicts the target, 0 to 1; None if it cannot be computed."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,15 @@ class Profile:
     columns: tuple[ColumnProfile, ...]
     correlated: tuple[str, ...]
     correlations: tuple[tuple[float | None, ...], ...]
-    """Of ranks, between the numbers of `correlated`."""
+    """Rank correlations between the columns of `correlated`."""
     suspects: tuple[LeakageSuspect, ...]
 
 
 def profile_snapshot(snapshot: Snapshot | str, store: Store) -> Profile:
-    """Look at a snapshot from all sides.
+    """Profile a snapshot.
 
     Raises:
-        NotFoundError: there is no such snapshot.
+        NotFoundError: the snapshot does not exist.
     """
     found = get_snapshot(snapshot, store) if isinstance(snapshot, str) else snapshot
     return _profile(found, load_snapshot(found, store))
@@ -81,13 +81,13 @@ def profile_snapshot(snapshot: Snapshot | str, store: Store) -> Profile:
 def profile_table(
     frame: Frame, name: str, store: Store, *, target: str | None = None, time: str | None = None, key: str | None = None
 ) -> Profile:
-    """Look at a table that is not kept as a version.
+    """Profile a table that is not stored as a version.
 
     Args:
-        name: what the profile calls it.
+        name: the name of the table in the profile.
 
     Raises:
-        DataError: the table has no rows, or lacks the target, the time or the key.
+        DataError: the table has no rows, or does not have the target, time or key column.
     """
     table = as_lazy(frame)
     schema = table.collect_schema()
@@ -96,8 +96,8 @@ def profile_table(
             require_column(column, schema, role)
     rows = table.select(pl.len()).collect(engine="streaming").item()
     if not rows:
-        raise DataError(f"{name} has no rows to profile.", help="See where its rows come from.")
-    described = store.new(
+        raise DataError(f"{name} has no rows to profile.", help="Check its source.")
+    snapshot = store.new(
         Snapshot,
         dataset=name,
         version=0,
@@ -111,49 +111,50 @@ def profile_table(
         time=time,
         entity=key,
     )
-    return _profile(described, table)
+    return _profile(snapshot, table)
 
 
-def _profile(found: Snapshot, table: pl.LazyFrame) -> Profile:
-    rows = table.gather_every(max(1, found.rows // SAMPLE_ROWS)).collect(engine="streaming")
-    if found.time is not None:
-        rows = rows.sort(found.time, maintain_order=True)
-    roles = {found.target: "target", found.time: "time", found.entity: "key"}
-    target = _amounts(rows[found.target]) if found.target in rows.columns else None
-    scores = single_scores(rows, found)
+def _profile(snapshot: Snapshot, table: pl.LazyFrame) -> Profile:
+    rows = table.gather_every(max(1, snapshot.rows // SAMPLE_ROWS)).collect(engine="streaming")
+    if snapshot.time is not None:
+        rows = rows.sort(snapshot.time, maintain_order=True)
+    roles = {snapshot.target: "target", snapshot.time: "time", snapshot.entity: "key"}
+    target = _target_numbers(rows[snapshot.target]) if snapshot.target in rows.columns else None
+    scores = single_scores(rows, snapshot)
     columns = tuple(
         ColumnProfile(
             name=name,
-            type=found.columns[name],
+            type=snapshot.columns[name],
             role=roles.get(name),
-            nulls=_share(found, name),
-            stats=found.stats.get(name, {}),
+            nulls=_null_share(snapshot, name),
+            stats=snapshot.stats.get(name, {}),
             bars=None
-            if _stands_alone(rows, name, found)
-            else _bars(rows[name], target if name != found.target else None),
+            if _identifies_rows(rows, name, snapshot)
+            else _bars(rows[name], target if name != snapshot.target else None),
             stripes=_stripes(rows[name]),
             score=scores.get(name),
         )
         for name in rows.columns
     )
-    names = [name for name in rows.columns if _is_number(rows.schema[name]) and name != found.entity][:MAX_CORRELATED]
+    numbers = [name for name in rows.columns if _is_number(rows.schema[name]) and name != snapshot.entity]
+    names = numbers[:MAX_CORRELATED]
     return Profile(
-        snapshot=found,
+        snapshot=snapshot,
         sampled=rows.height,
         columns=columns,
         correlated=tuple(names),
         correlations=_correlations(rows, names),
-        suspects=tuple(find_suspects(rows, found, scores)),
+        suspects=tuple(find_suspects(rows, snapshot, scores)),
     )
 
 
-def _share(snapshot: Snapshot, name: str) -> float:
+def _null_share(snapshot: Snapshot, name: str) -> float:
     nulls = snapshot.stats.get(name, {}).get("nulls", 0)
     return float(nulls) / snapshot.rows if isinstance(nulls, int | float) else 0.0
 
 
-def _stands_alone(rows: pl.DataFrame, name: str, snapshot: Snapshot) -> bool:
-    """Whether a bar would stand for one row."""
+def _identifies_rows(rows: pl.DataFrame, name: str, snapshot: Snapshot) -> bool:
+    """Whether most bars would represent a single row."""
     texts = isinstance(rows.schema[name], pl.String) and rows[name].n_unique() > rows.height / 2 > MAX_BARS
     return texts or name == snapshot.entity
 
@@ -162,8 +163,8 @@ def _is_number(dtype: pl.DataType) -> bool:
     return dtype.is_numeric() or isinstance(dtype, pl.Boolean)
 
 
-def _amounts(values: pl.Series) -> pl.Series | None:
-    """The target as numbers, for its mean per bar; None for one of many classes."""
+def _target_numbers(values: pl.Series) -> pl.Series | None:
+    """The target as numbers, for its mean per bar; None if it has more than two classes."""
     if values.dtype.is_numeric() or isinstance(values.dtype, pl.Boolean):
         return values.cast(pl.Float64)
     classes = values.drop_nulls().unique().sort()
@@ -186,7 +187,7 @@ def _bars(values: pl.Series, target: pl.Series | None) -> Bars | None:
     if dtype.is_integer() and finite.n_unique() <= MAX_BARS:
         return _class_bars(values.cast(pl.String), target, numeric=True)
     low, high = _number(finite.min()), _number(finite.max())
-    # A few extremes must not press all the rest into one bar.
+    # A few extreme values must not squeeze all others into one bar.
     first, last = _number(finite.quantile(0.005)), _number(finite.quantile(0.995))
     if last > first and (high - low) > 5 * (last - first):
         low, high = first, last
@@ -196,11 +197,11 @@ def _bars(values: pl.Series, target: pl.Series | None) -> Bars | None:
     bar = ((pl.col("x") - low) / width).floor().clip(0, BINS - 1).cast(pl.Int64)
     grouped = table.group_by(bar.alias("bar")).agg(pl.len().alias("n"), pl.col("y").mean())
     counted = {row["bar"]: row for row in grouped.iter_rows(named=True)}
-    edges = [low + place * width for place in range(BINS)]
+    edges = [low + index * width for index in range(BINS)]
     return Bars(
-        labels=tuple(_edge(edge, dtype) for edge in edges),
-        counts=tuple(counted[place]["n"] if place in counted else 0 for place in range(BINS)),
-        targets=tuple(counted[place]["y"] if place in counted else None for place in range(BINS)),
+        labels=tuple(_edge_label(edge, dtype) for edge in edges),
+        counts=tuple(counted[index]["n"] if index in counted else 0 for index in range(BINS)),
+        targets=tuple(counted[index]["y"] if index in counted else None for index in range(BINS)),
     )
 
 
@@ -219,7 +220,7 @@ def _class_bars(values: pl.Series, target: pl.Series | None, *, numeric: bool = 
     )
 
 
-def _edge(value: float, dtype: pl.DataType) -> str:
+def _edge_label(value: float, dtype: pl.DataType) -> str:
     if dtype.is_temporal():
         moment = pl.Series([round(value)]).cast(pl.Int32 if isinstance(dtype, pl.Date) else pl.Int64).cast(dtype)[0]
         if isinstance(dtype, pl.Duration):
@@ -236,9 +237,9 @@ def _number(value: object) -> float:
 def _stripes(values: pl.Series) -> tuple[float, ...]:
     if not values.null_count():
         return ()
-    pieces = min(STRIPES, len(values))
-    place = (pl.int_range(pl.len()) * pieces // pl.len()).alias("piece")
-    shares = values.is_null().alias("null").to_frame().group_by(place).agg(pl.col("null").mean()).sort("piece")
+    count = min(STRIPES, len(values))
+    section = (pl.int_range(pl.len()) * count // pl.len()).alias("section")
+    shares = values.is_null().alias("null").to_frame().group_by(section).agg(pl.col("null").mean()).sort("section")
     return tuple(shares["null"].to_list())
 
 
@@ -246,18 +247,18 @@ def _correlations(rows: pl.DataFrame, names: Sequence[str]) -> tuple[tuple[float
     if len(names) < 2:
         return ()
     ranks = rows.select(pl.col(name).cast(pl.Float64).fill_nan(None).rank() for name in names)
-    asked = [
+    correlations = [
         pl.corr(one, other).alias(f"{left} {right}")
         for left, one in enumerate(names)
         for right, other in enumerate(names)
         if left < right
     ]
-    found = ranks.select(asked).row(0, named=True)
-    made: list[tuple[float | None, ...]] = []
+    found = ranks.select(correlations).row(0, named=True)
+    table: list[tuple[float | None, ...]] = []
     for left in range(len(names)):
         line: list[float | None] = []
         for right in range(len(names)):
             value = 1.0 if left == right else found[f"{min(left, right)} {max(left, right)}"]
             line.append(None if value is None or value != value else round(value, 3))
-        made.append(tuple(line))
-    return tuple(made)
+        table.append(tuple(line))
+    return tuple(table)

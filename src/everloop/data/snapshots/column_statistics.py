@@ -1,4 +1,4 @@
-"""Figures that describe the columns of a snapshot."""
+"""Compute statistics of the columns of a snapshot."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ if TYPE_CHECKING:
     from everloop.records import Json
 
 COUNTED_ROWS = 5_000_000
-"""Distinct values are counted up to so many rows: beyond, the count alone would need all of memory."""
+"""Distinct values are not counted in larger tables, because the count alone would need all of the memory."""
 _MOST_DAYS = 999_999_999
 _COUNTABLE = (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Date, pl.Datetime, pl.Time, pl.Duration)
 
 
 def column_statistics(frame: pl.DataFrame | pl.LazyFrame, rows: int) -> dict[str, dict[str, Json]]:
-    """By column: `nulls`, and where the type has them `distinct`, `min`, `max`, `mean` and `std`.
+    """By column: `nulls`, and if the type has them `distinct`, `min`, `max`, `mean` and `std`.
 
-    NaN counts as no value. Times are ISO 8601, durations seconds, decimals text. A query is run column by column, so
-    that one column's values at most are in memory.
+    NaN counts as missing. Times are in ISO 8601, durations in seconds, decimals as text. A lazy frame is collected
+    column by column, so that memory holds the values of one column at most.
     """
     if isinstance(frame, pl.DataFrame):
-        return _figures(frame.lazy(), frame.schema, rows)
+        return _statistics(frame.lazy(), frame.schema, rows)
     found: dict[str, dict[str, Json]] = {}
     for name, dtype in frame.collect_schema().items():
-        found |= _figures(frame.select(name), pl.Schema({name: dtype}), rows)
+        found |= _statistics(frame.select(name), pl.Schema({name: dtype}), rows)
     return found
 
 
-def _figures(frame: pl.LazyFrame, schema: pl.Schema, rows: int) -> dict[str, dict[str, Json]]:
-    asked: list[pl.Expr] = []
+def _statistics(frame: pl.LazyFrame, schema: pl.Schema, rows: int) -> dict[str, dict[str, Json]]:
+    expressions: list[pl.Expr] = []
     for index, (name, dtype) in enumerate(schema.items()):
         column = pl.col(name)
-        asked.append(column.null_count().alias(f"{index} nulls"))
+        expressions.append(column.null_count().alias(f"{index} nulls"))
         if dtype.is_float():
             column = column.fill_nan(None)
         if (dtype.is_numeric() or isinstance(dtype, _COUNTABLE)) and rows <= COUNTED_ROWS:
-            asked.append(column.drop_nulls().n_unique().alias(f"{index} distinct"))
+            expressions.append(column.drop_nulls().n_unique().alias(f"{index} distinct"))
         if dtype.is_numeric() or dtype.is_temporal():
-            asked += [_sayable(column.min(), dtype).alias(f"{index} min")]
-            asked += [_sayable(column.max(), dtype).alias(f"{index} max")]
+            expressions += [_in_python_range(column.min(), dtype).alias(f"{index} min")]
+            expressions += [_in_python_range(column.max(), dtype).alias(f"{index} max")]
         if dtype.is_numeric():
-            # One infinity would leave no mean and no spread.
+            # A single infinity would leave no finite mean or standard deviation.
             value = column.cast(pl.Float64)
             value = value.filter(value.is_finite())
-            asked += [value.mean().alias(f"{index} mean"), value.std().alias(f"{index} std")]
-    row = frame.select(asked).collect(engine="streaming").row(0, named=True)
+            expressions += [value.mean().alias(f"{index} mean"), value.std().alias(f"{index} std")]
+    row = frame.select(expressions).collect(engine="streaming").row(0, named=True)
     found: dict[str, dict[str, Json]] = {name: {} for name in schema}
     names = list(schema)
     for label, value in row.items():
@@ -58,8 +58,8 @@ def _figures(frame: pl.LazyFrame, schema: pl.Schema, rows: int) -> dict[str, dic
     return found
 
 
-def _sayable(figure: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    """The figure, or null where Python has no value for it."""
+def _in_python_range(figure: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """The figure, or null if Python cannot represent it."""
     if isinstance(dtype, pl.Date | pl.Datetime):
         return pl.when(figure.dt.year().is_between(1, 9999)).then(figure)
     if isinstance(dtype, pl.Duration):
@@ -68,12 +68,12 @@ def _sayable(figure: pl.Expr, dtype: pl.DataType) -> pl.Expr:
 
 
 def as_json(value: Any) -> Json:
-    """A figure as JSON can hold it."""
+    """A value as JSON."""
     match value:
         case bool() | str() | float() | None:
             return value
         case int():
-            # Beyond 64 bits JSON readers disagree.
+            # JSON readers disagree about numbers beyond 64 bits.
             return value if -(1 << 63) <= value < 1 << 63 else str(value)
         case datetime() | date() | time():
             return value.isoformat()
@@ -81,4 +81,4 @@ def as_json(value: Any) -> Json:
             return value.total_seconds()
         case Decimal():
             return str(value)
-    raise TypeError(f"{value!r} is no figure")
+    raise TypeError(f"{value!r} cannot be written as JSON")

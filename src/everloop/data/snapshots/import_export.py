@@ -1,4 +1,4 @@
-"""Dataset versions by hand: from a source into the store, out of it into a file, and away."""
+"""Add a source to the store as a dataset version; export, delete and restore versions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from everloop.data.snapshots.export_formats import refuse_unheld
+from everloop.data.snapshots.export_formats import check_exportable
 from everloop.data.snapshots.file_folders import is_folder
 from everloop.data.snapshots.snapshots import get_snapshot, load_snapshot, take_snapshot
 from everloop.data.sources.reading import read
@@ -34,10 +34,10 @@ def add_table(
     key: str | None = None,
     **options: Any,
 ) -> Snapshot:
-    """Read a source (see `read`) and keep its rows as the next version of a dataset, with where they came from.
+    """Read a source (see `read`) and store its rows as the next version of a dataset, with a record of the source.
 
     Raises:
-        SourceError: it cannot be read, or a file changed meanwhile.
+        SourceError: the source cannot be read, or a file changed while it was read.
         DataError: see `take_snapshot`.
     """
     with collect_observations() as seen:
@@ -46,22 +46,26 @@ def add_table(
 
 
 def export_table(snapshot: Snapshot | str, store: Store, path: Path | str) -> Path:
-    """Write a version's rows into one new file, whose name says its format.
+    """Write a version's rows to a new file, in the format of its suffix.
 
     Raises:
-        UsageError: the format is unknown or cannot hold a column (see `exports`), or the snapshot is of a folder.
-        AlreadyExistsError: the file is there.
+        UsageError: the format is unknown or cannot contain a column (see `export_formats`), or the snapshot is of a
+            folder.
+        AlreadyExistsError: the file exists.
     """
     found = get_snapshot(snapshot, store) if isinstance(snapshot, str) else snapshot
     target = Path(path)
     if target.suffix not in _WRITERS:
-        raise UsageError(f"'{path}' names no format that can be written.", help=f"There are: {', '.join(_WRITERS)}.")
+        raise UsageError(
+            f"'{path}' does not have the suffix of a format that can be written.",
+            help=f"Use one of: {', '.join(_WRITERS)}.",
+        )
     if target.exists():
-        raise AlreadyExistsError(f"'{path}' is there already.", help="Name a new file.")
+        raise AlreadyExistsError(f"'{path}' already exists.", help="Choose the name of a new file.")
     if is_folder(found):
-        raise UsageError(f"'{found.key}' holds files.", help="Export it to a folder.")
+        raise UsageError(f"'{found.key}' is a folder of files, not a table.", help="Export it to a folder.")
     frame = load_snapshot(found, store)
-    refuse_unheld(frame, target.suffix, found.key)
+    check_exportable(frame, target.suffix, found.key)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
     try:
@@ -82,33 +86,34 @@ def export_table(snapshot: Snapshot | str, store: Store, path: Path | str) -> Pa
 
 
 def delete_snapshots(store: Store, refs: Sequence[str], *, force: bool = False) -> list[Snapshot]:
-    """Delete versions, or with a dataset's name all of its versions; `restore_snapshot` undoes it until `gc`.
+    """Delete versions; the name of a dataset stands for all of its versions. `restore_snapshot` undoes it until `gc`.
 
-    A dataset's newest version stays as long as others do: its number must not come to mean something else.
+    A dataset's newest version cannot be deleted before the older ones, because its number would be used again.
 
     Args:
-        force: also those that a model version learned from.
+        force: also delete versions that a model was trained on.
 
     Raises:
-        ConflictError: a model learned from one, or only the newest would go.
-        NotFoundError: there is no such version.
+        ConflictError: a model was trained on a version, or the newest version would be deleted before older ones.
+        NotFoundError: a version does not exist.
     """
     chosen: dict[str, Snapshot] = {}
     for ref in refs:
-        whole = [] if "@" in ref else store.records.find(Snapshot, ("dataset", "=", ref))
-        chosen |= {snapshot.key: snapshot for snapshot in whole or [store.records.get(Snapshot, ref)]}
+        versions = [] if "@" in ref else store.records.find(Snapshot, ("dataset", "=", ref))
+        chosen |= {snapshot.key: snapshot for snapshot in versions or [store.records.get(Snapshot, ref)]}
     for snapshot in chosen.values():
         models = store.records.find(ModelVersion, ("snapshot", "=", snapshot.key), limit=1)
         if models and not force:
             raise ConflictError(
-                f"The model {models[0].key} learned from '{snapshot.key}'.",
-                help="Add --force to delete it all the same.",
+                f"The model {models[0].key} was trained on '{snapshot.key}'.",
+                help="To delete it anyway, pass force=True.",
+                option_help="To delete it anyway, add --force.",
             )
         others = store.records.find(Snapshot, ("dataset", "=", snapshot.dataset), order="-version")
-        stay = [other for other in others if other.key not in chosen]
-        if stay and stay[0].version < snapshot.version:
+        remaining = [other for other in others if other.key not in chosen]
+        if remaining and remaining[0].version < snapshot.version:
             raise ConflictError(
-                f"'{snapshot.key}' is the newest version, and its number would be given again.",
+                f"'{snapshot.key}' is the newest version; if it is deleted, its number would be used again.",
                 help=f"Delete older ones, or the whole dataset: everloop data rm {snapshot.dataset}",
             )
     for snapshot in chosen.values():
@@ -120,8 +125,8 @@ def restore_snapshot(store: Store, ref: str) -> Snapshot:
     """Bring back a deleted version.
 
     Raises:
-        NotFoundError: none of this key was deleted, or `gc` has swept it.
-        AlreadyExistsError: another has its number.
+        NotFoundError: no version with this key was deleted, or `gc` has removed it.
+        AlreadyExistsError: another version has its number.
     """
     store.records.restore(Snapshot, ref)
     return store.records.get(Snapshot, ref)

@@ -1,7 +1,7 @@
-"""Rows as Parquet files in the store: what a snapshot is made of, written piece by piece.
+"""Write the rows of a snapshot to Parquet files in the store.
 
-A query is taken as it streams, and never more of it is in memory than one file's rows. How many rows go into a file
-depends on the number of columns alone, so equal content gives equal files.
+A query is streamed, so that memory holds the rows of one file at most. The number of rows per file depends only on the
+number of columns, so equal content gives equal files.
 """
 
 from __future__ import annotations
@@ -32,80 +32,80 @@ _LEAST_ROWS = 50_000
 _GROUP_ROWS = 250_000
 
 
-def keep_parts(rows: pl.DataFrame | pl.LazyFrame, store: Store) -> list[dict[str, Json]]:
-    """Write the rows as files into the store; digest, rows and size_bytes of each, in the order of the rows.
+def write_parts(rows: pl.DataFrame | pl.LazyFrame, store: Store) -> list[dict[str, Json]]:
+    """Write the rows to files in the store. Return digest, rows and size_bytes of each file, in the order of the rows.
 
     Raises:
-        DataError: the query fails on its way.
+        DataError: the query fails.
         InsufficientStorageError: no space is left.
     """
-    kept: list[dict[str, Json]] = []
+    files: list[dict[str, Json]] = []
     done = 0
     with scratch(store) as folder:
         total, parts = (rows.height, _sliced(rows)) if isinstance(rows, pl.DataFrame) else _streamed(rows, folder)
         for part in parts:
-            kept.append(_keep(part, store, folder))
+            files.append(_write_part(part, store, folder))
             done += part.height
             report_progress("snapshot", done, total, "rows")
-    return kept
+    return files
 
 
 def scan_parts(files: list[dict[str, Json]] | tuple[dict[str, Json], ...], store: Store) -> pl.LazyFrame:
-    """The rows of such files."""
+    """The rows of files from `write_parts`."""
     return pl.scan_parquet([store.objects.path(file["digest"]) for file in files], glob=False, hive_partitioning=False)
 
 
 def file_rows(width: int) -> int:
-    """How many rows go into a file of so many columns."""
+    """The number of rows per file for a table with `width` columns."""
     return min(_FILE_ROWS, max(_LEAST_ROWS, _FILE_VALUES // max(1, width)))
 
 
 @contextmanager
 def scratch(store: Store) -> Iterator[Path]:
-    """A folder on the store's own disk; should the process be killed, `gc` clears it away."""
+    """A temporary folder on the store's disk. If the process is killed, `gc` removes it."""
     folder = getattr(store.objects.bytes_store, "folder", None)
-    near = store.home if folder is None else Path(folder) / TEMPORARY
-    make_folder(near)
-    made = Path(tempfile.mkdtemp(prefix=".everloop-", dir=near))
+    parent = store.home if folder is None else Path(folder) / TEMPORARY
+    make_folder(parent)
+    temporary = Path(tempfile.mkdtemp(prefix=".everloop-", dir=parent))
     try:
-        yield made
+        yield temporary
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sliced(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    whole = rows.rechunk()
+    contiguous = rows.rechunk()
     size = file_rows(rows.width)
-    for start in range(0, whole.height, size):
-        yield whole.slice(start, size)
+    for start in range(0, contiguous.height, size):
+        yield contiguous.slice(start, size)
 
 
 def _streamed(rows: pl.LazyFrame, folder: Path) -> tuple[int, Iterator[pl.DataFrame]]:
-    """How many rows a query gives, and they themselves, a file's worth at a time.
+    """The number of rows of a query, and the rows themselves, one file's worth at a time.
 
-    It streams into one file first: of all ways out of a streaming query only this one waits for the disk instead of
-    heaping up what it has read.
+    The query is streamed to one temporary file first. Of all outputs of a streaming query, only a file makes the query
+    wait for the disk instead of buffering in memory.
     """
     path = folder / "rows.arrow"
-    # Arrow, as it is in memory: the slower its way out, the more a query heaps up before it.
+    # Arrow needs no conversion. The slower the output, the more rows a query buffers.
     try:
         rows.sink_ipc(path, compression="uncompressed", maintain_order=True)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         if is_full(error):
             raise insufficient(f"in '{folder.parent}'") from error
         raise DataError(
-            f"The table cannot be read to its end: {str(error).partition(chr(10))[0]}.",
-            help="See the step that returns the table, and whether its files are damaged.",
+            f"The table could not be read to its end: {str(error).partition(chr(10))[0]}.",
+            help="Check the step that returns the table, and whether its files are damaged.",
         ) from error
-    kept = pl.scan_ipc(path)
-    total = kept.select(pl.len()).collect().item()
-    size = file_rows(len(kept.collect_schema()))
-    parts = (kept.slice(start, size).collect(engine="streaming").rechunk() for start in range(0, total, size))
+    scan = pl.scan_ipc(path)
+    total = scan.select(pl.len()).collect().item()
+    size = file_rows(len(scan.collect_schema()))
+    parts = (scan.slice(start, size).collect(engine="streaming").rechunk() for start in range(0, total, size))
     return total, parts
 
 
-def _keep(part: pl.DataFrame, store: Store, folder: Path) -> dict[str, Json]:
-    """Write one Parquet file into the store; settings are fixed, since they decide the digest."""
+def _write_part(part: pl.DataFrame, store: Store, folder: Path) -> dict[str, Json]:
+    """Write one Parquet file to the store. The settings are fixed, because they affect the digest."""
     path = folder / "part.parquet"
     part.write_parquet(path, compression="zstd", compression_level=3, statistics=True, row_group_size=_GROUP_ROWS)
     size = path.stat().st_size

@@ -1,4 +1,4 @@
-"""What changed between two snapshots."""
+"""Compare two snapshots: which rows, columns, types and values changed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ _AFTER = "\N{UNIT SEPARATOR}after"
 
 @dataclass(frozen=True)
 class SnapshotDiff:
-    """The way from `before` to `after`. Rows are paired by their key where both have the same one; else a changed
-    row counts as one removed and one added, and equal rows are told apart by how often they stand."""
+    """The changes from `before` to `after`.
+
+    Rows are paired by the key column if both snapshots have the same one. Otherwise rows are compared as a whole, with
+    their number of repetitions, and a changed row counts as one removed and one added.
+    """
 
     before: str
     after: str
@@ -32,24 +35,24 @@ class SnapshotDiff:
     columns_added: tuple[str, ...] = ()
     columns_removed: tuple[str, ...] = ()
     columns_retyped: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Type before and after, by column."""
+    """The types before and after, by column."""
     values_changed: dict[str, int] = field(default_factory=dict)
-    """By column, the rows in which it changed; empty where rows are not paired."""
+    """The number of rows with a changed value, by column; empty if rows are not paired."""
     shifts: dict[str, ColumnShift] = field(default_factory=dict)
-    """By column, how far its distribution has moved, where chance does not explain it."""
+    """The shift of each column's distribution, if it is greater than chance explains."""
 
     @property
     def same(self) -> bool:
-        """Whether both hold the same columns and rows, in whatever order."""
+        """Whether both have the same columns and rows, in any order."""
         changed = self.rows_added or self.rows_removed or self.rows_changed
         return not (changed or self.columns_added or self.columns_removed or self.columns_retyped)
 
 
 def diff_snapshots(before: Snapshot | str, after: Snapshot | str, store: Store) -> SnapshotDiff:
-    """Compare two snapshots, row by row in the columns that both have with one type.
+    """Compare two snapshots. Rows are compared in the columns that both have with the same type.
 
     Raises:
-        NotFoundError: no such snapshot.
+        NotFoundError: a snapshot does not exist.
     """
     one = get_snapshot(before, store) if isinstance(before, str) else before
     two = get_snapshot(after, store) if isinstance(after, str) else after

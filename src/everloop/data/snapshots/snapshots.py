@@ -1,8 +1,8 @@
-"""Immutable dataset versions: Parquet files by digest and a manifest that lists them.
+"""Immutable dataset versions: Parquet files by digest, and a manifest that lists them.
 
-The manifest, as canonical JSON, is itself kept by digest, and that digest is the snapshot's: rows, their order,
-columns, types and roles (target, time, key). Parquet is written so that equal content gives equal bytes, hence the
-same content is the same snapshot and costs no second copy.
+The manifest is canonical JSON and is stored by digest as well. Its digest is the snapshot's digest, and covers the
+rows, their order, the columns, their types and roles (target, time, key). Parquet is written such that equal content
+gives equal bytes, so the same content is the same snapshot and is not stored twice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from zlib import crc32
 import polars as pl
 
 from everloop.data.snapshots.column_statistics import column_statistics
-from everloop.data.snapshots.parquet_parts import keep_parts, scan_parts
+from everloop.data.snapshots.parquet_parts import scan_parts, write_parts
 from everloop.data.sources.file_states import torn_files
 from everloop.data.table_inputs import Frame, as_eager, as_utc, nearest, require_column, type_name
 from everloop.errors import AlreadyExistsError, DataError, SourceError, UsageError
@@ -45,39 +45,39 @@ def take_snapshot(
     contract: Contract | str | None = None,
     tree: str | None = None,
 ) -> Snapshot:
-    """Keep a table as the next version of a dataset, or return the version that holds the same already.
+    """Store a table as the next version of a dataset, or return the existing version with the same content.
 
-    A lazy frame is kept as it streams: memory holds the rows of one file at most, not the table.
+    A lazy frame is streamed: memory holds the rows of one file at most, not the whole table.
 
     Args:
-        sources: what the rows were made of, as `collect_observations` tells it. Files among them are looked at again:
-            those that have changed since may have been read half.
-        run: the run that makes it; a version that exists keeps the run that made it first.
-        contract: what the rows were checked against, or its key.
-        tree: digest of the folder that the rows list, see `add_folder`.
+        sources: where the rows came from, as `collect_observations` returns it. Files among the sources are checked
+            again, because a file that has changed since may have been read half-written.
+        run: the run that creates the version. An existing version keeps the run that created it.
+        contract: the contract that the rows were checked against, or its key.
+        tree: the digest of the folder that the rows list, see `add_folder`.
 
     Raises:
-        DataError: no rows; a named column is missing; a target of nulls only; keys that are null or repeated; a time
-            column without times, or with nulls; a column of Python objects.
+        DataError: the table has no rows, a named column is missing, the target is null in all rows, a key is null or
+            repeated, the time column contains nulls or no times, or a column cannot be stored.
         SourceError: a file of `sources` changed while it was read.
-        UsageError: `dataset` is no name.
+        UsageError: `dataset` is not a valid name.
     """
     if not dataset or "@" in dataset or dataset != dataset.strip():
-        raise UsageError(f"A dataset cannot be called '{dataset}'.", help="Use a short name without '@'.")
+        raise UsageError(f"A dataset cannot be called '{dataset}'.", help="Use a name without '@' or outer spaces.")
     given = frame if isinstance(frame, pl.LazyFrame) else as_eager(frame)
     schema = given.collect_schema()
     roles = {"target": target, "time": time, "key": key}
     _refuse_schema(schema, roles)
     if isinstance(given, pl.DataFrame):
         _refuse_rows(given.lazy(), given.height, schema, roles)
-    files = keep_parts(given, store)
+    files = write_parts(given, store)
     count = sum(file["rows"] for file in files)
     if isinstance(given, pl.LazyFrame):
         if not count:
-            raise DataError("The table has no rows.", help="See what the step returns, and its sources.")
+            raise DataError("The table has no rows.", help="Check what the step returns, and its sources.")
         given = scan_parts(files, store)
         _refuse_rows(given, count, schema, roles)
-    _refuse_torn(sources)
+    _refuse_changed_files(sources)
     columns = {name: type_name(dtype) for name, dtype in schema.items()}
     manifest = {
         "format": "everloop/snapshot",
@@ -88,7 +88,7 @@ def take_snapshot(
         "files": files,
     }
     digest = store.objects.add(json.dumps(manifest, separators=(",", ":"), ensure_ascii=False).encode())
-    # A lock on this machine, and the store's own uniqueness of keys between machines.
+    # The lock works on this machine. Between machines, the store enforces unique keys.
     with store.lock(f"snapshot-{crc32(dataset.encode()):08x}"):
         for _ in range(_ATTEMPTS):
             same = store.records.find(Snapshot, ("dataset", "=", dataset), ("digest", "=", digest), limit=1)
@@ -117,22 +117,25 @@ def take_snapshot(
             try:
                 store.records.put(snapshot)
             except AlreadyExistsError:
-                continue  # another machine was first with this number
+                continue  # another machine took this number first
             return snapshot
-    raise DataError(f"No version number of '{dataset}' was free in {_ATTEMPTS} attempts.")
+    raise DataError(
+        f"'{dataset}' was not stored: in {_ATTEMPTS} attempts, other processes took each new version number.",
+        help="Try again.",
+    )
 
 
 def load_snapshot(snapshot: Snapshot | str, store: Store, *, columns: Sequence[str] | None = None) -> pl.LazyFrame:
-    """The rows of a snapshot, lazily, in the order in which they were taken.
+    """The rows of a snapshot as a lazy frame, in their original order.
 
     Args:
-        snapshot: or its key, `delays@3`, or its dataset, whose newest version is taken.
-        columns: only these, in this order.
+        snapshot: a snapshot, its key such as `delays@3`, or the name of a dataset for its newest version.
+        columns: return only these columns, in this order.
 
     Raises:
-        NotFoundError: no such snapshot.
-        DataError: it has no such column.
-        CorruptionError: a file differs from its digest.
+        NotFoundError: the snapshot does not exist.
+        DataError: a column does not exist.
+        CorruptionError: a file does not match its digest.
     """
     found = get_snapshot(snapshot, store) if isinstance(snapshot, str) else snapshot
     for name in columns or ():
@@ -143,10 +146,10 @@ def load_snapshot(snapshot: Snapshot | str, store: Store, *, columns: Sequence[s
 
 
 def get_snapshot(ref: str, store: Store) -> Snapshot:
-    """The snapshot with this key or id; for a dataset's name its newest version.
+    """The snapshot with this key or id; for the name of a dataset its newest version.
 
     Raises:
-        NotFoundError: there is none; the message names what there is.
+        NotFoundError: it does not exist; the message lists similar ones.
     """
     if "@" not in ref:
         newest = store.records.find(Snapshot, ("dataset", "=", ref), order="-version", limit=1)
@@ -157,13 +160,15 @@ def get_snapshot(ref: str, store: Store) -> Snapshot:
 
 def _refuse_schema(schema: pl.Schema, roles: Mapping[str, str | None]) -> None:
     if not schema:
-        raise DataError("The table has no rows.", help="See what the step returns, and its sources.")
+        raise DataError(
+            "The table has no columns, so it has no rows.", help="Check what the step returns, and its sources."
+        )
     for role, name in roles.items():
         if name is not None:
             require_column(name, schema, "time column" if role == "time" else role)
     for name, dtype in schema.items():
-        if not _can_keep(dtype):
-            raise DataError(f"The column '{name}' holds {dtype}, which no file can keep.", help="Cast it or drop it.")
+        if not _can_store(dtype):
+            raise DataError(f"The column '{name}' is {dtype}, which cannot be stored.", help="Cast it, or drop it.")
     time = roles["time"]
     if time is not None:
         as_utc(time, schema[time])
@@ -171,61 +176,70 @@ def _refuse_schema(schema: pl.Schema, roles: Mapping[str, str | None]) -> None:
 
 def _refuse_rows(rows: pl.LazyFrame, count: int, schema: pl.Schema, roles: Mapping[str, str | None]) -> None:
     if not count:
-        raise DataError("The table has no rows.", help="See what the step returns, and its sources.")
+        raise DataError("The table has no rows.", help="Check what the step returns, and its sources.")
     named = {role: name for role, name in roles.items() if name is not None}
-    asked = [pl.col(name).null_count().alias(role) for role, name in named.items()]
-    nulls = rows.select(asked).collect(engine="streaming").row(0, named=True) if asked else {}
+    null_counts = [pl.col(name).null_count().alias(role) for role, name in named.items()]
+    nulls = rows.select(null_counts).collect(engine="streaming").row(0, named=True) if null_counts else {}
     for role, name in named.items():
         if role == "target" and nulls[role] == count:
-            raise DataError(f"The target '{name}' is null in all {count} rows.", help="Have the labels arrived yet?")
+            raise DataError(
+                f"The target '{name}' is null in all {count} rows.", help="Check whether the labels have arrived."
+            )
         if role == "time" and nulls[role]:
             raise DataError(f"The time column '{name}' is null in {nulls[role]} rows.", help="Drop them, or fill them.")
         if role == "time" and isinstance(schema[name], pl.Date | pl.Datetime):
             far = rows.select((~pl.col(name).dt.year().is_between(1, 9999)).sum()).collect(engine="streaming").item()
             if far:
-                raise DataError(f"The time column '{name}' lies outside of the years 1 to 9999 in {far} rows.")
+                raise DataError(
+                    f"The time column '{name}' is outside of the years 1 to 9999 in {far} rows.",
+                    help="Drop these rows, or correct them.",
+                )
         if role == "key":
             if nulls[role]:
-                raise DataError(f"The key '{name}' is null in {nulls[role]} rows.", help="Drop them, or name another.")
+                raise DataError(
+                    f"The key '{name}' is null in {nulls[role]} rows.", help="Drop them, or choose another key."
+                )
             _refuse_repeats(rows, name, count)
 
 
 def _refuse_repeats(rows: pl.LazyFrame, key: str, count: int) -> None:
-    # By hash, a share of the keys at a time: all of them need not fit into memory.
+    # Check one share of the keys at a time, by hash, because all of them may not fit into memory.
     shares = -(-count // _KEYS_AT_ONCE)
     for share in range(shares):
         keys = rows.select(key)
         if shares > 1:
             keys = keys.filter(pl.col(key).hash() % shares == share)
-        doubled = keys.group_by(key, maintain_order=True).len().filter(pl.col("len") > 1).collect(engine="streaming")
-        if len(doubled):
-            examples = ", ".join(f"{value!r} ({times} times)" for value, times in doubled.head(3).rows())
+        repeated = keys.group_by(key, maintain_order=True).len().filter(pl.col("len") > 1).collect(engine="streaming")
+        if len(repeated):
+            examples = ", ".join(f"{value!r} ({times} times)" for value, times in repeated.head(3).rows())
+            subject = "1 value occurs" if len(repeated) == 1 else f"{len(repeated)} values occur"
             raise DataError(
-                f"The key '{key}' repeats: {len(doubled)} values stand in more than one row, such as {examples}.",
-                help=f"Keep one row each, for example with .unique('{key}', keep='last'), or name another key.",
+                f"The key '{key}' is not unique: {subject} in more than one row, such as {examples}.",
+                help=f"Keep one row each, for example with .unique('{key}', keep='last'), or choose another key.",
             )
 
 
-def _refuse_torn(sources: Sequence[Mapping[str, Json]]) -> None:
+def _refuse_changed_files(sources: Sequence[Mapping[str, Json]]) -> None:
     for source in sources:
         if source.get("kind") == "files" and "state" in source:
-            torn = torn_files(source["spec"], source["state"])
-            if torn:
+            changed = torn_files(source["spec"], source["state"])
+            if changed:
                 raise SourceError(
-                    f"'{torn[0]}' changed while it was read, so its rows may be of two versions.",
-                    help="Read again when its writer is done; writers should write beside it and rename.",
+                    f"'{changed[0]}' changed while it was read, so its rows may be a mix of two versions.",
+                    help="Read it again when the program that writes it is done. A program should write to another "
+                    "file and rename it.",
                 )
 
 
-def _can_keep(dtype: pl.DataType) -> bool:
+def _can_store(dtype: pl.DataType) -> bool:
     match dtype:
         case pl.Object() | pl.Unknown():
             return False
         case pl.List(inner=inner) | pl.Array(inner=inner):
-            return _can_keep(inner() if isinstance(inner, type) else inner)
+            return _can_store(inner() if isinstance(inner, type) else inner)
         case pl.Struct(fields=fields):
-            kept = [field.dtype() if isinstance(field.dtype, type) else field.dtype for field in fields]
-            return bool(kept) and all(_can_keep(each) for each in kept)
+            types = [field.dtype() if isinstance(field.dtype, type) else field.dtype for field in fields]
+            return bool(types) and all(_can_store(each) for each in types)
     return True
 
 
@@ -240,6 +254,6 @@ def _span(
     if time is None:
         return None, None
     moment = as_utc(time, schema[time])
-    asked = rows.lazy().select(moment.min().alias("first"), moment.max().alias("last"))
-    first, last = asked.collect(engine="streaming").row(0)
+    ends = rows.lazy().select(moment.min().alias("first"), moment.max().alias("last"))
+    first, last = ends.collect(engine="streaming").row(0)
     return first.astimezone(UTC), last.astimezone(UTC)

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from everloop.data.transformers import own_modules
+from everloop.data.transformers import project_modules
 from everloop.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _modules_of(blob: bytes) -> list[ModuleType]:
         path = getattr(sys.modules[name], "__file__", None) or ""
         if not path or {"site-packages", "dist-packages"} & set(path.split("/")) or path.startswith(_LIBRARY):
             continue
-        for module in (sys.modules[name], *own_modules(SimpleNamespace(__module__=name))):
+        for module in (sys.modules[name], *project_modules(SimpleNamespace(__module__=name))):
             if module.__name__.partition(".")[0] not in _NOT_OWN:
                 found[module.__name__] = module
     return list(found.values())
