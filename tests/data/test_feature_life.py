@@ -146,9 +146,9 @@ def test_what_is_computed_on_demand_is_the_same_in_training_and_serving(store: S
         assert answer == {name: row[name] for name in ("wind", "headwind", "stormy")}
     logged = pl.DataFrame({"origin": ["JFK"], "at": [hours(3)], "wind": [10.0]})
     assert check_skew(store, "weather", logged, time="at").ok
-    with pytest.raises(UsageError, match="'headwind' needs 'runway' in the request"):
+    with pytest.raises(UsageError, match="'headwind' needs 'runway' in the request, which is missing"):
         lookup.get({"origin": "JFK"})
-    with pytest.raises(UsageError, match="cannot take the request"):
+    with pytest.raises(UsageError, match="A value of the request does not fit the inputs of 'headwind'"):
         lookup.get({"origin": "JFK"}, {"runway": "north"})
     online.close()
 
@@ -156,10 +156,16 @@ def test_what_is_computed_on_demand_is_the_same_in_training_and_serving(store: S
 @pytest.mark.parametrize(
     ("group", "said"),
     [
-        (OnDemand("x", headwind, inputs={"winds": pl.Float64}), "needs the column 'winds'. Did you mean 'wind'"),
-        (OnDemand("x", lambda rows: rows.head(1), inputs={"wind": pl.Float64}), "gave 1 rows for 2"),
-        (OnDemand("x", lambda rows: pl.col("wind"), inputs={"wind": pl.Float64}), "a column 'wind' already"),
-        (OnDemand("x", headwind, inputs={"origin": pl.Float64}), "cannot take its inputs"),
+        (
+            OnDemand("x", headwind, inputs={"winds": pl.Float64}),
+            "needs the column 'winds', which is missing. Did you mean 'wind'",
+        ),
+        (OnDemand("x", lambda rows: rows.head(1), inputs={"wind": pl.Float64}), "returned 1 row for 2"),
+        (
+            OnDemand("x", lambda rows: pl.col("wind"), inputs={"wind": pl.Float64}),
+            "The rows already have a column 'wind'",
+        ),
+        (OnDemand("x", headwind, inputs={"origin": pl.Float64}), "The inputs of 'x' cannot be cast to their types"),
     ],
 )
 def test_what_on_demand_features_do_wrongly_is_named(group: OnDemand, said: str) -> None:

@@ -161,7 +161,7 @@ def test_freshness(store: Store) -> None:
 def test_errors_name_the_way_out(store: Store, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="No feature view 'wind'"):
         load_view(store, "wind")
-    with pytest.raises(UsageError, match="no online store"):
+    with pytest.raises(UsageError, match="is not an online store"):
         open_online("https://example.org")
     materialize(store, view(facts(("a", 1, 1, 1.0))))
     online = open_online(tmp_path / "online.db")
@@ -235,7 +235,7 @@ def test_a_window_takes_a_correction_from_when_it_arrives(store: Store) -> None:
 
 def test_two_rows_that_arrived_at_once_cannot_both_be_right(store: Store) -> None:
     materialize(store, view(facts(("a", 1, 2, 1.0))))
-    with pytest.raises(DataError, match=r"1 rows of 'temperature'.*'a' at 2013-01-01T01"):
+    with pytest.raises(DataError, match=r"1 row of 'temperature' has the same entity.*'a' at 2013-01-01T01"):
         materialize(store, view(facts(("a", 1, 2, 5.0), ("a", 3, 3, 1.0))))
     assert values(store, "temperature", 9) == [(1.0,)]
     assert materialize(store, view(facts(("a", 1, 4, 5.0)))).added == 1

@@ -211,7 +211,7 @@ def refused(**columns: Any) -> FeatureView:
         (FeatureView("v", pl.DataFrame({"w": ["a"], "t": [hours(0)]}), entity="w", time="t"), "no column 'w'"),
         (refused(who=[1], t=[hours(0)], x=[1]), "is String in"),
         (refused(who=["a"], t=pl.Series([None], dtype=pl.Datetime), x=[1]), "'t' is null in 1"),
-        (refused(who=["a"], t=[hours(0)], at=[1]), "column 'at' already"),
+        (refused(who=["a"], t=[hours(0)], at=[1]), "already have a column 'at'"),
         (refused(who=["a"], t=["noon"], x=[1]), "is string, but must contain times"),
     ],
 )

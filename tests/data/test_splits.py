@@ -149,7 +149,7 @@ def test_a_split_partitions_the_rows(
         (table().with_columns(y=pl.lit(None, pl.String)), {"target": "y"}, DataError, "'y' is null"),
         (table().with_columns(y=pl.int_range(100) < 50), BY_TIME, DataError, "leaves valid with a single class False"),
         (table().with_columns(y=pl.int_range(100) < 90), BY_TIME, DataError, "leaves train with a single class True"),
-        (table().with_columns(y=pl.when(pl.int_range(100) < 80).then("y")), BY_TIME, DataError, "test with no value of the target"),
+        (table().with_columns(y=pl.when(pl.int_range(100) < 80).then("y")), BY_TIME, DataError, "test with no value"),
         (table(2), {}, DataError, "The table has 2 rows, too few"),
         (table(), {"time": "at", "holdout": "9w"}, DataError, "leaves no rows for train"),
         (table().with_columns(at=START), {"time": "at"}, DataError, "leaves no rows for"),

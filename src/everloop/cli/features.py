@@ -207,13 +207,13 @@ def _default(store: Store) -> str:
 def _entity(columns: dict[str, str], given: list[str]) -> dict[str, Any]:
     from everloop.data.features.entity_keys import read_entity
     from everloop.data.features.feature_types import read_type
-    from everloop.data.features.internal_columns import held
+    from everloop.data.features.internal_columns import stored_name
     from everloop.errors import UsageError
 
     made: dict[str, Any] = {}
     for pair in given:
         name, found, value = pair.partition("=")
-        if not found or held(name) not in columns:
+        if not found or stored_name(name) not in columns:
             raise UsageError(f"'{pair}' names no column of the entity.", help="Write COLUMN=VALUE, such as origin=JFK.")
-        made[name] = read_entity(name, value, read_type(columns[held(name)]))
+        made[name] = read_entity(name, value, read_type(columns[stored_name(name)]))
     return made

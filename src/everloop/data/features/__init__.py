@@ -1,4 +1,4 @@
-"""Feature views: point-in-time joins, windows, tables that grow and the store that serving asks."""
+"""Feature views: point-in-time joins, windows, growing tables, and the online store for serving."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""When the entity of a request or a row is the entity of a view: whole numbers of any width, text however it is held.
+"""Compare the entities of rows, requests and views, whatever the exact types of their columns are.
 
-One rule for the join and for serving. The rows may hold `Int32` and the view `UInt64`, a request NumPy's `int64`; text,
-categories and enums are text; times are compared in UTC. A number is not its text unless the view says
-`entity_as_text=True`. What else differs is refused: a look-up that never finds anything would look like missing data.
+The join and serving use the same rules. Integers of any width are compared as numbers: rows may have `Int32`, the view
+`UInt64`, and a request NumPy's `int64`. Strings, categories and enums are compared as text, times in UTC. A number does
+not equal its text unless the view has `entity_as_text=True`. All other differences are refused, because a lookup that
+never finds anything would look like missing data.
 """
 
 from __future__ import annotations
@@ -35,22 +36,22 @@ _KINDS: dict[type, pl.DataType] = {
 
 
 def refuse_entity(view: FeatureView, name: str, dtype: pl.DataType) -> None:
-    """Raise DataError for a type that cannot name an entity."""
+    """Raise DataError for a type that cannot identify an entity."""
     if not (dtype.is_integer() or dtype.is_float() or isinstance(dtype, _NAMES)):
         raise DataError(
-            f"The entity '{name}' of '{view.name}' holds {type_name(dtype)}, which cannot name anything.",
+            f"The entity '{name}' of '{view.name}' is {type_name(dtype)}, which cannot identify an entity.",
             help="Use numbers, text, booleans or times.",
         )
     if view.entity_as_text and not _has_text(dtype):
         raise DataError(
-            f"The entity '{name}' of '{view.name}' holds {type_name(dtype)}, and only text, whole numbers and dates "
-            "can be compared as text.",
-            help="Cast it, or leave entity_as_text out.",
+            f"The entity '{name}' of '{view.name}' is {type_name(dtype)}, but only text, integers and dates can be "
+            "compared as text.",
+            help="Cast it, or leave out entity_as_text=.",
         )
 
 
 def common_type(rows: pl.DataType, view: pl.DataType, *, as_text: bool) -> pl.DataType | None:
-    """The type in which entities of these types are compared; None where they are not."""
+    """The type in which entities of these two types are compared; None if they cannot be compared."""
     if isinstance(rows, pl.Null) or isinstance(view, pl.Null):
         return view if isinstance(rows, pl.Null) else rows
     if as_text:
@@ -71,20 +72,20 @@ def common_type(rows: pl.DataType, view: pl.DataType, *, as_text: bool) -> pl.Da
     return rows if rows == view else None
 
 
-def differing(name: str, rows: str, kind: pl.DataType, view: FeatureView, other: pl.DataType) -> DataError:
-    """The error for entities of types that are not compared."""
+def incompatible_entity(name: str, kind: pl.DataType, view: FeatureView, other: pl.DataType) -> DataError:
+    """The error for entities of types that cannot be compared."""
     both_text = not view.entity_as_text and _has_text(kind) and _has_text(other)
     return DataError(
-        f"The entity '{name}' is {kind} in the {rows} and {other} in '{view.name}'.",
+        f"The entity '{name}' is {kind} in the rows but {other} in '{view.name}'.",
         help="Cast one of them" + (", or declare the view with entity_as_text=True." if both_text else "."),
     )
 
 
-def asked_value(name: str, value: Any, dtype: pl.DataType | None, *, as_text: bool, view: str) -> Any:
-    """What a request names an entity by, as it is published.
+def published_value(name: str, value: Any, dtype: pl.DataType | None, *, as_text: bool, view: str) -> Any:
+    """The entity value of a request, converted to the form in which it is published.
 
     Raises:
-        UsageError: it is of another type than the view's entity.
+        UsageError: the value does not fit the type of the view's entity.
     """
     kind = type(value)
     if value is None or dtype is None:
@@ -99,13 +100,13 @@ def asked_value(name: str, value: Any, dtype: pl.DataType | None, *, as_text: bo
     given = _dtype_of(value)
     common = None if given is None else common_type(given, dtype, as_text=as_text)
     if given is None or common is None:
-        told = type_name(given) if given is not None else f"a {kind.__name__}"
-        wanted = "text" if as_text else type_name(dtype)
+        found = type_name(given) if given is not None else kind.__name__
+        expected = "text" if as_text else type_name(dtype)
         raise UsageError(
-            f"'{name}' is {value!r}, {told}, and the entity of the feature view '{view}' is {wanted}.",
-            help=f"Give {wanted}."
+            f"'{name}' is {value!r} ({found}), but the entity of the feature view '{view}' is {expected}.",
+            help=f"Pass {expected}."
             + (
-                " A view with entity_as_text=True takes both."
+                " A view with entity_as_text=True accepts both."
                 if not as_text and given is not None and _has_text(given) and _has_text(dtype)
                 else ""
             ),
@@ -118,10 +119,10 @@ def asked_value(name: str, value: Any, dtype: pl.DataType | None, *, as_text: bo
 
 
 def read_entity(name: str, text: str, dtype: pl.DataType | None) -> Any:
-    """An entity's column as it is typed on a command line.
+    """Parse the value of an entity column from a command line.
 
     Raises:
-        UsageError: the text is none of this type.
+        UsageError: the text is not a value of this type.
     """
     if dtype is None:
         return text
@@ -144,17 +145,19 @@ def read_entity(name: str, text: str, dtype: pl.DataType | None) -> Any:
         if dtype.is_float():
             return float(text)
     except (ValueError, KeyError, ArithmeticError) as error:
-        raise UsageError(f"'{name}' is {type_name(dtype)}, and '{text}' is not.") from error
-    raise UsageError(f"'{name}' holds {type_name(dtype)}, which cannot be typed here.", help="Ask from Python.")
+        raise UsageError(f"'{text}' is not a value of type {type_name(dtype)}, the type of '{name}'.") from error
+    raise UsageError(
+        f"'{name}' is {type_name(dtype)}, which cannot be given on the command line.", help="Use Python instead."
+    )
 
 
 def _has_text(dtype: pl.DataType) -> bool:
-    """Whether there is one way only to write values of this type."""
+    """Whether each value of this type has exactly one text."""
     return dtype.is_integer() or isinstance(dtype, (*_TEXT, pl.Date, pl.Null))
 
 
 def as_series(value: Any) -> pl.Series:
-    """One value as a column, also a NumPy scalar of time in a unit that Polars does not have."""
+    """One value as a column. NumPy times in a unit that Polars does not have are converted to microseconds."""
     if type(value).__module__ != "numpy":
         return pl.Series([value])
     import numpy as np

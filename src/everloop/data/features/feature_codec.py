@@ -1,7 +1,7 @@
-"""The features of one entity as bytes, and back: each value as the join gives it, and of the same Python type.
+"""Encode the features of an entity as bytes, and decode them to the same values and Python types as in the join.
 
-MessagePack has numbers, text, bytes, lists and maps. Dates, times, durations, decimals and larger whole numbers travel
-as extensions, so a blob can be read without the view's declaration.
+MessagePack has numbers, text, bytes, lists and maps. Dates, times, durations, decimals and larger integers are written
+as extensions, so a blob can be decoded without the view's declaration.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def encode_rows(features: pl.DataFrame) -> Iterator[bytes]:
     """One blob per row."""
     encode = msgspec.msgpack.encode
     names = features.columns
-    converts = [(place, convert) for place, kind in enumerate(features.dtypes) if (convert := _writer(kind))]
+    converters = [(index, convert) for index, kind in enumerate(features.dtypes) if (convert := _writer(kind))]
     for row in features.iter_rows():
         values = list(row)
-        for place, convert in converts:
-            if values[place] is not None:
-                values[place] = convert(values[place])
+        for index, convert in converters:
+            if values[index] is not None:
+                values[index] = convert(values[index])
         yield encode(dict(zip(names, values, strict=True)))
 
 
@@ -44,7 +44,7 @@ def decode_row(blob: bytes) -> dict[str, Any]:
 
 
 def entity_key(values: Sequence[Any]) -> bytes:
-    """The bytes under which an entity is found: equal for equal values, whatever their type was called."""
+    """The key of an entity in an online store: the same bytes for equal values of different types."""
     return msgspec.msgpack.encode([_key_value(value) for value in values])
 
 
@@ -64,7 +64,7 @@ def _key_value(value: Any) -> Any:
 
 
 def _writer(dtype: pl.DataType) -> Any:
-    """What makes a value of this type ready for MessagePack; None where it is."""
+    """A function that converts values of this type for MessagePack; None if that is not necessary."""
     match dtype:
         case pl.Date():
             return lambda value: _ext(_DATE, value.isoformat())
@@ -103,7 +103,8 @@ def _ext(code: int, text: str) -> msgspec.msgpack.Ext:
 def _read(code: int, data: memoryview) -> Any:
     if code not in _READERS:
         raise CorruptionError(
-            f"An online row holds an unknown extension {code}.", help="Drop the view online and materialize it again."
+            f"A row of the online store contains an unknown MessagePack extension {code}.",
+            help="Drop the view from the online store, and materialize it again.",
         )
     return _READERS[code](bytes(data).decode())
 

@@ -1,7 +1,7 @@
-"""The types that a view may hold, and how its table and its record keep them.
+"""The types that a feature view supports, and how its table and its record store them.
 
-A Delta table has fewer types than a frame: no unsigned numbers, no times of day, no durations, no categories. Such a
-column is stored in a type that holds each of its values, and has its own type again when it is read:
+A Delta table has fewer types than a frame: no unsigned numbers, times of day, durations or categories. Such a column is
+stored in a type that can hold all of its values, and is converted back when it is read:
 
 | column | stored as |
 |---|---|
@@ -16,8 +16,8 @@ column is stored in a type that holds each of its values, and has its own type a
 | null | bool |
 | array | list |
 
-What Python cannot hold, and so no answer to serving, is refused by name: times finer than a microsecond, dates outside
-of the years 1 to 9999, Python objects.
+Values that Python, and therefore serving, cannot represent are refused by name: times finer than a microsecond, dates
+outside of the years 1 to 9999, and Python objects.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _US = pl.Datetime("us")
 
 
 def write_type(dtype: pl.DataType) -> str:
-    """The type as text that `read_type` reads; that of `type_name`, but with the categories of an enum."""
+    """The type as a text for `read_type`. It equals that of `type_name`, except that an enum lists its categories."""
     match dtype:
         case pl.Enum():
             return f"enum{json.dumps(dtype.categories.to_list(), ensure_ascii=False)}"
@@ -74,7 +74,7 @@ def write_type(dtype: pl.DataType) -> str:
 
 
 def read_type(text: str) -> pl.DataType | None:
-    """The type that a text names; None where it names none, as an `enum` without its categories."""
+    """The type described by a text; None if there is none, such as for an `enum` without its categories."""
     try:
         dtype, rest = _parsed(text)
     except (ValueError, IndexError):
@@ -83,7 +83,7 @@ def read_type(text: str) -> pl.DataType | None:
 
 
 def stored_type(dtype: pl.DataType) -> pl.DataType:
-    """The type in which a table keeps a column of this type."""
+    """The type in which a table stores a column of this type."""
     match dtype:
         case pl.Enum():
             return pl.String()
@@ -99,36 +99,36 @@ def stored_type(dtype: pl.DataType) -> pl.DataType:
 
 
 def to_stored(table: pl.DataFrame, view: str) -> pl.DataFrame:
-    """The table as it is stored; each column is proved to come back as it was.
+    """Convert a table to its stored types, and check that each column can be converted back unchanged.
 
     Raises:
-        DataError: a column would not.
+        DataError: a column cannot.
     """
-    made = []
+    columns = []
     for column in table.get_columns():
-        kind = stored_type(column.dtype)
-        if kind != column.dtype:
+        dtype = stored_type(column.dtype)
+        if dtype != column.dtype:
             try:
-                kept = column.cast(kind)
-                same = kept.cast(column.dtype).equals(column, null_equal=True)
+                converted = column.cast(dtype)
+                same = converted.cast(column.dtype).equals(column, null_equal=True)
             except pl.exceptions.PolarsError as error:
-                raise _unholdable(column, view, str(error).splitlines()[0]) from error
+                raise _not_storable(column, view, str(error).splitlines()[0]) from error
             if not same:
-                raise _unholdable(column, view, f"not every value survives as {type_name(kind)}")
-            made.append(kept)
+                raise _not_storable(column, view, f"some values change when they are stored as {type_name(dtype)}")
+            columns.append(converted)
         else:
-            made.append(column)
-    return pl.DataFrame(made)
+            columns.append(column)
+    return pl.DataFrame(columns)
 
 
 def from_stored(rows: pl.LazyFrame, types: Mapping[str, pl.DataType | None]) -> pl.LazyFrame:
-    """The columns of a table in their own types, where these are known."""
+    """Convert the columns of a stored table back to their original types, if these are known."""
     return rows.with_columns(_restored(name, dtype) for name, dtype in types.items() if dtype is not None)
 
 
 def _restored(name: str, dtype: pl.DataType) -> pl.Expr:
     if dtype.is_nested() and any(isinstance(leaf, pl.Null) for leaf in leaf_types(dtype)):
-        # A cast leaves lists of nulls as they are.
+        # A cast does not change the type of lists of nulls.
         return pl.col(name).map_batches(lambda values: _rebuilt(values, dtype), return_dtype=dtype)
     return pl.col(name).cast(dtype)
 
@@ -138,38 +138,44 @@ def _rebuilt(values: pl.Series, dtype: pl.DataType) -> pl.Series:
 
 
 def refuse_type(view: str, name: str, dtype: pl.DataType) -> None:
-    """Raise DataError for a type that no answer to serving can hold."""
+    """Raise DataError for a type that a feature view does not support."""
     empty = any(isinstance(leaf, pl.Struct) for leaf in leaf_types(dtype))
-    # Objects and extension types have no name that can be read.
+    # The names of objects and extension types cannot be read back.
     if empty or read_type(write_type(dtype)) != dtype:
         raise DataError(
-            f"'{name}' of '{view}' holds {type_name(dtype)}, which a feature view cannot hold.",
+            f"'{name}' of '{view}' is {type_name(dtype)}, which feature views do not support.",
             help="Cast it, or leave it out with features=.",
         )
 
 
 def refuse_values(view: str, column: pl.Series) -> None:
-    """Raise DataError for times that Python, and so an answer to serving, would round or cannot hold."""
+    """Raise DataError for times that Python, and therefore serving, would round or cannot represent."""
     for leaf in leaves(column):
         match leaf.dtype:
             case pl.Datetime(time_unit="ns") | pl.Duration(time_unit="ns") | pl.Time():
                 if (leaf.cast(pl.Int64) % 1_000 != 0).any():
                     raise DataError(
-                        f"'{column.name}' of '{view}' holds times finer than a microsecond, and answers to serving "
-                        "would lose the rest.",
-                        help=f"Round it: pl.col('{column.name}').dt.truncate('1us'), or keep the rest as a number.",
+                        f"'{column.name}' of '{view}' contains times finer than a microsecond, which serving would "
+                        "round.",
+                        help=f"Round it with pl.col('{column.name}').dt.truncate('1us'), or store it as a number.",
                     )
         if isinstance(leaf.dtype, pl.Date | pl.Datetime) and not leaf.dt.year().is_between(1, 9999).all():
-            raise DataError(f"'{column.name}' of '{view}' holds dates outside of the years 1 to 9999.")
+            raise DataError(
+                f"'{column.name}' of '{view}' contains dates outside of the years 1 to 9999.",
+                help="Drop those rows, or leave out the column with features=.",
+            )
         if isinstance(leaf.dtype, pl.Duration):
             per_day = {"ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}[leaf.dtype.time_unit]
             if (leaf.cast(pl.Int64).cast(pl.Int128).abs() // per_day >= 999_999_999).any():
-                raise DataError(f"'{column.name}' of '{view}' holds durations of more than 999999999 days.")
+                raise DataError(
+                    f"'{column.name}' of '{view}' contains durations of more than 999999999 days.",
+                    help="Drop those rows, or leave out the column with features=.",
+                )
 
 
-def _unholdable(column: pl.Series, view: str, why: str) -> DataError:
+def _not_storable(column: pl.Series, view: str, why: str) -> DataError:
     return DataError(
-        f"'{column.name}' of '{view}' holds {type_name(column.dtype)}, which its table cannot keep: {why}.",
+        f"'{column.name}' of '{view}' is {type_name(column.dtype)}, which cannot be stored in its table: {why}.",
         help="Cast it, or leave it out with features=.",
     )
 
@@ -179,7 +185,7 @@ def _field_name(name: str) -> str:
 
 
 def _parsed(text: str) -> tuple[pl.DataType, str]:
-    """The type at the beginning of the text, and what follows it."""
+    """The type at the beginning of the text, and the rest of the text."""
     if text.startswith("enum["):
         categories, end = json.JSONDecoder().raw_decode(text, len("enum"))
         return pl.Enum(categories), text[end:]

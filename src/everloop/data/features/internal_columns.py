@@ -1,8 +1,8 @@
-"""How columns are called inside this room, so that ours are never a user's.
+"""Internal column names of feature views, kept apart from the user's.
 
-Timelines and tables have columns of their own: `event_at`, `arrived_at`, `known_at`. A user's column of such a name is
-held there with a prefix, and has its own name again in every answer. Names that begin with the prefix are refused when
-a view is declared.
+Timelines and tables have internal columns: `event_at`, `arrived_at`, `known_at`. A user's column with such a name is
+stored with a prefix, and has its original name again in every result. A view whose column names begin with the prefix
+is refused.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 PREFIX = "__everloop_"
 KNOWN_AT = "known_at"
-_OURS = (EVENT_AT, ARRIVED_AT, KNOWN_AT)
+_INTERNAL = (EVENT_AT, ARRIVED_AT, KNOWN_AT)
 
 
-def held(name: str) -> str:
-    """The name under which a user's column is held."""
-    # Delta tables do not tell upper case from lower case.
-    return PREFIX + name if name.lower() in _OURS else name
+def stored_name(name: str) -> str:
+    """The name under which a user's column is stored."""
+    # Delta tables do not distinguish upper and lower case.
+    return PREFIX + name if name.lower() in _INTERNAL else name
 
 
-def said(name: str) -> str:
-    """The user's name of a column that is held."""
+def user_name(name: str) -> str:
+    """The user's name of a stored column."""
     return name.removeprefix(PREFIX)
 
 
-def held_names(names: Iterable[str]) -> list[str]:
-    return [held(name) for name in names]
+def stored_names(names: Iterable[str]) -> list[str]:
+    return [stored_name(name) for name in names]
 
 
 def refuse_reserved(view: str, names: Iterable[str]) -> None:
@@ -40,19 +40,19 @@ def refuse_reserved(view: str, names: Iterable[str]) -> None:
     for name in names:
         if name.startswith(PREFIX):
             raise UsageError(
-                f"The feature view '{view}' has a column '{name}'; names that begin with '{PREFIX}' are reserved.",
+                f"The feature view '{view}' has a column '{name}', but names that begin with '{PREFIX}' are reserved.",
                 help="Rename the column.",
             )
 
 
 def refuse_alike(view: str, names: Iterable[str]) -> None:
-    """Raise UsageError for names that differ only by case: a Delta table cannot hold both."""
+    """Raise UsageError for names that differ only by case, because a Delta table cannot have both."""
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(name.lower(), name)
         if other != name:
             raise UsageError(
-                f"The columns '{other}' and '{name}' of the feature view '{view}' differ only by case, and its table "
-                "cannot tell them apart.",
+                f"The columns '{other}' and '{name}' of the feature view '{view}' differ only by case, so its table "
+                "cannot distinguish them.",
                 help="Rename one of them.",
             )

@@ -1,4 +1,4 @@
-"""What serving asks, and whether it got what training would have seen."""
+"""Look up online features for serving, and check that they match training and are fresh."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from everloop.data.features.entity_keys import asked_value
+from everloop.data.features.entity_keys import published_value
 from everloop.data.features.feature_types import read_type
-from everloop.data.features.internal_columns import held
+from everloop.data.features.internal_columns import stored_name
 from everloop.data.features.joining import look_up
 from everloop.data.features.materializing import find_version, load_view, stored_rows, table_name, view_features
 from everloop.data.features.on_demand import OnDemand, split_views
@@ -31,102 +31,104 @@ _SAMPLES = 5
 
 
 class OnlineLookup:
-    """The features of some views for one entity at a time; the views are looked up once, when it is made.
+    """Looks up the features of some views, one entity at a time. The views themselves are loaded once, at creation.
 
     Args:
-        names: of views, `weather` or `weather@2`, and `OnDemand` features, which are computed after all others.
+        names: views such as `weather` or `weather@2`, and `OnDemand` features, which are computed after all others.
 
     Raises:
-        NotFoundError: there is no such view.
-        DataError: two views have a feature of one name, as in the join.
+        NotFoundError: a view does not exist.
+        DataError: two views have a feature with the same name.
     """
 
     def __init__(self, store: Store, online: OnlineStore, names: Sequence[str | OnDemand]) -> None:
         self._store = store
         self._online = online
-        wanted, self._computed = split_views(names)
-        self._views = [_Wanted.of(find_version(store, name)) for name in wanted]
+        looked_up, self._computed = split_views(names)
+        self._views = [_ViewLookup.of(find_version(store, name)) for name in looked_up]
         self._types: dict[str, pl.DataType | None] = {}
-        givers: dict[str, str] = {}
+        providers: dict[str, str] = {}
         for view in self._views:
-            for feature in view.nothing:
-                if feature in givers:
-                    raise _doubled(feature, givers[feature], view.key)
-                givers[feature] = view.key
+            for feature in view.nulls:
+                if feature in providers:
+                    raise _duplicate_feature(feature, providers[feature], view.key)
+                providers[feature] = view.key
             self._types |= view.types
 
     def get(self, entity: Mapping[str, Any], request: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Every feature by name; null where nothing was published or the row is older than the view's ttl.
+        """Every feature by name. It is None if no row was published, or if the row is older than the view's ttl.
 
         Args:
-            request: what on-demand features need besides the entity and the other features.
+            request: inputs of on-demand features that are neither in the entity nor among the other features.
 
         Raises:
-            UsageError: `entity` or `request` lacks what a view needs, the entity is of another type than the view's,
-                or `request` gives what a view does.
-            DataError: features on demand have the name of another feature.
+            UsageError: `entity` or `request` does not contain a needed value, the entity has another type than the
+                view's, or `request` contains a feature of a view.
+            DataError: an on-demand feature has the name of another feature.
         """
-        made: dict[str, Any] = {}
+        features: dict[str, Any] = {}
         now = self._store.now()
         for view in self._views:
             missing = [name for name in view.entity if name not in entity]
             if missing:
-                raise UsageError(f"The feature view '{view.name}' needs '{missing[0]}' to name an entity.")
+                raise UsageError(
+                    f"The feature view '{view.name}' needs '{missing[0]}' to identify an entity.",
+                    help="Pass it in entity=.",
+                )
             row = self._online.get(view.key, view.key_of(entity))
             if row is None or (view.ttl is not None and row.event_at < now - view.ttl):
-                made |= view.nothing
+                features |= view.nulls
             else:
-                made |= {name: row.values.get(place) for name, place in view.held}
+                features |= {name: row.values.get(stored) for name, stored in view.stored}
         for name in request or ():
-            if name in made:
-                raise UsageError(
-                    f"The request gives '{name}', which is a feature that is looked up.", help="Leave it out."
-                )
+            if name in features:
+                raise UsageError(f"The request contains '{name}', but this feature is looked up.", help="Leave it out.")
         if self._computed:
-            known = {**entity, **(request or {}), **made}
+            known = {**entity, **(request or {}), **features}
             types = dict(self._types)
             for group in self._computed:
-                fresh = group.compute_row(known, types)
-                for name in fresh.columns:
+                computed = group.compute_row(known, types)
+                for name in computed.columns:
                     if name in known:
-                        raise _doubled(name, "the request or a view", group.name)
-                values = fresh.row(0, named=True)
-                made |= values
+                        raise _duplicate_feature(name, "the request or a view", group.name)
+                values = computed.row(0, named=True)
+                features |= values
                 known |= values
-                types |= fresh.schema
-        return made
+                types |= computed.schema
+        return features
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What of a view one look-up needs."""
+class _ViewLookup:
+    """What a lookup needs to know about a view."""
 
     name: str
     key: str
     entity: tuple[str, ...]
     ttl: timedelta | None
-    nothing: dict[str, None]
-    held: tuple[tuple[str, str], ...]
-    """Each feature with the name under which it is held."""
+    nulls: dict[str, None]
+    """The result if there is no row: None for each feature."""
+    stored: tuple[tuple[str, str], ...]
+    """Each feature, with the name under which it is stored."""
     types: dict[str, pl.DataType | None]
-    """Of the features."""
-    asked: tuple[tuple[str, pl.DataType | None], ...]
-    """The entity's columns and their types."""
+    """The types of the features."""
+    entity_types: tuple[tuple[str, pl.DataType | None], ...]
+    """The entity columns and their types."""
     as_text: bool
 
     def key_of(self, entity: Mapping[str, Any]) -> dict[str, Any]:
-        """The entity as it is published."""
+        """The entity in the form in which it is published."""
         return {
-            held(name): asked_value(name, entity[name], dtype, as_text=self.as_text, view=self.name)
-            for name, dtype in self.asked
+            stored_name(name): published_value(name, entity[name], dtype, as_text=self.as_text, view=self.name)
+            for name, dtype in self.entity_types
         }
 
     @classmethod
-    def of(cls, record: FeatureViewRecord) -> _Wanted:
+    def of(cls, record: FeatureViewRecord) -> _ViewLookup:
         ttl = None if record.ttl is None else parse_duration(record.ttl)
         features = view_features(record)
-        kept = {name: read_type(text) for name, text in record.columns.items()}
-        types: dict[str, pl.DataType | None] = {name: kept.get(held(name)) for name in features}
+        column_types = {name: read_type(text) for name, text in record.columns.items()}
+        types: dict[str, pl.DataType | None] = {name: column_types.get(stored_name(name)) for name in features}
         for window in record.windows:
             for name, (_, how) in window["aggregates"].items():
                 types[name] = pl.Int64() if how == "count" else pl.Float64()
@@ -135,30 +137,31 @@ class _Wanted:
             key=record.key,
             entity=record.entity,
             ttl=ttl,
-            nothing=dict.fromkeys(features),
-            held=tuple((name, held(name)) for name in features),
+            nulls=dict.fromkeys(features),
+            stored=tuple((name, stored_name(name)) for name in features),
             types=types,
-            asked=tuple((name, kept.get(held(name))) for name in record.entity),
+            entity_types=tuple((name, column_types.get(stored_name(name))) for name in record.entity),
             as_text=record.entity_as_text,
         )
 
 
-def _doubled(name: str, first: str, second: str) -> DataError:
+def _duplicate_feature(name: str, first: str, second: str) -> DataError:
     return DataError(
-        f"'{first}' and '{second}' both have a feature '{name}'.", help="Rename one, or choose with features=."
+        f"'{first}' and '{second}' both have a feature '{name}'.",
+        help="Rename one of them, or choose other features with features=.",
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Skew:
-    """How far what was answered online is from what the table says for the same moments."""
+    """The differences between logged online features and the offline join at the same times."""
 
     view: str
     rows: int
     different: dict[str, int]
-    """Feature to the number of rows in which it differs."""
+    """The number of rows with a difference, by feature."""
     samples: tuple[dict[str, Any], ...]
-    """Some of these rows: entity, moment, feature, online, offline."""
+    """Some of these rows: entity, time (`at`), feature, online and offline value."""
 
     @property
     def ok(self) -> bool:
@@ -166,11 +169,11 @@ class Skew:
 
 
 def check_skew(store: Store, name: str, logged: Frame, *, time: str, tolerance: float = 1e-9) -> Skew:
-    """Replay logged online answers against the offline join at the same moments.
+    """Compare logged online features with the offline join at the same times.
 
     Args:
-        logged: the entity's columns, `time`, and the features as they were answered.
-        tolerance: relative, between numbers.
+        logged: a table with the entity columns, `time`, and the features that serving returned.
+        tolerance: the relative difference of numbers that is allowed.
 
     Raises:
         DataError: a column is missing.
@@ -178,27 +181,27 @@ def check_skew(store: Store, name: str, logged: Frame, *, time: str, tolerance: 
     record = find_version(store, name)
     view = load_view(store, record.key)
     rows = as_eager(logged)
-    require_column(time, rows.columns, "time of the answers")
+    require_column(time, rows.columns, "time of the logged features")
     features = view_features(record)
     for feature in features:
         require_column(feature, rows.columns, f"feature of '{record.name}'")
-    asked = rows.select(as_utc(time, rows.schema[time])).to_series().rename("__at")
-    offline = look_up(rows, asked, view, timeline(view, view.rows()))
+    moments = rows.select(as_utc(time, rows.schema[time])).to_series().rename("__at")
+    offline = look_up(rows, moments, view, timeline(view, view.rows()))
     different: dict[str, int] = {}
     samples: list[dict[str, Any]] = []
     for feature in features:
         wrong = _differs(rows[feature], offline[feature], tolerance).arg_true().to_list()
         different[feature] = len(wrong)
-        for place in wrong[: _SAMPLES - len(samples)]:
-            entity = {key: rows[key][place] for key in record.entity}
-            said = {"feature": feature, "online": rows[feature][place], "offline": offline[feature][place]}
-            samples.append({**entity, "at": asked[place], **said})
+        for row in wrong[: _SAMPLES - len(samples)]:
+            entity = {key: rows[key][row] for key in record.entity}
+            values = {"feature": feature, "online": rows[feature][row], "offline": offline[feature][row]}
+            samples.append({**entity, "at": moments[row], **values})
     return Skew(record.key, rows.height, different, tuple(samples))
 
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
-    """How old the newest of a view is."""
+    """The age of the newest row of a view."""
 
     view: str
     rows: int
@@ -207,11 +210,11 @@ class Freshness:
     age_s: float | None
     """Seconds since the newest event."""
     stale: bool
-    """Whether even the newest row is older than the view's ttl, so that nothing counts any more."""
+    """Whether even the newest row is older than the view's ttl, so that no row is valid any more."""
 
 
 def check_freshness(store: Store, name: str) -> Freshness:
-    """Look how far behind now the rows of a view are."""
+    """Check how old the newest row of a view is."""
     record = find_version(store, name)
     if not store.tables.exists(table_name(record)):
         return Freshness(record.key, 0, None, None, None, stale=True)
@@ -226,7 +229,7 @@ def check_freshness(store: Store, name: str) -> Freshness:
 
 
 def watch_freshness(store: Store) -> list[Finding]:
-    """Keep a finding for each view whose newest version has gone stale: one a newest row, however often asked."""
+    """Store a finding for each view whose newest version is stale. Repeated calls store one finding per newest row."""
     newest: dict[str, FeatureViewRecord] = {}
     for record in store.records.find(FeatureViewRecord, order="version"):
         newest[record.name] = record
@@ -235,15 +238,15 @@ def watch_freshness(store: Store) -> list[Finding]:
         fresh = check_freshness(store, record.key)
         if not fresh.stale or fresh.event_at is None or record.ttl is None:
             continue
-        place = f"features:{record.name}"
-        told = store.records.find(Finding, ("endpoint", "=", place), ("window_from", "=", fresh.event_at), limit=1)
-        if told:
+        endpoint = f"features:{record.name}"
+        same_row = ("window_from", "=", fresh.event_at)
+        if store.records.find(Finding, ("endpoint", "=", endpoint), same_row, limit=1):
             continue
         now = store.now()
         found.append(
             store.new(
                 Finding,
-                endpoint=place,
+                endpoint=endpoint,
                 kind="freshness",
                 severity="alarm",
                 subject=record.key,
@@ -251,8 +254,8 @@ def watch_freshness(store: Store) -> list[Finding]:
                 window_to=now,
                 value=fresh.age_s,
                 threshold=parse_duration(record.ttl).total_seconds(),
-                message=f"The newest row of '{record.key}' is of {fresh.event_at.isoformat()}, older than its ttl of "
-                f"{record.ttl}: no feature of it counts any more",
+                message=f"The newest row of '{record.key}' is from {fresh.event_at.isoformat()}, older than the ttl of "
+                f"{record.ttl}: all features of the view are now null",
                 evidence={"rows": fresh.rows},
             )
         )
@@ -270,7 +273,7 @@ def _differs(online: pl.Series, offline: pl.Series, tolerance: float) -> pl.Seri
         far = ((left - right).abs() > allowed).fill_null(False) & ~nan
         return one_null | far
     try:
-        # As logged, times may have come in another zone. What cannot be read as the same type differs.
+        # Logged times may be in another time zone. A value that cannot be cast to the offline type differs.
         same = online.cast(offline.dtype, strict=False)
     except pl.exceptions.PolarsError:
         same = online.cast(pl.String)

@@ -1,7 +1,7 @@
-"""Keeping the rows of a feature view: in its growing table, and the latest of each entity where serving asks.
+"""Store the rows of a feature view in its growing table, and publish the latest row of each entity for serving.
 
-The table takes every row once, however often and in whatever pieces it is offered, and every row keeps when it happened
-and when it became known. The online store can be rebuilt from it at any time.
+The table stores every row once, however often and in whatever batches it is offered, with the time of its event and the
+time when it became known. The online store can be rebuilt from the table at any time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from everloop.data.features.feature_types import (
     write_type,
 )
 from everloop.data.features.feature_views import FeatureView, Window
-from everloop.data.features.internal_columns import KNOWN_AT, PREFIX, held, held_names, refuse_alike, said
+from everloop.data.features.internal_columns import (
+    KNOWN_AT,
+    PREFIX,
+    refuse_alike,
+    stored_name,
+    stored_names,
+    user_name,
+)
 from everloop.data.features.new_rows import fresh_rows
 from everloop.data.features.timelines import timeline
 from everloop.data.table_inputs import Frame, as_eager, as_lazy, as_utc
@@ -43,19 +50,19 @@ _TIME, _ARRIVAL = f"{PREFIX}time", f"{PREFIX}arrival"
 
 @dataclass(frozen=True, slots=True)
 class Materialized:
-    """What one call has done."""
+    """The result of `materialize` or `backfill`."""
 
     view: FeatureViewRecord
     added: int
-    """Rows that the table did not have."""
+    """The number of rows that were added to the table."""
     online: int
-    """Entities whose row in the online store is now another."""
+    """The number of entities whose row in the online store changed."""
     rows: int = 0
-    """Rows that the table has now."""
+    """The number of rows in the table now."""
 
     @property
     def state(self) -> str:
-        """Changes with every row that comes: what a step that materializes returns, so that those after it run."""
+        """A text that changes with every new row. A step that materializes returns it, so that later steps run."""
         return f"{self.view.key} with {self.rows} rows"
 
 
@@ -67,22 +74,22 @@ def materialize(
     online: OnlineStore | None = None,
     code: str | None = None,
 ) -> Materialized:
-    """Add the rows that are new to the view's table, and bring the online store up to date.
+    """Add new rows to the view's table, and update the online store.
 
-    A declaration or code other than that of the newest version makes a new version, with a table of its own: what
-    means something else is not mixed. Rows that arrive late, and corrections of older ones, are rows like any other.
-    Where the view does not say when rows arrive, a row is known when it happens, and another value for an event that
-    the table has already is a correction that arrives now.
+    If the declaration or the code differs from the newest version, a new version with its own table is created, so that
+    rows with different meanings are not mixed. Late rows and corrections are added like any other row. If the view has
+    no arrival column, a row is known when its event happens, and another value for a stored event is a correction that
+    arrives now.
 
     Args:
-        rows: what the view's source gives; without them it is called.
-        code: fingerprint of the code behind the source.
+        rows: the rows of the view's source; by default the source is called.
+        code: a fingerprint of the source's code.
 
     Raises:
-        DataError: a type or value that serving could not give back as the join does, a time or entity that is null,
-            or other values for an entity, event and arrival that the table has already.
+        DataError: serving cannot return a type or value as the join does, a time or entity is null, or a row has the
+            entity, event and arrival of a stored row but other values.
     """
-    return _kept(store, view, rows, None, None, online, code, past=False)
+    return _store_rows(store, view, rows, None, None, online, code, past=False)
 
 
 def backfill(
@@ -95,23 +102,23 @@ def backfill(
     online: OnlineStore | None = None,
     code: str | None = None,
 ) -> Materialized:
-    """Add rows of the past that are known only now, of events with `start <= event < end`.
+    """Add past rows that become known only now, for events with `start <= event < end`.
 
-    A view that says when its rows arrived keeps those times. One that does not would pretend that each row had been
-    known when it happened: here it arrives now, so a join at an earlier moment does not see it. A row that the table
-    has already, as far as its newest version of that event goes, is not added again.
+    If the view has an arrival column, its times are kept. Otherwise the rows arrive now, so that a join at an earlier
+    time does not see them; it would be wrong to treat them as known when their events happened. A row that equals the
+    newest stored version of its event is not added again.
 
     Args:
-        rows: what the view's source gives; without them it is called.
-        code: fingerprint of the code behind the source.
+        rows: the rows of the view's source; by default the source is called.
+        code: a fingerprint of the source's code.
 
     Raises:
         DataError: see `materialize`.
     """
-    return _kept(store, view, rows, start, end, online, code, past=True)
+    return _store_rows(store, view, rows, start, end, online, code, past=True)
 
 
-def _kept(
+def _store_rows(
     store: Store,
     view: FeatureView,
     rows: Frame | None,
@@ -144,27 +151,27 @@ def _count(store: Store, record: FeatureViewRecord) -> int:
 
 
 def publish(store: Store, record: FeatureViewRecord, online: OnlineStore) -> int:
-    """Write the row of each entity that is the latest now; return how many became another."""
+    """Write the latest row of each entity to the online store; return how many rows changed."""
     view = load_view(store, record.key)
     known = timeline(view, view.rows()).filter(pl.col(KNOWN_AT) <= store.now())
-    entity = held_names(record.entity)
+    entity = stored_names(record.entity)
     if view.entity_as_text:
         known = known.with_columns(pl.col(entity).cast(pl.String))
     latest = known.unique(entity, keep="last", maintain_order=True)
-    return online.put(record.key, latest, entity, held_names(view_features(record)))
+    return online.put(record.key, latest, entity, stored_names(view_features(record)))
 
 
 def table_name(record: FeatureViewRecord) -> str:
-    """Where a version's rows are."""
-    place = "" if record.project == "default" else f"{record.project}/"
-    return f"features@{place}{record.name}@{record.version}"
+    """The name of the table with a version's rows."""
+    project = "" if record.project == "default" else f"{record.project}/"
+    return f"features@{project}{record.name}@{record.version}"
 
 
 def find_version(store: Store, name: str) -> FeatureViewRecord:
-    """A version by `name@2`, or the newest by `name`.
+    """The version `name@2`, or the newest version for `name`.
 
     Raises:
-        NotFoundError: there is none.
+        NotFoundError: it does not exist.
     """
     if "@" in name:
         return store.records.get(FeatureViewRecord, name)
@@ -179,24 +186,25 @@ def find_version(store: Store, name: str) -> FeatureViewRecord:
 
 
 def stored_rows(store: Store, record: FeatureViewRecord) -> pl.LazyFrame:
-    """The rows that a version holds and that the store may know, with `event_at` and `arrived_at`.
+    """The rows of a version that are visible in the store, with `event_at` and `arrived_at`.
 
-    Each column has the type that it was given with, and the name under which it is held.
+    The columns have their original types and their stored names.
     """
     types = {name: read_type(text) for name, text in record.columns.items()}
     if not store.tables.exists(table_name(record)):
-        # Without a row there is no table yet.
+        # The table is created with the first row.
         return pl.LazyFrame(schema={name: dtype or pl.Null() for name, dtype in types.items()})
     return from_stored(store.tables.scan(table_name(record)), types)
 
 
 def load_view(store: Store, name: str) -> FeatureView:
-    """A view over what is kept: to be joined like the declared one, without asking its source."""
+    """A view over the stored rows. It can be joined like the declared view, without calling the source."""
     record = find_version(store, name)
 
     def rows() -> pl.LazyFrame:
-        kept = stored_rows(store, record).rename({EVENT_AT: _TIME, ARRIVED_AT: _ARRIVAL})
-        return kept.rename({held(name): name for name in map(said, record.columns) if held(name) != name}, strict=False)
+        table = stored_rows(store, record).rename({EVENT_AT: _TIME, ARRIVED_AT: _ARRIVAL})
+        originals = {stored_name(name): name for name in map(user_name, record.columns) if stored_name(name) != name}
+        return table.rename(originals, strict=False)
 
     return FeatureView(
         record.name,
@@ -218,7 +226,7 @@ def view_features(record: FeatureViewRecord) -> tuple[str, ...]:
 
 
 def _prepared(view: FeatureView, given: pl.LazyFrame) -> pl.DataFrame:
-    """The rows under the names in which they are held, with `event_at` and `arrived_at`.
+    """The rows under their stored names, with `event_at` and `arrived_at`.
 
     Raises:
         DataError: see `materialize`.
@@ -233,25 +241,27 @@ def _prepared(view: FeatureView, given: pl.LazyFrame) -> pl.DataFrame:
         refuse_type(view.name, name, schema[name])
     event = as_utc(view.time, schema[view.time])
     arrived = as_utc(view.arrival, schema[view.arrival]) if view.arrival is not None else event
-    chosen = [pl.col(name).alias(held(name)) for name in dict.fromkeys((*view.keys, *used))]
+    chosen = [pl.col(name).alias(stored_name(name)) for name in dict.fromkeys((*view.keys, *used))]
     table = as_eager(given.select(*chosen, event.alias(EVENT_AT), arrived.alias(ARRIVED_AT)))
-    called = {held(name): name for name in view.keys} | {EVENT_AT: view.time, ARRIVED_AT: view.arrival or view.time}
-    for name, column in called.items():
+    original_names = {stored_name(name): name for name in view.keys}
+    original_names |= {EVENT_AT: view.time, ARRIVED_AT: view.arrival or view.time}
+    for name, column in original_names.items():
         if nulls := table[name].null_count():
             raise DataError(f"'{column}' is null in {nulls} rows of '{view.name}'.", help="Drop those rows.")
     for name in table.columns:
-        refuse_values(view.name, table[name].alias(called.get(name, said(name))))
+        refuse_values(view.name, table[name].alias(original_names.get(name, user_name(name))))
     return table
 
 
 def _version(store: Store, view: FeatureView, table: pl.DataFrame, code: str | None) -> FeatureViewRecord:
     columns = {name: write_type(dtype) for name, dtype in table.schema.items()}
     windows = tuple({"length": window.length, "aggregates": dict(window.aggregates)} for window in view.windows)
-    features = tuple(said(name) for name in table.columns if name not in (*held_names(view.keys), EVENT_AT, ARRIVED_AT))
-    told = [view.name, view.keys, view.time, view.arrival, view.ttl, features, columns, windows, code]
+    internal = (*stored_names(view.keys), EVENT_AT, ARRIVED_AT)
+    features = tuple(user_name(name) for name in table.columns if name not in internal)
+    definition = [view.name, view.keys, view.time, view.arrival, view.ttl, features, columns, windows, code]
     if view.entity_as_text:
-        told.append("entity as text")
-    fingerprint = "sha256:" + hashlib.sha256(msgspec.json.encode(told)).hexdigest()
+        definition.append("entity as text")
+    fingerprint = "sha256:" + hashlib.sha256(msgspec.json.encode(definition)).hexdigest()
     known = store.records.find(FeatureViewRecord, ("name", "=", view.name), order="-version", limit=1)
     if known and known[0].code == fingerprint:
         return known[0]
@@ -273,5 +283,5 @@ def _version(store: Store, view: FeatureView, table: pl.DataFrame, code: str | N
     return record
 
 
-def _window(told: Any) -> Window:
-    return Window(told["length"], **{name: tuple(pair) for name, pair in told["aggregates"].items()})
+def _window(record: Any) -> Window:
+    return Window(record["length"], **{name: tuple(pair) for name, pair in record["aggregates"].items()})

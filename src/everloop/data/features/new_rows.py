@@ -1,7 +1,7 @@
-"""Which of the rows that a source gives are new: none twice, and no correction lost.
+"""Find the rows of a source that its table does not have yet, without duplicates and without losing corrections.
 
-A row is named by its entity, its event and its arrival. Where a view does not say when rows arrive, a source that gives
-another value for an event has corrected it, and the correction arrives when it is seen.
+A row is identified by its entity, its event and its arrival. If a view has no arrival column, another value for a known
+event is a correction, which arrives when it is first seen.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from everloop.data.features.feature_codec import encode_rows
-from everloop.data.features.internal_columns import PREFIX, held_names
+from everloop.data.features.internal_columns import PREFIX, stored_names
 from everloop.data.table_inputs import as_eager
 from everloop.errors import DataError
 from everloop.stores.tables.delta_tables import ARRIVED_AT, EVENT_AT
@@ -28,59 +28,60 @@ _JUST_AFTER = pl.duration(microseconds=1)
 def fresh_rows(
     view: FeatureView, offered: pl.DataFrame, known: pl.LazyFrame, *, now: datetime, past: bool
 ) -> pl.DataFrame:
-    """The rows to add to what is known, with the time at which each arrives.
+    """The rows to add to the known ones, with the time at which each arrives.
 
     Args:
-        offered: with `event_at` and `arrived_at`.
-        past: rows of a view without `arrival=` arrive now, since they are filled in.
+        offered: the rows of the source, with `event_at` and `arrived_at`.
+        past: the rows are a backfill; if the view has no `arrival=`, they arrive now.
 
     Raises:
-        DataError: a row has the entity, event and arrival of one that is known, and other values.
+        DataError: a row has the entity, event and arrival of a known row, but other values.
     """
-    named = [*held_names(view.keys), EVENT_AT]
+    identity = [*stored_names(view.keys), EVENT_AT]
     if view.arrival is not None:
-        named.append(ARRIVED_AT)
-    # The latest row of a moment is one row; a window counts all of them.
-    rows = offered if view.windows else offered.unique(named, keep="last", maintain_order=True)
+        identity.append(ARRIVED_AT)
+    # A view of the latest row has one row per event. A window counts all of them.
+    rows = offered if view.windows else offered.unique(identity, keep="last", maintain_order=True)
     arrives = pl.lit(now) if past and view.arrival is None else pl.col(ARRIVED_AT)
     if not rows.height:
         return rows.with_columns(arrives.alias(ARRIVED_AT))
-    held = as_eager(known.filter(pl.col(EVENT_AT).is_between(rows[EVENT_AT].min(), rows[EVENT_AT].max())))
+    stored = as_eager(known.filter(pl.col(EVENT_AT).is_between(rows[EVENT_AT].min(), rows[EVENT_AT].max())))
     if view.arrival is None:
-        held = held.filter(pl.col(ARRIVED_AT) == pl.col(ARRIVED_AT).max().over(named))
+        stored = stored.filter(pl.col(ARRIVED_AT) == pl.col(ARRIVED_AT).max().over(identity))
     values = [name for name in rows.columns if name != ARRIVED_AT]
-    unlike = _unlike(rows, held.select(rows.columns), list(dict.fromkeys([*values, *named])))
-    groups = held.group_by(named).agg(pl.col(ARRIVED_AT).max().alias(_LAST))
-    found = unlike.select(named).unique().join(groups, on=named, how="left", nulls_equal=True)
+    new = _not_stored(rows, stored.select(rows.columns), list(dict.fromkeys([*values, *identity])))
+    groups = stored.group_by(identity).agg(pl.col(ARRIVED_AT).max().alias(_LAST))
+    found = new.select(identity).unique().join(groups, on=identity, how="left", nulls_equal=True)
     changed = found.filter(pl.col(_LAST).is_not_null())
     if changed.height and view.arrival is not None:
         entity = ", ".join(repr(value) for value in changed.row(0)[: len(view.keys)])
+        subject = "1 row" if changed.height == 1 else f"{changed.height} rows"
+        verb = "has" if changed.height == 1 else "have"
         raise DataError(
-            f"{changed.height} rows of '{view.name}' have the entity, event and arrival of rows that are kept already, "
-            f"and other values; the first is of {entity} at {changed[EVENT_AT][0].isoformat()}.",
-            help=f"Give a correction its own time of arrival in '{view.arrival}'.",
+            f"{subject} of '{view.name}' {verb} the same entity, event and arrival as a stored row, but other values; "
+            f"the first is of {entity} at {changed[EVENT_AT][0].isoformat()}.",
+            help=f"Give a correction its own arrival time in '{view.arrival}'.",
         )
-    # A moment is added as a whole: what is corrected is all that is known of it.
-    added = rows.join(found, on=named, how="inner", nulls_equal=True, maintain_order="left")
+    # Add all rows of an event together, because a correction replaces everything that is known of the event.
+    added = rows.join(found, on=identity, how="inner", nulls_equal=True, maintain_order="left")
     corrected = pl.max_horizontal(pl.lit(now), pl.col(_LAST) + _JUST_AFTER)
     arrival = pl.when(pl.col(_LAST).is_not_null()).then(corrected).otherwise(arrives)
     return added.with_columns(arrival.alias(ARRIVED_AT)).drop(_LAST)
 
 
-def _unlike(rows: pl.DataFrame, held: pl.DataFrame, names: list[str]) -> pl.DataFrame:
-    """The rows without an equal among those held; of equal rows, as many as are held are known."""
-    mine, theirs = (_comparable(table, names) for table in (rows, held))
-    known = mine.join(theirs.with_columns(pl.lit(value=True).alias(_KNOWN)), on=mine.columns, how="left",
-                      nulls_equal=True, maintain_order="left")  # fmt: skip
-    return rows.filter(known[_KNOWN].is_null())
+def _not_stored(rows: pl.DataFrame, stored: pl.DataFrame, names: list[str]) -> pl.DataFrame:
+    """The rows that are not stored yet. Repeated rows are matched one to one."""
+    offered, known = (_comparable(table, names) for table in (rows, stored))
+    matched = offered.join(known.with_columns(pl.lit(value=True).alias(_KNOWN)), on=offered.columns, how="left",
+                           nulls_equal=True, maintain_order="left")  # fmt: skip
+    return rows.filter(matched[_KNOWN].is_null())
 
 
 def _comparable(table: pl.DataFrame, names: list[str]) -> pl.DataFrame:
-    made = []
+    columns = []
     for name in names:
         column = table[name]
         if column.dtype.is_nested():
             column = pl.Series(name, list(encode_rows(column.to_frame())), dtype=pl.Binary)
-        made.append(column)
-    compared = pl.DataFrame(made)
-    return compared.with_columns(pl.int_range(pl.len()).over(names).alias(_TWIN))
+        columns.append(column)
+    return pl.DataFrame(columns).with_columns(pl.int_range(pl.len()).over(names).alias(_TWIN))

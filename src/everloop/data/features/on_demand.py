@@ -1,6 +1,6 @@
-"""Features that are computed when they are asked for, from the request itself and from other features.
+"""On-demand features, which are computed at request time from the request and from other features.
 
-The same function works on a whole table for training and on one row for serving, so the two cannot differ.
+The same function works on a whole table for training and on a single row for serving, so the two cannot diverge.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OnDemand:
-    """A declaration; nothing is computed when it is made.
+    """A declaration of on-demand features. Creating one does not compute anything.
 
         def headwind(rows: pl.DataFrame) -> list[pl.Expr]:
             return [(pl.col("wind") * pl.col("bearing").radians().cos()).alias("headwind")]
@@ -27,10 +27,11 @@ class OnDemand:
         el.OnDemand("headwind", headwind, inputs={"bearing": pl.Float64, "wind": pl.Float64})
 
     Args:
-        name: of the group of features.
-        function: from a table with the inputs to Polars expressions over them, or to a table of as many rows. It must
-            treat each row by itself: a mean over the rows would be another one when a single row is asked.
-        inputs: columns of the request, or features of the views before it, and their types.
+        name: the name of this group of features.
+        function: takes a table with the inputs, and returns Polars expressions over them, or a table with the same
+            number of rows. It must compute each row by itself: a mean over the rows would differ in serving, where the
+            table has a single row.
+        inputs: the columns it needs and their types: columns of the request, or features of the views before it.
 
     Raises:
         UsageError: there are no inputs.
@@ -53,44 +54,53 @@ class OnDemand:
         """The features alone, row by row.
 
         Raises:
-            DataError: an input is missing or of another type, or the function gives other rows than it got.
+            DataError: an input is missing or has the wrong type, or the function returns another number of rows.
         """
         for name in self.inputs:
             if name not in rows.columns:
-                raise DataError(f"'{self.name}' needs the column '{name}'.", help=nearest(name, rows.columns))
+                raise DataError(
+                    f"'{self.name}' needs the column '{name}', which is missing.", help=nearest(name, rows.columns)
+                )
         try:
-            given = rows.select(pl.col(name).cast(dtype) for name, dtype in self.inputs.items())
+            inputs = rows.select(pl.col(name).cast(dtype) for name, dtype in self.inputs.items())
         except pl.exceptions.PolarsError as error:
-            raise DataError(f"'{self.name}' cannot take its inputs: {str(error).splitlines()[0]}.") from error
-        made = self.function(given)
-        if isinstance(made, pl.Expr):
-            made = [made]
-        found = made if isinstance(made, pl.DataFrame) else given.select(made)
-        if found.height != rows.height:
             raise DataError(
-                f"'{self.name}' gave {found.height} rows for {rows.height}.", help="Compute each row by itself."
+                f"The inputs of '{self.name}' cannot be cast to their types: {str(error).splitlines()[0]}."
+            ) from error
+        result = self.function(inputs)
+        if isinstance(result, pl.Expr):
+            result = [result]
+        features = result if isinstance(result, pl.DataFrame) else inputs.select(result)
+        if features.height != rows.height:
+            raise DataError(
+                f"'{self.name}' returned {features.height} row{'' if features.height == 1 else 's'} for {rows.height}.",
+                help="Compute each row by itself.",
             )
-        return found
+        return features
 
     def compute_row(self, row: Mapping[str, Any], types: Mapping[str, pl.DataType | None]) -> pl.DataFrame:
-        """The features of one row, as a table of this row.
+        """The features of one row, as a table with one row.
 
         Args:
-            types: of what was looked up: it is cast to the inputs from there, as the join casts its columns.
+            types: the types of features that were looked up. They are cast from these types, as in the join.
         """
         missing = [name for name in self.inputs if name not in row]
         if missing:
-            raise UsageError(f"'{self.name}' needs '{missing[0]}' in the request.", help=nearest(missing[0], row))
-        given = {name: types.get(name) or dtype for name, dtype in self.inputs.items()}
+            raise UsageError(
+                f"'{self.name}' needs '{missing[0]}' in the request, which is missing.", help=nearest(missing[0], row)
+            )
+        input_types = {name: types.get(name) or dtype for name, dtype in self.inputs.items()}
         try:
-            table = pl.DataFrame([pl.Series(name, [row[name]], dtype=dtype) for name, dtype in given.items()])
+            table = pl.DataFrame([pl.Series(name, [row[name]], dtype=dtype) for name, dtype in input_types.items()])
         except (pl.exceptions.PolarsError, TypeError) as error:
-            raise UsageError(f"'{self.name}' cannot take the request: {str(error).splitlines()[0]}.") from error
+            raise UsageError(
+                f"A value of the request does not fit the inputs of '{self.name}': {str(error).splitlines()[0]}."
+            ) from error
         return self.compute(table)
 
 
 def split_views(views: Sequence[Any]) -> tuple[list[Any], list[OnDemand]]:
-    """What is looked up, and what is computed afterwards."""
+    """Separate the views that are looked up from the `OnDemand` features, which are computed afterwards."""
     return [view for view in views if not isinstance(view, OnDemand)], [
         view for view in views if isinstance(view, OnDemand)
     ]

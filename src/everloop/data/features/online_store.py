@@ -1,7 +1,7 @@
-"""Where serving asks for the latest features of an entity: one row per entity and view, as one blob.
+"""Online stores: the latest features of each entity for serving, as one blob per entity and view.
 
-A row replaces another only if its event is later, or the same and it was known later: so writers may come in any order,
-and twice. The store is made from the view's table and can be lost without harm.
+A row replaces another only if its event is later, or if the event is the same and the row became known later. So rows
+may be written in any order, and more than once. The online store can always be rebuilt from the view's table.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _BATCH = 5_000
 
 @dataclass(frozen=True, slots=True)
 class OnlineRow:
-    """What was last published of an entity."""
+    """The latest published row of an entity."""
 
     values: dict[str, Any]
     event_at: datetime
@@ -42,25 +42,26 @@ class OnlineRow:
 
 
 class OnlineStore(Protocol):
-    """Safe from any thread and process."""
+    """A store that is safe to use from any thread and process."""
 
     def put(self, view: str, rows: pl.DataFrame, entity: Sequence[str], features: Sequence[str]) -> int:
-        """Publish rows with `event_at` and `known_at`; return how many replaced another or were new."""
+        """Publish rows with `event_at` and `known_at`. Return how many of them are new or replaced another row."""
 
     def get(self, view: str, entity: Mapping[str, Any]) -> OnlineRow | None:
-        """The row of one entity, named by its columns; None where nothing was published."""
+        """The row of an entity, given as column names and values; None if none was published."""
 
     def drop(self, view: str) -> None:
-        """Forget all rows of a view."""
+        """Delete all rows of a view."""
 
     def close(self) -> None: ...
 
 
 def open_online(address: str | Path) -> OnlineStore:
-    """An online store by its address: a path of a SQLite file, `postgresql://…` or `redis://…`.
+    """Open an online store: the path of a SQLite file, `postgresql://…` or `redis://…`.
 
     Raises:
         MissingExtraError: the client library is not installed.
+        UsageError: the URL scheme is not supported.
     """
     text = str(address)
     if text.startswith(("postgresql://", "postgres://")):
@@ -68,12 +69,15 @@ def open_online(address: str | Path) -> OnlineStore:
     if text.startswith(("redis://", "rediss://", "unix://")):
         return RedisOnline(text)
     if "://" in text:
-        raise UsageError(f"'{mask_url(text)}' is no online store.", help="Give a file, postgresql://… or redis://…")
+        raise UsageError(
+            f"'{mask_url(text)}' is not an online store that everloop supports.",
+            help="Use the path of a SQLite file, postgresql://… or redis://…",
+        )
     return SqliteOnline(text)
 
 
 class SqliteOnline:
-    """One file; reads take some ten microseconds."""
+    """An online store in one SQLite file. A read takes about ten microseconds."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -118,7 +122,7 @@ class SqliteOnline:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             with suppress(FileExistsError):
-                # Before SQLite makes it, which would go by the umask.
+                # Create the file first. SQLite would create it with the permissions of the umask.
                 os.close(make_private(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
             connection = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
             connection.execute("PRAGMA journal_mode=WAL")
@@ -129,7 +133,7 @@ class SqliteOnline:
 
 
 class PostgresOnline:
-    """One table in a database that is there already."""
+    """An online store in one table of an existing PostgreSQL database."""
 
     def __init__(self, url: str) -> None:
         self._guard = threading.Lock()
@@ -142,7 +146,7 @@ class PostgresOnline:
     def put(self, view: str, rows: pl.DataFrame, entity: Sequence[str], features: Sequence[str]) -> int:
         changed = 0
         with self._guard, self._connection.transaction(), self._connection.cursor() as cursor:
-            # Always in one order, so that two writers cannot wait for each other.
+            # Always write in the same order, so that two writers cannot deadlock.
             for batch in _batches(sorted(_encoded(rows, entity, features))):
                 cursor.executemany(
                     "INSERT INTO everloop_online VALUES (%s, %s, %s, %s, %s) ON CONFLICT (view, entity) DO UPDATE SET "
@@ -174,7 +178,7 @@ local changed = 0
 for i = 1, #ARGV, 2 do
   local old = redis.call('HGET', KEYS[1], ARGV[i])
   local new = ARGV[i + 1]
-  -- The first 16 bytes are both times, largest byte first: they compare as text does.
+  -- The first 16 bytes are the two times as big-endian integers, which compare like strings.
   if not old or string.sub(new, 1, 16) > string.sub(old, 1, 16) then
     redis.call('HSET', KEYS[1], ARGV[i], new)
     changed = changed + 1
@@ -187,7 +191,7 @@ _LUA_ARGUMENTS = 1_000
 
 
 class RedisOnline:
-    """One hash per view."""
+    """An online store in Redis, with one hash per view."""
 
     def __init__(self, url: str) -> None:
         try:
@@ -227,7 +231,7 @@ def _big_endian(micros: int) -> bytes:
 
 
 def _key(entity: Mapping[str, Any]) -> bytes:
-    # By name, so that whoever asks need not know the order of the declaration.
+    # Sort by name, so that a caller need not know the order of the declaration.
     return entity_key([entity[name] for name in sorted(entity)])
 
 
