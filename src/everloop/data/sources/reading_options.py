@@ -1,6 +1,7 @@
 """Read options as users write them: Python arguments, command-line options, and type names.
 
-Whoever sees a read error has either called `el.read(…)` or typed a command. `advice` phrases one hint for both.
+Read errors are shown in Python, where the user called `el.read(…)`, and on the command line. `advice` phrases one hint
+for both.
 """
 
 from __future__ import annotations
