@@ -228,6 +228,12 @@ def test_what_does_not_go_together_keeps_its_values(project: Path) -> None:
     pl.DataFrame({"x": [2**63]}, schema={"x": pl.UInt64}).write_parquet(project / "1.parquet")
     pl.DataFrame({"x": [-1]}).write_parquet(project / "2.parquet")
     assert "int64 cannot hold both" in refused("*.parquet")
+    pl.DataFrame({"x": [2**127]}, schema={"x": pl.UInt128}).write_parquet(project / "1.parquet")
+    assert "int128 cannot hold both" in refused("*.parquet")
+    pl.DataFrame({"x": [1.5]}).write_parquet(project / "2.parquet")
+    assert read("*.parquet").collect()["x"].to_list() == [float(2**127), 1.5]
+    pl.DataFrame({"x": [2**64 - 1]}, schema={"x": pl.UInt64}).write_parquet(project / "2.parquet")
+    assert read("*.parquet").collect()["x"].to_list() == [2**127, 2**64 - 1]
     with pytest.raises(UsageError, match="Did you mean 'x'"):
         read("2.parquet", schema_overrides={"xx": pl.String})
     assert "which int8 cannot hold" in refused("1.parquet", schema_overrides={"x": "int8"})

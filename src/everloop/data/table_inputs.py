@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from everloop.data.sources.nested_types import instance
 from everloop.errors import DataError, UsageError
 from everloop.stores.tables.foreign_frames import read_frame
 
@@ -81,11 +82,11 @@ def type_name(dtype: pl.DataType) -> str:
         case pl.Enum():
             return "enum"
         case pl.List(inner=inner):
-            return f"list[{type_name(_instance(inner))}]"
+            return f"list[{type_name(instance(inner))}]"
         case pl.Array(inner=inner, size=size):
-            return f"array[{type_name(_instance(inner))}, {size}]"
+            return f"array[{type_name(instance(inner))}, {size}]"
         case pl.Struct(fields=fields):
-            return f"struct[{', '.join(f'{field.name}: {type_name(_instance(field.dtype))}' for field in fields)}]"
+            return f"struct[{', '.join(f'{field.name}: {type_name(instance(field.dtype))}' for field in fields)}]"
         case pl.Boolean():
             return "bool"
     # int8 … uint64, int128, float32, float64, string, binary, date, time, null
@@ -115,11 +116,6 @@ def as_utc(name: str, dtype: pl.DataType) -> pl.Expr:
         f"The time column '{name}' is {type_name(dtype)}, but must contain times.",
         help=f"Convert it to a datetime, for example with pl.col('{name}').str.to_datetime().",
     )
-
-
-def _instance(dtype: Any) -> pl.DataType:
-    made: pl.DataType = dtype() if isinstance(dtype, type) else dtype
-    return made
 
 
 def _described(value: object) -> str:

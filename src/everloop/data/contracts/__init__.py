@@ -1,1 +1,1 @@
-"""What a table must look like: inferred once, edited by people, checked on every new table."""
+"""Data contracts: descriptions of a table that are inferred once, edited by people, and checked on every new table."""

@@ -239,8 +239,8 @@ def watch_freshness(store: Store) -> list[Finding]:
         if not fresh.stale or fresh.event_at is None or record.ttl is None:
             continue
         endpoint = f"features:{record.name}"
-        same_row = ("window_from", "=", fresh.event_at)
-        if store.records.find(Finding, ("endpoint", "=", endpoint), same_row, limit=1):
+        stored = store.records.find(Finding, ("endpoint", "=", endpoint), ("window_from", "=", fresh.event_at), limit=1)
+        if stored:
             continue
         now = store.now()
         found.append(

@@ -1,1 +1,1 @@
-"""Profiles of tables: figures, leakage and shifts between versions."""
+"""Profiles of tables: distributions, possible leakage, and shifts between versions."""

@@ -151,11 +151,16 @@ def _refuse_loss(opened: _Opened, name: str, common: pl.DataType) -> None:
             continue
         column = pl.col(name)
         if common.is_float() and dtype.is_integer():
-            number = column.cast(pl.Int128)
-            lost = number.cast(pl.Float64).cast(pl.Int128, strict=False) != number
+            wide = pl.UInt128 if dtype == pl.UInt128() else pl.Int128
+            number = column.cast(wide)
+            # A null comes from a float beyond the integer type.
+            lost = number.cast(pl.Float64).cast(wide, strict=False).ne_missing(number)
             reason = "another file has fractions, and float64 cannot hold both exactly"
-        elif common.is_integer() and dtype == pl.UInt64():
+        elif common == pl.Int64() and dtype == pl.UInt64():
             lost, reason = column > (1 << 63) - 1, "another file has signed numbers, and int64 cannot hold both"
+        elif common == pl.Int128() and dtype == pl.UInt128():
+            lost = column > pl.lit((1 << 127) - 1, pl.UInt128)
+            reason = "another file has signed numbers, and int128 cannot hold both"
         elif isinstance(common, pl.Datetime) and common.time_unit == "ns" and isinstance(dtype, pl.Datetime):
             lost = (column.dt.year() < _NS_YEARS[0]) | (column.dt.year() > _NS_YEARS[1])
             reason = "another file has nanoseconds, which only reach from 1678 to 2262"

@@ -128,7 +128,7 @@ class ColumnTypes:
             nulls = count_expressions(name, self._rules)[1:3]
             rows = [self._scans.collect(file, self._scans.scan(file).select(nulls)).row(0) for file in self._files]
             blanks, usual = (sum(row[index] or 0 for row in rows) for index in (0, 1))
-            self._notes.note_nulls(name, KindCounts(0, int(blanks), int(usual), 0, 0))
+            self._notes.note_nulls(name, KindCounts(filled=0, blanks=int(blanks), nulls=int(usual), codes=0))
         return ColumnType(dtype)
 
     @property

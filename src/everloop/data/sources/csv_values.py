@@ -119,7 +119,7 @@ class KindCounts:
     nulls: int
     """Values that are one of `USUAL_NULLS`."""
     codes: int
-    whole: int
+    """Values such as 007, see `ValueRules.is_code`."""
     kinds: dict[Kind, int] = field(default_factory=dict)
 
     def __add__(self, other: KindCounts) -> KindCounts:
@@ -128,7 +128,6 @@ class KindCounts:
             self.blanks + other.blanks,
             self.nulls + other.nulls,
             self.codes + other.codes,
-            self.whole + other.whole,
             {kind: self.kinds.get(kind, 0) + other.kinds.get(kind, 0) for kind in {**self.kinds, **other.kinds}},
         )
 
@@ -300,7 +299,6 @@ def count_expressions(name: str, rules: ValueRules) -> list[pl.Expr]:
         (pl.col(name) != "").sum() - text.is_not_null().sum(),
         null.sum(),
         rules.is_code(value).sum(),
-        rules.is_whole(value).sum(),
         *(rules.is_kind(value, kind).sum() for kind in rules.kinds),
     ]
     return [each.alias(f"{index} {name}") for index, each in enumerate(expressions)]
@@ -308,10 +306,8 @@ def count_expressions(name: str, rules: ValueRules) -> list[pl.Expr]:
 
 def counts_from(name: str, row: dict[str, Any], rules: ValueRules) -> KindCounts:
     """The counts from the results of `count_expressions`."""
-    filled, blanks, nulls, codes, whole, *kinds = (
-        int(row[f"{index} {name}"] or 0) for index in range(5 + len(rules.kinds))
-    )
-    return KindCounts(filled, blanks, nulls, codes, whole, dict(zip(rules.kinds, kinds, strict=True)))
+    filled, blanks, nulls, codes, *kinds = (int(row[f"{index} {name}"] or 0) for index in range(4 + len(rules.kinds)))
+    return KindCounts(filled, blanks, nulls, codes, dict(zip(rules.kinds, kinds, strict=True)))
 
 
 def loses_precision(rules: ValueRules, name: str, dtype: pl.DataType) -> pl.Expr:

@@ -18,9 +18,17 @@ from typing import Any
 
 import polars as pl
 
+from everloop.data.sources.nested_types import instance
+
 _UNITS = ("ms", "us", "ns")
 _SIGNED: dict[int, pl.DataType] = {8: pl.Int8(), 16: pl.Int16(), 32: pl.Int32(), 64: pl.Int64(), 128: pl.Int128()}
-_UNSIGNED: dict[int, pl.DataType] = {8: pl.UInt8(), 16: pl.UInt16(), 32: pl.UInt32(), 64: pl.UInt64()}
+_UNSIGNED: dict[int, pl.DataType] = {
+    8: pl.UInt8(),
+    16: pl.UInt16(),
+    32: pl.UInt32(),
+    64: pl.UInt64(),
+    128: pl.UInt128(),
+}
 
 
 def unified(one: pl.DataType, other: pl.DataType, *, open_structs: bool = False) -> pl.DataType | None:
@@ -47,10 +55,10 @@ def unified(one: pl.DataType, other: pl.DataType, *, open_structs: bool = False)
         case pl.Decimal(), pl.Decimal() if one.scale == other.scale:
             return pl.Decimal(max(one.precision, other.precision), one.scale)
         case (pl.List(), pl.List()):
-            inner = unified(_made(one.inner), _made(other.inner), open_structs=open_structs)
+            inner = unified(instance(one.inner), instance(other.inner), open_structs=open_structs)
             return None if inner is None else pl.List(inner)
         case (pl.Array(), pl.Array()) if one.shape == other.shape:
-            inner = unified(_made(one.inner), _made(other.inner), open_structs=open_structs)
+            inner = unified(instance(one.inner), instance(other.inner), open_structs=open_structs)
             return None if inner is None else pl.Array(inner, one.size)
         case pl.Struct(), pl.Struct():
             return _struct(one, other, open_structs=open_structs)
@@ -78,8 +86,8 @@ def _finer(one: Any, other: Any) -> Any:
 
 
 def _struct(one: pl.Struct, other: pl.Struct, *, open_structs: bool) -> pl.DataType | None:
-    mine = {field.name: _made(field.dtype) for field in one.fields}
-    theirs = {field.name: _made(field.dtype) for field in other.fields}
+    mine = {field.name: instance(field.dtype) for field in one.fields}
+    theirs = {field.name: instance(field.dtype) for field in other.fields}
     if mine.keys() != theirs.keys() and not open_structs:
         return None
     fields: dict[str, pl.DataType] = {}
@@ -90,8 +98,3 @@ def _struct(one: pl.Struct, other: pl.Struct, *, open_structs: bool) -> pl.DataT
             return None
         fields[name] = dtype
     return pl.Struct(fields)
-
-
-def _made(dtype: Any) -> pl.DataType:
-    made: pl.DataType = dtype() if isinstance(dtype, type) else dtype
-    return made
