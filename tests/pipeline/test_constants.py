@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 from everloop.errors import StepError
 from everloop.pipeline import Graph, plan, run_graph
-from everloop.pipeline.fingerprint import fingerprint, parts_of, untold
+from everloop.pipeline.fingerprint import fingerprint, parts_of, undigestible
 
 if TYPE_CHECKING:
     from conftest import Project
@@ -138,7 +138,7 @@ def key(project: Project, store: Store, text: str) -> str:
     project.edit(loop=text)
     node = Graph.wire([project.load().reads]).get("reads")
     parts = parts_of(node, node.inputs, store.objects)
-    assert untold(parts) is None
+    assert undigestible(parts) is None
     return fingerprint(parts)
 
 

@@ -187,7 +187,7 @@ def test_a_polars_frame_comes_back_equal(store: Store, case: str) -> None:
     try:
         back = returned(value, store)
     except StepOutputError as error:
-        assert "'returns' returned a DataFrame that cannot be kept" in str(error)  # noqa: PT017 - one or the other
+        assert "'returns' returned a DataFrame that cannot be stored" in str(error)  # noqa: PT017 - one or the other
         return
     if case == "objects":
         assert back["a"].to_list() == value["a"].to_list()

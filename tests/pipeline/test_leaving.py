@@ -95,7 +95,7 @@ def test_such_a_failure_is_tried_again(store: Store, tmp_path: Path) -> None:
         (lambda: os._exit(0), "ended with exit code 0"),
         (lambda: os._exit(9), "ended with exit code 9"),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "was killed by SIGKILL"),
-        (lambda: os.closerange(3, 200), "closed the pipes through which its worker answers"),
+        (lambda: os.closerange(3, 200), "closed the pipes between its worker and this process"),
     ],
 )
 def test_a_worker_that_is_lost_fails_its_step(store: Store, leave: Callable[[], object], said: str) -> None:

@@ -118,7 +118,7 @@ def test_resources_keep_steps_apart(store: Store, tmp_path: Any) -> None:
     executor = PoolExecutor(workers=2, resources={"gpu": 1})
     spans = sorted(run_graph(graph, store, executor=executor).value("train"))
     assert all(before[1] <= after[0] for before, after in pairwise(spans))
-    with pytest.raises(UsageError, match="'train' asks for 'gpu', which this executor does not have"):
+    with pytest.raises(UsageError, match="'train' needs the resource 'gpu', which this executor does not have"):
         run_graph(graph, store, executor=PoolExecutor(workers=1), force=True)
 
 
@@ -131,7 +131,7 @@ def test_amounts(amount: Any, number: float) -> None:
 
 @pytest.mark.parametrize("amount", ["much", "4 parsecs", -1, ""])
 def test_what_is_no_amount_is_refused(amount: Any) -> None:
-    with pytest.raises(UsageError, match="no amount of a resource"):
+    with pytest.raises(UsageError, match="is not an amount of a resource"):
         parse_amount(amount)
 
 

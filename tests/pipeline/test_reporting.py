@@ -51,7 +51,7 @@ def test_events_at_a_bounded_rate(tmp_path, monkeypatch):
     with open_store(tmp_path / "home") as store:
         run_graph(Graph.wire([quiet, loud]), store)
         assert events(store) == []  # over in less than ten seconds
-        monkeypatch.setattr("everloop.pipeline.scheduler._EVENT_EVERY_S", 0.0)
+        monkeypatch.setattr("everloop.pipeline.step_recorder._EVENT_EVERY_S", 0.0)
         done = run_graph(Graph.wire([quiet, loud]), store, force=True)
         found = events(store)
         assert [event.data["note"] for event in found[:5]] == [f"at {n}" for n in range(5)]

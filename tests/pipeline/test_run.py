@@ -145,13 +145,13 @@ def test_versions_forcing_and_targets(four: Project, store: Store) -> None:
 
 
 def test_a_package_of_another_version_is_named(four: Project, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from everloop.pipeline.code import code_dependencies
+    from everloop.pipeline.code import code_parts
 
     four.edit(loop=LOOP.replace("return [3", "import polars\n        len(polars.__name__)\n        return [3"))
-    monkeypatch.setattr(code_dependencies, "find_distribution", lambda module: ("polars", "1.2"))
+    monkeypatch.setattr(code_parts, "find_distribution", lambda module: ("polars", "1.2"))
     turn(four, store)
     four.forget()
-    monkeypatch.setattr(code_dependencies, "find_distribution", lambda module: ("polars", "1.3"))
+    monkeypatch.setattr(code_parts, "find_distribution", lambda module: ("polars", "1.3"))
     assert reasons(turn(four, store)) == {"source": "package changed: polars 1.2 → 1.3"}
 
 
@@ -474,9 +474,9 @@ def returns_rows() -> Any:
 OUTPUTS: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
     (returns_none, {}, "declares that it returns polars.DataFrame, but it returned None"),
     (returns_text, {}, "declares that it returns list[int], but it returned a str ('no')"),
-    (returns_rows, {}, "returned a generator that cannot be kept: it cannot be pickled"),
+    (returns_rows, {}, "returned a generator that cannot be stored: it cannot be pickled"),
     (lambda: (1, 2, 3), {"outputs": ("a", "b")}, "declares the outputs a, b, but it returned 3 values"),
-    (lambda: {"a": 1}, {"outputs": ("a", "b")}, "but it returned a dict with 'a'"),
+    (lambda: {"a": 1}, {"outputs": ("a", "b")}, "but it returned a dict with the keys 'a'"),
     (lambda: 1, {"outputs": ("a",)}, "but it returned a int"),
 ]
 

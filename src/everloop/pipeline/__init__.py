@@ -1,4 +1,4 @@
-"""Steps -> graph -> plan -> run: what the code of a step is, when its result can be reused, and where it runs."""
+"""Steps -> graph -> plan -> run: what a step's code consists of, when its result can be reused, and where it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Former results: the newest record with the same fingerprint whose outside state and bytes are still there."""
+"""The cache of results: the newest record with the same fingerprint whose outside state and bytes are unchanged."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from everloop.stores import Condition, Store
 
 _USABLE = ("ran", "cached")
-# Candidates with one fingerprint differ in the outside state that they saw; older ones serve when it comes back.
+# Records with one fingerprint differ in the outside state that they saw. An older one can be used if its state is back.
 _CANDIDATES = 5
-# How many records to read beside two for each step of the graph.
+# How many records to prefetch, in addition to two for each step of the graph.
 _NEWEST = 200
 _BATCH = 200
 _UNREADABLE = "unreadable: "
@@ -32,7 +32,7 @@ _OVERLAP = timedelta(seconds=10)
 
 @dataclass(frozen=True, slots=True)
 class CacheHit:
-    """A result that can be used again."""
+    """An earlier result that can be used again."""
 
     outputs: dict[str, Stored]
     artifacts: dict[str, str]
@@ -42,109 +42,111 @@ class CacheHit:
 
 @dataclass(frozen=True, slots=True)
 class CacheMiss:
-    """No usable result. `reason` says what became of one with this fingerprint, if there was one."""
+    """No usable result. `reason` says why the newest one with this fingerprint is not usable; None if there is none."""
 
     reason: str | None = None
 
 
 @dataclass
 class Cache:
-    """Former results of the steps of one graph. What has been looked at is remembered for as long as it lives."""
+    """Earlier results of one graph's steps. Records and outside states that were read once are remembered."""
 
     store: Store
-    _known: dict[str, list[StepRun]] = field(default_factory=dict)
+    _by_fingerprint: dict[str, list[StepRun]] = field(default_factory=dict)
     _last: dict[str, StepRun] = field(default_factory=dict)
     _artifacts: dict[str, Artifact] = field(default_factory=dict)
     _since: datetime | None = None
-    _whole: bool = False
+    _has_all: bool = False
+    """Whether `prefetch` has read every record of the store."""
     _states: dict[str, str] = field(default_factory=dict)
 
     def prefetch(self, names: Sequence[str]) -> None:
-        """Read the newest records once, instead of asking for each step: a run that follows another finds all."""
-        # A record is made a moment before it is written.
+        """Read the newest records in one query instead of one per step. A second run finds all of its results there."""
+        # Records are created a moment before they are written.
         self._since = self.store.now() - _OVERLAP
         limit = 2 * len(names) + _NEWEST
         newest = self.store.records.find(StepRun, order="-created_at", limit=limit)
         for step in newest:
             self._remember(step)
-        self._whole = len(newest) < limit
-        unknown = [] if self._whole else [name for name in names if name not in self._last]
+        self._has_all = len(newest) < limit
+        unknown = [] if self._has_all else [name for name in names if name not in self._last]
         for batch in _batches(unknown):
             found = self.store.records.find(
                 StepRun, ("name", "in", batch), ("status", "in", _USABLE), order="-created_at", limit=3 * len(batch)
             )
             for step in found:
                 self._last.setdefault(step.name, step)
-        wanted = [key for steps in self._known.values() for step in steps[:1] for key in step.outputs.values()]
+        wanted = [key for steps in self._by_fingerprint.values() for step in steps[:1] for key in step.outputs.values()]
         self._load_artifacts(wanted)
 
     def last(self, name: str) -> StepRun | None:
-        """The last time that a step of this name had a result."""
+        """The newest record of this step that has a result."""
         return self._last.get(name)
 
     def find(self, fingerprint: str, *, again: bool = False) -> CacheHit | CacheMiss:
         """Look for a usable result.
 
         Args:
-            again: ask the store as well: for results from before the newest, and from other processes since.
+            again: also query the store, for results that are older than the prefetched ones, and for those that
+                other processes have written since.
         """
-        candidates = self._known.get(fingerprint, [])
-        found = self._judge(candidates)
+        candidates = self._by_fingerprint.get(fingerprint, [])
+        found = self._check(candidates)
         if isinstance(found, CacheHit) or not again:
             return found
         where: list[Condition] = [("fingerprint", "=", fingerprint), ("status", "in", _USABLE)]
-        # Among equal fingerprints, the newest id first; and a store that is slow at it learns to index this order.
+        # Equal fingerprints come with the newest id first. If the query is slow, the store adds an index for it.
         order = "-fingerprint"
-        if self._whole and self._since is not None:
-            # All that is older has been read; what others have finished since is a short way back.
+        if self._has_all and self._since is not None:
+            # All older records have been read, so only those that others have written since are needed.
             where.append(("created_at", ">=", self._since))
             order = "-created_at"
-        asked = self.store.records.find(StepRun, *where, order=order, limit=_CANDIDATES)
-        fresh = [step for step in asked if all(step.id != other.id for other in candidates)]
+        stored = self.store.records.find(StepRun, *where, order=order, limit=_CANDIDATES)
+        fresh = [step for step in stored if all(step.id != other.id for other in candidates)]
         if not fresh:
             return found
-        return self._judge(fresh)
+        return self._check(fresh)
 
     def _remember(self, step: StepRun) -> None:
         if step.status in _USABLE:
-            self._known.setdefault(step.fingerprint, []).append(step)
+            self._by_fingerprint.setdefault(step.fingerprint, []).append(step)
             self._last.setdefault(step.name, step)
 
-    def _judge(self, candidates: Sequence[StepRun]) -> CacheHit | CacheMiss:
-        """The first candidate that holds, or why the newest does not."""
-        why: str | None = None
+    def _check(self, candidates: Sequence[StepRun]) -> CacheHit | CacheMiss:
+        """The first candidate that is still valid, or why the newest is not."""
+        reason: str | None = None
         seen: list[object] = []
         for step in candidates:
-            # A cached record repeats what an earlier one says.
+            # The record of a cached step repeats an earlier record.
             content = (step.observed, step.outputs)
             if content in seen or len(seen) == _CANDIDATES:
                 continue
             seen.append(content)
-            trouble = self._changed_source(step)
-            if trouble is None:
+            problem = self._changed_source(step)
+            if problem is None:
                 hit = self._with_artifacts(step)
                 if hit is not None:
                     return hit
-                trouble = MISSING
-            why = why or trouble
-        return CacheMiss(why)
+                problem = MISSING
+            reason = reason or problem
+        return CacheMiss(reason)
 
     def _with_artifacts(self, step: StepRun) -> CacheHit | None:
         self._load_artifacts(step.outputs.values())
         outputs: dict[str, Stored] = {}
         for name, key in step.outputs.items():
             artifact = self._artifacts.get(key)
-            if artifact is None or not self._is_there(stored := Stored.of(artifact)):
+            if artifact is None or not self._exists(stored := Stored.of(artifact)):
                 return None
             outputs[name] = stored
         return CacheHit(outputs, dict(step.outputs), step)
 
-    def _is_there(self, stored: Stored) -> bool:
+    def _exists(self, stored: Stored) -> bool:
         objects = self.store.objects
         if not objects.has(stored.digest):
             return False
         if stored.type == ListFormat.name:
-            return all(self._is_there(element) for element in load_elements(stored, objects))
+            return all(self._exists(element) for element in load_elements(stored, objects))
         return True
 
     def _load_artifacts(self, ids: Iterable[str]) -> None:
@@ -154,16 +156,16 @@ class Cache:
                 self._artifacts[artifact.id] = artifact
 
     def _changed_source(self, step: StepRun) -> str | None:
-        """What differs outside from what the step saw; None if nothing does."""
+        """Which outside state differs from what the step read; None if all is the same."""
         for observation in step.observed:
             kind, spec, state = observation["kind"], observation["spec"], observation["state"]
             key = json.dumps([kind, spec, state], sort_keys=True)
             if key not in self._states:
                 try:
-                    look: Callable[..., str] = plugins.load("observation", kind)
-                    self._states[key] = look(spec, since=state)
+                    read_state: Callable[..., str] = plugins.load("observation", kind)
+                    self._states[key] = read_state(spec, since=state)
                 except (EverloopError, OSError) as error:
-                    # What cannot be looked at any more has changed; the step itself will say so better.
+                    # State that cannot be read any more counts as changed; the step itself gives the better error.
                     self._states[key] = f"{_UNREADABLE}{error}"
             now = self._states[key]
             if now != state:
@@ -172,21 +174,21 @@ class Cache:
 
 
 def _describe(kind: str, spec: dict[str, Json], old: str, new: str) -> str:
-    """What was looked at, and how it differs where its source can say so."""
+    """The name of a source, and how it differs if its plugin can describe that."""
     patterns = spec.get("patterns")
     if isinstance(patterns, list) and patterns:
-        what = ", ".join(map(str, patterns[:3])) + (" and more" if len(patterns) > 3 else "")
+        source = ", ".join(map(str, patterns[:3])) + (" and more" if len(patterns) > 3 else "")
     elif kind == "environment":
-        what = f"environment variable {spec['name']}"
+        source = f"environment variable {spec['name']}"
     else:
-        what = str(spec.get("query") or spec.get("path") or spec.get("url") or kind)
+        source = str(spec.get("query") or spec.get("path") or spec.get("url") or kind)
     if new.startswith(_UNREADABLE):
-        return f"{what} (it cannot be read now)"
+        return f"{source} (it cannot be read now)"
     if kind not in plugins.names("observation_change"):
-        return what
-    change: Callable[[str, str], str] = plugins.load("observation_change", kind)
-    said = change(old, new)
-    return f"{what} ({said})" if said else what
+        return source
+    describe_change: Callable[[str, str], str] = plugins.load("observation_change", kind)
+    change = describe_change(old, new)
+    return f"{source} ({change})" if change else source
 
 
 def _batches(values: Sequence[str]) -> Iterable[list[str]]:

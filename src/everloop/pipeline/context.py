@@ -17,7 +17,7 @@ LogCall = tuple[dict[str, Any], int | None]
 
 @dataclass(frozen=True)
 class StepContext:
-    """Where a step stands: in which run, under which name, at which attempt, over which store."""
+    """What a running step is part of: its run, its name, its attempt and its store."""
 
     run: str
     """Id of the run."""
@@ -27,9 +27,9 @@ class StepContext:
     _write: Callable[[dict[str, Any], int | None], None] = field(default=lambda metrics, step: None, repr=False)
 
     def log(self, metrics: Mapping[str, Any] | None = None, /, *, step: int | None = None, **more: Any) -> None:
-        """Log metrics to the run, from whichever process the step runs in.
+        """Log metrics to the run, from any process that the step runs in.
 
-        Inline they are written at once; a worker hands them over when the step ends.
+        An inline step writes them at once. A worker process passes them on when the step ends.
         """
         self._write({**(metrics or {}), **more}, step)
 
@@ -38,13 +38,13 @@ _current: ContextVar[StepContext | None] = ContextVar("everloop_step", default=N
 
 
 def current_step() -> StepContext | None:
-    """The step that is running here; None outside of one. Threads that a step starts do not inherit it."""
+    """The step that is running in this thread, or None. Threads that a step starts do not inherit it."""
     return _current.get()
 
 
 @contextmanager
 def running_step(context: StepContext) -> Iterator[None]:
-    """Inside, `current_step` is this one."""
+    """Inside the block, `current_step` returns this context."""
     token = _current.set(context)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Steps wired into a graph: by tracing calls, by the names of parameters, or one by one.
+"""Graphs of steps, built by tracing calls, by the names of parameters, or node by node.
 
     with trace() as graph:                      graph = Graph.wire([flights, weather, prepare])
         table = prepare(flights(), weather())
@@ -26,14 +26,14 @@ _EMPTY = inspect.Parameter.empty
 
 @dataclass(frozen=True, slots=True)
 class Each:
-    """An input over whose elements a node fans out: a list of values, or what a step will return."""
+    """An input over whose elements a node fans out: a list of values, or the output of a step."""
 
     values: Any
 
 
 @dataclass(frozen=True)
 class Ref:
-    """What a node will return, to be handed to other steps. `ref["train"]` is one of several outputs."""
+    """A reference to the future output of a node, to pass to other steps. `ref["train"]` is one of several outputs."""
 
     node: str
     output: str | None = None
@@ -52,21 +52,23 @@ class Ref:
         declared = self._declared()
         if not declared:
             raise GraphError(
-                f"The output of step '{self.node}' is not known before it has run, so it cannot be iterated.",
+                f"The output of step '{self.node}' is not known until the step has run, so it cannot be iterated.",
                 help=f"Use other_step.map({self.node}(…)), or @step(outputs=(…)) to unpack several outputs.",
             )
         return iter([Ref(self.node, name, self.graph) for name in declared])
 
     def __bool__(self) -> bool:
         raise GraphError(
-            f"The output of step '{self.node}' is not known before it has run, so a graph cannot branch on it.",
-            help="Decide inside a step.",
+            f"The output of step '{self.node}' is not known until the step has run, so a graph cannot branch on it.",
+            help="Put the condition inside a step.",
         )
 
     def map(self, step: Step[..., Any], /, **fixed: Any) -> Ref:
         """Run `step` once per element of this output."""
         if self.graph is None:
-            raise GraphError(f"The output of '{self.node}' belongs to no graph.", help="Use Graph.add with Each(…).")
+            raise GraphError(
+                f"The output of '{self.node}' does not belong to a graph.", help="Use Graph.add with Each(…)."
+            )
         return self.graph.call_map(step, self, fixed)
 
     def _declared(self) -> tuple[str, ...]:
@@ -78,7 +80,7 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A step in its place: its inputs are references to other nodes, or values (which may hold references)."""
+    """A step in a graph. Its inputs are references to other nodes, or values (which may hold references)."""
 
     name: str
     step: Step[..., Any]
@@ -93,7 +95,7 @@ class Node:
 
     @property
     def params(self) -> dict[str, Any]:
-        """The inputs that are plain values: what can be set from outside."""
+        """The inputs that are plain values. These can be set from outside."""
         return {name: value for name, value in self.inputs.items() if not any(True for _ in find_refs(value))}
 
 
@@ -121,16 +123,16 @@ class Graph:
     ) -> Graph:
         """Wire steps by the names of their parameters.
 
-        A parameter takes, in this order: what `given` has under its name (a value, a step, `step.output`); the
-        output of the step of that name; the one named output of that name; its default. Steps that are not
-        listed are found by name in the module of the step that asks for them.
+        A parameter takes the first of these that exists: the entry of that name in `given` (a value, a step,
+        `step.output`); the output of the step of that name; the named output of that name; its default. Steps that
+        are not listed are found by name in the module of the step that needs them.
 
         Raises:
-            GraphError: an input that nothing provides (with the nearest names), a cycle (with its path), two
+            GraphError: an input that nothing provides (with the nearest names), a cycle (with its path), or two
                 steps of one name.
         """
         graph = cls(name)
-        for one, inputs in Wiring(steps, dict(given or {})).placed.values():
+        for one, inputs in Wiring(steps, dict(given or {})).ordered.values():
             graph.add(one, inputs=inputs)
         return graph
 
@@ -138,17 +140,17 @@ class Graph:
         """Add one node. Inputs are values, `Ref`s, steps that are in the graph, `step.output`, or `Each(…)`.
 
         Raises:
-            GraphError: the name is taken, an input is not a parameter of the step or is missing, a reference
-                leads nowhere, or two inputs are `Each`.
+            GraphError: the name is taken, an input is missing or is not a parameter of the step, a reference has
+                no node, or two inputs are `Each`.
         """
         name = name or step.name
         if name in self.nodes:
             raise GraphError(f"The graph has two steps called '{name}'.", help="Name one of them: @step(name='…').")
-        accepted, spread = step.parameters, step.takes_any
+        accepted, takes_any = step.parameters, step.takes_any
         bound: dict[str, Any] = {}
         mapped = None
         for key, value in (inputs or {}).items():
-            if key not in accepted and not spread:
+            if key not in accepted and not takes_any:
                 raise GraphError(f"Step '{name}' has no parameter '{key}'.", help=nearest_names(key, accepted))
             if isinstance(value, Each):
                 if mapped is not None:
@@ -159,7 +161,8 @@ class Graph:
             if key not in bound:
                 if default is _EMPTY:
                     raise GraphError(
-                        f"Step '{name}' is not given its input '{key}'.", help=nearest_names(key, self.nodes)
+                        f"Step '{name}' needs the input '{key}', which is missing.",
+                        help=nearest_names(key, self.nodes),
                     )
                 bound[key] = default
         order = {key: number for number, key in enumerate(accepted)}
@@ -168,30 +171,32 @@ class Graph:
         return Ref(name, None, self)
 
     def call(self, step: Step[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Ref:
-        """Add the node that a call stands for; called again, a step gets a number behind its name."""
+        """Add a node for a call of a step. If the step is called again, its node gets a number: `prepare_2`."""
         try:
             bound = step.signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise GraphError(f"Step '{step.name}' cannot be called so: {error}.") from error
+            raise GraphError(f"Step '{step.name}' cannot be called with these arguments: {error}.") from error
         inputs: dict[str, Any] = {}
         for key, value in bound.arguments.items():
             kind = step.signature.parameters[key].kind
             if kind is inspect.Parameter.VAR_KEYWORD:
                 inputs.update(value)
             elif kind is inspect.Parameter.VAR_POSITIONAL:
-                raise GraphError(f"Step '{step.name}' takes *{key}; inputs need names.", help="Take a list instead.")
+                raise GraphError(
+                    f"Step '{step.name}' takes *{key}, but inputs need names.", help="Make it one parameter: a list."
+                )
             else:
                 inputs[key] = value
-        return self.add(step, name=self._free(step.name), inputs=inputs)
+        return self.add(step, name=self._free_name(step.name), inputs=inputs)
 
     def call_map(self, step: Step[..., Any], values: Any, fixed: Mapping[str, Any]) -> Ref:
         free = [key for key in step.parameters if key not in fixed]
         if not free:
             raise GraphError(f"Step '{step.name}' has no parameter left to map over.")
-        return self.add(step, name=self._free(step.name), inputs={free[0]: Each(values), **fixed})
+        return self.add(step, name=self._free_name(step.name), inputs={free[0]: Each(values), **fixed})
 
     def order(self, targets: Iterable[str] | None = None) -> list[str]:
-        """Names of the nodes, each behind what it needs; with targets, only those and what they need.
+        """Names of the nodes, each after the nodes that it needs. With targets, only those and the nodes they need.
 
         Raises:
             GraphError: an unknown target.
@@ -203,17 +208,17 @@ class Graph:
             if name not in wanted:
                 wanted.add(name)
                 waiting.extend(self.nodes[name].needs)
-        # Nodes are added behind what they refer to, so the order of adding is an order of running.
+        # Nodes are added after those that they refer to, so they can run in the order in which they were added.
         return [name for name in self.nodes if name in wanted]
 
     def get(self, name: str) -> Node:
         """The node of that name.
 
         Raises:
-            GraphError: there is none.
+            GraphError: the graph has no such node.
         """
         if name not in self.nodes:
-            raise GraphError(f"No step '{name}' in the graph.", help=nearest_names(name, self.nodes))
+            raise GraphError(f"The graph has no step '{name}'.", help=nearest_names(name, self.nodes))
         return self.nodes[name]
 
     def edges(self) -> list[tuple[str, str, str]]:
@@ -241,14 +246,14 @@ class Graph:
         ]
         return {"nodes": nodes, "edges": [{"from": a, "to": b, "input": key} for a, b, key in self.edges()]}
 
-    def _free(self, name: str) -> str:
+    def _free_name(self, name: str) -> str:
         number, free = 2, name
         while free in self.nodes:
             free, number = f"{name}_{number}", number + 1
         return free
 
     def _resolve(self, value: Any, name: str) -> Any:
-        """Turn steps and outputs into references, and see that references lead somewhere."""
+        """Replace steps and outputs by references, and check that each reference has a node."""
         if isinstance(value, Step):
             value = Ref(value.name, None, self)
         elif isinstance(value, Output):
@@ -296,7 +301,7 @@ def replace_refs(value: Any, replace: Callable[[Ref], Any]) -> Any:
 
 @contextmanager
 def trace(name: str = "graph") -> Iterator[Graph]:
-    """Inside, calling a step adds it to the graph instead of running it."""
+    """Inside the block, calling a step adds it to the graph instead of running it."""
     graph = Graph(name)
     token = tracing.set(graph)
     try:

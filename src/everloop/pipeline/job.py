@@ -1,4 +1,4 @@
-"""One attempt at one step, from stored inputs to stored outputs: the same wherever it runs."""
+"""One attempt at one step, from stored inputs to stored outputs. Every executor runs it in the same way."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.errors import StepOutputError
 from everloop.pipeline.artifacts import Stored, UnkeepableError, keep_value, load_value
 from everloop.pipeline.context import LogCall, StepContext, running_step
-from everloop.pipeline.outside.read_tracking import watching
+from everloop.pipeline.outside.read_tracking import track_reads
 from everloop.pipeline.steps import RESULT, Step, no_tracing
 from everloop.pipeline.type_annotations import check_result, declared_types, wanted_class
 
@@ -22,35 +22,35 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """In the place of a value: where it is kept."""
+class StoredInput:
+    """Stands for an input whose value is in the store."""
 
     stored: Stored
 
 
 @dataclass(frozen=True, slots=True)
-class Bundle:
-    """In the place of a dict of several outputs."""
+class StoredOutputs:
+    """Stands for an input that is a dict of several outputs of one step."""
 
     outputs: dict[str, Stored]
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What an executor runs. Everything in it can be sent to another process."""
+    """The work that an executor runs. All of it can be sent to another process."""
 
     name: str
     step: Step[..., Any]
     inputs: dict[str, Any]
-    """Parameter to value, with `Kept` and `Bundle` where values are in the store."""
+    """Parameter to value, with `StoredInput` and `StoredOutputs` for values that are in the store."""
     outputs: tuple[str, ...]
     run: str
     code: str
-    """Digest of the code that is meant: a worker that has other code under that name must not run it."""
+    """Digest of the step's code: a worker that has other code under that name must not run it."""
     modules: dict[str, str] = field(default_factory=dict)
     attempt: int = 1
     reached: tuple[str, ...] = ()
-    """Names of the functions and values that the step's code reaches."""
+    """Names of the functions and values that the step's code depends on."""
     packages: tuple[str, ...] = ()
     """Distributions that it uses."""
 
@@ -61,17 +61,17 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class JobOutcome:
-    """What became of a job that succeeded."""
+    """The result of a job that succeeded."""
 
     outputs: dict[str, Stored]
     observed: tuple[dict[str, Json], ...]
     seconds: float
     logged: tuple[LogCall, ...] = ()
-    """What the step logged and the worker could not write itself."""
+    """Metrics that the step logged and that the caller has to write."""
 
 
 class RemoteError(Exception):
-    """Shows, as a cause, where in the worker an error was raised."""
+    """The traceback of an error in a worker, attached to that error as its cause."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -88,15 +88,15 @@ def perform(
     log: Callable[[dict[str, Any], int | None], None] | None = None,
     held: MutableMapping[str, Any] | None = None,
 ) -> JobOutcome:
-    """Load the inputs, call the function, check and keep what it returns.
+    """Load the inputs, call the function, check its result and store it.
 
     Args:
-        log: writes metrics to the run; without it they are returned.
-        held: digest to frame, for values that stay in this process between steps.
+        log: writes metrics to the run; without it, they are returned in the outcome.
+        held: digest to frame, for frames that stay in this process's memory between steps.
 
     Raises:
-        StepOutputError: the result is not what the step declares, or cannot be kept.
-        Exception: whatever the function raises.
+        StepOutputError: the result is not what the step declares, or cannot be stored.
+        Exception: any error of the function.
     """
     from everloop.stores import collect_observations
 
@@ -104,20 +104,20 @@ def perform(
     types = declared_types(job.step.function)
     logged: list[LogCall] = []
     context = StepContext(
-        job.run, job.name, store, job.attempt, log or (lambda metrics, at: logged.append((metrics, at)))
+        job.run, job.name, store, job.attempt, log or (lambda metrics, step: logged.append((metrics, step)))
     )
     with (
         no_tracing(),
-        collect_observations() as seen,
+        collect_observations() as declared,
         running_step(context),
-        watching(store, job.packages) as watch,
+        track_reads(store, job.packages) as tracker,
     ):
-        arguments = {name: _open(value, store, types.get(name), held) for name, value in job.inputs.items()}
+        arguments = {name: _load_input(value, store, types.get(name), held) for name, value in job.inputs.items()}
         value = _call(job.step.function, arguments)
-        # A lazy frame is only computed while it is kept, so that belongs to the step as well.
-        outputs = _keep_result(job, value, types.get("return", Any), store, held)
-    read = [one for one in watch.observations(job.reached) if one not in seen]
-    return JobOutcome(outputs, (*seen, *read), time.perf_counter() - began, tuple(logged))
+        # A lazy frame is computed when it is stored, so storing is part of the step as well.
+        outputs = _store_result(job, value, types.get("return", Any), store, held)
+    tracked = [one for one in tracker.observations(job.reached) if one not in declared]
+    return JobOutcome(outputs, (*declared, *tracked), time.perf_counter() - began, tuple(logged))
 
 
 def _call(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
@@ -129,30 +129,30 @@ def _call(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
     return function(*leading, **arguments)
 
 
-def open_input(value: Any, load: Callable[[Stored], Any]) -> Any:
-    """The value of an input, with everything that is kept read in."""
-    if isinstance(value, Kept):
+def _load_stored(value: Any, load: Callable[[Stored], Any]) -> Any:
+    """An input with every stored value inside loaded."""
+    if isinstance(value, StoredInput):
         return load(value.stored)
-    if isinstance(value, Bundle):
+    if isinstance(value, StoredOutputs):
         return {name: load(stored) for name, stored in value.outputs.items()}
     if type(value) in (list, tuple):
-        return type(value)(open_input(item, load) for item in value)
+        return type(value)(_load_stored(item, load) for item in value)
     if type(value) is dict:
-        return {key: open_input(item, load) for key, item in value.items()}
+        return {key: _load_stored(item, load) for key, item in value.items()}
     return value
 
 
-def _open(value: Any, store: Store, annotation: Any, held: Mapping[str, Any] | None) -> Any:
-    wanted = wanted_class(annotation) if isinstance(value, Kept) else None
+def _load_input(value: Any, store: Store, annotation: Any, held: Mapping[str, Any] | None) -> Any:
+    wanted = wanted_class(annotation) if isinstance(value, StoredInput) else None
 
     def load(stored: Stored) -> Any:
         if held is not None and stored.digest in held and _is_eager(stored, wanted):
-            # A clone shares the columns but not the names and the order, so a step that changes its input
-            # in place changes its own.
+            # A clone shares the columns, but not their names and order. So a step that changes its input in place
+            # does not change the frame of other steps.
             return held[stored.digest].clone()
         return load_value(stored, store.objects, wanted)
 
-    return open_input(value, load)
+    return _load_stored(value, load)
 
 
 def _is_eager(stored: Stored, wanted: Any) -> bool:
@@ -161,24 +161,24 @@ def _is_eager(stored: Stored, wanted: Any) -> bool:
     return (form_of(wanted) or stored.meta.get("form")) == "polars"
 
 
-def _keep_result(
+def _store_result(
     job: Job, value: Any, annotation: Any, store: Store, held: MutableMapping[str, Any] | None
 ) -> dict[str, Stored]:
     check_result(value, annotation, job.name)
-    kept: dict[str, Stored] = {}
+    outputs: dict[str, Stored] = {}
     for name, item in _named_outputs(job, value).items():
         try:
             stored = keep_value(item, store.objects)
         except UnkeepableError as error:
-            what = f"returned a {type(item).__name__}" + ("" if name == RESULT else f" as '{name}'")
+            returned = f"returned a {type(item).__name__}" + ("" if name == RESULT else f" as '{name}'")
             raise StepOutputError(
-                f"Step '{job.name}' {what} that cannot be kept: {error}.",
+                f"Step '{job.name}' {returned} that cannot be stored: {error}.",
                 help="Return a frame, an array, plain values, a Path, or an object that can be pickled.",
             ) from error
-        kept[name] = stored
+        outputs[name] = stored
         if held is not None and stored.type == "frame" and stored.meta.get("form") == "polars":
             held[stored.digest] = item
-    return kept
+    return outputs
 
 
 def _named_outputs(job: Job, value: Any) -> dict[str, Any]:
@@ -190,12 +190,12 @@ def _named_outputs(job: Job, value: Any) -> dict[str, Any]:
     if isinstance(value, dict) and set(value) == set(names):
         return {name: value[name] for name in names}
     if isinstance(value, tuple | list):
-        what = f"{len(value)} values"
+        returned = f"{len(value)} values"
     elif isinstance(value, dict):
-        what = f"a dict with {', '.join(map(repr, value)) or 'nothing'}"
+        returned = f"a dict with the keys {', '.join(map(repr, value))}" if value else "an empty dict"
     else:
-        what = f"a {type(value).__name__}"
+        returned = f"a {type(value).__name__}"
     raise StepOutputError(
-        f"Step '{job.name}' declares the outputs {', '.join(names)}, but it returned {what}.",
+        f"Step '{job.name}' declares the outputs {', '.join(names)}, but it returned {returned}.",
         help="Return a tuple in that order or a dict with those keys.",
     )

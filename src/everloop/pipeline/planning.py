@@ -1,4 +1,4 @@
-"""What a run would do and why, without doing it."""
+"""The plan of a run: which steps would run and why, without running them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What would become of one step. Behind a step that would run, what it returns is not known: such a step may
-    turn out to be cached, if it gets what it got before."""
+    """Whether one step would run. The inputs of a step that follows a step that would run are not known yet, so it
+    may still come from the cache if they turn out to be the same as before."""
 
     name: str
     status: Literal["would run", "cached"]
@@ -36,7 +36,7 @@ def plan(
     force: Iterable[str] | bool = (),
     params: Mapping[str, Any] | None = None,
 ) -> list[Planned]:
-    """Say for each step, in order of running, whether it would run.
+    """Plan each step, in the order of running.
 
     Raises:
         GraphError: an unknown target or forced step.
@@ -55,14 +55,14 @@ def plan(
         last = cache.last(name)
         waiting = [need for need in node.needs if need not in results]
         if waiting:
-            # The inputs that come from there are left out of the comparison.
+            # The inputs that come from steps that would run are left out of the comparison.
             parts = fp.parts_of(node, node.params, store.objects, code=code)
             before = last.parts if last else None
             if before is not None:
                 before = {key: value for key, value in before.items() if key in parts or not key.startswith("input:")}
-            own = fp.reason(parts, before, code.home)
+            own_reason = fp.reason(parts, before, code.home)
             follows = f"follows {', '.join(waiting)}"
-            reason = follows if own == fp.NOTHING_CHANGED else f"{own}; {follows}"
+            reason = follows if own_reason == fp.NOTHING_CHANGED else f"{own_reason}; {follows}"
             planned.append(Planned(name, "would run", reason if name not in forced else fp.FORCED))
             continue
         parts = fp.parts_of(node, bind_inputs(node, results), store.objects, code=code)
@@ -72,9 +72,9 @@ def plan(
         if not node.step.cache:
             planned.append(Planned(name, "would run", fp.NOT_CACHED))
             continue
-        untold = fp.untold(parts)
-        if untold is not None:
-            planned.append(Planned(name, "would run", untold))
+        undigestible = fp.undigestible(parts)
+        if undigestible is not None:
+            planned.append(Planned(name, "would run", undigestible))
             continue
         found = cache.find(fp.fingerprint(parts), again=True)
         if isinstance(found, CacheHit):
@@ -87,7 +87,7 @@ def plan(
 
 
 def forced_steps(graph: Graph, force: Iterable[str] | bool) -> frozenset[str]:
-    """The names of the steps that are to run whatever the cache has."""
+    """The names of the steps that run even if the cache has their result."""
     if isinstance(force, bool):
         return frozenset(graph.nodes) if force else frozenset()
     return frozenset(graph.get(name).name for name in ([force] if isinstance(force, str) else force))

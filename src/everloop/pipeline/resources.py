@@ -1,4 +1,4 @@
-"""Amounts of what a step needs."""
+"""Amounts of resources, such as CPUs and memory."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
 def parse_amount(amount: float | str) -> float:
-    """`2` or `"4GB"` as a number; memory counts in bytes.
+    """Return `2` or `"4GB"` as a number; memory is in bytes.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: it is neither a number nor a size.
     """
     if isinstance(amount, int | float) and amount >= 0:
         return float(amount)
     found = _AMOUNT.fullmatch(str(amount).strip())
     if found is None or found.group(2).upper() not in _UNITS:
-        raise UsageError(f"'{amount}' is no amount of a resource.", help='Write a number, or a size such as "4GB".')
+        raise UsageError(f"'{amount}' is not an amount of a resource.", help='Write a number, or a size such as "4GB".')
     return float(found.group(1)) * _UNITS[found.group(2).upper()]

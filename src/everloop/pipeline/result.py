@@ -1,4 +1,4 @@
-"""What became of a graph's run, and the values that it made."""
+"""The result of a graph's run: its steps, its error, and the values that it made."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class GraphRun:
-    """What became of a graph's run."""
+    """The result of a graph's run."""
 
     run: str
     """Id of the run."""
     store: Store
     steps: list[StepRun] = field(default_factory=list)
-    """A record per step, in the order in which they ended; of a step that fans out, its elements before it."""
+    """A record per step, in the order in which they ended. The elements of a step that fans out come before it."""
     error: BaseException | None = None
     _results: dict[str, dict[str, Stored]] = field(default_factory=dict, repr=False)
     _artifacts: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
@@ -46,10 +46,12 @@ class GraphRun:
         )
 
     def value(self, name: str) -> Any:
-        """What a step returned: `"prepare"`, or one of several outputs, `"split.train"`. Several come as a dict.
+        """The value that a step returned: `"prepare"`, or one of several outputs, `"split.train"`.
+
+        Several outputs come as a dict.
 
         Raises:
-            GraphError: the run has no such step or output, or the step has not got that far.
+            GraphError: the run has no such step or output, or the step has no result.
         """
         step, outputs = self._outputs(name)
         if step != name or set(outputs) == {RESULT}:
@@ -57,10 +59,10 @@ class GraphRun:
         return {output: load_value(stored, self.store.objects) for output, stored in outputs.items()}
 
     def artifact(self, name: str) -> Artifact:
-        """The record of what a step returned; of several outputs, one has to be named: `"split.train"`.
+        """The artifact that a step returned. If it has several outputs, name one: `"split.train"`.
 
         Raises:
-            GraphError: as for `value`, or several outputs and none named.
+            GraphError: as for `value`, or the step has several outputs and none is named.
         """
         step, outputs = self._outputs(name)
         if len(outputs) > 1:
@@ -70,8 +72,8 @@ class GraphRun:
     def _outputs(self, name: str) -> tuple[str, dict[str, Stored]]:
         step, _, output = name.partition(".")
         if step not in self._results:
-            became = self.step(step)
-            raise GraphError(f"Step '{step}' has no result: it was {became.status} ({became.reason}).")
+            record = self.step(step)
+            raise GraphError(f"Step '{step}' has no result: it was {record.status} ({record.reason}).")
         outputs = self._results[step]
         if output and output not in outputs:
             raise GraphError(f"Step '{step}' has no output '{output}'.", help=f"It has: {', '.join(outputs)}")

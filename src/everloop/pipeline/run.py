@@ -36,17 +36,17 @@ def run_graph(
     """Run a graph, or the part of it that `targets` need.
 
     Args:
-        run: to whom the steps belong; without one a run is started, named like the graph.
-        executor: a name of the plugin table (`inline`, `pool`), or one made before.
-        force: names of steps that run whatever the cache has, or True for all.
+        run: the run that the steps belong to. By default, a new run is started with the graph's name.
+        executor: a name in the plugin table (`inline`, `pool`), or an executor.
+        force: names of steps that run even if the cache has their result, or True for all.
         params: parameters to set: `name` in every step that has it, `step.name` in one.
-        check: raise what made a step fail. Without, it is in the result's `error`, as for `subprocess.run`.
+        check: raise the error that made a step fail. With False it is in the result's `error`, as in `subprocess.run`.
 
     Raises:
-        GraphError: an unknown target or forced step, or a fan-out over what is no list.
+        GraphError: an unknown target or forced step, or a fan-out over something other than a list.
         UsageError: an unknown parameter, or resources that the executor does not have.
-        StepError: a step failed; its own exception is the cause. Errors of everloop are raised as they are.
-        KeyboardInterrupt: the run was interrupted; its steps say so.
+        StepError: a step failed; its own exception is the cause. Errors of everloop are raised unchanged.
+        KeyboardInterrupt: the run was interrupted; the records of its steps have the status `interrupted`.
     """
     order = targets_of(graph, targets)
     nodes = set_params(graph, params or {})
@@ -57,18 +57,18 @@ def run_graph(
             stack.callback(chosen.close)
         else:
             chosen = executor
-        turn: GraphScheduler | None = None
+        scheduler: GraphScheduler | None = None
         try:
             with ExitStack() as tracked:
                 if run is None:
                     from everloop.tracking import start_run
 
                     run = tracked.enter_context(start_run(graph.name, store=store, params=dict(params or {})))
-                turn = GraphScheduler(store, run, nodes, order, chosen, forced, listener or Listener())
-                turn.go()
-                if turn.result.error is not None:
-                    raise turn.result.error
+                scheduler = GraphScheduler(store, run, nodes, order, chosen, forced, listener or Listener())
+                scheduler.run_all()
+                if scheduler.result.error is not None:
+                    raise scheduler.result.error
         except Exception as error:
-            if check or turn is None or error is not turn.result.error:
+            if check or scheduler is None or error is not scheduler.result.error:
                 raise
-    return turn.result
+    return scheduler.result

@@ -1,4 +1,4 @@
-"""How progress is told to whoever draws it."""
+"""The listener of a graph's run: the interface for showing its progress."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
 
 
 class Listener:
-    """Told of what happens in a graph's run, in order, from the thread that runs it. Override what you need."""
+    """Receives the events of a graph's run, in order, in the thread that runs it. Override the methods you need."""
 
     def on_begin(self, names: Sequence[str]) -> None:
-        """The run starts; these steps belong to it, in this order."""
+        """The run starts, with these steps in this order."""
 
     def on_start(self, name: str, reason: str) -> None:
-        """A step starts to run. Cached and skipped ones only finish."""
+        """A step starts to run. Cached and skipped steps only finish."""
 
     def on_progress(self, name: str, progress: StepProgress) -> None:
-        """A running step has said how far it has come; as often as it likes."""
+        """A running step has reported its progress. This may happen very often."""
 
     def on_retry(self, name: str, error: BaseException, wait_s: float) -> None:
-        """An attempt failed and another follows in so many seconds."""
+        """An attempt failed; the next one starts in `wait_s` seconds."""
 
     def on_finish(self, step: StepRun) -> None:
-        """A step has ended, with any status; of a step that fans out, each element by itself and then the whole."""
+        """A step has ended, with any status. A step that fans out ends after each of its elements has ended."""
 
     def on_end(self) -> None:
-        """The run is over, whatever became of it."""
+        """The run has ended, successfully or not."""

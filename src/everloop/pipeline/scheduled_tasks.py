@@ -1,4 +1,4 @@
-"""What a turn has in hand: single tasks, and steps that have fanned out into some."""
+"""Tasks of a graph's run: single steps, and steps that fan out into one task per element."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ScheduledTask:
         return fp.fingerprint(self.parts)
 
     def release(self) -> None:
-        """Give back the lock of the fingerprint."""
+        """Release the lock of the fingerprint."""
         if self.lock is not None:
             self.lock.close()
             self.lock = None
@@ -48,7 +48,7 @@ class ScheduledTask:
 
 @dataclass
 class FanOut:
-    """A step that fans out, while its elements run."""
+    """A step that fans out, while its elements run. `elements` and `steps` fill up as they end."""
 
     node: Node
     inputs: dict[str, Any]
@@ -60,6 +60,7 @@ class FanOut:
 
 
 def count_readers(nodes: Mapping[str, Node], order: Iterable[str]) -> dict[str, int]:
+    """Name of each node to the number of nodes that read its output."""
     counts: dict[str, int] = {}
     for name in order:
         for need in nodes[name].needs:
@@ -68,4 +69,5 @@ def count_readers(nodes: Mapping[str, Node], order: Iterable[str]) -> dict[str, 
 
 
 def needs_of(node: Node) -> dict[str, float]:
+    """The resources that one run of a node needs; one CPU if it declares none."""
     return {"cpu": 1.0, **{name: parse_amount(amount) for name, amount in node.step.resources.items()}}

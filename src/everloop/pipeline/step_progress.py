@@ -1,4 +1,4 @@
-"""How far a running step has come: said by the step, drawn by whoever watches the run.
+"""Progress of a running step: reported by the step, shown by the listener of the run.
 
     @el.step
     def embed(rows: pl.DataFrame) -> pl.DataFrame:
@@ -6,7 +6,7 @@
             el.progress(number * 1000, rows.height, note="embedding")
             ...
 
-Where nobody watches, and outside of a step, saying so costs two look-ups and does nothing.
+Without a listener, and outside of a step, a call costs two look-ups and does nothing.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StepProgress:
-    """How far one step has come."""
+    """Progress of one step."""
 
     done: float
     total: float | None = None
-    """None where it is not known."""
+    """None if not known."""
     note: str = ""
     unit: str = ""
-    """Such as `rows`; `s` where a time budget is used up."""
+    """Such as `rows`; `s` for a time budget."""
 
     def text(self) -> str:
-        """As people read it: `31 of 60 s · 7 trials, best roc_auc 0.731`."""
+        """The progress as text: `31 of 60 s · 7 trials, best roc_auc 0.731`."""
         amount = f"{self.done:,.0f}" if self.total is None else f"{self.done:,.0f} of {self.total:,.0f}"
         amount = f"{amount} {self.unit}" if self.unit else amount
         return f"{amount} · {self.note}" if self.note else amount
@@ -45,27 +45,27 @@ _watcher: ContextVar[Callable[[str, StepProgress], None] | None] = ContextVar("e
 
 
 def progress(done: float, total: float | None = None, *, note: str = "", unit: str = "") -> None:
-    """Say how far the running step has come; call it as often as you like.
+    """Report the progress of the running step. Call it as often as you like.
 
-    It is shown where the run is watched, as in the terminal of `everloop run`, and is an event `run.progress` at most
-    every ten seconds. A step in another process (`--on pool`, or one with `timeout_s`) shows its seconds only.
+    `everloop run` shows it in the terminal, and an event `run.progress` is written at most every ten seconds. For a
+    step in another process (`--on pool`, or with `timeout_s`), only the seconds that it has run are shown.
 
     Args:
         done: how much is done, in any unit.
-        total: how much there is to do, if that is known.
-        note: what else is worth knowing, such as the best score so far.
+        total: how much there is to do, if known.
+        note: anything else worth showing, such as the best score so far.
         unit: of `done` and `total`, such as `rows`.
     """
     watcher = _watcher.get()
     step = current_step()
     if watcher is not None and step is not None:
-        whole = float(total) if total is not None and isfinite(total) else None
-        watcher(step.name, StepProgress(float(done) if isfinite(done) else 0.0, whole, note, unit))
+        finite_total = float(total) if total is not None and isfinite(total) else None
+        watcher(step.name, StepProgress(float(done) if isfinite(done) else 0.0, finite_total, note, unit))
 
 
 @contextmanager
 def watch_steps(watcher: Callable[[str, StepProgress], None]) -> Iterator[None]:
-    """Inside the block, call `watcher` with a step's name and its news, in the thread that runs the step."""
+    """Inside the block, call `watcher` with a step's name and its progress, in the thread that runs the step."""
     token = _watcher.set(watcher)
     try:
         yield

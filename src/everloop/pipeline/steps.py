@@ -24,26 +24,26 @@ RESULT = "result"
 """The name of the only output of a step that declares none."""
 
 by_value: ContextVar[frozenset[str]] = ContextVar("everloop_by_value", default=frozenset())
-"""Modules whose steps are pickled whole, because the process that reads them has other code under that name."""
+"""Modules whose steps are pickled by value, because the receiving process has other code under that name."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]*")
 _SPREAD = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class Step(Generic[P, R]):
-    """A function that a graph can run. Called outside of a graph it is that function.
+    """A function that a graph can run. Outside of a graph, calling the step calls the function.
 
     Attributes:
-        function: what runs.
+        function: the function.
         name: unique in a graph.
         retries: how often to try again after an error, a timeout or a lost worker.
-        backoff_s: wait before the first retry; it doubles with each, give or take a half.
-        timeout_s: an attempt that takes longer is killed. A step with a timeout always runs in a process of
-            its own, for nothing else can stop native code for certain.
-        cache: whether a former result may stand for a new run.
+        backoff_s: wait before the first retry. It doubles with each retry, and varies at random by up to a half.
+        timeout_s: an attempt that takes longer is killed. A step with a timeout always runs in a separate process,
+            because nothing else can reliably stop native code.
+        cache: whether an earlier result may be used instead of running.
         version: changing it makes the step run again.
-        resources: what one run of it needs, such as `{"cpu": 2, "memory": "4GB"}`.
-        outputs: names of several outputs, when it returns a tuple (in that order) or a dict (with those keys).
+        resources: the resources that one run needs, such as `{"cpu": 2, "memory": "4GB"}`.
+        outputs: names of several outputs, if the function returns a tuple (in that order) or a dict (with those keys).
     """
 
     # Set by functools.update_wrapper.
@@ -65,12 +65,12 @@ class Step(Generic[P, R]):
     ) -> None:
         if not callable(function):
             raise UsageError(
-                f"@step stands before a function, not {function!r}.",
-                help="Write @step, or @step(name='…') with its arguments named.",
+                f"@step decorates a function, not {function!r}.",
+                help="Write @step, or @step(name='…') with named arguments.",
             )
-        own: str = name or getattr(function, "__name__", None) or type(function).__name__
+        step_name: str = name or getattr(function, "__name__", None) or type(function).__name__
         self.function = function
-        self.name: str = "step" if own == "<lambda>" else own
+        self.name: str = "step" if step_name == "<lambda>" else step_name
         self.retries = retries
         self.backoff_s = backoff_s
         self.timeout_s = timeout_s
@@ -83,7 +83,7 @@ class Step(Generic[P, R]):
 
     def _check(self, outputs: Iterable[str] | None) -> None:
         if not _NAME.fullmatch(self.name):
-            raise UsageError(f"'{self.name}' cannot name a step.", help="Use letters, digits, '_' and '-'.")
+            raise UsageError(f"'{self.name}' is not a valid name of a step.", help="Use letters, digits, '_' and '-'.")
         if isinstance(outputs, str) or len(set(self.outputs)) != len(self.outputs):
             raise UsageError(
                 f"Step '{self.name}' declares outputs={outputs!r}.",
@@ -93,7 +93,7 @@ class Step(Generic[P, R]):
             raise UsageError(
                 f"Step '{self.name}' has retries={self.retries}, backoff_s={self.backoff_s}, "
                 f"timeout_s={self.timeout_s}.",
-                help="None of them can be negative, and a timeout is above 0.",
+                help="None of them may be negative, and timeout_s must be above 0.",
             )
         if inspect.isgeneratorfunction(self.function) or inspect.iscoroutinefunction(self.function):
             raise UsageError(
@@ -105,14 +105,14 @@ class Step(Generic[P, R]):
         tracer = tracing.get()
         if tracer is None:
             return self.function(*args, **kwargs)
-        # Inside a trace the call is a node, and what it returns stands for the result to come.
+        # Inside a trace the call adds a node, and returns a reference to its future result.
         return cast("R", tracer.call(self, args, kwargs))
 
     def map(self, values: Any, /, **fixed: Any) -> Any:
-        """Run the step once per value, given to its first parameter; each result is cached on its own.
+        """Run the step once per value, which is passed to its first parameter. Each result is cached by itself.
 
-        Outside of a graph: a list of results. Inside a trace: the output of one node that fans out, whether
-        `values` is a list or the output of another step.
+        Outside of a graph this returns the list of results. Inside a trace it returns the output of one node that
+        fans out; there, `values` may also be the output of another step.
         """
         tracer = tracing.get()
         if tracer is None:
@@ -125,16 +125,16 @@ class Step(Generic[P, R]):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Parameter name to default, without those that take any number of values."""
+        """Parameter name to default, without `*args` and `**kwargs`."""
         return {one.name: one.default for one in self.signature.parameters.values() if one.kind not in _SPREAD}
 
     @property
     def takes_any(self) -> bool:
-        """Whether it takes named values beside its parameters."""
+        """Whether the function has a `**kwargs` parameter."""
         return any(one.kind is inspect.Parameter.VAR_KEYWORD for one in self.signature.parameters.values())
 
     def __getattr__(self, name: str) -> Any:
-        # Only called for what is not there: one of several outputs, as in `split.train`.
+        # Python calls this only for missing attributes: here, one of several outputs, as in `split.train`.
         if name in self.__dict__.get("outputs", ()):
             return Output(self, name)
         raise AttributeError(f"{type(self).__name__} {self.__dict__.get('name', '')!r} has no attribute {name!r}")
@@ -143,7 +143,7 @@ class Step(Generic[P, R]):
         return f"<step {self.name}>"
 
     def __reduce__(self) -> Any:
-        # By reference where another process can find it by its name, as functions are; else by value.
+        # Like functions: pickled by reference if another process can find the step by its name, else by value.
         module, name = self.__dict__.get("__module__", ""), self.__dict__.get("__qualname__", "")
         if module not in ("__main__", *by_value.get()) and _find_by_name(module, name) is self:
             return _load_by_name, (module, name)
@@ -174,7 +174,7 @@ class Output:
 
 
 class Tracer(Protocol):
-    """Takes the calls of steps instead of running them."""
+    """Receives calls of steps instead of running them."""
 
     def call(self, step: Step[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any: ...
 
@@ -182,12 +182,12 @@ class Tracer(Protocol):
 
 
 tracing: ContextVar[Tracer | None] = ContextVar("everloop_tracing", default=None)
-"""Who takes the calls of steps here, if anybody."""
+"""The tracer that receives calls of steps in this context; None if steps run when called."""
 
 
 @contextmanager
 def no_tracing() -> Iterator[None]:
-    """Inside, steps are plain functions again: a step may call others."""
+    """Inside the block, steps are plain functions, so that one step can call another."""
     token = tracing.set(None)
     try:
         yield
@@ -214,7 +214,7 @@ def step(
 
 
 def step(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
-    """Make a function a step: `@step`, or `@step(retries=2, timeout_s=60)`. See `Step` for what can be said."""
+    """Make a function a step: `@step`, or `@step(retries=2, timeout_s=60)`. See `Step` for the options."""
     if function is None:
         return lambda function: Step(function, **options)
     return Step(function, **options)

@@ -1,4 +1,4 @@
-"""What a step declares about its inputs and its result, and whether a value is that."""
+"""Type annotations of steps: resolving them, and checking a result against them."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from everloop.pipeline.code.source_files import find_source
 if typing.TYPE_CHECKING:
     from collections.abc import Callable
 
-# What stands for a number: whole ones for others, as type checkers have it, and those of NumPy.
-_KEPT_TYPES = frozenset({"polars", "pandas", "pyarrow", "numpy"})
+_DATA_PACKAGES = frozenset({"polars", "pandas", "pyarrow", "numpy"})
+# As for type checkers, an int is a valid float. NumPy's numbers are valid too.
 _NUMBERS: dict[type, type] = {int: numbers.Integral, float: numbers.Real, complex: numbers.Complex}
 
 
 def declared_types(function: Callable[..., Any]) -> dict[str, Any]:
-    """Parameter name to type, and `return`. What cannot be resolved here is left out."""
+    """Parameter name to type, and `return`. Annotations that cannot be resolved are left out."""
     plain = inspect.unwrap(function)
-    space = _Names(plain)
+    namespace = _Names(plain)
     found: dict[str, Any] = {}
     try:
         annotations = dict(getattr(plain, "__annotations__", {}))
     except NameError:
         return found
     for name, annotation in annotations.items():
-        # One at a time: a single name that cannot be resolved would lose them all.
+        # One at a time: in a single call, one name that cannot be resolved would fail them all.
         holder = types.SimpleNamespace(__annotations__={name: annotation})
         try:
-            found.update(typing.get_type_hints(holder, globalns={}, localns=space))
+            found.update(typing.get_type_hints(holder, globalns={}, localns=namespace))
         except (NameError, AttributeError, TypeError, SyntaxError):
             continue
     return found
 
 
 class _Names(dict[str, Any]):
-    """A function's globals and, where those have no such name, what its module imports for type checkers only."""
+    """A function's globals, and for other names, what its module imports under `if TYPE_CHECKING:`."""
 
     def __init__(self, function: Any) -> None:
         super().__init__(getattr(function, "__globals__", {}))
@@ -53,8 +53,8 @@ class _Names(dict[str, Any]):
         source = find_source(code.co_filename) if code is not None else None
         for module, attribute in source.guarded_imports.get(name, []) if source is not None else []:
             loaded = sys.modules.get(module)
-            if loaded is None and module.partition(".")[0] in _KEPT_TYPES:
-                # Whoever declares a frame is about to handle one.
+            if loaded is None and module.partition(".")[0] in _DATA_PACKAGES:
+                # A step that declares a frame will need this package anyway.
                 loaded = importlib.import_module(module)
             if loaded is not None:
                 return getattr(loaded, attribute) if attribute else loaded
@@ -64,7 +64,7 @@ class _Names(dict[str, Any]):
 
 
 def wanted_class(annotation: Any) -> Any:
-    """The class that a reader wants: of `X | None` it is X; None where it does not matter."""
+    """The class that an annotation asks for: X for `X | None`; None if there are several."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         inner = [one for one in typing.get_args(annotation) if one is not type(None)]
         return inner[0] if len(inner) == 1 else None
@@ -72,7 +72,7 @@ def wanted_class(annotation: Any) -> Any:
 
 
 def matches(value: object, annotation: Any) -> bool:
-    """Whether a value is what an annotation says, as far as can be told without looking inside containers."""
+    """Whether a value has the annotated type, checked without looking inside containers."""
     if annotation in (Any, inspect.Parameter.empty) or isinstance(annotation, typing.TypeVar | str):
         return True
     if annotation is None or annotation is type(None):
@@ -98,20 +98,20 @@ def matches(value: object, annotation: Any) -> bool:
 
 
 def check_result(value: object, annotation: Any, step: str) -> None:
-    """Raise where a step returned something other than it declares.
+    """Check the result of a step against its return annotation.
 
     Raises:
-        StepOutputError: names the step and both types.
+        StepOutputError: it does not match; the message names the step and both types.
     """
     if not matches(value, annotation):
         raise StepOutputError(
             f"Step '{step}' declares that it returns {show_type(annotation)}, but it returned {_show_value(value)}.",
-            help="Return that, or change the annotation behind '->'.",
+            help="Return that type, or change the annotation after '->'.",
         )
 
 
 def show_type(annotation: Any) -> str:
-    """A type as people write it."""
+    """A type as it is written in code."""
     if annotation is type(None) or annotation is None:
         return "None"
     if typing.get_origin(annotation) is not None or not isinstance(annotation, type):

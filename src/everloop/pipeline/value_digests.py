@@ -1,12 +1,12 @@
 """Digests of values that are the same in every process.
 
-`hash()` and set order change with PYTHONHASHSEED and `repr` of an object holds its address; here a value is written
-type by type. Everything that can change what code does with a value counts: its type, the order of a dict, what the
-class of an instance does. Numbers of different types are different values; a set has no order.
+`hash()` and set order change with PYTHONHASHSEED, and `repr` of an object may contain its address. So a value is
+written type by type. Everything that can change what code does with a value counts: its type, the order of a dict, the
+code of an instance's class. Numbers of different types are different values; a set has no order.
 
-Other objects are taken apart as `pickle` would do it, into the call that makes them again and their state, so that
-subclasses of built-in types, slots, compiled patterns and the tables of Polars, pandas and Arrow have a digest too.
-What has no content that could be written (a connection, a generator, an open file) has none.
+Other objects are taken apart as `pickle` does, into the call that makes them again and their state. So subclasses of
+built-in types, slots, compiled patterns and the tables of Polars, pandas and Arrow have a digest too. Objects without
+readable content (a connection, a generator, an open file) have none.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _PLAIN_LEAVES: tuple[type, ...] = (
     complex,
     *{type(pathlib.PurePosixPath()), type(pathlib.PureWindowsPath()), type(pathlib.Path())},
 )
-# They guard and separate, and hold nothing that a result could depend on.
+# Locks and thread-local storage hold nothing that a result could depend on.
 _EMPTY_KINDS: tuple[type, ...] = (type(threading.Lock()), type(threading.RLock()), threading.local)
 _BUILTINS: tuple[type, ...] = (bool, int, float, complex, str, bytes, bytearray, tuple, list, dict, set, frozenset)
 _VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
@@ -53,7 +53,7 @@ _PROTOCOL = 4
 
 
 class UndigestibleError(TypeError):
-    """A value whose content cannot be told from outside. Never leaves this room."""
+    """A value whose content cannot be read. Callers in this package catch it; it never reaches users."""
 
 
 def digest_value(value: object, refer: Refer | None = None) -> str:
@@ -61,12 +61,12 @@ def digest_value(value: object, refer: Refer | None = None) -> str:
 
     Args:
         value: without `refer`: None, numbers, text, bytes, dates, paths, enums, patterns, NumPy arrays, and lists,
-            tuples, sets and dicts of these. With it: any object whose content can be told.
-        refer: writes what is code (functions, classes, modules) as a short text; None for what is not code.
+            tuples, sets and dicts of these. With it: any object whose content can be read.
+        refer: returns a short text for code (functions, classes, modules), and None for anything else.
 
     Raises:
-        UndigestibleError: there is something inside whose content cannot be told; without `refer`, or something
-            that is not plain, or the value contains itself.
+        UndigestibleError: the content of something inside cannot be read. Without `refer`, also if something inside
+            is not plain, or the value contains itself.
     """
     written = _Writer(refer)
     try:
@@ -77,7 +77,7 @@ def digest_value(value: object, refer: Refer | None = None) -> str:
 
 
 def digest_text(*parts: str) -> str:
-    """Return 32 hex digits over texts; where one ends and the next begins counts."""
+    """Return 32 hex digits over texts. The boundaries between the texts count."""
     hasher = hashlib.sha256()
     for part in parts:
         data = part.encode("utf-8", "surrogatepass")
@@ -93,20 +93,20 @@ def kind_of(value: object) -> str:
 
 
 def is_constant(value: object) -> bool:
-    """Whether a value can never be changed in place, so that the same object is the same content."""
+    """Whether a value can never be changed in place, so that the same object always has the same content."""
     return value is None or type(value) in (bool, int, float, str, bytes, complex, range, *_PLAIN_LEAVES)
 
 
 class _Writer:
-    """Writes one value. `outer` is the writer of the set that the value is an element of."""
+    """Hashes one value. For an element of a set, `outer` is the writer of the set."""
 
     def __init__(self, refer: Refer | None, outer: _Writer | None = None) -> None:
         self.hash = hashlib.sha256()
         self.refer = refer
         self.outer = outer
-        # The order of the first visit names an object that is met again: that ends cycles, and makes the digest of
-        # a graph of objects as long as the graph. Values are held, for an address is only theirs while they live.
-        self.met: dict[int, tuple[int, object]] = {}
+        # Identity to position of first visit. An object that is visited again is written as its position: this ends
+        # cycles, and each object is written once. The object is kept alive so that its identity stays unique.
+        self.visited: dict[int, tuple[int, object]] = {}
         self.known_types: dict[type, str] = outer.known_types if outer is not None else {}
 
     def write(self, value: object) -> None:
@@ -114,7 +114,7 @@ class _Writer:
         if value is None or value is ... or value is NotImplemented:
             self._leaf("singleton", repr(value))
         elif kind is int or kind is bool:
-            # Not in decimal digits: Python refuses to write more than some thousand of them.
+            # Not in decimal: Python refuses to write integers of more than 4300 decimal digits.
             self._leaf(kind.__name__, hex(value))  # type: ignore[arg-type]
         elif kind is float:
             self._leaf("float", value.hex())  # type: ignore[attr-defined]
@@ -130,35 +130,35 @@ class _Writer:
             self._leaf(kind.__name__, repr(value))
         elif kind is re.Pattern:
             self._leaf("pattern", f"{value.pattern!r} {value.flags}")  # type: ignore[attr-defined]
-        elif not self._code(value) and not self._again(value):
+        elif not self._write_code(value) and not self._write_visited(value):
             self._nested(value)
 
-    # --- what may be met again ------------------------------------------------------------------------------
+    # --- values that may be visited again -------------------------------------------------------------------
 
-    def _code(self, value: object) -> bool:
+    def _write_code(self, value: object) -> bool:
         text = self.refer(value) if self.refer is not None else None
         if text is None:
             return False
         self._leaf("reference", text)
         return True
 
-    def _again(self, value: object) -> bool:
-        place: int | None = None
+    def _write_visited(self, value: object) -> bool:
+        position: int | None = None
         writer: _Writer | None = self
-        while writer is not None and place is None:
-            if id(value) in writer.met:
-                place = writer.met[id(value)][0]
+        while writer is not None and position is None:
+            if id(value) in writer.visited:
+                position = writer.visited[id(value)][0]
             writer = writer.outer
-        if place is not None:
+        if position is not None:
             if self.refer is None:
                 raise UndigestibleError(f"a {kind_of(value)} that contains itself")
-            self._leaf("again", str(place))
+            self._leaf("again", str(position))
             return True
-        self.met[id(value)] = (self._count(), value)
+        self.visited[id(value)] = (self._count(), value)
         return False
 
     def _count(self) -> int:
-        return len(self.met) + (self.outer._count() if self.outer is not None else 0)
+        return len(self.visited) + (self.outer._count() if self.outer is not None else 0)
 
     def _nested(self, value: Any) -> None:
         kind = type(value)
@@ -181,8 +181,8 @@ class _Writer:
         elif not self._numpy(value):
             self._object(value)
         if self.refer is None:
-            # Plain data is a tree: what contains itself has been refused by now, and the rest may be met again.
-            del self.met[id(value)]
+            # Plain data is a tree. A value that contains itself was refused above; any other may occur again.
+            del self.visited[id(value)]
 
     def _numpy(self, value: object) -> bool:
         numpy: Any = sys.modules.get("numpy")
@@ -223,18 +223,18 @@ class _Writer:
             self._leaf("stream", getattr(value, "name", ""))
             return
         self._leaf("object", self._type(kind))
-        own = origin_of(kind.__module__) == "project"
-        base = next((one for one in _BUILTINS if isinstance(value, one)), None) if own else None
+        of_project = origin_of(kind.__module__) == "project"
+        base = next((one for one in _BUILTINS if isinstance(value, one)), None) if of_project else None
         if base is not None:
-            self._base(base, value)
-        # A class of the project may leave out of its pickle what its methods use all the same.
-        if own:
+            self._built_in_content(base, value)
+        # A class of the project may leave attributes out of its pickle that its methods use.
+        if of_project:
             self._attributes(value)
-        if base is None and not (own and _is_pure(kind)):
-            self._taken_apart(value)
+        if base is None and not (of_project and _is_pure(kind)):
+            self._reduced(value)
 
-    def _base(self, base: type, value: Any) -> None:
-        """The content that an instance of a subclass has from a built-in type, whatever the subclass makes of it."""
+    def _built_in_content(self, base: type, value: Any) -> None:
+        """Write an instance of a subclass of a built-in type as that type, even if it overrides the type's methods."""
         if base in (bool, int):
             self._leaf("int", hex(int.__index__(value)))
         elif base is float:
@@ -261,7 +261,7 @@ class _Writer:
         try:
             found.update(object.__getattribute__(value, "__dict__"))
         except AttributeError:
-            # A class with slots only.
+            # The class has slots only.
             found = {}
         for one in type(value).__mro__:
             slots = vars(one).get("__slots__", ())
@@ -271,34 +271,34 @@ class _Writer:
                     try:
                         found[name] = member.__get__(value)
                     except AttributeError:
-                        continue  # a slot that is not filled
+                        continue  # the slot has no value
         self._pairs("attributes", found)
 
-    def _taken_apart(self, value: Any) -> None:
+    def _reduced(self, value: Any) -> None:
         try:
             registered = copyreg.dispatch_table.get(type(value))
-            made = value.__reduce_ex__(_PROTOCOL) if registered is None else registered(value)
+            reduced = value.__reduce_ex__(_PROTOCOL) if registered is None else registered(value)
         except RecursionError:
             raise
         except Exception as error:
-            # Whatever the class's own code raises: it does not want to be taken apart.
+            # The class may raise any error if it cannot be pickled.
             raise UndigestibleError(f"the content of a {kind_of(value)}, which cannot be read") from error
-        if isinstance(made, str):
-            self._leaf("global", made)
+        if isinstance(reduced, str):
+            self._leaf("global", reduced)
             return
-        function, arguments, state, items, pairs = (*made, None, None, None)[:5]
+        function, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
         name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
         if origin_of(str(getattr(function, "__module__", None) or "builtins")) == "project":
             self.write(function)
         self._leaf("made by", name)
-        # Held, for what is made for this moment would otherwise lend its address to the next.
-        held = [arguments, state, list(items or ()), list(pairs or ())]
-        self.met[id(held)] = (self._count(), held)
-        for part in held:
+        # Kept alive: these parts are temporary, and a later object could get the same identity.
+        temporary = [arguments, state, list(items or ()), list(pairs or ())]
+        self.visited[id(temporary)] = (self._count(), temporary)
+        for part in temporary:
             self.write(part)
 
     def _type(self, kind: type) -> str:
-        """The name of a class; where it is code of the project, `refer` follows it."""
+        """The name of a class. For code of the project, `refer` names it, and traces it."""
         if kind not in self.known_types:
             text = self.refer(kind) if self.refer is not None else None
             self.known_types[kind] = text or f"{kind.__module__}.{kind.__qualname__}"
@@ -320,23 +320,23 @@ class _Writer:
             self.write(item)
 
     def _pairs(self, tag: str, pairs: Any) -> None:
-        # In their order: whoever loops over a dict, of new column names say, is given it.
+        # The order of a dict counts: code that loops over it, for example over new column names, depends on it.
         self._leaf(tag, str(len(pairs)))
         for key, item in pairs.items():
             self.write(key)
             self.write(item)
 
     def _unordered(self, tag: str, items: Iterable[object]) -> None:
-        self._bytes(tag, b"".join(sorted(self._apart(item) for item in items)))
+        self._bytes(tag, b"".join(sorted(self._element_digest(item) for item in items)))
 
-    def _apart(self, value: object) -> bytes:
+    def _element_digest(self, value: object) -> bytes:
         inner = _Writer(self.refer, self)
         inner.write(value)
         return inner.hash.digest()
 
 
 def _is_pure(kind: type) -> bool:
-    """Whether all that an instance holds stands in its attributes: no base is written in C but `object`."""
+    """Whether an instance holds all of its data in attributes: no base class but `object` is written in C."""
     return all(one is object or origin_of(one.__module__) == "project" or _is_abstract(one) for one in kind.__mro__)
 
 

@@ -16,40 +16,41 @@ _EMPTY = inspect.Parameter.empty
 
 
 class Wiring:
-    """Places steps behind what they need, depth first, and remembers the path to tell a cycle.
+    """Orders steps after the steps that they need, depth first.
 
-    `placed` has each step by its name, with its inputs, in an order in which they can run.
+    `ordered` maps the name of each step to the step and its inputs, in an order in which the steps can run.
     """
 
     def __init__(self, steps: Iterable[Step[..., Any]], given: dict[str, object]) -> None:
-        self.placed: dict[str, tuple[Step[..., Any], dict[str, Any]]] = {}
+        self.ordered: dict[str, tuple[Step[..., Any], dict[str, Any]]] = {}
         self.given = given
         self.steps: dict[str, Step[..., Any]] = {}
         self.path: list[str] = []
+        """The steps that are being visited, to detect a cycle."""
         for value in given.values():
             if isinstance(value, Step):
-                self.accept(value)
+                self._register(value)
             elif isinstance(value, Output):
-                self.accept(value.step)
+                self._register(value.step)
         for one in steps:
-            self.accept(one)
+            self._register(one)
         for one in list(self.steps.values()):
-            self.place(one)
+            self._visit(one)
 
-    def accept(self, step: Step[..., Any]) -> None:
-        known = self.steps.setdefault(step.name, step)
-        if known is not step:
+    def _register(self, step: Step[..., Any]) -> None:
+        if self.steps.setdefault(step.name, step) is not step:
             raise GraphError(
                 f"The graph has two steps called '{step.name}'.", help="Name one of them: @step(name='…')."
             )
 
-    def place(self, step: Step[..., Any]) -> None:
+    def _visit(self, step: Step[..., Any]) -> None:
         if step.name in self.path:
             cycle = [*self.path[self.path.index(step.name) :], step.name]
             raise GraphError(
-                f"The steps need each other in a circle: {' → '.join(cycle)}.", help="Rename one of these parameters."
+                f"The steps depend on each other in a cycle: {' → '.join(cycle)}.",
+                help="Rename one of these parameters.",
             )
-        if step.name in self.placed:
+        if step.name in self.ordered:
             return
         self.path.append(step.name)
         inputs: dict[str, Any] = {}
@@ -57,45 +58,46 @@ class Wiring:
             source = self._source(step, key, default)
             if source is not _EMPTY:
                 inputs[key] = source
-        self.placed[step.name] = step, inputs
+        self.ordered[step.name] = step, inputs
         self.path.pop()
 
     def _source(self, step: Step[..., Any], key: str, default: Any) -> Any:
         if key in self.given and not (isinstance(self.given[key], Step) and self.given[key] is step):
             source = self.given[key]
             for used in [source] if isinstance(source, Step) else [source.step] if isinstance(source, Output) else []:
-                self.place(used)
+                self._visit(used)
             return source
-        provider = self.steps.get(key) or self._near(step, key)
+        provider = self.steps.get(key) or self._find_in_module(step, key)
         if provider is not None:
-            self.place(provider)
+            self._visit(provider)
             return provider
         owners = [one for one in self.steps.values() if key in one.outputs]
         if len(owners) > 1:
             raise GraphError(
                 f"Input '{key}' of step '{step.name}' could come from: {', '.join(one.name for one in owners)}.",
-                help=f"Say which: Graph.wire(…, given={{'{key}': {owners[0].name}.{key}}}).",
+                help=f"Choose one: Graph.wire(…, given={{'{key}': {owners[0].name}.{key}}}).",
             )
         if owners:
-            self.place(owners[0])
+            self._visit(owners[0])
             return Output(owners[0], key)
         if default is _EMPTY:
-            steps = {**_steps_beside(step), **self.steps}
+            steps = {**_steps_in_module(step), **self.steps}
             known = [*steps, *(name for one in self.steps.values() for name in one.outputs), *self.given]
             raise GraphError(
-                f"Nothing provides the input '{key}' of step '{step.name}'.", help=nearest_names(key, known, one="step")
+                f"Nothing provides the input '{key}' of step '{step.name}'.",
+                help=nearest_names(key, known, noun="step"),
             )
         return default
 
-    def _near(self, step: Step[..., Any], key: str) -> Step[..., Any] | None:
-        """A step of that name beside the one that asks for it."""
-        found = _steps_beside(step).get(key)
+    def _find_in_module(self, step: Step[..., Any], key: str) -> Step[..., Any] | None:
+        """Another step of that name in the module of this one."""
+        found = _steps_in_module(step).get(key)
         if found is not None and found is not step:
-            self.accept(found)
+            self._register(found)
         return found if found is not step else None
 
 
-def _steps_beside(step: Step[..., Any]) -> dict[str, Step[..., Any]]:
-    """The steps that stand under their own name in the module of this one."""
+def _steps_in_module(step: Step[..., Any]) -> dict[str, Step[..., Any]]:
+    """The steps that have their own name in the module of this one."""
     names = getattr(inspect.unwrap(step.function), "__globals__", {})
     return {key: value for key, value in names.items() if isinstance(value, Step) and value.name == key}

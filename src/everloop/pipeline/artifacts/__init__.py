@@ -1,4 +1,4 @@
-"""How the values that steps return are kept: one file per format, chosen by the plugin table."""
+"""How values that steps return are stored: one module per format, chosen through the plugin table."""
 
 from everloop.pipeline.artifacts.artifact_formats import ArtifactFormat, Stored, UnkeepableError, keep_value, load_value
 

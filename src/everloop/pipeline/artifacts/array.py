@@ -23,7 +23,7 @@ class ArrayFormat:
         import numpy as np
 
         if value.dtype.hasobject:
-            raise UnkeepableError("an array of Python objects is no plain array")
+            raise UnkeepableError("the array holds Python objects")
         buffer = io.BytesIO()
         np.save(buffer, value, allow_pickle=False)
         data = buffer.getvalue()

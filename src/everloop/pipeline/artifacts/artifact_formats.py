@@ -1,4 +1,4 @@
-"""What a format is, and how the one for a value is found."""
+"""The protocol of artifact formats, and the choice of a format for a value."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from everloop.stores import ContentStore
 
 LAST = "pickle"
-"""Takes whatever nothing else does, so it is asked last, behind the formats of other packages."""
+"""Accepts every value, so it is tried last, after the formats of other packages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A value that is kept: everything but whose it is. `type` is the name of its format."""
+    """A stored value, without the step that it belongs to. `type` is the name of its format."""
 
     type: str
     digest: str
@@ -32,10 +32,10 @@ class Stored:
 
 
 class UnkeepableError(Exception):
-    """A format cannot keep this value after all. Its text says why.
+    """A format cannot store this value, although it accepts its type. The text says why.
 
     Args:
-        final: no other format may try, for what it would keep is not what is meant.
+        final: no other format may be tried, because it would store something else than the user means.
     """
 
     def __init__(self, message: str, *, final: bool = False) -> None:
@@ -44,11 +44,11 @@ class UnkeepableError(Exception):
 
 
 class ArtifactFormat(Protocol):
-    """Keeps values of some types as bytes. An instance holds no state.
+    """Stores values of some types as bytes. An instance holds no state.
 
-    - `load` of what `keep` returned gives an equal value of the same type, if no other type is wanted.
-    - Equal values give the same bytes wherever the type allows it: that is what lets later steps stay cached.
-    - `accepts` looks at the type only and imports nothing.
+    - `load` of what `keep` returned gives an equal value of the same type, unless another type is wanted.
+    - Equal values give the same bytes if the type allows it, so that later steps stay cached.
+    - `accepts` checks only the type, and imports nothing.
     """
 
     name: str
@@ -56,25 +56,25 @@ class ArtifactFormat(Protocol):
     def accepts(self, value: object) -> bool: ...
 
     def keep(self, value: Any, objects: ContentStore) -> Stored:
-        """Write a value that was accepted.
+        """Store a value that was accepted.
 
         Raises:
-            UnkeepableError: this one cannot be kept so.
+            UnkeepableError: this format cannot store this value.
         """
 
     def load(self, stored: Stored, objects: ContentStore, wanted: Any = None) -> Any:
-        """Read a value.
+        """Load a value.
 
         Args:
-            wanted: the type that the reader declares; given where the format has it, ignored where not.
+            wanted: the type that the reader declares. A format that cannot give this type ignores it.
         """
 
 
 def keep_value(value: object, objects: ContentStore) -> Stored:
-    """Keep a value in the first format of the plugin table that takes it.
+    """Store a value in the first format of the plugin table that can hold it.
 
     Raises:
-        UnkeepableError: none does; the text says why.
+        UnkeepableError: no format can; the text says why.
     """
     reasons: list[str] = []
     for one in _in_order():
@@ -85,16 +85,16 @@ def keep_value(value: object, objects: ContentStore) -> Stored:
                 reasons.append(str(error))
                 if error.final:
                     break
-    raise UnkeepableError(reasons[-1] if reasons else f"no format keeps a {type(value).__name__}")
+    raise UnkeepableError(reasons[-1] if reasons else f"no format can store a {type(value).__name__}")
 
 
 def load_value(stored: Stored | Artifact, objects: ContentStore, wanted: Any = None) -> Any:
-    """Read what `keep_value` has kept.
+    """Load a value that `keep_value` has stored.
 
     Raises:
-        NotFoundError: the bytes are gone, or the format is one that is not installed here.
-        CorruptionError: the bytes are others.
-        TrustError: a format that holds code, without a signature that is trusted here.
+        NotFoundError: the bytes are gone, or the format is not installed here.
+        CorruptionError: the bytes have changed.
+        TrustError: the format holds code, and has no signature by a key that is trusted here.
     """
     if isinstance(stored, Artifact):
         stored = Stored.of(stored)

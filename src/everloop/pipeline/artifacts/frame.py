@@ -1,8 +1,8 @@
 """Tables as Parquet: Polars (eager and lazy), pandas and Arrow.
 
-A lazy frame is streamed to its file and comes back as a scan of it, so it is never whole in memory. A step that
-declares another kind of table than was kept gets that kind. What Parquet would give back otherwise (another type,
-index or column label) is refused here and kept as a pickle.
+A lazy frame is streamed to its file and loaded as a scan of that file, so it is never in memory as a whole. A step that
+declares another kind of table than the one stored gets the kind that it declares. A table that Parquet would not give
+back exactly (with another type, index or column label) is refused here, and stored as a pickle instead.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Form = Literal["polars", "lazy", "pandas", "arrow"]
 
 # Fixed, so that the same rows give the same bytes on machines with different numbers of cores.
 _ROWS_PER_GROUP = 262_144
-# Above this a frame is written to a file first instead of to memory.
+# A larger frame is written to a temporary file instead of to memory.
 _IN_MEMORY_BYTES = 64 * 1024 * 1024
 
 
@@ -57,8 +57,7 @@ class FrameFormat:
                 return self._keep_arrow(value, "arrow", objects)
 
     def load(self, stored: Stored, objects: ContentStore, wanted: Any = None) -> Any:
-        kept = stored.meta.get("form", "polars")
-        form = form_of(wanted) or kept
+        form = form_of(wanted) or stored.meta.get("form", "polars")
         path = objects.path(stored.digest)
         if form in ("polars", "lazy"):
             import polars as pl
@@ -80,16 +79,16 @@ class FrameFormat:
         _check_polars(frame)
         columns = {name: str(kind) for name, kind in frame.schema.items()}
         meta = {"form": "polars", "rows": frame.height, "columns": columns}
-        # A frame that was glued together has several chunks: same rows, other bytes.
-        whole = frame.rechunk()
+        # A frame that was concatenated has several chunks, which would give other bytes for the same rows.
+        rechunked = frame.rechunk()
         try:
-            if whole.estimated_size() <= _IN_MEMORY_BYTES:
+            if rechunked.estimated_size() <= _IN_MEMORY_BYTES:
                 buffer = io.BytesIO()
-                whole.write_parquet(buffer, compression="zstd", row_group_size=_ROWS_PER_GROUP)
+                rechunked.write_parquet(buffer, compression="zstd", row_group_size=_ROWS_PER_GROUP)
                 data = buffer.getvalue()
                 return Stored(self.name, objects.add(data), len(data), meta)
             with _scratch(objects) as path:
-                whole.write_parquet(path, compression="zstd", row_group_size=_ROWS_PER_GROUP)
+                rechunked.write_parquet(path, compression="zstd", row_group_size=_ROWS_PER_GROUP)
                 return Stored(self.name, objects.add_file(path), path.stat().st_size, meta)
         except pl.exceptions.PolarsError as error:
             raise UnkeepableError(f"Parquet cannot hold this frame: {error}") from error
@@ -99,7 +98,7 @@ class FrameFormat:
         import pyarrow.parquet as pq
 
         schema = frame.collect_schema()
-        if _is_odd(schema):
+        if _needs_check(schema):
             _check_polars(frame.collect())
         with _scratch(objects) as path:
             frame.sink_parquet(path, compression="zstd", row_group_size=_ROWS_PER_GROUP, maintain_order=True)
@@ -125,7 +124,7 @@ class FrameFormat:
 
 
 def form_of(cls: Any) -> Form | None:
-    """Which kind of table a class is, without importing any of them."""
+    """The kind of table of a class, found without importing its package. None for other classes."""
     module = str(getattr(cls, "__module__", "")).partition(".")[0]
     match module, getattr(cls, "__name__", ""):
         case "polars", "DataFrame":
@@ -141,30 +140,33 @@ def form_of(cls: Any) -> Form | None:
 
 
 def as_form(value: Any, wanted: Any) -> Any:
-    """A table in the form that its reader declares; anything else as it is.
+    """A table converted to the kind that its reader declares; other values unchanged.
 
     Raises:
-        UnkeepableError: that form cannot hold it.
+        UnkeepableError: the table cannot be converted to that kind.
     """
-    form, now = form_of(wanted), form_of(type(value))
-    if form is None or now is None or form == now:
+    form, current = form_of(wanted), form_of(type(value))
+    if form is None or current is None or form == current:
         return value
     try:
-        if now == "lazy":
-            value, now = value.collect(), "polars"
+        if current == "lazy":
+            value, current = value.collect(), "polars"
         if form in ("polars", "lazy"):
             import polars as pl
 
             frame: Any = value
-            if now != "polars":
-                frame = pl.from_pandas(value) if now == "pandas" else pl.from_arrow(value)
+            if current != "polars":
+                frame = pl.from_pandas(value) if current == "pandas" else pl.from_arrow(value)
             return frame.lazy() if form == "lazy" else frame
         import pyarrow as pa
 
-        table = value if now == "arrow" else value.to_arrow() if now == "polars" else pa.Table.from_pandas(value)
+        if current == "arrow":
+            table = value
+        else:
+            table = value.to_arrow() if current == "polars" else pa.Table.from_pandas(value)
         return table if form == "arrow" else table.to_pandas()
     except Exception as error:
-        # Whatever the library raises: the reader asks for something that this table cannot become.
+        # Any error of the library means that this table cannot be converted.
         raise UnkeepableError(f"it cannot become a {wanted.__module__}.{wanted.__name__}: {error}") from error
 
 
@@ -174,35 +176,35 @@ def _from_pandas(frame: pd.DataFrame) -> pa.Table:
     try:
         return pa.Table.from_pandas(frame)
     except Exception as error:
-        # Arrow, pandas and the types of other packages each raise their own.
+        # Arrow, pandas and extension types of other packages each raise errors of their own.
         raise UnkeepableError(f"Parquet cannot hold this frame: {error}") from error
 
 
 def _through_parquet(table: pa.Table) -> pa.Table:
-    """What would come back of a table."""
+    """The table as it would be loaded again."""
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
     try:
         pq.write_table(table, buffer)
-        # In this thread alone: pyarrow's own threads may still hold bytes of Python's when Python ends.
+        # Read in this thread only: pyarrow's threads could still hold Python's bytes when Python exits.
         return pq.ParquetFile(buffer, pre_buffer=False).read(use_threads=False)
     except Exception as error:
-        # Unions, intervals, run-end encoding: what is not supported is said in several ways.
+        # Unsupported types (unions, intervals, run-end encoding) raise various errors.
         raise UnkeepableError(f"Parquet cannot hold this table: {error}") from error
 
 
 def _check_pandas(frame: pd.DataFrame) -> None:
-    """Refuse what comes back other than it was: tried on the first rows, for types that give back every value."""
+    """Refuse a frame that would not be loaded as it was. Tried on its first rows; all of its types must be exact."""
     import pandas as pd
 
     labels = list(frame.columns)
     if frame.attrs or not frame.flags.allows_duplicate_labels:
         raise UnkeepableError("Parquet cannot hold the attributes of a pandas frame")
     if type(frame.columns) is not pd.Index or not all(type(label) is str for label in labels):
-        raise UnkeepableError("Parquet cannot hold column labels that are not plain texts")
+        raise UnkeepableError("Parquet cannot hold column labels that are not plain strings")
     if len(set(labels)) < len(labels):
-        raise UnkeepableError("Parquet cannot hold two columns of one name")
+        raise UnkeepableError("Parquet cannot hold two columns with the same name")
     levels = [frame.index.get_level_values(number) for number in range(frame.index.nlevels)]
     names = [name for name in frame.index.names if name is not None]
     if not all(type(name) is str for name in names) or len({*names, *labels}) < len(names) + len(labels):
@@ -211,12 +213,12 @@ def _check_pandas(frame: pd.DataFrame) -> None:
         if not _is_exact(dtype):
             raise UnkeepableError(f"Parquet cannot hold a pandas column of type {dtype}")
     sample = frame.iloc[:5]
-    back = _through_parquet(_from_pandas(sample)).to_pandas()
+    loaded = _through_parquet(_from_pandas(sample)).to_pandas()
     try:
-        pd.testing.assert_frame_equal(sample, back, check_exact=True, check_freq=True, check_index_type="exact")
-        pd.testing.assert_index_equal(sample.index, back.index, exact=True)
+        pd.testing.assert_frame_equal(sample, loaded, check_exact=True, check_freq=True, check_index_type="exact")
+        pd.testing.assert_index_equal(sample.index, loaded.index, exact=True)
     except (AssertionError, TypeError, ValueError) as error:
-        raise UnkeepableError(f"Parquet would not give this frame back as it is: {error}") from error
+        raise UnkeepableError(f"Parquet would change this frame: {error}") from error
     if isinstance(frame.index, pd.DatetimeIndex | pd.TimedeltaIndex) and frame.index.freq is not None:
         raise UnkeepableError("Parquet cannot hold the frequency of an index")
     if isinstance(frame.index, pd.MultiIndex) and not frame.index.equals(frame.index.remove_unused_levels()):
@@ -224,11 +226,11 @@ def _check_pandas(frame: pd.DataFrame) -> None:
 
 
 def _is_exact(dtype: Any) -> bool:
-    """Whether Parquet gives back every value of a pandas type, and the type itself."""
+    """Whether Parquet preserves a pandas type and every value of it."""
     import pandas as pd
 
     if isinstance(dtype, pd.CategoricalDtype):
-        # Categories of texts; those of numbers come back as plain numbers.
+        # Only categories of strings: categories of numbers would be loaded as plain numbers.
         categories = dtype.categories
         return isinstance(categories.dtype, pd.StringDtype) and categories.name is None
     if isinstance(dtype, pd.StringDtype):
@@ -251,70 +253,70 @@ _EXACT = frozenset(
 
 
 def _check_arrow(table: pa.Table) -> None:
-    """Refuse what comes back in other types; and what some types do to their values, looked at one by one."""
+    """Refuse a table that would be loaded with other types. For types that may be inexact, compare each value."""
     import pyarrow as pa
 
     if len(set(table.column_names)) < len(table.column_names):
-        raise UnkeepableError("Parquet cannot hold two columns of one name")
+        raise UnkeepableError("Parquet cannot hold two columns with the same name")
     if not _through_parquet(table.slice(0, 0)).schema.equals(table.schema, check_metadata=True):
-        raise UnkeepableError("Parquet would give this table back in other types")
+        raise UnkeepableError("Parquet would change the types of this table")
     if all(
         pa.types.is_primitive(kind) or pa.types.is_string(kind) or pa.types.is_binary(kind)
         for kind in table.schema.types
     ):
         return
-    back = _through_parquet(table)
-    if not back.schema.equals(table.schema, check_metadata=True):
-        raise UnkeepableError("Parquet would give this table back in other types")
+    loaded = _through_parquet(table)
+    if not loaded.schema.equals(table.schema, check_metadata=True):
+        raise UnkeepableError("Parquet would change the types of this table")
     for name in dict.fromkeys(table.column_names):
-        if repr(back[name].to_pylist()) != repr(table[name].to_pylist()):
-            raise UnkeepableError(f"Parquet would give back other values in the column '{name}'")
+        if repr(loaded[name].to_pylist()) != repr(table[name].to_pylist()):
+            raise UnkeepableError(f"Parquet would change values in the column '{name}'")
 
 
-def _is_odd(schema: Any) -> bool:
-    """Whether a Polars frame has types that Parquet may not give back."""
+def _needs_check(schema: Any) -> bool:
+    """Whether a Polars frame has types that Parquet may not preserve."""
     import polars as pl
 
-    def odd(kind: Any) -> bool:
+    def is_inexact(kind: Any) -> bool:
         if isinstance(kind, pl.List):
-            return odd(kind.inner)
+            return is_inexact(kind.inner)
         if isinstance(kind, pl.Struct):
-            return not kind.fields or any(odd(field.dtype) for field in kind.fields)
-        sure = (pl.Boolean, pl.String, pl.Binary, pl.Date, pl.Time, pl.Datetime, pl.Duration, pl.Float32, pl.Float64)
-        whole = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
-        return not isinstance(kind, sure + whole)
+            return not kind.fields or any(is_inexact(field.dtype) for field in kind.fields)
+        exact = (pl.Boolean, pl.String, pl.Binary, pl.Date, pl.Time, pl.Datetime, pl.Duration, pl.Float32, pl.Float64)
+        integers = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
+        return not isinstance(kind, exact + integers)
 
-    return any(odd(kind) for kind in schema.dtypes())
+    return any(is_inexact(kind) for kind in schema.dtypes())
 
 
 def _check_polars(frame: pl.DataFrame) -> None:
-    """Refuse what comes back other than it was."""
+    """Refuse a frame that would not be loaded as it was."""
     import polars as pl
 
-    if not _is_odd(frame.schema):
+    if not _needs_check(frame.schema):
         return
     buffer = io.BytesIO()
     try:
         frame.write_parquet(buffer)
         buffer.seek(0)
-        back = pl.read_parquet(buffer)
-        same = back.schema == frame.schema and back.equals(frame)
+        loaded = pl.read_parquet(buffer)
+        same = loaded.schema == frame.schema and loaded.equals(frame)
     except BaseException as error:
-        # Polars panics about some types, which is not an Exception.
+        # For some types Polars raises a PanicException, which is not a subclass of Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UnkeepableError(f"Parquet cannot hold this frame: {error}") from error
     if not same:
-        raise UnkeepableError("Parquet would not give this frame back as it is")
+        raise UnkeepableError("Parquet would change this frame")
 
 
 @contextmanager
 def _scratch(objects: ContentStore) -> Iterator[Path]:
-    """A file to write to, on the store's own disk where it has one: temporary folders are often small."""
-    near = getattr(objects.bytes_store, "folder", None)
-    if near is not None:
-        make_folder(Path(near))
-    folder = Path(tempfile.mkdtemp(prefix=".everloop-", dir=near))
+    """A temporary file, on the same disk as a local store: the system's temporary folder is often small."""
+    local = getattr(objects.bytes_store, "folder", None)
+    if local is not None:
+        make_folder(Path(local))
+    folder = Path(tempfile.mkdtemp(prefix=".everloop-", dir=local))
     try:
         yield folder / "frame.parquet"
     finally:

@@ -1,8 +1,8 @@
-"""Plain values as JSON that gives back exactly what was put in.
+"""Plain values as JSON that preserves them exactly.
 
-What JSON has no word for is written as an object with one key that begins with `$`: tuples, sets, dicts with other
-keys than texts, dates, decimals, bytes, NumPy scalars, everloop's records, and the floats that are no numbers. A
-dict of the user's with such a key is written as `$dict`, so nothing is mistaken.
+Types that JSON does not have are written as an object with one key that starts with `$`: tuples, sets, dicts with keys
+other than strings, dates, decimals, bytes, NumPy scalars, everloop's records, NaN and infinity. A dict of the user that
+has such a key is written as `$dict`, so the two cannot be confused.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 _NATIVE = frozenset({str, int, bool, float, list, dict})
 _KIND_OF = {cls: kind for kind, cls in KINDS.items()}
-# Below this, a JSON value can be shown without reading its object.
+# Values up to this length are also stored in `meta`, so that they can be shown without reading the object.
 _SHOWN_CHARACTERS = 2000
 
 
 class JsonFormat:
-    """`meta`: `value`, the text itself where it is short."""
+    """`meta`: `value`, the JSON text itself if it is short."""
 
     name = "json"
 
@@ -48,17 +48,17 @@ class JsonFormat:
 
 
 def encode(value: Any) -> str:
-    """The text of a value.
+    """The JSON text of a value.
 
     Raises:
-        UnkeepableError: there is something inside that is not plain.
+        UnkeepableError: something inside is not a plain value.
     """
     try:
         return json.dumps(_plain(value), separators=(",", ":"), allow_nan=False)
     except RecursionError:
         raise UnkeepableError("the value contains itself, or is nested too deeply") from None
     except ValueError as error:
-        # Python writes no whole number of more than some thousand digits.
+        # Python refuses to write integers of more than 4300 digits.
         raise UnkeepableError(str(error)) from error
 
 
@@ -66,7 +66,7 @@ def decode(data: bytes | str) -> Any:
     """The inverse of `encode`.
 
     Raises:
-        CorruptionError: the text is none that `encode` writes.
+        CorruptionError: `encode` cannot have written this text.
     """
     try:
         return json.loads(data, object_hook=_revive)
@@ -93,20 +93,20 @@ def _plain(value: Any) -> Any:
     if kind in _KIND_OF:
         return {"$record": [_KIND_OF[kind], _record_fields(value)]}
     if _is_numpy(value):
-        # `item` gives the closest Python value; float32 widens without loss and is narrowed again on reading.
+        # `item` gives a Python value. float32 is widened without loss, and narrowed again when it is read.
         return {"$numpy": [value.dtype.str, _plain(value.item())]}
     raise UnkeepableError(f"JSON cannot hold a {kind.__name__}")
 
 
 def _sorted(values: Any) -> list[Any]:
-    # Sets have no order of their own, and the one they show changes between processes.
+    # The iteration order of a set differs between processes.
     return sorted((_plain(value) for value in values), key=lambda item: json.dumps(item, allow_nan=False))
 
 
 def _record_fields(record: Record) -> str:
     from everloop.stores.records.record_codec import encode as encode_record
 
-    # As a text of its own: what stands in it is written by other rules.
+    # As a string inside the JSON: the codec of records has its own rules for types.
     return encode_record(record)
 
 

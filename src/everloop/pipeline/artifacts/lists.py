@@ -1,4 +1,4 @@
-"""A list whose elements are kept one by one: what a step that fans out returns."""
+"""A list whose elements are stored one by one: the result of a step that fans out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ListFormat:
         return False
 
     def keep(self, value: list[Any], objects: ContentStore) -> Stored:
-        raise UnkeepableError("a list is kept by its elements only where a step fans out")
+        raise UnkeepableError("only the result of a step that fans out is stored as a list of elements")
 
     def load(self, stored: Stored, objects: ContentStore, wanted: Any = None) -> list[Any]:
         inner = next(iter(get_args(wanted)), None)
@@ -31,12 +31,12 @@ class ListFormat:
 
 
 def keep_elements(elements: Sequence[Stored], objects: ContentStore) -> Stored:
-    """Keep a list of values that are kept already."""
+    """Store a list of values that are already stored."""
     data = json.dumps([asdict(element) for element in elements], separators=(",", ":"), sort_keys=True).encode()
     size = sum(element.size_bytes for element in elements)
     return Stored(ListFormat.name, objects.add(data), size, {"length": len(elements)})
 
 
 def load_elements(stored: Stored, objects: ContentStore) -> list[Stored]:
-    """The elements of a list, none of them read."""
+    """The elements of a stored list, without loading their values."""
     return [Stored(**element) for element in json.loads(objects.read(stored.digest))]

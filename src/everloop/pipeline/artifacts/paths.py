@@ -1,4 +1,4 @@
-"""Files and folders that a step has made, kept by their bytes and given back as a path to read from."""
+"""Files and folders that a step has made: stored as bytes, and loaded as a path to read from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PathFormat:
-    """`meta`: `name`, the last part of the path. Who gets the path back must not write to it."""
+    """`meta`: `name`, the last part of the path. Readers must not write to the path that they get."""
 
     name = "file"
 
@@ -39,9 +39,9 @@ class PathFormat:
         raise UnkeepableError(f"there is no file or folder '{path}'", final=True)
 
     def load(self, stored: Stored, objects: ContentStore, wanted: Any = None) -> Path:
-        # The object has no name of its own, and readers go by suffixes.
-        target = _shelf(objects) / stored.digest.removeprefix("sha256:") / str(stored.meta.get("name", "file"))
-        if target.is_file() and _is_whole(target, objects.path(stored.digest)):
+        # The object's file is named by its digest, but many readers need the suffix of the original name.
+        target = _cache_folder(objects) / stored.digest.removeprefix("sha256:") / str(stored.meta.get("name", "file"))
+        if target.is_file() and _is_complete(target, objects.path(stored.digest)):
             return target
         make_folder(target.parent)
         source = objects.path(stored.digest)
@@ -56,7 +56,7 @@ class PathFormat:
 
 
 class TreeFormat:
-    """A folder; `PathFormat` keeps them both, for both are given as a `Path`."""
+    """A folder. `PathFormat` stores both files and folders, since both are `Path` values; this format loads folders."""
 
     name = "tree"
 
@@ -67,12 +67,12 @@ class TreeFormat:
         return PathFormat().keep(value, objects)
 
     def load(self, stored: Stored, objects: ContentStore, wanted: Any = None) -> Path:
-        parent = _shelf(objects) / stored.digest.removeprefix("sha256:")
+        parent = _cache_folder(objects) / stored.digest.removeprefix("sha256:")
         target = parent / str(stored.meta.get("name", "folder"))
         if target.is_dir():
             return target
         make_folder(parent)
-        # Written beside and moved: two steps may ask for it at once, and the first to finish wins.
+        # Written to a draft folder and renamed: two steps may load it at the same time, and the first to finish wins.
         draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=parent))
         try:
             objects.restore_tree(stored.digest, draft / "tree")
@@ -90,13 +90,13 @@ class TreeFormat:
         return target
 
 
-def _shelf(objects: ContentStore) -> Path:
-    """Where paths are put: beside the objects of a local store, else in the user's cache."""
-    near = getattr(objects.bytes_store, "folder", None)
-    if near is not None:
-        return Path(near).parent / "cache" / "paths"
+def _cache_folder(objects: ContentStore) -> Path:
+    """The folder for loaded paths: next to the objects of a local store, otherwise in the user's cache folder."""
+    local = getattr(objects.bytes_store, "folder", None)
+    if local is not None:
+        return Path(local).parent / "cache" / "paths"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "everloop" / "paths"
 
 
-def _is_whole(path: Path, source: Path) -> bool:
+def _is_complete(path: Path, source: Path) -> bool:
     return path.stat().st_size == source.stat().st_size

@@ -1,4 +1,4 @@
-"""Anything else, by cloudpickle. Such bytes are code: they are signed when written and loaded only if trusted."""
+"""Pickles, for all other values. A pickle can run code, so it is signed when written and loaded only if trusted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class PickleFormat:
-    """`meta`: `class`. Equal objects may have different bytes, so what follows such a step may run again."""
+    """`meta`: `class`. Equal objects may have different bytes, so steps that follow may run again."""
 
     name = "pickle"
 
@@ -31,13 +31,13 @@ class PickleFormat:
         try:
             data = cloudpickle.dumps(value)
         except BaseException as error:
-            # Every library refuses in its own way; Polars panics, which is not an Exception.
+            # Each library raises its own errors; Polars raises a PanicException, which is not a subclass of Exception.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             raise UnkeepableError(f"it cannot be pickled: {error}") from error
         meta: dict[str, Json] = {"class": f"{kind.__module__}.{kind.__qualname__}"}
         if form_of(kind) is not None:
-            meta |= _described(value)
+            meta |= _describe(value)
             _check_loads(data, value)
         digest = objects.add(data)
         return Stored(self.name, digest, len(data), meta, trust.sign(digest))
@@ -51,8 +51,8 @@ class PickleFormat:
             return as_form(value, wanted)
         except UnkeepableError as error:
             raise StepOutputError(
-                f"A kept {kind_name(value)} cannot be handed over as declared: {error}.",
-                help="Declare the type that the step before returns, and convert it in this step.",
+                f"A stored {kind_name(value)} cannot be converted to the declared type: {error}.",
+                help="Declare the type that the earlier step returns, and convert it in this step.",
             ) from error
 
 
@@ -61,8 +61,8 @@ def kind_name(value: object) -> str:
     return f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
 
 
-def _described(value: Any) -> dict[str, Json]:
-    """`rows` and `columns` of a table, as those that are kept as Parquet have them."""
+def _describe(value: Any) -> dict[str, Json]:
+    """`rows` and `columns` of a table, as in the `meta` of a Parquet artifact."""
     if form_of(type(value)) == "lazy":
         return {}
     if form_of(type(value)) == "arrow":
@@ -73,12 +73,12 @@ def _described(value: Any) -> dict[str, Json]:
 
 
 def _check_loads(data: bytes, value: Any) -> None:
-    """Refuse a table that pickles, and does not come back as it was."""
+    """Refuse a table that can be pickled but is not loaded as it was."""
     try:
-        back = pickle.loads(data)  # noqa: S301 - written a moment ago
+        loaded = pickle.loads(data)  # noqa: S301 - written a moment ago
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise UnkeepableError(f"its pickle cannot be read again: {error}") from error
-    if form_of(type(value)) == "polars" and not (back.schema == value.schema and back.equals(value)):
-        raise UnkeepableError("its pickle does not come back as it was")
+        raise UnkeepableError(f"its pickle cannot be loaded again: {error}") from error
+    if form_of(type(value)) == "polars" and not (loaded.schema == value.schema and loaded.equals(value)):
+        raise UnkeepableError("loading its pickle gives another table")

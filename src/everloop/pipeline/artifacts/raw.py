@@ -1,4 +1,4 @@
-"""Bytes as they are."""
+"""Bytes, stored unchanged."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A step's code: what it depends on, and a digest that changes only when its behaviour can."""
+"""A step's code: what it depends on, and a digest that changes only when its behaviour may change."""

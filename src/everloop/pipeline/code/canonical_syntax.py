@@ -1,8 +1,8 @@
 """Syntax trees in one canonical form.
 
-The written form leaves out whatever cannot change what the code does: comments, layout, docstrings, `pass`,
-annotations of functions and local variables. Empty fields are left out too, so that a tree from a Python whose
-grammar has gained optional fields is written the same.
+The canonical form leaves out everything that cannot change what the code does: comments, layout, docstrings, `pass`,
+annotations of functions and local variables. Empty fields are left out too, so that a newer Python, whose grammar has
+more optional fields, gives the same text.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def write_syntax(
 
     Args:
         node: a definition, a statement or a module.
-        entry: the function of a step itself. Its annotations are kept, for they choose the form of its inputs;
-            its defaults are not, for their values are parameters of their own.
-        skip_decorator: tells which decorators to leave out.
+        entry: whether this is the function of a step. Its annotations are kept, because they choose the type of its
+            inputs. Its defaults are left out, because their values count as parameters.
+        skip_decorator: returns True for decorators to leave out.
     """
     written: list[str] = []
     _write(node, written, entry=entry, in_class=False, skip=skip_decorator)
@@ -61,23 +61,23 @@ def _write(node: ast.AST, out: list[str], *, entry: bool, in_class: bool, skip: 
         if name == "decorator_list":
             value = [decorator for decorator in value if not skip(decorator)]
         elif name in ("body", "orelse", "finalbody") and isinstance(value, list):
-            value = [statement for statement in value if not _idle(statement)]
+            value = [statement for statement in value if not _has_no_effect(statement)]
         if value == []:
             continue
         out.append(f"{name}=")
-        # What is declared for the entry holds for its own signature, not for what is defined inside.
-        below = entry and not (is_function and name == "body")
+        # `entry` applies to the function's signature, not to functions that are defined inside it.
+        entry_below = entry and not (is_function and name == "body")
         for item in value if isinstance(value, list) else (value,):
             if isinstance(item, ast.AST):
-                _write(item, out, entry=below, in_class=is_class and name == "body", skip=skip)
+                _write(item, out, entry=entry_below, in_class=is_class and name == "body", skip=skip)
             else:
                 out.append(repr(item))
             out.append(",")
     out.append(")")
 
 
-def _idle(statement: ast.stmt) -> bool:
-    """Docstrings, strings that stand alone, `...` and `pass`."""
+def _has_no_effect(statement: ast.stmt) -> bool:
+    """Whether a statement is a docstring, a bare string, `...` or `pass`."""
     if isinstance(statement, ast.Pass):
         return True
     return (
@@ -89,7 +89,7 @@ def _idle(statement: ast.stmt) -> bool:
 
 def write_constant(value: object) -> str:
     """A constant as text, the same in every process."""
-    # A frozenset literal prints in hash order, which changes from process to process.
+    # `repr` of a frozenset follows the hash order, which differs between processes.
     if isinstance(value, frozenset):
         return f"frozenset{sorted(map(repr, value))}"
     return f"{type(value).__name__} {value!r}"

@@ -1,7 +1,7 @@
-"""Whose code is it: the project's, the standard library's or a package's, and in which version.
+"""Where code comes from: the project, the standard library or an installed package, and in which version.
 
-Distributions are found by looking at the names of their metadata folders, which is a hundred times faster than
-`importlib.metadata.packages_distributions`: that one reads the list of files of everything that is installed.
+Distributions are found by the names of their metadata folders. That is a hundred times faster than
+`importlib.metadata.packages_distributions`, which reads the file list of everything that is installed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _STANDARD_FOLDERS = tuple(
 
 @lru_cache(maxsize=4096)
 def origin_of(module: str, filename: str | None = None) -> Origin:
-    """Whose code a module is. What stands in neither the standard library nor site-packages is the project's."""
+    """Where a module comes from. Anything outside of the standard library and site-packages belongs to the project."""
     top = module.partition(".")[0]
     if top == "everloop":
         return "package"
@@ -52,19 +52,19 @@ def find_distribution(module: str) -> tuple[str, str] | None:
         from everloop.version import VERSION
 
         return "everloop", VERSION
-    known = _metadata_folders()
-    direct = known.get(_plain(top))
+    folders = _metadata_folders()
+    direct = folders.get(_normalized(top))
     if direct is not None:
-        return _read(direct)
-    for folder in known.values():
-        listed = folder / "top_level.txt"
-        if listed.is_file() and top in listed.read_text().split():
-            return _read(folder)
+        return _name_and_version(direct)
+    for folder in folders.values():
+        top_level = folder / "top_level.txt"
+        if top_level.is_file() and top in top_level.read_text().split():
+            return _name_and_version(folder)
     provided = re.compile(rf"^{re.escape(top)}(\.py|\.[\w-]+\.so|/[^,]*)?,", re.MULTILINE)
-    for folder in known.values():
+    for folder in folders.values():
         record = folder / "RECORD"
         if record.is_file() and provided.search(record.read_text(errors="replace")):
-            return _read(folder)
+            return _name_and_version(folder)
     return None
 
 
@@ -76,14 +76,14 @@ def _metadata_folders() -> dict[str, Path]:
         if any(name in entry for name in _INSTALLED) and folder.is_dir():
             for path in folder.iterdir():
                 if path.suffix == ".dist-info":
-                    found.setdefault(_plain(path.name.partition("-")[0]), path)
+                    found.setdefault(_normalized(path.name.partition("-")[0]), path)
     return found
 
 
-def _read(folder: Path) -> tuple[str, str]:
+def _name_and_version(folder: Path) -> tuple[str, str]:
     name, _, version = folder.stem.partition("-")
     return name, version
 
 
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,4 +1,4 @@
-"""The names that code reads and does not bind itself: where to go on looking for what it reaches."""
+"""The names that code reads from outside itself: the starting points for tracing what it depends on."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class NameUsage:
     module: str | None = None
     level: int = 0
     changes: bool = False
-    """The code also writes to it: `NAME[key] = …`, `NAME.append(…)`, `global NAME`."""
+    """Whether the code also writes to it: `NAME[key] = …`, `NAME.append(…)`, `global NAME`."""
 
 
 @dataclass
 class Scope:
-    """The names that one scope binds; for those bound by an import, what is imported."""
+    """The names that one scope binds. A name that is bound by an import maps to what is imported."""
 
     names: dict[str, NameUsage | None] = field(default_factory=dict)
     is_class: bool = False
@@ -45,26 +45,26 @@ class Scope:
     def of(cls, body: Iterable[ast.AST], arguments: ast.arguments | None = None, *, is_class: bool = False) -> Scope:
         scope = cls(is_class=is_class)
         if arguments is not None:
-            every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-            every += [one for one in (arguments.vararg, arguments.kwarg) if one is not None]
-            scope.names.update(dict.fromkeys(argument.arg for argument in every))
-        elsewhere: set[str] = set()
+            parameters = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+            parameters += [one for one in (arguments.vararg, arguments.kwarg) if one is not None]
+            scope.names.update(dict.fromkeys(parameter.arg for parameter in parameters))
+        bound_outside: set[str] = set()
         waiting = list(body)
         while waiting:
             node = waiting.pop()
-            scope._bind(node, elsewhere)
+            scope._bind(node, bound_outside)
             if isinstance(node, (*_FUNCTIONS, ast.ClassDef)):
                 continue
             if isinstance(node, _COMPREHENSIONS):
-                # Only an assignment expression reaches out of a comprehension.
+                # Only an assignment expression binds a name outside of its comprehension.
                 waiting += [inner.target for inner in ast.walk(node) if isinstance(inner, ast.NamedExpr)]
                 continue
             waiting.extend(ast.iter_child_nodes(node))
-        for name in elsewhere:
+        for name in bound_outside:
             scope.names.pop(name, None)
         return scope
 
-    def _bind(self, node: ast.AST, elsewhere: set[str]) -> None:
+    def _bind(self, node: ast.AST, bound_outside: set[str]) -> None:
         match node:
             case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
                 self.names.setdefault(name)
@@ -82,15 +82,15 @@ class Scope:
             case ast.MatchMapping(rest=str(name)):
                 self.names.setdefault(name)
             case ast.Global(names=names) | ast.Nonlocal(names=names):
-                elsewhere.update(names)
+                bound_outside.update(names)
             case _:
                 pass
 
 
-def readings(
+def read_names(
     node: ast.AST, *, entry: bool = False, skip_decorator: Callable[[ast.expr], bool] = lambda _: False
 ) -> list[NameUsage]:
-    """The dotted names that code reads from outside itself, in order of their first appearance."""
+    """The dotted names that code reads from outside itself, in order of first appearance."""
     found: dict[NameUsage, None] = {}
     _Reader(found, skip_decorator).read(node, [], entry=entry)
     return list(found)
@@ -120,7 +120,7 @@ class _Reader:
             self._read_all(outer, scopes)
             self._read_all(node.body, [*scopes, Scope.of(node.body, is_class=True)])
         elif isinstance(node, _COMPREHENSIONS):
-            # The first iterable is evaluated outside, the rest inside.
+            # Python evaluates the first iterable outside of the comprehension's scope, the others inside.
             self.read(node.generators[0].iter, scopes)
             inner = [*scopes, Scope.of([generator.target for generator in node.generators])]
             for number, generator in enumerate(node.generators):
@@ -150,8 +150,8 @@ class _Reader:
             return
         self._read_all([item for item in node.decorator_list if not self.skip(item)], scopes)
         if entry:
-            every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-            annotations = [item.annotation for item in every if item.annotation]
+            parameters = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+            annotations = [item.annotation for item in parameters if item.annotation]
             self._read_all([*annotations, *([node.returns] if node.returns else [])], scopes)
         self._read_all(node.body, [*scopes, Scope.of(node.body, arguments)])
 

@@ -1,4 +1,4 @@
-"""Looking into Python objects: the function inside a wrapper, a closure's values, the names in compiled code."""
+"""Inspection of Python objects: the function inside a wrapper, a closure's values, the names in compiled code."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 from everloop.pipeline.steps import Step
 
-WATCHED = "__everloop_watched__"
-"""The attribute of a package's reader that is wrapped to notice what it reads."""
+TRACKED = "__everloop_tracked__"
+"""Marks a package's reader that is wrapped so that what it reads is tracked."""
 
 
 def unwrapped(value: Any) -> Any:
-    """The function inside a step, a method or a descriptor; anything else as it is."""
+    """The function inside a step, a method or a descriptor; any other value unchanged."""
     while True:
         if isinstance(value, Step):
             value = value.function
@@ -25,12 +25,12 @@ def unwrapped(value: Any) -> Any:
             value = value.__func__
         elif isinstance(value, property) and value.fget is not None:
             value = value.fget
-        elif isinstance(value, types.FunctionType) and WATCHED in vars(value):
+        elif isinstance(value, types.FunctionType) and TRACKED in vars(value):
             value = vars(value)["__wrapped__"]
         elif not isinstance(value, types.FunctionType | type) and isinstance(
             inner := inspect.getattr_static(value, "__wrapped__", None) or _wrapped(value), types.FunctionType
         ):
-            # functools.cache and its like, written in C.
+            # functools.cache and other wrappers that are written in C.
             value = inner
         else:
             return value
@@ -46,7 +46,7 @@ def cells_of(function: types.FunctionType) -> dict[str, Any]:
         try:
             cells[name] = cell.cell_contents
         except ValueError:
-            continue  # not assigned yet: a name of the enclosing function that comes later
+            continue  # the enclosing function has not assigned this name yet
     return cells
 
 
@@ -66,7 +66,7 @@ def file_of_methods(cls: type) -> str | None:
 
 
 def label_of(module: str) -> str:
-    """A module's name as parts spell it: a script is called by its file, run or imported."""
+    """A module's name as used in the names of parts. A script has the name of its file, whether run or imported."""
     if module == "__main__":
         filename = getattr(sys.modules.get("__main__"), "__file__", None)
         return Path(filename).stem if filename else "__main__"

@@ -1,8 +1,9 @@
-"""Modules of a project, imported from what their files say now.
+"""Import of a project's modules from the present text of their files.
 
-Python tells compiled files apart by whole seconds and size: one of an older edit within the same second passes for
-the new one. What ran would then not be what was recorded, so a project's own files are compiled at every import, and
-the very text that was compiled is the one that fingerprints are made of.
+Python recognises a stale compiled file by the size of the source and its time in whole seconds. So after two edits
+within a second, the compiled file of the first edit may be used for the second, and the code that runs differs from the
+code that is recorded. To prevent that, a project's own files are compiled at every import, and fingerprints are made
+from exactly the text that was compiled.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everloop.pipeline.code.source_files import keep_imported
+from everloop.pipeline.code.source_files import remember_imported
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,30 +23,32 @@ if TYPE_CHECKING:
 
 
 class SourceLoader(importlib.machinery.SourceFileLoader):
-    """Neither reads nor writes compiled files."""
+    """Compiles a module at each import; it neither reads nor writes compiled files."""
 
     def path_stats(self, path: str | bytes) -> Mapping[str, Any]:
-        # Without a time of the source, the base class passes the compiled file by in both directions.
+        # If the time of the source is not known, the base class neither reads nor writes a compiled file.
         raise OSError
 
     def source_to_code(self, data: Any, path: Any, *, _optimize: int = -1) -> CodeType:  # type: ignore[override]
         code: CodeType = super().source_to_code(data, path, _optimize=_optimize)
         if isinstance(data, bytes):
-            keep_imported(str(path), data)
+            remember_imported(str(path), data)
         return code
 
 
 class ProjectFinder(importlib.abc.MetaPathFinder):
-    """Finds modules by the files they are known to come from, and compiles whatever lies in a project's folder."""
+    """Finds modules by their registered files, and compiles every module that lies in a project's folder."""
 
     def __init__(self) -> None:
         self._files: dict[str, str] = {}
         self._folders: set[str] = set()
 
     def add(self, files: Mapping[str, str], folders: Sequence[str] = ()) -> None:
-        """Args:
-        files: name of a module to its file, which may not be where the search path would find it.
-        folders: where everything found by the search path belongs to the project.
+        """Register modules and folders of a project.
+
+        Args:
+            files: name of a module to its file, which need not be on the search path.
+            folders: every module that the search path finds below these belongs to the project.
         """
         self._files.update(files)
         self._folders.update(folders, (str(Path(file).parent) for file in files.values()))
@@ -70,7 +73,7 @@ class ProjectFinder(importlib.abc.MetaPathFinder):
         return spec
 
     def _is_project(self, origin: str) -> bool:
-        # An environment may lie within the folder of the project that it is for.
+        # A virtual environment may lie inside the project's folder.
         if "site-packages" in origin:
             return False
         return any(str(parent) in self._folders for parent in Path(origin).parents)

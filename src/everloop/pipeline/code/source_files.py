@@ -1,4 +1,4 @@
-"""Source files, parsed once, and the definition in them that a code object was compiled from."""
+"""Parsed source files, and the definition in them that a code object was compiled from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Definition: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
 Stamp: TypeAlias = tuple[int, ...]
-"""Times in nanoseconds, size in bytes and number of a file: one with the same stamp is not read again."""
+"""Times in nanoseconds, size in bytes and inode of a file. A file whose stamp has not changed is not read again."""
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -30,7 +30,7 @@ _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 @dataclass
 class SourceFile:
-    """One file of source, parsed."""
+    """One parsed source file."""
 
     filename: str
     tree: ast.Module
@@ -46,9 +46,9 @@ class SourceFile:
         return found[-1] if found else None
 
     def find_function(self, code: CodeType) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | None:
-        """The definition that `code` was compiled from, or None if the file no longer says what `code` does.
+        """The definition that `code` was compiled from, or None if the file has no such definition any more.
 
-        A file may have been edited since it was imported. Lines may have moved, but the instructions must be
+        The file may have been edited since it was imported. Its lines may have moved, but the instructions must be
         the same: otherwise its text is not the code that would run.
         """
         same = [line for line, other in self._compiled.get(code.co_qualname, ()) if same_instructions(code, other)]
@@ -83,7 +83,7 @@ class SourceFile:
 
     @cached_property
     def guarded_imports(self) -> dict[str, list[tuple[str, str | None]]]:
-        """What stands under `if TYPE_CHECKING:`, name to module and attribute."""
+        """The imports under `if TYPE_CHECKING:`, name to module and attribute."""
         found: dict[str, list[tuple[str, str | None]]] = {}
         for guard in self.tree.body:
             if not isinstance(guard, ast.If) or "TYPE_CHECKING" not in ast.dump(guard.test):
@@ -100,7 +100,7 @@ class SourceFile:
 
     @cached_property
     def compiled(self) -> CodeType:
-        """The code of the whole module, as the text says it."""
+        """The code of the whole module, compiled from its text."""
         return compile(self.tree, self.filename, "exec", dont_inherit=True)
 
     @cached_property
@@ -118,18 +118,18 @@ class SourceFile:
 
 _FILES: dict[str, tuple[Stamp, SourceFile | None]] = {}
 _IMPORTED: dict[str, tuple[bytes, SourceFile | None]] = {}
-"""The text that a module was compiled from when it was imported, and that text parsed."""
+"""File name to the text that its module was compiled from at import, and that text parsed."""
 
 
-def keep_imported(filename: str, text: bytes) -> None:
-    """Remember what a module was compiled from, whatever becomes of its file."""
+def remember_imported(filename: str, text: bytes) -> None:
+    """Remember the text that a module was compiled from, since its file may change later."""
     _IMPORTED[filename] = (text, None)
 
 
 def find_bytecode(module: ModuleType) -> str | None:
-    """The instructions of a module that runs from an old compiled file, which passes for one of the present text.
+    """The instructions of a module that runs from a stale compiled file which Python took for a current one.
 
-    None where what runs is what the file says, or is known by other means.
+    None if the module runs what its file says, or was not imported from a compiled file.
     """
     spec = module.__spec__
     if spec is None or type(spec.loader) is not SourceFileLoader or not spec.cached or not spec.origin:
@@ -140,29 +140,29 @@ def find_bytecode(module: ModuleType) -> str | None:
         header = struct.unpack("<III", data[4:16])
         if header != (0, int(stat.st_mtime) & 0xFFFFFFFF, stat.st_size & 0xFFFFFFFF):
             return None
-        runs = marshal.loads(data[16:])  # noqa: S302 - what Python itself has loaded
+        running = marshal.loads(data[16:])  # noqa: S302 - what Python itself has loaded
     except (OSError, ValueError, EOFError, TypeError, struct.error):
         return None  # no compiled file, or one that Python cannot use either
     source = find_source(spec.origin)
-    if source is None or not isinstance(runs, CodeType) or same_instructions(runs, source.compiled):
+    if source is None or not isinstance(running, CodeType) or same_instructions(running, source.compiled):
         return None
-    return write_instructions(runs)
+    return write_instructions(running)
 
 
 def stamp_of(filename: str) -> Stamp:
-    """What tells that a file has changed; text that is no file (a notebook's cell) is stamped by its size."""
+    """A stamp that differs once a file has changed. For text that is not a file (a notebook's cell), its size."""
     try:
         stat = Path(filename).stat()
     except OSError:
         return (-1, sum(map(len, linecache.getlines(filename))))
-    # The time of the change as well: tools that copy files set the time of modification back.
+    # The time of the last status change counts as well: tools that copy files restore the time of modification.
     return (stat.st_mtime_ns, stat.st_size, stat.st_ctime_ns, stat.st_ino)
 
 
 def find_source(filename: str) -> SourceFile | None:
-    """What a module was imported from, or else the file, parsed once per change of its stamp.
+    """The text that a module was imported from, or else its file, parsed. Parsed again only after its stamp changes.
 
-    None when there is no source, or it does not parse.
+    None if there is no source, or it does not parse.
     """
     imported = _IMPORTED.get(filename)
     if imported is not None:
@@ -172,27 +172,27 @@ def find_source(filename: str) -> SourceFile | None:
             _IMPORTED[filename] = (text, parsed)
         return parsed
     stamp = stamp_of(filename)
-    known = _FILES.get(filename)
-    if known is not None and known[0] == stamp:
-        return known[1]
+    cached = _FILES.get(filename)
+    if cached is not None and cached[0] == stamp:
+        return cached[1]
     try:
-        said: bytes | str = Path(filename).read_bytes() if stamp[0] >= 0 else "".join(linecache.getlines(filename))
-        source = SourceFile(filename, ast.parse(said, filename)) if said else None
+        content: bytes | str = Path(filename).read_bytes() if stamp[0] >= 0 else "".join(linecache.getlines(filename))
+        source = SourceFile(filename, ast.parse(content, filename)) if content else None
     except (OSError, SyntaxError, ValueError):
-        # Not Python source, or edited into something broken: the caller falls back on the compiled code.
+        # Not Python source, or broken by an edit: the caller uses the compiled code instead.
         source = None
     _FILES[filename] = (stamp, source)
     return source
 
 
 def first_line(node: Definition) -> int:
-    """The line that the interpreter counts as a definition's first: that of its first decorator."""
+    """The line that Python counts as the first of a definition: that of its first decorator."""
     decorators = [] if isinstance(node, ast.Lambda) else node.decorator_list
     return min([node.lineno, *(decorator.lineno for decorator in decorators)])
 
 
 def same_instructions(one: CodeType, other: CodeType) -> bool:
-    """Whether two code objects do the same, wherever in the file they stand."""
+    """Whether two code objects do the same, regardless of their position in the file."""
     return (
         one.co_code == other.co_code
         and one.co_names == other.co_names
@@ -211,12 +211,12 @@ def same_instructions(one: CodeType, other: CodeType) -> bool:
 def _same_constant(one: object, other: object) -> bool:
     if isinstance(one, CodeType) and isinstance(other, CodeType):
         return same_instructions(one, other)
-    # A frozenset shows its elements in another order in every process.
+    # `repr` of a frozenset has another order in every process, so constants are compared in their written form.
     return type(one) is type(other) and write_constant(one) == write_constant(other)
 
 
 def write_instructions(code: CodeType) -> str:
-    """A compiled function as text, for code without source. Differs between Python versions."""
+    """A compiled function as text, for code without source. The text differs between Python versions."""
     constants = [
         write_instructions(value) if isinstance(value, CodeType) else write_constant(value) for value in code.co_consts
     ]
@@ -241,14 +241,14 @@ def _walk_definitions(node: ast.AST, inside: str) -> Iterator[tuple[str, Definit
 
 
 def _covers(node: ast.AST, code: CodeType) -> bool:
-    """Whether every instruction of `code` stands inside the body of a lambda: tells two on one line apart."""
+    """Whether every instruction of `code` lies in the body of a lambda. This tells apart two lambdas on one line."""
     body = node.body if isinstance(node, ast.Lambda) else node
     if not isinstance(body, ast.expr):
         return True
     first = (body.lineno, body.col_offset)
     last = (body.end_lineno or body.lineno, body.end_col_offset or body.col_offset)
     for line, end_line, column, end_column in code.co_positions():
-        # The prologue stands at the lambda itself, or nowhere.
+        # The prologue has the position of the lambda itself, or none.
         if line is None or end_line is None or column is None or end_column is None or (column, end_column) == (0, 0):
             continue
         if isinstance(node, ast.Lambda) and (line, column) == (node.lineno, node.col_offset):

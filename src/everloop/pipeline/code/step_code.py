@@ -1,4 +1,4 @@
-"""The code of a step, remembered for as long as nothing in it has changed."""
+"""The code of a step, remembered until something in it changes."""
 
 from __future__ import annotations
 
@@ -6,37 +6,38 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from everloop.pipeline.code.code_dependencies import Code, CodeDependencies, Known
+from everloop.pipeline.code.code_dependencies import CodeDependencies, TracedCode
+from everloop.pipeline.code.code_parts import Code
 from everloop.pipeline.steps import Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-_KNOWN: weakref.WeakKeyDictionary[Any, Known] = weakref.WeakKeyDictionary()
+_TRACED: weakref.WeakKeyDictionary[Any, TracedCode] = weakref.WeakKeyDictionary()
 
 
 def code_of(function: Callable[..., Any]) -> Code:
-    """The code that a step's function reaches; remembered until a file or a name in it changes."""
+    """The code that a step's function depends on, remembered until a file or a name in it changes."""
     if isinstance(function, Step):
         function = function.function
     try:
-        known = _KNOWN.get(function)
+        traced = _TRACED.get(function)
     except TypeError:
         return CodeDependencies().trace(function).code
-    if known is None or not known.still():
-        known = CodeDependencies().trace(function)
-        _KNOWN[function] = known
-    return known.code
+    if traced is None or not traced.is_current():
+        traced = CodeDependencies().trace(function)
+        _TRACED[function] = traced
+    return traced.code
 
 
-def settle(functions: Iterable[Callable[..., Any]]) -> None:
-    """After steps have run here: what they did to their own constants is no edit, so their code stays known."""
+def accept_changes(functions: Iterable[Callable[..., Any]]) -> None:
+    """Call this after steps ran here: changes to their own constants are not an edit, so their code stays valid."""
     for function in functions:
         plain = function.function if isinstance(function, Step) else function
         with suppress(TypeError):
-            known = _KNOWN.get(plain)
-            if known is not None:
-                known.settle()
+            traced = _TRACED.get(plain)
+            if traced is not None:
+                traced.accept_changes()
 
 
-__all__ = ["Code", "code_of", "settle"]
+__all__ = ["Code", "accept_changes", "code_of"]

@@ -1,4 +1,4 @@
-"""Where steps run: in this process or in a warm pool of others."""
+"""Executors: run steps in this process or in a warm pool of worker processes."""
 
 from everloop.pipeline.executors.executor import Executor
 

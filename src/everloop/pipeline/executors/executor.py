@@ -1,4 +1,4 @@
-"""What an executor has to do."""
+"""The executor protocol: where the jobs of a run are executed."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ LogWriter = Callable[[dict[str, Any], int | None], None]
 
 
 class Executor(Protocol):
-    """Runs jobs. Called from one thread; it starts none whose resources it was not told of.
+    """Runs jobs. All methods are called from one thread; the caller counts slots and resources.
 
-    - A future ends with the job's `JobOutcome`, with the exception of the step's function, or with
-      `StepTimeoutError` or `WorkerLostError` that name the step.
-    - A job whose step has a timeout is killed when that has passed since its function was started.
-    - After a future has ended, no part of its job runs any more.
+    - A future ends with the job's `JobOutcome`, with the exception of the step's function, or with a
+      `StepTimeoutError` or `WorkerLostError` that names the step.
+    - A job whose step has a timeout is killed when the timeout has passed since its function was started.
+    - When a future has ended, no part of its job is running any more.
     """
 
     @property
     def slots(self) -> int:
-        """How many jobs can run at once."""
+        """How many jobs can run at the same time."""
 
     @property
     def capacity(self) -> Mapping[str, float]:
-        """What the jobs that run at once may need together, by resource; empty where nothing is counted."""
+        """Resource to the amount that all running jobs may use together. Empty if resources are not counted."""
 
     @property
     def isolates(self) -> bool:
-        """Whether a job runs in a process that can be killed. Steps with a timeout go elsewhere if not."""
+        """Whether a job runs in a process that can be killed. If not, steps with a timeout use another executor."""
 
     def submit(self, job: Job, store: Store, *, log: LogWriter, held: MutableMapping[str, Any]) -> Future[JobOutcome]:
-        """Start a job, at once: the caller has seen to it that there is room.
+        """Start a job immediately. The caller has checked that there is room.
 
         Args:
             log: writes metrics to the run, from this process.
-            held: digest to frame: values that stay in memory between steps of this process.
+            held: digest to frame, for frames that stay in this process's memory between steps.
         """
 
     def close(self, *, kill: bool = False) -> None:
-        """Give everything back; with `kill`, end what still runs."""
+        """Release all resources; with `kill`, also kill the jobs that are running."""

@@ -1,4 +1,4 @@
-"""Steps in this process, one after the other."""
+"""The inline executor: steps run in this process, one after the other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class InlineExecutor:
-    """The cheapest place, and the one to debug in. `submit` returns when the step has ended."""
+    """The fastest executor for small steps, and the one for debugging. `submit` returns when the step has ended."""
 
     slots = 1
     capacity: Mapping[str, float] = {}
@@ -34,44 +34,44 @@ class InlineExecutor:
             try:
                 future.set_result(perform(job, store, log=log, held=held))
             except BaseException as error:
-                # The future carries it to the caller, as it would from another process: `sys.exit` in a step must
-                # not end the run as if it had succeeded. Only Ctrl-C belongs to the run.
+                # The future carries any error to the caller, as from another process: `sys.exit` in a step must not
+                # end the run as if it had succeeded. Only Ctrl-C stops the run itself.
                 if interrupts and not isinstance(error, Exception):
                     raise KeyboardInterrupt from error
                 future.set_exception(error)
         return future
 
     def close(self, *, kill: bool = False) -> None:
-        """Nothing runs between two calls of `submit`."""
+        """There is nothing to close: no job runs between two calls of `submit`."""
 
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """The interrupts that come from outside, which look like a `KeyboardInterrupt` that the step raises itself.
+    """Collect interrupts from outside, to tell them from a `KeyboardInterrupt` that the step raises itself.
 
-    Signals reach the main thread only, so elsewhere there are none.
+    Signals reach only the main thread; in other threads the list stays empty.
     """
-    seen: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield seen
+    received: list[int] = []
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+        yield received
         return
 
-    def note(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-        before(number, frame)
+    def record(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        previous(number, frame)
 
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, record)
     try:
-        yield seen
+        yield received
     finally:
-        # A step may have set a handler of its own, which stays.
-        if signal.getsignal(signal.SIGINT) is note:
-            signal.signal(signal.SIGINT, before)
+        # If the step has installed another handler, that one stays.
+        if signal.getsignal(signal.SIGINT) is record:
+            signal.signal(signal.SIGINT, previous)
 
 
 class ProcessExitError(BaseException):
-    """A step called `os._exit`, which would have ended this process with the run unfinished and its exit code unasked.
+    """A step called `os._exit`, which would have ended this process in the middle of the run with its own exit code.
 
     Not an `Exception`, so that the step does not catch it by accident.
     """
@@ -79,12 +79,12 @@ class ProcessExitError(BaseException):
 
 @contextmanager
 def _exits() -> Iterator[None]:
-    """Turn `os._exit` of this process into an error of the step. Forked children still end by it."""
-    process, leave = os.getpid(), os._exit
+    """Turn `os._exit` in this process into an error of the step. In forked children it still works."""
+    process, original = os.getpid(), os._exit
 
     def refuse(status: int) -> NoReturn:
         if os.getpid() != process or threading.current_thread() is not caller:
-            leave(status)
+            original(status)
         raise ProcessExitError(f"it called os._exit({status}). A step ends by returning a value or by raising an error")
 
     caller = threading.current_thread()
@@ -93,4 +93,4 @@ def _exits() -> Iterator[None]:
         yield
     finally:
         if os._exit is refuse:
-            os._exit = leave
+            os._exit = original

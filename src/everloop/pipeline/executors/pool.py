@@ -1,7 +1,7 @@
-"""Steps in a pool of warm worker processes.
+"""The pool executor: steps run in warm worker processes.
 
-Each slot of the pool is an executor of `loky` with one worker: so a worker that dies or is killed takes only its
-own step with it, and it is known which. Slots outlive the run and wait for the next one of this process.
+Each slot of the pool is a `loky` executor with one worker. So a worker that dies or is killed fails only its own step,
+and it is known which step that is. Slots outlive the run and are used again by the next run of this process.
 """
 
 from __future__ import annotations
@@ -38,111 +38,112 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("everloop.pipeline")
 
-# A worker that nobody needs for so long goes away.
+# A worker that is idle for this long ends.
 _IDLE_S = 300
-_WAYS_OUT = {
-    "SIGKILL": 'The system kills so when memory runs out; @step(resources={"memory": …}) keeps large steps apart.',
-    "SIGSEGV": 'Native code crashed; run it with executor="inline" under a debugger.',
+_HELP_BY_SIGNAL = {
+    "SIGKILL": "The system kills processes when memory runs out. To keep large steps from running at the same time, "
+    'declare @step(resources={"memory": …}).',
+    "SIGSEGV": 'Native code crashed. Run the step with executor="inline" under a debugger.',
 }
 _SIGNAL = re.compile(r"\{([A-Z]+)\((-?\d+)\)")
 
 
 class PoolExecutor:
-    """Independent steps side by side.
+    """Runs independent steps in parallel.
 
-    Inputs and outputs do not pass through this process: a worker reads and writes the store itself. Functions are
-    found by name in the worker where they can be; what is meant and what is found there are compared by their code.
+    Inputs and outputs do not pass through this process: a worker reads and writes the store itself. If possible, a
+    worker imports a step's function by name; it then compares the digest of the code to the expected one.
 
     Args:
-        workers: default: the number of cores that this process may use.
-        resources: what there is beside `cpu` and `memory`, such as `{"gpu": 1}`; those two can be set as well.
+        workers: number of worker processes. Default: the number of cores that this process may use.
+        resources: resources other than `cpu` and `memory`, such as `{"gpu": 1}`. Those two can be overridden too.
     """
 
     isolates = True
 
     def __init__(self, workers: int | None = None, resources: Mapping[str, float | str] | None = None) -> None:
         if workers is not None and workers < 1:
-            raise UsageError(f"A pool of {workers} workers runs nothing.", help="Give at least 1.")
+            raise UsageError(f"A pool needs at least 1 worker, not {workers}.", help="Pass workers=1 or more.")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.slots = workers or cores
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self.capacity: dict[str, float] = {"cpu": float(max(cores, self.slots)), "memory": float(memory)}
         self.capacity |= {name: parse_amount(amount) for name, amount in (resources or {}).items()}
-        self._busy: dict[_Slot, Future[JobOutcome]] = {}
-        self._guard = threading.Lock()
+        self._busy: set[_Slot] = set()
+        self._lock = threading.Lock()
 
     def submit(self, job: Job, store: Store, *, log: LogWriter, held: MutableMapping[str, Any]) -> Future[JobOutcome]:
         future: Future[JobOutcome] = Future()
         future.set_running_or_notify_cancel()
-        self._send(_Sending(job, store, log, future), _take_slot())
+        self._send(_Submission(job, store, log, future), _take_slot())
         return future
 
     def close(self, *, kill: bool = False) -> None:
-        with self._guard:
+        with self._lock:
             busy = list(self._busy)
         for slot in busy:
             if kill:
                 slot.kill()
 
-    def _send(self, sending: _Sending, slot: _Slot) -> None:
-        with self._guard:
-            self._busy[slot] = sending.future
+    def _send(self, submission: _Submission, slot: _Slot) -> None:
+        with self._lock:
+            self._busy.add(slot)
         try:
-            envelope = sending.envelope()
-            slot.start(envelope, sending.job.timeout_s, lambda inner: self._receive(sending, slot, inner))
+            envelope = submission.envelope()
+            slot.start(envelope, submission.job.timeout_s, lambda inner: self._receive(submission, slot, inner))
         except Exception as error:
-            # The future is the only way on which the caller looks for errors of a job.
+            # The caller expects all errors of a job in its future.
             self._release(slot, warm=True)
-            sending.future.set_exception(error)
+            submission.future.set_exception(error)
 
-    def _receive(self, sending: _Sending, slot: _Slot, inner: Future[JobOutcome | Failed | Stale]) -> None:
-        """Called in a thread of loky's when a worker has answered or is no more."""
+    def _receive(self, submission: _Submission, slot: _Slot, inner: Future[JobOutcome | Failed | Stale]) -> None:
+        """Called in one of loky's threads when a worker has replied or died."""
         from loky.process_executor import BrokenProcessPool, ShutdownExecutorError
 
-        job, future = sending.job, sending.future
+        job, future = submission.job, submission.future
         try:
-            answer = inner.result()
+            reply = inner.result()
         except (BrokenProcessPool, ShutdownExecutorError) as error:
             self._release(slot, warm=False)
-            future.set_exception(_lost(job, slot, error))
+            future.set_exception(_worker_lost(job, slot, error))
             return
         except BaseException as error:
-            # This thread belongs to loky: what is not put into the future is lost, and the run would wait for ever.
+            # This thread belongs to loky: an error that is not set on the future is lost, and the run would hang.
             self._release(slot, warm=False)
-            failed = StepError(f"Step '{job.name}' could not be handed to a worker: {error}")
+            failed = StepError(f"Step '{job.name}' could not be sent to a worker: {error}")
             failed.__cause__ = error
             future.set_exception(failed)
             return
-        if isinstance(answer, Stale):
-            if answer.outdated and not sending.restarted:
-                # The worker has imported files that were edited since; a new one imports them anew.
+        if isinstance(reply, Stale):
+            if reply.outdated and not submission.restarted:
+                # The worker has imported files that were edited since then; a new worker imports the present ones.
                 self._release(slot, warm=False)
-                sending.restarted = True
-                self._send(sending, _Slot())
+                submission.restarted = True
+                self._send(submission, _Slot())
             else:
-                # Files do not say what is meant, this process does: the code itself is sent.
-                sending.whole = True
-                self._send(sending, slot)
+                # The code in this process differs from its files, so the code itself is sent.
+                submission.by_value = True
+                self._send(submission, slot)
             return
         self._release(slot, warm=True)
-        if isinstance(answer, Failed):
-            future.set_exception(answer.error(job.name))
+        if isinstance(reply, Failed):
+            future.set_exception(reply.error(job.name))
             return
-        for metrics, step in answer.logged:
-            sending.log(metrics, step)
-        future.set_result(answer)
+        for metrics, step in reply.logged:
+            submission.log(metrics, step)
+        future.set_result(reply)
 
     def _release(self, slot: _Slot, *, warm: bool) -> None:
-        with self._guard:
-            self._busy.pop(slot, None)
+        with self._lock:
+            self._busy.discard(slot)
         if warm:
-            _give_slot(slot)
+            _return_slot(slot)
         else:
             slot.kill()
 
 
-class _Sending:
-    """A job on its way, perhaps for the second time."""
+class _Submission:
+    """A job that is sent to a worker, a second time if the first worker has other code."""
 
     def __init__(self, job: Job, store: Store, log: LogWriter, future: Future[JobOutcome]) -> None:
         self.job = job
@@ -150,16 +151,16 @@ class _Sending:
         self.log = log
         self.future = future
         self.restarted = False
-        self.whole = False
-        """Send the code of the project itself instead of its name."""
+        self.by_value = False
+        """Whether to send the code of the project itself instead of its names."""
 
     def envelope(self) -> bytes:
         import cloudpickle
 
-        # What a script defines has no name elsewhere, so it always travels itself.
-        by_name = not self.whole and getattr(self.job.step, "__module__", "") != "__main__"
+        # Other processes cannot import what a script defines in `__main__`, so that is always sent by value.
+        by_name = not self.by_value and getattr(self.job.step, "__module__", "") != "__main__"
         with ExitStack() as stack:
-            if self.whole:
+            if self.by_value:
                 token = by_value.set(frozenset(self.job.modules))
                 stack.callback(by_value.reset, token)
                 for name in self.job.modules:
@@ -170,8 +171,8 @@ class _Sending:
             except (pickle.PicklingError, TypeError, AttributeError, RecursionError, ValueError) as error:
                 raise StepError(
                     f"Step '{self.job.name}' cannot be sent to a worker: {error}.",
-                    help="Its function or its parameters hold something that cannot be pickled; "
-                    'run it with executor="inline" and without timeout_s.',
+                    help="Its function or its parameters hold something that cannot be pickled. "
+                    'Run it with executor="inline" and without timeout_s.',
                 ) from error
         store = self.store
         return pickle.dumps(
@@ -183,8 +184,8 @@ class _Sending:
                 places=repr(store.urls),
                 project=store.project,
                 actor=store.actor,
-                folder=os.getcwd(),  # noqa: PTH109 - a string is what travels
-                search=tuple(sys.path),
+                folder=os.getcwd(),  # noqa: PTH109 - the envelope holds a string
+                search_path=tuple(sys.path),
                 environment=dict(os.environ),
             )
         )
@@ -209,24 +210,25 @@ class _Slot:
         done: Callable[[Future[JobOutcome | Failed | Stale]], None],
     ) -> None:
         if timeout_s is not None:
-            # Time runs from when the worker is there and has imported what it needs: that takes longer than many steps.
-            self._executor.submit(prepare_worker, envelope).add_done_callback(lambda _: self._watch(timeout_s))
+            # The timeout starts once the worker has started and imported what it needs: that may take longer than the
+            # step itself.
+            self._executor.submit(prepare_worker, envelope).add_done_callback(lambda _: self._start_timer(timeout_s))
         inner = self._executor.submit(run_envelope, envelope)
-        # Callbacks are called in order: the clock is stopped before anybody looks at the answer.
-        inner.add_done_callback(lambda _: self._unwatch())
+        # Callbacks are called in order: the timer is stopped before the reply is handled.
+        inner.add_done_callback(lambda _: self._stop_timer())
         inner.add_done_callback(done)
 
     def kill(self) -> None:
         self.killed = True
-        self._unwatch()
+        self._stop_timer()
         self._executor.shutdown(wait=False, kill_workers=True)
 
-    def _watch(self, timeout_s: float) -> None:
+    def _start_timer(self, timeout_s: float) -> None:
         self._timer = threading.Timer(timeout_s, self._expire)
         self._timer.daemon = True
         self._timer.start()
 
-    def _unwatch(self) -> None:
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -236,42 +238,42 @@ class _Slot:
         self.kill()
 
 
-# Workers that wait for the next run of this process.
+# Warm slots that are free for the next job of this process.
 _idle: list[_Slot] = []
-_idle_guard = threading.Lock()
+_idle_lock = threading.Lock()
 
 
 def _take_slot() -> _Slot:
-    with _idle_guard:
+    with _idle_lock:
         while _idle:
             slot = _idle.pop()
-            # After a fork, the slots are the parent's.
+            # After a fork, the slots belong to the parent process.
             if slot.process == os.getpid() and not slot.killed:
                 return slot
     return _Slot()
 
 
-def _give_slot(slot: _Slot) -> None:
-    with _idle_guard:
+def _return_slot(slot: _Slot) -> None:
+    with _idle_lock:
         if not slot.killed:
             _idle.append(slot)
 
 
 @atexit.register
 def _close_idle() -> None:
-    """Before the interpreter takes apart what loky needs for it."""
-    with _idle_guard:
-        mine = [slot for slot in _idle if slot.process == os.getpid()]
+    """Kill idle workers before the interpreter shuts down the parts that loky needs for it."""
+    with _idle_lock:
+        owned = [slot for slot in _idle if slot.process == os.getpid()]
         _idle.clear()
-    for slot in mine:
+    for slot in owned:
         slot.kill()
 
 
-def _lost(job: Job, slot: _Slot, error: BaseException) -> StepError:
+def _worker_lost(job: Job, slot: _Slot, error: BaseException) -> StepError:
     if slot.timed_out:
         timeout = StepTimeoutError(
             f"Step '{job.name}' took longer than its timeout of {job.timeout_s:g} s and was killed.",
-            help="Give it more with @step(timeout_s=…), or look at what takes so long.",
+            help="Raise the limit with @step(timeout_s=…), or find out what takes so long.",
         )
         timeout.__cause__ = error
         return timeout
@@ -279,13 +281,14 @@ def _lost(job: Job, slot: _Slot, error: BaseException) -> StepError:
     name, number = found.groups() if found else ("", "0")
     if int(number) == PIPES_CLOSED:
         closed = WorkerLostError(
-            f"Step '{job.name}' closed the pipes through which its worker answers.",
+            f"Step '{job.name}' closed the pipes between its worker and this process.",
             help="Close only the files that the step has opened itself; os.closerange closes everything.",
         )
         closed.__cause__ = error
         return closed
     how = f"was killed by {name}" if int(number) < 0 else f"ended with exit code {number}" if found else "died"
-    way_out = _WAYS_OUT.get(name, "See: everloop runs show")
-    lost = WorkerLostError(f"The worker of step '{job.name}' {how}.", help=way_out)
+    lost = WorkerLostError(
+        f"The worker of step '{job.name}' {how}.", help=_HELP_BY_SIGNAL.get(name, "See: everloop runs show")
+    )
     lost.__cause__ = error
     return lost

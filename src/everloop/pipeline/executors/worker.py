@@ -1,4 +1,4 @@
-"""What runs in a worker process: it makes itself like its parent, sees that it has the same code, and works."""
+"""The worker process of the pool: adopts its parent's environment, checks that it has the same code, and runs jobs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from everloop.errors import NotFoundError, StepError, StoreError, UnavailableError
 from everloop.pipeline.code.project_modules import finder
 from everloop.pipeline.code.source_files import Stamp, stamp_of
-from everloop.pipeline.code.step_code import code_of, settle
+from everloop.pipeline.code.step_code import accept_changes, code_of
 from everloop.pipeline.job import Job, JobOutcome, RemoteError, perform
 from everloop.pipeline.outside.read_tracking import worker_variables
 from everloop.pipeline.step_failures import show_error
@@ -30,45 +30,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A job and what a worker needs to open it."""
+    """A pickled job and what a worker needs to unpack and run it."""
 
     payload: bytes
     compare: str | None
-    """Digest that the code must have here; None where the code itself is inside."""
+    """Digest that the code must have in the worker; None if the code itself is in the payload."""
     modules: dict[str, str]
     home: str
     places: str
     project: str
     actor: str
     folder: str
-    search: tuple[str, ...]
+    search_path: tuple[str, ...]
     environment: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """The worker has other code than is meant, and has run nothing."""
+    """The worker has other code than the parent, and has not run the job."""
 
     outdated: bool
-    """Whether files that it has imported have changed since, so that a new worker may have the right code."""
+    """Whether files that the worker has imported have changed since. If so, a new worker may have the right code."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The step raised. The exception itself travels where it can be pickled, its text always."""
+    """The step raised. The exception itself is sent if it can be pickled, its text always."""
 
     message: str
-    """Kind and text."""
+    """Type and text of the error."""
     trace: str
     pickled: bytes | None = field(repr=False)
 
     def error(self, step: str) -> BaseException:
-        """The exception as it was, or a StepError that tells of it."""
+        """The original exception, or a StepError with its text."""
         if self.pickled is not None:
             try:
                 error = pickle.loads(self.pickled)  # noqa: S301 - from our own worker, over our own pipe
             except Exception:
-                # Exceptions with odd constructors pickle and do not come back; the text has to do.
+                # Exceptions with unusual constructors can be pickled but not unpickled; then only the text is left.
                 error = None
             if isinstance(error, BaseException):
                 error.__cause__ = RemoteError(self.trace)
@@ -79,35 +79,35 @@ class Failed:
 
 
 def prepare_worker(data: bytes) -> None:
-    """Do all but run the step: imports, and opening the store."""
+    """Import the step's modules and open the store, without running the step."""
     envelope, job = _unpack(data)
     if isinstance(job, Job):
-        _open(envelope)
+        _open_store(envelope)
 
 
 def run_envelope(data: bytes) -> JobOutcome | Failed | Stale:
-    """Open an envelope and do what it says. Never raises what the step raises."""
+    """Unpack an envelope and run its job. An error of the step is returned, not raised."""
     envelope, job = _unpack(data)
     if not isinstance(job, Job):
         return job
     try:
-        store = _open(envelope)
-        # So that `current_run` is here what it is in the process that turns the loop.
+        store = _open_store(envelope)
+        # So that `current_run` works in the step as it does in the parent process.
         with _joined(store, job.run):
             try:
                 return perform(job, store)
             except BaseException as error:
-                # Also `sys.exit` and its like: the parent waits for an answer, and Ctrl-C does not reach this process.
+                # Also `sys.exit` and the like: the parent waits for a reply, and Ctrl-C does not reach this process.
                 return _failed(error)
     except Exception as error:
         return _failed(error)
     finally:
-        settle([job.step])
+        accept_changes([job.step])
         _check_pipes()
 
 
 def _joined(store: Store, run: str) -> AbstractContextManager[object]:
-    """The run, joined; nothing where the store does not have it, as when it did not answer at the run's start."""
+    """Join the run. Do nothing if the store does not have it, because it was unavailable when the run started."""
     from everloop.tracking import join_run
 
     try:
@@ -117,20 +117,20 @@ def _joined(store: Store, run: str) -> AbstractContextManager[object]:
 
 
 def _unpack(data: bytes) -> tuple[Envelope, Job | Failed | Stale]:
-    # Ctrl-C goes to every process of the terminal; the parent decides what becomes of its workers.
+    # The terminal sends Ctrl-C to every process; the parent decides whether to kill its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _pipes()
     envelope: Envelope = pickle.loads(data)  # noqa: S301 - from our own parent, over our own pipe
-    _become(envelope)
+    _adopt_environment(envelope)
     try:
         if envelope.compare is not None:
-            # Also those from which only a constant is used: where it comes from is part of its name.
+            # Also modules of which only a constant is used: the name of its part contains the module.
             for name, filename in envelope.modules.items():
                 importlib.import_module(name)
                 _stamps.setdefault(filename, stamp_of(filename))
         job: Job = pickle.loads(envelope.payload)  # noqa: S301 - as above
     except BaseException as error:
-        # The code here may lack what the parent's has: then it is other code.
+        # Unpickling fails if the code here lacks something that the parent's has: then this worker is stale.
         return envelope, _stale(envelope) if envelope.compare is not None else _failed(error)
     if envelope.compare is not None and code_of(job.step.function).digest != envelope.compare:
         return envelope, _stale(envelope)
@@ -148,7 +148,7 @@ def _failed(error: BaseException) -> Failed:
     try:
         pickled = cloudpickle.dumps(error)
     except BaseException:
-        # Any object may hang on an exception; what cannot travel stays, and the text goes.
+        # An exception may hold any object. If it cannot be pickled, only its text is sent.
         pickled = None
     return Failed(show_error(error), trace, pickled)
 
@@ -159,7 +159,7 @@ PIPES_CLOSED = 71
 
 @cache
 def _pipes() -> dict[int, tuple[int, int]]:
-    """The pipes that this process was started with, by number: device and inode. Called before any step runs."""
+    """The pipes that this process was started with: descriptor to device and inode. First called before any job."""
     found: dict[int, tuple[int, int]] = {}
     for number in range(3, 256):
         with suppress(OSError):
@@ -170,42 +170,42 @@ def _pipes() -> dict[int, tuple[int, int]]:
 
 
 def _check_pipes() -> None:
-    """End this process if its answer could not reach the parent, which would wait for ever."""
-    for number, known in _pipes().items():
+    """End this process if its reply cannot reach the parent, which would otherwise wait forever."""
+    for number, expected in _pipes().items():
         try:
             status = os.fstat(number)
         except OSError:
             os._exit(PIPES_CLOSED)
-        if (status.st_dev, status.st_ino) != known:
+        if (status.st_dev, status.st_ino) != expected:
             os._exit(PIPES_CLOSED)
 
 
-def _become(envelope: Envelope) -> None:
-    if os.getcwd() != envelope.folder:  # noqa: PTH109 - a string is what travels
+def _adopt_environment(envelope: Envelope) -> None:
+    if os.getcwd() != envelope.folder:  # noqa: PTH109 - the envelope holds a string
         os.chdir(envelope.folder)
-    # A warm worker was started with the environment of an earlier moment. What loky has set for it stays.
-    for name in _given.keys() - envelope.environment.keys():
+    # A warm worker still has the environment of an earlier job. Variables that loky has set stay.
+    for name in _adopted_variables.keys() - envelope.environment.keys():
         os.environ.pop(name, None)
     os.environ.update(envelope.environment)
-    _given.clear()
-    _given.update(envelope.environment)
+    _adopted_variables.clear()
+    _adopted_variables.update(envelope.environment)
     worker_variables.clear()
     worker_variables.update(os.environ.keys() - envelope.environment.keys())
-    if tuple(sys.path) != envelope.search:
-        sys.path[:] = envelope.search
+    if tuple(sys.path) != envelope.search_path:
+        sys.path[:] = envelope.search_path
         importlib.invalidate_caches()
     finder.add(envelope.modules)
 
 
-# The environment that the parent had at the last job.
-_given: dict[str, str] = {}
-# The stamp of each file of the project when its module was imported here.
+# The parent's environment at the last job.
+_adopted_variables: dict[str, str] = {}
+# Stamp of each project file when its module was imported here.
 _stamps: dict[str, Stamp] = {}
 _stores: dict[tuple[str, str, str], Store] = {}
 
 
-def _open(envelope: Envelope) -> Store:
-    """The parent's store. Its parts may be elsewhere than in its home, as `everloop.toml` says."""
+def _open_store(envelope: Envelope) -> Store:
+    """The parent's store. `everloop.toml` may place its parts outside of its home."""
     from everloop.stores import open_store
 
     key = (envelope.places, envelope.project, envelope.actor)
@@ -218,7 +218,7 @@ def _open(envelope: Envelope) -> Store:
         else:
             raise StoreError(
                 f"A worker cannot find the store at '{envelope.home}'.",
-                help="Say where its parts are in everloop.toml, and run from that folder or below.",
+                help="Write the locations of its parts into everloop.toml, and run from that folder or below.",
             )
         _stores[key] = store
     return store

@@ -1,1 +1,1 @@
-"""State outside a step that it reads: noticed while it runs, recorded, and compared before a cached result is used."""
+"""Outside state that a step reads: tracked while it runs, recorded, and compared before a cached result is used."""

@@ -1,7 +1,7 @@
-"""Outside state that a step has read by itself: how it is recorded, and how to look at it again.
+"""Outside state that a step has read without `el.read`: how it is recorded, and how its present state is read.
 
-Files are looked at as those of `el.read` are, through the plugin table. Environment variables are known by a digest:
-too short to find a secret by trying, long enough to notice another value.
+Files are compared as `el.read` compares them, through the plugin table. Environment variables are recorded as a digest:
+too short to find a secret by guessing, long enough to notice another value.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from everloop.records import Json
 
 TORN = "changed while the step ran"
-# Up to so many files, each is observed by itself, so that the one that changed can be named.
-_SINGLE = 20
+# Up to this number of files, each has its own observation, so that the one that changed can be named.
+_MAX_SINGLE_FILES = 20
 _ABSENT = "absent"
 _UNLISTED = "__pycache__"
 
@@ -31,11 +31,12 @@ def observe_files(paths: Sequence[str], patterns: Sequence[str], torn: Sequence[
     """Observations of files.
 
     Args:
-        paths: absolute, of files that are as they were when they were read; one that is missing is missed.
+        paths: absolute paths of files that have not changed since they were read. A file may be missing, if it was
+            missing when the step looked for it.
         patterns: absolute globs.
-        torn: files that somebody else wrote to while the step ran. What the step saw of them is not known.
+        torn: files that another process wrote to while the step ran. It is not known what the step saw of them.
     """
-    groups = [[path] for path in paths] if len(paths) <= _SINGLE else [list(paths)]
+    groups = [[path] for path in paths] if len(paths) <= _MAX_SINGLE_FILES else [list(paths)]
     found: list[dict[str, Json]] = []
     for group in [*([_literal(path) for path in group] for group in groups), *([_relative(one)] for one in patterns)]:
         spec: dict[str, Json] = {"patterns": list(group)}
@@ -44,38 +45,38 @@ def observe_files(paths: Sequence[str], patterns: Sequence[str], torn: Sequence[
     return found
 
 
-def observe_folder(folder: str, names: str, own: Collection[str]) -> dict[str, Json]:
-    """An observation of what files a folder has, by their names.
+def observe_folder(folder: str, names: str, added: Collection[str]) -> dict[str, Json]:
+    """An observation of the names of the files in a folder.
 
     Args:
-        names: what `names_of` said when the folder was listed.
-        own: names that the step itself has added since.
+        names: what `names_of` returned when the folder was listed.
+        added: names that the step itself has added since.
     """
     now = names_of(folder)
-    unchanged = names in (now, names_of(folder, without=own))
+    unchanged = names in (now, names_of(folder, without=added))
     return {"kind": "listed", "spec": {"path": _relative(folder)}, "state": now if unchanged else TORN}
 
 
 def opened_state(spec: dict[str, Json], since: str | None = None) -> str:
-    """What the files of `spec["patterns"]` hold now."""
-    look = plugins.load("observation", "files")
-    return str(look(spec, since=None if since == TORN else since))
+    """The present state of the files of `spec["patterns"]`."""
+    files_state = plugins.load("observation", "files")
+    return str(files_state(spec, since=None if since == TORN else since))
 
 
 def opened_change(before: str, after: str) -> str:
-    """What happened to them, in words."""
+    """Describe how the files changed."""
     if before == TORN:
         return f"it {TORN}"
     return str(plugins.load("observation_change", "files")(before, after))
 
 
 def listed_state(spec: dict[str, Json], since: str | None = None) -> str:
-    """The names in the folder `spec["path"]`."""
+    """The present names in the folder `spec["path"]`, as a digest."""
     return names_of(str(_root() / str(spec["path"])))
 
 
 def listed_change(before: str, after: str) -> str:
-    """What happened to a folder, in words."""
+    """Describe how the folder changed."""
     return f"it {TORN}" if before == TORN else "other files in this folder"
 
 
@@ -85,18 +86,18 @@ def environment_state(spec: dict[str, Json], since: str | None = None) -> str:
 
 
 def environment_change(before: str, after: str) -> str:
-    """What happened to a variable, in words."""
+    """Describe how the variable changed."""
     return "not set before" if before == _ABSENT else "not set now" if after == _ABSENT else "another value"
 
 
 def unseen_state(spec: dict[str, Json], since: str | None = None) -> str:
-    """Nothing to look at: what cannot be noticed is only said."""
+    """Always the same: what cannot be tracked can only be named."""
     return ""
 
 
 def digest_variable(name: str) -> str:
-    """A short digest of an environment variable's value; the value itself is never kept."""
-    # Not through `os.environ[…]`, which is watched.
+    """A short digest of an environment variable's value; the value itself is never stored."""
+    # Not through `os.environ[…]`, which is tracked.
     data: dict[Any, Any] = os.environ._data  # type: ignore[attr-defined]
     value = data.get(os.environ.encodekey(name))
     if value is None:
@@ -118,7 +119,7 @@ def _root() -> Path:
 
 
 def _relative(path: str) -> str:
-    """A path as the project calls it, so that another machine finds its own."""
+    """A path relative to the project if possible, so that it is valid on another machine too."""
     found = Path(path)
     return str(found.relative_to(_root())) if found.is_relative_to(_root()) else path
 

@@ -1,11 +1,13 @@
-"""Noticing what a running step reads from outside by itself: files, folders, environment variables.
+"""Tracks what a running step reads from outside without `el.read`: files, folders, environment variables.
 
-Python tells an audit hook of every file that it opens; the readers of Polars, pandas and Arrow that open files in
-native code are wrapped. What the step's own code reads is observed as `el.read` observes its files, so that a former
-result is used only while all of it is as it was. Python's sources, installed packages, the store and what the step has
-written itself do not count. What cannot be noticed (child processes, the network) is noted, to be said.
+Python calls an audit hook for every file that it opens; the readers of Polars, pandas and Arrow that open files in
+native code are wrapped. What the step's own code reads is recorded as `el.read` records its files, so an earlier result
+is used only while all of it is unchanged. Python's sources, installed packages, the store and files that the step has
+written itself do not count. Reads that cannot be tracked (child processes, the network) are recorded by name, to be
+shown to the user.
 
-Cost: the hook returns at once while no step runs; an opened file costs a look at the stack and one `stat`.
+Cost: while no step runs, the hook returns immediately. During a step, an opened file costs a walk up the stack and one
+`stat`.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 Stamp = tuple[int, int, int] | None
 
-_OWN = str(Path(__file__).parents[2]) + os.sep
+_EVERLOOP = str(Path(__file__).parents[2]) + os.sep
 _SOURCES = (".py", ".pyc", ".pyi", ".pyd", ".so", ".dylib", ".pth", ".ipynb")
 _SKIPPED_PARTS = frozenset({".git", ".hg", "__pycache__", "node_modules", "site-packages", "dist-packages", ".venv"})
 _SYSTEM = tuple(
@@ -45,44 +47,45 @@ _SYSTEM = tuple(
         )
     }
 )  # fmt: skip
-# They differ from one terminal to the next. A step that copies the whole environment looks all of them up.
+# Variables that differ between terminals. A step that copies the environment reads all of them.
 _SKIPPED_VARIABLES = frozenset(
     {"PWD", "OLDPWD", "SHLVL", "COLUMNS", "LINES", "WINDOWID", "TERM_SESSION_ID", "SSH_TTY", "SSH_CLIENT"}
     | {"SSH_CONNECTION", "SSH_AUTH_SOCK", "XDG_SESSION_ID", "DBUS_SESSION_BUS_ADDRESS", "PYTEST_CURRENT_TEST"}
 )
 worker_variables: set[str] = set()
 """Environment variables that exist in this worker process only."""
-# They open files in native code, where nothing can be noticed.
+# Packages that open files in native code, which cannot be tracked.
 _NATIVE_PACKAGES = frozenset(
     {"duckdb", "h5py", "netcdf4", "opencv_python", "opencv_python_headless", "rasterio", "fiona", "tables", "pyogrio"}
 )
 
-_watches: list[ReadTracker] = []
-_read_by: dict[str, tuple[dict[str, Any], dict[tuple[str, str], Any]]] = {}
-"""Function of the project to its module's names and what it has read in this process: a helper that remembers its file
-opens it only once. A module that is imported again has forgotten it."""
-_installed = threading.Lock()
+_trackers: list[ReadTracker] = []
+_reads_by_function: dict[str, tuple[dict[str, Any], dict[tuple[str, str], Any]]] = {}
+"""Function of the project to its module's namespace and all that it has read in this process. A helper that caches its
+file opens it only once, but each step that calls it depends on that file. A module that is imported again starts with
+an empty cache, and has another namespace."""
+_install_lock = threading.Lock()
 
 
 @dataclass
 class ReadTracker:
-    """What one step reads from outside while it runs."""
+    """All that one step reads from outside while it runs."""
 
     ignored: tuple[str, ...]
     thread: int = field(default_factory=threading.get_ident)
     began_us: int = field(default_factory=system_micros)
     files: dict[str, Stamp] = field(default_factory=dict)
-    """Path to what `stat` said when it was first read; None if there was no file."""
+    """Path to the file's stamp when it was first read; None if there was no file."""
     patterns: dict[str, None] = field(default_factory=dict)
     folders: dict[str, str] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
     written: set[str] = field(default_factory=set)
     shared: set[str] = field(default_factory=set)
-    """Databases, which are written to through the same connection that reads them."""
+    """Databases: the step may write to them through the same connection that reads them."""
     unseen: dict[str, None] = field(default_factory=dict)
 
     def note(self, kind: str, name: str, state: Any) -> None:
-        """Take in something that was read, once."""
+        """Record something that was read. Only its first state counts."""
         if kind == "file":
             if name not in self.files and not self._is_own(name):
                 self.files[name] = state
@@ -99,33 +102,33 @@ class ReadTracker:
             self.unseen[name] = None
 
     def _is_own(self, path: str) -> bool:
-        """Whether the step has written it, or made the folder that it is in."""
+        """Whether the step has written the file, or created a folder that contains it."""
         return path in self.written or any(str(parent) in self.written for parent in Path(path).parents)
 
     def observations(self, reached: Collection[str]) -> list[dict[str, Json]]:
-        """What the step has read, in the form in which records keep it.
+        """All that the step has read, as observations for its record.
 
         Args:
-            reached: the functions that the step reaches; what one of them read for an earlier step here and has kept
-                since, this step has read as well.
+            reached: the functions that the step depends on. A file that one of them read for an earlier step in this
+                process, and may have cached, counts as read by this step too.
         """
-        for label in _read_by.keys() & set(reached):
-            space, read = _read_by[label]
-            if getattr(sys.modules.get(space["__name__"]), "__dict__", None) is space:
+        for label in _reads_by_function.keys() & set(reached):
+            namespace, read = _reads_by_function[label]
+            if getattr(sys.modules.get(namespace["__name__"]), "__dict__", None) is namespace:
                 for (kind, name), state in read.items():
                     self.note(kind, name, state)
-        sound: list[str] = []
+        unchanged: list[str] = []
         torn: list[str] = []
         for path, before in self.files.items():
             now = stat_of(path)
             if now is None and before is not None and before[0] // 1000 >= self.began_us:
-                continue  # a scratch file of the step's
+                continue  # a temporary file that the step has made
             changed = now != before and path not in self.written and path not in self.shared
-            (torn if changed else sound).append(path)
-        found = observe_files(sound, list(self.patterns), torn)
+            (torn if changed else unchanged).append(path)
+        found = observe_files(unchanged, list(self.patterns), torn)
         for folder, names in self.folders.items():
-            own = [Path(path).name for path in self.written if str(Path(path).parent) == folder]
-            found.append(observe_folder(folder, names, own))
+            added = [Path(path).name for path in self.written if str(Path(path).parent) == folder]
+            found.append(observe_folder(folder, names, added))
         found += [
             {"kind": "environment", "spec": {"name": name}, "state": state} for name, state in self.variables.items()
         ]
@@ -134,35 +137,35 @@ class ReadTracker:
 
 
 @contextmanager
-def watching(store: Store, packages: Collection[str] = ()) -> Iterator[ReadTracker]:
-    """Notice what is read inside the block.
+def track_reads(store: Store, packages: Collection[str] = ()) -> Iterator[ReadTracker]:
+    """Track what is read inside the block.
 
     Args:
-        store: its own files do not count.
+        store: the run's store, whose files do not count.
         packages: the distributions that the step uses.
     """
     from everloop.pipeline.outside.reader_wrappers import Recorder, wrap_readers
 
-    with _installed:
+    with _install_lock:
         _install()
-    wrap_readers(packages, Recorder(is_watching, note_read, note_unseen, note_written))
-    watch = ReadTracker(_folders_of(store))
+    wrap_readers(packages, Recorder(is_tracking, note_read, note_unseen, note_written))
+    tracker = ReadTracker(_folders_of(store))
     for package in sorted(_NATIVE_PACKAGES.intersection(name.lower().replace("-", "_") for name in packages)):
-        watch.note("unseen", f"files that {package} opens", None)
-    _watches.append(watch)
+        tracker.note("unseen", f"files that {package} opens", None)
+    _trackers.append(tracker)
     try:
-        yield watch
+        yield tracker
     finally:
-        _watches.remove(watch)
+        _trackers.remove(tracker)
 
 
-def is_watching() -> bool:
-    """Whether a step runs."""
-    return bool(_watches)
+def is_tracking() -> bool:
+    """Whether a step is running in this process."""
+    return bool(_trackers)
 
 
 def stat_of(path: str) -> Stamp:
-    """What tells that a file has been written to; None without a file."""
+    """A stamp that differs once the file has been written to; None if there is no file."""
     try:
         found = os.stat(path)  # noqa: PTH116 - called for every file that is opened
     except OSError:
@@ -171,53 +174,53 @@ def stat_of(path: str) -> Stamp:
 
 
 def note_read(path: object, *, kind: str = "file") -> None:
-    """Something is about to be read at a path, or at the paths that a pattern has: by whom says the stack."""
-    caller = _caller()
+    """Record that a path, or the paths that match a pattern, are about to be read. The stack shows which code reads."""
+    callers = _callers()
     absolute = _absolute(path)
-    if caller is None or absolute is None or absolute.endswith(_SOURCES):
+    if callers is None or absolute is None or absolute.endswith(_SOURCES):
         return
-    for watch in _here():
-        if not _counts(absolute, watch, by_project=bool(caller)):
+    for tracker in _active_trackers():
+        if not _counts(absolute, tracker, by_project=bool(callers)):
             continue
         state = names_of(absolute) if kind == "folder" else stat_of(absolute) if kind == "file" else None
-        _note(watch, caller, kind, absolute, state)
+        _note(tracker, callers, kind, absolute, state)
 
 
 def note_written(path: object) -> None:
-    """Something is about to be written at a path."""
+    """Record that a path is about to be written."""
     absolute = _absolute(path)
     if absolute is not None:
-        for watch in _here():
-            watch.written.add(absolute)
+        for tracker in _active_trackers():
+            tracker.written.add(absolute)
 
 
 def note_unseen(what: str) -> None:
-    """The step's own code reads in a way that cannot be noticed."""
-    caller = _caller()
-    if caller:
-        for watch in _here():
-            _note(watch, caller, "unseen", what, None)
+    """Record that the step's own code reads something that cannot be tracked."""
+    callers = _callers()
+    if callers:
+        for tracker in _active_trackers():
+            _note(tracker, callers, "unseen", what, None)
 
 
-def _note(watch: ReadTracker, caller: list[FrameType], kind: str, name: str, state: Any) -> None:
-    watch.note(kind, name, state)
-    for frame in caller[:-1]:  # the last is the step's own function
-        space = frame.f_globals
-        label = f"{label_of(space.get('__name__', ''))}.{frame.f_code.co_qualname}"
-        known = _read_by.get(label)
-        if known is None or known[0] is not space:
-            known = _read_by[label] = (space, {})
-        known[1][kind, name] = state
+def _note(tracker: ReadTracker, callers: list[FrameType], kind: str, name: str, state: Any) -> None:
+    tracker.note(kind, name, state)
+    for frame in callers[:-1]:  # the last is the step's own function
+        namespace = frame.f_globals
+        label = f"{label_of(namespace.get('__name__', ''))}.{frame.f_code.co_qualname}"
+        reads = _reads_by_function.get(label)
+        if reads is None or reads[0] is not namespace:
+            reads = _reads_by_function[label] = (namespace, {})
+        reads[1][kind, name] = state
 
 
-def _here() -> list[ReadTracker]:
-    """The steps that run in this thread; in one that no step was started in, all of them."""
-    own = [watch for watch in _watches if watch.thread == threading.get_ident()]
-    return own or list(_watches)
+def _active_trackers() -> list[ReadTracker]:
+    """The trackers of the steps in this thread. In a thread that no step was started in, all trackers."""
+    in_thread = [tracker for tracker in _trackers if tracker.thread == threading.get_ident()]
+    return in_thread or list(_trackers)
 
 
-def _caller() -> list[FrameType] | None:
-    """The functions of the project that are on the stack; None if everloop or an import reads for itself."""
+def _callers() -> list[FrameType] | None:
+    """The project's functions on the stack, innermost first. None if the read is by everloop itself or by an import."""
     found: list[FrameType] = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -237,11 +240,11 @@ def _caller() -> list[FrameType] | None:
 def _kind(filename: str) -> str:
     if filename.startswith("<frozen importlib") or f"{os.sep}importlib{os.sep}" in filename:
         return "import"
-    if filename.startswith(_OWN):
-        # This module and the wrapped readers stand between the step and what it calls.
-        return "watching" if Path(filename).name in ("read_tracking.py", "reader_wrappers.py") else "everloop"
+    if filename.startswith(_EVERLOOP):
+        # Frames of this module and of the wrapped readers lie between the step and what it calls.
+        return "tracking" if Path(filename).name in ("read_tracking.py", "reader_wrappers.py") else "everloop"
     if filename.startswith("<"):
-        # A cell of a notebook, or a function that was sent to this process whole.
+        # A cell of a notebook, or a function that was sent to this process by value.
         return "other" if filename.startswith(("<frozen", "<__array_function__")) else "project"
     return origin_of("", filename)
 
@@ -252,11 +255,11 @@ def _absolute(path: object) -> str | None:
     try:
         return os.path.abspath(os.fsdecode(path))  # type: ignore[arg-type]  # noqa: PTH100 - must not touch the disk
     except (TypeError, ValueError, OSError):
-        return None  # not a path: whoever opens it says so
+        return None  # not a path: opening it will fail
 
 
-def _counts(path: str, watch: ReadTracker, *, by_project: bool) -> bool:
-    if path.startswith(watch.ignored):
+def _counts(path: str, tracker: ReadTracker, *, by_project: bool) -> bool:
+    if path.startswith(tracker.ignored):
         return False
     project = os.environ._data.get(b"EVERLOOP_PROJECT")  # type: ignore[attr-defined]
     root = os.fsdecode(project) if project else os.getcwd()  # noqa: PTH109 - called for every file that is opened
@@ -264,19 +267,19 @@ def _counts(path: str, watch: ReadTracker, *, by_project: bool) -> bool:
         return _SKIPPED_PARTS.isdisjoint(Path(path[len(root) :]).parts)
     if not by_project or path.startswith(_SYSTEM) or not _SKIPPED_PARTS.isdisjoint(Path(path).parts):
         return False
-    # Caches and settings of programs.
+    # Hidden folders in the home folder hold caches and settings of programs.
     return not path.startswith(str(Path.home()) + os.sep + ".")
 
 
 def _folders_of(store: Store) -> tuple[str, ...]:
     homes = [str(store.home)]
-    near = getattr(store.objects.bytes_store, "folder", None)
-    if near is not None:
-        homes += [str(near), str(Path(near).parent / "cache")]
-    return tuple(os.path.abspath(home) + os.sep for home in homes)  # noqa: PTH100 - as they are spelled
+    local = getattr(store.objects.bytes_store, "folder", None)
+    if local is not None:
+        homes += [str(local), str(Path(local).parent / "cache")]
+    return tuple(os.path.abspath(home) + os.sep for home in homes)  # noqa: PTH100 - symlinks are not resolved
 
 
-# --- the hook -----------------------------------------------------------------------------------------------------
+# --- the audit hook -----------------------------------------------------------------------------------------------
 
 
 def _on_open(path: object, mode: object, flags: object) -> None:
@@ -295,7 +298,7 @@ def _on_rename(source: object, target: object, *_: object) -> None:
     note_written(target)
 
 
-def _on_made(path: object, *_: object) -> None:
+def _on_create(path: object, *_: object) -> None:
     note_written(path)
 
 
@@ -325,10 +328,10 @@ _EVENTS: dict[str, Callable[..., None]] = {
     "os.listdir": _on_listing,
     "os.scandir": _on_listing,
     "os.rename": _on_rename,
-    "os.mkdir": _on_made,
+    "os.mkdir": _on_create,
     "os.link": _on_rename,
     "os.symlink": _on_rename,
-    "os.truncate": _on_made,
+    "os.truncate": _on_create,
     "sqlite3.connect": _on_sqlite,
     "subprocess.Popen": _on_program,
     "os.system": _on_program,
@@ -339,31 +342,31 @@ _busy = threading.local()
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if not _watches:
+    if not _trackers:
         return
-    found = _EVENTS.get(event)
-    if found is None or getattr(_busy, "now", False):
+    handler = _EVENTS.get(event)
+    if handler is None or getattr(_busy, "now", False):
         return
     _busy.now = True
     try:
-        found(*arguments)
+        handler(*arguments)
     except Exception as error:
-        # An exception here would reach the step's own `open`. What was missed is said instead.
-        for watch in _here():
-            watch.note("unseen", f"a file ({type(error).__name__} while it was noticed)", None)
+        # An exception here would be raised by the step's own `open`. So the read is recorded as not tracked.
+        for tracker in _active_trackers():
+            tracker.note("unseen", f"a file ({type(error).__name__} while tracking it)", None)
     finally:
         _busy.now = False
 
 
 def _install() -> None:
-    """Once in a process: a hook cannot be taken out again."""
+    """Install the hook once per process: Python cannot remove it again."""
     if getattr(os._Environ.__getitem__, "__everloop__", False):
         return
     sys.addaudithook(_hook)
     plain = os._Environ.__getitem__
 
     def look_up(self: Any, key: Any) -> Any:
-        if _watches and self is os.environ and isinstance(key, str):
+        if _trackers and self is os.environ and isinstance(key, str):
             _note_variable(key)
         return plain(self, key)
 
@@ -372,7 +375,7 @@ def _install() -> None:
 
 
 def _note_variable(name: str) -> None:
-    """Only look-ups of the project's own code: packages look for settings of theirs all the time."""
+    """Record a look-up by the project's own code. Look-ups by packages, for their settings, do not count."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_globals.get("__name__") in ("os", "collections.abc", "_collections_abc"):
         frame = frame.f_back
@@ -380,11 +383,11 @@ def _note_variable(name: str) -> None:
         return
     if name in _SKIPPED_VARIABLES or name in worker_variables or name.startswith(("EVERLOOP_", "_")):
         return
-    caller = _caller()
-    if caller:
+    callers = _callers()
+    if callers:
         state = digest_variable(name)
-        for watch in _here():
-            _note(watch, caller, "variable", name, state)
+        for tracker in _active_trackers():
+            _note(tracker, callers, "variable", name, state)
 
 
-__all__ = ["ReadTracker", "is_watching", "note_read", "note_unseen", "note_written", "stat_of", "watching"]
+__all__ = ["ReadTracker", "is_tracking", "note_read", "note_unseen", "note_written", "stat_of", "track_reads"]

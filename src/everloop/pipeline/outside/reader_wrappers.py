@@ -1,7 +1,7 @@
-"""Readers and writers of Polars, pandas and Arrow that open files in native code, wrapped so that a step is noticed.
+"""Wrappers for readers and writers of Polars, pandas and Arrow that open files in native code.
 
-Native code raises no audit event. A wrapper notes the paths that a reader is given and calls it; outside of a running
-step it only calls it.
+Native code raises no audit events. So a wrapper records the paths that are passed to a reader, and calls it. Outside of
+a running step it only calls the reader.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from everloop.pipeline.code.object_inspection import WATCHED
+from everloop.pipeline.code.object_inspection import TRACKED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -59,29 +59,29 @@ _TABLE: dict[str, dict[str, Use]] = {
     "pyarrow.dataset": {"dataset": "reads", "write_dataset": "writes"},
     "pyarrow.orc": {"read_table": "reads", "write_table": "writes"},
 }
-# Where a path is not the first argument.
-_SECOND = frozenset(
+# Functions that take a path as their second argument.
+_PATH_IS_SECOND = frozenset(
     {"pyarrow.csv.write_csv", "pyarrow.feather.write_feather", "pyarrow.dataset.write_dataset"}
     | {"pyarrow.orc.write_table"}
 )
 _NAMES = ("source", "path", "input_file", "where", "file", "dest", "path_or_buf", "output_file", "base_dir", "workbook")
-_done: set[str] = set()
+_wrapped_modules: set[str] = set()
 
 
 @dataclass(frozen=True, slots=True)
 class Recorder:
-    """Where the wrappers report what the running step reads and writes."""
+    """Functions to which the wrappers report what the running step reads and writes."""
 
-    is_watching: Callable[[], bool]
+    is_tracking: Callable[[], bool]
     read: Callable[..., None]
     unseen: Callable[[str], None]
     written: Callable[[object], None]
 
 
 def wrap_readers(packages: Collection[str], recorder: Recorder) -> None:
-    """Wrap the readers of modules that are imported already, and of those that a step's packages will import."""
+    """Wrap the readers of modules that are already imported, and of the modules of a step's packages."""
     for module, names in _TABLE.items():
-        if module in _done:
+        if module in _wrapped_modules:
             continue
         if module not in sys.modules:
             top = module.partition(".")[0]
@@ -91,7 +91,7 @@ def wrap_readers(packages: Collection[str], recorder: Recorder) -> None:
                 importlib.import_module(module)
             except ImportError:
                 continue
-        _done.add(module)
+        _wrapped_modules.add(module)
         for name, use in names.items():
             _wrap(sys.modules[module], f"{module}.{name}", name, use, recorder)
 
@@ -102,40 +102,40 @@ def _wrap(module: Any, full: str, name: str, use: Use, recorder: Recorder) -> No
     for one in holders:
         holder = getattr(holder, one, None)
     plain = getattr(holder, last, None)
-    if holder is None or plain is None or hasattr(plain, WATCHED):
+    if holder is None or plain is None or hasattr(plain, TRACKED):
         return
-    # A method is given its own object first.
-    place = int(bool(holders)) + int(full in _SECOND)
-    watched = _watched(plain, place, use, recorder)
-    setattr(holder, last, watched)
+    # The first argument of a method is `self`.
+    index = int(bool(holders)) + int(full in _PATH_IS_SECOND)
+    tracked = _tracked(plain, index, use, recorder)
+    setattr(holder, last, tracked)
     home = sys.modules.get(getattr(plain, "__module__", ""))
     if not holders and home is not None and getattr(home, last, None) is plain:
-        # Where pickle looks for it.
-        setattr(home, last, watched)
+        # Pickle looks for the function in its defining module.
+        setattr(home, last, tracked)
 
 
-def _watched(plain: Callable[..., Any], place: int, use: Use, recorder: Recorder) -> Callable[..., Any]:
+def _tracked(plain: Callable[..., Any], index: int, use: Use, recorder: Recorder) -> Callable[..., Any]:
     @functools.wraps(plain)
-    def watched(*args: Any, **options: Any) -> Any:
-        if recorder.is_watching():
-            given = args[place] if len(args) > place else next((options[n] for n in _NAMES if n in options), None)
-            _note(given, use, recorder)
+    def tracked(*args: Any, **options: Any) -> Any:
+        if recorder.is_tracking():
+            source = args[index] if len(args) > index else next((options[n] for n in _NAMES if n in options), None)
+            _record(source, use, recorder)
         return plain(*args, **options)
 
-    setattr(watched, WATCHED, True)
-    return watched
+    setattr(tracked, TRACKED, True)
+    return tracked
 
 
-def _note(given: Any, use: Use, recorder: Recorder) -> None:
-    if isinstance(given, list | tuple):
-        for one in given:
-            _note(one, use, recorder)
+def _record(source: Any, use: Use, recorder: Recorder) -> None:
+    if isinstance(source, list | tuple):
+        for one in source:
+            _record(one, use, recorder)
         return
-    if not isinstance(given, str | bytes | os.PathLike):
-        return  # an open file, which is noticed by itself, or data
-    path = os.fsdecode(given)
+    if not isinstance(source, str | bytes | os.PathLike):
+        return  # data, or an open file, which was tracked when it was opened
+    path = os.fsdecode(source)
     if "\n" in path:
-        return  # the content itself
+        return  # not a path but the content itself
     if "://" in path and not path.startswith("file://"):
         if use == "reads":
             recorder.unseen(f"what {path.partition('://')[0]}://{path.partition('://')[2].partition('/')[0]} holds")
