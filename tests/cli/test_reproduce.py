@@ -217,6 +217,6 @@ def test_the_digest_of_a_plan_can_be_trusted(everloop, foreign):
 def test_a_masked_secret_is_taken_from_the_environment(everloop, foreign, monkeypatch):
     monkeypatch.setenv("EVERLOOP_WITH_PASSWORD", "hunter2")
     said = everloop("reproduce", foreign, "--trust")
-    assert "were not kept" not in said.err
+    assert "were not recorded" not in said.err
     assert everloop("reproduce", foreign, "--trust", "--with", "other=x").code == 2
     assert everloop("reproduce", foreign, "--trust", "--with", "other").code == 2

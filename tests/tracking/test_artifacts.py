@@ -32,7 +32,7 @@ def test_texts_and_json(store: Store) -> None:
         assert run.log_dict("layers", {"a": None, "b": [1, 2]}).digest == value.digest
         with pytest.raises(UsageError, match="JSON cannot hold 'raw'"):
             run.log_json("raw", b"123")
-        with pytest.raises(UsageError, match="cannot be called"):
+        with pytest.raises(UsageError, match="is not a valid name"):
             run.log_text(" ", "x")
     assert read(store, text).decode() == "weil es regnet ☂"
     assert text.meta == {"shows": "text", "media": "text/plain; charset=utf-8", "file": "why.txt", "step": 3}
@@ -59,7 +59,7 @@ def test_tables_of_any_library_are_kept_as_parquet(store: Store, kind: str) -> N
 
 @pytest.mark.parametrize("value", [3, object(), "a,b", {"a": [1], "b": [1, 2]}])
 def test_what_is_no_table_is_refused(store: Store, value: object) -> None:
-    with start_run("train", store=store) as run, pytest.raises(UsageError, match="no table"):
+    with start_run("train", store=store) as run, pytest.raises(UsageError, match="a table"):
         run.log_table("answers", value)
 
 
@@ -100,7 +100,7 @@ def test_figures_of_matplotlib(store: Store) -> None:
     axes.plot([1, 2], [3, 4])
     with start_run("train", store=store) as run:
         whole, by_axes = run.log_figure("curve", figure), run.log_figure("curve", axes)
-        with pytest.raises(UsageError, match="is no figure"):
+        with pytest.raises(UsageError, match="is not a figure"):
             run.log_figure("curve", 3)
     assert read(store, whole).startswith(b"\x89PNG\r\n")
     assert whole.digest == by_axes.digest
@@ -126,7 +126,7 @@ def test_a_histogram_counts_what_numpy_counts(store: Store) -> None:
         kept = run.log_histogram("weights", [*values, math.nan, math.inf], step=2, bins=10)
         empty = run.log_histogram("none", [])
         wide = run.log_histogram("wide", [-1.7e308, 1.7e308])
-        with pytest.raises(UsageError, match="of numbers"):
+        with pytest.raises(UsageError, match="needs numbers"):
             run.log_histogram("words", ["a"])
     said = json.loads(read(store, kept))
     counts, edges = np.histogram(values, bins=10)
@@ -172,7 +172,7 @@ def test_a_model_is_kept_signed(store: Store, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("EVERLOOP_KEYS", str(tmp_path / "keys"))
     with start_run("train", store=store) as run:
         kept = run.log_model({"weights": [1, 2]}, meta={"task": "toy"})
-        with pytest.raises(UsageError, match="cannot be kept"):
+        with pytest.raises(UsageError, match="cannot be pickled"):
             run.log_model(line for line in ())
     assert kept.signature is not None
     assert (kept.type, kept.meta["shows"], kept.meta["task"]) == ("pickle", "model", "toy")

@@ -45,7 +45,7 @@ def test_every_bucket_keeps_its_peak() -> None:
 def test_history_is_what_was_logged_with_and_without_the_cache(
     store: Store, monkeypatch: pytest.MonkeyPatch, kept_from: int
 ) -> None:
-    monkeypatch.setattr(metric_history, "KEPT_FROM", kept_from)
+    monkeypatch.setattr(metric_history, "CACHED_FROM", kept_from)
     run = store.new(Run, name="r", started_at=store.now())
     store.records.put(run)
     expected: list[tuple[int, float]] = []
@@ -73,7 +73,7 @@ def test_history_is_what_was_logged_with_and_without_the_cache(
 
 
 def test_a_torn_cache_is_mended(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metric_history, "KEPT_FROM", 10)
+    monkeypatch.setattr(metric_history, "CACHED_FROM", 10)
     run = store.new(Run, name="r", started_at=store.now())
     store.records.put(run)
     store.records.append_points(
@@ -141,7 +141,7 @@ def test_curves_of_several_runs_are_one_frame(store: Store) -> None:
 
 
 def test_a_damaged_cache_is_never_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metric_history, "KEPT_FROM", 10)
+    monkeypatch.setattr(metric_history, "CACHED_FROM", 10)
     run = store.new(Run, name="r", started_at=store.now())
     store.records.put(run)
     points = [Point(key="loss", value=step / 7, step=step, at=store.now()) for step in range(50)]

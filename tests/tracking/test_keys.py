@@ -61,15 +61,15 @@ def test_parameters_of_one_name(store: Store, params: dict[Any, Any], name: str,
         start_run("train", store=store, params=params)
     assert all(key in caught.value.message for key in both)
     with start_run("train", store=store) as run:
-        with pytest.raises(UsageError, match="both the parameter"):
+        with pytest.raises(UsageError, match="both give the parameter"):
             run.log_params(params)
-        with pytest.raises(UsageError, match="both the parameter"):
+        with pytest.raises(UsageError, match="both give the parameter"):
             run.params.update(params)
     assert run.record.params == {}
 
 
 def test_tags_of_one_name(store: Store) -> None:
-    with pytest.raises(UsageError, match="keys 1 and '1' are both the tag '1'"):
+    with pytest.raises(UsageError, match="keys 1 and '1' both give the tag '1'"):
         start_run("train", store=store, tags={1: "x", "1": "y"})  # type: ignore[dict-item]
     with start_run("train", store=store) as run, pytest.raises(UsageError, match="True and 'True'"):
         run.set_tags({True: "x", "True": "y"})  # type: ignore[dict-item]
@@ -91,7 +91,7 @@ def test_a_name_in_the_dict_and_by_keyword(store: Store) -> None:
 def test_a_name_of_an_earlier_call(store: Store) -> None:
     with start_run("train", store=store, params={"a": {"b": 1}, 1: "x"}) as run:
         for name in ("a.b", "a/b"):
-            with pytest.raises(UsageError, match=re.escape(f"both the parameter '{name}'")):
+            with pytest.raises(UsageError, match=re.escape(f"both give the parameter '{name}'")):
                 run.log_params({name: 2})
         run.log_params({"a.b": 1})  # the very same value
         # One name for the store: a later value replaces the earlier, as ever.
@@ -129,7 +129,7 @@ def names(value: Any, before: str = "") -> list[str]:
 def test_metrics_are_refused_exactly_if_two_have_one_name(metrics: dict[str, Any]) -> None:
     spelled = names(metrics)
     if len(set(spelled)) < len(spelled):
-        with pytest.raises(UsageError, match="are both the metric"):
+        with pytest.raises(UsageError, match="both give the metric"):
             metrics_of(metrics)
     else:
         assert list(metrics_of(metrics)) == spelled
@@ -144,7 +144,7 @@ def test_metrics_are_refused_exactly_if_two_have_one_name(metrics: dict[str, Any
 def test_parameters_are_refused_exactly_if_two_have_one_text(params: dict[Any, int]) -> None:
     spelled = [journal_frames.text(key) for key in params]
     if len(set(spelled)) < len(spelled):
-        with pytest.raises(UsageError, match="are both the parameter"):
+        with pytest.raises(UsageError, match="both give the parameter"):
             checked_params(params)
     else:
         assert checked_params(params) == dict(zip(spelled, params.values(), strict=True))

@@ -17,7 +17,7 @@ from everloop.stores import FixedClock, Journal, Store, open_store
 from everloop.stores.clock import micros
 from everloop.tracking import fold, search_runs, series_of, start_run
 from everloop.tracking.journal import journal_frames
-from everloop.tracking.journal.ingest import receive_frames
+from everloop.tracking.journal.ingest import ingest_frames
 from everloop.tracking.journal.last_points import Latest, merge
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def test_however_points_come_the_record_shows_the_same_last_value(
                     fold(store)
             elif way == "r":
                 path = journal(store.for_project("shipped"), run, [row])
-                receive_frames(store, path.stem, 0, path.read_bytes()[8:])
+                ingest_frames(store, path.stem, 0, path.read_bytes()[8:])
                 path.unlink()
             else:
                 moment = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=at)

@@ -113,9 +113,9 @@ def test_gc_sweeps_a_deleted_run_with_its_objects_and_points(store: Store, tmp_p
 
 def test_a_run_that_goes_on_is_not_deleted(store: Store) -> None:
     with start_run("going", store=store) as run:
-        with pytest.raises(ConflictError, match="still going on"):
+        with pytest.raises(ConflictError, match="still running"):
             delete_run(store, run.id)
-        with pytest.raises(ConflictError, match="still going on"):
+        with pytest.raises(ConflictError, match="still running"):
             move_run(store, run.id, "other")
     assert count_runs(store) == 1
 

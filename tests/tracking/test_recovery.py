@@ -25,7 +25,7 @@ from everloop.tracking import (
     start_run,
 )
 from everloop.tracking.journal import journal_frames
-from everloop.tracking.journal.ingest import receive_frames
+from everloop.tracking.journal.ingest import ingest_frames
 from everloop.tracking.lifecycle import find_run
 from everloop.tracking.search.run_search import RunPage
 
@@ -219,7 +219,7 @@ def test_a_run_that_is_shipped_here_lives_elsewhere(store: Store, tmp_path: Path
     with open_store(tmp_path / "other") as other, start_run("train", store=other) as run:
         run.log(loss=1.0)
         (path,) = other.journals.iterdir()
-        receive_frames(store, path.stem, 0, path.read_bytes()[8:])
+        ingest_frames(store, path.stem, 0, path.read_bytes()[8:])
         assert LOOKS["search"](store, run.id)["state"] == "running"
         assert mark_lost(store) == []
 

@@ -19,7 +19,7 @@ from everloop.stores.records.record_codec import decode, encode
 from everloop.stores.trust import Keyring
 from everloop.tracking import copy_run, start_run
 from everloop.tracking.journal import journal_frames
-from everloop.tracking.journal.ingest import receive_frames
+from everloop.tracking.journal.ingest import ingest_frames
 from everloop.tracking.journal.run_folding import fold
 from everloop.tracking.reproduction.checkout import check_out
 from everloop.tracking.reproduction.environments import pinned_packages
@@ -151,10 +151,10 @@ def arrives_in_the_store(store: Store, run: Run, tmp_path: Path) -> None:
 def arrives_at_a_server(store: Store, run: Run, tmp_path: Path) -> None:
     with Journal.create(tmp_path / "theirs", f"run-{run.id}") as journal:
         journal.append(journal_frames.encode_start(run))
-        journal.append(journal_frames.encode_origin({"numpy": "1.0"}, None, run.source.seal))
+        journal.append(journal_frames.encode_provenance({"numpy": "1.0"}, None, run.source.seal))
     body = journal.path.read_bytes()[len(HEADER) :]
     assert list(split_frames(body))
-    receive_frames(store, journal.path.stem, 0, body)
+    ingest_frames(store, journal.path.stem, 0, body)
 
 
 def arrives_as_a_journal(store: Store, run: Run, tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_an_export_is_signed_for_those_who_trust_the_machine(
     ],
 )
 def test_packages_are_names_with_versions_and_nothing_else(name: str, version: str) -> None:
-    with pytest.raises(UsageError, match="cannot be installed"):
+    with pytest.raises(UsageError, match="which is not valid"):
         pinned_packages(Source(packages={name: version}))
 
 
@@ -333,7 +333,7 @@ def test_patches_stay_within_the_repository(name: str, store: Store, repository:
 def test_a_commit_is_a_digest(commit: str, store: Store, repository: Path, tmp_path: Path) -> None:
     run = in_git(store, repository)
     run = replace(run, source=replace(run.source, git_commit=commit))
-    with pytest.raises(UsageError, match="full name of a commit"):
+    with pytest.raises(UsageError, match="is not a full commit id"):
         reproduce_script(store, run, tmp_path / "scratch", trust=True)
 
 
@@ -387,7 +387,7 @@ def test_a_checkout_executes_nothing(
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
     monkeypatch.setenv("GIT_CONFIG_KEY_0", "core.fsmonitor")
     monkeypatch.setenv("GIT_CONFIG_VALUE_0", str(script))
-    with pytest.raises(UsageError, match="something else than a file"):
+    with pytest.raises(UsageError, match="something other than a file"):
         check_out(store, run.source, tmp_path / "refused")
     made = check_out(store, run.source, tmp_path / "code", links=True)
     assert (made / "train.py").read_text() == SCRIPT
@@ -404,7 +404,7 @@ def test_a_working_folder_that_is_a_link_is_refused(store: Store, folder: Path, 
     for inside in ("sub", "../../etc"):
         moved = replace(run, source=replace(run.source, folder=f"{run.source.git_root}/{inside}"))
         if inside == "sub":
-            with pytest.raises(UsageError, match="a link that leads out"):
+            with pytest.raises(UsageError, match="a link to a folder outside"):
                 check_out(store, moved.source, tmp_path / "code")
         else:
             assert check_out(store, moved.source, tmp_path / "code2") == tmp_path / "code2"
@@ -455,6 +455,6 @@ def test_the_loop_of_a_foreign_turn_is_not_loaded(store: Store, tmp_path: Path) 
     run = replace(run, source=replace(run.source, folder=str(folder)))
     step = store.new(StepRun, run=run.id, name="orders", code="x", status="ran", reason="", fingerprint="f")
     store.records.put(run, step)
-    with pytest.raises(TrustError, match="executes its loop as you"):
+    with pytest.raises(TrustError, match="executes its loop with your rights"):
         reproduce_loop_run(store, run, tmp_path / "scratch")
     assert not mark.exists()

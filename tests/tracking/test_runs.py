@@ -151,7 +151,7 @@ def test_a_run_that_has_ended_takes_nothing_more(store: Store) -> None:
 
 @pytest.mark.parametrize("name", ["", "  "])
 def test_a_run_needs_a_name(store: Store, name: str) -> None:
-    with pytest.raises(UsageError, match="cannot be called"):
+    with pytest.raises(UsageError, match="is not a valid name of a run"):
         start_run(name, store=store)
     assert store.records.find(Run) == []
 
@@ -243,7 +243,7 @@ def test_a_full_disk_is_never_raised_and_nothing_is_lost_when_it_ends(
         with caplog.at_level(logging.WARNING, "everloop.tracking"):
             for step in range(50):
                 run.log(loss=step, step=step)
-        assert sum("holds back" in message for message in caplog.messages) == 1
+        assert sum("is held in memory" in message for message in caplog.messages) == 1
         full = False
     assert [point.step for point in read_metrics(store, run.id, "loss")] == list(range(50))
 

@@ -73,18 +73,18 @@ def test_texts_and_their_trees(text: str, expected: Expression) -> None:
 @pytest.mark.parametrize(
     ("text", "at", "word"),
     [
-        ("metrcs.auc > 1", 1, "Nearest: metrics"),
-        ("name = 'a' and stat = 'b'", 16, "Nearest: state"),
+        ("metrcs.auc > 1", 1, "Did you mean: metrics"),
+        ("name = 'a' and stat = 'b'", 16, "Did you mean: state"),
         ("metrics.auc >", 14, "the end"),
         ("(name = 'a'", 12, r"'\)' is expected"),
         ("name = 'a')", 11, "not expected"),
         ("name = abc", 8, "'abc'"),
         ("name ~ 'a'", 6, "cannot be read"),
         ("name = 'a", 8, "cannot be read"),
-        ("metrics > 1", 1, "no single value"),
-        ("started_at > 'soon'", 14, "no time"),
+        ("metrics > 1", 1, "is not the name of a single value"),
+        ("started_at > 'soon'", 14, "is not a time"),
         ("name in 'a'", 9, "expected"),
-        ("name like 1", 11, "a text is expected"),
+        ("name like 1", 11, "a string is expected"),
         ("archived > 1", 12, "true or false"),
         ("name 'a'", 6, "a comparison is expected"),
         ("and", 1, "a field is expected"),
@@ -115,7 +115,7 @@ def test_no_text_does_more_than_be_refused(text: str) -> None:
 def test_field_paths() -> None:
     assert field_path("metrics.`a b`") == ("metrics", "a b")
     assert field_path("tags.a.b") == ("tags", "a.b")
-    with pytest.raises(UsageError, match="Nearest: started_at"):
+    with pytest.raises(UsageError, match="Did you mean: started_at"):
         field_path("startd_at")
 
 
@@ -215,7 +215,7 @@ def test_wrong_questions_are_refused(filled: Store) -> None:
         {"columns": ["params"]},
         {"limit": 0},
         {"limit": 10**9},
-        {"after": "no token"},
+        {"after": "is not the cursor of a page"},
         {"after": "bm90IGpzb24="},
         {"after": other.next},
         {"after": first.next, "projects": ["other"]},

@@ -454,7 +454,7 @@ def test_changes_are_masked_and_apply_all_the_same(folder: Path, tmp_path: Path)
         assert sorted(file.path for file in check_patch(patch)) == ["conf.yaml", "fresh.py", "settings.py"]
         names = masked_lines(patch)
         assert "settings.py:PASSWORD" in names
-        with pytest.raises(Exception, match="secrets that were not kept"):
+        with pytest.raises(Exception, match="secrets that were not recorded"):
             reproduce_script(store, run, tmp_path / "no")
         given = dict.fromkeys(names, "newSecret9") | {"password": "argSecret9"}
         done = reproduce_script(store, run, tmp_path / "scratch", given=given)

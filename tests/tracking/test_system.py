@@ -39,5 +39,5 @@ def test_without_psutil_the_way_out_is_named(store: Store, monkeypatch: pytest.M
 
 def test_an_interval_is_positive(store: Store) -> None:
     pytest.importorskip("psutil")
-    with start_run("train", store=store) as run, pytest.raises(UsageError, match="no interval"):
+    with start_run("train", store=store) as run, pytest.raises(UsageError, match="is not a positive number of seconds"):
         run.watch_system(every_s=0)

@@ -57,7 +57,7 @@ def test_a_failed_run_can_still_finish(store: Store) -> None:
 def test_there_has_to_be_a_run_to_resume(store: Store) -> None:
     with pytest.raises(NotFoundError):
         start_run(resume="nobody", store=store)
-    with pytest.raises(UsageError, match="cannot be called None"):
+    with pytest.raises(UsageError, match="None is not a valid name of a run"):
         start_run(store=store)
 
 
@@ -145,7 +145,7 @@ def test_a_huge_parameter_is_refused_by_name_and_size(store: Store) -> None:
         run.log_params(text="x" * 500_000)
         assert "small" not in run.params
     assert len(run.record.params["text"]) == 500_000
-    with pytest.raises(UsageError, match="at most 1 MB"):
+    with pytest.raises(UsageError, match="the limit is 1 MB"):
         start_run("train", store=store, params={"text": "x" * 10_000_000})
 
 
@@ -221,7 +221,7 @@ def test_a_full_disk_warns_once_and_counts_what_is_lost(store: Store, monkeypatc
     def full(journal: Journal, payload: bytes) -> int:
         raise InsufficientStorageError("No space left.")
 
-    monkeypatch.setattr("everloop.tracking.journal.journal_writer._HELD", 10)
+    monkeypatch.setattr("everloop.tracking.journal.journal_writer._MOST_HELD", 10)
     monkeypatch.setattr(Journal, "append", full)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -230,7 +230,7 @@ def test_a_full_disk_warns_once_and_counts_what_is_lost(store: Store, monkeypatc
             run.log(loss=step, step=step)
         assert run.lost == 50
         run.finish()
-    assert len([one for one in said if "holds back" in str(one.message)]) == 1
+    assert len([one for one in said if "is held in memory" in str(one.message)]) == 1
     assert fold(store) == 0
 
 

@@ -1,6 +1,6 @@
-"""What happened: runs with their parameters, metrics and artifacts.
+"""Experiment tracking: runs with their parameters, metrics and artifacts.
 
-Importing this package loads only the standard library; each name brings its own module when first used.
+Importing this package loads only the standard library; each public name loads its module when first used.
 """
 
 from __future__ import annotations

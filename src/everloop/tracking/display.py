@@ -1,4 +1,4 @@
-"""How a run shows itself in a notebook and in a terminal."""
+"""How a run is displayed in a notebook and in a terminal."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
     from everloop.records import Json, Run
 
-_MOST = 30
-_LONGEST = 120
+_MAX_PARAMS = 30
+_MAX_CHARACTERS = 120
 
 
 def html_of(run: Run, params: Mapping[str, Json], *, ended: bool) -> str:
-    """A small table. Everything that a user gave is escaped."""
+    """A small HTML table. All values from users are escaped."""
     cells = [(html_text(name), html_text(value)) for name, value in _lines(run, params)]
     rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in cells)
     state = "ended" if ended else "running"
@@ -24,7 +24,7 @@ def html_of(run: Run, params: Mapping[str, Json], *, ended: bool) -> str:
 
 
 def panel_of(run: Run, params: Mapping[str, Json], *, ended: bool) -> object:
-    """The same for rich."""
+    """The same as a panel of rich."""
     from rich.panel import Panel
     from rich.table import Table
     from rich.text import Text
@@ -41,7 +41,7 @@ def _lines(run: Run, params: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
     yield "started", f"{run.started_at:%Y-%m-%d %H:%M:%S} UTC"
     if run.parent is not None:
         yield "part of", run.parent
-    for name, value in list(params.items())[:_MOST]:
-        yield name, str(value)[:_LONGEST]
-    if len(params) > _MOST:
-        yield "…", f"and {len(params) - _MOST} more parameters"
+    for name, value in list(params.items())[:_MAX_PARAMS]:
+        yield name, str(value)[:_MAX_CHARACTERS]
+    if len(params) > _MAX_PARAMS:
+        yield "…", f"and {len(params) - _MAX_PARAMS} more parameters"

@@ -1,4 +1,4 @@
-"""Keys that would become one name: refused, with both named, rather than one value lost without a word."""
+"""Refuses keys that would give the same name: the error names both, instead of one value being lost silently."""
 
 from __future__ import annotations
 
@@ -10,34 +10,37 @@ from everloop.errors import UsageError
 Path = tuple[str, ...]
 
 
-def joined(what: str, values: Mapping[Any, Any] | None, more: Mapping[str, Any]) -> dict[Any, Any]:
-    """The values of a dict and of keywords together.
+def merge_keywords(what: str, values: Mapping[Any, Any] | None, more: Mapping[str, Any]) -> dict[Any, Any]:
+    """Merge the values of a dict and of keyword arguments.
+
+    Args:
+        what: what the values are, for messages: `metric`, `parameter`, `tag`.
 
     Raises:
-        UsageError: both have a name.
+        UsageError: a name is in both.
     """
     if not values or not more:
         return dict(values or more)
-    both = values.keys() & more.keys()
-    if both:
-        name = min(both)
+    duplicates = values.keys() & more.keys()
+    if duplicates:
+        name = min(duplicates)
         raise UsageError(
             f"The {what} '{name}' is given twice: as {values[name]!r} in the dict and as {more[name]!r} by keyword.",
-            help="Give each name once.",
+            help="Pass each name once.",
         )
     return {**values, **more}
 
 
 def collision(what: str, name: str, one: object, other: object) -> UsageError:
-    """The error for two keys, as they were written, that become one name."""
-    return UsageError(f"The keys {one} and {other} are both the {what} '{name}'.", help="Rename one of them.")
+    """The error for two keys, as the user wrote them, that give the same name."""
+    return UsageError(f"The keys {one} and {other} both give the {what} '{name}'.", help="Rename one of them.")
 
 
 def check_spellings(what: str, values: Mapping[Any, Any], spell: Callable[[Any], str]) -> None:
-    """Refuse a dict of which two keys become one text, such as 1 and "1"; `spell` makes the text.
+    """Refuse a dict in which two keys give the same string, such as 1 and "1". `spell` makes the string.
 
     Raises:
-        UsageError: there are two.
+        UsageError: two keys do.
     """
     seen: dict[str, object] = {}
     for key in values:
@@ -47,23 +50,23 @@ def check_spellings(what: str, values: Mapping[Any, Any], spell: Callable[[Any],
         seen[name] = key
 
 
-def check_paths(what: str, paths: Iterator[tuple[Path, Any]], signs: str = "/", *, equal: bool = False) -> None:
-    """Refuse values whose paths spell one name when they are joined by one of the signs.
+def check_paths(what: str, paths: Iterator[tuple[Path, Any]], separators: str = "/", *, equal: bool = False) -> None:
+    """Refuse values whose paths give the same name when their keys are joined by one of the separators.
 
     Args:
-        paths: where each value is, key by key, and the value.
-        equal: let equal values pass.
+        paths: the keys that lead to each value, and the value.
+        equal: allow it if the values are equal.
 
     Raises:
-        UsageError: two paths spell one name.
+        UsageError: two paths give the same name.
     """
     seen: dict[tuple[str, str], tuple[Path, Any]] = {}
     for path, value in paths:
-        for sign in signs:
-            name = sign.join(path)
-            known, there = seen.setdefault((sign, name), (path, value))
-            if known != path and not (equal and type(there) is type(value) and there == value):
-                raise collision(what, name, shown(known), shown(path))
+        for separator in separators:
+            name = separator.join(path)
+            first_path, first_value = seen.setdefault((separator, name), (path, value))
+            if first_path != path and not (equal and type(first_value) is type(value) and first_value == value):
+                raise collision(what, name, shown(first_path), shown(path))
 
 
 def leaves(values: Mapping[str, Any], before: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -76,7 +79,7 @@ def leaves(values: Mapping[str, Any], before: Path = ()) -> Iterator[tuple[Path,
 
 
 def shown(path: Path) -> str:
-    """A path as Python code spells the dict around a value: `{"a": {"b": …}}`."""
+    """A path as Python code for the dict around a value: `{"a": {"b": …}}`."""
     text = "…"
     for key in reversed(path):
         text = f"{{{key!r}: {text}}}"

@@ -1,7 +1,7 @@
-"""The life of a run after its end: put away, deleted, brought back, moved and copied.
+"""Operations on runs that have ended: archive, delete, restore, move and copy.
 
-A run is not alone: its child runs, its steps and its artifacts share its fate. What was deleted can be restored until
-`gc` has swept it, and the objects that only it named with it.
+Each operation includes the run's child runs, steps and artifacts. A deleted run can be restored until `gc` removes it,
+together with the objects that only it refers to.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 20
 _EVENTS = 1000
-_DEEPEST = 100
+_MAX_DEPTH = 100
 COPIED_FROM = "everloop.copied_from"
-"""The tag that names the run of which a run is a copy."""
+"""The tag of a copied run; its value is the id of the original."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """A run with all that belongs to it."""
+    """A run with its child runs, and the steps and artifacts of all of them."""
 
     run: Run
     children: tuple[Run, ...]
-    """Of every depth, parents before their own children."""
+    """At every depth; parents come before their children."""
     steps: tuple[StepRun, ...]
     artifacts: tuple[Artifact, ...]
 
@@ -50,31 +50,31 @@ class Family:
 
 
 def find_run(store: Store, ref: str) -> Run:
-    """The run with this id, or with an id that begins so. What dead processes left in journals is brought in first.
+    """The run with this id, or with an id that starts with it. Journals of dead processes are folded first.
 
     Raises:
-        NotFoundError: there is none.
-        UsageError: several begin so.
+        NotFoundError: no run has such an id.
+        UsageError: several runs have.
     """
     recover_journals(store)
     if len(ref) >= 36 or not ref:
         return store.records.get(Run, ref)
     found = store.records.find(Run, ("id", "prefix", ref), limit=2)
     if len(found) > 1:
-        raise UsageError(f"Several runs have an id that begins with '{ref}'.", help="Write more of it.")
+        raise UsageError(f"Several runs have an id that starts with '{ref}'.", help="Write more characters of the id.")
     return found[0] if found else store.records.get(Run, ref)
 
 
 def family_of(store: Store, run: str) -> Family:
-    """A run with its child runs, and the steps and artifacts of them all.
+    """A run with its child runs, and the steps and artifacts of all of them.
 
     Raises:
-        NotFoundError: there is no such run.
+        NotFoundError: the run does not exist.
     """
     root = store.records.get(Run, run)
     children: list[Run] = []
     level = [root.id]
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_DEPTH):
         hits = [hit for parent in level for hit in store.records.search(Run, Compare(("parent",), "=", parent))]
         known = {root.id, *(child.id for child in children)}
         level = [hit.id for hit in hits if hit.id not in known]
@@ -91,12 +91,12 @@ def family_of(store: Store, run: str) -> Family:
 
 
 def archive_run(store: Store, run: str) -> Run:
-    """Put a run away: searches and lists leave it out, everything else stays as it is."""
+    """Archive a run: searches and lists leave it out, nothing else changes."""
     return _set_archived(store, run, archived=True)
 
 
 def unarchive_run(store: Store, run: str) -> Run:
-    """Show a run again that was put away."""
+    """Undo `archive_run`."""
     return _set_archived(store, run, archived=False)
 
 
@@ -115,10 +115,10 @@ def _set_archived(store: Store, ref: str, *, archived: bool) -> Run:
 
 
 def delete_run(store: Store, run: str) -> Family:
-    """Delete a run with its child runs, steps and artifacts; `restore_run` undoes it until `gc`.
+    """Delete a run with its child runs, steps and artifacts. `restore_run` undoes it until `gc` removes them.
 
     Raises:
-        ConflictError: it, or a child, is still going on.
+        ConflictError: the run, or one of its children, is still running.
     """
     fold_run(store, run)
     with store.records.transaction():
@@ -136,10 +136,10 @@ def delete_run(store: Store, run: str) -> Family:
 
 
 def restore_run(store: Store, run: str) -> Run:
-    """Bring back a deleted run, and what was deleted along with it.
+    """Restore a deleted run, with everything that was deleted with it.
 
     Raises:
-        NotFoundError: no run of this id is deleted, or `gc` has swept it.
+        NotFoundError: no deleted run has this id, or `gc` has removed it.
     """
     with store.records.transaction():
         store.records.restore(Run, run)
@@ -149,33 +149,33 @@ def restore_run(store: Store, run: str) -> Run:
                 try:
                     store.records.restore(kind, identity)
                 except NotFoundError:
-                    continue  # brought back by itself meanwhile
+                    continue  # it has been restored separately
         return store.records.get(Run, run)
 
 
 def deleted_runs(store: Store) -> list[Run]:
-    """The runs that are deleted and can be brought back, the last deleted first; not what went with them."""
-    gone: dict[str, None] = {}
+    """The deleted runs that can be restored, the last deleted first. Runs deleted along with a parent are left out."""
+    deleted: dict[str, None] = {}
     for event in _events(store, ["run"]):
-        gone.pop(event.subject, None)
+        deleted.pop(event.subject, None)
         if event.verb == "deleted" and "with" not in event.data:
-            gone[event.subject] = None
+            deleted[event.subject] = None
     found = []
-    for identity in reversed(gone):
+    for identity in reversed(deleted):
         try:
             found.append(store.records.history(Run, identity)[-1][1])
         except NotFoundError:
-            continue  # swept
+            continue  # `gc` has removed it
     return found
 
 
 def move_run(store: Store, run: str, project: str) -> Family:
-    """Give a run with all that belongs to it to another project; ids stay, and its past moves along.
+    """Move a run, with everything that belongs to it and its history, to another project. Ids stay the same.
 
     Raises:
-        ConflictError: it, or a child, is still going on.
+        ConflictError: the run, or one of its children, is still running.
     """
-    there = store.for_project(project)
+    target = store.for_project(project)
     fold_run(store, run)
     with store.records.transaction():
         family = family_of(store, run)
@@ -183,49 +183,51 @@ def move_run(store: Store, run: str, project: str) -> Family:
         for record in family.records:
             store.records.move(type(record), record.id, project)
         if family.run.parent is not None:
-            # The parent stays behind.
-            moved = there.records.get(Run, family.run.id)
-            there.records.update(replace(moved, parent=None))
-    return family_of(there, family.run.id)
+            # The parent is not moved.
+            moved = target.records.get(Run, family.run.id)
+            target.records.update(replace(moved, parent=None))
+    return family_of(target, family.run.id)
 
 
 def copy_run(store: Store, run: str, project: str | None = None) -> Family:
-    """A second run with the same content, new ids and the tag `everloop.copied_from`, in this project or another.
+    """Copy a run to this project or another: same content, new ids, and the tag `everloop.copied_from`.
 
-    Objects are kept once, whoever names them.
+    Objects are not copied: both runs refer to the same ones.
     """
-    there = store.for_project(project) if project is not None else store
+    target = store.for_project(project) if project is not None else store
     fold_run(store, run)
     with store.records.transaction():
         family = family_of(store, run)
-        fresh = {record.id: there.new(Run, name="x", started_at=store.now()).id for record in family.records}
+        new_ids = {record.id: target.new(Run, name="x", started_at=store.now()).id for record in family.records}
         for record in family.runs:
-            parent = fresh.get(record.parent or "", record.parent if project in (None, store.project) else None)
+            parent = new_ids.get(record.parent or "", record.parent if project in (None, store.project) else None)
             tags = {**record.tags, COPIED_FROM: record.id}
-            copied = replace(record, id=fresh[record.id], project=there.project, revision=0, parent=parent, tags=tags)
+            copied = replace(
+                record, id=new_ids[record.id], project=target.project, revision=0, parent=parent, tags=tags
+            )
             if is_from_here(record):
                 copied = sealed(copied)
-            there.records.put(copied, verb="copied", data={"from": record.id})
+            target.records.put(copied, verb="copied", data={"from": record.id})
             points = store.records.read_points(series_of(record.id))
             if points:
-                there.records.append_points(series_of(copied.id), points)
+                target.records.append_points(series_of(copied.id), points)
         for artifact in family.artifacts:
-            there.records.put(_again(artifact, fresh, there.project))
+            target.records.put(_copied(artifact, new_ids, target.project))
         for step in family.steps:
-            outputs = {name: fresh.get(identity, identity) for name, identity in step.outputs.items()}
-            there.records.put(replace(_again(step, fresh, there.project), outputs=outputs))
-    return family_of(there, fresh[family.run.id])
+            outputs = {name: new_ids.get(identity, identity) for name, identity in step.outputs.items()}
+            target.records.put(replace(_copied(step, new_ids, target.project), outputs=outputs))
+    return family_of(target, new_ids[family.run.id])
 
 
-def _again(record: Any, fresh: dict[str, str], project: str) -> Any:
-    return replace(record, id=fresh[record.id], project=project, revision=0, run=fresh[record.run])
+def _copied(record: Any, new_ids: dict[str, str], project: str) -> Any:
+    return replace(record, id=new_ids[record.id], project=project, revision=0, run=new_ids[record.run])
 
 
 def _refuse_running(store: Store, family: Family) -> None:
     for run in family.runs:
         if run.state == "running" and store.locked(f"run-{run.id}"):
             raise ConflictError(
-                f"The run '{run.name}' ({run.id}) is still going on.", help="Wait for its end, or stop it."
+                f"The run '{run.name}' ({run.id}) is still running.", help="Wait until it ends, or stop it."
             )
 
 

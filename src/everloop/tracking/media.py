@@ -1,7 +1,7 @@
-"""Tables, figures, images and histograms as bytes that a browser or another tool can open.
+"""Tables, figures, images and histograms, rendered as bytes that a browser or another tool can open.
 
-Libraries are known by what their objects can do, and none is imported that the caller has not imported already;
-only tables need polars, which everloop brings.
+Objects of plotting and imaging libraries are recognised by their methods, so no library is imported that the caller has
+not imported already. Only tables need polars, which everloop depends on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VEGA_LITE = "application/vnd.vegalite.v5+json"
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """Bytes with their media type, the ending of their file's name, and what is worth knowing of them."""
+    """Bytes with their media type, a file suffix, and metadata such as rows or size."""
 
     data: bytes
     media: str
@@ -38,10 +38,10 @@ class Rendered:
 
 
 def frame_of(value: Any) -> pl.DataFrame:
-    """A table of any library as a polars frame: what speaks Arrow's C stream, a dict of columns, a list of rows.
+    """A table of any library as a polars frame: anything with Arrow's C stream, a dict of columns, a list of rows.
 
     Raises:
-        UsageError: it is no table.
+        UsageError: the value is not a table.
     """
     import polars as pl
 
@@ -55,10 +55,14 @@ def frame_of(value: Any) -> pl.DataFrame:
         if isinstance(value, dict | list) or hasattr(value, "__arrow_c_stream__") or hasattr(value, "__array__"):
             return pl.DataFrame(value)
     except Exception as error:
-        # Whatever polars or the other library says of it, it is no table that can be kept.
-        raise UsageError(f"A {type(value).__name__} is no table: {error}.") from error
+        # Any error of polars or of the other library means that the value is not a table.
+        raise UsageError(
+            f"A value of type {type(value).__name__} cannot be read as a table: {error}.",
+            help="Pass a polars, pandas or Arrow table, or a dict of columns.",
+        ) from error
     raise UsageError(
-        f"A {type(value).__name__} is no table.", help="Give a polars, pandas or Arrow table, or a dict of columns."
+        f"A value of type {type(value).__name__} is not a table.",
+        help="Pass a polars, pandas or Arrow table, or a dict of columns.",
     )
 
 
@@ -68,17 +72,17 @@ def render_table(value: Any) -> Rendered:
     try:
         frame.write_parquet(buffer)
     except Exception as error:
-        # Parquet has no form for Python objects in a column, which polars says in several ways.
-        raise UsageError(f"The table cannot be kept as Parquet: {error}.") from error
+        # Parquet cannot hold Python objects in a column; polars raises various errors for that.
+        raise UsageError(f"The table cannot be stored as Parquet: {error}.") from error
     meta = {"rows": frame.height, "columns": {name: str(kind) for name, kind in frame.schema.items()}}
     return Rendered(buffer.getvalue(), PARQUET, ".parquet", meta)
 
 
 def render_figure(figure: Any) -> Rendered:
-    """A figure of matplotlib (or its axes) as PNG; of plotly and altair as the JSON that draws it again.
+    """A matplotlib figure (or its axes) as PNG; a plotly or altair figure as JSON that can be drawn again.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: the value is not a figure of these libraries.
     """
     library = type(figure).__module__.partition(".")[0]
     if library == "plotly" and callable(getattr(figure, "to_json", None)):
@@ -86,10 +90,11 @@ def render_figure(figure: Any) -> Rendered:
     if library == "altair" and callable(getattr(figure, "to_json", None)):
         return Rendered(str(figure.to_json()).encode(), VEGA_LITE, ".vl.json")
     if not callable(getattr(figure, "savefig", None)):
-        figure = getattr(figure, "figure", figure)  # axes, and what seaborn returns, know theirs
+        figure = getattr(figure, "figure", figure)  # axes and seaborn's grids have this attribute
     if not callable(getattr(figure, "savefig", None)):
         raise UsageError(
-            f"A {type(figure).__name__} is no figure.", help="Give a figure of matplotlib, plotly or altair."
+            f"A value of type {type(figure).__name__} is not a figure.",
+            help="Pass a figure of matplotlib, plotly or altair.",
         )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight")
@@ -97,12 +102,12 @@ def render_figure(figure: Any) -> Rendered:
 
 
 def render_image(image: Any) -> Rendered:
-    """An image of PIL, or an array of shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), as PNG.
+    """A PIL image, or an array of shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), as PNG.
 
-    Arrays hold bytes 0 to 255, booleans, or floats of which 0.0 is black and 1.0 is white.
+    Arrays hold integers from 0 to 255, booleans, or floats from 0.0 (black) to 1.0 (white).
 
     Raises:
-        UsageError: it is no image.
+        UsageError: the value is not an image.
     """
     if callable(getattr(image, "save", None)) and hasattr(image, "getbbox"):
         buffer = io.BytesIO()
@@ -118,13 +123,16 @@ def render_image(image: Any) -> Rendered:
         pixels = pixels[:, :, None]
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or 0 in pixels.shape:
         raise UsageError(
-            f"An array of shape {np.asarray(image).shape} is no image.",
-            help="Give (height, width), or (height, width, channels) with 1, 3 or 4 channels.",
+            f"An array of shape {np.asarray(image).shape} is not an image.",
+            help="Pass the shape (height, width), or (height, width, channels) with 1, 3 or 4 channels.",
         )
     if pixels.dtype.kind in "fb":
         pixels = np.nan_to_num(np.clip(pixels.astype(np.float64), 0, 1)) * 255
     elif pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 255:
-        raise UsageError("An image's numbers go from 0 to 255, or as floats from 0.0 to 1.0.")
+        raise UsageError(
+            f"The image's values, of type {pixels.dtype}, are not valid colours.",
+            help="Pass integers from 0 to 255, or floats from 0.0 to 1.0.",
+        )
     pixels = np.rint(pixels).astype(np.uint8)
     height, width, channels = pixels.shape
     return Rendered(
@@ -136,10 +144,10 @@ def count_values(values: Any, bins: int = BINS) -> dict[str, Json]:
     """Counts in `bins` bins of equal width between the smallest and the largest finite value.
 
     Returns:
-        `edges` (bins + 1), `counts` (bins), and how many were `nan` or `infinite`.
+        `edges` (bins + 1), `counts` (bins), and the numbers of `nan` and `infinite` values.
 
     Raises:
-        UsageError: the values are no numbers.
+        UsageError: the values are not numbers.
     """
     import numpy as np
 
@@ -148,11 +156,11 @@ def count_values(values: Any, bins: int = BINS) -> dict[str, Json]:
     try:
         numbers = np.asarray(values, dtype=np.float64).ravel()
     except (TypeError, ValueError) as error:
-        raise UsageError(f"A histogram is of numbers: {error}.") from error
+        raise UsageError(f"A histogram needs numbers: {error}.") from error
     finite = numbers[np.isfinite(numbers)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     if not math.isfinite(high - low):
-        low, high = low / 2, high / 2  # the distance of the two has to be a number
+        low, high = low / 2, high / 2  # otherwise the range would be infinite
         finite = np.clip(finite, low, high)
     counts, edges = np.histogram(finite, bins=bins, range=(low, high) if low < high else (low - 0.5, low + 0.5))
     missing = int(np.isnan(numbers).sum())
@@ -171,7 +179,7 @@ def _png(pixels: bytes, width: int, height: int, channels: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     row = width * channels
-    # Each row begins with the number of its filter; 0 is none.
+    # Each row starts with the number of its filter; 0 means no filter.
     lines = b"".join(b"\0" + pixels[start : start + row] for start in range(0, row * height, row))
     colour = {1: 0, 3: 2, 4: 6}[channels]
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0))

@@ -1,4 +1,4 @@
-"""A metric's course over a run: all of its points, or as few as a plot can show without losing a peak."""
+"""The history of a metric over a run: all of its points, or a thinned selection for plots that keeps every peak."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
     from everloop.stores import Store
 
-KEPT_FROM = 20_000
-"""A metric with at least so many points is also kept as columns in the home's cache, for quick reading."""
+CACHED_FROM = 20_000
+"""A metric with at least this many points is also cached as columns in the home's cache folder, for fast reading."""
 
 _NUMBER_BITS = 40
 _NUMBERS = (1 << _NUMBER_BITS) - 1
 _PARITY_BITS = 23
 
 _PER_BUCKET = 3
-"""The least, the greatest and the last point."""
+"""The smallest, the largest and the last point of each bucket."""
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Points of one metric in the order of their steps, then of their arrival; three arrays of equal length."""
+    """Points of one metric, ordered by step, then by arrival; three arrays of equal length."""
 
     key: str
     steps: np.ndarray[Any, np.dtype[np.int64]]
@@ -45,7 +45,7 @@ class History:
     values: np.ndarray[Any, np.dtype[np.float64]]
     """NaN and infinities where they were logged."""
     total: int
-    """How many points there are, shown or not."""
+    """How many points the metric has, including those that were thinned out."""
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -61,19 +61,19 @@ class History:
 
 
 def read_history(store: Store, run: Run | str, key: str, max_points: int | None = None) -> History:
-    """The points of one metric of a run; what journals still hold is folded first.
+    """The points of one metric of a run. Journals of the run are folded first.
 
     Args:
         run: the run or its id.
-        max_points: at most so many, at least 6. The points are cut into buckets of equal count, and of each bucket
-            the least, the greatest and the last value stay, as they were logged, and NaN where a bucket has one and
-            room is left. The first point stays too.
+        max_points: return at most this many points, at least 6. The points are divided into buckets of equal count,
+            and the smallest, the largest and the last value of each bucket are returned, exactly as they were logged.
+            The first point is returned too.
 
     Raises:
         UsageError: `max_points` is less than 6.
     """
     if max_points is not None and max_points < 2 * _PER_BUCKET:
-        raise UsageError(f"max_points={max_points} shows nothing.", help="Ask for 6 points or more.")
+        raise UsageError(f"max_points={max_points} is too small.", help="Pass max_points=6 or more.")
     identity = run.id if isinstance(run, Run) else run
     if not store.read_only:
         fold_run(store, identity)
@@ -81,21 +81,21 @@ def read_history(store: Store, run: Run | str, key: str, max_points: int | None 
     steps, at, values = table["step"], table["at"], table["value"]
     total = len(steps)
     if total > 1 and bool((steps[1:] < steps[:-1]).any()):
-        # Arrival is the order of the columns, and this sort keeps it among equal steps.
+        # The columns are in order of arrival. A stable sort keeps that order among equal steps.
         import numpy as np
 
         order = np.argsort(steps, kind="stable")
         steps, at, values = steps[order], at[order], values[order]
     if max_points is not None and total > max_points:
-        kept = thin(values, max_points)
-        steps, at, values = steps[kept], at[kept], values[kept]
+        selected = thin(values, max_points)
+        steps, at, values = steps[selected], at[selected], values[selected]
     return History(key, steps.copy(), at.copy(), values.copy(), total)
 
 
 def thin(values: np.ndarray[Any, np.dtype[np.float64]], max_points: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Indices, growing, of at most `max_points` of the values: of each bucket the least, the greatest and the last.
+    """Ascending indices of at most `max_points` values: the smallest, the largest and the last of each bucket.
 
-    NaN is neither least nor greatest; a bucket of NaN alone keeps its last. Infinities count.
+    NaN is neither smallest nor largest; from a bucket that holds only NaN, the last is taken. Infinities count.
     """
     import numpy as np
 
@@ -105,21 +105,21 @@ def thin(values: np.ndarray[Any, np.dtype[np.float64]], max_points: int) -> np.n
     buckets = max((max_points - 1) // _PER_BUCKET, 1)
     width = -(-total // buckets)
     missing = np.isnan(values)
-    holes = bool(missing.any())
-    low = np.full(buckets * width, np.inf)
-    low[:total] = values
-    if holes:
-        low[:total][missing] = np.inf
-    least = low.reshape(buckets, width).argmin(axis=1)
-    low[total:] = -np.inf
-    if holes:
-        low[:total][missing] = -np.inf
-    greatest = low.reshape(buckets, width).argmax(axis=1)
+    any_missing = bool(missing.any())
+    padded = np.full(buckets * width, np.inf)
+    padded[:total] = values
+    if any_missing:
+        padded[:total][missing] = np.inf
+    smallest = padded.reshape(buckets, width).argmin(axis=1)
+    padded[total:] = -np.inf
+    if any_missing:
+        padded[:total][missing] = -np.inf
+    largest = padded.reshape(buckets, width).argmax(axis=1)
     starts = np.arange(buckets) * width
     used = starts < total
-    starts, least, greatest = starts[used], least[used], greatest[used]
+    starts, smallest, largest = starts[used], smallest[used], largest[used]
     last = np.minimum(starts + width, total) - 1
-    found = np.concatenate([[0], starts + least, starts + greatest, last])
+    found = np.concatenate([[0], starts + smallest, starts + largest, last])
     return np.unique(np.minimum(found, total - 1))
 
 
@@ -130,19 +130,19 @@ def _columns(store: Store, series: str, key: str) -> Any:
     if store.read_only:
         return np.array(store.records.read_columns(series, key), dtype=_row_type())[["step", "at", "value"]]
     path = _cache_path(store, series, key)
-    known = _read_cache(path)
-    if len(known) and not bool((known["seq"] >> _NUMBER_BITS == _parity(known)).all()):
-        # Damaged, or of an earlier version. The store has everything that it held.
+    cached = _read_cache(path)
+    if len(cached) and not bool((cached["seq"] >> _NUMBER_BITS == _parity(cached)).all()):
+        # The cache is damaged, or an earlier version wrote it. The store has all of its points.
         path.unlink(missing_ok=True)
-        known = known[:0]
-    after = int(known[-1]["seq"]) & _NUMBERS if len(known) else 0
+        cached = cached[:0]
+    after = int(cached[-1]["seq"]) & _NUMBERS if len(cached) else 0
     rows = store.records.read_columns(series, key, after=after)
     if not rows:
-        return known
+        return cached
     fresh = np.array(rows, dtype=_row_type())
-    if len(known) + len(fresh) >= KEPT_FROM:
-        _extend_cache(store, path, len(known), fresh)
-    return np.concatenate([known, fresh]) if len(known) else fresh
+    if len(cached) + len(fresh) >= CACHED_FROM:
+        _extend_cache(store, path, len(cached), fresh)
+    return np.concatenate([cached, fresh]) if len(cached) else fresh
 
 
 def _row_type() -> Any:
@@ -152,8 +152,8 @@ def _row_type() -> Any:
 
 
 def _parity(rows: Any) -> Any:
-    """Of each row, 23 bits that any single flipped bit of it changes. They stand above the number in the cache, so that
-    damage to the cache never becomes a value."""
+    """A checksum of 23 bits for each row, which changes if any single bit of the row is flipped. The cache stores it in
+    the upper bits of `seq`, so that a damaged cache never gives a wrong value."""
     import numpy as np
 
     mixed = rows["seq"] & _NUMBERS
@@ -164,8 +164,8 @@ def _parity(rows: Any) -> Any:
 
 
 def _cache_path(store: Store, series: str, key: str) -> Path:
-    named = "\0".join((store.urls.records, store.project, series, key))
-    return store.home / "cache" / "points" / f"{hashlib.sha256(named.encode()).hexdigest()}.points"
+    identity = "\0".join((store.urls.records, store.project, series, key))
+    return store.home / "cache" / "points" / f"{hashlib.sha256(identity.encode()).hexdigest()}.points"
 
 
 def _read_cache(path: Path) -> Any:
@@ -173,24 +173,24 @@ def _read_cache(path: Path) -> Any:
 
     kind = _row_type()
     try:
-        whole = path.stat().st_size // kind.itemsize
-        if whole:
-            return np.memmap(path, dtype=kind, mode="r", shape=(whole,))
+        complete_rows = path.stat().st_size // kind.itemsize
+        if complete_rows:
+            return np.memmap(path, dtype=kind, mode="r", shape=(complete_rows,))
     except OSError:
         pass
     return np.empty(0, dtype=kind)
 
 
-def _extend_cache(store: Store, path: Path, known: int, fresh: Any) -> None:
-    """Add rows to the cache, unless another has meanwhile. A cache that cannot be written is done without."""
+def _extend_cache(store: Store, path: Path, cached: int, fresh: Any) -> None:
+    """Append rows to the cache, unless another process has done so. Errors are ignored, since the cache is optional."""
     size = fresh.dtype.itemsize
     with suppress(OSError), store.lock("points"):
         make_folder(path.parent)
         with open(path, "ab", opener=private_opener) as file:
-            if file.tell() // size != known:
+            if file.tell() // size != cached:
                 return
-            # What a killed writer left of a row.
-            file.truncate(known * size)
-            kept = fresh.copy()
-            kept["seq"] |= _parity(fresh) << _NUMBER_BITS
-            file.write(kept.tobytes())
+            # Cut off the incomplete row of a writer that was killed.
+            file.truncate(cached * size)
+            rows = fresh.copy()
+            rows["seq"] |= _parity(fresh) << _NUMBER_BITS
+            file.write(rows.tobytes())

@@ -1,4 +1,4 @@
-"""Going on with a run that had ended, or whose process had died."""
+"""Resuming a run that has ended, or whose process has died."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ _ATTEMPTS = 20
 
 
 def reopen(store: Store, run: str) -> Run:
-    """Say that the run goes on, and here.
+    """Record that the run is running again, on this host.
 
-    Its lock has to be held by then if it is free: a running run without one looks lost.
+    The caller must hold the run's lock if it is free: a running run without its lock looks lost.
 
     Raises:
-        NotFoundError: there is no such run.
+        NotFoundError: the run does not exist.
     """
-    known = store.records.get(Run, run)
-    # What journals still hold may be the end of the former process.
-    fold_run(store, known.id)
-    here = os.uname().nodename
+    record = store.records.get(Run, run)
+    # A journal that has not been folded may still contain the end of the earlier process.
+    fold_run(store, record.id)
+    host = os.uname().nodename
     for attempt in range(1, _ATTEMPTS + 1):
-        known = store.records.get(Run, known.id)
-        if known.state == "running" and known.source.host == here:
+        record = store.records.get(Run, record.id)
+        if record.state == "running" and record.source.host == host:
             break
-        source = replace(known.source, host=here)
-        changed = replace(known, state="running", ended_at=None, error=None, source=source)
+        source = replace(record.source, host=host)
+        changed = replace(record, state="running", ended_at=None, error=None, source=source)
         try:
-            (known,) = store.records.update(changed, verb="resumed")
+            (record,) = store.records.update(changed, verb="resumed")
             break
         except ConflictError:
             if attempt == _ATTEMPTS:
                 raise
-    return known
+    return record

@@ -1,9 +1,9 @@
-"""Runs as one file, to be carried to another home.
+"""Export of runs into one file, and import into another home.
 
-The file is a zip. `manifest.json` says its format and the digest of every other member; `runs/<n>.json` holds one run
-with its steps, its artifacts and the points of its metrics; `objects/<sha256>` are the bytes that artifacts name, each
-once. Reading it trusts nothing: members are read by their names in the manifest and never unpacked to a path, and
-every one is checked against its digest before anything is written.
+The file is a zip. `manifest.json` has the format version and the digest of every other member; `runs/<n>.json` holds
+one run with its steps, artifacts and metric points; `objects/<sha256>` holds the bytes of artifacts, each once. The
+import does not trust the file: members are read by their names in the manifest and never extracted to a path, and each
+is checked against its digest before anything is written.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ _MEMBER = re.compile(r"runs/\d{1,9}\.json|objects/[0-9a-f]{64}")
 _CHUNK = 1 << 20
 _LEVEL = 3
 _MOST_RECORDS = 512 << 20
-"""Bytes of the manifest or of one run, unpacked."""
+"""The largest size in bytes of the manifest or of one run, unpacked."""
 _FREE_RECORDS = 8 << 20
 _RECORD_RATIO = 20
-"""Points and records of a real run pack to a fourth or a tenth."""
+"""The highest compression ratio of a run. Real runs have ratios of 4 to 10."""
 LIMITS = ArchiveLimits(total_bytes=1 << 40)
 _STORED_FROM = 50
-"""An object that packs better than this is stored as it is, so that what we export passes our own limits."""
+"""An object with a higher compression ratio is stored uncompressed, so that our exports pass our own limits."""
 _BATCH = 20_000
 _KEY = re.compile(rb'("(?:[^"\\]++|\\.)*+"):\[', re.DOTALL)
 _ROW = re.compile(rb'\[(-?\d{1,20}+),(-?\d{1,20}+),(null|"[a-z+-]{1,9}+"|-?[0-9][0-9.eE+-]{0,40}+)\]')
@@ -57,7 +57,7 @@ _ROW = re.compile(rb'\[(-?\d{1,20}+),(-?\d{1,20}+),(null|"[a-z+-]{1,9}+"|-?[0-9]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """What was written."""
+    """The result of an export."""
 
     path: Path
     runs: int
@@ -66,26 +66,26 @@ class Exported:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """What became of the runs of a file or of another tool: their ids."""
+    """The result of an import from a file or from another tool, as ids of runs."""
 
     added: tuple[str, ...]
     known: tuple[str, ...]
-    """Already here, and left as they are."""
+    """Runs that existed already and were not changed."""
     updated: tuple[str, ...] = ()
-    """Already here, and brought to what the source says now."""
+    """Runs that existed already and were updated from the source."""
     notes: tuple[str, ...] = ()
-    """What could not be taken over, in words."""
+    """Descriptions of what could not be imported."""
 
 
 class _Body(msgspec.Struct):
-    """One run as it stands in the file. Records are texts, so that they stay as the store had them."""
+    """One run in the file. Records are strings, exactly as the store encodes them."""
 
     run: str
     steps: list[str]
     artifacts: list[str]
     points: msgspec.Raw
-    """Metric to `[step, µs since 1970, value]`; NaN and the infinities are texts. Taken apart piece by piece: a million
-    points take a hundred bytes each as Python's objects, and eight as JSON."""
+    """Metric to `[step, µs since 1970, value]`; NaN and the infinities are strings. Parsed piece by piece: as Python
+    objects, each of a million points would take a hundred bytes."""
 
 
 class _Manifest(msgspec.Struct):
@@ -97,22 +97,22 @@ class _Manifest(msgspec.Struct):
 
 
 def export_runs(store: Store, runs: Sequence[Run | str] | None, path: Path | str) -> Exported:
-    """Write runs, with their steps, artifacts, points and objects, into one file, which appears whole or not at all.
+    """Write runs, with their steps, artifacts, points and objects, into one file. The file appears only when complete.
 
     Args:
-        runs: ids or records; None: every run of the store's project, the archived too.
+        runs: ids or records. None: every run of the store's project, including archived ones.
         path: ends in `.zip`.
 
     Raises:
-        UsageError: another ending.
-        AlreadyExistsError: there is such a file.
-        NotFoundError: there is no such run.
+        UsageError: the path has another ending.
+        AlreadyExistsError: the file exists.
+        NotFoundError: a run does not exist.
     """
     target = Path(path)
     if target.suffix != ".zip":
-        raise UsageError(f"'{target.name}' is no name for the file.", help="End it in .zip.")
+        raise UsageError(f"'{target.name}' does not end in .zip.", help=f"Write to '{target.stem}.zip', for example.")
     if target.exists():
-        raise AlreadyExistsError(f"There is a file '{target}' already.", help="Name another.")
+        raise AlreadyExistsError(f"The file '{target}' already exists.", help="Choose another name.")
     recover_journals(store)
     if runs is None:
         runs = [hit.id for hit in store.records.search(Run, And(()))]
@@ -137,18 +137,18 @@ def export_runs(store: Store, runs: Sequence[Run | str] | None, path: Path | str
 
 
 def import_runs(store: Store, path: Path | str, *, max_bytes: int | None = None) -> Imported:
-    """Bring in the runs of a file, as runs of the store's project. Those that are here already stay as they are.
+    """Import the runs of a file into the store's project. Runs that exist already are not changed.
 
-    What comes in is data: `everloop reproduce` shows what such a run would execute, and wants trust first.
+    Imported runs are not trusted: `everloop reproduce` shows what such a run would execute, and first asks for trust.
 
     Args:
-        max_bytes: how much the file may unpack to, at any ratio; default: a hundred times its own size.
+        max_bytes: how many bytes the file may unpack to, at any compression ratio. Default: 100 times its own size.
 
     Raises:
-        NotFoundError: there is no such file.
-        CorruptionError: the file is no export, or not as it was written; nothing has been brought in.
-        StoreVersionError: a newer everloop wrote it.
-        AlreadyExistsError: a run of it is in another project of this home, or deleted.
+        NotFoundError: the file does not exist.
+        CorruptionError: the file is not an export, or is damaged. Nothing has been imported.
+        StoreVersionError: a newer everloop wrote the file.
+        AlreadyExistsError: one of the runs is in another project of this home, or is deleted.
     """
     file_path = Path(path)
     if not file_path.is_file():
@@ -159,18 +159,18 @@ def import_runs(store: Store, path: Path | str, *, max_bytes: int | None = None)
         with tempfile.TemporaryDirectory(prefix="everloop-import-") as scratch:
             for name in manifest.members:
                 if name.startswith("objects/"):
-                    # Also what is here already: adding it again keeps a sweep away meanwhile.
-                    taken = Path(scratch) / "object"
-                    with file.open(name) as source, taken.open("wb") as copy:
+                    # Objects that exist already are added too: this protects them from a concurrent `gc`.
+                    extracted = Path(scratch) / "object"
+                    with file.open(name) as source, extracted.open("wb") as copy:
                         shutil.copyfileobj(source, copy, _CHUNK)
-                    store.objects.add_file(taken)
+                    store.objects.add_file(extracted)
         added: list[str] = []
         known: list[str] = []
         for name in manifest.members:
             if name.startswith("runs/"):
                 body = _decoded(_read(file, name), name)
                 run = decode(Run, body.run)
-                # A seal proves something to the machine that made it, and is never carried.
+                # A seal is valid only on the machine that made it, so it is not imported.
                 run = replace(run, project=store.project, revision=0, source=replace(run.source, seal=None))
                 (added if _put(store, run, body) else known).append(run.id)
     return Imported(added=tuple(added), known=tuple(known))
@@ -182,7 +182,7 @@ def _body(store: Store, ref: str) -> tuple[_Body, set[str]]:
     for point in read_metrics(store, run.id) if not store.read_only else store.records.read_points(series_of(run.id)):
         value = point.value if abs(point.value) < float("inf") else repr(point.value)
         points.setdefault(point.key, []).append((point.step, micros(point.at), value))
-    run = store.records.get(Run, ref)  # folding may have brought it further
+    run = store.records.get(Run, ref)  # folding may have changed it
     steps = store.records.find(StepRun, ("run", "=", run.id))
     artifacts = store.records.find(Artifact, ("run", "=", run.id))
     digests = {artifact.digest for artifact in artifacts}
@@ -195,7 +195,7 @@ def _body(store: Store, ref: str) -> tuple[_Body, set[str]]:
 
 
 def _reachable(store: Store, digests: set[str]) -> set[str]:
-    """The objects that are there, with those that they refer to. What is named without being there is left out."""
+    """The objects that exist, with those that they refer to. Missing objects are left out."""
     found: set[str] = set()
     waiting = list(digests)
     while waiting:
@@ -217,15 +217,15 @@ def _write(file: zipfile.ZipFile, members: dict[str, str], name: str, content: b
 
 
 def _member(name: str, content: bytes | Path) -> zipfile.ZipInfo:
-    """How a file goes into the zip: packed, unless it packs so well that reading it again would be refused."""
+    """The zip entry of a file: compressed, unless its ratio is so high that the import would refuse it."""
     if isinstance(content, bytes):
-        sample, most = content, _RECORD_RATIO // 2
+        sample, max_ratio = content, _RECORD_RATIO // 2
     else:
         with content.open("rb") as start:
-            sample, most = start.read(_CHUNK), _STORED_FROM
+            sample, max_ratio = start.read(_CHUNK), _STORED_FROM
     info = zipfile.ZipInfo(name)
-    packs_too_well = len(sample) > most * len(zlib.compress(sample, _LEVEL))
-    info.compress_type = zipfile.ZIP_STORED if packs_too_well else zipfile.ZIP_DEFLATED
+    is_suspicious = len(sample) > max_ratio * len(zlib.compress(sample, _LEVEL))
+    info.compress_type = zipfile.ZIP_STORED if is_suspicious else zipfile.ZIP_DEFLATED
     info.external_attr = 0o600 << 16
     return info
 
@@ -244,48 +244,48 @@ def _manifest(file: SafeZip) -> _Manifest:
     try:
         content = msgspec.json.decode(_read(file, _MANIFEST))
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise _broken(f"its manifest is wrong: {error}") from error
+        raise _corrupt(f"its manifest is invalid: {error}") from error
     number = content.get("format") if isinstance(content, dict) else None
     if isinstance(number, int) and number > FORMAT:
         raise StoreVersionError(
-            f"The export has format {number}; this everloop knows formats up to {FORMAT}.",
+            f"The export has format {number}; this version of everloop reads formats up to {FORMAT}.",
             help="Upgrade everloop: pip install --upgrade everloop",
         )
     try:
         manifest = msgspec.convert(content, _Manifest)
     except msgspec.ValidationError as error:
-        raise _broken(f"its manifest is wrong: {error}") from error
+        raise _corrupt(f"its manifest is invalid: {error}") from error
     for name, digest in manifest.members.items():
         if not _MEMBER.fullmatch(name) or (name.startswith("objects/") and name != f"objects/{digest}"):
-            raise _broken(f"its manifest names '{name}'")
+            raise _corrupt(f"its manifest has an invalid name: '{name}'")
     return manifest
 
 
 def _check(file: SafeZip, manifest: _Manifest) -> None:
-    """Read everything once, so that a damaged file changes nothing."""
+    """Read and check every member once before anything is imported."""
     for name, expected in manifest.members.items():
         if name not in file:
-            raise _broken(f"'{name}' is missing")
+            raise _corrupt(f"'{name}' is missing")
         digest = hashlib.sha256()
         with file.open(name) as member:
             for chunk in _chunks(member):
                 digest.update(chunk)
         if digest.hexdigest() != expected:
-            raise _broken(f"'{name}' differs from its digest")
+            raise _corrupt(f"'{name}' does not match its digest")
         if name.startswith("runs/"):
             _decoded(_read(file, name), name)
 
 
 def _read(file: SafeZip, name: str) -> bytes:
-    """The manifest or one run, which is held in memory: so it may not unpack to much more than was sent."""
+    """Read the manifest or one run into memory. Its compression ratio is limited, to prevent decompression bombs."""
     if name not in file:
-        raise _broken(f"'{name}' is missing")
+        raise _corrupt(f"'{name}' is missing")
     size = file.size(name)
-    most = _MOST_RECORDS if file.trusted else max(_FREE_RECORDS, file.packed_size(name) * _RECORD_RATIO)
-    if size > min(most, _MOST_RECORDS):
+    limit = _MOST_RECORDS if file.trusted else max(_FREE_RECORDS, file.packed_size(name) * _RECORD_RATIO)
+    if size > min(limit, _MOST_RECORDS):
         raise CorruptionError(
-            f"'{name}' in the file unpacks from {file.packed_size(name)} to {size} bytes.",
-            help="If the file is your own and you trust it, allow more: --max-bytes BYTES",
+            f"'{name}' in the file unpacks from {file.packed_size(name)} to {size} bytes, which is more than allowed.",
+            help="If you trust the file, raise the limit: --max-bytes BYTES",
         )
     return file.read(name)
 
@@ -297,26 +297,26 @@ def _decoded(content: bytes, name: str) -> _Body:
         for _ in _rows(body):
             pass
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise _broken(f"'{name}' holds no run: {error}") from error
+        raise _corrupt(f"'{name}' is not a run: {error}") from error
     return body
 
 
-def _broken(why: str) -> CorruptionError:
-    return CorruptionError(f"The file is no whole export of runs: {why}.", help="Export it again.")
+def _corrupt(reason: str) -> CorruptionError:
+    return CorruptionError(f"The file is not a valid export of runs: {reason}.", help="Export the runs again.")
 
 
 def _put(store: Store, run: Run, body: _Body) -> bool:
-    """Write one run and what belongs to it, all or nothing; False where it is here already."""
-    along: list[Record] = [
+    """Write one run with its steps, artifacts and points in one transaction. Returns False if it already exists."""
+    related: list[Record] = [
         *(replace(decode(StepRun, text), project=store.project, revision=0) for text in body.steps),
         *(replace(decode(Artifact, text), project=store.project, revision=0) for text in body.artifacts),
     ]
-    if any(getattr(record, "run", None) != run.id for record in along):
-        raise _broken(f"the run {run.id} has parts of another")
+    if any(getattr(record, "run", None) != run.id for record in related):
+        raise _corrupt(f"the run {run.id} has steps or artifacts of another run")
     with store.records.transaction():
         if store.records.get_many(Run, [run.id]):
             return False
-        store.records.put(run, *along, verb="imported")
+        store.records.put(run, *related, verb="imported")
         rows = _rows(body)
         while batch := list(islice(rows, _BATCH)):
             store.records.append_rows(series_of(run.id), batch)
@@ -324,28 +324,28 @@ def _put(store: Store, run: Run, body: _Body) -> bool:
 
 
 def _rows(body: _Body) -> Iterator[tuple[str, int, int, float]]:
-    """Metric, step, µs since 1970 and value of each point, read from the JSON as it was written: without spaces."""
+    """Metric, step, µs since 1970 and value of each point. The JSON must be as the export writes it, without spaces."""
     text = memoryview(body.points).toreadonly()
-    at, end = 1, len(text) - 1
+    position, end = 1, len(text) - 1
     if bytes(text[:1]) != b"{" or bytes(text[end:]) != b"}":
-        raise _broken("its points are not as they were written")
-    while at < end:
-        key = _KEY.match(text, at)
+        raise _corrupt("its points were changed")
+    while position < end:
+        key = _KEY.match(text, position)
         if key is None:
-            raise _broken("its points are not as they were written")
+            raise _corrupt("its points were changed")
         name = msgspec.json.decode(key[1], type=str)
-        at = key.end()
-        while (row := _ROW.match(text, at)) is not None:
+        position = key.end()
+        while (row := _ROW.match(text, position)) is not None:
             step, moment = int(row[1]), int(row[2])
             if not (-(1 << 63) <= step < 1 << 63 and -(1 << 56) < moment < 1 << 56):
-                raise _broken(f"a point of '{name}' has a step or a time that nothing can hold")
+                raise _corrupt(f"a point of '{name}' has a step or a time that is out of range")
             yield name, step, moment, _number(row[3])
-            at = row.end()
-            if bytes(text[at : at + 1]) == b",":
-                at += 1
-        if bytes(text[at : at + 1]) != b"]":
-            raise _broken(f"the points of '{name}' are not as they were written")
-        at += 2  # and the comma, or the end
+            position = row.end()
+            if bytes(text[position : position + 1]) == b",":
+                position += 1
+        if bytes(text[position : position + 1]) != b"]":
+            raise _corrupt(f"the points of '{name}' were changed")
+        position += 2  # the bracket, and the comma or the end
 
 
 def _number(text: bytes) -> float:
@@ -354,4 +354,4 @@ def _number(text: bytes) -> float:
     try:
         return float(text.strip(b'"'))
     except ValueError as error:
-        raise _broken(f"a point has the value {text.decode('ascii', 'replace')}") from error
+        raise _corrupt(f"a point has the value {text.decode('ascii', 'replace')}") from error

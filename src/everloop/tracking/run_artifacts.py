@@ -1,7 +1,7 @@
-"""What a run keeps beside its numbers: files, tables, figures, models, and which data it read.
+"""Artifacts of a run: files, tables, figures, models, and which data it read.
 
-Each becomes one `Artifact`, its bytes kept once by their digest. `meta` says how to show it: `shows` is `text`,
-`json`, `table`, `figure`, `image`, `histogram`, `dataset` or `model`, `media` the media type and `file` a name.
+Each becomes one `Artifact`; equal bytes are stored once. `meta` describes how to show it: `shows` is `text`, `json`,
+`table`, `figure`, `image`, `histogram`, `dataset` or `model`, `media` is the media type and `file` a file name.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ Shown = Literal["text", "json", "table", "figure", "image", "histogram", "datase
 
 
 class ArtifactLog:
-    """The part of a run that keeps artifacts. Unlike numbers they need the store: its errors are raised.
+    """The methods of a run that log artifacts. Unlike metrics, artifacts need the store, and its errors are raised.
 
-    A name may be used again, for another step or a better version; every one is kept.
+    A name may be used again, for another step or a better version; all of them are stored.
     """
 
     store: Store
 
     @property
     def id(self) -> str:
-        # The run that this class is a part of has one.
+        # `ActiveRun` implements this.
         raise NotImplementedError
 
     def _check_open(self) -> None:
@@ -44,12 +44,12 @@ class ArtifactLog:
     def log_artifact(
         self, name: str, value: bytes | Path | Json, *, meta: Mapping[str, Json] | None = None
     ) -> Artifact:
-        """Keep bytes, a file or folder (given as `Path`), or any value that JSON can hold.
+        """Log bytes, a file or folder (as a `Path`), or any value that JSON can hold.
 
         Raises:
             NotFoundError: the path is neither a file nor a folder.
             UsageError: JSON cannot hold the value, or the run has ended.
-            StoreError: the bytes could not be kept.
+            StoreError: the bytes could not be stored.
         """
         self._check_open()
         objects = self.store.objects
@@ -63,13 +63,13 @@ class ArtifactLog:
                 files = (entry for entry in value.rglob("*") if entry.is_file())
                 form, digest, size = "tree", objects.add_tree(value), sum(file.stat().st_size for file in files)
             case Path():
-                raise NotFoundError(f"There is no file or folder '{value}' to keep as '{name}'.")
+                raise NotFoundError(f"There is no file or folder '{value}' to log as '{name}'.")
             case _:
                 try:
                     content = msgspec.json.encode(value, order="deterministic")
                 except (TypeError, msgspec.MsgspecError) as error:
                     raise UsageError(
-                        f"JSON cannot hold '{name}': {error}.", help="Give bytes, or the Path of a file or folder."
+                        f"JSON cannot hold '{name}': {error}.", help="Pass bytes, or the Path of a file or folder."
                     ) from error
                 form, digest, size = "json", objects.add(content), len(content)
         extra = {"file": value.name} if isinstance(value, Path) else {}
@@ -80,10 +80,10 @@ class ArtifactLog:
         return self.log_artifact(name, str(text).encode("utf-8", "backslashreplace"), meta=meta)
 
     def log_json(self, name: str, value: Json, *, step: int | None = None) -> Artifact:
-        """Keep a dict, a list, or whatever else JSON can hold.
+        """Log a dict, a list, or any other value that JSON can hold.
 
         Raises:
-            UsageError: JSON cannot hold it.
+            UsageError: JSON cannot hold the value.
         """
         if isinstance(value, bytes | bytearray | memoryview | Path):
             raise UsageError(f"JSON cannot hold '{name}', a {type(value).__name__}.", help="Use log_artifact.")
@@ -92,102 +92,109 @@ class ArtifactLog:
     log_dict = log_json
 
     def log_table(self, name: str, table: Any, *, step: int | None = None) -> Artifact:
-        """Keep a table of polars, pandas, Arrow or DuckDB, a dict of columns or a list of rows, as Parquet.
+        """Log a table as Parquet: one of polars, pandas, Arrow or DuckDB, a dict of columns, or a list of rows.
 
         Raises:
-            UsageError: it is no table.
+            UsageError: the value is not a table.
         """
-        return self._rendered(name, "table", media.render_table(table), step)
+        return self._log_rendered(name, "table", media.render_table(table), step)
 
     def log_figure(self, name: str, figure: Any, *, step: int | None = None) -> Artifact:
-        """Keep a figure: matplotlib's as PNG, plotly's and altair's as the JSON that draws them again.
+        """Log a figure: of matplotlib as PNG, of plotly and altair as JSON that can be drawn again.
 
         Raises:
-            UsageError: it is no figure.
+            UsageError: the value is not a figure.
         """
-        return self._rendered(name, "figure", media.render_figure(figure), step)
+        return self._log_rendered(name, "figure", media.render_figure(figure), step)
 
     def log_image(self, name: str, image: Any, *, step: int | None = None) -> Artifact:
-        """Keep an image of PIL, or an array of shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), as PNG.
+        """Log an image as PNG: a PIL image, or an array of shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4).
 
         Raises:
-            UsageError: it is no image.
+            UsageError: the value is not an image.
         """
-        return self._rendered(name, "image", media.render_image(image), step)
+        return self._log_rendered(name, "image", media.render_image(image), step)
 
     def log_histogram(self, name: str, values: Any, *, step: int | None = None, bins: int = media.BINS) -> Artifact:
-        """Keep how numbers are spread: counts in bins of equal width, a kilobyte of JSON however many they are.
+        """Log a histogram of numbers: counts in bins of equal width. Takes about a kilobyte for any number of values.
 
         Raises:
-            UsageError: the values are no numbers.
+            UsageError: the values are not numbers.
         """
         meta = _meta("histogram", "application/json", _file(name, ".json"), step)
         return self.log_artifact(name, media.count_values(values, bins), meta=meta)
 
     def log_file(self, path: Path | str, name: str | None = None) -> Artifact:
-        """Keep a file under its own name, or another.
+        """Log a file under its own name, or another.
 
         Raises:
-            NotFoundError: there is no such file.
+            NotFoundError: the file does not exist.
         """
         if not Path(path).is_file():
-            raise NotFoundError(f"There is no file '{path}' to keep.")
+            raise NotFoundError(f"There is no file '{path}'.")
         return self.log_artifact(name or Path(path).name, Path(path))
 
     def log_folder(self, path: Path | str, name: str | None = None) -> Artifact:
-        """Keep a folder with all that is in it; equal files are kept once.
+        """Log a folder with all of its files; equal files are stored once.
 
         Raises:
-            NotFoundError: there is no such folder.
+            NotFoundError: the folder does not exist.
         """
         if not Path(path).is_dir():
-            raise NotFoundError(f"There is no folder '{path}' to keep.")
+            raise NotFoundError(f"There is no folder '{path}'.")
         return self.log_artifact(name or Path(path).absolute().name, Path(path))
 
     def log_dataset(self, data: Any, *, context: str = "training", name: str | None = None) -> Artifact:
-        """Say which data the run read: a snapshot (or its key), or a table, of which the digest is kept, not the rows.
+        """Log which data the run read: a snapshot (or its key), or a table. Of a table, only the digest is stored.
 
         Args:
-            context: what they were for: `training`, `validation`, `test`, …
+            context: what the data was used for: `training`, `validation`, `test`, …
 
         Raises:
             NotFoundError: no snapshot has this key.
-            UsageError: it is no table.
+            UsageError: the data is not a table.
         """
         if isinstance(data, str):
             data = self.store.records.get(Snapshot, data)
         if isinstance(data, Snapshot):
-            said = {"snapshot": data.key, "digest": data.digest, "rows": data.rows, "columns": data.columns}
+            description = {"snapshot": data.key, "digest": data.digest, "rows": data.rows, "columns": data.columns}
             name = name or data.dataset
         else:
             frame = media.frame_of(data)
             columns = {column: str(kind) for column, kind in frame.schema.items()}
-            said = {"digest": digest_rows(frame), "rows": frame.height, "columns": columns}
+            description = {"digest": digest_rows(frame), "rows": frame.height, "columns": columns}
         meta = {**_meta("dataset", "application/json", None, None), "context": context}
-        meta["digest"] = said["digest"]
-        return self.log_artifact(name or context, said, meta=meta)
+        meta["digest"] = description["digest"]
+        return self.log_artifact(name or context, description, meta=meta)
 
     def log_model(self, model: Any, name: str = "model", *, meta: Mapping[str, Json] | None = None) -> Artifact:
-        """Keep a fitted model as a signed pickle, which loads only where this machine's key is trusted.
+        """Log a fitted model as a signed pickle, which can be loaded only where this machine's key is trusted.
 
-        For a model that shall serve, build a package: `everloop.packages`.
+        To serve a model, build a package: `everloop.packages`.
 
         Raises:
-            UsageError: it cannot be pickled, or the run has ended.
+            UsageError: the model cannot be pickled, or the run has ended.
         """
         self._check_open()
-        kept = plugins.load("artifact", "pickle")()
+        pickle_format = plugins.load("artifact", "pickle")()
         try:
-            stored = kept.keep(model, self.store.objects)
+            stored = pickle_format.keep(model, self.store.objects)
         except Exception as error:
-            # Models of any library: what pickling them may raise is theirs.
-            raise UsageError(f"The model '{name}' cannot be kept: {error}.", help="Use log_file.") from error
-        said = {**stored.meta, **_meta("model", "application/octet-stream", _file(name, ".pkl"), None), **(meta or {})}
-        return self._put(name, stored.type, stored.digest, stored.size_bytes, said, signature=stored.signature)
+            # Models of any library may raise any error when they are pickled.
+            raise UsageError(
+                f"The model '{name}' cannot be pickled: {error}.",
+                help="Save it with its own library, and log the file: run.log_file(path)",
+            ) from error
+        all_meta = {
+            **stored.meta,
+            **_meta("model", "application/octet-stream", _file(name, ".pkl"), None),
+            **(meta or {}),
+        }
+        return self._put(name, stored.type, stored.digest, stored.size_bytes, all_meta, signature=stored.signature)
 
-    def _rendered(self, name: str, shows: Shown, made: media.Rendered, step: int | None) -> Artifact:
-        meta = {**_meta(shows, made.media, _file(name, made.suffix), step), **made.meta}
-        return self.log_artifact(name, made.data, meta=meta)
+    def _log_rendered(self, name: str, shows: Shown, rendered: media.Rendered, step: int | None) -> Artifact:
+        meta = {**_meta(shows, rendered.media, _file(name, rendered.suffix), step), **rendered.meta}
+        return self.log_artifact(name, rendered.data, meta=meta)
 
     def _put(
         self,
@@ -200,7 +207,9 @@ class ArtifactLog:
         signature: dict[str, str] | None = None,
     ) -> Artifact:
         if not isinstance(name, str) or not name.strip() or "\0" in name:
-            raise UsageError(f"An artifact cannot be called {name!r}.", help="Give it a short name, such as 'plot'.")
+            raise UsageError(
+                f"{name!r} is not a valid name of an artifact.", help="Pass a short name, such as name='plot'."
+            )
         artifact = self.store.new(
             Artifact,
             run=self.id,
@@ -215,8 +224,8 @@ class ArtifactLog:
         return artifact
 
 
-class _Hashing:
-    """A file that only remembers the digest of what is written to it."""
+class _HashingFile:
+    """A file object that only computes the digest of what is written to it."""
 
     def __init__(self) -> None:
         from hashlib import sha256
@@ -235,21 +244,21 @@ class _Hashing:
 
 
 def digest_rows(frame: Any) -> str:
-    """`arrow:` and 64 hex digits over names, types and rows of a polars frame, in their order.
+    """`arrow:` and 64 hex digits over the names, types and rows of a polars frame, in their order.
 
-    The bytes of Arrow's IPC stream in one batch: how the frame is cut into chunks makes no difference.
+    This is the SHA-256 of Arrow's IPC stream in one batch, so the frame's chunks make no difference.
     """
     import polars as pl
 
-    made = _Hashing()
-    # Gathering writes every column anew: slices and joined pieces may carry bytes that are none of theirs.
-    whole = frame.select(pl.all().gather(pl.int_range(pl.len()))).rechunk()
+    file = _HashingFile()
+    # `gather` copies every column: a slice or a concatenated frame may contain bytes outside of its rows.
+    copy = frame.select(pl.all().gather(pl.int_range(pl.len()))).rechunk()
     try:
-        whole.write_ipc_stream(made, compression="uncompressed", compat_level=pl.CompatLevel.oldest())
+        copy.write_ipc_stream(file, compression="uncompressed", compat_level=pl.CompatLevel.oldest())
     except Exception as error:
-        # Arrow has no form for columns of Python objects.
-        raise UsageError(f"The rows have no digest: {error}.") from error
-    return f"arrow:{made.hexdigest()}"
+        # Arrow cannot hold columns of Python objects.
+        raise UsageError(f"The digest of the rows cannot be computed: {error}.") from error
+    return f"arrow:{file.hexdigest()}"
 
 
 def _meta(shows: Shown, media_type: str, file: str | None, step: int | None) -> dict[str, Json]:

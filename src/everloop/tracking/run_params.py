@@ -1,4 +1,4 @@
-"""The parameters of a run that is going on."""
+"""The parameters of an active run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 
 from everloop.records import Json
 from everloop.tracking.journal import journal_frames
-from everloop.tracking.key_collisions import check_paths, joined, leaves
+from everloop.tracking.key_collisions import check_paths, leaves, merge_keywords
 
 
 class Params(Mapping[str, Json]):
-    """A run's parameters. Setting one is kept like a metric: at once, in the journal."""
+    """A run's parameters. A change is written to the journal at once, like a metric."""
 
     def __init__(self, values: Mapping[str, Json], write: Callable[[dict[str, Json]], None]) -> None:
         self._write = write
@@ -32,17 +32,17 @@ class Params(Mapping[str, Json]):
         self.update({name: value})
 
     def update(self, values: Mapping[str, object] | None = None, /, **more: object) -> None:
-        """Set several at once; a later value of a name replaces the earlier.
+        """Set several parameters. A later value of a name replaces the earlier one.
 
         Raises:
-            UsageError: one takes more than a megabyte, or two keys become one name, of which one may have been set
-                earlier: `{"a": {"b": 1}}` and then `{"a.b": 2}`.
+            UsageError: a parameter takes more than a megabyte, or two keys give the same name. One of the keys may
+                have been set earlier: `{"a": {"b": 1}}` and then `{"a.b": 2}`.
         """
-        changed = journal_frames.checked_params(joined("parameter", values, more))
+        changed = journal_frames.checked_params(merge_keywords("parameter", values, more))
         if not changed:
             return
-        known = {**self._values, **changed}
-        if any(isinstance(value, dict) for value in known.values()):
-            check_paths("parameter", leaves(known), "/.", equal=True)
+        merged = {**self._values, **changed}
+        if any(isinstance(value, dict) for value in merged.values()):
+            check_paths("parameter", leaves(merged), "/.", equal=True)
         self._write(changed)
         self._values.update(changed)

@@ -1,14 +1,14 @@
-"""What the machine does while a run goes on: a thread that looks every few seconds and logs metrics.
+"""Metrics of the machine during a run: a thread measures every few seconds and logs them.
 
     system/cpu_percent            of all cores together, 0 to 100
     system/process_cpu_percent    of this process and its children; 100 is one core
     system/memory_percent         of the machine's memory
     system/process_memory_mb      resident, of this process and its children
     system/disk_percent           of the file system that holds the store
-    system/disk_read_mb, …_write_mb, network_in_mb, …_out_mb      since the watch began, of the whole machine
-    system/gpu_<n>/percent, memory_percent, power_w, temperature_c      where pynvml finds GPUs
+    system/disk_read_mb, …_write_mb, network_in_mb, …_out_mb      since the watch started, of the whole machine
+    system/gpu_<n>/percent, memory_percent, power_w, temperature_c      if pynvml finds GPUs
 
-Megabytes are millions of bytes. Steps count the looks, from 0.
+Megabytes are millions of bytes. Steps count the measurements, from 0.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MB = 1e6
 
 
 class MeasuredRun(Protocol):
-    """What the watch needs of a run."""
+    """The parts of a run that the watch uses."""
 
     @property
     def store(self) -> Store: ...
@@ -41,85 +41,90 @@ class MeasuredRun(Protocol):
 
 
 class SystemWatch:
-    """Watches until `stop`, or until the run ends. The thread is a daemon: it never keeps a process alive.
+    """Measures until `stop`, or until the run ends. The thread is a daemon: it never keeps a process alive.
 
     Raises:
         MissingExtraError: psutil is not installed.
-        UsageError: the interval is no positive number.
+        UsageError: the interval is not a positive number.
     """
 
     def __init__(self, run: MeasuredRun, every_s: float = 10.0) -> None:
         if not every_s > 0:
-            raise UsageError(f"every_s={every_s} is no interval.", help="Give seconds, such as 10.")
+            raise UsageError(
+                f"every_s={every_s} is not a positive number of seconds.", help="Pass seconds, such as every_s=10."
+            )
         if find_spec("psutil") is None:
             raise MissingExtraError.of("Watching the system", "psutil", "system")
         self.every_s = every_s
         self._run = run
         self._psutil: Any = import_module("psutil")
         self._process = self._psutil.Process()
-        self._known: dict[int, Any] = {}
+        self._children: dict[int, Any] = {}
         self._gpus = _gpus()
-        self._before = self._counters()
-        self._psutil.cpu_percent(None)  # the first answer has nothing to compare with
-        self._own_cpu()
+        self._counters_at_start = self._counters()
+        # psutil reports the CPU use since the last call, so the first value is meaningless.
+        self._psutil.cpu_percent(None)
+        self._process_cpu()
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._go, name="everloop-system", daemon=True)
+        self._thread = threading.Thread(target=self._log_until_stopped, name="everloop-system", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Look once more, and end. Stopping twice changes nothing."""
+        """Measure once more, then end. Stopping again changes nothing."""
         if self._done.is_set():
             return
         self._done.set()
         self._thread.join(timeout=5)
 
-    def look(self) -> dict[str, float]:
-        """The metrics as they are now, without their prefix."""
+    def measure(self) -> dict[str, float]:
+        """The present metrics, without their prefix."""
         memory = self._psutil.virtual_memory()
-        own = [self._process, *self._known.values()]
-        seen = {
+        processes = [self._process, *self._children.values()]
+        metrics = {
             "cpu_percent": float(self._psutil.cpu_percent(None)),
-            "process_cpu_percent": self._own_cpu(),
+            "process_cpu_percent": self._process_cpu(),
             "memory_percent": float(memory.percent),
-            "process_memory_mb": sum(self._resident(process) for process in own) / _MB,
+            "process_memory_mb": sum(self._resident(process) for process in processes) / _MB,
         }
         with suppress(OSError):
-            seen["disk_percent"] = float(self._psutil.disk_usage(str(self._run.store.home)).percent)
+            metrics["disk_percent"] = float(self._psutil.disk_usage(str(self._run.store.home)).percent)
         for name, value in self._counters().items():
-            seen[name] = max(0.0, value - self._before.get(name, 0.0)) / _MB
+            metrics[name] = max(0.0, value - self._counters_at_start.get(name, 0.0)) / _MB
         for number, gpu in enumerate(self._gpus):
-            seen.update({f"gpu_{number}/{name}": value for name, value in _gpu_state(gpu).items()})
-        return seen
+            metrics.update({f"gpu_{number}/{name}": value for name, value in _gpu_state(gpu).items()})
+        return metrics
 
-    def _go(self) -> None:
+    def _log_until_stopped(self) -> None:
         step = 0
         while True:
             stopped = self._done.wait(self.every_s)
             try:
-                self._run.log({f"system/{name}": value for name, value in self.look().items()}, step=step)
+                self._run.log({f"system/{name}": value for name, value in self.measure().items()}, step=step)
             except EverloopError:
                 return  # the run has ended
             except Exception as error:
-                # psutil and drivers fail in their own ways (a container without /proc/net); the run goes on.
-                _log.warning("The system cannot be watched any more: %s", error)
+                # psutil and drivers raise various errors (in a container without /proc/net, for example), which must
+                # not stop the run.
+                _log.warning("System metrics cannot be measured any more: %s", error)
                 return
             step += 1
             if stopped:
                 return
 
-    def _own_cpu(self) -> float:
-        """Of this process and its children, each compared with the last look at it."""
-        gone = self._psutil.Error
+    def _process_cpu(self) -> float:
+        """CPU use in percent of this process and its children, each since its last measurement."""
+        process_ended = self._psutil.Error
         total = float(self._process.cpu_percent(None))
         children: dict[int, Any] = {}
-        with suppress(gone):
+        with suppress(process_ended):
             for child in self._process.children(recursive=True):
-                with suppress(gone):
-                    same = self._known.get(child.pid)
-                    child = same if same is not None and same == child else child
+                with suppress(process_ended):
+                    # The same object has to be used again: it holds the values of the last measurement.
+                    earlier = self._children.get(child.pid)
+                    child = earlier if earlier is not None and earlier == child else child
                     total += float(child.cpu_percent(None))
                     children[child.pid] = child
-        self._known = children
+        self._children = children
         return total
 
     def _resident(self, process: Any) -> float:
@@ -140,7 +145,7 @@ class SystemWatch:
 
 
 def _gpus() -> list[Any]:
-    """Handles of pynvml; none where it, a driver or a GPU is missing."""
+    """GPU handles of pynvml; empty if pynvml, a driver or a GPU is missing."""
     if find_spec("pynvml") is None:
         return []
     try:
@@ -148,20 +153,20 @@ def _gpus() -> list[Any]:
         nvml.nvmlInit()
         return [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
     except Exception:
-        # Its errors are classes of its own, made at run time: no driver is the usual one.
+        # pynvml creates its error classes at run time. The usual error is a missing driver.
         return []
 
 
 def _gpu_state(handle: Any) -> dict[str, float]:
     nvml = import_module("pynvml")
-    seen: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     with suppress(nvml.NVMLError):
-        seen["percent"] = float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+        metrics["percent"] = float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
     with suppress(nvml.NVMLError):
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-        seen["memory_percent"] = 100.0 * memory.used / memory.total
+        metrics["memory_percent"] = 100.0 * memory.used / memory.total
     with suppress(nvml.NVMLError):
-        seen["power_w"] = nvml.nvmlDeviceGetPowerUsage(handle) / 1000.0
+        metrics["power_w"] = nvml.nvmlDeviceGetPowerUsage(handle) / 1000.0
     with suppress(nvml.NVMLError):
-        seen["temperature_c"] = float(nvml.nvmlDeviceGetTemperature(handle, 0))
-    return seen
+        metrics["temperature_c"] = float(nvml.nvmlDeviceGetTemperature(handle, 0))
+    return metrics

@@ -11,7 +11,7 @@ from litestar import Request, post
 
 from everloop.errors import UsageError
 from everloop.server.request_context import NEEDS, store_of
-from everloop.tracking.journal.ingest import receive_frames
+from everloop.tracking.journal.ingest import ingest_frames
 
 if TYPE_CHECKING:
     from everloop.server.server_options import ServerOptions
@@ -37,4 +37,4 @@ async def journals(request: Asked) -> dict[str, int]:
         raise UsageError("'offset' is no whole number.", help="Send where in the journal the body begins.") from None
     body = await request.body()
     store = store_of(request)
-    return {"next_offset": await anyio.to_thread.run_sync(receive_frames, store, writer, offset, body)}
+    return {"next_offset": await anyio.to_thread.run_sync(ingest_frames, store, writer, offset, body)}

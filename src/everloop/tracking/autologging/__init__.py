@@ -1,17 +1,17 @@
-"""Runs that log themselves: `el.autolog()`, and fitting a model of a known library keeps what it did.
+"""Autologging: after `el.autolog()`, fitting a model of a supported library is logged as a run.
 
-Nothing is imported that the user does not import. A library is patched when it is imported, or at once where it is
-there already, and is as it was after `autolog(disable=True)`. Trouble here never becomes trouble of the fit: it
-is one warning.
+Nothing is imported that the user does not import. A library is patched when it is imported, or immediately if it has
+been imported already; `autolog(disable=True)` removes the patches. An error in autologging never fails the fit: it
+becomes one warning.
 
-One fit is one run, also where it fits others inside, as pipelines, searches and studies do. Inside `start_run` it
-logs to that run, the second fit and those behind it with `<class>_<number>/` before their names.
+One fit is one run, even if it fits other models inside, as pipelines, searches and studies do. Inside `start_run`, fits
+log to that run; names of the second and later fits get the prefix `<class>_<number>/`.
 
 | library | what is logged |
 |---|---|
 | scikit-learn | parameters, class, `training_score` (up to 100,000 rows), best parameters and `best_cv_score` |
 | LightGBM, XGBoost | parameters, every metric of every iteration on every evaluation set, the best iteration |
-| CatBoost | the same, when the fit has ended |
+| CatBoost | the same, after the fit has ended |
 | Optuna | the value of each trial, the best value and its parameters |
 | PyTorch Lightning, Keras | hyperparameters, metrics of each epoch |
 """
@@ -37,26 +37,28 @@ LIBRARIES = {
     "lightning": ("lightning.pytorch", "pytorch_lightning"),
     "keras": ("keras",),
 }
-"""Library to the modules whose import makes it ready to be patched."""
+"""Library to the modules that have to be imported before it can be patched."""
 
 _patches = Patches()
 
 
 def autolog(*, disable: bool = False, libraries: Iterable[str] | None = None, models: bool = False) -> None:
-    """Log what fits of known libraries do, from now on and in all threads of this process.
+    """Log fits of supported libraries automatically, from now on and in all threads of this process.
 
     Args:
-        disable: leave it all as it was before.
-        libraries: only these; without, all.
-        models: keep the fitted models as well, as signed pickles.
+        disable: stop autologging and remove all patches.
+        libraries: only these libraries. Default: all.
+        models: also log the fitted models, as signed pickles.
 
     Raises:
-        UsageError: a library is not known.
+        UsageError: a library is not supported.
     """
     chosen = list(LIBRARIES if libraries is None else libraries)
     unknown = [name for name in chosen if name not in LIBRARIES]
     if unknown:
-        raise UsageError(f"'{unknown[0]}' cannot log itself.", help=f"These can: {', '.join(LIBRARIES)}")
+        raise UsageError(
+            f"Autologging does not support '{unknown[0]}'.", help=f"Supported libraries: {', '.join(LIBRARIES)}"
+        )
     import_hooks.forget()
     _patches.restore()
     if disable:

@@ -1,4 +1,4 @@
-"""Attributes that were replaced, and what they had been."""
+"""Patches of attributes that can be undone."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ _MISSING = object()
 
 
 class Patches:
-    """Remembers the originals; `restore` puts them back, the last first."""
+    """Replaces attributes and remembers the originals; `restore` puts them back in reverse order."""
 
     def __init__(self) -> None:
         self._done: list[tuple[Any, str, object, object]] = []
 
     def replace(self, owner: Any, name: str, new: object) -> None:
-        """Set the attribute of a class or module. One that was inherited is removed again later."""
+        """Replace an attribute of a class or module. `restore` deletes it again if it was inherited before."""
         self._done.append((owner, name, vars(owner).get(name, _MISSING), new))
         setattr(owner, name, new)
 
@@ -22,7 +22,7 @@ class Patches:
         while self._done:
             owner, name, old, new = self._done.pop()
             if vars(owner).get(name) is not new:
-                continue  # somebody else has replaced it since
+                continue  # other code has replaced it since
             if old is _MISSING:
                 delattr(owner, name)
             else:

@@ -1,4 +1,4 @@
-"""CatBoost: `fit` of its three classes. What it measured at each iteration is read when the fit has ended."""
+"""Autologging of CatBoost: `fit` of its model classes. Metrics of all iterations are read after the fit has ended."""
 
 from __future__ import annotations
 

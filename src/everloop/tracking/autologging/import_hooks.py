@@ -1,4 +1,4 @@
-"""Doing something when a module is imported, without importing it."""
+"""Import hooks: patch a library when it is imported, without importing it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def when_imported(name: str, patcher: str, patches: Patches) -> None:
-    """Call `patch(module, patches)` of the module `patcher` when `name` is imported; now, if it is already."""
+    """Call `patch(module, patches)` of the module `patcher` when `name` is imported; now, if it is already imported."""
     module = sys.modules.get(name)
-    if module is not None and not _still_loading(module):
+    if module is not None and not _is_loading(module):
         _apply(module, patcher, patches)
         return
     _finder.waiting[name] = (patcher, patches)
@@ -30,14 +30,14 @@ def when_imported(name: str, patcher: str, patches: Patches) -> None:
 
 
 def forget() -> None:
-    """Wait for no module any more."""
+    """Cancel all hooks that have not been called yet."""
     _finder.waiting.clear()
     if _finder in sys.meta_path:
         sys.meta_path.remove(_finder)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds nothing itself: it lets the others find, and stays beside while the module is executed."""
+    """Lets the other finders find a module, and wraps its loader so that `loaded` is called afterwards."""
 
     def __init__(self) -> None:
         self.waiting: dict[str, tuple[str, Patches]] = {}
@@ -52,7 +52,7 @@ class _Finder(importlib.abc.MetaPathFinder):
             if found is None:
                 continue
             if found.loader is not None and hasattr(found.loader, "exec_module"):
-                _stay_beside(found.loader, fullname)
+                _wrap_loader(found.loader)
             spec: ModuleSpec = found
             return spec
         return None
@@ -66,19 +66,19 @@ class _Finder(importlib.abc.MetaPathFinder):
 _finder = _Finder()
 
 
-def _stay_beside(loader: Any, name: str) -> None:
-    # On the loader itself, not in its place: other tools look at a module's loader.
-    execute = loader.exec_module
+def _wrap_loader(loader: Any) -> None:
+    # The loader is changed, not replaced: other tools inspect a module's loader.
+    original = loader.exec_module
 
     def exec_module(module: ModuleType) -> None:
-        loader.exec_module = execute
-        execute(module)
+        loader.exec_module = original
+        original(module)
         _finder.loaded(module)
 
     loader.exec_module = exec_module
 
 
-def _still_loading(module: ModuleType) -> bool:
+def _is_loading(module: ModuleType) -> bool:
     return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
@@ -86,5 +86,5 @@ def _apply(module: ModuleType, patcher: str, patches: Patches) -> None:
     try:
         import_module(patcher).patch(module, patches)
     except Exception as error:
-        # A version of the library that is built otherwise: it works on as if nobody had asked.
-        warn_once(f"{module.__name__} cannot log itself: {error!r}")
+        # The patch does not fit this version of the library. The library itself must keep working.
+        warn_once(f"Autologging does not support this version of {module.__name__}: {error!r}")

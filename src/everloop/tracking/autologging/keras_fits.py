@@ -1,4 +1,4 @@
-"""Keras: `Model.fit` with a callback that hears of each epoch."""
+"""Autologging of Keras: `Model.fit`, with a callback for each epoch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def patch(module: ModuleType, patches: Patches) -> None:
     original = model_class.fit
     signature = inspect.signature(original)
 
-    class Heard(module.callbacks.Callback):  # type: ignore[name-defined,misc]
+    class EpochLogger(module.callbacks.Callback):  # type: ignore[name-defined,misc]
         def __init__(self, session: FitSession) -> None:
             super().__init__()
             self.session = session
@@ -30,14 +30,14 @@ def patch(module: ModuleType, patches: Patches) -> None:
     def before(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = signature.bind_partial(*args, **kwargs)
         call.apply_defaults()
-        given = {name: call.arguments.get(name) for name in ("batch_size", "epochs", "validation_split")}
+        options = {name: call.arguments.get(name) for name in ("batch_size", "epochs", "validation_split")}
         optimizer = getattr(args[0], "optimizer", None)
-        session.params({**given, "optimizer": type(optimizer).__name__, "loss": getattr(args[0], "loss", None)})
+        session.params({**options, "optimizer": type(optimizer).__name__, "loss": getattr(args[0], "loss", None)})
         session.tags(estimator=type(args[0]).__name__, estimator_module="keras")
         if len(args) <= list(signature.parameters).index("callbacks"):
             callbacks = kwargs.get("callbacks") or ()
             several = callbacks if isinstance(callbacks, list | tuple) else [callbacks]
-            kwargs["callbacks"] = [*several, Heard(session)]
+            kwargs["callbacks"] = [*several, EpochLogger(session)]
 
     def after(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         session.metrics({"parameters": args[0].count_params()})

@@ -1,4 +1,4 @@
-"""LightGBM: `lightgbm.train`, and through it the estimators of its scikit-learn interface."""
+"""Autologging of LightGBM: `lightgbm.train`, which the estimators of its scikit-learn interface call too."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ if TYPE_CHECKING:
 
 def patch(module: ModuleType, patches: Patches) -> None:
     original = module.train
-    alone = logged(original, lambda _: "lightgbm", _before, _after)
-    new = _inside(original, alone)
+    outermost = logged(original, lambda _: "lightgbm", _before, _after)
+    new = _patched_train(original, outermost)
     for name in ("lightgbm", "lightgbm.engine", "lightgbm.sklearn"):
         owner = sys.modules.get(name)
         if owner is not None and vars(owner).get("train") is original:
             patches.replace(owner, "train", new)
 
 
-def _inside(original: Callable[..., Any], alone: Callable[..., Any]) -> Callable[..., Any]:
-    """Inside the fit of a LightGBM estimator iterations are logged to its run; inside other fits nothing is."""
+def _patched_train(original: Callable[..., Any], outermost: Callable[..., Any]) -> Callable[..., Any]:
+    """Outside of other fits, `train` is a logged fit. Inside the fit of a LightGBM estimator it logs its iterations to
+    that run; inside other fits it logs nothing."""
 
     @functools.wraps(original)
     def train(*args: Any, **kwargs: Any) -> Any:
         session = current_session()
         if session is None:
-            return alone(*args, **kwargs)
-        given = dict(kwargs)
+            return outermost(*args, **kwargs)
+        new_kwargs = dict(kwargs)
         if type(session.fitted).__module__.startswith("lightgbm"):
             with guarded():
-                _listen(session, given)
-        booster = original(*args, **given)
-        if given.get("callbacks") is not kwargs.get("callbacks"):
-            _tell_best(session, booster)
+                _add_callback(session, new_kwargs)
+        booster = original(*args, **new_kwargs)
+        if new_kwargs.get("callbacks") is not kwargs.get("callbacks"):
+            _log_best_iteration(session, booster)
         return booster
 
     return train
@@ -50,24 +51,24 @@ def _before(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     rounds = args[2] if len(args) > 2 else kwargs.get("num_boost_round", 100)
     session.params({"num_boost_round": rounds, **params})
     session.tags(estimator="Booster", estimator_module="lightgbm")
-    _listen(session, kwargs)
+    _add_callback(session, kwargs)
 
 
 def _after(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any], booster: Any) -> None:
-    _tell_best(session, booster)
+    _log_best_iteration(session, booster)
     session.model(booster)
 
 
-def _tell_best(session: FitSession, booster: Any) -> None:
+def _log_best_iteration(session: FitSession, booster: Any) -> None:
     with guarded():
         if booster.best_iteration > 0:
             session.metrics({"best_iteration": booster.best_iteration})
 
 
-def _listen(session: FitSession, kwargs: dict[str, Any]) -> None:
-    def heard(environment: Any) -> None:
+def _add_callback(session: FitSession, kwargs: dict[str, Any]) -> None:
+    def log_iteration(environment: Any) -> None:
         values = {f"{data}/{metric}": value for data, metric, value, *_ in environment.evaluation_result_list or ()}
         session.metrics(values, step=environment.iteration)
 
-    heard.order = 20  # type: ignore[attr-defined]  # before early stopping, which leaves by an exception
-    kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), heard]
+    log_iteration.order = 20  # type: ignore[attr-defined]  # before early stopping, which raises an exception
+    kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), log_iteration]

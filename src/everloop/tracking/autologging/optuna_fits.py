@@ -1,4 +1,4 @@
-"""Optuna: `Study.optimize` is one run, a trial is one step; what is fitted inside a trial does not log itself."""
+"""Autologging of Optuna: `Study.optimize` is one run, a trial is one step. Fits inside a trial are not logged."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def _before(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     )
     session.tags(estimator="Study", estimator_module="optuna")
 
-    def heard(_: Any, trial: Any) -> None:
+    def log_trial(_: Any, trial: Any) -> None:
         values = trial.values or ()
         names = ["value"] if len(study.directions) == 1 else [f"value/{number}" for number in range(len(values))]
         numbers = {f"trial/{name}": value for name, value in trial.params.items()}
         session.metrics({**dict(zip(names, values, strict=False)), **numbers}, step=trial.number)
 
-    # Positional arguments end before the callbacks in any call that people write.
-    kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), heard]
+    # In practice, callbacks are never passed as a positional argument, so they can be set by keyword.
+    kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), log_trial]
 
 
 def _after(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:

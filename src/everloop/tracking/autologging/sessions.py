@@ -1,4 +1,4 @@
-"""One fit that logs itself, from the outermost call to its return."""
+"""Logging of one fit, from the outermost call to its return."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from everloop.tracking.runs import ActiveRun
 
-_LONGEST = 500  # characters of one parameter
+_MAX_CHARACTERS = 500  # of one parameter
 
 
 @dataclass
@@ -32,26 +32,26 @@ settings = AutologSettings()
 _current: ContextVar[FitSession | None] = ContextVar("everloop_autolog", default=None)
 _open: dict[int, FitSession] = {}
 _fits: WeakKeyDictionary[ActiveRun, int] = WeakKeyDictionary()
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
 class FitSession:
-    """What a fit logs to. Every method is safe: trouble becomes one warning, and the fit goes on."""
+    """Logs one fit to a run. No method raises: an error becomes one warning, and the fit continues."""
 
     def __init__(self, name: str, fitted: Any) -> None:
         self.fitted = fitted
-        self._own: ActiveRun | None = None
-        around = current_run()
-        if around is None:
-            self._own = around = start_run(name, tags={"autolog": name})
+        self._started_run: ActiveRun | None = None
+        run = current_run()
+        if run is None:
+            self._started_run = run = start_run(name, tags={"autolog": name})
             self._prefix = ""
         else:
-            number = _fits.get(around, 0) + 1
-            _fits[around] = number
+            number = _fits.get(run, 0) + 1
+            _fits[run] = number
             self._prefix = f"{name}_{number}/" if number > 1 else ""
-        self.run = around
-        # The threads themselves: a number is given again to another thread as soon as the first has ended.
-        self.threads = WeakSet(threading.enumerate())
+        self.run = run
+        # Thread objects, not their numbers: a number may be used again once its thread has ended.
+        self.threads_before = WeakSet(threading.enumerate())
 
     def params(self, values: Mapping[str, Any]) -> None:
         with guarded():
@@ -62,7 +62,7 @@ class FitSession:
             self.run.set_tags({self._prefix + name: value for name, value in values.items()})
 
     def metrics(self, values: Mapping[str, Any], step: int | None = None) -> None:
-        """Log what is a number among the values."""
+        """Log those values that are numbers."""
         with guarded():
             numbers: dict[str, float] = {}
             for name, value in values.items():
@@ -77,26 +77,27 @@ class FitSession:
                 self.run.log_model(model, self._prefix + "model")
 
     def close(self, error: BaseException | None) -> None:
-        if self._own is None:
+        """End the run, if this session has started it."""
+        if self._started_run is None:
             return
         with guarded():
             if error is None:
-                self._own.finish()
+                self._started_run.finish()
             elif isinstance(error, KeyboardInterrupt):
-                self._own.finish("interrupted")
+                self._started_run.finish("interrupted")
             else:
-                self._own.finish("failed", journal_frames.text(f"{type(error).__name__}: {error}"))
+                self._started_run.finish("failed", journal_frames.text(f"{type(error).__name__}: {error}"))
 
 
 def current_session() -> FitSession | None:
-    """The fit that this code runs inside of, also where it does so in a thread which that fit has started."""
+    """The fit that this code runs inside of, also in threads that the fit has started. None outside of a fit."""
     session = _current.get()
     if session is not None:
         return session
     if not _open or current_run() is not None:
         return None
-    here = threading.current_thread()
-    return next((one for one in list(_open.values()) if here not in one.threads), None)
+    thread = threading.current_thread()
+    return next((one for one in list(_open.values()) if thread not in one.threads_before), None)
 
 
 def logged(
@@ -105,12 +106,12 @@ def logged(
     before: Callable[[FitSession, tuple[Any, ...], dict[str, Any]], None] | None = None,
     after: Callable[[FitSession, tuple[Any, ...], dict[str, Any], Any], None] | None = None,
 ) -> Callable[..., Any]:
-    """`original`, logging itself where it is the outermost fit.
+    """Wrap `original` so that a call is logged if it is the outermost fit.
 
     Args:
-        name: of the run, by the first argument; None: this call does not log.
-        before: is given the call's arguments, and may add callbacks to the dict.
-        after: is given the result as well.
+        name: returns the name of the run, given the first argument; None if this call should not be logged.
+        before: called with the call's arguments; may add callbacks to the keyword arguments.
+        after: called with the arguments and the result.
     """
 
     @functools.wraps(original)
@@ -122,11 +123,11 @@ def logged(
         _open[id(session)] = session
         error: BaseException | None = None
         try:
-            given = dict(kwargs)
+            new_kwargs = dict(kwargs)
             if before is not None:
                 with guarded():
-                    before(session, args, given)
-            result = original(*args, **given)
+                    before(session, args, new_kwargs)
+            result = original(*args, **new_kwargs)
             if after is not None:
                 with guarded():
                     after(session, args, kwargs, result)
@@ -143,9 +144,9 @@ def logged(
 
 
 def warn_once(message: str) -> None:
-    """Warn, the first time. Where warnings are errors, it stays unsaid: a fit must not fail for it."""
-    if message not in _said:
-        _said.add(message)
+    """Warn, but only the first time. If warnings are errors, do not warn: a fit must not fail because of this."""
+    if message not in _warned:
+        _warned.add(message)
         with suppress(RuntimeWarning):
             warnings.warn(message, RuntimeWarning, stacklevel=3)
 
@@ -159,7 +160,7 @@ class guarded:  # noqa: N801 - used like contextlib.suppress
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         if not isinstance(error, Exception):
             return False
-        warn_once(f"A fit could not log itself: {type(error).__name__}: {error}")
+        warn_once(f"Autologging of a fit failed: {type(error).__name__}: {error}")
         return True
 
 
@@ -168,8 +169,8 @@ def _begin(name: Callable[[Any], str | None], args: tuple[Any, ...]) -> FitSessi
         if current_session() is not None:
             return None
         first = args[0] if args else None
-        called = name(first)
-        return None if called is None else FitSession(called, first)
+        run_name = name(first)
+        return None if run_name is None else FitSession(run_name, first)
     return None
 
 
@@ -178,4 +179,4 @@ def _short(value: Any) -> Any:
     if isinstance(plain, bool | int | float | None):
         return plain
     text = plain if isinstance(plain, str) else str(plain)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 1]}…"

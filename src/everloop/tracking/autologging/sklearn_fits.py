@@ -1,4 +1,7 @@
-"""scikit-learn: `fit` of everything that can predict, also of estimators that other libraries or users define."""
+"""Autologging of scikit-learn: `fit` of every estimator with `predict`, including those of users and other libraries.
+
+A class is patched when it is defined, so estimators that are defined later are logged too.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +16,23 @@ if TYPE_CHECKING:
     from everloop.tracking.autologging.attribute_patches import Patches
 
 _MOST_ROWS = 100_000
-_ENDED = {"loss_": "loss", "n_iter_": "iterations", "inertia_": "inertia", "oob_score_": "oob_score"}
+_FITTED_METRICS = {"loss_": "loss", "n_iter_": "iterations", "inertia_": "inertia", "oob_score_": "oob_score"}
 
 
 def patch(module: ModuleType, patches: Patches) -> None:
     base = module.BaseEstimator
-    for known in _below(base):
-        _patch_class(known, patches)
+    for subclass in _subclasses(base):
+        _patch_class(subclass, patches)
     inherited = base.__init_subclass__.__func__
 
-    def __init_subclass__(cls: Any, /, **options: Any) -> None:  # noqa: N807 - it stands for the class's own
+    def __init_subclass__(cls: Any, /, **options: Any) -> None:  # noqa: N807 - it replaces the method of the class
         inherited(cls, **options)
         _patch_class(cls, patches)
 
     patches.replace(base, "__init_subclass__", classmethod(__init_subclass__))
 
 
-def _below(base: type) -> Iterator[type]:
+def _subclasses(base: type) -> Iterator[type]:
     seen: set[type] = set()
     waiting: list[type] = base.__subclasses__()
     while waiting:
@@ -59,7 +62,7 @@ def _before(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 def _after(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
     estimator = args[0]
     found: dict[str, Any] = {}
-    for attribute, name in _ENDED.items():
+    for attribute, name in _FITTED_METRICS.items():
         value = getattr(estimator, attribute, None)
         if getattr(value, "size", 1) == 1 and value is not None:
             found[name] = value[0] if isinstance(value, list) else value
@@ -68,9 +71,9 @@ def _after(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any], r
         found["best_cv_score"] = getattr(estimator, "best_score_", None)
     session.metrics(found)
     rows = args[1] if len(args) > 1 else kwargs.get("X")
-    truth = args[2] if len(args) > 2 else kwargs.get("y")
-    if rows is not None and truth is not None and hasattr(estimator, "score") and _count(rows) <= _MOST_ROWS:
-        session.metrics({"training_score": estimator.score(rows, truth)})
+    labels = args[2] if len(args) > 2 else kwargs.get("y")
+    if rows is not None and labels is not None and hasattr(estimator, "score") and _count(rows) <= _MOST_ROWS:
+        session.metrics({"training_score": estimator.score(rows, labels)})
     session.model(estimator)
 
 

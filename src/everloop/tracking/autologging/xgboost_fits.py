@@ -1,4 +1,4 @@
-"""XGBoost: `xgboost.train`, and through it the estimators of its scikit-learn interface."""
+"""Autologging of XGBoost: `xgboost.train`, which the estimators of its scikit-learn interface call too."""
 
 from __future__ import annotations
 
@@ -17,61 +17,64 @@ if TYPE_CHECKING:
 
 def patch(module: ModuleType, patches: Patches) -> None:
     original = module.train
-    listen = _listener(module.callback.TrainingCallback)
+    add_callback = _callback_adder(module.callback.TrainingCallback)
 
     def before(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         params = args[0] if args else kwargs.get("params", {})
         rounds = args[2] if len(args) > 2 else kwargs.get("num_boost_round", 10)
         session.params({"num_boost_round": rounds, **params})
         session.tags(estimator="Booster", estimator_module="xgboost")
-        listen(session, kwargs)
+        add_callback(session, kwargs)
 
-    new = _inside(original, logged(original, lambda _: "xgboost", before, _after), listen)
+    new = _patched_train(original, logged(original, lambda _: "xgboost", before, _after), add_callback)
     for name in ("xgboost", "xgboost.training", "xgboost.sklearn"):
         owner = sys.modules.get(name)
         if owner is not None and vars(owner).get("train") is original:
             patches.replace(owner, "train", new)
 
 
-def _inside(
-    original: Callable[..., Any], alone: Callable[..., Any], listen: Callable[[FitSession, dict[str, Any]], None]
+def _patched_train(
+    original: Callable[..., Any],
+    outermost: Callable[..., Any],
+    add_callback: Callable[[FitSession, dict[str, Any]], None],
 ) -> Callable[..., Any]:
-    """Inside the fit of an XGBoost estimator iterations are logged to its run; inside other fits nothing is."""
+    """Outside of other fits, `train` is a logged fit. Inside the fit of an XGBoost estimator it logs its iterations to
+    that run; inside other fits it logs nothing."""
 
     @functools.wraps(original)
     def train(*args: Any, **kwargs: Any) -> Any:
         session = current_session()
         if session is None:
-            return alone(*args, **kwargs)
-        given = dict(kwargs)
-        own = type(session.fitted).__module__.startswith("xgboost")
-        if own:
+            return outermost(*args, **kwargs)
+        new_kwargs = dict(kwargs)
+        in_xgboost_fit = type(session.fitted).__module__.startswith("xgboost")
+        if in_xgboost_fit:
             with guarded():
-                listen(session, given)
-        booster = original(*args, **given)
-        if own:
-            _tell_best(session, booster)
+                add_callback(session, new_kwargs)
+        booster = original(*args, **new_kwargs)
+        if in_xgboost_fit:
+            _log_best_iteration(session, booster)
         return booster
 
     return train
 
 
 def _after(session: FitSession, args: tuple[Any, ...], kwargs: dict[str, Any], booster: Any) -> None:
-    _tell_best(session, booster)
+    _log_best_iteration(session, booster)
     session.model(booster)
 
 
-def _tell_best(session: FitSession, booster: Any) -> None:
-    # Without early stopping the booster has none, and says so by an error.
+def _log_best_iteration(session: FitSession, booster: Any) -> None:
+    # Not `booster.best_iteration`, which raises an error if early stopping was not used.
     best = booster.attr("best_iteration")
     if best is not None:
         session.metrics({"best_iteration": best})
 
 
-def _listener(base: Any) -> Callable[[FitSession, dict[str, Any]], None]:
-    """XGBoost takes only callbacks of its own class, which is there only now."""
+def _callback_adder(base: Any) -> Callable[[FitSession, dict[str, Any]], None]:
+    """XGBoost accepts only callbacks of its own base class, which exists only after XGBoost has been imported."""
 
-    class Heard(base):  # type: ignore[misc]
+    class IterationLogger(base):  # type: ignore[misc]
         def __init__(self, session: FitSession) -> None:
             super().__init__()
             self.session = session
@@ -87,7 +90,7 @@ def _listener(base: Any) -> Callable[[FitSession, dict[str, Any]], None]:
                 self.session.metrics(last, step=epoch)
             return False
 
-    def listen(session: FitSession, kwargs: dict[str, Any]) -> None:
-        kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), Heard(session)]
+    def add_callback(session: FitSession, kwargs: dict[str, Any]) -> None:
+        kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), IterationLogger(session)]
 
-    return listen
+    return add_callback

@@ -1,1 +1,1 @@
-"""A run's journal: written by the training process, uploaded, ingested and folded into the store exactly once."""
+"""Journals of runs: written by the training process, optionally uploaded, and folded into the store exactly once."""

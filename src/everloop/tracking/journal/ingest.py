@@ -1,7 +1,7 @@
-"""Taking in journal frames that another machine ships, each exactly once.
+"""Ingest of journal frames that another machine uploads, each exactly once.
 
-How far a writer has come is the same mark that folding keeps, and is written in the transaction that writes the
-points. So a batch that comes again, in whole or in part, changes nothing and is answered the same.
+The offset up to which a journal has been ingested is stored like the offset of folding, in the same transaction as the
+points. So a batch that is uploaded again, completely or in part, changes nothing and gets the same response.
 """
 
 from __future__ import annotations
@@ -22,90 +22,98 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 MOST_BYTES = 8 << 20
-"""Of one batch."""
+"""The largest size of one batch."""
 _WRITER = re.compile(rf"{STREAM_PREFIX}([A-Za-z0-9-]{{1,64}})\.[0-9a-f]{{16}}")
-_TURNS = 16
+_LOCKS = 16
+"""Journals share this many locks, since the file of a lock is never removed."""
 _ATTEMPTS = 20
 
 
-def receive_frames(store: Store, writer: str, offset: int, body: bytes) -> int:
-    """Take frames into the store; returns the offset from which the writer's next batch is wanted.
+def ingest_frames(store: Store, writer: str, offset: int, body: bytes) -> int:
+    """Write uploaded frames into the store. Returns the offset at which the journal's next batch has to begin.
 
-    A batch that begins behind that offset is not taken, and the answer says where to go on. The run comes into
-    this store's project, whatever it was called where it ran.
+    A batch that begins after the stored offset is not ingested; the returned offset says where to continue. The run
+    is written into this store's project, even if it had another project on the machine where it ran.
 
     Args:
-        writer: name of the journal without its ending: `run-<id>.<16 hex digits>`.
-        offset: where in the journal the body begins; 0 stands for its beginning as well.
-        body: bytes of whole frames, as they stand in the journal; none, to ask for the offset.
+        writer: name of the journal without its suffix: `run-<id>.<16 hex digits>`.
+        offset: position of the body in the journal. 0 means the first frame, too.
+        body: bytes of complete frames, as in the journal. Empty, to only query the offset.
 
     Raises:
-        UsageError: the writer's name, the offset or the bytes are not what they should be.
+        UsageError: the writer's name, the offset or the bytes are not valid.
     """
-    named = _WRITER.fullmatch(writer)
-    if named is None:
-        raise UsageError(f"'{writer[:100]}' is no writer of a run.", help="Send the journal's name without its ending.")
+    name = _WRITER.fullmatch(writer)
+    if name is None:
+        raise UsageError(
+            f"'{writer[:100]}' is not the journal of a run.", help="Send the journal's file name without its suffix."
+        )
     if offset < 0 or len(body) > MOST_BYTES:
-        raise UsageError(f"A batch of {len(body)} bytes at {offset} is not taken.", help=f"Send up to {MOST_BYTES}.")
+        raise UsageError(
+            f"A batch of {len(body)} bytes at offset {offset} is not accepted.",
+            help=f"Send up to {MOST_BYTES} bytes, at an offset of 0 or more.",
+        )
     offset = max(offset, len(HEADER))
-    with store.lock(f"receive-{zlib.crc32(writer.encode()) % _TURNS}"):
-        known = _known(store, writer)
-        if not body or offset > known or offset + len(body) <= known:
-            return known
+    with store.lock(f"receive-{zlib.crc32(writer.encode()) % _LOCKS}"):
+        stored_offset = _stored_offset(store, writer)
+        if not body or offset > stored_offset or offset + len(body) <= stored_offset:
+            return stored_offset
         try:
-            found = [(payload, offset + end) for payload, end in split_frames(body)]
-            said = [(journal_frames.decode(payload), end) for payload, end in found if end > known]
+            payloads = [(payload, offset + end) for payload, end in split_frames(body)]
+            frames = [(journal_frames.decode(payload), end) for payload, end in payloads if end > stored_offset]
         except CorruptionError as error:
             raise UsageError(f"The batch of '{writer}' cannot be read: {error.message}") from error
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                return _take(store, writer, named[1], said)
+                return _write_frames(store, writer, name[1], frames)
             except (ConflictError, AlreadyExistsError):
-                # Another writer of the same run was quicker.
+                # Another writer has changed the same run in the meantime.
                 if attempt == _ATTEMPTS:
                     raise
     raise AssertionError("unreachable")
 
 
-def _take(store: Store, writer: str, run: str, said: list[tuple[journal_frames.Frame | None, int]]) -> int:
-    start = next((frame for frame, _ in said if isinstance(frame, Run)), None)
+def _write_frames(store: Store, writer: str, run: str, frames: list[tuple[journal_frames.Frame | None, int]]) -> int:
+    start = next((frame for frame, _ in frames if isinstance(frame, Run)), None)
     if start is not None and start.id != run:
-        raise UsageError(f"The journal of the run '{run}' begins with another, '{start.id}'.")
-    end = said[-1][1]
+        raise UsageError(f"The journal of the run '{run}' contains another run, '{start.id}'.")
+    end = frames[-1][1]
     with store.records.transaction():
-        known = _run(store, run, start)
-        if known is not None:
-            rows = journal_frames.rows_of(frame for frame, _ in said)
+        record = _get_or_create_run(store, run, start)
+        if record is not None:
+            rows = journal_frames.rows_of(frame for frame, _ in frames)
             latest: Latest = {}
             merge(latest, rows)
             if rows:
                 store.records.append_rows(series_of(run), rows)
-            changed = with_latest(store, apply_frames(known, (frame for frame, _ in said)), latest)
-            if changed != known:
-                verb = changed.state if changed.state != known.state else "updated"
+            changed = with_latest(store, apply_frames(record, (frame for frame, _ in frames)), latest)
+            if changed != record:
+                verb = changed.state if changed.state != record.state else "updated"
                 store.records.update(changed, verb=verb)
-        store.records.append_points(_mark(writer), [Point(key="offset", value=float(end), step=end, at=store.now())])
+        store.records.append_points(
+            _offset_series(writer), [Point(key="offset", value=float(end), step=end, at=store.now())]
+        )
     return end
 
 
-def _run(store: Store, run: str, start: Run | None) -> Run | None:
-    """The run's record, made where it is new; None for a run that somebody has deleted here."""
+def _get_or_create_run(store: Store, run: str, start: Run | None) -> Run | None:
+    """The run's record, created if it is new; None for a run that was deleted here."""
     try:
         return store.records.get(Run, run)
     except NotFoundError:
         pass
     if start is None:
         return None
-    made = replace(start, project=store.project, revision=0)
-    if was_deleted(store, made):
+    created = replace(start, project=store.project, revision=0)
+    if was_deleted(store, created):
         return None
-    store.records.put(made, verb="received")
-    return made
+    store.records.put(created, verb="received")
+    return created
 
 
-def _known(store: Store, writer: str) -> int:
-    return max((point.step for point in store.records.read_points(_mark(writer))), default=len(HEADER))
+def _stored_offset(store: Store, writer: str) -> int:
+    return max((point.step for point in store.records.read_points(_offset_series(writer))), default=len(HEADER))
 
 
-def _mark(writer: str) -> str:
+def _offset_series(writer: str) -> str:
     return f"journal:{writer}"

@@ -1,4 +1,4 @@
-"""The writing end of a run's journal: nobody who logs ever waits for, or hears of, trouble with the disk."""
+"""The writer of a run's journal. Errors of the disk never stop or delay the code that logs."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("everloop.tracking")
 
-_HELD = 100_000  # frames kept in memory while the journal cannot be written
+_MOST_HELD = 100_000  # frames held in memory while the journal cannot be written
 _RETRY_S = 0.1
 
 
 class RunWriter:
-    """Appends frames; what cannot be written is held in memory and tried again, the oldest given up at last.
+    """Appends frames. A frame that cannot be written is held in memory and tried again.
 
-    The journal is made when it is first needed, and begins with the run. Safe from several threads. A forked child
-    writes a journal of its own.
+    If too many are held, the oldest is dropped.
+
+    The journal is created when it is first needed, and begins with the run. Safe to use from several threads. A forked
+    child writes a separate journal.
 
     Args:
-        start: the frame with which every journal of the run begins.
+        start: makes the frame with which every journal of the run begins.
     """
 
     def __init__(self, folder: Path, stream: str, name: str, start: Callable[[], bytes]) -> None:
@@ -45,31 +47,31 @@ class RunWriter:
         self._dropped = 0
         self._retry_at = 0.0
         self._warned = False
-        self._guard = threading.Lock()
+        self._lock = threading.Lock()
 
     @property
     def path(self) -> Path | None:
-        """The file of this process's journal; None where it has written nothing."""
+        """The file of this process's journal; None if it has not written one."""
         return None if self._journal is None or self._process != os.getpid() else self._journal.path
 
     @property
     def lost(self) -> int:
-        """How many entries could not be written so far; those still held may yet be."""
+        """How many frames have not been written so far. Those that are still held may be written later."""
         return len(self._held) + self._dropped
 
     def begin(self) -> None:
-        """Make the journal now."""
-        with self._guard:
+        """Create the journal now."""
+        with self._lock:
             try:
                 self._open()
             except (OSError, StoreError) as error:
                 self._warn(error)
 
     def append(self, payload: bytes, *, last: bool = False) -> None:
-        """Write one frame, or hold it. `last`: try at once, however short ago the last trial was."""
+        """Write one frame, or hold it. With `last`, try at once, even if the last attempt was a moment ago."""
         if self._process != os.getpid():
-            # A forked child goes on in a journal of its own, which has to say whose it is.
-            self._guard = threading.Lock()
+            # A forked child writes a new journal, which begins with its own start frame.
+            self._lock = threading.Lock()
             self._process = os.getpid()
             self._held.clear()
             self._journal = None
@@ -80,19 +82,19 @@ class RunWriter:
                 return
             except (OSError, StoreError) as error:
                 self._warn(error)
-        with self._guard:
+        with self._lock:
             self._hold(payload, last)
 
     def close(self) -> None:
         if self.lost:
-            _log.error("The run '%s' ends with %d entries that could not be written.", self._name, self.lost)
+            _log.error("The run '%s' has ended, but %d of its log calls could not be written.", self._name, self.lost)
         if self._journal is not None:
             self._journal.close()
 
     def _hold(self, payload: bytes, last: bool) -> None:
         self._held.append(payload)
         if not last and time.monotonic() < self._retry_at:
-            if len(self._held) > _HELD:
+            if len(self._held) > _MOST_HELD:
                 self._held.popleft()
                 self._dropped += 1
             return
@@ -111,7 +113,7 @@ class RunWriter:
             try:
                 journal.append(self._start())
             except (OSError, StoreError):
-                # A journal that does not begin with its run says nothing to anybody.
+                # A journal that does not begin with its run is useless.
                 journal.close()
                 journal.path.unlink(missing_ok=True)
                 raise
@@ -122,8 +124,8 @@ class RunWriter:
         if self._warned:
             return
         self._warned = True
-        message = f"The run '{self._name}' cannot write its journal and holds back: {error}"
+        message = f"The run '{self._name}' cannot write its journal; its data is held in memory for now: {error}"
         _log.warning(message)
-        # Where warnings are errors, the log has to do: who logs a number must not fail for this.
+        # If warnings are errors, the log message is enough: the code that logs must not fail because of this.
         with suppress(RuntimeWarning):
             warnings.warn(message, RuntimeWarning, stacklevel=5)

@@ -1,8 +1,8 @@
-"""What dead processes left behind, brought into the store before anyone looks at runs.
+"""Recovery of runs whose processes have died, before runs are read.
 
-A process that is killed leaves its journal and a run that is said to be running. Every search, list and look at a run
-first folds the journals whose writers have died, and marks runs `lost` whose process is gone without having ended
-them. Runs that live are left alone, and so are those of other machines.
+A process that is killed leaves a journal, and a run whose state is still `running`. So every search and list, and
+showing a run, first folds the journals of dead writers, and marks their unfinished runs as `lost`. Runs of living
+processes and of other machines are not touched.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 _log = logging.getLogger("everloop.tracking")
 
 PATIENCE_S = 2.0
-"""How long a look waits for what was left behind; the rest comes in at the next look."""
+"""How long a reader waits for recovery; the rest is recovered at the next read."""
 
 
 def recover_journals(store: Store, projects: Iterable[str] | None = None, *, within_s: float = PATIENCE_S) -> None:
-    """Fold the journals of dead processes, then mark their runs as lost. Does nothing on a view of the past.
+    """Fold the journals of dead processes, then mark their runs as lost. Does nothing if the store is read-only.
 
-    Trouble is named in the log and not raised: the look goes on with what the store has.
+    Errors are logged and not raised: the reader continues with what the store has.
 
     Args:
-        projects: whose runs may be marked; without it the store's own.
-        within_s: journals that are not in the store by then are left for the next look.
+        projects: projects whose runs may be marked. Default: the store's project.
+        within_s: journals that are not folded within this time are left for the next call.
     """
     if store.read_only:
         return
@@ -42,12 +42,12 @@ def recover_journals(store: Store, projects: Iterable[str] | None = None, *, wit
         if _fold_orphans(store, time.monotonic() + within_s):
             for project in [store.project] if projects is None else projects:
                 mark_lost(store.for_project(project), started_here=True)
-    except (EverloopError, OSError) as trouble:
-        _log.warning("What earlier processes left in journals stays there for now: %s", trouble)
+    except (EverloopError, OSError) as error:
+        _log.warning("Journals of earlier processes cannot be folded now: %s", error)
 
 
 def _fold_orphans(store: Store, deadline: float) -> bool:
-    """Whether all that could be folded is: what a journal still holds may say how its run ended."""
+    """Fold journals of dead writers. Returns False if time ran out: a journal may still contain the end of its run."""
     for path in list_journals(store.journals):
         if not stream_of(path).startswith(STREAM_PREFIX) or writer_alive(path):
             continue
@@ -56,5 +56,5 @@ def _fold_orphans(store: Store, deadline: float) -> bool:
         try:
             fold_journal(store, path, deadline=deadline)
         except (CorruptionError, StoreVersionError, UsageError) as error:
-            _log.error("The journal %s cannot be folded to its end: %s", path, error)
+            _log.error("The journal %s cannot be folded completely: %s", path, error)
     return time.monotonic() <= deadline

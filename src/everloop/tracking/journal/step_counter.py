@@ -1,7 +1,7 @@
-"""Steps that nobody gives: each metric counts on from the greatest step that it has been logged with.
+"""Automatic steps: a metric that is logged without a step continues from the greatest step that it was logged with.
 
-That holds for points of this process, however they were logged, for those that the run had before this process
-joined it, and for those that other processes of this machine log meanwhile: their journals are read as they grow.
+This includes points that this process has logged with a step, points that the run had before this process joined it,
+and points that other processes of this machine log at the same time: their journals are read as they grow.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 _LAST = (1 << 63) - 1
 _COARSE_NS = 20_000_000
-"""Two changes of a folder that are closer together than this may bear the same time."""
+"""Two changes of a folder that are closer together than this may have the same modification time."""
 _RETRY_S = 30.0
-"""How long a store that did not answer is left alone."""
+"""How long to wait after the store was unavailable."""
 
 _counters: weakref.WeakSet[StepCounter] = weakref.WeakSet()
 
@@ -38,40 +38,43 @@ class StepCounter:
     """The next step of each metric of one run. Safe to use from several threads and in a forked child.
 
     Args:
-        stream: of the run's journals.
-        own: the journal of this process, if there is one by now.
-        known: whether the store may have points of the run already.
+        stream: name of the run's journals.
+        own_journal: returns the path of this process's journal, or None if it has not been created yet.
+        known: whether the store may already have points of the run.
     """
 
-    def __init__(self, store: Store, run: str, stream: str, own: Callable[[], Path | None], *, known: bool) -> None:
+    def __init__(
+        self, store: Store, run: str, stream: str, own_journal: Callable[[], Path | None], *, known: bool
+    ) -> None:
         self._store = store
         self._series = series_of(run)
         self._folder = store.journals
-        self._watched = str(store.journals)
+        self._folder_path = str(store.journals)
         self._stream = stream
-        self._own = own
+        self._own_journal = own_journal
         self._next: dict[str, int] = {}
-        self._guard = threading.Lock()
+        self._lock = threading.Lock()
         self._stale = known
-        """Whether the store may have points that were not read: of a journal that is gone, or came and went unseen."""
-        self._changed: int | None = None
+        """Whether the store may have points that were not read yet: those of a journal that has been folded."""
+        self._changed_at: int | None = None
+        """Modification time of the folder when it was last listed."""
         self._retry_at = 0.0
         self._read: dict[Path, int] = {}
-        """How far the journals of other processes have been read."""
+        """Journal of another process to the offset up to which it has been read."""
         _counters.add(self)
 
     def note(self, keys: Iterable[str], step: int) -> None:
-        """Metrics are logged with a step of the caller's."""
-        with self._guard:
+        """Record that metrics are logged with an explicit step."""
+        with self._lock:
             self._raise(keys, step)
 
     def take(self, values: Mapping[str, float]) -> dict[int, dict[str, float]]:
-        """Give each metric its next step: the values by step."""
+        """Give each metric its next step. Returns the values grouped by step."""
         by_step: dict[int, dict[str, float]] = {}
-        with self._guard:
-            # Nobody who logs hears of trouble with the disk or the store; the steps known so far have to do.
+        with self._lock:
+            # Errors of the disk or the store must not stop the code that logs; then the steps known so far are used.
             with suppress(OSError, EverloopError):
-                self._look_around()
+                self._read_other_journals()
             for key, value in values.items():
                 step = self._next.get(key, 0)
                 self._next[key] = min(step + 1, _LAST)
@@ -80,23 +83,22 @@ class StepCounter:
 
     def _raise(self, keys: Iterable[str], step: int) -> None:
         following = min(step + 1, _LAST)
-        held = self._next
         for key in keys:
-            if held.get(key, 0) < following:
-                held[key] = following
+            if self._next.get(key, 0) < following:
+                self._next[key] = following
 
-    def _look_around(self) -> None:
-        changed = os.stat(self._watched).st_mtime_ns  # noqa: PTH116 - a Path would cost more than the call
-        if changed != self._changed or system_micros() * 1000 - changed < _COARSE_NS:
-            own = self._own()
-            found = [path for path in list_journals(self._folder, self._stream) if path != own]
-            self._read = {path: self._read.get(path, 0) for path in found}
-            self._stale = self._stale or self._changed not in (None, changed)
-            self._changed = changed
+    def _read_other_journals(self) -> None:
+        changed_at = os.stat(self._folder_path).st_mtime_ns  # noqa: PTH116 - a Path would cost more than the call
+        if changed_at != self._changed_at or system_micros() * 1000 - changed_at < _COARSE_NS:
+            own = self._own_journal()
+            others = [path for path in list_journals(self._folder, self._stream) if path != own]
+            self._read = {path: self._read.get(path, 0) for path in others}
+            self._stale = self._stale or self._changed_at not in (None, changed_at)
+            self._changed_at = changed_at
         for path, offset in self._read.items():
             try:
                 if os.stat(path).st_size > offset:  # noqa: PTH116
-                    self._catch_up(path, offset)
+                    self._read_journal(path, offset)
             except (FileNotFoundError, NotFoundError):
                 self._stale = True  # it has been folded
         if self._stale and time.monotonic() > self._retry_at:
@@ -105,21 +107,18 @@ class StepCounter:
                 self._raise([key], step)
             self._retry_at, self._stale = 0.0, False
 
-    def _catch_up(self, path: Path, offset: int) -> None:
+    def _read_journal(self, path: Path, offset: int) -> None:
         for payload, end in read_journal(path, offset):
             frame = journal_frames.decode(payload)
             if type(frame) is journal_frames.PointsFrame:
                 self._raise(frame.values, frame.step)
             self._read[path] = end
 
-    def _forked(self) -> None:
-        self._guard = threading.Lock()
 
-
-def _free_guards() -> None:
-    # Another thread of the parent may have held one at the fork.
+def _renew_locks() -> None:
+    # Another thread of the parent may have held a lock at the fork.
     for counter in list(_counters):
-        counter._forked()
+        counter._lock = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_free_guards)
+os.register_at_fork(after_in_child=_renew_locks)

@@ -1,9 +1,9 @@
-"""Sending journals to a server: what is logged here arrives there, each point once, whatever the network does.
+"""Upload of journals to a server: everything that is logged here arrives there, each point exactly once.
 
-A shipper only reads: the run goes on whether a server answers or not. It keeps no notes; the server says how far it
-has come with each journal. From its first start on, journals that have been folded here wait in `outbox/` until the
-server has them whole; `ship_all` sends what a machine without a network has gathered. Numbers, parameters, tags and
-ends are shipped; artifacts stay in the store in which they were kept.
+An uploader only reads journals, so a run does not depend on whether the server is available. It stores no state; the
+server knows the offset of each journal. Once an uploader has been created, journals that have been folded here stay in
+`outbox/` until the server has received them completely. `upload_journals` sends what a machine without a network has
+collected. Metrics, parameters, tags and ends are uploaded; artifacts are not.
 """
 
 from __future__ import annotations
@@ -32,26 +32,27 @@ _PAUSE_S = (0.5, 60.0)
 _BUSY = (408, 425, 429)
 
 
-class Shipper:
-    """Sends what is new in the journals of a home.
+class JournalUploader:
+    """Uploads new frames of a home's journals.
 
-    With `start` it does so in a daemon thread until `stop`; without, at each `ship`. Several may work on one folder.
+    After `start` it does so in a daemon thread until `stop`; otherwise, at each call of `upload`. Several uploaders may
+    work on the same folder.
 
     Args:
         journals: the folder `journals` of a home.
-        url: of the server, such as `https://host:8100`.
-        token: with the right to write runs there.
-        timeout_s: how long one batch may take.
+        url: URL of the server, such as `https://host:8100`.
+        token: an access token with the right to write runs there.
+        timeout_s: how long the upload of one batch may take.
 
     Raises:
-        UsageError: the address is none of a server.
+        UsageError: the URL is not valid.
     """
 
     def __init__(self, journals: Path | str, url: str, token: str | None = None, *, timeout_s: float = 30.0) -> None:
         import httpx
 
         if not url.startswith(("http://", "https://")):
-            raise UsageError(f"'{url}' is no address of a server.", help="Give one such as https://host:8100")
+            raise UsageError(f"'{url}' is not the URL of a server.", help="Pass a URL such as https://host:8100")
         self.journals = Path(journals)
         self.outbox = self.journals / OUTBOX
         self.outbox.mkdir(parents=True, exist_ok=True)
@@ -63,33 +64,35 @@ class Shipper:
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def ship(self) -> int:
-        """Send everything that is new once; returns how many bytes the server has taken.
+    def upload(self) -> int:
+        """Upload all new frames once. Returns the number of bytes that the server has accepted.
 
         Raises:
-            UnavailableError: the server does not answer, or says that it cannot now.
+            UnavailableError: the server does not respond, or is not able to accept them now.
         """
         sent = 0
         for path in [*list_journals(self.outbox), *list_journals(self.journals)]:
             if stream_of(path).startswith(STREAM_PREFIX) and path.stem not in self._refused:
-                sent += self._ship_one(path)
+                sent += self._upload_journal(path)
         return sent
 
-    def start(self, every_s: float = 5.0) -> Shipper:
-        """Ship every few seconds, less often while the server does not answer."""
+    def start(self, every_s: float = 5.0) -> JournalUploader:
+        """Upload every few seconds, less often while the server does not respond."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._go, args=(every_s,), name="everloop-shipper", daemon=True)
+            self._thread = threading.Thread(
+                target=self._upload_until_stopped, args=(every_s,), name="everloop-journal-upload", daemon=True
+            )
             self._thread.start()
         return self
 
     def stop(self, *, timeout_s: float = 10.0) -> None:
-        """Ship once more, and end. What the server did not take stays for the next time."""
+        """Upload once more, then end. Frames that the server did not accept remain for the next upload."""
         self._done.set()
         if self._thread is not None:
             self._thread.join(timeout_s)
         self._client.close()
 
-    def __enter__(self) -> Shipper:
+    def __enter__(self) -> JournalUploader:
         return self
 
     def __exit__(
@@ -97,46 +100,46 @@ class Shipper:
     ) -> None:
         self.stop()
 
-    def _go(self, every_s: float) -> None:
+    def _upload_until_stopped(self, every_s: float) -> None:
         pause = _PAUSE_S[0]
         while True:
             last = self._done.is_set()
             wait = every_s
             try:
-                self.ship()
+                self.upload()
                 pause = _PAUSE_S[0]
             except UnavailableError as error:
-                _log.info("Nothing can be shipped now: %s", error)
-                # Many that lost the same server should not come back to it at once.
-                wait = pause * (0.5 + random.random())  # noqa: S311 - no secret hangs on it
+                _log.info("Journals cannot be uploaded now: %s", error)
+                # The wait is random, so that many clients of the same server do not all return at the same time.
+                wait = pause * (0.5 + random.random())  # noqa: S311 - not used for security
                 pause = min(2 * pause, _PAUSE_S[1])
             except OSError as error:
-                _log.warning("Journals cannot be read to be shipped: %s", error)
+                _log.warning("Journals cannot be read for upload: %s", error)
             if last:
                 return
             self._done.wait(wait)
 
-    def _ship_one(self, path: Path) -> int:
+    def _upload_journal(self, path: Path) -> int:
         writer = path.stem
         finished = path.parent == self.outbox and not writer_alive(path)
         offset = self._offsets.get(writer)
         if offset is None:
             offset = self._post(writer, 0, b"")
             if offset is None or offset > _size(path):
-                return 0  # refused, gone meanwhile, or another's of the same name
+                return 0  # the server refused it, it was removed, or the server has another journal of that name
         sent = 0
         try:
             while batch := _batch(path, offset):
-                taken = self._post(writer, offset, batch)
-                if taken is None or taken == offset or taken > offset + len(batch):
-                    return sent  # not what we have sent: nothing is given up for such an answer
-                # A server that was restored from an older backup asks for what it has lost.
-                sent += max(0, taken - offset)
-                offset = self._offsets[writer] = taken
+                next_offset = self._post(writer, offset, batch)
+                if next_offset is None or next_offset == offset or next_offset > offset + len(batch):
+                    return sent  # the response does not match the batch: keep the journal
+                # A server that was restored from an older backup requests an earlier offset.
+                sent += max(0, next_offset - offset)
+                offset = self._offsets[writer] = next_offset
         except NotFoundError:
-            return sent  # folded and moved meanwhile: it is in the outbox at the next look
+            return sent  # it was folded and moved; the next upload finds it in the outbox
         except (CorruptionError, StoreVersionError) as error:
-            _log.error("The journal '%s' cannot be shipped any further: %s", path, error)
+            _log.error("The rest of the journal '%s' cannot be uploaded: %s", path, error)
             self._refused.add(writer)
             return sent
         self._offsets[writer] = offset
@@ -145,49 +148,52 @@ class Shipper:
         return sent
 
     def _post(self, writer: str, offset: int, body: bytes) -> int | None:
-        """The offset that the server wants next; None where it will never take this journal."""
+        """Send a batch. Returns the offset that the server expects next; None if it refuses this journal for good."""
         import httpx
 
         params: dict[str, str | int] = {"writer": writer, "offset": offset}
         headers = {"content-type": "application/octet-stream"}
         try:
-            answer = self._client.post(PATH, params=params, content=body, headers=headers)
+            response = self._client.post(PATH, params=params, content=body, headers=headers)
         except httpx.HTTPError as error:
             raise UnavailableError(
-                f"The server '{self._url}' does not answer: {error or type(error).__name__}."
+                f"The server '{self._url}' does not respond: {error or type(error).__name__}."
             ) from error
-        if answer.status_code >= 500 or answer.status_code in _BUSY:
-            raise UnavailableError(f"The server '{self._url}' answered {answer.status_code}.")
-        if answer.status_code in (401, 403, 404):
+        if response.status_code >= 500 or response.status_code in _BUSY:
             raise UnavailableError(
-                f"The server '{self._url}' answered {answer.status_code} to journals.",
-                help="Check its address, and the token's rights.",
+                f"The server '{self._url}' responded to a journal upload with status {response.status_code}."
             )
-        taken = _offset_of(answer)
-        if taken is None:
-            _log.error("The server does not take the journal '%s': %s", writer, answer.text[:300])
+        if response.status_code in (401, 403, 404):
+            raise UnavailableError(
+                f"The server '{self._url}' responded to a journal upload with status {response.status_code}.",
+                help="Check the URL, and the rights of the token.",
+            )
+        next_offset = _offset_of(response)
+        if next_offset is None:
+            _log.error("The server refuses the journal '%s': %s", writer, response.text[:300])
             self._refused.add(writer)
-        return taken
+        return next_offset
 
 
-def ship_all(
+def upload_journals(
     journals: Path | str, url: str, token: str | None = None, *, patience_s: float = 60.0, timeout_s: float = 30.0
 ) -> int:
-    """Send everything that a home's journals hold; returns how many bytes the server has taken.
+    """Upload all journals of a home. Returns the number of bytes that the server has accepted.
 
     Args:
-        patience_s: how long to try again while the server does not answer.
+        patience_s: how long to try again while the server does not respond.
 
     Raises:
-        UnavailableError: it did not answer for that long. What has arrived stays; the next call goes on from there.
+        UnavailableError: the server did not respond for that long. The next call continues after the frames that have
+            arrived.
     """
     deadline = time.monotonic() + patience_s
     pause = _PAUSE_S[0]
-    with Shipper(journals, url, token, timeout_s=timeout_s) as shipper:
+    with JournalUploader(journals, url, token, timeout_s=timeout_s) as uploader:
         sent = 0
         while True:
             try:
-                sent += shipper.ship()
+                sent += uploader.upload()
                 return sent
             except UnavailableError:
                 if time.monotonic() + pause > deadline:
@@ -197,12 +203,12 @@ def ship_all(
 
 
 def _batch(path: Path, offset: int) -> bytes:
-    """Whole frames from an offset on, up to the size of a batch; at least one, if there is one."""
+    """Complete frames after an offset, up to the size of a batch; at least one frame, if there is one."""
     begin = end = max(offset, len(HEADER))
-    for _, behind in read_journal(path, begin):
-        if behind - begin > BATCH_BYTES and end > begin:
+    for _, frame_end in read_journal(path, begin):
+        if frame_end - begin > BATCH_BYTES and end > begin:
             break
-        end = behind
+        end = frame_end
         if end - begin >= BATCH_BYTES:
             break
     if end == begin:
@@ -219,11 +225,11 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _offset_of(answer: httpx.Response) -> int | None:
-    if answer.status_code >= 300:
+def _offset_of(response: httpx.Response) -> int | None:
+    if response.status_code >= 300:
         return None
     try:
-        taken = answer.json().get("next_offset")
+        offset = response.json().get("next_offset")
     except (ValueError, AttributeError):
         return None
-    return taken if type(taken) is int and taken >= len(HEADER) else None
+    return offset if type(offset) is int and offset >= len(HEADER) else None

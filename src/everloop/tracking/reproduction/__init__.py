@@ -1,1 +1,1 @@
-"""Running a script again from its commit, packages and command, and comparing the results."""
+"""Reproduction of runs: run a script again from its commit, packages and command, and compare the results."""

@@ -1,4 +1,4 @@
-"""The code of a run, as it was: its commit with its uncommitted changes, in a folder of its own."""
+"""Checkout of a run's code: its commit with its uncommitted changes, in a separate folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SETTINGS = (
     "protocol.allow=never",
     "protocol.file.allow=always",
 )
-"""A commit is data: checking it out executes nothing and fetches nothing."""
+"""The commit is not trusted: checking it out must not execute or fetch anything."""
 _ENVIRONMENT = {
     "GIT_CONFIG_GLOBAL": os.devnull,
     "GIT_CONFIG_NOSYSTEM": "1",
@@ -47,67 +47,70 @@ def check_out(
     given: Mapping[str, str] | None = None,
     links: bool = False,
 ) -> Path:
-    """Make `folder` the repository as the run had it; the user's own is only read. Returns the working folder in it.
+    """Clone the run's repository into `folder` and check out its code. Returns the run's working folder in the clone.
 
-    Nothing of the repository is executed: no hooks, no filters of `.gitattributes`, no submodules; git's settings are
-    those of this function, not the user's, and no other place is contacted.
+    The user's repository is only read. Nothing in it is executed: no hooks, no filters of `.gitattributes`, no
+    submodules. git runs with the settings of this module instead of the user's, and contacts no server.
 
     Args:
-        repository: where the repository is now, if not where it was.
+        repository: the present path of the repository, if it has moved.
         given: secrets that were masked in the changes, by name.
-        links: the changes may make symbolic links.
+        links: whether the changes may create symbolic links.
 
     Raises:
-        NotFoundError: the repository or the commit is not there.
-        UsageError: the changes do not apply, or lead out of the repository.
+        NotFoundError: the repository or the commit does not exist here.
+        UsageError: the changes cannot be applied, or change something outside of the repository.
     """
     root = repository or Path(source.git_root or "")
     if source.git_commit is None or not COMMIT.fullmatch(source.git_commit) or not root.is_absolute():
-        raise NotFoundError("The run names no commit of a repository on this machine.")
+        raise NotFoundError("The run has no commit of a repository on this machine.")
     if not root.is_dir():
         raise NotFoundError(
-            f"The repository '{root}' of the run is not here.",
-            help="Say where: everloop reproduce RUN --repository DIR",
+            f"The repository of the run, '{root}', does not exist here.",
+            help="Pass its present path: everloop reproduce RUN --repository DIR",
         )
-    # The clone borrows the repository's objects: nothing is copied, and nothing is left behind in it.
-    cloned = _git(["clone", "--quiet", "--template=", "--shared", "--no-checkout", "--", str(root), str(folder)])
-    if cloned is not None:
-        raise NotFoundError(f"'{root}' cannot be cloned: {cloned}")
-    missing = _git(["-C", str(folder), "checkout", "--quiet", "--detach", source.git_commit, "--"])
-    if missing is not None:
+    # The clone shares the objects of the repository: nothing is copied, and the repository is not changed.
+    clone_error = _git(["clone", "--quiet", "--template=", "--shared", "--no-checkout", "--", str(root), str(folder)])
+    if clone_error is not None:
+        raise NotFoundError(f"'{root}' cannot be cloned: {clone_error}")
+    checkout_error = _git(["-C", str(folder), "checkout", "--quiet", "--detach", source.git_commit, "--"])
+    if checkout_error is not None:
         raise NotFoundError(
-            f"The commit {source.git_commit[:12]} is not in '{root}': {missing}", help="Fetch it there: git fetch"
+            f"The commit {source.git_commit[:12]} is not in '{root}': {checkout_error}",
+            help="Fetch it there: git fetch",
         )
     if source.changes is not None:
         patch = store.objects.read(source.changes)
         if check_patch(patch, links=links):
-            failed = _git(
+            apply_error = _git(
                 ["-C", str(folder), "apply", "--whitespace=nowarn", "-"], completed(patch, folder, given or {})
             )
-            if failed is not None:
-                raise UsageError(f"The changes of the run do not apply to its commit: {failed}")
+            if apply_error is not None:
+                raise UsageError(f"The changes of the run cannot be applied to its commit: {apply_error}")
     working = folder / below(source.folder, source.git_root)
     if not working.resolve().is_relative_to(folder.resolve()):
-        raise UsageError(f"The run's folder '{source.folder}' is a link that leads out of its repository.")
+        raise UsageError(f"The run's folder '{source.folder}' is a link to a folder outside of its repository.")
     return working
 
 
 def link_files(names: Iterable[str], original: Path, folder: Path) -> list[str]:
-    """Links in `folder` to files that git does not keep, such as data; returns the names.
+    """Create links in `folder` to files that are not in git, such as data. Returns the names.
 
     Raises:
-        UsageError: a name leads out of the repository.
-        NotFoundError: there is no such file.
+        UsageError: a name is outside of the repository.
+        NotFoundError: a file does not exist.
     """
     linked = []
     for name in names:
         source, target = original / name, folder / name
         if not source.resolve().is_relative_to(original.resolve()):
-            raise UsageError(f"'{name}' is not in '{original}'.", help="Name files and folders of the repository.")
+            raise UsageError(f"'{name}' is not in '{original}'.", help="Link files and folders of the repository only.")
         if not source.exists():
             raise NotFoundError(f"There is no '{name}' in '{original}'.")
         if not target.parent.resolve().is_relative_to(folder.resolve()):
-            raise UsageError(f"'{name}' lies behind a link in the commit.", help="Link the folder that it leads to.")
+            raise UsageError(
+                f"In the commit, '{name}' is below a symbolic link.", help="Link the folder that it points to."
+            )
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(source.resolve())
@@ -117,7 +120,7 @@ def link_files(names: Iterable[str], original: Path, folder: Path) -> list[str]:
 
 @cache
 def _safe_folders() -> tuple[str, ...]:
-    """Repositories of other users that this user has declared safe: the one setting of theirs that counts here."""
+    """The user's `safe.directory` settings, for repositories of other users. No other setting of the user applies."""
     try:
         done = subprocess.run(
             ["git", "config", "--global", "--get-all", "safe.directory"], capture_output=True, timeout=30, check=False
@@ -127,17 +130,17 @@ def _safe_folders() -> tuple[str, ...]:
     return tuple(f"safe.directory={line}" for line in done.stdout.decode(errors="replace").splitlines() if line)
 
 
-def _git(words: list[str], sent: bytes | None = None) -> str | None:
-    """None if all went well, else the last line of what git said."""
+def _git(words: list[str], stdin: bytes | None = None) -> str | None:
+    """Run git. Returns None on success, otherwise the last line of its error output."""
     settings = [word for setting in (*_SETTINGS, *_safe_folders()) for word in ("-c", setting)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | _ENVIRONMENT
     try:
         done = subprocess.run(
-            ["git", *settings, *words], input=sent, env=environment, capture_output=True, timeout=300, check=False
+            ["git", *settings, *words], input=stdin, env=environment, capture_output=True, timeout=300, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     if done.returncode == 0:
         return None
     lines = done.stderr.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"git ended with {done.returncode}"
+    return lines[-1] if lines else f"git exited with code {done.returncode}"

@@ -1,8 +1,8 @@
-"""Patches that a run keeps: masked when they are taken, and checked and completed before they are applied.
+"""Patches of a run's uncommitted changes: masked when they are recorded, checked and completed before they are applied.
 
-A patch is what `git diff --binary` writes. Files that are made to hold secrets (`.env`, private keys, `.netrc`, …) are
-left out of it and named in its first lines; in all others, lines keep their number and only the secret's characters are
-replaced. Lines that the commit has as well must match it, so those that were masked are read from the commit again.
+A patch is the output of `git diff --binary`. Files that usually hold secrets (`.env`, private keys, `.netrc`, …) are
+left out and listed in its first lines. In all other files, only the characters of secrets are replaced, and lines keep
+their numbers. Context lines must match the commit, so those that were masked are read from the commit again.
 """
 
 from __future__ import annotations
@@ -29,8 +29,22 @@ _SECRET_FILES = (
     "kubeconfig",
 )  # fmt: skip
 _EXAMPLES = ("*.example", "*.sample", "*.template", "*.dist", "*.pub", "*.py")
-_LOOSE = (".cfg", ".conf", ".config", ".ini", ".properties", ".sh", ".bash", ".yaml", ".yml", ".txt", ".md", ".mk", "")
-"""Endings of files in which `name=value` and `name: value` need no quotes."""
+_UNQUOTED = (
+    ".cfg",
+    ".conf",
+    ".config",
+    ".ini",
+    ".properties",
+    ".sh",
+    ".bash",
+    ".yaml",
+    ".yml",
+    ".txt",
+    ".md",
+    ".mk",
+    "",
+)
+"""Suffixes of files in which the values of `name=value` and `name: value` need no quotes."""
 _HUNK = re.compile(r"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@")
 _HEADER = re.compile(r'diff --git (?:a/(.+) b/(.+)|"a/(.+)" "b/(.+)")')
 _NAMING = ("--- ", "+++ ", "rename from ", "rename to ", "copy from ", "copy to ")
@@ -50,7 +64,7 @@ class PatchedFile:
 
 
 def mask_patch(patch: bytes) -> bytes:
-    """The patch without secrets."""
+    """The patch with its secrets masked."""
     texts, left_out = [], []
     for lines in _sections(patch.decode("utf-8", "surrogateescape")):
         paths = _paths(lines)
@@ -73,13 +87,13 @@ def left_out(patch: bytes) -> list[str]:
 
 
 def check_patch(patch: bytes, *, links: bool = False) -> list[PatchedFile]:
-    """The files that a patch changes.
+    """Check a patch, and return the files that it changes.
 
     Args:
-        links: it may make symbolic links, as a patch of this machine's own may.
+        links: whether it may create symbolic links. A patch that was made on this machine may.
 
     Raises:
-        UsageError: it changes something outside of its folder or in `.git`, or makes a link or a submodule.
+        UsageError: it changes something outside of its folder or in `.git`, or creates a link or a submodule.
     """
     found = []
     for lines in _sections(patch.decode("utf-8", "surrogateescape")):
@@ -95,7 +109,7 @@ def check_patch(patch: bytes, *, links: bool = False) -> list[PatchedFile]:
         for line in _head(lines):
             mode = _MODES.match(line)
             if mode is not None and mode[1] not in (*_PLAIN_MODES, _LINK if links else ""):
-                raise _refused(f"it makes '{paths[-1]}' something else than a file (mode {mode[1]})")
+                raise _refused(f"it makes '{paths[-1]}' something other than a file (mode {mode[1]})")
         body = lines[len(_head(lines)) :]
         added, removed = (sum(line.startswith(sign) for line in body) for sign in "+-")
         found.append(PatchedFile(paths[-1], added, removed))
@@ -103,10 +117,11 @@ def check_patch(patch: bytes, *, links: bool = False) -> list[PatchedFile]:
 
 
 def completed(patch: bytes, folder: Path, given: Mapping[str, str]) -> bytes:
-    """The patch as it can be applied: masked lines of the commit as the commit has them, `given` secrets put back.
+    """The patch in a form that can be applied: masked context lines are read from the commit, and `given` secrets are
+    filled in.
 
     Args:
-        folder: the commit, checked out.
+        folder: the checked-out commit.
     """
     if MARK.search(patch.decode("utf-8", "surrogateescape")) is None:
         return patch
@@ -123,7 +138,7 @@ def completed(patch: bytes, folder: Path, given: Mapping[str, str]) -> bytes:
 
 
 def masked_lines(patch: bytes) -> list[str]:
-    """The names of what was masked in lines that a patch adds."""
+    """The names of the secrets that were masked in lines that a patch adds."""
     names: dict[str, None] = {}
     for lines in _sections(patch.decode("utf-8", "surrogateescape")):
         for number, line in _numbered(lines):
@@ -133,7 +148,7 @@ def masked_lines(patch: bytes) -> list[str]:
 
 
 def _sections(text: str) -> Iterator[list[str]]:
-    """The lines of each file's part, their ends kept; what stands before the first one is a part of its own."""
+    """The lines of each file's section, with their line ends. Lines before the first file are a section too."""
     lines: list[str] = []
     for line in _lines(text):
         if line.startswith("diff --git ") and lines:
@@ -145,7 +160,7 @@ def _sections(text: str) -> Iterator[list[str]]:
 
 
 def _lines(text: str) -> list[str]:
-    """Lines as git counts them: only a newline ends one."""
+    """Lines as git counts them: only a newline ends a line."""
     return [f"{line}\n" for line in text.split("\n")[:-1]] + ([last] if (last := text.rpartition("\n")[2]) else [])
 
 
@@ -155,13 +170,13 @@ def _head(lines: list[str]) -> list[str]:
 
 
 def _paths(lines: list[str]) -> list[str]:
-    """Every path that a file's part names, the new one last; empty where it is no file's part."""
+    """Every path in a file's section, the new path last; empty if it is not the section of a file."""
     if not lines or not lines[0].startswith("diff --git "):
         return []
     found = []
-    named = _HEADER.match(lines[0].rstrip("\n"))
-    if named is not None:
-        found += [_unquoted(path) for path in named.groups() if path]
+    header = _HEADER.match(lines[0].rstrip("\n"))
+    if header is not None:
+        found += [_unquoted(path) for path in header.groups() if path]
     for line in _head(lines):
         if line.startswith(_NAMING):
             path = next(line.removeprefix(start) for start in _NAMING if line.startswith(start)).rstrip("\n\t")
@@ -172,7 +187,7 @@ def _paths(lines: list[str]) -> list[str]:
 
 
 def _unquoted(path: str) -> str:
-    """A path as git writes it with `core.quotePath`: in quotes, with octal escapes."""
+    """A path without the quotes and octal escapes that git writes with `core.quotePath`."""
     if not (path.startswith('"') and path.endswith('"')) and "\\" not in path:
         return path
     plain = path.removeprefix('"').removesuffix('"')
@@ -188,34 +203,34 @@ def _holds_secrets(path: str) -> bool:
 
 def _masked(lines: list[str], path: str) -> str:
     file = PurePosixPath(path)
-    code = file.suffix.lower() not in _LOOSE or (not file.suffix and file.name.lower() == "makefile")
+    code = file.suffix.lower() not in _UNQUOTED or (not file.suffix and file.name.lower() == "makefile")
     prefix = f"{file.name[-40:]}:" if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}", file.name[-40:]) else "file:"
-    # What is added has names of its own: only that has to be given again.
-    ours, theirs = Masker(prefix), Masker(prefix)
-    found: list[str] = []
+    # Secrets in added lines are named separately, because only those have to be supplied again.
+    added, context = Masker(prefix), Masker(prefix)
+    masked: list[str] = []
     inside_key = False
     for number, line in _numbered(lines):
         if number is None:
-            found.append(line)
+            masked.append(line)
             continue
-        body, masker = line[1:], ours if line.startswith("+") else theirs
+        body, masker = line[1:], added if line.startswith("+") else context
         if "PRIVATE KEY" in body and "-----BEGIN" in body and "-----END" not in body:
             inside_key = True
         elif inside_key:
             if "-----END" in body:
                 inside_key = False
             elif stripped := body.strip(" \t\r\n\"'#,\\"):
-                found.append(line[0] + body.replace(stripped, masker.mask("private-key", stripped)))
+                masked.append(line[0] + body.replace(stripped, masker.mask("private-key", stripped)))
                 continue
         elif len(body) > 5:
             body = masker.text(body, code=code)
-        found.append(line[0] + body)
-    return "".join(found)
+        masked.append(line[0] + body)
+    return "".join(masked)
 
 
 def _numbered(lines: list[str]) -> Iterator[tuple[int | None, str]]:
-    """Each line with its place in the file, counted from 0: the old file, of added lines the new; None outside of
-    hunks."""
+    """Each line with its line number, counted from 0: in the new file for added lines, else in the old file. None
+    outside of hunks."""
     old = new = 0
     left_old = left_new = 0
     for line in lines:
@@ -241,7 +256,7 @@ def _numbered(lines: list[str]) -> Iterator[tuple[int | None, str]]:
 
 
 def _committed(folder: Path, lines: list[str]) -> list[str]:
-    """The lines of the file that a part changes, as the commit has it."""
+    """The lines that the commit has in the file of a section."""
     for line in _head(lines):
         if not line.startswith("--- "):
             continue
@@ -251,5 +266,5 @@ def _committed(folder: Path, lines: list[str]) -> list[str]:
     return []
 
 
-def _refused(why: str) -> UsageError:
-    return UsageError(f"The changes of the run are not applied: {why}.", help="Look at them: everloop runs show RUN")
+def _refused(reason: str) -> UsageError:
+    return UsageError(f"The changes of the run are not applied: {reason}.", help="Show them: everloop runs show RUN")

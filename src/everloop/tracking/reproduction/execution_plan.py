@@ -1,7 +1,7 @@
-"""What doing a run again would execute: shown before anything happens, and trusted by the person who reads it.
+"""The plan of a reproduction: everything that it would execute, shown before anything happens.
 
-For a run that was started on this machine the plan is a receipt. For any other it is what has to be read first: its
-record came from somewhere else, and doing it again executes a command, code and packages that this record names.
+For a run that was started on this machine, the plan is for information. For any other run, the user has to read it and
+trust it first: the record came from elsewhere, and a reproduction executes the command, code and packages in it.
 """
 
 from __future__ import annotations
@@ -35,38 +35,38 @@ _INDEXES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_CONFIG_FILE", "UV_INDEX
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReproductionPlan:
-    """What will be executed, and where its parts come from. Secrets are shown by their names only."""
+    """Everything that will be executed, and where it comes from. Of secrets, only the names are shown."""
 
     run: str
     name: str
     kind: Literal["script", "loop"]
     provenance: RunProvenance
     argv: tuple[str, ...]
-    """The command, argument by argument, as the operating system will be given it; of a loop's turn, empty."""
+    """The command with its arguments, exactly as it will be executed; empty for a loop run."""
     folder: str
-    """The working folder; of a loop's turn, the project's folder, whose `loop.py` is loaded."""
+    """The working folder; for a loop run, the project's folder, whose `loop.py` is loaded."""
     repository: str | None
     commit: str | None
     code: str | None
-    """Digest over the code of a turn's steps."""
+    """Digest over the code of a loop run's steps."""
     changes: str | None
     """Digest of the patch that is applied to the commit."""
     patch: str
     files: tuple[PatchedFile, ...]
-    """What the patch changes."""
+    """The files that the patch changes."""
     left_out: tuple[str, ...]
-    """Files of the patch that were not kept, because they may hold secrets."""
+    """Changed files that are not in the patch, because they may hold secrets."""
     python: str
     packages: tuple[str, ...]
-    """What is installed for it, in a new environment; empty where this environment is used."""
+    """Packages that are installed into a new environment; empty if this environment is used."""
     index: str
-    """Where packages come from: always as this machine is configured, never as the record says."""
+    """Where packages come from: always as configured on this machine, never from the record."""
     variables: dict[str, str]
-    """Environment variables that are set for it, or change what any command here loads. The others are yours."""
+    """Environment variables that are set for it, or that influence what commands load. All others are inherited."""
     params: dict[str, Json]
-    """Parameters that a loop's turn takes."""
+    """Parameters of a loop run."""
     secrets: tuple[str, ...]
-    """Names of the values that were masked and have to be given again."""
+    """Names of the masked values, which have to be supplied again."""
 
 
 def plan_reproduction(
@@ -78,19 +78,19 @@ def plan_reproduction(
     repository: Path | None = None,
     folder: Path | None = None,
 ) -> ReproductionPlan:
-    """What doing the run again would execute. Reads only; nothing in the record is executed, opened or fetched.
+    """Plan the reproduction of a run. Only reads: nothing in the record is executed, opened or fetched.
 
     Raises:
-        UsageError: the record holds something that is never executed: a commit that is not a commit, a package that is
-            an option, a patch that leads outside.
-        NotFoundError: its changes are not in the store.
+        UsageError: the record has something that must not be executed: an invalid commit, a package that is an option,
+            a patch that changes files outside of the repository.
+        NotFoundError: the changes of the run are not in the store.
     """
     source = run.source
     code = (scratch or Path("SCRATCH")) / "code"
     if source.git_commit is not None and not COMMIT.fullmatch(source.git_commit):
         raise UsageError(
-            f"The run's commit {source.git_commit[:80]!r} is not the full name of a commit.",
-            help="Only a run that names its commit by 40 or 64 hexadecimal digits can be done again.",
+            f"The run's commit {source.git_commit[:80]!r} is not a full commit id.",
+            help="A run can only be reproduced if its commit has 40 or 64 hexadecimal digits.",
         )
     root = _root(repository, source.git_root) if source.git_commit is not None else None
     patch = b""
@@ -133,32 +133,32 @@ def plan_reproduction(
 
 
 def check_trust(plan: ReproductionPlan, *, trust: bool) -> None:
-    """Return if the run may be done again here.
+    """Check that the run may be executed here.
 
     Raises:
-        TrustError: it is foreign, and nobody here has said that it is trusted.
+        TrustError: it is from elsewhere and not trusted.
     """
     if trust or plan.provenance.kind != "foreign":
         return
     raise TrustError(
-        f"The run '{plan.name}' ({plan.run}) is data from elsewhere: {plan.provenance.why}. Doing it again executes "
-        f"{'its loop' if plan.kind == 'loop' else 'its command'} as you. Nothing was executed.",
-        help=f"Read what it would execute: everloop reproduce {plan.run} --show. If you trust it: add --trust, or "
-        f"trust exactly this for good: everloop trust add {plan.provenance.digest} --name WHY",
+        f"The run '{plan.name}' ({plan.run}) is data from elsewhere: {plan.provenance.why}. Reproducing it executes "
+        f"{'its loop' if plan.kind == 'loop' else 'its command'} with your rights. Nothing was executed.",
+        help=f"See what it would execute: everloop reproduce {plan.run} --show. If you trust it, add --trust, or "
+        f"trust exactly this run permanently: everloop trust add {plan.provenance.digest} --name WHY",
     )
 
 
 def given_secrets(plan: ReproductionPlan, given: Mapping[str, str] | None) -> dict[str, str]:
-    """The values of what was masked: those that are given, else those of `EVERLOOP_WITH_<NAME>`.
+    """The values of the masked secrets: from `given`, or else from the variables `EVERLOOP_WITH_<NAME>`.
 
     Raises:
-        UsageError: one is missing, or one is given that the run did not mask.
+        UsageError: a value is missing, or the run has no secret of a given name.
     """
     found = dict(given or {})
     unknown = sorted(set(found) - set(plan.secrets))
     if unknown:
-        names = f"It masked: {', '.join(plan.secrets)}" if plan.secrets else "It masked nothing."
-        raise UsageError(f"The run masked nothing called '{unknown[0]}'.", help=names)
+        names = f"Its masked secrets: {', '.join(plan.secrets)}" if plan.secrets else "It has no masked secrets."
+        raise UsageError(f"The run has no masked secret '{unknown[0]}'.", help=names)
     missing = []
     for name in plan.secrets:
         value = found.get(name, os.environ.get(variable_of(name)))
@@ -168,43 +168,46 @@ def given_secrets(plan: ReproductionPlan, given: Mapping[str, str] | None) -> di
             found[name] = value
     if missing:
         raise UsageError(
-            f"The run '{plan.name}' was given secrets that were not kept: {', '.join(missing)}.",
-            help=f"Give them again: --with {missing[0]}=VALUE, or set {variable_of(missing[0])}.",
+            f"The run '{plan.name}' used secrets that were not recorded: {', '.join(missing)}.",
+            help=f"Supply them: --with {missing[0]}=VALUE, or set {variable_of(missing[0])}.",
         )
     return found
 
 
 def variable_of(name: str) -> str:
-    """The environment variable that a masked value is taken from."""
+    """The environment variable for the value of a masked secret."""
     return GIVEN + re.sub(r"[^A-Z0-9]", "_", name.upper())
 
 
 def unmasked(text: str, given: Mapping[str, str]) -> str:
-    """A text with the secrets put back."""
+    """A text with the secrets filled in."""
     return MARK.sub(lambda mark: given.get(mark[1], mark[0]), text)
 
 
 def command_of(run: Run) -> tuple[str, ...]:
-    """What stood behind the interpreter.
+    """The arguments that were passed to the interpreter.
 
     Raises:
-        UsageError: the run has no command that can be given again.
+        UsageError: the run has no command that can be executed again.
     """
     words = run.source.launch[1:]
     if not words or words[0] == "-" or words == ("-i",):
         raise UsageError(
-            f"The run '{run.name}' was made by hand, in an interpreter: there is no command to give again.",
+            f"The run '{run.name}' was made in an interactive interpreter, so there is no command to run again.",
             help="Put the code into a file and run that.",
         )
     if any("ipykernel" in word for word in words[:3]):
-        raise UsageError(f"The run '{run.name}' was made in a notebook: there is no command to give again.")
+        raise UsageError(
+            f"The run '{run.name}' was made in a notebook, so there is no command to run again.",
+            help="Put the code into a file and run that.",
+        )
     if any("\0" in word for word in words):
-        raise UsageError(f"The command of the run '{run.name}' holds a NUL, which no command can.")
+        raise UsageError(f"The command of the run '{run.name}' contains a NUL character, which is not allowed.")
     return words
 
 
 def below(folder: str | None, root: str | None) -> Path:
-    """The working folder within its repository."""
+    """The path of the working folder relative to its repository."""
     if folder is None or root is None or ".." in Path(folder).parts or not Path(folder).is_relative_to(root):
         return Path()
     return Path(folder).relative_to(root)
@@ -214,8 +217,8 @@ def _root(repository: Path | None, recorded: str | None) -> Path:
     root = repository or Path(recorded or "")
     if not root.is_absolute() or not str(root).isprintable() or "::" in str(root):
         raise NotFoundError(
-            f"The run names no repository on this machine: {str(root)!r}.",
-            help="Say where: everloop reproduce RUN --repository DIR",
+            f"The run has no repository on this machine: {str(root)!r}.",
+            help="Pass its path: everloop reproduce RUN --repository DIR",
         )
     return root
 

@@ -1,4 +1,4 @@
-"""Whether two runs came to the same: what a reproduction is judged by."""
+"""Comparison of a run's results with those of its reproduction."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from everloop.records import Point
     from everloop.stores import Store
 
-WATCHED = "system/"
-"""Metrics of the machine, which nobody expects twice."""
+SYSTEM_PREFIX = "system/"
+"""Metrics of the machine, which are different in each run."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResultDifference:
-    """One thing that is not as it was: `metric auc`, `artifact model`, `step train`, …"""
+    """One difference between the results. `subject` is `metric auc`, `artifact model`, `step train`, …"""
 
     subject: str
     before: str
@@ -34,16 +34,16 @@ class ResultDifference:
 
 @dataclass(frozen=True, slots=True)
 class Reproduction:
-    """What became of doing a run again."""
+    """The outcome of reproducing a run."""
 
     run: str
     again: str
     """Id of the new run, in its scratch home."""
     differences: tuple[ResultDifference, ...]
     remarks: tuple[str, ...] = ()
-    """What was not as it was, or could not be compared, without being a difference of the results."""
+    """Other differences, such as packages, and things that could not be compared."""
     compared: int = 0
-    """How many metrics, artifacts and steps were looked at."""
+    """The number of metrics, artifacts and steps that were compared."""
 
     @property
     def identical(self) -> bool:
@@ -56,10 +56,10 @@ def compare_metrics(
     """Compare every point of every metric, by name and step.
 
     Args:
-        tolerance: relative; 0 wants the same bits.
+        tolerance: relative tolerance; 0 requires equal values.
 
     Returns:
-        How many metrics there are, and what differs: of each metric the first point.
+        The number of metrics, and for each metric that differs, its first difference.
     """
     before, after = _series(store, run), _series(other, again)
     found: list[ResultDifference] = []
@@ -70,25 +70,27 @@ def compare_metrics(
 
 
 def compare_artifacts(store: Store, run: Run, other: Store, again: Run) -> tuple[int, list[ResultDifference]]:
-    """Compare what the runs logged, by name and digest. Outputs of steps are not among it."""
+    """Compare the artifacts that the runs logged, by name and digest. Outputs of steps are not included."""
     before, after = _digests(store, run), _digests(other, again)
     found = []
     names = sorted({*before, *after})
     for name in names:
         if before.get(name) != after.get(name):
-            found.append(ResultDifference(f"artifact {name}", _said(before.get(name)), _said(after.get(name))))
+            found.append(
+                ResultDifference(f"artifact {name}", _show_digests(before.get(name)), _show_digests(after.get(name)))
+            )
     return len(names), found
 
 
 def compare_ends(run: Run, again: Run) -> list[ResultDifference]:
-    """Whether both ended alike."""
+    """Compare the final states of the runs."""
     if run.state == again.state or run.state in ("running", "lost"):
         return []
     return [ResultDifference("state", run.state, f"{again.state}{f' ({again.error})' if again.error else ''}")]
 
 
 def same(one: float, two: float, tolerance: float = 0.0) -> bool:
-    """Equal, both NaN, or within a relative tolerance."""
+    """Whether two numbers are equal, both NaN, or within a relative tolerance."""
     if one == two or (math.isnan(one) and math.isnan(two)):
         return True
     return tolerance > 0 and math.isclose(one, two, rel_tol=tolerance)
@@ -96,7 +98,7 @@ def same(one: float, two: float, tolerance: float = 0.0) -> bool:
 
 def _differing(name: str, before: list[Point], after: list[Point], tolerance: float) -> Iterator[ResultDifference]:
     if len(before) != len(after):
-        yield ResultDifference(f"metric {name}", _points(before), _points(after))
+        yield ResultDifference(f"metric {name}", _show_points(before), _show_points(after))
         return
     for one, two in zip(before, after, strict=True):
         if one.step != two.step:
@@ -106,14 +108,14 @@ def _differing(name: str, before: list[Point], after: list[Point], tolerance: fl
             yield ResultDifference(f"metric {name}{at}", repr(one.value), repr(two.value))
 
 
-def _points(points: list[Point]) -> str:
+def _show_points(points: list[Point]) -> str:
     return "none" if not points else f"{len(points)} points" if len(points) > 1 else repr(points[0].value)
 
 
 def _series(store: Store, run: Run) -> dict[str, list[Point]]:
     found: dict[str, list[Point]] = {}
     for point in read_metrics(store, run.id):
-        if not point.key.startswith(WATCHED):
+        if not point.key.startswith(SYSTEM_PREFIX):
             found.setdefault(point.key, []).append(point)
     return found
 
@@ -125,5 +127,5 @@ def _digests(store: Store, run: Run) -> dict[str, Counter[str]]:
     return found
 
 
-def _said(digests: Counter[str] | None) -> str:
+def _show_digests(digests: Counter[str] | None) -> str:
     return "none" if not digests else ", ".join(digest[:19] for digest in sorted(digests))

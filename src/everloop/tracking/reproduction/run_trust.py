@@ -1,10 +1,10 @@
-"""Whether a run was started on this machine, and by which key it is signed if it was not.
+"""Trust in runs: whether a run was started on this machine, and if not, which key has signed it.
 
-A run's record is data: a server receives it, an import brings it, another host writes it into a shared store. What it
-says of its command must not run only because it stands there. So whoever starts a run here seals what it consists of
-(id, loop, command, folder, commit, changes, code, Python, packages) with an HMAC by this machine's own key, which never
-leaves the folder of keys. An export carries a signature instead, which those can check who trust this machine's key.
-Everything else is foreign, whatever its fields say.
+A run's record may come from anywhere: from a client of a server, an import, or another host that shares the store. Its
+command must not be executed only because the record contains it. So when a run is started here, everything that it
+executes (id, loop, command, folder, commit, changes, code, Python, packages) is sealed: with an HMAC by this machine's
+own key, which never leaves the folder of keys. An export has a signature instead, which can be checked by anyone who
+trusts this machine's key. All other runs are foreign, regardless of what their fields contain.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ _CONTEXT = b"everloop:run:1:"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunProvenance:
-    """Where a run comes from, as far as that can be proved."""
+    """Where a run comes from, as far as it can be proved."""
 
     kind: Literal["here", "signed", "foreign"]
     digest: str
-    """Of everything that doing the run again depends on. `everloop trust add DIGEST` trusts exactly this."""
+    """Digest of everything that the run executes. `everloop trust add DIGEST` trusts exactly this."""
     key: str | None = None
-    """Name of the trusted key that signed it; `digest` where the digest itself is trusted."""
+    """Name of the trusted key that signed it; `digest` if the digest itself is trusted."""
     why: str = ""
-    """Why it is foreign."""
+    """The reason why it is foreign."""
 
 
 def message_of(run: Run) -> bytes:
-    """What is sealed: everything in a run's record that decides what doing it again executes."""
+    """The sealed message: everything in a run's record that decides what its reproduction executes."""
     source = run.source
-    said = {
+    content = {
         "id": run.id,
         "loop": run.loop,
         "params": run.params if run.loop is not None else None,
@@ -57,7 +57,7 @@ def message_of(run: Run) -> bytes:
         "python": source.python,
         "packages": source.packages,
     }
-    return _CONTEXT + _encoder.encode(said)
+    return _CONTEXT + _encoder.encode(content)
 
 
 def digest_of(run: Run) -> str:
@@ -65,16 +65,16 @@ def digest_of(run: Run) -> str:
 
 
 def sealed(run: Run) -> Run:
-    """The run with this machine's seal; as it is, if the machine can keep no key."""
+    """The run with this machine's seal; unchanged if this machine cannot store a key."""
     try:
         return replace(run, source=replace(run.source, seal=Keyring().seal(message_of(run)), signature=None))
-    except (OSError, RuntimeError, StoreError) as trouble:
-        _log.debug("The run '%s' is not sealed: %s", run.name, trouble)
+    except (OSError, RuntimeError, StoreError) as error:
+        _log.debug("The run '%s' is not sealed: %s", run.name, error)
         return run
 
 
 def is_from_here(run: Run) -> bool:
-    """Whether this machine sealed this very run."""
+    """Whether this machine has sealed the run, and it has not been changed since."""
     try:
         return bool(run.source.seal) and Keyring().is_sealed(message_of(run), run.source.seal or "")
     except (OSError, RuntimeError, StoreError):
@@ -82,7 +82,7 @@ def is_from_here(run: Run) -> bool:
 
 
 def signed(run: Run) -> Run:
-    """The run as it is exported: with a signature if it was started here, and never with a seal."""
+    """The run for an export: with a signature if it was started here, and always without a seal."""
     source = replace(run.source, seal=None)
     if is_from_here(run):
         source = replace(source, signature=Keyring().sign(digest_of(run)))
@@ -90,7 +90,7 @@ def signed(run: Run) -> Run:
 
 
 def provenance_of(run: Run) -> RunProvenance:
-    """Where a run comes from. Nothing in its record counts but a seal or a signature."""
+    """Determine where a run comes from. Only a seal or a signature counts, and no other field of its record."""
     digest = digest_of(run)
     if is_from_here(run):
         return RunProvenance(kind="here", digest=digest)
@@ -99,15 +99,15 @@ def provenance_of(run: Run) -> RunProvenance:
     try:
         keyring.check(digest, signature)
     except TrustError:
-        return RunProvenance(kind="foreign", digest=digest, why=_why(run, keyring))
+        return RunProvenance(kind="foreign", digest=digest, why=_why_foreign(run))
     names = {entry.id: entry.name for entry in keyring.listing()}
     return RunProvenance(kind="signed", digest=digest, key=names.get((signature or {}).get("key", ""), "digest"))
 
 
-def _why(run: Run, keyring: Keyring) -> str:
+def _why_foreign(run: Run) -> str:
     if run.source.signature:
         key = str(run.source.signature.get("key", ""))
-        return f"the key '{key}' that signed it is not trusted here, or its record was changed since"
+        return f"it is signed by the key '{key}', which is not trusted here, or it was changed after it was signed"
     if run.source.seal:
-        return "another machine started it, or its record was changed since"
+        return "another machine started it, or its record was changed later"
     return "nothing proves that it was started on this machine"

@@ -1,7 +1,7 @@
-"""Doing the run of a script again, from its commit, packages and command, and comparing what came of it.
+"""Reproduction of a script's run: execute it again from its commit, packages and command, and compare the results.
 
-The command is executed, so the run has to be one that was started on this machine, be signed by a key that is trusted
-here, or be trusted explicitly: see `provenance` and `reproduction_plan`.
+Because the command is executed, the run must have been started on this machine, be signed by a key that is trusted
+here, or be trusted explicitly: see `run_trust` and `execution_plan`.
 """
 
 from __future__ import annotations
@@ -54,24 +54,24 @@ def reproduce_script(
     given: Mapping[str, str] | None = None,
     listener: Callable[[ReproductionPlan], None] | None = None,
 ) -> Reproduction:
-    """Run the recorded command once more and compare every metric and every artifact.
+    """Execute the recorded command again, and compare every metric and every artifact.
 
-    The code is taken from git, with what was not committed, into `scratch/code`; without git the folder is used as
-    it is. Whatever the command writes to the nearest store goes to `scratch/home`.
+    The code is checked out from git into `scratch/code`, with the uncommitted changes. If it was not in git, the run's
+    folder is used as it is now. The command's default store is `scratch/home`.
 
     Args:
         scratch: an empty folder.
-        repository: where the repository is now, if not where it was.
-        links: files and folders of the repository that git does not keep, such as data, to be linked.
-        tolerance: relative, for metrics; 0 wants the same bits.
-        trust: run it although it is foreign: neither started on this machine nor signed by a trusted key.
+        repository: the present path of the repository, if it has moved.
+        links: files and folders of the repository that are not in git, such as data, to link into the checkout.
+        tolerance: relative tolerance for metrics; 0 requires equal values.
+        trust: execute the run although it is foreign: neither started on this machine nor signed by a trusted key.
         given: secrets that were masked when the run started, by name.
-        listener: called with exactly what will be executed, just before it is.
+        listener: called with the final plan just before it is executed.
 
     Raises:
         TrustError: the run is foreign.
-        UsageError: the run has no command that can be given again, or one that never will be; or a secret is missing.
-        NotFoundError: its repository, commit or folder is gone, or the command made no run.
+        UsageError: the run has no command that can or may be executed again, or a secret is missing.
+        NotFoundError: its repository, commit or folder is gone, or the command has not made a run.
         UnavailableError: its packages could not be installed.
         StepError: the command took longer than `timeout_s`.
     """
@@ -83,22 +83,24 @@ def reproduce_script(
     words = plan.argv[1:]
     if plan.repository is not None:
         root = Path(plan.repository)
-        ours = plan.provenance.kind == "here"
-        folder = check_out(store, run.source, scratch / "code", repository=root, given=secrets, links=ours)
+        from_here = plan.provenance.kind == "here"
+        folder = check_out(store, run.source, scratch / "code", repository=root, given=secrets, links=from_here)
         linked = link_files(links, root, scratch / "code")
         if linked:
-            remarks.append(f"Linked, as they are now: {', '.join(linked)}.")
+            remarks.append(f"Linked in their present state: {', '.join(linked)}.")
         if run.source.git_dirty and run.source.changes is None:
-            remarks.append("What was not committed was not kept, so the code is the commit's alone.")
+            remarks.append(
+                "The uncommitted changes were not recorded, so the code of the commit was used without them."
+            )
         if plan.left_out:
-            remarks.append(f"Not kept, because they may hold secrets: {', '.join(plan.left_out)}.")
+            remarks.append(f"Changes not recorded, because they may hold secrets: {', '.join(plan.left_out)}.")
         words = tuple(_moved(word, Path(run.source.git_root or ""), scratch / "code") for word in words)
         folder.mkdir(parents=True, exist_ok=True)
     else:
         folder = Path(run.source.folder or "")
         if not folder.is_dir():
-            raise NotFoundError(f"The folder '{folder}' of the run is not here, and its code was not in git.")
-        remarks.append(f"Its code was not in git: '{folder}' was used as it is now.")
+            raise NotFoundError(f"The folder '{folder}' of the run does not exist here, and its code was not in git.")
+        remarks.append(f"The code was not in git, so the folder '{folder}' was used in its present state.")
     environment = environment_for(
         run.source,
         scratch / "environment",
@@ -111,24 +113,25 @@ def reproduce_script(
     plan = replace(plan, argv=(str(environment.python), *words), folder=str(folder))
     if listener is not None:
         listener(plan)
-    code, said = _execute(plan, secrets, home, timeout_s)
-    with open_store(home, project=run.project) as made:
-        fold(made)
-        again = _counterpart(made, run)
+    code, last_line = _execute(plan, secrets, home, timeout_s)
+    with open_store(home, project=run.project) as new_store:
+        fold(new_store)
+        again = _counterpart(new_store, run)
         if again is None:
             raise NotFoundError(
-                f"The command ended with {code} and made no run called '{run.name}': {said or 'it said nothing'}",
-                help="See what the code needs that git does not keep, and name it: --link data",
+                f"The command exited with code {code} and has not made a run named '{run.name}': "
+                f"{last_line or 'its error output is empty'}",
+                help="If it needs files that are not in git, such as data, link them: --link data",
             )
-        made = made.for_project(again.project)
-        metrics, other_metrics = compare_metrics(store, run, made, again, tolerance=tolerance)
-        artifacts, other_artifacts = compare_artifacts(store, run, made, again)
+        new_store = new_store.for_project(again.project)
+        metrics, other_metrics = compare_metrics(store, run, new_store, again, tolerance=tolerance)
+        artifacts, other_artifacts = compare_artifacts(store, run, new_store, again)
         differences = (*compare_ends(run, again), *other_metrics, *other_artifacts)
     return Reproduction(run.id, again.id, differences, (*remarks, *environment.remarks), metrics + artifacts)
 
 
 def _moved(word: str, root: Path, folder: Path) -> str:
-    """A path into the repository, as a path into its copy; the environment that may lie in it stays."""
+    """A path in the repository as a path in its checkout. Paths into a virtual environment are not changed."""
     path = Path(word)
     if not path.is_absolute() or not path.is_relative_to(root) or "site-packages" in word:
         return word
@@ -139,11 +142,11 @@ def _moved(word: str, root: Path, folder: Path) -> str:
 def _execute(
     plan: ReproductionPlan, secrets: Mapping[str, str], home: Path, timeout_s: float | None
 ) -> tuple[int, str]:
-    """Exit code, and the last line that was said about trouble."""
+    """Execute the command. Returns its exit code and the last line of its error output."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EVERLOOP_")}
-    kept = {name: os.environ[name] for name in ("EVERLOOP_KEYS",) if name in os.environ}
-    environment |= {**kept, "EVERLOOP_STORE": str(home)}
-    # What was shown is what runs: the plan's own words, with the secrets where their names stand.
+    keys = {name: os.environ[name] for name in ("EVERLOOP_KEYS",) if name in os.environ}
+    environment |= {**keys, "EVERLOOP_STORE": str(home)}
+    # Exactly the command of the plan that was shown, with the secrets filled in.
     command = [unmasked(word, secrets) for word in plan.argv]
     try:
         done = subprocess.run(
@@ -152,7 +155,9 @@ def _execute(
     except (OSError, ValueError) as error:
         raise UsageError(f"The run's command cannot be started: {error}.") from error
     except subprocess.TimeoutExpired as error:
-        raise StepError(f"The command has not ended in {timeout_s:.0f} s.", help="Give it longer: --timeout") from error
+        raise StepError(
+            f"The command took longer than {timeout_s:.0f} s and was killed.", help="Raise the limit: --timeout SECONDS"
+        ) from error
     lines = done.stderr.decode(errors="replace").strip().splitlines()
     last = lines[-1] if lines else ""
     for name, value in secrets.items():
@@ -160,12 +165,12 @@ def _execute(
     return done.returncode, mask_text(last)
 
 
-def _counterpart(made: Store, run: Run) -> Run | None:
-    """The new run that stands for the old: of its name, with its parameters, as far as there is one."""
-    found = made.records.find(Run, ("name", "=", run.name), order="started_at")
+def _counterpart(new_store: Store, run: Run) -> Run | None:
+    """The new run that corresponds to the original: the same name and, if possible, the same parameters."""
+    found = new_store.records.find(Run, ("name", "=", run.name), order="started_at")
     if not found:
-        projects = {kept.project for kept in made.records.stored() if kept.kind == "run"}
+        projects = {stored.project for stored in new_store.records.stored() if stored.kind == "run"}
         for project in sorted(projects - {run.project}):
-            found += made.for_project(project).records.find(Run, ("name", "=", run.name), order="started_at")
+            found += new_store.for_project(project).records.find(Run, ("name", "=", run.name), order="started_at")
     same = [one for one in found if one.params == run.params]
     return next(iter(same or found), None)

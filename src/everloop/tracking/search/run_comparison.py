@@ -1,4 +1,4 @@
-"""Several runs beside each other: in what they differ, and how their metrics went."""
+"""Comparison of several runs: what differs between them, and the curves of their metrics."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ABOUT = ("name", "state", "loop", "trigger", "seconds")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What differs among runs. Each dict names a value, and lists it per run; None where a run has none."""
+    """The differences between runs. Each dict maps a name to its value in each run; None if a run has no value."""
 
     runs: tuple[Run, ...]
     about: dict[str, tuple[Json, ...]]
@@ -38,23 +38,25 @@ class Comparison:
     source: dict[str, tuple[Json, ...]]
     """Command, code, commit, machine; packages as `packages.<name>`."""
     same: dict[str, int]
-    """How many values of each group are the same in all runs, and not shown."""
+    """Group to the number of values that are the same in all runs, and left out."""
 
     @property
     def differs(self) -> bool:
-        """Whether params or source, which say what was run, differ anywhere."""
+        """Whether the inputs of the runs, their params or source, differ."""
         return bool(self.params or self.source)
 
 
 def compare_runs(store: Store, runs: Sequence[Run | str]) -> Comparison:
-    """In what runs differ.
+    """Find the differences between runs.
 
     Raises:
         UsageError: fewer than two runs, or more than 200.
-        NotFoundError: there is no such run.
+        NotFoundError: a run does not exist.
     """
     if not 2 <= len(runs) <= MOST_RUNS:
-        raise UsageError(f"{len(runs)} runs cannot be compared.", help=f"Name 2 to {MOST_RUNS}.")
+        raise UsageError(
+            f"{len(runs)} run{'s' if len(runs) != 1 else ''} cannot be compared.", help=f"Choose 2 to {MOST_RUNS} runs."
+        )
     recover_journals(store)
     found = tuple(run if isinstance(run, Run) else store.records.get(Run, run) for run in runs)
     values = [_values(run) for run in found]
@@ -62,17 +64,17 @@ def compare_runs(store: Store, runs: Sequence[Run | str]) -> Comparison:
     same: dict[str, int] = {}
     for group in ("about", "params", "tags", "metrics", "source"):
         names = dict.fromkeys(name for one in values for name in one[group])
-        beside = {name: tuple(one[group].get(name) for one in values) for name in names}
-        groups[group] = {name: row for name, row in beside.items() if not _equal(row)}
-        same[group] = len(beside) - len(groups[group])
+        rows = {name: tuple(one[group].get(name) for one in values) for name in names}
+        groups[group] = {name: row for name, row in rows.items() if not _equal(row)}
+        same[group] = len(rows) - len(groups[group])
     return Comparison(runs=found, same=same, **groups)
 
 
 def read_curves(store: Store, runs: Sequence[Run | str], key: str, max_points: int | None = 500) -> pl.DataFrame:
-    """One metric of several runs as one frame of `run`, `step`, `at` and `value`; runs without it have no rows.
+    """One metric of several runs as a frame with the columns `run`, `step`, `at` and `value`.
 
     Args:
-        max_points: of each run; see `read_history`.
+        max_points: the most points of each run; see `read_history`.
     """
     import polars as pl
 
@@ -99,5 +101,5 @@ def _values(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def _equal(row: tuple[Json, ...]) -> bool:
-    # One NaN is like another here, as 1 is not like True.
+    # Here NaN equals NaN, and 1 does not equal True.
     return all(type(value) is type(row[0]) and (value == row[0] or value != value != row[0] != row[0]) for value in row)

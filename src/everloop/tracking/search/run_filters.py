@@ -1,14 +1,14 @@
-"""The language in which people search for runs, and how it becomes an expression.
+"""The filter language for searching runs, and its parser.
 
     metrics.auc > 0.9 and (params.lr < 0.01 or tags.team in ("a", "b")) and not archived
     started_at > "7d" and name ilike "%xgb%" and tags.`my tag` is not null
 
 Fields are `name state loop trigger parent started_at ended_at seconds archived id project`, and `metrics.<name>`,
-`params.<name>`, `tags.<name>`; a name with spaces stands in "…" or `…`. Operations are `= == != < <= > >=`, `in`,
-`like`, `ilike`, `is null`, `is nan`, each of the last five also with `not`. `and` binds closer than `or`. A time is an
-ISO text, or a span back from now: `7d`, "12h". Whether a number or a text is compared is said by the constant: `0.1`
-compares numbers, "0.1" compares texts. `nan`, `inf` and `-inf` are numbers: `metrics.loss = nan` holds where the loss
-is NaN. A state that does not exist is an error.
+`params.<name>`, `tags.<name>`; a name with spaces is quoted with "…" or `…`. Operators are `= == != < <= > >=`, `in`,
+`like`, `ilike`, `is null`, `is nan`; the last five can be negated with `not`. `and` binds tighter than `or`. A time is
+an ISO string, or a duration before now: `7d`, "12h". The constant decides how values are compared: `0.1` compares
+numbers, "0.1" compares strings. `nan`, `inf` and `-inf` are numbers: `metrics.loss = nan` matches runs whose loss is
+NaN. A state that does not exist is an error.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ _ALIASES = {
     "run_id": "id", "status": "state", "run_name": "name", "start_time": "started_at", "end_time": "ended_at",
 }  # fmt: skip
 _WORDS = frozenset({"and", "or", "not", "in", "like", "ilike", "is", "null", "none", "true", "false"})
-_DEPTH = 100
-_LENGTH = 20_000
+_MAX_DEPTH = 100
+_MAX_LENGTH = 20_000
 
 _TOKEN = re.compile(
     r"""\s*(?:
@@ -74,39 +74,43 @@ class _Token:
 
 
 def parse_filter(text: str, *, now: datetime | None = None) -> Expression:
-    """The expression that a text spells; the empty text holds for every run.
+    """Parse a filter. The empty string matches every run.
 
     Args:
-        now: from when spans of time count back; without it the text may name none.
+        now: the present time, for durations such as `7d`. Without it, the filter may not contain durations.
 
     Raises:
-        UsageError: the text does not follow the language; the message says where.
+        UsageError: the filter is not valid; the message has the position of the error.
     """
-    if len(text) > _LENGTH:
-        raise UsageError(f"A filter of {len(text):,} characters is too long.", help=f"At most {_LENGTH:,}.")
+    if len(text) > _MAX_LENGTH:
+        raise UsageError(
+            f"The filter has {len(text):,} characters, which is too long.", help=f"At most {_MAX_LENGTH:,} are allowed."
+        )
     if not text.strip():
         return And(())
     return _Parser(text, now).parse()
 
 
 def field_path(name: str) -> tuple[str, ...]:
-    """The path of a field as people write it: `started_at`, `metrics.auc`, ``tags.`my tag` ``.
+    """Parse the name of a field: `started_at`, `metrics.auc`, ``tags.`my tag` ``.
 
     Raises:
-        UsageError: runs have no such field; the message names the nearest.
+        UsageError: runs have no such field; the message suggests similar ones.
     """
     head, dot, rest = name.partition(".")
     head = _ALIASES.get(head, head)
     if head in MAPS:
         key = _unquoted(rest)
         if not key:
-            raise UsageError(f"'{name[:100]}' names no single value.", help=f"Write {head}.<name>, such as {head}.x")
+            raise UsageError(
+                f"'{name[:100]}' is not the name of a single value.", help=f"Write {head}.<name>, such as {head}.x"
+            )
         return (head, key)
     if not dot and (head in FIELDS or head in TIMES):
         return (head,)
-    near = get_close_matches(head, [*FIELDS, *TIMES, *MAPS, "archived"], n=3)
+    similar = get_close_matches(head, [*FIELDS, *TIMES, *MAPS, "archived"], n=3)
     raise UsageError(
-        f"A run has no field '{name[:100]}'." + (f" Nearest: {', '.join(near)}." if near else ""),
+        f"A run has no field '{name[:100]}'." + (f" Did you mean: {', '.join(similar)}?" if similar else ""),
         help=f"Fields: {', '.join([*FIELDS, *TIMES, 'archived'])}, metrics.<name>, params.<name>, tags.<name>",
     )
 
@@ -124,24 +128,24 @@ def leaves(expression: Expression) -> Iterator[Compare]:
 
 
 def check_state(compare: Compare) -> None:
-    """Refuse a comparison with a state that no run ever has, rather than find nothing.
+    """Refuse a comparison with a state that does not exist, instead of finding nothing.
 
     Raises:
-        UsageError: it is one; the message lists the states.
+        UsageError: the state does not exist; the message lists the states.
     """
     if compare.path != ("state",) or compare.op not in ("=", "!=", "in", "not in"):
         return
     for value in compare.value if isinstance(compare.value, tuple) else (compare.value,):
         if value not in STATES:
-            near = get_close_matches(str(value).lower(), STATES, n=1)
+            similar = get_close_matches(str(value).lower(), STATES, n=1)
             raise UsageError(
-                f"There is no state {value!r}." + (f" Nearest: {near[0]}." if near else ""),
+                f"There is no state {value!r}." + (f" Did you mean: {similar[0]}?" if similar else ""),
                 help=f"States: {', '.join(STATES)}",
             )
 
 
 class _Parser:
-    """Recursive descent over the tokens; one token of look-ahead."""
+    """A recursive-descent parser with one token of look-ahead."""
 
     def __init__(self, text: str, now: datetime | None) -> None:
         self._text = text
@@ -151,23 +155,25 @@ class _Parser:
         self._depth = 0
 
     def parse(self) -> Expression:
-        found = self._either()
+        expression = self._or()
         if self._token.kind != "end":
-            raise self._wrong(f"'{self._token.text}' is not expected", "Join comparisons by and, or.")
-        return found
+            raise self._error(f"'{self._token.text}' is not expected", "Join comparisons with and, or.")
+        return expression
 
     def _scan(self) -> list[_Token]:
-        tokens, at = [], 0
+        tokens, position = [], 0
         end = len(self._text.rstrip())
-        while at < end:
-            found = _TOKEN.match(self._text, at)
+        while position < end:
+            found = _TOKEN.match(self._text, position)
             if found is None:
-                while self._text[at].isspace():
-                    at += 1
-                raise self._fault(at, f"'{self._text[at : at + 12]}' cannot be read", "Put texts in quotes.")
+                while self._text[position].isspace():
+                    position += 1
+                raise self._error_at(
+                    position, f"'{self._text[position : position + 12]}' cannot be read", "Put strings in quotes."
+                )
             kind = cast("str", found.lastgroup)
             tokens.append(_Token(kind, found.group(kind), found.start(kind)))
-            at = found.end()
+            position = found.end()
         return [*tokens, _Token("end", "the end", end)]
 
     @property
@@ -175,40 +181,41 @@ class _Parser:
         return self._tokens[self._next]
 
     def _word(self) -> str:
-        """The keyword that comes next, or the empty text."""
+        """The next token if it is a keyword, otherwise the empty string."""
         token = self._token
         word = token.text.lower()
         return word if token.kind == "field" and word in _WORDS else ""
 
-    def _took(self, *words: str) -> bool:
+    def _accept(self, *words: str) -> bool:
+        """Skip the next token if it is one of these words or signs."""
         if self._word() in words or (self._token.kind == "sign" and self._token.text in words):
             self._next += 1
             return True
         return False
 
-    def _either(self) -> Expression:
-        parts = [self._all()]
-        while self._took("or"):
-            parts.append(self._all())
+    def _or(self) -> Expression:
+        parts = [self._and()]
+        while self._accept("or"):
+            parts.append(self._and())
         return parts[0] if len(parts) == 1 else Or(tuple(parts))
 
-    def _all(self) -> Expression:
-        parts = [self._one()]
-        while self._took("and"):
-            parts.append(self._one())
+    def _and(self) -> Expression:
+        parts = [self._term()]
+        while self._accept("and"):
+            parts.append(self._term())
         return parts[0] if len(parts) == 1 else And(tuple(parts))
 
-    def _one(self) -> Expression:
+    def _term(self) -> Expression:
         self._depth += 1
-        if self._depth > _DEPTH:
-            raise self._wrong("the brackets are too deep", f"At most {_DEPTH}.")
+        if self._depth > _MAX_DEPTH:
+            raise self._error("the brackets are nested too deep", f"At most {_MAX_DEPTH} levels are allowed.")
         try:
-            if self._took("not"):
-                return Not(self._one())
-            if self._took("("):
-                found = self._either()
+            if self._accept("not"):
+                return Not(self._term())
+            if self._accept("("):
+                expression = self._or()
                 self._expect(")")
-                return found
+                return expression
             return self._comparison()
         finally:
             self._depth -= 1
@@ -216,56 +223,56 @@ class _Parser:
     def _comparison(self) -> Expression:
         token = self._token
         if token.kind != "field" or self._word():
-            raise self._wrong(f"a field is expected, not {self._shown(token)}", "Begin with one, such as metrics.auc")
+            raise self._error(f"a field is expected, not {self._shown(token)}", "Write a field, such as metrics.auc")
         self._next += 1
         if token.text == "archived":
             return self._archived()
         try:
             path = field_path(token.text)
         except UsageError as error:
-            raise self._fault(token.at, error.message.removesuffix("."), error.help or "") from None
+            raise self._error_at(token.at, error.message.removesuffix("."), error.help or "") from None
         at = self._token.at
-        found = self._compared(token, path)
+        comparison = self._operator_and_value(token, path)
         try:
-            check_state(found)
+            check_state(comparison)
         except UsageError as error:
-            raise self._fault(at, error.message.removesuffix("."), error.help or "") from None
-        return found
+            raise self._error_at(at, error.message.removesuffix("."), error.help or "") from None
+        return comparison
 
-    def _compared(self, token: _Token, path: tuple[str, ...]) -> Compare:
-        if self._took("is"):
-            denied = self._took("not")
+    def _operator_and_value(self, token: _Token, path: tuple[str, ...]) -> Compare:
+        if self._accept("is"):
+            negated = self._accept("not")
             if self._token.kind == "number" and self._token.text.lower() == "nan":
                 self._next += 1
-                return Compare(path, "!=" if denied else "=", math.nan)
-            if not self._took("null", "none"):
-                raise self._wrong(
+                return Compare(path, "!=" if negated else "=", math.nan)
+            if not self._accept("null", "none"):
+                raise self._error(
                     f"null is expected, not {self._shown(self._token)}",
                     "Write: is null, is not null, is nan, is not nan",
                 )
-            return Compare(path, "is not null" if denied else "is null")
-        denied = self._took("not")
+            return Compare(path, "is not null" if negated else "is null")
+        negated = self._accept("not")
         for word in ("in", "like", "ilike"):
-            if self._took(word):
-                op = cast("CompareOp", f"not {word}" if denied else word)
-                return Compare(path, op, self._several(path) if word == "in" else self._pattern())
-        if denied or self._token.kind != "op":
-            raise self._wrong(
+            if self._accept(word):
+                op = cast("CompareOp", f"not {word}" if negated else word)
+                return Compare(path, op, self._list(path) if word == "in" else self._pattern())
+        if negated or self._token.kind != "op":
+            raise self._error(
                 f"a comparison is expected after '{token.text}', not {self._shown(self._token)}",
                 "Use =, !=, <, <=, >, >=, in, like, ilike or is null.",
             )
         sign = self._token.text
         self._next += 1
-        if self._took("null", "none"):
+        if self._accept("null", "none"):
             if sign in ("=", "=="):
                 return Compare(path, "is null")
             if sign in ("!=", "<>"):
                 return Compare(path, "is not null")
-            raise self._wrong("null has no order", "Write: is null, is not null")
+            raise self._error("null has no order", "Write: is null, is not null")
         at = self._token.at
         value = self._value(path)
         if is_nan(value) and sign in ("<", "<=", ">", ">="):
-            raise self._fault(at, "nan has no order", "Write: = nan, != nan, is nan, is not nan")
+            raise self._error_at(at, "nan has no order", "Write: = nan, != nan, is nan, is not nan")
         return Compare(path, cast("CompareOp", {"==": "=", "<>": "!="}.get(sign, sign)), value)
 
     def _archived(self) -> Expression:
@@ -275,25 +282,28 @@ class _Parser:
         sign = self._token.text
         self._next += 1
         if sign not in ("=", "==", "!=", "<>") or self._word() not in ("true", "false"):
-            raise self._wrong("'archived' is true or false", "Write: archived, not archived")
+            raise self._error("'archived' can only be compared with true or false", "Write: archived, not archived")
         wanted = self._word() == "true"
         self._next += 1
         return Compare(path, "is not null" if wanted == (sign in ("=", "==")) else "is null")
 
-    def _several(self, path: tuple[str, ...]) -> tuple[Scalar, ...]:
+    def _list(self, path: tuple[str, ...]) -> tuple[Scalar, ...]:
         self._expect("(")
-        found: list[Scalar] = []
-        while not self._took(")"):
-            if found:
+        values: list[Scalar] = []
+        while not self._accept(")"):
+            if values:
                 self._expect(",")
-                if self._took(")"):
+                if self._accept(")"):
                     break
-            found.append(self._value(path))
-        return tuple(found)
+            values.append(self._value(path))
+        return tuple(values)
 
     def _pattern(self) -> str:
         if self._token.kind != "text":
-            raise self._wrong(f"a text is expected, not {self._shown(self._token)}", "Write % for any characters.")
+            raise self._error(
+                f"a string is expected, not {self._shown(self._token)}",
+                'Put the pattern in quotes; % stands for any characters: "%xgb%".',
+            )
         self._next += 1
         return _unquoted(self._tokens[self._next - 1].text)
 
@@ -301,10 +311,10 @@ class _Parser:
         token = self._token
         if token.kind == "field" and self._word() in ("true", "false"):
             self._next += 1
-            return self._word_before() == "true"
+            return self._previous_word() == "true"
         if token.kind not in ("text", "number", "span"):
-            raise self._wrong(
-                f"a text, number or time is expected, not {self._shown(token)}", 'Put texts in quotes: "a b".'
+            raise self._error(
+                f"a string, number or time is expected, not {self._shown(token)}", 'Put strings in quotes: "a b".'
             )
         self._next += 1
         if path[0] in TIMES:
@@ -315,7 +325,7 @@ class _Parser:
             return parse_duration(token.text).total_seconds()
         return int(token.text) if re.fullmatch(r"[-+]?\d{1,18}", token.text) else float(token.text)
 
-    def _word_before(self) -> str:
+    def _previous_word(self) -> str:
         return self._tokens[self._next - 1].text.lower()
 
     def _time(self, token: _Token) -> datetime:
@@ -328,25 +338,27 @@ class _Parser:
         try:
             span = parse_duration(text.strip().lower().removesuffix("ago").removeprefix("-"))
             if self._now is None:
-                raise UsageError("there is no now to count back from")
+                raise UsageError("durations need the present time")
             return self._now - span
         except (UsageError, OverflowError):
-            raise self._fault(
-                token.at, f"'{text}' is no time", 'Write "2026-03-01", "2026-03-01T12:00" or a span back, "7d".'
+            raise self._error_at(
+                token.at,
+                f"'{text}' is not a time",
+                'Write "2026-03-01", "2026-03-01T12:00", or a duration before now, such as "7d".',
             ) from None
 
     def _expect(self, sign: str) -> None:
-        if not self._took(sign):
-            raise self._wrong(f"'{sign}' is expected, not {self._shown(self._token)}", "Close every bracket.")
+        if not self._accept(sign):
+            raise self._error(f"'{sign}' is expected, not {self._shown(self._token)}", "Close every bracket.")
 
     def _shown(self, token: _Token) -> str:
         return token.text if token.kind == "end" else f"'{token.text}'"
 
-    def _wrong(self, what: str, help: str) -> UsageError:
-        return self._fault(self._token.at, what, help)
+    def _error(self, message: str, help: str) -> UsageError:
+        return self._error_at(self._token.at, message, help)
 
-    def _fault(self, at: int, what: str, help: str) -> UsageError:
-        return UsageError(f"In the filter at character {at + 1}: {what}. Filter: {self._text[:200]}", help=help)
+    def _error_at(self, at: int, message: str, help: str) -> UsageError:
+        return UsageError(f"In the filter at character {at + 1}: {message}. Filter: {self._text[:200]}", help=help)
 
 
 def _unquoted(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Searching runs: a filter, an order and pages, over one project or several.
+"""Search for runs: a filter, an order and pages, over one project or several.
 
 page = search_runs(store, 'metrics.auc > 0.9 and not tags.team = "b"', order_by=["-metrics.auc"], limit=50)
 page.rows, page.next
@@ -46,23 +46,24 @@ NOT_ARCHIVED = Compare(("archived_at",), "is null")
 _PROJECT = ("project",)
 _LIMIT = 100_000
 _CHILDREN = 100
-"""Parents whose children are looked for by one search."""
+"""The number of parents whose children are found by one query."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunPage:
-    """One page of what was found."""
+    """One page of search results."""
 
     rows: list[Run] | list[dict[str, Any]]
-    """Whole runs, or where columns were named, their values by the columns' names, and `id`."""
+    """Runs; if columns were requested, dicts with the values of these columns, and `id`."""
     next: str | None
-    """What to give as `after` for the next page; None at the end."""
+    """The cursor of the next page, to pass as `after`; None on the last page."""
     columns: tuple[str, ...] | None = None
 
     def frame(self) -> pl.DataFrame:
-        """The rows as a Polars frame: of whole runs the fields, with `params.x`, `tags.x` and `metrics.x` apart.
+        """The rows as a Polars frame. Runs become their fields, with one column for each `params.x`, `tags.x` and
+        `metrics.x`.
 
-        A column whose values are of several types holds texts.
+        A column with values of several types becomes a column of strings.
         """
         import polars as pl
 
@@ -75,7 +76,7 @@ class RunPage:
 
 @dataclass(frozen=True, slots=True)
 class Aggregate:
-    """What the child runs of one parent have in a metric. NaN counts for nothing."""
+    """Statistics of one metric over the child runs of one parent. NaN is ignored."""
 
     parent: str
     metric: str
@@ -96,45 +97,47 @@ def search_runs(
     projects: Sequence[str] | None = None,
     include_archived: bool = False,
 ) -> RunPage:
-    """The runs that meet a filter, a page at a time.
+    """The runs that match a filter, one page at a time.
 
-    Pages that follow one another neither skip nor repeat a run that does not change meanwhile. What dead processes
-    left in journals is brought in first, see `recovery`.
+    Consecutive pages neither skip nor repeat a run, unless it changes in between. Journals of dead processes are folded
+    first; see `journal.recovery`.
 
     Args:
-        where: see `tracking.filters` for the language; or an expression.
-        order_by: fields, such as `-metrics.auc`; `-` in front for the greatest first. Runs without a value come last
-            in either direction.
-        after: `next` of the page before, of the same order and projects.
-        columns: read these fields only; otherwise each row is a whole `Run`.
-        projects: default: the store's own.
-        include_archived: show the runs that were put away, too.
+        where: a filter, in the language of `search.run_filters`, or an expression.
+        order_by: fields, such as `-metrics.auc`; a leading `-` sorts in descending order. Runs without a value come
+            last in both directions.
+        limit: the number of runs on a page.
+        after: continue after this cursor: `next` of the previous page, with the same order and projects.
+        columns: read only these fields. By default, each row is a `Run`.
+        projects: the projects to search. Default: the store's project.
+        include_archived: also find archived runs.
 
     Raises:
-        UsageError: the filter, the order, a column or the token cannot be read; the filter names a state that does
-            not exist; or a name is not that of any run, but nearly, such as `metrics.val.auc` for `metrics."val/auc"`.
+        UsageError: the filter, the order, a column or the cursor is not valid; the filter has a state that does not
+            exist; or no run has a name, but some have a similar one, such as `metrics."val/auc"` for
+            `metrics.val.auc`.
     """
     if not 0 < limit <= _LIMIT:
-        raise UsageError(f"limit={limit} is no size for a page.", help=f"Ask for 1 to {_LIMIT:,} runs.")
+        raise UsageError(f"limit={limit} is not a valid size of a page.", help=f"Pass a limit of 1 to {_LIMIT:,}.")
     wanted = None if columns is None else [(name, field_path(name)) for name in columns]
     order = [(field_path(name.removeprefix("-")), name.startswith("-")) for name in order_by]
     expression = _expression(store, where, include_archived)
     chosen = _projects(store, projects)
     scope = _scope(order, chosen)
-    start = None if after is None else _read_token(after, scope, len(order))
+    start = None if after is None else _read_cursor(after, scope, len(order))
     recover_journals(store, chosen)
-    asked = [path for path, _ in order] + [path for _, path in wanted or ()]
-    check_names(store, chosen, [*(leaf.path for leaf in leaves(expression)), *asked])
+    requested = [path for path, _ in order] + [path for _, path in wanted or ()]
+    check_names(store, chosen, [*(leaf.path for leaf in leaves(expression)), *requested])
     page = [
         (name, hit) for name in chosen for hit in _hits(store.for_project(name), expression, order, limit + 1, start)
     ]
     if len(chosen) > 1:
-        ways = [way for _, way in order]
-        page = heapq.nsmallest(limit + 1, page, key=lambda item: (sort_value(item[1], ways), item[0]))
+        descending = [down for _, down in order]
+        page = heapq.nsmallest(limit + 1, page, key=lambda item: (sort_value(item[1], descending), item[0]))
     shown = page[:limit]
-    token = _token(shown[-1][1], scope) if len(page) > limit else None
-    rows: list[Any] = _whole(store, shown) if wanted is None else _narrow(store, shown, wanted)
-    return RunPage(rows, token, None if columns is None else tuple(columns))
+    cursor = _cursor(shown[-1][1], scope) if len(page) > limit else None
+    rows: list[Any] = _read_runs(store, shown) if wanted is None else _read_columns(store, shown, wanted)
+    return RunPage(rows, cursor, None if columns is None else tuple(columns))
 
 
 def count_runs(
@@ -144,31 +147,30 @@ def count_runs(
     projects: Sequence[str] | None = None,
     include_archived: bool = False,
 ) -> int:
-    """How many runs meet a filter."""
+    """How many runs match a filter."""
     expression = _expression(store, where, include_archived)
     chosen = _projects(store, projects)
     recover_journals(store, chosen)
     check_names(store, chosen, [leaf.path for leaf in leaves(expression)])
     total = 0
     for name in chosen:
-        own = _within(expression, name)
-        total += store.for_project(name).records.count(Run, own)
+        total += store.for_project(name).records.count(Run, _within(expression, name))
     return total
 
 
 def aggregate_children(store: Store, parents: Iterable[str], metrics: Sequence[str]) -> list[Aggregate]:
-    """Least, greatest and mean of metrics over the child runs of each parent; one entry where any child has one.
+    """Minimum, maximum and mean of metrics over the child runs of each parent, for each metric that any child has.
 
     Args:
-        parents: ids of runs of the store's project.
-        metrics: names of metrics, without `metrics.` in front.
+        parents: ids of runs in the store's project.
+        metrics: names of metrics, without the prefix `metrics.`.
     """
     paths = [("metrics", name) for name in metrics]
     values: dict[tuple[str, str], list[float]] = {}
-    asked = list(dict.fromkeys(parents))
+    ids = list(dict.fromkeys(parents))
     recover_journals(store)
-    for start in range(0, len(asked), _CHILDREN):
-        part = tuple(asked[start : start + _CHILDREN])
+    for start in range(0, len(ids), _CHILDREN):
+        part = tuple(ids[start : start + _CHILDREN])
         hits = store.records.search(Run, Compare(("parent",), "in", part))
         for row in store.records.values_at(Run, [hit.id for hit in hits], [("parent",), *paths]):
             for path in paths:
@@ -184,7 +186,7 @@ def aggregate_children(store: Store, parents: Iterable[str], metrics: Sequence[s
             max(found),
             math.fsum(found) / len(found) if _finite(found) else sum(found) / len(found),
         )
-        for (parent, metric), found in sorted(values.items(), key=lambda item: asked.index(item[0][0]))
+        for (parent, metric), found in sorted(values.items(), key=lambda item: ids.index(item[0][0]))
     ]
 
 
@@ -193,27 +195,18 @@ def _finite(values: list[float]) -> bool:
 
 
 def _expression(store: Store, where: str | Expression | None, include_archived: bool) -> Expression:
-    asked = parse_filter(where, now=store.now()) if isinstance(where, str) else where
-    shown: Expression = And(()) if asked is None else asked
-    for leaf in leaves(shown):
+    parsed = parse_filter(where, now=store.now()) if isinstance(where, str) else where
+    expression: Expression = And(()) if parsed is None else parsed
+    compared = list(leaves(expression))
+    for leaf in compared:
         check_state(leaf)
-    if include_archived or _speaks_of(shown, NOT_ARCHIVED.path):
-        return shown
-    return And((shown, NOT_ARCHIVED))
-
-
-def _speaks_of(expression: Expression, path: tuple[str, ...]) -> bool:
-    match expression:
-        case And(parts) | Or(parts):
-            return any(_speaks_of(part, path) for part in parts)
-        case Not(part):
-            return _speaks_of(part, path)
-        case Compare():
-            return expression.path == path
+    if include_archived or any(leaf.path == NOT_ARCHIVED.path for leaf in compared):
+        return expression
+    return And((expression, NOT_ARCHIVED))
 
 
 def _within(expression: Expression, project: str) -> Expression:
-    """The expression within one project: comparisons of the project are true or false from the start."""
+    """The expression for one project: comparisons of the field `project` are replaced by true or false."""
     match expression:
         case And(parts):
             return And(tuple(_within(part, project) for part in parts))
@@ -230,49 +223,50 @@ def _projects(store: Store, projects: Sequence[str] | None) -> list[str]:
     if projects is None:
         return [store.project]
     if not projects:
-        raise UsageError("No project is named.", help="Leave `projects` out for the store's own.")
+        raise UsageError("`projects` is empty.", help="Omit `projects` to search the store's own project.")
     return sorted(set(projects))
 
 
 def _hits(
     store: Store, expression: Expression, order: list[tuple[tuple[str, ...], bool]], limit: int, start: SearchHit | None
 ) -> list[SearchHit]:
-    """The next hits of one project. The project as a key has one value here, which the store need not know."""
-    at = [number for number, (path, _) in enumerate(order) if path == _PROJECT]
-    own = [key for number, key in enumerate(order) if number not in at]
+    """The next hits of one project. The sort key `project` is constant in a project, so the query leaves it out."""
+    indexes = [index for index, (path, _) in enumerate(order) if path == _PROJECT]
+    other_keys = [key for index, key in enumerate(order) if index not in indexes]
     project = (1, store.project)
-    if start is not None and at:
-        return _hits_across(store, expression, order, own, limit, start)
-    hits = store.records.search(Run, _within(expression, store.project), order=own, limit=limit, after=start)
-    if not at:
+    if start is not None and indexes:
+        return _hits_after(store, expression, order, other_keys, limit, start)
+    hits = store.records.search(Run, _within(expression, store.project), order=other_keys, limit=limit, after=start)
+    if not indexes:
         return hits
-    return [SearchHit(hit.id, hit.number, _with(hit.position, at, project)) for hit in hits]
+    return [SearchHit(hit.id, hit.number, _with(hit.position, indexes, project)) for hit in hits]
 
 
-def _hits_across(
+def _hits_after(
     store: Store,
     expression: Expression,
     order: list[tuple[tuple[str, ...], bool]],
-    own: list[tuple[tuple[str, ...], bool]],
+    other_keys: list[tuple[tuple[str, ...], bool]],
     limit: int,
     start: SearchHit,
 ) -> list[SearchHit]:
-    """Behind a hit of perhaps another project, in an order of which the project is a key."""
-    at = [number for number, (path, _) in enumerate(order) if path == _PROJECT]
-    ways = [way for _, way in order]
-    hits = store.records.search(Run, _within(expression, store.project), order=own)
-    whole = (SearchHit(hit.id, hit.number, _with(hit.position, at, (1, store.project))) for hit in hits)
-    return [hit for hit in whole if sort_value(hit, ways) > sort_value(start, ways)][:limit]
+    """The hits of one project after `start`, which may be in another project, if `project` is a sort key."""
+    indexes = [index for index, (path, _) in enumerate(order) if path == _PROJECT]
+    descending = [down for _, down in order]
+    hits = store.records.search(Run, _within(expression, store.project), order=other_keys)
+    complete = (SearchHit(hit.id, hit.number, _with(hit.position, indexes, (1, store.project))) for hit in hits)
+    return [hit for hit in complete if sort_value(hit, descending) > sort_value(start, descending)][:limit]
 
 
-def _with(position: tuple[Any, ...], at: list[int], place: tuple[int, Any]) -> tuple[Any, ...]:
-    found = list(position)
-    for number in at:
-        found.insert(number, place)
-    return tuple(found)
+def _with(position: tuple[Any, ...], indexes: list[int], value: tuple[int, Any]) -> tuple[Any, ...]:
+    """The sort position of a hit with a value inserted at some indexes."""
+    complete = list(position)
+    for index in indexes:
+        complete.insert(index, value)
+    return tuple(complete)
 
 
-def _whole(store: Store, shown: list[tuple[str, SearchHit]]) -> list[Run]:
+def _read_runs(store: Store, shown: list[tuple[str, SearchHit]]) -> list[Run]:
     runs: dict[str, Run] = {}
     for name in {name for name, _ in shown}:
         ids = [hit.id for project, hit in shown if project == name]
@@ -280,7 +274,7 @@ def _whole(store: Store, shown: list[tuple[str, SearchHit]]) -> list[Run]:
     return [runs[hit.id] for _, hit in shown if hit.id in runs]
 
 
-def _narrow(
+def _read_columns(
     store: Store, shown: list[tuple[str, SearchHit]], wanted: list[tuple[str, tuple[str, ...]]]
 ) -> list[dict[str, Any]]:
     paths = [path for _, path in wanted if path != _PROJECT]
@@ -296,38 +290,40 @@ def _scope(order: list[tuple[tuple[str, ...], bool]], projects: list[str]) -> st
     return hashlib.sha256(msgspec.json.encode([order, projects])).hexdigest()[:12]
 
 
-def _token(hit: SearchHit, scope: str) -> str:
-    # Numbers in the form that keeps every bit and the infinities.
-    places = [[rank, value.hex() if isinstance(value, float) else value] for rank, value in hit.position]
-    return base64.urlsafe_b64encode(msgspec.json.encode([scope, hit.id, hit.number, places])).decode()
+def _cursor(hit: SearchHit, scope: str) -> str:
+    # Floats in hexadecimal: exact, and JSON has no infinities.
+    position = [[rank, value.hex() if isinstance(value, float) else value] for rank, value in hit.position]
+    return base64.urlsafe_b64encode(msgspec.json.encode([scope, hit.id, hit.number, position])).decode()
 
 
-def _read_token(token: str, scope: str, keys: int) -> SearchHit:
+def _read_cursor(cursor: str, scope: str, keys: int) -> SearchHit:
     try:
-        said, identity, number, places = msgspec.json.decode(base64.b64decode(token, altchars=b"-_", validate=True))
-        position = tuple(
-            (rank, float.fromhex(value) if rank == 0 else value if rank == 1 else None) for rank, value in places
+        cursor_scope, identity, number, encoded = msgspec.json.decode(
+            base64.b64decode(cursor, altchars=b"-_", validate=True)
         )
-        known = (
+        position = tuple(
+            (rank, float.fromhex(value) if rank == 0 else value if rank == 1 else None) for rank, value in encoded
+        )
+        is_valid = (
             len(position) == keys
             and all(rank in (0, 1, 2) and (rank != 1 or isinstance(value, str)) for rank, value in position)
             and isinstance(identity, str)
             and isinstance(number, int | str)
         )
     except (ValueError, TypeError, OverflowError, binascii.Error, msgspec.DecodeError) as error:
-        raise _no_token(token) from error
-    if not known:
-        raise _no_token(token)
-    if said != scope:
+        raise _invalid_cursor(cursor) from error
+    if not is_valid:
+        raise _invalid_cursor(cursor)
+    if cursor_scope != scope:
         raise UsageError(
-            "That page token belongs to a search with another order or other projects.",
-            help="Begin with the first page.",
+            "This cursor belongs to a search with another order or other projects.",
+            help="Start again with the first page.",
         )
     return SearchHit(identity, number, position)
 
 
-def _no_token(token: str) -> UsageError:
-    return UsageError(f"'{token[:40]}' is no token of a page.", help="Give the `next` of the page before.")
+def _invalid_cursor(cursor: str) -> UsageError:
+    return UsageError(f"'{cursor[:40]}' is not the cursor of a page.", help="Pass `next` of the previous page.")
 
 
 def _spread(run: Run) -> dict[str, Json]:

@@ -1,1 +1,1 @@
-"""Finding and masking secrets in what a run records about itself."""
+"""Detection and masking of secrets in the records of runs."""

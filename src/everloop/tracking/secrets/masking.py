@@ -1,11 +1,12 @@
-"""Secrets in what a run records about itself: found by name and by shape, and masked before anything is stored.
+"""Masking of secrets in the records of runs. Secrets are found by name and by shape, and masked before they are stored.
 
-A secret is replaced by `***name***`, where the name says what stood there: `--password hunter2` becomes
-`--password ***password***`. `everloop reproduce RUN --with password=…` gives it again. Values that only refer to a
-secret (`$TOKEN`, `{token}`, `<password>`) stay, and so do names that only sound alike: `--max-tokens`, `pad_token`,
-`--passes`, `tokenizer`, `partition_key`. In source code only quoted texts count: `token = read_token()` is code.
+A secret is replaced by `***name***`, with the name of what was there: `--password hunter2` becomes `--password
+***password***`. `everloop reproduce RUN --with password=…` supplies it again. Values that only refer to a secret
+(`$TOKEN`, `{token}`, `<password>`) are not masked, and neither are values of names that only look similar:
+`--max-tokens`, `pad_token`, `--passes`, `tokenizer`, `partition_key`. In source code only quoted strings are masked:
+`token = read_token()` is code.
 
-This finds what looks like a secret. A password that is passed as a plain word, without a name, cannot be seen.
+This finds only what looks like a secret. It cannot find a password that is passed as a plain word without a name.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ _SETTING_LINE = re.compile(
     r"([^\s()\[\]{}\"',;]++)[ \t\r]{0,40}+$",
     re.MULTILINE,
 )
-"""A line of YAML, INI or a shell's file whose value stands without quotes; a call or a list is code."""
+"""A line of a YAML, INI or shell file with an unquoted value; a call or a list is code."""
 _OPTION = re.compile(r"-{1,2}+[A-Za-z][A-Za-z0-9_.\-]{0,199}+")
 _UNNAMED_USER = 20
-"""From this length on, a user's name in a URL without a password is taken for a token."""
+"""A user name of at least this length, in a URL without a password, is taken for a token."""
 
 _TOOLS: dict[str, tuple[str, ...]] = {
     "mysql": ("-p+",),
@@ -77,42 +78,43 @@ _TOOLS: dict[str, tuple[str, ...]] = {
     "smbclient": ("-U%",),
     "lftp": ("-u,",),
 }
-"""Options that take a secret: the next word; `+`: the rest of the same word; another sign: what follows it there."""
-_LOGINS = frozenset({"az", "docker", "helm", "oc", "podman"})
-"""Tools whose `-p` is a password where they log in, and a port elsewhere."""
+"""Options that take a secret: as the next word; with `+`, as the rest of the same word; with another sign, after that
+sign."""
+_LOGIN_TOOLS = frozenset({"az", "docker", "helm", "oc", "podman"})
+"""Tools whose `-p` is a password in their `login` command, and a port in others."""
 
 
 class Masker:
-    """Masks the secrets of one run, and gives each value one name."""
+    """Masks the secrets of one run. Each secret value gets one name."""
 
     def __init__(self, prefix: str = "") -> None:
         self._prefix = prefix
         self._marks: dict[str, str] = {}
-        self._taken: dict[str, str] = {}
+        self._values_by_name: dict[str, str] = {}
 
     def mask(self, name: str, value: str) -> str:
-        """The mark that stands for a secret."""
-        known = self._marks.get(value)
-        if known is None:
+        """The mark that replaces a secret."""
+        mark = self._marks.get(value)
+        if mark is None:
             plain = re.sub(r"[^A-Za-z0-9_.-]", "-", name[-80:]).strip("-._") or "value"
             chosen, number = plain, 1
-            while self._taken.setdefault(chosen, value) != value:
+            while self._values_by_name.setdefault(chosen, value) != value:
                 number += 1
                 chosen = f"{plain}-{number}"
-            known = self._marks[value] = f"***{self._prefix}{chosen}***"
-        return known
+            mark = self._marks[value] = f"***{self._prefix}{chosen}***"
+        return mark
 
     def arguments(self, words: Sequence[str]) -> tuple[str, ...]:
-        """A command's arguments, as the process got them."""
-        program = _program_text(words)
-        found = self._options(words, lambda place, word: self._word(word, code=place == program))
-        if any("***aws-key-id" in word for word in found):
-            # Its other half has no shape of its own beyond its length.
-            found = [_AWS_SECRET.sub(lambda key: self.mask("aws-secret", key[0]), word) for word in found]
-        return tuple(found)
+        """Mask the arguments of a command."""
+        program = _program_index(words)
+        masked = self._options(words, lambda index, word: self._word(word, code=index == program))
+        if any("***aws-key-id" in word for word in masked):
+            # The secret half of an AWS key has no recognisable shape but its length.
+            masked = [_AWS_SECRET.sub(lambda key: self.mask("aws-secret", key[0]), word) for word in masked]
+        return tuple(masked)
 
     def text(self, text: str, *, code: bool = False) -> str:
-        """Any text, such as an error's message; with `code` only quoted texts are values of names."""
+        """Mask any text, such as an error message. With `code`, only quoted strings count as values of names."""
         if len(text) < 6:
             return text
         if "PRIVATE KEY" in text:
@@ -125,7 +127,7 @@ class Masker:
         return replace_shapes(text, self.mask)
 
     def value(self, name: str, value: str) -> str:
-        """A text that is kept under a name, such as a parameter."""
+        """Mask a named value, such as a parameter."""
         if is_secret_name(name) and is_secret_value(name, value):
             return self.mask(name, value)
         if "\n" in value:
@@ -139,25 +141,25 @@ class Masker:
         return f"{head}{self.mask(name, value)}"
 
     def _options(self, words: Sequence[str], other: Callable[[int, str], str]) -> list[str]:
-        """Mask what follows an option of a secret's name, or of a tool's; `other` treats the remaining words."""
-        found: list[str] = []
-        tools: tuple[str, ...] = ()
-        wanted: tuple[str, str] | None = None
-        for place, word in enumerate(words):
+        """Mask the values of options with a secret's name, and of known tools' options. `other` masks other words."""
+        result: list[str] = []
+        tool_options: tuple[str, ...] = ()
+        expected: tuple[str, str] | None = None
+        for index, word in enumerate(words):
             masked = None
-            if wanted is not None and not (_OPTION.fullmatch(word) and not wanted[1]):
-                masked = self._secret_of(word, *wanted)
-                wanted = None
+            if expected is not None and not (_OPTION.fullmatch(word) and not expected[1]):
+                masked = self._secret_of(word, *expected)
+                expected = None
             else:
                 base = word.rsplit("/", 1)[-1].lower()
-                tools = ("-p",) if base in _LOGINS and "login" in words else _TOOLS.get(base, tools)
-                masked, wanted = self._option(word, tools)
-            found.append(other(place, word) if masked is None else masked)
-        return found
+                tool_options = ("-p",) if base in _LOGIN_TOOLS and "login" in words else _TOOLS.get(base, tool_options)
+                masked, expected = self._option(word, tool_options)
+            result.append(other(index, word) if masked is None else masked)
+        return result
 
-    def _option(self, word: str, tools: Iterable[str]) -> tuple[str | None, tuple[str, str] | None]:
-        """The word where an option of a known tool holds a secret in itself; what the next word is, if it is one."""
-        for option in tools:
+    def _option(self, word: str, tool_options: Iterable[str]) -> tuple[str | None, tuple[str, str] | None]:
+        """The masked word, if it is an option that contains a secret; name and sign, if the next word is the secret."""
+        for option in tool_options:
             flag, sign = (option, "") if option[-1].isalpha() else (option[:-1], option[-1])
             if sign == "+":
                 if word.startswith(flag) and len(word) > len(flag):
@@ -171,7 +173,7 @@ class Masker:
         return None, None
 
     def _secret_of(self, word: str, name: str, sign: str) -> str | None:
-        """A word that is a secret, or holds one behind a sign; None where it is none."""
+        """The masked word if it is a secret, or contains one after a sign; None if not."""
         _, found, secret = word.partition(sign) if sign not in ("", "=") else ("", "=", word)
         quote = secret[:1] if secret[:1] in ("'", '"') and secret[:1] == secret[-1:] and len(secret) > 1 else ""
         inner = secret[1:-1] if quote else secret
@@ -180,18 +182,18 @@ class Masker:
         return f"{word[: len(word) - len(secret)]}{quote}{self.mask(name, inner)}{quote}"
 
     def _word(self, word: str, *, code: bool = False) -> str:
-        whole = None if code else _WHOLE_PAIR.fullmatch(word)
-        if whole is not None and is_secret_name(whole[1]) and is_secret_value(whole[1], whole[3]):
-            return f"{whole[1]}{whole[2]}{self.mask(whole[1], whole[3])}"
+        pair = None if code else _WHOLE_PAIR.fullmatch(word)
+        if pair is not None and is_secret_name(pair[1]) and is_secret_value(pair[1], pair[3]):
+            return f"{pair[1]}{pair[2]}{self.mask(pair[1], pair[3])}"
         if not code and any(char.isspace() for char in word):
-            # A command in a command: `sh -c "mysql -psecret"`.
+            # A command within an argument: `sh -c "mysql -psecret"`.
             pieces = re.split(r"(\s+)", word)
             pieces[::2] = self._options(pieces[::2], lambda _, piece: piece)
             word = "".join(pieces)
         return self.text(word, code=code)
 
     def _pairs(self, text: str, code: bool) -> str:
-        found: list[str] = []
+        pieces: list[str] = []
         done = 0
         for pair in _PAIR.finditer(text):
             if pair.start() < done or not self._names_secret(text, pair):
@@ -200,14 +202,14 @@ class Masker:
             begin, end = self._value_span(text, pair.end(), code, name)
             value = text[begin:end]
             if end > begin and is_secret_value(name, value, code=code):
-                found += [text[done:begin], self.mask(name, value)]
+                pieces += [text[done:begin], self.mask(name, value)]
                 done = end
-        return "".join([*found, text[done:]]) if found else text
+        return "".join([*pieces, text[done:]]) if pieces else text
 
     def _names_secret(self, text: str, pair: re.Match[str]) -> bool:
         if is_secret_name(pair[1]):
             return True
-        # A signed URL: what stands behind `sig=` opens it.
+        # In a signed URL, the value of `sig` grants access.
         return pair[1].lower() in ("sig", "signature") and text[max(0, pair.start() - 1) : pair.start()] in (
             "?",
             "&",
@@ -215,7 +217,7 @@ class Masker:
         )
 
     def _value_span(self, text: str, begin: int, code: bool, name: str) -> tuple[int, int]:
-        """Where the value begins and ends."""
+        """The start and end of the value."""
         quote = _QUOTE.match(text, begin)
         if quote is not None:
             end = text.find(quote[1], quote.end())
@@ -236,7 +238,7 @@ class Masker:
             port = authority.partition(":")[2]
             if not port or port.isdigit() or "@" not in rest:
                 return found[0]
-            authority = rest  # a password with a slash in it
+            authority = rest  # the password contains a slash
         user, _, host = authority.rpartition("@")
         name, colon, password = user.partition(":")
         after = f"@{host}{rest[len(authority) :]}"
@@ -255,47 +257,49 @@ class Masker:
         return found[0][: found.start(1) - found.start()] + self.mask("bearer-token", token)
 
 
-def _program_text(words: Sequence[str]) -> int | None:
-    """Which word is Python code, as in `python -X dev -c CODE`."""
+def _program_index(words: Sequence[str]) -> int | None:
+    """The index of the word that is Python code, as in `python -X dev -c CODE`."""
     if not words or not words[0].rsplit("/", 1)[-1].startswith(("python", "pypy")):
         return None
-    for place, word in enumerate(words[1:], start=1):
+    for index, word in enumerate(words[1:], start=1):
         if word == "-c":
-            return place + 1
-        if not word.startswith("-") and words[place - 1] not in ("-X", "-W"):
+            return index + 1
+        if not word.startswith("-") and words[index - 1] not in ("-X", "-W"):
             return None
     return None
 
 
 @lru_cache(maxsize=8)
 def mask_arguments(words: tuple[str, ...]) -> tuple[str, ...]:
-    """A command without its secrets."""
+    """A command with its secrets masked."""
     return Masker().arguments(words)
 
 
 def mask_text(text: str) -> str:
-    """A text without its secrets."""
+    """A text with its secrets masked."""
     return Masker().text(text)
 
 
 def masked_names(texts: Iterable[str]) -> list[str]:
-    """The names of what was masked in texts, each once, in order."""
+    """The names of the masked secrets in texts, each once, in order."""
     return list(dict.fromkeys(name for text in texts for name in MARK.findall(text)))
 
 
 def mask_params(values: Mapping[str, Json]) -> dict[str, Json]:
-    """Parameters without their secrets, by name and by shape."""
+    """Parameters with their secrets masked, by name and by shape."""
     masker = Masker()
 
     def masked(name: str, value: Json) -> Json:
         if type(value) is str:
             return masker.value(name, value)
         if type(value) is dict:
-            # Of `{"credentials": {"id": …}}` each text is one; of `{"name": "password", "value": …}` the value is.
-            own = value.get("name", value.get("key"))
-            named = own if isinstance(own, str) and is_secret_name(own) else None
+            # In `{"credentials": {"id": …}}` each string is a secret, in `{"name": "password", "value": …}` the value.
+            label = value.get("name", value.get("key"))
+            secret_label = label if isinstance(label, str) and is_secret_name(label) else None
             return {
-                key: masked(named if named and key == "value" else name if is_secret_name(name) else key, item)
+                key: masked(
+                    secret_label if secret_label and key == "value" else name if is_secret_name(name) else key, item
+                )
                 for key, item in value.items()
             }
         if type(value) is list:
@@ -306,7 +310,7 @@ def mask_params(values: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def masks_secrets() -> bool:
-    """Whether runs of this process are masked: unless the nearest `everloop.toml` says `[tracking] mask = false`."""
+    """Whether secrets are masked: yes, unless the nearest `everloop.toml` has `[tracking] mask = false`."""
     try:
         config = nearest_config(Path.cwd())
         return config is None or _setting(config, config.stat().st_mtime_ns)

@@ -1,4 +1,4 @@
-"""Which names are those of secrets, and which values under such names are not."""
+"""Names of secrets, and values under such names that are not secrets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WORD_TOKENS = re.compile(
     r"bos|class|cls|end|eos|first|image|last|mask|max|min|next|num|oov|pad|per|prefix|prompt|"
     r"sep|special|start|stop|suffix|think|unk|audio|video|blank"
 )
-_TURNS_OF_PASS = re.compile(r"backward|band|by|first|forward|high|last|low|multi|one|per|second|single|two")
+_WORDS_BEFORE_PASS = re.compile(r"backward|band|by|first|forward|high|last|low|multi|one|per|second|single|two")
 _SWITCHES = re.compile(r"ask|disable|enable|has|hide|no|prompt|require|requires|show|skip|without")
 _MAYBE_NUMBERS = frozenset({"auth", "key", "pass", "pat", "sig", "token"})
 _MANY = re.compile(r"passwords|passwds|passphrases|apikeys|secretkeys|accesskeys|authtokens|accesstokens|apitokens")
@@ -32,7 +32,7 @@ _PARTS = re.compile(r"[^A-Za-z0-9]+")
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether what is called so is a secret, by the last of its words: `db.password` is, `password_file` is not."""
+    """Whether a name is that of a secret, judged mainly by its last word: `db.password` is, `password_file` is not."""
     words = [word.lower() for word in _PARTS.split(_CAMEL.sub("_", name[-200:])) if word]
     if not words:
         return False
@@ -44,7 +44,7 @@ def is_secret_name(name: str) -> bool:
         return True
     match last:
         case "tokens":
-            # Most are counted: `max_tokens`, `prompt_tokens`.
+            # Most of these are counts: `max_tokens`, `prompt_tokens`.
             return bool(_OPENING_TOKENS.fullmatch(before))
         case "keys":
             return bool(_KEYS.fullmatch(before))
@@ -53,7 +53,7 @@ def is_secret_name(name: str) -> bool:
         case "key":
             return bool(_KEYS.fullmatch(before))
         case "pass":
-            return not _TURNS_OF_PASS.fullmatch(before)
+            return not _WORDS_BEFORE_PASS.fullmatch(before)
         case "auth" | "pat" | "sas":
             return True
         case "signature" | "sig":
@@ -79,10 +79,11 @@ _SMALL_NUMBER = re.compile(r"[-+]?\d{1,6}(?:\.\d{0,6}+)?")
 
 
 def is_secret_value(name: str, value: str, *, code: bool = False) -> bool:
-    """Whether a value under a secret's name is one: not empty, no placeholder, no reference to where it stands.
+    """Whether a value under a secret's name is a secret: not empty, not a placeholder and not a reference.
 
     Args:
-        code: it is a text in source code, where `pass` and `token` have other uses, and `{…}` is filled in later.
+        code: whether the value is a string in source code, where `pass` and `token` have other uses, and `{…}` is
+            filled in later.
     """
     plain = value.strip()
     if (
@@ -102,6 +103,6 @@ def is_secret_value(name: str, value: str, *, code: bool = False) -> bool:
 
 
 def is_reference(text: str, at: int) -> bool:
-    """Whether what stands there only names where a value is: `${PASSWORD}`, `{password}`."""
+    """Whether the text at a position is only a reference to a value: `${PASSWORD}`, `{password}`."""
     found = _REFERENCE.match(text, at)
     return found is not None and text[found.end() : found.end() + 1] in ("", *_ENDS_A_VALUE)

@@ -1,4 +1,4 @@
-"""Secrets that are known by their shape: the keys and tokens of services, and what they begin with."""
+"""Secrets that are recognised by their shape: keys and tokens of services with known prefixes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def _mixed(text: str) -> bool:
-    """Whether a key that begins like a word is one: a stretch of letters and digits that no word has."""
+    """Whether a text is a key and not words: some part of it is a long mixture of letters and digits."""
     return any(
         len(part) >= 16 and any(char.isdigit() for char in part) and any(char.isalpha() for char in part)
         for part in re.split(r"[-_]", text)
@@ -64,7 +64,7 @@ _BEGINNINGS = re.compile(
 
 
 def replace_shapes(text: str, mask: Callable[[str, str], str]) -> str:
-    """The text with every such key replaced by what `mask(name, key)` returns."""
+    """The text with every key of a known shape replaced by the result of `mask(name, key)`."""
     if _BEGINNINGS.search(text) is None:
         return text
     for name, shape, check in _SHAPES:

@@ -21,8 +21,8 @@ from everloop.server.control_app import make_app
 from everloop.stores import Store, open_store
 from everloop.stores.journals import list_journals
 from everloop.tracking import read_metrics, start_run
-from everloop.tracking.journal.ingest import receive_frames
-from everloop.tracking.journal.upload import Shipper, ship_all
+from everloop.tracking.journal.ingest import ingest_frames
+from everloop.tracking.journal.upload import JournalUploader, upload_journals
 
 
 @pytest.fixture
@@ -62,20 +62,20 @@ def steps(store: Store, run: str) -> list[int]:
 
 
 def test_a_living_run_is_followed_and_its_end_as_well(store: Store, far: Store) -> None:
-    with serving(make_app(far)) as url, Shipper(store.journals, url) as shipper:
+    with serving(make_app(far)) as url, JournalUploader(store.journals, url) as uploader:
         with start_run("train", store=store, params={"lr": 0.1}) as run:
             run.log(loss=1.0, step=0)
-            assert shipper.ship() > 0
-            assert shipper.ship() == 0
+            assert uploader.upload() > 0
+            assert uploader.upload() == 0
             there = far.records.get(Run, run.id)
             assert (there.state, there.params, there.metrics) == ("running", {"lr": 0.1}, {"loss": 1.0})
             run.set_tag("x", "y")
             run.log(loss=0.5, step=1)
-            shipper.ship()
+            uploader.upload()
             run.log(loss=0.25, step=2)
-        assert len(list_journals(shipper.outbox)) == 1
-        shipper.ship()
-        assert list_journals(shipper.outbox) == []
+        assert len(list_journals(uploader.outbox)) == 1
+        uploader.upload()
+        assert list_journals(uploader.outbox) == []
     here, there = run.record, far.records.get(Run, run.id)
     assert (there.state, there.metrics, there.tags) == ("finished", {"loss": 0.25}, {"x": "y"})
     assert (there.seconds, there.ended_at, there.source) == (here.seconds, here.ended_at, here.source)
@@ -125,7 +125,7 @@ def test_whatever_the_network_does_each_point_arrives_once(
 ) -> None:
     monkeypatch.setattr("everloop.tracking.journal.upload.BATCH_BYTES", 300)
     monkeypatch.setattr("everloop.tracking.journal.upload._PAUSE_S", (0.001, 0.01))
-    with serving(Unreliable(make_app(far), seed)) as url, Shipper(store.journals, url).start(every_s=0.005):
+    with serving(Unreliable(make_app(far), seed)) as url, JournalUploader(store.journals, url).start(every_s=0.005):
         runs = [logged(store, 40, f"run-{number}") for number in range(3)]
         deadline = time.monotonic() + 20
         while list_journals(store.journals / "outbox") and time.monotonic() < deadline:
@@ -137,16 +137,16 @@ def test_whatever_the_network_does_each_point_arrives_once(
 
 
 def test_what_was_gathered_without_a_network_is_sent_later(store: Store, far: Store) -> None:
-    with Shipper(store.journals, "http://127.0.0.1:9") as shipper:
+    with JournalUploader(store.journals, "http://127.0.0.1:9") as uploader:
         logged(store)
         with pytest.raises(UnavailableError):
-            shipper.ship()
+            uploader.upload()
         other = logged(store)
-    with pytest.raises(UnavailableError, match="does not answer"):
-        ship_all(store.journals, "http://127.0.0.1:9", patience_s=0.1)
+    with pytest.raises(UnavailableError, match="does not respond"):
+        upload_journals(store.journals, "http://127.0.0.1:9", patience_s=0.1)
     with serving(make_app(far)) as url:
-        assert ship_all(store.journals, url) > 0
-        assert ship_all(store.journals, url) == 0
+        assert upload_journals(store.journals, url) > 0
+        assert upload_journals(store.journals, url) == 0
     assert len(far.records.find(Run)) == 2
     assert steps(far, other.id) == list(range(50))
 
@@ -155,14 +155,14 @@ def test_a_server_that_restarts_is_gone_on_with(store: Store, far: Store) -> Non
     with start_run("train", store=store) as run:
         run.log(loss=1.0, step=0)
         with serving(make_app(far)) as url:
-            shipper = Shipper(store.journals, url)
-            shipper.ship()
+            uploader = JournalUploader(store.journals, url)
+            uploader.upload()
         run.log(loss=2.0, step=1)
         with pytest.raises(UnavailableError):
-            shipper.ship()
+            uploader.upload()
         with serving(make_app(far), port=int(url.rpartition(":")[2])):
-            shipper.ship()
-            shipper.stop()
+            uploader.upload()
+            uploader.stop()
     assert steps(far, run.id) == [0, 1]
 
 
@@ -179,14 +179,14 @@ def test_batches_that_come_again_or_overlap_change_nothing(store: Store, far: St
 
     writer, body = frames_of(store)
     cuts = [0, *(end for _, end in split_frames(body))]
-    assert receive_frames(far, writer, 0, b"") == 8
-    assert receive_frames(far, writer, 8 + cuts[4], body[cuts[4] :]) == 8  # too early: go on from the beginning
+    assert ingest_frames(far, writer, 0, b"") == 8
+    assert ingest_frames(far, writer, 8 + cuts[4], body[cuts[4] :]) == 8  # too early: go on from the beginning
     assert far.records.find(Run) == []
-    assert receive_frames(far, writer, 8, body[: cuts[4]]) == 8 + cuts[4]
-    assert receive_frames(far, writer, 8, body[: cuts[4]]) == 8 + cuts[4]
-    assert receive_frames(far, writer, 8 + cuts[2], body[cuts[2] : cuts[6]]) == 8 + cuts[6]
-    assert receive_frames(far, writer, 8, body) == 8 + len(body)
-    assert receive_frames(far, writer, 8, body) == 8 + len(body)
+    assert ingest_frames(far, writer, 8, body[: cuts[4]]) == 8 + cuts[4]
+    assert ingest_frames(far, writer, 8, body[: cuts[4]]) == 8 + cuts[4]
+    assert ingest_frames(far, writer, 8 + cuts[2], body[cuts[2] : cuts[6]]) == 8 + cuts[6]
+    assert ingest_frames(far, writer, 8, body) == 8 + len(body)
+    assert ingest_frames(far, writer, 8, body) == 8 + len(body)
     (run,) = far.records.find(Run)
     assert steps(far, run.id) == list(range(5))
     assert run.state == "finished"
@@ -195,15 +195,15 @@ def test_batches_that_come_again_or_overlap_change_nothing(store: Store, far: St
 def test_what_makes_no_sense_is_refused(store: Store, far: Store) -> None:
     writer, body = frames_of(store)
     for name in ("../../etc/passwd", "predictions-a.0123456789abcdef", "run-x", "run-../x.0123456789abcdef"):
-        with pytest.raises(UsageError, match="no writer"):
-            receive_frames(far, name, 8, body)
+        with pytest.raises(UsageError, match="is not the journal of a run"):
+            ingest_frames(far, name, 8, body)
     for broken in (body[:-1], b"x" * 100, body[:5]):
         with pytest.raises(UsageError, match="cannot be read"):
-            receive_frames(far, writer, 8, broken)
-    with pytest.raises(UsageError, match="begins with another"):
-        receive_frames(far, "run-other.0123456789abcdef", 8, body)
-    with pytest.raises(UsageError, match="not taken"):
-        receive_frames(far, writer, -1, body)
+            ingest_frames(far, writer, 8, broken)
+    with pytest.raises(UsageError, match="contains another run"):
+        ingest_frames(far, "run-other.0123456789abcdef", 8, body)
+    with pytest.raises(UsageError, match="is not accepted"):
+        ingest_frames(far, writer, -1, body)
     assert far.records.find(Run) == []
     with serving(make_app(far)) as url:
         answers = [
@@ -218,16 +218,16 @@ def test_what_makes_no_sense_is_refused(store: Store, far: Store) -> None:
 
 
 def test_a_run_deleted_there_stays_deleted(store: Store, far: Store) -> None:
-    with serving(make_app(far)) as url, Shipper(store.journals, url) as shipper:
+    with serving(make_app(far)) as url, JournalUploader(store.journals, url) as uploader:
         with start_run("train", store=store) as run:
-            shipper.ship()
+            uploader.upload()
             far.records.delete(Run, run.id)
             run.log(loss=1.0)
-        shipper.ship()
+        uploader.upload()
     assert far.records.find(Run) == []
     assert list_journals(store.journals / "outbox") == []
 
 
 def test_an_address_is_one(store: Store) -> None:
-    with pytest.raises(UsageError, match="no address"):
-        Shipper(store.journals, "ftp://example.com")
+    with pytest.raises(UsageError, match="is not the URL of a server"):
+        JournalUploader(store.journals, "ftp://example.com")

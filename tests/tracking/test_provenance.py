@@ -43,7 +43,7 @@ def test_the_commit_and_whether_files_differ_from_it(tmp_path: Path) -> None:
     (changed / "a.py").write_text("a = 2\n")
     (changed / "new.py").write_text("b = 1\n")
     state = git_state(changed)
-    assert (state.commit, state.dirty, state.news) == (commit, True, ("new.py",))
+    assert (state.commit, state.dirty, state.untracked) == (commit, True, ("new.py",))
     patch = uncommitted(state)
     assert patch is not None
     git(tmp_path, "clone", "-q", str(changed), "again")
