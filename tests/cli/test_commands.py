@@ -142,7 +142,7 @@ def test_errors_are_json_when_asked(everloop):
     [
         (["models", "show", "work@9"], 3, "Versions: 1"),
         (["runs", "show", "nothing"], 3, "nothing"),
-        (["lineage", "nothing"], 3, "Nothing is called"),
+        (["lineage", "nothing"], 3, "no prediction, version, snapshot, run or artifact"),
         (["run", "--set", "budget"], 2, "NAME=VALUE"),
         (["run", "--set", "no_such=1"], 2, "no_such"),
         (["run", "--on", "moon"], 2, "moon"),

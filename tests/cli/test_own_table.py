@@ -227,7 +227,12 @@ TABLE = churn(100)
         (TABLE, ["--data", "churn.csv", "--target", "churn"], 6, "Did you mean 'Churn'"),
         (TABLE, ["--data", "churn.csv", "--target", "Churn", "--time", "when"], 6, "no column 'when' for --time"),
         (TABLE, ["--data", "churn.csv", "--target", "Churn", "--time", "Contract"], 6, "cannot be read as times"),
-        (TABLE, ["--data", "churn.csv", "--target", "Churn", "--key", "tenure"], 6, "Columns that do: 'customerID'"),
+        (
+            TABLE,
+            ["--data", "churn.csv", "--target", "Churn", "--key", "tenure"],
+            6,
+            "Columns that are unique: 'customerID'",
+        ),
         (TABLE, ["--data", "churn.csv", "--target", "Churn", "--key", "Churn"], 2, "cannot be two"),
         (TABLE, ["--data", "churn.csv", "--target", "Country"], 6, "one value only"),
         (TABLE, ["--data", "churn.csv", "--target", "SignedUp"], 6, "SignedUp"),

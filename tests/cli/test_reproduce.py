@@ -56,7 +56,7 @@ def test_a_turn_is_identical(everloop, shop):
     said = everloop("reproduce", run)
     assert said.code == 0, said.out + said.err
     assert "identical:" in said.out
-    assert "same as then" in said.out
+    assert "code has not changed since the run" in said.out
 
 
 def test_a_turn_that_found_all_done_is_followed_to_the_one_that_did_it(everloop, shop):
@@ -75,7 +75,7 @@ def test_data_that_changed_since_are_taken_as_they_were(everloop, shop):
         file.write("1000,3,3,1\n")
     said = everloop("reproduce", run)
     assert said.code == 0, said.out
-    assert "has changed since" in said.out
+    assert "have changed since" in said.out
 
 
 def test_code_that_changed_since_is_not_taken_for_the_same(everloop, shop):
@@ -84,7 +84,7 @@ def test_code_that_changed_since_is_not_taken_for_the_same(everloop, shop):
     sys.modules.pop("rules")
     said = everloop("reproduce", run)
     assert said.code == 2
-    assert "prepare has changed since, and it was not in git" in said.err
+    assert "prepare has changed since the run, and it was not in git" in said.err
 
 
 def test_a_difference_is_named_and_ends_with_1(everloop, shop):

@@ -1,4 +1,4 @@
-"""The demo's first weeks, told twice: stopped in the middle, then gone on with."""
+"""The demo's project, its data, and its first weeks: interrupted in the middle and then resumed."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ KEYS = {
 
 
 class Counting(SimulationListener):
-    """Counts the questions; stops the story in the middle of a week if asked to."""
+    """Counts the requests, and interrupts the simulation after `stop_after` of them."""
 
     def __init__(self, stop_after=None):
-        self.questions = 0
-        self.turns = []
+        self.requests = 0
+        self.loop_runs = []
         self.stop_after = stop_after
 
-    def answered(self, questions):
-        self.questions += questions
-        if self.stop_after is not None and self.questions >= self.stop_after:
+    def answered(self, requests):
+        self.requests += requests
+        if self.stop_after is not None and self.requests >= self.stop_after:
             raise KeyboardInterrupt
 
-    def turned(self, now, turn):
-        self.turns.append(turn)
+    def loop_ran(self, now, loop_run):
+        self.loop_runs.append(loop_run)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def forget():
             sys.modules.pop(name, None)
 
 
-def test_world_says_nothing_too_early():
+def test_outcomes_of_flights_become_known_after_departure():
     world = load_world()
     flights = world.flights
     assert flights.height == 336_776
@@ -63,28 +63,28 @@ def test_world_says_nothing_too_early():
     assert len(world.weeks()) == 39
 
 
-def test_story_is_told_stopped_and_gone_on_with(tmp_path, monkeypatch, forget):
+def test_interrupted_simulation_is_resumed(tmp_path, monkeypatch, forget):
     monkeypatch.setenv("EVERLOOP_KEYS", str(tmp_path / "keys"))
     monkeypatch.delenv("EVERLOOP_PROJECT", raising=False)
     monkeypatch.setattr("everloop.demo.simulation.SHARE", 0.1)
     folder = tmp_path / "flights"
     until = OPENS + 2 * WEEK
     with pytest.raises(KeyboardInterrupt):
-        Simulation(folder, Counting(stop_after=400), until=until).tell()
-    story = Simulation(folder, second := Counting(), until=until)
-    with story.tell() as store:
-        assert second.turns == []  # the first turn was not taken again
+        Simulation(folder, Counting(stop_after=400), until=until).run()
+    simulation = Simulation(folder, second := Counting(), until=until)
+    with simulation.run() as store:
+        assert second.loop_runs == []  # the first run was not repeated
         assert verify(store).problems == ()
-        outcome = read_outcome(store, story.loop.name, story.endpoint)
-        said = json.loads(to_json(_as_json(outcome, 1.0)))
-        assert said.keys() >= KEYS
-        assert said["versions"][0]["key"] == "delays@1"
-        assert 0.6 < said["live_metric"]["2013-04"] < 0.8
-        assert said["live_metric"] == pytest.approx(said["frozen_metric"])  # nothing else has answered yet
-        # The number can be had again from the store, by what the table names.
+        outcome = read_outcome(store, simulation.loop.name, simulation.endpoint)
+        payload = json.loads(to_json(_as_json(outcome, 1.0)))
+        assert payload.keys() >= KEYS
+        assert payload["versions"][0]["key"] == "delays@1"
+        assert 0.6 < payload["live_metric"]["2013-04"] < 0.8
+        assert payload["live_metric"] == pytest.approx(payload["frozen_metric"])  # only the first version has answered
+        # The store gives the same number again.
         again = performance_by(store, "delays", "roc_auc", "1mo", labels_after="1d")
-        assert again["value"][0] == said["live_metric"]["2013-04"]
-        assert 1000 < again["predictions"][0] < 1400  # a tenth of two weeks; nobody was asked twice
+        assert again["value"][0] == payload["live_metric"]["2013-04"]
+        assert 1000 < again["predictions"][0] < 1400  # a tenth of two weeks, without repeated requests
         found = trace_lineage(store, outcome.sample)
         assert found.version.key == "delays@1"
         assert found.snapshot.digest.startswith("sha256:")
@@ -93,7 +93,7 @@ def test_story_is_told_stopped_and_gone_on_with(tmp_path, monkeypatch, forget):
 
 
 def test_the_weather_is_a_view_with_real_arrival_times(tmp_path, forget):
-    """What a flight learns of the weather is the newest report that was out an hour before, and no later one."""
+    """A flight is joined with the newest weather report that was published an hour before departure."""
     folder = tmp_path / "flights"
     make_project(folder)
     project = load_project(folder)
@@ -105,16 +105,16 @@ def test_the_weather_is_a_view_with_real_arrival_times(tmp_path, forget):
     features = sys.modules["features"].features(flights, world.weather, world.planes, world.airports)
     late = 0
     for row in features.iter_rows(named=True):
-        asked = row["departs_at"] - timedelta(hours=1)
-        here = world.weather.filter(pl.col("origin") == row["origin"], pl.col("observed_at") <= asked)
-        out = here.filter(pl.col("published_at") <= asked).sort("observed_at")
-        fresh = out.filter(pl.col("observed_at") >= asked - timedelta(hours=6))
+        requested_at = row["departs_at"] - timedelta(hours=1)
+        observed = world.weather.filter(pl.col("origin") == row["origin"], pl.col("observed_at") <= requested_at)
+        published = observed.filter(pl.col("published_at") <= requested_at).sort("observed_at")
+        fresh = published.filter(pl.col("observed_at") >= requested_at - timedelta(hours=6))
         assert row["temp"] == (fresh["temp"][-1] if fresh.height else None)
-        late += here.height > out.height
-    assert late > 100  # most of the time a newer report had been taken and was not out yet
+        late += observed.height > published.height
+    assert late > 100  # for most flights, a newer report had been observed but not yet published
 
 
-def test_a_folder_that_is_not_the_demos_is_left_alone(tmp_path):
+def test_a_folder_that_the_demo_did_not_create_is_left_unchanged(tmp_path):
     (tmp_path / "thesis.txt").write_text("five years of work")
     with pytest.raises(UsageError, match="not empty"):
         make_project(tmp_path)

@@ -13,9 +13,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import FixedThresholdClassifier
 
 from everloop.loop import Canary
-from everloop.loop.champions import ComparedVersion, find_rival
+from everloop.loop.champions import ComparedVersion, score_holder
 from everloop.loop.declarations import NotWorseThan
-from everloop.loop.gates import Trial, judge
+from everloop.loop.gates import GateInput, judge
 from everloop.loop.live_evidence import live_evidence
 from everloop.prediction_log.prediction_log import input_column
 from everloop.records import Decision
@@ -72,12 +72,12 @@ def gain_of_scores(store: Store, metric: str) -> float:
     return own - other
 
 
-def trial(store: Store, rival: ComparedVersion) -> Trial:
+def trial(store: Store, rival: ComparedVersion) -> GateInput:
     candidate = load_model(store, "returns@2")
     scores, places = candidate.answer_frame(TEST)
-    return Trial(
+    return GateInput(
         rows=TEST,
-        truth=TRUTH,
+        labels=TRUTH,
         scores=scores,
         champions={"champion": rival},
         metric="accuracy",
@@ -92,7 +92,7 @@ def trial(store: Store, rival: ComparedVersion) -> Trial:
 def test_the_gate_compares_predicted_labels(store: Store, metric: str) -> None:
     candidate, holder = load_model(store, "returns@2"), get_version(store, "returns@1")
     answers = candidate.answer_frame(TEST)
-    rival = find_rival(store, holder, candidate, TEST, TRUTH, answers, target="returned", key=None)
+    rival = score_holder(store, holder, candidate, TEST, TRUTH, answers, target="returned", key=None)
     answer = judge(NotWorseThan(metric=metric), trial(store, rival))
     assert gain_of_scores(store, metric) > 0.05
     assert answer.evidence["gain"] == pytest.approx(gain_of_labels(store, metric))
@@ -152,7 +152,7 @@ def test_a_rollout_compares_the_labels_that_were_served(store: Store, monkeypatc
 
 
 def test_a_rollout_compares_predicted_labels_on_rows_apart(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("everloop.loop.live_evidence._askable", lambda *_: pl.lit(value=False))
+    monkeypatch.setattr("everloop.loop.live_evidence._has_all_inputs", lambda *_: pl.lit(value=False))
     log = pl.concat([logged(store, "returns@1", TEST.head(400)), logged(store, "returns@2", TEST.tail(200))])
     found = live(store, log, monkeypatch)
     assert found["paired"] is False

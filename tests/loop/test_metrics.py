@@ -43,9 +43,9 @@ def test_metric_that_does_not_exist(declare):
     ],
 )
 def test_metrics_that_no_model_can_have_together(parts):
-    with pytest.raises(UsageError, match=r"is for .* targets, but .*") as told:
+    with pytest.raises(UsageError, match=r"is for .* targets, but .*") as raised:
         loop(**parts)
-    assert "there are:" in told.value.help
+    assert "Metrics for" in raised.value.help
 
 
 def test_metrics_that_fit_together_are_taken():
@@ -58,14 +58,14 @@ def test_gates_judge_the_labels_that_are_predicted() -> None:
     import polars as pl
 
     from everloop.loop.declarations import AtLeast
-    from everloop.loop.gates import Trial, judge
+    from everloop.loop.gates import GateInput, judge
 
     truth = np.tile([0.0, 1.0], 200)
     # A threshold of 0.3 is right everywhere; one half would call every row negative.
     scores = np.where(truth == 1.0, 0.4, 0.2)
-    trial = Trial(
+    trial = GateInput(
         rows=pl.DataFrame({"a": truth}),
-        truth=truth,
+        labels=truth,
         scores=scores,
         champions={},
         metric="accuracy",

@@ -13,7 +13,7 @@ import pytest
 
 from everloop.loop import reconcile, run_loop
 from everloop.loop.contract_acceptance import accept_contract, propose_contract
-from everloop.loop.schema_compatibility import find_understood
+from everloop.loop.schema_compatibility import schema_coverage
 from everloop.prediction_log import add_labels, read_predictions
 from everloop.records import EndpointRecord, Route
 from everloop.serving import EndpointProcess
@@ -110,7 +110,7 @@ def test_requests_that_either_version_understands_are_answered_and_counted(shop,
 
         beat = reconcile(loop, store).release
         assert beat.decisions[-1].action == "hold"
-        assert "returns@2 could not be asked for 200 of 600 rows" in beat.decisions[-1].reason
+        assert "returns@2 could not score 200 of 600 rows" in beat.decisions[-1].reason
         logged = read_predictions(store, "returns").collect()
         assert logged["unasked"].value_counts().sort("unasked").rows() == [
             ("", 200), ("returns@1", 200), ("returns@2", 200)
@@ -125,7 +125,7 @@ def test_requests_that_either_version_understands_are_answered_and_counted(shop,
         assert (last.evidence["candidate_not_asked"], last.evidence["champion_not_asked"]) == (200, 200)
         assert last.evidence["rows_answered"] == 600
         assert beat.state == "rolling_out"
-        found = find_understood(store, beat, "returns@1")
+        found = schema_coverage(store, beat, "returns@1")
         assert (found.rows, found.not_candidate, found.not_champion, found.would_refuse) == (600, 200, 200, True)
 
 
@@ -142,7 +142,7 @@ def test_a_candidate_is_not_promoted_while_it_would_refuse_requests(shop, rollin
         clock.set(shop.opens + timedelta(days=20))
         held = reconcile(loop, store).release
         assert (held.state, held.decisions[-1].action) == ("rolling_out", "hold")
-        assert "could not be asked for 100 of 500 rows" in held.decisions[-1].reason
+        assert "could not score 100 of 500 rows" in held.decisions[-1].reason
         assert "would refuse such requests" in held.decisions[-1].reason
 
 
@@ -156,7 +156,7 @@ def test_no_evidence_promotes_nothing(shop, rolling):
         clock.set(shop.opens + timedelta(days=90))
         held = reconcile(loop, store).release
         assert (held.state, held.decisions[-1].action) == ("rolling_out", "hold")
-        assert "returns@2 could not be asked for 300 of 300 rows" in held.decisions[-1].reason
+        assert "returns@2 could not score 300 of 300 rows" in held.decisions[-1].reason
         assert held.decisions[-1].evidence["candidate_not_asked"] == 300
 
 

@@ -9,7 +9,7 @@ import pytest
 from everloop.errors import ConflictError, NotFoundError
 from everloop.loop import abort_release, advance_release, move_alias, promote, roll_back
 from everloop.loop.gates import GateOutcome
-from everloop.loop.rollout import apply_answer, champion_of, find_rolling, start_release
+from everloop.loop.rollout import apply_evidence, champion_of, find_rolling, start_release
 from everloop.records import EndpointRecord, GateResult, ModelVersion, Release
 from everloop.registry import alias_history, approve, list_requests, set_policy
 from everloop.stores import open_store
@@ -84,13 +84,13 @@ def test_undecided_gate_may_enter_a_canary_but_not_all_traffic(store):
 def test_evidence_decides(store):
     start_release(store, "e", version(store, 1))
     release = start_release(store, "e", version(store, 2), steps=(10, 50, 100))
-    held = apply_answer(store, release, GateOutcome("undecided", "too few", {"gain": -0.1}), impatient=False)
+    held = apply_evidence(store, release, GateOutcome("undecided", "too few", {"gain": -0.1}), impatient=False)
     assert (held.state, held.decisions[-1].action) == ("rolling_out", "hold")
-    again = apply_answer(store, held, GateOutcome("undecided", "still too few", {"gain": -0.1}), impatient=False)
+    again = apply_evidence(store, held, GateOutcome("undecided", "still too few", {"gain": -0.1}), impatient=False)
     assert len(again.decisions) == len(held.decisions)  # once a day is enough
-    moved = apply_answer(store, again, GateOutcome("pass", "good", {"gain": 0.1}), impatient=False)
+    moved = apply_evidence(store, again, GateOutcome("pass", "good", {"gain": 0.1}), impatient=False)
     assert moved.percent == 50
-    ended = apply_answer(store, moved, GateOutcome("fail", "worse", {"gain": -0.2}), impatient=False)
+    ended = apply_evidence(store, moved, GateOutcome("fail", "worse", {"gain": -0.2}), impatient=False)
     assert ended.state == "rolled_back"
     assert ended.decisions[-1].evidence == {"gain": -0.2}
     assert routes(store) == {"m@1": (100.0, "champion")}
@@ -101,7 +101,7 @@ def test_evidence_decides(store):
 def test_when_patience_is_over_the_better_estimate_wins(store, gain, state):
     start_release(store, "e", version(store, 1))
     release = start_release(store, "e", version(store, 2), steps=(10, 50, 100))
-    moved = apply_answer(store, release, GateOutcome("undecided", "?", {"gain": gain}), impatient=True)
+    moved = apply_evidence(store, release, GateOutcome("undecided", "?", {"gain": gain}), impatient=True)
     assert moved.state == state
     assert moved.percent == (50 if gain > 0 else 0)
 
@@ -159,7 +159,7 @@ def test_a_guarded_champion_waits_for_others_to_agree(store):
     release = start_release(store, "e", version(store, 2), steps=(50, 100))
     waiting = advance_release(store, release, "better")
     assert (waiting.state, waiting.percent) == ("rolling_out", 50)
-    assert "waits for agreement" in waiting.decisions[-1].reason
+    assert "waiting for approval" in waiting.decisions[-1].reason
     assert routes(store) == {"m@1": (50.0, "champion"), "m@2": (50.0, "canary")}
     (asked,) = list_requests(store, "m", "champion", state="open")
     advance_release(store, waiting, "better")

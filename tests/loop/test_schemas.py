@@ -13,7 +13,7 @@ from everloop.errors import ConflictError, ContractError, UsageError
 from everloop.loop import Canary, Loop, run_loop
 from everloop.loop.champions import classes_of_both, same_classes, spread
 from everloop.loop.contract_acceptance import accept_contract, propose_contract
-from everloop.loop.gates import GateOutcome, judge_apart
+from everloop.loop.gates import GateOutcome, judge_unpaired
 from everloop.loop.live_evidence import live_evidence
 from everloop.prediction_log.prediction_log import input_column
 from everloop.records import Decision, GateResult, ModelVersion
@@ -77,7 +77,7 @@ def test_dropped_column_comes_from_the_rows_that_the_champion_was_judged_by(shop
     turn = run_loop(loop, store)
     gate = champion_gate(turn)
     assert gate.evidence["rows"] == 300
-    assert "'weight' taken from the rows of the same 'order' that returns@1 was judged by" in gate.message
+    assert "'weight' taken from the held-out rows of returns@1 with the same 'order'" in gate.message
     # The champion answers as it did when it was evaluated: on the same rows, with the same columns.
     assert gate.evidence["champion_value"] == pytest.approx(first.version.metrics["roc_auc"])
 
@@ -119,7 +119,7 @@ def test_another_question_is_refused_before_training(shop, load, store, first):
     shop.change("loop.py", 'el.AutoTrain(metric="roc_auc"', 'el.AutoTrain(metric="r2"')
     shop.change("loop.py", 'gates=[el.AtLeast("roc_auc", 0.60)', 'gates=[el.AtLeast("r2", 0.1)')
     shop.change("loop.py", 'el.Performance("roc_auc")', 'el.Performance("r2")')
-    with pytest.raises(ConflictError, match=r"asks for amounts, but returns@1 answers one of False, True.*el\.Loop\("):
+    with pytest.raises(ConflictError, match=r"holds amounts, but returns@1 predicts one of False, True.*el\.Loop\("):
         run_loop(load(), store)
     # With names of its own it begins afresh.
     shop.change("loop.py", 'el.Loop(\n    "shop"', 'el.Loop(\n    "shop-2"')
@@ -129,13 +129,13 @@ def test_another_question_is_refused_before_training(shop, load, store, first):
 
 def test_labels_under_other_names_are_another_question(shop, load, store, first):
     change(shop, ".with_columns(returned=pl.when(pl.col('returned')).then(pl.lit('back')).otherwise(pl.lit('kept')))")
-    with pytest.raises(ConflictError, match="one of 'back', 'kept', but returns@1 answers one of False, True"):
+    with pytest.raises(ConflictError, match="one of 'back', 'kept', but returns@1 predicts one of False, True"):
         run_loop(load(), store)
 
 
 def test_a_metric_that_does_not_fit_the_target_is_refused_before_training(shop, load, store):
     shop.change("loop.py", '"roc_auc"', '"r2"')
-    with pytest.raises(UsageError, match=r"'r2' is not for binary targets, and 'returned' holds two classes.*roc_auc"):
+    with pytest.raises(UsageError, match=r"'r2' is not for binary targets, and 'returned' has two classes.*roc_auc"):
         run_loop(load(), store)
     assert store.records.find(ModelVersion) == []
 
@@ -183,19 +183,19 @@ def test_two_values_of_different_rows_give_a_wider_interval_than_pairs():
     truth = (rng.uniform(size=400) < 0.5).astype(float)
     good, bad = truth + rng.normal(0, 0.7, 400), truth + rng.normal(0, 1.5, 400)
     own, other = interval(truth, good, "roc_auc"), interval(truth, bad, "roc_auc")
-    better = judge_apart(own, other, "roc_auc", 0.01, "m@1", "no reason")
+    better = judge_unpaired(own, other, "roc_auc", 0.01, "m@1", "no reason")
     assert better.outcome == "pass"
     assert better.evidence["low"] < better.evidence["gain"] < better.evidence["high"]
     # Newcombe's way of squaring and adding is exact where the two are the same.
     half = own.value - own.low
-    assert judge_apart(own, own, "roc_auc", 0.01, "m@1", "").evidence["low"] == pytest.approx(
+    assert judge_unpaired(own, own, "roc_auc", 0.01, "m@1", "").evidence["low"] == pytest.approx(
         -np.hypot(half, own.high - own.value)
     )
-    assert judge_apart(other, own, "roc_auc", 0.01, "m@1", "").outcome == "fail"
-    assert judge_apart(own, own, "roc_auc", 0.0, "m@1", "").outcome == "undecided"
+    assert judge_unpaired(other, own, "roc_auc", 0.01, "m@1", "").outcome == "fail"
+    assert judge_unpaired(own, own, "roc_auc", 0.0, "m@1", "").outcome == "undecided"
     # Where less is better, the signs turn.
     small, large = interval(truth, truth + 0.1, "rmse"), interval(truth, truth + 2.0, "rmse")
-    assert judge_apart(small, large, "rmse", 0.0, "m@1", "").outcome == "pass"
+    assert judge_unpaired(small, large, "rmse", 0.0, "m@1", "").outcome == "pass"
 
 
 def served(model, version, orders, columns):

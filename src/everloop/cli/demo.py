@@ -30,8 +30,8 @@ def demo(
 
     started = perf_counter()
     story = Simulation(folder, _telling(json))
-    with story.tell() as store:
-        story.telling.chapter("Reading the year back from the store")
+    with story.run() as store:
+        story.listener.chapter("Reading the year back from the store")
         outcome = read_outcome(store, story.loop.name, story.endpoint)
         seconds = perf_counter() - started
         emit(_as_json(outcome, seconds), json, lambda: _draw(outcome, story, seconds))
@@ -77,8 +77,8 @@ def _draw(outcome: YearOutcome, story: Simulation, seconds: float) -> None:
         return f"{at:%Y-%m-%d}"
 
     console().print()
-    turns = [(day(t.at), t.trigger, t.candidate, t.state.replace("_", " "), t.why) for t in outcome.turns]
-    table("What the loop did", ("day", "trigger", "candidate", "became", "why"), turns, empty="")
+    runs = [(day(r.at), r.trigger, r.candidate, r.state.replace("_", " "), r.why) for r in outcome.loop_runs]
+    table("What the loop did", ("day", "trigger", "candidate", "became", "why"), runs, empty="")
     months = [
         (
             month.month,

@@ -43,7 +43,7 @@ class Timeline(SimulationListener):
             self._task = None
         messages().print(f"[bold]{title}[/bold]")
 
-    def listener(self) -> Listener:
+    def step_listener(self) -> Listener:
         return _Steps(self)
 
     def week(self, number: int, weeks: int, monday: datetime) -> None:
@@ -52,8 +52,8 @@ class Timeline(SimulationListener):
             self._bar.start()
         self._bar.update(self._task, completed=number - 1, description=f"{monday:%d %b}")
 
-    def answered(self, questions: int) -> None:
-        self._questions += questions
+    def answered(self, requests: int) -> None:
+        self._questions += requests
         if self._task is not None:
             self._bar.update(self._task, questions=self._questions)
 
@@ -62,36 +62,36 @@ class Timeline(SimulationListener):
         if self._task is not None:
             self._bar.update(self._task, description=what)
 
-    def ticked(self, now: datetime, seen: Reconciliation) -> None:
-        for finding in seen.findings:
+    def ticked(self, now: datetime, reconciliation: Reconciliation) -> None:
+        for finding in reconciliation.findings:
             if finding.kind == "performance" and finding.severity == "info" and finding.value is not None:
                 who = f"[dim]{escape(finding.version or '')}[/dim]"
                 value = f"AUC [bold]{finding.value:.3f}[/bold] {_bar(finding.value)}"
                 self._line(finding.window_from, f"week      {who} {value}")
-        alarms = [finding for finding in seen.findings if finding.severity == "alarm"]
+        alarms = [finding for finding in reconciliation.findings if finding.severity == "alarm"]
         for kind in ("drift", "performance"):
             of_kind = sorted((alarm for alarm in alarms if alarm.kind == kind), key=_excess, reverse=True)
             if of_kind:
                 more = f" [dim](and {len(of_kind) - 1} more)[/dim]" if len(of_kind) > 1 else ""
                 self._line(now, f"[red]alarm[/red]     {kind}: {escape(of_kind[0].message)}{more}")
-        if seen.release is not None and seen.release.decisions:
-            release, last = seen.release, seen.release.decisions[-1]
+        if reconciliation.release is not None and reconciliation.release.decisions:
+            release, last = reconciliation.release, reconciliation.release.decisions[-1]
             colour = {"roll_back": "red", "complete": "green", "advance": "green"}.get(last.action, "yellow")
             what = {"roll_back": "rolled back", "complete": "promoted", "advance": "advanced", "hold": "held"}
             said = f"[{colour}]{what.get(last.action, last.action):<9}[/{colour}]"
             self._line(now, f"{said} {release.candidate} at {release.percent:g}%: {escape(last.reason)}")
-        if seen.due is not None:
-            self._line(now, f"[yellow]retrain[/yellow]   {seen.due.trigger}: {escape(seen.due.reason)}")
+        due = reconciliation.due
+        if due is not None:
+            self._line(now, f"[yellow]retrain[/yellow]   {due.trigger}: {escape(due.reason)}")
 
-    def turned(self, now: datetime, turn: LoopRun) -> None:
-        if turn.version is None:
+    def loop_ran(self, now: datetime, loop_run: LoopRun) -> None:
+        if loop_run.version is None:
             return
         colours = {"pass": "green", "fail": "red", "undecided": "yellow"}
-        gates = "  ".join(f"[{colours[gate.outcome]}]{escape(gate.gate)}: {gate.outcome}[/]" for gate in turn.gates)
-        state = turn.release.state.replace("_", " ") if turn.release else turn.version.state
-        self._line(
-            now, f"[cyan]candidate[/cyan] {turn.version.key} {state} [dim]{turn.run.seconds or 0:.1f} s[/dim]  {gates}"
-        )
+        gates = "  ".join(f"[{colours[gate.outcome]}]{escape(gate.gate)}: {gate.outcome}[/]" for gate in loop_run.gates)
+        state = loop_run.release.state.replace("_", " ") if loop_run.release else loop_run.version.state
+        seconds = f"[dim]{loop_run.run.seconds or 0:.1f} s[/dim]"
+        self._line(now, f"[cyan]candidate[/cyan] {loop_run.version.key} {state} {seconds}  {gates}")
 
     def _line(self, at: datetime, text: str) -> None:
         messages().print(f"  {at:%d %b}  {text}", soft_wrap=not messages().is_terminal)

@@ -162,9 +162,9 @@ def _show(
         record = _find(store, run)
         folder = project
         if record.loop is not None:
-            from everloop.loop.loop_reproduction import doer_of, project_folder
+            from everloop.loop.loop_reproduction import producing_run, project_folder
 
-            record, _ = doer_of(store, record, [])
+            record, _ = producing_run(store, record, [])
             with suppress(NotFoundError):
                 folder = project_folder(store, record, project.absolute() if project else None)
         plan = plan_reproduction(

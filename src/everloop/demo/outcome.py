@@ -1,4 +1,4 @@
-"""What became of the year, read back from the store alone."""
+"""Read the outcome of the simulated year from the store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LABELS_AFTER = "1d"
 
 @dataclass(frozen=True, slots=True)
 class LoopRunOutcome:
-    """One turn of the loop and what came of it."""
+    """One run of the loop and its result."""
 
     at: datetime
     run: str
@@ -30,7 +30,7 @@ class LoopRunOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Month:
-    """The metric of one month, with its 95 % interval, as lived and as it would have been."""
+    """The metric of one month with its 95 % interval, live and as it would be if the first version had stayed."""
 
     month: str
     predictions: int
@@ -44,26 +44,26 @@ class Month:
 
 @dataclass(frozen=True, slots=True)
 class YearOutcome:
-    """The demo's result."""
+    """Everything that happened in the simulated year."""
 
     snapshots: list[Snapshot]
     runs: list[Run]
     versions: list[ModelVersion]
     alarms: list[Finding]
     releases: list[Release]
-    turns: list[LoopRunOutcome]
+    loop_runs: list[LoopRunOutcome]
     months: list[Month]
     sample: str | None
-    """Id of one prediction, to trace."""
+    """Id of one prediction, as an example for `everloop lineage`."""
 
     @property
     def retrainings(self) -> list[LoopRunOutcome]:
-        """The turns after the first, but those that were cut off and taken again."""
-        return [turn for turn in self.turns[1:] if turn.state not in ("interrupted", "lost")]
+        """The runs after the first one, without those that were interrupted or lost and then repeated."""
+        return [run for run in self.loop_runs[1:] if run.state not in ("interrupted", "lost")]
 
     @property
     def promotions(self) -> list[Release]:
-        """Releases that took over from a champion."""
+        """Releases that replaced a champion."""
         return [release for release in self.releases if release.state == "completed" and release.previous]
 
     @property
@@ -72,7 +72,10 @@ class YearOutcome:
 
 
 def read_outcome(store: Store, loop: str, endpoint: str) -> YearOutcome:
-    """Gather the outcome. The frozen column scores the logged questions again with the first version."""
+    """Read the outcome of the year.
+
+    For `Month.frozen`, all logged requests are scored again with the first version.
+    """
     import polars as pl
 
     from everloop.monitoring import performance_by
@@ -83,7 +86,7 @@ def read_outcome(store: Store, loop: str, endpoint: str) -> YearOutcome:
     releases = store.records.find(Release, ("endpoint", "=", endpoint), order="id")
     live = performance_by(store, endpoint, METRIC, "1mo", labels_after=LABELS_AFTER)
     frozen = performance_by(store, endpoint, METRIC, "1mo", labels_after=LABELS_AFTER, as_if=versions[0].key)
-    would = dict(zip(frozen["from"].to_list(), frozen["value"].to_list(), strict=True))
+    frozen_values = dict(zip(frozen["from"].to_list(), frozen["value"].to_list(), strict=True))
     months = [
         Month(
             month=f"{row['from']:%Y-%m}",
@@ -93,15 +96,15 @@ def read_outcome(store: Store, loop: str, endpoint: str) -> YearOutcome:
             live=row["value"],
             low=row["low"],
             high=row["high"],
-            frozen=would.get(row["from"]),
+            frozen=frozen_values.get(row["from"]),
         )
         for row in live.iter_rows(named=True)
     ]
     by_run = {release.run: release for release in releases if release.run}
-    turns = []
+    loop_runs = []
     for run in runs:
         release = by_run.get(run.id)
-        turns.append(
+        loop_runs.append(
             LoopRunOutcome(
                 at=run.started_at,
                 run=run.id,
@@ -110,7 +113,7 @@ def read_outcome(store: Store, loop: str, endpoint: str) -> YearOutcome:
                 state=release.state if release else run.state,
                 why=release.decisions[-1].reason
                 if release and release.decisions
-                else run.error or "nothing new to learn",
+                else run.error or "no new data or code",
             )
         )
     newest = read_predictions(store, endpoint).filter(pl.col("role") != "shadow").select("id").last().collect()
@@ -120,7 +123,7 @@ def read_outcome(store: Store, loop: str, endpoint: str) -> YearOutcome:
         versions=versions,
         alarms=store.records.find(Finding, ("severity", "=", "alarm"), order="id"),
         releases=releases,
-        turns=turns,
+        loop_runs=loop_runs,
         months=months,
         sample=newest["id"][0] if newest.height else None,
     )

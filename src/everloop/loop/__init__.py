@@ -1,4 +1,4 @@
-"""The loop: declared once, turned again and again, watched, and decided by evidence."""
+"""The loop: its declaration, its runs, gates, rollouts, monitoring and retraining triggers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m everloop.loop FOLDER`: the process that ticks a project's loops and takes their turns."""
+"""`python -m everloop.loop FOLDER`: the worker process, which reconciles a project's loops and starts due runs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Tick until a signal or until the parent is gone. A turn under way is stopped; the next process resumes it."""
+    """Reconcile every loop until a signal arrives or the parent process is gone; returns the exit code.
+
+    A run in progress is interrupted; the next worker process resumes it.
+    """
     parser = argparse.ArgumentParser(prog="python -m everloop.loop", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--home", type=Path)
     parser.add_argument("--project")
-    parser.add_argument("--every", type=float, default=10.0, help="seconds between two ticks")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--every", type=float, default=10.0, help="seconds between two checks of a loop")
+    options = parser.parse_args(arguments)
     stopping = threading.Event()
 
     def stop(signum: int, frame: FrameType | None) -> None:
@@ -39,13 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
     from everloop.stores import open_store
 
     try:
-        project = load_project(given.folder)
-        with open_store(given.home, project=given.project, actor="everloop:worker") as store:
-            troubles: dict[str, str] = {}
+        project = load_project(options.folder)
+        with open_store(options.home, project=options.project, actor="everloop:worker") as store:
+            last_errors: dict[str, str] = {}
             while not stopping.is_set() and os.getppid() == parent:
                 for loop in project.loops.values():
-                    _beat(loop, store, troubles)
-                stopping.wait(given.every)
+                    _tick(loop, store, last_errors)
+                stopping.wait(options.every)
     except KeyboardInterrupt:
         return 0
     except EverloopError as error:
@@ -54,8 +57,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _beat(loop: Loop, store: Store, troubles: dict[str, str]) -> None:
-    """One beat of one loop. `troubles`: the last error by loop, so that one that stays is told once."""
+def _tick(loop: Loop, store: Store, last_errors: dict[str, str]) -> None:
+    """Reconcile one loop, and run it if a run is due.
+
+    Args:
+        last_errors: the last error by loop name, so that an error that persists is reported once.
+    """
     from everloop.loop.loop_run import run_loop
     from everloop.loop.reconciler import reconcile
 
@@ -64,15 +71,15 @@ def _beat(loop: Loop, store: Store, troubles: dict[str, str]) -> None:
         due = reconcile(loop, store).due
         if due is not None:
             run_loop(loop, store, trigger=f"{due.trigger}: {due.reason}")
-        troubles.pop(loop.name, None)
+        last_errors.pop(loop.name, None)
     except EverloopError as error:
-        # The run says what failed; the loop lives on and asks its triggers again at the next beat.
-        if troubles.get(loop.name) == str(error):
+        # The run's record holds the failure. The worker carries on and checks the triggers again at the next tick.
+        if last_errors.get(loop.name) == str(error):
             return
-        troubles[loop.name] = str(error)
-        what = "turn_failed" if due is not None else "tick_failed"
+        last_errors[loop.name] = str(error)
+        verb = "turn_failed" if due is not None else "tick_failed"
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        store.records.append_event(what, "loop", loop.name, loop.name, {"error": str(error)})
+        store.records.append_event(verb, "loop", loop.name, loop.name, {"error": str(error)})
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""What a candidate can be compared with: the holder of an alias, even where its columns or classes are others.
+"""Compare a candidate with the version that holds an alias, even if their columns or classes differ.
 
-Between two versions columns come and go, change their names or types, and a target gains a class. Two models are
-compared on the same rows where that can be done:
+From one version to the next, columns are added, removed, renamed or change their type, and a target may gain a class.
+Two models are compared on the same rows if possible:
 
-* the test rows have every column that the holder needs, those that the candidate does not see included;
-* or its own held-out rows have the missing ones, for the same keys: neither model has trained on those rows;
-* classes that one of the two does not know get the probability 0 from it.
+* The test rows have every column that the holder needs, including those that the candidate does not use.
+* Or the missing columns are taken from the holder's own held-out rows with the same keys. Neither model was trained on
+  those rows.
+* A class that one of the models does not know gets the probability 0 from it.
 
-Else each is measured on its own held-out rows, which says less, so the interval is wider.
+Otherwise each model is measured on its own held-out rows. This is less precise, so the interval is wider.
 """
 
 from __future__ import annotations
@@ -32,21 +33,21 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 LEAST_SHARED = 0.5
-"""Rows that are completed from the holder's own held-out rows must be this share of the test rows."""
+"""At least this share of the test rows must be among the holder's own held-out rows to take columns from there."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Both models' answers to the same rows: scores and predicted labels, in the same classes."""
+    """Predictions of both models for the same rows: scores and predicted classes, with the same list of classes."""
 
-    truth: Array
+    labels: Array
     candidate: ClassScores
     holder: ClassScores
     remark: str = ""
-    """Which rows these are, where they are not all of the test rows as they stand."""
+    """Which rows these are, if they are not simply all test rows."""
 
     def judged(self, metric: str) -> tuple[Array, Array]:
-        """What a metric compares: the scores of candidate and holder, or for a metric of labels their predictions."""
+        """The input of a metric for candidate and holder: scores, or predicted classes if the metric needs those."""
         from everloop.training.metrics import scores_for
 
         return scores_for(metric, *self.candidate), scores_for(metric, *self.holder)
@@ -54,7 +55,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class ComparedVersion:
-    """The holder of an alias. `pairs` is None where it cannot be asked about the candidate's rows: `why` says so."""
+    """The holder of an alias. `pairs` is None if it cannot score the candidate's rows; `why` gives the reason."""
 
     version: str
     pairs: Pairs | None = None
@@ -65,32 +66,35 @@ class ComparedVersion:
 
 
 def deciding_metric(version: ModelVersion) -> str:
-    """The metric that a version was judged by, where the loop names none; else the usual one of its task."""
+    """Return the metric that decided a version's evaluation, otherwise the default metric of its task."""
     from everloop.training.metric_tasks import metrics_of
 
-    named = version.evaluation.get("metric")
-    return named if isinstance(named, str) else metrics_of(version.signature.get("task", "binary"))[0]
+    metric = version.evaluation.get("metric")
+    return metric if isinstance(metric, str) else metrics_of(version.signature.get("task", "binary"))[0]
 
 
-def find_rival(
+def score_holder(
     store: Store,
     holder: ModelVersion,
     candidate: Predictor,
     test: pl.DataFrame,
-    truth: Array,
-    answers: ClassScores,
+    labels: Array,
+    predictions: ClassScores,
     *,
     target: str,
     key: str | None,
 ) -> ComparedVersion:
-    """What the holder of an alias can say about the candidate's test rows.
+    """Score the candidate's test rows with the holder of an alias, as far as its columns allow.
 
     Args:
-        truth: of the test rows, in the candidate's classes; `answers` are the candidate's.
-        key: the column that names a row, if there is one.
+        test: the candidate's held-out rows.
+        labels: labels of the test rows, encoded by the candidate's classes.
+        predictions: the candidate's predictions for the test rows.
+        target: the column with the labels.
+        key: the column that identifies a row, if there is one.
 
     Raises:
-        ConflictError: the holder answers another question.
+        ConflictError: the holder predicts another kind of target.
     """
     from everloop.packages.signature import Signature
     from everloop.registry import load_model
@@ -99,51 +103,61 @@ def find_rival(
     metrics = dict(measured) if isinstance(measured, dict) else {}
     signature = Signature.from_json(holder.signature) if holder.signature.get("inputs") else None
     if signature is not None:
-        refuse_other_question(holder.key, signature, candidate.task, candidate.classes, target)
+        check_same_target(holder.key, signature, candidate.task, candidate.classes, target)
     same = signature is None or same_classes(signature.classes, candidate.classes)
     try:
         model = load_model(store, holder.key)
     except NotFoundError as error:
         return ComparedVersion(holder.key, why=error.message.rstrip("."), same_classes=same, metrics=metrics)
-    rows, kept, remark = _completed(store, holder, model.signature, test, target=target, key=key)
+    rows, indices, remark = _rows_for_holder(store, holder, model.signature, test, target=target, key=key)
     if rows is None:
         return ComparedVersion(holder.key, why=remark, same_classes=same, metrics=metrics)
     try:
-        answered = model.answer_frame(rows)
+        holder_predictions = model.answer_frame(rows)
     except RequestError as error:
-        # A column of the same name has another type by now.
+        # A column has kept its name but changed its type.
         return ComparedVersion(holder.key, why=error.message.rstrip("."), same_classes=same, metrics=metrics)
-    own = answers if kept is None else answers.take(kept)
-    labels = truth if kept is None else truth[kept]
+    if indices is not None:
+        labels, predictions = labels[indices], predictions.take(indices)
     if not same:
         every = classes_of_both(candidate, model)
-        own, answered = spread(own, candidate.classes, every), spread(answered, model.classes, every)
-        news = [repr(one) for one in every if _place(one, model.classes) is None]
-        gone = [repr(one) for one in every if _place(one, candidate.classes) is None]
-        told = [f"{holder.key} does not know {', '.join(news)}"] if news else []
-        told += [f"the candidate does not know {', '.join(gone)}"] if gone else []
-        remark = "; ".join([*([remark] if remark else []), *told])
-    return ComparedVersion(holder.key, Pairs(labels, own, answered, remark), same_classes=same, metrics=metrics)
+        predictions = spread(predictions, candidate.classes, every)
+        holder_predictions = spread(holder_predictions, model.classes, every)
+        added = [repr(one) for one in every if _class_index(one, model.classes) is None]
+        removed = [repr(one) for one in every if _class_index(one, candidate.classes) is None]
+        remarks = [remark] if remark else []
+        remarks += [f"{holder.key} does not know {', '.join(added)}"] if added else []
+        remarks += [f"the candidate does not know {', '.join(removed)}"] if removed else []
+        remark = "; ".join(remarks)
+    pairs = Pairs(labels, predictions, holder_predictions, remark)
+    return ComparedVersion(holder.key, pairs, same_classes=same, metrics=metrics)
 
 
-def refuse_other_question(holder: str, signature: Signature, task: str, classes: Sequence[Json], target: str) -> None:
-    """Refuse to put a model beside one that answers another question.
+def check_same_target(holder: str, signature: Signature, task: str, classes: Sequence[Json], target: str) -> None:
+    """Check that a target is of the kind that an existing version predicts.
+
+    Args:
+        holder: key of the existing version.
+        signature: signature of the existing version.
+        task: task of the target.
+        classes: classes of the target; empty for a regression.
+        target: name of the target's column.
 
     Raises:
-        ConflictError: the tasks differ, or no class is known to both.
+        ConflictError: the tasks differ, or the two have no class in common.
     """
     amounts = "regression" in (task, signature.task)
     if signature.task == task and amounts:
         return
-    if not amounts and any(_place(one, signature.classes) is not None for one in classes):
+    if not amounts and any(_class_index(one, signature.classes) is not None for one in classes):
         return
-    known = "amounts" if signature.task == "regression" else f"one of {_listed(signature.classes)}"
-    asked = "amounts" if task == "regression" else f"one of {_listed(classes)}"
+    predicted = "amounts" if signature.task == "regression" else f"one of {_listed(signature.classes)}"
+    needed = "amounts" if task == "regression" else f"one of {_listed(classes)}"
     model = holder.rpartition("@")[0]
     raise ConflictError(
-        f"'{target}' asks for {asked}, but {holder} answers {known}: they cannot stand for each other.",
-        help=f"Begin afresh under new names: el.Loop('{model}-2', …) and serve=el.Endpoint('{model}-2', …). "
-        "If the same labels are only written differently, map them to the old ones in the step.",
+        f"'{target}' holds {needed}, but {holder} predicts {predicted}: one cannot replace the other.",
+        help=f"Start again under new names: el.Loop('{model}-2', …) and serve=el.Endpoint('{model}-2', …). "
+        "If only the spelling of the labels has changed, map them to the old ones in the step.",
     )
 
 
@@ -152,45 +166,51 @@ def _listed(classes: Sequence[Json]) -> str:
     return f"{shown}, …" if len(classes) > 5 else shown
 
 
-def _place(value: Json, classes: Sequence[Json]) -> int | None:
-    """Where a class stands among others, `1` for `True` and `"1"` for `1` included."""
+def _class_index(value: Json, classes: Sequence[Json]) -> int | None:
+    """Return the index of a class; None if it is not there. `1` matches `True`, and `"1"` matches `1`."""
     from everloop.training.targets import class_place
 
     return class_place(value, classes)
 
 
 def same_classes(one: Sequence[Json], other: Sequence[Json]) -> bool:
-    """Whether two models' scores mean the same classes in the same order."""
-    return len(one) == len(other) and all(_place(value, other) == place for place, value in enumerate(one))
+    """Whether the scores of two models refer to the same classes in the same order."""
+    return len(one) == len(other) and all(_class_index(value, other) == index for index, value in enumerate(one))
 
 
 def classes_of_both(candidate: Predictor, holder: Predictor) -> list[Json]:
-    """The candidate's classes in their order, then those that only the other model knows."""
-    return [*candidate.classes, *(one for one in holder.classes if _place(one, candidate.classes) is None)]
+    """Return the candidate's classes in their order, then those that only the other model knows."""
+    return [*candidate.classes, *(one for one in holder.classes if _class_index(one, candidate.classes) is None)]
 
 
-def spread(answers: ClassScores, classes: Sequence[Json], every: Sequence[Json]) -> ClassScores:
-    """Answers in some classes as answers in `every`, which holds them all; as they stand where these are the same."""
+def spread(predictions: ClassScores, classes: Sequence[Json], every: Sequence[Json]) -> ClassScores:
+    """Convert predictions over `classes` to predictions over `every`, which contains all of them.
+
+    Classes that are missing from `classes` get the probability 0.
+    """
     import numpy as np
 
     from everloop.training.class_decisions import ClassScores
 
     if same_classes(classes, every):
-        return answers
+        return predictions
 
-    scores, chosen = answers
-    to = [at for value in classes if (at := _place(value, every)) is not None]
+    scores, chosen = predictions
+    indices = [index for value in classes if (index := _class_index(value, every)) is not None]
     wide = np.zeros((len(scores), len(every)))
-    wide[:, to] = np.column_stack([1.0 - scores, scores]) if scores.ndim == 1 else scores
-    moved = None if chosen is None else np.array(to, dtype=np.intp)[chosen]
-    # The same two classes in the other order stay one column.
+    wide[:, indices] = np.column_stack([1.0 - scores, scores]) if scores.ndim == 1 else scores
+    moved = None if chosen is None else np.array(indices, dtype=np.intp)[chosen]
+    # Two classes are scored by one column, the probability of the second class.
     return ClassScores(wide[:, 1].copy() if len(every) == 2 else wide, moved)
 
 
-def _completed(
+def _rows_for_holder(
     store: Store, holder: ModelVersion, signature: Signature, test: pl.DataFrame, *, target: str, key: str | None
 ) -> tuple[pl.DataFrame | None, Array | None, str]:
-    """The rows that the holder can be asked about, their numbers among the test rows (None: all), and a remark."""
+    """Return the rows that the holder can score, their indices among the test rows (None: all), and a remark.
+
+    The rows are None if the holder can score too few; the remark then says why.
+    """
     import polars as pl
 
     missing = [name for name in signature.names if name not in test.columns]
@@ -202,7 +222,7 @@ def _completed(
         return None, None, lacks
     if earlier.schema[key] != test.schema[key] or earlier.schema[target] != test.schema[target]:
         return None, None, lacks
-    # A row whose label has changed since is another observation.
+    # The target is part of the join, because a row whose label has changed since is another observation.
     shared = (
         test.with_row_index("#row")
         .join(earlier.select(key, target, *missing).unique(key, keep="first"), on=[key, target], how="inner")
@@ -211,12 +231,12 @@ def _completed(
     if shared.height < LEAST_SHARED * test.height:
         return None, None, lacks
     rows = _as_numbers(shared.drop("#row"), signature)
-    remark = f"{', '.join(map(repr, missing))} taken from the rows of the same '{key}' that {holder.key} was judged by"
+    remark = f"{', '.join(map(repr, missing))} taken from the held-out rows of {holder.key} with the same '{key}'"
     return rows, shared["#row"].cast(pl.Int64).to_numpy(), remark
 
 
 def _held_out(store: Store, holder: ModelVersion) -> pl.DataFrame | None:
-    """The rows that a version was judged by, if its run keeps them still."""
+    """Return the held-out rows that a version was judged by; None if they are no longer stored."""
     import polars as pl
 
     from everloop.pipeline.artifacts import load_value
@@ -225,19 +245,19 @@ def _held_out(store: Store, holder: ModelVersion) -> pl.DataFrame | None:
     if holder.run is None:
         return None
     steps = store.records.find(StepRun, ("run", "=", holder.run), ("name", "=", "split"), limit=1)
-    kept = steps[0].outputs.get("test") if steps else None
-    found = store.records.find(Artifact, ("id", "=", kept), limit=1) if kept else []
-    if not found:
+    artifact_id = steps[0].outputs.get("test") if steps else None
+    artifacts = store.records.find(Artifact, ("id", "=", artifact_id), limit=1) if artifact_id else []
+    if not artifacts:
         return None
     try:
-        rows = load_value(found[0], store.objects)
+        rows = load_value(artifacts[0], store.objects)
     except NotFoundError:
-        return None  # swept away since
+        return None  # removed by garbage collection
     return rows if isinstance(rows, pl.DataFrame) else None
 
 
 def _as_numbers(rows: pl.DataFrame, signature: Signature) -> pl.DataFrame:
-    """Texts that are numbers, every one, as numbers where the model takes numbers."""
+    """Convert text columns to numbers if the model takes numbers there and every text is one."""
     import polars as pl
 
     for item in signature.inputs:

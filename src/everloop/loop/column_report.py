@@ -1,4 +1,4 @@
-"""What became of each column of a table on its way into a version, and what is different from the champion."""
+"""Report how a version uses each column of its table, and how its inputs differ from the champion's."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ColumnReport:
-    """Every column of the snapshot that a version was trained on stands in exactly one of the first three."""
+    """How a version uses the columns of its snapshot. Each column is in exactly one of the first three fields."""
 
     used: tuple[str, ...]
+    """Inputs of the model."""
     left_out: dict[str, str]
-    """Offered to training and not used, each with the reason."""
+    """Columns that training could have used but did not, each with the reason."""
     set_apart: dict[str, str]
-    """Never offered: target, time, key, and what loop.py excludes."""
+    """Columns that training never saw: the target, the time, the key, and those that loop.py excludes."""
     against: str | None = None
-    """The version that the next three compare with."""
+    """Key of the version that the next three fields compare with."""
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     retyped: dict[str, str] | None = None
@@ -32,17 +33,17 @@ class ColumnReport:
 
 
 def report_columns(store: Store, version: ModelVersion, previous: str | None = None) -> ColumnReport:
-    """Say what became of the columns of a version's table.
+    """Report how a version uses the columns of its table.
 
     Args:
-        previous: key of the champion that the version is to follow.
+        previous: key of the champion that the version would replace. Default: no comparison.
     """
     from everloop.data import get_snapshot
     from everloop.registry import get_version
 
     inputs = _inputs(version)
-    told = version.evaluation.get("left_out")
-    left_out = {str(one["column"]): str(one["reason"]) for one in told} if isinstance(told, list) else {}
+    omitted = version.evaluation.get("left_out")
+    left_out = {str(one["column"]): str(one["reason"]) for one in omitted} if isinstance(omitted, list) else {}
     set_apart: dict[str, str] = {}
     try:
         snapshot = get_snapshot(version.snapshot, store) if version.snapshot else None
@@ -71,5 +72,5 @@ def report_columns(store: Store, version: ModelVersion, previous: str | None = N
 
 
 def _inputs(version: ModelVersion) -> dict[str, Any]:
-    given: list[Mapping[str, Json]] = list(version.signature.get("inputs") or ())
-    return {str(one["name"]): one.get("type") for one in given}
+    inputs: list[Mapping[str, Json]] = list(version.signature.get("inputs") or ())
+    return {str(column["name"]): column.get("type") for column in inputs}

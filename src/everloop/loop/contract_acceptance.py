@@ -1,4 +1,4 @@
-"""Data that changed on purpose: the contract follows them, and an event says what changed in it."""
+"""Accept data that changed on purpose: adapt the contract to it, and record the changes in an event."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ContractProposal:
-    """A contract as the data of today ask for it. `changes` is empty where they keep the one that there is."""
+    """A contract that fits the current data. `changes` is empty if the data keep the existing contract."""
 
     loop: str | None
-    """Name of the loop whose table it is; None for a dataset that is kept by hand."""
+    """Name of the loop whose table it describes; None for a dataset that no loop produces."""
     contract: Contract
-    """Not stored yet where there are changes."""
+    """Not stored yet if there are changes."""
     before: str | None
-    """Key of the contract until now, if there is one."""
+    """Key of the existing contract, if there is one."""
     changes: tuple[ContractChange, ...]
     declared: str | None = None
+    """The contract that loop.py names: a file, or the key of a stored contract."""
 
 
 def propose_contract(store: Store, dataset: str, loop: Loop | None = None) -> ContractProposal:
-    """What accepting the data of today would change in a dataset's contract.
+    """Return how accepting the current data would change the contract of a dataset.
 
     Args:
-        loop: whose steps give the table; without one the newest snapshot of the dataset is it.
+        loop: the loop whose steps produce the table. Default: the newest snapshot of the dataset is used.
 
     Raises:
-        NotFoundError: without a loop, there is no snapshot of that name.
+        NotFoundError: no loop is given, and the dataset has no snapshot.
         EverloopError: a step failed.
     """
     from everloop.data import adapt_contract, find_contract, get_snapshot, infer_contract, load_snapshot
@@ -49,28 +50,29 @@ def propose_contract(store: Store, dataset: str, loop: Loop | None = None) -> Co
     target: str | None
     if loop is not None:
         declared = declared_contract(loop.data.contract)
-        goal, time, key = loop.data.target, loop.data.time, loop.data.key
+        time, key = loop.data.time, loop.data.key
         others = [name for name in (time, key) if name is not None]
-        rows, target = labelled_rows(_table_of(loop, store), dataset, goal, others), goal
-        kept = find_project_contract(store, dataset, declared)
+        rows = labelled_rows(_table_of(loop, store), dataset, loop.data.target, others)
+        target = loop.data.target
+        existing = find_project_contract(store, dataset, declared)
     else:
         snapshot = get_snapshot(dataset, store)
         rows = load_snapshot(snapshot, store).collect()
         target, time, key = snapshot.target, snapshot.time, snapshot.entity
-        kept = find_contract(dataset, store)
+        existing = find_contract(dataset, store)
     name = loop.name if loop is not None else None
-    if kept is None:
+    if existing is None:
         inferred = infer_contract(rows, dataset, store, target=target, time=time, key=key)
         return ContractProposal(name, inferred, None, (), declared)
-    adapted, changes = adapt_contract(kept, rows, store, target=target, time=time, key=key, now=store.now())
-    return ContractProposal(name, adapted, kept.key, changes, declared)
+    adapted, changes = adapt_contract(existing, rows, store, target=target, time=time, key=key, now=store.now())
+    return ContractProposal(name, adapted, existing.key, changes, declared)
 
 
 def accept_contract(store: Store, proposal: ContractProposal) -> tuple[Contract, Path | None]:
-    """Store what was proposed, write it to the project's file, and say so in an event.
+    """Store a proposed contract, write it to the project's file, and record the changes in an event.
 
     Returns:
-        The contract, and its file; None where it has none.
+        The stored contract and the path of its file; None if it has no file.
     """
     from everloop.data import save_contract
     from everloop.data.contracts.project_contracts import write_contract
@@ -80,32 +82,32 @@ def accept_contract(store: Store, proposal: ContractProposal) -> tuple[Contract,
     if proposal.loop is not None and not (proposal.declared and "@" in proposal.declared):
         path = write_contract(stored, proposal.declared)
     if proposal.changes or proposal.before is None:
-        told = [asdict(change) for change in proposal.changes]
+        changes = [asdict(change) for change in proposal.changes]
         reason = "; ".join(f"{one.kind} {one.column or ''}".strip() for one in proposal.changes)
-        data = {"dataset": stored.dataset, "before": proposal.before, "changes": told, "reason": reason}
+        data = {"dataset": stored.dataset, "before": proposal.before, "changes": changes, "reason": reason}
         store.records.append_event("contract_accepted", "contract", stored.id, stored.key, data)
     return stored, path
 
 
 def find_loop(store: Store, loops: dict[str, Loop], dataset: str) -> Loop | None:
-    """The loop whose dataset has this name; None for one that is kept by hand.
+    """Return the loop that produces a dataset; None if the dataset has snapshots but no loop produces it.
 
     Raises:
-        NotFoundError: it is neither.
+        NotFoundError: the dataset has neither a loop nor a snapshot.
     """
     from everloop.records import Snapshot
 
-    named = {loop.data.name or loop.name: loop for loop in loops.values()}
-    if dataset in named:
-        return named[dataset]
+    by_dataset = {loop.data.name or loop.name: loop for loop in loops.values()}
+    if dataset in by_dataset:
+        return by_dataset[dataset]
     if store.records.find(Snapshot, ("dataset", "=", dataset), limit=1):
         return None
-    listed = f"Datasets of the project's loops: {', '.join(named)}." if named else "See: everloop data ls"
+    listed = f"Datasets of the project's loops: {', '.join(by_dataset)}." if by_dataset else "See: everloop data ls"
     raise NotFoundError(f"There is no dataset '{dataset}'.", help=listed)
 
 
 def _table_of(loop: Loop, store: Store) -> pl.DataFrame:
-    """What the loop's steps give now; those that have not changed are taken from the cache."""
+    """Return the table that the loop's steps produce now. Steps that have not changed are taken from the cache."""
     from everloop.data.table_inputs import as_eager
     from everloop.loop.stages import graph_of
     from everloop.pipeline import Step, run_graph
@@ -114,7 +116,7 @@ def _table_of(loop: Loop, store: Store) -> pl.DataFrame:
     source = loop.data.source
     assert isinstance(source, Step)  # noqa: S101 - `graph_of` refuses anything else
     graph = graph_of(loop)
-    # Not a turn of the loop: triggers count those by the loop's name.
+    # No `loop=`: triggers would count this as a run of the loop.
     with start_run(f"{loop.name} contract", store=store, trigger="contract") as run:
-        done = run_graph(graph, store, run=run, targets=[source.name])
-    return as_eager(done.value(source.name))
+        result = run_graph(graph, store, run=run, targets=[source.name])
+    return as_eager(result.value(source.name))

@@ -1,8 +1,10 @@
-"""What a life cycle is declared of: gates, an endpoint and its rollout, watches, triggers.
+"""The parts of a loop's declaration: gates, an endpoint and its rollout, watches, and retraining triggers.
 
-Every part is a frozen dataclass of plain values: a loop is a value, so it can be printed, compared, digested
-and run over history. What a part *does* stands with its stage: `gates.py`, `rollout.py`, `watching.py`,
+Every part is a frozen dataclass of plain values, so a loop can be printed, compared, hashed and run over historical
+data. The code that acts on a part is in the module of its stage: `gates.py`, `rollout.py`, `watches.py` and
 `triggers.py`.
+
+Durations are strings such as `90s`, `15m`, `12h`, `14d` or `1w`; `2d12h` is their sum.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ from everloop.errors import UsageError
 from everloop.stores.durations import parse_duration
 from everloop.training.metric_tasks import check_metric
 
-# --- gates: what a candidate must show before it meets a customer -----------------------------------------
+# --- gates: what a candidate must pass before it gets traffic -----------------------------------------------
 
 
 class Gate(Protocol):
-    """One condition on a candidate. `name` stands in results; the rest is the gate's own business."""
+    """One condition on a candidate. `name` identifies the gate in its results."""
 
     @property
     def name(self) -> str: ...
@@ -27,10 +29,22 @@ class Gate(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AtLeast:
-    """The metric on the held-out rows is at least `value` (at most, where lower is better).
+    """Gate: the metric on the held-out rows must reach `value`.
 
-    Passes when the whole confidence interval lies on the good side, fails when it all lies on the bad side
-    or the estimate does, and is undecided between.
+    `value` is a minimum for metrics where higher is better, such as `roc_auc`, and a maximum for metrics where lower is
+    better, such as `rmse`. The gate passes if the whole 95 % confidence interval meets `value`. It is undecided if only
+    the estimate meets it, and it fails if the estimate does not.
+
+    Args:
+        metric: name of a metric, such as `"roc_auc"`, `"log_loss"` or `"rmse"`.
+        value: the limit, in the unit of the metric.
+
+    Raises:
+        UsageError: the metric does not exist.
+
+    Example:
+        `AtLeast("roc_auc", 0.75)` asks for an AUC of 0.75 or more. `AtLeast("rmse", 12.0)` asks for an error of at most
+        12, in the unit of the target.
     """
 
     metric: str
@@ -46,14 +60,23 @@ class AtLeast:
 
 @dataclass(frozen=True, slots=True)
 class NotWorseThan:
-    """The candidate is not worse than the holder of `alias` by more than `margin`, on the same rows.
+    """Gate: the candidate must not be worse than another version by more than `margin`.
 
-    Compared by paired bootstrap over the candidate's held-out rows. Passes when there is no holder yet.
+    Both versions score the candidate's held-out rows, and a paired bootstrap gives a 95 % confidence interval of the
+    difference. The gate passes if the whole interval is above `-margin`, fails if the whole interval is below it, and
+    is undecided otherwise. It also passes if no version has the alias yet.
 
     Args:
-        alias: whom to compare with.
-        margin: tolerated loss, in the metric's unit.
-        metric: default: the metric that the training step optimises, else the usual one of the target's task.
+        alias: alias of the version to compare with.
+        margin: the loss that you tolerate, in the unit of the metric. 0.01 of an AUC is one percentage point.
+        metric: name of a metric. Default: the metric that the training step optimises, otherwise the first metric that
+            a gate or watch names, otherwise the default for the target's task: `roc_auc` or `rmse`.
+
+    Raises:
+        UsageError: the metric does not exist.
+
+    Example:
+        `NotWorseThan("champion", margin=0.005)`
     """
 
     alias: str = "champion"
@@ -71,11 +94,25 @@ class NotWorseThan:
 
 @dataclass(frozen=True, slots=True)
 class Slices:
-    """No slice of `column` is worse than the whole by more than `worst_gap`.
+    """Gate: no group of rows may be much worse than all held-out rows together.
 
-    `metric` is by default the one that the training step optimises, else the usual one of the target's task.
-    A slice fails only when its whole confidence interval lies below; slices of fewer than `least_rows`
-    rows, or of one class only, are not judged.
+    The held-out rows are grouped by the values of `column`, and the metric is measured for each group. The gate fails
+    if the whole 95 % confidence interval of a group is more than `worst_gap` worse, and is undecided if only its
+    estimate is. Groups with fewer than `least_rows` rows are skipped, and so are groups with a single class of a
+    binary target. If every group is skipped, the gate is undecided.
+
+    Args:
+        column: a column of the dataset, such as `"carrier"`. It does not have to be a feature.
+        worst_gap: how much worse a group may be, in the unit of the metric.
+        metric: name of a metric. Default: the metric that the training step optimises, otherwise the first metric that
+            a gate or watch names, otherwise the default for the target's task.
+        least_rows: how many held-out rows a group needs to be judged.
+
+    Raises:
+        UsageError: the metric does not exist.
+
+    Example:
+        `Slices("carrier", worst_gap=0.15)` tolerates an AUC of 0.60 for one carrier if it is 0.75 over all flights.
     """
 
     column: str
@@ -94,7 +131,17 @@ class Slices:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """The packaged model answers one row within `p99_ms` milliseconds, 99 times in 100."""
+    """Gate: the packaged model must answer single-row requests within `p99_ms` milliseconds, 99 times out of 100.
+
+    The time is measured in the process of the run, without HTTP. Of three passes over the rows the fastest counts.
+
+    Args:
+        p99_ms: limit of the 99th percentile, in milliseconds.
+        rows: how many held-out rows are scored at most, one at a time.
+
+    Example:
+        `Latency(p99_ms=20)`
+    """
 
     p99_ms: float
     rows: int = 200
@@ -109,11 +156,23 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """A rollout in steps of percent of the traffic, each step decided by the live evidence.
+    """A rollout that gives the candidate a growing share of the traffic, as live evidence allows.
 
-    A step is taken when at least `least_labels` labelled answers show that the candidate is not worse than
-    the champion by more than `margin`; it is rolled back when they show that it is. When `patience` passes
-    without a verdict, the better estimate wins.
+    Once enough labels have arrived, candidate and champion are compared on the same live rows. If the candidate is not
+    worse by more than `margin`, it gets the next share. If it is worse, it is rolled back and the champion gets all the
+    traffic. If `patience` runs out without a clear result, the version with the better estimate wins.
+
+    Args:
+        steps: shares of the traffic in percent, rising and ending with 100.
+        margin: the loss that you tolerate, in the unit of the metric.
+        least_labels: how many labelled predictions are needed at each step before it is decided.
+        patience: how long a step may stay undecided, such as `"4w"`.
+
+    Raises:
+        UsageError: the steps do not rise to 100, or `patience` is not a duration.
+
+    Example:
+        `Canary(steps=[10, 50, 100], least_labels=500, patience="2w")`
     """
 
     steps: tuple[float, ...] | list[float] = (10, 50, 100)
@@ -139,7 +198,19 @@ class Canary:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where the champion answers. Without a rollout, a candidate that passes its gates takes all traffic."""
+    """The endpoint that serves the champion.
+
+    Args:
+        name: letters, digits, `-` and `_`, such as `"delays"`. Clients see it in the URL.
+        rollout: how a candidate replaces the champion. Without one, a candidate that passes all its gates takes all
+            the traffic at once.
+
+    Raises:
+        UsageError: the name contains other characters.
+
+    Example:
+        `Endpoint("delays", rollout=Canary(steps=[10, 50, 100]))`
+    """
 
     name: str
     rollout: Canary | None = None
@@ -147,20 +218,27 @@ class Endpoint:
     def __post_init__(self) -> None:
         if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
             raise UsageError(
-                f"'{self.name}' cannot name an endpoint.", help="Use letters, digits, '-' and '_', such as 'delays'."
+                f"'{self.name}' cannot be the name of an endpoint.",
+                help="Use letters, digits, '-' and '_', such as 'delays'.",
             )
 
 
-# --- watching ---------------------------------------------------------------------------------------------
+# --- monitoring -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """Compare every window of the live inputs and scores with the training data.
+    """Watch: compare the live inputs and scores of every time window with the training data.
 
     Args:
-        alarms_per_month: how many false alarms a month are tolerated; the thresholds follow from it.
-        window: how long one window is.
+        alarms_per_month: how many false alarms a month you tolerate, on average. The thresholds are derived from it.
+        window: length of a time window, such as `"1d"` or `"1w"`.
+
+    Raises:
+        UsageError: `window` is not a duration.
+
+    Example:
+        `Drift(alarms_per_month=1, window="1d")`
     """
 
     alarms_per_month: float = 1
@@ -172,14 +250,21 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class Performance:
-    """Compare the live metric with the one measured before release, once the labels are there.
+    """Watch: compare the metric on live predictions with its value before the release, once the labels have arrived.
 
     Args:
-        metric: such as `roc_auc`; default: the metric that the training step optimises, else the usual one of the
-            target's task.
-        labels_after: how long after an answer its label is expected.
-        alarms_per_month: how many false alarms a month are tolerated.
-        window: how long one window is.
+        metric: name of a metric, such as `"roc_auc"`. Default: the metric that the training step optimises, otherwise
+            the first metric that a gate or watch names, otherwise the default for the target's task.
+        labels_after: how long after a prediction its label usually arrives, such as `"1d"`. A window is checked that
+            long after it ends.
+        alarms_per_month: how many false alarms a month you tolerate, on average.
+        window: length of a time window, such as `"1d"` or `"1w"`.
+
+    Raises:
+        UsageError: the metric does not exist, or a duration cannot be read.
+
+    Example:
+        `Performance("roc_auc", labels_after="1d")`
     """
 
     metric: str | None = None
@@ -201,7 +286,17 @@ Watch = Drift | Performance
 
 @dataclass(frozen=True, slots=True)
 class OnDrift:
-    """A drift alarm since the last turn asks for a new one, at most once per `cooldown`."""
+    """Trigger: retrain after a drift alarm about the current champion. Needs a `Drift` watch.
+
+    Args:
+        cooldown: shortest time between the start of the last run and a run that this trigger starts.
+
+    Raises:
+        UsageError: `cooldown` is not a duration.
+
+    Example:
+        `OnDrift(cooldown="8w")`
+    """
 
     cooldown: str = "2w"
 
@@ -211,7 +306,17 @@ class OnDrift:
 
 @dataclass(frozen=True, slots=True)
 class OnPerformance:
-    """A performance alarm since the last turn asks for a new one, at most once per `cooldown`."""
+    """Trigger: retrain after a performance alarm about the current champion. Needs a `Performance` watch.
+
+    Args:
+        cooldown: shortest time between the start of the last run and a run that this trigger starts.
+
+    Raises:
+        UsageError: `cooldown` is not a duration.
+
+    Example:
+        `OnPerformance(cooldown="6w")`
+    """
 
     cooldown: str = "1w"
 
@@ -221,7 +326,18 @@ class OnPerformance:
 
 @dataclass(frozen=True, slots=True)
 class Every:
-    """A new turn when the last one is this old: `1w`, `12h`, or a cron line such as `0 6 * * mon` (UTC)."""
+    """Trigger: retrain on a schedule.
+
+    Args:
+        interval: time between the starts of two runs, such as `"12h"` or `"1w"`, or a cron expression of five fields in
+            UTC, such as `"0 6 * * mon"`.
+
+    Raises:
+        UsageError: `interval` is neither a duration nor a cron expression.
+
+    Example:
+        `Every("1w")`, or `Every("0 6 * * mon")` for Mondays at 6:00 UTC.
+    """
 
     interval: str
 
@@ -231,7 +347,8 @@ class Every:
 
             if not croniter.is_valid(self.interval):
                 raise UsageError(
-                    f"'{self.interval}' is no cron line.", help="Five fields, such as '0 6 * * mon', or '1w'."
+                    f"'{self.interval}' is not a cron expression.",
+                    help="Write five fields, such as '0 6 * * mon', or a duration, such as '1w'.",
                 )
         else:
             parse_duration(self.interval)
@@ -243,7 +360,17 @@ class Every:
 
 @dataclass(frozen=True, slots=True)
 class OnNewData:
-    """A new turn when what the source steps read has changed, at most once per `cooldown`."""
+    """Trigger: retrain if the files or queries that the source steps read have changed.
+
+    Args:
+        cooldown: shortest time between the start of the last run and a run that this trigger starts.
+
+    Raises:
+        UsageError: `cooldown` is not a duration.
+
+    Example:
+        `OnNewData(cooldown="1d")`
+    """
 
     cooldown: str = "1d"
 
@@ -256,7 +383,7 @@ Trigger = OnDrift | OnPerformance | Every | OnNewData
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A trigger that fired, and why."""
+    """A run that is due: the name of the trigger that fired, the reason, and the evidence for it."""
 
     trigger: str
     reason: str

@@ -1,4 +1,4 @@
-"""Where a thing came from: prediction → version → package → run → steps, snapshot, code, sources."""
+"""Trace lineage: prediction → version → package → run → steps, snapshot, code, sources."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """Everything that one thing came from; what does not apply is None or empty."""
+    """Everything that one record was made from. Fields that do not apply are None or empty."""
 
     thing: str
     prediction: Prediction | None = None
@@ -27,14 +27,18 @@ class Lineage:
     steps: dict[str, str] = field(default_factory=dict)
     """Step name to the digest of its code."""
     sources: list[dict[str, Json]] = field(default_factory=list)
-    """What the steps read from outside, with the state that they saw."""
+    """External data that the steps read, each with its state at that time."""
 
 
 def trace_lineage(store: Store, thing: str) -> Lineage:
-    """Follow a prediction's id, a version, a snapshot, a run or an artifact's digest back to code and data.
+    """Trace a record back to its code and data.
+
+    Args:
+        thing: the id of a prediction, run or version, `MODEL@VERSION`, `DATASET@VERSION`, the name of a model, or the
+            digest of an artifact.
 
     Raises:
-        NotFoundError: nothing in the store is called so.
+        NotFoundError: the store has no such record.
     """
     if "@" in thing:
         snapshots = store.records.find(Snapshot, ("key", "=", thing), limit=1)
@@ -61,7 +65,7 @@ def trace_lineage(store: Store, thing: str) -> Lineage:
         if store.records.find(ModelVersion, ("model", "=", thing), limit=1):
             return _of_version(store, thing, thing)
     raise NotFoundError(
-        f"Nothing is called '{thing}'.",
+        f"The store has no prediction, version, snapshot, run or artifact '{thing}'.",
         help="Give a prediction's id, MODEL@VERSION, DATASET@VERSION, a run's id or an artifact's digest.",
     )
 

@@ -1,9 +1,9 @@
-"""What live traffic says about a rollout: candidate against champion on answers whose labels have come.
+"""Compare candidate and champion of a rollout on live predictions whose labels have arrived.
 
-Both versions score every logged row that has the inputs of both, whichever of them answered it: the pairs make a
-verdict possible with a tenth of the rows that two separate samples would need. Metrics of labels compare the predicted
-labels; of a row that a version answered, the label that it served. Where the two read different columns,
-too few rows may have both; then each is measured on the rows that it answered itself.
+Both versions score every logged row that has the inputs of both, no matter which of them answered it. Such pairs need a
+tenth of the rows that two separate samples would need. Metrics of predicted labels use the label that a version served
+for the rows that it answered. If the versions read different columns, too few rows may have the inputs of both. Then
+each version is measured on the rows that it answered itself.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from everloop.loop.champions import classes_of_both, same_classes, spread
-from everloop.loop.gates import GateOutcome, compare, judge_apart
-from everloop.loop.schema_compatibility import does_not_understand
+from everloop.loop.gates import GateOutcome, compare, judge_unpaired
+from everloop.loop.schema_compatibility import cannot_score
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,14 +26,17 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-_SERVED_APART = 1e-9
-"""A served answer that lies further from its package's own is not rounding: it comes from another model."""
+_SERVED_DIFFERENCE = 1e-9
+"""A served score that differs by more than this from the package's score is not rounding: another model gave it."""
 
 
 def live_evidence(store: Store, release: Release, previous: str, canary: Canary, metric: str) -> GateOutcome | None:
-    """The verdict on the labelled rows since the rollout began; None where there are too few of them.
+    """Compare candidate and champion on the labelled rows since the rollout began; None if there are too few.
 
-    What the canary really answered must be what its package answers; anything else fails it.
+    The scores that the canary served must equal those of its package, otherwise the outcome is fail.
+
+    Args:
+        previous: key of the champion.
     """
     import numpy as np
     import polars as pl
@@ -47,35 +50,35 @@ def live_evidence(store: Store, release: Release, previous: str, canary: Canary,
     )
     labelled = read_labelled(store, release.endpoint, since=release.created_at).collect()
     candidate, champion = (load_model(store, key) for key in (release.candidate, previous))
-    rows = _with_truth(labelled, candidate, champion)
+    rows = _with_labels(labelled, candidate, champion)
     if rows.filter(pl.col("event_at") >= step_began).height < canary.least_labels:
         return None
     by_candidate = rows.filter(pl.col("version") == release.candidate)
     if by_candidate.height and candidate.task != "multiclass":
         own = candidate.predict(read_inputs(by_candidate, candidate.signature))
-        apart = float(np.abs(own - by_candidate["score"].to_numpy()).max())
-        if apart > _SERVED_APART:
-            evidence = {"largest_difference": apart, "rows": by_candidate.height}
-            return GateOutcome("fail", f"the canary answers {apart:.2g} apart from its own package", evidence)
-    shared = rows.filter(_askable(rows, {release.candidate: candidate, previous: champion}))
+        difference = float(np.abs(own - by_candidate["score"].to_numpy()).max())
+        if difference > _SERVED_DIFFERENCE:
+            evidence = {"largest_difference": difference, "rows": by_candidate.height}
+            return GateOutcome("fail", f"the canary's scores differ by {difference:.2g} from its package's", evidence)
+    shared = rows.filter(_has_all_inputs(rows, {release.candidate: candidate, previous: champion}))
     fresh = shared.filter(pl.col("event_at") >= step_began).height
     if fresh >= canary.least_labels:
-        if not _judgeable(shared, candidate):
+        if not _is_measurable(shared, candidate):
             return None
         every = classes_of_both(candidate, champion)
         own, other = (
-            scores_for(metric, *spread(_answers(shared, model, version), model.classes, every))
+            scores_for(metric, *spread(_predictions(shared, model, version), model.classes, every))
             for model, version in ((candidate, release.candidate), (champion, previous))
         )
-        answer = compare(shared["truth"].to_numpy(), own, other, metric, canary.margin, previous)
-        answer.evidence["answered_by_canary"] = int((shared["version"] == release.candidate).sum())
-        answer.evidence["since_step"] = fresh
-        return answer
-    return _each_on_its_own(rows, candidate, champion, metric, canary.margin, (release.candidate, previous))
+        outcome = compare(shared["label"].to_numpy(), own, other, metric, canary.margin, previous)
+        outcome.evidence["answered_by_canary"] = int((shared["version"] == release.candidate).sum())
+        outcome.evidence["since_step"] = fresh
+        return outcome
+    return _compare_unpaired(rows, candidate, champion, metric, canary.margin, (release.candidate, previous))
 
 
-def _answers(rows: pl.DataFrame, model: Predictor, version: str) -> ClassScores:
-    """What a version says of logged rows; of those that it answered itself, with the labels that it served."""
+def _predictions(rows: pl.DataFrame, model: Predictor, version: str) -> ClassScores:
+    """Return a version's predictions for logged rows, with the labels that it served for the rows it answered."""
     import numpy as np
     import polars as pl
 
@@ -86,53 +89,54 @@ def _answers(rows: pl.DataFrame, model: Predictor, version: str) -> ClassScores:
     if places is None or "predicted" not in rows.columns:
         return ClassScores(scores, places)
     served = rows.select(pl.when(pl.col("version") == version).then("predicted")).to_series()
-    by_itself = served.is_not_null().to_numpy()
-    return ClassScores(scores, np.where(by_itself, served.fill_null(0).to_numpy(), places).astype(np.intp))
+    was_served = served.is_not_null().to_numpy()
+    return ClassScores(scores, np.where(was_served, served.fill_null(0).to_numpy(), places).astype(np.intp))
 
 
-def _with_truth(labelled: pl.DataFrame, candidate: Predictor, champion: Predictor) -> pl.DataFrame:
-    """The rows whose label is known, with `truth`: in the classes of both models where these differ."""
+def _with_labels(labelled: pl.DataFrame, candidate: Predictor, champion: Predictor) -> pl.DataFrame:
+    """Return the rows with a known label, with a column `label`: a number, or a class index among those of both."""
     import polars as pl
 
     from everloop.training.targets import class_place
 
     if candidate.task == "regression" or same_classes(candidate.classes, champion.classes):
-        return labelled.filter(pl.col("actual").is_not_null()).with_columns(truth=pl.col("actual").cast(pl.Float64))
+        return labelled.filter(pl.col("actual").is_not_null()).with_columns(label=pl.col("actual").cast(pl.Float64))
     every = classes_of_both(candidate, champion)
     texts = labelled["actual_text"]
-    places = {text: class_place(text, every) for text in texts.unique().to_list() if text is not None}
-    known = {text: float(place) for text, place in places.items() if place is not None}
-    truth = texts.replace_strict(known, default=None, return_dtype=pl.Float64).alias("truth")
-    return labelled.with_columns(truth).filter(pl.col("truth").is_not_null())
+    indices = {text: class_place(text, every) for text in texts.unique().to_list() if text is not None}
+    known = {text: float(index) for text, index in indices.items() if index is not None}
+    label = texts.replace_strict(known, default=None, return_dtype=pl.Float64).alias("label")
+    return labelled.with_columns(label).filter(pl.col("label").is_not_null())
 
 
-def _askable(rows: pl.DataFrame, models: dict[str, Predictor]) -> pl.Expr:
-    """Whether a row has the inputs of every model: those of the version that answered it, and what else was logged."""
+def _has_all_inputs(rows: pl.DataFrame, models: dict[str, Predictor]) -> pl.Expr:
+    """Whether a logged row has the inputs of every model."""
     import polars as pl
 
     from everloop.prediction_log.prediction_log import input_column
 
     if "unasked" in rows.columns:
-        # The endpoint has held the row against every version, and kept the inputs of all that understood it.
-        noted = pl.col("unasked").is_not_null()
-        understood = ~pl.any_horizontal([does_not_understand(version) for version in models])
-        return pl.when(noted).then(understood).otherwise(_askable(rows.drop("unasked"), models))
-    asked = pl.lit(value=True)
+        # The endpoint checked these rows against every version, and logged the inputs of all versions that fit.
+        checked = pl.col("unasked").is_not_null()
+        fits_all = ~pl.any_horizontal([cannot_score(version) for version in models])
+        return pl.when(checked).then(fits_all).otherwise(_has_all_inputs(rows.drop("unasked"), models))
+    complete = pl.lit(value=True)
     for answering in rows["version"].unique().to_list():
-        given = set(models[answering].signature.names) if answering in models else set()
-        others = {name for model in models.values() for name in model.signature.names if name not in given}
+        # Rows have the inputs of the version that answered; those of other versions only if they were logged as well.
+        present = set(models[answering].signature.names) if answering in models else set()
+        others = {name for model in models.values() for name in model.signature.names if name not in present}
         columns = [input_column(name) for name in sorted(others)]
-        there = [pl.col(name).is_not_null() if name in rows.columns else pl.lit(value=False) for name in columns]
-        asked &= (pl.col("version") != answering) | pl.all_horizontal(pl.lit(value=True), *there)
-    return asked
+        logged = [pl.col(name).is_not_null() if name in rows.columns else pl.lit(value=False) for name in columns]
+        complete &= (pl.col("version") != answering) | pl.all_horizontal(pl.lit(value=True), *logged)
+    return complete
 
 
-def _judgeable(rows: pl.DataFrame, model: Predictor) -> bool:
-    """Whether a metric says anything about these rows: of one class only, it does not."""
-    return rows.height > 1 and (model.task == "regression" or rows["truth"].n_unique() > 1)
+def _is_measurable(rows: pl.DataFrame, model: Predictor) -> bool:
+    """Whether a metric can be measured on these rows. Rows of a single class are not enough."""
+    return rows.height > 1 and (model.task == "regression" or rows["label"].n_unique() > 1)
 
 
-def _each_on_its_own(
+def _compare_unpaired(
     rows: pl.DataFrame,
     candidate: Predictor,
     champion: Predictor,
@@ -149,13 +153,13 @@ def _each_on_its_own(
     found = []
     for model, version in zip((candidate, champion), versions, strict=True):
         answered = rows.filter(pl.col("version") == version)
-        if not _judgeable(answered, model):
+        if not _is_measurable(answered, model):
             return None
-        answers = spread(_answers(answered, model, version), model.classes, every)
-        found.append(interval(answered["truth"].to_numpy(), scores_for(metric, *answers), metric))
+        predictions = spread(_predictions(answered, model, version), model.classes, every)
+        found.append(interval(answered["label"].to_numpy(), scores_for(metric, *predictions), metric))
     own, other = found
-    why = "the two read different columns, and requests had those of one only"
+    why = "the versions read different columns, and too few requests had the columns of both"
     answered_by = {version: int((rows["version"] == version).sum()) for version in versions}
-    answer = judge_apart(own, other, metric, margin, versions[1], why)
-    answer.evidence["answered_by"] = dict(answered_by)
-    return answer
+    outcome = judge_unpaired(own, other, metric, margin, versions[1], why)
+    outcome.evidence["answered_by"] = dict(answered_by)
+    return outcome

@@ -1,4 +1,4 @@
-"""`Loop`: a whole life cycle as one value."""
+"""`Loop`: the declaration of a model's whole life cycle."""
 
 from __future__ import annotations
 
@@ -37,21 +37,23 @@ _TRIGGERS = (OnDrift, OnPerformance, Every, OnNewData)
 
 @dataclass(frozen=True)
 class Loop:
-    """A life cycle: data, training, gates, serving, watching, retraining.
+    """The declaration of a model's life cycle: data, training, gates, serving, monitoring and retraining.
 
     Args:
-        name: letters, digits, `-` and `_`.
+        name: letters, digits, `-` and `_`, such as `"flight-delays"`.
         data: the dataset to learn from.
-        train: `AutoTrain(...)`, or a step that takes `train` (and `valid`, if it likes) and returns a fitted
-            model with `predict_proba` or `predict`.
-        gates: what a candidate must pass; any failed gate rejects it.
-        serve: the endpoint; without one, the loop ends at the registry.
-        watch: what to look for in the endpoint's log.
-        retrain: when to take another turn.
-        model: name in the registry; default: the endpoint's, else the loop's.
+        train: `AutoTrain(...)`, or a step with a parameter `train` (and `valid` and `test`, if it needs them) that
+            returns a fitted model with `predict_proba` or `predict`.
+        gates: conditions that a candidate must pass: `AtLeast`, `NotWorseThan`, `Slices`, `Latency`. One failed gate
+            rejects the candidate.
+        serve: the endpoint that serves the model. Without one, the loop ends at the registry.
+        watch: what is monitored at the endpoint: `Drift`, `Performance`.
+        retrain: when the loop runs again: `OnDrift`, `OnPerformance`, `Every`, `OnNewData`.
+        model: name of the model in the registry. Default: the endpoint's name, otherwise the loop's.
 
     Raises:
-        UsageError: a part stands where it cannot work.
+        UsageError: a part is of the wrong kind, the metrics do not fit one task, or a watch or trigger lacks the part
+            that it depends on.
     """
 
     name: str
@@ -66,7 +68,8 @@ class Loop:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise UsageError(
-                f"'{self.name}' cannot name a loop.", help="Use letters, digits, '-' and '_', such as 'flight-delays'."
+                f"'{self.name}' cannot be the name of a loop.",
+                help="Use letters, digits, '-' and '_', such as 'flight-delays'.",
             )
         object.__setattr__(self, "gates", _all_of("gates", self.gates, _GATES, self.name))
         object.__setattr__(self, "watch", _all_of("watch", self.watch, _WATCHES, self.name))
@@ -74,7 +77,8 @@ class Loop:
         object.__setattr__(self, "model", self.model or (self.serve.name if self.serve else self.name))
         if self.watch and self.serve is None:
             raise UsageError(
-                f"Loop '{self.name}' watches an endpoint but declares none.", help="Add serve=el.Endpoint('name')."
+                f"Loop '{self.name}' has watches but no endpoint that they could watch.",
+                help="Add serve=el.Endpoint('name').",
             )
         self._check_metrics()
         self._needs(OnDrift, Drift)
@@ -82,30 +86,30 @@ class Loop:
 
     @property
     def training_metric(self) -> str | None:
-        """The metric that the training step optimises, or the first that a gate or a watch names.
+        """The metric that the training step optimises, otherwise the first one that a gate or watch names.
 
-        None where none is named: then the usual one of the target's task decides, see `champions.deciding_metric`.
+        None if no part names a metric. Then the default for the target's task applies; see `champions.deciding_metric`.
         """
         parts = (self.train, *self.gates, *self.watch)
-        named = (getattr(part, "metric", None) for part in parts)
-        return next((metric for metric in named if isinstance(metric, str)), None)
+        metrics = (getattr(part, "metric", None) for part in parts)
+        return next((metric for metric in metrics if isinstance(metric, str)), None)
 
     @property
     def live_metric(self) -> str | None:
-        """The metric by which live models are compared: the watched one, else the trained one."""
+        """The metric that compares live models: the one of a `Performance` watch, otherwise `training_metric`."""
         watched = (part.metric for part in self.watch if isinstance(part, Performance))
         return next((metric for metric in watched if metric is not None), self.training_metric)
 
     def _check_metrics(self) -> None:
-        """Refuse metrics that cannot all be of one model: each fits other tasks than those before it."""
+        """Raise UsageError if no single task fits the metrics of all parts."""
         tasks: tuple[str, ...] = ("binary", "multiclass", "regression")
-        asked = getattr(self.train, "task", None)
+        declared_task = getattr(self.train, "task", None)
         before = ""
-        if isinstance(asked, str):
-            tasks, before = (asked,), f"train has task='{asked}'"
-        named = [("train", getattr(self.train, "metric", None))]
-        named += [(f"el.{type(part).__name__}", getattr(part, "metric", None)) for part in (*self.gates, *self.watch)]
-        for where, metric in named:
+        if isinstance(declared_task, str):
+            tasks, before = (declared_task,), f"train has task='{declared_task}'"
+        metrics = [("train", getattr(self.train, "metric", None))]
+        metrics += [(f"el.{type(part).__name__}", getattr(part, "metric", None)) for part in (*self.gates, *self.watch)]
+        for part_name, metric in metrics:
             if not isinstance(metric, str):
                 continue
             check_metric(metric)
@@ -113,25 +117,26 @@ class Loop:
             if not fitting:
                 known = dict.fromkeys(name for name, fits in METRIC_TASKS.items() if set(fits) & set(tasks))
                 raise UsageError(
-                    f"{metric} of {where} is for {' and '.join(METRIC_TASKS[metric])} targets, but {before}.",
-                    help=f"For {' and '.join(tasks)} there are: {', '.join(known)}",
+                    f"{metric} of {part_name} is for {' and '.join(METRIC_TASKS[metric])} targets, but {before}.",
+                    help=f"Metrics for {' and '.join(tasks)} targets: {', '.join(known)}",
                 )
-            tasks, before = fitting, f"{metric} of {where} is for {' and '.join(METRIC_TASKS[metric])}"
+            tasks, before = fitting, f"{metric} of {part_name} is for {' and '.join(METRIC_TASKS[metric])}"
 
     def _needs(self, trigger: type, watch: type) -> None:
         has_trigger = any(isinstance(part, trigger) for part in self.retrain)
         if has_trigger and not any(isinstance(part, watch) for part in self.watch):
             raise UsageError(
-                f"Loop '{self.name}' retrains {trigger.__name__} but does not watch it.",
+                f"Loop '{self.name}' has the trigger el.{trigger.__name__} but no el.{watch.__name__} watch, "
+                "so it would never fire.",
                 help=f"Add el.{watch.__name__}(...) to watch=[...].",
             )
 
 
-def _all_of(what: str, parts: Any, allowed: tuple[type, ...], loop: str) -> tuple[Any, ...]:
+def _all_of(argument: str, parts: Any, allowed: tuple[type, ...], loop: str) -> tuple[Any, ...]:
     if not isinstance(parts, Sequence) or isinstance(parts, str):
         parts = (parts,)
     for part in parts:
         if not isinstance(part, allowed):
             names = ", ".join(f"el.{cls.__name__}" for cls in allowed)
-            raise UsageError(f"{part!r} cannot stand in {what}= of loop '{loop}'.", help=f"There: {names}.")
+            raise UsageError(f"Loop '{loop}': {argument}= does not accept {part!r}.", help=f"It accepts: {names}.")
     return tuple(parts)

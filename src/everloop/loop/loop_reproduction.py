@@ -1,8 +1,8 @@
-"""Taking a turn of a loop again, from the same code and the same data, and comparing what every step returned.
+"""Reproduce a run of a loop from the same code and data, and compare the results of every step.
 
-The turn is taken in a scratch home that knows what the store knew just before the run began: contracts, snapshots,
-versions, aliases, endpoints. It has none of the results of former steps, so every step runs. Data that have changed
-since are not read again: what the step had returned then stands for them.
+The run is repeated in a scratch home that holds what the store held just before the original run began: contracts,
+snapshots, versions, aliases and endpoints. It has no cached results, so every step runs. If the data that a step reads
+have changed since, the step does not run again: its original result is used.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     from everloop.loop.loop_definition import Loop
     from everloop.pipeline import Graph, Listener
 
-_LEFT_OUT = ("run", "step", "finding", "gate_result")
+_NOT_COPIED = ("run", "step", "finding", "gate_result")
+"""Kinds of records that the scratch home starts without."""
 _JUST_BEFORE = timedelta(microseconds=1)
 _BATCH = 500
 
@@ -67,26 +68,27 @@ def reproduce_loop_run(
     given: Mapping[str, str] | None = None,
     shown: Callable[[ReproductionPlan], None] | None = None,
 ) -> Reproduction:
-    """Take the turn again and compare outputs of steps, gates' answers and metrics.
+    """Repeat a run of a loop and compare the outputs of its steps, the outcomes of its gates and its metrics.
 
-    A run that found everything done is followed to the run that did it.
+    If every step of the run was cached, the run that produced the results is reproduced instead.
 
     Args:
         scratch: an empty folder.
-        folder: the project's, if it is not beside the store.
-        tolerance: relative, for metrics; 0 wants the same bits.
-        trust: take it although it is foreign: neither started on this machine nor signed by a trusted key.
+        folder: the project's folder, if the store is not inside it.
+        tolerance: relative tolerance for metrics; 0 asks for the same bits.
+        listener: receives the progress of the steps.
+        trust: reproduce the run even if it is neither from this machine nor signed by a trusted key.
         given: secrets that were masked when the run started, by name.
-        shown: called with what will be executed, before it is.
+        shown: called with the plan before anything is executed.
 
     Raises:
-        TrustError: the run, or the run that did its work, is foreign.
-        UsageError: a secret is missing, or the record names something that is never executed.
-        NotFoundError: the project's folder, or its former code, is not here.
-        ProjectError: the project cannot be loaded, or its code is not that of the run.
+        TrustError: the run is neither from this machine nor signed by a trusted key.
+        UsageError: a secret is missing, or the record names a command that is never executed.
+        NotFoundError: the project's folder or its former code was not found.
+        ProjectError: the project cannot be loaded, or its code differs from that of the run.
     """
     remarks: list[str] = []
-    run, steps = doer_of(store, run, remarks)
+    run, steps = producing_run(store, run, remarks)
     folder = project_folder(store, run, folder)
     plan = plan_reproduction(store, run, scratch=scratch, reuse_environment=True, folder=folder)
     check_trust(plan, trust=trust)
@@ -111,16 +113,16 @@ def reproduce_loop_run(
             if run.state != "failed":
                 remarks.append(f"It failed: {error.message}")
         again = home.records.find(Run, ("loop", "=", loop.name), order="-created_at", limit=1)[0]
-        looked, differences = _compare_steps(store, steps, home, again, remarks)
+        compared, differences = _compare_steps(store, steps, home, again, remarks)
         metrics, other_metrics = compare_metrics(store, run, home, again, tolerance=tolerance)
         artifacts, other_artifacts = compare_artifacts(store, run, home, again)
         baselines = [one for one in other_artifacts if one not in differences]
     differences = [*compare_ends(run, again), *differences, *other_metrics, *baselines]
-    return Reproduction(run.id, again.id, tuple(differences), tuple(remarks), looked + metrics + artifacts)
+    return Reproduction(run.id, again.id, tuple(differences), tuple(remarks), compared + metrics + artifacts)
 
 
-def doer_of(store: Store, run: Run, remarks: list[str]) -> tuple[Run, list[StepRun]]:
-    """The run that did the work of a turn that found everything done, with its steps.
+def producing_run(store: Store, run: Run, remarks: list[str]) -> tuple[Run, list[StepRun]]:
+    """Return the run that produced the results of a fully cached run, with its steps; or the run itself.
 
     Raises:
         UsageError: the run has no steps.
@@ -131,11 +133,11 @@ def doer_of(store: Store, run: Run, remarks: list[str]) -> tuple[Run, list[StepR
         made_by = store.records.get(Artifact, ids[0]).run if ids else run.id
         if made_by == run.id:
             break
-        remarks.append(f"The run {run.id} found everything done; the run that did it is {made_by}.")
+        remarks.append(f"Every step of run {run.id} was cached; the results are from run {made_by}.")
         run = store.records.get(Run, made_by)
         steps = _steps_of(store, run)
     if not steps:
-        raise UsageError(f"The run '{run.name}' has no steps to take again.", help="See: everloop runs show RUN")
+        raise UsageError(f"The run '{run.name}' has no steps to reproduce.", help="See: everloop runs show RUN")
     return run, steps
 
 
@@ -155,17 +157,18 @@ def _steps_of(store: Store, run: Run) -> list[StepRun]:
 
 
 def project_folder(store: Store, run: Run, folder: Path | None) -> Path:
-    """The folder whose `loop.py` a turn is taken from.
+    """Return the folder with the `loop.py` of a run.
 
     Raises:
-        NotFoundError: there is none.
+        NotFoundError: no `loop.py` was found.
     """
-    places = [folder] if folder else [store.home.parent, Path(run.source.folder or "/"), Path.cwd()]
-    for place in places:
-        if (place / FILE).is_file():
-            return place.absolute()
+    candidates = [folder] if folder else [store.home.parent, Path(run.source.folder or "/"), Path.cwd()]
+    for path in candidates:
+        if (path / FILE).is_file():
+            return path.absolute()
     raise NotFoundError(
-        f"No {FILE} in {' or '.join(map(str, places))}.", help="Say where: everloop reproduce RUN --dir DIR"
+        f"No {FILE} in {' or '.join(map(str, candidates))}.",
+        help="Name the project's folder: everloop reproduce RUN --dir DIR",
     )
 
 
@@ -178,16 +181,16 @@ def _load(
     remarks: list[str],
     secrets: Mapping[str, str],
 ) -> tuple[Loop, Graph]:
-    """The loop with the code that ran: the project's as it is, where that is still the same, else out of git."""
+    """Load the loop with the code of the run: from the project if it has not changed, otherwise from git."""
     loop, graph, changed = _loaded(folder, run, steps)
     if not changed:
-        what = "" if run.source.git_commit else " (it is not in git)"
-        remarks.append(f"The project's code is the same as then, by the fingerprints of its steps{what}.")
+        note = "" if run.source.git_commit else " (it is not in git)"
+        remarks.append(f"The project's code has not changed since the run, by the fingerprints of its steps{note}.")
         return loop, graph
     if run.source.git_commit is None or run.source.git_root is None:
         raise ProjectError(
-            f"The code of {', '.join(changed)} has changed since, and it was not in git.",
-            help="See what changed: everloop run --explain",
+            f"The code of {', '.join(changed)} has changed since the run, and it was not in git.",
+            help="See what changed with: everloop run --explain",
         )
     root = Path(run.source.git_root)
     check_out(store, run.source, scratch / "code", given=secrets, links=is_from_here(run))
@@ -196,23 +199,24 @@ def _load(
     loop, graph, changed = _loaded(scratch / "code" / below, run, steps)
     if changed:
         raise ProjectError(
-            f"The code of {', '.join(changed)} is in git otherwise than it ran.",
-            help="A newer everloop, or files that git does not keep, may be why.",
+            f"The code of {', '.join(changed)} in git differs from the code that ran.",
+            help="A newer version of everloop or files that git ignores may be the reason. "
+            "See what changed with: everloop run --explain",
         )
-    # What the code reads is where it always was.
+    # The code comes from the checkout, but its data are still in the project's folder.
     os.environ["EVERLOOP_PROJECT"] = str(folder)
     remarks.append(f"The code was taken from the commit {run.source.git_commit[:12]}.")
     return loop, graph
 
 
 def _forget_modules(folder: Path) -> None:
-    """Let the modules of the project be found anew, elsewhere."""
+    """Unload the project's modules, so that they are imported again from another folder."""
     here = str(folder)
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None) or ""
         if file.startswith(f"{here}{os.sep}") and "site-packages" not in file and name.partition(".")[0] != "everloop":
             del sys.modules[name]
-    sys.path[:] = [place for place in sys.path if place != here]
+    sys.path[:] = [entry for entry in sys.path if entry != here]
     importlib.invalidate_caches()
 
 
@@ -229,7 +233,7 @@ def _loaded(folder: Path, run: Run, steps: list[StepRun]) -> tuple[Loop, Graph, 
 
 
 def _target(graph: Graph, steps: list[StepRun]) -> str | None:
-    """The step that the turn was to lead to; None where it was all of them."""
+    """Return the `target` of the original run; None if it ran all steps."""
     recorded = {step.name for step in steps} & set(graph.nodes)
     if recorded == set(graph.nodes):
         return None
@@ -244,29 +248,29 @@ def _target(graph: Graph, steps: list[StepRun]) -> str | None:
 @contextmanager
 def _scratch_home(store: Store, run: Run, steps: list[StepRun], path: Path, remarks: list[str]) -> Iterator[Store]:
     with open_store(path, project=store.project, actor="everloop:reproduce") as opened:
-        # Bytes are known by their digests: those of the store serve, and what comes out the same is there already.
-        places = replace(opened.urls, objects=store.urls.objects)
-        home = Store(places, project=store.project, actor=opened.actor, clock=opened.clock, records=opened.records)
-        _remember(store.as_of(run.started_at - _JUST_BEFORE), home)
-        _stand_in(store, run, steps, home, remarks)
+        # Objects are addressed by digest, so the scratch home can share those of the store.
+        locations = replace(opened.urls, objects=store.urls.objects)
+        home = Store(locations, project=store.project, actor=opened.actor, clock=opened.clock, records=opened.records)
+        _copy_records(store.as_of(run.started_at - _JUST_BEFORE), home)
+        _reuse_changed_inputs(store, run, steps, home, remarks)
         if store.clock.simulated:
             home.simulate(run.started_at)
         yield home
 
 
-def _remember(past: Store, home: Store) -> None:
-    """Put what the store knew."""
+def _copy_records(past: Store, home: Store) -> None:
+    """Copy the records of the store before the run, except results of steps."""
     for name, kind in KINDS.items():
-        if name in _LEFT_OUT:
+        if name in _NOT_COPIED:
             continue
         found: list[Any] = past.records.find(kind)
-        kept = [one for one in found if not (isinstance(one, Artifact) and one.step is not None)]
-        for start in range(0, len(kept), _BATCH):
-            home.records.put(*kept[start : start + _BATCH], verb="remembered")
+        copied = [one for one in found if not (isinstance(one, Artifact) and one.step is not None)]
+        for start in range(0, len(copied), _BATCH):
+            home.records.put(*copied[start : start + _BATCH], verb="remembered")
 
 
-def _stand_in(store: Store, run: Run, steps: list[StepRun], home: Store, remarks: list[str]) -> None:
-    """Steps whose data have changed since are found done: with what they had returned, and nothing to look at."""
+def _reuse_changed_inputs(store: Store, run: Run, steps: list[StepRun], home: Store, remarks: list[str]) -> None:
+    """Copy the results of steps whose data have changed since, so that these steps are cached and read nothing."""
     for step in steps:
         changed = _changed_since(step)
         if changed is None or not step.outputs:
@@ -275,7 +279,9 @@ def _stand_in(store: Store, run: Run, steps: list[StepRun], home: Store, remarks
         home.records.put(replace(step, observed=()))
         if step.name == "snapshot":
             home.records.put(*store.records.find(Snapshot, ("run", "=", run.id)))
-        remarks.append(f"What '{step.name}' reads has changed since ({changed}): what it had returned was taken.")
+        remarks.append(
+            f"The data that '{step.name}' reads have changed since ({changed}), so its original result was used."
+        )
 
 
 def _changed_since(step: StepRun) -> str | None:
@@ -305,9 +311,9 @@ def _working_in(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Outputs:
-    """What a step returned, in a form that can be compared; None where its bytes say nothing."""
+    """The outputs of a step by name, in comparable form. None if equal bytes cannot be expected."""
 
-    said: dict[str, str | None]
+    values: dict[str, str | None]
 
 
 def _compare_steps(
@@ -315,50 +321,53 @@ def _compare_steps(
 ) -> tuple[int, list[ResultDifference]]:
     after = {step.name: step for step in _steps_of(home, again)}
     found: list[ResultDifference] = []
-    loose: list[str] = []
-    looked = 0
+    not_compared: list[str] = []
+    compared = 0
     for step in steps:
         other = after.pop(step.name, None)
         if other is None:
             if not (step.status == "skipped" or "[" in step.name):
-                found.append(ResultDifference(f"step {step.name}", step.status, "not taken"))
+                found.append(ResultDifference(f"step {step.name}", step.status, "not run"))
             continue
-        looked += 1
+        compared += 1
         if ("failed" in (step.status, other.status)) and step.status != other.status:
             found.append(ResultDifference(f"step {step.name}", step.status, f"{other.status}: {other.error}"))
             continue
         before, now = _outputs(store, step), _outputs(home, other)
-        for name in sorted({*before.said, *now.said}):
-            one, two = before.said.get(name, "none"), now.said.get(name, "none")
+        for name in sorted({*before.values, *now.values}):
+            one, two = before.values.get(name, "none"), now.values.get(name, "none")
             if one is None or two is None:
-                loose.append(step.name)
+                not_compared.append(step.name)
             elif one != two:
-                what = step.name if name == "result" else f"{step.name}.{name}"
-                found.append(ResultDifference(f"step {what}", one[:60], two[:60]))
+                output = step.name if name == "result" else f"{step.name}.{name}"
+                found.append(ResultDifference(f"step {output}", one[:60], two[:60]))
     found += [
-        ResultDifference(f"step {name}", "not taken", step.status) for name, step in after.items() if "[" not in name
+        ResultDifference(f"step {name}", "not run", step.status) for name, step in after.items() if "[" not in name
     ]
-    if loose:
-        names = ", ".join(dict.fromkeys(loose))
-        remarks.append(f"Pickles of equal objects may differ: of {names}, what follows from it was compared.")
-    return looked, found
+    if not_compared:
+        names = ", ".join(dict.fromkeys(not_compared))
+        remarks.append(
+            f"The outputs of {names} are pickles, which may differ for equal objects. "
+            "The results of the steps after them were compared instead."
+        )
+    return compared, found
 
 
 def _outputs(store: Store, step: StepRun) -> _Outputs:
-    said: dict[str, str | None] = {}
+    values: dict[str, str | None] = {}
     for name, key in step.outputs.items():
         artifact = store.records.get(Artifact, key)
         if step.name in ("judge", "release") and artifact.type == "json":
-            said[name] = _decided(store, artifact)
+            values[name] = _without_ids(store, artifact)
         else:
-            said[name] = None if artifact.type == "pickle" else artifact.digest
-    return _Outputs(said)
+            values[name] = None if artifact.type == "pickle" else artifact.digest
+    return _Outputs(values)
 
 
-def _decided(store: Store, artifact: Artifact) -> str:
-    """Gates' answers and the release without the ids of their records, which are new each time."""
+def _without_ids(store: Store, artifact: Artifact) -> str:
+    """Describe gate results or a release without the ids of their records, which are new in every run."""
     value = msgspec.json.decode(store.objects.read(artifact.digest))
     if isinstance(value, dict):
         return f"release {value.get('state')}"
-    results = [store.records.get(GateResult, str(answer)) for answer in value]
+    results = [store.records.get(GateResult, str(result_id)) for result_id in value]
     return ", ".join(f"{result.gate}: {result.outcome}" for result in results) or "no gates"

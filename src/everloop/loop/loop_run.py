@@ -1,4 +1,4 @@
-"""One turn of a loop: data → train → judge → register → release, doing only what is not done yet."""
+"""One run of a loop: data → train → evaluate → register → judge → release. Steps that are up to date are skipped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LoopRun:
-    """What a turn did. `version`, `gates`, `release` and `columns` are of the candidate, new or found again."""
+    """The result of a run. `version`, `gates`, `release` and `columns` describe the candidate, new or cached."""
 
     run: Run
     steps: list[StepRun]
@@ -29,19 +29,19 @@ class LoopRun:
     gates: list[GateResult]
     release: Release | None
     columns: ColumnReport | None = None
-    """What became of each column of the table."""
+    """How each column of the table was used."""
     broken: tuple[dict[str, Any], ...] = ()
-    """What this turn found in its table that breaks or bends the contract: the data of those events."""
+    """Contract violations that this run found in its table, errors and warnings: the data of their events."""
 
     @property
     def metric(self) -> str | None:
         """The metric that decided the candidate's evaluation."""
-        found = self.version.evaluation.get("metric") if self.version is not None else None
-        return found if isinstance(found, str) else None
+        metric = self.version.evaluation.get("metric") if self.version is not None else None
+        return metric if isinstance(metric, str) else None
 
     @property
     def ran(self) -> int:
-        """How many steps really ran."""
+        """How many steps ran instead of being taken from the cache."""
         return sum(step.status == "ran" for step in self.steps)
 
 
@@ -56,13 +56,21 @@ def run_loop(
     force: Iterable[str] | bool = (),
     listener: Listener | None = None,
 ) -> LoopRun:
-    """Take one turn, or the part of it that leads to the step `target`.
+    """Run a loop once, or only the steps that lead to `target`.
 
-    Two turns at once are safe: the second waits for the first's steps and finds them done. A turn that was killed
-    is gone on with by the next.
+    Two runs at the same time are safe: the second waits for the steps of the first and finds them done. A run that was
+    killed is resumed by the next one.
+
+    Args:
+        trigger: what started the run; recorded with it.
+        target: name of the last step to run. Default: all steps.
+        params: values for parameters of steps, by `name` or `step.name`.
+        executor: where steps run: the name of an executor, or an `Executor`.
+        force: names of steps to run although they are cached; True for all.
+        listener: receives the progress of the steps.
 
     Raises:
-        EverloopError: a step failed; what was finished before is kept.
+        EverloopError: a step failed. The results of the steps before it are kept.
     """
     from everloop.records import Run
     from everloop.stores.verify import mark_lost
@@ -74,7 +82,7 @@ def run_loop(
     if target is not None:
         graph.get(target)
     with start_run(loop.name, store=store, params=dict(params or {}), loop=loop.name, trigger=trigger) as run:
-        done = run_graph(
+        result = run_graph(
             graph,
             store,
             run=run,
@@ -84,7 +92,7 @@ def run_loop(
             force=force,
             listener=listener,
         )
-    return _told(store, store.records.get(Run, run.id), done, before)
+    return _loop_run(store, store.records.get(Run, run.id), result, before)
 
 
 def explain_run(
@@ -95,26 +103,26 @@ def explain_run(
     params: Mapping[str, Any] | None = None,
     force: Iterable[str] | bool = (),
 ) -> list[Planned]:
-    """What a turn would do now, and why, without doing it."""
+    """Return the steps that a run would execute now, and why, without running anything."""
     return plan(graph_of(loop), store, targets=None if target is None else [target], params=params, force=force)
 
 
-def _told(store: Store, run: Run, done: GraphRun, before: int) -> LoopRun:
+def _loop_run(store: Store, run: Run, result: GraphRun, before: int) -> LoopRun:
     from everloop.loop.column_report import report_columns
     from everloop.records import GateResult, Release
     from everloop.registry import get_version
 
-    made = _value(done, "register")
-    version = get_version(store, made) if made else None
-    gates = [store.records.get(GateResult, gate) for gate in _value(done, "judge") or []]
-    begun = _value(done, "release")
-    release = store.records.get(Release, begun["release"]) if begun else None
-    rivals = [release.previous if release is not None else None, *(gate.champion for gate in gates)]
-    previous = next((rival for rival in rivals if rival is not None), None)
+    registered = _value(result, "register")
+    version = get_version(store, registered) if registered else None
+    gates = [store.records.get(GateResult, gate) for gate in _value(result, "judge") or []]
+    released = _value(result, "release")
+    release = store.records.get(Release, released["release"]) if released else None
+    champions = [release.previous if release is not None else None, *(gate.champion for gate in gates)]
+    previous = next((champion for champion in champions if champion is not None), None)
     events = store.records.events_since(before, kinds=("contract",))
     return LoopRun(
         run=run,
-        steps=done.steps,
+        steps=result.steps,
         version=version,
         gates=gates,
         release=release,
@@ -123,9 +131,9 @@ def _told(store: Store, run: Run, done: GraphRun, before: int) -> LoopRun:
     )
 
 
-def _value(done: GraphRun, step: str) -> Any:
+def _value(result: GraphRun, step: str) -> Any:
     try:
-        return done.value(step)
+        return result.value(step)
     except GraphError:
-        # The turn was asked for a part that does not contain it.
+        # `target` left this step out of the run.
         return None

@@ -1,4 +1,4 @@
-"""A project on disk: its folder, its `loop.py` and the loops declared there."""
+"""Find a project's folder, import its `loop.py` and collect the loops declared there."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ FILE = "loop.py"
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """A loaded project: `loops` and feature views by name, in the order of their declaration."""
+    """A loaded project: its loops and feature views by name, in the order of their declaration."""
 
     folder: Path
     loops: dict[str, Loop]
     views: dict[str, FeatureView] = field(default_factory=dict)
 
     def loop(self, name: str | None = None) -> Loop:
-        """The loop called `name`, or the only one.
+        """Return the loop called `name`. Without a name, return the project's only loop.
 
         Raises:
-            NotFoundError: there is none of that name, or there are several and none was named.
+            NotFoundError: no loop has this name, or `name` is None and the project declares several.
         """
         known = ", ".join(self.loops)
         if name is None:
@@ -41,34 +41,35 @@ class Project:
                 return next(iter(self.loops.values()))
             raise NotFoundError(f"{self.folder / FILE} declares several loops.", help=f"Name one of: {known}")
         if name not in self.loops:
-            raise NotFoundError(f"No loop '{name}' in {self.folder / FILE}.", help=f"There is: {known}")
+            raise NotFoundError(f"{self.folder / FILE} declares no loop '{name}'.", help=f"It declares: {known}")
         return self.loops[name]
 
 
 def find_folder(start: Path | None = None) -> Path:
-    """The nearest folder at or above `start` that holds a `loop.py`.
+    """Return the nearest folder at or above `start` that contains a `loop.py`.
 
     Raises:
-        ProjectError: there is none.
+        ProjectError: no such folder exists.
     """
     start = (start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
         if (folder / FILE).is_file():
             return folder
     raise ProjectError(
-        f"No {FILE} in {start} or above it.",
-        help="Make a project with: everloop init, or see one at work with: everloop demo",
+        f"No {FILE} in {start} or any folder above it.",
+        help="Create a project with: everloop init, or look at an example with: everloop demo",
     )
 
 
 def load_project(folder: Path | None = None) -> Project:
     """Import `loop.py` and collect its loops.
 
-    The project's folder joins `sys.path`, so that `loop.py` can import the modules beside it, and becomes the
-    folder against which `el.read` resolves relative paths.
+    The project's folder is added to `sys.path`, so that `loop.py` can import the modules beside it. `el.read` resolves
+    relative paths against it.
 
     Raises:
-        ProjectError: no `loop.py`, an error while importing it (with file and line), or no `Loop` in it.
+        ProjectError: there is no `loop.py`, importing it failed (the message has file and line), or it declares no
+            loop.
     """
     folder = find_folder(folder)
     os.environ["EVERLOOP_PROJECT"] = str(folder)
@@ -91,7 +92,7 @@ def load_project(folder: Path | None = None) -> Project:
 
 
 def _import(path: Path) -> ModuleType:
-    # The name is the file's own, so that pickled references find it again in a worker process.
+    # The module gets the name of the file, so that a worker process can resolve pickled references to it.
     name = path.stem
     finder.add({}, [str(path.parent)])
     spec = importlib.util.spec_from_file_location(name, path, loader=SourceLoader(name, str(path)))
@@ -107,15 +108,15 @@ def _import(path: Path) -> ModuleType:
         raise
     except SyntaxError as error:
         _restore(name, known)
-        where = f"{error.filename}, line {error.lineno}"
+        position = f"{error.filename}, line {error.lineno}"
         line = f": {error.text.strip()}" if error.text else ""
-        raise ProjectError(f"Syntax error in {where}: {error.msg}{line}") from error
+        raise ProjectError(f"Syntax error in {position}: {error.msg}{line}") from error
     except (Exception, SystemExit) as error:
-        # A module that calls sys.exit would otherwise end the command as if it had succeeded.
+        # Otherwise a module that calls sys.exit would end the command as if it had succeeded.
         _restore(name, known)
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _inside(frame.filename, path.parent)]
-        where = f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else str(path)
-        raise ProjectError(f"{type(error).__name__} in {where}: {error}") from error
+        position = f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else str(path)
+        raise ProjectError(f"{type(error).__name__} in {position}: {error}") from error
     return module
 
 

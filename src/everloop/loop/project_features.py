@@ -1,11 +1,11 @@
-"""Feature views of a project, kept: from the command line, from a script, or as a step of a pipeline.
+"""Store the rows of a project's feature views: from the command line, from a script, or in a step of a pipeline.
 
     @el.step
-    def kept(weather: pl.DataFrame) -> str:
+    def stored(weather: pl.DataFrame) -> str:
         return el.materialize(reports, rows=weather, online="online.db").state
 
-The step runs again when the step before it gives something else, and adds the rows that are new. What it returns
-changes with the rows, so steps that join the view run after it.
+The step runs again if its input changes, and adds the rows that are new. Its result changes with the rows, so steps
+that join the view run after it.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ def materialize(
     online: str | Path | OnlineStore | None = None,
     store: Store | None = None,
 ) -> Materialized:
-    """Keep the rows of a view that are new, and publish the latest of each entity.
+    """Store the new rows of a feature view, and publish the latest row of each entity to an online store.
 
     Args:
-        rows: what the view's source gives; without them it is called.
-        online: the store that serving asks, or its address.
-        store: default: that of the step or run around it, else the one that `open_store()` finds.
+        rows: the rows of the view's source. Default: the source is called.
+        online: the online store that serving reads, or its path or URL. Default: nothing is published.
+        store: default: the store of the surrounding step or run, otherwise the one that `open_store()` finds.
     """
-    from everloop.data.features import materialize as keep
+    from everloop.data.features import materialize as materialize_view
 
     with ExitStack() as stack:
-        place, kept = _places(stack, store, online)
-        return keep(place, view, rows=rows, online=kept, code=_code(view))
+        offline, opened = _stores(stack, store, online)
+        return materialize_view(offline, view, rows=rows, online=opened, code=_code(view))
 
 
 def backfill(
@@ -52,16 +52,20 @@ def backfill(
     online: str | Path | OnlineStore | None = None,
     store: Store | None = None,
 ) -> Materialized:
-    """Add rows of the past that are known only now; a join at an earlier moment does not see them.
+    """Add past rows that have become known only now. A join as of an earlier moment does not see them.
 
     Args:
-        start: the first event's time; `end`, the first that is left out.
+        rows: the rows of the view's source. Default: the source is called.
+        start: time of the first event to add.
+        end: time of the first event after those to add.
+        online: the online store that serving reads, or its path or URL. Default: nothing is published.
+        store: default: the store of the surrounding step or run, otherwise the one that `open_store()` finds.
     """
-    from everloop.data.features import backfill as fill
+    from everloop.data.features import backfill as backfill_view
 
     with ExitStack() as stack:
-        place, kept = _places(stack, store, online)
-        return fill(place, view, rows=rows, start=start, end=end, online=kept, code=_code(view))
+        offline, opened = _stores(stack, store, online)
+        return backfill_view(offline, view, rows=rows, start=start, end=end, online=opened, code=_code(view))
 
 
 def _code(view: FeatureView) -> str | None:
@@ -71,7 +75,7 @@ def _code(view: FeatureView) -> str | None:
     return code_of(function).digest if callable(function) else None
 
 
-def _places(
+def _stores(
     stack: ExitStack, store: Store | None, online: str | Path | OnlineStore | None
 ) -> tuple[Store, OnlineStore | None]:
     from pathlib import Path
@@ -82,10 +86,10 @@ def _places(
     from everloop.tracking import current_run
 
     step, run = current_step(), current_run()
-    around = step.store if step is not None else run.store if run is not None else None
-    place = store or around or stack.enter_context(open_store())
+    surrounding = step.store if step is not None else run.store if run is not None else None
+    offline = store or surrounding or stack.enter_context(open_store())
     if online is None or not isinstance(online, str | Path):
-        return place, online
-    kept = open_online(online)
-    stack.callback(kept.close)
-    return place, kept
+        return offline, online
+    opened = open_online(online)
+    stack.callback(opened.close)
+    return offline, opened

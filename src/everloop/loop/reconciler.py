@@ -1,7 +1,7 @@
-"""One heartbeat of a loop: fold the logs, watch, move the rollout, and say whether a turn is due.
+"""One tick of a loop: fold the logs, check the watches, move the rollout, and see whether a run is due.
 
-Everything a tick learns is in the store, so ticks may be skipped, repeated or run by another process: each
-continues from the records of the one before.
+All state is in the store, so a tick may be skipped, repeated or run by another process. Each tick continues from the
+records of the one before.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from everloop.loop.champions import deciding_metric
 from everloop.loop.live_evidence import live_evidence
-from everloop.loop.rollout import apply_answer, find_rolling, hold_release
-from everloop.loop.schema_compatibility import find_understood
+from everloop.loop.rollout import apply_evidence, find_rolling, hold_release
+from everloop.loop.schema_compatibility import schema_coverage
 from everloop.loop.triggers import find_due
 from everloop.loop.watches import watch
 from everloop.stores.durations import parse_duration
@@ -27,18 +27,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """What one heartbeat found and did."""
+    """What one tick found and did."""
 
     folded: int
-    """Predictions that moved from journals into the table."""
+    """How many predictions were moved from journals into the table."""
     findings: list[Finding]
     release: Release | None
-    """The rollout, when this tick decided something about it."""
+    """The rollout, if this tick made a decision about it."""
     due: Due | None
+    """Why a run is due; None if none is."""
 
 
 def reconcile(loop: Loop, store: Store) -> Reconciliation:
-    """Take one heartbeat. Two processes may tick at once: the second finds the work done."""
+    """Do one tick of a loop. Two processes may do so at the same time: the second finds the work done."""
     if loop.serve is None:
         return Reconciliation(0, [], None, find_due(loop, store))
     from everloop.data.features import watch_freshness
@@ -55,40 +56,40 @@ def reconcile(loop: Loop, store: Store) -> Reconciliation:
         return Reconciliation(folded, findings, release, find_due(loop, store))
 
 
-def _move_rollout(loop: Loop, place: Endpoint, store: Store) -> Release | None:
+def _move_rollout(loop: Loop, endpoint: Endpoint, store: Store) -> Release | None:
     from everloop.registry import get_version
 
-    release = find_rolling(store, place.name)
-    canary = place.rollout
+    release = find_rolling(store, endpoint.name)
+    canary = endpoint.rollout
     if release is None or release.previous is None or release.percent <= 0 or canary is None:
         return None
     decisions = len(release.decisions)
     started = next(decision.at for decision in reversed(release.decisions) if decision.action in ("start", "advance"))
     metric = loop.live_metric or deciding_metric(get_version(store, release.candidate))
-    answer = live_evidence(store, release, release.previous, canary, metric)
+    outcome = live_evidence(store, release, release.previous, canary, metric)
     impatient = store.now() - started >= parse_duration(canary.patience)
-    understood = find_understood(store, release, release.previous)
-    told = understood.text() if understood is not None else ""
-    evidence = understood.evidence() if understood is not None else {}
-    if answer is None:
-        both = " that both versions understand" if told else ""
-        reason = f"waiting for {canary.least_labels} labelled answers{both}"
-        moved = hold_release(store, release, f"{reason}; {told}" if told else reason, evidence)
+    coverage = schema_coverage(store, release, release.previous)
+    remark = coverage.text() if coverage is not None else ""
+    evidence = coverage.evidence() if coverage is not None else {}
+    if outcome is None:
+        both = " that both versions can score" if remark else ""
+        reason = f"waiting for {canary.least_labels} labelled predictions{both}"
+        moved = hold_release(store, release, f"{reason}; {remark}" if remark else reason, evidence)
     else:
-        answer = replace(answer, message=f"{answer.message}; {told}" if told else answer.message)
-        answer.evidence.update(evidence)
-        if understood is not None and understood.would_refuse and _would_complete(release, answer, impatient=impatient):
-            reason = f"{answer.message}; alone, {release.candidate} would refuse such requests"
-            moved = hold_release(store, release, f"not completed: {reason}", answer.evidence)
+        outcome = replace(outcome, message=f"{outcome.message}; {remark}" if remark else outcome.message)
+        outcome.evidence.update(evidence)
+        if coverage is not None and coverage.would_refuse and _would_complete(release, outcome, impatient=impatient):
+            reason = f"{outcome.message}; without the champion, {release.candidate} would refuse such requests"
+            moved = hold_release(store, release, f"not completed: {reason}", outcome.evidence)
         else:
-            moved = apply_answer(store, release, answer, impatient=impatient)
+            moved = apply_evidence(store, release, outcome, impatient=impatient)
     return moved if len(moved.decisions) > decisions else None
 
 
-def _would_complete(release: Release, answer: GateOutcome, *, impatient: bool) -> bool:
-    """Whether this answer gives the candidate all the traffic."""
-    gain = answer.evidence.get("gain")
-    advances = answer.outcome == "pass" or (
-        answer.outcome == "undecided" and impatient and isinstance(gain, float) and gain >= 0
+def _would_complete(release: Release, outcome: GateOutcome, *, impatient: bool) -> bool:
+    """Whether this outcome gives the candidate all the traffic."""
+    gain = outcome.evidence.get("gain")
+    advances = outcome.outcome == "pass" or (
+        outcome.outcome == "undecided" and impatient and isinstance(gain, float) and gain >= 0
     )
     return advances and not any(release.percent < step < 100 for step in release.steps)

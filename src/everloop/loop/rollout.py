@@ -1,12 +1,12 @@
-"""Rollouts: a candidate's way to all the traffic, each step decided by live evidence, or back out.
+"""Roll out a candidate to an endpoint step by step, or roll it back.
 
-    rejected  <- a gate failed
-    rolling_out -> completed      every step's evidence passed
-                -> rolled_back    the evidence turned against it, or someone did
-                -> superseded     a newer candidate came
+    rejected       a gate failed
+    rolling_out -> completed      the evidence passed at every step
+                -> rolled_back    the evidence failed, or a person rolled it back
+                -> superseded     a newer candidate was released
 
-The champion alias, the endpoint's routes, the version's state and the release change in one transaction, so
-that no moment shows half a release.
+The champion alias, the endpoint's routes, the version's state and the release change in one transaction, so no
+reader ever sees half a release.
 """
 
 from __future__ import annotations
@@ -41,26 +41,31 @@ def start_release(
     run: str | None = None,
     reason: str = "",
 ) -> Release:
-    """Bring a judged candidate to the endpoint.
+    """Release a candidate to an endpoint after its gates were checked.
 
-    A failed gate rejects it. The first champion of an endpoint takes all traffic at once. With one step only,
-    an undecided gate leaves the release at 0 percent, waiting for `everloop release advance`.
+    A failed gate rejects the candidate. The first champion of an endpoint takes all the traffic at once. If a gate is
+    undecided and there is only one step, the release waits at 0 percent for `everloop release advance`.
 
     Args:
-        reason: why it may take all traffic, where a person says so; default: what the gates said.
+        steps: shares of the traffic in percent, rising to 100.
+        gates: results of the candidate's gates.
+        trigger: what started the run or the release.
+        run: id of the run that made the candidate.
+        reason: why the candidate may take the traffic, if a person decided it. Default: the outcome of the gates.
 
     Raises:
-        ConflictError: the candidate has no package, so nothing can answer by it, or it is archived.
+        ConflictError: the candidate is archived, or has no package and so cannot be served.
+        ApprovalError: `trigger` is `promote`, and a policy on the champion lacks approvals.
     """
     if not candidate.package:
         raise ConflictError(
-            f"'{candidate.key}' came over MLflow's protocol and has no package yet.",
-            help=f"Make one: everloop models adopt {quote(candidate.key)}",
+            f"'{candidate.key}' was registered over the MLflow protocol and has no package yet.",
+            help=f"Build one with: everloop models adopt {quote(candidate.key)}",
         )
     with store.records.transaction():
-        # Looked at again in here: it may have been archived or deleted since it was read.
+        # Read again inside the transaction: the version may have been archived or deleted in the meantime.
         check_usable(store.records.get(ModelVersion, candidate.key))
-        place = _endpoint(store, endpoint, candidate.model)
+        served_at = _endpoint(store, endpoint, candidate.model)
         champion = champion_of(store, candidate.model)
         release = store.new(
             Release,
@@ -84,45 +89,46 @@ def start_release(
         if champion is None:
             release = _decided(release, store, "start", 0.0, "the endpoint has no champion yet")
             store.records.put(release)
-            return _complete_or_wait(store, release, place, reason or "first champion", {})
+            return _complete_or_wait(store, release, served_at, reason or "first champion", {})
         if undecided and len(release.steps) == 1:
-            reason = "undecided and no canary to decide: " + "; ".join(
+            reason = "undecided, and there is no canary to decide it: " + "; ".join(
                 f"{gate.gate}: {gate.message}" for gate in undecided
             )
             release = _decided(release, store, "hold", 0.0, reason)
             store.records.put(release, verb="held", data={"reason": reason})
             return release
-        judged = "all gates passed" if not undecided else f"undecided: {', '.join(gate.gate for gate in undecided)}"
-        told = reason or judged
-        release = _decided(release, store, "start", release.steps[0], told)
+        if not reason:
+            names = ", ".join(gate.gate for gate in undecided)
+            reason = f"undecided: {names}" if undecided else "all gates passed"
+        release = _decided(release, store, "start", release.steps[0], reason)
         store.records.put(release)
         if release.steps[0] >= 100:
-            return _complete_or_wait(store, release, place, told, {})
-        _route(store, place, champion, candidate.key, release.steps[0])
+            return _complete_or_wait(store, release, served_at, reason, {})
+        _route(store, served_at, champion, candidate.key, release.steps[0])
         return release
 
 
 def advance_release(store: Store, release: Release, reason: str, evidence: dict[str, Json] | None = None) -> Release:
-    """Take the next step, or complete after the last.
+    """Give the candidate the next share of the traffic; after the last step, complete the release.
 
     Raises:
-        ConflictError: the release is over, or someone else moved it meanwhile.
+        ConflictError: the release has ended, or another process changed it in the meantime.
     """
-    _must_roll(release)
+    _check_rolling(release)
     with store.records.transaction():
-        place = store.records.get(EndpointRecord, release.endpoint)
+        endpoint = store.records.get(EndpointRecord, release.endpoint)
         later = [step for step in release.steps if step > release.percent]
         if not later or later[0] >= 100:
-            return _complete_or_wait(store, release, place, reason, evidence or {})
+            return _complete_or_wait(store, release, endpoint, reason, evidence or {})
         moved = _decided(release, store, "advance", later[0], reason, evidence)
         (moved,) = store.records.update(moved, verb="advanced", data={"percent": later[0], "reason": reason})
-        _route(store, place, release.previous, release.candidate, later[0])
+        _route(store, endpoint, release.previous, release.candidate, later[0])
         return moved
 
 
 def hold_release(store: Store, release: Release, reason: str, evidence: dict[str, Json] | None = None) -> Release:
-    """Write down that the evidence does not decide yet: once a day, not at every look."""
-    _must_roll(release)
+    """Record that the evidence is not sufficient yet. At most one such decision is recorded per day."""
+    _check_rolling(release)
     last = release.decisions[-1] if release.decisions else None
     if last is not None and last.action == "hold" and store.now() - last.at < timedelta(days=1):
         return release
@@ -139,52 +145,54 @@ def abort_release(
     *,
     state: Literal["rolled_back", "superseded"] = "rolled_back",
 ) -> Release:
-    """Give all the traffic back to the champion.
+    """End a rollout and give all the traffic back to the champion.
 
     Raises:
-        ConflictError: the release is over, or someone else moved it meanwhile.
+        ConflictError: the release has ended, or another process changed it in the meantime.
     """
-    _must_roll(release)
+    _check_rolling(release)
     with store.records.transaction():
-        place = store.records.get(EndpointRecord, release.endpoint)
+        endpoint = store.records.get(EndpointRecord, release.endpoint)
         ended = _decided(release, store, "roll_back", 0.0, reason, evidence, state=state)
         (ended,) = store.records.update(ended, verb=state, data={"reason": reason})
         if release.previous is not None:
-            _route(store, place, release.previous, None, 0.0)
+            _route(store, endpoint, release.previous, None, 0.0)
         _set_state(store, release.candidate, "rolled_back" if state == "rolled_back" else "registered")
         return ended
 
 
 def promote(store: Store, endpoint: str, version: ModelVersion, reason: str) -> Release:
-    """Give `version` all the traffic now, on a person's word instead of evidence. Where it has it already, the
-    release that gave it stands.
+    """Give a version all the traffic now, by a person's decision instead of evidence.
+
+    Returns:
+        The new release. If the version has all the traffic already, the release that gave it.
 
     Raises:
-        ApprovalError: a policy guards the champion, and not enough others have agreed.
+        ApprovalError: a policy on the champion requires more approvals.
         ConflictError: the version has no package, or is archived.
     """
     with store.records.transaction():
-        places = store.records.find(EndpointRecord, ("name", "=", endpoint), limit=1)
-        answering = [route.version for route in places[0].routes if route.role != "shadow"] if places else []
+        endpoints = store.records.find(EndpointRecord, ("name", "=", endpoint), limit=1)
+        answering = [route.version for route in endpoints[0].routes if route.role != "shadow"] if endpoints else []
         if answering == [version.key] and champion_of(store, version.model) == version.key:
-            last = _completed(store, endpoint, version.key)
-            if last:
-                return last[0]
+            completed = _completed(store, endpoint, version.key)
+            if completed:
+                return completed[0]
         return start_release(store, endpoint, version, steps=(100.0,), trigger="promote", reason=reason)
 
 
 def move_alias(
     store: Store, model: str, alias: str, version_key: str, reason: str, *, expect: str | None = ANYONE
 ) -> Alias:
-    """Move an alias as `set_alias` does; where the champion of an endpoint moves, its traffic moves with it."""
+    """Move an alias as `set_alias` does. If it is the champion of an endpoint, the traffic moves with it."""
     from everloop.registry import find_alias, get_version, set_alias
 
     with store.records.transaction():
         held = check_holder(store, model, alias, expect)
         version = get_version(store, version_key)
-        serving = store.records.find(EndpointRecord, ("model", "=", model), limit=1) if alias == CHAMPION else []
-        if serving and version.model == model and (held is None or held.version != version.key):
-            promote(store, serving[0].name, version, reason)
+        endpoints = store.records.find(EndpointRecord, ("model", "=", model), limit=1) if alias == CHAMPION else []
+        if endpoints and version.model == model and (held is None or held.version != version.key):
+            promote(store, endpoints[0].name, version, reason)
             moved = find_alias(store, model, alias)
             if moved is not None:
                 return moved
@@ -192,37 +200,37 @@ def move_alias(
 
 
 def roll_back(store: Store, endpoint: str, reason: str) -> Release:
-    """Undo the newest release: abort it while it rolls out, else give the traffic back to the champion before.
+    """Undo the newest release: end its rollout, or give the traffic back to the previous champion.
 
     Raises:
-        NotFoundError: nothing was released, or nothing stood before it.
+        NotFoundError: nothing was released to the endpoint, or there is no previous champion.
     """
     with store.records.transaction():
         current = find_rolling(store, endpoint)
         if current is not None:
             return abort_release(store, current, reason)
-        place = store.records.get(EndpointRecord, endpoint)
-        champion = champion_of(store, place.model)
-        done = _completed(store, endpoint, champion) or _completed(store, endpoint)
-        if not done:
+        record = store.records.get(EndpointRecord, endpoint)
+        champion = champion_of(store, record.model)
+        completed = _completed(store, endpoint, champion) or _completed(store, endpoint)
+        if not completed:
             raise NotFoundError(f"Nothing has been released to endpoint '{endpoint}'.", help="See: everloop release ls")
-        # A release that gave the champion all the traffic again changed no version: what is undone is the one before.
-        last = next((one for one in done if one.previous != one.candidate), done[0])
+        # A release that gave the champion its traffic back changed no version, so the release before it is undone.
+        last = next((release for release in completed if release.previous != release.candidate), completed[0])
         if last.previous is None:
             raise NotFoundError(
-                f"'{last.candidate}' is the first champion of '{endpoint}': there is none to go back to.",
+                f"'{last.candidate}' is the first champion of '{endpoint}', so there is none to go back to.",
                 help="Promote another version with: everloop models promote MODEL@N",
             )
         ended = _decided(last, store, "roll_back", 0.0, reason, state="rolled_back")
         (ended,) = store.records.update(ended, verb="rolled_back", data={"reason": reason})
         _set_champion(store, last.previous, reason, {"rolled_back": last.candidate})
         _set_state(store, last.candidate, "rolled_back")
-        _route(store, place, last.previous, None, 0.0)
+        _route(store, record, last.previous, None, 0.0)
         return ended
 
 
 def find_rolling(store: Store, endpoint: str) -> Release | None:
-    """The release under way at an endpoint."""
+    """Return the release that is being rolled out at an endpoint; None if there is none."""
     rolling = store.records.find(
         Release, ("endpoint", "=", endpoint), ("state", "=", "rolling_out"), order="-created_at", limit=1
     )
@@ -230,40 +238,44 @@ def find_rolling(store: Store, endpoint: str) -> Release | None:
 
 
 def _completed(store: Store, endpoint: str, candidate: str | None = None) -> list[Release]:
-    """Releases that took all the traffic, newest first."""
-    asked = [("candidate", "=", candidate)] if candidate else []
+    """Return the releases that took all the traffic, newest first."""
+    conditions = [("candidate", "=", candidate)] if candidate else []
     return store.records.find(
         Release,
         ("endpoint", "=", endpoint),
         ("state", "=", "completed"),
-        *asked,  # type: ignore[arg-type]
+        *conditions,  # type: ignore[arg-type]
         order="-created_at",
     )
 
 
 def champion_of(store: Store, model: str) -> str | None:
-    """Key of the version that holds `champion`."""
+    """Return the key of the model's champion; None if it has none."""
     found = store.records.find(Alias, ("model", "=", model), ("name", "=", CHAMPION), limit=1)
     return found[0].version if found else None
 
 
-def apply_answer(store: Store, release: Release, answer: GateOutcome, *, impatient: bool) -> Release:
-    """Turn live evidence into a decision. `impatient`: the patience is over, so the better estimate wins."""
-    if answer.outcome == "pass":
-        return advance_release(store, release, answer.message, answer.evidence)
-    if answer.outcome == "fail":
-        return abort_release(store, release, answer.message, answer.evidence)
-    gain = answer.evidence.get("gain")
+def apply_evidence(store: Store, release: Release, outcome: GateOutcome, *, impatient: bool) -> Release:
+    """Advance, hold or roll back a release, depending on the live evidence.
+
+    Args:
+        impatient: the rollout's patience has run out, so the better estimate wins.
+    """
+    if outcome.outcome == "pass":
+        return advance_release(store, release, outcome.message, outcome.evidence)
+    if outcome.outcome == "fail":
+        return abort_release(store, release, outcome.message, outcome.evidence)
+    gain = outcome.evidence.get("gain")
     if impatient and isinstance(gain, float):
-        verdict = advance_release if gain >= 0 else abort_release
-        return verdict(store, release, f"patience is over; {answer.message}", answer.evidence)
-    return hold_release(store, release, f"not decided yet: {answer.message}", answer.evidence)
+        decide = advance_release if gain >= 0 else abort_release
+        return decide(store, release, f"patience has run out; {outcome.message}", outcome.evidence)
+    return hold_release(store, release, f"not decided yet: {outcome.message}", outcome.evidence)
 
 
-def _must_roll(release: Release) -> None:
+def _check_rolling(release: Release) -> None:
     if release.state != "rolling_out":
         raise ConflictError(
-            f"The release of {release.candidate} to '{release.endpoint}' is over: {release.state}.",
+            f"The release of {release.candidate} to '{release.endpoint}' has ended: {release.state}.",
             help="See: everloop release ls",
         )
 
@@ -283,31 +295,33 @@ def _decided(
 
 
 def _complete_or_wait(
-    store: Store, release: Release, place: EndpointRecord, reason: str, evidence: dict[str, Json]
+    store: Store, release: Release, endpoint: EndpointRecord, reason: str, evidence: dict[str, Json]
 ) -> Release:
-    """Complete, or ask for the agreement that a policy on the champion wants and stay where it is until it is there."""
+    """Complete a release. If a policy on the champion lacks approvals, request them and hold the release until then."""
     from everloop.registry import ApprovalError, request_alias
 
     try:
         with store.records.transaction():
-            return _complete(store, release, place, reason, evidence)
+            return _complete(store, release, endpoint, reason, evidence)
     except ApprovalError as error:
         if release.trigger == "promote":
-            # Whoever promotes by hand is told at once, and nothing of it is left.
+            # A person who promotes by hand gets the error, and the transaction leaves nothing behind.
             raise
         release = store.records.get(Release, release.id)
         model = release.candidate.rpartition("@")[0]
-        asked = request_alias(store, model, CHAMPION, release.candidate, reason)
-        return hold_release(store, release, f"waits for agreement ({asked.id[:18]}): {error.message}", evidence)
+        request = request_alias(store, model, CHAMPION, release.candidate, reason)
+        return hold_release(store, release, f"waiting for approval ({request.id[:18]}): {error.message}", evidence)
 
 
-def _complete(store: Store, release: Release, place: EndpointRecord, reason: str, evidence: dict[str, Json]) -> Release:
-    done = _decided(release, store, "complete", 100.0, reason, evidence, state="completed")
-    (done,) = store.records.update(done, verb="completed", data={"reason": reason})
+def _complete(
+    store: Store, release: Release, endpoint: EndpointRecord, reason: str, evidence: dict[str, Json]
+) -> Release:
+    completed = _decided(release, store, "complete", 100.0, reason, evidence, state="completed")
+    (completed,) = store.records.update(completed, verb="completed", data={"reason": reason})
     _set_champion(store, release.candidate, reason, {"release": release.id, **evidence})
     _set_state(store, release.candidate, "released")
-    _route(store, place, release.candidate, None, 0.0)
-    return done
+    _route(store, endpoint, release.candidate, None, 0.0)
+    return completed
 
 
 def _set_champion(store: Store, version: str, reason: str, evidence: dict[str, Json]) -> None:
@@ -319,28 +333,27 @@ def _set_champion(store: Store, version: str, reason: str, evidence: dict[str, J
 def _supersede(store: Store, endpoint: str) -> None:
     current = find_rolling(store, endpoint)
     if current is not None:
-        abort_release(store, current, "a newer candidate came", state="superseded")
+        abort_release(store, current, "superseded by a newer candidate", state="superseded")
 
 
 def _endpoint(store: Store, name: str, model: str) -> EndpointRecord:
     found = store.records.find(EndpointRecord, ("name", "=", name), limit=1)
     if found:
         return found[0]
-    place = store.new(EndpointRecord, name=name, model=model)
-    store.records.put(place)
+    store.records.put(store.new(EndpointRecord, name=name, model=model))
     return store.records.get(EndpointRecord, name)
 
 
-def _route(store: Store, place: EndpointRecord, champion: str | None, canary: str | None, percent: float) -> None:
-    place = store.records.get(EndpointRecord, place.name)
+def _route(store: Store, endpoint: EndpointRecord, champion: str | None, canary: str | None, percent: float) -> None:
+    endpoint = store.records.get(EndpointRecord, endpoint.name)
     routes = []
     if champion is not None:
         routes.append(Route(version=champion, percent=100.0 - percent, role="champion"))
     if canary is not None:
         routes.append(Route(version=canary, percent=percent, role="canary"))
-    shadows = [route for route in place.routes if route.role == "shadow"]
+    shadows = [route for route in endpoint.routes if route.role == "shadow"]
     store.records.update(
-        replace(place, routes=(*routes, *shadows)),
+        replace(endpoint, routes=(*routes, *shadows)),
         verb="routed",
         data={"routes": {route.version: route.percent for route in routes}},
     )

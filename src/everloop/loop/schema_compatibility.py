@@ -1,8 +1,8 @@
-"""How often a rollout's versions could be asked at all, where they have different inputs.
+"""Count the rows that each version of a rollout could not score, for versions with different inputs.
 
-The endpoint writes down for each row which versions did not understand it (`serving.understanding`). Such a row is
-not an error of that version and no evidence about it, but it is a reason not to give that version all the traffic: the
-champion answers those requests now, and once it is gone they would be refused.
+The endpoint records for each row which versions do not fit its columns (`serving.schema_routing`). Such a row is
+neither an error of that version nor evidence about it. It is a reason not to give that version all the traffic, though:
+the champion answers those requests now, and without it they would be refused.
 """
 
 from __future__ import annotations
@@ -17,36 +17,37 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 MOST_UNASKED = 0.01
-"""The share of the rows since the last step that a candidate may not understand and still take all the traffic."""
+"""A candidate may take all the traffic if it cannot score at most this share of the rows since the last step."""
 
 
 @dataclass(frozen=True, slots=True)
 class SchemaCoverage:
-    """Rows answered since the rollout began, of those that were held against both versions."""
+    """Rows answered since the rollout began, of those that were checked against the inputs of both versions."""
 
     candidate: str
     champion: str
     rows: int
     not_candidate: int
-    """Rows that the candidate does not understand."""
+    """Rows that the candidate cannot score."""
     not_champion: int
+    """Rows that the champion cannot score."""
     fresh_rows: int
     """Rows since the last step."""
     fresh_not_candidate: int
+    """Rows since the last step that the candidate cannot score."""
 
     @property
     def would_refuse(self) -> bool:
-        """Whether the candidate alone would refuse more than a few of the requests that come now."""
+        """Whether the candidate alone would refuse more than a few of the current requests."""
         return self.fresh_not_candidate > MOST_UNASKED * self.fresh_rows
 
     def text(self) -> str:
-        """What people are shown; empty where both versions understand everything."""
-        told = [
-            f"{version} could not be asked for {missed:,} of {self.rows:,} rows"
+        """A remark for people; empty if both versions can score every row."""
+        return "; ".join(
+            f"{version} could not score {missed:,} of {self.rows:,} rows"
             for version, missed in ((self.candidate, self.not_candidate), (self.champion, self.not_champion))
             if missed
-        ]
-        return "; ".join(told)
+        )
 
     def evidence(self) -> dict[str, Json]:
         return {
@@ -56,22 +57,25 @@ class SchemaCoverage:
         }
 
 
-def find_understood(store: Store, release: Release, champion: str) -> SchemaCoverage | None:
-    """Count; None where the endpoint has answered no row that it held against both versions, because these have the
-    same inputs."""
+def schema_coverage(store: Store, release: Release, champion: str) -> SchemaCoverage | None:
+    """Count the rows that each version could not score.
+
+    Returns:
+        None if the endpoint checked no row against both versions, because they have the same inputs.
+    """
     import polars as pl
 
     from everloop.prediction_log import read_predictions
     from everloop.prediction_log.label_matching import ANSWERED
 
     step = next(decision.at for decision in reversed(release.decisions) if decision.action in ("start", "advance"))
-    seen = read_predictions(store, release.endpoint, since=release.created_at, roles=ANSWERED)
-    if "unasked" not in seen.collect_schema():
+    answered = read_predictions(store, release.endpoint, since=release.created_at, roles=ANSWERED)
+    if "unasked" not in answered.collect_schema():
         return None
     fresh = pl.col("event_at") >= step
-    no_candidate, no_champion = (does_not_understand(version) for version in (release.candidate, champion))
+    no_candidate, no_champion = (cannot_score(version) for version in (release.candidate, champion))
     counts = (
-        seen.filter(pl.col("unasked").is_not_null())
+        answered.filter(pl.col("unasked").is_not_null())
         .select(
             rows=pl.len(),
             not_candidate=no_candidate.sum(),
@@ -87,11 +91,8 @@ def find_understood(store: Store, release: Release, champion: str) -> SchemaCove
     return SchemaCoverage(release.candidate, champion, **{name: int(count) for name, count in counts.items()})
 
 
-def does_not_understand(version: str) -> pl.Expr:
-    """Whether the log says of a row that this version did not understand it; false where it does not say."""
+def cannot_score(version: str) -> pl.Expr:
+    """Whether the log marks a row as one that this version cannot score; false if nothing was recorded."""
     import polars as pl
 
     return pl.col("unasked").fill_null("").str.split(",").list.contains(version)
-
-
-__all__ = ["SchemaCoverage", "does_not_understand", "find_understood"]

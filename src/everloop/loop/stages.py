@@ -1,10 +1,10 @@
-"""The built-in steps of a life cycle, from a prepared table to a release, and how a loop wires them.
-
-Each is an ordinary pipeline step: cached by its inputs, resumable, explained. Those that register or release
-return the key of what they made, and make nothing twice. None of them depends on who is champion, so a turn that
-finds nothing new does nothing.
+"""The built-in steps of a loop, from a prepared table to a release, and the graph that connects them.
 
     user's steps → snapshot → split → train → evaluate → package → register → judge → release
+
+Each stage is an ordinary pipeline step: it is cached by its inputs, can be resumed and explains why it runs. The stages
+that register and release return the key of the record that they created, and never create it twice. No cache key
+depends on the current champion, so a run without new data or code does nothing.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ STAGES = ("snapshot", "split", "train", "evaluate", "package", "register", "judg
 
 
 def graph_of(loop: Loop) -> Graph:
-    """The whole life cycle as one graph.
+    """Build the graph of all steps of a loop.
 
     Raises:
-        GraphError: a step of the user's is called like a stage, or needs what nothing provides.
-        UsageError: `data` or `train` is not what it should be.
+        GraphError: a step of the user has the name of a stage, or an input that no step provides.
+        UsageError: `data` or `train` of the loop is not of an accepted kind.
     """
     from everloop.data.contracts.project_contracts import declared_contract
     from everloop.pipeline import Step
@@ -41,14 +41,14 @@ def graph_of(loop: Loop) -> Graph:
     dataset = loop.data
     if not isinstance(dataset.source, Step):
         raise UsageError(
-            f"The dataset of loop '{loop.name}' comes from {dataset.source!r}, which is no step.",
-            help="Put @el.step above the function and name it: el.Dataset(prepare, target=…)",
+            f"The dataset of loop '{loop.name}' comes from {dataset.source!r}, which is not a step.",
+            help="Put @el.step above the function and pass the step: el.Dataset(prepare, target=…)",
         )
     graph = Graph.wire([dataset.source], name=loop.name)
     table = dataset.name or loop.name
     roles = {"target": dataset.target, "time": dataset.time, "key": dataset.key}
     features = {"features": dataset.features, "exclude": dataset.exclude}
-    taken = graph.add(
+    snapshot_key = graph.add(
         snapshot,
         inputs={
             "table": dataset.source,
@@ -61,7 +61,7 @@ def graph_of(loop: Loop) -> Graph:
     )
     parts = graph.add(
         split,
-        inputs={"snapshot": taken, **roles, "holdout": dataset.holdout, "gap": dataset.labels_after},
+        inputs={"snapshot": snapshot_key, **roles, "holdout": dataset.holdout, "gap": dataset.labels_after},
     )
     if isinstance(loop.train, AutoTrain):
         options = {field.name: getattr(loop.train, field.name) for field in fields(loop.train)}
@@ -73,26 +73,26 @@ def graph_of(loop: Loop) -> Graph:
         trained = graph.add(adopt, name="train", inputs=inputs)
     else:
         raise UsageError(
-            f"Loop '{loop.name}' trains with {loop.train!r}.",
-            help="Give el.AutoTrain(...) or a step that fits a model.",
+            f"Loop '{loop.name}' cannot train with {loop.train!r}.",
+            help="Pass train=el.AutoTrain(...), or a step that returns a fitted model.",
         )
     metric = loop.training_metric
-    judged = graph.add(
+    evaluation = graph.add(
         evaluate,
         inputs={"trained": trained, "test": parts["test"], "target": dataset.target, "metric": metric,
                 "slices": _slices_of(loop)},
     )  # fmt: skip
     packed = graph.add(
         package,
-        inputs={"trained": trained, "train": parts["train"], "snapshot": taken, "evaluation": judged},
+        inputs={"trained": trained, "train": parts["train"], "snapshot": snapshot_key, "evaluation": evaluation},
     )
     version = graph.add(
         register,
-        inputs={"package": packed, "model": loop.model, "snapshot": taken, "evaluation": judged, "trained": trained,
-                "train": parts["train"], "valid": parts["valid"], "test": parts["test"], "target": dataset.target,
-                "time": dataset.time, "metric": loop.live_metric},
+        inputs={"package": packed, "model": loop.model, "snapshot": snapshot_key, "evaluation": evaluation,
+                "trained": trained, "train": parts["train"], "valid": parts["valid"], "test": parts["test"],
+                "target": dataset.target, "time": dataset.time, "metric": loop.live_metric},
     )  # fmt: skip
-    answers = graph.add(
+    gate_results = graph.add(
         judge,
         inputs={"version": version, "test": parts["test"], "target": dataset.target, "key": dataset.key,
                 "metric": metric, "gates": tuple(loop.gates)},
@@ -100,7 +100,7 @@ def graph_of(loop: Loop) -> Graph:
     if loop.serve is not None:
         steps = loop.serve.rollout.percents if loop.serve.rollout else (100.0,)
         graph.add(
-            release, inputs={"version": version, "judged": answers, "endpoint": loop.serve.name, "percents": steps}
+            release, inputs={"version": version, "judged": gate_results, "endpoint": loop.serve.name, "percents": steps}
         )
     return graph
 
@@ -117,10 +117,10 @@ def snapshot(
     contract: str | None,
     purpose: dict[str, Any] | None = None,
 ) -> str:
-    """Check the table against its contract and keep it; returns the snapshot's key.
+    """Check the table against its contract and store it as a snapshot; returns the snapshot's key.
 
     Args:
-        purpose: what later stages will ask of the table, so that an hour of training is not spent before they fail.
+        purpose: what later stages require of the table, so that problems show up before training; see `check_purpose`.
     """
     from everloop.data import take_snapshot
     from everloop.data.contracts.project_contracts import labelled_rows, passing_rows
@@ -143,7 +143,7 @@ def snapshot(
 def split(
     snapshot: str, target: str, time: str | None, key: str | None, holdout: float | str, gap: str | None
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """Divide the snapshot: the model learns from the first part, is chosen on the second, judged on the last."""
+    """Split the snapshot into rows for training, for model selection and for the final evaluation."""
     from everloop.data import load_snapshot, split as divide
 
     rows = load_snapshot(snapshot, _here().store).collect()
@@ -182,13 +182,13 @@ def adopt(
     features: Sequence[str] | None,
     exclude: Sequence[str],
 ) -> Trained:
-    """Take in what the user's own step has fitted."""
-    from everloop.training import Trained, adopt as take_in
+    """Wrap the model that a training step of the user has fitted."""
+    from everloop.training import Trained, adopt as adopt_model
 
     if isinstance(fitted, Trained):
         return fitted
     names = _feature_names(train, target, time, key, features, exclude)
-    return take_in(fitted, train.select(*names, target), target)
+    return adopt_model(fitted, train.select(*names, target), target)
 
 
 @step
@@ -198,7 +198,7 @@ def evaluate(
     """Measure the model on rows that it has never seen.
 
     Args:
-        metric: the one that decides; None takes the model's own, which is the usual one of its task.
+        metric: the metric that decides. None takes the model's metric, which is the default for its task.
     """
     from everloop.training import evaluate as measure
 
@@ -210,7 +210,7 @@ def evaluate(
 
 @step
 def package(trained: Trained, train: pl.DataFrame, snapshot: str, evaluation: dict[str, Any]) -> str:
-    """Pack the model and prove the packed form equal; returns the package's digest."""
+    """Package the model and verify that the package gives the same predictions; returns the package's digest."""
     from everloop.packages import build_package
 
     here = _here()
@@ -239,21 +239,21 @@ def register(
     time: str | None,
     metric: str | None,
 ) -> str:
-    """Give the package its version number, and keep what its life will be compared with; returns the key.
+    """Register the package as a new version and store its monitoring baseline; returns the version's key.
 
     Args:
-        metric: the one that is watched live; None takes the one that decided the evaluation.
+        metric: the metric that is monitored live. None takes the metric that decided the evaluation.
     """
     import polars as pl
 
     from everloop.monitoring import build_baseline, keep_baseline
     from everloop.records import Run
-    from everloop.registry import register as enter
+    from everloop.registry import register as register_version
     from everloop.training import encode_target
 
     here = _here()
     run = here.store.records.get(Run, here.run)
-    version = enter(
+    version = register_version(
         here.store,
         model,
         package,
@@ -264,17 +264,17 @@ def register(
     )
     scores, places = trained.answer_frame(test)
     if trained.task == "multiclass":
-        answered = [pl.Series("score", scores.max(axis=1)), pl.Series("scores", scores.tolist())]
+        columns = [pl.Series("score", scores.max(axis=1)), pl.Series("scores", scores.tolist())]
     else:
-        answered = [pl.Series("score", scores)]
+        columns = [pl.Series("score", scores)]
     if places is not None:
-        answered.append(pl.Series("predicted", places))
-    truth = pl.Series("actual", encode_target(test[target], trained.task, trained.classes))
-    when = [time] if time is not None else []
-    scored = test.select(when).with_columns(*answered, truth) if when else pl.DataFrame([*answered, truth])
+        columns.append(pl.Series("predicted", places))
+    columns.append(pl.Series("actual", encode_target(test[target], trained.task, trained.classes)))
+    times = [time] if time is not None else []
+    scored = test.select(times).with_columns(*columns) if times else pl.DataFrame(columns)
     inputs = list(trained.features)
-    known = pl.concat([train, valid]).select(*inputs, *when)
-    baseline = build_baseline(known, inputs, time=time, scored=scored, metric=metric or evaluation["metric"])
+    reference = pl.concat([train, valid]).select(*inputs, *times)
+    baseline = build_baseline(reference, inputs, time=time, scored=scored, metric=metric or evaluation["metric"])
     keep_baseline(here.store, version.key, baseline)
     return version.key
 
@@ -283,10 +283,10 @@ def register(
 def judge(
     version: str, test: pl.DataFrame, target: str, key: str | None, metric: str | None, gates: tuple[Any, ...]
 ) -> list[str]:
-    """Put every gate's question; returns the ids of the answers."""
-    from everloop.loop.champions import deciding_metric, find_rival
+    """Check the candidate's gates; returns the ids of the gate results."""
+    from everloop.loop.champions import deciding_metric, score_holder
     from everloop.loop.declarations import NotWorseThan
-    from everloop.loop.gates import Trial, judge as ask
+    from everloop.loop.gates import GateInput, judge as judge_gate
     from everloop.records import GateResult
     from everloop.registry import find_alias, get_version, load_model
     from everloop.training import encode_target
@@ -294,37 +294,45 @@ def judge(
     here = _here()
     candidate = get_version(here.store, version)
     predictor = load_model(here.store, version)
-    truth = encode_target(test[target], predictor.task, list(predictor.classes))
-    answers = predictor.answer_frame(test)
+    labels = encode_target(test[target], predictor.task, list(predictor.classes))
+    predictions = predictor.answer_frame(test)
     champions = {}
     for alias in dict.fromkeys(gate.alias for gate in gates if isinstance(gate, NotWorseThan)):
         holder = find_alias(here.store, candidate.model, alias)
         if holder is not None and holder.version != version:
-            known = get_version(here.store, holder.version)
-            champions[alias] = find_rival(here.store, known, predictor, test, truth, answers, target=target, key=key)
-    trial = Trial(
+            champions[alias] = score_holder(
+                here.store,
+                get_version(here.store, holder.version),
+                predictor,
+                test,
+                labels,
+                predictions,
+                target=target,
+                key=key,
+            )
+    gate_input = GateInput(
         rows=test,
-        truth=truth,
-        scores=answers.scores,
+        labels=labels,
+        scores=predictions.scores,
         champions=champions,
         metric=metric or deciding_metric(candidate),
         task=predictor.task,
         predict=predictor.predict,
         features=predictor.input_names,
-        places=answers.places,
+        places=predictions.places,
     )
     results = []
     for gate in gates:
-        answer = ask(gate, trial)
+        outcome = judge_gate(gate, gate_input)
         results.append(
             here.store.new(
                 GateResult,
                 gate=gate.name,
-                outcome=answer.outcome,
+                outcome=outcome.outcome,
                 candidate=version,
-                champion=answer.evidence.get("champion"),
-                message=answer.message,
-                evidence=answer.evidence,
+                champion=outcome.evidence.get("champion"),
+                message=outcome.message,
+                evidence=outcome.evidence,
                 run=here.run,
             )
         )
@@ -335,28 +343,28 @@ def judge(
 
 @step
 def release(version: str, judged: list[str], endpoint: str, percents: tuple[float, ...]) -> dict[str, Any]:
-    """Reject the candidate, or start it on its way to the endpoint's traffic."""
+    """Reject the candidate, or start its rollout at the endpoint."""
     from everloop.loop.rollout import start_release
     from everloop.records import GateResult, Release, Run
     from everloop.registry import get_version
 
     here = _here()
-    begun = here.store.records.find(Release, ("candidate", "=", version), order="-created_at", limit=1)
-    if begun and begun[0].state in ("rolling_out", "completed"):
-        return {"release": begun[0].id, "state": begun[0].state}
+    existing = here.store.records.find(Release, ("candidate", "=", version), order="-created_at", limit=1)
+    if existing and existing[0].state in ("rolling_out", "completed"):
+        return {"release": existing[0].id, "state": existing[0].state}
     run = here.store.records.get(Run, here.run)
-    gates = [here.store.records.get(GateResult, answer) for answer in judged]
+    gates = [here.store.records.get(GateResult, result) for result in judged]
     candidate = get_version(here.store, version)
-    made = start_release(
+    started = start_release(
         here.store, endpoint, candidate, steps=percents, gates=gates, trigger=run.trigger, run=here.run
     )
-    return {"release": made.id, "state": made.state}
+    return {"release": started.id, "state": started.state}
 
 
 def _here() -> StepContext:
     here = current_step()
     if here is None:
-        raise UsageError("This step works only inside a run.", help="Run it with: everloop run")
+        raise UsageError("This step works only in a run of a loop.", help="Start one with: everloop run")
     return here
 
 
@@ -380,14 +388,14 @@ def _purpose_of(loop: Loop) -> dict[str, Any]:
 
     automatic = isinstance(loop.train, AutoTrain)
     parts = [*loop.gates, *(part for part in loop.watch if isinstance(part, Performance))]
-    named = [getattr(loop.train, "metric", None), *(getattr(part, "metric", None) for part in parts)]
+    metrics = [getattr(loop.train, "metric", None), *(getattr(part, "metric", None) for part in parts)]
     aliases = [gate.alias for gate in loop.gates if isinstance(gate, NotWorseThan)]
     return {
         "model": loop.model,
         "aliases": list(dict.fromkeys([*(["champion"] if loop.serve else []), *aliases])),
         "automatic": automatic,
         "task": getattr(loop.train, "task", None) if automatic else None,
-        "metrics": list(dict.fromkeys(metric for metric in named if isinstance(metric, str))),
+        "metrics": list(dict.fromkeys(metric for metric in metrics if isinstance(metric, str))),
         "columns": list(_slices_of(loop)),
     }
 
@@ -399,12 +407,12 @@ def _slices_of(loop: Loop) -> tuple[str, ...]:
 
 
 def _add_user_step(graph: Graph, training: Step[..., Any], parts: Any) -> Any:
-    """The user's training step with what it asks for: parts of the split, and steps beside it."""
+    """Add a training step of the user with its inputs: parts of the split, and other steps of the user."""
     upstream = Graph.wire([training], given=dict.fromkeys(("train", "valid", "test")))
     for name, node in upstream.nodes.items():
         if name == training.name or name in graph.nodes:
             continue
         graph.add(node.step, name=name, inputs=node.inputs)
-    given = {name: parts[name] for name in ("train", "valid", "test") if name in training.signature.parameters}
-    others = {name: value for name, value in upstream.nodes[training.name].inputs.items() if name not in given}
-    return graph.add(training, inputs={**others, **given})
+    split_parts = {name: parts[name] for name in ("train", "valid", "test") if name in training.signature.parameters}
+    others = {name: value for name, value in upstream.nodes[training.name].inputs.items() if name not in split_parts}
+    return graph.add(training, inputs={**others, **split_parts})

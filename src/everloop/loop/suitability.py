@@ -1,4 +1,4 @@
-"""Whether a table can serve what its loop is declared for, said before anything is trained."""
+"""Check that a table has what the later stages of its loop need, before time is spent on training."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ if TYPE_CHECKING:
 
 
 def check_purpose(store: Store, table: pl.DataFrame, target: str, purpose: Mapping[str, Any]) -> None:
-    """Check what later stages ask of the table.
+    """Check a table against the requirements of the later stages.
 
     Args:
-        purpose: `columns` that gates slice by; `automatic`, whether training infers its task from the target, and
-            then `task`, if it is declared, and `metrics` of training, gates and watches; `model` and `aliases`, whose
-            holders must answer the same question.
+        purpose: the requirements: `columns` that gates slice by; `automatic`, whether training infers its task from the
+            target. If so, also `task`, if it is declared; `metrics` of training, gates and watches; and `model` and
+            `aliases`, whose versions must predict the same kind of target.
 
     Raises:
-        UsageError: a gate slices by a column that is not there, or a metric does not fit the target.
-        ConflictError: the holder of an alias answers another question.
+        UsageError: a gate slices by a column that the table lacks, or a metric does not fit the target.
+        ConflictError: the version with one of the aliases predicts another kind of target.
     """
     for column in purpose.get("columns", ()):
         if column not in table.columns:
             raise UsageError(
-                f"Slices('{column}'): no such column in the dataset.", help=f"There are: {', '.join(table.columns)}"
+                f"Slices('{column}'): the dataset has no such column.", help=f"It has: {', '.join(table.columns)}"
             )
     if not purpose.get("automatic"):
-        return  # the user's own step decides what it makes of the target
+        return  # a training step of the user decides for itself how to use the target
     from everloop.training.targets import find_classes, infer_task
 
     try:
         task = purpose.get("task") or infer_task(table[target])
         classes = find_classes(table[target], task)
     except (TrainingError, DataError):
-        return  # the split or the training says what is wrong with the target, and what helps
+        return  # the split or the training raises an error that explains the problem and its remedy
     _check_metrics(purpose.get("metrics", ()), task, target)
     _check_holders(store, purpose, task, classes, target)
 
@@ -49,15 +49,15 @@ def _check_metrics(metrics: Any, task: Any, target: str) -> None:
 
     for metric in metrics:
         if task not in get_metric(metric).tasks:
-            kind = {"regression": "amounts", "binary": "two classes", "multiclass": "classes"}[task]
+            kind = {"regression": "amounts", "binary": "two classes", "multiclass": "several classes"}[task]
             raise UsageError(
-                f"'{metric}' is not for {task} targets, and '{target}' holds {kind}.",
-                help=f"In train=, gates= and watch= of loop.py use one of: {', '.join(metrics_of(task))}",
+                f"'{metric}' is not for {task} targets, and '{target}' has {kind}.",
+                help=f"In train=, gates= and watch= of loop.py, use one of: {', '.join(metrics_of(task))}",
             )
 
 
 def _check_holders(store: Store, purpose: Mapping[str, Any], task: Any, classes: Any, target: str) -> None:
-    from everloop.loop.champions import refuse_other_question
+    from everloop.loop.champions import check_same_target
     from everloop.packages import Signature
     from everloop.registry import find_alias, get_version
 
@@ -67,4 +67,4 @@ def _check_holders(store: Store, purpose: Mapping[str, Any], task: Any, classes:
             continue
         version = get_version(store, holder.version)
         if version.signature.get("inputs"):
-            refuse_other_question(version.key, Signature.from_json(version.signature), task, classes, target)
+            check_same_target(version.key, Signature.from_json(version.signature), task, classes, target)

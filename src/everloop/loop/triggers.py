@@ -1,7 +1,7 @@
-"""Triggers: when a loop should take another turn.
+"""Decide from a loop's triggers whether a new run is due.
 
-A trigger looks at records only: findings since the last turn, the time, and whether what the source steps read
-has changed. While a candidate is rolling out nothing is due: its evidence is still coming in.
+Triggers read records only: findings since the last run, the time, and whether the sources of the steps have changed.
+While a candidate is being rolled out no run is due, because its evidence is still coming in.
 """
 
 from __future__ import annotations
@@ -22,29 +22,30 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 MOST_LOST = 3
-"""After so many turns in a row whose process died, the loop waits as it does after any other."""
+"""After this many runs in a row whose process died, the last of them counts as the last run, so cooldowns apply."""
 
 
 def find_due(loop: Loop, store: Store) -> Due | None:
-    """The first trigger of the loop that asks for a turn now."""
+    """Return the first trigger of the loop that fires now; None if no run is due."""
     if loop.serve is not None and find_rolling(store, loop.serve.name) is not None:
         return None
     mark_lost(store)
     last = last_run(loop, store)
     if last is None:
-        return Due("first", "the loop has not turned yet")
+        return Due("first", "the loop has not run yet")
     for trigger in loop.retrain:
-        due = ask(trigger, loop, store, last)
+        due = check_trigger(trigger, loop, store, last)
         if due is not None:
             return due
     return None
 
 
 def last_run(loop: Loop, store: Store) -> Run | None:
-    """The newest turn that came to an end of its own.
+    """Return the newest run that ended by itself, finished or failed.
 
-    One that was interrupted, or whose process died, left its work undone: what asked for it asks again, and the next
-    goes on from the steps that were finished. But what has killed several in a row would kill the next, too.
+    A run that was interrupted or whose process died does not count: its trigger fires again, and the next run resumes
+    after the steps that finished. But if `MOST_LOST` runs in a row died, the next one would probably die as well, so
+    then the newest of them is returned.
     """
     runs = store.records.find(
         Run, ("loop", "=", loop.name), ("state", "!=", "interrupted"), order="-started_at", limit=MOST_LOST
@@ -54,36 +55,42 @@ def last_run(loop: Loop, store: Store) -> Run | None:
 
 
 @singledispatch
-def ask(trigger: Trigger, loop: Loop, store: Store, last: Run) -> Due | None:
-    """Whether one trigger fires, given the last turn."""
-    raise UsageError(f"No way to ask {trigger!r}.")
+def check_trigger(trigger: Trigger, loop: Loop, store: Store, last: Run) -> Due | None:
+    """Return why one trigger fires; None if it does not.
+
+    Args:
+        last: the last run of the loop.
+    """
+    raise UsageError(
+        f"{trigger!r} is not a trigger.", help="Use el.OnDrift, el.OnPerformance, el.Every or el.OnNewData."
+    )
 
 
-@ask.register(OnDrift)
+@check_trigger.register(OnDrift)
 def _(trigger: OnDrift, loop: Loop, store: Store, last: Run) -> Due | None:
     return _on_alarm("OnDrift", "drift", trigger.cooldown, loop, store, last)
 
 
-@ask.register(OnPerformance)
+@check_trigger.register(OnPerformance)
 def _(trigger: OnPerformance, loop: Loop, store: Store, last: Run) -> Due | None:
     return _on_alarm("OnPerformance", "performance", trigger.cooldown, loop, store, last)
 
 
-@ask.register(Every)
+@check_trigger.register(Every)
 def _(trigger: Every, loop: Loop, store: Store, last: Run) -> Due | None:
     now = store.now()
     if trigger.is_cron:
         from croniter import croniter
 
-        when = croniter(trigger.interval, last.started_at).get_next(datetime)
+        next_at = croniter(trigger.interval, last.started_at).get_next(datetime)
     else:
-        when = last.started_at + parse_duration(trigger.interval)
-    if now < when:
+        next_at = last.started_at + parse_duration(trigger.interval)
+    if now < next_at:
         return None
-    return Due("Every", f"{trigger.interval}: the last turn began {last.started_at:%Y-%m-%d %H:%M}")
+    return Due("Every", f"{trigger.interval}: the last run began {last.started_at:%Y-%m-%d %H:%M}")
 
 
-@ask.register(OnNewData)
+@check_trigger.register(OnNewData)
 def _(trigger: OnNewData, loop: Loop, store: Store, last: Run) -> Due | None:
     if store.now() - last.started_at < parse_duration(trigger.cooldown):
         return None
@@ -106,12 +113,12 @@ def _on_alarm(name: str, kind: str, cooldown: str, loop: Loop, store: Store, las
         ("created_at", ">", last.started_at),
         order="-created_at",
     )
-    # An alarm about a version that no longer answers has had its cure.
+    # An alarm about a version that has been replaced needs no further run.
     champion = champion_of(store, loop.model)
     alarms = [alarm for alarm in alarms if alarm.version in (None, champion)]
     if not alarms:
         return None
-    newest = max(alarms, key=lambda alarm: (alarm.window_to, _loudness(alarm)))
+    newest = max(alarms, key=lambda alarm: (alarm.window_to, _excess(alarm)))
     subjects = list(dict.fromkeys(alarm.subject for alarm in alarms))
     waited = format_duration(store.now() - newest.created_at)
     others = f" (and {len(subjects) - 1} more)" if len(subjects) > 1 else ""
@@ -122,8 +129,8 @@ def _on_alarm(name: str, kind: str, cooldown: str, loop: Loop, store: Store, las
     )
 
 
-def _loudness(alarm: Finding) -> float:
-    """How far beyond its limit an alarm's value lies."""
+def _excess(alarm: Finding) -> float:
+    """How far the value of an alarm is beyond its threshold, as a share of the threshold."""
     if alarm.value is None or not alarm.threshold:
         return 0.0
     return abs(alarm.value - alarm.threshold) / abs(alarm.threshold)

@@ -1,7 +1,7 @@
-"""Watching: every window of an endpoint's log is looked at once, when it has closed.
+"""Check every time window of an endpoint's prediction log once, after it has closed.
 
-Windows follow each other from the endpoint's first moment. What was looked at is known from the findings
-themselves, so that a process that was down for a month looks at that month when it comes back.
+Windows follow each other from the moment the endpoint was created. The findings in the store show which windows have
+been checked, so a process that was down for a month checks that month when it comes back.
 """
 
 from __future__ import annotations
@@ -22,27 +22,28 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 MOST_WINDOWS = 60
-"""After a long absence only the newest so many windows of each watch are looked at."""
+"""At most this many windows of a watch are checked at a time. After a long absence, older ones are skipped."""
 EMPTY = "window"
+"""Subject of the finding about a window without predictions."""
 
 
 def watch(loop: Loop, store: Store) -> list[Finding]:
-    """Look at every closed window that has not been looked at; returns the new findings, oldest window first."""
+    """Check every closed window that has not been checked yet; returns the new findings, oldest window first."""
     if loop.serve is None:
         return []
     found: list[Finding] = []
     for part in loop.watch:
-        found += look(part, loop.model, loop.serve.name, store)
+        found += check_windows(part, loop.model, loop.serve.name, store)
     return found
 
 
 @singledispatch
-def look(part: Watch, model: str, endpoint: str, store: Store) -> list[Finding]:
-    """Look at the windows that are due for one watch."""
-    raise UsageError(f"No way to watch {part!r}.")
+def check_windows(part: Watch, model: str, endpoint: str, store: Store) -> list[Finding]:
+    """Check the windows that are due for one watch."""
+    raise UsageError(f"{part!r} is not a watch.", help="Use el.Drift or el.Performance.")
 
 
-@look.register(Drift)
+@check_windows.register(Drift)
 def _(part: Drift, model: str, endpoint: str, store: Store) -> list[Finding]:
     from everloop.monitoring import check_drift
 
@@ -54,11 +55,11 @@ def _(part: Drift, model: str, endpoint: str, store: Store) -> list[Finding]:
         try:
             found += check_drift(store, endpoint, champion, since, until, alarms_per_month=part.alarms_per_month)
         except EmptySampleError as error:
-            found.append(_nothing_seen(store, endpoint, champion, "drift", since, until, error))
+            found.append(_empty_window(store, endpoint, champion, "drift", since, until, error))
     return found
 
 
-@look.register(Performance)
+@check_windows.register(Performance)
 def _(part: Performance, model: str, endpoint: str, store: Store) -> list[Finding]:
     from everloop.monitoring import check_performance
 
@@ -82,16 +83,18 @@ def _(part: Performance, model: str, endpoint: str, store: Store) -> list[Findin
                 alarms_per_month=part.alarms_per_month,
             )
         except EmptySampleError as error:
-            found.append(_nothing_seen(store, endpoint, champion, "performance", since, until, error))
+            found.append(_empty_window(store, endpoint, champion, "performance", since, until, error))
     return found
 
 
 def due_windows(
     store: Store, endpoint: str, kind: FindingKind, span: timedelta, delay: timedelta
 ) -> list[tuple[datetime, datetime]]:
-    """The closed windows that no finding of this kind speaks about yet, oldest first.
+    """Return the closed windows that have no finding of this kind yet, oldest first.
 
-    A window is closed when its end is `delay` ago.
+    Args:
+        span: length of a window.
+        delay: how long after its end a window counts as closed.
     """
     last = store.records.find(Finding, ("endpoint", "=", endpoint), ("kind", "=", kind), order="-window_to", limit=1)
     start = last[0].window_to if last else store.records.get(EndpointRecord, endpoint).created_at
@@ -100,7 +103,7 @@ def due_windows(
     return [(start + index * span, start + (index + 1) * span) for index in range(first, closed)]
 
 
-def _nothing_seen(
+def _empty_window(
     store: Store,
     endpoint: str,
     version: str,

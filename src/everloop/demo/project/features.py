@@ -1,4 +1,4 @@
-"""What is known about a flight an hour before its scheduled departure."""
+"""Features of a flight, as they are known an hour before its scheduled departure."""
 
 import polars as pl
 
@@ -7,8 +7,8 @@ import everloop as el
 # A flight that arrives this many minutes after its schedule counts as late.
 LATE_MINUTES = 15
 
-# A passenger asks this long before departure, and gets the newest weather report that was out by then.
-ASKED_BEFORE = "1h"
+# Predictions are requested this long before departure. They use the newest weather report published by then.
+REQUESTED_BEFORE = "1h"
 
 WEATHER = ["temp", "dewp", "humid", "wind_speed", "precip", "pressure", "visib"]
 
@@ -16,12 +16,12 @@ CATEGORIES = ["carrier", "origin", "dest"]
 
 
 def read_reports() -> pl.LazyFrame:
-    """Every report that is out; an hour's report is published about an hour after it was observed."""
+    """All published weather reports. A report is published about an hour after its observation."""
     return el.read("data/weather/*.parquet")
 
 
-# What is known of an airport's weather, and since when. Training joins it to each flight as of an hour before
-# departure; `everloop features materialize` keeps it for whoever asks about an airport now.
+# The weather at an airport, and when it became known. Training joins it to each flight as of an hour before departure.
+# `everloop features materialize` stores it, so that it can be looked up by airport.
 reports = el.FeatureView(
     "weather",
     read_reports,
@@ -36,10 +36,10 @@ reports = el.FeatureView(
 def features(
     flights: pl.DataFrame, weather: pl.DataFrame, planes: pl.DataFrame, airports: pl.DataFrame
 ) -> pl.DataFrame:
-    """Join a schedule with the weather before departure, the plane and the destination.
+    """Join flights with the weather before departure, the plane and the destination.
 
-    Used for training and, on flights that have not left yet, for every request: the two cannot differ.
-    Nothing measured at or after departure (`dep_delay`, `arr_time`, `air_time`) is touched.
+    Training and requests use the same function, so their features cannot differ. It never uses columns that are
+    measured at or after departure: `dep_delay`, `arr_delay`, `air_time`.
     """
     local = pl.col("departs_at").dt.convert_time_zone("America/New_York")
     schedule = flights.select(
@@ -56,15 +56,15 @@ def features(
         pl.col("year").cast(pl.Float64).alias("plane_built"),
         pl.col("seats").cast(pl.Float64).alias("plane_seats"),
     )
-    place = airports.select(
+    destination = airports.select(
         pl.col("faa").alias("dest"),
         pl.col("lat").alias("dest_lat"),
         pl.col("lon").alias("dest_lon"),
     )
     return (
-        el.join_features(schedule, [reports], time="departs_at", delay=ASKED_BEFORE, sources={"weather": weather})
+        el.join_features(schedule, [reports], time="departs_at", delay=REQUESTED_BEFORE, sources={"weather": weather})
         .join(plane, on="tailnum", how="left")
-        .join(place, on="dest", how="left")
+        .join(destination, on="dest", how="left")
         .drop("tailnum")
         .sort("departs_at", "flight_id")
     )

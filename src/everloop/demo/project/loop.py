@@ -1,6 +1,6 @@
-"""Will this flight be late? A whole life cycle, declared once.
+"""Will this flight be late? The declaration of a model's whole life cycle.
 
-Run it with `everloop run`; keep it turning with `everloop up`.
+Run it once with `everloop run`, and keep it running with `everloop up`.
 """
 
 import polars as pl
@@ -11,7 +11,7 @@ import everloop as el
 
 @el.step
 def flights() -> pl.LazyFrame:
-    """Every flight that has landed so far; a new file arrives each week."""
+    """All flights that have landed so far. A new file arrives each week."""
     return el.read("data/flights/*.parquet")
 
 
@@ -32,19 +32,19 @@ def airports() -> pl.LazyFrame:
 
 @el.step
 def prepare(flights: pl.DataFrame, weather: pl.DataFrame, planes: pl.DataFrame, airports: pl.DataFrame) -> pl.DataFrame:
-    """The table to learn from: what was known before departure, and whether the flight was late."""
+    """The table to learn from: the features of each landed flight, and whether it was late."""
     landed = flights.filter(pl.col("arr_delay").is_not_null())
     late = landed.select("flight_id", (pl.col("arr_delay") >= LATE_MINUTES).alias("late"))
     return features(landed, weather, planes, airports).join(late, on="flight_id", maintain_order="left")
 
 
-# Named here, so that `everloop features` knows it too.
+# `everloop features` finds the feature views that this module imports.
 views = [reports]
 
 loop = el.Loop(
     "flight-delays",
     data=el.Dataset(prepare, target="late", time="departs_at", key="flight_id", holdout="14d"),
-    # A fixed number of trials makes the search repeatable; the budget only guards against a slow machine.
+    # A fixed number of trials makes the search repeatable. The budget is only a limit for slow machines.
     train=el.AutoTrain(metric="roc_auc", trials=2, budget_s=60),
     gates=[
         el.AtLeast("roc_auc", 0.60),

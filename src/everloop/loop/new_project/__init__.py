@@ -1,1 +1,1 @@
-"""A new project for a user's own table: what each column is, and the `loop.py` that follows from it."""
+"""Create a project for a user's own table: inspect its columns and draft a `loop.py` for them."""

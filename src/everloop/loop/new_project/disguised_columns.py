@@ -1,19 +1,19 @@
-"""Numbers and dates that are written as text, and the line of Polars that makes them what they are."""
+"""Recognise numbers and dates that are stored as text, and convert them with an expression of Polars."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import polars as pl
 
 NULL_WORDS = ("", "-", "--", ".", "?", "na", "n/a", "#n/a", "nan", "null", "none", "nil", "missing", "unknown")
-"""Texts that mean that there is no value, whatever their case."""
+"""Texts that stand for a missing value, in upper or lower case."""
 LEAST_READ = 0.95
-"""A column is in disguise where this share of its texts, null words aside, can be read."""
-_ZEROED = r"^0\d"
-"""A code such as 007 is a name more often than a number."""
+"""A text column is converted if at least this share of its texts, apart from `NULL_WORDS`, can be converted."""
+_LEADING_ZERO = r"^0\d"
+"""A code such as 007 is usually an identifier and not a number."""
 _GROUPED = r"^[-+]?[$€£]?\s?\d{1,3}(,\d{3})+(\.\d+)?\s?[%€]?$|^[-+]?[$€£]?\s?\d+(\.\d+)?\s?[%€]?$"
 _COMMA = r"^[-+]?\d+(,\d+)?$"
 _DATES = ("%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y",
@@ -21,28 +21,28 @@ _DATES = ("%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y"
 _CLOCKS = ("%H:%M:%S%.f", "%H:%M:%S", "%H:%M", "%I:%M %p", "%I:%M:%S %p")
 _ZONES = ("", "%z", "Z")
 _SAMPLE = 200
-_TWICE = {"%d/%m/%Y": "%m/%d/%Y", "%d-%m-%Y": "%m-%d-%Y", "%d/%m/%y": "%m/%d/%y"}
-"""Formats that can be taken for each other while no day lies above 12."""
+_AMBIGUOUS = {"%d/%m/%Y": "%m/%d/%Y", "%d-%m-%Y": "%m-%d-%Y", "%d/%m/%y": "%m/%d/%y"}
+"""Date formats that are ambiguous as long as no day is above 12."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A column as what it means. `code` is the Python of `expression`, for a file that people read."""
+    """How to convert a column. `code` is the Python source of `expression`, for the generated `loop.py`."""
 
     expression: pl.Expr
     code: str
     kind: str
     """`number`, `date` or `time`."""
     unread: int
-    """Values that are not null and become null."""
+    """How many values become null although they are not."""
     examples: tuple[str, ...] = ()
-    """Of what becomes null."""
+    """Some of the values that become null."""
     remark: str = ""
-    """Where it could be read in two ways."""
+    """The other possible format, if the column is ambiguous."""
 
 
 def quoted(text: str) -> str:
-    """A text as people write it in Python: in double quotes, other letters as they are."""
+    """Return a text as a Python literal in double quotes, with non-ASCII letters unchanged."""
     import json
 
     plain = json.dumps(text, ensure_ascii=False)
@@ -50,78 +50,84 @@ def quoted(text: str) -> str:
 
 
 def column_code(name: str) -> str:
-    """The Python that names a column."""
+    """Return the Python source of `pl.col` for a column."""
     return f"pl.col({quoted(name)})"
 
 
 def _text_of(name: str) -> tuple[pl.Expr, str]:
-    """The column as trimmed texts, and its Python. A later file in which every value is clean gives another type."""
+    """Return the column as trimmed texts, as an expression and as source code.
+
+    The cast to text is needed because the column of a later file may be read as numbers, if every value is clean.
+    """
     import polars as pl
 
     return pl.col(name).cast(pl.String).str.strip_chars(), f"{column_code(name)}.cast(pl.String).str.strip_chars()"
 
 
 def find_number(values: pl.Series) -> Conversion | None:
-    """How a column of texts is read as numbers, if nearly all of them are."""
+    """Return the conversion of a text column to numbers; None if too many of its texts are not numbers."""
     import polars as pl
 
-    texts = _told(values)
-    if not len(texts) or texts.str.contains(_ZEROED).any():
+    texts = _known_texts(values)
+    if not len(texts) or texts.str.contains(_LEADING_ZERO).any():
         return None
     base, code = _text_of(values.name)
-    ways = (
+    attempts = (
         (None, base, code),
         (_GROUPED, base.str.replace_all(r"[$€£%,\s]", ""), f'{code}.str.replace_all(r"[$€£%,\\s]", "")'),
         (_COMMA, base.str.replace(",", ".", literal=True), f'{code}.str.replace(",", ".", literal=True)'),
     )
-    for pattern, expression, written in ways:
+    for pattern, expression, source in attempts:
         if pattern is not None and texts.str.contains(pattern).mean() < LEAST_READ:  # type: ignore[operator]
             continue
         cast = expression.cast(pl.Float64, strict=False)
-        made = _made(values, texts, cast, f"{written}.cast(pl.Float64, strict=False)", "number")
-        if made is not None:
-            return made
+        conversion = _conversion(values, texts, cast, f"{source}.cast(pl.Float64, strict=False)", "number")
+        if conversion is not None:
+            return conversion
     return None
 
 
 def find_date(values: pl.Series) -> Conversion | None:
-    """How a column of texts, or of whole numbers such as 20240131, is read as dates or times, if nearly all are."""
+    """Return the conversion of a column to dates or times; None if too many of its values are neither.
 
+    Accepts texts and whole numbers such as 20240131.
+    """
     if values.dtype.is_integer():
         return _packed_date(values)
-    texts = _told(values)
+    texts = _known_texts(values)
     if not len(texts):
         return None
-    few = texts.head(_SAMPLE)
-    if not few.str.contains(r"\d").all():
+    sample = texts.head(_SAMPLE)
+    if not sample.str.contains(r"\d").all():
         return None
     base, code = _text_of(values.name)
     for form in _DATES:
         clocks = [f"{form}{gap}{clock}{zone}" for clock in _CLOCKS for gap in (" ", "T", ", ") for zone in _ZONES]
-        for whole in (form, *clocks):
-            daily = whole == form
+        for full in (form, *clocks):
+            daily = full == form
             call = "to_date" if daily else "to_datetime"
-            zoned = "%z" in whole
-            if _parsed(few, whole, daily=daily, zoned=zoned) < LEAST_READ:
+            zoned = "%z" in full
+            if _share_parsed(sample, full, daily=daily, zoned=zoned) < LEAST_READ:
                 continue
-            expression = _parse(base, whole, daily=daily, zoned=zoned)
+            expression = _parse(base, full, daily=daily, zoned=zoned)
             zone = ', time_zone="UTC"' if zoned else ""
-            written = f"{code}.str.{call}({quoted(whole)}, strict=False{zone})"
-            made = _made(values, texts, expression, written, "date" if daily else "time")
-            if made is None or not _plausible(values, expression):
+            source = f"{code}.str.{call}({quoted(full)}, strict=False{zone})"
+            conversion = _conversion(values, texts, expression, source, "date" if daily else "time")
+            if conversion is None or not _plausible(values, expression):
                 continue
-            other = _TWICE.get(form)
-            twice = whole.replace(form, other) if other else None
-            if twice and _parsed(texts, twice, daily=daily, zoned=zoned) == 1:
-                return Conversion(
-                    made.expression, made.code, made.kind, made.unread, made.examples, f"could also be {twice}"
-                )
-            return made
+            other = _AMBIGUOUS.get(form)
+            alternative = full.replace(form, other) if other else None
+            if alternative and _share_parsed(texts, alternative, daily=daily, zoned=zoned) == 1:
+                return replace(conversion, remark=f"could also be {alternative}")
+            return conversion
     return None
 
 
 def _packed_date(values: pl.Series) -> Conversion | None:
-    """Whole numbers that are days, year first. A name that says so is needed: such numbers may mean anything."""
+    """Return the conversion of whole numbers such as 20240131 to dates.
+
+    The name of the column must suggest a date as well, because such numbers can mean many things.
+    """
     import re
 
     import polars as pl
@@ -134,17 +140,17 @@ def _packed_date(values: pl.Series) -> Conversion | None:
     name, form = values.name, "%Y%m%d"
     expression = pl.col(name).cast(pl.String).str.to_date(form, strict=False)
     code = f'{column_code(name)}.cast(pl.String).str.to_date("{form}", strict=False)'
-    return _made(values, known.cast(pl.String), expression, code, "date")
+    return _conversion(values, known.cast(pl.String), expression, code, "date")
 
 
 def _plausible(values: pl.Series, expression: pl.Expr) -> bool:
-    """Whether the years are of our time: 24 read with four digits is the year 24."""
+    """Whether all years are between 1800 and 2300. A two-digit year that is read as four digits is not."""
     years = values.to_frame().select(expression.dt.year().alias("year")).to_series().drop_nulls()
     return bool(years.is_between(1800, 2300).all())
 
 
-def _told(values: pl.Series) -> pl.Series:
-    """The texts that say something."""
+def _known_texts(values: pl.Series) -> pl.Series:
+    """Return the trimmed texts that do not stand for a missing value."""
     texts = values.drop_nulls().str.strip_chars()
     return texts.filter(~texts.str.to_lowercase().is_in(list(NULL_WORDS)))
 
@@ -155,18 +161,20 @@ def _parse(base: pl.Expr, form: str, *, daily: bool, zoned: bool) -> pl.Expr:
     return base.str.to_datetime(form, strict=False, time_zone="UTC" if zoned else None)
 
 
-def _parsed(texts: pl.Series, form: str, *, daily: bool, zoned: bool) -> float:
+def _share_parsed(texts: pl.Series, form: str, *, daily: bool, zoned: bool) -> float:
+    """Return the share of the texts that a format can parse."""
     import polars as pl
 
     parsed = texts.to_frame("text").select(_parse(pl.col("text"), form, daily=daily, zoned=zoned)).to_series()
     return 1 - parsed.null_count() / len(texts)
 
 
-def _made(values: pl.Series, texts: pl.Series, expression: pl.Expr, code: str, kind: str) -> Conversion | None:
+def _conversion(values: pl.Series, texts: pl.Series, expression: pl.Expr, code: str, kind: str) -> Conversion | None:
+    """Return a conversion; None if it converts too few of the texts."""
     import polars as pl
 
-    made = values.to_frame().select(expression.alias("made")).to_series()
-    if not len(texts) or (len(made) - made.null_count()) / len(texts) < LEAST_READ:
+    converted = values.to_frame().select(expression.alias("converted")).to_series()
+    if not len(texts) or (len(converted) - converted.null_count()) / len(texts) < LEAST_READ:
         return None
-    lost = values.filter(made.is_null() & values.is_not_null()).cast(pl.String)
+    lost = values.filter(converted.is_null() & values.is_not_null()).cast(pl.String)
     return Conversion(expression, code, kind, len(lost), tuple(lost.unique(maintain_order=True).head(3).to_list()))

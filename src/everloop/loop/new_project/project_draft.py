@@ -1,4 +1,4 @@
-"""A project for somebody's own table: the goal that its target asks for, and `loop.py` as a person would write it."""
+"""Draft a project for a user's own table: choose a task, metric and limit for its target, and write its `loop.py`."""
 
 from __future__ import annotations
 
@@ -20,87 +20,96 @@ if TYPE_CHECKING:
     from everloop.training.trained_model import Task
 
 RARE = 5
-"""A class of fewer rows is not on every side of a split often enough to be learned."""
+"""Classes with fewer rows are left out: they may be missing from a part of the split."""
 UNBALANCED = 0.05
-"""Where the smaller class has a smaller share than this, the usual metric says little about it."""
+"""If the positive class has a smaller share than this, `average_precision` is used instead of `roc_auc`."""
 _TAKEN = {"el", "pl", "loop", "prepare", *STAGES}
 _WIDTH = 110
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What is asked of a model, and how it is judged."""
+    """What a model has to predict, and how it is judged."""
 
     task: Task
     classes: tuple[Json, ...]
     metric: str
     bar: float
+    """Limit of the `AtLeast` gate."""
     says: str
-    """What the target asks for, in a line."""
+    """Description of the target, in one line."""
     why_metric: str
     why_bar: str
     rare: tuple[Json, ...] = ()
-    """Classes with too few rows to be learned."""
+    """Classes that are left out because they have too few rows."""
 
 
-def find_goal(look: TableInspection) -> Goal:
-    """The task of a table's target, and a metric and a bar that fit it.
+def find_goal(inspection: TableInspection) -> Goal:
+    """Choose the task, the metric and its limit for a table's target.
 
     Raises:
-        DataError: nothing can be learned: one value only, too many classes, too few rows, a type without order.
+        DataError: nothing can be learned: the target has one value only, too many classes, too few rows or a type that
+            cannot be predicted.
     """
     import polars as pl
 
     from everloop.errors import TrainingError
     from everloop.training.targets import find_classes, infer_task
 
-    values = look.rows[look.target].drop_nulls()
+    values = inspection.rows[inspection.target].drop_nulls()
     try:
         task = infer_task(values)
     except TrainingError as error:
         raise DataError(error.message, help=error.help) from error
     if task == "regression":
-        _check_rows(look, len(values))
+        _check_rows(inspection, len(values))
         mean = values.cast(pl.Float64).mean()
         says = f"an amount, {_number(values.min())} to {_number(values.max())}, {_number(mean)} on average"
-        return Goal(task, (), "r2", 0.0, says, "1 is perfect, 0 is answering the mean", "better than the mean")
+        why_metric = "1 is perfect and 0 is always predicting the mean"
+        return Goal(task, (), "r2", 0.0, says, why_metric, "better than the mean")
     counts = values.cast(pl.String).value_counts(sort=True)
     rare = [row[0] for row in counts.iter_rows() if row[1] < RARE]
     kept = values.filter(~values.cast(pl.String).is_in(rare)) if rare else values
     if kept.n_unique() < 2:
         named, rows = counts.row(-1)
         raise DataError(
-            f"'{look.target}' is {named!r} in {rows} of {len(values):,} rows: too few to learn from.",
-            help=f"Gather at least {RARE} rows of two values.",
+            f"'{inspection.target}' is {named!r} in {rows} of {len(values):,} rows, which are too few to learn from.",
+            help=f"Collect at least {RARE} rows of each of two values.",
         )
-    _check_rows(look, len(kept))
+    _check_rows(inspection, len(kept))
     task = "binary" if kept.n_unique() == 2 else task
     classes = tuple(find_classes(kept, task))
     left_out = tuple(one for one in find_classes(values, "multiclass") if one not in classes) if rare else ()
     shares = ", ".join(f"{value!r} {rows / len(kept):.0%}" for value, rows in counts.head(5).iter_rows())
     if task == "multiclass":
         says = f"one of {len(classes)} classes ({shares}{', …' if len(classes) > 5 else ''})"
-        return Goal(task, classes, "roc_auc", 0.55, says, "0.5 is guessing, 1 is perfect", "above guessing", left_out)
+        return Goal(
+            task, classes, "roc_auc", 0.55, says, "0.5 is guessing and 1 is perfect", "better than guessing", left_out
+        )
     positive = classes[1]
     share = int((kept.cast(pl.String) == _as_text(kept, positive)).sum()) / len(kept)
     says = f"{positive!r} ({share:.1%} of the rows) or {classes[0]!r}"
     if share < UNBALANCED:
         bar = float(f"{2 * share:.1g}")
-        why = f"guessing reaches {share:.2g}, the share of {positive!r}"
-        return Goal(task, classes, "average_precision", bar, says, why, "twice the share", left_out)
-    return Goal(task, classes, "roc_auc", 0.55, says, "0.5 is guessing, 1 is perfect", "above guessing", left_out)
+        why = f"guessing gives {share:.2g}, the share of {positive!r}"
+        return Goal(task, classes, "average_precision", bar, says, why, "twice as good as guessing", left_out)
+    return Goal(
+        task, classes, "roc_auc", 0.55, says, "0.5 is guessing and 1 is perfect", "better than guessing", left_out
+    )
 
 
 def draft_files(
-    name: str, title: str, source: str, options: Mapping[str, Any], look: TableInspection, goal: Goal
+    name: str, title: str, source: str, options: Mapping[str, Any], inspection: TableInspection, goal: Goal
 ) -> dict[str, str]:
-    """The files of the project by their paths in its folder.
+    """Return the contents of the project's files by their paths in its folder.
 
     Args:
-        name: of the project, its loop and its endpoint.
-        title: the source's name without folder and suffix.
-        source: what `el.read` takes.
+        name: name of the project, its loop and its endpoint.
+        title: name of the source without folder and suffix.
+        source: the first argument of `el.read`.
         options: further arguments of `el.read`.
+        inspection: the inspected table.
+        goal: what the model has to predict, and how it is judged.
     """
     template = files("everloop.cli") / "template"
     step = _step_name(title)
@@ -109,40 +118,43 @@ def draft_files(
         return (template / file).read_text(encoding="utf-8").replace("{{name}}", name)
 
     return {
-        "loop.py": _loop_file(name, step, source, options, look, goal),
+        "loop.py": _loop_file(name, step, source, options, inspection, goal),
         "everloop.toml": filled("everloop.toml"),
-        "tests/test_loop.py": _test_file(name, step, look),
+        "tests/test_loop.py": _test_file(name, step, inspection),
         ".github/workflows/loop.yml": filled("workflow.yml"),
         ".gitignore": filled("gitignore"),
     }
 
 
 def project_name(text: str) -> str:
-    """A name for a loop and an endpoint out of any text: ASCII letters, digits, `-` and `_`."""
+    """Make a name for a loop and an endpoint from any text: ASCII letters, digits, `-` and `_`."""
     import unicodedata
 
     plain = unicodedata.normalize("NFKD", text.replace("ß", "ss")).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9_-]+", "-", plain).strip("-_") or "my-loop"
 
 
-def _check_rows(look: TableInspection, rows: int) -> None:
+def _check_rows(inspection: TableInspection, rows: int) -> None:
     from everloop.training.automl import LEAST_ROWS
 
-    # A fifth is held out for the test before the rest is counted.
+    # AutoTrain needs LEAST_ROWS after a fifth of the rows has been held out for the test.
     least = LEAST_ROWS * 5 // 4 + 1
     if rows < least:
         raise DataError(
-            f"{rows} rows with '{look.target}' are too few to learn from and to be judged by.",
-            help=f"Gather {least} or more: AutoTrain takes {LEAST_ROWS}, and a fifth is held out beside them.",
+            f"{rows} rows with '{inspection.target}' are too few to train and to test a model.",
+            help=f"Collect at least {least}: training needs {LEAST_ROWS}, and a fifth of all rows is held out.",
         )
 
 
-def _loop_file(name: str, step: str, source: str, options: Mapping[str, Any], look: TableInspection, goal: Goal) -> str:
-    said = "".join(f", {option}={_value(value)}" for option, value in options.items())
-    rows = f"{look.rows.height:,} rows" + (" after what is taken out below" if look.doubles or look.untimed else "")
-    return f'''"""{name}: predicts {_doc(look.target)}, {_doc(goal.says)}.
+def _loop_file(
+    name: str, step: str, source: str, options: Mapping[str, Any], inspection: TableInspection, goal: Goal
+) -> str:
+    arguments = "".join(f", {option}={_value(value)}" for option, value in options.items())
+    fewer = inspection.doubles or inspection.untimed
+    rows = f"{inspection.rows.height:,} rows{' after the filters of `prepare`' if fewer else ''}"
+    return f'''"""{name}: predicts {_doc(inspection.target)}, {_doc(goal.says)}.
 
-Take one turn with `everloop run`; keep it turning with `everloop up`.
+Run it once with `everloop run`, and keep it running with `everloop up`.
 """
 
 import everloop as el
@@ -151,61 +163,65 @@ import polars as pl
 
 @el.step
 def {step}() -> pl.LazyFrame:
-    """The rows as they arrive; {rows} when this project began."""
-    return el.read({quoted(source)}{said})
+    """The rows as they arrive: {rows} when this project was created."""
+    return el.read({quoted(source)}{arguments})
 
 
 @el.step
 def prepare({step}: pl.DataFrame) -> pl.DataFrame:
     """The table that the model learns from. New features go here, in plain Polars."""
-    {_prepare_body(step, look, goal)}
+    {_prepare_body(step, inspection, goal)}
 
 
 loop = el.Loop(
     {quoted(name)},
     data=el.Dataset(
         prepare,
-{_dataset_lines(look)}
+{_dataset_lines(inspection)}
     ),
-    # {_comment(look.target)}: {goal.metric}, where {_comment(goal.why_metric)}. More seconds, more settings tried.
+    # Judged by {goal.metric}: {_comment(goal.why_metric)}. With a larger budget, more settings are tried.
     train=el.AutoTrain(metric={quoted(goal.metric)}, budget_s=20),
     gates=[
-        el.AtLeast({quoted(goal.metric)}, {goal.bar:g}),  # {goal.why_bar}; raise it once you know what is good
+        el.AtLeast({quoted(goal.metric)}, {goal.bar:g}),  # {goal.why_bar}; raise it once you know what is possible
         el.NotWorseThan("champion"),
         el.Latency(p99_ms=50),
     ],
     serve=el.Endpoint({quoted(name)}, rollout=el.Canary(steps=[10, 50, 100])),
-    # labels_after: how long after an answer its true "{_comment(look.target)}" is known.
+    # labels_after: how long after a prediction the true value of "{_comment(inspection.target)}" is known.
     watch=[el.Drift(alarms_per_month=1), el.Performance({quoted(goal.metric)}, labels_after="1d")],
     retrain=[el.OnDrift(), el.OnNewData()],
 )
 '''
 
 
-def _prepare_body(step: str, look: TableInspection, goal: Goal) -> str:
+def _prepare_body(step: str, inspection: TableInspection, goal: Goal) -> str:
     calls: list[list[str]] = []
-    if look.renamed:
-        pairs = ", ".join(f"{quoted(old)}: {quoted(new)}" for old, new in look.renamed.items())
+    if inspection.renamed:
+        pairs = ", ".join(f"{quoted(old)}: {quoted(new)}" for old, new in inspection.renamed.items())
         calls.append([f".rename({{{pairs}}})"])
-    if look.doubles:
-        calls.append(["# Rows that came twice would stand on both sides of the split.", ".unique(maintain_order=True)"])
-    if dropped := look.of("dropped"):
+    if inspection.doubles:
+        calls.append(["# Repeated rows could be on both sides of the split.", ".unique(maintain_order=True)"])
+    if dropped := inspection.of("dropped"):
         names = [f"    {quoted(one.name)},  # {_comment(one.message.removesuffix(': dropped'))}" for one in dropped]
         calls.append([".drop(", *names, ")"])
     casts = [
         line
-        for one in look.columns
+        for one in inspection.columns
         if one.conversion is not None and one.treatment in ("feature", "target", "time")
         for line in (f"    # {_comment(one.message)}", f"    {one.conversion.code},")
     ]
     if casts:
         calls.append([".with_columns(", *casts, ")"])
-    if look.untimed and look.time is not None:
-        calls.append([f".filter({column_code(look.time)}.is_not_null())  # {look.untimed:,} rows have no time"])
+    if inspection.untimed and inspection.time is not None:
+        calls.append(
+            [f".filter({column_code(inspection.time)}.is_not_null())  # {inspection.untimed:,} rows have no time"]
+        )
     if goal.rare:
         named = _comment(", ".join(repr(one) for one in goal.rare[:5]))
-        code = column_code(look.target)
-        calls.append([f"# Too few rows to be learned: {named}.", f".filter(pl.len().over({code}) >= {RARE})"])
+        code = column_code(inspection.target)
+        calls.append(
+            [f"# Classes with too few rows to learn from: {named}.", f".filter(pl.len().over({code}) >= {RARE})"]
+        )
     if not calls:
         return f"return {step}"
     lines = [line for call in calls for line in call]
@@ -214,22 +230,22 @@ def _prepare_body(step: str, look: TableInspection, goal: Goal) -> str:
     return "\n    ".join(["return (", f"    {step}", *(f"    {line}" for line in lines), ")"])
 
 
-def _dataset_lines(look: TableInspection) -> str:
-    lines = [f"target={quoted(look.target)},"]
-    if look.time is not None:
-        lines.append(f"time={quoted(look.time)},  # the later rows are held out, as a model meets them")
-    if look.key is not None:
-        lines.append(f"key={quoted(look.key)},  # names a row; not shown to the model")
-    if excluded := look.of("excluded"):
+def _dataset_lines(inspection: TableInspection) -> str:
+    lines = [f"target={quoted(inspection.target)},"]
+    if inspection.time is not None:
+        lines.append(f"time={quoted(inspection.time)},  # the latest rows are held out for testing")
+    if inspection.key is not None:
+        lines.append(f"key={quoted(inspection.key)},  # identifies a row; not a feature")
+    if excluded := inspection.of("excluded"):
         lines.append("exclude=[")
         lines += [f"    {quoted(one.name)},  # {_comment(one.message)}" for one in excluded]
         lines.append("],")
     return "\n".join(f"        {line}" for line in lines)
 
 
-def _test_file(name: str, step: str, look: TableInspection) -> str:
-    unique = "\n    assert table[loop.data.key].is_unique().all()" if look.key is not None else ""
-    return f'''"""Quick checks of {name}: `pytest`. They train nothing."""
+def _test_file(name: str, step: str, inspection: TableInspection) -> str:
+    unique = "\n    assert table[loop.data.key].is_unique().all()" if inspection.key is not None else ""
+    return f'''"""Quick checks of {name} that train no model. Run them with `pytest`."""
 
 import os
 import sys
@@ -237,12 +253,12 @@ from pathlib import Path
 
 PROJECT = Path(__file__).parents[1]
 sys.path.insert(0, str(PROJECT))
-os.environ.setdefault("EVERLOOP_PROJECT", str(PROJECT))  # where relative paths in loop.py start
+os.environ.setdefault("EVERLOOP_PROJECT", str(PROJECT))  # the folder of relative paths in loop.py
 
 from loop import {", ".join(sorted(["loop", "prepare", step]))}
 
 
-def test_prepared_table_has_what_the_loop_asks_for() -> None:
+def test_prepared_table_has_the_columns_of_the_loop() -> None:
     table = prepare({step}().collect())
     assert table[loop.data.target].drop_nulls().n_unique() > 1
     assert set(loop.data.exclude) <= set(table.columns){unique}
@@ -266,13 +282,13 @@ def _value(value: Any) -> str:
 
 
 def _comment(text: str) -> str:
-    """A text that may stand in a comment: one line, no longer than people read."""
+    """Return a text as a single line of limited length, for a comment."""
     line = " ".join(text.split())
     return line if len(line) <= _WIDTH else f"{line[: _WIDTH - 1]}…"
 
 
 def _doc(text: str) -> str:
-    """A text that may stand in a docstring."""
+    """Return a text that cannot end or break a docstring."""
     return _comment(text).replace("\\", "\\\\").replace('"""', "'''").rstrip('"')
 
 

@@ -1,4 +1,4 @@
-"""The promise of `features`: nothing that is only known at or after departure."""
+"""Checks that the features use nothing that is only known at or after departure."""
 
 import sys
 from pathlib import Path
