@@ -60,10 +60,10 @@ def test_the_level_follows_the_budget() -> None:
 def test_the_limit_is_where_a_verdict_turns() -> None:
     budget = AlarmBudget(1, 30)
     others = {"b": 0.5, "c": 0.7, "d": 1e-8}
-    for suspects in (set(), {"a"}):
-        limit = budget.limit_of({"a": 0.6, **others}, "a", suspects)
-        assert budget.judge({"a": limit * 0.999, **others}, suspects)["a"] != "quiet"
-        assert budget.judge({"a": limit * 1.001, **others}, suspects)["a"] == "quiet"
+    for recently_flagged in (set(), {"a"}):
+        limit = budget.limit_of({"a": 0.6, **others}, "a", recently_flagged)
+        assert budget.judge({"a": limit * 0.999, **others}, recently_flagged)["a"] != "quiet"
+        assert budget.judge({"a": limit * 1.001, **others}, recently_flagged)["a"] == "quiet"
 
 
 def test_windows_a_month_follow_from_the_window() -> None:

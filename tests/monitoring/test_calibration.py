@@ -98,13 +98,13 @@ def test_half_a_standard_deviation_in_one_of_twenty_features_is_found(seed: int)
     generator = np.random.default_rng(seed)
     baseline = build_baseline(table(generator, 20_000))
     budget = budget_for(1, DAY)
-    suspects: set[str] = set()
+    recently_flagged: set[str] = set()
     verdicts = {}
     for _ in range(2):
         window = sketch_frame(table(generator, 500, x3=0.5), baseline.bins)
-        shifts = measure_shifts(baseline, window, span=DAY, budget=budget, suspects=suspects)
+        shifts = measure_shifts(baseline, window, span=DAY, budget=budget, recently_flagged=recently_flagged)
         verdicts = {shift.subject: shift.verdict for shift in shifts}
-        suspects = {subject for subject, verdict in verdicts.items() if verdict != "quiet"}
+        recently_flagged = {subject for subject, verdict in verdicts.items() if verdict != "quiet"}
         assert shifts[0].subject == "x3"
         assert shifts[0].psi > 2 * shifts[0].limit
     assert verdicts["x3"] == "alarm"
@@ -150,12 +150,12 @@ def test_tiny_windows_are_not_drift_by_themselves() -> None:
     baseline = build_baseline(table(generator, 20_000))
     budget = budget_for(1, DAY)
     alarms = 0
-    suspects: set[str] = set()
+    recently_flagged: set[str] = set()
     for _ in range(8):
         window = sketch_frame(table(generator, 5), baseline.bins)
-        shifts = measure_shifts(baseline, window, span=DAY, budget=budget, suspects=suspects, draws=300)
+        shifts = measure_shifts(baseline, window, span=DAY, budget=budget, recently_flagged=recently_flagged, draws=300)
         alarms += sum(shift.verdict == "alarm" for shift in shifts)
-        suspects = {shift.subject for shift in shifts if shift.verdict != "quiet"}
+        recently_flagged = {shift.subject for shift in shifts if shift.verdict != "quiet"}
     assert alarms <= 2
 
 

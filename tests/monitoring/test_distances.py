@@ -149,7 +149,7 @@ def test_distances_refuse_what_they_cannot_compare() -> None:
     one, other = CategoryBins(("a", "b")), CategoryBins(("a", "c"))
     with pytest.raises(UsageError, match="same cells"):
         distance_between("psi", Sketch(one, (0, 1, 1, 0)), Sketch(other, (0, 1, 1, 0)))
-    with pytest.raises(UsageError, match="needs an order"):
+    with pytest.raises(UsageError, match="needs ordered values"):
         distance_between("ks", Sketch(one, (0, 1, 1, 0)), Sketch(one, (0, 1, 1, 0)))
     with pytest.raises(UsageError, match="no distance 'hellinger'"):
         distance_between("hellinger", Sketch(one, (0, 1, 1, 0)), Sketch(one, (0, 1, 1, 0)))  # type: ignore[arg-type]

@@ -167,11 +167,11 @@ def test_only_the_version_is_judged_and_only_what_has_arrived(
 
 
 def test_what_cannot_be_checked_says_why(airport: Airport, store: Store, baseline: Baseline, at: Move) -> None:
-    with pytest.raises(EmptySampleError, match=r"no predictions of delays@1 between .* It has none at all yet"):
+    with pytest.raises(EmptySampleError, match=r"no predictions of delays@1 between .* It has no predictions yet"):
         check(store, 0)
     day(airport, store, 0)
     at(START + 2 * DAY)
-    with pytest.raises(EmptySampleError, match="The last of any version is from 2024-03-04 23:57"):
+    with pytest.raises(EmptySampleError, match="Its last prediction, of any version, is from 2024-03-04 23:57"):
         check(store, 1)
     with pytest.raises(NotFoundError, match="'delays@2' has no baseline"):
         check_drift(store, "delays", "delays@2", START, START + DAY)

@@ -5,7 +5,7 @@ from scipy import stats
 from everloop.errors import EmptySampleError, UsageError
 from everloop.monitoring import noise_floor, psi
 from everloop.monitoring.distances import Array, live_shares, smoothed_shares
-from everloop.monitoring.noise import WINDOWS, NoiseFloor, restlessness, simulate_windows
+from everloop.monitoring.noise import WINDOWS, NoiseFloor, between_block_weight, simulate_windows
 
 SHARES = np.array([0.02, 0.08, 0.1, 0.2, 0.2, 0.2, 0.1, 0.08, 0.02])
 
@@ -84,7 +84,7 @@ def test_a_steady_reference_is_not_restless() -> None:
     quiet = 0
     for _ in range(40):
         blocks = generator.multinomial(400, SHARES, size=30).astype(float)
-        quiet += restlessness(blocks.sum(axis=0), blocks) == 0
+        quiet += between_block_weight(blocks.sum(axis=0), blocks) == 0
     assert quiet >= 36
 
 
@@ -97,7 +97,7 @@ def test_restlessness_recovers_how_much_blocks_differ() -> None:
     windows = simulate_windows(reference, 500, blocks=blocks, draws=3000)
     simulated = ((windows / 500 - SHARES) ** 2 / SHARES).sum(axis=-1).mean()
     assert simulated == pytest.approx(real, rel=0.1)
-    assert 0.5 < restlessness(reference, blocks) <= 1
+    assert 0.5 < between_block_weight(reference, blocks) <= 1
 
 
 def test_neighbouring_windows_keep_the_season() -> None:
@@ -119,9 +119,9 @@ def test_neighbouring_windows_keep_the_season() -> None:
 
 def test_few_or_tiny_blocks_teach_nothing() -> None:
     blocks = np.stack([SHARES * 100, SHARES[::-1] * 300, SHARES * 20])
-    assert restlessness(blocks.sum(axis=0), blocks) == 0
+    assert between_block_weight(blocks.sum(axis=0), blocks) == 0
     tiny = np.eye(9) * 5
-    assert restlessness(tiny.sum(axis=0), tiny) == 0
+    assert between_block_weight(tiny.sum(axis=0), tiny) == 0
 
 
 def test_a_constant_feature_has_a_floor_of_nothing() -> None:

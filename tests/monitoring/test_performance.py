@@ -72,7 +72,7 @@ def test_a_loss_is_a_warning_first_and_an_alarm_when_it_lasts(airport: Airport, 
     assert alarm.value is not None
     assert alarm.threshold is not None
     assert alarm.value < alarm.threshold < REFERENCE[0]
-    assert "before release it was 0.780 [0.760, 0.800]" in alarm.message
+    assert "before the release it was 0.780 [0.760, 0.800]" in alarm.message
     assert check(store, 2, alarms_per_month=0.5) == found[2]
 
 
@@ -192,11 +192,11 @@ def test_wrong_questions_are_refused(airport: Airport, store: Store, at: Move) -
         check_performance(store, "arrivals", "roc_auc", START, START + DAY, reference=REFERENCE)
     with pytest.raises((UsageError, NotFoundError), match="happiness"):
         check(store, 0, "happiness")
-    with pytest.raises(UsageError, match="not in"):
+    with pytest.raises(UsageError, match="outside its interval"):
         check(store, 0, reference=(0.9, 0.1, 0.2))
     with pytest.raises(EmptySampleError, match="no predictions of delays@2"):
         check(store, 0, version="delays@2")
-    with pytest.raises(UsageError, match="'fortnight' is no period"):
+    with pytest.raises(UsageError, match="'fortnight' is not a period"):
         performance_by(store, "delays", "roc_auc", "fortnight")
 
 
@@ -215,7 +215,7 @@ def test_false_alarms_keep_to_the_budget() -> None:
 def test_restlessness_of_the_reference_is_tolerated() -> None:
     measured = measure_labelled(pl.DataFrame({"score": [0.1, 0.4, 0.35, 0.8], "actual": [0.0, 0.0, 1.0, 1.0]}), "brier")
     steady = ReferenceMetric("brier", 0.05, 0.04, 0.06, 0.005, 1000)
-    restless = ReferenceMetric("brier", 0.05, 0.04, 0.06, 0.005, 1000, restlessness=0.5)
+    restless = ReferenceMetric("brier", 0.05, 0.04, 0.06, 0.005, 1000, between_block_std=0.5)
     p_values = [worse_than_reference(measured, each, greater_is_better=False) for each in (steady, restless)]
     assert p_values[0] < p_values[1] < 0.5
 

@@ -159,7 +159,7 @@ def test_wrong_questions_are_refused() -> None:
         choose_bins(frame, ["z"])
     with pytest.raises(UsageError, match="at least 2 bins"):
         choose_bins(frame, ["x"], bins=1)
-    with pytest.raises(UsageError, match="4 cells cannot hold 2"):
+    with pytest.raises(UsageError, match="4 cells cannot have 2"):
         Sketch(NumericBins((0.0, 1.0)), (1, 2))
     with pytest.raises(UsageError, match="cannot be added"):
         Sketch(NumericBins((0.0,)), (1, 2, 0)) + Sketch(NumericBins((1.0,)), (1, 2, 0))

@@ -1,6 +1,6 @@
-"""Prediction log and baseline in, findings out: drift, performance, and how noisy the world is without either.
+"""Monitor endpoints: compare the prediction log with a version's baseline, and record findings about drift and metrics.
 
-Importing this package loads only the standard library; each name brings its own module when first used.
+Importing this package loads only the standard library. The module of a name is imported when the name is first used.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Baseline: what a model version's inputs, scores and quality looked like before it met the world.
+"""Build and store the baseline of a model version: distributions of its inputs and scores, and its metric.
 
-Built once from the training snapshot and from held-out rows that the model has scored; kept as JSON by digest, with
-an `Artifact` record that says to which version it belongs. Beside the sketches of the whole it holds those of
-consecutive stretches of time (blocks), because how much the reference differs from itself is part of the noise.
+A baseline is built once, from the training snapshot and from held-out rows that the model has scored. It is stored as
+JSON under its digest, with an `Artifact` record that names its version. Besides the sketches of all rows it holds the
+counts of consecutive blocks of time, because the variation within the reference is part of the noise.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 BLOCKS = 64
 PREDICTION = "prediction"
-"""The subject under which the score is watched."""
+"""Name of the score among the monitored subjects."""
 
 _ARTIFACT = "baseline"
 _METRIC_BLOCKS = 12
@@ -41,33 +41,33 @@ _LEAST_BLOCK_ROWS = 30
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Counts by cell in consecutive stretches of the reference, all equally long in time.
+    """Counts by cell in consecutive blocks of the reference, all of the same length in time.
 
     Attributes:
-        span: how long one stretch is.
-        counts: by subject, one tuple of counts a stretch, oldest first; stretches without rows are all zero.
+        span: length of a block.
+        counts: by subject, one tuple of counts for each block, oldest first. Blocks without rows are all zero.
     """
 
     span: timedelta
     counts: dict[str, tuple[tuple[int, ...], ...]]
 
     def counts_over(self, subject: str, window: timedelta) -> npt.NDArray[np.float64]:
-        """Counts of stretches about as long as `window`, shape (stretches, cells), by adding neighbours.
+        """Return the counts of blocks about as long as `window`, shape (blocks, cells), by adding neighbours.
 
-        A window longer than a sixth of the reference gets stretches of a sixth, which differ more than longer ones
-        would: rather too much noise than too little.
+        There are at least six blocks. For a window longer than a sixth of the reference they are shorter than the
+        window and so vary more, which overestimates the noise instead of underestimating it.
         """
         import numpy as np
 
         counts = np.asarray(self.counts[subject], dtype=np.float64)
         merged = max(1, min(round(window / self.span), len(counts) // _LEAST_BLOCKS))
-        whole = len(counts) // merged * merged
-        return np.asarray(counts[:whole].reshape(-1, merged, counts.shape[1]).sum(axis=1))
+        used = len(counts) // merged * merged
+        return np.asarray(counts[:used].reshape(-1, merged, counts.shape[1]).sum(axis=1))
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Sketches by subject, and the blocks where the reference has a time."""
+    """Sketches by subject; blocks if the reference has a time column."""
 
     sketches: dict[str, Sketch]
     blocks: Blocks | None = None
@@ -75,9 +75,9 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceMetric:
-    """A metric on held-out rows.
+    """A metric on held-out rows, with its 95 % interval.
 
-    `restlessness`: by how much it differs between stretches of time beyond chance, as a standard deviation.
+    `between_block_std`: standard deviation of the metric between blocks of time, beyond chance.
     """
 
     name: str
@@ -86,12 +86,23 @@ class ReferenceMetric:
     high: float
     standard_error: float
     rows: int
-    restlessness: float = 0.0
+    between_block_std: float = 0.0
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the fields as they are stored. There, `between_block_std` has the name `restlessness`."""
+        data = asdict(self)
+        data["restlessness"] = data.pop("between_block_std")
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Json]) -> ReferenceMetric:
+        fields = dict(data)
+        return cls(between_block_std=fields.pop("restlessness", 0.0), **fields)
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """What a window is compared with. `skipped`: features that are not watched, with the reason."""
+    """The reference that a window is compared with. `skipped`: features that are not monitored, with the reason."""
 
     rows: int
     features: Reference
@@ -104,41 +115,41 @@ class Baseline:
         return {name: sketch.bins for name, sketch in self.features.sketches.items()}
 
     def to_json(self) -> bytes:
-        """Deterministic UTF-8 JSON; `from_json` gives an equal baseline back."""
+        """Return deterministic UTF-8 JSON. `from_json` restores an equal baseline."""
         data: dict[str, Json] = {
             "format": FORMAT,
             "rows": self.rows,
             "features": _reference_to_json(self.features),
             "score": _reference_to_json(self.score) if self.score else None,
-            "metric": {name: getattr(self.metric, name) for name in ReferenceMetric.__slots__} if self.metric else None,
+            "metric": self.metric.to_json() if self.metric else None,
             "skipped": self.skipped,
         }
         return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> Baseline:
-        """Read what `to_json` wrote.
+        """Read a baseline that `to_json` wrote.
 
         Raises:
-            StoreVersionError: a newer everloop wrote it.
-            CorruptionError: it is no baseline.
+            StoreVersionError: a newer version of everloop wrote it.
+            CorruptionError: the content is not a baseline.
         """
         try:
             data = json.loads(content)
             if data["format"] > FORMAT:
                 raise StoreVersionError(
-                    f"This baseline has format {data['format']}; this everloop reads up to {FORMAT}.",
+                    f"This baseline has format {data['format']}, but this version of everloop reads up to {FORMAT}.",
                     help="Upgrade with: pip install --upgrade everloop",
                 )
             return cls(
                 rows=data["rows"],
                 features=_reference_from_json(data["features"]),
                 score=_reference_from_json(data["score"]) if data["score"] else None,
-                metric=ReferenceMetric(**data["metric"]) if data["metric"] else None,
+                metric=ReferenceMetric.from_json(data["metric"]) if data["metric"] else None,
                 skipped=data["skipped"],
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise CorruptionError(f"This is no baseline: {error!r}.") from error
+            raise CorruptionError(f"The content is not a baseline: {error!r}.") from error
 
 
 def build_baseline(
@@ -152,24 +163,24 @@ def build_baseline(
     categories: int = CATEGORIES,
     blocks: int = BLOCKS,
 ) -> Baseline:
-    """Sketch a reference.
+    """Build a baseline from reference data.
 
     Args:
-        frame: the rows that the model was trained on, or better all that it was trained and validated on.
-        features: which columns to watch; default: all but `time`.
-        time: the column by which the reference is cut into blocks. Without it only chance counts as noise, and in a
-            large window every real but harmless season will stand out.
-        scored: rows that the model has not been fitted on, with its `score` (number or class) and, for `metric`,
-            the truth as `actual` (0/1, class index or number). Multiclass metrics take the class probabilities from
-            a list column `scores`. With a column called like `time` it is cut into blocks as well.
-        metric: a name of `everloop.training.METRICS` to measure on `scored`.
-        bins: quantile bins of a numeric feature.
-        categories: categories that are counted one by one.
-        blocks: how many stretches of time.
+        frame: the rows that the model was trained on, preferably together with those that it was validated on.
+        features: the columns to monitor. Default: all except `time`.
+        time: the column by which the reference is divided into blocks. Without it, only chance counts as noise, so
+            large windows will report every harmless seasonal change.
+        scored: rows that the model was not fitted on, with its `score` (number or class) and, for `metric`, the label
+            as `actual` (0/1, class index or number). Metrics of several classes take the class probabilities from a
+            list column `scores`. If it has the column `time`, it is divided into blocks as well.
+        metric: a metric to measure on `scored`, by its name in `everloop.training.METRICS`.
+        bins: how many quantile bins a numeric feature has.
+        categories: how many categories get their own cell.
+        blocks: how many blocks of time there are.
 
     Raises:
         EmptySampleError: the reference has no rows.
-        UsageError: a feature or the time is no column, or the time is of no temporal type.
+        UsageError: a feature or the time is not a column, or the time is not a date or time.
     """
     import polars as pl
 
@@ -181,16 +192,17 @@ def build_baseline(
     if scored is not None:
         if "score" not in scored.columns:
             raise UsageError("Scored rows need a column 'score'.", help=f"Columns: {', '.join(scored.columns)}")
-        when = time if time in scored.columns else None
-        of_score, reason = choose_bins(scored, ["score"], bins=bins, categories=categories)
-        if "score" in of_score:
-            score = _sketch_reference(scored, {PREDICTION: of_score["score"]}, when, blocks, {PREDICTION: "score"})
+        score_time = time if time in scored.columns else None
+        score_bins, reason = choose_bins(scored, ["score"], bins=bins, categories=categories)
+        if "score" in score_bins:
+            cells_of_score = {PREDICTION: score_bins["score"]}
+            score = _sketch_reference(scored, cells_of_score, score_time, blocks, {PREDICTION: "score"})
         else:
             skipped[PREDICTION] = reason["score"]
         if metric is not None:
-            measured = _measure(scored, metric, when)
+            measured = _measure(scored, metric, score_time)
     elif metric is not None:
-        raise UsageError(f"The reference value of '{metric}' needs scored rows.", help="Give them as `scored`.")
+        raise UsageError(f"The reference value of '{metric}' needs scored rows.", help="Pass them as `scored`.")
     return Baseline(
         rows=reference.height,
         features=_sketch_reference(reference, cells, time, blocks),
@@ -201,15 +213,15 @@ def build_baseline(
 
 
 def keep_baseline(store: Store, version: str, baseline: Baseline) -> Artifact:
-    """Keep the baseline of a model version; the same one again is the same record.
+    """Store the baseline of a model version. Storing an equal one again returns the same record.
 
     Args:
         version: key of the model version, such as `delays@3`.
     """
     digest = store.objects.add(baseline.to_json())
-    kept = _find_artifact(store, version)
-    if kept is not None and kept.digest == digest:
-        return kept
+    existing = _find_artifact(store, version)
+    if existing is not None and existing.digest == digest:
+        return existing
     versions = store.records.find(ModelVersion, ("key", "=", version), limit=1)
     artifact = store.new(
         Artifact,
@@ -225,22 +237,22 @@ def keep_baseline(store: Store, version: str, baseline: Baseline) -> Artifact:
 
 
 def find_baseline(store: Store, version: str) -> Baseline | None:
-    """The newest baseline of a model version, or None."""
+    """Return the newest baseline of a model version; None if it has none."""
     artifact = _find_artifact(store, version)
     return Baseline.from_json(store.objects.read(artifact.digest)) if artifact is not None else None
 
 
 def load_baseline(store: Store, version: str) -> Baseline:
-    """The newest baseline of a model version.
+    """Return the newest baseline of a model version.
 
     Raises:
-        NotFoundError: none was kept.
+        NotFoundError: the version has no baseline.
     """
     found = find_baseline(store, version)
     if found is None:
-        kept = sorted({str(item.meta.get("version")) for item in _artifacts(store)})
+        versions = sorted({str(item.meta.get("version")) for item in _artifacts(store)})
         raise NotFoundError(
-            f"'{version}' has no baseline.", help=f"Versions with one: {', '.join(kept[-8:]) or 'none'}"
+            f"'{version}' has no baseline.", help=f"Versions with one: {', '.join(versions[-8:]) or 'none'}"
         )
     return found
 
@@ -261,31 +273,31 @@ def _sketch_reference(
     blocks: int,
     columns: Mapping[str, str] | None = None,
 ) -> Reference:
-    stretches = cut_by_time(frame, time, blocks) if time is not None else None
-    if stretches is None:
+    cut = cut_by_time(frame, time, blocks) if time is not None else None
+    if cut is None:
         return Reference(sketch_frame(frame, bins, columns=columns))
-    span, parts, undated = stretches
+    span, parts, undated = cut
     sketched = [sketch_frame(part, bins, columns=columns) if part.height else None for part in parts]
     rest = [sketch_frame(undated, bins, columns=columns)] if undated.height else []
-    whole = add_all([*(part for part in sketched if part is not None), *rest])
+    total = add_all([*(part for part in sketched if part is not None), *rest])
     counts = {
         name: tuple(part[name].counts if part else (0,) * cells.cells for part in sketched)
         for name, cells in bins.items()
     }
-    return Reference(whole, Blocks(span, counts))
+    return Reference(total, Blocks(span, counts))
 
 
 def cut_by_time(
     frame: pl.DataFrame, time: str, blocks: int
 ) -> tuple[timedelta, list[pl.DataFrame], pl.DataFrame] | None:
-    """Cut a frame into `blocks` stretches of equal duration.
+    """Cut a frame into `blocks` blocks of equal duration.
 
     Returns:
-        Their duration, the stretches oldest first (some may be empty), and the rows without a time. None if all
-        rows have one and the same time or none.
+        The duration of a block, the blocks oldest first (some may be empty), and the rows without a time. None if no
+        row has a time, or all have the same.
 
     Raises:
-        UsageError: the frame has no such column or it is no time.
+        UsageError: the frame has no such column, or it does not hold dates or times.
     """
     import polars as pl
 
@@ -293,24 +305,24 @@ def cut_by_time(
         raise UsageError(f"The reference has no column '{time}'.", help=f"Columns: {', '.join(frame.columns)}")
     dtype = frame.schema[time]
     if dtype not in (pl.Datetime, pl.Date):
-        raise UsageError(f"'{time}' is {dtype}, not a date or a time.", help="Give a column of type Date or Datetime.")
+        raise UsageError(f"'{time}' is {dtype}, not a date or a time.", help="Name a column of type Date or Datetime.")
     moments = frame[time].cast(pl.Datetime("us")).cast(pl.Int64)
     low, high = moments.min(), moments.max()
     if not isinstance(low, int) or not isinstance(high, int) or low == high:
         return None
-    # Half-open stretches; one microsecond more, so that the last row lies inside the last of them.
+    # Blocks are half-open, so one more microsecond is needed for the last row to be in the last block.
     width = (high + 1 - low) / blocks
     number = ((moments - low) / width).floor().cast(pl.Int64).clip(0, blocks - 1).alias("")
     order = number.arg_sort(nulls_last=True)
     ordered = frame[order]
     ranked = number.gather(order).drop_nulls()
-    starts = [int(place) for place in ranked.search_sorted(pl.Series(range(blocks + 1)), side="left")]
+    starts = [int(index) for index in ranked.search_sorted(pl.Series(range(blocks + 1)), side="left")]
     parts = [ordered.slice(start, end - start) for start, end in itertools.pairwise(starts)]
     return timedelta(microseconds=width), parts, ordered.slice(len(ranked))
 
 
 def answered(frame: pl.DataFrame) -> pl.DataFrame:
-    """The rows with a score and a truth that are numbers."""
+    """Return the rows whose score and label are finite numbers."""
     import polars as pl
 
     both = [pl.col(name).cast(pl.Float64).is_finite() for name in ("score", "actual")]
@@ -318,7 +330,7 @@ def answered(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def score_array(frame: pl.DataFrame) -> npt.NDArray[np.float64]:
-    """Scores as metrics take them: shape (n, k) from a list column `scores`, else (n,) from `score`."""
+    """Return scores as metrics take them: shape (n, k) from a list column `scores`, otherwise (n,) from `score`."""
     import numpy as np
 
     if "scores" in frame.columns and frame["scores"].null_count() == 0:
@@ -327,7 +339,7 @@ def score_array(frame: pl.DataFrame) -> npt.NDArray[np.float64]:
 
 
 def judged_array(frame: pl.DataFrame, metric: str) -> npt.NDArray[np.float64]:
-    """What a metric is given: scores, or for a metric of labels the predicted classes, where `predicted` has them."""
+    """Return the input of a metric: scores, or for a metric of labels the predicted classes in `predicted`, if any."""
     from everloop.training.metrics import scores_for
 
     known = "predicted" in frame.columns and frame["predicted"].null_count() == 0
@@ -338,35 +350,39 @@ def _measure(scored: pl.DataFrame, metric: str, time: str | None) -> ReferenceMe
     from everloop.training.intervals import interval
 
     if "actual" not in scored.columns:
-        raise UsageError(f"'{metric}' needs the truth beside the scores.", help="Add it as a column 'actual'.")
+        raise UsageError(f"'{metric}' needs labels in addition to the scores.", help="Add them as a column 'actual'.")
     known = answered(scored)
     if known.height == 0:
-        raise EmptySampleError(f"'{metric}' was asked of scored rows without any truth.")
-    whole = interval(known["actual"].cast(float).to_numpy(), judged_array(known, metric), metric)
-    if math.isnan(whole.standard_error):
+        raise EmptySampleError(
+            f"'{metric}' cannot be measured: none of the scored rows has a label.",
+            help="Fill the column 'actual' with the labels.",
+        )
+    total = interval(known["actual"].cast(float).to_numpy(), judged_array(known, metric), metric)
+    if math.isnan(total.standard_error):
         raise UsageError(
-            f"'{metric}' cannot be measured on these {known.height} rows.", help="Is there one class only?"
+            f"'{metric}' cannot be measured on these {known.height} rows.",
+            help="Check that they have labels of more than one class.",
         )
     pieces: list[tuple[float, float]] = []
-    stretches = cut_by_time(known, time, _METRIC_BLOCKS) if time is not None else None
-    for part in stretches[1] if stretches is not None else []:
+    cut = cut_by_time(known, time, _METRIC_BLOCKS) if time is not None else None
+    for part in cut[1] if cut is not None else []:
         if part.height >= _LEAST_BLOCK_ROWS:
             piece = interval(part["actual"].cast(float).to_numpy(), judged_array(part, metric), metric, n=100)
             if piece.standard_error > 0:
                 pieces.append((piece.value, piece.standard_error))
     return ReferenceMetric(
         name=metric,
-        value=whole.value,
-        low=whole.low,
-        high=whole.high,
-        standard_error=whole.standard_error,
+        value=total.value,
+        low=total.low,
+        high=total.high,
+        standard_error=total.standard_error,
         rows=known.height,
-        restlessness=spread_beyond_chance(pieces),
+        between_block_std=spread_beyond_chance(pieces),
     )
 
 
 def spread_beyond_chance(pieces: Sequence[tuple[float, float]]) -> float:
-    """The standard deviation of the true values behind (estimate, standard error) pairs; 0 for fewer than six.
+    """Return the standard deviation of the true values behind (estimate, standard error) pairs; 0 for fewer than six.
 
     Source: R. DerSimonian, N. Laird, Meta-analysis in clinical trials (1986): moments of Cochran's Q.
     """

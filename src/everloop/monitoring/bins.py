@@ -1,9 +1,9 @@
-"""How a feature is cut into cells, once, from the reference, and for every window after it.
+"""Divide a feature into cells, once from the reference, for all windows that are compared with it.
 
-Cells never move: two windows that are counted in the same cells can be compared and added. A numeric feature is
-cut at its reference quantiles, so that each bin holds about the same share of the reference; a categorical one at
-its reference categories. Every feature also has a cell for missing values, and cells for what the reference never
-showed: below its minimum, above its maximum, or another category.
+The cells never change, so counts of two windows can be compared and added. A numeric feature is divided at the
+quantiles of the reference, so that each bin holds about the same share of it. A categorical feature has one cell for
+each category of the reference. Every feature also has a cell for missing values, and cells for values that the
+reference does not have: below its minimum, above its maximum, or in another category.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ CATEGORIES = 100
 
 @dataclass(frozen=True, slots=True)
 class NumericBins:
-    """Cells `missing | below | (e0, e1] | (e1, e2] | … | above` between rising edges, in the feature's own unit.
+    """Cells `missing | below | (e0, e1] | (e1, e2] | … | above` between rising edges, in the unit of the feature.
 
-    NaN counts as missing. Booleans are categories, not numbers. The first edge is the largest float below the
-    reference minimum, so that the minimum itself lies in the first bin and a value that many rows share gets a bin
-    of its own.
+    NaN counts as missing. Booleans are categories, not numbers. The first edge is the largest float below the minimum
+    of the reference, so that the minimum is in the first bin. A value that many rows share gets its own bin.
     """
 
     edges: tuple[float, ...]
@@ -51,7 +50,7 @@ class NumericBins:
 class CategoryBins:
     """Cells `missing | category, … | other`, the most frequent category first.
 
-    `complete`: the reference had no other categories, so whatever falls into `other` is new.
+    `complete`: the reference had no other categories, so any value in `other` is new.
     """
 
     categories: tuple[str, ...]
@@ -71,9 +70,9 @@ ColumnKind = Literal["numeric", "categorical"]
 
 
 def column_kind(dtype: pl.DataType) -> ColumnKind | None:
-    """How a column of this type is watched; None: it cannot be (lists, structs, bytes).
+    """Return how a column of this type is monitored; None if it is not (lists, structs, bytes, dates and times).
 
-    Times cannot be either: a clock that moves on is no drift. Durations and times of day are numbers.
+    Dates and times always move forward, which is not drift. Durations and times of day are numeric.
     """
     import polars as pl
 
@@ -85,7 +84,7 @@ def column_kind(dtype: pl.DataType) -> ColumnKind | None:
 
 
 def as_numbers(column: str, dtype: pl.DataType) -> pl.Expr:
-    """The column as 64-bit floats: times of day and durations in seconds, null where a text is no number."""
+    """Return the column as 64-bit floats: times of day and durations in seconds, texts that are not numbers as null."""
     import polars as pl
 
     values = pl.col(column)
@@ -99,25 +98,28 @@ def as_numbers(column: str, dtype: pl.DataType) -> pl.Expr:
 def choose_bins(
     frame: pl.DataFrame, features: Sequence[str], *, bins: int = BINS, categories: int = CATEGORIES
 ) -> tuple[dict[str, Bins], dict[str, str]]:
-    """Cut each feature of the reference.
+    """Choose the cells of each feature from the reference.
 
     Args:
-        frame: the reference, one row a case.
+        frame: the reference, one row per case.
         features: columns of `frame`.
-        bins: how many quantile bins a numeric feature gets at most; features with fewer distinct values get fewer.
-        categories: how many categories are counted one by one; the rest are counted together.
+        bins: the most quantile bins of a numeric feature. Features with fewer distinct values get fewer.
+        categories: how many categories get their own cell; the rest share one.
 
     Returns:
-        The bins by feature, and for each feature that cannot be watched the reason.
+        The bins by feature, and the reason for each feature that cannot be monitored.
 
     Raises:
         EmptySampleError: the reference has no rows.
-        UsageError: a feature is no column, or fewer than two bins or one category are asked for.
+        UsageError: a feature is not a column, `bins` is below 2 or `categories` is below 1.
     """
     if frame.height == 0:
         raise EmptySampleError("A baseline needs rows, but the reference has none.")
     if bins < 2 or categories < 1:
-        raise UsageError(f"A baseline needs at least 2 bins and 1 category, not {bins} and {categories}.")
+        raise UsageError(
+            f"A baseline needs at least 2 bins and 1 category, not {bins} and {categories}.",
+            help="Pass larger `bins` and `categories`.",
+        )
     missing = [name for name in features if name not in frame.columns]
     if missing:
         raise UsageError(f"The reference has no column '{missing[0]}'.", help=f"Columns: {', '.join(frame.columns)}")
@@ -127,7 +129,7 @@ def choose_bins(
         dtype = frame.schema[name]
         kind = column_kind(dtype)
         if kind is None:
-            skipped[name] = f"columns of type {dtype} are not watched"
+            skipped[name] = f"columns of type {dtype} are not monitored"
         elif kind == "numeric":
             edges = _quantile_edges(frame, name, bins)
             if edges:
@@ -160,9 +162,9 @@ def _quantile_edges(frame: pl.DataFrame, name: str, bins: int) -> tuple[float, .
     values = values.filter(values.is_finite()).sort()
     if values.is_empty():
         return ()
-    # Order statistics, never interpolated: an edge between two integers would be no value that occurs.
-    places = [math.ceil(step * len(values) / bins) - 1 for step in range(1, bins + 1)]
-    uppers = values.gather(pl.Series(places, dtype=pl.Int64).clip(0)).unique().sort().to_list()
+    # Order statistics without interpolation, so that every edge is a value that occurs.
+    indices = [math.ceil(step * len(values) / bins) - 1 for step in range(1, bins + 1)]
+    uppers = values.gather(pl.Series(indices, dtype=pl.Int64).clip(0)).unique().sort().to_list()
     return (math.nextafter(values[0], -math.inf), *uppers)
 
 
@@ -175,5 +177,5 @@ def _frequent_categories(frame: pl.DataFrame, name: str, most: int) -> CategoryB
 
 
 def _alone(frame: pl.DataFrame, name: str) -> pl.DataFrame:
-    """One column as `x`: in an expression, a name that looks like a pattern would stand for other columns."""
+    """Return one column as `x`, because Polars would read some column names in an expression as a pattern."""
     return frame[name].rename("x").to_frame()

@@ -1,11 +1,11 @@
-"""Distances between a reference and a live window, from shares or counts of the same cells.
+"""Measure distances between a reference and live windows, from shares or counts of the same cells.
 
-All take `reference` of shape (cells,) and `live` of shape (…, cells) and return shape (…): one call measures one
-window or thousands of simulated ones. Shares are along the last axis and sum to 1. Every function is 0 when the two
-agree. `psi` and `jensen_shannon` ignore the order of cells; `wasserstein` and `ks` are for ordered ones.
+All functions take `reference` of shape (cells,) and `live` of shape (…, cells) and return shape (…), so one call
+measures one window or thousands of simulated ones. Shares are along the last axis and sum to 1. Every distance is 0 if
+the two are equal. `psi` and `jensen_shannon` ignore the order of the cells; `wasserstein` and `ks` need ordered cells.
 
-The textbook PSI is infinite where a cell is empty on one side. `smoothed_shares` and `live_shares` keep it finite in
-a way that a small window does not look like drift.
+The textbook PSI is infinite if a cell is empty on one side. `smoothed_shares` and `live_shares` keep it finite without
+making small windows look like drift.
 """
 
 from __future__ import annotations
@@ -29,22 +29,23 @@ DistanceName = Literal["psi", "jensen_shannon", "wasserstein", "ks", "chi_square
 
 
 def smoothed_shares(counts: Array) -> Array:
-    """Shares of the reference, shape (cells,): an empty cell counts as half a row, since it is possible.
+    """Return the shares of the reference, shape (cells,). An empty cell counts as half a row, because it is possible.
 
     Raises:
-        EmptySampleError: there are no rows.
+        EmptySampleError: the reference has no rows.
     """
     if counts.sum() <= 0:
         raise EmptySampleError("The reference has no rows.")
-    held = np.maximum(counts, 0.5)
-    return np.asarray(held / held.sum())
+    smoothed = np.maximum(counts, 0.5)
+    return np.asarray(smoothed / smoothed.sum())
 
 
 def live_shares(counts: Array, reference: Array) -> Array:
-    """Shares of live windows, shape (…, cells): an empty cell counts as half a row, but as no more than expected.
+    """Return the shares of live windows, shape (…, cells).
 
-    So a rare cell that a small window misses adds nothing, and one that should have had some rows adds a finite
-    amount that does not dwarf the rest.
+    An empty cell counts as its expected number of rows, but as at most half a row. So a rare cell without rows in a small
+    window adds nothing to a distance. A cell that should have had rows adds a finite amount that does not dominate the
+    others.
 
     Args:
         counts: shape (…, cells).
@@ -56,29 +57,31 @@ def live_shares(counts: Array, reference: Array) -> Array:
     rows = counts.sum(axis=-1, keepdims=True)
     if not np.all(rows > 0):
         raise EmptySampleError("The window has no rows.")
-    held = np.where(counts > 0, counts, np.minimum(rows * reference, 0.5))
-    return np.asarray(held / held.sum(axis=-1, keepdims=True))
+    smoothed = np.where(counts > 0, counts, np.minimum(rows * reference, 0.5))
+    return np.asarray(smoothed / smoothed.sum(axis=-1, keepdims=True))
 
 
 def psi(reference: Array, live: Array) -> Array:
-    """Population stability index, in nats: Σ (q − p) · ln(q / p). 0 and up; symmetric; infinite at an empty cell.
+    """Return the population stability index in nats: Σ (q − p) · ln(q / p).
 
-    It is the Jeffreys divergence KL(p‖q) + KL(q‖p). Rule of thumb from credit scoring: under 0.1 little change, above
-    0.25 much; for small windows chance alone gives (cells − 1)/rows, which is why everloop learns the limit.
+    It is 0 or above, symmetric, and infinite if a cell is empty on one side. It equals the Jeffreys divergence
+    KL(p‖q) + KL(q‖p). A rule of thumb from credit scoring calls a PSI below 0.1 a small change and above 0.25 a large
+    one. In small windows, chance alone gives (cells − 1)/rows, so everloop derives the limit from the noise floor.
     Source: N. Siddiqi, Credit Risk Scorecards (2006), ch. 9; H. Jeffreys (1946).
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         terms = (live - reference) * (np.log(live) - np.log(reference))
-    # Empty on both sides: the limit of the term is 0, the formula gives 0 · (∞ − ∞).
+    # For a cell that is empty on both sides the limit of the term is 0, but the formula gives 0 · (∞ − ∞).
     terms = np.where((live == 0) & (reference == 0), 0.0, terms)
     return np.asarray(terms.sum(axis=-1))
 
 
 def jensen_shannon(reference: Array, live: Array) -> Array:
-    """Jensen-Shannon distance with base 2: the root of the mean divergence from the middle. Between 0 and 1.
+    """Return the Jensen-Shannon distance with base 2, between 0 and 1.
 
-    Source: J. Lin, Divergence measures based on the Shannon entropy, IEEE Trans. Inf. Theory 37 (1991); a metric by
-    Endres and Schindelin (2003).
+    It is the root of the mean divergence of the two from their mixture.
+    Source: J. Lin, Divergence measures based on the Shannon entropy, IEEE Trans. Inf. Theory 37 (1991). Endres and
+    Schindelin (2003) proved that it is a metric.
     """
     middle = (reference + live) / 2
     divergence = (_relative_entropy(reference, middle) + _relative_entropy(live, middle)) / 2
@@ -86,29 +89,29 @@ def jensen_shannon(reference: Array, live: Array) -> Array:
 
 
 def ks(reference: Array, live: Array) -> Array:
-    """Kolmogorov-Smirnov distance: the largest gap between the two distribution functions. Between 0 and 1.
+    """Return the Kolmogorov-Smirnov distance: the largest gap between the two distribution functions, 0 to 1.
 
-    Taken at the cells' borders, so it never exceeds the gap over all values and is equal to it when every distinct
-    value has its own cell.
+    It is measured at the borders of the cells, so it is at most the gap over all values. The two are equal if every
+    distinct value has its own cell.
     """
     return np.asarray(np.abs(np.cumsum(live - reference, axis=-1)).max(axis=-1))
 
 
 def wasserstein(reference: Array, live: Array, borders: Array) -> Array:
-    """Wasserstein-1 (earth mover's) distance ∫ |F − G| dx, in the unit of the borders.
+    """Return the Wasserstein-1 (earth mover's) distance ∫ |F − G| dx, in the unit of the borders.
 
-    Values are taken as spread evenly within each cell. Its error is at most the sum over cells of width times the
-    larger share, so it is rough once much of the window lies outside the reference's range.
+    Values are assumed to be spread evenly within each cell. The error is at most the sum over cells of the width times
+    the larger share, so the distance is rough if much of the window is outside the range of the reference.
 
     Args:
         reference: shares of the ordered cells, shape (cells,).
         live: shape (…, cells).
-        borders: shape (cells + 1,), rising: where the cells begin and end.
+        borders: the borders of the cells, rising, shape (cells + 1,).
     """
     gap = np.cumsum(live - reference, axis=-1)
     right = gap
     left = np.concatenate([np.zeros_like(gap[..., :1]), gap[..., :-1]], axis=-1)
-    # Within a cell F − G is linear; where it changes sign its area is two triangles instead of a trapezium.
+    # Within a cell, F − G is linear. If it changes sign there, its area is two triangles instead of a trapezium.
     total = np.abs(left) + np.abs(right)
     crossing = np.divide(left * left + right * right, total, out=np.zeros_like(total), where=total > 0)
     area = np.where(left * right < 0, crossing, total) / 2
@@ -116,10 +119,10 @@ def wasserstein(reference: Array, live: Array, borders: Array) -> Array:
 
 
 def chi_square(reference_counts: Array, live_counts: Array) -> Array:
-    """Pearson's chi-square statistic for "both samples have the same shares", from counts.
+    """Return Pearson's chi-square statistic for the hypothesis that both samples have the same shares, from counts.
 
-    Two-sample form, so the reference's own sampling noise is part of it. Cells empty on both sides do not count.
-    Source: any textbook on contingency tables, e.g. A. Agresti, Categorical Data Analysis, section 3.2.
+    This is the two-sample form, which includes the sampling noise of the reference. Cells that are empty on both sides
+    do not count. Source: any textbook on contingency tables, e.g. A. Agresti, Categorical Data Analysis, section 3.2.
     """
     n_reference = reference_counts.sum(axis=-1, keepdims=True)
     n_live = live_counts.sum(axis=-1, keepdims=True)
@@ -129,7 +132,7 @@ def chi_square(reference_counts: Array, live_counts: Array) -> Array:
 
 
 def chi_square_test(reference_counts: Array, live_counts: Array) -> tuple[float, float]:
-    """The chi-square statistic of two count vectors and its p-value by the chi-square distribution.
+    """Return the chi-square statistic of two count vectors and its p-value.
 
     Raises:
         EmptySampleError: one of them has no rows.
@@ -142,7 +145,10 @@ def chi_square_test(reference_counts: Array, live_counts: Array) -> tuple[float,
 
 
 def borders_of(reference: Sketch, live: Sketch) -> Array | None:
-    """Where the ordered cells `below | bins | above` begin and end, by the extremes of both; None for categories."""
+    """Return the borders of the ordered cells `below | bins | above`; None for categories.
+
+    The outer borders are the extremes of both sketches.
+    """
     if not isinstance(reference.bins, NumericBins):
         return None
     edges = reference.bins.edges
@@ -153,25 +159,27 @@ def borders_of(reference: Sketch, live: Sketch) -> Array | None:
 
 
 def distance_between(name: DistanceName, reference: Sketch, live: Sketch) -> float:
-    """One distance between two sketches of the same cells, smoothed as above.
+    """Return a smoothed distance between two sketches with the same cells.
 
-    `wasserstein` and `ks` look at the values that are there and pass over the missing ones; `wasserstein` is in
-    standard deviations of the reference (in the feature's unit where that is 0).
+    `wasserstein` and `ks` ignore missing values. `wasserstein` is in standard deviations of the reference, or in the
+    unit of the feature if the standard deviation is 0.
 
     Raises:
         EmptySampleError: one side has no rows, or no values for an ordered distance.
         UsageError: the cells differ, the name is unknown, or the distance needs numbers.
     """
     if reference.bins != live.bins:
-        raise UsageError("Only sketches of the same cells can be compared.")
+        raise UsageError(
+            "Only sketches with the same cells can be compared.", help="Sketch both with the bins of the baseline."
+        )
     measure = distance_function(name, reference, live)
     return float(measure(live.array()))
 
 
 def distance_function(name: DistanceName, reference: Sketch, live: Sketch) -> Callable[[Array], Array]:
-    """The distance from `reference` as a function of live counts, shape (…, cells) to (…).
+    """Return the distance from `reference` as a function of live counts, shape (…, cells) to (…).
 
-    `live` gives the outer borders that a Wasserstein distance needs; its counts do not matter.
+    `live` provides the outer borders for the Wasserstein distance. Its counts are not used.
     """
     counts = reference.array()
     if name == "chi_square":
@@ -182,10 +190,10 @@ def distance_function(name: DistanceName, reference: Sketch, live: Sketch) -> Ca
     if name == "jensen_shannon":
         return lambda live_counts: jensen_shannon(shares, live_shares(live_counts, shares))
     if name not in ("ks", "wasserstein"):
-        raise UsageError(f"There is no distance '{name}'.", help=f"Distances: {', '.join(DISTANCES)}")
+        raise UsageError(f"There is no distance '{name}'.", help=f"Use one of: {', '.join(DISTANCES)}")
     borders = borders_of(reference, live)
     if borders is None:
-        raise UsageError(f"'{name}' needs an order, which categories do not have.", help="Use psi or jensen_shannon.")
+        raise UsageError(f"'{name}' needs ordered values, but these are categories.", help="Use psi or jensen_shannon.")
     ordered = smoothed_shares(counts[1:])
     if name == "ks":
         return lambda live_counts: ks(ordered, live_shares(live_counts[..., 1:], ordered))

@@ -1,4 +1,4 @@
-"""Drift: do the inputs and scores of a window still look as they did before release?"""
+"""Check for drift: compare the inputs and scores of a window with a version's baseline."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from everloop.errors import EmptySampleError
 from everloop.monitoring.alarm_budget import AlarmBudget, budget_for
 from everloop.monitoring.baseline import PREDICTION, Baseline, load_baseline
-from everloop.monitoring.findings import WINDOW, CheckedWindow, find_checked, find_suspects, new_finding
+from everloop.monitoring.findings import WINDOW, CheckedSeries, find_checked, find_recently_flagged, new_finding
 from everloop.monitoring.logged_windows import INPUT, read_inputs_and_score
 from everloop.monitoring.sketches import Sketch, sketch_frame
 from everloop.monitoring.subject_shift import LEAST_PSI, SubjectShift, measure_shifts
@@ -35,22 +35,23 @@ def check_drift(
     baseline: Baseline | None = None,
     least_psi: float = LEAST_PSI,
 ) -> list[Finding]:
-    """Compare one window of a version's predictions with its baseline, and keep what was seen.
+    """Compare one window of a version's predictions with its baseline, and store the findings.
 
-    One finding says how the window as a whole looks (subject `window`, severity `info`, every subject's PSI in its
-    evidence); one more follows for each warning and alarm. An alarm needs the same subject to have been a warning or
-    an alarm in one of the two windows checked before. Checking a window again returns what was found then, unless
-    more predictions have arrived meanwhile.
+    There is one finding for each warning and alarm. One more summarises the window: its subject is `window`, its
+    severity `info`, and its evidence has the PSI of every subject. A subject can only become an alarm if it was a
+    warning or an alarm in one of the two windows checked before. Checking a window again returns the earlier findings,
+    unless more predictions have arrived in the meantime.
 
     Args:
-        since, until: the window, half-open, by `event_at`.
-        alarms_per_month: how many false alarms a month are tolerated over all subjects together.
-        windows_per_month: how many windows a month are checked; default: as many as follow each other in a month.
-        baseline: default: the one that was kept for the version.
+        since: start of the window, by `event_at` of the predictions.
+        until: end of the window, exclusive.
+        alarms_per_month: how many false alarms a month are tolerated, over all subjects together.
+        windows_per_month: how many windows a month are checked. Default: as many as fit into a month.
+        baseline: default: the stored baseline of the version.
         least_psi: a smaller PSI is never a finding.
 
     Returns:
-        The findings, alarms first, the one about the window last.
+        The findings: alarms first, the summary of the window last.
 
     Raises:
         EmptySampleError: the version has no predictions in the window.
@@ -60,14 +61,20 @@ def check_drift(
     budget = budget_for(alarms_per_month, until - since, windows_per_month)
     known = baseline if baseline is not None else load_baseline(store, version)
     rows = read_inputs_and_score(store, endpoint, version, since, until, list(known.bins))
-    watched = CheckedWindow(endpoint, version, "drift")
-    earlier = find_checked(store, watched, since, until, {"rows": rows.height, **asdict(budget)})
+    check = CheckedSeries(endpoint, version, "drift")
+    earlier = find_checked(store, check, since, until, {"rows": rows.height, **asdict(budget)})
     if earlier:
         return earlier
-    suspects = find_suspects(store, watched, since, until)
+    recently_flagged = find_recently_flagged(store, check, since, until)
     features, score = sketch_window(known, rows)
     shifts = measure_shifts(
-        known, features, score, span=until - since, budget=budget, suspects=suspects, least_psi=least_psi
+        known,
+        features,
+        score,
+        span=until - since,
+        budget=budget,
+        recently_flagged=recently_flagged,
+        least_psi=least_psi,
     )
     found = [
         new_finding(
@@ -100,7 +107,10 @@ def check_drift(
             value=shifts[0].adjusted_p_value if shifts else None,
             threshold=budget.level(max(1, len(shifts))),
             message=_summary(shifts, rows.height),
-            evidence={**_overview(shifts, rows.height, budget, suspects, known), "told": [item.id for item in found]},
+            evidence={
+                **_overview(shifts, rows.height, budget, recently_flagged, known),
+                "told": [item.id for item in found],
+            },
         )
     )
     store.records.put(*found)
@@ -108,15 +118,15 @@ def check_drift(
 
 
 def sketch_window(baseline: Baseline, predictions: pl.DataFrame) -> tuple[dict[str, Sketch], Sketch | None]:
-    """Sketch logged predictions in the baseline's cells: the features, and the score where both sides have one.
+    """Sketch logged predictions with the bins of the baseline: the features, and the score if both sides have one.
 
     Raises:
         EmptySampleError: there are no predictions.
     """
     if predictions.height == 0:
-        raise EmptySampleError("A window without predictions cannot be compared.")
+        raise EmptySampleError("A window without predictions cannot be compared.", help="Choose a longer window.")
     bins = baseline.bins
-    # One pass for features and score together, under keys that cannot meet.
+    # One pass for features and score together. The prefix keeps a feature called `score` apart from the score.
     keyed = {f"{INPUT}{name}": cells for name, cells in bins.items()}
     if baseline.score is not None and "score" in predictions.columns:
         keyed["score"] = baseline.score.sketches[PREDICTION].bins
@@ -131,13 +141,19 @@ def compare_window(
     *,
     span: timedelta,
     budget: AlarmBudget,
-    suspects: Sequence[str] = (),
+    recently_flagged: Sequence[str] = (),
     least_psi: float = LEAST_PSI,
 ) -> list[SubjectShift]:
-    """The shifts of a frame of predictions against a baseline, without any store. See `measure_shifts`."""
+    """Compare a frame of predictions with a baseline, without a store. The arguments are those of `measure_shifts`."""
     features, score = sketch_window(baseline, predictions)
     return measure_shifts(
-        baseline, features, score, span=span, budget=budget, suspects=frozenset(suspects), least_psi=least_psi
+        baseline,
+        features,
+        score,
+        span=span,
+        budget=budget,
+        recently_flagged=frozenset(recently_flagged),
+        least_psi=least_psi,
     )
 
 
@@ -147,18 +163,18 @@ def _named(shift: SubjectShift) -> str:
 
 def _summary(shifts: Sequence[SubjectShift], rows: int) -> str:
     counts = {verdict: sum(shift.verdict == verdict for shift in shifts) for verdict in ("alarm", "warning")}
-    loud = [f"{count} {verdict}{'s' if count > 1 else ''}" for verdict, count in counts.items() if count]
-    return f"{' and '.join(loud) or 'No drift'} among {len(shifts)} subjects in {rows} predictions."
+    flagged = [f"{count} {verdict}{'s' if count > 1 else ''}" for verdict, count in counts.items() if count]
+    return f"{' and '.join(flagged) or 'No drift'} among {len(shifts)} subjects in {rows} predictions."
 
 
 def _overview(
-    shifts: Sequence[SubjectShift], rows: int, budget: AlarmBudget, suspects: set[str], baseline: Baseline
+    shifts: Sequence[SubjectShift], rows: int, budget: AlarmBudget, recently_flagged: set[str], baseline: Baseline
 ) -> dict[str, Json]:
     return {
         "rows": rows,
         "reference_rows": baseline.rows,
         **asdict(budget),
-        "suspects": sorted(suspects),
+        "suspects": sorted(recently_flagged),
         "skipped": dict(baseline.skipped),
         "subjects": {
             shift.subject: {

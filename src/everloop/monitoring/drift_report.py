@@ -1,7 +1,7 @@
-"""A look at an endpoint's drift as it is now, whether or not a loop watches it. Nothing is kept.
+"""Report the current drift of an endpoint, whether or not a loop monitors it. Nothing is stored.
 
-The version's baseline is what its answers are compared with. A version that was saved without a loop has none; then its
-package's own example stands in, and a notice says how little that is.
+The predictions of a version are compared with its baseline. A version that was saved without a loop has no baseline.
+Then the example in its package is used instead, and a notice says how small that is.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 _LEAST_SPAN = timedelta(days=1)
-"""The first answers lie seconds apart; as a window they are held to the budget of a day."""
+"""A shorter window, such as the first seconds of an endpoint, gets the alarm budget of a window of this length."""
 _INSTANT = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriftReport:
-    """What a version's answers in a window look like beside its baseline."""
+    """The drift of a version's predictions in a window against its baseline."""
 
     endpoint: str
     version: str
@@ -41,7 +41,7 @@ class DriftReport:
     reference_rows: int
     shifts: list[SubjectShift]
     notice: str | None
-    """What to know about the baseline; None: it was built when the version was trained."""
+    """A remark on a weak baseline; None if it was built when the version was trained."""
 
 
 def report_drift(
@@ -52,22 +52,24 @@ def report_drift(
     window: timedelta | None = None,
     alarms_per_month: float = 1.0,
 ) -> DriftReport:
-    """Compare a version's newest answers with its baseline.
+    """Compare a version's newest predictions with its baseline.
 
     Args:
-        version: key of a model version; default: the endpoint's champion.
-        window: how long before the version's last answer the window begins; default: with its first.
+        version: key of a model version. Default: the endpoint's champion.
+        window: length of the window, which ends with the version's last prediction. Default: all its predictions.
+        alarms_per_month: how many false alarms a month are tolerated.
 
     Raises:
-        NotFoundError: no such endpoint, or it has no version yet.
-        EmptySampleError: the version has not answered yet.
+        NotFoundError: the endpoint does not exist, or it has no champion yet.
+        EmptySampleError: the version has no predictions yet.
     """
     record = store.records.get(EndpointRecord, endpoint)
     if version is None:
         champions = [route.version for route in record.routes if route.role == "champion"]
         if not champions:
             raise NotFoundError(
-                f"The endpoint '{endpoint}' has no version to watch.", help="Release one: everloop release"
+                f"The endpoint '{endpoint}' has no champion to report on.",
+                help="Release a version first. See: everloop release",
             )
         version = champions[0]
     moments = read_window(store, endpoint, None, None, version=version, columns=["event_at"])["event_at"]
@@ -91,26 +93,26 @@ def report_drift(
 
 
 def baseline_of(store: Store, version: str) -> tuple[Baseline, str | None]:
-    """A version's baseline, or one made from its package's own example, with a notice that says so.
+    """Return a version's baseline and None, or a baseline from the example in its package and a notice that says so.
 
     Raises:
-        NotFoundError: no such version, or it has neither.
+        NotFoundError: the version does not exist, or it has neither a baseline nor an example.
     """
-    kept = find_baseline(store, version)
-    if kept is not None:
-        return kept, None
+    stored = find_baseline(store, version)
+    if stored is not None:
+        return stored, None
     rows, scored = _example_of(store, version)
     baseline = build_baseline(rows, scored=scored)
     notice = (
-        f"'{version}' has no baseline of its own training data: it is compared with {rows.height} "
+        f"'{version}' has no baseline of its training data. It is compared with the {rows.height} "
         f"row{'s' if rows.height != 1 else ''} of the example that it was saved with, which is rough. "
-        f"Give it a better one: everloop monitor baseline {version} FILE"
+        f"Add a better one: everloop monitor baseline {version} FILE"
     )
     return baseline, notice
 
 
 def frame_for(signature: Signature, rows: pl.DataFrame) -> pl.DataFrame:
-    """The inputs of a table as the log keeps them, to build a baseline from; what is not there is left out."""
+    """Return the inputs in a table with the types of the prediction log, for a baseline. Missing ones are left out."""
     import polars as pl
 
     from everloop.packages.signature import polars_type
@@ -124,7 +126,7 @@ def frame_for(signature: Signature, rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _example_of(store: Store, version: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Rows of the table that a version was saved with, and the scores that it gave them."""
+    """Return example rows that a version was saved with, and its scores for them."""
     import msgspec
     import polars as pl
 
@@ -136,24 +138,22 @@ def _example_of(store: Store, version: str) -> tuple[pl.DataFrame, pl.DataFrame]
     manifest, files = read_package(store, get_version(store, version).package)
     signature = manifest.read_signature()
     counts: Any = manifest.training.get("rows") or {}
-    # Behind the example's own rows stand edge cases, which no client sends as a rule.
-    own = min(ROWS, max((count for count in counts.values() if isinstance(count, int)), default=ROWS))
+    # The rows of the example are followed by edge cases, which clients rarely send.
+    examples = min(ROWS, max((count for count in counts.values() if isinstance(count, int)), default=ROWS))
+    add_baseline = f"Add a baseline with: everloop monitor baseline {version} FILE"
     try:
-        kept = msgspec.json.decode(files[FILE])[:own]
-        given = signature.rows_of([{name: entry["row"].get(name) for name in signature.names} for entry in kept])
-        scores = [entry["scores"] for entry in kept]
+        entries = msgspec.json.decode(files[FILE])[:examples]
+        rows = signature.rows_of([{name: entry["row"].get(name) for name in signature.names} for entry in entries])
+        scores = [entry["scores"] for entry in entries]
     except KeyError:
-        raise NotFoundError(f"'{version}' has no baseline and no example to make one from.") from None
+        raise NotFoundError(f"'{version}' has neither a baseline nor an example.", help=add_baseline) from None
     except (msgspec.MsgspecError, TypeError, AttributeError) as error:
         raise CorruptionError(f"The package of '{version}' has an example that cannot be read: {error}") from error
-    if not given:
-        raise EmptySampleError(f"'{version}' has no baseline, and its package has no example to make one from.")
+    if not rows:
+        raise EmptySampleError(f"'{version}' has no baseline, and its example has no rows.", help=add_baseline)
     columns = {
-        item.name: pl.Series(item.name, [row[place] for row in given], dtype=polars_type(item.type))
-        for place, item in enumerate(signature.inputs)
+        item.name: pl.Series(item.name, [row[index] for row in rows], dtype=polars_type(item.type))
+        for index, item in enumerate(signature.inputs)
     }
     best = [max(score) if isinstance(score, list) else score for score in scores]
     return pl.DataFrame(list(columns.values())), pl.DataFrame({"score": best})
-
-
-__all__ = ["DriftReport", "baseline_of", "frame_for", "report_drift"]

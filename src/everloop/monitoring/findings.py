@@ -1,6 +1,6 @@
-"""Findings: how they are made, and what earlier windows' ones say. No state is kept anywhere else.
+"""Create findings, and look up those of earlier windows. Findings are the only state of monitoring.
 
-Each check leaves one finding with the subject `window`, whose evidence names every subject's verdict.
+Each check of a window stores one finding with the subject `window`, whose evidence has the verdict on every subject.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from everloop.stores import Condition, Store
 
 WINDOW = "window"
-"""The subject of the finding that sums a window up."""
+"""Subject of the finding that summarises a window."""
 
 _STALE_WINDOWS = 4
 
 
 def new_finding(store: Store, **fields: Any) -> Finding:
-    """A finding that is not yet put, with id, project and time from the store."""
+    """Create a finding with id, project and time from the store, without storing it."""
     now = store.now()
     return Finding(id=new_id(now), project=store.project, created_at=now, **fields)
 
 
 @dataclass(frozen=True, slots=True)
-class CheckedWindow:
-    """What is watched: a kind of finding about an endpoint and a version, of one metric where it is performance."""
+class CheckedSeries:
+    """A series of checks: the kind of its findings, the endpoint, the version and, for performance, the metric."""
 
     endpoint: str
     version: str | None
@@ -43,49 +43,49 @@ class CheckedWindow:
         version: Condition = ("version", "is", None) if self.version is None else ("version", "=", self.version)
         return [("endpoint", "=", self.endpoint), version, ("kind", "=", self.kind)]
 
-    def sums_up(self, finding: Finding) -> bool:
-        # A feature may be called `window` too; only a summary has all the subjects.
-        of_this = finding.subject == WINDOW and "subjects" in finding.evidence
-        return of_this and finding.evidence.get("metric") == self.metric
+    def is_summary(self, finding: Finding) -> bool:
+        # A feature may also be called `window`, but only a summary lists the subjects.
+        summary = finding.subject == WINDOW and "subjects" in finding.evidence
+        return summary and finding.evidence.get("metric") == self.metric
 
 
-def find_suspects(store: Store, watched: CheckedWindow, since: datetime, until: datetime) -> set[str]:
-    """The subjects that were a warning or an alarm in one of the two windows checked before this one.
+def find_recently_flagged(store: Store, check: CheckedSeries, since: datetime, until: datetime) -> set[str]:
+    """Return the subjects that were a warning or an alarm in one of the two windows checked before this one.
 
-    Only windows that do not overlap count, since rows that were seen twice are no second evidence; a window without
-    traffic is passed over. What ended more than four window lengths ago is forgotten.
+    Windows that overlap do not count, because the same rows are not evidence twice. Windows without predictions are
+    skipped. Windows that ended more than four window lengths ago are ignored.
     """
     oldest = since - _STALE_WINDOWS * (until - since)
     earlier = store.records.find(
         Finding,
-        *watched.conditions(),
+        *check.conditions(),
         ("subject", "=", WINDOW),
         ("window_to", "<=", since),
         ("window_to", ">=", oldest),
         order="-window_to",
     )
-    suspects: set[str] = set()
-    seen, edge = 0, since
-    for summary in filter(watched.sums_up, earlier):
-        if summary.window_to > edge:
+    recently_flagged: set[str] = set()
+    windows, start = 0, since
+    for summary in filter(check.is_summary, earlier):
+        if summary.window_to > start:
             continue
         states = summary.evidence.get("subjects", {}).items()
-        suspects |= {subject for subject, state in states if state["verdict"] in ("warning", "alarm")}
-        seen, edge = seen + 1, summary.window_from
-        if seen == MEMORY:
+        recently_flagged |= {subject for subject, state in states if state["verdict"] in ("warning", "alarm")}
+        windows, start = windows + 1, summary.window_from
+        if windows == MEMORY:
             break
-    return suspects
+    return recently_flagged
 
 
 def find_checked(
-    store: Store, watched: CheckedWindow, since: datetime, until: datetime, facts: Mapping[str, Json]
+    store: Store, check: CheckedSeries, since: datetime, until: datetime, facts: Mapping[str, Json]
 ) -> list[Finding]:
-    """What the last check of this very window found, if its summary's evidence agrees with `facts`; else nothing."""
+    """Return the findings of the last check of this window if the evidence of its summary has these `facts`."""
     found = store.records.find(
-        Finding, *watched.conditions(), ("window_from", "=", since), ("window_to", "=", until), order="id"
+        Finding, *check.conditions(), ("window_from", "=", since), ("window_to", "=", until), order="id"
     )
-    summaries = [finding for finding in found if watched.sums_up(finding)]
+    summaries = [finding for finding in found if check.is_summary(finding)]
     if not summaries or any(summaries[-1].evidence.get(name) != fact for name, fact in facts.items()):
         return []
-    told = set(summaries[-1].evidence["told"])
-    return [*(finding for finding in found if finding.id in told), summaries[-1]]
+    ids = set(summaries[-1].evidence["told"])
+    return [*(finding for finding in found if finding.id in ids), summaries[-1]]

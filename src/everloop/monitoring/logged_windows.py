@@ -1,7 +1,7 @@
-"""What monitoring reads: an endpoint's predictions and their labels, as they were known at the store's time.
+"""Read an endpoint's predictions and labels for monitoring, as they are known at the time of the store's clock.
 
-A row counts once it has arrived: what the store's clock has not reached does not exist. Reading folds what endpoints
-have appended first, so no other process has to run.
+Rows that arrive later than the store's clock do not exist yet. Reading first folds the journals that endpoints have
+written, so no other process has to run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 INPUT = "input_"
-"""What stands before a feature's name in the columns of a window."""
+"""Prefix of a feature's name in the columns of a window."""
 
 
 def read_window(
@@ -32,15 +32,15 @@ def read_window(
     version: str | None = None,
     columns: Sequence[str] | None = None,
 ) -> pl.DataFrame:
-    """The predictions with `since <= event_at < until`, oldest first; columns as the prediction log has them.
+    """Return the predictions with `since <= event_at < until`, oldest first, with the columns of the prediction log.
 
     Args:
-        version: key of a model version: its predictions in whatever role. None: every answer that a client got.
-        columns: which columns; default: all.
+        version: key of a model version, for its predictions in any role. None: all predictions that clients received.
+        columns: the columns to read. Default: all.
 
     Raises:
-        EmptySampleError: there are none.
-        NotFoundError: no such endpoint.
+        EmptySampleError: there are no such predictions.
+        NotFoundError: the endpoint does not exist.
     """
     import polars as pl
 
@@ -55,7 +55,9 @@ def read_window(
         raise EmptySampleError(
             f"'{endpoint}' has no predictions{f' of {version}' if version else ''} between {_text(since)} and "
             f"{_text(until)}.",
-            help=f"The last of any version is from {_text(last)}." if last else "It has none at all yet.",
+            help=f"Its last prediction, of any version, is from {_text(last)}."
+            if last
+            else "It has no predictions yet. Send a request first.",
         )
     return found
 
@@ -63,11 +65,11 @@ def read_window(
 def read_inputs_and_score(
     store: Store, endpoint: str, version: str, since: datetime, until: datetime, features: Sequence[str]
 ) -> pl.DataFrame:
-    """A version's predictions as `input_<feature>` and `score`; a feature that was not logged has no column.
+    """Return a version's predictions as `input_<feature>` and `score`. A feature that was not logged has no column.
 
     Raises:
-        EmptySampleError: there are none.
-        NotFoundError: no such endpoint.
+        EmptySampleError: there are no such predictions.
+        NotFoundError: the endpoint does not exist.
     """
     import polars as pl
 
@@ -77,7 +79,7 @@ def read_inputs_and_score(
     rows = read_window(store, endpoint, since, until, version=version)
     registered = store.records.find(ModelVersion, ("key", "=", version), limit=1)
     if registered and registered[0].signature:
-        # An input that changed its type between versions stands in a column of its own; the signature finds it.
+        # An input whose type differs between versions has one column per type. The signature selects the right one.
         signature = Signature.from_json(registered[0].signature)
         inputs = read_inputs(rows, signature).rename(lambda name: f"{INPUT}{name}")
     else:
@@ -86,7 +88,7 @@ def read_inputs_and_score(
     return pl.DataFrame([*(inputs[name] for name in inputs.columns if name in wanted), rows["score"]])
 
 
-def read_truths(
+def read_labels(
     store: Store,
     endpoint: str,
     since: datetime | None,
@@ -95,11 +97,13 @@ def read_truths(
     version: str | None = None,
     horizon: timedelta | None = None,
 ) -> pl.DataFrame:
-    """The predictions whose label has arrived, oldest first, with `actual`: 0 or 1, the class's index, or the value;
-    null where the label is not a class of the version that answered (`actual_text` has it).
+    """Return the predictions whose label has arrived, oldest first, with the label as `actual`.
+
+    `actual` is 0 or 1, the index of a class, or a number. It is null if the label is not a class of the version that
+    answered; `actual_text` then has the label.
 
     Args:
-        horizon: how long after a prediction a label may still be about it; default: as the endpoint's settings say.
+        horizon: how long after a prediction its label may arrive. Default: the endpoint's setting.
     """
     from everloop.prediction_log.log_reading import fold_logs, read_labelled
 
@@ -109,14 +113,14 @@ def read_truths(
 
 
 def due_until(store: Store, until: datetime, labels_after: timedelta) -> datetime:
-    """The end of what can be judged: labels of later predictions are not expected yet, and early ones mislead."""
+    """Return the end of the period whose labels are due. The few labels that arrive early are not a fair sample."""
     return min(until, store.now() - labels_after)
 
 
 def _roles(version: str | None) -> tuple[str, ...] | None:
     from everloop.prediction_log.label_matching import ANSWERED
 
-    # A shadow's answers are its own, but no client got them.
+    # Predictions of a shadow count for its version, but no client received them.
     return ANSWERED if version is None else None
 
 

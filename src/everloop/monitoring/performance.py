@@ -1,4 +1,4 @@
-"""Performance: does the live metric, once the labels are there, still reach the one measured before release?"""
+"""Check performance: compare a metric on labelled predictions with its value before the release."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from everloop.errors import EmptySampleError, UsageError
 from everloop.monitoring.alarm_budget import AlarmBudget, budget_for
 from everloop.monitoring.baseline import ReferenceMetric, answered, find_baseline, judged_array
-from everloop.monitoring.findings import WINDOW, CheckedWindow, find_checked, find_suspects, new_finding
-from everloop.monitoring.logged_windows import due_until, read_truths, read_window
+from everloop.monitoring.findings import WINDOW, CheckedSeries, find_checked, find_recently_flagged, new_finding
+from everloop.monitoring.logged_windows import due_until, read_labels, read_window
 from everloop.monitoring.tail_probabilities import normal_quantile, normal_tail
 from everloop.records import EndpointRecord, Finding, Json, ModelVersion
-from everloop.stores.durations import parse_duration
+from everloop.stores.durations import format_duration, parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,9 +30,9 @@ _CONFIDENCE_Z = 1.959963984540054
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A metric on labelled predictions with its 95 % interval; all NaN but `rows` where it is undefined.
+    """A metric on labelled predictions with its 95 % interval. All numbers are NaN if the metric is undefined.
 
-    `unknown`: labels that are no class of the model and were left out, with a few of their values.
+    `unknown`: number of labels that are not a class of the model and were left out. `unknown_values` has a few of them.
     """
 
     value: float
@@ -57,30 +57,34 @@ def check_performance(
     alarms_per_month: float = 1.0,
     windows_per_month: float | None = None,
 ) -> list[Finding]:
-    """Measure a metric on the window's labelled predictions and keep what was seen.
+    """Measure a metric on the labelled predictions of a window, and store the findings.
 
-    Only labels that have arrived by the store's time count, and only predictions that are at least `labels_after`
-    old: the labels that come early are rarely a fair sample. A value that is worse than the reference beyond the
-    noise of both, at the level that the budget gives, is a warning; twice within three windows, an alarm. Checking a
-    window again returns what was found then, unless labels have arrived meanwhile, new ones or corrections.
+    Only labels that have arrived by the time of the store's clock count, and only predictions that are at least
+    `labels_after` old, because labels that arrive early are rarely a fair sample. The metric is a warning if it is
+    worse than the reference by more than the noise of both, at the level that the budget allows. Twice within three
+    windows is an alarm. Checking a window again returns the earlier findings, unless new or corrected labels have
+    arrived in the meantime.
 
     Args:
-        metric: a name of `everloop.training.METRICS`, such as `roc_auc`; None takes the one that the version's baseline
-            holds, else the usual one of the model's task.
-        since, until: the window, half-open, by `event_at` of the predictions.
-        version: whose predictions; None: every answer that a client got.
-        reference: value, low and high end of its 95 % interval; default: what the version's baseline holds.
-        labels_after: how long after an answer its label is expected.
+        metric: a name in `everloop.training.METRICS`, such as `roc_auc`. None takes the metric of the version's
+            baseline, otherwise the default for the model's task.
+        since: start of the window, by `event_at` of the predictions.
+        until: end of the window, exclusive.
+        version: key of the version whose predictions count. None: all predictions that clients received.
+        reference: the value before the release, and the low and high end of its 95 % interval. Default: the version's
+            baseline.
+        labels_after: how long after a prediction its label usually arrives.
         alarms_per_month: how many false alarms a month are tolerated.
-        windows_per_month: how many windows a month are checked; default: as many as follow each other in a month.
+        windows_per_month: how many windows a month are checked. Default: as many as fit into a month.
 
     Returns:
         A warning or an alarm about the metric if there is one, then a summary (subject `window`, severity `info`)
         whose value is the metric.
 
     Raises:
-        EmptySampleError: no predictions in the window, none old enough, or none with a label.
-        UsageError: no such metric, one that does not fit the model's task, no reference, or the window has no length.
+        EmptySampleError: the window has no predictions, none that are old enough, or none with a label.
+        UsageError: the metric does not exist or does not fit the model's task, there is no reference, or the window has
+            no length.
     """
     budget = budget_for(alarms_per_month, until - since, windows_per_month)
     metric = metric if metric is not None else _baseline_metric(store, endpoint, version)
@@ -90,30 +94,31 @@ def check_performance(
     if end <= since:
         raise EmptySampleError(
             f"Labels of predictions after {since.isoformat()} are not due yet.",
-            help=f"They are expected {_span(labels_after)} after each.",
+            help=f"They are expected {format_duration(_span(labels_after))} after each prediction. "
+            "Check the window later, or set a shorter labels_after.",
         )
     predictions = read_window(store, endpoint, since, end, version=version, columns=["version"])
-    labelled = read_truths(store, endpoint, since, end, version=version)
+    labelled = read_labels(store, endpoint, since, end, version=version)
     if labelled.height == 0:
         raise EmptySampleError(
             f"None of the {predictions.height} predictions of '{endpoint}' in the window has a label yet.",
-            help="Send labels with the same key as the prediction: POST /labels.",
+            help="Send labels with the keys of the predictions to POST /labels.",
         )
-    watched = CheckedWindow(endpoint, version, "performance", metric)
+    check = CheckedSeries(endpoint, version, "performance", metric)
     facts = {
         "rows": labelled.height,
-        # A corrected label changes what is measured and not how many rows there are.
+        # A corrected label changes the metric without changing the number of rows.
         "newest_label": labelled["label_arrived_at"].max().isoformat(),  # type: ignore[union-attr]
-        "reference": asdict(expected),
+        "reference": expected.to_json(),
         **asdict(budget),
     }
-    earlier = find_checked(store, watched, since, until, facts)
+    earlier = find_checked(store, check, since, until, facts)
     if earlier:
         return earlier
     measured = measure_labelled(labelled, metric)
-    suspects = find_suspects(store, watched, since, until)
+    recently_flagged = find_recently_flagged(store, check, since, until)
     p_value = worse_than_reference(measured, expected, greater_is_better=_greater_is_better(metric))
-    verdict = budget.judge({metric: p_value}, suspects)[metric]
+    verdict = budget.judge({metric: p_value}, recently_flagged)[metric]
     limit = _limit(expected, measured, budget, greater_is_better=_greater_is_better(metric))
     evidence = _evidence(measured, expected, p_value, labelled.height, predictions.height, end)
     evidence["newest_label"] = facts["newest_label"]
@@ -131,7 +136,8 @@ def check_performance(
                 window_to=until,
                 value=measured.value,
                 threshold=limit,
-                message=f"{metric} is {_interval_text(measured)}, before release it was {_interval_text(expected)}.",
+                message=f"{metric} is {_interval_text(measured)}, before the release it was "
+                f"{_interval_text(expected)}.",
                 evidence=evidence,
             )
         )
@@ -153,7 +159,7 @@ def check_performance(
                 "metric": metric,
                 "told": [item.id for item in found],
                 **asdict(budget),
-                "suspects": sorted(suspects),
+                "suspects": sorted(recently_flagged),
                 "subjects": {metric: {"value": evidence["value"], "p_value": p_value, "verdict": verdict}},
             },
         )
@@ -174,26 +180,27 @@ def performance_by(
     until: datetime | None = None,
     labels_after: str | timedelta = "0s",
 ) -> pl.DataFrame:
-    """A metric by period: as it was, or as another version would have done on the same logged inputs.
+    """Return a metric by period, as measured or as another version would have scored the same logged inputs.
 
-    A version is scored on rows from before its training at its own peril: what it has learned from it knows.
+    Values for `as_if` are too good if the version was trained on rows of the period, because it has learned from them.
 
     Args:
-        metric: a name of `everloop.training.METRICS`; default: the usual one of the model's task, see `usual_metric`.
-        every: a period in Polars' words: `1d`, `1w`, `1mo`, `1q`. Weeks start on Monday; all in UTC.
-        as_if: key or alias of the version to score the inputs again with; its answers replace the logged ones.
-        version: whose predictions; None: every answer that a client got.
-        since, until: half-open, by `event_at`; default: all.
+        metric: a name in `everloop.training.METRICS`. Default: the default for the model's task, see `usual_metric`.
+        every: length of a period, written as Polars does: `1d`, `1w`, `1mo`, `1q`. Weeks start on Monday; all in UTC.
+        as_if: key or alias of a version that scores the inputs again. Its predictions replace the logged ones.
+        version: key of the version whose predictions count. None: all predictions that clients received.
+        since: start, by `event_at` of the predictions. Default: the first prediction.
+        until: end, exclusive. Default: now.
         labels_after: predictions younger than this are left out.
 
     Returns:
-        One row a period that has predictions, oldest first: `from`, `to`, `version` (that answered, or `as_if`;
-        several are joined by commas), `predictions`, `labelled`, `value`, `low`, `high` (null where undefined).
+        One row for each period with predictions, oldest first: `from`, `to`, `version` (which answered, or `as_if`;
+        several are joined by commas), `predictions`, `labelled`, `value`, `low`, `high` (null if undefined).
 
     Raises:
         EmptySampleError: there are no predictions.
-        RequestError: the logged inputs are not what the `as_if` version takes.
-        UsageError: no such metric, one that does not fit the model's task, or no such period.
+        RequestError: the `as_if` version cannot score the logged inputs.
+        UsageError: the metric does not exist or does not fit the model's task, or the period cannot be read.
     """
     import polars as pl
 
@@ -202,19 +209,19 @@ def performance_by(
     end = due_until(store, until if until is not None else store.now(), _span(labels_after))
     predictions = read_window(store, endpoint, since, end, version=version, columns=["event_at", "version"])
     _check_fits(store, metric, predictions["version"].unique().sort().to_list())
-    labelled = read_truths(store, endpoint, since, end, version=version)
+    labelled = read_labels(store, endpoint, since, end, version=version)
     predictor_key = as_if
     if as_if is not None:
         labelled, predictor_key = _scored_again(store, as_if, labelled)
     try:
         periods = predictions.select(pl.col("event_at").dt.truncate(every).alias("from"), "version")
         starts = labelled.select(pl.col("event_at").dt.truncate(every))["event_at"]
-        asked = periods.group_by("from").agg(pl.len().alias("predictions"), pl.col("version").unique().sort())
-        asked = asked.with_columns(pl.col("from").dt.offset_by(every).alias("to")).sort("from")
+        counted = periods.group_by("from").agg(pl.len().alias("predictions"), pl.col("version").unique().sort())
+        counted = counted.with_columns(pl.col("from").dt.offset_by(every).alias("to")).sort("from")
     except pl.exceptions.PolarsError as error:
-        raise UsageError(f"'{every}' is no period: {error}", help="Such as 1d, 1w, 1mo or 1q.") from error
+        raise UsageError(f"'{every}' is not a period: {error}", help="Write 1d, 1w, 1mo or 1q.") from error
     rows = []
-    for period in asked.iter_rows(named=True):
+    for period in counted.iter_rows(named=True):
         inside = labelled.filter(starts == period["from"])
         measured = measure_labelled(inside, metric) if inside.height else None
         rows.append(
@@ -246,10 +253,10 @@ def performance_by(
 
 
 def usual_metric(store: Store, endpoint: str, *, version: str | None = None) -> str:
-    """The metric that fits an endpoint's task and is the usual first choice.
+    """Return the default metric for the task of an endpoint's models.
 
     Raises:
-        NotFoundError: there is no such endpoint.
+        NotFoundError: the endpoint does not exist.
     """
     from everloop.training.metric_tasks import metrics_of
 
@@ -266,21 +273,25 @@ def _baseline_metric(store: Store, endpoint: str, version: str | None) -> str:
 
 
 def measure_labelled(labelled: pl.DataFrame, metric: str) -> Measured:
-    """A metric on predictions with their truths.
+    """Measure a metric on labelled predictions.
 
     Args:
-        labelled: columns `score` (or `scores`, a list a row, for several classes) and `actual` (0/1, the class's
-            index, or the value; null where the label is no class of the model). Rows without either are left out.
-        metric: a name of `everloop.training.METRICS`.
+        labelled: columns `score` (or `scores`, a list in each row, for several classes) and `actual` (0/1, the index of
+            a class, or a number; null if the label is not a class of the model). Rows without a score or label are left
+            out.
+        metric: a name in `everloop.training.METRICS`.
 
     Raises:
-        EmptySampleError: no rows.
-        DataError: the metric is not for such scores.
+        EmptySampleError: there are no rows.
+        DataError: the metric does not fit such scores.
     """
     from everloop.training.intervals import interval
 
     if labelled.height == 0:
-        raise EmptySampleError(f"'{metric}' was asked of no labelled predictions.")
+        raise EmptySampleError(
+            f"'{metric}' cannot be measured without labelled predictions.",
+            help="Send labels, or choose a longer window.",
+        )
     known = answered(labelled)
     unknown = labelled.filter(labelled["actual"].is_null())
     texts = unknown["actual_text"].drop_nulls().unique().sort().head(5) if "actual_text" in unknown.columns else ()
@@ -290,16 +301,16 @@ def measure_labelled(labelled: pl.DataFrame, metric: str) -> Measured:
     found = interval(known["actual"].cast(float).to_numpy(), judged_array(known, metric), metric)
     error = found.standard_error
     if not math.isnan(found.high - found.low):
-        # Classes that are parted completely have no spread of their own, but an exact interval.
+        # For perfectly separated classes the standard error is 0, but there is an exact interval.
         error = max(error, (found.high - found.low) / (2 * _CONFIDENCE_Z))
     return Measured(found.value, found.low, found.high, error, known.height, unknown.height, tuple(texts))
 
 
 def worse_than_reference(measured: Measured, reference: ReferenceMetric, *, greater_is_better: bool) -> float:
-    """The one-sided p-value of "not worse than the reference", with the noise of both; 1 where undefined.
+    """Return the one-sided p-value of the hypothesis that the metric is not worse than the reference; 1 if undefined.
 
-    A normal test of the difference of two independent estimates; the reference's restlessness between stretches of
-    time is noise too.
+    This is a normal test of the difference of two independent estimates. The noise includes the variation of the
+    reference between blocks of time.
     """
     if math.isnan(measured.value) or math.isnan(measured.standard_error):
         return 1.0
@@ -322,56 +333,59 @@ def _scored_again(store: Store, ref: str, labelled: pl.DataFrame) -> tuple[pl.Da
         signature = store.records.get(ModelVersion, version).signature
         if list(signature.get("classes", ())) != list(predictor.classes) or signature.get("task") != predictor.task:
             raise UsageError(
-                f"'{key}' answers {_classes_text(predictor.task, predictor.classes)}, but '{version}' has answered "
-                f"{_classes_text(signature.get('task'), signature.get('classes', ()))}: no metric compares them."
+                f"'{key}' predicts {_classes_text(predictor.task, predictor.classes)}, but '{version}' predicted "
+                f"{_classes_text(signature.get('task'), signature.get('classes', ()))}. No metric can compare them.",
+                help="Choose another version for `as_if`, or a period whose versions all have its classes.",
             )
-    kept = labelled.drop("score", "scores", "predicted", strict=False)
-    if kept.height == 0:
+    rows = labelled.drop("score", "scores", "predicted", strict=False)
+    if rows.height == 0:
         return labelled, key
     scores, places = predictor.answer_frame(read_inputs(labelled, predictor.signature))
     if places is not None:
-        kept = kept.with_columns(predicted=pl.Series(places))
+        rows = rows.with_columns(predicted=pl.Series(places))
     if scores.ndim == 2:
-        return kept.with_columns(score=pl.Series(scores.max(axis=1)), scores=pl.Series(scores.tolist())), key
-    return kept.with_columns(score=pl.Series(scores)), key
+        return rows.with_columns(score=pl.Series(scores.max(axis=1)), scores=pl.Series(scores.tolist())), key
+    return rows.with_columns(score=pl.Series(scores)), key
 
 
 def _classes_text(task: str | None, classes: Sequence[Json]) -> str:
-    return f"one of {', '.join(map(repr, classes))}" if classes else f"a {task or 'value of no known task'}"
+    return f"one of {', '.join(map(repr, classes))}" if classes else f"a {task or 'value of an unknown task'}"
 
 
 def _reference_metric(
-    store: Store, metric: str, version: str | None, given: ReferenceMetric | tuple[float, float, float] | None
+    store: Store, metric: str, version: str | None, reference: ReferenceMetric | tuple[float, float, float] | None
 ) -> ReferenceMetric:
     _greater_is_better(metric)
-    kept = None
-    if version is not None and not isinstance(given, ReferenceMetric):
+    if isinstance(reference, ReferenceMetric):
+        return reference
+    stored = None
+    if version is not None:
         baseline = find_baseline(store, version)
-        kept = baseline.metric if baseline is not None and baseline.metric is not None else None
-        kept = kept if kept is not None and kept.name == metric else None
-    if isinstance(given, ReferenceMetric):
-        return given
-    if given is not None:
-        value, low, high = given
+        stored = baseline.metric if baseline is not None else None
+        stored = stored if stored is not None and stored.name == metric else None
+    if reference is not None:
+        value, low, high = reference
         if not low <= value <= high:
-            raise UsageError(f"A reference lies within its interval; {value} is not in [{low}, {high}].")
+            raise UsageError(
+                f"The reference {value} is outside its interval [{low}, {high}].", help="Pass (value, low, high)."
+            )
         error = (high - low) / (2 * _CONFIDENCE_Z)
-        return ReferenceMetric(metric, value, low, high, error, 0, kept.restlessness if kept else 0.0)
-    if kept is None:
+        return ReferenceMetric(metric, value, low, high, error, 0, stored.between_block_std if stored else 0.0)
+    if stored is None:
         raise UsageError(
             f"There is no reference for '{metric}'{f' of {version}' if version else ''}.",
-            help="Give reference=(value, low, high), or build the version's baseline with scored rows.",
+            help="Pass reference=(value, low, high), or build the version's baseline with scored rows.",
         )
-    return kept
+    return stored
 
 
 def _versions(store: Store, endpoint: str) -> list[str]:
-    """The versions that an endpoint routes to, the champion first."""
+    """Return the versions that an endpoint routes to, the champion first."""
     return [route.version for route in store.records.get(EndpointRecord, endpoint).routes]
 
 
 def _task_of(store: Store, version: str) -> Task | None:
-    """A version's task; None where it is not registered here or does not say."""
+    """Return the task of a version; None if the version is not registered here or its signature has no task."""
     found = store.records.find(ModelVersion, ("key", "=", version), limit=1)
     task: Task | None = found[0].signature.get("task") if found and found[0].signature else None
     return task
@@ -393,7 +407,7 @@ def _greater_is_better(metric: str) -> bool:
 
 
 def _spread(measured: Measured, reference: ReferenceMetric) -> float:
-    return math.hypot(measured.standard_error, reference.standard_error, reference.restlessness)
+    return math.hypot(measured.standard_error, reference.standard_error, reference.between_block_std)
 
 
 def _limit(
@@ -413,7 +427,7 @@ def _evidence(
         "low": _finite(measured.low),
         "high": _finite(measured.high),
         "standard_error": _finite(measured.standard_error),
-        "reference": asdict(reference),
+        "reference": reference.to_json(),
         "p_value": p_value,
         "rows": labelled,
         "measured": measured.rows,
@@ -426,7 +440,7 @@ def _evidence(
 def _summary(metric: str, measured: Measured, predictions: int) -> str:
     labelled = f"{measured.rows} of {predictions} predictions labelled"
     if math.isnan(measured.standard_error):
-        return f"{metric} cannot be measured: {labelled}, too few or of one class only."
+        return f"{metric} cannot be measured: {labelled}, which are too few or of one class only."
     return f"{metric} {_interval_text(measured)}; {labelled}."
 
 

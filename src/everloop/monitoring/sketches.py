@@ -1,8 +1,8 @@
-"""Sketches: how many rows of a window fall into each cell of a feature, a few hundred bytes a feature.
+"""Sketch the features of a window: the number of rows in each cell, in a few hundred bytes per feature.
 
-Sketches of the same cells add up, so a month is the sum of its days and the days need not be read again. A frame is
-sketched in one pass over its columns: numeric bins come from counting `x <= edge` for every edge, which Polars does
-with vector instructions on all cores and without a sort.
+Sketches with the same cells can be added, so the sketch of a month is the sum of those of its days. A frame is sketched
+in one pass over its columns. Numeric bins are counted by `x <= edge` for every edge, which Polars does with vector
+instructions on all cores and without sorting.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from everloop.records import Json
 
 UNSEEN = 5
-"""How many unseen categories a sketch names."""
+"""How many categories that are not in the reference a sketch lists by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Mean and spread of the finite values, in the feature's unit. `m2`: sum of squared deviations."""
+    """Mean and variance of the finite values, in the unit of the feature. `m2` is the sum of squared deviations."""
 
     count: int
     mean: float
@@ -53,7 +53,7 @@ class Moments:
         return math.sqrt(self.m2 / (self.count - 1)) if self.count > 1 else 0.0
 
     def __add__(self, other: Moments) -> Moments:
-        # Chan, Golub, LeVeque (1979): updating formulae, stable where sums of squares are not.
+        # The updating formulae of Chan, Golub and LeVeque (1979) are stable where sums of squares are not.
         count = self.count + other.count
         gap = other.mean - self.mean
         return Moments(
@@ -67,13 +67,13 @@ class Moments:
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """One feature in one window.
+    """The distribution of one feature in one window.
 
     Attributes:
-        bins: the cells, as the reference cut them.
-        counts: rows by cell, in the order of `bins.labels`; the first is the missing ones.
-        moments: of a numeric feature that has finite values.
-        unseen: a few categories that the reference did not list, with how many rows each has.
+        bins: the cells, from the reference.
+        counts: rows by cell, in the order of `bins.labels`. The first cell is that of missing values.
+        moments: moments of a numeric feature; None if it has no finite values.
+        unseen: a few categories that are not in the reference, with their numbers of rows.
     """
 
     bins: Bins
@@ -83,28 +83,33 @@ class Sketch:
 
     def __post_init__(self) -> None:
         if len(self.counts) != self.bins.cells:
-            raise UsageError(f"A sketch of {self.bins.cells} cells cannot hold {len(self.counts)} counts.")
+            raise UsageError(
+                f"A sketch with {self.bins.cells} cells cannot have {len(self.counts)} counts.",
+                help="Pass one count for each label of the bins.",
+            )
 
     @property
     def rows(self) -> int:
         return sum(self.counts)
 
     def array(self) -> npt.NDArray[np.float64]:
-        """The counts, shape (cells,)."""
+        """Return the counts as an array of shape (cells,)."""
         import numpy as np
 
         return np.asarray(self.counts, dtype=np.float64)
 
     def __add__(self, other: Sketch) -> Sketch:
-        """The sketch of both windows' rows together.
+        """Return the sketch of the rows of both windows.
 
         Raises:
-            UsageError: the two are not cut alike.
+            UsageError: the two have different cells.
         """
         if self.bins != other.bins:
-            raise UsageError("Sketches with different cells cannot be added.")
+            raise UsageError(
+                "Sketches with different cells cannot be added.", help="Sketch both with the bins of the baseline."
+            )
         moments = self.moments + other.moments if self.moments and other.moments else self.moments or other.moments
-        # All unseen values stay while adding: dropping the rare ones here would make the order of adding matter.
+        # No unseen value is dropped here, otherwise the result would depend on the order of the additions.
         unseen = Counter(self.unseen) + Counter(other.unseen)
         counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
         return Sketch(self.bins, counts, moments, dict(sorted(unseen.items())))
@@ -113,7 +118,7 @@ class Sketch:
         return {"bins": bins_to_json(self.bins), **self.counted()}
 
     def counted(self) -> dict[str, Json]:
-        """What `to_json` gives, without the bins: for windows, whose bins are the baseline's."""
+        """Return the same as `to_json` without the bins, for windows whose bins are those of the baseline."""
         data: dict[str, Json] = {"counts": list(self.counts)}
         if self.moments is not None:
             m = self.moments
@@ -139,10 +144,10 @@ def sketch_frame(
     """Sketch the features of one window.
 
     Args:
-        frame: one row a case.
+        frame: the window, one row per case.
         bins: the cells by feature.
-        columns: the column that holds a feature, where it is not called like it. A feature whose column is absent or
-            of a type that cannot be counted is missing in every row.
+        columns: names of columns by feature, if they differ. A feature counts as missing in every row if its column is
+            absent or of a type that cannot be counted.
 
     Raises:
         EmptySampleError: the window has no rows.
@@ -151,7 +156,7 @@ def sketch_frame(
 
     window = frame.collect() if isinstance(frame, pl.LazyFrame) else frame
     if window.height == 0:
-        raise EmptySampleError("A window without rows has no sketch.")
+        raise EmptySampleError("A window without rows cannot be sketched.", help="Choose a longer window.")
     column_of = {name: (columns or {}).get(name, name) for name in bins}
     present = {
         name
@@ -159,8 +164,8 @@ def sketch_frame(
         if column in window.columns and column_kind(window.schema[column]) is not None
     }
     numeric = {name: cells for name, cells in bins.items() if name in present and isinstance(cells, NumericBins)}
-    # Positions, not names, in the working frame: a feature may be called anything, also like a pattern.
-    working = pl.DataFrame([window[column_of[name]].rename(f"n{place}") for place, name in enumerate(numeric)])
+    # The working frame names columns by number, because Polars would read some feature names as a pattern.
+    working = pl.DataFrame([window[column_of[name]].rename(f"n{index}") for index, name in enumerate(numeric)])
     prepared = working.select(as_numbers(column, dtype) for column, dtype in working.schema.items())
     tallies = _numeric_tallies(prepared, list(numeric.values()))
     sketches = dict(zip(numeric, tallies, strict=True))
@@ -173,7 +178,7 @@ def sketch_frame(
 
 
 def add_all(windows: Iterable[Mapping[str, Sketch]]) -> dict[str, Sketch]:
-    """The features' sketches over all the windows together."""
+    """Add the sketches of several windows, feature by feature."""
     total: dict[str, Sketch] = {}
     for window in windows:
         for name, sketch in window.items():
@@ -187,35 +192,35 @@ def _numeric_tallies(frame: pl.DataFrame, bins: list[NumericBins]) -> list[Sketc
     if not bins:
         return []
     expressions: list[pl.Expr] = []
-    for place, cells in enumerate(bins):
-        x = pl.col(f"n{place}")
-        expressions += [(x <= edge).sum().alias(f"{place}:{step}") for step, edge in enumerate(cells.edges)]
+    for index, cells in enumerate(bins):
+        x = pl.col(f"n{index}")
+        expressions += [(x <= edge).sum().alias(f"{index}:{step}") for step, edge in enumerate(cells.edges)]
         expressions += [
-            (x.null_count() + x.is_nan().sum()).alias(f"{place}:missing"),
-            x.mean().alias(f"{place}:mean"),
-            x.var().alias(f"{place}:var"),
-            x.min().alias(f"{place}:low"),
-            x.max().alias(f"{place}:high"),
+            (x.null_count() + x.is_nan().sum()).alias(f"{index}:missing"),
+            x.mean().alias(f"{index}:mean"),
+            x.var().alias(f"{index}:var"),
+            x.min().alias(f"{index}:low"),
+            x.max().alias(f"{index}:high"),
         ]
     row = frame.select(expressions).row(0, named=True)
     sketches = []
-    for place, cells in enumerate(bins):
-        upto = [int(row[f"{place}:{step}"]) for step in range(len(cells.edges))]
-        missing = int(row[f"{place}:missing"])
+    for index, cells in enumerate(bins):
+        upto = [int(row[f"{index}:{step}"]) for step in range(len(cells.edges))]
+        missing = int(row[f"{index}:missing"])
         between = [high - low for low, high in itertools.pairwise(upto)]
         counts = (missing, upto[0], *between, frame.height - missing - upto[-1])
-        sketches.append(Sketch(cells, counts, _moments(frame, place, row, frame.height - missing)))
+        sketches.append(Sketch(cells, counts, _moments(frame, index, row, frame.height - missing)))
     return sketches
 
 
-def _moments(frame: pl.DataFrame, place: int, row: Mapping[str, float | None], count: int) -> Moments | None:
-    mean, low, high = (row[f"{place}:{name}"] for name in ("mean", "low", "high"))
-    variance = row[f"{place}:var"] or 0.0
+def _moments(frame: pl.DataFrame, index: int, row: Mapping[str, float | None], count: int) -> Moments | None:
+    mean, low, high = (row[f"{index}:{name}"] for name in ("mean", "low", "high"))
+    variance = row[f"{index}:var"] or 0.0
     if count == 0:
         return None
     if mean is None or low is None or high is None or not all(map(math.isfinite, (mean, variance, low, high))):
-        # A NaN or an infinity spoils the quick pass; such columns are rare enough to be read twice.
-        values = frame[f"n{place}"]
+        # The quick pass cannot handle NaN and infinities. Such columns are rare, so they are read a second time.
+        values = frame[f"n{index}"]
         values = values.filter(values.is_finite())
         if values.is_empty():
             return None
@@ -223,7 +228,7 @@ def _moments(frame: pl.DataFrame, place: int, row: Mapping[str, float | None], c
         mean, variance = float(values.mean() or 0.0), float(values.var() or 0.0)  # type: ignore[arg-type]
         low, high = float(values.min()), float(values.max())  # type: ignore[arg-type]
         if not math.isfinite(variance):
-            # Values near the end of the float range: their squares overflow.
+            # The values are so large that their squares overflow.
             return None
     return Moments(count, mean, variance * (count - 1), low, high)
 
@@ -235,6 +240,6 @@ def _categorical_sketch(values: pl.Series, bins: CategoryBins) -> Sketch:
     tally = dict(zip(counted["value"].cast(pl.String).to_list(), counted["count"].to_list(), strict=True))
     missing = int(tally.pop(None, 0))
     known = tuple(int(tally.pop(category, 0)) for category in bins.categories)
-    # Beside an incomplete list, a value that is not on it is nothing new.
+    # If the list of categories is incomplete, a value that is not on it may have been in the reference.
     unseen = sorted(tally.items(), key=lambda item: (-item[1], item[0])) if bins.complete else []
     return Sketch(bins, (missing, *known, sum(tally.values())), None, dict(unseen[:UNSEEN]))

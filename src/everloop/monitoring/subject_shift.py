@@ -1,6 +1,6 @@
-"""Shift: how far one subject of a window lies from its baseline, and whether that is more than noise.
+"""Measure how far each subject of a window is from its baseline, and whether that is more than noise.
 
-Sketches in, shifts out: nothing here reads or writes a store.
+The input is sketches and the output is shifts. Nothing here reads or writes a store.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
     from everloop.records import Json
 
 LEAST_PSI = 0.01
-"""A smaller PSI is no finding, however many rows prove it. A normal feature whose mean moves by a tenth of its
-standard deviation has a PSI of 0.01."""
+"""A smaller PSI is never a finding, even if it is significant. For a normally distributed feature, a PSI of 0.01 means
+that the mean has moved by a tenth of the standard deviation."""
 
 MOVED_CELLS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class SubjectShift:
-    """One subject in one window.
+    """The shift of one subject in one window.
 
     Attributes:
         psi: population stability index against the baseline, in nats.
-        expected_psi: what windows of this size have on average when nothing changes.
-        p_value: chance of so large a PSI when nothing changes.
-        adjusted_p_value: the same after Benjamini-Hochberg over all subjects of the window.
-        limit: the PSI from which on this subject would not have been quiet.
+        expected_psi: mean PSI of windows of this size if nothing changes.
+        p_value: probability of at least this PSI if nothing changes.
+        adjusted_p_value: the p-value after Benjamini-Hochberg over all subjects of the window.
+        limit: PSI above which the subject would be flagged.
     """
 
     subject: str
@@ -60,7 +60,7 @@ class SubjectShift:
     live: Sketch
 
     def evidence(self) -> dict[str, Json]:
-        """What a reader of the finding wants to see, as JSON."""
+        """Return the details of the shift, for the evidence of a finding."""
         data: dict[str, Json] = {
             "psi": self.psi,
             "expected_psi": self.expected_psi,
@@ -71,7 +71,7 @@ class SubjectShift:
             "cells": self.moved_cells(),
         }
         others: tuple[DistanceName, ...] = ("jensen_shannon",)
-        # What is missing has no place in an order.
+        # Ordered distances ignore missing values, so at least one value is needed.
         if isinstance(self.reference.bins, NumericBins) and self.live.rows > self.live.counts[0]:
             others = ("jensen_shannon", "ks", "wasserstein")
         data |= {name: distance_between(name, self.reference, self.live) for name in others}
@@ -83,7 +83,7 @@ class SubjectShift:
         return data
 
     def moved_cells(self) -> list[dict[str, Json]]:
-        """The cells that make up most of the PSI, largest part first: label, share before and share now."""
+        """Return the cells that contribute most to the PSI, largest first: label, share before and share now."""
         reference = smoothed_shares(self.reference.array())
         live = live_shares(self.live.array(), reference)
         parts = (live - reference) * np.log(live / reference)
@@ -96,18 +96,18 @@ class SubjectShift:
         ]
 
     def message(self) -> str:
-        """One sentence for people: what moved, by how much, and against which limit."""
-        what = [f"PSI {self.psi:.3g}, limit {self.limit:.3g}"]
+        """Describe the shift in one line: PSI and limit, and what has changed most."""
+        parts = [f"PSI {self.psi:.3g}, limit {self.limit:.3g}"]
         if self.reference.moments and self.live.moments:
-            what.append(f"mean {self.reference.moments.mean:.4g} → {self.live.moments.mean:.4g}")
+            parts.append(f"mean {self.reference.moments.mean:.4g} → {self.live.moments.mean:.4g}")
         before, now = _share(self.reference, 0), _share(self.live, 0)
         if abs(now - before) >= 0.01:
-            what.append(f"missing {before:.1%} → {now:.1%}")
+            parts.append(f"missing {before:.1%} → {now:.1%}")
         if self.live.unseen:
-            what.append("new: " + ", ".join(repr(value) for value in self.live.unseen))
+            parts.append("new: " + ", ".join(repr(value) for value in self.live.unseen))
         elif not isinstance(self.reference.bins, NumericBins) and (moved := self.moved_cells()):
-            what.append(f"{moved[0]['cell']!r} {moved[0]['before']:.1%} → {moved[0]['now']:.1%}")
-        return "; ".join(what)
+            parts.append(f"{moved[0]['cell']!r} {moved[0]['before']:.1%} → {moved[0]['now']:.1%}")
+        return "; ".join(parts)
 
 
 def measure_shifts(
@@ -117,23 +117,23 @@ def measure_shifts(
     *,
     span: timedelta,
     budget: AlarmBudget,
-    suspects: Set[str] = frozenset(),
+    recently_flagged: Set[str] = frozenset(),
     least_psi: float = LEAST_PSI,
     draws: int = DRAWS,
 ) -> list[SubjectShift]:
-    """Compare one window with the baseline, all its subjects together.
+    """Compare all subjects of one window with the baseline.
 
     Args:
-        features: the window's sketches, cut as the baseline's.
+        features: the window's sketches, with the bins of the baseline.
         score: the sketch of the window's scores; its subject is `prediction`.
-        span: how long the window is: sets which stretches of the reference it is likened to.
+        span: length of the window. It is compared with blocks of the reference of about this length.
         budget: how many false alarms are tolerated.
-        suspects: subjects that were a warning or an alarm in one of the two windows before.
-        least_psi: a smaller PSI stays quiet whatever its p-value.
-        draws: simulated windows a subject.
+        recently_flagged: subjects that were a warning or an alarm in one of the two windows before.
+        least_psi: a smaller PSI is never flagged, whatever its p-value.
+        draws: how many simulations are run for each subject.
 
     Returns:
-        One shift a subject that both sides have, the strongest evidence first.
+        One shift for each subject that both sides have, the smallest p-value first.
 
     Raises:
         EmptySampleError: the window has no rows.
@@ -145,15 +145,15 @@ def measure_shifts(
     for reference, name, live in pairs:
         known = reference.sketches[name]
         distance = distance_between("psi", known, live)
-        # A feature may be called like the score.
+        # A feature may have the same name as the score.
         subject = f"input_{name}" if name == PREDICTION and reference is baseline.features else name
         found[subject] = known, live, distance, floor_of(reference, name, live.rows, span, draws)
     p_values = {name: floor.p_value(distance) for name, (_, _, distance, floor) in found.items()}
-    verdicts = budget.judge(p_values, suspects)
+    verdicts = budget.judge(p_values, recently_flagged)
     corrected = adjusted(p_values)
     shifts = []
     for name, (known, live, distance, floor) in found.items():
-        limit = max(least_psi, floor.limit(budget.limit_of(p_values, name, suspects)))
+        limit = max(least_psi, floor.limit(budget.limit_of(p_values, name, recently_flagged)))
         verdict: Verdict = verdicts[name] if distance >= least_psi else "quiet"
         shifts.append(
             SubjectShift(name, distance, floor.mean, p_values[name], corrected[name], limit, verdict, known, live)
@@ -162,7 +162,7 @@ def measure_shifts(
 
 
 def floor_of(reference: Reference, subject: str, rows: int, span: timedelta, draws: int = DRAWS) -> NoiseFloor:
-    """The noise floor of the PSI of one subject for windows of `rows` rows that last `span`."""
+    """Return the noise floor of a subject's PSI for windows of `rows` rows and of the length `span`."""
     sketch = reference.sketches[subject]
     blocks = reference.blocks.counts_over(subject, span) if reference.blocks is not None else None
     return noise_floor(
@@ -171,7 +171,7 @@ def floor_of(reference: Reference, subject: str, rows: int, span: timedelta, dra
         rows,
         blocks=blocks,
         draws=draws,
-        # Its own stream for each subject, and the same floor each time.
+        # Each subject has its own random numbers, and the same ones each time.
         seed=zlib.crc32(subject.encode()),
     )
 
