@@ -77,7 +77,7 @@ def test_labels_sent_to_a_served_endpoint_are_measured_at_once(everloop, store):
         ("regression", "accuracy", "rmse, mae, median_ae, mape, r2"),
         ("multiclass", "brier", "roc_auc, log_loss, accuracy, f1, precision, recall, ece"),
         ("binary", "rmse", "roc_auc, average_precision, log_loss, brier"),
-        ("binary", "auc", "There are: roc_auc"),
+        ("binary", "auc", "Metrics: roc_auc"),
     ],
 )
 def test_metric_that_does_not_fit_the_task_is_refused(everloop, store, task, wrong, fits):

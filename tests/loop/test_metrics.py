@@ -27,7 +27,7 @@ def loop(**parts):
     ],
 )
 def test_metric_that_does_not_exist(declare):
-    with pytest.raises(UsageError, match="No metric called 'auc'") as told:
+    with pytest.raises(UsageError, match="There is no metric 'auc'") as told:
         declare()
     assert "roc_auc" in told.value.help
 

@@ -182,7 +182,7 @@ def test_outliers_are_named(store: Store) -> None:
     ],
 )
 def test_several_outputs_are_refused_by_name(store: Store, model: Any, target: Any) -> None:
-    with pytest.raises(UsageError, match=r"predicts [23] values a row") as caught:
+    with pytest.raises(UsageError, match=r"predicts [23] values for each row") as caught:
         save_model(model.fit(X, target), "m", X, store=store)
     assert "one model for each target" in str(caught.value.help)
 

@@ -87,7 +87,7 @@ def test_files_bring_it_back_without_code(target):
 def test_what_bears_code_says_so():
     trained = adopt(Home(), FRAME, "late", features=["x"])
     assert trained.model.format == "pickle"
-    assert trained.notes == [f"adopted {__name__}.Home, kept as pickle"]
+    assert trained.notes == [f"adopted {__name__}.Home, stored as pickle"]
     again = model_from_files("pickle", trained.model.to_files())
     np.testing.assert_array_equal(again.predict_scores(FRAME), trained.predict_scores(FRAME))
     assert model_from_files("pickle", again.to_files()).format == "pickle"
@@ -122,7 +122,7 @@ def test_numbers():
 
 
 def test_estimators_that_do_not_fit_the_rows_are_refused():
-    with pytest.raises(TrainingError, match=r"cannot answer the rows.*NotFittedError"):
+    with pytest.raises(TrainingError, match=r"cannot predict the rows.*NotFittedError"):
         adopt(LogisticRegression(), FRAME, "late", features=NUMBERS)
     fitted = LogisticRegression().fit(FRAME.select(NUMBERS).to_numpy(), FRAME["late"].to_numpy())
     with pytest.raises(TrainingError, match="fitted on 2 columns, the rows have 5"):

@@ -185,7 +185,7 @@ def test_what_cannot_teach_is_dropped_and_listed():
         "empty": "every value is null",
         "nan": "every value is null",
         "id": "looks like an identifier: 1200 distinct values in 1200 rows",
-        "note": "too many different values: 400 in 1200 rows, none in 5 rows or more",
+        "note": "too many different values: 400 in 1200 rows, each in fewer than 5",
         "list": "a column of type List(Int64) cannot be a feature",
     }
 

@@ -143,7 +143,7 @@ def test_refusals():
         score("rmse", [1, 2], [1, float("nan")])
     with pytest.raises(UsageError, match="roc_auc"):
         score("auc", [0, 1], [0, 1])
-    with pytest.raises(UsageError, match=r"roc_auc is not for regression targets\. There are: rmse"):
+    with pytest.raises(UsageError, match=r"roc_auc is not for regression targets\. Use one of: rmse"):
         get_metric("roc_auc", "regression")
 
 
@@ -168,5 +168,5 @@ def test_metric_of_classes_is_refused_for_the_targets_of_a_regression(name, trut
 def test_metric_of_a_regression_is_refused_for_classes(name):
     with pytest.raises(UsageError, match="is not for multiclass targets"):
         score(name, [0, 1, 2], np.full((3, 3), 1 / 3))
-    with pytest.raises(DataError, match="truths as numbers"):
+    with pytest.raises(DataError, match="labels as numbers"):
         score(name, ["yes", "no", "yes"], [0.1, 0.7, 0.9])

@@ -179,7 +179,7 @@ def test_a_cut_booster_is_refused_before_lightgbm_sees_it(models):
         text[:trees] + text[trees + 40 :],
         text.replace("tree_sizes", "x"),
     ):
-        with pytest.raises(CorruptionError, match="whole LightGBM model"):
+        with pytest.raises(CorruptionError, match="complete LightGBM model"):
             Booster(cut)
 
 

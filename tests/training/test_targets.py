@@ -66,7 +66,7 @@ def test_classes_become_their_places():
 
 
 def test_a_strange_label_is_refused():
-    with pytest.raises(DataError, match=r"'x', which is no class of the model\. Known: 'a', 'b'"):
+    with pytest.raises(DataError, match=r"'x', which is not a class of the model\. Its classes: 'a', 'b'"):
         encode_target(pl.Series("t", ["a", "x"]), "binary", ["a", "b"])
     with pytest.raises(DataError, match="type String"):
         encode_target(pl.Series("t", ["a"]), "regression", [])

@@ -43,9 +43,9 @@ def smoothed_shares(counts: Array) -> Array:
 def live_shares(counts: Array, reference: Array) -> Array:
     """Return the shares of live windows, shape (…, cells).
 
-    An empty cell counts as its expected number of rows, but as at most half a row. So a rare cell without rows in a small
-    window adds nothing to a distance. A cell that should have had rows adds a finite amount that does not dominate the
-    others.
+    An empty cell counts as its expected number of rows, but as at most half a row. So a rare cell without rows in a
+    small window adds nothing to a distance. A cell that should have had rows adds a finite amount that does not
+    dominate the others.
 
     Args:
         counts: shape (…, cells).

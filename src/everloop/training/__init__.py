@@ -1,4 +1,4 @@
-"""Snapshot and recipe in, scored model out: search, evaluation, intervals, and adoption of anybody's estimator."""
+"""Train models: search for a model, evaluate it with confidence intervals, and adopt estimators of other libraries."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A user's own fitted estimator as a model, whatever library it comes from.
+"""Adopt a fitted estimator of any library as a model.
 
-The estimator is asked exactly as it was fitted: with the columns and the kind of table that it knows. It is kept in
-skops' format where that holds nothing but types which skops knows to be harmless; otherwise as a pickle, which runs
-code when read and therefore is only read with a trusted signature (the models room sees to that).
+The estimator is called as it was fitted, with its own columns and kind of table. It is stored in the format of skops if
+skops trusts all its types. Otherwise it is stored as a pickle. Reading a pickle runs code, so `packages` only reads
+pickles with a trusted signature.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ _PROBE_ROWS = 20
 
 
 class AdoptedModel:
-    """An estimator with what it takes to ask it. See `Model` for what it answers.
+    """A fitted estimator with its inputs and the way to call it. It implements `Model`.
 
-    Whether one row's answer depends on the rows asked with it is up to the estimator.
+    Whether the scores of a row depend on other rows in the same call is up to the estimator.
     """
 
     reads: ClassVar[str] = "skops"
-    """The format that `from_files` reads. What the files say of themselves is no reason to run code out of them."""
+    """The format that `from_files` reads. It is fixed by the class, because the files must not decide to run code."""
 
     def __init__(
         self,
@@ -73,18 +73,18 @@ class AdoptedModel:
         self.task: Task = question.task
         self.inputs = tuple(inputs)
         self.types = dict(types)
-        """Arrow type of each input, so that plain rows become the columns that the estimator knows."""
+        """Arrow type of each input, to build the estimator's columns from plain rows."""
         self.container: Container = container
         self._blob = blob
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Where the estimator has each class; empty where it has them in order."""
+        """Index of each class in the estimator's own order; empty if the orders are the same."""
         return self.question.order
 
     @property
     def rule(self) -> Rule | None:
-        """How classes follow from scores; None where the estimator is asked for them."""
+        """How classes follow from scores; None if the estimator itself predicts them."""
         return self.question.rule if self.question.choice == "rule" else None
 
     def predict_scores(self, frame: pl.DataFrame) -> Array:
@@ -104,7 +104,7 @@ class AdoptedModel:
     def _contained(self, frame: pl.DataFrame) -> Any:
         absent = [name for name in self.inputs if name not in frame.columns]
         if absent:
-            raise RequestError(f"Column '{absent[0]}' is missing.", help=f"Given: {', '.join(frame.columns[:30])}")
+            raise RequestError(f"Column '{absent[0]}' is missing.", help=f"Got: {', '.join(frame.columns[:30])}")
         return _contain(frame.select(self.inputs), self.container)
 
     def _frame_of(self, rows: Sequence[Mapping[str, object]]) -> pl.DataFrame:
@@ -113,12 +113,15 @@ class AdoptedModel:
         for row in rows:
             for name in self.inputs:
                 if name not in row:
-                    raise RequestError(f"Column '{name}' is missing.", help=f"Given: {', '.join(list(row)[:30])}")
+                    raise RequestError(f"Column '{name}' is missing.", help=f"Got: {', '.join(list(row)[:30])}")
         schema = {name: _polars_type(self.types[name]) for name in self.inputs}
         try:
             columns = {name: pl.Series(name, [row[name] for row in rows], dtype=schema[name]) for name in self.inputs}
         except (TypeError, pl.exceptions.PolarsError) as error:
-            raise RequestError(f"The rows do not have the types that the model knows: {error}") from error
+            types = ", ".join(f"{name}: {self.types[name]}" for name in self.inputs[:30])
+            raise RequestError(
+                f"The rows do not have the types that the model was trained on: {error}", help=f"They are {types}."
+            ) from error
         return pl.DataFrame(columns)
 
     def to_files(self) -> Files:
@@ -134,21 +137,22 @@ class AdoptedModel:
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
-        kept = cls.reads
         try:
-            state, blob = json.loads(files["adopted.json"]), files[f"model.{kept}"]
-            known = {name: state[name] for name in ("inputs", "types", "container")}
+            state, blob = json.loads(files["adopted.json"]), files[f"model.{cls.reads}"]
+            fields = {name: state[name] for name in ("inputs", "types", "container")}
             question = EstimatorScores.from_json(state, state["task"])
         except (KeyError, TypeError, ValueError) as error:
-            raise CorruptionError(f"These files are no adopted model: {error!r}.", help="Build it again.") from error
-        return cls(_load(blob, kept), format=kept, blob=blob, question=question, **known)
+            raise CorruptionError(
+                f"These files are not an adopted model: {error!r}.", help="Build the package again."
+            ) from error
+        return cls(_load(blob, cls.reads), format=cls.reads, blob=blob, question=question, **fields)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _reread, (type(self), self.to_files())
 
 
 class PickledModel(AdoptedModel):
-    """An estimator that skops cannot hold: reading it runs code, so somebody trusted must have signed it."""
+    """An adopted estimator that is stored as a pickle. Reading it runs code, so it needs a trusted signature."""
 
     reads = "pickle"
 
@@ -163,20 +167,21 @@ def adopt(
     task: Task | None = None,
     metric: str | None = None,
 ) -> Trained:
-    """Take a fitted estimator as it is.
+    """Wrap a fitted estimator as a model.
 
     Args:
-        estimator: fitted, with `predict`, as scikit-learn has it, and `predict_proba` where it gives probabilities.
-        frame: rows that it was fitted on, or some of them: they tell columns, types and classes.
-        target: column that it predicts.
-        features: columns that it reads, in order; None asks the estimator, else takes all but the target.
-        container: the kind of table that it takes; None tries polars, pandas and a plain array in turn.
-        task: None infers it from the estimator and the target.
-        metric: the metric that it was made for, for the record; None is the task's usual one.
+        estimator: a fitted estimator with `predict`, as in scikit-learn, and `predict_proba` if it gives probabilities.
+        frame: the rows that it was fitted on, or some of them. Columns, types and classes are read from them.
+        target: the column that it predicts.
+        features: the columns that it reads, in order. Default: those that the estimator names, otherwise all columns
+            except the target.
+        container: the kind of table that it takes. Default: the first of polars, pandas and numpy that works.
+        task: default: inferred from the estimator and the target.
+        metric: the metric that it was optimised for, for the record. Default: the default for the task.
 
     Raises:
-        TrainingError: it is not fitted, or cannot answer these rows.
-        UsageError: it predicts several targets.
+        TrainingError: the estimator is not fitted, or cannot predict these rows.
+        UsageError: the estimator predicts several targets.
     """
     from everloop.training.metrics import get_metric, metrics_of
 
@@ -184,28 +189,28 @@ def adopt(
     names = _names(estimator, rows, target, features)
     check_one_output(estimator)
     probe = rows.select(names).head(_PROBE_ROWS)
-    asked, classes, order = _decided(estimator, rows, names, target, task, container)
-    question, fits = _fitting_container(estimator, probe, asked, classes, order, container)
-    kept, blob = _dump(estimator)
+    inferred_task, classes, order = _task_and_classes(estimator, rows, names, target, task, container)
+    question, working = _working_container(estimator, probe, inferred_task, classes, order, container)
+    stored, blob = _dump(estimator)
     types = {name: arrow_type(dtype) for name, dtype in rows.select(names).schema.items()}
-    kind = PickledModel if kept == "pickle" else AdoptedModel
-    model = kind(estimator, format=kept, blob=blob, question=question, inputs=names, types=types, container=fits)
-    notes = [f"adopted {type(estimator).__module__}.{type(estimator).__qualname__}, kept as {kept}"]
+    kind = PickledModel if stored == "pickle" else AdoptedModel
+    model = kind(estimator, format=stored, blob=blob, question=question, inputs=names, types=types, container=working)
+    notes = [f"adopted {type(estimator).__module__}.{type(estimator).__qualname__}, stored as {stored}"]
     if question.choice == "votes":
-        notes.append("gives no probabilities: the score of the predicted class is 1, of the others 0")
+        notes.append("it gives no probabilities, so the score of the predicted class is 1 and that of the others is 0")
     categories = {}
     for name in names:
         if types[name] == "string" and rows[name].n_unique() <= 100:
             categories[name] = sorted(rows[name].cast(_polars_type("string")).drop_nulls().unique().to_list())
     return Trained(
         model=model,
-        task=asked,
+        task=inferred_task,
         target=target,
         features=types,
         nullable={name: rows[name].null_count() > 0 for name in names},
         categories=categories,
         classes=classes,
-        metric=get_metric(metric or metrics_of(asked)[0], asked).name,
+        metric=get_metric(metric or metrics_of(inferred_task)[0], inferred_task).name,
         best={"candidate": type(estimator).__name__},
         notes=notes,
         rows={"train": rows.height, "valid": 0},
@@ -214,12 +219,12 @@ def adopt(
 
 def _names(estimator: Any, rows: pl.DataFrame, target: str, features: Sequence[str] | None) -> list[str]:
     if target not in rows.columns:
-        raise TrainingError(f"The rows have no column '{target}'.", help=f"There are: {', '.join(rows.columns)}")
-    told = getattr(estimator, "feature_names_in_", None)
+        raise TrainingError(f"The rows have no column '{target}'.", help=f"They have: {', '.join(rows.columns)}")
+    fitted_names = getattr(estimator, "feature_names_in_", None)
     if features is not None:
         names = list(features)
-    elif told is not None:
-        names = [str(name) for name in told]
+    elif fitted_names is not None:
+        names = [str(name) for name in fitted_names]
     else:
         names = [name for name in rows.columns if name != target]
     absent = [name for name in names if name not in rows.columns]
@@ -232,12 +237,12 @@ def _names(estimator: Any, rows: pl.DataFrame, target: str, features: Sequence[s
     if width is not None and width != len(names):
         raise TrainingError(
             f"The estimator was fitted on {width} columns, the rows have {len(names)} besides the target.",
-            help="Say which: adopt(estimator, frame, target, features=[…]).",
+            help="Name its columns: adopt(estimator, frame, target, features=[…]).",
         )
     return names
 
 
-def _decided(
+def _task_and_classes(
     estimator: Any,
     rows: pl.DataFrame,
     names: list[str],
@@ -245,7 +250,7 @@ def _decided(
     task: Task | None,
     container: Container | None,
 ) -> tuple[Task, list[Json], list[int]]:
-    """The task, the classes in everloop's order, and where the estimator has each."""
+    """Return the task, the sorted classes, and the index of each class in the estimator's own order."""
     known = None if task == "regression" else known_classes(estimator)
     if known is not None:
         classes, order = arranged(known)
@@ -255,11 +260,11 @@ def _decided(
         found = found_classes(estimator, predicted, None, None)
         if found:
             return task_for(found), found, []
-    asked = task or _task(estimator, rows, target)
-    return asked, list(find_classes(rows[target], asked)), []
+    inferred = task or _infer_task(estimator, rows, target)
+    return inferred, list(find_classes(rows[target], inferred)), []
 
 
-def _task(estimator: Any, rows: pl.DataFrame, target: str) -> Task:
+def _infer_task(estimator: Any, rows: pl.DataFrame, target: str) -> Task:
     kind = kind_of(estimator)
     if kind == "regressor" or not hasattr(estimator, "predict_proba"):
         inferred = infer_task(rows[target])
@@ -273,40 +278,43 @@ def _predicted(estimator: Any, rows: pl.DataFrame, container: Container | None) 
     for one in (container,) if container else _CONTAINERS:
         try:
             return estimator.predict(_contain(rows, one))
-        except Exception as error:  # whatever a stranger's estimator raises; the last one is told
+        except Exception as error:  # an estimator of any library may raise anything
             failure = error
-    raise TrainingError(f"The {type(estimator).__name__} cannot answer its rows: {failure}") from failure
+    raise TrainingError(
+        f"The {type(estimator).__name__} cannot predict the rows that it was trained on: {failure}",
+        help="Return a fitted estimator that takes the prepared table's columns, or pass `container`.",
+    ) from failure
 
 
-def _fitting_container(
+def _working_container(
     estimator: Any,
     probe: pl.DataFrame,
     task: Task,
     classes: list[Json],
     order: Sequence[int],
-    asked: Container | None,
+    requested: Container | None,
 ) -> tuple[EstimatorScores, Container]:
-    """How the estimator is asked, and the kind of table that it takes."""
+    """Return the way to call the estimator, and a kind of table that it takes."""
     import warnings
 
     failures = []
-    for container in (asked,) if asked else _CONTAINERS:
+    for container in (requested,) if requested else _CONTAINERS:
         try:
             with warnings.catch_warnings():
-                # An estimator that misses its column names says so by a warning; the next container has them.
+                # An estimator warns if column names are missing. Then the next container, which has them, is better.
                 warnings.simplefilter("error")
                 question, answers = first_answers(estimator, _contain(probe, container), task, order, classes)
         except UsageError:
             raise
-        except Exception as error:  # whatever a stranger's estimator raises
+        except Exception as error:  # an estimator of any library may raise anything
             failures.append(f"{container}: {type(error).__name__}: {error}")
             continue
         scores = answers.scores
         if len(scores) == probe.height and np.isfinite(scores).all():
             return question, container
-        failures.append(f"{container}: {len(scores)} answers for {probe.height} rows, some of them not numbers")
+        failures.append(f"{container}: {len(scores)} predictions for {probe.height} rows, or some are not numbers")
     raise TrainingError(
-        f"The {type(estimator).__name__} cannot answer the rows that it was trained on ({'; '.join(failures)}).",
+        f"The {type(estimator).__name__} cannot predict the rows that it was trained on ({'; '.join(failures)}).",
         help="Return a fitted estimator that takes the prepared table's columns, or pass `container`.",
     )
 
@@ -320,14 +328,10 @@ def _contain(frame: pl.DataFrame, container: Container) -> Any:
         import pandas as pd
     except ImportError:
         raise MissingExtraError.of("This estimator", "pandas", "pandas") from None
-    # Column by column: Polars' own conversion would need pyarrow for strings.
+    # Converted column by column, because `to_pandas` of Polars needs pyarrow for strings.
     return pd.DataFrame(
-        {name: column.to_list() if _is_text(column) else column.to_numpy() for name, column in _named(frame)}
+        {column.name: column.to_list() if _is_text(column) else column.to_numpy() for column in frame.get_columns()}
     )
-
-
-def _named(frame: pl.DataFrame) -> list[tuple[str, pl.Series]]:
-    return [(column.name, column) for column in frame.get_columns()]
 
 
 def _is_text(series: pl.Series) -> bool:
@@ -350,7 +354,7 @@ def _polars_type(name: str) -> Any:
         "date32[day]": pl.Date,
         "time64[ns]": pl.Time,
     }
-    # Whole numbers come as floats where training had no nulls but the request has.
+    # Whole numbers are read as floats, because a request may have nulls although training had none.
     return fixed.get(name, pl.Float64 if name.startswith(("int", "uint", "decimal")) else pl.Object)
 
 
@@ -364,8 +368,8 @@ def _dump(estimator: Any) -> tuple[str, bytes]:
             blob: bytes = skops.dumps(estimator)
             if not skops.get_untrusted_types(data=blob):
                 return "skops", blob
-        except Exception as error:  # of many kinds, for what it cannot hold; the pickle is the answer to all of them
-            logger.debug("skops cannot hold %s: %s", type(estimator).__name__, error)
+        except Exception as error:  # skops raises many kinds of errors; a pickle works for all of them
+            logger.debug("skops cannot store %s: %s", type(estimator).__name__, error)
     import cloudpickle
 
     return "pickle", cloudpickle.dumps(estimator)
@@ -384,7 +388,9 @@ def _load(blob: bytes, format: str) -> Any:
     try:
         return skops.loads(blob, trusted=[])
     except UntrustedTypesFoundException as error:
-        raise TrustError(f"The model holds types that are not known to be harmless: {error}") from error
+        raise TrustError(
+            f"The model contains types that skops does not trust: {error}", help="Build the package again."
+        ) from error
 
 
 def _reread(kind: type[AdoptedModel], files: Files) -> AdoptedModel:

@@ -1,9 +1,9 @@
-"""AutoTrain: the best model that a time budget, a seed and a latency ceiling allow.
+"""AutoTrain: search for the best model within a time budget and a latency limit.
 
-Every candidate gets one fit with a good first guess; what is left of the budget goes to further settings, most of it
-to those of the leader.
-Trials are judged on validation rows that none of them has seen. A simpler algorithm wins unless the other is better
-by more than one standard error of the paired difference. The winner is fitted once more on all rows.
+Every candidate algorithm gets one trial with good default settings. The rest of the budget goes to further settings,
+mostly to those of the leading algorithm. Trials are judged on validation rows that they were not trained on. A simpler
+algorithm wins unless another is better by more than one standard error of the paired difference. The winner is fitted
+once more on all rows.
 """
 
 from __future__ import annotations
@@ -40,11 +40,13 @@ if TYPE_CHECKING:
     Listener = Callable[[dict[str, Json]], None]
 
 FIRST_SHARE = 0.15
-"""Part of the budget that each candidate's first fit gets in any case."""
+"""Share of the budget that the first fit of each candidate always gets."""
 LEAST_ROWS = 50
+"""Training needs at least this many labelled rows, validation rows included."""
 CELLS_A_THREAD = 4_000_000
+"""One more thread is used for each further multiple of this many cells of the matrix."""
 CATCH_UP = 4
-"""Every so many turns a candidate gets one that does not lead."""
+"""Every fourth trial goes to a candidate that does not lead."""
 _STOPPING = {
     "accuracy": "log_loss",
     "f1": "log_loss",
@@ -54,27 +56,32 @@ _STOPPING = {
     "median_ae": "mae",
     "r2": "rmse",
 }
-"""Metrics that count decisions jump; rounds are counted by a smooth one instead."""
+"""Metrics that change in steps, and the smooth metric that is used for early stopping instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoTrain:
-    """A declaration: how to look for a model.
+    """The settings of a search for a model.
 
     Args:
-        metric: what to optimise; None is the usual one of the task (roc_auc, roc_auc, rmse).
-        budget_s: wall-clock seconds for everything, the final fit included, but not the import of libraries, which
-            a process pays once. Kept within about a fifth; only the first fit of each candidate always gets its share.
-        seed: the same seed on the same rows makes the same trials in the same order; how many, the time decides.
-        candidates: names in the plugin table, kind `algorithm`.
-        latency_ms: models whose single row takes longer (99th percentile) are not eligible.
-        task: None infers it from the target.
-        refit: fit the winner again on training and validation rows together, or keep it as it was judged.
-        trials: stop after so many, whatever time is left; makes a search repeatable to the last bit.
-        threads: None takes as many of the cores that the process may use as the table is large enough for.
+        metric: the metric to optimise. Default: `roc_auc` for two or more classes, `rmse` for a regression.
+        budget_s: wall-clock seconds for the search and the final fit. The import of libraries does not count, because
+            it happens once per process. The search keeps to the budget within about a fifth; it takes longer only if
+            the first fits of the candidates, which always get their share, need it.
+        seed: the same seed on the same rows gives the same trials in the same order. The time decides how many.
+        candidates: names of algorithms in the plugin table: `lightgbm`, `linear`.
+        latency_ms: models that take longer than this for a single row (99th percentile, in milliseconds) are excluded.
+        task: `binary`, `multiclass` or `regression`. Default: inferred from the target.
+        refit: `"train+valid"` fits the winner again on training and validation rows together. None keeps the model of
+            the trial.
+        trials: stop after this many trials, even if time is left. This makes a search repeatable to the last bit.
+        threads: number of threads. Default: as many as the size of the table justifies, up to the available cores.
 
     Raises:
-        UsageError: a value that cannot be meant.
+        UsageError: a value is out of range, or a candidate or metric does not exist.
+
+    Example:
+        `AutoTrain(metric="roc_auc", budget_s=60)`
     """
 
     metric: str | None = None
@@ -91,18 +98,21 @@ class AutoTrain:
         object.__setattr__(self, "candidates", tuple(self.candidates))
         if self.budget_s <= 0:
             raise UsageError(
-                f"budget_s is {self.budget_s}.", help="Give the seconds that training may take, such as 60."
+                f"budget_s is {self.budget_s}, but must be above 0.",
+                help="Pass the seconds that training may take, such as 60.",
             )
         known = plugins.names("algorithm")
         unknown = [name for name in self.candidates if name not in known]
         if unknown or not self.candidates:
-            said = f"No candidate called '{unknown[0]}'." if unknown else "There are no candidates."
-            raise UsageError(said, help=f"There are: {', '.join(known)}")
+            message = f"There is no candidate '{unknown[0]}'." if unknown else "There are no candidates."
+            raise UsageError(message, help=f"Candidates: {', '.join(known)}")
         if self.metric is not None:
             get_metric(self.metric, self.task)
         for name, value in (("latency_ms", self.latency_ms), ("trials", self.trials), ("threads", self.threads)):
             if value is not None and value <= 0:
-                raise UsageError(f"{name} is {value}.", help=f"Leave {name} out or make it positive.")
+                raise UsageError(
+                    f"{name} is {value}, but must be above 0.", help=f"Leave {name} out, or pass a positive number."
+                )
 
     def fit(
         self,
@@ -113,20 +123,20 @@ class AutoTrain:
         features: Sequence[str] | None = None,
         listener: Listener | None = None,
     ) -> Trained:
-        """Search, choose and fit.
+        """Search for the best model and fit it.
 
         Args:
-            train: rows to learn from; anything that Polars takes.
-            valid: rows to be judged by; None sets a fifth of `train` aside, drawn by `seed`.
-            target: column to predict. Rows without it are left out.
-            features: columns to predict from; None takes all others.
-            listener: told the leaderboard's entry of each trial as it ends.
+            train: rows for training: a Polars frame or an Arrow table.
+            valid: rows for validation. Default: a random fifth of `train`, drawn by `seed`.
+            target: the column to predict. Rows without a value are left out.
+            features: the columns to predict from. Default: all except the target.
+            listener: called with the leaderboard entry of each trial when it ends.
 
         Raises:
-            TrainingError: no model can be made of these rows; says why and the way out.
+            TrainingError: no model can be trained on these rows. The message gives the reason and a remedy.
             UsageError: the metric does not fit the task.
         """
-        # Not part of the budget, and seconds where nothing is in the disk's cache.
+        # Imports are not part of the budget. They take seconds if the libraries are not in the disk cache.
         progress(0, self.budget_s, note="loading the libraries", unit="s of the budget")
         for name in self.candidates:
             plugins.load("algorithm", name).load_libraries()
@@ -138,8 +148,8 @@ class AutoTrain:
         everything = rows if judged is None else _together(rows, judged)
         if everything.height < LEAST_ROWS:
             raise TrainingError(
-                f"{everything.height} labelled rows are too few to learn from and to be judged by.",
-                help=f"Gather {LEAST_ROWS} or more.",
+                f"{everything.height} labelled rows are too few to train and to validate a model.",
+                help=f"Collect at least {LEAST_ROWS}.",
             )
         task = self.task or infer_task(everything[target])
         classes = find_classes(everything[target], task)
@@ -168,7 +178,9 @@ class AutoTrain:
             fitted = self._problem(Encoder.fit(everything.select(names)), everything, target, task, classes, metric)
             model = plugins.load("algorithm", recipe.algorithm)(fitted).fit(recipe.params, rounds=recipe.rounds).build()
         if metric.name == "roc_auc" and winner.value > 0.999:
-            notes.append(f"{metric.name} of {winner.value:.4f} is too good to be true: does a feature know the target?")
+            notes.append(
+                f"a {metric.name} of {winner.value:.4f} is suspiciously good: does a feature contain the target?"
+            )
         return _trained(
             model,
             fitted,
@@ -207,28 +219,28 @@ def fit_recipe(
     metric: str | None = None,
     threads: int | None = None,
 ) -> Trained:
-    """Fit what a search has found, without searching: the same rows give the same model, to the last bit.
+    """Fit the model that a search has found, without searching. The same rows give the same model to the last bit.
 
     Args:
-        recipe: `Trained.recipe`.
-        rows: for a search that refitted: its training rows, then its validation rows.
-        target: column to predict.
-        features: as the search was given them.
-        metric: the metric that the search was judged by, if not the task's usual one.
-        threads: as `AutoTrain.threads`.
+        recipe: the recipe of the search, from `Trained.recipe`.
+        rows: the training rows of the search, followed by its validation rows if it refitted.
+        target: the column to predict.
+        features: the `features` of the search.
+        metric: the metric of the search, if it was not the default for the task.
+        threads: number of threads, see `AutoTrain`.
 
     Raises:
-        TrainingError: no model can be made of these rows.
+        TrainingError: no model can be trained on these rows.
     """
     started = perf_counter()
     notes: list[str] = []
-    given = labelled(table(rows), target, "training", notes)
-    names = feature_columns(given, target, features)
-    declared = AutoTrain(metric=metric, seed=recipe.seed, task=recipe.task, threads=threads)
-    infer_task(given[target])  # for its refusals
-    classes = find_classes(given[target], recipe.task)
+    known = labelled(table(rows), target, "training", notes)
+    names = feature_columns(known, target, features)
+    settings = AutoTrain(metric=metric, seed=recipe.seed, task=recipe.task, threads=threads)
+    infer_task(known[target])  # raises if the target cannot be learned
+    classes = find_classes(known[target], recipe.task)
     judged_by = get_metric(metric or metrics_of(recipe.task)[0], recipe.task)
-    problem = declared._problem(Encoder.fit(given.select(names)), given, target, recipe.task, classes, judged_by)
+    problem = settings._problem(Encoder.fit(known.select(names)), known, target, recipe.task, classes, judged_by)
     model = plugins.load("algorithm", recipe.algorithm)(problem).fit(recipe.params, rounds=recipe.rounds).build()
     return _trained(
         model,
@@ -237,7 +249,7 @@ def fit_recipe(
         classes=classes,
         recipe=recipe,
         notes=notes,
-        rows={"train": given.height, "valid": 0},
+        rows={"train": known.height, "valid": 0},
         seconds=perf_counter() - started,
     )
 
@@ -248,22 +260,22 @@ class _Trial:
     attempt: Attempt
     value: float
     gain: float
-    """The value, turned so that more is better."""
+    """The value, negated if lower is better, so that more is always better."""
     entry: dict[str, Json]
 
 
 class _Search:
-    """One search: the clock, the trials made, the best of each algorithm."""
+    """The state of a search: its start time, its trials, and the best trial of each algorithm."""
 
-    def __init__(self, declared: AutoTrain, started: float) -> None:
-        self._declared = declared
+    def __init__(self, settings: AutoTrain, started: float) -> None:
+        self._settings = settings
         self._started = started
         self._entries: list[tuple[float, dict[str, Json]]] = []
         self._best: dict[str, _Trial] = {}
         self._growth = 1.0
-        """By how much longer the final fit takes than the trial it repeats."""
+        """How many times longer the final fit takes than the trial that it repeats."""
         self._overhead = 0.0
-        """Seconds of the final fit that do not depend on the trial: encoding all rows."""
+        """Seconds of the final fit that do not depend on the trial: those for encoding all rows."""
 
     def elapsed(self) -> float:
         return perf_counter() - self._started
@@ -272,49 +284,53 @@ class _Search:
         return [entry for _, entry in sorted(self._entries, key=lambda item: -item[0])]
 
     def run(self, problem: TrainingProblem, judged: pl.DataFrame, encoding_s: float, listener: Listener | None) -> None:
-        """Make trials until the time is up. `encoding_s`: what encoding the rows took, it is done once more."""
+        """Run trials until the time is up.
+
+        Args:
+            encoding_s: seconds that encoding the rows took. It is repeated for the final fit.
+        """
         self._problem = problem
         assert problem.valid_matrix is not None  # noqa: S101  (set by the caller)
-        if self._declared.refit is not None:
+        if self._settings.refit is not None:
             self._growth = 1.0 + len(problem.valid_matrix) / len(problem.matrix)
             self._overhead = encoding_s
-        turns: list[tuple[Algorithm, Iterator[dict[str, Any]]]] = []
-        # The simple ones first: they are quick, and then there is something to beat.
-        kinds = [plugins.load("algorithm", name) for name in self._declared.candidates]
+        candidates: list[tuple[Algorithm, Iterator[dict[str, Any]]]] = []
+        # The simple algorithms come first, because they are quick and set a baseline.
+        kinds = [plugins.load("algorithm", name) for name in self._settings.candidates]
         for kind in sorted(kinds, key=lambda kind: kind.complexity):
             algorithm = kind(problem)
-            turns.append((algorithm, algorithm.params()))
-            self._turn(*turns[-1], judged, listener, first=True)
-        while turns and not self._enough():
-            at = self._whose_turn([algorithm for algorithm, _ in turns])
-            if not self._turn(*turns[at], judged, listener):
-                del turns[at]
+            candidates.append((algorithm, algorithm.params()))
+            self._run_trial(*candidates[-1], judged, listener, first=True)
+        while candidates and not self._is_finished():
+            index = self._next_candidate([algorithm for algorithm, _ in candidates])
+            if not self._run_trial(*candidates[index], judged, listener):
+                del candidates[index]
 
-    def _whose_turn(self, algorithms: list[Algorithm]) -> int:
-        """The leader's, but for every fourth turn, which goes to the least tried of the others.
+    def _next_candidate(self, algorithms: list[Algorithm]) -> int:
+        """Return the index of the leader. For every fourth trial, that of the other with the fewest trials.
 
-        Counted in turns, not in seconds, so that a search repeats itself on a slower machine.
+        Trials are counted instead of seconds, so that a search is the same on a slower machine.
         """
-        made = [sum(entry["candidate"] == algorithm.name for _, entry in self._entries) for algorithm in algorithms]
+        trials = [sum(entry["candidate"] == algorithm.name for _, entry in self._entries) for algorithm in algorithms]
         gains = [self._best[a.name].gain if a.name in self._best else -np.inf for a in algorithms]
         leader = max(range(len(algorithms)), key=lambda k: gains[k])
         others = [k for k in range(len(algorithms)) if k != leader]
         if others and len(self._entries) % CATCH_UP == 0:
-            return min(others, key=lambda k: made[k])
+            return min(others, key=lambda k: trials[k])
         return leader
 
     def choose(self) -> _Trial:
-        """The best trial, or a simpler algorithm's that is as good as far as these rows can tell.
+        """Return the best trial, or that of a simpler algorithm if the difference is within one standard error.
 
         Raises:
-            TrainingError: no trial kept the latency ceiling.
+            TrainingError: no model was fast enough for `latency_ms`.
         """
         if not self._best:
-            ceiling = self._declared.latency_ms
+            limit = self._settings.latency_ms
             fastest = min(entry["latency_ms"] for _, entry in self._entries)
             raise TrainingError(
-                f"No model answers a row within {ceiling} ms; the fastest took {fastest:.3f} ms.",
-                help="Raise latency_ms, or offer fewer features.",
+                f"No model predicts a row within {limit} ms; the fastest took {fastest:.3f} ms.",
+                help="Raise latency_ms, or use fewer features.",
             )
         top = max(self._best.values(), key=lambda trial: trial.gain)
         for trial in sorted(self._best.values(), key=lambda trial: trial.algorithm.complexity):
@@ -327,7 +343,7 @@ class _Search:
         top.entry["chosen"] = f"best {self._problem.metric.name}"
         return top
 
-    def _turn(
+    def _run_trial(
         self,
         algorithm: Algorithm,
         settings: Iterator[dict[str, Any]],
@@ -340,21 +356,21 @@ class _Search:
         if params is None:
             return False
         began = perf_counter()
-        # A first guess may be slow; it must leave room for others to be compared with.
+        # A trial may be slow, but must leave time for others to be compared with.
         left = self._time_left()
-        most = began + max((0.6 if first else 0.5) * left, min(left, 0.15 * self._declared.budget_s))
-        # However slow the others were, a first guess that is cut at once says nothing about its algorithm.
-        least = began + FIRST_SHARE * self._declared.budget_s if first else 0.0
+        latest = began + max((0.6 if first else 0.5) * left, min(left, 0.15 * self._settings.budget_s))
+        # The first trial of an algorithm always gets its share of time, otherwise it shows nothing about the algorithm.
+        earliest = began + FIRST_SHARE * self._settings.budget_s if first else 0.0
 
-        def deadline(worth: float) -> float:
-            return max(least, min(most, self._end(worth + algorithm.setup_s)))
+        def deadline(best_seconds: float) -> float:
+            return max(earliest, min(latest, self._end(best_seconds + algorithm.setup_s)))
 
-        self._tell(f"now {algorithm.name}")
+        self._report_progress(f"now {algorithm.name}")
         attempt = algorithm.fit(params, deadline=deadline)
-        metric, truth = self._problem.metric, self._problem.valid_y
+        metric, labels = self._problem.metric, self._problem.valid_y
         assert attempt.scores is not None  # noqa: S101  (the problem has validation rows)
-        assert truth is not None  # noqa: S101
-        value = metric.prepare(truth, attempt.scores)(None)
+        assert labels is not None  # noqa: S101
+        value = metric.prepare(labels, attempt.scores)(None)
         gain = value if metric.greater_is_better else -value
         entry: dict[str, Json] = {
             "candidate": algorithm.name,
@@ -365,50 +381,54 @@ class _Search:
             "finished": attempt.finished,
             "seconds": perf_counter() - began,
         }
-        held = self._best.get(algorithm.name)
+        best = self._best.get(algorithm.name)
         eligible = True
-        if self._declared.latency_ms is not None and (held is None or gain > held.gain):
+        if self._settings.latency_ms is not None and (best is None or gain > best.gain):
             entry["latency_ms"] = _row_latency_ms(attempt.build(), judged)
-            eligible = entry["eligible"] = entry["latency_ms"] <= self._declared.latency_ms
+            eligible = entry["eligible"] = entry["latency_ms"] <= self._settings.latency_ms
         self._entries.append((gain if eligible else -np.inf, entry))
-        if eligible and (held is None or gain > held.gain):
+        if eligible and (best is None or gain > best.gain):
             self._best[algorithm.name] = _Trial(algorithm, attempt, value, gain, entry)
         if listener is not None:
             listener(dict(entry))
-        self._tell()
+        self._report_progress()
         return True
 
-    def _tell(self, now: str = "") -> None:
-        """Say how far the search has come, to whoever watches the step that it runs in."""
+    def _report_progress(self, now: str = "") -> None:
+        """Report the progress of the search to the surrounding pipeline step."""
         leader = max(self._best.values(), key=lambda trial: trial.gain, default=None)
-        made = len(self._entries)
-        told = [f"{made} {'trial' if made == 1 else 'trials'}"]
+        count = len(self._entries)
+        parts = [f"{count} {'trial' if count == 1 else 'trials'}"]
         if leader is not None:
-            told.append(f"best {self._problem.metric.name} {leader.value:.4g} ({leader.algorithm.name})")
+            parts.append(f"best {self._problem.metric.name} {leader.value:.4g} ({leader.algorithm.name})")
         if now:
-            told.append(now)
-        progress(round(self.elapsed(), 1), self._declared.budget_s, note=", ".join(told), unit="s of the budget")
+            parts.append(now)
+        progress(round(self.elapsed(), 1), self._settings.budget_s, note=", ".join(parts), unit="s of the budget")
 
-    def _enough(self) -> bool:
-        wanted = self._declared.trials
-        # In the last moments a trial would be cut before it could show anything.
-        late = self._time_left() < 0.03 * self._declared.budget_s
-        return late or (wanted is not None and len(self._entries) >= wanted)
+    def _is_finished(self) -> bool:
+        most = self._settings.trials
+        # With so little time left, a trial would be stopped before it has a useful result.
+        late = self._time_left() < 0.03 * self._settings.budget_s
+        return late or (most is not None and len(self._entries) >= most)
 
     def _time_left(self) -> float:
         return self._end(0.0) - perf_counter()
 
-    def _end(self, worth: float) -> float:
-        """When searching must stop if `worth` seconds of fitting, or the best so far, are to be done once more."""
-        end = self._started + 0.97 * self._declared.budget_s
-        if self._declared.refit is None:
+    def _end(self, best_seconds: float) -> float:
+        """Return when the search must stop to leave time for the final fit.
+
+        Args:
+            best_seconds: how long the best fit of the current trial took. The best trial so far may have taken longer.
+        """
+        end = self._started + 0.97 * self._settings.budget_s
+        if self._settings.refit is None:
             return end
         leader = max(self._best.values(), key=lambda trial: trial.gain, default=None)
-        held = leader.attempt.seconds + leader.algorithm.setup_s if leader is not None else 0.0
-        return end - 1.1 * self._growth * max(worth, held) - self._overhead
+        leader_seconds = leader.attempt.seconds + leader.algorithm.setup_s if leader is not None else 0.0
+        return end - 1.1 * self._growth * max(best_seconds, leader_seconds) - self._overhead
 
     def _error_between(self, a: _Trial, b: _Trial) -> float:
-        """Standard error of the difference of two trials on the validation rows."""
+        """Return the standard error of the difference of two trials on the validation rows."""
         problem = self._problem
         one, two = a.attempt.scores, b.attempt.scores
         assert problem.valid_y is not None  # noqa: S101
@@ -464,21 +484,21 @@ def _check_classes(problem: TrainingProblem, classes: list[Json], target: str) -
     if problem.task == "regression":
         return
     assert problem.valid_y is not None  # noqa: S101
-    lacking = [classes[k] for k in range(len(classes)) if not (problem.y == k).any()]
-    if lacking:
+    missing = [classes[k] for k in range(len(classes)) if not (problem.y == k).any()]
+    if missing:
         raise TrainingError(
-            f"The training rows have no '{target}' of {lacking[0]!r}, the validation rows do.",
-            help="Train on a longer stretch of data, or draw validation rows at random.",
+            f"The training rows have no '{target}' of {missing[0]!r}, but the validation rows do.",
+            help="Train on a longer period, or draw validation rows at random.",
         )
     if len(np.unique(problem.valid_y)) < 2:
         raise TrainingError(
-            f"The {len(problem.valid_y)} validation rows have one '{target}' only: nothing to be judged by.",
-            help="Hold out a longer stretch, or draw validation rows at random.",
+            f"The {len(problem.valid_y)} validation rows have one '{target}' only, so they cannot judge a model.",
+            help="Hold out a longer period, or draw validation rows at random.",
         )
 
 
 def _row_latency_ms(model: Model, judged: pl.DataFrame) -> float:
-    """The 99th percentile of answering one row, in milliseconds."""
+    """Return the 99th percentile of the time to predict one row, in milliseconds."""
     rows = judged.select(model.inputs).head(100).to_dicts()
     for row in rows[:5]:
         model.predict_rows([row])
@@ -495,13 +515,19 @@ def _together(rows: pl.DataFrame, judged: pl.DataFrame) -> pl.DataFrame:
 
     absent = [name for name in rows.columns if name not in judged.columns]
     if absent:
-        raise TrainingError(f"The validation rows have no column '{absent[0]}'.", help="Split one prepared table.")
+        raise TrainingError(
+            f"The validation rows have no column '{absent[0]}'.",
+            help="Split one prepared table, so that both parts have the same columns.",
+        )
     return pl.concat([rows, judged.select(rows.columns)], how="vertical_relaxed")
 
 
 def _threads(cells: int) -> int:
-    """As many threads as the matrix feeds. Threads of a small one mostly wait for each other, and on a machine with
-    other work to do that wait is a hundredfold: a neighbour's time slice at every round."""
-    # A container or a scheduler may grant fewer cores than the machine has.
+    """Return how many threads a matrix of this many cells justifies.
+
+    For a small matrix, threads mostly wait for each other. On a machine with other load, each round may then wait for a
+    time slice of another process, which can make fitting a hundred times slower.
+    """
+    # A container or a scheduler may allow fewer cores than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, cells // CELLS_A_THREAD))

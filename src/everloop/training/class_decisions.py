@@ -1,7 +1,7 @@
-"""Which class an answer names.
+"""Represent predictions as scores and predicted classes, and derive classes from scores.
 
-A model's own `predict` decides, and it need not follow from the probabilities: a threshold may have been tuned, ties go
-one way or the other, some classifiers decide by another rule altogether. So an answer is its scores *and* its class.
+A model's own `predict` decides the class, which need not follow from the probabilities: a threshold may have been
+tuned, ties may be resolved either way, and some classifiers use another rule. So a prediction has scores *and* a class.
 """
 
 from __future__ import annotations
@@ -26,31 +26,32 @@ THRESHOLD = 0.5
 
 
 class ClassScores(NamedTuple):
-    """Scores as `Model` promises them, and the predicted class of each row by its place in `classes`.
+    """Scores in the shape of `Model.predict_scores`, and the predicted class of each row.
 
-    `places` has shape (n,); None for a regression.
+    `places` are indices into the model's `classes`, of shape (n,); None for a regression.
     """
 
     scores: Array
     places: Places | None
 
     def take(self, rows: Places) -> ClassScores:
-        """The answers to some of the rows."""
+        """Return the predictions for some of the rows."""
         return ClassScores(self.scores[rows], None if self.places is None else self.places[rows])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """A rule that reads the class off the scores.
+    """A rule that derives the class from the scores.
 
-    Two classes: the second from `threshold` on, or only above it where `strict`. Several: the first of the largest.
+    For two classes: the second class if the score reaches `threshold`, or exceeds it if `strict`. For several classes:
+    the one with the largest score, the first of them in a tie.
     """
 
     threshold: float = THRESHOLD
     strict: bool = False
 
     def places(self, scores: Array) -> Places:
-        """The predicted class of each row; scores of shape (n,) or (n, classes)."""
+        """Return the index of the predicted class of each row, from scores of shape (n,) or (n, classes)."""
         if scores.ndim == 2:
             largest: Places = np.argmax(scores, axis=1)
             return largest
@@ -65,11 +66,11 @@ class Rule:
 
 
 PLAIN = Rule()
-"""What everloop's own models follow, and models that say nothing of classes: from one half on."""
+"""The rule of everloop's own models, and of models without a rule: the second class from a score of one half."""
 
 
 def rule_of(model: Any) -> Rule | None:
-    """The rule by which a model's classes follow from its scores; None where only the model itself can tell."""
+    """Return the rule by which a model's classes follow from its scores; None if the model decides by itself."""
     if hasattr(model, "answer_frame"):
         rule: Rule | None = getattr(model, "rule", None)
         return rule
@@ -77,37 +78,34 @@ def rule_of(model: Any) -> Rule | None:
 
 
 def answer_frame(model: Any, frame: pl.DataFrame) -> ClassScores:
-    """Scores and classes of the rows of a frame, from any `Model`."""
-    own = getattr(model, "answer_frame", None)
-    if own is not None:
-        answers: ClassScores = own(frame)
-        return answers
+    """Return any model's scores and classes for the rows of a frame."""
+    method = getattr(model, "answer_frame", None)
+    if method is not None:
+        predictions: ClassScores = method(frame)
+        return predictions
     return by_rule(model, model.predict_scores(frame))
 
 
 def answer_rows(model: Any, rows: Sequence[Mapping[str, object]]) -> ClassScores:
-    """The same of plain rows."""
-    own = getattr(model, "answer_rows", None)
-    if own is not None:
-        answers: ClassScores = own(rows)
-        return answers
+    """Return any model's scores and classes for plain rows."""
+    method = getattr(model, "answer_rows", None)
+    if method is not None:
+        predictions: ClassScores = method(rows)
+        return predictions
     return by_rule(model, model.predict_rows(rows))
 
 
 def by_rule(model: Any, scores: Array) -> ClassScores:
-    """Scores with the classes that the model's rule reads off them."""
+    """Return scores with the classes that follow from them by the model's rule."""
     if getattr(model, "task", None) == "regression":
         return ClassScores(scores, None)
     return ClassScores(scores, (getattr(model, "rule", None) or PLAIN).places(scores))
 
 
 def votes(places: Places, classes: int) -> Array:
-    """Scores that say the class and nothing else: (n,) of 0 and 1 for two classes, (n, classes) for several."""
+    """Return scores of 0 and 1 that only name the class: shape (n,) for two classes, (n, classes) for several."""
     if classes == 2:
         return places.astype(np.float64)
     found = np.zeros((len(places), classes))
     found[np.arange(len(places)), places] = 1.0
     return found
-
-
-__all__ = ["PLAIN", "THRESHOLD", "ClassScores", "Rule", "answer_frame", "answer_rows", "by_rule", "rule_of", "votes"]

@@ -1,14 +1,14 @@
-"""Columns of any type as one matrix of floats, the same in training and in serving.
+"""Encode columns of any type as one matrix of floats, in the same way for training and serving.
 
     number, bool    the value; null is NaN
-    string          a code: 0 for rare or never seen, 1 for null, from 2 on the known categories
+    string          a code: 0 for a rare or unknown category, 1 for null, 2 and above for the known categories
     date, datetime  month, day of month, weekday and (with a time) hour of the day, in the trained time zone
     time, duration  hours, seconds
 
-There are two ways in, a frame and a single row as a dict, because building a frame for one row costs ten times what
-the model does. They share their tables and are held equal to the last bit by property tests.
+Frames and single rows (dicts) are encoded by separate code, because building a frame for one row costs ten times as
+much as the model. Both use the same tables, and property tests check that their results are equal to the last bit.
 
-The state is plain JSON; only NumPy and Polars are needed, and Polars only for frames.
+The state is plain JSON. Encoding needs only NumPy, and Polars for frames.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ Array = NDArray[np.float64]
 Kind = Literal["number", "flag", "category", "date", "datetime", "time", "duration"]
 
 UNSEEN, MISSING, FIRST = 0, 1, 2
-"""Codes of a categorical column: rare or never seen, null, the first known category."""
+"""Codes of a categorical column: a rare or unknown category, null, the first known category."""
 MOST_CATEGORIES = 254
-"""Further ones, the rarest, share the code of the unseen."""
+"""If there are more categories, the rarest share the code of unknown ones."""
 LEAST_ROWS = 5
-"""A category in fewer rows than this is rare. What the rare ones teach is then what an unseen one gets."""
+"""A category with fewer rows than this is rare. Rare and unknown categories share a code, so a model treats an unknown
+category like the rare ones of its training."""
 _PARTS: dict[str, tuple[str, ...]] = {
     "date": ("month", "day", "weekday"),
     "datetime": ("month", "day", "weekday", "hour"),
@@ -48,7 +49,7 @@ _NAN = float("nan")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feature:
-    """One input column as training saw it."""
+    """One input column, as it was in training."""
 
     name: str
     kind: Kind
@@ -61,24 +62,24 @@ class Feature:
 
     @property
     def width(self) -> int:
-        """Matrix columns that it becomes."""
+        """How many columns of the matrix it becomes."""
         return len(_PARTS.get(self.kind, ("value",)))
 
 
 class Encoder:
-    """Turns frames and rows into matrices. Immutable after `fit`, so any number of threads may share it."""
+    """Converts frames and rows to matrices. It never changes after `fit`, so it is thread-safe."""
 
     def __init__(self, features: Iterable[Feature], dropped: Mapping[str, str] | None = None) -> None:
         self.features = tuple(features)
         self.dropped = dict(dropped or {})
-        """Columns that were offered to `fit` and left out, with the reason."""
+        """Columns that `fit` left out, with the reason."""
         self.inputs = tuple(feature.name for feature in self.features)
         self.width = sum(feature.width for feature in self.features)
         self._row = [(feature.name, _row_reader(feature)) for feature in self.features]
 
     @classmethod
     def fit(cls, frame: pl.DataFrame) -> Encoder:
-        """Learn the columns of `frame`. Those that cannot teach anything are left out and listed in `dropped`.
+        """Create an encoder for the columns of `frame`. Columns without information are left out, see `dropped`.
 
         Raises:
             TrainingError: no column is left.
@@ -94,7 +95,8 @@ class Encoder:
         if not features:
             reasons = "; ".join(f"{name}: {why}" for name, why in dropped.items()) or "the table has none"
             raise TrainingError(
-                f"No feature column is left to learn from ({reasons}).", help="Add columns or prepare these."
+                f"No feature column is left to learn from ({reasons}).",
+                help="Add columns, or convert these in the step before.",
             )
         return cls(features, dropped)
 
@@ -105,16 +107,16 @@ class Encoder:
 
     @property
     def sources(self) -> list[str]:
-        """The input column that each matrix column comes from."""
+        """The input column of each matrix column."""
         return [feature.name for feature, _ in self._parts()]
 
     @property
     def codes(self) -> list[int]:
-        """For each matrix column how many codes it has, 0 if it is a number."""
+        """How many codes each matrix column has; 0 for a number."""
         return [FIRST + len(f.categories) if f.kind == "category" else 0 for f, _ in self._parts()]
 
     def encode(self, frame: pl.DataFrame) -> Array:
-        """The matrix of a frame, shape (rows, width), row-major.
+        """Return the matrix of a frame, shape (rows, width), row-major.
 
         Raises:
             RequestError: a column is missing, or has a type that cannot be read as the trained one.
@@ -128,19 +130,19 @@ class Encoder:
         return matrix
 
     def encode_rows(self, rows: Sequence[Mapping[str, object]]) -> Array:
-        """The matrix of plain rows, shape (rows, width), equal to that of the same rows as a frame.
+        """Return the matrix of plain rows, shape (rows, width). It equals that of the same rows in a frame.
 
         Raises:
-            RequestError: as `encode`.
+            RequestError: see `encode`.
         """
         values = [value for row in rows for value in self.encode_row(row)]
         return np.array(values, dtype=np.float64).reshape(len(rows), self.width)
 
     def encode_row(self, row: Mapping[str, object]) -> list[float]:
-        """One row as `width` floats.
+        """Return one row as `width` floats.
 
         Raises:
-            RequestError: as `encode`.
+            RequestError: see `encode`.
         """
         out: list[float] = []
         for name, read in self._row:
@@ -152,7 +154,7 @@ class Encoder:
         return out
 
     def to_dict(self) -> dict[str, Json]:
-        """JSON-able state."""
+        """Return the state, which can be written as JSON."""
         return {
             "features": [
                 {
@@ -170,7 +172,7 @@ class Encoder:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Json]) -> Encoder:
-        """Undo `to_dict`."""
+        """Create an encoder from the result of `to_dict`."""
         features = [Feature(**{**entry, "categories": tuple(entry["categories"])}) for entry in state["features"]]
         return cls(features, state["dropped"])
 
@@ -182,7 +184,7 @@ class Encoder:
 
 
 def arrow_type(dtype: pl.DataType) -> str:
-    """The Arrow name of a Polars type, without loading pyarrow."""
+    """Return the Arrow name of a Polars type, without importing pyarrow."""
     import polars as pl
 
     if isinstance(dtype, pl.Datetime):
@@ -213,7 +215,7 @@ def arrow_type(dtype: pl.DataType) -> str:
 
 
 def _learn(series: pl.Series) -> Feature | str:
-    """The feature that a column makes, or why it makes none."""
+    """Return the feature of a column, or the reason that it cannot be one."""
     import polars as pl
 
     nulls = series.null_count()
@@ -237,7 +239,7 @@ def _learn(series: pl.Series) -> Feature | str:
         kept = counted.sort(["rows", "value"], descending=[True, False]).head(MOST_CATEGORIES)
         categories = tuple(sorted(kept["value"].to_list()))
         if not categories:
-            return f"too many different values: {known.n_unique()} in {len(known)} rows, none in {least} rows or more"
+            return f"too many different values: {known.n_unique()} in {len(known)} rows, each in fewer than {least}"
     return Feature(
         name=series.name,
         kind=kind,
@@ -278,7 +280,7 @@ _READABLE: dict[Kind, tuple[Kind, ...]] = {
     "time": ("time",),
     "duration": ("duration",),
 }
-"""What a feature can be read from: numbers and flags from each other, dates and datetimes from each other."""
+"""Kinds of columns that a feature can be read from: numbers and flags, or dates and datetimes, from each other."""
 
 
 def _column(frame: pl.DataFrame, feature: Feature) -> pl.Series:
@@ -300,9 +302,9 @@ def _frame_columns(feature: Feature, series: pl.Series) -> Iterable[Array]:
         empty = float(MISSING) if feature.kind == "category" else _NAN
         return [np.full(len(series), empty)] * feature.width
     if feature.kind in ("number", "flag"):
-        # Trained on single precision, a double that comes later is cut to it: 0.1 must fall on the same side.
-        cut = series.cast(pl.Float32) if feature.type == "float" else series
-        return [_floats(cut)]
+        # If training had single precision, doubles are rounded to it, so that 0.1 falls on the same side of a split.
+        rounded = series.cast(pl.Float32) if feature.type == "float" else series
+        return [_floats(rounded)]
     if feature.kind == "category":
         text = series.cast(pl.String)
         known = text.cast(pl.Enum(list(feature.categories)), strict=False).to_physical().cast(pl.Float64) + FIRST
@@ -377,7 +379,7 @@ def _number_reader(feature: Feature) -> RowReader:
                 try:
                     value = float(value)
                 except OverflowError:
-                    # A whole number beyond a double's range.
+                    # The whole number is outside the range of a double.
                     value = float("inf") if value > 0 else float("-inf")
             else:
                 raise _wrong_type(feature, type(value).__name__)
@@ -425,8 +427,8 @@ def _moment_reader(feature: Feature) -> RowReader:
                 moment = moment.astimezone(UTC)
         except OverflowError:
             raise RequestError(
-                f"'{feature.name}' is {value}, which lies outside the years 1 to 9999 in {feature.zone or 'UTC'}.",
-                help="Send a moment within them, or null.",
+                f"'{feature.name}' is {value}, which is outside the years 1 to 9999 in {feature.zone or 'UTC'}.",
+                help="Send a time in these years, or null.",
             ) from None
         hour = (moment.hour * 3600 + moment.minute * 60 + moment.second) / 3600.0
         out.extend((float(moment.month), float(moment.day), float(moment.isoweekday()), hour))
@@ -434,15 +436,15 @@ def _moment_reader(feature: Feature) -> RowReader:
     return {"duration": read_duration, "time": read_time, "date": read_date, "datetime": read_datetime}[feature.kind]
 
 
-# -- refusals -----------------------------------------------------------------------------------------------------
+# -- errors -------------------------------------------------------------------------------------------------------
 
 
 def _missing(name: str, present: Iterable[str]) -> RequestError:
-    return RequestError(f"Column '{name}' is missing.", help=f"Given: {', '.join(list(present)[:30]) or 'nothing'}")
+    return RequestError(f"Column '{name}' is missing.", help=f"Got: {', '.join(list(present)[:30]) or 'no columns'}")
 
 
 def _wrong_type(feature: Feature, got: str) -> RequestError:
     return RequestError(
-        f"Column '{feature.name}' has type {got}, the model was trained on {feature.type}.",
+        f"Column '{feature.name}' has type {got}, but the model was trained on {feature.type}.",
         help=f"Send '{feature.name}' as {feature.type}.",
     )

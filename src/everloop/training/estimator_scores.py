@@ -1,8 +1,8 @@
-"""How a fitted estimator of any library is asked for scores and classes.
+"""Get scores and classes from a fitted estimator of any library.
 
-Scores come from `predict_proba`, classes from `predict`: nothing but the estimator's own method knows its threshold,
-what it does with ties, and whether its classes follow from its probabilities at all. A few estimators are known to take
-the first of the largest probabilities; those are asked once.
+Scores come from `predict_proba` and classes from `predict`. Only the estimator's own `predict` knows its threshold, how
+it resolves ties, and whether its classes follow from its probabilities at all. A few estimators are known to take the
+first of the largest probabilities; for these, `predict` is not called.
 """
 
 from __future__ import annotations
@@ -38,19 +38,20 @@ _LARGEST = {
     },
     "lightgbm": {"LGBMClassifier"},
 }
-"""Estimators whose `predict` is, by their source, the first of the largest of `predict_proba`."""
+"""Estimators whose source shows that `predict` is the first of the largest probabilities of `predict_proba`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EstimatorScores:
-    """How an estimator is asked.
+    """How the scores and classes of an estimator are computed.
 
     Attributes:
-        order: where the estimator has each class; empty where it has them in order.
-        classes: in everloop's order, as plain Python.
+        order: index of each class in the estimator's own order; empty if the orders are the same.
+        classes: the sorted classes, as plain Python values.
         choice: how the class is found. `rule`: by `rule`, from the scores. `largest`: the first of the largest
-            probabilities, in the estimator's own order. `predict`: the estimator is asked. `votes`: it is asked, and
-            there are no probabilities: the score of the class that it names is 1, of the others 0.
+            probabilities, in the estimator's own order. `predict`: by `predict` of the estimator. `votes`: also by
+            `predict`, for estimators without probabilities; the score of the predicted class is 1, the others are 0.
+        rule: the rule for the choice `rule`.
     """
 
     task: Task
@@ -60,7 +61,7 @@ class EstimatorScores:
     rule: Rule = PLAIN
 
     def answer(self, estimator: Any, rows: Any) -> ClassScores:
-        """Scores and classes of a table that the estimator takes."""
+        """Return scores and classes for a table that the estimator takes."""
         if self.task == "regression":
             return ClassScores(_numbers(estimator.predict(rows)), None)
         if self.choice == "votes":
@@ -68,20 +69,20 @@ class EstimatorScores:
             return ClassScores(votes(places, len(self.classes)), places)
         if self.choice == "predict":
             estimator, rows = _prepared(estimator, rows)
-            scores = self._arranged(_chances(estimator, rows))
+            scores = self._arranged(_probabilities(estimator, rows))
             return ClassScores(scores, self._places(estimator.predict(rows)))
-        chances = _chances(estimator, rows)
-        scores = self._arranged(chances)
-        if self.choice == "largest" and chances.ndim == 2:
-            largest = np.argmax(chances, axis=1)
+        probabilities = _probabilities(estimator, rows)
+        scores = self._arranged(probabilities)
+        if self.choice == "largest" and probabilities.ndim == 2:
+            largest = np.argmax(probabilities, axis=1)
             return ClassScores(scores, np.argsort(self.order)[largest] if self.order else largest)
         return ClassScores(scores, self.rule.places(scores))
 
     def scores(self, estimator: Any, rows: Any) -> Array:
-        """Scores alone, which cost half where the estimator would have to be asked for its classes as well."""
+        """Return the scores alone. This is twice as fast if the classes would need `predict` as well."""
         if self.task == "regression" or self.choice == "votes":
             return self.answer(estimator, rows).scores
-        return self._arranged(_chances(estimator, rows))
+        return self._arranged(_probabilities(estimator, rows))
 
     def to_json(self) -> dict[str, Json]:
         return {
@@ -93,7 +94,7 @@ class EstimatorScores:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], task: Task) -> Self:
-        """Read what `to_json` wrote; a package of an earlier version has an order and nothing more."""
+        """Read the result of `to_json`. Packages of earlier versions only have an order."""
         return cls(
             task=task,
             order=tuple(data["order"]),
@@ -102,36 +103,42 @@ class EstimatorScores:
             rule=Rule.from_json(data["rule"]) if "rule" in data else PLAIN,
         )
 
-    def _arranged(self, chances: Array) -> Array:
+    def _arranged(self, probabilities: Array) -> Array:
+        """Return probabilities in the order of `classes`; for two classes, that of the second."""
         order = self.order
-        if self.task == "binary":
-            return np.ascontiguousarray(chances[:, order[1] if order else 1]) if chances.ndim == 2 else chances
-        return np.ascontiguousarray(chances[:, list(order)]) if order else chances
+        if self.task == "binary" and probabilities.ndim == 2:
+            return np.ascontiguousarray(probabilities[:, order[1] if order else 1])
+        if self.task == "binary" or not order:
+            return probabilities
+        return np.ascontiguousarray(probabilities[:, list(order)])
 
     def _places(self, predicted: Any) -> Places:
-        """Predicted classes as places in `classes`."""
+        """Return predicted classes as indices into `classes`."""
         found = np.asarray(predicted)
         values = found.reshape(-1).tolist()
         if len(values) != len(found):
-            raise UsageError(f"`predict` gives {len(values) // max(1, len(found))} values a row, not one class.")
-        known = {value: place for place, value in enumerate(self.classes)}
+            raise UsageError(
+                f"`predict` returns {len(values) // max(1, len(found))} values for a row instead of one class.",
+                help="Fit and save one model for each target.",
+            )
+        known = {value: index for index, value in enumerate(self.classes)}
         try:
             return np.fromiter((known[value] for value in values), dtype=np.intp, count=len(values))
         except (KeyError, TypeError):
             strange = next(value for value in values if not _known(value, known))
             raise RequestError(
                 f"The model predicts {strange!r}, which is not one of its classes.",
-                help=f"They are: {', '.join(map(repr, self.classes[:10]))}",
+                help=f"Its classes: {', '.join(map(repr, self.classes[:10]))}",
             ) from None
 
 
 def question_for(
     estimator: Any, task: Task, order: Sequence[int], classes: Sequence[Json], *, chances: bool = True
 ) -> EstimatorScores:
-    """How an estimator's classes are found.
+    """Return how the scores and classes of an estimator are computed.
 
     Args:
-        chances: False where it gives no probabilities.
+        chances: False if the estimator gives no probabilities.
     """
     choice: Choice = "rule"
     if task != "regression" and not chances:
@@ -144,36 +151,39 @@ def question_for(
 
 
 def last_step(estimator: Any) -> Any:
-    """The estimator at the end of a pipeline."""
+    """Return the last estimator of a pipeline, or the estimator itself."""
     while is_pipeline(estimator):
         estimator = estimator.steps[-1][1]
     return estimator
 
 
 def is_pipeline(estimator: Any) -> bool:
-    """Whether it is scikit-learn's own `Pipeline`, which predicts by its steps and nothing else."""
+    """Whether this is exactly scikit-learn's `Pipeline`, which predicts only by its steps."""
     kind = type(estimator)
     return kind.__name__ == "Pipeline" and kind.__module__ == "sklearn.pipeline" and bool(estimator.steps)
 
 
 def _prepared(estimator: Any, rows: Any) -> tuple[Any, Any]:
-    """The last step of a pipeline and the table that it gets, so that two questions prepare it once."""
+    """Return the last step of a pipeline and its input, so that two calls of the last step transform the rows once."""
     while is_pipeline(estimator) and len(estimator.steps) > 1:
         rows, estimator = estimator[:-1].transform(rows), estimator.steps[-1][1]
     return estimator, rows
 
 
-def _chances(estimator: Any, rows: Any) -> Array:
-    # A native booster answers probabilities from `predict`.
-    ask = estimator.predict_proba if hasattr(estimator, "predict_proba") else estimator.predict
-    return np.asarray(ask(rows), dtype=np.float64)
+def _probabilities(estimator: Any, rows: Any) -> Array:
+    # A native booster returns probabilities from `predict`.
+    predict = estimator.predict_proba if hasattr(estimator, "predict_proba") else estimator.predict
+    return np.asarray(predict(rows), dtype=np.float64)
 
 
 def _numbers(predicted: Any) -> Array:
     found = np.asarray(predicted, dtype=np.float64)
     values = found.reshape(-1)
     if len(values) != len(found):
-        raise UsageError(f"`predict` gives {len(values) // max(1, len(found))} values a row, not one number.")
+        raise UsageError(
+            f"`predict` returns {len(values) // max(1, len(found))} values for a row instead of one number.",
+            help="Fit and save one model for each target.",
+        )
     return values
 
 
@@ -182,6 +192,3 @@ def _known(value: Any, known: Mapping[Any, int]) -> bool:
         return value in known
     except TypeError:
         return False
-
-
-__all__ = ["Choice", "EstimatorScores", "is_pipeline", "last_step", "question_for"]

@@ -1,4 +1,4 @@
-"""What a fitted estimator of any library predicts: a number, one of some classes, or something that is refused."""
+"""Find out what a fitted estimator of any library predicts: a number, or one of which classes."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _CLASS_TYPES = (str, bool, int, float)
 
 
 def kind_of(estimator: Any) -> str | None:
-    """`classifier`, `regressor`, `clusterer`, `outlier_detector`, …; None where it does not say."""
+    """Return `classifier`, `regressor`, `clusterer`, `outlier_detector`, …; None if the estimator has no such tag."""
     try:
         from sklearn.utils import get_tags
 
         kind = get_tags(estimator).estimator_type
-    except Exception:  # not scikit-learn's, or of a library that speaks an older version of its protocol
+    except Exception:  # another library, or one that implements an older version of scikit-learn's protocol
         kind = None
     return kind or getattr(estimator, "_estimator_type", None)
 
 
 def check_one_output(estimator: Any, predicted: Any = None) -> None:
-    """Refuse an estimator of several targets or several labels.
+    """Check that an estimator predicts one value per row.
 
     Args:
-        predicted: what `predict` gave for some rows; None where that is not known.
+        predicted: the result of `predict` for some rows; None if it was not called.
 
     Raises:
-        UsageError: it has several outputs.
+        UsageError: the estimator predicts several targets or several labels.
     """
     last = last_step(estimator)
     known = getattr(last, "classes_", None)
@@ -53,16 +53,16 @@ def check_one_output(estimator: Any, predicted: Any = None) -> None:
         width = max(width, int(np.prod(shape[1:])))
     if width > 1:
         raise UsageError(
-            f"The {type(last).__name__} predicts {width} values a row. A model version answers one target.",
+            f"The {type(last).__name__} predicts {width} values for each row, but a model version predicts one target.",
             help="Fit and save one model for each target.",
         )
 
 
 def known_classes(estimator: Any) -> list[Json] | None:
-    """The classes that an estimator names, in its own order, as plain Python; None where it names none.
+    """Return the classes of an estimator in its own order, as plain Python values; None if it has no `classes_`.
 
     Raises:
-        UsageError: a class is of a type that no answer can hold.
+        UsageError: the classes have a type that predictions cannot have.
     """
     found = getattr(estimator, "classes_", None)
     if found is None:
@@ -73,13 +73,17 @@ def known_classes(estimator: Any) -> list[Json] | None:
 
 
 def plain_classes(estimator: Any, found: Any) -> list[Json]:
-    """Classes as plain Python, in the order given."""
+    """Return classes as plain Python values, in the same order.
+
+    Raises:
+        UsageError: the classes have a type that predictions cannot have, or mix texts and numbers.
+    """
     plain = [value.item() if isinstance(value, np.generic) else value for value in found]
     strange = next((value for value in plain if not isinstance(value, _CLASS_TYPES) or value != value), None)
     if strange is not None:
         raise UsageError(
             f"The class {strange!r} of the {type(estimator).__name__} is of type {type(strange).__name__}.",
-            help="Classes can be texts, whole numbers, numbers and flags. Convert the target before fitting.",
+            help="Classes can be texts, numbers or booleans. Convert the target before fitting.",
         )
     if len({isinstance(value, str) for value in plain}) > 1:
         raise UsageError(
@@ -89,13 +93,13 @@ def plain_classes(estimator: Any, found: Any) -> list[Json]:
     return plain
 
 
-def found_classes(estimator: Any, predicted: Any, width: int | None, truth: pl.Series | None) -> list[Json] | None:
-    """The classes of an estimator that decides between some but does not name them; None where they cannot be found.
+def found_classes(estimator: Any, predicted: Any, width: int | None, labels: pl.Series | None) -> list[Json] | None:
+    """Return the classes of an estimator without `classes_`; None if they cannot be determined.
 
     Args:
-        predicted: what `predict` gave for the example.
-        width: how many probabilities it gives a row; None where it gives none.
-        truth: the target of the example's rows.
+        predicted: the result of `predict` for the example.
+        width: how many probabilities it gives for each row; None if it gives none.
+        labels: the labels of the example's rows.
     """
     kind, last = kind_of(estimator), last_step(estimator)
     values = set(np.asarray(predicted).reshape(-1).tolist())
@@ -107,21 +111,21 @@ def found_classes(estimator: Any, predicted: Any, width: int | None, truth: pl.S
         values |= {int(label) for label in getattr(last, "subcluster_labels_", ())}
     elif width is not None and _whole(values) and values <= set(range(width)):
         values = set(range(width))
-    elif truth is not None:
-        values |= set(truth.drop_nulls().to_list())
+    elif labels is not None:
+        values |= set(labels.drop_nulls().to_list())
     if not values or (width is not None and len(values) != width):
         return None
     return sorted(plain_classes(estimator, list(values)))
 
 
 def arranged(plain: Sequence[Json]) -> tuple[list[Json], list[int]]:
-    """Classes in everloop's order, and where the estimator has each; an empty list where they are in order."""
-    order = sorted(range(len(plain)), key=lambda place: plain[place])
-    return [plain[place] for place in order], [] if order == list(range(len(plain))) else order
+    """Return sorted classes, and the index of each in the original order; no indices if the order is the same."""
+    order = sorted(range(len(plain)), key=lambda index: plain[index])
+    return [plain[index] for index in order], [] if order == list(range(len(plain))) else order
 
 
 def decides(estimator: Any, predicted: Any) -> bool:
-    """Whether an estimator decides between classes, by what it says of itself and by what it predicted."""
+    """Whether an estimator predicts classes, judged by its tags and attributes and by its predictions."""
     kind = kind_of(estimator)
     if kind in ("classifier", "clusterer", "outlier_detector"):
         return True
@@ -138,33 +142,33 @@ def decides(estimator: Any, predicted: Any) -> bool:
 def first_answers(
     estimator: Any, rows: Any, task: Task, order: Sequence[int], classes: Sequence[Json]
 ) -> tuple[EstimatorScores, ClassScores]:
-    """Ask an estimator for the first time, and find out how it wants to be asked.
+    """Call an estimator for the first time, and find out how its scores and classes are computed.
 
     Raises:
-        UsageError: it predicts several values a row.
-        Exception: whatever the estimator raises.
+        UsageError: the estimator predicts several values for each row.
+        Exception: any error that the estimator raises.
     """
     predicted = estimator.predict(rows) if hasattr(estimator, "predict") else None
-    estimates = hasattr(estimator, "predict_proba")
-    if predicted is not None and (task == "regression" or estimates or decides(estimator, predicted)):
+    has_proba = hasattr(estimator, "predict_proba")
+    if predicted is not None and (task == "regression" or has_proba or decides(estimator, predicted)):
         check_one_output(estimator, predicted)
-    chances = estimates or not decides(estimator, predicted)
+    chances = has_proba or not decides(estimator, predicted)
     question = question_for(estimator, task, order, classes, chances=chances)
-    if predicted is not None and (task == "regression" or not estimates):
-        # Nothing but `predict` is asked for, and it has answered.
+    if predicted is not None and (task == "regression" or not has_proba):
+        # Only the result of `predict` is needed, and it is known already.
         return question, question.answer(_Predicted(predicted), rows)
     try:
         return question, question.answer(estimator, rows)
     except (AttributeError, NotImplementedError):
-        # Some have the method and no probabilities behind it.
-        if not estimates or predicted is None:
+        # Some estimators have a `predict_proba` that does not work.
+        if not has_proba or predicted is None:
             raise
         question = question_for(estimator, task, order, classes, chances=False)
         return question, question.answer(estimator, rows)
 
 
 class _Predicted:
-    """An estimator that has answered already."""
+    """Stands in for an estimator whose `predict` was called already."""
 
     def __init__(self, predicted: Any) -> None:
         self._predicted = predicted
@@ -179,16 +183,3 @@ def task_for(classes: Sequence[Json]) -> Task:
 
 def _whole(values: set[Any]) -> bool:
     return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
-
-
-__all__ = [
-    "arranged",
-    "check_one_output",
-    "decides",
-    "first_answers",
-    "found_classes",
-    "kind_of",
-    "known_classes",
-    "plain_classes",
-    "task_for",
-]

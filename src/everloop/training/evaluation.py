@@ -1,4 +1,4 @@
-"""How good a model is on rows that it has not seen: with intervals, by slice, and whether its scores hold true."""
+"""Evaluate a model on rows that it was not trained on: metrics, intervals, slices, calibration, confusion matrix."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ if TYPE_CHECKING:
 
 REPLICATES = 300
 MOST_SLICES = 20
-"""Values of a slice column that are shown by themselves, the most frequent ones; further ones are `other values`."""
+"""The most frequent values of a slice column that are shown as slices. All others are in the slice `other values`."""
 LEAST_SLICE_ROWS = 10
-"""A slice of fewer rows is counted but not judged."""
+"""For slices with fewer rows, the metric is not measured."""
 CALIBRATION_BINS = 10
 
 
 class ScoreFunction(Protocol):
-    """Whatever answers a frame: a `Model`, a `Trained`. Where it has `answer_frame`, that tells its classes too."""
+    """Anything that scores a frame, such as `Model` and `Trained`. Its `answer_frame`, if any, also gives classes."""
 
     def predict_scores(self, frame: pl.DataFrame) -> Array: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class SliceScore:
-    """The metric on the rows that share a value."""
+    """The metric on the rows with one value of a column."""
 
     column: str
     value: str
     rows: int
     share: float
     metric: Interval | None
-    """None where the slice has too few rows, or one class only."""
+    """None if the slice has too few rows or a single class."""
     mean_score: float | None
     mean_truth: float | None
-    """Rate of positives or mean of the target; None for several classes."""
+    """Share of positives or mean of the target; None for several classes."""
 
     def to_dict(self) -> dict[str, Json]:
         return {
@@ -66,7 +66,7 @@ class SliceScore:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationBin:
-    """Rows with scores in [`low`, `high`): what was told, and what came."""
+    """Rows with scores from `low` to `high`: the mean score and the observed rate."""
 
     low: float
     high: float
@@ -74,10 +74,11 @@ class CalibrationBin:
     told: float
     """Mean score."""
     came: float
-    """Rate of positives, or of being right; mean of the target in regression."""
+    """Share of positives; for several classes, share of correct predictions; for a regression, mean of the target."""
     came_low: float | None
+    """Lower end of Wilson's interval of the share; None for a regression."""
     came_high: float | None
-    """Wilson's interval of the rate; None in regression."""
+    """Upper end of Wilson's interval of the share; None for a regression."""
 
     def to_dict(self) -> dict[str, Json]:
         return {
@@ -93,36 +94,36 @@ class CalibrationBin:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What was found. `to_dict` is what a model version keeps."""
+    """The result of an evaluation. A model version stores it in the form of `to_dict`."""
 
     task: Task
     metric: str
-    """The one that decides."""
+    """The metric that decides."""
     rows: int
     metrics: dict[str, Interval]
     slices: list[SliceScore] = field(default_factory=list)
     calibration: list[CalibrationBin] = field(default_factory=list)
     confusion: list[list[int]] = field(default_factory=list)
-    """Rows by true class (down) and predicted class (across); empty in regression."""
+    """Numbers of rows by true class (rows) and predicted class (columns); empty for a regression."""
     classes: list[Json] = field(default_factory=list)
     unlabelled: int = 0
-    """Rows that were left out because their target is null."""
+    """How many rows were left out because their target is null."""
     left_out: tuple[LeftOut, ...] = ()
-    """Columns that training did not use, each with its reason; empty where the model does not say."""
+    """Columns that training did not use, each with the reason; empty if the model does not list them."""
 
     @property
     def value(self) -> float:
-        """The deciding metric."""
+        """The value of the deciding metric."""
         return self.metrics[self.metric].value
 
     def worst_slice(self, column: str) -> SliceScore | None:
-        """The slice of a column with the worst value of the deciding metric; None if none could be judged."""
-        judged = [one for one in self.slices if one.column == column and one.metric is not None]
-        better = get_metric(self.metric).greater_is_better
-        return min(judged, key=lambda one: _of(one) if better else -_of(one), default=None)
+        """Return the slice of a column with the worst value of the deciding metric; None if none was measured."""
+        measured = [one for one in self.slices if one.column == column and one.metric is not None]
+        sign = 1.0 if get_metric(self.metric).greater_is_better else -1.0
+        return min(measured, key=lambda one: sign * _metric_value(one), default=None)
 
     def to_dict(self) -> dict[str, Json]:
-        """JSON-able; NaN becomes None."""
+        """Return plain data for JSON. NaN becomes None."""
         return {
             "task": self.task,
             "metric": self.metric,
@@ -148,46 +149,45 @@ def evaluate(
     slices: Sequence[str] = (),
     seed: int = 0,
 ) -> Evaluation:
-    """Ask a model about labelled rows and judge its answers.
+    """Score labelled rows with a model, and evaluate the scores.
 
     Args:
-        model: anything with `predict_scores(frame)`; its `task`, `metric` and `classes` are used where it has them.
-        frame: rows that it was not trained on, with the target.
-        target: column with the truth; rows without it are left out.
-        task: None takes the model's, or infers it.
-        metric: the one that decides and is shown by slice; None takes the model's, or the task's usual one.
-        classes: in the order of the scores; None takes the model's.
-        slices: columns by whose values to look; numbers and times with many values by quarters.
-        seed: of the bootstrap.
+        model: anything with `predict_scores(frame)`. Its `task`, `metric` and `classes` are the defaults, if it has
+            them.
+        frame: rows that the model was not trained on, with the target.
+        target: the column with the labels. Rows without a label are left out.
+        task: default: the model's, otherwise inferred from the target.
+        metric: the metric that decides and is measured by slice. Default: the model's, otherwise that of the task.
+        classes: the classes in the order of the scores. Default: the model's.
+        slices: columns whose values define slices. Numbers and times with many values are divided into quarters.
+        seed: seed of the bootstrap.
 
     Raises:
-        EmptySampleError: no labelled row.
-        DataError: no such column, or a label that is no class of the model.
+        EmptySampleError: no row has a label.
+        DataError: a column is missing, or a label is not a class of the model.
     """
     rows = table(frame)
     for name in (target, *slices):
         if name not in rows.columns:
-            raise DataError(f"The rows have no column '{name}'.", help=f"There are: {', '.join(rows.columns)}")
+            raise DataError(f"The rows have no column '{name}'.", help=f"They have: {', '.join(rows.columns)}")
     column = rows[target]
-    asked = task or getattr(model, "task", None) or infer_task(column)
-    known = (
-        list(classes) if classes is not None else list(getattr(model, "classes", None) or find_classes(column, asked))
-    )
-    truth = encode_target(column, asked, known)
-    labelled = ~np.isnan(truth)
+    task = task or getattr(model, "task", None) or infer_task(column)
+    classes = list(classes if classes is not None else getattr(model, "classes", None) or find_classes(column, task))
+    labels = encode_target(column, task, classes)
+    labelled = ~np.isnan(labels)
     if not labelled.all():
-        rows, truth = rows.filter(labelled), truth[labelled]
+        rows, labels = rows.filter(labelled), labels[labelled]
     if rows.height == 0:
         raise EmptySampleError(f"No row has a '{target}'.", help="Wait for labels, or widen the window.")
     scores, places = answer_frame(model, rows)
     found = evaluate_scores(
-        truth,
+        labels,
         scores,
         places=places,
-        task=asked,
+        task=task,
         metric=metric or getattr(model, "metric", None),
         slices={name: rows[name] for name in slices},
-        classes=known,
+        classes=classes,
         seed=seed,
     )
     return replace(found, unlabelled=int((~labelled).sum()), left_out=tuple(getattr(model, "left_out", ())))
@@ -204,44 +204,47 @@ def evaluate_scores(
     classes: Sequence[Json] = (),
     seed: int = 0,
 ) -> Evaluation:
-    """Judge answers that are already there, such as those of the prediction log.
+    """Evaluate existing scores, such as those in the prediction log.
 
     Args:
-        y: truth, shape (n,), as `encode_target` gives it; no NaN.
+        y: labels as from `encode_target`, shape (n,), without NaN.
         scores: shape (n,) or (n, k).
-        task: of the scores.
-        places: the predicted class of each row, by its place in `classes`; None reads it off the scores.
-        metric: the one that decides; None is the task's usual one.
-        slices: column name to its values, n each.
-        classes: in the order of the scores, for the record.
-        seed: of the bootstrap.
+        task: the task of the scores.
+        places: index in `classes` of the predicted class of each row. Default: it follows from the scores.
+        metric: the metric that decides. Default: that of the task.
+        slices: values of slice columns by name, n each.
+        classes: the classes in the order of the scores, for the record.
+        seed: seed of the bootstrap.
 
     Raises:
-        EmptySampleError: no rows.
-        DataError: lengths differ, or a value is NaN.
+        EmptySampleError: there are no rows.
+        DataError: the lengths differ, or a value is NaN.
+        UsageError: the shape of the scores does not fit the task.
     """
-    truth, given = np.asarray(y, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    labels, values = np.asarray(y, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     names = metrics_of(task)
     deciding = get_metric(metric or names[0], task).name
-    if (task == "multiclass") != (given.ndim == 2):
-        raise UsageError(f"Scores of shape {given.shape} are not those of a {task} model.", help="Check `task`.")
+    if (task == "multiclass") != (values.ndim == 2):
+        raise UsageError(f"Scores of shape {values.shape} are not those of a {task} model.", help="Check `task`.")
     predicted = None if places is None else np.asarray(places, dtype=np.intp)
-    if predicted is not None and predicted.shape != truth.shape:
-        raise DataError(f"There are {len(predicted)} predicted classes for {len(truth)} rows.")
-    outputs = 0 if task == "regression" else 2 if given.ndim == 1 else given.shape[1]
-    judged = scores_for(deciding, given, predicted)
+    if predicted is not None and predicted.shape != labels.shape:
+        raise DataError(
+            f"There are {len(predicted)} predicted classes for {len(labels)} rows.", help="Pass one for each row."
+        )
+    outputs = 0 if task == "regression" else 2 if values.ndim == 1 else values.shape[1]
+    judged = scores_for(deciding, values, predicted)
     return Evaluation(
         task=task,
         metric=deciding,
-        rows=len(truth),
-        metrics=_intervals(truth, given, predicted, names, seed),
+        rows=len(labels),
+        metrics=_intervals(labels, values, predicted, names, seed),
         slices=[
             one
-            for name, values in (slices or {}).items()
-            for one in _slice(name, values, truth, given, judged, deciding, seed)
+            for name, column in (slices or {}).items()
+            for one in _slice(name, column, labels, values, judged, deciding, seed)
         ],
-        calibration=calibration_table(truth, given, task, places=predicted),
-        confusion=_confusion(truth, given, predicted, outputs) if outputs else [],
+        calibration=calibration_table(labels, values, task, places=predicted),
+        confusion=_confusion(labels, values, predicted, outputs) if outputs else [],
         classes=list(classes),
     )
 
@@ -249,29 +252,31 @@ def evaluate_scores(
 def calibration_table(
     y: ArrayLike, scores: ArrayLike, task: Task, *, places: ArrayLike | None = None
 ) -> list[CalibrationBin]:
-    """Ten groups of as many rows each, by score: what was told and what came. Equal scores stay together.
+    """Divide rows by their scores into ten bins of equal size, with the mean score and the observed rate of each.
+
+    Rows with equal scores are in the same bin.
 
     Args:
-        places: of several classes the predicted one; None takes the one with the largest score.
+        places: for several classes, the index of the predicted class. Default: the class with the largest score.
     """
-    truth, told = np.asarray(y, dtype=np.float64), np.asarray(scores, dtype=np.float64)
-    if told.ndim == 2:
-        chosen = decide(told).astype(np.intp) if places is None else np.asarray(places, dtype=np.intp)
-        truth, told = (chosen == truth).astype(np.float64), told[np.arange(len(told)), chosen]
-    edges = np.unique(np.quantile(told, np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]))
-    place = np.searchsorted(edges, told, side="right")
+    labels, values = np.asarray(y, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    if values.ndim == 2:
+        chosen = decide(values).astype(np.intp) if places is None else np.asarray(places, dtype=np.intp)
+        labels, values = (chosen == labels).astype(np.float64), values[np.arange(len(values)), chosen]
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]))
+    bins = np.searchsorted(edges, values, side="right")
     found = []
-    for k in np.unique(place):
-        inside = place == k
-        rows, came = int(inside.sum()), float(truth[inside].mean())
-        low, high = wilson(came * rows, rows) if task != "regression" else (None, None)
+    for k in np.unique(bins):
+        inside = bins == k
+        rows, observed = int(inside.sum()), float(labels[inside].mean())
+        low, high = wilson(observed * rows, rows) if task != "regression" else (None, None)
         found.append(
             CalibrationBin(
-                low=float(told[inside].min()),
-                high=float(told[inside].max()),
+                low=float(values[inside].min()),
+                high=float(values[inside].max()),
                 rows=rows,
-                told=float(told[inside].mean()),
-                came=came,
+                told=float(values[inside].mean()),
+                came=observed,
                 came_low=low,
                 came_high=high,
             )
@@ -280,16 +285,16 @@ def calibration_table(
 
 
 def slice_labels(values: pl.Series) -> pl.Series:
-    """The name of each row's slice: its value, `null`, `other values`, or its quarter of a column of many values."""
+    """Return the name of each row's slice: its value, `null`, `other values`, or a quarter of many numbers or times."""
     import polars as pl
 
     many = values.n_unique() > MOST_SLICES
     if many and (values.dtype.is_numeric() or values.dtype.is_temporal()):
         cuts = [values.quantile(q, "nearest") for q in (0.25, 0.5, 0.75)]
         known = values.drop_nulls()
-        marks = [known.min(), *cuts, known.max()]
+        edges = [known.min(), *cuts, known.max()]
         name = pl.lit("null")
-        for low, high in zip(reversed(marks[:-1]), reversed(marks[1:]), strict=True):
+        for low, high in zip(reversed(edges[:-1]), reversed(edges[1:]), strict=True):
             inside = (pl.lit(values) <= pl.lit(high)) & (pl.lit(values) >= pl.lit(low))
             name = pl.when(inside).then(pl.lit(f"{low!s} to {high!s}")).otherwise(name)
         return pl.select(name).to_series()
@@ -301,49 +306,48 @@ def slice_labels(values: pl.Series) -> pl.Series:
     return text.fill_null("null")
 
 
-def _intervals(truth: Array, scores: Array, places: Any, names: list[str], seed: int) -> dict[str, Interval]:
-    """Every metric: those of labels on the predicted classes, the others on the scores."""
-    ofs = [name for name in names if get_metric(name).of_labels and places is not None]
-    rest = [name for name in names if name not in ofs]
-    found = intervals(truth, scores, rest, n=REPLICATES, seed=seed)
-    if ofs:
-        found |= intervals(truth, scores_for(ofs[0], scores, places), ofs, n=REPLICATES, seed=seed)
+def _intervals(labels: Array, scores: Array, places: Any, names: list[str], seed: int) -> dict[str, Interval]:
+    """Measure every metric: those of labels on the predicted classes, the others on the scores."""
+    of_labels = [name for name in names if get_metric(name).of_labels and places is not None]
+    of_scores = [name for name in names if name not in of_labels]
+    found = intervals(labels, scores, of_scores, n=REPLICATES, seed=seed)
+    if of_labels:
+        found |= intervals(labels, scores_for(of_labels[0], scores, places), of_labels, n=REPLICATES, seed=seed)
     return {name: found[name] for name in names}
 
 
 def _slice(
-    name: str, values: pl.Series, truth: Array, scores: Array, judged_scores: Array, metric: str, seed: int
+    name: str, values: pl.Series, labels: Array, scores: Array, judged_scores: Array, metric: str, seed: int
 ) -> list[SliceScore]:
-    labels = slice_labels(values).to_numpy()
     found = []
-    kinds, places = np.unique(labels, return_inverse=True)
-    for k in np.argsort(-np.bincount(places), kind="stable"):
-        inside = places == k
+    slice_values, indices = np.unique(slice_labels(values).to_numpy(), return_inverse=True)
+    for k in np.argsort(-np.bincount(indices), kind="stable"):
+        inside = indices == k
         rows = int(inside.sum())
-        judged: Interval | None = None
+        measured: Interval | None = None
         if rows >= LEAST_SLICE_ROWS:
-            judged = interval(truth[inside], judged_scores[inside], metric, n=REPLICATES, seed=seed)
+            measured = interval(labels[inside], judged_scores[inside], metric, n=REPLICATES, seed=seed)
         single = scores.ndim == 1
         found.append(
             SliceScore(
                 column=name,
-                value=str(kinds[k]),
+                value=str(slice_values[k]),
                 rows=rows,
-                share=rows / len(truth),
-                metric=judged if judged is not None and not np.isnan(judged.value) else None,
+                share=rows / len(labels),
+                metric=measured if measured is not None and not np.isnan(measured.value) else None,
                 mean_score=float(scores[inside].mean()) if single else None,
-                mean_truth=float(truth[inside].mean()) if single else None,
+                mean_truth=float(labels[inside].mean()) if single else None,
             )
         )
     return found
 
 
-def _confusion(truth: Array, scores: Array, places: Any, outputs: int) -> list[list[int]]:
-    pairs = truth.astype(np.intp) * outputs + (decide(scores).astype(np.intp) if places is None else places)
+def _confusion(labels: Array, scores: Array, places: Any, outputs: int) -> list[list[int]]:
+    pairs = labels.astype(np.intp) * outputs + (decide(scores).astype(np.intp) if places is None else places)
     counts: list[list[int]] = np.bincount(pairs, minlength=outputs * outputs).reshape(outputs, outputs).tolist()
     return counts
 
 
-def _of(one: SliceScore) -> float:
+def _metric_value(one: SliceScore) -> float:
     assert one.metric is not None  # noqa: S101  (filtered by the caller)
     return one.metric.value

@@ -1,11 +1,11 @@
-"""How sure a metric is: DeLong's interval for the area under the curve, Wilson's for rates, bootstrap for the rest.
+"""Confidence intervals of metrics: DeLong for the area under the ROC curve, Wilson for rates, bootstrap for the rest.
 
 Sources: DeLong, DeLong and Clarke-Pearson, "Comparing the areas under two or more correlated receiver operating
 characteristic curves", Biometrics 44 (1988), computed through mid-ranks as in Sun and Xu, "Fast implementation of
 DeLong's algorithm", IEEE Signal Processing Letters 21 (2014). Efron and Tibshirani, "An Introduction to the
 Bootstrap" (1993), chapter 13 (percentile interval). Wilson, JASA 22 (1927) for rates; Brown, Cai and DasGupta,
-"Interval estimation for a binomial proportion", Statistical Science 16 (2001), on why. Samples whose rows all agree, as
-those of a perfect score do, have no spread to resample: see `agreement`.
+"Interval estimation for a binomial proportion", Statistical Science 16 (2001), for the comparison of such intervals.
+Resampling fails for samples whose rows all agree, as with a perfect score: see `unanimous_intervals`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Array = NDArray[np.float64]
 
 LEVEL = 0.95
 _NO_SPREAD = 1e-12
-"""Up to here replicates differ by rounding only."""
+"""Replicates that differ by no more than this differ by rounding only."""
 BUCKETS = 20_000
-"""Larger samples are resampled in this many random buckets of rows: same spread, a fraction of the draws."""
+"""Larger samples are resampled in this many random buckets of rows. The variance is the same with far fewer draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A value with its confidence interval. `low` and `high` are NaN where the sample cannot say."""
+    """A value with its confidence interval. `low` and `high` are NaN if the sample does not determine them."""
 
     value: float
     low: float
@@ -46,7 +46,7 @@ class Interval:
     method: str
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; NaN becomes None."""
+        """Return plain data for JSON. NaN becomes None."""
         return {
             "value": _json(self.value),
             "low": _json(self.low),
@@ -59,26 +59,26 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """The metric of `a` less the metric of `b` on the same rows.
+    """The metric of `a` minus the metric of `b` on the same rows.
 
-    The sign is the metric's own: above zero speaks for `a` where greater is better, for `b` where it is an error.
+    The sign is not adjusted: above zero, `a` is better if higher is better, and `b` is better for errors.
     """
 
     metric: str
     value: float
-    """On the sample itself."""
+    """Difference on the sample itself."""
     mean: float
-    """Over the replicates."""
+    """Mean difference over the replicates."""
     low: float
     high: float
     standard_error: float
     p_worse: float
-    """Share of the replicates in which `a` was worse; ties count half."""
+    """Share of the replicates in which `a` is worse. Ties count half."""
     replicates: int
     level: float = LEVEL
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; NaN becomes None."""
+        """Return plain data for JSON. NaN becomes None."""
         return {
             "metric": self.metric,
             "value": _json(self.value),
@@ -93,7 +93,7 @@ class Difference:
 
 
 def delong_covariance(y: ArrayLike, *scores: ArrayLike) -> tuple[Array, Array]:
-    """Areas under the curves of several models on the same rows, and the covariance of those areas.
+    """Return the areas under the ROC curves of several models on the same rows, and the covariance of these areas.
 
     Args:
         y: shape (n,), 0/1.
@@ -102,18 +102,18 @@ def delong_covariance(y: ArrayLike, *scores: ArrayLike) -> tuple[Array, Array]:
     Returns:
         Shapes (m,) and (m, m) for m models. The covariance is NaN with fewer than two rows of a class.
     """
-    truth = np.asarray(y, dtype=np.float64) > 0
-    positives, negatives = int(truth.sum()), int((~truth).sum())
+    positive = np.asarray(y, dtype=np.float64) > 0
+    positives, negatives = int(positive.sum()), int((~positive).sum())
     if positives == 0 or negatives == 0:
         return np.full(len(scores), np.nan), np.full((len(scores), len(scores)), np.nan)
-    # Structural components: for each positive the share of negatives below it, for each negative the share of
-    # positives above it. Both fall out of mid-ranks within the class and within all.
+    # Structural components: for each positive the share of negatives below it, and for each negative the share of
+    # positives above it. Both are computed from mid-ranks within the class and within all rows.
     above, below = np.empty((len(scores), positives)), np.empty((len(scores), negatives))
-    for i, given in enumerate(scores):
-        values = np.asarray(given, dtype=np.float64)
+    for i, model_scores in enumerate(scores):
+        values = np.asarray(model_scores, dtype=np.float64)
         joint = mid_ranks(values)
-        above[i] = (joint[truth] - mid_ranks(values[truth])) / negatives
-        below[i] = 1.0 - (joint[~truth] - mid_ranks(values[~truth])) / positives
+        above[i] = (joint[positive] - mid_ranks(values[positive])) / negatives
+        below[i] = 1.0 - (joint[~positive] - mid_ranks(values[~positive])) / positives
     areas = above.mean(axis=1)
     if positives < 2 or negatives < 2:
         return areas, np.full((len(scores), len(scores)), np.nan)
@@ -121,15 +121,15 @@ def delong_covariance(y: ArrayLike, *scores: ArrayLike) -> tuple[Array, Array]:
 
 
 def _covariance(components: Array) -> Array:
-    """Sample covariance of the rows, shape (m, m)."""
-    apart = components - components.mean(axis=1, keepdims=True)
-    products = np.array([[dot(a, b) for b in apart] for a in apart])
-    spread: Array = products / (components.shape[1] - 1)
-    return spread
+    """Return the sample covariance of the rows, shape (m, m)."""
+    centred = components - components.mean(axis=1, keepdims=True)
+    products = np.array([[dot(a, b) for b in centred] for a in centred])
+    covariance: Array = products / (components.shape[1] - 1)
+    return covariance
 
 
 def mid_ranks(values: Array) -> Array:
-    """Ranks from 1, equal values sharing the mean of theirs. Shape (n,)."""
+    """Return ranks from 1, shape (n,). Equal values share the mean of their ranks."""
     order = np.argsort(values, kind="stable")
     ranked = values[order]
     starts = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
@@ -140,16 +140,16 @@ def mid_ranks(values: Array) -> Array:
 
 
 def delong(y: ArrayLike, scores: ArrayLike, *, level: float = LEVEL) -> Interval:
-    """The area under the ROC curve with DeLong's interval, cut to [0, 1].
+    """Return the area under the ROC curve with DeLong's interval, limited to [0, 1].
 
-    Classes that are parted completely, or tied completely, have no spread in the sample; the ends then are those of
-    `agreement_bounds`: of as many successes in a row as the smaller class has rows.
+    If the classes are completely separated or completely tied, the sample has no variance. Then the interval is that of
+    `agreement_bounds`, for as many consecutive successes as the smaller class has rows.
     """
     areas, covariance = delong_covariance(y, scores)
     area, error = float(areas[0]), float(np.sqrt(covariance[0, 0]))
     if error <= _NO_SPREAD:
-        truth, given = np.asarray(y, dtype=np.float64) > 0, np.asarray(scores, dtype=np.float64)
-        low, high = agreement_bounds("roc_auc", truth.astype(np.float64), given, area, level)
+        labels, values = np.asarray(y, dtype=np.float64) > 0, np.asarray(scores, dtype=np.float64)
+        low, high = agreement_bounds("roc_auc", labels.astype(np.float64), values, area, level)
         error = (high - low) / (2 * _quantile(level))
     else:
         low, high = max(0.0, area - _quantile(level) * error), min(1.0, area + _quantile(level) * error)
@@ -161,15 +161,15 @@ def delong(y: ArrayLike, scores: ArrayLike, *, level: float = LEVEL) -> Interval
 def bootstrap(
     y: ArrayLike, scores: ArrayLike, metric: str | Metric, *, n: int = 500, seed: int = 0, level: float = LEVEL
 ) -> Interval:
-    """A metric with its percentile bootstrap interval.
+    """Return a metric with its percentile bootstrap interval.
 
     Args:
-        y: shape (n,).
+        y: labels, shape (n,).
         scores: shape (n,) or (n, k).
-        metric: a name of `METRICS` or a metric.
-        n: replicates.
+        metric: a name in `METRICS`, or a metric.
+        n: number of replicates.
         seed: the same seed gives the same interval.
-        level: confidence.
+        level: confidence level.
     """
     found = get_metric(metric)
     return _bootstrap(y, scores, [found], n, seed, level)[found.name]
@@ -178,8 +178,11 @@ def bootstrap(
 def interval(
     y: ArrayLike, scores: ArrayLike, metric: str | Metric, *, n: int = 500, seed: int = 0, level: float = LEVEL
 ) -> Interval:
-    """A metric with the interval that fits it best: DeLong for the binary area under the curve, Wilson for rates
-    (accuracy; precision and recall of two classes), else bootstrap."""
+    """Return a metric with the interval that suits it best.
+
+    This is DeLong's for the area under the ROC curve of two classes, Wilson's for rates (accuracy, and precision and
+    recall of two classes), and a bootstrap interval for all others. The arguments are those of `bootstrap`.
+    """
     return intervals(y, scores, [metric], n=n, seed=seed, level=level)[get_metric(metric).name]
 
 
@@ -192,17 +195,17 @@ def intervals(
     seed: int = 0,
     level: float = LEVEL,
 ) -> dict[str, Interval]:
-    """Several metrics as `interval` has them, from one set of resamples."""
+    """Return several metrics with the intervals of `interval`, from one set of resamples."""
     found = [get_metric(metric) for metric in metrics]
     two_classes = np.ndim(scores) == 1
     direct = {"accuracy", "roc_auc", "precision", "recall"} if two_classes else {"accuracy"}
-    answers = _bootstrap(y, scores, [metric for metric in found if metric.name not in direct], n, seed, level)
+    results = _bootstrap(y, scores, [metric for metric in found if metric.name not in direct], n, seed, level)
     for metric in found:
-        if metric.name not in answers:
-            value = metric.prepare(y, scores)(None)  # the same refusals as every other metric
-            known = delong(y, scores, level=level) if metric.name == "roc_auc" else None
-            answers[metric.name] = known or _of_rate(metric.name, y, scores, value, level)
-    return {metric.name: answers[metric.name] for metric in found}
+        if metric.name not in results:
+            value = metric.prepare(y, scores)(None)  # also checks the input, as for every other metric
+            by_delong = delong(y, scores, level=level) if metric.name == "roc_auc" else None
+            results[metric.name] = by_delong or _of_rate(metric.name, y, scores, value, level)
+    return {metric.name: results[metric.name] for metric in found}
 
 
 def paired_bootstrap(
@@ -215,75 +218,76 @@ def paired_bootstrap(
     seed: int = 0,
     level: float = LEVEL,
 ) -> Difference:
-    """The difference that `a` makes over `b`, both asked on the same resampled rows.
+    """Return the difference between the metrics of `a` and `b`, measured on the same resampled rows.
 
-    What the two share (hard rows, the draw's luck) cancels, so small differences show that two separate intervals
-    would hide. Two models without a difference on these rows, two perfect ones included, may still differ on others:
-    the ends then are those of `agreement_of_pairs`.
+    The noise that both share, such as difficult rows, cancels out. So this detects small differences that two separate
+    intervals would hide. Two models without a difference on these rows, such as two perfect ones, may still differ on
+    other rows. Then the interval is that of `agreement_of_pairs`.
 
     Args:
-        y: shape (n,).
+        y: labels, shape (n,).
         a: scores of the challenger, shape (n,) or (n, k).
-        b: scores of the champion, same shape.
-        metric: a name of `METRICS` or a metric.
-        n: replicates.
-        seed: the same seed gives the same answer.
-        level: confidence.
+        b: scores of the champion, of the same shape.
+        metric: a name in `METRICS`, or a metric.
+        n: number of replicates.
+        seed: the same seed gives the same result.
+        level: confidence level.
 
     Raises:
-        EmptySampleError: no rows.
-        DataError: shapes differ, or a score is NaN.
+        EmptySampleError: there are no rows.
+        DataError: the shapes differ, or a score is NaN.
     """
     found = get_metric(metric)
     if np.shape(a) != np.shape(b):
         raise DataError(
-            f"The two models must have answered the same rows, not {np.shape(a)} and {np.shape(b)}.",
-            help="Score both on one frame.",
+            f"The two models must have scored the same rows, but their scores have shapes {np.shape(a)} and "
+            f"{np.shape(b)}.",
+            help="Score one frame with both.",
         )
     first, second = found.prepare(y, a), found.prepare(y, b)
-    apart = np.array([first(weights) - second(weights) for weights in _resamples(len(np.asarray(y)), n, seed)])
+    differences = np.array([first(weights) - second(weights) for weights in _resamples(len(np.asarray(y)), n, seed)])
     value = first(None) - second(None)
-    spread = _percentiles(value, apart, level)
-    if spread.low == spread.high:
+    result = _percentiles(value, differences, level)
+    if result.low == result.high:
         pair = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-        truth, values = np.asarray(y, dtype=np.float64), (first(None), second(None))
-        low, high = agreement_of_pairs(found.name, truth, pair, values, level)
-        spread = replace(spread, low=low, high=high, standard_error=(high - low) / (2 * _quantile(level)))
-    defined = apart[~np.isnan(apart)]
-    lost = defined < 0 if found.greater_is_better else defined > 0
-    worse = float(lost.mean() + 0.5 * (defined == 0).mean()) if len(defined) else float("nan")
+        labels, values = np.asarray(y, dtype=np.float64), (first(None), second(None))
+        low, high = agreement_of_pairs(found.name, labels, pair, values, level)
+        result = replace(result, low=low, high=high, standard_error=(high - low) / (2 * _quantile(level)))
+    defined = differences[~np.isnan(differences)]
+    worse = defined < 0 if found.greater_is_better else defined > 0
+    p_worse = float(worse.mean() + 0.5 * (defined == 0).mean()) if len(defined) else float("nan")
     return Difference(
         metric=found.name,
         value=value,
         mean=float(defined.mean()) if len(defined) else float("nan"),
-        low=spread.low,
-        high=spread.high,
-        standard_error=spread.standard_error,
-        p_worse=worse,
+        low=result.low,
+        high=result.high,
+        standard_error=result.standard_error,
+        p_worse=p_worse,
         replicates=len(defined),
         level=level,
     )
 
 
 def _of_rate(metric: str, y: ArrayLike, scores: ArrayLike, value: float, level: float) -> Interval:
-    """Wilson's interval of a share of rows: of all, of the positives (recall), or of those called positive."""
-    truth, given = np.asarray(y, dtype=np.float64), np.asarray(scores, dtype=np.float64)
-    rows = float(len(truth))
+    """Return Wilson's interval of a share of all rows, of positives (recall) or predicted positives (precision)."""
+    labels, values = np.asarray(y, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    rows = float(len(labels))
     if metric != "accuracy":
-        rows = float((truth > 0).sum() if metric == "recall" else (given >= THRESHOLD).sum())
+        rows = float((labels > 0).sum() if metric == "recall" else (values >= THRESHOLD).sum())
     low, high = wilson(value * rows, rows, level=level)
     error = (high - low) / (2 * _quantile(level))
     return Interval(value=value, low=low, high=high, standard_error=error, level=level, method="wilson")
 
 
 def wilson(successes: float, rows: float, *, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson's score interval of a rate: sound for few rows and for rates near 0 and 1."""
+    """Return Wilson's score interval of a rate. It is valid for few rows and for rates near 0 and 1."""
     if rows <= 0:
         return float("nan"), float("nan")
     z, rate = _quantile(level), successes / rows
     middle = (rate + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * float(np.sqrt(rate * (1 - rate) / rows + z * z / (4 * rows * rows)))
-    # At the ends the two sides meet 0 and 1; rounding would leave them a little off.
+    # For rates of 0 and 1 an end of the interval is exactly 0 or 1, which rounding would miss.
     low = 0.0 if successes <= 0 else max(0.0, middle - half)
     return low, 1.0 if successes >= rows else min(1.0, middle + half)
 
@@ -294,24 +298,25 @@ def _bootstrap(
     if not metrics:
         return {}
     statistics = [metric.prepare(y, scores) for metric in metrics]
-    values = np.array([[one(weights) for one in statistics] for weights in _resamples(len(np.asarray(y)), n, seed)])
+    values = np.array([[value(weights) for value in statistics] for weights in _resamples(len(np.asarray(y)), n, seed)])
     found = {}
-    for at, (metric, one) in enumerate(zip(metrics, statistics, strict=True)):
-        drawn = _percentiles(one(None), values[:, at], level)
-        found[metric.name] = _widened(metric.name, y, scores, drawn) if drawn.low == drawn.high else drawn
+    for index, (metric, statistic) in enumerate(zip(metrics, statistics, strict=True)):
+        resampled = _percentiles(statistic(None), values[:, index], level)
+        constant = resampled.low == resampled.high
+        found[metric.name] = _widened(metric.name, y, scores, resampled) if constant else resampled
     return found
 
 
-def _widened(metric: str, y: ArrayLike, scores: ArrayLike, drawn: Interval) -> Interval:
-    """The interval where every resample gave the same value."""
-    truth, given = np.asarray(y, dtype=np.float64), np.asarray(scores, dtype=np.float64)
-    low, high = agreement_bounds(metric, truth, given, drawn.value, drawn.level)
-    error = (high - low) / (2 * _quantile(drawn.level))
-    return replace(drawn, low=low, high=high, standard_error=error, method="agreement")
+def _widened(metric: str, y: ArrayLike, scores: ArrayLike, resampled: Interval) -> Interval:
+    """Return the interval of a metric that is the same in every resample."""
+    labels, values = np.asarray(y, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    low, high = agreement_bounds(metric, labels, values, resampled.value, resampled.level)
+    error = (high - low) / (2 * _quantile(resampled.level))
+    return replace(resampled, low=low, high=high, standard_error=error, method="agreement")
 
 
 def _resamples(rows: int, replicates: int, seed: int) -> Iterator[Array]:
-    """How often each row is drawn, once a replicate; shape (rows,)."""
+    """Yield for each replicate how often each row is drawn, shape (rows,)."""
     rng = np.random.default_rng(seed)
     if rows <= BUCKETS:
         for _ in range(replicates):
@@ -324,7 +329,7 @@ def _resamples(rows: int, replicates: int, seed: int) -> Iterator[Array]:
 
 def _percentiles(value: float, replicates: Array, level: float) -> Interval:
     defined = replicates[~np.isnan(replicates)]
-    # A metric that most resamples leave undefined has no honest interval.
+    # If the metric is undefined in most resamples, there is no valid interval.
     if len(defined) < max(2, len(replicates) / 2):
         low = high = error = float("nan")
     else:

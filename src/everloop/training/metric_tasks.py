@@ -1,4 +1,4 @@
-"""Which metrics there are and which tasks they fit: names only, so that declarations can be checked without NumPy."""
+"""List the names of all metrics and the tasks that they fit, so that declarations can be checked without NumPy."""
 
 from __future__ import annotations
 
@@ -28,22 +28,19 @@ METRIC_TASKS: dict[str, tuple[Task, ...]] = {
     "mape": ("regression",),
     "r2": ("regression",),
 }
-"""Every metric by name, with the tasks that it fits; for each task the usual first choice first."""
+"""The tasks of every metric, by its name. The first metric of a task is its default."""
 
 
 def metrics_of(task: Task) -> list[str]:
-    """Names of the metrics that fit a task, the usual first choice first."""
+    """Return the names of the metrics that fit a task. The first one is the default."""
     return [name for name, tasks in METRIC_TASKS.items() if task in tasks]
 
 
 def check_metric(name: str, task: Task | None = None) -> None:
-    """Raise UsageError unless there is such a metric and, where a task is given, it fits the task."""
+    """Raise UsageError if the metric does not exist, or does not fit the task, if one is given."""
     if name not in METRIC_TASKS:
         near = get_close_matches(str(name), METRIC_TASKS, n=1)
         start = f"Did you mean '{near[0]}'? " if near else ""
-        raise UsageError(f"No metric called '{name}'.", help=f"{start}There are: {', '.join(METRIC_TASKS)}")
+        raise UsageError(f"There is no metric '{name}'.", help=f"{start}Metrics: {', '.join(METRIC_TASKS)}")
     if task is not None and task not in METRIC_TASKS[name]:
-        raise UsageError(f"{name} is not for {task} targets.", help=f"There are: {', '.join(metrics_of(task))}")
-
-
-__all__ = ["METRIC_TASKS", "check_metric", "metrics_of"]
+        raise UsageError(f"{name} is not for {task} targets.", help=f"Use one of: {', '.join(metrics_of(task))}")

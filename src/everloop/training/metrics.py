@@ -1,11 +1,12 @@
-"""How good scores are, as vectorised NumPy.
+"""Metrics of scores against labels, in vectorised NumPy.
 
-A metric is prepared once for a sample (sorting, binning, per-row losses) and then asked for its value under any row
-weights. Resampling is nothing but other weights, so five hundred bootstrap replicates cost one sort and five hundred
-linear passes.
+A metric is prepared once for a sample (sorting, binning, losses of rows) and then evaluated for any row weights. A
+resample is just another set of weights, so five hundred bootstrap replicates cost one sort and five hundred linear
+passes.
 
-Definitions follow scikit-learn's, and the tests hold them against it. A metric that the sample leaves undefined (the
-area under the curve of one class only) is NaN, not an error: slices and bootstrap replicates meet that every day.
+The definitions are those of scikit-learn, and the tests compare the two. A metric that is undefined for a sample, such
+as the area under the ROC curve of a single class, is NaN and not an error, because slices and resamples often have a
+single class.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 Statistic = Callable[[Array | None], float]
-"""The metric of one prepared sample under row weights, shape (n,); None weighs all rows alike."""
+"""A function from row weights, shape (n,), to the metric of a prepared sample. None gives all rows the same weight."""
 
 ECE_BINS = 10
 _TINY = float(np.finfo(np.float64).eps)
@@ -34,121 +35,128 @@ _TINY = float(np.finfo(np.float64).eps)
 
 @dataclass(frozen=True)
 class Metric:
-    """A named measure of scores against truth."""
+    """A metric of scores against labels."""
 
     name: str
     tasks: tuple[Task, ...]
     greater_is_better: bool
     make: Callable[[Array, Array], Statistic]
     of_labels: bool = False
-    """It looks at the predicted classes alone. See `scores_for`."""
+    """The metric uses the predicted classes alone. See `scores_for`."""
 
     def prepare(self, y: ArrayLike, scores: ArrayLike) -> Statistic:
-        """Do once what does not depend on the weights.
+        """Check a sample, and compute everything that does not depend on the row weights.
 
         Args:
-            y: shape (n,): 0/1 for binary, class index for multiclass, the value for regression.
-            scores: shape (n,) or (n, k), as `Model.predict_scores` gives them.
+            y: labels, shape (n,): 0/1 for binary, the class index for multiclass, the value for regression.
+            scores: shape (n,) or (n, k), as from `Model.predict_scores`.
 
         Raises:
-            EmptySampleError: no rows.
-            DataError: lengths differ, or a value is NaN or not a number.
-            UsageError: the metric is for other targets than these.
+            EmptySampleError: there are no rows.
+            DataError: the lengths differ, or a value is NaN or not a number.
+            UsageError: the metric does not fit these labels.
         """
         try:
-            truth = np.ascontiguousarray(y, dtype=np.float64)
+            labels = np.ascontiguousarray(y, dtype=np.float64)
         except (TypeError, ValueError):
             raise DataError(
-                f"{self.name} takes truths as numbers, not as {np.asarray(y).dtype}.",
-                help="Give 0 and 1 or the index of the class, and the value for a regression.",
+                f"{self.name} takes labels as numbers, not as {np.asarray(y).dtype}.",
+                help="Pass 0 and 1, the index of the class, or the value for a regression.",
             ) from None
-        given = np.ascontiguousarray(scores, dtype=np.float64)
-        if truth.ndim != 1 or given.ndim not in (1, 2) or len(truth) != len(given):
+        values = np.ascontiguousarray(scores, dtype=np.float64)
+        if labels.ndim != 1 or values.ndim not in (1, 2) or len(labels) != len(values):
             raise DataError(
-                f"{self.name} needs as many truths as scores, not {truth.shape} and {given.shape}.",
-                help="Give y of shape (n,) and scores of shape (n,) or (n, classes).",
+                f"{self.name} needs as many labels as scores, not {labels.shape} and {values.shape}.",
+                help="Pass y of shape (n,) and scores of shape (n,) or (n, classes).",
             )
-        if len(truth) == 0:
-            raise EmptySampleError(f"{self.name} was asked of no rows.", help="Widen the window or the slice.")
-        for what, values in (("truths", truth), ("scores", given)):
-            bad = int(np.isnan(values).sum())
-            if bad:
-                raise DataError(f"{bad} of {values.size} {what} are not numbers.", help="Drop or fill them first.")
-        if given.ndim == 2 and "multiclass" not in self.tasks:
+        if len(labels) == 0:
+            raise EmptySampleError(
+                f"{self.name} cannot be measured without rows.", help="Choose a longer window or a larger slice."
+            )
+        for name, numbers in (("labels", labels), ("scores", values)):
+            missing = int(np.isnan(numbers).sum())
+            if missing:
+                raise DataError(f"{missing} of {numbers.size} {name} are not numbers.", help="Drop or fill them first.")
+        if values.ndim == 2 and "multiclass" not in self.tasks:
             raise UsageError(
-                f"{self.name} is not for multiclass targets.", help=f"There are: {', '.join(metrics_of('multiclass'))}"
+                f"{self.name} is not for multiclass targets.", help=f"Use one of: {', '.join(metrics_of('multiclass'))}"
             )
         if "regression" not in self.tasks:
-            self._check_classes(truth, given)
-        return self.make(truth, given)
+            self._check_classes(labels, values)
+        return self.make(labels, values)
 
-    def _check_classes(self, truth: Array, given: Array) -> None:
-        """Refuse truths that are not classes: every value above 0 would count as one, and none of it would be said."""
-        most = 1 if given.ndim == 1 else given.shape[1] - 1
-        strange = truth[(truth < 0) | (truth > most) | (truth != np.floor(truth))]
+    def _check_classes(self, labels: Array, scores: Array) -> None:
+        """Raise UsageError if labels are not class indices. Otherwise any number above 0 would count as positive."""
+        most = 1 if scores.ndim == 1 else scores.shape[1] - 1
+        strange = labels[(labels < 0) | (labels > most) | (labels != np.floor(labels))]
         if len(strange):
             classes = "0 and 1" if most == 1 else f"the classes 0 to {most}"
             raise UsageError(
-                f"{self.name} is for classes, and the truths are not {classes}: {strange[0]:g}.",
-                help=f"For the targets of a regression there are: {', '.join(metrics_of('regression'))}",
+                f"{self.name} is for classes, but the labels are not {classes}: {strange[0]:g}.",
+                help=f"For a regression, use one of: {', '.join(metrics_of('regression'))}",
             )
 
     def gain(self, a: float, b: float) -> float:
-        """By how much `a` is better than `b`, in the metric's unit; positive is better."""
+        """Return by how much `a` is better than `b`, in the unit of the metric. Above zero, `a` is better."""
         return a - b if self.greater_is_better else b - a
 
 
 def score(metric: str | Metric, y: ArrayLike, scores: ArrayLike) -> float:
-    """The value of one metric on a sample.
+    """Return the value of a metric on a sample.
+
+    Args:
+        metric: a name in `METRICS`, or a metric.
+        y: labels, shape (n,).
+        scores: shape (n,) or (n, k).
 
     Raises:
-        EmptySampleError: no rows.
-        DataError: lengths differ, or a value is NaN.
-        UsageError: no such metric.
+        EmptySampleError: there are no rows.
+        DataError: the lengths differ, or a value is NaN.
+        UsageError: the metric does not exist, or does not fit these labels.
     """
     return get_metric(metric).prepare(y, scores)(None)
 
 
 def higher_is_better(metric: str | Metric) -> bool:
-    """Whether a larger value of the metric is the better one.
+    """Return whether a larger value of the metric is better.
 
     Raises:
-        UsageError: no such metric.
+        UsageError: the metric does not exist.
     """
     return get_metric(metric).greater_is_better
 
 
 def get_metric(metric: str | Metric, task: Task | None = None) -> Metric:
-    """The metric of that name, checked against the task if one is given.
+    """Return the metric with a name. If a task is given, check that the metric fits it.
 
     Raises:
-        UsageError: no such metric, or it does not fit the task.
+        UsageError: the metric does not exist, or does not fit the task.
     """
     if not isinstance(metric, Metric):
         check_metric(metric, task)
         return METRICS[metric]
     if task is not None and task not in metric.tasks:
-        raise UsageError(f"{metric.name} is not for {task} targets.", help=f"There are: {', '.join(metrics_of(task))}")
+        raise UsageError(f"{metric.name} is not for {task} targets.", help=f"Use one of: {', '.join(metrics_of(task))}")
     return metric
 
 
 def scores_for(metric: str | Metric, scores: ArrayLike, places: ArrayLike | None) -> Array:
-    """What a metric is given, so that it judges the classes that were predicted and not those that the scores suggest.
+    """Return the input of a metric, so that metrics of labels judge the predicted classes and not the scores.
 
     Args:
         scores: shape (n,) or (n, k).
-        places: the predicted class of each row, by its place; None where it follows from the scores.
+        places: index of the predicted class of each row; None if it follows from the scores.
 
     Returns:
-        The scores; for a metric of labels, scores of 0 and 1 that say the predicted class.
+        The scores; for a metric of labels, scores of 0 and 1 that name the predicted class.
     """
-    given = np.asarray(scores, dtype=np.float64)
+    values = np.asarray(scores, dtype=np.float64)
     if places is None or not get_metric(metric).of_labels:
-        return given
-    return votes(np.asarray(places, dtype=np.intp), 2 if given.ndim == 1 else given.shape[1])
+        return values
+    return votes(np.asarray(places, dtype=np.intp), 2 if values.ndim == 1 else values.shape[1])
 
 
-# -- means of per-row losses --------------------------------------------------------------------------------------
+# -- means over rows ----------------------------------------------------------------------------------------------
 
 
 def _mean(losses: Array, finish: Callable[[float], float] | None = None) -> Statistic:
@@ -161,10 +169,10 @@ def _mean(losses: Array, finish: Callable[[float], float] | None = None) -> Stat
 
 def _log_loss(y: Array, scores: Array) -> Statistic:
     if scores.ndim == 1:
-        chance = np.where(y > 0, scores, 1.0 - scores)
+        probability = np.where(y > 0, scores, 1.0 - scores)
     else:
-        chance = scores[np.arange(len(y)), y.astype(np.intp)]
-    return _mean(-np.log(np.clip(chance, _TINY, 1.0 - _TINY)))
+        probability = scores[np.arange(len(y)), y.astype(np.intp)]
+    return _mean(-np.log(np.clip(probability, _TINY, 1.0 - _TINY)))
 
 
 def _brier(y: Array, scores: Array) -> Statistic:
@@ -191,45 +199,46 @@ def _mape(y: Array, scores: Array) -> Statistic:
 
 
 def _roc_auc(y: Array, scores: Array) -> Statistic:
-    """The chance that a positive outscores a negative, ties counting half (Hanley and McNeil 1982).
+    """The probability that a positive row scores above a negative one; ties count half (Hanley and McNeil 1982).
 
-    Multiclass: the plain mean over classes, each against the rest; classes without rows on both sides are left out.
+    For several classes, the mean over all classes, each against the rest. Classes without rows on both sides are left
+    out.
     """
     if scores.ndim == 2:
-        each = [_roc_auc((y == k).astype(np.float64), scores[:, k].copy()) for k in range(scores.shape[1])]
-        return lambda weights: _mean_defined([one(weights) for one in each])
+        by_class = [_roc_auc((y == k).astype(np.float64), scores[:, k].copy()) for k in range(scores.shape[1])]
+        return lambda weights: _mean_defined([statistic(weights) for statistic in by_class])
     order, starts = _ascending(scores)
     positive = (y[order] > 0).astype(np.float64)
 
     def value(weights: Array | None) -> float:
         w = np.ones(len(order)) if weights is None else weights[order]
-        up, both = _tie_sums(w * positive, starts), _tie_sums(w, starts)
-        down = np.subtract(both, up, out=both)
-        below = np.cumsum(down)
-        below -= 0.5 * down
-        return _over(dot(up, below), float(up.sum()) * float(down.sum()))
+        positives, total = _tie_sums(w * positive, starts), _tie_sums(w, starts)
+        negatives = np.subtract(total, positives, out=total)
+        below = np.cumsum(negatives)
+        below -= 0.5 * negatives
+        return _over(dot(positives, below), float(positives.sum()) * float(negatives.sum()))
 
     return value
 
 
 def _average_precision(y: Array, scores: Array) -> Statistic:
-    """Sum over thresholds of precision times the gain in recall, without interpolation."""
+    """The sum over thresholds of the precision times the increase in recall, without interpolation."""
     order, starts = _ascending(-scores)
     positive = (y[order] > 0).astype(np.float64)
 
     def value(weights: Array | None) -> float:
         w = np.ones(len(order)) if weights is None else weights[order]
-        up = _tie_sums(w * positive, starts)
+        positives = _tie_sums(w * positive, starts)
         total = np.cumsum(_tie_sums(w, starts))
-        hits = np.cumsum(up)
+        hits = np.cumsum(positives)
         precision = np.divide(hits, total, out=np.zeros_like(hits), where=total > 0)
-        return _over(dot(up, precision), float(hits[-1]))
+        return _over(dot(positives, precision), float(hits[-1]))
 
     return value
 
 
 def _ascending(scores: Array) -> tuple[NDArray[np.intp], NDArray[np.intp] | None]:
-    """Order by score, and where each run of equal scores starts (None if there are no ties)."""
+    """Return the order by score, and where each run of equal scores starts (None if there are no ties)."""
     order = np.argsort(scores, kind="stable")
     ranked = scores[order]
     new = ranked[1:] != ranked[:-1]
@@ -246,27 +255,33 @@ def _tie_sums(values: Array, starts: NDArray[np.intp] | None) -> Array:
 
 
 def decide(scores: Array) -> Array:
-    """The class index that the scores speak for: shape (n,), binary from one half on, else the largest."""
+    """Return the class index that follows from the scores, shape (n,).
+
+    For two classes this is the second class from a score of one half, for several the one with the largest score.
+    """
     return PLAIN.places(scores).astype(np.float64)
 
 
 def _of_counts(finish: Callable[[Array, Array, Array], Array]) -> Callable[[Array, Array], Statistic]:
-    """A metric of (hits, predicted, actual) rows a class: the positive one for binary, else the plain mean over all."""
+    """Return a metric of the numbers of hits, predicted rows and actual rows of each class.
+
+    For two classes only the positive one counts; for several classes the metric is the mean over all.
+    """
 
     def make(y: Array, scores: Array) -> Statistic:
-        said = decide(scores)
+        decided = decide(scores)
         classes = [1.0] if scores.ndim == 1 else [float(k) for k in range(scores.shape[1])]
-        predicted = np.stack([said == k for k in classes]).astype(np.float64)
+        predicted = np.stack([decided == k for k in classes]).astype(np.float64)
         actual = np.stack([y == k for k in classes]).astype(np.float64)
         hits = predicted * actual
 
         def value(weights: Array | None) -> float:
             w = np.ones(len(y)) if weights is None else weights
             counts = _row_sums(hits, w), _row_sums(predicted, w), _row_sums(actual, w)
-            seen = (counts[1] > 0) | (counts[2] > 0)
+            present = (counts[1] > 0) | (counts[2] > 0)
             if scores.ndim == 1:
                 return float(finish(*counts)[0])
-            return float(finish(*counts)[seen].mean()) if seen.any() else float("nan")
+            return float(finish(*counts)[present].mean()) if present.any() else float("nan")
 
         return value
 
@@ -286,16 +301,17 @@ _f1 = _of_counts(lambda hits, predicted, actual: _ratio(2 * hits, predicted + ac
 
 
 def _ece(y: Array, scores: Array) -> Statistic:
-    """Expected calibration error over ten equally wide bins (Guo et al. 2017, equation 3).
+    """The expected calibration error over ten bins of equal width (Guo et al. 2017, equation 3).
 
-    Binary: score against the rate of positives. Multiclass: the largest score against how often it is right.
+    For two classes, it compares scores with the share of positives. For several classes, it compares the largest score
+    with the share of correct predictions.
     """
     if scores.ndim == 1:
-        told, came = scores, y
+        confidence, observed = scores, y
     else:
-        told, came = scores.max(axis=1), (decide(scores) == y).astype(np.float64)
-    bins = np.clip((told * ECE_BINS).astype(np.intp), 0, ECE_BINS - 1)
-    gap = told - came
+        confidence, observed = scores.max(axis=1), (decide(scores) == y).astype(np.float64)
+    bins = np.clip((confidence * ECE_BINS).astype(np.intp), 0, ECE_BINS - 1)
+    gap = confidence - observed
 
     def value(weights: Array | None) -> float:
         w = np.ones(len(y)) if weights is None else weights
@@ -329,7 +345,7 @@ def _median_ae(y: Array, scores: Array) -> Statistic:
         reached = np.cumsum(weights[order])
         if reached[-1] <= 0:
             return float("nan")
-        # The mean of the two middle rows when the weight splits evenly, as the plain median has it.
+        # If the weight splits evenly, this is the mean of the two middle rows, as for the ordinary median.
         half = reached[-1] / 2
         low, high = np.searchsorted(reached, half, "left"), np.searchsorted(reached, half, "right")
         return float(0.5 * (ranked[low] + ranked[min(int(high), len(ranked) - 1)]))
@@ -338,10 +354,10 @@ def _median_ae(y: Array, scores: Array) -> Statistic:
 
 
 def dot(a: Array, b: Array) -> float:
-    """Sum of products, by one thread.
+    """Return the sum of products, computed by one thread.
 
-    BLAS would hand long vectors to several, whose sums differ with their number and who spin while they wait: on a
-    busy machine that costs a hundred times what it saves.
+    BLAS splits long vectors over several threads. The result then depends on their number, and threads that busy-wait
+    on a loaded machine cost a hundred times what they save.
     """
     return float(np.einsum("i,i->", a, b))
 

@@ -1,7 +1,7 @@
-"""What kind of question a target column asks, and its values as numbers.
+"""Infer the task of a target column, and encode its values as numbers.
 
-Labels come back months after training from other systems; they must turn into the same numbers then as now, so the
-rule lives here once, for training, evaluation and monitoring.
+Labels may arrive from other systems months after training, and must be encoded as in training. So training, evaluation
+and monitoring all use the functions of this module.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ MOST_CLASSES = 20
 
 
 def infer_task(target: pl.Series) -> Task:
-    """The task that a target column asks for.
+    """Infer the task from a target column.
 
-    Booleans and anything with two distinct values are binary; strings are classes; whole numbers are classes up to
-    `MOST_CLASSES` distinct values and quantities above; floats are quantities.
+    Booleans and columns with two distinct values are binary. Strings are classes. Whole numbers are classes if they
+    have up to `MOST_CLASSES` distinct values, otherwise a regression. Floats are a regression.
 
     Raises:
-        TrainingError: one distinct value only, more string classes than can be learned, or a type without order.
+        TrainingError: the target has a single value, too many distinct strings, or a type that cannot be predicted.
     """
     import polars as pl
 
@@ -42,8 +42,8 @@ def infer_task(target: pl.Series) -> Task:
     if distinct == 1:
         value = target.drop_nulls()[0]
         raise TrainingError(
-            f"Target '{target.name}' has one value only ({value!r} in {len(target)} rows): nothing to learn.",
-            help="Take a longer stretch of data, or check how the target is made.",
+            f"Target '{target.name}' has one value only ({value!r} in {len(target)} rows).",
+            help="Use data of a longer period, or check how the target is computed.",
         )
     if kind == pl.Boolean or (distinct == 2 and not kind.is_nested() and not kind.is_temporal()):
         return "binary"
@@ -60,15 +60,17 @@ def infer_task(target: pl.Series) -> Task:
         return "regression"
     raise TrainingError(
         f"Target '{target.name}' has type {kind}, which is neither a class nor a number.",
-        help="Make it a boolean, a string, or a number (a duration: its seconds).",
+        help="Convert it to a boolean, a string or a number; a duration to seconds.",
     )
 
 
 def find_classes(target: pl.Series, task: Task) -> list[Json]:
-    """The distinct values in order, as plain Python; empty for regression. The last of a binary pair is positive.
+    """Return the sorted distinct values as plain Python values; empty for a regression.
+
+    For a binary task, the second value is the positive class.
 
     Raises:
-        TrainingError: a binary task with more or fewer than two values.
+        TrainingError: the task is binary, but there are more or fewer than two values.
     """
     if task == "regression":
         return []
@@ -76,50 +78,52 @@ def find_classes(target: pl.Series, task: Task) -> list[Json]:
     if task == "binary" and len(values) != 2:
         shown = ", ".join(repr(value) for value in values[:5])
         raise TrainingError(
-            f"Target '{target.name}' has {len(values)} distinct values ({shown}), a binary task needs two.",
-            help="Leave `task` out to have it inferred, or make the target a boolean.",
+            f"Target '{target.name}' has {len(values)} distinct values ({shown}), but a binary task needs two.",
+            help="Leave `task` out to have it inferred, or convert the target to a boolean.",
         )
     return [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
 
 
 def encode_target(target: pl.Series, task: Task, classes: Sequence[Any]) -> NDArray[np.float64]:
-    """Labels as numbers, shape (n,): 0/1, the class index, or the value itself; NaN where the label is null.
+    """Return labels as numbers, shape (n,): 0/1, the class index, or the value itself; NaN for null.
 
-    The label's type may differ from training's (`1` for `True`, `"1"` for `1`), its meaning may not.
+    The type of a label may differ from training: `1` matches `True`, and `"1"` matches `1`.
 
     Raises:
-        DataError: a label is none of the classes, or not a number in regression.
+        DataError: a label is not one of the classes or, for a regression, not a number.
     """
     import polars as pl
 
     if task == "regression":
         if not (target.dtype.is_numeric() or target.dtype in (pl.Boolean, pl.Null)):
             raise DataError(
-                f"'{target.name}' has type {target.dtype}, the model answers numbers.",
-                help="Cast the labels to numbers.",
+                f"'{target.name}' has type {target.dtype}, but the model predicts numbers.",
+                help="Convert the labels to numbers.",
             )
         return target.cast(pl.Float64).fill_null(float("nan")).to_numpy()
     series = _plain(target)
     out = np.full(len(series), np.nan)
     codes = {value: float(index) for index, value in enumerate(classes)}
     by_text = {_text(value): code for value, code in codes.items()}
-    # The distinct values are few, the rows are many: look up the former, spread to the latter.
+    # There are few distinct values and many rows, so each distinct value is looked up once.
     for value in series.unique().to_list():
         if value is None or value != value:
             continue
         code = codes.get(value, by_text.get(_text(value)))
         if code is None:
             known = ", ".join(repr(c) for c in list(classes)[:10])
-            raise DataError(f"'{target.name}' holds {value!r}, which is no class of the model.", help=f"Known: {known}")
+            raise DataError(
+                f"'{target.name}' holds {value!r}, which is not a class of the model.", help=f"Its classes: {known}"
+            )
         out[(series == value).fill_null(value=False).to_numpy()] = code
     return out
 
 
 def class_place(value: Any, classes: Sequence[Any]) -> int | None:
-    """Where a label stands among classes, whatever its type (`1` for `True`, `"1"` for `1`); None if nowhere."""
-    for place, known in enumerate(classes):
+    """Return the index of a label's class; None if it is not one. `1` matches `True`, and `"1"` matches `1`."""
+    for index, known in enumerate(classes):
         if known == value or _text(known) == _text(value):
-            return place
+            return index
     return None
 
 

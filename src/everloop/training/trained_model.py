@@ -1,7 +1,7 @@
-"""What training hands on: a model that answers, and everything that is known about how it came to be.
+"""Define trained models: the protocol of a model, and the record of how it was trained.
 
-A model is small and self-contained: it holds its own feature encoding, answers from a frame or from plain rows,
-and becomes a handful of files that are read back without the library that trained it where that is possible.
+A model is small and self-contained. It includes its feature encoding, predicts from a frame or from plain rows, and is
+stored as a few files. If possible, these are read without the library that trained the model.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ Files = dict[str, bytes]
 
 @runtime_checkable
 class Model(Protocol):
-    """A fitted model. Thread-safe: any number of threads may ask one model at once.
+    """A fitted model. It is thread-safe.
 
-    `predict_scores` and `predict_rows` give
+    `predict_scores` and `predict_rows` return
 
     * binary: shape (n,), the probability of the positive class, `classes[1]`;
-    * multiclass: shape (n, k), one probability a class in the order of `classes`, rows sum to one;
-    * regression: shape (n,), in the target's unit.
+    * multiclass: shape (n, k), the probabilities in the order of `classes`, which sum to one;
+    * regression: shape (n,), in the unit of the target.
 
-    A model whose classes do not follow from its scores has `answer_frame` and `answer_rows` as well; see `decisions`.
+    A model whose classes do not follow from its scores also has `answer_frame` and `answer_rows`; see
+    `class_decisions`.
 
-    For the built-in formats the answer to a row does not depend, to the last bit, on the rows asked with it, nor on
-    whether it was asked as a frame or as a dict.
+    For the built-in formats, the score of a row is the same to the last bit whatever other rows are scored with it,
+    and whether it comes from a frame or a dict.
     """
 
     format: str
@@ -50,9 +51,9 @@ class Model(Protocol):
     """The columns that it reads."""
 
     def predict_scores(self, frame: pl.DataFrame) -> Scores:
-        """Answer for every row of `frame`. Columns that it does not read are ignored.
+        """Return the score of every row of `frame`. Other columns are ignored.
 
-        Nulls and categories never seen in training are fine; whole numbers may come as floats.
+        Nulls and unknown categories are allowed, and whole numbers may be floats.
 
         Raises:
             RequestError: a column is missing or has a type that cannot be read as the trained one.
@@ -60,32 +61,32 @@ class Model(Protocol):
         ...
 
     def predict_rows(self, rows: Sequence[Mapping[str, object]]) -> Scores:
-        """The same from plain dicts, without building a frame: the quick way for few rows.
+        """Return the scores of plain dicts. For few rows this is faster than building a frame.
 
         Raises:
-            RequestError: as `predict_scores`.
+            RequestError: see `predict_scores`.
         """
         ...
 
     def to_files(self) -> Files:
-        """File name to bytes; the same model gives the same bytes."""
+        """Return the model's files by name. The same model gives the same bytes."""
         ...
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
-        """Undo `to_files`.
+        """Read a model from the files of `to_files`.
 
-        The format `pickle` runs code that the files bring along: check the bytes' signature first.
+        The format `pickle` runs code from the files, so check their signature first.
         """
         ...
 
 
 def model_from_files(format: str, files: Mapping[str, bytes]) -> Model:
-    """Read a model of any format back.
+    """Read a model of any format from its files.
 
     Raises:
-        NotFoundError: no such format.
-        CorruptionError: the files are not what `to_files` wrote.
+        NotFoundError: the format does not exist.
+        CorruptionError: the files are not those of `to_files`.
         MissingExtraError: the format needs a library that is not installed.
     """
     read: Callable[[Mapping[str, bytes]], Model] = plugins.load("model", format).from_files
@@ -94,7 +95,7 @@ def model_from_files(format: str, files: Mapping[str, bytes]) -> Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOut:
-    """A column that training was given and did not use."""
+    """A column that training could have used but did not."""
 
     column: str
     reason: str
@@ -105,13 +106,13 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Enough to fit the same model again: the outcome of a search without the search."""
+    """The settings that a search has chosen. They suffice to fit the same model again without searching."""
 
     algorithm: str
     task: Task
     params: dict[str, Json] = field(default_factory=dict)
     rounds: int | None = None
-    """Boosting rounds, where the algorithm counts in rounds."""
+    """Number of boosting rounds; None for algorithms without rounds."""
     seed: int = 0
 
     def to_dict(self) -> dict[str, Json]:
@@ -130,7 +131,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A model with what training learned on the way. Everything but `model` is JSON-able."""
+    """A model with the record of its training. All fields except `model` can be written as JSON."""
 
     kind: ClassVar[str] = "trained"
 
@@ -138,27 +139,28 @@ class Trained:
     task: Task
     target: str
     features: dict[str, str]
-    """Column name to Arrow type, in order; only what the model reads."""
+    """Arrow types of the columns that the model reads, by name and in order."""
     nullable: dict[str, bool]
-    """Whether the column had nulls in training."""
+    """Whether each column had nulls in training."""
     categories: dict[str, list[str]]
-    """Known values of the categorical columns; any other value is answered as unseen."""
+    """Known values of the categorical columns. The model treats all other values alike."""
     classes: list[Json]
-    """In the order of the scores; the positive class of a binary task is the second. Empty for regression."""
+    """Classes in the order of the scores; the second class of a binary task is positive. Empty for a regression."""
     metric: str
-    """The metric that the search was judged by."""
+    """The metric that the search optimised."""
     leaderboard: list[dict[str, Json]] = field(default_factory=list)
-    """One entry a trial, best first: candidate, params, rounds, value (of `metric` on the validation rows), seconds."""
+    """One entry per trial, best first: candidate, params, rounds, value of `metric` on the validation rows, seconds."""
     best: dict[str, Json] = field(default_factory=dict)
-    """The leaderboard's entry of the winner."""
+    """The leaderboard entry of the winner."""
     recipe: Recipe | None = None
     dropped: dict[str, str] = field(default_factory=dict)
-    """Columns that were offered but not used, each with the reason."""
+    """Columns that were not used, each with the reason."""
     importance: dict[str, float] = field(default_factory=dict)
-    """Share of each column in what the model has learned; sums to one."""
+    """Importance of each column, as shares that sum to one."""
     notes: list[str] = field(default_factory=list)
+    """Remarks for people, such as rows that were left out."""
     rows: dict[str, int] = field(default_factory=dict)
-    """`train` and `valid`: rows that were used."""
+    """Numbers of rows that were used: `train` and `valid`."""
     seconds: float = 0.0
 
     @property
@@ -167,21 +169,21 @@ class Trained:
         return tuple(LeftOut(column=name, reason=reason) for name, reason in self.dropped.items())
 
     def predict_scores(self, frame: pl.DataFrame) -> Scores:
-        """As `model.predict_scores`."""
+        """Return the scores of a frame, see `Model.predict_scores`."""
         return self.model.predict_scores(frame)
 
     def answer_frame(self, frame: pl.DataFrame) -> ClassScores:
-        """Scores and predicted classes of every row of a frame."""
+        """Return the scores and predicted classes of every row of a frame."""
         from everloop.training.class_decisions import answer_frame
 
         return answer_frame(self.model, frame)
 
     def predict_rows(self, rows: Sequence[Mapping[str, object]]) -> Scores:
-        """As `model.predict_rows`."""
+        """Return the scores of plain rows, see `Model.predict_rows`."""
         return self.model.predict_rows(rows)
 
     def to_dict(self) -> dict[str, Json]:
-        """All but the model, for a model card or a version's record."""
+        """Return all fields except the model, for a model card or a version's record."""
         return {
             "format": self.model.format,
             "task": self.task,

@@ -1,4 +1,4 @@
-"""Tables as training takes them: labelled rows, feature columns, rows set aside."""
+"""Prepare tables for training: select labelled rows and feature columns, and set validation rows aside."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ VALID_SHARE = 0.2
 
 
 def table(given: Any) -> pl.DataFrame:
-    """Anything tabular as a frame: Polars, or what has an Arrow C stream.
+    """Return a Polars frame or anything with an Arrow C stream as a Polars data frame.
 
     Raises:
-        UsageError: it is no table.
+        UsageError: the value is not a table.
     """
     import polars as pl
 
@@ -34,14 +34,14 @@ def table(given: Any) -> pl.DataFrame:
         return given.collect()
     if hasattr(given, "__arrow_c_stream__"):
         return pl.DataFrame(given)
-    raise UsageError(f"A {type(given).__name__} is no table.", help="Give a Polars frame or an Arrow table.")
+    raise UsageError(f"A {type(given).__name__} is not a table.", help="Pass a Polars frame or an Arrow table.")
 
 
 def labelled(frame: pl.DataFrame, target: str, what: str, notes: list[str]) -> pl.DataFrame:
-    """The rows whose target is known; what was left out is noted.
+    """Return the rows with a target. If rows are left out, a note is added to `notes`.
 
     Raises:
-        TrainingError: no such column, or no such row.
+        TrainingError: the target's column is missing, or no row has a target.
     """
     if target not in frame.columns:
         near = get_close_matches(target, frame.columns, n=3) or frame.columns[:10]
@@ -59,10 +59,10 @@ def labelled(frame: pl.DataFrame, target: str, what: str, notes: list[str]) -> p
 
 
 def feature_columns(frame: pl.DataFrame, target: str, features: Sequence[str] | None) -> list[str]:
-    """The columns to learn from: those asked for, or all but the target.
+    """Return the columns to learn from: `features`, or all columns except the target.
 
     Raises:
-        TrainingError: one asked for is missing or is the target itself, or none is left.
+        TrainingError: a feature is missing or is the target itself, or there are no features.
     """
     names = [name for name in frame.columns if name != target] if features is None else list(dict.fromkeys(features))
     for name in names:
@@ -72,17 +72,17 @@ def feature_columns(frame: pl.DataFrame, target: str, features: Sequence[str] | 
             near = get_close_matches(name, frame.columns, n=3) or frame.columns[:10]
             raise TrainingError(f"There is no feature column '{name}'.", help=f"Did you mean: {', '.join(near)}?")
     if not names:
-        raise TrainingError(f"Besides the target '{target}' there is no column to learn from.", help="Add features.")
+        raise TrainingError(f"Besides the target '{target}', there is no column to learn from.", help="Add features.")
     return names
 
 
 def set_aside(frame: pl.DataFrame, y: NDArray[np.float64], task: Task, seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Training and validation rows, drawn by seed, classes in proportion; both keep the order of `frame`."""
+    """Split rows randomly into training and validation rows, stratified by class. Both keep the order of `frame`."""
     rng = np.random.default_rng(seed)
     aside = np.zeros(frame.height, dtype=bool)
     groups = [np.arange(frame.height)] if task == "regression" else [np.flatnonzero(y == k) for k in np.unique(y)]
     for rows in groups:
         count = round(VALID_SHARE * len(rows))
-        # A class of two rows or more is on both sides.
+        # A class with at least two rows is in both parts.
         aside[rng.permutation(rows)[: max(count, 1) if len(rows) > 1 else 0]] = True
     return frame.filter(~aside), frame.filter(aside)

@@ -1,1 +1,1 @@
-"""What AutoTrain can try, one file each, and the contract that they share."""
+"""The algorithms that AutoTrain can try, and the protocol that they implement."""

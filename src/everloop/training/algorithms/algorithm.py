@@ -1,4 +1,4 @@
-"""The contract of an algorithm: one problem in, any number of attempts at it out."""
+"""The protocol of a training algorithm: it fits any number of models to one training problem."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingProblem:
-    """Encoded rows to learn from, and rows to be judged by."""
+    """Encoded rows for training, and rows for validation."""
 
     task: Task
     outputs: int
-    """Classes of a multiclass task, else 1."""
+    """Number of classes of a multiclass task, otherwise 1."""
     encoder: Encoder
     matrix: Array
     """Shape (n, encoder.width)."""
     y: Array
-    """Shape (n,): 0/1, class index, or value."""
+    """Labels, shape (n,): 0/1, class index, or value."""
     metric: Metric
     stopping: Metric
-    """What decides when to stop; a smooth stand-in where `metric` counts decisions."""
+    """The metric for early stopping: `metric`, or a smooth one if `metric` only counts predicted classes."""
     seed: int
     threads: int
     valid_matrix: Array | None = None
@@ -41,38 +41,38 @@ class TrainingProblem:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One fit. `build` makes the model; it may cost what reading a model back costs, so it waits until asked."""
+    """One fit. `build` creates the model. This may be as slow as reading one, so it is only done if needed."""
 
     params: dict[str, Any]
     rounds: int | None
     seconds: float
-    """What the same fit would take once the number of rounds is known."""
+    """How long the same fit takes if the number of rounds is known."""
     finished: bool
-    """False if the deadline cut it short."""
+    """False if the deadline stopped it."""
     scores: Array | None
-    """On the validation rows, as `Model.predict_scores` gives them; None without such rows."""
+    """Scores of the validation rows, as from `Model.predict_scores`; None without such rows."""
     build: Callable[[], Model]
 
 
 class Algorithm(Protocol):
-    """One way to fit a model to a `TrainingProblem`.
+    """An algorithm that fits models to a `TrainingProblem`.
 
-    * Made once for a problem; what all fits share (binned data) is prepared then.
-    * `params` yields plain settings, a good first guess first; it may end or go on for ever. The same problem, metric
-      and seed give the same sequence.
-    * `fit` with the same settings gives the same model, unless the deadline cuts it. It always returns a usable
-      attempt: at least one round is fitted, however late it is.
+    * An instance is created once for a problem. It prepares what all fits share, such as binned data.
+    * `params` yields settings, starting with a good default. It may end or be infinite. The same problem, metric and
+      seed give the same sequence.
+    * `fit` with the same settings gives the same model, unless the deadline stops it. It always returns a usable
+      attempt: at least one round is fitted, even after the deadline.
     """
 
     name: ClassVar[str]
     complexity: ClassVar[int]
-    """Of two that score alike, the one with less wins."""
+    """If two algorithms are equally good, the one with the lower complexity wins."""
     setup_s: float
-    """What preparing the rows took, without the imports: a fit on other rows pays it again."""
+    """How long preparing the rows took, without imports. A fit on other rows needs this time again."""
 
     @staticmethod
     def load_libraries() -> None:
-        """Import what fitting needs, before anybody's clock runs.
+        """Import the libraries that fitting needs, so that the import does not count as training time.
 
         Raises:
             MissingExtraError: a library is not installed.
@@ -86,12 +86,12 @@ class Algorithm(Protocol):
     def fit(
         self, params: dict[str, Any], *, rounds: int | None = None, deadline: Callable[[float], float] | None = None
     ) -> Attempt:
-        """Fit with these settings.
+        """Fit a model with these settings.
 
         Args:
-            params: one of what `params` yields.
-            rounds: exactly so many, without looking at the validation rows.
-            deadline: seconds already worth keeping -> moment (`time.perf_counter`) by which to stop. What is worth
-                keeping will be fitted once more on all rows, so more of it leaves less time.
+            params: settings from `params`.
+            rounds: fit exactly this many rounds, without the validation rows.
+            deadline: a function from the seconds of the best fit so far to the time (`time.perf_counter`) at which to
+                stop. The best fit will be repeated on all rows, so a longer one leaves less time.
         """
         ...

@@ -1,8 +1,8 @@
-"""LightGBM's prediction through its C interface, without LightGBM's Python package.
+"""Predict with LightGBM through its C interface, without importing its Python package.
 
-`import lightgbm` brings scikit-learn and pandas along where they are installed, a second and a half and a hundred
-megabytes that answering does not need. The shared library alone loads in a few milliseconds, and its single-row
-entry point answers in microseconds.
+`import lightgbm` also imports scikit-learn and pandas if they are installed, which costs 1.5 seconds and a hundred
+megabytes that predictions do not need. The shared library alone loads in a few milliseconds, and its function for
+single rows predicts in microseconds.
 
 Source: LightGBM's `include/LightGBM/c_api.h`, 4.5 and later; the functions used are unchanged since 3.0.
 """
@@ -32,29 +32,29 @@ _NORMAL = 0  # C_API_PREDICT_NORMAL: probabilities for the classifying objective
 _CONTRIBUTIONS = 3  # C_API_PREDICT_CONTRIB
 _GAIN = 1  # C_API_FEATURE_IMPORTANCE_GAIN
 _FEW_ROWS = 256
-"""Below this waking other threads costs more than they save."""
+"""For fewer rows than this, one thread is faster than several."""
 
 
 class Booster:
-    """A model text, loaded for answering. Safe to ask from several threads at once.
+    """A LightGBM model that was loaded from its text. It is thread-safe.
 
     Args:
-        text: what LightGBM's `model_to_string` gave.
+        text: the text from LightGBM's `model_to_string`.
 
     Raises:
         MissingExtraError: LightGBM is not installed.
-        CorruptionError: the text is no model.
+        CorruptionError: the text is not a model.
     """
 
     def __init__(self, text: str) -> None:
         self._library = library()
         self._handle = ctypes.c_void_p()
-        written = text.encode()
-        _check_layout(written)
+        content = text.encode()
+        _check_layout(content)
         rounds = ctypes.c_int()
         self._call(
             "LGBM_BoosterLoadModelFromString",
-            ctypes.c_char_p(written),
+            ctypes.c_char_p(content),
             ctypes.byref(rounds),
             ctypes.byref(self._handle),
         )
@@ -67,14 +67,14 @@ class Booster:
         self._fast: list[ctypes.c_void_p] = []
 
     def predict(self, matrix: Array) -> Array:
-        """Answers for a matrix of shape (n, width): (n,), or (n, outputs) for several classes."""
+        """Return the scores of a matrix of shape (n, width): shape (n,), or (n, outputs) for several classes."""
         out = self._predict(matrix, _NORMAL, self.outputs)
         return out[:, 0] if self.outputs == 1 else out
 
     def contributions(self, matrix: Array) -> Array:
-        """What each column adds to the sum of the trees, before any link: shape (n, outputs, width + 1).
+        """Return the SHAP values of each column, before the link function: shape (n, outputs, width + 1).
 
-        The last of each is the sum that is expected of no row in particular. By TreeSHAP (Lundberg et al., 2018).
+        The last value of each row is the expected sum of the trees. Source: TreeSHAP (Lundberg et al., 2018).
         """
         out = self._predict(matrix, _CONTRIBUTIONS, self.outputs * (self.width + 1))
         return out.reshape(len(out), self.outputs, self.width + 1)
@@ -103,18 +103,18 @@ class Booster:
         return out
 
     def predict_row(self, values: Sequence[float]) -> list[float]:
-        """The answer for one row of `width` values: one number, or one for each class."""
+        """Return the score of one row of `width` values: one number, or one for each class."""
         try:
-            fast, row, length, out, function = self._local.one
+            fast, row, length, out, function = self._local.single_row
         except AttributeError:
-            fast, row, length, out, function = self._local.one = self._start_fast()
+            fast, row, length, out, function = self._local.single_row = self._start_fast()
         row[:] = values
         if function(fast, row, length, out):
             raise self._failure("LGBM_BoosterPredictForMatSingleRowFast")
         return list(out)
 
     def importance(self) -> Array:
-        """Total gain of each matrix column's splits, shape (width,)."""
+        """Return the total gain of the splits of each matrix column, shape (width,)."""
         out = np.zeros(self.width)
         self._call(
             "LGBM_BoosterFeatureImportance",
@@ -126,11 +126,11 @@ class Booster:
         return out
 
     def to_text(self) -> str:
-        """The model as LightGBM holds it, written out again."""
+        """Return the model as text, written by LightGBM."""
         length = ctypes.c_int64()
         out = ctypes.create_string_buffer(1 << 16)
         for _ in range(2):
-            # The first call tells the size, if the buffer is too small for the text.
+            # If the buffer is too small, the first call returns the size that the second one needs.
             self._call(
                 "LGBM_BoosterSaveModelToString",
                 self._handle,
@@ -147,7 +147,7 @@ class Booster:
         return out.value.decode("utf-8", "replace")
 
     def _start_fast(self) -> tuple[ctypes.c_void_p, object, object, object, object]:
-        # One configuration and one pair of buffers a thread: the buffers are written while another thread predicts.
+        # Each thread has its own configuration and buffers, because predicting writes to them.
         fast = ctypes.c_void_p()
         self._call(
             "LGBM_BoosterPredictForMatSingleRowFastInit",
@@ -169,13 +169,13 @@ class Booster:
             raise self._failure(name)
 
     def _failure(self, name: str) -> EverloopError:
-        said = self._library.LGBM_GetLastError().decode(errors="replace")
+        message = self._library.LGBM_GetLastError().decode(errors="replace")
         if name == "LGBM_BoosterLoadModelFromString":
-            return CorruptionError(f"The bytes are not a LightGBM model: {said}", help="Build the package again.")
-        return EverloopError(f"LightGBM refused {name}: {said}")
+            return CorruptionError(f"The bytes are not a LightGBM model: {message}", help="Build the package again.")
+        return EverloopError(f"LightGBM failed in {name}: {message}")
 
     def __del__(self) -> None:
-        # A refused constructor leaves the handle empty; at interpreter exit the library outlives us.
+        # If the constructor failed, there is no handle. At interpreter exit, the library is unloaded after this object.
         for fast in getattr(self, "_fast", ()):
             self._library.LGBM_FastConfigFree(fast)
         handle = getattr(self, "_handle", None)
@@ -184,29 +184,32 @@ class Booster:
 
 
 def _check_layout(text: bytes) -> None:
-    """Refuse a text whose trees are not where its header says.
+    """Check that the trees of a text are at the offsets that its header gives.
 
-    LightGBM trusts that header: it reads a cut or shifted text beyond its end and takes the process down.
+    LightGBM trusts the header. With a truncated or shifted text it reads beyond the end and crashes the process.
+
+    Raises:
+        CorruptionError: the offsets are wrong.
     """
     header, _, rest = text.partition(b"\n\n")
     sizes = next((line[11:].split() for line in header.splitlines() if line.startswith(b"tree_sizes=")), None)
-    sound = text.startswith(b"tree\n") and sizes is not None and all(size.isdigit() for size in sizes)
-    at = 0
+    valid = text.startswith(b"tree\n") and sizes is not None and all(size.isdigit() for size in sizes)
+    offset = 0
     for number, size in enumerate(sizes or ()):
-        sound = sound and rest.startswith(b"Tree=%d\n" % number, at)
-        at += int(size) if sound else 0
-    if not sound or not rest.startswith(b"end of trees", at):
-        raise CorruptionError("The bytes are not a whole LightGBM model.", help="Build the package again.")
+        valid = valid and rest.startswith(b"Tree=%d\n" % number, offset)
+        offset += int(size) if valid else 0
+    if not valid or not rest.startswith(b"end of trees", offset):
+        raise CorruptionError("The bytes are not a complete LightGBM model.", help="Build the package again.")
 
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL:
-    """LightGBM's shared library.
+    """Load LightGBM's shared library.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: LightGBM is not installed.
     """
-    spec = find_spec("lightgbm")  # looks the package up without running it
+    spec = find_spec("lightgbm")  # finds the package without importing it
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         for name in ("lib_lightgbm.so", "lib_lightgbm.dylib"):
             path = Path(folder, "lib", name)

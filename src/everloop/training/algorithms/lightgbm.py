@@ -1,4 +1,4 @@
-"""Gradient boosted trees by LightGBM (Ke et al., NeurIPS 2017)."""
+"""Fit gradient boosted trees with LightGBM (Ke et al., NeurIPS 2017)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MOST_ROUNDS = 3000
 _FEW_ROWS = 64
-"""Up to here rows are scored one by one, which skips building a matrix."""
+"""Up to this number, rows are scored one by one, without building a matrix."""
 
 _FIRST: tuple[dict[str, Any], ...] = (
     {"learning_rate": 0.1, "num_leaves": 31, "min_data_in_leaf": 50},
@@ -51,13 +51,14 @@ _FIRST: tuple[dict[str, Any], ...] = (
     },
     {"learning_rate": 0.05, "num_leaves": 7, "min_data_in_leaf": 20, "feature_fraction": 0.9, "lambda_l2": 1.0},
 )
-"""Tried first: the usual default, a cautious one, a deep one for much data, a shallow one for little."""
+"""Settings that are tried first: the common default, a cautious one, a deep one for much data, a shallow one for little
+data."""
 
 _OBJECTIVES = {"mae": "regression_l1", "median_ae": "regression_l1", "mape": "mape"}
 
 
 class LightGBMModel:
-    """A fitted booster with its encoding. See `Model` for what it answers."""
+    """A fitted LightGBM model with its encoder. It implements `Model`."""
 
     format = "lightgbm"
 
@@ -69,7 +70,7 @@ class LightGBMModel:
         self._booster = Booster(text)
         if self._booster.width != encoder.width:
             raise CorruptionError(
-                f"The booster reads {self._booster.width} columns, its encoder makes {encoder.width}.",
+                f"The LightGBM model reads {self._booster.width} columns, but its encoder makes {encoder.width}.",
                 help="Build the package again.",
             )
 
@@ -89,11 +90,11 @@ class LightGBMModel:
         return answers[:, 0] if self._booster.outputs == 1 else answers
 
     def contributions(self, matrix: Array) -> Array:
-        """As `Booster.contributions`, of an encoded matrix."""
+        """Return the same as `Booster.contributions`, for an encoded matrix."""
         return self._booster.contributions(matrix)
 
     def importance(self, matrix: Array) -> dict[str, float]:
-        """Share of each input in the gain of all splits; sums to one."""
+        """Return the share of each input in the gain of all splits. The shares sum to one."""
         return share(self.encoder, self._booster.importance())
 
     def to_files(self) -> Files:
@@ -110,19 +111,21 @@ class LightGBMModel:
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
         try:
             text, state = files["model.txt"], json.loads(files["encoder.json"])
-            # LightGBM does not survive a damaged text, so nothing but the very bytes gets near it.
+            # LightGBM crashes on a damaged text, so it only gets the exact bytes that were stored.
             if hashlib.sha256(text).hexdigest() != state["model_sha256"]:
-                raise CorruptionError("model.txt is not the text that was trained.", help="Build the package again.")
+                raise CorruptionError("model.txt does not match its digest.", help="Build the package again.")
             return cls(Encoder.from_dict(state["encoder"]), text.decode(), state["task"])
         except (KeyError, TypeError, ValueError) as error:
-            raise CorruptionError(f"These files are no LightGBM model: {error!r}.", help="Build it again.") from error
+            raise CorruptionError(
+                f"These files are not a LightGBM model: {error!r}.", help="Build the package again."
+            ) from error
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.encoder, self._text, self.task)
 
 
 class LightGBM:
-    """Fits boosters with early stopping on the validation rows."""
+    """Fits LightGBM models with early stopping on the validation rows."""
 
     name: ClassVar[str] = "lightgbm"
     complexity: ClassVar[int] = 2
@@ -141,9 +144,9 @@ class LightGBM:
         began = perf_counter()
         self._lightgbm = lightgbm
         self._problem = problem
-        categorical = [at for at, codes in enumerate(problem.encoder.codes) if codes]
+        categorical = [column for column, codes in enumerate(problem.encoder.codes) if codes]
         shared = {**self._fixed(), "max_bin": 255, "feature_pre_filter": False}
-        # Binning is what all trials share; it is done once.
+        # All trials share the same bins, so binning is done once.
         self._train = lightgbm.Dataset(
             problem.matrix, problem.y, categorical_feature=categorical, params=shared, free_raw_data=True
         ).construct()
@@ -177,17 +180,16 @@ class LightGBM:
         started = perf_counter()
         booster = self._lightgbm.Booster({**self._fixed(), **params}, self._train)
         if rounds is not None or self._valid is None:
-            wanted = rounds or 100
-            for _ in range(wanted):
+            for _ in range(rounds or 100):
                 if booster.update():
                     break
             return self._attempt(booster, params, booster.current_iteration(), perf_counter() - started, None)
 
         booster.add_valid(self._valid, "valid")
-        stopping, truth = self._problem.stopping, self._problem.valid_y
-        assert truth is not None  # noqa: S101  (valid rows come as a pair)
-        # Looking at many rows costs more than a round does, so it is done less often.
-        every = 1 if len(truth) <= 2_000 else 5 if len(truth) <= 100_000 else 10
+        stopping, labels = self._problem.stopping, self._problem.valid_y
+        assert labels is not None  # noqa: S101  (there are validation rows, so there are labels)
+        # Validating on many rows costs more than a round of fitting, so it is done less often.
+        every = 1 if len(labels) <= 2_000 else 5 if len(labels) <= 100_000 else 10
         patience = max(20, round(4 / params["learning_rate"]))
         best, best_rounds, best_scores, best_seconds = float("-inf"), 0, None, 0.0
         finished, fitting = True, 0.0
@@ -198,7 +200,7 @@ class LightGBM:
             late = deadline is not None and perf_counter() >= deadline(best_seconds)
             if done % every == 0 or done == 1 or stuck or late:
                 scores = self._validation_scores(booster)
-                value = stopping.prepare(truth, scores)(None)
+                value = stopping.prepare(labels, scores)(None)
                 gain = value if stopping.greater_is_better else -value
                 if gain > best or best_scores is None:
                     best, best_rounds, best_scores, best_seconds = gain, done, scores, fitting
@@ -210,14 +212,14 @@ class LightGBM:
         return self._attempt(booster, params, best_rounds, best_seconds, best_scores, finished)
 
     def _validation_scores(self, booster: Any) -> Array:
-        seen: list[Array] = []
+        captured: list[Array] = []
 
-        def keep(scores: Array, _: object) -> tuple[str, float, bool]:
-            seen.append(np.array(scores, dtype=np.float64))
-            return "kept", 0.0, True
+        def capture(scores: Array, _: object) -> tuple[str, float, bool]:
+            captured.append(np.array(scores, dtype=np.float64))
+            return "captured", 0.0, True
 
-        booster.eval_valid(keep)
-        return seen[0]
+        booster.eval_valid(capture)
+        return captured[0]
 
     def _attempt(
         self,
@@ -255,12 +257,12 @@ class LightGBM:
 
 
 def plain_text(text: str) -> str:
-    """A model's text without the settings it was trained with: they name the machine's cores, answers ignore them."""
+    """Remove the training settings from a model's text. They depend on the machine and do not affect predictions."""
     return text.partition("\nparameters:\n")[0].rstrip("\n") + "\n"
 
 
 def share(encoder: Encoder, weights: Array) -> dict[str, float]:
-    """Weights of matrix columns as shares of the input columns, largest first."""
+    """Convert weights of matrix columns to shares of the input columns, largest first."""
     total = float(weights.sum())
     summed = dict.fromkeys(encoder.inputs, 0.0)
     for name, weight in zip(encoder.sources, weights, strict=True):

@@ -1,9 +1,10 @@
-"""Logistic, softmax and ridge regression over binned columns.
+"""Fit logistic, softmax and ridge regression over binned columns.
 
-Each number contributes a straight line and a step function over its quantile bins, each category a weight of its own,
-each null too: an additive model that trees must beat to be worth their weight. It answers with NumPy alone.
+Each numeric column contributes a straight line and a step function over its quantile bins. Each category has its own
+weight, and so has a missing value. This additive model is the baseline that trees must beat. It predicts with NumPy
+alone.
 
-Fitted by L-BFGS (Byrd, Lu, Nocedal and Zhu 1995) on the mean loss with an L2 penalty.
+The model is fitted by L-BFGS (Byrd, Lu, Nocedal and Zhu 1995) on the mean loss with an L2 penalty.
 """
 
 from __future__ import annotations
@@ -36,31 +37,33 @@ if TYPE_CHECKING:
 MOST_BINS = 32
 MOST_STEPS = 300
 MOST_ROWS = 60_000
-"""Of more rows, so many are taken at even distances: a few hundred weights do not need more to be told apart from
-noise, and what is saved goes to trees, which do."""
+"""If there are more rows, this many are used, evenly spaced. They suffice to estimate a few hundred weights, and the
+saved time goes to trees, which benefit from more rows."""
 _FEW_ROWS = 16
+"""Up to this number, rows are scored one by one, without building a matrix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """How one matrix column is cut: codes as they are, numbers into bins and a line."""
+    """How one matrix column is used: a category by its codes, a number by its bin and its standardised value."""
 
     codes: int
-    """Codes of a category, 0 for a number."""
+    """Number of codes of a category; 0 for a number."""
     edges: tuple[float, ...] = ()
-    """A number belongs to as many bins up as edges that it reaches; nulls have a bin of their own behind the last."""
+    """The bin of a number is how many edges it reaches. Nulls have their own bin, the last one."""
     mean: float = 0.0
     scale: float = 1.0
     low: float = 0.0
-    """Smallest and largest value in training, standardised: beyond them the line goes on level."""
+    """Smallest value in training, standardised. Smaller values are clipped to it."""
     high: float = 0.0
+    """Largest value in training, standardised. Larger values are clipped to it."""
 
     @property
     def bins(self) -> int:
         return self.codes or len(self.edges) + 2
 
     def cut(self, values: Array) -> tuple[NDArray[np.intp], Array]:
-        """Bin and standardised value of each row, both shape (n,)."""
+        """Return the bin and the standardised value of each row, both of shape (n,)."""
         if self.codes:
             return values.astype(np.intp), np.zeros(len(values))
         missing = np.isnan(values)
@@ -72,7 +75,7 @@ class Column:
         return bins, line
 
     def cut_one(self, value: float) -> tuple[int, float]:
-        """The same for one value, in plain Python."""
+        """Return the same as `cut` for one value, in plain Python."""
         if self.codes:
             return int(value), 0.0
         if value != value:
@@ -82,7 +85,7 @@ class Column:
 
 
 class LinearModel:
-    """Weights with their encoding. See `Model` for what it answers."""
+    """Weights with their encoder. It implements `Model`."""
 
     format = "linear"
 
@@ -98,7 +101,7 @@ class LinearModel:
         self.encoder = encoder
         self.columns = tuple(columns)
         self.tables = tuple(np.ascontiguousarray(table, dtype=np.float64) for table in tables)
-        """For each matrix column, shape (bins, outputs)."""
+        """Weights of the bins of each matrix column, each of shape (bins, outputs)."""
         self.slopes = np.ascontiguousarray(slopes, dtype=np.float64)
         """Shape (width, outputs)."""
         self.bias = np.ascontiguousarray(bias, dtype=np.float64)
@@ -127,16 +130,19 @@ class LinearModel:
         return link(np.array(sums, dtype=np.float64).reshape(len(rows), len(self.bias)), self.task)
 
     def scores(self, matrix: Array) -> Array:
-        """Answers for an encoded matrix."""
+        """Return the scores of an encoded matrix."""
         return link(self.sums(matrix), self.task)
 
     def sums(self, matrix: Array) -> Array:
-        """Shape (n, outputs), before the link. Added column by column, so that a row's sum knows no other row."""
+        """Return the sums before the link function, shape (n, outputs).
+
+        The columns are added one by one, so that the sum of a row does not depend on other rows.
+        """
         total = np.tile(self.bias, (len(matrix), 1))
-        for at, column in enumerate(self.columns):
-            bins, line = column.cut(matrix[:, at])
-            total += self.tables[at][bins]
-            total += line[:, None] * self.slopes[at]
+        for index, column in enumerate(self.columns):
+            bins, line = column.cut(matrix[:, index])
+            total += self.tables[index][bins]
+            total += line[:, None] * self.slopes[index]
         return total
 
     def _sum_one(self, values: list[float]) -> list[float]:
@@ -149,21 +155,21 @@ class LinearModel:
         return total
 
     def contributions(self, matrix: Array) -> Array:
-        """What each column adds to the sums: shape (n, outputs, width + 1), the bias last."""
+        """Return the contribution of each column to the sums: shape (n, outputs, width + 1), with the bias last."""
         found = np.empty((len(matrix), len(self.bias), len(self.columns) + 1))
         found[:, :, -1] = self.bias
-        for at, column in enumerate(self.columns):
-            bins, line = column.cut(matrix[:, at])
-            found[:, :, at] = self.tables[at][bins] + line[:, None] * self.slopes[at]
+        for index, column in enumerate(self.columns):
+            bins, line = column.cut(matrix[:, index])
+            found[:, :, index] = self.tables[index][bins] + line[:, None] * self.slopes[index]
         return found
 
     def importance(self, matrix: Array) -> dict[str, float]:
-        """Share of each input in the spread of the sums over the rows of `matrix`; sums to one."""
-        spread = np.empty(len(self.columns))
-        for at, column in enumerate(self.columns):
-            bins, line = column.cut(matrix[:, at])
-            spread[at] = (self.tables[at][bins] + line[:, None] * self.slopes[at]).var(axis=0).sum()
-        return share(self.encoder, spread)
+        """Return the share of each input in the variance of the sums over the rows of `matrix`. They sum to one."""
+        variances = np.empty(len(self.columns))
+        for index, column in enumerate(self.columns):
+            bins, line = column.cut(matrix[:, index])
+            variances[index] = (self.tables[index][bins] + line[:, None] * self.slopes[index]).var(axis=0).sum()
+        return share(self.encoder, variances)
 
     def to_files(self) -> Files:
         state = {
@@ -200,14 +206,16 @@ class LinearModel:
                 state["task"],
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise CorruptionError(f"These files are no linear model: {error!r}.", help="Build it again.") from error
+            raise CorruptionError(
+                f"These files are not a linear model: {error!r}.", help="Build the package again."
+            ) from error
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.encoder, self.columns, self.tables, self.slopes, self.bias, self.task)
 
 
 class Linear:
-    """Fits linear models of several penalties."""
+    """Fits linear models with several penalties."""
 
     name: ClassVar[str] = "linear"
     complexity: ClassVar[int] = 1
@@ -226,14 +234,14 @@ class Linear:
         began = perf_counter()
         self._optimize = optimize.minimize
         self._problem = problem
-        matrix, self._truth = problem.matrix, problem.y
+        matrix, self._labels = problem.matrix, problem.y
         if len(matrix) > MOST_ROWS:
-            kept = np.linspace(0, len(matrix) - 1, MOST_ROWS).astype(np.intp)
-            matrix, self._truth = matrix[kept], problem.y[kept]
-        self.columns = [_learn(matrix[:, at], codes) for at, codes in enumerate(problem.encoder.codes)]
+            used = np.linspace(0, len(matrix) - 1, MOST_ROWS).astype(np.intp)
+            matrix, self._labels = matrix[used], problem.y[used]
+        self.columns = [_learn(matrix[:, index], codes) for index, codes in enumerate(problem.encoder.codes)]
         self._offsets = np.concatenate(([0], np.cumsum([column.bins for column in self.columns]))).astype(np.intp)
         self._design = self._design_of(matrix, sparse.csr_matrix)
-        self._across = self._design.T.tocsr()
+        self._transposed = self._design.T.tocsr()
         self.setup_s = perf_counter() - began
 
     def params(self) -> Iterator[dict[str, Any]]:
@@ -248,14 +256,14 @@ class Linear:
         rows, width = self._design.shape
         outputs = problem.outputs
         centre, unit = (0.0, 1.0)
-        truth = self._truth
+        labels = self._labels
         if problem.task == "regression":
-            centre, unit = float(truth.mean()), float(truth.std()) or 1.0
-            truth = (truth - centre) / unit
+            centre, unit = float(labels.mean()), float(labels.std()) or 1.0
+            labels = (labels - centre) / unit
         penalty = params["l2"] / rows
         latest = np.zeros((width + 1) * outputs)
         if problem.task != "regression":
-            latest[width * outputs :] = _prior(truth, problem.task, outputs)
+            latest[width * outputs :] = _prior(labels, problem.task, outputs)
 
         def loss(flat: Array) -> tuple[float, Array]:
             nonlocal latest
@@ -263,8 +271,8 @@ class Linear:
             if deadline is not None and perf_counter() >= deadline(perf_counter() - started):
                 raise _TimeIsUpError
             weights, bias = flat[: width * outputs].reshape(width, outputs), flat[width * outputs :]
-            value, residual = _loss(self._design @ weights + bias, truth, problem.task)
-            slope = self._across @ residual / rows + penalty * weights
+            value, residual = _loss(self._design @ weights + bias, labels, problem.task)
+            slope = self._transposed @ residual / rows + penalty * weights
             value = value / rows + 0.5 * penalty * float((weights * weights).sum())
             return value, np.concatenate((slope.ravel(), residual.sum(axis=0) / rows))
 
@@ -292,62 +300,62 @@ class Linear:
         )
 
     def _design_of(self, matrix: Array, sparse_matrix: Any) -> Any:
-        """Rows as a sparse matrix: one 1 a column for the bin, then the lines."""
+        """Return the rows as a sparse matrix: an indicator of the bin for each column, then the standardised values."""
         rows, width = matrix.shape
-        places = np.empty((rows, 2 * width), dtype=np.int32)
+        indices = np.empty((rows, 2 * width), dtype=np.int32)
         values = np.ones((rows, 2 * width))
-        for at, column in enumerate(self.columns):
-            bins, line = column.cut(matrix[:, at])
-            places[:, at] = self._offsets[at] + bins
-            places[:, width + at] = self._offsets[-1] + at
-            values[:, width + at] = line
+        for index, column in enumerate(self.columns):
+            bins, line = column.cut(matrix[:, index])
+            indices[:, index] = self._offsets[index] + bins
+            indices[:, width + index] = self._offsets[-1] + index
+            values[:, width + index] = line
         starts = np.arange(0, 2 * width * rows + 1, 2 * width)
-        design = sparse_matrix((values.ravel(), places.ravel(), starts), shape=(rows, int(self._offsets[-1]) + width))
+        design = sparse_matrix((values.ravel(), indices.ravel(), starts), shape=(rows, int(self._offsets[-1]) + width))
         design.eliminate_zeros()
         return design
 
 
 class _TimeIsUpError(Exception):
-    """Leaves the optimiser; `latest` holds what it had reached."""
+    """Stops the optimiser. `latest` then holds its last weights."""
 
 
 def link(sums: Array, task: Task) -> Array:
-    """From sums, shape (n, outputs), to answers: sigmoid, softmax, or the sum itself."""
+    """Convert sums of shape (n, outputs) to scores: by sigmoid, by softmax, or unchanged for a regression."""
     if task == "regression":
         return sums[:, 0].copy()
     if task == "binary":
-        # Only exponentials of what is not positive, so none overflows.
+        # Only exponentials of numbers up to 0, so none overflows.
         small = np.exp(-np.abs(sums[:, 0]))
         return np.where(sums[:, 0] >= 0, 1.0, small) / (1.0 + small)
     raised = np.exp(sums - sums.max(axis=1, keepdims=True))
     total = raised[:, 0].copy()
     for k in range(1, raised.shape[1]):
         total += raised[:, k]
-    answers: Array = raised / total[:, None]
-    return answers
+    probabilities: Array = raised / total[:, None]
+    return probabilities
 
 
-def _loss(sums: Array, truth: Array, task: Task) -> tuple[float, Array]:
-    """Summed loss and its derivative by the sums."""
+def _loss(sums: Array, labels: Array, task: Task) -> tuple[float, Array]:
+    """Return the total loss and its derivative with respect to the sums."""
     if task == "regression":
-        apart = sums[:, 0] - truth
-        return 0.5 * dot(apart, apart), apart[:, None]
+        errors = sums[:, 0] - labels
+        return 0.5 * dot(errors, errors), errors[:, None]
     if task == "binary":
-        return float((np.logaddexp(0.0, sums[:, 0]) - truth * sums[:, 0]).sum()), (link(sums, task) - truth)[:, None]
-    rows, own = np.arange(len(truth)), truth.astype(np.intp)
-    chances = link(sums, task)
-    value = -float(np.log(np.maximum(chances[rows, own], 1e-300)).sum())
-    chances[rows, own] -= 1.0
-    return value, chances
+        return float((np.logaddexp(0.0, sums[:, 0]) - labels * sums[:, 0]).sum()), (link(sums, task) - labels)[:, None]
+    rows, classes = np.arange(len(labels)), labels.astype(np.intp)
+    probabilities = link(sums, task)
+    value = -float(np.log(np.maximum(probabilities[rows, classes], 1e-300)).sum())
+    probabilities[rows, classes] -= 1.0
+    return value, probabilities
 
 
-def _prior(truth: Array, task: Task, outputs: int) -> Array:
-    """The bias of a model without columns: a start from which few steps are left."""
+def _prior(labels: Array, task: Task, outputs: int) -> Array:
+    """Return the bias of a model without columns, as a start that saves steps of the optimiser."""
     if task == "binary":
-        rate = float(np.clip(truth.mean(), 1e-6, 1 - 1e-6))
+        rate = float(np.clip(labels.mean(), 1e-6, 1 - 1e-6))
         return np.array([np.log(rate / (1 - rate))])
-    shares: Array = np.log(np.bincount(truth.astype(np.intp), minlength=outputs) / len(truth) + 1e-6)
-    return shares
+    log_shares: Array = np.log(np.bincount(labels.astype(np.intp), minlength=outputs) / len(labels) + 1e-6)
+    return log_shares
 
 
 def _learn(values: Array, codes: int) -> Column:
@@ -363,7 +371,7 @@ def _learn(values: Array, codes: int) -> Column:
     else:
         edges = np.unique(np.quantile(known, np.linspace(0, 1, most + 1)[1:-1]))
     mean, scale = float(known.mean()), float(known.std())
-    # Values at the end of a double's range have a spread that is none.
+    # The mean and standard deviation of very large values overflow.
     if not np.isfinite(scale) or not np.isfinite(mean):
         mean, scale = 0.0, float(np.abs(known).max())
     scale = scale or 1.0
