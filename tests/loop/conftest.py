@@ -1,4 +1,4 @@
-"""A small project on disk, quick enough to turn its loop in a test."""
+"""A small project on disk whose loop runs quickly enough for tests."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from rules import keep
 
 @el.step
 def orders() -> pl.LazyFrame:
-    """Orders that have arrived."""
+    """The orders that have arrived so far."""
     return el.read("data/orders/*.parquet")
 
 @el.step
 def prepare(orders: pl.DataFrame) -> pl.DataFrame:
-    # what the model may see
+    # the rows that the model may learn from
     return keep(orders)
 
 loop = el.Loop(
@@ -43,7 +43,7 @@ loop = el.Loop(
 '''
 
 RULES = '''
-"""What the preparation reaches through a helper."""
+"""A helper of the preparation."""
 from limits import LEAST_PRICE
 
 def keep(orders):
@@ -55,13 +55,13 @@ LEAST_PRICE = 1.0
 """
 
 
-def orders(first: int, rows: int, start: datetime, *, seed: int = 0, turned: bool = False) -> pl.DataFrame:
-    """Orders at one a minute; `turned` makes cheap orders come back instead of dear ones."""
+def orders(first: int, rows: int, start: datetime, *, seed: int = 0, inverted: bool = False) -> pl.DataFrame:
+    """Return orders, one per minute. Expensive ones are returned more often; with `inverted`, cheap ones are."""
     rng = np.random.default_rng(seed)
     price = rng.uniform(2, 100, rows)
     weight = rng.normal(5, 2, rows)
     shop = rng.choice(["north", "south"], rows)
-    drive = (price - 50) / 20 * (-1 if turned else 1) + (weight - 5) / 4
+    drive = (price - 50) / 20 * (-1 if inverted else 1) + (weight - 5) / 4
     return pl.DataFrame(
         {
             "order": [f"o{first + i}" for i in range(rows)],
@@ -75,7 +75,7 @@ def orders(first: int, rows: int, start: datetime, *, seed: int = 0, turned: boo
 
 
 class Shop:
-    """The project's folder and store."""
+    """A project on disk, with methods to change its files, add data and open its store."""
 
     opens = OPENS
     orders = staticmethod(orders)
@@ -106,10 +106,10 @@ class Shop:
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
-    """A fresh project; modules that it imports are forgotten afterwards."""
+    """A new project. The modules that it imports are unloaded afterwards."""
     monkeypatch.setenv("EVERLOOP_KEYS", str(tmp_path / "keys"))
     monkeypatch.delenv("EVERLOOP_PROJECT", raising=False)
-    # Python takes bytecode for fresh whose source has the same size and second: edits here are quicker than that.
+    # Python reuses bytecode if the size and the second of the source are the same, but tests edit files faster.
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     before_path, before_modules = list(sys.path), set(sys.modules)
     yield Shop(tmp_path / "shop")
@@ -121,7 +121,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
 
 @pytest.fixture
 def load(shop: Shop) -> Callable[[], object]:
-    """Import the project's loop afresh, as a new process would."""
+    """A function that imports the project's loop again, as a new process would."""
     from everloop.loop import load_project
 
     def load_again() -> object:

@@ -1,4 +1,4 @@
-"""Champion and candidate are compared by the labels that they predict, not by their scores cut at one half."""
+"""Gates and rollouts compare the labels that models predict, not their scores with a threshold of one half."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ BEGAN = datetime(2024, 1, 1, tzinfo=UTC)
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """A modest champion `returns@1`, and `returns@2` with far better scores and a threshold that spoils its labels."""
+    """A weak champion `returns@1`, and `returns@2` with much better scores but a bad threshold for its labels."""
     folder: Path = tmp_path_factory.mktemp("duel")
     with pytest.MonkeyPatch.context() as patch, open_store(folder / "store") as opened:
         patch.setenv("EVERLOOP_KEYS", str(folder / "keys"))
         known = rows(1000, 0)
         for column, threshold in (("strong", 0.5), ("weak", 0.9999)):
-            # Each learns from one column alone: the other one is noise to it.
+            # Each model can only learn from one column, because the other one is replaced by noise.
             noise = pl.Series(column, np.random.default_rng(2).normal(size=known.height))
             inputs = known.with_columns(noise).select("weak", "strong").to_pandas()
             model = FixedThresholdClassifier(LogisticRegression(), threshold=threshold)
@@ -57,29 +57,30 @@ def rows(count: int, seed: int) -> pl.DataFrame:
 
 
 TEST = rows(600, 1)
-TRUTH = (TEST["returned"] == "yes").to_numpy().astype(float)
+ACTUAL = (TEST["returned"] == "yes").to_numpy().astype(float)
 
 
 def gain_of_labels(store: Store, metric: str) -> float:
-    """By the labels that both predict."""
-    said = [load_model(store, key).predict_labels(TEST) for key in ("returns@2", "returns@1")]
-    own, other = (score(metric, TRUTH, np.array([float(label == "yes") for label in one or ()])) for one in said)
+    """How much better `returns@2` is than `returns@1`, by their predicted labels."""
+    predicted = [load_model(store, key).predict_labels(TEST) for key in ("returns@2", "returns@1")]
+    own, other = (score(metric, ACTUAL, np.array([float(label == "yes") for label in one or ()])) for one in predicted)
     return own - other
 
 
 def gain_of_scores(store: Store, metric: str) -> float:
-    own, other = (score(metric, TRUTH, load_model(store, key).predict(TEST)) for key in ("returns@2", "returns@1"))
+    """How much better `returns@2` is than `returns@1`, by their scores."""
+    own, other = (score(metric, ACTUAL, load_model(store, key).predict(TEST)) for key in ("returns@2", "returns@1"))
     return own - other
 
 
-def trial(store: Store, rival: ComparedVersion) -> GateInput:
+def gate_input(store: Store, champion: ComparedVersion) -> GateInput:
     candidate = load_model(store, "returns@2")
     scores, places = candidate.answer_frame(TEST)
     return GateInput(
         rows=TEST,
-        labels=TRUTH,
+        labels=ACTUAL,
         scores=scores,
-        champions={"champion": rival},
+        champions={"champion": champion},
         metric="accuracy",
         task="binary",
         predict=candidate.predict,
@@ -91,31 +92,32 @@ def trial(store: Store, rival: ComparedVersion) -> GateInput:
 @pytest.mark.parametrize("metric", LABELS)
 def test_the_gate_compares_predicted_labels(store: Store, metric: str) -> None:
     candidate, holder = load_model(store, "returns@2"), get_version(store, "returns@1")
-    answers = candidate.answer_frame(TEST)
-    rival = score_holder(store, holder, candidate, TEST, TRUTH, answers, target="returned", key=None)
-    answer = judge(NotWorseThan(metric=metric), trial(store, rival))
+    predictions = candidate.answer_frame(TEST)
+    champion = score_holder(store, holder, candidate, TEST, ACTUAL, predictions, target="returned", key=None)
+    by_labels = judge(NotWorseThan(metric=metric), gate_input(store, champion))
     assert gain_of_scores(store, metric) > 0.05
-    assert answer.evidence["gain"] == pytest.approx(gain_of_labels(store, metric))
-    assert answer.evidence["gain"] < -0.05
-    assert answer.outcome == "fail"
-    # The scores themselves are compared as before.
-    ranked = judge(NotWorseThan(metric="roc_auc"), trial(store, rival))
-    assert ranked.outcome == "pass"
+    assert by_labels.evidence["gain"] == pytest.approx(gain_of_labels(store, metric))
+    assert by_labels.evidence["gain"] < -0.05
+    assert by_labels.outcome == "fail"
+    # Metrics of scores still compare the scores.
+    by_scores = judge(NotWorseThan(metric="roc_auc"), gate_input(store, champion))
+    assert by_scores.outcome == "pass"
 
 
-def test_the_gate_compares_predicted_labels_on_rows_apart(store: Store) -> None:
+def test_the_gate_compares_predicted_labels_on_different_rows(store: Store) -> None:
     own = float(np.mean([label == true for label, true in zip(load_model(store, "returns@2").predict_labels(TEST) or (),
                                                               TEST["returned"], strict=True)]))  # fmt: skip
-    told = {"accuracy": {"value": 0.65, "low": 0.62, "high": 0.68}}
-    answer = judge(NotWorseThan(), trial(store, ComparedVersion("returns@1", why="no reason", metrics=told)))
-    assert answer.evidence["candidate_value"] == pytest.approx(own)
-    assert answer.outcome == "fail"
+    metrics = {"accuracy": {"value": 0.65, "low": 0.62, "high": 0.68}}
+    champion = ComparedVersion("returns@1", why="no reason", metrics=metrics)
+    outcome = judge(NotWorseThan(), gate_input(store, champion))
+    assert outcome.evidence["candidate_value"] == pytest.approx(own)
+    assert outcome.outcome == "fail"
 
 
 def logged(
     store: Store, version: str, part: pl.DataFrame, *, names: tuple[str, ...] = ("weak", "strong")
 ) -> pl.DataFrame:
-    """Answers of one version as the prediction log has them, with the labels that came."""
+    """Return predictions of one version as in the prediction log, with their labels."""
     scores, places = load_model(store, version).answer_frame(part)
     actual = (part["returned"] == "yes").cast(pl.Float64)
     return part.select(pl.col(name).alias(input_column(name)) for name in names).with_columns(
@@ -128,9 +130,9 @@ def live(store: Store, log: pl.DataFrame, monkeypatch: pytest.MonkeyPatch) -> di
     monkeypatch.setattr("everloop.prediction_log.read_labelled", lambda *_, **__: log.lazy())
     started = Decision(at=BEGAN, action="start", percent=20, reason="")
     release = SimpleNamespace(endpoint="returns", candidate="returns@2", created_at=BEGAN, decisions=(started,))
-    answer = live_evidence(store, release, "returns@1", Canary(least_labels=100), "accuracy")
-    assert answer is not None
-    return {"outcome": answer.outcome, **answer.evidence}
+    outcome = live_evidence(store, release, "returns@1", Canary(least_labels=100), "accuracy")
+    assert outcome is not None
+    return {"outcome": outcome.outcome, **outcome.evidence}
 
 
 def test_a_rollout_compares_predicted_labels(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,19 +145,19 @@ def test_a_rollout_compares_predicted_labels(store: Store, monkeypatch: pytest.M
 
 def test_a_rollout_compares_the_labels_that_were_served(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     log = pl.concat([logged(store, "returns@1", TEST.head(400)), logged(store, "returns@2", TEST.tail(200))])
-    # Of another label than the package's own, clients were told the served one.
+    # The served labels differ from those of the package. Clients received the served ones.
     right = log.with_columns(predicted=pl.when(pl.col("version") == "returns@2").then("actual").otherwise("predicted"))
     found = live(store, right, monkeypatch)
-    said = [label == "yes" for label in load_model(store, "returns@2").predict_labels(TEST.head(400)) or ()]
-    correct = int((np.array(said) == TRUTH[:400]).sum()) + 200
+    predicted = [label == "yes" for label in load_model(store, "returns@2").predict_labels(TEST.head(400)) or ()]
+    correct = int((np.array(predicted) == ACTUAL[:400]).sum()) + 200
     assert found["candidate_value"] == pytest.approx(correct / 600)
 
 
-def test_a_rollout_compares_predicted_labels_on_rows_apart(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rollout_compares_predicted_labels_on_different_rows(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("everloop.loop.live_evidence._has_all_inputs", lambda *_: pl.lit(value=False))
     log = pl.concat([logged(store, "returns@1", TEST.head(400)), logged(store, "returns@2", TEST.tail(200))])
     found = live(store, log, monkeypatch)
     assert found["paired"] is False
-    said = [label == "yes" for label in load_model(store, "returns@2").predict_labels(TEST.tail(200)) or ()]
-    assert found["candidate_value"] == pytest.approx(float((np.array(said) == TRUTH[400:]).mean()))
+    predicted = [label == "yes" for label in load_model(store, "returns@2").predict_labels(TEST.tail(200)) or ()]
+    assert found["candidate_value"] == pytest.approx(float((np.array(predicted) == ACTUAL[400:]).mean()))
     assert found["outcome"] == "fail"

@@ -1,4 +1,4 @@
-"""A life: turns, traffic through a real endpoint, labels, windows, triggers, canary, crown."""
+"""The life cycle as a whole: runs, traffic at a real endpoint, labels, monitoring, triggers, canary, promotion."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from everloop.testing.serving import by_row
 INPUTS = ["price", "weight", "shop"]
 
 
-def ask(url, orders):
+def request_predictions(url, orders):
     body = {
         "rows": orders.select(INPUTS).to_dicts(),
         "keys": orders["order"].to_list(),
         "event_at": [at.isoformat() for at in orders["at"]],
     }
     request = urllib.request.Request(f"{url}/predict", json.dumps(body).encode(), {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return by_row(json.loads(answer.read()))
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return by_row(json.loads(response.read()))
 
 
-def label(store, orders):
-    truth = orders.select(
+def send_labels(store, orders):
+    labels = orders.select(
         pl.col("order").alias("entity"), pl.col("returned").alias("value"), pl.col("at").alias("event_at")
     )
-    add_labels(store, "returns", truth)
+    add_labels(store, "returns", labels)
 
 
-def test_the_world_turns_and_the_loop_follows(shop, load):
-    """Dear orders came back; then cheap ones do. The old model is worse than a coin, and the loop notices."""
+def test_a_performance_alarm_retrains_and_a_canary_promotes_the_new_version(shop, load):
+    """First, expensive orders are returned; later, cheap ones. The old model becomes worse than guessing."""
     with shop.open() as store:
         clock = store.simulate(shop.opens)
         loop = load()
@@ -55,79 +55,80 @@ def test_the_world_turns_and_the_loop_follows(shop, load):
         assert first.version.key == "returns@1"
         with EndpointProcess(store, "returns") as endpoint:
             number, start = 1500, shop.opens
-            seen: list[Finding] = []
+            findings: list[Finding] = []
             for week in range(3):
                 clock.set(start + timedelta(days=week * 7, minutes=1600))
-                flow = shop.orders(number, 1500, start + timedelta(days=week * 7), seed=10 + week, turned=True)
+                flow = shop.orders(number, 1500, start + timedelta(days=week * 7), seed=10 + week, inverted=True)
                 number += 1500
-                answers = ask(endpoint.url, flow)
-                assert {answer["version"] for answer in answers} == {"returns@1"}
-                label(store, flow)
+                predictions = request_predictions(endpoint.url, flow)
+                assert {prediction["version"] for prediction in predictions} == {"returns@1"}
+                send_labels(store, flow)
                 shop.land(f"w{week}", flow)
                 clock.set(start + timedelta(days=(week + 1) * 7))
-                beat = reconcile(loop, store)
-                seen += beat.findings
-            alarms = [finding for finding in seen if finding.severity == "alarm"]
+                tick = reconcile(loop, store)
+                findings += tick.findings
+            alarms = [finding for finding in findings if finding.severity == "alarm"]
             assert {finding.kind for finding in alarms} == {"performance"}
-            assert beat.due is not None
-            assert beat.due.trigger == "OnPerformance"
-            # The same window is never looked at twice.
+            assert tick.due is not None
+            assert tick.due.trigger == "OnPerformance"
+            # The same window is never checked twice.
             assert reconcile(loop, store).findings == []
 
             second = run_loop(loop, store, trigger="OnPerformance")
             assert second.version.key == "returns@2"
             assert second.release.state == "rolling_out"
             endpoint.wait_for(store.records.get(EndpointRecord, "returns").revision)
-            assert find_due(loop, store) is None  # not while a candidate is on its way
+            assert find_due(loop, store) is None  # no run is due while a candidate is being rolled out
 
-            flow = shop.orders(number, 600, start + timedelta(days=21), seed=20, turned=True)
+            flow = shop.orders(number, 600, start + timedelta(days=21), seed=20, inverted=True)
             clock.set(start + timedelta(days=21, minutes=700))
-            answers = ask(endpoint.url, flow)
-            shares = pl.Series([answer["version"] for answer in answers]).value_counts()
+            predictions = request_predictions(endpoint.url, flow)
+            shares = pl.Series([prediction["version"] for prediction in predictions]).value_counts()
             canary = dict(shares.iter_rows())["returns@2"]
             assert 70 <= canary <= 180  # 20 percent of 600, by the hash of the key
             assert reconcile(loop, store).release.decisions[-1].action == "hold"  # no labels yet
-            label(store, flow)
+            send_labels(store, flow)
             clock.set(start + timedelta(days=22, minutes=800))
-            done = reconcile(loop, store).release
-            assert done.state == "completed"
-            assert done.decisions[-1].evidence["champion"] == "returns@1"
+            release = reconcile(loop, store).release
+            assert release.state == "completed"
+            assert release.decisions[-1].evidence["champion"] == "returns@1"
             endpoint.wait_for(store.records.get(EndpointRecord, "returns").revision)
-            assert {answer["version"] for answer in ask(endpoint.url, flow.head(50))} == {"returns@2"}
+            later = request_predictions(endpoint.url, flow.head(50))
+            assert {prediction["version"] for prediction in later} == {"returns@2"}
 
-            found = trace_lineage(store, answers[0]["id"])
-            assert found.prediction.inputs["price"] == pytest.approx(flow["price"][0])
-            assert found.version.key == answers[0]["version"]
-            assert found.run.loop == "shop"
-            assert found.snapshot.digest.startswith("sha256:")
-            assert found.code.startswith("code:")
-            assert any("orders" in str(source["spec"]) for source in found.sources)
+            lineage = trace_lineage(store, predictions[0]["id"])
+            assert lineage.prediction.inputs["price"] == pytest.approx(flow["price"][0])
+            assert lineage.version.key == predictions[0]["version"]
+            assert lineage.run.loop == "shop"
+            assert lineage.snapshot.digest.startswith("sha256:")
+            assert lineage.code.startswith("code:")
+            assert any("orders" in str(source["spec"]) for source in lineage.sources)
         assert verify(store).problems == ()
 
 
-def test_a_worse_candidate_is_rolled_back_by_itself(shop, load):
+def test_a_worse_candidate_is_rolled_back_automatically(shop, load):
     with shop.open() as store:
         clock = store.simulate(shop.opens)
         loop = load()
         run_loop(loop, store)
-        # What has landed says the opposite of what is still true: the gates, which know only that, are deceived.
-        shop.land("lie", shop.orders(1500, 3500, shop.opens - timedelta(hours=20), seed=5, turned=True))
+        # The new data contradict the live traffic. The gates only see the data, so they pass the worse candidate.
+        shop.land("wrong", shop.orders(1500, 3500, shop.opens - timedelta(hours=20), seed=5, inverted=True))
         clock.set(shop.opens + timedelta(hours=40))
         second = run_loop(loop, store)
         assert second.release.state == "rolling_out"
         with EndpointProcess(store, "returns") as endpoint:
             flow = shop.orders(5000, 400, shop.opens + timedelta(hours=41), seed=6)
             clock.set(shop.opens + timedelta(hours=50))
-            ask(endpoint.url, flow)
-            label(store, flow)
-            ended = reconcile(loop, store).release
-        assert ended.state == "rolled_back"
-        assert ended.decisions[-1].evidence["gain"] < 0
+            request_predictions(endpoint.url, flow)
+            send_labels(store, flow)
+            release = reconcile(loop, store).release
+        assert release.state == "rolled_back"
+        assert release.decisions[-1].evidence["gain"] < 0
         assert store.records.get(ModelVersion, "returns@2").state == "rolled_back"
         assert [route.version for route in store.records.get(EndpointRecord, "returns").routes] == ["returns@1"]
 
 
-def test_windows_follow_each_other_without_gap(shop):
+def test_windows_follow_each_other_without_gaps(shop):
     with shop.open() as store:
         clock = store.simulate(shop.opens)
         store.records.put(store.new(EndpointRecord, name="e", model="m"))
@@ -141,7 +142,7 @@ def test_windows_follow_each_other_without_gap(shop):
         assert due_windows(store, "e", "drift", week, timedelta(days=1)) == [(shop.opens, shop.opens + week)]
 
 
-def test_every_fires_by_age_and_by_cron(shop, load):
+def test_every_fires_by_its_cron_expression(shop, load):
     shop.change("loop.py", 'el.Every("8w")', 'el.Every("0 6 * * mon")')
     with shop.open() as store:
         clock = store.simulate(shop.opens)  # a Monday, midnight
@@ -153,26 +154,26 @@ def test_every_fires_by_age_and_by_cron(shop, load):
         assert find_due(loop, store).trigger == "Every"
 
 
-def test_a_turn_that_was_cut_off_is_asked_for_again(shop, load):
+def test_a_run_that_was_interrupted_is_due_again(shop, load):
     with shop.open() as store:
         clock = store.simulate(shop.opens)
         loop = load()
 
-        def turn(state):
+        def record_run(state):
             clock.set(store.now() + timedelta(hours=1))
             store.records.put(store.new(Run, name="shop", loop="shop", state=state, started_at=store.now()))
 
-        turn("interrupted")
+        record_run("interrupted")
         assert find_due(loop, store).trigger == "first"
-        turn("finished")
+        record_run("finished")
         clock.set(shop.opens + timedelta(weeks=9))
         assert find_due(loop, store).trigger == "Every"
-        turn("interrupted")
-        turn("running")  # and its process is gone
+        record_run("interrupted")
+        record_run("running")  # its process no longer exists
         assert find_due(loop, store).trigger == "Every"
-        turn("lost")
+        record_run("lost")
         assert find_due(loop, store).trigger == "Every"
-        turn("lost")  # three in a row: what kills it would kill it again
+        record_run("lost")  # after three in a row, the next one would probably die as well
         assert find_due(loop, store) is None
 
 
@@ -190,31 +191,31 @@ print("done", flush=True)
 """
 
 
-def start(shop):
+def start_process(shop):
     return subprocess.Popen(
         [sys.executable, "-c", KILLED, str(shop.folder)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
 
 
-def test_killed_at_any_moment_the_store_is_whole_and_nothing_is_done_twice(shop, load):
-    """A few random moments here; CI asks for 50 by EVERLOOP_KILLS."""
+def test_a_run_that_is_killed_at_any_moment_leaves_a_valid_store_and_repeats_nothing(shop, load):
+    """A few random moments are tested here, and 50 in CI by EVERLOOP_KILLS."""
     kills = int(os.environ.get("EVERLOOP_KILLS", "4"))
     moments = random.Random(7)
     with shop.open() as store:
         for number in range(kills):
             if number % 4 == 3:
-                # A finished turn leaves nothing to kill: new orders make the next one.
+                # After a finished run nothing is left to do, so new orders are needed for another run.
                 shop.land(f"more{number}", shop.orders(10_000 + 100 * number, 60, shop.opens, seed=number))
-            with start(shop) as child:
+            with start_process(shop) as child:
                 child.stdout.readline()
                 time.sleep(moments.uniform(0.3, 3.0))
                 child.send_signal(signal.SIGKILL)
             mark_lost(store)
             assert verify(store).problems == ()
-        turn = run_loop(load(), store)
-        assert turn.release.state in ("completed", "rolling_out")
+        loop_run = run_loop(load(), store)
+        assert loop_run.release.state in ("completed", "rolling_out")
         assert verify(store).problems == ()
-        # What a step read from outside is no part of its fingerprint, but makes it another piece of work.
+        # External data are not part of a step's fingerprint, but with other data it is a different piece of work.
         ran = [(step.fingerprint, str(step.observed)) for step in store.records.find(StepRun, ("status", "=", "ran"))]
         assert len(ran) == len(set(ran))  # no finished step was repeated
         versions = store.records.find(ModelVersion)
@@ -224,8 +225,8 @@ def test_killed_at_any_moment_the_store_is_whole_and_nothing_is_done_twice(shop,
         assert store.records.find(Run, ("state", "=", "running")) == []
 
 
-def test_two_turns_at_once_are_both_right(shop):
-    children = [start(shop), start(shop)]
+def test_two_runs_at_the_same_time_share_their_work(shop):
+    children = [start_process(shop), start_process(shop)]
     assert ["done" in child.communicate(timeout=120)[0] for child in children] == [True, True]
     with shop.open() as store:
         ran = [step.fingerprint for step in store.records.find(StepRun, ("status", "=", "ran"))]
@@ -236,7 +237,7 @@ def test_two_turns_at_once_are_both_right(shop):
 
 
 def test_ctrl_c_leaves_a_run_that_says_so(shop):
-    with start(shop) as child, shop.open() as store:
+    with start_process(shop) as child, shop.open() as store:
         child.stdout.readline()
         deadline = time.monotonic() + 60
         while not store.records.find(StepRun, ("name", "=", "prepare")) and time.monotonic() < deadline:

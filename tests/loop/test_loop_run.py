@@ -1,4 +1,4 @@
-"""One turn: what runs, what does not, and what is left behind."""
+"""A run of a loop: which steps run, which are cached, what is stored, and how problems are reported."""
 
 from __future__ import annotations
 
@@ -13,51 +13,53 @@ from everloop.records import GateResult, ModelVersion, Release, Run, Snapshot
 STAGES = ["orders", "prepare", "snapshot", "split", "train", "evaluate", "package", "register", "judge", "release"]
 
 
-def statuses(turn):
-    return {step.name: step.status for step in turn.steps}
+def statuses(loop_run):
+    return {step.name: step.status for step in loop_run.steps}
 
 
-class Heard(Listener):
+class ProgressNotes(Listener):
     def __init__(self):
-        self.news = []
+        self.notes = []
 
     def on_progress(self, name, progress):
-        self.news.append((name, progress.note))
+        self.notes.append((name, progress.note))
 
 
-def test_first_turn_makes_a_champion(shop, load):
-    heard = Heard()
+def test_the_first_run_makes_a_champion(shop, load):
+    progress = ProgressNotes()
     with shop.open() as store:
-        turn = run_loop(load(), store, trigger="manual", listener=heard)
-        assert ("package", "edge rows") in heard.news
-        assert ("package", "training rows") in heard.news
-        assert [step.name for step in turn.steps] == STAGES
-        assert set(statuses(turn).values()) == {"ran"}
-        assert turn.version.key == "returns@1"
-        assert turn.release.state == "completed"
-        assert [gate.outcome for gate in turn.gates] == ["pass", "pass", "pass"]
+        loop_run = run_loop(load(), store, trigger="manual", listener=progress)
+        assert ("package", "edge rows") in progress.notes
+        assert ("package", "training rows") in progress.notes
+        assert [step.name for step in loop_run.steps] == STAGES
+        assert set(statuses(loop_run).values()) == {"ran"}
+        assert loop_run.version.key == "returns@1"
+        assert loop_run.release.state == "completed"
+        assert [gate.outcome for gate in loop_run.gates] == ["pass", "pass", "pass"]
         assert store.records.get(ModelVersion, "returns@1").state == "released"
         snapshot = store.records.get(Snapshot, "shop@1")
         assert snapshot.rows == 1500
-        assert turn.version.snapshot == snapshot.key
-        run = store.records.get(Run, turn.run.id)
+        assert loop_run.version.snapshot == snapshot.key
+        run = store.records.get(Run, loop_run.run.id)
         assert run.state == "finished"
-        assert run.metrics["roc_auc"] == pytest.approx(turn.version.metrics["roc_auc"])
+        assert run.metrics["roc_auc"] == pytest.approx(loop_run.version.metrics["roc_auc"])
         assert (shop.folder / "contracts" / "shop.toml").is_file()
 
 
-def test_editing_a_comment_executes_nothing(shop, load):
+def test_editing_a_comment_runs_no_step(shop, load):
     with shop.open() as store:
         run_loop(load(), store)
-        shop.change("loop.py", "# what the model may see", "# what the model is allowed to see,\n    # and no more")
-        shop.change("rules.py", "What the preparation reaches", "All that the preparation reaches")
+        shop.change(
+            "loop.py", "# the rows that the model may learn from", "# the rows to learn from,\n    # and no more"
+        )
+        shop.change("rules.py", "A helper of the preparation", "The only helper of the preparation")
         again = run_loop(load(), store)
         assert set(statuses(again).values()) == {"cached"}
         assert again.version.key == "returns@1"
         assert store.records.find(Release) == [again.release]
 
 
-def test_constant_behind_two_modules_reruns_prepare_and_what_follows(shop, load):
+def test_changing_a_constant_two_modules_away_runs_prepare_and_the_steps_after_it(shop, load):
     with shop.open() as store:
         run_loop(load(), store)
         shop.change("limits.py", "1.0", "20.0")
@@ -72,7 +74,7 @@ def test_constant_behind_two_modules_reruns_prepare_and_what_follows(shop, load)
         assert again.version.key == "returns@2"
 
 
-def test_edit_that_changes_no_row_stops_at_the_first_equal_result(shop, load):
+def test_an_edit_that_changes_no_row_runs_only_the_edited_step(shop, load):
     with shop.open() as store:
         run_loop(load(), store)
         shop.change("limits.py", "1.0", "1.5")  # no order costs less than 2
@@ -80,7 +82,7 @@ def test_edit_that_changes_no_row_stops_at_the_first_equal_result(shop, load):
         assert statuses(again) == {name: "ran" if name == "prepare" else "cached" for name in STAGES}
 
 
-def test_new_file_is_a_new_snapshot_and_a_new_candidate(shop, load):
+def test_a_new_file_makes_a_new_snapshot_and_a_new_candidate(shop, load):
     with shop.open() as store:
         run_loop(load(), store)
         shop.land("1", shop.orders(1500, 800, shop.opens, seed=1))
@@ -94,21 +96,21 @@ def test_new_file_is_a_new_snapshot_and_a_new_candidate(shop, load):
         assert store.records.get(Snapshot, "shop@2").rows == 2300
 
 
-def test_failed_gate_rejects_and_leaves_the_champion(shop, load):
+def test_a_failed_gate_rejects_the_candidate(shop, load):
     shop.change("loop.py", '"roc_auc", 0.60', '"roc_auc", 0.999')
     with shop.open() as store:
-        turn = run_loop(load(), store)
-        assert turn.release.state == "rejected"
+        loop_run = run_loop(load(), store)
+        assert loop_run.release.state == "rejected"
         assert store.records.get(ModelVersion, "returns@1").state == "rejected"
-        assert "0.999" in turn.release.decisions[0].reason
+        assert "0.999" in loop_run.release.decisions[0].reason
         assert store.records.find(GateResult, ("outcome", "=", "fail"))
 
 
 def test_params_can_be_set_and_target_stops_early(shop, load):
     with shop.open() as store:
-        turn = run_loop(load(), store, target="split", params={"split.holdout": 0.1})
-        assert [step.name for step in turn.steps] == STAGES[:4]
-        assert turn.version is None
+        loop_run = run_loop(load(), store, target="split", params={"split.holdout": 0.1})
+        assert [step.name for step in loop_run.steps] == STAGES[:4]
+        assert loop_run.version is None
         assert store.records.find(ModelVersion) == []
 
 
@@ -125,7 +127,7 @@ def test_params_can_be_set_and_target_stops_early(shop, load):
         ("def prepare(orders:", "def prepare(prders:", GraphError, "prders"),
     ],
 )
-def test_what_is_wrong_is_named(shop, load, old, new, error, says):
+def test_errors_name_their_cause(shop, load, old, new, error, says):
     shop.change("loop.py", old, new)
     with shop.open() as store:
         with pytest.raises(error, match=says):
@@ -133,27 +135,27 @@ def test_what_is_wrong_is_named(shop, load, old, new, error, says):
         assert store.records.find(ModelVersion, ("state", "=", "released")) == []
 
 
-def test_cycle_is_named(shop, load):
+def test_a_cycle_of_steps_is_named(shop, load):
     shop.change("loop.py", "def orders() ->", "def orders(prepare: pl.DataFrame) ->")
     with shop.open() as store, pytest.raises(GraphError, match=r"orders → prepare|prepare → orders"):
         run_loop(load(), store)
 
 
-def test_rows_that_break_the_contract_are_kept_aside(shop, load):
+def test_rows_that_violate_the_contract_are_quarantined(shop, load):
     with shop.open() as store:
         run_loop(load(), store)
         wrong = shop.orders(1500, 100, shop.opens, seed=2).with_columns(pl.lit(-99999.0).alias("weight"))
         shop.land("1", pl.concat([wrong, shop.orders(1600, 300, shop.opens, seed=3)]))
         again = run_loop(load(), store)
         assert store.records.get(Snapshot, again.version.snapshot).rows == 1800
-        aside = store.records.find(Snapshot, ("dataset", "=", "quarantine/shop"))
-        assert [snapshot.rows for snapshot in aside] == [100]
-        told = store.records.events_since(0, kinds=("contract",))[-1]
-        assert told.verb == "contract_broken"
-        assert told.data["violations"][0]["column"] == "weight"
+        quarantine = store.records.find(Snapshot, ("dataset", "=", "quarantine/shop"))
+        assert [snapshot.rows for snapshot in quarantine] == [100]
+        event = store.records.events_since(0, kinds=("contract",))[-1]
+        assert event.verb == "contract_broken"
+        assert event.data["violations"][0]["column"] == "weight"
 
 
-def test_missing_column_is_refused_with_the_file_to_edit(shop, load):
+def test_a_missing_column_is_an_error_that_names_the_contract_file(shop, load):
     with shop.open() as store:
         run_loop(load(), store)
         shop.change("loop.py", "return keep(orders)", "return keep(orders).drop('weight')")
@@ -170,12 +172,12 @@ def test_missing_column_is_refused_with_the_file_to_edit(shop, load):
         ("y = 1 / 0", "ZeroDivisionError.*line 1"),
     ],
 )
-def test_broken_loop_file_is_named_with_its_line(shop, text, says):
+def test_an_error_in_loop_py_is_reported_with_its_line(shop, text, says):
     shop.write("loop.py", text)
     with pytest.raises(ProjectError, match=says):
         load_project(shop.folder)
 
 
-def test_folder_without_loop_says_how_to_make_one(tmp_path):
+def test_a_folder_without_loop_py_suggests_everloop_init(tmp_path):
     with pytest.raises(ProjectError, match="everloop init"):
         load_project(tmp_path)

@@ -1,4 +1,4 @@
-"""A metric that does not exist, or that no model of the loop can have, is refused where it is declared."""
+"""Metrics of a loop: unknown or incompatible ones are errors when the loop is declared, and defaults fit the task."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def loop(**parts):
         lambda: el.Slices("city", 0.1, metric="auc"),
     ],
 )
-def test_metric_that_does_not_exist(declare):
-    with pytest.raises(UsageError, match="There is no metric 'auc'") as told:
+def test_an_unknown_metric_is_an_error(declare):
+    with pytest.raises(UsageError, match="There is no metric 'auc'") as raised:
         declare()
-    assert "roc_auc" in told.value.help
+    assert "roc_auc" in raised.value.help
 
 
 @pytest.mark.parametrize(
@@ -42,13 +42,13 @@ def test_metric_that_does_not_exist(declare):
         {"train": el.AutoTrain(), "gates": [el.AtLeast("r2", 0.5)], "watch": [el.Performance("f1")]},
     ],
 )
-def test_metrics_that_no_model_can_have_together(parts):
+def test_metrics_of_different_tasks_are_an_error(parts):
     with pytest.raises(UsageError, match=r"is for .* targets, but .*") as raised:
         loop(**parts)
     assert "Metrics for" in raised.value.help
 
 
-def test_metrics_that_fit_together_are_taken():
+def test_metrics_of_one_task_are_accepted():
     loop(train=el.AutoTrain(metric="mae"), gates=[el.AtLeast("r2", 0.5)], watch=[el.Performance("rmse")])
     loop(train=el.AutoTrain(), gates=[el.AtLeast("brier", 0.2)], watch=[el.Performance("roc_auc")])
 
@@ -60,26 +60,26 @@ def test_gates_judge_the_labels_that_are_predicted() -> None:
     from everloop.loop.declarations import AtLeast
     from everloop.loop.gates import GateInput, judge
 
-    truth = np.tile([0.0, 1.0], 200)
-    # A threshold of 0.3 is right everywhere; one half would call every row negative.
-    scores = np.where(truth == 1.0, 0.4, 0.2)
-    trial = GateInput(
-        rows=pl.DataFrame({"a": truth}),
-        labels=truth,
+    labels = np.tile([0.0, 1.0], 200)
+    # A threshold of 0.3 predicts every row correctly. With one half, every row would be negative.
+    scores = np.where(labels == 1.0, 0.4, 0.2)
+    candidate = GateInput(
+        rows=pl.DataFrame({"a": labels}),
+        labels=labels,
         scores=scores,
         champions={},
         metric="accuracy",
         task="binary",
         predict=None,
         features=("a",),
-        places=truth.astype(int),
+        places=labels.astype(int),
     )
-    answer = judge(AtLeast("accuracy", 0.9), trial)
-    assert (answer.outcome, answer.evidence["value"]) == ("pass", 1.0)
+    outcome = judge(AtLeast("accuracy", 0.9), candidate)
+    assert (outcome.outcome, outcome.evidence["value"]) == ("pass", 1.0)
 
 
-def nothing_named(shop, expression: str) -> None:
-    """The project with another target, and no metric anywhere."""
+def without_metrics(shop, expression: str) -> None:
+    """Give the project another target, and remove all names of metrics."""
     shop.change("loop.py", "return keep(orders)", f"return keep(orders).with_columns(returned={expression})")
     shop.change("loop.py", 'metric="roc_auc", ', "")
     shop.change("loop.py", 'el.AtLeast("roc_auc", 0.60), ', "")
@@ -97,20 +97,20 @@ CUT = "pl.when(pl.col('price') < 30).then(1).when(pl.col('price') < 60).then(2).
         ("pl.col('returned')", "roc_auc", "binary"),
     ],
 )
-def test_without_a_name_the_usual_metric_of_the_task_decides(shop, load, expression, metric, task):
+def test_without_a_name_the_default_metric_of_the_task_decides(shop, load, expression, metric, task):
     from everloop.loop import run_loop
     from everloop.monitoring import find_baseline
 
-    nothing_named(shop, expression)
+    without_metrics(shop, expression)
     with shop.open() as store:
         declared = load()
         assert declared.training_metric is None
         assert declared.live_metric is None
-        turn = run_loop(declared, store)
-        assert turn.version.signature["task"] == task
-        assert turn.metric == metric
-        assert [gate.outcome for gate in turn.gates] == ["pass", "pass"]
-        assert find_baseline(store, turn.version.key).metric.name == metric
+        loop_run = run_loop(declared, store)
+        assert loop_run.version.signature["task"] == task
+        assert loop_run.metric == metric
+        assert [gate.outcome for gate in loop_run.gates] == ["pass", "pass"]
+        assert find_baseline(store, loop_run.version.key).metric.name == metric
         shop.land("1", shop.orders(1500, 300, shop.opens, seed=1))
         again = run_loop(declared, store)
         compared = next(gate for gate in again.gates if gate.gate == "not worse than champion")
@@ -122,7 +122,7 @@ def test_the_run_says_which_metric_was_chosen(shop, monkeypatch, capsys):
     from everloop.cli import output
     from everloop.cli.app import run
 
-    nothing_named(shop, "pl.col('price') * 2 + pl.col('weight')")
+    without_metrics(shop, "pl.col('price') * 2 + pl.col('weight')")
     monkeypatch.chdir(shop.folder)
     monkeypatch.delenv("EVERLOOP_STORE", raising=False)
     output.console.cache_clear()
@@ -133,21 +133,21 @@ def test_the_run_says_which_metric_was_chosen(shop, monkeypatch, capsys):
     )
 
 
-def test_a_named_metric_that_does_not_fit_stays_an_error(shop, load):
+def test_a_metric_that_does_not_fit_the_target_is_an_error(shop, load):
     from everloop.loop import run_loop
 
-    nothing_named(shop, "pl.col('price') * 2 + pl.col('weight')")
+    without_metrics(shop, "pl.col('price') * 2 + pl.col('weight')")
     shop.change("loop.py", "el.Performance()", 'el.Performance("roc_auc")')
     with shop.open() as store, pytest.raises(UsageError, match="'roc_auc' is not for regression targets"):
         run_loop(load(), store)
 
 
-def test_the_baseline_holds_the_metric_that_is_watched(shop, load):
+def test_the_baseline_has_the_metric_of_the_performance_watch(shop, load):
     from everloop.loop import run_loop
     from everloop.monitoring import find_baseline
 
     shop.change("loop.py", 'el.Performance("roc_auc")', 'el.Performance("f1")')
     with shop.open() as store:
-        turn = run_loop(load(), store)
-        assert turn.metric == "roc_auc"
-        assert find_baseline(store, turn.version.key).metric.name == "f1"
+        loop_run = run_loop(load(), store)
+        assert loop_run.metric == "roc_auc"
+        assert find_baseline(store, loop_run.version.key).metric.name == "f1"

@@ -1,4 +1,4 @@
-"""A rollout whose candidate has other inputs than the champion, at a real endpoint, decided by what it answered."""
+"""A rollout at a real endpoint whose candidate has other inputs than the champion."""
 
 from __future__ import annotations
 
@@ -23,32 +23,31 @@ NEW = ["price", "shop", "root"]
 BOTH = ["price", "weight", "shop", "root"]
 
 
-def ask(url, orders, columns):
+def request_predictions(url, orders, columns):
     body = {
         "rows": orders.select(columns).to_dicts(),
         "keys": orders["order"].to_list(),
         "event_at": [at.isoformat() for at in orders["at"]],
     }
     request = urllib.request.Request(f"{url}/predict", json.dumps(body).encode(), {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        said = json.loads(answer.read())
-        return said, answer.headers
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return json.loads(response.read()), response.headers
 
 
-def answered_by(said):
-    return set(said.get("versions", [said["version"]]))
+def answered_by(payload):
+    return set(payload.get("versions", [payload["version"]]))
 
 
-def label(store, orders):
-    truth = orders.select(
+def send_labels(store, orders):
+    labels = orders.select(
         pl.col("order").alias("entity"), pl.col("returned").alias("value"), pl.col("at").alias("event_at")
     )
-    add_labels(store, "returns", truth)
+    add_labels(store, "returns", labels)
 
 
 @pytest.fixture
 def rolling(shop, load):
-    """The store in the middle of a rollout of `returns@2`, which has `root` where `returns@1` has `weight`."""
+    """A store during the rollout of `returns@2`, which has the input `root` instead of `weight`."""
     with shop.open() as store:
         clock = store.simulate(shop.opens)
         run_loop(load(), store)
@@ -69,76 +68,76 @@ def flow_of(shop, first, rows, hours):
     return orders.with_columns(pl.col("price").sqrt().alias("root"))
 
 
-def test_requests_that_either_version_understands_are_answered_and_counted(shop, rolling):
+def test_requests_that_either_version_can_score_are_answered_and_counted(shop, rolling):
     store, clock, loop = rolling
     with EndpointProcess(store, "returns") as endpoint:
         clock.set(shop.opens + timedelta(hours=30))
         flow = flow_of(shop, 5000, 600, 2)
         old, new, both = flow[:200], flow[200:400], flow[400:]
-        said, headers = ask(endpoint.url, old, OLD)
-        assert answered_by(said) == {1}
+        payload, headers = request_predictions(endpoint.url, old, OLD)
+        assert answered_by(payload) == {1}
         assert headers["x-everloop-unasked"] == "returns@2"
-        (missed,) = said["unasked"]
+        (missed,) = payload["unasked"]
         assert (missed["version"], missed["rows"], "root" in missed["why"]) == ("returns@2", 200, True)
-        said, headers = ask(endpoint.url, new, NEW)
-        assert answered_by(said) == {2}
+        payload, headers = request_predictions(endpoint.url, new, NEW)
+        assert answered_by(payload) == {2}
         assert headers["x-everloop-unasked"] == "returns@1"
-        said, headers = ask(endpoint.url, both, BOTH)
-        assert answered_by(said) == {1, 2}
-        assert "unasked" not in said
+        payload, headers = request_predictions(endpoint.url, both, BOTH)
+        assert answered_by(payload) == {1, 2}
+        assert "unasked" not in payload
         assert headers["x-everloop-unasked"] is None
-        # Neither: the answer says what each wants.
+        # If neither version can score a request, the error names the inputs of both.
         for body, status in (({"price": 1.0, "shop": "north"}, 422), ({"price": 1.0, "colour": 1}, 422)):
             with pytest.raises(urllib.error.HTTPError) as refused:
-                ask(endpoint.url, pl.DataFrame([{**body, "order": "x", "at": shop.opens}]), list(body))
+                request_predictions(endpoint.url, pl.DataFrame([{**body, "order": "x", "at": shop.opens}]), list(body))
             assert refused.value.code == status
-            told = json.loads(refused.value.read())["error"]
+            error = json.loads(refused.value.read())["error"]
             refused.value.close()
-        assert "colour" in told["message"]
+        assert "colour" in error["message"]
         with pytest.raises(urllib.error.HTTPError) as refused:
-            ask(
+            request_predictions(
                 endpoint.url,
                 pl.DataFrame({"price": [1.0], "shop": ["n"], "order": ["x"], "at": [shop.opens]}),
                 OLD[::2],
             )
-        told = json.loads(refused.value.read())["error"]
+        error = json.loads(refused.value.read())["error"]
         refused.value.close()
-        assert "weight" in told["message"]
-        assert "root" in told["message"]
-        assert "returns@1 takes" in told["help"]
-        assert "returns@2 takes" in told["help"]
+        assert "weight" in error["message"]
+        assert "root" in error["message"]
+        assert "returns@1 takes" in error["help"]
+        assert "returns@2 takes" in error["help"]
 
-        beat = reconcile(loop, store).release
-        assert beat.decisions[-1].action == "hold"
-        assert "returns@2 could not score 200 of 600 rows" in beat.decisions[-1].reason
+        release = reconcile(loop, store).release
+        assert release.decisions[-1].action == "hold"
+        assert "returns@2 could not score 200 of 600 rows" in release.decisions[-1].reason
         logged = read_predictions(store, "returns").collect()
         assert logged["unasked"].value_counts().sort("unasked").rows() == [
             ("", 200), ("returns@1", 200), ("returns@2", 200)
         ]  # fmt: skip
 
-        label(store, flow)
+        send_labels(store, flow)
         clock.set(shop.opens + timedelta(days=3))
-        beat = reconcile(loop, store).release
-        last = beat.decisions[-1]
-        # Compared on the rows that both understand, and on no others.
+        release = reconcile(loop, store).release
+        last = release.decisions[-1]
+        # The versions are compared only on the rows that both can score.
         assert last.evidence["rows"] == 200
         assert (last.evidence["candidate_not_asked"], last.evidence["champion_not_asked"]) == (200, 200)
         assert last.evidence["rows_answered"] == 600
-        assert beat.state == "rolling_out"
-        found = schema_coverage(store, beat, "returns@1")
+        assert release.state == "rolling_out"
+        found = schema_coverage(store, release, "returns@1")
         assert (found.rows, found.not_candidate, found.not_champion, found.would_refuse) == (600, 200, 200, True)
 
 
 def test_a_candidate_is_not_promoted_while_it_would_refuse_requests(shop, rolling):
     store, clock, loop = rolling
-    # Too patient to end, and certain to pass: what holds it is that it cannot be asked.
+    # With such a margin the evidence passes. Only the requests that the candidate cannot score hold it.
     loop = replace(loop, serve=replace(loop.serve, rollout=replace(loop.serve.rollout, margin=1.0)))
     with EndpointProcess(store, "returns") as endpoint:
         clock.set(shop.opens + timedelta(hours=30))
         flow = flow_of(shop, 5000, 500, 2)
-        ask(endpoint.url, flow[:100], OLD)
-        ask(endpoint.url, flow[100:], BOTH)
-        label(store, flow)
+        request_predictions(endpoint.url, flow[:100], OLD)
+        request_predictions(endpoint.url, flow[100:], BOTH)
+        send_labels(store, flow)
         clock.set(shop.opens + timedelta(days=20))
         held = reconcile(loop, store).release
         assert (held.state, held.decisions[-1].action) == ("rolling_out", "hold")
@@ -146,13 +145,13 @@ def test_a_candidate_is_not_promoted_while_it_would_refuse_requests(shop, rollin
         assert "would refuse such requests" in held.decisions[-1].reason
 
 
-def test_no_evidence_promotes_nothing(shop, rolling):
+def test_without_evidence_a_candidate_is_held(shop, rolling):
     store, clock, loop = rolling
     with EndpointProcess(store, "returns") as endpoint:
         clock.set(shop.opens + timedelta(hours=30))
         flow = flow_of(shop, 5000, 300, 2)
-        ask(endpoint.url, flow, OLD)
-        label(store, flow)
+        request_predictions(endpoint.url, flow, OLD)
+        send_labels(store, flow)
         clock.set(shop.opens + timedelta(days=90))
         held = reconcile(loop, store).release
         assert (held.state, held.decisions[-1].action) == ("rolling_out", "hold")
@@ -160,39 +159,39 @@ def test_no_evidence_promotes_nothing(shop, rolling):
         assert held.decisions[-1].evidence["candidate_not_asked"] == 300
 
 
-def test_when_clients_have_moved_on_the_candidate_takes_over(shop, rolling):
+def test_when_requests_have_the_new_inputs_the_candidate_takes_over(shop, rolling):
     store, clock, loop = rolling
     loop = replace(loop, serve=replace(loop.serve, rollout=replace(loop.serve.rollout, margin=1.0)))
     with EndpointProcess(store, "returns") as endpoint:
         clock.set(shop.opens + timedelta(hours=30))
         flow = flow_of(shop, 5000, 400, 2)
-        ask(endpoint.url, flow, BOTH)
-        label(store, flow)
+        request_predictions(endpoint.url, flow, BOTH)
+        send_labels(store, flow)
         clock.set(shop.opens + timedelta(days=3))
         done = reconcile(loop, store).release
         assert done.state == "completed"
         assert done.decisions[-1].evidence["rows"] == 400
         endpoint.wait_for(store.records.get(EndpointRecord, "returns").revision)
-        said, headers = ask(endpoint.url, flow[:5], NEW)
-        assert answered_by(said) == {2}
+        payload, headers = request_predictions(endpoint.url, flow[:5], NEW)
+        assert answered_by(payload) == {2}
         assert headers["x-everloop-unasked"] is None
 
 
-def test_a_shadow_of_another_schema_sees_what_it_understands(shop, rolling):
+def test_a_shadow_with_other_inputs_scores_the_requests_that_it_can(shop, rolling):
     store, clock, _ = rolling
-    place = store.records.get(EndpointRecord, "returns")
+    record = store.records.get(EndpointRecord, "returns")
     routes = (Route(version="returns@1", percent=100), Route(version="returns@2", percent=0, role="shadow"))
-    store.records.update(replace(place, routes=routes))
+    store.records.update(replace(record, routes=routes))
     with EndpointProcess(store, "returns") as endpoint:
         clock.set(shop.opens + timedelta(hours=30))
         flow = flow_of(shop, 5000, 60, 2)
-        said, headers = ask(endpoint.url, flow[:20], OLD)
-        assert (answered_by(said), headers["x-everloop-unasked"]) == ({1}, "returns@2")
-        said, headers = ask(endpoint.url, flow[20:], BOTH)
-        assert (answered_by(said), headers["x-everloop-unasked"]) == ({1}, None)
-        # A shadow is not heard, so what only it understands is refused.
+        payload, headers = request_predictions(endpoint.url, flow[:20], OLD)
+        assert (answered_by(payload), headers["x-everloop-unasked"]) == ({1}, "returns@2")
+        payload, headers = request_predictions(endpoint.url, flow[20:], BOTH)
+        assert (answered_by(payload), headers["x-everloop-unasked"]) == ({1}, None)
+        # A shadow does not answer, so a request that only the shadow can score is refused.
         with pytest.raises(urllib.error.HTTPError) as refused:
-            ask(endpoint.url, flow[:1], NEW)
+            request_predictions(endpoint.url, flow[:1], NEW)
         assert refused.value.code == 422
         refused.value.close()
     shadowed = read_predictions(store, "returns", roles=["shadow"]).collect()

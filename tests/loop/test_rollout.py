@@ -1,4 +1,4 @@
-"""Rollouts: every way from a candidate to the traffic, and back."""
+"""Rollouts: how a candidate gets traffic step by step, and how it is rolled back."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def routes(store):
     return {route.version: (route.percent, route.role) for route in store.records.get(EndpointRecord, "e").routes}
 
 
-def test_first_champion_takes_all_traffic_at_once(store):
+def test_the_first_champion_takes_all_traffic_at_once(store):
     release = start_release(store, "e", version(store, 1), steps=(10, 50, 100))
     assert release.state == "completed"
     assert champion_of(store, "m") == "m@1"
     assert routes(store) == {"m@1": (100.0, "champion")}
 
 
-def test_steps_lead_to_the_crown(store):
+def test_the_last_step_makes_the_candidate_champion(store):
     start_release(store, "e", version(store, 1))
     release = start_release(store, "e", version(store, 2), steps=(10, 50, 100))
     assert (release.state, release.percent) == ("rolling_out", 10)
@@ -60,7 +60,7 @@ def test_steps_lead_to_the_crown(store):
     assert [decision.action for decision in release.decisions] == ["start", "advance", "complete"]
 
 
-def test_failed_gate_rejects(store):
+def test_a_failed_gate_rejects_the_candidate(store):
     start_release(store, "e", version(store, 1))
     second = version(store, 2)
     release = start_release(store, "e", second, gates=[gate(store, second, "pass"), gate(store, second, "fail")])
@@ -70,7 +70,7 @@ def test_failed_gate_rejects(store):
     assert store.records.get(ModelVersion, "m@2").state == "rejected"
 
 
-def test_undecided_gate_may_enter_a_canary_but_not_all_traffic(store):
+def test_with_an_undecided_gate_a_candidate_may_enter_a_canary_but_not_take_all_traffic(store):
     start_release(store, "e", version(store, 1))
     second, third = version(store, 2), version(store, 3)
     held = start_release(store, "e", second, gates=[gate(store, second, "undecided")])
@@ -81,13 +81,13 @@ def test_undecided_gate_may_enter_a_canary_but_not_all_traffic(store):
     assert store.records.get(Release, held.id).state == "superseded"
 
 
-def test_evidence_decides(store):
+def test_evidence_advances_holds_or_rolls_back(store):
     start_release(store, "e", version(store, 1))
     release = start_release(store, "e", version(store, 2), steps=(10, 50, 100))
     held = apply_evidence(store, release, GateOutcome("undecided", "too few", {"gain": -0.1}), impatient=False)
     assert (held.state, held.decisions[-1].action) == ("rolling_out", "hold")
     again = apply_evidence(store, held, GateOutcome("undecided", "still too few", {"gain": -0.1}), impatient=False)
-    assert len(again.decisions) == len(held.decisions)  # once a day is enough
+    assert len(again.decisions) == len(held.decisions)  # at most one hold is recorded per day
     moved = apply_evidence(store, again, GateOutcome("pass", "good", {"gain": 0.1}), impatient=False)
     assert moved.percent == 50
     ended = apply_evidence(store, moved, GateOutcome("fail", "worse", {"gain": -0.2}), impatient=False)
@@ -98,7 +98,7 @@ def test_evidence_decides(store):
 
 
 @pytest.mark.parametrize(("gain", "state"), [(0.01, "rolling_out"), (-0.01, "rolled_back")])
-def test_when_patience_is_over_the_better_estimate_wins(store, gain, state):
+def test_when_patience_has_run_out_the_better_estimate_wins(store, gain, state):
     start_release(store, "e", version(store, 1))
     release = start_release(store, "e", version(store, 2), steps=(10, 50, 100))
     moved = apply_evidence(store, release, GateOutcome("undecided", "?", {"gain": gain}), impatient=True)
@@ -106,16 +106,16 @@ def test_when_patience_is_over_the_better_estimate_wins(store, gain, state):
     assert moved.percent == (50 if gain > 0 else 0)
 
 
-def test_two_who_decide_at_once_cannot_both(store):
+def test_only_one_of_two_concurrent_decisions_succeeds(store):
     start_release(store, "e", version(store, 1))
     release = start_release(store, "e", version(store, 2), steps=(10, 50, 100))
     advance_release(store, release, "first")
     with pytest.raises(ConflictError):
-        abort_release(store, release, "second, with what it read before")
+        abort_release(store, release, "second, based on the old record")
     assert find_rolling(store, "e").percent == 50
 
 
-def test_a_failure_in_the_middle_leaves_nothing_half_done(store, monkeypatch):
+def test_a_failure_during_a_decision_changes_nothing(store, monkeypatch):
     start_release(store, "e", version(store, 1))
     release = start_release(store, "e", version(store, 2), steps=(50, 100))
     monkeypatch.setattr("everloop.loop.rollout._set_state", lambda *_: (_ for _ in ()).throw(OSError("gone")))
@@ -126,7 +126,7 @@ def test_a_failure_in_the_middle_leaves_nothing_half_done(store, monkeypatch):
     assert routes(store) == {"m@1": (50.0, "champion"), "m@2": (50.0, "canary")}
 
 
-def test_rollback_after_completion_restores_the_champion_before(store):
+def test_a_rollback_after_completion_restores_the_previous_champion(store):
     start_release(store, "e", version(store, 1))
     promote(store, "e", version(store, 2), "I say so")
     assert champion_of(store, "m") == "m@2"
@@ -138,13 +138,13 @@ def test_rollback_after_completion_restores_the_champion_before(store):
         roll_back(store, "e", "again")
 
 
-def test_a_finished_release_takes_no_decisions(store):
+def test_a_completed_release_cannot_be_advanced(store):
     done = start_release(store, "e", version(store, 1))
     with pytest.raises(ConflictError, match="completed"):
         advance_release(store, done, "more")
 
 
-def test_who_was_champion_then(store):
+def test_the_champion_as_of_an_earlier_time(store):
     start_release(store, "e", version(store, 1))
     between = store.now()
     promote(store, "e", version(store, 2), "newer")
@@ -153,7 +153,7 @@ def test_who_was_champion_then(store):
     assert isinstance(store.as_of(between).clock, FixedClock)
 
 
-def test_a_guarded_champion_waits_for_others_to_agree(store):
+def test_with_a_policy_on_the_champion_a_release_waits_for_approval(store):
     start_release(store, "e", version(store, 1))
     set_policy(store, "m", "champion", 1)
     release = start_release(store, "e", version(store, 2), steps=(50, 100))
@@ -161,16 +161,16 @@ def test_a_guarded_champion_waits_for_others_to_agree(store):
     assert (waiting.state, waiting.percent) == ("rolling_out", 50)
     assert "waiting for approval" in waiting.decisions[-1].reason
     assert routes(store) == {"m@1": (50.0, "champion"), "m@2": (50.0, "canary")}
-    (asked,) = list_requests(store, "m", "champion", state="open")
+    (request,) = list_requests(store, "m", "champion", state="open")
     advance_release(store, waiting, "better")
-    assert len(list_requests(store, "m", "champion")) == 1, "asked once, however often the loop looks"
-    approve(store.as_actor("user:bob"), asked.id)
+    assert len(list_requests(store, "m", "champion")) == 1, "there is one request, however often the loop ticks"
+    approve(store.as_actor("user:bob"), request.id)
     done = advance_release(store, store.records.get(Release, release.id), "better")
     assert done.state == "completed"
     assert routes(store) == {"m@2": (100.0, "champion")}
 
 
-def test_a_promotion_keeps_the_reason_that_the_person_gave(store):
+def test_a_promotion_records_its_reason(store):
     promote(store, "e", version(store, 1), "the first one")
     again = promote(store, "e", store.records.get(ModelVersion, "m@1"), "and again")
     assert [release.id for release in store.records.find(Release)] == [again.id]
@@ -178,7 +178,7 @@ def test_a_promotion_keeps_the_reason_that_the_person_gave(store):
     assert [tenure.reason for tenure in alias_history(store, "m", "champion")] == ["the first one", "better in winter"]
 
 
-def test_traffic_moves_with_the_champion_of_an_endpoint_only(store):
+def test_traffic_moves_with_the_champion_alias_only(store):
     promote(store, "e", version(store, 1), "first")
     version(store, 2)
     move_alias(store, "m", "staging", "m@2", "to look at")
@@ -190,14 +190,14 @@ def test_traffic_moves_with_the_champion_of_an_endpoint_only(store):
     assert routes(store) == {"m@2": (100.0, "champion")}
 
 
-def test_what_has_no_package_gets_no_traffic(store):
+def test_a_version_without_a_package_gets_no_traffic(store):
     promote(store, "e", version(store, 1), "first")
     store.records.put(store.new(ModelVersion, model="m", version=2, package="", source="models:/m-1"))
-    for ask in (
+    for release in (
         lambda: promote(store, "e", store.records.get(ModelVersion, "m@2"), "x"),
         lambda: move_alias(store, "m", "champion", "m@2", "x"),
     ):
         with pytest.raises(ConflictError, match="no package yet") as refused:
-            ask()
+            release()
         assert "everloop models adopt m@2" in refused.value.help
     assert champion_of(store, "m") == "m@1"

@@ -1,4 +1,4 @@
-"""Columns and classes that come, go and change between champion and candidate."""
+"""Comparing candidate and champion if columns or classes were added, removed or changed."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from everloop.training.intervals import interval
 
 
 def accept(store, loop):
-    """What `everloop data contract shop --accept` does."""
+    """Accept the current data, as `everloop data contract shop --accept` does."""
     proposal = propose_contract(store, "shop", loop)
     accept_contract(store, proposal)
     return {(change.kind, change.column) for change in proposal.changes}
 
 
-def champion_gate(turn) -> GateResult:
-    return next(gate for gate in turn.gates if gate.gate == "not worse than champion")
+def champion_gate(loop_run) -> GateResult:
+    return next(gate for gate in loop_run.gates if gate.gate == "not worse than champion")
 
 
 def change(shop, expression):
@@ -44,41 +44,41 @@ def store(shop):
 
 @pytest.fixture
 def first(shop, load, store):
-    turn = run_loop(load(), store)
-    assert turn.release.state == "completed"
-    return turn
+    loop_run = run_loop(load(), store)
+    assert loop_run.release.state == "completed"
+    return loop_run
 
 
-def test_added_column_is_compared_on_the_same_rows(shop, load, store, first):
+def test_with_an_added_column_both_are_compared_on_the_same_rows(shop, load, store, first):
     change(shop, ".with_columns(pl.col('price').log().alias('log price'))")
-    turn = run_loop(load(), store)
-    gate = champion_gate(turn)
+    loop_run = run_loop(load(), store)
+    gate = champion_gate(loop_run)
     assert gate.champion == "returns@1"
     assert gate.evidence["rows"] == 300
     assert "paired" not in gate.evidence
-    assert turn.release.state == "rolling_out"
+    assert loop_run.release.state == "rolling_out"
 
 
-def test_excluded_column_stays_with_the_test_rows(shop, load, store, first):
+def test_an_excluded_column_stays_in_the_test_rows(shop, load, store, first):
     shop.change("loop.py", 'key="order"', 'key="order", exclude=["weight"]')
-    turn = run_loop(load(), store)
-    assert "weight" not in [item["name"] for item in turn.version.signature["inputs"]]
-    gate = champion_gate(turn)
+    loop_run = run_loop(load(), store)
+    assert "weight" not in [item["name"] for item in loop_run.version.signature["inputs"]]
+    gate = champion_gate(loop_run)
     assert gate.evidence["rows"] == 300
     assert "remark" not in gate.evidence
 
 
-def test_dropped_column_comes_from_the_rows_that_the_champion_was_judged_by(shop, load, store, first):
+def test_a_dropped_column_is_taken_from_the_held_out_rows_of_the_champion(shop, load, store, first):
     change(shop, ".drop('weight')")
     with pytest.raises(ContractError, match=r"'weight' is missing.*everloop data contract shop --accept"):
         run_loop(load(), store)
     loop = load()
     assert accept(store, loop) == {("dropped", "weight")}
-    turn = run_loop(loop, store)
-    gate = champion_gate(turn)
+    loop_run = run_loop(loop, store)
+    gate = champion_gate(loop_run)
     assert gate.evidence["rows"] == 300
     assert "'weight' taken from the held-out rows of returns@1 with the same 'order'" in gate.message
-    # The champion answers as it did when it was evaluated: on the same rows, with the same columns.
+    # The champion has the same metric as in its evaluation: the rows and columns are the same.
     assert gate.evidence["champion_value"] == pytest.approx(first.version.metrics["roc_auc"])
 
 
@@ -90,22 +90,22 @@ def test_dropped_column_comes_from_the_rows_that_the_champion_was_judged_by(shop
         (".with_columns((pl.col('price') > 50).cast(pl.String).alias('price'))", "'price' has type String"),
     ],
 )
-def test_rows_that_the_champion_cannot_be_asked_about_are_judged_apart(shop, load, store, first, expression, why):
+def test_if_the_champion_cannot_score_the_rows_each_is_measured_on_its_own(shop, load, store, first, expression, why):
     change(shop, expression)
     shop.land("1", shop.orders(1500, 800, shop.opens, seed=1))
     loop = load()
     accept(store, loop)
-    turn = run_loop(loop, store)
-    gate = champion_gate(turn)
+    loop_run = run_loop(loop, store)
+    gate = champion_gate(loop_run)
     assert gate.evidence["paired"] is False
     assert why in gate.message
     assert "not comparable on the same rows" in gate.message
     assert gate.evidence["champion_value"] == pytest.approx(first.version.metrics["roc_auc"])
     assert gate.evidence["high"] - gate.evidence["low"] > 0.05
-    assert turn.release.state in ("rolling_out", "rejected")
+    assert loop_run.release.state in ("rolling_out", "rejected")
 
 
-def test_text_that_holds_numbers_is_put_to_a_champion_of_numbers(shop, load, store, first):
+def test_numbers_stored_as_text_are_converted_for_the_champion(shop, load, store, first):
     change(shop, ".with_columns(pl.col('weight').cast(pl.String))")
     loop = load()
     assert accept(store, loop) == {("retyped", "weight")}
@@ -114,33 +114,33 @@ def test_text_that_holds_numbers_is_put_to_a_champion_of_numbers(shop, load, sto
     assert "paired" not in gate.evidence
 
 
-def test_another_question_is_refused_before_training(shop, load, store, first):
+def test_another_task_is_an_error_before_training(shop, load, store, first):
     change(shop, ".with_columns(returned=pl.col('price') * 2)")
     shop.change("loop.py", 'el.AutoTrain(metric="roc_auc"', 'el.AutoTrain(metric="r2"')
     shop.change("loop.py", 'gates=[el.AtLeast("roc_auc", 0.60)', 'gates=[el.AtLeast("r2", 0.1)')
     shop.change("loop.py", 'el.Performance("roc_auc")', 'el.Performance("r2")')
     with pytest.raises(ConflictError, match=r"holds amounts, but returns@1 predicts one of False, True.*el\.Loop\("):
         run_loop(load(), store)
-    # With names of its own it begins afresh.
+    # Under new names, the loop starts again.
     shop.change("loop.py", 'el.Loop(\n    "shop"', 'el.Loop(\n    "shop-2"')
     shop.change("loop.py", 'el.Endpoint("returns"', 'el.Endpoint("amounts"')
     assert run_loop(load(), store).version.key == "amounts@1"
 
 
-def test_labels_under_other_names_are_another_question(shop, load, store, first):
+def test_labels_with_other_names_are_an_error_before_training(shop, load, store, first):
     change(shop, ".with_columns(returned=pl.when(pl.col('returned')).then(pl.lit('back')).otherwise(pl.lit('kept')))")
     with pytest.raises(ConflictError, match="one of 'back', 'kept', but returns@1 predicts one of False, True"):
         run_loop(load(), store)
 
 
-def test_a_metric_that_does_not_fit_the_target_is_refused_before_training(shop, load, store):
+def test_a_metric_that_does_not_fit_the_target_is_an_error_before_training(shop, load, store):
     shop.change("loop.py", '"roc_auc"', '"r2"')
     with pytest.raises(UsageError, match=r"'r2' is not for binary targets, and 'returned' has two classes.*roc_auc"):
         run_loop(load(), store)
     assert store.records.find(ModelVersion) == []
 
 
-def test_a_class_more_is_compared_with_what_the_champion_knows(shop, load, store):
+def test_a_candidate_with_one_more_class_is_compared_with_the_champion(shop, load, store):
     text = "pl.when(pl.col('returned')).then(pl.lit('back'))"
     change(shop, f".with_columns(returned={text}.otherwise(pl.lit('kept')))")
     first = run_loop(load(), store)
@@ -148,17 +148,17 @@ def test_a_class_more_is_compared_with_what_the_champion_knows(shop, load, store
     new = f"{text}.when(pl.col('price') < 25).then(pl.lit('lost'))"
     shop.change("loop.py", f"{text}.", f"{new}.")
     loop = load()
-    # The contract binds the target's classes: rows of a new one are set aside until it is accepted.
+    # The contract lists the classes of the target. Rows of a new class are quarantined until it is accepted.
     assert accept(store, loop) == {("widened", "returned")}
-    turn = run_loop(loop, store)
-    assert turn.version.signature["classes"] == ["back", "kept", "lost"]
-    gate = champion_gate(turn)
+    loop_run = run_loop(loop, store)
+    assert loop_run.version.signature["classes"] == ["back", "kept", "lost"]
+    gate = champion_gate(loop_run)
     assert "returns@1 does not know 'lost'" in gate.message
     assert gate.evidence["gain"] > 0.05
     assert gate.outcome == "pass"
 
 
-def test_classes_are_matched_by_what_they_mean():
+def test_classes_match_across_types():
     assert same_classes([False, True], ["0", "1"])
     assert not same_classes(["no", "yes"], ["yes", "no"])
     two, three = SimpleNamespace(classes=["b", "a"]), SimpleNamespace(classes=["a", "c", "b"])
@@ -172,13 +172,13 @@ def test_classes_are_matched_by_what_they_mean():
     assert places.tolist() == [0]
 
 
-def test_the_same_two_classes_in_the_other_order_stay_one_column():
+def test_two_classes_in_another_order_keep_one_score_column():
     scores, places = spread(ClassScores(np.array([0.2, 0.9]), np.array([1, 1])), ["no", "yes"], ["yes", "no"])
     assert scores == pytest.approx([0.8, 0.1])
     assert places.tolist() == [0, 0]
 
 
-def test_two_values_of_different_rows_give_a_wider_interval_than_pairs():
+def test_values_of_different_rows_give_a_wider_interval_than_pairs():
     rng = np.random.default_rng(1)
     truth = (rng.uniform(size=400) < 0.5).astype(float)
     good, bad = truth + rng.normal(0, 0.7, 400), truth + rng.normal(0, 1.5, 400)
@@ -186,20 +186,20 @@ def test_two_values_of_different_rows_give_a_wider_interval_than_pairs():
     better = judge_unpaired(own, other, "roc_auc", 0.01, "m@1", "no reason")
     assert better.outcome == "pass"
     assert better.evidence["low"] < better.evidence["gain"] < better.evidence["high"]
-    # Newcombe's way of squaring and adding is exact where the two are the same.
+    # Combining the intervals by squares is exact if both values are the same.
     half = own.value - own.low
     assert judge_unpaired(own, own, "roc_auc", 0.01, "m@1", "").evidence["low"] == pytest.approx(
         -np.hypot(half, own.high - own.value)
     )
     assert judge_unpaired(other, own, "roc_auc", 0.01, "m@1", "").outcome == "fail"
     assert judge_unpaired(own, own, "roc_auc", 0.0, "m@1", "").outcome == "undecided"
-    # Where less is better, the signs turn.
+    # If lower is better, the signs are reversed.
     small, large = interval(truth, truth + 0.1, "rmse"), interval(truth, truth + 2.0, "rmse")
     assert judge_unpaired(small, large, "rmse", 0.0, "m@1", "").outcome == "pass"
 
 
 def served(model, version, orders, columns):
-    """Answers of one version as the prediction log has them, with the labels that came."""
+    """Return predictions of one version as in the prediction log, with their labels."""
     scores = model.predict_scores(orders)
     logged = orders.select(pl.col(name).alias(input_column(name)) for name in columns)
     return logged.with_columns(
@@ -209,7 +209,7 @@ def served(model, version, orders, columns):
 
 
 @pytest.mark.parametrize("everything", [True, False])
-def test_live_evidence_across_columns(shop, load, store, first, monkeypatch, everything):
+def test_live_evidence_for_versions_with_different_columns(shop, load, store, first, monkeypatch, everything):
     from everloop.registry import load_model
 
     change(shop, ".drop('weight').with_columns(pl.col('price').sqrt().alias('root'))")

@@ -1,4 +1,4 @@
-"""What a stranger's columns are taken for, and that the written `prepare` does what was said."""
+"""Inspecting the columns of a user's table, and the `prepare` step that is drafted from the inspection."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORDS = ["red", "green", "blue", "late", "early", "soft", "hard", "round", "squa
 
 
 def table(**columns: object) -> pl.DataFrame:
-    """Two honest features and a target, with further columns."""
+    """Return a table with two ordinary features, a target and further columns."""
     rng = np.random.default_rng(1)
     x = rng.normal(size=ROWS)
     given: dict[str, object] = {"x": x, "colour": rng.choice(["red", "blue"], ROWS), **columns}
@@ -33,8 +33,8 @@ def treated(frame: pl.DataFrame, **roles: str) -> dict[str, tuple[str, str]]:
 
 
 def prepared(frame: pl.DataFrame, look, goal) -> pl.DataFrame:
-    """What the written loop.py makes of a table."""
-    names: dict[str, object] = {"__name__": "written"}
+    """Return the table that the drafted loop.py prepares."""
+    names: dict[str, object] = {"__name__": "drafted"}
     text = draft_files("p", "p", "p.csv", {}, look, goal)["loop.py"]
     exec(compile(text, "loop.py", "exec"), names)  # noqa: S102 - that it runs is the point
     return names["prepare"](frame)
@@ -81,11 +81,11 @@ def test_a_column_is_what_it_looks_like(values, kind, treatment):
         ("signup_date", [20240101 + n % 28 for n in range(ROWS)], "date as text"),
     ],
 )
-def test_whole_numbers_are_ids_where_name_or_order_says_so(name, values, kind):
+def test_whole_numbers_are_ids_by_their_name_or_order(name, values, kind):
     assert treated(table(**{name: list(values)}))[name][0] == kind
 
 
-def test_what_tells_the_target_is_a_leak_and_a_copy_is_a_copy():
+def test_leaks_and_copies_are_excluded():
     frame = table()
     frame = frame.with_columns(
         code=pl.col("y").replace_strict({"yes": 7, "no": 3}), again=pl.col("x"), nearly=pl.lit(None)
@@ -94,12 +94,12 @@ def test_what_tells_the_target_is_a_leak_and_a_copy_is_a_copy():
     assert found["code"] == ("leak", "excluded")
     assert found["again"] == ("copy", "excluded")
     assert found["nearly"] == ("empty", "dropped")
-    # A table whose only column tells all is a table of one good column.
+    # If the only column predicts the target perfectly, it is kept.
     alone = pl.DataFrame({"x": [float(n) for n in range(ROWS)], "y": [n >= 100 for n in range(ROWS)]})
     assert treated(alone)["x"] == ("number", "feature")
 
 
-def test_rows_that_come_twice_go_where_they_break_the_key():
+def test_repeated_rows_are_removed_if_they_make_the_key_ambiguous():
     frame = table(id=[f"u-{n}" for n in range(ROWS)])
     doubled = pl.concat([frame, frame.head(3)])
     look = inspect_table(doubled, "y", key="id")
@@ -110,7 +110,7 @@ def test_rows_that_come_twice_go_where_they_break_the_key():
         inspect_table(pl.concat([frame, frame.head(1).with_columns(x=pl.lit(9.0))]), "y", key="id")
 
 
-def test_rows_without_a_time_and_rare_classes_are_taken_out_by_the_written_project():
+def test_the_drafted_project_removes_rows_without_a_time_and_rare_classes():
     frame = table(when=[None if n < 4 else f"2024-01-{1 + n % 28:02d}T10:00:00Z" for n in range(ROWS)])
     frame = frame.with_columns(y=pl.when(pl.int_range(ROWS) == 50).then(pl.lit("odd")).otherwise("y"))
     look = inspect_table(frame, "y", time="when")
@@ -157,7 +157,7 @@ def test_the_target_decides_task_metric_and_gate(target, task, metric):
         ("13", None),
     ],
 )
-def test_days_are_read_in_common_ways(text, found):
+def test_dates_are_read_in_common_formats(text, found):
     made = find_date(pl.Series("day", [text, None, " "]))
     if found is None:
         assert made is None
@@ -166,14 +166,14 @@ def test_days_are_read_in_common_ways(text, found):
     assert values.to_list() == [found, None, None]
 
 
-def test_a_day_that_can_be_read_in_two_ways_is_said():
+def test_an_ambiguous_date_format_gets_a_remark():
     assert "%m/%d/%Y" in find_date(pl.Series("day", ["03/04/2024", "05/06/2024"])).remark
     assert find_date(pl.Series("day", ["03/04/2024", "25/06/2024"])).remark == ""
 
 
 @given(st.lists(st.floats(-1e9, 1e9, allow_nan=False).map(lambda number: f"{number:.3f}"), min_size=1, max_size=30))
 @settings(max_examples=50, deadline=None)
-def test_numbers_come_back_from_their_texts(texts):
+def test_numbers_are_restored_from_their_texts(texts):
     made = find_number(pl.Series("n", texts))
     if made is None:
         assert any(text.startswith("0") and text[1:2].isdigit() for text in texts)
@@ -201,7 +201,7 @@ COLUMNS = st.sampled_from(
 
 @given(st.dictionaries(NAMES, COLUMNS, max_size=5), NAMES.filter(bool))
 @settings(max_examples=25, deadline=None)
-def test_the_written_project_runs_whatever_the_columns_are_called(columns, target):
+def test_the_drafted_project_runs_with_any_column_names(columns, target):
     frame = table(**columns).rename({"y": target}) if target not in columns and target != "colour" else table()
     named = target if target in frame.columns else "y"
     look = inspect_table(frame, named)
@@ -212,5 +212,5 @@ def test_the_written_project_runs_whatever_the_columns_are_called(columns, targe
 @pytest.mark.parametrize(
     ("text", "name"), [("größe", "grosse"), ("a b/c", "a-b-c"), ("日本", "my-loop"), ("--x", "x"), ("class", "class")]
 )
-def test_a_project_is_named_in_plain_letters(text, name):
+def test_a_project_name_has_ascii_letters_only(text, name):
     assert project_name(text) == name
