@@ -1,4 +1,4 @@
-"""Writes docs/commands.md from the commands themselves; a test fails on any that is missing there."""
+"""Generate docs/commands.md from the help of the commands. A test fails if a command is missing from it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 HERE = Path(__file__).parent
 INTRODUCTION = """# Commands
 
-Written by `make docs` from the commands' own help. Every command that ends takes `--json`; errors name what happened,
-what exists instead and what helps, and exit with the code of their kind (see the tree at the top of
-`src/everloop/errors.py`). Results go to standard output, everything else to standard error. Shell completion:
-`everloop --install-completion`.
+`make docs` generates this page from the help of the commands. Every command but `everloop up` takes `--json`. An error
+message says what happened, what exists instead, and which command helps. Each kind of error has its own exit code (see
+the tree at the top of `src/everloop/errors.py`). Results go to standard output, everything else to standard error. For
+completion in your shell, run `everloop --install-completion`.
 """
 
 
@@ -25,8 +25,8 @@ def help_of(*path: str) -> str:
 
 
 def commands_in(text: str) -> list[str]:
-    listed = text.partition("Commands:\n")[2].splitlines()
-    return [line.split()[0] for line in listed if line.startswith("  ") and not line.startswith("   ")]
+    lines = text.partition("Commands:\n")[2].splitlines()
+    return [line.split()[0] for line in lines if line.startswith("  ") and not line.startswith("   ")]
 
 
 def main() -> None:

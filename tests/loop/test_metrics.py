@@ -128,7 +128,7 @@ def test_the_run_says_which_metric_was_chosen(shop, monkeypatch, capsys):
     output.console.cache_clear()
     output.messages.cache_clear()
     assert run(["run"]) == 0
-    assert "judged by rmse: the loop names no metric, and this is the usual one of regression targets" in " ".join(
+    assert "metric rmse, the default for regression targets; the loop does not set one" in " ".join(
         capsys.readouterr().out.split()
     )
 

@@ -1,4 +1,4 @@
-"""The command line: one thin file of commands per room."""
+"""The command line: one thin file of commands for each room of the package."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 
 
 def main() -> None:
-    """Entry point of the `everloop` command; exits with the error's own code."""
-    # Imports make many objects and almost no garbage: looking for it meanwhile is a tenth of the start.
+    """Run the `everloop` command, and exit with its exit code."""
+    # Imports create many objects and almost no garbage. Collecting during the imports would take a tenth of the start.
     gc.disable()
     from everloop.cli.app import run
 

@@ -1,4 +1,4 @@
-"""The `everloop` command: all groups in one tree, and what every command shares."""
+"""The `everloop` command: the tree of all commands and groups, and how a command line is run."""
 
 from __future__ import annotations
 
@@ -32,42 +32,43 @@ from everloop.cli import (
 from everloop.cli.output import messages, report
 from everloop.errors import EverloopError
 
-# Newer typers bring their own click; this finds the right one's class.
-_REFUSED: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+# Newer versions of typer bundle click, so the class is found through typer instead of being imported from click.
+_ClickException: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
 
 INTERRUPTED = 130
 
 
-def _empty() -> typer.Typer:
-    made = typer.Typer(
+def _empty_tree() -> typer.Typer:
+    tree = typer.Typer(
         name="everloop",
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
-        help="Keeps machine-learning models alive: data, training, release, serving, watching, retraining.",
+        help="Run the whole life cycle of machine-learning models: data, training, release, serving, monitoring and"
+        " retraining.",
     )
-    made.callback()(_root)
-    return made
+    tree.callback()(_root)
+    return tree
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"everloop {__version__}")
         raise typer.Exit
 
 
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass
 
 
-app = _empty()
-"""The whole tree."""
+app = _empty_tree()
+"""The complete tree of commands."""
 app.command()(demo.demo)
 app.command()(init.init)
 app.command()(loop.run)
@@ -89,6 +90,7 @@ app.add_typer(packages.app, name="models")
 app.add_typer(endpoints.app, name="endpoints")
 app.add_typer(monitor.app, name="monitor")
 app.add_typer(release.app, name="release")
+app.add_typer(release.app, name="releases", hidden=True)
 app.add_typer(predictions.app, name="predictions")
 app.add_typer(predictions.labels_app, name="labels")
 app.add_typer(trust.app, name="trust")
@@ -97,39 +99,43 @@ app.add_typer(server.tokens, name="tokens")
 app.add_typer(webhooks.app, name="webhooks")
 
 
-def _needed(arguments: Sequence[str]) -> typer.Typer:
-    """The tree with flesh only where this command line goes: reading the signatures of all costs 40 ms."""
-    asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+def _pruned_tree(arguments: Sequence[str]) -> typer.Typer:
+    """Build the tree for one command line: the named command or group in full, the others by name and help only.
+
+    Reading the signatures of all commands would take 40 ms.
+    """
+    name = next((argument for argument in arguments if not argument.startswith("-")), None)
     if "_EVERLOOP_COMPLETE" in os.environ:
         return app
-    lean = _empty()
+    tree = _empty_tree()
     for command in app.registered_commands:
         function = command.callback
         if function is not None:
-            lean.command(command.name)(function if function.__name__ == asked else _bare(function))
+            tree.command(command.name)(function if function.__name__ == name else _stub(function))
     for group in app.registered_groups:
         if group.typer_instance is None:
             continue
-        if group.name == asked:
-            lean.add_typer(group.typer_instance, name=group.name)
+        hidden = group.hidden is True
+        if group.name == name:
+            tree.add_typer(group.typer_instance, name=group.name, hidden=hidden)
         else:
-            lean.command(group.name, help=group.typer_instance.info.help)(_bare(run))
-    return lean
+            tree.command(group.name, help=group.typer_instance.info.help, hidden=hidden)(_stub(run))
+    return tree
 
 
-def _bare(function: Callable[..., Any]) -> Callable[[], None]:
-    """A name and a docstring, for the list of commands."""
+def _stub(function: Callable[..., Any]) -> Callable[[], None]:
+    """Return a function with the same name and docstring, for the list of commands."""
 
-    def bare() -> None:
+    def stub() -> None:
         raise EverloopError(f"'{function.__name__}' was not built.")
 
-    bare.__name__, bare.__doc__ = function.__name__, function.__doc__
-    return bare
+    stub.__name__, stub.__doc__ = function.__name__, function.__doc__
+    return stub
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code. Nothing but a bug escapes as a traceback."""
-    command = typer.main.get_command(_needed(arguments))
+    """Run one command line and return its exit code. Only a bug escapes as a traceback."""
+    command = typer.main.get_command(_pruned_tree(arguments))
     as_json = "--json" in arguments
     try:
         result = command.main(args=list(arguments), prog_name="everloop", standalone_mode=False)
@@ -138,14 +144,14 @@ def run(arguments: Sequence[str]) -> int:
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         result = INTERRUPTED
-    except _REFUSED as error:
+    except _ClickException as error:
         error.show()
         return int(error.exit_code)
     except BrokenPipeError:
-        # The reader of our output has gone, as `| head` does.
+        # The reader of the output has closed the pipe, as `| head` does.
         sys.stderr.close()
         return 141
     # Some versions of typer raise on Ctrl-C, others return this.
     if result == INTERRUPTED:
-        messages().print("Interrupted. What was finished is kept; the same command goes on from there.")
+        messages().print("Interrupted. Finished work is kept: repeat the command to continue.")
     return result if isinstance(result, int) else 0

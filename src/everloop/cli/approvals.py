@@ -1,4 +1,4 @@
-"""`everloop models promote|rollback|requests|approve|reject|withdraw|policy`: who decides what takes the traffic."""
+"""`everloop models promote|rollback|requests|approve|reject|withdraw|policy`: move aliases, with approvals."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from everloop.cli import formatting
-from everloop.cli.models import Reason, app as app, named_alias
+from everloop.cli.models import Reason, app as app, split_alias
 from everloop.cli.output import AsJson, Home, emit, opened, say, short, table
 
 if TYPE_CHECKING:
     from everloop.records import Alias, AliasRequest, GateResult, ModelVersion, Release
     from everloop.stores import Store
 
-RequestId = Annotated[str, typer.Argument(help="The request's id, or its beginning; see: everloop models requests.")]
+RequestId = Annotated[str, typer.Argument(help="Id of the request, or a unique prefix. See: everloop models requests")]
 
 
 @app.command()
@@ -22,20 +22,25 @@ def promote(
     version: Annotated[str, typer.Argument(help="MODEL@VERSION.")],
     reason: Annotated[
         str | None,
-        typer.Option(help="Why; kept with the event. Default: the reason that others agreed to, else `by hand`."),
+        typer.Option(
+            help="Reason, recorded with the event. Default: the reason of the approved request, or 'by hand'."
+        ),
     ] = None,
-    endpoint: Annotated[str | None, typer.Option(help="Default: the endpoint that serves the model.")] = None,
-    alias: Annotated[
-        str, typer.Option(help="The alias to move; only the champion's traffic moves with it.")
-    ] = "champion",
+    endpoint: Annotated[
+        str | None, typer.Option(help="Endpoint to switch. Default: the endpoint that serves the model.")
+    ] = None,
+    alias: Annotated[str, typer.Option(help="Alias to move. Only `champion` moves traffic as well.")] = "champion",
     expect: Annotated[
-        str | None, typer.Option(help="Only if this MODEL@VERSION holds the alias now, or `nobody`.")
+        str | None,
+        typer.Option(help="Move the alias only if this MODEL@VERSION holds it now; 'nobody' if no version must."),
     ] = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Give a version all the traffic, on your word. Where a policy guards the alias this asks the others instead; once
-    they have agreed, the same command moves it. Straight back to the version before needs no agreement, once.
+    """Promote a version to champion, or to another alias. All traffic moves with the champion alias.
+
+    If a policy protects the alias, this creates a request for approval instead. Repeat the command once enough others
+    have approved. Moving the alias straight back to the previous version needs no approval, once.
     """
     from everloop.records import Alias, AliasRequest, EndpointRecord
     from everloop.registry import ApprovalError, get_version, list_requests, request_alias
@@ -47,32 +52,32 @@ def promote(
             serving = store.records.find(EndpointRecord, ("model", "=", record.model), limit=1)
             endpoint = serving[0].name if serving else record.model
         if reason is None:
-            agreed = list_requests(store, record.model, alias, state="approved")
-            reason = next((one.reason for one in agreed if one.version == record.key), "") or "by hand"
-        done: Release | Alias | AliasRequest
+            approved = list_requests(store, record.model, alias, state="approved")
+            reason = next((one.reason for one in approved if one.version == record.key), "") or "by hand"
+        result: Release | Alias | AliasRequest
         try:
-            done = _move(store, record, alias, endpoint, reason, expect)
+            result = _move(store, record, alias, endpoint, reason, expect)
         except ApprovalError:
-            done = request_alias(store, record.model, alias, record.key, reason)
-        against = _failed_gates(store, record.key)
-        asked_id = _short_ids(store)[done.id] if isinstance(done, AliasRequest) else ""
+            result = request_alias(store, record.model, alias, record.key, reason)
+        failed = _failed_gates(store, record.key)
+        request_id = _short_ids(store)[result.id] if isinstance(result, AliasRequest) else ""
         move = last_move(store, record.model, alias)
 
     def draw() -> None:
-        if isinstance(done, AliasRequest):
-            instead = f"{record.key} instead of {done.holder or 'nobody'}"
-            say(f"{record.model}@{alias} is guarded, so this is asked for: {instead}.")
-            say(f"Others must agree: everloop models approve {asked_id}")
-        elif isinstance(done, Alias):
-            say(f"{done.key} is {record.key} now.")
+        if isinstance(result, AliasRequest):
+            change = f"{record.key} instead of {result.holder or 'no version'}"
+            say(f"{record.model}@{alias} is protected, so the change was requested: {change}.")
+            say(f"Others approve it with: everloop models approve {request_id}")
+        elif isinstance(result, Alias):
+            say(f"{result.key} is now {record.key}.")
         else:
-            say(f"{record.key} takes all traffic of '{endpoint}'.")
-        if not isinstance(done, AliasRequest) and move is not None and move.data.get("way_back"):
-            say("It goes straight back to it, so nobody had to agree; forth again takes an agreement.")
-        for gate in against:
-            say(f"Its gates said no: {gate.gate}: {gate.message}")
+            say(f"{record.key} now receives all traffic of '{endpoint}'.")
+        if not isinstance(result, AliasRequest) and move is not None and move.data.get("way_back"):
+            say("Moving straight back needs no approval, once. Moving forward again does.")
+        for gate in failed:
+            say(f"Failed gate: {gate.gate}: {gate.message}")
 
-    emit(done, json, draw)
+    emit(result, json, draw)
 
 
 def _move(
@@ -94,40 +99,38 @@ def _move(
 
 @app.command()
 def rollback(
-    of: Annotated[
-        str, typer.Argument(metavar="MODEL[@ALIAS]", help="A model, whose traffic goes back; or only this alias of it.")
-    ],
+    of: Annotated[str, typer.Argument(metavar="MODEL[@ALIAS]", help="Model to roll back, or one of its aliases.")],
     reason: Reason = "by hand",
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Give the traffic back to the champion before. Or another alias to the version that held it before."""
-    from everloop.cli.release import take_back
+    """Roll back to the previous champion, or holder of an alias."""
+    from everloop.cli.release import roll_back_endpoint
     from everloop.records import EndpointRecord
     from everloop.registry import take_back_alias
 
-    model, alias = named_alias(of)
+    model, alias = split_alias(of)
     with opened(home) as store:
-        # A champion that no endpoint serves, as one that MLflow's client has set, is an alias like any other.
+        # A champion that no endpoint serves, such as one set by MLflow's client, is an ordinary alias.
         served = alias == "champion" and any(
             store.records.find(EndpointRecord, (field, "=", model), limit=1) for field in ("model", "name")
         )
     if served:
-        take_back(model, reason, home, json)
+        roll_back_endpoint(model, reason, home, json)
         return
     with opened(home) as store:
         moved = take_back_alias(store, model, alias, reason=reason)
-    emit(moved, json, lambda: say(f"{moved.key} is {moved.version} again."))
+    emit(moved, json, lambda: say(f"{moved.key} is again {moved.version}."))
 
 
 @app.command()
 def requests(
-    model: Annotated[str | None, typer.Argument(help="Only this model.")] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Also those that are over.")] = False,
+    model: Annotated[str | None, typer.Argument(help="Show only this model. Default: all.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Show closed requests, too.")] = False,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """List wishes to move guarded aliases. Who asked, when and why, and what the others said."""
+    """List requests to move protected aliases. Shows who requested what, when and why, and how others voted."""
     from everloop.registry import list_requests
 
     with opened(home) as store:
@@ -136,17 +139,17 @@ def requests(
     rows = [
         (
             ids[one.id],
-            f"{one.model}@{one.alias} from {one.holder or 'nobody'} to {one.version}",
+            f"{one.model}@{one.alias} from {one.holder or 'no version'} to {one.version}",
             one.state,
             f"{formatting.second(one.created_at)} {one.asked_by}",
-            formatting.answers(one),
+            formatting.votes(one),
             one.reason,
         )
         for one in found
     ]
-    columns = ("id", "what", "state", "asked", "answers", "why")
-    empty = "Nobody asks for anything." if all_ else "Nothing is open. What is over shows --all."
-    emit(found, json, lambda: table("Requests, times in UTC", columns, rows, empty=empty, wrap=("asked",)))
+    columns = ("id", "what", "state", "requested", "votes", "why")
+    empty = "There are no requests." if all_ else "There are no open requests. To see closed ones, add --all."
+    emit(found, json, lambda: table("Requests, times in UTC", columns, rows, empty=empty, wrap=("requested",)))
 
 
 @app.command()
@@ -156,94 +159,99 @@ def approve(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Agree to a request, not to your own. Once enough have agreed, promoting the version works."""
-    from everloop.registry import approve as agree
+    """Approve another person's request. Once it has enough approvals, the version can be promoted."""
+    from everloop.registry import approve as approve_request
 
     with opened(home) as store:
-        voted = agree(store, request, reason)
-    emit(voted, json, lambda: say(_told(voted)))
+        approved = approve_request(store, request, reason)
+    emit(approved, json, lambda: say(_summary(approved)))
 
 
 @app.command()
 def reject(request: RequestId, reason: Reason = "", home: Home = None, json: AsJson = False) -> None:
-    """Refuse a request, which ends it. One refusal is enough."""
-    from everloop.registry import reject as refuse
+    """Reject a request. One rejection closes it."""
+    from everloop.registry import reject as reject_request
 
     with opened(home) as store:
-        ended = refuse(store, request, reason)
-    emit(ended, json, lambda: say(_told(ended)))
+        rejected = reject_request(store, request, reason)
+    emit(rejected, json, lambda: say(_summary(rejected)))
 
 
 @app.command()
 def withdraw(request: RequestId, reason: Reason = "", home: Home = None, json: AsJson = False) -> None:
-    """Take your own request back."""
-    from everloop.registry import withdraw as give_up
+    """Withdraw your own request."""
+    from everloop.registry import withdraw as withdraw_request
 
     with opened(home) as store:
-        ended = give_up(store, request, reason)
-    emit(ended, json, lambda: say(_told(ended)))
+        withdrawn = withdraw_request(store, request, reason)
+    emit(withdrawn, json, lambda: say(_summary(withdrawn)))
 
 
 @app.command()
 def policy(
     alias: Annotated[
-        str | None, typer.Argument(help="MODEL@ALIAS; MODEL alone means its champion. Default: list every policy.")
+        str | None, typer.Argument(help="MODEL@ALIAS, or MODEL for its champion. Default: list all policies.")
     ] = None,
-    approvals: Annotated[int | None, typer.Option(help="How many others must agree; 0 lifts the guard.")] = None,
+    approvals: Annotated[
+        int | None, typer.Option(help="Number of other people who must approve; 0 removes the policy.")
+    ] = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Guard an alias. Say how many others must agree before it moves; without --approvals, ask how many."""
+    """Set or show approval policies. A policy says how many other people must approve before an alias moves."""
     from everloop.errors import UsageError
     from everloop.records import AliasPolicy
     from everloop.registry import find_policy, list_versions, set_policy
 
     if alias is None:
         if approvals is not None:
-            raise UsageError("Which alias?", help="Name it: everloop models policy MODEL@ALIAS --approvals N")
+            raise UsageError(
+                "--approvals needs the alias that the policy is for.",
+                help="Name it: everloop models policy MODEL@ALIAS --approvals N",
+            )
         with opened(home) as store:
             policies = store.records.find(AliasPolicy, order="key")
         rows = [(one.key, one.approvals) for one in policies]
-        empty = "No alias is guarded. Guard one: everloop models policy MODEL@ALIAS --approvals 1"
-        emit(policies, json, lambda: table("Policies", ("alias", "others who must agree"), rows, empty=empty))
+        empty = "No alias is protected. Protect one with: everloop models policy MODEL@ALIAS --approvals 1"
+        emit(policies, json, lambda: table("Policies", ("alias", "approvals needed"), rows, empty=empty))
         return
-    model, name = named_alias(alias)
+    model, name = split_alias(alias)
     with opened(home) as store:
-        stands = find_policy(store, model, name) if approvals is None else set_policy(store, model, name, approvals)
+        found = find_policy(store, model, name) if approvals is None else set_policy(store, model, name, approvals)
         known = bool(list_versions(store, model))
-    shown = {"alias": f"{model}@{name}", "approvals": stands.approvals if stands else 0}
-    told = f"{model}@{name} moves on anybody's word."
-    if stands is not None:
-        others = "one other agrees" if stands.approvals == 1 else f"{stands.approvals} others agree"
-        told = f"{model}@{name} moves when {others}."
+    result = {"alias": f"{model}@{name}", "approvals": found.approvals if found else 0}
+    message = f"{model}@{name} is not protected: it moves without approval."
+    if found is not None:
+        others = "1 other person has" if found.approvals == 1 else f"{found.approvals} other people have"
+        message = f"{model}@{name} is protected: it moves once {others} approved."
     if not known:
-        told += f" There is no model '{model}' yet."
-    emit(shown, json, lambda: say(told))
+        message += f" There is no model '{model}' yet."
+    emit(result, json, lambda: say(message))
 
 
 def _short_ids(store: Store) -> dict[str, str]:
-    """As much of each request's id as tells it from all others: requests of one moment begin alike."""
+    """Shorten the id of each request as far as it stays unique: ids of one moment share a long prefix."""
     from everloop.registry import list_requests
 
     ids = [one.id for one in list_requests(store)]
-    shown = {}
-    for whole in ids:
-        length = len(short(whole))
-        while length < len(whole) and sum(other.startswith(whole[:length]) for other in ids) > 1:
+    shortened = {}
+    for request in ids:
+        length = len(short(request))
+        while length < len(request) and sum(other.startswith(request[:length]) for other in ids) > 1:
             length += 1
-        shown[whole] = whole[:length]
-    return shown
+        shortened[request] = request[:length]
+    return shortened
 
 
 def _failed_gates(store: Store, version: str) -> list[GateResult]:
-    """The gates whose last answer about a version was no."""
+    """Return the gates whose latest result for a version is a failure."""
     from everloop.records import GateResult
 
     last = {gate.gate: gate for gate in store.records.find(GateResult, ("candidate", "=", version), order="id")}
     return [gate for gate in last.values() if gate.outcome == "fail"]
 
 
-def _told(request: AliasRequest) -> str:
-    agreed = f"Now: everloop models promote {request.version} --alias {request.alias}"
-    then = {"approved": f" {agreed}", "open": " Others must agree, too."}.get(request.state, "")
-    return f"{request.version} for {request.model}@{request.alias}: {request.state}.{then}"
+def _summary(request: AliasRequest) -> str:
+    command = f"everloop models promote {request.version} --alias {request.alias}"
+    next_step = {"approved": f" Promote it with: {command}", "open": " It needs more approvals."}.get(request.state, "")
+    return f"{request.version} for {request.model}@{request.alias}: {request.state}.{next_step}"

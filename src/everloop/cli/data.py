@@ -1,4 +1,4 @@
-"""`everloop data`: dataset versions, by hand and to look at."""
+"""`everloop data`: snapshots of datasets, their profiles and their contracts."""
 
 from __future__ import annotations
 
@@ -11,20 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from everloop.cli.output import AsJson, Home, console, emit, facts, messages, opened, table
+from everloop.cli.output import AsJson, Home, Yes, console, count, emit, facts, messages, opened, table
 from everloop.cli.table_options import (
-    CommentPrefix,
-    DecimalComma,
-    DropUnnamed,
-    Encoding,
-    Format,
-    NullValues,
-    Schema,
-    Separator,
-    SkipRows,
     options_advised,
     print_notes,
-    reading_options,
+    reads_tables,
 )
 from everloop.errors import AlreadyExistsError, NotFoundError, ProjectError, UsageError
 
@@ -35,12 +26,16 @@ if TYPE_CHECKING:
     from everloop.loop.contract_acceptance import ContractProposal
     from everloop.records import Snapshot
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Dataset versions: what a model learned from.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Manage dataset snapshots and data contracts.")
+
+SnapshotName = Annotated[
+    str, typer.Argument(help="DATASET@VERSION, DATASET for the newest, or DATASET@TIME for the newest at that time.")
+]
 
 
 @app.command()
 def ls(
-    dataset: Annotated[str | None, typer.Argument(help="Only this dataset.")] = None,
+    dataset: Annotated[str | None, typer.Argument(help="Show only this dataset. Default: all.")] = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
@@ -48,16 +43,17 @@ def ls(
     from everloop.records import Snapshot
 
     with opened(home) as store:
-        asked = [("dataset", "=", dataset)] if dataset else []
-        snapshots = store.records.find(Snapshot, *asked, order="-created_at")  # type: ignore[arg-type]
+        where = [("dataset", "=", dataset)] if dataset else []
+        snapshots = store.records.find(Snapshot, *where, order="-created_at")  # type: ignore[arg-type]
     rows = [(s.key, s.rows, len(s.columns), s.starts_at, s.ends_at, s.digest[:19]) for s in snapshots]
     columns = ("snapshot", "rows", "columns", "from", "to", "digest")
-    emit(snapshots, json, lambda: table("Snapshots", columns, rows, empty="No snapshots yet. Try: everloop data add"))
+    empty = "No snapshots yet. Add one with: everloop data add FILE DATASET"
+    emit(snapshots, json, lambda: table("Snapshots", columns, rows, empty=empty))
 
 
 @app.command()
-def show(snapshot: str, home: Home = None, json: AsJson = False) -> None:
-    """Show one snapshot: DATASET@VERSION, DATASET, or DATASET@TIME for what was the newest then."""
+def show(snapshot: SnapshotName, home: Home = None, json: AsJson = False) -> None:
+    """Show a snapshot: its sources, columns and statistics."""
     from everloop.data.snapshots.file_folders import is_folder
     from everloop.data.sources.snapshot_sources import find_version
 
@@ -89,8 +85,8 @@ def show(snapshot: str, home: Home = None, json: AsJson = False) -> None:
 
 
 @app.command()
-def diff(before: str, after: str, home: Home = None, json: AsJson = False) -> None:
-    """Compare two snapshots: rows added, removed and changed by key, the schema, and distributions that moved."""
+def diff(before: SnapshotName, after: SnapshotName, home: Home = None, json: AsJson = False) -> None:
+    """Compare two snapshots. Shows rows added, removed and changed by key, schema changes and shifted distributions."""
     from everloop.data import diff_snapshots
     from everloop.data.sources.snapshot_sources import find_version
 
@@ -99,72 +95,62 @@ def diff(before: str, after: str, home: Home = None, json: AsJson = False) -> No
         found = diff_snapshots(first, second, store)
 
     def draw() -> None:
-        told = {name: value for name, value in asdict(found).items() if name != "shifts"}
-        facts(f"{first.key} → {second.key}", told.items())
+        summary = {name: value for name, value in asdict(found).items() if name != "shifts"}
+        facts(f"{first.key} → {second.key}", summary.items())
         rows = [
             (name, shift.kind, shift.distance, *shift.nulls, shift.before, shift.after)
             for name, shift in sorted(found.shifts.items(), key=lambda pair: -pair[1].distance)
         ]
         columns = ("column", "measure", "distance", "nulls before", "nulls after", "before", "after")
-        table("Distributions that moved", columns, rows, empty="  No distribution moved.")
+        table("Shifted distributions", columns, rows, empty="  No distribution shifted.")
 
     emit(found, json, draw)
 
 
 @app.command()
+@reads_tables
 def add(
-    source: Annotated[str, typer.Argument(help="A file, a glob, an address, a database with --query, or a folder.")],
-    dataset: Annotated[str, typer.Argument(help="The name of the dataset.")],
-    target: Annotated[str | None, typer.Option(help="The column to predict.")] = None,
-    time: Annotated[str | None, typer.Option(help="The column that says when a row happened.")] = None,
-    key: Annotated[str | None, typer.Option(help="The column that names a row; must not repeat.")] = None,
-    query: Annotated[str | None, typer.Option(help="One SELECT, where the source is a database.")] = None,
-    files: Annotated[bool, typer.Option("--files", help="Keep the files of a folder as they are.")] = False,
-    separator: Separator = None,
-    encoding: Encoding = None,
-    null_values: NullValues = None,
-    format: Format = None,
-    schema: Schema = None,
-    skip_rows: SkipRows = None,
-    comment_prefix: CommentPrefix = None,
-    decimal_comma: DecimalComma = False,
-    drop_unnamed: DropUnnamed = False,
+    source: Annotated[str, typer.Argument(help="A file, glob, URL or folder, or a database URL with --query.")],
+    dataset: Annotated[str, typer.Argument(help="Name of the dataset.")],
+    target: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
+    time: Annotated[str | None, typer.Option(help="Column with the time of each row's event.")] = None,
+    key: Annotated[str | None, typer.Option(help="Column that identifies a row; its values must be unique.")] = None,
+    query: Annotated[str | None, typer.Option(help="SELECT statement to run if the source is a database.")] = None,
+    files: Annotated[bool, typer.Option("--files", help="Store the files of a folder unchanged.")] = False,
+    *,
+    reading: dict[str, Any],
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Keep a table, or a folder of files, as the next version of a dataset. The same content makes no new version."""
+    """Add a table or a folder of files to a dataset. It becomes the next version, unless its content is unchanged."""
     from everloop.data import add_folder, add_table
 
-    options = reading_options(
-        separator=separator,
-        encoding=encoding,
-        null_values=null_values,
-        format=format,
-        schema=schema,
-        skip_rows=skip_rows,
-        comment_prefix=comment_prefix,
-        decimal_comma=decimal_comma,
-        drop_unnamed=drop_unnamed,
-    )
-    with opened(home, create=True) as store, _drawn(), options_advised() as notes:
+    with opened(home, create=True) as store, _progress_bars(), options_advised() as notes:
         if files:
-            if target or time or key or query or options:
-                raise UsageError("--files keeps files as they are and takes no columns.", help="Leave the others out.")
-            kept = add_folder(_place(source), dataset, store)
+            if target or time or key or query or reading:
+                raise UsageError(
+                    "--files stores files unchanged, so options about columns or about reading do not apply.",
+                    help="Give --files alone.",
+                )
+            added = add_folder(_absolute(source), dataset, store)
         else:
-            kept = add_table(_place(source), dataset, store, target=target, time=time, key=key, query=query, **options)
+            added = add_table(
+                _absolute(source), dataset, store, target=target, time=time, key=key, query=query, **reading
+            )
     print_notes(notes)
-    emit(kept, json, lambda: console().print(f"{kept.key}: {kept.rows:,} {_noun(kept)}", soft_wrap=True))
+    emit(added, json, lambda: console().print(f"{added.key}: {_size(added)}", soft_wrap=True))
 
 
 @app.command()
 def export(
-    snapshot: str,
-    path: Annotated[Path, typer.Argument(help="A new .parquet, .csv, .jsonl or .arrow file, or a folder for files.")],
+    snapshot: SnapshotName,
+    path: Annotated[
+        Path, typer.Argument(help="New .parquet, .csv, .jsonl or .arrow file, or a new folder for a snapshot of files.")
+    ],
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Write a snapshot's rows into a file, or its files into a folder."""
+    """Export a snapshot's rows to a file, or its files to a folder."""
     from everloop.data import export_folder, export_table
     from everloop.data.snapshots.file_folders import is_folder
     from everloop.data.sources.snapshot_sources import find_version
@@ -172,91 +158,81 @@ def export(
     with opened(home) as store:
         record = find_version(snapshot, store)
         (export_folder if is_folder(record) else export_table)(record, store, path)
-    said = {"snapshot": record.key, "rows": record.rows, "path": path}
-    emit(said, json, lambda: console().print(f"{record.key}: {record.rows:,} {_noun(record)} → {path}", soft_wrap=True))
+    result = {"snapshot": record.key, "rows": record.rows, "path": path}
+    emit(result, json, lambda: console().print(f"{record.key}: {_size(record)} → {path}", soft_wrap=True))
 
 
 @app.command()
 def rm(
-    snapshots: Annotated[list[str], typer.Argument(metavar="SNAPSHOT…", help="DATASET@VERSION, or a whole DATASET.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Also those that a model learned from.")] = False,
+    snapshots: Annotated[
+        list[str], typer.Argument(metavar="SNAPSHOT…", help="DATASET@VERSION, or DATASET for all of its versions.")
+    ],
+    yes: Yes = False,
+    force: Annotated[bool, typer.Option("--force", help="Delete snapshots that a model was trained on, too.")] = False,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Delete snapshots. `data restore` undoes it until `gc`."""
+    """Delete snapshots. `everloop data restore` brings them back until `everloop gc` removes them."""
     from everloop.data import delete_snapshots
 
     with opened(home) as store:
         if not yes:
             if json or not sys.stdin.isatty():
-                raise UsageError("There is nobody to ask whether to delete.", help="Add --yes.")
+                raise UsageError("Deleting needs a confirmation, and this is not a terminal.", help="Add --yes.")
             typer.confirm(f"Delete {', '.join(snapshots)}?", abort=True, err=True)
-        gone = delete_snapshots(store, snapshots, force=force)
-    keys = [snapshot.key for snapshot in gone]
-    said = f"Deleted: {', '.join(keys)}. Back: everloop data restore {keys[0]}"
-    emit({"deleted": keys}, json, lambda: console().print(said, soft_wrap=True))
+        deleted = delete_snapshots(store, snapshots, force=force)
+    keys = [snapshot.key for snapshot in deleted]
+    message = f"Deleted: {', '.join(keys)}. Undo with: everloop data restore {keys[0]}"
+    emit({"deleted": keys}, json, lambda: console().print(message, soft_wrap=True))
 
 
 @app.command()
-def restore(snapshot: str, home: Home = None, json: AsJson = False) -> None:
-    """Bring back a deleted snapshot."""
+def restore(
+    snapshot: Annotated[str, typer.Argument(help="DATASET@VERSION of the deleted snapshot.")],
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Restore a deleted snapshot."""
     from everloop.data import restore_snapshot
 
     with opened(home) as store:
         record = restore_snapshot(store, snapshot)
-    emit(record, json, lambda: console().print(f"{record.key} is back."))
+    emit(record, json, lambda: console().print(f"{record.key} is restored."))
 
 
 @app.command()
+@reads_tables
 def profile(
     source: Annotated[
-        str, typer.Argument(help="DATASET@VERSION or DATASET; or a file, a glob or an address that is not kept yet.")
+        str, typer.Argument(help="DATASET@VERSION or DATASET, or a file, glob or URL, which is not added to the store.")
     ],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The HTML file to write.")] = None,
-    target: Annotated[str | None, typer.Option(help="Of a file: the column to predict.")] = None,
-    time: Annotated[str | None, typer.Option(help="Of a file: the column that says when a row happened.")] = None,
-    key: Annotated[str | None, typer.Option(help="Of a file: the column that names a row.")] = None,
-    separator: Separator = None,
-    encoding: Encoding = None,
-    null_values: NullValues = None,
-    format: Format = None,
-    schema: Schema = None,
-    skip_rows: SkipRows = None,
-    comment_prefix: CommentPrefix = None,
-    decimal_comma: DecimalComma = False,
-    drop_unnamed: DropUnnamed = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="HTML file to write.")] = None,
+    target: Annotated[str | None, typer.Option(help="Column to predict; files only.")] = None,
+    time: Annotated[str | None, typer.Option(help="Column with the time of each row's event; files only.")] = None,
+    key: Annotated[str | None, typer.Option(help="Column that identifies a row; files only.")] = None,
+    *,
+    reading: dict[str, Any],
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Look at a table from all sides: distributions, correlations, gaps, and what could mislead a model."""
+    """Profile a table. Shows distributions, correlations, gaps, and what could mislead a model."""
     from everloop.data import profile_page, profile_snapshot, profile_table, read
     from everloop.data.sources.snapshot_sources import find_version
 
-    options = reading_options(
-        separator=separator,
-        encoding=encoding,
-        null_values=null_values,
-        format=format,
-        schema=schema,
-        skip_rows=skip_rows,
-        comment_prefix=comment_prefix,
-        decimal_comma=decimal_comma,
-        drop_unnamed=drop_unnamed,
-    )
-    kept = not (options or _is_file(source))
-    if kept and (target or time or key):
+    is_snapshot = not (reading or _is_file(source))
+    if is_snapshot and (target or time or key):
         raise UsageError(
-            f"'{source}' is a version of a dataset, which has its target, time and key.", help="Leave them out."
+            f"'{source}' is a snapshot, which already has a target, time and key.",
+            help="Leave out --target, --time and --key.",
         )
-    with opened(home, create=not kept) as store, options_advised() as notes:
-        if kept:
+    with opened(home, create=not is_snapshot) as store, options_advised() as notes:
+        if is_snapshot:
             found = profile_snapshot(find_version(source, store), store)
-            key_of = found.snapshot.key
+            name = found.snapshot.key
         else:
-            read_as = options if time is None else {**options, "event_time": time}
-            frame = read(_place(source), **read_as)
-            found, key_of = profile_table(frame, source, store, target=target, time=time, key=key), source
+            read_as = reading if time is None else {**reading, "event_time": time}
+            frame = read(_absolute(source), **read_as)
+            found, name = profile_table(frame, source, store, target=target, time=time, key=key), source
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(profile_page(found), encoding="utf-8")
@@ -264,17 +240,17 @@ def profile(
     def draw() -> None:
         rows = [(suspect.kind, suspect.column, suspect.message) for suspect in found.suspects]
         table(
-            f"{key_of}: what could mislead a model",
+            f"{name}: what could mislead a model",
             ("kind", "column", "what"),
             rows,
-            empty=f"{key_of}: nothing suspect.",
+            empty=f"{name}: nothing suspicious.",
         )
-        console().print(f"Written: {output}" if output else "Add --output page.html for the whole page.")
+        console().print(f"Written: {output}" if output else "For the full report, add: --output page.html")
 
     print_notes(notes)
     emit(
         {
-            "snapshot": key_of,
+            "snapshot": name,
             "notes": [str(note) for note in notes],
             "suspects": found.suspects,
             "columns": found.columns,
@@ -287,21 +263,30 @@ def profile(
 
 @app.command()
 def contract(
-    dataset: Annotated[str, typer.Argument(help="A dataset, or one of its snapshots: DATASET@VERSION.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The TOML file to write.")] = None,
+    dataset: Annotated[str, typer.Argument(help="DATASET for its newest snapshot, or DATASET@VERSION.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="New TOML file to write.")] = None,
     accept: Annotated[
-        bool, typer.Option("--accept", help="The data changed on purpose: change the contract so that they keep it.")
+        bool, typer.Option("--accept", help="Accept a deliberate change: update the contract to match today's data.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --accept: do not ask.")] = False,
-    project: Annotated[Path | None, typer.Option("--dir", help="With --accept: the project's folder.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --accept: do not ask for confirmation.")] = False,
+    project: Annotated[
+        Path | None,
+        typer.Option(
+            "--dir",
+            help="With --accept: project folder. Default: the nearest one, from here upwards, with a loop.py.",
+        ),
+    ] = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Print what a snapshot's rows look like, as a TOML to edit and to check with. With --accept, change the contract
-    of a project's dataset to fit the data of today: what is different is shown first, and kept as an event."""
+    """Infer a data contract from a snapshot. It is printed as TOML, ready to edit and to use with `data check`.
+
+    With --accept, the contract of the project's dataset is updated to match today's data instead. The differences are
+    shown first, and the change is recorded as an event.
+    """
     if accept:
         if output is not None:
-            raise UsageError("--accept writes the project's own file.", help="Leave --output out.")
+            raise UsageError("--accept writes the project's own contract file.", help="Leave out --output.")
         _accept(dataset, project, home, yes=yes, json=json)
         return
     from everloop.data import contract_to_toml, infer_contract, load_snapshot
@@ -321,7 +306,10 @@ def contract(
     text = contract_to_toml(found)
     if output is not None:
         if output.exists():
-            raise AlreadyExistsError(f"'{output}' is there already.", help="People edit contracts: name a new file.")
+            raise AlreadyExistsError(
+                f"'{output}' already exists and may have been edited, so it is not overwritten.",
+                help="Choose a new file name.",
+            )
         output.write_text(text, encoding="utf-8")
     emit(found, json, lambda: console().print(text if output is None else f"Written: {output}", markup=False))
 
@@ -335,7 +323,7 @@ def _accept(dataset: str, project: Path | None, home: Path | None, *, yes: bool,
     except ProjectError:
         if project is not None:
             raise
-        folder = None  # a dataset that is kept by hand, without a loop
+        folder = None  # the dataset does not belong to a loop
     loops = load_project(folder).loops if folder is not None else {}
     if folder is not None and home is None and "EVERLOOP_STORE" not in os.environ:
         os.chdir(folder)
@@ -345,78 +333,66 @@ def _accept(dataset: str, project: Path | None, home: Path | None, *, yes: bool,
         if not json:
             _draw_changes(proposal)
         if proposal.changes and not (yes or json) and sys.stdin.isatty():
-            typer.confirm(f"Change the contract of '{dataset}' so?", abort=True, err=True)
-        kept, path = accept_contract(store, proposal)
-    said = {"contract": kept.key, "before": proposal.before, "changes": proposal.changes, "path": path}
+            typer.confirm(f"Apply these changes to the contract of '{dataset}'?", abort=True, err=True)
+        accepted, path = accept_contract(store, proposal)
+    result = {"contract": accepted.key, "before": proposal.before, "changes": proposal.changes, "path": path}
 
     def draw() -> None:
         if proposal.changes or proposal.before is None:
             where = f" in {path}" if path is not None else ""
-            console().print(f"{kept.key} holds from now on{where}.", soft_wrap=True)
+            console().print(f"{accepted.key} is the contract from now on{where}.", soft_wrap=True)
             if path is None and proposal.declared is not None:
-                console().print(f'Declare it: contract="{kept.key}" in {FILE}', soft_wrap=True, markup=False)
+                console().print(f'Declare it in {FILE}: contract="{accepted.key}"', soft_wrap=True, markup=False)
             elif loop is not None:
-                console().print("Go on with: everloop run")
+                console().print("Continue with: everloop run")
 
-    emit(said, json, draw)
+    emit(result, json, draw)
 
 
 def _draw_changes(proposal: ContractProposal) -> None:
     if proposal.before is None:
-        console().print(f"'{proposal.contract.dataset}' has no contract yet: it is inferred from the data of today.")
+        console().print(f"'{proposal.contract.dataset}' has no contract yet, so one is inferred from today's data.")
         return
     rows = [(change.kind, change.column, change.message) for change in proposal.changes]
-    empty = f"The data keep {proposal.before}: there is nothing to accept."
-    table(f"{proposal.before} and the data of today", ("change", "column", "what"), rows, empty=empty)
+    empty = f"The data conform to {proposal.before}: there is nothing to accept."
+    table(f"Changes from {proposal.before} to today's data", ("change", "column", "what"), rows, empty=empty)
 
 
 @app.command()
+@reads_tables
 def check(
-    source: Annotated[str, typer.Argument(help="A file, a glob, an address, or everloop:DATASET@VERSION.")],
-    contract: Annotated[str, typer.Argument(help="The contract: a TOML file, or DATASET@VERSION.")],
-    bad: Annotated[Path | None, typer.Option("--bad", help="Write the bad rows, with what each broke.")] = None,
-    separator: Separator = None,
-    encoding: Encoding = None,
-    null_values: NullValues = None,
-    format: Format = None,
-    schema: Schema = None,
-    skip_rows: SkipRows = None,
-    comment_prefix: CommentPrefix = None,
-    decimal_comma: DecimalComma = False,
-    drop_unnamed: DropUnnamed = False,
+    source: Annotated[str, typer.Argument(help="A file, glob or URL, or everloop:DATASET@VERSION for a snapshot.")],
+    contract: Annotated[str, typer.Argument(help="Contract: a TOML file, or DATASET@VERSION.")],
+    bad: Annotated[
+        Path | None, typer.Option("--bad", help="Parquet file for the bad rows, with the rules that each one breaks.")
+    ] = None,
+    *,
+    reading: dict[str, Any],
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Check a table against a contract; exit code 1 where it breaks it."""
+    """Check a table against a contract. Exit code 1 if it violates the contract."""
     from everloop.data import check_contract, read
     from everloop.data.contracts.contract_toml import load_contract
     from everloop.records import Contract
 
-    options = reading_options(
-        separator=separator,
-        encoding=encoding,
-        null_values=null_values,
-        format=format,
-        schema=schema,
-        skip_rows=skip_rows,
-        comment_prefix=comment_prefix,
-        decimal_comma=decimal_comma,
-        drop_unnamed=drop_unnamed,
-    )
     with opened(home, create=True) as store, options_advised() as notes:
-        named = Path(contract)
-        if named.suffix == ".toml":
-            if not named.is_file():
-                raise NotFoundError(f"There is no contract '{contract}'.", help="Write one: everloop data contract")
-            held = load_contract(named, store)
+        path = Path(contract)
+        if path.suffix == ".toml":
+            if not path.is_file():
+                raise NotFoundError(
+                    f"There is no contract file '{contract}'.",
+                    help=f"Create it with: everloop data contract DATASET --output {contract}",
+                )
+            expected = load_contract(path, store)
         else:
-            held = store.records.get(Contract, contract)
-        report = check_contract(read(_place(source), **options), held, now=store.now())
+            expected = store.records.get(Contract, contract)
+        report = check_contract(read(_absolute(source), **reading), expected, now=store.now())
         if bad is not None and report.bad_rows:
             report.bad.collect().write_parquet(bad)
     print_notes(notes)
-    said = {
-        "contract": held.key,
+    result = {
+        "contract": expected.key,
         "source": source,
         "notes": [str(note) for note in notes],
         "rows": report.rows,
@@ -426,16 +402,17 @@ def check(
 
     def draw() -> None:
         rows = [(one.severity, one.column, one.rule, one.rows, one.message) for one in report.violations]
-        table(source, ("severity", "column", "rule", "rows", "what"), rows, empty=f"{source} keeps {held.key}.")
+        empty = f"{source} conforms to {expected.key}."
+        table(f"Violations in {source}", ("severity", "column", "rule", "rows", "what"), rows, empty=empty)
 
-    emit(said, json, draw)
+    emit(result, json, draw)
     if not report.passed:
         raise typer.Exit(1)
 
 
 @contextmanager
-def _drawn() -> Iterator[None]:
-    """A bar on standard error for what takes long, where somebody looks."""
+def _progress_bars() -> Iterator[None]:
+    """Show progress bars for reading, on standard error, if it is a terminal."""
     if not messages().is_terminal:
         yield
         return
@@ -457,13 +434,13 @@ def _drawn() -> Iterator[None]:
             yield
 
 
-def _place(source: str) -> str:
-    """A path from here as a path from anywhere; addresses and versions as they are."""
+def _absolute(source: str) -> str:
+    """Make a path absolute, so that it does not depend on the current folder. URLs and snapshots are left alone."""
     return source if "://" in source or source.startswith("everloop:") else str(Path(source).absolute())
 
 
 def _is_file(source: str) -> bool:
-    """Whether this means a file, a glob or an address, and not a version of a dataset."""
+    """Whether `source` means a file, a glob or a URL rather than a snapshot."""
     from everloop.data.sources.snapshot_sources import is_version
 
     if "://" in source or any(letter in source for letter in "*?[/") or is_version(source):
@@ -471,10 +448,10 @@ def _is_file(source: str) -> bool:
     return Path(source).is_file() or ("@" not in source and "." in source)
 
 
-def _noun(snapshot: Snapshot) -> str:
+def _size(snapshot: Snapshot) -> str:
     from everloop.data.snapshots.file_folders import is_folder
 
-    return "files" if is_folder(snapshot) else "rows"
+    return count(snapshot.rows, "file" if is_folder(snapshot) else "row")
 
 
 def _source(source: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`everloop demo`: the whole life cycle on real flights."""
+"""`everloop demo`: the whole life cycle of a model, on real flights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from everloop.cli.output import AsJson, console, emit, messages, table
+from everloop.cli.output import AsJson, console, count, emit, messages, table
 
 if TYPE_CHECKING:
     from everloop.demo import Simulation, SimulationListener, YearOutcome
@@ -18,35 +18,40 @@ PORT = 8100
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(help="The project's folder; made, or gone on with.")] = Path(
+    folder: Annotated[Path, typer.Argument(help="Project folder; created if missing, otherwise resumed.")] = Path(
         "flight-delays"
     ),
-    exit: Annotated[bool, typer.Option("--exit", help="End after the final table; do not stay up.")] = False,
-    port: Annotated[int, typer.Option(help="Of the API and status page afterwards; 0 takes a free one.")] = PORT,
+    exit: Annotated[
+        bool, typer.Option("--exit", help="Exit after the final table instead of serving the API and status page.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="Port of the API and status page afterwards; 0 picks a free one.")] = PORT,
     json: AsJson = False,
 ) -> None:
-    """A model's whole life on the flights of New York in 2013: trained, served, gone stale, noticed, replaced."""
+    """Simulate a year in a model's life, on real flights.
+
+    The model is trained, served, monitored, found to decay, retrained and replaced.
+    """
     from everloop.demo import Simulation, read_outcome
 
     started = perf_counter()
-    story = Simulation(folder, _telling(json))
-    with story.run() as store:
-        story.listener.chapter("Reading the year back from the store")
-        outcome = read_outcome(store, story.loop.name, story.endpoint)
+    simulation = Simulation(folder, _listener(json))
+    with simulation.run() as store:
+        simulation.listener.chapter("Reading the year back from the store")
+        outcome = read_outcome(store, simulation.loop.name, simulation.endpoint)
         seconds = perf_counter() - started
-        emit(_as_json(outcome, seconds), json, lambda: _draw(outcome, story, seconds))
+        emit(_as_json(outcome, seconds), json, lambda: _draw(outcome, simulation, seconds))
         if exit:
             return
         from everloop.cli.loop import keep_up
         from everloop.stores import SharedClock
 
         if isinstance(store.clock, SharedClock):
-            # From here on time passes as it does outside.
+            # From here on, the simulated clock runs at the speed of real time.
             store.clock.tick()
-        keep_up(store, story.folder, port=port)
+        keep_up(store, simulation.folder, port=port)
 
 
-def _telling(quiet: bool) -> SimulationListener:
+def _listener(quiet: bool) -> SimulationListener:
     from everloop.demo import SimulationListener
 
     if quiet:
@@ -72,13 +77,13 @@ def _as_json(outcome: YearOutcome, seconds: float) -> dict[str, Any]:
     }
 
 
-def _draw(outcome: YearOutcome, story: Simulation, seconds: float) -> None:
+def _draw(outcome: YearOutcome, simulation: Simulation, seconds: float) -> None:
     def day(at: datetime) -> str:
         return f"{at:%Y-%m-%d}"
 
     console().print()
-    runs = [(day(r.at), r.trigger, r.candidate, r.state.replace("_", " "), r.why) for r in outcome.loop_runs]
-    table("What the loop did", ("day", "trigger", "candidate", "became", "why"), runs, empty="")
+    runs = [(day(t.at), t.trigger, t.candidate, t.state.replace("_", " "), t.why) for t in outcome.loop_runs]
+    table("Runs of the loop", ("day", "trigger", "candidate", "outcome", "why"), runs, empty="")
     months = [
         (
             month.month,
@@ -90,26 +95,27 @@ def _draw(outcome: YearOutcome, story: Simulation, seconds: float) -> None:
         )
         for month in outcome.months
     ]
-    columns = ("month", "labels", "answered by", "lived", "frozen", "gained")
-    table("What it was worth: AUC as lived, and had the first version been frozen", columns, months, empty="")
-    alarms = " and ".join(
-        f"{sum(alarm.kind == kind for alarm in outcome.alarms)} {kind}" for kind in ("drift", "performance")
+    columns = ("month", "labels", "answered by", "live", "frozen", "gain")
+    table("AUC by month: live, and if the first version had never been retrained", columns, months, empty="")
+    drift, performance = (
+        count(sum(alarm.kind == kind for alarm in outcome.alarms), f"{kind} alarm") for kind in ("drift", "performance")
     )
     console().print(
-        f"{len(outcome.snapshots)} snapshots, {len(outcome.versions)} versions, "
-        f"{alarms} alarms, {len(outcome.retrainings)} retrainings, "
-        f"{len(outcome.promotions)} promotions, {len(outcome.rollbacks)} rollbacks; {seconds:.0f} s."
+        f"{count(len(outcome.snapshots), 'snapshot')}, {count(len(outcome.versions), 'version')}, {drift},"
+        f" {performance}, {count(len(outcome.retrainings), 'retraining')},"
+        f" {count(len(outcome.promotions), 'promotion')}, {count(len(outcome.rollbacks), 'rollback')};"
+        f" {seconds:.0f} s."
     )
-    endpoint = story.endpoint
+    endpoint = simulation.endpoint
     first = outcome.versions[0].key if outcome.versions else ""
-    console().print("\nEvery number comes from the store; ask it yourself:")
+    console().print("\nEvery number comes from the store. Look for yourself:")
     lines = [
-        (f"cd {story.folder}", "an ordinary project: read it, change it, run it again"),
-        (f"everloop release ls {endpoint}", "what the loop did"),
-        (f"everloop monitor performance {endpoint} --labels-after 1d", "AUC lived"),
-        (f"everloop monitor performance {endpoint} --labels-after 1d --as-if {first}", "AUC never retrained"),
+        (f"cd {simulation.folder}", "an ordinary project: read it, change it, run it again"),
+        (f"everloop release ls {endpoint}", "the releases"),
+        (f"everloop monitor performance {endpoint} --labels-after 1d", "the live AUC"),
+        (f"everloop monitor performance {endpoint} --labels-after 1d --as-if {first}", "the AUC without retraining"),
         (f"everloop monitor ls {endpoint} --severity alarm", "the alarms"),
-        (f"everloop lineage {outcome.sample}", "one answer, back to its model, data and code"),
+        (f"everloop lineage {outcome.sample}", "one prediction, back to its model, data and code"),
         ("everloop up", "endpoint, API and status page"),
     ]
     width = max(len(command) for command, _ in lines)

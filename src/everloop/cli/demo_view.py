@@ -1,4 +1,4 @@
-"""The demo as it is seen in a terminal: a bar for the year, and a line for everything that happens in it."""
+"""Show the demo in a terminal: a progress bar for the year, and a line for each thing that happens in it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class Timeline(SimulationListener):
-    """Draws on standard error; where that is no terminal, the bar is left out and the lines remain."""
+    """Prints on standard error. If that is not a terminal, the progress bar is left out."""
 
     def __init__(self) -> None:
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("weeks · {task.fields[questions]:,} questions answered"),
+            TextColumn("weeks · {task.fields[questions]:,} requests answered"),
             TimeElapsedColumn(),
             console=messages(),
             transient=True,
@@ -58,7 +58,7 @@ class Timeline(SimulationListener):
             self._bar.update(self._task, questions=self._questions)
 
     def doing(self, what: str) -> None:
-        """What a turn is at."""
+        """Show the step that a run of the loop is at."""
         if self._task is not None:
             self._bar.update(self._task, description=what)
 
@@ -67,22 +67,21 @@ class Timeline(SimulationListener):
             if finding.kind == "performance" and finding.severity == "info" and finding.value is not None:
                 who = f"[dim]{escape(finding.version or '')}[/dim]"
                 value = f"AUC [bold]{finding.value:.3f}[/bold] {_bar(finding.value)}"
-                self._line(finding.window_from, f"week      {who} {value}")
+                self._line(finding.window_from, f"week        {who} {value}")
         alarms = [finding for finding in reconciliation.findings if finding.severity == "alarm"]
         for kind in ("drift", "performance"):
             of_kind = sorted((alarm for alarm in alarms if alarm.kind == kind), key=_excess, reverse=True)
             if of_kind:
                 more = f" [dim](and {len(of_kind) - 1} more)[/dim]" if len(of_kind) > 1 else ""
-                self._line(now, f"[red]alarm[/red]     {kind}: {escape(of_kind[0].message)}{more}")
+                self._line(now, f"[red]alarm[/red]       {kind}: {escape(of_kind[0].message)}{more}")
         if reconciliation.release is not None and reconciliation.release.decisions:
             release, last = reconciliation.release, reconciliation.release.decisions[-1]
             colour = {"roll_back": "red", "complete": "green", "advance": "green"}.get(last.action, "yellow")
             what = {"roll_back": "rolled back", "complete": "promoted", "advance": "advanced", "hold": "held"}
-            said = f"[{colour}]{what.get(last.action, last.action):<9}[/{colour}]"
-            self._line(now, f"{said} {release.candidate} at {release.percent:g}%: {escape(last.reason)}")
-        due = reconciliation.due
-        if due is not None:
-            self._line(now, f"[yellow]retrain[/yellow]   {due.trigger}: {escape(due.reason)}")
+            action = f"[{colour}]{what.get(last.action, last.action):<11}[/{colour}]"
+            self._line(now, f"{action} {release.candidate} at {release.percent:g}%: {escape(last.reason)}")
+        if reconciliation.due is not None:
+            self._line(now, f"[yellow]retrain[/yellow]     {reconciliation.due.trigger}: {escape(reconciliation.due.reason)}")
 
     def loop_ran(self, now: datetime, loop_run: LoopRun) -> None:
         if loop_run.version is None:
@@ -90,20 +89,22 @@ class Timeline(SimulationListener):
         colours = {"pass": "green", "fail": "red", "undecided": "yellow"}
         gates = "  ".join(f"[{colours[gate.outcome]}]{escape(gate.gate)}: {gate.outcome}[/]" for gate in loop_run.gates)
         state = loop_run.release.state.replace("_", " ") if loop_run.release else loop_run.version.state
-        seconds = f"[dim]{loop_run.run.seconds or 0:.1f} s[/dim]"
-        self._line(now, f"[cyan]candidate[/cyan] {loop_run.version.key} {state} {seconds}  {gates}")
+        self._line(
+            now,
+            f"[cyan]candidate[/cyan]   {loop_run.version.key} {state} [dim]{loop_run.run.seconds or 0:.1f} s[/dim]  {gates}",
+        )
 
     def _line(self, at: datetime, text: str) -> None:
         messages().print(f"  {at:%d %b}  {text}", soft_wrap=not messages().is_terminal)
 
 
 def _excess(alarm: Finding) -> float:
-    """How many times its limit an alarm's value is."""
+    """Return an alarm's value as a multiple of its threshold."""
     return abs(alarm.value / alarm.threshold) if alarm.value and alarm.threshold else 0.0
 
 
 def _bar(value: float) -> str:
-    """AUC between 0.5 and 0.85 as a bar of up to 20 cells."""
+    """Draw an AUC between 0.5 and 0.85 as a bar of up to 20 cells."""
     cells = round(max(0.0, min(1.0, (value - 0.5) / 0.35)) * 20)
     return f"[blue]{'█' * cells}[/blue]"
 

@@ -1,4 +1,4 @@
-"""`everloop endpoints`: where models answer."""
+"""`everloop endpoints`: endpoints, their traffic split, settings and tokens."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from typing import Annotated
 
 import typer
 
-from everloop.cli.output import AsJson, Home, emit, facts, opened, say, table
+from everloop.cli.output import AsJson, EndpointName, Home, emit, facts, opened, say, table
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Where models answer, and who shares the traffic.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Manage endpoints: traffic, settings and tokens.")
 
 
 @app.command()
 def ls(home: Home = None, json: AsJson = False) -> None:
-    """List endpoints with their routes."""
+    """List endpoints with their traffic split."""
     from everloop.records import EndpointRecord
 
     with opened(home) as store:
         endpoints = store.records.find(EndpointRecord, order="name")
     rows = [(e.name, e.model, e.state, e.url, _routes(e.routes)) for e in endpoints]
-    columns = ("endpoint", "model", "state", "address", "routes")
-    emit(endpoints, json, lambda: table("Endpoints", columns, rows, empty="No endpoints yet. Try: everloop run"))
+    columns = ("endpoint", "model", "state", "url", "routes")
+    emit(endpoints, json, lambda: table("Endpoints", columns, rows, empty="No endpoints yet. Start with: everloop run"))
 
 
 @app.command()
-def show(endpoint: str, home: Home = None, json: AsJson = False) -> None:
-    """Show one endpoint, its traffic and its newest releases."""
+def show(endpoint: EndpointName, home: Home = None, json: AsJson = False) -> None:
+    """Show an endpoint: its traffic split and its newest releases."""
     from everloop.records import EndpointRecord, Release
 
     with opened(home) as store:
@@ -36,27 +36,27 @@ def show(endpoint: str, home: Home = None, json: AsJson = False) -> None:
         pairs = [
             ("model", record.model),
             ("state", record.state),
-            ("address", record.url),
+            ("url", record.url),
             ("routes", _routes(record.routes)),
         ]
         facts(record.name, pairs)
-        rows = [(r.candidate, r.previous, r.state, r.percent, r.created_at) for r in releases]
-        table("Releases", ("candidate", "before", "state", "percent", "began"), rows, empty="  no releases")
+        rows = [(r.candidate, r.previous, r.state, f"{r.percent:g}%", r.created_at) for r in releases]
+        table("Releases", ("candidate", "previous", "state", "traffic", "started"), rows, empty="  no releases")
 
     emit({"endpoint": record, "releases": releases}, json, draw)
 
 
 @app.command("set")
 def set_(
-    endpoint: str,
+    endpoint: EndpointName,
     options: Annotated[
         list[str],
-        typer.Argument(help="NAME=VALUE; NAME= removes. See docs/serving.md for all."),
+        typer.Argument(help="NAME=VALUE to set, NAME= to reset. docs/serving.md lists all settings."),
     ],
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Change an endpoint's settings: limits, rates, what is done about strange rows, what the log keeps."""
+    """Change an endpoint's settings. They cover limits, rates, handling of unusual rows, and logging."""
     from everloop.serving.endpoint_state import set_options
 
     changes = {name: value or None for name, _, value in (option.partition("=") for option in options)}
@@ -67,15 +67,15 @@ def set_(
 
 @app.command()
 def route(
-    endpoint: str,
+    endpoint: EndpointName,
     routes: Annotated[
         list[str],
-        typer.Argument(help="MODEL@VERSION=PERCENT, the champion first; MODEL@VERSION=shadow or shadow:PERCENT."),
+        typer.Argument(help="MODEL@VERSION=PERCENT, champion first; or MODEL@VERSION=shadow, =shadow:PERCENT."),
     ],
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Share an endpoint's traffic anew: weights, canaries, shadows. A running endpoint follows at once."""
+    """Set an endpoint's traffic split: weights, canaries, shadows. A running endpoint follows at once."""
     from everloop.serving.endpoint_state import routes_of, set_routes
 
     with opened(home) as store:
@@ -85,26 +85,26 @@ def route(
 
 @app.command()
 def token(
-    endpoint: str,
-    name: Annotated[str, typer.Option(help="What to call it, to take it back later.")] = "default",
-    remove: Annotated[bool, typer.Option(help="Take the token of this name back.")] = False,
+    endpoint: EndpointName,
+    name: Annotated[str, typer.Option(help="Name of the token, needed to remove it later.")] = "default",
+    remove: Annotated[bool, typer.Option(help="Remove the token with this name.")] = False,
     tester: Annotated[
-        bool, typer.Option(help="Its holder may choose the version, by the header X-Everloop-Version.")
+        bool, typer.Option(help="Allow its holder to choose the version with the header X-Everloop-Version.")
     ] = False,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Make a token that clients must send as `Authorization: Bearer …`; it is shown once."""
+    """Create a token for an endpoint. It is printed once; clients must send it as `Authorization: Bearer …`."""
     from everloop.serving.access.endpoint_tokens import add_token, remove_token
 
     with opened(home) as store:
         if remove:
             remove_token(store, endpoint, name)
-            made = None
+            token = None
         else:
-            made = add_token(store, endpoint, name, tester=tester)
-    told = {"endpoint": endpoint, "name": name, "token": made}
-    emit(told, json, lambda: say(made or f"The token '{name}' of '{endpoint}' is not taken any more."))
+            token = add_token(store, endpoint, name, tester=tester)
+    result = {"endpoint": endpoint, "name": name, "token": token}
+    emit(result, json, lambda: say(token or f"Removed the token '{name}' of '{endpoint}'."))
 
 
 def _routes(routes: tuple[object, ...]) -> str:

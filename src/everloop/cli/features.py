@@ -1,4 +1,4 @@
-"""`everloop features`: feature views, kept for training and for serving."""
+"""`everloop features`: feature views, materialized for training and published for serving."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from everloop.cli.output import AsJson, Home, emit, facts, opened, table
+from everloop.cli.output import AsJson, Home, ProjectFolder, emit, facts, opened, table
 
 if TYPE_CHECKING:
     from everloop.data import FeatureView as Declared
@@ -17,19 +17,20 @@ if TYPE_CHECKING:
 
 _FRESHNESS = ("rows", "event_at", "arrived_at", "age_s", "stale")
 
-app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Feature views: point in time for training, latest for serving."
-)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Manage feature views for training and serving.")
 
-Folder = Annotated[Path | None, typer.Option("--dir", help="The project's folder.")]
+ViewName = Annotated[str, typer.Argument(help="Name of the view: NAME for its newest version, or NAME@VERSION.")]
 Online = Annotated[
-    str | None, typer.Option(help="A file, postgresql://… or redis://…; default: online.db in the store's folder.")
+    str | None,
+    typer.Option(
+        help="Online store for serving: a file, postgresql://… or redis://…. Default: online.db in the store folder."
+    ),
 ]
 
 
 @app.command()
 def ls(home: Home = None, json: AsJson = False) -> None:
-    """List the newest version of each view, and how fresh it is."""
+    """List feature views with their newest version and its freshness."""
     from everloop.data.features import check_freshness
     from everloop.records import FeatureViewRecord
 
@@ -49,14 +50,14 @@ def ls(home: Home = None, json: AsJson = False) -> None:
         )
         for record, fresh in found
     ]
-    columns = ("view", "entity", "rows", "newest event", "ttl", "is")
-    empty = "No view is materialized yet. Try: everloop features materialize"
+    columns = ("view", "entity", "rows", "newest event", "ttl", "state")
+    empty = "No feature view is materialized yet. Start with: everloop features materialize"
     emit([fresh for _, fresh in found], json, lambda: table("Feature views", columns, rows, empty=empty))
 
 
 @app.command()
-def show(view: str, home: Home = None, json: AsJson = False) -> None:
-    """Show one view: NAME, or NAME@VERSION."""
+def show(view: ViewName, home: Home = None, json: AsJson = False) -> None:
+    """Show a feature view: its columns and freshness."""
     from everloop.data.features import check_freshness, find_version
 
     with opened(home) as store:
@@ -82,84 +83,88 @@ def show(view: str, home: Home = None, json: AsJson = False) -> None:
 
 @app.command()
 def materialize(
-    view: Annotated[str | None, typer.Argument(help="Only this view of the project; default: all.")] = None,
+    view: Annotated[str | None, typer.Argument(help="Only this view of the project. Default: all.")] = None,
     online: Online = None,
-    project: Folder = None,
+    project: ProjectFolder = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Keep the rows that are new, and publish the latest of each entity for serving."""
+    """Add new rows to feature views. The latest row of each entity is published for serving."""
     from everloop.data.features import open_online
-    from everloop.loop import materialize as keep
+    from everloop.loop import materialize as materialize_view
 
-    chosen = _chosen(view, project)
-    done = []
+    views = _declared_views(view, project)
     with opened(home, create=True) as store:
-        kept = open_online(online or _default(store))
+        target = open_online(online or _default_online(store))
         try:
-            done = [keep(declared, store=store, online=kept) for declared in chosen]
+            results = [materialize_view(declared, store=store, online=target) for declared in views]
         finally:
-            kept.close()
-    _told(done, json)
+            target.close()
+    _print_materialized(results, json)
 
 
 @app.command()
 def backfill(
-    view: Annotated[str, typer.Argument(help="A view of the project.")],
-    since: Annotated[datetime | None, typer.Option("--from", help="The first event's time, in UTC.")] = None,
-    until: Annotated[datetime | None, typer.Option("--to", help="The first time that is left out.")] = None,
+    view: Annotated[str, typer.Argument(help="Name of a view of the project.")],
+    since: Annotated[
+        datetime | None, typer.Option("--from", help="Earliest event time, in UTC, inclusive. Default: no limit.")
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option("--to", help="Latest event time, in UTC, exclusive. Default: no limit.")
+    ] = None,
     online: Online = None,
-    project: Folder = None,
+    project: ProjectFolder = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Add rows of the past that are known only now: joins at earlier moments do not see them."""
+    """Add past rows that became known only now. Joins as of an earlier time do not see them."""
     from everloop.data.features import open_online
-    from everloop.loop import backfill as fill
+    from everloop.loop import backfill as backfill_view
 
-    (declared,) = _chosen(view, project)
+    (declared,) = _declared_views(view, project)
     start, end = (None if moment is None else moment.replace(tzinfo=UTC) for moment in (since, until))
     with opened(home, create=True) as store:
-        kept = open_online(online or _default(store))
+        target = open_online(online or _default_online(store))
         try:
-            done = [fill(declared, start=start, end=end, store=store, online=kept)]
+            results = [backfill_view(declared, start=start, end=end, store=store, online=target)]
         finally:
-            kept.close()
-    _told(done, json)
+            target.close()
+    _print_materialized(results, json)
 
 
 @app.command()
 def get(
-    view: str,
-    entity: Annotated[list[str], typer.Argument(help="The entity: COLUMN=VALUE for each of its columns.")],
+    view: ViewName,
+    entity: Annotated[list[str], typer.Argument(help="Entity: COLUMN=VALUE for each of its key columns.")],
     online: Online = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """What serving would get for one entity now."""
+    """Get the features that serving would use for one entity now."""
     from everloop.data.features import OnlineLookup, find_version, open_online
 
     with opened(home) as store:
         record = find_version(store, view)
-        kept = open_online(online or _default(store))
+        source = open_online(online or _default_online(store))
         try:
-            found = OnlineLookup(store, kept, [record.key]).get(_entity(record.columns, entity))
+            found = OnlineLookup(store, source, [record.key]).get(_entity(record.columns, entity))
         finally:
-            kept.close()
+            source.close()
     emit(found, json, lambda: facts(record.key, found.items()))
 
 
 @app.command()
 def check(
-    view: str,
+    view: ViewName,
     logged: Annotated[
-        Path | None, typer.Argument(help="A parquet, csv or json file: entity, time, features as answered.")
+        Path | None,
+        typer.Argument(help="Parquet, CSV or JSON file of served features: entity, time and feature columns."),
     ] = None,
-    time: Annotated[str, typer.Option(help="The column that says when it was answered.")] = "at",
+    time: Annotated[str, typer.Option(help="Column with the time when the features were served.")] = "at",
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Check how fresh a view is, or replay logged answers against its table; exit code 1 if stale or different."""
+    """Check a view's freshness, or the features that were served. Exit code 1 if the view is stale or the features differ."""
     from everloop.data import read
     from everloop.data.features import check_freshness, check_skew
 
@@ -182,38 +187,42 @@ def check(
         raise typer.Exit(1)
 
 
-def _chosen(view: str | None, project: Path | None) -> list[Declared]:
+def _declared_views(view: str | None, project: Path | None) -> list[Declared]:
     from everloop.errors import NotFoundError
     from everloop.loop import load_project
 
     loaded = load_project(project)
     if view is not None and view not in loaded.views:
         known = ", ".join(loaded.views) or "none"
-        raise NotFoundError(f"No feature view '{view}' in {loaded.folder / 'loop.py'}.", help=f"There is: {known}")
+        raise NotFoundError(
+            f"There is no feature view '{view}' in {loaded.folder / 'loop.py'}.", help=f"There are: {known}"
+        )
     return [loaded.views[view]] if view is not None else list(loaded.views.values())
 
 
-def _told(done: list[Materialized], json: bool) -> None:
-    rows = [(made.view.key, made.added, made.rows, made.online) for made in done]
-    empty = "The project declares no feature view. Add: el.FeatureView(…) to loop.py"
+def _print_materialized(results: list[Materialized], json: bool) -> None:
+    rows = [(made.view.key, made.added, made.rows, made.online) for made in results]
+    empty = "The project declares no feature views. Declare one in loop.py: el.FeatureView(…)"
     columns = ("view", "new rows", "rows", "published")
-    emit(done, json, lambda: table("Materialized", columns, rows, empty=empty))
+    emit(results, json, lambda: table("Materialized", columns, rows, empty=empty))
 
 
-def _default(store: Store) -> str:
+def _default_online(store: Store) -> str:
     return str(store.home / "online.db")
 
 
-def _entity(columns: dict[str, str], given: list[str]) -> dict[str, Any]:
+def _entity(columns: dict[str, str], pairs: list[str]) -> dict[str, Any]:
     from everloop.data.features.entity_keys import read_entity
     from everloop.data.features.feature_types import read_type
     from everloop.data.features.internal_columns import stored_name
     from everloop.errors import UsageError
 
-    made: dict[str, Any] = {}
-    for pair in given:
-        name, found, value = pair.partition("=")
-        if not found or stored_name(name) not in columns:
-            raise UsageError(f"'{pair}' names no column of the entity.", help="Write COLUMN=VALUE, such as origin=JFK.")
-        made[name] = read_entity(name, value, read_type(columns[stored_name(name)]))
-    return made
+    entity: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or stored_name(name) not in columns:
+            raise UsageError(
+                f"'{pair}' does not name a column of the entity.", help="Write COLUMN=VALUE, such as origin=JFK."
+            )
+        entity[name] = read_entity(name, value, read_type(columns[stored_name(name)]))
+    return entity

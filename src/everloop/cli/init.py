@@ -1,4 +1,4 @@
-"""`everloop init`: a new project, with an example to look at or for a table of one's own."""
+"""`everloop init`: create a project, with example data or for the user's own table."""
 
 from __future__ import annotations
 
@@ -8,20 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from everloop.cli.output import AsJson, console, emit, table
-from everloop.cli.table_options import (
-    CommentPrefix,
-    DecimalComma,
-    DropUnnamed,
-    Encoding,
-    Format,
-    NullValues,
-    Schema,
-    Separator,
-    SkipRows,
-    options_advised,
-    reading_options,
-)
+from everloop.cli.output import AsJson, console, count, emit, table
+from everloop.cli.table_options import options_advised, reads_tables
 from everloop.errors import AlreadyExistsError, DataError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -42,53 +30,41 @@ _EXAMPLE = {
 }
 
 
+@reads_tables
 def init(
     folder: Annotated[
-        Path, typer.Argument(metavar="[NAME]", help="Folder, created if missing; names the project.")
+        Path, typer.Argument(metavar="[NAME]", help="Project folder, created if missing. Its name names the project.")
     ] = Path(),
     data: Annotated[
-        str | None, typer.Option("--data", help="Your own table: a file, a glob or a URL. It stays where it is.")
+        str | None, typer.Option("--data", help="Your own table: a file, glob or URL. It is not copied.")
     ] = None,
-    target: Annotated[str | None, typer.Option(help="With --data: the column to predict.")] = None,
-    time: Annotated[str | None, typer.Option(help="With --data: the column that says when a row happened.")] = None,
-    key: Annotated[str | None, typer.Option(help="With --data: the column that names a row; must not repeat.")] = None,
-    separator: Separator = None,
-    encoding: Encoding = None,
-    null_values: NullValues = None,
-    format: Format = None,
-    schema: Schema = None,
-    skip_rows: SkipRows = None,
-    comment_prefix: CommentPrefix = None,
-    decimal_comma: DecimalComma = False,
-    drop_unnamed: DropUnnamed = False,
+    target: Annotated[str | None, typer.Option(help="With --data: column to predict.")] = None,
+    time: Annotated[str | None, typer.Option(help="With --data: column with the time of each row's event.")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="With --data: column that identifies a row; its values must be unique.")
+    ] = None,
+    *,
+    reading: dict[str, Any],
     json: AsJson = False,
 ) -> None:
-    """Create a project: loop.py, a test and a CI workflow. With --data and --target it is for your own table, and says
-    of each column what it is and how it is treated; without, it has a small example. Overwrites nothing."""
+    """Create a project: loop.py, a test and a CI workflow.
+
+    With --data and --target the project is for your own table, and the command lists what each column is and how it is
+    treated. Otherwise the project contains a small example. Existing files are never overwritten.
+    """
     folder = folder.absolute()
-    _check_place(folder)
-    options = reading_options(
-        separator=separator,
-        encoding=encoding,
-        null_values=null_values,
-        format=format,
-        schema=schema,
-        skip_rows=skip_rows,
-        comment_prefix=comment_prefix,
-        decimal_comma=decimal_comma,
-        drop_unnamed=drop_unnamed,
-    )
+    _check_folder(folder)
     if data is None:
-        given = {"--target": target, "--time": time, "--key": key, **options}
-        if named := next((name for name, value in given.items() if value), None):
+        given = {"--target": target, "--time": time, "--key": key, "How to read a table": reading}
+        if option := next((name for name, value in given.items() if value), None):
             raise UsageError(
-                f"{named if named.startswith('--') else 'How to read'} is about a table, and none is named.",
-                help="Name it: everloop init NAME --data FILE --target COLUMN",
+                f"{option} was given without --data, so there is no table that it could apply to.",
+                help="Name the table: everloop init NAME --data FILE --target COLUMN",
             )
         _example(folder, json)
         return
     with options_advised():
-        _own_table(folder, data, target, time, key, options, json)
+        _own_table(folder, data, target, time, key, reading, json)
 
 
 def _example(folder: Path, json: bool) -> None:
@@ -121,18 +97,17 @@ def _own_table(
     rows = _read(data, options)
     if target is None:
         raise UsageError(
-            "Which column is to be predicted?", help=f"Add --target with one of: {', '.join(rows.columns)}"
+            "--data needs the column to predict.", help=f"Add --target with one of: {', '.join(rows.columns)}"
         )
-    look = inspect_table(rows, target, time=time, key=key)
-    goal = find_goal(look)
-    kept = _learnable(look, goal)
-    # What the loop will do with these rows; whatever stops it there, such as a class that is not in the last rows, is
-    # said before anything is written.
-    split(kept, time=look.time, key=look.key, target=look.target)
+    inspection = inspect_table(rows, target, time=time, key=key)
+    goal = find_goal(inspection)
+    # The loop will split the rows like this. An error here, such as a class that the last rows do not contain, is
+    # reported before anything is written.
+    split(_learnable(inspection, goal), time=inspection.time, key=inspection.key, target=inspection.target)
     title = Path(data).name.split(".")[0]
-    texts = draft_files(project_name(folder.name), title, _place_of(data, folder), options, look, goal)
+    texts = draft_files(project_name(folder.name), title, _seen_from(folder, data), options, inspection, goal)
     written = _write(folder, texts)
-    said = {
+    result = {
         "folder": folder,
         "written": written,
         "rows": rows.height,
@@ -140,66 +115,66 @@ def _own_table(
         "metric": goal.metric,
         "columns": [
             {name: getattr(one, name) for name in ("name", "type", "kind", "treatment", "message")}
-            for one in look.columns
+            for one in inspection.columns
         ],
-        "remarks": look.remarks,
+        "remarks": inspection.remarks,
     }
 
     def draw() -> None:
-        console().print(f"{rows.height:,} rows. '{target}' is {goal.says}.", soft_wrap=True, markup=False)
-        shown = [(one.name, one.type, one.treatment, one.message) for one in look.columns]
-        table("Columns", ("column", "type", "treated as", "what"), shown, empty="")
-        for remark in (*look.remarks, *_about(goal)):
+        console().print(f"{count(rows.height, 'row')}. '{target}' is {goal.says}.", soft_wrap=True, markup=False)
+        columns = [(one.name, one.type, one.treatment, one.message) for one in inspection.columns]
+        table("Columns", ("column", "type", "treated as", "what"), columns, empty="")
+        for remark in (*inspection.remarks, *_remarks(goal)):
             console().print(remark, soft_wrap=True, markup=False)
         _draw_written(folder, written)
 
-    emit(said, json, draw)
+    emit(result, json, draw)
 
 
 def _read(data: str, options: Mapping[str, Any]) -> pl.DataFrame:
     from everloop.data import read
 
-    here = "://" not in data and not data.startswith("everloop:")
-    if here and not any(character in data for character in "*?[") and not Path(data).exists():
+    is_path = "://" not in data and not data.startswith("everloop:")
+    if is_path and not any(character in data for character in "*?[") and not Path(data).exists():
         from everloop.data.table_inputs import nearest
 
-        beside = Path(data).absolute().parent
-        near = [item.name for item in sorted(beside.iterdir()) if item.is_file()] if beside.is_dir() else []
-        raise NotFoundError(f"There is no file '{data}'.", help=nearest(Path(data).name, near))
-    rows = read(str(Path(data).absolute()) if here else data, **options).collect()
+        parent = Path(data).absolute().parent
+        siblings = [item.name for item in sorted(parent.iterdir()) if item.is_file()] if parent.is_dir() else []
+        raise NotFoundError(f"There is no file '{data}'.", help=nearest(Path(data).name, siblings))
+    rows = read(str(Path(data).absolute()) if is_path else data, **options).collect()
     if rows.width == 1 and (mark := next((mark for mark in (";", "\t", "|") if mark in rows.columns[0]), None)):
-        shown = "tab" if mark == "\t" else f"'{mark}'"
-        raise DataError(f"'{data}' has one column only: {rows.columns[0]!r}.", help=f"Add --separator {shown}")
+        separator = "tab" if mark == "\t" else f"'{mark}'"
+        raise DataError(f"'{data}' has only one column: {rows.columns[0]!r}.", help=f"Add --separator {separator}")
     return rows
 
 
-def _learnable(look: TableInspection, goal: Goal) -> pl.DataFrame:
+def _learnable(inspection: TableInspection, goal: Goal) -> pl.DataFrame:
+    """Return the rows that have a label, without the classes that are too rare."""
     import polars as pl
 
-    known = look.rows.filter(pl.col(look.target).is_not_null())
-    if not goal.rare:
-        return known
-    return known.filter(~pl.col(look.target).is_in(list(goal.rare)))
+    target = pl.col(inspection.target)
+    labelled = inspection.rows.filter(target.is_not_null())
+    return labelled.filter(~target.is_in(list(goal.rare))) if goal.rare else labelled
 
 
-def _place_of(data: str, folder: Path) -> str:
-    """What `el.read` takes from within the project: relative as long as the two are near each other."""
+def _seen_from(folder: Path, data: str) -> str:
+    """Return `data` as `el.read` takes it in the project: a relative path if the file is near the project folder."""
     if "://" in data or data.startswith("everloop:"):
         return data
     path = Path(data).absolute()
-    near = os.path.relpath(path, folder)
-    return Path(near).as_posix() if near.count("..") <= 1 else str(path)
+    relative = os.path.relpath(path, folder)
+    return Path(relative).as_posix() if relative.count("..") <= 1 else str(path)
 
 
-def _check_place(folder: Path) -> None:
+def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
-        raise AlreadyExistsError(f"'{folder}' is a file.", help="Name a new folder.")
+        raise AlreadyExistsError(f"'{folder}' is a file.", help="Choose the name of a new folder.")
     if (folder / "loop.py").exists():
-        raise AlreadyExistsError(f"{folder} has a loop.py already.", help="Run it with: everloop run")
+        raise AlreadyExistsError(f"{folder} already has a loop.py.", help="Run it with: everloop run")
 
 
 def _write(folder: Path, texts: Mapping[str, str]) -> list[str]:
-    """Write the files that are not there yet; where one cannot be written, none is left behind."""
+    """Write the files that do not exist yet. If one of them cannot be written, remove what was created."""
     made: list[Path] = []
     written: list[str] = []
     try:
@@ -220,23 +195,25 @@ def _write(folder: Path, texts: Mapping[str, str]) -> list[str]:
             else:
                 path.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise UsageError(f"The project cannot be written: {error}.", help="Name another folder.") from error
+            raise UsageError(f"The project cannot be written: {error}.", help="Choose another folder.") from error
         raise
     return written
 
 
-def _about(goal: Goal) -> list[str]:
-    told = [f"Judged by {goal.metric}: {goal.why_metric}."]
+def _remarks(goal: Goal) -> list[str]:
+    remarks = [f"Metric: {goal.metric} ({goal.why_metric})."]
     if goal.task == "multiclass" and all(isinstance(one, int) for one in goal.classes):
-        told.append('Its whole numbers are taken for classes. If they are amounts: AutoTrain(task="regression", …).')
+        remarks.append(
+            'The integers of the target are treated as classes. If they are amounts, use AutoTrain(task="regression").'
+        )
     if goal.rare:
-        named = ", ".join(repr(one) for one in goal.rare[:5])
-        told.append(f"Rows of classes that are too rare to be learned are taken out: {named}.")
-    return told
+        classes = ", ".join(repr(one) for one in goal.rare[:5])
+        remarks.append(f"Rows of classes that are too rare to learn from are left out: {classes}.")
+    return remarks
 
 
 def _draw_written(folder: Path, written: list[str]) -> None:
     for name in written:
         console().print(f"  {name}")
     where = "" if folder == Path.cwd() else f"cd {os.path.relpath(folder)} && "
-    console().print(f"A new project is in {folder}. Turn its loop: {where}everloop run", soft_wrap=True)
+    console().print(f"Created a project in {folder}. Run its loop with: {where}everloop run", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`everloop run` and `up`: one turn of a project's loop, and keeping it turning."""
+"""`everloop run` and `everloop up`: run a project's loop once, or keep it running."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from everloop.cli.output import AsJson, Home, cell, console, emit, messages, table
+from everloop.cli.output import AsJson, Home, ProjectFolder, cell, console, count, emit, messages, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,42 +20,46 @@ if TYPE_CHECKING:
 
 
 _SHOWN = 12
-"""How many columns or violations are named; the rest is counted."""
+"""How many columns or violations are listed; the others are only counted."""
 
 
 def run(
     target: Annotated[
-        str | None, typer.Argument(help="A step to run up to, a loop, or LOOP.STEP. Default: all.")
+        str | None,
+        typer.Argument(help="Step to stop after (STEP or LOOP.STEP), or the LOOP to run. Default: the whole loop."),
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="A step's parameter: NAME=VALUE or STEP.NAME=VALUE.")
+        list[str] | None,
+        typer.Option("--set", help="Parameter of a step: NAME=VALUE or STEP.NAME=VALUE; repeatable."),
     ] = None,
     on: Annotated[
-        str, typer.Option("--on", help="Where steps run: local (this process) or pool (warm processes).")
+        str, typer.Option("--on", help="Where steps run: local (in this process) or pool (in warm worker processes).")
     ] = "local",
     force: Annotated[
-        list[str] | None, typer.Option("--force", help="Run this step even if cached; repeatable.")
+        list[str] | None, typer.Option("--force", help="Step to run even if its result is cached; repeatable.")
     ] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Say what would run and why; run nothing.")] = False,
-    project: Annotated[Path | None, typer.Option("--dir", help="The project's folder.")] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show which steps would run and why, without running them.")
+    ] = False,
+    project: ProjectFolder = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Take one turn: data → train → judge → register → release. Does only what is not done yet."""
+    """Run the loop once: data → train → evaluate → register → release. Skips steps that are up to date."""
     from everloop.errors import UsageError
     from everloop.loop import explain_run, load_project, run_loop
 
     executors = {"local": "inline", "pool": "pool"}
     if on not in executors:
-        raise UsageError(f"Nothing called '{on}' to run on.", help=f"There is: {', '.join(executors)}")
+        raise UsageError(f"--on '{on}' is unknown.", help=f"Choose one of: {', '.join(executors)}")
     loaded = load_project(project)
     loop, step = _aim(loaded.loops, target)
     with _store_of(loaded.folder, home) as store:
         params = _params(set_ or [])
         if explain:
             planned = explain_run(loop, store, target=step, params=params, force=force or ())
-            shown = {"loop": loop.name, "steps": [_planned_json(one) for one in planned]}
-            emit(shown, json, lambda: _draw_plan(planned))
+            plan = {"loop": loop.name, "steps": [_planned_json(one) for one in planned]}
+            emit(plan, json, lambda: _draw_plan(planned))
             return
         listener = None
         if not json:
@@ -63,7 +67,7 @@ def run(
 
             listener = StepLines()
             messages().print(f"[bold]{cell(loop.name)}[/bold] → {cell(store.home)}")
-        turn = run_loop(
+        result = run_loop(
             loop,
             store,
             trigger="manual",
@@ -73,20 +77,22 @@ def run(
             force=force or (),
             listener=listener,
         )
-        emit(_turn_json(turn), json, lambda: _draw_turn(turn, loop))
+        emit(_result_json(result), json, lambda: _draw_result(result, loop))
 
 
 def up(
-    project: Annotated[Path | None, typer.Option("--dir", help="The project's folder.")] = None,
+    project: ProjectFolder = None,
     port: Annotated[
-        int | None, typer.Option(help="Of the API and the status page; 0 takes a free one. Default: 8100.")
+        int | None, typer.Option(help="Port of the API and status page; 0 picks a free one. Default: 8100.")
     ] = None,
-    every: Annotated[float, typer.Option(help="Seconds between two looks at logs and triggers.")] = 10.0,
+    every: Annotated[float, typer.Option(help="Seconds between two checks of logs and triggers.")] = 10.0,
     home: Home = None,
 ) -> None:
-    """Keep the loop turning until Ctrl-C: endpoints, watching, triggers, API and status page.
+    """Keep the loop running until Ctrl-C.
 
-    The server is as [server] of everloop.toml says, as with everloop server.
+    This starts the endpoints, the monitoring, the triggers, the API and the status page.
+
+    The server is configured by [server] in everloop.toml, as for `everloop server`.
     """
     from everloop.loop.project import find_folder
 
@@ -96,7 +102,7 @@ def up(
 
 
 def keep_up(store: Store, folder: Path, *, port: int | None = None, every: float = 10.0) -> None:
-    """Supervise in the foreground and say where things are."""
+    """Supervise the loop in the foreground, and print the URLs of the status page and the endpoints."""
     import threading
 
     from everloop.server import Supervisor
@@ -104,27 +110,27 @@ def keep_up(store: Store, folder: Path, *, port: int | None = None, every: float
 
     supervisor = Supervisor(store, folder, settings=read_settings(folder).changed(port=port), every_s=every)
 
-    def tell() -> None:
+    def announce() -> None:
         messages().print(
             f"Status page and API: [bold]{supervisor.url}[/bold]  (Ctrl-C stops everything)", soft_wrap=True
         )
         for name, url in supervisor.wait_for_endpoints().items():
             messages().print(
                 f"Endpoint '{name}': POST [bold]{supervisor.address_of(name)}/predict[/bold]"
-                f"  (for heavy load, its own port: {url})",
+                f"  (for heavy load, use its own port: {url})",
                 soft_wrap=True,
             )
             if name in supervisor.moved:
                 before, now = supervisor.moved[name]
-                messages().print(f"  Port {before}, which '{name}' had before, is taken; it is at {now} now.")
+                messages().print(f"  Its previous port {before} is taken, so '{name}' now uses port {now}.")
 
-    threading.Thread(target=tell, daemon=True).start()
+    threading.Thread(target=announce, daemon=True).start()
     supervisor.serve()
-    messages().print("Stopped. Nothing is lost: go on with everloop up")
+    messages().print("Stopped. Nothing is lost: continue with everloop up")
 
 
 def _store_of(folder: Path, home: Path | None) -> Store:
-    """The store of a project's folder, wherever the command was called from."""
+    """Open the store of a project, no matter which folder the command was called from."""
     import os
 
     from everloop.stores import open_store
@@ -135,13 +141,16 @@ def _store_of(folder: Path, home: Path | None) -> Store:
 
 
 def _aim(loops: dict[str, Loop], target: str | None) -> tuple[Loop, str | None]:
-    """Which loop, and up to which step."""
+    """Return the loop that `target` names, and the step to stop after, if any."""
     from everloop.errors import NotFoundError, UsageError
     from everloop.loop.stages import graph_of
 
     if target is None or target in loops:
         if target is None and len(loops) > 1:
-            raise UsageError(f"loop.py declares {len(loops)} loops.", help=f"Name one of: {', '.join(loops)}")
+            raise UsageError(
+                f"loop.py declares {len(loops)} loops, so the command needs the name of one.",
+                help=f"Name one of: {', '.join(loops)}",
+            )
         return (loops[target] if target else next(iter(loops.values()))), None
     name, dot, step = target.partition(".")
     if dot and name in loops:
@@ -150,11 +159,11 @@ def _aim(loops: dict[str, Loop], target: str | None) -> tuple[Loop, str | None]:
         if target in graph_of(loop).nodes:
             return loop, target
     steps = [step for loop in loops.values() for step in graph_of(loop).nodes]
-    raise NotFoundError(f"No loop or step is called '{target}'.", help=f"There are: {', '.join([*loops, *steps])}")
+    raise NotFoundError(f"There is no loop or step '{target}'.", help=f"There are: {', '.join([*loops, *steps])}")
 
 
 def _params(pairs: list[str]) -> dict[str, Any]:
-    """`NAME=VALUE`, the value as JSON where it is JSON, else as text."""
+    """Parse `NAME=VALUE` pairs. A value that is not valid JSON is taken as text."""
     import msgspec
 
     from everloop.errors import UsageError
@@ -163,7 +172,7 @@ def _params(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name:
-            raise UsageError(f"--set {pair} is no NAME=VALUE.", help="For example: --set train.budget_s=10")
+            raise UsageError(f"--set takes NAME=VALUE, not '{pair}'.", help="For example: --set train.budget_s=10")
         try:
             found[name] = msgspec.json.decode(text)
         except msgspec.DecodeError:
@@ -186,94 +195,95 @@ def _step_json(step: StepRun) -> dict[str, Any]:
     }
 
 
-def _turn_json(turn: LoopRun) -> dict[str, Any]:
+def _result_json(result: LoopRun) -> dict[str, Any]:
     return {
-        "run": turn.run,
-        "steps": [_step_json(step) for step in turn.steps],
-        "version": turn.version,
-        "metric": turn.metric,
-        "gates": turn.gates,
-        "release": turn.release,
-        "columns": turn.columns,
-        "contract": turn.broken,
+        "run": result.run,
+        "steps": [_step_json(step) for step in result.steps],
+        "version": result.version,
+        "metric": result.metric,
+        "gates": result.gates,
+        "release": result.release,
+        "columns": result.columns,
+        "contract": result.broken,
     }
 
 
 def _draw_plan(planned: list[Planned]) -> None:
     rows = [(one.name, one.status, one.reason) for one in planned]
-    table("What a run would do", ("step", "status", "why"), rows, empty="The graph has no steps.")
+    table("Planned steps", ("step", "status", "why"), rows, empty="The loop has no steps.")
 
 
-def _draw_turn(turn: LoopRun, loop: Loop) -> None:
-    _draw_broken(turn)
-    if turn.version is None:
-        console().print(f"{turn.ran} of {len(turn.steps)} steps ran.")
+def _draw_result(result: LoopRun, loop: Loop) -> None:
+    _draw_violations(result)
+    if result.version is None:
+        console().print(f"{result.ran} of {count(len(result.steps), 'step')} ran.")
         return
-    if turn.ran == 0:
-        console().print(f"Nothing to do: nothing has changed since {turn.version.key} was made.")
+    if result.ran == 0:
+        console().print(f"Nothing to do: nothing has changed since {result.version.key} was made.")
     colours = {"pass": "green", "fail": "red", "undecided": "yellow"}
-    console().print(f"[bold]{turn.version.key}[/bold]  {cell(turn.version.metrics)}", soft_wrap=True)
-    if loop.training_metric is None and turn.metric is not None:
-        task = turn.version.signature.get("task")
-        console().print(
-            f"  judged by {turn.metric}: the loop names no metric, and this is the usual one of {task} targets"
-        )
-    _draw_columns(turn)
-    for gate in turn.gates:
+    console().print(f"[bold]{result.version.key}[/bold]  {cell(result.version.metrics)}", soft_wrap=True)
+    if loop.training_metric is None and result.metric is not None:
+        task = result.version.signature.get("task")
+        console().print(f"  metric       {result.metric}, the default for {task} targets; the loop does not set one")
+    _draw_columns(result)
+    for gate in result.gates:
         colour = colours[gate.outcome]
-        said = f"{cell(gate.gate)}: {cell(gate.message)}"
-        console().print(f"  [{colour}]{gate.outcome:<9}[/{colour}] {said}", soft_wrap=True)
-    if turn.release is not None:
-        release = turn.release
+        evidence = f"{cell(gate.gate)}: {cell(gate.message)}"
+        console().print(f"  [{colour}]{gate.outcome:<9}[/{colour}] {evidence}", soft_wrap=True)
+    if result.release is not None:
+        release = result.release
         last = release.decisions[-1].reason if release.decisions else ""
-        what = release.state.replace("_", " ")
+        state = release.state.replace("_", " ")
         console().print(
-            f"  release to '{release.endpoint}': {what}, {release.percent:g}% of the traffic ({cell(last)})"
+            f"  release to '{release.endpoint}': {state}, {release.percent:g}% of the traffic ({cell(last)})"
         )
         if release.state == "completed":
-            console().print("Serve it and keep the loop turning with: everloop up")
+            console().print("Serve it and keep the loop running with: everloop up")
         elif release.state == "rolling_out":
-            console().print("Its live evidence decides while this runs: everloop up")
+            console().print("Live traffic decides the rollout while this command runs: everloop up")
 
 
-def _draw_columns(turn: LoopRun) -> None:
-    """One line for the columns that the model reads, one for each other, and what is different from the champion."""
-    found = turn.columns
-    if found is None:
+def _draw_columns(result: LoopRun) -> None:
+    """Print the columns that the model uses, those that it does not use and why, and changes from the champion."""
+    columns = result.columns
+    if columns is None:
         return
-    say = partial(console().print, soft_wrap=True, markup=False)
-    say(f"  learned from {len(found.used)} columns: {_listed(found.used)}")
-    for name, reason in found.left_out.items():
-        say(f"  left out     {name}: {reason}")
+    line = partial(console().print, soft_wrap=True, markup=False)
+    line(f"  learned from {count(len(columns.used), 'column')}: {_listed(columns.used)}")
+    for name, reason in columns.left_out.items():
+        line(f"  left out     {name}: {reason}")
     by_reason: dict[str, list[str]] = {}
-    for name, reason in found.set_apart.items():
+    for name, reason in columns.set_apart.items():
         by_reason.setdefault(reason, []).append(name)
     for reason, names in by_reason.items():
-        say(f"  not offered  {_listed(names)}: {reason}")
-    news = [
-        *(["added " + _listed(found.added)] if found.added else []),
-        *(["no longer " + _listed(found.removed)] if found.removed else []),
-        *(f"{name} is {change}" for name, change in (found.retyped or {}).items()),
+        line(f"  not used     {_listed(names)}: {reason}")
+    changes = [
+        *(["added " + _listed(columns.added)] if columns.added else []),
+        *(["removed " + _listed(columns.removed)] if columns.removed else []),
+        *(f"{name} is {change}" for name, change in (columns.retyped or {}).items()),
     ]
-    if news:
-        say(f"  since {found.against}: {'; '.join(news)}")
+    if changes:
+        line(f"  since {columns.against}: {'; '.join(changes)}")
 
 
-def _draw_broken(turn: LoopRun) -> None:
+def _draw_violations(result: LoopRun) -> None:
     from shlex import quote
 
-    for told in turn.broken:
-        bad, rows = int(told["bad_rows"]), int(told["rows"])
+    for report in result.broken:
+        bad, rows = int(report["bad_rows"]), int(report["rows"])
         if bad:
-            aside = f"kept aside as quarantine/{told['dataset']}"
-            console().print(f"  [yellow]{bad:,} of {rows:,} rows break the contract[/yellow] and are {aside}:")
-        for one in told["violations"][:_SHOWN]:
+            verb, be = ("violates", "is") if bad == 1 else ("violate", "are")
+            console().print(
+                f"  [yellow]{bad:,} of {count(rows, 'row')} {verb} the contract[/yellow]"
+                f" and {be} set aside in quarantine/{report['dataset']}:"
+            )
+        for one in report["violations"][:_SHOWN]:
             console().print(f"    {one['severity']}: {one['message']}", soft_wrap=True, markup=False)
-        more = len(told["violations"]) - _SHOWN + int(told["more"])
+        more = len(report["violations"]) - _SHOWN + int(report["more"])
         if more > 0:
             console().print(f"    and {more} more")
-        command = f"everloop data contract {quote(str(told['dataset']))} --accept"
-        console().print(f"    If the data changed on purpose: {command}", soft_wrap=True, markup=False)
+        command = f"everloop data contract {quote(str(report['dataset']))} --accept"
+        console().print(f"    If the data changed on purpose, run: {command}", soft_wrap=True, markup=False)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""`everloop models`: the registry."""
+"""`everloop models`: the model registry."""
 
 from __future__ import annotations
 
@@ -10,41 +10,42 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from everloop.cli import formatting
-from everloop.cli.output import AsJson, Home, emit, facts, main_metrics, opened, say, table
+from everloop.cli.output import AsJson, Home, count, emit, facts, main_metrics, opened, say, table
 
 if TYPE_CHECKING:
     from everloop.registry import AliasTenure
     from everloop.stores import Store
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Registered model versions and their aliases.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Manage model versions, their aliases and packages."
+)
 
-Reason = Annotated[str, typer.Option(help="Why; kept with the event.")]
+Reason = Annotated[str, typer.Option(help="Reason, recorded with the event.")]
 Version = Annotated[str, typer.Argument(help="MODEL@VERSION, MODEL@ALIAS, or MODEL for its champion.")]
-AliasName = Annotated[str, typer.Argument(help="MODEL@ALIAS; MODEL alone means its champion.")]
 
 
 @app.command()
 def ls(
-    model: Annotated[str | None, typer.Argument(help="Only this model.")] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Also archived ones.")] = False,
-    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 100,
+    model: Annotated[str | None, typer.Argument(help="Show only this model. Default: all.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Show archived versions, too.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of versions to show.")] = 100,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """List versions, newest first."""
+    """List model versions, newest first."""
     from everloop.errors import NotFoundError
     from everloop.records import Alias, ModelVersion
     from everloop.registry.model_versions import what_exists
 
     with opened(home) as store:
-        asked = [("model", "=", model)] if model else []
-        kept = [] if all_ else [("state", "!=", "archived")]
-        versions = store.records.find(ModelVersion, *asked, *kept, order="-created_at", limit=limit)  # type: ignore[arg-type]
-        archived = not versions and bool(model and store.records.find(ModelVersion, *asked, limit=1))  # type: ignore[arg-type]
+        of_model = [("model", "=", model)] if model else []
+        not_archived = [] if all_ else [("state", "!=", "archived")]
+        versions = store.records.find(ModelVersion, *of_model, *not_archived, order="-created_at", limit=limit)  # type: ignore[arg-type]
+        archived = not versions and bool(model and store.records.find(ModelVersion, *of_model, limit=1))  # type: ignore[arg-type]
         if model and not versions and not archived:
             raise NotFoundError(what_exists(store, model), help="See: everloop models ls")
         holders: dict[str, list[str]] = {}
-        for alias in store.records.find(Alias, *asked, order="name"):  # type: ignore[arg-type]
+        for alias in store.records.find(Alias, *of_model, order="name"):  # type: ignore[arg-type]
             holders.setdefault(alias.version, []).append(alias.name)
     rows = [
         (
@@ -58,17 +59,15 @@ def ls(
         for v in versions
     ]
     columns = ("version", "state", "aliases", "registered", "snapshot", "metrics")
-    empty = "No versions yet. Train one with: everloop run"
+    empty = "No model versions yet. Train one with: everloop run"
     if archived:
-        empty = f"Every version is archived. See: everloop models ls {model} --all"
+        empty = f"Every version of '{model}' is archived. See: everloop models ls {model} --all"
     emit(versions, json, lambda: table("Versions, days in UTC", columns, rows, empty=empty, spare=("snapshot",)))
 
 
 @app.command()
 def show(version: Version, home: Home = None, json: AsJson = False) -> None:
-    """Show all about one version. Where it comes from (run, data, code), how good it is, what its gates said, who gave
-    it which alias and why, what was asked for it, what answers, what it takes in and gives out, and its size.
-    """
+    """Show a model version. Lists lineage, metrics, gates, aliases, requests, signature and package."""
     from everloop.packages import get_package
     from everloop.records import Alias, GateResult
     from everloop.registry import alias_history, get_version, list_requests, version_history
@@ -80,14 +79,14 @@ def show(version: Version, home: Home = None, json: AsJson = False) -> None:
         gates = store.records.find(GateResult, ("candidate", "=", record.key), order="id")
         aliases = store.records.find(Alias, ("version", "=", record.key), order="name")
         since = {alias.name: alias_history(store, record.model, alias.name)[-1] for alias in aliases}
-        asked = [one for one in list_requests(store, record.model) if one.version == record.key]
+        requests = [one for one in list_requests(store, record.model) if one.version == record.key]
         origin = lineage(store, record)
         past = version_history(store, record.key)
 
     def draw() -> None:
         by = f" by {past[0].actor}" if past else ""
-        size = f", {package.size_bytes:,} bytes" if package else ""
-        none_yet = f"none yet; make one: everloop models adopt {quote(record.key)}"
+        size = f", {count(package.size_bytes, 'byte')}" if package else ""
+        none_yet = f"none yet; make one with: everloop models adopt {quote(record.key)}"
         facts(
             record.key,
             [
@@ -98,43 +97,43 @@ def show(version: Version, home: Home = None, json: AsJson = False) -> None:
                 ("registered", f"{record.created_at:%Y-%m-%d %H:%M} UTC{by}"),
                 ("package", record.package or none_yet),
                 ("format", package and f"{package.format}{', compiled' if package.compiled else ''}{size}"),
-                *((name.lower(), told) for name, told in origin),
+                *((name.lower(), text) for name, text in origin),
                 ("logged model", record.logged_model),
                 ("files", record.source),
                 ("metrics", formatting.metrics(record)),
                 ("task", record.signature.get("task")),
                 ("inputs", formatting.columns(record.signature.get("inputs"), record.key)),
                 ("outputs", formatting.columns(record.signature.get("outputs"), record.key)),
-                *((name.lower(), told) for name, told in (prediction_facts(package) if package else ())),
+                *((name.lower(), text) for name, text in (prediction_facts(package) if package else ())),
                 ("environment", package and f"everloop models sbom {quote(record.key)}"),
                 ("card", f"everloop models card {quote(record.key)}"),
             ],
         )
         if gates:
-            rows = [(g.gate, g.outcome, g.champion, g.message) for g in gates]
+            results = [(g.gate, g.outcome, g.champion, g.message) for g in gates]
             columns = ("gate", "outcome", "against", "evidence")
-            table("Gates", columns, rows, empty="", spare=("against",))
-        if asked:
-            wishes = [
+            table("Gates", columns, results, empty="", spare=("against",))
+        if requests:
+            rows = [
                 (
                     one.alias,
                     one.state,
                     formatting.second(one.created_at),
                     one.asked_by,
-                    formatting.answers(one),
+                    formatting.votes(one),
                     one.reason,
                 )
-                for one in asked
+                for one in requests
             ]
-            table("Asked for, times in UTC", ("alias", "state", "at", "by", "answers", "why"), wishes, empty="")
+            table("Requests, times in UTC", ("alias", "state", "at", "by", "votes", "why"), rows, empty="")
 
-    shown = {"version": record, "aliases": aliases, "held": since, "lineage": dict(origin), "package": package}
-    emit({**shown, "gates": gates, "requests": asked}, json, draw)
+    result = {"version": record, "aliases": aliases, "held": since, "lineage": dict(origin), "package": package}
+    emit({**result, "gates": gates, "requests": requests}, json, draw)
 
 
 @app.command()
 def card(version: Version, home: Home = None, json: AsJson = False) -> None:
-    """Print a version's card. Markdown: lineage, metrics, gates, signature, aliases held and by whose decision."""
+    """Print a version's model card as Markdown. It covers lineage, metrics, gates, signature, and who assigned its aliases."""
     from everloop.registry import get_version, version_card
 
     with opened(home) as store:
@@ -144,9 +143,7 @@ def card(version: Version, home: Home = None, json: AsJson = False) -> None:
 
 @app.command()
 def diff(a: Version, b: Version, home: Home = None, json: AsJson = False) -> None:
-    """Compare two versions. Metrics with their difference; then data, params, signature, code, environment, package
-    and tags, as far as they differ.
-    """
+    """Compare two model versions. Shows all metrics, and what differs in data, params, signature, code, environment and tags."""
     from everloop.registry import diff_versions
 
     with opened(home) as store:
@@ -163,7 +160,7 @@ def diff(a: Version, b: Version, home: Home = None, json: AsJson = False) -> Non
             (part + name, *formatting.apart(one.a, one.b)) for part, changes in parts for name, one in changes.items()
         ]
         columns = ("what", found.a, found.b)
-        table("What differs", columns, rows, empty="Nothing else differs.", wrap=(found.a, found.b))
+        table("Differences", columns, rows, empty="Nothing else differs.", wrap=(found.a, found.b))
 
     emit(found, json, draw)
 
@@ -172,20 +169,23 @@ def diff(a: Version, b: Version, home: Home = None, json: AsJson = False) -> Non
 def history(
     of: Annotated[
         str,
-        typer.Argument(metavar="MODEL@ALIAS|MODEL@N", help="An alias, or a version. MODEL alone means its champion."),
+        typer.Argument(metavar="MODEL@ALIAS|MODEL@N", help="Alias or version. MODEL alone means its champion."),
     ],
     at: Annotated[
-        str | None, typer.Option(help="Only how it was then: 2026-05-03T12:00Z; without a zone, UTC.")
+        str | None,
+        typer.Option(help="Show the state at this time, such as 2026-05-03T12:00Z. Without a time zone: UTC."),
     ] = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Say who held an alias when. From when to when, who made it so, who agreed, and why; with --at, at one moment and
-    on what evidence. Of MODEL@N: all that was done about that version.
+    """Show the history of an alias or a version.
+
+    For MODEL@ALIAS: which version held the alias from when to when, who moved it, who approved, and why. With --at, the
+    version that held it at that time, and the evidence. For MODEL@N: everything that happened to the version.
     """
     from everloop.registry import alias_at, alias_history, version_history
 
-    model, name = named_alias(of)
+    model, name = split_alias(of)
     moment = None if at is None else _moment(at)
     if name.isdecimal():
         with opened(home) as store:
@@ -196,12 +196,12 @@ def history(
             for e in events
             if e.verb != "applied"
         ]
-        empty = f"Nothing was done about {of}. See: everloop models ls {model}"
+        empty = f"There are no events about {of}. See: everloop models ls {model}"
         emit(events, json, lambda: table(f"{of}, times in UTC", ("at", "what", "by", "why"), done, empty=empty))
         return
     with opened(home) as store:
         tenures = alias_history(store, model, name)
-        nobody = "" if tenures else _nobody(store, model, name)
+        empty = "" if tenures else _never_held(store, model, name)
         held = alias_at(store, model, name, moment) if moment else None
     if moment is not None:
         emit([] if held is None else [held], json, lambda: _draw_moment(f"{model}@{name}", moment, held))
@@ -211,69 +211,74 @@ def history(
         for t in tenures
     ]
     columns = ("version", "since", "until", "by", "why")
-    # Where the next came at once, "until" says nothing that "since" does not.
+    # If each version follows at once on the one before, "until" adds nothing to "since".
     gapless = all(one.until == later.since for one, later in pairwise(tenures)) and not (tenures and tenures[-1].until)
     title = f"{model}@{name}, times in UTC"
-    emit(tenures, json, lambda: table(title, columns, rows, empty=nobody, spare=("until",) if gapless else ()))
+    emit(tenures, json, lambda: table(title, columns, rows, empty=empty, spare=("until",) if gapless else ()))
 
 
 @app.command()
 def tag(
     version: Version,
-    tags: Annotated[list[str], typer.Argument(help="NAME=VALUE sets, NAME= removes.")],
+    tags: Annotated[list[str], typer.Argument(help="NAME=VALUE to set a tag, NAME= to remove it.")],
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Set or remove tags of a version."""
+    """Set or remove tags of a model version."""
     from everloop.errors import UsageError
     from everloop.registry import tag as set_tags
 
-    wanted: dict[str, str | None] = {}
+    changes: dict[str, str | None] = {}
     for text in tags:
         name, equals, value = text.partition("=")
         if not equals:
-            raise UsageError(f"'{text}' is no tag.", help="Write NAME=VALUE, or NAME= to remove one.")
-        wanted[name] = value or None
+            raise UsageError(f"A tag is NAME=VALUE, not '{text}'.", help="Write NAME=VALUE, or NAME= to remove a tag.")
+        changes[name] = value or None
     with opened(home) as store:
-        record = set_tags(store, version, wanted)
+        record = set_tags(store, version, changes)
     emit(record, json, lambda: facts(record.key, sorted(record.tags.items())))
 
 
 @app.command()
-def describe(version: Version, text: str, home: Home = None, json: AsJson = False) -> None:
-    """Replace a version's description. Its card shows it as plain text."""
+def describe(
+    version: Version,
+    text: Annotated[str, typer.Argument(help="Description; the model card shows it as plain text.")],
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Set the description of a model version."""
     from everloop.registry import describe as set_description
 
     with opened(home) as store:
         record = set_description(store, version, text)
-    emit(record, json, lambda: say(f"{record.key} is described."))
+    emit(record, json, lambda: say(f"Set the description of {record.key}."))
 
 
 @app.command()
 def archive(version: Version, reason: Reason = "by hand", home: Home = None, json: AsJson = False) -> None:
-    """Take a version out of use. It stays readable and can be taken back; what is asked for it is void."""
-    from everloop.registry import archive as put_away
+    """Archive a model version. It stays readable, its open requests become void, and `unarchive` undoes it."""
+    from everloop.registry import archive as archive_version
 
     with opened(home) as store:
-        record = put_away(store, version, reason)
+        record = archive_version(store, version, reason)
     emit(record, json, lambda: say(f"{record.key} is {record.state}."))
 
 
 @app.command()
 def unarchive(version: Version, reason: Reason = "by hand", home: Home = None, json: AsJson = False) -> None:
-    """Take an archived version back into use."""
-    from everloop.registry import unarchive as take_back
+    """Unarchive a model version."""
+    from everloop.registry import unarchive as unarchive_version
 
     with opened(home) as store:
-        record = take_back(store, version, reason)
+        record = unarchive_version(store, version, reason)
     emit(record, json, lambda: say(f"{record.key} is {record.state}."))
 
 
-def _nobody(store: Store, model: str, name: str) -> str:
-    """What to say of an alias that was never set.
+def _never_held(store: Store, model: str, name: str) -> str:
+    """Return the message for an alias that was never set.
 
     Raises:
-        NotFoundError: there is no such model either.
+        NotFoundError: there is no such model.
     """
     from everloop.errors import NotFoundError
     from everloop.registry import list_versions
@@ -281,29 +286,29 @@ def _nobody(store: Store, model: str, name: str) -> str:
 
     if not list_versions(store, model):
         raise NotFoundError(what_exists(store, model), help="See: everloop models ls")
-    return f"Nobody held {model}@{name} so far. {what_exists(store, model)}"
+    return f"No version has held {model}@{name} yet. {what_exists(store, model)}"
 
 
 def _draw_moment(alias: str, moment: datetime, held: AliasTenure | None) -> None:
     when = f"{formatting.second(moment.astimezone(UTC))} UTC"
     if held is None:
-        say(f"Nobody held {alias} at {when}. See: everloop models history {quote(alias)}")
+        say(f"No version held {alias} at {when}. See: everloop models history {quote(alias)}")
         return
     facts(
         f"{held.version} was {alias} at {when}",
         [
             ("since", f"{formatting.second(held.since)} UTC"),
             ("until", f"{formatting.second(held.until)} UTC" if held.until else "now"),
-            ("made so by", held.actor),
-            ("agreed by", held.approved_by),
+            ("moved by", held.actor),
+            ("approved by", held.approved_by),
             ("why", held.reason),
             ("evidence", held.evidence),
         ],
     )
 
 
-def named_alias(text: str) -> tuple[str, str]:
-    """Model and alias of `delays@staging`, or of `delays`, which means its champion."""
+def split_alias(text: str) -> tuple[str, str]:
+    """Split `delays@staging` into model and alias; `delays` means its champion."""
     model, _, name = text.partition("@")
     return model, name or "champion"
 
@@ -314,5 +319,5 @@ def _moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
-        raise UsageError(f"'{text}' is no time.", help="Write it as 2026-05-03T12:00Z.") from error
+        raise UsageError(f"--at '{text}' is not a time.", help="For example: --at 2026-05-03T12:00Z") from error
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""`everloop monitor`: what watching has seen."""
+"""`everloop monitor`: findings, performance and drift of endpoints."""
 
 from __future__ import annotations
 
@@ -7,53 +7,62 @@ from typing import Annotated, get_args
 
 import typer
 
-from everloop.cli.output import AsJson, Home, emit, messages, opened, say, table
+from everloop.cli.output import AsJson, EndpointName, Home, OnlyEndpoint, count, emit, messages, opened, say, table
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Drift, performance, and what was found.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Monitor endpoints: findings, performance, drift.")
 
 
 @app.command()
 def ls(
-    endpoint: Annotated[str | None, typer.Argument(help="Only this endpoint.")] = None,
-    severity: Annotated[str | None, typer.Option(help="info, warning or alarm.")] = None,
-    kind: Annotated[str | None, typer.Option(help="drift, performance, quality, freshness or latency.")] = None,
-    limit: Annotated[int, typer.Option(min=1)] = 30,
+    endpoint: OnlyEndpoint = None,
+    severity: Annotated[
+        str | None, typer.Option(help="Show only this severity: info, warning or alarm. Default: all.")
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="Show only this kind: drift, performance, quality, freshness or latency. Default: all."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of findings to show.")] = 30,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """List findings, newest first."""
+    """List findings of monitoring, newest first."""
     from everloop.errors import UsageError
     from everloop.records import EndpointRecord, Finding, FindingKind, Severity
 
-    asked = {"endpoint": endpoint, "severity": severity, "kind": kind}
-    for name, words in (("severity", get_args(Severity)), ("kind", get_args(FindingKind))):
-        if asked[name] is not None and asked[name] not in words:
-            raise UsageError(f"No {name} called '{asked[name]}'.", help=f"There are: {', '.join(words)}")
+    filters = {"endpoint": endpoint, "severity": severity, "kind": kind}
+    for name, choices in (("severity", get_args(Severity)), ("kind", get_args(FindingKind))):
+        if filters[name] is not None and filters[name] not in choices:
+            raise UsageError(f"--{name} '{filters[name]}' is unknown.", help=f"Choose one of: {', '.join(choices)}")
     with opened(home) as store:
         if endpoint is not None:
             store.records.get(EndpointRecord, endpoint)
-        where = [(name, "=", value) for name, value in asked.items() if value]
+        where = [(name, "=", value) for name, value in filters.items() if value]
         findings = store.records.find(Finding, *where, order="-id", limit=limit)  # type: ignore[arg-type]
     rows = [(f.window_from, f.window_to, f.version, f.kind, f.severity, f.subject, f.message) for f in findings]
     columns = ("from", "to", "version", "kind", "severity", "subject", "what")
-    emit(findings, json, lambda: table("Findings", columns, rows, empty="Nothing found. Watching runs in: everloop up"))
+    empty = "No findings. Endpoints are monitored while this command runs: everloop up"
+    emit(findings, json, lambda: table("Findings", columns, rows, empty=empty))
 
 
 @app.command()
 def performance(
-    endpoint: str,
+    endpoint: EndpointName,
     metric: Annotated[
-        str | None, typer.Option(help="Such as roc_auc or rmse. Default: the usual one of the model's task.")
+        str | None, typer.Option(help="Metric, such as roc_auc or rmse. Default: the usual one for the model's task.")
     ] = None,
-    every: Annotated[str, typer.Option(help="The period: 1d, 1w, 1mo, 1q.")] = "1mo",
+    every: Annotated[str, typer.Option(help="Length of a period: 1d, 1w, 1mo or 1q.")] = "1mo",
     as_if: Annotated[
-        str | None, typer.Option(help="Score the logged inputs again with this version: MODEL@VERSION.")
+        str | None,
+        typer.Option(help="Rescore the logged inputs with this MODEL@VERSION instead of using the logged predictions."),
     ] = None,
-    labels_after: Annotated[str, typer.Option(help="Leave out answers younger than this.")] = "0s",
+    labels_after: Annotated[
+        str, typer.Option(help="Leave out predictions younger than this, such as 1d, whose labels may still arrive.")
+    ] = "0s",
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """The live metric by period: as it was, or as another version would have done on the same questions."""
+    """Show an endpoint's live metric by period. With --as-if, show what another version would have scored."""
     from everloop.monitoring import performance_by, usual_metric
     from everloop.records import EndpointRecord
 
@@ -67,24 +76,30 @@ def performance(
         for p in periods
     ]
     columns = ("from", "version", "predictions", "labelled", metric, "low", "high")
-    title = f"{metric} of '{endpoint}'" + (f", as if {as_if} had answered" if as_if else "")
+    title = f"{metric} of '{endpoint}'" + (f", rescored with {as_if}" if as_if else "")
     emit(periods, json, lambda: table(title, columns, rows, empty="No predictions yet."))
 
 
 @app.command()
 def drift(
-    endpoint: str,
+    endpoint: EndpointName,
     window: Annotated[
-        str | None, typer.Option(help="Look now, at answers of this long before the last one: 1d, 12h.")
+        str | None,
+        typer.Option(
+            help="Compare the predictions of this span before the newest one, such as 1d or 12h."
+            " Default: the newest monitored window, else all predictions."
+        ),
     ] = None,
-    version: Annotated[str | None, typer.Option(help="MODEL@VERSION. Default: the endpoint's champion.")] = None,
+    version: Annotated[
+        str | None, typer.Option(help="Compare with this MODEL@VERSION. Default: the endpoint's champion.")
+    ] = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Each subject's distance from the training data: in the newest watched window, or in all answers now.
+    """Show how far an endpoint's data has drifted from training.
 
-    Where a loop watches the endpoint, its newest window is shown. Otherwise, or with --window or --version, the answers
-    are compared now, and nothing is kept.
+    If a loop monitors the endpoint, its newest window is shown. Otherwise, or with --window or --version, the logged
+    predictions are compared now and nothing is stored.
     """
     from everloop.monitoring import report_drift
     from everloop.records import EndpointRecord, Finding
@@ -98,38 +113,45 @@ def drift(
             order="-id", limit=1,
         )  # fmt: skip
         watched = bool(newest) and "subjects" in newest[0].evidence and window is None and version is None
-        look = None if watched else report_drift(store, endpoint, version=version, window=span)
+        report = None if watched else report_drift(store, endpoint, version=version, window=span)
     columns = ("subject", "PSI", "verdict")
-    if look is None:
+    if report is None:
         subjects = newest[0].evidence["subjects"]
         rows = [(name, *(seen.get(field) for field in ("psi", "verdict"))) for name, seen in subjects.items()]
         title = f"Drift of '{endpoint}', {newest[0].window_from:%Y-%m-%d} to {newest[0].window_to:%Y-%m-%d}"
         emit(newest[0], json, lambda: table(title, columns, rows, empty="No subject can be compared."))
         return
-    rows = [(shift.subject, shift.psi, shift.verdict) for shift in look.shifts]
-    told = {
-        "endpoint": endpoint, "version": look.version, "window_from": look.window_from, "window_to": look.window_to,
-        "rows": look.rows, "reference_rows": look.reference_rows, "notice": look.notice,
+    rows = [(shift.subject, shift.psi, shift.verdict) for shift in report.shifts]
+    result = {
+        "endpoint": endpoint, "version": report.version,
+        "window_from": report.window_from, "window_to": report.window_to,
+        "rows": report.rows, "reference_rows": report.reference_rows, "notice": report.notice,
         "subjects": {shift.subject: {"psi": shift.psi, "limit": shift.limit, "verdict": shift.verdict}
-                     for shift in look.shifts},
+                     for shift in report.shifts},
     }  # fmt: skip
-    if look.notice is not None:
-        messages().print(look.notice, markup=False)
-    title = f"Drift of '{endpoint}' ({look.version}), {look.rows:,} answers against {look.reference_rows:,} rows"
-    emit(told, json, lambda: table(title, columns, rows, empty="No subject can be compared."))
+    if report.notice is not None:
+        messages().print(report.notice, markup=False)
+    compared = f"{count(report.rows, 'prediction')} against {count(report.reference_rows, 'row')}"
+    title = f"Drift of '{endpoint}' ({report.version}), {compared}"
+    emit(result, json, lambda: table(title, columns, rows, empty="No subject can be compared."))
 
 
 @app.command()
 def baseline(
     version: Annotated[str, typer.Argument(help="MODEL@VERSION or MODEL@ALIAS.")],
-    file: Annotated[str, typer.Argument(help="The rows that it was trained on: csv, parquet, json lines or arrow.")],
+    file: Annotated[
+        str, typer.Argument(help="Table of the rows it was trained on: CSV, Parquet, JSON lines or Arrow.")
+    ],
     time: Annotated[
-        str | None, typer.Option(help="The time's column: seasons of the training data then count as noise.")
+        str | None,
+        typer.Option(
+            help="Column with the time of each row; seasonal changes of the training data then count as noise."
+        ),
     ] = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Keep what a version's drift is measured against, made from the rows that it was trained on."""
+    """Build a version's drift baseline from its training rows."""
     from everloop.data import read
     from everloop.errors import DataError
     from everloop.monitoring import build_baseline, keep_baseline
@@ -145,8 +167,9 @@ def baseline(
             raise DataError(
                 f"'{file}' has none of the inputs of '{found.key}'.", help=f"It has: {', '.join(rows.columns)}"
             )
-        whole = inputs if time is None or time in inputs.columns else inputs.with_columns(rows[time])
-        made = build_baseline(whole, inputs.columns, time=time)
+        with_time = inputs if time is None or time in inputs.columns else inputs.with_columns(rows[time])
+        made = build_baseline(with_time, inputs.columns, time=time)
         keep_baseline(store, found.key, made)
-    told = {"version": found.key, "rows": made.rows, "watched": list(made.bins), "skipped": made.skipped}
-    emit(told, json, lambda: say(f"{made.rows:,} rows are the baseline of {found.key}; {len(made.bins)} inputs"))
+    result = {"version": found.key, "rows": made.rows, "watched": list(made.bins), "skipped": made.skipped}
+    size = f"{count(made.rows, 'row')}, {count(len(made.bins), 'input')}"
+    emit(result, json, lambda: say(f"Stored the baseline of {found.key}: {size}"))

@@ -1,7 +1,7 @@
-"""How commands speak: one result, as a table for people or as JSON for machines, and errors that help.
+"""Print results and errors: a table for people, or JSON for machines.
 
-Results go to standard output, everything else to standard error, so that a pipe gets results only. Names, messages
-and descriptions come from others: control characters and the like are spelled out, wherever a text goes to a terminal.
+Results go to standard output and everything else to standard error, so that a pipe receives results only. Names,
+messages and descriptions are untrusted text: control characters in them are escaped wherever text goes to a terminal.
 """
 
 from __future__ import annotations
@@ -25,14 +25,21 @@ if TYPE_CHECKING:
 
     from everloop.stores import Store
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value for machines.")]
-Home = Annotated[Path | None, typer.Option("--home", help="The store's folder. Default: as everloop.toml says.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Home = Annotated[Path | None, typer.Option("--home", help="Store folder. Default: as set in everloop.toml.")]
+ProjectFolder = Annotated[
+    Path | None,
+    typer.Option("--dir", help="Project folder. Default: the nearest one, from here upwards, with a loop.py."),
+]
+EndpointName = Annotated[str, typer.Argument(help="Name of the endpoint.")]
+OnlyEndpoint = Annotated[str | None, typer.Argument(help="Show only this endpoint. Default: all.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 MaxBytes = Annotated[
     int | None,
-    typer.Option(min=1, help="How much your own file may unpack to. Default: a hundred times its size."),
+    typer.Option(min=1, help="Limit for the unpacked size, in bytes. Default: 100 times the size of the file."),
 ]
 
-PROSE = ("why", "what", "evidence", "metrics", "routes", "trigger", "answered by", "by", "answers")
+PROSE = ("why", "what", "evidence", "metrics", "routes", "trigger", "answered by", "by", "answers", "votes")
 """Columns whose text may wrap."""
 
 
@@ -41,20 +48,20 @@ PIPE_COLUMNS = 180
 PROSE_COLUMNS = 20
 ROOMY_COLUMNS = 40
 LONGEST_WORD = 40
-_OBEYED = (*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_SPELLED = {number: f"\\u{number:04x}" for number in _OBEYED}
-"""JSON escapes the other control characters by itself. These stand in strings only."""
+_CONTROL_CHARACTERS = (*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_JSON_ESCAPES = {number: f"\\u{number:04x}" for number in _CONTROL_CHARACTERS}
+"""JSON itself escapes the other control characters. The characters here can occur only inside strings."""
 
 
 @lru_cache(maxsize=1)
 def console() -> Console:
-    """Standard output."""
+    """Return the console for results, on standard output."""
     return _console(stderr=False)
 
 
 @lru_cache(maxsize=1)
 def messages() -> Console:
-    """Standard error: progress and remarks."""
+    """Return the console for progress and remarks, on standard error."""
     return _console(stderr=True)
 
 
@@ -64,13 +71,13 @@ def _console(*, stderr: bool) -> Console:
     from rich.console import Console as RichConsole
 
     class Console(RichConsole):
-        """Spells out what a terminal would obey in every text that it is given; its own colours are not texts."""
+        """Escapes terminal control characters in every text that it prints; its own colours are not affected."""
 
         def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(printable(text), **options)
 
     stream = sys.stderr if stderr else sys.stdout
-    # In a pipe nobody's lines end at column 80: prose is not broken, and tables get room.
+    # A pipe has no line width: prose is not wrapped, and tables may be wide.
     if stream.isatty() or "COLUMNS" in os.environ:
         return Console(stderr=stderr, highlight=False, emoji=False)
     return Console(stderr=stderr, highlight=False, emoji=False, soft_wrap=True, width=PIPE_COLUMNS)
@@ -85,10 +92,10 @@ def emit(value: Any, as_json: bool, draw: Callable[[], None]) -> None:
 
 
 def to_json(value: Any) -> str:
-    """Records, times and paths included; NaN and infinities become null."""
+    """Encode `value` as indented JSON. Accepts records, times and paths; NaN and infinities become null."""
     import msgspec
 
-    return msgspec.json.format(msgspec.json.encode(_plain(value)), indent=2).decode().translate(_SPELLED)
+    return msgspec.json.format(msgspec.json.encode(_plain(value)), indent=2).decode().translate(_JSON_ESCAPES)
 
 
 def _plain(value: Any) -> Any:
@@ -114,10 +121,10 @@ def table(
     spare: Sequence[str] = (),
     wrap: Sequence[str] = (),
 ) -> None:
-    """Draw a table; `empty` says what to do when there is nothing to show.
+    """Print a table, or the message `empty` if there are no rows.
 
-    Where the terminal is too narrow for it, the columns in `spare` are left out; if that does not help, each row
-    becomes a block of lines, so that nothing is cut off. Text in the columns in `wrap`, and in prose, may wrap.
+    If the terminal is too narrow, the columns in `spare` are left out. If that is not enough, each row becomes a block
+    of lines, so that nothing is cut off. Text wraps only in the columns in `wrap` and in `PROSE`.
     """
     from rich import box
     from rich.markup import escape
@@ -128,7 +135,7 @@ def table(
         console().print(empty)
         return
     wraps = {*PROSE, *wrap}
-    # What can be spared stays only where prose keeps the room that reading it well takes.
+    # Spare columns are shown only if the prose columns stay wide enough to read comfortably.
     for left_out, room in (((), ROOMY_COLUMNS), (spare, PROSE_COLUMNS)) if spare else (((), PROSE_COLUMNS),):
         shown = [index for index, column in enumerate(columns) if column not in left_out]
         least = {
@@ -145,15 +152,19 @@ def table(
         column = columns[index]
         numeric = all(_is_number(row[index]) for row in rows)
         justify: Literal["left", "right"] = "right" if numeric else "left"
-        whole = column not in wraps
-        drawn.add_column(escape(column), justify=justify, overflow="fold", no_wrap=whole, min_width=least[index])
+        no_wrap = column not in wraps
+        drawn.add_column(escape(column), justify=justify, overflow="fold", no_wrap=no_wrap, min_width=least[index])
     for row in rows:
         drawn.add_row(*(row[index] for index in shown))
     console().print(drawn)
 
 
 def _least_width(column: str, cells: Sequence[str], room: int | None) -> int:
-    """The width below which a column cannot be read: prose may wrap in so much `room`, all else stays in one piece."""
+    """Return the smallest readable width of a column, in characters.
+
+    Args:
+        room: the width in which text may wrap; None if it must not wrap.
+    """
     from rich.text import Text
 
     texts = [Text.from_markup(cell).plain for cell in cells]
@@ -182,7 +193,7 @@ def _blocks(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -
 
 
 def facts(title: str, pairs: Iterable[tuple[str, Any]]) -> None:
-    """Draw one thing: its name, then a line a fact."""
+    """Print one record: its title, then one line per name and value. Empty values are left out."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -197,7 +208,7 @@ def facts(title: str, pairs: Iterable[tuple[str, Any]]) -> None:
 
 
 def cell(value: Any) -> str:
-    """One value as people read it, as markup."""
+    """Format one value for people, as rich markup."""
     from rich.markup import escape
 
     return escape(printable(_plain_text(value), breaks=False))
@@ -222,17 +233,22 @@ def _plain_text(value: Any) -> str:
 
 
 def say(text: object = "", *, nl: bool = True, err: bool = False) -> None:
-    """Print a line of plain text; control characters in it are spelled out."""
+    """Print a line of plain text; control characters in it are escaped."""
     typer.echo(printable(str(text)), nl=nl, err=err)
 
 
 def short(id: str) -> str:
-    """As much of an id as people need: commands take any beginning of it that is unique."""
+    """Shorten an id for display: commands accept any unique prefix."""
     return id[:18] if len(id) == 36 else id
 
 
+def count(number: int, noun: str) -> str:
+    """Format a count with its noun in the right number: `1 run`, `2,000 runs`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def main_metrics(metrics: dict[str, float]) -> str:
-    """The first few of a version's or run's quality metrics."""
+    """Format the first two quality metrics of a version or run."""
     shown = {name: value for name, value in metrics.items() if not name.endswith(("_rows", "trials"))}
     return "  ".join(f"{name} {value:.3f}" for name, value in list(shown.items())[:2])
 
@@ -242,7 +258,7 @@ def _is_number(text: str) -> bool:
 
 
 def report(error: EverloopError, as_json: bool) -> None:
-    """Print an error and the way out."""
+    """Print an error and its help."""
     if as_json:
         content = {"error": {"type": type(error).__name__, "message": error.message, "help": error.help}}
         sys.stdout.write(to_json(content) + "\n")
@@ -255,7 +271,7 @@ def report(error: EverloopError, as_json: bool) -> None:
 
 
 def opened(home: Path | None, *, create: bool = False) -> Store:
-    """The store that a command speaks about."""
+    """Open the store that a command works on."""
     from everloop.stores import open_store
 
     return open_store(home, create=create)

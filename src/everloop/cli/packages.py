@@ -1,4 +1,4 @@
-"""`everloop models verify|sbom|export|import|adopt|context|…`: packages checked, carried, put into images."""
+"""`everloop models verify|sbom|export|import|adopt|context|…`: verify, exchange and deploy model packages."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from typing import Annotated
 import typer
 
 from everloop.cli.approvals import app as app
-from everloop.cli.output import AsJson, Home, MaxBytes, emit, facts, opened, say
+from everloop.cli.output import AsJson, Home, MaxBytes, count, emit, facts, opened, say
 from everloop.cli.progress import packaging
 
-Version = Annotated[str, typer.Argument(help="MODEL@VERSION, MODEL@ALIAS, MODEL, or a package's digest.")]
+Version = Annotated[
+    str, typer.Argument(help="MODEL@VERSION, MODEL@ALIAS, MODEL for its champion, or a package's digest.")
+]
+ModelVersionName = Annotated[str, typer.Argument(help="MODEL@VERSION, MODEL@ALIAS, or MODEL for its champion.")]
 
 
 @app.command()
 def verify(version: Version, home: Home = None, json: AsJson = False) -> None:
-    """Check a package: every byte, its signature, and that it answers here as when it was made. Exit 10 if not."""
+    """Verify a package: its bytes, signature and predictions.
+
+    Predictions on example rows must be the same here as when the package was made. Exit code 10 if a check fails.
+    """
     from everloop.errors import CorruptionError
     from everloop.registry import verify_package
 
@@ -25,15 +31,18 @@ def verify(version: Version, home: Home = None, json: AsJson = False) -> None:
 
     def draw() -> None:
         facts(
-            f"{found.version or found.package} is {'whole' if found.ok else 'not as it should be'}",
+            f"{found.version or found.package} is {'valid' if found.ok else 'not valid'}",
             [
                 ("package", found.package),
                 ("format", found.format + (", compiled" if found.compiled else "")),
-                ("files", f"{found.files}, {found.size_bytes:,} bytes"),
+                ("files", f"{found.files}, {count(found.size_bytes, 'byte')}"),
                 ("signed by", found.signed_by),
                 ("trusted", found.trusted),
-                ("answers", f"{found.answered_rows} rows, apart by {found.largest_difference:.2g} at most"),
-                ("installed otherwise", found.environment),
+                (
+                    "predictions",
+                    f"{count(found.answered_rows, 'row')}, largest difference {found.largest_difference:.2g}",
+                ),
+                ("version mismatches", found.environment),
                 ("problems", found.problems),
             ],
         )
@@ -46,11 +55,13 @@ def verify(version: Version, home: Home = None, json: AsJson = False) -> None:
 @app.command()
 def sbom(
     version: Version,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; default: standard output.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write. Default: standard output.")
+    ] = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Print the bill of materials of a version's environment: CycloneDX 1.6 as JSON, with or without --json."""
+    """Print the SBOM of a version's environment. The software bill of materials is always CycloneDX 1.6 JSON."""
     from everloop.cli.output import to_json
     from everloop.packages import environment_sbom, read_package
     from everloop.registry import get_version
@@ -68,25 +79,25 @@ def sbom(
 
 
 FolderFormat = Annotated[
-    str | None, typer.Option("--format", help="Another system's form of a model folder: mlflow. Default: our own.")
+    str | None, typer.Option("--format", help="Format of the model folder: mlflow. Default: everloop's own format.")
 ]
 AllowCode = Annotated[
-    bool, typer.Option("--allow-code", help="Read pickles and Python models, too: their code runs here.")
+    bool, typer.Option("--allow-code", help="Accept pickles and Python models. Their code runs on this machine.")
 ]
 Example = Annotated[
-    Path | None, typer.Option("--example", help="A table of rows to prove the package on, such as rows.parquet.")
+    Path | None, typer.Option("--example", help="Table of example rows to check the package on, such as rows.parquet.")
 ]
 
 
 @app.command()
 def export(
     version: Version,
-    output: Annotated[Path, typer.Option("--output", "-o", help="A file that ends in .tar.zst, or a new folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File that ends in .tar.zst, or a new folder.")],
     format: FolderFormat = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Write a package with its signature as one file or as a folder; the same package gives the same bytes."""
+    """Export a package, as one file or as a folder. Its signature is included. The same package always gives the same bytes."""
     from everloop import plugins
     from everloop.registry import export_package, get_version
 
@@ -101,8 +112,12 @@ def export(
 
 @app.command("import")
 def import_(
-    path: Annotated[Path, typer.Argument(help="What `everloop models export` wrote, or with --format a model folder.")],
-    model: Annotated[str | None, typer.Option("--as", help="Register it as the next version of this model.")] = None,
+    path: Annotated[
+        Path, typer.Argument(help="File or folder from `everloop models export`; with --format, a model folder.")
+    ],
+    model: Annotated[
+        str | None, typer.Option("--as", help="Register the package as the next version of this model.")
+    ] = None,
     format: FolderFormat = None,
     example: Example = None,
     allow_code: AllowCode = False,
@@ -110,10 +125,10 @@ def import_(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Read a package from a file or a folder. One that brings code needs a signature that is trusted here.
+    """Import a package from a file or a folder. A package with code needs a signature that is trusted here.
 
-    With --format mlflow it reads a folder that mlflow.*.save_model wrote, and proves the package equal on the example
-    that lies in it.
+    With --format mlflow, import a folder that mlflow.*.save_model wrote. The package is checked against the original
+    on the folder's input example.
     """
     from everloop import plugins
     from everloop.errors import UsageError
@@ -125,7 +140,10 @@ def import_(
             package = import_package(store, path, max_bytes=max_bytes)
             version = None if model is None else register(store, model, package)
         elif model is None:
-            raise UsageError("A model folder becomes a version of a model.", help="Say of which: --as churn")
+            raise UsageError(
+                "--format needs --as: a model folder becomes a version of a model.",
+                help="Name the model, for example: --as churn",
+            )
         else:
             reader = plugins.load("model_folder", format)
             with packaging() as progress:
@@ -135,24 +153,27 @@ def import_(
             package = get_package(store, version.package)
 
     def draw() -> None:
-        told = package.digest if version is None else f"{version.key} ({package.digest})"
-        say(f"{told}: {package.format}, {package.size_bytes:,} bytes.")
+        name = package.digest if version is None else f"{version.key} ({package.digest})"
+        say(f"{name}: {package.format}, {count(package.size_bytes, 'byte')}.")
 
     emit({"package": package, "version": version}, json, draw)
 
 
 @app.command()
 def adopt(
-    version: Annotated[str, typer.Argument(help="MODEL@VERSION or MODEL@ALIAS that came over MLflow's protocol.")],
+    version: Annotated[
+        str, typer.Argument(help="MODEL@VERSION or MODEL@ALIAS that was registered through MLflow's client.")
+    ],
     example: Example = None,
     allow_code: AllowCode = False,
     artifacts: Annotated[
-        str | None, typer.Option(help="The server's folder or bucket of artifacts. Default: artifacts in the home.")
+        str | None,
+        typer.Option(help="Folder or bucket with the server's artifacts. Default: artifacts in the store folder."),
     ] = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Make a package of a model that MLflow's client has logged and registered, so that it is served like any other."""
+    """Package a version that MLflow's client registered. It can be served afterwards."""
     from everloop import plugins
     from everloop.integrations.mlflow.tracking_api import ArtifactLocations, open_folder
     from everloop.integrations.mlflow.tracking_api.model_version_routes import files_of
@@ -160,20 +181,23 @@ def adopt(
     from everloop.registry import get_version
 
     with opened(home) as store:
-        known = get_version(store, version)
-        named = (artifacts,) if artifacts else ()
-        places = ArtifactLocations(open_folder(artifacts or store.home / "artifacts"), allowed=named)
-        folder = files_of(store, known, places)
+        record = get_version(store, version)
+        allowed = (artifacts,) if artifacts else ()
+        locations = ArtifactLocations(open_folder(artifacts or store.home / "artifacts"), allowed=allowed)
+        folder = files_of(store, record, locations)
         reader = plugins.load("model_folder", "mlflow")
         with packaging() as progress:
-            made = reader.adopt(store, known, folder, allow_code=allow_code, example=_rows(example), progress=progress)
-        package = get_package(store, made.package)
+            adopted = reader.adopt(
+                store, record, folder, allow_code=allow_code, example=_rows(example), progress=progress
+            )
+        package = get_package(store, adopted.package)
 
     def draw() -> None:
-        say(f"{made.key} has its package now: {package.digest}, {package.format}, {package.size_bytes:,} bytes.")
-        say(f"Serve it: everloop serve {made.key}")
+        size = count(package.size_bytes, "byte")
+        say(f"{adopted.key} now has a package: {package.digest}, {package.format}, {size}.")
+        say(f"Serve it with: everloop serve {adopted.key}")
 
-    emit({"package": package, "version": made}, json, draw)
+    emit({"package": package, "version": adopted}, json, draw)
 
 
 def _rows(example: Path | None) -> object:
@@ -184,15 +208,19 @@ def _rows(example: Path | None) -> object:
     return read(str(example))
 
 
-Base = Annotated[str | None, typer.Option(help="Image to build on; default: python:<the package's>-slim.")]
-WithPostgres = Annotated[bool, typer.Option("--postgres", help="With what a log in PostgreSQL needs (EVERLOOP_STORE).")]
-WithTraining = Annotated[bool, typer.Option("--train", help="With what training needs, so that `train` works too.")]
-Folder = Annotated[Path, typer.Option("--output", "-o", help="A folder that is new or empty.")]
+Base = Annotated[
+    str | None, typer.Option(help="Base image. Default: python:X.Y-slim with the Python version of the package.")
+]
+WithPostgres = Annotated[
+    bool, typer.Option("--postgres", help="Include what logging to PostgreSQL (EVERLOOP_STORE) needs.")
+]
+WithTraining = Annotated[bool, typer.Option("--train", help="Include what training needs, so that `train` works too.")]
+Folder = Annotated[Path, typer.Option("--output", "-o", help="New or empty folder to write to.")]
 
 
 @app.command()
 def context(
-    version: Annotated[str, typer.Argument(help="MODEL@VERSION, MODEL@ALIAS or MODEL.")],
+    version: ModelVersionName,
     output: Folder,
     base: Base = None,
     train: WithTraining = False,
@@ -200,22 +228,23 @@ def context(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Write a build context for an image that serves a version on SageMaker, Vertex AI, Azure ML and KServe."""
+    """Write a Docker build context that serves a version. The image runs on SageMaker, Vertex AI, Azure ML and KServe."""
     from everloop.deploy.images import write_context
 
     with opened(home) as store:
-        made = write_context(store, version, output, base=base, train=train, postgres=postgres)
+        context = write_context(store, version, output, base=base, train=train, postgres=postgres)
 
     def draw() -> None:
-        say(f"{made.version}: {made.files} files, {made.size_bytes:,} bytes in {made.folder}")
-        say(f"Build it: docker build -t {made.version.replace('@', ':')} {made.folder}")
+        size = f"{count(context.files, 'file')}, {count(context.size_bytes, 'byte')}"
+        say(f"{context.version}: {size} in {context.folder}")
+        say(f"Build the image with: docker build -t {context.version.replace('@', ':')} {context.folder}")
 
-    emit(made, json, draw)
+    emit(context, json, draw)
 
 
 @app.command()
 def dockerfile(
-    version: Annotated[str, typer.Argument(help="MODEL@VERSION, MODEL@ALIAS or MODEL.")],
+    version: ModelVersionName,
     base: Base = None,
     train: WithTraining = False,
     home: Home = None,
@@ -235,12 +264,12 @@ def dockerfile(
 
 @app.command()
 def azure(
-    version: Annotated[str, typer.Argument(help="MODEL@VERSION, MODEL@ALIAS or MODEL.")],
+    version: ModelVersionName,
     output: Folder,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Write Azure ML's scoring script for a version: a folder with score.py and everything that it needs."""
+    """Write an Azure ML scoring script for a version. The folder holds score.py and everything it needs."""
     from everloop.deploy.azure_ml import export_script
     from everloop.registry import get_version
 

@@ -1,4 +1,4 @@
-"""Curves in a terminal: dots of Braille, two across and four down in each character."""
+"""Plot curves in a terminal with Braille dots, two across and four down in each character."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 _EMPTY = 0x2800
 
 Curve = tuple[Sequence[float], Sequence[float]]
-"""x and y, of equal length, x growing."""
+"""x and y, of equal length, with x ascending."""
 
 
 def draw_curves(curves: Sequence[Curve], width: int, height: int) -> list[str]:
-    """The lines of a plot, in rich's markup, with the least and greatest values at the edges.
+    """Return the lines of a plot in rich's markup, with the minimum and maximum at the edges.
 
-    Points that are not finite leave a gap. A colour stands for each curve, in the order of `COLOURS`.
+    Points that are not finite leave a gap. Curves are coloured in the order of `COLOURS`.
 
     Args:
-        width: in characters, of the plot with its labels; at least 30.
-        height: in lines, without the line of the x axis; at least 2.
+        width: width of the plot including its labels, in characters; at least 30.
+        height: height of the plot without the line of the x axis, in lines; at least 2.
     """
     shown = [
         [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(y) and math.isfinite(x)] for xs, ys in curves
@@ -64,12 +64,12 @@ def _cell(cell: tuple[int, int] | None) -> str:
 def _scaled(value: float, low: float, high: float, size: int) -> int:
     if high == low:
         return size // 2
-    # Halves keep the span of the largest numbers within a float.
+    # Halving first keeps the difference of very large numbers within the range of a float.
     return min(int((value / 2 - low / 2) / (high / 2 - low / 2) * (size - 1) + 0.5), size - 1)
 
 
 def _joined(dots: list[tuple[int, int]]) -> set[tuple[int, int]]:
-    """The dots, with a line from each to the next."""
+    """Connect each dot to the next with a line of dots."""
     found = set(dots)
     for (x0, y0), (x1, y1) in pairwise(dots):
         steps = max(abs(x1 - x0), abs(y1 - y0))

@@ -1,4 +1,4 @@
-"""`everloop predictions` and `everloop labels`: what endpoints answered, and the truth that comes back."""
+"""`everloop predictions` and `everloop labels`: logged predictions, and the labels that arrive for them."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from everloop.cli.output import AsJson, Home, emit, facts, opened, say, table
+from everloop.cli.output import AsJson, EndpointName, Home, count, emit, facts, opened, say, table
 
 if TYPE_CHECKING:
     import polars as pl
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What endpoints answered, each with its inputs.")
-labels_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The truth that comes back later.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Inspect and export the logged predictions.")
+labels_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Add labels for logged predictions.")
 
-Hours = Annotated[float | None, typer.Option(help="Only what happened in the last so many hours.")]
+Hours = Annotated[float | None, typer.Option(help="Only predictions of the last HOURS hours. Default: all.")]
 
 
 @app.command()
 def ls(
-    endpoint: str,
+    endpoint: EndpointName,
     hours: Hours = None,
-    version: Annotated[str | None, typer.Option(help="MODEL@VERSION")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 20,
+    version: Annotated[str | None, typer.Option(help="Only predictions of this MODEL@VERSION. Default: all.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number of predictions to show.")] = 20,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """List an endpoint's newest predictions."""
+    """List an endpoint's predictions, newest first."""
     from everloop.prediction_log import read_predictions
 
     with opened(home) as store:
@@ -40,24 +40,28 @@ def ls(
         rows,
         json,
         lambda: table(
-            f"Predictions of {endpoint}",
+            f"Predictions of '{endpoint}'",
             columns,
             [tuple(row[name] for name in columns) for row in rows],
-            empty="No predictions.",
+            empty=f"No predictions of '{endpoint}' match.",
         ),
     )
 
 
 @app.command()
-def show(id: str, home: Home = None, json: AsJson = False) -> None:
-    """Show one prediction with its inputs, by the id that its answer bore."""
+def show(
+    id: Annotated[str, typer.Argument(help="Id of the prediction, as the endpoint's response contained it.")],
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Show a prediction with its inputs and outputs."""
     from everloop.errors import NotFoundError
     from everloop.prediction_log import find_prediction
 
     with opened(home) as store:
         found = find_prediction(store, id)
     if found is None:
-        raise NotFoundError(f"No prediction '{id}'.", help="See: everloop predictions ls ENDPOINT")
+        raise NotFoundError(f"There is no prediction '{id}'.", help="See: everloop predictions ls ENDPOINT")
     pairs = [
         ("endpoint", found.endpoint),
         ("version", found.version),
@@ -74,20 +78,23 @@ def show(id: str, home: Home = None, json: AsJson = False) -> None:
 
 @app.command()
 def export(
-    endpoint: str,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet, csv or json lines, by its ending.")],
+    endpoint: EndpointName,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .parquet, .csv or .jsonl.")],
     hours: Hours = None,
-    labelled: Annotated[bool, typer.Option(help="Only those whose labels have arrived, with the label.")] = False,
+    labelled: Annotated[bool, typer.Option(help="Only predictions whose label has arrived, with the label.")] = False,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Write an endpoint's predictions to a file, as a stream: they need not fit into memory."""
+    """Export an endpoint's predictions to a file. They are streamed and need not fit into memory."""
     from everloop.errors import UsageError
     from everloop.prediction_log import read_labelled, read_predictions
 
     sinks = {".parquet": "sink_parquet", ".csv": "sink_csv", ".jsonl": "sink_ndjson", ".ndjson": "sink_ndjson"}
     if output.suffix not in sinks:
-        raise UsageError(f"Cannot write '{output.suffix}' files.", help=f"Use one of: {', '.join(sinks)}")
+        raise UsageError(
+            f"Cannot write '{output}': the format '{output.suffix}' is unknown.",
+            help=f"Use a file name that ends in one of: {', '.join(sinks)}",
+        )
     part = output.with_name(f".{output.name}.part")
     with opened(home) as store:
         since = None if hours is None else store.now() - timedelta(hours=hours)
@@ -96,21 +103,26 @@ def export(
             import polars as pl
             import polars.selectors as cs
 
-            # Comma-separated text has no lists; the probabilities of several classes go as one text.
+            # CSV has no lists, so the probabilities of several classes are joined into one text.
             frame = frame.with_columns(cs.list().cast(pl.List(pl.String)).list.join(";"))
         getattr(frame, sinks[output.suffix])(part)
     part.replace(output)
-    emit({"endpoint": endpoint, "output": output}, json, lambda: say(f"Predictions of {endpoint} → {output}"))
+    emit(
+        {"endpoint": endpoint, "output": output}, json, lambda: say(f"Exported predictions of '{endpoint}' → {output}")
+    )
 
 
 @labels_app.command("add")
 def add(
-    endpoint: str,
-    file: Annotated[Path, typer.Argument(help="Columns entity (or key) and value; event_at where labels have times.")],
+    endpoint: EndpointName,
+    file: Annotated[
+        Path,
+        typer.Argument(help="Table with the columns entity (or key) and value, and event_at if labels have times."),
+    ],
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Add labels from a csv, parquet, json lines or arrow file, and say how many found no prediction."""
+    """Add labels from a file. Reports how many match no prediction."""
     from everloop.errors import DataError
     from everloop.prediction_log import add_labels
     from everloop.prediction_log.labels import find_unmatched_labels, shape_labels, unmatched_notice
@@ -121,10 +133,10 @@ def add(
         import polars as pl
 
         times = frame["event_at"].str.to_datetime("%+", time_zone="UTC", strict=False)
-        wrong = frame.filter(times.is_null() & pl.col("event_at").is_not_null())
-        if wrong.height:
+        unreadable = frame.filter(times.is_null() & pl.col("event_at").is_not_null())
+        if unreadable.height:
             raise DataError(
-                f"event_at: {wrong['event_at'][0]!r} is not a time.", help="Write it as 2030-01-31T12:00:00Z."
+                f"event_at: {unreadable['event_at'][0]!r} is not a time.", help="Write it as 2030-01-31T12:00:00Z."
             )
         frame = frame.with_columns(times)
     with opened(home) as store:
@@ -132,18 +144,21 @@ def add(
         shaped = shape_labels(store, frame)
         add_labels(store, endpoint, frame)
         unmatched = find_unmatched_labels(store, endpoint, shaped)
-    told = {"endpoint": endpoint, "labels": shaped.height, "unmatched": len(unmatched)}
+    result = {"endpoint": endpoint, "labels": shaped.height, "unmatched": len(unmatched)}
 
     def draw() -> None:
-        say(f"{shaped.height:,} labels for {endpoint}")
+        say(f"Added {count(shaped.height, 'label')} to '{endpoint}'.")
         if unmatched:
             say(unmatched_notice(unmatched), err=True)
 
-    emit(told, json, draw)
+    emit(result, json, draw)
 
 
 def _read_labels(file: Path) -> pl.DataFrame:
-    """A table of labels; in csv, a class called `none` or `NA` stays that class, and among amounts it is null."""
+    """Read a table of labels.
+
+    In CSV, `none` and `NA` are null among other values; if a file has no other values, they are names of classes.
+    """
     from everloop.data import read
 
     frame = read(file.absolute()).collect()

@@ -1,4 +1,4 @@
-"""`everloop release`: rollouts and their decisions."""
+"""`everloop release`: releases, their rollout and its decisions."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from everloop.cli.output import AsJson, Home, emit, facts, opened, say, short, table
+from everloop.cli.output import AsJson, Home, OnlyEndpoint, emit, facts, opened, say, short, table
 
 if TYPE_CHECKING:
     from everloop.records import Release
     from everloop.stores import Store
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="How versions reach their traffic, or do not.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Follow and control the rollout of versions.")
 
-Reason = Annotated[str, typer.Option(help="Why; kept with the decision.")]
-Which = Annotated[str, typer.Argument(help="An endpoint (its release under way), or a release's id.")]
+Reason = Annotated[str, typer.Option(help="Reason, recorded with the decision.")]
+Which = Annotated[
+    str, typer.Argument(help="Name of an endpoint, for its current release, or the id of a release or a unique prefix.")
+]
 
 
 @app.command()
 def ls(
-    endpoint: Annotated[str | None, typer.Argument(help="Only this endpoint.")] = None,
+    endpoint: OnlyEndpoint = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
@@ -29,19 +31,19 @@ def ls(
     from everloop.records import Release
 
     with opened(home) as store:
-        asked = [("endpoint", "=", endpoint)] if endpoint else []
-        releases = store.records.find(Release, *asked, order="-created_at")  # type: ignore[arg-type]
+        where = [("endpoint", "=", endpoint)] if endpoint else []
+        releases = store.records.find(Release, *where, order="-created_at")  # type: ignore[arg-type]
     rows = [
         (short(r.id), r.candidate, r.previous, r.state, f"{r.percent:g}%", r.trigger, r.created_at, _last(r))
         for r in releases
     ]
-    columns = ("id", "candidate", "before", "state", "traffic", "trigger", "began", "why")
-    emit(releases, json, lambda: table("Releases", columns, rows, empty="No releases yet. Try: everloop run"))
+    columns = ("id", "candidate", "previous", "state", "traffic", "trigger", "started", "why")
+    emit(releases, json, lambda: table("Releases", columns, rows, empty="No releases yet. Start with: everloop run"))
 
 
 @app.command()
 def show(release: Which, home: Home = None, json: AsJson = False) -> None:
-    """Show one release: its gates, and every decision with its evidence."""
+    """Show a release: its gates, and each decision with its reason."""
     from everloop.records import GateResult
 
     with opened(home) as store:
@@ -51,7 +53,7 @@ def show(release: Which, home: Home = None, json: AsJson = False) -> None:
     def draw() -> None:
         pairs = [
             ("endpoint", record.endpoint),
-            ("before", record.previous),
+            ("previous", record.previous),
             ("state", record.state),
             ("traffic", f"{record.percent:g}%"),
             ("trigger", record.trigger),
@@ -67,40 +69,47 @@ def show(release: Which, home: Home = None, json: AsJson = False) -> None:
 
 @app.command()
 def advance(release: Which, reason: Reason = "by hand", home: Home = None, json: AsJson = False) -> None:
-    """Take the rollout's next step now."""
+    """Advance a rollout to its next step now."""
     from everloop.loop import advance_release
 
     with opened(home) as store:
         moved = advance_release(store, _find(store, release), reason)
-    emit(moved, json, lambda: say(f"{moved.candidate}: {moved.state}, {moved.percent:g}% of the traffic."))
+    state = moved.state.replace("_", " ")
+    emit(moved, json, lambda: say(f"{moved.candidate}: {state}, {moved.percent:g}% of the traffic."))
 
 
 @app.command()
 def abort(release: Which, reason: Reason = "by hand", home: Home = None, json: AsJson = False) -> None:
-    """Stop the rollout and give all traffic to the champion."""
+    """Abort a rollout and send all traffic to the champion."""
     from everloop.loop import abort_release
 
     with opened(home) as store:
         ended = abort_release(store, _find(store, release), reason)
-    emit(ended, json, lambda: say(f"{ended.candidate}: {ended.state}; {ended.previous} takes all traffic."))
+    state = ended.state.replace("_", " ")
+    emit(ended, json, lambda: say(f"{ended.candidate}: {state}. {ended.previous} now receives all traffic."))
 
 
 @app.command()
-def rollback(endpoint: str, reason: Reason = "by hand", home: Home = None, json: AsJson = False) -> None:
-    """Undo the newest release of an endpoint, finished or not."""
-    take_back(endpoint, reason, home, json)
+def rollback(
+    endpoint: Annotated[str, typer.Argument(help="Name of the endpoint, or of the model that it serves.")],
+    reason: Reason = "by hand",
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Roll back the newest release of an endpoint, completed or not."""
+    roll_back_endpoint(endpoint, reason, home, json)
 
 
-def take_back(endpoint: str, reason: str, home: Path | None, json: bool) -> None:
-    """Roll back an endpoint, named by itself or by its model."""
+def roll_back_endpoint(endpoint: str, reason: str, home: Path | None, json: bool) -> None:
+    """Roll back the newest release of an endpoint, given by its own name or its model's."""
     from everloop.loop import roll_back
     from everloop.records import EndpointRecord
 
     with opened(home) as store:
         serving = store.records.find(EndpointRecord, ("model", "=", endpoint), limit=1)
-        place = serving[0] if serving else store.records.get(EndpointRecord, endpoint)
-        ended = roll_back(store, place.name, reason)
-    emit(ended, json, lambda: say(f"{ended.candidate} is rolled back; {ended.previous} takes all traffic."))
+        record = serving[0] if serving else store.records.get(EndpointRecord, endpoint)
+        ended = roll_back(store, record.name, reason)
+    emit(ended, json, lambda: say(f"Rolled back {ended.candidate}. {ended.previous} now receives all traffic."))
 
 
 def _find(store: Store, which: str, *, rolling: bool = True) -> Release:
@@ -108,12 +117,12 @@ def _find(store: Store, which: str, *, rolling: bool = True) -> Release:
     from everloop.records import EndpointRecord, Release
 
     if not store.records.find(EndpointRecord, ("name", "=", which), limit=1):
-        named = store.records.find(Release, ("id", "prefix", which), limit=2) if which else []
-        return named[0] if len(named) == 1 else store.records.get(Release, which)
+        matches = store.records.find(Release, ("id", "prefix", which), limit=2) if which else []
+        return matches[0] if len(matches) == 1 else store.records.get(Release, which)
     state = [("state", "=", "rolling_out")] if rolling else []
     found = store.records.find(Release, ("endpoint", "=", which), *state, order="-created_at", limit=1)  # type: ignore[arg-type]
     if not found:
-        raise NotFoundError(f"Nothing is rolling out to '{which}'.", help=f"See: everloop release ls {which}")
+        raise NotFoundError(f"No release is rolling out to '{which}'.", help=f"See: everloop release ls {which}")
     return found[0]
 
 

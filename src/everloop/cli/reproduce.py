@@ -1,4 +1,4 @@
-"""`everloop reproduce`: do a run again, and prove that it comes to the same."""
+"""`everloop reproduce`: repeat a run, and compare its results with the original."""
 
 from __future__ import annotations
 
@@ -21,41 +21,57 @@ DIFFERENT = 1
 
 
 def reproduce(
-    run: Annotated[str, typer.Argument(help="Id of the run, or its beginning.")],
+    run: Annotated[str, typer.Argument(help="Id of the run, or a unique prefix of it.")],
     reuse_environment: Annotated[
-        bool, typer.Option("--reuse-environment", help="Use the packages that are here, even if others ran.")
+        bool,
+        typer.Option(
+            "--reuse-environment", help="Use the packages installed here, even if the run used other versions."
+        ),
     ] = False,
     repository: Annotated[
-        Path | None, typer.Option(help="Where the run's git repository is now, if not where it was.")
+        Path | None, typer.Option(help="Git repository of the run. Default: where it was when the run started.")
     ] = None,
     project: Annotated[
-        Path | None, typer.Option("--dir", help="The folder with loop.py, for a turn of a loop.")
+        Path | None,
+        typer.Option("--dir", help="For a run of a loop: project folder with loop.py. Default: the run's own."),
     ] = None,
     link: Annotated[
-        list[str] | None, typer.Option("--link", help="A file or folder that git does not keep; repeatable.")
+        list[str] | None,
+        typer.Option("--link", help="File or folder that the run needs and git does not track; repeatable."),
     ] = None,
-    tolerance: Annotated[float, typer.Option(min=0, help="Relative, for metrics; 0 wants the same bits.")] = 0.0,
-    timeout: Annotated[float | None, typer.Option(help="Seconds that the command may take.")] = None,
-    keep: Annotated[Path | None, typer.Option(help="Keep code, environment and new store in this new folder.")] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Relative tolerance for metrics; 0 requires identical bits.")
+    ] = 0.0,
+    timeout: Annotated[
+        float | None, typer.Option(help="Time limit for the command, in seconds. Default: none.")
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="New folder in which to keep the code, the environment and the new store. Default: none."),
+    ] = None,
     trust: Annotated[
-        bool, typer.Option("--trust", help="Execute a run that was not started on this machine. Read --show first.")
+        bool,
+        typer.Option("--trust", help="Execute a run that was not started on this machine. Look at --show first."),
     ] = False,
-    show: Annotated[bool, typer.Option("--show", help="Only show what would be executed, to the last line.")] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Show everything that would be executed, without executing it.")
+    ] = False,
     secret: Annotated[
         list[str] | None,
-        typer.Option("--with", metavar="NAME=VALUE", help="A secret that the run masked; repeatable."),
+        typer.Option("--with", metavar="NAME=VALUE", help="Value of a secret that the run masked; repeatable."),
     ] = None,
     home: Home = None,
     json: AsJson = False,
 ) -> int:
-    """Do a run again in a scratch folder and compare: ends with 'identical', or names what differs (exit code 1).
+    """Reproduce a run in a scratch folder, and compare the results.
 
-    This executes the run's command. A run that came from elsewhere is only executed with --trust, or if a key that is
-    trusted here has signed it.
+    Prints 'identical' if they are the same; otherwise lists the differences, with exit code 1. This executes the run's
+    command. A run that was not started on this machine is executed only with --trust, or if a key that is trusted here
+    has signed it.
     """
     from everloop.errors import AlreadyExistsError
 
-    given = _given(secret or [])
+    given = _secret_values(secret or [])
     if show:
         return _show(run, home, json, reuse_environment, repository, project)
     with ExitStack() as stack:
@@ -64,12 +80,12 @@ def reproduce(
         else:
             scratch = keep.absolute()
             if scratch.exists():
-                raise AlreadyExistsError(f"'{scratch}' is there already.", help="Name a folder that is not.")
+                raise AlreadyExistsError(f"'{scratch}' already exists.", help="Give --keep the name of a new folder.")
             scratch.mkdir(parents=True)
-        # Before any chdir: a home may be given relative to where the command was called.
+        # Opened before any chdir, because --home may be relative to the current folder.
         store = stack.enter_context(opened(home))
         record = _find(store, run)
-        done = _do(
+        done = _reproduce(
             store,
             record,
             scratch,
@@ -83,18 +99,18 @@ def reproduce(
             trust=trust,
             given=given,
         )
-    shown = {
+    result = {
         "run": done.run,
         "identical": done.identical,
         "compared": done.compared,
         "differences": done.differences,
         "remarks": done.remarks,
     }
-    emit(shown, json, lambda: _draw(done))
+    emit(result, json, lambda: _draw(done))
     return 0 if done.identical else DIFFERENT
 
 
-def _do(
+def _reproduce(
     store: Store,
     record: Run,
     scratch: Path,
@@ -113,7 +129,7 @@ def _do(
 
     def announce(plan: ReproductionPlan) -> None:
         if not quiet or plan.provenance.kind == "foreign":
-            draw_plan(messages(), plan, whole=plan.provenance.kind == "foreign")
+            draw_plan(messages(), plan, full=plan.provenance.kind == "foreign")
 
     if record.loop is not None:
         from everloop.loop.loop_reproduction import reproduce_loop_run
@@ -174,20 +190,24 @@ def _show(
             repository=repository.absolute() if repository else None,
             folder=folder,
         )
-    emit(plain_plan(plan), json, lambda: draw_plan(console(), plan, whole=True))
+    emit(plain_plan(plan), json, lambda: draw_plan(console(), plan, full=True))
     return 0
 
 
-def _given(secrets: list[str]) -> dict[str, str]:
+def _secret_values(pairs: list[str]) -> dict[str, str]:
     from everloop.errors import UsageError
 
-    found = {}
-    for text in secrets:
-        name, equals, value = text.partition("=")
+    values = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
         if not equals:
-            raise UsageError("--with takes a name and a value.", help="Write --with NAME=VALUE.")
-        found[name] = value
-    return found
+            # The text itself may be the secret, so it is not repeated.
+            raise UsageError(
+                "--with takes NAME=VALUE, and there is no '=' in what was given.",
+                help="For example: --with password=VALUE",
+            )
+        values[name] = value
+    return values
 
 
 def _find(store: Store, run: str) -> Run:
@@ -200,7 +220,9 @@ def _find(store: Store, run: str) -> Run:
         return store.records.get(Run, run)
     found = store.records.find(Run, ("id", "prefix", run), limit=2)
     if len(found) > 1:
-        raise UsageError(f"Several runs begin with '{run}'.", help="Give more of the id: everloop runs ls")
+        raise UsageError(
+            f"The ids of several runs begin with '{run}'.", help="Give more characters of the id. See: everloop runs ls"
+        )
     return found[0] if found else store.records.get(Run, run)
 
 
@@ -212,6 +234,9 @@ def _draw(done: Reproduction) -> None:
     for difference in done.differences:
         console().print(f"  [red]differs[/red]  {escape(str(difference))}", soft_wrap=True)
     if done.identical:
-        console().print(f"[green]identical[/green]: {done.compared} metrics, artifacts and steps compared")
+        console().print(f"[green]identical[/green]: compared {done.compared:,} metrics, artifacts and steps")
     else:
-        console().print(f"[red]not identical[/red]: {len(done.differences)} of {done.compared} things differ")
+        verb = "differs" if len(done.differences) == 1 else "differ"
+        console().print(
+            f"[red]not identical[/red]: {len(done.differences):,} of {done.compared:,} metrics, artifacts and steps {verb}"
+        )

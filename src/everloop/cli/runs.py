@@ -1,4 +1,4 @@
-"""`everloop runs`: what happened, found, compared, drawn, put away and carried elsewhere."""
+"""`everloop runs`: search, compare, plot, archive, delete, export and import runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from everloop.cli.output import (
     AsJson,
     Home,
     MaxBytes,
+    Yes,
     cell,
     console,
+    count,
     emit,
     facts,
     main_metrics,
@@ -28,10 +30,10 @@ from everloop.stores.printable import printable, shell_line
 if TYPE_CHECKING:
     from everloop.records import Run
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What ran, and what became of it.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Find, compare and manage runs.")
 
-RunRef = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run, or its beginning.")]
-RunRefs = Annotated[list[str], typer.Argument(metavar="RUN…", help="Ids of runs, or their beginnings.")]
+RunRef = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run, or a unique prefix of it.")]
+RunRefs = Annotated[list[str], typer.Argument(metavar="RUN…", help="Ids of runs, or unique prefixes of them.")]
 _PLOT_HEIGHT = 12
 _PLOT_WIDTH = 100
 _CURVES = 6
@@ -40,20 +42,31 @@ _CURVES = 6
 @app.command()
 def ls(
     where: Annotated[
-        str | None, typer.Option("--where", "-w", help="A filter: 'metrics.auc > 0.9 and not tags.team = \"b\"'.")
+        str | None,
+        typer.Option("--where", "-w", help="Filter, such as 'metrics.auc > 0.9 and not tags.team = \"b\"'."),
     ] = None,
     order_by: Annotated[
-        list[str] | None, typer.Option("--order-by", "-o", help="A field, '-' in front for the greatest first.")
+        list[str] | None,
+        typer.Option(
+            "--order-by",
+            "-o",
+            help="Field to sort by, with '-' in front for descending; repeatable. Default: newest first.",
+        ),
     ] = None,
-    columns: Annotated[str | None, typer.Option(help="Fields to show: name,metrics.auc,params.lr")] = None,
-    loop: Annotated[str | None, typer.Option(help="Only turns of this loop.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Fields to show, such as name,metrics.auc,params.lr.")] = None,
+    loop: Annotated[str | None, typer.Option(help="Only runs of this loop.")] = None,
     state: Annotated[
-        str | None, typer.Option(help="scheduled, running, finished, failed, interrupted or lost.")
+        str | None,
+        typer.Option(help="Only runs in this state: scheduled, running, finished, failed, interrupted or lost."),
     ] = None,
-    archived: Annotated[bool, typer.Option("--archived", help="Show the archived, too.")] = False,
-    deleted: Annotated[bool, typer.Option("--deleted", help="Show what `runs restore` can bring back.")] = False,
-    limit: Annotated[int, typer.Option(min=1)] = 20,
-    after: Annotated[str | None, typer.Option(help="Go on behind a page, as its end says.")] = None,
+    archived: Annotated[bool, typer.Option("--archived", help="Show archived runs, too.")] = False,
+    deleted: Annotated[
+        bool, typer.Option("--deleted", help="Show the deleted runs that `runs restore` can bring back.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of runs to show.")] = 20,
+    after: Annotated[
+        str | None, typer.Option(help="Continue after this cursor, which the previous page printed at its end.")
+    ] = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
@@ -64,14 +77,14 @@ def ls(
 
     with opened(home) as store:
         if deleted:
-            gone = deleted_runs(store)[:limit]
-            emit(gone, json, lambda: _draw_runs("Deleted runs", gone, "No deleted runs."))
+            found = deleted_runs(store)[:limit]
+            emit(found, json, lambda: _draw_runs("Deleted runs", found, "There are no deleted runs."))
             return
-        asked: list[Expression] = [parse_filter(where, now=store.now())] if where else []
-        asked += [Compare((name,), "=", value) for name, value in (("loop", loop), ("state", state)) if value]
+        filters: list[Expression] = [parse_filter(where, now=store.now())] if where else []
+        filters += [Compare((name,), "=", value) for name, value in (("loop", loop), ("state", state)) if value]
         page = search_runs(
             store,
-            And(tuple(asked)),
+            And(tuple(filters)),
             order_by=order_by or ["-started_at"],
             limit=limit,
             after=after,
@@ -83,19 +96,19 @@ def ls(
         if columns:
             names = ["id", *(name for name in _split(columns) if name != "id")]
             rows = [[short(row["id"]), *(row[name] for name in names[1:])] for row in page.rows]  # type: ignore[index]
-            table("Runs", names, rows, empty="No such runs.")
+            table("Runs", names, rows, empty="No runs match.")
         else:
-            found: list[Run] = page.rows  # type: ignore[assignment]
-            _draw_runs("Runs", found, "No such runs." if asked else "No runs yet. Start one with: everloop run")
+            runs: list[Run] = page.rows  # type: ignore[assignment]
+            _draw_runs("Runs", runs, "No runs match." if filters else "No runs yet. Start one with: everloop run")
 
     emit(page.rows, json, draw)
     if page.next:
-        messages().print(f"More: --after {page.next}", soft_wrap=True)
+        messages().print(f"To see more, add: --after {page.next}", soft_wrap=True)
 
 
 @app.command()
 def show(run: RunRef, home: Home = None, json: AsJson = False) -> None:
-    """Show one run: where it came from, its steps and why each ran or not."""
+    """Show a run, and why each of its steps ran or not."""
     from everloop.records import Artifact, StepRun
     from everloop.tracking.lifecycle import find_run
 
@@ -129,15 +142,15 @@ def show(run: RunRef, home: Home = None, json: AsJson = False) -> None:
         rows = [(step.name, step.status, f"{step.seconds:.2f}", step.reason) for step in steps]
         table("Steps", ("step", "status", "seconds", "why"), rows, empty="  no steps")
         if artifacts:
-            kept = [(one.name, one.type, one.size_bytes, one.digest) for one in artifacts]
-            table("Artifacts", ("name", "type", "bytes", "digest"), kept, empty="")
+            listed = [(one.name, one.type, one.size_bytes, one.digest) for one in artifacts]
+            table("Artifacts", ("name", "type", "bytes", "digest"), listed, empty="")
 
     emit({"run": record, "steps": steps, "artifacts": artifacts}, json, draw)
 
 
 @app.command()
 def diff(runs: RunRefs, home: Home = None, json: AsJson = False) -> None:
-    """Show in what runs differ: parameters, tags, metrics, code, commit, packages."""
+    """Compare runs. Shows the parameters, tags, metrics, code, commit and packages that differ."""
     from everloop.tracking.lifecycle import find_run
     from everloop.tracking.search.run_comparison import compare_runs
 
@@ -151,22 +164,27 @@ def diff(runs: RunRefs, home: Home = None, json: AsJson = False) -> None:
             rows = [(name, *row) for name, row in values.items()]
             same = compared.same[group]
             if rows:
-                table(f"{group} ({same} the same)" if same else group, (group, *names), rows, empty="")
+                table(f"{group} ({same} identical)" if same else group, (group, *names), rows, empty="")
         if not any(groups.values()):
             console().print("The runs do not differ.")
 
     emit({"runs": [run.id for run in compared.runs], **groups, "same": compared.same}, json, draw)
 
 
+@app.command("log", hidden=True)
 @app.command()
-def log(
+def plot(
     runs: RunRefs,
-    metric: Annotated[list[str] | None, typer.Option("--metric", "-m", help="Only this metric.")] = None,
-    points: Annotated[int, typer.Option(min=6, help="At most so many points of each curve; peaks are kept.")] = 400,
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", "-m", help="Only this metric; repeatable. Default: all.")
+    ] = None,
+    points: Annotated[
+        int, typer.Option(min=6, help="Maximum number of points per curve. Thinning out keeps the peaks.")
+    ] = 400,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Draw how metrics went: one plot a metric, one colour a run."""
+    """Plot the metrics of runs in the terminal. There is one plot per metric, with one colour per run."""
     from everloop.tracking.journal.run_folding import read_metrics
     from everloop.tracking.lifecycle import find_run
     from everloop.tracking.metric_history import read_history
@@ -180,45 +198,49 @@ def log(
                 for name in (run.metrics or {point.key: 0 for point in read_metrics(store, run.id)})
             )
         )
-        courses = {name: [read_history(store, run, name, points) for run in found] for name in names}
+        histories = {name: [read_history(store, run, name, points) for run in found] for name in names}
     plain = [
-        {"run": run.id, "metric": name, "total": course.total, "step": course.steps.tolist(),
-         "value": course.values.tolist()}
-        for name, row in courses.items()
-        for run, course in zip(found, row, strict=True)
+        {"run": run.id, "metric": name, "total": history.total, "step": history.steps.tolist(),
+         "value": history.values.tolist()}
+        for name, row in histories.items()
+        for run, history in zip(found, row, strict=True)
     ]  # fmt: skip
-    emit(plain, json, lambda: _draw_courses(found, courses))
+    emit(plain, json, lambda: _draw_histories(found, histories))
 
 
 @app.command()
 def export(
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN…]", help="Default: every run of the project.")
+        list[str] | None,
+        typer.Argument(metavar="[RUN…]", help="Ids of runs, or unique prefixes. Default: every run of the project."),
     ] = None,
-    to: Annotated[Path, typer.Option("--to", help="The file, which ends in .zip.")] = Path("runs.zip"),
+    to: Annotated[Path, typer.Option("--to", help="File to write; its name ends in .zip.")] = Path("runs.zip"),
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Write runs with their steps, points and artifacts into one file."""
+    """Export runs with their steps, metrics and artifacts to one file."""
     from everloop.tracking.lifecycle import find_run
     from everloop.tracking.run_archive import export_runs
 
     with opened(home) as store:
         done = export_runs(store, [find_run(store, ref) for ref in runs] if runs else None, to)
-    emit(done, json, lambda: console().print(f"{done.runs} runs and {done.objects} objects are in {done.path}"))
+    size = f"{count(done.runs, 'run')} and {count(done.objects, 'object')}"
+    emit(done, json, lambda: console().print(f"Exported {size} → {done.path}", soft_wrap=True))
 
 
 @app.command(name="import")
 def import_(
-    source: Annotated[str, typer.Argument(help="A file of `runs export`, MLflow's SQLite file or its server's URL.")],
+    source: Annotated[
+        str, typer.Argument(help="File from `runs export`, MLflow's SQLite file, or the URL of an MLflow server.")
+    ],
     artifacts: Annotated[
-        Path | None, typer.Option(help="MLflow's folder of artifacts. Default: what lies beside its file.")
+        Path | None, typer.Option(help="MLflow's artifact folder. Default: the one beside its SQLite file.")
     ] = None,
     max_bytes: MaxBytes = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Bring in runs from a file of `runs export`, or from MLflow. Doing it twice brings nothing twice."""
+    """Import runs from an exported file, or from MLflow. Runs that were imported before are not duplicated."""
     from everloop.integrations.mlflow.run_import import import_mlflow
     from everloop.tracking.run_archive import import_runs
 
@@ -229,7 +251,8 @@ def import_(
             done = import_mlflow(store, source, artifacts=artifacts)
 
     def draw() -> None:
-        console().print(f"{len(done.added)} runs added, {len(done.updated)} updated, {len(done.known)} known already.")
+        added = count(len(done.added), "run")
+        console().print(f"{added} added, {len(done.updated):,} updated, {len(done.known):,} already known.")
         for note in done.notes:
             messages().print(note, markup=False)
 
@@ -239,61 +262,66 @@ def import_(
 @app.command()
 def rm(
     runs: RunRefs,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Delete runs with their child runs, steps and artifacts. `runs restore` undoes it until `gc`."""
+    """Delete runs with their child runs, steps and artifacts.
+
+    `everloop runs restore` brings them back until `everloop gc` removes them.
+    """
     from everloop.tracking.lifecycle import delete_run, family_of, find_run
 
     with opened(home) as store:
         found = [find_run(store, ref) for ref in dict.fromkeys(runs)]
         if not yes:
             if json or not sys.stdin.isatty():
-                raise UsageError("There is nobody to ask whether to delete.", help="Add --yes.")
+                raise UsageError("Deleting needs a confirmation, and this is not a terminal.", help="Add --yes.")
             children = sum(len(family_of(store, run.id).children) for run in found)
-            with_them = f" with {children} child runs" if children else ""
+            with_them = f" with {count(children, 'child run')}" if children else ""
             names = ", ".join(printable(run.name, breaks=False) for run in found)
             typer.confirm(f"Delete {names}{with_them}?", abort=True, err=True)
-        gone = [delete_run(store, run.id) for run in found]
-    ids = [run.id for family in gone for run in family.runs]
-    emit(
-        {"deleted": ids},
-        json,
-        lambda: console().print(f"{len(ids)} runs deleted. Back: everloop runs restore {found[0].id}", soft_wrap=True),
-    )
+        families = [delete_run(store, run.id) for run in found]
+    ids = [run.id for family in families for run in family.runs]
+    message = f"Deleted {count(len(ids), 'run')}. Undo with: everloop runs restore {found[0].id}"
+    emit({"deleted": ids}, json, lambda: console().print(message, soft_wrap=True))
 
 
 @app.command()
 def restore(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="See: everloop runs ls --deleted")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN…", help="Ids of deleted runs, or prefixes of them. See: everloop runs ls --deleted"
+        ),
+    ],
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Bring back deleted runs, with all that was deleted along with them."""
+    """Restore deleted runs. Everything that was deleted along with them is restored, too."""
     from everloop.tracking.lifecycle import deleted_runs, restore_run
 
     with opened(home) as store:
-        gone = [run.id for run in deleted_runs(store)]
-        ids = [next((identity for identity in gone if identity.startswith(ref)), ref) for ref in runs]
-        back = [restore_run(store, identity) for identity in ids]
-    emit(back, json, lambda: _draw_runs("Restored", back, ""))
+        deleted = [run.id for run in deleted_runs(store)]
+        ids = [next((run for run in deleted if run.startswith(ref)), ref) for ref in runs]
+        restored = [restore_run(store, run) for run in ids]
+    emit(restored, json, lambda: _draw_runs("Restored", restored, ""))
 
 
 @app.command()
 def archive(
     runs: RunRefs,
-    undo: Annotated[bool, typer.Option("--undo", help="Show them again.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Unarchive the runs.")] = False,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Put runs away: lists and searches leave them out, nothing is lost."""
+    """Archive runs. Lists and searches leave them out, and nothing is deleted."""
     from everloop.tracking.lifecycle import archive_run, find_run, unarchive_run
 
     with opened(home) as store:
         change = unarchive_run if undo else archive_run
         done = [change(store, find_run(store, ref).id) for ref in runs]
-    emit(done, json, lambda: _draw_runs("Shown again" if undo else "Archived", done, ""))
+    emit(done, json, lambda: _draw_runs("Unarchived" if undo else "Archived", done, ""))
 
 
 def _split(columns: str) -> list[str]:
@@ -316,19 +344,20 @@ def _draw_runs(title: str, runs: list[Run], empty: str) -> None:
     table(title, ("id", "name", "state", "trigger", "started", "seconds", "metrics"), rows, empty=empty)
 
 
-def _draw_courses(runs: list[Run], courses: dict[str, list[Any]]) -> None:
+def _draw_histories(runs: list[Run], histories: dict[str, list[Any]]) -> None:
     from rich.markup import escape
 
     from everloop.cli.plot import COLOURS, draw_curves
 
-    if not courses:
-        console().print("No metrics were logged.")
+    if not histories:
+        console().print("The runs logged no metrics.")
     width = min(console().width, _PLOT_WIDTH)
-    for name, row in courses.items():
+    for name, row in histories.items():
         console().print(f"[bold]{escape(name)}[/bold]")
         for line in draw_curves([(one.steps.tolist(), one.values.tolist()) for one in row], width, _PLOT_HEIGHT):
             console().print(line)
         for number, (run, one) in enumerate(zip(runs, row, strict=True)):
             last = cell(float(one.values[-1])) if len(one) else "-"
             colour = COLOURS[number % len(COLOURS)]
-            console().print(f"  [{colour}]●[/] {escape(run.name)} {short(run.id)}  {one.total:,} points, last {last}")
+            points = count(one.total, "point")
+            console().print(f"  [{colour}]●[/] {escape(run.name)} {short(run.id)}  {points}, last {last}")

@@ -1,4 +1,4 @@
-"""Commands about the store as a whole: where things came from, what happened, whether it is sound."""
+"""Commands for the store as a whole: lineage, events, verification, garbage collection, backup and restore."""
 
 from __future__ import annotations
 
@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from everloop.cli.output import AsJson, Home, MaxBytes, console, emit, facts, messages, opened, say, short, table
+from everloop.cli.output import (
+    AsJson,
+    Home,
+    MaxBytes,
+    console,
+    count,
+    emit,
+    facts,
+    messages,
+    opened,
+    say,
+    short,
+    table,
+)
 from everloop.errors import CorruptionError, StoreError, StoreVersionError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -18,17 +31,17 @@ if TYPE_CHECKING:
     from everloop.stores.verify_report import StoreProblem
 
 _KINDS = ("alias", "model_version", "release", "endpoint", "snapshot", "contract", "run", "finding")
-"""What `everloop events` shows without --kind."""
+"""The kinds of record that `everloop events` covers without --kind."""
 
 
 def lineage(
     thing: Annotated[
-        str, typer.Argument(help="A prediction's id, MODEL@VERSION, DATASET@VERSION, a run's id or a digest.")
+        str, typer.Argument(help="Id of a prediction or run, MODEL@VERSION, DATASET@VERSION, or a digest.")
     ],
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Show where a thing came from: model, run, data and code."""
+    """Trace something back to its version, run, data and code."""
     from everloop.loop.lineage import trace_lineage
 
     with opened(home) as store:
@@ -37,7 +50,7 @@ def lineage(
     def draw() -> None:
         if found.prediction is not None:
             p = found.prediction
-            pairs = [("endpoint", p.endpoint), ("asked", p.event_at), ("answered as", p.role), ("for", p.entity)]
+            pairs = [("endpoint", p.endpoint), ("time", p.event_at), ("role", p.role), ("entity", p.entity)]
             facts(f"prediction {p.id}", [*pairs, ("inputs", p.inputs), ("outputs", p.outputs)])
         if found.version is not None:
             v = found.version
@@ -66,13 +79,16 @@ def lineage(
 
 
 def events(
-    kind: Annotated[list[str] | None, typer.Option(help="Only events about this kind of record; repeatable.")] = None,
-    since: Annotated[int, typer.Option(help="Only events after this number.")] = 0,
-    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 50,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Kind of record to show events about; repeatable. Default: {', '.join(_KINDS)}."),
+    ] = None,
+    since: Annotated[int, typer.Option(help="Show only events after the one with this number.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of events to show; the newest are shown.")] = 50,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Who did what, when."""
+    """List events: who did what, when and why."""
     with opened(home) as store:
         kinds = tuple(kind or _KINDS)
         found, seen = [], since
@@ -81,41 +97,41 @@ def events(
             seen = page[-1].seq
     found = found[-limit:]
     rows = [(e.seq, e.at, e.actor, e.verb, e.kind, short(e.key), e.data.get("reason", "")) for e in found]
-    columns = ("#", "at", "by", "did", "to", "name", "why")
-    emit(found, json, lambda: table("Events", columns, rows, empty="Nothing has happened yet."))
+    columns = ("#", "at", "by", "event", "kind", "name", "why")
+    emit(found, json, lambda: table("Events", columns, rows, empty="No events yet."))
 
 
 def verify(
-    heal: Annotated[bool, typer.Option("--repair", help="Heal what can be healed; asks first.")] = False,
+    heal: Annotated[bool, typer.Option("--repair", help="Repair what can be repaired, after a confirmation.")] = False,
     source: Annotated[
-        Path | None, typer.Option("--from", help="With --repair: a backup to take damaged files from.")
+        Path | None, typer.Option("--from", help="With --repair: backup file to restore damaged files from.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --repair: do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --repair: do not ask for confirmation.")] = False,
     home: Home = None,
     json: AsJson = False,
 ) -> int:
-    """Check that every byte that the store promises to keep is as it was written.
+    """Verify the store: check that every byte is as it was written.
 
-    Exit code 0: all is whole. 10: something is damaged or missing. 9: nothing was found damaged, and something could
-    not be checked. What was written by an earlier version without checksums gets them when all is whole.
+    Exit code 0: the store is intact. 10: something is damaged or missing. 9: no damage was found, but something could
+    not be checked. If the store is intact, data that an earlier version wrote without checksums gets them now.
     """
     from everloop.stores.home import find_store_urls
     from everloop.stores.repair import can_heal, keep_database_log, repair
     from everloop.stores.verify import check_before_opening, mark_lost, projects_with_runs, seal, verify as verify_store
 
     if source is not None and not heal:
-        raise UsageError("--from names a backup to heal from.", help="Add --repair.")
-    places, _ = find_store_urls(home)
-    found = check_before_opening(places)
+        raise UsageError("--from names a backup to repair from, so it needs --repair.", help="Add --repair.")
+    urls, _ = find_store_urls(home)
+    found = check_before_opening(urls)
     if found:
-        kept_log = keep_database_log(places.home, Path(places.records))
-        messages().print(f"The database and its log were copied to {kept_log} before they were opened.")
+        copy = keep_database_log(urls.home, Path(urls.records))
+        messages().print(f"The database and its log were copied to {copy} before they were opened.")
     try:
         opened_store = opened(home)
     except (CorruptionError, StoreVersionError):
         raise
     except StoreError as error:
-        # It may not be opened, which says nothing about what is in it.
+        # The store cannot be opened, which does not mean that its content is damaged.
         raise UnavailableError(f"The store cannot be checked: {error.message}", help=error.help) from error
     with opened_store as store:
         lost: list[Run] = []
@@ -124,11 +140,12 @@ def verify(
                 lost += mark_lost(store.for_project(project))
         report = verify_store(store, found=found)
         repairs: list[Repair] = []
-        healable = [one for one in report.problems if can_heal(one, backup=source is not None)]
-        if heal and healable:
+        repairable = [one for one in report.problems if can_heal(one, backup=source is not None)]
+        if heal and repairable:
             if not yes:
-                _show_problems(healable)
-                typer.confirm(f"Heal {len(healable)} of {len(report.problems)} problems?", abort=True, err=True)
+                _show_problems(repairable)
+                problems = count(len(report.problems), "problem")
+                typer.confirm(f"Repair {len(repairable)} of {problems}?", abort=True, err=True)
             repairs = repair(store, report, backup=source)
             report = verify_store(store, found=found)
         sealed = (0, 0)
@@ -138,33 +155,38 @@ def verify(
 
     def draw() -> None:
         if lost:
-            many = f"{len(lost)} runs had" if len(lost) > 1 else "1 run had"
-            messages().print(f"{many} died without a word and {'are' if len(lost) > 1 else 'is'} marked as lost.")
-        for done in repairs:
-            kept = f" The original is in {done.kept}." if done.kept else ""
-            console().print(
-                f"{'Healed' if done.healed else 'Not healed'}: {done.problem.subject}: {done.message}{kept}"
+            verb = "is" if len(lost) == 1 else "are"
+            messages().print(
+                f"{count(len(lost), 'run')} ended without reporting a result and {verb} now marked as lost."
             )
-        seen = report.checked
-        counts = ", ".join(f"{count:,} {name}" for name, count in report.counts.items())
-        looked = f"{counts}; {seen.files:,} files and {seen.rows:,} rows, {seen.size_bytes:,} bytes"
+        for done in repairs:
+            original = f" The original is in {done.kept}." if done.kept else ""
+            console().print(
+                f"{'Repaired' if done.healed else 'Not repaired'}: {done.problem.subject}: {done.message}{original}"
+            )
+        checked = report.checked
+        records = ", ".join(count(number, name.removesuffix("s")) for name, number in report.counts.items())
+        extent = (
+            f"{records}; {count(checked.files, 'file')}, {count(checked.rows, 'row')},"
+            f" {count(checked.size_bytes, 'byte')}"
+        )
         if report.problems:
             _show_problems(report.problems)
-            console().print(f"Checked: {looked}.")
+            console().print(f"Checked: {extent}.")
         elif report.unchecked:
             rows = [(one.kind, one.subject, one.message) for one in report.unchecked]
             table("Could not be checked", ("kind", "subject", "what"), rows, empty="")
-            console().print(f"What could be checked is whole: {looked}.")
+            console().print(f"Everything else is intact: {extent}.")
         else:
-            console().print(f"The store is whole: {looked}.")
+            console().print(f"The store is intact: {extent}.")
         if any(sealed):
             console().print(
-                f"{sealed[0]:,} rows and {sealed[1]:,} files of tables had no checksum, because an earlier version"
-                " wrote them or their writer was killed. They could be read, and have one now."
+                f"{count(sealed[0], 'row')} and {count(sealed[1], 'table file')} had no checksum, because an earlier"
+                " version wrote them or their writer was killed. They are readable, and have checksums now."
             )
 
-    whole = not report.problems and not report.unchecked
-    emit({"whole": whole, "report": report, "lost": lost, "repairs": repairs, "sealed": sealed}, json, draw)
+    intact = not report.problems and not report.unchecked
+    emit({"whole": intact, "report": report, "lost": lost, "repairs": repairs, "sealed": sealed}, json, draw)
     if report.problems:
         return CorruptionError.exit_code
     return UnavailableError.exit_code if report.unchecked else 0
@@ -172,16 +194,18 @@ def verify(
 
 def _show_problems(problems: Sequence[StoreProblem]) -> None:
     rows = [(one.kind, one.subject, one.message, one.heal or one.repair or "-") for one in problems]
-    table("Problems", ("kind", "subject", "what", "what heals it"), rows, empty="", wrap=("what heals it",))
+    table("Problems", ("kind", "subject", "what", "repair"), rows, empty="", wrap=("repair",))
 
 
 def gc(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
-    grace_s: Annotated[float, typer.Option(help="Keep what is younger than this many seconds.")] = 3600,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be removed, without removing it.")
+    ] = False,
+    grace_s: Annotated[float, typer.Option(help="Keep objects that are younger than this, in seconds.")] = 3600,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Really remove what was deleted, and the objects that nothing refers to."""
+    """Remove garbage permanently. That is what was deleted, and objects that nothing refers to."""
     from dataclasses import asdict
 
     from everloop.stores.gc import gc as sweep
@@ -192,52 +216,55 @@ def gc(
 
 
 def backup(
-    path: Annotated[Path, typer.Argument(help="The file to write.")],
+    path: Annotated[Path, typer.Argument(help="File to write.")],
     with_key: Annotated[
         bool,
-        typer.Option("--with-key", help="Also the key that opens the secrets of webhooks. Then keep the file safe."),
+        typer.Option(
+            "--with-key", help="Include the key that decrypts the webhooks' secrets. Keep the file safe then."
+        ),
     ] = False,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Copy the whole store into one file, while it may be in use."""
+    """Back up the whole store to one file. The store may be in use meanwhile."""
     from everloop.stores.backup import backup as write_backup
 
     with opened(home) as store:
         write_backup(store, path, with_key=with_key)
+    size_bytes = path.stat().st_size
     emit(
-        {"path": path, "size_bytes": path.stat().st_size},
+        {"path": path, "size_bytes": size_bytes},
         json,
-        lambda: say(f"{path}: {path.stat().st_size:,} bytes"),
+        lambda: say(f"Backed up the store → {path} ({count(size_bytes, 'byte')})"),
     )
 
 
 def restore(
-    path: Annotated[Path, typer.Argument(help="A file that `everloop backup` wrote.")],
-    home: Annotated[Path, typer.Option("--home", help="A folder that is empty or not there yet.")],
+    path: Annotated[Path, typer.Argument(help="File that `everloop backup` wrote.")],
+    home: Annotated[Path, typer.Option("--home", help="New or empty folder for the store.")],
     max_bytes: MaxBytes = None,
     json: AsJson = False,
 ) -> None:
-    """Make a store from a backup."""
+    """Restore a store from a backup."""
     from everloop.stores.backup import restore as read_backup
 
     read_backup(path, home, max_bytes=max_bytes)
-    closed = _without_key(home)
+    without_key = _webhooks_without_key(home)
 
     def draw() -> None:
-        say(f"Restored to {home}. Check it with: everloop verify --home {home}")
-        if closed:
+        say(f"Restored to {home}. Verify it with: everloop verify --home {home}")
+        if without_key:
             messages().print(
-                f"The backup holds no key, so the secrets of these webhooks cannot be used: {', '.join(closed)}. "
-                f"Copy 'secret.key' of the old home to '{home}', or set each again: "
-                "everloop webhooks renew NAME --url URL"
+                f"The backup contains no key, so the secrets of these webhooks cannot be used: "
+                f"{', '.join(without_key)}. Copy 'secret.key' from the old store folder to '{home}', or renew each"
+                " webhook: everloop webhooks renew NAME --url URL"
             )
 
-    emit({"home": home, "webhooks_without_key": closed}, json, draw)
+    emit({"home": home, "webhooks_without_key": without_key}, json, draw)
 
 
-def _without_key(home: Path) -> list[str]:
-    """The webhooks of a home whose secrets cannot be opened."""
+def _webhooks_without_key(home: Path) -> list[str]:
+    """Return the names of the webhooks of a store whose secrets cannot be decrypted."""
     from everloop.server.server_options import ServerOptions
     from everloop.server.webhooks.webhook_delivery import Webhooks
     from everloop.stores import open_store

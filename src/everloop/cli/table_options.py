@@ -1,15 +1,19 @@
 """Options of commands that read a table: how its text is written, and what its columns hold.
 
-A command takes them as parameters, `Separator` to `DropUnnamed`, turns them into arguments of `everloop.data.read`
-with `reading_options`, and reads inside `options_advised`, so that an error names options and not arguments.
+A command is decorated with `reads_tables` and declares one parameter, `reading`. On the command line that parameter
+becomes the options `--separator` to `--drop-unnamed`; the command receives them as arguments of `everloop.data.read`.
+It reads inside `options_advised`, so that errors advise these options instead of Python arguments.
 """
 
 from __future__ import annotations
 
 import csv
+import inspect
 import re
+from collections.abc import Callable
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -21,55 +25,53 @@ if TYPE_CHECKING:
 
     from everloop.data import ReadingNote
 
-Separator = Annotated[
-    str | None, typer.Option(metavar="CHAR", help="Csv: what stands between two values: ';', '|' or tab. Default: ','.")
-]
-Encoding = Annotated[str | None, typer.Option(help="Csv: the encoding of the text, such as cp1252. Default: utf-8.")]
-NullValues = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="TEXT,…",
-        help="Csv: texts that mean null in every column, besides the usual ones. '' switches those off.",
-    ),
-]
-Format = Annotated[
-    str | None, typer.Option(help="csv, parquet, json, arrow or delta, where the file's name does not say it.")
-]
-Schema = Annotated[
-    list[str] | None,
-    typer.Option(metavar="COLUMN=TYPE", help="The type of a column, such as zip=string. Repeat it for more columns."),
-]
-SkipRows = Annotated[int | None, typer.Option(min=0, help="Csv: skip this many lines before the header.")]
-CommentPrefix = Annotated[
-    str | None, typer.Option(metavar="TEXT", help="Csv: leave out lines that begin with this, such as '#'.")
-]
-DecimalComma = Annotated[bool, typer.Option("--decimal-comma", help="Csv: numbers are written 1,5 and not 1.5.")]
-DropUnnamed = Annotated[
-    bool,
-    typer.Option(
-        "--drop-unnamed", help="Csv: leave out columns without a name in the header, such as the index of pandas."
-    ),
-]
+Returned = TypeVar("Returned")
 
 
-def reading_options(
+def reading_arguments(
     *,
-    separator: str | None = None,
-    encoding: str | None = None,
-    null_values: list[str] | None = None,
-    format: str | None = None,
-    schema: list[str] | None = None,
-    skip_rows: int | None = None,
-    comment_prefix: str | None = None,
-    decimal_comma: bool = False,
-    drop_unnamed: bool = False,
+    separator: Annotated[
+        str | None,
+        typer.Option(metavar="CHAR", help="CSV: character between two values: ';', '|' or tab. Default: ','."),
+    ] = None,
+    encoding: Annotated[str | None, typer.Option(help="CSV: text encoding, such as cp1252. Default: utf-8.")] = None,
+    null_values: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT,…",
+            help="CSV: texts to read as null in every column, in addition to the usual ones. '' turns those off.",
+        ),
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(help="File format: csv, parquet, json, arrow or delta. Default: inferred from the file name."),
+    ] = None,
+    schema: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN=TYPE", help="Type of a column, such as zip=string; repeatable."),
+    ] = None,
+    skip_rows: Annotated[
+        int | None, typer.Option(min=0, help="CSV: number of lines to skip before the header.")
+    ] = None,
+    comment_prefix: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="CSV: ignore lines that start with this text, such as '#'.")
+    ] = None,
+    decimal_comma: Annotated[
+        bool, typer.Option("--decimal-comma", help="CSV: numbers use a decimal comma: 1,5 instead of 1.5.")
+    ] = False,
+    drop_unnamed: Annotated[
+        bool,
+        typer.Option(
+            "--drop-unnamed", help="CSV: drop columns that have no name in the header, such as the index of pandas."
+        ),
+    ] = False,
 ) -> dict[str, Any]:
-    """Arguments of `everloop.data.read` for what was typed; empty where nothing was.
+    """Return the arguments of `everloop.data.read` for the options that were given; empty if none was.
 
     Raises:
-        UsageError: a column's type cannot be understood.
+        UsageError: `--schema` is not COLUMN=TYPE, or the type is unknown.
     """
-    options: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "separator": {"tab": "\t", "\\t": "\t"}.get(separator or "", separator),
         "encoding": encoding,
         "format": format,
@@ -79,17 +81,40 @@ def reading_options(
         "drop_unnamed": drop_unnamed or None,
     }
     if null_values is not None:
-        options["null_values"] = [value for text in null_values for value in next(csv.reader([text]), [])]
+        arguments["null_values"] = [value for text in null_values for value in next(csv.reader([text]), [])]
     if schema:
-        options["schema_overrides"] = dict(_column_type(pair) for text in schema for pair in _pairs(text))
-    return {name: value for name, value in options.items() if value is not None}
+        arguments["schema_overrides"] = dict(_column_type(pair) for text in schema for pair in _pairs(text))
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+_OPTIONS = tuple(inspect.signature(reading_arguments, eval_str=True).parameters.values())
+
+
+def reads_tables(command: Callable[..., Returned]) -> Callable[..., Returned]:
+    """Replace a command's parameter `reading` by the options of `reading_arguments`, at the same position."""
+
+    @wraps(command)
+    def with_options(*args: Any, **kwargs: Any) -> Returned:
+        given = {option.name: kwargs.pop(option.name) for option in _OPTIONS if option.name in kwargs}
+        return command(*args, **kwargs, reading=reading_arguments(**given))
+
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if parameter.name == "reading":
+            parameters += _OPTIONS
+        else:
+            parameters.append(parameter)
+    # Typer reads both.
+    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return with_options
 
 
 @contextmanager
 def options_advised() -> Iterator[list[ReadingNote]]:
-    """Errors inside the block advise options of the command instead of arguments in Python.
+    """Let errors inside the block advise command-line options instead of Python arguments.
 
-    Yields the notes of what is read there, for `print_notes`.
+    Yields the notes about what is read in the block, for `print_notes`.
     """
     from everloop.data import collect_notes
 
@@ -103,13 +128,13 @@ def options_advised() -> Iterator[list[ReadingNote]]:
 
 
 def print_notes(notes: list[ReadingNote]) -> None:
-    """Tell on standard error what reading decided, such as `'TotalCharges': 11 blank values read as null`."""
+    """Print on standard error what reading decided, such as `'TotalCharges': 11 blank values read as null`."""
     for one in notes:
         messages().print(f"Note: {one} {one.option_help}".rstrip(), markup=False, soft_wrap=True)
 
 
 def _pairs(text: str) -> list[str]:
-    """`a=int64,b=decimal[12, 2]` as its pairs; a comma without a `=` behind it is part of a name or a type."""
+    """Split `a=int64,b=decimal[12, 2]` into its pairs; a comma that no `=` follows belongs to a name or a type."""
     return re.split(r",\s*(?=[^,=\[\]]+=)", text)
 
 
@@ -118,5 +143,5 @@ def _column_type(pair: str) -> tuple[str, Any]:
 
     column, equals, kind = pair.rpartition("=")
     if not equals or not column or not kind:
-        raise UsageError(f"--schema takes COLUMN=TYPE, not '{pair}'.", help="Such as: --schema zip=string")
+        raise UsageError(f"--schema takes COLUMN=TYPE, not '{pair}'.", help="For example: --schema zip=string")
     return column, named_type(kind)

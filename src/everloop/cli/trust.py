@@ -1,4 +1,7 @@
-"""`everloop trust`: whose code this machine runs. Kept with its operator, outside of every store and package."""
+"""`everloop trust`: the keys and digests that this machine trusts.
+
+They are stored with the operator's settings, outside of every store and package.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import typer
 from everloop.cli.output import AsJson, emit, facts, say, table
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Whose packages may bring code: keys and digests trusted here."
+    no_args_is_help=True, rich_markup_mode=None, help="Manage the keys and digests whose code this machine may run."
 )
 
 
@@ -22,7 +25,7 @@ def ls(json: AsJson = False) -> None:
     ring = Keyring()
     found = ring.listing()
     rows = [(entry.kind, entry.name, entry.id) for entry in found]
-    empty = "Nothing is trusted yet; the machine's own key is made with its first package."
+    empty = "Nothing is trusted yet. This machine's own key is created with its first package."
     emit(found, json, lambda: table(f"Trusted ({ring.folder})", ("kind", "name", "id"), rows, empty=empty))
 
 
@@ -31,13 +34,15 @@ def add(
     what: Annotated[
         str,
         typer.Argument(
-            help="A public key: the line that `everloop trust show` prints, or a file with it. Or a digest."
+            help="Public key (the line that `everloop trust show` prints, or a file that contains it), or a digest."
         ),
     ],
-    name: Annotated[str | None, typer.Option(help="What to call the key; of a digest, why you trust it.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the key; for a digest, the reason why it is trusted.")
+    ] = None,
     json: AsJson = False,
 ) -> None:
-    """Trust what a key signs, or one package by its digest (sha256:…) whoever signed it."""
+    """Trust a key, or one digest. A key is trusted for everything it signs; a digest (sha256:…) for one package."""
     from everloop.errors import UsageError
     from everloop.stores.trust import Keyring
 
@@ -49,40 +54,43 @@ def add(
         file = Path(what)
         is_file = file.is_file()
         text = file.read_text(encoding="utf-8", errors="replace") if is_file else what
-        called = name or (file.stem if is_file else None)
-        if called is None:
-            raise UsageError("What is the key called?", help="Say whose it is: --name alice")
-        added = ring.trust(text, called)
+        key_name = name or (file.stem if is_file else None)
+        if key_name is None:
+            raise UsageError("A key needs a name.", help="Name its owner, for example: --name alice")
+        added = ring.trust(text, key_name)
     entry = next(entry for entry in ring.listing() if entry.id == added)
-    emit(entry, json, lambda: say(f"Trusted: {entry.kind} {entry.id} ({entry.name or 'no reason given'})."))
+    emit(entry, json, lambda: say(f"Trusted {entry.kind} {entry.id} ({entry.name or 'no reason given'})."))
 
 
 @app.command()
 def rm(
-    what: Annotated[str, typer.Argument(help="A key's name or id, or a digest.")],
+    what: Annotated[str, typer.Argument(help="Name or id of a key, or a digest.")],
     json: AsJson = False,
 ) -> None:
-    """Trust it no longer. What runs goes on; what is loaded from now on is refused."""
+    """Stop trusting a key or digest. Models that are loaded keep running; loading them again is refused."""
     from everloop.stores.trust import Keyring
 
-    gone = Keyring().distrust(what)
-    emit(gone, json, lambda: say(f"No longer trusted: {gone.kind} {gone.id}."))
+    removed = Keyring().distrust(what)
+    emit(removed, json, lambda: say(f"No longer trusted: {removed.kind} {removed.id}."))
 
 
 @app.command()
 def show(
     what: Annotated[
-        str | None, typer.Argument(help="A key's name or id, or a digest; default: the machine's own key.")
+        str | None, typer.Argument(help="Name or id of a key, or a digest. Default: this machine's own key.")
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Show one entry. Of the machine's own key: the line to give to others, so that they trust what is made here."""
+    """Show a trusted key or digest, or the public key of this machine.
+
+    Give the public key of this machine to others, so that they can trust packages that are built here.
+    """
     from everloop.errors import NotFoundError
     from everloop.stores.trust import MACHINE, Keyring
 
     ring = Keyring()
     if what is None:
-        # Makes the key where there is none yet.
+        # Creates the key if there is none yet.
         ring.public_key()
     found = next((entry for entry in ring.listing() if (what or MACHINE) in (entry.name, entry.id)), None)
     if found is None:

@@ -60,6 +60,7 @@ def serve_endpoint(
     exposed: bool = False,
     grpc_port: int | None = None,
     allowed_hosts: Sequence[str] = (),
+    on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve an endpoint until SIGTERM or SIGINT, then finish the requests in flight and return.
 
@@ -74,6 +75,7 @@ def serve_endpoint(
         workers: processes that answer. With one, it is this process; with more, this process starts and watches them.
         grpc_port: the port of the Open Inference Protocol over gRPC; 0 picks a free one, None: no gRPC.
         allowed_hosts: further host names to accept; if empty, see `http/host_names.py`.
+        on_ready: called with the URL once the server answers.
 
     Raises:
         NotFoundError: the endpoint or one of its versions does not exist.
@@ -107,6 +109,8 @@ def serve_endpoint(
                 if port_file is not None:
                     found = {"port": listener.getsockname()[1], "pid": os.getpid(), "url": url}
                     _write_json(Path(port_file), {**found, "grpc_port": identity.grpc_port})
+                if on_ready is not None:
+                    on_ready(url)
 
             try:
                 if workers > 1:
@@ -134,11 +138,13 @@ def serve_endpoints(
     memory_bytes: int | None = None,
     port_file: Path | str | None = None,
     allowed_hosts: Sequence[str] = (),
+    on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve every endpoint of a project at one port until SIGTERM or SIGINT; see `MultiEndpointApp`.
 
     Args:
         allowed_hosts: further host names to accept; if empty, see `http/host_names.py`.
+        on_ready: called with the URL once the server answers.
 
     Raises:
         ConflictError: the port is in use.
@@ -153,6 +159,8 @@ def serve_endpoints(
             if port_file is not None:
                 content = {"port": listener.getsockname()[1], "pid": os.getpid(), "url": _url(listener)}
                 _write_json(Path(port_file), content)
+            if on_ready is not None:
+                on_ready(_url(listener))
 
         config = _config(app, LimitedHttp)
         server = _AnnouncingServer(config, app, announce)

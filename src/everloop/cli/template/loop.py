@@ -1,6 +1,6 @@
-"""{{name}}: a whole life cycle, declared once.
+"""{{name}}: the whole life cycle of a model, declared once.
 
-Run it with `everloop run`; keep it turning with `everloop up`.
+Run it once with `everloop run`; keep it running with `everloop up`.
 """
 
 import polars as pl
@@ -16,7 +16,7 @@ def wines() -> pl.LazyFrame:
 
 @el.step
 def prepare(wines: pl.DataFrame) -> pl.DataFrame:
-    """One row a wine: what is measured, and what is to be told from it."""
+    """One row per wine: its measurements and its cultivar, which the model predicts."""
     return wines.with_columns((pl.col("color_intensity") / pl.col("hue")).alias("darkness"))
 
 
