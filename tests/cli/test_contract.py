@@ -32,7 +32,7 @@ def test_a_change_on_purpose_is_accepted_by_the_command_that_the_error_names(pro
     assert accepted.code == 0
     assert "dropped" in accepted.out
     assert "hue again" in accepted.out
-    assert "work@2 holds from now on" in accepted.out
+    assert "work@2 is the contract from now on" in accepted.out
     assert Path("contracts/work.toml").read_text() != written
     events = everloop("events", "--limit", "500", "--json").json
     event = next(one for one in events if one["verb"] == "contract_accepted")

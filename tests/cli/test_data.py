@@ -28,11 +28,11 @@ def test_a_version_from_a_file_to_a_file(table):
     diff = everloop("data", "diff", "numbers@1", "numbers@2", "--json").json
     assert (diff["rows_added"], diff["rows_removed"], diff["rows_changed"]) == (50, 50, 1)
     assert diff["shifts"]["x"]["kind"] == "ks"
-    assert "Distributions that moved" in everloop("data", "diff", "numbers@1", "numbers@2").out
+    assert "Shifted distributions" in everloop("data", "diff", "numbers@1", "numbers@2").out
     assert everloop("data", "export", "numbers@1", "out.parquet", "--json").json["rows"] == 100
     assert pl.read_parquet("out.parquet").height == 100
     assert everloop("data", "export", "numbers@1", "out.parquet").code == 4
-    assert everloop("data", "rm", "numbers@1").code == 2  # nobody to ask
+    assert everloop("data", "rm", "numbers@1").code == 2  # no terminal to confirm in
     assert everloop("data", "rm", "numbers@1", "--yes", "--json").json == {"deleted": ["numbers@1"]}
     assert everloop("data", "show", "numbers@1").code == 3
     assert everloop("data", "restore", "numbers@1", "--json").json["rows"] == 100

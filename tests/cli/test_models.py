@@ -102,7 +102,7 @@ def test_an_alias_without_traffic_is_taken_back(models):
     for number in (1, 2):
         models("models", "promote", f"flight-delays@{number}", "--alias", "staging")
     said = models("models", "rollback", "flight-delays@staging", "--reason", "too slow")
-    assert said.out.strip() == "flight-delays@staging is flight-delays@1 again."
+    assert said.out.strip() == "flight-delays@staging is again flight-delays@1."
     assert models("models", "rollback", "flight-delays@nothing").code == 3
     history = models("models", "history", "flight-delays@staging", "--json").json
     assert [(one["version"], one["reason"]) for one in history][-1] == ("flight-delays@1", "too slow")
@@ -120,8 +120,8 @@ def test_archived_versions_are_not_listed_unless_asked_for(models):
 
 def test_wishes_are_taken_back_and_policies_read(models):
     assert models("models", "policy", "flight-delays", "--json").json["approvals"] == 0
-    assert "anybody's word" in models("models", "policy", "flight-delays").out
-    assert "2 others agree" in models("models", "policy", "flight-delays", "--approvals", "2").out
+    assert "moves without approval" in models("models", "policy", "flight-delays").out
+    assert "once 2 other people have approved" in models("models", "policy", "flight-delays", "--approvals", "2").out
     asked = models("models", "promote", "flight-delays@1", "--json").json
     assert models("models", "withdraw", asked["id"][:18]).out.strip().endswith("withdrawn.")
     assert models("models", "approve", asked["id"]).code == 4
@@ -129,8 +129,8 @@ def test_wishes_are_taken_back_and_policies_read(models):
 
 
 def test_history_says_when_there_is_none(models):
-    assert "Nothing was done about flight-delays@9" in models("models", "history", "flight-delays@9").out
-    assert "Nobody held flight-delays@staging" in models("models", "history", "flight-delays@staging").out
+    assert "no events about flight-delays@9" in models("models", "history", "flight-delays@9").out
+    assert "No version has held flight-delays@staging" in models("models", "history", "flight-delays@staging").out
     assert models("models", "history", "flight-delays@1", "--at", "2001-01-01", "--json").json == []
 
 
@@ -138,10 +138,10 @@ def test_history_at_a_moment_says_who_when_why_and_on_what_evidence(models):
     models("models", "promote", "flight-delays@1", "--reason", "the first")
     told = models("models", "history", "flight-delays", "--at", "2999-01-01T00:00+01:00").out
     assert told.startswith("flight-delays@1 was flight-delays@champion at 2998-12-31 23:00:00 UTC")
-    for part in ("since", "until", "now", "made so by", "user:", "the first", "release="):
+    for part in ("since", "until", "now", "moved by", "user:", "the first", "release="):
         assert part in told
     never = models("models", "history", "flight-delays", "--at", "2001-01-01")
-    assert "Nobody held flight-delays@champion at 2001-01-01 00:00:00 UTC" in never.out
+    assert "No version held flight-delays@champion at 2001-01-01 00:00:00 UTC" in never.out
     # A gap between two who held it stays to be seen.
     with open_store(".everloop") as store:
         remove_alias(store, "flight-delays", "champion")
@@ -167,14 +167,14 @@ def test_requests_of_one_moment_have_ids_that_work(models):
     models("models", "policy", "flight-delays", "--approvals", "1")
     for number in (1, 2, 3):
         said = models("models", "promote", f"flight-delays@{number}", "--reason", f"try {number}").out
-        assert f"flight-delays@{number} instead of nobody" in said
+        assert f"flight-delays@{number} instead of no version" in said
         shown = said.split()[-1]
         assert models("models", "reject", shown, "--reason", "not now").code == 0
     listed = models("models", "requests", "--all").out
-    assert "refused (not now)" in listed
+    assert "rejected (not now)" in listed
     assert "--all" in models("models", "requests").out
     shown = models("models", "show", "flight-delays@2")
-    assert "refused (not now)" in shown.out
+    assert "rejected (not now)" in shown.out
     (asked,) = models("models", "show", "flight-delays@2", "--json").json["requests"]
     assert (asked["state"], asked["reason"]) == ("rejected", "try 2")
 
@@ -183,14 +183,14 @@ def test_going_straight_back_says_that_nobody_had_to_agree(models):
     for number in (1, 2):
         models("models", "promote", f"flight-delays@{number}")
     models("models", "policy", "flight-delays", "--approvals", "1")
-    assert "straight back" in models("models", "promote", "flight-delays@1").out
-    assert "is guarded" in models("models", "promote", "flight-delays@2").out
+    assert "straight back needs no approval" in models("models", "promote", "flight-delays@1").out
+    assert "is guarded by a policy" in models("models", "promote", "flight-delays@2").out
 
 
 def test_what_the_gates_refused_is_said_when_it_is_promoted(models):
     with open_store(".everloop") as store:
         store.records.put(store.new(GateResult, gate="auc", outcome="fail", candidate="flight-delays@3", message="low"))
-    assert "Its gates said no: auc: low" in models("models", "promote", "flight-delays@3").out
+    assert "Failed gate: auc: low" in models("models", "promote", "flight-delays@3").out
 
 
 def test_policies_are_listed(models):
@@ -215,7 +215,7 @@ def test_diff_tells_of_lists_only_what_differs(models):
             )  # fmt: skip
             store.records.put(snapshot)
     told = models("models", "diff", "flight-delays@1", "flight-delays@2").out
-    for part in ("+0.01", "202 in all; only here a", "202 in all; only here c", "data: column new_1", "data: rows"):
+    for part in ("+0.01", "202 in all; only here: a", "202 in all; only here: c", "data: column new_1", "data: rows"):
         assert part in told
     assert "199" not in told
 
@@ -226,4 +226,4 @@ def test_a_champion_without_endpoint_is_taken_back_as_well(models):
         for number in (1, 2):
             set_alias(store, "flight-delays", "champion", f"flight-delays@{number}")
     said = models("models", "rollback", "flight-delays", "--reason", "too slow")
-    assert said.out.strip() == "flight-delays@champion is flight-delays@1 again."
+    assert said.out.strip() == "flight-delays@champion is again flight-delays@1."

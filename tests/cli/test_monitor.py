@@ -109,7 +109,7 @@ def test_drift_is_measured_without_a_loop_and_says_against_what(everloop, store)
     assert (better.json["reference_rows"], better.json["notice"], better.err) == (2000, None, "")
     assert better.json["subjects"]["age"]["verdict"] != "quiet"
     drawn = everloop("monitor", "drift", "binary", "--window", "1d").out
-    assert "300 answers against 2,000 rows" in " ".join(drawn.split())
+    assert "300 predictions against 2,000 rows" in " ".join(drawn.split())
     # Nothing was kept: a loop that begins to watch starts with a clean record.
     assert everloop("monitor", "ls", "binary", "--json").json == []
 

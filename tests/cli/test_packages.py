@@ -30,7 +30,7 @@ def test_a_package_is_verified_listed_and_carried(made, monkeypatch, tmp_path):
     assert found.json["ok"]
     assert found.json["answered_rows"] > 5
     assert found.json["largest_difference"] == 0.0
-    assert "double@1 is whole" in everloop("models", "verify", "double").out
+    assert "double@1 is valid" in everloop("models", "verify", "double").out
     bill = everloop("models", "sbom", "double@1").out
     TABLE.write_csv("rows.csv")
     assert everloop("predict", "double@1", "-i", "rows.csv", "-o", "scored.csv").code == 0

@@ -83,7 +83,7 @@ def test_runs_travel_in_a_file(everloop, ids):
     assert everloop("runs", "export", ids[0], "--to", "all.zip").code == 4
     done = everloop("runs", "import", "all.zip", "--home", "other", "--json").json
     assert set(done["added"]) == set(ids)
-    assert "3 known already" in everloop("runs", "import", "all.zip", "--home", "other").out
+    assert "3 already known" in everloop("runs", "import", "all.zip", "--home", "other").out
     assert everloop("runs", "import", "none.db").code == 3
 
 

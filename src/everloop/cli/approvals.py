@@ -32,14 +32,14 @@ def promote(
     alias: Annotated[str, typer.Option(help="Alias to move. Only `champion` moves traffic as well.")] = "champion",
     expect: Annotated[
         str | None,
-        typer.Option(help="Move the alias only if this MODEL@VERSION holds it now; 'nobody' if no version must."),
+        typer.Option(help="Move the alias only if this MODEL@VERSION holds it now; `nobody`: only if no version does."),
     ] = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
     """Promote a version to champion, or to another alias. All traffic moves with the champion alias.
 
-    If a policy protects the alias, this creates a request for approval instead. Repeat the command once enough others
+    If a policy guards the alias, this creates a request for approval instead. Repeat the command once enough others
     have approved. Moving the alias straight back to the previous version needs no approval, once.
     """
     from everloop.records import Alias, AliasRequest, EndpointRecord
@@ -66,7 +66,7 @@ def promote(
     def draw() -> None:
         if isinstance(result, AliasRequest):
             change = f"{record.key} instead of {result.holder or 'no version'}"
-            say(f"{record.model}@{alias} is protected, so the change was requested: {change}.")
+            say(f"{record.model}@{alias} is guarded by a policy, so the change was requested: {change}.")
             say(f"Others approve it with: everloop models approve {request_id}")
         elif isinstance(result, Alias):
             say(f"{result.key} is now {record.key}.")
@@ -130,7 +130,7 @@ def requests(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """List requests to move protected aliases. Shows who requested what, when and why, and how others voted."""
+    """List requests to move guarded aliases. Shows who requested what, when and why, and how others voted."""
     from everloop.registry import list_requests
 
     with opened(home) as store:
@@ -212,7 +212,7 @@ def policy(
         with opened(home) as store:
             policies = store.records.find(AliasPolicy, order="key")
         rows = [(one.key, one.approvals) for one in policies]
-        empty = "No alias is protected. Protect one with: everloop models policy MODEL@ALIAS --approvals 1"
+        empty = "No alias is guarded. Guard one with: everloop models policy MODEL@ALIAS --approvals 1"
         emit(policies, json, lambda: table("Policies", ("alias", "approvals needed"), rows, empty=empty))
         return
     model, name = split_alias(alias)
@@ -220,10 +220,10 @@ def policy(
         found = find_policy(store, model, name) if approvals is None else set_policy(store, model, name, approvals)
         known = bool(list_versions(store, model))
     result = {"alias": f"{model}@{name}", "approvals": found.approvals if found else 0}
-    message = f"{model}@{name} is not protected: it moves without approval."
+    message = f"{model}@{name} is not guarded: it moves without approval."
     if found is not None:
         others = "1 other person has" if found.approvals == 1 else f"{found.approvals} other people have"
-        message = f"{model}@{name} is protected: it moves once {others} approved."
+        message = f"{model}@{name} is guarded: it moves once {others} approved."
     if not known:
         message += f" There is no model '{model}' yet."
     emit(result, json, lambda: say(message))

@@ -30,7 +30,7 @@ Online = Annotated[
 
 @app.command()
 def ls(home: Home = None, json: AsJson = False) -> None:
-    """List feature views with their newest version and its freshness."""
+    """List feature views: newest version, and how fresh it is."""
     from everloop.data.features import check_freshness
     from everloop.records import FeatureViewRecord
 
@@ -164,7 +164,10 @@ def check(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Check a view's freshness, or the features that were served. Exit code 1 if the view is stale or the features differ."""
+    """Check a view's freshness, or the features that were served.
+
+    Exit code 1 if the view is stale, or if served features differ from its table.
+    """
     from everloop.data import read
     from everloop.data.features import check_freshness, check_skew
 

@@ -45,7 +45,10 @@ def run(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Run the loop once: data → train → evaluate → register → release. Skips steps that are up to date."""
+    """Run the loop once, from the data to the release.
+
+    The steps are data → train → evaluate → register → release. Steps that are up to date are skipped.
+    """
     from everloop.errors import UsageError
     from everloop.loop import explain_run, load_project, run_loop
 

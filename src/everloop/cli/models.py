@@ -133,7 +133,7 @@ def show(version: Version, home: Home = None, json: AsJson = False) -> None:
 
 @app.command()
 def card(version: Version, home: Home = None, json: AsJson = False) -> None:
-    """Print a version's model card as Markdown. It covers lineage, metrics, gates, signature, and who assigned its aliases."""
+    """Print a version's model card, as Markdown. It covers lineage, metrics, gates, signature and aliases."""
     from everloop.registry import get_version, version_card
 
     with opened(home) as store:
@@ -143,7 +143,10 @@ def card(version: Version, home: Home = None, json: AsJson = False) -> None:
 
 @app.command()
 def diff(a: Version, b: Version, home: Home = None, json: AsJson = False) -> None:
-    """Compare two model versions. Shows all metrics, and what differs in data, params, signature, code, environment and tags."""
+    """Compare two model versions.
+
+    Shows all metrics, and what differs in data, parameters, signature, code, environment and tags.
+    """
     from everloop.registry import diff_versions
 
     with opened(home) as store:

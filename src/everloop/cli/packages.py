@@ -97,7 +97,10 @@ def export(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Export a package, as one file or as a folder. Its signature is included. The same package always gives the same bytes."""
+    """Export a package, as one file or as a folder.
+
+    Its signature is included. The same package always gives the same bytes.
+    """
     from everloop import plugins
     from everloop.registry import export_package, get_version
 
@@ -228,7 +231,10 @@ def context(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Write a Docker build context that serves a version. The image runs on SageMaker, Vertex AI, Azure ML and KServe."""
+    """Write a Docker build context that serves a version.
+
+    The image runs on SageMaker, Vertex AI, Azure ML and KServe.
+    """
     from everloop.deploy.images import write_context
 
     with opened(home) as store:

@@ -117,7 +117,10 @@ def add(
     endpoint: EndpointName,
     file: Annotated[
         Path,
-        typer.Argument(help="Table with the columns entity (or key) and value, and event_at if labels have times."),
+        typer.Argument(
+            help="CSV, Parquet, JSON lines or Arrow file with the columns entity (or key) and value, and event_at if"
+            " labels have times."
+        ),
     ],
     home: Home = None,
     json: AsJson = False,

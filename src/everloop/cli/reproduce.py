@@ -238,5 +238,6 @@ def _draw(done: Reproduction) -> None:
     else:
         verb = "differs" if len(done.differences) == 1 else "differ"
         console().print(
-            f"[red]not identical[/red]: {len(done.differences):,} of {done.compared:,} metrics, artifacts and steps {verb}"
+            f"[red]not identical[/red]: {len(done.differences):,} of {done.compared:,} metrics, artifacts and steps"
+            f" {verb}"
         )
