@@ -244,6 +244,9 @@ def test_features_are_kept_and_served(project):
     sys.modules.pop("loop", None)
     assert everloop("features", "materialize", "weather", "--json").json[0]["view"]["key"] == "weather@2"
     assert everloop("features", "get", "weather", "origin=JFK", "--json").json == {"temp": 3.5}
+    filled = everloop("features", "backfill", "weather", "--from", "2020-01-01", "--to", "2021-01-01", "--json").json
+    assert [(item["view"]["key"], item["added"]) for item in filled] == [("weather@2", 0)]
+    assert everloop("features", "backfill", "wind").code == 3
     later = datetime.now(UTC) + timedelta(minutes=5)
     pl.DataFrame({"origin": ["JFK", "LGA"], "at": [later] * 2, "temp": [3.5, 9.0]}).write_parquet("logged.parquet")
     checked = everloop("features", "check", "weather", "logged.parquet", "--json")

@@ -88,3 +88,20 @@ def test_trust_is_given_and_taken_back(made, monkeypatch, tmp_path):
     assert everloop("trust", "rm", digest).code == 3
     assert everloop("trust", "add", "sha256:nonsense").code == 2
     assert everloop("trust", "add", "not a key", "--name", "x").code == 2
+
+
+def test_images_and_scripts_of_platforms_are_written(made):
+    everloop = made
+    context = everloop("models", "context", "double", "-o", "image")
+    assert context.code == 0, context.err
+    assert "Build the image with: docker build -t double:1 image" in context.out
+    dockerfile = everloop("models", "dockerfile", "double@1").out
+    assert Path("image/Dockerfile").read_text() == dockerfile
+    assert everloop("models", "dockerfile", "double@1", "--base", "mine:1", "--json").json["dockerfile"].count("mine:1")
+    assert everloop("models", "context", "double", "-o", "image").code != 0  # the folder is not empty
+    script = everloop("models", "azure", "double@1", "-o", "azure", "--json")
+    assert script.code == 0, script.err
+    assert script.json["version"] == "double@1"
+    assert "def run(" in Path("azure/score.py").read_text()
+    for command in ("context", "azure"):
+        assert everloop("models", command, "double@9", "-o", "other").code == 3

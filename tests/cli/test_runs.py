@@ -52,13 +52,26 @@ def test_runs_differ_and_are_drawn(everloop, ids):
     assert "lr" in shown.out
     assert everloop("runs", "diff", *ids, "--json").json["params"] == {"lr": [1.0, 0.1, 0.01]}
     assert everloop("runs", "diff", ids[0]).code == 2
-    drawn = everloop("runs", "log", ids[0], ids[1])
+    drawn = everloop("runs", "plot", ids[0], ids[1])
     assert "loss" in drawn.out
     assert any(0x2800 < ord(sign) < 0x2900 for sign in drawn.out)
-    course = everloop("runs", "log", ids[0], "--points", "10", "--json").json
+    course = everloop("runs", "plot", ids[0], "--points", "10", "--json").json
     assert course[0]["total"] == 50
     assert len(course[0]["step"]) <= 10
     assert "Artifacts" in everloop("runs", "show", ids[0]).out
+
+
+def test_log_is_another_name_for_plot(everloop, ids):
+    assert everloop("runs", "log", *ids).out == everloop("runs", "plot", *ids).out
+    listed = everloop("runs", "--help").out
+    assert "  plot " in listed
+    assert "  log " not in listed
+
+
+def test_a_single_run_is_counted_in_the_singular(everloop, ids):
+    assert "Exported 1 run and 1 object →" in everloop("runs", "export", ids[0], "--to", "one.zip").out
+    assert "1 run added, 0 updated, 0 already known." in everloop("runs", "import", "one.zip", "--home", "other").out
+    assert "Deleted 1 run. Undo with: everloop runs restore" in everloop("runs", "rm", "--yes", ids[0]).out
 
 
 def test_runs_are_put_away_deleted_and_brought_back(everloop, ids):

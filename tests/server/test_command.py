@@ -156,6 +156,10 @@ def test_webhooks_are_added_tried_and_removed(tmp_path, run):
     _, (listed,) = run("webhooks", "ls")
     assert (listed["name"], "secret" in listed) == ("chat", False)
     assert run("webhooks", "test", "chat", *local)[0] == 9
+    _, renewed = run("webhooks", "renew", "chat", "--url", "http://127.0.0.1:10/", *local)
+    assert renewed["url"] == "http://127.0.0.1:10/"
+    assert renewed["secret"] != made["secret"]
+    assert run("webhooks", "rekey") == (0, {"webhooks": 1})
     assert run("webhooks", "rm", "chat")[0] == 0
     assert run("webhooks", "rm", "chat")[0] == 3
 
