@@ -1,11 +1,11 @@
-"""What hostile requests and files cost: seconds until they are refused, and memory beyond what the process held before.
+"""Measure what hostile requests and files cost: seconds until they are refused, and additional memory.
 
     python benchmarks/attacks.py [--repeat 3]
 
-Requests go to real processes, `everloop server` and `everloop serve`; each gets one harmless request of the same kind
-first, so that libraries are loaded. The memory is the peak of the resident set (Linux: VmHWM) minus what was resident
-before. Files are read by what the commands call, in a process of their own. The table is Markdown; the best of the
-repeats counts, because other work on the machine can only slow a refusal down.
+The requests go to real processes, `everloop server` and `everloop serve`. Each process first gets one harmless request
+of the same kind, so that the libraries are loaded. Memory is the peak of the resident set (VmHWM on Linux) minus what
+was resident before. Files are read by the functions that the commands call, in a process of their own. The table is
+Markdown. It shows the best of the repeats, because other load on the machine can only slow a refusal down.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def main() -> None:
         os.environ["EVERLOOP_KEYS"] = str(folder / "keys")
         home = folder / "home"
         prepare(home)
-        print("| attack | bytes sent | answer | seconds | MB beyond idle |\n|---|---:|---|---:|---:|")
+        print("| attack | bytes sent | answer | seconds | MB above idle |\n|---|---:|---|---:|---:|")
         with process("server", "--home", str(home)) as (pid, url):
             report(server_attacks(url), pid, repeat)
         with process("serve", "churn@1", "--home", str(home)) as (pid, url):
@@ -101,7 +101,7 @@ def prepare(home: Path) -> None:
 
 @contextmanager
 def process(*arguments: str) -> Iterator[tuple[int, str]]:
-    """A command that listens on a port of its own; its process, and its address once it answers there."""
+    """Run a command that listens on a free port; give its process id, and its URL once it answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -124,13 +124,13 @@ def process(*arguments: str) -> Iterator[tuple[int, str]]:
 
 
 def serving_pid(pid: int) -> int:
-    """The process that answers: the child where the command starts one."""
+    """Return the process that answers: the child, if the command starts one."""
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return int(found[-1]) if found else pid
 
 
 Attack = tuple[str, str, bytes, str, bytes]
-"""Its title, where it is sent, what is sent first, the media type, and what is sent."""
+"""Title, URL, harmless body that is sent first, media type, and hostile body."""
 
 
 def server_attacks(url: str) -> Iterator[Attack]:
@@ -217,7 +217,7 @@ def read(kind: str, path: Path, home: Path) -> tuple[str, float, float]:
 def report(attacks: Iterator[Attack], pid: int, repeat: int) -> None:
     for title, where, first, kind, body in attacks:
         if send(where, kind, first) != 200:
-            raise SystemExit(f"The harmless request before '{title}' was refused.")
+            raise SystemExit(f"The harmless request before '{title}' was refused, so the attack would measure nothing.")
         found = [measured(pid, where, kind, body) for _ in range(repeat)]
         status, seconds, megabytes = min(found, key=lambda one: one[1])
         row(title, len(body), str(status), seconds, megabytes)

@@ -1,14 +1,15 @@
-"""What data costs: joins beside Feast, folders beside DVC, contract checks, look-ups, and a source larger than memory.
+"""Measure data work: joins beside Feast, folders beside DVC, contract checks, look-ups, and data larger than memory.
 
     python benchmarks/data.py [--peers] [--scale 1.0] [--repeat 3]
 
-The join: questions of 10,000 entities over a year, against three views of 100,000, 500,000 and 1,000,000 rows, each of
-which arrives three hours after its event. With --peers, Feast's local (file) store answers the same questions, and DVC
-adds the same folders, each in an environment of its own under `.bench/feast` and `.bench/dvc`, which this script makes;
-Feast knows no arrival times, so its join is the easier one, and it drops questions that some view's ttl leaves without
-an answer, where ours come back with nulls. Folders are added for the first time, then again with
-nothing changed. Times are the median of the repeats after one that is thrown away (first additions and peers run
-once); memory is the peak of the process.
+The join takes questions about 10,000 entities over a year, and three views of 100,000, 500,000 and 1,000,000 rows. Each
+row arrives three hours after its event. With --peers, Feast's local (file) store answers the same questions, and DVC
+adds the same folders. Each peer runs in its own environment, under `.bench/feast` and `.bench/dvc`, which this script
+creates. Feast does not know arrival times, so its join is easier. It also drops questions that a view's ttl leaves
+without an answer, for which everloop returns nulls.
+
+Folders are added once, and then again without changes. Times are the median of the repeats after one warm-up (first
+additions and peers run once). Memory is the peak of the process.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ JOIN = """
     seconds = []
     for _ in range(int(sys.argv[1]) + 1):
         began = time.perf_counter()
-        said = {"entity": "who", "time": "at", "arrival": "seen", "ttl": "30d"}
-        views = [el.FeatureView(name, pl.read_parquet(f"{name}.parquet"), **said) for name in "abc"]
+        options = {"entity": "who", "time": "at", "arrival": "seen", "ttl": "30d"}
+        views = [el.FeatureView(name, pl.read_parquet(f"{name}.parquet"), **options) for name in "abc"]
         joined = el.join_features(pl.read_parquet("questions.parquet"), views, time="at")
         seconds.append(time.perf_counter() - began)
     assert joined.width == 8
@@ -220,7 +221,7 @@ def run(python: Path, script: str, folder: Path, *arguments: object) -> dict[str
 
 
 def peer(name: str) -> Path:
-    """The Python of an environment that holds one peer."""
+    """Return the Python of the environment of a peer."""
     folder = BENCH / name
     if not (folder / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
@@ -241,48 +242,50 @@ def number(found: dict[str, object], name: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peers", action="store_true", help="run Feast and DVC beside it: that takes minutes")
-    parser.add_argument("--scale", type=float, default=1.0, help="of all sizes but the views'; 0.01 for a quick look")
+    parser.add_argument("--peers", action="store_true", help="run Feast and DVC as well, which takes minutes")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="factor for all sizes but those of the views; 0.01 for a quick look"
+    )
     parser.add_argument("--repeat", type=int, default=3)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     own = Path(sys.executable)
 
     def scaled(size: int) -> int:
-        return max(1, round(size * asked.scale))
+        return max(1, round(size * options.scale))
 
     def show(what: str, seconds: float, more: str = "") -> None:
         print(f"{what:58} {seconds * 1e3:12,.3f} ms  {more}", flush=True)
 
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory)
         rows = scaled(1_000_000)
         run(own, MAKE, folder, rows)
-        join = run(own, JOIN, folder, asked.repeat)
+        join = run(own, JOIN, folder, options.repeat)
         show(f"point-in-time join, {rows:,} rows, 3 views", median(join), f"{join['mb']:.0f} MB peak")
-        if asked.peers:
+        if options.peers:
             other = run(peer("feast"), FEAST, folder, 0)
             ratio = median(other) / median(join)
-            answered = f"{number(other, 'rows'):,.0f} rows came back"
+            answered = f"{number(other, 'rows'):,.0f} rows returned"
             show("  Feast, local store", median(other), f"{other['mb']:.0f} MB peak, {ratio:.1f}×, {answered}")
         online = run(own, ONLINE, folder)
         show("online look-up, in process", median(online), f"p99 {number(online, 'p99') * 1e3:.3f} ms")
         rows = scaled(5_000_000)
-        show(f"contract check, {rows:,} rows × 20 columns", median(run(own, CONTRACT, folder, asked.repeat, rows)))
+        show(f"contract check, {rows:,} rows × 20 columns", median(run(own, CONTRACT, folder, options.repeat, rows)))
 
         size, files = scaled(1_000_000_000), scaled(100_000)
         run(own, FOLDERS, folder, size, files)
-        for name, what in (("small", f"{files:,} small files"), ("big", f"10 files of {size / 1e6:,.0f} MB together")):
-            added = run(own, ADD, folder, name, asked.repeat)
+        for name, what in (("small", f"{files:,} small files"), ("big", f"10 files of {size / 1e6:,.0f} MB in total")):
+            added = run(own, ADD, folder, name, options.repeat)
             show(f"folder of {what}: added", number(added, "once"), f"{added['mb']:.0f} MB peak")
             show(f"folder of {what}: unchanged", median(added))
-            if asked.peers:
+            if options.peers:
                 other = run(peer("dvc"), DVC, folder, name)
                 once, again = number(other, "once"), median(other)
                 show("  DVC: added", once, f"{once / number(added, 'once'):.1f}×")
                 show("  DVC: unchanged", again, f"{again / median(added):.1f}×")
         run(own, LARGE, folder, scaled(40))
         large = run(own, PREPARE, folder)
-        what = f"Parquet of {number(large, 'size') / 1e6:,.0f} MB: read, prepared and kept"
+        what = f"Parquet of {number(large, 'size') / 1e6:,.0f} MB: read, prepared and stored"
         show(what, median(large), f"{large['mb']:.0f} MB peak, {number(large, 'rows'):,.0f} rows")
 
 

@@ -1,10 +1,10 @@
-"""Keeps an HTTP server busy: so many connections, each asking again as soon as it is answered, for so many seconds.
+"""Keep an HTTP server busy: a number of connections, each sending its next request as soon as the last is answered.
 
     python benchmarks/load.py HOST PORT PATH BODY_FILE CONNECTIONS SECONDS
 
-Prints one JSON object: requests a second, and the latency's quantiles in milliseconds. One process on uvloop,
-writing a request that was made once and looking only at the status and the length of the answer, so that it costs
-less than what it measures. Anything but 200 ends it.
+Prints one JSON object: requests per second, and quantiles of the latency in milliseconds. To cost less than what it
+measures, it is one process on uvloop that sends a prepared request and looks only at the status and the length of the
+response. Any status but 200 stops it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import uvloop
 
 
-class Asker(asyncio.Protocol):
+class Client(asyncio.Protocol):
     def __init__(self, request: bytes, latencies: list[float], until: float) -> None:
         self.request = request
         self.latencies = latencies
@@ -28,7 +28,7 @@ class Asker(asyncio.Protocol):
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are none of asyncio's classes.
+        # uvloop's transports do not inherit from asyncio's classes.
         self.transport: Any = transport
         self.began = perf_counter()
         transport.write(self.request)
@@ -46,7 +46,7 @@ class Asker(asyncio.Protocol):
         lower = data[:head].lower()
         at = lower.find(b"content-length:")
         if at < 0:
-            self.finish(RuntimeError("An answer without a length: " + data[:200].decode()))
+            self.finish(RuntimeError("A response without a length: " + data[:200].decode()))
             return
         end = lower.find(b"\r\n", at)
         if len(data) < head + 4 + int(lower[at + 15 : end if end > 0 else head]):
@@ -80,11 +80,11 @@ async def load(host: str, port: int, path: str, body: bytes, connections: int, s
     ).encode() + body
     latencies: list[float] = []
     began = perf_counter()
-    askers = [Asker(request, latencies, began + seconds) for _ in range(connections)]
+    clients = [Client(request, latencies, began + seconds) for _ in range(connections)]
     loop = asyncio.get_running_loop()
-    for asker in askers:
-        await loop.create_connection(lambda asker=asker: asker, host, port)  # type: ignore[misc]
-    await asyncio.wait_for(asyncio.gather(*(asker.done for asker in askers)), seconds + 20)
+    for client in clients:
+        await loop.create_connection(lambda client=client: client, host, port)  # type: ignore[misc]
+    await asyncio.wait_for(asyncio.gather(*(client.done for client in clients)), seconds + 20)
     took = perf_counter() - began
     latencies.sort()
     size = len(latencies)
@@ -98,5 +98,5 @@ async def load(host: str, port: int, path: str, body: bytes, connections: int, s
 
 if __name__ == "__main__":
     host, port, path, file, connections, seconds = sys.argv[1:]
-    asked = load(host, int(port), path, Path(file).read_bytes(), int(connections), float(seconds))
-    print(json.dumps(uvloop.run(asked)))
+    quantiles = load(host, int(port), path, Path(file).read_bytes(), int(connections), float(seconds))
+    print(json.dumps(uvloop.run(quantiles)))

@@ -1,16 +1,16 @@
-"""What MLflow's own client waits for: everloop's server beside MLflow's, and beside one that answers nothing.
+"""Measure how long MLflow's own client waits: for everloop's server, for MLflow's, and for one that does nothing.
 
     python benchmarks/mlflow_server.py [--servers nothing everloop mlflow] [--calls 300] [--large-mb 500] [--soak-s 60]
 
-The same client library, MLflow's newest, does the same work against each server, one server after the other, all on
-this machine: log one metric, log 1,000 points in one batch, a whole run with ten parameters and ten metrics, search
-among runs, send and fetch an artifact of 1 KB and of 500 MB; then 32 clients, each a process of its own, log
-metrics for a minute, as training does that computes in between, and every point that was acknowledged is looked for
-afterwards. From outside, the time from the start on
-an empty folder to the first answer, and the memory of all of a server's processes, idle and at its peak in the large
-upload. The server that answers nothing reads what it is sent and sends canned bytes back: what is measured there is the
-client alone. MLflow's server runs as `mlflow server` does, over SQLite, in an environment of its own under
-`.bench/mlflow`, which this script makes.
+The newest version of MLflow's client does the same work against each server, one server after the other, all on this
+machine: log one metric, log 1,000 points in one batch, log a run with ten parameters and ten metrics, search runs, and
+send and fetch artifacts of 1 KB and of 500 MB. Then 32 clients, each in its own process, log metrics for a minute, with
+pauses as in training. Afterwards every acknowledged point is command up.
+
+Also measured: the time from the start on an empty folder to the first response, and the memory of all processes of a
+server, idle and at the peak of the large upload. The server that does nothing reads what it receives and returns canned
+bytes, so its numbers are the cost of the client alone. MLflow's server runs as `mlflow server` does, over SQLite, in
+its own environment under `.bench/mlflow`, which this script creates.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ WORK = {
     "log_metric": "Log one metric",
     "log_batch": "Log 1,000 points in one batch",
     "run": "A run with 10 parameters and 10 metrics",
-    "search_runs": "First 50 runs by a metric, with a filter, among {runs:,}",
+    "search_runs": "First 50 of {runs:,} runs, filtered, ordered by a metric",
     "up_small": "Send an artifact of 1 KB",
     "down_small": "Fetch it",
     "up_large": "Send an artifact of {large} MB",
     "down_large": "Fetch it",
-    "soak_median": "A call, while {clients} clients log for {soak} s, with {pause} ms between two calls: median",
-    "soak_p99": "The 99th of a hundred of them",
+    "soak_median": "A call while {clients} clients log for {soak} s, {pause} ms between two calls: median",
+    "soak_p99": "The same: 99th percentile",
     "soak_calls": "Calls answered in that time",
-    "soak_lost": "Acknowledged points that are lost (and errors)",
-    "ready": "From the start on an empty folder to the first answer",
+    "soak_lost": "Acknowledged points that were lost, plus errors",
+    "ready": "Start on an empty folder until the first response",
     "idle": "Memory of the idle server",
     "peak": "Memory at the peak of the large upload",
 }
 COUNTED = {"soak_calls": "", "soak_lost": "", "idle": "MB", "peak": "MB"}
-"""What is no time, and its unit."""
+"""Measurements that are not times, with their units."""
 CLIENTS = 32
 
 CLIENT = """
@@ -146,15 +146,15 @@ CLIENT = """
             os._exit(0)
         os.close(write)
         reads.append(read)
-    told = [json.load(os.fdopen(read)) for read in reads]
+    reports = [json.load(os.fdopen(read)) for read in reads]
     for _ in names:
         os.wait()
-    lost = sum(errors for _, errors, _ in told)
-    for name, (count, _, _) in zip(names, told):
+    lost = sum(errors for _, errors, _ in reports)
+    for name, (count, _, _) in zip(names, reports):
         if not canned:
             steps = {point.step for point in client.get_metric_history(name, "soak")}
             lost += len(set(range(count)) - steps)
-    seconds = sorted(one for _, _, all_of_one in told for one in all_of_one)
+    seconds = sorted(one for _, _, all_of_one in reports for one in all_of_one)
     say(soak_median=seconds[len(seconds) // 2], soak_p99=seconds[len(seconds) * 99 // 100],
         soak_calls=len(seconds), soak_lost=lost)
 """
@@ -241,12 +241,12 @@ NOTHING = """
 
 
 class UnmeasuredError(Exception):
-    """A server or its client could not be run; the text says why."""
+    """A server or its client could not be run; the message says why."""
 
 
 @dataclass
 class Memory:
-    """The memory of a process and all of its children: shared pages are counted once."""
+    """Return the memory of a process and all of its children. Shared pages are counted once."""
 
     pid: int
     peak_mb: float = 0.0
@@ -286,11 +286,11 @@ def _proportional_mb(pid: int) -> float:
 
 
 def mlflow_python() -> str:
-    """The interpreter that has MLflow; makes its environment when there is none."""
+    """Return the interpreter that has MLflow. Creates its environment if there is none."""
     folder = BENCH / "mlflow"
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
-        print(f"making {folder.relative_to(ROOT)} …", file=sys.stderr, flush=True)
+        print(f"creating {folder.relative_to(ROOT)} …", file=sys.stderr, flush=True)
         for command in (
             [sys.executable, "-m", "venv", "--clear", str(folder)],
             [str(python), "-m", "pip", "install", "--quiet", "--upgrade", "mlflow>=3.5,<4", "lightgbm", "xgboost-cpu"],
@@ -313,7 +313,7 @@ def command_of(name: str, python: str, port: int, folder: Path, large_mb: int) -
 
 @contextmanager
 def started(command: list[str], port: int, folder: Path) -> Iterator[tuple[int, float]]:
-    """A server's process id, and the seconds until it answered."""
+    """Run a server; give its process id, and the seconds until it answered."""
     environment = {**os.environ, "EVERLOOP_KEYS": str(folder / "keys"), "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (folder / "log").open("w") as log:
         began = time.perf_counter()
@@ -338,7 +338,7 @@ def started(command: list[str], port: int, folder: Path) -> Iterator[tuple[int, 
 
 
 def measure(name: str, python: str, options: argparse.Namespace) -> dict[str, float]:
-    """Everything about one server: seconds, or what `COUNTED` says."""
+    """Measure one server. Values are in seconds, or in the unit that `COUNTED` names."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
@@ -351,8 +351,8 @@ def measure(name: str, python: str, options: argparse.Namespace) -> dict[str, fl
         options.pause_ms,
         int(name == "nothing"),
     ]
-    with tempfile.TemporaryDirectory(prefix="everloop-bench-") as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory(prefix="everloop-bench-") as directory:
+        folder = Path(directory)
         command = command_of(name, python, port, folder, options.large_mb)
         with started(command, port, folder) as (pid, ready_s):
             time.sleep(2)
@@ -375,7 +375,7 @@ def measure(name: str, python: str, options: argparse.Namespace) -> dict[str, fl
 def _follow(command: list[str], memory: Memory, name: str) -> dict[str, float]:
     """Run the client and watch the server's memory while the large file is sent."""
     watcher = threading.Thread(target=memory.watch, daemon=True)
-    said: dict[str, float] = {}
+    reported: dict[str, float] = {}
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as client,
@@ -384,20 +384,20 @@ def _follow(command: list[str], memory: Memory, name: str) -> dict[str, float]:
         for line in client.stdout:
             if not line.startswith("{"):
                 continue
-            said = json.loads(line)
-            print(f"{name}: {list(said)[-1]}", file=sys.stderr, flush=True)
-            if said.get("large") == "begins" and not watcher.is_alive():
+            reported = json.loads(line)
+            print(f"{name}: {list(reported)[-1]}", file=sys.stderr, flush=True)
+            if reported.get("large") == "begins" and not watcher.is_alive():
                 watcher.start()
-            elif said.get("large") == "ended":
+            elif reported.get("large") == "ended":
                 memory.stop.set()
         if client.wait():
             errors.seek(0)
             raise UnmeasuredError("\n".join(errors.read().strip().splitlines()[-3:])[-400:])
-    return said
+    return reported
 
 
 def show(title: str, found: dict[str, dict[str, float]], name: str) -> None:
-    """One line a server: the time or count, its ratio to the client alone, and MLflow's ratio to ours."""
+    """Print one line per server: time or count, its ratio to the client alone, and its ratio to everloop."""
     unit = COUNTED.get(name)
     floor, ours = (found.get(server, {}).get(name) for server in ("nothing", "everloop"))
     print(f"\n{title}\n")
@@ -420,23 +420,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     servers = ["nothing", "everloop", "mlflow"]
     parser.add_argument("--servers", nargs="+", default=servers, choices=servers)
-    parser.add_argument("--calls", type=int, default=300, help="calls that log one metric; fewer of what takes longer")
-    parser.add_argument("--runs", type=int, default=300, help="runs among which the search looks")
-    parser.add_argument("--large-mb", type=int, default=500, help="size of the large artifact")
-    parser.add_argument("--soak-s", type=int, default=60, help=f"how long {CLIENTS} clients log at once")
-    parser.add_argument("--pause-ms", type=int, default=200, help="what each of them does between two calls: nothing")
+    parser.add_argument(
+        "--calls", type=int, default=300, help="number of calls that log one metric; slower work is called less often"
+    )
+    parser.add_argument("--runs", type=int, default=300, help="number of runs to search")
+    parser.add_argument("--large-mb", type=int, default=500, help="size of the large artifact, in megabytes")
+    parser.add_argument("--soak-s", type=int, default=60, help=f"seconds for which {CLIENTS} clients log at once")
+    parser.add_argument(
+        "--pause-ms", type=int, default=200, help="pause of each client between two calls, in milliseconds"
+    )
     options = parser.parse_args()
     began = time.perf_counter()
     python = mlflow_python()
-    looked = [python, "-c", "import importlib.metadata as m; print(m.version('mlflow'))"]
-    version = subprocess.run(looked, capture_output=True, text=True, check=True).stdout.strip()
+    command = [python, "-c", "import importlib.metadata as m; print(m.version('mlflow'))"]
+    version = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     found: dict[str, dict[str, float]] = {}
     for name in options.servers:
         try:
             found[name] = measure(name, python, options)
         except UnmeasuredError as error:
             found[name] = {}
-            print(f"{name} is not measured: {error}", file=sys.stderr)
+            print(f"{name} could not be measured: {error}", file=sys.stderr)
     for name, title in WORK.items():
         titled = title.format(
             runs=options.runs, large=options.large_mb, clients=CLIENTS, soak=options.soak_s, pause=options.pause_ms
@@ -444,7 +448,7 @@ def main() -> None:
         show(titled, found, name)
     print(
         f"\nMLflow {version}, {os.cpu_count()} cores, Python {sys.version.split()[0]},"
-        f" {time.perf_counter() - began:.0f} s in all"
+        f" {time.perf_counter() - began:.0f} s in total"
     )
 
 

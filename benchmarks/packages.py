@@ -1,8 +1,8 @@
-"""One row and many rows through a packaged model: the compiled form beside the original and beside one ONNX graph.
+"""Score one row and many rows with a packaged model: compiled, in its original form, and as one ONNX graph.
 
     python benchmarks/packages.py [--rows 200000]
 
-Prints microseconds a row and rows a second, and by how much the compiled form is quicker.
+Prints microseconds per row, rows per second, and how much faster the compiled form is.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ TRAINING_ROWS = 20_000
 
 
 def table(rows: int) -> pd.DataFrame:
-    """Twelve numbers and eight categories."""
+    """Make a table of twelve numeric and eight categorical columns."""
     rng = np.random.default_rng(0)
-    columns: dict[str, Any] = {f"n{place}": rng.normal(size=rows) for place in range(12)}
-    return pd.DataFrame(columns | {f"c{place}": rng.choice(list("abcdef"), rows) for place in range(8)})
+    columns: dict[str, Any] = {f"n{index}": rng.normal(size=rows) for index in range(12)}
+    return pd.DataFrame(columns | {f"c{index}": rng.choice(list("abcdef"), rows) for index in range(8)})
 
 
 def pipelines() -> dict[str, Any]:
-    categories, numbers = [f"c{place}" for place in range(8)], [f"n{place}" for place in range(12)]
+    categories, numbers = [f"c{index}" for index in range(8)], [f"n{index}" for index in range(12)]
     codes = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
     ones = OneHotEncoder(handle_unknown="ignore")
     return {
@@ -53,7 +53,7 @@ def pipelines() -> dict[str, Any]:
 
 
 def best(ask: Any, turns: int) -> float:
-    """Seconds of one call, the best of five stretches."""
+    """Return the seconds of one call, the best of five series."""
     found = []
     for _ in range(5):
         began = perf_counter()

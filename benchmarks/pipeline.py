@@ -1,13 +1,13 @@
-"""What ten small steps cost: everloop beside Dagster, ZenML and Metaflow.
+"""Measure ten small pipeline steps: everloop beside Dagster, ZenML and Metaflow.
 
     python benchmarks/pipeline.py [--tools everloop dagster …] [--repeat 7]
 
-Every tool runs the same chain of ten steps: each takes the dict of the step before and returns a small one, which
-is persisted and shows up in the tool's own history. Each peer lives in a virtual environment of its own under
-`.bench/<tool>`, which this script makes, with its newest release. Times are warm: the first run is thrown away,
-then the median of the rest counts. Where a tool can only be run as a command, the time is that of the command.
+Every tool runs the same chain of ten steps. Each step takes the dict of the step before and returns a small one, which
+is persisted and recorded in the tool's own history. Each peer runs its newest release in its own virtual environment
+under `.bench/<tool>`, which this script creates. Times are warm: the median of the runs without the first. If a tool
+can only be run as a command, the time is that of the command.
 
-The second table is a graph of 100 steps of which nothing has changed. Tools that have no such thing say so.
+The second table is a graph of 100 steps in which nothing has changed. Tools without such a feature are marked.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ METAFLOW = """
 
 @dataclass(frozen=True)
 class Tool:
-    """One contestant: what to install, the program that prints its times, and how it was run."""
+    """One tool: what to install, the program that prints its times, and how it is run."""
 
     name: str
     program: str
@@ -198,17 +198,17 @@ TOOLS = [
 
 
 class UnmeasuredError(Exception):
-    """A tool could not be installed or run; the text says why."""
+    """A tool could not be installed or run; the message says why."""
 
 
 def python_of(tool: Tool) -> str:
-    """The interpreter that has the tool; makes its environment when there is none."""
+    """Return the interpreter that has the tool. Creates its environment if there is none."""
     if not tool.requirements:
         return sys.executable
     folder = BENCH / tool.name
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
-        print(f"making {folder.relative_to(ROOT)} …", file=sys.stderr, flush=True)
+        print(f"creating {folder.relative_to(ROOT)} …", file=sys.stderr, flush=True)
         run([sys.executable, "-m", "venv", "--clear", str(folder)], timeout_s=300)
         run([str(python), "-m", "pip", "install", "--quiet", "--upgrade", *tool.requirements], timeout_s=1800)
         (folder / "ready").touch()
@@ -220,7 +220,7 @@ def version_of(tool: Tool, python: str) -> str:
 
 
 def measure(tool: Tool, python: str, size: int, repeat: int, *, noop: bool) -> list[float]:
-    """Seconds of each run, the first left out."""
+    """Return the seconds of each run but the first."""
     with tempfile.TemporaryDirectory(prefix="everloop-bench-") as folder:
         program = Path(folder) / "program.py"
         program.write_text(textwrap.dedent(tool.program))
@@ -253,7 +253,7 @@ def run(
 
 
 def show(title: str, rows: list[tuple[str, str, float | None, str]]) -> None:
-    """One line per tool: name, version, median, how many times everloop's, and a remark."""
+    """Print one line per tool: name, version, median, its ratio to everloop, and a remark."""
     ours = next((seconds for name, _, seconds, _ in rows if name == "everloop" and seconds), None)
     print(f"\n{title}\n")
     print(f"| {'tool':10} | {'version':10} | {'median':>10} | {'ratio':>8} | remark")
@@ -267,7 +267,7 @@ def show(title: str, rows: list[tuple[str, str, float | None, str]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tools", nargs="+", default=[tool.name for tool in TOOLS], choices=[t.name for t in TOOLS])
-    parser.add_argument("--repeat", type=int, default=7, help="warm runs of each, of which the median counts")
+    parser.add_argument("--repeat", type=int, default=7, help="number of warm runs of each tool; the median is printed")
     options = parser.parse_args()
     began = time.perf_counter()
     ten: list[tuple[str, str, float | None, str]] = []
@@ -293,8 +293,8 @@ def main() -> None:
         except UnmeasuredError as error:
             hundred.append((tool.name, version, None, f"not measured: {error}"))
     show("Ten steps, each persisted and tracked, warm", ten)
-    show("Nothing to do in 100 steps", hundred)
-    print(f"\n{os.cpu_count()} cores, Python {sys.version.split()[0]}, {time.perf_counter() - began:.0f} s in all")
+    show("100 steps with nothing to do", hundred)
+    print(f"\n{os.cpu_count()} cores, Python {sys.version.split()[0]}, {time.perf_counter() - began:.0f} s in total")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""One tabular row over HTTP, validated, scored and on disk before its answer leaves, beside a bare echo and its peers.
+"""Measure one tabular row over HTTP: validated, scored and logged before the response, beside an echo and peers.
 
     python benchmarks/serving.py [--seconds 3] [--repeat 3] [--peers mlflow bentoml litserve] [--rows 1000000]
 
-The echo is the least that an ASGI application can do on the same server (uvicorn, uvloop, httptools), and the limit
-to be near: it is measured in the same run, in turns with everloop, because a machine's speed changes. One worker
-each; the load comes from `benchmarks/load.py` in a process of its own. The model is a pipeline of twenty columns,
-numbers and categories, and a hundred boosted trees; every server gets the one that the same lines train. The peers
-have environments of their own under `.bench/`, made where they are missing, and serve it as their manuals say.
+The echo is the least that an ASGI application can do on the same server (uvicorn, uvloop, httptools), so it is the
+limit. It is measured in the same run, alternating with everloop, because the speed of a machine changes. Each has one
+worker. The load comes from `benchmarks/load.py` in its own process. The model is a pipeline with twenty columns,
+numbers and categories, and a hundred boosted trees. Every server serves a model that was trained by the same lines. The
+peers run in their own environments under `.bench/`, created if missing, and serve the model as their manuals describe.
 
-Printed besides: processor time a request, so that a busy machine does not blur the comparison; how long until the first
-answer; memory; and how many rows a second a batch job scores, with and without its log.
+Also printed: processor time per request, so that a busy machine does not blur the comparison; the time until the first
+response; memory; and the rows per second of a batch job, with and without its log.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BENCH = ROOT / ".bench"
 MODEL_NEEDS = ("scikit-learn", "pandas", "lightgbm")
 PEERS = {"mlflow": "mlflow", "bentoml": "bentoml", "litserve": "litserve"}
 
-# Run by each environment, so that each has the same model made by its own libraries: gives `model` and `frame`.
+# Runs in each environment, so that each trains the same model with its own libraries. Defines `model` and `frame`.
 MODEL = """
 import numpy as np, pandas as pd
 from lightgbm import LGBMClassifier
@@ -45,8 +45,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OrdinalEncoder
 
 chance, size = np.random.default_rng(0), 4000
-numbers = {f"n{place}": chance.normal(size=size).round(3) for place in range(14)}
-letters = {f"c{place}": chance.choice(list("abcdefgh"), size) for place in range(6)}
+numbers = {f"n{index}": chance.normal(size=size).round(3) for index in range(14)}
+letters = {f"c{index}": chance.choice(list("abcdefgh"), size) for index in range(6)}
 frame = pd.DataFrame({**numbers, **letters})
 late = frame["n0"] + frame["n1"] * (frame["c0"] == "a") + chance.normal(size=size) > 0
 encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
@@ -108,7 +108,7 @@ def free_port() -> int:
 
 @contextmanager
 def running(command: list[str], folder: Path, ready: str, timeout_s: float) -> Iterator[subprocess.Popen[bytes]]:
-    """The command, from when `ready` (a URL) answers until the end of the block."""
+    """Run a command until the end of the block; the block starts when the URL `ready` answers."""
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
             command,
@@ -116,7 +116,7 @@ def running(command: list[str], folder: Path, ready: str, timeout_s: float) -> I
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            # Some peers start programs of their environment by name.
+            # Some peers start programs of their environment by name, so its folder is on the PATH.
             env={**outside(), "PATH": f"{Path(command[0]).parent}{os.pathsep}{os.environ.get('PATH', '')}"},
             start_new_session=True,
         )
@@ -134,7 +134,7 @@ def running(command: list[str], folder: Path, ready: str, timeout_s: float) -> I
                 time.sleep(0.02)
         yield process
     finally:
-        # Peers start processes of their own, which end with their group.
+        # Peers start child processes, which end with the process group.
         for number in (15, 9):
             try:
                 os.killpg(process.pid, number)
@@ -148,12 +148,12 @@ def running(command: list[str], folder: Path, ready: str, timeout_s: float) -> I
 
 
 def outside() -> dict[str, str]:
-    """The environment without this project's own paths; a peer's environment does not see them."""
+    """Return the environment variables without this project's paths, so that a peer does not see them."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def group_of(process: int) -> list[int]:
-    """A process and everything that it has started."""
+    """Return a process and all of its descendants."""
     found = [process]
     for path in Path(f"/proc/{process}/task").glob("*/children"):
         for child in path.read_text().split():
@@ -170,7 +170,7 @@ def seconds_used(processes: list[int]) -> float:
 
 
 def megabytes(processes: list[int]) -> float:
-    """Memory that is theirs alone, and their share of what they hold together."""
+    """Return the memory of processes in MB: private pages, plus their share of the pages they share."""
     total = 0
     for process in processes:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
@@ -178,7 +178,7 @@ def megabytes(processes: list[int]) -> float:
     return total / 1024
 
 
-def asked(
+def measure(
     port: int, path: str, body: Path, connections: int, seconds: float, process: int | None = None
 ) -> dict[str, float]:
     command = [sys.executable, str(ROOT / "benchmarks" / "load.py"), "127.0.0.1", str(port), path, str(body)]
@@ -211,7 +211,7 @@ def trained() -> tuple[Any, Any]:
 
 
 def own(folder: Path, seconds: float, repeat: int) -> float:
-    """everloop in turns with the echo; returns its requests a second at sixteen connections."""
+    """Measure everloop alternating with the echo. Returns its requests per second at sixteen connections."""
     from everloop.packages import build_package
     from everloop.records import EndpointRecord, Route
     from everloop.registry import register, save_model
@@ -239,17 +239,19 @@ def own(folder: Path, seconds: float, repeat: int) -> float:
             began = time.perf_counter()
             with EndpointProcess(store, name) as process:
                 ready = time.perf_counter() - began
-                place = int(str(process.url).rpartition(":")[2])
+                endpoint_port = int(str(process.url).rpartition(":")[2])
                 for connections in (16, 1):
                     echoes, answers = [], []
                     for _ in range(repeat):
-                        echoes.append(asked(port, "/", bodies[name], connections, seconds, bare.pid))
-                        answers.append(asked(place, "/predict", bodies[name], connections, seconds, process.pid))
+                        echoes.append(measure(port, "/", bodies[name], connections, seconds, bare.pid))
+                        answers.append(
+                            measure(endpoint_port, "/predict", bodies[name], connections, seconds, process.pid)
+                        )
                     limit = show("echo", connections, echoes)
                     got = show(f"everloop {name}", connections, answers)
                     best = got["per_s"] if (name, connections) == ("pipeline", 16) else best
                     print(
-                        f"  {got['per_s'] / limit['per_s']:.2f} of the echo's requests, at"
+                        f"  {got['per_s'] / limit['per_s']:.2f} of the echo's requests per second, at"
                         f" {got['cpu_us'] / limit['cpu_us']:.2f} times its processor time",
                         flush=True,
                     )
@@ -258,7 +260,7 @@ def own(folder: Path, seconds: float, repeat: int) -> float:
 
 
 def peer(name: str, folder: Path, seconds: float, ours: float) -> None:
-    """A peer with the same model, in an environment of its own."""
+    """Measure a peer with the same model, in its own environment."""
     environment = BENCH / name
     python = environment / "bin" / "python"
     if not python.exists():
@@ -288,14 +290,14 @@ def peer(name: str, folder: Path, seconds: float, ours: float) -> None:
     with running(command, folder, f"http://127.0.0.1:{port}{ready}", 120) as process:
         took = time.perf_counter() - began
         for connections in (16, 1):
-            got = show(name, connections, [asked(port, path, body, connections, seconds, process.pid)])
+            got = show(name, connections, [measure(port, path, body, connections, seconds, process.pid)])
             if connections == 16:
-                print(f"  everloop answers {ours / got['per_s']:,.0f} times as many", flush=True)
+                print(f"  everloop answers {ours / got['per_s']:,.0f} times as many requests per second", flush=True)
         print(f"  ready after {took:.2f} s, {megabytes(group_of(process.pid)):.0f} MB", flush=True)
 
 
 def batch(folder: Path, rows: int) -> None:
-    """Rows a second of a batch job, from Parquet to Parquet: weights on the numbers alone, and the hundred trees."""
+    """Measure rows per second of a batch job, Parquet to Parquet: a linear model, and the hundred trees."""
     import polars as pl
     from sklearn.linear_model import LogisticRegression
 
@@ -318,24 +320,25 @@ def batch(folder: Path, rows: int) -> None:
             predictor = load_model(store, version.key)
             began = time.perf_counter()
             score_piece(predictor, given)
-            print(f"batch, {name}: {given.height / (time.perf_counter() - began):,.0f} rows a second in memory")
+            print(f"batch, {name}: {given.height / (time.perf_counter() - began):,.0f} rows per second in memory")
             for log in (None, "nightly"):
                 began = time.perf_counter()
                 out = folder / f"scored-{name.replace(' ', '-')}-{log}"
                 score_files(store, version.key, given.lazy(), [path], out, workers=workers, log=log)
                 took = time.perf_counter() - began
-                told = "and log" if log else "without a log"
+                log_text = "with a log" if log else "without a log"
                 print(
-                    f"batch, {name}: {given.height / took:,.0f} a second from file to file {told}, {workers} processes"
+                    f"batch, {name}: {given.height / took:,.0f} rows per second from file to file {log_text},"
+                    f" {workers} processes"
                 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--repeat", type=int, default=3, help="turns, of which the median counts")
+    parser.add_argument("--repeat", type=int, default=3, help="number of repeats; the median is printed")
     parser.add_argument("--peers", nargs="*", default=[], choices=list(PEERS))
-    parser.add_argument("--rows", type=int, default=1_000_000, help="of the batch job; 0: none")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the batch job; 0 skips it")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="everloop-bench-") as name:
         os.environ["EVERLOOP_KEYS"] = str(Path(name) / "keys")

@@ -1,14 +1,21 @@
-"""What tracking costs: everloop beside MLflow, Weights & Biases (offline) and Trackio.
+"""Measure tracking: everloop beside MLflow, Weights & Biases (offline) and Trackio.
 
     python benchmarks/tracking.py [--tools everloop mlflow …] [--runs 1000] [--points 1000000] [--soak-s 60]
 
-The pieces of work: log one metric inside a run (the median of many batches of calls), a whole run with ten parameters
-and ten metrics (the median), bringing logged points into the store, the first page of a search by a metric with a
-filter, ordered by another, among many runs of 50 metrics and 20 parameters, a page deep in it, 2,000 points of a metric
-that has many, how much memory the client adds to a process, and 64 processes that log at once: how long a call takes
-then, and whether anything is lost. Every tool writes to this machine only. Each peer lives in a virtual environment of
-its own under `.bench/<tool>`, which this script makes, with its newest release. What a tool cannot do without a server
-of its vendor, or only by reading everything, it does not do here, and the table says so.
+The work:
+
+- log one metric inside a run (median of many batches of calls)
+- a run with ten parameters and ten metrics (median)
+- bring logged points into the store
+- search among many runs of 50 metrics and 20 parameters, filtered by one metric and ordered by another: the first page,
+  and a page far behind it
+- read 2,000 points of a metric that has many
+- memory that the client adds to a process
+- 64 processes that log at once: the time per call, and whether anything is lost
+
+Every tool writes to this machine only. Each peer runs its newest release in its own virtual environment under
+`.bench/<tool>`, which this script creates. Work that a tool can do only with its vendor's server, or only by reading
+everything, is left out and marked in the table.
 """
 
 from __future__ import annotations
@@ -29,17 +36,17 @@ BENCH = ROOT / ".bench"
 WORK = {
     "log": "Log one metric",
     "run": "A run with 10 parameters and 10 metrics",
-    "fold": "1,000,000 logged points into the store",
-    "search": "First page of 50 by a metric, with a filter, among {runs:,} runs",
-    "deep": "A page of 50 behind a fifth of all runs",
-    "history": "2,000 points of {points:,}, read again",
-    "history_first": "2,000 points of {points:,}, read for the first time",
+    "fold": "Bring 1,000,000 logged points into the store",
+    "search": "First 50 of {runs:,} runs, filtered, ordered by a metric",
+    "deep": "A page of 50, behind the first fifth of all runs",
+    "history": "2,000 of {points:,} points, read again",
+    "history_first": "2,000 of {points:,} points, read for the first time",
     "memory": "Memory that the client adds to a process (MB)",
-    "soak": "A call, while 64 processes log for {soak} s",
-    "lost": "Of their points, lost (and errors)",
+    "soak": "A call while 64 processes log for {soak} s",
+    "lost": "Points of these processes that were lost, plus errors",
 }
 COUNTED = {"memory": "MB", "lost": ""}
-"""What is no time, and its unit."""
+"""Measurements that are not times, with their units."""
 
 MEMORY = """
     def resident():
@@ -51,7 +58,7 @@ MEMORY = """
 SOAK = """
     import os, threading
     def soak(processes, seconds, begin):
-        # `begin` gives a process its function that logs a step; each says how many it logged, and how long that took.
+        # `begin` returns the function that logs a step. Each process reports its number of calls, and their time.
         reads = []
         for number in range(processes):
             read, write = os.pipe()
@@ -76,10 +83,10 @@ SOAK = """
                 os._exit(0)
             os.close(write)
             reads.append(read)
-        said = [json.loads(os.read(read, 1000)) for read in reads]
+        reports = [json.loads(os.read(read, 1000)) for read in reads]
         for _ in range(processes):
             os.wait()
-        return said
+        return reports
 """
 
 EVERLOOP = """
@@ -163,12 +170,12 @@ EVERLOOP = """
             yield lambda step: run.log(loss=0.5, step=step), None
 
     open_store("soak").close()
-    said = soak(64, soak_s, begin)
+    reports = soak(64, soak_s, begin)
     with open_store("soak") as store:
         there = sum(len(read_metrics(store, run.id)) for run in store.records.find(Run))
-    logged = sum(count for count, _, _ in said)
-    found["soak"] = sum(took for _, took, _ in said) / logged
-    found["lost"] = logged - there + sum(errors for _, _, errors in said)
+    logged = sum(count for count, _, _ in reports)
+    found["soak"] = sum(took for _, took, _ in reports) / logged
+    found["lost"] = logged - there + sum(errors for _, _, errors in reports)
     print(json.dumps(found))
 """
 
@@ -246,16 +253,16 @@ MLFLOW = """
         with mlflow.start_run():
             yield lambda step: mlflow.log_metric("loss", 0.5, step=step), None
 
-    # Under another address than the children's, which must not share its connections.
+    # Another URI than that of the child processes, so that no connection is shared with them.
     mlflow.set_tracking_uri(f"sqlite:///{os.path.abspath('soak.db')}")
     MlflowClient().search_experiments()
     logging.disable(logging.CRITICAL)
-    said = soak(64, soak_s, begin)
+    reports = soak(64, soak_s, begin)
     client = MlflowClient()
     there = sum(len(client.get_metric_history(run.info.run_id, "loss")) for run in client.search_runs(["0"]))
-    logged = sum(count for count, _, _ in said)
-    found["soak"] = sum(took for _, took, _ in said) / max(logged, 1)
-    found["lost"] = logged - there + sum(errors for _, _, errors in said)
+    logged = sum(count for count, _, _ in reports)
+    found["soak"] = sum(took for _, took, _ in reports) / max(logged, 1)
+    found["lost"] = logged - there + sum(errors for _, _, errors in reports)
     print(json.dumps(found))
 """
 
@@ -313,19 +320,19 @@ TRACKIO = """
 
 @dataclass(frozen=True)
 class Tool:
-    """One contestant: the program that prints its seconds per piece of work, and what it needs."""
+    """One tool: the program that prints its seconds per piece of work, and what it needs."""
 
     name: str
     program: str
     requirements: tuple[str, ...] = ()
     remarks: dict[str, str] = field(default_factory=dict)
-    """Why a piece of work is not done, or how."""
+    """Why a piece of work is left out, or how it is done."""
 
 
 _NO_READING = {
-    **dict.fromkeys(("search", "deep", "history", "history_first"), "searches and reads on its server only"),
+    **dict.fromkeys(("search", "deep", "history", "history_first"), "only its server searches and reads"),
     "fold": "its server's work",
-    **dict.fromkeys(("soak", "lost"), "not asked of it"),
+    **dict.fromkeys(("soak", "lost"), "not measured"),
 }
 TOOLS = [
     Tool("everloop", EVERLOOP),
@@ -335,7 +342,7 @@ TOOLS = [
         ("mlflow",),
         {
             "history": "every n-th point of all",
-            "history_first": "likewise",
+            "history_first": "every n-th point of all",
             "fold": "from 20,000 in batches of 1,000",
         },
     ),
@@ -346,24 +353,26 @@ TOOLS = [
         ("trackio",),
         {
             **_NO_READING,
-            **dict.fromkeys(("search", "deep", "history", "history_first"), "has none; its page reads all"),
+            **dict.fromkeys(
+                ("search", "deep", "history", "history_first"), "no such API; its web page reads everything"
+            ),
         },
     ),
 ]
 
 
 class UnmeasuredError(Exception):
-    """A tool could not be installed or run; the text says why."""
+    """A tool could not be installed or run; the message says why."""
 
 
 def python_of(tool: Tool) -> str:
-    """The interpreter that has the tool; makes its environment when there is none."""
+    """Return the interpreter that has the tool. Creates its environment if there is none."""
     if not tool.requirements:
         return sys.executable
     folder = BENCH / tool.name
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
-        print(f"making {folder.relative_to(ROOT)} …", file=sys.stderr, flush=True)
+        print(f"creating {folder.relative_to(ROOT)} …", file=sys.stderr, flush=True)
         run([sys.executable, "-m", "venv", "--clear", str(folder)], timeout_s=300)
         run([str(python), "-m", "pip", "install", "--quiet", "--upgrade", *tool.requirements], timeout_s=1800)
         (folder / "ready").touch()
@@ -375,7 +384,7 @@ def version_of(tool: Tool, python: str) -> str:
 
 
 def measure(tool: Tool, python: str, sizes: list[int]) -> dict[str, float]:
-    """Seconds of each piece of work that the tool does."""
+    """Measure the seconds of each piece of work that the tool does."""
     with tempfile.TemporaryDirectory(prefix="everloop-bench-") as folder:
         program = Path(folder) / "program.py"
         program.write_text(
@@ -411,7 +420,7 @@ def run(command: list[str], *, timeout_s: float, folder: str | None = None) -> s
 
 
 def show(title: str, rows: list[tuple[str, str, float | None, str]], unit: str | None = None) -> None:
-    """One line per tool: name, version, time (or count, in its unit), how many times everloop's, and a remark."""
+    """Print one line per tool: name, version, time (or count, in its unit), its ratio to everloop, and a remark."""
     ours = next((seconds for name, _, seconds, _ in rows if name == "everloop" and seconds), None)
     print(f"\n{title}\n")
     print(f"| {'tool':10} | {'version':10} | {'time':>12} | {'ratio':>9} | remark")
@@ -430,11 +439,11 @@ def show(title: str, rows: list[tuple[str, str, float | None, str]], unit: str |
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tools", nargs="+", default=[tool.name for tool in TOOLS], choices=[t.name for t in TOOLS])
-    parser.add_argument("--runs", type=int, default=1000, help="runs among which the search looks")
-    parser.add_argument("--points", type=int, default=1_000_000, help="points of the long metric")
-    parser.add_argument("--calls", type=int, default=10_000, help="calls that log one metric")
-    parser.add_argument("--repeat", type=int, default=30, help="whole runs, of which the median counts")
-    parser.add_argument("--soak-s", type=int, default=60, help="how long 64 processes log at once")
+    parser.add_argument("--runs", type=int, default=1000, help="number of runs to search")
+    parser.add_argument("--points", type=int, default=1_000_000, help="number of points of the long metric")
+    parser.add_argument("--calls", type=int, default=10_000, help="number of calls that log one metric")
+    parser.add_argument("--repeat", type=int, default=30, help="number of complete runs; the median is printed")
+    parser.add_argument("--soak-s", type=int, default=60, help="seconds for which 64 processes log at once")
     options = parser.parse_args()
     began = time.perf_counter()
     sizes = [options.runs, options.points, options.calls, options.repeat, options.soak_s]
@@ -453,7 +462,7 @@ def main() -> None:
     for name, title in WORK.items():
         titled = title.format(runs=options.runs, points=options.points, soak=options.soak_s)
         show(titled, rows[name], COUNTED.get(name))
-    print(f"\n{os.cpu_count()} cores, Python {sys.version.split()[0]}, {time.perf_counter() - began:.0f} s in all")
+    print(f"\n{os.cpu_count()} cores, Python {sys.version.split()[0]}, {time.perf_counter() - began:.0f} s in total")
 
 
 if __name__ == "__main__":
