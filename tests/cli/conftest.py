@@ -1,4 +1,4 @@
-"""The command line, run in this process, in a folder of its own."""
+"""Run the command line in this process, in an empty folder."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from everloop.cli.app import run
 
 
 @dataclass
-class Said:
-    """What a command said and how it ended."""
+class Result:
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -26,7 +26,7 @@ class Said:
 
 @pytest.fixture
 def everloop(tmp_path, monkeypatch, capsys):
-    """Call the command; `cd` is the folder."""
+    """Return a function that runs a command in an empty folder, which is the current one."""
     monkeypatch.setenv("EVERLOOP_KEYS", str(tmp_path / "keys"))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("NO_COLOR", "1")
@@ -37,16 +37,16 @@ def everloop(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     before_path, before_modules = list(sys.path), set(sys.modules)
 
-    def call(*arguments: str) -> Said:
+    def call(*arguments: str) -> Result:
         from everloop.cli import output
 
-        # The consoles hold the streams that they were made with.
+        # A console keeps the streams that existed when it was created.
         output.console.cache_clear()
         output.messages.cache_clear()
         capsys.readouterr()
         code = run([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return Said(code, said.out, said.err)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
 
     yield call
     sys.path[:] = before_path

@@ -1,4 +1,4 @@
-"""Commands as a person types them, on a project that `everloop init` made."""
+"""Commands as people type them, in a project that `everloop init` created."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def project(everloop):
     return everloop
 
 
-def test_init_run_and_look_around(project):
+def test_init_run_and_inspect(project):
     everloop = project
     assert everloop("init").code == 4  # nothing is overwritten
     first = everloop("run", "--json")
@@ -79,8 +79,8 @@ def test_predict_scores_a_file(project):
     everloop("run", "--json")
     table = pl.read_csv("data/wine.csv").with_columns((pl.col("color_intensity") / pl.col("hue")).alias("darkness"))
     table.write_parquet("table.parquet")
-    said = everloop("predict", "work", "--input", "table.parquet", "--output", "scored.csv", "--json")
-    assert said.json | {"model": "work@1", "rows": 178, "output": "scored.csv"} == said.json
+    result = everloop("predict", "work", "--input", "table.parquet", "--output", "scored.csv", "--json")
+    assert result.json | {"model": "work@1", "rows": 178, "output": "scored.csv"} == result.json
     scored = pl.read_csv("scored.csv")
     assert (scored["label"] == scored["cultivar"]).mean() > 0.9
 
@@ -105,9 +105,9 @@ def test_flipped_bit_is_found(project):
     data[len(data) // 2] ^= 1
     biggest.chmod(0o644)
     biggest.write_bytes(data)
-    said = everloop("verify")
-    assert said.code == 10
-    assert biggest.name[:8] in said.out.replace("\n", "")
+    result = everloop("verify")
+    assert result.code == 10
+    assert biggest.name[:8] in result.out.replace("\n", "")
 
 
 @pytest.mark.parametrize(
@@ -124,17 +124,17 @@ def test_flipped_bit_is_found(project):
     ],
 )
 def test_errors_say_what_helps(everloop, arguments, code, says):
-    said = everloop(*arguments)
-    assert said.code == code if code is not None else said.code > 0
-    assert says in said.err
-    assert "Traceback" not in said.err
+    result = everloop(*arguments)
+    assert result.code == code if code is not None else result.code > 0
+    assert says in result.err
+    assert "Traceback" not in result.err
 
 
-def test_errors_are_json_when_asked(everloop):
-    said = everloop("run", "--json")
-    assert said.code == 2
-    assert said.json["error"]["type"] == "ProjectError"
-    assert "everloop init" in said.json["error"]["help"]
+def test_errors_are_json_with_json(everloop):
+    result = everloop("run", "--json")
+    assert result.code == 2
+    assert result.json["error"]["type"] == "ProjectError"
+    assert "everloop init" in result.json["error"]["help"]
 
 
 @pytest.mark.parametrize(
@@ -156,12 +156,12 @@ def test_errors_are_json_when_asked(everloop):
 )
 def test_errors_in_a_project_say_what_helps(project, arguments, code, says):
     assert project("run", "--json").code == 0
-    said = project(*arguments)
-    assert (said.code, says in said.err) == (code, True), said.err
-    assert "Traceback" not in said.err
+    result = project(*arguments)
+    assert (result.code, says in result.err) == (code, True), result.err
+    assert "Traceback" not in result.err
 
 
-def test_run_works_from_below_the_project(project):
+def test_run_works_in_a_subfolder_of_the_project(project):
     folder = Path.cwd()
     Path("deep/er").mkdir(parents=True)
     os.chdir("deep/er")
@@ -170,10 +170,10 @@ def test_run_works_from_below_the_project(project):
     assert not (folder / "deep" / "er" / ".everloop").exists()
 
 
-def test_the_pool_gives_the_same(project):
-    said = project("run", "--on", "pool", "--json")
-    assert said.code == 0
-    assert {step["status"] for step in said.json["steps"]} == {"ran"}
+def test_the_pool_gives_the_same_result(project):
+    result = project("run", "--on", "pool", "--json")
+    assert result.code == 0
+    assert {step["status"] for step in result.json["steps"]} == {"ran"}
 
 
 def test_written_project_passes_its_own_test(project):
@@ -196,12 +196,12 @@ def commands(group=app, path=()):
 
 @pytest.mark.parametrize("path", [" ".join(path) for path, _ in commands()])
 def test_every_command_has_help(everloop, path):
-    said = everloop(*path.split(), "--help")
-    assert said.code == 0
-    assert len(said.out.splitlines()) > 5
+    result = everloop(*path.split(), "--help")
+    assert result.code == 0
+    assert len(result.out.splitlines()) > 5
 
 
-def test_every_command_but_those_that_stay_takes_json():
+def test_every_command_but_up_takes_json():
     import inspect
 
     without = {path for path, callback in commands() if "json" not in inspect.signature(callback).parameters}
@@ -229,7 +229,7 @@ weather = el.FeatureView("weather", readings, entity="origin", time="t", ttl="6h
 """
 
 
-def test_features_are_kept_and_served(project):
+def test_features_are_materialized_and_served(project):
     everloop = project
     assert everloop("features", "ls", "--json").code != 0
     Path("loop.py").write_text(Path("loop.py").read_text() + VIEW)
@@ -261,7 +261,7 @@ def test_features_are_kept_and_served(project):
         assert message in refused.err
 
 
-def test_verify_says_by_its_exit_code_what_it_found(everloop, tmp_path, monkeypatch):
+def test_the_exit_code_of_verify_says_what_it_found(everloop, tmp_path, monkeypatch):
     from everloop.errors import UnavailableError
     from everloop.stores import open_store
     from everloop.stores.tables.delta_tables import Tables
@@ -273,9 +273,9 @@ def test_verify_says_by_its_exit_code_what_it_found(everloop, tmp_path, monkeypa
             store.tables.append("t", pl.DataFrame({"event_at": [at], "x": [number]}))
     at_home = ("--home", str(home))
     assert everloop("backup", "kept.tar", *at_home).code == 0
-    said = everloop("verify", "--json", *at_home)
-    assert (said.code, said.json["whole"]) == (0, True)
-    assert said.json["report"]["checked"]["files"] >= 9
+    result = everloop("verify", "--json", *at_home)
+    assert (result.code, result.json["whole"]) == (0, True)
+    assert result.json["report"]["checked"]["files"] >= 9
 
     entry = home / "tables" / "t" / "_delta_log" / f"{1:020}.json"
     data_file = next((home / "tables" / "t").glob("*.parquet"))
@@ -283,14 +283,14 @@ def test_verify_says_by_its_exit_code_what_it_found(everloop, tmp_path, monkeypa
         data = bytearray(path.read_bytes())
         data[40] ^= 4
         path.write_bytes(data)
-    said = everloop("verify", "--json", *at_home)
-    assert (said.code, said.json["whole"]) == (10, False)
-    assert {problem["cure"] for problem in said.json["report"]["problems"]} == {"log-entry", None}
+    result = everloop("verify", "--json", *at_home)
+    assert (result.code, result.json["whole"]) == (10, False)
+    assert {problem["cure"] for problem in result.json["report"]["problems"]} == {"log-entry", None}
     assert "--repair" in everloop("verify", *at_home).out
     assert everloop("verify", "--from", "kept.tar", *at_home).code == 2
-    said = everloop("verify", "--repair", "--yes", *at_home)
-    assert said.code == 10
-    assert "Repaired: t" in said.out
+    result = everloop("verify", "--repair", "--yes", *at_home)
+    assert result.code == 10
+    assert "Repaired: t" in result.out
     assert everloop("verify", "--repair", "--yes", "--from", "kept.tar", *at_home).code == 0
     assert (home / "quarantine").stat().st_mode & 0o777 == 0o700
     assert everloop("events", "--kind", "store", "--json", "--home", str(home)).code == 0
@@ -299,6 +299,6 @@ def test_verify_says_by_its_exit_code_what_it_found(everloop, tmp_path, monkeypa
         raise UnavailableError("The bucket does not answer.")
 
     monkeypatch.setattr(Tables, "files", away)
-    said = everloop("verify", "--json", *at_home)
-    assert (said.code, said.json["whole"]) == (9, False)
-    assert said.json["report"]["problems"] == []
+    result = everloop("verify", "--json", *at_home)
+    assert (result.code, result.json["whole"]) == (9, False)
+    assert result.json["report"]["problems"] == []

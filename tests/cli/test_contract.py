@@ -1,4 +1,4 @@
-"""`everloop data contract DATASET --accept`, as the error of a run advises it."""
+"""`everloop data contract DATASET --accept`, as the error of a run advises."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def project(everloop):
     return everloop
 
 
-def test_a_change_on_purpose_is_accepted_by_the_command_that_the_error_names(project):
+def test_a_deliberate_change_is_accepted_by_the_command_that_the_error_names(project):
     everloop = project
     table = pl.read_csv("data/wine.csv")
     table.drop("ash").with_columns(pl.col("hue").alias("hue again")).write_csv("data/wine.csv")
@@ -75,6 +75,6 @@ def test_a_dataset_that_is_kept_by_hand_has_a_contract_too(everloop):
     ],
 )
 def test_what_cannot_be_accepted_is_refused(project, arguments, code, says):
-    said = project("data", "contract", *arguments)
-    assert said.code == code
-    assert says in said.err
+    result = project("data", "contract", *arguments)
+    assert result.code == code
+    assert says in result.err

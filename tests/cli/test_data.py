@@ -1,4 +1,4 @@
-"""`everloop data` as a person types it."""
+"""`everloop data` as people type it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def table(everloop):
     return everloop
 
 
-def test_a_version_from_a_file_to_a_file(table):
+def test_a_snapshot_from_a_file_to_a_file(table):
     everloop = table
     assert everloop("data", "add", "one.csv", "numbers", "--key", "id", "--json").json["key"] == "numbers@1"
     assert "numbers@1: 100 rows" in everloop("data", "add", "one.csv", "numbers", "--key", "id").out
@@ -58,8 +58,8 @@ def test_a_folder_of_files(everloop):
 )
 def test_errors_say_what_helps(table, arguments, code, says):
     assert table("data", "add", "one.csv", "numbers").code == 0
-    said = table("data", *arguments)
-    assert (said.code, says in said.err) == (code, True), said.err
+    result = table("data", *arguments)
+    assert (result.code, says in result.err) == (code, True), result.err
 
 
 def test_profile_contract_and_check(table):
@@ -75,9 +75,9 @@ def test_profile_contract_and_check(table):
     edited = Path("numbers.toml").read_text().replace('name = "x"\n', 'name = "x"\nnullable = false\n')
     Path("numbers.toml").write_text(edited)
     Path("three.csv").write_text("id,x\n1,2.0\n2,\n1,3.0\n")
-    said = everloop("data", "check", "three.csv", "numbers.toml", "--bad", "bad.parquet", "--json")
-    assert (said.code, said.json["bad_rows"]) == (1, 2)
-    assert {(one["column"], one["rule"], tuple(one["first_rows"])) for one in said.json["violations"]} >= {
+    result = everloop("data", "check", "three.csv", "numbers.toml", "--bad", "bad.parquet", "--json")
+    assert (result.code, result.json["bad_rows"]) == (1, 2)
+    assert {(one["column"], one["rule"], tuple(one["first_rows"])) for one in result.json["violations"]} >= {
         ("x", "nullable", (2,)),
         ("id", "unique", (3,)),
     }
@@ -85,10 +85,10 @@ def test_profile_contract_and_check(table):
     assert everloop("data", "check", "one.csv", "none.toml").code == 3
 
 
-def test_what_cannot_be_read_advises_options_that_work(everloop):
+def test_errors_about_unreadable_files_advise_options_that_work(everloop):
     Path("semi.csv").write_text("zip;n\n12;1\n13;2\n")
-    said = everloop("data", "add", "semi.csv", "semi")
-    assert (said.code, "--separator ';'" in said.err, "separator=" in said.err) == (6, True, False), said.err
+    result = everloop("data", "add", "semi.csv", "semi")
+    assert (result.code, "--separator ';'" in result.err, "separator=" in result.err) == (6, True, False), result.err
     assert everloop("data", "add", "semi.csv", "semi", "--separator", ";", "--schema", "zip=string").code == 0
     assert everloop("data", "show", "semi", "--json").json["columns"] == {"zip": "string", "n": "int64"}
     Path("latin.csv").write_bytes("a,b\n1,café\n".encode("cp1252"))
@@ -97,14 +97,14 @@ def test_what_cannot_be_read_advises_options_that_work(everloop):
     assert [column["name"] for column in profile["columns"]] == ["a", "b"]
     Path("tabs.data").write_text("a\tb\n1\t2\n")
     assert "--format" in everloop("data", "add", "tabs.data", "tabs").err
-    said = everloop("data", "add", "tabs.data", "tabs", "--format", "csv")
-    assert "--separator tab" in said.err
+    result = everloop("data", "add", "tabs.data", "tabs", "--format", "csv")
+    assert "--separator tab" in result.err
     assert everloop("data", "add", "tabs.data", "tabs", "--format", "csv", "--separator", "tab").code == 0
-    said = everloop("data", "add", "semi.csv", "semi", "--separator", ";", "--schema", "zip=strnig")
-    assert (said.code, "no type 'strnig'" in said.err) == (2, True)
+    result = everloop("data", "add", "semi.csv", "semi", "--separator", ";", "--schema", "zip=strnig")
+    assert (result.code, "no type 'strnig'" in result.err) == (2, True)
 
 
-def test_a_file_is_profiled_without_keeping_it(table):
+def test_a_file_is_profiled_without_adding_it(table):
     everloop = table
     profile = everloop("data", "profile", "one.csv", "--target", "x", "--output", "page.html", "--json").json
     assert {column["name"]: column["role"] for column in profile["columns"]} == {"id": None, "x": "target"}
@@ -115,30 +115,30 @@ def test_a_file_is_profiled_without_keeping_it(table):
     assert everloop("data", "profile", "nothing").code == 3
 
 
-def test_what_was_read_as_null_is_printed_and_kept(everloop):
+def test_values_read_as_null_are_printed_and_recorded(everloop):
     Path("a.csv").write_text("id,x\n1,2\n2,NA\n3, \n4,5\n")
-    said = everloop("data", "add", "a.csv", "numbers")
-    assert "Note: 'x': 1 value read as null: 'NA'" in said.err
-    assert "1 blank value read as null" in said.err
+    result = everloop("data", "add", "a.csv", "numbers")
+    assert "Note: 'x': 1 value read as null: 'NA'" in result.err
+    assert "1 blank value read as null" in result.err
     assert "read as null: 'NA'" in everloop("data", "show", "numbers").out
     assert "read as null" in everloop("data", "profile", "a.csv").err
     assert everloop("data", "profile", "a.csv", "--json").json["notes"][0] == "'x': 1 blank value read as null"
-    said = everloop("data", "add", "a.csv", "strict", "--null-values", "")
-    assert "--null-values NA" in said.err
-    assert "--schema x=string" in said.err
+    result = everloop("data", "add", "a.csv", "strict", "--null-values", "")
+    assert "--null-values NA" in result.err
+    assert "--schema x=string" in result.err
     Path("odd.csv").write_text("id,x\n1,2\n2,odd one\n3,4\n")
-    said = everloop("data", "add", "odd.csv", "odd")
-    assert "--null-values 'odd one', or --schema x=string" in said.err
+    result = everloop("data", "add", "odd.csv", "odd")
+    assert "--null-values 'odd one', or --schema x=string" in result.err
     assert everloop("data", "add", "odd.csv", "odd", "--null-values", "odd one").code == 0
 
 
-def test_a_run_prints_what_its_steps_read_as_null(everloop):
+def test_a_run_prints_the_values_that_its_steps_read_as_null(everloop):
     Path("a.csv").write_text("id,x\n1,2\n2,NA\n3,4\n")
     Path("loop.py").write_text(
         "import everloop as el\nimport polars as pl\n\n"
         "@el.step\ndef rows() -> pl.DataFrame:\n    return el.read('a.csv').collect()\n\n"
         "loop = el.Loop('numbers', data=el.Dataset(rows, target='x'), train=el.AutoTrain(budget_s=1))\n"
     )
-    said = everloop("run", "rows")
-    assert (said.code, "'x': 1 value read as null: 'NA'" in said.err) == (0, True), said.err
+    result = everloop("run", "rows")
+    assert (result.code, "'x': 1 value read as null: 'NA'" in result.err) == (0, True), result.err
     assert "'x': 1 value read as null: 'NA'" in everloop("run", "rows").err  # cached, and still so

@@ -40,8 +40,8 @@ def test_an_endpoint_is_shown_with_its_traffic_and_releases(rollout):
 
 def test_a_traffic_split_is_set(rollout):
     assert rollout("release", "abort", "delays").code == 0
-    said = rollout("endpoints", "route", "delays", "m@1=70", "m@2=30")
-    assert (said.code, "m@1 70%" in said.out, "m@2 30%" in said.out) == (0, True, True), said.err
+    result = rollout("endpoints", "route", "delays", "m@1=70", "m@2=30")
+    assert (result.code, "m@1 70%" in result.out, "m@2 30%" in result.out) == (0, True, True), result.err
     assert routes() == {"m@1": 70.0, "m@2": 30.0}
     assert rollout("endpoints", "route", "delays", "m@1=100", "m@2=shadow").code == 0
     listed = rollout("endpoints", "ls", "--json").json[0]["routes"]
@@ -54,8 +54,8 @@ def test_a_traffic_split_is_set(rollout):
 
 
 def test_a_rollout_advances_by_hand_and_is_rolled_back(rollout):
-    said = rollout("release", "advance", "delays", "--reason", "looks good")
-    assert said.out.strip() == "m@2: rolling out, 50% of the traffic."
+    result = rollout("release", "advance", "delays", "--reason", "looks good")
+    assert result.out.strip() == "m@2: rolling out, 50% of the traffic."
     assert "looks good" in rollout("release", "show", "delays").out
     assert rollout("release", "advance", "delays", "--json").json["state"] == "completed"
     assert routes() == {"m@2": 100.0}
@@ -67,9 +67,9 @@ def test_a_rollout_advances_by_hand_and_is_rolled_back(rollout):
 
 def test_a_rollout_is_aborted_by_the_prefix_of_its_id(rollout):
     release = rollout("release", "ls", "--json").json[0]
-    said = rollout("release", "abort", release["id"][:30])
-    assert said.code == 0
-    assert "m@1 now receives all traffic" in said.out
+    result = rollout("release", "abort", release["id"][:30])
+    assert result.code == 0
+    assert "m@1 now receives all traffic" in result.out
     assert routes() == {"m@1": 100.0}
     assert rollout("release", "show", release["id"], "--json").json["release"]["state"] == "rolled_back"
 

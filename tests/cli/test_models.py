@@ -1,4 +1,4 @@
-"""`everloop models` as people read it: in narrow and wide terminals nothing is cut off, and decisions are told."""
+"""`everloop models` as people read it: nothing is cut off in narrow and wide terminals, and decisions are shown."""
 
 from __future__ import annotations
 
@@ -49,30 +49,30 @@ def test_nothing_is_cut_off(models, monkeypatch, width):
         assert models("models", *arguments).code == 0
     monkeypatch.setenv("COLUMNS", str(width))
 
-    def told(*arguments):
-        said = models("models", *arguments)
-        assert said.code == 0
-        assert all(len(line) <= width for line in said.out.splitlines())
-        return said.out
+    def output(*arguments):
+        result = models("models", *arguments)
+        assert result.code == 0
+        assert all(len(line) <= width for line in result.out.splitlines())
+        return result.out
 
-    listed = told("ls")
+    listed = output("ls")
     assert all(holds(listed, part) for part in ("flight-delays@3", "registered", "champion", "roc_auc 0.730", "sent@1"))
-    shown = told("show", "flight-delays@2")
+    shown = output("show", "flight-delays@2")
     for part in ("roc_auc 0.72 [0.69 to 0.75]", "lightgbm, 123,456 bytes", "x0 (float, may be null)", "8 more", ACTOR):
         assert holds(shown, part)
     assert all(holds(shown, word) for word in EVIDENCE.split())
-    past = told("history", "flight-delays")
+    past = output("history", "flight-delays")
     assert all(holds(past, word) for word in ("first", *reason.split()))
-    done = told("history", "flight-delays@2")
+    done = output("history", "flight-delays@2")
     assert all(holds(done, word) for word in ("registered", "became", "flight-delays@champion", "released"))
-    asked = told("requests")
+    asked = output("requests")
     assert all(holds(asked, word) for word in ("flight-delays@staging", "flight-delays@3", "open", *reason.split()))
-    changed = told("diff", "flight-delays@1", "flight-delays@2")
+    changed = output("diff", "flight-delays@1", "flight-delays@2")
     assert all(holds(changed, word) for word in ("flights@1", "flights@2", "sha256:000000000000", "0.01"))
 
 
 def holds(text, part):
-    """Whether a text that may be broken anywhere holds this."""
+    """Whether a text contains `part`, no matter where lines are broken."""
     return "".join(part.split()) in "".join(text.split())
 
 
@@ -93,22 +93,22 @@ def test_compare_and_set_by_hand(models):
     assert late.code == 4
     assert "held by flight-delays@1, not by nobody" in " ".join(late.err.split())
     assert models("models", "promote", "flight-delays@2", "--expect", "flight-delays@1").code == 0
-    # Once more changes nothing.
+    # Repeating it changes nothing.
     assert models("models", "promote", "flight-delays@2").code == 0
     assert len(models("models", "history", "flight-delays", "--json").json) == 2
 
 
-def test_an_alias_without_traffic_is_taken_back(models):
+def test_an_alias_without_traffic_is_rolled_back(models):
     for number in (1, 2):
         models("models", "promote", f"flight-delays@{number}", "--alias", "staging")
-    said = models("models", "rollback", "flight-delays@staging", "--reason", "too slow")
-    assert said.out.strip() == "flight-delays@staging is again flight-delays@1."
+    result = models("models", "rollback", "flight-delays@staging", "--reason", "too slow")
+    assert result.out.strip() == "flight-delays@staging is again flight-delays@1."
     assert models("models", "rollback", "flight-delays@nothing").code == 3
     history = models("models", "history", "flight-delays@staging", "--json").json
     assert [(one["version"], one["reason"]) for one in history][-1] == ("flight-delays@1", "too slow")
 
 
-def test_archived_versions_are_not_listed_unless_asked_for(models):
+def test_archived_versions_are_listed_only_with_all(models):
     models("models", "archive", "flight-delays@2")
     assert [one["key"] for one in models("models", "ls", "flight-delays", "--json").json] == [
         "flight-delays@3",
@@ -118,7 +118,7 @@ def test_archived_versions_are_not_listed_unless_asked_for(models):
     assert [one["key"] for one in models("models", "ls", "--limit", "1", "--json").json] == ["sent@1"]
 
 
-def test_wishes_are_taken_back_and_policies_read(models):
+def test_requests_are_withdrawn_and_policies_shown(models):
     assert models("models", "policy", "flight-delays", "--json").json["approvals"] == 0
     assert "moves without approval" in models("models", "policy", "flight-delays").out
     assert "once 2 other people have approved" in models("models", "policy", "flight-delays", "--approvals", "2").out
@@ -134,7 +134,7 @@ def test_history_says_when_there_is_none(models):
     assert models("models", "history", "flight-delays@1", "--at", "2001-01-01", "--json").json == []
 
 
-def test_history_at_a_moment_says_who_when_why_and_on_what_evidence(models):
+def test_history_at_a_time_shows_who_when_why_and_the_evidence(models):
     models("models", "promote", "flight-delays@1", "--reason", "the first")
     told = models("models", "history", "flight-delays", "--at", "2999-01-01T00:00+01:00").out
     assert told.startswith("flight-delays@1 was flight-delays@champion at 2998-12-31 23:00:00 UTC")
@@ -142,7 +142,7 @@ def test_history_at_a_moment_says_who_when_why_and_on_what_evidence(models):
         assert part in told
     never = models("models", "history", "flight-delays", "--at", "2001-01-01")
     assert "No version held flight-delays@champion at 2001-01-01 00:00:00 UTC" in never.out
-    # A gap between two who held it stays to be seen.
+    # A gap between two versions that held the alias stays visible.
     with open_store(".everloop") as store:
         remove_alias(store, "flight-delays", "champion")
         set_alias(store, "flight-delays", "champion", "flight-delays@2")
@@ -150,10 +150,10 @@ def test_history_at_a_moment_says_who_when_why_and_on_what_evidence(models):
 
 
 @pytest.mark.parametrize("command", ["ls", "history"])
-def test_a_model_that_is_not_there_is_an_error(models, command):
-    said = models("models", command, "nothing")
-    assert said.code == 3
-    assert "There is no model 'nothing'; models: flight-delays, sent." in " ".join(said.err.split())
+def test_a_missing_model_is_an_error(models, command):
+    result = models("models", command, "nothing")
+    assert result.code == 3
+    assert "There is no model 'nothing'; models: flight-delays, sent." in " ".join(result.err.split())
 
 
 def test_a_model_all_archived_says_so(models):
@@ -166,9 +166,9 @@ def test_requests_of_one_moment_have_ids_that_work(models):
         store.simulate(store.now())
     models("models", "policy", "flight-delays", "--approvals", "1")
     for number in (1, 2, 3):
-        said = models("models", "promote", f"flight-delays@{number}", "--reason", f"try {number}").out
-        assert f"flight-delays@{number} instead of no version" in said
-        shown = said.split()[-1]
+        result = models("models", "promote", f"flight-delays@{number}", "--reason", f"try {number}").out
+        assert f"flight-delays@{number} instead of no version" in result
+        shown = result.split()[-1]
         assert models("models", "reject", shown, "--reason", "not now").code == 0
     listed = models("models", "requests", "--all").out
     assert "rejected (not now)" in listed
@@ -179,7 +179,7 @@ def test_requests_of_one_moment_have_ids_that_work(models):
     assert (asked["state"], asked["reason"]) == ("rejected", "try 2")
 
 
-def test_going_straight_back_says_that_nobody_had_to_agree(models):
+def test_moving_straight_back_says_that_it_needs_no_approval(models):
     for number in (1, 2):
         models("models", "promote", f"flight-delays@{number}")
     models("models", "policy", "flight-delays", "--approvals", "1")
@@ -187,7 +187,7 @@ def test_going_straight_back_says_that_nobody_had_to_agree(models):
     assert "is guarded by a policy" in models("models", "promote", "flight-delays@2").out
 
 
-def test_what_the_gates_refused_is_said_when_it_is_promoted(models):
+def test_failed_gates_are_named_when_a_version_is_promoted(models):
     with open_store(".everloop") as store:
         store.records.put(store.new(GateResult, gate="auc", outcome="fail", candidate="flight-delays@3", message="low"))
     assert "Failed gate: auc: low" in models("models", "promote", "flight-delays@3").out
@@ -202,7 +202,7 @@ def test_policies_are_listed(models):
     assert models("models", "policy", "--approvals", "1").code == 2
 
 
-def test_diff_tells_of_lists_only_what_differs(models):
+def test_diff_shows_only_the_items_of_lists_that_differ(models):
     with open_store(".everloop") as store:
         for number, categories in ((1, ["a", "b"]), (2, ["b", "c"])):
             version = get_version(store, f"flight-delays@{number}")
@@ -220,10 +220,10 @@ def test_diff_tells_of_lists_only_what_differs(models):
     assert "199" not in told
 
 
-def test_a_champion_without_endpoint_is_taken_back_as_well(models):
+def test_a_champion_without_an_endpoint_is_rolled_back_as_well(models):
     assert "There is no 'sent@champion'" in " ".join(models("models", "rollback", "sent").err.split())
     with open_store(".everloop") as store:
         for number in (1, 2):
             set_alias(store, "flight-delays", "champion", f"flight-delays@{number}")
-    said = models("models", "rollback", "flight-delays", "--reason", "too slow")
-    assert said.out.strip() == "flight-delays@champion is again flight-delays@1."
+    result = models("models", "rollback", "flight-delays", "--reason", "too slow")
+    assert result.out.strip() == "flight-delays@champion is again flight-delays@1."

@@ -1,4 +1,4 @@
-"""`everloop monitor` on endpoints that are served without a loop: everything works from what was answered."""
+"""`everloop monitor` on endpoints that are served without a loop: it needs only the logged predictions."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def serve(store, task, example_rows=200):
     from sklearn.linear_model import LinearRegression, LogisticRegression
 
     train = table(200)[["age"]]
-    truth = {
+    labels = {
         "binary": (train["age"] > 40).astype(int),
         "multiclass": pd.cut(train["age"], [-99, 35, 45, 999], labels=["low", "mid", "high"]).astype(str),
         "regression": train["age"] * 2.0,
     }[task]
-    model = (LinearRegression() if task == "regression" else LogisticRegression()).fit(train, truth)
-    version = el.save_model(model, task, example=train.head(example_rows), y=truth.head(example_rows), store=store)
+    model = (LinearRegression() if task == "regression" else LogisticRegression()).fit(train, labels)
+    version = el.save_model(model, task, example=train.head(example_rows), y=labels.head(example_rows), store=store)
     routes = (Route(version=version.key, percent=100.0),)
     store.records.put(store.new(EndpointRecord, name=task, model=task, routes=routes))
 
 
-def ask(store, name, rows, labels):
+def send(store, name, rows, labels):
     app = EndpointApp(store, name)
     EndpointReloader(store, app).load()
     keys = list(range(len(rows)))
@@ -63,7 +63,7 @@ def store(everloop, tmp_path):
 def test_labels_sent_to_a_served_endpoint_are_measured_at_once(everloop, store):
     serve(store, "binary")
     rows = table(60, seed=1)
-    ask(store, "binary", rows, [bool(age > 40) for age in rows["age"]])
+    send(store, "binary", rows, [bool(age > 40) for age in rows["age"]])
     (period,) = everloop("monitor", "performance", "binary", "--json").json
     assert (period["predictions"], period["labelled"]) == (60, 60)
     assert period["value"] > 0.9
@@ -83,20 +83,20 @@ def test_labels_sent_to_a_served_endpoint_are_measured_at_once(everloop, store):
 def test_metric_that_does_not_fit_the_task_is_refused(everloop, store, task, wrong, fits):
     serve(store, task)
     rows = table(20, seed=1)
-    ask(store, task, rows, {"multiclass": ["mid"] * 20, "binary": [0, 1] * 10}.get(task, list(rows["age"] * 2)))
-    said = everloop("monitor", "performance", task, "--metric", wrong)
-    assert said.code == 2
-    assert fits in said.err
+    send(store, task, rows, {"multiclass": ["mid"] * 20, "binary": [0, 1] * 10}.get(task, list(rows["age"] * 2)))
+    result = everloop("monitor", "performance", task, "--metric", wrong)
+    assert result.code == 2
+    assert fits in result.err
     assert everloop("monitor", "performance", task).code == 0
 
 
-def test_drift_is_measured_without_a_loop_and_says_against_what(everloop, store):
+def test_drift_without_a_loop_names_its_reference(everloop, store):
     serve(store, "binary")
-    said = everloop("monitor", "drift", "binary")
-    assert said.code != 0
-    assert "no predictions" in said.err
+    result = everloop("monitor", "drift", "binary")
+    assert result.code != 0
+    assert "no predictions" in result.err
     rows = table(300, seed=1, shift=60.0)
-    ask(store, "binary", rows, [True] * 300)
+    send(store, "binary", rows, [True] * 300)
     rough = everloop("monitor", "drift", "binary", "--json")
     assert rough.json["subjects"]["age"]["verdict"] != "quiet"
     assert rough.json["reference_rows"] == 20
@@ -110,14 +110,14 @@ def test_drift_is_measured_without_a_loop_and_says_against_what(everloop, store)
     assert better.json["subjects"]["age"]["verdict"] != "quiet"
     drawn = everloop("monitor", "drift", "binary", "--window", "1d").out
     assert "300 predictions against 2,000 rows" in " ".join(drawn.split())
-    # Nothing was kept: a loop that begins to watch starts with a clean record.
+    # Nothing was stored: a loop that starts to monitor begins with a clean record.
     assert everloop("monitor", "ls", "binary", "--json").json == []
 
 
 def test_same_rows_as_in_training_do_not_drift(everloop, store):
     serve(store, "regression")
     rows = table(300, seed=2)
-    ask(store, "regression", rows, list(rows["age"]))
+    send(store, "regression", rows, list(rows["age"]))
     table(2000).to_csv("train.csv", index=False)
     everloop("monitor", "baseline", "regression@1", "train.csv")
     assert {
@@ -128,15 +128,15 @@ def test_same_rows_as_in_training_do_not_drift(everloop, store):
 @pytest.mark.parametrize("words", [("ls",), ("drift",), ("performance",)])
 def test_endpoint_that_does_not_exist_is_refused(everloop, store, words):
     serve(store, "binary")
-    said = everloop("monitor", *words, "binari")
-    assert said.code == 3
-    assert "binary" in said.err
+    result = everloop("monitor", *words, "binari")
+    assert result.code == 3
+    assert "binary" in result.err
     assert everloop("monitor", "ls").code == 0
 
 
-def test_words_that_no_finding_has_are_refused(everloop, store):
+def test_unknown_severities_and_kinds_are_refused(everloop, store):
     for option, word, known in (("--severity", "loud", "info, warning, alarm"), ("--kind", "drfit", "drift, perf")):
-        said = everloop("monitor", "ls", option, word)
-        assert said.code == 2
-        assert known in said.err
+        result = everloop("monitor", "ls", option, word)
+        assert result.code == 2
+        assert known in result.err
     assert everloop("monitor", "baseline", "nothing@1", "x.csv").code != 0

@@ -1,4 +1,4 @@
-"""`everloop init NAME --data FILE --target COLUMN`, and turns of the project that it writes."""
+"""`everloop init NAME --data FILE --target COLUMN`, and runs of the project that it creates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import everloop
 
 
 def churn(rows: int = 400, seed: int = 0) -> pl.DataFrame:
-    """A table such as newcomers bring: blanks among numbers, an id, days as text, a constant."""
+    """A table as newcomers have it: blanks among numbers, an id, dates as text, a constant."""
     rng = np.random.default_rng(seed)
     tenure, monthly = rng.integers(0, 72, rows), np.round(rng.uniform(18, 120, rows), 2)
     contract = rng.choice(["Month-to-month", "One year", "Two year"], rows)
@@ -37,7 +37,7 @@ def churn(rows: int = 400, seed: int = 0) -> pl.DataFrame:
 
 
 def quick(folder: str) -> str:
-    """One trial of the quickest algorithm, and the source of loop.py."""
+    """Limit training to one trial of the fastest algorithm. Returns the original loop.py."""
     path = Path(folder, "loop.py")
     text = path.read_text(encoding="utf-8").replace("budget_s=20", 'budget_s=20, trials=1, candidates=["linear"]')
     path.write_text(text, encoding="utf-8")
@@ -45,16 +45,16 @@ def quick(folder: str) -> str:
     return text
 
 
-def turn(call, folder: str):
+def run_loop(call, folder: str):
     sys.modules.pop("loop", None)
     return call("run", "--dir", folder, "--home", f"{folder}/.everloop", "--json")
 
 
-def kinds(said) -> dict[str, str]:
-    return {one["name"]: one["kind"] for one in said.json["columns"]}
+def kinds(result) -> dict[str, str]:
+    return {one["name"]: one["kind"] for one in result.json["columns"]}
 
 
-def test_the_csv_of_pandas_with_its_index_is_taken_as_the_error_advises(everloop):
+def test_a_csv_with_the_index_of_pandas_is_read_as_the_error_advises(everloop):
     churn(200).to_pandas().to_csv("churn.csv")
     asked = ("init", "churn", "--data", "churn.csv", "--target", "Churn")
     refused = everloop(*asked)
@@ -64,7 +64,7 @@ def test_the_csv_of_pandas_with_its_index_is_taken_as_the_error_advises(everloop
     assert made.code == 0
     assert [one["name"] for one in made.json["columns"]] == churn(2).columns
     quick("churn")
-    first = turn(everloop, "churn")
+    first = run_loop(everloop, "churn")
     assert first.code == 0
     assert first.json["version"]["key"] == "churn@1"
     scored = everloop("data", "profile", "churn.csv", "--drop-unnamed", "--json")
@@ -92,7 +92,7 @@ def test_a_csv_with_blanks_an_id_and_a_date_and_then_a_column_added_and_one_drop
     assert kinds(made)["TotalCharges"] in ("number as text", "number")
     assert made.json["target"]["classes"] == ["No", "Yes"]
     quick("churn")
-    first = turn(everloop, "churn")
+    first = run_loop(everloop, "churn")
     assert first.code == 0
     assert first.json["version"]["key"] == "churn@1"
     assert first.json["release"]["state"] == "completed"
@@ -107,12 +107,12 @@ def test_a_csv_with_blanks_an_id_and_a_date_and_then_a_column_added_and_one_drop
 
     loyal = pl.Series("Loyalty", np.random.default_rng(1).integers(0, 5, table.height))
     table.with_columns(loyal).drop("gender").write_csv("churn.csv")
-    stopped = turn(everloop, "churn")
+    stopped = run_loop(everloop, "churn")
     assert stopped.code == 6
     assert "everloop data contract churn --accept" in stopped.json["error"]["help"]
     home = ["--dir", "churn", "--home", "churn/.everloop"]
     assert everloop("data", "contract", "churn", "--accept", *home).code == 0
-    second = turn(everloop, "churn")
+    second = run_loop(everloop, "churn")
     assert second.code == 0
     assert second.json["columns"]["added"] == ["Loyalty"]
     assert second.json["columns"]["removed"] == ["gender"]
@@ -173,7 +173,7 @@ def test_classes_names_of_every_kind_and_a_rare_class(everloop):
     source = quick("größe")
     assert "'only one'" in source
     assert "def daten_2024()" in source
-    done = turn(everloop, "größe")
+    done = run_loop(everloop, "größe")
     assert done.code == 0, done.out
     assert done.json["version"]["model"] == "grosse"
     plain = {'quo"te': "quo_te", "new\nline": "new_line", "back\\slash": "back_slash"}
@@ -200,7 +200,7 @@ def test_amounts_with_a_time_and_a_key_in_lines_of_json(everloop):
     assert (made.json["target"]["task"], made.json["metric"]) == ("regression", "r2")
     assert kinds(made) == {"flat": "key", "sold": "time", "size": "number", "price": "target"}
     assert "AUC" not in quick("flats").upper()
-    done = turn(everloop, "flats")
+    done = run_loop(everloop, "flats")
     assert done.code == 0, done.out
     assert done.json["version"]["metrics"]["r2"] > 0.9
     assert [gate["outcome"] for gate in done.json["gates"]] == ["pass"] * 3
@@ -248,10 +248,10 @@ def test_wrong_input_is_refused_and_leaves_nothing(everloop, frame, arguments, c
         Path("churn.csv").write_text("")
     else:
         frame.write_csv("churn.csv")
-    said = everloop("init", "new", *arguments)
-    assert said.code == code, said.err
-    assert says in said.err.replace("\n", " ")
-    assert "Traceback" not in said.err
+    result = everloop("init", "new", *arguments)
+    assert result.code == code, result.err
+    assert says in result.err.replace("\n", " ")
+    assert "Traceback" not in result.err
     assert not Path("new").exists()
 
 
@@ -267,7 +267,7 @@ def test_a_project_is_never_written_over(everloop):
     assert Path("new/loop.py").read_text() == before
 
 
-def test_what_cannot_be_written_leaves_nothing_half_made(everloop, monkeypatch):
+def test_a_failed_write_leaves_nothing_behind(everloop, monkeypatch):
     TABLE.write_csv("churn.csv")
     write = Path.write_text
 
@@ -277,15 +277,15 @@ def test_what_cannot_be_written_leaves_nothing_half_made(everloop, monkeypatch):
         return write(path, text, **options)
 
     monkeypatch.setattr(Path, "write_text", full)
-    said = everloop("init", "new", "--data", "churn.csv", "--target", "Churn")
-    assert said.code == 2
-    assert "No space left" in said.err
+    result = everloop("init", "new", "--data", "churn.csv", "--target", "Churn")
+    assert result.code == 2
+    assert "No space left" in result.err
     assert not Path("new").exists()
 
 
 def test_semicolons_are_recognised(everloop):
     TABLE.write_csv("churn.csv", separator=";")
-    said = everloop("init", "new", "--data", "churn.csv", "--target", "Churn")
-    assert "--separator ';'" in said.err
+    result = everloop("init", "new", "--data", "churn.csv", "--target", "Churn")
+    assert "--separator ';'" in result.err
     assert everloop("init", "new", "--data", "churn.csv", "--target", "Churn", "--separator", ";").code == 0
     assert 'el.read("../churn.csv", separator=";")' in Path("new/loop.py").read_text()

@@ -1,4 +1,4 @@
-"""`everloop models verify|sbom|export|import` and `everloop trust`, as a person types them."""
+"""`everloop models verify|sbom|export|import` and `everloop trust`, as people type them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ TABLE = pl.DataFrame({"a": [1.0, 2.0, 3.0]})
 
 @pytest.fixture
 def made(everloop):
-    """A store with a model of code, `double@1`."""
+    """The command, on a store with `double@1`, a model that is Python code."""
     with open_store(create=True) as store:
         save_model(lambda table: table["a"] * 2.0, "double", TABLE, store=store)
     return everloop
 
 
-def test_a_package_is_verified_listed_and_carried(made, monkeypatch, tmp_path):
+def test_a_package_is_verified_exported_and_imported(made, monkeypatch, tmp_path):
     everloop = made
     found = everloop("models", "verify", "double@1", "--json")
     assert found.code == 0
@@ -42,15 +42,15 @@ def test_a_package_is_verified_listed_and_carried(made, monkeypatch, tmp_path):
     assert everloop("models", "export", "double@1", "-o", "double.tar.zst").code == 2
     public = everloop("trust", "show").out.strip()
 
-    # Another machine, which knows nobody.
+    # Another machine, which trusts no other key yet.
     monkeypatch.setenv("EVERLOOP_KEYS", str(tmp_path / "elsewhere"))
     refused = everloop("models", "import", "double.tar.zst", "--home", "other", "--json")
     assert refused.code == 5
     assert "everloop trust add KEY" in refused.json["error"]["help"]
-    stranger = everloop("models", "verify", "double@1", "--json")
-    assert stranger.code == 10
-    assert not stranger.json["answers"]
-    assert everloop("trust", "add", public).code == 2  # whose is it?
+    untrusted = everloop("models", "verify", "double@1", "--json")
+    assert untrusted.code == 10
+    assert not untrusted.json["answers"]
+    assert everloop("trust", "add", public).code == 2  # the key has no name
     assert everloop("trust", "add", public, "--name", "alice").code == 0
     arrived = everloop("models", "import", "double.tar.zst", "--as", "double", "--home", "other", "--json")
     assert arrived.json["version"]["key"] == "double@1"
@@ -58,7 +58,7 @@ def test_a_package_is_verified_listed_and_carried(made, monkeypatch, tmp_path):
     assert everloop("models", "verify", "double@1", "--home", "other", "--json").json["ok"]
 
 
-def test_trust_is_given_and_taken_back(made, monkeypatch, tmp_path):
+def test_trust_is_given_and_withdrawn(made, monkeypatch, tmp_path):
     everloop = made
     digest = everloop("models", "show", "double@1", "--json").json["package"]["digest"]
     own = everloop("trust", "show", "--json").json
@@ -76,7 +76,7 @@ def test_trust_is_given_and_taken_back(made, monkeypatch, tmp_path):
     assert everloop("trust", "rm", own["id"], "--json").json["name"] == "own"
     assert everloop("models", "verify", "double@1").code == 10
 
-    # One package, whoever signed it.
+    # One package, no matter which key signed it.
     assert everloop("trust", "add", digest, "--name", "read by me").code == 0
     assert everloop("trust", "ls", "--json").json == [
         {"kind": "digest", "name": "read by me", "id": digest, "public": None}

@@ -1,4 +1,4 @@
-"""`everloop predict` reads a file as the model's signature says, and overwrites nothing."""
+"""`everloop predict` reads a file with the types of the model's signature, and overwrites nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from everloop.stores import open_store
 
 @pytest.fixture
 def model(everloop):
-    """A model that answers how long its text is, plus its number; for the text "none" it gives no number."""
+    """A model that predicts the length of a text plus a number; for the text "none" it predicts NaN."""
 
     def predict(rows):
         return [
@@ -32,12 +32,12 @@ TEXTS = ["True", "1.10", "1e5", "007", "12:30:00", "2030-01-01"]
 def test_text_stays_text_and_columns_stay(model, tmp_path):
     rows = "\n".join(f"{text},1.5,kept" for text in TEXTS)
     (tmp_path / "in.csv").write_text(f"code,number,score\n{rows}\n")
-    said = model("predict", "lengths", "-i", tmp_path / "in.csv", "-o", tmp_path / "out.parquet")
-    assert said.code == 2
-    assert "'score' already" in said.err
-    assert "--prefix" in said.err
-    said = model("predict", "lengths", "-i", tmp_path / "in.csv", "-o", tmp_path / "out.parquet", "--prefix", "its_")
-    assert said.code == 0, said.err
+    result = model("predict", "lengths", "-i", tmp_path / "in.csv", "-o", tmp_path / "out.parquet")
+    assert result.code == 2
+    assert "'score' already" in result.err
+    assert "--prefix" in result.err
+    result = model("predict", "lengths", "-i", tmp_path / "in.csv", "-o", tmp_path / "out.parquet", "--prefix", "its_")
+    assert result.code == 0, result.err
     found = pl.read_parquet(tmp_path / "out.parquet")
     assert found["code"].to_list() == TEXTS
     assert found["score"].to_list() == ["kept"] * len(TEXTS)
@@ -46,15 +46,15 @@ def test_text_stays_text_and_columns_stay(model, tmp_path):
 
 def test_rows_without_an_answer_are_named(model, tmp_path):
     (tmp_path / "in.csv").write_text("code,number\na,1\nnone,\nc,2\nnone,NA\n")
-    said = model("predict", "lengths", "-i", tmp_path / "in.csv", "-o", tmp_path / "out.csv")
-    assert said.code != 0
-    assert "2 rows: 2, 4" in said.err
+    result = model("predict", "lengths", "-i", tmp_path / "in.csv", "-o", tmp_path / "out.csv")
+    assert result.code != 0
+    assert "2 rows: 2, 4" in result.err
     assert not (tmp_path / "out.csv").exists()
 
 
 def test_missing_columns_are_named(model, tmp_path):
     (tmp_path / "in.csv").write_text("code;numbr\na;1\n")
-    said = model("predict", "lengths", "-i", tmp_path / "in.csv", "-o", tmp_path / "out.csv", "--separator", ";")
-    assert said.code != 0
-    assert "'number'" in said.err
-    assert "Is it 'numbr'?" in said.err
+    result = model("predict", "lengths", "-i", tmp_path / "in.csv", "-o", tmp_path / "out.csv", "--separator", ";")
+    assert result.code != 0
+    assert "'number'" in result.err
+    assert "Is it 'numbr'?" in result.err

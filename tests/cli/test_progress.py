@@ -1,4 +1,4 @@
-"""What `everloop run` shows while a step takes long: in a terminal, and in a file."""
+"""What `everloop run` shows while a step takes long, in a terminal and in a file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ loop = el.Loop("slow", data=el.Dataset(rows, target="x"), train=el.AutoTrain())
 """
 
 
-def test_lines_of_running_steps_have_seconds_and_news():
+def test_lines_of_running_steps_have_seconds_and_progress():
     lines = StepLines(Console(file=io.StringIO()))
     lines.on_start("train", "first run")
     lines.on_progress("train", StepProgress(31, 60, "7 trials, best roc_auc 0.731 (linear)", "s of the budget"))
@@ -59,23 +59,23 @@ def test_a_file_gets_plain_lines_at_a_bounded_rate():
         lines.on_progress("train", StepProgress(1, 2, "[bold] is a name"))
         time.sleep(0.001)
     lines.on_end()
-    said = [line for line in out.getvalue().splitlines() if "…" in line]
-    # A thousand pieces of news, three lines; what looks like markup is text.
-    assert 1 <= len(said) <= 4
-    assert "[bold] is a name" in said[0]
+    result = [line for line in out.getvalue().splitlines() if "…" in line]
+    # About a thousand reports give three lines; what looks like markup is plain text.
+    assert 1 <= len(result) <= 4
+    assert "[bold] is a name" in result[0]
     assert "\x1b" not in out.getvalue()
     lines.on_end()
 
 
 def screen(child, out, until, seconds=60.0):
-    said = b""
+    result = b""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and not re.search(until, said):
+    while time.monotonic() < deadline and not re.search(until, result):
         try:
-            said += os.read(out, 65536)
+            result += os.read(out, 65536)
         except OSError:
             break
-    return said
+    return result
 
 
 @pytest.mark.parametrize("how", ["terminal", "file"])
@@ -100,17 +100,17 @@ def test_ctrl_c_leaves_the_screen_clean(tmp_path, how):
         command, cwd=tmp_path, env=environment, stdin=follower, stdout=follower, stderr=follower
     ) as child:
         os.close(follower)
-        said = screen(child, leader, rb"rows +\d+ s.*of 200 rows.*counting")
-        assert b"counting" in said
-        assert b"\x1b[?25l" in said
+        result = screen(child, leader, rb"rows +\d+ s.*of 200 rows.*counting")
+        assert b"counting" in result
+        assert b"\x1b[?25l" in result
         child.send_signal(signal.SIGINT)
-        said += screen(child, leader, rb"Interrupted")
+        result += screen(child, leader, rb"Interrupted")
         assert child.wait(30) == 130
     os.close(leader)
-    # The cursor is shown again after it was hidden, and the lines of running steps are wiped.
-    assert said.rindex(b"\x1b[?25h") > said.rindex(b"\x1b[?25l")
-    assert b"\x1b[2K" in said
-    assert b"Traceback" not in said
+    # The cursor is visible again, and the lines of running steps are erased.
+    assert result.rindex(b"\x1b[?25h") > result.rindex(b"\x1b[?25l")
+    assert b"\x1b[2K" in result
+    assert b"Traceback" not in result
 
 
 def test_packaging_shows_its_stage():

@@ -1,4 +1,4 @@
-"""`everloop reproduce` over the turns of a loop and the run of a script."""
+"""`everloop reproduce` for the runs of a loop and of a script."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ loop = el.Loop(
 
 @pytest.fixture
 def shop(everloop, tmp_path):
-    """A project whose loop has turned once; the id of the run."""
+    """A project whose loop ran once; gives its folder and the id of the run."""
     folder = tmp_path / "work"
     (folder / "loop.py").write_text(LOOP)
     (folder / "rules.py").write_text("def keep(orders):\n    return orders.collect()\n")
@@ -51,7 +51,7 @@ def last_run(folder):
         return store.records.find(Run, order="-id", limit=1)[0].id
 
 
-def test_a_turn_is_identical(everloop, shop):
+def test_a_run_of_a_loop_is_identical(everloop, shop):
     _, run = shop
     said = everloop("reproduce", run)
     assert said.code == 0, said.out + said.err
@@ -59,7 +59,7 @@ def test_a_turn_is_identical(everloop, shop):
     assert "code has not changed since the run" in said.out
 
 
-def test_a_turn_that_found_all_done_is_followed_to_the_one_that_did_it(everloop, shop):
+def test_a_fully_cached_run_is_traced_to_the_run_that_did_the_work(everloop, shop):
     folder, run = shop
     assert everloop("run").code == 0
     again = last_run(folder)
@@ -69,7 +69,7 @@ def test_a_turn_that_found_all_done_is_followed_to_the_one_that_did_it(everloop,
     assert said.json["run"] == run != again
 
 
-def test_data_that_changed_since_are_taken_as_they_were(everloop, shop):
+def test_changed_data_are_read_as_they_were(everloop, shop):
     folder, run = shop
     with (folder / "data" / "orders.csv").open("a") as file:
         file.write("1000,3,3,1\n")
@@ -78,7 +78,7 @@ def test_data_that_changed_since_are_taken_as_they_were(everloop, shop):
     assert "have changed since" in said.out
 
 
-def test_code_that_changed_since_is_not_taken_for_the_same(everloop, shop):
+def test_changed_code_outside_of_git_is_refused(everloop, shop):
     folder, run = shop
     (folder / "rules.py").write_text("def keep(orders):\n    return orders.collect().head(300)\n")
     sys.modules.pop("rules")
@@ -87,7 +87,7 @@ def test_code_that_changed_since_is_not_taken_for_the_same(everloop, shop):
     assert "prepare has changed since the run, and it was not in git" in said.err
 
 
-def test_a_difference_is_named_and_ends_with_1(everloop, shop):
+def test_a_difference_is_named_with_exit_code_1(everloop, shop):
     from dataclasses import replace
 
     folder, run = shop
@@ -111,7 +111,7 @@ def steps_of(store, run):
     return store.records.find(StepRun, ("run", "=", run))
 
 
-def test_the_scratch_home_can_be_kept_and_is_never_overwritten(everloop, shop, tmp_path):
+def test_the_scratch_folder_can_be_kept_and_is_never_overwritten(everloop, shop, tmp_path):
     _, run = shop
     assert everloop("reproduce", run[:30], "--keep", str(tmp_path / "kept")).code == 0
     with open_store(tmp_path / "kept" / "home") as store:
@@ -120,7 +120,7 @@ def test_the_scratch_home_can_be_kept_and_is_never_overwritten(everloop, shop, t
     assert everloop("reproduce", "nobody").code == 3
 
 
-def test_code_that_changed_since_is_taken_out_of_git(everloop, tmp_path, monkeypatch):
+def test_changed_code_is_taken_from_git(everloop, tmp_path, monkeypatch):
     import subprocess
 
     folder = tmp_path / "work"
@@ -155,7 +155,7 @@ with el.start_run("train", params={"n": len(sys.argv)}) as run:
 
 @pytest.fixture
 def foreign(everloop, tmp_path, monkeypatch):
-    """A run of a script whose proof is gone, as if it had come from elsewhere; its id."""
+    """The id of a script's run whose seal is missing, as if it had come from another machine."""
     import os
     import subprocess
     from dataclasses import replace

@@ -14,7 +14,7 @@ from everloop.tracking import start_run
 
 @pytest.fixture
 def ids(everloop):
-    """Three runs in the home of the folder."""
+    """The ids of three runs in the store of the folder."""
     found = []
     with open_store(".everloop") as store:
         for number in range(3):
@@ -47,7 +47,7 @@ def test_runs_are_found_by_filter_order_and_page(everloop, ids):
     assert "team" in everloop("runs", "ls", "--columns", "tags.team").out
 
 
-def test_runs_differ_and_are_drawn(everloop, ids):
+def test_runs_are_compared_and_plotted(everloop, ids):
     shown = everloop("runs", "diff", ids[0], ids[1])
     assert "lr" in shown.out
     assert everloop("runs", "diff", *ids, "--json").json["params"] == {"lr": [1.0, 0.1, 0.01]}
@@ -74,7 +74,7 @@ def test_a_single_run_is_counted_in_the_singular(everloop, ids):
     assert "Deleted 1 run. Undo with: everloop runs restore" in everloop("runs", "rm", "--yes", ids[0]).out
 
 
-def test_runs_are_put_away_deleted_and_brought_back(everloop, ids):
+def test_runs_are_archived_deleted_and_restored(everloop, ids):
     assert everloop("runs", "archive", ids[0]).code == 0
     assert len(everloop("runs", "ls", "--json").json) == 2
     assert len(everloop("runs", "ls", "--archived", "--json").json) == 3
@@ -91,7 +91,7 @@ def test_runs_are_put_away_deleted_and_brought_back(everloop, ids):
     assert everloop("runs", "restore", ids[0]).code == 3
 
 
-def test_runs_travel_in_a_file(everloop, ids):
+def test_runs_are_exported_and_imported(everloop, ids):
     assert "3 runs and 3 objects" in everloop("runs", "export", "--to", "all.zip").out
     assert everloop("runs", "export", ids[0], "--to", "all.zip").code == 4
     done = everloop("runs", "import", "all.zip", "--home", "other", "--json").json
@@ -100,7 +100,7 @@ def test_runs_travel_in_a_file(everloop, ids):
     assert everloop("runs", "import", "none.db").code == 3
 
 
-def test_a_plot_has_its_edges_and_survives_odd_numbers():
+def test_a_plot_has_axis_limits_and_survives_odd_numbers():
     lines = draw_curves([([0, 1, 2, 3], [0.0, 10.0, math.nan, 5.0]), ([0, 3], [math.inf, 2.0])], 60, 6)
     assert len(lines) == 7
     assert lines[0].startswith("10 ┤")
@@ -122,11 +122,11 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.parametrize("look", ["ls", "ls --state", "show", "diff", "log"])
-def test_a_killed_script_is_seen_at_the_next_look(everloop, look):
+@pytest.mark.parametrize("command", ["ls", "ls --state", "show", "diff", "log"])
+def test_a_killed_script_is_noticed_by_the_next_command(everloop, command):
     done = subprocess.run([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True, check=False)
     run = done.stdout.strip()
-    match look:
+    match command:
         case "ls":
             (seen,) = everloop("runs", "ls", "--json").json
         case "ls --state":

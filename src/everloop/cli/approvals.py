@@ -104,7 +104,7 @@ def rollback(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Roll back to the previous champion, or holder of an alias."""
+    """Roll back a model, or one of its aliases. Its previous champion, or the alias's previous version, takes over."""
     from everloop.cli.release import roll_back_endpoint
     from everloop.records import EndpointRecord
     from everloop.registry import take_back_alias

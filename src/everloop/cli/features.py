@@ -30,7 +30,7 @@ Online = Annotated[
 
 @app.command()
 def ls(home: Home = None, json: AsJson = False) -> None:
-    """List feature views: newest version, and how fresh it is."""
+    """List feature views, and how fresh they are."""
     from everloop.data.features import check_freshness
     from everloop.records import FeatureViewRecord
 

@@ -26,7 +26,7 @@ def ls(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """List findings of monitoring, newest first."""
+    """List monitoring findings, newest first."""
     from everloop.errors import UsageError
     from everloop.records import EndpointRecord, Finding, FindingKind, Severity
 

@@ -41,7 +41,7 @@ def lineage(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Trace something back to its version, run, data and code."""
+    """Trace where something came from: version, run, data, code."""
     from everloop.loop.lineage import trace_lineage
 
     with opened(home) as store:
@@ -205,7 +205,7 @@ def gc(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Remove garbage permanently. That is what was deleted, and objects that nothing refers to."""
+    """Permanently remove deleted records and unused objects. An object is unused if nothing refers to it."""
     from dataclasses import asdict
 
     from everloop.stores.gc import gc as sweep
