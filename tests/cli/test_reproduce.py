@@ -53,38 +53,38 @@ def last_run(folder):
 
 def test_a_run_of_a_loop_is_identical(everloop, shop):
     _, run = shop
-    said = everloop("reproduce", run)
-    assert said.code == 0, said.out + said.err
-    assert "identical:" in said.out
-    assert "code has not changed since the run" in said.out
+    result = everloop("reproduce", run)
+    assert result.code == 0, result.out + result.err
+    assert "identical:" in result.out
+    assert "code has not changed since the run" in result.out
 
 
 def test_a_fully_cached_run_is_traced_to_the_run_that_did_the_work(everloop, shop):
     folder, run = shop
     assert everloop("run").code == 0
     again = last_run(folder)
-    said = everloop("reproduce", again, "--json")
-    assert said.code == 0
-    assert said.json["identical"]
-    assert said.json["run"] == run != again
+    result = everloop("reproduce", again, "--json")
+    assert result.code == 0
+    assert result.json["identical"]
+    assert result.json["run"] == run != again
 
 
 def test_changed_data_are_read_as_they_were(everloop, shop):
     folder, run = shop
     with (folder / "data" / "orders.csv").open("a") as file:
         file.write("1000,3,3,1\n")
-    said = everloop("reproduce", run)
-    assert said.code == 0, said.out
-    assert "have changed since" in said.out
+    result = everloop("reproduce", run)
+    assert result.code == 0, result.out
+    assert "have changed since" in result.out
 
 
 def test_changed_code_outside_of_git_is_refused(everloop, shop):
     folder, run = shop
     (folder / "rules.py").write_text("def keep(orders):\n    return orders.collect().head(300)\n")
     sys.modules.pop("rules")
-    said = everloop("reproduce", run)
-    assert said.code == 2
-    assert "prepare has changed since the run, and it was not in git" in said.err
+    result = everloop("reproduce", run)
+    assert result.code == 2
+    assert "prepare has changed since the run, and it was not in git" in result.err
 
 
 def test_a_difference_is_named_with_exit_code_1(everloop, shop):
@@ -100,9 +100,9 @@ def test_a_difference_is_named_with_exit_code_1(everloop, shop):
         artifact = store.records.get(Artifact, step.outputs["result"])
         store.records.update(replace(artifact, digest=other))
         assert record.state == "finished"
-    said = everloop("reproduce", run, "--json")
-    assert said.code == 1
-    assert [one["subject"] for one in said.json["differences"]] == ["step evaluate"]
+    result = everloop("reproduce", run, "--json")
+    assert result.code == 1
+    assert [one["subject"] for one in result.json["differences"]] == ["step evaluate"]
 
 
 def steps_of(store, run):
@@ -138,11 +138,11 @@ def test_changed_code_is_taken_from_git(everloop, tmp_path, monkeypatch):
     (folder / "rules.py").write_text("def keep(orders):\n    return orders.collect().head(300)\n")
     for name in ("loop", "rules"):
         sys.modules.pop(name, None)
-    said = everloop("reproduce", run)
+    result = everloop("reproduce", run)
     for name in ("loop", "rules"):
         sys.modules.pop(name, None)
-    assert said.code == 0, said.out + said.err
-    assert "The code was taken from the commit" in said.out
+    assert result.code == 0, result.out + result.err
+    assert "The code was taken from the commit" in result.out
 
 
 SCRIPT = """
@@ -216,7 +216,7 @@ def test_the_digest_of_a_plan_can_be_trusted(everloop, foreign):
 
 def test_a_masked_secret_is_taken_from_the_environment(everloop, foreign, monkeypatch):
     monkeypatch.setenv("EVERLOOP_WITH_PASSWORD", "hunter2")
-    said = everloop("reproduce", foreign, "--trust")
-    assert "were not recorded" not in said.err
+    result = everloop("reproduce", foreign, "--trust")
+    assert "were not recorded" not in result.err
     assert everloop("reproduce", foreign, "--trust", "--with", "other=x").code == 2
     assert everloop("reproduce", foreign, "--trust", "--with", "other").code == 2
