@@ -130,7 +130,7 @@ def test_nobody_agrees_with_himself_by_a_token(store, guarded):
 
 
 def test_revoked_expired_and_removed_open_nothing(guarded, monkeypatch):
-    monkeypatch.setattr("everloop.server.access.authentication.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("everloop.server.access.authentication.REFRESH_EVERY_S", 0.0)
     place, tokens = guarded
     book = UserStore(place.store)
     assert place.ask("GET", "/api/v1/runs", authorization=tokens["viewer"]).status == 200
@@ -249,7 +249,7 @@ def test_without_a_login_nothing_but_loopback(store, book):
         ControlPlane(store, host="0.0.0.0", port=0)
     with pytest.raises(UsageError, match="no admin"):
         ControlPlane(store, port=0, auth=True)
-    with pytest.raises(UsageError, match="nothing but loopback"):
+    with pytest.raises(UsageError, match="cannot run there without a login"):
         ControlPlane(store, host="0.0.0.0", port=0, auth=False)
     plain = ControlPlane(store, port=0)
     plain.close()

@@ -303,7 +303,9 @@ def test_an_endpoint_that_breaks_off(store, serve):
             ways["now"] = broken
             got = place.ask("POST", "/endpoints/delays/predict", {})
             assert got.status == 502, (broken, got.body)
-            assert got.json["error"]["message"].startswith("The endpoint 'delays' broke off")
+            assert got.json["error"]["message"].startswith(
+                "The endpoint 'delays' closed the connection before it responded"
+            )
         # Each was sent once: nobody knows whether it was scored.
         assert len(endpoint.requests) == 4
         ways["now"] = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf"

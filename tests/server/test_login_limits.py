@@ -108,12 +108,12 @@ def test_an_attack_on_an_account_slows_that_account_from_that_address_only():
     limit = FailureLimit()
     for _ in range(30):
         limit.failed(HERE, "ada")
-    assert limit.turn_s(HERE, "ada") == 0
-    waits = [limit.turn_s(HERE, "ada") for _ in range(5)]
+    assert limit.next_delay_s(HERE, "ada") == 0
+    waits = [limit.next_delay_s(HERE, "ada") for _ in range(5)]
     assert waits[0] > 4
     assert waits[-1] is None
-    assert limit.turn_s(HERE, "bob") == 0
-    assert limit.turn_s("198.51.100.7", "ada") == 0
+    assert limit.next_delay_s(HERE, "bob") == 0
+    assert limit.next_delay_s("198.51.100.7", "ada") == 0
 
 
 def test_guessing_is_slow():
@@ -122,7 +122,7 @@ def test_guessing_is_slow():
     limit = FailureLimit()
     for _ in range(20):
         limit.failed(HERE, "ada")
-    turns = [limit.turn_s(HERE, "ada") for _ in range(1000)]
+    turns = [limit.next_delay_s(HERE, "ada") for _ in range(1000)]
     assert sum(turn is not None for turn in turns) <= rate_limits.PATIENCE_S / rate_limits.LONGEST_PAUSE_S + 2
 
 
@@ -132,7 +132,7 @@ def test_credentials_that_were_good_before_wait_for_nobody(book):
         assert await status(authenticator, basic("ada", PASSWORD)) == 200
         for _ in range(500):
             authenticator.limit.failed(HERE, "ada")
-        while authenticator.limit.turn_s(HERE, "ada") is not None:
+        while authenticator.limit.next_delay_s(HERE, "ada") is not None:
             pass
         assert await status(authenticator, basic("ada", "wrong")) == 429
         # Not remembered any more, as after ten minutes or a change of the book.
@@ -150,7 +150,7 @@ def test_memory_is_bounded_and_entries_expire(monkeypatch):
         limit.failed(HERE, f"user{number}" + "x" * 100_000)
         limit.failed(f"2001:db8:{number % 60000:x}::1", "ada")
     assert len(limit) == 100
-    assert sum(len(part) for key in limit._kept for part in key) < 100 * 150
+    assert sum(len(part) for key in limit._records for part in key) < 100 * 150
     now[0] += limit.window_s + 1
     limit.failed(HERE, "ada")
     assert len(limit) == 1
@@ -222,7 +222,7 @@ def test_an_attempt_that_is_given_up_leaves_its_place():
         gate.set()
         await first
         assert await queue.run("a", lambda: 7) == 7
-        assert (queue._running, queue._waiting, len(queue._lines)) == (0, 0, 0)
+        assert (queue._running, queue._waiting, len(queue._queues)) == (0, 0, 0)
 
     asyncio.run(serve())
 
@@ -280,8 +280,8 @@ def test_what_was_revoked_while_it_was_looked_up_is_not_remembered(book, monkeyp
         monkeypatch.setattr(QuickBook, "find_by_token", slow)
         first = asyncio.create_task(status(authenticator, b"Bearer " + secret.encode()))
         assert await asyncio.to_thread(revoked.wait, 20)
-        authenticator._looked = 0
-        await authenticator._look()
+        authenticator._refreshed_at = 0
+        await authenticator._refresh()
         seen.set()
         found = [await first]
         monkeypatch.setattr(QuickBook, "find_by_token", real)

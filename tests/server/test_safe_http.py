@@ -122,7 +122,7 @@ def test_a_name_that_leads_elsewhere_later_is_looked_at_each_time(store, monkeyp
         with pytest.raises(UsageError, match="not a public address"):
             hooks.change(hook.id, url=f"http://other.example:{listener.server_port}/")
         store.records.put(store.new(ModelVersion, model=f"m{leads[0]}", version=1, package="sha256:0"))
-        WebhookDelivery(store, ServerOptions(), retry_after_s=()).look()
+        WebhookDelivery(store, ServerOptions(), retry_after_s=()).send_due()
     assert listener.got == []
 
 
@@ -150,9 +150,9 @@ def test_events_come_signed_in_order_and_again_until_taken(store, listener):
     set_alias(store, "m", "champion", "m@1", reason="first")
     set_alias(store, "m", "champion", "m@2")
     listener.answers = [500, 204, 204]
-    notifier = WebhookDelivery(store, LOCAL, retry_after_s=(0.0, 0.0))
+    delivery = WebhookDelivery(store, LOCAL, retry_after_s=(0.0, 0.0))
     for _ in range(5):
-        notifier.look()
+        delivery.send_due()
     bodies = [json.loads(body) for _, _, body in listener.got]
     assert [body["event"]["data"]["version"] for body in bodies] == ["m@1", "m@1", "m@2"]
     _, headers, body = listener.got[0]
@@ -160,7 +160,7 @@ def test_events_come_signed_in_order_and_again_until_taken(store, listener):
     assert headers["X-Everloop-Signature"] == sign(hook.secret, headers["X-Everloop-Timestamp"], body)
     assert listener.got[0][1]["X-Everloop-Delivery"] == listener.got[1][1]["X-Everloop-Delivery"]
     # What was delivered is not sent again by the next process.
-    WebhookDelivery(store, LOCAL).look()
+    WebhookDelivery(store, LOCAL).send_due()
     assert len(listener.got) == 3
     assert hooks.test("ops") == 204
 
@@ -172,9 +172,9 @@ def test_what_nobody_takes_is_given_up(store, listener):
     set_alias(store, "m", "a", "m@1")
     set_alias(store, "m", "b", "m@1")
     listener.answers = [500, 500, 204]
-    notifier = WebhookDelivery(store, LOCAL, retry_after_s=(0.0,))
+    delivery = WebhookDelivery(store, LOCAL, retry_after_s=(0.0,))
     for _ in range(3):
-        notifier.look()
+        delivery.send_due()
     assert [json.loads(body)["event"]["key"] for _, _, body in listener.got] == ["m@a", "m@a", "m@b"]
     assert hooks.get("ops").failures == 0
 
@@ -305,11 +305,11 @@ def test_what_happens_while_a_webhook_is_off_is_not_sent_later(store, listener):
     url = f"http://127.0.0.1:{listener.server_port}/m"
     more = {"description": "", "secret": "", "active": True}
     hook = hooks.add_for_mlflow("a", url, ["model_version_alias.created"], **more)
-    notifier = WebhookDelivery(store, LOCAL)
+    delivery = WebhookDelivery(store, LOCAL)
     for active, alias in ((False, "missed"), (True, "heard")):
         hooks.change(hook.id, active=active)
         set_alias(store, "m", alias, "m@1")
-        notifier.look()
+        delivery.send_due()
     assert [json.loads(body)["data"]["alias"] for _, _, body in listener.got] == ["heard"]
     assert "X-MLflow-Signature" not in listener.got[0][1]
 

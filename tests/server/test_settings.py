@@ -39,10 +39,10 @@ def test_what_it_says_and_what_the_command_line_changes(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[server]\nprot = 1\n", r"\[server\] in '.*everloop.toml' has no 'prot'"),
+        ("[server]\nprot = 1\n", r"\[server\] in '.*everloop.toml' has an unknown setting 'prot'"),
         ('[server]\nport = "x"\n', "Expected `int`, got `str` - at `port`"),
         ('[server]\nallowed_hosts = "x"\n', "at `allowed_hosts`"),
-        ("server = 5\n", "takes names and values"),
+        ("server = 5\n", r"'server' in '.*everloop.toml' is not a section"),
         ("[server\n", "cannot be read"),
     ],
 )

@@ -62,7 +62,7 @@ def test_a_secret_is_used_and_lies_sealed_in_the_store(store, listener, url):
     hook = hooks.add("ops", url, secret=SECRET)
     assert hook.secret == SECRET, "whoever adds it gets it back once"
     publish(store)
-    assert WebhookDelivery(store, LOCAL).look()
+    assert WebhookDelivery(store, LOCAL).send_due()
     _, headers, body = listener.got[0]
     assert headers["X-Everloop-Signature"] == sign(SECRET, headers["X-Everloop-Timestamp"], body)
     assert hooks.get("ops").url == url
@@ -80,7 +80,7 @@ def test_what_was_stored_in_clear_is_sealed_and_its_traces_go(store, listener, u
     hooks = Webhooks(store, LOCAL)
     assert hooks.get("old").url == url
     publish(store)
-    assert WebhookDelivery(store, LOCAL).look()
+    assert WebhookDelivery(store, LOCAL).send_due()
     _, headers, body = listener.got[0]
     assert headers["X-Everloop-Signature"] == sign(SECRET, headers["X-Everloop-Timestamp"], body)
     home = store.home
@@ -112,9 +112,9 @@ def test_without_the_key_nothing_is_lost_and_nothing_is_shown(store, listener, u
     kept = hooks.secrets.keys.path.read_bytes()
     hooks.secrets.keys.path.unlink()
     publish(store)
-    notifier = WebhookDelivery(store, LOCAL, retry_after_s=())
+    delivery = WebhookDelivery(store, LOCAL, retry_after_s=())
     for _ in range(3):
-        assert not notifier.look()
+        assert not delivery.send_due()
     assert listener.got == []
     assert PATH not in hooks.get("ops").url
     assert hooks.get("ops").url.startswith("http://127.0.0.1:")
@@ -125,7 +125,7 @@ def test_without_the_key_nothing_is_lost_and_nothing_is_shown(store, listener, u
     assert SECRET not in caplog.text
     assert PATH not in caplog.text
     hooks.secrets.keys.path.write_bytes(kept)
-    assert WebhookDelivery(store, LOCAL).look(), "with the key again, the message that waited is sent"
+    assert WebhookDelivery(store, LOCAL).send_due(), "with the key again, the message that waited is sent"
     assert len(listener.got) == 1
 
 
@@ -139,7 +139,7 @@ def test_a_secret_is_set_again_where_the_key_is_lost(store, listener, url):
     assert len(hook.secret) >= 32
     assert hook.secret != SECRET
     publish(store)
-    assert WebhookDelivery(store, LOCAL).look()
+    assert WebhookDelivery(store, LOCAL).send_due()
     _, headers, body = listener.got[0]
     assert headers["X-Everloop-Signature"] == sign(hook.secret, headers["X-Everloop-Timestamp"], body)
 

@@ -1,14 +1,14 @@
-"""The control plane's app: every route, what each needs, and the guard before them.
+"""The control plane's ASGI app: all routes, error handlers and middleware.
 
-    GET /status                   the status page; also at / unless MLflow's own page is there
-    GET /health                   200 while the process answers; the one open path
-    GET /api/openapi.json         what /api/v1 is
+    GET /status                   the status page; also at / unless MLflow's web page is served there
+    GET /health                   200 while the process answers; needs no login
+    GET /api/openapi.json         the OpenAPI description of /api/v1
     /api/v1/...                   records, registry, users and tokens: see the modules of `api/`
-    /endpoints/NAME/...           the routes of an endpoint's process: see `gateway/`
-    /api/2.0/mlflow/... and kin   what MLflow's clients speak: see `mlflow/`
-    POST /graphql                 what MLflow's page asks: see `mlflow/graphql/`
+    /endpoints/NAME/...           forwarded to the endpoint's process: see `gateway/`
+    /api/2.0/mlflow/... and more  MLflow's REST API: see `integrations/mlflow/tracking_api/`
+    POST /graphql                 queries of MLflow's web page: see `integrations/mlflow/tracking_api/graphql/`
 
-Nothing is mounted without saying which role it needs: `make_app` fails on a route that does not.
+Every route declares the role that it needs; `make_app` fails if one does not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from litestar import Litestar, MediaType, Request, Response, get
+from litestar import Litestar, MediaType, Response, get
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
@@ -30,7 +30,7 @@ from everloop.http.body_limits import BodyError
 from everloop.server.access.roles import ANYONE, ROLES
 from everloop.server.error_responses import error_content
 from everloop.server.middleware import AccessMiddleware
-from everloop.server.request_context import NEEDS, guard
+from everloop.server.request_context import NEEDS, ApiRequest, guard
 from everloop.server.server_options import ServerOptions
 from everloop.server.storage_errors import no_space_error
 from everloop.version import VERSION
@@ -40,17 +40,15 @@ if TYPE_CHECKING:
 
     from everloop.stores import Store
 
-Asked = Request[Any, Any, Any]
-
 _log = logging.getLogger("everloop.server")
 _STATIC = {"status.js": "text/javascript", "status.css": "text/css"}
 
 
 def make_app(store: Store, options: ServerOptions | None = None) -> AccessMiddleware:
-    """The control plane of one store and project, as an ASGI app.
+    """Build the control plane of one store and project, as an ASGI app.
 
     Raises:
-        UsageError: the options name what cannot be used.
+        UsageError: an option cannot be used, such as a folder without MLflow's web page.
     """
     from everloop.server.access import Authenticator, UserStore
     from everloop.server.api import access_routes, journal_routes, record_routes, registry_routes, webhook_routes
@@ -90,12 +88,12 @@ def make_app(store: Store, options: ServerOptions | None = None) -> AccessMiddle
             openapi_router=Router("/api", route_handlers=[], opt={NEEDS: "viewer"}),
             render_plugins=[JsonRenderPlugin(path="/openapi.json")],
         ),
-        # The access guard watches sizes, by route.
+        # The middleware limits the size of bodies, by route.
         request_max_body_size=None,
         logging_config=None,
         debug=False,
     )
-    return AccessMiddleware(app, store, options, authenticator, _open_paths(app), gateway.targets)
+    return AccessMiddleware(app, store, options, authenticator, _open_paths(app), gateway.endpoints)
 
 
 @get("/status", media_type=MediaType.HTML, sync_to_thread=False, include_in_schema=False, opt={NEEDS: "viewer"})
@@ -109,11 +107,11 @@ def page() -> str:
 
 
 @get("/static/{name:str}", sync_to_thread=False, include_in_schema=False, opt={NEEDS: "viewer"})
-def static(request: Asked) -> Response[str]:
-    # A name is looked up in a table; no path is ever made of it.
+def static(request: ApiRequest) -> Response[str]:
+    # The name is looked up in a table and never becomes part of a path.
     name = request.path_params["name"]
     if name not in _STATIC:
-        raise HTTPException(status_code=404, detail=f"No file '{name[:100]}'.")
+        raise HTTPException(status_code=404, detail=f"There is no file '{name[:100]}'.")
     return Response(_static(name), media_type=_STATIC[name])
 
 
@@ -124,14 +122,14 @@ def health() -> dict[str, str]:
 
 
 def _front(options: ServerOptions) -> list[Any]:
-    """What is at `/`: the status page, or MLflow's if the operator configured it."""
+    """Return the routes of `/`: the status page, or MLflow's web page if it is configured."""
     if options.mlflow_page is None:
         return [page]
     return list(plugins.load("server_page", "mlflow")(Path(options.mlflow_page)))
 
 
 def _integrations(store: Store, options: ServerOptions) -> list[Any]:
-    """Routes of outside systems' protocols, such as MLflow's tracking API."""
+    """Return the routes of other systems' protocols, such as MLflow's tracking API."""
     return [
         route
         for name in plugins.names("server_routes")
@@ -140,7 +138,7 @@ def _integrations(store: Store, options: ServerOptions) -> list[Any]:
 
 
 def _open_paths(app: Litestar) -> frozenset[str]:
-    """The exact paths that need no login. Fails on a route that does not say what it needs."""
+    """Return the paths that need no login. Fails if a route does not declare a role."""
     open_paths = set()
     for route in app.routes:
         handlers = getattr(route, "route_handlers", None) or [getattr(route, "route_handler", None)]
@@ -150,15 +148,17 @@ def _open_paths(app: Litestar) -> frozenset[str]:
                 continue
             needed = handler.opt.get(NEEDS) if handler is not None else None
             if needed != ANYONE and needed not in ROLES:
-                raise RuntimeError(f"The route {route.path} does not say which role it needs.")
+                raise RuntimeError(f"The route {route.path} does not declare the role that it needs.")
             if needed == ANYONE:
                 if "{" in route.path:
-                    raise RuntimeError(f"The open route {route.path} takes a parameter.")
+                    raise RuntimeError(
+                        f"The open route {route.path} has a path parameter, which open routes cannot have."
+                    )
                 open_paths.add(route.path)
     return frozenset(open_paths)
 
 
-def _refuse(request: Asked, error: EverloopError) -> Response[Any]:
+def _refuse(request: ApiRequest, error: EverloopError) -> Response[Any]:
     error = no_space_error(error) or error
     if error.http_status >= 500 and error.http_status != 507:
         _log.error("%s: %s", type(error).__name__, error, exc_info=error)
@@ -166,37 +166,39 @@ def _refuse(request: Asked, error: EverloopError) -> Response[Any]:
     return Response(content, status_code=error.http_status, media_type=MediaType.JSON)
 
 
-def _refuse_body(request: Asked, error: BodyError) -> Response[Any]:
-    """A body that is not taken: the connection closes, so that the rest of it need not be read."""
+def _refuse_body(request: ApiRequest, error: BodyError) -> Response[Any]:
+    """Refuse a body. The connection closes, so that the rest need not be read."""
     content = error_content(_path(request), error.status_code, "BodyError", error.detail)
     closing = {"connection": "close"}
     return Response(content, status_code=error.status_code, headers=closing, media_type=MediaType.JSON)
 
 
-def _refuse_http(request: Asked, error: HTTPException) -> Response[Any]:
-    told = error.detail
+def _refuse_http(request: ApiRequest, error: HTTPException) -> Response[Any]:
+    message = error.detail
     if isinstance(error.extra, list):
-        # What Litestar found wrong with the body, field by field.
-        told += " " + "; ".join(f"{one.get('key', 'body')}: {one.get('message', '')}" for one in error.extra)
-    content = error_content(_path(request), error.status_code, type(error).__name__, told)
+        # Litestar lists the invalid fields of the body here.
+        message += " " + "; ".join(f"{one.get('key', 'body')}: {one.get('message', '')}" for one in error.extra)
+    content = error_content(_path(request), error.status_code, type(error).__name__, message)
     return Response(content, status_code=error.status_code, headers=error.headers, media_type=MediaType.JSON)
 
 
-def _fail(request: Asked, error: Exception) -> Response[Any]:
-    """A bug. What it was stands in the log, not in the answer."""
+def _fail(request: ApiRequest, error: Exception) -> Response[Any]:
+    """Answer after a bug. Details go to the log, not to the client."""
     if isinstance(error, RecursionError):
-        # Nothing here calls itself without end but what reads a body.
+        # Only the parser of a body recurses without a limit.
         content = error_content(_path(request), 400, "UsageError", "The body is nested too deeply.")
         return Response(content, status_code=400, media_type=MediaType.JSON)
     if (full := no_space_error(error)) is not None:
         return _refuse(request, full)
     _log.error("%s on %s failed", request.method, request.scope["path"], exc_info=error)
-    content = error_content(_path(request), 500, "InternalError", "The server failed at this request.")
+    content = error_content(
+        _path(request), 500, "InternalError", "The server could not handle this request. Its log has the details."
+    )
     return Response(content, status_code=500, media_type=MediaType.JSON)
 
 
-def _path(request: Asked) -> str:
-    """The path as it came; a mount takes its own part off the other one."""
+def _path(request: ApiRequest) -> str:
+    """Return the full path as it was sent; mounts cut their prefix off `scope["path"]`."""
     return request.scope["raw_path"].decode("latin-1")
 
 

@@ -1,4 +1,4 @@
-"""One control plane: where it listens, whether it asks for a login, and its life from first to last request."""
+"""A running control plane: its address, whether it needs a login, and how it starts and stops."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LOOPBACK = "127.0.0.1"
 
 
 class ControlPlane:
-    """Binds its address when it is made, so that mistakes show at once; `serve` blocks until a signal or `stop`.
+    """Binds its address when it is created, so that mistakes show at once. `serve` blocks until a signal or `stop`.
 
-    A login is asked for where the operator says so, where the address can be reached from other machines, and where
-    the home has users. Without a login nothing but loopback is served.
+    A login is required if the operator sets it, if other machines can reach the address, or if the home has users.
+    Without a login the server listens on loopback only.
     """
 
     def __init__(
@@ -31,66 +31,69 @@ class ControlPlane:
         options: ServerOptions | None = None,
         auth: bool | None = None,
     ) -> None:
-        """Bind.
+        """Bind the address.
 
         Args:
-            auth: None decides by address and users; False is refused where others could reach the server.
+            port: 0 takes a free port.
+            auth: whether a login is required. None: decided by address and users. False is refused if other machines
+                can reach the server.
 
         Raises:
-            UsageError: the address cannot be used, or a login is needed and there is no admin yet.
+            UsageError: the address cannot be used, or a login is required and there is no admin yet.
         """
         from everloop.http.listening import bind, is_loopback, url_of
 
         self.store = store
         self._socket = bind(host, port)
         try:
-            wanted = _login(store, auth, public=not is_loopback(self._socket), host=host)
+            needs_login = _needs_login(store, auth, public=not is_loopback(self._socket), host=host)
         except UsageError:
             self._socket.close()
             raise
-        self.options = replace(options or ServerOptions(), auth=wanted)
+        self.options = replace(options or ServerOptions(), auth=needs_login)
         self.url = url_of(self._socket)
         self._server: object | None = None
 
     def serve(self, ready: Callable[[], None] | None = None) -> None:
-        """Answer until SIGINT, SIGTERM or `stop`. `ready` is called once requests are taken."""
+        """Serve until SIGINT, SIGTERM or `stop`. `ready` is called once the server accepts requests."""
         from everloop.http.listening import ControlServer
         from everloop.server.control_app import make_app
         from everloop.server.webhooks.webhook_delivery import WebhookDelivery
 
         server = ControlServer(make_app(self.store, self.options), ready=ready)
         self._server = server
-        notifier = WebhookDelivery(self.store, self.options)
-        notifier.start()
+        delivery = WebhookDelivery(self.store, self.options)
+        delivery.start()
         try:
             server.run(sockets=[self._socket])
         finally:
-            notifier.stop()
+            delivery.stop()
             self.close()
 
     def stop(self) -> None:
-        """Make `serve` return soon. From any thread."""
+        """Make `serve` return soon. May be called from any thread."""
         if self._server is not None:
             self._server.should_exit = True  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        """Give the address back."""
+        """Release the address."""
         self._socket.close()
 
 
-def _login(store: Store, asked: bool | None, *, public: bool, host: str) -> bool:
+def _needs_login(store: Store, auth: bool | None, *, public: bool, host: str) -> bool:
     from everloop.server.access import UserStore
 
-    book = UserStore(store)
-    if public and asked is False:
+    users = UserStore(store)
+    if public and auth is False:
         raise UsageError(
-            f"Without a login nothing but loopback is served, and {host} is not.",
-            help="Leave --no-auth out, or bind to 127.0.0.1.",
+            f"Other machines can reach {host}, so the server cannot run there without a login.",
+            help="Leave --no-auth out, or listen on 127.0.0.1.",
         )
-    wanted = asked if asked is not None else (public or book.has_users())
-    if wanted and not book.has_admin():
+    needed = auth if auth is not None else (public or users.has_users())
+    if needed and not users.has_admin():
+        reason = f"Other machines can reach {host}, so a login" if public else "A login"
         raise UsageError(
-            f"{'Other machines can reach ' + host if public else 'A login is asked for'}, and there is no admin.",
-            help="Make one first: everloop users add NAME --role admin",
+            f"{reason} is required, but there is no admin.",
+            help="Add one first: everloop users add NAME --role admin",
         )
-    return wanted
+    return needed

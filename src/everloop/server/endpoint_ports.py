@@ -1,7 +1,7 @@
-"""The ports that a project's endpoints keep from one start to the next, in `run/ports-PROJECT.json` of the home.
+"""Ports of a project's endpoints, remembered between starts in `run/ports-PROJECT.json` of the home.
 
-An endpoint that comes up for the first time gets the next free port from 8101 upwards that no other one keeps. A kept
-port that somebody else has taken by now is replaced by the next free one.
+A new endpoint gets the next free port from 8101 upwards that is not reserved for another endpoint. If another program
+has taken an endpoint's port, the endpoint gets the next free one.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ _log = logging.getLogger("everloop.server")
 
 
 class EndpointPorts:
-    """Which endpoint has which port. Of one process; several at once may choose the same port, and one then fails to
-    bind it and chooses again."""
+    """Port of each endpoint. For one process: if two processes choose the same port, one fails to bind it and chooses
+    again."""
 
     def __init__(self, store: Store, host: str = "127.0.0.1") -> None:
         self._host = host
         self._path: Path = store.home / "run" / f"ports-{store.project}.json"
 
     def choose(self, name: str) -> int:
-        """The port to start an endpoint at: the one that it keeps, else the next free one; 0 where none is free."""
-        kept = self._read()
-        own = kept.get(name)
-        if own is not None and self._is_free(own):
-            return own
-        taken = {port for other, port in kept.items() if other != name}
+        """Return the port to start an endpoint on: its last one, else the next free one; 0 if none is free."""
+        ports = self._read()
+        last_port = ports.get(name)
+        if last_port is not None and self._is_free(last_port):
+            return last_port
+        reserved = {port for other, port in ports.items() if other != name}
         for port in range(FIRST, FIRST + MOST_TRIED):
-            if port not in taken and port != own and self._is_free(port):
+            if port not in reserved and port != last_port and self._is_free(port):
                 return port
         return 0
 
     def keep(self, name: str, port: int) -> int | None:
-        """Write down where an endpoint has come up, and return the port that it kept before, if it was another."""
-        kept = self._read()
-        before = kept.get(name)
+        """Remember the port on which an endpoint has started. Returns its former port if that was different."""
+        ports = self._read()
+        before = ports.get(name)
         if before == port:
             return None
         self._path.parent.mkdir(parents=True, exist_ok=True)
         draft = self._path.with_suffix(".draft")
-        draft.write_text(json.dumps({**kept, name: port}, indent=1), encoding="utf-8")
+        draft.write_text(json.dumps({**ports, name: port}, indent=1), encoding="utf-8")
         draft.replace(self._path)
         return before
 
@@ -62,8 +62,9 @@ class EndpointPorts:
         except ValueError as error:
             _log.warning("'%s' cannot be read, so the endpoints get new ports: %s", self._path, error)
             return {}
-        good = isinstance(found, dict)
-        return {str(name): port for name, port in found.items() if _is_port(port)} if good else {}
+        if not isinstance(found, dict):
+            return {}
+        return {str(name): port for name, port in found.items() if _is_port(port)}
 
     def _is_free(self, port: int) -> bool:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trial:

@@ -1,4 +1,4 @@
-"""How the access guard and the routes refuse: one JSON shape, and MLflow's own on MLflow's routes."""
+"""Bodies of error responses: one JSON shape everywhere, and MLflow's own shape on MLflow's routes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 )
-"""Given with each answer, unless the route gives one of these names itself."""
+"""Sent with each response, unless the route sets a header of the same name."""
 
 LONGEST_MESSAGE = 4000
 
@@ -44,14 +44,14 @@ _MLFLOW_CODES = {
 
 
 def shown_message(message: str) -> str:
-    """A message as it is sent: of a bounded length, whatever it quotes, and in characters that JSON can hold."""
+    """Return the message as it is sent: cut to a bounded length, and with characters that JSON can hold."""
     if len(message) > LONGEST_MESSAGE:
         message = f"{message[:LONGEST_MESSAGE]}…"
     return message.encode("utf-8", "backslashreplace").decode()
 
 
 def error_content(path: str, status: int, name: str, message: str, help: str | None = None) -> dict[str, Any]:
-    """The body of a refusal, in the shape that the clients of this path understand."""
+    """Return the body of an error response, in the shape that clients of this path understand."""
     message = shown_message(message)
     if path.startswith(_MLFLOW_ROOTS):
         code = _MLFLOW_CODES.get(status, "INTERNAL_ERROR" if status >= 500 else "BAD_REQUEST")
@@ -59,8 +59,8 @@ def error_content(path: str, status: int, name: str, message: str, help: str | N
     return error_bodies.error_content(name, message, help)
 
 
-def encoded(value: Any) -> Any:
-    """A route's answer, written as JSON here: in the route's thread, where a long one holds up nobody else."""
+def json_response(value: Any) -> Any:
+    """Encode a response here, in the route's thread, so that a long one does not block the event loop."""
     import msgspec
     from litestar import MediaType, Response
 
@@ -77,5 +77,5 @@ async def send_refusal(
     help: str | None = None,
     headers: Iterable[tuple[bytes, bytes]] = (),
 ) -> None:
-    """Answer without having read the body, in the shape of the path; the connection closes."""
+    """Send an error response without reading the body; the connection closes."""
     await error_bodies.send_refusal(send, status, error_content(path, status, name, message, help), headers)

@@ -1,8 +1,8 @@
-"""Every request to the control plane passes here before any route sees it.
+"""ASGI middleware that checks every request to the control plane before a route handles it.
 
-In this order: the guard that every HTTP process has (`http/request_guard.py`: 421, 403, 415), who sends the request
-(401, 429, 503), and how long its body may be (413, 408). Every answer gets the security headers and a line in the
-access log (logger `everloop.access`).
+The checks run in this order: the request guard that all HTTP processes share (`http/request_guard.py`: 421, 403,
+415), the credentials (401, 429, 503), and the length of the body (413, 408). Every response gets the security headers
+and a line in the access log (logger `everloop.access`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LOGIN = ((b"www-authenticate", b'Basic realm="everloop", charset="UTF-8"'),)
 
 
 class AccessMiddleware:
-    """ASGI middleware around the whole app."""
+    """Checks host, credentials and body of each request, and logs each response."""
 
     def __init__(
         self,
@@ -43,21 +43,23 @@ class AccessMiddleware:
         options: ServerOptions,
         authenticator: Authenticator | None,
         open_paths: Collection[str],
-        targets: EndpointAddresses | None = None,
+        endpoints: EndpointAddresses | None = None,
     ) -> None:
-        """Prepare.
+        """Wrap an app.
 
         Args:
-            targets: the endpoints behind this server; the own tokens of each open what is below its name.
+            authenticator: checks credentials; None: no login is needed.
+            open_paths: paths that need no login.
+            endpoints: the endpoints behind this server. An endpoint's own tokens open the paths below its name.
         """
         self.app = app
         self.store = store
         self.options = options
         self.authenticator = authenticator
         self.open_paths = open_paths
-        self.targets = targets
-        own = urlsplit(options.public_url).netloc if options.public_url else ""
-        self.guard = RequestGuard(HostRule(options.allowed_hosts), (own,) if own else ())
+        self.endpoints = endpoints
+        public_host = urlsplit(options.public_url).netloc if options.public_url else ""
+        self.guard = RequestGuard(HostRule(options.allowed_hosts), (public_host,) if public_host else ())
         self._proxies = read_networks(options.trusted_proxies)
         self._store_of_actor = lru_cache(maxsize=1024)(store.as_actor)
 
@@ -65,26 +67,26 @@ class AccessMiddleware:
         if str(scope["type"]) != "http":
             if str(scope["type"]) == "lifespan":
                 await self.app(scope, receive, send)
-            # There are no web sockets here; the server answers a handshake that nobody accepts with 403.
+            # There are no web sockets here. uvicorn answers a handshake that the app does not accept with 403.
             return
-        seen = cast("MutableMapping[str, Any]", scope)
-        answer = _Answer(send)
-        began = perf_counter()
+        request_scope = cast("MutableMapping[str, Any]", scope)
+        response = _LoggedResponse(send)
+        started = perf_counter()
         try:
-            if await self._may_enter(seen, answer.send):
-                watch = BodyWatch(receive, self.options, declared_length(seen["headers"]))
-                seen[BODY] = watch
-                await self.app(scope, watch.receive, answer.send)
+            if await self._is_admitted(request_scope, response.send):
+                watch = BodyWatch(receive, self.options, declared_length(request_scope["headers"]))
+                request_scope[BODY] = watch
+                await self.app(scope, watch.receive, response.send)
         finally:
             if _access.isEnabledFor(logging.INFO):
-                _log(seen, answer, perf_counter() - began)
+                _log(request_scope, response, perf_counter() - started)
 
-    async def _may_enter(self, scope: MutableMapping[str, Any], send: Send) -> bool:
+    async def _is_admitted(self, scope: MutableMapping[str, Any], send: Send) -> bool:
         path, server = scope["path"], scope.get("server")
         refusal = self.guard.refusal(scope["method"], scope["headers"], server[0] if server else None)
         scope[AUTH] = self.authenticator is not None
         scope.setdefault("state", {})[STORE] = self.store
-        # Which media types are taken is for those to know who have logged in.
+        # Only clients with a login learn which media types are accepted.
         if (refusal is None or refusal.status == 415) and not await self._has_access(scope, send):
             return False
         if refusal is not None:
@@ -92,21 +94,27 @@ class AccessMiddleware:
         return refusal is None
 
     async def _has_access(self, scope: MutableMapping[str, Any], send: Send) -> bool:
-        """Whether the request's credentials open anything; each route asks for the role that it needs."""
+        """Whether the request has valid credentials or needs none. Each route checks the role itself."""
         if self.authenticator is None:
             return True
         path = scope["path"]
         given = [value for name, value in scope["headers"] if name == b"authorization"]
         try:
             if len(given) > 1:
-                raise CredentialsError(401, "There are two sets of credentials.")
-            if given and self.targets is not None and (name := await self.targets.caller(scope, given[0])) is not None:
+                raise CredentialsError(401, "The request has more than one Authorization header; send one.")
+            if (
+                given
+                and self.endpoints is not None
+                and (name := await self.endpoints.caller(scope, given[0])) is not None
+            ):
                 scope[CALLER] = name
                 return True
             address = client_address(scope, self._proxies)
             principal = await self.authenticator.identify(given[0] if given else None, address)
             if principal is None and path not in self.open_paths:
-                raise CredentialsError(401, "This needs a login.")
+                raise CredentialsError(
+                    401, "This needs a login: send a token or a password in the Authorization header."
+                )
         except CredentialsError as error:
             more = _LOGIN if error.status == 401 else ((b"retry-after", str(error.wait_s).encode()),)
             await send_refusal(send, path, error.status, error.message, headers=more)
@@ -117,8 +125,8 @@ class AccessMiddleware:
         return True
 
 
-class _Answer:
-    """What is sent, with the security headers, counted for the log."""
+class _LoggedResponse:
+    """Adds the security headers to a response, and notes its status and size for the log."""
 
     __slots__ = ("_send", "size_bytes", "status")
 
@@ -139,17 +147,17 @@ class _Answer:
         await self._send(message)
 
 
-def _log(scope: MutableMapping[str, Any], answer: _Answer, seconds: float) -> None:
+def _log(scope: MutableMapping[str, Any], response: _LoggedResponse, seconds: float) -> None:
     principal, client = scope.get(PRINCIPAL), scope.get("client")
-    # The raw path is as it came, still encoded, and repr leaves no line break: a path cannot forge a line.
+    # The raw path is still encoded, and repr escapes line breaks: a path cannot forge a log line.
     path = repr(scope.get("raw_path", b"")[:500])[2:-1]
     facts = {
         "client": client[0] if client else "-",
         "actor": principal.actor if principal else (f"endpoint:{caller}" if (caller := scope.get(CALLER)) else "-"),
         "method": scope["method"],
         "path": path,
-        "status": answer.status,
-        "size_bytes": answer.size_bytes,
+        "status": response.status,
+        "size_bytes": response.size_bytes,
         "milliseconds": round(seconds * 1000, 2),
     }
     _access.info(

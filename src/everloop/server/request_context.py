@@ -1,4 +1,4 @@
-"""Who asks, and for what: what routes use of the door's findings."""
+"""Facts about a request that its route can read: the user, the store in the user's name, and the role check."""
 
 from __future__ import annotations
 
@@ -23,78 +23,80 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 T = TypeVar("T")
-Sent = Annotated[T, Body()]
-"""A route's `data`: what the client sent, as JSON, checked against a record."""
+ApiRequest = Request[Any, Any, Any]
+JsonBody = Annotated[T, Body()]
+"""A route's `data`: the JSON body, checked against a record."""
 
 PRINCIPAL = "everloop.principal"
 STORE = "everloop_store"
-"""In the scope's `state`: the store, bound to whoever asks."""
+"""In the scope's `state`: the store, which writes in the name of the request's user."""
 BODY = "everloop.body"
 AUTH = "everloop.auth"
 
 NEEDS = "role"
-"""The name in a route's `opt` of the role that it needs; of a mounted app the least that any of its routes needs,
-which asks for more by `demand`."""
+"""The key in a route's `opt` of the role that it needs. A mounted app gives the lowest role that any of its routes
+needs, and checks for higher ones with `demand`."""
 CALLER = "everloop.caller"
-"""In the scope: the endpoint whose own token the request brought instead of a login."""
+"""In the scope: the name of the endpoint whose own token the request has instead of a login."""
 CALLERS = "callers"
-"""True in a route's `opt`: an endpoint's own token opens it; the route holds it to that endpoint."""
+"""True in a route's `opt`: an endpoint's own token is enough. The route checks that it is used for that endpoint."""
 BODY_KIND = "body"
 """`upload` in a route's `opt`: its body is streamed."""
 LARGEST_BODY = 1 << 20
-"""Bytes of a JSON body of a route of ours: it is read in the event loop."""
+"""Bytes of a JSON body of a route below `/api/v1/`; it is parsed in the event loop."""
 LONGEST_PART = 600
 """Characters of one part of a path."""
 _NATIVE = "/api/v1/"
 
 
 class Forbidden(HTTPException):
-    """Somebody who is known has too little rights."""
+    """The user's role is too low."""
 
     status_code = 403
 
 
-def store_of(asked: Any) -> Store:
-    """The store, written to in the name of whoever asks. Takes a request or its ASGI scope."""
-    scope: Mapping[str, Any] = getattr(asked, "scope", asked)
+def store_of(request: Any) -> Store:
+    """Return the store, which writes in the name of the request's user. Takes a request or its ASGI scope."""
+    scope: Mapping[str, Any] = getattr(request, "scope", request)
     return cast("Store", scope["state"][STORE])
 
 
-def principal_of(asked: Any) -> Principal | None:
-    """Who asks; None where the server needs no login."""
-    scope: Mapping[str, Any] = getattr(asked, "scope", asked)
+def principal_of(request: Any) -> Principal | None:
+    """Return the user of a request or its ASGI scope; None if the server needs no login."""
+    scope: Mapping[str, Any] = getattr(request, "scope", request)
     return cast("Principal | None", scope.get(PRINCIPAL))
 
 
-def demand(asked: Any, role: str) -> None:
-    """Refuse whoever has less than `role` in the server's project.
+def demand(request: Any, role: str) -> None:
+    """Check that the user of a request, or of its ASGI scope, has at least `role` in the server's project.
 
     Raises:
-        Forbidden: they have.
+        Forbidden: the user's role is lower.
     """
-    scope: Mapping[str, Any] = getattr(asked, "scope", asked)
+    scope: Mapping[str, Any] = getattr(request, "scope", request)
     if role == ANYONE or not scope.get(AUTH, True):
         return
     principal = principal_of(scope)
     if principal is None:
-        # The door lets nobody through without credentials but to open paths: this is one that should not be open.
+        # The middleware admits requests without credentials to open paths only, so this path should not be open.
         raise HTTPException(
             status_code=401, detail="This needs a login.", headers={"www-authenticate": 'Basic realm="everloop"'}
         )
     project = store_of(scope).project
     has = principal.role_in(project)
     if not is_enough(has, role):
-        raise Forbidden(detail=f"{principal.actor} is {has or 'nobody'} in '{project}'; this needs the role '{role}'.")
+        role_now = f"the role '{has}'" if has else "no role"
+        raise Forbidden(detail=f"{principal.actor} has {role_now} in '{project}'; this needs the role '{role}'.")
 
 
 async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Let a request through to its route if it may. Every route passes here.
+    """Check the role and the values of a request. Litestar calls this guard before every route.
 
-    Asynchronous only because Litestar would call anything else in another thread, for each request.
+    It is async only because Litestar would run a plain function in another thread, for each request.
     """
     needed = handler.opt.get(NEEDS)
     if needed is None:
-        # What Litestar adds by itself: the answer to OPTIONS.
+        # A route that Litestar adds itself: it answers OPTIONS.
         needed = "viewer"
     scope = cast("MutableMapping[str, Any]", connection.scope)
     if not (handler.opt.get(CALLERS) and scope.get(CALLER)):
@@ -106,7 +108,7 @@ async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
 
 
 async def _check_values(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Refuse what no route of ours can use in a path, a query or a JSON body."""
+    """Check the path, query and JSON body of a request to a route below `/api/v1/`."""
     for name, part in connection.path_params.items():
         if isinstance(part, str):
             check_text(name, part, LONGEST_PART)
@@ -116,6 +118,6 @@ async def _check_values(connection: ASGIConnection[Any, Any, Any, Any], handler:
             watch.limit_to(LARGEST_BODY)
         body = await connection.body()
         if b"\\u0000" in body:
-            # Anything else that is wrong with the body is found where it is read.
+            # Other errors in the body are found where it is parsed.
             with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 check_json(msgspec.json.decode(body))

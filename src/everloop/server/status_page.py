@@ -1,4 +1,4 @@
-"""What the status page shows, gathered from the records in a few reads."""
+"""Data of the status page, read from the records with a few queries."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from everloop.tracking import recover_journals
 if TYPE_CHECKING:
     from everloop.stores import Store
 
-_TOLD = ("alias", "release", "run", "snapshot", "model_version")
+_EVENT_KINDS = ("alias", "release", "run", "snapshot", "model_version")
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One project at a glance. Lists are newest first, but `performance`, which is a series in time."""
+    """The state of one project. Lists are newest first, except `performance`, which is a time series, oldest first."""
 
     project: str
     now: datetime
@@ -34,7 +34,7 @@ class Status:
 
 
 def read_status(store: Store) -> Status:
-    """Read it. A few indexed queries: some milliseconds, whatever the store's size."""
+    """Read the status. A few indexed queries, so it takes milliseconds whatever the store's size."""
     recover_journals(store)
     records = store.records
     performance = records.find(Finding, ("kind", "=", "performance"), ("severity", "=", "info"), order="-id", limit=60)
@@ -53,5 +53,5 @@ def read_status(store: Store) -> Status:
             Finding, ("kind", "=", "performance"), ("severity", "=", "alarm"), order="-id", limit=60
         ),
         runs=records.find(Run, order="-id", limit=10),
-        events=records.events_since(max(0, last - 2000), kinds=_TOLD, limit=2000)[-20:][::-1],
+        events=records.events_since(max(0, last - 2000), kinds=_EVENT_KINDS, limit=2000)[-20:][::-1],
     )

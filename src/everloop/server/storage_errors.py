@@ -1,6 +1,6 @@
-"""Which failures mean that there is no space left, so that they are answered with 507.
+"""Recognises errors that mean a full disk, which the server answers with 507.
 
-The stores raise `InsufficientStorageError` by themselves. Files that are written elsewhere, such as artifacts, fail
+The stores raise `InsufficientStorageError` themselves. Files that are written elsewhere, such as artifacts, fail
 with an `OSError`, and SQLite has several codes for a write that the disk refuses.
 """
 
@@ -15,15 +15,15 @@ from everloop.errors import InsufficientStorageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HELP = "Free some space or raise the quota; reading works meanwhile, and no restart is needed."
+HELP = "Free some space or raise the quota. Reading still works, and the server needs no restart."
 _ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _SQLITE = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE})
-"""SQLite says FULL for ENOSPC only; a quota and a limit of file sizes show as I/O errors of a write."""
+"""SQLite reports FULL for ENOSPC only. A quota or a file size limit shows up as an I/O error of a write."""
 _DEPTH = 8
 
 
 def no_space_error(error: BaseException) -> InsufficientStorageError | None:
-    """The error to answer with if `error`, or what caused it, is a full disk; None for any other failure."""
+    """Return the error to answer with if `error` or one of its causes is a full disk, else None."""
     for cause in _causes(error):
         if isinstance(cause, InsufficientStorageError):
             return InsufficientStorageError("The server has no space left to write this.", help=HELP)

@@ -1,8 +1,8 @@
-"""Keeping a loop turning: the control plane here, endpoints and the user's code in child processes.
+"""Supervisor of a running loop: serves the control plane, and starts endpoints and the user's code as child processes.
 
 this process     control plane: API and status page
 ├── endpoint     one process for each endpoint that has a champion
-└── worker       ticks the project's loops and takes their turns; imports loop.py, as nobody else does
+└── worker       checks the project's triggers and runs its loops; the only process that imports loop.py
 """
 
 from __future__ import annotations
@@ -29,37 +29,38 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("everloop.server")
 
-LOOK_EVERY_S = 0.5
+CHECK_EVERY_S = 0.5
 RESTART_AFTER_S = (1.0, 2.0, 5.0, 15.0, 60.0)
-"""How long a child that died stays down: longer each time, from the start again once it has lived a minute."""
+"""Delay before a child that died is started again. It grows with each death, and resets once the child has run for a
+minute."""
 
 
 @dataclass
 class _Restarts:
-    """When one child may be started, by the monotonic clock."""
+    """Decides when a child may be started, by the monotonic clock."""
 
-    born: float | None = None
+    started_at: float | None = None
     deaths: int = 0
     not_before: float = 0.0
 
     def may_start(self, now: float) -> bool:
-        """Asked only while the child is not alive."""
-        if self.born is not None:
-            if now - self.born > RESTART_AFTER_S[-1]:
+        """Whether the child may be started now. Called only while it is not alive."""
+        if self.started_at is not None:
+            if now - self.started_at > RESTART_AFTER_S[-1]:
                 self.deaths = 0
             self.not_before = now + RESTART_AFTER_S[min(self.deaths, len(RESTART_AFTER_S) - 1)]
             self.deaths += 1
-            self.born = None
+            self.started_at = None
         if now < self.not_before:
             return False
-        self.born = now
+        self.started_at = now
         return True
 
 
 class Supervisor:
-    """Starts the children, starts them again when they die, and stops them all.
+    """Starts the child processes, restarts them when they die, and stops them all in the end.
 
-    `serve` blocks until a signal; everything that it started is stopped when it returns.
+    `serve` blocks until a signal. When it returns, all child processes have stopped.
     """
 
     def __init__(
@@ -73,11 +74,13 @@ class Supervisor:
         self.store = store
         self.folder = folder
         self.every_s = every_s
-        said = settings or ServerSettings()
-        self.control = ControlPlane(store, host=said.host, port=said.port, options=said.options, auth=said.auth)
+        settings = settings or ServerSettings()
+        self.control = ControlPlane(
+            store, host=settings.host, port=settings.port, options=settings.options, auth=settings.auth
+        )
         self.url = self.control.url
         self.moved: dict[str, tuple[int, int]] = {}
-        """The endpoints whose kept port was taken: the kept and the new one, by name."""
+        """Endpoint name to (former port, new port), for endpoints whose port another program has taken."""
         self._ports = EndpointPorts(store)
         self._stopping = threading.Event()
         self._endpoints: dict[str, EndpointProcess] = {}
@@ -99,39 +102,39 @@ class Supervisor:
             self.control.close()
 
     def address_of(self, name: str) -> str:
-        """The stable address of an endpoint, below which all of its routes are."""
+        """Return the stable URL of an endpoint; all of its routes are below it."""
         return f"{(self.control.options.public_url or self.url).rstrip('/')}/endpoints/{name}"
 
     def wait_for_endpoints(self, timeout_s: float = 60.0) -> dict[str, str]:
-        """Addresses by endpoint, once every endpoint that has a champion answers."""
+        """Wait until every endpoint that has a champion is ready; returns the URL of each by name."""
         deadline = monotonic() + timeout_s
         while True:
-            places = [place for place in self.store.records.find(EndpointRecord) if place.routes]
-            if places and all(place.state == "ready" and place.url for place in places):
-                return {place.name: str(place.url) for place in places}
+            endpoints = [endpoint for endpoint in self.store.records.find(EndpointRecord) if endpoint.routes]
+            if endpoints and all(endpoint.state == "ready" and endpoint.url for endpoint in endpoints):
+                return {endpoint.name: str(endpoint.url) for endpoint in endpoints}
             if monotonic() > deadline or self._stopping.wait(0.1):
-                return {place.name: place.url for place in places if place.url}
+                return {endpoint.name: endpoint.url for endpoint in endpoints if endpoint.url}
 
     def _watch(self) -> None:
         while not self._stopping.is_set():
             try:
-                self._look()
+                self._start_missing()
             except EverloopError as error:
                 _log.warning("%s", error)
-            self._stopping.wait(LOOK_EVERY_S)
+            self._stopping.wait(CHECK_EVERY_S)
 
-    def _look(self) -> None:
+    def _start_missing(self) -> None:
         from everloop.serving import EndpointProcess, is_served
 
-        for place in self.store.records.find(EndpointRecord):
-            known = self._endpoints.get(place.name)
+        for endpoint in self.store.records.find(EndpointRecord):
+            known = self._endpoints.get(endpoint.name)
             if known is not None and known.alive:
                 continue
-            served_elsewhere = known is None and is_served(self.store, place.name)
-            if not place.routes or served_elsewhere or not self._may_start(place.name):
+            served_elsewhere = known is None and is_served(self.store, endpoint.name)
+            if not endpoint.routes or served_elsewhere or not self._may_start(endpoint.name):
                 continue
-            process = EndpointProcess(self.store, place.name, port=self._ports.choose(place.name))
-            self._endpoints[place.name] = process
+            process = EndpointProcess(self.store, endpoint.name, port=self._ports.choose(endpoint.name))
+            self._endpoints[endpoint.name] = process
             self._start(process)
         if self.folder is not None and (self._worker is None or self._worker.poll() is not None):
             if not self._may_start("worker"):
@@ -155,7 +158,12 @@ class Supervisor:
         before = self._ports.keep(process.name, port)
         if before is not None:
             self.moved[process.name] = (before, port)
-            _log.warning("Port %d of the endpoint '%s' is taken; it is at %d now.", before, process.name, port)
+            _log.warning(
+                "Another program has taken the port %d of the endpoint '%s'; it listens on %d now.",
+                before,
+                process.name,
+                port,
+            )
 
     def _may_start(self, name: str) -> bool:
         return self._restarts.setdefault(name, _Restarts()).may_start(monotonic())

@@ -1,4 +1,4 @@
-"""Who may do what: users, tokens, roles, and the check of credentials at the door."""
+"""Access control: users, tokens, roles, and authentication of requests."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""From an `Authorization` header to a principal with roles.
+"""Authentication: turns an `Authorization` header into a principal with roles.
 
-A password costs a quarter of a second to check, so a header that was found good is remembered, by a keyed digest of
-it, until the book of users changes; other processes' changes are seen within half a second. While the book cannot be
-read, what is remembered holds for a few seconds, and then opens nothing. Nothing here works in the event loop: tokens
-are looked up in threads of their own, and passwords wait for `HashQueue`.
+Checking a password takes a quarter of a second. So a valid header is cached, by a keyed digest of it, until users or
+tokens change; changes by other processes are seen within half a second. If the user store cannot be read, cached
+headers stay valid for a few seconds, and then every request with credentials is refused. Nothing here blocks the event
+loop: tokens are looked up in separate threads, and passwords go through `HashQueue`.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from everloop.serving.access.access_reloader import check_same_file, store_file
 
 REMEMBERED_S = 600.0
 REMEMBERED_STALE_S = 10.0
-"""How long what is remembered holds while the book cannot be read."""
-LOOK_EVERY_S = 0.5
+"""How long cached headers stay valid while the user store cannot be read."""
+REFRESH_EVERY_S = 0.5
 _READERS = 2
 _BUSY_S = 5
 _MOST_REMEMBERED = 10_000
-_log = logging.getLogger("everloop.server")
 _HARMLESS = frozenset({"used", "delivered", "given_up", "progress"})
+"""Verbs of events that do not change which credentials are valid."""
 
 
 _log = logging.getLogger("everloop.server")
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 
 class CredentialsError(Exception):
-    """Credentials that open nothing. `status` is 401, or 429 or 503 with the seconds to wait."""
+    """The credentials are not accepted. `status` is 401, or 429 or 503 with the seconds to wait."""
 
     def __init__(self, status: int, message: str, wait_s: int | None = None) -> None:
         super().__init__(message)
@@ -58,7 +58,7 @@ class CredentialsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Login:
-    """What a header holds: a token, or a name and a password; neither where it is broken."""
+    """The content of a header: a token, or a name and a password; neither if the header is malformed."""
 
     token: str | None = None
     user: str | None = None
@@ -66,38 +66,41 @@ class _Login:
 
 
 class Authenticator:
-    """Checks credentials against the book. Belongs to one event loop."""
+    """Checks credentials against the user store. Belongs to one event loop."""
 
     def __init__(
         self,
-        book: UserStore,
+        users: UserStore,
         limit: FailureLimit | None = None,
         hashes: HashQueue | None = None,
         *,
         stale_s: float = REMEMBERED_STALE_S,
     ) -> None:
-        self.book = book
+        self.users = users
         self._stale_s = stale_s
         self._confirmed = -inf
-        self._file = store_file(book.store)
+        self._file = store_file(users.store)
         self.limit = limit or FailureLimit()
         self.hashes = hashes or HashQueue()
         self._key = secrets.token_bytes(32)
         self._known: OrderedDict[bytes, tuple[Principal, float]] = OrderedDict()
         self._good: OrderedDict[bytes, None] = OrderedDict()
-        """Marks of headers that were good at some time. They are checked like all others, but wait for nobody."""
+        """Digests of headers that were valid before. They are checked like all others, but need not wait in a queue."""
         self._cleared = 0
         self._seq = -1
-        self._looked = -inf
-        self._looking: asyncio.Future[None] | None = None
-        # Tokens and the list of events take a look into the store, which must not wait for passwords or searches.
+        self._refreshed_at = -inf
+        self._refreshing: asyncio.Future[None] | None = None
+        # Separate threads, so that lookups of tokens and events never wait for passwords or searches.
         self._reads = ThreadPoolExecutor(_READERS, thread_name_prefix="everloop-access")
 
     async def identify(self, header: bytes | None, address: str) -> Principal | None:
-        """Who sends this header; None where there is no header.
+        """Return the principal of this header; None without a header.
+
+        Args:
+            address: the client's address, for the limit of failed logins.
 
         Raises:
-            CredentialsError: it opens nothing, it may not be checked now, or the book cannot be read.
+            CredentialsError: the credentials are wrong, there were too many failures, or the user store cannot be read.
         """
         if header is None:
             return None
@@ -109,7 +112,7 @@ class Authenticator:
             raise _unreadable(error) from error
 
     async def _identify(self, header: bytes, address: str) -> Principal:
-        await self._look()
+        await self._refresh()
         mark = hashlib.blake2b(header, key=self._key, digest_size=32).digest()
         known = self._known.get(mark)
         if known is not None and known[1] > monotonic():
@@ -129,30 +132,34 @@ class Authenticator:
             wait_s = self.limit.wait_s(address, account)
             self.limit.failed(address, account)
             if wait_s > 0:
-                raise CredentialsError(429, "These credentials open nothing, and there were many before.", ceil(wait_s))
-            raise CredentialsError(401, "These credentials open nothing.")
+                raise CredentialsError(
+                    429,
+                    "These credentials are not valid, and there were too many failed attempts before.",
+                    ceil(wait_s),
+                )
+            raise CredentialsError(401, "These credentials are not valid.")
         principal, until = found
         if cleared == self._cleared:
-            # Otherwise they may have been revoked since they were looked up.
+            # Otherwise the credentials may have been revoked since the lookup.
             self._known[mark] = (principal, monotonic() + min(REMEMBERED_S, until))
         self._good[mark] = None
-        for kept in (self._known, self._good):
-            if len(kept) > _MOST_REMEMBERED:
-                kept.popitem(last=False)
+        for cache in (self._known, self._good):
+            if len(cache) > _MOST_REMEMBERED:
+                cache.popitem(last=False)
         return principal
 
     async def _of_password(self, login: _Login, mark: bytes, address: str) -> tuple[Principal, float] | None:
-        line = FIRST
+        queue = FIRST
         if mark not in self._good:
-            line = network_of(address)
-            turn_s = self.limit.turn_s(address, str(login.user))
-            if turn_s is None:
+            queue = network_of(address)
+            delay_s = self.limit.next_delay_s(address, str(login.user))
+            if delay_s is None:
                 raise CredentialsError(429, "Too many failed logins for this account from this address.", _BUSY_S)
-            if turn_s > 0:
-                await asyncio.sleep(turn_s)
+            if delay_s > 0:
+                await asyncio.sleep(delay_s)
         try:
             principal = await self.hashes.run(
-                line, partial(self.book.find_by_password, str(login.user), login.password)
+                queue, partial(self.users.find_by_password, str(login.user), login.password)
             )
         except HashQueueFullError:
             raise CredentialsError(429, "Too many logins at once from this address.", _BUSY_S) from None
@@ -161,37 +168,37 @@ class Authenticator:
     def _of_token(self, secret: str) -> tuple[Principal, float] | None:
         if not secret.startswith(TOKEN_MARK) or len(secret) > 200:
             return None
-        found = self.book.find_by_token(secret)
+        found = self.users.find_by_token(secret)
         if found is None:
             return None
         principal, expires_at = found
         return principal, self._seconds_until(expires_at)
 
     def _seconds_until(self, moment: datetime | None) -> float:
-        return inf if moment is None else (moment - self.book.store.now()).total_seconds()
+        return inf if moment is None else (moment - self.users.store.now()).total_seconds()
 
     async def _read(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._reads, work)
 
-    async def _look(self) -> None:
+    async def _refresh(self) -> None:
         now = monotonic()
-        if now - self._looked >= LOOK_EVERY_S:
-            self._looked = now
-            self._looking = asyncio.ensure_future(self._look_now())
-        if now - self._confirmed > self._stale_s and self._looking is not None:
-            # One look serves all who came meanwhile; one of them that leaves does not end it for the others.
-            await asyncio.shield(self._looking)
+        if now - self._refreshed_at >= REFRESH_EVERY_S:
+            self._refreshed_at = now
+            self._refreshing = asyncio.ensure_future(self._read_changes())
+        if now - self._confirmed > self._stale_s and self._refreshing is not None:
+            # All waiting requests share one refresh; shielded, so that cancelling one request does not cancel it.
+            await asyncio.shield(self._refreshing)
             if monotonic() - self._confirmed > self._stale_s:
                 raise _unreadable(None)
-        elif self._looking is not None and self._looked == now:
-            await asyncio.shield(self._looking)
+        elif self._refreshing is not None and self._refreshed_at == now:
+            await asyncio.shield(self._refreshing)
 
-    async def _look_now(self) -> None:
+    async def _read_changes(self) -> None:
         try:
             last, changed = await self._read(partial(self._changes, self._seq))
         except Exception as error:
-            # Whatever keeps the book from being read: what is remembered holds a little longer.
-            _log.error("Changes of users and tokens cannot be read: %r", error)
+            # Whatever the reason: cached headers stay valid a little longer.
+            _log.error("Cannot read changes of users and tokens: %r", error)
             return
         if changed:
             self._known.clear()
@@ -200,19 +207,21 @@ class Authenticator:
         self._confirmed = monotonic()
 
     def _changes(self, since: int) -> tuple[int, bool]:
-        """The number of the last event, and whether what happened since may change what credentials open."""
-        check_same_file(self.book.store, self._file)
-        last = self.book.records.last_event()
+        """Return the number of the last event, and whether newer events may change which credentials are valid."""
+        check_same_file(self.users.store, self._file)
+        last = self.users.records.last_event()
         if last == since:
             return last, False
-        events = self.book.records.events_since(since, limit=100) if since >= 0 else []
+        events = self.users.records.events_since(since, limit=100) if since >= 0 else []
         return last, len(events) == 100 or any(event.verb not in _HARMLESS for event in events)
 
 
 def _unreadable(error: Exception | None) -> CredentialsError:
     if error is not None:
-        _log.error("Users and tokens cannot be read: %r", error)
-    return CredentialsError(503, "The store cannot be read, so no login can be checked.", _BUSY_S)
+        _log.error("Cannot read users and tokens: %r", error)
+    return CredentialsError(
+        503, "The server cannot read its store, so it cannot check logins. Try again in a few seconds.", _BUSY_S
+    )
 
 
 def _read(header: bytes) -> _Login:
@@ -230,6 +239,6 @@ def _read(header: bytes) -> _Login:
     if not colon:
         return _Login()
     if password.startswith(TOKEN_MARK.encode()):
-        # Clients that speak only Basic may bring a token as the password of its owner.
+        # Clients that only support Basic may send a token as its owner's password.
         return _Login(token=password.decode("utf-8", "replace"), user=user)
     return _Login(user=user, password=password)

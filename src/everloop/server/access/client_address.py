@@ -1,4 +1,4 @@
-"""Which address a request comes from, where proxies that the operator trusts stand before the server."""
+"""Finds the client address of a request that may have passed through trusted proxies."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @lru_cache(maxsize=64)
 def read_networks(texts: tuple[str, ...]) -> tuple[Network, ...]:
-    """The addresses and networks of proxies.
+    """Parse the addresses and networks of proxies.
 
     Raises:
-        UsageError: one of them is neither.
+        UsageError: a text is not an address or a network.
     """
     try:
         return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
     except ValueError as error:
         raise UsageError(
-            f"trusted_proxies, or --trusted-proxy, has a value that is not an address or a network: {error}.",
+            f"trusted_proxies (--trusted-proxy) has a value that is not an address or a network: {error}.",
             help="Write it as '10.0.0.5' or '10.0.0.0/8'.",
         ) from error
 
 
 def client_address(scope: Mapping[str, Any], trusted: Sequence[Network]) -> str:
-    """The address of a request's client.
+    """Return the address of a request's client.
 
-    `X-Forwarded-For` counts only where the connection itself comes from a trusted proxy. It is then read from its end,
-    which the nearest proxy wrote, up to the first address that is not a proxy's: what stands before that the client
-    may have made up.
+    `X-Forwarded-For` is only read if the connection comes from a trusted proxy. It is read backwards, as the nearest
+    proxy appends to its end, up to the first address that is not a trusted proxy. Entries before that one may have been
+    forged by the client.
     """
     client = scope.get("client")
     address = str(client[0]) if client else ""
@@ -64,7 +64,7 @@ def _is_among(address: str, networks: Sequence[Network]) -> bool:
 
 
 def _address(text: str) -> str | None:
-    """The address that an entry names, which may have a port: `192.0.2.1:4711`, `[2001:db8::1]:4711`."""
+    """Return the address of an entry, which may have a port: `192.0.2.1:4711`, `[2001:db8::1]:4711`."""
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:

@@ -1,8 +1,8 @@
-"""Checking passwords a few at a time, in threads of their own, in an order that a flood from one address cannot hold.
+"""Queue of password checks, fair between client addresses.
 
-A check takes a quarter of a second of one core and 16 MiB, on purpose. So at most half of the cores check at once;
-further attempts wait, and the addresses that wait are served in turn. Where too many wait, an attempt of the address
-that has most of them is refused, so nobody else is.
+A check takes a quarter of a second of one core and 16 MiB, on purpose. So at most half of the cores check passwords, in
+separate threads. Further attempts wait, and the waiting addresses are served in turn, so a flood from one address
+cannot hold up the others. If too many attempts wait, one of the address with the most waiting attempts is refused.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import TypeVar
 AT_ONCE = max(1, (os.cpu_count() or 1) // 2)
 MOST_WAITING = 64
 FIRST = "known"
-"""The line of credentials that were good before; it is served before all others."""
+"""The queue of credentials that were valid before; it is served before all others."""
 T = TypeVar("T")
 
 
 class HashQueueFullError(Exception):
-    """Too many attempts wait, most of them from this address."""
+    """Too many attempts are waiting, most of them from this address."""
 
 
 class HashQueue:
-    """Belongs to one event loop."""
+    """Runs password checks, a few at a time. Belongs to one event loop."""
 
     def __init__(self, at_once: int = AT_ONCE, most_waiting: int = MOST_WAITING) -> None:
         self.at_once = at_once
@@ -34,67 +34,69 @@ class HashQueue:
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="everloop-passwords")
         self._running = 0
         self._waiting = 0
-        self._lines: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
-    async def run(self, line: str, check: Callable[[], T]) -> T:
+    async def run(self, queue: str, check: Callable[[], T]) -> T:
         """Run a check when it is its turn.
 
         Args:
-            line: the address, or `FIRST`.
+            queue: the client's address, or `FIRST`.
 
         Raises:
-            HashQueueFullError: there are too many others in this line.
+            HashQueueFullError: too many checks of this address are waiting.
         """
         if self._running < self.at_once:
             self._running += 1
         else:
-            await self._wait(line)
+            await self._wait(queue)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, check)
         finally:
             self._next()
 
-    async def _wait(self, line: str) -> None:
+    async def _wait(self, queue: str) -> None:
         waiter = asyncio.get_running_loop().create_future()
-        self._lines.setdefault(line, deque()).append(waiter)
+        self._queues.setdefault(queue, deque()).append(waiter)
         self._waiting += 1
         if self._waiting > self.most_waiting:
             self._refuse_one()
         try:
-            # Whoever wakes this one leaves it the place that has become free.
+            # The task that wakes this one hands its free slot over.
             await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self._next()
             else:
-                self._leave(line, waiter)
+                self._remove(queue, waiter)
             raise
 
     def _refuse_one(self) -> None:
         longest = max(
-            (line for line in self._lines if line != FIRST), key=lambda line: len(self._lines[line]), default=FIRST
+            (queue for queue in self._queues if queue != FIRST),
+            key=lambda queue: len(self._queues[queue]),
+            default=FIRST,
         )
-        waiter = self._lines[longest][-1]
-        self._leave(longest, waiter)
+        waiter = self._queues[longest][-1]
+        self._remove(longest, waiter)
         if not waiter.done():
             waiter.set_exception(HashQueueFullError())
 
-    def _leave(self, line: str, waiter: asyncio.Future[None]) -> None:
-        others = self._lines.get(line)
+    def _remove(self, queue: str, waiter: asyncio.Future[None]) -> None:
+        others = self._queues.get(queue)
         if others is not None and waiter in others:
             others.remove(waiter)
             self._waiting -= 1
             if not others:
-                del self._lines[line]
+                del self._queues[queue]
 
     def _next(self) -> None:
-        while self._lines:
-            line = FIRST if FIRST in self._lines else next(iter(self._lines))
-            waiter = self._lines[line][0]
-            self._leave(line, waiter)
-            if line in self._lines:
-                # The others of this address come after those of each other address.
-                self._lines.move_to_end(line)
+        while self._queues:
+            queue = FIRST if FIRST in self._queues else next(iter(self._queues))
+            waiter = self._queues[queue][0]
+            self._remove(queue, waiter)
+            if queue in self._queues:
+                # The next check of this address comes after those of the other addresses.
+                self._queues.move_to_end(queue)
             if not waiter.done():
                 waiter.set_result(None)
                 return

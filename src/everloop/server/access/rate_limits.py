@@ -1,9 +1,9 @@
-"""How fast somebody may guess: by account and client address, and never by locking anyone out.
+"""Limits of failed logins, by account and client address, which slow attackers down but lock no user out.
 
-Tokens are too long to be guessed and cheap to check, so a valid one always works; wrong ones are only answered 429
-instead of 401 once there were many. Passwords are different: after `failures` wrong ones for an account from one
-address, each further attempt for that account from that address waits for its turn before it is checked. A right
-password is then slow, but it works, and other accounts and other addresses notice nothing.
+Tokens are too long to guess and cheap to check, so a valid token always works; after many failures, invalid ones get
+429 instead of 401. Passwords are different: after `failures` wrong ones for an account from one address, each further
+attempt for that account from that address is delayed before it is checked. A correct password is then slow, but works.
+Other accounts and other addresses are not affected.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from time import monotonic
 FAILURES = 10
 WINDOW_S = 60.0
 LONGEST_PAUSE_S = 5.0
-"""Between two attempts that are checked, once there were too many failures."""
+"""Longest pause between two checked attempts after too many failures."""
 PATIENCE_S = 10.0
-"""How long an attempt may wait for its turn. One that would wait longer is answered 429."""
+"""How long an attempt may be delayed. One that would wait longer gets 429."""
 MOST_KEPT = 10_000
-"""Pairs of account and address that are remembered; the ones that failed longest ago are forgotten first."""
+"""Pairs of account and address that are remembered; those with the oldest failures are dropped first."""
 _LONGEST_ACCOUNT = 64
 
 
@@ -28,7 +28,7 @@ _LONGEST_ACCOUNT = 64
 class _Record:
     failed: deque[float]
     beyond: int = 0
-    """Failures since there were too many."""
+    """Failures since the limit was reached."""
     next_at: float = field(default=0.0)
     """When the next attempt may be checked."""
 
@@ -40,20 +40,20 @@ class FailureLimit:
         self.failures = failures
         self.window_s = window_s
         self.most = most
-        self._kept: OrderedDict[tuple[str, str], _Record] = OrderedDict()
+        self._records: OrderedDict[tuple[str, str], _Record] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._records)
 
     def wait_s(self, address: str, account: str = "") -> float:
-        """Seconds until there are few enough failures again; 0 if there are now."""
+        """Seconds until the failures are below the limit again; 0 if they are below it now."""
         record = self._find(address, account)
         if record is None or len(record.failed) < self.failures:
             return 0.0
         return self.window_s - (monotonic() - record.failed[0])
 
-    def turn_s(self, address: str, account: str) -> float | None:
-        """Take the next turn: seconds until this attempt may be checked; None if that is longer than it may wait."""
+    def next_delay_s(self, address: str, account: str) -> float | None:
+        """Reserve the next attempt: seconds until it may be checked; None if that is longer than `PATIENCE_S`."""
         record = self._find(address, account)
         if record is None or len(record.failed) < self.failures:
             return 0.0
@@ -68,37 +68,37 @@ class FailureLimit:
         key = _key(address, account)
         record = self._find(address, account)
         if record is None:
-            record = self._kept[key] = _Record(deque(maxlen=self.failures))
+            record = self._records[key] = _Record(deque(maxlen=self.failures))
         if len(record.failed) == self.failures:
             record.beyond += 1
         record.failed.append(monotonic())
-        self._kept.move_to_end(key)
-        self._forget()
+        self._records.move_to_end(key)
+        self._drop_old()
 
     def _find(self, address: str, account: str) -> _Record | None:
-        record = self._kept.get(_key(address, account))
+        record = self._records.get(_key(address, account))
         if record is None:
             return None
         now = monotonic()
         while record.failed and now - record.failed[0] > self.window_s:
             record.failed.popleft()
         if not record.failed:
-            del self._kept[_key(address, account)]
+            del self._records[_key(address, account)]
             return None
         return record
 
-    def _forget(self) -> None:
-        """Drop what has not failed within the window, and the oldest where there is too much. Entries are in order."""
+    def _drop_old(self) -> None:
+        """Drop entries without a failure in the window, and the oldest if there are too many. Entries are in order."""
         now = monotonic()
-        while self._kept:
-            record = next(iter(self._kept.values()))
-            if len(self._kept) <= self.most and now - record.failed[-1] <= self.window_s:
+        while self._records:
+            record = next(iter(self._records.values()))
+            if len(self._records) <= self.most and now - record.failed[-1] <= self.window_s:
                 return
-            self._kept.popitem(last=False)
+            self._records.popitem(last=False)
 
 
 def network_of(address: str) -> str:
-    """What counts as one address: of IPv6 the /64, of which anyone who has one address has 2^64."""
+    """Return what counts as one client: an IPv4 address, or an IPv6 /64, as one client usually has a whole /64."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

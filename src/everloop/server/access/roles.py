@@ -1,11 +1,11 @@
-"""Roles, and somebody whose credentials were checked.
+"""Roles, and the principal: an authenticated user with roles.
 
 | role | may |
 |---|---|
-| viewer | read everything of the project |
-| editor | and log runs, register versions, move aliases that no policy guards |
-| approver | and agree to guarded moves, archive, delete |
-| admin | and manage users, tokens, webhooks and policies |
+| viewer | read everything in the project |
+| editor | also log runs, register versions, move aliases without a policy |
+| approver | also approve moves of aliases with a policy, archive, delete |
+| admin | also manage users, tokens, webhooks and policies |
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from everloop.records import Role
 
 ROLES: tuple[Role, ...] = ("viewer", "editor", "approver", "admin")
 ANYONE = "anyone"
-"""What a route declares that needs no login at all, such as `/health`."""
+"""Declared by routes that need no login at all, such as `/health`."""
 EVERY_PROJECT = "*"
 MOST_ROLES = 1000
 
@@ -27,45 +27,48 @@ _RANK: dict[str | None, int] = {name: rank for rank, name in enumerate(ROLES)}
 
 
 def is_enough(has: str | None, needed: str) -> bool:
-    """Whether a role covers what is needed. An unknown need is never met."""
+    """Whether a role includes the needed one. An unknown needed role is never met."""
     if needed == ANYONE:
         return True
     return has is not None and needed in _RANK and _RANK.get(has, -1) >= _RANK[needed]
 
 
 def read_roles(texts: Mapping[str, str]) -> dict[str, Role]:
-    """Roles by project, checked.
+    """Check roles by project.
 
     Raises:
-        UsageError: no such role, or a project without a name.
+        UsageError: a role does not exist, or a project name is empty or too long.
     """
     if len(texts) > MOST_ROLES:
-        raise UsageError(f"{len(texts)} roles are too many.", help=f"At most {MOST_ROLES}; '*' is every project.")
+        raise UsageError(
+            f"{len(texts)} roles are too many.", help=f"Give at most {MOST_ROLES}; '*' means every project."
+        )
     for project, role in texts.items():
         if role not in _RANK or not project or len(project) > 100:
             raise UsageError(
-                f"'{project}={role}' is no role.", help=f"Roles: {', '.join(ROLES)}; '*' is every project."
+                f"'{project}={role}' is not a project and a role.",
+                help=f"Roles: {', '.join(ROLES)}; '*' means every project.",
             )
     return cast("dict[str, Role]", dict(texts))
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who is asking. `cap` is what a token allows at most; None for a password."""
+    """An authenticated user. `cap`: the roles to which a token is limited; None for a password."""
 
     actor: str
-    """As events name it: `user:ada`, or `user:ada/ci` where it is her token `ci`. Neither name may hold a slash."""
+    """The actor in events: `user:ada`, or `user:ada/ci` for the token `ci`. Neither name can contain a slash."""
     user: str
     roles: Mapping[str, Role]
     cap: Mapping[str, Role] | None = None
 
     def role_in(self, project: str) -> Role | None:
-        """The role in a project: the owner's, but no more than the token's."""
-        own = _highest(self.roles, project)
-        if self.cap is None or own is None:
-            return own
-        most = _highest(self.cap, project)
-        return None if most is None else min(own, most, key=_RANK.__getitem__)
+        """Return the role in a project: the user's role, limited by the token's."""
+        role = _highest(self.roles, project)
+        if self.cap is None or role is None:
+            return role
+        limit = _highest(self.cap, project)
+        return None if limit is None else min(role, limit, key=_RANK.__getitem__)
 
 
 def _highest(roles: Mapping[str, Role], project: str) -> Role | None:

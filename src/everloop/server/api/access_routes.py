@@ -1,13 +1,14 @@
-"""Users and tokens over HTTP. Users are for those who are admin of every project, as they belong to none; tokens
-are everybody's own.
+"""HTTP routes for users and tokens.
 
-    GET    /api/v1/access/me                 who asks, with which role
-    GET    /api/v1/access/users              POST: add one {name, roles, password?}
-    PUT    /api/v1/access/users/NAME/roles   {roles}
-    PUT    /api/v1/access/users/NAME/password
+Users belong to no project, so only an admin of every project may manage them. Every user manages their own tokens.
+
+    GET    /api/v1/access/me                     the current user and role
+    GET    /api/v1/access/users                  list; POST adds one {name, roles, password?}
+    PUT    /api/v1/access/users/NAME/roles       {roles}
+    PUT    /api/v1/access/users/NAME/password    {password?}
     DELETE /api/v1/access/users/NAME
-    GET    /api/v1/access/tokens             POST: make one for oneself {name, roles?, lifetime_s?}
-    DELETE /api/v1/access/tokens/NAME        revoke
+    GET    /api/v1/access/tokens                 list; POST creates one for the current user {name, roles?, lifetime_s?}
+    DELETE /api/v1/access/tokens/NAME            revoke
 """
 
 from __future__ import annotations
@@ -16,26 +17,25 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from litestar import Request, delete, get, post, put
+from litestar import delete, get, post, put
 
 from everloop.errors import NotFoundError, UsageError
 from everloop.records import Token, User
 from everloop.server.access import UserStore, is_enough
 from everloop.server.access.roles import EVERY_PROJECT
-from everloop.server.request_context import NEEDS, Forbidden, Sent, principal_of, store_of
+from everloop.server.request_context import NEEDS, ApiRequest, Forbidden, JsonBody, principal_of, store_of
 from everloop.server.request_values import Name, Secret
 
-Asked = Request[Any, Any, Any]
 Roles = dict[Name, Name]
-"""Project to role; how many there may be is checked with the book."""
+"""Project to role. `UserStore` checks how many there are."""
 
 _ADMIN = {NEEDS: "admin"}
-_OWN = {NEEDS: "viewer"}
+_ANY_ROLE = {NEEDS: "viewer"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Me:
-    """Who asks. Without a login everybody is the operator."""
+    """The current user. Without a login, everyone is the operator."""
 
     actor: str
     project: str
@@ -49,7 +49,7 @@ class ShownUser:
     roles: dict[str, str]
     created_at: datetime
     password: str | None = None
-    """Only in the answer to the request that made it."""
+    """Only in the response to the request that generated it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ class ShownToken:
     used_at: datetime | None
     revoked_at: datetime | None
     secret: str | None = None
-    """Only in the answer to the request that made it."""
+    """Only in the response to the request that generated it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,98 +94,105 @@ def routes() -> list[Any]:
     return [me, users, add_user, set_roles, set_password, remove_user, tokens, create_token, revoke_token]
 
 
-@get("/api/v1/access/me", sync_to_thread=False, opt=_OWN)
-def me(request: Asked) -> Me:
-    """Who asks, with which role."""
+@get("/api/v1/access/me", sync_to_thread=False, opt=_ANY_ROLE)
+def me(request: ApiRequest) -> Me:
+    """Return the current user and role."""
     store, principal = store_of(request), principal_of(request)
     role = "admin" if principal is None else principal.role_in(store.project)
     return Me(actor=store.actor, project=store.project, role=str(role), login=principal is not None)
 
 
 @get("/api/v1/access/users", sync_to_thread=True, opt=_ADMIN)
-def users(request: Asked) -> list[ShownUser]:
-    """Every user."""
-    return [_shown(user) for user in _all_of(request).users()]
+def users(request: ApiRequest) -> list[ShownUser]:
+    """List all users."""
+    return [_shown(user) for user in _store_for_admin(request).users()]
 
 
 @post("/api/v1/access/users", sync_to_thread=True, opt=_ADMIN)
-def add_user(request: Asked, data: Sent[NewUser]) -> ShownUser:
-    """Add a user; without a password one is made and given back this once."""
-    user, made = _all_of(request).add_user(data.name, data.roles, data.password)
-    return _shown(user, made)
+def add_user(request: ApiRequest, data: JsonBody[NewUser]) -> ShownUser:
+    """Add a user. Without a password, one is generated and returned this once."""
+    user, generated = _store_for_admin(request).add_user(data.name, data.roles, data.password)
+    return _shown(user, generated)
 
 
 @put("/api/v1/access/users/{name:str}/roles", sync_to_thread=True, opt=_ADMIN)
-def set_roles(request: Asked, data: Sent[NewRoles]) -> ShownUser:
+def set_roles(request: ApiRequest, data: JsonBody[NewRoles]) -> ShownUser:
     """Replace a user's roles."""
-    return _shown(_all_of(request).set_roles(request.path_params["name"], data.roles))
+    return _shown(_store_for_admin(request).set_roles(request.path_params["name"], data.roles))
 
 
 @put("/api/v1/access/users/{name:str}/password", sync_to_thread=True, opt=_ADMIN)
-def set_password(request: Asked, data: Sent[NewPassword]) -> ShownUser:
-    """Replace a user's password; without one it is made and given back this once."""
-    book, name = _all_of(request), request.path_params["name"]
-    made = book.set_password(name, data.password)
-    return _shown(book.get_user(name), made)
+def set_password(request: ApiRequest, data: JsonBody[NewPassword]) -> ShownUser:
+    """Replace a user's password. Without a new one, it is generated and returned this once."""
+    store, name = _store_for_admin(request), request.path_params["name"]
+    generated = store.set_password(name, data.password)
+    return _shown(store.get_user(name), generated)
 
 
 @delete("/api/v1/access/users/{name:str}", sync_to_thread=True, opt=_ADMIN)
-def remove_user(request: Asked) -> None:
-    """Remove a user, and with him what his tokens open."""
-    _all_of(request).remove_user(request.path_params["name"])
+def remove_user(request: ApiRequest) -> None:
+    """Remove a user. Their tokens stop working."""
+    _store_for_admin(request).remove_user(request.path_params["name"])
 
 
-@get("/api/v1/access/tokens", sync_to_thread=True, opt=_OWN)
-def tokens(request: Asked) -> list[ShownToken]:
-    """One's own tokens; to an admin, everybody's."""
-    return [_shown_token(token) for token in _book(request).tokens() if _is_theirs(request, token)]
+@get("/api/v1/access/tokens", sync_to_thread=True, opt=_ANY_ROLE)
+def tokens(request: ApiRequest) -> list[ShownToken]:
+    """List your own tokens, or all tokens if you are an admin of every project."""
+    return [_shown_token(token) for token in _user_store(request).tokens() if _may_manage(request, token)]
 
 
-@post("/api/v1/access/tokens", sync_to_thread=True, opt=_OWN)
-def create_token(request: Asked, data: Sent[NewToken]) -> ShownToken:
-    """Make a token for oneself. One made with a token can do no more than that."""
+@post("/api/v1/access/tokens", sync_to_thread=True, opt=_ANY_ROLE)
+def create_token(request: ApiRequest, data: JsonBody[NewToken]) -> ShownToken:
+    """Create a token for yourself. A token that is created with another token can do no more than that one."""
     principal = principal_of(request)
     if principal is None:
         raise UsageError(
-            "Without a login there is nobody to make a token for.", help="Use: everloop tokens create NAME --user USER"
+            "This server needs no login, so the request has no user to create a token for.",
+            help="Create it on the server: everloop tokens create NAME --user USER",
         )
     lifetime = None
     if data.lifetime_s is not None:
         if not 0 < data.lifetime_s <= 1e10:
-            raise UsageError(f"lifetime_s={data.lifetime_s} is out of range.", help="Give seconds, such as 86400.")
+            raise UsageError(
+                f"lifetime_s={data.lifetime_s} is out of range.",
+                help="Give a positive number of seconds, such as 86400.",
+            )
         lifetime = timedelta(seconds=data.lifetime_s)
     roles = data.roles
     if principal.cap is not None:
         for project, role in (roles or {"*": "admin"}).items():
             if not is_enough(principal.role_in(project), role):
-                raise UsageError(f"{principal.actor} cannot give '{project}={role}'.", help="Name lesser roles.")
-    token, secret = _book(request).create_token(data.name, principal.user, roles, lifetime)
+                raise UsageError(
+                    f"{principal.actor} cannot create a token with the role '{role}' in '{project}', above its own.",
+                    help="Give lower 'roles', or use the password to log in.",
+                )
+    token, secret = _user_store(request).create_token(data.name, principal.user, roles, lifetime)
     return _shown_token(token, secret)
 
 
-@delete("/api/v1/access/tokens/{name:str}", sync_to_thread=True, opt=_OWN)
-def revoke_token(request: Asked) -> None:
-    """Make a token open nothing from now on."""
-    book, name = _book(request), request.path_params["name"]
-    if not _is_theirs(request, book.get_token(name)):
-        # Said as if there were none: names of others' tokens are nobody's business.
+@delete("/api/v1/access/tokens/{name:str}", sync_to_thread=True, opt=_ANY_ROLE)
+def revoke_token(request: ApiRequest) -> None:
+    """Revoke a token."""
+    store, name = _user_store(request), request.path_params["name"]
+    if not _may_manage(request, store.get_token(name)):
+        # The same message as for a missing token, so that the names of other users' tokens stay secret.
         raise NotFoundError(f"There is no token '{name}'.", help="See: everloop tokens ls")
-    book.revoke_token(name)
+    store.revoke_token(name)
 
 
-def _book(request: Asked) -> UserStore:
+def _user_store(request: ApiRequest) -> UserStore:
     return UserStore(store_of(request))
 
 
-def _all_of(request: Asked) -> UserStore:
-    """The book, for somebody who may change every page: an admin of one project could else name himself another's."""
+def _store_for_admin(request: ApiRequest) -> UserStore:
+    """Return the user store to an admin of every project. An admin of one project could give themselves other roles."""
     principal = principal_of(request)
     if principal is not None and principal.role_in(EVERY_PROJECT) != "admin":
-        raise Forbidden(detail=f"{principal.actor} is no admin of every project ('*=admin').")
-    return _book(request)
+        raise Forbidden(detail=f"{principal.actor} is not an admin of every project; this needs the role '*=admin'.")
+    return _user_store(request)
 
 
-def _is_theirs(request: Asked, token: Token) -> bool:
+def _may_manage(request: ApiRequest, token: Token) -> bool:
     principal = principal_of(request)
     if principal is None or token.owner == principal.user:
         return True

@@ -1,17 +1,17 @@
-"""The registry over HTTP: what people decide about model versions.
+"""HTTP routes of the registry: annotations, aliases and approvals of model versions.
 
     GET  /api/v1/models/MODEL/versions/N/card                 markdown
     GET  /api/v1/diff?a=MODEL@1&b=MODEL@2
     PATCH /api/v1/models/MODEL/versions/N                     {description?, tags?}
     PUT  /api/v1/models/MODEL/versions/N/archived             {archived, reason?}
-    GET  /api/v1/models/MODEL/aliases/ALIAS/history           ?at=TIME: only who held it then
+    GET  /api/v1/models/MODEL/aliases/ALIAS/history           ?at=TIME: only its version at that time
     PUT  /api/v1/models/MODEL/aliases/ALIAS                   {version, reason, expect?}
     DELETE …/aliases/ALIAS
     PUT  …/aliases/ALIAS/policy                               {approvals}
     POST …/aliases/ALIAS/requests                             {version, reason}
     POST /api/v1/alias-requests/ID/approve | reject | withdraw   {reason}
 
-Moving an alias that a policy guards takes its approvals, for whoever asks.
+Moving an alias that has a policy needs that policy's approvals, whatever the user's role.
 """
 
 from __future__ import annotations
@@ -21,19 +21,18 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
-from litestar import MediaType, Request, Response, delete, get, patch, post, put
+from litestar import MediaType, Response, delete, get, patch, post, put
 
 from everloop.errors import UsageError
 from everloop.records import Alias, AliasPolicy, AliasRequest, ModelVersion
-from everloop.server.request_context import NEEDS, Sent, store_of
+from everloop.server.request_context import NEEDS, ApiRequest, JsonBody, store_of
 from everloop.server.request_values import Name, Text
 
 MOST_REASON = 10_000
 MOST_TAGS = 1_000
-"""Of one request."""
-Asked = Request[Any, Any, Any]
+"""Tags in one request."""
 Why = Annotated[str, msgspec.Meta(max_length=MOST_REASON)]
-"""A reason is kept with the event for ever, so it has an end."""
+"""Reasons are stored with the event forever, so their length is limited."""
 
 _READS = {NEEDS: "viewer"}
 _WRITES = {NEEDS: "editor"}
@@ -43,7 +42,7 @@ _RULES = {NEEDS: "admin"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """Where an alias shall go. `expect`: the version that must hold it now, or `nobody`."""
+    """A move of an alias. `expect`: the version it must point to now, or `nobody` if the alias must not exist yet."""
 
     version: Name
     reason: Why = ""
@@ -68,7 +67,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curation:
-    """What to change about a version; what is left out stays."""
+    """Changes of a version's annotations. Fields that are left out stay as they are."""
 
     description: Text | None = None
     tags: Annotated[dict[Name, Text | None], msgspec.Meta(max_length=MOST_TAGS)] | None = None
@@ -81,33 +80,45 @@ class Archival:
 
 
 def routes() -> list[Any]:
-    return [card, diff, curate, archive_version, history, move, remove, policy, ask, answer, withdraw_request]
+    return [
+        card,
+        diff,
+        curate,
+        archive_version,
+        history,
+        move,
+        remove,
+        policy,
+        request_move,
+        decide_request,
+        withdraw_request,
+    ]
 
 
 @get(
     "/api/v1/models/{model:str}/versions/{number:int}/card", sync_to_thread=True, opt=_READS, media_type=MediaType.TEXT
 )
-def card(request: Asked) -> Response[str]:
-    """A version's card, as markdown."""
+def card(request: ApiRequest) -> Response[str]:
+    """Return a version's model card, as Markdown."""
     from everloop.registry import version_card
 
     return Response(version_card(store_of(request), _ref(request)), media_type="text/markdown; charset=utf-8")
 
 
 @get("/api/v1/diff", sync_to_thread=True, opt=_READS)
-def diff(request: Asked) -> Any:
-    """What differs between the versions `a` and `b`."""
+def diff(request: ApiRequest) -> Any:
+    """Compare the versions `a` and `b`."""
     from everloop.registry import diff_versions
 
     a, b = request.query_params.get("a"), request.query_params.get("b")
     if not a or not b:
-        raise UsageError("Two versions are needed.", help="Ask for: /api/v1/diff?a=MODEL@1&b=MODEL@2")
+        raise UsageError("The parameters 'a' and 'b' are both needed.", help="Use: /api/v1/diff?a=MODEL@1&b=MODEL@2")
     return diff_versions(store_of(request), a, b)
 
 
 @patch("/api/v1/models/{model:str}/versions/{number:int}", sync_to_thread=True, opt=_WRITES)
-def curate(request: Asked, data: Sent[Curation]) -> ModelVersion:
-    """Describe or tag a version."""
+def curate(request: ApiRequest, data: JsonBody[Curation]) -> ModelVersion:
+    """Set the description or tags of a version."""
     from everloop.registry import describe, get_version, tag
 
     store, ref = store_of(request), _ref(request)
@@ -120,8 +131,8 @@ def curate(request: Asked, data: Sent[Curation]) -> ModelVersion:
 
 
 @put("/api/v1/models/{model:str}/versions/{number:int}/archived", sync_to_thread=True, opt=_DECIDES)
-def archive_version(request: Asked, data: Sent[Archival]) -> ModelVersion:
-    """Take a version out of use, or back: {archived, reason}."""
+def archive_version(request: ApiRequest, data: JsonBody[Archival]) -> ModelVersion:
+    """Archive a version, or bring it back: {archived, reason}."""
     from everloop.registry import archive, unarchive
 
     change = archive if data.archived else unarchive
@@ -129,8 +140,8 @@ def archive_version(request: Asked, data: Sent[Archival]) -> ModelVersion:
 
 
 @get("/api/v1/models/{model:str}/aliases/{alias:str}/history", sync_to_thread=True, opt=_READS)
-def history(request: Asked) -> Any:
-    """Who held an alias, oldest first; with `at`, only who held it then."""
+def history(request: ApiRequest) -> Any:
+    """List the versions that an alias has pointed to, oldest first; with `at`, only the one at that time."""
     from everloop.registry import alias_at, alias_history
 
     store, model, alias = store_of(request), request.path_params["model"], request.path_params["alias"]
@@ -138,31 +149,32 @@ def history(request: Asked) -> Any:
     if at is None:
         return alias_history(store, model, alias)
     try:
-        # A plus sign that nobody encoded arrives as a space.
+        # A plus sign that the client did not encode arrives as a space.
         moment = datetime.fromisoformat(at.replace(" ", "+"))
     except ValueError as error:
-        raise UsageError(f"at={at[:50]} is no time.", help="Write it as 2026-05-03T12:00:00Z.") from error
-    held = alias_at(store, model, alias, moment)
-    return [] if held is None else [held]
+        raise UsageError(f"at={at[:50]} is not a time.", help="Write it as 2026-05-03T12:00:00Z.") from error
+    entry = alias_at(store, model, alias, moment)
+    return [] if entry is None else [entry]
 
 
 @put("/api/v1/models/{model:str}/aliases/{alias:str}", sync_to_thread=True, opt=_WRITES)
-def move(request: Asked, data: Sent[Move]) -> Alias:
-    """Move an alias. Where the champion of an endpoint moves, its traffic moves with it."""
+def move(request: ApiRequest, data: JsonBody[Move]) -> Alias:
+    """Move an alias. If it is the champion of an endpoint, the endpoint's traffic moves too."""
     from everloop.loop import move_alias
     from everloop.registry import get_version
     from everloop.registry.aliases import ANYONE
 
     store, model, alias = store_of(request), request.path_params["model"], request.path_params["alias"]
-    asked = ANYONE if data.expect is None else data.expect
-    # An id or an alias names a version as well as its key does.
-    expect = asked if asked is ANYONE else None if asked == "nobody" else get_version(store, asked).key
+    expect: str | None = ANYONE
+    if data.expect is not None:
+        # The client may give a version's key, its id or an alias.
+        expect = None if data.expect == "nobody" else get_version(store, data.expect).key
     return move_alias(store, model, alias, data.version, data.reason, expect=expect)
 
 
 @delete("/api/v1/models/{model:str}/aliases/{alias:str}", sync_to_thread=True, opt=_DECIDES)
-def remove(request: Asked) -> None:
-    """Take an alias away; `?reason=` says why."""
+def remove(request: ApiRequest) -> None:
+    """Remove an alias, for a `?reason=`."""
     from everloop.registry import remove_alias
 
     reason = request.query_params.get("reason", "")[:MOST_REASON]
@@ -170,16 +182,16 @@ def remove(request: Asked) -> None:
 
 
 @put("/api/v1/models/{model:str}/aliases/{alias:str}/policy", sync_to_thread=True, opt=_RULES)
-def policy(request: Asked, data: Sent[Policy]) -> AliasPolicy | None:
-    """Say how many others must agree before the alias moves; 0 lifts the guard."""
+def policy(request: ApiRequest, data: JsonBody[Policy]) -> AliasPolicy | None:
+    """Set how many approvals a move of the alias needs; 0 removes the policy."""
     from everloop.registry import set_policy
 
     return set_policy(store_of(request), request.path_params["model"], request.path_params["alias"], data.approvals)
 
 
 @post("/api/v1/models/{model:str}/aliases/{alias:str}/requests", sync_to_thread=True, opt=_WRITES)
-def ask(request: Asked, data: Sent[AliasChange]) -> AliasRequest:
-    """Ask the others to let an alias move."""
+def request_move(request: ApiRequest, data: JsonBody[AliasChange]) -> AliasRequest:
+    """Request approvals for moving an alias."""
     from everloop.registry import request_alias
 
     params = request.path_params
@@ -187,24 +199,26 @@ def ask(request: Asked, data: Sent[AliasChange]) -> AliasRequest:
 
 
 @post("/api/v1/alias-requests/{id:str}/{verb:str}", sync_to_thread=True, opt=_DECIDES)
-def answer(request: Asked, data: Sent[Reason]) -> AliasRequest:
-    """Agree to a request, or end it: `approve` or `reject`."""
+def decide_request(request: ApiRequest, data: JsonBody[Reason]) -> AliasRequest:
+    """Decide on a request: `approve` or `reject`."""
     from everloop.registry import approve, reject
 
     verbs = {"approve": approve, "reject": reject}
     verb: Literal["approve", "reject"] = request.path_params["verb"]
     if verb not in verbs:
-        raise UsageError(f"A request cannot be '{str(verb)[:30]}'.", help="approve, reject or withdraw")
+        raise UsageError(
+            f"There is no action '{str(verb)[:30]}' for a request.", help="Use approve, reject or withdraw."
+        )
     return verbs[verb](store_of(request), request.path_params["id"], data.reason)
 
 
 @post("/api/v1/alias-requests/{id:str}/withdraw", sync_to_thread=True, opt=_WRITES)
-def withdraw_request(request: Asked, data: Sent[Reason]) -> AliasRequest:
-    """Take one's own request back."""
+def withdraw_request(request: ApiRequest, data: JsonBody[Reason]) -> AliasRequest:
+    """Withdraw your own request."""
     from everloop.registry import withdraw
 
     return withdraw(store_of(request), request.path_params["id"], data.reason)
 
 
-def _ref(request: Asked) -> str:
+def _ref(request: ApiRequest) -> str:
     return f"{request.path_params['model']}@{request.path_params['number']}"

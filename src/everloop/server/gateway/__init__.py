@@ -1,1 +1,1 @@
-"""Endpoints behind the control plane's own port: one stable address for each, whatever port its process has."""
+"""Gateway: forwards requests for endpoints, so that each has one stable URL whatever the port of its process."""

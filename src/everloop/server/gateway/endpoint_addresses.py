@@ -1,4 +1,4 @@
-"""Which endpoints there are and where each answers now: read from the store, never from what a client sends."""
+"""Addresses of the endpoints' processes, read from the store and never from a request."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 PREFIX = b"/endpoints"
-LOOK_EVERY_S = 0.2
-"""How old what is known of the endpoints may be."""
+REFRESH_EVERY_S = 0.2
+"""How old the cached endpoints may be."""
 _NAME = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 _log = logging.getLogger("everloop.server")
@@ -33,7 +33,7 @@ _log = logging.getLogger("everloop.server")
 
 @dataclass(frozen=True, slots=True)
 class EndpointAddress:
-    """One endpoint. `address`: where its process says that it answers; None: nowhere."""
+    """One endpoint. `address`: host and port of its process; None: it has none."""
 
     name: str
     address: tuple[str, int] | None
@@ -41,25 +41,25 @@ class EndpointAddress:
     has_routes: bool
     max_body_bytes: int
     digests: Mapping[str, str] | None
-    """The endpoint's own tokens; None: it asks for none."""
+    """Digests of the endpoint's own tokens; None: it needs no token."""
 
 
 def split_path(scope: Mapping[str, Any]) -> tuple[str, bytes] | None:
-    """The endpoint's name and the path below it, out of a request for `/endpoints/NAME/…`; None: it is not one.
+    """Split the path `/endpoints/NAME/…` of a request into the name and the path below it; None for any other path.
 
-    The path is read as it came, still encoded, so that whoever checks it and whoever passes it on see the same bytes.
+    The path is read as it was sent, still encoded, so that the check and the forwarding see the same bytes.
     """
     raw: bytes = scope.get("raw_path") or b""
     if not raw.startswith(PREFIX + b"/"):
         return None
     segment, slash, rest = raw[len(PREFIX) + 1 :].partition(b"/")
     name = unquote_to_bytes(segment)
-    # A name holds no slash, no dot in front and nothing encoded twice, so it is one segment however it was written.
+    # A name has no slash, no leading dot and nothing encoded twice, so it is always a single segment.
     return (name.decode("ascii"), slash + rest) if _NAME.fullmatch(name) else None
 
 
 class EndpointAddresses:
-    """The endpoints of the store's project, at most `LOOK_EVERY_S` old. Belongs to one event loop."""
+    """The endpoints of the store's project, at most `REFRESH_EVERY_S` old. Belongs to one event loop."""
 
     def __init__(self, store: Store, *, stale_s: float = REMEMBERED_STALE_S) -> None:
         self._store = store
@@ -67,93 +67,94 @@ class EndpointAddresses:
         self._confirmed = float("-inf")
         self._file = store_file(store)
         self._known: dict[str, EndpointAddress] = {}
-        self._seen = -1
-        self._looked = float("-inf")
-        self._looking = asyncio.Lock()
+        self._last_event = -1
+        self._refreshed_at = float("-inf")
+        self._refreshing = asyncio.Lock()
         self._unserved: dict[str, float] = {}
 
     async def find(self, name: str) -> EndpointAddress | None:
-        await self._look()
+        await self._refresh()
         return self._known.get(name)
 
     async def names(self) -> list[str]:
-        await self._look()
+        await self._refresh()
         return sorted(self._known)
 
     async def all(self) -> list[EndpointAddress]:
-        await self._look()
+        await self._refresh()
         return [self._known[name] for name in sorted(self._known)]
 
     def addresses(self) -> set[tuple[str, int]]:
-        return {target.address for target in self._known.values() if target.address is not None}
+        return {endpoint.address for endpoint in self._known.values() if endpoint.address is not None}
 
     def forget(self) -> None:
-        """Read the records again at the next request: an address did not answer."""
-        self._looked = float("-inf")
-        self._seen = -1
+        """Read the records again at the next request, after an address did not respond."""
+        self._refreshed_at = float("-inf")
+        self._last_event = -1
 
     async def is_served(self, name: str) -> bool:
-        """Whether a living process of this machine serves the endpoint.
+        """Whether a running process of this machine serves the endpoint.
 
-        An address in a record may be left over from a process that was killed, and another program may have its port
-        by now: nothing is sent there unless the endpoint's lock is held.
+        The address in a record may be left over from a process that was killed, and another program may use that port
+        now. So nothing is sent there unless a process holds the endpoint's lock.
         """
         if monotonic() < self._unserved.get(name, 0.0):
             return False
         served = await asyncio.to_thread(is_served, self._store, name)
         if not served:
-            self._unserved[name] = monotonic() + LOOK_EVERY_S
+            self._unserved[name] = monotonic() + REFRESH_EVERY_S
         return served
 
     async def caller(self, scope: Mapping[str, Any], header: bytes | None) -> str | None:
-        """The endpoint that a request is for, if its `Authorization` holds one of that endpoint's own tokens.
+        """Return the name of a request's endpoint, if its `Authorization` has one of that endpoint's own tokens.
 
         Raises:
-            CredentialsError: the endpoints could not be read for too long, so no token of theirs opens anything.
+            CredentialsError: the endpoints could not be read for too long, so their tokens cannot be checked.
         """
-        asked = split_path(scope)
-        if asked is None or header is None:
+        parts = split_path(scope)
+        if parts is None or header is None:
             return None
-        target = await self.find(asked[0])
-        if target is None or target.digests is None or admitted(target.digests, header) is None:
+        endpoint = await self.find(parts[0])
+        if endpoint is None or endpoint.digests is None or admitted(endpoint.digests, header) is None:
             return None
         if monotonic() - self._confirmed > self._stale_s:
-            raise CredentialsError(503, "The store cannot be read, so no token can be checked.", 1)
-        return target.name
+            raise CredentialsError(
+                503, "The server cannot read its store, so it cannot check tokens. Try again in a second.", 1
+            )
+        return endpoint.name
 
-    async def _look(self) -> None:
-        if monotonic() - self._looked < LOOK_EVERY_S:
+    async def _refresh(self) -> None:
+        if monotonic() - self._refreshed_at < REFRESH_EVERY_S:
             return
-        async with self._looking:
-            if monotonic() - self._looked < LOOK_EVERY_S:
+        async with self._refreshing:
+            if monotonic() - self._refreshed_at < REFRESH_EVERY_S:
                 return
             try:
-                began = monotonic()
-                self._seen, found = await asyncio.to_thread(self._read, self._seen)
-                self._confirmed = began
+                started = monotonic()
+                self._last_event, found = await asyncio.to_thread(self._read, self._last_event)
+                self._confirmed = started
             except Exception as error:
-                # A store that does not answer now does not cut off the endpoints that are known. Their tokens grow
-                # stale, though.
-                _log.warning("The endpoints cannot be read: %s", error)
+                # The cached endpoints stay reachable while the store does not respond. Only their tokens expire.
+                _log.warning("Cannot read the endpoints: %s", error)
                 found = None
             if found is not None:
                 self._known = found
-            self._looked = monotonic()
+            self._refreshed_at = monotonic()
 
-    def _read(self, seen: int) -> tuple[int, dict[str, EndpointAddress] | None]:
+    def _read(self, last_event: int) -> tuple[int, dict[str, EndpointAddress] | None]:
         check_same_file(self._store, self._file)
         last = self._store.records.last_event()
-        if last == seen:
-            return seen, None
-        return last, {record.name: _target(record) for record in self._store.records.find(EndpointRecord)}
+        if last == last_event:
+            return last, None
+        return last, {record.name: _endpoint_address(record) for record in self._store.records.find(EndpointRecord)}
 
 
-def _target(record: EndpointRecord) -> EndpointAddress:
+def _endpoint_address(record: EndpointRecord) -> EndpointAddress:
     digests, _ = access_of(record.options)
     try:
         settings = settings_of(record.options)
     except EverloopError as error:
-        _log.warning("The options of the endpoint '%s' cannot be read: %s", record.name, error)
+        _log.warning("Cannot read the options of the endpoint '%s': %s", record.name, error)
         settings = EndpointSettings()
     address = None
     if record.url is not None:

@@ -1,7 +1,7 @@
-"""A small HTTP/1.1 client for one job: pass a request on to an endpoint's process and stream its answer back.
+"""A small HTTP/1.1 client that sends requests to an endpoint's process and streams the responses.
 
-Connections are kept and used again. Both directions have limits: a side that is too slow pauses the other one, so a
-large body is never held as a whole. Everything here belongs to one event loop and never blocks it.
+Connections are reused. There is backpressure in both directions: a slow side pauses the other one, so a large body is
+never held in memory as a whole. Everything here belongs to one event loop and never blocks it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 CONNECT_S = 5.0
 IDLE_S = 60.0
-"""Shorter than an endpoint keeps a silent connection, so that a kept connection is almost never a closed one."""
+"""Shorter than the idle timeout of an endpoint, so that idle connections are almost always still open."""
 MOST_IDLE = 64
-"""Kept connections of one endpoint."""
+"""Most idle connections to one endpoint."""
 HELD_BYTES = 256 * 1024
-"""How much of an answer may wait here for its reader."""
+"""How many bytes of a response may wait here to be read."""
 
 
 class UpstreamError(Exception):
-    """The endpoint did not answer. `sent`: whether it may have seen the request."""
+    """The endpoint did not respond. `sent`: whether it may have received the request."""
 
     def __init__(self, message: str, *, sent: bool) -> None:
         super().__init__(message)
@@ -34,7 +34,7 @@ class UpstreamError(Exception):
 
 
 class Upstream(asyncio.Protocol):
-    """One connection to an endpoint; one request at a time."""
+    """One connection to an endpoint, with one request at a time."""
 
     def __init__(self) -> None:
         self.status = 0
@@ -62,15 +62,15 @@ class Upstream(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._parser is None:
-            # Nothing was asked: whatever this is, it answers no request.
-            self.close("The endpoint sent bytes that nobody asked for.")
+            # No request is open, so this cannot be a response.
+            self.close("The endpoint sent bytes without a request.")
             return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self.close("The endpoint wants to change the protocol.")
+            self.close("The endpoint tried to change the protocol.")
         except httptools.HttpParserError as error:
-            self.close(f"The endpoint sent no HTTP: {error}")
+            self.close(f"The endpoint sent an invalid HTTP response: {error}")
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._head.is_set() and self._until_end and exc is None:
@@ -83,12 +83,12 @@ class Upstream(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._writable.set()
 
-    # -- what the parser finds
+    # -- callbacks of the parser
 
     def on_message_begin(self) -> None:
         if self._complete:
             # The parser turns this into its own error, which closes the connection.
-            raise ValueError("a second answer to one request")
+            raise ValueError("a second response to one request")
         self.status, self.headers = 0, []
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -126,10 +126,10 @@ class Upstream(asyncio.Protocol):
         """Send a request's head.
 
         Args:
-            bodiless: the answer has no body whatever its headers say, as to HEAD.
+            bodiless: the response has no body whatever its headers say, as for HEAD.
         """
         self._parser = httptools.HttpResponseParser(self)
-        # What is left of the answer before must not pass for one to this request.
+        # Nothing of the previous response may be taken for a response to this request.
         self.status, self.headers = 0, []
         self._head.clear()
         self._more.clear()
@@ -138,7 +138,7 @@ class Upstream(asyncio.Protocol):
         self._transport.write(head)
 
     async def write(self, data: bytes) -> None:
-        """Send more of the body, once there is room for it.
+        """Send more of the body, once the connection accepts it.
 
         Raises:
             UpstreamError: the connection is gone.
@@ -151,24 +151,24 @@ class Upstream(asyncio.Protocol):
 
     @property
     def answered(self) -> bool:
-        """Whether the head of the answer is there."""
+        """Whether the head of the response has been received."""
         return self._head.is_set() and self.status != 0
 
     async def wait_for_head(self) -> None:
-        """Return once the head of the answer is there.
+        """Wait for the head of the response.
 
         Raises:
-            UpstreamError: the connection ended before.
+            UpstreamError: the connection ended before it.
         """
         await self._head.wait()
         if self.status == 0:
             raise UpstreamError(self._lost or "The endpoint closed the connection.", sent=True)
 
     async def body(self) -> AsyncIterator[tuple[bytes, bool]]:
-        """The pieces of the answer, each with whether more come; one empty piece where there is none.
+        """Yield the pieces of the response's body, each with whether more follow; one empty piece if it has no body.
 
         Raises:
-            UpstreamError: the connection ended in the middle.
+            UpstreamError: the connection ended in the middle of the body.
         """
         while True:
             await self._more.wait()
@@ -180,7 +180,7 @@ class Upstream(asyncio.Protocol):
                 if self._paused and not self._transport.is_closing():
                     self._transport.resume_reading()
                     self._paused = False
-                # The end often comes with the last piece; then nothing else wakes this loop.
+                # The end often arrives together with the last piece; then nothing else wakes this loop.
                 yield piece, not self._complete
                 if self._complete:
                     return
@@ -194,7 +194,7 @@ class Upstream(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether another request may be sent."""
+        """Whether another request may be sent on this connection."""
         return (
             self._complete
             and self._stays
@@ -208,8 +208,8 @@ class Upstream(asyncio.Protocol):
     def closed(self) -> bool:
         return self._lost is not None or self._transport.is_closing()
 
-    def rest(self) -> None:
-        """Forget the answer; the connection waits for the next request."""
+    def reset(self) -> None:
+        """Drop the response, so that the connection can wait for the next request."""
         self._parser = None
         self._chunks.clear()
         self._held = 0
@@ -229,47 +229,49 @@ class Upstream(asyncio.Protocol):
 
 
 class Pool:
-    """Kept connections, by address. Belongs to one event loop."""
+    """Idle connections, by address. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._idle: dict[tuple[str, int], list[Upstream]] = {}
 
     def idle(self, address: tuple[str, int]) -> Upstream | None:
-        """A kept connection that is still open, the most recently used first."""
-        kept = self._idle.get(address)
-        while kept:
-            upstream = kept.pop()
+        """Return an idle connection that is still open, the most recently used first."""
+        connections = self._idle.get(address)
+        while connections:
+            upstream = connections.pop()
             if not upstream.closed and monotonic() - upstream.used_at < IDLE_S:
                 return upstream
             upstream.close()
         return None
 
     async def connect(self, address: tuple[str, int]) -> Upstream:
-        """A new connection.
+        """Open a new connection.
 
         Raises:
-            UpstreamError: nothing listens there, or it does not answer in time.
+            UpstreamError: nothing listens there, or it does not respond in time.
         """
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_S):
                 _, upstream = await loop.create_connection(Upstream, *address)
         except (OSError, TimeoutError) as error:
-            why = "nothing listens there" if isinstance(error, ConnectionRefusedError) else (str(error) or "no answer")
+            why = (
+                "nothing listens there" if isinstance(error, ConnectionRefusedError) else (str(error) or "no response")
+            )
             raise UpstreamError(f"{address[0]}:{address[1]}: {why}", sent=False) from error
         return upstream
 
     def give_back(self, address: tuple[str, int], upstream: Upstream) -> None:
-        """Keep a connection whose answer has been read, or close it."""
-        kept = self._idle.setdefault(address, [])
-        if not upstream.reusable or len(kept) >= MOST_IDLE:
+        """Keep a connection whose response has been read for the next request, or close it."""
+        connections = self._idle.setdefault(address, [])
+        if not upstream.reusable or len(connections) >= MOST_IDLE:
             upstream.close()
             return
-        upstream.rest()
-        kept.append(upstream)
+        upstream.reset()
+        connections.append(upstream)
 
     def keep_only(self, addresses: set[tuple[str, int]]) -> None:
-        """Close the connections to addresses at which no endpoint is any more."""
+        """Close the connections to all other addresses, which no endpoint uses any more."""
         for address in set(self._idle) - addresses:
             for upstream in self._idle.pop(address):
                 upstream.close()

@@ -1,5 +1,5 @@
 "use strict";
-// The status page: asks /api/v1/status every two seconds and draws what it says. Text only ever enters as text.
+// The status page: fetches /api/v1/status every two seconds and shows it. Values are only ever inserted as text.
 
 const colour = {
   ready: "good", completed: "good", released: "good", finished: "good",
@@ -18,8 +18,8 @@ function moment(text) { return text ? text.replace("T", " ").slice(0, 16) : "–
 function short(value) { return value === null || value === undefined ? "–" : Number(value).toPrecision(3); }
 
 function table(id, columns, rows, empty) {
-  const place = document.getElementById(id);
-  if (!rows.length) { place.replaceChildren(element("p", empty, "empty")); return; }
+  const container = document.getElementById(id);
+  if (!rows.length) { container.replaceChildren(element("p", empty, "empty")); return; }
   const made = element("table");
   const head = made.createTHead().insertRow();
   for (const column of columns) head.append(element("th", column));
@@ -31,7 +31,7 @@ function table(id, columns, rows, empty) {
       line.append(element("td", value ?? "–", kind));
     });
   }
-  place.replaceChildren(made);
+  container.replaceChildren(made);
 }
 
 function svg(name, attributes, text) {
@@ -42,9 +42,9 @@ function svg(name, attributes, text) {
 }
 
 function chart(id, findings, alarms) {
-  const place = document.getElementById(id);
+  const container = document.getElementById(id);
   const points = findings.filter((finding) => finding.value !== null);
-  if (points.length < 2) { place.replaceChildren(element("p", "Labels of two windows are needed for a line.", "empty")); return; }
+  if (points.length < 2) { container.replaceChildren(element("p", "The chart needs labels of at least two windows.", "empty")); return; }
   const width = 640, height = 180, left = 44, bottom = 22;
   const times = points.map((point) => Date.parse(point.window_to));
   const low = Math.min(...points.map((point) => point.evidence.low ?? point.value));
@@ -69,37 +69,37 @@ function chart(id, findings, alarms) {
   });
   drawing.append(svg("text", { x: left, y: height - 4 }, moment(points[0].window_from).slice(0, 10)));
   drawing.append(svg("text", { x: width - 12, y: height - 4, "text-anchor": "end" }, moment(points[points.length - 1].window_to).slice(0, 10)));
-  place.replaceChildren(drawing);
+  container.replaceChildren(drawing);
 }
 
-function last(release) { return release.decisions.length ? release.decisions[release.decisions.length - 1].reason : ""; }
+function lastReason(release) { return release.decisions.length ? release.decisions[release.decisions.length - 1].reason : ""; }
 
 function draw(status) {
   document.getElementById("where").textContent =
     `${status.project} · ${moment(status.now)} UTC${status.simulated ? " (simulated clock)" : ""}`;
   table("endpoints", ["endpoint", "state", "address", "routes"], status.endpoints.map((e) => [
     e.name, e.state, `${location.origin}/endpoints/${e.name}/predict`, e.routes.map((r) => `${r.version} ${r.percent}% ${r.role}`).join(", ")]),
-    "No endpoint yet: everloop run releases the first version.");
+    "No endpoints yet: everloop run releases the first version.");
   chart("performance", status.performance, status.performance_alarms);
-  table("releases", ["candidate", "before", "state", "traffic", "began", "why"], status.releases.map((r) => [
-    r.candidate, r.previous, r.state, `${r.percent}%`, moment(r.created_at), last(r)]), "Nothing has been released yet.");
-  table("alarms", ["window to", "kind", "subject", "what"], status.alarms.map((a) => [
+  table("releases", ["candidate", "previous", "state", "traffic", "started", "reason"], status.releases.map((r) => [
+    r.candidate, r.previous, r.state, `${r.percent}%`, moment(r.created_at), lastReason(r)]), "No releases yet.");
+  table("alarms", ["window end", "kind", "subject", "message"], status.alarms.map((a) => [
     moment(a.window_to), a.kind, a.subject, a.message]), "No alarms.");
-  table("versions", ["version", "state", "snapshot", "metrics", "columns left out"], status.versions.map((v) => [
+  table("versions", ["version", "state", "snapshot", "metrics", "dropped columns"], status.versions.map((v) => [
     `${v.model}@${v.version}`, v.state, v.snapshot,
     Object.entries(v.metrics).map(([name, value]) => `${name} ${short(value)}`).join("  "),
     (v.evaluation.left_out ?? []).map((one) => `${one.column}: ${one.reason}`).join("; ") || null]), "No versions yet.");
   table("runs", ["run", "state", "trigger", "started", "seconds"], status.runs.map((r) => [
-    r.name, r.state, r.trigger, moment(r.started_at), short(r.seconds)]), "Nothing has run yet.");
-  table("events", ["#", "at", "by", "what"], status.events.map((e) => [
+    r.name, r.state, r.trigger, moment(r.started_at), short(r.seconds)]), "No runs yet.");
+  table("events", ["#", "time", "actor", "event"], status.events.map((e) => [
     String(e.seq), moment(e.at), e.actor, `${e.verb} ${e.kind} ${e.key}${e.data.reason ? ": " + e.data.reason : ""}`]), "No events yet.");
 }
 
 async function refresh() {
   try {
-    const answer = await fetch("/api/v1/status", { cache: "no-store" });
-    if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
-    draw(await answer.json());
+    const response = await fetch("/api/v1/status", { cache: "no-store" });
+    if (!response.ok) throw new Error(`HTTP ${response.status}`);
+    draw(await response.json());
   } catch (error) {
     document.getElementById("where").textContent = `The server does not answer (${error.message}); trying again.`;
   }

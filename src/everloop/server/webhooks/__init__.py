@@ -1,1 +1,1 @@
-"""Webhooks: events sent to URLs outside, signed, retried, and never to an internal address."""
+"""Webhooks: events sent to external URLs, signed and retried, and never to an internal address."""

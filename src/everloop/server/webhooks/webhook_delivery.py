@@ -1,9 +1,9 @@
-"""Telling outside addresses of events: webhooks.
+"""Webhooks: storing them, and delivering events to them.
 
-What is sent stands in `messages.py`. Whatever answers 2xx has got it. Otherwise it is sent again after 1, 5, 30 and
-120 seconds, then given up. Each address is told in the order of the events, and none waits for another. How far it
-was told is kept, so after a restart only what nobody took is sent again; a process that is killed between an answer and
-the note of it sends that one message twice, with the same number of delivery.
+`webhook_payloads.py` builds the messages. A message is delivered if the response is 2xx. Otherwise it is sent again
+after 1, 5, 30 and 120 seconds, then given up. Each webhook gets its events in order, and no webhook waits for another.
+The position of each webhook is stored, so after a restart only undelivered messages are sent. If the process is killed
+between a response and storing the position, that one message is sent twice, with the same delivery id.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("everloop.server")
 
-LOOK_EVERY_S = 0.5
+POLL_EVERY_S = 0.5
 RETRY_AFTER_S = (1.0, 5.0, 30.0, 120.0)
 KINDS = ("alias", "alias_request", "model_version", "release")
-"""The kinds that a webhook without verbs is told of."""
+"""The kinds of events that a webhook without verbs receives."""
 NO_KEY_S = 60.0
-"""How long a webhook rests whose secret cannot be opened, before the key is looked for again."""
+"""How long to wait for the key of a webhook's secret before trying again."""
 AT_ONCE = 8
-"""So many addresses are told at the same time."""
+"""Most webhooks that are sent to at the same time."""
 MOST = 50
 MOST_VERBS = 100
 
@@ -56,8 +56,8 @@ _VERB = re.compile(r"[a-z_]{1,40}\.[a-z_]{1,40}")
 
 
 @dataclass
-class _Try:
-    """How often one webhook's next message was sent in vain, and when it may be sent again."""
+class _Attempts:
+    """How often sending a webhook's next message has failed, and when it may be sent again."""
 
     seq: int
     failed: int = 0
@@ -65,7 +65,7 @@ class _Try:
 
 
 class Webhooks:
-    """The webhooks of one project. Kept, with their secrets, where no route over a project's records reaches."""
+    """The webhooks of one project. They are stored where routes that read records cannot reach them."""
 
     def __init__(self, store: Store, options: ServerOptions) -> None:
         self.store = store
@@ -75,80 +75,88 @@ class Webhooks:
         self._warned = False
 
     def list(self) -> Sequence[Webhook]:
-        """Every webhook, as an admin may see it: without its secret."""
+        """List all webhooks, without their secrets."""
         return [self.secrets.shown(hook) for hook in self.stored()]
 
     def get(self, name: str) -> Webhook:
-        """The webhook of this name, without its secret.
+        """Return the webhook with this name or id, without its secret.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: there is no such webhook.
         """
         return self.secrets.shown(self.find_stored(name))
 
     def stored(self) -> Sequence[Webhook]:
-        """Every webhook as the store keeps it, with its secret and URL sealed."""
+        """Return all webhooks as they are stored, with secret and URL sealed."""
         found = self.records.find(Webhook, ("for_project", "=", self.store.project), order="name")
         if all(hook.sealed_url for hook in found):
             return found
         try:
             self.secrets.seal_all()
         except (StoreError, UnavailableError, ConflictError) as error:
-            # As in a home that is read-only: they are sealed by the next process that can write.
+            # For example in a read-only home. The next process that can write will seal them.
             if not self._warned:
                 self._warned = True
-                _log.warning("Secrets of webhooks are stored in clear and cannot be sealed now: %s", error)
+                _log.warning("Secrets of webhooks are stored in clear text and cannot be sealed now: %s", error)
             return found
         return self.records.find(Webhook, ("for_project", "=", self.store.project), order="name")
 
     def find_stored(self, name: str) -> Webhook:
-        """One of `stored`, by its name or id.
+        """Return one of `stored`, by its name or id.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: there is no such webhook.
         """
         for hook in self.stored():
             if name in (hook.key, hook.id):
                 return hook
-        raise NotFoundError(f"There is no webhook '{name}'.")
+        raise NotFoundError(f"There is no webhook '{name}'.", help="List the webhooks: everloop webhooks ls")
 
     def add(self, name: str, url: str, verbs: Sequence[str] = (), secret: str | None = None) -> Webhook:
-        """Add one; it is told of what happens from now on. Only what is returned holds the secret in clear.
+        """Add a webhook, which receives events from now on. Only the returned record has the secret in clear text.
 
         Raises:
-            UsageError: a name, verb, secret or URL that cannot be used, or an address that may not be reached.
-            UnavailableError: the URL's name does not resolve.
+            AlreadyExistsError: the name is taken.
+            UsageError: the name, a verb, the secret or the URL is not valid, or the URL leads to an internal address.
+            UnavailableError: the URL's host name does not resolve.
         """
         if not _NAME.fullmatch(name):
-            raise UsageError(f"'{name}' is no name for a webhook.", help="Use letters, digits and . _ -; at most 64.")
+            raise UsageError(
+                f"'{name}' is not a valid name for a webhook.", help="Use at most 64 letters, digits and . _ -."
+            )
         if len(verbs) > MOST_VERBS:
-            raise UsageError(f"{len(verbs)} events are too many.", help=f"Name {MOST_VERBS} at most, or none for all.")
+            raise UsageError(f"{len(verbs)} events are too many.", help=f"Give at most {MOST_VERBS}, or none for all.")
         for verb in verbs:
             if not _VERB.fullmatch(verb):
-                raise UsageError(f"'{verb}' is no event.", help="Events are kind.verb, such as alias.alias_set.")
+                raise UsageError(
+                    f"'{verb}' is not an event.", help="Write events as kind.verb, such as alias.alias_set."
+                )
         if secret is not None and not 16 <= len(secret) <= 200:
-            raise UsageError("The secret is too short or too long.", help="Use 16 to 200 characters, or leave it out.")
+            raise UsageError(
+                f"The secret has {len(secret)} characters, which is too short or too long.",
+                help="Use 16 to 200 characters, or leave it out to get a random one.",
+            )
         if len(self.stored()) >= MOST:
-            raise UsageError(f"There are {MOST} webhooks already.", help="Remove one first.")
+            raise UsageError(f"There are already {MOST} webhooks, which is the limit.", help="Remove one first.")
         resolve(url, self.options.webhook_networks)
         try:
-            return self._keep(name=name, url=url, verbs=tuple(verbs), secret=secret or secrets.token_urlsafe(32))
+            return self._put(name=name, url=url, verbs=tuple(verbs), secret=secret or secrets.token_urlsafe(32))
         except AlreadyExistsError as error:
-            raise AlreadyExistsError(f"There is a webhook '{name}' already.") from error
+            raise AlreadyExistsError(f"The webhook '{name}' already exists.", help="Choose another name.") from error
 
     def add_for_mlflow(
         self, name: str, url: str, verbs: Sequence[str], *, description: str, secret: str, active: bool
     ) -> Webhook:
-        """Add one whose messages are MLflow's; several may have one name. Without a secret they are not signed.
+        """Add a webhook that receives MLflow's messages. Its name need not be unique; without a secret it is unsigned.
 
         Raises:
-            UsageError: an event that is none, a URL that cannot be used, or an address that may not be reached.
-            UnavailableError: the URL's name does not resolve.
+            UsageError: the URL is not valid, or leads to an internal address.
+            UnavailableError: the URL's host name does not resolve.
         """
         if len(self.stored()) >= MOST:
-            raise UsageError(f"There are {MOST} webhooks already.", help="Remove one first.")
+            raise UsageError(f"There are already {MOST} webhooks, which is the limit.", help="Remove one first.")
         resolve(url, self.options.webhook_networks)
-        return self._keep(
+        return self._put(
             name=name,
             url=url,
             verbs=tuple(verbs),
@@ -159,10 +167,10 @@ class Webhooks:
         )
 
     def change(self, ref: str, /, **changes: Any) -> Webhook:
-        """Change what a webhook is told and where. What happened while it was off is not sent later.
+        """Change fields of a webhook. Events that happened while it was off are not sent later.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: there is no such webhook.
             UsageError, UnavailableError: as for `add`.
         """
         if "url" in changes:
@@ -178,10 +186,10 @@ class Webhooks:
             return self.secrets.shown(self.records.update(replace(hook, updated_at=self.store.now()))[0])
 
     def renew(self, ref: str, url: str | None = None) -> Webhook:
-        """Give a webhook a new secret, also where the key of the old one is lost, and return it in clear.
+        """Give a webhook a new secret and return it in clear text. Works even if the key of the old one is lost.
 
         Args:
-            url: another address; needed where the key is lost, as the address was sealed with it.
+            url: a new URL; needed if the key is lost, as the old URL was sealed with it.
 
         Raises:
             NotFoundError, UsageError, UnavailableError: as for `change`.
@@ -193,7 +201,7 @@ class Webhooks:
         self.records.delete(Webhook, self.find_stored(name).id)
 
     def _opened_with(self, hook: Webhook, changes: Mapping[str, Any]) -> Webhook:
-        """The webhook in clear. What is changed anyway need not be opened."""
+        """Return the webhook in clear text. If both fields are replaced, it need not be opened."""
         try:
             return self.secrets.opened(hook)
         except UnavailableError:
@@ -201,7 +209,7 @@ class Webhooks:
                 raise
             return replace(hook, sealed_url="")
 
-    def _keep(self, **fields: Any) -> Webhook:
+    def _put(self, **fields: Any) -> Webhook:
         now = self.store.now()
         hook = Webhook(
             id=new_id(now),
@@ -216,13 +224,13 @@ class Webhooks:
         return hook
 
     def test(self, name: str, verb: str | None = None) -> int:
-        """Send a message now and return the status that came back.
+        """Send a test message now and return the status of the response.
 
         Args:
-            verb: which of MLflow's events the message is to be like.
+            verb: the event of MLflow that the message is an example of.
 
         Raises:
-            UnavailableError: nobody answered.
+            UnavailableError: there was no response.
         """
         hook = self.find_stored(name)
         event = Event(
@@ -234,7 +242,7 @@ class Webhooks:
         """Send one message once and return the status.
 
         Raises:
-            UnavailableError: nobody answered, or the key of the webhook's secret is not here.
+            UnavailableError: there was no response, or the key of the webhook's secret is missing.
         """
         hook = self.secrets.opened(hook)
         headers = message.headers(hook, self.store.now())
@@ -242,15 +250,15 @@ class Webhooks:
 
 
 class WebhookDelivery:
-    """A thread that follows the events and sends them. Of the servers of one home, one at a time does."""
+    """A thread that reads new events and sends them. Only one server of a home does so at a time."""
 
     def __init__(self, store: Store, options: ServerOptions, *, retry_after_s: Sequence[float] = RETRY_AFTER_S) -> None:
         self.hooks = Webhooks(store.as_actor("server:webhooks"), options)
         self.retry_after_s = retry_after_s
         self._store = store
-        self._tries: dict[str, _Try] = {}
+        self._tries: dict[str, _Attempts] = {}
         self._quiet: dict[str, tuple[int, int]] = {}
-        """Up to which event, and in which revision, a webhook was found to have nothing to be told."""
+        """Webhook id to (last event, revision) for which the webhook had nothing to send."""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="everloop-webhooks", daemon=True)
 
@@ -258,33 +266,33 @@ class WebhookDelivery:
         self._thread.start()
 
     def stop(self) -> None:
-        """Return when the messages that are just being sent are out, after ten seconds at most: what is cut off would
-        be sent again by the next process."""
+        """Stop. Waits for messages in transit, for ten seconds at most, as the next process would repeat an interrupted
+        one."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(timeout=TOTAL_S + 1)
 
-    def look(self) -> bool:
-        """Send what is due, at most one message for each webhook; whether there was any."""
+    def send_due(self) -> bool:
+        """Send what is due, at most one message for each webhook. Returns whether any was sent or given up."""
         sent = False
         for hook in self.hooks.stored():
             if self._stopping.is_set():
                 return False
             if hook.active:
-                sent = self._serve(hook) or sent
+                sent = self._send_next(hook) or sent
         return sent
 
     def _run(self) -> None:
-        while not self._stopping.wait(LOOK_EVERY_S):
+        while not self._stopping.wait(POLL_EVERY_S):
             try:
                 with self._store.lock("webhooks", block=False) as held:
                     if held:
-                        self._tell_all()
+                        self._deliver()
             except EverloopError as error:
-                _log.warning("webhooks: %s", error)
+                _log.warning("Webhooks: %s", error)
 
-    def _tell_all(self) -> None:
-        """Until the server stops, keep one worker at each webhook that is on."""
+    def _deliver(self) -> None:
+        """Until the server stops, run one worker for each active webhook with something to send."""
         busy: dict[str, Future[None]] = {}
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="everloop-webhook") as pool:
             while True:
@@ -293,82 +301,82 @@ class WebhookDelivery:
                     idle = hook.id not in busy or busy[hook.id].done()
                     if hook.active and idle and self._quiet.get(hook.id) != (last, hook.revision):
                         busy[hook.id] = pool.submit(self._drain, hook.id)
-                if self._stopping.wait(LOOK_EVERY_S):
+                if self._stopping.wait(POLL_EVERY_S):
                     return
 
     def _drain(self, id: str) -> None:
-        """Send to one webhook what is due, message after message."""
+        """Send one webhook's due messages, one after the other."""
         try:
             while not self._stopping.is_set():
                 hook = self.hooks.find_stored(id)
-                if not hook.active or not self._serve(hook):
+                if not hook.active or not self._send_next(hook):
                     return
         except NotFoundError:
             self._tries.pop(id, None)
         except EverloopError as error:
-            _log.warning("webhooks: %s", error)
+            _log.warning("Webhooks: %s", error)
 
-    def _serve(self, hook: Webhook) -> bool:
+    def _send_next(self, hook: Webhook) -> bool:
         last = self._store.records.last_event()
         found = self._next(hook)
         if found is None:
             self._quiet[hook.id] = (last, hook.revision)
             return False
         event, messages = found
-        trying = self._tries[hook.id]
+        attempt = self._tries[hook.id]
         part = min(hook.part, len(messages) - 1)
-        if monotonic() < trying.not_before:
+        if monotonic() < attempt.not_before:
             return False
         try:
             self.hooks.secrets.opened(hook)
         except UnavailableError as error:
-            # Nothing is given up for this: the messages wait for the key.
-            trying.not_before = monotonic() + NO_KEY_S
-            _log.warning("webhooks: %s", error)
+            # The messages are not given up, but wait for the key.
+            attempt.not_before = monotonic() + NO_KEY_S
+            _log.warning("Webhooks: %s", error)
             return False
         try:
             status = self.hooks.send(hook, messages[part])
-            problem = "" if 200 <= status < 300 else f"it answered {status}"
+            problem = "" if 200 <= status < 300 else f"the response was {status}"
         except (UnavailableError, UsageError) as error:
             problem = str(error)
-        given_up = bool(problem) and trying.failed >= len(self.retry_after_s)
+        given_up = bool(problem) and attempt.failed >= len(self.retry_after_s)
         if problem and not given_up:
-            trying.not_before = monotonic() + self.retry_after_s[trying.failed]
-            trying.failed += 1
+            attempt.not_before = monotonic() + self.retry_after_s[attempt.failed]
+            attempt.failed += 1
             return False
         if given_up:
-            _log.warning("webhook '%s': event %d is given up: %s", hook.name, event.seq, problem)
+            _log.warning("Webhook '%s': gave up on event %d: %s", hook.name, event.seq, problem)
         verb = "given_up" if given_up else "delivered"
         more = part + 1 < len(messages) and not given_up
-        far = replace(hook, part=part + 1) if more else replace(hook, seq=event.seq, part=0)
-        self._note(replace(far, failures=hook.failures + 1 if given_up else 0), verb)
+        position = replace(hook, part=part + 1) if more else replace(hook, seq=event.seq, part=0)
+        self._store_position(replace(position, failures=hook.failures + 1 if given_up else 0), verb)
         return True
 
     def _next(self, hook: Webhook) -> tuple[Event, list[WebhookMessage]] | None:
-        """The next event that the webhook is to be told of, and the messages that say it."""
-        trying = self._tries.get(hook.id)
-        if trying is None or trying.seq < hook.seq:
-            trying = self._tries[hook.id] = _Try(hook.seq)
+        """Return the next event for the webhook, and its messages."""
+        attempt = self._tries.get(hook.id)
+        if attempt is None or attempt.seq < hook.seq:
+            attempt = self._tries[hook.id] = _Attempts(hook.seq)
         if hook.form == "mlflow":
             kinds: Sequence[str] = MLFLOW_KINDS
         else:
             kinds = sorted({verb.partition(".")[0] for verb in hook.verbs}) or KINDS
-        while events := self._store.records.events_since(trying.seq, kinds=kinds, limit=200):
+        while events := self._store.records.events_since(attempt.seq, kinds=kinds, limit=200):
             for event in events:
                 if messages := messages_of(self._store, hook, event):
                     return event, messages
-                trying.seq = event.seq
+                attempt.seq = event.seq
         return None
 
-    def _note(self, far: Webhook, verb: str) -> None:
-        """Keep how far a webhook has been told, also where somebody has changed it meanwhile."""
-        self._tries[far.id] = _Try(far.seq)
+    def _store_position(self, position: Webhook, verb: str) -> None:
+        """Store up to which event a webhook has received messages, even if it was changed meanwhile."""
+        self._tries[position.id] = _Attempts(position.seq)
         try:
             with self.hooks.records.transaction():
-                now = self.hooks.find_stored(far.id)
-                if now.seq <= far.seq:
-                    told = replace(now, seq=far.seq, part=far.part, failures=far.failures)
-                    self.hooks.records.update(told, verb=verb)
+                current = self.hooks.find_stored(position.id)
+                if current.seq <= position.seq:
+                    moved = replace(current, seq=position.seq, part=position.part, failures=position.failures)
+                    self.hooks.records.update(moved, verb=verb)
         except NotFoundError:
-            # It was removed meanwhile; the next look sees that.
+            # The webhook was removed meanwhile.
             return

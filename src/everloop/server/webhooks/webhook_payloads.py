@@ -1,17 +1,17 @@
-"""What a webhook is sent: an event in everloop's words, or in those of MLflow's webhooks.
+"""Messages of webhooks, in everloop's format or in that of MLflow's webhooks.
 
-Ours is one message an event, with these headers, of which the signature proves the rest:
+everloop's format has one message for each event, with these headers:
 
     X-Everloop-Event      kind.verb, such as alias.alias_set
-    X-Everloop-Delivery   project and number of the event; a message that comes twice has the same
-    X-Everloop-Timestamp  seconds since 1970 of the sending
+    X-Everloop-Delivery   project and number of the event; the same if a message is sent twice
+    X-Everloop-Timestamp  time of sending, in seconds since 1970
     X-Everloop-Signature  sha256= and the HMAC-SHA256, keyed with the webhook's secret, over timestamp, a dot, and body
 
-MLflow's say `entity`, `action`, `timestamp` and `data`; an event can be none of them, or several:
+MLflow's messages have `entity`, `action`, `timestamp` and `data`. An event may become none, one or several of them:
 
-    X-MLflow-Delivery-Id  the same for a message that comes twice
-    X-MLflow-Timestamp    seconds since 1970 of the sending
-    X-MLflow-Signature    v1, and the HMAC-SHA256 in base64 over delivery, timestamp and body, with dots between
+    X-MLflow-Delivery-Id  the same if a message is sent twice
+    X-MLflow-Timestamp    time of sending, in seconds since 1970
+    X-MLflow-Signature    v1, and the HMAC-SHA256 in base64 over delivery id, timestamp and body, joined by dots
 
 Source: mlflow/webhooks/delivery.py and types.py of MLflow 3.17.
 """
@@ -41,7 +41,7 @@ PROMPT_TAG = "mlflow.prompt.is_prompt"
 PROMPT_TEXT = "mlflow.prompt.text"
 _PROMPT_TYPE = "_mlflow_prompt_type"
 MLFLOW_KINDS = ("registered_model", "model_version", "alias")
-"""The kinds of events of which MLflow's webhooks speak."""
+"""The kinds of events that may become MLflow's messages."""
 _TAGS = {"example_key": "example_value"}
 _TAG = {"key": "example_key", "value": "example_value"}
 _MODEL, _PROMPT = {"name": "example_model"}, {"name": "example_prompt"}
@@ -73,9 +73,9 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "prompt_alias.created": {**_PROMPT_VERSION, "alias": "example_alias"},
     "prompt_alias.deleted": {**_PROMPT, "alias": "example_alias"},
 }
-"""MLflow's events that there are, each with what the message says that MLflow's own server sends as a test."""
+"""MLflow's events, each with the data of the test message that MLflow's own server sends."""
 
-_Said = tuple[str, dict[str, Any]]
+_Payload = tuple[str, dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class WebhookMessage:
 
 
 def messages_of(store: Store, hook: Webhook, event: Event) -> list[WebhookMessage]:
-    """What the webhook is to be told of an event; nothing where it did not ask for it."""
+    """Return the messages of an event for a webhook; none if the webhook does not subscribe to it."""
     if hook.form == "everloop":
         name = f"{event.kind}.{event.verb}"
         if hook.verbs and name not in hook.verbs:
@@ -113,13 +113,13 @@ def messages_of(store: Store, hook: Webhook, event: Event) -> list[WebhookMessag
         return [WebhookMessage(name, body, f"{hook.for_project}-{event.seq}")]
     return [
         _message(name, data, event.at, f"{hook.id}-{event.seq}-{number}")
-        for number, (name, data) in enumerate(_told(store, event))
+        for number, (name, data) in enumerate(_mlflow_payloads(store, event))
         if name in hook.verbs
     ]
 
 
 def test_message(hook: Webhook, event: Event, name: str) -> WebhookMessage:
-    """A message that says nothing, to see whether it arrives."""
+    """Return a test message."""
     if hook.form == "everloop":
         body = msgspec.json.encode({"project": hook.for_project, "event": event})
         return WebhookMessage(f"{event.kind}.{event.verb}", body, f"{hook.for_project}-{event.seq}")
@@ -127,19 +127,19 @@ def test_message(hook: Webhook, event: Event, name: str) -> WebhookMessage:
 
 
 def sign(secret: str, timestamp: str, body: bytes) -> str:
-    """The value of X-Everloop-Signature."""
+    """Return the value of X-Everloop-Signature."""
     digest = hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
     return f"sha256={digest}"
 
 
 def sign_as_mlflow(secret: str, delivery: str, timestamp: str, body: bytes) -> str:
-    """The value of X-MLflow-Signature."""
+    """Return the value of X-MLflow-Signature."""
     signed = f"{delivery}.{timestamp}.".encode() + body
     return "v1," + base64.b64encode(hmac.new(secret.encode(), signed, hashlib.sha256).digest()).decode()
 
 
 def is_prompt(tags: Mapping[str, str]) -> bool:
-    """Whether what has these tags is a prompt, which MLflow keeps among the models."""
+    """Whether a model with these tags is a prompt, which MLflow stores as a registered model."""
     return tags.get(PROMPT_TAG, "").lower() == "true"
 
 
@@ -149,32 +149,32 @@ def _message(name: str, data: Mapping[str, Any], at: datetime, delivery: str) ->
     return WebhookMessage(name, body, str(uuid.uuid5(uuid.NAMESPACE_OID, delivery)))
 
 
-def _told(store: Store, event: Event) -> Iterator[_Said]:
-    """An event in MLflow's words."""
+def _mlflow_payloads(store: Store, event: Event) -> Iterator[_Payload]:
+    """Yield name and data of each of MLflow's messages for an event."""
     match (event.kind, event.verb):
         case ("registered_model", "created"):
-            yield from _model_made(store, event)
+            yield from _model_created(store, event)
         case ("registered_model", "tagged"):
-            if _of_prompt(store, event.key):
+            if _is_prompt_model(store, event.key):
                 yield from _tagged("prompt_tag", {"name": event.key}, event)
         case ("model_version", "registered"):
-            yield from _version_made(store, event)
+            yield from _version_created(store, event)
         case ("model_version", "tagged"):
             model, _, number = event.key.rpartition("@")
-            entity = "prompt_version_tag" if _of_prompt(store, model) else "model_version_tag"
+            entity = "prompt_version_tag" if _is_prompt_model(store, model) else "model_version_tag"
             yield from _tagged(entity, {"name": model, "version": number}, event)
         case ("alias", "alias_set" | "alias_removed"):
             model, _, alias = event.key.rpartition("@")
-            entity = "prompt_alias" if _of_prompt(store, model) else "model_version_alias"
-            named = {"name": model, "alias": alias}
+            entity = "prompt_alias" if _is_prompt_model(store, model) else "model_version_alias"
+            data = {"name": model, "alias": alias}
             if event.verb == "alias_removed":
-                yield f"{entity}.deleted", named
+                yield f"{entity}.deleted", data
             else:
                 number = str(event.data.get("version", "")).rpartition("@")[2]
-                yield f"{entity}.created", {**named, "version": number}
+                yield f"{entity}.created", {**data, "version": number}
 
 
-def _model_made(store: Store, event: Event) -> Iterator[_Said]:
+def _model_created(store: Store, event: Event) -> Iterator[_Payload]:
     for _, model in store.records.history(RegisteredModel, event.subject)[:1]:
         hidden = {PROMPT_TAG, _PROMPT_TYPE} if is_prompt(model.tags) else set()
         tags = {key: value for key, value in model.tags.items() if key not in hidden}
@@ -182,7 +182,7 @@ def _model_made(store: Store, event: Event) -> Iterator[_Said]:
         yield name, {"name": model.name, "tags": tags, "description": model.description}
 
 
-def _version_made(store: Store, event: Event) -> Iterator[_Said]:
+def _version_created(store: Store, event: Event) -> Iterator[_Payload]:
     for _, version in store.records.history(ModelVersion, event.subject)[:1]:
         common = {"name": version.model, "version": str(version.version)}
         description = version.description or None
@@ -198,14 +198,14 @@ def _version_made(store: Store, event: Event) -> Iterator[_Said]:
             yield "model_version.created", {**common, **more}
 
 
-def _tagged(entity: str, named: Mapping[str, str], event: Event) -> Iterator[_Said]:
+def _tagged(entity: str, names: Mapping[str, str], event: Event) -> Iterator[_Payload]:
     tags = event.data.get("tags")
     for key, value in tags.items() if isinstance(tags, dict) else ():
         if value is None:
-            yield f"{entity}.deleted", {**named, "key": key}
+            yield f"{entity}.deleted", {**names, "key": key}
         else:
-            yield f"{entity}.set", {**named, "key": key, "value": value}
+            yield f"{entity}.set", {**names, "key": key, "value": value}
 
 
-def _of_prompt(store: Store, model: str) -> bool:
+def _is_prompt_model(store: Store, model: str) -> bool:
     return any(is_prompt(found.tags) for found in store.records.find(RegisteredModel, ("key", "=", model), limit=1))

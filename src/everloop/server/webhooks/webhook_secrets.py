@@ -1,4 +1,4 @@
-"""What is secret about a webhook, sealed on its way into the store and opened when a message is sent."""
+"""Secrets of webhooks: encrypted (sealed) in the store, and decrypted (opened) when a message is sent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from everloop.stores import Store
     from everloop.stores.records.record_store import RecordStore
 
-_REST = "…"
+_HIDDEN = "…"
 
 
 class WebhookSecrets:
@@ -29,7 +29,7 @@ class WebhookSecrets:
         self.records = records
 
     def sealed(self, hook: Webhook) -> Webhook:
-        """As the store keeps it: the secret sealed, and the URL sealed beside what may be shown of it."""
+        """Return the webhook as it is stored: secret and URL sealed, and the part of the URL that may be shown."""
         return replace(
             hook,
             secret=self.keys.seal(hook.secret, f"webhook:{hook.id}:secret") if hook.secret else "",
@@ -38,10 +38,10 @@ class WebhookSecrets:
         )
 
     def opened(self, hook: Webhook) -> Webhook:
-        """With the secret and the whole URL, to send by. Never to be put.
+        """Return the webhook with secret and full URL in clear text, for sending. It must never be stored.
 
         Raises:
-            UnavailableError: the key is not here.
+            UnavailableError: the key is missing.
         """
         try:
             return replace(
@@ -53,11 +53,11 @@ class WebhookSecrets:
         except UnavailableError as error:
             raise UnavailableError(
                 f"The secret of the webhook '{hook.name}' cannot be used: {error.message}",
-                help=f"{error.help} Or set it again: everloop webhooks renew {hook.key} --url URL",
+                help=f"{error.help} Or set a new one: everloop webhooks renew {hook.key} --url URL",
             ) from error
 
     def shown(self, hook: Webhook) -> Webhook:
-        """With the URL for an admin, as far as it can be opened, and without the secret."""
+        """Return the webhook without its secret, and with its full URL if that can be opened."""
         try:
             url = self.opened(hook).url
         except UnavailableError:
@@ -65,7 +65,7 @@ class WebhookSecrets:
         return replace(hook, url=url, secret="", sealed_url="")
 
     def seal_all(self) -> int:
-        """Seal what an earlier version has stored in clear, and remove its traces. Returns how many there were."""
+        """Seal webhooks that an earlier version stored in clear text, and remove their history. Returns how many."""
         clear = [hook for hook in self._all() if _is_clear(hook)]
         if clear:
             with self.records.transaction():
@@ -74,10 +74,10 @@ class WebhookSecrets:
         return len(clear)
 
     def renew_key(self) -> int:
-        """Seal everything with a new key, or with the first of those in the environment. Returns how many webhooks.
+        """Seal all webhooks with a new key, or with the first key in the environment. Returns how many.
 
         Raises:
-            UnavailableError: one cannot be opened; then nothing is changed but that both keys open.
+            UnavailableError: a webhook cannot be opened, or the store cannot be written; the old key stays valid.
         """
         self.seal_all()
         hooks = self._all()
@@ -87,14 +87,14 @@ class WebhookSecrets:
         if opened:
             with self.records.transaction():
                 self.records.update(*(self.sealed(hook) for hook in opened), verb="sealed")
-            # Otherwise who has the old key could still open what earlier revisions hold.
+            # Otherwise the old key could still open earlier revisions.
             forget_history(self.records, Webhook)
         if not self.keys.from_environment:
             self.keys.drop_old_keys()
         return len(opened)
 
     def without_key(self) -> list[Webhook]:
-        """The webhooks whose secrets cannot be opened here."""
+        """Return the webhooks whose secrets cannot be opened here."""
         found = []
         for hook in self._all():
             try:
@@ -103,22 +103,22 @@ class WebhookSecrets:
                 found.append(hook)
         return found
 
-    def _text(self, kept: str, about: str) -> str:
-        # What an earlier version has stored is in clear, and an empty secret is none.
-        return self.keys.open(kept, about) if is_sealed(kept) else kept
+    def _text(self, stored: str, purpose: str) -> str:
+        # An earlier version stored clear text, and an empty secret is not sealed.
+        return self.keys.open(stored, purpose) if is_sealed(stored) else stored
 
     def _all(self) -> Sequence[Webhook]:
         return self.records.find(Webhook, order="name")
 
 
 def shown_url(url: str) -> str:
-    """The part of a webhook's URL that holds no token: where it leads, without path and options."""
+    """Return the part of a webhook's URL that has no token in it: scheme and host, without path and query."""
     try:
         parts = urlsplit(url)
     except ValueError:
         return mask_url(url)
     host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}/{_REST if parts.path.strip('/') or parts.query else ''}"
+    return f"{parts.scheme}://{host}/{_HIDDEN if parts.path.strip('/') or parts.query else ''}"
 
 
 def _is_clear(hook: Webhook) -> bool:
