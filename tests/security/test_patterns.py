@@ -96,7 +96,7 @@ def shortest(items: list[Any]) -> str:
         if op is codes.LITERAL:
             text += chr(value)
         elif op in (codes.IN, codes.NOT_LITERAL, codes.ANY):
-            text += next((sign for sign in SAMPLES[1:] if fits(op, value, sign)), "a")
+            text += next((sign for sign in SAMPLES[1:] if matches(op, value, sign)), "a")
         elif op in (codes.MAX_REPEAT, codes.MIN_REPEAT, codes.POSSESSIVE_REPEAT):
             text += shortest(list(value[2])) * value[0]
         elif op is not codes.ASSERT and (inside := branches(op, value)):
@@ -106,7 +106,7 @@ def shortest(items: list[Any]) -> str:
 
 def pumps(body: list[Any], flags: int) -> list[str]:
     """What a repetition's body takes: its shortest text, and each sample sign if the body takes single signs."""
-    compiled = [sign for sign in SAMPLES if any(fits(op, value, sign) for op, value in flat(body))]
+    compiled = [sign for sign in SAMPLES if any(matches(op, value, sign) for op, value in flat(body))]
     return list(dict.fromkeys(one for one in (shortest(body), *compiled) if one))
 
 
@@ -121,7 +121,7 @@ def flat(items: list[Any]) -> Iterator[tuple[Any, Any]]:
             yield op, value
 
 
-def fits(op: Any, value: Any, sign: str) -> bool:
+def matches(op: Any, value: Any, sign: str) -> bool:
     if op is codes.LITERAL:
         return chr(value) == sign
     if op is codes.NOT_LITERAL:

@@ -1,1 +1,1 @@
-"""Other people's systems, one folder each. They are reached through `everloop.plugins`, never by name."""
+"""Integrations with other systems, one folder each. They are loaded through `everloop.plugins` only."""

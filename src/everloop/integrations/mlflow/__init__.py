@@ -1,1 +1,1 @@
-"""MLflow without MLflow: its tracking API, its model folders, and import of its runs."""
+"""MLflow compatibility without MLflow: its tracking API, its model folders, and import of its runs."""

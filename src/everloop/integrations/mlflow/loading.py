@@ -1,6 +1,6 @@
-"""What MLflow asks to load a folder that everloop wrote: `mlflow.pyfunc.load_model(folder)`.
+"""Loader module that lets `mlflow.pyfunc.load_model(folder)` read a model folder that everloop wrote.
 
-MLflow finds this module by the name that stands in `MLmodel`, and calls `_load_pyfunc` with the package's folder.
+The file `MLmodel` names this module. MLflow imports it and calls `_load_pyfunc` with the package's folder.
 """
 
 from __future__ import annotations
@@ -15,23 +15,26 @@ if TYPE_CHECKING:
 
 
 class PyfuncAdapter:
-    """A package as MLflow asks its models."""
+    """A package with the `predict` method that MLflow calls."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
 
     def predict(self, rows: Any, params: Mapping[str, Any] | None = None) -> Any:
-        """The class of each row, or its value for a regression; arrays are taken column by column."""
+        """Return the predicted class of each row, or its value for a regression.
+
+        The columns of an array are in the order of the signature.
+        """
         import numpy as np
         import polars as pl
 
         names = self.predictor.input_names
         if isinstance(rows, np.ndarray):
-            frame = pl.DataFrame({name: rows[:, place] for place, name in enumerate(names)})
+            frame = pl.DataFrame({name: rows[:, index] for index, name in enumerate(names)})
         else:
             frame = pl.DataFrame({name: pl.Series(name, list(rows[name])) for name in names if name in rows})
-        scores, places = self.predictor.answer_frame(frame)
-        labels = self.predictor.name_places(places)
+        scores, indices = self.predictor.answer_frame(frame)
+        labels = self.predictor.name_places(indices)
         return scores if labels is None else np.asarray(labels)
 
 

@@ -1,7 +1,7 @@
-"""Runs out of MLflow: from the SQLite file that it keeps, or from a tracking server.
+"""Imports runs from MLflow: from its SQLite file, or from a tracking server.
 
-Importing again brings only what is new: a run's id here is made from its id there. Artifacts come along where they
-lie in a folder of this machine. MLflow keeps an infinity as the greatest number there is; here it is one again.
+A run's id is derived from its MLflow id, so importing again adds only what is new. Artifacts are copied if they are in
+a folder of this machine. MLflow stores infinity as the largest float; it becomes infinity again.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ ID_TAG = "mlflow.run_id"
 
 
 @dataclass(slots=True)
-class _Known:
-    """One run as MLflow tells it; times in ms since 1970."""
+class _MlflowRun:
+    """A run as MLflow stores it; times in ms since 1970."""
 
     id: str
     name: str
@@ -59,31 +59,31 @@ class _Known:
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     points: list[tuple[str, float, int, int]] = field(default_factory=list)
-    """Metric, value, step, time."""
+    """(metric, value, step, time)."""
 
 
-class _Place(Protocol):
-    """Where MLflow keeps its runs."""
+class _MlflowSource(Protocol):
+    """A source of MLflow's runs."""
 
     def experiments(self) -> dict[str, tuple[str, str]]:
-        """Id to name and place of artifacts."""
+        """Return the experiments: id to (name, artifact location)."""
 
-    def runs(self) -> Iterator[_Known]: ...
+    def runs(self) -> Iterator[_MlflowRun]: ...
 
 
 def import_mlflow(store: Store, source: Path | str, *, artifacts: Path | str | None = None) -> Imported:
-    """Bring in every run of an MLflow SQLite file or tracking server, with its experiment.
+    """Import all runs of an MLflow SQLite file or tracking server, with their experiments.
 
     Args:
         source: path of the file (`mlflow.db`), `sqlite:///mlflow.db`, or the `http(s)` URL of a server.
-        artifacts: copy the files of runs whose folders lie below this one; default: below the SQLite file's own
-            folder. A source may name any folder of this machine, and others are none of its business. From a server
-            no files are taken.
+        artifacts: copy the files of runs whose folders are below this one; default: below the folder of the SQLite
+            file. Other folders are skipped, as a source may name any folder of this machine. No files are copied from
+            a server.
 
     Raises:
         NotFoundError: there is no such file.
-        SourceError: it is no file of MLflow's, or the server answers something else.
-        UnavailableError: the server does not answer.
+        SourceError: the file is not MLflow's, or the server's responses are not.
+        UnavailableError: the server does not respond.
     """
     added: list[str] = []
     known: list[str] = []
@@ -91,28 +91,28 @@ def import_mlflow(store: Store, source: Path | str, *, artifacts: Path | str | N
     notes: list[str] = []
     ids: dict[str, str] = {}
     below = _root(str(source), artifacts)
-    with _place(str(source)) as place:
-        numbers = {key: _experiment(store, *about) for key, about in place.experiments().items()}
-        for there in place.runs():
-            run = _run(store, there, numbers.get(there.experiment), ids)
-            ids[there.id] = run.id
-            files = _folder(there.artifacts, below) if below is not None else None
+    with _open_source(str(source)) as mlflow:
+        numbers = {key: _experiment(store, *fields) for key, fields in mlflow.experiments().items()}
+        for mlflow_run in mlflow.runs():
+            run = _run(store, mlflow_run, numbers.get(mlflow_run.experiment), ids)
+            ids[mlflow_run.id] = run.id
+            files = _folder(mlflow_run.artifacts, below) if below is not None else None
             found = store.records.get_many(Run, [run.id])
             if found and found[0].state not in ("running", "scheduled"):
                 known.append(run.id)
                 continue
-            if not found and there.deleted:
+            if not found and mlflow_run.deleted:
                 run = replace(run, archived_at=run.ended_at or run.started_at)
             with store.records.transaction():
                 if not found:
                     store.records.put(run, verb="imported", data={"from": "mlflow"})
-                    fresh = _points(there)
+                    fresh = _points(mlflow_run)
                     added.append(run.id)
                 else:
                     before = {
                         (p.key, p.step, p.at, repr(p.value)) for p in store.records.read_points(series_of(run.id))
                     }
-                    fresh = [p for p in _points(there) if (p.key, p.step, p.at, repr(p.value)) not in before]
+                    fresh = [p for p in _points(mlflow_run) if (p.key, p.step, p.at, repr(p.value)) not in before]
                     run = replace(run, revision=found[0].revision, archived_at=found[0].archived_at)
                     if run != found[0]:
                         store.records.update(run, data={"from": "mlflow"})
@@ -120,12 +120,12 @@ def import_mlflow(store: Store, source: Path | str, *, artifacts: Path | str | N
                 if fresh:
                     store.records.append_points(series_of(run.id), fresh)
             if files is not None:
-                notes += _keep_files(store, run, files)
+                notes += _store_files(store, run, files)
     return Imported(added=tuple(added), known=tuple(known), updated=tuple(updated), notes=tuple(notes))
 
 
 @contextmanager
-def _place(source: str) -> Iterator[_Place]:
+def _open_source(source: str) -> Iterator[_MlflowSource]:
     if source.startswith(("http://", "https://")):
         import httpx
 
@@ -134,43 +134,45 @@ def _place(source: str) -> Iterator[_Place]:
         return
     path = _file_path(source)
     if not path.is_file():
-        raise NotFoundError(f"There is no file '{path}'.", help="Name MLflow's SQLite file, such as mlflow.db")
+        raise NotFoundError(
+            f"There is no file '{path}'.", help="Give the path of MLflow's SQLite file, such as mlflow.db."
+        )
     uri = f"{path.absolute().as_uri()}?mode=ro"
     try:
         with closing(sqlite3.connect(uri, uri=True, timeout=_TIMEOUT_S)) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if not tables >= _TABLES:
                 missing = ", ".join(sorted(_TABLES - tables))
-                raise SourceError(f"'{path}' is no file of MLflow's: it has no table {missing}.")
-            # The file's own schema, which may be anyone's, calls no function that has effects.
+                raise SourceError(f"'{path}' is not an MLflow database: it has no table {missing}.")
+            # The file may be untrusted: its schema may not call functions with side effects.
             connection.execute("PRAGMA trusted_schema = OFF")
-            yield _File(connection)
+            yield _SqliteFile(connection)
     except sqlite3.Error as error:
-        raise SourceError(f"'{path}' cannot be read as a file of MLflow's: {error}.") from error
+        raise SourceError(f"'{path}' cannot be read as an MLflow database: {error}.") from error
 
 
 def _file_path(source: str) -> Path:
     return Path(source.removeprefix("sqlite:///").removeprefix("sqlite://")).expanduser().absolute()
 
 
-class _File:
-    """A `_Place`: MLflow's SQLite file."""
+class _SqliteFile:
+    """A source: MLflow's SQLite file."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._read = connection.execute
 
     def experiments(self) -> dict[str, tuple[str, str]]:
         rows = self._read("SELECT experiment_id, name, artifact_location FROM experiments")
-        return {_text(key): (_text(name), _text(place)) for key, name, place in rows}
+        return {_text(key): (_text(name), _text(location)) for key, name, location in rows}
 
-    def runs(self) -> Iterator[_Known]:
+    def runs(self) -> Iterator[_MlflowRun]:
         rows = self._read(
-            # Parents begin before their children.
+            # Parents start before their children.
             "SELECT run_uuid, name, status, start_time, end_time, user_id, lifecycle_stage, experiment_id, artifact_uri"
             " FROM runs ORDER BY start_time, run_uuid"
         ).fetchall()
-        for key, name, status, start, end, user, stage, experiment, place in rows:
-            run = _Known(
+        for key, name, status, start, end, user, stage, experiment, artifact_uri in rows:
+            run = _MlflowRun(
                 id=_text(key),
                 name=_text(name),
                 status=_text(status),
@@ -179,11 +181,11 @@ class _File:
                 user=_text(user),
                 deleted=stage == "deleted",
                 experiment=_text(experiment),
-                artifacts=_text(place),
+                artifacts=_text(artifact_uri),
             )
-            for kept, table in ((run.params, "params"), (run.tags, "tags")):
-                pairs = self._read(f"SELECT key, value FROM {table} WHERE run_uuid = ?", (key,))  # noqa: S608 - our own
-                kept.update((_text(name), _text(value)) for name, value in pairs)
+            for target, table in ((run.params, "params"), (run.tags, "tags")):
+                pairs = self._read(f"SELECT key, value FROM {table} WHERE run_uuid = ?", (key,))  # noqa: S608 - a constant name
+                target.update((_text(name), _text(value)) for name, value in pairs)
             run.points = [
                 (_text(metric), _float(value, is_nan), _int(step), _int(at))
                 for metric, value, step, at, is_nan in self._read(
@@ -196,7 +198,7 @@ class _File:
 
 
 class _Server:
-    """A `_Place`: a tracking server, asked in MLflow's protocol."""
+    """A source: a tracking server, over MLflow's REST API."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -210,26 +212,26 @@ class _Server:
         }
         return self._known
 
-    def runs(self) -> Iterator[_Known]:
+    def runs(self) -> Iterator[_MlflowRun]:
         for experiment in self._known:
-            asked = {
+            query = {
                 "experiment_ids": [experiment],
                 "max_results": _PAGE,
                 "run_view_type": "ALL",
                 "order_by": ["attributes.start_time ASC"],
             }
-            for one in self._pages("runs", "POST", "runs/search", asked):
-                about, data = one["info"], one.get("data", {})
-                run = _Known(
-                    id=about["run_id"],
-                    name=about.get("run_name", ""),
-                    status=about.get("status", ""),
-                    start=_whole(about.get("start_time")),
-                    end=_whole(about.get("end_time")),
-                    user=about.get("user_id", ""),
-                    deleted=about.get("lifecycle_stage") == "deleted",
+            for one in self._pages("runs", "POST", "runs/search", query):
+                info, data = one["info"], one.get("data", {})
+                run = _MlflowRun(
+                    id=info["run_id"],
+                    name=info.get("run_name", ""),
+                    status=info.get("status", ""),
+                    start=_whole(info.get("start_time")),
+                    end=_whole(info.get("end_time")),
+                    user=info.get("user_id", ""),
+                    deleted=info.get("lifecycle_stage") == "deleted",
                     experiment=experiment,
-                    artifacts=about.get("artifact_uri", ""),
+                    artifacts=info.get("artifact_uri", ""),
                     params=_pairs(data.get("params", ())),
                     tags=_pairs(data.get("tags", ())),
                 )
@@ -240,25 +242,25 @@ class _Server:
                         run.points.append((metric["key"], value, int(point.get("step", 0)), at))
                 yield run
 
-    def _pages(self, name: str, method: str, route: str, asked: Mapping[str, Any]) -> Iterator[Any]:
+    def _pages(self, name: str, method: str, route: str, query: Mapping[str, Any]) -> Iterator[Any]:
         import httpx
 
         token = ""
         while True:
-            content = {**asked, **({"page_token": token} if token else {})}
-            given = {"params": content} if method == "GET" else {"json": content}
+            content = {**query, **({"page_token": token} if token else {})}
+            arguments = {"params": content} if method == "GET" else {"json": content}
             try:
-                answer = self._client.request(method, f"/api/2.0/mlflow/{route}", **given)
-                answer.raise_for_status()
-                body = answer.json()
+                response = self._client.request(method, f"/api/2.0/mlflow/{route}", **arguments)
+                response.raise_for_status()
+                body = response.json()
             except httpx.HTTPStatusError as error:
-                raise SourceError(f"The MLflow server answers {error.response.status_code} to {route}.") from error
+                raise SourceError(f"The MLflow server responded {error.response.status_code} to {route}.") from error
             except httpx.HTTPError as error:
                 raise UnavailableError(
-                    f"The MLflow server does not answer: {error}.", help="Is its URL right?"
+                    f"The MLflow server does not respond: {error}.", help="Check its URL, and that it is running."
                 ) from error
             except ValueError as error:
-                raise SourceError(f"What answers {route} is no MLflow server.") from error
+                raise SourceError(f"The response to {route} is not JSON, so this is not an MLflow server.") from error
             yield from body.get(name, ())
             token = body.get("next_page_token", "")
             if not token:
@@ -266,7 +268,7 @@ class _Server:
 
 
 def _text(value: object) -> str:
-    """A column as a text. A file that was made up may hold anything in it."""
+    """Return a column as a string. In a forged file it may have any type."""
     return "" if value is None else value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
@@ -286,8 +288,8 @@ def _pairs(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return {row["key"]: row.get("value", "") for row in rows}
 
 
-def _experiment(store: Store, name: str, place: str) -> str | None:
-    """The number of the experiment of this name here, which is made where needed; None for MLflow's Default."""
+def _experiment(store: Store, name: str, location: str) -> str | None:
+    """Return the number of the experiment with this name, creating it if needed; None for MLflow's Default."""
     name = keepable(name)
     if name == "Default":
         return None
@@ -297,51 +299,51 @@ def _experiment(store: Store, name: str, place: str) -> str | None:
             last = store.records.find(Experiment, order="-number", limit=1)
             number = max(last[0].number if last else 0, 0) + 1
             found = [
-                store.new(Experiment, number=number, name=name, artifacts_at=keepable(place), updated_at=store.now())
+                store.new(Experiment, number=number, name=name, artifacts_at=keepable(location), updated_at=store.now())
             ]
             store.records.put(*found, verb="imported")
     return str(found[0].number)
 
 
-def _run(store: Store, there: _Known, experiment: str | None, ids: Mapping[str, str]) -> Run:
-    tags = {keepable(name): keepable(value or "") for name, value in there.tags.items()}
-    start = _moment(there.start or 0)
-    end = None if there.end is None else _moment(there.end)
+def _run(store: Store, mlflow_run: _MlflowRun, experiment: str | None, ids: Mapping[str, str]) -> Run:
+    tags = {keepable(name): keepable(value or "") for name, value in mlflow_run.tags.items()}
+    start = _moment(mlflow_run.start or 0)
+    end = None if mlflow_run.end is None else _moment(mlflow_run.end)
     latest: Latest = {}
-    merge(latest, ((keepable(key), step, at * 1000, _value(value)) for key, value, step, at in there.points))
+    merge(latest, ((keepable(key), step, at * 1000, _value(value)) for key, value, step, at in mlflow_run.points))
     return Run(
-        id=_id(store.project, there),
+        id=_id(store.project, mlflow_run),
         project=store.project,
         created_at=start,
-        name=keepable(there.name or tags.get("mlflow.runName") or "mlflow") or "mlflow",
-        state=_STATES.get(there.status, "finished"),
+        name=keepable(mlflow_run.name or tags.get("mlflow.runName") or "mlflow") or "mlflow",
+        state=_STATES.get(mlflow_run.status, "finished"),
         parent=ids.get(tags.get("mlflow.parentRunId", "")),
         started_at=start,
         ended_at=end,
         seconds=None if end is None else (end - start).total_seconds(),
-        params={keepable(name): keepable(value) for name, value in there.params.items()},
-        tags={**tags, ID_TAG: there.id},
+        params={keepable(name): keepable(value) for name, value in mlflow_run.params.items()},
+        tags={**tags, ID_TAG: mlflow_run.id},
         metrics={key: value + 0.0 for key, (_, _, value) in latest.items()},
         metric_at={key: (step, at // 1000) for key, (step, at, _) in latest.items()},
         source=Source(git_commit=tags.get("mlflow.source.git.commit")),
         experiment=experiment,
-        user=keepable(there.user),
+        user=keepable(mlflow_run.user),
     )
 
 
-def _id(project: str, there: _Known) -> str:
-    """A UUIDv7 by the run's start and a digest of its id there, so that it is the same every time."""
-    digest = hashlib.sha256(f"{project}\0{there.id}".encode()).digest()
-    bits = ((there.start or 0) & (1 << 48) - 1) << 80 | int.from_bytes(digest[:10], "big")
+def _id(project: str, mlflow_run: _MlflowRun) -> str:
+    """Return a UUIDv7 of the run's start time and a digest of its MLflow id, so that it is the same every time."""
+    digest = hashlib.sha256(f"{project}\0{mlflow_run.id}".encode()).digest()
+    bits = ((mlflow_run.start or 0) & (1 << 48) - 1) << 80 | int.from_bytes(digest[:10], "big")
     bits = bits & ~(0xF << 76) | 7 << 76
     bits = bits & ~(3 << 62) | 2 << 62
     return str(uuid.UUID(int=bits))
 
 
-def _points(there: _Known) -> list[Point]:
+def _points(mlflow_run: _MlflowRun) -> list[Point]:
     return [
         Point(key=keepable(key), value=_value(value), step=step, at=_moment(at))
-        for key, value, step, at in there.points
+        for key, value, step, at in mlflow_run.points
     ]
 
 
@@ -362,30 +364,30 @@ def _root(source: str, artifacts: Path | str | None) -> Path | None:
     return _file_path(source).parent.resolve() if artifacts is None else Path(artifacts).expanduser().resolve()
 
 
-def _folder(place: str, below: Path) -> Path | None:
-    """The folder that a URI names, if it is one of this machine and lies below the other."""
-    parts = urlsplit(place)
+def _folder(uri: str, below: Path) -> Path | None:
+    """Return the folder that a URI names, if it is on this machine and inside `below`."""
+    parts = urlsplit(uri)
     if parts.scheme not in ("", "file") or not parts.path or parts.netloc not in ("", "localhost"):
         return None
-    path = below / (unquote(parts.path) if parts.scheme else place)
+    path = below / (unquote(parts.path) if parts.scheme else uri)
     return path if path.resolve().is_relative_to(below) and path.is_dir() else None
 
 
-def _keep_files(store: Store, run: Run, folder: Path) -> list[str]:
-    """Keep each file or folder that lies directly in a run's folder as an artifact; what is kept already stays."""
+def _store_files(store: Store, run: Run, folder: Path) -> list[str]:
+    """Store each file and folder directly in a run's folder as an artifact, unless it is already stored."""
     known = {artifact.name: artifact.digest for artifact in store.records.find(Artifact, ("run", "=", run.id))}
     notes = []
     for entry in sorted(folder.iterdir()):
         try:
             if entry.is_symlink():
-                raise UsageError("it is a link")
+                raise UsageError("it is a symbolic link")
             if entry.is_dir():
                 form, digest = "tree", store.objects.add_tree(entry)
                 size = sum(one.stat().st_size for one in entry.rglob("*") if one.is_file())
             else:
                 form, digest, size = "file", store.objects.add_file(entry), entry.stat().st_size
         except (UsageError, OSError) as error:
-            notes.append(f"'{entry}' of the run {run.id} is left out: {error}")
+            notes.append(f"Skipped '{entry}' of the run {run.id}: {error}")
             continue
         if known.get(keepable(entry.name)) == digest:
             continue

@@ -308,6 +308,6 @@ def test_a_folder_is_not_replaced_nor_a_file_entered(api):
 def test_names_with_signs_stay_names(tmp_path):
     root = ArtifactRoot(tmp_path / "a")
     assert safe_parts("a b/ü/100%.png") == ("a b", "ü", "100%.png")
-    assert root.place("a/./b") == root.root / "a" / "b"
+    assert root.resolve("a/./b") == root.root / "a" / "b"
     with pytest.raises(MlflowError):
-        root.place("%" + "25" * 30 + "2e")
+        root.resolve("%" + "25" * 30 + "2e")

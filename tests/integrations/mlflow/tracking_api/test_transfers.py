@@ -122,14 +122,14 @@ def test_an_address_ends():
     seals = PresignedUrls()
 
     def opened(seals, address):
-        return seals.opened(Fields.of_query(urlsplit(address).query.encode()))
+        return seals.verified(Fields.of_query(urlsplit(address).query.encode()))
 
     allowed = PresignedUrl("get", "mlflow-artifacts:/", "a")
-    assert opened(seals, seals.address("http://h", allowed, 5)) == allowed
+    assert opened(seals, seals.create("http://h", allowed, 5)) == allowed
     with pytest.raises(MlflowError, match="time of this address is over"):
-        opened(seals, seals.address("http://h", allowed, -1))
+        opened(seals, seals.create("http://h", allowed, -1))
     with pytest.raises(MlflowError, match="not given by this server"):
-        opened(PresignedUrls(), seals.address("http://h", allowed, 5))
+        opened(PresignedUrls(), seals.create("http://h", allowed, 5))
 
 
 def test_addresses_of_runs_and_models(api):
@@ -255,7 +255,7 @@ def test_a_bucket_does_what_a_folder_does(bucket, tmp_path):
     assert [one.name for one in folder.list("a")] == ["b c.txt", "ü.bin"]
     assert folder.list("none") == []
     assert (folder.on_disk("a") / "b c.txt").read_bytes() == b"0123456789"
-    assert ask(folder.address("GET", "a/b c.txt", 60))[1] == b"0123456789"
+    assert ask(folder.presigned_url("GET", "a/b c.txt", 60))[1] == b"0123456789"
     folder.delete("a")
     assert [one.name for one in folder.list("")] == ["top"]
     folder.delete("top")

@@ -1,4 +1,4 @@
-"""A model folder becomes a package, by the way that every model takes: described, packed, proved equal, compiled."""
+"""Turns a model folder into a package, by the same steps as any model: describe, pack, verify, compile."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def import_folder(
     """Register a model folder as the next version of a model.
 
     Args:
-        allow_code: read pickles and Python models, too. Their code runs, here and wherever they answer.
-        example: rows to prove the package on; default: the example that was logged, else rows made up by the
+        allow_code: also read pickles and Python models. Their code runs here and wherever the model is used.
+        example: rows to verify the package on; default: the logged input example, else rows generated from the
             signature.
-        progress: called as packaging moves on.
+        progress: called after each step of packaging.
 
     Raises:
-        TrustError: the folder holds code, and that is not allowed, or its model names something outside of itself.
-        CorruptionError: its model does not hold together.
-        DataError: it is no model folder, leads out of itself, or says nothing of its columns.
-        ParityError: the package does not answer as the model does.
+        TrustError: the folder has code, which is not allowed, or its model refers to something outside the folder.
+        CorruptionError: the model's files are damaged or inconsistent.
+        DataError: it is not a model folder, a path leads out of it, or it does not describe the columns.
+        ParityError: the package's predictions differ from the model's.
     """
     from everloop.registry.model_versions import register
 
@@ -64,15 +64,15 @@ def adopt_version(
     example: Any = None,
     progress: Callable[[PackagingProgress], None] | None = None,
 ) -> ModelVersion:
-    """Give a version that came over MLflow's protocol its package; number, lineage, tags and aliases stay.
+    """Add the package to a version that an MLflow client registered. Number, lineage, tags and aliases stay.
 
     Raises:
-        ConflictError: it has one.
+        ConflictError: the version already has a package.
         TrustError, CorruptionError, DataError, ParityError: as `import_folder`.
     """
     if version.package:
         raise ConflictError(
-            f"'{version.key}' has its package already.", help=f"See: everloop models show {version.key}"
+            f"'{version.key}' already has a package.", help=f"Show it: everloop models show {version.key}"
         )
     package, tags = _package(store, read_description(folder), allow_code, example, progress)
     changed = replace(version, package=package.digest, signature=package.signature, tags={**tags, **version.tags})
@@ -95,7 +95,7 @@ def _package(
     from everloop.registry.saving import describe
 
     if not brings_code(found):
-        _try(found, example)
+        _load_in_child_process(found, example)
     fitted = load_fitted(found, allow_code=allow_code)
     rows, proved_on = _rows(found, fitted, example)
     classes = list(range(fitted.classes)) or None
@@ -105,7 +105,7 @@ def _package(
 
 
 def probe_folder(folder: Path, example: Any) -> None:
-    """Read the model of a folder and ask it, as a child process does on trial.
+    """Read the model of a folder and make test predictions. Runs in a child process.
 
     Raises:
         TrustError, CorruptionError, DataError: as `import_folder`.
@@ -123,12 +123,12 @@ def probe_folder(folder: Path, example: Any) -> None:
     predict_edges(trained.model, signature_of(trained), frame)
 
 
-def _try(found: Description, example: Any) -> None:
-    """Have a child process read the folder first: it came from elsewhere, and libraries crash on what is damaged."""
+def _load_in_child_process(found: Description, example: Any) -> None:
+    """Read the folder in a child process first, as libraries may crash on damaged or malicious files."""
     from everloop.packages.isolation.isolated_load import IsolatedJob, ProcessLimits, run
 
-    files = [place for place in found.folder.rglob("*") if place.is_file() and not place.is_symlink()]
-    size = min(sum(place.stat().st_size for place in files), LARGEST_FILE)
+    files = [path for path in found.folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    size = min(sum(path.stat().st_size for path in files), LARGEST_FILE)
     arguments = {
         "format": "mlflow",
         "libraries": libraries_of(found),
@@ -151,10 +151,12 @@ def _rows(found: Description, fitted: Fitted, example: Any) -> tuple[Any, str]:
     if names is None and callable(getattr(model, "feature_name", None)):
         names = model.feature_name()
     width = getattr(model, "n_features_in_", None)
-    made = found.made_up([] if names is None else [str(name) for name in names], None if width is None else int(width))
-    if made is None:
+    generated = found.generated_rows(
+        [] if names is None else [str(name) for name in names], None if width is None else int(width)
+    )
+    if generated is None:
         raise DataError(
-            f"The model in '{found.folder}' came without an example and without a signature that tells its columns.",
-            help="Give some of its rows: --example rows.parquet, or log it with input_example=.",
+            f"The model in '{found.folder}' has no input example, and no signature that describes its columns.",
+            help="Give example rows with --example rows.parquet (in Python: example=), or log it with input_example=.",
         )
-    return made, "made-up rows"
+    return generated, "made-up rows"

@@ -1,6 +1,6 @@
-"""From a flavour's files to a fitted model. Safe formats are read; what runs code when it is read, only when allowed.
+"""Loads a fitted model from the files of a flavour. Formats that run code when they are read need permission.
 
-What a folder says of its own trustworthiness (`skops_trusted_types`) is not asked.
+The folder's own list of trusted types (`skops_trusted_types`) is ignored.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ OWN_LOADER = "everloop.integrations.mlflow.loading"
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A model out of a folder, as `save_model` takes it."""
+    """A model loaded from a folder, in the form that `save_model` accepts."""
 
     model: Any
     flavor: str
     task: Task | None = None
     classes: int = 0
-    """How many there are, where the model does not tell them by itself."""
+    """Number of classes, if the model itself does not list them."""
 
 
 def load_fitted(found: Description, *, allow_code: bool = False) -> Fitted:
-    """The model of the first flavour that can be read.
+    """Load the model of the first flavour that can be read.
 
     Raises:
-        TrustError: only reading code would do, and that is not allowed.
-        DataError: no flavour is one that everloop knows.
-        CorruptionError: the files are not what the flavour says.
+        TrustError: reading the model runs code, which is not allowed.
+        DataError: everloop supports none of the flavours.
+        CorruptionError: the files do not match the flavour.
         MissingExtraError: the flavour's library is not installed.
     """
     for name, load in _LOADERS.items():
         if name in found.flavors:
             return load(found, found.flavors[name], allow_code)
     raise DataError(
-        f"The model in '{found.folder}' has the flavors {', '.join(found.flavors) or 'none'}.",
-        help=f"These can be read: {', '.join(_LOADERS)}.",
+        f"The model in '{found.folder}' has no supported flavor; it has: {', '.join(found.flavors) or 'none'}.",
+        help=f"Supported flavors: {', '.join(_LOADERS)}.",
     )
 
 
 def brings_code(found: Description) -> bool:
-    """Whether reading the model of the first flavour runs code of the folder."""
+    """Whether loading the model of the first flavour runs code from the folder."""
     name = next((name for name in _LOADERS if name in found.flavors), None)
     if name == "python_function":
         return True
@@ -68,7 +68,7 @@ def brings_code(found: Description) -> bool:
 
 
 def libraries_of(found: Description) -> list[str]:
-    """The formats of everloop's own whose libraries read the folder's model."""
+    """Return the package formats whose libraries are needed to load the folder's model."""
     name = next((name for name in _LOADERS if name in found.flavors), "")
     return [name if name in ("xgboost", "catboost", "onnx") else "sklearn"]
 
@@ -88,7 +88,7 @@ def _is_skops(name: object, kind: object) -> bool:
 
 
 def _is_estimator(name: str, flavor: Mapping[str, Any]) -> bool:
-    """Whether a file of LightGBM's flavour is an estimator and not the text of a booster."""
+    """Whether a file of LightGBM's flavour is an estimator rather than the text of a booster."""
     return str(flavor.get("model_class", "")).startswith("lightgbm.sklearn.") or name.endswith((".skops", ".pkl"))
 
 
@@ -107,7 +107,7 @@ def _lightgbm(found: Description, flavor: Mapping[str, Any], allow_code: bool) -
         booster = lightgbm.Booster(model_str=text.decode("utf-8"))
         objective = str(booster.dump_model(num_iteration=1).get("objective", ""))
     except (lightgbm.basic.LightGBMError, UnicodeDecodeError) as error:
-        raise CorruptionError(f"'{found.folder / name}' is no LightGBM model: {error}") from error
+        raise CorruptionError(f"'{found.folder / name}' is not a LightGBM model: {error}") from error
     if objective.startswith(("binary", "cross_entropy")):
         return Fitted(booster, "lightgbm", "binary", 2)
     if objective.startswith("multiclass"):
@@ -142,17 +142,21 @@ def _wrapper_of(found: Description, blob: bytes) -> str:
         booster.load_model(bytearray(blob))
         objective = json.loads(booster.save_config())["learner"]["objective"]["name"]
     except (xgboost.core.XGBoostError, KeyError, ValueError) as error:
-        raise CorruptionError(f"The model in '{found.folder}' is no XGBoost model: {error}") from error
+        raise CorruptionError(f"The model in '{found.folder}' is not an XGBoost model: {error}") from error
     return "XGBClassifier" if objective in ("binary:logistic", "multi:softprob") else "XGBRegressor"
 
 
 def _catboost(found: Description, flavor: Mapping[str, Any], allow_code: bool) -> Fitted:
     if flavor.get("save_format", "cbm") != "cbm":
-        raise DataError(f"A CatBoost model in the format '{flavor['save_format']}' cannot be read.", help="cbm can.")
+        raise DataError(
+            f"A CatBoost model in the format '{flavor['save_format']}' cannot be read.",
+            help="Save it in the format 'cbm'.",
+        )
     kind = str(flavor.get("model_type", "CatBoost"))
     if kind not in ("CatBoostClassifier", "CatBoostRegressor"):
         raise DataError(
-            f"A CatBoost model of the type '{kind}' cannot be read.", help="Classifiers and regressors can."
+            f"A CatBoost model of the type '{kind}' cannot be read.",
+            help="Supported types: CatBoostClassifier and CatBoostRegressor.",
         )
     return Fitted(load_estimator(found.read(flavor.get("data", "model.cb")), "catboost", kind), "catboost")
 
@@ -162,7 +166,7 @@ def _onnx(found: Description, flavor: Mapping[str, Any], allow_code: bool) -> Fi
 
 
 def _pyfunc(found: Description, flavor: Mapping[str, Any], allow_code: bool) -> Fitted:
-    """A model that is Python code: read by MLflow itself, and kept as a function that asks it."""
+    """Load a model that is Python code with MLflow itself, and wrap it."""
     loader = str(flavor.get("loader_module", ""))
     if not allow_code:
         raise _refused(found, f"a Python model ({loader})")
@@ -170,14 +174,14 @@ def _pyfunc(found: Description, flavor: Mapping[str, Any], allow_code: bool) -> 
         import mlflow.pyfunc as pyfunc
     except ImportError as error:
         raise MissingExtraError(
-            f"The Python model in '{found.folder}' is read by MLflow itself, which is not installed here.",
+            f"The Python model in '{found.folder}' needs MLflow to load it, which is not installed here.",
             help="Install it: pip install mlflow",
         ) from error
     return Fitted(PyfuncScores(pyfunc.load_model(str(found.folder))), "python_function")
 
 
 class PyfuncScores:
-    """Asks a model that MLflow has loaded. Pickled with the model inside, so wherever it answers, MLflow has to be."""
+    """A model that MLflow has loaded. It is pickled with the model, so MLflow must be installed wherever it is used."""
 
     name = "pyfunc"
 
@@ -189,12 +193,12 @@ class PyfuncScores:
         import polars as pl
 
         if isinstance(rows, pl.DataFrame):
-            # MLflow checks what it is asked, and takes pandas.
+            # MLflow validates its input, and expects pandas.
             import pandas as pd
 
             rows = pd.DataFrame({name: rows[name].to_list() for name in rows.columns})
-        answer = self.loaded.predict(rows)
-        return np.asarray(answer.to_numpy() if hasattr(answer, "to_numpy") else answer)
+        predicted = self.loaded.predict(rows)
+        return np.asarray(predicted.to_numpy() if hasattr(predicted, "to_numpy") else predicted)
 
 
 def _estimator(found: Description, name: object, kind: object, allow_code: bool) -> Any:
@@ -206,14 +210,15 @@ def _estimator(found: Description, name: object, kind: object, allow_code: bool)
         raise _refused(found, f"a pickle ({name})")
     try:
         return load_estimator(found.read(name), "python", "")
-    except Exception as error:  # whatever a stranger's pickle raises
+    except Exception as error:  # an untrusted pickle may raise anything
         raise CorruptionError(f"The pickle '{name}' cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _refused(found: Description, what: str) -> TrustError:
     return TrustError(
-        f"The model in '{found.folder}' is {what}: reading it runs its code.",
-        help="Log it in a safe format (mlflow's default is skops), or allow it: --allow-code.",
+        f"The model in '{found.folder}' is {what}, and loading it runs its code.",
+        help="Log it in a safe format (MLflow's default is skops), or allow code with --allow-code (in Python:"
+        " allow_code=True).",
     )
 
 
@@ -225,4 +230,4 @@ _LOADERS: dict[str, Callable[[Description, Mapping[str, Any], bool], Fitted]] = 
     "sklearn": _sklearn,
     "python_function": _pyfunc,
 }
-"""In this order: the native form of a model before the general one."""
+"""In order of preference: a model's native format before the general one."""

@@ -1,7 +1,8 @@
-"""A package as an MLflow model folder.
+"""Writes a package as an MLflow model folder.
 
-The package lies in it whole, in the folder `everloop`, and answers through everloop's own loader wherever that is
-installed. A model in one of MLflow's native forms is named as such, too, so that MLflow alone can read it.
+The folder contains the complete package, in its subfolder `everloop`, and everloop's loader module reads it wherever
+everloop is installed. If the model's file is in one of MLflow's native formats, `MLmodel` names that flavour too, so
+that MLflow can read it without everloop.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 PACKAGE = "everloop"
-SPEAKS = "3.17.2"
-"""The version of MLflow whose folders these are."""
+MLFLOW_VERSION = "3.17.2"
+"""The version of MLflow whose folder format is written."""
 
 
 def write_folder(store: Store, ref: str, folder: Path) -> Path:
-    """Write a version's model folder; the same version gives the same bytes.
+    """Write a version's model folder. The same version always gives the same bytes.
 
     Raises:
         NotFoundError: there is no such version, or it has no package.
@@ -40,7 +41,7 @@ def write_folder(store: Store, ref: str, folder: Path) -> Path:
     from everloop.registry.version_packages import export_package
 
     if folder.exists():
-        raise UsageError(f"'{folder}' exists already.", help="Choose another name, or remove it.")
+        raise UsageError(f"'{folder}' already exists.", help="Choose another name, or remove it.")
     version = get_version(store, ref)
     manifest, files = read_package(store, version.package)
     draft = folder.with_name(f".{folder.name}.part")
@@ -81,7 +82,7 @@ def _description(version: ModelVersion, manifest: Manifest, python: str, files: 
         flavors[native[0]] = native[1]
     return {
         "flavors": flavors,
-        "mlflow_version": SPEAKS,
+        "mlflow_version": MLFLOW_VERSION,
         "model_uuid": version.package.removeprefix("sha256:")[:32],
         "model_size_bytes": sum(map(len, files.values())),
         "metadata": {"everloop_version": version.key, "everloop_package": version.package},
@@ -97,22 +98,26 @@ def _description(version: ModelVersion, manifest: Manifest, python: str, files: 
 
 
 def _native(manifest: Manifest, files: dict[str, bytes]) -> tuple[str, dict[str, Any]] | None:
-    """The flavour by which MLflow reads the model without everloop, where its file is one that MLflow knows."""
-    place = f"{PACKAGE}/model"
+    """Return the flavour by which MLflow can read the model without everloop, if there is one."""
+    model_folder = f"{PACKAGE}/model"
     pinned = manifest.environment.packages
     if manifest.format == "sklearn":
         import skops.io as skops
 
         types = sorted(skops.get_untrusted_types(data=files["model/model.skops"]))
-        said = {"pickled_model": f"{place}/model.skops", "serialization_format": "skops", "code": None}
-        return "sklearn", {**said, "sklearn_version": pinned.get("scikit-learn", ""), "skops_trusted_types": types}
+        fields = {"pickled_model": f"{model_folder}/model.skops", "serialization_format": "skops", "code": None}
+        return "sklearn", {**fields, "sklearn_version": pinned.get("scikit-learn", ""), "skops_trusted_types": types}
     state = json.loads(files["model/estimator.json"]) if "model/estimator.json" in files else {}
     if manifest.format == "xgboost":
-        said = {"data": f"{place}/model.ubj", "model_class": f"xgboost.sklearn.{state['class']}", "model_format": "ubj"}
-        return "xgboost", {**said, "xgb_version": pinned.get("xgboost", ""), "code": None}
+        fields = {
+            "data": f"{model_folder}/model.ubj",
+            "model_class": f"xgboost.sklearn.{state['class']}",
+            "model_format": "ubj",
+        }
+        return "xgboost", {**fields, "xgb_version": pinned.get("xgboost", ""), "code": None}
     if manifest.format == "catboost":
-        said = {"data": f"{place}/model.cbm", "model_type": state["class"], "save_format": "cbm"}
-        return "catboost", {**said, "catboost_version": pinned.get("catboost", ""), "code": None}
+        fields = {"data": f"{model_folder}/model.cbm", "model_type": state["class"], "save_format": "cbm"}
+        return "catboost", {**fields, "catboost_version": pinned.get("catboost", ""), "code": None}
     if manifest.format == "onnx":
         name = next(name for name in files if name.startswith("model/") and name.endswith(".onnx"))
         return "onnx", {"data": f"{PACKAGE}/{name}", "onnx_version": pinned.get("onnx", ""), "code": None}

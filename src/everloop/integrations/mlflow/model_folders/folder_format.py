@@ -1,7 +1,4 @@
-"""MLflow's model folders, read and written without MLflow.
-
-`FORMAT` is what `everloop.plugins` knows as the model folder format `mlflow`.
-"""
+"""The model folder format `mlflow` of `everloop.plugins`: reads and writes MLflow's model folders without MLflow."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class MlflowFormat:
-    """Reads and writes folders with an `MLmodel` file."""
+    """Reads and writes model folders with an `MLmodel` file."""
 
     name = "mlflow"
 
@@ -55,11 +52,11 @@ class MlflowFormat:
         return adopt_version(store, version, folder, allow_code=allow_code, example=example, progress=progress)
 
     def probe(self, folder: Path, example: Any = None) -> None:
-        """Read a folder's model on trial, in a child process; see `everloop.packages.isolation.isolated_load`."""
+        """Load a folder's model as a test, in a child process; see `everloop.packages.isolation.isolated_load`."""
         from everloop.integrations.mlflow.model_folders.adoption import probe_folder
 
         probe_folder(folder, example)
 
 
 FORMAT = MlflowFormat()
-"""What the table of plugins names."""
+"""The object that the table of plugins refers to."""

@@ -1,4 +1,4 @@
-"""The file `MLmodel`: what a model folder says of itself. Read by a safe loader; what it names stays in its folder.
+"""Reads the file `MLmodel`, which describes a model folder, with a safe loader. Paths in it must stay in the folder.
 
 Source: MLflow 3's model format; the keys are those that its own flavours write.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FILE = "MLmodel"
 MOST_BYTES = 1 << 20
 LARGEST_FILE = 4 << 30
-MADE_UP_ROWS = 200
+GENERATED_ROWS = 200
 
 _DTYPES = {
     "double": "Float64",
@@ -42,14 +42,14 @@ _TYPES = {"float": "double", "int": "long", "bool": "boolean", "string": "string
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A model folder and what its `MLmodel` says."""
+    """A model folder and the content of its `MLmodel`."""
 
     folder: Path
-    said: Mapping[str, Any]
+    content: Mapping[str, Any]
 
     @property
     def flavors(self) -> Mapping[str, Mapping[str, Any]]:
-        found = self.said.get("flavors")
+        found = self.content.get("flavors")
         return (
             {str(name): flavor for name, flavor in (found or {}).items() if isinstance(flavor, dict)}
             if isinstance(found, dict)
@@ -57,33 +57,36 @@ class Description:
         )
 
     def file(self, name: object) -> Path:
-        """A file that the description names.
+        """Return the path of a file that `MLmodel` names.
 
         Raises:
-            DataError: the name leads out of the folder, or a symbolic link stands in its way.
+            DataError: the path leads out of the folder, or has a symbolic link in it.
             NotFoundError: there is no such file.
         """
         text = str(name)
         parts = PurePosixPath(text).parts
         if not parts or "\\" in text or "\0" in text or PurePosixPath(text).is_absolute() or ".." in parts:
-            raise DataError(f"'{text}' in {FILE} leads out of the model's folder '{self.folder}'.")
-        place = self.folder
+            raise DataError(f"The path '{text}' in {FILE} leads out of the model folder '{self.folder}'.")
+        path = self.folder
         for part in parts:
-            place = place / part
-            if place.is_symlink():
-                raise DataError(f"'{place}' is a symbolic link, which a model's folder does not hold.")
-        if not place.exists():
-            raise NotFoundError(f"The model's folder '{self.folder}' lacks '{text}', which its {FILE} names.")
-        return place
+            path = path / part
+            if path.is_symlink():
+                raise DataError(
+                    f"'{path}' is a symbolic link, which is not allowed in a model folder.",
+                    help="Copy the file instead.",
+                )
+        if not path.exists():
+            raise NotFoundError(f"The model folder '{self.folder}' has no '{text}', which its {FILE} names.")
+        return path
 
     def read(self, name: object) -> bytes:
-        place = self.file(name)
-        if place.stat().st_size > LARGEST_FILE:
-            raise DataError(f"'{place}' has {place.stat().st_size:,} bytes; at most {LARGEST_FILE:,} are read.")
-        return place.read_bytes()
+        path = self.file(name)
+        if path.stat().st_size > LARGEST_FILE:
+            raise DataError(f"'{path}' has {path.stat().st_size:,} bytes; at most {LARGEST_FILE:,} are allowed.")
+        return path.read_bytes()
 
     def columns(self) -> list[tuple[str, str]]:
-        """Name and MLflow's type of each input, where the signature names columns."""
+        """Return name and MLflow type of each input column; empty if the signature has no columns."""
         return [
             (str(one["name"]), str(one["type"]))
             for one in self._inputs()
@@ -91,7 +94,7 @@ class Description:
         ]
 
     def width(self) -> int | None:
-        """How many columns an input tensor of two dimensions has."""
+        """Return the number of columns of a two-dimensional input tensor."""
         for one in self._inputs():
             shape = (one.get("tensor-spec") or {}).get("shape") if one.get("type") == "tensor" else None
             if isinstance(shape, list) and len(shape) == 2 and isinstance(shape[1], int) and 0 < shape[1] < 100_000:
@@ -99,12 +102,12 @@ class Description:
         return None
 
     def example(self) -> pl.DataFrame | NDArray[np.float64] | None:
-        """The input example that was logged with the model, as the table that it was; None where there is none.
+        """Return the input example that was logged with the model, as a table; None if there is none.
 
         Raises:
             DataError: it cannot be read as a table.
         """
-        info = self.said.get("saved_input_example_info")
+        info = self.content.get("saved_input_example_info")
         if not isinstance(info, dict) or "artifact_path" not in info:
             return None
         import msgspec
@@ -112,7 +115,7 @@ class Description:
         try:
             data = msgspec.json.decode(self.read(info["artifact_path"]))
         except msgspec.DecodeError as error:
-            raise DataError(f"The input example of '{self.folder}' is no JSON: {error}.") from error
+            raise DataError(f"The input example of '{self.folder}' is not JSON: {error}.") from error
         kind = info.get("type")
         try:
             if kind == "ndarray":
@@ -120,43 +123,45 @@ class Description:
             if kind == "dataframe":
                 return self._frame(data)
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"The input example of '{self.folder}' is no table: {error}.") from error
+            raise DataError(f"The input example of '{self.folder}' is not a table: {error}.") from error
         return None
 
-    def made_up(self, names: list[str], width: int | None) -> pl.DataFrame | NDArray[np.float64] | None:
-        """Rows of the right shape where no example came along: by the signature, else by what the model knows of
-        its columns; None where neither says anything."""
+    def generated_rows(self, names: list[str], width: int | None) -> pl.DataFrame | NDArray[np.float64] | None:
+        """Generate rows if there is no example: from the signature, else from the model's column names or width.
+
+        Returns None if neither is known.
+        """
         import numpy as np
         import polars as pl
 
-        chance = np.random.default_rng(0)
+        rng = np.random.default_rng(0)
         columns = self.columns() or [(name, "double") for name in names]
         if not columns:
             width = self.width() or width
-            return None if width is None else chance.normal(size=(MADE_UP_ROWS, width))
-        made: dict[str, Any] = {}
+            return None if width is None else rng.normal(size=(GENERATED_ROWS, width))
+        data: dict[str, Any] = {}
         for name, kind in columns:
             if kind in ("long", "integer"):
-                made[name] = chance.integers(0, 10, MADE_UP_ROWS)
+                data[name] = rng.integers(0, 10, GENERATED_ROWS)
             elif kind == "boolean":
-                made[name] = chance.random(MADE_UP_ROWS) < 0.5
+                data[name] = rng.random(GENERATED_ROWS) < 0.5
             elif kind == "string":
-                made[name] = chance.choice(["a", "b", "c"], MADE_UP_ROWS)
+                data[name] = rng.choice(["a", "b", "c"], GENERATED_ROWS)
             elif kind in ("double", "float"):
-                made[name] = chance.normal(size=MADE_UP_ROWS)
+                data[name] = rng.normal(size=GENERATED_ROWS)
             else:
                 return None
-        return self._typed(pl.DataFrame(made))
+        return self._typed(pl.DataFrame(data))
 
     def _inputs(self) -> list[dict[str, Any]]:
-        signature = self.said.get("signature")
+        signature = self.content.get("signature")
         text = signature.get("inputs") if isinstance(signature, dict) else None
         if not isinstance(text, str):
             return []
         try:
             found = json.loads(text)
         except ValueError as error:
-            raise DataError(f"The signature in '{self.folder / FILE}' is no JSON: {error}.") from error
+            raise DataError(f"The signature in '{self.folder / FILE}' is not JSON: {error}.") from error
         return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
     def _frame(self, data: Any) -> pl.DataFrame:
@@ -167,7 +172,7 @@ class Description:
             return self._typed(pl.DataFrame(data["data"], schema=names, orient="row", infer_schema_length=None))
         if isinstance(data, list):
             return self._typed(pl.DataFrame(data, infer_schema_length=None))
-        raise ValueError("it has neither columns and data nor records")
+        raise ValueError("it has neither 'columns' and 'data', nor a list of records")
 
     def _typed(self, frame: pl.DataFrame) -> pl.DataFrame:
         import polars as pl
@@ -187,22 +192,25 @@ def read_description(folder: Path) -> Description:
 
     Raises:
         NotFoundError: the folder has none.
-        DataError: it is not what MLflow writes.
+        DataError: the file is not valid.
         MissingExtraError: PyYAML is not installed.
     """
-    place = folder / FILE
-    if place.is_symlink() or not place.is_file():
-        raise NotFoundError(f"'{folder}' is no MLflow model: it has no {FILE}.")
-    if place.stat().st_size > MOST_BYTES:
-        raise DataError(f"'{place}' has {place.stat().st_size:,} bytes; at most {MOST_BYTES:,} are read.")
+    path = folder / FILE
+    if path.is_symlink() or not path.is_file():
+        raise NotFoundError(
+            f"'{folder}' is not an MLflow model: it has no {FILE}.",
+            help="Give the folder that mlflow.*.save_model wrote.",
+        )
+    if path.stat().st_size > MOST_BYTES:
+        raise DataError(f"'{path}' has {path.stat().st_size:,} bytes; at most {MOST_BYTES:,} are allowed.")
     yaml = need_yaml()
     try:
-        said = yaml.safe_load(place.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"'{place}' cannot be read: {error}") from error
-    if not isinstance(said, dict) or not isinstance(said.get("flavors"), dict):
-        raise DataError(f"'{place}' names no flavors.", help="Give the folder that mlflow.*.save_model wrote.")
-    return Description(folder, said)
+        raise DataError(f"'{path}' cannot be read: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("flavors"), dict):
+        raise DataError(f"'{path}' has no flavors.", help="Give the folder that mlflow.*.save_model wrote.")
+    return Description(folder, content)
 
 
 def need_yaml() -> Any:
@@ -214,7 +222,7 @@ def need_yaml() -> Any:
 
 
 def signature_out(signature: Signature) -> dict[str, str | None]:
-    """A signature as `MLmodel` spells it: JSON in texts."""
+    """Return a signature in the format of `MLmodel`: JSON in strings."""
     inputs = [
         {"type": _TYPES.get(one.type, "string"), "name": one.name, "required": not one.nullable}
         for one in signature.inputs

@@ -1,7 +1,7 @@
-"""MLflow's wire protocol over everloop's own records: its clients log here, and everloop sees runs, metrics, models.
+"""MLflow's REST API over everloop's own records, so that MLflow's clients can log runs, metrics and models here.
 
-What a client makes is no copy: its run is a `Run`, its registered version a `ModelVersion`, its alias an `Alias`
-with a history. `make_routes` gives the handlers for the control plane.
+Nothing is copied: a client's run is a `Run`, its registered version is a `ModelVersion`, and its alias is an `Alias`
+with a history. `make_routes` returns the route handlers for the control plane.
 """
 
 from __future__ import annotations

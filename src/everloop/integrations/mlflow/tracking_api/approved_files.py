@@ -1,8 +1,9 @@
-"""Files that stay as they are: those of versions that people have agreed to, or are asked to agree to.
+"""Protects the files of model versions that were approved or are waiting for approval.
 
-A guarded alias moves when others agree, and what they agree to is a version's files. So behind the proxy these can no
-longer be changed while the version holds such an alias, or while a request for one is open or approved; who wants
-others registers another version. What clients write themselves, on a shared disk or in a bucket, is theirs to guard.
+An alias with a policy moves only with approvals, and an approval is for a version's files. So files behind the artifact
+proxy cannot be changed while their version has such an alias, or while a request to move the alias to it is open or
+approved. To change the files, register another version. Files that clients write directly, on a shared disk or in a
+bucket, are not protected.
 """
 
 from __future__ import annotations
@@ -25,40 +26,40 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 
-def check_changeable(store: Store, places: ArtifactLocations, folder: ArtifactLocation, path: str) -> None:
-    """Refuse to change a file, or a folder with what is in it, that belongs to what was agreed to.
+def check_changeable(store: Store, locations: ArtifactLocations, folder: ArtifactLocation, path: str) -> None:
+    """Check that a file or folder may be changed.
 
     Raises:
-        MlflowError: it does.
+        MlflowError: it has files of a protected version.
     """
     policies = store.records.find(AliasPolicy)
     if not policies:
         return
     wanted = safe_parts(path)
     for policy in policies:
-        for key in dict.fromkeys(_agreed(store, policy)):
-            own = _parts(store, places, folder, key)
-            if own is not None and own[: len(wanted)] == wanted[: len(own)]:
+        for key in dict.fromkeys(_protected_versions(store, policy)):
+            version_parts = _parts(store, locations, folder, key)
+            if version_parts is not None and version_parts[: len(wanted)] == wanted[: len(version_parts)]:
                 raise MlflowError(
-                    f"The files of '{key}' stay as they are: '{policy.key}' moves only where others agree, and it is"
-                    " what they agree to. Register another version.",
+                    f"The files of '{key}' cannot be changed: the alias '{policy.key}' needs approvals, which are for"
+                    " these files. Register another version.",
                     "PERMISSION_DENIED",
                 )
 
 
-def _agreed(store: Store, policy: AliasPolicy) -> Iterator[str]:
-    """Keys of the versions that hold the alias, or are asked for it."""
-    held = find_alias(store, policy.model, policy.alias)
-    if held is not None:
-        yield held.version
+def _protected_versions(store: Store, policy: AliasPolicy) -> Iterator[str]:
+    """Yield the keys of the version that has the alias, and of those with a pending request for it."""
+    alias = find_alias(store, policy.model, policy.alias)
+    if alias is not None:
+        yield alias.version
     for state in ("open", "approved"):
-        yield from (one.version for one in list_requests(store, policy.model, policy.alias, state=state))
+        yield from (request.version for request in list_requests(store, policy.model, policy.alias, state=state))
 
 
-def _parts(store: Store, places: ArtifactLocations, folder: ArtifactLocation, key: str) -> tuple[str, ...] | None:
-    """Where in the folder a version's files are; None where they are elsewhere."""
+def _parts(store: Store, locations: ArtifactLocations, folder: ArtifactLocation, key: str) -> tuple[str, ...] | None:
+    """Return the path of a version's files in the folder; None if they are elsewhere."""
     try:
-        kept, within = places.find(files_uri(store, get_version(store, key)))
-        return safe_parts(within) if kept is folder else None
+        location, within = locations.find(files_uri(store, get_version(store, key)))
+        return safe_parts(within) if location is folder else None
     except EverloopError:
         return None

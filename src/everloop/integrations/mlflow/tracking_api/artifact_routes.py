@@ -1,4 +1,4 @@
-"""The files of runs and logged models: listing and finding them."""
+"""Routes that list, send and receive the files of runs, logged models and model versions."""
 
 from __future__ import annotations
 
@@ -19,72 +19,72 @@ from everloop.integrations.mlflow.tracking_api.serializers import artifact_uri
 LARGEST_PAGE_UPLOAD = 10 << 20
 
 
-def list_artifacts(ask: HandlerContext) -> Mapping[str, Any]:
-    name, path = ask.fields.run_id(), ask.fields.text("path", required=False)
+def list_artifacts(context: HandlerContext) -> Mapping[str, Any]:
+    name, path = context.fields.run_id(), context.fields.text("path", required=False)
     safe_parts(path)
-    uri = artifact_uri(find_run(ask.store, name))
-    return {**listing(*ask.artifacts.find(uri, path), below=path.rstrip("/")), "root_uri": uri}
+    uri = artifact_uri(find_run(context.store, name))
+    return {**listing(*context.artifacts.find(uri, path), below=path.rstrip("/")), "root_uri": uri}
 
 
-def list_model_artifacts(ask: HandlerContext) -> Mapping[str, Any]:
-    path = ask.fields.text("artifact_directory_path", required=False)
+def list_model_artifacts(context: HandlerContext) -> Mapping[str, Any]:
+    path = context.fields.text("artifact_directory_path", required=False)
     safe_parts(path)
-    uri = find_logged_model(ask.store, ask.path["model_id"]).artifacts_at
-    return {**listing(*ask.artifacts.find(uri, path), below=path.rstrip("/")), "root_uri": uri}
+    uri = find_logged_model(context.store, context.path["model_id"]).artifacts_at
+    return {**listing(*context.artifacts.find(uri, path), below=path.rstrip("/")), "root_uri": uri}
 
 
-def list_proxied(ask: HandlerContext) -> Mapping[str, Any]:
-    return listing(ask.artifacts.proxied, ask.fields.text("path", required=False))
+def list_proxied(context: HandlerContext) -> Mapping[str, Any]:
+    return listing(context.artifacts.proxied, context.fields.text("path", required=False))
 
 
-def delete_proxied(ask: HandlerContext) -> Mapping[str, Any]:
-    path, folder = ask.path["path"], ask.artifacts.proxied
-    check_changeable(ask.store, ask.artifacts, folder, path)
+def delete_proxied(context: HandlerContext) -> Mapping[str, Any]:
+    path, folder = context.path["path"], context.artifacts.proxied
+    check_changeable(context.store, context.artifacts, folder, path)
     folder.delete(path)
     return {}
 
 
-def proxied_file(ask: HandlerContext) -> tuple[ArtifactLocation, str]:
-    path = ask.path["path"]
+def proxied_file(context: HandlerContext) -> tuple[ArtifactLocation, str]:
+    path = context.path["path"]
     if not safe_parts(path):
         raise MlflowError("Invalid path")
-    return ask.artifacts.proxied, path
+    return context.artifacts.proxied, path
 
 
-def run_upload(ask: HandlerContext) -> tuple[ArtifactLocation, str]:
-    """Where a file goes that MLflow's own page sends to a run."""
+def run_upload(context: HandlerContext) -> tuple[ArtifactLocation, str]:
+    """Find the location for a file that MLflow's web page uploads to a run."""
     for name in ("run_uuid", "path"):
-        if not ask.fields.text(name, required=False):
+        if not context.fields.text(name, required=False):
             raise MlflowError(f"Request must specify {name}.")
-    path = ask.fields.text("path")
+    path = context.fields.text("path")
     if not safe_parts(path):
         raise MlflowError("Invalid path")
-    if not ask.size_bytes:
+    if not context.size_bytes:
         raise MlflowError("Request must specify data.")
-    if ask.size_bytes > LARGEST_PAGE_UPLOAD:
+    if context.size_bytes > LARGEST_PAGE_UPLOAD:
         raise MlflowError("Artifact size is too large. Max size is 10MB.")
-    return ask.artifacts.find(artifact_uri(find_run(ask.store, ask.fields.run_id())), path)
+    return context.artifacts.find(artifact_uri(find_run(context.store, context.fields.run_id())), path)
 
 
-def run_file(ask: HandlerContext) -> tuple[ArtifactLocation, str]:
-    """The folder and the path below it that `/get-artifact` asks for."""
-    path = ask.fields.text("path")
+def run_file(context: HandlerContext) -> tuple[ArtifactLocation, str]:
+    """Find the file that `/get-artifact` requests."""
+    path = context.fields.text("path")
     safe_parts(path)
-    return ask.artifacts.find(artifact_uri(find_run(ask.store, ask.fields.run_id())), path)
+    return context.artifacts.find(artifact_uri(find_run(context.store, context.fields.run_id())), path)
 
 
-def version_file(ask: HandlerContext) -> tuple[ArtifactLocation, str]:
-    path = ask.fields.text("path")
+def version_file(context: HandlerContext) -> tuple[ArtifactLocation, str]:
+    path = context.fields.text("path")
     safe_parts(path)
-    version = get_model_version(ask.store, ask.fields.text("name"), ask.fields.text("version"))
-    return ask.artifacts.find(files_uri(ask.store, version), path)
+    version = get_model_version(context.store, context.fields.text("name"), context.fields.text("version"))
+    return context.artifacts.find(files_uri(context.store, version), path)
 
 
-def model_file(ask: HandlerContext) -> tuple[ArtifactLocation, str]:
-    """The file of a logged model that MLflow's own page shows."""
-    path = ask.fields.text("artifact_file_path")
+def model_file(context: HandlerContext) -> tuple[ArtifactLocation, str]:
+    """Find the file of a logged model that MLflow's web page shows."""
+    path = context.fields.text("artifact_file_path")
     safe_parts(path)
-    return ask.artifacts.find(find_logged_model(ask.store, ask.path["model_id"]).artifacts_at, path)
+    return context.artifacts.find(find_logged_model(context.store, context.path["model_id"]).artifacts_at, path)
 
 
 ROUTES = (

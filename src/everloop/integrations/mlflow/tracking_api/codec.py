@@ -1,6 +1,6 @@
-"""How MLflow's clients ask and are answered: fields in JSON or in the query, errors with a fixed set of codes.
+"""Encoding of MLflow's REST API: request fields in JSON or in the query, and errors with a fixed set of codes.
 
-The words of the errors are MLflow's own, because clients and their tests match them.
+The texts of the errors are MLflow's own, because clients and their tests match them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 STATUS = {
     "INVALID_PARAMETER_VALUE": 400,
     "BAD_REQUEST": 400,
-    # A 500 in MLflow's own server: its clients would ask again for minutes.
+    # MLflow's own server answers 500, after which its clients would retry for minutes.
     "INVALID_STATE": 400,
     "RESOURCE_ALREADY_EXISTS": 400,
     "RESOURCE_DOES_NOT_EXIST": 404,
@@ -52,7 +52,7 @@ STATUS = {
     "INTERNAL_ERROR": 500,
     "NOT_IMPLEMENTED": 501,
     "TEMPORARILY_UNAVAILABLE": 503,
-    # MLflow's own server answers 429, after which its clients would ask again for minutes.
+    # MLflow's own server answers 429, after which its clients would retry for minutes.
     "RESOURCE_EXHAUSTED": 507,
 }
 LARGEST_FLOAT = 1.7976931348623157e308
@@ -61,7 +61,7 @@ _SEE = " See the API docs for more information about request parameters."
 
 
 class MlflowError(EverloopError):
-    """An error in MLflow's form."""
+    """An error with one of MLflow's codes."""
 
     def __init__(self, message: str, code: str = "INVALID_PARAMETER_VALUE") -> None:
         super().__init__(message)
@@ -73,8 +73,8 @@ def not_found(message: str) -> MlflowError:
     return MlflowError(message, "RESOURCE_DOES_NOT_EXIST")
 
 
-def translated(error: EverloopError) -> MlflowError:
-    """Any error of everloop in MLflow's form."""
+def as_mlflow_error(error: EverloopError) -> MlflowError:
+    """Convert any error of everloop to an MLflow error."""
     if isinstance(error, MlflowError):
         return error
     codes: Sequence[tuple[type[EverloopError], str]] = (
@@ -101,7 +101,7 @@ _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 class Fields:
-    """What a request says, by name. Unknown fields are ignored; `experimentId` stands for `experiment_id`."""
+    """The fields of a request, by name. Unknown fields are ignored; `experimentId` is read as `experiment_id`."""
 
     def __init__(self, values: Mapping[str, Any], *, from_query: bool = False) -> None:
         self._values = values
@@ -119,29 +119,29 @@ class Fields:
 
     @classmethod
     def of_body(cls, body: bytes, *, nul: bool = False, depth: int = MOST_DEPTH) -> Fields:
-        """What a JSON body says.
+        """Parse a JSON body.
 
         Args:
-            nul: whether texts may have NUL characters, because they are looked at later.
-            depth: levels of lists and objects that are taken.
+            nul: whether strings may have NUL characters, because they are checked later.
+            depth: most levels of lists and objects.
         """
         if not body.strip():
             return cls({})
-        value, odd = _decoded(body)
+        value, lenient = _decoded(body)
         if isinstance(value, str):
             # Older clients encode twice.
             check_json(value)
-            value, odd = _decoded(value.encode())
-        # Of what msgspec has read, only a NUL that is spelled out can be a text that no store keeps.
-        check_json(value, texts=odd or (not nul and b"\\u0000" in body), depth=depth)
+            value, lenient = _decoded(value.encode())
+        # If msgspec parsed the body, an escaped NUL is the only character in it that no store can keep.
+        check_json(value, texts=lenient or (not nul and b"\\u0000" in body), depth=depth)
         if value is None:
             return cls({})
         if not isinstance(value, dict):
-            raise MlflowError(f"The request body is a {type(value).__name__} where a JSON object belongs.")
+            raise MlflowError(f"The request body is a {type(value).__name__}, but must be a JSON object.")
         return cls(value)
 
     def raw(self, name: str) -> Any:
-        """The value as it was sent; None where there is none."""
+        """Return the value as it was sent; None if the field is absent."""
         value = self._values.get(name)
         if value is None and "_" in name:
             head, *rest = name.split("_")
@@ -156,7 +156,7 @@ class Fields:
         return self.raw(name) is not None
 
     def text(self, name: str, *, required: bool = True) -> str:
-        """A text; empty where it is absent and not required."""
+        """Return a string; empty if the field is absent and not required."""
         value = self._single(name)
         if value is None or value == "":
             if required:
@@ -172,11 +172,11 @@ class Fields:
         return self.text("run_id", required=False) or self.text("run_uuid", required=False) or self.text("run_id")
 
     def optional_text(self, name: str) -> str | None:
-        """A text, which may be empty, or None where it is absent."""
+        """Return a string, which may be empty; None if the field is absent."""
         return self.text(name, required=False) if self.has(name) else None
 
-    def said(self, name: str) -> Any:
-        """The value as an error shows it."""
+    def shown_value(self, name: str) -> Any:
+        """Return the value for an error message."""
         return self._single(name)
 
     def integer(self, name: str, default: int | None = None, *, required: bool = False) -> int:
@@ -214,7 +214,7 @@ class Fields:
         if not isinstance(value, list):
             raise mistyped(name, value)
         if len(value) > (most := most_elements(name)):
-            raise MlflowError(f"'{name}' has {len(value):,} elements, at most {most:,} are taken.")
+            raise MlflowError(f"'{name}' has {len(value):,} elements, at most {most:,} are allowed.")
         return value
 
     def texts(self, name: str, *, required: bool = False) -> list[str]:
@@ -234,12 +234,12 @@ class Fields:
         return [Fields(item) for item in values]
 
     def pairs(self, name: str) -> dict[str, str]:
-        """A list of {key, value} as a dict; of equal keys the last one stays."""
+        """Return a list of {key, value} as a dict; the last one of equal keys wins."""
         return {item.text("key", required=False): item.text("value", required=False) for item in self.objects(name)}
 
 
 def whole(name: str, value: Any) -> int:
-    """`value` as a 64-bit integer; JSON of protobuf writes those as texts too."""
+    """Return `value` as a 64-bit integer. The JSON form of protobuf also writes these as strings."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise mistyped(name, value)
     try:
@@ -257,7 +257,7 @@ _SPELLED = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def real(name: str, value: Any) -> float:
-    """`value` as a float; NaN and the infinities come as texts."""
+    """Return `value` as a float. NaN and the infinities are sent as strings."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise mistyped(name, value)
     if isinstance(value, str):
@@ -272,9 +272,9 @@ def real(name: str, value: Any) -> float:
 
 
 def check_length(name: str, value: str, most: int) -> None:
-    """Refuse a text that is longer than its field takes."""
+    """Check the length of a string."""
     if len(value) > most:
-        raise MlflowError(f"'{name}' has {len(value):,} characters, at most {most:,} are taken.")
+        raise MlflowError(f"'{name}' has {len(value):,} characters, at most {most:,} are allowed.")
 
 
 def missing(name: str) -> MlflowError:
@@ -293,7 +293,7 @@ def invalid(name: str, value: Any, why: str = "") -> MlflowError:
 
 
 def _shown(value: Any) -> str:
-    # A piece at a time: of a long list only what is shown is written.
+    # Piece by piece, so that only the shown beginning of a long list is encoded.
     shown = ""
     for piece in _ENCODER.iterencode(value):
         shown += piece
@@ -303,7 +303,7 @@ def _shown(value: Any) -> str:
 
 
 def number_out(value: float) -> float | str:
-    """A metric's value as MLflow writes it: NaN as a text, the infinities as the largest floats."""
+    """Encode a metric's value as MLflow does: NaN as a string, the infinities as the largest floats."""
     if value != value:
         return "NaN"
     if math.isinf(value):
@@ -326,7 +326,7 @@ def pairs_out(values: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def _decoded(body: bytes) -> tuple[Any, bool]:
-    """What a JSON text says, and whether it is one that only Python's own decoder reads."""
+    """Parse JSON. Also returns whether only Python's more lenient decoder could read it."""
     try:
         return msgspec.json.decode(body), False
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -334,7 +334,7 @@ def _decoded(body: bytes) -> tuple[Any, bool]:
     except RecursionError:
         raise MlflowError("The request body is nested too deeply.", "BAD_REQUEST") from None
     try:
-        # Python's own clients may write NaN and Infinity bare.
+        # Python clients may write NaN and Infinity without quotes.
         return json.loads(body, parse_int=_whole), True
     except RecursionError:
         raise MlflowError("The request body is nested too deeply.", "BAD_REQUEST") from None

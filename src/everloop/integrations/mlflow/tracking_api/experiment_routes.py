@@ -1,4 +1,4 @@
-"""Experiments: create, get, search, put away, bring back, rename, tag."""
+"""Routes for experiments: create, get, search, delete, restore, rename, tag."""
 
 from __future__ import annotations
 
@@ -31,55 +31,55 @@ _ORDERS = Grammar(
 VIEWS = {"ACTIVE_ONLY": "active", "DELETED_ONLY": "deleted", "ALL": "all", "1": "active", "2": "deleted", "3": "all"}
 
 
-def create_experiment(ask: HandlerContext) -> Mapping[str, Any]:
-    name = ask.fields.text("name")
-    place = ask.fields.text("artifact_location", required=False)
-    tags = ask.fields.pairs("tags")
+def create_experiment(context: HandlerContext) -> Mapping[str, Any]:
+    name = context.fields.text("name")
+    location = context.fields.text("artifact_location", required=False)
+    tags = context.fields.pairs("tags")
     check_experiment(name)
     for key, value in tags.items():
         check_experiment_tag(key, value)
-    place = ask.artifacts.checked(place) if place else ""
-    store = ask.store
+    location = context.artifacts.checked(location) if location else ""
+    store = context.store
     with store.records.transaction():
         default_experiment(store)
         if store.records.find(Experiment, ("key", "=", name), limit=1):
             raise MlflowError(f"Experiment(name={name}) already exists.", "RESOURCE_ALREADY_EXISTS")
         last = store.records.find(Experiment, order="-number", limit=1)
         number = last[0].number + 1
-        made = _new(store, number, name, place or ask.artifacts.of_experiment(number), tags)
+        made = _new(store, number, name, location or context.artifacts.of_experiment(number), tags)
         store.records.put(made)
     return {"experiment_id": str(made.number)}
 
 
-def get_experiment(ask: HandlerContext) -> Mapping[str, Any]:
-    return {"experiment": experiment_out(experiment_of(ask.store, ask.fields.text("experiment_id")))}
+def get_experiment(context: HandlerContext) -> Mapping[str, Any]:
+    return {"experiment": experiment_out(experiment_of(context.store, context.fields.text("experiment_id")))}
 
 
-def get_experiment_by_name(ask: HandlerContext) -> Mapping[str, Any]:
-    name = ask.fields.text("experiment_name")
-    default_experiment(ask.store)
-    found = ask.store.records.find(Experiment, ("key", "=", name), limit=1)
+def get_experiment_by_name(context: HandlerContext) -> Mapping[str, Any]:
+    name = context.fields.text("experiment_name")
+    default_experiment(context.store)
+    found = context.store.records.find(Experiment, ("key", "=", name), limit=1)
     if not found:
         raise not_found(f"Could not find experiment with name '{name}'")
     return {"experiment": experiment_out(found[0])}
 
 
-def delete_experiment(ask: HandlerContext) -> Mapping[str, Any]:
-    _archive(ask, away=True)
+def delete_experiment(context: HandlerContext) -> Mapping[str, Any]:
+    _set_archived(context, True)
     return {}
 
 
-def restore_experiment(ask: HandlerContext) -> Mapping[str, Any]:
-    _archive(ask, away=False)
+def restore_experiment(context: HandlerContext) -> Mapping[str, Any]:
+    _set_archived(context, False)
     return {}
 
 
-def update_experiment(ask: HandlerContext) -> Mapping[str, Any]:
-    number, name = ask.fields.text("experiment_id"), ask.fields.text("new_name", required=False)
+def update_experiment(context: HandlerContext) -> Mapping[str, Any]:
+    number, name = context.fields.text("experiment_id"), context.fields.text("new_name", required=False)
     if not name:
         return {}
     check_experiment(name)
-    store = ask.store
+    store = context.store
     with store.records.transaction():
         found = experiment_of(store, number)
         if found.archived_at is not None:
@@ -92,39 +92,39 @@ def update_experiment(ask: HandlerContext) -> Mapping[str, Any]:
     return {}
 
 
-def set_experiment_tag(ask: HandlerContext) -> Mapping[str, Any]:
-    number, key = ask.fields.text("experiment_id"), ask.fields.text("key")
-    value = ask.fields.text("value", required=False)
+def set_experiment_tag(context: HandlerContext) -> Mapping[str, Any]:
+    number, key = context.fields.text("experiment_id"), context.fields.text("key")
+    value = context.fields.text("value", required=False)
     check_experiment_tag(key, value)
-    with ask.store.records.transaction():
-        found = active_experiment(ask.store, number)
+    with context.store.records.transaction():
+        found = active_experiment(context.store, number)
         if found.tags.get(key) != value:
-            ask.store.records.update(replace(found, tags={**found.tags, key: value}), verb="tagged")
+            context.store.records.update(replace(found, tags={**found.tags, key: value}), verb="tagged")
     return {}
 
 
-def delete_experiment_tag(ask: HandlerContext) -> Mapping[str, Any]:
-    number, key = ask.fields.text("experiment_id"), ask.fields.text("key")
-    with ask.store.records.transaction():
-        found = active_experiment(ask.store, number)
+def delete_experiment_tag(context: HandlerContext) -> Mapping[str, Any]:
+    number, key = context.fields.text("experiment_id"), context.fields.text("key")
+    with context.store.records.transaction():
+        found = active_experiment(context.store, number)
         if key not in found.tags:
             raise not_found(f"No tag with name: {key} in experiment with id {number}")
         left = {name: value for name, value in found.tags.items() if name != key}
-        ask.store.records.update(replace(found, tags=left), verb="tagged")
+        context.store.records.update(replace(found, tags=left), verb="tagged")
     return {}
 
 
-def search_experiments(ask: HandlerContext) -> Mapping[str, Any]:
-    fields = ask.fields
-    most = checked_most(fields, USUAL, MOST, lowest=1, strict=False)
+def search_experiments(context: HandlerContext) -> Mapping[str, Any]:
+    fields = context.fields
+    most = checked_limit(fields, USUAL, MOST, lowest=1, strict=False)
     terms = parse_filter(fields.text("filter", required=False), _GRAMMAR)
     orders = [parse_order(text, _ORDERS) for text in fields.texts("order_by")]
     view = view_of(fields, "view_type")
     page = Page.of(fields.text("page_token", required=False))
-    default_experiment(ask.store)
+    default_experiment(context.store)
     rows = [
         experiment
-        for experiment in ask.store.records.find(Experiment)
+        for experiment in context.store.records.find(Experiment)
         if (view == "all" or (experiment.archived_at is None) == (view == "active"))
         and meets(terms, lambda term, e=experiment: _value(e, term))  # type: ignore[misc]
     ]
@@ -138,10 +138,10 @@ def search_experiments(ask: HandlerContext) -> Mapping[str, Any]:
 
 
 def experiment_of(store: Store, number: str) -> Experiment:
-    """The experiment with this number, put away or not.
+    """Return the experiment with this number, deleted or not.
 
     Raises:
-        MlflowError: there is none.
+        MlflowError: there is no such experiment.
     """
     number = number or DEFAULT
     try:
@@ -163,11 +163,11 @@ def active_experiment(store: Store, number: str) -> Experiment:
     return found
 
 
-def default_experiment(store: Store, place: str = "mlflow-artifacts:/0") -> Experiment:
-    """Experiment 0, which is made when somebody first asks for it. It may have been renamed.
+def default_experiment(store: Store, location: str = "mlflow-artifacts:/0") -> Experiment:
+    """Return experiment 0, creating it on first use. It may have been renamed.
 
     Args:
-        place: where its files are to be, if it is made now.
+        location: its artifact location, if it is created now.
     """
     found = store.records.find(Experiment, ("number", "=", 0), limit=1)
     if found:
@@ -176,45 +176,47 @@ def default_experiment(store: Store, place: str = "mlflow-artifacts:/0") -> Expe
         found = store.records.find(Experiment, ("number", "=", 0), limit=1)
         if found:
             return found[0]
-        made = _new(store, 0, "Default", place, {})
+        made = _new(store, 0, "Default", location, {})
         store.records.put(made)
     return made
 
 
 def view_of(fields: Fields, name: str) -> str:
-    """`active`, `deleted` or `all`."""
-    said = fields.raw(name)
-    if isinstance(said, list):
-        said = said[0]
-    if said is None:
+    """Return `active`, `deleted` or `all`."""
+    value = fields.raw(name)
+    if isinstance(value, list):
+        value = value[0]
+    if value is None:
         return "active"
-    view = VIEWS.get(str(said))
+    view = VIEWS.get(str(value))
     if view is None:
-        raise MlflowError(f"Invalid value '{said}' for parameter '{name}': ACTIVE_ONLY, DELETED_ONLY or ALL.")
+        raise MlflowError(
+            f"Invalid value '{value}' for parameter '{name}'. It must be ACTIVE_ONLY, DELETED_ONLY or ALL."
+        )
     return view
 
 
-def checked_most(fields: Fields, usual: int, most: int, *, lowest: int = 0, strict: bool = True) -> int:
-    """How many rows are asked for."""
-    asked = fields.integer("max_results", usual)
-    if asked > most:
+def checked_limit(fields: Fields, usual: int, most: int, *, lowest: int = 0, strict: bool = True) -> int:
+    """Return the requested number of rows."""
+    limit = fields.integer("max_results", usual)
+    if limit > most:
         if strict:
-            raise mistyped("max_results", fields.said("max_results"))
-        raise MlflowError(f"Invalid value {asked} for parameter 'max_results' supplied. It must be at most {most}")
-    if asked < lowest:
-        raise MlflowError(f"Invalid value {asked} for parameter 'max_results' supplied. It must be a positive integer")
-    return asked
+            raise mistyped("max_results", fields.shown_value("max_results"))
+        raise MlflowError(f"Invalid value {limit} for parameter 'max_results' supplied. It must be at most {most}")
+    if limit < lowest:
+        raise MlflowError(f"Invalid value {limit} for parameter 'max_results' supplied. It must be a positive integer")
+    return limit
 
 
-def _archive(ask: HandlerContext, *, away: bool) -> None:
-    store, number = ask.store, ask.fields.text("experiment_id")
+def _set_archived(context: HandlerContext, archived: bool) -> None:
+    store, number = context.store, context.fields.text("experiment_id")
     with store.records.transaction():
         found = experiment_of(store, number)
-        if (found.archived_at is not None) == away:
+        if (found.archived_at is not None) == archived:
             raise not_found(f"No Experiment with id={found.number} exists")
         now = store.now()
-        moment = now if away else None
-        verb = "archived" if away else "unarchived"
+        moment = now if archived else None
+        verb = "archived" if archived else "unarchived"
         store.records.update(replace(found, archived_at=moment, updated_at=now), verb=verb)
         runs = _runs_of(store, found.number)
         store.records.update(*(replace(run, archived_at=moment) for run in runs), verb=verb)
@@ -226,12 +228,12 @@ def _runs_of(store: Store, number: int) -> Sequence[Run]:
     return store.records.find(Run, ("experiment", "=", str(number)))
 
 
-def _new(store: Store, number: int, name: str, place: str, tags: dict[str, str]) -> Experiment:
+def _new(store: Store, number: int, name: str, location: str, tags: dict[str, str]) -> Experiment:
     return store.new(
         Experiment,
         number=number,
         name=name,
-        artifacts_at=place,
+        artifacts_at=location,
         tags=tags,
         updated_at=store.now(),
     )

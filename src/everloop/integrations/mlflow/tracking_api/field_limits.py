@@ -1,7 +1,7 @@
-"""How long each field of MLflow's protocol may be, by its name: texts in characters, lists in elements.
+"""Length limits of the fields of MLflow's API, by name: strings in characters, lists in elements.
 
-These are the outermost limits, checked where a field is read, so that no route can forget one. A route whose field
-MLflow itself limits refuses earlier, in MLflow's words (`names.py`). MLflow's own clients stay far below all of them.
+They are checked where a field is read, so that no route can forget one. Lower limits that MLflow itself has are checked
+by the routes, with MLflow's messages (`name_rules.py`). MLflow's own clients stay far below all of these limits.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 LONGEST_TEXT = 10_000
-"""Of a field that is not listed below."""
+"""Characters of a field that is not listed below."""
 LONGEST_ELEMENT = 1_000
-"""Of one text of a list that is not listed below."""
+"""Characters of one string in a list that is not listed below."""
 MOST_ELEMENTS = 10_000
-"""Of a list that is not listed below."""
+"""Elements of a list that is not listed below."""
 
 LONGEST_ID = 500
-"""Of the shortest fields, which need no look-up where a text is shorter."""
+"""The lowest limit of a field. Shorter strings need no look-up."""
 _TEXT, _FILTER, _FILE = 1_000_000, 100_000, 17_000_000
 
 TEXTS: Mapping[str, int] = {
@@ -37,7 +37,7 @@ TEXTS: Mapping[str, int] = {
     "query": 100_000,
     "source": 70_000,
     "description": 200_000,
-    # The value of a tag or parameter is cut or refused by its own rule; a prompt and a scorer are texts of people's.
+    # Tags and parameters have lower limits of their own; prompts and scorers are written by people.
     **dict.fromkeys(
         (
             "value", "model_json", "model_input", "model_output", "serialized_scorer", "request_preview",
@@ -47,10 +47,10 @@ TEXTS: Mapping[str, int] = {
     ),
     "inputs": _FILE,
     "records": _FILE,
-    # What a dataset looks like.
+    # Schema and statistics of a dataset.
     **dict.fromkeys(("schema", "profile"), _FILE),
 }  # fmt: skip
-"""Characters of a text."""
+"""Characters of a string, by field."""
 
 LISTS: Mapping[str, int] = {
     "order_by": 100,
@@ -60,10 +60,10 @@ LISTS: Mapping[str, int] = {
     "stages": 100,
     "events": 200,
     "parts": 10_000,
-    # A batch that is too long is refused in MLflow's words.
+    # Lower limits of a batch are checked with MLflow's messages.
     **dict.fromkeys(("metrics", "params", "tags"), 100_000),
 }
-"""Elements of a list."""
+"""Elements of a list, by field."""
 
 ELEMENTS: Mapping[str, int] = {
     "filters": _FILTER,
@@ -72,7 +72,7 @@ ELEMENTS: Mapping[str, int] = {
         ("experiment_ids", "run_id", "run_ids", "trace_ids", "request_ids", "dataset_record_ids"), LONGEST_ID
     ),
 }
-"""Characters of one text of a list."""
+"""Characters of one string in a list, by field."""
 
 
 def most_characters(name: str) -> int:

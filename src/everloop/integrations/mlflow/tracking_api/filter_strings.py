@@ -1,6 +1,8 @@
-"""MLflow's filter strings and orders: `metrics.auc > 0.9 and params."model name" = 'a' and tags.t LIKE '%x%'`.
+"""Parser of MLflow's filter strings and `order_by` clauses.
 
-Comparisons joined by AND, nothing else. As in MLflow an absent value meets no comparison but IS NULL.
+A filter is a list of comparisons joined by AND:
+`metrics.auc > 0.9 and params."model name" = 'a' and tags.t LIKE '%x%'`.
+As in MLflow, a missing value meets no comparison except IS NULL.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from everloop.integrations.mlflow.tracking_api.codec import MlflowError
-from everloop.integrations.mlflow.tracking_api.regex_filters import check_pattern, fits
+from everloop.integrations.mlflow.tracking_api.regex_filters import check_pattern, matches
 from everloop.stores.records import like_patterns
 from everloop.stores.records.expressions import PATTERN_LIMIT
 
@@ -46,7 +48,7 @@ _TEXT_OPS = frozenset({"=", "!=", "LIKE", "ILIKE", "IS NULL", "IS NOT NULL"})
 _NUMBER_OPS = frozenset({"=", "!=", "<", "<=", ">", ">=", "IS NULL", "IS NOT NULL"})
 _EQUALITY = frozenset({"=", "!="})
 _ODD_NUMBERS = frozenset({"nan", "inf", "infinity"})
-"""Words that are numbers where a metric is compared. MLflow itself cannot search for them."""
+"""Words that are read as numbers when a metric is compared. MLflow itself cannot search for them."""
 _LIST_OPS = frozenset({"IN", "NOT IN"})
 _ORDER_OPS = frozenset({"<", "<=", ">", ">="})
 _LONGEST_WHOLE = 300
@@ -54,18 +56,18 @@ _LONGEST_WHOLE = 300
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What may be asked of one kind of thing."""
+    """What a filter may compare for one kind of record."""
 
     texts: frozenset[str]
     numbers: frozenset[str] = frozenset()
     entities: frozenset[Entity] = frozenset({"attribute", "tag"})
     listed: frozenset[str] = frozenset()
-    """Attributes that take IN."""
+    """Attributes that may be compared with IN."""
     aliases: tuple[tuple[str, str], ...] = ()
     heads: tuple[tuple[str, Entity], ...] = ()
-    """Words before the dot that only this grammar knows."""
+    """Words before the dot that only this grammar allows."""
     patterns: bool = False
-    """Whether texts may be compared by RLIKE."""
+    """Whether strings may be compared with RLIKE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class Term:
     value: Value
 
     def holds(self, found: Any) -> bool:
-        """Whether it holds for the value that was found; None where there is none."""
+        """Whether the comparison holds for a value; None: the record has no such value."""
         if self.op == "IS NULL":
             return found is None
         if found is None:
@@ -93,10 +95,10 @@ class Term:
             case "LIKE":
                 return like_patterns.is_like(str(found), str(self.value))
             case "ILIKE":
-                # As MLflow's databases do it, beyond the letters of ASCII as well.
+                # Ignores the case of non-ASCII letters too, as MLflow's databases do.
                 return like_patterns.is_like(str(found).lower(), str(self.value).lower())
             case "RLIKE":
-                return fits(str(self.value), str(found))
+                return matches(str(self.value), str(found))
             case "IN":
                 return isinstance(self.value, tuple) and found in self.value
             case "NOT IN":
@@ -116,13 +118,13 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def parse_filter(text: str, grammar: Grammar) -> list[Term]:
-    """The comparisons of a filter string.
+    """Parse a filter string into comparisons.
 
     Raises:
-        MlflowError: it is none, or asks what cannot be asked of this kind of thing.
+        MlflowError: the filter is malformed, or compares something that this grammar does not allow.
     """
     if len(text) > LONGEST_FILTER:
-        raise MlflowError(f"Invalid filter: it has {len(text)} characters, at most {LONGEST_FILTER} are read.")
+        raise MlflowError(f"Invalid filter: it has {len(text)} characters, at most {LONGEST_FILTER} are allowed.")
     tokens = list(_tokens(text))
     terms: list[Term] = []
     at = 0
@@ -140,7 +142,7 @@ def parse_filter(text: str, grammar: Grammar) -> list[Term]:
 
 
 def meets(terms: Iterable[Term], value_of: Callable[[Term], Any]) -> bool:
-    """Whether all comparisons hold, for what `value_of` finds."""
+    """Whether all comparisons hold for the values that `value_of` returns."""
     return all(term.holds(value_of(term)) for term in terms)
 
 
@@ -221,7 +223,7 @@ def _value(entity: Entity, key: str, op: str, kind: str, token: str, grammar: Gr
             what = "metric" if entity == "metric" else f"numeric attribute: {key}"
             raise MlflowError(f"Expected numeric value type for {what}. Found {token}")
         _check_op(op, _NUMBER_OPS)
-        # Python reads whole numbers of at most 4,300 digits; a float is exact enough far below that.
+        # Python parses integers of at most 4,300 digits; much shorter ones already exceed every metric.
         return int(token) if len(token) <= _LONGEST_WHOLE and token.lstrip("+-").isdigit() else float(token)
     ordered = entity in ("feedback", "expectation") and op in _ORDER_OPS
     if ordered and kind == "number":
@@ -240,7 +242,7 @@ def _value(entity: Entity, key: str, op: str, kind: str, token: str, grammar: Gr
     if op == "RLIKE":
         check_pattern(_unquoted(token))
     elif op in ("LIKE", "ILIKE") and len(token) > PATTERN_LIMIT + 2:
-        raise MlflowError(f"Invalid pattern: it has {len(token) - 2} characters, at most {PATTERN_LIMIT} are taken.")
+        raise MlflowError(f"Invalid pattern: it has {len(token) - 2} characters, at most {PATTERN_LIMIT} are allowed.")
     return _unquoted(token)
 
 
@@ -250,7 +252,7 @@ def _check_op(op: str, known: frozenset[str]) -> None:
 
 
 def parse_key(token: str, grammar: Grammar) -> tuple[Entity, str]:
-    """What an identifier speaks of: `metrics.auc`, `tags."a b"`, `start_time`."""
+    """Parse an identifier into entity and key: `metrics.auc`, `tags."a b"`, `start_time`."""
     head, dot, rest = token.partition(".")
     known = {**_ENTITIES, **dict(grammar.heads)}
     entity = known.get(head.lower()) if dot and head[:1] not in "`\"'" else None
@@ -271,7 +273,7 @@ def parse_key(token: str, grammar: Grammar) -> tuple[Entity, str]:
 
 
 def parse_order(text: str, grammar: Grammar) -> tuple[Entity, str, bool]:
-    """An order's entity and key, and whether it ascends: `metrics.auc DESC`."""
+    """Parse an `order_by` clause into entity, key and whether it is ascending: `metrics.auc DESC`."""
     token, direction = text.strip(), "asc"
     if not token or len(token) > LONGEST_ORDER:
         raise MlflowError(f"Invalid order_by clause '{text[:200]}'. Could not be parsed.")

@@ -1,4 +1,4 @@
-"""What a handler is given: the request's fields, the store in its asker's name, and where artifacts are kept."""
+"""Context of a handler (fields, store, artifact locations), and the description of a route."""
 
 from __future__ import annotations
 
@@ -23,24 +23,25 @@ Access = Literal["read", "write", "delete", "admin"]
 
 @dataclass(frozen=True, slots=True)
 class HandlerContext:
-    """One request."""
+    """One request, and the services that its handler may use."""
 
     store: Store
+    """Writes in the name of the request's user."""
     fields: Fields
     artifacts: ArtifactLocations
-    pending: MetricBuffer
+    metric_buffer: MetricBuffer
     path: Mapping[str, str] = field(default_factory=dict)
-    """Parts of the address, by name; not decoded further than HTTP asks for."""
+    """Parameters of the path, by name, percent-decoded once."""
     size_bytes: int = 0
     options: ServerOptions = field(default_factory=ServerOptions)
-    seals: PresignedUrls = field(default_factory=PresignedUrls)
+    presigned_urls: PresignedUrls = field(default_factory=PresignedUrls)
     origin: str = ""
-    """How the asker reaches this server: `http://127.0.0.1:8100`."""
+    """The URL by which the client reaches this server: `http://127.0.0.1:8100`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A file that is made for one answer."""
+    """A file that is generated for one response."""
 
     name: str
     body: bytes
@@ -48,24 +49,24 @@ class Attachment:
 
 Handler = Callable[[HandlerContext], Mapping[str, Any]]
 Finder = Callable[[HandlerContext], "tuple[ArtifactLocation, str] | Attachment"]
-"""Says in which folder, and where below it, the file is that a request sends or fetches; or makes what is fetched."""
+"""Finds the location and path of the file that a request uploads or downloads, or generates the downloaded file."""
 
 
 @dataclass(frozen=True, slots=True)
 class HandlerRoute:
-    """One address of MLflow's protocol: `2.0/mlflow/runs/get`, below `/api` and `/ajax-api`."""
+    """One route of MLflow's REST API: `2.0/mlflow/runs/get`, below `/api` and `/ajax-api`."""
 
     method: str
     path: str
     handler: Handler | Finder
     access: Access
     slow: bool = False
-    """Runs in a thread of its own, since it may read much."""
+    """Whether it may read a lot, and so runs in another thread than short handlers."""
     streams: bool = False
-    """The handler is a `Finder`: the answer is its file, or the request's body becomes it."""
+    """Whether the handler is a `Finder`: the response is its file, or the request's body is stored in it."""
 
     body_bytes: int = ORDINARY_BODY
-    """The longest body that is read as JSON."""
+    """Most bytes of a JSON body."""
 
     @property
     def name(self) -> str:

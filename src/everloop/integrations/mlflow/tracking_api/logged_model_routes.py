@@ -1,4 +1,4 @@
-"""Logged models: what `log_model` makes before anybody registers it."""
+"""Routes for logged models, which `log_model` creates before a version is registered."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ _GRAMMAR = Grammar(
 )
 
 
-def create_logged_model(ask: HandlerContext) -> Mapping[str, Any]:
-    fields, store = ask.fields, ask.store
+def create_logged_model(context: HandlerContext) -> Mapping[str, Any]:
+    fields, store = context.fields, context.store
     experiment: Experiment = active_experiment(store, fields.text("experiment_id"))
     now = store.now()
     identity = new_id(now)
     name = fields.text("name", required=False) or f"model-{identity[-6:]}"
-    if any(sign in name for sign in "/:.%\"'") or len(name) > 500:
+    if any(character in name for character in "/:.%\"'") or len(name) > 500:
         raise MlflowError(
             f"Invalid model name ({name!r}) provided. Model name must be a non-empty string and cannot contain the "
             "following characters: ('/', ':', '.', '%', '\"', \"'\")"
@@ -77,57 +77,57 @@ def create_logged_model(ask: HandlerContext) -> Mapping[str, Any]:
     return {"model": logged_model_out(made)}
 
 
-def get_logged_model(ask: HandlerContext) -> Mapping[str, Any]:
-    model = find_logged_model(ask.store, ask.path["model_id"], deleted=ask.fields.flag("allow_deleted"))
+def get_logged_model(context: HandlerContext) -> Mapping[str, Any]:
+    model = find_logged_model(context.store, context.path["model_id"], deleted=context.fields.flag("allow_deleted"))
     return {"model": logged_model_out(model)}
 
 
-def finalize_logged_model(ask: HandlerContext) -> Mapping[str, Any]:
-    said = ask.fields.raw("status")
-    state = _STATES.get(str(said))
+def finalize_logged_model(context: HandlerContext) -> Mapping[str, Any]:
+    value = context.fields.raw("status")
+    state = _STATES.get(str(value))
     if state is None:
-        raise mistyped("status", said)
-    changed = _change(ask, lambda model: replace(model, state=state))  # type: ignore[arg-type]
+        raise mistyped("status", value)
+    changed = _change(context, lambda model: replace(model, state=state))  # type: ignore[arg-type]
     return {"model": logged_model_out(changed)}
 
 
-def delete_logged_model(ask: HandlerContext) -> Mapping[str, Any]:
-    _change(ask, lambda model: replace(model, archived_at=ask.store.now()), verb="archived")
+def delete_logged_model(context: HandlerContext) -> Mapping[str, Any]:
+    _change(context, lambda model: replace(model, archived_at=context.store.now()), verb="archived")
     return {}
 
 
-def set_logged_model_tags(ask: HandlerContext) -> Mapping[str, Any]:
-    tags = ask.fields.pairs("tags")
+def set_logged_model_tags(context: HandlerContext) -> Mapping[str, Any]:
+    tags = context.fields.pairs("tags")
     for key, value in tags.items():
         check_length("key", 250, key)
         check_length("value", LONGEST_TAG, value)
-    _change(ask, lambda model: replace(model, tags={**model.tags, **tags}), verb="tagged")
+    _change(context, lambda model: replace(model, tags={**model.tags, **tags}), verb="tagged")
     return {}
 
 
-def delete_logged_model_tag(ask: HandlerContext) -> Mapping[str, Any]:
-    key = ask.path["key"]
+def delete_logged_model_tag(context: HandlerContext) -> Mapping[str, Any]:
+    key = context.path["key"]
 
     def without(model: LoggedModel) -> LoggedModel:
         if key not in model.tags:
-            raise not_found(f"No tag with key {key!r} found for model with ID {ask.path['model_id']!r}.")
+            raise not_found(f"No tag with key {key!r} found for model with ID {context.path['model_id']!r}.")
         return replace(model, tags={tag: value for tag, value in model.tags.items() if tag != key})
 
-    _change(ask, without, verb="tagged")
+    _change(context, without, verb="tagged")
     return {}
 
 
-def log_logged_model_params(ask: HandlerContext) -> Mapping[str, Any]:
-    params = ask.fields.pairs("params")
+def log_logged_model_params(context: HandlerContext) -> Mapping[str, Any]:
+    params = context.fields.pairs("params")
     for key, value in params.items():
         check_length("key", 250, key)
         check_length("value", 6000, value)
-    _change(ask, lambda model: replace(model, params={**params, **model.params}), verb="logged")
+    _change(context, lambda model: replace(model, params={**params, **model.params}), verb="logged")
     return {}
 
 
-def search_logged_models(ask: HandlerContext) -> Mapping[str, Any]:
-    fields = ask.fields
+def search_logged_models(context: HandlerContext) -> Mapping[str, Any]:
+    fields = context.fields
     experiments = fields.texts("experiment_ids", required=True)
     terms = parse_filter(fields.text("filter", required=False), _GRAMMAR)
     datasets = [
@@ -139,10 +139,10 @@ def search_logged_models(ask: HandlerContext) -> Mapping[str, Any]:
     orders = [_order(order) for order in fields.objects("order_by")]
     most = fields.integer("max_results", USUAL) or USUAL
     if not 1 <= most <= 50_000:
-        raise invalid("max_results", most, "It is between 1 and 50000.")
+        raise invalid("max_results", most, "It must be between 1 and 50000.")
     page = Page.of(fields.text("page_token", required=False))
     rows = (
-        ask.store.records.find(
+        context.store.records.find(
             LoggedModel,
             ("experiment", "in", [str(int(e)) if e.isdecimal() else e for e in experiments]),
             ("archived_at", "is", None),
@@ -169,10 +169,10 @@ def search_logged_models(ask: HandlerContext) -> Mapping[str, Any]:
 
 
 def find_logged_model(store: Store, name: str, *, deleted: bool = False) -> LoggedModel:
-    """The logged model `m-…`.
+    """Return the logged model with the id `m-…`.
 
     Raises:
-        MlflowError: there is none, or it was deleted.
+        MlflowError: there is no such model, or it was deleted.
     """
     try:
         model = store.records.get(LoggedModel, record_id(name.removeprefix("m-")))
@@ -183,29 +183,31 @@ def find_logged_model(store: Store, name: str, *, deleted: bool = False) -> Logg
     return model
 
 
-def note_version(store: Store, name: str, version: ModelVersion) -> None:
-    """Write to a logged model's tags that it has become a version, where MLflow's page looks for it."""
+def tag_with_version(store: Store, name: str, version: ModelVersion) -> None:
+    """Add a registered version to the tag of a logged model in which MLflow's web page looks for it."""
     model = find_logged_model(store, name)
     try:
         known = json.loads(model.tags.get(VERSIONS_TAG, "[]"))
     except (ValueError, RecursionError):
         known = []
-    said = {"name": version.model, "version": version.version}
-    if not isinstance(known, list) or said in known:
+    value = {"name": version.model, "version": version.version}
+    if not isinstance(known, list) or value in known:
         return
-    text = json.dumps([*known, said])
+    text = json.dumps([*known, value])
     if len(text) <= LONGEST_TAG:
         tagged = replace(model, tags={**model.tags, VERSIONS_TAG: text}, updated_at=store.now())
         store.records.update(tagged, verb="tagged")
 
 
-def _change(ask: HandlerContext, change: Callable[[LoggedModel], LoggedModel], verb: str = "updated") -> LoggedModel:
-    with ask.store.records.transaction():
-        model = find_logged_model(ask.store, ask.path["model_id"])
+def _change(
+    context: HandlerContext, change: Callable[[LoggedModel], LoggedModel], verb: str = "updated"
+) -> LoggedModel:
+    with context.store.records.transaction():
+        model = find_logged_model(context.store, context.path["model_id"])
         changed = change(model)
         if changed == model:
             return model
-        return ask.store.records.update(replace(changed, updated_at=ask.store.now()), verb=verb)[0]
+        return context.store.records.update(replace(changed, updated_at=context.store.now()), verb=verb)[0]
 
 
 def _value(model: LoggedModel, term: Term) -> Any:
@@ -215,7 +217,7 @@ def _value(model: LoggedModel, term: Term) -> Any:
         return model.params.get(term.key)
     value = _attribute(model, term.key)
     if term.key == "status":
-        # Both spellings are in use: READY and LOGGED_MODEL_READY.
+        # Clients use both spellings: READY and LOGGED_MODEL_READY.
         wanted = term.value if isinstance(term.value, tuple) else (term.value,)
         for spelled in wanted:
             if _SHORT.get(str(spelled), _STATES.get(str(spelled))) == model.state:

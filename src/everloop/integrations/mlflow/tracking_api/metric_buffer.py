@@ -1,11 +1,11 @@
-"""The latest value of each metric, on its way into the run's record.
+"""Buffer of the latest value of each metric, before it is written to the run's record.
 
-A logged point is in the store when its request is answered. The record, which says each metric's latest value,
-follows within a second and before every answer that shows it, so that a thousand points do not rewrite it a
-thousand times. If the process dies in between, the points say what the record does not: the next process that
-hears of a running run looks there first.
+A logged point is in the store when its request is answered. The run's record, which has the latest value of each
+metric, is updated within a second and before any response that shows it. So a thousand points do not rewrite the record
+a thousand times. If the process dies in between, the next process reads the latest values of a running run from its
+points.
 
-Not thread-safe: everything here runs in the one thread of short handlers.
+Not thread-safe: everything here runs in the single thread of short handlers.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ Mark = tuple[str, str, int, datetime, float | str]
 
 
 class MetricBuffer:
-    """What has been logged through this process and is not yet in the runs' records."""
+    """Metrics that were logged through this process and are not yet in the runs' records."""
 
     def __init__(self, later: Callable[[float, Callable[[], object]], None] | None = None) -> None:
-        """Prepare.
+        """Create an empty buffer.
 
         Args:
-            later: runs something after so many seconds. Without it points come into the record as they are noted.
+            later: runs a function after a number of seconds. None: each point is written to the record at once.
         """
         self._later = later
         self._latest: dict[tuple[str, str], tuple[Store, Latest]] = {}
         self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._seen: OrderedDict[Mark, None] = OrderedDict()
-        self._waits = False
+        self._scheduled = False
 
     def fresh(self, run: str, points: Iterable[Point]) -> list[Point]:
-        """The points that have not just been logged: a client that got no answer sends its request again."""
+        """Return the points that were not logged recently. A client that got no response repeats its request."""
         found, seen = [], self._seen
         for point in points:
             mark = _mark(run, point)
@@ -60,29 +60,29 @@ class MetricBuffer:
         return found
 
     def forget(self, run: str, points: Iterable[Point]) -> None:
-        """Undo `fresh`: the points were not kept after all."""
+        """Undo `fresh`, if the points could not be stored."""
         for point in points:
             self._seen.pop(_mark(run, point), None)
 
-    def note(self, store: Store, run: Run, points: Iterable[Point]) -> None:
-        """Remember what has been appended to a run's series."""
+    def add(self, store: Store, run: Run, points: Iterable[Point]) -> None:
+        """Add points that were appended to a run's series."""
         at = (store.project, run.id)
         _, latest = self._latest.setdefault(at, (store, {}))
         merge(latest, rows_of(points))
         if self._later is None:
             self.fold_all()
-        elif not self._waits:
-            self._waits = True
+        elif not self._scheduled:
+            self._scheduled = True
             self._later(FOLD_AFTER_S, self._fold_timed)
 
     def started(self, store: Store, run: str) -> None:
-        """This process has seen the run's beginning, so it knows all of its points."""
+        """Note that a run started in this process, which therefore knows all of its points."""
         self._known[(store.project, run)] = None
         while len(self._known) > _RUNS:
             self._known.popitem(last=False)
 
     def merged(self, store: Store, run: Run) -> Run:
-        """The run with its latest metrics, not yet written; what waited for it is taken."""
+        """Return the run with its latest metrics, without storing it, and remove them from the buffer."""
         at = (store.project, run.id)
         _, latest = self._latest.get(at, (store, {}))
         if at not in self._known:
@@ -93,7 +93,7 @@ class MetricBuffer:
         return with_latest(store, run, latest)
 
     def current(self, store: Store, run_id: str) -> Run:
-        """The run's record, with its latest metrics brought in.
+        """Return the run's record after writing its latest metrics to it.
 
         Raises:
             NotFoundError: there is no such run.
@@ -110,34 +110,34 @@ class MetricBuffer:
             try:
                 return store.records.update(merged, verb="logged")[0]
             except (StoreError, UnavailableError) as error:
-                # A full disk or a busy store keeps nobody from reading: the record is written another time.
-                self._hold(at, held)
+                # Reading works even if the disk is full or the store is busy; the record is written later.
+                self._put_back(at, held)
                 self._known.pop(at, None)
-                _log.warning("The latest metrics of the run %s wait for the store: %s", run.id, error)
+                _log.warning("Cannot write the latest metrics of the run %s yet: %s", run.id, error)
                 return merged
             except ConflictError:
-                self._hold(at, held)
+                self._put_back(at, held)
                 self._known.pop(at, None)
                 run = store.records.get(Run, run_id)
         return run
 
     def fold_all(self) -> None:
-        """Bring everything into the records. A run that is gone by now is left out."""
+        """Write all metrics to the runs' records, except of runs that were deleted."""
         for (_, run), (store, latest) in list(self._latest.items()):
             try:
                 self.current(store, run)
             except NotFoundError:
                 self._latest.pop((store.project, run), None)
             except EverloopError as error:
-                self._hold((store.project, run), (store, latest))
-                _log.warning("The latest metrics of the run %s wait for the store: %s", run, error)
+                self._put_back((store.project, run), (store, latest))
+                _log.warning("Cannot write the latest metrics of the run %s yet: %s", run, error)
 
-    def _hold(self, at: tuple[str, str], held: tuple[Store, Latest] | None) -> None:
+    def _put_back(self, at: tuple[str, str], held: tuple[Store, Latest] | None) -> None:
         if held is not None and at not in self._latest:
             self._latest[at] = held
 
     def _fold_timed(self) -> None:
-        self._waits = False
+        self._scheduled = False
         self.fold_all()
 
 

@@ -1,4 +1,4 @@
-"""The history of a run's metrics: every point, in pages, of one run or of many."""
+"""Routes for metric histories: all points of one run in pages, or of many runs at once."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ MOST_RUNS = 100
 MOST_SAMPLES = 2500
 
 
-def get_history(ask: HandlerContext) -> Mapping[str, Any]:
-    fields = ask.fields
+def get_history(context: HandlerContext) -> Mapping[str, Any]:
+    fields = context.fields
     name, key = fields.run_id(), fields.text("metric_key")
     most = fields.integer("max_results") if fields.has("max_results") else None
     if most is not None and most <= 0:
         raise MlflowError(f"Invalid value {most} for parameter 'max_results' supplied. It must be a positive integer.")
     page = Page.of(fields.text("page_token", required=False))
-    points = history(ask.store, find_run(ask.store, name).id, key)
+    points = history(context.store, find_run(context.store, name).id, key)
     shown = points[page.offset : page.offset + (PER_PAGE if most is None else min(most, PER_PAGE))]
     if most is None and not page.offset:
         shown = points
-    answer: dict[str, Any] = {"metrics": [_out(point) for point in shown]} if shown else {}
+    response: dict[str, Any] = {"metrics": [_out(point) for point in shown]} if shown else {}
     if page.offset + len(shown) < len(points):
-        answer["next_page_token"] = Page(page.offset + len(shown)).token()
-    return answer
+        response["next_page_token"] = Page(page.offset + len(shown)).token()
+    return response
 
 
-def get_history_bulk(ask: HandlerContext) -> Mapping[str, Any]:
-    """Whole histories of several runs, one run after the other, each by time."""
-    fields = ask.fields
+def get_history_bulk(context: HandlerContext) -> Mapping[str, Any]:
+    """Return the full histories of several runs, one run after the other, each sorted by time."""
+    fields = context.fields
     runs = fields.texts("run_id")
     if not runs:
         raise MlflowError("GetMetricHistoryBulk request must specify at least one run_id.")
@@ -53,14 +53,14 @@ def get_history_bulk(ask: HandlerContext) -> Mapping[str, Any]:
         raise MlflowError("GetMetricHistoryBulk request must specify a metric_key.")
     most = min(fields.integer("max_results", PER_PAGE), PER_PAGE)
     rows = []
-    for name, points in _histories(ask.store, sorted(set(runs)), fields.text("metric_key", required=False)):
+    for name, points in _histories(context.store, sorted(set(runs)), fields.text("metric_key", required=False)):
         rows += [{**_out(point), "run_id": name} for point in points]
     return {"metrics": rows[:most]}
 
 
-def get_history_sampled(ask: HandlerContext) -> Mapping[str, Any]:
-    """Points evenly spread over each run, the last one always among them: enough to draw a line."""
-    fields = ask.fields
+def get_history_sampled(context: HandlerContext) -> Mapping[str, Any]:
+    """Return evenly spaced points of each run, always with its last one: enough to draw a line."""
+    fields = context.fields
     runs = fields.texts("run_ids", required=True)
     if not runs:
         raise missing("run_ids")
@@ -80,7 +80,7 @@ def get_history_sampled(ask: HandlerContext) -> Mapping[str, Any]:
     if start is not None and end is not None and start > end:
         raise MlflowError(f"end_step must be greater than start_step. Found start_step={start} and end_step={end}.")
     rows = []
-    for name, points in _histories(ask.store, runs, key):
+    for name, points in _histories(context.store, runs, key):
         within = [p for p in points if (start is None or p.step >= start) and (end is None or p.step <= end)]
         within.sort(key=lambda p: (p.step, ms_of(p.at)))
         rows += [{**_out(point), "run_id": name} for point in _sampled(within, most)]
@@ -88,7 +88,7 @@ def get_history_sampled(ask: HandlerContext) -> Mapping[str, Any]:
 
 
 def history(store: Store, run: str, key: str) -> list[Point]:
-    """Every point of a metric once, by time, step and value."""
+    """Return all distinct points of a metric, sorted by time, step and value."""
     unique = {(ms_of(p.at), p.step, repr(p.value)): p for p in read_metrics(store, run, key)}
     return sorted(unique.values(), key=lambda p: (ms_of(p.at), p.step, 0.0 if p.value != p.value else p.value))
 
@@ -105,13 +105,13 @@ def _histories(store: Store, runs: Sequence[str], key: str) -> list[tuple[str, l
 
 
 def _sampled(points: Sequence[Point], most: int) -> list[Point]:
-    """The first point of each of so many shares of equal size; in place of the last of them, the very last point."""
-    share, longer = divmod(len(points), most)
-    if not share:
+    """Return the first point of each of `most` equal parts of the points, and the very last point at the end."""
+    size, longer = divmod(len(points), most)
+    if not size:
         return list(points)
-    # The first shares are one point longer where the points do not divide evenly.
-    kept = [points[index * share + min(index, longer)] for index in range(most)]
-    return [*kept[:-1], points[-1]]
+    # If the points do not divide evenly, the first parts are one point longer.
+    sampled = [points[index * size + min(index, longer)] for index in range(most)]
+    return [*sampled[:-1], points[-1]]
 
 
 def _out(point: Point) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""The whole protocol as one ASGI application: finds the route, reads the request, answers or says what is wrong.
+"""MLflow's REST API as one ASGI app: finds the route, parses the request, runs the handler, and sends the response.
 
-It is bare ASGI because a client logs one metric per request: what stands between the socket and the handler is a
-table look-up, one JSON decoding and the way to a thread. The event loop never waits for the store: other programs may
-hold it, its disk may be slow, and a search may read much. See `worker_threads`.
+It is plain ASGI because clients log one metric per request. Between the socket and the handler there is only a table
+look-up, the parsing of JSON and the switch to a thread. The event loop never waits for the store: another process may
+lock it, its disk may be slow, and a search may read a lot. See `worker_threads`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from everloop.integrations.mlflow.tracking_api import (
     webhook_handlers,
 )
 from everloop.integrations.mlflow.tracking_api.approved_files import check_changeable
-from everloop.integrations.mlflow.tracking_api.codec import Fields, MlflowError, error_body, translated
+from everloop.integrations.mlflow.tracking_api.codec import Fields, MlflowError, as_mlflow_error, error_body
 from everloop.integrations.mlflow.tracking_api.field_limits import LONGEST_ID
 from everloop.integrations.mlflow.tracking_api.files import presigned_urls
 from everloop.integrations.mlflow.tracking_api.files.allowed_locations import ArtifactLocations
@@ -42,10 +42,10 @@ from everloop.integrations.mlflow.tracking_api.files.artifact_proxy import (
     Receive,
     Scope,
     Send,
-    answer,
-    answer_file,
-    answer_json,
     download,
+    send_file,
+    send_json,
+    send_response,
     upload,
 )
 from everloop.integrations.mlflow.tracking_api.files.presigned_urls import PresignedUrls
@@ -113,16 +113,16 @@ MOUNTS = ("/api/2.0/mlflow", "/api/2.0mlflow", "/api/2.0/mlflow-artifacts", "/ap
 GRAPHQL = "/graphql"
 FILES = {"/get-artifact": artifact_routes.run_file, "/model-versions/get-artifact": artifact_routes.version_file}
 STALE_S = 7 * 86_400.0
-"""After so long without a change a draft of an upload is taken for one that nobody will finish."""
+"""Age in seconds after which the files of an unfinished upload are removed."""
 _SHORT = 1 << 16
-"""Bytes of a body that is read as JSON in less than a millisecond."""
+"""Bytes of a JSON body that is parsed in less than a millisecond, and so in the event loop."""
 _PREFIXES = ("/ajax-api/", "/api/")
 _log = logging.getLogger("everloop.server")
 
 _ROLES = {"read": "viewer", "write": "editor", "delete": "approver", "admin": "admin"}
 
 
-class Table:
+class RouteTable:
     """Finds the route of a request."""
 
     def __init__(self, routes: tuple[HandlerRoute, ...]) -> None:
@@ -131,7 +131,7 @@ class Table:
         self._paths = {route.path for route in routes}
 
     def find(self, method: str, path: str) -> tuple[HandlerRoute, Mapping[str, str]] | None:
-        """The route and the parts of the path that its template names; they are still as HTTP spells them."""
+        """Return the route and the path parameters, which are still percent-encoded."""
         if route := self._plain.get((method, path)):
             return route, {}
         for pattern, route in self._others:
@@ -140,12 +140,12 @@ class Table:
         return None
 
     def knows(self, path: str) -> bool:
-        """Whether there is a route here for any method."""
+        """Whether there is a route with this path, for any method."""
         return path in self._paths or any(pattern.fullmatch(path) for pattern, _ in self._others)
 
 
 def access_of(method: str, path: str) -> str | None:
-    """What a request's path needs: `read`, `write`, `delete` or `admin`; None where there is no such route."""
+    """Return the access that a route needs: `read`, `write`, `delete` or `admin`; None if there is no such route."""
     if path in (*FILES, *(f"/ajax-api{name}" for name in FILES)) and method == "GET":
         return "read"
     if path == otlp.PATH:
@@ -158,10 +158,9 @@ def access_of(method: str, path: str) -> str | None:
 
 
 class MlflowApp:
-    """MLflow's protocol over one store.
+    """MLflow's REST API over one store.
 
-    Behind the control plane's door it writes in the name of whoever asks, and asks for the role that each route
-    needs by the route that it has found itself.
+    In the control plane it writes in the name of the request's user, and checks the role that the matched route needs.
     """
 
     def __init__(self, store: Store, artifacts: ArtifactLocations, options: ServerOptions | None = None) -> None:
@@ -169,19 +168,19 @@ class MlflowApp:
         self.options = options or ServerOptions()
         self.artifacts = artifacts
         self.threads = WorkerThreads()
-        self.pending = MetricBuffer(self.threads.later)
-        self.seals = PresignedUrls()
-        self._begun: set[str] = set()
+        self.metric_buffer = MetricBuffer(self.threads.later)
+        self.presigned_urls = PresignedUrls()
+        self._prepared_projects: set[str] = set()
         artifacts.sweep(STALE_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self._serve(scope, receive, send)
         except EverloopError as error:
-            said = translated(no_space_error(error) or error)
-            if said.status >= 500 and said.code not in ("NOT_IMPLEMENTED", "RESOURCE_EXHAUSTED"):
-                _log.error("%s %s: %s", scope["method"], _raw_path(scope), said.message)
-            await answer(send, said.status, error_body(said))
+            mlflow_error = as_mlflow_error(no_space_error(error) or error)
+            if mlflow_error.status >= 500 and mlflow_error.code not in ("NOT_IMPLEMENTED", "RESOURCE_EXHAUSTED"):
+                _log.error("%s %s: %s", scope["method"], _raw_path(scope), mlflow_error.message)
+            await send_response(send, mlflow_error.status, error_body(mlflow_error))
         except (
             OSError,
             sqlite3.Error,
@@ -193,32 +192,40 @@ class MlflowApp:
             ValueError,
         ) as error:
             if (full := no_space_error(error)) is not None:
-                said = translated(full)
-                await answer(send, said.status, error_body(said))
+                mlflow_error = as_mlflow_error(full)
+                await send_response(send, mlflow_error.status, error_body(mlflow_error))
                 return
-            # The last line: what went wrong here is for the log, not for whoever asked.
+            # The last resort. Details of a bug go to the log, not to the client.
             _log.exception("%s %s failed", scope["method"], _raw_path(scope))
-            await answer(send, 500, error_body(MlflowError("The server could not answer.", "INTERNAL_ERROR")))
+            await send_response(
+                send,
+                500,
+                error_body(
+                    MlflowError("The server could not handle this request. Its log has the details.", "INTERNAL_ERROR")
+                ),
+            )
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # A client whose server's address ends in a slash asks for `//get-artifact`.
+        # A client whose tracking URI ends in a slash requests `//get-artifact`.
         raw, method = "/" + _raw_path(scope).lstrip("/"), scope["method"]
         head = method == "HEAD"
         if file := FILES.get(raw.removeprefix("/ajax-api")):
             if method != "GET":
                 raise _not_allowed(method)
             fields = Fields.of_query(scope["query_string"])
-            folder, within = await self.threads.short(lambda: file(self._ask(scope, "read", fields)))
+            folder, within = await self.threads.short(lambda: file(self._context(scope, "read", fields)))
             await download(folder, within, scope, send)
             return
         if raw == otlp.PATH:
             await self._spans(scope, receive, send)
             return
         if raw == presigned_urls.PATH:
-            # Not `_ask`: the address itself is the right.
+            # Not `_context`, which checks the login: a valid presigned URL needs none.
             fields = Fields.of_query(scope["query_string"])
-            ask = HandlerContext(self.store, fields, self.artifacts, self.pending, seals=self.seals)
-            await transfer_routes.use_address(ask, scope, receive, send, self.threads)
+            context = HandlerContext(
+                self.store, fields, self.artifacts, self.metric_buffer, presigned_urls=self.presigned_urls
+            )
+            await transfer_routes.use_presigned_url(context, scope, receive, send, self.threads)
             return
         if raw == GRAPHQL:
             await self._graphql(scope, receive, send)
@@ -228,16 +235,16 @@ class MlflowApp:
         if found is None:
             if inner is not None and _TABLE.knows(inner):
                 raise _not_allowed(method)
-            raise MlflowError(f"There is no {method} {raw[:200]} here.", "ENDPOINT_NOT_FOUND")
-        route, spelled = found
-        path = {name: _decoded(part) for name, part in spelled.items()}
+            raise MlflowError(f"There is no route {method} {raw[:200]}.", "ENDPOINT_NOT_FOUND")
+        route, encoded_path = found
+        path = {name: _decoded(part) for name, part in encoded_path.items()}
         for name, part in path.items():
             check_text(name, part, LONGEST_PATH if name == "path" else LONGEST_ID)
         if route.streams:
             await self._stream(route, path, scope, receive, send)
             return
         if AUTH in scope:
-            # Before the body is read.
+            # The role is checked before the body is read.
             demand(scope, _ROLES[route.access])
         if method == "GET":
             fields, size = Fields.of_query(scope["query_string"]), 0
@@ -248,33 +255,33 @@ class MlflowApp:
             fields = Fields.of_body(body) if size <= _SHORT else await self.threads.long(lambda: Fields.of_body(body))
         handler = cast("Handler", route.handler)
 
-        def answered() -> bytes:
-            return msgspec.json.encode(handler(self._ask(scope, route.access, fields, path, size)))
+        def respond() -> bytes:
+            return msgspec.json.encode(handler(self._context(scope, route.access, fields, path, size)))
 
         if route.slow:
-            await self.threads.short(self.pending.fold_all)
-        await answer(send, 200, await (self.threads.long if route.slow else self.threads.short)(answered))
+            await self.threads.short(self.metric_buffer.fold_all)
+        await send_response(send, 200, await (self.threads.long if route.slow else self.threads.short)(respond))
 
-    def _ask(
+    def _context(
         self, scope: Scope, access: str, fields: Fields, path: Mapping[str, str] | None = None, size: int = 0
     ) -> HandlerContext:
         if AUTH in scope:
             demand(scope, _ROLES[access])
         store = (scope.get("state") or {}).get(STORE, self.store)
-        if store.project not in self._begun:
-            # A full disk is no reason not to read.
+        if store.project not in self._prepared_projects:
+            # Reading must work even if the disk is full.
             with suppress(StoreError):
                 experiment_routes.default_experiment(store, self.artifacts.of_experiment(0))
-                self._begun.add(store.project)
+                self._prepared_projects.add(store.project)
         return HandlerContext(
             store,
             fields,
             self.artifacts,
-            self.pending,
+            self.metric_buffer,
             path or {},
             size,
             self.options,
-            self.seals,
+            self.presigned_urls,
             self.options.public_url or _origin(scope),
         )
 
@@ -284,10 +291,10 @@ class MlflowApp:
         body = await _body(receive)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         await self.threads.long(
-            lambda: otlp.take_spans(self._ask(scope, "write", Fields({}), size=len(body)).store, headers, body)
+            lambda: otlp.store_spans(self._context(scope, "write", Fields({}), size=len(body)).store, headers, body)
         )
-        # An empty message is an answer of its own kind: everything was taken.
-        await answer(send, 200, b"", otlp.PROTOBUF.encode())
+        # An empty protobuf message means that all spans were accepted.
+        await send_response(send, 200, b"", otlp.PROTOBUF.encode())
 
     async def _stream(
         self, route: HandlerRoute, path: Mapping[str, str], scope: Scope, receive: Receive, send: Send
@@ -295,47 +302,47 @@ class MlflowApp:
         size = _length(scope)
         fields, find = Fields.of_query(scope["query_string"]), cast("Finder", route.handler)
 
-        def find_place() -> tuple[ArtifactLocation, str] | Attachment:
-            ask = self._ask(scope, route.access, fields, path, size)
-            found = find(ask)
+        def find_file() -> tuple[ArtifactLocation, str] | Attachment:
+            context = self._context(scope, route.access, fields, path, size)
+            found = find(context)
             if route.method != "GET" and not isinstance(found, Attachment):
-                check_changeable(ask.store, ask.artifacts, *found)
+                check_changeable(context.store, context.artifacts, *found)
             return found
 
-        found = await (self.threads.long if route.slow else self.threads.short)(find_place)
+        found = await (self.threads.long if route.slow else self.threads.short)(find_file)
         if isinstance(found, Attachment):
-            await answer_file(send, found.name, found.body)
+            await send_file(send, found.name, found.body)
             return
         folder, within = found
         if route.method == "GET":
             await download(folder, within, scope, send)
         else:
             await upload(folder, within, receive)
-            await answer_json(send, {})
+            await send_json(send, {})
 
     async def _graphql(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
             raise _not_allowed(scope["method"])
         if AUTH in scope:
             demand(scope, _ROLES["read"])
-        # With the first query, since few servers are ever asked one.
+        # Imported at the first query, since most servers never get one.
         from everloop.integrations.mlflow.tracking_api import graphql
 
         body = await _body(receive, graphql.LARGEST_BODY)
         _check_content_type(scope, body)
-        # What is wrong with a variable stands among the errors of the answer.
+        # Errors in variables are reported among the errors of the response.
         fields = await self.threads.long(lambda: Fields.of_body(body, nul=True, depth=graphql.MOST_DEPTH))
 
-        def ask_route(route: HandlerRoute, said: Fields) -> Mapping[str, Any]:
-            handler, ask = cast("Handler", route.handler), self._ask(scope, route.access, said)
-            # What is short may need metrics on their way, which are in the thread of short handlers.
-            return handler(ask) if route.slow else self.threads.short_now(lambda: handler(ask))
+        def call_route(route: HandlerRoute, arguments: Fields) -> Mapping[str, Any]:
+            handler, context = cast("Handler", route.handler), self._context(scope, route.access, arguments)
+            # A short handler may read the metric buffer, which belongs to the thread of short handlers.
+            return handler(context) if route.slow else self.threads.short_now(lambda: handler(context))
 
-        def answered() -> bytes:
-            return msgspec.json.encode(graphql.answer_query(fields, ask_route))
+        def respond() -> bytes:
+            return msgspec.json.encode(graphql.answer_query(fields, call_route))
 
-        await self.threads.short(self.pending.fold_all)
-        await answer(send, 200, await self.threads.long(answered))
+        await self.threads.short(self.metric_buffer.fold_all)
+        await send_response(send, 200, await self.threads.long(respond))
 
 
 def _pattern(template: str) -> str:
@@ -346,21 +353,21 @@ def _pattern(template: str) -> str:
     )
 
 
-_TABLE = Table(ROUTES)
+_TABLE = RouteTable(ROUTES)
 
 
 def _not_allowed(method: str) -> MlflowError:
-    return MlflowError(f"{method[:40]} is not allowed here.", "METHOD_NOT_ALLOWED")
+    return MlflowError(f"The method {method[:40]} is not allowed for this route.", "METHOD_NOT_ALLOWED")
 
 
 def _raw_path(scope: Scope) -> str:
-    """The path as it was sent, not decoded: what is decoded twice is where attacks hide."""
+    """Return the path as it was sent, not decoded, as attacks rely on paths that are decoded twice."""
     raw: bytes | None = scope.get("raw_path")
     return raw.partition(b"?")[0].decode("latin-1") if raw else str(scope["path"])
 
 
 def _inner(raw: str) -> str | None:
-    """The path below `/api/` or `/ajax-api/`."""
+    """Return the path below `/api/` or `/ajax-api/`; None for any other path."""
     for prefix in _PREFIXES:
         if raw.startswith(prefix):
             return raw.removeprefix(prefix)
@@ -375,15 +382,15 @@ def _decoded(part: str) -> str:
 
 
 def _origin(scope: Scope) -> str:
-    """How the asker says that this server is called; the door has looked at the name."""
+    """Return the server's URL from the request's `Host` header, which the middleware has checked."""
     host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
     return f"{scope.get('scheme', 'http')}://{host}"
 
 
 def _length(scope: Scope) -> int:
-    """How long a body says that it is; one that does not say it may have any length that the door lets in."""
-    said = dict(scope["headers"]).get(b"content-length", b"")
-    return int(said) if said.isdigit() else 0
+    """Return the declared length of a body; 0 if it is not declared."""
+    declared = dict(scope["headers"]).get(b"content-length", b"")
+    return int(declared) if declared.isdigit() else 0
 
 
 async def _body(receive: Receive, largest: int = LARGE_BODY) -> bytes:
@@ -395,18 +402,18 @@ async def _body(receive: Receive, largest: int = LARGE_BODY) -> bytes:
     size = 0
     while True:
         if message["type"] == "http.disconnect":
-            raise MlflowError("The request broke off.", "BAD_REQUEST")
+            raise MlflowError("The client disconnected before it had sent the whole request.", "BAD_REQUEST")
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > largest:
-            raise MlflowError(f"A request has at most {largest} bytes.", "BAD_REQUEST")
+            raise MlflowError(f"The request is too large: at most {largest} bytes are allowed.", "BAD_REQUEST")
         if not message.get("more_body", False):
             return b"".join(parts)
         message = await receive()
 
 
 def _check_content_type(scope: Scope, body: bytes) -> None:
-    # A page of another origin can send a form or a text without asking first, but no JSON.
+    # A web page of another origin can send a form or plain text without a CORS preflight, but not JSON.
     if not body:
         return
     kind = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()

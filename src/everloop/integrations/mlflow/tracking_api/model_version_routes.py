@@ -1,4 +1,4 @@
-"""Model versions: create from a source, get, search, describe, tag, move between stages, delete."""
+"""Routes for model versions: create from a source, get, search, describe, tag, move between stages, delete."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from everloop.integrations.mlflow.tracking_api.codec import MlflowError, ms_of, not_found
-from everloop.integrations.mlflow.tracking_api.experiment_routes import checked_most
+from everloop.integrations.mlflow.tracking_api.experiment_routes import checked_limit
 from everloop.integrations.mlflow.tracking_api.filter_strings import Grammar, Term, meets, parse_filter, parse_order
 from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
-from everloop.integrations.mlflow.tracking_api.logged_model_routes import find_logged_model, note_version
+from everloop.integrations.mlflow.tracking_api.logged_model_routes import find_logged_model, tag_with_version
 from everloop.integrations.mlflow.tracking_api.name_rules import check_key, check_model_tag
 from everloop.integrations.mlflow.tracking_api.page_tokens import Page, paged
-from everloop.integrations.mlflow.tracking_api.registered_model_routes import asks_for_prompts, checked_description
+from everloop.integrations.mlflow.tracking_api.registered_model_routes import checked_description, selects_prompts
 from everloop.integrations.mlflow.tracking_api.registry_lookup import (
     ACTIVE_STAGES,
     aliases_of,
@@ -57,16 +57,17 @@ _GRAMMAR = Grammar(
 )
 
 
-def create_model_version(ask: HandlerContext) -> Mapping[str, Any]:
-    fields, store = ask.fields, ask.store
+def create_model_version(context: HandlerContext) -> Mapping[str, Any]:
+    fields, store = context.fields, context.store
     name, source = fields.text("name"), fields.text("source")
     tags = fields.pairs("tags")
     for key, value in tags.items():
         check_model_tag(key, value)
-    asked = SourceOrigin(source, fields.text("run_id", required=False), fields.text("model_id", required=False))
-    # A prompt has no files, and says so by a word that is no place. Its tag can be taken off, so it may say no more.
+    requested = SourceOrigin(source, fields.text("run_id", required=False), fields.text("model_id", required=False))
+    # A prompt has no files; its source is a single word that is not a URI. No other source is allowed without a check,
+    # as the prompt's tag can be removed later.
     without_files = is_prompt(tags) and _WORD.fullmatch(source)
-    origin = asked if without_files else check_source(store, asked)
+    origin = requested if without_files else check_source(store, requested)
     with store.records.transaction():
         get_model(store, name)
         now = store.now()
@@ -77,7 +78,7 @@ def create_model_version(ask: HandlerContext) -> Mapping[str, Any]:
             version=next_number(store, name),
             package="",
             run=run,
-            metrics=_metrics_of(ask, run),
+            metrics=_metrics_of(context, run),
             description=checked_description(fields.text("description", required=False)),
             tags=tags,
             source=origin.source,
@@ -88,28 +89,28 @@ def create_model_version(ask: HandlerContext) -> Mapping[str, Any]:
         store.records.put(version, verb="registered", data={"source": origin.source, "run": run})
         touch_model(store, name, now)
         if origin.model_id:
-            note_version(store, origin.model_id, version)
+            tag_with_version(store, origin.model_id, version)
     return {"model_version": show_version(store, version)}
 
 
-def get_version(ask: HandlerContext) -> Mapping[str, Any]:
-    return {"model_version": show_version(ask.store, _asked(ask))}
+def get_version(context: HandlerContext) -> Mapping[str, Any]:
+    return {"model_version": show_version(context.store, _requested_version(context))}
 
 
-def get_download_uri(ask: HandlerContext) -> Mapping[str, Any]:
-    version = _asked(ask)
-    return {"artifact_uri": storage_of(ask.store, version)}
+def get_download_uri(context: HandlerContext) -> Mapping[str, Any]:
+    version = _requested_version(context)
+    return {"artifact_uri": storage_of(context.store, version)}
 
 
-def update_model_version(ask: HandlerContext) -> Mapping[str, Any]:
-    description = checked_description(ask.fields.optional_text("description") or "")
-    return {"model_version": _change(ask, description=description, updated_at=ask.store.now())}
+def update_model_version(context: HandlerContext) -> Mapping[str, Any]:
+    description = checked_description(context.fields.optional_text("description") or "")
+    return {"model_version": _change(context, description=description, updated_at=context.store.now())}
 
 
-def delete_model_version(ask: HandlerContext) -> Mapping[str, Any]:
-    store = ask.store
+def delete_model_version(context: HandlerContext) -> Mapping[str, Any]:
+    store = context.store
     with store.records.transaction():
-        version = _asked(ask)
+        version = _requested_version(context)
         check_unused(store, version, aliases=False)
         for alias in aliases_of(store, version.model):
             if alias.version == version.key:
@@ -120,41 +121,41 @@ def delete_model_version(ask: HandlerContext) -> Mapping[str, Any]:
     return {}
 
 
-def set_model_version_tag(ask: HandlerContext) -> Mapping[str, Any]:
-    key, value = ask.fields.text("key"), ask.fields.text("value", required=False)
+def set_model_version_tag(context: HandlerContext) -> Mapping[str, Any]:
+    key, value = context.fields.text("key"), context.fields.text("value", required=False)
     check_model_tag(key, value)
-    with ask.store.records.transaction():
-        version = _asked(ask)
+    with context.store.records.transaction():
+        version = _requested_version(context)
         if version.tags.get(key) != value:
             tagged = replace(version, tags={**version.tags, key: value})
-            ask.store.records.update(tagged, verb="tagged", data={"tags": {key: value}})
+            context.store.records.update(tagged, verb="tagged", data={"tags": {key: value}})
     return {}
 
 
-def delete_model_version_tag(ask: HandlerContext) -> Mapping[str, Any]:
-    key = ask.fields.text("key")
+def delete_model_version_tag(context: HandlerContext) -> Mapping[str, Any]:
+    key = context.fields.text("key")
     check_key(key)
-    with ask.store.records.transaction():
-        version = _asked(ask)
+    with context.store.records.transaction():
+        version = _requested_version(context)
         if key in version.tags:
             left = {tag: value for tag, value in version.tags.items() if tag != key}
-            ask.store.records.update(replace(version, tags=left), verb="tagged", data={"tags": {key: None}})
+            context.store.records.update(replace(version, tags=left), verb="tagged", data={"tags": {key: None}})
     return {}
 
 
-def transition_stage(ask: HandlerContext) -> Mapping[str, Any]:
-    store, said = ask.store, ask.fields.text("stage")
-    stage, others_go = canonical_stage(said), ask.fields.flag("archive_existing_versions")
-    if others_go and stage not in ACTIVE_STAGES:
+def transition_stage(context: HandlerContext) -> Mapping[str, Any]:
+    store, stage_text = context.store, context.fields.text("stage")
+    stage, archive_others = canonical_stage(stage_text), context.fields.flag("archive_existing_versions")
+    if archive_others and stage not in ACTIVE_STAGES:
         raise MlflowError(
-            f"Model version transition cannot archive existing model versions because '{said}' is not an Active stage."
-            f" Valid stages are {list(ACTIVE_STAGES)}",
+            f"Model version transition cannot archive existing model versions because '{stage_text}' is not an"
+            f" Active stage. Valid stages are {list(ACTIVE_STAGES)}",
             "INTERNAL_ERROR",
         )
     with store.records.transaction():
-        version, now = _asked(ask), store.now()
-        _check_unguarded(store, version.model, stage, version.stage)
-        if others_go:
+        version, now = _requested_version(context), store.now()
+        _check_no_policy(store, version.model, stage, version.stage)
+        if archive_others:
             others = [v for v in list_versions(store, version.model) if v.stage == stage and v.id != version.id]
             store.records.update(*(replace(v, stage="Archived", updated_at=now) for v in others), verb="stage_set")
         version = store.records.update(replace(version, stage=stage, updated_at=now), verb="stage_set")[0]
@@ -162,24 +163,28 @@ def transition_stage(ask: HandlerContext) -> Mapping[str, Any]:
     return {"model_version": show_version(store, version)}
 
 
-def _check_unguarded(store: Store, model: str, *stages: str) -> None:
-    """Refuse to move versions into or out of a stage whose alias, `production` or `staging`, a policy guards: clients
-    load `models:/name/Production` as they load an alias, and a stage has nobody who could agree."""
+def _check_no_policy(store: Store, model: str, *stages: str) -> None:
+    """Check that no policy applies to the stages.
+
+    Clients load `models:/name/Production` just like an alias, and stages have no approvals. So a policy of the alias
+    `production` or `staging` also forbids moving versions into or out of that stage.
+    """
     for stage in stages:
         if find_policy(store, model, stage.lower()) is not None:
             raise MlflowError(
-                f"'{model}@{stage.lower()}' is guarded by a policy, and so is the stage. Move the alias instead.",
+                f"The alias '{model}@{stage.lower()}' has an approval policy, so its stage cannot be"
+                " used. Move the alias instead.",
                 "PERMISSION_DENIED",
             )
 
 
-def search_model_versions(ask: HandlerContext) -> Mapping[str, Any]:
-    fields, store = ask.fields, ask.store
-    most = checked_most(fields, USUAL, MOST, lowest=1)
+def search_model_versions(context: HandlerContext) -> Mapping[str, Any]:
+    fields, store = context.fields, context.store
+    most = checked_limit(fields, USUAL, MOST, lowest=1)
     terms = parse_filter(fields.text("filter", required=False), _GRAMMAR)
     orders = [parse_order(text, _GRAMMAR) for text in fields.texts("order_by")]
     page = Page.of(fields.text("page_token", required=False))
-    prompts = asks_for_prompts(terms)
+    prompts = selects_prompts(terms)
     terms = [term for term in terms if prompts or term.key != PROMPT_TAG]
     rows = [
         version
@@ -190,26 +195,26 @@ def search_model_versions(ask: HandlerContext) -> Mapping[str, Any]:
     rows.sort(key=lambda v: v.model)
     for _, key, ascending in reversed(orders or [("attribute", "last_updated_timestamp", False)]):
         rows.sort(key=lambda v, k=key: _attribute(v, k) or "", reverse=not ascending)  # type: ignore[misc]
-    held = held_by(store.records.find(Alias))
-    return paged(rows, page, most, lambda v: version_out(v, held.get(v.key, ())), "model_versions")
+    aliases = held_by(store.records.find(Alias))
+    return paged(rows, page, most, lambda v: version_out(v, aliases.get(v.key, ())), "model_versions")
 
 
 def storage_of(store: Store, version: ModelVersion) -> str:
-    """Where a client finds a version's files: what its source leads to in the end."""
+    """Return the URI of a version's files, after following `models:/` sources."""
     source = source_of(version)
     for _ in range(100):
         if not source.startswith("models:/"):
             return source
-        named = source.removeprefix("models:/")
-        if named.startswith("m-") and "/" not in named:
-            return find_logged_model(store, named, deleted=True).artifacts_at
-        name, _, number = named.rpartition("/")
+        target = source.removeprefix("models:/")
+        if target.startswith("m-") and "/" not in target:
+            return find_logged_model(store, target, deleted=True).artifacts_at
+        name, _, number = target.rpartition("/")
         source = source_of(get_model_version(store, name, number))
-    raise MlflowError(f"The source of '{version.key}' leads in a circle.")
+    raise MlflowError(f"The source of '{version.key}' refers back to itself.")
 
 
 def files_uri(store: Store, version: ModelVersion) -> str:
-    """Where a version's files are, also where its source is a path of a run."""
+    """Return the URI of a version's files, also if its source is a `runs:/` URI."""
     source = storage_of(store, version)
     if not source.startswith("runs:/"):
         return source
@@ -218,31 +223,31 @@ def files_uri(store: Store, version: ModelVersion) -> str:
 
 
 def files_of(store: Store, version: ModelVersion, artifacts: ArtifactLocations) -> Path:
-    """The folder of a version's files, where they are kept on this machine.
+    """Return the local folder of a version's files, which may be downloaded for it.
 
     Raises:
-        MlflowError: they are elsewhere, or not there.
+        MlflowError: this server does not store the files, or they do not exist.
     """
     source = files_uri(store, version)
     folder, within = artifacts.find(source)
-    place = folder.on_disk(within)
-    if not place.is_dir():
-        raise not_found(f"The files of '{version.key}' are not at {source}.")
-    return place
+    path = folder.on_disk(within)
+    if not path.is_dir():
+        raise not_found(f"The files of '{version.key}' do not exist at {source}.")
+    return path
 
 
-def _asked(ask: HandlerContext) -> ModelVersion:
-    return get_model_version(ask.store, ask.fields.text("name"), ask.fields.text("version"))
+def _requested_version(context: HandlerContext) -> ModelVersion:
+    return get_model_version(context.store, context.fields.text("name"), context.fields.text("version"))
 
 
-def _change(ask: HandlerContext, **changes: Any) -> dict[str, Any]:
-    with ask.store.records.transaction():
-        version = ask.store.records.update(replace(_asked(ask), **changes))[0]
-    return show_version(ask.store, version)
+def _change(context: HandlerContext, **changes: Any) -> dict[str, Any]:
+    with context.store.records.transaction():
+        version = context.store.records.update(replace(_requested_version(context), **changes))[0]
+    return show_version(context.store, version)
 
 
-def _metrics_of(ask: HandlerContext, run: str | None) -> dict[str, float]:
-    found = ask.store.records.find(Run, ("id", "=", run), limit=1) if run else []
+def _metrics_of(context: HandlerContext, run: str | None) -> dict[str, float]:
+    found = context.store.records.find(Run, ("id", "=", run), limit=1) if run else []
     return dict(found[0].metrics) if found else {}
 
 

@@ -1,4 +1,4 @@
-"""The protocol as handlers of the control plane."""
+"""Mounts MLflow's REST API as route handlers of the control plane."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ if TYPE_CHECKING:
 
 
 def server_routes(store: Store, options: ServerOptions) -> list[Any]:
-    """The protocol over a control plane's own store, with artifacts where its options say."""
+    """Return the routes of MLflow's API for a control plane, with the artifact locations of its options."""
     from everloop.integrations.mlflow.tracking_api.files.allowed_locations import ArtifactLocations, open_folder
 
-    places = ArtifactLocations(
+    locations = ArtifactLocations(
         open_folder(options.artifacts_destination or store.home / "artifacts"),
         options.default_artifact_root,
         options.allowed_artifact_roots,
     )
-    return make_routes(store, places, options)
+    return make_routes(store, locations, options)
 
 
 def page_routes(folder: Path) -> list[Any]:
-    """MLflow's own web page at `/`, from the folder of its files."""
+    """Return the routes of MLflow's web page at `/`, from the folder of its files."""
     from everloop.integrations.mlflow.tracking_api.web_page.page_files import MlflowPage
 
     return MlflowPage(folder).routes()
 
 
 def make_routes(store: Store, artifacts: ArtifactLocations, options: ServerOptions | None = None) -> list[Any]:
-    """Handlers at every address of the protocol, for `Litestar(route_handlers=[…])`.
+    """Return the handlers for all routes of MLflow's API, for `Litestar(route_handlers=[…])`.
 
     Args:
-        store: what requests read and write where no door has bound a store to who asks.
+        store: used by requests for which no middleware has set a store in the name of their user.
     """
     app = MlflowApp(store, artifacts, options)
     mounts = [path for mount in MOUNTS for path in (mount, mount.replace("/api/", "/ajax-api/"))]
@@ -63,7 +63,7 @@ def make_routes(store: Store, artifacts: ArtifactLocations, options: ServerOptio
 
     @asgi(SIGNED, copy_scope=True, opt={"role": "anyone", "body": "upload"})
     async def signed_artifacts(scope: Scope, receive: Receive, send: Send) -> None:
-        # Whoever has such an address was given it by somebody with the right.
+        # The URL itself is the permission: it was created for a user with the needed role.
         await app(scope, receive, send)  # type: ignore[arg-type]
 
     @asgi(GRAPHQL, copy_scope=True, opt={"role": "viewer"})

@@ -1,4 +1,4 @@
-"""Which names and values MLflow's clients may give, and how long; the words of the refusals are MLflow's."""
+"""Rules for names and values of MLflow's API, and their length limits. The error messages are MLflow's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BATCH_BYTES = 1_000_000
 
 _PLAIN = re.compile(r"[/\w.\- :]*")
 _GOOD = re.compile(r"\w+")
-"""Most names are one word; they need no further look."""
+"""Most names are a single word, which needs no further check."""
 _CHARACTERS = (
     "Names may only contain alphanumerics, underscores (_), dashes (-), periods (.), spaces ( ), colon(:) "
     "and slashes (/)."
@@ -28,7 +28,7 @@ _CHARACTERS = (
 
 
 def check_key(name: str, path: str = "key") -> None:
-    """A parameter's, tag's or metric's name; `path` is what an error calls it."""
+    """Check the name of a parameter, tag or metric; `path` names the field in errors."""
     if len(name) <= LONGEST_KEY and _GOOD.fullmatch(name):
         return
     if not _PLAIN.fullmatch(name):
@@ -44,7 +44,7 @@ def check_length(what: str, limit: int, value: str) -> None:
 
 
 def check_param(key: str, value: str, path: str = "") -> str:
-    """The value as it is kept: cut where it is too long."""
+    """Return the value as it is stored: cut if it is too long."""
     check_key(key, _below(path, "key"))
     check_length("Param key", LONGEST_KEY, key)
     return value[:LONGEST_PARAM]
@@ -79,16 +79,19 @@ def check_experiment(name: str) -> None:
 
 
 def check_model(name: str, field: str = "name") -> None:
-    """A registered model's name. Beside MLflow's rules it has no `@`, which divides a name from its version."""
+    """Check a registered model's name.
+
+    In addition to MLflow's rules, it may not have an `@`, which separates a name from its version.
+    """
     if not name.strip():
         raise MlflowError(f"Missing value for required parameter '{field}'.")
-    if any(sign in name for sign in "/:"):
+    if any(character in name for character in "/:"):
         raise MlflowError(f"Invalid model name '{name}'. Names cannot contain '/' or ':'.")
     normal = posixpath.normpath(name)
     if normal != name or normal.startswith(".."):
         raise invalid("name", name, _as_path(normal))
     if "@" in name or len(name) > 256:
-        raise invalid("name", name[:300], "Names have at most 256 characters and no '@'.")
+        raise invalid("name", name[:300], "Names may have at most 256 characters and no '@'.")
     _check_storable("name", name)
 
 

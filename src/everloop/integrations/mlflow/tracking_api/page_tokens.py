@@ -1,4 +1,4 @@
-"""Lists in pages, and the opaque tokens by which clients ask for the next."""
+"""Pagination: pages of a list, and the opaque token for the next page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from everloop.integrations.mlflow.tracking_api.codec import MlflowError
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Where a list goes on: at the row `offset`."""
+    """The position of a page: it begins at the row `offset`."""
 
     offset: int = 0
 
@@ -23,8 +23,8 @@ class Page:
         if not token:
             return cls()
         try:
-            said = json.loads(base64.b64decode(token, validate=True))
-            offset = said["offset"]
+            content = json.loads(base64.b64decode(token, validate=True))
+            offset = content["offset"]
         except (binascii.Error, ValueError, KeyError, TypeError):
             raise MlflowError("Invalid page token, could not base64-decode") from None
         if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
@@ -36,9 +36,9 @@ class Page:
 
 
 def paged(rows: Sequence[Any], page: Page, size: int, out: Callable[[Any], Any], name: str) -> dict[str, Any]:
-    """One page out of all rows, as an answer whose list is called `name`."""
+    """Return one page of the rows, as a response with the list `name`."""
     shown = rows[page.offset : page.offset + size]
-    answer: dict[str, Any] = {name: [out(row) for row in shown]} if shown else {}
+    response: dict[str, Any] = {name: [out(row) for row in shown]} if shown else {}
     if len(rows) > page.offset + size:
-        answer["next_page_token"] = Page(page.offset + size).token()
-    return answer
+        response["next_page_token"] = Page(page.offset + size).token()
+    return response

@@ -1,8 +1,8 @@
-"""Regular expressions that clients send: RLIKE.
+"""Regular expressions that clients send in filters (RLIKE).
 
-They run in an engine that takes time in proportion to the text, whatever the pattern (Rust's `regex`, which Polars
-brings along): it has no backreferences and no look-around. Python's own takes exponential time on some patterns, and
-nothing else runs meanwhile.
+They run in Rust's `regex` engine, which Polars includes. It takes time linear in the text for every pattern, and so has
+no backreferences or look-around. Python's own engine takes exponential time on some patterns, and holds the GIL
+meanwhile.
 """
 
 from __future__ import annotations
@@ -11,31 +11,31 @@ from everloop.integrations.mlflow.tracking_api.codec import MlflowError
 
 LONGEST_PATTERN = 500
 LONGEST_TEXT = 10_000
-"""Of a longer text only the beginning is looked at."""
+"""Only the beginning of a longer text is searched."""
 
 
 def check_pattern(pattern: str) -> None:
-    """Refuse what is no regular expression.
+    """Check a regular expression.
 
     Raises:
-        MlflowError: it is none, is too long, or needs too much memory.
+        MlflowError: it is malformed, too long, or needs too much memory.
     """
     if len(pattern) > LONGEST_PATTERN:
-        raise MlflowError(f"Invalid pattern: it has {len(pattern)} characters, at most {LONGEST_PATTERN} are read.")
-    fits(pattern, "")
+        raise MlflowError(f"Invalid pattern: it has {len(pattern)} characters, at most {LONGEST_PATTERN} are allowed.")
+    matches(pattern, "")
 
 
-def fits(pattern: str, text: str) -> bool:
-    """Whether a regular expression fits somewhere in a text.
+def matches(pattern: str, text: str) -> bool:
+    """Whether a regular expression matches anywhere in a text.
 
     Raises:
-        MlflowError: it is no regular expression.
+        MlflowError: the regular expression is malformed.
     """
     return _contains(pattern, text[:LONGEST_TEXT])
 
 
 def _contains(pattern: str, text: str) -> bool:
-    # Polars takes a fifth of a second to import, and few ask for patterns.
+    # Polars takes a fifth of a second to import, and few filters have patterns.
     import polars as pl
 
     try:

@@ -1,4 +1,4 @@
-"""Registered models: create, get, search, describe, rename, tag, delete, and their aliases."""
+"""Routes for registered models and their aliases: create, get, search, describe, rename, tag, delete."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from everloop.integrations.mlflow.tracking_api.codec import MlflowError, invalid, ms_of
-from everloop.integrations.mlflow.tracking_api.experiment_routes import checked_most
+from everloop.integrations.mlflow.tracking_api.experiment_routes import checked_limit
 from everloop.integrations.mlflow.tracking_api.filter_strings import Grammar, Term, meets, parse_filter, parse_order
 from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.name_rules import (
@@ -51,8 +51,8 @@ _ORDERS = Grammar(
 )
 
 
-def create_registered_model(ask: HandlerContext) -> Mapping[str, Any]:
-    fields, store = ask.fields, ask.store
+def create_registered_model(context: HandlerContext) -> Mapping[str, Any]:
+    fields, store = context.fields, context.store
     name, tags = fields.text("name"), fields.pairs("tags")
     check_model(name)
     _check_readable("name", name)
@@ -72,22 +72,25 @@ def create_registered_model(ask: HandlerContext) -> Mapping[str, Any]:
     return {"registered_model": show_model(store, made)}
 
 
-def get_registered_model(ask: HandlerContext) -> Mapping[str, Any]:
-    return {"registered_model": show_model(ask.store, get_model(ask.store, ask.fields.text("name")))}
+def get_registered_model(context: HandlerContext) -> Mapping[str, Any]:
+    return {"registered_model": show_model(context.store, get_model(context.store, context.fields.text("name")))}
 
 
-def update_registered_model(ask: HandlerContext) -> Mapping[str, Any]:
-    name, description = ask.fields.text("name"), checked_description(ask.fields.text("description", required=False))
-    with ask.store.records.transaction():
-        model = touch_model(ask.store, name, ask.store.now(), description=description)
-    return {"registered_model": show_model(ask.store, model)}
+def update_registered_model(context: HandlerContext) -> Mapping[str, Any]:
+    name, description = (
+        context.fields.text("name"),
+        checked_description(context.fields.text("description", required=False)),
+    )
+    with context.store.records.transaction():
+        model = touch_model(context.store, name, context.store.now(), description=description)
+    return {"registered_model": show_model(context.store, model)}
 
 
-def rename_registered_model(ask: HandlerContext) -> Mapping[str, Any]:
-    name, new = ask.fields.text("name"), ask.fields.text("new_name")
+def rename_registered_model(context: HandlerContext) -> Mapping[str, Any]:
+    name, new = context.fields.text("name"), context.fields.text("new_name")
     check_model(new, "new_name")
     _check_readable("new_name", new)
-    store = ask.store
+    store = context.store
     with store.records.transaction():
         model = get_model(store, name)
         if new != name:
@@ -98,9 +101,10 @@ def rename_registered_model(ask: HandlerContext) -> Mapping[str, Any]:
             for version in versions:
                 check_unused(store, version, aliases=False)
             for policy in store.records.find(AliasPolicy, ("model", "=", name), limit=1):
-                # Under another name the alias would be unguarded.
+                # Under a new name the alias would have no policy.
                 raise MlflowError(
-                    f"'{policy.key}' is guarded by a policy; the model keeps its name.", "PERMISSION_DENIED"
+                    f"The alias '{policy.key}' has an approval policy, so the model cannot be renamed.",
+                    "PERMISSION_DENIED",
                 )
             for alias in aliases:
                 remove_alias(store, name, alias.name, reason=f"the model is now called '{new}'")
@@ -115,8 +119,8 @@ def rename_registered_model(ask: HandlerContext) -> Mapping[str, Any]:
     return {"registered_model": show_model(store, model)}
 
 
-def delete_registered_model(ask: HandlerContext) -> Mapping[str, Any]:
-    name, store = ask.fields.text("name"), ask.store
+def delete_registered_model(context: HandlerContext) -> Mapping[str, Any]:
+    name, store = context.fields.text("name"), context.store
     with store.records.transaction():
         get_model(store, name)
         for alias in aliases_of(store, name):
@@ -130,13 +134,13 @@ def delete_registered_model(ask: HandlerContext) -> Mapping[str, Any]:
     return {}
 
 
-def search_registered_models(ask: HandlerContext) -> Mapping[str, Any]:
-    fields, store = ask.fields, ask.store
-    most = checked_most(fields, USUAL, MOST, lowest=1)
+def search_registered_models(context: HandlerContext) -> Mapping[str, Any]:
+    fields, store = context.fields, context.store
+    most = checked_limit(fields, USUAL, MOST, lowest=1)
     terms = parse_filter(fields.text("filter", required=False), _GRAMMAR)
     orders = [parse_order(text, _ORDERS) for text in fields.texts("order_by")]
     page = Page.of(fields.text("page_token", required=False))
-    prompts = asks_for_prompts(terms)
+    prompts = selects_prompts(terms)
     terms = [term for term in terms if prompts or term.key != PROMPT_TAG]
     rows = [
         model
@@ -149,39 +153,39 @@ def search_registered_models(ask: HandlerContext) -> Mapping[str, Any]:
     return paged(rows, page, most, lambda model: show_model(store, model), "registered_models")
 
 
-def set_registered_model_tag(ask: HandlerContext) -> Mapping[str, Any]:
-    name, key = ask.fields.text("name"), ask.fields.text("key")
-    value = ask.fields.text("value", required=False)
+def set_registered_model_tag(context: HandlerContext) -> Mapping[str, Any]:
+    name, key = context.fields.text("name"), context.fields.text("key")
+    value = context.fields.text("value", required=False)
     check_model_tag(key, value)
-    with ask.store.records.transaction():
-        model = get_model(ask.store, name)
+    with context.store.records.transaction():
+        model = get_model(context.store, name)
         if model.tags.get(key) != value:
-            touch_model(ask.store, name, model.updated_at, tagged={key: value}, tags={**model.tags, key: value})
+            touch_model(context.store, name, model.updated_at, tagged={key: value}, tags={**model.tags, key: value})
     return {}
 
 
-def delete_registered_model_tag(ask: HandlerContext) -> Mapping[str, Any]:
-    name, key = ask.fields.text("name"), ask.fields.text("key")
+def delete_registered_model_tag(context: HandlerContext) -> Mapping[str, Any]:
+    name, key = context.fields.text("name"), context.fields.text("key")
     check_key(key)
-    with ask.store.records.transaction():
-        model = get_model(ask.store, name)
+    with context.store.records.transaction():
+        model = get_model(context.store, name)
         if key in model.tags:
             left = {tag: value for tag, value in model.tags.items() if tag != key}
-            touch_model(ask.store, name, model.updated_at, tagged={key: None}, tags=left)
+            touch_model(context.store, name, model.updated_at, tagged={key: None}, tags=left)
     return {}
 
 
-def get_latest_versions(ask: HandlerContext) -> Mapping[str, Any]:
-    name, store = ask.fields.text("name"), ask.store
-    stages = [canonical_stage(stage) for stage in ask.fields.texts("stages")]
+def get_latest_versions(context: HandlerContext) -> Mapping[str, Any]:
+    name, store = context.fields.text("name"), context.store
+    stages = [canonical_stage(stage) for stage in context.fields.texts("stages")]
     get_model(store, name)
     held = held_by(aliases_of(store, name))
     found = latest_versions(list_versions(store, name), stages)
     return {"model_versions": [version_out(version, held.get(version.key, ())) for version in found]} if found else {}
 
 
-def set_model_alias(ask: HandlerContext) -> Mapping[str, Any]:
-    fields, store = ask.fields, ask.store
+def set_model_alias(context: HandlerContext) -> Mapping[str, Any]:
+    fields, store = context.fields, context.store
     name, alias, number = fields.text("name"), fields.text("alias"), fields.text("version")
     check_alias(alias)
     check_alias_free(alias)
@@ -190,8 +194,8 @@ def set_model_alias(ask: HandlerContext) -> Mapping[str, Any]:
     return {}
 
 
-def delete_model_alias(ask: HandlerContext) -> Mapping[str, Any]:
-    name, alias, store = ask.fields.text("name"), ask.fields.text("alias"), ask.store
+def delete_model_alias(context: HandlerContext) -> Mapping[str, Any]:
+    name, alias, store = context.fields.text("name"), context.fields.text("alias"), context.store
     check_alias(alias)
     get_model(store, name)
     with store.records.transaction():
@@ -200,8 +204,8 @@ def delete_model_alias(ask: HandlerContext) -> Mapping[str, Any]:
     return {}
 
 
-def get_version_by_alias(ask: HandlerContext) -> Mapping[str, Any]:
-    name, alias, store = ask.fields.text("name"), ask.fields.text("alias"), ask.store
+def get_version_by_alias(context: HandlerContext) -> Mapping[str, Any]:
+    name, alias, store = context.fields.text("name"), context.fields.text("alias"), context.store
     check_alias(alias)
     model = get_model(store, name)
     if alias.lower() == "latest":
@@ -221,13 +225,13 @@ def checked_description(text: str) -> str:
 
 
 def _check_readable(field: str, name: str) -> None:
-    """A model's name goes into files, logs and commands: it stays in its line, and is what it seems to be."""
+    """Check that a model's name has only printable characters, as it appears in files, logs and commands."""
     if not name.isprintable():
-        raise invalid(field, name, "Names are of printable characters.")
+        raise invalid(field, name, "Names may only have printable characters.")
 
 
-def asks_for_prompts(terms: list[Term]) -> bool:
-    """Whether a filter asks for prompts, which are kept among the models and shown only then."""
+def selects_prompts(terms: list[Term]) -> bool:
+    """Whether a filter selects prompts. They are stored as models, and listed only on request."""
     return any(
         term.entity == "tag"
         and term.key == PROMPT_TAG

@@ -1,7 +1,7 @@
-"""Looking up registered models, their versions and aliases, and changing them together.
+"""Looks up registered models, their versions and aliases.
 
-A version that comes over MLflow's protocol is a version like any other; what everloop registered itself is seen here
-as well, also where nobody has described the model as a whole.
+Versions that MLflow's clients register are ordinary versions, and versions that everloop registered are visible here,
+even if their model has no `RegisteredModel` record.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ACTIVE_STAGES = ("Staging", "Production")
 
 
 def find_model(store: Store, name: str) -> RegisteredModel | None:
-    """The model's record, or one that is not kept where only its versions tell of it."""
+    """Return the model's record. If only versions of it exist, return an unstored record derived from them."""
     found = store.records.find(RegisteredModel, ("key", "=", name), limit=1)
     if found:
         return found[0]
@@ -64,10 +64,10 @@ def all_models(store: Store) -> list[RegisteredModel]:
 def touch_model(
     store: Store, name: str, moment: datetime, *, tagged: dict[str, str | None] | None = None, **changes: Any
 ) -> RegisteredModel:
-    """Note a change of the model; its record is made where there was none.
+    """Update the model's record, creating it if needed.
 
     Args:
-        tagged: the tags that change, for the event; None for one that goes.
+        tagged: the changed tags, for the event; None for a deleted one.
     """
     model = get_model(store, name)
     changed = replace(model, updated_at=moment, **changes)
@@ -84,7 +84,7 @@ def aliases_of(store: Store, name: str) -> list[Alias]:
 
 
 def held_by(aliases: Iterable[Alias]) -> dict[str, list[str]]:
-    """Version key to the names of the aliases that it holds."""
+    """Return version key to the names of its aliases."""
     held: dict[str, list[str]] = defaultdict(list)
     for alias in aliases:
         held[alias.version].append(alias.name)
@@ -92,7 +92,7 @@ def held_by(aliases: Iterable[Alias]) -> dict[str, list[str]]:
 
 
 def latest_versions(versions: Sequence[ModelVersion], stages: Iterable[str] = ()) -> list[ModelVersion]:
-    """The newest version of each stage."""
+    """Return the newest version of each stage."""
     newest: dict[str, ModelVersion] = {}
     for version in versions:
         known = newest.get(version.stage)
@@ -119,7 +119,7 @@ def show_version(store: Store, version: ModelVersion) -> dict[str, Any]:
 
 
 def _implied(store: Store, versions: Sequence[ModelVersion]) -> RegisteredModel:
-    """What the versions of a model, newest first, say of it."""
+    """Return a record derived from the versions of a model, newest first."""
     first, last = versions[-1], versions[0]
     return store.new(
         RegisteredModel,

@@ -1,7 +1,7 @@
-"""What a client logs to a run: metrics, parameters and tags, one by one or in a batch.
+"""Routes that log metrics, parameters and tags to a run, one by one or in a batch.
 
-Every write may come twice, since a client that got no answer asks again: equal parameters and tags change nothing,
-and a point that has just been logged is not logged again.
+A client that got no response repeats its request, so every write may arrive twice. Equal parameters and tags change
+nothing, and a point that was logged recently is not logged again.
 """
 
 from __future__ import annotations
@@ -43,29 +43,29 @@ from everloop.tracking import series_of
 MODELS_TAG = "mlflow.log-model.history"
 
 
-def log_metric(ask: HandlerContext) -> Mapping[str, Any]:
-    fields = ask.fields
+def log_metric(context: HandlerContext) -> Mapping[str, Any]:
+    fields = context.fields
     name, key = fields.run_id(), fields.text("key")
     value, at_ms = fields.number("value"), fields.integer("timestamp", required=True)
     step, model = fields.integer("step", 0), fields.text("model_id", required=False)
     check_metric(key)
     point = Point(key=key, value=value, step=step, at=_moment("timestamp", at_ms, key, value))
-    run = active_run(ask.store, name)
-    with ask.store.records.transaction():
+    run = active_run(context.store, name)
+    with context.store.records.transaction():
         if model:
-            _log_to_models(ask, run, [(model, point, fields)])
-        _append(ask, run, [point])
-    ask.pending.note(ask.store, run, [point])
+            _log_to_models(context, run, [(model, point, fields)])
+        _append(context, run, [point])
+    context.metric_buffer.add(context.store, run, [point])
     return {}
 
 
-def log_param(ask: HandlerContext) -> Mapping[str, Any]:
-    name, key = ask.fields.run_id(), ask.fields.text("key")
-    value = check_param(key, ask.fields.text("value", required=False))
-    with ask.store.records.transaction():
-        run = active_run(ask.store, name)
+def log_param(context: HandlerContext) -> Mapping[str, Any]:
+    name, key = context.fields.run_id(), context.fields.text("key")
+    value = check_param(key, context.fields.text("value", required=False))
+    with context.store.records.transaction():
+        run = active_run(context.store, name)
         if key not in run.params:
-            ask.store.records.update(replace(run, params={**run.params, key: value}), verb="logged")
+            context.store.records.update(replace(run, params={**run.params, key: value}), verb="logged")
         elif (old := param_text(run.params[key])) != value:
             raise MlflowError(
                 f"Changing param values is not allowed. Param with key='{key}' was already logged with value='{old}'"
@@ -74,70 +74,71 @@ def log_param(ask: HandlerContext) -> Mapping[str, Any]:
     return {}
 
 
-def set_tag(ask: HandlerContext) -> Mapping[str, Any]:
-    name, key = ask.fields.run_id(), ask.fields.text("key")
-    value = check_tag(key, ask.fields.text("value", required=False))
-    with ask.store.records.transaction():
-        run = active_run(ask.store, name)
+def set_tag(context: HandlerContext) -> Mapping[str, Any]:
+    name, key = context.fields.run_id(), context.fields.text("key")
+    value = check_tag(key, context.fields.text("value", required=False))
+    with context.store.records.transaction():
+        run = active_run(context.store, name)
         changed = with_tags(run, {key: value})
         if changed != run:
-            ask.store.records.update(changed, verb="tagged")
+            context.store.records.update(changed, verb="tagged")
     return {}
 
 
-def delete_tag(ask: HandlerContext) -> Mapping[str, Any]:
-    name, key = ask.fields.run_id(), ask.fields.text("key")
-    with ask.store.records.transaction():
-        run = active_run(ask.store, name)
+def delete_tag(context: HandlerContext) -> Mapping[str, Any]:
+    name, key = context.fields.run_id(), context.fields.text("key")
+    with context.store.records.transaction():
+        run = active_run(context.store, name)
         if key not in run.tags:
             raise not_found(f"No tag with name: {key} in run with id {name}")
         left = {tag: value for tag, value in run.tags.items() if tag != key}
-        ask.store.records.update(replace(run, tags=left), verb="tagged")
+        context.store.records.update(replace(run, tags=left), verb="tagged")
     return {}
 
 
-def log_batch(ask: HandlerContext) -> Mapping[str, Any]:
-    if ask.size_bytes > BATCH_BYTES:
+def log_batch(context: HandlerContext) -> Mapping[str, Any]:
+    if context.size_bytes > BATCH_BYTES:
         raise MlflowError(
-            f"Batched logging API requests must be at most {BATCH_BYTES} bytes, got a request of size {ask.size_bytes}."
+            f"Batched logging API requests must be at most {BATCH_BYTES} bytes, got a request of size"
+            f" {context.size_bytes}."
         )
-    fields = ask.fields
+    fields = context.fields
     name = fields.run_id()
     metrics, params, tags = fields.rows("metrics"), fields.rows("params"), fields.rows("tags")
     points = _points(metrics)
-    pairs = [_pair("params", index, item) for index, item in enumerate(params)]
-    marks = [_pair("tags", index, item) for index, item in enumerate(tags)]
-    pairs = [(key, check_param(key, value, f"params[{i}]")) for i, (key, value) in enumerate(pairs)]
-    marks = [(key, check_tag(key, value, f"tags[{i}]")) for i, (key, value) in enumerate(marks)]
-    _check_limits(len(points), len(pairs), len(marks))
-    twice = _twice([key for key, _ in pairs])
-    if twice:
+    new_params = [_pair("params", index, item) for index, item in enumerate(params)]
+    new_tags = [_pair("tags", index, item) for index, item in enumerate(tags)]
+    new_params = [(key, check_param(key, value, f"params[{i}]")) for i, (key, value) in enumerate(new_params)]
+    new_tags = [(key, check_tag(key, value, f"tags[{i}]")) for i, (key, value) in enumerate(new_tags)]
+    _check_limits(len(points), len(new_params), len(new_tags))
+    duplicates = _duplicates([key for key, _ in new_params])
+    if duplicates:
         raise MlflowError(
-            f"Duplicate parameter keys have been submitted: {twice}. Please ensure the request contains only one"
+            f"Duplicate parameter keys have been submitted: {duplicates}. Please ensure the request contains only one"
             " param value per param key."
         )
-    with ask.store.records.transaction():
-        run = active_run(ask.store, name)
-        changed = with_tags(_with_params(run, dict(pairs), name), dict(marks))
+    with context.store.records.transaction():
+        run = active_run(context.store, name)
+        changed = with_tags(_with_params(run, dict(new_params), name), dict(new_tags))
         measured = [
             (str(item["model_id"]), point, Fields(item))
             for item, point in zip(metrics, points, strict=True)
             if item.get("model_id")
         ]
         if measured:
-            _log_to_models(ask, run, measured)
+            _log_to_models(context, run, measured)
         if points:
-            _append(ask, run, points)
+            _append(context, run, points)
         if changed != run:
-            ask.store.records.update(changed, verb="logged")
+            context.store.records.update(changed, verb="logged")
     if points:
-        ask.pending.note(ask.store, run, points)
+        context.metric_buffer.add(context.store, run, points)
     return {}
 
 
-def log_model(ask: HandlerContext) -> Mapping[str, Any]:
-    """The older way to say that a run has a model: its description joins a tag."""
-    name, text = ask.fields.run_id(), ask.fields.text("model_json")
+def log_model(context: HandlerContext) -> Mapping[str, Any]:
+    """Record a run's model in the older way: its description is appended to a tag."""
+    name, text = context.fields.run_id(), context.fields.text("model_json")
     try:
         model = json.loads(text)
     except (ValueError, RecursionError):
@@ -145,8 +146,8 @@ def log_model(ask: HandlerContext) -> Mapping[str, Any]:
     lacking = {"artifact_path", "flavors", "utc_time_created", "run_id"} - set(model if isinstance(model, dict) else ())
     if lacking:
         raise MlflowError(f"Model json is missing mandatory fields: {lacking}")
-    with ask.store.records.transaction():
-        run = active_run(ask.store, name)
+    with context.store.records.transaction():
+        run = active_run(context.store, name)
         try:
             known = json.loads(run.tags.get(MODELS_TAG, "[]"))
         except ValueError:
@@ -154,12 +155,12 @@ def log_model(ask: HandlerContext) -> Mapping[str, Any]:
         if model not in known:
             history = json.dumps([*known, model])
             check_length("value", LONGEST_MODEL_TAG, history)
-            ask.store.records.update(with_tags(run, {MODELS_TAG: history}), verb="logged")
+            context.store.records.update(with_tags(run, {MODELS_TAG: history}), verb="logged")
     return {}
 
 
 def with_tags(run: Run, tags: Mapping[str, str]) -> Run:
-    """The run with more tags; one of them is its name."""
+    """Return the run with more tags. The tag `mlflow.runName` also sets its name."""
     if all(run.tags.get(key) == value for key, value in tags.items()):
         return run
     name = tags.get(NAME_TAG) or run.name
@@ -181,32 +182,32 @@ def _with_params(run: Run, params: Mapping[str, str], name: str) -> Run:
     return replace(run, params={**run.params, **new}) if new else run
 
 
-def _append(ask: HandlerContext, run: Run, points: Sequence[Point]) -> None:
-    fresh = ask.pending.fresh(run.id, points)
+def _append(context: HandlerContext, run: Run, points: Sequence[Point]) -> None:
+    fresh = context.metric_buffer.fresh(run.id, points)
     if not fresh:
         return
     try:
-        ask.store.records.append_points(series_of(run.id), fresh)
+        context.store.records.append_points(series_of(run.id), fresh)
     except BaseException:
-        ask.pending.forget(run.id, fresh)
+        context.metric_buffer.forget(run.id, fresh)
         raise
 
 
 def _points(metrics: Sequence[Any]) -> list[Point]:
-    """The points of a batch. Its names and times come many times over, and are looked at once."""
+    """Parse the points of a batch. Names and times repeat a lot, so each is checked only once."""
     keys: set[str] = set()
     moments: dict[int, datetime] = {}
     points = []
     for index, item in enumerate(metrics):
         if not isinstance(item, dict):
-            raise MlflowError(f"Invalid value for parameter 'metrics[{index}]' supplied: it is no object.")
+            raise MlflowError(f"Invalid value for parameter 'metrics[{index}]' supplied: it is not an object.")
         key, value, at, step = item.get("key"), item.get("value"), item.get("timestamp"), item.get("step", 0)
         if not (key and at) or value is None or value == "":
-            for name, said in (("key", key), ("value", value), ("timestamp", at)):
-                if said is None or said == "":
+            for name, field_value in (("key", key), ("value", value), ("timestamp", at)):
+                if field_value is None or field_value == "":
                     raise missing(f"metrics[{index}].{name}")
         if type(key) is not str:
-            raise MlflowError(f"Invalid value for parameter 'metrics[{index}].key' supplied: it is no text.")
+            raise MlflowError(f"Invalid value for parameter 'metrics[{index}].key' supplied: it is not a string.")
         if key not in keys:
             check_metric(key, f"metrics[{index}]")
             keys.add(key)
@@ -231,12 +232,12 @@ def _moment(name: str, at_ms: int, key: str, value: float) -> datetime:
 
 def _pair(what: str, index: int, item: Any) -> tuple[str, str]:
     if not isinstance(item, dict):
-        raise MlflowError(f"Invalid value for parameter '{what}[{index}]' supplied: it is no object.")
+        raise MlflowError(f"Invalid value for parameter '{what}[{index}]' supplied: it is not an object.")
     key, value = item.get("key"), item.get("value")
     if key is None or key == "":
         raise missing(f"{what}[{index}].key")
     if not isinstance(key, str) or not isinstance(value, str | None):
-        raise MlflowError(f"Invalid value for parameter '{what}[{index}]' supplied: key and value are texts.")
+        raise MlflowError(f"Invalid value for parameter '{what}[{index}]' supplied: key and value must be strings.")
     return key, value or ""
 
 
@@ -254,21 +255,21 @@ def _check_limits(metrics: int, params: int, tags: int) -> None:
             )
 
 
-def _twice(keys: Sequence[str]) -> list[str]:
+def _duplicates(keys: Sequence[str]) -> list[str]:
     seen: set[str] = set()
-    twice = []
+    duplicates = []
     for key in keys:
         if key in seen:
-            twice.append(key)
+            duplicates.append(key)
         seen.add(key)
-    return twice
+    return duplicates
 
 
-def _log_to_models(ask: HandlerContext, run: Run, measured: Sequence[tuple[str, Point, Fields]]) -> None:
-    """Keep metrics with the logged models that they were measured of, each once."""
+def _log_to_models(context: HandlerContext, run: Run, measured: Sequence[tuple[str, Point, Fields]]) -> None:
+    """Store metrics with the logged models that they belong to, each once."""
     changed: dict[str, LoggedModel] = {}
     for name, point, fields in measured:
-        model = changed.get(name) or find_logged_model(ask.store, name)
+        model = changed.get(name) or find_logged_model(context.store, name)
         metric: dict[str, Json] = {
             "key": point.key,
             "value": point.value,
@@ -281,7 +282,7 @@ def _log_to_models(ask: HandlerContext, run: Run, measured: Sequence[tuple[str, 
         if metric not in model.metrics:
             changed[name] = replace(model, metrics=(*model.metrics, metric))
     if changed:
-        ask.store.records.update(*changed.values(), verb="logged")
+        context.store.records.update(*changed.values(), verb="logged")
 
 
 ROUTES = (

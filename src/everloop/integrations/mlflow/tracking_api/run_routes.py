@@ -1,4 +1,4 @@
-"""Runs: create, update, get, put away, bring back; and what they read and made."""
+"""Routes for runs: create, update, get, delete, restore, and log inputs and outputs."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 NAME_TAG = "mlflow.runName"
 PARENT_TAG = "mlflow.parentRunId"
-_PATIENCE_S = 0.2  # other requests wait meanwhile
+_RECOVERY_WAIT_S = 0.2  # other requests wait meanwhile
 _STATUS_NUMBERS = {1: "RUNNING", 2: "SCHEDULED", 3: "FINISHED", 4: "FAILED", 5: "KILLED"}
 _FIRST = ("amber", "brisk", "calm", "eager", "gentle", "hardy", "jolly", "keen", "lucid", "merry", "noble", "rapid")
 _SECOND = ("bee", "crane", "doe", "elk", "finch", "gull", "hare", "jay", "kite", "lark", "mole", "newt", "owl")
 
 
-def create_run(ask: HandlerContext) -> Mapping[str, Any]:
-    run = new_run(ask)
-    ask.store.records.put(run, verb="started")
-    ask.pending.started(ask.store, run.id)
+def create_run(context: HandlerContext) -> Mapping[str, Any]:
+    run = new_run(context)
+    context.store.records.put(run, verb="started")
+    context.metric_buffer.started(context.store, run.id)
     return {"run": run_out(run)}
 
 
-def new_run(ask: HandlerContext) -> Run:
-    """The run that a request asks for. It is not kept yet."""
-    fields, store = ask.fields, ask.store
+def new_run(context: HandlerContext) -> Run:
+    """Return a new run from a request's fields. It is not stored yet."""
+    fields, store = context.fields, context.store
     experiment = active_experiment(store, fields.text("experiment_id", required=False))
     tags = fields.pairs("tags")
     for index, (key, value) in enumerate(list(tags.items())):
@@ -69,60 +69,60 @@ def new_run(ask: HandlerContext) -> Run:
     )
 
 
-def get_run(ask: HandlerContext) -> Mapping[str, Any]:
-    name = ask.fields.run_id()
-    recover_journals(ask.store, within_s=_PATIENCE_S)
+def get_run(context: HandlerContext) -> Mapping[str, Any]:
+    name = context.fields.run_id()
+    recover_journals(context.store, within_s=_RECOVERY_WAIT_S)
     try:
-        return {"run": run_out(ask.pending.current(ask.store, record_id(name)))}
+        return {"run": run_out(context.metric_buffer.current(context.store, record_id(name)))}
     except NotFoundError:
         raise _no_run(name) from None
 
 
-def update_run(ask: HandlerContext) -> Mapping[str, Any]:
-    fields = ask.fields
+def update_run(context: HandlerContext) -> Mapping[str, Any]:
+    fields = context.fields
     name = fields.run_id()
     state = _state(fields)
     ended = moment_at("end_time", fields.integer("end_time")) if fields.has("end_time") else None
-    called = fields.text("run_name", required=False)
-    if called:
-        check_length("run_name", 8000, called)
-    with ask.store.records.transaction():
-        run = active_run(ask.store, name)
-        changed = ask.pending.merged(ask.store, run)
+    new_name = fields.text("run_name", required=False)
+    if new_name:
+        check_length("run_name", 8000, new_name)
+    with context.store.records.transaction():
+        run = active_run(context.store, name)
+        changed = context.metric_buffer.merged(context.store, run)
         if state is not None:
             changed = replace(changed, state=state)
         if ended is not None:
             seconds = max((ended - run.started_at).total_seconds(), 0.0)
             changed = replace(changed, ended_at=ended, seconds=seconds)
-        if called:
-            changed = replace(changed, name=called, tags={**changed.tags, NAME_TAG: called})
+        if new_name:
+            changed = replace(changed, name=new_name, tags={**changed.tags, NAME_TAG: new_name})
         if changed != run:
             verb = changed.state if changed.state != run.state else "updated"
-            changed = ask.store.records.update(changed, verb=verb)[0]
+            changed = context.store.records.update(changed, verb=verb)[0]
     return {"run_info": run_info(changed)}
 
 
-def delete_run(ask: HandlerContext) -> Mapping[str, Any]:
-    return _archive(ask, away=True)
+def delete_run(context: HandlerContext) -> Mapping[str, Any]:
+    return _set_archived(context, True)
 
 
-def restore_run(ask: HandlerContext) -> Mapping[str, Any]:
-    return _archive(ask, away=False)
+def restore_run(context: HandlerContext) -> Mapping[str, Any]:
+    return _set_archived(context, False)
 
 
-def log_inputs(ask: HandlerContext) -> Mapping[str, Any]:
-    name = ask.fields.run_id()
-    entries: list[dict[str, Json]] = [{"dataset": _dataset(item)} for item in ask.fields.objects("datasets")]
-    entries += [{"model_input": {"model_id": item.text("model_id")}} for item in ask.fields.objects("models")]
-    _add_inputs(ask, name, entries)
+def log_inputs(context: HandlerContext) -> Mapping[str, Any]:
+    name = context.fields.run_id()
+    entries: list[dict[str, Json]] = [{"dataset": _dataset(item)} for item in context.fields.objects("datasets")]
+    entries += [{"model_input": {"model_id": item.text("model_id")}} for item in context.fields.objects("models")]
+    _add_inputs(context, name, entries)
     return {}
 
 
-def log_outputs(ask: HandlerContext) -> Mapping[str, Any]:
-    name = ask.fields.run_id()
-    models = ask.fields.objects("models", required=True)
+def log_outputs(context: HandlerContext) -> Mapping[str, Any]:
+    name = context.fields.run_id()
+    models = context.fields.objects("models", required=True)
     _add_inputs(
-        ask,
+        context,
         name,
         [{"model_output": {"model_id": m.text("model_id"), "step": m.integer("step", 0)}} for m in models],
     )
@@ -130,7 +130,7 @@ def log_outputs(ask: HandlerContext) -> Mapping[str, Any]:
 
 
 def find_run(store: Store, name: str) -> Run:
-    """The run that MLflow calls `name`, put away or not."""
+    """Return the run with this MLflow id, deleted or not."""
     try:
         return store.records.get(Run, record_id(name))
     except NotFoundError:
@@ -149,22 +149,24 @@ def _no_run(name: str) -> MlflowError:
 
 
 def _state(fields: Fields) -> Any:
-    said = fields.raw("status")
-    if said is None:
+    value = fields.raw("status")
+    if value is None:
         return None
-    text = _STATUS_NUMBERS.get(said, "") if isinstance(said, int) else str(said)
+    text = _STATUS_NUMBERS.get(value, "") if isinstance(value, int) else str(value)
     if text not in STATE_OF:
-        raise invalid("status", said, f"It is one of {', '.join(STATE_OF)}.")
+        raise invalid("status", value, f"It must be one of {', '.join(STATE_OF)}.")
     return STATE_OF[text]
 
 
-def _archive(ask: HandlerContext, *, away: bool) -> Mapping[str, Any]:
-    name = ask.fields.run_id()
-    with ask.store.records.transaction():
-        run = find_run(ask.store, name)
-        if (run.archived_at is not None) != away:
-            changed = replace(ask.pending.merged(ask.store, run), archived_at=ask.store.now() if away else None)
-            ask.store.records.update(changed, verb="archived" if away else "unarchived")
+def _set_archived(context: HandlerContext, archived: bool) -> Mapping[str, Any]:
+    name = context.fields.run_id()
+    with context.store.records.transaction():
+        run = find_run(context.store, name)
+        if (run.archived_at is not None) != archived:
+            changed = replace(
+                context.metric_buffer.merged(context.store, run), archived_at=context.store.now() if archived else None
+            )
+            context.store.records.update(changed, verb="archived" if archived else "unarchived")
     return {}
 
 
@@ -174,15 +176,15 @@ def _parent(tags: Mapping[str, str]) -> str | None:
 
 
 def _source(tags: Mapping[str, str]) -> Source:
-    # What its client calls the source is a tag. A name is not a command that could be run again.
+    # The client's name of the source stays a tag: it is not a command that could be run again.
     return Source(git_commit=tags.get("mlflow.source.git.commit"))
 
 
 def _dataset(item: Fields) -> dict[str, Json]:
-    said = item.raw("dataset")
-    if not isinstance(said, dict):
+    value = item.raw("dataset")
+    if not isinstance(value, dict):
         raise MlflowError("Dataset input must have a dataset associated with it.")
-    fields = Fields(said)
+    fields = Fields(value)
     dataset: dict[str, Json] = {}
     for name, most in (("name", 500), ("digest", 36), ("source_type", 8000), ("source", 65_535)):
         dataset[name] = fields.text(name)
@@ -200,18 +202,20 @@ def _dataset(item: Fields) -> dict[str, Json]:
     return {"tags": tags, "dataset": dataset} if tags else {"dataset": dataset}
 
 
-def _add_inputs(ask: HandlerContext, name: str, entries: list[dict[str, Json]]) -> None:
-    with ask.store.records.transaction():
-        run = active_run(ask.store, name)
-        known = dict(zip(_marks(run.inputs), run.inputs, strict=True))
-        new = [e for mark, e in reversed([*zip(_marks(entries), entries, strict=True)]) if mark not in known]
-        new = list(dict(zip(_marks(new), new, strict=True)).values())[::-1]
+def _add_inputs(context: HandlerContext, name: str, entries: list[dict[str, Json]]) -> None:
+    with context.store.records.transaction():
+        run = active_run(context.store, name)
+        known = dict(zip(_identities(run.inputs), run.inputs, strict=True))
+        new = [
+            e for identity, e in reversed([*zip(_identities(entries), entries, strict=True)]) if identity not in known
+        ]
+        new = list(dict(zip(_identities(new), new, strict=True)).values())[::-1]
         if new:
-            ask.store.records.update(replace(run, inputs=(*run.inputs, *new)), verb="inputs_logged")
+            context.store.records.update(replace(run, inputs=(*run.inputs, *new)), verb="inputs_logged")
 
 
-def _marks(entries: Any) -> Iterator[tuple[Any, ...]]:
-    """What makes an entry the same as another: a request may come twice."""
+def _identities(entries: Any) -> Iterator[tuple[Any, ...]]:
+    """Yield the identity of each entry, to find repeated ones, as a request may arrive twice."""
     for entry in entries:
         for kind, value in entry.items():
             if kind == "dataset":

@@ -1,4 +1,4 @@
-"""runs/search: MLflow's filter and order, put to everloop's own search."""
+"""Route runs/search: translates MLflow's filter and order to everloop's run search."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from everloop.errors import UsageError
 from everloop.integrations.mlflow.tracking_api.codec import MlflowError
-from everloop.integrations.mlflow.tracking_api.experiment_routes import checked_most, view_of
+from everloop.integrations.mlflow.tracking_api.experiment_routes import checked_limit, view_of
 from everloop.integrations.mlflow.tracking_api.filter_strings import Grammar, Term, meets, parse_filter, parse_order
 from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.page_tokens import Page, paged
@@ -45,9 +45,9 @@ _FIELD = {
 _MAP = {"metric": "metrics", "param": "params", "tag": "tags"}
 
 
-def search_runs(ask: HandlerContext) -> Mapping[str, Any]:
-    fields = ask.fields
-    most = checked_most(fields, USUAL, MOST)
+def search_runs(context: HandlerContext) -> Mapping[str, Any]:
+    fields = context.fields
+    most = checked_limit(fields, USUAL, MOST)
     experiments = fields.texts("experiment_ids")
     terms = parse_filter(fields.text("filter", required=False), _GRAMMAR)
     order = _order(fields.texts("order_by"))
@@ -66,26 +66,26 @@ def search_runs(ask: HandlerContext) -> Mapping[str, Any]:
     if of_datasets:
         rows = [
             run
-            for run in _found(ask, where, order, _ALL, None).rows
+            for run in _found(context, where, order, _ALL, None).rows
             if any(meets(of_datasets, lambda term, d=d: d.get(term.key)) for d in datasets_of(cast("Run", run)))  # type: ignore[misc]
         ]
         return paged(rows, Page.of(token), most, run_out, "runs")
-    found = _found(ask, where, order, most, token or None)
-    answer: dict[str, Any] = {"runs": [run_out(run) for run in cast("list[Run]", found.rows)]} if found.rows else {}
+    found = _found(context, where, order, most, token or None)
+    response: dict[str, Any] = {"runs": [run_out(run) for run in cast("list[Run]", found.rows)]} if found.rows else {}
     if found.next is not None:
-        answer["next_page_token"] = found.next
-    return answer
+        response["next_page_token"] = found.next
+    return response
 
 
-def _found(ask: HandlerContext, where: Expression, order: Sequence[str], most: int, after: str | None) -> Any:
+def _found(context: HandlerContext, where: Expression, order: Sequence[str], most: int, after: str | None) -> Any:
     try:
-        return search(ask.store, where, order_by=order, limit=most, after=after, include_archived=True)
+        return search(context.store, where, order_by=order, limit=most, after=after, include_archived=True)
     except UsageError as error:
         raise MlflowError(f"Invalid page token, {error}" if after is not None else str(error)) from error
 
 
 def experiment_numbers(experiments: Iterable[str]) -> list[str]:
-    """The experiments' numbers as records name them."""
+    """Return the numbers of experiments in the form that records use."""
     numbers = []
     for number in experiments:
         try:
@@ -120,10 +120,10 @@ def _expression(term: Term) -> Expression:
         try:
             value = moment_of(int(value * 1000))
         except (OverflowError, ValueError):
-            raise MlflowError(f"{term.key} = {value} is no time in milliseconds since 1970.") from None
+            raise MlflowError(f"{term.key} = {value} is not a time in milliseconds since 1970.") from None
     compared = Compare(path, cast("Any", term.op.lower()), value)
     if term.op in ("!=", "NOT IN"):
-        # With MLflow a run without the value meets no comparison.
+        # In MLflow a run without the value meets no comparison.
         return And((Compare(path, "is not null"), compared))
     return compared
 
@@ -133,7 +133,7 @@ def _order(clauses: Sequence[str]) -> list[str]:
     for clause in clauses:
         entity, key, ascending = parse_order(clause, _GRAMMAR)
         if entity == "dataset":
-            raise MlflowError("order_by takes metrics, params, tags and attributes.")
+            raise MlflowError("order_by must name a metric, param, tag or attribute, not a dataset.")
         if entity == "attribute":
             name = _FIELD[key]
         else:
@@ -143,18 +143,18 @@ def _order(clauses: Sequence[str]) -> list[str]:
         order.append(name if ascending else f"-{name}")
     if not any(name.removeprefix("-") == "started_at" for name in order):
         order.append("-started_at")
-    # Of runs that began at once the first id comes first, as clients expect it.
+    # Runs with equal start times are sorted by id, as clients expect.
     return order if {"id", "-id"} & set(order) else [*order, "id"]
 
 
 def datasets_of(run: Run) -> list[dict[str, Any]]:
-    """The datasets that a run has read, each with its `context`: what it was read for, or None."""
+    """Return the datasets that a run has read, each with its `context` (its purpose), or None."""
     found = []
     for entry in run.inputs:
         if "dataset" in entry:
-            said = entry["dataset"]
-            tags = {tag["key"]: tag["value"] for tag in said.get("tags", [])}
-            found.append({**said["dataset"], "context": tags.get("mlflow.data.context")})
+            dataset_input = entry["dataset"]
+            tags = {tag["key"]: tag["value"] for tag in dataset_input.get("tags", [])}
+            found.append({**dataset_input["dataset"], "context": tags.get("mlflow.data.context")})
     return found
 
 

@@ -1,4 +1,4 @@
-"""Runs, experiments and models as MLflow's clients read them."""
+"""Serializers: runs, experiments and models in the JSON form of MLflow's API."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ DEFAULT = "0"
 
 
 def wire_id(record_id: str) -> str:
-    """A run's id as MLflow writes it: without hyphens."""
+    """Return a record's id as MLflow writes it: without hyphens."""
     return record_id.replace("-", "")
 
 
 def record_id(text: str) -> str:
-    """The id of the record that MLflow's `text` names."""
+    """Return the record's id of an id that MLflow wrote."""
     if len(text) == 32 and text.isalnum():
         return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
     return text
@@ -91,14 +91,14 @@ def run_out(run: Run) -> dict[str, Any]:
         inputs["dataset_inputs"] = datasets
     if models_in:
         inputs["model_inputs"] = models_in
-    answer = {"info": run_info(run), "data": data, "inputs": inputs}
+    payload = {"info": run_info(run), "data": data, "inputs": inputs}
     if models_out:
-        answer["outputs"] = {"model_outputs": models_out}
-    return answer
+        payload["outputs"] = {"model_outputs": models_out}
+    return payload
 
 
 def param_text(value: Json) -> str:
-    """A parameter as a text: a text as it is, a number or flag as Python prints it, the rest as JSON."""
+    """Return a parameter as a string: numbers and booleans as Python prints them, other values as JSON."""
     if isinstance(value, str):
         return value
     if isinstance(value, dict | list):
@@ -111,13 +111,16 @@ def metric_out(key: str, value: float, step: int, at_ms: int) -> dict[str, Any]:
 
 
 def _when(run: Run, key: str) -> tuple[int, int]:
-    """Step and time of a metric's latest value; of runs that were not logged this way only the end is known."""
+    """Return step and time of a metric's latest value.
+
+    For runs that were not logged through MLflow's API, the time is the end of the run.
+    """
     known = run.metric_at.get(key)
     return known if known is not None else (0, ms_of(run.ended_at or run.started_at))
 
 
 def experiment_out(experiment: Experiment) -> dict[str, Any]:
-    answer: dict[str, Any] = {
+    payload: dict[str, Any] = {
         "experiment_id": str(experiment.number),
         "name": experiment.name,
         "artifact_location": experiment.artifacts_at,
@@ -126,8 +129,8 @@ def experiment_out(experiment: Experiment) -> dict[str, Any]:
         "creation_time": ms_of(experiment.created_at),
     }
     if experiment.tags:
-        answer["tags"] = pairs_out(experiment.tags)
-    return answer
+        payload["tags"] = pairs_out(experiment.tags)
+    return payload
 
 
 def model_id(model: LoggedModel) -> str:
@@ -157,18 +160,18 @@ def logged_model_out(model: LoggedModel, versions: Iterable[ModelVersion] = ()) 
 
 
 def model_metric_out(model: LoggedModel, metric: Mapping[str, Any]) -> dict[str, Any]:
-    answer = {
+    payload = {
         **metric_out(metric["key"], metric["value"], metric["step"], metric["at"]),
         "model_id": model_id(model),
     }
     for name in ("dataset_name", "dataset_digest", "run_id"):
         if metric.get(name):
-            answer[name] = metric[name]
-    return answer
+            payload[name] = metric[name]
+    return payload
 
 
 def version_out(version: ModelVersion, aliases: Iterable[str] = ()) -> dict[str, Any]:
-    answer: dict[str, Any] = {
+    payload: dict[str, Any] = {
         "name": version.model,
         "version": str(version.version),
         "creation_timestamp": ms_of(version.created_at),
@@ -182,32 +185,32 @@ def version_out(version: ModelVersion, aliases: Iterable[str] = ()) -> dict[str,
         "run_link": version.run_link,
     }
     if version.tags:
-        answer["tags"] = pairs_out(version.tags)
-    if held := sorted(aliases):
-        answer["aliases"] = held
+        payload["tags"] = pairs_out(version.tags)
+    if names := sorted(aliases):
+        payload["aliases"] = names
     if version.logged_model:
-        answer["model_id"] = version.logged_model
-    return answer
+        payload["model_id"] = version.logged_model
+    return payload
 
 
 def source_of(version: ModelVersion) -> str:
-    """Where a version's files are; an own package is named by its digest."""
+    """Return the URI of a version's files; everloop's own packages are named by their digest."""
     return version.source if version.source is not None else f"everloop:/{version.package}"
 
 
 def model_out(
     model: RegisteredModel, latest: Iterable[ModelVersion], aliases: Iterable[Alias], held: Mapping[str, list[str]]
 ) -> dict[str, Any]:
-    answer: dict[str, Any] = {
+    payload: dict[str, Any] = {
         "name": model.name,
         "creation_timestamp": ms_of(model.created_at),
         "last_updated_timestamp": ms_of(model.updated_at),
         "description": model.description,
     }
     if versions := [version_out(version, held.get(version.key, ())) for version in latest]:
-        answer["latest_versions"] = versions
+        payload["latest_versions"] = versions
     if model.tags:
-        answer["tags"] = pairs_out(model.tags)
-    if named := [{"alias": a.name, "version": a.version.rpartition("@")[2]} for a in aliases]:
-        answer["aliases"] = named
-    return answer
+        payload["tags"] = pairs_out(model.tags)
+    if entries := [{"alias": a.name, "version": a.version.rpartition("@")[2]} for a in aliases]:
+        payload["aliases"] = entries
+    return payload

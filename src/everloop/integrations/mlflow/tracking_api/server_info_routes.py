@@ -1,4 +1,4 @@
-"""What clients ask about the server itself."""
+"""Route server-info, which describes the server to MLflow's clients."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 
 PROTOCOL = "3.17.2"
-"""The version of MLflow whose protocol this is; clients compare it with their own."""
+"""The supported version of MLflow; clients compare it with their own."""
 
 
-def get_server_info(ask: HandlerContext) -> Mapping[str, Any]:
+def get_server_info(context: HandlerContext) -> Mapping[str, Any]:
     return {
         "store_type": "SqlStore",
         "workspaces_enabled": False,

@@ -1,4 +1,4 @@
-"""Files in parts, and by addresses that need no login: from this server, or from the bucket that keeps them."""
+"""Routes for uploads in parts, and for presigned URLs of this server or of the bucket that stores a file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from everloop.integrations.mlflow.tracking_api.files.artifact_proxy import (
     Receive,
     Scope,
     Send,
-    answer,
     download,
-    take,
+    receive_file,
+    send_response,
     upload,
 )
 from everloop.integrations.mlflow.tracking_api.files.multipart_uploads import entity_tag
@@ -33,98 +33,105 @@ PARTS_S = 86_400
 PROXY = "mlflow-artifacts:/"
 
 
-def presign_upload(ask: HandlerContext) -> Mapping[str, Any]:
-    run, model = ask.fields.text("run_id", required=False), ask.fields.text("model_id", required=False)
-    path, seconds = _path(ask.fields.text("path")), _seconds(ask)
+def presign_upload(context: HandlerContext) -> Mapping[str, Any]:
+    run, model = context.fields.text("run_id", required=False), context.fields.text("model_id", required=False)
+    path, seconds = _path(context.fields.text("path")), _seconds(context)
     if bool(run) == bool(model):
         raise MlflowError("Exactly one of run_id and model_id must be provided.")
-    uri = artifact_uri(find_run(ask.store, run)) if run else find_logged_model(ask.store, model).artifacts_at
-    folder, within = ask.artifacts.find(uri, path)
+    uri = artifact_uri(find_run(context.store, run)) if run else find_logged_model(context.store, model).artifacts_at
+    folder, within = context.artifacts.find(uri, path)
     folder.check(within)
-    check_changeable(ask.store, ask.artifacts, folder, within)
-    own = ask.seals.address(ask.origin, PresignedUrl("put", uri, path), seconds)
-    return {"presigned_url": folder.address("PUT", within, seconds) or own, "headers": {}}
+    check_changeable(context.store, context.artifacts, folder, within)
+    server_url = context.presigned_urls.create(context.origin, PresignedUrl("put", uri, path), seconds)
+    return {"presigned_url": folder.presigned_url("PUT", within, seconds) or server_url, "headers": {}}
 
 
-def presign_download(ask: HandlerContext) -> Mapping[str, Any]:
-    run, path, seconds = ask.fields.text("run_id"), _path(ask.fields.text("path")), _seconds(ask)
-    url, size = _download(ask, artifact_uri(find_run(ask.store, run)), path, seconds)
+def presign_download(context: HandlerContext) -> Mapping[str, Any]:
+    run, path, seconds = context.fields.text("run_id"), _path(context.fields.text("path")), _seconds(context)
+    url, size = _download(context, artifact_uri(find_run(context.store, run)), path, seconds)
     return {"presigned_url": url, "headers": {}, "file_size": size}
 
 
-def presign_proxied(ask: HandlerContext) -> Mapping[str, Any]:
-    url, size = _download(ask, PROXY, _path(ask.path["path"]), USUAL_S)
+def presign_proxied(context: HandlerContext) -> Mapping[str, Any]:
+    url, size = _download(context, PROXY, _path(context.path["path"]), USUAL_S)
     return {"url": url, "headers": {}, "file_size": size}
 
 
-def begin_upload(ask: HandlerContext) -> Mapping[str, Any]:
-    path, count = _destination(ask), ask.fields.integer("num_parts", 1)
-    identity = ask.artifacts.uploads.begin(path, count)
-    addresses = [
-        ask.seals.address(ask.origin, PresignedUrl("part", identity, str(number)), PARTS_S)
+def begin_upload(context: HandlerContext) -> Mapping[str, Any]:
+    path, count = _destination(context), context.fields.integer("num_parts", 1)
+    upload_id = context.artifacts.uploads.begin(path, count)
+    urls = [
+        context.presigned_urls.create(context.origin, PresignedUrl("part", upload_id, str(number)), PARTS_S)
         for number in range(1, count + 1)
     ]
-    credentials = [{"url": url, "part_number": number, "headers": {}} for number, url in enumerate(addresses, 1)]
-    return {"upload_id": identity, "credentials": credentials}
+    credentials = [{"url": url, "part_number": number, "headers": {}} for number, url in enumerate(urls, 1)]
+    return {"upload_id": upload_id, "credentials": credentials}
 
 
-def complete_upload(ask: HandlerContext) -> Mapping[str, Any]:
-    path, identity = _destination(ask), ask.fields.text("upload_id")
-    parts = [(part.integer("part_number"), part.text("etag", required=False)) for part in ask.fields.objects("parts")]
-    check_changeable(ask.store, ask.artifacts, ask.artifacts.proxied, path)
-    ask.artifacts.uploads.complete(identity, path, parts)
+def complete_upload(context: HandlerContext) -> Mapping[str, Any]:
+    path, upload_id = _destination(context), context.fields.text("upload_id")
+    parts = [
+        (part.integer("part_number"), part.text("etag", required=False)) for part in context.fields.objects("parts")
+    ]
+    check_changeable(context.store, context.artifacts, context.artifacts.proxied, path)
+    context.artifacts.uploads.complete(upload_id, path, parts)
     return {}
 
 
-def abort_upload(ask: HandlerContext) -> Mapping[str, Any]:
-    path, identity = _destination(ask), ask.fields.text("upload_id")
-    ask.artifacts.uploads.abort(identity, path)
+def abort_upload(context: HandlerContext) -> Mapping[str, Any]:
+    path, upload_id = _destination(context), context.fields.text("upload_id")
+    context.artifacts.uploads.abort(upload_id, path)
     return {}
 
 
-async def use_address(ask: HandlerContext, scope: Scope, receive: Receive, send: Send, threads: WorkerThreads) -> None:
-    """Do what the address of this request allows.
+async def use_presigned_url(
+    context: HandlerContext, scope: Scope, receive: Receive, send: Send, threads: WorkerThreads
+) -> None:
+    """Upload or download what the presigned URL of this request allows.
 
     Raises:
-        MlflowError: it was not given by this server, or not for this.
+        MlflowError: the URL is not valid, or not for this method.
     """
-    allowed = ask.seals.opened(ask.fields)
+    allowed = context.presigned_urls.verified(context.fields)
     if scope["method"] != {"get": "GET", "put": "PUT", "part": "PUT"}[allowed.what]:
-        raise MlflowError("This address allows something else.", "PERMISSION_DENIED")
+        raise MlflowError("This presigned URL is for another method.", "PERMISSION_DENIED")
     if allowed.what == "part":
-        part = await threads.short(lambda: ask.artifacts.uploads.part(allowed.where, int(allowed.path)))
-        await take(
-            ask.artifacts.proxied.drafts(), partial(_keep_part, part), receive, quick=ask.artifacts.proxied.quick
+        part = await threads.short(lambda: context.artifacts.uploads.part(allowed.where, int(allowed.path)))
+        await receive_file(
+            context.artifacts.proxied.drafts(),
+            partial(_keep_part, part),
+            receive,
+            quick=context.artifacts.proxied.quick,
         )
-        await answer(send, 200, b"", headers=((b"etag", entity_tag(part).encode()),))
+        await send_response(send, 200, b"", headers=((b"etag", entity_tag(part).encode()),))
         return
-    folder, within = ask.artifacts.find(allowed.where, allowed.path)
+    folder, within = context.artifacts.find(allowed.where, allowed.path)
     if allowed.what == "get":
         await download(folder, within, scope, send)
     else:
-        await threads.short(lambda: check_changeable(ask.store, ask.artifacts, folder, within))
+        await threads.short(lambda: check_changeable(context.store, context.artifacts, folder, within))
         await upload(folder, within, receive)
-        await answer(send, 200, b"")
+        await send_response(send, 200, b"")
 
 
 def _keep_part(part: Path, draft: Path) -> None:
     draft.replace(part)
 
 
-def _download(ask: HandlerContext, uri: str, path: str, seconds: int) -> tuple[str, int]:
-    folder, within = ask.artifacts.find(uri, path)
+def _download(context: HandlerContext, uri: str, path: str, seconds: int) -> tuple[str, int]:
+    folder, within = context.artifacts.find(uri, path)
     file = folder.open(within)
     file.close()
-    own = ask.seals.address(ask.origin, PresignedUrl("get", uri, path), seconds)
-    return folder.address("GET", within, seconds) or own, file.size_bytes
+    server_url = context.presigned_urls.create(context.origin, PresignedUrl("get", uri, path), seconds)
+    return folder.presigned_url("GET", within, seconds) or server_url, file.size_bytes
 
 
-def _destination(ask: HandlerContext) -> str:
-    """What an upload in parts will be called: the folder that is asked, and the last name of the client's own path."""
-    name = re.split(r"[/\\]", ask.fields.text("path"))[-1]
+def _destination(context: HandlerContext) -> str:
+    """Return the path of an upload in parts: the requested folder, and the last part of the client's local path."""
+    name = re.split(r"[/\\]", context.fields.text("path"))[-1]
     if name in ("", ".", ".."):
         raise invalid_path()
-    return _path(f"{_path(ask.path['path']).rstrip('/')}/{name}")
+    return _path(f"{_path(context.path['path']).rstrip('/')}/{name}")
 
 
 def _path(path: str) -> str:
@@ -133,8 +140,8 @@ def _path(path: str) -> str:
     return path
 
 
-def _seconds(ask: HandlerContext) -> int:
-    seconds = ask.fields.integer("expiration", USUAL_S)
+def _seconds(context: HandlerContext) -> int:
+    seconds = context.fields.integer("expiration", USUAL_S)
     if not 1 <= seconds <= LONGEST_S:
         raise MlflowError(f"expiration must be between 1 and {LONGEST_S} seconds (got {seconds}).")
     return seconds

@@ -1,7 +1,7 @@
-"""Which sources a model version may have.
+"""Checks the source of a model version.
 
-The server reads none of them. A source is checked because others will: it must not name the files of another run or
-model than the version says it comes from, and a path of this machine only where its run or model has one.
+The server does not read the source, but clients will. So it must not name files of another run or model than the
+version's, and it may be a local path only if the files of its run or model are at a local path.
 """
 
 from __future__ import annotations
@@ -31,110 +31,114 @@ _PROXY = "/api/2.0/mlflow-artifacts/artifacts"
 
 @dataclass(frozen=True, slots=True)
 class SourceOrigin:
-    """A source and the run and logged model that it is said to come from; empty where not said."""
+    """A source, and the run and logged model that it comes from according to the client; empty if not given."""
 
     source: str
     run_id: str = ""
     model_id: str = ""
 
 
-def check_source(store: Store, asked: SourceOrigin) -> SourceOrigin:
-    """The origin with the run and model that follow from the source.
+def check_source(store: Store, origin: SourceOrigin) -> SourceOrigin:
+    """Check a source, and add the run and model that follow from it.
 
     Raises:
-        MlflowError: the source is local, has relative parts, or does not lie where it should.
+        MlflowError: the source is a local path, has relative parts, or is not below its run's or model's files.
     """
-    source = asked.source
+    source = origin.source
     if len(source) > LONGEST:
         raise MlflowError(f"'source' exceeds the maximum length of {LONGEST} characters")
     split = urlsplit(source)
     if split.scheme == "file" and split.hostname and not split.hostname.startswith((".", "localhost", "127.0.0.1")):
-        # The code is MLflow's, whose tests look for it.
-        raise MlflowError(f"{source} is not a valid remote uri. A file: URI names no other machine.", "INTERNAL_ERROR")
+        # The error code is MLflow's, whose tests check it.
+        raise MlflowError(
+            f"{source} is not a valid remote uri. A file: URI must not name another host.", "INTERNAL_ERROR"
+        )
     if not _SCHEME.fullmatch(split.scheme) or split.scheme == "file":
-        return _of_local(store, asked)
+        return _of_local(store, origin)
     _refuse_relative(source)
     match split.scheme:
         case "models":
-            return _of_models(store, asked, split.netloc)
+            return _of_models(store, origin, split.netloc)
         case "runs":
             run = split.path.lstrip("/").partition("/")[0]
-            if split.netloc or asked.model_id or run != asked.run_id:
-                raise _misplaced(asked)
-            return asked
+            if split.netloc or origin.model_id or run != origin.run_id:
+                raise _misplaced(origin)
+            return origin
         case "mlflow-artifacts" | "http" | "https":
             if split.scheme == "mlflow-artifacts" or _PROXY in unquote(split.path):
-                return _of_proxy(store, asked)
-    return _with_run(store, asked)
+                return _of_proxy(store, origin)
+    return _with_run(store, origin)
 
 
-def _of_models(store: Store, asked: SourceOrigin, netloc: str) -> SourceOrigin:
-    named = asked.source.removeprefix("models:/")
+def _of_models(store: Store, origin: SourceOrigin, netloc: str) -> SourceOrigin:
+    target = origin.source.removeprefix("models:/")
     if netloc:
-        raise _misplaced(asked)
-    if re.fullmatch(r"m-[0-9a-f]{32}", named):
-        if asked.model_id != named:
-            raise _misplaced(asked)
-        return _with_run(store, asked)
-    name, _, number = named.rpartition("/")
+        raise _misplaced(origin)
+    if re.fullmatch(r"m-[0-9a-f]{32}", target):
+        if origin.model_id != target:
+            raise _misplaced(origin)
+        return _with_run(store, origin)
+    name, _, number = target.rpartition("/")
     if not name or not number.isdecimal():
-        raise MlflowError(f"Not a proper models:/ URI: {asked.source}.")
+        raise MlflowError(f"Not a proper models:/ URI: {origin.source}.")
     version = get_model_version(store, name, number)
     run, model = wire_id(version.run) if version.run else "", version.logged_model or ""
-    if (asked.run_id and asked.run_id != run) or (asked.model_id and asked.model_id != model):
+    if (origin.run_id and origin.run_id != run) or (origin.model_id and origin.model_id != model):
         raise MlflowError(
-            f"Invalid model version source: '{asked.source}'. The run_id and model_id request parameters must match"
+            f"Invalid model version source: '{origin.source}'. The run_id and model_id request parameters must match"
             " the referenced model version."
         )
-    return SourceOrigin(asked.source, run, model)
+    return SourceOrigin(origin.source, run, model)
 
 
-def _of_local(store: Store, asked: SourceOrigin) -> SourceOrigin:
-    """A path that clients of this machine share: it lies in the folder of its run or model, however it is spelled."""
-    which = "model_id" if asked.model_id else "run_id"
+def _of_local(store: Store, origin: SourceOrigin) -> SourceOrigin:
+    """Check a local path: it must be inside the folder of its run or model, however it is written."""
+    which = "model_id" if origin.model_id else "run_id"
     wrong = MlflowError(
-        f"Invalid model version source: '{asked.source}'. To use a local path as a model version source, the {which}"
+        f"Invalid model version source: '{origin.source}'. To use a local path as a model version source, the {which}"
         " request parameter has to be specified and the local path has to be contained within the artifact"
         f" directory of the run specified by the {which}."
     )
-    path, root = local_path(asked.source), local_path(_root_of(store, asked) or "models:")
+    path, root = local_path(origin.source), local_path(_root_of(store, origin) or "models:")
     if path is None or root is None or not path.startswith("/"):
         raise wrong
     while True:
-        # Whoever decodes once more must still end up there.
-        if any(sign < " " for sign in path) or not PurePosixPath(normpath(path)).is_relative_to(normpath(root)):
+        # The path must stay inside even if a client decodes it once more.
+        if any(character < " " for character in path) or not PurePosixPath(normpath(path)).is_relative_to(
+            normpath(root)
+        ):
             raise wrong
         further = unquote(path)
         if further == path:
-            return _with_run(store, asked)
+            return _with_run(store, origin)
         path = further
 
 
-def _of_proxy(store: Store, asked: SourceOrigin) -> SourceOrigin:
-    root = _root_of(store, asked)
+def _of_proxy(store: Store, origin: SourceOrigin) -> SourceOrigin:
+    root = _root_of(store, origin)
     if root is None:
-        raise _misplaced(asked)
-    one, other = _parts(asked.source), _parts(root)
-    if one[: len(other)] != other:
-        raise _misplaced(asked)
-    return _with_run(store, asked)
+        raise _misplaced(origin)
+    source_parts, root_parts = _parts(origin.source), _parts(root)
+    if source_parts[: len(root_parts)] != root_parts:
+        raise _misplaced(origin)
+    return _with_run(store, origin)
 
 
-def _root_of(store: Store, asked: SourceOrigin) -> str | None:
-    """Where the run or model keeps its files that the source is said to come from; None where there is none."""
+def _root_of(store: Store, origin: SourceOrigin) -> str | None:
+    """Return the URI of the files of the source's run or model; None if there is no such run or model."""
     try:
-        if asked.model_id:
-            return find_logged_model(store, asked.model_id).artifacts_at
-        return artifact_uri(find_run(store, asked.run_id)) if asked.run_id else None
+        if origin.model_id:
+            return find_logged_model(store, origin.model_id).artifacts_at
+        return artifact_uri(find_run(store, origin.run_id)) if origin.run_id else None
     except EverloopError:
         return None
 
 
-def _with_run(store: Store, asked: SourceOrigin) -> SourceOrigin:
-    if asked.run_id or not asked.model_id:
-        return asked
-    model = find_logged_model(store, asked.model_id)
-    return SourceOrigin(asked.source, wire_id(model.run) if model.run else "", asked.model_id)
+def _with_run(store: Store, origin: SourceOrigin) -> SourceOrigin:
+    if origin.run_id or not origin.model_id:
+        return origin
+    model = find_logged_model(store, origin.model_id)
+    return SourceOrigin(origin.source, wire_id(model.run) if model.run else "", origin.model_id)
 
 
 def _parts(uri: str) -> tuple[str, ...]:
@@ -143,13 +147,15 @@ def _parts(uri: str) -> tuple[str, ...]:
 
 
 def _refuse_relative(source: str) -> None:
-    spelled = source
+    decoded = source
     for _ in range(10):
-        further = unquote_plus(spelled)
-        if further == spelled:
+        further = unquote_plus(decoded)
+        if further == decoded:
             break
-        spelled = further
-    if any(sign < " " for sign in spelled) or any(part in ("..", ".") for part in re.split(r"[/\\]", spelled)):
+        decoded = further
+    if any(character < " " for character in decoded) or any(
+        part in ("..", ".") for part in re.split(r"[/\\]", decoded)
+    ):
         raise MlflowError(
             f"Invalid model version source: '{source}'. If supplying a source as an http, https, local file path, ftp,"
             " objectstore, or mlflow-artifacts uri, an absolute path must be provided without relative path references"
@@ -157,9 +163,9 @@ def _refuse_relative(source: str) -> None:
         )
 
 
-def _misplaced(asked: SourceOrigin) -> MlflowError:
-    which = "model_id" if asked.model_id or asked.source.startswith("models:") else "run_id"
+def _misplaced(origin: SourceOrigin) -> MlflowError:
+    which = "model_id" if origin.model_id or origin.source.startswith("models:") else "run_id"
     return MlflowError(
-        f"Invalid model version source: '{asked.source}'. The {which} request parameter must identify the resource"
+        f"Invalid model version source: '{origin.source}'. The {which} request parameter must identify the resource"
         " that contains the source."
     )

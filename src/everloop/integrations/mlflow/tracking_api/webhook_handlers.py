@@ -1,12 +1,13 @@
-"""MLflow's webhooks: URLs that receive MLflow's events about models, versions, tags and aliases.
+"""Routes for MLflow's webhooks: URLs that receive MLflow's events about models, versions, tags and aliases.
 
-everloop delivers and guards them as its own, see `server/webhooks/webhook_delivery.py`. Only admins may change them.
+They are delivered and protected like everloop's own webhooks; see `server/webhooks/webhook_delivery.py`. Only admins
+may change them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from everloop.errors import NotFoundError, UnavailableError, UsageError
@@ -21,17 +22,17 @@ from everloop.server.webhooks.webhook_payloads import EXAMPLES
 USUAL, MOST = 100, 1000
 _NAME = re.compile(r"(?=.{1,63}$)[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _STATUS = {"ACTIVE": True, "DISABLED": False}
-UNSHOWN = "What the address answered is not shown, for it may be anybody's."
+UNSHOWN = "The body of the response is not shown, as the URL may belong to a third party."
 
 
-def create_webhook(ask: HandlerContext) -> Mapping[str, Any]:
-    fields = ask.fields
+def create_webhook(context: HandlerContext) -> Mapping[str, Any]:
+    fields = context.fields
     name, url = _name(fields.text("name")), _url(fields.text("url"))
     verbs = _verbs(fields)
     if not verbs:
         raise missing("events")
-    hook = _reached(
-        lambda: _hooks(ask).add_for_mlflow(
+    hook = _without_retry(
+        lambda: _hooks(context).add_for_mlflow(
             name,
             url,
             verbs,
@@ -43,23 +44,23 @@ def create_webhook(ask: HandlerContext) -> Mapping[str, Any]:
     return {"webhook": _shown(hook)}
 
 
-def list_webhooks(ask: HandlerContext) -> Mapping[str, Any]:
-    most = ask.fields.integer("max_results", USUAL) or USUAL
+def list_webhooks(context: HandlerContext) -> Mapping[str, Any]:
+    most = context.fields.integer("max_results", USUAL) or USUAL
     if not 1 <= most <= MOST:
         raise MlflowError("max_results must be between 1 and 1000.")
-    page = Page.of(ask.fields.text("page_token", required=False))
-    found = [hook for hook in _hooks(ask).list() if hook.form == "mlflow"]
+    page = Page.of(context.fields.text("page_token", required=False))
+    found = [hook for hook in _hooks(context).list() if hook.form == "mlflow"]
     found.sort(key=lambda hook: hook.id, reverse=True)
     return paged(found, page, most, _shown, "webhooks")
 
 
-def get_webhook(ask: HandlerContext) -> Mapping[str, Any]:
-    return {"webhook": _shown(_asked(ask))}
+def get_webhook(context: HandlerContext) -> Mapping[str, Any]:
+    return {"webhook": _shown(_requested_webhook(context))}
 
 
-def update_webhook(ask: HandlerContext) -> Mapping[str, Any]:
-    fields, changes = ask.fields, dict[str, Any]()
-    hook = _asked(ask)
+def update_webhook(context: HandlerContext) -> Mapping[str, Any]:
+    fields, changes = context.fields, dict[str, Any]()
+    hook = _requested_webhook(context)
     if name := fields.text("name", required=False):
         changes["name"] = _name(name)
     if url := fields.text("url", required=False):
@@ -71,36 +72,36 @@ def update_webhook(ask: HandlerContext) -> Mapping[str, Any]:
             changes[field] = text
     if fields.has("status"):
         changes["active"] = _active(fields, usual=hook.active)
-    return {"webhook": _shown(_reached(lambda: _hooks(ask).change(hook.id, **changes)))}
+    return {"webhook": _shown(_without_retry(lambda: _hooks(context).change(hook.id, **changes)))}
 
 
-def delete_webhook(ask: HandlerContext) -> Mapping[str, Any]:
-    _hooks(ask).remove(_asked(ask).id)
+def delete_webhook(context: HandlerContext) -> Mapping[str, Any]:
+    _hooks(context).remove(_requested_webhook(context).id)
     return {}
 
 
-def try_webhook(ask: HandlerContext) -> Mapping[str, Any]:
-    """Send an example; of the answer only its status is told, because the address may be anybody's."""
-    hook = _asked(ask)
-    event = ask.fields.raw("event")
+def try_webhook(context: HandlerContext) -> Mapping[str, Any]:
+    """Send a test message. Only the status of the response is returned, as the URL may belong to a third party."""
+    hook = _requested_webhook(context)
+    event = context.fields.raw("event")
     if event is not None and not isinstance(event, dict):
-        raise MlflowError("The event of a webhook has an entity and an action.")
+        raise MlflowError("The event of a webhook must be an object with an entity and an action.")
     verb = _verb(Fields(event)) if event else hook.verbs[0]
     try:
-        status = _hooks(ask).test(hook.id, verb)
+        status = _hooks(context).test(hook.id, verb)
     except (UnavailableError, UsageError) as error:
         return {"result": {"success": False, "error_message": f"Failed to test webhook: {error}"}}
     return {"result": {"success": status < 400, "response_status": status, "response_body": UNSHOWN}}
 
 
-def _hooks(ask: HandlerContext) -> Webhooks:
-    return Webhooks(ask.store, ask.options)
+def _hooks(context: HandlerContext) -> Webhooks:
+    return Webhooks(context.store, context.options)
 
 
-def _asked(ask: HandlerContext) -> Webhook:
-    name = ask.path["webhook_id"]
+def _requested_webhook(context: HandlerContext) -> Webhook:
+    name = context.path["webhook_id"]
     try:
-        hook = _hooks(ask).get(name)
+        hook = _hooks(context).get(name)
     except NotFoundError:
         hook = None
     if hook is None or hook.form != "mlflow":
@@ -145,17 +146,16 @@ def _active(fields: Fields, *, usual: bool) -> bool:
     if not status:
         return usual
     if status not in _STATUS:
-        raise MlflowError(f"Invalid webhook status: {status[:40]!r}. It is ACTIVE or DISABLED.")
+        raise MlflowError(f"Invalid webhook status: {status[:40]!r}. It must be ACTIVE or DISABLED.")
     return _STATUS[status]
 
 
-def _reached(kept: Any) -> Webhook:
+def _without_retry(save: Callable[[], Webhook]) -> Webhook:
     try:
-        hook: Webhook = kept()
+        return save()
     except UnavailableError as error:
-        # A name that does not resolve will not do so when the client asks again a second later.
+        # Not MLflow's code for "unavailable", after which clients retry: the host name will not resolve a second later.
         raise MlflowError(str(error)) from error
-    return hook
 
 
 def _shown(hook: Webhook) -> dict[str, Any]:

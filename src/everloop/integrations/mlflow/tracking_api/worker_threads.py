@@ -1,8 +1,8 @@
-"""The threads in which requests are answered, so that the event loop only reads and sends.
+"""Threads that run the handlers, so that the event loop only does network I/O.
 
-Short handlers run one after the other in one thread: they take fractions of a millisecond, share what has been logged
-and is not yet in the records, and cost one way to that thread and back. Handlers that may read much run in threads of
-their own, and never in those of the uploads: a search takes nothing from a request that logs a metric.
+Short handlers run one after the other in a single thread. They take fractions of a millisecond and share the metric
+buffer. Handlers that may read a lot run in a separate pool, which uploads do not use either. So a search never delays a
+request that logs a metric.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class WorkerThreads:
-    """Belongs to one event loop at a time. The threads end with this object, or with the process."""
+    """Thread pools for handlers, used by one event loop at a time. They end with this object or the process."""
 
     def __init__(self) -> None:
         self._short = ThreadPoolExecutor(1, thread_name_prefix="everloop-mlflow")
@@ -26,21 +26,21 @@ class WorkerThreads:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def short(self, work: Callable[[], T]) -> T:
-        """Run what takes fractions of a millisecond."""
+        """Run a function that takes fractions of a millisecond."""
         self._loop = asyncio.get_running_loop()
         return await self._loop.run_in_executor(self._short, work)
 
     async def long(self, work: Callable[[], T]) -> T:
-        """Run what may take longer."""
+        """Run a function that may take longer."""
         self._loop = asyncio.get_running_loop()
         return await self._loop.run_in_executor(self._long, work)
 
     def short_now(self, work: Callable[[], T]) -> T:
-        """The same as `short`, for a caller in a thread of `long`, who waits."""
+        """Like `short`, for a function that runs in a thread of `long`. Blocks until the work is done."""
         return self._short.submit(work).result(timeout=SHORT_WAIT_S)
 
     def later(self, seconds: float, work: Callable[[], object]) -> None:
-        """Run something short after a while. From any thread; forgotten where the loop has ended by then."""
+        """Run a short function after a delay. May be called from any thread. Dropped if the event loop ends before."""
         loop = self._loop
         if loop is None or loop.is_closed():
             work()

@@ -1,1 +1,1 @@
-"""Clients' files: the folders and buckets that keep them, and how they come and go."""
+"""Artifact files: the folders and buckets that store them, and uploads and downloads."""

@@ -1,9 +1,9 @@
-"""Where clients' files may be: what the operator has decided, and which folder or bucket a URI leads to.
+"""Artifact locations that the operator allows, and the folder or bucket of a URI.
 
-Three kinds of places. `mlflow-artifacts:` URIs lead to what is behind the artifact proxy, for clients anywhere. A
-local path or `file:` URI is for clients that share this machine's disk, and any other, `s3://bucket/team/`, for those
-that have credentials for it: they read and write there themselves. This server looks there, too, for pages and
-addresses, but only below the folders and buckets that the operator has named.
+There are three kinds. `mlflow-artifacts:` URIs are served by the artifact proxy, for all clients. Local paths and
+`file:` URIs are for clients on this machine's disk, and other URIs, such as `s3://bucket/team/`, for clients with
+credentials for them; these clients read and write the files directly. The server also reads them, for listings and
+presigned URLs, but only below folders and buckets that the operator has named.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 
 _PROXY = "/api/2.0/mlflow-artifacts/artifacts/"
-"""How the proxy is called where the operator names this server's own address as the place of new experiments."""
+"""The path of the artifact proxy, in case the operator gives this server's own URL as the default artifact root."""
 _BUCKETS = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 
 
 @dataclass(frozen=True, slots=True)
-class _Local:
-    """A folder of this machine that the operator has named, and how: links in the name are kept."""
+class _LocalFolder:
+    """A local folder that the operator has named. `path`: as it was given, with symbolic links unresolved."""
 
-    named: PurePosixPath
+    path: PurePosixPath
     folder: ArtifactRoot
 
 
 class ArtifactLocations:
-    """Where new experiments keep their files, which places clients may name, and which of them this server reads.
+    """Artifact locations of new experiments, those that clients may choose, and those that this server reads.
 
     Args:
-        proxied: what `mlflow-artifacts:` URIs lead to.
-        default: a URI or folder below which each new experiment gets a place of its own; None: `mlflow-artifacts:`.
-        allowed: further beginnings of URIs, or folders, that a client may give an experiment for its files.
-        working: what relative paths are resolved against; None: this process's own working folder.
+        proxied: the folder or bucket of `mlflow-artifacts:` URIs.
+        default: a URI or folder in which each new experiment gets a subfolder; None: `mlflow-artifacts:`.
+        allowed: more URI prefixes or folders that clients may choose as the artifact location of an experiment.
+        working: the folder that relative paths start from; None: this process's working folder.
 
-    Where `default` or one of `allowed` is a folder, clients share this machine's disk, and a relative location is
-    taken below the working folder; it is recorded for them, and not read by the server.
+    If `default` or one of `allowed` is a folder, clients share this machine's disk. A relative location then means a
+    path below the working folder; it is recorded for the clients, but the server does not read it.
     """
 
     def __init__(
@@ -61,22 +61,22 @@ class ArtifactLocations:
         self.uploads = Uploads(proxied)
         self._working = PurePosixPath((working or Path.cwd()).absolute())
         self._default = self._resolved(default) if default else "mlflow-artifacts:"
-        named = [self._default, *(self._resolved(place) for place in allowed)]
-        local = [path for place in named if (path := local_path(place)) is not None]
-        self._local = tuple(_Local(PurePosixPath(path), ArtifactRoot(path)) for path in local)
-        remote = (place for place in named if local_path(place) is None and relative_path(place) is None)
-        self._remote = tuple(place.rstrip("/") + "/" for place in remote)
+        locations = [self._default, *(self._resolved(location) for location in allowed)]
+        local = [path for location in locations if (path := local_path(location)) is not None]
+        self._local = tuple(_LocalFolder(PurePosixPath(path), ArtifactRoot(path)) for path in local)
+        remote = (uri for uri in locations if local_path(uri) is None and relative_path(uri) is None)
+        self._remote = tuple(uri.rstrip("/") + "/" for uri in remote)
         self._buckets: dict[str, ArtifactBucket] = {}
 
     def of_experiment(self, number: int) -> str:
-        """Where a new experiment keeps its files."""
+        """Return the artifact location of a new experiment."""
         return f"{self._default.rstrip('/')}/{number}"
 
     def checked(self, uri: str) -> str:
-        """The place that a client wants for an experiment's files, a relative path made absolute.
+        """Check the artifact location that a client chose, and make a relative path absolute.
 
         Raises:
-            MlflowError: the operator does not allow it.
+            MlflowError: the operator does not allow this location.
         """
         if len(uri) > LONGEST_LOCATION:
             raise MlflowError(f"'artifact_location' exceeds the maximum length of {LONGEST_LOCATION} characters")
@@ -86,35 +86,35 @@ class ArtifactLocations:
             return uri
         path = local_path(uri)
         if path is None:
-            if any(uri.startswith(start) and _stays(uri.removeprefix(start)) for start in self._remote):
+            if any(uri.startswith(start) and _is_safe(uri.removeprefix(start)) for start in self._remote):
                 return uri
-        elif self._local and _stays(path.removeprefix("/")):
+        elif self._local and _is_safe(path.removeprefix("/")):
             if not path.startswith("/"):
                 return str(self._working / path)
-            places = (self._working, *(place.named for place in self._local))
-            if any(PurePosixPath(path).is_relative_to(place) for place in places):
+            roots = (self._working, *(folder.path for folder in self._local))
+            if any(PurePosixPath(path).is_relative_to(root) for root in roots):
                 return uri
         raise MlflowError(
-            f"Invalid artifact_location: '{uri}'. This server keeps artifacts below mlflow-artifacts:/"
-            + "".join(f" and {place}" for place in (*(str(one.named) for one in self._local), *self._remote))
+            f"Invalid artifact_location: '{uri}'. This server allows locations below mlflow-artifacts:/"
+            + "".join(f" and {root}" for root in (*(str(folder.path) for folder in self._local), *self._remote))
             + ". Its operator can allow more: everloop server --allow-artifact-root"
         )
 
     def find(self, uri: str, path: str = "") -> tuple[ArtifactLocation, str]:
-        """The folder that this server reads a URI in, and the path below it, for a path below the URI.
+        """Return the folder or bucket of a URI, and the path in it, for a path below the URI.
 
         Raises:
-            MlflowError: the URI leads elsewhere: only the clients can reach those files.
+            MlflowError: only the clients can reach the files of this URI.
         """
         found = self._find(uri)
         if found is None:
-            raise MlflowError(f"The files at '{uri}' are not kept by this server.")
+            raise MlflowError(f"This server does not store the files at '{uri}'; only clients can reach them.")
         folder, within = found
         return folder, "/".join(part for part in (within.rstrip("/"), path) if part)
 
     def sweep(self, older_than_s: float) -> None:
-        """Remove drafts of uploads that nobody will finish from the folders of this machine."""
-        for folder in (self.proxied, *(place.folder for place in self._local)):
+        """Remove the files of abandoned uploads from the local folders."""
+        for folder in (self.proxied, *(local.folder for local in self._local)):
             if isinstance(folder, ArtifactRoot) and (folder.root / UPLOADS).is_dir():
                 sweep(folder.drafts(), older_than_s)
 
@@ -135,31 +135,31 @@ class ArtifactLocations:
                 self._buckets[start] = ArtifactBucket(start)
             return self._buckets[start], uri.removeprefix(start)
         wanted = PurePosixPath(path)
-        for place in self._local:
-            if wanted.is_relative_to(place.named):
-                return place.folder, str(wanted.relative_to(place.named))
+        for local in self._local:
+            if wanted.is_relative_to(local.path):
+                return local.folder, str(wanted.relative_to(local.path))
         return None
 
-    def _resolved(self, place: str) -> str:
-        """A place as the operator wrote it, a relative path made absolute."""
-        path = local_path(place)
+    def _resolved(self, location: str) -> str:
+        """Return a location as the operator gave it, with a relative path made absolute."""
+        path = local_path(location)
         if path is None or path.startswith("/"):
-            return place
+            return location
         return str(self._working / path)
 
 
-def open_folder(place: str | Path) -> ArtifactLocation:
-    """The folder or bucket that the operator has named for what clients send to this server.
+def open_folder(location: str | Path) -> ArtifactLocation:
+    """Open the folder or bucket in which the server stores the files that clients send to it.
 
     Raises:
-        UsageError: there is no such kind of place.
+        UsageError: the kind of URL is not supported.
     """
-    path = local_path(str(place))
-    return ArtifactBucket(str(place)) if path is None else ArtifactRoot(path)
+    path = local_path(str(location))
+    return ArtifactBucket(str(location)) if path is None else ArtifactRoot(path)
 
 
 def relative_path(uri: str) -> str | None:
-    """The path below the proxy's folder that a `mlflow-artifacts:` URI without a host names; None for any other."""
+    """Return the path of a `mlflow-artifacts:` URI without a host, in the proxy's folder; None for any other URI."""
     split = urlsplit(uri)
     if split.scheme != "mlflow-artifacts" or split.netloc or split.query or split.fragment:
         return None
@@ -167,7 +167,7 @@ def relative_path(uri: str) -> str | None:
 
 
 def local_path(uri: str) -> str | None:
-    """The path that a `file:` URI without a host, or a text without a scheme, names; None for any other URI."""
+    """Return the path of a `file:` URI without a host, or a plain path itself; None for any other URI."""
     if not _SCHEME.match(uri):
         return uri
     split = urlsplit(uri)
@@ -176,7 +176,7 @@ def local_path(uri: str) -> str | None:
     return unquote(split.path)
 
 
-def _stays(rest: str) -> bool:
+def _is_safe(rest: str) -> bool:
     try:
         safe_parts(rest.removeprefix("/"))
     except MlflowError:

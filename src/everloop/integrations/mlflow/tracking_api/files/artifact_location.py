@@ -1,4 +1,4 @@
-"""What a place of clients' files does, and every check of a path that a client names."""
+"""Protocol of an artifact location, and the checks of paths that clients give."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from everloop.integrations.mlflow.tracking_api.codec import MlflowError, not_found
 
 UPLOADS = ".uploads"
-"""Where files are written before they get their names. No client can name it."""
+"""The folder of unfinished uploads. Clients cannot access it."""
 LONGEST_PATH = 4000
 LONGEST_NAME = 255
 _REFUSED = re.compile(r"[\x00-\x1f\x7f\\#?;]")
@@ -21,7 +21,7 @@ _DECODINGS = 10
 _OLDER_IMAGE = re.compile(
     r"(?<![^/%])([^/%]*+)%step%\d+%timestamp%\d+%[0-9a-z]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?:%compressed)?(?=\.\w+$)"
 )
-"""How older clients of MLflow name logged images. Decoded once more it could be anything, but nobody decodes it."""
+"""File names of images that older MLflow clients logged. They look percent-encoded, but are never decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,68 +34,68 @@ class Listed:
 
 
 class OpenFile(Protocol):
-    """A file that is being read, from any thread. Whoever opened it closes it."""
+    """An open file. Thread-safe; the caller closes it."""
 
     size_bytes: int
 
     def read(self, at: int, length: int) -> bytes:
-        """At most so many bytes from there on; none where the file has become shorter."""
+        """Read at most `length` bytes from the offset `at`; empty if the file has become shorter."""
 
     def close(self) -> None: ...
 
 
 class ArtifactLocation(Protocol):
-    """A place below which clients' files are, by relative paths. Safe from any thread.
+    """A folder or bucket with artifact files, which are addressed by relative paths. Thread-safe.
 
-    - A path that leads elsewhere, however it is spelled, is refused with MlflowError, and so is one that names a
-      folder where a file belongs.
-    - A file has its name once all of it is there: nobody sees half of one.
+    - A path that leads out of it, however it is encoded, raises MlflowError. So does the path of a folder where a file
+      is needed.
+    - A file appears under its name only when it is complete.
     """
 
     @property
     def quick(self) -> bool:
-        """Whether small files are read and written in microseconds, as on a disk of this machine."""
+        """Whether small files are read and written in microseconds, as on a local disk."""
 
     def check(self, path: str) -> None:
-        """Refuse a path that no file here can have."""
+        """Raise MlflowError if no file can have this path."""
 
     def drafts(self) -> Path:
-        """A folder of this machine for what is not whole yet. It is there."""
+        """Return a local folder for incomplete files. It exists."""
 
     def keep(self, draft: Path, path: str) -> None:
-        """Give a finished draft its name, in place of what had it. The draft is gone."""
+        """Move a complete draft to its path, replacing an existing file."""
 
     def open(self, path: str) -> OpenFile:
-        """Raises MlflowError where there is no such file."""
+        """Open a file; raises MlflowError if it does not exist."""
 
     def list(self, path: str) -> list[Listed]:
-        """What is in a folder, by name; empty where there is none."""
+        """List a folder, sorted by name; empty if it does not exist."""
 
     def delete(self, path: str) -> None:
-        """Remove a file or a folder with everything in it; nothing where there is none."""
+        """Delete a file, or a folder with all its content; does nothing if it does not exist."""
 
     def on_disk(self, path: str) -> Path:
-        """A folder of this machine with all that is below a path; it need not exist. Not to be written to."""
+        """Return a local folder with the content below a path. It may not exist, and must not be written to."""
 
-    def address(self, method: Literal["GET", "PUT"], path: str, seconds: int) -> str | None:
-        """Where a client may GET or PUT a file for so many seconds without this server; None where it may not."""
+    def presigned_url(self, method: Literal["GET", "PUT"], path: str, seconds: int) -> str | None:
+        """Return a URL for GET or PUT of a file without this server, valid for `seconds`; None if not supported."""
 
 
 @lru_cache(maxsize=512)
 def safe_parts(path: str) -> tuple[str, ...]:
-    """The names of a relative path that HTTP has decoded once; of an empty one, none.
+    """Split a relative path, which was percent-decoded once, into names; an empty path has none.
 
     Raises:
-        MlflowError: it leads elsewhere, or could be read so by somebody who decodes it again.
+        MlflowError: the path leads out of its root, or would do so if it were decoded again.
     """
     _refuse_unsafe(path)
-    spelled = _OLDER_IMAGE.sub(r"\1image", path)
+    decoded = _OLDER_IMAGE.sub(r"\1image", path)
     for _ in range(_DECODINGS):
-        _refuse_unsafe(spelled)
-        further = unquote(spelled)
-        if further == spelled:
+        _refuse_unsafe(decoded)
+        further = unquote(decoded)
+        if further == decoded:
             return tuple(part for part in path.split("/") if part not in ("", "."))
-        spelled = further
+        decoded = further
     raise invalid_path()
 
 

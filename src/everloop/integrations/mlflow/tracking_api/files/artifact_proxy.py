@@ -1,7 +1,7 @@
-"""The artifact proxy: clients' files go to disk and come back in pieces, so memory stays flat at any size.
+"""The artifact proxy: uploads and downloads files in pieces, so memory use does not depend on their size.
 
-An upload is written beside the files that clients see and gets its name when all of it has come. Everything is
-served as a download, and pages and drawings as bytes of no type, so that no browser runs what a client has uploaded.
+An upload is written to a draft, which gets its name when it is complete. All files are served as downloads, and HTML
+and SVG without their content type, so that no browser runs a file that a client uploaded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Scope = MutableMapping[str, Any]
 PIECE = 1 << 20
 SMALL = 1 << 16
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-"""What stands in a header without quotes, as RFC 9110, 5.6.2, has it; MLflow's server leaves them out there, too."""
+"""A token, which needs no quotes in a header (RFC 9110, section 5.6.2); MLflow's server does not quote it either."""
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 # fmt: off
 _TEXTS = frozenset({
@@ -58,52 +58,52 @@ GUARDS = [
 
 
 async def upload(folder: ArtifactLocation, path: str, receive: Receive) -> None:
-    """Keep a request's body as a file; of an upload that breaks off nothing is left."""
+    """Store a request's body as a file. An upload that breaks off leaves nothing behind."""
     folder.check(path)
-    await take(folder.drafts(), partial(folder.keep, path=path), receive, quick=folder.quick)
+    await receive_file(folder.drafts(), partial(folder.keep, path=path), receive, quick=folder.quick)
 
 
-async def take(drafts: Path, keep: Callable[[Path], None], receive: Receive, *, quick: bool) -> None:
-    """Write a request's body to a draft and hand it on when it is whole.
+async def receive_file(drafts: Path, keep: Callable[[Path], None], receive: Receive, *, quick: bool) -> None:
+    """Write a request's body to a draft, and pass the draft to `keep` when it is complete.
 
     Args:
-        quick: a small body is written and handed on at once, which takes less time than the way to a thread and back.
+        quick: write a small body in the event loop, which takes less time than switching to a thread.
     """
-    place = drafts / new_id(SystemClock().now())
-    held: list[bytes] = []
+    draft = drafts / new_id(SystemClock().now())
+    pieces: list[bytes] = []
     size = 0
     file: FileIO | None = None
     try:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise MlflowError("The upload broke off.", "BAD_REQUEST")
+                raise MlflowError("The client disconnected before it had sent the whole file.", "BAD_REQUEST")
             if body := message.get("body", b""):
-                held.append(body)
+                pieces.append(body)
                 size += len(body)
             more = message.get("more_body", False)
             if not more and file is None:
                 if quick and size <= SMALL:
-                    _keep_small(keep, place, held)
+                    _keep_small(keep, draft, pieces)
                 else:
-                    # One way to another thread instead of three.
-                    await asyncio.to_thread(_keep_small, keep, place, held)
+                    # One switch to another thread instead of three.
+                    await asyncio.to_thread(_keep_small, keep, draft, pieces)
                 return
             if size >= PIECE or not more:
-                file = await asyncio.to_thread(_write, file, place, held)
-                held, size = [], 0
+                file = await asyncio.to_thread(_write, file, draft, pieces)
+                pieces, size = [], 0
             if not more and file is not None:
-                await asyncio.to_thread(_close, keep, file, place)
+                await asyncio.to_thread(_close, keep, file, draft)
                 file = None
                 return
     finally:
         if file is not None:
             file.close()
-        place.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
 
 
 async def download(folder: ArtifactLocation, path: str, scope: Scope, send: Send) -> None:
-    """Answer with a file, or with the part of it that a `Range` header asks for."""
+    """Send a file, or the part of it that a `Range` header requests."""
     file = folder.open(path) if folder.quick else await asyncio.to_thread(folder.open, path)
     size = file.size_bytes
     quick = folder.quick and size <= SMALL
@@ -130,7 +130,7 @@ async def download(folder: ArtifactLocation, path: str, scope: Scope, send: Send
             length = min(PIECE, stop - at)
             piece = file.read(at, length) if quick else await asyncio.to_thread(file.read, at, length)
             if not piece:
-                # The file has become shorter; the client sees that the length does not fit.
+                # The file has become shorter; the client notices that the length does not match.
                 break
             at += len(piece)
             await send({"type": "http.response.body", "body": piece, "more_body": True})
@@ -140,7 +140,7 @@ async def download(folder: ArtifactLocation, path: str, scope: Scope, send: Send
 
 
 def listing(folder: ArtifactLocation, path: str, *, below: str = "") -> dict[str, Any]:
-    """What is in a folder, each name with `below` in front."""
+    """List a folder; each path gets the prefix `below`."""
     files = []
     for entry in folder.list(path):
         name = f"{below}/{entry.name}" if below else entry.name
@@ -151,20 +151,20 @@ def listing(folder: ArtifactLocation, path: str, *, below: str = "") -> dict[str
     return {"files": files} if files else {}
 
 
-async def answer(
+async def send_response(
     send: Send,
     status: int,
     body: bytes,
     content_type: bytes = b"application/json",
     headers: Iterable[tuple[bytes, bytes]] = (),
 ) -> None:
-    said = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *headers, *GUARDS]
-    await send({"type": "http.response.start", "status": status, "headers": said})
+    all_headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *headers, *GUARDS]
+    await send({"type": "http.response.start", "status": status, "headers": all_headers})
     await send({"type": "http.response.body", "body": body})
 
 
-async def answer_file(send: Send, name: str, body: bytes) -> None:
-    """Answer with a file that is in memory; its name is our own word."""
+async def send_file(send: Send, name: str, body: bytes) -> None:
+    """Send a file from memory. Its name must be a safe constant."""
     headers = [
         (b"content-type", b"application/octet-stream"),
         (b"content-length", str(len(body)).encode()),
@@ -175,43 +175,43 @@ async def answer_file(send: Send, name: str, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def answer_json(send: Send, value: Any) -> None:
-    await answer(send, 200, msgspec.json.encode(value))
+async def send_json(send: Send, value: Any) -> None:
+    await send_response(send, 200, msgspec.json.encode(value))
 
 
-def _keep_small(keep: Callable[[Path], None], place: Path, held: list[bytes]) -> None:
-    with place.open("xb", buffering=0) as file:
-        _write_all(file, held)
-    keep(place)
+def _keep_small(keep: Callable[[Path], None], draft: Path, pieces: list[bytes]) -> None:
+    with draft.open("xb", buffering=0) as file:
+        _write_all(file, pieces)
+    keep(draft)
 
 
-def _write(file: FileIO | None, place: Path, held: list[bytes]) -> FileIO:
+def _write(file: FileIO | None, draft: Path, pieces: list[bytes]) -> FileIO:
     if file is not None:
-        _write_all(file, held)
+        _write_all(file, pieces)
         return file
-    # Without a buffer, which would try to write once more when the file is closed on a full disk.
-    opened = place.open("xb", buffering=0)
+    # Unbuffered, as a buffer would try to write once more when the file is closed on a full disk.
+    opened = draft.open("xb", buffering=0)
     try:
-        _write_all(opened, held)
+        _write_all(opened, pieces)
     except BaseException:
         opened.close()
         raise
     return opened
 
 
-def _write_all(file: FileIO, held: list[bytes]) -> None:
-    left = memoryview(b"".join(held))
+def _write_all(file: FileIO, pieces: list[bytes]) -> None:
+    left = memoryview(b"".join(pieces))
     while left:
         left = left[file.write(left) :]
 
 
-def _close(keep: Callable[[Path], None], file: FileIO, place: Path) -> None:
+def _close(keep: Callable[[Path], None], file: FileIO, draft: Path) -> None:
     file.close()
-    keep(place)
+    keep(draft)
 
 
 def _range(wanted: str, size: int) -> tuple[int, int, int]:
-    """Start, stop and status for a `Range` header; one that is not understood asks for everything."""
+    """Return start, stop and status for a `Range` header; one that is not supported requests the whole file."""
     found = _RANGE.fullmatch(wanted.strip())
     if found is None or not (found[1] or found[2]) or len(wanted) > 60:
         return 0, size, 200
@@ -226,7 +226,7 @@ def _range(wanted: str, size: int) -> tuple[int, int, int]:
 
 
 def content_type(name: str) -> bytes:
-    """What a file is by its name, as far as no browser runs it: texts, pictures and documents; else bytes."""
+    """Return a content type that no browser runs: text, images, media and PDF by the file's ending; else bytes."""
     ending = name.rpartition(".")[2].lower()
     return b"text/plain" if ending in _TEXTS else _SHOWN.get(ending, b"application/octet-stream")
 

@@ -1,6 +1,6 @@
-"""Clients' files in a bucket: S3, Google Cloud Storage, Azure, or what else `obstore` reaches.
+"""Artifact location in a bucket: S3, Google Cloud Storage, Azure, or another store that `obstore` supports.
 
-Credentials and regions come from the environment, as each provider's own tools read it.
+Credentials and regions are read from the environment variables of each provider's own tools.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Found = TypeVar("Found")
 
 
 class ArtifactBucket:
-    """An `ArtifactFolder` below a URL, `s3://bucket/prefix`.
+    """An `ArtifactLocation` below a URL, `s3://bucket/prefix`.
 
     Args:
-        drafts: a folder of this machine, made where it is not there; None: one in the system's temporary folder.
+        drafts: a local folder, created if missing; None: one in the system's temporary folder.
 
     Raises:
-        UsageError: there is no such kind of store.
+        UsageError: the kind of URL is not supported.
     """
 
     quick = False
@@ -45,8 +45,8 @@ class ArtifactBucket:
             self._store: Any = from_url(url)
         except Exception as error:
             raise UsageError(
-                f"No files can be kept at '{mask_url(url)}': {mask_text(str(error), url)}",
-                help="s3://, gs:// and az:// work.",
+                f"Cannot store files at '{mask_url(url)}': {mask_text(str(error), url)}",
+                help="Use a URL that begins with s3://, gs:// or az://.",
             ) from None
         self._drafts = drafts
 
@@ -63,21 +63,21 @@ class ArtifactBucket:
         import obstore
 
         key = self._key(path)
-        self._told(path, lambda: obstore.put(self._store, key, draft))
+        self._call(path, lambda: obstore.put(self._store, key, draft))
         draft.unlink()
 
     def open(self, path: str) -> BucketFile:
         import obstore
 
         key = self._key(path)
-        size = self._told(path, lambda: obstore.head(self._store, key)["size"])
+        size = self._call(path, lambda: obstore.head(self._store, key)["size"])
         return BucketFile(self._store, key, size)
 
     def list(self, path: str) -> list[Listed]:
         import obstore
 
         prefix = "/".join(safe_parts(path))
-        found = self._told(path, lambda: obstore.list_with_delimiter(self._store, prefix or None))
+        found = self._call(path, lambda: obstore.list_with_delimiter(self._store, prefix or None))
         folders = [Listed(str(name).rsplit("/", 1)[-1], True, 0) for name in found["common_prefixes"]]
         files = [Listed(str(one["path"]).rsplit("/", 1)[-1], False, int(one["size"])) for one in found["objects"]]
         return sorted(folders + files, key=lambda entry: entry.name)
@@ -87,10 +87,10 @@ class ArtifactBucket:
 
         key = self._key(path)
         keys = [str(one["path"]) for page in obstore.list(self._store, prefix=key) for one in page]
-        if not keys and self._told(path, lambda: self._is_there(key)):
+        if not keys and self._call(path, lambda: self._is_there(key)):
             keys = [key]
         if keys:
-            self._told(path, lambda: obstore.delete(self._store, keys))
+            self._call(path, lambda: obstore.delete(self._store, keys))
 
     def on_disk(self, path: str) -> Path:
         import obstore
@@ -108,13 +108,13 @@ class ArtifactBucket:
                         opened.write(piece)
         return target
 
-    def address(self, method: Literal["GET", "PUT"], path: str, seconds: int) -> str | None:
+    def presigned_url(self, method: Literal["GET", "PUT"], path: str, seconds: int) -> str | None:
         import obstore
 
         try:
             return str(obstore.sign(self._store, method, self._key(path), timedelta(seconds=seconds)))
         except (TypeError, ValueError):
-            # Not every kind of store can sign.
+            # Some kinds of stores cannot sign URLs.
             return None
 
     def _key(self, path: str) -> str:
@@ -132,19 +132,19 @@ class ArtifactBucket:
             return False
         return True
 
-    def _told(self, path: str, work: Callable[[], Found]) -> Found:
+    def _call(self, path: str, work: Callable[[], Found]) -> Found:
         try:
             return work()
         except FileNotFoundError:
             raise no_artifact(path) from None
         except Exception as error:
             if type(error).__module__.startswith("obstore"):
-                raise UnavailableError(f"The place of artifacts failed at '{path}': {type(error).__name__}.") from error
+                raise UnavailableError(f"The artifact store failed at '{path}': {type(error).__name__}.") from error
             raise
 
 
 class BucketFile:
-    """A file of a bucket, read in ranges."""
+    """A file in a bucket, read in ranges."""
 
     def __init__(self, store: Any, key: str, size_bytes: int) -> None:
         self._store = store

@@ -1,4 +1,4 @@
-"""Clients' files in a folder of this machine. Nothing here follows a symbolic link."""
+"""Artifact location in a local folder. Symbolic links are never followed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from everloop.stores.permissions import make_folder
 
 
 class ArtifactRoot:
-    """An `ArtifactFolder` on a local disk.
+    """An `ArtifactLocation` on a local disk.
 
     Args:
-        root: made where it is not there.
+        root: the folder; created if missing.
     """
 
     quick = True
@@ -32,21 +32,21 @@ class ArtifactRoot:
         self.root = Path(root).resolve()
         self._drafts = self.root / UPLOADS
 
-    def place(self, path: str) -> Path:
-        """Where a relative path leads below the root.
+    def resolve(self, path: str) -> Path:
+        """Return the full path of a relative path.
 
         Raises:
-            MlflowError: it is not safe, or a symbolic link stands in its way.
+            MlflowError: the path is not safe, or has a symbolic link in it.
         """
-        place = self.root
+        resolved = self.root
         for part in safe_parts(path):
-            place = place / part
-            if place.is_symlink():
+            resolved = resolved / part
+            if resolved.is_symlink():
                 raise invalid_path()
-        return place
+        return resolved
 
     def check(self, path: str) -> None:
-        if self.place(path) == self.root:
+        if self.resolve(path) == self.root:
             raise invalid_path()
 
     def drafts(self) -> Path:
@@ -54,7 +54,7 @@ class ArtifactRoot:
         return self._drafts
 
     def keep(self, draft: Path, path: str) -> None:
-        target = self.place(path)
+        target = self.resolve(path)
         if target == self.root:
             raise invalid_path()
         try:
@@ -68,7 +68,7 @@ class ArtifactRoot:
 
     def open(self, path: str) -> LocalFile:
         try:
-            descriptor = os.open(self.place(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            descriptor = os.open(self.resolve(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
             raise no_artifact(path) from None
         found = os.fstat(descriptor)
@@ -78,10 +78,10 @@ class ArtifactRoot:
         return LocalFile(descriptor, found.st_size)
 
     def list(self, path: str) -> list[Listed]:
-        """What is in a folder, by name; links are left out."""
-        place = self.place(path)
+        """List a folder, sorted by name, without symbolic links."""
+        folder = self.resolve(path)
         try:
-            with os.scandir(place) as entries:
+            with os.scandir(folder) as entries:
                 found = [
                     Listed(
                         entry.name,
@@ -89,30 +89,30 @@ class ArtifactRoot:
                         0 if entry.is_dir(follow_symlinks=False) else entry.stat(follow_symlinks=False).st_size,
                     )
                     for entry in entries
-                    if not entry.is_symlink() and not (place == self.root and entry.name == UPLOADS)
+                    if not entry.is_symlink() and not (folder == self.root and entry.name == UPLOADS)
                 ]
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(found, key=lambda entry: entry.name)
 
     def delete(self, path: str) -> None:
-        place = self.place(path)
-        if place == self.root:
+        target = self.resolve(path)
+        if target == self.root:
             raise invalid_path()
-        if place.is_dir():
-            shutil.rmtree(place)
+        if target.is_dir():
+            shutil.rmtree(target)
         else:
-            place.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
 
     def on_disk(self, path: str) -> Path:
-        return self.place(path)
+        return self.resolve(path)
 
-    def address(self, method: Literal["GET", "PUT"], path: str, seconds: int) -> str | None:
+    def presigned_url(self, method: Literal["GET", "PUT"], path: str, seconds: int) -> str | None:
         return None
 
 
 class LocalFile:
-    """An open file of this machine."""
+    """An open local file."""
 
     __slots__ = ("_descriptor", "size_bytes")
 

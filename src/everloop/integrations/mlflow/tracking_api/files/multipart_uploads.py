@@ -1,7 +1,7 @@
-"""Uploads in parts: each part is a file of its own until all are there, and then they become one, in order.
+"""Uploads in parts: each part is stored as a separate file, and in the end they are joined in order.
 
-What lies here says all that there is to know about an upload, so it outlives a restart; the addresses that its parts
-are sent to do not, and a client that loses them begins again.
+The whole state of an upload is in its folder, so it survives a restart of the server. The presigned URLs of its parts
+do not; a client then has to start again.
 """
 
 from __future__ import annotations
@@ -27,43 +27,43 @@ if TYPE_CHECKING:
 MOST_PARTS = 10_000
 _ID = re.compile(r"[0-9a-f-]{36}")
 _PLAN = "plan.json"
-_WHOLE = "whole"
+_JOINED = "whole"
 _DONE = "done"
 _PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an upload will become."""
+    """The path and the number of parts of an upload."""
 
     path: str
     parts: int
 
 
 class Uploads:
-    """The unfinished uploads to one folder. Safe from any thread."""
+    """The unfinished uploads to one artifact location. Thread-safe."""
 
     def __init__(self, folder: ArtifactLocation) -> None:
         self._folder = folder
         self._completing = Lock()
 
     def begin(self, path: str, parts: int) -> str:
-        """The id of a new upload of so many parts, which will get the name `path`.
+        """Start an upload to `path`, and return its id.
 
         Raises:
-            MlflowError: no such file can be, or there are too many parts.
+            MlflowError: the path is not valid, or there are too many parts.
         """
         if not 1 <= parts <= MOST_PARTS:
-            raise MlflowError(f"An upload has 1 to {MOST_PARTS} parts, not {parts}.")
+            raise MlflowError(f"An upload must have 1 to {MOST_PARTS} parts, not {parts}.")
         self._folder.check(path)
-        identity = new_id(SystemClock().now())
-        folder = self._folder.drafts() / identity
+        upload_id = new_id(SystemClock().now())
+        folder = self._folder.drafts() / upload_id
         folder.mkdir()
         (folder / _PLAN).write_bytes(msgspec.json.encode(Plan(path, parts)))
-        return identity
+        return upload_id
 
     def part(self, upload: str, number: int) -> Path:
-        """Where a part goes once it is whole.
+        """Return the path of a part's file.
 
         Raises:
             MlflowError: there is no such upload or part.
@@ -74,13 +74,13 @@ class Uploads:
         return folder / str(number)
 
     def complete(self, upload: str, path: str, parts: Sequence[tuple[int, str]]) -> None:
-        """Make one file of the parts, in the order of their numbers, and give it its name.
+        """Join the parts in the order of their numbers, and move the file to its path.
 
         Args:
-            parts: number and entity tag of each, as they were answered.
+            parts: number and entity tag (ETag) of each part, as returned for its upload.
 
         Raises:
-            MlflowError: the upload is of another path, or a part is missing or another than was sent.
+            MlflowError: the upload has another path, or a part is missing or differs from the one with this tag.
         """
         with self._completing:
             self._complete(upload, path, parts)
@@ -88,30 +88,30 @@ class Uploads:
     def _complete(self, upload: str, path: str, parts: Sequence[tuple[int, str]]) -> None:
         folder, plan = self._find(upload, path)
         if (folder / _DONE).exists():
-            # A client that got no answer asks again.
+            # A client that got no response repeats its request.
             return
-        named = dict(parts)
-        if sorted(named) != list(range(1, plan.parts + 1)) or len(named) != len(parts):
-            raise MlflowError(f"The upload has parts 1 to {plan.parts}, each once; these were named: {sorted(named)}.")
+        tags = dict(parts)
+        if sorted(tags) != list(range(1, plan.parts + 1)) or len(tags) != len(parts):
+            raise MlflowError(f"'parts' must list the parts 1 to {plan.parts}, each once. It lists {sorted(tags)}.")
         for number, tag in parts:
             try:
                 sent = entity_tag(folder / str(number))
             except FileNotFoundError:
-                raise MlflowError(f"Part {number} has not been sent.") from None
+                raise MlflowError(f"Part {number} has not been uploaded.") from None
             if tag and tag.strip('"') != sent.strip('"'):
-                raise MlflowError(f"Part {number} is not the one with the ETag {tag[:80]}.")
-        whole = folder / _WHOLE
-        with whole.open("wb") as file:
+                raise MlflowError(f"The uploaded part {number} does not have the ETag {tag[:80]}.")
+        joined = folder / _JOINED
+        with joined.open("wb") as file:
             for number in range(1, plan.parts + 1):
                 with (folder / str(number)).open("rb") as part:
                     shutil.copyfileobj(part, file, _PIECE)
-        self._folder.keep(whole, path)
+        self._folder.keep(joined, path)
         (folder / _DONE).touch()
         for number in range(1, plan.parts + 1):
             (folder / str(number)).unlink()
 
     def abort(self, upload: str, path: str) -> None:
-        """Forget an upload and all its parts."""
+        """Delete an upload and all its parts."""
         folder, _ = self._find(upload, path)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -129,13 +129,13 @@ class Uploads:
 
 
 def entity_tag(file: Path) -> str:
-    """Names one writing of a part: it tells a part that was sent again from the one before."""
+    """Return the entity tag (ETag) of a part. It changes if the part is uploaded again."""
     found = file.stat()
     return f'"{found.st_mtime_ns:x}-{found.st_size:x}"'
 
 
 def sweep(folder: Path, older_than_s: float) -> None:
-    """Remove what killed processes and clients that went away have left among the drafts."""
+    """Remove drafts that killed processes or disconnected clients have left behind."""
     now = SystemClock().now().timestamp()
     with os.scandir(folder) as entries:
         for entry in entries:

@@ -1,7 +1,7 @@
-"""Addresses that carry their own right, for a while: whoever has one may do the one thing that it says, unasked.
+"""Presigned URLs: each allows one upload or download without a login, for a limited time.
 
-An address says what it allows, until when, and ends with an HMAC-SHA256 over that. The key lives as long as the
-process: addresses end with the server that gave them.
+A URL names what it allows and until when, and has an HMAC-SHA256 over both. The key lives as long as the process, so
+URLs stop working when the server stops.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ What = Literal["get", "put", "part"]
 
 @dataclass(frozen=True, slots=True)
 class PresignedUrl:
-    """What an address allows: to fetch or send the file `path` below the URI `where`, or to send part `path` of the
-    upload `where`."""
+    """What a URL allows: GET or PUT of the file `path` below the URI `where`, or PUT of part `path` of the upload
+    `where`."""
 
     what: What
     where: str
@@ -34,35 +34,35 @@ class PresignedUrl:
 
 
 class PresignedUrls:
-    """Gives addresses and opens them. Safe from any thread."""
+    """Creates and verifies presigned URLs. Thread-safe."""
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
 
-    def address(self, origin: str, allowed: PresignedUrl, seconds: int) -> str:
-        """The address at `origin`, `https://host`, that allows this for so many seconds."""
+    def create(self, origin: str, allowed: PresignedUrl, seconds: int) -> str:
+        """Return a URL at `origin` (`https://host`) that allows this for `seconds`."""
         until = micros(SystemClock().now()) // 1_000_000 + seconds
         query = {"what": allowed.what, "where": allowed.where, "path": allowed.path, "until": until}
-        return f"{origin}{PATH}?{urlencode({**query, 'seal': self._seal(allowed, until)})}"
+        return f"{origin}{PATH}?{urlencode({**query, 'signature': self._signature(allowed, until)})}"
 
-    def opened(self, fields: Fields) -> PresignedUrl:
-        """What an address allows.
+    def verified(self, fields: Fields) -> PresignedUrl:
+        """Return what a URL allows.
 
         Raises:
-            MlflowError: it was not given by this process, was changed, or its time is over.
+            MlflowError: the URL was not created by this process, was changed, or has expired.
         """
         what, until = fields.text("what", required=False), fields.integer("until")
         allowed = PresignedUrl("get", fields.text("where", required=False), fields.text("path", required=False))
         for known in get_args(What):
             if known == what:
                 allowed = PresignedUrl(known, allowed.where, allowed.path)
-        seal = fields.text("seal", required=False)
-        if not seal.isascii() or not hmac.compare_digest(seal, self._seal(allowed, until)):
-            raise MlflowError("This address was not given by this server, or not for this.", "PERMISSION_DENIED")
+        signature = fields.text("seal", required=False)
+        if not signature.isascii() or not hmac.compare_digest(signature, self._signature(allowed, until)):
+            raise MlflowError("The signature of this presigned URL is not valid.", "PERMISSION_DENIED")
         if until < micros(SystemClock().now()) // 1_000_000:
-            raise MlflowError("The time of this address is over.", "PERMISSION_DENIED")
+            raise MlflowError("This presigned URL has expired. Request a new one.", "PERMISSION_DENIED")
         return allowed
 
-    def _seal(self, allowed: PresignedUrl, until: int) -> str:
-        said = msgspec.json.encode([allowed.what, allowed.where, allowed.path, until])
-        return hmac.new(self._key, said, hashlib.sha256).hexdigest()
+    def _signature(self, allowed: PresignedUrl, until: int) -> str:
+        signed = msgspec.json.encode([allowed.what, allowed.where, allowed.path, until])
+        return hmac.new(self._key, signed, hashlib.sha256).hexdigest()

@@ -1,1 +1,1 @@
-"""Traces, assessments, scorers and evaluation datasets of language programs."""
+"""Routes for generative AI: traces, assessments, scorers and evaluation datasets."""

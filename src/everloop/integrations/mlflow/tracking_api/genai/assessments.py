@@ -1,4 +1,4 @@
-"""What people and programs think of a trace: feedback, expectations, issues."""
+"""Routes for assessments of traces: feedback, expectations and issues."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from everloop.integrations.mlflow.tracking_api.codec import invalid, missing, not_found
 from everloop.integrations.mlflow.tracking_api.genai.traces import (
     check_assessment_size,
-    kept_assessment,
     new_assessment,
+    stored_assessment,
     time_text,
     trace_of,
 )
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 _CHANGEABLE = frozenset({"assessment_name", "feedback", "expectation", "issue", "rationale", "metadata", "valid"})
 
 
-def create_assessment(ask: HandlerContext) -> Mapping[str, Any]:
-    said = ask.fields.raw("assessment")
-    if said is None:
+def create_assessment(context: HandlerContext) -> Mapping[str, Any]:
+    payload = context.fields.raw("assessment")
+    if payload is None:
         raise missing("assessment")
-    store, name = ask.store, ask.path["trace_id"]
-    made = new_assessment(store, name, said)
+    store, name = context.store, context.path["trace_id"]
+    made = new_assessment(store, name, payload)
     with store.records.transaction():
         trace = trace_of(store, name)
         others = trace.assessments
@@ -38,51 +38,51 @@ def create_assessment(ask: HandlerContext) -> Mapping[str, Any]:
             _find(trace, str(overridden))
             others = tuple({**one, "valid": False} if one["assessment_id"] == overridden else one for one in others)
         if any(one["assessment_id"] == made["assessment_id"] for one in others):
-            raise invalid("assessment_id", made["assessment_id"], "There is one already.")
+            raise invalid("assessment_id", made["assessment_id"], "An assessment with this id already exists.")
         store.records.update(replace(trace, assessments=(*others, made)))
     return {"assessment": made}
 
 
-def get_assessment(ask: HandlerContext) -> Mapping[str, Any]:
-    return {"assessment": _find(trace_of(ask.store, ask.path["trace_id"]), ask.path["assessment_id"])}
+def get_assessment(context: HandlerContext) -> Mapping[str, Any]:
+    return {"assessment": _find(trace_of(context.store, context.path["trace_id"]), context.path["assessment_id"])}
 
 
-def update_assessment(ask: HandlerContext) -> Mapping[str, Any]:
-    said = ask.fields.raw("assessment")
-    if not isinstance(said, dict):
-        raise invalid("assessment", said)
-    check_assessment_size(said)
-    mask = ask.fields.text("update_mask")
+def update_assessment(context: HandlerContext) -> Mapping[str, Any]:
+    payload = context.fields.raw("assessment")
+    if not isinstance(payload, dict):
+        raise invalid("assessment", payload)
+    check_assessment_size(payload)
+    mask = context.fields.text("update_mask")
     changed = {re.sub(r"[A-Z]", lambda found: f"_{found[0].lower()}", path.strip()) for path in mask.split(",")}
     if unknown := changed - _CHANGEABLE:
         raise invalid("update_mask", mask, f"'{min(unknown)}' cannot be changed.")
-    store = ask.store
+    store = context.store
     with store.records.transaction():
-        trace = trace_of(store, ask.path["trace_id"])
-        known = _find(trace, ask.path["assessment_id"])
-        kept = kept_assessment(said)
-        new: dict[str, Json] = {**known, **{name: kept[name] for name in changed if name in kept}}
+        trace = trace_of(store, context.path["trace_id"])
+        known = _find(trace, context.path["assessment_id"])
+        stored = stored_assessment(payload)
+        new: dict[str, Json] = {**known, **{name: stored[name] for name in changed if name in stored}}
         if "metadata" in changed:
-            new["metadata"] = {**(known.get("metadata") or {}), **(said.get("metadata") or {})}
+            new["metadata"] = {**(known.get("metadata") or {}), **(payload.get("metadata") or {})}
         new["last_update_time"] = time_text(store.now())
-        _put(ask, trace, [new if one is known else one for one in trace.assessments])
+        _put(context, trace, [new if one is known else one for one in trace.assessments])
     return {"assessment": new}
 
 
-def delete_assessment(ask: HandlerContext) -> Mapping[str, Any]:
-    with ask.store.records.transaction():
-        trace = trace_of(ask.store, ask.path["trace_id"])
-        gone = ask.path["assessment_id"]
-        known = [one for one in trace.assessments if one["assessment_id"] == gone]
+def delete_assessment(context: HandlerContext) -> Mapping[str, Any]:
+    with context.store.records.transaction():
+        trace = trace_of(context.store, context.path["trace_id"])
+        deleted = context.path["assessment_id"]
+        known = [one for one in trace.assessments if one["assessment_id"] == deleted]
         overridden = known[0].get("overrides") if known else None
-        left = [one for one in trace.assessments if one["assessment_id"] != gone]
-        # What it had overridden counts again.
-        _put(ask, trace, [{**one, "valid": True} if one["assessment_id"] == overridden else one for one in left])
+        left = [one for one in trace.assessments if one["assessment_id"] != deleted]
+        # The assessment that it had overridden becomes valid again.
+        _put(context, trace, [{**one, "valid": True} if one["assessment_id"] == overridden else one for one in left])
     return {}
 
 
-def _put(ask: HandlerContext, trace: Trace, assessments: list[dict[str, Any]]) -> None:
-    ask.store.records.update(replace(trace, assessments=tuple(assessments)))
+def _put(context: HandlerContext, trace: Trace, assessments: list[dict[str, Any]]) -> None:
+    context.store.records.update(replace(trace, assessments=tuple(assessments)))
 
 
 def _find(trace: Trace, name: str) -> dict[str, Any]:

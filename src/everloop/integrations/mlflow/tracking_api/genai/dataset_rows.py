@@ -1,4 +1,4 @@
-"""The rows of an evaluation dataset: put in or merged by their inputs, read in pages, deleted."""
+"""Routes for the rows of an evaluation dataset: add or merge them by their inputs, read them in pages, delete them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from everloop.integrations.mlflow.tracking_api.codec import MlflowError, invalid, mistyped, ms_of
-from everloop.integrations.mlflow.tracking_api.experiment_routes import checked_most
+from everloop.integrations.mlflow.tracking_api.experiment_routes import checked_limit
 from everloop.integrations.mlflow.tracking_api.genai.datasets import (
     MOST,
     PREFIX,
@@ -35,66 +35,68 @@ if TYPE_CHECKING:
 ROW_PREFIX = "dr-"
 SOURCES = ("UNSPECIFIED", "TRACE", "HUMAN", "DOCUMENT", "CODE")
 _AT_ONCE = 200
-"""Keys in one question to the store."""
+"""Keys in one query to the store."""
 _NO_FIELDS: dict[str, Json] = {"inputs": {}, "outputs": {}, "expectations": {}, "version": "1.0"}
 
 
-def upsert_rows(ask: HandlerContext) -> Mapping[str, Any]:
-    """Put rows in. One whose inputs are there already is merged into that one, so that a request may come twice."""
-    store, name = ask.store, ask.path["dataset_id"]
-    said = [_checked(row) for row in _list(read_json(ask.fields, "records"))]
-    digests = [_digest(row["inputs"]) for row in said]
+def upsert_rows(context: HandlerContext) -> Mapping[str, Any]:
+    """Add rows. A row with the inputs of an existing one is merged into it, so a request may safely be repeated."""
+    store, name = context.store, context.path["dataset_id"]
+    sent = [_checked(row) for row in _list(read_json(context.fields, "records"))]
+    digests = [_digest(row["inputs"]) for row in sent]
     with store.records.transaction():
         dataset = dataset_of(store, name)
         now = store.now()
         before = {row.digest: row for row in _rows_at(store, dataset, digests)}
         after, updated = dict(before), 0
-        for row, digest in zip(said, digests, strict=True):
+        for row, digest in zip(sent, digests, strict=True):
             known = after.get(digest)
             updated += known is not None
             after[digest] = _merged(known, row, now) if known else _new(store, dataset, row, digest, now)
-        # A row that says what it said before is left alone: a request that comes twice writes no history.
+        # An unchanged row is not written, so a repeated request adds no history.
         store.records.update(*(row for digest, row in after.items() if digest in before and row is not before[digest]))
         made = [row for digest, row in after.items() if digest not in before]
         store.records.put(*made)
-        by = [row["tags"][USER] for row in said if USER in (row.get("tags") or {})]
+        users = [row["tags"][USER] for row in sent if USER in (row.get("tags") or {})]
         store.records.update(
             replace(
                 dataset,
                 digest=digest_of(dataset.name, now),
-                fields=_with_fields(dataset.fields, said),
+                fields=_with_fields(dataset.fields, sent),
                 rows=dataset.rows + len(made),
-                updated_by=str(by[-1]) if by else None,
+                updated_by=str(users[-1]) if users else None,
                 updated_at=now,
             )
         )
     return {"inserted_count": len(made), "updated_count": updated}
 
 
-def get_rows(ask: HandlerContext) -> Mapping[str, Any]:
-    most = checked_most(ask.fields, USUAL, MOST, lowest=1, strict=False)
-    after = _after(ask.fields.text("page_token", required=False))
-    dataset = find_dataset(ask.store, ask.path["dataset_id"])
+def get_rows(context: HandlerContext) -> Mapping[str, Any]:
+    most = checked_limit(context.fields, USUAL, MOST, lowest=1, strict=False)
+    after = _after(context.fields.text("page_token", required=False))
+    dataset = find_dataset(context.store, context.path["dataset_id"])
     if dataset is None:
         return {"records": "[]"}
-    # Ids grow with time.
-    found = ask.store.records.find(
+    # Ids sort by creation time.
+    found = context.store.records.find(
         EvaluationRow, ("key", "prefix", f"{dataset.id}#"), ("id", ">", after), limit=most + 1
     )
-    answer: dict[str, Any] = {"records": json.dumps([row_out(row) for row in found[:most]])}
+    response: dict[str, Any] = {"records": json.dumps([row_out(row) for row in found[:most]])}
     if len(found) > most:
         last = found[most - 1]
         token = f"{ms_of(last.created_at)}:{ROW_PREFIX}{wire_id(last.id)}"
-        answer["next_page_token"] = base64.b64encode(token.encode()).decode()
-    return answer
+        response["next_page_token"] = base64.b64encode(token.encode()).decode()
+    return response
 
 
-def delete_rows(ask: HandlerContext) -> Mapping[str, Any]:
-    asked = {record_id(name.removeprefix(ROW_PREFIX)) for name in ask.fields.texts("dataset_record_ids")}
-    store = ask.store
+def delete_rows(context: HandlerContext) -> Mapping[str, Any]:
+    requested_ids = {record_id(name.removeprefix(ROW_PREFIX)) for name in context.fields.texts("dataset_record_ids")}
+    store = context.store
     with store.records.transaction():
-        dataset = dataset_of(store, ask.path["dataset_id"])
-        found = [row for row in store.records.get_many(EvaluationRow, sorted(asked)) if row.dataset == dataset.id]
+        dataset = dataset_of(store, context.path["dataset_id"])
+        found = [
+            row for row in store.records.get_many(EvaluationRow, sorted(requested_ids)) if row.dataset == dataset.id
+        ]
         for row in found:
             store.records.delete(EvaluationRow, row.id)
         if found:
@@ -103,7 +105,7 @@ def delete_rows(ask: HandlerContext) -> Mapping[str, Any]:
 
 
 def row_out(row: EvaluationRow) -> dict[str, Any]:
-    answer: dict[str, Any] = {
+    payload: dict[str, Any] = {
         "dataset_record_id": ROW_PREFIX + wire_id(row.id),
         "dataset_id": PREFIX + wire_id(row.dataset),
         "inputs": row.inputs,
@@ -118,27 +120,27 @@ def row_out(row: EvaluationRow) -> dict[str, Any]:
         ("last_updated_by", row.updated_by),
     ):
         if value is not None:
-            answer[name] = value
+            payload[name] = value
     if row.source is not None:
         kind, data = row.source["source_type"], row.source["source_data"]
-        answer["source"], answer["source_type"] = row.source, kind
+        payload["source"], payload["source_type"] = row.source, kind
         named = data.get("trace_id" if kind == "TRACE" else "source_id")
         if isinstance(named, str):
-            answer["source_id"] = named
-    return answer
+            payload["source_id"] = named
+    return payload
 
 
-def _list(said: Json) -> list[Json]:
-    if not isinstance(said, list):
-        raise mistyped("records", said)
-    return said
+def _list(sent: Json) -> list[Json]:
+    if not isinstance(sent, list):
+        raise mistyped("records", sent)
+    return sent
 
 
 def _checked(row: Json) -> dict[str, Any]:
-    """One row as it was sent, its parts of the types that they must have.
+    """Check the types of a row's fields.
 
     Raises:
-        MlflowError: it is none.
+        MlflowError: a field has the wrong type.
     """
     if not isinstance(row, dict):
         raise MlflowError("Each record must be a dictionary")
@@ -163,7 +165,7 @@ def _digest(inputs: Json) -> str:
     try:
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
     except (RecursionError, ValueError):
-        raise MlflowError("The inputs of a record cannot be kept.") from None
+        raise MlflowError("The inputs of a record cannot be stored: they are nested too deeply.") from None
 
 
 def _rows_at(store: Store, dataset: EvaluationDataset, digests: Sequence[str]) -> Iterable[EvaluationRow]:
@@ -173,30 +175,30 @@ def _rows_at(store: Store, dataset: EvaluationDataset, digests: Sequence[str]) -
 
 
 def _new(
-    store: Store, dataset: EvaluationDataset, said: Mapping[str, Any], digest: str, now: datetime
+    store: Store, dataset: EvaluationDataset, sent: Mapping[str, Any], digest: str, now: datetime
 ) -> EvaluationRow:
-    tags = said.get("tags") or {}
+    tags = sent.get("tags") or {}
     user = str(tags[USER]) if USER in tags else None
     return store.new(
         EvaluationRow,
         dataset=dataset.id,
         digest=digest,
-        inputs=said["inputs"],
-        outputs=said.get("outputs", {}),
-        expectations=said.get("expectations"),
+        inputs=sent["inputs"],
+        outputs=sent.get("outputs", {}),
+        expectations=sent.get("expectations"),
         tags=tags,
-        source=said.get("source") or None,
+        source=sent.get("source") or None,
         user=user,
         updated_by=user,
         updated_at=now,
     )
 
 
-def _merged(row: EvaluationRow, said: Mapping[str, Any], now: datetime) -> EvaluationRow:
-    tags, expectations = said.get("tags") or {}, said.get("expectations")
+def _merged(row: EvaluationRow, sent: Mapping[str, Any], now: datetime) -> EvaluationRow:
+    tags, expectations = sent.get("tags") or {}, sent.get("expectations")
     merged = replace(
         row,
-        outputs=said.get("outputs", row.outputs),
+        outputs=sent.get("outputs", row.outputs),
         expectations={**(row.expectations or {}), **expectations} if expectations else row.expectations,
         tags={**row.tags, **tags},
         updated_by=str(tags[USER]) if USER in tags else row.updated_by,
@@ -204,11 +206,14 @@ def _merged(row: EvaluationRow, said: Mapping[str, Any], now: datetime) -> Evalu
     return row if merged == row else replace(merged, updated_at=now)
 
 
-def _with_fields(known: dict[str, Json], said: Iterable[Mapping[str, Any]]) -> dict[str, Json]:
-    """The names and types that the rows have had, with those of more rows; who came first gives the type."""
+def _with_fields(known: dict[str, Json], sent: Iterable[Mapping[str, Any]]) -> dict[str, Json]:
+    """Return the names and types of the rows' fields, extended by more rows.
+
+    The first row with a field sets its type.
+    """
     fields = {name: dict(value) if isinstance(value, dict) else value for name, value in (known or _NO_FIELDS).items()}
     seen = bool(known)
-    for row in said:
+    for row in sent:
         seen = True
         for part in ("inputs", "outputs", "expectations"):
             value, types = row.get(part), fields[part]
@@ -238,7 +243,7 @@ def _type(value: Json) -> str:
 
 
 def _after(token: str) -> str:
-    """The id of the row behind which a page begins."""
+    """Return the id of the last row of the previous page."""
     if not token:
         return ""
     try:

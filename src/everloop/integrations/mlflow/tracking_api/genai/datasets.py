@@ -1,7 +1,7 @@
-"""Evaluation datasets: create, get, delete, search, tag, and say to which experiments they belong.
+"""Routes for evaluation datasets: create, get, delete, search, tag, and link to experiments.
 
-Source: MLflow 3's API of evaluation datasets (`/api/3.0/mlflow/datasets…`). Tags, fields and counts travel as JSON
-in texts, as its clients read them.
+Source: MLflow 3's API of evaluation datasets (`/api/3.0/mlflow/datasets…`). Tags, fields and counts are sent as JSON
+in strings, as MLflow's clients expect.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from everloop.integrations.mlflow.tracking_api.codec import Fields, MlflowError, invalid, mistyped, ms_of, not_found
-from everloop.integrations.mlflow.tracking_api.experiment_routes import checked_most, experiment_of
+from everloop.integrations.mlflow.tracking_api.experiment_routes import checked_limit, experiment_of
 from everloop.integrations.mlflow.tracking_api.filter_strings import Grammar, Term, meets, parse_filter, parse_order
 from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.name_rules import check_length
@@ -45,8 +45,8 @@ _ORDERS = Grammar(
 )
 
 
-def create_dataset(ask: HandlerContext) -> Mapping[str, Any]:
-    fields, store = ask.fields, ask.store
+def create_dataset(context: HandlerContext) -> Mapping[str, Any]:
+    fields, store = context.fields, context.store
     name = fields.text("name")
     check_length("name", LONGEST_NAME, name)
     tags = _tags(fields, required=False)
@@ -66,13 +66,13 @@ def create_dataset(ask: HandlerContext) -> Mapping[str, Any]:
     return {"dataset": {**dataset_out(made), "experiment_ids": list(made.experiments)}}
 
 
-def get_dataset(ask: HandlerContext) -> Mapping[str, Any]:
-    return {"dataset": dataset_out(dataset_of(ask.store, ask.path["dataset_id"]))}
+def get_dataset(context: HandlerContext) -> Mapping[str, Any]:
+    return {"dataset": dataset_out(dataset_of(context.store, context.path["dataset_id"]))}
 
 
-def delete_dataset(ask: HandlerContext) -> Mapping[str, Any]:
-    """Delete a dataset with its rows; that there is none is no error."""
-    records, found = ask.store.records, find_dataset(ask.store, ask.path["dataset_id"])
+def delete_dataset(context: HandlerContext) -> Mapping[str, Any]:
+    """Delete a dataset with its rows. A missing dataset is not an error."""
+    records, found = context.store.records, find_dataset(context.store, context.path["dataset_id"])
     while found is not None:
         rows = records.find(EvaluationRow, ("key", "prefix", f"{found.id}#"), order="key", limit=DELETED_AT_ONCE)
         with records.transaction():
@@ -84,9 +84,9 @@ def delete_dataset(ask: HandlerContext) -> Mapping[str, Any]:
     return {}
 
 
-def search_datasets(ask: HandlerContext) -> Mapping[str, Any]:
-    fields = ask.fields
-    most = checked_most(fields, USUAL, MOST, lowest=1, strict=False)
+def search_datasets(context: HandlerContext) -> Mapping[str, Any]:
+    fields = context.fields
+    most = checked_limit(fields, USUAL, MOST, lowest=1, strict=False)
     terms = parse_filter(fields.text("filter_string", required=False), _GRAMMAR)
     if any(term.op == "NOT IN" for term in terms):
         raise MlflowError("List values for 'name' are only supported with the IN comparator.")
@@ -97,7 +97,7 @@ def search_datasets(ask: HandlerContext) -> Mapping[str, Any]:
     within = set(fields.texts("experiment_ids"))
     rows = [
         dataset
-        for dataset in ask.store.records.find(EvaluationDataset, order="-id")
+        for dataset in context.store.records.find(EvaluationDataset, order="-id")
         if (not within or within & set(dataset.experiments)) and meets(terms, lambda term, d=dataset: _value(d, term))  # type: ignore[misc]
     ]
     for _, key, ascending in reversed(orders or [("attribute", "created_time", False)]):
@@ -105,61 +105,61 @@ def search_datasets(ask: HandlerContext) -> Mapping[str, Any]:
     return paged(rows, page, most, dataset_out, "datasets")
 
 
-def set_dataset_tags(ask: HandlerContext) -> Mapping[str, Any]:
-    name, tags = ask.path["dataset_id"], _tags(ask.fields, required=True)
-    with ask.store.records.transaction():
-        found = find_dataset(ask.store, name)
+def set_dataset_tags(context: HandlerContext) -> Mapping[str, Any]:
+    name, tags = context.path["dataset_id"], _tags(context.fields, required=True)
+    with context.store.records.transaction():
+        found = find_dataset(context.store, name)
         if found is None:
             raise not_found(f"Could not find evaluation dataset with ID {name[:200]}")
-        ask.store.records.update(replace(found, tags={**found.tags, **tags}), verb="tagged")
+        context.store.records.update(replace(found, tags={**found.tags, **tags}), verb="tagged")
     return {}
 
 
-def delete_dataset_tag(ask: HandlerContext) -> Mapping[str, Any]:
-    """Take a tag away; that there is none is no error."""
-    key = ask.path["key"]
-    with ask.store.records.transaction():
-        found = find_dataset(ask.store, ask.path["dataset_id"])
+def delete_dataset_tag(context: HandlerContext) -> Mapping[str, Any]:
+    """Delete a tag. A missing tag is not an error."""
+    key = context.path["key"]
+    with context.store.records.transaction():
+        found = find_dataset(context.store, context.path["dataset_id"])
         if found is not None and key in found.tags:
             left = {name: value for name, value in found.tags.items() if name != key}
-            ask.store.records.update(replace(found, tags=left), verb="tagged")
+            context.store.records.update(replace(found, tags=left), verb="tagged")
     return {}
 
 
-def get_experiment_ids(ask: HandlerContext) -> Mapping[str, Any]:
-    found = find_dataset(ask.store, ask.path["dataset_id"])
+def get_experiment_ids(context: HandlerContext) -> Mapping[str, Any]:
+    found = find_dataset(context.store, context.path["dataset_id"])
     return {"experiment_ids": list(found.experiments)} if found is not None and found.experiments else {}
 
 
-def add_to_experiments(ask: HandlerContext) -> Mapping[str, Any]:
-    numbers = ask.fields.texts("experiment_ids")
-    with ask.store.records.transaction():
-        found = _linked(ask)
-        added = _numbers(ask.store, numbers)
+def add_to_experiments(context: HandlerContext) -> Mapping[str, Any]:
+    numbers = context.fields.texts("experiment_ids")
+    with context.store.records.transaction():
+        found = _linked(context)
+        added = _numbers(context.store, numbers)
         experiments = tuple(dict.fromkeys((*found.experiments, *added)))
         if len(experiments) > MOST_EXPERIMENTS:
-            raise MlflowError(f"A dataset belongs to at most {MOST_EXPERIMENTS} experiments.")
-        changed = replace(found, experiments=experiments, updated_at=ask.store.now())
-        found = ask.store.records.update(changed, verb="linked")[0]
+            raise MlflowError(f"A dataset can belong to at most {MOST_EXPERIMENTS} experiments.")
+        changed = replace(found, experiments=experiments, updated_at=context.store.now())
+        found = context.store.records.update(changed, verb="linked")[0]
     return {"dataset": dataset_out(found)}
 
 
-def remove_from_experiments(ask: HandlerContext) -> Mapping[str, Any]:
-    gone = set(ask.fields.texts("experiment_ids"))
-    with ask.store.records.transaction():
-        found = _linked(ask)
-        if gone & set(found.experiments):
-            left = tuple(number for number in found.experiments if number not in gone)
-            changed = replace(found, experiments=left, updated_at=ask.store.now())
-            found = ask.store.records.update(changed, verb="unlinked")[0]
+def remove_from_experiments(context: HandlerContext) -> Mapping[str, Any]:
+    removed = set(context.fields.texts("experiment_ids"))
+    with context.store.records.transaction():
+        found = _linked(context)
+        if removed & set(found.experiments):
+            left = tuple(number for number in found.experiments if number not in removed)
+            changed = replace(found, experiments=left, updated_at=context.store.now())
+            found = context.store.records.update(changed, verb="unlinked")[0]
     return {"dataset": dataset_out(found)}
 
 
 def dataset_of(store: Store, name: str) -> EvaluationDataset:
-    """The dataset that a client names.
+    """Return the dataset with this id.
 
     Raises:
-        MlflowError: there is none.
+        MlflowError: there is no such dataset.
     """
     found = find_dataset(store, name)
     if found is None:
@@ -175,7 +175,7 @@ def find_dataset(store: Store, name: str) -> EvaluationDataset | None:
 
 
 def dataset_out(dataset: EvaluationDataset) -> dict[str, Any]:
-    answer: dict[str, Any] = {
+    payload: dict[str, Any] = {
         "dataset_id": PREFIX + wire_id(dataset.id),
         "name": dataset.name,
         "tags": json.dumps(dataset.tags),
@@ -184,14 +184,14 @@ def dataset_out(dataset: EvaluationDataset) -> dict[str, Any]:
         "last_update_time": ms_of(dataset.updated_at),
     }
     if dataset.fields:
-        answer["schema"] = json.dumps(dataset.fields)
+        payload["schema"] = json.dumps(dataset.fields)
     if dataset.rows:
-        answer["profile"] = json.dumps({"num_records": dataset.rows})
+        payload["profile"] = json.dumps({"num_records": dataset.rows})
     if dataset.user is not None:
-        answer["created_by"] = dataset.user
+        payload["created_by"] = dataset.user
     if dataset.updated_by is not None:
-        answer["last_updated_by"] = dataset.updated_by
-    return answer
+        payload["last_updated_by"] = dataset.updated_by
+    return payload
 
 
 def digest_of(name: str, at: datetime) -> str:
@@ -199,38 +199,38 @@ def digest_of(name: str, at: datetime) -> str:
 
 
 def read_json(fields: Fields, name: str, *, required: bool = True) -> Json:
-    """The JSON that stands in a text; None where it is absent and not required."""
+    """Parse a field with JSON in a string; None if it is absent and not required."""
     text = fields.text(name, required=required)
     if not text:
         return None
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        raise invalid(name, text[:200], "It is no JSON.") from None
+        raise invalid(name, text[:200], "It is not valid JSON.") from None
 
 
 def _tags(fields: Fields, *, required: bool) -> dict[str, str]:
-    said = read_json(fields, "tags", required=required)
-    if said is None:
+    value = read_json(fields, "tags", required=required)
+    if value is None:
         return {}
-    if not isinstance(said, dict) or any(isinstance(value, dict | list) for value in said.values()):
-        raise mistyped("tags", said)
-    tags = {key: str(value) for key, value in said.items() if value is not None}
+    if not isinstance(value, dict) or any(isinstance(value, dict | list) for value in value.values()):
+        raise mistyped("tags", value)
+    tags = {key: str(value) for key, value in value.items() if value is not None}
     for key, value in tags.items():
         check_length("key", LONGEST_KEY, key)
         check_length("value", LONGEST_VALUE, value)
     return tags
 
 
-def _numbers(store: Store, asked: Sequence[str]) -> tuple[str, ...]:
-    if len(asked) > MOST_EXPERIMENTS:
-        raise MlflowError(f"A dataset belongs to at most {MOST_EXPERIMENTS} experiments.")
-    return tuple(dict.fromkeys(str(experiment_of(store, number).number) for number in asked))
+def _numbers(store: Store, numbers: Sequence[str]) -> tuple[str, ...]:
+    if len(numbers) > MOST_EXPERIMENTS:
+        raise MlflowError(f"A dataset can belong to at most {MOST_EXPERIMENTS} experiments.")
+    return tuple(dict.fromkeys(str(experiment_of(store, number).number) for number in numbers))
 
 
-def _linked(ask: HandlerContext) -> EvaluationDataset:
-    name = ask.path["dataset_id"]
-    found = find_dataset(ask.store, name)
+def _linked(context: HandlerContext) -> EvaluationDataset:
+    name = context.path["dataset_id"]
+    found = find_dataset(context.store, name)
     if found is None:
         raise not_found(f"Dataset '{name[:200]}' not found")
     return found

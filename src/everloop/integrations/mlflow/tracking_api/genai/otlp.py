@@ -1,7 +1,7 @@
-"""Spans as OpenTelemetry's exporters send them: `POST /v1/traces`, protobuf or JSON, gzip or plain.
+"""Receives spans from OpenTelemetry exporters: `POST /v1/traces`, in protobuf or JSON, gzip or plain.
 
-Source: OTLP/HTTP 1.x. As MLflow asks, the header `x-mlflow-experiment-id` says where the traces belong, and
-`x-mlflow-run-id` to which run. Spans are on disk before the answer leaves.
+Source: OTLP/HTTP 1.x. As in MLflow, the header `x-mlflow-experiment-id` names the experiment of the traces, and
+`x-mlflow-run-id` the run. Spans are on disk before the response is sent.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ USER = "mlflow.trace.user"
 LONGEST_METADATA = 250
 
 
-def take_spans(store: Store, headers: Mapping[str, str], body: bytes) -> None:
-    """Keep the spans of one export.
+def store_spans(store: Store, headers: Mapping[str, str], body: bytes) -> None:
+    """Store the spans of one export.
 
     Raises:
-        MlflowError: it is none, or names no experiment that there is.
+        MlflowError: the export is malformed, or its experiment does not exist.
     """
     number = headers.get("x-mlflow-experiment-id", "")
     if not number:
@@ -90,60 +90,61 @@ def take_spans(store: Store, headers: Mapping[str, str], body: bytes) -> None:
 
 def _with_spans(store: Store, trace: Trace, digest: str, spans: list[dict[str, Any]], tags: dict[str, str]) -> Trace:
     if digest in trace.spans:
-        return trace  # sent again
+        return trace  # the export was repeated
     first = not trace.spans
     trace = replace(trace, spans=(*trace.spans, digest), tags={**tags, **trace.tags, SPANS_AT: "TRACKING_STORE"})
     root = next((span for span in spans if not span.get("parent_span_id")), None)
-    trace = _with_figures(store, trace, spans)
+    trace = _with_metadata(store, trace, spans)
     if root is not None:
         trace = replace(trace, tags={**_tags(_TAG, attributes_of(root)), **trace.tags})
     if trace.told:
-        # What the client has said of the whole counts, unless it was said too early.
-        over = root is not None and ended(root) and trace.state in ("unspecified", "in_progress")
-        return replace(trace, state=_state(root)) if over and root is not None else trace
-    begun = EPOCH + timedelta(microseconds=min(map(started, spans)) // 1000)
+        # The client's own summary of the trace counts, unless it was sent before the trace ended.
+        if root is not None and ended(root) and trace.state in ("unspecified", "in_progress"):
+            return replace(trace, state=_state(root))
+        return trace
+    started_at = EPOCH + timedelta(microseconds=min(map(started, spans)) // 1000)
     trace = replace(
         trace,
-        requested_at=begun if first else min(begun, trace.requested_at),
+        requested_at=started_at if first else min(started_at, trace.requested_at),
         metadata={**_SCHEMA, **trace.metadata},
     )
     if root is None:
         return replace(trace, state="in_progress" if trace.state == "unspecified" else trace.state)
-    said, until = attributes_of(root), ended(root)
+    span_attributes, until = attributes_of(root), ended(root)
     return replace(
         trace,
         seconds=max(until - started(root), 0) / 1e9 if until else None,
         state=_state(root) if until else "in_progress",
-        request_preview=_preview(said.get("mlflow.spanInputs")) or trace.request_preview,
-        response_preview=_preview(said.get("mlflow.spanOutputs")) or trace.response_preview,
+        request_preview=_preview(span_attributes.get("mlflow.spanInputs")) or trace.request_preview,
+        response_preview=_preview(span_attributes.get("mlflow.spanOutputs")) or trace.response_preview,
         tags={NAME: str(root.get("name", "")), **trace.tags},
     )
 
 
-def _with_figures(store: Store, trace: Trace, spans: Sequence[Mapping[str, Any]]) -> Trace:
-    """The trace with what its spans say of tokens, costs, the session and the user."""
-    said = [attributes_of(span) for span in spans]
+def _with_metadata(store: Store, trace: Trace, spans: Sequence[Mapping[str, Any]]) -> Trace:
+    """Add token counts, costs, session and user from the spans to the trace's metadata."""
+    span_attributes = [attributes_of(span) for span in spans]
     metadata = dict(trace.metadata)
     for name, attribute, kinds in (
         (TOKENS, "mlflow.chat.tokenUsage", TOKEN_KINDS),
         ("mlflow.trace.cost", COST, COST_KINDS),
     ):
-        if any(attribute in one for one in said) and not (trace.told and name in metadata):
+        if any(attribute in one for one in span_attributes) and not (trace.told and name in metadata):
             sums = rolled_up(spans_of(store, trace), attribute, kinds)
             nothing = dict.fromkeys(kinds[:3], 0.0 if name != TOKENS else 0)
             if sums:
                 metadata[name] = json.dumps({**nothing, **sums})
     for name, attributes in ((SESSION, ("session.id", "gen_ai.conversation.id")), (USER, ("user.id",))):
-        found = next((one[key] for one in said for key in attributes if one.get(key)), None)
+        found = next((one[key] for one in span_attributes for key in attributes if one.get(key)), None)
         if found is not None and name not in metadata:
             metadata[name] = text_of(parsed(found))[:LONGEST_METADATA]
     return replace(trace, metadata=metadata)
 
 
-def _tags(prefix: str, said: Mapping[str, Json], left_out: tuple[str, ...] = ()) -> dict[str, str]:
-    """The attributes that begin so, as tags; those that cannot be tags are left out."""
+def _tags(prefix: str, span_attributes: Mapping[str, Json], left_out: tuple[str, ...] = ()) -> dict[str, str]:
+    """Return the attributes with this prefix as tags; those that are not valid tags are skipped."""
     tags: dict[str, str] = {}
-    for key, value in said.items():
+    for key, value in span_attributes.items():
         if key.startswith(prefix) and not (left_out and key.startswith(left_out)):
             with contextlib.suppress(MlflowError):
                 name = key.removeprefix(prefix)
@@ -160,7 +161,7 @@ def _preview(value: Json) -> str | None:
 
 
 def _trace_id(span: Mapping[str, Any]) -> str:
-    """What MLflow calls the trace: as the span itself says, else by OpenTelemetry's number."""
+    """Return MLflow's id of the trace: from the span's attribute, else from OpenTelemetry's trace id."""
     for attribute in span.get("attributes", ()):
         if attribute.get("key") == "mlflow.traceRequestId":
             text = attribute.get("value", {}).get("string_value", "")
@@ -179,13 +180,13 @@ def _unpacked(encoding: str, body: bytes) -> bytes:
     except zlib.error:
         raise MlflowError(f"Failed to decompress {encoding} payload", "BAD_REQUEST") from None
     if unpacking.unconsumed_tail or not unpacking.eof:
-        raise MlflowError(f"The body is cut off, or has more than {MOST_BYTES} bytes.", "BAD_REQUEST")
+        raise MlflowError(f"The compressed body is incomplete, or has more than {MOST_BYTES} bytes.", "BAD_REQUEST")
     return data
 
 
 def _read(kind: str, body: bytes) -> list[tuple[dict[str, Json], dict[str, Any]]]:
-    """The spans of an export, each as protobuf's JSON spells it, with whole numbers as numbers; and what the
-    attributes of the resource are that it came from."""
+    """Parse the spans of an export: for each, its resource's attributes, and the span in the JSON form of protobuf, but
+    with integers as numbers."""
     try:
         from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
         from google.protobuf.message import DecodeError
@@ -222,7 +223,7 @@ def _read(kind: str, body: bytes) -> list[tuple[dict[str, Json], dict[str, Any]]
 
 
 def _check(span: Mapping[str, Any]) -> None:
-    # 22 and 12 characters of Base64 and their padding are the 16 and 8 bytes of an id.
+    # In Base64 with padding, ids of 16 and 8 bytes have 24 and 12 characters.
     if len(span.get("trace_id", "")) != 24 or len(span.get("span_id", "")) != 12:
         raise MlflowError("Invalid OpenTelemetry format - a span needs ids of 16 and 8 bytes", "BAD_REQUEST")
 
@@ -236,7 +237,7 @@ def _plain(value: Any, name: str = "") -> Any:
 
 
 def _with_base64_ids(export: Any) -> Any:
-    """OTLP's JSON spells ids in hexadecimal digits, where protobuf's has Base64."""
+    """Convert ids from hexadecimal, as OTLP's JSON has them, to Base64, as protobuf's JSON expects."""
     for span in _spans_of(export):
         for name in ("traceId", "spanId", "parentSpanId"):
             if span.get(name):

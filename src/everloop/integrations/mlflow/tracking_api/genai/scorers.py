@@ -1,6 +1,6 @@
-"""Scorers: named, versioned definitions of how answers are judged, each of one experiment.
+"""Routes for scorers: named, versioned definitions of how responses are scored. Each belongs to one experiment.
 
-A definition may hold code. It is kept as the text that it is; nothing here reads it, and nothing runs it.
+A definition may contain code. It is stored as text, and never interpreted or run here.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 LONGEST_NAME, LONGEST_DEFINITION = 256, 1 << 20
 
 
-def register_scorer(ask: HandlerContext) -> Mapping[str, Any]:
-    fields, store = ask.fields, ask.store
+def register_scorer(context: HandlerContext) -> Mapping[str, Any]:
+    fields, store = context.fields, context.store
     number, name = fields.text("experiment_id"), fields.text("name")
     definition = fields.text("serialized_scorer")
     if not name.strip():
@@ -56,9 +56,9 @@ def register_scorer(ask: HandlerContext) -> Mapping[str, Any]:
     }
 
 
-def list_scorers(ask: HandlerContext) -> Mapping[str, Any]:
-    """The last version of each scorer, of one experiment, of several, or of all that are not put away."""
-    fields, store = ask.fields, ask.store
+def list_scorers(context: HandlerContext) -> Mapping[str, Any]:
+    """List the latest version of each scorer, of one experiment, of several, or of all active ones."""
+    fields, store = context.fields, context.store
     number = fields.text("experiment_id", required=False)
     if number and fields.has("experiment_ids"):
         raise MlflowError(
@@ -77,20 +77,20 @@ def list_scorers(ask: HandlerContext) -> Mapping[str, Any]:
     return {"scorers": [scorer_out(last[at]) for at in sorted(last)]} if last else {}
 
 
-def list_scorer_versions(ask: HandlerContext) -> Mapping[str, Any]:
-    return {"scorers": [scorer_out(scorer) for scorer in _found(ask)]}
+def list_scorer_versions(context: HandlerContext) -> Mapping[str, Any]:
+    return {"scorers": [scorer_out(scorer) for scorer in _requested_versions(context)]}
 
 
-def get_scorer(ask: HandlerContext) -> Mapping[str, Any]:
-    found, version = _found(ask), _version(ask.fields)
-    return {"scorer": scorer_out(found[-1] if version is None else _chosen(ask, found, version))}
+def get_scorer(context: HandlerContext) -> Mapping[str, Any]:
+    found, version = _requested_versions(context), _version(context.fields)
+    return {"scorer": scorer_out(found[-1] if version is None else _with_version(context, found, version))}
 
 
-def delete_scorer(ask: HandlerContext) -> Mapping[str, Any]:
-    records = ask.store.records
+def delete_scorer(context: HandlerContext) -> Mapping[str, Any]:
+    records = context.store.records
     with records.transaction():
-        found, version = _found(ask), _version(ask.fields)
-        for scorer in found if version is None else [_chosen(ask, found, version)]:
+        found, version = _requested_versions(context), _version(context.fields)
+        for scorer in found if version is None else [_with_version(context, found, version)]:
             records.delete(ScorerRecord, scorer.id)
     return {}
 
@@ -114,21 +114,21 @@ def _versions(store: Store, experiment: str, name: str) -> list[ScorerRecord]:
     return store.records.find(ScorerRecord, ("experiment", "=", experiment), ("name", "=", name), order="version")
 
 
-def _found(ask: HandlerContext) -> list[ScorerRecord]:
-    number, name = ask.fields.text("experiment_id"), ask.fields.text("name")
-    found = _versions(ask.store, str(active_experiment(ask.store, number).number), name)
+def _requested_versions(context: HandlerContext) -> list[ScorerRecord]:
+    number, name = context.fields.text("experiment_id"), context.fields.text("name")
+    found = _versions(context.store, str(active_experiment(context.store, number).number), name)
     if not found:
         raise not_found(f"Scorer with name '{name[:300]}' not found for experiment {number}.")
     return found
 
 
-def _chosen(ask: HandlerContext, found: list[ScorerRecord], version: int) -> ScorerRecord:
+def _with_version(context: HandlerContext, found: list[ScorerRecord], version: int) -> ScorerRecord:
     for scorer in found:
         if scorer.version == version:
             return scorer
     raise not_found(
         f"Scorer with name '{found[0].name}' and version {version} not found for experiment"
-        f" {ask.fields.text('experiment_id')}."
+        f" {context.fields.text('experiment_id')}."
     )
 
 

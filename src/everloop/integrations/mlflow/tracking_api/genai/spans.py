@@ -1,4 +1,4 @@
-"""The spans of a trace: as they came in OpenTelemetry's form, and what MLflow's clients and filters see of them."""
+"""The spans of a trace: stored in OpenTelemetry's form, and converted for MLflow's clients and filters."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _ODD = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf"
 
 
 def spans_of(store: Store, trace: Trace) -> list[dict[str, Any]]:
-    """The spans of a trace in OpenTelemetry's form, the root first, then by their beginnings."""
+    """Return the spans of a trace in OpenTelemetry's form: the root first, then sorted by start time."""
     spans: dict[str, Any] = {}
     for digest in trace.spans:
         for span in msgspec.json.decode(store.objects.read(digest)):
-            # Told again, a span takes the place of what was said of it before.
+            # A span that is sent again replaces the earlier one.
             spans[span.get("span_id", "")] = span
     return sorted(spans.values(), key=lambda span: (bool(span.get("parent_span_id")), started(span)))
 
 
 def started(span: Mapping[str, Any]) -> int:
-    """Nanoseconds since 1970."""
+    """Return the start in nanoseconds since 1970."""
     return int(span.get("start_time_unix_nano", 0))
 
 
@@ -55,7 +55,7 @@ def attributes_of(span: Mapping[str, Any]) -> dict[str, Json]:
 
 
 def value_of(value: Any) -> Json:
-    """What an attribute holds: protobuf's JSON says with each value of which kind it is."""
+    """Return the value of an attribute, which names its type in the JSON form of protobuf."""
     if not isinstance(value, dict):
         return None
     for kind in _SCALARS:
@@ -69,12 +69,12 @@ def value_of(value: Any) -> Json:
 
 
 def text_of(value: Json) -> str:
-    """An attribute's value as a filter compares it: a text as it is, all else as JSON."""
+    """Return an attribute's value as filters compare it: a string as it is, any other value as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def parsed(value: Json) -> Json:
-    """A value that may stand in a text as JSON."""
+    """Parse a value that may be JSON in a string; otherwise return it unchanged."""
     if not isinstance(value, str):
         return value
     try:
@@ -84,9 +84,9 @@ def parsed(value: Json) -> Json:
 
 
 def rolled_up(spans: Sequence[Mapping[str, Any]], attribute: str, names: Sequence[str]) -> dict[str, Any]:
-    """The sums of what spans say of themselves under an attribute; empty where none does.
+    """Sum the figures that spans have in an attribute; empty if no span has it.
 
-    What a span says includes what is below it, so nothing below it is counted again.
+    A span's figures include those of its descendants, which are therefore not counted again.
     """
     known = {span.get("span_id", ""): span for span in spans}
     below: dict[str, list[Mapping[str, Any]]] = {}
@@ -97,9 +97,9 @@ def rolled_up(spans: Sequence[Mapping[str, Any]], attribute: str, names: Sequenc
     left = list(below.get("", ()))
     while left:
         span = left.pop()
-        said = parsed(attributes_of(span).get(attribute))
-        if isinstance(said, dict):
-            found = {name: said[name] for name in said if name in names and is_figure(said[name])}
+        figures = parsed(attributes_of(span).get(attribute))
+        if isinstance(figures, dict):
+            found = {name: figures[name] for name in figures if name in names and is_figure(figures[name])}
             sums = {name: sums.get(name, 0) + found.get(name, 0) for name in names if name in sums or name in found}
         else:
             left.extend(below.pop(span.get("span_id", ""), ()))
@@ -107,12 +107,12 @@ def rolled_up(spans: Sequence[Mapping[str, Any]], attribute: str, names: Sequenc
 
 
 def is_figure(value: Json) -> bool:
-    """Whether it is a number that can be counted with."""
+    """Whether a value is a number that can be summed."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def span_out(span: Mapping[str, Any]) -> dict[str, Any]:
-    """A span as MLflow writes it into a trace's file: each attribute as a text of JSON."""
+    """Return a span as MLflow writes it to a trace's file: each attribute as JSON in a string."""
     return {
         "trace_id": span.get("trace_id", ""),
         "span_id": span.get("span_id", ""),
@@ -145,7 +145,7 @@ def span_out(span: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def content_of(span: Mapping[str, Any]) -> str:
-    """All that a span says, in one text."""
+    """Return all content of a span as one string."""
     return json.dumps(span_out(span), ensure_ascii=False)
 
 

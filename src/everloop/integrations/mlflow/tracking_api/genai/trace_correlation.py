@@ -1,7 +1,7 @@
-"""How strongly two filters go together: normalised pointwise mutual information.
+"""Route for the correlation of two filters: their normalised pointwise mutual information.
 
 Source: G. Bouma, "Normalized (Pointwise) Mutual Information in Collocation Extraction", 2009. From -1 (never together)
-over 0 (independent) to 1 (always together); NaN where one of the two is never met. The smoothed value adds one half to
+over 0 (independent) to 1 (always together); NaN if one of the two never matches. The smoothed value adds one half to
 each cell of the two-by-two table (Jeffreys' prior).
 """
 
@@ -17,19 +17,19 @@ from everloop.integrations.mlflow.tracking_api.handler_context import HandlerCon
 SMOOTHING = 0.5
 
 
-def calculate_correlation(ask: HandlerContext) -> Mapping[str, Any]:
-    fields = ask.fields
+def calculate_correlation(context: HandlerContext) -> Mapping[str, Any]:
+    fields = context.fields
     numbers = fields.texts("experiment_ids", required=True)
     first, second = TraceQuery.of(fields.text("filter_string1")), TraceQuery.of(fields.text("filter_string2"))
     base = TraceQuery.of(fields.text("base_filter", required=False))
-    traces = matching(ask.store, traces_in(ask.store, numbers), base)
+    traces = matching(context.store, traces_in(context.store, numbers), base)
     firsts, seconds = (
-        {trace.trace_id for trace in matching(ask.store, traces, question)} for question in (first, second)
+        {trace.trace_id for trace in matching(context.store, traces, query)} for query in (first, second)
     )
     counts = len(firsts & seconds), len(firsts), len(seconds), len(traces)
     figures = {"npmi": npmi(*counts), "npmi_smoothed": npmi(*counts, smoothing=SMOOTHING)}
     return {
-        # Clients take what is left out for NaN.
+        # Clients read missing values as NaN.
         **{name: figure for name, figure in figures.items() if not math.isnan(figure)},
         "filter1_count": counts[1],
         "filter2_count": counts[2],
@@ -39,7 +39,7 @@ def calculate_correlation(ask: HandlerContext) -> Mapping[str, Any]:
 
 
 def npmi(both: int, first: int, second: int, total: int, smoothing: float = 0.0) -> float:
-    """The normalised pointwise mutual information of two events, from how often they were seen among `total`."""
+    """Return the normalised pointwise mutual information of two events, from their counts among `total`."""
     cells = both, first - both, second - both, total - first - second + both
     if not first or not second or min(cells) < 0:
         return math.nan

@@ -1,4 +1,4 @@
-"""Counts and figures over traces, their spans and their assessments, in groups: what MLflow's own page draws.
+"""Route for metrics of traces, their spans and their assessments, in groups, for the charts of MLflow's web page.
 
 Source: MLflow 3's `traces/metrics`. Percentiles interpolate between the two nearest values (method 7 of Hyndman and
 Fan, the usual one of NumPy).
@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from everloop.integrations.mlflow.tracking_api.codec import Fields, MlflowError, invalid, missing, ms_of
-from everloop.integrations.mlflow.tracking_api.experiment_routes import checked_most
+from everloop.integrations.mlflow.tracking_api.experiment_routes import checked_limit
 from everloop.integrations.mlflow.tracking_api.genai.spans import (
     COST,
     COST_KINDS,
@@ -29,7 +29,7 @@ from everloop.integrations.mlflow.tracking_api.genai.spans import (
     text_of,
 )
 from everloop.integrations.mlflow.tracking_api.genai.trace_search import assessed_value, kind_of, traces_in
-from everloop.integrations.mlflow.tracking_api.genai.traces import NAME, SAID, SESSION, SOURCE_RUN, TOKENS
+from everloop.integrations.mlflow.tracking_api.genai.traces import NAME, SESSION, SOURCE_RUN, STATE_NAMES, TOKENS
 from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.serializers import wire_id
 from everloop.records import Trace
@@ -49,9 +49,9 @@ _AGGREGATIONS = _SUMS | _COUNT
 _MODELS = frozenset({"span_model_name", "span_model_provider"})
 _LONGEST_MODEL = 500
 
-Offer = tuple[frozenset[str], frozenset[str]]
-"""The aggregations and the dimensions that a metric has."""
-OFFERS: dict[str, dict[str, Offer]] = {
+MetricOptions = tuple[frozenset[str], frozenset[str]]
+"""The aggregations and the dimensions of a metric."""
+METRICS: dict[str, dict[str, MetricOptions]] = {
     "TRACES": {
         "trace_count": (_COUNT, frozenset({"trace_name", "trace_status"})),
         "session_count": (_COUNT, frozenset()),
@@ -73,7 +73,7 @@ _ENTITIES = {
     "span": {"name": False, "status": False, "type": False},
     "assessment": {"name": False, "type": False},
 }
-"""What filters may ask of each, and whether a key follows."""
+"""What filters may compare of each, and whether a key follows."""
 _FILTER = re.compile(
     r"""\s*(?P<view>\w++)\.(?P<entity>\w++)(?:\.(?P<key>`[^`]*`|"[^"]*"|[^\s=<>!]++))?"""
     r"""\s*(?P<op><=|>=|!=|=|<|>|[A-Za-z]+)\s*(?P<value>'(?:[^']|'')*'|"[^"]*")\s*"""
@@ -82,14 +82,14 @@ _FILTER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One trace, span or assessment, with what is asked of it."""
+    """One trace, span or assessment, with its value for the requested metric."""
 
     trace: Trace
     at_ms: int
     value: Json
     dimensions: Mapping[str, str | None]
     facts: Mapping[str, str | None]
-    """What filters may ask beside what they ask of the trace: `span.name`."""
+    """What filters may compare besides fields of the trace: `span.name`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Aggregation:
         return f"P{self.percentile}" if self.kind == "PERCENTILE" else self.kind
 
     def of(self, values: Sequence[Any]) -> float:
-        """The aggregate of values, of which there is at least one unless they are counted."""
+        """Aggregate values. There must be at least one, except for COUNT."""
         match self.kind:
             case "COUNT":
                 return float(len(values))
@@ -115,14 +115,14 @@ class Aggregation:
             case "MAX":
                 return float(max(values))
         ordered = sorted(values)
-        place = self.percentile / 100 * (len(ordered) - 1)
-        below = math.floor(place)
+        position = self.percentile / 100 * (len(ordered) - 1)
+        below = math.floor(position)
         above = min(below + 1, len(ordered) - 1)
-        return float(ordered[below] + (ordered[above] - ordered[below]) * (place - below))
+        return float(ordered[below] + (ordered[above] - ordered[below]) * (position - below))
 
 
-def query_metrics(ask: HandlerContext) -> Mapping[str, Any]:
-    fields, store = ask.fields, ask.store
+def query_metrics(context: HandlerContext) -> Mapping[str, Any]:
+    fields, store = context.fields, context.store
     numbers = fields.texts("experiment_ids", required=True)
     view, metric = fields.text("view_type"), fields.text("metric_name")
     aggregations = [_aggregation(one) for one in fields.objects("aggregations", required=True)]
@@ -136,11 +136,11 @@ def query_metrics(ask: HandlerContext) -> Mapping[str, Any]:
     end = fields.integer("end_time_ms") if fields.has("end_time_ms") else None
     if interval_s and (begin is None or end is None):
         raise MlflowError("start_time_ms and end_time_ms are required if time_interval_seconds is set")
-    most = checked_most(fields, USUAL, MOST, lowest=1)
-    by_own_time = view == "SPANS" and metric in COST_KINDS
+    most = checked_limit(fields, USUAL, MOST, lowest=1)
+    by_span_time = view == "SPANS" and metric in COST_KINDS
     groups: dict[tuple[Any, ...], list[Any]] = {}
     for item in _items(store, traces_in(store, numbers), view, metric):
-        at = item.at_ms if by_own_time else ms_of(item.trace.requested_at)
+        at = item.at_ms if by_span_time else ms_of(item.trace.requested_at)
         if (begin is not None and at < begin) or (end is not None and at > end) or item.value is None:
             continue
         named = tuple(item.dimensions.get(name) for name in dimensions)
@@ -166,7 +166,7 @@ def query_metrics(ask: HandlerContext) -> Mapping[str, Any]:
 def _items(store: Store, traces: Iterable[Trace], view: str, metric: str) -> Iterator[Item]:
     for trace in traces:
         if view == "TRACES":
-            named = {"trace_name": trace.tags.get(NAME), "trace_status": SAID[trace.state]}
+            named = {"trace_name": trace.tags.get(NAME), "trace_status": STATE_NAMES[trace.state]}
             yield Item(trace, ms_of(trace.requested_at), _of_trace(trace, metric), named, {})
         elif view == "SPANS":
             for span in spans_of(store, trace):
@@ -212,61 +212,61 @@ def _span_item(trace: Trace, span: Mapping[str, Any], metric: str) -> Item:
 
 
 def _assessment_item(trace: Trace, assessment: Mapping[str, Any], metric: str) -> Item:
-    said, name = assessed_value(assessment), str(assessment.get("assessment_name", ""))
+    raw, name = assessed_value(assessment), str(assessment.get("assessment_name", ""))
     facts = {"assessment.name": name, "assessment.type": kind_of(assessment)}
-    # A text is shown as JSON spells it, as MLflow keeps it.
-    named = {"assessment_name": name, "assessment_value": text_of(said) if not isinstance(said, str) else f'"{said}"'}
-    value = assessment.get("assessment_id") if metric == "assessment_count" else _rated(said)
+    # A string is shown as JSON, as MLflow stores it.
+    named = {"assessment_name": name, "assessment_value": text_of(raw) if not isinstance(raw, str) else f'"{raw}"'}
+    value = assessment.get("assessment_id") if metric == "assessment_count" else _rated(raw)
     return Item(trace, ms_of(trace.requested_at), value, named, facts)
 
 
-def _rated(said: Json) -> float | None:
-    """An assessment as a number: yes and true are 1, no and false are 0."""
-    if isinstance(said, str):
-        return {"yes": 1.0, "no": 0.0}.get(said.strip().lower())
-    if isinstance(said, int | float):
+def _rated(raw: Json) -> float | None:
+    """Return an assessment as a number: yes and true are 1, no and false are 0."""
+    if isinstance(raw, str):
+        return {"yes": 1.0, "no": 0.0}.get(raw.strip().lower())
+    if isinstance(raw, int | float):
         try:
-            value = float(said)
+            value = float(raw)
         except OverflowError:
             return None
         return value if math.isfinite(value) else None
     return None
 
 
-def _figure(said: Json, name: str) -> float | None:
-    value = said.get(name) if isinstance(said, dict) else None
+def _figure(raw: Json, name: str) -> float | None:
+    value = raw.get(name) if isinstance(raw, dict) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return _rated(value)
 
 
-def _model(said: Json) -> str | None:
-    said = parsed(said) if isinstance(said, str) and said[:1] == '"' else said
-    return said[:_LONGEST_MODEL] if isinstance(said, str) else None
+def _model(raw: Json) -> str | None:
+    raw = parsed(raw) if isinstance(raw, str) and raw[:1] == '"' else raw
+    return raw[:_LONGEST_MODEL] if isinstance(raw, str) else None
 
 
-def _aggregation(said: Fields) -> Aggregation:
-    kind = said.text("aggregation_type")
+def _aggregation(raw: Fields) -> Aggregation:
+    kind = raw.text("aggregation_type")
     if kind not in _AGGREGATIONS:
         raise invalid("aggregation_type", kind)
     if kind != "PERCENTILE":
-        if said.has("percentile_value"):
+        if raw.has("percentile_value"):
             raise MlflowError(f"Percentile value is only allowed for PERCENTILE aggregation type, got {kind}")
         return Aggregation(kind)
-    if not said.has("percentile_value"):
+    if not raw.has("percentile_value"):
         raise missing("percentile_value")
-    percentile = said.number("percentile_value")
+    percentile = raw.number("percentile_value")
     if not 0 <= percentile <= 100:
         raise MlflowError(f"Percentile value must be between 0 and 100, got {percentile}")
     return Aggregation(kind, percentile)
 
 
 def _check(view: str, metric: str, aggregations: Iterable[Aggregation], dimensions: Iterable[str]) -> None:
-    if view not in OFFERS:
-        raise MlflowError(f"view_type must be one of {list(OFFERS)}, got '{view[:200]}'")
-    if metric not in OFFERS[view]:
-        raise MlflowError(f"metric_name must be one of {list(OFFERS[view])}, got '{metric[:200]}'")
-    kinds, names = OFFERS[view][metric]
+    if view not in METRICS:
+        raise MlflowError(f"view_type must be one of {list(METRICS)}, got '{view[:200]}'")
+    if metric not in METRICS[view]:
+        raise MlflowError(f"metric_name must be one of {list(METRICS[view])}, got '{metric[:200]}'")
+    kinds, names = METRICS[view][metric]
     if wrong := {one.kind for one in aggregations} - kinds:
         raise MlflowError(
             f"Found invalid aggregation_type(s): {sorted(wrong)}. Supported aggregation types: {sorted(kinds)}"
@@ -276,10 +276,10 @@ def _check(view: str, metric: str, aggregations: Iterable[Aggregation], dimensio
 
 
 def _filter(text: str, view: str) -> Callable[[Item], bool]:
-    """What one filter asks: `trace.tag.team = 'a'`.
+    """Parse one filter: `trace.tag.team = 'a'`.
 
     Raises:
-        MlflowError: it is none, or asks what this view does not have.
+        MlflowError: it is malformed, or compares something that this view does not have.
     """
     found = _FILTER.fullmatch(text) if len(text) <= USUAL * 10 else None
     if found is None:
@@ -303,7 +303,7 @@ def _filter(text: str, view: str) -> Callable[[Item], bool]:
     if of != "trace":
         return lambda item: item.facts[f"{of}.{entity}"] == value
     if entity == "status":
-        return lambda item: SAID[item.trace.state] == value
+        return lambda item: STATE_NAMES[item.trace.state] == value
     if entity == "tag":
         return lambda item: item.trace.tags.get(key) == value
     if key == SOURCE_RUN:

@@ -1,6 +1,6 @@
-"""Traces by MLflow's filters: on what is said of them, on what their spans contain, on what people think of them.
+"""Route that searches traces by MLflow's filters: by fields of a trace, content of its spans, and assessments.
 
-All that is asked of spans must hold for one and the same span. An assessment of a whole session, as its metadata says,
+All comparisons of spans must hold for the same span. An assessment of a whole session, according to its metadata,
 counts for each trace of the session.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from everloop.integrations.mlflow.tracking_api.codec import MlflowError, ms_of
-from everloop.integrations.mlflow.tracking_api.experiment_routes import checked_most
+from everloop.integrations.mlflow.tracking_api.experiment_routes import checked_limit
 from everloop.integrations.mlflow.tracking_api.filter_strings import Grammar, Term, meets, parse_filter, parse_order
 from everloop.integrations.mlflow.tracking_api.genai.spans import (
     TYPE,
@@ -28,9 +28,9 @@ from everloop.integrations.mlflow.tracking_api.genai.traces import (
     AT_ONCE,
     NAME,
     PROMPTS,
-    SAID,
     SESSION,
     SOURCE_RUN,
+    STATE_NAMES,
     experiment_in,
     is_there,
     trace_out,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 USUAL, MOST = 100, 500
 LONGEST_S = 20.0
-"""A search that takes longer is given up."""
+"""A search that takes longer is stopped."""
 _GRAMMAR = Grammar(
     texts=frozenset({"name", "status", "request_id", "run_id", "client_request_id", "prompt", "text"}),
     numbers=frozenset({"timestamp_ms", "execution_time_ms", "end_time_ms"}),
@@ -83,7 +83,7 @@ _ATTRIBUTES = "attributes."
 
 @dataclass(frozen=True, slots=True)
 class TraceQuery:
-    """A filter, its comparisons by what they speak of."""
+    """A filter; its comparisons are grouped by what they compare."""
 
     plain: tuple[Term, ...]
     spans: tuple[Term, ...]
@@ -91,10 +91,10 @@ class TraceQuery:
 
     @classmethod
     def of(cls, text: str) -> TraceQuery:
-        """Read a filter.
+        """Parse a filter.
 
         Raises:
-            MlflowError: it is none, or asks what cannot be asked of traces.
+            MlflowError: it is malformed, or compares something that traces do not have.
         """
         plain, spans, assessments = [], [], []
         for term in parse_filter(text, _GRAMMAR):
@@ -107,28 +107,28 @@ class TraceQuery:
         return cls(tuple(plain), tuple(spans), tuple(assessments))
 
 
-def search_traces(ask: HandlerContext) -> Mapping[str, Any]:
+def search_traces(context: HandlerContext) -> Mapping[str, Any]:
     numbers = [
-        experiment_in(place)
-        for place in ask.fields.objects("locations", required=True)
-        if place.has("mlflow_experiment")
+        experiment_in(location)
+        for location in context.fields.objects("locations", required=True)
+        if location.has("mlflow_experiment")
     ]
     if not numbers:
         raise MlflowError("At least one location must be specified.")
-    rows, page, most = found_traces(ask, numbers)
+    rows, page, most = found_traces(context, numbers)
     return paged(rows, page, most, trace_out, "traces")
 
 
-def found_traces(ask: HandlerContext, numbers: Sequence[str]) -> tuple[list[Trace], Page, int]:
-    """The traces of these experiments that a request's filter finds, in its order, and which page of them it wants."""
-    fields = ask.fields
-    most = checked_most(fields, USUAL, MOST, lowest=1)
-    question = TraceQuery.of(fields.text("filter", required=False))
+def found_traces(context: HandlerContext, numbers: Sequence[str]) -> tuple[list[Trace], Page, int]:
+    """Return the traces of these experiments that match a request's filter, sorted; and its page and limit."""
+    fields = context.fields
+    most = checked_limit(fields, USUAL, MOST, lowest=1)
+    query = TraceQuery.of(fields.text("filter", required=False))
     orders = [parse_order(text, _ORDERS) for text in fields.texts("order_by")]
     if len({order[:2] for order in orders}) != len(orders):
         raise MlflowError(f"`order_by` contains duplicate fields: {fields.texts('order_by')}")
     page = Page.of(fields.text("page_token", required=False))
-    rows = matching(ask.store, traces_in(ask.store, numbers), question)
+    rows = matching(context.store, traces_in(context.store, numbers), query)
     rows.sort(key=lambda trace: trace.trace_id)
     rows.sort(key=lambda trace: trace.requested_at, reverse=True)
     for entity, key, ascending in reversed(orders):
@@ -149,48 +149,50 @@ def traces_in(store: Store, numbers: Sequence[str]) -> list[Trace]:
     ]
 
 
-def matching(store: Store, traces: Sequence[Trace], question: TraceQuery) -> list[Trace]:
-    """The traces for which all comparisons hold.
+def matching(store: Store, traces: Sequence[Trace], query: TraceQuery) -> list[Trace]:
+    """Return the traces for which all comparisons hold.
 
     Raises:
-        MlflowError: there are so many, or they take so long, that it is given up.
+        MlflowError: the search takes too long.
     """
     until = time.monotonic() + LONGEST_S
-    sessions = [_sessions(traces, term) for term in question.assessments]
+    sessions = [_sessions(traces, term) for term in query.assessments]
     chosen = []
     for trace in traces:
         if time.monotonic() > until:
-            raise MlflowError(f"The search took longer than {LONGEST_S:.0f} s. Ask for fewer traces: a time, a tag.")
+            raise MlflowError(
+                f"The search took longer than {LONGEST_S:.0f} s. Narrow the filter, for example by a time or a tag."
+            )
         if (
-            meets(question.plain, lambda term, t=trace: _value(t, term))  # type: ignore[misc]
-            and all(map(lambda term, known, t=trace: _is_assessed(t, term, known), question.assessments, sessions))  # type: ignore[misc]
-            and (not question.spans or _has_span(store, trace, question.spans))
+            meets(query.plain, lambda term, t=trace: _value(t, term))  # type: ignore[misc]
+            and all(map(lambda term, known, t=trace: _is_assessed(t, term, known), query.assessments, sessions))  # type: ignore[misc]
+            and (not query.spans or _has_span(store, trace, query.spans))
         ):
             chosen.append(trace)
     return chosen
 
 
 def assessed_value(assessment: Mapping[str, Any]) -> Json:
-    """What an assessment says; None where it is an issue."""
+    """Return the value of an assessment; None for an issue."""
     for kind in ("feedback", "expectation"):
-        said = assessment.get(kind)
-        if isinstance(said, dict):
-            packed = said.get("serialized_value")
-            return parsed(packed.get("value")) if isinstance(packed, dict) else _doubled(said.get("value"))
+        content = assessment.get(kind)
+        if isinstance(content, dict):
+            packed = content.get("serialized_value")
+            return parsed(packed.get("value")) if isinstance(packed, dict) else _with_floats(content.get("value"))
     return None
 
 
-def _doubled(value: Json) -> Json:
-    """A value whose numbers are all doubles, as protobuf's `Value` has them: they are compared as JSON spells those."""
+def _with_floats(value: Json) -> Json:
+    """Convert all numbers in a value to floats, as in protobuf's `Value`, as they are compared in JSON form."""
     match value:
         case bool():
             return value
         case int():
             return float(value) if abs(value) < 10**300 else None
         case list():
-            return [_doubled(item) for item in value]
+            return [_with_floats(item) for item in value]
         case dict():
-            return {key: _doubled(item) for key, item in value.items()}
+            return {key: _with_floats(item) for key, item in value.items()}
     return value
 
 
@@ -258,7 +260,7 @@ def _found(trace: Trace, entity: str, key: str) -> Any:
         case "name":
             return trace.tags.get(NAME)
         case "status":
-            return SAID[trace.state]
+            return STATE_NAMES[trace.state]
         case "request_id":
             return trace.trace_id
         case "client_request_id":
@@ -275,8 +277,8 @@ def _found(trace: Trace, entity: str, key: str) -> Any:
 
 
 def _prompts(trace: Trace) -> list[str]:
-    said = parsed(trace.tags.get(PROMPTS, "[]"))
-    return [f"{one.get('name')}/{one.get('version')}" for one in said if isinstance(one, dict)] if said else []
+    content = parsed(trace.tags.get(PROMPTS, "[]"))
+    return [f"{one.get('name')}/{one.get('version')}" for one in content if isinstance(one, dict)] if content else []
 
 
 def _has_span(store: Store, trace: Trace, terms: Sequence[Term]) -> bool:
@@ -302,7 +304,7 @@ def _is_assessed(trace: Trace, term: Term, sessions: frozenset[str]) -> bool:
 
 
 def _meeting(trace: Trace, term: Term) -> list[Mapping[str, Any]]:
-    """The trace's assessments for which a comparison holds; that there be none is the same as that there be some."""
+    """Return the trace's assessments for which a comparison holds. IS NULL is treated like IS NOT NULL here."""
     if term.entity == "issue":
         return [one for one in trace.assessments if one.get("issue") and one.get("assessment_name") == term.value]
     return [
@@ -322,13 +324,13 @@ def _holds(term: Term, value: Json) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and term.holds(value)
     text = json.dumps(value)
     if term.op in ("=", "!="):
-        # A text is compared with what it says, all else as JSON spells it.
+        # A string is compared as it is, any other value as JSON.
         return (term.value == text or term.value == value) is (term.op == "=")
     return term.holds(text)
 
 
 def _sessions(traces: Iterable[Trace], term: Term) -> frozenset[str]:
-    """The sessions that have been assessed so as a whole."""
+    """Return the sessions that have a matching assessment of the whole session."""
     if term.entity == "issue":
         return frozenset()
     return frozenset(

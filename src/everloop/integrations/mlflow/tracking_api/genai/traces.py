@@ -1,7 +1,7 @@
-"""Traces: what their clients say of them, tags, links, and the spans that came.
+"""Routes for traces: create, get, delete, tag, and link to runs and prompts.
 
-Source: MLflow 3's trace API (`/api/3.0/mlflow/traces…`). A trace is told twice: by its spans, over OpenTelemetry's
-protocol, while it goes on, and as a whole when it has ended. Either may come first.
+Source: MLflow 3's trace API (`/api/3.0/mlflow/traces…`). Clients send a trace twice: its spans, over OpenTelemetry's
+protocol, while it runs, and a summary of the whole trace when it has ended. Either may arrive first.
 """
 
 from __future__ import annotations
@@ -49,32 +49,32 @@ LARGEST_ASSESSMENT = 1_000_000
 """Bytes of one assessment, as JSON."""
 MOST_LINKED = 100
 AT_ONCE = 1000
-"""Names in one question to the store."""
+"""Names in one query to the store."""
 STATES: dict[str, TraceState] = {
     "STATE_UNSPECIFIED": "unspecified",
     "IN_PROGRESS": "in_progress",
     "OK": "ok",
     "ERROR": "error",
 }
-SAID = {state: said for said, state in STATES.items()}
+STATE_NAMES = {state: name for name, state in STATES.items()}
 _OURS = frozenset({SPANS_AT, ARTIFACTS_AT, "mlflow.trace.archiveLocation", "mlflow.trace.archivalFailure"})
 """Tags that only the server writes."""
 _ID = re.compile(r"[A-Za-z0-9_:.\-]+")
 
 
-def start_trace(ask: HandlerContext) -> Mapping[str, Any]:
-    """Take in what a client says of a whole trace; said twice, the later word counts."""
-    info = _object(_object(ask.fields, "trace"), "trace_info")
+def start_trace(context: HandlerContext) -> Mapping[str, Any]:
+    """Store a client's summary of a trace. A later summary replaces an earlier one."""
+    info = _object(_object(context.fields, "trace"), "trace_info")
     name = checked_id(info.text("trace_id"))
     number = experiment_in(_object(info, "trace_location"))
     took = info.text("execution_duration", required=False)
-    said = info.text("state", required=False) or "STATE_UNSPECIFIED"
-    if said not in STATES:
-        raise invalid("state", said)
-    told = {
+    state_name = info.text("state", required=False) or "STATE_UNSPECIFIED"
+    if state_name not in STATES:
+        raise invalid("state", state_name)
+    changes = {
         "requested_at": _moment(info.text("request_time")),
         "seconds": _seconds(took) if took else None,
-        "state": STATES[said],
+        "state": STATES[state_name],
         "told": True,
         "client_request": info.text("client_request_id", required=False) or None,
         "request_preview": _preview(info, "request_preview"),
@@ -82,14 +82,14 @@ def start_trace(ask: HandlerContext) -> Mapping[str, Any]:
     }
     tags = {key: check_tag(key, value) for key, value in _texts(info, "tags").items() if key != ARTIFACTS_AT}
     metadata = _texts(info, "trace_metadata")
-    assessments = tuple(new_assessment(ask.store, name, one) for one in info.rows("assessments"))
+    assessments = tuple(new_assessment(context.store, name, one) for one in info.rows("assessments"))
     trace = change(
-        ask.store,
+        context.store,
         name,
         number,
         lambda known: replace(
             known,
-            **told,
+            **changes,
             tags={**known.tags, **tags},
             metadata={**known.metadata, **metadata},
             assessments=(*known.assessments, *assessments),
@@ -98,29 +98,31 @@ def start_trace(ask: HandlerContext) -> Mapping[str, Any]:
     return {"trace": {"trace_info": trace_out(trace)}}
 
 
-def change(store: Store, name: str, experiment: str, how: Any) -> Trace:
-    """Make a trace, or change the one that is there, in one write.
+def change(store: Store, name: str, experiment: str, update: Any) -> Trace:
+    """Create a trace, or change the existing one, in one write.
 
     Raises:
-        MlflowError: there is no such experiment, or it is put away.
+        MlflowError: there is no such experiment, or it is deleted.
     """
     with store.records.transaction():
         found = store.records.find(Trace, ("key", "=", name), limit=1)
         if found and is_there(found[0]):
-            changed: Trace = how(found[0])
+            changed: Trace = update(found[0])
             return changed if changed == found[0] else store.records.update(changed)[0]
-        place = active_experiment(store, experiment)
-        here: dict[str, Any] = {"experiment": str(place.number), "tags": {ARTIFACTS_AT: place_of(place, name)}}
+        active = active_experiment(store, experiment)
+        tags = {ARTIFACTS_AT: artifacts_uri_of(active, name)}
         if found:
-            begun: Trace = how(replace(found[0], **here))
-            return store.records.update(begun, verb="traced")[0]
-        made: Trace = how(store.new(Trace, trace_id=name, requested_at=store.now(), **here))
+            arrived: Trace = update(replace(found[0], experiment=str(active.number), tags=tags))
+            return store.records.update(arrived, verb="traced")[0]
+        made: Trace = update(
+            store.new(Trace, trace_id=name, requested_at=store.now(), experiment=str(active.number), tags=tags)
+        )
         _put(store, made)
         return made
 
 
 def is_there(trace: Trace) -> bool:
-    """Whether a trace has come, or is so far only known because it was linked to a run."""
+    """Whether a trace has arrived. Otherwise it is only known because it was linked to a run."""
     return trace.told or bool(trace.spans)
 
 
@@ -128,38 +130,40 @@ def _put(store: Store, trace: Trace) -> None:
     try:
         store.records.put(trace, verb="traced")
     except AlreadyExistsError:
-        raise MlflowError(f"The trace '{trace.trace_id}' is being written by another.", "RESOURCE_CONFLICT") from None
+        raise MlflowError(
+            f"Another request is writing the trace '{trace.trace_id}'. Try again.", "RESOURCE_CONFLICT"
+        ) from None
 
 
-def place_of(experiment: Experiment, name: str) -> str:
-    """Where a trace's files are kept, as a URI."""
+def artifacts_uri_of(experiment: Experiment, name: str) -> str:
+    """Return the URI of a trace's files."""
     return f"{experiment.artifacts_at}/traces/{name}/artifacts"
 
 
-def get_trace_info(ask: HandlerContext) -> Mapping[str, Any]:
-    return {"trace": {"trace_info": trace_out(trace_of(ask.store, ask.path["trace_id"]))}}
+def get_trace_info(context: HandlerContext) -> Mapping[str, Any]:
+    return {"trace": {"trace_info": trace_out(trace_of(context.store, context.path["trace_id"]))}}
 
 
-def get_trace(ask: HandlerContext) -> Mapping[str, Any]:
-    name = ask.fields.text("trace_id")
-    found = find_trace(ask.store, name)
+def get_trace(context: HandlerContext) -> Mapping[str, Any]:
+    name = context.fields.text("trace_id")
+    found = find_trace(context.store, name)
     if found is None:
         raise not_found(f"Trace with ID {name[:200]} is not found.")
-    return {"trace": _whole(ask, found)}
+    return {"trace": _trace_with_spans(context, found)}
 
 
-def batch_get_traces(ask: HandlerContext) -> Mapping[str, Any]:
-    found = _several(ask)
-    return {"traces": [_whole(ask, trace) for trace in found]} if found else {}
+def batch_get_traces(context: HandlerContext) -> Mapping[str, Any]:
+    found = _requested_traces(context)
+    return {"traces": [_trace_with_spans(context, trace) for trace in found]} if found else {}
 
 
-def batch_get_trace_infos(ask: HandlerContext) -> Mapping[str, Any]:
-    found = _several(ask)
+def batch_get_trace_infos(context: HandlerContext) -> Mapping[str, Any]:
+    found = _requested_traces(context)
     return {"trace_infos": [trace_out(trace) for trace in found]} if found else {}
 
 
-def delete_traces(ask: HandlerContext) -> Mapping[str, Any]:
-    fields, store = ask.fields, ask.store
+def delete_traces(context: HandlerContext) -> Mapping[str, Any]:
+    fields, store = context.fields, context.store
     number, names = fields.text("experiment_id"), fields.texts("request_ids")
     before, most = fields.integer("max_timestamp_millis"), fields.integer("max_traces")
     if not names and not fields.has("max_timestamp_millis"):
@@ -182,15 +186,15 @@ def delete_traces(ask: HandlerContext) -> Mapping[str, Any]:
     return {"traces_deleted": len(chosen)}
 
 
-def set_trace_tag(ask: HandlerContext) -> Mapping[str, Any]:
-    key, value = ask.fields.text("key"), ask.fields.text("value", required=False)
+def set_trace_tag(context: HandlerContext) -> Mapping[str, Any]:
+    key, value = context.fields.text("key"), context.fields.text("value", required=False)
     _check_changeable(key, "set")
     value = check_tag(key, value)
-    return _changed(ask, lambda trace: replace(trace, tags={**trace.tags, key: value}))
+    return _changed(context, lambda trace: replace(trace, tags={**trace.tags, key: value}))
 
 
-def delete_trace_tag(ask: HandlerContext) -> Mapping[str, Any]:
-    name, key = ask.path["trace_id"], ask.fields.text("key")
+def delete_trace_tag(context: HandlerContext) -> Mapping[str, Any]:
+    name, key = context.path["trace_id"], context.fields.text("key")
     _check_changeable(key, "deleted")
 
     def without(trace: Trace) -> Trace:
@@ -198,22 +202,21 @@ def delete_trace_tag(ask: HandlerContext) -> Mapping[str, Any]:
             raise not_found(f"No trace tag with key '{key}' for trace with ID '{name}'")
         return replace(trace, tags={tag: value for tag, value in trace.tags.items() if tag != key})
 
-    return _changed(ask, without)
+    return _changed(context, without)
 
 
-def link_to_run(ask: HandlerContext) -> Mapping[str, Any]:
-    names, run = ask.fields.texts("trace_ids", required=True), record_id(ask.fields.text("run_id"))
+def link_to_run(context: HandlerContext) -> Mapping[str, Any]:
+    names, run = context.fields.texts("trace_ids", required=True), record_id(context.fields.text("run_id"))
     if len(names) > MOST_LINKED:
         raise MlflowError(
             f"Cannot link more than {MOST_LINKED} traces to a run in a single request. Provided {len(names)} traces."
         )
-    link_traces(ask.store, names, run)
+    link_traces(context.store, names, run)
     return {}
 
 
 def link_traces(store: Store, names: Sequence[str], run: str) -> None:
-    """Say that traces belong to a run. One that has not come yet is linked when it comes: clients send traces later
-    than what they say of them.
+    """Link traces to a run. Clients may send the link before the trace, which is then linked when it arrives.
 
     Raises:
         NotFoundError: there is no such run.
@@ -231,28 +234,28 @@ def link_traces(store: Store, names: Sequence[str], run: str) -> None:
                 store.records.update(replace(found[0], runs=(*found[0].runs, run)))
 
 
-def link_prompts(ask: HandlerContext) -> Mapping[str, Any]:
-    asked = [
+def link_prompts(context: HandlerContext) -> Mapping[str, Any]:
+    prompts = [
         {"name": one.text("name"), "version": one.text("version")}
-        for one in ask.fields.objects("prompt_versions", required=True)
+        for one in context.fields.objects("prompt_versions", required=True)
     ]
-    name = ask.fields.text("trace_id")
+    name = context.fields.text("trace_id")
 
     def linked(trace: Trace) -> Trace:
         known = msgspec.json.decode(trace.tags.get(PROMPTS, "[]"))
-        both = [*known, *(one for one in asked if one not in known)]
+        both = [*known, *(one for one in prompts if one not in known)]
         return replace(trace, tags={**trace.tags, PROMPTS: msgspec.json.encode(both).decode()})
 
-    with ask.store.records.transaction():
-        ask.store.records.update(linked(trace_of(ask.store, name)))
+    with context.store.records.transaction():
+        context.store.records.update(linked(trace_of(context.store, name)))
     return {}
 
 
 def trace_of(store: Store, name: str) -> Trace:
-    """The trace that a client names.
+    """Return the trace with this id.
 
     Raises:
-        MlflowError: there is none.
+        MlflowError: there is no such trace.
     """
     found = find_trace(store, name)
     if found is None:
@@ -267,19 +270,19 @@ def find_trace(store: Store, name: str) -> Trace | None:
 
 def checked_id(name: str) -> str:
     if len(name) > LONGEST_ID or not _ID.fullmatch(name) or not name.strip("."):
-        raise invalid("trace_id", name[:200], f"It has at most {LONGEST_ID} letters, digits and `_:.-`.")
+        raise invalid("trace_id", name[:200], f"It may have at most {LONGEST_ID} letters, digits and `_:.-`.")
     return name
 
 
 def trace_out(trace: Trace) -> dict[str, Any]:
-    answer: dict[str, Any] = {
+    payload: dict[str, Any] = {
         "trace_id": trace.trace_id,
         "trace_location": {
             "type": "MLFLOW_EXPERIMENT",
             "mlflow_experiment": {"experiment_id": trace.experiment},
         },
         "request_time": time_text(trace.requested_at),
-        "state": SAID[trace.state],
+        "state": STATE_NAMES[trace.state],
     }
     for name, value in (
         ("client_request_id", trace.client_request),
@@ -287,95 +290,95 @@ def trace_out(trace: Trace) -> dict[str, Any]:
         ("response_preview", trace.response_preview),
     ):
         if value is not None:
-            answer[name] = value
+            payload[name] = value
     if trace.seconds is not None:
-        answer["execution_duration"] = f"{_in_threes(f'{trace.seconds:.9f}')}s"
+        payload["execution_duration"] = f"{_in_threes(f'{trace.seconds:.9f}')}s"
     if trace.metadata:
-        answer["trace_metadata"] = trace.metadata
+        payload["trace_metadata"] = trace.metadata
     if trace.assessments:
-        answer["assessments"] = list(trace.assessments)
-    answer["tags"] = trace.tags
-    return answer
+        payload["assessments"] = list(trace.assessments)
+    payload["tags"] = trace.tags
+    return payload
 
 
 def time_text(moment: datetime) -> str:
-    """A time as protobuf's JSON spells it."""
+    """Return a time in the JSON form of protobuf."""
     return f"{_in_threes(moment.strftime('%Y-%m-%dT%H:%M:%S.%f'))}Z"
 
 
 def _in_threes(text: str) -> str:
-    """A number without the zeros at its end, as protobuf writes it: with three, six or nine digits, or none."""
+    """Remove trailing zeros in groups of three, as protobuf writes decimals: with zero, three, six or nine digits."""
     for _ in range(3):
         text = text.removesuffix(".000").removesuffix("000") if "." in text else text
     return text
 
 
-def new_assessment(store: Store, trace: str, said: Any) -> dict[str, Json]:
-    """An assessment with the id and the times that it has not brought along.
+def new_assessment(store: Store, trace: str, payload: Any) -> dict[str, Json]:
+    """Return an assessment with its missing id and times filled in.
 
     Raises:
-        MlflowError: it has no name, or says nothing.
+        MlflowError: it has no name or no value.
     """
-    if not isinstance(said, dict):
-        raise invalid("assessment", said)
-    fields = Fields(said)
-    check_assessment_size(said)
+    if not isinstance(payload, dict):
+        raise invalid("assessment", payload)
+    fields = Fields(payload)
+    check_assessment_size(payload)
     fields.text("assessment_name")
     if not any(fields.has(kind) for kind in ("feedback", "expectation", "issue")):
         raise missing("feedback")
     now = time_text(store.now())
-    made = {"create_time": now, "last_update_time": now, "valid": True, **kept_assessment(said), "trace_id": trace}
+    made = {"create_time": now, "last_update_time": now, "valid": True, **stored_assessment(payload), "trace_id": trace}
     made["assessment_id"] = fields.text("assessment_id", required=False) or f"a-{wire_id(new_id(store.now()))}"
     return made
 
 
-def check_assessment_size(said: Mapping[str, Any]) -> None:
-    size = len(msgspec.json.encode(said))
+def check_assessment_size(payload: Mapping[str, Any]) -> None:
+    size = len(msgspec.json.encode(payload))
     if size > LARGEST_ASSESSMENT:
-        raise MlflowError(f"'assessment' has {size:,} bytes, at most {LARGEST_ASSESSMENT:,} are taken.")
+        raise MlflowError(f"'assessment' has {size:,} bytes, at most {LARGEST_ASSESSMENT:,} are allowed.")
 
 
-def kept_assessment(said: Mapping[str, Any]) -> dict[str, Any]:
-    """As MLflow keeps it: an expected value that is no single one stands as JSON in a text."""
-    expected = said.get("expectation")
+def stored_assessment(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an assessment in MLflow's stored form: an expected list or object becomes JSON in a string."""
+    expected = payload.get("expectation")
     value = expected.get("value") if isinstance(expected, dict) else None
     if not isinstance(value, dict | list):
-        return dict(said)
+        return dict(payload)
     text = {"serialization_format": "JSON_FORMAT", "value": json.dumps(value)}
-    return {**said, "expectation": {"serialized_value": text}}
+    return {**payload, "expectation": {"serialized_value": text}}
 
 
-def _whole(ask: HandlerContext, trace: Trace) -> dict[str, Any]:
-    answer: dict[str, Any] = {"trace_info": trace_out(trace)}
-    if spans := spans_of(ask.store, trace):
-        answer["spans"] = spans
-    return answer
+def _trace_with_spans(context: HandlerContext, trace: Trace) -> dict[str, Any]:
+    payload: dict[str, Any] = {"trace_info": trace_out(trace)}
+    if spans := spans_of(context.store, trace):
+        payload["spans"] = spans
+    return payload
 
 
-def _several(ask: HandlerContext) -> list[Trace]:
-    names = list(dict.fromkeys(ask.fields.texts("trace_ids", required=True)))
+def _requested_traces(context: HandlerContext) -> list[Trace]:
+    names = list(dict.fromkeys(context.fields.texts("trace_ids", required=True)))
     known = {
         trace.trace_id: trace
         for begin in range(0, len(names), AT_ONCE)
-        for trace in ask.store.records.find(Trace, ("key", "in", names[begin : begin + AT_ONCE]))
+        for trace in context.store.records.find(Trace, ("key", "in", names[begin : begin + AT_ONCE]))
     }
     return [known[name] for name in names if name in known and is_there(known[name])]
 
 
-def _check_changeable(key: str, how: str) -> None:
+def _check_changeable(key: str, operation: str) -> None:
     if key in _OURS:
-        raise MlflowError(f"Tag '{key}' is immutable and cannot be {how} on a trace.")
+        raise MlflowError(f"Tag '{key}' is immutable and cannot be {operation} on a trace.")
 
 
-def _changed(ask: HandlerContext, how: Any) -> Mapping[str, Any]:
-    with ask.store.records.transaction():
-        ask.store.records.update(how(trace_of(ask.store, ask.path["trace_id"])))
+def _changed(context: HandlerContext, update: Any) -> Mapping[str, Any]:
+    with context.store.records.transaction():
+        context.store.records.update(update(trace_of(context.store, context.path["trace_id"])))
     return {}
 
 
-def experiment_in(place: Fields) -> str:
-    """The number of the experiment that a location names."""
-    return _object(place, "mlflow_experiment").text("experiment_id")
+def experiment_in(location: Fields) -> str:
+    """Return the number of the experiment that a location names."""
+    return _object(location, "mlflow_experiment").text("experiment_id")
 
 
 def _object(fields: Fields, name: str) -> Fields:
@@ -392,7 +395,7 @@ def _texts(fields: Fields, name: str) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
         raise invalid(name, value)
     if len(value) > MOST_ELEMENTS:
-        raise MlflowError(f"'{name}' has {len(value):,} entries, at most {MOST_ELEMENTS:,} are taken.")
+        raise MlflowError(f"'{name}' has {len(value):,} entries, at most {MOST_ELEMENTS:,} are allowed.")
     for key, text in value.items():
         check_length(f"a name in {name}", key, LONGEST_TEXT)
         check_length(f"{name}.{key[:100]}", text, LONGEST_VALUE)
@@ -405,7 +408,7 @@ def _preview(fields: Fields, name: str) -> str | None:
 
 def _moment(text: str) -> datetime:
     try:
-        # Protobuf writes up to nine digits of a second; six are kept.
+        # Protobuf writes up to nine decimals of a second; six are stored.
         moment = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text).replace("Z", "+00:00"))
     except ValueError:
         raise invalid("request_time", text) from None

@@ -1,6 +1,6 @@
-"""The older form of the trace API, which clients before MLflow 3 speak: begun, ended and shown as flat information.
+"""Routes of the older trace API, for clients before MLflow 3: start, end, get and search.
 
-It is mapped onto the same record; a trace's spans such clients keep as a file beside the experiment's.
+It uses the same records. Such clients store a trace's spans in a file among the experiment's artifacts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from everloop.integrations.mlflow.tracking_api.codec import Fields, invalid, moment_at, ms_of, pairs_out
 from everloop.integrations.mlflow.tracking_api.genai.trace_search import found_traces
-from everloop.integrations.mlflow.tracking_api.genai.traces import SAID, STATES, change, trace_of
+from everloop.integrations.mlflow.tracking_api.genai.traces import STATE_NAMES, STATES, change, trace_of
 from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.name_rules import check_tag
 from everloop.integrations.mlflow.tracking_api.page_tokens import paged
@@ -21,33 +21,33 @@ if TYPE_CHECKING:
     from everloop.records import Trace
 
 LONGEST = 250
-"""Characters of a key or value of the metadata that are shown."""
+"""Most characters of a key or value of the metadata in a response."""
 
 
-def start_trace(ask: HandlerContext) -> Mapping[str, Any]:
-    fields = ask.fields
-    number, begun = fields.text("experiment_id"), moment_at("timestamp_ms", fields.integer("timestamp_ms"))
-    metadata, tags = _said(fields)
+def start_trace(context: HandlerContext) -> Mapping[str, Any]:
+    fields = context.fields
+    number, started = fields.text("experiment_id"), moment_at("timestamp_ms", fields.integer("timestamp_ms"))
+    metadata, tags = _metadata_and_tags(fields)
 
-    def begin(known: Trace) -> Trace:
+    def start(known: Trace) -> Trace:
         return replace(
-            known, requested_at=begun, state="in_progress", told=True, metadata=metadata, tags={**tags, **known.tags}
+            known, requested_at=started, state="in_progress", told=True, metadata=metadata, tags={**tags, **known.tags}
         )
 
-    return {"trace_info": info_out(change(ask.store, uuid4().hex, number, begin))}
+    return {"trace_info": info_out(change(context.store, uuid4().hex, number, start))}
 
 
-def end_trace(ask: HandlerContext) -> Mapping[str, Any]:
-    fields = ask.fields
+def end_trace(context: HandlerContext) -> Mapping[str, Any]:
+    fields = context.fields
     ended = moment_at("timestamp_ms", fields.integer("timestamp_ms"))
-    said = fields.text("status", required=False) or "STATE_UNSPECIFIED"
-    status = "STATE_UNSPECIFIED" if said == "TRACE_STATUS_UNSPECIFIED" else said
+    state_name = fields.text("status", required=False) or "STATE_UNSPECIFIED"
+    status = "STATE_UNSPECIFIED" if state_name == "TRACE_STATUS_UNSPECIFIED" else state_name
     if status not in STATES:
-        raise invalid("status", said)
-    metadata, tags = _said(fields)
-    with ask.store.records.transaction():
-        known = trace_of(ask.store, ask.path["trace_id"])
-        trace = ask.store.records.update(
+        raise invalid("status", state_name)
+    metadata, tags = _metadata_and_tags(fields)
+    with context.store.records.transaction():
+        known = trace_of(context.store, context.path["trace_id"])
+        trace = context.store.records.update(
             replace(
                 known,
                 seconds=(ms_of(ended) - ms_of(known.requested_at)) / 1000,
@@ -59,30 +59,30 @@ def end_trace(ask: HandlerContext) -> Mapping[str, Any]:
     return {"trace_info": info_out(trace)}
 
 
-def get_trace_info(ask: HandlerContext) -> Mapping[str, Any]:
-    return {"trace_info": info_out(trace_of(ask.store, ask.path["trace_id"]))}
+def get_trace_info(context: HandlerContext) -> Mapping[str, Any]:
+    return {"trace_info": info_out(trace_of(context.store, context.path["trace_id"]))}
 
 
-def search_traces(ask: HandlerContext) -> Mapping[str, Any]:
-    rows, page, most = found_traces(ask, ask.fields.texts("experiment_ids", required=True))
+def search_traces(context: HandlerContext) -> Mapping[str, Any]:
+    rows, page, most = found_traces(context, context.fields.texts("experiment_ids", required=True))
     return paged(rows, page, most, info_out, "traces")
 
 
 def info_out(trace: Trace) -> dict[str, Any]:
-    said = SAID[trace.state]
+    state_name = STATE_NAMES[trace.state]
     shown = {key[:LONGEST]: value[:LONGEST] for key, value in trace.metadata.items()}
     return {
         "request_id": trace.trace_id,
         "experiment_id": trace.experiment,
         "timestamp_ms": ms_of(trace.requested_at),
         "execution_time_ms": round((trace.seconds or 0) * 1000),
-        "status": "TRACE_STATUS_UNSPECIFIED" if said == "STATE_UNSPECIFIED" else said,
+        "status": "TRACE_STATUS_UNSPECIFIED" if state_name == "STATE_UNSPECIFIED" else state_name,
         "request_metadata": pairs_out(shown),
         "tags": pairs_out(trace.tags),
     }
 
 
-def _said(fields: Fields) -> tuple[dict[str, str], dict[str, str]]:
+def _metadata_and_tags(fields: Fields) -> tuple[dict[str, str], dict[str, str]]:
     tags = {key: check_tag(key, value) for key, value in fields.pairs("tags").items()}
     return fields.pairs("request_metadata"), tags
 

@@ -1,7 +1,7 @@
-"""How large a GraphQL document may be: checked before it is validated or any of it is answered.
+"""Size limits of a GraphQL document, checked before it is validated and executed.
 
-The numbers and words are those of MLflow 3.17.2. Fragments count as what they stand for, so that nothing is hidden in
-them. Beyond MLflow's, the text has a limit, every field that is written counts, and so do spreads.
+Limits and messages are those of MLflow 3.17.2. Fragments count with their content, so that nothing can hide in them. In
+addition to MLflow, the length of the text is limited, and all written fields and spreads count.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ Fragments = Mapping[str, FragmentDefinitionNode]
 
 
 def check_text(text: str) -> None:
-    """Refuse a document that is too long to be read.
+    """Check the length of a document.
 
     Raises:
-        GraphQLError: it is.
+        GraphQLError: it is too long.
     """
     if len(text) > LONGEST:
         raise GraphQLError(f"Query exceeds maximum length of {LONGEST}")
 
 
 def check_document(document: DocumentNode) -> None:
-    """Refuse a document that asks for too much.
+    """Check the depth and the number of fields of a document.
 
     Raises:
-        GraphQLError: it does.
+        GraphQLError: a limit is exceeded.
     """
     fragments = {one.name.value: one for one in document.definitions if isinstance(one, FragmentDefinitionNode)}
     operations = [one for one in document.definitions if isinstance(one, OperationDefinitionNode)]
-    # Validation compares fields with one another, also those of fragments that nobody spreads.
+    # Validation compares fields with one another, even in fragments that are not used.
     for one in fragments.values():
         _check_written(one.selection_set)
     root_fields = aliases = selections = steps = 0
-    # Every operation counts, although one is answered.
+    # Every operation counts, although only one is executed.
     waiting = [(one.selection_set, 1) for one in operations]
     while waiting:
         selection_set, depth = waiting.pop()
@@ -79,7 +79,7 @@ def check_document(document: DocumentNode) -> None:
 
 
 def _spread(selection_set: SelectionSetNode, fragments: Fragments) -> Iterator[object]:
-    """Everything at one level, the contents of fragments included, each fragment once."""
+    """Yield all nodes at one level, including the content of fragments, each fragment once."""
     waiting = [selection_set]
     seen: set[str] = set()
     while waiting:

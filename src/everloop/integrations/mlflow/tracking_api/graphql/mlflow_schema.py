@@ -1,4 +1,4 @@
-"""What can be asked: the schema of MLflow 3.17.2, in which numbers of 64 bits are texts.
+"""The GraphQL schema of MLflow 3.17.2, in which 64-bit numbers are strings.
 
 The differential test compares it, type by type, with the schema that MLflow's own server describes.
 """
@@ -12,7 +12,7 @@ from graphql import GraphQLSchema, build_schema
 TEXT = """
 directive @component(name: String!) on QUERY | MUTATION
 
-"A whole number of 64 bits, as a text: JavaScript's numbers have 53."
+"A 64-bit integer as a string, since numbers in JavaScript have 53 bits."
 scalar LongString
 
 type Query {
@@ -23,7 +23,7 @@ type Query {
   mlflowGetRun(input: MlflowGetRunInput): MlflowGetRunResponse
   mlflowListArtifacts(input: MlflowListArtifactsInput): MlflowListArtifactsResponse
   mlflowSearchModelVersions(input: MlflowSearchModelVersionsInput): MlflowSearchModelVersionsResponse
-  "Says what it was told."
+  "Returns its input."
   test(inputString: String): Test
   mlflowSearchRuns(input: MlflowSearchRunsInput): MlflowSearchRunsResponse
 }
@@ -31,14 +31,14 @@ type Query {
 type Mutation {
   mlflowSearchDatasets(input: MlflowSearchDatasetsInput): MlflowSearchDatasetsResponse
   mlflowSearchRuns(input: MlflowSearchRunsInput): MlflowSearchRunsResponse
-  "Says what it was told."
+  "Returns its input."
   testMutation(inputString: String): TestMutation
 }
 
 type Test { output: String }
 type TestMutation { output: String }
 
-"Always null: what went wrong stands in `errors`."
+"Always null; errors are listed in `errors`."
 type ApiError { code: String message: String helpUrl: String traceId: String errorDetails: [ErrorDetail] }
 type ErrorDetail { field: String message: String }
 
@@ -93,7 +93,7 @@ type MlflowRunInfo {
 type MlflowRunData { metrics: [MlflowMetricExtension!] params: [MlflowParam!] tags: [MlflowRunTag!] }
 type MlflowMetricExtension {
   key: String
-  "Null for what is not a number."
+  "Null for NaN."
   value: Float
   timestamp: LongString
   step: LongString
@@ -199,5 +199,5 @@ enum MlflowModelVersionDeploymentJobStateDeploymentJobRunState {
 
 @cache
 def schema() -> GraphQLSchema:
-    """The schema, built when it is first asked for."""
+    """Return the schema, which is built on first use."""
     return build_schema(TEXT)

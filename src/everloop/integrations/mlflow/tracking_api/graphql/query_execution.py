@@ -1,6 +1,6 @@
-"""Answers a GraphQL query: each of its root fields asks one route of the protocol, by whose role and checks it stands.
+"""Executes GraphQL queries. Each root field calls one REST route, with that route's role and checks.
 
-What MLflow answers with 500 or drops the connection at is here an error in the list, with status 200.
+Queries for which MLflow responds 500 or drops the connection get an error in the list, with status 200.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from everloop.integrations.mlflow.tracking_api import (
     run_routes,
     run_search_routes,
 )
-from everloop.integrations.mlflow.tracking_api.codec import Fields, MlflowError, mistyped, translated
+from everloop.integrations.mlflow.tracking_api.codec import Fields, MlflowError, as_mlflow_error, mistyped
 from everloop.integrations.mlflow.tracking_api.graphql.document_limits import check_document, check_text
 from everloop.integrations.mlflow.tracking_api.graphql.mlflow_schema import schema
 from everloop.integrations.mlflow.tracking_api.handler_context import Handler, HandlerRoute
@@ -46,12 +46,12 @@ LARGEST_BODY = 1 << 20
 MOST_DEPTH = 500
 """Levels of a request's variables."""
 MOST_VALUES = 300_000
-"""So many values a query is answered with; a search's own limits count rows, which aliases multiply."""
+"""Most values in the response to a query. The limits of a search count rows, which aliases multiply."""
 _RUNS_PER_SEARCH = 1000
 _MOST_VERSIONS = 200_000
 
-AskRoute = Callable[[HandlerRoute, Fields], Mapping[str, Any]]
-"""Asks a route in the name of who sent the query, from whichever thread, and answers as the route would."""
+CallRoute = Callable[[HandlerRoute, Fields], Mapping[str, Any]]
+"""Calls a route in the name of the query's user, from any thread, and returns its response."""
 
 _log = logging.getLogger("everloop.server")
 _ROUTES: Mapping[Handler | None, HandlerRoute] = {
@@ -76,39 +76,39 @@ ROOTS: Mapping[str, HandlerRoute] = {
     "mlflowSearchModelVersions": _ROUTES[model_version_routes.search_model_versions],
     "mlflowSearchRuns": _ROUTES[run_search_routes.search_runs],
 }
-"""The route behind each root field that reads."""
+"""The route of each root field."""
 
 
 class Exhausted(BaseException):
-    """Ends an execution at once. Any `Exception` would become the error of one field, and the rest go on."""
+    """Stops an execution at once. An `Exception` would become the error of one field, and the others would continue."""
 
 
 class Query:
-    """One query on its way: who answers it, what was found already, and how many values it has been given."""
+    """State of one query: how it calls routes, cached results, and the number of values so far."""
 
-    def __init__(self, ask: AskRoute) -> None:
-        self.ask = ask
+    def __init__(self, call_route: CallRoute) -> None:
+        self.call_route = call_route
         self.values = 0
         self._experiments: dict[str, Any] = {}
         self._versions: dict[str, list[Any]] = {}
         self._runs: dict[str, None] = {}
 
-    def root(self, name: str, said: Mapping[str, Any] | None) -> Mapping[str, Any]:
-        check_json(said or {})
-        answer = self.ask(ROOTS[name], Fields(said or {}))
-        for run in (*answer.get("runs", ()), *([answer["run"]] if "run" in answer else [])):
+    def root(self, name: str, arguments: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        check_json(arguments or {})
+        response = self.call_route(ROOTS[name], Fields(arguments or {}))
+        for run in (*response.get("runs", ()), *([response["run"]] if "run" in response else [])):
             self._runs[run["info"]["run_id"]] = None
-        return answer
+        return response
 
     def experiment_of(self, run: Mapping[str, Any]) -> Any:
         number = run["info"]["experiment_id"]
         if number not in self._experiments:
-            answer = self.ask(ROOTS["mlflowGetExperiment"], Fields({"experiment_id": number}))
-            self._experiments[number] = answer["experiment"]
+            response = self.call_route(ROOTS["mlflowGetExperiment"], Fields({"experiment_id": number}))
+            self._experiments[number] = response["experiment"]
         return self._experiments[number]
 
     def versions_of(self, run: Mapping[str, Any]) -> list[Any]:
-        """The versions that come from a run; they are looked up for all runs of the answer together."""
+        """Return the versions of a run. They are looked up for all runs of the response at once."""
         name = run["info"]["run_id"]
         if name not in self._versions:
             wanted = [one for one in self._runs if one not in self._versions]
@@ -117,20 +117,20 @@ class Query:
         return self._versions.get(name, [])
 
     def _look_up(self, run_ids: Sequence[str]) -> None:
-        named = ", ".join(f"'{one}'" for one in run_ids)
-        asked = Fields({"filter": f"run_id IN ({named})", "max_results": _MOST_VERSIONS})
+        ids = ", ".join(f"'{run_id}'" for run_id in run_ids)
+        search = Fields({"filter": f"run_id IN ({ids})", "max_results": _MOST_VERSIONS})
         self._versions.update((one, []) for one in run_ids)
-        for version in self.ask(ROOTS["mlflowSearchModelVersions"], asked).get("model_versions", ()):
+        for version in self.call_route(ROOTS["mlflowSearchModelVersions"], search).get("model_versions", ()):
             self._versions[version["run_id"]].append(version)
 
 
-def answer_query(fields: Fields, ask: AskRoute) -> dict[str, Any]:
-    """Answer the `query` of a request, with its `variables` and `operationName`.
+def answer_query(fields: Fields, call_route: CallRoute) -> dict[str, Any]:
+    """Execute the `query` of a request, with its `variables` and `operationName`.
 
-    Runs in a thread: reading a query takes milliseconds, answering it may take seconds.
+    Runs in a thread: parsing a query takes milliseconds, and executing it may take seconds.
 
     Raises:
-        MlflowError: the request is none: it has no query, or something else where variables belong.
+        MlflowError: the request has no query, or its variables are not an object.
     """
     text = fields.text("query")
     variables = fields.raw("variables")
@@ -138,13 +138,16 @@ def answer_query(fields: Fields, ask: AskRoute) -> dict[str, Any]:
         raise mistyped("variables", variables)
     operation = fields.optional_text("operationName")
     try:
-        result = _executed(text, variables, operation or None, Query(ask))
+        result = _executed(text, variables, operation or None, Query(call_route))
     except GraphQLError as error:
         result = ExecutionResult(None, [error])
     except RecursionError:
         result = ExecutionResult(None, [GraphQLError("The query is nested too deeply.")])
     except Exhausted:
-        result = ExecutionResult(None, [GraphQLError(f"The answer would have more than {MOST_VALUES} values.")])
+        result = ExecutionResult(
+            None,
+            [GraphQLError(f"The response would have more than {MOST_VALUES} values. Request fewer rows or fields.")],
+        )
     return {"data": result.data, "errors": [_message(error) for error in result.errors] if result.errors else None}
 
 
@@ -170,7 +173,7 @@ def _executed(text: str, variables: dict[str, Any] | None, operation: str | None
 
 @cache
 def _schema() -> GraphQLSchema:
-    """The schema with a resolver at each field that is not just a value of its object."""
+    """Return the schema with a resolver for each field that is not just a value of its object."""
     known = schema()
     for root in (known.query_type, known.mutation_type):
         for name, field in root.fields.items() if root is not None else ():
@@ -181,16 +184,16 @@ def _schema() -> GraphQLSchema:
     return known
 
 
-def _root(_: Any, info: GraphQLResolveInfo[Any], **said: Any) -> Any:
-    return info.context.root(info.field_name, said.get("input"))
+def _root(_: Any, info: GraphQLResolveInfo[Any], **arguments: Any) -> Any:
+    return info.context.root(info.field_name, arguments.get("input"))
 
 
-def _echo(_: Any, info: GraphQLResolveInfo[Any], **said: Any) -> Any:
-    return {"output": said.get("inputString")}
+def _echo(_: Any, info: GraphQLResolveInfo[Any], **arguments: Any) -> Any:
+    return {"output": arguments.get("inputString")}
 
 
 def _value(source: Mapping[str, Any], info: GraphQLResolveInfo[Any]) -> Any:
-    """A field of what a route answered, in this schema's form; what is absent there has a value here."""
+    """Return a field of a route's response in the schema's form; fields that are missing there get a default."""
     query: Query = info.context
     query.values += 1
     if query.values > MOST_VALUES:
@@ -210,7 +213,7 @@ def _value(source: Mapping[str, Any], info: GraphQLResolveInfo[Any]) -> Any:
 
 
 def _unset(kind: Any) -> Any:
-    """What protobuf, in which MLflow answers, has where nothing was set."""
+    """Return protobuf's default for an unset field, as MLflow responds with."""
     if isinstance(kind, GraphQLNonNull):
         return _unset(kind.of_type)
     if isinstance(kind, GraphQLList):
@@ -224,8 +227,8 @@ def _unset(kind: Any) -> Any:
 
 @cache
 def _wire_name(name: str) -> str:
-    """`experimentId` as routes spell it: `experiment_id`. Only names of the schema come here."""
-    return re.sub(r"[A-Z]", lambda sign: f"_{sign[0].lower()}", name)
+    """Return `experimentId` in the form of the routes: `experiment_id`. Only the schema's names are passed."""
+    return re.sub(r"[A-Z]", lambda letter: f"_{letter[0].lower()}", name)
 
 
 def _message(error: GraphQLError) -> str:
@@ -238,7 +241,7 @@ def _message(error: GraphQLError) -> str:
         case HTTPException():
             return cause.detail
         case EverloopError():
-            return translated(cause).message
-    # What went wrong here is for the log, not for whoever asked.
+            return as_mlflow_error(cause).message
+    # Details of a bug go to the log, not to the client.
     _log.error("A GraphQL field failed: %s", error.message, exc_info=cause)
-    return "The server could not answer."
+    return "The server could not handle this field. Its log has the details."

@@ -1,1 +1,1 @@
-"""What only MLflow's own page asks, and the page itself."""
+"""MLflow's web page, and the routes that only this page uses."""

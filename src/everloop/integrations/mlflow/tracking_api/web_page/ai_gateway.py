@@ -1,6 +1,6 @@
-"""What MLflow's page asks of a gateway to language models: there is none, so it has no endpoints.
+"""Routes of MLflow's gateway to language models. There is no gateway here, so it has no endpoints.
 
-Without an answer the page shows an error beside every table of runs. Nothing is passed on to anywhere.
+Without these routes MLflow's web page shows an error beside every table of runs. No request is forwarded.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ _LISTING = "api/2.0/endpoints"
 _INVOCATION = re.compile(r"gateway/([^/]+)/invocations")
 
 
-def list_endpoints(ask: HandlerContext) -> Mapping[str, Any]:
-    if _path(ask) != _LISTING:
-        raise _invalid(ask, "GET")
+def list_endpoints(context: HandlerContext) -> Mapping[str, Any]:
+    if _path(context) != _LISTING:
+        raise _invalid(context, "GET")
     return {"endpoints": []}
 
 
-def query_endpoint(ask: HandlerContext) -> Mapping[str, Any]:
-    named = _INVOCATION.fullmatch(_path(ask))
-    if named is None:
-        raise _invalid(ask, "POST")
-    raise not_found(f"This server has no gateway, and no endpoint '{named[1][:200]}'.")
+def query_endpoint(context: HandlerContext) -> Mapping[str, Any]:
+    invocation = _INVOCATION.fullmatch(_path(context))
+    if invocation is None:
+        raise _invalid(context, "POST")
+    raise not_found(f"This server has no AI gateway, so there is no endpoint '{invocation[1][:200]}'.")
 
 
-def _path(ask: HandlerContext) -> str:
-    path = ask.fields.text("gateway_path", required=False)
+def _path(context: HandlerContext) -> str:
+    path = context.fields.text("gateway_path", required=False)
     if not path:
         raise MlflowError("Deployments proxy request must specify a gateway_path.")
     return path.strip("/")
 
 
-def _invalid(ask: HandlerContext, method: str) -> MlflowError:
-    path = ask.fields.text("gateway_path")
+def _invalid(context: HandlerContext, method: str) -> MlflowError:
+    path = context.fields.text("gateway_path")
     return MlflowError(f"Invalid gateway_path: {path[:200]} for method: {method}")
 
 

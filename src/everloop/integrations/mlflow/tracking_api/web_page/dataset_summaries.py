@@ -1,4 +1,4 @@
-"""experiments/search-datasets: which datasets the runs of experiments have read, each once, to choose from."""
+"""Route experiments/search-datasets: lists the datasets that the runs of experiments have read, each once."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ MOST = 1000
 _PER_READ = 2000
 
 Summary = tuple[str, str, str, str | None]
-"""Number of the experiment, name and digest of the dataset, and what it was read for, where that was said."""
+"""(experiment number, name and digest of the dataset, its context or None)."""
 
 
-def search_datasets(ask: HandlerContext) -> Mapping[str, Any]:
-    asked = ask.fields.texts("experiment_ids")
-    if not asked:
+def search_datasets(context: HandlerContext) -> Mapping[str, Any]:
+    experiments = context.fields.texts("experiment_ids")
+    if not experiments:
         raise MlflowError("SearchDatasets request must specify at least one experiment_id.")
-    if len(asked) > MOST_EXPERIMENTS:
+    if len(experiments) > MOST_EXPERIMENTS:
         raise MlflowError(
             f"SearchDatasets request cannot specify more than {MOST_EXPERIMENTS} experiment_ids."
-            f" Received {len(asked)} experiment_ids."
+            f" Received {len(experiments)} experiment_ids."
         )
     found: dict[Summary, None] = {}
-    for run in _runs(ask.store, experiment_numbers(asked)):
-        for said in datasets_of(run):
-            found[run.experiment or DEFAULT, said["name"], said["digest"], said["context"]] = None
+    for run in _runs(context.store, experiment_numbers(experiments)):
+        for dataset in datasets_of(run):
+            found[run.experiment or DEFAULT, dataset["name"], dataset["digest"], dataset["context"]] = None
         if len(found) >= MOST:
             break
     return {"dataset_summaries": [_out(summary) for summary in list(found)[:MOST]]} if found else {}
 
 
 def _runs(store: Store, numbers: Sequence[str]) -> Iterator[Run]:
-    """The experiments' runs in the order in which they came, put away or not."""
+    """Yield the experiments' runs in the order in which they were created, deleted or not."""
     wanted = (*numbers, None) if DEFAULT in numbers else tuple(numbers)
     last: str | None = None
     while True:
@@ -54,12 +54,12 @@ def _runs(store: Store, numbers: Sequence[str]) -> Iterator[Run]:
 
 def _out(summary: Summary) -> dict[str, str]:
     experiment, name, digest, context = summary
-    answer = {"experiment_id": experiment, "name": name, "digest": digest}
-    return answer if context is None else {**answer, "context": context}
+    payload = {"experiment_id": experiment, "name": name, "digest": digest}
+    return payload if context is None else {**payload, "context": context}
 
 
 ROUTES = (
     HandlerRoute("POST", "2.0/mlflow/experiments/search-datasets", search_datasets, "read", slow=True),
-    # MLflow's definition of the route lacks the slash, so clients made from it ask here.
+    # MLflow's definition of the route lacks a slash, so clients that were generated from it use this path.
     HandlerRoute("POST", "2.0mlflow/experiments/search-datasets", search_datasets, "read", slow=True),
 )

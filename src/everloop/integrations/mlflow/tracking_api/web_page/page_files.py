@@ -1,7 +1,7 @@
-"""MLflow's own page at `/`, for operators who have MLflow: the files of its wheel, which are no part of everloop.
+"""Serves MLflow's web page at `/`, from the files of an installed MLflow, which are not part of everloop.
 
-The names are looked up in a table that is made when the server starts; no path is ever made of what a client sends.
-What the page may load and whom it may talk to is this server alone.
+File names are looked up in a table that is built when the server starts; a request never becomes part of a path. The
+page may only load from, and connect to, this server.
 """
 
 from __future__ import annotations
@@ -28,48 +28,48 @@ _A_YEAR = "private, max-age=31536000, immutable"
 
 
 class MlflowPage:
-    """The built page in a folder.
+    """The built web page in a folder.
 
     Args:
-        folder: `mlflow/server/js/build` of an installed MLflow, or its `mlflow`.
+        folder: the folder `mlflow` of an installed MLflow, or its `mlflow/server/js/build`.
 
     Raises:
-        UsageError: there is no built page.
+        UsageError: the folder has no built page.
     """
 
     def __init__(self, folder: Path) -> None:
-        found = next((place for place in (folder, folder / _BUILT) if (place / _INDEX).is_file()), None)
+        found = next((path for path in (folder, folder / _BUILT) if (path / _INDEX).is_file()), None)
         if found is None:
             raise UsageError(
-                f"There is no page of MLflow in '{folder}'.",
-                help="Name the folder of an installed MLflow: python -c 'import mlflow; print(mlflow.__path__[0])'",
+                f"The folder '{folder}' does not contain MLflow's web page.",
+                help="Give the folder of an installed MLflow: python -c 'import mlflow; print(mlflow.__path__[0])'",
             )
         self.index = found / _INDEX
         self._files = {
-            place.relative_to(found).as_posix(): place
-            for place in found.rglob("*")
-            if place.is_file() and not place.is_symlink()
+            path.relative_to(found).as_posix(): path
+            for path in found.rglob("*")
+            if path.is_file() and not path.is_symlink()
         }
 
     def routes(self) -> list[Any]:
-        """Handlers of `/` and of the files that the page loads."""
+        """Return the handlers of `/` and of the files that the page loads."""
 
         @get("/", opt={"role": "viewer"}, sync_to_thread=True, include_in_schema=False)
         def mlflow_page() -> Response[bytes]:
-            return _answer(self.index, "no-cache")
+            return _file_response(self.index, "no-cache")
 
         @get("/static-files/{name:path}", opt={"role": "viewer"}, sync_to_thread=True, include_in_schema=False)
         def mlflow_page_file(request: Request[Any, Any, Any]) -> Response[bytes]:
             name = str(request.path_params["name"]).lstrip("/")
             if name not in self._files:
-                raise HTTPException(status_code=404, detail=f"No file '{name[:100]}'.")
-            # Those below `static` have their content's digest in their names.
-            return _answer(self._files[name], _A_YEAR if name.startswith("static/") else "no-cache")
+                raise HTTPException(status_code=404, detail=f"There is no file '{name[:100]}'.")
+            # The names of files below `static` contain a digest of the content.
+            return _file_response(self._files[name], _A_YEAR if name.startswith("static/") else "no-cache")
 
         return [mlflow_page, mlflow_page_file]
 
 
-def _answer(file: Path, keep: str) -> Response[bytes]:
+def _file_response(file: Path, cache_control: str) -> Response[bytes]:
     kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-    headers = {**_FRAMES, "cache-control": keep}
+    headers = {**_FRAMES, "cache-control": cache_control}
     return Response(file.read_bytes(), media_type=kind, headers=headers)

@@ -1,4 +1,4 @@
-"""runs/create-promptlab-run: what MLflow's page keeps of one answer of a language model, as a run with a table."""
+"""Route runs/create-promptlab-run: stores one response of a language model as a run with a table."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _TAGS = {
 }
 
 
-def create_promptlab_run(ask: HandlerContext) -> Mapping[str, Any]:
-    """A run that has ended, with the prompt as parameters; one whose table cannot be kept has failed."""
-    fields = ask.fields
+def create_promptlab_run(context: HandlerContext) -> Mapping[str, Any]:
+    """Create a finished run with the prompt as parameters. If its table cannot be stored, the run has failed."""
+    fields = context.fields
     for name in _REQUIRED:
         if not fields.raw(name):
             raise MlflowError(f"CreatePromptlabRun request must specify {name}.")
@@ -33,15 +33,15 @@ def create_promptlab_run(ask: HandlerContext) -> Mapping[str, Any]:
     params |= {name: fields.text(name) for name in ("model_route", "prompt_template")}
     params = {key: check_param(key, value) for key, value in params.items()}
     table = json.dumps(_table(fields)).encode()
-    store, run = ask.store, new_run(ask)
+    store, run = context.store, new_run(context)
     run = replace(run, user=run.user or "unknown", params=params, tags={**run.tags, **_TAGS})
     with store.records.transaction():
         store.records.put(run, verb="started")
-    kept = _keep(ask, artifact_uri(run), table)
+    stored = _store_table(context, artifact_uri(run), table)
     ended = max(store.now(), run.started_at)
     run = replace(
         run,
-        state="finished" if kept else "failed",
+        state="finished" if stored else "failed",
         ended_at=ended,
         seconds=(ended - run.started_at).total_seconds(),
     )
@@ -59,7 +59,7 @@ def _table(fields: Fields) -> dict[str, Any]:
 
 
 def _pairs(fields: Fields, name: str) -> dict[str, str]:
-    """Values that a page sends as texts, numbers or flags, as texts."""
+    """Return values, which the page sends as strings, numbers or booleans, as strings."""
     found = {}
     for item in fields.objects(name):
         value = item.raw("value")
@@ -69,10 +69,10 @@ def _pairs(fields: Fields, name: str) -> dict[str, str]:
     return found
 
 
-def _keep(ask: HandlerContext, uri: str, table: bytes) -> bool:
+def _store_table(context: HandlerContext, uri: str, table: bytes) -> bool:
     try:
-        folder, path = ask.artifacts.find(uri, TABLE)
-        draft = folder.drafts() / new_id(ask.store.now())
+        folder, path = context.artifacts.find(uri, TABLE)
+        draft = folder.drafts() / new_id(context.store.now())
         try:
             draft.write_bytes(table)
             folder.keep(draft, path)
