@@ -63,7 +63,7 @@ def test_what_mlflow_wrote_answers_alike(folders: Any, store: Store, name: str) 
 
 @pytest.mark.parametrize("name", ["pickle", "python"])
 def test_code_is_read_only_when_allowed(folders: Any, store: Store, name: str) -> None:
-    with pytest.raises(TrustError, match="reading it runs its code"):
+    with pytest.raises(TrustError, match="loading it runs its code"):
         mlflow.read(store, folders.place / name, name)
     assert store.records.find(ModelVersion) == []
 
@@ -166,7 +166,7 @@ def test_the_same_version_gives_the_same_folder(store: Store, tmp_path: Path) ->
         mlflow.write(store, "m@9", tmp_path / "none")
     with open_store() as nearest:
         one, two = (mlflow.write(nearest, version.key, tmp_path / name) for name in ("one", "two"))
-        with pytest.raises(UsageError, match="exists already"):
+        with pytest.raises(UsageError, match="already exists"):
             mlflow.write(nearest, version.key, one)
     files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(two) for path in two.rglob("*") if path.is_file())
@@ -191,11 +191,11 @@ def folder_of(tmp_path: Path, text: str, **files: str) -> Path:
         ("flavors: {sklearn: {pickled_model: ../../etc/passwd.skops}}", DataError, "leads out of"),
         ("flavors: {sklearn: {pickled_model: /etc/passwd.skops}}", DataError, "leads out of"),
         ("flavors: {sklearn: {pickled_model: 'a\\b.skops'}}", DataError, "leads out of"),
-        ("flavors: {sklearn: {pickled_model: none.skops}}", NotFoundError, "lacks 'none.skops'"),
-        ("flavors: {spacy: {data: x}}", DataError, "has the flavors spacy"),
+        ("flavors: {sklearn: {pickled_model: none.skops}}", NotFoundError, "has no 'none.skops', which its MLmodel names"),
+        ("flavors: {spacy: {data: x}}", DataError, "has no supported flavor; it has: spacy"),
         ("flavors: {xgboost: {data: m, model_class: os.system}}", DataError, "of the class 'system'"),
         ("flavors: {catboost: {data: m, model_type: Evil}}", DataError, "of the type 'Evil'"),
-        ("flavors: []", DataError, "names no flavors"),
+        ("flavors: []", DataError, "has no flavors"),
         ("{", DataError, "cannot be read"),
         ("!!python/object/apply:os.system [id]", DataError, "cannot be read"),
         ("flavors: {sklearn: {a: !!python/object/new:os.system [id]}}", DataError, "cannot be read"),
@@ -207,7 +207,7 @@ def folder_of(tmp_path: Path, text: str, **files: str) -> Path:
         ("[" * 5000, DataError, "cannot be read"),
         ("flavors: {sklearn: {pickled_model: m, serialization_format: cloudpickle}}", TrustError, "allow-code"),
         ("flavors: {sklearn: {pickled_model: m, serialization_format: skops}}", CorruptionError, "no model in skops"),
-        ("flavors: {lightgbm: {data: m, serialization_format: cloudpickle}}", CorruptionError, "no LightGBM model"),
+        ("flavors: {lightgbm: {data: m, serialization_format: cloudpickle}}", CorruptionError, "is not a LightGBM model"),
         ("flavors: {python_function: {loader_module: os, data: m}}", TrustError, "a Python model"),
         (
             "flavors: {python_function: {loader_module: mlflow.pyfunc.model, cloudpickle_version: '3'}}",
@@ -236,7 +236,7 @@ def test_symbolic_links_are_refused(store: Store, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="symbolic link"):
         mlflow.read(store, folder, "m")
     shutil.rmtree(folder)
-    with pytest.raises(NotFoundError, match="no MLflow model"):
+    with pytest.raises(NotFoundError, match="is not an MLflow model"):
         mlflow.read(store, folder, "m")
 
 
@@ -249,7 +249,7 @@ def test_a_version_without_a_package_is_adopted_once(folders: Any, store: Store)
     made = mlflow.adopt(store, bare, folders.place / "lgbm")
     assert (made.version, made.tags["team"], made.source) == (3, "x", "models:/m-1")
     assert answers(store, "clf@champion", folders.rows, scores=False) == folders.answers["lgbm"]
-    with pytest.raises(ConflictError, match="its package already"):
+    with pytest.raises(ConflictError, match="already has a package"):
         mlflow.adopt(store, made, folders.place / "lgbm")
 
 

@@ -248,5 +248,5 @@ def test_the_page_is_only_its_own_files(site):
 
 
 def test_a_folder_without_the_page_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="There is no page of MLflow in"):
+    with pytest.raises(UsageError, match="does not contain MLflow's web page"):
         MlflowPage(tmp_path)

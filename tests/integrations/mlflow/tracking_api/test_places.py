@@ -88,7 +88,7 @@ def test_only_named_folders_are_read(tmp_path, places):
     assert (folder.root, within) == (tmp_path / "proxied", "1/run/artifacts")
     # A relative location is its clients' own.
     for elsewhere in (f"{tmp_path}/working/x", f"{tmp_path}/rootless/x", "/etc", "s3://teams/x", "file://host/root/x"):
-        with pytest.raises(MlflowError, match="not kept by this server"):
+        with pytest.raises(MlflowError, match="This server does not store the files"):
             places.find(elsewhere, "file")
     folder, within = places.find(f"{tmp_path}/root/../../etc", "passwd")
     with pytest.raises(MlflowError, match="Invalid path"):
@@ -102,7 +102,7 @@ def test_the_proxy_by_its_whole_address(tmp_path):
     folder, within = places.find(f"{address}/3/run/artifacts", "dir/file")
     assert (folder.root, within) == (tmp_path / "proxied", "3/run/artifacts/dir/file")
     for elsewhere in ("http://127.0.0.1:5000/other/3", "http://other/api/2.0/mlflow-artifacts/artifacts/3"):
-        with pytest.raises(MlflowError, match="not kept by this server"):
+        with pytest.raises(MlflowError, match="This server does not store the files"):
             places.find(elsewhere, "file")
 
 

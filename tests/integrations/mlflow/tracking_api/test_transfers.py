@@ -69,11 +69,11 @@ def test_what_does_not_fit_is_refused_and_nothing_is_lost(api):
         got = api.call("POST", f"{MPU}/complete/parts", {"path": name, "upload_id": identity, "parts": parts})
         return got.status, got.json.get("message", "")
 
-    assert complete([first])[1].startswith("The upload has parts 1 to 2")
-    assert complete([first, first])[1].startswith("The upload has parts 1 to 2")
-    assert complete([first, {"part_number": 2, "etag": "x"}]) == (400, "Part 2 has not been sent.")
+    assert complete([first])[1].startswith("'parts' must list the parts 1 to 2, each once")
+    assert complete([first, first])[1].startswith("'parts' must list the parts 1 to 2, each once")
+    assert complete([first, {"part_number": 2, "etag": "x"}]) == (400, "Part 2 has not been uploaded.")
     ask(urls[1], "PUT", b"two")
-    assert "is not the one with the ETag" in complete([first, {"part_number": 2, "etag": '"other"'}])[1]
+    assert "does not have the ETag" in complete([first, {"part_number": 2, "etag": '"other"'}])[1]
     assert complete([first, {"part_number": 2}], name="other")[0] == 404
     for identity in ("../x", "0" * 36, "%2e%2e", "a" * 3000, ""):
         assert complete([first], identity=identity)[0] in (400, 404)
@@ -126,9 +126,9 @@ def test_an_address_ends():
 
     allowed = PresignedUrl("get", "mlflow-artifacts:/", "a")
     assert opened(seals, seals.create("http://h", allowed, 5)) == allowed
-    with pytest.raises(MlflowError, match="time of this address is over"):
+    with pytest.raises(MlflowError, match="presigned URL has expired"):
         opened(seals, seals.create("http://h", allowed, -1))
-    with pytest.raises(MlflowError, match="not given by this server"):
+    with pytest.raises(MlflowError, match="signature of this presigned URL is not valid"):
         opened(PresignedUrls(), seals.create("http://h", allowed, 5))
 
 

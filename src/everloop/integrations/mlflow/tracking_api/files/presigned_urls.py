@@ -43,7 +43,7 @@ class PresignedUrls:
         """Return a URL at `origin` (`https://host`) that allows this for `seconds`."""
         until = micros(SystemClock().now()) // 1_000_000 + seconds
         query = {"what": allowed.what, "where": allowed.where, "path": allowed.path, "until": until}
-        return f"{origin}{PATH}?{urlencode({**query, 'signature': self._signature(allowed, until)})}"
+        return f"{origin}{PATH}?{urlencode({**query, 'seal': self._signature(allowed, until)})}"
 
     def verified(self, fields: Fields) -> PresignedUrl:
         """Return what a URL allows.
